@@ -1,0 +1,3 @@
+//! The `lowrank` command.
+
+fn main() {}

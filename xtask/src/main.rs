@@ -1,0 +1,3 @@
+//! Task runner.
+
+fn main() {}
