@@ -1,0 +1,53 @@
+//! The errors of this crate.
+
+use std::{io, path::PathBuf};
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong when logs and records are read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read, written or made.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as a verb: "read", "write", "create".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A `run.json` is not JSON of the documented shape.
+    #[error("{} is not a run record: {source}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason, with line and column.
+        source: serde_json::Error,
+    },
+    /// A `run.json` was written in another version of the format.
+    #[error("{} has format {found}, this build reads format {expected}; use the build that wrote it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The `format` it carries, as written.
+        found: String,
+        /// The format that this build reads.
+        expected: u32,
+    },
+    /// An event tag cannot be written.
+    #[error("event tag {tag:?} is empty or contains a control character")]
+    Tag {
+        /// The tag.
+        tag: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

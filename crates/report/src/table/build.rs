@@ -1,0 +1,303 @@
+//! From records to a table.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use super::{Cell, Column, Cost, GridTable, Row, render::score_decimals};
+use crate::{
+    Metric,
+    run::{LoadedRun, Status},
+    summarize,
+};
+
+/// The tasks in the order of the GLUE papers' tables.
+const TASKS: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"];
+
+/// Methods in the order of a table: everything trained, adapters (which sort by name), hardly anything
+/// trained.
+const FIRST: [&str; 2] = ["full", "bitfit"];
+const LAST: [&str; 2] = ["head", "untrained"];
+
+/// Settings that do not make another method of it.
+const NOT_TELLING: [&str; 10] =
+    ["lr", "seed", "model", "task", "method", "label", "rank", "output", "log_dir", "resume"];
+
+/// Model, label, rank, settings: what a row is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    model: String,
+    order: usize,
+    label: String,
+    rank: Option<u64>,
+    settings: String,
+}
+
+/// Collects the rows, and what a reader must know of them.
+#[derive(Default)]
+struct Builder {
+    columns: Vec<Column>,
+    notes: Vec<String>,
+    /// Whether some cell had several learning rates to choose from.
+    chose_lr: bool,
+}
+
+pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
+    let mut builder = Builder::default();
+    let done = builder.finished(runs);
+    builder.columns = columns(&done);
+    let telling = telling_settings(&done);
+    let mut groups: BTreeMap<RowKey, Vec<&LoadedRun>> = BTreeMap::new();
+    for run in done.iter().copied() {
+        groups.entry(row_key(run, &telling)).or_default().push(run);
+    }
+    let mut rows: Vec<Row> = groups.into_iter().map(|(key, members)| builder.row(key, &members)).collect();
+    let Builder { columns, mut notes, chose_lr } = builder;
+    mark_best(&mut rows, &columns);
+    if chose_lr {
+        notes.push("of several learning rates, the one with the best mean is shown".to_owned());
+    }
+    let versions: BTreeSet<&str> = done.iter().map(|run| run.record.run_info.version.as_str()).collect();
+    if versions.len() > 1 {
+        let list = versions.into_iter().collect::<Vec<_>>().join(", ");
+        notes.push(format!("runs of several versions are compared: {list}"));
+    }
+    GridTable { columns, rows, notes }
+}
+
+impl Builder {
+    /// The finished runs; failed and unfinished ones go to the notes.
+    fn finished<'a>(&mut self, runs: &'a [LoadedRun]) -> Vec<&'a LoadedRun> {
+        let mut done = Vec::new();
+        for run in runs {
+            let folder = run.folder.display();
+            match run.record.train_info.status {
+                Status::Done => done.push(run),
+                Status::Running => self.notes.push(format!("{folder} has not finished")),
+                Status::Failed => {
+                    let error = run.record.train_info.error.as_deref().unwrap_or("no error was recorded");
+                    self.notes.push(format!("{folder} failed: {error}"));
+                }
+            }
+        }
+        done
+    }
+
+    fn row(&mut self, key: RowKey, runs: &[&LoadedRun]) -> Row {
+        let mut shown = Vec::new();
+        let cells: Vec<_> = (0..self.columns.len()).map(|index| self.cell(runs, index, &mut shown)).collect();
+        let average = average(&cells, &self.columns);
+        Row {
+            model: key.model,
+            method: key.label,
+            rank: key.rank,
+            settings: key.settings,
+            cells,
+            average,
+            best_average: false,
+            cost: cost(&shown),
+        }
+    }
+
+    /// The best learning rate's score in a column; its runs are added to `shown`.
+    fn cell<'a>(
+        &mut self,
+        runs: &[&'a LoadedRun],
+        index: usize,
+        shown: &mut Vec<&'a LoadedRun>,
+    ) -> Option<Cell> {
+        let metric = self.columns[index].metric.clone();
+        let groups = self.by_lr(runs, index);
+        self.chose_lr |= groups.len() > 1;
+        let mut best: Option<(Cell, Vec<&LoadedRun>)> = None;
+        for (lr, members) in groups {
+            let (scored, without): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|run| run.record.train_info.metric.is_some());
+            if !without.is_empty() {
+                let note = |run: &LoadedRun| format!("{} ended without a finite score", run.folder.display());
+                self.notes.extend(without.into_iter().map(note));
+                continue;
+            }
+            let scores: Vec<f64> = scored
+                .iter()
+                .filter_map(|run| run.record.train_info.metric)
+                .map(|score| score * metric.scale())
+                .collect();
+            let Some(score) = summarize(&scores) else { continue };
+            if best.as_ref().is_none_or(|(cell, _)| is_better(score.mean, cell.score.mean, &metric)) {
+                best = Some((Cell { score, lr, best: false }, scored));
+            }
+        }
+        let (cell, members) = best?;
+        shown.extend(members);
+        Some(cell)
+    }
+
+    /// The runs of a column by learning rate, one per seed.
+    fn by_lr<'a>(&mut self, runs: &[&'a LoadedRun], index: usize) -> Vec<(Option<f64>, Vec<&'a LoadedRun>)> {
+        let column = &self.columns[index];
+        let mut groups: Vec<(Option<f64>, Vec<&LoadedRun>)> = Vec::new();
+        for run in runs.iter().copied().filter(|run| run.record.meta_info.task == column.task) {
+            let name = &run.record.train_info.metric_name;
+            if name != column.metric.name() {
+                self.notes.push(format!(
+                    "{} is left out: its metric is {name}, the column's is {}",
+                    run.folder.display(),
+                    column.metric.name()
+                ));
+                continue;
+            }
+            let lr = run.record.lr();
+            let position = groups.iter().position(|(known, _)| *known == lr).unwrap_or_else(|| {
+                groups.push((lr, Vec::new()));
+                groups.len() - 1
+            });
+            let members = &mut groups[position].1;
+            let twin = members.iter_mut().find(|member| member.record.seed() == run.record.seed());
+            let Some(twin) = twin else {
+                members.push(run);
+                continue;
+            };
+            let twin_is_newer = twin.record.run_info.finished > run.record.run_info.finished;
+            let (kept, left) = if twin_is_newer { (*twin, run) } else { (run, *twin) };
+            *twin = kept;
+            self.notes.push(format!(
+                "{} is left out: {} has the same settings",
+                left.folder.display(),
+                kept.folder.display()
+            ));
+        }
+        groups
+    }
+}
+
+fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
+    let mut metrics: BTreeMap<(usize, &str), &str> = BTreeMap::new();
+    for run in runs {
+        let task = run.record.meta_info.task.as_str();
+        let order = TASKS.iter().position(|known| *known == task).unwrap_or(TASKS.len());
+        metrics.entry((order, task)).or_insert(&run.record.train_info.metric_name);
+    }
+    let column = |((_, task), metric): ((usize, &str), &str)| Column {
+        task: task.to_owned(),
+        metric: Metric::new(metric),
+    };
+    metrics.into_iter().map(column).collect()
+}
+
+/// The settings in which runs of the same model, label, rank and task differ: they make rows of their own.
+fn telling_settings(runs: &[&LoadedRun]) -> BTreeSet<String> {
+    let mut groups: BTreeMap<_, Vec<&LoadedRun>> = BTreeMap::new();
+    for run in runs.iter().copied() {
+        let record = &run.record;
+        let key = (record.model(), record.label(), record.rank(), &record.meta_info.task);
+        groups.entry(key).or_default().push(run);
+    }
+    let mut telling = BTreeSet::new();
+    for members in groups.values() {
+        let keys: BTreeSet<&String> =
+            members.iter().flat_map(|run| run.record.run_info.config.keys()).collect();
+        for key in keys.into_iter().map(String::as_str).chain(["backend"]) {
+            let first = setting(members[0], key);
+            if !NOT_TELLING.contains(&key) && members.iter().any(|run| setting(run, key) != first) {
+                telling.insert(key.to_owned());
+            }
+        }
+    }
+    telling
+}
+
+/// A setting as text, empty where it is absent.
+fn setting(run: &LoadedRun, key: &str) -> String {
+    match run.record.run_info.config.get(key) {
+        Some(serde_json::Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+        None if key == "backend" => run.record.run_info.backend.clone(),
+        None => String::new(),
+    }
+}
+
+fn row_key(run: &LoadedRun, telling: &BTreeSet<String>) -> RowKey {
+    let record = &run.record;
+    let label = record.label();
+    let order = FIRST.iter().position(|name| *name == label).unwrap_or_else(|| {
+        FIRST.len() + LAST.iter().position(|name| *name == label).map_or(0, |position| 1 + position)
+    });
+    let settings: Vec<String> = telling
+        .iter()
+        .map(|key| (key, setting(run, key)))
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    RowKey {
+        model: record.model().to_owned(),
+        order,
+        label: label.to_owned(),
+        rank: record.rank(),
+        settings: settings.join(", "),
+    }
+}
+
+fn average(cells: &[Option<Cell>], columns: &[Column]) -> Option<f64> {
+    let alike = columns.windows(2).all(|pair| {
+        pair[0].metric.higher_is_better() == pair[1].metric.higher_is_better()
+            && pair[0].metric.scale() == pair[1].metric.scale()
+    });
+    let means: Option<Vec<f64>> = cells.iter().map(|cell| cell.map(|cell| cell.score.mean)).collect();
+    means.filter(|_| alike).and_then(|means| summarize(&means)).map(|summary| summary.mean)
+}
+
+fn cost(runs: &[&LoadedRun]) -> Cost {
+    let infos = || runs.iter().map(|run| &run.record.train_info);
+    let mean = |values: Vec<f64>| summarize(&values).map(|summary| summary.mean);
+    Cost {
+        trainable: infos().map(|info| info.trainable).max().unwrap_or(0),
+        ms_per_step: mean(infos().filter_map(|info| info.ms_per_step_median).collect()),
+        peak_rss_mb: infos().filter_map(|info| info.peak_rss_mb).max_by(f64::total_cmp),
+        wall_s: mean(infos().filter_map(|info| info.wall_s).collect()),
+    }
+}
+
+fn is_better(one: f64, other: f64, metric: &Metric) -> bool {
+    let order = one.total_cmp(&other);
+    order == if metric.higher_is_better() { Ordering::Greater } else { Ordering::Less }
+}
+
+/// Marks the best of every column and average, per model; the only row of a model is not marked.
+fn mark_best(rows: &mut [Row], columns: &[Column]) {
+    for model_rows in rows.chunk_by_mut(|a, b| a.model == b.model).filter(|rows| rows.len() > 1) {
+        for (index, column) in columns.iter().enumerate() {
+            let means: Vec<Option<f64>> =
+                model_rows.iter().map(|row| row.cells[index].map(|cell| cell.score.mean)).collect();
+            let marks = best_of(&means, &column.metric);
+            for (row, mark) in model_rows.iter_mut().zip(marks) {
+                if let Some(cell) = &mut row.cells[index] {
+                    cell.best = mark;
+                }
+            }
+        }
+        if let Some(column) = columns.first() {
+            let averages: Vec<Option<f64>> = model_rows.iter().map(|row| row.average).collect();
+            let marks = best_of(&averages, &column.metric);
+            for (row, mark) in model_rows.iter_mut().zip(marks) {
+                row.best_average = mark;
+            }
+        }
+    }
+}
+
+/// Which values are shown with the same digits as the best one.
+fn best_of(values: &[Option<f64>], metric: &Metric) -> Vec<bool> {
+    let decimals = score_decimals(metric);
+    let mut best: Option<f64> = None;
+    for value in values.iter().flatten().copied() {
+        if best.is_none_or(|best| is_better(value, best, metric)) {
+            best = Some(value);
+        }
+    }
+    let shown = |value: f64| format!("{value:.decimals$}");
+    let is_best =
+        |value: &Option<f64>| value.zip(best).is_some_and(|(value, best)| shown(value) == shown(best));
+    values.iter().map(is_best).collect()
+}

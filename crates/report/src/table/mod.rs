@@ -1,0 +1,103 @@
+//! The table of a grid: a row per method and rank, a column per task, then what each method costs.
+//!
+//! A cell is the mean over seeds of the task's primary metric. Where a grid tried several learning rates, a
+//! cell shows the one whose mean is best, as papers on adapters do, and the notes say so.
+
+mod build;
+mod render;
+#[cfg(test)]
+mod tests;
+
+use crate::{Metric, Summary, run::LoadedRun};
+
+/// The table of a grid of runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GridTable {
+    /// The tasks, in GLUE's order, others after them by name.
+    pub columns: Vec<Column>,
+    /// The rows: by model, then kind of method, then rank.
+    pub rows: Vec<Row>,
+    /// What a reader must know: failed and unfinished runs, several learning rates, mixed versions.
+    pub notes: Vec<String>,
+}
+
+/// A task and its primary metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// The task.
+    pub task: String,
+    /// What its cells show.
+    pub metric: Metric,
+}
+
+/// A method of a certain rank on a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Short name of the model.
+    pub model: String,
+    /// Method or label.
+    pub method: String,
+    /// Rank, where the method has one.
+    pub rank: Option<u64>,
+    /// Further settings that tell this row from others of the same method and rank, as `key=value, …`.
+    pub settings: String,
+    /// A cell per column.
+    pub cells: Vec<Option<Cell>>,
+    /// Mean of the cells; absent where one is missing or the metrics do not mix.
+    pub average: Option<f64>,
+    /// Whether no other row of the model has a better average.
+    pub best_average: bool,
+    /// What the runs cost.
+    pub cost: Cost,
+}
+
+/// Score of a row on a task.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Over seeds, multiplied by the metric's scale.
+    pub score: Summary,
+    /// The learning rate of these runs.
+    pub lr: Option<f64>,
+    /// Whether no other row of the model shows a better mean, to the digits shown.
+    pub best: bool,
+}
+
+/// What the runs of a row cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Trained parameters, the most over the tasks: a head's size depends on its labels.
+    pub trainable: u64,
+    /// Mean over the runs of their median step in milliseconds.
+    pub ms_per_step: Option<f64>,
+    /// The largest peak memory in MB.
+    pub peak_rss_mb: Option<f64>,
+    /// Mean duration of a run in seconds.
+    pub wall_s: Option<f64>,
+}
+
+impl GridTable {
+    /// The table of the finished ones among `runs`.
+    pub fn from_runs(runs: &[LoadedRun]) -> Self {
+        build::table(runs)
+    }
+
+    /// For a terminal: aligned, best values marked with `*`, notes below.
+    pub fn to_text(&self) -> String {
+        render::text(self)
+    }
+
+    /// As a Markdown table, best values bold.
+    pub fn to_markdown(&self) -> String {
+        render::markdown(self)
+    }
+
+    /// As CSV with plain numbers, a column of its own for every mean, standard deviation and count.
+    pub fn to_csv(&self) -> String {
+        render::csv(self)
+    }
+
+    /// As a LaTeX `tabular` for the booktabs package, best values bold.
+    pub fn to_latex(&self) -> String {
+        render::latex(self)
+    }
+}

@@ -1,0 +1,275 @@
+//! A table as text, Markdown, CSV and LaTeX.
+
+use super::{Cell, GridTable, Row};
+use crate::Metric;
+
+/// Digits after the point of a score.
+pub(super) fn score_decimals(metric: &Metric) -> usize {
+    if metric.higher_is_better() { 1 } else { 2 }
+}
+
+/// A cell of the rendered table.
+struct Field {
+    text: String,
+    best: bool,
+}
+
+impl Field {
+    fn plain(text: impl Into<String>) -> Self {
+        Self { text: text.into(), best: false }
+    }
+}
+
+/// What the three formats for readers share: headers and fields, all as text.
+struct Grid {
+    headers: Vec<String>,
+    rows: Vec<Vec<Field>>,
+    /// Columns at the left that hold names rather than numbers.
+    names: usize,
+}
+
+/// What stands where there is nothing to show.
+const NOTHING: &str = "–";
+
+fn grid(table: &GridTable) -> Grid {
+    let several_models = table.rows.iter().any(|row| row.model != table.rows[0].model);
+    let mut headers: Vec<String> = Vec::new();
+    if several_models {
+        headers.push("model".to_owned());
+    }
+    headers.push("method".to_owned());
+    let names = headers.len();
+    headers.extend(table.columns.iter().map(|column| column.task.clone()));
+    let with_average = table.columns.len() > 1;
+    if with_average {
+        headers.push("average".to_owned());
+    }
+    headers.extend(["trainable", "ms/step", "peak MB", "s/run"].map(str::to_owned));
+
+    let row = |row: &Row| {
+        let mut fields = Vec::with_capacity(headers.len());
+        if several_models {
+            fields.push(Field::plain(&row.model));
+        }
+        fields.push(Field::plain(method(row)));
+        fields.extend(row.cells.iter().zip(&table.columns).map(|(cell, column)| score(cell, &column.metric)));
+        if with_average {
+            let decimals = score_decimals(&table.columns[0].metric);
+            fields.push(Field { text: number(row.average, decimals), best: row.best_average });
+        }
+        let cost = &row.cost;
+        fields.push(Field::plain(if cost.trainable == 0 {
+            NOTHING.into()
+        } else {
+            thousands(cost.trainable)
+        }));
+        fields.push(Field::plain(number(cost.ms_per_step, 1)));
+        fields.push(Field::plain(number(cost.peak_rss_mb, 0)));
+        fields.push(Field::plain(number(cost.wall_s, 1)));
+        fields
+    };
+    Grid { rows: table.rows.iter().map(row).collect(), names, headers }
+}
+
+/// `lora r=8 (dropout=0.1)`.
+fn method(row: &Row) -> String {
+    let mut text = row.method.clone();
+    if let Some(rank) = row.rank {
+        text.push_str(&format!(" r={rank}"));
+    }
+    if !row.settings.is_empty() {
+        text.push_str(&format!(" ({})", row.settings));
+    }
+    text
+}
+
+fn score(cell: &Option<Cell>, metric: &Metric) -> Field {
+    let Some(cell) = cell else { return Field::plain(NOTHING) };
+    let decimals = score_decimals(metric);
+    let mean = format!("{:.decimals$}", cell.score.mean);
+    let text = match cell.score.std {
+        Some(std) => format!("{mean} ± {std:.decimals$}"),
+        None => mean,
+    };
+    Field { text, best: cell.best }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or(NOTHING.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// `1234567` as `1,234,567`.
+fn thousands(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// What the cells show: `cola: matthews; sst2: accuracy; × 100; mean ± standard deviation over seeds`.
+fn legend(table: &GridTable) -> String {
+    let mut parts: Vec<String> = table
+        .columns
+        .iter()
+        .filter(|column| !column.metric.name().is_empty())
+        .map(|column| format!("{}: {}", column.task, column.metric.name()))
+        .collect();
+    if table.columns.iter().any(|column| column.metric.scale() != 1.0) {
+        parts.push("scores × 100".to_owned());
+    }
+    let mut seeds = table.rows.iter().flat_map(|row| row.cells.iter().flatten()).map(|cell| cell.score.count);
+    if let Some(first) = seeds.next() {
+        parts.push(match (first, seeds.all(|count| count == first)) {
+            (1, true) => "one seed".to_owned(),
+            (count, true) => format!("mean ± standard deviation over {count} seeds"),
+            (_, false) => "mean ± standard deviation over the seeds at hand".to_owned(),
+        });
+    }
+    parts.join("; ")
+}
+
+pub(super) fn text(table: &GridTable) -> String {
+    if table.rows.is_empty() {
+        return lines(std::iter::once("no run has finished".to_owned()).chain(table.notes.clone()));
+    }
+    let grid = grid(table);
+    // A column's mark stands in a place of its own, so that the digits stay aligned.
+    let marked = |field: &Field| format!("{}{}", field.text, if field.best { "*" } else { " " });
+    let cells: Vec<Vec<String>> = grid.rows.iter().map(|row| row.iter().map(marked).collect()).collect();
+    let headers: Vec<String> = grid.headers.iter().map(|header| format!("{header} ")).collect();
+    let widths: Vec<usize> = (0..headers.len())
+        .map(|index| cells.iter().chain([&headers]).map(|row| row[index].chars().count()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &Vec<String>| {
+        let mut out = String::new();
+        for (index, (field, width)) in row.iter().zip(&widths).enumerate() {
+            let pad = " ".repeat(width - field.chars().count());
+            let gap = if index == 0 { "" } else { "  " };
+            if index < grid.names {
+                out.extend([gap, field, &pad]);
+            } else {
+                out.extend([gap, &pad, field]);
+            }
+        }
+        out.trim_end().to_owned()
+    };
+    let rule = "─".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1) - 1);
+    let mut notes = vec![legend(table)];
+    if table.rows.iter().any(|row| row.best_average || row.cells.iter().flatten().any(|cell| cell.best)) {
+        notes.push("* best of the column".to_owned());
+    }
+    notes.extend(table.notes.clone());
+    let body = cells.iter().map(line);
+    lines([line(&headers), rule].into_iter().chain(body).chain([String::new()]).chain(notes))
+}
+
+pub(super) fn markdown(table: &GridTable) -> String {
+    if table.rows.is_empty() {
+        return text(table);
+    }
+    let grid = grid(table);
+    let escape = |text: &str| text.replace('|', "\\|");
+    let line = |fields: Vec<String>| format!("| {} |", fields.join(" | "));
+    let rule = (0..grid.headers.len()).map(|index| if index < grid.names { ":--" } else { "--:" }.to_owned());
+    let field = |field: &Field| match field.best {
+        true => format!("**{}**", escape(&field.text)),
+        false => escape(&field.text),
+    };
+    let head = [line(grid.headers.iter().map(|header| escape(header)).collect()), line(rule.collect())];
+    let body = grid.rows.iter().map(|row| line(row.iter().map(field).collect()));
+    let notes =
+        std::iter::once(legend(table)).chain(table.notes.clone()).flat_map(|note| [String::new(), note]);
+    lines(head.into_iter().chain(body).chain(notes))
+}
+
+pub(super) fn latex(table: &GridTable) -> String {
+    let grid = grid_or_empty(table);
+    let line = |fields: Vec<String>| format!("{} \\\\", fields.join(" & "));
+    let field = |field: &Field| {
+        let text = latex_escape(&field.text);
+        if field.best { format!("\\textbf{{{text}}}") } else { text }
+    };
+    let alignment: String =
+        (0..grid.headers.len()).map(|index| if index < grid.names { 'l' } else { 'r' }).collect();
+    let notes = std::iter::once(legend(table)).chain(table.notes.clone());
+    let notes = notes.filter(|note| !note.is_empty()).map(|note| format!("% {note}"));
+    let head = [
+        format!("\\begin{{tabular}}{{{alignment}}}"),
+        "\\toprule".to_owned(),
+        line(grid.headers.iter().map(|header| latex_escape(header)).collect()),
+        "\\midrule".to_owned(),
+    ];
+    let body = grid.rows.iter().map(|row| line(row.iter().map(field).collect()));
+    let foot = ["\\bottomrule".to_owned(), "\\end{tabular}".to_owned()];
+    lines(notes.chain(head).chain(body).chain(foot))
+}
+
+fn grid_or_empty(table: &GridTable) -> Grid {
+    if table.rows.is_empty() {
+        return Grid { headers: vec!["method".to_owned()], rows: Vec::new(), names: 1 };
+    }
+    grid(table)
+}
+
+fn latex_escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\textbackslash{}"),
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
+            '~' => out.push_str("\\textasciitilde{}"),
+            '^' => out.push_str("\\textasciicircum{}"),
+            '±' => out.push_str("$\\pm$"),
+            '–' => out.push_str("--"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+pub(super) fn csv(table: &GridTable) -> String {
+    let mut headers: Vec<String> = ["model", "method", "rank", "settings"].map(str::to_owned).to_vec();
+    for column in &table.columns {
+        headers.extend(["mean", "std", "seeds", "lr"].map(|part| format!("{}_{part}", column.task)));
+    }
+    headers.extend(["average", "trainable", "ms_per_step", "peak_rss_mb", "wall_s"].map(str::to_owned));
+
+    let plain = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+    let row = |row: &Row| {
+        let rank = row.rank.map_or(String::new(), |rank| rank.to_string());
+        let mut fields = vec![row.model.clone(), row.method.clone(), rank, row.settings.clone()];
+        for cell in &row.cells {
+            let score = cell.map(|cell| cell.score);
+            fields.push(plain(score.map(|score| score.mean)));
+            fields.push(plain(score.and_then(|score| score.std)));
+            fields.push(score.map_or(String::new(), |score| score.count.to_string()));
+            fields.push(cell.and_then(|cell| cell.lr).map_or(String::new(), |lr| format!("{lr:e}")));
+        }
+        let cost = &row.cost;
+        fields.push(plain(row.average));
+        fields.push(cost.trainable.to_string());
+        fields.extend([cost.ms_per_step, cost.peak_rss_mb, cost.wall_s].map(plain));
+        fields
+    };
+    let line =
+        |fields: Vec<String>| fields.iter().map(|field| csv_field(field)).collect::<Vec<_>>().join(",");
+    lines(std::iter::once(headers).chain(table.rows.iter().map(row)).map(line))
+}
+
+/// A field of a CSV file, quoted where RFC 4180 asks for it.
+pub(crate) fn csv_field(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+fn lines(lines: impl IntoIterator<Item = String>) -> String {
+    lines.into_iter().map(|line| line + "\n").collect()
+}

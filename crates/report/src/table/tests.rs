@@ -1,0 +1,199 @@
+//! Tables of hand-made runs, whole, as a reader sees them.
+
+use super::*;
+use crate::run::{MetaInfo, RunInfo, RunRecord, Status};
+
+/// A finished run; `task` carries the metric as `task:metric`.
+fn run(method: &str, rank: u64, task: &str, lr: f64, seed: u64, score: f64) -> LoadedRun {
+    let (task, metric) = task.split_once(':').unwrap_or((task, "accuracy"));
+    let meta = MetaInfo {
+        model: "models/mini-bert".into(),
+        task: task.into(),
+        method: method.into(),
+        ..MetaInfo::default()
+    };
+    let mut record = RunRecord::new(RunInfo { version: "0.1.0".into(), ..RunInfo::default() }, meta);
+    let config = &mut record.run_info.config;
+    if rank > 0 {
+        config.insert("rank".into(), rank.into());
+    }
+    config.insert("lr".into(), lr.into());
+    config.insert("seed".into(), seed.into());
+    let info = &mut record.train_info;
+    info.status = Status::Done;
+    info.metric_name = metric.into();
+    info.metric = Some(score);
+    info.trainable = 1000 * (rank + 1);
+    info.ms_per_step_median = Some(10.0 + seed as f64);
+    info.peak_rss_mb = Some(100.0 + seed as f64);
+    info.wall_s = Some(2.0);
+    LoadedRun { folder: format!("{method}-{rank}-{task}-{lr:e}-{seed}").into(), record }
+}
+
+fn sample() -> Vec<LoadedRun> {
+    vec![
+        run("head", 0, "sst2", 1e-3, 0, 0.60),
+        run("head", 0, "cola:matthews", 1e-3, 0, 0.10),
+        run("full", 0, "sst2", 5e-5, 0, 0.90),
+        run("full", 0, "sst2", 5e-5, 1, 0.94),
+        run("full", 0, "cola:matthews", 5e-5, 0, 0.50),
+        run("full", 0, "cola:matthews", 5e-5, 1, 0.52),
+        run("lora", 8, "sst2", 5e-4, 0, 0.93),
+        run("lora", 8, "sst2", 1e-3, 0, 0.70),
+        run("lora", 1, "sst2", 5e-4, 0, 0.9199),
+    ]
+}
+
+#[track_caller]
+fn check(actual: String, expect: &str) {
+    assert_eq!(actual.trim(), expect.trim(), "\n{actual}");
+}
+
+#[test]
+fn text() {
+    check(
+        GridTable::from_runs(&sample()).to_text(),
+        "
+method           cola         sst2   average   trainable   ms/step   peak MB   s/run
+────────────────────────────────────────────────────────────────────────────────────
+full       51.0 ± 1.4*  92.0 ± 2.8      71.5*      1,000      10.5       101     2.0
+lora r=1            –         92.0         –       2,000      10.0       100     2.0
+lora r=8            –         93.0*        –       9,000      10.0       100     2.0
+head             10.0         60.0      35.0       1,000      10.0       100     2.0
+
+cola: matthews; sst2: accuracy; scores × 100; mean ± standard deviation over the seeds at hand
+* best of the column
+of several learning rates, the one with the best mean is shown
+",
+    );
+}
+
+#[test]
+fn markdown() {
+    check(
+        GridTable::from_runs(&sample()[..3]).to_markdown(),
+        "
+| method | cola | sst2 | average | trainable | ms/step | peak MB | s/run |
+| :-- | --: | --: | --: | --: | --: | --: | --: |
+| full | – | **90.0** | – | 1,000 | 10.0 | 100 | 2.0 |
+| head | **10.0** | 60.0 | **35.0** | 1,000 | 10.0 | 100 | 2.0 |
+
+cola: matthews; sst2: accuracy; scores × 100; one seed
+",
+    );
+}
+
+#[test]
+fn csv_has_plain_numbers() {
+    let mut runs = sample();
+    runs.truncate(4);
+    runs[2].record.train_info.metric = Some(0.5);
+    runs[3].record.train_info.metric = Some(1.0);
+    runs[2].record.run_info.config.insert("note".into(), "a,\"b\"".into());
+    runs[3].record.run_info.config.insert("note".into(), "a,\"b\"".into());
+    let mut other = run("full", 0, "sst2", 5e-5, 0, 0.5);
+    other.record.train_info.wall_s = None;
+    runs.push(other);
+    check(
+        GridTable::from_runs(&runs[2..]).to_csv(),
+        "
+model,method,rank,settings,sst2_mean,sst2_std,sst2_seeds,sst2_lr,average,trainable,ms_per_step,peak_rss_mb,wall_s
+mini-bert,full,,,50,,1,5e-5,50,1000,10,100,
+mini-bert,full,,\"note=a,\"\"b\"\"\",75,35.35533905932738,2,5e-5,75,1000,10.5,101,2
+",
+    );
+}
+
+#[test]
+fn latex() {
+    let mut runs = vec![run("low_rank", 2, "rte", 1e-3, 0, 0.5), run("low_rank", 4, "rte", 1e-3, 0, 0.6)];
+    runs.push(run("low_rank", 2, "rte", 1e-3, 1, 0.5));
+    check(
+        GridTable::from_runs(&runs).to_latex(),
+        r"
+% rte: accuracy; scores × 100; mean ± standard deviation over the seeds at hand
+\begin{tabular}{lrrrrr}
+\toprule
+method & rte & trainable & ms/step & peak MB & s/run \\
+\midrule
+low\_rank r=2 & 50.0 $\pm$ 0.0 & 3,000 & 10.5 & 101 & 2.0 \\
+low\_rank r=4 & \textbf{60.0} & 5,000 & 10.0 & 100 & 2.0 \\
+\bottomrule
+\end{tabular}
+",
+    );
+}
+
+#[test]
+fn a_smaller_perplexity_is_better_and_not_a_percentage() {
+    let runs =
+        [run("svd", 0, "lm:perplexity", 0.0, 0, 61.8), run("whitened", 0, "lm:perplexity", 0.0, 0, 15.44)];
+    let table = GridTable::from_runs(&runs);
+    let cells: Vec<_> = table.rows.iter().map(|row| row.cells[0].unwrap()).collect();
+    assert_eq!((cells[0].score.mean, cells[0].best), (61.8, false));
+    assert_eq!((cells[1].score.mean, cells[1].best), (15.44, true));
+    assert!(table.to_text().contains("15.44*"));
+}
+
+#[test]
+fn settings_that_differ_make_rows_of_their_own() {
+    let mut runs = vec![run("lora", 8, "rte", 1e-3, 0, 0.5), run("lora", 8, "rte", 1e-3, 0, 0.7)];
+    runs[0].record.run_info.config.insert("alpha".into(), 8.into());
+    runs[1].record.run_info.config.insert("alpha".into(), 16.into());
+    for run in &mut runs {
+        run.record.run_info.config.insert("dropout".into(), 0.1.into());
+    }
+    let table = GridTable::from_runs(&runs);
+    let settings: Vec<_> = table.rows.iter().map(|row| row.settings.as_str()).collect();
+    assert_eq!(settings, ["alpha=16", "alpha=8"]);
+}
+
+#[test]
+fn the_same_run_twice_counts_once() {
+    let mut runs = vec![run("lora", 8, "rte", 1e-3, 0, 0.5), run("lora", 8, "rte", 1e-3, 0, 0.7)];
+    runs[0].record.run_info.finished = Some("2026-01-02T00:00:00Z".into());
+    runs[1].record.run_info.finished = Some("2026-01-01T00:00:00Z".into());
+    runs[1].folder = "older".into();
+    let table = GridTable::from_runs(&runs);
+    assert_eq!(table.rows[0].cells[0].unwrap().score.mean, 50.0);
+    assert!(table.notes[0].starts_with("older is left out"), "{:?}", table.notes);
+}
+
+#[test]
+fn what_did_not_finish_is_named_and_not_shown() {
+    let mut runs = sample();
+    runs[0].record.train_info.status = Status::Failed;
+    runs[0].record.train_info.error = Some("loss is NaN".into());
+    runs[1].record.train_info.status = Status::Running;
+    runs[8].record.train_info.metric = None;
+    let table = GridTable::from_runs(&runs);
+    assert!(table.rows.iter().all(|row| row.method != "head"));
+    let notes = table.notes.join("\n");
+    assert!(notes.contains("head-0-sst2-1e-3-0 failed: loss is NaN"), "{notes}");
+    assert!(notes.contains("head-0-cola-1e-3-0 has not finished"), "{notes}");
+    assert!(notes.contains("lora-1-sst2-5e-4-0 ended without a finite score"), "{notes}");
+}
+
+#[test]
+fn an_empty_grid_says_so() {
+    let table = GridTable::from_runs(&[]);
+    assert_eq!(table.to_text(), "no run has finished\n");
+    assert_eq!(table.to_markdown(), "no run has finished\n");
+    assert_eq!(
+        table.to_csv(),
+        "model,method,rank,settings,average,trainable,ms_per_step,peak_rss_mb,wall_s\n"
+    );
+    assert!(table.to_latex().contains("\\end{tabular}"));
+}
+
+#[test]
+fn models_are_compared_apart_and_versions_noted() {
+    let mut runs = vec![run("full", 0, "rte", 1e-3, 0, 0.5), run("full", 0, "rte", 1e-3, 0, 0.7)];
+    runs[1].record.meta_info.model = "other".into();
+    runs[1].record.run_info.version = "0.2.0".into();
+    let table = GridTable::from_runs(&runs);
+    assert_eq!(table.rows.len(), 2);
+    assert!(table.rows.iter().all(|row| !row.cells[0].unwrap().best));
+    assert!(table.to_text().starts_with("model"));
+    assert!(table.notes.contains(&"runs of several versions are compared: 0.1.0, 0.2.0".to_owned()));
+}
