@@ -1,0 +1,163 @@
+//! The error type of this crate: every variant names the file, the row where there is one, and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong while reading, tokenizing or writing data.
+///
+/// Rows are 1-based line numbers of the file, its header included, so that an editor finds them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// An operation of the file system failed.
+    #[error("cannot {action} '{}': {source}", path.display())]
+    Io {
+        /// What was attempted, for example `read`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file or folder is missing.
+    #[error("no {what} at '{}'; {remedy}", path.display())]
+    NotFound {
+        /// What was looked for.
+        what: String,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A line is not UTF-8.
+    #[error("{}:{row}: not valid UTF-8; re-encode the file as UTF-8", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        row: usize,
+    },
+    /// The header lacks a column.
+    #[error("{}:1: no column '{column}' in the header ({found}); {remedy}", path.display())]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column looked for.
+        column: String,
+        /// The columns that are there.
+        found: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A row has fewer columns than its file needs.
+    #[error(
+        "{}:{row}: {got} tab-separated column(s), at least {expected} expected; complete or remove this row",
+        path.display()
+    )]
+    TooFewColumns {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        row: usize,
+        /// Columns the format needs.
+        expected: usize,
+        /// Columns found.
+        got: usize,
+    },
+    /// A label is not one of the task's.
+    #[error("{}:{row}: unknown label '{label}'; expected {expected}", path.display())]
+    UnknownLabel {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        row: usize,
+        /// The label as written.
+        label: String,
+        /// The labels that would do.
+        expected: String,
+    },
+    /// A row of a JSONL file is malformed.
+    #[error("{}:{row}: {message}", path.display())]
+    BadRow {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        row: usize,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
+    /// A file holds no rows.
+    #[error("'{}' holds no rows; {remedy}", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A task name is unknown.
+    #[error("no task '{name}'; tasks are {known}")]
+    UnknownTask {
+        /// The name as given.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// A task has no such split.
+    #[error("task {task} has no split '{split}'; it has {known}")]
+    NoSuchSplit {
+        /// The task.
+        task: String,
+        /// The split asked for.
+        split: String,
+        /// The splits it has.
+        known: String,
+    },
+    /// A JSON file of a model folder cannot be used.
+    #[error("'{}': {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tokenizer cannot be built or does not fit what is asked of it.
+    #[error("tokenizer '{}': {message}", path.display())]
+    Tokenizer {
+        /// The file or folder it came from.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Rows that do not fit together were put in one batch.
+    #[error("cannot pack the batch: {message}")]
+    Batch {
+        /// What does not fit.
+        message: String,
+    },
+    /// A resume state or an option is out of its range.
+    #[error("{what} is {got}; {expected}")]
+    OutOfRange {
+        /// The quantity.
+        what: &'static str,
+        /// Its value.
+        got: String,
+        /// What is allowed.
+        expected: String,
+    },
+}
+
+impl DataError {
+    /// Wraps an I/O error with what was attempted on which path.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Wraps an error of the tokenizers crate, flattened to one line.
+    pub(crate) fn tokenizer(path: &Path, message: impl std::fmt::Display) -> Self {
+        let message = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::Tokenizer { path: path.to_path_buf(), message }
+    }
+}
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = DataError> = std::result::Result<T, E>;

@@ -1,0 +1,97 @@
+//! Rows in memory, as a `burn_dataset::Dataset`.
+
+use std::path::Path;
+
+use burn_dataset::Dataset;
+
+use crate::error::Result;
+use crate::glue::official;
+use crate::glue::task::{Split, Task, TaskSpec};
+
+/// The right answer of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Label {
+    /// An index into the task's class names.
+    Class(u32),
+    /// A score.
+    Score(f32),
+}
+
+/// One row of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The first or only text.
+    pub text: String,
+    /// The second text of a pair.
+    pub pair: Option<String>,
+    /// The right answer; `None` in unlabelled test files.
+    pub label: Option<Label>,
+}
+
+/// The rows of one split of one task.
+///
+/// ```no_run
+/// use burn_dataset::Dataset;
+/// use lowrank_data::glue::{GlueDataset, Split, Task};
+///
+/// let dev = GlueDataset::read("glue".as_ref(), Task::Cola, Split::Dev)?;
+/// println!("{} rows, the first: {:?}", dev.len(), dev.get(0));
+/// # Ok::<(), lowrank_data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct GlueDataset {
+    spec: TaskSpec,
+    examples: Vec<Example>,
+    skipped: usize,
+}
+
+impl GlueDataset {
+    /// Reads an official split below the GLUE root `root`, for example `root/SST-2/train.tsv`.
+    ///
+    /// QQP's official files hold a few rows broken by a line feed inside a question. They are left out and counted in
+    /// [`GlueDataset::skipped`], as long as they are fewer than one in a thousand; everywhere else a broken row is an
+    /// error.
+    ///
+    /// # Errors
+    /// A missing folder or file, a header without a needed column, a row with too few columns, an unknown label, bytes
+    /// that are not UTF-8, a file without rows, a split that the task does not have. Each names file and row.
+    pub fn read(root: &Path, task: Task, split: Split) -> Result<Self> {
+        let (examples, skipped) = official::read(root, task, split)?;
+        Ok(Self { spec: task.spec(), examples, skipped })
+    }
+
+    /// A data set of rows made elsewhere.
+    pub fn from_examples(spec: TaskSpec, examples: Vec<Example>) -> Self {
+        Self { spec, examples, skipped: 0 }
+    }
+
+    /// What the rows are.
+    pub fn spec(&self) -> &TaskSpec {
+        &self.spec
+    }
+
+    /// All rows, in the file's order.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+
+    /// Rows of the file that were left out as broken (QQP only).
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+
+    /// Keeps the first `len` rows.
+    pub fn truncate(&mut self, len: usize) {
+        self.examples.truncate(len);
+    }
+}
+
+impl Dataset<Example> for GlueDataset {
+    fn get(&self, index: usize) -> Option<Example> {
+        self.examples.get(index).cloned()
+    }
+
+    fn len(&self) -> usize {
+        self.examples.len()
+    }
+}

@@ -1,0 +1,322 @@
+//! The nine tasks: names, folders, labels, splits and metrics.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::DataError;
+
+/// One of the nine GLUE tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Task {
+    /// Sentiment of film reviews (Socher et al. 2013).
+    Sst2,
+    /// Linguistic acceptability (Warstadt et al. 2018).
+    Cola,
+    /// Paraphrase of news sentences (Dolan and Brockett 2005).
+    Mrpc,
+    /// Semantic similarity, a score from 0 to 5 (Cer et al. 2017).
+    Stsb,
+    /// Duplicate questions (Quora).
+    Qqp,
+    /// Natural language inference in three classes (Williams et al. 2018).
+    Mnli,
+    /// Does the sentence answer the question (Rajpurkar et al. 2016).
+    Qnli,
+    /// Textual entailment in two classes.
+    Rte,
+    /// Pronoun resolution as entailment (Levesque et al. 2011).
+    Wnli,
+}
+
+impl Task {
+    /// All tasks, in the order of the command line's documentation.
+    pub const ALL: [Self; 9] = [
+        Self::Sst2,
+        Self::Cola,
+        Self::Mrpc,
+        Self::Stsb,
+        Self::Qqp,
+        Self::Mnli,
+        Self::Qnli,
+        Self::Rte,
+        Self::Wnli,
+    ];
+
+    /// The name on the command line: `sst2`, `cola`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sst2 => "sst2",
+            Self::Cola => "cola",
+            Self::Mrpc => "mrpc",
+            Self::Stsb => "stsb",
+            Self::Qqp => "qqp",
+            Self::Mnli => "mnli",
+            Self::Qnli => "qnli",
+            Self::Rte => "rte",
+            Self::Wnli => "wnli",
+        }
+    }
+
+    /// The official folder below a GLUE root: `SST-2`, `CoLA`, …
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Sst2 => "SST-2",
+            Self::Cola => "CoLA",
+            Self::Mrpc => "MRPC",
+            Self::Stsb => "STS-B",
+            Self::Qqp => "QQP",
+            Self::Mnli => "MNLI",
+            Self::Qnli => "QNLI",
+            Self::Rte => "RTE",
+            Self::Wnli => "WNLI",
+        }
+    }
+
+    /// The class names in label order; empty for STS-B, which is a regression.
+    pub fn label_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Sst2 => &["negative", "positive"],
+            Self::Cola => &["unacceptable", "acceptable"],
+            Self::Mrpc => &["not_equivalent", "equivalent"],
+            Self::Stsb => &[],
+            Self::Qqp => &["not_duplicate", "duplicate"],
+            Self::Mnli => &["entailment", "neutral", "contradiction"],
+            Self::Qnli | Self::Rte => &["entailment", "not_entailment"],
+            Self::Wnli => &["not_entailment", "entailment"],
+        }
+    }
+
+    /// True for STS-B, whose labels are scores.
+    pub fn is_regression(self) -> bool {
+        self == Self::Stsb
+    }
+
+    /// The width of the head: the number of classes, or 1 for a regression.
+    pub fn n_labels(self) -> usize {
+        self.label_names().len().max(1)
+    }
+
+    /// True when a row is a pair of texts.
+    pub fn is_pair(self) -> bool {
+        !matches!(self, Self::Sst2 | Self::Cola)
+    }
+
+    /// The task's metrics as GLUE defines them, the one to select by first.
+    ///
+    /// MRPC and QQP select by accuracy, as the LoRA and LoTR papers report them: F1 is high for a constant answer.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Cola => &[Metric::Matthews],
+            Self::Mrpc | Self::Qqp => &[Metric::Accuracy, Metric::F1],
+            Self::Stsb => &[Metric::Pearson, Metric::Spearman],
+            Self::Sst2 | Self::Mnli | Self::Qnli | Self::Rte | Self::Wnli => &[Metric::Accuracy],
+        }
+    }
+
+    /// The metric that a run is selected and compared by: the first of [`Task::metrics`].
+    pub fn primary_metric(self) -> Metric {
+        self.metrics()[0]
+    }
+
+    /// The splits to evaluate on: one, or MNLI's matched and mismatched.
+    pub fn dev_splits(self) -> &'static [Split] {
+        match self {
+            Self::Mnli => &[Split::Dev, Split::DevMismatched],
+            _ => &[Split::Dev],
+        }
+    }
+
+    /// The file of `split`, or `None` where the task has no such split.
+    pub fn file_name(self, split: Split) -> Option<&'static str> {
+        match (self, split) {
+            (_, Split::Train) => Some("train.tsv"),
+            (Self::Mnli, Split::Dev) => Some("dev_matched.tsv"),
+            (Self::Mnli, Split::DevMismatched) => Some("dev_mismatched.tsv"),
+            (Self::Mnli, Split::Test) => Some("test_matched.tsv"),
+            (Self::Mnli, Split::TestMismatched) => Some("test_mismatched.tsv"),
+            (_, Split::Dev) => Some("dev.tsv"),
+            (_, Split::Test) => Some("test.tsv"),
+            (_, Split::DevMismatched | Split::TestMismatched) => None,
+        }
+    }
+
+    /// What a training run needs to know of the task.
+    pub fn spec(self) -> TaskSpec {
+        let labels = if self.is_regression() {
+            LabelSpace::Score
+        } else {
+            LabelSpace::Classes(self.label_names().iter().map(ToString::to_string).collect())
+        };
+        TaskSpec {
+            name: self.name().to_owned(),
+            task: Some(self),
+            labels,
+            is_pair: self.is_pair(),
+            metrics: self.metrics().to_vec(),
+        }
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Task {
+    type Err = DataError;
+
+    /// Accepts the command-line name and the folder name, in any case.
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        let found = Self::ALL
+            .into_iter()
+            .find(|t| t.name().eq_ignore_ascii_case(name) || t.folder().eq_ignore_ascii_case(name));
+        found.ok_or_else(|| DataError::UnknownTask {
+            name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
+
+/// A part of a task's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// Labelled rows to train on.
+    Train,
+    /// Labelled rows to evaluate on; MNLI's matched ones.
+    Dev,
+    /// MNLI's rows of genres that its training set lacks.
+    DevMismatched,
+    /// Unlabelled rows; MNLI's matched ones.
+    Test,
+    /// MNLI's unlabelled rows of other genres.
+    TestMismatched,
+}
+
+impl Split {
+    /// True where the official files carry no labels.
+    pub fn is_test(self) -> bool {
+        matches!(self, Self::Test | Self::TestMismatched)
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Train => "train",
+            Self::Dev => "dev",
+            Self::DevMismatched => "dev_mismatched",
+            Self::Test => "test",
+            Self::TestMismatched => "test_mismatched",
+        })
+    }
+}
+
+/// A figure by which predictions are judged; `lowrank-eval` computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Metric {
+    /// The share of right answers.
+    Accuracy,
+    /// F1 of the positive class, label 1.
+    F1,
+    /// Matthews's correlation.
+    Matthews,
+    /// Pearson's correlation of scores.
+    Pearson,
+    /// Spearman's rank correlation of scores.
+    Spearman,
+}
+
+impl Metric {
+    /// The name in logs and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::F1 => "f1",
+            Self::Matthews => "matthews",
+            Self::Pearson => "pearson",
+            Self::Spearman => "spearman",
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What the labels of a task are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelSpace {
+    /// Classes with their names in label order.
+    Classes(Vec<String>),
+    /// A real number.
+    Score,
+}
+
+impl LabelSpace {
+    /// The width of the head: the number of classes, or 1 for a score.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Classes(names) => names.len(),
+            Self::Score => 1,
+        }
+    }
+}
+
+/// What a training run needs to know of a task, be it GLUE's or the user's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// The task's name, for folders and tables.
+    pub name: String,
+    /// The GLUE task it is, if any.
+    pub task: Option<Task>,
+    /// Its labels.
+    pub labels: LabelSpace,
+    /// True when rows are pairs of texts.
+    pub is_pair: bool,
+    /// Its metrics, the one to select by first; never empty.
+    pub metrics: Vec<Metric>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for task in Task::ALL {
+            assert_eq!(task.name().parse::<Task>().unwrap(), task);
+            assert_eq!(task.folder().parse::<Task>().unwrap(), task);
+            assert_eq!(format!("{task:>5}").trim_start(), task.name());
+        }
+        let error = "sst3".parse::<Task>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "no task 'sst3'; tasks are sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli"
+        );
+    }
+
+    #[test]
+    fn label_order_is_hugging_face_s() {
+        assert_eq!(Task::Rte.label_names(), ["entailment", "not_entailment"]);
+        assert_eq!(Task::Wnli.label_names(), ["not_entailment", "entailment"]);
+        assert_eq!(Task::Mnli.label_names(), ["entailment", "neutral", "contradiction"]);
+        assert_eq!(Task::Mnli.n_labels(), 3);
+        assert_eq!(Task::Stsb.n_labels(), 1);
+        assert_eq!(Task::Stsb.spec().labels, LabelSpace::Score);
+        assert_eq!(Task::Cola.spec().labels.width(), 2);
+    }
+
+    #[test]
+    fn only_mnli_has_mismatched_files() {
+        for task in Task::ALL {
+            let mismatched = task.file_name(Split::DevMismatched);
+            assert_eq!(mismatched.is_some(), task == Task::Mnli);
+            assert_eq!(task.dev_splits().len(), 1 + usize::from(task == Task::Mnli));
+        }
+    }
+}

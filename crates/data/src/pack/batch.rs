@@ -1,0 +1,212 @@
+//! One packed batch, and the encoded rows that batches are made of.
+
+use crate::error::{DataError, Result};
+use crate::glue::{GlueDataset, Label};
+use crate::tokenize::{Encoded, TextTokenizer};
+
+/// The labels of a batch, one per sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Labels {
+    /// No labels.
+    None,
+    /// Class indices, shape `[sequences]`.
+    Classes(Vec<u32>),
+    /// Scores, shape `[sequences]`.
+    Scores(Vec<f32>),
+}
+
+/// A batch without padding: the concatenation of its sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedBatch {
+    /// Token ids, shape `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Segment of each token, shape `[tokens]`.
+    pub type_ids: Vec<u32>,
+    /// Place of each token in its own sequence, from 0, shape `[tokens]`. A model that counts from elsewhere (RoBERTa:
+    /// from `pad_token_id + 1`) adds its offset.
+    pub positions: Vec<u32>,
+    /// Length of each sequence, shape `[sequences]`, each at least 1, their sum is `tokens`.
+    pub lengths: Vec<usize>,
+    /// One label per sequence, or none at all.
+    pub labels: Labels,
+}
+
+impl PackedBatch {
+    /// Concatenates sequences and gathers their labels.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] for no sequence, a sequence without tokens, or labels of different kinds.
+    pub fn collate<'a>(rows: impl IntoIterator<Item = (&'a Encoded, Option<Label>)>) -> Result<Self> {
+        let mut batch = Self {
+            ids: Vec::new(),
+            type_ids: Vec::new(),
+            positions: Vec::new(),
+            lengths: Vec::new(),
+            labels: Labels::None,
+        };
+        for (row, label) in rows {
+            let len = row.ids.len();
+            if len == 0 || row.type_ids.len() != len {
+                let message = format!("a sequence has {len} ids and {} type ids", row.type_ids.len());
+                return Err(DataError::Batch { message });
+            }
+            batch.labels.push(label, batch.lengths.is_empty())?;
+            batch.ids.extend_from_slice(&row.ids);
+            batch.type_ids.extend_from_slice(&row.type_ids);
+            batch.positions.extend(0..len as u32);
+            batch.lengths.push(len);
+        }
+        if batch.lengths.is_empty() {
+            return Err(DataError::Batch { message: "it has no sequences".to_owned() });
+        }
+        Ok(batch)
+    }
+
+    /// The number of tokens, special ones included.
+    pub fn n_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The number of sequences.
+    pub fn n_sequences(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Where each sequence begins, and at the end the number of tokens; shape `[sequences + 1]`.
+    pub fn offsets(&self) -> Vec<usize> {
+        let mut offsets = Vec::with_capacity(self.lengths.len() + 1);
+        offsets.push(0);
+        let mut end = 0;
+        for len in &self.lengths {
+            end += len;
+            offsets.push(end);
+        }
+        offsets
+    }
+}
+
+impl Labels {
+    /// The number of labels.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Classes(classes) => classes.len(),
+            Self::Scores(scores) => scores.len(),
+        }
+    }
+
+    /// True when there are no labels.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn push(&mut self, label: Option<Label>, is_first: bool) -> Result<()> {
+        match (&mut *self, label) {
+            (Self::None, None) => {}
+            (Self::Classes(classes), Some(Label::Class(class))) => classes.push(class),
+            (Self::Scores(scores), Some(Label::Score(score))) => scores.push(score),
+            (Self::None, Some(Label::Class(class))) if is_first => *self = Self::Classes(vec![class]),
+            (Self::None, Some(Label::Score(score))) if is_first => *self = Self::Scores(vec![score]),
+            _ => {
+                let message = "some rows have a class, some a score, some no label".to_owned();
+                return Err(DataError::Batch { message });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tokenized rows of a split, kept for the whole run.
+#[derive(Debug, Clone, Default)]
+pub struct EncodedDataset {
+    rows: Vec<Encoded>,
+    labels: Vec<Option<Label>>,
+}
+
+impl EncodedDataset {
+    /// Tokenizes all rows of a data set.
+    ///
+    /// # Errors
+    /// Those of [`TextTokenizer::encode`].
+    pub fn encode(dataset: &GlueDataset, tokenizer: &TextTokenizer) -> Result<Self> {
+        let rows = tokenizer.encode_examples(dataset.examples())?;
+        Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label).collect() })
+    }
+
+    /// Rows encoded elsewhere, without labels.
+    pub fn unlabelled(rows: Vec<Encoded>) -> Self {
+        let labels = vec![None; rows.len()];
+        Self { rows, labels }
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// True when there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// All rows in order.
+    pub fn rows(&self) -> &[Encoded] {
+        &self.rows
+    }
+
+    /// The labels in order, one per row.
+    pub fn labels(&self) -> &[Option<Label>] {
+        &self.labels
+    }
+
+    /// The number of tokens of all rows.
+    pub fn n_tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.ids.len()).sum()
+    }
+
+    /// Packs the rows of the given indices, in that order.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] for an index outside the rows, and as [`PackedBatch::collate`].
+    pub fn batch(&self, indices: &[usize]) -> Result<PackedBatch> {
+        if let Some(index) = indices.iter().find(|&&i| i >= self.rows.len()) {
+            let message = format!("row {index} of {}", self.rows.len());
+            return Err(DataError::Batch { message });
+        }
+        PackedBatch::collate(indices.iter().map(|&i| (&self.rows[i], self.labels[i])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(ids: &[u32]) -> Encoded {
+        Encoded { ids: ids.to_vec(), type_ids: vec![0; ids.len()] }
+    }
+
+    #[test]
+    fn sequences_are_concatenated_and_counted_from_zero() {
+        let (a, b) = (row(&[5, 6, 7]), row(&[8]));
+        let batch =
+            PackedBatch::collate([(&a, Some(Label::Class(1))), (&b, Some(Label::Class(0)))]).unwrap();
+        assert_eq!(batch.ids, [5, 6, 7, 8]);
+        assert_eq!(batch.positions, [0, 1, 2, 0]);
+        assert_eq!(batch.lengths, [3, 1]);
+        assert_eq!(batch.offsets(), [0, 3, 4]);
+        assert_eq!(batch.labels, Labels::Classes(vec![1, 0]));
+        assert_eq!((batch.n_tokens(), batch.n_sequences()), (4, 2));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let a = row(&[5]);
+        let mixed = [Some(Label::Class(1)), Some(Label::Score(1.0))];
+        assert!(PackedBatch::collate(mixed.map(|l| (&a, l))).is_err());
+        assert!(PackedBatch::collate([(&a, None), (&a, Some(Label::Class(0)))]).is_err());
+        assert!(PackedBatch::collate([(&a, Some(Label::Class(0))), (&a, None)]).is_err());
+        assert!(PackedBatch::collate([]).is_err());
+        assert!(PackedBatch::collate([(&row(&[]), None)]).is_err());
+        assert!(EncodedDataset::unlabelled(vec![a]).batch(&[1]).is_err());
+    }
+}

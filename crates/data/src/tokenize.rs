@@ -1,0 +1,222 @@
+//! From text to token ids: the tokenizer of a Hugging Face model folder, without padding.
+
+mod build;
+mod config;
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::{EncodeInput, PostProcessor, Tokenizer, TruncationParams};
+
+use crate::error::{DataError, Result};
+use crate::glue::Example;
+use config::TokenizerConfig;
+
+/// The tokens of one text or pair, special tokens included, never padded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encoded {
+    /// Token ids, shape `[tokens]`.
+    pub ids: Vec<u32>,
+    /// The segment of each token (0, or 1 in the second text of a BERT pair), shape `[tokens]`.
+    pub type_ids: Vec<u32>,
+}
+
+/// The ids of the tokens that have a role of their own; `None` where the model has no such token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpecialIds {
+    /// First token of an encoder's input.
+    pub cls: Option<u32>,
+    /// Separator of an encoder's input.
+    pub sep: Option<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+    /// The blank of masked language modelling.
+    pub mask: Option<u32>,
+    /// Unknown words.
+    pub unk: Option<u32>,
+    /// Beginning of a sequence.
+    pub bos: Option<u32>,
+    /// End of a sequence.
+    pub eos: Option<u32>,
+}
+
+/// A model's tokenizer, equal to `transformers`' fast tokenizers on the same files.
+///
+/// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is truncated
+/// longest-first, on the right, to `max_length` tokens with the special ones; nothing is ever padded. Special tokens
+/// that are written out in a text are read as such.
+#[derive(Debug, Clone)]
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    special: SpecialIds,
+    model_max_length: Option<usize>,
+}
+
+impl TextTokenizer {
+    /// Loads the tokenizer of a model folder: `tokenizer.json`, or else `vocab.txt` (BERT's WordPiece), or else
+    /// `vocab.json` with `merges.txt` (byte-level BPE as in RoBERTa and GPT-2). `tokenizer_config.json` and
+    /// `special_tokens_map.json` are heeded where present (special tokens, `do_lower_case`, `strip_accents`,
+    /// `tokenize_chinese_chars`, `add_prefix_space`).
+    ///
+    /// `max_length` counts special tokens; `None` truncates nothing.
+    ///
+    /// # Errors
+    /// A missing folder or file, malformed files, a vocabulary without the unknown token or without the template's
+    /// tokens, a `max_length` that leaves no room beside the special tokens of a pair.
+    pub fn from_folder(folder: &Path, max_length: Option<usize>) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(DataError::NotFound {
+                what: "model folder".to_owned(),
+                path: folder.to_path_buf(),
+                remedy: "name a folder in Hugging Face layout".to_owned(),
+            });
+        }
+        let config = TokenizerConfig::read(folder)?;
+        let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+        let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        let (path, inner) = if json.is_file() {
+            let mut inner = Tokenizer::from_file(&json).map_err(|e| DataError::tokenizer(&json, e))?;
+            build::apply_config(&mut inner, &config).map_err(|e| DataError::tokenizer(&json, e))?;
+            (json, inner)
+        } else if vocab_txt.is_file() {
+            let inner = build::word_piece(&vocab_txt, &config)?;
+            (vocab_txt, inner)
+        } else if vocab_json.is_file() && merges.is_file() {
+            let inner = build::byte_level_bpe(&vocab_json, &merges, &config)?;
+            (vocab_json, inner)
+        } else {
+            return Err(DataError::NotFound {
+                what: "tokenizer".to_owned(),
+                path: folder.to_path_buf(),
+                remedy: "looked for tokenizer.json, vocab.txt, and vocab.json with merges.txt; copy one from the \
+                         model's original folder"
+                    .to_owned(),
+            });
+        };
+        Self::new(path, inner, &config, max_length)
+    }
+
+    /// Loads one `tokenizer.json`, without the configuration beside it.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::from_folder`].
+    pub fn from_file(path: &Path, max_length: Option<usize>) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let inner = Tokenizer::from_bytes(bytes).map_err(|e| DataError::tokenizer(path, e))?;
+        Self::new(path.to_path_buf(), inner, &TokenizerConfig::default(), max_length)
+    }
+
+    fn new(
+        path: PathBuf,
+        mut inner: Tokenizer,
+        config: &TokenizerConfig,
+        max_length: Option<usize>,
+    ) -> Result<Self> {
+        inner.with_padding(None);
+        let added = inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        let truncation = match max_length {
+            Some(max_length) if max_length <= added => {
+                let expected = format!("this tokenizer adds {added} special tokens to a pair, so give more");
+                return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
+            }
+            Some(max_length) => Some(TruncationParams { max_length, ..Default::default() }),
+            None => None,
+        };
+        inner.with_truncation(truncation).map_err(|e| DataError::tokenizer(&path, e))?;
+        let special = config.special_ids(&inner);
+        let tokenizer = Self { inner, special, model_max_length: config.model_max_length() };
+        // Encoding anything shows a vocabulary that lacks its unknown token now and not at some row of a data set.
+        tokenizer.encode("\u{10FFFD} a", None).map_err(|e| match e {
+            DataError::Tokenizer { message, .. } => DataError::Tokenizer { path, message },
+            other => other,
+        })?;
+        Ok(tokenizer)
+    }
+
+    /// Encodes a text or a pair with the model's special tokens.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the model of the tokenizer refuses the text.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
+        let encoding = self.inner.encode_fast(input(text, pair), true).map_err(encoding_error)?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+    }
+
+    /// Encodes many texts or pairs on all cores; the order is kept.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_batch<'s>(
+        &self,
+        rows: impl IntoIterator<Item = (&'s str, Option<&'s str>)>,
+    ) -> Result<Vec<Encoded>> {
+        let inputs: Vec<EncodeInput<'s>> = rows.into_iter().map(|(text, pair)| input(text, pair)).collect();
+        let encodings = self.inner.encode_batch_fast(inputs, true).map_err(encoding_error)?;
+        let encoded = encodings
+            .into_iter()
+            .map(|e| Encoded { ids: e.get_ids().to_vec(), type_ids: e.get_type_ids().to_vec() });
+        Ok(encoded.collect())
+    }
+
+    /// Encodes the rows of a task.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_examples(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
+        self.encode_batch(examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())))
+    }
+
+    /// Turns ids back into text, without the special tokens if `skip_special`.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] when the decoder of the tokenizer refuses the ids.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(encoding_error)
+    }
+
+    /// The ids of the tokens with a role.
+    pub fn special_ids(&self) -> SpecialIds {
+        self.special
+    }
+
+    /// The ids that stand for no text (`[CLS]`, `[MASK]`, …), ascending.
+    pub fn reserved_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let SpecialIds { cls, sep, pad, mask, unk, bos, eos } = self.special;
+        ids.extend([cls, sep, pad, mask, unk, bos, eos].into_iter().flatten());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// One more than the largest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// The id of a token.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// `model_max_length` of `tokenizer_config.json`, where it is a real limit.
+    pub fn model_max_length(&self) -> Option<usize> {
+        self.model_max_length
+    }
+}
+
+fn input<'s>(text: &'s str, pair: Option<&'s str>) -> EncodeInput<'s> {
+    match pair {
+        Some(pair) => EncodeInput::Dual(text.into(), pair.into()),
+        None => EncodeInput::Single(text.into()),
+    }
+}
+
+fn encoding_error(error: tokenizers::Error) -> DataError {
+    DataError::tokenizer(Path::new("(loaded)"), error)
+}

@@ -1,0 +1,190 @@
+//! `tokenizer_config.json` and `special_tokens_map.json`: what of them bears on encoding.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::error::{DataError, Result};
+use crate::tokenize::SpecialIds;
+
+/// `model_max_length` above this means «no limit»: transformers writes 1e30.
+const NO_LIMIT: f64 = 1e9;
+
+/// A special token, as a bare string or as an object with flags.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum TokenEntry {
+    Text(String),
+    Flags(TokenFlags),
+}
+
+/// The object form of a special token.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct TokenFlags {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+    #[serde(default)]
+    special: Option<bool>,
+}
+
+impl TokenEntry {
+    fn content(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Flags(flags) => &flags.content,
+        }
+    }
+
+    fn to_added(&self, special: bool) -> AddedToken {
+        match self {
+            Self::Text(text) => AddedToken::from(text.as_str(), special),
+            Self::Flags(f) => AddedToken::from(f.content.as_str(), f.special.unwrap_or(special))
+                .single_word(f.single_word)
+                .lstrip(f.lstrip)
+                .rstrip(f.rstrip)
+                .normalized(f.normalized),
+        }
+    }
+}
+
+/// The roles in the order in which transformers adds their tokens.
+const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct TokenizerConfig {
+    pub(crate) do_lower_case: Option<bool>,
+    pub(crate) strip_accents: Option<bool>,
+    pub(crate) tokenize_chinese_chars: Option<bool>,
+    pub(crate) add_prefix_space: Option<bool>,
+    pub(crate) trim_offsets: Option<bool>,
+    tokenizer_class: Option<String>,
+    model_max_length: Option<f64>,
+    bos_token: Option<TokenEntry>,
+    eos_token: Option<TokenEntry>,
+    unk_token: Option<TokenEntry>,
+    sep_token: Option<TokenEntry>,
+    pad_token: Option<TokenEntry>,
+    cls_token: Option<TokenEntry>,
+    mask_token: Option<TokenEntry>,
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<u32, TokenEntry>,
+}
+
+impl TokenizerConfig {
+    /// Reads both files of a folder; a missing one counts as empty, and the first named wins.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let map: Self = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
+        for role in ROLES {
+            if config.role(role).is_none()
+                && let Some(entry) = map.role(role)
+            {
+                let entry = entry.clone();
+                *config.role_mut(role) = Some(entry);
+            }
+        }
+        Ok(config)
+    }
+
+    fn role(&self, role: &str) -> Option<&TokenEntry> {
+        match role {
+            "bos_token" => self.bos_token.as_ref(),
+            "eos_token" => self.eos_token.as_ref(),
+            "unk_token" => self.unk_token.as_ref(),
+            "sep_token" => self.sep_token.as_ref(),
+            "pad_token" => self.pad_token.as_ref(),
+            "cls_token" => self.cls_token.as_ref(),
+            _ => self.mask_token.as_ref(),
+        }
+    }
+
+    fn role_mut(&mut self, role: &str) -> &mut Option<TokenEntry> {
+        match role {
+            "bos_token" => &mut self.bos_token,
+            "eos_token" => &mut self.eos_token,
+            "unk_token" => &mut self.unk_token,
+            "sep_token" => &mut self.sep_token,
+            "pad_token" => &mut self.pad_token,
+            "cls_token" => &mut self.cls_token,
+            _ => &mut self.mask_token,
+        }
+    }
+
+    /// Fills roles that the files leave open.
+    pub(crate) fn with_defaults(&self, defaults: &[(&str, &str)]) -> Self {
+        let mut config = self.clone();
+        for (role, token) in defaults {
+            config.role_mut(role).get_or_insert_with(|| TokenEntry::Text((*token).to_owned()));
+        }
+        config
+    }
+
+    /// The token of a role, empty where there is none.
+    pub(crate) fn token(&self, role: &str) -> &str {
+        self.role(role).map_or("", TokenEntry::content)
+    }
+
+    /// True when the files name a tokenizer class that contains `part`, in any case.
+    pub(crate) fn class_contains(&self, part: &str) -> bool {
+        self.tokenizer_class.as_ref().is_some_and(|class| class.to_lowercase().contains(part))
+    }
+
+    /// The tokens to add to a vocabulary: those listed by id first, then the roles'.
+    pub(crate) fn added_tokens(&self) -> Vec<AddedToken> {
+        let mut added: Vec<AddedToken> =
+            self.added_tokens_decoder.values().map(|entry| entry.to_added(false)).collect();
+        for role in ROLES {
+            if let Some(entry) = self.role(role)
+                && !added.iter().any(|token| token.content == entry.content())
+            {
+                added.push(entry.to_added(true).special(true));
+            }
+        }
+        added
+    }
+
+    /// The limit, where it is one.
+    pub(crate) fn model_max_length(&self) -> Option<usize> {
+        self.model_max_length.filter(|&n| (1.0..NO_LIMIT).contains(&n)).map(|n| n as usize)
+    }
+
+    /// The roles' ids: by the files' names, or else by the names that are usual.
+    pub(crate) fn special_ids(&self, tokenizer: &Tokenizer) -> SpecialIds {
+        let id = |role: &str, usual: &[&str]| match self.role(role) {
+            Some(entry) => tokenizer.token_to_id(entry.content()),
+            None => usual.iter().find_map(|token| tokenizer.token_to_id(token)),
+        };
+        SpecialIds {
+            cls: id("cls_token", &["[CLS]", "<s>"]),
+            sep: id("sep_token", &["[SEP]", "</s>"]),
+            pad: id("pad_token", &["[PAD]", "<pad>"]),
+            mask: id("mask_token", &["[MASK]", "<mask>"]),
+            unk: id("unk_token", &["[UNK]", "<unk>"]),
+            bos: id("bos_token", &["<s>", "<|begin_of_text|>", "<|endoftext|>"]),
+            eos: id("eos_token", &["</s>", "<|end_of_text|>", "<|endoftext|>"]),
+        }
+    }
+}
+
+/// Parses a JSON file, if it is there.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = crate::io::read_text(path)?;
+    let parsed = serde_json::from_str(&text).map_err(|e| DataError::Config {
+        path: path.to_path_buf(),
+        message: format!("{e}; restore it from the model's original folder"),
+    })?;
+    Ok(Some(parsed))
+}
