@@ -1,1 +1,25 @@
-//! See the crate description in Cargo.toml.
+//! Fused transformer steps on packed tokens, for any burn backend.
+//!
+//! A batch is the concatenation of its sequences, so hidden states are `[tokens, d_model]` and only
+//! [`attention`] looks at the sequence lengths. Each step is a free function over burn tensors
+//! ([`linear`], [`layer_norm`], [`attention`], …) generic over a backend that implements [`Kernels`].
+//!
+//! [`Kernels`] holds the same steps on tensor primitives. Every one has a default composed of burn
+//! operations; the CPU backends (features `flex` and `ndarray`) replace them by hand-written kernels,
+//! and `Autodiff<B>` adds a backward rule to each, whatever `B` is.
+//!
+//! A rule computes and saves only what is needed: any tensor argument may be untracked (a frozen base),
+//! and a step whose arguments are all untracked saves nothing.
+
+mod autodiff;
+mod backends;
+mod composed;
+mod kernels;
+mod ops;
+mod spec;
+
+pub use kernels::{AttentionGrads, Kernels, NormState};
+pub use ops::{
+    attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm,
+};
+pub use spec::{AttentionSpec, Dropout, Gelu, NormSpec};

@@ -1,0 +1,261 @@
+//! The rule of each step.
+
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+
+use super::step::{Rule, record};
+use crate::kernels::{AttentionGrads, Kernels, NormState};
+use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+
+impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        record::<Linear, B, C, 3>([Some(&x), Some(&w), bias.as_ref()], |tracked| {
+            let state = linear_state::<B>(tracked, &x.primitive, &w.primitive);
+            let bias = bias.as_ref().map(|bias| bias.primitive.clone());
+            (B::linear_forward(x.primitive.clone(), w.primitive.clone(), bias), state)
+        })
+    }
+
+    fn linear_gelu_forward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        kind: Gelu,
+    ) -> FloatTensor<Self> {
+        record::<LinearGelu, B, C, 3>([Some(&x), Some(&w), bias.as_ref()], |tracked| {
+            let state = linear_state::<B>(tracked, &x.primitive, &w.primitive);
+            let bias = bias.as_ref().map(|bias| bias.primitive.clone());
+            let (x, w) = (x.primitive.clone(), w.primitive.clone());
+            match state {
+                Some(state) => {
+                    let (y, slope) = B::linear_gelu_saving(x, w, bias, kind);
+                    (y, Some((state, slope)))
+                },
+                None => (B::linear_gelu_forward(x, w, bias, kind), None),
+            }
+        })
+    }
+
+    fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
+        record::<Elementwise, B, C, 1>([Some(&x)], |[tracked]| {
+            if tracked {
+                let (y, slope) = B::gelu_saving(x.primitive.clone(), kind);
+                (y, Some(slope))
+            } else {
+                (B::gelu_forward(x.primitive.clone(), kind), None)
+            }
+        })
+    }
+
+    fn norm_forward(
+        x: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        beta: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        let arguments = [Some(&x), residual.as_ref(), Some(&gamma), beta.as_ref()];
+        record::<Norm, B, C, 4>(arguments, |[x_tracked, residual_tracked, gamma_tracked, beta_tracked]| {
+            let residual = residual.as_ref().map(|residual| residual.primitive.clone());
+            let beta = beta.as_ref().map(|beta| beta.primitive.clone());
+            let (x, gamma) = (x.primitive.clone(), gamma.primitive.clone());
+            let input_tracked = x_tracked || residual_tracked;
+            if input_tracked || gamma_tracked {
+                let (y, norm) = B::norm_saving(x, residual, gamma.clone(), beta, dropout, spec);
+                let gamma = input_tracked.then_some(gamma);
+                (y, Some(NormRuleState { norm: Some(norm), gamma, dropout, spec }))
+            } else {
+                let state = beta_tracked.then_some(NormRuleState { norm: None, gamma: None, dropout, spec });
+                (B::norm_forward(x, residual, gamma, beta, dropout, spec), state)
+            }
+        })
+    }
+
+    fn dropout_forward(x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
+        record::<DropoutRule, B, C, 1>([Some(&x)], |[tracked]| {
+            (B::dropout_forward(x.primitive.clone(), dropout), tracked.then_some(dropout))
+        })
+    }
+
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> FloatTensor<Self> {
+        record::<Attention, B, C, 3>([Some(&q), Some(&k), Some(&v)], |tracked| {
+            let (q, k, v) = (q.primitive.clone(), k.primitive.clone(), v.primitive.clone());
+            if tracked.contains(&true) {
+                let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
+                (y.clone(), Some(AttentionState { q, k, v, y, log_sums, spec: spec.clone() }))
+            } else {
+                (B::attention_forward(q, k, v, spec), None)
+            }
+        })
+    }
+
+    fn cross_entropy_forward(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        record::<CrossEntropy, B, C, 1>([Some(&logits)], |[tracked]| {
+            let logits = logits.primitive.clone();
+            if tracked {
+                let (loss, log_sums) = B::cross_entropy_saving(logits.clone(), targets.clone());
+                (loss, Some((logits, targets, log_sums)))
+            } else {
+                (B::cross_entropy_forward(logits, targets), None)
+            }
+        })
+    }
+}
+
+/// What the gradients of a linear step need: x if w is tracked, and w if x is.
+#[derive(Clone, Debug)]
+struct LinearState<T> {
+    x: Option<T>,
+    w: Option<T>,
+}
+
+fn linear_state<B: Kernels>(
+    [x_tracked, w_tracked, bias_tracked]: [bool; 3],
+    x: &FloatTensor<B>,
+    w: &FloatTensor<B>,
+) -> Option<LinearState<FloatTensor<B>>> {
+    (x_tracked || w_tracked || bias_tracked)
+        .then(|| LinearState { x: w_tracked.then(|| x.clone()), w: x_tracked.then(|| w.clone()) })
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl<B: Kernels> Rule<B, 3> for Linear {
+    type State = LinearState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
+        [
+            state.w.map(|w| B::linear_input_grad(dy.clone(), w)),
+            state.x.map(|x| B::linear_weight_grad(x, dy.clone())),
+            needed[2].then(|| B::sum_rows(dy)),
+        ]
+    }
+}
+
+#[derive(Debug)]
+struct LinearGelu;
+
+impl<B: Kernels> Rule<B, 3> for LinearGelu {
+    /// The linear step's state and the GELU's slope.
+    type State = (LinearState<FloatTensor<B>>, FloatTensor<B>);
+
+    fn grads(
+        (state, slope): Self::State,
+        dy: FloatTensor<B>,
+        needed: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        match state {
+            LinearState { x: None, w: Some(w) } if !needed[2] => {
+                [Some(B::linear_sloped_input_grad(dy, slope, w)), None, None]
+            },
+            state => <Linear as Rule<B, 3>>::grads(state, B::product(dy, slope), needed),
+        }
+    }
+}
+
+/// An elementwise function whose slope was kept.
+#[derive(Debug)]
+struct Elementwise;
+
+impl<B: Kernels> Rule<B, 1> for Elementwise {
+    type State = FloatTensor<B>;
+
+    fn grads(slope: Self::State, dy: FloatTensor<B>, _needed: [bool; 1]) -> [Option<FloatTensor<B>>; 1] {
+        [Some(B::product(dy, slope))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct NormRuleState<T> {
+    /// Absent if beta alone is tracked.
+    norm: Option<NormState<T>>,
+    /// Present if the input is tracked.
+    gamma: Option<T>,
+    dropout: Option<Dropout>,
+    spec: NormSpec,
+}
+
+#[derive(Debug)]
+struct Norm;
+
+impl<B: Kernels> Rule<B, 4> for Norm {
+    type State = NormRuleState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 4]) -> [Option<FloatTensor<B>>; 4] {
+        let [x_needed, residual_needed, gamma_needed, beta_needed] = needed;
+        let beta = beta_needed.then(|| B::sum_rows(dy.clone()));
+        let Some(norm) = state.norm else {
+            return [None, None, None, beta];
+        };
+        let gamma = gamma_needed.then(|| B::norm_gamma_grad(dy.clone(), norm.x_hat.clone()));
+        let sum = state.gamma.map(|gamma| B::norm_input_grad(dy, norm, gamma, state.spec));
+        let residual = if residual_needed { sum.clone() } else { None };
+        let x = match (sum, state.dropout) {
+            (Some(sum), Some(dropout)) if x_needed => Some(B::dropout_forward(sum, dropout)),
+            (sum, _) => sum,
+        };
+        [x, residual, gamma, beta]
+    }
+}
+
+#[derive(Debug)]
+struct DropoutRule;
+
+impl<B: Kernels> Rule<B, 1> for DropoutRule {
+    type State = Dropout;
+
+    fn grads(dropout: Dropout, dy: FloatTensor<B>, _needed: [bool; 1]) -> [Option<FloatTensor<B>>; 1] {
+        [Some(B::dropout_forward(dy, dropout))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct AttentionState<T> {
+    q: T,
+    k: T,
+    v: T,
+    y: T,
+    log_sums: T,
+    spec: AttentionSpec,
+}
+
+#[derive(Debug)]
+struct Attention;
+
+impl<B: Kernels> Rule<B, 3> for Attention {
+    type State = AttentionState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
+        let AttentionState { q, k, v, y, log_sums, spec } = state;
+        let AttentionGrads { q, k, v } = B::attention_grads(q, k, v, y, log_sums, dy, &spec, needed);
+        [q, k, v]
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropy;
+
+impl<B: Kernels> Rule<B, 1> for CrossEntropy {
+    /// Logits, targets, and the logarithms of the softmax denominators.
+    type State = (FloatTensor<B>, IntTensor<B>, FloatTensor<B>);
+
+    fn grads(
+        (logits, targets, log_sums): Self::State,
+        dy: FloatTensor<B>,
+        _needed: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        [Some(B::cross_entropy_grad(logits, targets, log_sums, dy))]
+    }
+}

@@ -1,0 +1,63 @@
+//! GELU, its slope, and dropout of burn operations.
+
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData};
+
+use super::{unwrap, wrap};
+use crate::spec::{Dropout, Gelu};
+
+pub(crate) fn gelu<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B> {
+    let x: Tensor<B, 2> = wrap(x);
+    let cdf = match kind {
+        Gelu::Erf => (x.clone().mul_scalar(FRAC_1_SQRT_2).erf() + 1.0).mul_scalar(0.5),
+        Gelu::Tanh => (tanh_argument(x.clone()).tanh() + 1.0).mul_scalar(0.5),
+    };
+    unwrap(x * cdf)
+}
+
+/// `gelu(x) = x·Φ(x)` has the slope `Φ(x) + x·Φ'(x)`.
+pub(crate) fn gelu_saving<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> (FloatTensor<B>, FloatTensor<B>) {
+    let x: Tensor<B, 2> = wrap(x);
+    let (cdf, density) = match kind {
+        Gelu::Erf => {
+            let cdf = (x.clone().mul_scalar(FRAC_1_SQRT_2).erf() + 1.0).mul_scalar(0.5);
+            let density = (x.clone().square() * -0.5).exp().mul_scalar(1.0 / (2.0 * PI).sqrt());
+            (cdf, density)
+        },
+        Gelu::Tanh => {
+            let tanh = tanh_argument(x.clone()).tanh();
+            let slope = (x.clone().square().mul_scalar(3.0 * TANH_CUBE) + 1.0).mul_scalar(tanh_factor());
+            let density = (tanh.clone().square().neg() + 1.0).mul_scalar(0.5) * slope;
+            ((tanh + 1.0).mul_scalar(0.5), density)
+        },
+    };
+    (unwrap(x.clone() * cdf.clone()), unwrap(x * density + cdf))
+}
+
+/// Coefficient of x³ in the tanh form of GELU.
+const TANH_CUBE: f64 = 0.044715;
+
+fn tanh_factor() -> f64 {
+    (2.0 / PI).sqrt()
+}
+
+fn tanh_argument<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let cubic = x.clone().square().mul_scalar(TANH_CUBE) + 1.0;
+    (x * cubic).mul_scalar(tanh_factor())
+}
+
+pub(crate) fn dropout<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> FloatTensor<B> {
+    let x: Tensor<B, 2> = wrap(x);
+    let [rows, columns] = x.dims();
+    let mut factors = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        let keep = dropout.row_mask(row as u64);
+        factors.extend((0..columns).map(|column| if keep(column as u32) { dropout.scale() } else { 0.0 }));
+    }
+    let factors = TensorData::new(factors, [rows, columns]);
+    let factors = Tensor::<B, 2>::from_data(factors, (&x.device(), x.dtype()));
+    unwrap(x * factors)
+}

@@ -1,0 +1,213 @@
+//! Attention of burn operations: sequences are gathered into a padded batch and scattered back.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::{unwrap, wrap};
+use crate::kernels::AttentionGrads;
+use crate::spec::AttentionSpec;
+
+/// Added to the scores of the keys that a query does not see.
+///
+/// Finite, so that a padded query has a row of equal scores and not of NaN.
+const HIDDEN: f32 = -1e30;
+
+pub(crate) fn attention_saving<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    spec: &AttentionSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let q: Tensor<B, 2> = wrap(q);
+    let (device, dtype) = (q.device(), q.dtype());
+    if spec.n_queries() == 0 {
+        let log_sums = Tensor::<B, 2>::zeros([0, spec.n_heads], (&device, dtype));
+        return (unwrap(q), unwrap(log_sums));
+    }
+    let padded = Padded::<B>::new(spec, &device, dtype);
+    let (k, v) = (padded.keys(wrap(k)), padded.keys(wrap(v))); // [batch, heads, keys, head_dim]
+    let scores = padded.scores(padded.queries(q), k);
+    let max = scores.clone().max_dim(3); // [batch, heads, queries, 1]
+    let exp = (scores - max.clone()).exp();
+    let sums = exp.clone().sum_dim(3);
+    let mut p = exp / sums.clone();
+    if let Some(mask) = padded.dropout_factors() {
+        p = p * mask;
+    }
+    let log_sums = padded.pack_queries(sums.log() + max); // [tokens, heads]
+    (unwrap(padded.pack_queries(p.matmul(v))), unwrap(log_sums))
+}
+
+pub(crate) fn attention_grads<B: Backend>(
+    [q, k, v]: [FloatTensor<B>; 3],
+    y: FloatTensor<B>,
+    log_sums: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    spec: &AttentionSpec,
+    needed: [bool; 3],
+) -> AttentionGrads<FloatTensor<B>> {
+    let (q, k, v): (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 2>) = (wrap(q), wrap(k), wrap(v));
+    let (device, dtype) = (q.device(), q.dtype());
+    if spec.n_queries() == 0 {
+        return AttentionGrads {
+            q: needed[0].then(|| unwrap(q)),
+            k: needed[1].then(|| unwrap(k.zeros_like())),
+            v: needed[2].then(|| unwrap(v.zeros_like())),
+        };
+    }
+    let padded = Padded::<B>::new(spec, &device, dtype);
+    let (q, k, v) = (padded.queries(q), padded.keys(k), padded.keys(v));
+    let dy = padded.queries(wrap(dy)); // [batch, heads, queries, head_dim]
+    let along = (dy.clone() * padded.queries(wrap(y))).sum_dim(3); // [batch, heads, queries, 1]
+    let log_sums = padded.row_values(wrap(log_sums));
+    let p = (padded.scores(q.clone(), k.clone()) - log_sums).exp();
+    let mut dp = dy.clone().matmul(v.transpose());
+    let dv = match padded.dropout_factors() {
+        Some(mask) => {
+            dp = dp * mask.clone();
+            p.clone() * mask
+        },
+        None => p.clone(),
+    };
+    let ds = (p * (dp - along)).mul_scalar(spec.scale);
+    AttentionGrads {
+        v: needed[2].then(|| unwrap(padded.pack_keys(dv.transpose().matmul(dy)))),
+        q: needed[0].then(|| unwrap(padded.pack_queries(ds.clone().matmul(k)))),
+        k: needed[1].then(|| unwrap(padded.pack_keys(ds.transpose().matmul(q)))),
+    }
+}
+
+/// The padded layout of a packed batch.
+struct Padded<'a, B: Backend> {
+    spec: &'a AttentionSpec,
+    device: B::Device,
+    dtype: DType,
+    max_queries: usize,
+    max_keys: usize,
+}
+
+impl<'a, B: Backend> Padded<'a, B> {
+    fn new(spec: &'a AttentionSpec, device: &B::Device, dtype: DType) -> Self {
+        let max = |lengths: &[usize]| lengths.iter().copied().max().unwrap_or(0);
+        Self {
+            spec,
+            device: device.clone(),
+            dtype,
+            max_queries: max(&spec.q_lengths),
+            max_keys: max(&spec.kv_lengths),
+        }
+    }
+
+    fn batch(&self) -> usize {
+        self.spec.q_lengths.len()
+    }
+
+    /// `[tokens, heads * head_dim]` to `[batch, heads, queries, head_dim]`.
+    fn queries(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+        let index = self.unpack_index(&self.spec.q_lengths, self.max_queries);
+        x.select(0, index)
+            .reshape([self.batch(), self.max_queries, self.spec.n_heads, self.spec.head_dim])
+            .swap_dims(1, 2)
+    }
+
+    /// `[tokens, heads]` to `[batch, heads, queries, 1]`.
+    fn row_values(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+        let index = self.unpack_index(&self.spec.q_lengths, self.max_queries);
+        x.select(0, index).reshape([self.batch(), self.max_queries, self.spec.n_heads, 1]).swap_dims(1, 2)
+    }
+
+    /// `[tokens, kv_heads * head_dim]` to `[batch, heads, keys, head_dim]`, each key head repeated for
+    /// the query heads that it serves.
+    fn keys(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
+        let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
+        let index = self.unpack_index(&self.spec.kv_lengths, self.max_keys);
+        let x = x
+            .select(0, index)
+            .reshape([self.batch(), self.max_keys, n_kv_heads, head_dim])
+            .swap_dims(1, 2)
+            .unsqueeze_dim::<5>(2);
+        x.repeat_dim(2, n_heads / n_kv_heads).reshape([self.batch(), n_heads, self.max_keys, head_dim])
+    }
+
+    /// `[batch, heads, queries, width]` to `[tokens, heads * width]`.
+    fn pack_queries(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
+        let [batch, heads, queries, width] = x.dims();
+        let index = self.pack_index(&self.spec.q_lengths, self.max_queries);
+        x.swap_dims(1, 2).reshape([batch * queries, heads * width]).select(0, index)
+    }
+
+    /// `[batch, heads, keys, head_dim]` to `[tokens, kv_heads * head_dim]`, summed over the query heads
+    /// of each key head.
+    fn pack_keys(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
+        let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
+        let index = self.pack_index(&self.spec.kv_lengths, self.max_keys);
+        x.reshape([self.batch(), n_kv_heads, n_heads / n_kv_heads, self.max_keys, head_dim])
+            .sum_dim(2)
+            .squeeze_dim::<4>(2)
+            .swap_dims(1, 2)
+            .reshape([self.batch() * self.max_keys, n_kv_heads * head_dim])
+            .select(0, index)
+    }
+
+    /// Scaled and masked scores, `[batch, heads, queries, keys]`.
+    fn scores(&self, q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
+        q.matmul(k.transpose()).mul_scalar(self.spec.scale) + self.mask()
+    }
+
+    /// 0 where a query sees a key and [`HIDDEN`] elsewhere, `[batch, 1, queries, keys]`.
+    fn mask(&self) -> Tensor<B, 4> {
+        let spec = self.spec;
+        let mut mask = vec![HIDDEN; self.batch() * self.max_queries * self.max_keys];
+        for (sequence, (&q_length, &kv_length)) in spec.q_lengths.iter().zip(spec.kv_lengths.iter()).enumerate() {
+            for query in 0..q_length {
+                let row = (sequence * self.max_queries + query) * self.max_keys;
+                let visible = spec.visible(query, q_length, kv_length);
+                mask[row + visible.start..row + visible.end].fill(0.0);
+            }
+        }
+        let mask = TensorData::new(mask, [self.batch(), 1, self.max_queries, self.max_keys]);
+        Tensor::from_data(mask, (&self.device, self.dtype))
+    }
+
+    /// 0 where a probability is dropped and the scale of the others elsewhere, `[batch, heads, queries, keys]`.
+    fn dropout_factors(&self) -> Option<Tensor<B, 4>> {
+        let dropout = self.spec.dropout?;
+        let shape = [self.batch(), self.spec.n_heads, self.max_queries, self.max_keys];
+        let mut factors = Vec::with_capacity(shape.iter().product());
+        let mut first_query = 0;
+        for &q_length in self.spec.q_lengths.iter() {
+            for head in 0..self.spec.n_heads {
+                for query in 0..self.max_queries {
+                    let row = (first_query + query) * self.spec.n_heads + head;
+                    let keep = dropout.row_mask(row as u64);
+                    factors.extend(
+                        (0..self.max_keys).map(|key| if keep(key as u32) { dropout.scale() } else { 0.0 }),
+                    );
+                }
+            }
+            first_query += q_length;
+        }
+        Some(Tensor::from_data(TensorData::new(factors, shape), (&self.device, self.dtype)))
+    }
+
+    /// For each padded position, the packed row to read; padding reads row 0.
+    fn unpack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
+        let mut index = Vec::with_capacity(lengths.len() * max);
+        let mut first = 0;
+        for &length in lengths {
+            index.extend((0..max).map(|i| if i < length { (first + i) as i32 } else { 0 }));
+            first += length;
+        }
+        Tensor::from_data(index.as_slice(), &self.device)
+    }
+
+    /// For each packed row, the padded position to read.
+    fn pack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
+        let mut index = Vec::with_capacity(lengths.iter().sum());
+        for (sequence, &length) in lengths.iter().enumerate() {
+            index.extend((0..length).map(|i| (sequence * max + i) as i32));
+        }
+        Tensor::from_data(index.as_slice(), &self.device)
+    }
+}

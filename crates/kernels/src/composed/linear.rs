@@ -1,0 +1,38 @@
+//! Linear steps of burn operations.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use super::{unwrap, wrap};
+
+pub(crate) fn linear<B: Backend>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let x: Tensor<B, 2> = wrap(x);
+    let w: Tensor<B, 2> = wrap(w);
+    let y = x.clone().matmul(w.cast(x.dtype()));
+    unwrap(match bias {
+        Some(bias) => y + wrap::<B, 1>(bias).unsqueeze(),
+        None => y,
+    })
+}
+
+pub(crate) fn linear_input_grad<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+    let dy: Tensor<B, 2> = wrap(dy);
+    let w: Tensor<B, 2> = wrap(w);
+    let w = w.cast(dy.dtype());
+    unwrap(dy.matmul(w.transpose()))
+}
+
+pub(crate) fn linear_weight_grad<B: Backend>(x: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    let x: Tensor<B, 2> = wrap(x);
+    unwrap(x.transpose().matmul(wrap(dy)))
+}
+
+pub(crate) fn sum_rows<B: Backend>(dy: FloatTensor<B>) -> FloatTensor<B> {
+    let dy: Tensor<B, 2> = wrap(dy);
+    unwrap(dy.sum_dim(0).squeeze_dim::<1>(0))
+}

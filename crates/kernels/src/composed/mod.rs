@@ -1,0 +1,25 @@
+//! The default of every step, composed of burn operations: slow, portable, and the reference of the tests.
+
+mod activation;
+mod attention;
+mod linear;
+mod loss;
+mod norm;
+
+pub(crate) use activation::{dropout, gelu, gelu_saving};
+pub(crate) use attention::{attention_grads, attention_saving};
+pub(crate) use linear::{linear, linear_input_grad, linear_weight_grad, sum_rows};
+pub(crate) use loss::{cross_entropy_grad, cross_entropy_saving};
+pub(crate) use norm::{norm_input_grad, norm_saving};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorPrimitive};
+
+fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}

@@ -1,0 +1,209 @@
+//! The trait [`Kernels`]: the fused steps on tensor primitives, each with a composed default.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use crate::composed;
+use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+
+/// What the backward pass of a norm needs.
+#[derive(Clone, Debug)]
+pub struct NormState<T> {
+    /// The normalised input, before gamma and beta: `[tokens, d_model]`.
+    pub x_hat: T,
+    /// One over the standard deviation (or root mean square) of each row: `[tokens, 1]`.
+    pub inv_std: T,
+}
+
+/// Gradients of an attention's arguments; `None` where not asked for.
+#[derive(Clone, Debug)]
+pub struct AttentionGrads<T> {
+    /// Gradient of the queries.
+    pub q: Option<T>,
+    /// Gradient of the keys.
+    pub k: Option<T>,
+    /// Gradient of the values.
+    pub v: Option<T>,
+}
+
+/// A backend with the fused steps of a transformer.
+///
+/// Each method has a default made of burn operations. `x`, `dy`, … are `[tokens, width]` matrices,
+/// weights are `[d_input, d_output]`, and biases, gammas and betas vectors. A name ending in `_saving`
+/// is a forward that also returns what its backward needs; one ending in `_grad` is part of a backward.
+pub trait Kernels: Backend {
+    /// `x·w + bias`.
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        composed::linear::<Self>(x, w, bias)
+    }
+
+    /// Gradient of a linear step's input: `dy·wᵀ`.
+    fn linear_input_grad(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear_input_grad::<Self>(dy, w)
+    }
+
+    /// Gradient of a linear step's weight: `xᵀ·dy`.
+    fn linear_weight_grad(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear_weight_grad::<Self>(x, dy)
+    }
+
+    /// Sum over rows: the gradient of a bias or a beta.
+    fn sum_rows(dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::sum_rows::<Self>(dy)
+    }
+
+    /// Elementwise product of two tensors of one shape.
+    fn product(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_mul(a, b)
+    }
+
+    /// `gelu(x·w + bias)`.
+    fn linear_gelu_forward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        kind: Gelu,
+    ) -> FloatTensor<Self> {
+        Self::gelu_forward(Self::linear_forward(x, w, bias), kind)
+    }
+
+    /// `gelu(x·w + bias)` and the slope of the GELU at `x·w + bias`.
+    fn linear_gelu_saving(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        kind: Gelu,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        Self::gelu_saving(Self::linear_forward(x, w, bias), kind)
+    }
+
+    /// Gradient of the input of a linear step that an elementwise function of this slope follows:
+    /// `(dy ∘ slope)·wᵀ`.
+    fn linear_sloped_input_grad(
+        dy: FloatTensor<Self>,
+        slope: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear_input_grad(Self::product(dy, slope), w)
+    }
+
+    /// `gelu(x)`.
+    fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
+        composed::gelu::<Self>(x, kind)
+    }
+
+    /// `gelu(x)` and its slope `gelu'(x)`.
+    fn gelu_saving(x: FloatTensor<Self>, kind: Gelu) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::gelu_saving::<Self>(x, kind)
+    }
+
+    /// The norm of `dropout(x) + residual`, times gamma, plus beta.
+    fn norm_forward(
+        x: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        beta: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        composed::norm_saving::<Self>(x, residual, gamma, beta, dropout, spec).0
+    }
+
+    /// [`norm_forward`](Kernels::norm_forward) and what its backward needs.
+    fn norm_saving(
+        x: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        beta: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout>,
+        spec: NormSpec,
+    ) -> (FloatTensor<Self>, NormState<FloatTensor<Self>>) {
+        composed::norm_saving::<Self>(x, residual, gamma, beta, dropout, spec)
+    }
+
+    /// Gradient of `dropout(x) + residual`, the input of a norm.
+    fn norm_input_grad(
+        dy: FloatTensor<Self>,
+        state: NormState<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        composed::norm_input_grad::<Self>(dy, state, gamma, spec)
+    }
+
+    /// Gradient of a norm's gamma: the sum over rows of `dy ∘ x_hat`.
+    fn norm_gamma_grad(dy: FloatTensor<Self>, x_hat: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::sum_rows(Self::product(dy, x_hat))
+    }
+
+    /// Zeroes the dropped elements of `x` and scales the others. Its own gradient rule.
+    fn dropout_forward(x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
+        composed::dropout::<Self>(x, dropout)
+    }
+
+    /// Scaled dot-product attention over packed sequences.
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> FloatTensor<Self> {
+        composed::attention_saving::<Self>(q, k, v, spec).0
+    }
+
+    /// [`attention_forward`](Kernels::attention_forward) and the logarithm of each query's softmax denominator, `[queries, n_heads]`.
+    fn attention_saving(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::attention_saving::<Self>(q, k, v, spec)
+    }
+
+    /// Gradients of an attention from its arguments, its output, the `log_sums` of
+    /// [`attention_saving`](Kernels::attention_saving), and the output's gradient `dy`.
+    ///
+    /// `needed` says whether the gradients of q, k and v are wanted.
+    #[allow(clippy::too_many_arguments, reason = "they are the step's arguments and results")]
+    fn attention_grads(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        spec: &AttentionSpec,
+        needed: [bool; 3],
+    ) -> AttentionGrads<FloatTensor<Self>> {
+        composed::attention_grads::<Self>([q, k, v], y, log_sums, dy, spec, needed)
+    }
+
+    /// Mean over rows of the cross-entropy of `softmax(logits)` and a target class, `[1]`.
+    fn cross_entropy_forward(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        composed::cross_entropy_saving::<Self>(logits, targets).0
+    }
+
+    /// [`cross_entropy_forward`](Kernels::cross_entropy_forward) and the logarithm of each row's softmax
+    /// denominator, `[rows, 1]`.
+    fn cross_entropy_saving(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::cross_entropy_saving::<Self>(logits, targets)
+    }
+
+    /// Gradient of the logits of a cross-entropy: `(softmax(logits) - onehot(targets))·dy / rows`.
+    fn cross_entropy_grad(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
+    }
+}

@@ -1,0 +1,140 @@
+//! The fused steps as free functions over burn tensors.
+
+use burn::tensor::{Int, Tensor, TensorPrimitive};
+
+use crate::kernels::Kernels;
+use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+
+/// `x·w + bias`.
+///
+/// # Shapes
+/// - x: `[tokens, d_input]`, w: `[d_input, d_output]`, bias: `[d_output]`
+/// - output: `[tokens, d_output]`
+#[track_caller]
+pub fn linear<B: Kernels>(x: Tensor<B, 2>, w: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    check_linear("linear", &x, &w, bias.as_ref());
+    wrap(B::linear_forward(unwrap(x), unwrap(w), bias.map(unwrap)))
+}
+
+/// `gelu(x·w + bias)` in one pass.
+///
+/// # Shapes
+/// - x: `[tokens, d_input]`, w: `[d_input, d_output]`, bias: `[d_output]`
+/// - output: `[tokens, d_output]`
+#[track_caller]
+pub fn linear_gelu<B: Kernels>(
+    x: Tensor<B, 2>,
+    w: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    kind: Gelu,
+) -> Tensor<B, 2> {
+    check_linear("linear_gelu", &x, &w, bias.as_ref());
+    wrap(B::linear_gelu_forward(unwrap(x), unwrap(w), bias.map(unwrap), kind))
+}
+
+/// The Gaussian error linear unit (Hendrycks & Gimpel 2016), elementwise.
+pub fn gelu<B: Kernels>(x: Tensor<B, 2>, kind: Gelu) -> Tensor<B, 2> {
+    wrap(B::gelu_forward(unwrap(x), kind))
+}
+
+/// Layer norm (Ba et al. 2016) of `dropout(x) + residual` over the last dimension.
+///
+/// # Shapes
+/// - x, residual, output: `[tokens, d_model]`
+/// - gamma, beta: `[d_model]`
+#[track_caller]
+pub fn layer_norm<B: Kernels>(
+    x: Tensor<B, 2>,
+    residual: Option<Tensor<B, 2>>,
+    gamma: Tensor<B, 1>,
+    beta: Option<Tensor<B, 1>>,
+    eps: f64,
+    dropout: Option<Dropout>,
+) -> Tensor<B, 2> {
+    let [tokens, d_model] = x.dims();
+    if let Some(residual) = &residual {
+        let got = residual.dims();
+        assert!(got == [tokens, d_model], "layer_norm: residual is {got:?}, x [{tokens}, {d_model}]");
+    }
+    check_vector("layer_norm: gamma", &gamma, d_model);
+    if let Some(beta) = &beta {
+        check_vector("layer_norm: beta", beta, d_model);
+    }
+    wrap(B::norm_forward(
+        unwrap(x),
+        residual.map(unwrap),
+        unwrap(gamma),
+        beta.map(unwrap),
+        dropout,
+        NormSpec { centered: true, eps },
+    ))
+}
+
+/// RMS norm (Zhang & Sennrich 2019) over the last dimension.
+///
+/// # Shapes
+/// - x, output: `[tokens, d_model]`
+/// - gamma: `[d_model]`
+#[track_caller]
+pub fn rms_norm<B: Kernels>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
+    check_vector("rms_norm: gamma", &gamma, x.dims()[1]);
+    let spec = NormSpec { centered: false, eps };
+    wrap(B::norm_forward(unwrap(x), None, unwrap(gamma), None, None, spec))
+}
+
+/// Dropout with a counter-based mask (see [`Dropout`]).
+pub fn dropout<B: Kernels>(x: Tensor<B, 2>, d: Dropout) -> Tensor<B, 2> {
+    wrap(B::dropout_forward(unwrap(x), d))
+}
+
+/// Scaled dot-product attention over packed sequences, without padding.
+///
+/// # Shapes
+/// - q: `[Σ q_lengths, n_heads * head_dim]`
+/// - k, v: `[Σ kv_lengths, n_kv_heads * head_dim]`
+/// - output: as q
+#[track_caller]
+pub fn attention<B: Kernels>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    spec: &AttentionSpec,
+) -> Tensor<B, 2> {
+    spec.check(q.dims(), k.dims(), v.dims());
+    wrap(B::attention_forward(unwrap(q), unwrap(k), unwrap(v), spec))
+}
+
+/// Mean over rows of the cross-entropy of `softmax(logits)` and the target class.
+///
+/// # Shapes
+/// - logits: `[rows, classes]`, targets: `[rows]` with values below `classes`
+/// - output: `[1]`
+#[track_caller]
+pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    let ([rows, _], [n_targets]) = (logits.dims(), targets.dims());
+    assert!(rows == n_targets, "cross_entropy: {rows} rows of logits, {n_targets} targets");
+    wrap(B::cross_entropy_forward(unwrap(logits), targets.into_primitive()))
+}
+
+#[track_caller]
+fn check_linear<B: Kernels>(name: &str, x: &Tensor<B, 2>, w: &Tensor<B, 2>, bias: Option<&Tensor<B, 1>>) {
+    let ([_, d_input], [w_input, d_output]) = (x.dims(), w.dims());
+    assert!(d_input == w_input, "{name}: x is {:?}, w {:?}", x.dims(), w.dims());
+    if let Some(bias) = bias {
+        check_vector(name, bias, d_output);
+    }
+}
+
+#[track_caller]
+fn check_vector<B: Kernels>(name: &str, vector: &Tensor<B, 1>, length: usize) {
+    let [got] = vector.dims();
+    assert!(got == length, "{name} has {got} elements, expected {length}");
+}
+
+fn wrap<B: Kernels, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+fn unwrap<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}

@@ -1,0 +1,179 @@
+//! Options of the fused steps: dropout, the form of GELU, norms, and the layout of a packed attention.
+
+use std::sync::Arc;
+
+/// Counter-based dropout: whether an element is kept is a hash of the seed and its place, so the mask
+/// is the same on every backend and in the forward and the backward pass, and is never stored.
+///
+/// Kept values are scaled by `1 / (1 - p)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping an element, in `[0, 1)`.
+    pub p: f32,
+    /// Seed of the mask. Two steps with the same seed and shape drop the same elements.
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// The mask of row `row`: a function from the column to whether the element is kept.
+    ///
+    /// In [`attention`](crate::attention) the row is `query * n_heads + head`, with `query` counted over
+    /// the whole packed batch, and the column is the key's position in its own sequence.
+    pub fn row_mask(self, row: u64) -> impl Fn(u32) -> bool {
+        let key = self.row_key(row);
+        let threshold = self.threshold();
+        move |column| hash(key, column) >= threshold
+    }
+
+    /// Factor by which kept elements are multiplied.
+    pub fn scale(self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
+
+    /// Hashes below this are dropped.
+    pub(crate) fn threshold(self) -> u32 {
+        (f64::from(self.p) * 4_294_967_296.0) as u32
+    }
+
+    /// The two words that tell one row's hashes from another's.
+    pub(crate) fn row_key(self, row: u64) -> (u32, u32) {
+        let key = split_mix(self.seed ^ split_mix(row));
+        (key as u32, (key >> 32) as u32)
+    }
+}
+
+/// A 32-bit mix in the manner of `lowbias32`, with a key word before each of its two rounds.
+fn hash(key: (u32, u32), column: u32) -> u32 {
+    let mut x = column.wrapping_add(key.0);
+    x ^= x >> 16;
+    x = x.wrapping_mul(HASH_FACTORS[0]).wrapping_add(key.1);
+    x ^= x >> 15;
+    x = x.wrapping_mul(HASH_FACTORS[1]);
+    x ^ (x >> 16)
+}
+
+/// Multipliers of [`hash`].
+pub(crate) const HASH_FACTORS: [u32; 2] = [0x7feb_352d, 0x846c_a68b];
+
+/// The output function of SplitMix64 (Steele, Lea & Flood 2014).
+fn split_mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Which GELU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gelu {
+    /// `x·Φ(x)` with the exact normal distribution function (BERT).
+    Erf,
+    /// `x/2·(1 + tanh(√(2/π)(x + 0.044715 x³)))` (GPT-2, `gelu_new`).
+    Tanh,
+}
+
+/// Options of a norm over the last dimension.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Whether the mean is subtracted: a layer norm if so, an RMS norm otherwise.
+    pub centered: bool,
+    /// Added to the variance (or the mean square) before its root is taken.
+    pub eps: f64,
+}
+
+/// Layout and options of an attention over packed sequences.
+///
+/// Queries are `[Σ q_lengths, n_heads * head_dim]`, keys and values `[Σ kv_lengths, n_kv_heads * head_dim]`.
+/// The queries of sequence `i` are the last `q_lengths[i]` of its `kv_lengths[i]` positions, so that a
+/// step with a cache of keys and values has fewer queries than keys.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    /// Number of queries of each sequence.
+    pub q_lengths: Arc<[usize]>,
+    /// Number of keys of each sequence, at least that of its queries.
+    pub kv_lengths: Arc<[usize]>,
+    /// Heads of the queries, a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// Heads of the keys and values; each serves `n_heads / n_kv_heads` consecutive query heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores before the softmax, usually `1/√head_dim`.
+    pub scale: f32,
+    /// Whether a query sees only its own and earlier positions.
+    pub causal: bool,
+    /// A query at position `i` sees position `j` only if `|i - j| < window`.
+    pub window: Option<usize>,
+    /// Dropout on the attention probabilities.
+    pub dropout: Option<Dropout>,
+}
+
+impl AttentionSpec {
+    /// Attention of an encoder: every token sees all tokens of its sequence; scale `1/√head_dim`.
+    pub fn encoder(lengths: impl Into<Arc<[usize]>>, n_heads: usize, head_dim: usize) -> Self {
+        let lengths = lengths.into();
+        Self {
+            q_lengths: lengths.clone(),
+            kv_lengths: lengths,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            causal: false,
+            window: None,
+            dropout: None,
+        }
+    }
+
+    /// Attention of a decoder over whole sequences: a token sees itself and those before it.
+    pub fn decoder(
+        lengths: impl Into<Arc<[usize]>>,
+        n_heads: usize,
+        n_kv_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        Self { n_kv_heads, causal: true, ..Self::encoder(lengths, n_heads, head_dim) }
+    }
+
+    /// Total number of queries.
+    pub fn n_queries(&self) -> usize {
+        self.q_lengths.iter().sum()
+    }
+
+    /// Total number of keys.
+    pub fn n_keys(&self) -> usize {
+        self.kv_lengths.iter().sum()
+    }
+
+    /// The keys that query `query` of a sequence with these lengths sees, as a range of positions.
+    pub fn visible(&self, query: usize, q_length: usize, kv_length: usize) -> std::ops::Range<usize> {
+        let position = kv_length - q_length + query;
+        let window = self.window.unwrap_or(usize::MAX);
+        let first = (position + 1).saturating_sub(window);
+        let last = if self.causal { position + 1 } else { position.saturating_add(window).min(kv_length) };
+        first..last
+    }
+
+    /// Checks the layout against itself and the tensors' shapes.
+    #[track_caller]
+    pub(crate) fn check(&self, q: [usize; 2], k: [usize; 2], v: [usize; 2]) {
+        assert!(
+            self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads) && self.head_dim > 0,
+            "attention: {} heads over {} key heads of width {}",
+            self.n_heads,
+            self.n_kv_heads,
+            self.head_dim
+        );
+        assert!(self.window != Some(0), "attention: a window of 0 sees nothing");
+        assert!(
+            self.q_lengths.len() == self.kv_lengths.len()
+                && self.q_lengths.iter().zip(self.kv_lengths.iter()).all(|(q, kv)| q <= kv),
+            "attention: each sequence needs at least as many keys as queries"
+        );
+        let queries = [self.n_queries(), self.n_heads * self.head_dim];
+        let keys = [self.n_keys(), self.n_kv_heads * self.head_dim];
+        assert!(q == queries, "attention: queries are {q:?}, expected {queries:?}");
+        assert!(k == keys, "attention: keys are {k:?}, expected {keys:?}");
+        assert!(v == keys, "attention: values are {v:?}, expected {keys:?}");
+    }
+}
