@@ -1,0 +1,177 @@
+//! Files and folders that appear whole or not at all: written beside their place, synced, renamed.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use crate::CheckpointError;
+
+/// Writes a file, replacing one that is there: readers see the old content or the new, never a part.
+///
+/// # Errors
+/// [`Io`](CheckpointError::Io); the destination is then as it was.
+pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), CheckpointError> {
+    let path = path.as_ref();
+    let mut temporary = temporary_file(path)?;
+    temporary.write_all(bytes.as_ref()).map_err(|e| CheckpointError::io(path, "write", e))?;
+    persist(temporary, path)
+}
+
+/// Builds a folder under a temporary name beside `destination` and renames it when `build` succeeds. An existing
+/// destination must be an empty folder. Parents are created.
+///
+/// The error type is the caller's own; closures that use `?` on several kinds of error name it in their last
+/// expression, `Ok::<_, MyError>(…)`.
+///
+/// # Errors
+/// [`DestinationExists`](CheckpointError::DestinationExists), [`Io`](CheckpointError::Io), or what `build` says; in
+/// each case nothing remains.
+pub fn write_dir_atomic<T, E: From<CheckpointError>>(
+    destination: impl AsRef<Path>,
+    build: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    write_dir(destination.as_ref(), false, build)
+}
+
+/// As [`write_dir_atomic`], but a folder that is there is replaced, whatever it holds. It is moved aside and removed
+/// once the new one is in place; between the two renames there is no folder of the name.
+///
+/// # Errors
+/// As [`write_dir_atomic`]; after an error the old folder is in its place.
+pub fn replace_dir_atomic<T, E: From<CheckpointError>>(
+    destination: impl AsRef<Path>,
+    build: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    write_dir(destination.as_ref(), true, build)
+}
+
+fn write_dir<T, E: From<CheckpointError>>(
+    destination: &Path,
+    replace: bool,
+    build: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    let (parent, name) = split(destination)?;
+    // Before the work, so that hours are not spent for a place that is taken; and again at the rename.
+    check_free(destination, replace)?;
+    fs::create_dir_all(&parent).map_err(|e| CheckpointError::io(&parent, "create folder", e))?;
+    let mut builder = Builder::new();
+    let prefix = prefix(name);
+    builder.prefix(&prefix);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let temporary =
+        builder.tempdir_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
+    let value = build(temporary.path())?;
+    sync_tree(temporary.path())?;
+    commit_dir(temporary, destination, replace)?;
+    Ok(value)
+}
+
+/// Refuses a destination that holds something.
+pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), CheckpointError> {
+    match fs::read_dir(destination) {
+        Ok(mut entries) => match entries.next() {
+            Some(_) if !replace => Err(CheckpointError::DestinationExists { path: destination.to_owned() }),
+            _ => Ok(()),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(CheckpointError::io(destination, "use as a folder", e)),
+    }
+}
+
+fn commit_dir(temporary: TempDir, destination: &Path, replace: bool) -> Result<(), CheckpointError> {
+    let (parent, name) = split(destination)?;
+    check_free(destination, replace)?;
+    let renamed = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
+    };
+    // Succeeds on an empty folder only, which is then out of the way on every system.
+    if fs::remove_dir(destination).is_err() && destination.exists() {
+        let aside = Builder::new()
+            .prefix(&prefix(name))
+            .tempdir_in(&parent)
+            .map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
+        let old = aside.path().join("old");
+        renamed(destination, &old)?;
+        if let Err(error) = renamed(temporary.path(), destination) {
+            renamed(&old, destination)?;
+            return Err(error);
+        }
+    } else {
+        renamed(temporary.path(), destination)?;
+    }
+    // It has been renamed; there is nothing left to remove.
+    let _renamed: PathBuf = temporary.keep();
+    sync_folder(&parent)
+}
+
+/// An unnamed-looking file beside `path`, removed when dropped.
+pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointError> {
+    let (parent, name) = split(path)?;
+    let prefix = prefix(name);
+    let mut builder = Builder::new();
+    builder.prefix(&prefix);
+    // The default is readable by the owner only, which the renamed file would inherit; the umask still applies.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a file in", e))
+}
+
+/// Syncs and renames.
+pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
+    temporary.as_file().sync_all().map_err(|e| CheckpointError::io(path, "sync", e))?;
+    temporary.persist(path).map_err(|e| CheckpointError::io(path, "rename the finished file to", e.error))?;
+    let (parent, _) = split(path)?;
+    sync_folder(&parent)
+}
+
+/// Makes renames in a folder durable, where folders can be opened.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| CheckpointError::io(folder, "sync", e))?;
+    }
+    Ok(())
+}
+
+fn sync_tree(folder: &Path) -> Result<(), CheckpointError> {
+    let io = |e| CheckpointError::io(folder, "sync", e);
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let kind = entry.file_type().map_err(io)?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            let file = File::options().read(true).open(entry.path());
+            file.and_then(|f| f.sync_all()).map_err(|e| CheckpointError::io(&entry.path(), "sync", e))?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// The folder and the last name of a path.
+pub(crate) fn split(path: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
+    let Some(name) = path.file_name() else {
+        return Err(CheckpointError::malformed(
+            path,
+            "cannot be written to; give a path that ends in a name",
+        ));
+    };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    Ok((parent, name))
+}
+
+/// `.NAME.tmp-`: hidden, and of a kind to be recognised when a killed process has left one.
+fn prefix(name: &OsStr) -> std::ffi::OsString {
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".tmp-");
+    prefix
+}

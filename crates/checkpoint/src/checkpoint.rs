@@ -1,0 +1,253 @@
+//! An open checkpoint: the tensors of one file or of all shards of a folder, read one at a time.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::{
+    CheckpointError, TensorInfo,
+    convert::{extend_f32, extend_f64, transpose_f32},
+    error::{nearest, printable},
+    map::Bytes,
+    resolve::{self, Prefer},
+    source::{Entry, Layout, Table},
+};
+
+/// Bytes that are converted before their pages are let go; a multiple of every element size.
+const SPAN: usize = 8 << 20;
+
+/// The tensors of a file or folder, mapped and not yet read.
+///
+/// Opening reads and checks headers only. Each read copies one tensor out of the map, converted, and lets the
+/// file's pages go behind it, so that what stays resident is what the caller keeps. Shared by reference between
+/// threads.
+///
+/// While a checkpoint is open its files must not be changed in place or truncated (the writers of this crate never
+/// do, they replace): a truncated mapped file ends the process on most systems.
+///
+/// # Formats
+/// By content, not by name: safetensors; the zip files of `torch.save` and its format from before 1.6, whose pickle
+/// is interpreted by a machine that knows tensors, dictionaries, lists, strings and numbers and executes nothing.
+/// Big-endian files, sparse and quantised tensors and whole pickled modules are refused.
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<Bytes>,
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a tensor file, a shard index (`*.index.json`), or a folder. In a folder the first of these counts:
+    /// `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json`,
+    /// `adapter_model.safetensors`, `adapter_model.bin`.
+    ///
+    /// With an index, the index says which tensors there are; others in its shards are left out.
+    ///
+    /// # Errors
+    /// [`NoCheckpoint`](CheckpointError::NoCheckpoint) with what was looked for; `Malformed`, `BadTensor` or
+    /// `ForbiddenGlobal` for a file that breaks its format; `Io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        resolve::open(path.as_ref(), Prefer::Model)
+    }
+
+    /// As [`open`](Self::open), but in a folder that holds both a model and an adapter, the adapter's files count.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_adapter(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        resolve::open(path.as_ref(), Prefer::Adapter)
+    }
+
+    /// A checkpoint in memory, in any of the formats; `label` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(label: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
+        let path = label.into();
+        let table = resolve::parse(&path, &bytes)?;
+        Ok(Self::of_one(path, Bytes::Owned(bytes), table))
+    }
+
+    pub(crate) fn of_one(path: PathBuf, file: Bytes, table: Table) -> Self {
+        Self { path, files: vec![file], tensors: table.tensors, metadata: table.metadata }
+    }
+
+    pub(crate) fn of_shards(path: PathBuf, files: Vec<Bytes>, table: Table) -> Self {
+        Self { path, files, tensors: table.tensors, metadata: table.metadata }
+    }
+
+    /// The names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The number of tensors.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there is no tensor at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// The bytes of all tensors together, as stored; a tensor under two names counts twice.
+    #[must_use]
+    pub fn byte_size(&self) -> usize {
+        self.tensors.values().fold(0, |sum, entry| sum.saturating_add(entry.info.byte_size()))
+    }
+
+    /// Shape and type of a tensor.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|entry| &entry.info)
+    }
+
+    /// Whether there is a tensor of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The file that was opened; for a folder, the file or index inside that was chosen.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The strings stored beside the tensors: safetensors' `__metadata__`, an index's `metadata`, the strings and
+    /// numbers beside a `.bin`'s state dict.
+    #[must_use]
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The elements in row-major order as f32, from any type; f64 and integers are rounded to nearest.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor).
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.entry(name)?;
+        let mut out = Vec::with_capacity(entry.info.numel());
+        self.each_span(entry, |span| extend_f32(entry.info.dtype, span, &mut out));
+        Ok(out)
+    }
+
+    /// The elements in row-major order as f64, from any type; 64-bit integers are rounded to nearest.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor).
+    pub fn read_f64(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
+        let entry = self.entry(name)?;
+        let mut out = Vec::with_capacity(entry.info.numel());
+        self.each_span(entry, |span| extend_f64(entry.info.dtype, span, &mut out));
+        Ok(out)
+    }
+
+    /// A matrix `[a, b]` as the row-major f32 elements of its transpose `[b, a]`: PyTorch keeps a linear layer's
+    /// weight as `[d_output, d_input]`.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor), and [`BadTensor`](CheckpointError::BadTensor) for a tensor
+    /// that is not a matrix.
+    pub fn read_f32_transposed(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.entry(name)?;
+        let &[rows, columns] = entry.info.shape.as_slice() else {
+            let reason = format!("expected a matrix to transpose, got {} dimensions", entry.info.shape.len());
+            return Err(CheckpointError::tensor(&self.path, name, reason));
+        };
+        let file = &self.files[entry.source];
+        let mut out = vec![0f32; entry.info.numel()];
+        match entry.bytes(file.as_slice()) {
+            Cow::Borrowed(bytes) => {
+                transpose_f32(entry.info.dtype, bytes, [rows, columns], &mut out, |band| file.release(band));
+            }
+            Cow::Owned(bytes) => transpose_f32(entry.info.dtype, &bytes, [rows, columns], &mut out, |_| ()),
+        }
+        Ok(out)
+    }
+
+    /// The little-endian bytes of a tensor in row-major order, borrowed from the map where they lie so.
+    ///
+    /// Borrowed bytes stay resident once touched; [`release`](Self::release) lets them go.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor).
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        let entry = self.entry(name)?;
+        Ok(entry.bytes(self.files[entry.source].as_slice()))
+    }
+
+    /// Lets go of the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
+    /// nothing to let go. The bytes remain readable, they are fetched again.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name)
+            && let Layout::Contiguous { .. } = entry.layout
+            && let Cow::Borrowed(bytes) = entry.bytes(self.files[entry.source].as_slice())
+        {
+            self.files[entry.source].release(bytes);
+        }
+    }
+
+    /// A hash of the tensors' names, types, shapes and elements, as 32 hexadecimal digits (XXH3, 128 bits).
+    ///
+    /// It identifies a model, whichever format, sharding or order of the files it is stored in; metadata are left
+    /// out. It is no protection against somebody who makes two models of one hash on purpose. Reads every byte.
+    #[must_use]
+    pub fn content_hash(&self) -> String {
+        let mut hash = Xxh3Default::new();
+        for (name, entry) in &self.tensors {
+            // Lengths come before what they count, so that no two contents give the same stream.
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+            hash.update(entry.info.dtype.name().as_bytes());
+            hash.update(&(entry.info.shape.len() as u64).to_le_bytes());
+            for &dim in &entry.info.shape {
+                hash.update(&(dim as u64).to_le_bytes());
+            }
+            self.each_span(entry, |span| hash.update(span));
+        }
+        format!("{:032x}", hash.digest128())
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
+        self.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            tensor: printable(name),
+            count: self.tensors.len(),
+            nearest: nearest(name, self.names())
+                .map_or_else(|| "none".to_owned(), |near| format!("'{}'", printable(near))),
+        })
+    }
+
+    /// Hands out a tensor's bytes in spans of whole elements, letting each span's pages go after it.
+    fn each_span(&self, entry: &Entry, mut f: impl FnMut(&[u8])) {
+        let file = &self.files[entry.source];
+        match entry.bytes(file.as_slice()) {
+            Cow::Borrowed(bytes) => {
+                for span in bytes.chunks(SPAN) {
+                    f(span);
+                    file.release(span);
+                }
+            }
+            Cow::Owned(bytes) => f(&bytes),
+        }
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("files", &self.files.len())
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,209 @@
+//! What can go wrong with a tensor file; every message is one line that says where, what and what to do next.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// An error of reading or writing tensor files.
+///
+/// Names that come out of a file are escaped and shortened before they are shown, so that a hostile file can
+/// neither break the line nor flood the log.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The operating system refused; the message of a full disk is here.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done, as a verb: «open», «write», «rename to …».
+        action: String,
+        /// The system's own error.
+        source: io::Error,
+    },
+    /// A folder without a checkpoint, or a path that does not exist.
+    #[error("{}: no checkpoint found; looked for {looked_for}", path.display())]
+    NoCheckpoint {
+        /// The path that was given.
+        path: PathBuf,
+        /// The names tried, in order.
+        looked_for: String,
+    },
+    /// The file as a whole breaks its format.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+    /// One tensor of the file breaks the format, or has a type that is not supported.
+    #[error("{}: tensor '{tensor}': {reason}", path.display())]
+    BadTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name, made fit to print.
+        tensor: String,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+    /// A pickle wants something that is not tensor data. Nothing was executed.
+    #[error(
+        "{}: the pickle refers to '{global}', which is not tensor data and is not executed; \
+         save model.state_dict() alone, or convert the file to safetensors", path.display()
+    )]
+    ForbiddenGlobal {
+        /// The file.
+        path: PathBuf,
+        /// `module.name` of the Python object, made fit to print.
+        global: String,
+    },
+    /// A tensor was asked for that the checkpoint lacks.
+    #[error("{}: no tensor '{tensor}' among {count}; nearest: {nearest}", path.display())]
+    MissingTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The name asked for.
+        tensor: String,
+        /// How many tensors there are.
+        count: usize,
+        /// The name with the smallest edit distance, or «none».
+        nearest: String,
+    },
+    /// A finite value that the output type cannot hold.
+    #[error("{}: tensor '{tensor}': {value:e} overflows {dtype}; write bf16 or f32 instead", path.display())]
+    Overflow {
+        /// The file being written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The offending value.
+        value: f32,
+        /// The type asked for.
+        dtype: &'static str,
+    },
+    /// The destination exists and holds something.
+    #[error("{}: already exists and is not empty; choose another path, or ask to replace it", path.display())]
+    DestinationExists {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// A partial output was made by a different job, or is in use by one that runs.
+    #[error("{}: cannot resume: {reason}", path.display())]
+    CannotResume {
+        /// The partial output.
+        path: PathBuf,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// A stream was finished before every planned tensor was written.
+    #[error("{}: {missing} planned tensors were never written, the first is '{first}'", path.display())]
+    Unfinished {
+        /// The file or folder being written.
+        path: PathBuf,
+        /// How many are missing.
+        missing: usize,
+        /// The first of them, in the plan's order.
+        first: String,
+    },
+}
+
+impl CheckpointError {
+    pub(crate) fn io(path: &Path, action: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), action: action.into(), source }
+    }
+
+    pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Self {
+        Self::BadTensor { path: path.to_owned(), tensor: printable(tensor), reason: reason.into() }
+    }
+}
+
+/// What a parser found, before anyone has said which file it was.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The file as a whole.
+    File(String),
+    /// One tensor: name and reason.
+    Tensor(String, String),
+    /// A global of a pickle.
+    Global(String),
+}
+
+impl Fault {
+    pub(crate) fn file(reason: impl Into<String>) -> Self {
+        Self::File(reason.into())
+    }
+
+    pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> Self {
+        Self::Tensor(name.to_owned(), reason.into())
+    }
+
+    /// Names the file.
+    pub(crate) fn at(self, path: &Path) -> CheckpointError {
+        match self {
+            Self::File(reason) => CheckpointError::malformed(path, reason),
+            Self::Tensor(name, reason) => CheckpointError::tensor(path, &name, reason),
+            Self::Global(global) => {
+                CheckpointError::ForbiddenGlobal { path: path.to_owned(), global: printable(&global) }
+            }
+        }
+    }
+}
+
+/// A name out of a file as it may be printed: control characters escaped, at most 120 characters.
+pub(crate) fn printable(name: &str) -> String {
+    const LIMIT: usize = 120;
+    let mut shown: String = name.chars().take(LIMIT).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LIMIT).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// The name with the smallest edit distance to `wanted`, if any.
+pub(crate) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names.min_by_key(|name| edit_distance(wanted, name))
+}
+
+/// Levenshtein distance of the first 200 bytes: enough for any sane name, bounded for the others.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (&a.as_bytes()[..a.len().min(200)], &b.as_bytes()[..b.len().min(200)]);
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_stay_on_one_short_line() {
+        let shown = printable(&format!("a\n\u{1b}[31m{}", "x".repeat(1000)));
+        assert!(shown.starts_with("a\\n\\u{1b}[31mxx"), "{shown}");
+        assert!(shown.chars().count() < 140 && shown.ends_with('…'));
+        assert_eq!(printable("layer.0.weight"), "layer.0.weight");
+    }
+
+    #[test]
+    fn nearest_is_by_edit_distance() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+        let names = ["k_proj", "q_proj", "gate_proj"];
+        assert_eq!(nearest("q_porj", names.into_iter()), Some("q_proj"));
+        assert_eq!(nearest("x", std::iter::empty()), None);
+    }
+}

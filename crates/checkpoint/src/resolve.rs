@@ -1,0 +1,197 @@
+//! From a path to a checkpoint: which file of a folder counts, which format a file has, what an index names.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    Checkpoint, CheckpointError,
+    error::{Fault, printable},
+    header::{self, MAX_HEADER, Strings},
+    map::Bytes,
+    source::Table,
+};
+
+/// The file names of a model folder, best first.
+const MODEL: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+/// The file names of an adapter folder, best first.
+const ADAPTER: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// Whose files come first in a folder that has both.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Prefer {
+    Model,
+    Adapter,
+}
+
+pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, CheckpointError> {
+    if path.is_dir() {
+        let order: Vec<&str> = match prefer {
+            Prefer::Model => MODEL.into_iter().chain(ADAPTER).collect(),
+            Prefer::Adapter => ADAPTER.into_iter().chain(MODEL).collect(),
+        };
+        // Not is_file(): what is there but of the wrong kind is to be an error, not to be passed over.
+        match order.iter().map(|name| path.join(name)).find(|file| file.exists()) {
+            Some(file) => open_file(&file),
+            None => {
+                Err(CheckpointError::NoCheckpoint { path: path.to_owned(), looked_for: order.join(", ") })
+            }
+        }
+    } else if path.exists() {
+        open_file(path)
+    } else {
+        let looked_for = "a file or folder of this name".to_owned();
+        Err(CheckpointError::NoCheckpoint { path: path.to_owned(), looked_for })
+    }
+}
+
+fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return open_index(path);
+    }
+    let file = Bytes::map(path)?;
+    let table = parse(path, file.as_slice())?;
+    Ok(Checkpoint::of_one(path.to_owned(), file, table))
+}
+
+/// Parses a file by its content.
+pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Table, CheckpointError> {
+    // A safetensors file has the opening brace of its header at byte 8; neither a zip (a compression method) nor
+    // the old torch format (the middle of a magic number) can.
+    if file.get(8) == Some(&b'{') {
+        return header::parse(file).map_err(|fault| fault.at(path));
+    }
+    let name = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let fault = if file.starts_with(b"version https://git-lfs") {
+        Fault::file("a git-lfs pointer instead of the file; run `git lfs pull`")
+    } else if name == "safetensors" {
+        // Gives the precise reason.
+        return header::parse(file).map_err(|fault| fault.at(path));
+    } else {
+        Fault::file("neither safetensors nor a file of torch.save")
+    };
+    Err(fault.at(path))
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    metadata: serde_json::Map<String, serde_json::Value>,
+    weight_map: Strings,
+}
+
+/// What an index says: its metadata as strings, and the tensors of each shard.
+type Shards = (BTreeMap<String, String>, BTreeMap<String, Vec<String>>);
+
+pub(crate) fn parse_index(text: &[u8]) -> Result<Shards, Fault> {
+    let index: Index = serde_json::from_slice(text)
+        .map_err(|e| Fault::file(format!("shard index: {}", printable(&e.to_string()))))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in index.weight_map.0 {
+        if !is_inside(&shard) {
+            return Err(Fault::tensor(
+                &tensor,
+                format!("the index names the shard '{}', which is outside its folder", printable(&shard)),
+            ));
+        }
+        shards.entry(shard).or_default().push(tensor);
+    }
+    let metadata = index.metadata.into_iter().filter_map(|(key, value)| match value {
+        serde_json::Value::String(text) => Some((key, text)),
+        serde_json::Value::Number(number) => Some((key, number.to_string())),
+        _ => None,
+    });
+    Ok((metadata.collect(), shards))
+}
+
+/// Whether a shard's name stays in the index's folder on every system.
+fn is_inside(shard: &str) -> bool {
+    let path = Path::new(shard);
+    !shard.contains(['\\', ':', '\0'])
+        && path.components().next().is_some()
+        && path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn open_index(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let meta = fs::metadata(path).map_err(|e| CheckpointError::io(path, "open", e))?;
+    if !meta.is_file() || meta.len() > MAX_HEADER {
+        return Err(CheckpointError::malformed(path, format!("not a file of at most {MAX_HEADER} bytes")));
+    }
+    let text = fs::read(path).map_err(|e| CheckpointError::io(path, "read", e))?;
+    let (metadata, shards) = parse_index(&text).map_err(|fault| fault.at(path))?;
+    let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+    let mut files = Vec::with_capacity(shards.len());
+    let mut all = Table { metadata, ..Table::default() };
+    for (shard, names) in shards {
+        let shard_path = folder.join(&shard);
+        if !shard_path.exists() {
+            let reason = format!(
+                "the index names the shard '{}', which is missing; download it again",
+                printable(&shard)
+            );
+            return Err(CheckpointError::malformed(path, reason));
+        }
+        let file = Bytes::map(&shard_path)?;
+        let mut table = parse(&shard_path, file.as_slice())?;
+        for name in names {
+            let Some(mut entry) = table.tensors.remove(&name) else {
+                let reason = "the index places it in this shard, which lacks it; rebuild the index";
+                return Err(CheckpointError::tensor(&shard_path, &name, reason));
+            };
+            entry.source = files.len();
+            all.tensors.insert(name, entry);
+        }
+        for (key, value) in table.metadata {
+            all.metadata.entry(key).or_insert(value);
+        }
+        files.push(file);
+    }
+    Ok(Checkpoint::of_shards(path.to_owned(), files, all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_stay_in_the_folder() {
+        for name in ["model-00001-of-00002.safetensors", "part/a.bin"] {
+            assert!(is_inside(name), "{name}");
+        }
+        for name in ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "c:\\x", "..\\x", "a\0b", "./x"] {
+            assert!(!is_inside(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_index_is_grouped_by_shard() {
+        let (metadata, shards) = parse_index(
+            br#"{"metadata":{"total_size":8,"format":"pt","x":[1]},"weight_map":{"b":"1","a":"2","c":"1"}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            metadata.into_iter().collect::<Vec<_>>(),
+            [("format".to_owned(), "pt".to_owned()), ("total_size".to_owned(), "8".to_owned())]
+        );
+        assert_eq!(shards["1"], ["b", "c"]);
+        assert_eq!(shards["2"], ["a"]);
+        for bad in [
+            r#"{"weight_map":{"a":"1","a":"2"}}"#,
+            r#"{"weight_map":[]}"#,
+            "{}",
+            "",
+            r#"{"weight_map":{"a":1}}"#,
+        ] {
+            assert!(parse_index(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
