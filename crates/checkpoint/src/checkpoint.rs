@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    convert::Infallible,
     fmt,
     path::{Path, PathBuf},
 };
@@ -229,14 +230,29 @@ impl Checkpoint {
 
     /// Hands out a tensor's bytes in spans of whole elements, letting each span's pages go after it.
     fn each_span(&self, entry: &Entry, mut f: impl FnMut(&[u8])) {
+        let Ok(()) = self.spans(entry, |span| {
+            f(span);
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    /// As [`each_span`](Self::each_span), by name, up to the first error.
+    pub(crate) fn try_each_span(
+        &self,
+        name: &str,
+        f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        self.spans(self.entry(name)?, f)
+    }
+
+    fn spans<E>(&self, entry: &Entry, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let file = &self.files[entry.source];
         match entry.bytes(file.as_slice()) {
-            Cow::Borrowed(bytes) => {
-                for span in bytes.chunks(SPAN) {
-                    f(span);
-                    file.release(span);
-                }
-            }
+            Cow::Borrowed(bytes) => bytes.chunks(SPAN).try_for_each(|span| {
+                f(span)?;
+                file.release(span);
+                Ok(())
+            }),
             Cow::Owned(bytes) => f(&bytes),
         }
     }

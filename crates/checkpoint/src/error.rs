@@ -50,7 +50,7 @@ pub enum CheckpointError {
     },
     /// A pickle wants something that is not tensor data. Nothing was executed.
     #[error(
-        "{}: the pickle refers to '{global}', which is not tensor data and is not executed; \
+        "{}: the pickle refers to '{global}', which is not plain tensor data, and nothing of it is executed; \
          save model.state_dict() alone, or convert the file to safetensors", path.display()
     )]
     ForbiddenGlobal {

@@ -3,11 +3,14 @@
 //! Format: <https://github.com/huggingface/safetensors#format>. Everything is checked against the file's size
 //! before anything of that size is allocated.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, btree_map::Entry as Slot},
+    fmt,
+};
 
 use serde::{
     Deserialize,
-    de::{self, IgnoredAny, MapAccess, Visitor},
+    de::{self, MapAccess, Visitor},
 };
 
 use crate::{
@@ -143,11 +146,15 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 if metadata.replace(strings).is_some() {
                     return Err(de::Error::custom("two __metadata__ sections"));
                 }
-            } else if tensors.contains_key(&name) {
-                map.next_value::<IgnoredAny>()?;
-                return Err(de::Error::custom(format!("two tensors named '{}'", printable(&name))));
-            } else {
-                tensors.insert(name, map.next_value()?);
+                continue;
+            }
+            match tensors.entry(name) {
+                Slot::Vacant(slot) => {
+                    slot.insert(map.next_value()?);
+                }
+                Slot::Occupied(slot) => {
+                    return Err(de::Error::custom(format!("two tensors named '{}'", printable(slot.key()))));
+                }
             }
         }
         Ok(Header { metadata: metadata.unwrap_or_default(), tensors })
@@ -174,11 +181,15 @@ impl<'de> Visitor<'de> for StringsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
         let mut strings = BTreeMap::new();
-        while let Some((key, value)) = map.next_entry::<String, String>()? {
-            if strings.contains_key(&key) {
-                return Err(de::Error::custom(format!("two entries named '{}'", printable(&key))));
+        while let Some(key) = map.next_key::<String>()? {
+            match strings.entry(key) {
+                Slot::Vacant(slot) => {
+                    slot.insert(map.next_value()?);
+                }
+                Slot::Occupied(slot) => {
+                    return Err(de::Error::custom(format!("two entries named '{}'", printable(slot.key()))));
+                }
             }
-            strings.insert(key, value);
         }
         Ok(Strings(strings))
     }

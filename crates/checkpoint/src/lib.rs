@@ -1,7 +1,8 @@
 //! Tensor files of the Hugging Face world, as host arrays: read strictly and lazily, written whole or not at all.
 //!
 //! [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin`, without executing its
-//! pickle) and hands out one tensor at a time. [`write_safetensors`] writes a file;
+//! pickle) and hands out one tensor at a time. [`write_safetensors`] writes a file,
+//! [`StreamWriter`] one that is larger than memory;
 //! [`write_atomic`] and [`write_dir_atomic`] do the same for anything else.
 //!
 //! ```
@@ -19,15 +20,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may"))]
+
 mod atomic;
 mod checkpoint;
 mod convert;
 mod dtype;
 mod error;
 mod header;
+mod journal;
 mod map;
+mod plan;
 mod resolve;
 mod source;
+mod stream;
+mod torch;
 mod write;
 
 pub use self::{
@@ -35,5 +42,7 @@ pub use self::{
     checkpoint::Checkpoint,
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
+    plan::{StreamOptions, TensorPlan},
+    stream::StreamWriter,
     write::{NamedTensor, write_safetensors},
 };

@@ -14,6 +14,7 @@ use crate::{
     header::{self, MAX_HEADER, Strings},
     map::Bytes,
     source::Table,
+    torch,
 };
 
 /// The file names of a model folder, best first.
@@ -54,6 +55,12 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
     }
 }
 
+/// The first file of a folder, by name, that has a tensor file's extension.
+fn other_tensor_file(folder: &Path) -> Option<String> {
+    let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| [".safetensors", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))).min()
+}
+
 fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return open_index(path);
@@ -69,6 +76,9 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Table, CheckpointError> 
     // the old torch format (the middle of a magic number) can.
     if file.get(8) == Some(&b'{') {
         return header::parse(file).map_err(|fault| fault.at(path));
+    }
+    if torch::recognises(file) {
+        return torch::parse(file).map_err(|fault| fault.at(path));
     }
     let name = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let fault = if file.starts_with(b"version https://git-lfs") {
