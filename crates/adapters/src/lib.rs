@@ -1,1 +1,22 @@
-//! See the crate description in Cargo.toml.
+//! Low-rank adapters for burn models: an [`AdapterSet`] owns every trainable factor, keyed by [`Site`];
+//! the base it sits on stays untouched. Forward passes multiply by the factors (`x·A·B`) and never form
+//! `W + A·B`.
+//!
+//! Row-vector convention: `y = x·W + b`, `W` `[d_input, d_output]`. Adapters are read from and written to
+//! PEFT's own folder format ([`peft`]).
+
+pub mod config;
+pub mod error;
+pub mod init;
+pub mod lora;
+pub mod lotr;
+pub mod peft;
+pub mod set;
+pub mod site;
+pub mod targets;
+
+pub use config::{AdapterConfig, Method};
+pub use error::{AdapterError, Result};
+pub use set::{Adapter, AdapterSet, Slot};
+pub use site::{Mode, Site};
+pub use targets::{Pattern, Targets};

@@ -1,0 +1,81 @@
+//! The crate's error type.
+
+use std::path::PathBuf;
+
+/// What can go wrong when adapters are configured, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// `--targets` (or an exclusion, or a layer subset) left no site.
+    #[error("no layer matches '{pattern}'; nearest: {nearest}")]
+    NoMatch {
+        /// The pattern that was given.
+        pattern: String,
+        /// The most similar module names of the model, with how many layers carry each.
+        nearest: String,
+    },
+    /// A regular expression that does not compile.
+    #[error("targets '{pattern}' is not a valid regular expression: {reason}")]
+    BadRegex {
+        /// The expression.
+        pattern: String,
+        /// What the regex engine says.
+        reason: String,
+    },
+    /// A rank of zero, or above what the layer can use.
+    #[error("rank {rank} is out of range for {site} ({d_input} -> {d_output}); use 1..={max}")]
+    RankOutOfRange {
+        /// Requested rank.
+        rank: usize,
+        /// Module path of the site.
+        site: String,
+        /// Input width.
+        d_input: usize,
+        /// Output width.
+        d_output: usize,
+        /// Largest useful rank.
+        max: usize,
+    },
+    /// A hyper-parameter outside its range.
+    #[error("{name} = {value} is out of range; expected {expected}")]
+    BadValue {
+        /// Name of the hyper-parameter.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// The valid range.
+        expected: &'static str,
+    },
+    /// LoTR groups slices of one shape only.
+    #[error("lotr group of {site} mixes shapes: {got} beside {expected}; adapt one shape per group")]
+    MixedShapes {
+        /// The site that does not fit.
+        site: String,
+        /// Its shape.
+        got: String,
+        /// The group's shape.
+        expected: String,
+    },
+    /// An adapter folder whose tensors do not fit the model or the config.
+    #[error("{}: adapter tensors do not fit: {details}", path.display())]
+    Tensors {
+        /// Adapter folder.
+        path: PathBuf,
+        /// Missing, unexpected and misshaped keys.
+        details: String,
+    },
+    /// A config that cannot be understood.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The config file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor file that cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] lowrank_checkpoint::CheckpointError),
+}
+
+/// Result with [`AdapterError`].
+pub type Result<T> = std::result::Result<T, AdapterError>;

@@ -1,0 +1,213 @@
+//! Which sites an adapter takes: names, suffixes, a regular expression or every linear layer.
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AdapterError, Result};
+use crate::site::Site;
+
+/// Selection of sites, as PEFT's `target_modules` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Pattern {
+    /// Names or path suffixes (`query`, `attention.self.query`).
+    Names(Vec<String>),
+    /// `all-linear`, or a regular expression that must match the whole path.
+    Expression(String),
+}
+
+/// The word that takes every linear layer but the head.
+pub const ALL_LINEAR: &str = "all-linear";
+
+impl Pattern {
+    /// Reads the command line's form: `all-linear`, a comma-separated list of names, or else a regular
+    /// expression over whole paths.
+    pub fn parse(text: &str) -> Self {
+        let text = text.trim();
+        let is_name = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
+        let names: Vec<String> = text.split(',').map(|s| s.trim().to_string()).collect();
+        if text != ALL_LINEAR && names.iter().all(|n| is_name(n)) {
+            Self::Names(names)
+        } else {
+            Self::Expression(text.to_string())
+        }
+    }
+
+    fn matcher(&self) -> Result<Box<dyn Fn(&Site) -> bool>> {
+        match self {
+            Self::Names(names) => {
+                let names = names.clone();
+                Ok(Box::new(move |site| names.iter().any(|name| has_suffix(&site.path, name))))
+            }
+            Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| !site.head)),
+            Self::Expression(text) => {
+                let regex = Regex::new(&format!("^(?:{text})$"))
+                    .map_err(|e| AdapterError::BadRegex { pattern: text.clone(), reason: last_line(&e.to_string()) })?;
+                Ok(Box::new(move |site| regex.is_match(&site.path)))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Names(names) => f.write_str(&names.join(",")),
+            Self::Expression(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Whether `path` is `name` or ends in `.name`.
+pub(crate) fn has_suffix(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().last().unwrap_or(text).trim().trim_start_matches("error: ").to_string()
+}
+
+/// Which sites to adapt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Targets {
+    /// What to take.
+    pub include: Pattern,
+    /// What to leave out of it.
+    pub exclude: Option<Pattern>,
+    /// Transformer layers to take, all when absent.
+    pub layers: Option<Vec<usize>>,
+}
+
+impl Targets {
+    /// Everything that `include` matches.
+    pub fn new(include: Pattern) -> Self {
+        Self { include, exclude: None, layers: None }
+    }
+
+    /// Indices of the sites taken, in the model's order.
+    ///
+    /// # Errors
+    /// [`AdapterError::NoMatch`] naming the nearest modules when nothing is left, and
+    /// [`AdapterError::BadRegex`].
+    pub fn select(&self, sites: &[Site]) -> Result<Vec<usize>> {
+        let include = self.include.matcher()?;
+        let exclude = self.exclude.as_ref().map(Pattern::matcher).transpose()?;
+        let in_layers = |site: &Site| match (&self.layers, site.layer) {
+            (Some(layers), Some(layer)) => layers.contains(&layer),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        if let Pattern::Names(names) = &self.include {
+            // Each name must find something: a misspelt one among several would pass unseen.
+            for name in names {
+                if !sites.iter().any(|s| has_suffix(&s.path, name)) {
+                    return Err(no_match(name, sites));
+                }
+            }
+        }
+        let taken: Vec<usize> = sites
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| include(s) && in_layers(s) && !exclude.as_ref().is_some_and(|e| e(s)))
+            .map(|(index, _)| index)
+            .collect();
+        if taken.is_empty() { Err(no_match(&self.include.to_string(), sites)) } else { Ok(taken) }
+    }
+}
+
+/// The error that names the three nearest module names.
+fn no_match(pattern: &str, sites: &[Site]) -> AdapterError {
+    let mut names: Vec<(String, usize)> = Vec::new();
+    for site in sites {
+        match names.iter_mut().find(|(name, _)| name == site.name()) {
+            Some((_, count)) => *count += 1,
+            None => names.push((site.name().to_string(), 1)),
+        }
+    }
+    let wanted = pattern.rsplit('.').next().unwrap_or(pattern);
+    names.sort_by_key(|(name, _)| edit_distance(name, wanted));
+    let nearest: Vec<String> = names
+        .iter()
+        .take(3)
+        .map(|(name, n)| format!("'{name}' ({n} {})", if *n == 1 { "layer" } else { "layers" }))
+        .collect();
+    AdapterError::NoMatch { pattern: pattern.to_string(), nearest: nearest.join(", ") }
+}
+
+/// Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &cb) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn sites() -> Vec<Site> {
+        let mut sites: Vec<Site> = (0..3)
+            .flat_map(|layer| {
+                ["attention.self.query", "attention.self.key", "output.dense"].map(|kind| Site {
+                    path: format!("bert.encoder.layer.{layer}.{kind}"),
+                    layer: Some(layer),
+                    d_input: 8,
+                    d_output: 8,
+                    head: false,
+                })
+            })
+            .collect();
+        sites.push(Site { path: "classifier".into(), layer: None, d_input: 8, d_output: 2, head: true });
+        sites
+    }
+
+    #[rstest]
+    #[case("query", &[0, 3, 6])]
+    #[case("query,key", &[0, 1, 3, 4, 6, 7])]
+    #[case("self.key", &[1, 4, 7])]
+    #[case("all-linear", &[0, 1, 2, 3, 4, 5, 6, 7, 8])]
+    #[case(r".*layer\.[01]\..*query", &[0, 3])]
+    #[case("classifier", &[9])]
+    fn selects(#[case] pattern: &str, #[case] expect: &[usize]) {
+        assert_eq!(Targets::new(Pattern::parse(pattern)).select(&sites()).unwrap(), expect);
+    }
+
+    #[test]
+    fn a_regex_must_match_the_whole_path() {
+        assert!(Targets::new(Pattern::parse("quer(y)")).select(&sites()).is_err());
+    }
+
+    #[test]
+    fn exclusion_and_layers_narrow() {
+        let targets = Targets {
+            include: Pattern::parse("all-linear"),
+            exclude: Some(Pattern::parse("dense")),
+            layers: Some(vec![1]),
+        };
+        assert_eq!(targets.select(&sites()).unwrap(), [3, 4]);
+    }
+
+    #[rstest]
+    #[case("qurey", "no layer matches 'qurey'; nearest: 'query' (3 layers)")]
+    #[case("query,denes", "no layer matches 'denes'; nearest: 'dense' (3 layers)")]
+    fn a_misspelt_name_is_an_error_that_names_the_nearest(#[case] pattern: &str, #[case] start: &str) {
+        let error = Targets::new(Pattern::parse(pattern)).select(&sites()).unwrap_err().to_string();
+        assert!(error.starts_with(start), "{error}");
+    }
+
+    #[test]
+    fn a_broken_regex_is_an_error() {
+        let error = Targets::new(Pattern::parse("(query")).select(&sites()).unwrap_err();
+        assert!(matches!(error, AdapterError::BadRegex { .. }), "{error}");
+    }
+}

@@ -1,0 +1,34 @@
+//! The crate's error type.
+
+/// What can go wrong when predictions are scored.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A logit that is NaN or infinite: no class can be read from it.
+    #[error("row {row} of the predictions holds {value}; the model's weights are broken or the training diverged")]
+    NotFinite {
+        /// Row, from 0.
+        row: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Predictions and labels that are not one for one, or none at all.
+    #[error("{predictions} predictions for {labels} labels; both must be the same number, at least 1")]
+    Length {
+        /// Number of predictions.
+        predictions: usize,
+        /// Number of labels.
+        labels: usize,
+    },
+    /// A metric of classes asked of scores, or the other way round, or a row of logits of the wrong width.
+    #[error("metric '{metric}' does not go with {what}")]
+    Kind {
+        /// The metric.
+        metric: String,
+        /// What the data are.
+        what: &'static str,
+    },
+}
+
+/// Result with [`EvalError`].
+pub type Result<T> = std::result::Result<T, EvalError>;

@@ -1,0 +1,324 @@
+//! Sequence classification and regression: an encoder, its pooler, and a head.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::prelude::*;
+use lowrank_adapters::peft::{AdapterFolder, HostTensor};
+use lowrank_adapters::{AdapterSet, Mode, Site};
+use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
+use lowrank_kernels::{Kernels, dropout};
+
+use crate::batch::TokenBatch;
+use crate::config::{Architecture, EncoderConfig};
+use crate::encoder::{Encoder, Rows};
+use crate::error::{ModelError, Result};
+use crate::linear::{Linear, SiteList};
+use crate::params::{Loader, ParamIo, Saver};
+
+/// An encoder with a sequence classification head.
+///
+/// BERT: `classifier(dropout(tanh(pooler(first token))))`. RoBERTa:
+/// `out_proj(dropout(tanh(dense(dropout(first token)))))`.
+#[derive(Module, Debug)]
+pub struct SequenceClassifier<B: Backend> {
+    encoder: Encoder<B>,
+    /// BERT's pooler or RoBERTa's `classifier.dense`: a tanh layer on the first token.
+    dense: Linear<B>,
+    /// `classifier` or `classifier.out_proj`.
+    output: Linear<B>,
+    #[module(skip)]
+    info: Info,
+}
+
+/// What a classifier knows beside its weights.
+#[derive(Clone, Debug)]
+struct Info {
+    config: EncoderConfig,
+    sites: Vec<Site>,
+    /// Keys that the checkpoint did not hold and that kept fresh values.
+    fresh: Vec<String>,
+    /// Whether the tanh layer is trained and saved with the head.
+    dense_in_head: bool,
+}
+
+/// Last dropout streams, far above those of any layer.
+const DENSE_STREAM: u64 = 1 << 30;
+
+impl<B: Backend> SequenceClassifier<B> {
+    /// A model of fresh weights, drawn from `seed`.
+    pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Self {
+        let (prefix, d) = (config.architecture.prefix(), config.d_model);
+        let mut sites = SiteList::default();
+        let encoder = Encoder::init(&config, prefix, &mut sites, seed, device);
+        let (dense_path, output_path, dense_is_head) = head_paths(config.architecture);
+        let dense = sites.linear(dense_path, None, [d, d], dense_is_head, seed, device);
+        let output = sites.linear(output_path, None, [d, config.labels.len()], true, seed, device);
+        let info = Info { config, sites: sites.sites, fresh: Vec::new(), dense_in_head: true };
+        Self { encoder, dense, output, info }
+    }
+
+    /// Loads a Hugging Face folder: with this head, with another number of labels, or without any.
+    ///
+    /// Head tensors that are missing, or made for another number of labels, keep fresh values drawn from
+    /// `seed`; so does BERT's pooler where the checkpoint has none, and it is then trained with the head.
+    ///
+    /// # Errors
+    /// Encoder tensors that are missing or misshaped, tensors that belong to no known part.
+    pub fn load(folder: &Path, config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let prefix = config.architecture.prefix();
+        let stored = if checkpoint.names().any(|n| n.starts_with(prefix)) { prefix } else { "" };
+        let mut model = Self::init(config, seed, device);
+        let (dense_path, output_path, _) = head_paths(model.info.config.architecture);
+        // BERT's pooler is stored with the encoder, under the encoder's prefix.
+        let dense_key = dense_path.strip_prefix(prefix).map_or(dense_path.to_string(), |p| format!("{stored}{p}"));
+
+        let mut loader = Loader::new(&checkpoint, device);
+        model.encoder.walk(stored, &mut loader);
+        model.dense.walk(&dense_key, &mut loader);
+        let out_key = format!("{output_path}.weight");
+        let labels = model.info.config.labels.len();
+        let head_fits = checkpoint.info(&out_key).is_some_and(|i| i.shape.first() == Some(&labels));
+        if head_fits {
+            model.output.walk(output_path, &mut loader);
+        }
+        let is_head = |k: &str| k.starts_with(&dense_key) || k.starts_with(output_path);
+        let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, &model.info.config, output_path))?;
+        if !head_fits {
+            fresh.push(out_key);
+        }
+        let dense_is_fresh = fresh.iter().any(|k| k.starts_with(&dense_key));
+        model.info.dense_in_head = dense_is_fresh || model.info.config.architecture == Architecture::Roberta;
+        model.info.fresh = fresh;
+        Ok(model)
+    }
+
+    /// The shape and labels.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.info.config
+    }
+
+    /// Every linear map that an adapter can serve.
+    pub fn sites(&self) -> &[Site] {
+        &self.info.sites
+    }
+
+    /// Keys that kept fresh values because the checkpoint did not hold them.
+    pub fn fresh(&self) -> &[String] {
+        &self.info.fresh
+    }
+
+    /// Visits every parameter under its Hugging Face key.
+    pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
+        self.encoder.walk(self.info.config.architecture.prefix(), io);
+        self.dense.walk(dense_path, io);
+        self.output.walk(output_path, io);
+    }
+
+    fn walk_head<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
+        if self.info.dense_in_head {
+            self.dense.walk(dense_path, io);
+        }
+        self.output.walk(output_path, io);
+    }
+
+    /// Names for PEFT's `modules_to_save`.
+    pub fn head_modules(&self) -> Vec<String> {
+        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
+        match (self.info.config.architecture, self.info.dense_in_head) {
+            (Architecture::Bert, true) => vec![dense_path.into(), output_path.into()],
+            (Architecture::Bert, false) => vec![output_path.into()],
+            (Architecture::Roberta, _) => vec!["classifier".into()],
+        }
+    }
+
+    /// The head's tensors, in PyTorch's layout.
+    pub fn head_tensors(&self) -> Vec<HostTensor> {
+        let mut saver = Saver::default();
+        self.clone().walk_head(&mut saver);
+        let host = |t: NamedTensor<'static>| HostTensor { name: t.name, shape: t.shape, data: t.data.into_owned() };
+        saver.tensors.into_iter().map(host).collect()
+    }
+
+    /// Replaces the head by tensors saved with an adapter.
+    ///
+    /// # Errors
+    /// A tensor that is missing, misshaped or of no known name.
+    pub fn load_head(&mut self, tensors: Vec<HostTensor>, source: &Path, device: &B::Device) -> Result<()> {
+        let mut reader = HostReader { tensors, device: device.clone(), problems: Vec::new() };
+        self.walk_head(&mut reader);
+        reader.problems.extend(reader.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
+        if reader.problems.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
+    }
+
+    /// Loads an adapter folder over this model: its adapters, and its head where it carries one.
+    ///
+    /// # Errors
+    /// Whatever does not fit this model.
+    pub fn load_adapter(&mut self, dir: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
+        let bad = |e: lowrank_adapters::AdapterError| ModelError::File {
+            path: dir.to_path_buf(),
+            reason: e.to_string(),
+        };
+        let folder = AdapterFolder::read(dir).map_err(bad)?;
+        let (set, head) = folder.into_set(dir, self.sites(), device).map_err(bad)?;
+        if !head.is_empty() {
+            self.load_head(head, dir, device)?;
+        }
+        Ok(set)
+    }
+
+    /// Writes a Hugging Face folder: weights, config, and the tokenizer files of `source`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path, source: &Path) -> Result<()> {
+        let file_error = |path: &Path, e: std::io::Error| ModelError::File {
+            path: path.to_path_buf(),
+            reason: e.to_string(),
+        };
+        std::fs::create_dir_all(dir).map_err(|e| file_error(dir, e))?;
+        let mut saver = Saver::default();
+        self.clone().walk(&mut saver);
+        write_safetensors(dir.join("model.safetensors"), saver.tensors, FloatType::F32, &BTreeMap::new())?;
+        let mut raw = self.info.config.raw.clone();
+        let class = match self.info.config.architecture {
+            Architecture::Bert => "BertForSequenceClassification",
+            Architecture::Roberta => "RobertaForSequenceClassification",
+        };
+        raw.insert("architectures".into(), vec![class].into());
+        let json = serde_json::to_string_pretty(&raw).map_err(|e| file_error(dir, e.into()))?;
+        write_atomic(dir.join("config.json"), json.as_bytes())?;
+        for name in TOKENIZER_FILES {
+            let from = source.join(name);
+            if from.is_file() && source != dir {
+                let bytes = std::fs::read(&from).map_err(|e| file_error(&from, e))?;
+                write_atomic(dir.join(name), &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what is trained: everything, or the head alone.
+    pub fn with_trainable(mut self, trainable: Trainable) -> Self {
+        struct Flag(bool);
+        impl<B: Backend> ModuleMapper<B> for Flag {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+                param.set_require_grad(self.0)
+            }
+        }
+        let all = trainable == Trainable::All;
+        self.encoder = self.encoder.map(&mut Flag(all));
+        self.dense = self.dense.map(&mut Flag(all || self.info.dense_in_head));
+        self.output = self.output.map(&mut Flag(true));
+        self
+    }
+}
+
+/// Which of a model's own weights are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trainable {
+    /// Every weight: full fine-tuning.
+    All,
+    /// The head, and whatever the checkpoint did not hold.
+    Head,
+}
+
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Paths of the tanh layer and the output layer, and whether the former counts as head.
+const fn head_paths(architecture: Architecture) -> (&'static str, &'static str, bool) {
+    match architecture {
+        Architecture::Bert => ("bert.pooler.dense", "classifier", false),
+        Architecture::Roberta => ("classifier.dense", "classifier.out_proj", true),
+    }
+}
+
+/// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, a head for another
+/// number of labels, RoBERTa's unused pooler.
+fn is_extra(name: &str, config: &EncoderConfig, output_path: &str) -> bool {
+    let bare = name.strip_prefix(config.architecture.prefix()).unwrap_or(name);
+    bare.starts_with("embeddings.position_ids")
+        || bare.starts_with("embeddings.token_type_ids")
+        || (bare.starts_with("pooler.") && config.architecture == Architecture::Roberta)
+        || ["cls.", "lm_head."].iter().any(|p| name.starts_with(p))
+        || name.starts_with(output_path)
+}
+
+/// Fills parameters from host tensors.
+struct HostReader<B: Backend> {
+    tensors: Vec<HostTensor>,
+    device: B::Device,
+    problems: Vec<String>,
+}
+
+impl<B: Backend> ParamIo<B> for HostReader<B> {
+    fn param<const D: usize>(&mut self, key: &str, layout: crate::params::Layout, param: &mut Param<Tensor<B, D>>) {
+        use crate::params::Layout;
+        // An adapter made over the bare encoder has no prefix before its pooler.
+        let fits = |t: &HostTensor| t.name == key || key.split_once('.').is_some_and(|(_, rest)| t.name == rest);
+        let Some(index) = self.tensors.iter().position(fits) else {
+            self.problems.push(format!("missing '{key}'"));
+            return;
+        };
+        let t = self.tensors.swap_remove(index);
+        let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
+        let mut wanted = shape.clone();
+        let mut data = t.data;
+        if layout == Layout::Transposed {
+            wanted.reverse();
+        }
+        if t.shape != wanted {
+            self.problems.push(format!("'{key}' has shape {:?}, expected {wanted:?}", t.shape));
+            return;
+        }
+        if layout == Layout::Transposed {
+            data = lowrank_adapters::peft::transpose(&data, wanted[0], wanted[1]);
+        }
+        let tensor = Tensor::from_data(burn::tensor::TensorData::new(data, shape), &self.device);
+        *param = Param::initialized(param.id, tensor);
+    }
+}
+
+impl<B: Kernels> SequenceClassifier<B> {
+    /// Logits of each sequence.
+    ///
+    /// # Shapes
+    /// - output: `[sequences, labels]`
+    pub fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+        let config = &self.info.config;
+        let drop = |x: Tensor<B, 2>, place: u64| match mode.dropout(config.classifier_dropout, DENSE_STREAM + place) {
+            Some(d) => dropout(x, d),
+            None => x,
+        };
+        let mut x = self.encoder.forward(batch, Rows::First, adapters, mode); // [sequences, d_model]
+        if config.architecture == Architecture::Roberta {
+            x = drop(x, 0);
+        }
+        let x = self.dense.forward(x, adapters, mode).tanh();
+        self.output.forward(drop(x, 1), adapters, mode)
+    }
+
+    /// Hidden states of the encoder's last layer.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, d_model]`
+    pub fn hidden_states(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+        self.encoder.forward(batch, Rows::All, adapters, mode)
+    }
+}
+
