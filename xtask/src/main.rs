@@ -1,3 +1,78 @@
-//! Task runner.
+//! Task runner: `cargo xtask COMMAND`.
+//!
+//! It spawns cargo, `lowrank` and Python; it links neither burn nor the lowrank crates, so that it is built
+//! in seconds.
 
-fn main() {}
+#![allow(clippy::print_stdout, reason = "a program's output")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
+
+mod cargo;
+mod experiment;
+mod peers;
+mod tasks;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::cargo::{Backend, Build};
+
+/// Task runner of the lowrank workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format and lints, as CI asks for them
+    Check,
+    /// All tests of the workspace, and the totals
+    Test {
+        /// Backend of the `lowrank` command under test
+        #[arg(long, value_enum, default_value_t)]
+        backend: Backend,
+        /// Arguments for cargo test, as `-p lowrank-report` or `-- table`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Benches
+    Bench {
+        /// Arguments for cargo bench, as `-p lowrank-factor -- svd`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Make the embedded data sets and the embedded model anew, bit for bit
+    Datasets {
+        #[command(flatten)]
+        build: Build,
+        /// Where to
+        #[arg(short, long, default_value = "datasets")]
+        output: String,
+    },
+    /// Run a grid of `lowrank` processes and print its table
+    Experiment(Box<experiment::Options>),
+    /// Compare with PyTorch, transformers and PEFT: install them into .venv and run a script
+    Peers(peers::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Check => tasks::check(),
+        Command::Test { backend, args } => tasks::test(backend, &args),
+        Command::Bench { args } => tasks::bench(&args),
+        Command::Datasets { build, output } => tasks::datasets(&build, &output),
+        Command::Experiment(options) => experiment::run(&options),
+        Command::Peers(options) => peers::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

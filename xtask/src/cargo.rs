@@ -1,0 +1,99 @@
+//! Cargo, and what it builds.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+/// The numeric backend of a build of `lowrank`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// The CPU, pure Rust
+    #[default]
+    Flex,
+    /// The CPU, through ndarray
+    Ndarray,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+impl Backend {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Ndarray => "ndarray",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// Cargo's arguments for it, given the package whose feature it is.
+    pub(crate) fn features(self) -> Vec<String> {
+        match self {
+            Self::Flex => Vec::new(),
+            Self::Ndarray | Self::Cuda => vec!["--features".into(), format!("lowrank/{}", self.name())],
+        }
+    }
+}
+
+/// Which `lowrank` to run.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Build {
+    /// Backend to build `lowrank` with
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) backend: Backend,
+    /// Cargo profile to build `lowrank` with
+    #[arg(long, default_value = "release")]
+    pub(crate) profile: String,
+    /// Run this `lowrank` rather than building one
+    #[arg(long, value_name = "FILE", overrides_with = "lowrank")]
+    pub(crate) lowrank: Option<PathBuf>,
+}
+
+impl Build {
+    /// The path of the executable, which is built first where it is not given.
+    pub(crate) fn lowrank(&self) -> Result<PathBuf> {
+        match &self.lowrank {
+            Some(path) => path.canonicalize().with_context(|| format!("no executable {}", path.display())),
+            None => self.build(),
+        }
+    }
+
+    fn build(&self) -> Result<PathBuf> {
+        eprintln!("building lowrank ({}, {})", self.backend.name(), self.profile);
+        let mut command = cargo();
+        command.args(["build", "--package", "lowrank", "--profile", &self.profile]);
+        command.args(self.backend.features()).arg("--message-format=json-render-diagnostics");
+        let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+        let output = child.stdout.take().context("cargo has no output")?;
+        let mut executable = None;
+        for line in BufReader::new(output).lines() {
+            let message: Value = serde_json::from_str(&line?).context("cargo printed no JSON")?;
+            if message["target"]["name"] == "lowrank" && message["executable"].is_string() {
+                executable = message["executable"].as_str().map(PathBuf::from);
+            }
+        }
+        if !child.wait()?.success() {
+            bail!("lowrank could not be built");
+        }
+        executable.context("cargo built no executable named lowrank")
+    }
+}
+
+/// The folder of the workspace.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Cargo, the one that runs us where there is one, on this workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(root());
+    command
+}

@@ -1,0 +1,202 @@
+//! An experiment as data: `xtask/experiments/<kind>.json`, a file over it, flags over both.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::cargo::root;
+
+/// Settings of a `lowrank` command: `max_steps: 300` stands for `--max-steps 300`, `true` for a flag alone,
+/// `null` takes an inherited setting away, a list stands for a cell per value.
+pub(crate) type Settings = Map<String, Value>;
+
+/// A grid: models × tasks × methods × seeds × every setting that is a list. In its file, `smoke` holds what
+/// `--smoke` changes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// What the experiment shows.
+    pub(crate) about: String,
+    /// Model folders or hub names.
+    pub(crate) models: Vec<String>,
+    /// Root of the tasks' files.
+    pub(crate) data: String,
+    /// Tasks.
+    pub(crate) tasks: Vec<String>,
+    /// Names of `method`, each with ranks of its own where they are given: `lora:1:8`.
+    pub(crate) methods: Vec<String>,
+    /// Seeds.
+    pub(crate) seeds: Vec<u64>,
+    /// Cells at once; 0 for one per core.
+    #[serde(default = "one")]
+    pub(crate) jobs: usize,
+    /// Settings of every fine-tuning.
+    #[serde(default)]
+    pub(crate) defaults: Settings,
+    /// Settings that a task has over `defaults`.
+    #[serde(default)]
+    pub(crate) task: BTreeMap<String, Settings>,
+    /// Settings that a method has over `task`; `command` names another `lowrank` command than `finetune`,
+    /// `"@other"` stands for the folder that the cell of the method `other` leaves behind.
+    pub(crate) method: BTreeMap<String, Settings>,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// The folder of the experiments' files.
+fn folder() -> PathBuf {
+    root().join("xtask/experiments")
+}
+
+/// The kinds of experiments there are.
+pub(crate) fn kinds() -> Result<Vec<String>> {
+    let mut kinds = Vec::new();
+    for entry in fs::read_dir(folder()).with_context(|| format!("cannot read {}", folder().display()))? {
+        let path = entry?.path();
+        if let (Some(stem), Some("json")) = (path.file_stem(), path.extension().and_then(|e| e.to_str())) {
+            kinds.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    kinds.sort();
+    Ok(kinds)
+}
+
+/// The experiment of a kind, with what `over` and then, on request, the smoke section change.
+///
+/// # Errors
+/// An unknown kind, a file that is no experiment; the file and the reason are named.
+pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Config> {
+    let path = folder().join(format!("{kind}.json"));
+    if !path.is_file() {
+        bail!("no experiment {kind:?}; there are: {}", kinds()?.join(", "));
+    }
+    let mut value = read(&path)?;
+    if let Some(over) = over {
+        merge(&mut value, read(over)?);
+    }
+    let smoke_patch = value.as_object_mut().and_then(|keys| keys.remove("smoke"));
+    if let Some(patch) = smoke_patch.filter(|_| smoke) {
+        merge(&mut value, patch);
+    }
+    let named = over.unwrap_or(&path).display();
+    let config: Config =
+        serde_json::from_value(value).with_context(|| format!("{named} is no experiment"))?;
+    config.validate().with_context(|| format!("{named} is no experiment"))?;
+    Ok(config)
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+/// JSON merge patch (RFC 7396), except that a `null` stays: as a setting it means something.
+fn merge(target: &mut Value, patch: Value) {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(target.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (target, patch) => *target = patch,
+    }
+}
+
+impl Config {
+    fn validate(&self) -> Result<()> {
+        for (what, empty) in [
+            ("models", self.models.is_empty()),
+            ("tasks", self.tasks.is_empty()),
+            ("methods", self.methods.is_empty()),
+            ("seeds", self.seeds.is_empty()),
+        ] {
+            if empty {
+                bail!("{what} is empty");
+            }
+        }
+        for entry in &self.methods {
+            method_and_ranks(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a method is one of a rank.
+    pub(crate) fn has_rank(&self, method: &str) -> bool {
+        self.method.get(method).and_then(|settings| settings.get("rank")).is_some_and(|rank| !rank.is_null())
+    }
+
+    /// The settings of a method.
+    pub(crate) fn method(&self, name: &str) -> Result<&Settings> {
+        self.method.get(name).with_context(|| {
+            let known: Vec<&str> = self.method.keys().map(String::as_str).collect();
+            format!("no method {name:?} in this experiment; there are: {}", known.join(", "))
+        })
+    }
+}
+
+/// `lora:1:8` as `lora` and the ranks 1 and 8.
+pub(crate) fn method_and_ranks(entry: &str) -> Result<(&str, Vec<u64>)> {
+    let mut parts = entry.split(':');
+    let name = parts.next().unwrap_or_default();
+    let ranks: Result<Vec<u64>, _> = parts.map(str::parse).collect();
+    match ranks {
+        Ok(ranks) if !name.is_empty() && !ranks.contains(&0) => Ok((name, ranks)),
+        _ => bail!("{entry:?} is not METHOD or METHOD:RANK:RANK…, with ranks from 1 on"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn methods_with_ranks() {
+        assert_eq!(method_and_ranks("full").unwrap(), ("full", vec![]));
+        assert_eq!(method_and_ranks("lora:1:8").unwrap(), ("lora", vec![1, 8]));
+        for bad in ["", ":8", "lora:", "lora:x", "lora:0"] {
+            assert!(method_and_ranks(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_patch_goes_deep_and_replaces_lists() {
+        let mut value = json!({"a": {"b": 1, "c": [1, 2]}, "d": 3});
+        merge(&mut value, json!({"a": {"c": [9], "e": 5}, "f": null}));
+        assert_eq!(value, json!({"a": {"b": 1, "c": [9], "e": 5}, "d": 3, "f": null}));
+    }
+
+    #[test]
+    fn every_committed_experiment_loads_with_and_without_smoke() {
+        let kinds = kinds().unwrap();
+        assert!(kinds.contains(&"glue".to_owned()));
+        for kind in kinds {
+            load(&kind, None, false).unwrap();
+            load(&kind, None, true).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_names_the_known_ones() {
+        let error = load("gleu", None, false).unwrap_err().to_string();
+        assert!(error.contains("gleu") && error.contains("glue"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_means_nothing_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.json");
+        fs::write(&file, r#"{"taks": ["rte"]}"#).unwrap();
+        let error = format!("{:#}", load("glue", Some(&file), false).unwrap_err());
+        assert!(error.contains("mine.json") && error.contains("taks"), "{error}");
+    }
+}

@@ -1,0 +1,313 @@
+//! From an experiment to its cells.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::config::{Config, Settings, method_and_ranks};
+use crate::cargo::root;
+
+/// Commands that leave no folder behind, only what they print.
+const WITHOUT_FOLDER: [&str; 5] = ["evaluate", "predict", "perplexity", "inspect", "embed"];
+
+/// One process of a grid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    /// A readable name and a hash of everything that makes the cell what it is; the name of its folder.
+    pub(crate) id: String,
+    /// The method's name in the experiment.
+    pub(crate) method: String,
+    /// The task; empty for a command that knows none.
+    pub(crate) task: String,
+    /// `lowrank`'s arguments, without where to write to.
+    pub(crate) args: Vec<String>,
+    /// The cells whose folders it needs.
+    pub(crate) needs: Vec<String>,
+}
+
+impl Cell {
+    pub(crate) fn is_finetuning(&self) -> bool {
+        self.args[0] == "finetune"
+    }
+
+    pub(crate) fn has_folder(&self) -> bool {
+        !WITHOUT_FOLDER.contains(&self.args[0].as_str())
+    }
+}
+
+/// What flags change over a config.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    /// Settings of every fine-tuning.
+    pub(crate) all: Settings,
+    /// Settings of one method.
+    pub(crate) method: BTreeMap<String, Settings>,
+    /// Ranks of every method that has one.
+    pub(crate) ranks: Vec<u64>,
+}
+
+/// The cells of an experiment in the order in which they are started, those that others need first.
+///
+/// # Errors
+/// An unknown method, a reference to one, a circle of references.
+pub(crate) fn cells(config: &Config, over: &Overrides, backend: &str, grid: &Path) -> Result<Vec<Cell>> {
+    let mut planner = Planner { config, over, backend, grid, cells: Vec::new(), known: BTreeSet::new() };
+    for seed in &config.seeds {
+        for model in &config.models {
+            for task in &config.tasks {
+                for entry in &config.methods {
+                    let (name, ranks) = method_and_ranks(entry)?;
+                    config.method(name)?;
+                    if !ranks.is_empty() && !config.has_rank(name) {
+                        bail!("{entry:?}: the method {name} has no rank");
+                    }
+                    planner.expand(&Point { model, task, seed: *seed }, name, &ranks, &mut Vec::new())?;
+                }
+            }
+        }
+    }
+    Ok(planner.cells)
+}
+
+/// Where in the grid a cell stands, apart from its method.
+struct Point<'a> {
+    model: &'a str,
+    task: &'a str,
+    seed: u64,
+}
+
+/// An argument: what is passed, and what it counts as in the hash.
+#[derive(Clone)]
+struct Arg {
+    passed: String,
+    hashed: String,
+}
+
+impl Arg {
+    fn plain(text: impl Into<String>) -> Self {
+        let passed = text.into();
+        Self { hashed: passed.clone(), passed }
+    }
+
+    /// A folder of the project or of the user: a name relative to where the program was started is the same
+    /// folder as its full name.
+    fn path(text: &str) -> Self {
+        let path = from_root(text);
+        let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let hashed = full.strip_prefix(root()).unwrap_or(&full).to_string_lossy().into_owned();
+        Self { passed: path.to_string_lossy().into_owned(), hashed }
+    }
+}
+
+/// `text`, or the file of the project that it names where there is none from here.
+pub(crate) fn from_root(text: &str) -> PathBuf {
+    let here = env::current_dir().is_ok_and(|current| current == root());
+    let path = PathBuf::from(text);
+    if here || path.exists() || !root().join(text).exists() { path } else { root().join(text) }
+}
+
+struct Planner<'a> {
+    config: &'a Config,
+    over: &'a Overrides,
+    backend: &'a str,
+    grid: &'a Path,
+    cells: Vec<Cell>,
+    known: BTreeSet<String>,
+}
+
+impl Planner<'_> {
+    /// Adds the cells of a method at a point, and those that they need; gives their ids.
+    fn expand(
+        &mut self,
+        point: &Point,
+        name: &str,
+        ranks: &[u64],
+        path: &mut Vec<String>,
+    ) -> Result<Vec<String>> {
+        if path.iter().any(|above| above == name) {
+            bail!("methods refer to each other in a circle: {} → {name}", path.join(" → "));
+        }
+        path.push(name.to_owned());
+        let mut ids = Vec::new();
+        for settings in axes(self.settings(point, name, ranks)?) {
+            for (settings, needs) in self.with_references(point, settings, path)? {
+                ids.push(self.add(point, name, &settings, needs));
+            }
+        }
+        path.pop();
+        Ok(ids)
+    }
+
+    /// What a method's cells are told: defaults, task, method, flags, each over the one before.
+    fn settings(&self, point: &Point, name: &str, ranks: &[u64]) -> Result<Settings> {
+        let own = self.config.method(name)?;
+        let mut settings = Settings::new();
+        let trains = own.get("command").is_none_or(|command| command == "finetune");
+        if trains {
+            settings.extend(self.config.defaults.clone());
+            settings.extend(self.config.task.get(point.task).cloned().unwrap_or_default());
+        }
+        settings.extend(own.clone());
+        if trains {
+            settings.extend(self.over.all.clone());
+        }
+        let ranks = if ranks.is_empty() { &self.over.ranks } else { ranks };
+        if self.config.has_rank(name) && !ranks.is_empty() {
+            settings.insert("rank".into(), ranks.into());
+        }
+        settings.extend(self.over.method.get(name).cloned().unwrap_or_default());
+        Ok(settings)
+    }
+
+    /// Replaces every `"@other"` by the folder of the other method's cell; where that has several cells, so has
+    /// this one.
+    fn with_references(
+        &mut self,
+        point: &Point,
+        settings: Settings,
+        path: &mut Vec<String>,
+    ) -> Result<Vec<(Settings, Vec<String>)>> {
+        let mut found = vec![(settings.clone(), Vec::new())];
+        for (key, value) in &settings {
+            let Some(reference) = value.as_str().and_then(|text| text.strip_prefix('@')) else { continue };
+            let (other, inside) = reference.split_once('/').unwrap_or((reference, ""));
+            let ids =
+                self.expand(point, other, &[], path).with_context(|| format!("in {key} of {path:?}"))?;
+            found = found
+                .iter()
+                .flat_map(|(settings, needs)| {
+                    ids.iter().map(move |id| {
+                        let mut settings = settings.clone();
+                        let mut needs: Vec<String> = needs.clone();
+                        settings.insert(key.clone(), format!("@{id}/{inside}").into());
+                        needs.push(id.clone());
+                        (settings, needs)
+                    })
+                })
+                .collect();
+        }
+        Ok(found)
+    }
+
+    /// Adds a cell where it is not there yet; gives its id.
+    fn add(&mut self, point: &Point, name: &str, settings: &Settings, needs: Vec<String>) -> String {
+        let mut settings = settings.clone();
+        let command = match settings.remove("command") {
+            Some(Value::String(command)) => command,
+            _ => "finetune".to_owned(),
+        };
+        let trains = command == "finetune";
+        let mut args = vec![Arg::plain(&command)];
+        let model = settings.remove("model").unwrap_or_else(|| point.model.into());
+        args.extend([Arg::plain("--model"), self.value("model", &model, point)]);
+        if trains {
+            let method = settings.remove("method").unwrap_or_else(|| name.into());
+            args.extend([Arg::plain("--task"), Arg::plain(point.task)]);
+            args.extend([Arg::plain("--data"), Arg::path(&self.config.data)]);
+            args.extend([Arg::plain("--method"), self.value("method", &method, point)]);
+            if method.as_str() != Some(name) {
+                args.extend([Arg::plain("--label"), Arg::plain(name)]);
+            }
+            args.extend([Arg::plain("--seed"), Arg::plain(point.seed.to_string())]);
+        }
+        // In an order of their own: moving a line of a file about does not make another cell.
+        for (key, value) in settings.iter().collect::<BTreeMap<_, _>>() {
+            let flag = Arg::plain(format!("--{}", key.replace('_', "-")));
+            match value {
+                Value::Null | Value::Bool(false) => {}
+                Value::Bool(true) => args.push(flag),
+                value => args.extend([flag, self.value(key, value, point)]),
+            }
+        }
+
+        let id = self.id(point, name, trains, &args);
+        if self.known.insert(id.clone()) {
+            self.cells.push(Cell {
+                id: id.clone(),
+                method: name.to_owned(),
+                task: if trains { point.task.to_owned() } else { String::new() },
+                args: args.into_iter().map(|arg| arg.passed).collect(),
+                needs,
+            });
+        }
+        id
+    }
+
+    /// A setting's value as an argument.
+    fn value(&self, key: &str, value: &Value, point: &Point) -> Arg {
+        let Some(text) = value.as_str() else { return Arg::plain(number(value)) };
+        if let Some(cell) = text.strip_prefix('@') {
+            let folder = self.grid.join("cells").join(cell.trim_end_matches('/'));
+            return Arg { passed: folder.to_string_lossy().into_owned(), hashed: text.to_owned() };
+        }
+        let text = text
+            .replace("{task}", point.task)
+            .replace("{data}", &self.config.data)
+            .replace("{model}", point.model)
+            .replace("{seed}", &point.seed.to_string());
+        let is_path = matches!(key, "model" | "data" | "calibration" | "file" | "init_from");
+        if is_path { Arg::path(&text) } else { Arg::plain(text) }
+    }
+
+    /// `mini-bert-lora-sst2-r8-lr5e-4-s0-0123456789`.
+    fn id(&self, point: &Point, name: &str, trains: bool, args: &[Arg]) -> String {
+        let model = Path::new(point.model).file_name().unwrap_or_default().to_string_lossy();
+        let mut parts = vec![model.into_owned(), name.to_owned()];
+        if trains {
+            parts.push(point.task.to_owned());
+        }
+        let after = |flag: &str| {
+            args.windows(2).find(|pair| pair[0].passed == flag).map(|pair| pair[1].passed.as_str())
+        };
+        parts.extend(after("--rank").map(|rank| format!("r{rank}")));
+        parts.extend(after("--lr").map(|lr| format!("lr{lr}")));
+        if trains {
+            parts.push(format!("s{}", point.seed));
+        }
+        let hashed = std::iter::once(self.backend).chain(args.iter().map(|arg| arg.hashed.as_str()));
+        let readable =
+            parts.join("-").replace(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c), "_");
+        format!("{readable}-{:010x}", hash(hashed) >> 24)
+    }
+}
+
+/// A learning rate as papers write it, other numbers as they are.
+fn number(value: &Value) -> String {
+    match value.as_f64() {
+        Some(float) if value.is_f64() && float != 0.0 && float.abs() < 1e-2 => format!("{float:e}"),
+        _ => value.to_string(),
+    }
+}
+
+/// A setting's set of values for every choice from its lists.
+fn axes(settings: Settings) -> Vec<Settings> {
+    let mut found = vec![settings.clone()];
+    for (key, value) in &settings {
+        let Value::Array(values) = value else { continue };
+        found = found
+            .iter()
+            .flat_map(|settings| {
+                values.iter().map(|value| {
+                    let mut settings = settings.clone();
+                    settings.insert(key.clone(), value.clone());
+                    settings
+                })
+            })
+            .collect();
+    }
+    found
+}
+
+/// FNV-1a over the texts, each ended by a zero: the standard library's hash may change with its version.
+fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in texts.flat_map(|text| text.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash
+}

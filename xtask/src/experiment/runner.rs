@@ -1,0 +1,292 @@
+//! Running the cells of a grid.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result};
+
+use super::{plan::Cell, progress::Progress, state::Grid};
+
+/// How often a running cell is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Where a cell of this invocation stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Nobody has it, as far as we know.
+    Waiting,
+    /// Another process has it; to be looked at again then.
+    Elsewhere(Instant),
+    /// One of our threads has it.
+    Ours,
+    /// It ended well, now or earlier.
+    Done,
+    /// It failed, or cannot be tried; why.
+    Failed(String),
+}
+
+/// How a grid ended.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Cells that were done before.
+    pub(crate) skipped: usize,
+    /// Cells that ended well now, here or in another process.
+    pub(crate) done: usize,
+    /// Cells that failed, and why.
+    pub(crate) failed: Vec<(String, String)>,
+}
+
+/// What every thread needs to run a cell.
+pub(crate) struct Runner<'a> {
+    /// The `lowrank` executable.
+    pub(crate) lowrank: &'a Path,
+    /// The grid's folder.
+    pub(crate) grid: &'a Grid,
+    /// Processes at once.
+    pub(crate) jobs: usize,
+    /// Threads that each of them may use.
+    pub(crate) threads: usize,
+}
+
+impl Runner<'_> {
+    /// Runs what is not done of `cells`; a cell that fails does not stop the others.
+    ///
+    /// # Errors
+    /// When the grid's folder cannot be written to.
+    pub(crate) fn run(&self, cells: &[Cell]) -> Result<Outcome> {
+        self.grid.create()?;
+        let started = SystemTime::now();
+        let states: Vec<State> = cells
+            .iter()
+            .map(|cell| if self.grid.is_done(cell) { State::Done } else { State::Waiting })
+            .collect();
+        let skipped = states.iter().filter(|state| **state == State::Done).count();
+        let progress = Progress::new(cells.len(), skipped);
+        let queue = Queue { cells, states: Mutex::new(states) };
+        let worked: Vec<Result<()>> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.jobs.min(cells.len() - skipped))
+                .map(|_| scope.spawn(|| self.work(&queue, &progress, started)))
+                .collect();
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
+                .collect()
+        });
+        progress.finish();
+        worked.into_iter().collect::<Result<()>>()?;
+
+        let mut outcome = Outcome { skipped, ..Outcome::default() };
+        for (cell, state) in
+            cells.iter().zip(queue.states.into_inner().unwrap_or_else(|broken| broken.into_inner()))
+        {
+            match state {
+                State::Done => outcome.done += 1,
+                State::Failed(why) => outcome.failed.push((cell.id.clone(), why)),
+                state => outcome.failed.push((cell.id.clone(), format!("left {state:?}"))),
+            }
+        }
+        outcome.done -= skipped;
+        Ok(outcome)
+    }
+
+    /// A thread's life: takes cells until none is left.
+    fn work(&self, queue: &Queue, progress: &Progress, started: SystemTime) -> Result<()> {
+        while let Some(next) = queue.take() {
+            let Next::Cell(index) = next else {
+                thread::sleep(POLL);
+                continue;
+            };
+            let cell = &queue.cells[index];
+            // An error here is the grid's own, as a full disk: every thread stops when its cell has ended.
+            let state = self.attempt(cell, progress, started).inspect_err(|_| queue.stop())?;
+            match &state {
+                State::Done => progress.done(cell),
+                State::Failed(why) => progress.failed(cell, why),
+                _ => {}
+            }
+            queue.put(index, state);
+        }
+        Ok(())
+    }
+
+    /// Runs a cell, unless another process has it or has just dealt with it.
+    fn attempt(&self, cell: &Cell, progress: &Progress, started: SystemTime) -> Result<State> {
+        let Some(lock) = self.grid.lock(cell)? else {
+            return Ok(State::Elsewhere(Instant::now() + 5 * POLL));
+        };
+        if self.grid.is_done(cell) {
+            return Ok(State::Done);
+        }
+        if let Some(why) = self.grid.failure_since(cell, started) {
+            return Ok(State::Failed(why));
+        }
+        self.grid.clear(cell)?;
+        let printed = self.grid.printed(cell).with_extension("json.tmp");
+        let status = self.spawn(cell, &lock, &printed, progress)?;
+        let failure = if !status.success() {
+            let last = self.grid.last_line(cell).unwrap_or_else(|| "nothing was printed".to_owned());
+            format!("{}: {last}", describe(status))
+        } else {
+            fs::rename(&printed, self.grid.printed(cell)).context("cannot keep a cell's output")?;
+            if self.grid.is_done(cell) {
+                return Ok(State::Done);
+            }
+            "it ended well, but its run.json does not say that it is done".to_owned()
+        };
+        self.grid.fail(cell, &failure)?;
+        Ok(State::Failed(format!("{failure} (log: {})", self.grid.log(cell).display())))
+    }
+
+    fn spawn(&self, cell: &Cell, lock: &File, printed: &Path, progress: &Progress) -> Result<ExitStatus> {
+        let log_path = self.grid.log(cell);
+        let mut command = Command::new(self.lowrank);
+        command.args(&cell.args).arg("--json");
+        if cell.has_folder() {
+            command.arg("-o").arg(self.grid.folder(cell));
+        }
+        if cell.is_finetuning() {
+            command.arg("--log-dir").arg(self.grid.logs());
+        }
+        command.env("RAYON_NUM_THREADS", self.threads.to_string());
+        let create =
+            |path: &Path| File::create(path).with_context(|| format!("cannot write {}", path.display()));
+        // The lock stays with the cell's process, should this one be killed.
+        command.stdin(lock.try_clone().context("cannot share a lock")?);
+        command.stdout(create(printed)?).stderr(create(&log_path)?);
+        let mut child = command.spawn().with_context(|| format!("cannot run {}", self.lowrank.display()))?;
+        let bar = progress.start(cell);
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            bar.show(self.grid.last_line(cell));
+            thread::sleep(POLL);
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exit status {code}"),
+        None => status.to_string(),
+    }
+}
+
+/// The cells that the threads share.
+struct Queue<'a> {
+    cells: &'a [Cell],
+    states: Mutex<Vec<State>>,
+}
+
+/// What a thread does next.
+enum Next {
+    Cell(usize),
+    Wait,
+}
+
+impl Queue<'_> {
+    /// The next cell to try; nothing when every cell is dealt with or in another thread's hands and none waits
+    /// for those.
+    fn take(&self) -> Option<Next> {
+        let mut states = self.states.lock().unwrap_or_else(|broken| broken.into_inner());
+        self.fail_the_orphaned(&mut states);
+        let now = Instant::now();
+        let ready = |index: &usize| match states[*index] {
+            State::Waiting => self.needs_are_done(&states, *index),
+            State::Elsewhere(again) => again <= now,
+            _ => false,
+        };
+        if let Some(index) = (0..states.len()).find(ready) {
+            states[index] = State::Ours;
+            return Some(Next::Cell(index));
+        }
+        let unsettled = |state: &State| matches!(state, State::Waiting | State::Elsewhere(_));
+        states.iter().any(unsettled).then_some(Next::Wait)
+    }
+
+    fn put(&self, index: usize, state: State) {
+        self.states.lock().unwrap_or_else(|broken| broken.into_inner())[index] = state;
+    }
+
+    /// Leaves no cell to take.
+    fn stop(&self) {
+        let mut states = self.states.lock().unwrap_or_else(|broken| broken.into_inner());
+        for state in states.iter_mut().filter(|state| matches!(state, State::Waiting | State::Elsewhere(_))) {
+            *state = State::Failed("the grid was stopped".to_owned());
+        }
+    }
+
+    fn position(&self, id: &str) -> Option<usize> {
+        self.cells.iter().position(|cell| cell.id == id)
+    }
+
+    fn needs_are_done(&self, states: &[State], index: usize) -> bool {
+        self.cells[index].needs.iter().all(|id| self.position(id).is_some_and(|at| states[at] == State::Done))
+    }
+
+    /// A cell whose need has failed cannot be tried.
+    fn fail_the_orphaned(&self, states: &mut [State]) {
+        for (index, cell) in self.cells.iter().enumerate() {
+            if states[index] != State::Waiting {
+                continue;
+            }
+            let failed =
+                |id: &&String| self.position(id).is_none_or(|at| matches!(states[at], State::Failed(_)));
+            if let Some(id) = cell.needs.iter().find(failed) {
+                states[index] = State::Failed(format!("it needs {id}, which failed"));
+            }
+        }
+    }
+}
+
+/// Seconds per method and task of the cells that are done, to tell how long the others may take.
+pub(crate) struct Estimates {
+    by_kind: BTreeMap<(String, String), (f64, u64, usize)>,
+}
+
+impl Estimates {
+    pub(crate) fn new(grid: &Grid, cells: &[Cell]) -> Self {
+        let mut by_kind = BTreeMap::new();
+        for cell in cells {
+            if let Some((seconds, trainable)) = grid.cost(cell).filter(|_| grid.is_done(cell)) {
+                let entry = by_kind.entry((cell.method.clone(), cell.task.clone())).or_insert((0.0, 0, 0));
+                *entry = (entry.0 + seconds, trainable.max(entry.1), entry.2 + 1);
+            }
+        }
+        Self { by_kind }
+    }
+
+    /// Expected seconds of a cell: those of its method and task, else of its method, else of any cell.
+    pub(crate) fn seconds(&self, cell: &Cell) -> Option<f64> {
+        let mean = |same: &dyn Fn(&(String, String)) -> bool| {
+            let found = self.by_kind.iter().filter(|(key, _)| same(key));
+            let (sum, count) = found.fold((0.0, 0), |(sum, count), (_, one)| (sum + one.0, count + one.2));
+            (count > 0).then(|| sum / count as f64)
+        };
+        mean(&|key| key.0 == cell.method && key.1 == cell.task)
+            .or_else(|| mean(&|key| key.0 == cell.method))
+            .or_else(|| mean(&|_| true))
+    }
+}
+
+/// Cells and threads by a machine's cores: `jobs` of 0 stands for one per core.
+pub(crate) fn share_cores(jobs: usize) -> (usize, usize) {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if jobs == 0 { cores } else { jobs };
+    (jobs, (cores / jobs).max(1))
+}
+
+/// Whether a program can be started at all, found by name.
+pub(crate) fn can_start(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    !matches!(command.status(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}

@@ -1,0 +1,134 @@
+//! Handing the cells to a Slurm array.
+//!
+//! An array element is this program again, asked for one cell: locks and states are files in the grid's folder,
+//! which all nodes see.
+
+use std::{env, fmt::Write as _, fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use super::{plan::Cell, runner::can_start, state::Grid};
+
+/// What an array job is made of.
+pub(crate) struct Array<'a> {
+    /// The grid's folder.
+    pub(crate) grid: &'a Grid,
+    /// The arguments that make this program plan the same grid.
+    pub(crate) again: Vec<String>,
+    /// The `lowrank` executable.
+    pub(crate) lowrank: &'a Path,
+    /// Elements at once.
+    pub(crate) jobs: usize,
+    /// Cores of an element.
+    pub(crate) threads: usize,
+    /// Further options of `sbatch`.
+    pub(crate) options: &'a [String],
+}
+
+impl Array<'_> {
+    /// Writes the script for `cells` and submits it where there is a `sbatch`.
+    pub(crate) fn submit(&self, cells: &[&Cell]) -> Result<()> {
+        self.grid.create()?;
+        let logs = self.grid.root().join("slurm");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let this = env::current_exe().context("cannot tell where this program is")?;
+        let here = env::current_dir().context("there is no current folder")?;
+        let path = self.grid.root().join("grid.sbatch");
+        fs::write(&path, self.script(cells, &this, &here)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let shown = path.display();
+        if !can_start("sbatch") {
+            println!("there is no sbatch here; on a machine of the cluster run: sbatch {shown}");
+            return Ok(());
+        }
+        println!("sbatch {shown}");
+        if !Command::new("sbatch").arg(&path).status().context("cannot run sbatch")?.success() {
+            bail!("sbatch did not take {shown}");
+        }
+        println!("the table, once the cells are done: the same command with --launcher local");
+        Ok(())
+    }
+
+    /// The script, which starts `this` in the folder `here`.
+    fn script(&self, cells: &[&Cell], this: &Path, here: &Path) -> Result<String> {
+        let mut text = String::from("#!/bin/bash\n#SBATCH --job-name=lowrank\n");
+        writeln!(text, "#SBATCH --array=0-{}%{}", cells.len() - 1, self.jobs)?;
+        writeln!(text, "#SBATCH --cpus-per-task={}", self.threads)?;
+        writeln!(text, "#SBATCH --output={}/slurm/%A_%a.log", self.grid.root().display())?;
+        for option in self.options {
+            writeln!(text, "#SBATCH {option}")?;
+        }
+        writeln!(text, "cells=(")?;
+        for cell in cells {
+            writeln!(text, "  {}", cell.id)?;
+        }
+        writeln!(text, ")\ncd {} || exit 1", quoted(&here.to_string_lossy()))?;
+        let again: Vec<String> = self.again.iter().map(|arg| quoted(arg)).collect();
+        writeln!(
+            text,
+            "exec {} {} --launcher local --lowrank {} --threads {} --cell \"${{cells[$SLURM_ARRAY_TASK_ID]}}\"",
+            quoted(&this.to_string_lossy()),
+            again.join(" "),
+            quoted(&self.lowrank.to_string_lossy()),
+            self.threads,
+        )?;
+        Ok(text)
+    }
+}
+
+/// `text` as one word of a shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_shell() {
+        assert_eq!(quoted("--tasks=a,b"), "--tasks=a,b");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("it's $x"), r"'it'\''s $x'");
+    }
+
+    #[test]
+    fn the_script_of_two_cells() {
+        let cell = |id: &str| Cell {
+            id: id.into(),
+            method: "full".into(),
+            task: "rte".into(),
+            args: vec!["finetune".into()],
+            needs: vec![],
+        };
+        let (one, two) = (cell("one-01"), cell("two-02"));
+        let array = Array {
+            grid: &Grid::new("runs/glue"),
+            again: ["experiment", "glue", "-o", "runs/glue"].map(str::to_owned).to_vec(),
+            lowrank: Path::new("target/release/lowrank"),
+            jobs: 4,
+            threads: 8,
+            options: &["--partition=long".to_owned()],
+        };
+        let text = array.script(&[&one, &two], Path::new("target/debug/xtask"), Path::new("my project"));
+        let expect = r#"#!/bin/bash
+#SBATCH --job-name=lowrank
+#SBATCH --array=0-1%4
+#SBATCH --cpus-per-task=8
+#SBATCH --output=runs/glue/slurm/%A_%a.log
+#SBATCH --partition=long
+cells=(
+  one-01
+  two-02
+)
+cd 'my project' || exit 1
+exec target/debug/xtask experiment glue -o runs/glue --launcher local --lowrank target/release/lowrank --threads 8 --cell "${cells[$SLURM_ARRAY_TASK_ID]}"
+"#;
+        assert_eq!(text.unwrap(), expect);
+    }
+}

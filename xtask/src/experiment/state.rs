@@ -1,0 +1,164 @@
+//! What a grid folder knows of its cells.
+//!
+//! ```text
+//! <grid>/cells/<id>/          what `lowrank` left: run.json, adapter, head
+//! <grid>/cells/<id>.json      what it printed; there once it has ended well
+//! <grid>/cells/<id>.log       its progress and errors
+//! <grid>/cells/<id>.failed    why it failed
+//! <grid>/cells/<id>.lock      locked while it runs
+//! <grid>/logs/                the tree of event files
+//! ```
+//!
+//! The lock is the operating system's, on the file's open description. A cell's process inherits it as its
+//! standard input: the lock lasts as long as any of the two lives, and neither can leave a stale one behind.
+//! A grid that was killed while its cells run on is therefore safe to start again.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::plan::Cell;
+
+/// A grid's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Grid {
+    root: PathBuf,
+}
+
+impl Grid {
+    pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn create(&self) -> Result<()> {
+        let cells = self.root.join("cells");
+        fs::create_dir_all(&cells)
+            .with_context(|| format!("cannot make the grid's folder {}", cells.display()))
+    }
+
+    /// The root of the tree of event files.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    pub(crate) fn report(&self) -> PathBuf {
+        self.root.join("report.html")
+    }
+
+    pub(crate) fn folder(&self, cell: &Cell) -> PathBuf {
+        self.root.join("cells").join(&cell.id)
+    }
+
+    /// A file beside a cell's folder.
+    fn beside(&self, cell: &Cell, extension: &str) -> PathBuf {
+        self.root.join("cells").join(format!("{}.{extension}", cell.id))
+    }
+
+    pub(crate) fn log(&self, cell: &Cell) -> PathBuf {
+        self.beside(cell, "log")
+    }
+
+    pub(crate) fn printed(&self, cell: &Cell) -> PathBuf {
+        self.beside(cell, "json")
+    }
+
+    fn failure_file(&self, cell: &Cell) -> PathBuf {
+        self.beside(cell, "failed")
+    }
+
+    /// Whether a cell has ended well: its record says so, or what it printed has been kept.
+    pub(crate) fn is_done(&self, cell: &Cell) -> bool {
+        if cell.is_finetuning() {
+            self.record(cell).is_some_and(|record| record["train_info"]["status"] == "done")
+        } else {
+            self.printed(cell).is_file()
+        }
+    }
+
+    /// The record of a cell's run.
+    fn record(&self, cell: &Cell) -> Option<Value> {
+        let text = fs::read(self.folder(cell).join("run.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// What a cell that is done has cost: seconds, and trained parameters.
+    pub(crate) fn cost(&self, cell: &Cell) -> Option<(f64, u64)> {
+        let record = self.record(cell)?;
+        let info = &record["train_info"];
+        Some((info["wall_s"].as_f64()?, info["trainable"].as_u64()?))
+    }
+
+    /// Locks a cell, unless somebody else has it.
+    pub(crate) fn lock(&self, cell: &Cell) -> Result<Option<File>> {
+        let path = self.beside(cell, "lock");
+        let cannot = || format!("cannot lock {}", path.display());
+        let file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path);
+        let file = file.with_context(cannot)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+        }
+    }
+
+    /// Takes away what an earlier attempt at a cell left; only who holds the lock may.
+    pub(crate) fn clear(&self, cell: &Cell) -> Result<()> {
+        let folder = self.folder(cell);
+        absent_or(fs::remove_dir_all(&folder))
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+        for file in [self.printed(cell), self.failure_file(cell)] {
+            absent_or(fs::remove_file(&file)).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps why a cell failed.
+    pub(crate) fn fail(&self, cell: &Cell, reason: &str) -> Result<()> {
+        let file = self.failure_file(cell);
+        fs::write(&file, reason).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Why a cell failed, where that was after `since`: another process of the same grid has just tried it.
+    pub(crate) fn failure_since(&self, cell: &Cell, since: SystemTime) -> Option<String> {
+        let file = self.failure_file(cell);
+        let at = fs::metadata(&file).and_then(|data| data.modified()).ok()?;
+        // File times are coarser than the clock.
+        (at + Duration::from_millis(10) >= since).then(|| fs::read_to_string(&file).unwrap_or_default())
+    }
+
+    /// The last line of a cell's log.
+    pub(crate) fn last_line(&self, cell: &Cell) -> Option<String> {
+        let text = tail(&self.log(cell)).ok()?;
+        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    }
+}
+
+fn absent_or(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The last few kilobytes of a file.
+fn tail(path: &Path) -> io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+
+    const BYTES: u64 = 4096;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

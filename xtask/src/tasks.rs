@@ -1,0 +1,116 @@
+//! The tasks that are a command or two: check, test, bench, datasets.
+
+use std::{
+    io::{BufRead, BufReader, Write, stdout},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::cargo::{Backend, Build, cargo};
+
+/// Runs a command; whether it succeeded.
+fn succeeds(command: &mut Command) -> Result<bool> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    Ok(command.status().with_context(|| format!("cannot run {program}"))?.success())
+}
+
+/// Format, then lints with warnings denied.
+pub(crate) fn check() -> Result<bool> {
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    Ok(succeeds(cargo().args(["fmt", "--all", "--check"]))? && succeeds(cargo().args(lints))?)
+}
+
+/// `cargo test --workspace`, its output passed on, then the totals over all test programs.
+pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
+    let mut command = cargo();
+    command.arg("test").args(backend.features());
+    let picks_packages = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
+    if !picks_packages {
+        command.arg("--workspace");
+    }
+    // Without it, cargo stops at the first program with a failure and the totals would be partial.
+    command.arg("--no-fail-fast").args(args);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut totals = Totals::default();
+    let mut out = stdout().lock();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        out.write_all(&line)?;
+        out.write_all(b"\n")?;
+        totals.add(&String::from_utf8_lossy(&line));
+    }
+    let success = child.wait()?.success();
+    writeln!(out, "\ntotal: {totals}")?;
+    Ok(success)
+}
+
+/// What the test programs counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    programs: u64,
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    /// Counts a line `test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; …`; others count nothing.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        self.programs += 1;
+        let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let Ok(count) = pair[0].parse::<u64>() else { continue };
+            match pair[1] {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { programs, passed, failed, ignored } = self;
+        write!(f, "{passed} passed, {failed} failed, {ignored} ignored in {programs} test programs")
+    }
+}
+
+/// `cargo bench`.
+pub(crate) fn bench(args: &[String]) -> Result<bool> {
+    let picks_packages = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
+    let mut command = cargo();
+    command.arg("bench");
+    if !picks_packages {
+        command.arg("--workspace");
+    }
+    succeeds(command.args(["--benches"]).args(args))
+}
+
+/// `lowrank datasets`.
+pub(crate) fn datasets(build: &Build, output: &str) -> Result<bool> {
+    succeeds(Command::new(build.lowrank()?).args(["datasets", "-o", output]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_over_programs() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s",
+            "test result: FAILED. 29 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.27s",
+            "4 passed",
+        ] {
+            totals.add(line);
+        }
+        assert_eq!(totals.to_string(), "32 passed, 2 failed, 1 ignored in 2 test programs");
+    }
+}

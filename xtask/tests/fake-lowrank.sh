@@ -1,0 +1,43 @@
+#!/bin/bash
+# Stands in for `lowrank` in the tests of the grid. Its results depend on its arguments alone.
+#   FAKE_LOG   file that gets a line at the start and at the end of every run
+#   FAKE_FAIL  text of the arguments that makes a run fail
+#   FAKE_SLEEP seconds that a run takes
+set -u
+command=$1
+out= task= method= args=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -o) out=$2; shift ;;
+    --log-dir) shift ;;
+    --task) task=$2; args+=("$1" "$2"); shift ;;
+    --method) method=$2; args+=("$1" "$2"); shift ;;
+    *) args+=("$1") ;;
+  esac
+  shift
+done
+score=$(printf '%s ' "${args[@]}" | cksum | cut -c1-3)
+
+if [ "$command" = report ]; then
+  for record in "${args[1]}"/cells/*/run.json; do
+    folder=$(dirname "$record")
+    printf '%s %s\n' "$(basename "${folder%-*}")" "$(cat "$record")"
+  done
+  exit 0
+fi
+
+name=$(basename "${out:-none}")
+echo "start $name $RAYON_NUM_THREADS" >> "$FAKE_LOG"
+if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
+  echo "error: told to fail" >&2
+  exit 1
+fi
+[ -e "$out" ] && { echo "error: $out is in the way" >&2; exit 1; }
+sleep "${FAKE_SLEEP:-0}"
+mkdir -p "$out"
+record='{"format":1,"train_info":{"status":"%s","metric":0.%s,"wall_s":30.0,"trainable":1000}}'
+printf "$record" running "$score" > "$out/run.json"
+printf "$record" done "$score" > "$out/run.json.tmp"
+mv "$out/run.json.tmp" "$out/run.json"
+echo "end $name" >> "$FAKE_LOG"
+echo '{"metric":0.'"$score"'}'

@@ -1,0 +1,327 @@
+//! Grids of a stand-in for `lowrank`: what is skipped, what fails, what a kill leaves behind.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A grid's folder and what is needed to run it.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(bench.dir.path().join("data")).unwrap();
+        let config = r#"{
+            "about": "A test.",
+            "models": ["org/tiny"],
+            "data": "data",
+            "tasks": ["cola", "rte"],
+            "methods": ["full", "lora"],
+            "seeds": [0],
+            "jobs": 2,
+            "defaults": { "max_steps": 5, "eval_every": null, "scheduler": null, "warmup_ratio": null },
+            "method": {
+                "full": { "lr": 5e-5 },
+                "lora": { "lr": 1e-3, "rank": 8, "alpha": null, "targets": "query,value", "rslora": true }
+            }
+        }"#;
+        fs::write(bench.dir.path().join("mine.json"), config).unwrap();
+        bench
+    }
+
+    fn grid(&self) -> PathBuf {
+        self.dir.path().join("grid")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.current_dir(self.dir.path());
+        command.args(["experiment", "glue", "--config", "mine.json", "-o", "grid"]);
+        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-lowrank.sh");
+        command.arg("--lowrank").arg(fake).args(args).env("FAKE_LOG", self.dir.path().join("fake.log"));
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// The lines of the stand-in that begin with `word`, without it.
+    fn logged(&self, word: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.path().join("fake.log")).unwrap_or_default();
+        text.lines().filter_map(|line| line.strip_prefix(word)).map(|line| line.trim().to_owned()).collect()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Cells' ids depend on where the test's data lie.
+fn without_hashes(text: &str) -> String {
+    let word = |word: &str| match word.rsplit_once("-") {
+        Some((name, hash)) if hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()) => {
+            format!("{name}-HASH")
+        }
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[track_caller]
+fn assert_success(output: &Output) {
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn the_plan() {
+    let bench = Bench::new();
+    let output = bench.run(&["--dry-run"]);
+    assert_success(&output);
+    let expect = "\
+glue: A test.
+4 cells in grid, 0 done, 2 at once
+
+todo  tiny-full-cola-lr5e-5-s0-HASH  (time unknown)
+      lowrank finetune --model org/tiny --task cola --data data --method full --seed 0 --batch-size 32 --lr 5e-5 \
+--max-steps 5
+todo  tiny-lora-cola-r8-lr1e-3-s0-HASH  (time unknown)
+      lowrank finetune --model org/tiny --task cola --data data --method lora --seed 0 --batch-size 32 --lr 1e-3 \
+--max-steps 5 --rank 8 --rslora --targets query,value
+todo  tiny-full-rte-lr5e-5-s0-HASH  (time unknown)
+      lowrank finetune --model org/tiny --task rte --data data --method full --seed 0 --batch-size 32 --lr 5e-5 \
+--max-steps 5
+todo  tiny-lora-rte-r8-lr1e-3-s0-HASH  (time unknown)
+      lowrank finetune --model org/tiny --task rte --data data --method lora --seed 0 --batch-size 32 --lr 1e-3 \
+--max-steps 5 --rank 8 --rslora --targets query,value
+
+left: unknown until the first cells are done
+";
+    assert_eq!(without_hashes(&text(&output.stdout)), expect);
+    assert!(!bench.grid().exists(), "a plan leaves no trace");
+}
+
+#[test]
+fn what_is_done_is_not_run_again() {
+    let bench = Bench::new();
+    let first = bench.run(&[]);
+    assert_success(&first);
+    assert_eq!(bench.logged("start").len(), 4);
+    let second = bench.run(&["--resume"]);
+    assert_success(&second);
+    assert_eq!(bench.logged("start").len(), 4, "a finished cell was run again");
+    assert_eq!(first.stdout, second.stdout);
+    assert!(text(&second.stderr).contains("4 of 4 cells are done already"), "{}", text(&second.stderr));
+
+    let plan = text(&bench.run(&["--dry-run", "--seeds", "0,1"]).stdout);
+    assert!(plan.contains("8 cells in grid, 4 done"), "{plan}");
+    assert!(plan.contains("(30 s, 1000 trainable)") && plan.contains("(about 30 s)"), "{plan}");
+    assert!(plan.ends_with("left: about 1.0 minutes\n"), "{plan}");
+}
+
+#[test]
+fn another_setting_is_another_cell() {
+    let bench = Bench::new();
+    assert_success(&bench.run(&["--methods", "lora", "--tasks", "rte"]));
+    assert_success(&bench.run(&["--methods", "lora", "--tasks", "rte", "--set", "alpha=4"]));
+    assert_success(&bench.run(&["--methods", "lora:8", "--tasks", "rte", "--set", "lora.alpha=4"]));
+    let started = bench.logged("start");
+    assert_eq!(started.len(), 2, "{started:?}");
+    assert_ne!(started[0], started[1]);
+}
+
+#[test]
+fn a_failure_is_reported_and_stops_nothing() {
+    let bench = Bench::new();
+    let failing =
+        bench.command(&[]).env("FAKE_FAIL", "--task rte --data data --method lora").output().unwrap();
+    let error = text(&failing.stderr);
+    assert_eq!(failing.status.code(), Some(1), "{error}");
+    assert!(error.contains("3 cells done, 0 done before, 1 failed"), "{error}");
+    assert!(error.contains("exit status 1: error: told to fail (log: grid/cells/tiny-lora-rte-"), "{error}");
+    assert_eq!(text(&failing.stdout).lines().count(), 3, "the table shows what there is");
+    let mended = bench.run(&[]);
+    assert_success(&mended);
+    assert_eq!(text(&mended.stdout).lines().count(), 4);
+    assert_eq!(bench.logged("start").len(), 5, "only the failed cell is tried again");
+}
+
+#[test]
+fn two_grids_share_the_cells() {
+    let bench = Bench::new();
+    let start = || {
+        let mut command = bench.command(&["--seeds", "0,1,2"]);
+        command.env("FAKE_SLEEP", "0.1").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let both = [start(), start()].map(|child| child.wait_with_output().unwrap());
+    for output in &both {
+        assert!(output.status.success());
+        assert_eq!(text(&output.stdout).lines().count(), 12);
+    }
+    let mut started = bench.logged("start");
+    started.sort();
+    started.dedup();
+    assert_eq!(started.len(), 12);
+    assert_eq!(bench.logged("start").len(), 12, "a cell was run by both");
+}
+
+#[test]
+fn cores_are_shared_among_the_cells() {
+    let bench = Bench::new();
+    let cores = thread::available_parallelism().unwrap().get();
+    assert_success(&bench.run(&["--tasks", "rte", "--methods", "full", "--jobs", "0"]));
+    assert_success(&bench.run(&["--tasks", "rte", "--methods", "lora", "--jobs", "1"]));
+    assert_success(&bench.run(&["--tasks", "cola", "--methods", "lora", "--threads", "3"]));
+    let threads: Vec<_> =
+        bench.logged("start").iter().map(|line| line.split(' ').next_back().unwrap().to_owned()).collect();
+    assert_eq!(threads, ["1".to_owned(), cores.to_string(), "3".to_owned()]);
+}
+
+fn kill(child: &mut Child, with_cells: bool) {
+    let target = if with_cells { format!("-{}", child.id()) } else { child.id().to_string() };
+    assert!(Command::new("kill").args(["-9", "--", &target]).status().unwrap().success());
+    child.wait().unwrap();
+}
+
+/// Kills a grid twenty times, then lets it end; its table.
+fn table_after_kills(with_cells: bool) -> (Bench, String) {
+    const GRID: [&str; 2] = ["--seeds", "0,1,2,3,4,5,6,7,8,9"];
+    let bench = Bench::new();
+    // A linear congruential generator: the same moments every time, as far as the machine allows.
+    let mut random = 20_240_229_u64;
+    for attempt in 0..20 {
+        let mut command = bench.command(&GRID);
+        command.env("FAKE_SLEEP", "0.05").process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        thread::sleep(Duration::from_millis(5 + (random >> 33) % 150));
+        assert!(child.try_wait().unwrap().is_none(), "the grid ended before its kill {attempt}");
+        kill(&mut child, with_cells);
+    }
+    let last = bench.run(&GRID);
+    assert_success(&last);
+    (bench, text(&last.stdout))
+}
+
+fn undisturbed_table() -> String {
+    let output = Bench::new().run(&["--seeds", "0,1,2,3,4,5,6,7,8,9"]);
+    assert_success(&output);
+    text(&output.stdout)
+}
+
+#[test]
+fn a_grid_killed_with_its_cells_ends_as_if_it_had_not_been() {
+    let (_, table) = table_after_kills(true);
+    assert_eq!(table.lines().count(), 40);
+    assert_eq!(table, undisturbed_table());
+}
+
+#[test]
+fn a_grid_killed_without_its_cells_waits_for_them() {
+    let (bench, table) = table_after_kills(false);
+    assert_eq!(table, undisturbed_table());
+    // No cell of a killed grid was killed, so none was run twice.
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for name in bench.logged("end") {
+        *counts.entry(name).or_default() += 1;
+    }
+    assert_eq!(counts.len(), 40);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
+
+#[test]
+fn wrong_use_is_one_line() {
+    let bench = Bench::new();
+    for (args, expect) in [
+        (vec!["--methods", "lorra"], "no method \"lorra\" in this experiment; there are: bitfit, dora, full"),
+        (vec!["--methods", "full:8"], "\"full:8\": the method full has no rank"),
+        (vec!["--methods", "lora:0"], "with ranks from 1 on"),
+        (vec!["--ranks", "0"], "--ranks 0: ranks begin at 1"),
+        (vec!["--lrs", "nan"], "--lrs NaN: a learning rate is a positive number"),
+        (vec!["--set", "alpha"], "--set alpha: no KEY=VALUE"),
+        (vec!["--set", "lorra.alpha=1"], "no method \"lorra\""),
+        (vec!["--data", "nowhere"], "--data nowhere: no such folder"),
+        (vec!["--cell", "nothing"], "no cell \"nothing\" in this grid"),
+    ] {
+        let output = bench.run(&args);
+        let error = text(&output.stderr);
+        assert!(!output.status.success() && error.contains(expect), "{args:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(!bench.grid().exists(), "{args:?} left a folder");
+    }
+    fs::remove_file(bench.dir.path().join("mine.json")).unwrap();
+    assert!(text(&bench.run(&[]).stderr).contains("cannot read mine.json"));
+}
+
+#[test]
+fn slurm_gets_a_script_whose_elements_run_one_cell() {
+    let bench = Bench::new();
+    let output = bench.run(&["--launcher", "slurm", "--sbatch-option", "--partition=x"]);
+    assert_success(&output);
+    let script = fs::read_to_string(bench.grid().join("grid.sbatch")).unwrap();
+    assert!(
+        script.contains("#SBATCH --array=0-3%2\n") && script.contains("#SBATCH --partition=x\n"),
+        "{script}"
+    );
+    let element = Command::new("bash")
+        .arg(bench.grid().join("grid.sbatch"))
+        .env("SLURM_ARRAY_TASK_ID", "2")
+        .env("FAKE_LOG", bench.dir.path().join("fake.log"))
+        .output()
+        .unwrap();
+    assert_success(&element);
+    let started = bench.logged("start");
+    assert_eq!(started.len(), 1, "{started:?}");
+    assert!(
+        script.lines().nth(9).unwrap().trim() == started[0].split(' ').next().unwrap(),
+        "{script}\n{started:?}"
+    );
+}
+
+#[test]
+fn a_cell_waits_for_the_one_it_needs() {
+    let bench = Bench::new();
+    let over = r#"{
+        "about": "", "models": ["org/tiny"], "data": "data", "tasks": ["rte"], "seeds": [0],
+        "methods": ["over", "bad"],
+        "method": {
+            "first": { "method": "head", "lr": 1e-3 },
+            "over": { "method": "lora", "init_from": "@first/adapter", "lr": 1e-3 },
+            "small": { "command": "compress", "method": "svd", "ratio": [0.1, 0.2] },
+            "bad": { "model": "@small", "method": "head", "lr": 1e-3 }
+        }
+    }"#;
+    fs::write(bench.dir.path().join("mine.json"), over).unwrap();
+    let failing = bench.command(&[]).env("FAKE_FAIL", "--ratio 0.2").output().unwrap();
+    let error = text(&failing.stderr);
+    assert!(error.contains("it needs tiny-small-") && error.contains("2 failed"), "{error}");
+    let ended = bench.logged("end");
+    let at = |part: &str| ended.iter().position(|name| name.starts_with(part)).unwrap();
+    assert!(at("tiny-first-rte") < at("tiny-over-rte"), "{ended:?}");
+    assert!(at("tiny-small") < at("tiny-bad-rte"), "{ended:?}");
+    assert_eq!(ended.len(), 4, "{ended:?}");
+    let plan = text(&bench.run(&["--dry-run"]).stdout);
+    assert!(plan.contains(&format!("--init-from grid/cells/{}/adapter", ended[at("tiny-first")])), "{plan}");
+}
+
+#[test]
+fn references_in_a_circle_are_refused() {
+    let bench = Bench::new();
+    let over = r#"{"methods": ["a"], "method": {"a": {"init_from": "@b"}, "b": {"init_from": "@a"}}}"#;
+    fs::write(bench.dir.path().join("mine.json"), over).unwrap();
+    let started = Instant::now();
+    let error = text(&bench.run(&["--dry-run"]).stderr);
+    assert!(error.contains("circle: a → b → a"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+}

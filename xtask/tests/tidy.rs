@@ -1,0 +1,229 @@
+//! What no compiler checks: file headers, layers, leftovers, documented commands.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// The crates and their layers: a crate builds on crates of lower layers alone. docs/ARCHITECTURE.md shows the
+/// same table.
+const LAYERS: [(&str, u32); 12] = [
+    ("lowrank-checkpoint", 0),
+    ("lowrank-factor", 0),
+    ("lowrank-kernels", 0),
+    ("lowrank-adapters", 1),
+    ("lowrank-data", 1),
+    ("lowrank-report", 1),
+    ("lowrank-eval", 2),
+    ("lowrank-models", 2),
+    ("lowrank-compress", 3),
+    ("lowrank-train", 3),
+    ("lowrank", 4),
+    ("lowrank-tests", 5),
+];
+
+/// The packages that must build without burn, so that they stay light.
+const WITHOUT_BURN: [&str; 3] = ["xtask", "lowrank-report", "lowrank-checkpoint"];
+
+/// The subcommands of `lowrank`, in the order of its help.
+const COMMANDS: [&str; 17] = [
+    "inspect",
+    "finetune",
+    "evaluate",
+    "predict",
+    "embed",
+    "perplexity",
+    "generate",
+    "compress",
+    "merge",
+    "convert",
+    "resize",
+    "extract",
+    "combine",
+    "logs",
+    "report",
+    "datasets",
+    "pretrain",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The files below `folder` of the workspace whose name ends in `extension`, builds and caches apart.
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<PathBuf> {
+    let found: Vec<_> = ["crates", "xtask", "tests"].iter().flat_map(|folder| files(folder, ".rs")).collect();
+    assert!(found.len() > 20, "the sources were not found");
+    found
+}
+
+fn packages() -> Vec<Value> {
+    let args = ["metadata", "--no-deps", "--format-version", "1", "--offline"];
+    let output = Command::new(env!("CARGO")).current_dir(root()).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// The dependencies of a package that its users get: not those of its tests.
+fn dependencies(package: &Value) -> impl Iterator<Item = &Value> {
+    package["dependencies"].as_array().unwrap().iter().filter(|dependency| dependency["kind"] != "dev")
+}
+
+#[test]
+fn every_source_says_what_it_is() {
+    let silent: Vec<_> =
+        sources().into_iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with("//! ")).collect();
+    assert!(silent.is_empty(), "without a //! line on top: {silent:#?}");
+}
+
+#[test]
+fn nothing_is_left_over() {
+    // Put together, so that this file does not find itself.
+    let leftovers = ["dbg", "todo", "unimplemented"].map(|name| format!("{name}!(")).to_vec();
+    let leftovers = [leftovers, vec![format!("#[{}", "ignore")]].concat();
+    let mut found = Vec::new();
+    for path in sources() {
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            if leftovers.iter().any(|leftover| line.contains(leftover.as_str())) {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn arrows_point_down() {
+    let layers = BTreeMap::from(LAYERS);
+    let packages = packages();
+    for package in packages.iter().filter(|package| package["name"] != "xtask") {
+        let name = package["name"].as_str().unwrap();
+        let layer = layers.get(name).unwrap_or_else(|| panic!("{name} has no layer"));
+        for dependency in dependencies(package).filter(|dependency| dependency["path"].is_string()) {
+            let below = dependency["name"].as_str().unwrap();
+            assert!(
+                layers[below] < *layer,
+                "{name} (layer {layer}) builds on {below} (layer {})",
+                layers[below]
+            );
+        }
+    }
+}
+
+#[test]
+fn libraries_leave_the_backend_to_the_program() {
+    for package in
+        packages().iter().filter(|package| package["name"].as_str().unwrap().starts_with("lowrank-"))
+    {
+        if package["name"] == "lowrank-tests" {
+            continue;
+        }
+        for dependency in
+            dependencies(package).filter(|dependency| !dependency["optional"].as_bool().unwrap())
+        {
+            let features = dependency["features"].as_array().unwrap();
+            let backend = features
+                .iter()
+                .find(|feature| ["flex", "ndarray", "cuda"].contains(&feature.as_str().unwrap()));
+            assert!(backend.is_none(), "{} enables {backend:?} of {}", package["name"], dependency["name"]);
+            let is_backend =
+                ["burn-flex", "burn-ndarray", "burn-cuda"].contains(&dependency["name"].as_str().unwrap());
+            assert!(!is_backend, "{} always builds {}", package["name"], dependency["name"]);
+        }
+    }
+}
+
+#[test]
+fn light_packages_stay_light() {
+    for package in packages() {
+        if !WITHOUT_BURN.contains(&package["name"].as_str().unwrap()) {
+            continue;
+        }
+        for dependency in dependencies(&package) {
+            let name = dependency["name"].as_str().unwrap();
+            assert!(!name.starts_with("burn"), "{} builds on {name}", package["name"]);
+            let ours = dependency["path"].is_string();
+            assert!(!(ours && package["name"] == "xtask"), "xtask builds on {name}: it only spawns");
+        }
+    }
+}
+
+#[test]
+fn every_experiment_has_a_plan() {
+    let experiments = files("xtask/experiments", ".json");
+    assert!(!experiments.is_empty());
+    for path in experiments {
+        let kind = path.file_stem().unwrap().to_str().unwrap();
+        for smoke in [&[][..], &["--smoke"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+            let output = command.args(["experiment", kind, "--dry-run"]).args(smoke).output().unwrap();
+            assert!(output.status.success(), "{kind}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// The word after each `command` in the code of a Markdown text.
+fn documented<'a>(text: &'a str, command: &str) -> BTreeSet<&'a str> {
+    let mut found = BTreeSet::new();
+    for (position, _) in text.match_indices(command) {
+        let before = text[..position].chars().next_back();
+        if before.is_some_and(|c| !matches!(c, '`' | '\n' | ' ' | '(' | '$')) {
+            continue;
+        }
+        let word =
+            text[position + command.len()..].split(|c: char| !c.is_ascii_lowercase() && c != '-').next();
+        found.extend(word.filter(|word| !word.is_empty()));
+    }
+    found
+}
+
+#[test]
+fn documented_commands_exist() {
+    let help = Command::new(env!("CARGO_BIN_EXE_xtask")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let tasks: BTreeSet<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(tasks.contains("experiment"), "{help}");
+    let mut pages = vec![root().join("README.md")];
+    pages.extend(files("docs", ".md"));
+    pages.extend(files("crates", ".md"));
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        for word in documented(&text, "cargo xtask ") {
+            assert!(tasks.contains(word), "{} names cargo xtask {word}", page.display());
+        }
+        for word in documented(&text, "`lowrank ").into_iter().chain(documented(&text, "\nlowrank ")) {
+            assert!(COMMANDS.contains(&word), "{} names lowrank {word}", page.display());
+        }
+    }
+}
