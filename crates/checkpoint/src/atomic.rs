@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, NamedTempFile};
 
 use crate::CheckpointError;
 
@@ -68,7 +68,10 @@ fn write_dir<T, E: From<CheckpointError>>(
         builder.tempdir_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
     let value = build(temporary.path())?;
     sync_tree(temporary.path())?;
-    commit_dir(temporary, destination, replace)?;
+    check_free(destination, replace)?;
+    move_into_place(temporary.path(), destination)?;
+    // It has been renamed; there is nothing left to remove.
+    let _renamed: PathBuf = temporary.keep();
     Ok(value)
 }
 
@@ -84,10 +87,10 @@ pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), Checkp
     }
 }
 
-fn commit_dir(temporary: TempDir, destination: &Path, replace: bool) -> Result<(), CheckpointError> {
+/// Renames a finished folder to its destination; what is there goes aside and is removed after.
+pub(crate) fn move_into_place(from: &Path, destination: &Path) -> Result<(), CheckpointError> {
     let (parent, name) = split(destination)?;
-    check_free(destination, replace)?;
-    let renamed = |from: &Path, to: &Path| {
+    let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
     };
     // Succeeds on an empty folder only, which is then out of the way on every system.
@@ -97,20 +100,18 @@ fn commit_dir(temporary: TempDir, destination: &Path, replace: bool) -> Result<(
             .tempdir_in(&parent)
             .map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
         let old = aside.path().join("old");
-        renamed(destination, &old)?;
-        if let Err(error) = renamed(temporary.path(), destination) {
-            renamed(&old, destination)?;
+        rename(destination, &old)?;
+        if let Err(error) = rename(from, destination) {
+            rename(&old, destination)?;
             return Err(error);
         }
     } else {
-        renamed(temporary.path(), destination)?;
+        rename(from, destination)?;
     }
-    // It has been renamed; there is nothing left to remove.
-    let _renamed: PathBuf = temporary.keep();
     sync_folder(&parent)
 }
 
-/// An unnamed-looking file beside `path`, removed when dropped.
+/// A hidden file beside `path`, removed when dropped.
 pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointError> {
     let (parent, name) = split(path)?;
     let prefix = prefix(name);
@@ -138,7 +139,8 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-fn sync_tree(folder: &Path) -> Result<(), CheckpointError> {
+/// Syncs every file and folder of a tree.
+pub(crate) fn sync_tree(folder: &Path) -> Result<(), CheckpointError> {
     let io = |e| CheckpointError::io(folder, "sync", e);
     for entry in fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Bytes that are converted before their pages are let go; a multiple of every element size.
-const SPAN: usize = 8 << 20;
+const SPAN: usize = 4 << 20;
 
 /// The tensors of a file or folder, mapped and not yet read.
 ///

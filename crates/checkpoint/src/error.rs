@@ -155,11 +155,19 @@ impl Fault {
     }
 }
 
-/// A name out of a file as it may be printed: control characters escaped, at most 120 characters.
-pub(crate) fn printable(name: &str) -> String {
+/// Text out of a file as it may be printed: what is not plainly visible escaped, at most 120 characters.
+pub(crate) fn printable(text: &str) -> String {
     const LIMIT: usize = 120;
-    let mut shown: String = name.chars().take(LIMIT).flat_map(char::escape_debug).collect();
-    if name.chars().nth(LIMIT).is_some() {
+    let mut shown = String::new();
+    for c in text.chars().take(LIMIT) {
+        // Quotes and backslashes are visible, and text that has been through here must not change again.
+        if matches!(c, '\'' | '"' | '\\') {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_debug());
+        }
+    }
+    if text.chars().nth(LIMIT).is_some() {
         shown.push('…');
     }
     shown
@@ -195,7 +203,8 @@ mod tests {
         let shown = printable(&format!("a\n\u{1b}[31m{}", "x".repeat(1000)));
         assert!(shown.starts_with("a\\n\\u{1b}[31mxx"), "{shown}");
         assert!(shown.chars().count() < 140 && shown.ends_with('…'));
-        assert_eq!(printable("layer.0.weight"), "layer.0.weight");
+        assert_eq!(printable("it's \"0\""), "it's \"0\"");
+        assert_eq!(printable(&printable("a\nb")), "a\\nb");
     }
 
     #[test]

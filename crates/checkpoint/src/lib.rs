@@ -3,7 +3,7 @@
 //! [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin`, without executing its
 //! pickle) and hands out one tensor at a time. [`write_safetensors`] writes a file,
 //! [`StreamWriter`] one that is larger than memory;
-//! [`write_atomic`] and [`write_dir_atomic`] do the same for anything else.
+//! [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`] do the same for any other file or folder.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -27,12 +27,15 @@ mod checkpoint;
 mod convert;
 mod dtype;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod header;
 mod journal;
 mod map;
 mod plan;
 mod resolve;
 mod source;
+mod staged;
 mod stream;
 mod torch;
 mod write;
@@ -43,6 +46,7 @@ pub use self::{
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
     plan::{StreamOptions, TensorPlan},
+    staged::StagedDir,
     stream::StreamWriter,
     write::{NamedTensor, write_safetensors},
 };

@@ -40,11 +40,15 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
             Prefer::Model => MODEL.into_iter().chain(ADAPTER).collect(),
             Prefer::Adapter => ADAPTER.into_iter().chain(MODEL).collect(),
         };
-        // Not is_file(): what is there but of the wrong kind is to be an error, not to be passed over.
-        match order.iter().map(|name| path.join(name)).find(|file| file.exists()) {
+        // What is there but is no file, or is a link to nothing, is to be an error, not to be passed over.
+        match order.iter().map(|name| path.join(name)).find(|file| file.symlink_metadata().is_ok()) {
             Some(file) => open_file(&file),
             None => {
-                Err(CheckpointError::NoCheckpoint { path: path.to_owned(), looked_for: order.join(", ") })
+                let mut looked_for = order.join(", ");
+                if let Some(other) = other_tensor_file(path) {
+                    looked_for += &format!("; to open '{}' name the file itself", printable(&other));
+                }
+                Err(CheckpointError::NoCheckpoint { path: path.to_owned(), looked_for })
             }
         }
     } else if path.exists() {

@@ -1,0 +1,5 @@
+//! The shard index on arbitrary bytes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lowrank_checkpoint::fuzz::index(data));

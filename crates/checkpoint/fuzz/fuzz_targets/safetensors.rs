@@ -1,0 +1,5 @@
+//! The safetensors reader on arbitrary bytes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lowrank_checkpoint::fuzz::safetensors(data));

@@ -1,0 +1,123 @@
+//! A folder in the making that may outlive an interruption.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    CheckpointError,
+    atomic::{check_free, move_into_place, split, sync_tree},
+};
+
+/// The file inside the folder whose lock says that a process is at work.
+const LOCK: &str = ".lock";
+
+/// A folder beside its destination, `.NAME.partial`, that becomes the destination when it is
+/// [committed](Self::commit).
+///
+/// For work that takes hours: where [`write_dir_atomic`](crate::write_dir_atomic) leaves nothing behind, this can be
+/// kept and taken up again. Dropped without a commit the folder is removed, unless [`keep`](Self::keep) was called; a
+/// killed process leaves it. One process at a time may hold it.
+#[derive(Debug)]
+pub struct StagedDir {
+    path: PathBuf,
+    destination: PathBuf,
+    replace: bool,
+    /// Held for as long as this lives, and let go before the folder moves.
+    lock: Option<File>,
+    keep: bool,
+}
+
+impl StagedDir {
+    /// Starts anew, removing what an earlier attempt left. The destination must not exist or be an empty folder;
+    /// with `replace` it may be any folder. Parents are created.
+    ///
+    /// # Errors
+    /// [`DestinationExists`](CheckpointError::DestinationExists); [`CannotResume`](CheckpointError::CannotResume) if
+    /// another process is at work on the same destination; [`Io`](CheckpointError::Io).
+    pub fn create(destination: impl AsRef<Path>, replace: bool) -> Result<Self, CheckpointError> {
+        let mut staged = Self::resume(destination, replace)?;
+        // Until it is empty it is somebody's work, not to be removed for an error here.
+        staged.keep = true;
+        clear(&staged.path).map_err(|e| CheckpointError::io(&staged.path, "clear", e))?;
+        staged.keep = false;
+        Ok(staged)
+    }
+
+    /// Takes up what an earlier attempt left, or starts anew where there is nothing.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn resume(destination: impl AsRef<Path>, replace: bool) -> Result<Self, CheckpointError> {
+        let destination = destination.as_ref();
+        let (parent, name) = split(destination)?;
+        check_free(destination, replace)?;
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(".partial");
+        let path = parent.join(partial);
+        fs::create_dir_all(&path).map_err(|e| CheckpointError::io(&path, "create folder", e))?;
+        let lock_path = path.join(LOCK);
+        let lock = File::create(&lock_path).map_err(|e| CheckpointError::io(&lock_path, "create", e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let reason = "another process is writing here; wait for it or choose another path".to_owned();
+                return Err(CheckpointError::CannotResume { path, reason });
+            }
+            Err(TryLockError::Error(e)) => return Err(CheckpointError::io(&lock_path, "lock", e)),
+        }
+        Ok(Self { path, destination: destination.to_owned(), replace, lock: Some(lock), keep: false })
+    }
+
+    /// The folder to write into.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// From now on the folder stays if this is dropped without a commit.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Syncs the folder and gives it its name.
+    ///
+    /// # Errors
+    /// [`DestinationExists`](CheckpointError::DestinationExists) if the destination has been filled meanwhile;
+    /// [`Io`](CheckpointError::Io). The folder is then kept or removed as on a drop.
+    pub fn commit(mut self) -> Result<(), CheckpointError> {
+        sync_tree(&self.path)?;
+        check_free(&self.destination, self.replace)?;
+        self.lock = None;
+        let lock = self.path.join(LOCK);
+        fs::remove_file(&lock).map_err(|e| CheckpointError::io(&lock, "remove", e))?;
+        move_into_place(&self.path, &self.destination)?;
+        self.keep = true;
+        Ok(())
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        self.lock = None;
+        if !self.keep {
+            // Nothing can be reported from here; what remains is hidden and cleared by the next attempt.
+            let _removed = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn clear(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != LOCK {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

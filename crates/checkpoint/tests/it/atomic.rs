@@ -1,0 +1,143 @@
+//! Files and folders that appear whole or not at all.
+
+use std::{fs, path::Path};
+
+use lowrank_checkpoint::{CheckpointError, StagedDir, replace_dir_atomic, write_atomic, write_dir_atomic};
+
+use crate::{check_error, listing};
+
+fn write(path: &Path) -> Result<(), CheckpointError> {
+    write_atomic(path.join("a"), "new")
+}
+
+#[test]
+fn a_file_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.json");
+    write_atomic(&path, "old").unwrap();
+    write_atomic(&path, b"new").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(listing(folder.path()), ["run.json"]);
+    check_error(write_atomic(folder.path().join("absent/x"), ""), &["absent"]);
+    check_error(write_atomic(folder.path().join(".."), ""), &["ends in a name"]);
+    // A folder cannot be replaced by a file; nothing is left of the attempt.
+    fs::create_dir(folder.path().join("taken")).unwrap();
+    check_error(write_atomic(folder.path().join("taken"), ""), &["taken"]);
+    assert_eq!(listing(folder.path()), ["run.json", "taken"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn files_have_the_permissions_of_any_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    fs::write(folder.path().join("plain"), "").unwrap();
+    fs::create_dir(folder.path().join("plain_dir")).unwrap();
+    write_atomic(folder.path().join("ours"), "").unwrap();
+    write_dir_atomic(folder.path().join("our_dir"), write).unwrap();
+    assert_eq!(mode(&folder.path().join("ours")), mode(&folder.path().join("plain")));
+    assert_eq!(mode(&folder.path().join("our_dir")), mode(&folder.path().join("plain_dir")));
+}
+
+#[test]
+fn a_folder_is_built_aside_and_renamed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("deep/out");
+    let seen = write_dir_atomic(&out, |path| {
+        assert!(!out.exists());
+        write(path)?;
+        fs::create_dir(path.join("sub")).unwrap();
+        Ok::<_, CheckpointError>(path.to_owned())
+    });
+    assert!(!seen.unwrap().exists());
+    assert_eq!(listing(&out), ["a", "sub"]);
+    assert_eq!(listing(&folder.path().join("deep")), ["out"]);
+}
+
+#[test]
+fn a_failure_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let failed = write_dir_atomic(&out, |path| {
+        write(path)?;
+        write_atomic(path.join("absent/x"), "")
+    });
+    check_error(failed, &["absent"]);
+    assert_eq!(listing(folder.path()), [""; 0]);
+}
+
+#[test]
+fn a_folder_with_contents_is_refused_unless_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    // Empty is as good as absent.
+    fs::create_dir(&out).unwrap();
+    write_dir_atomic(&out, write).unwrap();
+    fs::write(out.join("b"), "mine").unwrap();
+
+    let refused = write_dir_atomic(&out, |_| -> Result<(), CheckpointError> {
+        unreachable!("refused before the work")
+    });
+    assert!(matches!(refused, Err(CheckpointError::DestinationExists { .. })));
+    assert_eq!(listing(&out), ["a", "b"]);
+
+    let failed = replace_dir_atomic(&out, |path| write_atomic(path.join("absent/x"), ""));
+    check_error(failed, &["absent"]);
+    assert_eq!(listing(&out), ["a", "b"]);
+
+    replace_dir_atomic(&out, write).unwrap();
+    assert_eq!(listing(&out), ["a"]);
+    assert_eq!(listing(folder.path()), ["out"]);
+
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    check_error(write_dir_atomic(&file, write), &["file"]);
+}
+
+#[test]
+fn a_destination_that_fills_up_meanwhile_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let late = write_dir_atomic(&out, |path| {
+        write(path)?;
+        fs::create_dir(&out).unwrap();
+        write_atomic(out.join("other"), "")
+    });
+    assert!(matches!(late, Err(CheckpointError::DestinationExists { .. })));
+    assert_eq!(listing(&out), ["other"]);
+    assert_eq!(listing(folder.path()), ["out"]);
+}
+
+#[test]
+fn a_staged_folder_is_removed_kept_or_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    drop(StagedDir::create(&out, false).unwrap());
+    assert_eq!(listing(folder.path()), [""; 0]);
+
+    let mut staged = StagedDir::create(&out, false).unwrap();
+    write(staged.path()).unwrap();
+    check_error(StagedDir::resume(&out, false), &["another process"]);
+    staged.keep();
+    drop(staged);
+    assert_eq!(listing(folder.path()), [".out.partial"]);
+
+    let staged = StagedDir::resume(&out, false).unwrap();
+    assert_eq!(fs::read(staged.path().join("a")).unwrap(), b"new");
+    staged.commit().unwrap();
+    assert_eq!(listing(folder.path()), ["out"]);
+    assert_eq!(listing(&out), ["a"]);
+
+    check_error(StagedDir::create(&out, false), &["not empty"]);
+    let mut staged = StagedDir::create(&out, true).unwrap();
+    staged.keep();
+    write_atomic(staged.path().join("stale"), "").unwrap();
+    fs::create_dir(staged.path().join("stale_dir")).unwrap();
+    drop(staged);
+    let staged = StagedDir::create(&out, true).unwrap();
+    write_atomic(staged.path().join("b"), "").unwrap();
+    staged.commit().unwrap();
+    assert_eq!(listing(&out), ["b"]);
+    assert_eq!(listing(folder.path()), ["out"]);
+}
