@@ -5,7 +5,8 @@ mod config;
 
 use std::path::{Path, PathBuf};
 
-use tokenizers::{EncodeInput, PostProcessor, Tokenizer, TruncationParams};
+use rayon::prelude::*;
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{DataError, Result};
 use crate::glue::Example;
@@ -47,6 +48,7 @@ pub struct SpecialIds {
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
+    max_length: Option<usize>,
     special: SpecialIds,
     model_max_length: Option<usize>,
 }
@@ -112,18 +114,16 @@ impl TextTokenizer {
         max_length: Option<usize>,
     ) -> Result<Self> {
         inner.with_padding(None);
-        let added = inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
-        let truncation = match max_length {
-            Some(max_length) if max_length <= added => {
-                let expected = format!("this tokenizer adds {added} special tokens to a pair, so give more");
-                return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
-            }
-            Some(max_length) => Some(TruncationParams { max_length, ..Default::default() }),
-            None => None,
-        };
-        inner.with_truncation(truncation).map_err(|e| DataError::tokenizer(&path, e))?;
+        inner.with_truncation(None).map_err(|e| DataError::tokenizer(&path, e))?;
+        let added = added_tokens(&inner, true);
+        if let Some(max_length) = max_length
+            && max_length <= added
+        {
+            let expected = format!("this tokenizer adds {added} special tokens to a pair, so give more");
+            return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
+        }
         let special = config.special_ids(&inner);
-        let tokenizer = Self { inner, special, model_max_length: config.model_max_length() };
+        let tokenizer = Self { inner, max_length, special, model_max_length: config.model_max_length() };
         // Encoding anything shows a vocabulary that lacks its unknown token now and not at some row of a data set.
         tokenizer.encode("\u{10FFFD} a", None).map_err(|e| match e {
             DataError::Tokenizer { message, .. } => DataError::Tokenizer { path, message },
@@ -137,7 +137,18 @@ impl TextTokenizer {
     /// # Errors
     /// [`DataError::Tokenizer`] when the model of the tokenizer refuses the text.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        let encoding = self.inner.encode_fast(input(text, pair), true).map_err(encoding_error)?;
+        // The library's own truncation stops tokenizing early and then mistakes which of two over-long texts is the
+        // longer (tokenizers 0.23.2), so each text is tokenized whole and cut here, by transformers' rule.
+        let mut first = self.inner.encode_fast(text, false).map_err(encoding_error)?;
+        let mut second =
+            pair.map(|pair| self.inner.encode_fast(pair, false)).transpose().map_err(encoding_error)?;
+        if let Some(max_length) = self.max_length {
+            truncate(&mut first, second.as_mut(), max_length - added_tokens(&self.inner, pair.is_some()));
+        }
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        let encoding = self.inner.post_process(first, second, true).map_err(encoding_error)?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
@@ -149,12 +160,8 @@ impl TextTokenizer {
         &self,
         rows: impl IntoIterator<Item = (&'s str, Option<&'s str>)>,
     ) -> Result<Vec<Encoded>> {
-        let inputs: Vec<EncodeInput<'s>> = rows.into_iter().map(|(text, pair)| input(text, pair)).collect();
-        let encodings = self.inner.encode_batch_fast(inputs, true).map_err(encoding_error)?;
-        let encoded = encodings
-            .into_iter()
-            .map(|e| Encoded { ids: e.get_ids().to_vec(), type_ids: e.get_type_ids().to_vec() });
-        Ok(encoded.collect())
+        let rows: Vec<(&str, Option<&str>)> = rows.into_iter().collect();
+        rows.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
     }
 
     /// Encodes the rows of a task.
@@ -210,10 +217,33 @@ impl TextTokenizer {
     }
 }
 
-fn input<'s>(text: &'s str, pair: Option<&'s str>) -> EncodeInput<'s> {
-    match pair {
-        Some(pair) => EncodeInput::Dual(text.into(), pair.into()),
-        None => EncodeInput::Single(text.into()),
+/// The number of special tokens around a text or a pair.
+fn added_tokens(tokenizer: &Tokenizer, is_pair: bool) -> usize {
+    tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair))
+}
+
+/// Cuts a text, or the longer of two texts token by token until both fit; of two equally long ones the first.
+fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize) {
+    let cut = |encoding: &mut Encoding, len: usize| {
+        encoding.truncate(len, 0, TruncationDirection::Right);
+        // The cut-off parts of two texts would be combined in all ways by the post-processor.
+        encoding.set_overflowing(Vec::new());
+    };
+    let Some(second) = second else {
+        return cut(first, room);
+    };
+    let (a, b) = (first.len(), second.len());
+    if a + b <= room {
+        return;
+    }
+    // What is left to the longer text once the shorter has at most its half, the odd token going to the longer.
+    let shorter = a.min(b).min(room / 2);
+    if a > b {
+        cut(first, room - shorter);
+        cut(second, shorter);
+    } else {
+        cut(first, shorter);
+        cut(second, room - shorter);
     }
 }
 

@@ -233,7 +233,7 @@ mod tests {
         assert_ne!(epoch_order(10, 2, 0), PINNED);
     }
     /// Changes only if runs may stop being repeatable: then say so in the changelog.
-    const PINNED: [usize; 10] = [0; 10];
+    const PINNED: [usize; 10] = [3, 8, 6, 9, 4, 7, 0, 1, 2, 5];
 
     #[test]
     fn resuming_at_any_step_gives_the_same_batches() {
