@@ -31,7 +31,7 @@ const PREFIX: &str = "base_model.model.";
 /// The keys of `adapter_config.json` that we read and write; others are kept as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeftConfig {
-    /// `LORA` or `LOTR`.
+    /// `LORA`, `LOTR`, or `HEAD` for a task head without adapters.
     pub peft_type: String,
     /// Inner width where no pattern says otherwise.
     pub r: usize,
@@ -75,6 +75,29 @@ pub struct PeftConfig {
     /// Everything else in the file.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+impl Default for PeftConfig {
+    fn default() -> Self {
+        Self {
+            peft_type: "LORA".into(),
+            r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            use_rslora: false,
+            use_dora: false,
+            bias: none(),
+            fan_in_fan_out: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            modules_to_save: None,
+            task_type: None,
+            base_model_name_or_path: None,
+            inference_mode: false,
+            other: Map::new(),
+        }
+    }
 }
 
 fn none() -> String {
@@ -130,8 +153,9 @@ impl AdapterFolder {
         let bad = |reason: String| AdapterError::Config { path: path.clone(), reason };
         let text = std::fs::read_to_string(&path).map_err(|e| bad(format!("cannot be read: {e}")))?;
         let config: PeftConfig = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        if !["LORA", "LOTR"].contains(&config.peft_type.as_str()) {
-            return Err(bad(format!("peft_type '{}' is not supported; expected LORA or LOTR", config.peft_type)));
+        if !["LORA", "LOTR", "HEAD"].contains(&config.peft_type.as_str()) {
+            let reason = format!("peft_type '{}' is not supported; expected LORA, LOTR or HEAD", config.peft_type);
+            return Err(bad(reason));
         }
         if config.use_dora {
             return Err(bad("use_dora is not supported".into()));
@@ -222,7 +246,7 @@ impl AdapterFolder {
         for name in self.tensors.keys().filter(|name| !is_saved(name)) {
             problems.push(format!("unexpected '{name}'"));
         }
-        if slots.is_empty() && problems.is_empty() {
+        if slots.is_empty() && problems.is_empty() && self.config.peft_type != "HEAD" {
             problems.push("no adapter tensors at all".into());
         }
         if !problems.is_empty() {

@@ -8,6 +8,7 @@ use crate::error::{AdapterError, Result};
 use crate::lora::Lora;
 use crate::lotr::Lotr;
 use crate::site::{Mode, Site};
+use crate::targets::Pattern;
 
 /// One adapter: a pair of its own for a site, or factors shared by several.
 #[derive(Module, Debug)]
@@ -117,6 +118,11 @@ impl<B: Backend> AdapterSet<B> {
     /// The adapters that the slots point into.
     pub fn adapters(&self) -> &[Adapter<B>] {
         &self.adapters
+    }
+
+    /// The adapted sites as PEFT's `target_modules` names them: whole paths, so that no other layer matches.
+    pub fn target_names(&self) -> Option<Pattern> {
+        (!self.is_empty()).then(|| Pattern::Names(self.slots.iter().map(|s| s.path.clone()).collect()))
     }
 
     fn slot(&self, site: usize) -> Option<&Slot> {

@@ -1,3 +1,83 @@
-//! The `lowrank` command.
+//! The `lowrank` command. The one place where a backend is chosen.
 
-fn main() {}
+#![allow(clippy::print_stdout, reason = "a program's output")]
+
+mod backend;
+mod command;
+mod context;
+mod machine;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Pages that are given back to the system are cleared again when they are next needed, which costs a fifth of a
+/// training step; mimalloc keeps them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Low-rank adaptation and compression of transformers.
+#[derive(Parser)]
+#[command(name = "lowrank", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model on a task: in full, its head alone, or a low-rank adapter
+    Finetune(Box<command::finetune::Args>),
+    /// Score a model on a task's dev set
+    Evaluate(command::evaluate::Args),
+    /// Classify texts
+    Predict(command::predict::Args),
+    /// Mean hidden states of texts
+    Embed(command::embed::Args),
+    /// Layers, shapes and parameters of a model or an adapter
+    Inspect(command::inspect::Args),
+    /// Fold an adapter into its model's weights
+    Merge(command::merge::Args),
+    /// Tables and plots of finished runs
+    Report(command::report::Args),
+    /// Make the embedded data sets and the embedded model
+    Datasets(command::datasets::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let result = match cli.command {
+        Command::Finetune(args) => command::finetune::run(*args),
+        Command::Evaluate(args) => command::evaluate::run(args),
+        Command::Predict(args) => command::predict::run(args),
+        Command::Embed(args) => command::embed::run(args),
+        Command::Inspect(args) => command::inspect::run(args),
+        Command::Merge(args) => command::merge::run(args),
+        Command::Report(args) => command::report::run(args),
+        Command::Datasets(args) => command::datasets::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, each said once.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part.replace('\n', " "));
+        }
+    }
+    text
+}

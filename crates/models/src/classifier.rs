@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::prelude::*;
 use lowrank_adapters::peft::{AdapterFolder, HostTensor};
 use lowrank_adapters::{AdapterSet, Mode, Site};
@@ -15,7 +15,7 @@ use crate::config::{Architecture, EncoderConfig};
 use crate::encoder::{Encoder, Rows};
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, SiteList};
-use crate::params::{Loader, ParamIo, Saver};
+use crate::params::{Layout, Loader, ParamIo, Saver};
 
 /// An encoder with a sequence classification head.
 ///
@@ -206,20 +206,69 @@ impl<B: Backend> SequenceClassifier<B> {
         Ok(())
     }
 
-    /// Marks what is trained: everything, or the head alone.
+    /// Marks what is trained.
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
-        struct Flag(bool);
-        impl<B: Backend> ModuleMapper<B> for Flag {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-                param.set_require_grad(self.0)
-            }
-        }
-        let all = trainable == Trainable::All;
-        self.encoder = self.encoder.map(&mut Flag(all));
-        self.dense = self.dense.map(&mut Flag(all || self.info.dense_in_head));
-        self.output = self.output.map(&mut Flag(true));
+        self.walk(&mut Flag(|key| match trainable {
+            Trainable::All => true,
+            Trainable::Head => false,
+            Trainable::Bias => key.ends_with(".bias"),
+        }));
+        self.walk_head(&mut Flag(|_| true));
         self
     }
+
+    /// Folds the updates of `adapters` into the weights, in f32.
+    ///
+    /// # Errors
+    /// A site whose weight is no single matrix, or a merged weight that is not finite.
+    pub fn merge(mut self, adapters: &AdapterSet<B>) -> Result<Self> {
+        let mut merge = Merge { adapters, sites: &self.info.sites.clone(), problem: None };
+        self.walk(&mut merge);
+        match merge.problem {
+            Some(problem) => Err(ModelError::Input(problem)),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Sets which parameters have a gradient, by key.
+struct Flag<F: Fn(&str) -> bool>(F);
+
+impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Flag<F> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let require_grad = (self.0)(key);
+        replace(param, |p| p.set_require_grad(require_grad));
+    }
+}
+
+/// Adds each site's update to the weight stored under its path.
+struct Merge<'a, B: Backend> {
+    adapters: &'a AdapterSet<B>,
+    sites: &'a [Site],
+    problem: Option<String>,
+}
+
+impl<B: Backend> ParamIo<B> for Merge<'_, B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let Some(path) = key.strip_suffix(".weight") else { return };
+        let Some(site) = self.sites.iter().position(|s| s.path == path) else { return };
+        let Some(delta) = self.adapters.delta_weight(site) else { return };
+        let shape: [usize; D] = param.dims();
+        let merged = param.val() + delta.reshape(shape);
+        if !merged.clone().sum().into_data().iter::<f64>().all(f64::is_finite) {
+            self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
+            return;
+        }
+        replace(param, |p| p.map(|_| merged));
+    }
+}
+
+/// Maps a parameter in place.
+fn replace<B: Backend, const D: usize>(
+    param: &mut Param<Tensor<B, D>>,
+    map: impl FnOnce(Param<Tensor<B, D>>) -> Param<Tensor<B, D>>,
+) {
+    *param = map(param.clone());
 }
 
 /// Which of a model's own weights are trained.
@@ -229,6 +278,8 @@ pub enum Trainable {
     All,
     /// The head, and whatever the checkpoint did not hold.
     Head,
+    /// The biases (BitFit, Ben Zaken et al. 2021) and the head.
+    Bias,
 }
 
 const TOKENIZER_FILES: [&str; 6] = [
@@ -267,8 +318,7 @@ struct HostReader<B: Backend> {
 }
 
 impl<B: Backend> ParamIo<B> for HostReader<B> {
-    fn param<const D: usize>(&mut self, key: &str, layout: crate::params::Layout, param: &mut Param<Tensor<B, D>>) {
-        use crate::params::Layout;
+    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
         // An adapter made over the bare encoder has no prefix before its pooler.
         let fits = |t: &HostTensor| t.name == key || key.split_once('.').is_some_and(|(_, rest)| t.name == rest);
         let Some(index) = self.tensors.iter().position(fits) else {

@@ -1,0 +1,57 @@
+//! The backend of this build: what is asked for wins over the default (cuda, then ndarray, then flex).
+
+use anyhow::{Result, bail};
+use burn::backend::Autodiff;
+
+#[cfg(feature = "cuda")]
+mod chosen {
+    pub(crate) type Inner = burn_cuda::Cuda;
+    pub(crate) const NAME: &str = "cuda";
+}
+#[cfg(all(feature = "ndarray", not(feature = "cuda")))]
+mod chosen {
+    pub(crate) type Inner = burn_ndarray::NdArray;
+    pub(crate) const NAME: &str = "ndarray";
+}
+#[cfg(not(any(feature = "cuda", feature = "ndarray")))]
+mod chosen {
+    #[cfg(not(feature = "flex"))]
+    compile_error!("a build needs one of the features flex, ndarray and cuda");
+    pub(crate) type Inner = burn_flex::Flex;
+    pub(crate) const NAME: &str = "flex";
+}
+
+pub(crate) use chosen::{Inner, NAME};
+
+/// The backend with differentiation.
+pub(crate) type Train = Autodiff<Inner>;
+/// Its device.
+pub(crate) type Device = burn::tensor::Device<Inner>;
+
+/// The device to run on.
+///
+/// # Errors
+/// In a CUDA build on a machine without a CUDA driver.
+pub(crate) fn device() -> Result<Device> {
+    let device = Device::default();
+    if NAME == "cuda" && !answers(&device) {
+        bail!(
+            "no CUDA driver was found on this machine; build for the CPU with `cargo build --release -p lowrank`, \
+             or run where an NVIDIA driver is installed"
+        );
+    }
+    Ok(device)
+}
+
+/// Whether the device can add: the CUDA runtime reports a missing driver by panicking on a thread of its own.
+fn answers(device: &Device) -> bool {
+    let device = device.clone();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let probe = std::thread::spawn(move || {
+        burn::tensor::Tensor::<Inner, 1>::ones([2], &device).sum().into_data().iter::<f32>().next() == Some(2.0)
+    });
+    let result = probe.join().unwrap_or(false);
+    std::panic::set_hook(hook);
+    result
+}

@@ -1,0 +1,55 @@
+//! `lowrank embed`: mean hidden states of texts.
+
+use anyhow::Result;
+use burn::tensor::Tensor;
+use lowrank_adapters::Mode;
+use lowrank_train::tuner::to_device;
+use serde_json::{Value, json};
+
+use crate::backend::{Inner, device};
+use crate::context::{ModelArgs, TextArgs, print_json};
+
+/// Options of `embed`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let texts = args.texts.texts()?;
+    let device = device()?;
+    let loaded = args.model.load::<Inner>(&device)?;
+    let data = texts.encode(&loaded.tokenizer)?;
+    let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
+    let mut rows: Vec<Vec<f32>> = Vec::new();
+    let indices: Vec<usize> = (0..data.len()).collect();
+    for chunk in indices.chunks(args.batch_size.max(1)) {
+        let batch = data.batch(chunk)?;
+        let hidden = model.hidden_states(&to_device(model, &batch, &device)?, adapters, Mode::EVAL);
+        let mut start = 0;
+        for &n in &batch.lengths {
+            let mean: Tensor<Inner, 2> = hidden.clone().slice([start..start + n]).mean_dim(0);
+            rows.push(mean.into_data().iter::<f32>().collect());
+            start += n;
+        }
+    }
+    if args.json {
+        let rows: Vec<Value> = rows.iter().map(|r| json!({ "embedding": r })).collect();
+        return print_json(&json!({ "rows": rows }));
+    }
+    for row in rows {
+        let values: Vec<String> = row.iter().map(f32::to_string).collect();
+        println!("{}", values.join("\t"));
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! `lowrank evaluate`: score a model on a task's dev set.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task};
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_train::DevSet;
+use serde_json::{Map, json};
+
+use crate::backend::{Inner, device};
+use crate::context::{ModelArgs, print_json};
+
+/// Options of `evaluate`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
+    #[arg(long)]
+    task: Task,
+    /// GLUE root with the official folders
+    #[arg(long)]
+    data: PathBuf,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The dev sets of a task, encoded; a second one's metrics end in `_mm`.
+pub(crate) fn dev_sets(root: &std::path::Path, task: Task, tokenizer: &TextTokenizer) -> Result<Vec<DevSet>> {
+    task.dev_splits()
+        .iter()
+        .map(|&split| {
+            let data = Arc::new(EncodedDataset::encode(&GlueDataset::read(root, task, split)?, tokenizer)?);
+            Ok(DevSet { suffix: suffix(split).into(), data })
+        })
+        .collect()
+}
+
+fn suffix(split: Split) -> &'static str {
+    if split == Split::DevMismatched { "_mm" } else { "" }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let loaded = args.model.load::<Inner>(&device()?)?;
+    let width = loaded.model.model().config().labels.len();
+    let wanted = LabelSpace::width(&args.task.spec().labels);
+    anyhow::ensure!(
+        width == wanted,
+        "the model has {width} labels and {} has {wanted}; give the adapter or model that was trained on it",
+        args.task
+    );
+    anyhow::ensure!(
+        loaded.model.model().fresh().is_empty() || args.model.adapter.is_some(),
+        "the model has no trained head ({}); give --adapter, or a fine-tuned model",
+        loaded.model.model().fresh().join(", ")
+    );
+    let sets = dev_sets(&args.data, args.task, &loaded.tokenizer)?;
+    let rows: usize = sets.iter().map(|s| s.data.len()).sum();
+    let output = lowrank_train::evaluate(&loaded.model, &sets, args.task.metrics(), args.batch_size)?;
+    if args.json {
+        let mut object: Map<String, serde_json::Value> =
+            output.values.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        object.insert("task".into(), json!(args.task.name()));
+        object.insert("rows".into(), json!(rows));
+        object.insert("metric".into(), json!(output.values.get(args.task.primary_metric().name())));
+        return print_json(&object.into());
+    }
+    for (name, value) in &output.values {
+        println!("{name:12} {value:.4}");
+    }
+    Ok(())
+}

@@ -1,0 +1,620 @@
+//! `lowrank finetune`: train a model on a task.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use lowrank_adapters::config::{AdapterConfig, Method as AdapterMethod};
+use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
+use lowrank_adapters::{AdapterSet, Pattern, Targets};
+use lowrank_checkpoint::{Checkpoint, write_atomic};
+use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task, TaskSpec, read_custom};
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::{EncoderConfig, SequenceClassifier, Trainable};
+use lowrank_report::run::{Evaluation, FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
+use lowrank_report::tfevents::EventWriter;
+use lowrank_report::{LogKey, log_path, rfc3339_utc};
+use lowrank_train::checkpoint::CheckpointStore;
+use lowrank_train::{DevSet, Fit, FineTuner, Outcome, SchedulerKind, TrainConfig, fit};
+use serde_json::{Map, Value, json};
+
+use crate::backend::{NAME, Train, device};
+use crate::context::{LABELS_FILE, adapter_folder, model_folder, print_json, tokenizer};
+use crate::machine::{hardware, peak_rss_mb};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Every weight.
+    Full,
+    /// The task head alone.
+    Head,
+    /// The biases and the head.
+    Bitfit,
+    /// Low-rank adapters, a pair for each layer.
+    Lora,
+    /// Low tensor rank adapters, factors shared by the layers.
+    Lotr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scheduler {
+    /// Down to zero in a straight line.
+    Linear,
+    /// Down to zero along half a cosine.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// Options of `finetune`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model folder (config.json, weights, tokenizer)
+    #[arg(long)]
+    model: PathBuf,
+    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
+    #[arg(long, requires = "data", conflicts_with = "train", required_unless_present = "train")]
+    task: Option<Task>,
+    /// GLUE root with the official folders
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Training rows of a task of your own: .tsv with a header text[, text_pair], label; or .jsonl
+    #[arg(long, requires = "dev")]
+    train: Option<PathBuf>,
+    /// Dev rows of a task of your own
+    #[arg(long)]
+    dev: Option<PathBuf>,
+    /// What is trained
+    #[arg(long, value_enum)]
+    method: Method,
+    /// Folder of the run
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// Strength of the adapters: their update is scaled by alpha/rank
+    #[arg(long, default_value_t = 16.0)]
+    alpha: f64,
+    /// Scale by alpha/√rank instead
+    #[arg(long)]
+    rslora: bool,
+    /// Dropout on the adapters' input
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f64,
+    /// Layers to adapt: names, all-linear, or a regular expression over whole paths
+    #[arg(long, default_value = "query,value")]
+    targets: String,
+    /// Layers to leave out of them
+    #[arg(long)]
+    exclude: Option<String>,
+    /// Transformer layers to adapt, as 0,1,4-7
+    #[arg(long)]
+    layers: Option<String>,
+    /// Peak learning rate [default: 1e-4 for full, 1e-3 for head, else 5e-4]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Peak learning rate of the task head [default: --lr]
+    #[arg(long)]
+    head_lr: Option<f64>,
+    /// Decoupled weight decay of matrices
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Batches in an optimizer step
+    #[arg(long, default_value_t = 1)]
+    grad_accum: usize,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 500, conflicts_with = "epochs")]
+    max_steps: usize,
+    /// Passes over the training rows
+    #[arg(long)]
+    epochs: Option<f64>,
+    /// Part of the steps that warm up
+    #[arg(long, default_value_t = 0.06)]
+    warmup_ratio: f64,
+    /// Schedule after the warm-up
+    #[arg(long, value_enum, default_value_t = Scheduler::Linear)]
+    scheduler: Scheduler,
+    /// Clip the global gradient norm; 0 for no clipping
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Steps between evaluations
+    #[arg(long, default_value_t = 100)]
+    eval_every: usize,
+    /// Steps between checkpoints, a multiple of --eval-every [default: none are kept]
+    #[arg(long)]
+    save_every: Option<usize>,
+    /// Stop after this many evaluations without improvement
+    #[arg(long)]
+    early_stopping: Option<usize>,
+    /// Cut texts at this many tokens [default: the model's limit]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Seed of initial values, shuffling and dropout
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Go on from the newest checkpoint in the output folder
+    #[arg(long)]
+    resume: bool,
+    /// Root of a log tree [default: events go into the output folder]
+    #[arg(long)]
+    log_dir: Option<PathBuf>,
+    /// Start from the weights of this adapter or model instead
+    #[arg(long)]
+    init_from: Option<PathBuf>,
+    /// Start from random weights: what an untrained encoder can do
+    #[arg(long)]
+    random_init: bool,
+    /// Name of the run in tables [default: the method]
+    #[arg(long)]
+    label: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The task's rows.
+struct Rows {
+    spec: TaskSpec,
+    train: Arc<EncodedDataset>,
+    dev: Vec<DevSet>,
+    hash: String,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let begun = Instant::now();
+    let started = SystemTime::now();
+    let device = device()?;
+    let folder = model_folder(&args.model)?;
+    let base = EncoderConfig::read(&folder)?;
+    let tokenizer = tokenizer(&folder, &base, args.max_length)?;
+    check_output(&args)?;
+    // Everything that can be wrong with the options is found before the rows are read.
+    let mut config = train_config(&args);
+    config.validate()?;
+    let (spec, read) = read_spec(&args)?;
+    let (labels, regression) = match &spec.labels {
+        LabelSpace::Classes(names) => (names.clone(), false),
+        LabelSpace::Score => (vec!["score".to_string()], true),
+    };
+    let model_config = base.with_labels(labels.clone(), regression);
+    let (tuner, model_hash) = build(&args, &folder, model_config, &device)?;
+    let rows = read.encode(spec, &tokenizer)?;
+    if let Some(epochs) = args.epochs {
+        ensure!(epochs.is_finite() && epochs > 0.0, "epochs = {epochs} is out of range; expected a number above 0");
+        let per_epoch = rows.train.len().div_ceil(args.batch_size * args.grad_accum);
+        config.max_steps = ((per_epoch as f64 * epochs).ceil() as usize).max(1);
+    }
+    let (trainable, total) = tuner.count();
+
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    let settings = settings(&args, &config, &rows.spec);
+    let mut record = RunRecord::new(
+        RunInfo {
+            command: std::env::args().collect(),
+            config: settings.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("LOWRANK_COMMIT").map(str::to_string),
+            backend: NAME.into(),
+            started: rfc3339_utc(started),
+            finished: None,
+        },
+        MetaInfo {
+            model: args.model.display().to_string(),
+            model_hash,
+            data_hash: rows.hash.clone(),
+            task: rows.spec.name.clone(),
+            method: method_name(args.method),
+            hardware: hardware(),
+            versions: BTreeMap::from([("burn".to_string(), "0.21.0".to_string())]),
+        },
+    );
+    let primary = rows.spec.metrics[0].to_string();
+    record.train_info.metric_name = primary.clone();
+    record.train_info.trainable = trainable as u64;
+    record.train_info.total = total as u64;
+    record.write_atomic(args.output.join(FILE_NAME))?;
+    let record = Arc::new(Mutex::new(record));
+
+    let result = train(&args, config, tuner, rows, &settings, &record, &primary);
+    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
+    record.train_info.wall_s = Some(begun.elapsed().as_secs_f64());
+    record.train_info.peak_rss_mb = peak_rss_mb();
+    let outcome = match result.and_then(|(model, outcome)| {
+        record.train_info.adapter_bytes = Some(save(&args, &folder, &model, &labels, regression)?);
+        Ok(outcome)
+    }) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            record.train_info.status = Status::Failed;
+            record.train_info.error = Some(format!("{error:#}"));
+            record.write_atomic(args.output.join(FILE_NAME))?;
+            return Err(error);
+        }
+    };
+    finish(&mut record, &outcome);
+    record.write_atomic(args.output.join(FILE_NAME))?;
+    print_result(&args, &record)
+}
+
+/// Trains; evaluations go into the record as they come.
+fn train(
+    args: &Args,
+    config: TrainConfig,
+    tuner: FineTuner<Train>,
+    rows: Rows,
+    settings: &Map<String, Value>,
+    record: &Arc<Mutex<RunRecord>>,
+    primary: &str,
+) -> Result<(FineTuner<crate::backend::Inner>, Outcome)> {
+    let checkpoints = CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
+    let label = args.label.clone().unwrap_or_else(|| method_name(args.method));
+    let log_folder = match &args.log_dir {
+        Some(root) => log_path(
+            root,
+            &LogKey {
+                model: &args.model.display().to_string(),
+                method: &label,
+                task: &rows.spec.name,
+                lr: config.lr,
+                rank: rank(args).unwrap_or(0) as u64,
+                seed: args.seed,
+            },
+        ),
+        None => args.output.clone(),
+    };
+    let on_evaluation = {
+        let (record, primary, path) = (record.clone(), primary.to_string(), args.output.join(FILE_NAME));
+        Box::new(move |step: usize, output: &lowrank_train::metrics::EvalOutput| {
+            let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+            note_evaluation(&mut record, step, &output.values, &primary);
+            Ok(record.write_atomic(&path)?)
+        })
+    };
+    let dev = rows.dev;
+    let job = Fit {
+        config,
+        train: rows.train,
+        dev,
+        metrics: rows.spec.metrics.clone(),
+        folder: args.output.clone(),
+        events: Some(EventWriter::create(log_folder)?),
+        checkpoints: Some(checkpoints.clone()),
+        resume: args.resume,
+        interrupter: burn::train::Interrupter::new(),
+        on_evaluation,
+    };
+    let result = fit(tuner, job)?;
+    checkpoints.clear()?;
+    Ok(result)
+}
+
+fn note_evaluation(record: &mut RunRecord, step: usize, values: &BTreeMap<String, f64>, primary: &str) {
+    let info = &mut record.train_info;
+    let finite = |v: &f64| v.is_finite().then_some(*v);
+    // A resumed run comes by again where it was killed after an evaluation and before a checkpoint.
+    info.evals.retain(|e| e.step < step as u64);
+    info.evals.push(Evaluation {
+        step: step as u64,
+        metrics: values.iter().filter(|(k, _)| *k != "loss").map(|(k, v)| (k.clone(), finite(v))).collect(),
+        loss: values.get("loss").and_then(finite),
+    });
+    info.steps = step as u64;
+    let value = values.get(primary).and_then(finite);
+    if value.is_some() && (info.best_metric.is_none() || value > info.best_metric) {
+        info.best_metric = value;
+        info.best_step = Some(step as u64);
+    }
+}
+
+/// Fills in what is known at the end: the saved weights are those of the best evaluation.
+fn finish(record: &mut RunRecord, outcome: &Outcome) {
+    let info = &mut record.train_info;
+    info.status = Status::Done;
+    info.steps = outcome.steps as u64;
+    if let Some((step, value)) = outcome.best {
+        info.best_metric = Some(value);
+        info.best_step = Some(step as u64);
+    }
+    info.metric = info.best_metric;
+    let mut times: Vec<f64> = outcome.step_times.iter().map(|t| t.as_secs_f64()).collect();
+    let (seconds, tokens): (f64, usize) = (times.iter().sum(), outcome.step_tokens.iter().sum());
+    times.sort_by(f64::total_cmp);
+    info.ms_per_step_median = times.get(times.len() / 2).map(|s| s * 1e3);
+    info.tokens_per_second = (seconds > 0.0).then(|| tokens as f64 / seconds);
+}
+
+fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
+    let info = &record.train_info;
+    if args.json {
+        return print_json(&json!({
+            "metric": info.metric,
+            "best_metric": info.best_metric,
+            "steps": info.steps,
+            "ms_per_step_median": info.ms_per_step_median,
+            "tokens_per_second": info.tokens_per_second,
+            "trainable": info.trainable,
+            "total": info.total,
+            "peak_rss_mb": info.peak_rss_mb,
+            "wall_s": info.wall_s,
+            "metric_name": info.metric_name,
+            "best_step": info.best_step,
+        }));
+    }
+    println!(
+        "{} {:.4} at step {} of {}; {} of {} parameters trained; {:.0} ms a step, {:.0} tokens/s, {:.0} MB, {:.0} s",
+        info.metric_name,
+        info.metric.unwrap_or(f64::NAN),
+        info.best_step.unwrap_or(0),
+        info.steps,
+        info.trainable,
+        info.total,
+        info.ms_per_step_median.unwrap_or(f64::NAN),
+        info.tokens_per_second.unwrap_or(f64::NAN),
+        info.peak_rss_mb.unwrap_or(f64::NAN),
+        info.wall_s.unwrap_or(f64::NAN),
+    );
+    Ok(())
+}
+
+fn method_name(method: Method) -> String {
+    method.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
+}
+
+fn rank(args: &Args) -> Option<usize> {
+    matches!(args.method, Method::Lora | Method::Lotr).then_some(args.rank)
+}
+
+fn train_config(args: &Args) -> TrainConfig {
+    let lr = match args.method {
+        Method::Full => 1e-4,
+        Method::Head => 1e-3,
+        Method::Bitfit | Method::Lora | Method::Lotr => 5e-4,
+    };
+    TrainConfig {
+        lr: args.lr.unwrap_or(lr),
+        head_lr: args.head_lr,
+        weight_decay: args.weight_decay,
+        batch_size: args.batch_size,
+        grad_accum: args.grad_accum,
+        max_steps: args.max_steps,
+        warmup_ratio: args.warmup_ratio,
+        scheduler: match args.scheduler {
+            Scheduler::Linear => SchedulerKind::Linear,
+            Scheduler::Cosine => SchedulerKind::Cosine,
+            Scheduler::Constant => SchedulerKind::Constant,
+        },
+        max_grad_norm: args.max_grad_norm,
+        eval_every: args.eval_every,
+        save_every: args.save_every,
+        early_stopping: args.early_stopping,
+        seed: args.seed,
+    }
+}
+
+/// A run's folder must be new, or one of ours.
+fn check_output(args: &Args) -> Result<()> {
+    let dir = &args.output;
+    ensure!(!dir.is_file(), "{}: is a file; -o names a folder", dir.display());
+    let occupied = dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if occupied && !dir.join(FILE_NAME).is_file() {
+        bail!("{}: is not empty and holds no run; give a new folder", dir.display());
+    }
+    Ok(())
+}
+
+/// Where the task's rows come from.
+enum Source {
+    Glue { root: PathBuf, task: Task, train: GlueDataset },
+    Files { train: GlueDataset, dev: GlueDataset },
+}
+
+fn read_spec(args: &Args) -> Result<(TaskSpec, Source)> {
+    if let (Some(task), Some(root)) = (args.task, &args.data) {
+        let train = GlueDataset::read(root, task, Split::Train)?;
+        return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
+    }
+    let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
+        bail!("give --task and --data, or --train and --dev");
+    };
+    let name = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    let (train, dev) = read_custom(&name, train, dev)?;
+    Ok((train.spec().clone(), Source::Files { train, dev }))
+}
+
+impl Source {
+    fn encode(self, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
+        let encode = |set: &GlueDataset| -> Result<Arc<EncodedDataset>> {
+            Ok(Arc::new(EncodedDataset::encode(set, tokenizer)?))
+        };
+        let (train, dev) = match self {
+            Self::Glue { root, task, train } => {
+                (encode(&train)?, super::evaluate::dev_sets(&root, task, tokenizer)?)
+            }
+            Self::Files { train, dev } => {
+                (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
+            }
+        };
+        let hash = hash_rows(std::iter::once(&train).chain(dev.iter().map(|d| &d.data)));
+        Ok(Rows { spec, train, dev, hash })
+    }
+}
+
+/// The model with what is to be trained marked, the adapters over it, and the hash of the weights it started from.
+fn build(
+    args: &Args,
+    folder: &Path,
+    config: EncoderConfig,
+    device: &crate::backend::Device,
+) -> Result<(FineTuner<Train>, String)> {
+    let (weights, adapter_from) = match &args.init_from {
+        Some(path) => match adapter_folder(path) {
+            Ok(dir) => (folder.to_path_buf(), Some(dir)),
+            Err(_) => (model_folder(path)?, None),
+        },
+        None => (folder.to_path_buf(), None),
+    };
+    let (mut model, hash) = if args.random_init {
+        (SequenceClassifier::<Train>::init(config, args.seed, device), "random".to_string())
+    } else {
+        let hash = Checkpoint::open(&weights)?.content_hash();
+        (SequenceClassifier::<Train>::load(&weights, config, args.seed, device)?, hash)
+    };
+    let loaded = match &adapter_from {
+        Some(dir) => Some(model.load_adapter(dir, device)?),
+        None => None,
+    };
+    let adapter_config = |method| -> Result<AdapterConfig> {
+        let targets = Targets {
+            include: Pattern::parse(&args.targets),
+            exclude: args.exclude.as_deref().map(Pattern::parse),
+            layers: args.layers.as_deref().map(parse_layers).transpose()?,
+        };
+        Ok(AdapterConfig {
+            rank: args.rank,
+            alpha: args.alpha,
+            rslora: args.rslora,
+            dropout: args.dropout,
+            seed: args.seed,
+            ..AdapterConfig::new(method, targets)
+        })
+    };
+    let fresh = |method, model: &SequenceClassifier<Train>| -> Result<AdapterSet<Train>> {
+        Ok(AdapterSet::init(&adapter_config(method)?, model.sites(), device)?)
+    };
+    let (adapters, trainable) = match args.method {
+        Method::Full => (AdapterSet::empty(), Trainable::All),
+        Method::Head => (AdapterSet::empty(), Trainable::Head),
+        Method::Bitfit => (AdapterSet::empty(), Trainable::Bias),
+        Method::Lora => (fresh(AdapterMethod::Lora, &model)?, Trainable::Head),
+        Method::Lotr => (fresh(AdapterMethod::Lotr, &model)?, Trainable::Head),
+    };
+    // An adapter to start from brings its own factors, at its own sites and rank.
+    let adapters = match loaded {
+        Some(set) if !set.is_empty() && !adapters.is_empty() => set,
+        Some(set) if !set.is_empty() => {
+            model = model.merge(&set)?;
+            adapters
+        }
+        _ => adapters,
+    };
+    Ok((FineTuner::new(model.with_trainable(trainable), adapters), hash))
+}
+
+/// `0,1,4-7`.
+fn parse_layers(text: &str) -> Result<Vec<usize>> {
+    let number = |s: &str| s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"));
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            Some((from, to)) => layers.extend(number(from)?..=number(to)?),
+            None => layers.push(number(part)?),
+        }
+    }
+    Ok(layers)
+}
+
+/// Every setting of the run, defaults included.
+fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, Value> {
+    let mut map = match serde_json::to_value(config) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    map.insert("model".into(), json!(args.model));
+    map.insert("task".into(), json!(spec.name));
+    map.insert("method".into(), json!(method_name(args.method)));
+    if let Some(rank) = rank(args) {
+        map.insert("rank".into(), json!(rank));
+        map.insert("alpha".into(), json!(args.alpha));
+        map.insert("rslora".into(), json!(args.rslora));
+        map.insert("dropout".into(), json!(args.dropout));
+        map.insert("targets".into(), json!(args.targets));
+        map.insert("exclude".into(), json!(args.exclude));
+        map.insert("layers".into(), json!(args.layers));
+    }
+    map.insert("max_length".into(), json!(args.max_length));
+    map.insert("init_from".into(), json!(args.init_from));
+    map.insert("random_init".into(), json!(args.random_init));
+    if let Some(label) = &args.label {
+        map.insert("label".into(), json!(label));
+    }
+    map
+}
+
+/// FNV-1a, 64 bits: tells settings and data apart, no more.
+fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn hash_settings(settings: &Map<String, Value>, data: &str) -> String {
+    let text = serde_json::to_string(settings).unwrap_or_default();
+    format!("{:016x}", fnv(text.bytes().chain(data.bytes())))
+}
+
+fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
+    let bytes = sets.flat_map(|set| set.rows()).flat_map(|row| row.ids.iter().flat_map(|id| id.to_le_bytes()));
+    format!("{:016x}", fnv(bytes))
+}
+
+/// Saves what was trained: a model folder for `full` and `bitfit`, an adapter folder else. Returns its bytes.
+fn save(
+    args: &Args,
+    source: &Path,
+    tuner: &FineTuner<crate::backend::Inner>,
+    labels: &[String],
+    regression: bool,
+) -> Result<u64> {
+    if matches!(args.method, Method::Full | Method::Bitfit) {
+        let dir = args.output.join("model");
+        tuner.model().save(&dir, source)?;
+        return file_size(&dir.join("model.safetensors"));
+    }
+    let dir = args.output.join("adapter");
+    let config = PeftConfig {
+        peft_type: match args.method {
+            Method::Lora => "LORA",
+            Method::Lotr => "LOTR",
+            _ => "HEAD",
+        }
+        .into(),
+        r: args.rank,
+        lora_alpha: args.alpha,
+        lora_dropout: args.dropout,
+        target_modules: tuner.adapters().target_names(),
+        use_rslora: args.rslora,
+        modules_to_save: Some(tuner.model().head_modules()),
+        task_type: Some("SEQ_CLS".into()),
+        base_model_name_or_path: Some(args.model.display().to_string()),
+        inference_mode: true,
+        ..PeftConfig::default()
+    };
+    AdapterFolder::from_set(tuner.adapters(), config, tuner.model().head_tensors()).write(&dir)?;
+    let json = serde_json::to_string_pretty(&json!({"labels": labels, "regression": regression}))?;
+    write_atomic(dir.join(LABELS_FILE), json.as_bytes())?;
+    file_size(&dir.join("adapter_model.safetensors"))
+}
+
+fn file_size(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        assert_eq!(parse_layers("0,2-4, 7").ok(), Some(vec![0, 2, 3, 4, 7]));
+        assert!(parse_layers("first").is_err());
+    }
+}

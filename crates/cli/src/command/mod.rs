@@ -1,0 +1,10 @@
+//! The subcommands, a file each.
+
+pub(crate) mod datasets;
+pub(crate) mod embed;
+pub(crate) mod evaluate;
+pub(crate) mod finetune;
+pub(crate) mod inspect;
+pub(crate) mod merge;
+pub(crate) mod predict;
+pub(crate) mod report;

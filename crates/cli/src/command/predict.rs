@@ -1,0 +1,59 @@
+//! `lowrank predict`: classify texts.
+
+use anyhow::Result;
+use lowrank_eval::argmax;
+use serde_json::{Value, json};
+
+use crate::backend::{Inner, device};
+use crate::context::{ModelArgs, TextArgs, print_json};
+
+/// Options of `predict`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let texts = args.texts.texts()?;
+    let loaded = args.model.load::<Inner>(&device()?)?;
+    let data = texts.encode(&loaded.tokenizer)?;
+    let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
+    let config = loaded.model.model().config();
+    let described = rows
+        .iter()
+        .enumerate()
+        .map(|(i, logits)| {
+            let class = argmax(i, logits)? as usize;
+            let (label, score) = if config.regression {
+                (config.labels[0].clone(), f64::from(logits[0]))
+            } else {
+                (config.labels[class].clone(), probability(logits, class))
+            };
+            Ok(json!({"logits": logits, "label": label, "score": score}))
+        })
+        .collect::<Result<Vec<Value>>>()?;
+    if args.json {
+        return print_json(&json!({ "rows": described }));
+    }
+    for ((text, pair), row) in texts.rows.iter().zip(&described) {
+        let pair = pair.as_ref().map(|p| format!(" | {p}")).unwrap_or_default();
+        println!("{}\t{:.4}\t{text}{pair}", row["label"].as_str().unwrap_or_default(), row["score"]);
+    }
+    Ok(())
+}
+
+/// Softmax of one class.
+fn probability(logits: &[f32], class: usize) -> f64 {
+    let top = f64::from(logits[class]);
+    1.0 / logits.iter().map(|&v| (f64::from(v) - top).exp()).sum::<f64>()
+}

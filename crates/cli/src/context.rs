@@ -1,0 +1,262 @@
+//! What the commands share: finding models and adapters, reading texts, printing JSON.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use clap::Args;
+use lowrank_adapters::AdapterSet;
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_models::{EncoderConfig, SequenceClassifier};
+use lowrank_train::FineTuner;
+use serde_json::Value;
+
+/// Prints one JSON object on standard output.
+pub(crate) fn print_json(value: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}").context("standard output cannot be written")
+}
+
+/// A model folder: the one named, or the `model` folder of a run.
+pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
+    for candidate in [path.to_path_buf(), path.join("model")] {
+        if candidate.join("config.json").is_file() {
+            return Ok(candidate);
+        }
+    }
+    if path.is_dir() {
+        bail!("{}: no config.json; expected a Hugging Face model folder or the folder of a run", path.display());
+    }
+    bail!("{}: no such folder; expected a model folder with config.json and weights", path.display());
+}
+
+/// An adapter folder: the one named, or the `adapter` folder of a run.
+pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
+    for candidate in [path.to_path_buf(), path.join("adapter")] {
+        if candidate.join("adapter_config.json").is_file() {
+            return Ok(candidate);
+        }
+    }
+    bail!("{}: no adapter_config.json; expected an adapter folder or the folder of a run", path.display());
+}
+
+/// The tokenizer of a model folder, cutting at the model's limit or `max_length`.
+pub(crate) fn tokenizer(folder: &Path, config: &EncoderConfig, max_length: Option<usize>) -> Result<TextTokenizer> {
+    let limit = config.max_tokens();
+    if let Some(n) = max_length.filter(|n| *n > limit) {
+        bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+    }
+    let open = |n| TextTokenizer::from_folder(folder, Some(n));
+    let tokenizer = open(max_length.unwrap_or(limit))?;
+    let own = tokenizer.model_max_length().filter(|&n| max_length.is_none() && n < limit);
+    Ok(match own {
+        Some(n) => open(n)?,
+        None => tokenizer,
+    })
+}
+
+/// A classifier with an adapter over it, and its tokenizer.
+pub(crate) struct Loaded<B: Backend> {
+    /// Model and adapters.
+    pub(crate) model: FineTuner<B>,
+    /// Tokenizer.
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+/// `--model` and `--adapter`.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder (config.json, weights, tokenizer)
+    #[arg(long)]
+    pub(crate) model: PathBuf,
+    /// Adapter folder
+    #[arg(long)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Cut texts at this many tokens [default: the model's limit]
+    #[arg(long)]
+    pub(crate) max_length: Option<usize>,
+}
+
+impl ModelArgs {
+    /// Loads what the options name. Labels saved with the adapter replace the model's own.
+    pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
+        let folder = model_folder(&self.model)?;
+        let mut config = EncoderConfig::read(&folder)?;
+        let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
+        if let Some(dir) = &adapter
+            && let Some((labels, regression)) = saved_labels(dir)?
+        {
+            config = config.with_labels(labels, regression);
+        }
+        let tokenizer = tokenizer(&folder, &config, self.max_length)?;
+        let mut model = SequenceClassifier::<B>::load(&folder, config, 0, device)?;
+        let adapters = match &adapter {
+            Some(dir) => model.load_adapter(dir, device)?,
+            None => AdapterSet::empty(),
+        };
+        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })
+    }
+}
+
+/// Name of the file beside an adapter that holds its task's labels: PEFT's config has no place for them.
+pub(crate) const LABELS_FILE: &str = "labels.json";
+
+fn saved_labels(dir: &Path) -> Result<Option<(Vec<String>, bool)>> {
+    let path = dir.join(LABELS_FILE);
+    if path.is_file() {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let value: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let labels = value["labels"].as_array().into_iter().flatten();
+        let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
+        let labels = labels.filter(|l| !l.is_empty());
+        let labels = labels.with_context(|| format!("{}: no list of labels", path.display()))?;
+        return Ok(Some((labels, value["regression"].as_bool().unwrap_or(false))));
+    }
+    // An adapter from elsewhere: the width of its head tells the number of labels.
+    let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
+    let head = ["classifier.weight", "classifier.out_proj.weight"].iter().find_map(|k| folder.tensors.get(*k));
+    Ok(head.map(|t| ((0..t.shape[0]).map(|i| format!("LABEL_{i}")).collect(), t.shape[0] == 1)))
+}
+
+/// Texts from `--text`, `--text-pair` and `--file`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Texts {
+    /// Texts, each with the pair that belongs to it.
+    pub(crate) rows: Vec<(String, Option<String>)>,
+}
+
+impl Texts {
+    /// Reads the options of `matches` in the order in which they were written: each `--text-pair` belongs to the
+    /// `--text` before it.
+    pub(crate) fn gather(order: &[TextOption], file: Option<&Path>) -> Result<Self> {
+        let mut rows: Vec<(String, Option<String>)> = Vec::new();
+        for option in order {
+            match (option, rows.last_mut()) {
+                (TextOption::Text(text), _) => rows.push((text.clone(), None)),
+                (TextOption::Pair(pair), Some((_, slot @ None))) => *slot = Some(pair.clone()),
+                (TextOption::Pair(pair), _) => bail!("--text-pair {pair:?} has no --text of its own before it"),
+            }
+        }
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            rows.extend(text.lines().map(|line| match line.split_once('\t') {
+                Some((text, pair)) => (text.to_string(), Some(pair.to_string())),
+                None => (line.to_string(), None),
+            }));
+        }
+        if rows.is_empty() {
+            bail!("nothing to do: give --text or --file");
+        }
+        Ok(Self { rows })
+    }
+
+    /// Encodes the texts.
+    pub(crate) fn encode(&self, tokenizer: &TextTokenizer) -> Result<Arc<EncodedDataset>> {
+        let rows: Vec<Encoded> = self
+            .rows
+            .iter()
+            .map(|(text, pair)| tokenizer.encode(text, pair.as_deref()))
+            .collect::<lowrank_data::Result<_>>()?;
+        Ok(Arc::new(EncodedDataset::unlabelled(rows)))
+    }
+}
+
+/// One of the options that give texts.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum TextOption {
+    /// `--text`.
+    Text(String),
+    /// `--text-pair`.
+    Pair(String),
+}
+
+/// `--text`, `--text-pair` and `--file`.
+#[derive(Debug)]
+pub(crate) struct TextArgs {
+    order: Vec<TextOption>,
+    file: Option<PathBuf>,
+}
+
+impl TextArgs {
+    /// The texts, in the order in which they were given.
+    pub(crate) fn texts(&self) -> Result<Texts> {
+        Texts::gather(&self.order, self.file.as_deref())
+    }
+}
+
+impl clap::FromArgMatches for TextArgs {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut order: Vec<(usize, TextOption)> = Vec::new();
+        for (id, make) in [("text", TextOption::Text as fn(String) -> TextOption), ("text_pair", TextOption::Pair)] {
+            let values = matches.get_many::<String>(id).into_iter().flatten();
+            let places = matches.indices_of(id).into_iter().flatten();
+            order.extend(places.zip(values.map(|v| make(v.clone()))));
+        }
+        order.sort_by_key(|(place, _)| *place);
+        Ok(Self {
+            order: order.into_iter().map(|(_, option)| option).collect(),
+            file: matches.get_one::<PathBuf>("file").cloned(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for TextArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        use clap::{Arg, ArgAction, value_parser};
+        command
+            .arg(Arg::new("text").long("text").action(ArgAction::Append).allow_hyphen_values(true).help("A text; may be repeated"))
+            .arg(
+                Arg::new("text_pair")
+                    .long("text-pair")
+                    .action(ArgAction::Append)
+                    .allow_hyphen_values(true)
+                    .help("The second text of the --text before it"),
+            )
+            .arg(
+                Arg::new("file")
+                    .long("file")
+                    .value_parser(value_parser!(PathBuf))
+                    .help("A file of texts, one a line; a tab parts a text from its pair"),
+            )
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(s: &str) -> TextOption {
+        TextOption::Text(s.into())
+    }
+
+    fn pair(s: &str) -> TextOption {
+        TextOption::Pair(s.into())
+    }
+
+    #[test]
+    fn a_pair_belongs_to_the_text_before_it() -> Result<()> {
+        let texts = Texts::gather(&[text("a"), text("b"), pair("c"), text("")], None)?;
+        let rows: Vec<_> = texts.rows.iter().map(|(t, p)| (t.as_str(), p.as_deref())).collect();
+        assert_eq!(rows, [("a", None), ("b", Some("c")), ("", None)]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_pair_without_a_text_is_an_error() {
+        assert!(Texts::gather(&[pair("c")], None).is_err());
+        assert!(Texts::gather(&[text("a"), pair("b"), pair("c")], None).is_err());
+        assert!(Texts::gather(&[], None).is_err());
+    }
+}

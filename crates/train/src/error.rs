@@ -1,0 +1,58 @@
+//! The crate's error type.
+
+use std::path::PathBuf;
+
+/// What can go wrong in a training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A hyper-parameter outside its range.
+    #[error("{name} = {value} is out of range; expected {expected}")]
+    BadValue {
+        /// Name of the option.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// The valid range.
+        expected: &'static str,
+    },
+    /// The loss stopped being a number.
+    #[error("the loss is {loss} at step {step}; use a lower learning rate (now {lr:e}) or --max-grad-norm")]
+    Diverged {
+        /// The step.
+        step: usize,
+        /// The loss.
+        loss: f64,
+        /// The learning rate at that step.
+        lr: f64,
+    },
+    /// A checkpoint that cannot be written, read or continued.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A batch that a step cannot take.
+    #[error("{0}")]
+    Batch(String),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] lowrank_data::DataError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] lowrank_models::ModelError),
+    /// The adapters.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapters::AdapterError),
+    /// The log.
+    #[error(transparent)]
+    Report(#[from] lowrank_report::Error),
+    /// The metrics.
+    #[error(transparent)]
+    Eval(#[from] lowrank_eval::EvalError),
+}
+
+/// Result with [`TrainError`].
+pub type Result<T> = std::result::Result<T, TrainError>;

@@ -1,0 +1,73 @@
+//! Predictions and metrics over a whole data set.
+
+use std::sync::Arc;
+
+use lowrank_adapters::Mode;
+use lowrank_data::glue::{Label, Metric};
+use lowrank_data::pack::{EncodedDataset, EvalBatches, restore_order};
+use lowrank_kernels::Kernels;
+
+use crate::error::{Result, TrainError};
+use crate::metrics::EvalOutput;
+use crate::tuner::{FineTuner, loss};
+
+/// A named part of the evaluation data; the suffix tells a second dev set's metrics apart (`_mm`).
+#[derive(Clone, Debug)]
+pub struct DevSet {
+    /// Appended to the metrics' names.
+    pub suffix: String,
+    /// The encoded rows, with labels.
+    pub data: Arc<EncodedDataset>,
+}
+
+/// Rows of logits of a data set, in its own order, and its mean loss where it is labelled.
+///
+/// # Errors
+/// Rows that do not fit the model.
+pub fn predict<B: Kernels>(
+    model: &FineTuner<B>,
+    data: &Arc<EncodedDataset>,
+    batch_size: usize,
+) -> Result<(Vec<Vec<f32>>, Option<f64>)> {
+    let labelled = data.labels().iter().all(Option::is_some) && !data.is_empty();
+    let mut rows = Vec::with_capacity(data.len());
+    let mut indices = Vec::with_capacity(data.len());
+    let mut sum = 0.0;
+    for batch in EvalBatches::new(data.clone(), batch_size, true)? {
+        let batch = batch?;
+        let logits = model.logits(&batch.batch, Mode::EVAL)?;
+        let width = logits.dims()[1];
+        if labelled {
+            let mean = loss(logits.clone(), &batch.batch.labels)?.into_data().iter::<f64>().next();
+            sum += mean.unwrap_or(f64::NAN) * batch.indices.len() as f64;
+        }
+        let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        rows.extend(values.chunks(width).map(<[f32]>::to_vec));
+        indices.extend(batch.indices);
+    }
+    let rows = restore_order(&indices, rows)?;
+    Ok((rows, labelled.then(|| sum / data.len() as f64)))
+}
+
+/// Loss and metrics over all dev sets; the loss is the first set's.
+///
+/// # Errors
+/// Unlabelled rows, logits that are no numbers.
+pub fn evaluate<B: Kernels>(
+    model: &FineTuner<B>,
+    sets: &[DevSet],
+    metrics: &[Metric],
+    batch_size: usize,
+) -> Result<EvalOutput> {
+    let mut output = EvalOutput::default();
+    for set in sets {
+        let (rows, loss) = predict(model, &set.data, batch_size)?;
+        let loss = loss.ok_or_else(|| TrainError::Batch("the evaluation data has no labels".into()))?;
+        output.values.insert(format!("loss{}", set.suffix), loss);
+        let labels: Vec<Label> = set.data.labels().iter().flatten().copied().collect();
+        for (metric, value) in lowrank_eval::score(metrics, &rows, &labels)? {
+            output.values.insert(format!("{metric}{}", set.suffix), value);
+        }
+    }
+    Ok(output)
+}
