@@ -20,6 +20,28 @@ const LOCK: &str = ".lock";
 /// For work that takes hours: where [`write_dir_atomic`](crate::write_dir_atomic) leaves nothing behind, this can be
 /// kept and taken up again. Dropped without a commit the folder is removed, unless [`keep`](Self::keep) was called; a
 /// killed process leaves it. One process at a time may hold it.
+///
+/// ```
+/// use lowrank_checkpoint::{Checkpoint, Dtype, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic};
+///
+/// # let root = tempfile::tempdir()?;
+/// # let output = root.path().join("model");
+/// let mut staged = StagedDir::resume(&output, false)?;
+/// staged.keep();
+/// let plan = vec![TensorPlan::new("a", [2], Dtype::F32), TensorPlan::new("b", [1], Dtype::F32)];
+/// let options = StreamOptions { keep_partial: true, ..StreamOptions::default() };
+/// let mut writer = StreamWriter::resume(staged.path(), plan, options)?;
+/// let missing: Vec<String> = writer.missing().map(str::to_owned).collect();
+/// for name in missing {
+///     let values = if name == "a" { vec![1.0, 2.0] } else { vec![3.0] };
+///     writer.write_f32(&name, &values)?;
+/// }
+/// writer.finish()?;
+/// write_atomic(staged.path().join("config.json"), "{}")?;
+/// staged.commit()?;
+/// assert_eq!(Checkpoint::open(&output)?.read_f32("b")?, [3.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct StagedDir {
     path: PathBuf,

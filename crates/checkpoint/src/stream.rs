@@ -65,8 +65,8 @@ impl StreamWriter {
         Self::start(folder.as_ref(), plan, options, false)
     }
 
-    /// Goes on where an earlier attempt with the same plan and options was interrupted; starts anew if there was none.
-    /// Tensors that are in place by their hash are not [`missing`](Self::missing) any more.
+    /// Goes on where an earlier attempt with the same plan and options was interrupted, or had just finished; starts
+    /// anew if there was none. Tensors that are in place by their hash are not [`missing`](Self::missing) any more.
     ///
     /// Put what the tensors depend on (the source's hash, the settings) into the metadata: it is compared.
     ///
@@ -89,8 +89,15 @@ impl StreamWriter {
     ) -> Result<Self, CheckpointError> {
         let layout = lay_out(folder, plan, &options)?;
         let journal_path = folder.join(format!(".{}.journal", options.stem));
-        let resume = resume && journal_path.exists();
-        if !resume {
+        let (interrupted, finished) = match (resume, journal_path.exists()) {
+            (true, true) => (true, false),
+            // Nothing to go on with, unless the same job has been finished here.
+            (true, false) => {
+                (false, layout.shards.iter().all(|shard| is_whole(&folder.join(&shard.file_name), shard)))
+            }
+            (false, _) => (false, false),
+        };
+        if !interrupted && !finished {
             for name in [format!("{}.safetensors", options.stem), index_name(&options.stem)] {
                 let path = folder.join(name);
                 if path.exists() {
@@ -98,7 +105,7 @@ impl StreamWriter {
                 }
             }
         }
-        let (journal, done) = if resume {
+        let (journal, done) = if interrupted {
             Journal::resume(journal_path, &layout.fingerprint)?
         } else {
             (Journal::create(journal_path, &layout.fingerprint)?, Default::default())
@@ -114,11 +121,18 @@ impl StreamWriter {
             finished: false,
         };
         for shard in &writer.layout.shards {
-            writer.files.push(writer.open_partial(shard, resume)?);
+            writer.files.push(writer.open_partial(shard, interrupted || finished)?);
         }
         for (name, hash) in done {
             if let Some(&i) = writer.layout.by_name.get(&name) {
                 writer.written[i] = writer.hash_of(writer.layout.slots[i])? == hash;
+            }
+        }
+        if finished {
+            for i in 0..writer.written.len() {
+                let hash = writer.hash_of(writer.layout.slots[i])?;
+                writer.journal.note(&writer.layout.tensors[i].name, hash)?;
+                writer.written[i] = true;
             }
         }
         Ok(writer)
@@ -367,6 +381,18 @@ impl fmt::Debug for StreamWriter {
             .field("missing", &self.missing().count())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a finished file is what the plan asks for, as far as its header says.
+fn is_whole(path: &Path, shard: &Shard) -> bool {
+    let matches = || {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut header = Vec::new();
+        file.take(shard.header.len() as u64).read_to_end(&mut header)?;
+        io::Result::Ok(length == shard.file_size && header == shard.header)
+    };
+    matches().unwrap_or(false)
 }
 
 /// A file that hashes what goes into it.

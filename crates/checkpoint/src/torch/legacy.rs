@@ -7,7 +7,7 @@ use std::{collections::HashMap, ops::Range};
 
 use super::{
     cursor::Cursor,
-    pickle::{self, Storage, Value},
+    pickle::{self, MAX_KEY, Storage, Value},
     state_dict,
 };
 use crate::{
@@ -64,8 +64,9 @@ fn storages<'a>(
     let sizes: HashMap<&str, usize> = described.map(|storage| (storage.key, storage.dtype.size())).collect();
     let mut places = HashMap::new();
     for &key in order {
-        let &Value::Text(key) = keys.get(key) else {
-            return Err(Fault::file("a storage key that is not text"));
+        let key = match keys.get(key) {
+            Value::Text(key) if key.len() <= MAX_KEY => *key,
+            _ => return Err(Fault::file("a storage key that is not a short text")),
         };
         let fault = |what: &str| Fault::file(format!("storage '{}' {what}", printable(key)));
         let size = sizes.get(key).ok_or_else(|| fault("belongs to no tensor, so its size is unknown"))?;

@@ -6,7 +6,7 @@ mod pickle;
 mod state_dict;
 mod zip;
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use self::cursor::Cursor;
 use crate::{error::Fault, source::Table};
@@ -40,7 +40,8 @@ fn archive(file: &[u8]) -> Result<Table, Fault> {
         return Err(Fault::file("written on a big-endian machine; load and save it on a little-endian one"));
     }
     let (arena, top) = pickle::load(&mut Cursor::new(contents(pickle), 0))?;
-    state_dict::table(&arena, top, |storage| {
-        records.get(format!("{root}/data/{}", storage.key).as_str()).cloned()
-    })
+    let prefix = format!("{root}/data/");
+    let data: HashMap<&str, &Range<usize>> =
+        records.iter().filter_map(|(name, place)| Some((name.strip_prefix(&prefix)?, place))).collect();
+    state_dict::table(&arena, top, |storage| data.get(storage.key).map(|place| (*place).clone()))
 }

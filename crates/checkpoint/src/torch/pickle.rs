@@ -16,6 +16,12 @@ use crate::{
 /// Values a pickle may make: enough for a hundred thousand tensors, a bound for a hostile file.
 const MAX_VALUES: usize = 4_000_000;
 
+const TOO_MANY: &str = "pickle: more than four million values; convert the file to safetensors";
+/// Dimensions of a tensor. Shapes are the one thing that many tensors copy from one place in the pickle.
+const MAX_DIMS: usize = 16;
+/// Bytes of a storage's key; torch writes small numbers.
+pub(crate) const MAX_KEY: usize = 256;
+
 /// Index of a value in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Id(u32);
@@ -92,8 +98,7 @@ impl<'a> Arena<'a> {
 
 /// Runs a pickle up to its `STOP`, leaving the cursor behind it.
 pub(crate) fn load<'a>(cursor: &mut Cursor<'a>) -> Result<(Arena<'a>, Id), Fault> {
-    let mut machine =
-        Machine { arena: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine::default();
     loop {
         if let Some(root) = machine.step(cursor)? {
             return Ok((Arena(machine.arena), root));
@@ -101,12 +106,15 @@ pub(crate) fn load<'a>(cursor: &mut Cursor<'a>) -> Result<(Arena<'a>, Id), Fault
     }
 }
 
+#[derive(Default)]
 struct Machine<'a> {
     arena: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// Heights of the stack at which a `MARK` was set.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Entries copied from one value into another, which a pickle can ask for without end.
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -238,9 +246,7 @@ impl<'a> Machine<'a> {
     fn push(&mut self, value: Value<'a>) -> Result<(), Fault> {
         let id = u32::try_from(self.arena.len()).ok().filter(|_| self.arena.len() < MAX_VALUES);
         let Some(id) = id else {
-            return Err(Fault::file(format!(
-                "pickle: more than {MAX_VALUES} values; convert the file to safetensors"
-            )));
+            return Err(Fault::file(TOO_MANY));
         };
         self.arena.push(value);
         self.stack.push(Id(id));
@@ -381,12 +387,18 @@ impl<'a> Machine<'a> {
                 )));
             }
         };
+        if let Value::Dict(entries) = &value {
+            self.copied += entries.len();
+            if self.copied > MAX_VALUES {
+                return Err(Fault::file(TOO_MANY));
+            }
+        }
         self.push(value)
     }
 
     /// The entries of an `OrderedDict` that is given as a list of pairs.
     fn items(&self, items: Id) -> Result<Vec<(Id, Id)>, Fault> {
-        let (Value::List(items) | Value::Tuple(items)) = self.get(items) else {
+        let (Value::List(list) | Value::Tuple(list)) = self.get(items) else {
             return Err(Fault::file("pickle: an OrderedDict of something that is not a list"));
         };
         let entry = |&item: &Id| match self.get(item) {
@@ -396,7 +408,7 @@ impl<'a> Machine<'a> {
             },
             _ => Err(Fault::file("pickle: an OrderedDict of something that is not pairs")),
         };
-        items.iter().map(entry).collect()
+        list.iter().map(entry).collect()
     }
 
     /// `('storage', type, key, location, number of elements[, part])`; the location (`cuda:0`) does not matter.
@@ -414,6 +426,9 @@ impl<'a> Machine<'a> {
         else {
             return Err(fault());
         };
+        if key.len() > MAX_KEY {
+            return Err(fault());
+        }
         let part = match part.map(|part| self.get(part)) {
             None | Some(Value::None) => None,
             Some(Value::Tuple(part)) => match part.as_slice() {
@@ -435,6 +450,10 @@ impl<'a> Machine<'a> {
 
     fn indices(&self, id: Id) -> Result<Vec<usize>, Fault> {
         match self.get(id) {
+            Value::Tuple(items) | Value::List(items) if items.len() > MAX_DIMS => Err(Fault::file(format!(
+                "pickle: a tensor of {} dimensions, more than {MAX_DIMS}",
+                items.len()
+            ))),
             Value::Tuple(items) | Value::List(items) => items.iter().map(|&item| self.index(item)).collect(),
             _ => Err(Fault::file("pickle: a shape that is not a tuple")),
         }

@@ -1,6 +1,6 @@
 //! From the values of a pickle to named tensors: finding the state dict, checking each view against its storage.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use super::pickle::{Arena, Id, Storage, Value, View};
 use crate::{
@@ -21,6 +21,8 @@ pub(crate) fn table<'a>(
     place: impl Fn(&Storage<'a>) -> Option<Range<usize>>,
 ) -> Result<Table, Fault> {
     let mut table = Table::default();
+    // A collection may stand under many names; looking into it once is enough.
+    let mut searched = HashSet::new();
     for &(key, value) in find(arena, top)? {
         let name = match arena.get(key) {
             Value::Text(name) => *name,
@@ -48,7 +50,7 @@ pub(crate) fn table<'a>(
             Value::Bool(flag) => {
                 table.metadata.insert(name.to_owned(), flag.to_string());
             }
-            inner if holds_tensors(arena, inner) => {
+            inner if searched.insert(value) && holds_tensors(arena, inner) => {
                 return Err(Fault::tensor(
                     name,
                     "a collection of tensors beside tensors; save a plain state dict",

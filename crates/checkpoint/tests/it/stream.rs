@@ -230,6 +230,29 @@ fn an_interruption_between_the_renames_is_mended() {
 }
 
 #[test]
+fn a_finished_job_is_resumed_as_finished() {
+    for limit in [None, Some(22)] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StreamOptions { max_shard_bytes: limit, ..keeping() };
+        let mut writer = StreamWriter::create(folder.path(), plan(), options.clone()).unwrap();
+        write_all(&mut writer, &["a", "b", "c", "d"]);
+        let files = writer.finish().unwrap();
+        // Killed before the folder around it was complete, and then once more.
+        let writer = StreamWriter::resume(folder.path(), plan(), options.clone()).unwrap();
+        assert_eq!(writer.missing().count(), 0);
+        drop(writer);
+        let writer = StreamWriter::resume(folder.path(), plan(), options).unwrap();
+        assert_eq!(writer.missing().count(), 0);
+        assert_eq!(writer.finish().unwrap(), files);
+        check(folder.path());
+        // Another job's output it leaves alone.
+        let other = StreamWriter::resume(folder.path(), plan()[1..].to_vec(), keeping());
+        assert!(matches!(other, Err(CheckpointError::DestinationExists { .. })));
+        check(folder.path());
+    }
+}
+
+#[test]
 fn tensors_are_copied_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source.safetensors");
