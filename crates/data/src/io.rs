@@ -13,7 +13,7 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 ///
 /// # Errors
 /// [`DataError::Io`] when the folder, the temporary file or the rename fails; the temporary file is then removed.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -27,7 +27,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.tempfile_in(folder).map_err(DataError::io("create a temporary file in", folder))?;
+    let mut file =
+        builder.tempfile_in(folder).map_err(DataError::io("create a temporary file in", folder))?;
     file.write_all(bytes).map_err(DataError::io("write", path))?;
     file.persist(path).map_err(|e| DataError::io("write", path)(e.error))?;
     Ok(())

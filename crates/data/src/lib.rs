@@ -1,9 +1,11 @@
 //! Data for fine-tuning: tasks, tokens, packed batches, and a small GLUE made by a grammar.
 #![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod error;
 pub mod glue;
-pub mod io;
+mod io;
+pub mod mlm;
 pub mod pack;
 pub mod rng;
 pub mod tokenize;

@@ -89,9 +89,10 @@ impl TextTokenizer {
             return Err(DataError::NotFound {
                 what: "tokenizer".to_owned(),
                 path: folder.to_path_buf(),
-                remedy: "looked for tokenizer.json, vocab.txt, and vocab.json with merges.txt; copy one from the \
+                remedy:
+                    "looked for tokenizer.json, vocab.txt, and vocab.json with merges.txt; copy one from the \
                          model's original folder"
-                    .to_owned(),
+                        .to_owned(),
             });
         };
         Self::new(path, inner, &config, max_length)

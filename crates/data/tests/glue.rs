@@ -1,5 +1,7 @@
 //! The official file formats, and the line that each broken file gets.
 
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
 use std::path::Path;
 
 use burn_dataset::Dataset;
@@ -89,7 +91,8 @@ fn mnli_has_two_dev_files_and_its_label_last() {
 
 #[test]
 fn qnli_rte_wnli() {
-    let qnli = b"index\tquestion\tsentence\tlabel\n0\tWhen?\tThen.\tentailment\n1\tWhen?\tNo.\tnot_entailment\n";
+    let qnli =
+        b"index\tquestion\tsentence\tlabel\n0\tWhen?\tThen.\tentailment\n1\tWhen?\tNo.\tnot_entailment\n";
     let expected = [example("When?", Some("Then."), ZERO), example("When?", Some("No."), ONE)];
     reads(Task::Qnli, Split::Train, "QNLI/train.tsv", qnli, &expected);
     let rte = b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n";
@@ -147,7 +150,12 @@ fn bad_files_are_named_with_row_and_remedy() {
     );
     refused(Task::Sst2, "SST-2/dev.tsv", b"sentence\tlabel\n\n\n", "holds no rows");
     refused(Task::Sst2, "SST-2/dev.tsv", b"", "no column 'label'");
-    refused(Task::Cola, "CoLA/dev.tsv", b"gj04\t1\tIt runs.\n", "dev.tsv:1: 3 tab-separated column(s), at least 4");
+    refused(
+        Task::Cola,
+        "CoLA/dev.tsv",
+        b"gj04\t1\tIt runs.\n",
+        "dev.tsv:1: 3 tab-separated column(s), at least 4",
+    );
     refused(
         Task::Rte,
         "RTE/dev.tsv",

@@ -1,5 +1,7 @@
 //! Tokenizers give what transformers gives on the same folders; bad folders are refused in one line.
 
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
 use std::path::{Path, PathBuf};
 
 use lowrank_data::tokenize::TextTokenizer;
@@ -128,7 +130,11 @@ fn bad_folders_are_refused_in_one_line() {
     refused(&[("vocab.txt", "[PAD]\n[CLS]\n[SEP]\na\n")], None, "lacks the unknown token '[UNK]'");
     refused(&[("vocab.json", "{\"a\": 0"), ("merges.txt", "")], None, "vocab.json': ");
     refused(&[vocab, ("tokenizer_config.json", "{\"do_lower_case\": 3}")], None, "tokenizer_config.json': ");
-    refused(&[vocab], Some(3), "max_length is 3; this tokenizer adds 3 special tokens to a pair, so give more");
+    refused(
+        &[vocab],
+        Some(3),
+        "max_length is 3; this tokenizer adds 3 special tokens to a pair, so give more",
+    );
     let error = TextTokenizer::from_folder(&own("absent"), None).unwrap_err().to_string();
     assert!(error.starts_with("no model folder at '"), "{error}");
 }

@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum EvalError {
     /// A logit that is NaN or infinite: no class can be read from it.
-    #[error("row {row} of the predictions holds {value}; the model's weights are broken or the training diverged")]
+    #[error(
+        "row {row} of the predictions holds {value}; the model's weights are broken or the training diverged"
+    )]
     NotFinite {
         /// Row, from 0.
         row: usize,
@@ -20,6 +22,9 @@ pub enum EvalError {
         /// Number of labels.
         labels: usize,
     },
+    /// A perplexity over nothing.
+    #[error("no predicted tokens to take the perplexity of; give a text of at least two tokens")]
+    NoTokens,
     /// A metric of classes asked of scores, or the other way round, or a row of logits of the wrong width.
     #[error("metric '{metric}' does not go with {what}")]
     Kind {

@@ -1,9 +1,13 @@
-//! The metrics of GLUE, from logits and labels.
+//! The metrics of GLUE from logits and labels, and perplexity.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod error;
 mod metrics;
+mod perplexity;
 mod score;
 
 pub use error::{EvalError, Result};
 pub use metrics::{accuracy, f1, matthews, pearson, spearman};
+pub use perplexity::Perplexity;
 pub use score::{argmax, score};

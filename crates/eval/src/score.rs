@@ -30,10 +30,12 @@ pub fn score(metrics: &[Metric], logits: &[Vec<f32>], labels: &[Label]) -> Resul
     if logits.len() != labels.len() || labels.is_empty() {
         return Err(EvalError::Length { predictions: logits.len(), labels: labels.len() });
     }
-    let classes: Option<Vec<u32>> = labels.iter().map(|l| if let Label::Class(c) = l { Some(*c) } else { None }).collect();
+    let classes: Option<Vec<u32>> =
+        labels.iter().map(|l| if let Label::Class(c) = l { Some(*c) } else { None }).collect();
     let scores: Option<Vec<f64>> =
         labels.iter().map(|l| if let Label::Score(s) = l { Some(f64::from(*s)) } else { None }).collect();
-    let predicted: Vec<u32> = logits.iter().enumerate().map(|(i, row)| argmax(i, row)).collect::<Result<_>>()?;
+    let predicted: Vec<u32> =
+        logits.iter().enumerate().map(|(i, row)| argmax(i, row)).collect::<Result<_>>()?;
     let values: Vec<f64> = logits.iter().map(|row| row.first().map_or(f64::NAN, |v| f64::from(*v))).collect();
     metrics
         .iter()

@@ -82,7 +82,8 @@ fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
             path: path.to_path_buf(),
             column: column.to_owned(),
             found: names.join(", "),
-            remedy: "the first line names the tab-separated columns text, text_pair (optional), label".to_owned(),
+            remedy: "the first line names the tab-separated columns text, text_pair (optional), label"
+                .to_owned(),
         })
     };
     let (text_column, label_column, pair_column) = (need("text")?, need("label")?, find("text_pair"));
@@ -140,7 +141,8 @@ fn read_jsonl(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
 /// Decides what the labels of the train file are.
 fn label_space(path: &Path, rows: &[RawRow]) -> Result<LabelSpace> {
     let distinct: BTreeSet<&str> = rows.iter().map(|r| r.label.as_str()).collect();
-    let integers = distinct.iter().map(|s| s.parse::<i64>().map(|i| (i, *s))).collect::<Result<BTreeSet<_>, _>>();
+    let integers =
+        distinct.iter().map(|s| s.parse::<i64>().map(|i| (i, *s))).collect::<Result<BTreeSet<_>, _>>();
     if let Ok(integers) = integers {
         return classes(path, integers.into_iter().map(|(_, s)| s.to_owned()).collect());
     }

@@ -37,7 +37,8 @@ pub(crate) fn read(root: &Path, task: Task, split: Split) -> Result<(Vec<Example
     for (row, line) in rows(&text).skip(usize::from(columns.has_header)) {
         let cells: Vec<&str> = line.split('\t').collect();
         if cells.len() < needed {
-            let error = DataError::TooFewColumns { path: path.clone(), row, expected: needed, got: cells.len() };
+            let error =
+                DataError::TooFewColumns { path: path.clone(), row, expected: needed, got: cells.len() };
             if task == Task::Qqp && !split.is_test() {
                 broken.push(error);
                 continue;
@@ -82,7 +83,11 @@ fn locate(root: &Path, task: Task, split: Split) -> Result<PathBuf> {
     }
     if !folder.is_dir() {
         let remedy = if root.join(file).is_file() {
-            format!("'{}' is itself a task's folder: name its parent, and call it {}", root.display(), task.folder())
+            format!(
+                "'{}' is itself a task's folder: name its parent, and call it {}",
+                root.display(),
+                task.folder()
+            )
         } else {
             format!("a GLUE root holds '{}/{file}'{}", task.folder(), neighbours(root))
         };

@@ -215,7 +215,6 @@ impl fmt::Display for Split {
 
 /// A figure by which predictions are judged; `lowrank-eval` computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Metric {
     /// The share of right answers.
     Accuracy,
@@ -294,10 +293,7 @@ mod tests {
             assert_eq!(format!("{task:>5}").trim_start(), task.name());
         }
         let error = "sst3".parse::<Task>().unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "no task 'sst3'; tasks are sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli"
-        );
+        assert_eq!(error, "no task 'sst3'; tasks are sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli");
     }
 
     #[test]

@@ -188,8 +188,7 @@ mod tests {
     #[test]
     fn sequences_are_concatenated_and_counted_from_zero() {
         let (a, b) = (row(&[5, 6, 7]), row(&[8]));
-        let batch =
-            PackedBatch::collate([(&a, Some(Label::Class(1))), (&b, Some(Label::Class(0)))]).unwrap();
+        let batch = PackedBatch::collate([(&a, Some(Label::Class(1))), (&b, Some(Label::Class(0)))]).unwrap();
         assert_eq!(batch.ids, [5, 6, 7, 8]);
         assert_eq!(batch.positions, [0, 1, 2, 0]);
         assert_eq!(batch.lengths, [3, 1]);

@@ -65,8 +65,13 @@ impl TrainBatches {
         check_positive("batch size", batch_size)?;
         check_positive("number of rows", data.len())?;
         if state.index >= data.len() {
-            let expected = format!("the data set has {} rows; resume with the data of the first run", data.len());
-            return Err(DataError::OutOfRange { what: "resume index", got: state.index.to_string(), expected });
+            let expected =
+                format!("the data set has {} rows; resume with the data of the first run", data.len());
+            return Err(DataError::OutOfRange {
+                what: "resume index",
+                got: state.index.to_string(),
+                expected,
+            });
         }
         let order = epoch_order(data.len(), seed, state.epoch);
         Ok(Self { data, batch_size, seed, state, order })
@@ -189,7 +194,11 @@ pub fn restore_order<T>(indices: &[usize], outputs: Vec<T>) -> Result<Vec<T>> {
 
 fn check_positive(what: &'static str, value: usize) -> Result<()> {
     if value == 0 {
-        return Err(DataError::OutOfRange { what, got: "0".to_owned(), expected: "give at least 1".to_owned() });
+        return Err(DataError::OutOfRange {
+            what,
+            got: "0".to_owned(),
+            expected: "give at least 1".to_owned(),
+        });
     }
     Ok(())
 }
@@ -216,9 +225,8 @@ mod tests {
     fn an_epoch_hands_out_every_row_once_and_epochs_differ() {
         let mut batches = TrainBatches::new(data(&[1; 10]), 4, 5).unwrap();
         assert_eq!(batches.batches_per_epoch(), 3);
-        let mut epoch = || -> Vec<u32> {
-            (0..3).flat_map(|_| first_ids(&batches.next().unwrap().unwrap())).collect()
-        };
+        let mut epoch =
+            || -> Vec<u32> { (0..3).flat_map(|_| first_ids(&batches.next().unwrap().unwrap())).collect() };
         let (first, second) = (epoch(), epoch());
         assert_ne!(first, second);
         for mut rows in [first, second] {

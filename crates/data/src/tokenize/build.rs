@@ -74,7 +74,10 @@ pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> toke
     let template = TemplateProcessing::builder()
         .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
         .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
-        .special_tokens(vec![(cls.clone(), id_of(&tokenizer, &cls)?), (sep.clone(), id_of(&tokenizer, &sep)?)])
+        .special_tokens(vec![
+            (cls.clone(), id_of(&tokenizer, &cls)?),
+            (sep.clone(), id_of(&tokenizer, &sep)?),
+        ])
         .build()?;
     tokenizer.with_post_processor(Some(template));
     Ok(tokenizer)
@@ -95,7 +98,8 @@ pub(crate) fn byte_level_bpe(vocab: &Path, merges: &Path, config: &TokenizerConf
         .map_err(error)?;
     let mut tokenizer = Tokenizer::new(model);
     let has_sentence_tokens = ["<s>", "</s>"].iter().all(|t| tokenizer.token_to_id(t).is_some());
-    let is_roberta = config.class_contains("roberta") || (!config.class_contains("gpt2") && has_sentence_tokens);
+    let is_roberta =
+        config.class_contains("roberta") || (!config.class_contains("gpt2") && has_sentence_tokens);
     let config = config.with_defaults(if is_roberta { ROBERTA } else { GPT2 });
     let add_prefix_space = config.add_prefix_space.unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(add_prefix_space)));
@@ -147,5 +151,7 @@ fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<AddedToken>) -> tokenizers:
 }
 
 fn id_of(tokenizer: &Tokenizer, token: &str) -> tokenizers::Result<u32> {
-    tokenizer.token_to_id(token).ok_or_else(|| format!("the vocabulary lacks the special token '{token}'").into())
+    tokenizer
+        .token_to_id(token)
+        .ok_or_else(|| format!("the vocabulary lacks the special token '{token}'").into())
 }
