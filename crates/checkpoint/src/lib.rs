@@ -1,9 +1,17 @@
 //! Tensor files of the Hugging Face world, as host arrays: read strictly and lazily, written whole or not at all.
 //!
-//! [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin`, without executing its
-//! pickle) and hands out one tensor at a time. [`write_safetensors`] writes a file,
-//! [`StreamWriter`] one that is larger than memory;
-//! [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`] do the same for any other file or folder.
+//! - **Reading.** [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin` in both its
+//!   formats) and hands out one tensor at a time, converted. Files are mapped; what has been read is let go, so that
+//!   loading a model takes the memory of its weights and little more.
+//! - **Writing.** [`write_safetensors`] writes one file; [`StreamWriter`] writes checkpoints larger than memory, in
+//!   shards if asked, and resumes when interrupted. [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`] do for
+//!   other files and folders what these do for tensors: a reader sees all or nothing.
+//! - **Trust.** A file is believed only as far as it has been checked: header lengths, offsets, shapes and views are
+//!   compared with the file's size before anything is allocated, shards cannot lie outside their folder, and a pickle
+//!   is never executed: any name in it that does not stand for tensor data is an error. Errors are one line with the
+//!   file, the tensor and what to do.
+//!
+//! Nothing here knows about models, adapters or a tensor library.
 //!
 //! ```
 //! use std::collections::BTreeMap;

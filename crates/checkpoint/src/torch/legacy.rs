@@ -6,9 +6,10 @@
 use std::{collections::HashMap, ops::Range};
 
 use super::{
+    calls::MAX_KEY,
     cursor::Cursor,
-    pickle::{self, MAX_KEY, Storage, Value},
-    state_dict,
+    pickle, state_dict,
+    value::{Storage, Value},
 };
 use crate::{
     error::{Fault, printable},

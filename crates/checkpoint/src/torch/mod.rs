@@ -1,9 +1,11 @@
 //! Files of `torch.save`, in both its formats, read without executing their pickle.
 
+mod calls;
 mod cursor;
 mod legacy;
 mod pickle;
 mod state_dict;
+mod value;
 mod zip;
 
 use std::{collections::HashMap, ops::Range};

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, ops::Range};
 
-use super::pickle::{Arena, Id, Storage, Value, View};
+use super::value::{Arena, Id, Storage, Value, View};
 use crate::{
     dtype::{TensorInfo, byte_size, numel},
     error::Fault,

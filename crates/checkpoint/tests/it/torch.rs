@@ -112,16 +112,25 @@ fn broken_pickles_are_errors() {
     assert!(open(&around(b"}.")).unwrap().is_empty());
 }
 
-/// The pickle of a state dict with one tensor `x` of 4 stored f32, with this view of it.
+/// A file of the old format with 4 stored f32 and one tensor `x`, this view of them.
 fn viewed(offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
+    viewed_part(b"N", offset, shape, strides)
+}
+
+/// The same over a part of the storage, given as a pickle: none, or a key, the first element and how many.
+fn viewed_part(part: &[u8], offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
     let tuple = |items: &[u8]| {
         [b"(".to_vec(), items.iter().flat_map(|&i| [b'K', i]).collect(), b"t".to_vec()].concat()
     };
-    let storage =
-        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ";
+    let storage = [
+        &b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04"[..],
+        part,
+        b"tQ",
+    ]
+    .concat();
     let parts: [&[u8]; 9] = [
         b"}X\x01\x00\x00\x00xctorch._utils\n_rebuild_tensor_v2\n(",
-        storage,
+        &storage,
         &[b'K', offset],
         &tuple(shape),
         &tuple(strides),
@@ -163,6 +172,17 @@ fn views_stay_inside_their_storage() {
     ] {
         check_error(open(&viewed(offset, shape, strides)), &["file.bin", part]);
     }
+}
+
+#[test]
+fn a_part_of_a_storage_is_a_storage() {
+    let part = b"(X\x01\x00\x00\x00vK\x01K\x02t";
+    let checkpoint = open(&viewed_part(part, 0, &[2], &[1])).unwrap();
+    assert_eq!(checkpoint.read_f32("x").unwrap(), [2.0, 3.0]);
+    assert_eq!(open(&viewed_part(part, 1, &[1], &[1])).unwrap().read_f32("x").unwrap(), [3.0]);
+    check_error(open(&viewed_part(part, 0, &[3], &[1])), &["'x'", "beyond the 2 elements"]);
+    check_error(open(&viewed_part(b"(NK\x03K\x02t", 0, &[1], &[1])), &["'x'", "outside the storage"]);
+    check_error(open(&viewed_part(b"K\x01", 0, &[1], &[1])), &["not a storage"]);
 }
 
 #[test]
