@@ -1,1 +1,98 @@
-//! Shared test tools.
+//! What the parity and law tests share: golden files, small models, comparisons.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test tools end a test on the first surprise")]
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, backend::Backend};
+use lowrank_adapters::init::normal_values;
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::{EncoderConfig, SequenceClassifier, TokenBatch};
+use serde::Deserialize;
+
+/// One text with what transformers made of it.
+#[derive(Debug, Deserialize)]
+pub struct Case {
+    /// What the case is about.
+    pub name: String,
+    /// The text.
+    pub text: String,
+    /// Its pair.
+    pub text_pair: Option<String>,
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// Token types.
+    #[serde(default)]
+    pub token_type_ids: Vec<u32>,
+    /// The head's output.
+    pub logits: Option<Vec<f32>>,
+    /// Hidden states, `[tokens, d_model]`.
+    pub last_hidden_state: Option<Vec<Vec<f32>>>,
+}
+
+/// A golden file.
+#[derive(Debug, Deserialize)]
+pub struct Golden {
+    /// The base model's case, for adapters.
+    pub base: Option<String>,
+    /// The model's limit.
+    pub max_length: usize,
+    /// Texts and outputs.
+    pub cases: Vec<Case>,
+}
+
+/// Folder of a golden case.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// Reads the golden file of a case.
+pub fn golden(name: &str) -> Golden {
+    let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A fixture's model and tokenizer.
+pub fn load<B: Backend>(name: &str) -> (SequenceClassifier<B>, TextTokenizer) {
+    let folder = fixture(name);
+    let config = EncoderConfig::read(&folder).unwrap();
+    let tokenizer = TextTokenizer::from_folder(&folder, Some(config.max_tokens())).unwrap();
+    (SequenceClassifier::load(&folder, config, 0, &Default::default()).unwrap(), tokenizer)
+}
+
+/// Packs token ids for a model; missing type ids are 0.
+pub fn pack<B: Backend>(config: &EncoderConfig, cases: &[&Case]) -> TokenBatch<B> {
+    let ids: Vec<u32> = cases.iter().flat_map(|c| c.input_ids.clone()).collect();
+    let types = |c: &&Case| {
+        if c.token_type_ids.is_empty() { vec![0; c.input_ids.len()] } else { c.token_type_ids.clone() }
+    };
+    let type_ids: Vec<u32> = cases.iter().flat_map(types).collect();
+    let lengths: Vec<usize> = cases.iter().map(|c| c.input_ids.len()).collect();
+    TokenBatch::new(config, &ids, &type_ids, &lengths, &Default::default()).unwrap()
+}
+
+/// Values of a tensor.
+pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Largest absolute difference; infinite where lengths or finiteness differ.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::INFINITY;
+    }
+    a.iter().zip(b).map(|(x, y)| if x.is_finite() && y.is_finite() { (x - y).abs() } else { f32::INFINITY }).fold(0.0, f32::max)
+}
+
+/// Asserts that two outputs agree to `tolerance`.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], expect: &[f32], tolerance: f32) {
+    let d = distance(got, expect);
+    assert!(d <= tolerance, "{what}: off by {d}, allowed {tolerance}");
+}
+
+/// Random normal tensor.
+pub fn random<B: Backend, const D: usize>(key: &str, shape: [usize; D], std: f64) -> Tensor<B, D> {
+    let n = shape.iter().product();
+    Tensor::from_data(burn::tensor::TensorData::new(normal_values(11, key, n, std), shape), &Default::default())
+}

@@ -1,19 +1,108 @@
 //! `lowrank datasets`: make the embedded data sets and the embedded model anew, bit for bit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
+use lowrank_data::mini;
+use lowrank_data::mlm::Masker;
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_models::EncoderConfig;
+use lowrank_train::{SchedulerKind, TrainConfig, pretrain};
+use serde_json::json;
+
+use crate::backend::{Train, device};
 
 /// Options of `datasets`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder for mini-glue and models
+    /// Folder for mini-glue and models/mini-bert
     #[arg(short, long, default_value = "datasets")]
     output: PathBuf,
+    /// Make the texts alone and keep the model that is there
+    #[arg(long)]
+    texts_only: bool,
+    /// Steps of pre-training
+    #[arg(long, default_value_t = STEPS)]
+    steps: usize,
+    /// Lines of text to pre-train on
+    #[arg(long, default_value_t = LINES)]
+    lines: usize,
 }
+
+/// Everything comes from this seed.
+const SEED: u64 = 1;
+const STEPS: usize = 6000;
+const LINES: usize = 60_000;
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let _ = args.output;
-    Ok(())
+    mini::write(&args.output.join("mini-glue"), SEED)?;
+    if args.texts_only {
+        return Ok(());
+    }
+    let folder = args.output.join("models/mini-bert");
+    std::fs::create_dir_all(&folder)?;
+    mini::write_tokenizer(&folder)?;
+    pretrain_model(&folder, &args)
+}
+
+/// Pre-trains the embedded encoder on text of the grammar.
+fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
+    let device = device()?;
+    let tokenizer = TextTokenizer::from_folder(folder, Some(MAX_TOKENS))?;
+    let corpus = mini::corpus(SEED, args.lines);
+    let rows: Vec<Encoded> = corpus
+        .iter()
+        .map(|(text, pair)| tokenizer.encode(text, pair.as_deref()))
+        .collect::<lowrank_data::Result<_>>()?;
+    let data = Arc::new(EncodedDataset::unlabelled(rows));
+    let model = model_config(folder, tokenizer.vocab_size())?;
+    let config = TrainConfig {
+        lr: 2e-3,
+        weight_decay: 0.01,
+        batch_size: 64,
+        max_steps: args.steps,
+        scheduler: SchedulerKind::Linear,
+        seed: SEED,
+        ..TrainConfig::default()
+    };
+    let begun = Instant::now();
+    let mut mean = 0.0;
+    let masker = Masker::new(&tokenizer)?;
+    let trained = pretrain::<Train>(model, data, &masker, &config, &device, |step, loss| {
+        mean = if step == 1 { loss } else { 0.99 * mean + 0.01 * loss };
+        if step.is_multiple_of(100) {
+            eprintln!("step {step}/{}  loss {mean:.4}  {:.0} s", config.max_steps, begun.elapsed().as_secs_f64());
+        }
+    })?;
+    Ok(trained.save(folder)?)
+}
+
+/// Longest sequence of the embedded model.
+const MAX_TOKENS: usize = 128;
+
+/// The embedded model's config.json, read back as any other.
+fn model_config(folder: &Path, vocab_size: usize) -> Result<EncoderConfig> {
+    let config = json!({
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": MAX_TOKENS,
+        "type_vocab_size": 2,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0
+    });
+    lowrank_checkpoint::write_atomic(folder.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+    Ok(EncoderConfig::read(folder)?)
 }

@@ -1,0 +1,267 @@
+//! The command as a user types it.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn lowrank(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(args);
+    command
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+/// Runs a command that must fail with one line that contains `part`.
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+    assert!(output.stdout.is_empty());
+}
+
+/// A GLUE root with a tiny SST-2 that a word gives away.
+fn tiny_data() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("SST-2");
+    fs::create_dir(&folder).unwrap();
+    let rows = |n: usize| {
+        let mut text = String::from("sentence\tlabel\n");
+        for i in 0..n {
+            let (word, label) = if i % 2 == 0 { ("cat", 1) } else { ("dog", 0) };
+            text.push_str(&format!("the {word} sat on the mat {i}\t{label}\n"));
+        }
+        text
+    };
+    fs::write(folder.join("train.tsv"), rows(40)).unwrap();
+    fs::write(folder.join("dev.tsv"), rows(10)).unwrap();
+    dir
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn predict_gives_logits_labels_and_scores_in_order() {
+    let model = fixture("bert-cls");
+    let golden: Value = serde_json::from_str(&fs::read_to_string(model.join("expected.json")).unwrap()).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    let mut args = vec!["predict", "--model", s(&model)];
+    for case in cases {
+        args.extend(["--text", case["text"].as_str().unwrap()]);
+        if let Some(pair) = case["text_pair"].as_str() {
+            args.extend(["--text-pair", pair]);
+        }
+    }
+    let result = json(&args);
+    let rows = result["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), cases.len());
+    for (row, case) in rows.iter().zip(cases) {
+        let pairs = row["logits"].as_array().unwrap().iter().zip(case["logits"].as_array().unwrap());
+        for (got, expect) in pairs {
+            let d = (got.as_f64().unwrap() - expect.as_f64().unwrap()).abs();
+            assert!(d < 1e-4, "{}: off by {d}", case["name"]);
+        }
+        assert!(row["label"].is_string());
+        assert!((0.0..=1.0).contains(&row["score"].as_f64().unwrap()));
+    }
+}
+
+#[rstest]
+#[case("full", "model")]
+#[case("head", "adapter")]
+#[case("bitfit", "model")]
+#[case("lora", "adapter")]
+#[case("lotr", "adapter")]
+fn finetune_then_evaluate_gives_the_metric_of_the_run(#[case] method: &str, #[case] kind: &str) {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let (run, model) = (out.path().join("run"), fixture("bert-cls"));
+    let result = json(&[
+        "finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path()), "--method", method, "--rank", "2",
+        "--max-steps", "6", "--eval-every", "3", "--batch-size", "8", "--lr", "1e-2", "-o", s(&run),
+    ]);
+    for key in ["metric", "best_metric", "steps", "ms_per_step_median", "tokens_per_second", "trainable", "total", "wall_s"] {
+        assert!(result[key].is_number(), "{key} in {result}");
+    }
+    assert_eq!(result["steps"], 6);
+    let record: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).unwrap()).unwrap();
+    assert_eq!(record["train_info"]["status"], "done");
+    assert_eq!(record["train_info"]["evals"].as_array().unwrap().len(), 2);
+    assert!(fs::read_dir(&run).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")));
+    assert!(!run.join("checkpoints").exists(), "a finished run keeps no checkpoints");
+
+    let score = if kind == "model" {
+        json(&["evaluate", "--model", s(&run), "--task", "sst2", "--data", s(data.path())])
+    } else {
+        json(&["evaluate", "--model", s(&model), "--adapter", s(&run), "--task", "sst2", "--data", s(data.path())])
+    };
+    assert_eq!(score["accuracy"], result["metric"], "what was saved scores what was reported");
+}
+
+#[test]
+fn a_run_repeats_itself_and_resumes_where_it_was() {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let model = fixture("bert-cls");
+    let run = |name: &str, extra: &[&str]| {
+        let dir = out.path().join(name);
+        let mut args = vec![
+            "finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path()), "--method", "lora", "--rank", "2",
+            "--max-steps", "8", "--eval-every", "2", "--save-every", "2", "--batch-size", "8", "--lr", "1e-2", "-o",
+        ];
+        let path = s(&dir).to_string();
+        args.push(&path);
+        args.extend(extra);
+        lowrank(&args).assert().success();
+        let record: Value = serde_json::from_str(&fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
+        (record["train_info"]["evals"].clone(), fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap())
+    };
+    let (first, second) = (run("a", &[]), run("b", &[]));
+    assert_eq!(first, second, "a seed repeats a run bit for bit");
+    let other = run("c", &["--seed", "1"]);
+    assert_ne!(first.0, other.0, "another seed is another run");
+}
+
+#[test]
+fn a_regression_task_from_files_of_ones_own() {
+    let out = tempfile::tempdir().unwrap();
+    let rows = |n: usize| {
+        let mut text = String::from("text\ttext_pair\tlabel\n");
+        for i in 0..n {
+            text.push_str(&format!("the cat {i}\tthe dog\t{}.5\n", i % 4));
+        }
+        text
+    };
+    let (train, dev) = (out.path().join("train.tsv"), out.path().join("dev.tsv"));
+    fs::write(&train, rows(24)).unwrap();
+    fs::write(&dev, rows(8)).unwrap();
+    let (run, model) = (out.path().join("run"), fixture("roberta-cls"));
+    let result = json(&[
+        "finetune", "--model", s(&model), "--train", s(&train), "--dev", s(&dev), "--method", "lora", "--max-steps", "2",
+        "--eval-every", "2", "--batch-size", "8", "-o", s(&run),
+    ]);
+    assert_eq!(result["metric_name"], "pearson");
+    let row = &json(&["predict", "--model", s(&model), "--adapter", s(&run), "--text", "the cat"])["rows"][0];
+    assert_eq!(row["logits"].as_array().unwrap().len(), 1);
+    assert_eq!(row["score"], row["logits"][0]);
+}
+
+#[test]
+fn merging_keeps_the_predictions() {
+    let (model, adapter) = (fixture("bert-cls"), fixture("peft-bert-lora"));
+    let out = tempfile::tempdir().unwrap();
+    let merged = out.path().join("merged");
+    lowrank(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]).assert().success();
+    let text = ["--text", "The cat sat on the red mat."];
+    let with = json(&[&["predict", "--model", s(&model), "--adapter", s(&adapter)], &text[..]].concat());
+    let without = json(&[&["predict", "--model", s(&merged)], &text[..]].concat());
+    for i in 0..3 {
+        let logit = |v: &Value| v["rows"][0]["logits"][i].as_f64().unwrap();
+        assert!((logit(&with) - logit(&without)).abs() < 1e-5);
+    }
+    fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)], "replace the model");
+}
+
+/// A copy of a fixture that a test may spoil.
+fn copy(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["finetune", "--model", model, "--task", "sst2", "--data", data, "--method", "lora", "-o", out];
+    args.extend(extra);
+    args
+}
+
+#[rstest]
+#[case(&["--targets", "qurey"], "no layer matches 'qurey'; nearest: 'query' (2 layers)")]
+#[case(&["--targets", "(query"], "not a valid regular expression")]
+#[case(&["--lr", "NaN"], "lr = NaN is out of range")]
+#[case(&["--rank", "0"], "rank 0 is out of range")]
+#[case(&["--rank", "4000"], "rank 4000 is out of range")]
+#[case(&["--alpha", "-1"], "alpha = -1 is out of range")]
+#[case(&["--dropout", "1.5"], "dropout = 1.5 is out of range")]
+#[case(&["--batch-size", "0"], "batch-size = 0 is out of range")]
+#[case(&["--max-length", "9999"], "more than the")]
+#[case(&["--epochs", "0"], "epochs = 0 is out of range")]
+#[case(&["--layers", "first"], "expected numbers")]
+fn bad_options_are_one_line_and_leave_nothing_behind(#[case] extra: &[&str], #[case] part: &str) {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let run = out.path().join("run");
+    let model = fixture("bert-cls");
+    fails(&finetune(s(&model), s(data.path()), s(&run), extra), part);
+    assert!(!run.exists(), "nothing half-written stays behind");
+}
+
+#[test]
+fn bad_files_are_named() {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let run = out.path().join("run");
+    let attempt = |model: &Path, data: &Path, part: &str| {
+        fails(&finetune(s(model), s(data), s(&run), &[]), part);
+        assert!(!run.exists(), "nothing half-written stays behind");
+    };
+    let good = fixture("bert-cls");
+    attempt(Path::new("no/such/folder"), data.path(), "no such folder");
+    attempt(&good, Path::new("no/such/data"), "no/such/data");
+
+    let spoilt = copy("bert-cls");
+    let config = fs::read_to_string(spoilt.path().join("config.json")).unwrap();
+    let with = |from: &str, to: &str| fs::write(spoilt.path().join("config.json"), config.replace(from, to)).unwrap();
+    with("\"model_type\": \"bert\"", "\"model_type\": \"bart\"");
+    attempt(spoilt.path(), data.path(), "model_type 'bart' is not supported");
+    with("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"mish\"");
+    attempt(spoilt.path(), data.path(), "hidden_act 'mish' is not supported");
+    with("\"intermediate_size\": ", "\"intermediate_size\": 1");
+    attempt(spoilt.path(), data.path(), "has shape");
+    with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    attempt(spoilt.path(), data.path(), "missing 'bert.encoder.layer.2.");
+    with("", "");
+    let weights = fs::read(spoilt.path().join("model.safetensors")).unwrap();
+    fs::write(spoilt.path().join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    attempt(spoilt.path(), data.path(), "model.safetensors");
+    fs::remove_file(spoilt.path().join("model.safetensors")).unwrap();
+    attempt(spoilt.path(), data.path(), "model.safetensors");
+
+    let train = data.path().join("SST-2/train.tsv");
+    fs::write(&train, "sentence\tlabel\nfine\t1\nbroken\n").unwrap();
+    attempt(&good, data.path(), "train.tsv:3");
+    fs::write(&train, "sentence\tlabel\nfine\tmaybe\n").unwrap();
+    attempt(&good, data.path(), "maybe");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    lowrank(&["finetune", "--model", "m"]).assert().code(2);
+    lowrank(&["fly"]).assert().code(2);
+}
+
+#[test]
+fn inspect_counts_parameters() {
+    let adapter = json(&["inspect", s(&fixture("peft-bert-lora"))]);
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(fixture("peft-bert-lora").join("expected.json")).unwrap()).unwrap();
+    assert_eq!(adapter["parameters"], golden["adapter_parameters"]);
+    assert_eq!(adapter["rank"], 4);
+    assert_eq!(json(&["inspect", s(&fixture("bert-cls"))])["kind"], "model");
+}
