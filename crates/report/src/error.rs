@@ -37,6 +37,9 @@ pub enum Error {
         /// The format that this build reads.
         expected: u32,
     },
+    /// A log tree cannot be converted as it was asked for.
+    #[error("{0}")]
+    Logs(String),
     /// An event tag cannot be written.
     #[error("event tag {tag:?} is empty or contains a control character")]
     Tag {

@@ -6,12 +6,14 @@
 //! - [`run`]: the record of one run, `run.json`.
 //! - [`log_path`]: where a run's events lie in a log tree.
 //! - [`tfevents`]: TensorBoard event files.
+//! - [`logs`]: a tree of event files as one Parquet or CSV file.
 //! - [`table`]: the table of a grid, as text, Markdown, CSV and LaTeX.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod error;
 mod log_path;
+pub mod logs;
 mod metric;
 mod proto;
 pub mod run;

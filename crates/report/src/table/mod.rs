@@ -8,6 +8,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::render::csv_field;
 use crate::{Metric, Summary, run::LoadedRun};
 
 /// The table of a grid of runs.

@@ -3,7 +3,10 @@
 //! A file is a sequence of TFRecords, each one a protobuf `Event`; the first carries
 //! `file_version = "brain.Event:2"`.
 
-pub(crate) mod frame;
+mod event;
+mod frame;
+mod reader;
 mod writer;
 
+pub use reader::{FileReport, Scalar, read_scalars};
 pub use writer::{EventWriter, now};

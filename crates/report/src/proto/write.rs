@@ -1,13 +1,6 @@
-//! The protobuf wire format, as far as event files need it.
-//!
-//! Source: <https://protobuf.dev/programming-guides/encoding/>.
+//! Writing fields.
 
-/// A value whose length is known at the key: eight bytes.
-const FIXED64: u32 = 1;
-/// A value with a length before it.
-const BYTES: u32 = 2;
-/// A value whose length is known at the key: four bytes.
-const FIXED32: u32 = 5;
+use super::{BYTES, FIXED32, FIXED64, VARINT};
 
 /// Appends `value` in base 128, least significant group first.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -18,13 +11,13 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_key(out: &mut Vec<u8>, field: u32, wire: u32) {
-    put_varint(out, u64::from(field << 3 | wire));
+fn put_key(out: &mut Vec<u8>, field: u32, wire: u64) {
+    put_varint(out, u64::from(field) << 3 | wire);
 }
 
 /// Appends an `int64` field; negative numbers take ten bytes, as protobuf has it.
 pub(crate) fn put_int64(out: &mut Vec<u8>, field: u32, value: i64) {
-    put_key(out, field, 0);
+    put_key(out, field, VARINT);
     put_varint(out, value as u64);
 }
 

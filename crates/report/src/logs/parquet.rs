@@ -1,0 +1,207 @@
+//! The table as Parquet, compressed with zstd.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow_array::{
+    ArrayRef, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    types::Int32Type,
+};
+use arrow_schema::{DataType, Field, Schema};
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, Encoding, ZstdLevel},
+    errors::ParquetError,
+    file::{metadata::SortingColumn, properties::WriterProperties},
+    schema::types::ColumnPath,
+};
+
+use super::{
+    Table,
+    run::RunLog,
+    tree::{Column, ColumnType, Value},
+};
+use crate::{Error, Result};
+
+/// Rows of a row group: what a reader decodes at a time.
+const ROW_GROUP: usize = 1 << 20;
+/// Rows that are given to the writer at a time.
+const BATCH: usize = 1 << 16;
+
+/// A Parquet file whose text columns are dictionaries.
+pub(super) struct ParquetTable<W: Write + Send> {
+    writer: ArrowWriter<W>,
+    path: PathBuf,
+    schema: Arc<Schema>,
+    segments: Vec<Segment>,
+    rows: Rows,
+}
+
+/// A path column: its value per run, texts as places in the dictionary.
+enum Segment {
+    Integer(Vec<i64>),
+    Float(Vec<f64>),
+    Text { keys: Vec<i32>, texts: Arc<StringArray> },
+}
+
+/// Rows that are not written yet.
+#[derive(Default)]
+struct Rows {
+    /// The run of each row, as pieces of run and count.
+    runs: Vec<(usize, usize)>,
+    tags: Dictionary,
+    steps: Vec<i64>,
+    values: Vec<f64>,
+}
+
+/// The tags of a batch, in the order of their first use.
+#[derive(Default)]
+struct Dictionary {
+    places: BTreeMap<String, i32>,
+    texts: Vec<String>,
+    keys: Vec<i32>,
+}
+
+impl<W: Write + Send> ParquetTable<W> {
+    pub(super) fn new(file: W, path: &Path, columns: &[Column]) -> Result<Self> {
+        let text = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let kind = |kind| match kind {
+            ColumnType::Integer => DataType::Int64,
+            ColumnType::Float => DataType::Float64,
+            ColumnType::Text => text(),
+        };
+        let mut fields: Vec<Field> =
+            columns.iter().map(|column| Field::new(&column.name, kind(column.kind), false)).collect();
+        fields.push(Field::new("tag", text(), false));
+        fields.push(Field::new("step", DataType::Int64, false));
+        fields.push(Field::new("value", DataType::Float64, false));
+        let schema = Arc::new(Schema::new(fields));
+        let sorting = |column| SortingColumn { column_idx: column, descending: false, nulls_first: false };
+        let sorted = (0..columns.len() as i32 + 2).map(sorting).collect();
+        let zstd = ZstdLevel::try_new(3).map_err(failed(path))?;
+        let (step, value) = (ColumnPath::from("step"), ColumnPath::from("value"));
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(zstd))
+            .set_max_row_group_row_count(Some(ROW_GROUP))
+            .set_sorting_columns(Some(sorted))
+            .set_created_by("lowrank logs".to_owned())
+            // Steps rise by a constant, and values hardly repeat: a dictionary would only cost.
+            .set_column_dictionary_enabled(step.clone(), false)
+            .set_column_encoding(step, Encoding::DELTA_BINARY_PACKED)
+            .set_column_dictionary_enabled(value.clone(), false)
+            .set_column_encoding(value, Encoding::BYTE_STREAM_SPLIT)
+            .build();
+        let writer =
+            ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(failed(path))?;
+        let segments = columns.iter().map(Segment::new).collect();
+        Ok(Self { writer, path: path.to_owned(), schema, segments, rows: Rows::default() })
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        let mut arrays: Vec<ArrayRef> =
+            self.segments.iter().map(|segment| segment.array(&rows.runs)).collect();
+        let tags = StringArray::from(rows.tags.texts);
+        arrays.push(dictionary(rows.tags.keys, Arc::new(tags)));
+        arrays.push(Arc::new(Int64Array::from(rows.steps)));
+        arrays.push(Arc::new(Float64Array::from(rows.values)));
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
+            .map_err(|error| failed(&self.path)(ParquetError::from(error)))?;
+        self.writer.write(&batch).map_err(failed(&self.path))
+    }
+}
+
+/// An error of the Parquet writer as one of ours.
+fn failed(path: &Path) -> impl FnOnce(ParquetError) -> Error {
+    move |error| Error::io("write", path)(std::io::Error::other(error))
+}
+
+fn dictionary(keys: Vec<i32>, texts: Arc<StringArray>) -> ArrayRef {
+    // The keys are places in the texts: nothing to check.
+    Arc::new(DictionaryArray::<Int32Type>::new(Int32Array::from(keys), texts))
+}
+
+impl Segment {
+    fn new(column: &Column) -> Self {
+        let texts: Vec<&str> = column.texts().into_iter().collect();
+        let values = &column.values;
+        match column.kind {
+            ColumnType::Integer => Self::Integer(values.iter().map(integer).collect()),
+            ColumnType::Float => Self::Float(values.iter().map(float).collect()),
+            ColumnType::Text => {
+                let key = |value: &Value| match value {
+                    Value::Text(text) => texts.binary_search(&text.as_str()).unwrap_or(0) as i32,
+                    _ => 0,
+                };
+                let keys = values.iter().map(key).collect();
+                Self::Text { keys, texts: Arc::new(StringArray::from(texts.clone())) }
+            }
+        }
+    }
+
+    /// The column of rows that belong to runs.
+    fn array(&self, runs: &[(usize, usize)]) -> ArrayRef {
+        match self {
+            Self::Integer(values) => Arc::new(Int64Array::from(repeat(values, runs))),
+            Self::Float(values) => Arc::new(Float64Array::from(repeat(values, runs))),
+            Self::Text { keys, texts } => dictionary(repeat(keys, runs), Arc::clone(texts)),
+        }
+    }
+}
+
+fn integer(value: &Value) -> i64 {
+    if let Value::Integer(number) = value { *number } else { 0 }
+}
+
+fn float(value: &Value) -> f64 {
+    if let Value::Float(number) = value { *number } else { f64::NAN }
+}
+
+fn repeat<T: Copy>(values: &[T], runs: &[(usize, usize)]) -> Vec<T> {
+    runs.iter().flat_map(|(run, count)| std::iter::repeat_n(values[*run], *count)).collect()
+}
+
+impl Dictionary {
+    fn add(&mut self, text: &str, count: usize) {
+        let key = match self.places.get(text) {
+            Some(key) => *key,
+            None => {
+                let key = self.texts.len() as i32;
+                self.texts.push(text.to_owned());
+                self.places.insert(text.to_owned(), key);
+                key
+            }
+        };
+        self.keys.extend(std::iter::repeat_n(key, count));
+    }
+}
+
+impl<W: Write + Send> Table for ParquetTable<W> {
+    fn add(&mut self, index: usize, run: &RunLog) -> Result<()> {
+        for tag in &run.tags {
+            for points in tag.points.chunks(BATCH) {
+                self.rows.runs.push((index, points.len()));
+                self.rows.tags.add(&tag.tag, points.len());
+                self.rows.steps.extend(points.iter().map(|(step, _)| step));
+                self.rows.values.extend(points.iter().map(|(_, value)| value));
+                if self.rows.steps.len() >= BATCH {
+                    self.write()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        if !self.rows.steps.is_empty() {
+            self.write()?;
+        }
+        let path = self.path;
+        self.writer.close().map_err(failed(&path))?;
+        Ok(())
+    }
+}

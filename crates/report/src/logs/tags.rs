@@ -1,0 +1,110 @@
+//! Which tags to take.
+
+use regex::RegexSet;
+
+use crate::{Error, Result};
+
+/// Chooses tags by glob patterns and regular expressions; without any, takes all.
+#[derive(Clone, Debug, Default)]
+pub struct TagFilter {
+    /// Absent: every tag passes.
+    patterns: Option<RegexSet>,
+}
+
+impl TagFilter {
+    /// A filter that a tag passes which any of the patterns matches as a whole: in a glob, `*` stands for any
+    /// text, slashes included, `?` for one character, `[ab]` and `[!ab]` for one of a set.
+    ///
+    /// # Errors
+    /// [`Error::Logs`] for a pattern that is none.
+    pub fn new<G: AsRef<str>, R: AsRef<str>>(globs: &[G], regexes: &[R]) -> Result<Self> {
+        if globs.is_empty() && regexes.is_empty() {
+            return Ok(Self::default());
+        }
+        let globs = globs.iter().map(|glob| from_glob(glob.as_ref()));
+        let regexes = regexes.iter().map(|regex| format!("^(?:{})$", regex.as_ref()));
+        let patterns = RegexSet::new(globs.chain(regexes))
+            .map_err(|error| Error::Logs(format!("no pattern for tags: {error}")))?;
+        Ok(Self { patterns: Some(patterns) })
+    }
+
+    /// Whether to take the tag.
+    pub fn passes(&self, tag: &str) -> bool {
+        self.patterns.as_ref().is_none_or(|patterns| patterns.is_match(tag))
+    }
+}
+
+/// A glob as a regular expression.
+fn from_glob(glob: &str) -> String {
+    let mut out = String::from("^(?s:");
+    let mut rest = glob.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '*' => out.push_str(".*"),
+            '?' => out.push('.'),
+            '[' => {
+                // A bracket without its partner is a bracket.
+                let text = rest.as_str();
+                let Some(end) = text.char_indices().skip(1).find(|(_, c)| *c == ']').map(|(end, _)| end)
+                else {
+                    out.push_str("\\[");
+                    continue;
+                };
+                let (negated, set) = match text[..end].strip_prefix('!') {
+                    Some(set) if !set.is_empty() => ("^", set),
+                    _ => ("", &text[..end]),
+                };
+                let set: String = set
+                    .chars()
+                    .map(|c| if "\\[]^&~".contains(c) { format!("\\{c}") } else { c.to_string() })
+                    .collect();
+                out.push_str(&format!("[{negated}{set}]"));
+                rest = text[end + 1..].chars();
+            }
+            _ => out.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    out.push_str(")$");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(globs: &[&str], regexes: &[&str], tag: &str, expect: bool) {
+        assert_eq!(
+            TagFilter::new(globs, regexes).unwrap().passes(tag),
+            expect,
+            "{globs:?} {regexes:?} {tag}"
+        );
+    }
+
+    #[test]
+    fn globs() {
+        check(&[], &[], "anything", true);
+        check(&["eval/*"], &[], "eval/loss", true);
+        check(&["eval/*"], &[], "eval/a/b", true);
+        check(&["eval/*"], &[], "train/eval/loss", false);
+        check(&["*loss"], &[], "train/loss", true);
+        check(&["*loss"], &[], "losses", false);
+        check(&["a?c", "x"], &[], "abc", true);
+        check(&["a.c"], &[], "abc", false);
+        check(&["a[bd]c"], &[], "abc", true);
+        check(&["a[!bd]c"], &[], "abc", false);
+        check(&["a[0-3]c"], &[], "a2c", true);
+        check(&["a[c"], &[], "a[c", true);
+        check(&["a[]]c"], &[], "a]c", true);
+        check(&["(+"], &[], "(+", true);
+    }
+
+    #[test]
+    fn regular_expressions_match_the_whole_tag() {
+        check(&[], &["eval/(loss|accuracy)"], "eval/loss", true);
+        check(&[], &["loss"], "eval/loss", false);
+        check(&[], &["a|b"], "ab", false);
+        check(&["x"], &["y"], "y", true);
+        assert!(matches!(TagFilter::new::<&str, _>(&[], &["("]), Err(Error::Logs(_))));
+    }
+}

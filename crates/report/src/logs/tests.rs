@@ -1,0 +1,234 @@
+//! Trees on disk, and the tables they become.
+
+use std::{cell::Cell, fs, path::PathBuf};
+
+use super::*;
+use crate::tfevents::EventWriter;
+
+/// Writes values of a tag into a file of its own in a run's folder.
+fn write(dir: &Path, run: &str, tag: &str, points: &[(i64, f32)]) -> PathBuf {
+    let mut writer = EventWriter::create(dir.join(run)).unwrap();
+    for (step, value) in points {
+        writer.scalar(tag, *step, *value, 0.0).unwrap();
+    }
+    writer.path().to_owned()
+}
+
+fn options(names: &[&str]) -> LogsOptions {
+    LogsOptions { names: names.iter().map(|name| (*name).to_owned()).collect(), ..LogsOptions::default() }
+}
+
+fn to_csv(dir: &Path, options: &LogsOptions) -> (String, LogsSummary) {
+    let output = dir.with_extension("csv");
+    let summary = convert(dir, &output, options, |_| {}).unwrap();
+    (fs::read_to_string(output).unwrap(), summary)
+}
+
+/// A tree of two methods, three learning rates and two tags.
+fn sample(dir: &Path) {
+    write(dir, "lora/1e-3/10", "train/loss", &[(1, 0.5), (2, 0.25)]);
+    write(dir, "lora/1e-3/9", "train/loss", &[(2, 1.5), (1, 2.0)]);
+    write(dir, "lora/5e-4/9", "train/loss", &[(1, -1.0)]);
+    write(dir, "full, best/5e-5/9", "eval/accuracy", &[(4, 1.0)]);
+    write(dir, "full, best/5e-5/9", "train/loss", &[(3, f32::NAN)]);
+}
+
+const SAMPLE: &str = r#"method,lr,seed,tag,step,value
+"full, best",5e-5,9,eval/accuracy,4,1
+"full, best",5e-5,9,train/loss,3,NaN
+lora,5e-4,9,train/loss,1,-1
+lora,1e-3,9,train/loss,1,2
+lora,1e-3,9,train/loss,2,1.5
+lora,1e-3,10,train/loss,1,0.5
+lora,1e-3,10,train/loss,2,0.25
+"#;
+
+#[test]
+fn the_table_is_sorted_by_its_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    sample(&tree);
+    for threads in [1, 4] {
+        let options = LogsOptions { threads: Some(threads), ..options(&["method", "lr", "seed"]) };
+        let (csv, summary) = to_csv(&tree, &options);
+        assert_eq!(csv, SAMPLE);
+        assert_eq!((summary.runs, summary.files, summary.rows), (4, 5, 7));
+        assert!(summary.warnings.is_empty(), "{:?}", summary.warnings);
+        use ColumnType::{Float, Integer, Text};
+        let kinds: Vec<_> = summary.columns.iter().map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Text, Float, Integer, Text, Integer, Float]);
+    }
+}
+
+#[test]
+fn tags_can_be_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    sample(&tree);
+    let tags = TagFilter::new::<_, &str>(&["eval/*"], &[]).unwrap();
+    let (csv, summary) = to_csv(&tree, &LogsOptions { tags, ..options(&["method", "lr", "seed"]) });
+    assert_eq!(csv.lines().count(), 2);
+    assert_eq!(summary.rows, 1);
+}
+
+#[test]
+fn a_tree_may_be_one_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "", "a", &[(1, 2.0)]);
+    let (csv, _) = to_csv(&tree, &options(&[]));
+    assert_eq!(csv, "tag,step,value\na,1,2\n");
+}
+
+#[test]
+fn what_does_not_belong_is_named_and_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "a", "t", &[(1, 1.0)]);
+    let deep = write(&tree, "a/b", "t", &[(1, 1.0)]);
+    let shallow = write(&tree, "", "t", &[(1, 1.0)]);
+    let foreign = tree.join("a/notes.txt");
+    fs::write(&foreign, "notes").unwrap();
+    let empty = tree.join("a/events.out.tfevents.9.empty");
+    fs::write(&empty, "").unwrap();
+    let noise = tree.join("a/events.out.tfevents.8.noise");
+    fs::write(&noise, "this is no event file at all").unwrap();
+    let bare = EventWriter::create(tree.join("a")).unwrap().path().to_owned();
+    let (csv, summary) = to_csv(&tree, &options(&["run"]));
+    assert_eq!(csv, "run,tag,step,value\na,t,1,1\n");
+    let expect = [
+        (foreign, "left out, no event file"),
+        (deep, "left out, 2 folders below the root is deeper than 1 names"),
+        (shallow, "left out, 0 folders below the root is shallower than 1 names"),
+        (empty, "empty"),
+        (noise, "damaged at byte 0"),
+        (bare, "holds no scalar"),
+    ];
+    for (path, text) in &expect {
+        let begin = format!("{}: {text}", path.display());
+        assert!(
+            summary.warnings.iter().any(|warning| warning.starts_with(&begin)),
+            "{begin}\n{:#?}",
+            summary.warnings
+        );
+    }
+    assert_eq!(summary.warnings.len(), expect.len(), "{:#?}", summary.warnings);
+}
+
+#[test]
+fn repeated_steps_are_kept_or_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let first = write(&tree, "a", "t", &[(1, 1.0), (2, 2.0), (3, 3.0)]);
+    write(&tree, "a", "t", &[(2, 20.0), (3, 30.0)]);
+    let (csv, summary) = to_csv(&tree, &options(&["run"]));
+    assert_eq!(csv, "run,tag,step,value\na,t,1,1\na,t,2,2\na,t,2,20\na,t,3,3\na,t,3,30\n");
+    assert!(summary.warnings[0].contains(&first.display().to_string()), "{:?}", summary.warnings);
+    assert!(summary.warnings[0].ends_with("t has 2 steps more than once; all are kept"));
+    let (csv, _) = to_csv(&tree, &LogsOptions { duplicates: Duplicates::Last, ..options(&["run"]) });
+    assert_eq!(csv, "run,tag,step,value\na,t,1,1\na,t,2,20\na,t,3,30\n");
+}
+
+#[track_caller]
+fn check_refused(names: &[&str], output: &str, expect: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "a", "t", &[(1, 1.0)]);
+    let error = convert(&tree, dir.path().join(output), &options(names), |_| {}).unwrap_err().to_string();
+    assert!(error.contains(expect), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left behind");
+}
+
+#[test]
+fn wrong_use() {
+    check_refused(&["run"], "out.txt", "out.txt does not end in ");
+    check_refused(&["run", "seed"], "out.csv", "no event file 2 folders below");
+    check_refused(&["tag"], "out.csv", "\"tag\" is a column of its own");
+    check_refused(&[""], "out.csv", "\"\" is empty");
+    check_refused(&["a", "a"], "out.csv", "\"a\" occurs twice");
+    check_refused(&["run"], "absent/out.csv", "cannot create");
+    assert!(convert("absent", "out.csv", &options(&["run"]), |_| {}).is_err());
+}
+
+#[test]
+fn progress_ends_at_all_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    sample(&tree);
+    let last = Cell::new(LogsProgress::default());
+    let summary =
+        convert(&tree, dir.path().join("out.csv"), &options(&["m", "l", "s"]), |progress| last.set(progress))
+            .unwrap();
+    assert_eq!(last.get(), LogsProgress { runs: 4, of: 4, bytes: summary.bytes });
+    assert!(summary.bytes > 0);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_holds_what_csv_holds() {
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use arrow_array::{Array, StringArray, cast::AsArray, types::*};
+    use arrow_schema::DataType;
+
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    sample(&tree);
+    let output = dir.path().join("out.parquet");
+    convert(&tree, &output, &options(&["method", "lr", "seed"]), |_| {}).unwrap();
+    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(output).unwrap()).unwrap();
+    let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let kinds: Vec<_> = builder.schema().fields().iter().map(|field| field.data_type().clone()).collect();
+    let (float, integer) = (DataType::Float64, DataType::Int64);
+    assert_eq!(kinds, [text.clone(), float.clone(), integer.clone(), text, integer, float]);
+    let mut csv = String::from("method,lr,seed,tag,step,value\n");
+    for batch in builder.build().unwrap() {
+        let batch = batch.unwrap();
+        let words = |column: usize, row: usize| {
+            let column = batch.column(column).as_dictionary::<Int32Type>();
+            let texts: &StringArray = column.values().as_string();
+            texts.value(column.keys().value(row) as usize).to_owned()
+        };
+        for row in 0..batch.num_rows() {
+            assert!((0..6).all(|column| batch.column(column).is_valid(row)));
+            csv += &format!(
+                "{},{:e},{},{},{},{}\n",
+                crate::table::csv_field(&words(0, row)),
+                batch.column(1).as_primitive::<Float64Type>().value(row),
+                batch.column(2).as_primitive::<Int64Type>().value(row),
+                words(3, row),
+                batch.column(4).as_primitive::<Int64Type>().value(row),
+                batch.column(5).as_primitive::<Float64Type>().value(row),
+            );
+        }
+    }
+    assert_eq!(csv, SAMPLE);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn runs_of_many_batches_stay_in_order() {
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use arrow_array::{cast::AsArray, types::Int64Type};
+
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let points: Vec<(i64, f32)> = (0..50_000).map(|step| (step, step as f32)).collect();
+    for run in ["0", "1", "2"] {
+        write(&tree, run, "t", &points);
+    }
+    let output = dir.path().join("out.parquet");
+    let summary = convert(&tree, &output, &options(&["seed"]), |_| {}).unwrap();
+    assert_eq!(summary.rows, 150_000);
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(File::open(output).unwrap()).unwrap().build().unwrap();
+    let mut expect = (0..3_i64).flat_map(|seed| (0..50_000_i64).map(move |step| (seed, step)));
+    for batch in reader {
+        let batch = batch.unwrap();
+        let (seeds, steps) =
+            (batch.column(0).as_primitive::<Int64Type>(), batch.column(2).as_primitive::<Int64Type>());
+        for row in 0..batch.num_rows() {
+            assert_eq!(Some((seeds.value(row), steps.value(row))), expect.next());
+        }
+    }
+    assert_eq!(expect.next(), None);
+}

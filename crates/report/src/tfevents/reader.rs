@@ -1,0 +1,359 @@
+//! Reading event files.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use super::{
+    event::{event, values},
+    frame::{FOOTER, HEADER, masked_crc32c},
+};
+use crate::{Error, Result};
+
+/// A larger record is passed over unread: it is an image or a graph, and would cost its size in memory.
+const LARGEST: u64 = 64 << 20;
+/// Bytes that are read at once.
+const CHUNK: usize = 256 << 10;
+
+/// A value of an event.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalar<'a> {
+    /// Its name, as `train/loss`.
+    pub tag: &'a str,
+    /// The training step.
+    pub step: i64,
+    /// The number; absent for what is no scalar: an image, a histogram, a text.
+    pub value: Option<f64>,
+    /// Seconds since 1970.
+    pub wall_time: f64,
+}
+
+/// How the reading of a file ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileReport {
+    /// Whole records.
+    pub records: u64,
+    /// Bytes of the file up to the last whole record.
+    pub bytes: u64,
+    /// What a user should know, without the file's name: cut short at which byte, damaged records, ….
+    pub warnings: Vec<String>,
+}
+
+/// Calls `visit` for every value of an event file, in order.
+///
+/// A file that is cut short, or is still being written, is read up to its last whole record. A record whose
+/// checksum is wrong is passed over; after a length whose checksum is wrong nothing can be found any more.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read. What is wrong in it is in the report's warnings.
+pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Result<FileReport> {
+    let path = path.as_ref();
+    let mut source = Source::open(path).map_err(Error::io("read", path))?;
+    let mut report = FileReport::default();
+    let mut damaged = Count::default();
+    let mut not_events = Count::default();
+    while source.left() > 0 {
+        let at = source.position;
+        let data = match source.next_record().map_err(Error::io("read", path))? {
+            Record::Data(data) => data,
+            Record::Damaged => {
+                damaged.add(at);
+                continue;
+            }
+            Record::TooLarge(length) => {
+                report.warnings.push(format!("the record of {length} bytes at byte {at} was passed over"));
+                continue;
+            }
+            Record::CutShort => {
+                let rest = source.length - at;
+                report.warnings.push(format!(
+                    "cut short, or still being written: its last {rest} bytes are no whole record"
+                ));
+                break;
+            }
+            Record::NoLength => {
+                let rest = source.length - at;
+                report.warnings.push(format!("damaged at byte {at}: its last {rest} bytes cannot be read"));
+                break;
+            }
+        };
+        report.records += 1;
+        let Ok(event) = event(data) else {
+            not_events.add(at);
+            continue;
+        };
+        for value in values(&event) {
+            let Ok(value) = value else {
+                not_events.add(at);
+                break;
+            };
+            visit(Scalar {
+                tag: value.tag,
+                step: event.step,
+                value: value.scalar,
+                wall_time: event.wall_time,
+            });
+        }
+    }
+    report.bytes = source.position;
+    if source.length == 0 {
+        report.warnings.push("empty".to_owned());
+    }
+    damaged.warn("with a wrong checksum", &mut report.warnings);
+    not_events.warn("that are no event", &mut report.warnings);
+    Ok(report)
+}
+
+/// How many records have a fault, and where the first is.
+#[derive(Default)]
+struct Count {
+    number: u64,
+    first: u64,
+}
+
+impl Count {
+    fn add(&mut self, at: u64) {
+        if self.number == 0 {
+            self.first = at;
+        }
+        self.number += 1;
+    }
+
+    fn warn(&self, fault: &str, warnings: &mut Vec<String>) {
+        if self.number > 0 {
+            let Self { number, first } = self;
+            warnings.push(format!("records {fault} passed over: {number}, the first at byte {first}"));
+        }
+    }
+}
+
+/// What stands at a place where a record should begin.
+enum Record<'a> {
+    /// A record's data.
+    Data(&'a [u8]),
+    /// A whole record whose checksum is wrong.
+    Damaged,
+    /// A record of more than [`LARGEST`] bytes.
+    TooLarge(u64),
+    /// The file ends within the record.
+    CutShort,
+    /// A length whose checksum is wrong.
+    NoLength,
+}
+
+/// A file read in chunks.
+struct Source {
+    file: File,
+    /// As long as the file was when it was opened; what is appended meanwhile is left for the next time.
+    length: u64,
+    /// Where the next record begins.
+    position: u64,
+    buffer: Vec<u8>,
+    /// The part of the buffer that is not used yet.
+    start: usize,
+}
+
+impl Source {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self { file, length, position: 0, buffer: Vec::new(), start: 0 })
+    }
+
+    fn left(&self) -> u64 {
+        self.length - self.position
+    }
+
+    /// The next record; `position` moves behind it unless none is whole.
+    fn next_record(&mut self) -> std::io::Result<Record<'_>> {
+        if self.left() < HEADER as u64 || !self.fill(HEADER)? {
+            return Ok(Record::CutShort);
+        }
+        let (length, checksum) = self.buffer[self.start..][..HEADER].split_at(8);
+        if word(checksum) != masked_crc32c(length) {
+            return Ok(Record::NoLength);
+        }
+        let length = u64::from(word(&length[..4])) | u64::from(word(&length[4..])) << 32;
+        let room = self.left() - HEADER as u64;
+        if length > room || room - length < FOOTER as u64 {
+            return Ok(Record::CutShort);
+        }
+        if length > LARGEST {
+            self.skip(HEADER as u64 + length + FOOTER as u64)?;
+            return Ok(Record::TooLarge(length));
+        }
+        let length = length as usize;
+        let whole = HEADER + length + FOOTER;
+        if !self.fill(whole)? {
+            return Ok(Record::CutShort);
+        }
+        let record = &self.buffer[self.start..][..whole];
+        self.start += whole;
+        self.position += whole as u64;
+        let (data, checksum) = record[HEADER..].split_at(length);
+        Ok(if word(checksum) == masked_crc32c(data) { Record::Data(data) } else { Record::Damaged })
+    }
+
+    /// Sees to it that the buffer holds `wanted` unused bytes; false where the file has shrunk meanwhile.
+    fn fill(&mut self, wanted: usize) -> std::io::Result<bool> {
+        let held = self.buffer.len() - self.start;
+        if held >= wanted {
+            return Ok(true);
+        }
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        let more = (wanted - held).max(CHUNK) as u64;
+        (&mut self.file).take(more).read_to_end(&mut self.buffer)?;
+        Ok(self.buffer.len() >= wanted)
+    }
+
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.position += bytes;
+        self.buffer.clear();
+        self.start = 0;
+        self.file.seek(SeekFrom::Start(self.position))?;
+        Ok(())
+    }
+}
+
+/// Four bytes as a little-endian number.
+fn word(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+    use crate::tfevents::{EventWriter, frame::put_record};
+
+    /// A file of three scalars.
+    fn sample(dir: &Path) -> PathBuf {
+        let mut writer = EventWriter::create(dir).unwrap();
+        for (step, value) in [(1, 0.5), (2, f32::NAN), (3, -1.0)] {
+            writer.scalar("train/loss", step, value, 1.5).unwrap();
+        }
+        writer.path().to_owned()
+    }
+
+    fn read(path: &Path) -> (Vec<(String, i64, Option<f64>)>, FileReport) {
+        let mut found = Vec::new();
+        let report =
+            read_scalars(path, |scalar| found.push((scalar.tag.to_owned(), scalar.step, scalar.value)))
+                .unwrap();
+        (found, report)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let (found, report) = read(&path);
+        assert_eq!(found[0], ("train/loss".to_owned(), 1, Some(0.5)));
+        assert!(found[1].2.unwrap().is_nan());
+        assert_eq!(found[2], ("train/loss".to_owned(), 3, Some(-1.0)));
+        assert_eq!(report.records, 4);
+        assert_eq!(report.bytes, fs::metadata(&path).unwrap().len());
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    }
+
+    #[test]
+    fn a_file_cut_at_any_byte_gives_its_whole_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let bytes = fs::read(&path).unwrap();
+        let record = (bytes.len() - 40) / 3;
+        for cut in 0..bytes.len() {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let (found, report) = read(&path);
+            let whole = cut.saturating_sub(40) / record;
+            assert_eq!(found.len(), whole, "cut at {cut}");
+            let at_an_end = cut == 40 + whole * record;
+            assert_eq!(report.warnings.is_empty(), at_an_end, "cut at {cut}: {:?}", report.warnings);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let bytes = fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&path, damaged).unwrap();
+            let (found, report) = read(&path);
+            assert_eq!(report.warnings.len(), 1, "bit of byte {at}");
+            assert!(found.len() <= 3 && (found.len() == 3) == (12..40).contains(&at), "bit of byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_take_its_neighbours_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        let record = (bytes.len() - 40) / 3;
+        bytes[40 + record + HEADER] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let (found, report) = read(&path);
+        assert_eq!(found.iter().map(|scalar| scalar.1).collect::<Vec<_>>(), [1, 3]);
+        let expect =
+            format!("records with a wrong checksum passed over: 1, the first at byte {}", 40 + record);
+        assert_eq!(report.warnings, [expect]);
+    }
+
+    #[test]
+    fn records_that_are_no_event_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let mut bytes = Vec::new();
+        put_record(&mut bytes, &[0xff; 3]);
+        bytes.extend(fs::read(&path).unwrap());
+        fs::write(&path, bytes).unwrap();
+        let (found, report) = read(&path);
+        assert_eq!(found.len(), 3);
+        assert_eq!(report.warnings, ["records that are no event passed over: 1, the first at byte 0"]);
+    }
+
+    #[test]
+    fn empty_and_absent_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.out.tfevents.1.h");
+        fs::write(&path, "").unwrap();
+        assert_eq!(read(&path).1.warnings, ["empty"]);
+        fs::write(&path, "this is no event file").unwrap();
+        assert!(read(&path).1.warnings[0].starts_with("damaged at byte 0"));
+        assert!(matches!(read_scalars(dir.path().join("absent"), |_| {}), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn a_length_beyond_the_file_costs_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.out.tfevents.1.h");
+        let length = (1_u64 << 60).to_le_bytes();
+        fs::write(&path, [&length[..], &masked_crc32c(&length).to_le_bytes()[..], &[0; 100]].concat())
+            .unwrap();
+        let (found, report) = read(&path);
+        assert!(found.is_empty());
+        assert!(report.warnings[0].starts_with("cut short"), "{:?}", report.warnings);
+    }
+
+    #[test]
+    fn records_larger_than_a_chunk_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let mut bytes = Vec::new();
+        // An event of an unknown field as large as three chunks.
+        let mut event = Vec::new();
+        crate::proto::put_bytes(&mut event, 15, &vec![7; 3 * CHUNK]);
+        put_record(&mut bytes, &event);
+        bytes.extend(fs::read(&path).unwrap());
+        fs::write(&path, bytes).unwrap();
+        let (found, report) = read(&path);
+        assert_eq!((found.len(), report.records, report.warnings.len()), (3, 5, 0));
+    }
+}
