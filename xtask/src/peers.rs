@@ -13,44 +13,37 @@ use crate::cargo::{Build, root};
 
 /// Where scripts are looked for: checks, then comparisons of speed.
 const FOLDERS: [&str; 2] = ["tests/peers", "benches/peers"];
+/// The checks that need no arguments, in the first of the folders.
+const CHECKS: &str = "all.sh";
+/// What holds the environment's packages to the versions that the project was checked with.
+const SETUP: &str = "setup.sh";
+const REQUIREMENTS: &str = "requirements.txt";
 
 /// What to compare.
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     build: Build,
-    /// Python 3 to make the virtual environment with
-    #[arg(long, default_value = "python3")]
-    python: String,
-    /// Script, by path or by name in tests/peers or benches/peers; without it, every check of tests/peers
+    /// Script of tests/peers or benches/peers, by name or path; without it, all the checks
     script: Option<String>,
-    /// Its arguments
+    /// Its arguments; a shell script gets the Python and the `lowrank` before them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
-/// Runs the scripts with the path of `lowrank` in the environment variable `LOWRANK`.
+/// Runs a script with the path of `lowrank` in the environment variable `LOWRANK`.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let scripts = match &options.script {
-        Some(name) => vec![find(name)?],
-        None => scripts(&root().join(FOLDERS[0]))?,
-    };
-    let python = environment(&options.python)?;
+    let script = find(options.script.as_deref().unwrap_or(CHECKS))?;
+    let python = environment()?;
     let lowrank = options.build.lowrank()?;
-    let mut failed = Vec::new();
-    for script in &scripts {
-        let name = script.strip_prefix(root()).unwrap_or(script).display().to_string();
-        eprintln!("running {name}");
-        let mut command = Command::new(&python);
-        let status = command.arg(script).args(&options.args).env("LOWRANK", &lowrank).status()?;
-        if !status.success() {
-            failed.push(name);
-        }
+    let is_shell = script.extension().is_some_and(|extension| extension == "sh");
+    let mut command = if is_shell { Command::new("bash") } else { Command::new(&python) };
+    command.arg(&script);
+    if is_shell {
+        command.args([&python, &lowrank]);
     }
-    if !failed.is_empty() {
-        eprintln!("{} of {} failed: {}", failed.len(), scripts.len(), failed.join(", "));
-    }
-    Ok(failed.is_empty())
+    let status = command.args(&options.args).env("LOWRANK", &lowrank).status();
+    Ok(status.with_context(|| format!("cannot run {}", script.display()))?.success())
 }
 
 fn find(name: &str) -> Result<PathBuf> {
@@ -58,51 +51,53 @@ fn find(name: &str) -> Result<PathBuf> {
     if given.is_file() {
         return Ok(given.to_owned());
     }
-    let file = format!("{}.py", name.trim_end_matches(".py"));
-    if let Some(found) =
-        FOLDERS.iter().map(|folder| root().join(folder).join(&file)).find(|path| path.is_file())
-    {
+    let folders = FOLDERS.map(|folder| root().join(folder));
+    let mut candidates = Vec::new();
+    for file in [name.to_owned(), format!("{name}.py"), format!("{name}.sh")] {
+        candidates.extend(folders.iter().map(|folder| folder.join(&file)));
+    }
+    if let Some(found) = candidates.into_iter().find(|path| path.is_file()) {
         return Ok(found);
     }
     let mut known = Vec::new();
-    for folder in FOLDERS {
-        known.extend(scripts(&root().join(folder))?);
+    for folder in &folders {
+        known.extend(scripts(folder)?);
     }
-    let known: Vec<_> = known.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
     bail!("no script {name:?} in {}; there are: {}", FOLDERS.join(" or "), known.join(", "))
 }
 
-/// The Python files of a folder, by name.
-fn scripts(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The names of a folder's scripts.
+fn scripts(folder: &Path) -> Result<Vec<String>> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
-    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut paths = paths.with_context(|| format!("cannot read {}", folder.display()))?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
-    paths.sort();
-    Ok(paths)
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.with_context(|| format!("cannot read {}", folder.display()))?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        if (name.ends_with(".py") || name.ends_with(".sh")) && name != SETUP {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
-/// The Python of `.venv`, which holds exactly what tests/peers/requirements.txt pins.
-fn environment(python: &str) -> Result<PathBuf> {
-    let folder = root().join(".venv");
-    let inside = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let requirements = root().join("tests/peers/requirements.txt");
+/// The Python of `.venv`, which is made where it is missing or older than its requirements.
+fn environment() -> Result<PathBuf> {
+    let (folder, checks) = (root().join(".venv"), root().join(FOLDERS[0]));
+    let python = folder.join("bin/python");
+    let requirements = checks.join(REQUIREMENTS);
     let wanted =
         fs::read(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
     let stamp = folder.join("installed-requirements.txt");
     if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(inside);
+        return Ok(python);
     }
     eprintln!("installing {} into {}", requirements.display(), folder.display());
-    let run = |command: &mut Command, what: &str| match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => bail!("{what} failed with {status}"),
-        Err(error) => Err(error).with_context(|| format!("cannot run {what}")),
-    };
-    run(Command::new(python).args(["-m", "venv"]).arg(&folder), &format!("{python} -m venv"))?;
-    // The file lists the whole closure; pip's own resolution would add packages that only a GPU needs.
-    let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--requirement"];
-    run(Command::new(&inside).args(install).arg(&requirements), "pip install")?;
+    let mut setup = Command::new("bash");
+    setup.arg(checks.join(SETUP)).arg(&folder);
+    if !setup.status().context("cannot run bash")?.success() {
+        bail!("the Python packages could not be installed");
+    }
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(inside)
+    Ok(python)
 }

@@ -10,7 +10,7 @@ use super::{LogsOptions, LogsProgress, LogsSummary, Table, run::RunLog, tree::Tr
 use crate::Result;
 
 /// Rows that may wait to be written before readers pause; what is read meanwhile comes on top.
-const AHEAD: usize = 4 << 20;
+const AHEAD: usize = 1 << 20;
 
 /// What the readers and the writer share.
 #[derive(Default)]
