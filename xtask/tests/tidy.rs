@@ -11,23 +11,6 @@ use std::{
 
 use serde_json::Value;
 
-/// The crates and their layers: a crate builds on crates of lower layers alone. docs/ARCHITECTURE.md shows the
-/// same table.
-const LAYERS: [(&str, u32); 12] = [
-    ("lowrank-checkpoint", 0),
-    ("lowrank-factor", 0),
-    ("lowrank-kernels", 0),
-    ("lowrank-adapters", 1),
-    ("lowrank-data", 1),
-    ("lowrank-report", 1),
-    ("lowrank-eval", 2),
-    ("lowrank-models", 2),
-    ("lowrank-compress", 3),
-    ("lowrank-train", 3),
-    ("lowrank", 4),
-    ("lowrank-tests", 5),
-];
-
 /// The packages that must build without burn, so that they stay light.
 const WITHOUT_BURN: [&str; 3] = ["xtask", "lowrank-report", "lowrank-checkpoint"];
 
@@ -117,20 +100,33 @@ fn nothing_is_left_over() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The layers of docs/ARCHITECTURE.md: rows `| L1 | `lowrank-data` | … |`, by the first name in the row.
+fn layers() -> BTreeMap<String, u32> {
+    let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let row = |line: &str| {
+        let (layer, rest) = line.strip_prefix("| L")?.split_once(" | `")?;
+        Some((rest.split_once('`')?.0.to_owned(), layer.parse().ok()?))
+    };
+    text.lines().filter_map(row).collect()
+}
+
 #[test]
 fn arrows_point_down() {
-    let layers = BTreeMap::from(LAYERS);
+    let layers = layers();
     let packages = packages();
-    for package in packages.iter().filter(|package| package["name"] != "xtask") {
+    // The task runner and the tests of the whole stand beside the layers.
+    let layered =
+        || packages.iter().filter(|package| package["name"] != "xtask" && package["name"] != "lowrank-tests");
+    let names: BTreeSet<&str> = layered().map(|package| package["name"].as_str().unwrap()).collect();
+    let documented: BTreeSet<&str> = layers.keys().map(String::as_str).collect();
+    assert_eq!(names, documented, "the crates and the table of docs/ARCHITECTURE.md");
+    for package in layered() {
         let name = package["name"].as_str().unwrap();
-        let layer = layers.get(name).unwrap_or_else(|| panic!("{name} has no layer"));
+        let layer = layers[name];
         for dependency in dependencies(package).filter(|dependency| dependency["path"].is_string()) {
             let below = dependency["name"].as_str().unwrap();
-            assert!(
-                layers[below] < *layer,
-                "{name} (layer {layer}) builds on {below} (layer {})",
-                layers[below]
-            );
+            let reached = layers.get(below).unwrap_or_else(|| panic!("{name} builds on {below}"));
+            assert!(*reached < layer, "{name} (layer {layer}) builds on {below} (layer {reached})");
         }
     }
 }
@@ -222,7 +218,9 @@ fn documented_commands_exist() {
         for word in documented(&text, "cargo xtask ") {
             assert!(tasks.contains(word), "{} names cargo xtask {word}", page.display());
         }
-        for word in documented(&text, "`lowrank ").into_iter().chain(documented(&text, "\nlowrank ")) {
+        let blocks: Vec<&str> = text.split("```").skip(1).step_by(2).collect();
+        let in_blocks = blocks.iter().flat_map(|block| documented(block, "\nlowrank "));
+        for word in documented(&text, "`lowrank ").into_iter().chain(in_blocks) {
             assert!(COMMANDS.contains(&word), "{} names lowrank {word}", page.display());
         }
     }
