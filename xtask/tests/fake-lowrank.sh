@@ -5,13 +5,12 @@
 #   FAKE_SLEEP seconds that a run takes
 set -u
 command=$1
-out= task= method= args=()
+out= resume= args=()
 while [ $# -gt 0 ]; do
   case $1 in
     -o) out=$2; shift ;;
     --log-dir) shift ;;
-    --task) task=$2; args+=("$1" "$2"); shift ;;
-    --method) method=$2; args+=("$1" "$2"); shift ;;
+    --resume) resume=1 ;;
     *) args+=("$1") ;;
   esac
   shift
@@ -32,7 +31,7 @@ if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
   echo "error: told to fail" >&2
   exit 1
 fi
-[ -e "$out" ] && { echo "error: $out is in the way" >&2; exit 1; }
+[ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }
 sleep "${FAKE_SLEEP:-0}"
 mkdir -p "$out"
 record='{"format":1,"train_info":{"status":"%s","metric":0.%s,"wall_s":30.0,"trainable":1000}}'

@@ -158,6 +158,25 @@ fn a_failure_is_reported_and_stops_nothing() {
 }
 
 #[test]
+fn a_killed_cell_goes_on_from_its_checkpoints_and_a_failed_one_begins_anew() {
+    let bench = Bench::new();
+    let only = ["--methods", "full", "--tasks", "rte"];
+    assert_success(&bench.run(&only));
+    let id = bench.logged("end").remove(0);
+    let cells = bench.grid().join("cells");
+    let kept = cells.join(&id).join("checkpoints/step-3/kept");
+    for failed in [false, true] {
+        fs::remove_file(cells.join(&id).join("run.json")).unwrap();
+        fs::create_dir_all(&kept).unwrap();
+        if failed {
+            fs::write(cells.join(format!("{id}.failed")), "exit status 1").unwrap();
+        }
+        assert_success(&bench.run(&only));
+        assert_eq!(kept.exists(), !failed);
+    }
+}
+
+#[test]
 fn two_grids_share_the_cells() {
     let bench = Bench::new();
     let start = || {

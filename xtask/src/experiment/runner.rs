@@ -63,17 +63,17 @@ impl Runner<'_> {
     /// When the grid's folder cannot be written to.
     pub(crate) fn run(&self, cells: &[Cell]) -> Result<Outcome> {
         self.grid.create()?;
-        let started = SystemTime::now();
         let states: Vec<State> = cells
             .iter()
             .map(|cell| if self.grid.is_done(cell) { State::Done } else { State::Waiting })
             .collect();
         let skipped = states.iter().filter(|state| **state == State::Done).count();
         let progress = Progress::new(cells.len(), skipped);
-        let queue = Queue { cells, states: Mutex::new(states) };
+        let failed_before = cells.iter().map(|cell| self.grid.failed_at(cell)).collect();
+        let queue = Queue { cells, failed_before, states: Mutex::new(states) };
         let worked: Vec<Result<()>> = thread::scope(|scope| {
             let workers: Vec<_> = (0..self.jobs.min(cells.len() - skipped))
-                .map(|_| scope.spawn(|| self.work(&queue, &progress, started)))
+                .map(|_| scope.spawn(|| self.work(&queue, &progress)))
                 .collect();
             workers
                 .into_iter()
@@ -98,7 +98,7 @@ impl Runner<'_> {
     }
 
     /// A thread's life: takes cells until none is left.
-    fn work(&self, queue: &Queue, progress: &Progress, started: SystemTime) -> Result<()> {
+    fn work(&self, queue: &Queue, progress: &Progress) -> Result<()> {
         while let Some(next) = queue.take() {
             let Next::Cell(index) = next else {
                 thread::sleep(POLL);
@@ -106,7 +106,8 @@ impl Runner<'_> {
             };
             let cell = &queue.cells[index];
             // An error here is the grid's own, as a full disk: every thread stops when its cell has ended.
-            let state = self.attempt(cell, progress, started).inspect_err(|_| queue.stop())?;
+            let state =
+                self.attempt(cell, queue.failed_before[index], progress).inspect_err(|_| queue.stop())?;
             match &state {
                 State::Done => progress.done(cell),
                 State::Failed(why) => progress.failed(cell, why),
@@ -118,19 +119,22 @@ impl Runner<'_> {
     }
 
     /// Runs a cell, unless another process has it or has just dealt with it.
-    fn attempt(&self, cell: &Cell, progress: &Progress, started: SystemTime) -> Result<State> {
+    fn attempt(&self, cell: &Cell, failed_before: Option<SystemTime>, progress: &Progress) -> Result<State> {
         let Some(lock) = self.grid.lock(cell)? else {
             return Ok(State::Elsewhere(Instant::now() + 5 * POLL));
         };
         if self.grid.is_done(cell) {
             return Ok(State::Done);
         }
-        if let Some(why) = self.grid.failure_since(cell, started) {
-            return Ok(State::Failed(why));
+        if self.grid.failed_at(cell).is_some_and(|at| Some(at) != failed_before) {
+            return Ok(State::Failed(self.grid.failure(cell)));
         }
-        self.grid.clear(cell)?;
+        let resume = self.grid.can_resume(cell);
+        if !resume {
+            self.grid.clear(cell)?;
+        }
         let printed = self.grid.printed(cell).with_extension("json.tmp");
-        let status = self.spawn(cell, &lock, &printed, progress)?;
+        let status = self.spawn(cell, resume, &lock, &printed, progress)?;
         let failure = if !status.success() {
             let last = self.grid.last_line(cell).unwrap_or_else(|| "nothing was printed".to_owned());
             format!("{}: {last}", describe(status))
@@ -145,7 +149,14 @@ impl Runner<'_> {
         Ok(State::Failed(format!("{failure} (log: {})", self.grid.log(cell).display())))
     }
 
-    fn spawn(&self, cell: &Cell, lock: &File, printed: &Path, progress: &Progress) -> Result<ExitStatus> {
+    fn spawn(
+        &self,
+        cell: &Cell,
+        resume: bool,
+        lock: &File,
+        printed: &Path,
+        progress: &Progress,
+    ) -> Result<ExitStatus> {
         let log_path = self.grid.log(cell);
         let mut command = Command::new(self.lowrank);
         command.args(&cell.args).arg("--json");
@@ -154,6 +165,9 @@ impl Runner<'_> {
         }
         if cell.is_finetuning() {
             command.arg("--log-dir").arg(self.grid.logs());
+        }
+        if resume {
+            command.arg("--resume");
         }
         command.env("RAYON_NUM_THREADS", self.threads.to_string());
         let create =
@@ -183,6 +197,8 @@ fn describe(status: ExitStatus) -> String {
 /// The cells that the threads share.
 struct Queue<'a> {
     cells: &'a [Cell],
+    /// When each of them had failed before this grid began; a later failure is another process's of the same grid.
+    failed_before: Vec<Option<SystemTime>>,
     states: Mutex<Vec<State>>,
 }
 

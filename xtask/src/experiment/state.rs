@@ -17,7 +17,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
@@ -111,6 +111,16 @@ impl Grid {
         }
     }
 
+    /// Whether a cell that was killed has left checkpoints to go on from. One that failed begins anew: it may have
+    /// failed because of them.
+    pub(crate) fn can_resume(&self, cell: &Cell) -> bool {
+        let has_entries =
+            |folder: PathBuf| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        cell.is_finetuning()
+            && has_entries(self.folder(cell).join("checkpoints"))
+            && !self.failure_file(cell).exists()
+    }
+
     /// Takes away what an earlier attempt at a cell left; only who holds the lock may.
     pub(crate) fn clear(&self, cell: &Cell) -> Result<()> {
         let folder = self.folder(cell);
@@ -128,12 +138,14 @@ impl Grid {
         fs::write(&file, reason).with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// Why a cell failed, where that was after `since`: another process of the same grid has just tried it.
-    pub(crate) fn failure_since(&self, cell: &Cell, since: SystemTime) -> Option<String> {
-        let file = self.failure_file(cell);
-        let at = fs::metadata(&file).and_then(|data| data.modified()).ok()?;
-        // File times are coarser than the clock.
-        (at + Duration::from_millis(10) >= since).then(|| fs::read_to_string(&file).unwrap_or_default())
+    /// When a cell last failed.
+    pub(crate) fn failed_at(&self, cell: &Cell) -> Option<SystemTime> {
+        fs::metadata(self.failure_file(cell)).and_then(|data| data.modified()).ok()
+    }
+
+    /// Why a cell last failed.
+    pub(crate) fn failure(&self, cell: &Cell) -> String {
+        fs::read_to_string(self.failure_file(cell)).unwrap_or_default()
     }
 
     /// The last line of a cell's log.
