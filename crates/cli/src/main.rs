@@ -38,6 +38,8 @@ enum Command {
     Inspect(command::inspect::Args),
     /// Fold an adapter into its model's weights
     Merge(command::merge::Args),
+    /// Event logs to Parquet or CSV
+    Logs(command::logs::Args),
     /// Tables and plots of finished runs
     Report(command::report::Args),
     /// Make the embedded data sets and the embedded model
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Embed(args) => command::embed::run(args),
         Command::Inspect(args) => command::inspect::run(args),
         Command::Merge(args) => command::merge::run(args),
+        Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
         Command::Datasets(args) => command::datasets::run(args),
     };

@@ -5,6 +5,7 @@ pub(crate) mod embed;
 pub(crate) mod evaluate;
 pub(crate) mod finetune;
 pub(crate) mod inspect;
+pub(crate) mod logs;
 pub(crate) mod merge;
 pub(crate) mod predict;
 pub(crate) mod report;
