@@ -5,6 +5,7 @@
 mod error;
 pub mod glue;
 mod io;
+pub mod mini;
 pub mod mlm;
 pub mod pack;
 pub mod rng;

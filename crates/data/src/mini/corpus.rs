@@ -1,0 +1,148 @@
+//! Text for pre-training: sentences of the grammar, alone and in pairs that have to do with each other.
+//!
+//! What the tasks ask for has to be in the text: agreement in single sentences, kinds and synonyms and opposites in
+//! definitions, the force of judgements in reviews of one mind, and what follows from what in pairs whose second
+//! sentence says «so» or «perhaps».
+
+use std::collections::HashSet;
+
+use crate::mini::compose::Composer;
+use crate::mini::lexicon::{Adjective, Lexicon, ROOTS, VerbId};
+use crate::mini::morphology::article;
+use crate::mini::syntax::capitalized;
+use crate::mini::tasks::mrpc::{different, event, said, same};
+use crate::mini::tasks::{cola, rte, sst2};
+
+/// A line of the corpus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorpusLine {
+    /// The first or only sentence.
+    pub text: String,
+    /// A second sentence that goes on from the first.
+    pub pair: Option<String>,
+}
+
+/// Makes lines, none of whose sentences is in `taken`.
+pub(crate) fn lines(composer: &mut Composer<'_>, count: usize, taken: &HashSet<String>) -> Vec<CorpusLine> {
+    let mut lines = Vec::with_capacity(count);
+    while lines.len() < count {
+        let Some((text, pair, opening)) = line(composer) else { continue };
+        if taken.contains(&text) || pair.as_ref().is_some_and(|pair| taken.contains(pair)) {
+            continue;
+        }
+        let pair = pair.map(|pair| match opening {
+            "" => pair,
+            opening => format!("{} {}", capitalized(opening), uncapitalized(composer.lexicon, &pair)),
+        });
+        lines.push(CorpusLine { text, pair });
+    }
+    lines
+}
+
+/// A sentence, perhaps a second one, and the words that the second one opens with.
+fn line(composer: &mut Composer<'_>) -> Option<(String, Option<String>, &'static str)> {
+    match composer.rng.below(100) {
+        0..30 => Some((cola::make(composer, 1)?.texts.pop()?, None, "")),
+        30..40 => Some((definition(composer), None, "")),
+        40..56 => {
+            let is_good = composer.percent(50);
+            let first = format!("{} .", sst2::review(composer, is_good));
+            let second = composer.percent(70).then(|| format!("{} .", sst2::review(composer, is_good)));
+            Some((first, second, ""))
+        }
+        56..80 => {
+            let follows = composer.percent(50);
+            let (first, second) = rte::pair(composer, follows)?;
+            let opening = composer.pick(if follows { &["so", "therefore"] } else { &["perhaps", "maybe"] });
+            Some((said(composer, &first), Some(said(composer, &second)), opening))
+        }
+        _ => {
+            let first = event(composer);
+            let (second, opening) = if composer.percent(50) {
+                (same(composer, &first)?, composer.pick(&["in other words ,", "that is ,"]))
+            } else {
+                (different(composer, &first)?, composer.pick(&["on another occasion ,", "in contrast ,"]))
+            };
+            Some((said(composer, &first), Some(said(composer, &second)), opening))
+        }
+    }
+}
+
+/// A sentence about words: kinds, synonyms, opposites, names.
+fn definition(composer: &mut Composer<'_>) -> String {
+    let lexicon = composer.lexicon;
+    let adjectives = 0..lexicon.adjectives.len();
+    let same_kind = match composer.rng.below(100) {
+        0..22 => {
+            let verb = composer.verb_where(|_| true);
+            let (synonyms, opposites) = (&lexicon.verbs[verb].synonyms, &lexicon.verbs[verb].opposites);
+            let base = |verb: VerbId| &lexicon.verbs[verb].forms.base;
+            relation(composer, verb, synonyms, opposites)
+                .map(|(other, is)| format!("To {} {is} to {}.", base(verb), base(other)))
+        }
+        22..40 => {
+            let adjective = composer.rng.index(adjectives.len());
+            let Adjective { synonyms, opposites, text, .. } = &lexicon.adjectives[adjective];
+            relation(composer, adjective, synonyms, opposites)
+                .map(|(other, is)| format!("What is {text} {is} {}.", lexicon.adjectives[other].text))
+        }
+        40..46 => {
+            let noun = composer.rng.index(lexicon.nouns.len());
+            relation(composer, noun, &lexicon.nouns[noun].synonyms, &[]).map(|(other, is)| {
+                let (one, other) = (&lexicon.nouns[noun].singular, &lexicon.nouns[other].singular);
+                capitalized(&format!("{} {one} {is} {} {other}.", article(one), article(other)))
+            })
+        }
+        46..50 => {
+            let name = &lexicon.names[composer.rng.index(lexicon.names.len())];
+            let kind = if name.is_woman { "woman" } else { "man" };
+            Some(format!("{} is a {kind}.", capitalized(name.text)))
+        }
+        _ => None,
+    };
+    same_kind.unwrap_or_else(|| kind(composer))
+}
+
+/// Another word of the same meaning, or one of the opposite; and what to say of the two.
+fn relation(
+    composer: &mut Composer<'_>,
+    word: usize,
+    synonyms: &[usize],
+    opposites: &[usize],
+) -> Option<(usize, &'static str)> {
+    if !opposites.is_empty() && composer.percent(40) {
+        return Some((composer.pick(opposites), "is not"));
+    }
+    let others: Vec<usize> = synonyms.iter().copied().filter(|&other| other != word).collect();
+    if others.is_empty() { None } else { Some((composer.pick(&others), "is")) }
+}
+
+/// «A beagle is a dog», «beagles and poodles are dogs».
+fn kind(composer: &mut Composer<'_>) -> String {
+    let lexicon = composer.lexicon;
+    let root = composer.pick(&ROOTS);
+    let noun = composer.noun(&[root]);
+    let hypernyms = lexicon.hypernyms(noun);
+    let above = &lexicon.nouns[composer.pick(&hypernyms)];
+    let other = composer.sibling(noun);
+    let noun = &lexicon.nouns[noun];
+    let a_kind = format!("{} {}", article(&above.singular), above.singular);
+    match (composer.rng.below(3), other) {
+        (0, Some(other)) => {
+            capitalized(&format!("{} and {} are {}.", noun.plural, lexicon.nouns[other].plural, above.plural))
+        }
+        (1, _) => format!("Every {} is {a_kind}.", noun.singular),
+        _ => capitalized(&format!("{} {} is {a_kind}.", article(&noun.singular), noun.singular)),
+    }
+}
+
+/// The text with its first letter in lower case, unless it is a name's.
+fn uncapitalized(lexicon: &Lexicon, text: &str) -> String {
+    let first = text.split([' ', ',', '.']).next().unwrap_or_default();
+    let is_name = lexicon.names.iter().any(|name| name.text.eq_ignore_ascii_case(first));
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(letter) if !is_name => std::iter::once(letter.to_ascii_lowercase()).chain(letters).collect(),
+        _ => text.to_owned(),
+    }
+}
