@@ -21,10 +21,11 @@ pub(crate) fn check() -> Result<bool> {
     Ok(succeeds(cargo().args(["fmt", "--all", "--check"]))? && succeeds(cargo().args(lints))?)
 }
 
-/// `cargo test --workspace`, its output passed on, then the totals over all test programs.
+/// `cargo test --release --workspace`, its output passed on, then the totals over all test programs.
 pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
     let mut command = cargo();
-    command.arg("test").args(backend.features());
+    // The profile of the experiments: burn is built once for both, and numeric tests are fast.
+    command.args(["test", "--release"]).args(backend.features());
     let picks_packages = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
     if !picks_packages {
         command.arg("--workspace");
