@@ -40,6 +40,9 @@ pub enum Error {
     /// A log tree cannot be converted as it was asked for.
     #[error("{0}")]
     Logs(String),
+    /// A report cannot be written as it was asked for.
+    #[error("{0}")]
+    Report(String),
     /// An event tag cannot be written.
     #[error("event tag {tag:?} is empty or contains a control character")]
     Tag {

@@ -5,16 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
-    process,
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, model_name};
+use crate::{Error, Result, files::write_atomic, model_name};
 
 /// The version of the format that this build writes and reads.
 pub const FORMAT: u32 = 1;
@@ -184,13 +182,7 @@ impl RunRecord {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|source| Error::Record { path: path.to_owned(), source })?;
         bytes.push(b'\n');
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", process::id()));
-        let temporary = path.with_file_name(name);
-        write_and_rename(&bytes, &temporary, path).inspect_err(|_| {
-            // The error that is reported is the first one.
-            let _ = fs::remove_file(&temporary);
-        })
+        write_atomic(path, &bytes)
     }
 
     /// The name under which the run is shown: its label where it has one, `untrained` for a head on an
@@ -223,12 +215,6 @@ impl RunRecord {
     pub fn seed(&self) -> Option<u64> {
         self.run_info.config.get("seed").and_then(Value::as_u64)
     }
-}
-
-fn write_and_rename(bytes: &[u8], temporary: &Path, path: &Path) -> Result<()> {
-    let mut file = File::create(temporary).map_err(Error::io("create", temporary))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", temporary))?;
-    fs::rename(temporary, path).map_err(Error::io("write", path))
 }
 
 /// A record and the folder that it lies in.

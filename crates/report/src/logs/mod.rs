@@ -18,12 +18,12 @@ mod tests;
 use std::{
     fs::{self, File},
     io::BufWriter,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use self::{run::RunLog, tree::Tree};
 pub use self::{tags::TagFilter, tree::ColumnType};
-use crate::{Error, Result};
+use crate::{Error, Result, files::temporary_name};
 
 /// What to do with several values of a tag at one step, as a run leaves them that was resumed or started again
 /// in the same folder.
@@ -175,10 +175,4 @@ fn check_names(names: &[String]) -> Result<()> {
         return Err(Error::Logs(format!("the column name {name:?} {fault}")));
     }
     Ok(())
-}
-
-fn temporary_name(output: &Path) -> PathBuf {
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    output.with_file_name(name)
 }

@@ -58,7 +58,7 @@ struct Rows {
     values: Vec<f64>,
 }
 
-/// The tags of a batch, in the order of their first use.
+/// Texts, in the order of their first use.
 #[derive(Default)]
 struct Dictionary {
     places: BTreeMap<String, i32>,
@@ -127,18 +127,14 @@ fn dictionary(keys: Vec<i32>, texts: Arc<StringArray>) -> ArrayRef {
 
 impl Segment {
     fn new(column: &Column) -> Self {
-        let texts: Vec<&str> = column.texts().into_iter().collect();
         let values = &column.values;
         match column.kind {
             ColumnType::Integer => Self::Integer(values.iter().map(integer).collect()),
             ColumnType::Float => Self::Float(values.iter().map(float).collect()),
             ColumnType::Text => {
-                let key = |value: &Value| match value {
-                    Value::Text(text) => texts.binary_search(&text.as_str()).unwrap_or(0) as i32,
-                    _ => 0,
-                };
-                let keys = values.iter().map(key).collect();
-                Self::Text { keys, texts: Arc::new(StringArray::from(texts.clone())) }
+                let mut dictionary = Dictionary::default();
+                values.iter().for_each(|value| dictionary.add(text(value), 1));
+                Self::Text { keys: dictionary.keys, texts: Arc::new(StringArray::from(dictionary.texts)) }
             }
         }
     }
@@ -159,6 +155,10 @@ fn integer(value: &Value) -> i64 {
 
 fn float(value: &Value) -> f64 {
     if let Value::Float(number) = value { *number } else { f64::NAN }
+}
+
+fn text(value: &Value) -> &str {
+    if let Value::Text(text) = value { text } else { "" }
 }
 
 fn repeat<T: Copy>(values: &[T], runs: &[(usize, usize)]) -> Vec<T> {

@@ -2,7 +2,6 @@
 
 use std::{
     cmp::Ordering,
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -135,19 +134,6 @@ impl Tree {
             files.push(run);
         }
         Self { columns, runs: files }
-    }
-}
-
-impl Column {
-    /// The different texts of the column, in order; empty for numbers.
-    pub(super) fn texts(&self) -> BTreeSet<&str> {
-        self.values
-            .iter()
-            .filter_map(|value| match value {
-                Value::Text(text) => Some(text.as_str()),
-                _ => None,
-            })
-            .collect()
     }
 }
 

@@ -58,6 +58,7 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     if chose_lr {
         notes.push("of several learning rates, the one with the best mean is shown".to_owned());
     }
+    notes.extend(mixed_hashes(&done));
     let versions: BTreeSet<&str> = done.iter().map(|run| run.record.run_info.version.as_str()).collect();
     if versions.len() > 1 {
         let list = versions.into_iter().collect::<Vec<_>>().join(", ");
@@ -85,8 +86,8 @@ impl Builder {
     }
 
     fn row(&mut self, key: RowKey, runs: &[&LoadedRun]) -> Row {
-        let mut shown = Vec::new();
-        let cells: Vec<_> = (0..self.columns.len()).map(|index| self.cell(runs, index, &mut shown)).collect();
+        let cells: Vec<_> = (0..self.columns.len()).map(|index| self.cell(runs, index)).collect();
+        let cost = cost(cells.iter().flatten().flat_map(|cell| &cell.runs));
         let average = average(&cells, &self.columns);
         Row {
             model: key.model,
@@ -96,21 +97,17 @@ impl Builder {
             cells,
             average,
             best_average: false,
-            cost: cost(&shown),
+            cost,
+            published: false,
         }
     }
 
-    /// The best learning rate's score in a column; its runs are added to `shown`.
-    fn cell<'a>(
-        &mut self,
-        runs: &[&'a LoadedRun],
-        index: usize,
-        shown: &mut Vec<&'a LoadedRun>,
-    ) -> Option<Cell> {
+    /// The best learning rate's score in a column.
+    fn cell(&mut self, runs: &[&LoadedRun], index: usize) -> Option<Cell> {
         let metric = self.columns[index].metric.clone();
         let groups = self.by_lr(runs, index);
         self.chose_lr |= groups.len() > 1;
-        let mut best: Option<(Cell, Vec<&LoadedRun>)> = None;
+        let mut best: Option<Cell> = None;
         for (lr, members) in groups {
             let (scored, without): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|run| run.record.train_info.metric.is_some());
@@ -125,13 +122,11 @@ impl Builder {
                 .map(|score| score * metric.scale())
                 .collect();
             let Some(score) = summarize(&scores) else { continue };
-            if best.as_ref().is_none_or(|(cell, _)| is_better(score.mean, cell.score.mean, &metric)) {
-                best = Some((Cell { score, lr, best: false }, scored));
+            if best.as_ref().is_none_or(|cell| is_better(score.mean, cell.score.mean, &metric)) {
+                best = Some(Cell { score, lr, best: false, runs: scored.into_iter().cloned().collect() });
             }
         }
-        let (cell, members) = best?;
-        shown.extend(members);
-        Some(cell)
+        best
     }
 
     /// The runs of a column by learning rate, one per seed.
@@ -184,6 +179,20 @@ fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
         metric: Metric::new(metric),
     };
     metrics.into_iter().map(column).collect()
+}
+
+/// A note for every model and task whose runs saw different weights or different rows under one name.
+fn mixed_hashes(runs: &[&LoadedRun]) -> Vec<String> {
+    let mut hashes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for run in runs {
+        let meta = &run.record.meta_info;
+        hashes.entry(format!("the weights of {}", run.record.model())).or_default().insert(&meta.model_hash);
+        hashes.entry(format!("the rows of {}", meta.task)).or_default().insert(&meta.data_hash);
+    }
+    let mixed = hashes.into_iter().filter(|(_, hashes)| hashes.len() > 1);
+    mixed
+        .map(|(what, hashes)| format!("{what} are not the same in all runs: {} versions", hashes.len()))
+        .collect()
 }
 
 /// The settings in which runs of the same model, label, rank and task differ: they make rows of their own.
@@ -239,17 +248,18 @@ fn row_key(run: &LoadedRun, telling: &BTreeSet<String>) -> RowKey {
     }
 }
 
-fn average(cells: &[Option<Cell>], columns: &[Column]) -> Option<f64> {
+pub(super) fn average(cells: &[Option<Cell>], columns: &[Column]) -> Option<f64> {
     let alike = columns.windows(2).all(|pair| {
         pair[0].metric.higher_is_better() == pair[1].metric.higher_is_better()
             && pair[0].metric.scale() == pair[1].metric.scale()
     });
-    let means: Option<Vec<f64>> = cells.iter().map(|cell| cell.map(|cell| cell.score.mean)).collect();
+    let means: Option<Vec<f64>> =
+        cells.iter().map(|cell| cell.as_ref().map(|cell| cell.score.mean)).collect();
     means.filter(|_| alike).and_then(|means| summarize(&means)).map(|summary| summary.mean)
 }
 
-fn cost(runs: &[&LoadedRun]) -> Cost {
-    let infos = || runs.iter().map(|run| &run.record.train_info);
+fn cost<'a>(runs: impl Iterator<Item = &'a LoadedRun> + Clone) -> Cost {
+    let infos = || runs.clone().map(|run| &run.record.train_info);
     let mean = |values: Vec<f64>| summarize(&values).map(|summary| summary.mean);
     Cost {
         trainable: infos().map(|info| info.trainable).max().unwrap_or(0),
@@ -269,7 +279,7 @@ fn mark_best(rows: &mut [Row], columns: &[Column]) {
     for model_rows in rows.chunk_by_mut(|a, b| a.model == b.model).filter(|rows| rows.len() > 1) {
         for (index, column) in columns.iter().enumerate() {
             let means: Vec<Option<f64>> =
-                model_rows.iter().map(|row| row.cells[index].map(|cell| cell.score.mean)).collect();
+                model_rows.iter().map(|row| row.cells[index].as_ref().map(|cell| cell.score.mean)).collect();
             let marks = best_of(&means, &column.metric);
             for (row, mark) in model_rows.iter_mut().zip(marks) {
                 if let Some(cell) = &mut row.cells[index] {

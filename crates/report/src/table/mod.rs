@@ -4,11 +4,12 @@
 //! cell shows the one whose mean is best, as papers on adapters do, and the notes say so.
 
 mod build;
+mod published;
 mod render;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::render::csv_field;
+pub(crate) use self::render::{csv_field, grid, legend};
 use crate::{Metric, Summary, run::LoadedRun};
 
 /// The table of a grid of runs.
@@ -50,10 +51,12 @@ pub struct Row {
     pub best_average: bool,
     /// What the runs cost.
     pub cost: Cost,
+    /// Whether others published it.
+    pub published: bool,
 }
 
 /// Score of a row on a task.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     /// Over seeds, multiplied by the metric's scale.
     pub score: Summary,
@@ -61,6 +64,8 @@ pub struct Cell {
     pub lr: Option<f64>,
     /// Whether no other row of the model shows a better mean, to the digits shown.
     pub best: bool,
+    /// The runs behind it, one per seed; none where the number was published by others.
+    pub runs: Vec<LoadedRun>,
 }
 
 /// What the runs of a row cost.
@@ -80,6 +85,12 @@ impl GridTable {
     /// The table of the finished ones among `runs`.
     pub fn from_runs(runs: &[LoadedRun]) -> Self {
         build::table(runs)
+    }
+
+    /// The same table with rows of published numbers at its end, where there are any for its tasks.
+    pub fn with_published(mut self) -> Self {
+        published::add(&mut self);
+        self
     }
 
     /// For a terminal: aligned, best values marked with `*`, notes below.

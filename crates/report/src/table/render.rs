@@ -9,9 +9,9 @@ pub(super) fn score_decimals(metric: &Metric) -> usize {
 }
 
 /// A cell of the rendered table.
-struct Field {
-    text: String,
-    best: bool,
+pub(crate) struct Field {
+    pub(crate) text: String,
+    pub(crate) best: bool,
 }
 
 impl Field {
@@ -20,18 +20,20 @@ impl Field {
     }
 }
 
-/// What the three formats for readers share: headers and fields, all as text.
-struct Grid {
-    headers: Vec<String>,
-    rows: Vec<Vec<Field>>,
+/// What the formats for readers share: headers and fields, all as text.
+pub(crate) struct Grid {
+    pub(crate) headers: Vec<String>,
+    pub(crate) rows: Vec<Vec<Field>>,
     /// Columns at the left that hold names rather than numbers.
-    names: usize,
+    pub(crate) names: usize,
+    /// Columns at the right that hold time and memory.
+    pub(crate) costs: usize,
 }
 
 /// What stands where there is nothing to show.
 const NOTHING: &str = "–";
 
-fn grid(table: &GridTable) -> Grid {
+pub(crate) fn grid(table: &GridTable) -> Grid {
     let several_models = table.rows.iter().any(|row| row.model != table.rows[0].model);
     let mut headers: Vec<String> = Vec::new();
     if several_models {
@@ -44,7 +46,9 @@ fn grid(table: &GridTable) -> Grid {
     if with_average {
         headers.push("average".to_owned());
     }
-    headers.extend(["trainable", "ms/step", "peak MB", "s/run"].map(str::to_owned));
+    headers.push("trainable".to_owned());
+    let costs = ["ms/step", "peak MB", "s/run"];
+    headers.extend(costs.map(str::to_owned));
 
     let row = |row: &Row| {
         let mut fields = Vec::with_capacity(headers.len());
@@ -68,7 +72,7 @@ fn grid(table: &GridTable) -> Grid {
         fields.push(Field::plain(number(cost.wall_s, 1)));
         fields
     };
-    Grid { rows: table.rows.iter().map(row).collect(), names, headers }
+    Grid { rows: table.rows.iter().map(row).collect(), names, costs: costs.len(), headers }
 }
 
 /// `lora r=8 (dropout=0.1)`.
@@ -79,6 +83,9 @@ fn method(row: &Row) -> String {
     }
     if !row.settings.is_empty() {
         text.push_str(&format!(" ({})", row.settings));
+    }
+    if row.published {
+        text.push_str(" †");
     }
     text
 }
@@ -112,7 +119,7 @@ fn thousands(value: u64) -> String {
 }
 
 /// What the cells show: `cola: matthews; sst2: accuracy; × 100; mean ± standard deviation over seeds`.
-fn legend(table: &GridTable) -> String {
+pub(crate) fn legend(table: &GridTable) -> String {
     let mut parts: Vec<String> = table
         .columns
         .iter()
@@ -122,7 +129,8 @@ fn legend(table: &GridTable) -> String {
     if table.columns.iter().any(|column| column.metric.scale() != 1.0) {
         parts.push("scores × 100".to_owned());
     }
-    let mut seeds = table.rows.iter().flat_map(|row| row.cells.iter().flatten()).map(|cell| cell.score.count);
+    let measured = table.rows.iter().filter(|row| !row.published);
+    let mut seeds = measured.flat_map(|row| row.cells.iter().flatten()).map(|cell| cell.score.count);
     if let Some(first) = seeds.next() {
         parts.push(match (first, seeds.all(|count| count == first)) {
             (1, true) => "one seed".to_owned(),
@@ -211,7 +219,7 @@ pub(super) fn latex(table: &GridTable) -> String {
 
 fn grid_or_empty(table: &GridTable) -> Grid {
     if table.rows.is_empty() {
-        return Grid { headers: vec!["method".to_owned()], rows: Vec::new(), names: 1 };
+        return Grid { headers: vec!["method".to_owned()], rows: Vec::new(), names: 1, costs: 0 };
     }
     grid(table)
 }
@@ -225,6 +233,7 @@ fn latex_escape(text: &str) -> String {
             '~' => out.push_str("\\textasciitilde{}"),
             '^' => out.push_str("\\textasciicircum{}"),
             '±' => out.push_str("$\\pm$"),
+            '†' => out.push_str("$\\dagger$"),
             '–' => out.push_str("--"),
             _ => out.push(c),
         }
@@ -233,7 +242,8 @@ fn latex_escape(text: &str) -> String {
 }
 
 pub(super) fn csv(table: &GridTable) -> String {
-    let mut headers: Vec<String> = ["model", "method", "rank", "settings"].map(str::to_owned).to_vec();
+    let mut headers: Vec<String> =
+        ["source", "model", "method", "rank", "settings"].map(str::to_owned).to_vec();
     for column in &table.columns {
         headers.extend(["mean", "std", "seeds", "lr"].map(|part| format!("{}_{part}", column.task)));
     }
@@ -242,17 +252,19 @@ pub(super) fn csv(table: &GridTable) -> String {
     let plain = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
     let row = |row: &Row| {
         let rank = row.rank.map_or(String::new(), |rank| rank.to_string());
-        let mut fields = vec![row.model.clone(), row.method.clone(), rank, row.settings.clone()];
+        let source = if row.published { "published" } else { "measured" };
+        let mut fields =
+            vec![source.to_owned(), row.model.clone(), row.method.clone(), rank, row.settings.clone()];
         for cell in &row.cells {
-            let score = cell.map(|cell| cell.score);
+            let score = cell.as_ref().map(|cell| cell.score);
             fields.push(plain(score.map(|score| score.mean)));
             fields.push(plain(score.and_then(|score| score.std)));
             fields.push(score.map_or(String::new(), |score| score.count.to_string()));
-            fields.push(cell.and_then(|cell| cell.lr).map_or(String::new(), |lr| format!("{lr:e}")));
+            fields.push(cell.as_ref().and_then(|cell| cell.lr).map_or(String::new(), |lr| format!("{lr:e}")));
         }
         let cost = &row.cost;
         fields.push(plain(row.average));
-        fields.push(cost.trainable.to_string());
+        fields.push(if cost.trainable == 0 { String::new() } else { cost.trainable.to_string() });
         fields.extend([cost.ms_per_step, cost.peak_rss_mb, cost.wall_s].map(plain));
         fields
     };

@@ -97,9 +97,9 @@ fn csv_has_plain_numbers() {
     check(
         GridTable::from_runs(&runs[2..]).to_csv(),
         "
-model,method,rank,settings,sst2_mean,sst2_std,sst2_seeds,sst2_lr,average,trainable,ms_per_step,peak_rss_mb,wall_s
-mini-bert,full,,,50,,1,5e-5,50,1000,10,100,
-mini-bert,full,,\"note=a,\"\"b\"\"\",75,35.35533905932738,2,5e-5,75,1000,10.5,101,2
+source,model,method,rank,settings,sst2_mean,sst2_std,sst2_seeds,sst2_lr,average,trainable,ms_per_step,peak_rss_mb,wall_s
+measured,mini-bert,full,,,50,,1,5e-5,50,1000,10,100,
+measured,mini-bert,full,,\"note=a,\"\"b\"\"\",75,35.35533905932738,2,5e-5,75,1000,10.5,101,2
 ",
     );
 }
@@ -129,7 +129,7 @@ fn a_smaller_perplexity_is_better_and_not_a_percentage() {
     let runs =
         [run("svd", 0, "lm:perplexity", 0.0, 0, 61.8), run("whitened", 0, "lm:perplexity", 0.0, 0, 15.44)];
     let table = GridTable::from_runs(&runs);
-    let cells: Vec<_> = table.rows.iter().map(|row| row.cells[0].unwrap()).collect();
+    let cells: Vec<_> = table.rows.iter().map(|row| row.cells[0].clone().unwrap()).collect();
     assert_eq!((cells[0].score.mean, cells[0].best), (61.8, false));
     assert_eq!((cells[1].score.mean, cells[1].best), (15.44, true));
     assert!(table.to_text().contains("15.44*"));
@@ -155,7 +155,7 @@ fn the_same_run_twice_counts_once() {
     runs[1].record.run_info.finished = Some("2026-01-01T00:00:00Z".into());
     runs[1].folder = "older".into();
     let table = GridTable::from_runs(&runs);
-    assert_eq!(table.rows[0].cells[0].unwrap().score.mean, 50.0);
+    assert_eq!(table.rows[0].cells[0].as_ref().unwrap().score.mean, 50.0);
     assert!(table.notes[0].starts_with("older is left out"), "{:?}", table.notes);
 }
 
@@ -181,7 +181,7 @@ fn an_empty_grid_says_so() {
     assert_eq!(table.to_markdown(), "no run has finished\n");
     assert_eq!(
         table.to_csv(),
-        "model,method,rank,settings,average,trainable,ms_per_step,peak_rss_mb,wall_s\n"
+        "source,model,method,rank,settings,average,trainable,ms_per_step,peak_rss_mb,wall_s\n"
     );
     assert!(table.to_latex().contains("\\end{tabular}"));
 }
@@ -193,7 +193,42 @@ fn models_are_compared_apart_and_versions_noted() {
     runs[1].record.run_info.version = "0.2.0".into();
     let table = GridTable::from_runs(&runs);
     assert_eq!(table.rows.len(), 2);
-    assert!(table.rows.iter().all(|row| !row.cells[0].unwrap().best));
+    assert!(table.rows.iter().all(|row| !row.cells[0].clone().unwrap().best));
     assert!(table.to_text().starts_with("model"));
     assert!(table.notes.contains(&"runs of several versions are compared: 0.1.0, 0.2.0".to_owned()));
+}
+
+#[test]
+fn published_rows_stand_at_the_end_and_win_nothing() {
+    let runs = [run("full", 0, "rte", 1e-3, 0, 0.1), run("lora", 8, "rte", 1e-3, 0, 0.2)];
+    let table = GridTable::from_runs(&runs).with_published();
+    let rows: Vec<_> =
+        table.rows.iter().map(|row| (row.published, row.cells[0].as_ref().unwrap().best)).collect();
+    assert_eq!(
+        rows,
+        [(false, false), (false, true), (true, false), (true, false), (true, false), (true, false)]
+    );
+    let markdown = table.to_markdown();
+    assert!(markdown.contains("| roberta-base | lotr r=32 † | 66.8 | 75,264 | – | – | – |"), "{markdown}");
+    assert!(markdown.contains("scores × 100; one seed"), "{markdown}");
+    assert!(
+        table.to_csv().contains("published,roberta-base,lora,1,,66.1,,1,,66.1,38400,,,"),
+        "{}",
+        table.to_csv()
+    );
+    assert!(table.to_latex().contains("lora r=1 $\\dagger$ & 66.1"), "{}", table.to_latex());
+}
+
+#[test]
+fn nothing_published_for_other_tasks() {
+    let table = GridTable::from_runs(&[run("svd", 0, "sst2:perplexity", 0.0, 0, 9.0)]);
+    assert_eq!(table.clone().with_published(), table);
+}
+
+#[test]
+fn other_data_under_the_same_name_are_noted() {
+    let mut runs = [run("full", 0, "rte", 1e-3, 0, 0.1), run("lora", 8, "rte", 1e-3, 0, 0.2)];
+    runs[1].record.meta_info.data_hash = "other".into();
+    let table = GridTable::from_runs(&runs);
+    assert_eq!(table.notes, ["the rows of rte are not the same in all runs: 2 versions"]);
 }

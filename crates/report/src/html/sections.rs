@@ -1,0 +1,250 @@
+//! The sections of a report that are text and tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{
+    figures::Looks,
+    page::{Cell, TableRow, details, paragraph, section, table},
+};
+use crate::{
+    paired_bootstrap,
+    run::LoadedRun,
+    svg::escape,
+    table::{GridTable, Row, grid, legend},
+};
+
+/// What was run, on what.
+pub(super) fn summary(runs: &[LoadedRun], table: &GridTable) -> String {
+    let distinct = |name: &dyn Fn(&LoadedRun) -> String| {
+        let names: BTreeSet<String> = runs.iter().map(name).filter(|name| !name.is_empty()).collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    };
+    let models = distinct(&|run| {
+        if run.record.meta_info.model.is_empty() { String::new() } else { run.record.model().to_owned() }
+    });
+    let backends = distinct(&|run| run.record.run_info.backend.clone());
+    let versions = distinct(&|run| run.record.run_info.version.clone());
+    let machines = distinct(&|run| {
+        let hardware = &run.record.meta_info.hardware;
+        if hardware.cpu.is_empty() {
+            String::new()
+        } else {
+            format!("{} ({} cores)", hardware.cpu, hardware.cores)
+        }
+    });
+    let last =
+        runs.iter().filter_map(|run| run.record.run_info.finished.as_deref()).max().unwrap_or_default();
+    // The day is enough.
+    let last = last.split('T').next().unwrap_or_default();
+    let tasks = table.columns.len();
+    let mut parts = vec![format!("{} runs on {tasks} tasks", runs.len())];
+    let labelled = [
+        ("model", models),
+        ("backend", backends),
+        ("lowrank", versions),
+        ("on", machines),
+        ("last run", last.to_owned()),
+    ];
+    parts.extend(
+        labelled
+            .into_iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(name, text)| format!("{name} {text}")),
+    );
+    format!("<p class=\"faint\">{}</p>\n", escape(&parts.join(" · ")))
+}
+
+/// The table.
+pub(super) fn scores(results: &GridTable) -> String {
+    if results.rows.is_empty() {
+        return section("Scores", &paragraph("No run has finished."));
+    }
+    let grid = grid(results);
+    let names = grid.names;
+    // What the runs cost has a section of its own, but for the parameters.
+    let columns = grid.headers.len() - grid.costs;
+    let mut rows = Vec::new();
+    let mut group = None;
+    for (fields, row) in grid.rows.iter().zip(&results.rows) {
+        if names > 1 && group != Some((&row.model, row.published)) {
+            group = Some((&row.model, row.published));
+            rows.push(TableRow::Group(row.model.clone() + if row.published { " (published)" } else { "" }));
+        }
+        let fields = &fields[names - 1..columns];
+        let cells = fields
+            .iter()
+            .map(|field| Cell::text(&field.text, if field.best { "best" } else { "" }))
+            .collect();
+        rows.push(TableRow::Cells { cells, published: row.published });
+    }
+    section("Scores", &table("scores-table", &legend(results), &grid.headers[names - 1..columns], &rows))
+}
+
+/// Time and memory per method, as numbers with bars.
+pub(super) fn costs(results: &GridTable) -> String {
+    let looks = Looks::new(results);
+    let rows: Vec<&Row> = results.rows.iter().filter(|row| !row.published).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mean = |row: &Row, value: &dyn Fn(&LoadedRun) -> Option<f64>| {
+        let values: Vec<f64> =
+            row.cells.iter().flatten().flat_map(|cell| &cell.runs).filter_map(value).collect();
+        crate::summarize(&values).map(|summary| summary.mean)
+    };
+    let measures: [(&str, usize, Vec<Option<f64>>); 5] = [
+        ("ms per step", 1, rows.iter().map(|row| row.cost.ms_per_step).collect()),
+        (
+            "tokens per second",
+            0,
+            rows.iter().map(|row| mean(row, &|run| run.record.train_info.tokens_per_second)).collect(),
+        ),
+        ("peak memory, MB", 0, rows.iter().map(|row| row.cost.peak_rss_mb).collect()),
+        ("seconds per run", 1, rows.iter().map(|row| row.cost.wall_s).collect()),
+        (
+            "adapter file, kB",
+            1,
+            rows.iter()
+                .map(|row| {
+                    mean(row, &|run| run.record.train_info.adapter_bytes.map(|bytes| bytes as f64 / 1e3))
+                })
+                .collect(),
+        ),
+    ];
+    let measures: Vec<_> =
+        measures.into_iter().filter(|(_, _, values)| values.iter().any(Option::is_some)).collect();
+    let headers: Vec<String> = std::iter::once("method".to_owned())
+        .chain(measures.iter().map(|(name, _, _)| (*name).to_owned()))
+        .collect();
+    let cells = |index: usize| {
+        measures.iter().map(move |(_, decimals, values)| {
+            let most = values.iter().flatten().copied().fold(0.0, f64::max);
+            let html = match values[index] {
+                Some(value) if most > 0.0 => {
+                    let part = 100.0 * value / most;
+                    format!("{value:.decimals$}<span class=\"bar\" style=\"--part:{part:.1}%\"></span>")
+                }
+                Some(value) => format!("{value:.decimals$}"),
+                None => "–".to_owned(),
+            };
+            Cell { html, class: "measure" }
+        })
+    };
+    let rows: Vec<TableRow> =
+        rows.iter().enumerate().map(|(index, row)| TableRow::new(&looks.row(row), cells(index))).collect();
+    let caption =
+        "Means over the runs; the memory is the largest peak of a process, its bar relative to the largest";
+    section("Time and memory", &table("costs-table", caption, &headers, &rows))
+}
+
+/// Paired differences between the methods, with bootstrap intervals over the seeds.
+pub(super) fn comparison(results: &GridTable) -> String {
+    let looks = Looks::new(results);
+    let ours: Vec<&Row> = results.rows.iter().filter(|row| !row.published).collect();
+    let mut body = String::new();
+    let models = ours.chunk_by(|a, b| a.model == b.model).filter(|rows| rows.len() > 1);
+    for (model, rows) in models.enumerate() {
+        let mut any = false;
+        let mut cell = |a: &Row, b: &Row| match paired_bootstrap(&differences(results, a, b)) {
+            Some(interval) => {
+                any = true;
+                let sure = interval.low > 0.0 || interval.high < 0.0;
+                let text = format!("{:+.1} [{:+.1}, {:+.1}]", interval.mean, interval.low, interval.high);
+                Cell::text(&text, if sure { "best" } else { "" })
+            }
+            None => Cell::text("–", ""),
+        };
+        let table_rows: Vec<TableRow> = rows[..rows.len() - 1]
+            .iter()
+            .enumerate()
+            .map(|(index, a)| {
+                let pairs = rows.iter().enumerate().skip(1);
+                let cells =
+                    pairs.map(|(other, b)| if other > index { cell(a, b) } else { Cell::text("", "") });
+                TableRow::new(&looks.row(a), cells)
+            })
+            .collect();
+        if any {
+            let minus = rows[1..].iter().map(|row| format!("− {}", looks.row(row)));
+            let headers: Vec<String> = std::iter::once(String::from("row − column")).chain(minus).collect();
+            let caption = format!(
+                "{}: mean difference over the seeds, averaged over the tasks that both have, and its 95 % bootstrap \
+                 interval; bold where it leaves out 0",
+                rows[0].model
+            );
+            body += &table(&format!("comparison-{model}"), &caption, &headers, &table_rows);
+        }
+    }
+    if body.is_empty() {
+        if ours.len() < 2 {
+            return String::new();
+        }
+        body = paragraph(
+            "With one seed per method nothing can be said about chance; run the grid with --seeds 0,1,2.",
+        );
+    } else {
+        body += &paragraph(
+            "The seeds are paired: both methods saw the same rows in the same order. An interval from two or three \
+             seeds is narrower than the truth.",
+        );
+    }
+    section("Does one method beat another?", &body)
+}
+
+/// For every seed that both rows have, how much better `a` is than `b`, averaged over the tasks that both have.
+fn differences(table: &GridTable, a: &Row, b: &Row) -> Vec<f64> {
+    let mut sums: BTreeMap<Option<u64>, (f64, usize)> = BTreeMap::new();
+    let mut shared = 0;
+    for ((column, a), b) in table.columns.iter().zip(&a.cells).zip(&b.cells) {
+        let (Some(a), Some(b)) = (a, b) else { continue };
+        shared += 1;
+        let sign = if column.metric.higher_is_better() { 1.0 } else { -1.0 };
+        for run in &a.runs {
+            let twin = b.runs.iter().find(|twin| twin.record.seed() == run.record.seed());
+            let scores =
+                twin.and_then(|twin| run.record.train_info.metric.zip(twin.record.train_info.metric));
+            if let Some((ours, theirs)) = scores {
+                let sum = sums.entry(run.record.seed()).or_default();
+                *sum = (sum.0 + sign * column.metric.scale() * (ours - theirs), sum.1 + 1);
+            }
+        }
+    }
+    // A seed that lacks a task would compare different tasks.
+    sums.into_values().filter(|(_, count)| *count == shared).map(|(sum, count)| sum / count as f64).collect()
+}
+
+/// What a reader must know.
+pub(super) fn notes(table: &GridTable, warnings: &[String]) -> String {
+    let items: String =
+        table.notes.iter().chain(warnings).map(|note| format!("<li>{}</li>\n", escape(note))).collect();
+    if items.is_empty() { items } else { section("Notes", &format!("<ul>\n{items}</ul>\n")) }
+}
+
+/// The settings of every method, and a command of it.
+pub(super) fn settings(table: &GridTable) -> String {
+    let looks = Looks::new(table);
+    let mut body = String::new();
+    for row in table.rows.iter().filter(|row| !row.published) {
+        let runs: Vec<&LoadedRun> = row.cells.iter().flatten().flat_map(|cell| &cell.runs).collect();
+        let Some(first) = runs.first() else { continue };
+        let mut items = String::new();
+        for (key, value) in &first.record.run_info.config {
+            let values: BTreeSet<String> =
+                runs.iter().filter_map(|run| run.record.run_info.config.get(key)).map(plain).collect();
+            let values: Vec<String> = values.into_iter().collect();
+            if value.is_null() && values.len() == 1 {
+                continue;
+            }
+            items += &format!("<li>{} = {}</li>\n", escape(key), escape(&values.join(", ")));
+        }
+        let command = escape(&first.record.run_info.command.join(" "));
+        body += &details(&looks.row(row), &format!("<ul>\n{items}</ul>\n<p><code>{command}</code></p>\n"));
+    }
+    if body.is_empty() { body } else { section("How they were run", &body) }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

@@ -1,0 +1,162 @@
+//! From numbers to places on an axis, and the numbers that are written at it.
+
+/// An axis from `low` to `high`, which are its first and last places.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Axis {
+    low: f64,
+    high: f64,
+    log: bool,
+    /// Numbers written at the axis, and how.
+    pub(crate) ticks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    /// An axis with room for all of `values`, those that are not finite (or, on a logarithmic one, not positive)
+    /// apart, with at most `count` ticks or so.
+    pub(crate) fn new(values: impl Iterator<Item = f64>, log: bool, count: usize) -> Self {
+        let usable = values.filter(|value| value.is_finite() && (!log || *value > 0.0));
+        let range = usable.fold(None, |range: Option<(f64, f64)>, value| {
+            Some(range.map_or((value, value), |(low, high)| (low.min(value), high.max(value))))
+        });
+        let (low, high) = range.unwrap_or((1.0, 10.0));
+        if log { Self::logarithmic(low, high, count) } else { Self::linear(low, high, count) }
+    }
+
+    fn linear(low: f64, high: f64, count: usize) -> Self {
+        let (low, high) = if high > low { (low, high) } else { (low - 1.0, high + 1.0) };
+        let step = nice_step((high - low) / count.max(1) as f64);
+        let (first, last) = ((low / step).floor(), (high / step).ceil());
+        let decimals = (-step.log10().floor()).max(0.0) as usize;
+        let number = |index: f64| (index * step, format!("{:.decimals$}", index * step));
+        let ticks = (0..=(last - first) as usize).map(|index| number(first + index as f64)).collect();
+        Self { low: first * step, high: last * step, log: false, ticks }
+    }
+
+    fn logarithmic(low: f64, high: f64, count: usize) -> Self {
+        // A tenth of the range at both ends, so that no point lies on the frame.
+        let margin = ((high / low).log10() * 0.08).max(0.15);
+        let (low, high) = (10_f64.powf(low.log10() - margin), 10_f64.powf(high.log10() + margin));
+        let decades = (low.log10().ceil() as i32)..=(high.log10().floor() as i32);
+        let stride = (decades.clone().count() / count.max(1) + 1) as i32;
+        let mut ticks: Vec<(f64, String)> = decades
+            .filter(|power| power.rem_euclid(stride) == 0)
+            .map(|power| 10_f64.powi(power))
+            .map(|value| (value, short(value)))
+            .collect();
+        if ticks.len() < 2 {
+            // Less than two powers of ten: their parts.
+            let powers = (low.log10().floor() as i32)..=(high.log10().floor() as i32);
+            let parts = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|part| part * 10_f64.powi(power)));
+            let within = parts.filter(|value| (low..=high).contains(value));
+            ticks = within.map(|value| (value, short(value))).collect();
+        }
+        if ticks.is_empty() {
+            let middle = (low * high).sqrt();
+            ticks.push((middle, short(middle)));
+        }
+        Self { low, high, log: true, ticks }
+    }
+
+    /// Where a number lies, 0 at the axis' beginning and 1 at its end; nowhere where it has no place.
+    pub(crate) fn place(&self, value: f64) -> Option<f64> {
+        let map = |value: f64| if self.log { value.log10() } else { value };
+        let place = (map(value) - map(self.low)) / (map(self.high) - map(self.low));
+        place.is_finite().then_some(place)
+    }
+}
+
+/// The smallest of 1, 2, 5, 10, … times a power of ten that is not below `step`.
+fn nice_step(step: f64) -> f64 {
+    let power = 10_f64.powf(step.log10().floor());
+    [1.0, 2.0, 5.0]
+        .iter()
+        .map(|factor| factor * power)
+        .find(|nice| *nice >= step * (1.0 - 1e-9))
+        .unwrap_or(10.0 * power)
+}
+
+/// `1500` as `1.5k`.
+pub(crate) fn short(value: f64) -> String {
+    if value.abs() >= 1e12 {
+        return format!("{value:.0e}");
+    }
+    for (unit, name) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if value.abs() >= unit {
+            return format!("{}{name}", trimmed(value / unit));
+        }
+    }
+    trimmed(value)
+}
+
+/// A number to three digits, without zeros at its end.
+fn trimmed(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let decimals = (2.0 - value.abs().log10().floor()).clamp(0.0, 12.0) as usize;
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(values: &[f64], log: bool, expect: &[&str]) {
+        let axis = Axis::new(values.iter().copied(), log, 5);
+        let ticks: Vec<_> = axis.ticks.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(ticks, expect);
+        for value in values.iter().filter(|value| value.is_finite() && (!log || **value > 0.0)) {
+            let place = axis.place(*value).unwrap();
+            assert!((0.0..=1.0).contains(&place), "{value} at {place}");
+        }
+        for (value, text) in &axis.ticks {
+            let place = axis.place(*value).unwrap();
+            assert!((-1e-9..=1.0 + 1e-9).contains(&place), "tick {text} at {place}");
+        }
+    }
+
+    #[test]
+    fn ticks() {
+        check(&[0.0, 10.0], false, &["0", "2", "4", "6", "8", "10"]);
+        check(&[50.9, 92.0], false, &["50", "60", "70", "80", "90", "100"]);
+        check(&[0.11, 0.12], false, &["0.110", "0.112", "0.114", "0.116", "0.118", "0.120"]);
+        check(&[-3.0, 7.0], false, &["-4", "-2", "0", "2", "4", "6", "8"]);
+        check(&[1e3, 1e6], true, &["1k", "10k", "100k", "1M"]);
+        check(&[258.0, 109e6], true, &["100", "10k", "1M", "100M"]);
+        check(&[1.0, 1e20], true, &["1", "100k", "10G", "1e15", "1e20"]);
+        check(&[2.9, 3.5], true, &["3.19"]);
+        check(&[10.0, 20.0], true, &["10", "20"]);
+    }
+
+    #[test]
+    fn nothing_and_one_number_have_an_axis() {
+        check(&[], false, &["0", "2", "4", "6", "8", "10"]);
+        check(&[5.0], false, &["4.0", "4.5", "5.0", "5.5", "6.0"]);
+        check(&[f64::NAN, 5.0], true, &["5"]);
+        check(&[0.0, -1.0], true, &["1", "10"]);
+    }
+
+    #[test]
+    fn places() {
+        let axis = Axis::new([0.0, 10.0].into_iter(), false, 5);
+        assert_eq!(axis.place(5.0), Some(0.5));
+        assert_eq!(axis.place(f64::NAN), None);
+        assert_eq!(Axis::new([1.0].into_iter(), true, 5).place(0.0), None);
+    }
+
+    #[test]
+    fn short_numbers() {
+        for (value, expect) in [
+            (0.0, "0"),
+            (38_400.0, "38.4k"),
+            (109_483_778.0, "109M"),
+            (0.000_5, "0.0005"),
+            (999.0, "999"),
+            (1500.0, "1.5k"),
+        ] {
+            assert_eq!(short(value), expect);
+        }
+    }
+}
