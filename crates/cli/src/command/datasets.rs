@@ -45,7 +45,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let folder = args.output.join("models/mini-bert");
     std::fs::create_dir_all(&folder)?;
-    mini::write_tokenizer(&folder)?;
+    mini::write_tokenizer(&folder, MAX_TOKENS)?;
     pretrain_model(&folder, &args)
 }
 
@@ -56,7 +56,7 @@ fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
     let corpus = mini::corpus(SEED, args.lines);
     let rows: Vec<Encoded> = corpus
         .iter()
-        .map(|(text, pair)| tokenizer.encode(text, pair.as_deref()))
+        .map(|line| tokenizer.encode(&line.text, line.pair.as_deref()))
         .collect::<lowrank_data::Result<_>>()?;
     let data = Arc::new(EncodedDataset::unlabelled(rows));
     let model = model_config(folder, tokenizer.vocab_size())?;

@@ -1,30 +1,33 @@
-//! `lowrank report`: tables of finished runs.
+//! `lowrank report`: tables and plots of finished runs.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lowrank_report::run::load_runs;
-use lowrank_report::table::GridTable;
+use lowrank_report::html::{ReportOptions, write_report};
 
 /// Options of `report`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder with runs, at any depth
     runs: PathBuf,
-    /// Where the report goes
+    /// The report: .html (with the table as .md, .csv and .tex beside it), or one of these alone
     #[arg(short, long)]
     output: PathBuf,
+    /// Title [default: the runs' folder]
+    #[arg(long)]
+    title: Option<String>,
+    /// Leave out the numbers that others published
+    #[arg(long)]
+    without_published: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let (runs, errors) = load_runs(&args.runs)?;
-    for error in errors {
-        eprintln!("warning: {error}");
+    let options = ReportOptions { title: args.title, without_published: args.without_published };
+    let summary = write_report(&args.runs, &args.output, &options)?;
+    for warning in &summary.warnings {
+        eprintln!("warning: {warning}");
     }
-    anyhow::ensure!(!runs.is_empty(), "{}: no run.json below it; give the folder of a grid", args.runs.display());
-    let table = GridTable::from_runs(&runs);
-    print!("{}", table.to_text());
-    lowrank_checkpoint::write_atomic(&args.output, table.to_markdown())?;
+    print!("{}", summary.table.to_text());
     Ok(())
 }
