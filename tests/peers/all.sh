@@ -11,6 +11,7 @@ check() {
 }
 
 check check_logs.py "$binary"
+check check_report.py "$binary"
 
 echo "$failed failed"
 [ "$failed" = 0 ]

@@ -17,7 +17,7 @@ use crate::cargo::root;
 pub(crate) type Settings = Map<String, Value>;
 
 /// A grid: models × tasks × methods × seeds × every setting that is a list. In its file, `smoke` holds what
-/// `--smoke` changes.
+/// `--smoke` changes, and `extends` names the experiment whose keys it replaces.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -74,11 +74,7 @@ pub(crate) fn kinds() -> Result<Vec<String>> {
 /// # Errors
 /// An unknown kind, a file that is no experiment; the file and the reason are named.
 pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Config> {
-    let path = folder().join(format!("{kind}.json"));
-    if !path.is_file() {
-        bail!("no experiment {kind:?}; there are: {}", kinds()?.join(", "));
-    }
-    let mut value = read(&path)?;
+    let (path, mut value) = committed(kind)?;
     if let Some(over) = over {
         merge(&mut value, read(over)?);
     }
@@ -91,6 +87,23 @@ pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Confi
         serde_json::from_value(value).with_context(|| format!("{named} is no experiment"))?;
     config.validate().with_context(|| format!("{named} is no experiment"))?;
     Ok(config)
+}
+
+/// The file of a kind, and what it holds over the kind that it extends.
+fn committed(kind: &str) -> Result<(PathBuf, Value)> {
+    let path = folder().join(format!("{kind}.json"));
+    if !path.is_file() {
+        bail!("no experiment {kind:?}; there are: {}", kinds()?.join(", "));
+    }
+    let mut value = read(&path)?;
+    if let Some(base) = value.as_object_mut().and_then(|keys| keys.remove("extends")) {
+        let base = base.as_str().filter(|base| *base != kind);
+        let base = base.with_context(|| format!("{}: extends names no other experiment", path.display()))?;
+        let mut whole = committed(base)?.1;
+        merge(&mut whole, value);
+        value = whole;
+    }
+    Ok((path, value))
 }
 
 fn read(path: &Path) -> Result<Value> {

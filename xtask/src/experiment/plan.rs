@@ -311,3 +311,105 @@ fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> u64 {
     }
     hash
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The cells of a config with these methods' settings.
+    fn plan(methods: &[&str], settings: Value, over: &Overrides) -> Result<Vec<Cell>> {
+        let config = json!({
+            "about": "", "models": ["tiny"], "data": "data", "tasks": ["rte"], "methods": methods, "seeds": [0],
+            "defaults": { "max_steps": 5 }, "method": settings,
+        });
+        cells(&serde_json::from_value(config)?, over, "flex", Path::new("grid"))
+    }
+
+    #[track_caller]
+    fn check(settings: Value, over: &Overrides, expect: &[&str]) {
+        let cells = plan(&["m"], json!({ "m": settings }), over).unwrap();
+        let begin = "finetune --model tiny --task rte --data data --method m --seed 0 ";
+        let args: Vec<String> = cells.iter().map(|cell| cell.args.join(" ")).collect();
+        let rest: Vec<&str> = args.iter().map(|args| args.strip_prefix(begin).unwrap_or(args)).collect();
+        assert_eq!(rest, expect);
+    }
+
+    #[test]
+    fn settings_become_arguments() {
+        let over = Overrides::default();
+        check(
+            json!({ "lr": 5e-4, "warmup_ratio": 0.06 }),
+            &over,
+            &["--lr 5e-4 --max-steps 5 --warmup-ratio 0.06"],
+        );
+        check(json!({ "rslora": true, "resume": false }), &over, &["--max-steps 5 --rslora"]);
+        check(json!({ "max_steps": null, "targets": "a,b" }), &over, &["--targets a,b"]);
+        check(
+            json!({ "rank": [1, 2], "alpha": [8, 16], "max_steps": null }),
+            &over,
+            &["--alpha 8 --rank 1", "--alpha 16 --rank 1", "--alpha 8 --rank 2", "--alpha 16 --rank 2"],
+        );
+    }
+
+    #[test]
+    fn flags_win_over_files() {
+        let settings = |value: Value| value.as_object().cloned().unwrap();
+        let over = Overrides {
+            all: settings(json!({ "max_steps": 9, "lr": 1e-3 })),
+            method: BTreeMap::from([("m".to_owned(), settings(json!({ "lr": 2e-3 })))]),
+            ranks: vec![4],
+        };
+        check(json!({ "lr": 5e-4, "rank": 1 }), &over, &["--lr 2e-3 --max-steps 9 --rank 4"]);
+        check(json!({ "lr": 5e-4 }), &over, &["--lr 2e-3 --max-steps 9"]);
+    }
+
+    #[test]
+    fn a_cell_is_its_settings_whatever_their_order() {
+        let id = |settings: &str| {
+            let settings: Value = serde_json::from_str(settings).unwrap();
+            plan(&["m"], json!({ "m": settings }), &Overrides::default()).unwrap()[0].id.clone()
+        };
+        assert_eq!(id(r#"{"lr": 5e-4, "alpha": 1}"#), id(r#"{"alpha": 1, "lr": 0.0005}"#));
+        assert_ne!(id(r#"{"lr": 5e-4, "alpha": 1}"#), id(r#"{"lr": 5e-4, "alpha": 2}"#));
+    }
+
+    #[test]
+    fn another_backend_is_another_cell() {
+        let config = json!({
+            "about": "", "models": ["tiny"], "data": "data", "tasks": ["rte"], "methods": ["m"], "seeds": [0],
+            "method": { "m": {} },
+        });
+        let config: Config = serde_json::from_value(config).unwrap();
+        let id =
+            |backend| cells(&config, &Overrides::default(), backend, Path::new("g")).unwrap()[0].id.clone();
+        assert_ne!(id("flex"), id("ndarray"));
+    }
+
+    #[test]
+    fn a_method_asked_for_twice_is_one_cell() {
+        let settings = json!({ "m": { "rank": 8 } });
+        let cells = plan(&["m:8", "m", "m:4:8"], settings, &Overrides::default()).unwrap();
+        assert_eq!(
+            cells.iter().map(|cell| cell.args.last().unwrap().as_str()).collect::<Vec<_>>(),
+            ["8", "4"]
+        );
+    }
+
+    #[test]
+    fn references_multiply_the_cells_and_come_first() {
+        let settings = json!({
+            "m": { "model": "@small", "method": "head" },
+            "small": { "command": "compress", "ratio": [0.1, 0.2] },
+        });
+        let cells = plan(&["m"], settings, &Overrides::default()).unwrap();
+        let commands: Vec<&str> = cells.iter().map(|cell| cell.args[0].as_str()).collect();
+        assert_eq!(commands, ["compress", "compress", "finetune", "finetune"]);
+        for (cell, need) in cells[2..].iter().zip(&cells[..2]) {
+            assert_eq!(cell.needs, [need.id.as_str()]);
+            assert_eq!(cell.args[2], format!("grid/cells/{}", need.id));
+        }
+        assert_ne!(cells[2].id, cells[3].id);
+    }
+}

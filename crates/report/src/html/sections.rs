@@ -104,7 +104,7 @@ pub(super) fn costs(results: &GridTable) -> String {
         ("peak memory, MB", 0, rows.iter().map(|row| row.cost.peak_rss_mb).collect()),
         ("seconds per run", 1, rows.iter().map(|row| row.cost.wall_s).collect()),
         (
-            "adapter file, kB",
+            "saved file, kB",
             1,
             rows.iter()
                 .map(|row| {

@@ -11,7 +11,7 @@ const HEIGHT: f64 = 240.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
-const BOTTOM: f64 = 42.0;
+const BOTTOM: f64 = 44.0;
 
 /// Colours that a page defines.
 const COLOURS: usize = 8;
@@ -127,7 +127,7 @@ impl Frame {
                 out,
                 "<path class=\"grid\" d=\"M{x:.1} {TOP}V{bottom}\"/>\
                  <text class=\"num\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
-                bottom + 14.0
+                bottom + 17.0
             );
         }
         let (centre, middle) = ((LEFT + right) / 2.0, (TOP + bottom) / 2.0);
@@ -136,7 +136,7 @@ impl Frame {
             "<path class=\"axis\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/>\
              <text x=\"{centre:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
              <text transform=\"translate(11 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
-            HEIGHT - 8.0,
+            HEIGHT - 7.0,
             escape(x_label),
             escape(y_label)
         );
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn corners_lie_on_the_frame() {
         let svg = plot(vec![point(0.0, 0.0), point(10.0, 10.0)]).to_svg("t");
-        assert!(svg.contains("class=\"line d0\" d=\"M46.0 198.0L346.0 10.0\""), "{svg}");
+        assert!(svg.contains("class=\"line d0\" d=\"M46.0 196.0L346.0 10.0\""), "{svg}");
         assert!(
             svg.contains("<title id=\"t\">a &amp; b</title>") && svg.contains("<title>&lt;10&gt;</title>"),
             "{svg}"
