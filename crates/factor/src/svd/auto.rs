@@ -1,0 +1,99 @@
+//! A choice between the exact and the randomized decompositions by shape and truncation.
+
+use faer::MatRef;
+
+use super::{AdaptiveOptions, RandomizedOptions, Svd, adaptive, exact, randomized};
+use crate::error::{FactorError, Result};
+use crate::matrix::check_rank;
+use crate::products::{HostMatrix, MatrixProducts};
+use crate::scalar::Scalar;
+use crate::truncation::Truncation;
+
+/// Which method produced a decomposition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SvdMethod {
+    /// [`svd::exact`](super::exact).
+    Exact,
+    /// [`svd::randomized`](super::randomized).
+    Randomized,
+    /// [`svd::adaptive`](super::adaptive).
+    Adaptive,
+}
+
+/// A decomposition and how it came about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AutoSvd<T: Scalar> {
+    /// Triplets enough for the truncation.
+    pub svd: Svd<T>,
+    /// The method whose result this is.
+    pub method: SvdMethod,
+}
+
+/// Below this smaller side an exact decomposition takes milliseconds, and nothing is to be won.
+const SMALL_SIDE: usize = 128;
+/// Largest share of the smaller side at which sampling beats the exact decomposition.
+const RANDOMIZED_SHARE: f64 = 0.4;
+/// The adaptive method works harder per triplet: it is given up at this share of the smaller side.
+const ADAPTIVE_SHARE: f64 = 0.15;
+
+/// Enough triplets for a truncation, by the method that suits the shape.
+///
+/// *Rank or parameters*: randomized where `rank + 10` is at most 0.4 of the smaller side and that side at
+/// least 128, else exact. *Error or energy*: adaptive up to 0.15 of the smaller side, then exact. A
+/// randomized result that is not settled ([`RandomizedSvd::is_settled`](super::RandomizedSvd::is_settled))
+/// is discarded for the exact one.
+///
+/// # Errors
+/// Those of the [`Truncation`] and of [`svd::exact`](super::exact).
+///
+/// ```
+/// use lowrank_factor::{Mat, SigmaPlacement, Truncation, svd};
+/// let a = Mat::from_fn(40, 30, |i, j| (i as f64 - j as f64).cos());
+/// let truncation = Truncation::Energy(0.999);
+/// let fit = svd::auto(a.as_ref(), &truncation, 0)?.svd.low_rank(&truncation, SigmaPlacement::Left)?;
+/// assert_eq!(fit.report.rank, 2); // cos(i − j) = cos i·cos j + sin i·sin j
+/// # Ok::<(), lowrank_factor::FactorError>(())
+/// ```
+pub fn auto<T: Scalar>(a: MatRef<'_, T>, truncation: &Truncation, seed: u64) -> Result<AutoSvd<T>> {
+    truncation.validate()?;
+    let host = HostMatrix::new(a)?;
+    let (m, n) = a.shape();
+    let side = m.min(n);
+    let sampled = match *truncation {
+        _ if side < SMALL_SIDE => None,
+        Truncation::Rank(rank) => by_rank(&host, rank, seed)?,
+        Truncation::Parameters(budget) => by_rank(&host, (budget / (m + n)).min(side), seed)?,
+        Truncation::RelativeError(_) | Truncation::Energy(_) => by_error(&host, truncation, seed)?,
+    };
+    match sampled {
+        Some(found) => Ok(found),
+        None => Ok(AutoSvd { svd: exact(a)?, method: SvdMethod::Exact }),
+    }
+}
+
+fn by_rank<T: Scalar>(host: &HostMatrix<'_, T>, rank: usize, seed: u64) -> Result<Option<AutoSvd<T>>> {
+    let side = host.nrows().min(host.ncols());
+    let options = RandomizedOptions { seed, ..Default::default() };
+    if rank == 0 || (rank + options.oversampling) as f64 > RANDOMIZED_SHARE * side as f64 {
+        return Ok(None);
+    }
+    check_rank(rank, side)?;
+    let fit = randomized(host, rank, &options)?;
+    let settled = fit.is_settled();
+    Ok(settled.then(|| AutoSvd { svd: fit.into_svd(), method: SvdMethod::Randomized }))
+}
+
+fn by_error<T: Scalar>(
+    host: &HostMatrix<'_, T>,
+    truncation: &Truncation,
+    seed: u64,
+) -> Result<Option<AutoSvd<T>>> {
+    let side = host.nrows().min(host.ncols());
+    let max_rank = ((ADAPTIVE_SHARE * side as f64) as usize).max(1);
+    let options = AdaptiveOptions { seed, max_rank: Some(max_rank), ..Default::default() };
+    match adaptive(host, truncation, &options) {
+        Ok(svd) => Ok(Some(AutoSvd { svd, method: SvdMethod::Adaptive })),
+        Err(FactorError::TargetNotReached { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
