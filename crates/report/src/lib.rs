@@ -1,15 +1,6 @@
-//! What a training run leaves behind, and what is made of it: `tfevents` logs, `run.json` records, the
-//! table of a grid of runs.
+//! What training runs leave behind, and what is made of it.
 //!
-//! No tensor library: this crate reads and writes files.
-//!
-//! - [`run`]: the record of one run, `run.json`.
-//! - [`log_path`]: where a run's events lie in a log tree.
-//! - [`tfevents`]: TensorBoard event files.
-//! - [`logs`]: a tree of event files as one Parquet or CSV file.
-//! - [`table`]: the table of a grid, as text, Markdown, CSV and LaTeX.
-//! - [`html`]: the report of a grid, one HTML file.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod bootstrap;
