@@ -11,7 +11,6 @@ seconds and MB/s of both, and how many times faster `lowrank` is.
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -94,15 +93,31 @@ def python_way(root, output):
 
 
 def lowrank_way(root, output, repeat):
-    """The median of the wall times, and the peak memory of the processes in MB."""
+    """The median of the wall times, and the peak memory of the processes in MB (None where there is no /proc)."""
     command = [os.environ["LOWRANK"], "logs", str(root), str(output), "--names", *NAMES]
-    seconds = []
+    seconds, peak = [], None
     for _ in range(repeat):
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            # Not getrusage: a child's figure there begins with what its parent held when it was forked.
+            peak = max(filter(None, (peak, peak_rss_mb(process.pid))), default=None)
+            time.sleep(0.005)
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        if process.returncode != 0:
+            raise subprocess.CalledProcessError(process.returncode, command)
     return statistics.median(seconds), peak
+
+
+def peak_rss_mb(pid):
+    """A process's VmHWM, once it runs the program that it was started for."""
+    try:
+        if Path(f"/proc/{pid}/exe").resolve() == Path("/proc/self/exe").resolve():
+            return None
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), None)
 
 
 def megabytes(root):
@@ -149,7 +164,7 @@ def main():
             "full_mb": round(full_mb, 1),
             "full_seconds": round(full_seconds, 2),
             "full_mb_per_second": round(full_mb / full_seconds, 1),
-            "full_peak_rss_mb": round(peak, 1),
+            "full_peak_rss_mb": peak and round(peak, 1),
         }
         print(json.dumps(result))
 
