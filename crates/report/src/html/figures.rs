@@ -10,6 +10,7 @@ use super::{
     page::{Cell, TableRow, details, figures, section, table},
 };
 use crate::{
+    run::LoadedRun,
     svg::{Plot, Point, Series},
     table::{Column, GridTable, Row},
 };
@@ -72,16 +73,21 @@ fn score_label(column: &Column) -> String {
     if column.metric.scale() == 1.0 { name.to_owned() } else { format!("{name} × 100") }
 }
 
-/// A figure per task: what the trained parameters buy.
+/// A figure per task: what the trained parameters buy; of a perplexity, what the parameters that are left cost.
 pub(super) fn score_against_parameters(table: &GridTable) -> String {
     let looks = Looks::new(table);
     let mut plots = Vec::new();
     for (index, column) in table.columns.iter().enumerate() {
+        let is_score = column.metric.higher_is_better();
+        let what = if is_score { "trainable parameters" } else { "parameters" };
+        let size = |run: &LoadedRun| {
+            let info = &run.record.train_info;
+            if is_score { info.trainable } else { info.total }
+        };
         let mut series: Vec<Series> = Vec::new();
         for row in drawn(table) {
             let Some(cell) = &row.cells[index] else { continue };
-            let trainable = cell.runs.iter().map(|run| run.record.train_info.trainable).max();
-            let trainable = trainable.unwrap_or(row.cost.trainable);
+            let parameters = cell.runs.iter().map(size).max().unwrap_or(row.cost.trainable);
             let name = looks.method(row);
             let place = series.iter().position(|known| known.name == name).unwrap_or_else(|| {
                 let colour = looks.colour(row);
@@ -95,23 +101,23 @@ pub(super) fn score_against_parameters(table: &GridTable) -> String {
                 });
                 series.len() - 1
             });
-            if trainable > 0 {
+            if parameters > 0 {
                 series[place].points.push(Point {
-                    x: trainable as f64,
+                    x: parameters as f64,
                     y: cell.score.mean,
                     error: cell.score.std,
-                    label: format!("{}: {:.1} with {trainable} parameters", looks.row(row), cell.score.mean),
+                    label: format!("{}: {:.1} with {parameters} parameters", looks.row(row), cell.score.mean),
                 });
             }
         }
         series.retain(|series| !series.points.is_empty());
         series.iter_mut().for_each(|series| series.points.sort_by(|a, b| a.x.total_cmp(&b.x)));
         let plot = Plot {
-            title: format!("{}: {} against trainable parameters", column.task, score_label(column)),
-            x_label: "trainable parameters".to_owned(),
+            title: format!("{}: {} against {what}", column.task, score_label(column)),
+            x_label: what.to_owned(),
             y_label: score_label(column),
             x_log: true,
-            y_log: !column.metric.higher_is_better(),
+            y_log: !is_score,
             series,
         };
         if !plot.is_empty() {

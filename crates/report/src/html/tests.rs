@@ -145,6 +145,20 @@ fn sections_show_what_they_promise() {
 }
 
 #[test]
+fn a_perplexity_stands_against_all_parameters() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "whitened", 0, "text", 0, 15.4);
+    let file = dir.path().join("cells/text-0-0-8").join(FILE_NAME);
+    let mut record = RunRecord::read(&file).unwrap();
+    record.train_info.metric_name = "perplexity".into();
+    (record.train_info.trainable, record.train_info.total) = (0, 260_032);
+    record.write_atomic(&file).unwrap();
+    let html = html_of(dir.path());
+    assert!(html.contains("text: perplexity against parameters</title>"), "{html}");
+    assert!(html.contains("<title>whitened: 15.4 with 260032 parameters</title>"), "{html}");
+}
+
+#[test]
 fn one_seed_allows_no_comparison() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "full", 0, "rte", 0, 0.7);
