@@ -14,12 +14,14 @@
 mod autodiff;
 mod backends;
 mod composed;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu;
 mod kernels;
 mod ops;
 mod spec;
+#[cfg(test)]
+mod tests;
 
 pub use kernels::{AttentionGrads, Kernels, NormState};
-pub use ops::{
-    attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm,
-};
+pub use ops::{attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm};
 pub use spec::{AttentionSpec, Dropout, Gelu, NormSpec};

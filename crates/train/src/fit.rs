@@ -1,7 +1,6 @@
 //! One training, from a model and data to the trained model, on burn-train's machinery.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
 
 use burn::tensor::backend::AutodiffBackend;
@@ -69,9 +68,9 @@ where
         Some(store) if fit.resume => store.latest()?,
         _ => None,
     };
-    let step = Arc::new(AtomicUsize::new(0));
+    let steps = start.as_ref().map_or(0, |p| p.step);
     let rounds = Rounds::default();
-    let loader = PackedLoader::new(fit.train, &config, start.as_ref().map_or(0, |p| p.step))?;
+    let loader = PackedLoader::new(fit.train, &config, steps)?;
 
     let (dev, metrics, batch_size) = (fit.dev, fit.metrics.clone(), config.batch_size);
     let names = metric_names(&dev, &metrics);
@@ -84,13 +83,12 @@ where
         on_evaluation: fit.on_evaluation,
         checkpoints: fit.checkpoints,
         start,
-        step: step.clone(),
         rounds: rounds.clone(),
     });
 
     let mut training = SupervisedTraining::<Components<B>>::new(fit.folder, Arc::new(loader), Arc::new(NoBatches))
         .with_application_logger(None)
-        .with_metric_logger(EventLogger::new(fit.events, step, rounds))
+        .with_metric_logger(EventLogger::new(fit.events, steps, rounds))
         .with_interrupter(fit.interrupter)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
         .renderer(ProgressRenderer::new())

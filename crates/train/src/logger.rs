@@ -1,7 +1,6 @@
 //! burn-train's metrics into TensorBoard event files.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use burn::train::logger::MetricLogger;
@@ -11,11 +10,13 @@ use lowrank_report::tfevents::{EventWriter, now};
 
 /// Writes every numeric metric as a scalar, `train/<name>` and `eval/<name>`, at the optimizer step it belongs to,
 /// and remembers the values for early stopping.
+///
+/// Events come in order but late, on another thread: the step is counted here, an event of training each.
 pub(crate) struct EventLogger {
     writer: Option<EventWriter>,
     names: HashMap<MetricId, String>,
     values: HashMap<(String, usize, Split), Vec<NumericEntry>>,
-    step: Arc<AtomicUsize>,
+    step: i64,
     rounds: Rounds,
 }
 
@@ -44,16 +45,21 @@ impl Rounds {
 }
 
 impl EventLogger {
-    /// A logger into `writer`, or into memory alone. `step` is set by the training loop before each event.
-    pub(crate) fn new(writer: Option<EventWriter>, step: Arc<AtomicUsize>, rounds: Rounds) -> Self {
-        Self { writer, names: HashMap::new(), values: HashMap::new(), step, rounds }
+    /// A logger into `writer`, or into memory alone, of a training that has made `steps` steps.
+    pub(crate) fn new(writer: Option<EventWriter>, steps: usize, rounds: Rounds) -> Self {
+        Self { writer, names: HashMap::new(), values: HashMap::new(), step: steps as i64, rounds }
     }
 }
 
 impl MetricLogger for EventLogger {
     fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
-        let step = self.step.load(Ordering::Acquire) as i64;
-        let prefix = if *split == Split::Train { "train" } else { "eval" };
+        let prefix = if *split == Split::Train {
+            self.step += 1;
+            "train"
+        } else {
+            "eval"
+        };
+        let step = self.step;
         for numeric in update.entries_numeric {
             let Some(name) = self.names.get(&numeric.entry.metric_id) else { continue };
             let value = numeric.numeric_entry.current();

@@ -4,7 +4,6 @@
 //! the place of burn-train's epoch everywhere: metrics, early stopping and checkpoints see rounds 1, 2, ….
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,7 +60,6 @@ pub struct StepStrategy<B: AutodiffBackend> {
     on_evaluation: OnEvaluation,
     checkpoints: Option<CheckpointStore>,
     start: Option<Position>,
-    step: Arc<AtomicUsize>,
     rounds: Rounds,
     outcome: Arc<Mutex<Result<Outcome>>>,
     backend: PhantomData<B>,
@@ -81,8 +79,6 @@ pub struct StrategyParts<B: AutodiffBackend> {
     pub checkpoints: Option<CheckpointStore>,
     /// Where a resumed run goes on.
     pub start: Option<Position>,
-    /// Told the current step; read by the logger.
-    pub step: Arc<AtomicUsize>,
     /// Waited on before the event store is asked.
     pub rounds: Rounds,
 }
@@ -98,7 +94,6 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             on_evaluation: parts.on_evaluation,
             checkpoints: parts.checkpoints,
             start: parts.start,
-            step: parts.step,
             rounds: parts.rounds,
             outcome: outcome.clone(),
             backend: PhantomData,
@@ -139,7 +134,6 @@ where
         while outcome.steps < config.max_steps {
             let begun = Instant::now();
             let step = outcome.steps + 1;
-            self.step.store(step, Ordering::Release);
             let mut accumulator = GradientsAccumulator::new();
             let mut tokens = 0;
             let mut last: Option<StepOutput<B::InnerBackend>> = None;

@@ -222,6 +222,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     record.train_info.metric_name = primary.clone();
     record.train_info.trainable = trainable as u64;
     record.train_info.total = total as u64;
+    if args.resume
+        && let Ok(before) = RunRecord::read(args.output.join(FILE_NAME))
+    {
+        record.run_info.started = before.run_info.started;
+        record.train_info.evals = before.train_info.evals;
+    }
     record.write_atomic(args.output.join(FILE_NAME))?;
     let record = Arc::new(Mutex::new(record));
 

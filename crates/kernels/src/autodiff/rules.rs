@@ -35,7 +35,7 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 Some(state) => {
                     let (y, slope) = B::linear_gelu_saving(x, w, bias, kind);
                     (y, Some((state, slope)))
-                },
+                }
                 None => (B::linear_gelu_forward(x, w, bias, kind), None),
             }
         })
@@ -159,7 +159,7 @@ impl<B: Kernels> Rule<B, 3> for LinearGelu {
         match state {
             LinearState { x: None, w: Some(w) } if !needed[2] => {
                 [Some(B::linear_sloped_input_grad(dy, slope, w)), None, None]
-            },
+            }
             state => <Linear as Rule<B, 3>>::grads(state, B::product(dy, slope), needed),
         }
     }

@@ -1,7 +1,59 @@
 //! Flex: the CPU kernels.
 
-use burn_flex::Flex;
+use burn::tensor::{DType, TensorData, bf16, f16};
+use burn_flex::{Flex, FlexTensor};
+use half::slice::HalfFloatSliceExt;
 
+use super::host::{HostTensor, host_kernels};
+use crate::cpu::gemm::Weights;
 use crate::kernels::Kernels;
 
-impl Kernels for Flex {}
+impl Kernels for Flex {
+    host_kernels!();
+}
+
+impl HostTensor for FlexTensor {
+    fn in_rows(self) -> Self {
+        if self.layout().is_contiguous() { self } else { self.to_contiguous() }
+    }
+
+    fn floats(&self) -> &[f32] {
+        self.as_slice().unwrap_or_default()
+    }
+
+    fn weights(&self) -> Option<(Weights<'_>, bool)> {
+        let layout = self.layout();
+        let (&[rows, columns], &[row, column]) = (layout.shape().as_slice(), layout.strides()) else {
+            return None;
+        };
+        let (rows, columns) = (isize::try_from(rows).ok()?, isize::try_from(columns).ok()?);
+        let transposed = if (row, column) == (columns, 1) || layout.num_elements() == 0 {
+            false
+        } else if (row, column) == (1, rows) {
+            true
+        } else {
+            return None;
+        };
+        let start = layout.start_offset();
+        let range = start..start + layout.num_elements();
+        let weights = match self.dtype() {
+            DType::F32 => Weights::F32(&self.storage()[range]),
+            DType::F16 => Weights::F16(self.storage::<f16>()[range].reinterpret_cast()),
+            DType::BF16 => Weights::Bf16(self.storage::<bf16>()[range].reinterpret_cast()),
+            _ => return None,
+        };
+        Some((weights, transposed))
+    }
+
+    fn indices(&self) -> Vec<usize> {
+        self.clone()
+            .into_data()
+            .iter::<i64>()
+            .map(|index| usize::try_from(index).unwrap_or(usize::MAX))
+            .collect()
+    }
+
+    fn from_floats(floats: Vec<f32>, shape: Vec<usize>) -> Self {
+        FlexTensor::from_data(TensorData::new(floats, shape))
+    }
+}

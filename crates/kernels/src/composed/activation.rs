@@ -26,13 +26,13 @@ pub(crate) fn gelu_saving<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> (FloatTe
             let cdf = (x.clone().mul_scalar(FRAC_1_SQRT_2).erf() + 1.0).mul_scalar(0.5);
             let density = (x.clone().square() * -0.5).exp().mul_scalar(1.0 / (2.0 * PI).sqrt());
             (cdf, density)
-        },
+        }
         Gelu::Tanh => {
             let tanh = tanh_argument(x.clone()).tanh();
             let slope = (x.clone().square().mul_scalar(3.0 * TANH_CUBE) + 1.0).mul_scalar(tanh_factor());
             let density = (tanh.clone().square().neg() + 1.0).mul_scalar(0.5) * slope;
             ((tanh + 1.0).mul_scalar(0.5), density)
-        },
+        }
     };
     (unwrap(x.clone() * cdf.clone()), unwrap(x * density + cdf))
 }

@@ -67,7 +67,7 @@ pub(crate) fn attention_grads<B: Backend>(
         Some(mask) => {
             dp = dp * mask.clone();
             p.clone() * mask
-        },
+        }
         None => p.clone(),
     };
     let ds = (p * (dp - along)).mul_scalar(spec.scale);
@@ -159,7 +159,9 @@ impl<'a, B: Backend> Padded<'a, B> {
     fn mask(&self) -> Tensor<B, 4> {
         let spec = self.spec;
         let mut mask = vec![HIDDEN; self.batch() * self.max_queries * self.max_keys];
-        for (sequence, (&q_length, &kv_length)) in spec.q_lengths.iter().zip(spec.kv_lengths.iter()).enumerate() {
+        for (sequence, (&q_length, &kv_length)) in
+            spec.q_lengths.iter().zip(spec.kv_lengths.iter()).enumerate()
+        {
             for query in 0..q_length {
                 let row = (sequence * self.max_queries + query) * self.max_keys;
                 let visible = spec.visible(query, q_length, kv_length);

@@ -1,0 +1,158 @@
+//! The forward pass.
+
+use std::ops::Range;
+
+use super::super::buffer::{Buffer, Start};
+use super::super::elementwise::Mask;
+use super::super::math;
+use super::super::simd::{Kernel, LANES, Simd, dispatch};
+use super::super::team;
+use super::{Block, Head, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
+use crate::spec::AttentionSpec;
+
+/// Attention of queries `[queries, n_heads · head_dim]`; keys and values are `[keys, n_kv_heads · head_dim]`.
+///
+/// Returns the output, like the queries, and, if asked to, the logarithms of the softmax denominators,
+/// `[queries, n_heads]`.
+pub(crate) fn attention(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    spec: &AttentionSpec,
+    with_log_sums: bool,
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let width = spec.n_kv_heads * spec.head_dim;
+    assert_eq!(q.len(), spec.n_queries() * spec.n_heads * spec.head_dim);
+    assert!(k.len() == spec.n_keys() * width && v.len() == k.len());
+    let mut y = Buffer::new(q.len());
+    let mut log_sums = with_log_sums.then(|| Buffer::new(spec.n_queries() * spec.n_heads));
+    let y_start = Start(y.as_mut_ptr());
+    let log_sums_start = log_sums.as_mut().map(|log_sums| Start(log_sums.as_mut_ptr()));
+    let tasks = tasks(spec, true);
+    team::for_each(tasks.len(), super::work(spec) > super::ALONE, |unit| {
+        Scratch::with(|scratch| {
+            dispatch(Forward {
+                q,
+                k,
+                v,
+                spec,
+                task: &tasks[unit],
+                y: y_start.get(),
+                log_sums: log_sums_start.map(Start::get),
+                scratch,
+            });
+        });
+    });
+    // SAFETY: the tasks cover each query and head once, and write all of its output.
+    unsafe { (y.finish(), log_sums.map(|log_sums| log_sums.finish())) }
+}
+
+struct Forward<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    spec: &'a AttentionSpec,
+    task: &'a Task,
+    y: *mut f32,
+    log_sums: Option<*mut f32>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { q, k, v, spec, task: Task { sequence, kv_heads, queries }, y, log_sums, scratch } = self;
+        let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
+        let group = n_heads / n_kv_heads;
+        let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let q_rows = sequence.q_start..sequence.q_start + sequence.q_length;
+        let kv_rows = sequence.kv_start..sequence.kv_start + sequence.kv_length;
+        for kv_head in kv_heads.clone() {
+            let keys = Head::new(k, kv_width, kv_rows.clone(), kv_head, head_dim);
+            let keys_transposed = keys.transposed_panels(simd, &mut scratch.keys_transposed);
+            let values = Head::new(v, kv_width, kv_rows.clone(), kv_head, head_dim);
+            let values = values.panels(simd, &mut scratch.values);
+            for head in kv_head * group..(kv_head + 1) * group {
+                let q_head = Head::new(q, q_width, q_rows.clone(), head, head_dim);
+                let mut first = queries.start;
+                while first < queries.end {
+                    let block =
+                        Block::new(spec, *sequence, first, queries.end, [S::TILE_ROWS, panel_width::<S>()]);
+                    first = block.queries.end;
+                    let (rows, depth) = (block.queries.len(), block.keys.len());
+                    grow(&mut scratch.scores, rows * block.stride);
+                    let p = (scratch.scores.as_mut_ptr(), block.stride);
+                    let from = q_head.at(block.queries.start);
+                    // SAFETY: the block's queries and keys are in the sequence, and its scores fit.
+                    unsafe { scores(simd, rows, from, head_dim, keys_transposed, block.keys.clone(), p) };
+                    for (i, query) in block.queries.clone().enumerate() {
+                        let row = (sequence.q_start + query) * n_heads + head;
+                        let mask = spec.dropout.map(|dropout| Mask::new(simd, dropout, row as u64));
+                        let visible = block.visible(spec, *sequence, query);
+                        let p = &mut scratch.scores[i * block.stride..(i + 1) * block.stride];
+                        let log_sum = softmax(simd, p, visible, spec.scale, mask, block.keys.clone());
+                        if let Some(log_sums) = log_sums {
+                            // SAFETY: row is below queries · heads, and no other task has it.
+                            unsafe { log_sums.add(row).write(log_sum) };
+                        }
+                    }
+                    let at = (sequence.q_start + block.queries.start) * q_width + head * head_dim;
+                    let p = (scratch.scores.as_ptr(), block.stride);
+                    let to = (y.wrapping_add(at), q_width);
+                    let shape = [rows, depth, head_dim];
+                    // SAFETY: as above; no other task has these rows of this head.
+                    unsafe { combine(simd, shape, p, false, values, block.keys.start, to, true) };
+                }
+            }
+        }
+    }
+}
+
+/// Makes a row at least this long.
+#[inline(always)]
+pub(super) fn grow(room: &mut Vec<f32>, len: usize) {
+    if room.len() < len {
+        room.resize(len, 0.0);
+    }
+}
+
+/// Turns a row of scores, of which those of the `visible` keys count, into probabilities with dropout, and
+/// returns the logarithm of their sum before they were normalised. The row's keys are `keys`.
+#[inline(always)]
+fn softmax<S: Simd>(
+    simd: S,
+    row: &mut [f32],
+    visible: Range<usize>,
+    scale: f32,
+    mask: Option<Mask<S>>,
+    keys: Range<usize>,
+) -> f32 {
+    let (lanes, _) = row.as_chunks_mut::<LANES>();
+    let lanes = &mut lanes[..keys.len().div_ceil(LANES)];
+    let factor = simd.splat(scale);
+    let mut max = simd.splat(f32::MIN);
+    for (i, scores) in lanes.iter().enumerate() {
+        let score = simd.mul(simd.load(scores), factor);
+        max = simd.max(only_visible(simd, score, i * LANES, &visible, f32::MIN), max);
+    }
+    let max = simd.largest(max);
+    let (minus_max, mut total) = (simd.splat(-max), simd.splat(0.0));
+    for (i, scores) in lanes.iter_mut().enumerate() {
+        let p = math::exp(simd, simd.fma(simd.load(scores), factor, minus_max));
+        let p = only_visible(simd, p, i * LANES, &visible, 0.0);
+        total = simd.add(total, p);
+        simd.store(p, scores);
+    }
+    let total = simd.sum(total);
+    let inverse = simd.splat(1.0 / total);
+    for (i, scores) in lanes.iter_mut().enumerate() {
+        let mut p = simd.mul(simd.load(scores), inverse);
+        if let Some(mask) = mask {
+            p = mask.apply(simd, p, keys.start + i * LANES);
+        }
+        simd.store(p, scores);
+    }
+    max + math::ln(total)
+}

@@ -1,0 +1,242 @@
+//! Matrix products of any layout: `C = Σ A·B + bias`, with an activation on the way out.
+//!
+//! *Algorithm*: register tiles as in BLIS (Van Zee & van de Geijn 2015). B is copied, a panel as wide as a
+//! tile and [`BLOCK_K`] deep at a time, just before it is used; A is read where it lies.
+//!
+//! *Reproducibility*: each element of C is one chain of fused multiply-adds in the order of k, from zero, to
+//! which the bias is added. Blocking stores and reloads the chain's value, which changes nothing. So the
+//! result does not depend on the machine's vectors, the number of threads or the sizes of the blocks.
+
+pub(super) mod pack;
+pub(super) mod tile;
+
+use super::buffer::Buffer;
+use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::team;
+use crate::spec::Gelu;
+
+use pack::Panels;
+pub(crate) use pack::Weights;
+use tile::Strip;
+
+/// Depth of the panels of B: one of them about fills the first cache.
+const BLOCK_K: usize = 384;
+
+/// Rows of A for which a panel of B is used: with [`BLOCK_K`] columns they fit in the second cache.
+const BLOCK_ROWS: usize = 448;
+
+/// Most columns of B that are copied at once; with [`BLOCK_K`] rows they, too, fit in the second cache.
+const BLOCK_COLUMNS: usize = 192;
+
+/// Floating-point operations below which a second thread is not worth its while.
+const ALONE: usize = 400_000;
+
+/// The left factor, `[m, k]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Left<'a> {
+    /// Row after row: `a[i·k + p]`.
+    Rows(&'a [f32]),
+    /// Column after column: `a[p·m + i]`, a transposed matrix.
+    Columns(&'a [f32]),
+}
+
+/// The right factor, `[k, n]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a> {
+    /// The elements, row after row.
+    pub(crate) weights: Weights<'a>,
+    /// Whether the rows are those of the transpose.
+    pub(crate) transposed: bool,
+    /// Distance between rows.
+    pub(crate) stride: usize,
+}
+
+impl<'a> Right<'a> {
+    /// A `[k, n]` matrix.
+    pub(crate) fn new(weights: Weights<'a>, [_, n]: [usize; 2]) -> Self {
+        Self { weights, transposed: false, stride: n }
+    }
+
+    /// A `[k, n]` matrix of which the transpose is given.
+    pub(crate) fn of_transpose(weights: Weights<'a>, [k, _]: [usize; 2]) -> Self {
+        Self { weights, transposed: true, stride: k }
+    }
+}
+
+/// One product `A·B` with the length of its sums.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) a: Left<'a>,
+    pub(crate) b: Right<'a>,
+    pub(crate) k: usize,
+}
+
+/// What is done with a finished sum.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Finish<'a> {
+    /// Added to each row.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Applied last.
+    pub(crate) gelu: Option<Gelu>,
+}
+
+/// Computes `Σ A·B + bias` over the products, `[m, n]`, and writes all of `c`.
+///
+/// With `slope`, which needs an activation, the activation's slopes are written there.
+pub(crate) fn gemm(
+    [m, n]: [usize; 2],
+    products: &[Product<'_>],
+    finish: Finish<'_>,
+    c: &mut Buffer,
+    slope: Option<&mut Buffer>,
+) {
+    assert!(c.len() == m * n && finish.bias.is_none_or(|bias| bias.len() == n));
+    assert!(slope.as_ref().is_none_or(|slope| slope.len() == m * n && finish.gelu.is_some()));
+    for Product { a: Left::Rows(a) | Left::Columns(a), b, k } in products {
+        assert!(
+            a.len() == m * k && b.weights.len() == k * n && b.stride == if b.transposed { *k } else { n }
+        );
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    dispatch(Gemm { m, n, products, finish, c: c.as_mut_ptr(), slope: slope.map(Buffer::as_mut_ptr) });
+}
+
+/// A checked call of [`gemm`].
+#[derive(Clone, Copy)]
+struct Gemm<'a> {
+    m: usize,
+    n: usize,
+    products: &'a [Product<'a>],
+    finish: Finish<'a>,
+    c: *mut f32,
+    slope: Option<*mut f32>,
+}
+
+// SAFETY: units of work write disjoint parts of `c` and `slope`.
+unsafe impl Sync for Gemm<'_> {}
+// SAFETY: the pointers come from exclusive borrows that outlive the computation.
+unsafe impl Send for Gemm<'_> {}
+
+impl Kernel for Gemm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let k: usize = self.products.iter().map(|product| product.k).sum();
+        let work = 2 * self.m * self.n * k;
+        let plan =
+            Plan::new([self.m, self.n], [S::TILE_ROWS, S::TILE_VECTORS * LANES], work, team::threads());
+        team::for_each(plan.units(), work > ALONE, |unit| {
+            let mut panels = Panels::take();
+            dispatch(Unit { gemm: &self, plan, unit, panels: &mut panels });
+            panels.put_back();
+        });
+    }
+}
+
+/// How a product is cut into units of work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Plan {
+    /// Rows and columns of C.
+    shape: [usize; 2],
+    /// Rows and columns of a unit, but for the last ones.
+    block: [usize; 2],
+    /// Units in each direction.
+    grid: [usize; 2],
+}
+
+impl Plan {
+    fn new([m, n]: [usize; 2], [tile_rows, tile_columns]: [usize; 2], work: usize, threads: usize) -> Self {
+        let panels = n.div_ceil(tile_columns);
+        let mut row_blocks = m.div_ceil(BLOCK_ROWS);
+        // Several units a thread even out what else the machine does, but a short one is not worth a copy of B.
+        let wanted = (work / (2 * ALONE)).clamp(1, 4 * threads);
+        let column_groups = wanted.div_ceil(row_blocks).min(panels);
+        let most = BLOCK_COLUMNS / tile_columns;
+        let column_groups = column_groups.max(panels.div_ceil(most));
+        let panels_a_group = panels.div_ceil(column_groups);
+        let column_groups = panels.div_ceil(panels_a_group);
+        if row_blocks * column_groups < threads {
+            row_blocks =
+                wanted.min(threads).div_ceil(column_groups).min(m.div_ceil(tile_rows)).max(row_blocks);
+        }
+        // Rows are shared out evenly among the blocks, in whole tiles.
+        let rows = m.div_ceil(tile_rows).div_ceil(row_blocks) * tile_rows;
+        let block = [rows, panels_a_group * tile_columns];
+        Self { shape: [m, n], block, grid: [m.div_ceil(rows), column_groups] }
+    }
+
+    fn units(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+
+    /// Rows and columns of a unit.
+    fn ranges(&self, unit: usize) -> [std::ops::Range<usize>; 2] {
+        let place = [unit / self.grid[1], unit % self.grid[1]];
+        [0, 1].map(|axis| {
+            let start = place[axis] * self.block[axis];
+            start..(start + self.block[axis]).min(self.shape[axis])
+        })
+    }
+}
+
+/// One unit of work.
+struct Unit<'a> {
+    gemm: &'a Gemm<'a>,
+    plan: Plan,
+    unit: usize,
+    panels: &'a mut Panels,
+}
+
+impl Kernel for Unit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { gemm: &Gemm { m, n, products, finish, c, slope }, plan, unit, panels } = self;
+        let [rows, columns] = plan.ranges(unit);
+        let width = S::TILE_VECTORS * LANES;
+        let in_place = rows.len() <= S::TILE_ROWS;
+        let empty = [Product { a: Left::Rows(&[]), b: Right::new(Weights::F32(&[]), [0, n]), k: 0 }];
+        let products = if products.iter().all(|product| product.k == 0) { &empty } else { products };
+        let steps: usize = products.iter().map(|product| product.k.div_ceil(BLOCK_K).max(1)).sum();
+        let mut step = 0;
+        for product in products {
+            for first_k in (0..product.k.max(1)).step_by(BLOCK_K) {
+                let ks = first_k..product.k.min(first_k + BLOCK_K);
+                let finish = if step + 1 == steps { finish } else { Finish::default() };
+                let is_first = step == 0;
+                step += 1;
+                let (a, by_columns) = match product.a {
+                    Left::Rows(a) => {
+                        ((a.as_ptr().wrapping_add(rows.start * product.k + first_k), product.k), false)
+                    }
+                    Left::Columns(a) => ((a.as_ptr().wrapping_add(first_k * m + rows.start), m), true),
+                };
+                let places = panels.fill(simd, &product.b, ks.clone(), columns.clone(), width, in_place);
+                for (panel, first_column) in columns.clone().step_by(width).enumerate() {
+                    let strip_columns = first_column..columns.end.min(first_column + width);
+                    let at = rows.start * n + first_column;
+                    let strip = Strip {
+                        rows: rows.len(),
+                        width: strip_columns.len(),
+                        depth: ks.len(),
+                        a,
+                        by_columns,
+                        b: places.get(panel),
+                        c: (c.wrapping_add(at), n),
+                        is_first,
+                        bias: finish.bias.map(|bias| &bias[strip_columns]),
+                        gelu: finish.gelu,
+                        slope: slope.map(|slope| (slope.wrapping_add(at), n)),
+                    };
+                    // SAFETY: `gemm` checked all lengths; these rows and columns are inside of C, and with
+                    // `ks` inside of A. No other unit has them.
+                    unsafe { tile::multiply(simd, strip) };
+                }
+            }
+        }
+    }
+}

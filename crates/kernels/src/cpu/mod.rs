@@ -1,0 +1,11 @@
+//! Hand-written kernels on plain slices, for backends whose tensors live in the machine's memory.
+
+pub(crate) mod attention;
+pub(crate) mod buffer;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod loss;
+pub(crate) mod math;
+pub(crate) mod norm;
+pub(crate) mod simd;
+pub(crate) mod team;

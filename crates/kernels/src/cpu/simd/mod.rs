@@ -1,0 +1,340 @@
+//! Sixteen lanes of `f32` on any machine, chosen at run time.
+//!
+//! A kernel is written once over [`Simd`] and runs as AVX-512, as AVX2 with FMA, or portably. A vector has
+//! sixteen lanes in all three, every operation is exactly rounded, and reductions go through the same tree,
+//! so that the results agree bit for bit.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// A token for an instruction set that this machine has: only [`dispatch`] makes one.
+///
+/// Every method is `#[inline(always)]`, and so must be every function that is generic over `Simd`: the
+/// instructions are only there inside the functions of this module that enable them.
+pub(crate) trait Simd: Copy {
+    /// Sixteen floats.
+    type V: Copy;
+    /// Sixteen unsigned words.
+    type U: Copy;
+    /// Rows of the largest tile of a matrix product that fits in the registers.
+    const TILE_ROWS: usize;
+    /// Vectors across that tile.
+    const TILE_VECTORS: usize;
+
+    /// Runs a kernel as a function of its own, which is compiled once and not wherever it is used.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// Sixteen floats must be readable at `from`.
+    unsafe fn load_ptr(self, from: *const f32) -> Self::V;
+    /// # Safety
+    /// Sixteen floats must be writable at `to`.
+    unsafe fn store_ptr(self, v: Self::V, to: *mut f32);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a·b`, rounded once.
+    fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a` where `a > b`, else `b`: b where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a` where `a < b`, else `b`: b where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `x` where `a < b`, else `y`.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+
+    fn splat_u(self, x: u32) -> Self::U;
+    /// `start`, `start + 1`, …
+    fn count_from(self, start: u32) -> Self::U;
+    fn to_bits(self, v: Self::V) -> Self::U;
+    fn from_bits(self, u: Self::U) -> Self::V;
+    fn add_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn mul_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn xor_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn and_u(self, a: Self::U, b: Self::U) -> Self::U;
+    fn shr_u<const N: u32>(self, a: Self::U) -> Self::U;
+    fn shl_u<const N: u32>(self, a: Self::U) -> Self::U;
+    /// `x` where `a >= b`, else 0.
+    fn keep_ge_u(self, a: Self::U, b: Self::U, x: Self::V) -> Self::V;
+
+    /// Rows become columns.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
+    /// Floats from the bits of sixteen half-precision numbers.
+    fn from_f16(self, bits: &[u16; LANES]) -> Self::V;
+    /// Floats from the bits of sixteen bfloat16 numbers.
+    fn from_bf16(self, bits: &[u16; LANES]) -> Self::V;
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::V {
+        // SAFETY: the array has sixteen floats.
+        unsafe { self.load_ptr(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::V, to: &mut [f32; LANES]) {
+        // SAFETY: the array has sixteen floats.
+        unsafe { self.store_ptr(v, to.as_mut_ptr()) }
+    }
+
+    /// The first `from.len()` lanes, at most sixteen; the others are `rest`.
+    #[inline(always)]
+    fn load_part(self, from: &[f32], rest: f32) -> Self::V {
+        let mut lanes = [rest; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Stores the first `to.len()` lanes, at most sixteen.
+    #[inline(always)]
+    fn store_part(self, v: Self::V, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// Sum of the lanes: lane `i` with lane `i + 8`, then `i + 4`, and so on.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        fold(lanes, |a, b| a + b)
+    }
+
+    /// Largest of the lanes, none of which is NaN.
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        fold(lanes, f32::max)
+    }
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = combine(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// A computation that is generic over the instruction set. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Defines a function whose body runs with the best instruction set: the first argument is its token.
+macro_rules! kernel {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident($simd:ident: $S:ident, $($argument:ident: $type:ty),* $(,)?)
+        $(-> $output:ty)? $body:block
+    ) => {
+        $(#[$attribute])*
+        $visibility fn $name<'a>($($argument: $type),*) $(-> $output)? {
+            struct Arguments<'a> {
+                $($argument: $type,)*
+                lifetime: std::marker::PhantomData<&'a ()>,
+            }
+            impl<'a> $crate::cpu::simd::Kernel for Arguments<'a> {
+                type Output = $crate::cpu::simd::kernel!(@output $($output)?);
+
+                #[inline(always)]
+                fn run<$S: $crate::cpu::simd::Simd>(self, $simd: $S) -> Self::Output {
+                    let Self { $($argument,)* .. } = self;
+                    $body
+                }
+            }
+            $crate::cpu::simd::dispatch(Arguments { $($argument,)* lifetime: std::marker::PhantomData })
+        }
+    };
+    (@output) => { () };
+    (@output $output:ty) => { $output };
+}
+pub(crate) use kernel;
+
+/// An instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Level {
+    Portable = 1,
+    #[cfg(target_arch = "x86_64")]
+    Avx2 = 2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512 = 3,
+}
+
+/// The level in use; 0 until the first use.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+impl Level {
+    /// The levels that this machine has, the best last.
+    pub(crate) fn available() -> Vec<Level> {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx2::is_available() {
+                levels.push(Level::Avx2);
+            }
+            if avx512::is_available() {
+                levels.push(Level::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// The level in use: the best one, unless another was [set](Level::set).
+    #[inline]
+    pub(crate) fn current() -> Level {
+        match LEVEL.load(Ordering::Relaxed) {
+            #[cfg(target_arch = "x86_64")]
+            3 => Level::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            2 => Level::Avx2,
+            1 => Level::Portable,
+            _ => {
+                let best = Level::available().pop().unwrap_or(Level::Portable);
+                LEVEL.store(best as u8, Ordering::Relaxed);
+                best
+            }
+        }
+    }
+
+    /// Uses this level from now on, if the machine has it. All levels give the same results.
+    #[cfg(test)]
+    pub(crate) fn set(self) {
+        if Level::available().contains(&self) {
+            LEVEL.store(self as u8, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Runs a kernel with the instruction set in use.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    match Level::current() {
+        // SAFETY: `Level::current` is a level that the machine has.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::run(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::run(kernel) },
+        Level::Portable => portable::run(kernel),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::portable::Portable;
+    use super::*;
+
+    /// Bits of every operation on awkward inputs.
+    struct Everything<'a> {
+        a: &'a [f32; LANES],
+        b: &'a [f32; LANES],
+    }
+
+    impl Kernel for Everything<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<u32> {
+            let (a, b) = (simd.load(self.a), simd.load(self.b));
+            let c = simd.splat(0.75);
+            let hash = simd.mul_u(simd.to_bits(a), simd.splat_u(0x7feb_352d));
+            let words = [
+                hash,
+                simd.add_u(hash, simd.count_from(7)),
+                simd.xor_u(hash, simd.shr_u::<15>(hash)),
+                simd.and_u(simd.shl_u::<23>(hash), simd.splat_u(0xff00_ff00)),
+            ];
+            let halves: [u16; LANES] = std::array::from_fn(|i| (self.a[i].to_bits() >> 16) as u16);
+            let mut all = vec![
+                simd.add(a, b),
+                simd.sub(a, b),
+                simd.mul(a, b),
+                simd.div(a, b),
+                simd.fma(a, b, c),
+                simd.fnma(a, b, c),
+                simd.max(a, b),
+                simd.min(b, a),
+                simd.sqrt(simd.max(a, simd.splat(0.0))),
+                simd.select_lt(a, b, c, a),
+                simd.keep_ge_u(hash, simd.splat_u(1 << 31), c),
+                simd.from_f16(&halves),
+                simd.from_bf16(&halves),
+                simd.load_part(&self.a[..5], 3.0),
+            ];
+            all.extend(words.map(|word| simd.from_bits(word)));
+            let mut table = [a; LANES];
+            for (i, row) in table.iter_mut().enumerate() {
+                *row = simd.add(a, simd.splat(100.0 * i as f32));
+            }
+            all.extend(simd.transpose(table));
+            let mut bits = vec![simd.sum(a).to_bits(), simd.largest(a).to_bits()];
+            for v in all {
+                let mut lanes = [0.0; LANES];
+                simd.store(v, &mut lanes);
+                // The payload of a NaN is not part of the contract.
+                bits.extend(lanes.map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }));
+            }
+            bits
+        }
+    }
+
+    #[test]
+    fn levels_agree_bit_for_bit() {
+        let a = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7e-3_f32.powi(i as i32 % 3 - 1));
+        let mut b = std::array::from_fn(|i| 0.1 + (i as f32 * 0.37).sin());
+        b[3] = 0.0;
+        b[9] = f32::NAN;
+        let expected = Everything { a: &a, b: &b }.run(Portable);
+        // Called through the levels themselves, for `Level::set` is seen by other tests.
+        #[cfg(target_arch = "x86_64")]
+        for level in Level::available() {
+            let got = match level {
+                // SAFETY: the level is available.
+                Level::Avx512 => unsafe { avx512::run(Everything { a: &a, b: &b }) },
+                // SAFETY: as above.
+                Level::Avx2 => unsafe { avx2::run(Everything { a: &a, b: &b }) },
+                Level::Portable => Everything { a: &a, b: &b }.run(Portable),
+            };
+            assert_eq!(got, expected, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn max_and_min_keep_a_nan_of_the_second() {
+        let nan = [f32::NAN; LANES];
+        let one = Portable.splat(1.0);
+        assert!(Portable.max(one, nan)[0].is_nan() && Portable.min(one, nan)[0].is_nan());
+        assert_eq!(Portable.max(nan, one)[0], 1.0);
+    }
+
+    #[test]
+    fn sum_follows_its_tree() {
+        let mut lanes = [0.0; LANES];
+        lanes[0] = 1e8;
+        lanes[8] = -1e8;
+        lanes[1] = 1.0;
+        assert_eq!(Portable.sum(lanes), 1.0);
+        assert_eq!(Portable.largest(lanes), 1e8);
+    }
+}

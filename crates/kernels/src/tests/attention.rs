@@ -1,0 +1,162 @@
+//! Attention against a straightforward one in double precision.
+
+use burn::tensor::{Tensor, TensorPrimitive};
+use rstest::rstest;
+
+use super::{Exact, assert_close, on_backends, random, tolerance, values};
+use crate::kernels::Kernels;
+use crate::ops::attention;
+use crate::spec::{AttentionSpec, Dropout};
+
+/// Packed self-attention and attention to a cache, with all options in some combination.
+fn specs() -> Vec<AttentionSpec> {
+    let dropout = Some(Dropout { p: 0.2, seed: 77 });
+    let cached = |mut spec: AttentionSpec, q_lengths: &[usize]| {
+        spec.q_lengths = q_lengths.into();
+        spec
+    };
+    let windowed = |spec: AttentionSpec, window| AttentionSpec { window: Some(window), ..spec };
+    vec![
+        AttentionSpec::encoder([1], 1, 1),
+        AttentionSpec::encoder([14, 3, 0, 21], 12, 32),
+        AttentionSpec { dropout, ..AttentionSpec::encoder([14, 3, 21], 2, 64) },
+        AttentionSpec::encoder([600], 1, 80),
+        AttentionSpec::encoder([5, 40], 3, 8),
+        AttentionSpec::decoder([17, 1, 90], 4, 2, 128),
+        AttentionSpec::decoder([300, 20], 2, 1, 16),
+        AttentionSpec { dropout, ..AttentionSpec::decoder([33, 70], 6, 3, 24) },
+        windowed(AttentionSpec::decoder([400, 10], 2, 2, 32), 37),
+        windowed(AttentionSpec::encoder([120, 7], 2, 32), 9),
+        cached(AttentionSpec::decoder([50, 9, 4], 8, 2, 32), &[1, 3, 0]),
+        cached(windowed(AttentionSpec::decoder([700], 2, 1, 64), 100), &[5]),
+        cached(AttentionSpec::encoder([30, 31], 2, 40), &[4, 31]),
+        AttentionSpec::encoder([0, 0], 2, 16),
+    ]
+}
+
+struct Expected {
+    y: Vec<f64>,
+    log_sums: Vec<f64>,
+}
+
+fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
+    let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
+    let (mut y, mut log_sums) = (vec![0.0; q.len()], vec![0.0; spec.n_queries() * n_heads]);
+    let (mut first_query, mut first_key) = (0, 0);
+    for (&queries, &keys) in spec.q_lengths.iter().zip(spec.kv_lengths.iter()) {
+        for query in 0..queries {
+            for head in 0..n_heads {
+                let at = ((first_query + query) * n_heads + head) * head_dim;
+                let kv_at =
+                    |key: usize| ((first_key + key) * n_kv_heads + head * n_kv_heads / n_heads) * head_dim;
+                let position = keys - queries + query;
+                let sees = |key: &usize| {
+                    let near = spec.window.is_none_or(|window| position.abs_diff(*key) < window);
+                    near && (!spec.causal || *key <= position)
+                };
+                let score = |key: usize| -> f64 {
+                    let dot: f64 = (0..head_dim).map(|i| q[at + i] * k[kv_at(key) + i]).sum();
+                    dot * f64::from(spec.scale)
+                };
+                let visible: Vec<usize> = (0..keys).filter(sees).collect();
+                let sum: f64 = visible.iter().map(|&key| score(key).exp()).sum();
+                let row = (first_query + query) * n_heads + head;
+                log_sums[row] = sum.ln();
+                let kept = spec.dropout.map(|dropout| (dropout.row_mask(row as u64), dropout.scale()));
+                for &key in &visible {
+                    let factor = match &kept {
+                        Some((keep, scale)) if keep(key as u32) => f64::from(*scale),
+                        Some(_) => 0.0,
+                        None => 1.0,
+                    };
+                    let p = score(key).exp() / sum * factor;
+                    (0..head_dim).for_each(|i| y[at + i] += p * v[kv_at(key) + i]);
+                }
+            }
+        }
+        (first_query, first_key) = (first_query + queries, first_key + keys);
+    }
+    Expected { y, log_sums }
+}
+
+fn arguments<B: Kernels>(spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
+    let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
+    let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+    [
+        random([spec.n_queries(), q_width], 1) * 3.0,
+        random([spec.n_keys(), kv_width], 2),
+        random([spec.n_keys(), kv_width], 3),
+    ]
+}
+
+#[test]
+fn outputs_are_those_of_double_precision() {
+    fn check<B: Kernels>(epsilon: f64) {
+        for spec in specs() {
+            let [q, k, v] = arguments::<B>(&spec);
+            let expected = expected(&values(q.clone()), &values(k.clone()), &values(v.clone()), &spec);
+            let y = attention(q.clone(), k.clone(), v.clone(), &spec);
+            assert_close(&values(y), &expected.y, epsilon, &format!("{spec:?}"));
+            let [q, k, v] = [q, k, v].map(|tensor| tensor.into_primitive().tensor());
+            let (y, log_sums) = B::attention_saving(q, k, v, &spec);
+            let wrap = |tensor| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(tensor));
+            assert_close(&values(wrap(y)), &expected.y, epsilon, &format!("{spec:?}, saving"));
+            assert_close(
+                &values(wrap(log_sums)),
+                &expected.log_sums,
+                epsilon,
+                &format!("{spec:?}, log sums"),
+            );
+        }
+    }
+    // Scores are sums of up to 128 products; a probability has the relative error of its score.
+    on_backends!(check(8.0 * tolerance(128)));
+    check::<Exact>(1e-12);
+}
+
+#[test]
+fn gradients_are_those_of_the_composed_default() {
+    fn grads<B: Kernels>(spec: &AttentionSpec, needed: [bool; 3]) -> [Option<Vec<f64>>; 3] {
+        let tensors = arguments::<B>(spec);
+        let dy = random::<B, 2>(tensors[0].dims(), 4).into_primitive().tensor();
+        let [q, k, v] = tensors.map(|tensor| tensor.into_primitive().tensor());
+        let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
+        let grads = B::attention_grads(q, k, v, y, log_sums, dy, spec, needed);
+        [grads.q, grads.k, grads.v]
+            .map(|grad| grad.map(|grad| values(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad)))))
+    }
+    fn check<B: Kernels>() {
+        for spec in specs() {
+            let expected = grads::<Exact>(&spec, [true; 3]);
+            for needed in [[true; 3], [true, false, false], [false, true, false], [false, false, true]] {
+                for (i, (got, expected)) in grads::<B>(&spec, needed).iter().zip(&expected).enumerate() {
+                    assert_eq!(got.is_some(), needed[i]);
+                    if let (Some(got), Some(expected)) = (got, expected) {
+                        let what = format!("gradient {i} of {spec:?}");
+                        // Keys and values get sums over the queries.
+                        assert_close(got, expected, 8.0 * tolerance(600), &what);
+                    }
+                }
+            }
+        }
+    }
+    on_backends!(check());
+}
+
+#[rstest]
+#[case(AttentionSpec { n_kv_heads: 2, ..AttentionSpec::encoder([3], 3, 4) }, "3 heads over 2 key heads")]
+#[case(AttentionSpec { window: Some(0), ..AttentionSpec::encoder([3], 1, 4) }, "window of 0")]
+#[case(AttentionSpec { q_lengths: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
+#[case(AttentionSpec::encoder([2], 1, 4), "expected [2, 4]")]
+fn layouts_that_cannot_be_are_refused(#[case] spec: AttentionSpec, #[case] message: &str) {
+    let run = || {
+        let x = random::<burn_flex::Flex, 2>([3, 4], 1);
+        attention(x.clone(), x.clone(), x, &spec)
+    };
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .unwrap_or_else(|| panic.downcast_ref::<&str>().unwrap().to_string());
+    assert!(text.contains(message), "{text}");
+}

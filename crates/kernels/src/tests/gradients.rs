@@ -1,0 +1,253 @@
+//! Backward rules: by finite differences in double precision, and the kernels against those.
+
+use burn::tensor::{Int, Tensor};
+use burn_autodiff::Autodiff;
+
+use super::{Exact, assert_close, on_backends, random, tensor, values};
+use crate::kernels::Kernels;
+use crate::ops::{attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm};
+use crate::spec::{AttentionSpec, Dropout, Gelu};
+
+/// A function of some matrices with one row for vectors, whose output is weighted and summed up.
+trait Case {
+    fn shapes(&self) -> Vec<[usize; 2]>;
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
+}
+
+fn loss<B: Kernels>(case: &impl Case, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 1> {
+    let y = case.run(arguments);
+    let weights = random::<B, 2>(y.dims(), 99);
+    (y * weights).sum()
+}
+
+fn arguments<B: Kernels>(case: &impl Case) -> Vec<Tensor<B, 2>> {
+    case.shapes().into_iter().enumerate().map(|(i, shape)| random(shape, i as u64 + 1)).collect()
+}
+
+/// Gradients of the tracked arguments.
+fn gradients<B: Kernels>(case: &impl Case, tracked: &[bool]) -> Vec<Option<Vec<f64>>> {
+    let arguments: Vec<_> = arguments::<Autodiff<B>>(case)
+        .into_iter()
+        .zip(tracked)
+        .map(|(argument, &tracked)| argument.set_require_grad(tracked))
+        .collect();
+    let grads = loss(case, arguments.clone()).backward();
+    arguments.iter().map(|argument| argument.grad(&grads).map(values)).collect()
+}
+
+fn check_case(case: &impl Case) {
+    let shapes = case.shapes();
+    let exact = gradients::<Exact>(case, &vec![true; shapes.len()]);
+    for (i, shape) in shapes.iter().enumerate() {
+        let exact = exact[i].as_ref().unwrap();
+        for element in (0..exact.len()).step_by(exact.len().div_ceil(25).max(1)) {
+            let step = 1e-5;
+            let at = |offset: f64| {
+                let mut arguments = arguments::<Exact>(case);
+                let mut moved = values(arguments[i].clone());
+                moved[element] += offset;
+                arguments[i] = tensor(moved, *shape);
+                values(loss(case, arguments))[0]
+            };
+            let difference = (at(step) - at(-step)) / (2.0 * step);
+            // The second-order error is about step² = 1e-10, the rounding error 1e-16·|loss| / step.
+            let error = (difference - exact[element]).abs();
+            assert!(
+                error < 1e-7 * exact[element].abs().max(1.0),
+                "argument {i}, element {element}: {difference}, {}",
+                exact[element]
+            );
+        }
+    }
+    fn check<B: Kernels>(case: &impl Case, exact: &[Option<Vec<f64>>]) {
+        // Any subset of the arguments may be tracked.
+        for set in 1..1_u32 << exact.len() {
+            let tracked: Vec<bool> = (0..exact.len()).map(|i| set & 1 << i != 0).collect();
+            for (i, (got, exact)) in gradients::<B>(case, &tracked).iter().zip(exact).enumerate() {
+                assert_eq!(got.is_some(), tracked[i], "argument {i} of {tracked:?}");
+                if let (Some(got), Some(exact)) = (got, exact) {
+                    // Up to a hundred terms of size one, through a division by a deviation of a half.
+                    assert_close(
+                        got,
+                        exact,
+                        1e2 * f64::from(f32::EPSILON),
+                        &format!("argument {i} of {tracked:?}"),
+                    );
+                }
+            }
+        }
+    }
+    on_backends!(check(case, &exact));
+    check::<Exact>(case, &exact);
+}
+
+fn vector<B: Kernels>(matrix: Tensor<B, 2>) -> Tensor<B, 1> {
+    matrix.squeeze_dim(0)
+}
+
+struct Linear {
+    gelu: Option<Gelu>,
+    with_bias: bool,
+}
+
+impl Case for Linear {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let mut shapes = vec![[9, 20], [20, 35]];
+        if self.with_bias {
+            shapes.push([1, 35]);
+        }
+        shapes
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let bias = self.with_bias.then(|| vector(arguments.remove(2)));
+        let (w, x) = (arguments.remove(1), arguments.remove(0));
+        match self.gelu {
+            Some(kind) => linear_gelu(x, w, bias, kind),
+            None => linear(x, w, bias),
+        }
+    }
+}
+
+#[test]
+fn linear_steps() {
+    for gelu in [None, Some(Gelu::Erf), Some(Gelu::Tanh)] {
+        for with_bias in [false, true] {
+            check_case(&Linear { gelu, with_bias });
+        }
+    }
+}
+
+struct Activation(Gelu);
+
+impl Case for Activation {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[7, 21]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        gelu(arguments.remove(0) * 4.0, self.0)
+    }
+}
+
+#[test]
+fn gelus() {
+    check_case(&Activation(Gelu::Erf));
+    check_case(&Activation(Gelu::Tanh));
+}
+
+struct LayerNorm {
+    with_residual: bool,
+    with_beta: bool,
+    dropout: Option<Dropout>,
+}
+
+impl Case for LayerNorm {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let mut shapes = vec![[6, 37], [1, 37]];
+        shapes.extend(self.with_residual.then_some([6, 37]));
+        shapes.extend(self.with_beta.then_some([1, 37]));
+        shapes
+    }
+
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let mut arguments = arguments.into_iter();
+        let mut next = || arguments.next().unwrap();
+        let (x, gamma) = (next(), vector(next()));
+        let residual = self.with_residual.then(&mut next);
+        let beta = self.with_beta.then(|| vector(next()));
+        layer_norm(x, residual, gamma, beta, 1e-5, self.dropout)
+    }
+}
+
+#[test]
+fn layer_norms() {
+    for with_residual in [false, true] {
+        for with_beta in [false, true] {
+            for dropout in [None, Some(Dropout { p: 0.3, seed: 4 })] {
+                check_case(&LayerNorm { with_residual, with_beta, dropout });
+            }
+        }
+    }
+}
+
+struct RmsNorm;
+
+impl Case for RmsNorm {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[6, 37], [1, 37]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let gamma = vector(arguments.remove(1));
+        rms_norm(arguments.remove(0), gamma, 1e-6)
+    }
+}
+
+#[test]
+fn rms_norms() {
+    check_case(&RmsNorm);
+}
+
+struct Drop;
+
+impl Case for Drop {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[8, 30]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        dropout(arguments.remove(0), Dropout { p: 0.5, seed: 8 })
+    }
+}
+
+#[test]
+fn dropouts() {
+    check_case(&Drop);
+}
+
+struct Attention(AttentionSpec);
+
+impl Case for Attention {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = self.0;
+        let keys = [self.0.n_keys(), n_kv_heads * head_dim];
+        vec![[self.0.n_queries(), n_heads * head_dim], keys, keys]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (v, k, q) = (arguments.remove(2), arguments.remove(1), arguments.remove(0));
+        attention(q, k, v, &self.0)
+    }
+}
+
+#[test]
+fn attentions() {
+    let dropout = Some(Dropout { p: 0.25, seed: 6 });
+    check_case(&Attention(AttentionSpec::encoder([5, 9], 2, 16)));
+    check_case(&Attention(AttentionSpec { dropout, ..AttentionSpec::encoder([5, 9], 2, 8) }));
+    check_case(&Attention(AttentionSpec::decoder([7, 4], 4, 2, 8)));
+    check_case(&Attention(AttentionSpec { window: Some(3), ..AttentionSpec::decoder([12], 2, 1, 8) }));
+    check_case(&Attention(AttentionSpec {
+        q_lengths: [2, 4].into(),
+        ..AttentionSpec::decoder([7, 4], 2, 2, 8)
+    }));
+}
+
+struct CrossEntropy;
+
+impl Case for CrossEntropy {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[6, 19]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let targets = Tensor::<B, 1, Int>::from_data([0, 18, 5, 3, 7, 7].as_slice(), &Default::default());
+        cross_entropy(arguments.remove(0) * 3.0, targets).unsqueeze()
+    }
+}
+
+#[test]
+fn cross_entropies() {
+    check_case(&CrossEntropy);
+}

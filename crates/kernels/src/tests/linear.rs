@@ -1,0 +1,154 @@
+//! Linear steps and GELU.
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::Flex;
+use rstest::rstest;
+
+use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
+use crate::kernels::Kernels;
+use crate::ops::{gelu, linear, linear_gelu};
+use crate::spec::Gelu;
+
+/// Sizes m, k, n: tiles and panels of all machines, their tails, long sums, nothing at all.
+#[rstest]
+#[case([1, 1, 1])]
+#[case([3, 5, 7])]
+#[case([14, 32, 32])]
+#[case([15, 33, 31])]
+#[case([29, 64, 65])]
+#[case([100, 8, 384])]
+#[case([100, 384, 8])]
+#[case([434, 96, 48])]
+#[case([5, 1000, 40])]
+#[case([64, 800, 230])]
+#[case([500, 3, 500])]
+#[case([0, 4, 5])]
+#[case([4, 0, 5])]
+#[case([4, 5, 0])]
+fn products_are_those_of_double_precision(#[case] shape: [usize; 3]) {
+    fn check<B: Kernels>([m, k, n]: [usize; 3]) {
+        let (x, w, bias) = (random::<B, 2>([m, k], 1), random::<B, 2>([k, n], 2), random::<B, 1>([n], 3));
+        let (ex, ew, ebias) =
+            (random::<Exact, 2>([m, k], 1), random::<Exact, 2>([k, n], 2), random::<Exact, 1>([n], 3));
+        let plain = matmul(&values(ex), &values(ew), [m, k, n]);
+        let bias_values = values(ebias);
+        let with_bias: Vec<f64> =
+            plain.iter().enumerate().map(|(i, y)| y + bias_values[i % n.max(1)]).collect();
+        let close = tolerance(k + 1);
+        assert_close(&values(linear(x.clone(), w.clone(), None)), &plain, close, "without bias");
+        assert_close(&values(linear(x.clone(), w.clone(), Some(bias))), &with_bias, close, "with bias");
+        // The other layout of each operand: a transposed view.
+        let w_view = tensor::<B, 2>(values(w.transpose()), [n, k]).transpose();
+        assert_close(&values(linear(x, w_view, None)), &plain, close, "transposed weights");
+    }
+    on_backends!(check(shape));
+}
+
+fn matmul(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for p in 0..k {
+            for j in 0..n {
+                c[i * n + j] += a[i * k + p] * b[p * n + j];
+            }
+        }
+    }
+    c
+}
+
+#[rstest]
+#[case([3, 5, 7])]
+#[case([33, 17, 50])]
+#[case([434, 96, 48])]
+#[case([0, 4, 5])]
+fn gradients_are_products_with_transposes(#[case] shape: [usize; 3]) {
+    fn check<B: Kernels>([m, k, n]: [usize; 3]) {
+        let (x, w, dy) = (random::<B, 2>([m, k], 1), random::<B, 2>([k, n], 2), random::<B, 2>([m, n], 3));
+        let primitive = |tensor: &Tensor<B, 2>| tensor.clone().into_primitive().tensor();
+        let dx = B::linear_input_grad(primitive(&dy), primitive(&w));
+        let dw = B::linear_weight_grad(primitive(&x), primitive(&dy));
+        let db = B::sum_rows(primitive(&dy));
+        let wrap = |tensor| Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(tensor));
+        let (ex, ew, edy) =
+            (random::<Exact, 2>([m, k], 1), random::<Exact, 2>([k, n], 2), random::<Exact, 2>([m, n], 3));
+        let expected = matmul(&values(edy.clone()), &values(ew.transpose()), [m, n, k]);
+        assert_close(&values(wrap(dx)), &expected, tolerance(n), "input");
+        let expected = matmul(&values(ex.transpose()), &values(edy.clone()), [k, m, n]);
+        assert_close(&values(wrap(dw)), &expected, tolerance(m), "weight");
+        let db: Tensor<B, 1> = Tensor::from_primitive(burn::tensor::TensorPrimitive::Float(db));
+        let dy = values(edy);
+        let expected: Vec<f64> = (0..n).map(|j| (0..m).map(|i| dy[i * n + j]).sum()).collect();
+        assert_close(&values(db), &expected, tolerance(m), "bias");
+    }
+    on_backends!(check(shape));
+}
+
+#[test]
+fn views_are_read_where_they_begin() {
+    fn check<B: Kernels>() {
+        let x = random::<B, 2>([20, 12], 1);
+        let w = random::<B, 2>([30, 9], 2);
+        let (part_x, part_w) = (x.slice([3..17, 0..12]), w.slice([5..17, 0..9]));
+        let expected = matmul(&values(part_x.clone()), &values(part_w.clone()), [14, 12, 9]);
+        assert_close(&values(linear(part_x, part_w, None)), &expected, tolerance(12), "row slices");
+        let wide = random::<B, 2>([6, 40], 3);
+        let part = wide.slice([0..6, 10..22]);
+        let w = random::<B, 2>([12, 5], 4);
+        let expected = matmul(&values(part.clone()), &values(w.clone()), [6, 12, 5]);
+        assert_close(&values(linear(part, w, None)), &expected, tolerance(12), "column slice");
+    }
+    on_backends!(check());
+}
+
+#[rstest]
+#[case(DType::F16)]
+#[case(DType::BF16)]
+fn half_precision_weights_are_widened(#[case] dtype: DType, #[values(1, 3, 40)] m: usize) {
+    let x = random::<Flex, 2>([m, 50], 1);
+    let w = random::<Flex, 2>([50, 37], 2).cast(dtype);
+    let widened = w.clone().cast(DType::F32);
+    let expected = values(linear(x.clone(), widened.clone(), None));
+    assert_eq!(values(linear(x.clone(), w.clone(), None)), expected);
+    let transposed = widened.transpose().clone();
+    let y = random::<Flex, 2>([m, 37], 3);
+    let expected = values(linear(y.clone(), transposed, None));
+    assert_eq!(values(linear(y, w.transpose(), None)), expected);
+}
+
+#[rstest]
+fn gelu_is_that_of_double_precision(#[values(Gelu::Erf, Gelu::Tanh)] kind: Gelu) {
+    fn check<B: Kernels>(kind: Gelu) {
+        let x: Tensor<B, 2> = tensor((-1000..1000).map(|i| f64::from(i) * 0.007).collect(), [40, 50]);
+        let exact: Tensor<Exact, 2> = tensor(values(x.clone()), [40, 50]);
+        let expected = values(gelu(exact, kind));
+        // Two roundings of a number below 7, beside the error of 2e-7 that is allowed to the function.
+        for (got, (expected, x)) in values(gelu(x.clone(), kind)).iter().zip(expected.iter().zip(values(x))) {
+            let allowed = 2e-7 * x.abs().max(1.0);
+            assert!((got - expected).abs() <= allowed, "gelu({x}) is {got}, expected {expected}");
+        }
+    }
+    on_backends!(check(kind));
+}
+
+/// Fusing changes no bit.
+#[rstest]
+fn fused_gelu_equals_its_parts(
+    #[values(Gelu::Erf, Gelu::Tanh)] kind: Gelu,
+    #[values([1, 8, 5], [50, 40, 70], [434, 96, 192])] shape: [usize; 3],
+) {
+    fn check<B: Kernels>([m, k, n]: [usize; 3], kind: Gelu) {
+        let (x, w, bias) = (random::<B, 2>([m, k], 1), random::<B, 2>([k, n], 2), random::<B, 1>([n], 3));
+        let parts = gelu(linear(x.clone(), w.clone(), Some(bias.clone())), kind);
+        let fused = linear_gelu(x.clone(), w.clone(), Some(bias.clone()), kind);
+        assert_eq!(values(parts.clone()), values(fused));
+        let primitive = |tensor: Tensor<B, 2>| tensor.into_primitive().tensor();
+        let bias = bias.into_primitive().tensor();
+        let (y, slope) =
+            B::linear_gelu_saving(primitive(x.clone()), primitive(w.clone()), Some(bias.clone()), kind);
+        let wrap = |tensor| Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(tensor));
+        assert_eq!(values(parts), values(wrap(y)));
+        let linear = B::linear_forward(primitive(x), primitive(w), Some(bias));
+        assert_eq!(values(wrap(B::gelu_saving(linear, kind).1)), values(wrap(slope)));
+    }
+    on_backends!(check(shape, kind));
+}
