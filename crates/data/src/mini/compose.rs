@@ -250,7 +250,7 @@ impl<'a> Composer<'a> {
     /// Two short actions with a link.
     pub(crate) fn linked(&mut self, links: &[Link]) -> Sentence {
         let link = self.pick(links);
-        let (first, second) = (self.brief(), self.brief());
+        let (first, second) = (self.brief(), Box::new(self.brief()));
         let can_lead = !matches!(link, Link::And | Link::Or | Link::But);
         Sentence::Two { link, first, second, linked_first: can_lead && self.percent(40) }
     }

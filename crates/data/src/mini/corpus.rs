@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use crate::mini::compose::Composer;
 use crate::mini::lexicon::{Adjective, Lexicon, ROOTS, VerbId};
 use crate::mini::morphology::article;
-use crate::mini::syntax::capitalized;
+use crate::mini::speech::capitalized;
 use crate::mini::tasks::mrpc::{different, event, said, same};
 use crate::mini::tasks::{cola, rte, sst2};
 

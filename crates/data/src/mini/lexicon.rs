@@ -337,8 +337,8 @@ mod tests {
         let known = |category: &&str| {
             ROOTS.contains(category) || lexicon.nouns.iter().any(|noun| noun.kind == *category)
         };
-        assert!(lexicon.verbs.iter().flat_map(|v| v.subjects.iter().chain(&v.objects)).all(|c| known(c)));
-        assert!(lexicon.adjectives.iter().flat_map(|a| &a.of).all(|c| known(c)));
+        assert!(lexicon.verbs.iter().flat_map(|v| v.subjects.iter().chain(&v.objects)).all(&known));
+        assert!(lexicon.adjectives.iter().flat_map(|a| &a.of).all(known));
         for (list, frame) in [
             (verbs::NEVER_WITH_OBJECT, Frame::Intransitive),
             (verbs::NEVER_WITHOUT_OBJECT, Frame::Transitive),

@@ -134,10 +134,10 @@ impl Composer<'_> {
         {
             match link {
                 // «A and B» is «B and A».
-                Link::And | Link::Or | Link::While => std::mem::swap(first, second),
+                Link::And | Link::Or | Link::While => std::mem::swap(first, second.as_mut()),
                 Link::Before | Link::After if self.percent(50) => {
                     *link = if *link == Link::Before { Link::After } else { Link::Before };
-                    std::mem::swap(first, second);
+                    std::mem::swap(first, second.as_mut());
                 }
                 Link::Because | Link::Although | Link::Before | Link::After => *linked_first = !*linked_first,
                 Link::But => return false,
@@ -246,7 +246,7 @@ impl Composer<'_> {
             Link::Because | Link::Although if self.percent(50) => {
                 *link = if *link == Link::Because { Link::Although } else { Link::Because };
             }
-            _ => std::mem::swap(first, second),
+            _ => std::mem::swap(first, second.as_mut()),
         }
         !matches!(link, Link::While | Link::But)
     }

@@ -2,9 +2,8 @@
 
 use crate::mini::compose::Composer;
 use crate::mini::lexicon::Frame;
-use crate::mini::syntax::{
-    Clause, Det, Head, Link, Np, Number, Predicate, Sentence, Tag, Tense, Word, say, text,
-};
+use crate::mini::speech::{Tag, Word, say, text};
+use crate::mini::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence, Tense};
 use crate::mini::tasks::Row;
 
 /// Share of rows of the classes «unacceptable» and «acceptable».

@@ -1,7 +1,8 @@
 //! Paraphrase: the same said otherwise, or something else said with nearly the same words.
 
 use crate::mini::compose::Composer;
-use crate::mini::syntax::{Clause, Link, Predicate, Sentence, Tense, say, text};
+use crate::mini::speech::{say, text};
+use crate::mini::syntax::{Clause, Link, Predicate, Sentence, Tense};
 use crate::mini::tasks::Row;
 
 /// Share of rows of the classes «not_equivalent» and «equivalent».

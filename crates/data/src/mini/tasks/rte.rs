@@ -181,7 +181,7 @@ fn joined(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Sente
             true => composer.pick(&[Link::And, Link::And, Link::But, Link::Because, Link::While]),
             false => Link::Or,
         };
-        (Sentence::Two { link, first, second, linked_first: false }, part)
+        (Sentence::Two { link, first, second: Box::new(second), linked_first: false }, part)
     } else {
         let root = root_of(composer.lexicon, &first.subject);
         let other = composer.being(&[root], 0);
