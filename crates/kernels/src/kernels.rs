@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::composed;
-use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
 
 /// What the backward pass of a norm needs.
 #[derive(Clone, Debug)]
@@ -24,6 +24,15 @@ pub struct AttentionGrads<T> {
     pub k: Option<T>,
     /// Gradient of the values.
     pub v: Option<T>,
+}
+
+/// The state of AdamW for one parameter.
+#[derive(Clone, Debug)]
+pub struct AdamWState<T> {
+    /// Mean of the gradients.
+    pub mean: T,
+    /// Mean of their squares.
+    pub square: T,
 }
 
 /// A backend with the fused steps of a transformer.
@@ -205,5 +214,41 @@ pub trait Kernels: Backend {
         dy: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         composed::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
+    }
+
+    /// `silu(gate) ∘ up`.
+    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::swiglu::<Self>(gate, up)
+    }
+
+    /// Gradients of the gate and of up from that of their [`swiglu_forward`](Kernels::swiglu_forward).
+    fn swiglu_grads(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        composed::swiglu_grads::<Self>(gate, up, dy)
+    }
+
+    /// Rotates each head of `x` by angles whose cosines and sines are given, `[tokens, rotary_dim / 2]`;
+    /// backwards if `inverse`, which is also the gradient's rule.
+    fn rope_forward(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        spec: RopeSpec,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        composed::rope::<Self>(x, cos, sin, spec, inverse)
+    }
+
+    /// One step of AdamW on a parameter, a vector as all the others; in place where no one else has it.
+    fn adamw_update(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        state: AdamWState<FloatTensor<Self>>,
+        options: &AdamW,
+    ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
+        composed::adamw::<Self>(param, grad, state, options)
     }
 }

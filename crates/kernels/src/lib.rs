@@ -22,6 +22,9 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use kernels::{AttentionGrads, Kernels, NormState};
-pub use ops::{attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm};
-pub use spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+pub use kernels::{AdamWState, AttentionGrads, Kernels, NormState};
+pub use ops::{
+    adamw_step, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm, rope,
+    swiglu,
+};
+pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};

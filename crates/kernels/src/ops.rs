@@ -2,8 +2,8 @@
 
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::Kernels;
-use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+use crate::kernels::{AdamWState, Kernels};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
 
 /// `x·w + bias`.
 ///
@@ -114,6 +114,73 @@ pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int
     let ([rows, _], [n_targets]) = (logits.dims(), targets.dims());
     assert!(rows == n_targets, "cross_entropy: {rows} rows of logits, {n_targets} targets");
     wrap(B::cross_entropy_forward(unwrap(logits), targets.into_primitive()))
+}
+
+/// The gated activation of Llama: `silu(gate) ∘ up` (Shazeer 2020).
+///
+/// # Shapes
+/// - gate, up, output: `[tokens, d_ffn]`
+#[track_caller]
+pub fn swiglu<B: Kernels>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    assert!(gate.dims() == up.dims(), "swiglu: gate is {:?}, up {:?}", gate.dims(), up.dims());
+    wrap(B::swiglu_forward(unwrap(gate), unwrap(up)))
+}
+
+/// Rotary position embedding (Su et al. 2021), with the angles of each token's position.
+///
+/// `cos` and `sin` are constants: no gradient goes to them.
+///
+/// # Shapes
+/// - x, output: `[tokens, n_heads * head_dim]`
+/// - cos, sin: `[tokens, rotary_dim / 2]`
+#[track_caller]
+pub fn rope<B: Kernels>(
+    x: Tensor<B, 2>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    spec: RopeSpec,
+) -> Tensor<B, 2> {
+    let [tokens, width] = x.dims();
+    let RopeSpec { n_heads, rotary_dim, .. } = spec;
+    assert!(
+        n_heads > 0
+            && width.is_multiple_of(n_heads)
+            && rotary_dim.is_multiple_of(2)
+            && rotary_dim <= width / n_heads,
+        "rope: {n_heads} heads in a width of {width}, of which {rotary_dim} elements are rotated"
+    );
+    let expected = [tokens, rotary_dim / 2];
+    assert!(cos.dims() == expected && sin.dims() == expected, "rope: angles are not {expected:?}");
+    wrap(B::rope_forward(unwrap(x), unwrap(cos), unwrap(sin), spec, false))
+}
+
+/// One step of AdamW (Loshchilov & Hutter 2019) on one parameter, with decoupled weight decay and bias
+/// correction. Returns the parameter and its state.
+///
+/// With `m` and `v` the means of the gradients and their squares, corrected for their start at zero:
+/// `param·(1 - lr·weight_decay) - lr·m / (√v + eps)`.
+///
+/// The CPU kernels work in place on what no one else has.
+///
+/// # Shapes
+/// - param, grad, state: all alike
+#[track_caller]
+pub fn adamw_step<B: Kernels, const D: usize>(
+    param: Tensor<B, D>,
+    grad: Tensor<B, D>,
+    state: AdamWState<Tensor<B, D>>,
+    options: &AdamW,
+) -> (Tensor<B, D>, AdamWState<Tensor<B, D>>) {
+    let shape = param.dims();
+    let AdamWState { mean, square } = state;
+    for got in [grad.dims(), mean.dims(), square.dims()] {
+        assert!(got == shape, "adamw_step: {got:?} beside a parameter of {shape:?}");
+    }
+    let flat = |tensor: Tensor<B, D>| unwrap(tensor.reshape([shape.iter().product::<usize>()]));
+    let state = AdamWState { mean: flat(mean), square: flat(square) };
+    let (param, state) = B::adamw_update(flat(param), flat(grad), state, options);
+    let full = |tensor| wrap::<B, 1>(tensor).reshape(shape);
+    (full(param), AdamWState { mean: full(state.mean), square: full(state.square) })
 }
 
 #[track_caller]

@@ -81,6 +81,43 @@ pub struct NormSpec {
     pub eps: f64,
 }
 
+/// Layout of a rotary position embedding (Su et al. 2021).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeSpec {
+    /// Heads of a row.
+    pub n_heads: usize,
+    /// Width of the part of a head that is rotated, from its start: even, and at most the head's.
+    pub rotary_dim: usize,
+    /// Whether element `2i` is rotated with `2i + 1` (GPT-J), and not `i` with `i + rotary_dim / 2` (GPT-NeoX,
+    /// Llama in Hugging Face format).
+    pub interleaved: bool,
+}
+
+/// Hyper-parameters of a step of AdamW (Loshchilov & Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the mean of the gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of that mean.
+    pub eps: f64,
+    /// Decoupled weight decay: each step shrinks a parameter by `lr·weight_decay` of itself.
+    pub weight_decay: f64,
+    /// The number of this step, from 1 on.
+    pub step: usize,
+}
+
+impl AdamW {
+    /// `1 - beta1^step` and `1 - beta2^step`, by which the means are divided.
+    pub(crate) fn corrections(&self) -> [f64; 2] {
+        let power = |beta: f64| 1.0 - (0..self.step).fold(1.0, |power, _| power * beta);
+        [power(self.beta1), power(self.beta2)]
+    }
+}
+
 /// Layout and options of an attention over packed sequences.
 ///
 /// Queries are `[Σ q_lengths, n_heads * head_dim]`, keys and values `[Σ kv_lengths, n_kv_heads * head_dim]`.

@@ -1,12 +1,13 @@
 //! The rule of each step.
 
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
-use crate::kernels::{AttentionGrads, Kernels, NormState};
-use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+use crate::kernels::{AdamWState, AttentionGrads, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn linear_forward(
@@ -110,6 +111,42 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 (B::cross_entropy_forward(logits, targets), None)
             }
         })
+    }
+
+    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        record::<Swiglu, B, C, 2>([Some(&gate), Some(&up)], |tracked| {
+            let (gate, up) = (gate.primitive.clone(), up.primitive.clone());
+            let state = tracked.contains(&true).then(|| (gate.clone(), up.clone()));
+            (B::swiglu_forward(gate, up), state)
+        })
+    }
+
+    fn rope_forward(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        spec: RopeSpec,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        record::<Rope, B, C, 1>([Some(&x)], |[tracked]| {
+            let (cos, sin) = (cos.primitive.clone(), sin.primitive.clone());
+            let state = tracked.then(|| (cos.clone(), sin.clone(), spec, inverse));
+            (B::rope_forward(x.primitive.clone(), cos, sin, spec, inverse), state)
+        })
+    }
+
+    fn adamw_update(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        state: AdamWState<FloatTensor<Self>>,
+        options: &AdamW,
+    ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
+        // A step of the optimizer is not differentiated.
+        let AdamWState { mean, square } = state;
+        let state = AdamWState { mean: mean.primitive, square: square.primitive };
+        let (param, state) = B::adamw_update(param.primitive, grad.primitive, state, options);
+        let [param, mean, square] = [param, state.mean, state.square].map(Self::from_inner);
+        (param, AdamWState { mean, square })
     }
 }
 
@@ -257,5 +294,33 @@ impl<B: Kernels> Rule<B, 1> for CrossEntropy {
         _needed: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
         [Some(B::cross_entropy_grad(logits, targets, log_sums, dy))]
+    }
+}
+
+#[derive(Debug)]
+struct Swiglu;
+
+impl<B: Kernels> Rule<B, 2> for Swiglu {
+    /// The gate and up.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn grads((gate, up): Self::State, dy: FloatTensor<B>, _needed: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
+        B::swiglu_grads(gate, up, dy).map(Some)
+    }
+}
+
+#[derive(Debug)]
+struct Rope;
+
+impl<B: Kernels> Rule<B, 1> for Rope {
+    /// Cosines, sines, and what was done with them.
+    type State = (FloatTensor<B>, FloatTensor<B>, RopeSpec, bool);
+
+    fn grads(
+        (cos, sin, spec, inverse): Self::State,
+        dy: FloatTensor<B>,
+        _needed: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        [Some(B::rope_forward(dy, cos, sin, spec, !inverse))]
     }
 }

@@ -21,6 +21,17 @@ impl HostTensor for FlexTensor {
         self.as_slice().unwrap_or_default()
     }
 
+    fn floats_mut(&mut self) -> &mut [f32] {
+        if self.dtype() != DType::F32 {
+            return &mut [];
+        }
+        let whole = self.bytes().len() == self.layout().num_elements() * size_of::<f32>();
+        if !(whole && self.is_contiguous()) {
+            *self = self.to_contiguous();
+        }
+        self.storage_mut()
+    }
+
     fn weights(&self) -> Option<(Weights<'_>, bool)> {
         let layout = self.layout();
         let (&[rows, columns], &[row, column]) = (layout.shape().as_slice(), layout.strides()) else {

@@ -8,9 +8,9 @@ use burn::tensor::{DType, TensorMetadata};
 use crate::composed;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::{Finish, Left, Product, Right, Weights, gemm};
-use crate::cpu::{attention, elementwise, loss, norm};
-use crate::kernels::{AttentionGrads, Kernels, NormState};
-use crate::spec::{AttentionSpec, Dropout, Gelu, NormSpec};
+use crate::cpu::{attention, elementwise, gemv, loss, norm, optimizer, rope};
+use crate::kernels::{AdamWState, AttentionGrads, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
 
 /// A tensor in the machine's memory.
 pub(super) trait HostTensor: TensorMetadata + Clone {
@@ -19,6 +19,9 @@ pub(super) trait HostTensor: TensorMetadata + Clone {
 
     /// The elements of a tensor that is [`in_rows`](HostTensor::in_rows) and of type `f32`.
     fn floats(&self) -> &[f32];
+
+    /// The elements of a tensor of type `f32` for writing, in the order of rows; a copy if others have them.
+    fn floats_mut(&mut self) -> &mut [f32];
 
     /// The elements of a matrix that lies in the order of rows, or of columns (then `true`).
     fn weights(&self) -> Option<(Weights<'_>, bool)>;
@@ -198,6 +201,40 @@ macro_rules! host_kernels {
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
             $crate::backends::host::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
         }
+
+        fn swiglu_forward(
+            gate: ::burn::tensor::ops::FloatTensor<Self>,
+            up: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::swiglu_forward::<Self>(gate, up)
+        }
+
+        fn swiglu_grads(
+            gate: ::burn::tensor::ops::FloatTensor<Self>,
+            up: ::burn::tensor::ops::FloatTensor<Self>,
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> [::burn::tensor::ops::FloatTensor<Self>; 2] {
+            $crate::backends::host::swiglu_grads::<Self>(gate, up, dy)
+        }
+
+        fn rope_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            cos: ::burn::tensor::ops::FloatTensor<Self>,
+            sin: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: $crate::RopeSpec,
+            inverse: bool,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rope_forward::<Self>(x, cos, sin, spec, inverse)
+        }
+
+        fn adamw_update(
+            param: ::burn::tensor::ops::FloatTensor<Self>,
+            grad: ::burn::tensor::ops::FloatTensor<Self>,
+            state: $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>,
+            options: &$crate::AdamW,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>) {
+            $crate::backends::host::adamw_update::<Self>(param, grad, state, options)
+        }
     };
 }
 pub(super) use host_kernels;
@@ -244,9 +281,13 @@ fn multiply<T: HostTensor>(
         let finish = Finish { bias: bias.as_ref().map(T::floats), gelu: gelu.map(|(kind, _)| kind) };
         let mut y = Buffer::new(m * n);
         let mut slope = gelu.and_then(|(_, with_slope)| with_slope.then(|| Buffer::new(m * n)));
-        let product = Product { a: Left::Rows(x.floats()), b, k };
-        gemm([m, n], &[product], finish, &mut y, slope.as_mut());
-        // SAFETY: `gemm` writes all of both.
+        if m <= gemv::MAX_ROWS && !b.transposed {
+            gemv::gemv([m, k, n], x.floats(), weights, finish, &mut y, slope.as_mut());
+        } else {
+            let product = Product { a: Left::Rows(x.floats()), b, k };
+            gemm([m, n], &[product], finish, &mut y, slope.as_mut());
+        }
+        // SAFETY: both write all of both.
         let (y, slope) = unsafe { (y.finish(), slope.map(|slope| slope.finish())) };
         (T::from_floats(y, vec![m, n]), slope.map(|slope| T::from_floats(slope, vec![m, n])))
     })
@@ -603,4 +644,70 @@ where
     let dy = dy.floats().first().copied().unwrap_or(0.0);
     let grad = loss::cross_entropy_grad(logits.floats(), &targets.indices(), classes, log_sums.floats(), dy);
     HostTensor::from_floats(grad, vec![rows, classes])
+}
+
+pub(super) fn swiglu_forward<B: Kernels>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&gate, &up]) {
+        return composed::swiglu::<B>(gate, up);
+    }
+    let shape = gate.shape().to_vec();
+    let (gate, up) = (gate.in_rows(), up.in_rows());
+    HostTensor::from_floats(elementwise::swiglu(gate.floats(), up.floats()), shape)
+}
+
+pub(super) fn swiglu_grads<B: Kernels>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    dy: FloatTensor<B>,
+) -> [FloatTensor<B>; 2]
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&gate, &up, &dy]) {
+        return composed::swiglu_grads::<B>(gate, up, dy);
+    }
+    let shape = gate.shape().to_vec();
+    let [gate, up, dy] = [gate, up, dy].map(HostTensor::in_rows);
+    elementwise::swiglu_grads(gate.floats(), up.floats(), dy.floats())
+        .map(|grad| HostTensor::from_floats(grad, shape.clone()))
+}
+
+pub(super) fn rope_forward<B: Kernels>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+    spec: RopeSpec,
+    inverse: bool,
+) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&x, &cos, &sin]) {
+        return composed::rope::<B>(x, cos, sin, spec, inverse);
+    }
+    let [rows, width] = dims2(&x);
+    let [x, cos, sin] = [x, cos, sin].map(HostTensor::in_rows);
+    let y = rope::rope(x.floats(), cos.floats(), sin.floats(), width, spec, inverse);
+    HostTensor::from_floats(y, vec![rows, width])
+}
+
+pub(super) fn adamw_update<B: Kernels>(
+    mut param: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    mut state: AdamWState<FloatTensor<B>>,
+    options: &AdamW,
+) -> (FloatTensor<B>, AdamWState<FloatTensor<B>>)
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&param, &grad, &state.mean, &state.square]) {
+        return composed::adamw::<B>(param, grad, state, options);
+    }
+    let grad = grad.in_rows();
+    let (mean, square) = (state.mean.floats_mut(), state.square.floats_mut());
+    optimizer::adamw(param.floats_mut(), grad.floats(), mean, square, options);
+    (param, state)
 }

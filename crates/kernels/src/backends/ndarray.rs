@@ -33,6 +33,16 @@ impl HostTensor for NdArrayTensor {
         }
     }
 
+    fn floats_mut(&mut self) -> &mut [f32] {
+        if self.floats().is_empty() {
+            *self = self.clone().in_rows();
+        }
+        match self {
+            NdArrayTensor::F32(storage) => storage.ensure_owned().as_slice_mut().unwrap_or_default(),
+            _ => &mut [],
+        }
+    }
+
     fn weights(&self) -> Option<(Weights<'_>, bool)> {
         let NdArrayTensor::F32(storage) = self else {
             return None;

@@ -2,6 +2,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
+use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
@@ -60,4 +61,22 @@ pub(crate) fn dropout<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> FloatT
     let factors = TensorData::new(factors, [rows, columns]);
     let factors = Tensor::<B, 2>::from_data(factors, (&x.device(), x.dtype()));
     unwrap(x * factors)
+}
+
+pub(crate) fn swiglu<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    let gate: Tensor<B, 2> = wrap(gate);
+    unwrap(gate.clone() * sigmoid(gate) * wrap(up))
+}
+
+pub(crate) fn swiglu_grads<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    dy: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    let (gate, up, dy): (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 2>) = (wrap(gate), wrap(up), wrap(dy));
+    let s = sigmoid(gate.clone());
+    let silu = gate * s.clone();
+    // silu' = s + silu·(1 - s)
+    let slope = silu.clone() * (s.clone().neg() + 1.0) + s;
+    [unwrap(dy.clone() * up * slope), unwrap(dy * silu)]
 }

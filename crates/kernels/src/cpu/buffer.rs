@@ -45,6 +45,14 @@ pub(crate) struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// `len` floats to be written.
+    ///
+    /// # Safety
+    /// They must be there, and no one else's, as long as this is used.
+    pub(crate) unsafe fn new(start: *mut f32, len: usize) -> Self {
+        Self { start, len, lifetime: PhantomData }
+    }
+
     /// Stores a vector, or as much of it as fits, at `at`.
     #[inline(always)]
     pub(crate) fn store<S: Simd>(&mut self, simd: S, v: S::V, at: usize) {
@@ -101,6 +109,19 @@ pub(crate) fn load<S: Simd>(simd: S, from: &[f32], at: usize, rest: f32) -> S::V
     }
 }
 
+/// Up to sixteen half-precision numbers; the others are zero.
+#[inline(always)]
+pub(crate) fn halves(from: &[u16]) -> [u16; LANES] {
+    match from.as_array() {
+        Some(&lanes) => lanes,
+        None => {
+            let mut lanes = [0; LANES];
+            lanes[..from.len()].copy_from_slice(from);
+            lanes
+        }
+    }
+}
+
 /// Bytes of memory traffic below which a second thread is not worth its while.
 const ALONE: usize = 96 * 1024;
 
@@ -126,10 +147,10 @@ pub(crate) unsafe fn fill_rows<const N: usize>(
         (UNIT / row_bytes.max(1)).max(1).next_multiple_of(if row_bytes < 1024 { LANES } else { 1 });
     team::for_each(rows.div_ceil(rows_a_unit), rows * row_bytes > ALONE, |unit| {
         let range = unit * rows_a_unit..rows.min((unit + 1) * rows_a_unit);
-        let parts = std::array::from_fn(|i| Part {
-            start: starts[i].get().wrapping_add(range.start * widths[i]),
-            len: range.len() * widths[i],
-            lifetime: PhantomData,
+        let parts = std::array::from_fn(|i| {
+            let start = starts[i].get().wrapping_add(range.start * widths[i]);
+            // SAFETY: units have different rows of the results, which outlive them.
+            unsafe { Part::new(start, range.len() * widths[i]) }
         });
         fill(range, parts);
     });

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::super::buffer;
 use super::super::simd::{Kernel, LANES, Simd};
 use super::Right;
 
@@ -131,31 +132,15 @@ impl Kernel for Fill<'_> {
             };
         }
         match b.weights {
-            Weights::F32(weights) => copy!(|at: usize, count: usize| {
-                let from = &weights[at..at + count];
-                match from.as_array() {
-                    Some(from) => simd.load(from),
-                    None => simd.load_part(from, 0.0),
-                }
-            }),
+            Weights::F32(weights) => {
+                copy!(|at: usize, count: usize| simd.load_part(&weights[at..at + count], 0.0))
+            }
             Weights::F16(bits) => {
-                copy!(|at: usize, count: usize| simd.from_f16(&half_lanes(&bits[at..at + count])))
+                copy!(|at: usize, count: usize| simd.from_f16(&buffer::halves(&bits[at..at + count])))
             }
             Weights::Bf16(bits) => {
-                copy!(|at: usize, count: usize| simd.from_bf16(&half_lanes(&bits[at..at + count])))
+                copy!(|at: usize, count: usize| simd.from_bf16(&buffer::halves(&bits[at..at + count])))
             }
-        }
-    }
-}
-
-#[inline(always)]
-fn half_lanes(from: &[u16]) -> [u16; LANES] {
-    match from.as_array() {
-        Some(&lanes) => lanes,
-        None => {
-            let mut lanes = [0; LANES];
-            lanes[..from.len()].copy_from_slice(from);
-            lanes
         }
     }
 }

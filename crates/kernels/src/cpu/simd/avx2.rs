@@ -187,11 +187,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn and_u(self, a: Words, b: Words) -> Words {
-        both(a, b, |a, b| intrinsic!(_mm256_and_si256(a, b)))
-    }
-
-    #[inline(always)]
     fn shr_u<const N: u32>(self, a: Words) -> Words {
         a.map(|a| intrinsic!(_mm256_srl_epi32(a, _mm_cvtsi32_si128(N.cast_signed()))))
     }

@@ -146,11 +146,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn and_u(self, a: __m512i, b: __m512i) -> __m512i {
-        intrinsic!(_mm512_and_si512(a, b))
-    }
-
-    #[inline(always)]
     fn shr_u<const N: u32>(self, a: __m512i) -> __m512i {
         intrinsic!(_mm512_srli_epi32::<N>(a))
     }

@@ -12,7 +12,6 @@ mod portable;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -64,7 +63,6 @@ pub(crate) trait Simd: Copy {
     fn add_u(self, a: Self::U, b: Self::U) -> Self::U;
     fn mul_u(self, a: Self::U, b: Self::U) -> Self::U;
     fn xor_u(self, a: Self::U, b: Self::U) -> Self::U;
-    fn and_u(self, a: Self::U, b: Self::U) -> Self::U;
     fn shr_u<const N: u32>(self, a: Self::U) -> Self::U;
     fn shl_u<const N: u32>(self, a: Self::U) -> Self::U;
     /// `x` where `a >= b`, else 0.
@@ -92,6 +90,9 @@ pub(crate) trait Simd: Copy {
     /// The first `from.len()` lanes, at most sixteen; the others are `rest`.
     #[inline(always)]
     fn load_part(self, from: &[f32], rest: f32) -> Self::V {
+        if let Some(lanes) = from.as_array() {
+            return self.load(lanes);
+        }
         let mut lanes = [rest; LANES];
         lanes[..from.len()].copy_from_slice(from);
         self.load(&lanes)
@@ -100,6 +101,9 @@ pub(crate) trait Simd: Copy {
     /// Stores the first `to.len()` lanes, at most sixteen.
     #[inline(always)]
     fn store_part(self, v: Self::V, to: &mut [f32]) {
+        if let Some(lanes) = to.as_mut_array() {
+            return self.store(v, lanes);
+        }
         let mut lanes = [0.0; LANES];
         self.store(v, &mut lanes);
         to.copy_from_slice(&lanes[..to.len()]);
@@ -263,7 +267,7 @@ mod tests {
                 hash,
                 simd.add_u(hash, simd.count_from(7)),
                 simd.xor_u(hash, simd.shr_u::<15>(hash)),
-                simd.and_u(simd.shl_u::<23>(hash), simd.splat_u(0xff00_ff00)),
+                simd.shl_u::<23>(hash),
             ];
             let halves: [u16; LANES] = std::array::from_fn(|i| (self.a[i].to_bits() >> 16) as u16);
             let mut all = vec![

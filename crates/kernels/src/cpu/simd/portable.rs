@@ -133,11 +133,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn and_u(self, a: Self::U, b: Self::U) -> Self::U {
-        zip(a, b, |a, b| a & b)
-    }
-
-    #[inline(always)]
     fn shr_u<const N: u32>(self, a: Self::U) -> Self::U {
         a.map(|a| a >> N)
     }
