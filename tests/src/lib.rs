@@ -81,7 +81,10 @@ pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     if a.len() != b.len() {
         return f32::INFINITY;
     }
-    a.iter().zip(b).map(|(x, y)| if x.is_finite() && y.is_finite() { (x - y).abs() } else { f32::INFINITY }).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| if x.is_finite() && y.is_finite() { (x - y).abs() } else { f32::INFINITY })
+        .fold(0.0, f32::max)
 }
 
 /// Asserts that two outputs agree to `tolerance`.
@@ -94,5 +97,8 @@ pub fn assert_close(what: &str, got: &[f32], expect: &[f32], tolerance: f32) {
 /// Random normal tensor.
 pub fn random<B: Backend, const D: usize>(key: &str, shape: [usize; D], std: f64) -> Tensor<B, D> {
     let n = shape.iter().product();
-    Tensor::from_data(burn::tensor::TensorData::new(normal_values(11, key, n, std), shape), &Default::default())
+    Tensor::from_data(
+        burn::tensor::TensorData::new(normal_values(11, key, n, std), shape),
+        &Default::default(),
+    )
 }

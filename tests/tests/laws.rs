@@ -73,14 +73,16 @@ fn check_laws<B: Backend + Kernels>(method: Method, base: &str, targets: &str) {
         ..PeftConfig::default()
     };
     AdapterFolder::from_set(&set, peft, Vec::new()).write(dir.path()).unwrap();
-    let (again, head) = AdapterFolder::read(dir.path()).unwrap().into_set::<B>(dir.path(), model.sites(), &device).unwrap();
+    let (again, head) =
+        AdapterFolder::read(dir.path()).unwrap().into_set::<B>(dir.path(), model.sites(), &device).unwrap();
     assert!(head.is_empty());
     for slot in set.slots() {
         let (saved, loaded) = (set.delta_weight(slot.site), again.delta_weight(slot.site));
         assert_close(&slot.path, &values(loaded.unwrap()), &values(saved.unwrap()), 0.0);
     }
     assert_close("saved and loaded", &logits(&model, &again, base), &adapted, rounding);
-    let keys: Vec<String> = lowrank_checkpoint::Checkpoint::open(dir.path()).unwrap().names().map(String::from).collect();
+    let keys: Vec<String> =
+        lowrank_checkpoint::Checkpoint::open(dir.path()).unwrap().names().map(String::from).collect();
     assert!(keys.iter().all(|k| k.contains("lora_") || k.contains("lotr")), "adapter keys only: {keys:?}");
 }
 
@@ -89,7 +91,8 @@ fn check_training<B: Backend + Kernels>(method: Method, base: &str, targets: &st
     let device = Default::default();
     let (model, _) = load::<Ad<B>>(base);
     let model = model.with_trainable(Trainable::Head);
-    let set = randomised(AdapterSet::<Ad<B>>::init(&config(method, targets), model.sites(), &device).unwrap());
+    let set =
+        randomised(AdapterSet::<Ad<B>>::init(&config(method, targets), model.sites(), &device).unwrap());
     let set = set.map(&mut RequireGrad);
     let golden = golden(base);
     let batch = pack::<Ad<B>>(model.config(), &[&golden.cases[0]]);
@@ -153,7 +156,10 @@ fn training_reaches_the_factors_and_the_head_alone(
 fn lotr_is_a_lora_exactly() {
     type B = burn_flex::Flex;
     let (model, _) = load::<B>("bert-cls");
-    let set = randomised(AdapterSet::<B>::init(&config(Method::Lotr, "query,value"), model.sites(), &Default::default()).unwrap());
+    let set = randomised(
+        AdapterSet::<B>::init(&config(Method::Lotr, "query,value"), model.sites(), &Default::default())
+            .unwrap(),
+    );
     let lowrank_adapters::Adapter::Lotr(lotr) = &set.adapters()[0] else { panic!("a LoTR group") };
     for slot in set.slots() {
         let (a, b) = lotr.lora_factors(slot.slice);
@@ -174,7 +180,8 @@ fn no_parameter_is_in_two_places() {
         }
     }
     let (model, _) = load::<B>("bert-cls");
-    let set = AdapterSet::<B>::init(&config(Method::Lotr, "query,value"), model.sites(), &Default::default()).unwrap();
+    let set = AdapterSet::<B>::init(&config(Method::Lotr, "query,value"), model.sites(), &Default::default())
+        .unwrap();
     let mut ids = Ids(Vec::new());
     model.visit(&mut ids);
     set.visit(&mut ids);

@@ -17,7 +17,8 @@ pub fn mix(seed: u64, stream: u64) -> u64 {
 /// in which tensors are made.
 fn rng(seed: u64, key: &str) -> ChaCha8Rng {
     // FNV-1a over the key.
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     ChaCha8Rng::seed_from_u64(mix(seed, hash))
 }
 

@@ -154,7 +154,8 @@ impl AdapterFolder {
         let text = std::fs::read_to_string(&path).map_err(|e| bad(format!("cannot be read: {e}")))?;
         let config: PeftConfig = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         if !["LORA", "LOTR", "HEAD"].contains(&config.peft_type.as_str()) {
-            let reason = format!("peft_type '{}' is not supported; expected LORA, LOTR or HEAD", config.peft_type);
+            let reason =
+                format!("peft_type '{}' is not supported; expected LORA, LOTR or HEAD", config.peft_type);
             return Err(bad(reason));
         }
         if config.use_dora {
@@ -289,7 +290,12 @@ impl AdapterFolder {
         let slots = found
             .iter()
             .enumerate()
-            .map(|(adapter, (site, _))| Slot { site: *site, path: sites[*site].path.clone(), adapter, slice: 0 })
+            .map(|(adapter, (site, _))| Slot {
+                site: *site,
+                path: sites[*site].path.clone(),
+                adapter,
+                slice: 0,
+            })
             .collect();
         (found.into_iter().map(|(_, adapter)| adapter).collect(), slots)
     }
@@ -301,8 +307,12 @@ impl AdapterFolder {
         problems: &mut Vec<String>,
     ) -> (Vec<Adapter<B>>, Vec<Slot>) {
         let rank = self.config.r;
-        let paths: Vec<String> =
-            self.tensors.keys().filter_map(|k| k.strip_suffix(".lotr_core.weight")).map(str::to_string).collect();
+        let paths: Vec<String> = self
+            .tensors
+            .keys()
+            .filter_map(|k| k.strip_suffix(".lotr_core.weight"))
+            .map(str::to_string)
+            .collect();
         let mut found: Vec<(usize, Tensor<B, 2>)> = Vec::new();
         for path in paths {
             let core = self.take(&format!("{path}.lotr_core.weight"), [rank, rank], problems);
@@ -319,7 +329,12 @@ impl AdapterFolder {
         let slots = found
             .iter()
             .enumerate()
-            .map(|(slice, (site, _))| Slot { site: *site, path: sites[*site].path.clone(), adapter: 0, slice })
+            .map(|(slice, (site, _))| Slot {
+                site: *site,
+                path: sites[*site].path.clone(),
+                adapter: 0,
+                slice,
+            })
             .collect();
         let cores = found.into_iter().map(|(_, core)| core).collect();
         let scale = scale(self.config.lora_alpha, rank, self.config.use_rslora);

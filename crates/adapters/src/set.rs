@@ -66,7 +66,12 @@ impl<B: Backend> AdapterSet<B> {
                     // A head narrower than the rank is adapted at its own full rank, with the same alpha.
                     let rank = config.rank.min(site.max_rank());
                     let scale = crate::config::scale(config.alpha, rank, config.rslora);
-                    slots.push(Slot { site: index, path: site.path.clone(), adapter: adapters.len(), slice: 0 });
+                    slots.push(Slot {
+                        site: index,
+                        path: site.path.clone(),
+                        adapter: adapters.len(),
+                        slice: 0,
+                    });
                     adapters.push(Adapter::Lora(Lora::init(site, rank, scale, config.seed, device)));
                 }
             }
@@ -85,7 +90,15 @@ impl<B: Backend> AdapterSet<B> {
                     slots.push(Slot { site: index, path: site.path.clone(), adapter: 0, slice });
                 }
                 let (n, rank) = (selected.len(), config.rank);
-                adapters.push(Adapter::Lotr(Lotr::init(shape, n, rank, config.scale(), config.seed, "lotr", device)));
+                adapters.push(Adapter::Lotr(Lotr::init(
+                    shape,
+                    n,
+                    rank,
+                    config.scale(),
+                    config.seed,
+                    "lotr",
+                    device,
+                )));
             }
         }
         Ok(Self::from_parts(adapters, slots, sites.len(), config.dropout))

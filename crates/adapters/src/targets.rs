@@ -41,8 +41,10 @@ impl Pattern {
             }
             Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| !site.head)),
             Self::Expression(text) => {
-                let regex = Regex::new(&format!("^(?:{text})$"))
-                    .map_err(|e| AdapterError::BadRegex { pattern: text.clone(), reason: last_line(&e.to_string()) })?;
+                let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| AdapterError::BadRegex {
+                    pattern: text.clone(),
+                    reason: last_line(&e.to_string()),
+                })?;
                 Ok(Box::new(move |site| regex.is_match(&site.path)))
             }
         }

@@ -49,7 +49,8 @@ fn answers(device: &Device) -> bool {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let probe = std::thread::spawn(move || {
-        burn::tensor::Tensor::<Inner, 1>::ones([2], &device).sum().into_data().iter::<f32>().next() == Some(2.0)
+        burn::tensor::Tensor::<Inner, 1>::ones([2], &device).sum().into_data().iter::<f32>().next()
+            == Some(2.0)
     });
     let result = probe.join().unwrap_or(false);
     std::panic::set_hook(hook);

@@ -28,7 +28,10 @@ pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
         }
     }
     if path.is_dir() {
-        bail!("{}: no config.json; expected a Hugging Face model folder or the folder of a run", path.display());
+        bail!(
+            "{}: no config.json; expected a Hugging Face model folder or the folder of a run",
+            path.display()
+        );
     }
     bail!("{}: no such folder; expected a model folder with config.json and weights", path.display());
 }
@@ -44,7 +47,11 @@ pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
 }
 
 /// The tokenizer of a model folder, cutting at the model's limit or `max_length`.
-pub(crate) fn tokenizer(folder: &Path, config: &EncoderConfig, max_length: Option<usize>) -> Result<TextTokenizer> {
+pub(crate) fn tokenizer(
+    folder: &Path,
+    config: &EncoderConfig,
+    max_length: Option<usize>,
+) -> Result<TextTokenizer> {
     let limit = config.max_tokens();
     if let Some(n) = max_length.filter(|n| *n > limit) {
         bail!("--max-length {n} is more than the {limit} tokens that the model takes");
@@ -117,7 +124,8 @@ fn saved_labels(dir: &Path) -> Result<Option<(Vec<String>, bool)>> {
     }
     // An adapter from elsewhere: the width of its head tells the number of labels.
     let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
-    let head = ["classifier.weight", "classifier.out_proj.weight"].iter().find_map(|k| folder.tensors.get(*k));
+    let head =
+        ["classifier.weight", "classifier.out_proj.weight"].iter().find_map(|k| folder.tensors.get(*k));
     Ok(head.map(|t| ((0..t.shape[0]).map(|i| format!("LABEL_{i}")).collect(), t.shape[0] == 1)))
 }
 
@@ -137,7 +145,9 @@ impl Texts {
             match (option, rows.last_mut()) {
                 (TextOption::Text(text), _) => rows.push((text.clone(), None)),
                 (TextOption::Pair(pair), Some((_, slot @ None))) => *slot = Some(pair.clone()),
-                (TextOption::Pair(pair), _) => bail!("--text-pair {pair:?} has no --text of its own before it"),
+                (TextOption::Pair(pair), _) => {
+                    bail!("--text-pair {pair:?} has no --text of its own before it")
+                }
             }
         }
         if let Some(path) = file {
@@ -190,7 +200,9 @@ impl TextArgs {
 impl clap::FromArgMatches for TextArgs {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
         let mut order: Vec<(usize, TextOption)> = Vec::new();
-        for (id, make) in [("text", TextOption::Text as fn(String) -> TextOption), ("text_pair", TextOption::Pair)] {
+        for (id, make) in
+            [("text", TextOption::Text as fn(String) -> TextOption), ("text_pair", TextOption::Pair)]
+        {
             let values = matches.get_many::<String>(id).into_iter().flatten();
             let places = matches.indices_of(id).into_iter().flatten();
             order.extend(places.zip(values.map(|v| make(v.clone()))));
@@ -212,7 +224,13 @@ impl clap::Args for TextArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
         use clap::{Arg, ArgAction, value_parser};
         command
-            .arg(Arg::new("text").long("text").action(ArgAction::Append).allow_hyphen_values(true).help("A text; may be repeated"))
+            .arg(
+                Arg::new("text")
+                    .long("text")
+                    .action(ArgAction::Append)
+                    .allow_hyphen_values(true)
+                    .help("A text; may be repeated"),
+            )
             .arg(
                 Arg::new("text_pair")
                     .long("text-pair")

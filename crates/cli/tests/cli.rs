@@ -60,7 +60,8 @@ fn s(path: &Path) -> &str {
 #[test]
 fn predict_gives_logits_labels_and_scores_in_order() {
     let model = fixture("bert-cls");
-    let golden: Value = serde_json::from_str(&fs::read_to_string(model.join("expected.json")).unwrap()).unwrap();
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(model.join("expected.json")).unwrap()).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     let mut args = vec!["predict", "--model", s(&model)];
     for case in cases {
@@ -93,23 +94,67 @@ fn finetune_then_evaluate_gives_the_metric_of_the_run(#[case] method: &str, #[ca
     let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
     let (run, model) = (out.path().join("run"), fixture("bert-cls"));
     let result = json(&[
-        "finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path()), "--method", method, "--rank", "2",
-        "--max-steps", "6", "--eval-every", "3", "--batch-size", "8", "--lr", "1e-2", "-o", s(&run),
+        "finetune",
+        "--model",
+        s(&model),
+        "--task",
+        "sst2",
+        "--data",
+        s(data.path()),
+        "--method",
+        method,
+        "--rank",
+        "2",
+        "--max-steps",
+        "6",
+        "--eval-every",
+        "3",
+        "--batch-size",
+        "8",
+        "--lr",
+        "1e-2",
+        "-o",
+        s(&run),
     ]);
-    for key in ["metric", "best_metric", "steps", "ms_per_step_median", "tokens_per_second", "trainable", "total", "wall_s"] {
+    for key in [
+        "metric",
+        "best_metric",
+        "steps",
+        "ms_per_step_median",
+        "tokens_per_second",
+        "trainable",
+        "total",
+        "wall_s",
+    ] {
         assert!(result[key].is_number(), "{key} in {result}");
     }
     assert_eq!(result["steps"], 6);
     let record: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).unwrap()).unwrap();
     assert_eq!(record["train_info"]["status"], "done");
     assert_eq!(record["train_info"]["evals"].as_array().unwrap().len(), 2);
-    assert!(fs::read_dir(&run).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")));
+    assert!(
+        fs::read_dir(&run).unwrap().any(|e| e
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("events.out.tfevents"))
+    );
     assert!(!run.join("checkpoints").exists(), "a finished run keeps no checkpoints");
 
     let score = if kind == "model" {
         json(&["evaluate", "--model", s(&run), "--task", "sst2", "--data", s(data.path())])
     } else {
-        json(&["evaluate", "--model", s(&model), "--adapter", s(&run), "--task", "sst2", "--data", s(data.path())])
+        json(&[
+            "evaluate",
+            "--model",
+            s(&model),
+            "--adapter",
+            s(&run),
+            "--task",
+            "sst2",
+            "--data",
+            s(data.path()),
+        ])
     };
     assert_eq!(score["accuracy"], result["metric"], "what was saved scores what was reported");
 }
@@ -121,15 +166,38 @@ fn a_run_repeats_itself_and_resumes_where_it_was() {
     let run = |name: &str, extra: &[&str]| {
         let dir = out.path().join(name);
         let mut args = vec![
-            "finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path()), "--method", "lora", "--rank", "2",
-            "--max-steps", "8", "--eval-every", "2", "--save-every", "2", "--batch-size", "8", "--lr", "1e-2", "-o",
+            "finetune",
+            "--model",
+            s(&model),
+            "--task",
+            "sst2",
+            "--data",
+            s(data.path()),
+            "--method",
+            "lora",
+            "--rank",
+            "2",
+            "--max-steps",
+            "8",
+            "--eval-every",
+            "2",
+            "--save-every",
+            "2",
+            "--batch-size",
+            "8",
+            "--lr",
+            "1e-2",
+            "-o",
         ];
         let path = s(&dir).to_string();
         args.push(&path);
         args.extend(extra);
         lowrank(&args).assert().success();
         let record: Value = serde_json::from_str(&fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
-        (record["train_info"]["evals"].clone(), fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap())
+        (
+            record["train_info"]["evals"].clone(),
+            fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap(),
+        )
     };
     let (first, second) = (run("a", &[]), run("b", &[]));
     assert_eq!(first, second, "a seed repeats a run bit for bit");
@@ -152,8 +220,23 @@ fn a_regression_task_from_files_of_ones_own() {
     fs::write(&dev, rows(8)).unwrap();
     let (run, model) = (out.path().join("run"), fixture("roberta-cls"));
     let result = json(&[
-        "finetune", "--model", s(&model), "--train", s(&train), "--dev", s(&dev), "--method", "lora", "--max-steps", "2",
-        "--eval-every", "2", "--batch-size", "8", "-o", s(&run),
+        "finetune",
+        "--model",
+        s(&model),
+        "--train",
+        s(&train),
+        "--dev",
+        s(&dev),
+        "--method",
+        "lora",
+        "--max-steps",
+        "2",
+        "--eval-every",
+        "2",
+        "--batch-size",
+        "8",
+        "-o",
+        s(&run),
     ]);
     assert_eq!(result["metric_name"], "pearson");
     let row = &json(&["predict", "--model", s(&model), "--adapter", s(&run), "--text", "the cat"])["rows"][0];
@@ -188,7 +271,8 @@ fn copy(name: &str) -> TempDir {
 }
 
 fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["finetune", "--model", model, "--task", "sst2", "--data", data, "--method", "lora", "-o", out];
+    let mut args =
+        vec!["finetune", "--model", model, "--task", "sst2", "--data", data, "--method", "lora", "-o", out];
     args.extend(extra);
     args
 }
@@ -227,7 +311,9 @@ fn bad_files_are_named() {
 
     let spoilt = copy("bert-cls");
     let config = fs::read_to_string(spoilt.path().join("config.json")).unwrap();
-    let with = |from: &str, to: &str| fs::write(spoilt.path().join("config.json"), config.replace(from, to)).unwrap();
+    let with = |from: &str, to: &str| {
+        fs::write(spoilt.path().join("config.json"), config.replace(from, to)).unwrap()
+    };
     with("\"model_type\": \"bert\"", "\"model_type\": \"bart\"");
     attempt(spoilt.path(), data.path(), "model_type 'bart' is not supported");
     with("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"mish\"");
@@ -260,7 +346,8 @@ fn usage_errors_exit_with_2() {
 fn inspect_counts_parameters() {
     let adapter = json(&["inspect", s(&fixture("peft-bert-lora"))]);
     let golden: Value =
-        serde_json::from_str(&fs::read_to_string(fixture("peft-bert-lora").join("expected.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(fixture("peft-bert-lora").join("expected.json")).unwrap())
+            .unwrap();
     assert_eq!(adapter["parameters"], golden["adapter_parameters"]);
     assert_eq!(adapter["rank"], 4);
     assert_eq!(json(&["inspect", s(&fixture("bert-cls"))])["kind"], "model");

@@ -58,7 +58,8 @@ impl<B: Backend> TokenBatch<B> {
         }
         let offset = config.position_offset;
         let positions = lengths.iter().flat_map(|&n| (offset..offset + n).map(|p| p as i32)).collect();
-        let starts = lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
+        let starts =
+            lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
         // A model without a second type (RoBERTa) takes pairs by their separators alone.
         let types = type_ids.iter().map(|&t| (t as usize).min(config.type_vocab_size - 1) as i32).collect();
         Ok(Self {

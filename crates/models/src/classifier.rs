@@ -73,7 +73,8 @@ impl<B: Backend> SequenceClassifier<B> {
         let mut model = Self::init(config, seed, device);
         let (dense_path, output_path, _) = head_paths(model.info.config.architecture);
         // BERT's pooler is stored with the encoder, under the encoder's prefix.
-        let dense_key = dense_path.strip_prefix(prefix).map_or(dense_path.to_string(), |p| format!("{stored}{p}"));
+        let dense_key =
+            dense_path.strip_prefix(prefix).map_or(dense_path.to_string(), |p| format!("{stored}{p}"));
 
         let mut loader = Loader::new(&checkpoint, device);
         model.encoder.walk(stored, &mut loader);
@@ -85,7 +86,8 @@ impl<B: Backend> SequenceClassifier<B> {
             model.output.walk(output_path, &mut loader);
         }
         let is_head = |k: &str| k.starts_with(&dense_key) || k.starts_with(output_path);
-        let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, &model.info.config, output_path))?;
+        let mut fresh =
+            loader.finish(|k| !is_head(k), |name| is_extra(name, &model.info.config, output_path))?;
         if !head_fits {
             fresh.push(out_key);
         }
@@ -140,7 +142,8 @@ impl<B: Backend> SequenceClassifier<B> {
     pub fn head_tensors(&self) -> Vec<HostTensor> {
         let mut saver = Saver::default();
         self.clone().walk_head(&mut saver);
-        let host = |t: NamedTensor<'static>| HostTensor { name: t.name, shape: t.shape, data: t.data.into_owned() };
+        let host =
+            |t: NamedTensor<'static>| HostTensor { name: t.name, shape: t.shape, data: t.data.into_owned() };
         saver.tensors.into_iter().map(host).collect()
     }
 
@@ -320,7 +323,8 @@ struct HostReader<B: Backend> {
 impl<B: Backend> ParamIo<B> for HostReader<B> {
     fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
         // An adapter made over the bare encoder has no prefix before its pooler.
-        let fits = |t: &HostTensor| t.name == key || key.split_once('.').is_some_and(|(_, rest)| t.name == rest);
+        let fits =
+            |t: &HostTensor| t.name == key || key.split_once('.').is_some_and(|(_, rest)| t.name == rest);
         let Some(index) = self.tensors.iter().position(fits) else {
             self.problems.push(format!("missing '{key}'"));
             return;
@@ -351,7 +355,9 @@ impl<B: Kernels> SequenceClassifier<B> {
     /// - output: `[sequences, labels]`
     pub fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
         let config = &self.info.config;
-        let drop = |x: Tensor<B, 2>, place: u64| match mode.dropout(config.classifier_dropout, DENSE_STREAM + place) {
+        let drop = |x: Tensor<B, 2>, place: u64| match mode
+            .dropout(config.classifier_dropout, DENSE_STREAM + place)
+        {
             Some(d) => dropout(x, d),
             None => x,
         };
@@ -371,4 +377,3 @@ impl<B: Kernels> SequenceClassifier<B> {
         self.encoder.forward(batch, Rows::All, adapters, mode)
     }
 }
-

@@ -200,7 +200,8 @@ impl EncoderConfig {
                 c.hidden_size, c.num_attention_heads
             ));
         }
-        let dropouts = [c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.classifier_dropout.unwrap_or(0.0)];
+        let dropouts =
+            [c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.classifier_dropout.unwrap_or(0.0)];
         if dropouts.iter().any(|p| !(0.0..1.0).contains(p)) {
             return Err("a dropout probability is outside 0 <= p < 1".into());
         }
@@ -256,7 +257,8 @@ impl EncoderConfig {
     /// Sets the labels of the task at hand; one label with `regression` predicts a number.
     pub fn with_labels(mut self, labels: Vec<String>, regression: bool) -> Self {
         let numbered = || labels.iter().enumerate();
-        let id2label: Map<String, Value> = numbered().map(|(i, l)| (i.to_string(), l.clone().into())).collect();
+        let id2label: Map<String, Value> =
+            numbered().map(|(i, l)| (i.to_string(), l.clone().into())).collect();
         let label2id: Map<String, Value> = numbered().map(|(i, l)| (l.clone(), i.into())).collect();
         self.raw.insert("id2label".into(), id2label.into());
         self.raw.insert("label2id".into(), label2id.into());
@@ -291,7 +293,11 @@ fn labels(
         let slot = id.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
         *slot.ok_or_else(|| format!("id2label has the key '{id}'; expected 0, 1, …"))? = Some(label);
     }
-    labels.into_iter().collect::<Option<Vec<String>>>().filter(|l| !l.is_empty()).ok_or("id2label is empty".into())
+    labels
+        .into_iter()
+        .collect::<Option<Vec<String>>>()
+        .filter(|l| !l.is_empty())
+        .ok_or("id2label is empty".into())
 }
 
 #[cfg(test)]

@@ -221,7 +221,9 @@ impl<B: Kernels> SelfAttention<B> {
     ) -> Tensor<B, 2> {
         let (x_query, q_lengths) = match rows {
             Rows::All => (x.clone(), batch.lengths.clone()),
-            Rows::First => (x.clone().select(0, batch.starts.clone()), Arc::from(vec![1; batch.n_sequences()])),
+            Rows::First => {
+                (x.clone().select(0, batch.starts.clone()), Arc::from(vec![1; batch.n_sequences()]))
+            }
         };
         let q = self.query.forward(x_query.clone(), adapters, mode); // [rows, d_model]
         let k = self.key.forward(x.clone(), adapters, mode); // [tokens, d_model]

@@ -79,7 +79,9 @@ impl<B: Backend> Linear<B> {
     /// `(r, in)` and `<key>.lowrank_b.weight` `(out, r)`.
     pub fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
         match &mut self.projection {
-            Projection::Dense(dense) => io.param(&format!("{key}.weight"), Layout::Transposed, &mut dense.weight),
+            Projection::Dense(dense) => {
+                io.param(&format!("{key}.weight"), Layout::Transposed, &mut dense.weight)
+            }
             Projection::LowRank(factors) => {
                 io.param(&format!("{key}.lowrank_a.weight"), Layout::Transposed, &mut factors.a);
                 io.param(&format!("{key}.lowrank_b.weight"), Layout::Transposed, &mut factors.b);

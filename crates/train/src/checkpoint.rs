@@ -105,13 +105,15 @@ impl CheckpointStore {
         std::fs::create_dir_all(&temporary).map_err(|e| failed(&e))?;
         let step = position.step;
         let save = |name: &str, record: TrainedRecord| {
-            Checkpointer::<TrainedRecord, B>::save(&files(&temporary, name), step, record).map_err(|e| failed(&e))
+            Checkpointer::<TrainedRecord, B>::save(&files(&temporary, name), step, record)
+                .map_err(|e| failed(&e))
         };
         save("model", model)?;
         if let Some(best) = best {
             save("best", best)?;
         }
-        Checkpointer::<AdamWRecord, B>::save(&files(&temporary, "optim"), step, optimizer).map_err(|e| failed(&e))?;
+        Checkpointer::<AdamWRecord, B>::save(&files(&temporary, "optim"), step, optimizer)
+            .map_err(|e| failed(&e))?;
         let state = State { config_hash: self.config_hash.clone(), position: position.clone() };
         let json = serde_json::to_string_pretty(&state).map_err(|e| failed(&e))?;
         std::fs::write(temporary.join("state.json"), json).map_err(|e| failed(&e))?;

@@ -88,8 +88,12 @@ impl TrainConfig {
     /// # Errors
     /// [`TrainError::BadValue`] naming the first that is outside.
     pub fn validate(&self) -> Result<()> {
-        let positive = |name, value: f64| check(name, value, value.is_finite() && value > 0.0, "a finite number above 0");
-        let not_negative = |name, value: f64| check(name, value, value.is_finite() && value >= 0.0, "a finite number, 0 or more");
+        let positive = |name, value: f64| {
+            check(name, value, value.is_finite() && value > 0.0, "a finite number above 0")
+        };
+        let not_negative = |name, value: f64| {
+            check(name, value, value.is_finite() && value >= 0.0, "a finite number, 0 or more")
+        };
         let count = |name, value: usize| check(name, value, value >= 1, "1 or more");
         positive("lr", self.lr)?;
         positive("head-lr", self.head_lr.unwrap_or(self.lr))?;
@@ -102,7 +106,12 @@ impl TrainConfig {
         count("eval-every", self.eval_every)?;
         count("early-stopping", self.early_stopping.unwrap_or(1))?;
         let save = self.save_every.unwrap_or(self.eval_every);
-        check("save-every", save, save >= 1 && save.is_multiple_of(self.eval_every), "a multiple of eval-every")
+        check(
+            "save-every",
+            save,
+            save >= 1 && save.is_multiple_of(self.eval_every),
+            "a multiple of eval-every",
+        )
     }
 }
 

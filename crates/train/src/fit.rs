@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError};
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::metric::store::{Aggregate, Direction, Split};
 use burn::train::{
-    Interrupter, Learner, MetricEarlyStoppingStrategy, StoppingCondition, SupervisedTraining, TrainingStrategy,
+    Interrupter, Learner, MetricEarlyStoppingStrategy, StoppingCondition, SupervisedTraining,
+    TrainingStrategy,
 };
 use lowrank_data::glue::Metric;
 use lowrank_data::pack::EncodedDataset;
@@ -86,15 +87,18 @@ where
         rounds: rounds.clone(),
     });
 
-    let mut training = SupervisedTraining::<Components<B>>::new(fit.folder, Arc::new(loader), Arc::new(NoBatches))
-        .with_application_logger(None)
-        .with_metric_logger(EventLogger::new(fit.events, steps, rounds))
-        .with_interrupter(fit.interrupter)
-        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
-        .renderer(ProgressRenderer::new())
-        .metric_train_numeric(Plain::<StepValues>::new("loss", false, |_, item, _| item.loss))
-        .metric_train_numeric(Plain::<StepValues>::new("learning_rate", false, |_, _, m| m.lr.unwrap_or(0.0)))
-        .metric_train_numeric(Plain::<StepValues>::new("epoch", true, |_, item, _| item.epoch));
+    let mut training =
+        SupervisedTraining::<Components<B>>::new(fit.folder, Arc::new(loader), Arc::new(NoBatches))
+            .with_application_logger(None)
+            .with_metric_logger(EventLogger::new(fit.events, steps, rounds))
+            .with_interrupter(fit.interrupter)
+            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+            .renderer(ProgressRenderer::new())
+            .metric_train_numeric(Plain::<StepValues>::new("loss", false, |_, item, _| item.loss))
+            .metric_train_numeric(Plain::<StepValues>::new("learning_rate", false, |_, _, m| {
+                m.lr.unwrap_or(0.0)
+            }))
+            .metric_train_numeric(Plain::<StepValues>::new("epoch", true, |_, item, _| item.epoch));
     for name in &names {
         let higher_is_better = !name.starts_with("loss");
         training = training.metric_valid_numeric(Plain::<EvalOutput>::evaluation(name, higher_is_better));

@@ -34,9 +34,11 @@ impl PackedLoader {
         let probe = TrainBatches::new(data.clone(), config.batch_size, config.seed)?;
         let drawn = steps * config.grad_accum;
         let per_epoch = probe.batches_per_epoch();
-        let state = LoaderState { epoch: (drawn / per_epoch) as u64, index: drawn % per_epoch * config.batch_size };
+        let state =
+            LoaderState { epoch: (drawn / per_epoch) as u64, index: drawn % per_epoch * config.batch_size };
         let batches = TrainBatches::resume(data, config.batch_size, config.seed, state)?;
-        let stream = Stream { batches, rows, seed: config.seed, accum: config.grad_accum, drawn: drawn as u64 };
+        let stream =
+            Stream { batches, rows, seed: config.seed, accum: config.grad_accum, drawn: drawn as u64 };
         Ok(Self { batches: Arc::new(Mutex::new(stream)) })
     }
 

@@ -70,7 +70,10 @@ impl MetricLogger for EventLogger {
                 self.writer = None;
             }
             if *split != Split::Train {
-                self.values.entry((name.clone(), epoch, split.clone())).or_default().push(numeric.numeric_entry);
+                self.values
+                    .entry((name.clone(), epoch, split.clone()))
+                    .or_default()
+                    .push(numeric.numeric_entry);
             }
         }
     }

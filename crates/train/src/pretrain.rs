@@ -46,7 +46,8 @@ where
         let Some(batch) = batches.next() else { break };
         let masked = masker.mask(batch?, config.seed, step as u64)?;
         let batch = &masked.batch;
-        let tokens = TokenBatch::<B>::new(model.config(), &batch.ids, &batch.type_ids, &batch.lengths, device)?;
+        let tokens =
+            TokenBatch::<B>::new(model.config(), &batch.ids, &batch.type_ids, &batch.lengths, device)?;
         let places = int_tensor(masked.places.iter().map(|&p| p as i32).collect(), device);
         let targets = int_tensor(masked.targets.iter().map(|&t| t as i32).collect(), device);
         let logits = model.forward(&tokens, places, Mode::train(mix(config.seed, step as u64)));

@@ -3,12 +3,12 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use burn::train::LearnerSummary;
 use burn::train::metric::MetricDefinition;
 use burn::train::renderer::{
     EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
-use burn::train::LearnerSummary;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Shortest time between two plain lines.
@@ -36,7 +36,9 @@ impl ProgressRenderer {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let style = "{bar:24} {pos}/{len} steps  {per_sec}  {eta} left  {msg}";
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar
         });
         let now = Instant::now();
@@ -73,7 +75,11 @@ impl ProgressRenderer {
         let parts: Vec<String> = self
             .last
             .drain(..)
-            .map(|(name, v)| if name == "learning_rate" { format!("lr {v:.2e}") } else { format!("{name} {v:.4}") })
+            .map(
+                |(name, v)| {
+                    if name == "learning_rate" { format!("lr {v:.2e}") } else { format!("{name} {v:.4}") }
+                },
+            )
             .collect();
         parts.join("  ")
     }
@@ -106,7 +112,8 @@ impl MetricsRendererTraining for ProgressRenderer {
             self.last_line = Instant::now();
             let done = step - first;
             let rate = done as f64 / self.begun.elapsed().as_secs_f64();
-            let left = if done > 0 { format!("{:.0} s left", (total - step) as f64 / rate) } else { String::new() };
+            let left =
+                if done > 0 { format!("{:.0} s left", (total - step) as f64 / rate) } else { String::new() };
             self.line(&format!("step {step}/{total}  {rate:.1}/s  {left}  {message}"));
         }
     }

@@ -70,7 +70,13 @@ mod tests {
     use rstest::rstest;
 
     fn schedule(scheduler: SchedulerKind) -> Schedule {
-        Schedule::new(&TrainConfig { lr: 1.0, max_steps: 100, warmup_ratio: 0.1, scheduler, ..Default::default() })
+        Schedule::new(&TrainConfig {
+            lr: 1.0,
+            max_steps: 100,
+            warmup_ratio: 0.1,
+            scheduler,
+            ..Default::default()
+        })
     }
 
     #[rstest]

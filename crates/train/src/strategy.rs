@@ -14,8 +14,8 @@ use burn::optim::{GradientsAccumulator, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
 
 use burn::train::{
-    EventProcessorTraining, Learner, LearnerEvent, LearningComponentsMarker, SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader,
-    TrainStep, TrainingComponents, TrainingItem, ValidLoader,
+    EventProcessorTraining, Learner, LearnerEvent, LearningComponentsMarker, SupervisedLearningStrategy,
+    SupervisedTrainingEventProcessor, TrainLoader, TrainStep, TrainingComponents, TrainingItem, ValidLoader,
 };
 use lowrank_kernels::Kernels;
 
@@ -176,11 +176,15 @@ where
             let at_end = step == config.max_steps;
             if step.is_multiple_of(config.eval_every) || at_end {
                 let round = step.div_ceil(config.eval_every);
-                let improved = self.evaluate_round(round, step, model, &mut components.event_processor, &mut outcome)?;
+                let improved =
+                    self.evaluate_round(round, step, model, &mut components.event_processor, &mut outcome)?;
                 if improved {
                     best = Some(model.clone().into_record());
                 }
-                let stop = components.early_stopping.as_mut().is_some_and(|s| s.should_stop(round, &components.event_store));
+                let stop = components
+                    .early_stopping
+                    .as_mut()
+                    .is_some_and(|s| s.should_stop(round, &components.event_store));
                 let save = config.save_every.is_some_and(|n| step.is_multiple_of(n)) && !at_end && !stop;
                 if let (true, Some(store)) = (save, &self.checkpoints) {
                     let position = Position { step, best: outcome.best };

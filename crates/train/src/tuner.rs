@@ -180,7 +180,9 @@ impl<B: Backend> FineTuner<B> {
         if mapper.next == record.tensors.len() {
             Ok(())
         } else {
-            Err(TrainError::Batch("the checkpoint holds trained tensors of other shapes than this run".into()))
+            Err(TrainError::Batch(
+                "the checkpoint holds trained tensors of other shapes than this run".into(),
+            ))
         }
     }
 }
@@ -329,7 +331,10 @@ where
 
     fn step(&self, item: TrainItem) -> TrainOutput<Self::Output> {
         // Batches are checked when they are made; burn-train's step has no way to return an error.
-        #[allow(clippy::expect_used, reason = "the loader hands out labelled batches within the model's limits")]
+        #[allow(
+            clippy::expect_used,
+            reason = "the loader hands out labelled batches within the model's limits"
+        )]
         let loss = self
             .logits(&item.batch, Mode::train(item.seed))
             .and_then(|logits| loss(logits, &item.batch.labels))

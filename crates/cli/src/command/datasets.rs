@@ -75,7 +75,11 @@ fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
     let trained = pretrain::<Train>(model, data, &masker, &config, &device, |step, loss| {
         mean = if step == 1 { loss } else { 0.99 * mean + 0.01 * loss };
         if step.is_multiple_of(100) {
-            eprintln!("step {step}/{}  loss {mean:.4}  {:.0} s", config.max_steps, begun.elapsed().as_secs_f64());
+            eprintln!(
+                "step {step}/{}  loss {mean:.4}  {:.0} s",
+                config.max_steps,
+                begun.elapsed().as_secs_f64()
+            );
         }
     })?;
     Ok(trained.save(folder)?)

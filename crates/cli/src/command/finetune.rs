@@ -19,7 +19,7 @@ use lowrank_report::run::{Evaluation, FILE_NAME, MetaInfo, RunInfo, RunRecord, S
 use lowrank_report::tfevents::EventWriter;
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
 use lowrank_train::checkpoint::CheckpointStore;
-use lowrank_train::{DevSet, Fit, FineTuner, Outcome, SchedulerKind, TrainConfig, fit};
+use lowrank_train::{DevSet, FineTuner, Fit, Outcome, SchedulerKind, TrainConfig, fit};
 use serde_json::{Map, Value, json};
 
 use crate::backend::{NAME, Train, device};
@@ -190,7 +190,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (tuner, model_hash) = build(&args, &folder, model_config, &device)?;
     let rows = read.encode(spec, &tokenizer)?;
     if let Some(epochs) = args.epochs {
-        ensure!(epochs.is_finite() && epochs > 0.0, "epochs = {epochs} is out of range; expected a number above 0");
+        ensure!(
+            epochs.is_finite() && epochs > 0.0,
+            "epochs = {epochs} is out of range; expected a number above 0"
+        );
         let per_epoch = rows.train.len().div_ceil(args.batch_size * args.grad_accum);
         config.max_steps = ((per_epoch as f64 * epochs).ceil() as usize).max(1);
     }
@@ -263,7 +266,8 @@ fn train(
     record: &Arc<Mutex<RunRecord>>,
     primary: &str,
 ) -> Result<(FineTuner<crate::backend::Inner>, Outcome)> {
-    let checkpoints = CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
+    let checkpoints =
+        CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
     let label = args.label.clone().unwrap_or_else(|| method_name(args.method));
     let log_folder = match &args.log_dir {
         Some(root) => log_path(
@@ -519,7 +523,9 @@ fn build(
 
 /// `0,1,4-7`.
 fn parse_layers(text: &str) -> Result<Vec<usize>> {
-    let number = |s: &str| s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"));
+    let number = |s: &str| {
+        s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"))
+    };
     let mut layers = Vec::new();
     for part in text.split(',') {
         match part.split_once('-') {
@@ -568,7 +574,8 @@ fn hash_settings(settings: &Map<String, Value>, data: &str) -> String {
 }
 
 fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
-    let bytes = sets.flat_map(|set| set.rows()).flat_map(|row| row.ids.iter().flat_map(|id| id.to_le_bytes()));
+    let bytes =
+        sets.flat_map(|set| set.rows()).flat_map(|row| row.ids.iter().flat_map(|id| id.to_le_bytes()));
     format!("{:016x}", fnv(bytes))
 }
 

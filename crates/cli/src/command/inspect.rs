@@ -30,9 +30,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     for tensor in object["tensors"].as_array().into_iter().flatten() {
         let name = tensor["name"].as_str().unwrap_or_default();
-        println!("{name:60} {:16} {}", tensor["shape"].to_string(), tensor["dtype"].as_str().unwrap_or("F32"));
+        println!(
+            "{name:60} {:16} {}",
+            tensor["shape"].to_string(),
+            tensor["dtype"].as_str().unwrap_or("F32")
+        );
     }
-    println!("{} tensors, {} parameters", object["tensors"].as_array().map_or(0, Vec::len), object["parameters"]);
+    println!(
+        "{} tensors, {} parameters",
+        object["tensors"].as_array().map_or(0, Vec::len),
+        object["parameters"]
+    );
     Ok(())
 }
 

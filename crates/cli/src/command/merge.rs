@@ -24,7 +24,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.model.adapter.is_some(), "nothing to merge: give --adapter");
     let source = model_folder(&args.model.model)?;
-    ensure!(args.output != source, "{}: the output would replace the model; give another folder", source.display());
+    ensure!(
+        args.output != source,
+        "{}: the output would replace the model; give another folder",
+        source.display()
+    );
     let loaded = args.model.load::<Inner>(&device()?)?;
     let (model, adapters) = loaded.model.into_parts();
     let sites = adapters.slots().len();
