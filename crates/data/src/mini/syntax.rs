@@ -193,6 +193,7 @@ impl Link {
 
 /// A sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a few live at a time, and none is moved often")]
 pub(crate) enum Sentence {
     One(Clause),
     /// `first link second`, or `link second, first` where the linked clause comes first.
