@@ -63,7 +63,7 @@ kernel! {
 
 /// Zeroes the dropped elements of rows of this width, and scales the others.
 pub(crate) fn dropout(x: &[f32], width: usize, dropout: Dropout) -> Vec<f32> {
-    let rows = if width == 0 { 0 } else { x.len() / width };
+    let rows = x.len().checked_div(width).unwrap_or(0);
     // SAFETY: the kernel stores all of its part.
     let [y] = unsafe {
         fill_rows(rows, [width], 12 * width, |range, [mut y]| {

@@ -76,7 +76,7 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::V) -> S::V {
 }
 
 /// `2·√(2/π)`: the tanh form of GELU is `x·sigmoid(2·√(2/π)·(x + 0.044715 x³))`.
-const TANH_FACTOR: f32 = 1.595_769_1;
+const TANH_FACTOR: f32 = 1.595_769;
 const TANH_CUBE: f32 = 0.044_715;
 
 /// A GELU.

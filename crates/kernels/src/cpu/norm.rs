@@ -22,7 +22,7 @@ impl<'a> Norm<'a> {
         let width = self.gamma.len();
         assert!(self.beta.is_none_or(|beta| beta.len() == width));
         assert!(self.residual.is_none_or(|residual| residual.len() == self.x.len()));
-        if width == 0 { 0 } else { self.x.len() / width }
+        self.x.len().checked_div(width).unwrap_or(0)
     }
 
     fn row(&self, row: usize) -> Row<'a> {
@@ -184,7 +184,7 @@ const SUM_ROWS: usize = 64;
 /// Sum over rows of this width of `a`, or of `a ∘ b`.
 pub(crate) fn sum_rows(a: &[f32], b: Option<&[f32]>, width: usize) -> Vec<f32> {
     assert!(b.is_none_or(|b| b.len() == a.len()));
-    let rows = if width == 0 { 0 } else { a.len() / width };
+    let rows = a.len().checked_div(width).unwrap_or(0);
     let mut sums = vec![0.0; width];
     let start = Start(sums.as_mut_ptr());
     let blocks = width.div_ceil(SUM_COLUMNS);

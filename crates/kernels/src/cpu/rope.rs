@@ -15,7 +15,7 @@ pub(crate) fn rope(
     spec: RopeSpec,
     inverse: bool,
 ) -> Vec<f32> {
-    let rows = if width == 0 { 0 } else { x.len() / width };
+    let rows = x.len().checked_div(width).unwrap_or(0);
     let half = spec.rotary_dim / 2;
     assert!(cos.len() == rows * half && sin.len() == cos.len());
     // SAFETY: the kernel stores all of its part.

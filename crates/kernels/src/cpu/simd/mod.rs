@@ -19,6 +19,7 @@ pub(crate) const LANES: usize = 16;
 ///
 /// Every method is `#[inline(always)]`, and so must be every function that is generic over `Simd`: the
 /// instructions are only there inside the functions of this module that enable them.
+#[allow(clippy::wrong_self_convention, reason = "self is the proof that the instructions are there")]
 pub(crate) trait Simd: Copy {
     /// Sixteen floats.
     type V: Copy;
