@@ -16,6 +16,9 @@ pub enum Pattern {
     Expression(String),
 }
 
+/// Whether a site is taken.
+type Matcher = Box<dyn Fn(&Site) -> bool>;
+
 /// The word that takes every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
@@ -33,7 +36,7 @@ impl Pattern {
         }
     }
 
-    fn matcher(&self) -> Result<Box<dyn Fn(&Site) -> bool>> {
+    fn matcher(&self) -> Result<Matcher> {
         match self {
             Self::Names(names) => {
                 let names = names.clone();
