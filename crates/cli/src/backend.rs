@@ -44,6 +44,7 @@ pub(crate) fn device() -> Result<Device> {
 }
 
 /// Whether the device can add: the CUDA runtime reports a missing driver by panicking on a thread of its own.
+#[allow(clippy::clone_on_copy, reason = "not every backend's device is Copy")]
 fn answers(device: &Device) -> bool {
     let device = device.clone();
     let hook = std::panic::take_hook();

@@ -38,7 +38,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let hidden = model.hidden_states(&to_device(model, &batch, &device)?, adapters, Mode::EVAL);
         let mut start = 0;
         for &n in &batch.lengths {
-            let mean: Tensor<Inner, 2> = hidden.clone().slice([start..start + n]).mean_dim(0);
+            let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, start, n).mean_dim(0);
             rows.push(mean.into_data().iter::<f32>().collect());
             start += n;
         }
