@@ -1,6 +1,6 @@
 """Times lowrank-factor beside numpy, PyTorch and scikit-learn, and prints one Markdown table.
 
-    python benches/peers/factor.py [--rounds 3] [--quick]
+    python benches/peers/factor.py [--rounds 3] [--threads N] [--quick] [--binary PATH]
 
 Needs numpy, torch and scikit-learn. Builds the example `peer_case` of the crate in release mode and runs
 each case in rounds, ours and the peers in turn, so that a busy machine troubles all of them alike. A time is
@@ -18,10 +18,25 @@ import subprocess
 import tempfile
 import time
 
-import numpy as np
-import sklearn
-import torch
-from sklearn.utils.extmath import randomized_svd
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads for everyone")
+    parser.add_argument("--quick", action="store_true", help="smallest shapes only")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["exact", "randomized", "tt"], help="leave cases out")
+    parser.add_argument("--binary", help="an existing build of the example peer_case")
+    return parser.parse_args()
+
+
+OPTIONS = parse()
+# The libraries read these when they are loaded.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ[variable] = str(OPTIONS.threads)
+
+import numpy as np  # noqa: E402
+import sklearn  # noqa: E402
+import torch  # noqa: E402
+from sklearn.utils.extmath import randomized_svd  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OVERSAMPLING, POWER_ITERATIONS = 10, 4
@@ -156,30 +171,27 @@ def tensor_train(table, binary, shape, rank, rounds, repetitions):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="smallest shapes only")
-    options = parser.parse_args()
-    binary = build()
-    shapes = [(768, 768), (3072, 768)] + ([] if options.quick else [(2048, 2048)])
-    load = os.getloadavg()
+    binary = OPTIONS.binary or build()
+    rounds = OPTIONS.rounds
+    torch.set_num_threads(OPTIONS.threads)
+    shapes = [(768, 768), (3072, 768)] + ([] if OPTIONS.quick else [(2048, 2048)])
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load[0]:.1f}; "
+        f"{platform.machine()}, {OPTIONS.threads} threads, load {os.getloadavg()[0]:.1f}; "
         f"numpy {np.__version__}, torch {torch.__version__}, scikit-learn {sklearn.__version__}; "
-        f"f32, {options.rounds} rounds, medians; ratio = ours / peer; torch column of a TT product: its dense product\n"
+        f"f32, {rounds} rounds, medians; ratio = ours / peer; torch column of a TT product: its dense product\n"
     )
     table = Table()
     table.header()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        for shape in shapes:
-            exact(table, binary, folder, shape, options.rounds, 1 if min(shape) > 1000 else 3)
-        for kind in (gaussian, power_law):
+        for shape in shapes if "exact" not in OPTIONS.skip else []:
+            exact(table, binary, folder, shape, rounds, 1 if min(shape) > 1000 else 3)
+        for kind in (gaussian, power_law) if "randomized" not in OPTIONS.skip else []:
             for shape in shapes:
-                randomized(table, binary, folder, kind, shape, options.rounds, 3 if min(shape) > 1000 else 7)
-        for shape in [(768, 768), (768, 3072), (4096, 4096)]:
+                randomized(table, binary, folder, kind, shape, rounds, 3 if min(shape) > 1000 else 7)
+        for shape in [(768, 768), (768, 3072), (4096, 4096)] if "tt" not in OPTIONS.skip else []:
             for rank in (2, 4, 8, 16):
-                tensor_train(table, binary, shape, rank, options.rounds, 50)
+                tensor_train(table, binary, shape, rank, rounds, 50)
 
 
 if __name__ == "__main__":

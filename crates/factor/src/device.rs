@@ -51,8 +51,8 @@ impl<B: Backend, T: Scalar + Element> DeviceMatrix<B, T> {
         if rows == 0 || cols == 0 {
             return Err(FactorError::Empty { what: "tensor", rows, cols });
         }
-        // NaN and infinity are the values whose difference with themselves is not zero.
-        let zero: f64 = tensor.clone().sub(tensor.clone()).abs().sum().into_scalar().elem();
+        // NaN and infinity are the values that zero does not annihilate.
+        let zero: f64 = tensor.clone().mul_scalar(0.0).abs().sum().into_scalar().elem();
         if zero != 0.0 {
             let values: Vec<T> = read(tensor)?;
             check(from_row_major(&values, rows, cols)?, "tensor")?;

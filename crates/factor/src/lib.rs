@@ -31,12 +31,21 @@
 //! # Features
 //! `burn`: `DeviceMatrix`, randomized methods whose large products run on a burn tensor's own device.
 //!
+//! # Speed
+//! Build this package in one codegen unit; faer's SIMD loops are not vectorised otherwise:
+//!
+//! ```toml
+//! [profile.release.package.lowrank-factor]
+//! codegen-units = 1
+//! ```
+//!
 //! # Threads
 //! Large operations use the current rayon pool; run them inside `ThreadPool::install` to bound them.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 pub mod allocate;
+mod dense;
 #[cfg(feature = "burn")]
 pub mod device;
 pub mod error;

@@ -3,7 +3,6 @@
 //! A matrix is a [`faer::MatRef`] of shape `m × n` with any strides; a transposed or row-major view costs
 //! nothing. Validation happens once, in the public functions; inner code does not repeat it.
 
-use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
@@ -132,8 +131,8 @@ pub(crate) fn check<T: Scalar>(a: MatRef<'_, T>, what: &'static str) -> Result<f
     for_each_lane(a, |lane| {
         for &value in lane {
             let magnitude = value.magnitude();
-            // NaN and infinity are the values whose difference with themselves is not zero.
-            finite &= value - value == zero;
+            // NaN and infinity are the values that zero does not annihilate.
+            finite &= value * zero == zero;
             max = if magnitude > max { magnitude } else { max };
         }
     });
@@ -170,6 +169,14 @@ pub(crate) fn check_shape<T: Scalar>(
         return Ok(());
     }
     Err(FactorError::ShapeMismatch { what, expected: vec![rows, cols], got: vec![a.nrows(), a.ncols()] })
+}
+
+/// Refuses a negative or undefined tolerance.
+pub(crate) fn check_tolerance(value: f64) -> Result<()> {
+    if value >= 0.0 {
+        return Ok(());
+    }
+    Err(FactorError::InvalidOption { option: "tolerance", rule: "at least 0", value })
 }
 
 /// Refuses rank 0 and ranks above `max`.
@@ -232,7 +239,7 @@ pub(crate) fn product_into<T: Scalar>(
     alpha: T,
 ) {
     let par = parallelism(a.nrows() * a.ncols() * b.ncols());
-    matmul(out, accumulate, a, b, alpha, par);
+    T::gemm(out, accumulate, a, b, alpha, par);
 }
 
 /// Multiplies column `j` by `factors[j]`.

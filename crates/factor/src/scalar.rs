@@ -3,20 +3,12 @@
 use core::fmt::{Debug, Display, LowerExp};
 use core::iter::Sum;
 
-use faer::traits::RealField;
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for f64 {}
-}
+use crate::dense::Dense;
 
 /// Element of a matrix: [`f32`] or [`f64`].
 ///
-/// Errors, norms and spectra are accumulated in `f64` whatever the element type.
-pub trait Scalar:
-    sealed::Sealed + RealField + Copy + Default + Sum + Display + LowerExp + Debug + Send + Sync + 'static
-{
+/// Errors, norms and spectra are accumulated in `f64` whatever the element type. The trait is sealed.
+pub trait Scalar: Dense + Default + Sum + Display + LowerExp + Debug + Send + Sync + 'static {
     /// Distance from 1 to the next larger number.
     const EPSILON: f64;
     /// Matrices whose largest magnitude lies outside `[1 / SAFE, SAFE]` are rescaled before arithmetic,

@@ -12,10 +12,9 @@
 //! sum of the dropped eigenvalues; spectra of several layers are therefore comparable and feed
 //! [`allocate_ranks`](crate::allocate_ranks) directly.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::{Mat, MatRef};
 
+use crate::dense::Dense;
 use crate::error::{FactorError, Result};
 use crate::low_rank::LowRank;
 use crate::matrix::{check, check_shape, check_slice, parallelism, product, ratio, scale_columns};
@@ -176,21 +175,9 @@ fn eigen<T: Scalar>(a: MatRef<'_, f64>, what: &'static str) -> Result<(Vec<f64>,
     if n == 1 {
         return Ok((vec![a[(0, 0)].max(0.0)], Mat::identity(1, 1)));
     }
-    let par = parallelism(n * n * n);
-    let mut values = faer::diag::Diag::<f64>::zeros(n);
-    let mut vectors = Mat::zeros(n, n);
-    let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, par, Default::default());
-    let mut memory = MemBuffer::new(scratch);
-    self_adjoint_evd(
-        a,
-        values.as_mut(),
-        Some(vectors.as_mut()),
-        par,
-        MemStack::new(&mut memory),
-        Default::default(),
-    )
-    .map_err(|_| FactorError::NoConvergence { algorithm: "symmetric eigenvalue decomposition" })?;
-    let values: Vec<f64> = values.column_vector().iter().rev().copied().collect();
+    let (values, vectors) = f64::eigen(a, parallelism(n * n * n))
+        .ok_or(FactorError::NoConvergence { algorithm: "symmetric eigenvalue decomposition" })?;
+    let values: Vec<f64> = values.into_iter().rev().collect();
     // Rounding puts the zeros of a singular matrix within n·ε of zero on either side.
     let floor = -T::EPSILON.sqrt() * values[0].max(0.0);
     if let Some(index) = values.iter().position(|&value| value < floor) {

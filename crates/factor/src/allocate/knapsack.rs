@@ -15,8 +15,7 @@ pub(super) struct Choice {
 pub(super) fn solve(classes: &[Vec<Choice>], budget: u64) -> Result<Vec<Choice>> {
     let classes: Vec<Vec<Choice>> = classes.iter().map(|class| undominated(class)).collect();
     let total = |pick: fn(&[Choice]) -> Choice| {
-        let costs = classes.iter().map(|class| pick(class).cost);
-        costs.fold(Some(0_u64), |sum, cost| sum.and_then(|sum| sum.checked_add(cost)))
+        classes.iter().try_fold(0_u64, |sum, class| sum.checked_add(pick(class).cost))
     };
     let minimum = total(|class| class[0]).ok_or(FactorError::Overflow { what: "total cost" })?;
     if minimum > budget {

@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::LowRank;
 use crate::error::{FactorError, Result};
-use crate::matrix::{check, check_shape, product, scale_columns};
+use crate::matrix::{check, check_rank, check_shape, check_tolerance, product, scale_columns};
 use crate::qr;
 use crate::scalar::Scalar;
 use crate::svd;
@@ -88,7 +88,7 @@ impl<T: Scalar> LowRank<T> {
         options.validate()?;
         check_shape("matrix", a, self.shape())?;
         check(a, "matrix")?;
-        crate::matrix::check_rank(self.rank(), a.nrows().min(a.ncols()))?;
+        check_rank(self.rank(), a.nrows().min(a.ncols()))?;
         let mut current = self.clone();
         let mut errors = vec![self.relative_error(a)?];
         for _ in 0..options.max_iterations {
@@ -113,14 +113,7 @@ impl AlternatingOptions {
                 value: 0.0,
             });
         }
-        if !(self.tolerance >= 0.0) {
-            return Err(FactorError::InvalidOption {
-                option: "tolerance",
-                rule: "at least 0",
-                value: self.tolerance,
-            });
-        }
-        Ok(())
+        check_tolerance(self.tolerance)
     }
 }
 

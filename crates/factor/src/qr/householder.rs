@@ -82,14 +82,17 @@ fn factor_panel<T: Scalar>(mut panel: MatMut<'_, T>, start: usize) -> Reflector<
 fn reflection<T: Scalar>(x: faer::ColRef<'_, T>, mut v: faer::ColMut<'_, T>) -> (T, T) {
     let zero = T::default();
     let head = x[0];
-    let tail = x.subrows(1, x.nrows() - 1).norm_l2();
+    let entries = || (1..x.nrows()).map(|i| x[i].widen());
+    let max = entries().fold(0.0, |max: f64, x| max.max(x.abs()));
     v[0] = T::of(1.0);
     // Far below rounding in a balanced matrix, and its reciprocal would overflow.
-    if tail.widen() <= T::NEGLIGIBLE {
+    if max <= T::NEGLIGIBLE {
         return (head, zero);
     }
+    // Scaled, because remainders of remainders may be too small to square.
+    let tail = max * entries().map(|x| (x / max).powi(2)).sum::<f64>().sqrt();
     // The sign opposite to the head's avoids cancellation in `head − β`.
-    let length = T::of(head.widen().hypot(tail.widen()));
+    let length = T::of(head.widen().hypot(tail));
     let beta = if head < zero { length } else { -length };
     let scale = T::of(1.0) / (head - beta);
     for i in 1..x.nrows() {

@@ -147,27 +147,27 @@ impl Plot {
         );
         for decade in 0..=DECADES {
             let y = self.y(10_f64.powi(-decade));
-            let _ = write!(
+            let _ = writeln!(
                 out,
                 "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#ddd\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">1e-{decade}</text>\n",
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">1e-{decade}</text>",
                 LEFT - 6.0,
                 y + 4.0
             );
         }
         for quarter in 0..=4 {
             let rank = (self.ranks * f64::from(quarter) / 4.0).round();
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{rank}</text>\n",
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{rank}</text>",
                 self.x(rank),
                 BOTTOM + 18.0
             );
         }
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"black\"/>\n\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">rank</text>\n",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">rank</text>",
             (LEFT + RIGHT) / 2.0,
             HEIGHT - 12.0
         );
@@ -176,10 +176,10 @@ impl Plot {
 
     fn marker(&self, out: &mut String, rank: usize, label: &str) {
         let x = self.x(rank as f64);
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{label} {rank}</text>\n",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{label} {rank}</text>",
             x - 4.0,
             TOP + 14.0
         );
@@ -195,10 +195,10 @@ impl Plot {
         let points: Vec<String> =
             values.enumerate().map(|(r, v)| format!("{:.1},{:.1}", self.x(r as f64), self.y(v))).collect();
         let y = BOTTOM - 14.0 - 16.0 * f64::from(index);
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"/>\n\
-             <text x=\"{:.1}\" y=\"{y:.1}\" fill=\"{color}\">{label}</text>\n",
+             <text x=\"{:.1}\" y=\"{y:.1}\" fill=\"{color}\">{label}</text>",
             points.join(" "),
             LEFT + 8.0
         );

@@ -5,7 +5,7 @@ use faer::{Accum, Mat, MatRef};
 use super::Svd;
 use super::randomized::{project, uncaptured};
 use crate::error::{FactorError, Result};
-use crate::matrix::{product, product_into, stack_cols, unscale};
+use crate::matrix::{norm_squared, product, product_into, stack_cols, unscale};
 use crate::products::MatrixProducts;
 use crate::qr;
 use crate::random::NormalSource;
@@ -82,7 +82,8 @@ pub fn adaptive<A: MatrixProducts>(
         let q = next_block(a, &qb, source.matrix(a.ncols(), width), options.power_iterations)?;
         let b = a.multiply_transposed(q.as_ref())?; // [n, width]
         qb.push(q, b);
-        let left = uncaptured(a, total, (qb.q.as_ref(), qb.b.as_ref()))?;
+        let captured = norm_squared(qb.b.as_ref());
+        let left = uncaptured(a, total, captured, (qb.q.as_ref(), qb.b.as_ref()))?;
         if left <= allowed {
             return finish(a, total, left, &qb, target);
         }
@@ -169,7 +170,7 @@ fn finish<A: MatrixProducts>(
     qb: &Blocks<A::Scalar>,
     target: &Truncation,
 ) -> Result<Svd<A::Scalar>> {
-    let (u, mut s, v) = project(qb.q.as_ref(), qb.b.as_ref())?;
+    let (v, mut s, u) = project(qb.b.as_ref(), qb.q.as_ref())?;
     let squared: Vec<f64> = s.iter().map(|s| s.widen().powi(2)).collect();
     let tails = tails(&squared, left);
     let allowed = target.allowed(total);

@@ -1,8 +1,6 @@
 //! Exact thin SVD and singular values.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::svd::{ComputeSvdVectors, SvdError, SvdParams, svd as faer_svd, svd_scratch};
-use faer::{Auto, Mat, MatRef, Spec};
+use faer::{Mat, MatRef};
 
 use super::{Svd, jacobi};
 use crate::error::{FactorError, Result};
@@ -141,42 +139,25 @@ fn column<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
     (u, vec![T::of(norm)], Mat::identity(1, 1))
 }
 
-/// Singular values of a matrix with `m ≥ n`, and its right singular vectors if there is a place for them.
-/// faer's own QR step, which is inaccurate in `f32`, is switched off.
+/// Singular values of a matrix with `m ≥ n ≥ 2`, and its right singular vectors if there is a place for
+/// them.
 fn reduce<T: Scalar>(a: MatRef<'_, T>, mut right: Option<&mut Mat<T>>) -> Result<Vec<T>> {
-    let mut params = <SvdParams as Auto<T>>::auto();
-    params.qr_ratio_threshold = f64::INFINITY;
+    let par = parallelism(a.nrows() * a.ncols() * a.ncols());
+    let finite = |s: &Vec<T>| s.iter().all(|value| value.widen().is_finite());
     // Where the iteration switches from divide and conquer to implicit QR. Either may fail to converge on
     // a singular matrix, but hardly both.
-    for switch in [params.recursion_threshold, usize::MAX, 8] {
-        params.recursion_threshold = switch;
-        if let Ok(s) = attempt(a, right.as_deref_mut(), params) {
+    for switch in [None, Some(usize::MAX), Some(8)] {
+        let place = right.as_deref_mut().map(|right| right.as_mut());
+        if let Some(s) = T::svd(a, place, switch, par).filter(finite) {
             return Ok(s);
         }
     }
     let (s, v) = jacobi::right(a);
-    if !s.iter().all(|value| value.widen().is_finite()) {
+    if !finite(&s) {
         return Err(FactorError::NoConvergence { algorithm: "singular value decomposition" });
     }
     if let Some(right) = right {
         *right = v;
     }
     Ok(s)
-}
-
-fn attempt<T: Scalar>(
-    a: MatRef<'_, T>,
-    right: Option<&mut Mat<T>>,
-    params: SvdParams,
-) -> Result<Vec<T>, SvdError> {
-    let (m, n) = a.shape();
-    let par = parallelism(m * n * n);
-    let wanted = if right.is_some() { ComputeSvdVectors::Thin } else { ComputeSvdVectors::No };
-    let params = Spec::new(params);
-    let mut memory = MemBuffer::new(svd_scratch::<T>(m, n, ComputeSvdVectors::No, wanted, par, params));
-    let mut s = faer::diag::Diag::<T>::zeros(n);
-    let right = right.map(|right| right.as_mut());
-    faer_svd(a, s.as_mut(), None, right, par, MemStack::new(&mut memory), params)?;
-    let s: Vec<T> = s.column_vector().iter().copied().collect();
-    if s.iter().all(|value| value.widen().is_finite()) { Ok(s) } else { Err(SvdError::NoConvergence) }
 }

@@ -162,7 +162,7 @@ impl Block {
         let one = |(target, block): (&mut [T], &[T]), par: Par| {
             let block = MatRef::from_row_major_slice(block, inner, width);
             let target = MatMut::from_row_major_slice_mut(target, outer, width);
-            faer::linalg::matmul::matmul(target, Accum::Replace, operand, block, T::of(1.0), par);
+            T::gemm(target, Accum::Replace, operand, block, T::of(1.0), par);
         };
         let blocks = || state.chunks_exact(inner * width);
         match parallelism(self.multiply_adds()) {

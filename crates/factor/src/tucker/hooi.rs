@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::{Tucker2, check_stack, parameters};
 use crate::error::{FactorError, Result};
-use crate::matrix::{check_rank, product, stack_cols};
+use crate::matrix::{check_rank, check_tolerance, product, stack_cols};
 use crate::scalar::Scalar;
 use crate::svd::left;
 use crate::truncation::{Truncation, TruncationReport, tails};
@@ -111,13 +111,7 @@ struct Hosvd<'a, 'b, T: Scalar> {
 
 impl<'a, 'b, T: Scalar> Hosvd<'a, 'b, T> {
     fn new(stack: &'a [MatRef<'b, T>], options: &Tucker2Options) -> Result<Self> {
-        if !(options.tolerance >= 0.0) {
-            return Err(FactorError::InvalidOption {
-                option: "tolerance",
-                rule: "at least 0",
-                value: options.tolerance,
-            });
-        }
+        check_tolerance(options.tolerance)?;
         let shape = check_stack(stack)?;
         let squared = |values: Vec<T>| values.iter().map(|s| s.widen().powi(2)).collect();
         let (u, s) = left(stack_cols(stack, shape.0).as_ref())?;

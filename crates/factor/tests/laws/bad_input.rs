@@ -14,8 +14,11 @@ use crate::common::random;
 
 type Outcome = Result<(), FactorError>;
 
+/// A function under test, with its name.
+type EntryPoint = (&'static str, fn(&Mat<f64>) -> Outcome);
+
 /// Every entry point that takes one matrix, with a good truncation.
-fn entry_points() -> Vec<(&'static str, fn(&Mat<f64>) -> Outcome)> {
+fn entry_points() -> Vec<EntryPoint> {
     const ONE: Truncation = Truncation::Rank(1);
     vec![
         ("exact", |a| exact(a.as_ref()).map(drop)),

@@ -1,0 +1,151 @@
+//! The dense kernels of faer, compiled here and nowhere else.
+//!
+//! They are methods of a sealed trait with one body for each element type, so that faer's generic code
+//! becomes part of this crate instead of every crate that calls it. That saves building time, and it
+//! matters for speed: faer's SIMD loops are closures that are only inlined, and thus vectorised, within
+//! one codegen unit. The release profile therefore builds this package with `codegen-units = 1`; with
+//! sixteen of them an SVD takes three times as long.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::svd::{ComputeSvdVectors, SvdParams, svd, svd_scratch};
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::traits::RealField;
+use faer::{Accum, Auto, Mat, MatMut, MatRef, Par, Spec};
+
+/// Dense kernels of one element type. `None` means that an iteration did not converge or a pivot was not
+/// positive.
+pub trait Dense: RealField + Copy {
+    /// `C ← α·A·B` or `C ← C + α·A·B`.
+    fn gemm(
+        out: MatMut<'_, Self>,
+        accumulate: Accum,
+        a: MatRef<'_, Self>,
+        b: MatRef<'_, Self>,
+        alpha: Self,
+        par: Par,
+    );
+
+    /// Lower triangle of `AᵀA`; the strict upper triangle is zero.
+    fn gram(a: MatRef<'_, Self>, par: Par) -> Mat<Self>;
+
+    /// Product of two upper triangular matrices.
+    fn upper_product(a: MatRef<'_, Self>, b: MatRef<'_, Self>, par: Par) -> Mat<Self>;
+
+    /// Lower Cholesky factor, in place.
+    fn cholesky(a: MatMut<'_, Self>, par: Par) -> Option<()>;
+
+    /// `X ← L⁻¹·X` for a lower triangular `L`.
+    fn solve_lower(lower: MatRef<'_, Self>, x: MatMut<'_, Self>, par: Par);
+
+    /// Singular values of a matrix with `m ≥ n ≥ 2`, and its right singular vectors if there is a place for
+    /// them. Blocks below the size `switch` are left to the implicit QR iteration.
+    fn svd(
+        a: MatRef<'_, Self>,
+        right: Option<MatMut<'_, Self>>,
+        switch: Option<usize>,
+        par: Par,
+    ) -> Option<Vec<Self>>;
+
+    /// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle.
+    fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)>;
+}
+
+macro_rules! implement {
+    ($($scalar:ty),*) => {$(
+        impl Dense for $scalar {
+            fn gemm(
+                out: MatMut<'_, Self>,
+                accumulate: Accum,
+                a: MatRef<'_, Self>,
+                b: MatRef<'_, Self>,
+                alpha: Self,
+                par: Par,
+            ) {
+                matmul(out, accumulate, a, b, alpha, par);
+            }
+
+            fn gram(a: MatRef<'_, Self>, par: Par) -> Mat<Self> {
+                let structures = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+                triangular_product(structures, a.transpose(), a, 1.0, par)
+            }
+
+            fn upper_product(a: MatRef<'_, Self>, b: MatRef<'_, Self>, par: Par) -> Mat<Self> {
+                let structures = (BlockStructure::TriangularUpper, BlockStructure::TriangularUpper);
+                triangular_product(structures, a, b, 1.0, par)
+            }
+
+            fn cholesky(a: MatMut<'_, Self>, par: Par) -> Option<()> {
+                let scratch = cholesky_in_place_scratch::<Self>(a.nrows(), par, Default::default());
+                let mut memory = MemBuffer::new(scratch);
+                let stack = MemStack::new(&mut memory);
+                cholesky_in_place(a, Default::default(), par, stack, Default::default()).ok().map(drop)
+            }
+
+            fn solve_lower(lower: MatRef<'_, Self>, x: MatMut<'_, Self>, par: Par) {
+                solve_lower_triangular_in_place(lower, x, par);
+            }
+
+            fn svd(
+                a: MatRef<'_, Self>,
+                right: Option<MatMut<'_, Self>>,
+                switch: Option<usize>,
+                par: Par,
+            ) -> Option<Vec<Self>> {
+                right_svd(a, right, switch, par)
+            }
+
+            fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)> {
+                symmetric_eigen(a, par)
+            }
+        }
+    )*};
+}
+
+implement!(f32, f64);
+
+/// `A·B` where only a triangle of the result is wanted, or both operands have one.
+fn triangular_product<T: RealField>(
+    (result, operands): (BlockStructure, BlockStructure),
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    one: T,
+    par: Par,
+) -> Mat<T> {
+    let mut out = Mat::zeros(a.nrows(), b.ncols());
+    triangular::matmul(out.as_mut(), result, Accum::Replace, a, operands, b, operands, one, par);
+    out
+}
+
+fn right_svd<T: RealField + Copy>(
+    a: MatRef<'_, T>,
+    right: Option<MatMut<'_, T>>,
+    switch: Option<usize>,
+    par: Par,
+) -> Option<Vec<T>> {
+    let (m, n) = a.shape();
+    let mut params = <SvdParams as Auto<T>>::auto();
+    // faer's own QR step drops what it takes for rounding; see `crate::qr`.
+    params.qr_ratio_threshold = f64::INFINITY;
+    params.recursion_threshold = switch.unwrap_or(params.recursion_threshold);
+    let params = Spec::new(params);
+    let wanted = if right.is_some() { ComputeSvdVectors::Thin } else { ComputeSvdVectors::No };
+    let mut memory = MemBuffer::new(svd_scratch::<T>(m, n, ComputeSvdVectors::No, wanted, par, params));
+    let mut s = faer::diag::Diag::<T>::zeros(n);
+    svd(a, s.as_mut(), None, right, par, MemStack::new(&mut memory), params).ok()?;
+    Some(s.column_vector().iter().copied().collect())
+}
+
+fn symmetric_eigen<T: RealField + Copy>(a: MatRef<'_, T>, par: Par) -> Option<(Vec<T>, Mat<T>)> {
+    let n = a.nrows();
+    let mut values = faer::diag::Diag::<T>::zeros(n);
+    let mut vectors = Mat::zeros(n, n);
+    let scratch = self_adjoint_evd_scratch::<T>(n, ComputeEigenvectors::Yes, par, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    self_adjoint_evd(a, values.as_mut(), Some(vectors.as_mut()), par, stack, Default::default()).ok()?;
+    Some((values.column_vector().iter().copied().collect(), vectors))
+}
