@@ -53,6 +53,7 @@ pub(crate) enum Scheduler {
 
 /// Options of `finetune`.
 #[derive(clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Model folder (config.json, weights, tokenizer)
     #[arg(long)]
