@@ -1,8 +1,7 @@
-//! CUDA: the composed defaults.
+//! NVIDIA GPUs through burn's CUDA backend: every step is the composed default.
 
-use burn::tensor::backend::Backend;
 use burn_cuda::Cuda;
 
 use crate::kernels::Kernels;
 
-impl<F, I> Kernels for Cuda<F, I> where Self: Backend {}
+impl Kernels for Cuda {}
