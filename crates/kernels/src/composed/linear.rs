@@ -6,6 +6,15 @@ use burn::tensor::ops::FloatTensor;
 
 use super::{unwrap, wrap};
 
+/// `a·b`, also where a side is empty: some backends divide by the sizes.
+fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ([rows, depth], [_, columns]) = (a.dims(), b.dims());
+    if rows * depth * columns == 0 {
+        return Tensor::zeros([rows, columns], (&a.device(), a.dtype()));
+    }
+    a.matmul(b)
+}
+
 pub(crate) fn linear<B: Backend>(
     x: FloatTensor<B>,
     w: FloatTensor<B>,
@@ -13,7 +22,8 @@ pub(crate) fn linear<B: Backend>(
 ) -> FloatTensor<B> {
     let x: Tensor<B, 2> = wrap(x);
     let w: Tensor<B, 2> = wrap(w);
-    let y = x.clone().matmul(w.cast(x.dtype()));
+    let dtype = x.dtype();
+    let y = product(x, w.cast(dtype));
     unwrap(match bias {
         Some(bias) => y + wrap::<B, 1>(bias).unsqueeze(),
         None => y,
@@ -24,12 +34,12 @@ pub(crate) fn linear_input_grad<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B
     let dy: Tensor<B, 2> = wrap(dy);
     let w: Tensor<B, 2> = wrap(w);
     let w = w.cast(dy.dtype());
-    unwrap(dy.matmul(w.transpose()))
+    unwrap(product(dy, w.transpose()))
 }
 
 pub(crate) fn linear_weight_grad<B: Backend>(x: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
     let x: Tensor<B, 2> = wrap(x);
-    unwrap(x.transpose().matmul(wrap(dy)))
+    unwrap(product(x.transpose(), wrap(dy)))
 }
 
 pub(crate) fn sum_rows<B: Backend>(dy: FloatTensor<B>) -> FloatTensor<B> {
