@@ -2,10 +2,10 @@
 
     python benches/peers/factor.py [--rounds 3] [--threads N] [--quick] [--binary PATH]
 
-Needs numpy, torch and scikit-learn. Builds the example `peer_case` of the crate in release mode and runs
-each case in rounds, ours and the peers in turn, so that a busy machine troubles all of them alike. A time is
-the median over all repetitions of all rounds; a ratio is ours / peer, below 1 where we are faster. Errors
-are relative Frobenius errors, medians over seeds.
+Needs numpy, torch and scikit-learn (tests/peers/setup.sh makes an environment). Builds the example
+`peer_case` of the crate in release mode and runs each case in rounds, ours and the peers in turn, so that a
+busy machine troubles all of them alike. A time is the median over all repetitions of all rounds; a ratio is
+ours / peer, below 1 where we are faster. Errors are relative Frobenius errors, medians over seeds.
 """
 
 import argparse

@@ -220,7 +220,7 @@ pub(crate) fn sum_of_squares<T: Scalar>(values: &[T]) -> f64 {
 /// All threads of the current rayon pool for large work, none but the caller's for small work.
 pub(crate) fn parallelism(multiply_adds: usize) -> Par {
     // Waking a thread costs about as much as this many multiply-adds.
-    if multiply_adds < 1 << 20 { Par::Seq } else { Par::rayon(0) }
+    if multiply_adds < 1 << 21 { Par::Seq } else { Par::rayon(0) }
 }
 
 /// `A·B`.

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::composed;
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 /// What the backward pass of a norm needs.
 #[derive(Clone, Debug)]
@@ -13,6 +13,17 @@ pub struct NormState<T> {
     pub x_hat: T,
     /// One over the standard deviation (or root mean square) of each row: `[tokens, 1]`.
     pub inv_std: T,
+}
+
+/// The frozen or trained weight of a linear step and the factors of a low-rank adapter beside it.
+#[derive(Clone, Debug)]
+pub struct Adapted<T> {
+    /// The weight, `[d_input, d_output]`.
+    pub w: T,
+    /// The first factor, `[d_input, rank]`.
+    pub a: T,
+    /// The second factor, `[rank, d_output]`.
+    pub b: T,
 }
 
 /// Gradients of an attention's arguments; `None` where not asked for.
@@ -58,6 +69,29 @@ pub trait Kernels: Backend {
     /// Gradient of a linear step's weight: `xᵀ·dy`.
     fn linear_weight_grad(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::linear_weight_grad::<Self>(x, dy)
+    }
+
+    /// `x·w + bias + scale·dropout(x)·a·b`, and `dropout(x)·a`, which the gradient of b needs.
+    fn lora_forward(
+        x: FloatTensor<Self>,
+        weights: Adapted<FloatTensor<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::lora::<Self>(x, weights, bias, spec)
+    }
+
+    /// Gradient of the input of a linear step with an adapter: `dy·wᵀ + dropout(dh·aᵀ)`.
+    ///
+    /// `dh` is the gradient of `dropout(x)·a`.
+    fn lora_input_grad(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        dh: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        spec: LoraSpec,
+    ) -> FloatTensor<Self> {
+        composed::lora_input_grad::<Self>(dy, w, dh, a, spec)
     }
 
     /// Sum over rows: the gradient of a bias or a beta.

@@ -22,9 +22,9 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use kernels::{AdamWState, AttentionGrads, Kernels, NormState};
+pub use kernels::{AdamWState, Adapted, AttentionGrads, Kernels, NormState};
 pub use ops::{
-    adamw_step, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm, rope,
-    swiglu,
+    adamw_step, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
+    rms_norm, rope, swiglu,
 };
-pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
+pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};

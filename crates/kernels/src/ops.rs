@@ -2,8 +2,8 @@
 
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::{AdamWState, Kernels};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
+use crate::kernels::{AdamWState, Adapted, Kernels};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 /// `x·w + bias`.
 ///
@@ -30,6 +30,35 @@ pub fn linear_gelu<B: Kernels>(
 ) -> Tensor<B, 2> {
     check_linear("linear_gelu", &x, &w, bias.as_ref());
     wrap(B::linear_gelu_forward(unwrap(x), unwrap(w), bias.map(unwrap), kind))
+}
+
+/// A linear step with a low-rank adapter (LoRA, Hu et al. 2021): `x·w + bias + scale·dropout(x)·a·b`.
+///
+/// Neither the adapter's output nor its part of the input's gradient is ever a tensor of its own.
+///
+/// # Shapes
+/// - x: `[tokens, d_input]`, w: `[d_input, d_output]`, bias: `[d_output]`
+/// - a: `[d_input, rank]`, b: `[rank, d_output]`
+/// - output: `[tokens, d_output]`
+#[track_caller]
+pub fn linear_lora<B: Kernels>(
+    x: Tensor<B, 2>,
+    weights: Adapted<Tensor<B, 2>>,
+    bias: Option<Tensor<B, 1>>,
+    spec: LoraSpec,
+) -> Tensor<B, 2> {
+    let Adapted { w, a, b } = weights;
+    check_linear("linear_lora", &x, &w, bias.as_ref());
+    let ([d_input, rank], [b_rank, d_output]) = (a.dims(), b.dims());
+    assert!(
+        [d_input, d_output] == w.dims() && rank == b_rank,
+        "linear_lora: factors are {:?} and {:?}, w {:?}",
+        a.dims(),
+        b.dims(),
+        w.dims()
+    );
+    let weights = Adapted { w: unwrap(w), a: unwrap(a), b: unwrap(b) };
+    wrap(B::lora_forward(unwrap(x), weights, bias.map(unwrap), spec).0)
 }
 
 /// The Gaussian error linear unit (Hendrycks & Gimpel 2016), elementwise.

@@ -72,6 +72,15 @@ pub enum Gelu {
     Tanh,
 }
 
+/// How the two factors of a low-rank adapter (LoRA, Hu et al. 2021) are applied: `scale·dropout(x)·a·b`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraSpec {
+    /// Factor on the product.
+    pub scale: f32,
+    /// Dropout on the input of the adapter alone.
+    pub dropout: Option<Dropout>,
+}
+
 /// Options of a norm over the last dimension.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {

@@ -145,8 +145,8 @@ pub struct RankAllocation {
 
 /// The choices of least total loss whose total cost is within the budget.
 ///
-/// The result is optimal (up to the rounding of sums in `f64`), not a heuristic; among equal losses a
-/// cheaper choice is preferred.
+/// The result is optimal (up to the rounding of sums in `f64`), not a heuristic. No matrix gets a choice
+/// that costs more without losing less.
 ///
 /// # Errors
 /// [`FactorError::Empty`] without items, [`FactorError::BudgetTooSmall`] below the sum of the cheapest

@@ -6,7 +6,7 @@ use faer::{Mat, MatRef};
 
 use super::contract::{self, ContractionPlan, Operand, all_ranks};
 use super::core::Core;
-use super::decompose::tt_svd;
+use super::decompose::{tt_svd, tt_svd_with_ranks};
 use super::shape::TtShape;
 use super::train::TensorTrain;
 use crate::error::{FactorError, Result};
@@ -68,16 +68,28 @@ impl<T: Scalar> TtMatrix<T> {
         shape: &TtShape,
         truncation: &Truncation,
     ) -> Result<Approximation<Self>> {
-        check(a, "matrix")?;
-        check_shape("matrix", a, (shape.rows().len(), shape.cols().len()))?;
-        let (rows, cols) = shape.offsets();
-        let mut tensor = vec![T::default(); shape.rows().padded() * shape.cols().padded()];
-        for (i, row) in rows.iter().enumerate() {
-            for (j, col) in cols.iter().enumerate() {
-                tensor[row + col] = a[(i, j)];
-            }
-        }
-        let fit = tt_svd(&tensor, &shape.modes(), truncation)?;
+        let tensor = paired_digits(a, shape)?;
+        Self::from_fit(a, shape, tt_svd(&tensor, &shape.modes(), truncation)?)
+    }
+
+    /// [`TtMatrix::from_dense`] with all inner ranks given.
+    ///
+    /// # Errors
+    /// As [`tt_svd_with_ranks`]; [`FactorError::ShapeMismatch`] if the matrix is not of the shape's size.
+    pub fn from_dense_with_ranks(
+        a: MatRef<'_, T>,
+        shape: &TtShape,
+        ranks: &[usize],
+    ) -> Result<Approximation<Self>> {
+        let tensor = paired_digits(a, shape)?;
+        Self::from_fit(a, shape, tt_svd_with_ranks(&tensor, &shape.modes(), ranks)?)
+    }
+
+    fn from_fit(
+        a: MatRef<'_, T>,
+        shape: &TtShape,
+        fit: Approximation<TensorTrain<T>>,
+    ) -> Result<Approximation<Self>> {
         let mut report = fit.report;
         report.parameters_before = a.nrows() * a.ncols();
         Ok(Approximation { factors: Self::new(shape.clone(), fit.factors)?, report })
@@ -251,6 +263,20 @@ impl<T: Scalar> TtMatrix<T> {
             cores.map(|(core, (&m, &n))| core.swapped(m, n)).collect()
         })
     }
+}
+
+/// A matrix as the row-major tensor `[(i_1, j_1), …, (i_d, j_d)]`, with zeros for the padding.
+fn paired_digits<T: Scalar>(a: MatRef<'_, T>, shape: &TtShape) -> Result<Vec<T>> {
+    check(a, "matrix")?;
+    check_shape("matrix", a, (shape.rows().len(), shape.cols().len()))?;
+    let (rows, cols) = shape.offsets();
+    let mut tensor = vec![T::default(); shape.rows().padded() * shape.cols().padded()];
+    for (j, col) in cols.iter().enumerate() {
+        for (i, row) in rows.iter().enumerate() {
+            tensor[row + col] = a[(i, j)];
+        }
+    }
+    Ok(tensor)
 }
 
 /// A batch as the row-major tensor `[i_1, …, i_d, batch]`, with zeros for the padding.

@@ -172,6 +172,29 @@ fn model_sized_problems_are_solved() {
     }
 }
 
+/// The same with leaving a matrix dense as a choice, which makes the losses non-convex in the cost.
+#[test]
+fn dense_choices_in_a_model_sized_problem() {
+    let items: Vec<RankItem> = (0..224)
+        .map(|i| {
+            let (m, n) = [(2560, 2560), (2560, 6912)][i % 2];
+            let decay = 0.2 + 0.002 * i as f64;
+            let values: Vec<f64> = (1..=2560).map(|k| f64::from(k).powf(-decay)).collect();
+            RankItem::new(&values, m + n)
+                .unwrap()
+                .with_dense_cost(m * n)
+                .with_range(1, (m * n / (m + n)) as usize)
+        })
+        .collect();
+    let full: u64 = 112 * 2560 * (2560 + 6912);
+    for share in [0.3, 0.6, 0.8, 0.95] {
+        let budget = (share * full as f64) as u64;
+        let best = allocate_ranks(&items, budget).unwrap();
+        assert!(best.cost <= budget && best.cost + 9472 > budget);
+        assert!(best.choices.iter().any(|choice| matches!(choice, RankChoice::Rank(_))));
+    }
+}
+
 prop_compose! {
     fn any_case()(
         len in 1..6_usize, seed: u64, cost in 1..9_u64, weight in 0..4_u32,

@@ -352,6 +352,10 @@ fn a_low_rank_train_is_found() {
     assert_eq!((fit.factors.ranks(), fit.report.parameters_after), (vec![1], 20 + 18));
     assert!(fit.report.pays());
     check_matrix(&kron, &fit.factors, 4);
+    let by_ranks = TtMatrix::from_dense_with_ranks(kron.as_ref(), &shape, &[1]).unwrap();
+    check_matrix(&kron, &by_ranks.factors, 2);
+    let none = TtMatrix::from_dense_with_ranks(kron.as_ref(), &shape, &[]);
+    assert!(matches!(none, Err(FactorError::ShapeMismatch { .. })));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
-use crate::kernels::{AdamWState, AttentionGrads, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
+use crate::kernels::{AdamWState, Adapted, AttentionGrads, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn linear_forward(
@@ -20,6 +20,36 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             let bias = bias.as_ref().map(|bias| bias.primitive.clone());
             (B::linear_forward(x.primitive.clone(), w.primitive.clone(), bias), state)
         })
+    }
+
+    fn lora_forward(
+        x: FloatTensor<Self>,
+        weights: Adapted<FloatTensor<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let Adapted { w, a, b } = weights;
+        let mut h = None;
+        let y = record::<Lora, B, C, 5>([Some(&x), Some(&w), bias.as_ref(), Some(&a), Some(&b)], |tracked| {
+            let [x_tracked, w_tracked, _, a_tracked, b_tracked] = tracked;
+            let [x, w, a, b] = [&x, &w, &a, &b].map(|tensor| tensor.primitive.clone());
+            let bias = bias.as_ref().map(|bias| bias.primitive.clone());
+            let weights = Adapted { w: w.clone(), a: a.clone(), b: b.clone() };
+            let (y, down) = B::lora_forward(x.clone(), weights, bias, spec);
+            h = Some(down.clone());
+            let state = tracked.contains(&true).then(|| LoraState {
+                x: (w_tracked || a_tracked).then_some(x),
+                w: x_tracked.then_some(w),
+                h: b_tracked.then_some(down),
+                a: x_tracked.then_some(a),
+                b: (x_tracked || a_tracked).then_some(b),
+                spec,
+            });
+            (y, state)
+        });
+        // The intermediate product is of use to the rule alone.
+        let h = h.unwrap_or_else(|| y.primitive.clone());
+        (y, Self::from_inner(h))
     }
 
     fn linear_gelu_forward(
@@ -178,6 +208,47 @@ impl<B: Kernels> Rule<B, 3> for Linear {
             state.x.map(|x| B::linear_weight_grad(x, dy.clone())),
             needed[2].then(|| B::sum_rows(dy)),
         ]
+    }
+}
+
+/// What the gradients of a linear step with an adapter need, each if one of them does.
+#[derive(Clone, Debug)]
+struct LoraState<T> {
+    x: Option<T>,
+    w: Option<T>,
+    /// `dropout(x)·a`.
+    h: Option<T>,
+    a: Option<T>,
+    b: Option<T>,
+    spec: LoraSpec,
+}
+
+#[derive(Debug)]
+struct Lora;
+
+impl<B: Kernels> Rule<B, 5> for Lora {
+    type State = LoraState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 5]) -> [Option<FloatTensor<B>>; 5] {
+        let LoraState { x, w, h, a, b, spec } = state;
+        let [_, w_needed, bias_needed, a_needed, _] = needed;
+        let scale = |tensor| B::float_mul_scalar(tensor, spec.scale.into());
+        let bias = bias_needed.then(|| B::sum_rows(dy.clone()));
+        let d_w = x.as_ref().filter(|_| w_needed).map(|x| B::linear_weight_grad(x.clone(), dy.clone()));
+        let d_b = h.map(|h| scale(B::linear_weight_grad(h, dy.clone())));
+        let dh = b.map(|b| B::linear_input_grad(dy.clone(), scale(b)));
+        let d_a = x.filter(|_| a_needed).zip(dh.clone()).map(|(x, dh)| {
+            let x = match spec.dropout {
+                Some(dropout) => B::dropout_forward(x, dropout),
+                None => x,
+            };
+            B::linear_weight_grad(x, dh)
+        });
+        let d_x = match (w, a, dh) {
+            (Some(w), Some(a), Some(dh)) => Some(B::lora_input_grad(dy, w, dh, a, spec)),
+            _ => None,
+        };
+        [d_x, d_w, bias, d_a, d_b]
     }
 }
 

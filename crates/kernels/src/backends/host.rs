@@ -9,8 +9,8 @@ use crate::composed;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::{Finish, Left, Product, Right, Weights, gemm};
 use crate::cpu::{attention, elementwise, gemv, loss, norm, optimizer, rope};
-use crate::kernels::{AdamWState, AttentionGrads, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, NormSpec, RopeSpec};
+use crate::kernels::{AdamWState, Adapted, AttentionGrads, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 /// A tensor in the machine's memory.
 pub(super) trait HostTensor: TensorMetadata + Clone {
@@ -235,6 +235,25 @@ macro_rules! host_kernels {
         ) -> (::burn::tensor::ops::FloatTensor<Self>, $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>) {
             $crate::backends::host::adamw_update::<Self>(param, grad, state, options)
         }
+
+        fn lora_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            weights: $crate::Adapted<::burn::tensor::ops::FloatTensor<Self>>,
+            bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            spec: $crate::LoraSpec,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::lora_forward::<Self>(x, weights, bias, spec)
+        }
+
+        fn lora_input_grad(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+            dh: ::burn::tensor::ops::FloatTensor<Self>,
+            a: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: $crate::LoraSpec,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::lora_input_grad::<Self>(dy, w, dh, a, spec)
+        }
     };
 }
 pub(super) use host_kernels;
@@ -273,11 +292,7 @@ fn multiply<T: HostTensor>(
     let n = if by_transpose { w_rows } else { w_columns };
     let (x, bias) = (x.clone().in_rows(), bias.map(|bias| bias.clone().in_rows()));
     with_weights(w.clone(), |weights, transposed| {
-        let b = if transposed == by_transpose {
-            Right::new(weights, [k, n])
-        } else {
-            Right::of_transpose(weights, [k, n])
-        };
+        let b = right(weights, transposed != by_transpose, [k, n]);
         let finish = Finish { bias: bias.as_ref().map(T::floats), gelu: gelu.map(|(kind, _)| kind) };
         let mut y = Buffer::new(m * n);
         let mut slope = gelu.and_then(|(_, with_slope)| with_slope.then(|| Buffer::new(m * n)));
@@ -333,6 +348,90 @@ where
     // SAFETY: `gemm` writes all of it.
     let dw = unsafe { dw.finish() };
     HostTensor::from_floats(dw, vec![d_input, d_output])
+}
+
+/// The right factor of a product of length `k` and width `n` from a matrix, or from its transpose.
+fn right<'a>(weights: Weights<'a>, of_transpose: bool, shape: [usize; 2]) -> Right<'a> {
+    if of_transpose { Right::of_transpose(weights, shape) } else { Right::new(weights, shape) }
+}
+
+/// `x·w + h·b + bias` or, with `by_transpose`, `x·wᵀ + h·bᵀ`, in one pass.
+fn multiply_both<T: HostTensor>(
+    [x, h]: [&T; 2],
+    [w, b]: [&T; 2],
+    bias: Option<&T>,
+    by_transpose: bool,
+) -> Option<T> {
+    if !all_f32([x, h, bias.unwrap_or(x)]) {
+        return None;
+    }
+    let ([m, k], [_, rank]) = (dims2(x), dims2(h));
+    let [w_rows, w_columns] = dims2(w);
+    let n = if by_transpose { w_rows } else { w_columns };
+    let [x, h] = [x, h].map(|tensor| tensor.clone().in_rows());
+    let bias = bias.map(|bias| bias.clone().in_rows());
+    let y = with_weights(w.clone(), |w, w_transposed| {
+        with_weights(b.clone(), |b, b_transposed| {
+            let products = [
+                Product { a: Left::Rows(x.floats()), b: right(w, w_transposed != by_transpose, [k, n]), k },
+                Product {
+                    a: Left::Rows(h.floats()),
+                    b: right(b, b_transposed != by_transpose, [rank, n]),
+                    k: rank,
+                },
+            ];
+            let mut y = Buffer::new(m * n);
+            let finish = Finish { bias: bias.as_ref().map(T::floats), gelu: None };
+            gemm([m, n], &products, finish, &mut y, None);
+            // SAFETY: `gemm` writes all of it.
+            unsafe { y.finish() }
+        })
+    });
+    y.flatten().map(|y| T::from_floats(y, vec![m, n]))
+}
+
+pub(super) fn lora_forward<B: Kernels>(
+    x: FloatTensor<B>,
+    weights: Adapted<FloatTensor<B>>,
+    bias: Option<FloatTensor<B>>,
+    spec: LoraSpec,
+) -> (FloatTensor<B>, FloatTensor<B>)
+where
+    FloatTensor<B>: HostTensor,
+{
+    let Adapted { w, a, b } = &weights;
+    if all_f32([&x, a, b]) {
+        let dropped = match spec.dropout {
+            Some(dropout) => dropout_forward::<B>(x.clone(), dropout),
+            None => x.clone(),
+        };
+        let h = linear_forward::<B>(dropped, a.clone(), None);
+        let scaled = B::float_mul_scalar(b.clone(), spec.scale.into());
+        if let Some(y) = multiply_both([&x, &h], [w, &scaled], bias.as_ref(), false) {
+            return (y, h);
+        }
+    }
+    composed::lora::<B>(x, weights, bias, spec)
+}
+
+pub(super) fn lora_input_grad<B: Kernels>(
+    dy: FloatTensor<B>,
+    w: FloatTensor<B>,
+    dh: FloatTensor<B>,
+    a: FloatTensor<B>,
+    spec: LoraSpec,
+) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if let Some(dropout) = spec.dropout {
+        let dx = dropout_forward::<B>(linear_input_grad::<B>(dh, a), dropout);
+        return B::float_add(linear_input_grad::<B>(dy, w), dx);
+    }
+    match multiply_both([&dy, &dh], [&w, &a], None, true) {
+        Some(dx) => dx,
+        None => composed::lora_input_grad::<B>(dy, w, dh, a, spec),
+    }
 }
 
 pub(super) fn sum_rows<B: Kernels>(dy: FloatTensor<B>) -> FloatTensor<B>

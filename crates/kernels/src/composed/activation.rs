@@ -2,7 +2,6 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
@@ -79,4 +78,9 @@ pub(crate) fn swiglu_grads<B: Backend>(
     // silu' = s + silu·(1 - s)
     let slope = silu.clone() * (s.clone().neg() + 1.0) + s;
     [unwrap(dy.clone() * up * slope), unwrap(dy * silu)]
+}
+
+/// Burn's own is in single precision on some backends of double precision.
+fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    (x.neg().exp() + 1.0).recip()
 }

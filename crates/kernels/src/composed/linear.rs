@@ -5,6 +5,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use super::{unwrap, wrap};
+use crate::kernels::Adapted;
+use crate::spec::LoraSpec;
 
 /// `a·b`, also where a side is empty: some backends divide by the sizes.
 fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -45,4 +47,40 @@ pub(crate) fn linear_weight_grad<B: Backend>(x: FloatTensor<B>, dy: FloatTensor<
 pub(crate) fn sum_rows<B: Backend>(dy: FloatTensor<B>) -> FloatTensor<B> {
     let dy: Tensor<B, 2> = wrap(dy);
     unwrap(dy.sum_dim(0).squeeze_dim::<1>(0))
+}
+
+pub(crate) fn lora<B: Backend>(
+    x: FloatTensor<B>,
+    Adapted { w, a, b }: Adapted<FloatTensor<B>>,
+    bias: Option<FloatTensor<B>>,
+    spec: LoraSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let h = lora_down::<B>(x.clone(), a, spec);
+    let y: Tensor<B, 2> = wrap(linear::<B>(x, w, bias));
+    let delta = wrap::<B, 2>(h.clone()).matmul(wrap::<B, 2>(b).mul_scalar(spec.scale));
+    (unwrap(y + delta), h)
+}
+
+/// `dropout(x)·a`.
+fn lora_down<B: Backend>(x: FloatTensor<B>, a: FloatTensor<B>, spec: LoraSpec) -> FloatTensor<B> {
+    let x = match spec.dropout {
+        Some(dropout) => super::dropout::<B>(x, dropout),
+        None => x,
+    };
+    linear::<B>(x, a, None)
+}
+
+pub(crate) fn lora_input_grad<B: Backend>(
+    dy: FloatTensor<B>,
+    w: FloatTensor<B>,
+    dh: FloatTensor<B>,
+    a: FloatTensor<B>,
+    spec: LoraSpec,
+) -> FloatTensor<B> {
+    let dx = linear_input_grad::<B>(dh, a);
+    let dx = match spec.dropout {
+        Some(dropout) => super::dropout::<B>(dx, dropout),
+        None => dx,
+    };
+    B::float_add(linear_input_grad::<B>(dy, w), dx)
 }

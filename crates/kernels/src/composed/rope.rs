@@ -14,6 +14,9 @@ pub(crate) fn rope<B: Backend>(
     spec: RopeSpec,
     inverse: bool,
 ) -> FloatTensor<B> {
+    if spec.rotary_dim == 0 {
+        return x;
+    }
     let x: Tensor<B, 2> = wrap(x);
     let RopeSpec { n_heads, rotary_dim, interleaved } = spec;
     let [tokens, width] = x.dims();

@@ -4,9 +4,12 @@ use burn::tensor::{Int, Tensor};
 use burn_autodiff::Autodiff;
 
 use super::{Exact, assert_close, on_backends, random, tensor, values};
-use crate::kernels::Kernels;
-use crate::ops::{attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, rms_norm};
-use crate::spec::{AttentionSpec, Dropout, Gelu};
+use crate::kernels::{Adapted, Kernels};
+use crate::ops::{
+    attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora, rms_norm, rope,
+    swiglu,
+};
+use crate::spec::{AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
 
 /// A function of some matrices with one row for vectors, whose output is weighted and summed up.
 trait Case {
@@ -250,4 +253,70 @@ impl Case for CrossEntropy {
 #[test]
 fn cross_entropies() {
     check_case(&CrossEntropy);
+}
+
+struct Lora {
+    with_bias: bool,
+    dropout: Option<Dropout>,
+}
+
+impl Case for Lora {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let mut shapes = vec![[9, 20], [20, 35], [20, 3], [3, 35]];
+        shapes.extend(self.with_bias.then_some([1, 35]));
+        shapes
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let bias = self.with_bias.then(|| vector(arguments.remove(4)));
+        let (b, a, w) = (arguments.remove(3), arguments.remove(2), arguments.remove(1));
+        let spec = LoraSpec { scale: 1.5, dropout: self.dropout };
+        linear_lora(arguments.remove(0), Adapted { w, a, b }, bias, spec)
+    }
+}
+
+#[test]
+fn linear_steps_with_adapters() {
+    check_case(&Lora { with_bias: false, dropout: None });
+    check_case(&Lora { with_bias: true, dropout: Some(Dropout { p: 0.2, seed: 3 }) });
+}
+
+struct Swiglu;
+
+impl Case for Swiglu {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[7, 19], [7, 19]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let up = arguments.remove(1);
+        swiglu(arguments.remove(0) * 4.0, up)
+    }
+}
+
+#[test]
+fn gated_activations() {
+    check_case(&Swiglu);
+}
+
+struct Rope(RopeSpec);
+
+impl Case for Rope {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[5, 40]]
+    }
+
+    fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let angles = random::<B, 2>([5, self.0.rotary_dim / 2], 50) * 3.0;
+        rope(arguments.remove(0), angles.clone().cos(), angles.sin(), self.0)
+    }
+}
+
+#[test]
+fn rotary_embeddings() {
+    for interleaved in [false, true] {
+        for rotary_dim in [0, 8, 20] {
+            check_case(&Rope(RopeSpec { n_heads: 2, rotary_dim, interleaved }));
+        }
+    }
 }

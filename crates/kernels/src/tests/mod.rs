@@ -7,7 +7,9 @@ mod gradients;
 mod linear;
 mod loss;
 mod norm;
+mod optimizer;
 mod reproducible;
+mod rope;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
