@@ -250,7 +250,8 @@ fn cross_entropy_of_a_vocabulary(bencher: Bencher) {
 #[divan::bench]
 fn adamw_of_a_layer(bencher: Bencher) {
     let new = || random([768, 3072]);
-    let options = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 3 };
+    let options =
+        AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, grad_scale: 1.0, step: 3 };
     bencher
         .counter(ItemsCount::new(768_usize * 3072))
         .with_inputs(|| (new(), new(), AdamWState { mean: new(), square: new().abs() }))

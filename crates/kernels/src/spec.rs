@@ -115,6 +115,8 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay: each step shrinks a parameter by `lr·weight_decay` of itself.
     pub weight_decay: f64,
+    /// Factor on the gradient: below 1 where its norm is clipped.
+    pub grad_scale: f64,
     /// The number of this step, from 1 on.
     pub step: usize,
 }
@@ -122,8 +124,8 @@ pub struct AdamW {
 impl AdamW {
     /// `1 - beta1^step` and `1 - beta2^step`, by which the means are divided.
     pub(crate) fn corrections(&self) -> [f64; 2] {
-        let power = |beta: f64| 1.0 - (0..self.step).fold(1.0, |power, _| power * beta);
-        [power(self.beta1), power(self.beta2)]
+        let step = self.step.min(i32::MAX as usize) as i32;
+        [self.beta1, self.beta2].map(|beta| 1.0 - beta.powi(step))
     }
 }
 

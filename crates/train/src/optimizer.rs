@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{AdamW, AdamWState, Kernels, adamw_step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -23,13 +23,13 @@ pub struct GroupedAdamW<B: Backend> {
     max_grad_norm: f64,
     step: usize,
     /// First and second moments by parameter path, flat.
-    moments: HashMap<String, (Tensor<B, 1>, Tensor<B, 1>)>,
+    moments: HashMap<String, AdamWState<Tensor<B, 1>>>,
 }
 
 /// Adam's decay rates and the term that keeps the quotient finite: PyTorch's defaults.
-const BETA_1: f32 = 0.9;
-const BETA_2: f32 = 0.999;
-const EPSILON: f32 = 1e-8;
+const BETA_1: f64 = 0.9;
+const BETA_2: f64 = 0.999;
+const EPSILON: f64 = 1e-8;
 
 impl<B: Backend> GroupedAdamW<B> {
     /// An optimizer without history.
@@ -108,26 +108,25 @@ where
         let optimizer = &mut *self.optimizer;
         let lr = if is_head(&path) { self.lr * optimizer.head_ratio } else { self.lr };
         let settings = AdamW {
-            lr: lr as f32,
+            lr,
             beta1: BETA_1,
             beta2: BETA_2,
             eps: EPSILON,
             // Biases and the gains and offsets of norms are vectors.
-            weight_decay: if D >= 2 { optimizer.weight_decay as f32 } else { 0.0 },
-            step: optimizer.step as u32,
-            grad_scale: self.clip as f32,
+            weight_decay: if D >= 2 { optimizer.weight_decay } else { 0.0 },
+            grad_scale: self.clip,
+            step: optimizer.step,
         };
         let (id, tensor, mapper) = param.consume();
         let shape = tensor.shape();
         let n = shape.num_elements();
         let device = tensor.device();
-        let (first, second) = optimizer
-            .moments
-            .remove(&path)
-            .unwrap_or_else(|| (Tensor::zeros([n], &device), Tensor::zeros([n], &device)));
+        let zeros = || Tensor::zeros([n], &device);
+        let state =
+            optimizer.moments.remove(&path).unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
         let value = tensor.inner().reshape([n]);
-        let (value, first, second) = adamw_step(value, grad.reshape([n]), first, second, settings);
-        optimizer.moments.insert(path, (first, second));
+        let (value, state) = adamw_step(value, grad.reshape([n]), state, &settings);
+        optimizer.moments.insert(path, state);
         let updated = Tensor::from_inner(value.reshape(shape)).require_grad();
         Param::from_mapped_value(id, updated, mapper)
     }
@@ -165,7 +164,9 @@ where
         let mut moments: Vec<_> = self
             .moments
             .iter()
-            .map(|(path, (m, v))| (path.clone(), m.clone().into_data(), v.clone().into_data()))
+            .map(|(path, state)| {
+                (path.clone(), state.mean.clone().into_data(), state.square.clone().into_data())
+            })
             .collect();
         moments.sort_by(|a, b| a.0.cmp(&b.0));
         AdamWRecord { step: self.step, moments }
@@ -177,7 +178,10 @@ where
         self.moments = record
             .moments
             .into_iter()
-            .map(|(path, m, v)| (path, (Tensor::from_data(m, &device), Tensor::from_data(v, &device))))
+            .map(|(path, mean, square)| {
+                let [mean, square] = [mean, square].map(|data| Tensor::from_data(data, &device));
+                (path, AdamWState { mean, square })
+            })
             .collect();
         self
     }
@@ -195,33 +199,4 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for SumDevices<'_> {
             self.sum.register(param.id, grad);
         }
     }
-}
-
-/// Settings of one AdamW update.
-#[derive(Clone, Copy, Debug)]
-struct AdamW {
-    lr: f32,
-    beta1: f32,
-    beta2: f32,
-    eps: f32,
-    weight_decay: f32,
-    step: u32,
-    grad_scale: f32,
-}
-
-fn adamw_step<B: Kernels>(
-    value: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    first: Tensor<B, 1>,
-    second: Tensor<B, 1>,
-    s: AdamW,
-) -> (Tensor<B, 1>, Tensor<B, 1>, Tensor<B, 1>) {
-    let grad = grad * s.grad_scale;
-    let first = first * s.beta1 + grad.clone() * (1.0 - s.beta1);
-    let second = second * s.beta2 + grad.clone() * grad * (1.0 - s.beta2);
-    let correct_1 = 1.0 - s.beta1.powi(s.step as i32);
-    let correct_2 = 1.0 - s.beta2.powi(s.step as i32);
-    let update = (first.clone() / correct_1) / ((second.clone() / correct_2).sqrt() + s.eps);
-    let value = value * (1.0 - s.lr * s.weight_decay) - update * s.lr;
-    (value, first, second)
 }

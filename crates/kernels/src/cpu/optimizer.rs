@@ -35,11 +35,12 @@ struct Factors {
     rests: [f32; 2],
     inverse_root: f32,
     eps: f32,
+    grad_scale: f32,
 }
 
 impl Factors {
     fn new(options: &AdamW) -> Self {
-        let AdamW { lr, beta1, beta2, eps, weight_decay, .. } = *options;
+        let AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale, .. } = *options;
         let [correction1, correction2] = options.corrections();
         Self {
             keep: (1.0 - lr * weight_decay) as f32,
@@ -48,6 +49,7 @@ impl Factors {
             rests: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
             inverse_root: (1.0 / correction2.sqrt()) as f32,
             eps: eps as f32,
+            grad_scale: grad_scale as f32,
         }
     }
 }
@@ -65,9 +67,10 @@ kernel! {
         let [rest1, rest2] = factors.rests.map(|rest| simd.splat(rest));
         let (keep, rate) = (simd.splat(factors.keep), simd.splat(factors.rate));
         let (inverse_root, eps) = (simd.splat(factors.inverse_root), simd.splat(factors.eps));
+        let grad_scale = simd.splat(factors.grad_scale);
         let parts = param.chunks_mut(LANES).zip(grad.chunks(LANES));
         for ((param, grad), (mean, square)) in parts.zip(mean.chunks_mut(LANES).zip(square.chunks_mut(LANES))) {
-            let g = simd.load_part(grad, 0.0);
+            let g = simd.mul(simd.load_part(grad, 0.0), grad_scale);
             let m = simd.fma(simd.load_part(mean, 0.0), beta1, simd.mul(g, rest1));
             let v = simd.fma(simd.load_part(square, 0.0), beta2, simd.mul(simd.mul(g, g), rest2));
             let root = simd.fma(simd.sqrt(v), inverse_root, eps);

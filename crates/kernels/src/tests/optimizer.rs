@@ -9,7 +9,7 @@ use crate::ops::adamw_step;
 use crate::spec::AdamW;
 
 fn options(step: usize) -> AdamW {
-    AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.02, step }
+    AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.02, grad_scale: 1.0, step }
 }
 
 /// A few steps with gradients that differ.
@@ -48,6 +48,24 @@ fn the_first_step_by_hand() {
         assert_close(&values(param), &[2.0 * keep - 0.1, -keep + 0.1], tolerance(4), "parameter");
         assert_close(&values(state.mean), &[0.4, -0.05], tolerance(1), "mean");
         assert_close(&values(state.square), &[0.016, 0.00025], tolerance(1), "square");
+    }
+    on_backends!(check());
+}
+
+/// A scaled gradient is as a gradient of that size.
+#[test]
+fn gradients_are_scaled() {
+    fn check<B: Kernels>() {
+        let zeros = || random::<B, 2>([40, 50], 1) * 0.0;
+        let step = |grad, grad_scale| {
+            let state = AdamWState { mean: zeros(), square: zeros() };
+            let (_, state) = adamw_step(zeros(), grad, state, &AdamW { grad_scale, ..options(1) });
+            [values(state.mean), values(state.square)]
+        };
+        let (got, expected) = (step(random([40, 50], 2), 0.25), step(random([40, 50], 2) * 0.25, 1.0));
+        for (got, expected) in got.iter().zip(&expected) {
+            assert_close(got, expected, tolerance(2), "scaled");
+        }
     }
     on_backends!(check());
 }
