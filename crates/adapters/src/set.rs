@@ -1,5 +1,8 @@
 //! A set of adapters over one base: every trainable factor, keyed by site.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use burn::prelude::*;
 use lowrank_kernels::Kernels;
 
@@ -32,6 +35,12 @@ pub struct Slot {
     pub slice: usize,
 }
 
+/// Sees what reaches each site while a model runs: calibration gathers its statistics with it.
+pub trait Observer: Debug + Send + Sync {
+    /// The input of a site, of shape `[rows, d_input]`; `values` reads it, row-major, from the device.
+    fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>);
+}
+
 /// All adapters of one fine-tuning, apart from the base they sit on.
 ///
 /// Shared factors are owned once, so the optimizer updates them once.
@@ -42,12 +51,20 @@ pub struct AdapterSet<B: Backend> {
     /// By site index: the slot, if the site is adapted.
     by_site: Vec<Option<usize>>,
     dropout: f64,
+    #[module(skip)]
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl<B: Backend> AdapterSet<B> {
     /// No adapters at all: every site passes its base output on.
     pub fn empty() -> Self {
-        Self { adapters: Vec::new(), slots: Vec::new(), by_site: Vec::new(), dropout: 0.0 }
+        Self { adapters: Vec::new(), slots: Vec::new(), by_site: Vec::new(), dropout: 0.0, observer: None }
+    }
+
+    /// Lets `observer` see the input of every site.
+    pub fn observed(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Fresh adapters at the sites that the config's targets select; their update is zero.
@@ -110,7 +127,7 @@ impl<B: Backend> AdapterSet<B> {
         for (index, slot) in slots.iter().enumerate() {
             by_site[slot.site] = Some(index);
         }
-        Self { adapters, slots, by_site, dropout }
+        Self { adapters, slots, by_site, dropout, observer: None }
     }
 
     /// Whether nothing is adapted.
@@ -123,9 +140,9 @@ impl<B: Backend> AdapterSet<B> {
         &self.slots
     }
 
-    /// Whether a site is adapted.
+    /// Whether [`AdapterSet::apply`] does anything at a site.
     pub fn covers(&self, site: usize) -> bool {
-        self.slot(site).is_some()
+        self.slot(site).is_some() || self.observer.is_some()
     }
 
     /// The adapters that the slots point into.
@@ -159,6 +176,9 @@ impl<B: Kernels> AdapterSet<B> {
     /// - `x`: `[tokens, d_input]`
     /// - `y`, output: `[tokens, d_output]`
     pub fn apply(&self, site: usize, x: &Tensor<B, 2>, y: Tensor<B, 2>, mode: Mode) -> Tensor<B, 2> {
+        if let Some(observer) = &self.observer {
+            observer.input(site, x.dims(), &|| crate::peft::host_values(x.clone()));
+        }
         let Some(slot) = self.slot(site) else { return y };
         // Streams below 2³² belong to the model's own dropouts.
         let drop = mode.dropout(self.dropout, (1 << 32) + site as u64);
@@ -166,5 +186,34 @@ impl<B: Kernels> AdapterSet<B> {
             Adapter::Lora(lora) => lora.forward(x.clone(), drop),
             Adapter::Lotr(lotr) => lotr.forward(slot.slice, x.clone(), drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use burn_flex::Flex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Seen(Mutex<Vec<(usize, [usize; 2], Vec<f32>)>>);
+
+    impl Observer for Seen {
+        fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
+            self.0.lock().unwrap().push((site, shape, values()));
+        }
+    }
+
+    #[test]
+    fn an_observer_sees_inputs_and_changes_nothing() {
+        let (seen, device) = (Arc::new(Seen::default()), Default::default());
+        let x = Tensor::<Flex, 2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device);
+        let set = AdapterSet::empty().observed(seen.clone());
+        assert!(set.covers(7) && !AdapterSet::<Flex>::empty().covers(7));
+        let y = set.apply(7, &x, x.clone() * 2.0, Mode::EVAL);
+        assert_eq!(crate::peft::host_values(y), [2.0, 4.0, 6.0, 8.0]);
+        assert_eq!(*seen.0.lock().unwrap(), [(7, [2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
     }
 }
