@@ -197,8 +197,11 @@ mod tests {
 
     use super::*;
 
+    /// Site, shape and values of one input.
+    type Input = (usize, [usize; 2], Vec<f32>);
+
     #[derive(Debug, Default)]
-    struct Seen(Mutex<Vec<(usize, [usize; 2], Vec<f32>)>>);
+    struct Seen(Mutex<Vec<Input>>);
 
     impl Observer for Seen {
         fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
