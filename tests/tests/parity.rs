@@ -40,6 +40,8 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("roberta-cls")]
 #[case("roberta-regression")]
 #[case("roberta-encoder")]
+#[case("distilbert-cls")]
+#[case("xlm-roberta-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -48,6 +50,7 @@ fn equals_transformers(#[case] name: &str) {
 #[rstest]
 #[case("bert-cls")]
 #[case("roberta-cls")]
+#[case("distilbert-cls")]
 fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);

@@ -5,28 +5,30 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::prelude::*;
+use burn::tensor::activation::relu;
 use lowrank_adapters::peft::{AdapterFolder, HostTensor};
 use lowrank_adapters::{AdapterSet, Mode, Site};
 use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
 use lowrank_kernels::{Kernels, dropout};
 
+use crate::architecture::EncoderArchitecture;
 use crate::batch::TokenBatch;
-use crate::config::{Architecture, EncoderConfig};
+use crate::config::EncoderConfig;
 use crate::encoder::{Encoder, Rows};
 use crate::error::{ModelError, Result};
-use crate::linear::{Linear, SiteList};
+use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::params::{Layout, Loader, ParamIo, Saver};
 
 /// An encoder with a sequence classification head.
 ///
-/// BERT: `classifier(dropout(tanh(pooler(first token))))`. RoBERTa:
-/// `out_proj(dropout(tanh(dense(dropout(first token)))))`.
+/// `output(dropout(act(dense(first token))))`, with the parts that
+/// [`HeadNames`](crate::architecture::HeadNames) says.
 #[derive(Module, Debug)]
 pub struct SequenceClassifier<B: Backend> {
     encoder: Encoder<B>,
-    /// BERT's pooler or RoBERTa's `classifier.dense`: a tanh layer on the first token.
+    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`.
     dense: Linear<B>,
-    /// `classifier` or `classifier.out_proj`.
+    /// To the labels.
     output: Linear<B>,
     #[module(skip)]
     info: Info,
@@ -39,7 +41,7 @@ struct Info {
     sites: Vec<Site>,
     /// Keys that the checkpoint did not hold and that kept fresh values.
     fresh: Vec<String>,
-    /// Whether the tanh layer is trained and saved with the head.
+    /// Whether the first map is trained and saved with the head.
     dense_in_head: bool,
 }
 
@@ -49,14 +51,20 @@ const DENSE_STREAM: u64 = 1 << 30;
 impl<B: Backend> SequenceClassifier<B> {
     /// A model of fresh weights, drawn from `seed`.
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Self {
-        let (prefix, d) = (config.architecture.prefix(), config.d_model);
-        let mut sites = SiteList::default();
-        let encoder = Encoder::init(&config, prefix, &mut sites, seed, device);
-        let (dense_path, output_path, dense_is_head) = head_paths(config.architecture);
-        let dense = sites.linear(dense_path, None, [d, d], dense_is_head, seed, device);
-        let output = sites.linear(output_path, None, [d, config.labels.len()], true, seed, device);
-        let info = Info { config, sites: sites.sites, fresh: Vec::new(), dense_in_head: true };
-        Self { encoder, dense, output, info }
+        Self::build(config, seed, device).0
+    }
+
+    fn build(config: EncoderConfig, seed: u64, device: &B::Device) -> (Self, SiteList) {
+        let (d, head) = (config.d_model, &config.architecture.head);
+        let mut sites = SiteList::new(config.lowrank.clone());
+        let encoder = Encoder::init(&config, &mut sites, seed, device);
+        let spec = LinearSpec { layer: None, bias: true, conv1d: false, path: "", shape: [d, d], head: true };
+        let dense = LinearSpec { path: head.dense, head: head.dense_is_head, ..spec };
+        let dense = sites.linear(dense, seed, device);
+        let output = LinearSpec { path: head.output, shape: [d, config.labels.len()], ..spec };
+        let output = sites.linear(output, seed, device);
+        let info = Info { config, sites: sites.sites.clone(), fresh: Vec::new(), dense_in_head: true };
+        (Self { encoder, dense, output, info }, sites)
     }
 
     /// Loads a Hugging Face folder: with this head, with another number of labels, or without any.
@@ -65,34 +73,35 @@ impl<B: Backend> SequenceClassifier<B> {
     /// `seed`; so does BERT's pooler where the checkpoint has none, and it is then trained with the head.
     ///
     /// # Errors
-    /// Encoder tensors that are missing or misshaped, tensors that belong to no known part.
-    pub fn load(folder: &Path, config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
+    /// Encoder tensors that are missing or misshaped, tensors that belong to no known part, a `lowrank`
+    /// section that does not fit the model.
+    pub fn load(folder: &Path, mut config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let prefix = config.architecture.prefix();
-        let stored = if checkpoint.names().any(|n| n.starts_with(prefix)) { prefix } else { "" };
-        let mut model = Self::init(config, seed, device);
-        let (dense_path, output_path, _) = head_paths(model.info.config.architecture);
-        // BERT's pooler is stored with the encoder, under the encoder's prefix.
-        let dense_key =
-            dense_path.strip_prefix(prefix).map_or(dense_path.to_string(), |p| format!("{stored}{p}"));
+        let architecture = config.architecture;
+        let output_path = architecture.head.output;
+        let labels = [config.labels.len()];
+        let head_fits =
+            checkpoint.info(&format!("{output_path}.bias")).is_some_and(|bias| bias.shape == labels);
+        let config_error = |reason| ModelError::Config { path: folder.join("config.json"), reason };
+        if !head_fits && config.lowrank.modules.remove(output_path).is_some() {
+            config.lowrank.write(&mut config.raw).map_err(config_error)?;
+        }
+        let (mut model, sites) = Self::build(config, seed, device);
+        sites.finish().map_err(config_error)?;
 
-        let mut loader = Loader::new(&checkpoint, device);
-        model.encoder.walk(stored, &mut loader);
-        model.dense.walk(&dense_key, &mut loader);
-        let out_key = format!("{output_path}.weight");
-        let labels = model.info.config.labels.len();
-        let head_fits = checkpoint.info(&out_key).is_some_and(|i| i.shape.first() == Some(&labels));
+        let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device);
+        model.encoder.walk(&mut loader);
+        model.dense.walk(architecture.head.dense, &mut loader);
         if head_fits {
             model.output.walk(output_path, &mut loader);
         }
-        let is_head = |k: &str| k.starts_with(&dense_key) || k.starts_with(output_path);
-        let mut fresh =
-            loader.finish(|k| !is_head(k), |name| is_extra(name, &model.info.config, output_path))?;
+        let is_head = |k: &str| k.starts_with(architecture.head.dense) || k.starts_with(output_path);
+        let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, architecture))?;
         if !head_fits {
-            fresh.push(out_key);
+            fresh.push(format!("{output_path}.weight"));
         }
-        let dense_is_fresh = fresh.iter().any(|k| k.starts_with(&dense_key));
-        model.info.dense_in_head = dense_is_fresh || model.info.config.architecture == Architecture::Roberta;
+        let dense_is_fresh = fresh.iter().any(|k| k.starts_with(architecture.head.dense));
+        model.info.dense_in_head = dense_is_fresh || architecture.head.dense_is_head;
         model.info.fresh = fresh;
         Ok(model)
     }
@@ -114,27 +123,27 @@ impl<B: Backend> SequenceClassifier<B> {
 
     /// Visits every parameter under its Hugging Face key.
     pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
-        self.encoder.walk(self.info.config.architecture.prefix(), io);
-        self.dense.walk(dense_path, io);
-        self.output.walk(output_path, io);
+        let head = &self.info.config.architecture.head;
+        self.encoder.walk(io);
+        self.dense.walk(head.dense, io);
+        self.output.walk(head.output, io);
     }
 
     fn walk_head<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
+        let head = &self.info.config.architecture.head;
         if self.info.dense_in_head {
-            self.dense.walk(dense_path, io);
+            self.dense.walk(head.dense, io);
         }
-        self.output.walk(output_path, io);
+        self.output.walk(head.output, io);
     }
 
     /// Names for PEFT's `modules_to_save`.
     pub fn head_modules(&self) -> Vec<String> {
-        let (dense_path, output_path, _) = head_paths(self.info.config.architecture);
-        match (self.info.config.architecture, self.info.dense_in_head) {
-            (Architecture::Bert, true) => vec![dense_path.into(), output_path.into()],
-            (Architecture::Bert, false) => vec![output_path.into()],
-            (Architecture::Roberta, _) => vec!["classifier".into()],
+        let head = &self.info.config.architecture.head;
+        match (head.saved_as, self.info.dense_in_head) {
+            (Some(name), _) => vec![name.into()],
+            (None, true) => vec![head.dense.into(), head.output.into()],
+            (None, false) => vec![head.output.into()],
         }
     }
 
@@ -192,10 +201,7 @@ impl<B: Backend> SequenceClassifier<B> {
         self.clone().walk(&mut saver);
         write_safetensors(dir.join("model.safetensors"), saver.tensors, FloatType::F32, &BTreeMap::new())?;
         let mut raw = self.info.config.raw.clone();
-        let class = match self.info.config.architecture {
-            Architecture::Bert => "BertForSequenceClassification",
-            Architecture::Roberta => "RobertaForSequenceClassification",
-        };
+        let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
         raw.insert("architectures".into(), vec![class].into());
         let json = serde_json::to_string_pretty(&raw).map_err(|e| file_error(dir, e.into()))?;
         write_atomic(dir.join("config.json"), json.as_bytes())?;
@@ -294,23 +300,16 @@ const TOKENIZER_FILES: [&str; 6] = [
     "merges.txt",
 ];
 
-/// Paths of the tanh layer and the output layer, and whether the former counts as head.
-const fn head_paths(architecture: Architecture) -> (&'static str, &'static str, bool) {
-    match architecture {
-        Architecture::Bert => ("bert.pooler.dense", "classifier", false),
-        Architecture::Roberta => ("classifier.dense", "classifier.out_proj", true),
-    }
-}
-
 /// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, a head for another
-/// number of labels, RoBERTa's unused pooler.
-fn is_extra(name: &str, config: &EncoderConfig, output_path: &str) -> bool {
-    let bare = name.strip_prefix(config.architecture.prefix()).unwrap_or(name);
+/// number of labels, the pooler of an architecture whose head does not use it.
+fn is_extra(name: &str, architecture: &EncoderArchitecture) -> bool {
+    let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
+    let pooler_is_used = architecture.head.dense.ends_with("pooler.dense");
     bare.starts_with("embeddings.position_ids")
         || bare.starts_with("embeddings.token_type_ids")
-        || (bare.starts_with("pooler.") && config.architecture == Architecture::Roberta)
-        || ["cls.", "lm_head."].iter().any(|p| name.starts_with(p))
-        || name.starts_with(output_path)
+        || (bare.starts_with("pooler.") && !pooler_is_used)
+        || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
+        || name.starts_with(architecture.head.output)
 }
 
 /// Fills parameters from host tensors.
@@ -355,6 +354,7 @@ impl<B: Kernels> SequenceClassifier<B> {
     /// - output: `[sequences, labels]`
     pub fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
         let config = &self.info.config;
+        let head = &config.architecture.head;
         let drop = |x: Tensor<B, 2>, place: u64| match mode
             .dropout(config.classifier_dropout, DENSE_STREAM + place)
         {
@@ -362,10 +362,11 @@ impl<B: Kernels> SequenceClassifier<B> {
             None => x,
         };
         let mut x = self.encoder.forward(batch, Rows::First, adapters, mode); // [sequences, d_model]
-        if config.architecture == Architecture::Roberta {
+        if head.drops_input {
             x = drop(x, 0);
         }
-        let x = self.dense.forward(x, adapters, mode).tanh();
+        let x = self.dense.forward(x, adapters, mode);
+        let x = if head.is_tanh { x.tanh() } else { relu(x) };
         self.output.forward(drop(x, 1), adapters, mode)
     }
 

@@ -3,42 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_kernels::Gelu;
+use burn::tensor::Tensor;
+use burn::tensor::activation::{relu, silu};
+use lowrank_kernels::{Gelu, Kernels, gelu};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::architecture::{self, EncoderArchitecture};
 use crate::error::{ModelError, Result};
+use crate::representation::LowrankSection;
 
 /// Largest size accepted for any one dimension; real models stay far below.
-const MAX_DIM: usize = 1 << 24;
+pub(crate) const MAX_DIM: usize = 1 << 24;
 /// Largest number of layers accepted.
-const MAX_LAYERS: usize = 4096;
-
-/// Encoder architectures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// BERT (Devlin et al. 2018).
-    Bert,
-    /// RoBERTa and XLM-R (Liu et al. 2019).
-    Roberta,
-}
-
-impl Architecture {
-    const ALL: [(&'static str, Self); 4] = [
-        ("bert", Self::Bert),
-        ("roberta", Self::Roberta),
-        ("xlm-roberta", Self::Roberta),
-        ("camembert", Self::Roberta),
-    ];
-
-    /// Prefix of the encoder's keys in a checkpoint with a head.
-    pub const fn prefix(self) -> &'static str {
-        match self {
-            Self::Bert => "bert.",
-            Self::Roberta => "roberta.",
-        }
-    }
-}
+pub(crate) const MAX_LAYERS: usize = 4096;
 
 /// Activation between the two feed-forward maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +30,27 @@ pub enum Activation {
 }
 
 impl Activation {
-    const NAMES: [(&'static str, Self); 7] = [
+    pub(crate) const NAMES: [(&'static str, Self); 8] = [
         ("gelu", Self::Gelu(Gelu::Erf)),
         ("gelu_python", Self::Gelu(Gelu::Erf)),
         ("gelu_new", Self::Gelu(Gelu::Tanh)),
         ("gelu_pytorch_tanh", Self::Gelu(Gelu::Tanh)),
+        ("gelu_fast", Self::Gelu(Gelu::Tanh)),
         ("relu", Self::Relu),
         ("silu", Self::Silu),
         ("swish", Self::Silu),
     ];
+}
+
+impl Activation {
+    /// Elementwise.
+    pub fn apply<B: Kernels>(self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Self::Gelu(kind) => gelu(x, kind),
+            Self::Relu => relu(x),
+            Self::Silu => silu(x),
+        }
+    }
 }
 
 /// Shape and hyper-parameters of an encoder.
@@ -70,7 +60,7 @@ impl Activation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
     /// Which architecture.
-    pub architecture: Architecture,
+    pub architecture: &'static EncoderArchitecture,
     /// Rows of the word embedding.
     pub vocab_size: usize,
     /// Hidden width.
@@ -101,13 +91,14 @@ pub struct EncoderConfig {
     pub labels: Vec<String>,
     /// Whether the head predicts a number.
     pub regression: bool,
+    /// Which modules are factors.
+    pub lowrank: LowrankSection,
     /// The whole file, kept so that a saved model has all its keys.
     pub raw: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct RawConfig {
-    model_type: Option<String>,
     vocab_size: usize,
     hidden_size: usize,
     num_hidden_layers: usize,
@@ -176,10 +167,15 @@ impl EncoderConfig {
     fn parse(text: &str) -> std::result::Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|e| format!("malformed JSON: {e}"))?;
         let Value::Object(raw) = value else { return Err("expected a JSON object".into()) };
-        let c: RawConfig = serde_json::from_value(Value::Object(raw.clone())).map_err(|e| e.to_string())?;
-
-        let model_type = c.model_type.as_deref().unwrap_or("bert");
-        let architecture = lookup("model_type", model_type, &Architecture::ALL)?;
+        let model_type = raw.get("model_type").map_or(Some("bert"), Value::as_str);
+        let architecture = architecture::encoder(model_type.ok_or("model_type is no string")?)?;
+        let mut keys = raw.clone();
+        for (own, key) in architecture.config_keys {
+            if let Some(value) = keys.remove(*own) {
+                keys.insert((*key).into(), value);
+            }
+        }
+        let c: RawConfig = serde_json::from_value(Value::Object(keys)).map_err(|e| e.to_string())?;
         let activation = lookup("hidden_act", &c.hidden_act, &Activation::NAMES)?;
         for (name, value, max) in [
             ("vocab_size", c.vocab_size, MAX_DIM),
@@ -214,9 +210,10 @@ impl EncoderConfig {
         if c.is_decoder || c.add_cross_attention {
             return Err("is_decoder and add_cross_attention are not supported for encoders".into());
         }
-        let position_offset = match architecture {
-            Architecture::Bert => 0,
-            Architecture::Roberta => c.pad_token_id.unwrap_or(1) + 1,
+        let position_offset = if architecture.positions_after_padding {
+            c.pad_token_id.unwrap_or(1).saturating_add(1)
+        } else {
+            0
         };
         if position_offset >= c.max_position_embeddings {
             return Err("pad_token_id leaves no position for a token".into());
@@ -245,6 +242,7 @@ impl EncoderConfig {
             position_offset,
             labels,
             regression,
+            lowrank: LowrankSection::of_config(&raw)?,
             raw,
         })
     }
@@ -269,7 +267,7 @@ impl EncoderConfig {
     }
 }
 
-fn lookup<T: Copy>(key: &str, name: &str, table: &[(&str, T)]) -> std::result::Result<T, String> {
+pub(crate) fn lookup<T: Copy>(key: &str, name: &str, table: &[(&str, T)]) -> std::result::Result<T, String> {
     table.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
         format!("{key} '{name}' is not supported; expected one of {}", known.join(", "))

@@ -1,4 +1,4 @@
-//! The transformer encoder that BERT and RoBERTa share, on packed tokens.
+//! The transformer encoder that BERT, RoBERTa and DistilBERT share, on packed tokens.
 //!
 //! | dimension | meaning |
 //! |---|---|
@@ -9,62 +9,28 @@
 
 use std::sync::Arc;
 
-use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::activation::{relu, silu};
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_kernels::{AttentionSpec, Dropout, Kernels, attention, dropout, layer_norm};
+use lowrank_kernels::{AttentionSpec, Kernels, attention, dropout};
 
 use crate::batch::TokenBatch;
 use crate::config::{Activation, EncoderConfig};
-use crate::linear::{INIT_STD, Linear, SiteList};
-use crate::params::{Layout, ParamIo, lazy_full, lazy_normal};
-
-/// Layer normalisation over the hidden width.
-#[derive(Module, Debug)]
-pub struct LayerNorm<B: Backend> {
-    /// Shape `[d_model]`.
-    pub gamma: Param<Tensor<B, 1>>,
-    /// Shape `[d_model]`.
-    pub beta: Param<Tensor<B, 1>>,
-    eps: f64,
-}
-
-impl<B: Backend> LayerNorm<B> {
-    /// Gain 1, offset 0.
-    pub fn init(d_model: usize, eps: f64, device: &B::Device) -> Self {
-        Self { gamma: lazy_full([d_model], 1.0, device), beta: lazy_full([d_model], 0.0, device), eps }
-    }
-
-    pub(crate) fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
-        io.param(&format!("{key}.weight"), Layout::Same, &mut self.gamma);
-        io.param(&format!("{key}.bias"), Layout::Same, &mut self.beta);
-    }
-}
-
-impl<B: Kernels> LayerNorm<B> {
-    /// `norm(dropout(x) + residual)`.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<B, 2>,
-        residual: Option<Tensor<B, 2>>,
-        drop: Option<Dropout>,
-    ) -> Tensor<B, 2> {
-        layer_norm(x, residual, self.gamma.val(), Some(self.beta.val()), self.eps, drop)
-    }
-}
+use crate::embedding::Embedding;
+use crate::linear::{Linear, LinearSpec, SiteList};
+use crate::norm::{Norm, NormKind};
+use crate::params::ParamIo;
 
 /// Word, position and type embeddings, normalised.
 #[derive(Module, Debug)]
 pub struct Embeddings<B: Backend> {
     /// Shape `[vocab_size, d_model]`.
-    pub word: Param<Tensor<B, 2>>,
+    pub word: Embedding<B>,
     /// Shape `[max_positions, d_model]`.
-    pub position: Param<Tensor<B, 2>>,
-    /// Shape `[type_vocab_size, d_model]`.
-    pub token_type: Param<Tensor<B, 2>>,
+    pub position: Embedding<B>,
+    /// Shape `[type_vocab_size, d_model]`; DistilBERT has none.
+    pub token_type: Option<Embedding<B>>,
     /// Over the sum.
-    pub norm: LayerNorm<B>,
+    pub norm: Norm<B>,
     dropout: f64,
 }
 
@@ -75,10 +41,10 @@ pub struct SelfAttention<B: Backend> {
     key: Linear<B>,
     value: Linear<B>,
     output: Linear<B>,
-    norm: LayerNorm<B>,
+    norm: Norm<B>,
     n_heads: usize,
     head_dim: usize,
-    hidden_dropout: f64,
+    output_dropout: f64,
     attention_dropout: f64,
 }
 
@@ -87,7 +53,7 @@ pub struct SelfAttention<B: Backend> {
 pub struct FeedForward<B: Backend> {
     up: Linear<B>,
     down: Linear<B>,
-    norm: LayerNorm<B>,
+    norm: Norm<B>,
     #[module(skip)]
     activation: Activation,
     dropout: f64,
@@ -106,6 +72,33 @@ pub struct EncoderLayer<B: Backend> {
 pub struct Encoder<B: Backend> {
     embeddings: Embeddings<B>,
     layers: Vec<EncoderLayer<B>>,
+    #[module(skip)]
+    names: &'static EncoderNames,
+}
+
+const WORD: &str = "word_embeddings";
+const POSITION: &str = "position_embeddings";
+const TYPE: &str = "token_type_embeddings";
+
+/// Where an architecture keeps what.
+#[derive(Debug)]
+pub struct EncoderNames {
+    /// Prefix of the encoder's keys in a checkpoint with a head.
+    pub prefix: &'static str,
+    /// The layers, below the prefix.
+    pub layers: &'static str,
+    /// Query, key, value and output, below a layer.
+    pub attention: [&'static str; 4],
+    /// Norm after the attention.
+    pub attention_norm: &'static str,
+    /// The two maps of the feed-forward part.
+    pub feed_forward: [&'static str; 2],
+    /// Norm after the feed-forward part.
+    pub feed_forward_norm: &'static str,
+    /// Whether there is a token-type embedding.
+    pub has_types: bool,
+    /// Whether there is dropout between the attention's output map and its norm.
+    pub drops_attention_output: bool,
 }
 
 /// Which rows of the last layer are wanted.
@@ -118,90 +111,100 @@ pub enum Rows {
 }
 
 impl<B: Backend> Encoder<B> {
-    /// Fresh weights; `prefix` heads the module paths (`bert.`).
-    pub fn init(
-        config: &EncoderConfig,
-        prefix: &str,
-        sites: &mut SiteList,
-        seed: u64,
-        device: &B::Device,
-    ) -> Self {
-        let d = config.d_model;
-        let table = |name: &str, rows: usize| {
-            lazy_normal(seed, &format!("{prefix}embeddings.{name}.weight"), [rows, d], INIT_STD, device)
+    /// Fresh weights under the names of the config's architecture.
+    pub fn init(config: &EncoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
+        let (d, names) = (config.d_model, &config.architecture.names);
+        let norm = || Norm::init(NormKind::Layer, d, config.norm_eps, device);
+        let mut table = |name: &str, rows: usize| {
+            Embedding::init(&format!("{}embeddings.{name}", names.prefix), [rows, d], sites, seed, device)
         };
         let embeddings = Embeddings {
-            word: table("word_embeddings", config.vocab_size),
-            position: table("position_embeddings", config.max_positions),
-            token_type: table("token_type_embeddings", config.type_vocab_size),
-            norm: LayerNorm::init(d, config.norm_eps, device),
+            word: table(WORD, config.vocab_size),
+            position: table(POSITION, config.max_positions),
+            token_type: names.has_types.then(|| table(TYPE, config.type_vocab_size)),
+            norm: norm(),
             dropout: config.hidden_dropout,
         };
         let layers = (0..config.n_layers)
             .map(|index| {
-                let path = format!("{prefix}encoder.layer.{index}");
+                let path = format!("{}{}.{index}", names.prefix, names.layers);
                 let mut linear = |name: &str, shape| {
-                    sites.linear(&format!("{path}.{name}"), Some(index), shape, false, seed, device)
+                    let path = &format!("{path}.{name}");
+                    let spec = LinearSpec {
+                        path,
+                        layer: Some(index),
+                        shape,
+                        bias: true,
+                        head: false,
+                        conv1d: false,
+                    };
+                    sites.linear(spec, seed, device)
                 };
+                let [query, key, value, output] = names.attention.map(|name| linear(name, [d, d]));
                 let attention = SelfAttention {
-                    query: linear("attention.self.query", [d, d]),
-                    key: linear("attention.self.key", [d, d]),
-                    value: linear("attention.self.value", [d, d]),
-                    output: linear("attention.output.dense", [d, d]),
-                    norm: LayerNorm::init(d, config.norm_eps, device),
+                    query,
+                    key,
+                    value,
+                    output,
+                    norm: norm(),
                     n_heads: config.n_heads,
                     head_dim: d / config.n_heads,
-                    hidden_dropout: config.hidden_dropout,
+                    output_dropout: if names.drops_attention_output { config.hidden_dropout } else { 0.0 },
                     attention_dropout: config.attention_dropout,
                 };
+                let [up, down] = names.feed_forward;
                 let feed_forward = FeedForward {
-                    up: linear("intermediate.dense", [d, config.d_ff]),
-                    down: linear("output.dense", [config.d_ff, d]),
-                    norm: LayerNorm::init(d, config.norm_eps, device),
+                    up: linear(up, [d, config.d_ff]),
+                    down: linear(down, [config.d_ff, d]),
+                    norm: norm(),
                     activation: config.activation,
                     dropout: config.hidden_dropout,
                 };
                 EncoderLayer { attention, feed_forward, index }
             })
             .collect();
-        Self { embeddings, layers }
+        Self { embeddings, layers, names }
     }
 
-    /// The word embedding, shape `[vocab_size, d_model]`.
-    pub fn word_embedding(&self) -> Tensor<B, 2> {
-        self.embeddings.word.val()
+    /// The word embedding.
+    pub fn word_embedding(&self) -> &Embedding<B> {
+        &self.embeddings.word
     }
 
     /// Visits every parameter under its Hugging Face key.
-    pub fn walk<IO: ParamIo<B>>(&mut self, prefix: &str, io: &mut IO) {
-        let e = &mut self.embeddings;
-        let key = |name: &str| format!("{prefix}embeddings.{name}");
-        io.param(&key("word_embeddings.weight"), Layout::Same, &mut e.word);
-        io.param(&key("position_embeddings.weight"), Layout::Same, &mut e.position);
-        io.param(&key("token_type_embeddings.weight"), Layout::Same, &mut e.token_type);
+    pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+        let (e, names) = (&mut self.embeddings, self.names);
+        let key = |name: &str| format!("{}embeddings.{name}", names.prefix);
+        e.word.walk(&key(WORD), io);
+        e.position.walk(&key(POSITION), io);
+        if let Some(types) = &mut e.token_type {
+            types.walk(&key(TYPE), io);
+        }
         e.norm.walk(&key("LayerNorm"), io);
         for layer in &mut self.layers {
-            let key = |name: &str| format!("{prefix}encoder.layer.{}.{name}", layer.index);
+            let key = |name: &str| format!("{}{}.{}.{name}", names.prefix, names.layers, layer.index);
             let a = &mut layer.attention;
-            a.query.walk(&key("attention.self.query"), io);
-            a.key.walk(&key("attention.self.key"), io);
-            a.value.walk(&key("attention.self.value"), io);
-            a.output.walk(&key("attention.output.dense"), io);
-            a.norm.walk(&key("attention.output.LayerNorm"), io);
+            for (linear, name) in
+                [&mut a.query, &mut a.key, &mut a.value, &mut a.output].into_iter().zip(names.attention)
+            {
+                linear.walk(&key(name), io);
+            }
+            a.norm.walk(&key(names.attention_norm), io);
             let f = &mut layer.feed_forward;
-            f.up.walk(&key("intermediate.dense"), io);
-            f.down.walk(&key("output.dense"), io);
-            f.norm.walk(&key("output.LayerNorm"), io);
+            f.up.walk(&key(names.feed_forward[0]), io);
+            f.down.walk(&key(names.feed_forward[1]), io);
+            f.norm.walk(&key(names.feed_forward_norm), io);
         }
     }
 }
 
 impl<B: Kernels> Embeddings<B> {
     fn forward(&self, batch: &TokenBatch<B>, mode: Mode) -> Tensor<B, 2> {
-        let x = self.word.val().select(0, batch.ids.clone())
-            + self.position.val().select(0, batch.positions.clone())
-            + self.token_type.val().select(0, batch.type_ids.clone()); // [tokens, d_model]
-        let x = self.norm.forward(x, None, None);
+        let mut x = self.word.forward(batch.ids.clone()) + self.position.forward(batch.positions.clone()); // [tokens, d_model]
+        if let Some(types) = &self.token_type {
+            x = x + types.forward(batch.type_ids.clone());
+        }
+        let x = self.norm.forward(x);
         match mode.dropout(self.dropout, 0) {
             Some(d) => dropout(x, d),
             None => x,
@@ -235,19 +238,15 @@ impl<B: Kernels> SelfAttention<B> {
         };
         let context = attention(q, k, v, &spec); // [rows, d_model]
         let y = self.output.forward(context, adapters, mode);
-        self.norm.forward(y, Some(x_query), mode.dropout(self.hidden_dropout, stream(layer, 1)))
+        self.norm.forward_residual(y, Some(x_query), mode.dropout(self.output_dropout, stream(layer, 1)))
     }
 }
 
 impl<B: Kernels> FeedForward<B> {
     fn forward(&self, x: Tensor<B, 2>, layer: usize, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        let inner = match self.activation {
-            Activation::Gelu(kind) => self.up.forward_gelu(x.clone(), kind, adapters, mode),
-            Activation::Relu => relu(self.up.forward(x.clone(), adapters, mode)),
-            Activation::Silu => silu(self.up.forward(x.clone(), adapters, mode)),
-        }; // [tokens, d_ff]
+        let inner = self.up.forward_activated(x.clone(), self.activation, adapters, mode); // [tokens, d_ff]
         let y = self.down.forward(inner, adapters, mode);
-        self.norm.forward(y, Some(x), mode.dropout(self.dropout, stream(layer, 2)))
+        self.norm.forward_residual(y, Some(x), mode.dropout(self.dropout, stream(layer, 2)))
     }
 }
 

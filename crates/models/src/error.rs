@@ -40,3 +40,11 @@ pub enum ModelError {
 
 /// Result with [`ModelError`].
 pub type Result<T> = std::result::Result<T, ModelError>;
+
+/// Problems on one line, the first dozen of them.
+pub(crate) fn summary(problems: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let more = problems.len().saturating_sub(SHOWN);
+    let shown = problems[..problems.len() - more].join(", ");
+    if more > 0 { format!("{shown}, and {more} more") } else { shown }
+}

@@ -2,19 +2,29 @@
 //!
 //! A batch is the concatenation of its sequences ([`batch::TokenBatch`]): no padding is ever computed. Weights
 //! come from Hugging Face folders, under their own keys; every linear map is a [`linear::Linear`] whose weight
-//! has several representations and which an adapter may serve.
+//! has several representations ([`projection::Projection`]) and which an adapter may serve.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
+
+pub mod architecture;
 pub mod batch;
 pub mod classifier;
 pub mod config;
+pub mod embedding;
 pub mod encoder;
 pub mod error;
 pub mod linear;
 pub mod masked_lm;
+pub mod norm;
 pub mod params;
+pub mod projection;
+pub mod representation;
+pub mod tensor_train;
 
 pub use batch::TokenBatch;
 pub use classifier::{SequenceClassifier, Trainable};
-pub use config::{Architecture, EncoderConfig};
+pub use config::EncoderConfig;
 pub use error::{ModelError, Result};
 pub use masked_lm::MaskedLm;
+pub use projection::Projection;
+pub use representation::{LowrankSection, ModuleEntry, Representation};

@@ -1,36 +1,17 @@
 //! Linear maps of a model: a projection with several representations, a bias, and room for an adapter.
 
+use std::collections::BTreeSet;
+
 use burn::module::Param;
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode, Site};
-use lowrank_kernels::{Gelu, Kernels, linear, linear_gelu};
+use lowrank_kernels::{Kernels, linear_gelu};
 
-use crate::params::{Layout, ParamIo, lazy_full, lazy_normal};
-
-/// A weight as one matrix.
-#[derive(Module, Debug)]
-pub struct Dense<B: Backend> {
-    /// Shape `[d_input, d_output]`.
-    pub weight: Param<Tensor<B, 2>>,
-}
-
-/// A weight as two factors, `W = A·B`.
-#[derive(Module, Debug)]
-pub struct LowRank<B: Backend> {
-    /// Shape `[d_input, rank]`.
-    pub a: Param<Tensor<B, 2>>,
-    /// Shape `[rank, d_output]`.
-    pub b: Param<Tensor<B, 2>>,
-}
-
-/// A linear map in one of its representations; forward passes multiply by what is there.
-#[derive(Module, Debug)]
-pub enum Projection<B: Backend> {
-    /// One matrix.
-    Dense(Dense<B>),
-    /// Two factors.
-    LowRank(LowRank<B>),
-}
+use crate::config::Activation;
+use crate::error::summary;
+use crate::params::{Layout, ParamIo, lazy_full};
+use crate::projection::Projection;
+use crate::representation::{LowrankSection, Representation};
 
 /// `y = x·W + b`, at a site that an adapter may serve.
 #[derive(Module, Debug)]
@@ -41,52 +22,96 @@ pub struct Linear<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// Index into the model's list of sites.
     pub site: usize,
+    /// Whether a single matrix is stored as `(in, out)`.
+    pub conv1d: bool,
 }
 
-/// Standard deviation of fresh weights, BERT's `initializer_range`.
-pub const INIT_STD: f64 = 0.02;
-
-/// Hands out sites while a model is built.
+/// Hands out sites and representations while a model is built.
 #[derive(Debug, Default)]
 pub struct SiteList {
     /// The sites so far.
     pub sites: Vec<Site>,
+    section: LowrankSection,
+    named: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+/// What [`SiteList::linear`] is to build.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearSpec<'a> {
+    /// Hugging Face module path.
+    pub path: &'a str,
+    /// Index of the transformer layer, if it is in one.
+    pub layer: Option<usize>,
+    /// `[d_input, d_output]`.
+    pub shape: [usize; 2],
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether it belongs to the task head.
+    pub head: bool,
+    /// Whether a single matrix is stored as `(in, out)` (GPT-2's `Conv1D`).
+    pub conv1d: bool,
 }
 
 impl SiteList {
-    /// Builds a linear map with bias, fresh weights and a site of its own.
-    pub fn linear<B: Backend>(
-        &mut self,
-        path: &str,
-        layer: Option<usize>,
-        [d_input, d_output]: [usize; 2],
-        head: bool,
-        seed: u64,
-        device: &B::Device,
-    ) -> Linear<B> {
-        let weight = lazy_normal(seed, &format!("{path}.weight"), [d_input, d_output], INIT_STD, device);
+    /// For a model with this section in its config.
+    pub fn new(section: LowrankSection) -> Self {
+        Self { section, ..Self::default() }
+    }
+
+    /// Builds a linear map with fresh weights and a site of its own, in the representation that the section
+    /// names.
+    pub fn linear<B: Backend>(&mut self, spec: LinearSpec<'_>, seed: u64, device: &B::Device) -> Linear<B> {
+        let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;
+        let representation = self.representation(path, shape);
+        let [d_input, d_output] = shape;
         self.sites.push(Site { path: path.into(), layer, d_input, d_output, head });
         Linear {
-            projection: Projection::Dense(Dense { weight }),
-            bias: Some(lazy_full([d_output], 0.0, device)),
+            projection: Projection::init(path, shape, &representation, seed, device),
+            bias: bias.then(|| lazy_full([d_output], 0.0, device)),
             site: self.sites.len() - 1,
+            conv1d,
         }
+    }
+
+    /// The representation of a module; dense where the section's does not fit, which is a problem noted.
+    pub(crate) fn representation(&mut self, path: &str, shape: [usize; 2]) -> Representation {
+        let Some((name, entry)) = self.section.find(path) else { return Representation::Dense };
+        let mut representation = entry.representation.clone();
+        self.named.insert(name.to_string());
+        if let Err(reason) = representation.check(shape) {
+            self.problems.push(format!("lowrank: module '{name}': {reason}"));
+            return Representation::Dense;
+        }
+        if let Representation::LowRank { a_of, b_of, .. } = &mut representation {
+            for owner in [a_of, b_of].into_iter().flatten() {
+                if !self.section.modules.contains_key(owner.as_str()) {
+                    self.problems
+                        .push(format!("lowrank: module '{name}' shares with '{owner}', which is none"));
+                }
+                // The model's paths have their prefix even where the section's do not.
+                *owner = format!("{}{owner}", path.strip_suffix(name).unwrap_or_default());
+            }
+        }
+        representation
+    }
+
+    /// The sites, once the whole model is built.
+    ///
+    /// # Errors
+    /// A line of the section that does not fit its module, or names none.
+    pub fn finish(mut self) -> std::result::Result<Vec<Site>, String> {
+        let unknown = self.section.modules.keys().filter(|name| !self.named.contains(*name));
+        self.problems.extend(unknown.map(|name| format!("lowrank: '{name}' is no module of this model")));
+        if self.problems.is_empty() { Ok(self.sites) } else { Err(summary(&self.problems)) }
     }
 }
 
 impl<B: Backend> Linear<B> {
-    /// Visits weight and bias under `<key>.weight`, `<key>.bias`; factors under `<key>.lowrank_a.weight`
-    /// `(r, in)` and `<key>.lowrank_b.weight` `(out, r)`.
+    /// Visits the weight (see [`Projection::walk`]) and the bias under `<key>.bias`.
     pub fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
-        match &mut self.projection {
-            Projection::Dense(dense) => {
-                io.param(&format!("{key}.weight"), Layout::Transposed, &mut dense.weight)
-            }
-            Projection::LowRank(factors) => {
-                io.param(&format!("{key}.lowrank_a.weight"), Layout::Transposed, &mut factors.a);
-                io.param(&format!("{key}.lowrank_b.weight"), Layout::Transposed, &mut factors.b);
-            }
-        }
+        let dense = if self.conv1d { Layout::Same } else { Layout::Transposed };
+        self.projection.walk(key, dense, io);
         if let Some(bias) = &mut self.bias {
             io.param(&format!("{key}.bias"), Layout::Same, bias);
         }
@@ -102,27 +127,23 @@ impl<B: Kernels> Linear<B> {
         adapters.apply(self.site, &x, y, mode)
     }
 
-    /// `gelu(forward(x))`, in one step where no adapter comes between.
-    pub fn forward_gelu(
+    /// `activation(forward(x))`, in one step where there is a kernel for it and no adapter comes between.
+    pub fn forward_activated(
         &self,
         x: Tensor<B, 2>,
-        kind: Gelu,
+        activation: Activation,
         adapters: &AdapterSet<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        match &self.projection {
-            Projection::Dense(dense) if !adapters.covers(self.site) => {
+        match (activation, &self.projection) {
+            (Activation::Gelu(kind), Projection::Dense(dense)) if !adapters.covers(self.site) => {
                 linear_gelu(x, dense.weight.val(), self.bias.as_ref().map(Param::val), kind)
             }
-            _ => lowrank_kernels::gelu(self.forward(x, adapters, mode), kind),
+            _ => activation.apply(self.forward(x, adapters, mode)),
         }
     }
 
     fn base(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let bias = self.bias.as_ref().map(Param::val);
-        match &self.projection {
-            Projection::Dense(dense) => linear(x, dense.weight.val(), bias),
-            Projection::LowRank(factors) => linear(linear(x, factors.a.val(), None), factors.b.val(), bias),
-        }
+        self.projection.forward(x, self.bias.as_ref().map(Param::val))
     }
 }

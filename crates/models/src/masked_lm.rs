@@ -1,4 +1,4 @@
-//! Masked language modelling: BERT's pre-training head over the encoder, tied to the word embeddings.
+//! Masked language modelling: the pre-training head over an encoder, tied to the word embeddings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,22 +6,23 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_checkpoint::{FloatType, write_atomic, write_safetensors};
-use lowrank_kernels::{Kernels, linear};
+use lowrank_checkpoint::{Checkpoint, FloatType, write_atomic, write_safetensors};
+use lowrank_kernels::Kernels;
 
 use crate::batch::TokenBatch;
-use crate::config::{Activation, Architecture, EncoderConfig};
-use crate::encoder::{Encoder, LayerNorm, Rows};
+use crate::config::EncoderConfig;
+use crate::encoder::{Encoder, Rows};
 use crate::error::{ModelError, Result};
-use crate::linear::{Linear, SiteList};
-use crate::params::{Layout, ParamIo, Saver, lazy_full};
+use crate::linear::{Linear, LinearSpec, SiteList};
+use crate::norm::{Norm, NormKind};
+use crate::params::{Layout, Loader, ParamIo, Saver, lazy_full};
 
 /// `decoder(norm(act(transform(h))))`, the decoder being the word embedding plus a bias.
 #[derive(Module, Debug)]
 pub struct MaskedLm<B: Backend> {
     encoder: Encoder<B>,
     transform: Linear<B>,
-    norm: LayerNorm<B>,
+    norm: Norm<B>,
     /// Shape `[vocab_size]`.
     bias: Param<Tensor<B, 1>>,
     #[module(skip)]
@@ -32,21 +33,49 @@ impl<B: Backend> MaskedLm<B> {
     /// A model of fresh weights, drawn from `seed`.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for an architecture other than BERT.
+    /// None for a config without a `lowrank` section; one whose modules are not this model's.
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
-        if config.architecture != Architecture::Bert {
-            return Err(ModelError::Input("masked language modelling is there for BERT only".into()));
-        }
-        let mut sites = SiteList::default();
-        let encoder = Encoder::init(&config, "bert.", &mut sites, seed, device);
+        let mut sites = SiteList::new(config.lowrank.clone());
+        let encoder = Encoder::init(&config, &mut sites, seed, device);
         let d = config.d_model;
+        let path = config.architecture.masked_lm.transform;
+        let spec = LinearSpec { path, layer: None, shape: [d, d], bias: true, head: true, conv1d: false };
+        let transform = sites.linear(spec, seed, device);
+        sites.finish().map_err(ModelError::Input)?;
         Ok(Self {
             encoder,
-            transform: sites.linear("cls.predictions.transform.dense", None, [d, d], true, seed, device),
-            norm: LayerNorm::init(d, config.norm_eps, device),
+            transform,
+            norm: Norm::init(NormKind::Layer, d, config.norm_eps, device),
             bias: lazy_full([config.vocab_size], 0.0, device),
             config,
         })
+    }
+
+    /// Loads a Hugging Face folder with its masked language modelling head.
+    ///
+    /// # Errors
+    /// Tensors that are missing, misshaped, or belong to no known part.
+    pub fn load(folder: &Path, config: EncoderConfig, device: &B::Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let architecture = config.architecture;
+        let mut model = Self::init(config, 0, device)?;
+        let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device);
+        model.walk(&mut loader);
+        let head = &architecture.masked_lm;
+        let is_extra = |name: &str| {
+            let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
+            [head.bias_copy, head.decoder].contains(&name)
+                || [
+                    "embeddings.position_ids",
+                    "embeddings.token_type_ids",
+                    "pooler.",
+                    "cls.seq_relationship.",
+                ]
+                .iter()
+                .any(|part| bare.starts_with(part))
+        };
+        loader.finish(|_| true, is_extra)?;
+        Ok(model)
     }
 
     /// The shape.
@@ -56,10 +85,11 @@ impl<B: Backend> MaskedLm<B> {
 
     /// Visits every parameter under its Hugging Face key.
     pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        self.encoder.walk("bert.", io);
-        self.transform.walk("cls.predictions.transform.dense", io);
-        self.norm.walk("cls.predictions.transform.LayerNorm", io);
-        io.param("cls.predictions.bias", Layout::Same, &mut self.bias);
+        let head = &self.config.architecture.masked_lm;
+        self.encoder.walk(io);
+        self.transform.walk(head.transform, io);
+        self.norm.walk(head.norm, io);
+        io.param(head.bias, Layout::Same, &mut self.bias);
     }
 
     /// Writes weights and config of a Hugging Face folder.
@@ -87,12 +117,8 @@ impl<B: Kernels> MaskedLm<B> {
     pub fn forward(&self, batch: &TokenBatch<B>, masked: Tensor<B, 1, Int>, mode: Mode) -> Tensor<B, 2> {
         let adapters = AdapterSet::empty();
         let hidden = self.encoder.forward(batch, Rows::All, &adapters, mode).select(0, masked); // [n, d_model]
-        let kind = match self.config.activation {
-            Activation::Gelu(kind) => kind,
-            _ => lowrank_kernels::Gelu::Erf,
-        };
-        let x = self.transform.forward_gelu(hidden, kind, &adapters, mode);
-        let x = self.norm.forward(x, None, None);
-        linear(x, self.encoder.word_embedding().transpose(), Some(self.bias.val()))
+        let x = self.transform.forward_activated(hidden, self.config.activation, &adapters, mode);
+        let x = self.norm.forward(x);
+        self.encoder.word_embedding().logits(x) + self.bias.val().unsqueeze()
     }
 }

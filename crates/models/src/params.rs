@@ -1,16 +1,16 @@
 //! Parameters by their checkpoint keys: one walk over a model serves loading and saving.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use lowrank_adapters::init::normal_values;
 use lowrank_adapters::peft::{host_values, transpose};
 use lowrank_checkpoint::{Checkpoint, NamedTensor};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, summary};
 
 /// How a tensor lies in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,46 @@ pub enum Layout {
 pub trait ParamIo<B: Backend> {
     /// Visits the parameter stored under `key`.
     fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>);
+
+    /// Visits a factor that is stored under the key of the module that owns it, and visited there too.
+    ///
+    /// Shared factors are loaded and saved; whatever else a visitor does, the owner's visit does.
+    fn shared(&mut self, _key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {}
+}
+
+/// The type in which matrices are kept; arithmetic is in f32 whatever it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightType {
+    /// 4 bytes.
+    #[default]
+    F32,
+    /// 2 bytes: 11 bits of precision, up to 65504.
+    F16,
+    /// 2 bytes: 8 bits of precision, the range of f32.
+    Bf16,
+}
+
+impl WeightType {
+    const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl std::str::FromStr for WeightType {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("'{name}' is no type of weights; expected f32, f16 or bf16")),
+        }
+    }
 }
 
 /// A parameter that is drawn (normal, standard deviation `std`) only if nothing is loaded into it.
@@ -64,25 +104,64 @@ fn lazy<B: Backend, const D: usize>(
 pub struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     device: &'a B::Device,
+    prefix: &'a str,
+    /// Whether the checkpoint's names have the prefix.
+    is_prefixed: bool,
+    weights: WeightType,
     used: BTreeSet<String>,
+    /// Factors that have been loaded, by their names in the file: others may share them.
+    factors: BTreeMap<String, Tensor<B, 2>>,
     missing: Vec<String>,
     problems: Vec<String>,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
-    /// A loader from `checkpoint` onto `device`.
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a B::Device) -> Self {
-        Self { checkpoint, device, used: BTreeSet::new(), missing: Vec::new(), problems: Vec::new() }
+    /// A loader from `checkpoint` onto `device`; the checkpoint may hold the keys with or without `prefix`.
+    pub fn new(checkpoint: &'a Checkpoint, prefix: &'a str, device: &'a B::Device) -> Self {
+        Self {
+            checkpoint,
+            device,
+            prefix,
+            is_prefixed: checkpoint.names().any(|name| name.starts_with(prefix)),
+            weights: WeightType::F32,
+            used: BTreeSet::new(),
+            factors: BTreeMap::new(),
+            missing: Vec::new(),
+            problems: Vec::new(),
+        }
     }
 
-    /// The name under which the checkpoint holds `key`: as it is, or with the old names of layer norms.
+    /// Keeps matrices in this type.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] where the backend has no tensors of it.
+    pub fn with_weights(mut self, weights: WeightType) -> Result<Self> {
+        if weights != WeightType::F32 && !B::supports_dtype(self.device, weights.dtype()) {
+            return Err(ModelError::Input(format!(
+                "the backend {} cannot keep weights in {:?}; keep them in f32",
+                B::name(self.device),
+                weights.dtype()
+            )));
+        }
+        self.weights = weights;
+        Ok(self)
+    }
+
+    /// The name under which the checkpoint would hold `key`.
+    pub fn stored_key<'k>(&self, key: &'k str) -> &'k str {
+        if self.is_prefixed { key } else { key.strip_prefix(self.prefix).unwrap_or(key) }
+    }
+
+    /// The name under which the checkpoint holds `key`, also by the old names of layer norms.
     fn resolve(&self, key: &str) -> Option<String> {
+        let key = self.stored_key(key);
         if self.checkpoint.contains(key) {
             return Some(key.to_string());
         }
-        let old = key.strip_suffix("LayerNorm.weight").map(|p| format!("{p}LayerNorm.gamma"));
-        let old = old.or_else(|| key.strip_suffix("LayerNorm.bias").map(|p| format!("{p}LayerNorm.beta")));
-        old.filter(|name| self.checkpoint.contains(name))
+        let old = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
+        old.iter()
+            .find_map(|(new, old)| key.strip_suffix(new).map(|path| format!("{path}{old}")))
+            .filter(|name| self.checkpoint.contains(name))
     }
 
     fn load<const D: usize>(
@@ -105,7 +184,15 @@ impl<'a, B: Backend> Loader<'a, B> {
             Layout::Same => self.checkpoint.read_f32(name)?,
             Layout::Transposed => self.checkpoint.read_f32_transposed(name)?,
         };
-        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let data = TensorData::new(values, shape);
+        // Vectors are small, and their arithmetic is not that of the matrix kernels.
+        let dtype = if D >= 2 { self.weights.dtype() } else { DType::F32 };
+        let data = if dtype == DType::F32 { data } else { data.convert_dtype(dtype) };
+        let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
+        if name.ends_with(".lowrank_a.weight") || name.ends_with(".lowrank_b.weight") {
+            self.factors
+                .insert(name.to_string(), tensor.clone().reshape([tensor.dims()[0], tensor.dims()[1]]));
+        }
         *param = Param::initialized(param.id, tensor);
         Ok(())
     }
@@ -125,13 +212,8 @@ impl<'a, B: Backend> Loader<'a, B> {
         if self.problems.is_empty() {
             return Ok(fresh);
         }
-        const SHOWN: usize = 12;
-        let more = self.problems.len().saturating_sub(SHOWN);
-        let mut details = self.problems[..self.problems.len() - more].join(", ");
-        if more > 0 {
-            details.push_str(&format!(", and {more} more"));
-        }
-        Err(ModelError::Tensors { path: self.checkpoint.path().to_path_buf(), details })
+        let path = self.checkpoint.path().to_path_buf();
+        Err(ModelError::Tensors { path, details: summary(&self.problems) })
     }
 }
 
@@ -146,6 +228,16 @@ impl<B: Backend> ParamIo<B> for Loader<'_, B> {
         }
         self.used.insert(name);
     }
+
+    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {
+        let shape: [usize; 2] = param.lazy_shape().dims();
+        match self.factors.get(self.stored_key(key)) {
+            Some(tensor) if tensor.dims() == shape => {
+                *param = Param::initialized(param.id, tensor.clone());
+            }
+            _ => self.param(key, layout, param),
+        }
+    }
 }
 
 /// Gathers a model's tensors for a checkpoint, in PyTorch's layout.
@@ -157,6 +249,10 @@ pub struct Saver {
 
 impl<B: Backend> ParamIo<B> for Saver {
     fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        // A shared factor is visited by all who share it.
+        if self.tensors.iter().any(|t| t.name == key) {
+            return;
+        }
         let mut shape: Vec<usize> = param.dims().to_vec();
         let mut data = host_values(param.val());
         if layout == Layout::Transposed {
@@ -164,5 +260,9 @@ impl<B: Backend> ParamIo<B> for Saver {
             shape.reverse();
         }
         self.tensors.push(NamedTensor { name: key.to_string(), shape, data: Cow::Owned(data) });
+    }
+
+    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {
+        self.param(key, layout, param);
     }
 }

@@ -1,0 +1,27 @@
+//! RoBERTa, and what shares its shape: XLM-R, CamemBERT (Liu et al. 2019; Conneau et al. 2020).
+
+use super::{EncoderArchitecture, HeadNames, MaskedLmNames, bert};
+use crate::encoder::EncoderNames;
+
+pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
+    model_types: &["roberta", "xlm-roberta", "camembert"],
+    class: "Roberta",
+    config_keys: &[],
+    positions_after_padding: true,
+    names: EncoderNames { prefix: "roberta.", ..bert::NAMES },
+    head: HeadNames {
+        dense: "classifier.dense",
+        output: "classifier.out_proj",
+        saved_as: Some("classifier"),
+        dense_is_head: true,
+        is_tanh: true,
+        drops_input: true,
+    },
+    masked_lm: MaskedLmNames {
+        transform: "lm_head.dense",
+        norm: "lm_head.layer_norm",
+        bias: "lm_head.bias",
+        bias_copy: "lm_head.decoder.bias",
+        decoder: "lm_head.decoder.weight",
+    },
+};

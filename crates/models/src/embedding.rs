@@ -1,0 +1,46 @@
+//! The word embedding: a table in any representation, looked up by rows, and used again by a tied head.
+
+use burn::prelude::*;
+use lowrank_kernels::Kernels;
+
+use crate::linear::SiteList;
+use crate::params::{Layout, ParamIo};
+use crate::projection::Projection;
+
+/// A table `[vocab_size, d_model]`.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// The table: `d_input` is the vocabulary.
+    pub projection: Projection<B>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// Fresh values, in the representation that the config's `lowrank` section names.
+    pub fn init(path: &str, shape: [usize; 2], sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
+        let representation = sites.representation(path, shape);
+        Self { projection: Projection::init(path, shape, &representation, seed, device) }
+    }
+
+    /// Visits the table; a single matrix is stored as it is.
+    pub fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
+        self.projection.walk(key, Layout::Same, io);
+    }
+}
+
+impl<B: Kernels> Embedding<B> {
+    /// # Shapes
+    /// - ids: `[tokens]`
+    /// - output: `[tokens, d_model]`
+    pub fn forward(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.projection.rows(ids)
+    }
+
+    /// Logits of a head tied to the table.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_model]`
+    /// - output: `[tokens, vocab_size]`
+    pub fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.projection.forward_transposed(x)
+    }
+}

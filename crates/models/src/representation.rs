@@ -1,0 +1,250 @@
+//! The `lowrank` section of `config.json`: which modules of a compressed model are factors, and of what shape.
+//!
+//! ```json
+//! "lowrank": {"version": 1, "method": "whitened", "source": "<hash>", "modules": {
+//!   "model.layers.0.self_attn.q_proj": {"kind": "low_rank", "ranks": [12], "error": 0.03},
+//!   "model.layers.1.self_attn.q_proj": {"kind": "low_rank", "ranks": [12], "a_of": "model.layers.0.self_attn.q_proj"},
+//!   "model.embed_tokens": {"kind": "tensor_train", "cores": [[1, 16, 8, 9], [9, 32, 8, 1]]}}}
+//! ```
+//!
+//! Modules that are not named are dense. A module is named as the checkpoint names it, without `.weight`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The version of the section that this crate writes, and the last that it reads.
+pub const VERSION: u32 = 1;
+
+/// Largest number accepted for a rank or a side of a core.
+const MAX_SIDE: usize = 1 << 24;
+/// Most cores of a tensor train.
+const MAX_CORES: usize = 16;
+
+/// How the weight `W` `[d_input, d_output]` of a module is stored (for an embedding, `d_input` is the vocabulary).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Representation {
+    /// One matrix under `<module>.weight`.
+    #[default]
+    Dense,
+    /// `W = A·B`, or with two ranks `W = A·C·B`, under `<module>.lowrank_a.weight` `(r, in)`,
+    /// `<module>.lowrank_c.weight` `(r_b, r_a)` and `<module>.lowrank_b.weight` `(out, r)`.
+    LowRank {
+        /// The inner width, or the widths of `A` and `B` with a core between them.
+        ranks: Vec<usize>,
+        /// The module whose `A` this one shares.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        a_of: Option<String>,
+        /// The module whose `B` this one shares.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        b_of: Option<String>,
+    },
+    /// `W[(i_1 … i_d), (j_1 … j_d)] = G_1[i_1, j_1]·…·G_d[i_d, j_d]`, digits most significant first, under
+    /// `<module>.tt_cores.<k>`. Rows and columns past `d_input` and `d_output` are padding.
+    TensorTrain {
+        /// Shape `[r_{k-1}, m_k, n_k, r_k]` of every core; the `m_k` split `d_input`, the `n_k` `d_output`.
+        cores: Vec<[usize; 4]>,
+    },
+}
+
+impl Representation {
+    /// `W = A·B` of an inner width.
+    pub fn low_rank(rank: usize) -> Self {
+        Self::LowRank { ranks: vec![rank], a_of: None, b_of: None }
+    }
+
+    /// Numbers stored for a weight `[d_input, d_output]`; what is shared counts where it is owned.
+    pub fn parameters(&self, [d_input, d_output]: [usize; 2]) -> usize {
+        match self {
+            Self::Dense => d_input * d_output,
+            Self::LowRank { ranks, a_of, b_of } => {
+                let (first, last) = (ranks.first().copied().unwrap_or(0), ranks.last().copied().unwrap_or(0));
+                let a = if a_of.is_none() { d_input * first } else { 0 };
+                let b = if b_of.is_none() { last * d_output } else { 0 };
+                let core = if ranks.len() == 2 { first * last } else { 0 };
+                a + core + b
+            }
+            Self::TensorTrain { cores } => cores.iter().map(|c| c.iter().product::<usize>()).sum(),
+        }
+    }
+
+    /// Checks ranks and cores against each other and against the shape `[d_input, d_output]`.
+    ///
+    /// # Errors
+    /// A line that says what is wrong.
+    pub fn check(&self, [d_input, d_output]: [usize; 2]) -> Result<(), String> {
+        let side = |n: usize| (1..=MAX_SIDE).contains(&n);
+        match self {
+            Self::Dense => Ok(()),
+            Self::LowRank { ranks, .. } => {
+                if matches!(ranks.len(), 1 | 2) && ranks.iter().all(|&r| side(r)) {
+                    return Ok(());
+                }
+                Err(format!("ranks {ranks:?}; expected one or two of at least 1"))
+            }
+            Self::TensorTrain { cores } => {
+                if cores.is_empty() || cores.len() > MAX_CORES || !cores.iter().flatten().all(|&n| side(n)) {
+                    return Err(format!(
+                        "{} cores; expected 1..={MAX_CORES} of sides at least 1",
+                        cores.len()
+                    ));
+                }
+                let outer = [cores[0][0], cores[cores.len() - 1][3]];
+                if outer != [1, 1] || cores.windows(2).any(|pair| pair[0][3] != pair[1][0]) {
+                    return Err("core ranks do not meet; outer ones are 1 and neighbours equal".into());
+                }
+                for (what, axis, d) in [("rows", 1, d_input), ("columns", 2, d_output)] {
+                    let padded = cores.iter().try_fold(1usize, |all, core| all.checked_mul(core[axis]));
+                    // More padding than this is no sensible split, and would cost memory in every product.
+                    if !padded.is_some_and(|padded| (d..=4 * d).contains(&padded)) {
+                        return Err(format!("the cores have {padded:?} {what} for a weight of {d}"));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What the section says about one module.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModuleEntry {
+    /// How the weight is stored.
+    #[serde(flatten)]
+    pub representation: Representation,
+    /// Relative error of the representation, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<f64>,
+}
+
+/// The section as a whole; empty for a model that was never compressed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LowrankSection {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Name of the method.
+    #[serde(default)]
+    pub method: String,
+    /// Content hash of the checkpoint that was compressed.
+    #[serde(default)]
+    pub source: String,
+    /// By module path.
+    #[serde(default)]
+    pub modules: BTreeMap<String, ModuleEntry>,
+    /// Whatever else is there.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Key of the section in `config.json`.
+pub const SECTION: &str = "lowrank";
+
+impl LowrankSection {
+    /// Reads the section of a config; empty where there is none.
+    ///
+    /// # Errors
+    /// A section that is malformed or of a later version.
+    pub fn of_config(raw: &Map<String, Value>) -> Result<Self, String> {
+        let Some(value) = raw.get(SECTION) else { return Ok(Self::default()) };
+        let section: Self = serde_json::from_value(value.clone()).map_err(|e| format!("{SECTION}: {e}"))?;
+        if section.version > VERSION {
+            return Err(format!(
+                "{SECTION}: version {} is later than {VERSION}; read this model with a newer lowrank",
+                section.version
+            ));
+        }
+        Ok(section)
+    }
+
+    /// Writes the section into a config; an empty one is left out.
+    ///
+    /// # Errors
+    /// None for values that JSON can hold.
+    pub fn write(&self, raw: &mut Map<String, Value>) -> Result<(), String> {
+        if self.modules.is_empty() {
+            raw.remove(SECTION);
+            return Ok(());
+        }
+        let value = serde_json::to_value(self).map_err(|e| format!("{SECTION}: {e}"))?;
+        raw.insert(SECTION.into(), value);
+        Ok(())
+    }
+
+    /// The entry of a module, also where the section leaves out the model's prefix (`bert.`, `model.`).
+    pub fn find(&self, path: &str) -> Option<(&str, &ModuleEntry)> {
+        let bare = path.split_once('.').map(|(_, rest)| rest);
+        [Some(path), bare]
+            .into_iter()
+            .flatten()
+            .find_map(|name| self.modules.get_key_value(name).map(|(k, v)| (k.as_str(), v)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use serde_json::json;
+
+    fn section(value: Value) -> Result<LowrankSection, String> {
+        LowrankSection::of_config(json!({ "lowrank": value }).as_object().expect("an object"))
+    }
+
+    #[test]
+    fn written_and_read_again_it_is_the_same() {
+        let entries = [
+            ("a", Representation::low_rank(3)),
+            ("b", Representation::LowRank { ranks: vec![3, 4], a_of: Some("a".into()), b_of: None }),
+            ("c", Representation::TensorTrain { cores: vec![[1, 2, 3, 2], [2, 2, 2, 1]] }),
+        ];
+        let modules = entries
+            .into_iter()
+            .map(|(k, representation)| (k.to_string(), ModuleEntry { representation, error: Some(0.5) }))
+            .collect();
+        let section = LowrankSection { version: VERSION, modules, ..Default::default() };
+        let mut raw = Map::new();
+        section.write(&mut raw).unwrap();
+        assert_eq!(raw["lowrank"]["modules"]["a"], json!({"kind": "low_rank", "ranks": [3], "error": 0.5}));
+        assert_eq!(LowrankSection::of_config(&raw).unwrap(), section);
+        assert_eq!(section.find("model.c").map(|(name, _)| name), Some("c"));
+        assert!(section.find("d").is_none());
+    }
+
+    #[test]
+    fn what_is_shared_counts_once() {
+        let own = Representation::low_rank(3);
+        let shared = Representation::LowRank { ranks: vec![3, 4], a_of: Some("x".into()), b_of: None };
+        assert_eq!(own.parameters([10, 20]), 90);
+        assert_eq!(shared.parameters([10, 20]), 12 + 80);
+        assert_eq!(
+            Representation::TensorTrain { cores: vec![[1, 2, 5, 2], [2, 5, 4, 1]] }.parameters([10, 20]),
+            60
+        );
+    }
+
+    #[rstest]
+    #[case(json!({"version": 2}), "version 2 is later")]
+    #[case(json!({"version": 1, "modules": {"a": {"kind": "magic"}}}), "magic")]
+    #[case(json!({"version": 1, "modules": {"a": {"kind": "low_rank", "ranks": [-1]}}}), "-1")]
+    #[case(json!(3), "lowrank")]
+    fn malformed_sections_are_refused(#[case] value: Value, #[case] part: &str) {
+        let error = section(value).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+
+    #[rstest]
+    #[case(Representation::LowRank { ranks: vec![], a_of: None, b_of: None }, "expected one or two")]
+    #[case(Representation::low_rank(0), "expected one or two")]
+    #[case(Representation::TensorTrain { cores: vec![] }, "0 cores")]
+    #[case(Representation::TensorTrain { cores: vec![[1, 6, 8, 2]] }, "do not meet")]
+    #[case(Representation::TensorTrain { cores: vec![[1, 2, 4, 2], [3, 3, 2, 1]] }, "do not meet")]
+    #[case(Representation::TensorTrain { cores: vec![[1, 2, 8, 1]] }, "rows")]
+    #[case(Representation::TensorTrain { cores: vec![[1, 6, 1 << 20, 1]] }, "columns")]
+    #[case(Representation::TensorTrain { cores: vec![[1, 1 << 23, 1 << 23, 1]; 4] }, "rows")]
+    fn shapes_that_do_not_fit_are_refused(#[case] representation: Representation, #[case] part: &str) {
+        let error = representation.check([6, 8]).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+}
