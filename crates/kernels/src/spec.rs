@@ -140,6 +140,9 @@ pub struct AttentionSpec {
     pub q_lengths: Arc<[usize]>,
     /// Number of keys of each sequence, at least that of its queries.
     pub kv_lengths: Arc<[usize]>,
+    /// The row of the keys and values at which each sequence begins, where they do not simply follow one
+    /// another: a cache has room behind each. Such an attention has no gradient.
+    pub kv_starts: Option<Arc<[usize]>>,
     /// Heads of the queries, a multiple of `n_kv_heads`.
     pub n_heads: usize,
     /// Heads of the keys and values; each serves `n_heads / n_kv_heads` consecutive query heads.
@@ -163,6 +166,7 @@ impl AttentionSpec {
         Self {
             q_lengths: lengths.clone(),
             kv_lengths: lengths,
+            kv_starts: None,
             n_heads,
             n_kv_heads: n_heads,
             head_dim,
@@ -193,6 +197,16 @@ impl AttentionSpec {
         self.kv_lengths.iter().sum()
     }
 
+    /// The rows of the keys of each sequence: the first, and how many.
+    pub fn key_rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut next = 0;
+        self.kv_lengths.iter().enumerate().map(move |(i, &length)| {
+            let start = self.kv_starts.as_ref().map_or(next, |starts| starts[i]);
+            next += length;
+            (start, length)
+        })
+    }
+
     /// The keys that query `query` of a sequence with these lengths sees, as a range of positions.
     pub fn visible(&self, query: usize, q_length: usize, kv_length: usize) -> std::ops::Range<usize> {
         let position = kv_length - q_length + query;
@@ -219,8 +233,19 @@ impl AttentionSpec {
             "attention: each sequence needs at least as many keys as queries"
         );
         let queries = [self.n_queries(), self.n_heads * self.head_dim];
-        let keys = [self.n_keys(), self.n_kv_heads * self.head_dim];
+        let mut keys = [self.n_keys(), self.n_kv_heads * self.head_dim];
         assert!(q == queries, "attention: queries are {q:?}, expected {queries:?}");
+        if let Some(starts) = &self.kv_starts {
+            let sequences = self.kv_lengths.len();
+            assert!(
+                starts.len() == sequences,
+                "attention: {} starts for {sequences} sequences",
+                starts.len()
+            );
+            let end = self.key_rows().map(|(start, length)| start + length).max().unwrap_or(0);
+            assert!(k[0] >= end, "attention: {} rows of keys, expected {end}", k[0]);
+            keys[0] = k[0];
+        }
         assert!(k == keys, "attention: keys are {k:?}, expected {keys:?}");
         assert!(v == keys, "attention: values are {v:?}, expected {keys:?}");
     }

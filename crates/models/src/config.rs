@@ -151,22 +151,12 @@ impl EncoderConfig {
     /// [`ModelError::File`] where it cannot be read, [`ModelError::Config`] where it is malformed, names an
     /// unknown `model_type` or activation, or has absurd sizes.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        if !folder.is_dir() {
-            return Err(ModelError::File {
-                path: folder.to_path_buf(),
-                reason: "no such folder; expected a model folder with config.json and weights".into(),
-            });
-        }
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| ModelError::File { path: path.clone(), reason: format!("cannot be read: {e}") })?;
-        Self::parse(&text).map_err(|reason| ModelError::Config { path, reason })
+        let raw = read_object(folder, "config.json")?;
+        Self::parse(raw).map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })
     }
 
-    /// Parses the text of a `config.json`.
-    fn parse(text: &str) -> std::result::Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("malformed JSON: {e}"))?;
-        let Value::Object(raw) = value else { return Err("expected a JSON object".into()) };
+    /// Takes the object of a `config.json`.
+    fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
         let model_type = raw.get("model_type").map_or(Some("bert"), Value::as_str);
         let architecture = architecture::encoder(model_type.ok_or("model_type is no string")?)?;
         let mut keys = raw.clone();
@@ -267,6 +257,31 @@ impl EncoderConfig {
     }
 }
 
+/// Largest config that is read; real ones are a few kilobytes, labels included.
+const MAX_CONFIG: u64 = 64 << 20;
+
+/// The JSON object in a file of a model folder.
+pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = folder.join(name);
+    if !folder.is_dir() {
+        return Err(ModelError::File {
+            path: folder.to_path_buf(),
+            reason: "no such folder; expected a model folder with config.json and weights".into(),
+        });
+    }
+    let unread = |reason: String| ModelError::File { path: path.clone(), reason };
+    let size = std::fs::metadata(&path).map_err(|e| unread(format!("cannot be read: {e}")))?.len();
+    if size > MAX_CONFIG {
+        return Err(unread(format!("{size} bytes are no config; expected at most {MAX_CONFIG}")));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let malformed = |reason: String| ModelError::Config { path: path.clone(), reason };
+    match serde_json::from_str(&text).map_err(|e| malformed(format!("malformed JSON: {e}")))? {
+        Value::Object(object) => Ok(object),
+        _ => Err(malformed("expected a JSON object".into())),
+    }
+}
+
 pub(crate) fn lookup<T: Copy>(key: &str, name: &str, table: &[(&str, T)]) -> std::result::Result<T, String> {
     table.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
@@ -310,7 +325,7 @@ mod tests {
         )
         .unwrap();
         base.extend(serde_json::from_str::<Map<String, Value>>(changes).unwrap());
-        EncoderConfig::parse(&serde_json::to_string(&base).unwrap())
+        EncoderConfig::parse(base)
     }
 
     #[test]
@@ -347,9 +362,9 @@ mod tests {
     #[test]
     fn labels_are_written_back() {
         let c = config("{}").unwrap().with_labels(vec!["no".into(), "yes".into()], false);
-        let again = EncoderConfig::parse(&serde_json::to_string(&c.raw).unwrap()).unwrap();
+        let again = EncoderConfig::parse(c.raw.clone()).unwrap();
         assert_eq!(again.labels, ["no", "yes"]);
         let score = c.with_labels(vec!["score".into()], true);
-        assert!(EncoderConfig::parse(&serde_json::to_string(&score.raw).unwrap()).unwrap().regression);
+        assert!(EncoderConfig::parse(score.raw).unwrap().regression);
     }
 }

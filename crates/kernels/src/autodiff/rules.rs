@@ -123,6 +123,7 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         record::<Attention, B, C, 3>([Some(&q), Some(&k), Some(&v)], |tracked| {
             let (q, k, v) = (q.primitive.clone(), k.primitive.clone(), v.primitive.clone());
             if tracked.contains(&true) {
+                assert!(spec.kv_starts.is_none(), "attention: keys in a cache have no gradient");
                 let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
                 (y.clone(), Some(AttentionState { q, k, v, y, log_sums, spec: spec.clone() }))
             } else {

@@ -121,7 +121,7 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// the query heads that it serves.
     fn keys(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
-        let index = self.unpack_index(&self.spec.kv_lengths, self.max_keys);
+        let index = self.index(self.spec.key_rows(), self.max_keys);
         let x = x
             .select(0, index)
             .reshape([self.batch(), self.max_keys, n_kv_heads, head_dim])
@@ -195,11 +195,18 @@ impl<'a, B: Backend> Padded<'a, B> {
 
     /// For each padded position, the packed row to read; padding reads row 0.
     fn unpack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
-        let mut index = Vec::with_capacity(lengths.len() * max);
-        let mut first = 0;
-        for &length in lengths {
+        let rows = lengths.iter().scan(0, |first, &length| {
+            *first += length;
+            Some((*first - length, length))
+        });
+        self.index(rows, max)
+    }
+
+    /// The same for rows given by their first and their number.
+    fn index(&self, rows: impl Iterator<Item = (usize, usize)>, max: usize) -> Tensor<B, 1, Int> {
+        let mut index = Vec::new();
+        for (first, length) in rows {
             index.extend((0..max).map(|i| if i < length { (first + i) as i32 } else { 0 }));
-            first += length;
         }
         Tensor::from_data(index.as_slice(), &self.device)
     }

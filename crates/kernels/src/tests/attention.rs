@@ -8,6 +8,26 @@ use crate::kernels::Kernels;
 use crate::ops::attention;
 use crate::spec::{AttentionSpec, Dropout};
 
+#[test]
+fn keys_with_gaps_between_give_what_they_give_without() {
+    fn check<B: Kernels>() {
+        let mut spec = AttentionSpec::decoder([50, 9, 4], 8, 2, 32);
+        spec.q_lengths = [1, 3, 4].into();
+        let q = random::<B, 2>([8, 8 * 32], 1);
+        let [k, v] = [2, 3].map(|seed| random::<B, 2>([63, 2 * 32], seed));
+        let expected = values(attention(q.clone(), k.clone(), v.clone(), &spec));
+        // The second sequence first, and room before, between and behind.
+        let room = |n| Tensor::<B, 2>::full([n, 2 * 32], f32::NAN, &Default::default());
+        let spread = |x: Tensor<B, 2>| {
+            let part = |start, n| x.clone().narrow(0, start, n);
+            Tensor::cat(vec![room(2), part(50, 9), room(1), part(0, 50), room(5), part(59, 4), room(3)], 0)
+        };
+        spec.kv_starts = Some([12, 2, 67].into());
+        assert_eq!(values(attention(q, spread(k), spread(v), &spec)), expected);
+    }
+    on_backends!(check());
+}
+
 /// Packed self-attention and attention to a cache, with all options in some combination.
 fn specs() -> Vec<AttentionSpec> {
     let dropout = Some(Dropout { p: 0.2, seed: 77 });
@@ -148,6 +168,7 @@ fn gradients_are_those_of_the_composed_default() {
 #[case(AttentionSpec { window: Some(0), ..AttentionSpec::encoder([3], 1, 4) }, "window of 0")]
 #[case(AttentionSpec { q_lengths: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
 #[case(AttentionSpec::encoder([2], 1, 4), "expected [2, 4]")]
+#[case(AttentionSpec { kv_starts: Some([1].into()), ..AttentionSpec::encoder([3], 1, 4) }, "expected 4")]
 fn layouts_that_cannot_be_are_refused(#[case] spec: AttentionSpec, #[case] message: &str) {
     let run = || {
         let x = random::<burn_flex::Flex, 2>([3, 4], 1);

@@ -3,13 +3,30 @@
 
 mod bert;
 mod distilbert;
+mod gpt2;
+mod gpt_neox;
+mod llama;
+mod mistral;
+mod qwen2;
 mod roberta;
+mod stablelm;
 
+use crate::decoder::{DecoderConfig, Keys};
 use crate::encoder::EncoderNames;
 
 /// Every encoder.
 pub const ENCODERS: [&EncoderArchitecture; 3] =
     [&bert::ARCHITECTURE, &roberta::ARCHITECTURE, &distilbert::ARCHITECTURE];
+
+/// Every decoder.
+pub const DECODERS: [&DecoderArchitecture; 6] = [
+    &gpt2::ARCHITECTURE,
+    &llama::ARCHITECTURE,
+    &mistral::ARCHITECTURE,
+    &qwen2::ARCHITECTURE,
+    &stablelm::ARCHITECTURE,
+    &gpt_neox::ARCHITECTURE,
+];
 
 /// What an encoder has of its own over the shared [`Encoder`](crate::encoder::Encoder).
 #[derive(Debug)]
@@ -66,6 +83,93 @@ pub struct MaskedLmNames {
     pub bias_copy: &'static str,
     /// Key under which the tied embedding may be stored once more.
     pub decoder: &'static str,
+}
+
+/// What a decoder has of its own over the shared [`Decoder`](crate::decoder::Decoder).
+#[derive(Debug)]
+pub struct DecoderArchitecture {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Where the tensors are.
+    pub names: DecoderNames,
+    /// Reads the config's keys.
+    pub config: fn(&'static DecoderArchitecture, &Keys<'_>) -> Result<DecoderConfig, String>,
+}
+
+impl PartialEq for DecoderArchitecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+/// Where a decoder keeps what.
+#[derive(Debug)]
+pub struct DecoderNames {
+    /// Prefix of all but the head's keys.
+    pub prefix: &'static str,
+    /// The word embedding.
+    pub embedding: &'static str,
+    /// The table of positions, where they are not rotary.
+    pub positions: Option<&'static str>,
+    /// The layers.
+    pub layers: &'static str,
+    /// Norm before the attention, below a layer.
+    pub attention_norm: &'static str,
+    /// Norm before the feed-forward part.
+    pub mlp_norm: &'static str,
+    /// The maps to queries, keys and values.
+    pub qkv: QkvNames,
+    /// The attention's output map.
+    pub output: &'static str,
+    /// The gate of the feed-forward part, where it has one.
+    pub gate: Option<&'static str>,
+    /// Its map to the inner width.
+    pub up: &'static str,
+    /// Its map back.
+    pub down: &'static str,
+    /// The final norm.
+    pub norm: &'static str,
+    /// The head, without the prefix.
+    pub head: &'static str,
+    /// Whether linear weights are stored as `(in, out)`.
+    pub conv1d: bool,
+    /// Ends of the names of buffers that a checkpoint may hold.
+    pub buffers: &'static [&'static str],
+}
+
+impl DecoderNames {
+    /// The path of something in a layer.
+    pub fn in_layer(&self, index: usize, name: &str) -> String {
+        format!("{}{}.{index}.{name}", self.prefix, self.layers)
+    }
+}
+
+/// The maps to queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub enum QkvNames {
+    /// One each.
+    Separate([&'static str; 3]),
+    /// One for all.
+    Fused {
+        /// Its path below a layer.
+        name: &'static str,
+        /// Whether query, key and value of a head lie side by side, not those of all heads.
+        by_head: bool,
+    },
+}
+
+/// The decoder of a `model_type`.
+///
+/// # Errors
+/// A line with the types that are known.
+pub fn decoder(model_type: &str) -> Result<&'static DecoderArchitecture, String> {
+    DECODERS.into_iter().find(|a| a.model_type == model_type).ok_or_else(|| {
+        let known: Vec<&str> = DECODERS.iter().map(|a| a.model_type).collect();
+        format!(
+            "model_type '{model_type}' is not supported for decoders; expected one of {}",
+            known.join(", ")
+        )
+    })
 }
 
 /// The encoder of a `model_type`.

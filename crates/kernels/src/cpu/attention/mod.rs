@@ -58,11 +58,11 @@ fn work(spec: &AttentionSpec) -> usize {
 fn tasks(spec: &AttentionSpec, split_queries: bool) -> Vec<Task> {
     let group = spec.n_heads / spec.n_kv_heads;
     let cost = |sequence: &Sequence| 4 * group * spec.head_dim * sequence.q_length * sequence.kv_length;
-    let (mut q_start, mut kv_start) = (0, 0);
+    let mut q_start = 0;
     let mut sequences = Vec::with_capacity(spec.q_lengths.len());
-    for (&q_length, &kv_length) in spec.q_lengths.iter().zip(spec.kv_lengths.iter()) {
+    for (&q_length, (kv_start, kv_length)) in spec.q_lengths.iter().zip(spec.key_rows()) {
         sequences.push(Sequence { q_start, q_length, kv_start, kv_length });
-        (q_start, kv_start) = (q_start + q_length, kv_start + kv_length);
+        q_start += q_length;
     }
     sequences.sort_by_key(|sequence| std::cmp::Reverse(cost(sequence)));
     let parts = if split_queries {

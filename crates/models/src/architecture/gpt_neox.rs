@@ -1,0 +1,47 @@
+//! GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): one map for query, key and value, head by head.
+
+use super::{DecoderArchitecture, DecoderNames, QkvNames};
+use crate::config::{Activation, lookup};
+use crate::decoder::rope::RopeConfig;
+use crate::decoder::{DecoderConfig, Keys, Residual};
+use crate::norm::NormKind;
+
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "gpt_neox",
+    names: DecoderNames {
+        prefix: "gpt_neox.",
+        embedding: "embed_in",
+        positions: None,
+        layers: "layers",
+        attention_norm: "input_layernorm",
+        mlp_norm: "post_attention_layernorm",
+        qkv: QkvNames::Fused { name: "attention.query_key_value", by_head: true },
+        output: "attention.dense",
+        gate: None,
+        up: "mlp.dense_h_to_4h",
+        down: "mlp.dense_4h_to_h",
+        norm: "final_layer_norm",
+        head: "embed_out",
+        conv1d: false,
+        buffers: &["attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"],
+    },
+    config,
+};
+
+fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+    let common = DecoderConfig::common(architecture, keys)?;
+    let bias = keys.flag_or("attention_bias", true)?;
+    let parallel = keys.flag_or("use_parallel_residual", true)?;
+    Ok(DecoderConfig {
+        norm: NormKind::Layer,
+        norm_eps: keys.number_or("layer_norm_eps", 1e-5)?,
+        rope: Some(RopeConfig::read_with(keys, common.head_dim, "rotary_pct", 0.25, "rotary_emb_base")?),
+        activation: lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"), &Activation::NAMES)?,
+        n_kv_heads: common.n_heads,
+        qkv_bias: bias,
+        output_bias: bias,
+        mlp_bias: true,
+        residual: if parallel { Residual::Parallel } else { Residual::Sequential },
+        ..common
+    })
+}

@@ -1,0 +1,122 @@
+//! Continuing prompts token by token over a cache.
+
+use burn::prelude::*;
+use lowrank_adapters::AdapterSet;
+use lowrank_kernels::Kernels;
+
+use crate::decoder::model::Decoder;
+use crate::decoder::sample::{Sampler, Sampling};
+use crate::error::{ModelError, Result};
+
+/// How prompts are continued.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationOptions {
+    /// How each token is chosen.
+    pub sampling: Sampling,
+    /// Most tokens to add to a prompt.
+    pub max_new_tokens: usize,
+    /// Go on after an end of text.
+    pub ignore_eos: bool,
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The number of tokens asked for.
+    Length,
+    /// An end of text, which is the last token.
+    EndOfText,
+    /// The caller said so.
+    Stopped,
+    /// The end of the table of positions.
+    Full,
+}
+
+/// One continuation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// The new tokens.
+    pub ids: Vec<u32>,
+    /// Why there are no more.
+    pub finish: Finish,
+}
+
+/// A continuation under way.
+struct Run {
+    sampler: Sampler,
+    /// Prompt and new tokens.
+    ids: Vec<u32>,
+    prompt: usize,
+    finish: Option<Finish>,
+}
+
+impl<B: Kernels> Decoder<B> {
+    /// Continues prompts, all at once; what one prompt gives does not depend on the others.
+    ///
+    /// The prompts are read in one pass. `on_tokens` is told each new token with the number of its prompt and all
+    /// new tokens of it so far, and ends that continuation by returning `false`.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for options out of range, prompts that the model does not take, logits that are no
+    /// numbers.
+    pub fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<B>,
+        device: &B::Device,
+        mut on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>> {
+        options.sampling.check().map_err(ModelError::Input)?;
+        let config = self.config();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        // Room for what is likely to come; the cache grows if it is more.
+        let mut cache = self.cache(prompts.len(), longest + options.max_new_tokens.min(256), device);
+        let mut runs: Vec<Run> = (0u64..)
+            .zip(prompts)
+            .map(|(number, prompt)| Run {
+                sampler: Sampler::new(options.sampling.clone(), number),
+                ids: prompt.clone(),
+                prompt: prompt.len(),
+                finish: (options.max_new_tokens == 0).then_some(Finish::Length),
+            })
+            .collect();
+        let mut read = vec![0; runs.len()];
+        loop {
+            let active: Vec<usize> = (0..runs.len()).filter(|&i| runs[i].finish.is_none()).collect();
+            if active.is_empty() {
+                break;
+            }
+            let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
+            let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
+            let logits = self.advance(&ids, &lengths, &active, &mut cache, adapters, device)?;
+            let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
+                let run = &mut runs[i];
+                read[i] = run.ids.len();
+                let id = run.sampler.next(logits, &run.ids).ok_or_else(|| {
+                    ModelError::Input("the logits are no numbers; the model's weights are broken".into())
+                })?;
+                run.ids.push(id);
+                let goes_on = on_tokens(i, &run.ids[run.prompt..]);
+                run.finish = if !goes_on {
+                    Some(Finish::Stopped)
+                } else if config.eos.contains(&id) && !options.ignore_eos {
+                    Some(Finish::EndOfText)
+                } else if run.ids.len() - run.prompt >= options.max_new_tokens {
+                    Some(Finish::Length)
+                } else if config.is_bounded() && run.ids.len() > config.max_positions {
+                    // The token just chosen has no position to be read at.
+                    Some(Finish::Full)
+                } else {
+                    None
+                };
+            }
+        }
+        let generated = |run: Run| Generated {
+            ids: run.ids[run.prompt..].to_vec(),
+            finish: run.finish.unwrap_or(Finish::Length),
+        };
+        Ok(runs.into_iter().map(generated).collect())
+    }
+}

@@ -1,0 +1,94 @@
+//! Typed access to the keys of a `config.json`; null is as good as absent.
+
+use serde_json::{Map, Value};
+
+use crate::config::MAX_DIM;
+use crate::representation::LowrankSection;
+
+type Result<T> = std::result::Result<T, String>;
+
+/// The keys of a config.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys<'a> {
+    raw: &'a Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    /// Of an object.
+    pub const fn new(raw: &'a Map<String, Value>) -> Self {
+        Self { raw }
+    }
+
+    /// The value of a key, unless it is null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw.get(key).filter(|value| !value.is_null())
+    }
+
+    /// An object under a key.
+    pub fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
+        self.typed(key, "an object", |value| value.as_object().map(Keys::new))
+    }
+
+    /// A string.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    /// A number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a finite number", |value| value.as_f64().filter(|x| x.is_finite()))
+    }
+
+    /// A number, or what it is where the key is absent.
+    pub fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.number(key)?.unwrap_or(default))
+    }
+
+    /// A truth value.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// A size that must be there.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.size_within(key, MAX_DIM)
+    }
+
+    /// A size of at most `max` that must be there.
+    pub fn size_within(&self, key: &str, max: usize) -> Result<usize> {
+        self.optional_size(key, max)?.ok_or_else(|| format!("no {key}"))
+    }
+
+    /// A size, or what it is where the key is absent.
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.optional_size(key, MAX_DIM)?.unwrap_or(default))
+    }
+
+    /// A size, if the key is there.
+    pub fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
+        size.map(Some).ok_or_else(|| format!("{key} = {value} is out of range; expected 1..={max}"))
+    }
+
+    /// A token id, or a list of them; none where the key is absent.
+    pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match value {
+            Value::Array(values) => values.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| format!("{key} = {value}; expected a token id or a list of them"))
+    }
+
+    /// The `lowrank` section.
+    pub fn section(&self) -> Result<LowrankSection> {
+        LowrankSection::of_config(self.raw)
+    }
+
+    fn typed<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| format!("{key} = {value}; expected {what}"))
+    }
+}

@@ -1,0 +1,21 @@
+//! Decoders: language models on packed tokens, one structure for every architecture.
+
+mod cache;
+mod config;
+mod generate;
+pub(crate) mod keys;
+mod layer;
+mod likelihood;
+mod model;
+pub(crate) mod rope;
+mod sample;
+
+pub use cache::KvCache;
+pub use config::{DecoderConfig, Residual};
+pub use generate::{Finish, Generated, GenerationOptions};
+pub use keys::Keys;
+pub use layer::{Attention, DecoderLayer, Mlp, Qkv, Step};
+pub use likelihood::TokenNll;
+pub use model::{Decoder, LogitRows};
+pub use rope::{Angles, RopeConfig, RopeScaling};
+pub use sample::{Sampler, Sampling};

@@ -1,0 +1,217 @@
+//! From logits to the next token.
+
+use lowrank_adapters::init::mix;
+
+/// How the next token is chosen.
+///
+/// | name | default | purpose | range |
+/// |---|---|---|---|
+/// | `temperature` | 0 | divides the logits; 0 takes the most likely token | ≥ 0 |
+/// | `top_k` | none | the k most likely alone | ≥ 1 |
+/// | `top_p` | 1 | the fewest most likely of at least this probability (Holtzman et al. 2020) | 0 < p ≤ 1 |
+/// | `repetition_penalty` | 1 | logits of tokens that were there: divided if positive, else multiplied (Keskar et al. 2019) | > 0 |
+/// | `seed` | 0 | of the draws | |
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f64,
+    /// The k most likely alone.
+    pub top_k: Option<usize>,
+    /// The fewest most likely of at least this probability.
+    pub top_p: f64,
+    /// On tokens that were there.
+    pub repetition_penalty: f64,
+    /// Of the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: None, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// A line that names the first out of its range.
+    pub fn check(&self) -> Result<(), String> {
+        let Self { temperature, top_k, top_p, repetition_penalty, .. } = self;
+        if !(temperature.is_finite() && *temperature >= 0.0) {
+            return Err(format!("temperature {temperature} is out of range; expected 0 or more"));
+        }
+        if *top_k == Some(0) {
+            return Err("top-k 0 leaves no token; expected 1 or more".into());
+        }
+        if !(*top_p > 0.0 && *top_p <= 1.0) {
+            return Err(format!("top-p {top_p} is out of range; expected 0 < p <= 1"));
+        }
+        if !(repetition_penalty.is_finite() && *repetition_penalty > 0.0) {
+            return Err(format!("repetition penalty {repetition_penalty} is out of range; expected above 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Chooses the tokens of one sequence. Draws depend on the seed, the sequence's number and the number of the
+/// draw alone, so that a batch gives what one by one gives.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    seed: u64,
+    draws: u64,
+}
+
+impl Sampler {
+    /// For sequence number `sequence` of a batch.
+    pub fn new(sampling: Sampling, sequence: u64) -> Self {
+        let seed = mix(sampling.seed, sequence);
+        Self { sampling, seed, draws: 0 }
+    }
+
+    /// The next token after `logits`; `seen` are the tokens of the sequence so far.
+    ///
+    /// `None` if no logit is a finite number.
+    pub fn next(&mut self, logits: &mut [f32], seen: &[u32]) -> Option<u32> {
+        if self.sampling.repetition_penalty != 1.0 {
+            penalise(logits, seen, self.sampling.repetition_penalty as f32);
+        }
+        if self.sampling.temperature == 0.0 {
+            return largest(logits);
+        }
+        let draw = self.uniform();
+        let mut candidates: Vec<(u32, f64)> = (0u32..)
+            .zip(logits.iter())
+            .filter(|(_, logit)| logit.is_finite())
+            .map(|(id, &logit)| (id, f64::from(logit) / self.sampling.temperature))
+            .collect();
+        // The most likely first, of equals the lower id.
+        let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(k) = self.sampling.top_k.filter(|&k| k < candidates.len()) {
+            candidates.select_nth_unstable_by(k - 1, order);
+            candidates.truncate(k);
+        }
+        candidates.sort_unstable_by(order);
+        let top = candidates.first()?.1;
+        candidates.iter_mut().for_each(|(_, x)| *x = (*x - top).exp());
+        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
+        if self.sampling.top_p < 1.0 {
+            let mut sum = 0.0;
+            let kept = candidates.iter().take_while(|(_, p)| {
+                let before = sum;
+                sum += p;
+                before < self.sampling.top_p * total
+            });
+            let kept = kept.count();
+            candidates.truncate(kept);
+        }
+        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
+        let mut rest = draw * total;
+        let chosen = candidates.iter().find(|(_, p)| {
+            rest -= p;
+            rest < 0.0
+        });
+        chosen.or(candidates.last()).map(|(id, _)| *id)
+    }
+
+    /// In `[0, 1)`, 53 bits.
+    fn uniform(&mut self) -> f64 {
+        self.draws += 1;
+        (mix(self.seed, self.draws) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// The first of the largest finite logits.
+fn largest(logits: &[f32]) -> Option<u32> {
+    let finite = (0u32..).zip(logits).filter(|(_, logit)| logit.is_finite());
+    finite
+        .fold(None, |best: Option<(u32, f32)>, (id, &x)| match best {
+            Some((_, top)) if x <= top => best,
+            _ => Some((id, x)),
+        })
+        .map(|(id, _)| id)
+}
+
+fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
+    let mut seen = seen.to_vec();
+    seen.sort_unstable();
+    seen.dedup();
+    for id in seen {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, f32::NAN, 2.0, 3.0];
+
+    fn draws(sampling: &Sampling, n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling.clone(), 0);
+        (0..n).map(|_| sampler.next(&mut LOGITS.clone(), &[]).unwrap()).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        assert_eq!(draws(&Sampling::default(), 2), [1, 1]);
+        assert_eq!(Sampler::new(Sampling::default(), 0).next(&mut [f32::NAN], &[]), None);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let sampling = Sampling { temperature: 0.5, ..Default::default() };
+        let drawn = draws(&sampling, 20_000);
+        let weights = [2.0f64, 6.0, 0.0, 4.0, 6.0].map(f64::exp);
+        let total: f64 = weights.iter().enumerate().filter(|(i, _)| *i != 2).map(|(_, w)| w).sum();
+        for id in [0u32, 1, 3, 4] {
+            let p = weights[id as usize] / total;
+            let got = drawn.iter().filter(|&&d| d == id).count() as f64 / 20_000.0;
+            // Five standard errors.
+            assert!((got - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt(), "{id}: {got} for {p}");
+        }
+        assert!(!drawn.contains(&2), "NaN is never drawn");
+        assert_eq!(drawn, draws(&sampling, 20_000), "a seed repeats itself");
+        assert_ne!(drawn, draws(&Sampling { seed: 1, ..sampling }, 20_000));
+    }
+
+    #[rstest]
+    #[case(Sampling { top_k: Some(1), ..hot() }, &[1])]
+    #[case(Sampling { top_k: Some(3), ..hot() }, &[1, 3, 4])]
+    #[case(Sampling { top_k: Some(99), ..hot() }, &[0, 1, 3, 4])]
+    #[case(Sampling { top_p: 1e-9, ..hot() }, &[1])]
+    // At temperature 1: probabilities 0.40, 0.40, 0.15, 0.05 of tokens 1, 4, 3, 0.
+    #[case(Sampling { top_p: 0.5, temperature: 1.0, ..hot() }, &[1, 4])]
+    #[case(Sampling { top_p: 0.9, temperature: 1.0, ..hot() }, &[1, 3, 4])]
+    fn the_unlikely_are_left_out(#[case] sampling: Sampling, #[case] expect: &[u32]) {
+        let mut drawn = draws(&sampling, 3000);
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn, expect);
+    }
+
+    fn hot() -> Sampling {
+        Sampling { temperature: 5.0, ..Default::default() }
+    }
+
+    #[test]
+    fn repetition_is_penalised_once_whatever_its_sign() {
+        let mut logits = [2.0, -2.0, 1.5];
+        penalise(&mut logits, &[0, 0, 1, 99], 2.0);
+        assert_eq!(logits, [1.0, -4.0, 1.5]);
+    }
+
+    #[rstest]
+    #[case(Sampling { temperature: -1.0, ..Default::default() }, "temperature")]
+    #[case(Sampling { temperature: f64::NAN, ..Default::default() }, "temperature")]
+    #[case(Sampling { top_k: Some(0), ..Default::default() }, "top-k")]
+    #[case(Sampling { top_p: 0.0, ..Default::default() }, "top-p")]
+    #[case(Sampling { repetition_penalty: 0.0, ..Default::default() }, "repetition")]
+    fn values_out_of_range_are_refused(#[case] sampling: Sampling, #[case] part: &str) {
+        assert!(sampling.check().unwrap_err().contains(part));
+    }
+}

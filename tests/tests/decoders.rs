@@ -1,0 +1,273 @@
+//! Decoders against transformers, on small random models (`fixtures/`, with the scripts that made them).
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_kernels::Kernels;
+use lowrank_models::decoder::{Finish, GenerationOptions, LogitRows, Sampling};
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_tests::{assert_close, fixture, values};
+use rstest::rstest;
+use serde::Deserialize;
+
+type Flex = burn_flex::Flex;
+type NdArray = burn_ndarray::NdArray;
+
+/// What the issue asks for; f32 rounding alone is about a tenth of it on these models.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    text: String,
+    input_ids: Vec<u32>,
+    mean_nll: f64,
+    last_logits: Vec<f32>,
+    logits: Option<Vec<Vec<f32>>>,
+    #[serde(default)]
+    greedy: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    base: Option<String>,
+    perplexity: Option<f64>,
+    cases: Vec<Case>,
+}
+
+fn golden(name: &str) -> Golden {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("expected.json")).unwrap()).unwrap()
+}
+
+fn load<B: Kernels>(name: &str) -> Decoder<B> {
+    let folder = fixture(name);
+    let config = DecoderConfig::read(&folder).unwrap();
+    Decoder::load(&folder, config, WeightType::F32, &Default::default()).unwrap()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn check_logits<B: Kernels>(name: &str, model: &Decoder<B>, adapters: &AdapterSet<B>, golden: &Golden) {
+    let device = Default::default();
+    let logits = |ids: &[u32], lengths: &[usize], rows| {
+        values(model.forward(ids, lengths, rows, adapters, Mode::EVAL, &device).unwrap())
+    };
+    for case in &golden.cases {
+        let n = [case.input_ids.len()];
+        let last = logits(&case.input_ids, &n, LogitRows::Last);
+        assert_close(&format!("{name}/{}", case.name), &last, &case.last_logits, TOLERANCE);
+        if let Some(expect) = &case.logits {
+            let all = logits(&case.input_ids, &n, LogitRows::All);
+            assert_close(&format!("{name}/{}", case.name), &all, &expect.concat(), TOLERANCE);
+        }
+    }
+    // All texts packed into one batch.
+    let ids: Vec<u32> = golden.cases.iter().flat_map(|c| c.input_ids.clone()).collect();
+    let lengths: Vec<usize> = golden.cases.iter().map(|c| c.input_ids.len()).collect();
+    let expect: Vec<f32> = golden.cases.iter().flat_map(|c| c.last_logits.clone()).collect();
+    assert_close(&format!("{name} packed"), &logits(&ids, &lengths, LogitRows::Last), &expect, TOLERANCE);
+    let nll = model.token_nll(&ids, &lengths, adapters, &device).unwrap();
+    for (case, nll) in golden.cases.iter().zip(&nll) {
+        assert_eq!(nll.len(), case.input_ids.len() - 1);
+        assert!(
+            (mean(nll) - case.mean_nll).abs() < f64::from(TOLERANCE),
+            "{name}/{}: {}",
+            case.name,
+            mean(nll)
+        );
+    }
+    if let Some(perplexity) = golden.perplexity {
+        let got = mean(&nll.concat()).exp();
+        assert!((got / perplexity - 1.0).abs() < f64::from(TOLERANCE), "{name}: {got} for {perplexity}");
+    }
+}
+
+const DECODERS: [&str; 10] = [
+    "gpt2",
+    "llama",
+    "llama3",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "stablelm",
+    "stablelm-parallel",
+    "gpt-neox",
+    "gpt-neox-sequential",
+];
+
+#[test]
+fn equals_transformers() {
+    for name in DECODERS {
+        let golden = golden(name);
+        check_logits(name, &load::<Flex>(name), &AdapterSet::empty(), &golden);
+        check_logits(name, &load::<NdArray>(name), &AdapterSet::empty(), &golden);
+    }
+}
+
+#[test]
+fn tokenizers_give_the_ids() {
+    for name in DECODERS {
+        let tokenizer = TextTokenizer::from_folder(&fixture(name), None).unwrap();
+        for case in golden(name).cases {
+            assert_eq!(
+                tokenizer.encode(&case.text, None).unwrap().ids,
+                case.input_ids,
+                "{name}/{}",
+                case.name
+            );
+        }
+    }
+}
+
+fn greedy(n: usize) -> GenerationOptions {
+    GenerationOptions { max_new_tokens: n, ignore_eos: true, ..Default::default() }
+}
+
+fn check_generation<B: Kernels>(name: &str) {
+    let (golden, device) = (golden(name), Default::default());
+    let model = load::<B>(name);
+    let none = AdapterSet::empty();
+    let prompts: Vec<Vec<u32>> = golden.cases.iter().map(|c| c.input_ids.clone()).collect();
+    let generate = |prompts: &[Vec<u32>], options: &GenerationOptions| {
+        model.generate(prompts, options, &none, &device, |_, _| true).unwrap()
+    };
+    let together = generate(&prompts, &greedy(16));
+    for ((case, prompt), got) in golden.cases.iter().zip(&prompts).zip(&together) {
+        assert_eq!(got.ids, case.greedy, "{name}/{}", case.name);
+        assert_eq!(got.finish, Finish::Length);
+        // Without a cache: the whole text again for every token.
+        let mut ids = prompt.clone();
+        for &expect in &case.greedy {
+            let logits =
+                model.forward(&ids, &[ids.len()], LogitRows::Last, &none, Mode::EVAL, &device).unwrap();
+            let logits = values(logits);
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+            assert_eq!(best as u32, expect, "{name}/{} without a cache", case.name);
+            ids.push(expect);
+        }
+    }
+    let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Default::default() };
+    let options = GenerationOptions { sampling, ..greedy(12) };
+    let sampled = generate(&prompts, &options);
+    assert_ne!(sampled[0].ids, together[0].ids[..12], "{name}: draws are no greedy choice");
+    assert_eq!(generate(&prompts[..1], &options)[0], sampled[0], "{name}: the others change nothing");
+}
+
+#[test]
+fn greedy_tokens_equal_transformers_with_a_cache_and_without() {
+    DECODERS.into_iter().for_each(check_generation::<Flex>);
+}
+
+#[test]
+fn every_backend_generates_the_same() {
+    check_generation::<NdArray>("llama");
+    check_generation::<NdArray>("mistral");
+}
+
+#[test]
+fn generation_ends_where_it_should() {
+    let golden = golden("gpt2");
+    let (model, device) = (load::<Flex>("gpt2"), Default::default());
+    let none = AdapterSet::empty();
+    let prompts = [golden.cases[0].input_ids.clone(), golden.cases[1].input_ids.clone()];
+    // Stopped by the caller, after the third token of the first prompt alone.
+    let got = model.generate(&prompts, &greedy(8), &none, &device, |i, new| i == 1 || new.len() < 3).unwrap();
+    assert_eq!((got[0].finish, got[0].ids.len()), (Finish::Stopped, 3));
+    assert_eq!((got[1].finish, got[1].ids.len()), (Finish::Length, 8));
+    assert_eq!(got[0].ids, golden.cases[0].greedy[..3]);
+    // By an end of text, which is part of the result.
+    let mut config = DecoderConfig::read(&fixture("gpt2")).unwrap();
+    config.eos = vec![golden.cases[0].greedy[4]];
+    let ending = Decoder::<Flex>::load(&fixture("gpt2"), config, WeightType::F32, &device).unwrap();
+    let options = GenerationOptions { ignore_eos: false, ..greedy(16) };
+    let got = ending.generate(&prompts[..1], &options, &none, &device, |_, _| true).unwrap();
+    let end = golden.cases[0].greedy.iter().position(|id| *id == golden.cases[0].greedy[4]).unwrap();
+    assert_eq!((got[0].finish, &got[0].ids[..]), (Finish::EndOfText, &golden.cases[0].greedy[..=end]));
+    // By the table of positions: 128 of them.
+    let got = model.generate(&prompts[1..], &greedy(500), &none, &device, |_, _| true).unwrap();
+    assert_eq!((got[0].finish, prompts[1].len() + got[0].ids.len()), (Finish::Full, 129));
+    let none_asked = model.generate(&prompts, &greedy(0), &none, &device, |_, _| true).unwrap();
+    assert!(none_asked.iter().all(|g| g.ids.is_empty()));
+}
+
+#[test]
+fn a_cache_grows_without_a_trace() {
+    let golden = golden("mistral");
+    let (model, device) = (load::<Flex>("mistral"), Default::default());
+    let none = AdapterSet::empty();
+    let prompts: Vec<Vec<u32>> = golden.cases.iter().map(|c| c.input_ids.clone()).collect();
+    // Far past the 256 positions of a block, in several sequences.
+    let got = model.generate(&prompts, &greedy(700), &none, &device, |_, _| true).unwrap();
+    for (prompt, got) in prompts.iter().zip(&got) {
+        let ids = [prompt.as_slice(), &got.ids].concat();
+        let n = ids.len();
+        let logits =
+            model.forward(&ids[..n - 1], &[n - 1], LogitRows::All, &none, Mode::EVAL, &device).unwrap();
+        let logits = values(logits);
+        let vocab = model.config().vocab_size;
+        for (i, &id) in ids.iter().enumerate().skip(prompt.len()) {
+            let row = &logits[(i - 1) * vocab..i * vocab];
+            let best = row.iter().copied().fold(f32::MIN, f32::max);
+            assert!(best - row[id as usize] <= TOLERANCE, "token {i}: {} for {best}", row[id as usize]);
+        }
+    }
+}
+
+#[rstest]
+#[case("peft-gpt2-lora")]
+#[case("peft-llama-lora")]
+fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
+    fn check<B: Kernels>(name: &str) {
+        let golden = golden(name);
+        let model = load::<B>(golden.base.as_deref().unwrap());
+        let adapters = model.load_adapter(&fixture(name), &Default::default()).unwrap();
+        check_logits(name, &model, &adapters, &golden);
+    }
+    check::<Flex>(name);
+    check::<NdArray>(name);
+}
+
+#[rstest]
+#[case(WeightType::F16, 2e-2)]
+#[case(WeightType::Bf16, 2e-1)]
+fn weights_in_half_precision_give_nearly_the_same(#[case] weights: WeightType, #[case] tolerance: f32) {
+    // Rounding a weight changes it by 2⁻¹¹ or 2⁻⁸ of itself; logits are sums of tens of them, of size 3.
+    for name in ["gpt2", "llama-tied", "gpt-neox"] {
+        let (golden, device) = (golden(name), Default::default());
+        let config = DecoderConfig::read(&fixture(name)).unwrap();
+        let model = Decoder::<Flex>::load(&fixture(name), config, weights, &device).unwrap();
+        for case in &golden.cases {
+            let n = [case.input_ids.len()];
+            let logits = model.forward(
+                &case.input_ids,
+                &n,
+                LogitRows::Last,
+                &AdapterSet::empty(),
+                Mode::EVAL,
+                &device,
+            );
+            let logits = values(logits.unwrap());
+            assert_close(name, &logits, &case.last_logits, tolerance);
+            assert_ne!(logits, case.last_logits);
+        }
+    }
+}
+
+#[test]
+fn what_a_model_cannot_take_is_refused() {
+    let (model, device) = (load::<Flex>("gpt2"), Default::default());
+    let none = AdapterSet::empty();
+    for (ids, lengths, part) in [
+        (vec![317], vec![1], "outside the vocabulary of 317"),
+        (vec![1; 129], vec![129], "a sequence of 129 tokens; the model takes 1..=128"),
+        (vec![1], vec![1, 0], "no tokens"),
+        (vec![1, 2], vec![1], "2 ids for sequences of 1"),
+    ] {
+        let error = model.forward(&ids, &lengths, LogitRows::Last, &none, Mode::EVAL, &device).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
