@@ -1,6 +1,5 @@
 //! Continuing prompts token by token over a cache.
 
-use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 

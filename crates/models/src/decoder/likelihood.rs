@@ -1,6 +1,5 @@
 //! Negative log-likelihood of tokens.
 
-use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 
