@@ -5,6 +5,7 @@
 mod backend;
 mod command;
 mod context;
+mod language;
 mod machine;
 
 use std::process::ExitCode;
@@ -34,6 +35,10 @@ enum Command {
     Predict(command::predict::Args),
     /// Mean hidden states of texts
     Embed(command::embed::Args),
+    /// How well a language model predicts texts
+    Perplexity(command::perplexity::Args),
+    /// Continue prompts with a language model
+    Generate(command::generate::Args),
     /// Layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
     /// Fold an adapter into its model's weights
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
         Command::Evaluate(args) => command::evaluate::run(args),
         Command::Predict(args) => command::predict::run(args),
         Command::Embed(args) => command::embed::run(args),
+        Command::Perplexity(args) => command::perplexity::run(args),
+        Command::Generate(args) => command::generate::run(args),
         Command::Inspect(args) => command::inspect::run(args),
         Command::Merge(args) => command::merge::run(args),
         Command::Logs(args) => command::logs::run(args),

@@ -6,8 +6,10 @@ mod error;
 mod metrics;
 mod perplexity;
 mod score;
+mod windows;
 
 pub use error::{EvalError, Result};
 pub use metrics::{accuracy, f1, matthews, pearson, spearman};
 pub use perplexity::Perplexity;
 pub use score::{argmax, score};
+pub use windows::{Window, windows};

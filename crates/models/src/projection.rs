@@ -32,6 +32,7 @@ pub struct LowRank<B: Backend> {
 
 /// A linear map in one of its representations; forward passes multiply by what is there.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful in each layer; burn's modules cannot be boxed")]
 pub enum Projection<B: Backend> {
     /// One matrix.
     Dense(Dense<B>),

@@ -158,6 +158,16 @@ pub enum QkvNames {
     },
 }
 
+impl QkvNames {
+    /// The paths, below a layer.
+    pub fn paths(&self) -> &[&'static str] {
+        match self {
+            Self::Separate(paths) => paths,
+            Self::Fused { name, .. } => std::slice::from_ref(name),
+        }
+    }
+}
+
 /// The decoder of a `model_type`.
 ///
 /// # Errors

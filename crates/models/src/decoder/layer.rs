@@ -26,19 +26,11 @@ pub struct Step<B: Backend> {
     pub(crate) writes: Option<Writes>,
 }
 
-/// The maps to queries, keys and values.
-#[derive(Module, Debug)]
-pub enum Qkv<B: Backend> {
-    /// One each.
-    Separate([Linear<B>; 3]),
-    /// One for all.
-    Fused(Linear<B>),
-}
-
 /// Causal self-attention with grouped heads.
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
-    qkv: Qkv<B>,
+    /// The maps to queries, keys and values: one each, or one for all.
+    qkv: Vec<Linear<B>>,
     output: Linear<B>,
     n_heads: usize,
     n_kv_heads: usize,
@@ -95,10 +87,10 @@ impl<B: Backend> DecoderLayer<B> {
         let (qkv, by_head) = match names.qkv {
             QkvNames::Separate([q, k, v]) => {
                 let mut map = |name, width| linear(name, [d, width], config.qkv_bias);
-                (Qkv::Separate([map(q, q_width), map(k, kv_width), map(v, kv_width)]), false)
+                (vec![map(q, q_width), map(k, kv_width), map(v, kv_width)], false)
             }
             QkvNames::Fused { name, by_head } => {
-                (Qkv::Fused(linear(name, [d, q_width + 2 * kv_width], config.qkv_bias)), by_head)
+                (vec![linear(name, [d, q_width + 2 * kv_width], config.qkv_bias)], by_head)
             }
         };
         let attention = Attention {
@@ -129,15 +121,8 @@ impl<B: Backend> DecoderLayer<B> {
         let (names, index) = (self.names, self.index);
         let key = |name: &str| names.in_layer(index, name);
         self.attention_norm.walk(&key(names.attention_norm), io);
-        match (&mut self.attention.qkv, names.qkv) {
-            (Qkv::Separate(maps), QkvNames::Separate(paths)) => {
-                for (map, path) in maps.iter_mut().zip(paths) {
-                    map.walk(&key(path), io);
-                }
-            }
-            (Qkv::Fused(map), QkvNames::Fused { name, .. }) => map.walk(&key(name), io),
-            // `init` makes them alike.
-            (Qkv::Separate(_), QkvNames::Fused { .. }) | (Qkv::Fused(_), QkvNames::Separate(_)) => {}
+        for (map, name) in self.attention.qkv.iter_mut().zip(names.qkv.paths()) {
+            map.walk(&key(name), io);
         }
         self.attention.output.walk(&key(names.output), io);
         if let Some(norm) = &mut self.mlp_norm {
@@ -155,24 +140,17 @@ impl<B: Kernels> Attention<B> {
     /// Queries `[tokens, n_heads * head_dim]`, keys and values `[tokens, n_kv_heads * head_dim]`.
     fn split(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> [Tensor<B, 2>; 3] {
         let [q_width, kv_width] = [self.n_heads, self.n_kv_heads].map(|n| n * self.head_dim);
-        match &self.qkv {
-            Qkv::Separate([q, k, v]) => {
-                let (q, k) = (q.forward(x.clone(), adapters, mode), k.forward(x.clone(), adapters, mode));
-                [q, k, v.forward(x, adapters, mode)]
-            }
-            Qkv::Fused(map) => {
-                let all = map.forward(x, adapters, mode);
-                let [tokens, _] = all.dims();
-                if self.by_head {
-                    let all = all.reshape([tokens, self.n_heads, 3, self.head_dim]);
-                    [0, 1, 2].map(|i| all.clone().narrow(2, i, 1).reshape([tokens, q_width]))
-                } else {
-                    let (k, v) = (q_width, q_width + kv_width);
-                    [(0, q_width), (k, kv_width), (v, kv_width)]
-                        .map(|(start, width)| all.clone().narrow(1, start, width))
-                }
-            }
+        if let [q, k, v] = &self.qkv[..] {
+            return [q, k, v].map(|map| map.forward(x.clone(), adapters, mode));
         }
+        let all = self.qkv[0].forward(x, adapters, mode);
+        let [tokens, _] = all.dims();
+        if self.by_head {
+            let all = all.reshape([tokens, self.n_heads, 3, self.head_dim]);
+            return [0, 1, 2].map(|i| all.clone().narrow(2, i, 1).reshape([tokens, q_width]));
+        }
+        let (k, v) = (q_width, q_width + kv_width);
+        [(0, q_width), (k, kv_width), (v, kv_width)].map(|(start, width)| all.clone().narrow(1, start, width))
     }
 
     fn forward(

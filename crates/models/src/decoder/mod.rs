@@ -14,7 +14,7 @@ pub use cache::KvCache;
 pub use config::{DecoderConfig, Residual};
 pub use generate::{Finish, Generated, GenerationOptions};
 pub use keys::Keys;
-pub use layer::{Attention, DecoderLayer, Mlp, Qkv, Step};
+pub use layer::{Attention, DecoderLayer, Mlp, Step};
 pub use likelihood::TokenNll;
 pub use model::{Decoder, LogitRows};
 pub use rope::{Angles, RopeConfig, RopeScaling};

@@ -1,0 +1,130 @@
+//! `lowrank perplexity`: how well a language model predicts texts.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use lowrank_eval::{Perplexity, windows};
+use serde_json::{Value, json};
+
+use crate::backend::{Device, device};
+use crate::context::print_json;
+use crate::language::{Language, LanguageArgs};
+
+/// Tokens that are read together.
+const BATCH_TOKENS: usize = 2048;
+
+/// Options of `perplexity`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: LanguageArgs,
+    /// A text; may be repeated
+    #[arg(long, allow_hyphen_values = true)]
+    text: Vec<String>,
+    /// A file of texts, one a line; with --stride one long text
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Read the file as one long text, in windows this many tokens apart
+    #[arg(long, requires = "file", conflicts_with = "text")]
+    stride: Option<usize>,
+    /// Cut texts, or the windows, at this many tokens [default: the model's limit]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The score of one text.
+struct Row {
+    tokens: usize,
+    sum_nll: f64,
+    predicted: usize,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let file = match &args.file {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?),
+        None if args.text.is_empty() => bail!("nothing to do: give --text or --file"),
+        None => None,
+    };
+    if args.stride == Some(0) {
+        bail!("--stride 0 never ends; give 1 or more");
+    }
+    let device = device()?;
+    let language = args.model.load(&device)?;
+    let window = language.window(args.max_length)?;
+    let rows = match (args.stride, &file) {
+        (Some(stride), Some(text)) => vec![long_text(&language, text, window, stride, &device)?],
+        _ => {
+            let lines = file.as_deref().unwrap_or_default().lines();
+            let texts: Vec<&str> = args.text.iter().map(String::as_str).chain(lines).collect();
+            each_text(&language, &texts, window, &device)?
+        }
+    };
+    let mut total = Perplexity::default();
+    for row in &rows {
+        total.add(row.sum_nll, row.predicted)?;
+    }
+    let perplexity = total.perplexity()?;
+    if args.json {
+        let row = |row: &Row| {
+            let mean = (row.predicted > 0).then(|| row.sum_nll / row.predicted as f64);
+            json!({"tokens": row.tokens, "mean_nll": mean})
+        };
+        let rows: Vec<Value> = rows.iter().map(row).collect();
+        return print_json(&json!({"rows": rows, "perplexity": perplexity}));
+    }
+    println!("perplexity {perplexity:.4} over {} tokens of {} texts", total.tokens(), rows.len());
+    Ok(())
+}
+
+/// Every text by itself, cut at `window` tokens; many are read together.
+fn each_text(language: &Language, texts: &[&str], window: usize, device: &Device) -> Result<Vec<Row>> {
+    let encoded = language.tokenizer.encode_batch(texts.iter().map(|text| (*text, None)))?;
+    let ids: Vec<&[u32]> = encoded.iter().map(|e| &e.ids[..e.ids.len().min(window)]).collect();
+    let mut rows = Vec::with_capacity(ids.len());
+    let mut rest = &ids[..];
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = rest.iter().take_while(|ids| {
+            tokens += ids.len();
+            tokens <= BATCH_TOKENS
+        });
+        let (batch, later) = rest.split_at(fits.count().max(1));
+        rest = later;
+        // A text of one token, or none, predicts nothing.
+        let read: Vec<&[u32]> = batch.iter().copied().filter(|ids| ids.len() > 1).collect();
+        let mut scores = nll(language, &read, device)?.into_iter();
+        for ids in batch {
+            let nll = if ids.len() > 1 { scores.next().unwrap_or_default() } else { Vec::new() };
+            rows.push(Row { tokens: ids.len(), sum_nll: nll.iter().sum(), predicted: nll.len() });
+        }
+    }
+    Ok(rows)
+}
+
+/// One long text in sliding windows.
+fn long_text(language: &Language, text: &str, window: usize, stride: usize, device: &Device) -> Result<Row> {
+    let ids = language.tokenizer.encode(text, None)?.ids;
+    let mut row = Row { tokens: ids.len(), sum_nll: 0.0, predicted: 0 };
+    let cut = windows(ids.len(), window, stride);
+    for batch in cut.chunks((BATCH_TOKENS / window.max(1)).max(1)) {
+        let read: Vec<&[u32]> = batch.iter().map(|w| &ids[w.tokens.clone()]).collect();
+        for (window, nll) in batch.iter().zip(nll(language, &read, device)?) {
+            row.sum_nll += nll[nll.len() - window.scored..].iter().sum::<f64>();
+            row.predicted += window.scored;
+        }
+    }
+    Ok(row)
+}
+
+/// `−ln p` of each token but the first of these texts.
+fn nll(language: &Language, texts: &[&[u32]], device: &Device) -> Result<Vec<Vec<f64>>> {
+    if texts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
+    Ok(language.model.token_nll(&texts.concat(), &lengths, &language.adapters, device)?)
+}
