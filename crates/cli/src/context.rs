@@ -14,13 +14,15 @@ use lowrank_models::{EncoderConfig, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
+use crate::hub;
+
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{value}").context("standard output cannot be written")
 }
 
-/// A model folder: the one named, or the `model` folder of a run.
+/// A model folder: the one named, the `model` folder of a run, or what the hub has under a name that is no folder.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
     for candidate in [path.to_path_buf(), path.join("model")] {
         if candidate.join("config.json").is_file() {
@@ -33,7 +35,13 @@ pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
             path.display()
         );
     }
-    bail!("{}: no such folder; expected a model folder with config.json and weights", path.display());
+    let unknown = || {
+        format!("{}: no such folder; expected a model folder with config.json and weights", path.display())
+    };
+    match hub::name(path) {
+        Some(name) => hub::fetch(name).with_context(unknown),
+        None => bail!(unknown()),
+    }
 }
 
 /// An adapter folder: the one named, or the `adapter` folder of a run.

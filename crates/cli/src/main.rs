@@ -5,6 +5,7 @@
 mod backend;
 mod command;
 mod context;
+mod hub;
 mod language;
 mod machine;
 

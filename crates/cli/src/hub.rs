@@ -1,0 +1,101 @@
+//! Models by their names on the Hugging Face hub, through the hub's own client and cache.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use hf_hub::api::sync::ApiBuilder;
+use hf_hub::{Cache, Repo};
+
+/// Weights, best first: of each entry, the first name decides whether a repository has it.
+const WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
+/// What may lie beside the weights.
+const FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.
+pub(crate) fn name(path: &Path) -> Option<&str> {
+    let name = path.to_str()?;
+    let is_part = |part: &str| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(legal)
+            && !part.contains("..")
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    (parts.len() <= 2 && parts.iter().all(|part| is_part(part))).then_some(name)
+}
+
+/// The folder of a model in the hub's cache; what is not there yet is fetched.
+///
+/// With `HF_HUB_OFFLINE` set the cache alone is looked at.
+pub(crate) fn fetch(name: &str) -> Result<PathBuf> {
+    let cache = Cache::from_env();
+    if let Some(folder) = cached(&cache, name) {
+        return Ok(folder);
+    }
+    if std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !["", "0", "false"].contains(&v.as_str())) {
+        bail!("'{name}' is not in the hub's cache at {}, and HF_HUB_OFFLINE is set", cache.path().display());
+    }
+    let repo = ApiBuilder::from_env().build().context("the hub's client does not start")?.model(name.into());
+    let info =
+        repo.info().map_err(|e| anyhow::anyhow!("no model '{name}' could be fetched from the hub: {e}"))?;
+    let files: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    let Some(weights) = WEIGHTS.iter().find(|weights| files.contains(weights)) else {
+        bail!("'{name}' on the hub has no weights; looked for {}", WEIGHTS.join(", "));
+    };
+    // The shards of `model.safetensors.index.json` are `model-00001-of-00002.safetensors` and so on.
+    let (stem, end) = match weights.strip_suffix(".index.json").and_then(|file| file.rsplit_once('.')) {
+        Some((stem, extension)) => (format!("{stem}-"), format!(".{extension}")),
+        None => (String::new(), "\0".into()),
+    };
+    let is_wanted = |file: &str| {
+        FILES.contains(&file) || file == *weights || (file.starts_with(&stem) && file.ends_with(&end))
+    };
+    let mut folder = None;
+    for file in files.into_iter().filter(|file| is_wanted(file) && !file.contains(['/', '\\'])) {
+        let path =
+            repo.get(file).map_err(|e| anyhow::anyhow!("'{file}' of '{name}' cannot be fetched: {e}"))?;
+        if file == "config.json" {
+            folder = path.parent().map(Path::to_path_buf);
+        }
+    }
+    folder.with_context(|| format!("'{name}' on the hub has no config.json"))
+}
+
+/// The folder of a model that the cache has with its weights.
+fn cached(cache: &Cache, name: &str) -> Option<PathBuf> {
+    let config = cache.repo(Repo::model(name.into())).get("config.json")?;
+    let folder = config.parent()?.to_path_buf();
+    // An interrupted fetch leaves files out; opening the weights finds missing shards.
+    let complete = WEIGHTS.iter().any(|weights| folder.join(weights).exists());
+    (complete && lowrank_checkpoint::Checkpoint::open(&folder).is_ok()).then_some(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths() {
+        for path in ["gpt2", "sentence-transformers/all-MiniLM-L6-v2", "a/b.c_d"] {
+            assert_eq!(name(Path::new(path)), Some(path));
+        }
+        for path in ["", "/a", "./a", "../a", "a/b/c", "a b", "a/", "a/..", "models\\a", ".cache/x", "a..b"] {
+            assert_eq!(name(Path::new(path)), None, "{path}");
+        }
+    }
+}
