@@ -3,7 +3,7 @@
 //! | Task | Entry points |
 //! |---|---|
 //! | Singular values and vectors | [`svd::exact`], [`svd::randomized`], [`svd::adaptive`], [`svd::auto`] |
-//! | Approximate `A ≈ L·R` | [`Svd::low_rank`], [`LowRank`] (refits, alternating least squares, sums) |
+//! | Approximate `A ≈ L·R` | [`subspace::leading`], [`Svd::low_rank`], [`LowRank`] (refits, alternating least squares, sums) |
 //! | Weigh the error by activations | [`whitened::by_gram`], [`whitened::by_diagonal`] |
 //! | Share factors between matrices | [`tucker::tucker2`], [`tucker::shared_basis`] |
 //! | Tensor trains | [`tt::tt_svd`], [`tt::TensorTrain`], [`tt::TtMatrix`] |
@@ -56,6 +56,7 @@ pub mod qr;
 mod random;
 pub mod scalar;
 pub mod spectrum;
+pub mod subspace;
 pub mod svd;
 pub mod truncation;
 pub mod tt;
@@ -72,6 +73,7 @@ pub use crate::low_rank::{LowRank, SigmaPlacement};
 pub use crate::products::{HostMatrix, MatrixProducts};
 pub use crate::scalar::Scalar;
 pub use crate::spectrum::{ElementwiseError, ErrorCurve, Spectrum, elementwise_errors};
+pub use crate::subspace::{Subspace, SubspaceSide};
 pub use crate::svd::Svd;
 pub use crate::truncation::{Approximation, Truncation, TruncationReport};
 pub use crate::tt::{TensorTrain, TtMatrix};

@@ -19,6 +19,7 @@ use crate::error::{FactorError, Result};
 use crate::low_rank::LowRank;
 use crate::matrix::{check, check_shape, check_slice, parallelism, product, ratio, scale_columns};
 use crate::scalar::Scalar;
+use crate::subspace::{Subspace, SubspaceSide};
 use crate::svd;
 use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
@@ -55,6 +56,14 @@ impl<T: Scalar> Whitened<'_, T> {
     /// Orthonormal basis whose first `k` columns span the best output space of rank `k`, shape `m × k`.
     pub fn basis(&self) -> MatRef<'_, T> {
         self.basis.as_ref()
+    }
+
+    /// The basis and its spectrum without the matrix; the errors that a [`Subspace`] reports are then the weighted ones.
+    ///
+    /// # Errors
+    /// None that the decomposition has not met before.
+    pub fn into_subspace(self) -> Result<Subspace<T>> {
+        Subspace::new(SubspaceSide::Left, self.basis, self.squared)
     }
 
     /// The best approximation in the weighted norm: `L = U_k`, `R = U_kᵀ·A`. The report's error is the
@@ -114,7 +123,8 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
 /// Weighted by a Gram matrix: minimises `Σ ‖(A − Â)·x‖²` over the inputs `x` behind `G = Σ x·xᵀ`.
 ///
 /// # Shapes
-/// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding.
+/// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding; it may be summed in a wider type than
+/// that of `a`.
 ///
 /// # Algorithm
 /// Eigenvectors of `A·G·Aᵀ` where `m ≤ n`; else the eigenvectors of `G` give `F = E·√Λ`, and the SVD is
@@ -127,7 +137,7 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
 ///
 /// # Complexity
 /// `O(m·n·(m + n) + min(m, n)³)`.
-pub fn by_gram<'a, T: Scalar>(a: MatRef<'a, T>, gram: MatRef<'_, T>) -> Result<Whitened<'a, T>> {
+pub fn by_gram<'a, T: Scalar, G: Scalar>(a: MatRef<'a, T>, gram: MatRef<'_, G>) -> Result<Whitened<'a, T>> {
     check(a, "matrix")?;
     check(gram, "Gram matrix")?;
     let (m, n) = a.shape();

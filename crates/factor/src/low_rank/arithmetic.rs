@@ -39,6 +39,24 @@ impl<T: Scalar> LowRank<T> {
         Self::new(left, self.right.clone())
     }
 
+    /// The same product with column `i` of `L` and row `i` of `R` of equal norm, which suits training and half
+    /// precision.
+    pub fn balanced(mut self) -> Self {
+        for i in 0..self.rank() {
+            let norm = |values: &mut dyn Iterator<Item = &T>| {
+                values.map(|x| x.widen() * x.widen()).sum::<f64>().sqrt()
+            };
+            let left = norm(&mut self.left.col(i).iter());
+            let right = norm(&mut self.right.row(i).iter());
+            let factor = (right / left).sqrt();
+            if factor.is_finite() && factor > 0.0 {
+                self.left.col_mut(i).iter_mut().for_each(|x| *x = T::of(x.widen() * factor));
+                self.right.row_mut(i).iter_mut().for_each(|x| *x = T::of(x.widen() / factor));
+            }
+        }
+        self
+    }
+
     /// Singular value decomposition of `L·R` from its factors.
     ///
     /// # Algorithm

@@ -72,6 +72,24 @@ impl<T: Scalar> TtMatrix<T> {
         Self::from_fit(a, shape, tt_svd(&tensor, &shape.modes(), truncation)?)
     }
 
+    /// Squared singular values of every unfolding, nonincreasing: what each inner rank would lose by itself. For two
+    /// cores the one spectrum is the whole story, as that of an SVD is.
+    ///
+    /// # Errors
+    /// As [`tt_svd`]; [`FactorError::ShapeMismatch`] if the matrix is not of the shape's size.
+    pub fn unfolding_spectra(a: MatRef<'_, T>, shape: &TtShape) -> Result<Vec<Vec<f64>>> {
+        let tensor = paired_digits(a, shape)?;
+        let modes = shape.modes();
+        let mut rows = 1;
+        let mut spectra = Vec::with_capacity(modes.len());
+        for mode in &modes[..modes.len() - 1] {
+            rows *= mode;
+            let unfolding = crate::matrix::from_row_major(&tensor, rows, tensor.len() / rows)?;
+            spectra.push(crate::subspace::leading(unfolding)?.squared().to_vec());
+        }
+        Ok(spectra)
+    }
+
     /// [`TtMatrix::from_dense`] with all inner ranks given.
     ///
     /// # Errors

@@ -1,0 +1,196 @@
+//! A form and its ranks for every unit.
+
+use lowrank_factor::{FactorError, RankChoice, RankItem, Truncation, allocate_ranks};
+
+use crate::amount::Allocation;
+use crate::error::{CompressError, Result, at};
+use crate::fit::{Analysis, Curve};
+use crate::unit::{Choice, Form, Unit};
+
+/// What decides the ranks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    /// Parameters that may remain of all units, and the ratio that the user gave for it.
+    Budget { budget: i64, ratio: f64, allocation: Allocation },
+    /// Each unit by itself.
+    Each(Truncation),
+}
+
+/// The choices that lose least. A unit that would not get smaller stays dense unless `always` says otherwise.
+pub(crate) fn choose(
+    units: &[Unit],
+    analyses: &[Analysis],
+    goal: Goal,
+    share: f64,
+    always: bool,
+) -> Result<Vec<Choice>> {
+    match goal {
+        Goal::Each(truncation) => units
+            .iter()
+            .zip(analyses)
+            .map(|(unit, analysis)| Ok(keep_if_smaller(unit, meet(unit, analysis, &truncation)?, always)))
+            .collect(),
+        Goal::Budget { budget, ratio, allocation } => {
+            let best: Vec<&Curve> = units.iter().zip(analyses).map(|(u, a)| best(u, a, share)).collect();
+            check_budget(units, &best, budget, ratio)?;
+            match allocation {
+                Allocation::Uniform => Ok(units
+                    .iter()
+                    .zip(best)
+                    .map(|(unit, curve)| keep_if_smaller(unit, at_share(unit, curve, share), always))
+                    .collect()),
+                Allocation::Budget => optimal(units, &best, budget as u64),
+            }
+        }
+    }
+}
+
+/// The choice for a rank that is given.
+pub(crate) fn at_rank(unit: &Unit, form: &Form, rank: usize, always: bool) -> Choice {
+    let choice = match form {
+        Form::Tucker => {
+            let [d_input, d_output] = unit.shape();
+            let all = unit.weights.len();
+            Choice::Tucker([rank.min(d_input).min(all * d_output), rank.min(d_output).min(all * d_input)])
+        }
+        Form::TensorTrain(shape) if shape.order() > 2 => {
+            Choice::Train(shape.clone(), capped_ranks(shape, rank))
+        }
+        form => Choice::Rank(form.clone(), rank.min(unit.max_rank(form))),
+    };
+    keep_if_smaller(unit, choice, always)
+}
+
+/// The choice for a share of the unit's parameters, of a form whose cost is in proportion to its rank.
+pub(crate) fn low_rank_at_share(unit: &Unit, share: f64, always: bool) -> Choice {
+    let form = Form::LowRank;
+    let cost = unit.cost_per_rank(&form).unwrap_or(1);
+    let rank = rank_at_share(unit, share, cost, unit.max_rank(&form));
+    keep_if_smaller(unit, Choice::Rank(form, rank), always)
+}
+
+fn rank_at_share(unit: &Unit, share: f64, cost: u64, max: usize) -> usize {
+    // A product that is a whole number on paper must not lose a rank to rounding.
+    let parameters = (unit.numel() as f64 * share + 1e-6).floor() as u64;
+    ((parameters / cost) as usize).clamp(1, max)
+}
+
+fn keep_if_smaller(unit: &Unit, choice: Choice, always: bool) -> Choice {
+    if always || choice.parameters(unit) < unit.numel() { choice } else { Choice::Dense }
+}
+
+/// `rank` for every inner rank, as far as the shape admits.
+fn capped_ranks(shape: &lowrank_factor::tt::TtShape, rank: usize) -> Vec<usize> {
+    let modes: Vec<usize> =
+        shape.rows().factors().iter().zip(shape.cols().factors()).map(|(m, n)| m * n).collect();
+    (1..modes.len())
+        .map(|k| {
+            let side = |part: &[usize]| part.iter().fold(1usize, |all, &mode| all.saturating_mul(mode));
+            rank.min(side(&modes[..k])).min(side(&modes[k..]))
+        })
+        .collect()
+}
+
+/// The curve that loses least at a share of the parameters.
+fn best<'a>(unit: &Unit, analysis: &'a Analysis, share: f64) -> &'a Curve {
+    let loss = |curve: &Curve| match curve {
+        Curve::Point { loss, .. } => *loss,
+        Curve::PerRank { form, squared, weight } => {
+            let cost = unit.cost_per_rank(form).unwrap_or(1);
+            let rank = rank_at_share(unit, share, cost, squared.len());
+            weight * squared[rank..].iter().sum::<f64>()
+        }
+    };
+    let mut curves = analysis.curves.iter();
+    let first = curves.next();
+    let pick = curves.fold(first, |best, curve| match best {
+        Some(best) if loss(best) <= loss(curve) => Some(best),
+        _ => Some(curve),
+    });
+    pick.unwrap_or(&analysis.curves[0])
+}
+
+fn at_share(unit: &Unit, curve: &Curve, share: f64) -> Choice {
+    match curve {
+        Curve::Point { choice, .. } => choice.clone(),
+        Curve::PerRank { form, squared, .. } => {
+            let cost = unit.cost_per_rank(form).unwrap_or(1);
+            Choice::Rank(form.clone(), rank_at_share(unit, share, cost, squared.len()))
+        }
+    }
+}
+
+/// The cheapest choice that meets an error.
+fn meet(unit: &Unit, analysis: &Analysis, truncation: &Truncation) -> Result<Choice> {
+    let allowed = match *truncation {
+        Truncation::RelativeError(error) => error * error,
+        Truncation::Energy(energy) => 1.0 - energy,
+        _ => 0.0,
+    } * analysis.total;
+    let mut found: Option<(u64, Choice)> = None;
+    for curve in &analysis.curves {
+        let choice = match curve {
+            Curve::Point { choice, .. } => choice.clone(),
+            Curve::PerRank { form, squared, weight } => {
+                let mut left: f64 = squared.iter().sum::<f64>() * weight;
+                let mut rank = 0;
+                while rank < squared.len() && (rank == 0 || left > allowed) {
+                    left -= squared[rank] * weight;
+                    rank += 1;
+                }
+                Choice::Rank(form.clone(), rank)
+            }
+        };
+        let cost = choice.parameters(unit);
+        if found.as_ref().is_none_or(|(best, _)| cost < *best) {
+            found = Some((cost, choice));
+        }
+    }
+    found.map(|(_, choice)| choice).ok_or_else(|| CompressError::Input("no form to choose from".into()))
+}
+
+/// Refuses a budget below the cheapest choices.
+fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64) -> Result<()> {
+    let least = |(unit, curve): (&Unit, &&Curve)| match curve {
+        Curve::Point { choice, .. } => choice.parameters(unit).min(unit.numel()),
+        Curve::PerRank { form, .. } => unit.cost_per_rank(form).unwrap_or(1).min(unit.numel()),
+    };
+    let minimum: u64 = units.iter().zip(best).map(least).sum();
+    if budget >= 0 && minimum <= budget as u64 {
+        return Ok(());
+    }
+    let total = units.iter().map(Unit::numel).sum();
+    Err(CompressError::Budget { ratio, budget, minimum, total })
+}
+
+/// Ranks of least total loss within the budget; points are as they are.
+fn optimal(units: &[Unit], best: &[&Curve], budget: u64) -> Result<Vec<Choice>> {
+    let mut left = budget;
+    let mut items = Vec::new();
+    for (unit, curve) in units.iter().zip(best) {
+        match curve {
+            Curve::Point { choice, .. } => left = left.saturating_sub(choice.parameters(unit)),
+            Curve::PerRank { form, squared, weight } => {
+                let cost = unit.cost_per_rank(form).unwrap_or(1);
+                let last = (unit.numel().div_ceil(cost).saturating_sub(1) as usize).clamp(1, squared.len());
+                let item = RankItem::from_squared(squared.clone(), cost).map_err(at(&unit.name()))?;
+                items.push(item.with_weight(*weight).with_range(1, last).with_dense_cost(unit.numel()));
+            }
+        }
+    }
+    let mut ranks = if items.is_empty() {
+        Vec::new()
+    } else {
+        let fail = |e: FactorError| CompressError::Input(format!("ranks cannot be allocated: {e}"));
+        allocate_ranks(&items, left).map_err(fail)?.choices
+    }
+    .into_iter();
+    let choice = |(unit, curve): (&Unit, &&Curve)| match curve {
+        Curve::Point { choice, .. } => keep_if_smaller(unit, choice.clone(), false),
+        Curve::PerRank { form, .. } => match ranks.next() {
+            Some(RankChoice::Rank(rank)) => keep_if_smaller(unit, Choice::Rank(form.clone(), rank), false),
+            _ => Choice::Dense,
+        },
+    };
+    Ok(units.iter().zip(best).map(choice).collect())
+}

@@ -1,0 +1,201 @@
+//! How much to remove, and what that leaves for the layers touched.
+
+use std::str::FromStr;
+
+use lowrank_factor::Truncation;
+
+use crate::error::{CompressError, Result};
+
+/// What a ratio counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Of {
+    /// Parameters of the weights touched.
+    #[default]
+    Layers,
+    /// Parameters of the whole model.
+    Model,
+    /// Bytes of the weight files.
+    File,
+}
+
+impl FromStr for Of {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "layers" => Ok(Self::Layers),
+            "model" => Ok(Self::Model),
+            "file" => Ok(Self::File),
+            _ => Err(format!("'{name}' is nothing to take a ratio of; choose layers, model or file")),
+        }
+    }
+}
+
+/// How ranks are shared out under a ratio.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocation {
+    /// The ranks of least total error within the budget.
+    #[default]
+    Budget,
+    /// The same ratio for every weight.
+    Uniform,
+}
+
+impl FromStr for Allocation {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "budget" => Ok(Self::Budget),
+            "uniform" => Ok(Self::Uniform),
+            _ => Err(format!("'{name}' is no allocation; choose budget or uniform")),
+        }
+    }
+}
+
+/// How much to remove.
+///
+/// | Variant | Purpose | Range |
+/// |---|---|---|
+/// | `Ratio` | share to remove | `(0, 1)` |
+/// | `Ranks` | a rank for each name; only what is named is touched | ≥ 1, capped at the full rank |
+/// | `Energy` | share of the squared norm that each weight keeps | `(0, 1)` |
+/// | `Error` | largest relative error of each weight | `(0, 1)` |
+///
+/// Energy and error are those of the method's own norm: weighted by activations where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Amount {
+    /// A share to remove.
+    Ratio {
+        /// The share.
+        ratio: f64,
+        /// What it is a share of.
+        of: Of,
+    },
+    /// Ranks by the names of modules (`q_proj`), path suffixes, `all-linear` or regular expressions.
+    Ranks(Vec<(String, usize)>),
+    /// Energy to keep.
+    Energy(f64),
+    /// Error to allow.
+    Error(f64),
+}
+
+impl Amount {
+    /// Checks the range of the value.
+    ///
+    /// # Errors
+    /// [`CompressError::Option`].
+    pub fn validate(&self) -> Result<()> {
+        let (option, value) = match *self {
+            Self::Ratio { ratio, .. } => ("ratio", ratio),
+            Self::Energy(value) => ("energy", value),
+            Self::Error(value) => ("error", value),
+            Self::Ranks(ref ranks) => {
+                return match ranks.iter().find(|(_, rank)| *rank == 0) {
+                    _ if ranks.is_empty() => Err(CompressError::Input("no ranks are given".into())),
+                    Some((name, _)) => Err(CompressError::Option {
+                        option: "ranks",
+                        value: format!("{name}=0"),
+                        expected: "ranks of at least 1".into(),
+                    }),
+                    None => Ok(()),
+                };
+            }
+        };
+        if value > 0.0 && value < 1.0 {
+            return Ok(());
+        }
+        let expected = "more than 0 and less than 1".to_string();
+        Err(CompressError::Option { option, value: value.to_string(), expected })
+    }
+
+    /// The truncation of each weight by itself, where there is one.
+    pub(crate) fn truncation(&self) -> Option<Truncation> {
+        match *self {
+            Self::Energy(energy) => Some(Truncation::Energy(energy)),
+            Self::Error(error) => Some(Truncation::RelativeError(error)),
+            Self::Ratio { .. } | Self::Ranks(_) => None,
+        }
+    }
+}
+
+/// Reads `q_proj=384,o_proj=384`.
+///
+/// # Errors
+/// A line that says what is malformed.
+pub fn parse_ranks(text: &str) -> std::result::Result<Vec<(String, usize)>, String> {
+    let one = |part: &str| {
+        let bad = || format!("'{part}' is no name with a rank; expected for example q_proj=384");
+        let (name, rank) = part.rsplit_once('=').ok_or_else(bad)?;
+        let rank: usize = rank.trim().parse().map_err(|_| bad())?;
+        if name.trim().is_empty() { Err(bad()) } else { Ok((name.trim().to_string(), rank)) }
+    };
+    text.split(',').map(|part| one(part.trim())).collect()
+}
+
+/// Sizes that turn a ratio into a number of parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sizes {
+    /// Parameters of the weights touched.
+    pub(crate) touched: u64,
+    /// Parameters of the model.
+    pub(crate) model: u64,
+    /// Bytes of the input files.
+    pub(crate) file: u64,
+    /// Bytes that the output takes beside the weights touched: other tensors, headers.
+    pub(crate) other_bytes: u64,
+    /// Bytes for each parameter of the weights touched, in the output.
+    pub(crate) bytes_each: f64,
+}
+
+impl Sizes {
+    /// Parameters that may remain of the weights touched.
+    pub(crate) fn budget(&self, ratio: f64, of: Of) -> i64 {
+        let left = match of {
+            Of::Layers => self.touched as f64 * (1.0 - ratio),
+            Of::Model => self.touched as f64 - ratio * self.model as f64,
+            Of::File => (self.file as f64 * (1.0 - ratio) - self.other_bytes as f64) / self.bytes_each,
+        };
+        // A product that is a whole number on paper must not lose a parameter to rounding.
+        (left + 1e-6).floor() as i64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[test]
+    fn ranks_are_read_by_name() {
+        let ranks = parse_ranks("q_proj=384, self_attn.o_proj = 12").unwrap();
+        assert_eq!(ranks, [("q_proj".to_string(), 384), ("self_attn.o_proj".to_string(), 12)]);
+        for bad in ["", "q_proj", "q_proj=", "q_proj=-1", "=3", "q_proj=1,,k=2"] {
+            assert!(parse_ranks(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[rstest]
+    #[case(0.0)]
+    #[case(1.0)]
+    #[case(-0.2)]
+    #[case(f64::NAN)]
+    fn shares_lie_between_0_and_1(#[case] value: f64) {
+        for amount in
+            [Amount::Ratio { ratio: value, of: Of::Model }, Amount::Energy(value), Amount::Error(value)]
+        {
+            let error = amount.validate().unwrap_err().to_string();
+            assert!(error.contains("out of range"), "{error}");
+        }
+        assert!(Amount::Ranks(vec![("q".into(), 0)]).validate().is_err());
+    }
+
+    #[test]
+    fn a_ratio_counts_what_it_is_of() {
+        let sizes = Sizes { touched: 100, model: 150, file: 700, other_bytes: 300, bytes_each: 4.0 };
+        assert_eq!(sizes.budget(0.2, Of::Layers), 80);
+        assert_eq!(sizes.budget(0.2, Of::Model), 70);
+        assert_eq!(sizes.budget(0.2, Of::File), 65);
+        assert_eq!(sizes.budget(0.9, Of::Model), -35);
+    }
+}

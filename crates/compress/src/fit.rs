@@ -1,0 +1,363 @@
+//! Factors of a unit: what each form would cost, and the factors themselves.
+
+use lowrank_factor::matrix::to_row_major;
+use lowrank_factor::truncation::break_even_rank;
+use lowrank_factor::tt::{TtMatrix, TtShape};
+use lowrank_factor::tucker::{SharedSide, Tucker2Options, shared_basis, tucker2, tucker2_with_ranks};
+use lowrank_factor::{MatRef, Subspace, Truncation, subspace, whitened};
+
+use crate::error::{CompressError, Result, at};
+use crate::method::{Method, Sides};
+use crate::statistics::Weighting;
+use crate::unit::{Choice, Form, Unit};
+
+/// One tensor of a factored module, in the layout of the file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Factor {
+    /// What follows the module's path.
+    pub(crate) suffix: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+/// What factoring a unit gave: the tensors of each of its weights, and the relative error in the method's norm.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fitted {
+    pub(crate) factors: Vec<Vec<Factor>>,
+    pub(crate) error: f64,
+}
+
+/// What the ranks of one form lose.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Curve {
+    /// Rank `r` loses the sum of `squared[r..]`, times `weight`.
+    PerRank { form: Form, squared: Vec<f64>, weight: f64 },
+    /// One choice is known.
+    Point { choice: Choice, loss: f64 },
+}
+
+/// What is known of a unit before its ranks are chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct Analysis {
+    pub(crate) curves: Vec<Curve>,
+    /// Squared norm in the method's norm.
+    pub(crate) total: f64,
+    /// Of the low-rank form, up to the rank where it stops paying.
+    pub(crate) subspace: Option<Subspace<f32>>,
+}
+
+/// What decides the forms that are tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) method: Method,
+    pub(crate) sides: Sides,
+    pub(crate) tt_order: usize,
+    /// Parameters left for each parameter, where forms are compared.
+    pub(crate) share: f64,
+    /// Relative error to meet instead.
+    pub(crate) truncation: Option<Truncation>,
+}
+
+/// The subspace of one weight `[d_output, d_input]` under a weighting.
+pub(crate) fn low_rank_subspace(
+    method: Method,
+    path: &str,
+    a: MatRef<'_, f32>,
+    weighting: &Weighting,
+) -> Result<Subspace<f32>> {
+    let fail = |e| at(path)(e);
+    match (method, weighting) {
+        (Method::Whitened | Method::Auto, Weighting::Inputs(inputs)) => {
+            whitened::by_gram(a, inputs.gram.as_ref()).and_then(|w| w.into_subspace()).map_err(fail)
+        }
+        (Method::Asvd, Weighting::Inputs(inputs)) => {
+            let rows = inputs.rows.max(1) as f64;
+            let weights: Vec<f32> = inputs.magnitude.iter().map(|m| (m / rows).sqrt() as f32).collect();
+            whitened::by_diagonal(a, &weights).and_then(|w| w.into_subspace()).map_err(fail)
+        }
+        (Method::Fwsvd, Weighting::Channels(weights)) => {
+            whitened::by_diagonal(a, weights).and_then(|w| w.into_subspace()).map_err(fail)
+        }
+        _ => subspace::leading(a).map_err(fail),
+    }
+}
+
+/// The forms of a unit with what their ranks lose. `values` are those of [`Weight::read`](crate::Weight::read).
+pub(crate) fn analyse(
+    rules: &Rules,
+    unit: &Unit,
+    values: &[Vec<f32>],
+    weightings: &[Weighting],
+) -> Result<Analysis> {
+    let views = views(unit, values)?;
+    match rules.method {
+        Method::Shared => analyse_shared(rules, unit, &views),
+        Method::Tt => {
+            let curve = train_curve(rules, unit, views[0])?;
+            Ok(Analysis { total: squared_norm(views[0]), curves: vec![curve], subspace: None })
+        }
+        method => {
+            let path = &unit.weights[0].site.path;
+            let subspace = low_rank_subspace(method, path, views[0], &weightings[0])?;
+            let squared = subspace.squared().to_vec();
+            let total: f64 = squared.iter().sum();
+            let mut curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
+            if method == Method::Auto {
+                let mut train = train_curve(rules, unit, views[0])?;
+                if let Weighting::Inputs(inputs) = &weightings[0] {
+                    train = weighted(rules, unit, views[0], train, inputs.gram.as_ref())?;
+                }
+                curves.push(train);
+            }
+            let [d_input, d_output] = unit.shape();
+            let subspace = Some(subspace.shortened(break_even_rank(d_output, d_input)));
+            Ok(Analysis { curves, total, subspace })
+        }
+    }
+}
+
+/// The factors of a choice. `subspace` is that of the analysis, where there was one.
+pub(crate) fn factor(
+    rules: &Rules,
+    unit: &Unit,
+    values: &[Vec<f32>],
+    choice: &Choice,
+    subspace: Option<&Subspace<f32>>,
+    weightings: &[Weighting],
+) -> Result<Fitted> {
+    let views = views(unit, values)?;
+    let path = unit.weights[0].site.path.as_str();
+    let fail = |e| at(path)(e);
+    match choice {
+        Choice::Dense => Err(CompressError::Input(format!("'{path}' is left dense and has no factors"))),
+        Choice::Rank(Form::LowRank | Form::Tucker, rank) => {
+            let made;
+            let subspace = match subspace {
+                Some(subspace) => subspace,
+                None => {
+                    made = low_rank_subspace(rules.method, path, views[0], &weightings[0])?;
+                    &made
+                }
+            };
+            let fit = subspace.low_rank(views[0], &Truncation::Rank(*rank)).map_err(fail)?;
+            let (left, right) = fit.factors.to_row_major(); // [out, r], [r, in]
+            let [d_input, d_output] = unit.shape();
+            let factors = vec![a_factor(right, *rank, d_input), b_factor(left, d_output, *rank)];
+            Ok(Fitted { factors: vec![factors], error: fit.report.relative_error })
+        }
+        Choice::Rank(form @ (Form::SharedA | Form::SharedB), rank) => {
+            shared_factors(unit, &views, form, *rank)
+        }
+        Choice::Rank(Form::TensorTrain(shape), rank) => train_factors(unit, views[0], shape, &[*rank]),
+        Choice::Train(shape, ranks) => train_factors(unit, views[0], shape, ranks),
+        Choice::Tucker([of_a, of_b]) => {
+            let fit = tucker2_with_ranks(&views, (*of_b, *of_a), &Tucker2Options::default()).map_err(fail)?;
+            let error = fit.report.relative_error;
+            let (left, cores, right) = fit.factors.into_parts(); // [out, r_b], [r_b, r_a], [r_a, in]
+            let [d_input, d_output] = unit.shape();
+            let mut outer = vec![
+                a_factor(to_row_major(right.as_ref()), *of_a, d_input),
+                b_factor(to_row_major(left.as_ref()), d_output, *of_b),
+            ];
+            let factors = cores.iter().map(|core| {
+                let mut own = std::mem::take(&mut outer);
+                own.push(Factor {
+                    suffix: "lowrank_c.weight".into(),
+                    shape: vec![*of_b, *of_a],
+                    values: to_row_major(core.as_ref()),
+                });
+                own
+            });
+            Ok(Fitted { factors: factors.collect(), error })
+        }
+    }
+}
+
+/// The tensors that a choice will write for each weight, without their values.
+pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usize>)>> {
+    use lowrank_models::representation::Representation;
+    let [d_input, d_output] = unit.shape();
+    let of = |representation: Representation| match representation {
+        Representation::LowRank { ranks, a_of, b_of } => {
+            let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
+            let mut tensors = Vec::new();
+            if a_of.is_none() {
+                tensors.push(("lowrank_a.weight".to_string(), vec![first, d_input]));
+            }
+            if b_of.is_none() {
+                tensors.push(("lowrank_b.weight".to_string(), vec![d_output, last]));
+            }
+            if ranks.len() == 2 {
+                tensors.push(("lowrank_c.weight".to_string(), vec![last, first]));
+            }
+            tensors
+        }
+        Representation::TensorTrain { cores } => {
+            cores.iter().enumerate().map(|(k, core)| (format!("tt_cores.{k}"), core.to_vec())).collect()
+        }
+        Representation::Dense => Vec::new(),
+    };
+    choice.representations(unit).into_iter().map(of).collect()
+}
+
+/// Bytes that factoring a unit takes at its peak, about.
+pub(crate) fn bytes(rules: &Rules, unit: &Unit, is_weighted: bool) -> u64 {
+    let [d_input, d_output] = unit.shape().map(|d| d as u64);
+    let (numel, short) = (unit.numel(), d_input.min(d_output));
+    match rules.method {
+        // Values, a copy in one piece, and an exact decomposition of it.
+        Method::Shared | Method::Tt => 4 * (2 * numel + 4 * (numel + short * short)),
+        // The same in f64, with the statistics of the inputs.
+        _ if is_weighted => 4 * numel + 8 * (4 * numel + 3 * d_input * d_input + 4 * short * short),
+        Method::Auto => 4 * (3 * numel + 4 * (numel + short * short)),
+        // Values, factors, the Gram matrix with its eigenvectors.
+        _ => 4 * (3 * numel + 6 * short * short),
+    }
+}
+
+fn views<'a>(unit: &Unit, values: &'a [Vec<f32>]) -> Result<Vec<MatRef<'a, f32>>> {
+    unit.weights.iter().zip(values).map(|(weight, values)| weight.view(values)).collect()
+}
+
+fn a_factor(values: Vec<f32>, rank: usize, d_input: usize) -> Factor {
+    Factor { suffix: "lowrank_a.weight".into(), shape: vec![rank, d_input], values }
+}
+
+fn b_factor(values: Vec<f32>, d_output: usize, rank: usize) -> Factor {
+    Factor { suffix: "lowrank_b.weight".into(), shape: vec![d_output, rank], values }
+}
+
+/// `‖A‖²_F` in `f64`.
+fn squared_norm(a: MatRef<'_, f32>) -> f64 {
+    let column = |j: usize| a.col(j).iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    (0..a.ncols()).map(column).sum()
+}
+
+/// `tr(E·G·Eᵀ)` for `E = A − Â`.
+fn weighted_loss(a: MatRef<'_, f32>, approximation: MatRef<'_, f32>, gram: MatRef<'_, f64>) -> f64 {
+    let error = lowrank_factor::Mat::from_fn(a.nrows(), a.ncols(), |i, j| {
+        f64::from(a[(i, j)]) - f64::from(approximation[(i, j)])
+    });
+    let product = &error * gram;
+    let row = |i: usize| (0..a.ncols()).map(|j| error[(i, j)] * product[(i, j)]).sum::<f64>();
+    (0..a.nrows()).map(row).sum()
+}
+
+pub(crate) fn tt_shape(rules: &Rules, unit: &Unit) -> Result<TtShape> {
+    let [d_input, d_output] = unit.shape();
+    TtShape::balanced(d_input, d_output, rules.tt_order).map_err(at(&unit.name()))
+}
+
+/// What a tensor train of one weight loses; `a` is `[d_output, d_input]`.
+fn train_curve(rules: &Rules, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> {
+    let name = unit.name();
+    let shape = tt_shape(rules, unit)?;
+    if shape.order() == 2 {
+        let squared = TtMatrix::unfolding_spectra(a.transpose(), &shape).map_err(at(&name))?.remove(0);
+        return Ok(Curve::PerRank { form: Form::TensorTrain(shape), squared, weight: 1.0 });
+    }
+    let budget = Truncation::Parameters((unit.numel() as f64 * rules.share) as usize);
+    let truncation = rules.truncation.unwrap_or(budget);
+    let fit = TtMatrix::from_dense(a.transpose(), &shape, &truncation).map_err(at(&name))?;
+    let loss = fit.report.relative_error.powi(2) * squared_norm(a);
+    Ok(Curve::Point { choice: Choice::Train(shape, fit.factors.ranks()), loss })
+}
+
+/// The curve of a tensor train in the norm of the inputs, from one point of it.
+fn weighted(
+    rules: &Rules,
+    unit: &Unit,
+    a: MatRef<'_, f32>,
+    curve: Curve,
+    gram: MatRef<'_, f64>,
+) -> Result<Curve> {
+    let name = unit.name();
+    let loss = |shape: &TtShape, ranks: &[usize]| -> Result<f64> {
+        let fit = TtMatrix::from_dense_with_ranks(a.transpose(), shape, ranks).map_err(at(&name))?;
+        let dense = fit.factors.to_dense().map_err(at(&name))?;
+        Ok(weighted_loss(a, dense.transpose(), gram))
+    };
+    Ok(match curve {
+        Curve::PerRank { form: Form::TensorTrain(shape), squared, .. } => {
+            let form = Form::TensorTrain(shape.clone());
+            let cost = unit.cost_per_rank(&form).unwrap_or(1);
+            let rank = ((unit.numel() as f64 * rules.share) as u64 / cost).clamp(1, squared.len() as u64);
+            let plain: f64 = squared[rank as usize..].iter().sum();
+            let found = loss(&shape, &[rank as usize])?;
+            let weight = if plain > 0.0 { found / plain } else { 1.0 };
+            Curve::PerRank { form, squared, weight }
+        }
+        Curve::Point { choice: Choice::Train(shape, ranks), .. } => {
+            let loss = loss(&shape, &ranks)?;
+            Curve::Point { choice: Choice::Train(shape, ranks), loss }
+        }
+        other => other,
+    })
+}
+
+fn train_factors(unit: &Unit, a: MatRef<'_, f32>, shape: &TtShape, ranks: &[usize]) -> Result<Fitted> {
+    let fit = TtMatrix::from_dense_with_ranks(a.transpose(), shape, ranks).map_err(at(&unit.name()))?;
+    let shapes = fit.factors.core_shapes();
+    let cores = fit.factors.train().cores().iter().zip(shapes).enumerate();
+    let factors = cores.map(|(k, (core, shape))| Factor {
+        suffix: format!("tt_cores.{k}"),
+        shape: shape.to_vec(),
+        values: core.data().to_vec(),
+    });
+    Ok(Fitted { factors: vec![factors.collect()], error: fit.report.relative_error })
+}
+
+/// Curves of the shared forms of weights `[d_output, d_input]`.
+fn analyse_shared(rules: &Rules, unit: &Unit, views: &[MatRef<'_, f32>]) -> Result<Analysis> {
+    let fail = |e| at(&unit.name())(e);
+    let total = views.iter().map(|a| squared_norm(*a)).sum();
+    let mut curves = Vec::new();
+    if rules.sides != Sides::Both {
+        for (form, side) in [(Form::SharedA, SharedSide::Right), (Form::SharedB, SharedSide::Left)] {
+            let stacked = stack(views, side);
+            let squared = subspace::leading(stacked.as_ref()).map_err(fail)?.squared().to_vec();
+            curves.push(Curve::PerRank { form, squared, weight: 1.0 });
+        }
+    }
+    if rules.sides != Sides::One {
+        let budget = Truncation::Parameters((unit.numel() as f64 * rules.share) as usize);
+        let truncation = rules.truncation.unwrap_or(budget);
+        let fit = tucker2(views, &truncation, &Tucker2Options::default()).map_err(fail)?;
+        let (of_b, of_a) = fit.factors.ranks();
+        let loss = fit.report.relative_error.powi(2) * total;
+        curves.push(Curve::Point { choice: Choice::Tucker([of_a, of_b]), loss });
+    }
+    Ok(Analysis { curves, total, subspace: None })
+}
+
+/// The weights on top of each other (shared input side) or, transposed, so.
+fn stack(views: &[MatRef<'_, f32>], side: SharedSide) -> lowrank_factor::Mat<f32> {
+    let oriented: Vec<MatRef<'_, f32>> = match side {
+        SharedSide::Right => views.to_vec(),
+        SharedSide::Left => views.iter().map(|a| a.transpose()).collect(),
+    };
+    let (rows, columns) = oriented[0].shape();
+    lowrank_factor::Mat::from_fn(rows * views.len(), columns, |i, j| oriented[i / rows][(i % rows, j)])
+}
+
+fn shared_factors(unit: &Unit, views: &[MatRef<'_, f32>], form: &Form, rank: usize) -> Result<Fitted> {
+    let side = if *form == Form::SharedA { SharedSide::Right } else { SharedSide::Left };
+    let fit = shared_basis(views, side, &Truncation::Rank(rank)).map_err(at(&unit.name()))?;
+    let [d_input, d_output] = unit.shape();
+    let (shared, own) = fit.factors.into_parts();
+    let shared = to_row_major(shared.as_ref());
+    let mut first = vec![match side {
+        SharedSide::Right => a_factor(shared, rank, d_input),
+        SharedSide::Left => b_factor(shared, d_output, rank),
+    }];
+    let factors = own.iter().map(|own| {
+        let mut tensors = std::mem::take(&mut first);
+        let values = to_row_major(own.as_ref());
+        tensors.push(match side {
+            SharedSide::Right => b_factor(values, d_output, rank),
+            SharedSide::Left => a_factor(values, rank, d_input),
+        });
+        tensors
+    });
+    Ok(Fitted { factors: factors.collect(), error: fit.report.relative_error })
+}

@@ -1,0 +1,30 @@
+//! Compression of transformer checkpoints: a model folder in, a smaller model folder out that runs on its factors.
+//!
+//! Weights are mapped and read one at a time, factors are appended to the output as they are made, and the output is a
+//! model folder like any other whose `config.json` says which modules are factors
+//! ([`LowrankSection`](lowrank_models::representation::LowrankSection)). Nothing here depends on the architecture but
+//! calibration, which runs the model.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
+
+mod allocate;
+pub mod amount;
+pub mod error;
+mod fit;
+mod folder;
+pub mod job;
+pub mod method;
+mod parallel;
+pub mod report;
+mod scratch;
+pub mod statistics;
+mod unit;
+pub mod weights;
+
+pub use amount::{Allocation, Amount, Of, parse_ranks};
+pub use error::{CompressError, Result};
+pub use job::{Calibrator, CompressedModule, Options, Progress, compress};
+pub use method::{Method, Sides};
+pub use report::{Change, ModuleReport, Report};
+pub use statistics::{InputStatistics, Weighting, Weightings};
+pub use weights::{Role, Weight};

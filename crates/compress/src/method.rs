@@ -1,0 +1,100 @@
+//! The methods by name.
+
+use std::str::FromStr;
+
+/// How weights are factored.
+///
+/// | Name | Minimises | Needs |
+/// |---|---|---|
+/// | `svd` | `‖ΔW‖` (Eckart–Young 1936) | nothing |
+/// | `asvd` | `‖ΔW·diag(s)‖`, `s = (mean ∣x∣)^½` (ASVD, Yuan et al. 2023) | calibration text |
+/// | `whitened` | `Σ‖ΔW·x‖²` over inputs `x`, exactly (as SVD-LLM, Wang et al. 2024, without its Cholesky factor) | calibration text |
+/// | `fwsvd` | `‖ΔW·diag(s)‖`, `s² = Σ_out (∂L/∂W)²` (FWSVD, Hsu et al. 2022) | a task |
+/// | `shared` | `Σ_s‖ΔW_s‖²` with factors shared by the layers of a kind (LoTR on the weights) | nothing |
+/// | `tt` | `‖ΔW‖` in tensor-train form (Oseledets 2011) | nothing |
+/// | `auto` | for each weight whichever of low rank and tensor train loses least | calibration text, if given |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Truncated SVD.
+    Svd,
+    /// Weighted by the magnitudes of the inputs.
+    Asvd,
+    /// Weighted by the inputs.
+    Whitened,
+    /// Weighted by Fisher information.
+    Fwsvd,
+    /// Factors shared by the layers of a kind.
+    Shared,
+    /// Tensor train.
+    Tt,
+    /// The best for each weight.
+    Auto,
+}
+
+impl Method {
+    /// All methods, by their names on the command line.
+    pub const NAMES: [(&'static str, Self); 7] = [
+        ("svd", Self::Svd),
+        ("whitened", Self::Whitened),
+        ("asvd", Self::Asvd),
+        ("fwsvd", Self::Fwsvd),
+        ("shared", Self::Shared),
+        ("tt", Self::Tt),
+        ("auto", Self::Auto),
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
+    }
+
+    /// Whether it cannot do without the statistics of inputs.
+    pub const fn needs_inputs(self) -> bool {
+        matches!(self, Self::Asvd | Self::Whitened)
+    }
+
+    /// Whether it uses the statistics of inputs where they are given.
+    pub const fn uses_inputs(self) -> bool {
+        matches!(self, Self::Asvd | Self::Whitened | Self::Auto)
+    }
+
+    /// Whether every weight becomes two factors of its own.
+    pub(crate) const fn is_low_rank(self) -> bool {
+        matches!(self, Self::Svd | Self::Asvd | Self::Whitened | Self::Fwsvd)
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = || Self::NAMES.map(|(name, _)| name).join(", ");
+        let found = Self::NAMES.iter().find(|(n, _)| *n == name);
+        found.map(|(_, method)| *method).ok_or_else(|| format!("'{name}' is no method; choose {}", known()))
+    }
+}
+
+/// Which sides the layers of a kind share under [`Method::Shared`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sides {
+    /// Whichever loses least.
+    #[default]
+    Best,
+    /// One: the input side or the output side.
+    One,
+    /// Both, with a core for each layer.
+    Both,
+}
+
+impl FromStr for Sides {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "best" => Ok(Self::Best),
+            "one" => Ok(Self::One),
+            "both" => Ok(Self::Both),
+            _ => Err(format!("'{name}' is no choice of shared sides; choose best, one or both")),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a compression came to.
+
+use serde::Serialize;
+
+/// Before and after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Change {
+    /// In the input.
+    pub before: u64,
+    /// In the output.
+    pub after: u64,
+    /// The share removed, `1 − after / before`.
+    pub ratio: f64,
+}
+
+impl Change {
+    pub(crate) fn new(before: u64, after: u64) -> Self {
+        let ratio = if before == 0 { 0.0 } else { 1.0 - after as f64 / before as f64 };
+        Self { before, after, ratio }
+    }
+}
+
+/// One module of the report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModuleReport {
+    /// As the checkpoint names it.
+    pub module: String,
+    /// `dense`, `low_rank` or `tensor_train`.
+    pub kind: &'static str,
+    /// The inner ranks.
+    pub ranks: Vec<usize>,
+    /// Parameters of the weight; what is shared counts at its owner.
+    pub parameters: Change,
+    /// Relative error in the norm of the method; of all that share factors, together.
+    pub error: f64,
+}
+
+/// What a compression came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Name of the method.
+    pub method: &'static str,
+    /// Parameters of the weights touched.
+    pub layers: Change,
+    /// Parameters of the whole model.
+    pub model: Change,
+    /// Bytes of the weight files.
+    pub file: Change,
+    /// The weights touched.
+    pub modules: Vec<ModuleReport>,
+    /// Weights that were to be factored and stay dense, since factors would be no smaller.
+    pub dense: usize,
+}

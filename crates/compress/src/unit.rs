@@ -1,0 +1,159 @@
+//! What is factored together, and the forms it can take.
+
+use lowrank_factor::tt::TtShape;
+use lowrank_models::representation::Representation;
+
+use crate::weights::Weight;
+
+/// Weights that are factored together: one, or all of a kind where they share factors.
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    pub(crate) weights: Vec<Weight>,
+}
+
+impl Unit {
+    /// Elements of all weights.
+    pub(crate) fn numel(&self) -> u64 {
+        self.weights.iter().map(|w| w.numel() as u64).sum()
+    }
+
+    /// `[d_input, d_output]` of each of them.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        self.weights[0].shape()
+    }
+
+    /// The transformer layer, where the unit lies in one.
+    pub(crate) fn layer(&self) -> Option<usize> {
+        if self.weights.len() == 1 { self.weights[0].site.layer } else { None }
+    }
+
+    /// The name for messages and progress.
+    pub(crate) fn name(&self) -> String {
+        match self.weights.as_slice() {
+            [one] => one.site.path.clone(),
+            many => format!("{} ({} layers)", many[0].site.kind(), many.len()),
+        }
+    }
+
+    /// Largest rank of a form.
+    pub(crate) fn max_rank(&self, form: &Form) -> usize {
+        let ([d_input, d_output], s) = (self.shape(), self.weights.len());
+        match form {
+            Form::LowRank => d_input.min(d_output),
+            Form::SharedA => d_input.min(s * d_output),
+            Form::SharedB => d_output.min(s * d_input),
+            Form::TensorTrain(shape) => {
+                let modes = modes(shape);
+                let left: usize = modes[..1].iter().product();
+                left.min(modes[1..].iter().product())
+            }
+            Form::Tucker => d_input.max(d_output),
+        }
+    }
+
+    /// Parameters of each rank of a form, where they are in proportion.
+    pub(crate) fn cost_per_rank(&self, form: &Form) -> Option<u64> {
+        let ([d_input, d_output], s) = (self.shape(), self.weights.len());
+        match form {
+            Form::LowRank => Some((d_input + d_output) as u64),
+            Form::SharedA => Some((d_input + s * d_output) as u64),
+            Form::SharedB => Some((d_output + s * d_input) as u64),
+            Form::TensorTrain(shape) if shape.order() == 2 => Some(modes(shape).iter().sum::<usize>() as u64),
+            Form::TensorTrain(_) | Form::Tucker => None,
+        }
+    }
+}
+
+/// The paired modes `m_k·n_k`.
+fn modes(shape: &TtShape) -> Vec<usize> {
+    shape.rows().factors().iter().zip(shape.cols().factors()).map(|(m, n)| m * n).collect()
+}
+
+/// A way to write the weights of a unit.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Form {
+    /// `W = A·B` for one weight.
+    LowRank,
+    /// `W_s = A·B_s`: the input side is shared.
+    SharedA,
+    /// `W_s = A_s·B`: the output side is shared.
+    SharedB,
+    /// `W_s = A·C_s·B` (LoTR on the weights themselves).
+    Tucker,
+    /// A tensor train for one weight.
+    TensorTrain(TtShape),
+}
+
+/// A form at its ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Choice {
+    /// Left as it is.
+    Dense,
+    /// A form with one rank; a tensor train of two cores among them.
+    Rank(Form, usize),
+    /// Both ranks of [`Form::Tucker`], `[of A, of B]`.
+    Tucker([usize; 2]),
+    /// All inner ranks of a tensor train.
+    Train(TtShape, Vec<usize>),
+}
+
+impl Choice {
+    /// How each weight of the unit is stored.
+    pub(crate) fn representations(&self, unit: &Unit) -> Vec<Representation> {
+        let owner = &unit.weights[0].site.path;
+        let each = |one: &dyn Fn(Option<String>) -> Representation| {
+            (0..unit.weights.len()).map(|i| one((i > 0).then(|| owner.clone()))).collect()
+        };
+        match self {
+            Self::Dense => each(&|_| Representation::Dense),
+            Self::Rank(Form::SharedA, rank) => {
+                each(&|of| Representation::LowRank { ranks: vec![*rank], a_of: of, b_of: None })
+            }
+            Self::Rank(Form::SharedB, rank) => {
+                each(&|of| Representation::LowRank { ranks: vec![*rank], a_of: None, b_of: of })
+            }
+            Self::Rank(Form::TensorTrain(shape), rank) => {
+                each(&|_| Representation::TensorTrain { cores: core_shapes(shape, &[*rank]) })
+            }
+            Self::Rank(Form::LowRank | Form::Tucker, rank) => each(&|_| Representation::low_rank(*rank)),
+            Self::Tucker(ranks) => {
+                each(&|of| Representation::LowRank { ranks: ranks.to_vec(), a_of: of.clone(), b_of: of })
+            }
+            Self::Train(shape, ranks) => {
+                each(&|_| Representation::TensorTrain { cores: core_shapes(shape, ranks) })
+            }
+        }
+    }
+
+    /// Parameters of all weights of the unit.
+    pub(crate) fn parameters(&self, unit: &Unit) -> u64 {
+        let of = unit.shape();
+        self.representations(unit).iter().map(|r| r.parameters(of) as u64).sum()
+    }
+}
+
+/// Shapes `[r_{k-1}, m_k, n_k, r_k]`.
+fn core_shapes(shape: &TtShape, ranks: &[usize]) -> Vec<[usize; 4]> {
+    let last = shape.order() - 1;
+    let rank = |k: usize| if k == 0 || k > last { 1 } else { ranks[k - 1] };
+    (0..=last).map(|k| [rank(k), shape.rows().factors()[k], shape.cols().factors()[k], rank(k + 1)]).collect()
+}
+
+/// Groups the weights: all of a kind and shape together where factors are shared, else each alone.
+pub(crate) fn units(weights: Vec<Weight>, is_shared: bool) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::new();
+    for weight in weights {
+        let same = |unit: &&mut Unit| {
+            let first = &unit.weights[0];
+            first.site.layer.is_some()
+                && weight.site.layer.is_some()
+                && first.site.kind() == weight.site.kind()
+                && first.shape() == weight.shape()
+        };
+        match units.iter_mut().find(same).filter(|_| is_shared) {
+            Some(unit) => unit.weights.push(weight),
+            None => units.push(Unit { weights: vec![weight] }),
+        }
+    }
+    units
+}

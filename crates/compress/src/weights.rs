@@ -1,0 +1,164 @@
+//! What a checkpoint holds that can be factored: found by names and shapes alone, for any architecture.
+
+use lowrank_adapters::{Pattern, Site, Targets};
+use lowrank_checkpoint::{Checkpoint, Dtype};
+use lowrank_factor::MatRef;
+use lowrank_factor::matrix::from_row_major;
+use serde_json::{Map, Value};
+
+use crate::error::{Result, at};
+
+/// What a matrix is in its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A linear map inside a transformer layer.
+    Block,
+    /// A linear map outside the layers that is no head (a pooler).
+    Outer,
+    /// A head: classifier, language-model head.
+    Head,
+    /// A table of token embeddings.
+    Embedding,
+}
+
+/// How the matrix lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    /// `(out, in)`, PyTorch's `Linear`.
+    OutIn,
+    /// `(in, out)`: GPT-2's `Conv1D`, and embeddings, whose input is a token.
+    InOut,
+}
+
+/// One matrix of a checkpoint that can be factored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Path, layer and shape; `d_input` of an embedding is its vocabulary.
+    pub site: Site,
+    /// What it is.
+    pub role: Role,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    stored: Stored,
+}
+
+impl Weight {
+    /// Name of the tensor.
+    pub fn key(&self) -> String {
+        format!("{}.weight", self.site.path)
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.site.d_input * self.site.d_output
+    }
+
+    /// `[d_input, d_output]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.site.d_input, self.site.d_output]
+    }
+
+    /// Reads the elements as they lie in the file.
+    ///
+    /// # Errors
+    /// A checkpoint that does not hold the tensor.
+    pub fn read(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+        Ok(checkpoint.read_f32(&self.key())?)
+    }
+
+    /// Views what [`Weight::read`] gave as a matrix `[d_output, d_input]`: columns face the inputs.
+    ///
+    /// # Errors
+    /// A slice of another length.
+    pub fn view<'a>(&self, values: &'a [f32]) -> Result<MatRef<'a, f32>> {
+        let Site { d_input, d_output, ref path, .. } = self.site;
+        match self.stored {
+            Stored::OutIn => from_row_major(values, d_output, d_input).map_err(at(path)),
+            Stored::InOut => Ok(from_row_major(values, d_input, d_output).map_err(at(path))?.transpose()),
+        }
+    }
+}
+
+/// Modules that hold a table of token embeddings.
+const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
+/// Tables that are no linear maps and are left alone.
+const TABLES: [&str; 6] = [
+    "position_embeddings",
+    "token_type_embeddings",
+    "wpe",
+    "embed_positions",
+    "relative_attention_bias",
+    "rotary_emb",
+];
+/// First segments of a head's path.
+const HEADS: [&str; 7] =
+    ["classifier", "pre_classifier", "lm_head", "score", "embed_out", "qa_outputs", "cls"];
+/// GPT-2's `Conv1D` modules.
+const CONV1D: [&str; 3] = ["c_attn", "c_proj", "c_fc"];
+
+/// The matrices of a checkpoint that can be factored, layer by layer in the order of their names.
+pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight> {
+    let is_gpt2 = config.get("model_type").and_then(Value::as_str) == Some("gpt2");
+    let mut found: Vec<Weight> =
+        checkpoint.names().filter_map(|name| weight(checkpoint, name, is_gpt2)).collect();
+    // Names sort layer 10 before layer 2.
+    found.sort_by(|a, b| (a.site.layer, &a.site.path).cmp(&(b.site.layer, &b.site.path)));
+    found
+}
+
+fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> {
+    let path = name.strip_suffix(".weight")?;
+    let info = checkpoint.info(name)?;
+    let &[rows, columns] = info.shape.as_slice() else { return None };
+    if !info.dtype.is_float() || rows == 0 || columns == 0 {
+        return None;
+    }
+    let segments: Vec<&str> = path.split('.').collect();
+    let last = segments.last().copied().unwrap_or_default();
+    if TABLES.contains(&last) {
+        return None;
+    }
+    let layer = segments.iter().find_map(|s| s.parse().ok());
+    let role = if EMBEDDINGS.contains(&last) {
+        Role::Embedding
+    } else if segments.first().is_some_and(|first| HEADS.contains(first)) {
+        Role::Head
+    } else if layer.is_some() {
+        Role::Block
+    } else {
+        Role::Outer
+    };
+    let is_in_out = role == Role::Embedding || (is_gpt2 && CONV1D.contains(&last));
+    let (stored, d_input, d_output) =
+        if is_in_out { (Stored::InOut, rows, columns) } else { (Stored::OutIn, columns, rows) };
+    let head = matches!(role, Role::Head | Role::Embedding);
+    let site = Site { path: path.to_string(), layer, d_input, d_output, head };
+    Some(Weight { site, role, dtype: info.dtype, stored })
+}
+
+/// The weights that `targets` takes; by default every linear map inside the transformer layers.
+///
+/// # Errors
+/// Targets that match nothing.
+pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weight>> {
+    let Some(targets) = targets else {
+        let blocks: Vec<Weight> = weights.iter().filter(|w| w.role == Role::Block).cloned().collect();
+        if blocks.is_empty() {
+            return Err(crate::CompressError::Input(
+                "the checkpoint has no linear weights inside numbered layers; name what to compress with --targets"
+                    .into(),
+            ));
+        }
+        return Ok(blocks);
+    };
+    let sites: Vec<Site> = weights.iter().map(|w| w.site.clone()).collect();
+    Ok(targets.select(&sites)?.into_iter().map(|i| weights[i].clone()).collect())
+}
+
+/// The weights whose path ends in `name`.
+///
+/// # Errors
+/// A name that matches nothing.
+pub(crate) fn named(weights: &[Weight], name: &str) -> Result<Vec<Weight>> {
+    select(weights, Some(&Targets::new(Pattern::parse(name))))
+}
