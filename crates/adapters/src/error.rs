@@ -46,16 +46,6 @@ pub enum AdapterError {
         /// The valid range.
         expected: &'static str,
     },
-    /// LoTR groups slices of one shape only.
-    #[error("lotr group of {site} mixes shapes: {got} beside {expected}; adapt one shape per group")]
-    MixedShapes {
-        /// The site that does not fit.
-        site: String,
-        /// Its shape.
-        got: String,
-        /// The group's shape.
-        expected: String,
-    },
     /// An adapter folder whose tensors do not fit the model or the config.
     #[error("{}: adapter tensors do not fit: {details}", path.display())]
     Tensors {
@@ -72,6 +62,20 @@ pub enum AdapterError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A method that starts from the base's weight, at a site whose weight is not at hand.
+    #[error("{site}: {method} starts from the weight, which is not at hand; load the model's weights")]
+    NoWeight {
+        /// The site.
+        site: String,
+        /// Method or initialisation.
+        method: String,
+    },
+    /// Several adapters that cannot go together.
+    #[error("{0}")]
+    Incompatible(String),
+    /// A decomposition that failed.
+    #[error(transparent)]
+    Factor(#[from] lowrank_factor::FactorError),
     /// A tensor file that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] lowrank_checkpoint::CheckpointError),

@@ -5,18 +5,28 @@
 //! Row-vector convention: `y = x·W + b`, `W` `[d_input, d_output]`. Adapters are read from and written to
 //! PEFT's own folder format ([`peft`]).
 
+pub mod build;
 pub mod config;
+pub mod correction;
 pub mod error;
+pub mod forward;
+pub mod host;
 pub mod init;
 pub mod lora;
+pub mod lorta;
 pub mod lotr;
 pub mod peft;
+pub mod route;
 pub mod set;
 pub mod site;
 pub mod targets;
+pub mod tt;
+pub mod vera;
 
-pub use config::{AdapterConfig, Method};
+pub use build::{BaseWeights, NoWeights};
+pub use config::{AdapterConfig, Grouping, Init, Method};
 pub use error::{AdapterError, Result};
-pub use set::{Adapter, AdapterSet, Slot};
+pub use forward::FrozenMap;
+pub use set::{Adapter, AdapterSet, Member, Observer, Pair, Slot};
 pub use site::{Mode, Site};
 pub use targets::{Pattern, Targets};

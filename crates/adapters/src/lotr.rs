@@ -2,8 +2,12 @@
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{Dropout, Kernels, dropout, linear};
+use lowrank_factor::tucker::{Tucker2Options, tucker2};
+use lowrank_factor::{Mat, Truncation};
 
+use crate::config::Init;
+use crate::error::Result;
+use crate::host::{from_mat, to_mat};
 use crate::init::normal;
 
 /// One group of slices (Bershatsky et al. 2024, arXiv:2402.01376).
@@ -17,31 +21,97 @@ pub struct Lotr<B: Backend> {
     pub right: Param<Tensor<B, 2>>,
     /// A core `[rank, rank]` for each slice.
     pub cores: Vec<Param<Tensor<B, 2>>>,
+    /// Where the factors started, if not at an update of zero; the update is counted from there.
+    pub start: Option<LotrStart<B>>,
     /// Factor on the update.
     pub scale: f64,
 }
 
+/// Initial values of a group that starts at an update other than zero: `ΔW_s = scale·(L·M_s·R − L₀·M_s₀·R₀)`.
+#[derive(Module, Debug)]
+pub struct LotrStart<B: Backend> {
+    /// Shape `[d_input, rank]`.
+    pub left: Tensor<B, 2>,
+    /// Shape `[rank, d_output]`.
+    pub right: Tensor<B, 2>,
+    /// A core `[rank, rank]` for each slice.
+    pub cores: Vec<Tensor<B, 2>>,
+}
+
+/// Shape and scale of a fresh group.
+#[derive(Clone, Copy, Debug)]
+pub struct LotrShape<'a> {
+    /// Widths of every slice, `[d_input, d_output]`.
+    pub widths: [usize; 2],
+    /// Number of slices.
+    pub slices: usize,
+    /// Inner width.
+    pub rank: usize,
+    /// Factor on the update.
+    pub scale: f64,
+    /// What tells this group's random values from another's.
+    pub key: &'a str,
+    /// Seed of the random values.
+    pub seed: u64,
+}
+
 impl<B: Backend> Lotr<B> {
-    /// A fresh group: `L`, `R` normal, `M_s` zero, so that the update is zero.
+    /// A fresh group whose update is zero, after the initialisations of the authors' code:
+    /// trivial (`L`, `R` normal, `M_s` zero), neutral (`L` normal, `M_s` the identity, `R` zero), or normal
+    /// (all three, counted from where they start).
     ///
-    /// `L` has variance 1/d_input, so that `x·L` keeps the size of `x`; `R` has variance 1/rank.
-    pub fn init(
-        [d_input, d_output]: [usize; 2],
-        slices: usize,
-        rank: usize,
-        scale: f64,
-        seed: u64,
-        key: &str,
-        device: &B::Device,
-    ) -> Self {
+    /// `L` has variance 1/d_input, so that `x·L` keeps the size of `x`; `R` and `M_s` have variance 1/rank.
+    pub fn init(shape: LotrShape<'_>, init: Init, device: &B::Device) -> Self {
+        let LotrShape { widths: [d_input, d_output], slices, rank, scale, key, seed } = shape;
+        let std = 1.0 / (rank as f64).sqrt();
         let left_std = 1.0 / (d_input as f64).sqrt();
-        let right_std = 1.0 / (rank as f64).sqrt();
-        Self::from_factors(
-            normal(seed, &format!("{key}.left"), [d_input, rank], left_std, device),
-            normal(seed, &format!("{key}.right"), [rank, d_output], right_std, device),
-            (0..slices).map(|_| Tensor::zeros([rank, rank], device)).collect(),
+        let left = normal(seed, &format!("{key}.left"), [d_input, rank], left_std, device);
+        let right = match init {
+            Init::Neutral => Tensor::zeros([rank, d_output], device),
+            _ => normal(seed, &format!("{key}.right"), [rank, d_output], std, device),
+        };
+        let core = |slice: usize| match init {
+            Init::Neutral => Tensor::eye(rank, device),
+            Init::Normal => normal(seed, &format!("{key}.core.{slice}"), [rank, rank], std, device),
+            _ => Tensor::zeros([rank, rank], device),
+        };
+        let group = Self::from_factors(left, right, (0..slices).map(core).collect(), scale);
+        if init == Init::Normal { group.counted_from_here() } else { group }
+    }
+
+    /// A group at the Tucker2 decomposition of the slices' weights, with an update of zero.
+    ///
+    /// # Shapes
+    /// - `weights`: `[d_input, d_output]` each
+    ///
+    /// # Errors
+    /// Weights of different shapes, or with values that are not finite.
+    pub fn from_weights(weights: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<Self> {
+        Ok(Self::tucker2(weights, rank, scale)?.0.counted_from_here())
+    }
+
+    /// The group whose updates are nearest to given ones, and its relative error: Tucker2 of their stack.
+    ///
+    /// # Shapes
+    /// - `updates`: `[d_input, d_output]` each
+    ///
+    /// # Errors
+    /// Updates of different shapes, or with values that are not finite.
+    pub fn tucker2(updates: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<(Self, f64)> {
+        let device = updates.first().map(Tensor::device).unwrap_or_default();
+        let stack = updates.into_iter().map(to_mat).collect::<Result<Vec<Mat<f32>>>>()?;
+        let views: Vec<_> = stack.iter().map(Mat::as_ref).collect();
+        let fit = tucker2(&views, &Truncation::Rank(rank), &Tucker2Options::default())?;
+        let (left, cores, right) = fit.factors.into_parts();
+        // The scale is taken out of the cores.
+        let cores = cores.iter().map(|core| from_mat::<B>(core.as_ref(), &device) / scale).collect();
+        let group = Self::from_factors(
+            from_mat(left.as_ref(), &device),
+            from_mat(right.as_ref(), &device),
+            cores,
             scale,
-        )
+        );
+        Ok((group, fit.report.relative_error))
     }
 
     /// A group of given factors.
@@ -55,39 +125,55 @@ impl<B: Backend> Lotr<B> {
             left: Param::from_tensor(left),
             right: Param::from_tensor(right),
             cores: cores.into_iter().map(Param::from_tensor).collect(),
+            start: None,
             scale,
         }
     }
 
-    /// The inner width.
+    fn counted_from_here(self) -> Self {
+        let start = LotrStart {
+            left: self.left.val(),
+            right: self.right.val(),
+            cores: self.cores.iter().map(Param::val).collect(),
+        };
+        Self { start: Some(start), ..self }
+    }
+
+    /// The inner width of the trained factors.
     pub fn rank(&self) -> usize {
         self.right.dims()[0]
     }
 
-    /// `ΔW` of a slice, shape `[d_input, d_output]`; for merging, not for forward passes.
-    pub fn delta_weight(&self, slice: usize) -> Tensor<B, 2> {
-        self.left.val().matmul(self.cores[slice].val()).matmul(self.right.val()) * self.scale
+    /// The update of a slice as a pair, exactly: `A = L`, `B = M_s·R`.
+    pub fn factors(&self, slice: usize) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let b = self.cores[slice].val().matmul(self.right.val());
+        match &self.start {
+            None => (self.left.val(), b),
+            Some(start) => {
+                let b0 = start.cores[slice].clone().matmul(start.right.clone()).neg();
+                (
+                    Tensor::cat(vec![self.left.val(), start.left.clone()], 1),
+                    Tensor::cat(vec![b, b0], 0),
+                )
+            }
+        }
     }
 
-    /// The same update as a LoRA pair, exactly: `A = L`, `B = M_s·R`.
-    pub fn lora_factors(&self, slice: usize) -> (Tensor<B, 2>, Tensor<B, 2>) {
-        (self.left.val(), self.cores[slice].val().matmul(self.right.val()))
-    }
-}
-
-impl<B: Kernels> Lotr<B> {
-    /// `scale·((x·L)·M_s)·R`, on the factors.
-    ///
-    /// # Shapes
-    /// - input: `[tokens, d_input]`
-    /// - output: `[tokens, d_output]`
-    pub fn forward(&self, slice: usize, x: Tensor<B, 2>, drop: Option<Dropout>) -> Tensor<B, 2> {
-        let x = match drop {
-            Some(d) => dropout(x, d),
-            None => x,
-        };
-        let inner = linear(x, self.left.val(), None); // [tokens, rank]
-        let inner = linear(inner, self.cores[slice].val(), None) * self.scale;
-        linear(inner, self.right.val(), None)
+    /// The same group without a start: factors side by side, at twice the rank.
+    pub fn without_start(&self) -> Self {
+        let Some(start) = &self.start else { return self.clone() };
+        let rank = self.rank();
+        let cores = self.cores.iter().zip(&start.cores).map(|(core, core0)| {
+            let zero = Tensor::zeros([rank, rank], &core0.device());
+            let top = Tensor::cat(vec![core.val(), zero.clone()], 1);
+            let bottom = Tensor::cat(vec![zero, core0.clone().neg()], 1);
+            Tensor::cat(vec![top, bottom], 0)
+        });
+        Self::from_factors(
+            Tensor::cat(vec![self.left.val(), start.left.clone()], 1),
+            Tensor::cat(vec![self.right.val(), start.right.clone()], 0),
+            cores.collect(),
+            self.scale,
+        )
     }
 }

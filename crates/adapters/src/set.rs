@@ -4,22 +4,32 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use lowrank_kernels::Kernels;
 
-use crate::config::{AdapterConfig, Method};
+use crate::correction::Correction;
 use crate::error::{AdapterError, Result};
-use crate::lora::Lora;
+use crate::lora::{Lora, squared_norms};
+use crate::lorta::Lorta;
 use crate::lotr::Lotr;
-use crate::site::{Mode, Site};
+use crate::route::Route;
 use crate::targets::Pattern;
+use crate::tt::TtPair;
+use crate::vera::Vera;
 
-/// One adapter: a pair of its own for a site, or factors shared by several.
+/// One adapter: factors of its own for a site, or factors shared by several.
 #[derive(Module, Debug)]
 pub enum Adapter<B: Backend> {
-    /// A LoRA pair.
+    /// A LoRA pair, with DoRA's magnitudes or without.
     Lora(Lora<B>),
     /// A LoTR group.
     Lotr(Lotr<B>),
+    /// LoRETTA or TT-LoRA.
+    Tt(TtPair<B>),
+    /// A LoRTA group.
+    Lorta(Lorta<B>),
+    /// VeRA's factors and vectors.
+    Vera(Vera<B>),
+    /// Full-size corrections of low rank.
+    Correction(Correction<B>),
 }
 
 /// Which adapter serves a site, and which slice of it.
@@ -35,30 +45,106 @@ pub struct Slot {
     pub slice: usize,
 }
 
+/// One of the adapters that were put on a base: what a name stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes part in forward passes.
+    pub enabled: bool,
+    /// Dropout on its input, in training.
+    pub dropout: f64,
+}
+
 /// Sees what reaches each site while a model runs: calibration gathers its statistics with it.
 pub trait Observer: Debug + Send + Sync {
     /// The input of a site, of shape `[rows, d_input]`; `values` reads it, row-major, from the device.
     fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>);
 }
 
-/// All adapters of one fine-tuning, apart from the base they sit on.
+/// All adapters over one base, apart from the base they sit on.
 ///
-/// Shared factors are owned once, so the optimizer updates them once.
+/// Shared factors are owned once, so the optimizer updates them once. A set that was made or loaded has one
+/// [`Member`]; [`AdapterSet::join`] puts several on one base. The updates of all enabled members are added,
+/// unless a [`Route`] gives each sequence of a batch a member of its own.
 #[derive(Module, Debug)]
 pub struct AdapterSet<B: Backend> {
-    adapters: Vec<Adapter<B>>,
-    slots: Vec<Slot>,
-    /// By site index: the slot, if the site is adapted.
-    by_site: Vec<Option<usize>>,
-    dropout: f64,
+    pub(crate) adapters: Vec<Adapter<B>>,
     #[module(skip)]
-    observer: Option<Arc<dyn Observer>>,
+    pub(crate) slots: Vec<Slot>,
+    #[module(skip)]
+    pub(crate) members: Vec<Member>,
+    /// By adapter: the member it belongs to.
+    #[module(skip)]
+    pub(crate) owners: Vec<usize>,
+    /// By site index: its slots.
+    #[module(skip)]
+    pub(crate) by_site: Vec<Vec<usize>>,
+    #[module(skip)]
+    pub(crate) route: Option<Route>,
+    #[module(skip)]
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+/// Factors of an update: `scale·A·B`.
+#[derive(Clone, Debug)]
+pub struct Pair<B: Backend> {
+    /// Shape `[d_input, rank]`.
+    pub a: Tensor<B, 2>,
+    /// Shape `[rank, d_output]`.
+    pub b: Tensor<B, 2>,
+    /// Factor on the product.
+    pub scale: f64,
+}
+
+impl<B: Backend> Pair<B> {
+    /// `scale·A·B`, shape `[d_input, d_output]`.
+    pub fn product(&self) -> Tensor<B, 2> {
+        self.a.clone().matmul(self.b.clone()) * self.scale
+    }
+}
+
+impl<B: Backend> Adapter<B> {
+    /// The update of a slice as a pair, for all but full-size corrections. Magnitudes are not in it.
+    pub fn pair(&self, slice: usize) -> Option<Pair<B>> {
+        let ((a, b), scale) = match self {
+            Self::Lora(lora) => (lora.factors(), lora.scale),
+            Self::Lotr(lotr) => (lotr.factors(slice), lotr.scale),
+            Self::Tt(tt) => (tt.factors(), tt.scale),
+            Self::Lorta(lorta) => (lorta.factors(slice), lorta.scale),
+            Self::Vera(vera) => (vera.factors(slice), 1.0),
+            Self::Correction(_) => return None,
+        };
+        Some(Pair { a, b, scale })
+    }
+
+    /// `ΔW` of a slice without magnitudes, shape `[d_input, d_output]`.
+    pub fn delta_weight(&self, slice: usize) -> Tensor<B, 2> {
+        match (self, self.pair(slice)) {
+            (Self::Correction(correction), _) => correction.deltas[slice].val(),
+            (_, Some(pair)) => pair.product(),
+            (_, None) => unreachable!("every other adapter is a pair"),
+        }
+    }
+
+    /// Whether it has magnitudes, so that its update depends on the base's weight.
+    pub fn is_dora(&self) -> bool {
+        matches!(self, Self::Lora(Lora { magnitude: Some(_), .. }))
+    }
 }
 
 impl<B: Backend> AdapterSet<B> {
     /// No adapters at all: every site passes its base output on.
     pub fn empty() -> Self {
-        Self { adapters: Vec::new(), slots: Vec::new(), by_site: Vec::new(), dropout: 0.0, observer: None }
+        Self {
+            adapters: Vec::new(),
+            slots: Vec::new(),
+            members: Vec::new(),
+            owners: Vec::new(),
+            by_site: Vec::new(),
+            route: None,
+            observer: None,
+        }
     }
 
     /// Lets `observer` see the input of every site.
@@ -67,67 +153,113 @@ impl<B: Backend> AdapterSet<B> {
         self
     }
 
-    /// Fresh adapters at the sites that the config's targets select; their update is zero.
-    ///
-    /// # Errors
-    /// No matching site, a rank or value out of range, or LoTR over sites of different shapes.
-    pub fn init(config: &AdapterConfig, sites: &[Site], device: &B::Device) -> Result<Self> {
-        let selected = config.targets.select(sites)?;
-        config.validate(selected.iter().map(|&i| &sites[i]))?;
-        let mut adapters = Vec::new();
-        let mut slots = Vec::new();
-        match config.method {
-            Method::Lora => {
-                for &index in &selected {
-                    let site = &sites[index];
-                    // A head narrower than the rank is adapted at its own full rank, with the same alpha.
-                    let rank = config.rank.min(site.max_rank());
-                    let scale = crate::config::scale(config.alpha, rank, config.rslora);
-                    slots.push(Slot {
-                        site: index,
-                        path: site.path.clone(),
-                        adapter: adapters.len(),
-                        slice: 0,
-                    });
-                    adapters.push(Adapter::Lora(Lora::init(site, rank, scale, config.seed, device)));
-                }
-            }
-            Method::Lotr => {
-                let first = &sites[selected[0]];
-                let shape = [first.d_input, first.d_output];
-                for (slice, &index) in selected.iter().enumerate() {
-                    let site = &sites[index];
-                    if [site.d_input, site.d_output] != shape {
-                        return Err(AdapterError::MixedShapes {
-                            site: site.path.clone(),
-                            got: format!("{}x{}", site.d_input, site.d_output),
-                            expected: format!("{}x{}", shape[0], shape[1]),
-                        });
-                    }
-                    slots.push(Slot { site: index, path: site.path.clone(), adapter: 0, slice });
-                }
-                let (n, rank) = (selected.len(), config.rank);
-                adapters.push(Adapter::Lotr(Lotr::init(
-                    shape,
-                    n,
-                    rank,
-                    config.scale(),
-                    config.seed,
-                    "lotr",
-                    device,
-                )));
-            }
-        }
-        Ok(Self::from_parts(adapters, slots, sites.len(), config.dropout))
+    /// A set of given adapters, with one member; `n_sites` is the length of the model's site list.
+    pub fn from_parts(adapters: Vec<Adapter<B>>, slots: Vec<Slot>, n_sites: usize, dropout: f64) -> Self {
+        let owners = vec![0; adapters.len()];
+        let members = vec![Member { name: "default".into(), enabled: true, dropout }];
+        Self { adapters, slots, members, owners, ..Self::empty() }.indexed(n_sites)
     }
 
-    /// A set of given adapters; `n_sites` is the length of the model's site list.
-    pub fn from_parts(adapters: Vec<Adapter<B>>, slots: Vec<Slot>, n_sites: usize, dropout: f64) -> Self {
-        let mut by_site = vec![None; n_sites];
-        for (index, slot) in slots.iter().enumerate() {
-            by_site[slot.site] = Some(index);
+    fn indexed(mut self, n_sites: usize) -> Self {
+        let mut by_site = vec![Vec::new(); n_sites];
+        for (index, slot) in self.slots.iter().enumerate() {
+            by_site[slot.site].push(index);
         }
-        Self { adapters, slots, by_site, dropout, observer: None }
+        self.by_site = by_site;
+        self
+    }
+
+    /// Several sets over the same base in one, each member under its name; all are enabled.
+    ///
+    /// # Errors
+    /// [`AdapterError::Incompatible`] for a repeated name or sets over different models.
+    pub fn join(sets: impl IntoIterator<Item = (String, Self)>) -> Result<Self> {
+        let mut joined = Self::empty();
+        let mut n_sites = None;
+        for (name, set) in sets {
+            if set.is_empty() {
+                continue;
+            }
+            if joined.members.iter().any(|m| m.name == name) {
+                return Err(AdapterError::Incompatible(format!("two adapters are called '{name}'")));
+            }
+            if *n_sites.get_or_insert(set.by_site.len()) != set.by_site.len() {
+                return Err(AdapterError::Incompatible(format!("'{name}' belongs to another model")));
+            }
+            let (first, member) = (joined.adapters.len(), joined.members.len());
+            let dropout = set.members.first().map_or(0.0, |m| m.dropout);
+            joined.members.push(Member { name, enabled: true, dropout });
+            joined.owners.extend(set.adapters.iter().map(|_| member));
+            joined.adapters.extend(set.adapters);
+            let moved = set.slots.into_iter().map(|s| Slot { adapter: s.adapter + first, ..s });
+            joined.slots.extend(moved);
+        }
+        Ok(joined.indexed(n_sites.unwrap_or(0)))
+    }
+
+    /// Takes a member out of the set: what is left, and the member as a set of its own.
+    ///
+    /// # Errors
+    /// [`AdapterError::Incompatible`] when no member has the name.
+    pub fn detach(self, name: &str) -> Result<(Self, Self)> {
+        let member = self.member(name)?;
+        let n_sites = self.by_site.len();
+        let (mut kept, mut taken) = (Self::empty(), Self::empty());
+        kept.members = self.members.clone();
+        taken.members = vec![kept.members.remove(member)];
+        let mut moved = Vec::new();
+        for (adapter, &owner) in self.adapters.into_iter().zip(&self.owners) {
+            let (set, owner) = if owner == member {
+                (&mut taken, 0)
+            } else {
+                (&mut kept, owner - usize::from(owner > member))
+            };
+            moved.push(set.adapters.len());
+            set.adapters.push(adapter);
+            set.owners.push(owner);
+        }
+        for slot in self.slots {
+            let adapter = moved[slot.adapter];
+            let set = if self.owners[slot.adapter] == member { &mut taken } else { &mut kept };
+            set.slots.push(Slot { adapter, ..slot });
+        }
+        Ok((kept.indexed(n_sites), taken.indexed(n_sites)))
+    }
+
+    fn member(&self, name: &str) -> Result<usize> {
+        self.members.iter().position(|m| m.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.members.iter().map(|m| m.name.as_str()).collect();
+            AdapterError::Incompatible(format!("no adapter is called '{name}'; there are: {}", known.join(", ")))
+        })
+    }
+
+    /// Lets a member take part in forward passes, or not.
+    ///
+    /// # Errors
+    /// [`AdapterError::Incompatible`] when no member has the name.
+    pub fn set_enabled(&mut self, name: &str, enabled: bool) -> Result<()> {
+        let member = self.member(name)?;
+        self.members[member].enabled = enabled;
+        Ok(())
+    }
+
+    /// Enables or disables all members.
+    pub fn set_all_enabled(&mut self, enabled: bool) {
+        self.members.iter_mut().for_each(|m| m.enabled = enabled);
+    }
+
+    /// The same set for one batch: sequence `i`, of `lengths[i]` tokens, uses the member `rows[i]` alone, or none.
+    ///
+    /// # Errors
+    /// [`AdapterError::Incompatible`] when no member has a name, or there are not as many names as lengths.
+    pub fn routed(&self, rows: &[Option<&str>], lengths: &[usize]) -> Result<Self> {
+        if rows.len() != lengths.len() {
+            let text = format!("adapters for {} rows of a batch of {}", rows.len(), lengths.len());
+            return Err(AdapterError::Incompatible(text));
+        }
+        let rows = rows.iter().map(|row| row.map(|name| self.member(name)).transpose());
+        let route = Route::new(rows.collect::<Result<_>>()?, lengths);
+        Ok(Self { route: Some(route), ..self.clone() })
     }
 
     /// Whether nothing is adapted.
@@ -135,14 +267,23 @@ impl<B: Backend> AdapterSet<B> {
         self.slots.is_empty()
     }
 
-    /// The adapted sites, in the model's order.
+    /// The adapted sites, in the model's order, one member after the other.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// Whether [`AdapterSet::apply`] does anything at a site.
+    /// What was put on the base.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Whether [`AdapterSet::forward`] does anything beside the base at a site.
     pub fn covers(&self, site: usize) -> bool {
-        self.slot(site).is_some() || self.observer.is_some()
+        self.observer.is_some() || self.is_adapted(site)
+    }
+
+    pub(crate) fn is_adapted(&self, site: usize) -> bool {
+        self.by_site.get(site).is_some_and(|slots| !slots.is_empty())
     }
 
     /// The adapters that the slots point into.
@@ -155,37 +296,82 @@ impl<B: Backend> AdapterSet<B> {
         (!self.is_empty()).then(|| Pattern::Names(self.slots.iter().map(|s| s.path.clone()).collect()))
     }
 
-    fn slot(&self, site: usize) -> Option<&Slot> {
-        self.by_site.get(site).copied().flatten().map(|index| &self.slots[index])
+    /// The slots of a site that take part, with their members; `of` keeps those of one member.
+    pub(crate) fn active(&self, site: usize, of: Option<usize>) -> Vec<(&Slot, &Member)> {
+        let slots = self.by_site.get(site).into_iter().flatten().map(|&index| &self.slots[index]);
+        slots
+            .map(|slot| (slot, self.owners[slot.adapter]))
+            .filter(|(_, owner)| of.is_none_or(|m| m == *owner))
+            .map(|(slot, owner)| (slot, &self.members[owner]))
+            .filter(|(_, member)| member.enabled)
+            .collect()
     }
 
-    /// `ΔW` of a site, shape `[d_input, d_output]`, or `None` where nothing is adapted.
+    /// The sum of the enabled updates of a site without magnitudes, shape `[d_input, d_output]`, or `None` where
+    /// nothing is adapted. For merging, not for forward passes.
     pub fn delta_weight(&self, site: usize) -> Option<Tensor<B, 2>> {
-        let slot = self.slot(site)?;
-        Some(match &self.adapters[slot.adapter] {
-            Adapter::Lora(lora) => lora.delta_weight(),
-            Adapter::Lotr(lotr) => lotr.delta_weight(slot.slice),
-        })
+        let deltas = self.active(site, None).into_iter();
+        deltas.map(|(slot, _)| self.adapters[slot.adapter].delta_weight(slot.slice)).reduce(|a, b| a + b)
     }
-}
 
-impl<B: Kernels> AdapterSet<B> {
-    /// Adds a site's update to its base output: `y + delta(x)`.
+    /// A site's weight with the enabled updates folded in, or `None` where nothing is adapted.
     ///
     /// # Shapes
-    /// - `x`: `[tokens, d_input]`
-    /// - `y`, output: `[tokens, d_output]`
-    pub fn apply(&self, site: usize, x: &Tensor<B, 2>, y: Tensor<B, 2>, mode: Mode) -> Tensor<B, 2> {
-        if let Some(observer) = &self.observer {
-            observer.input(site, x.dims(), &|| crate::peft::host_values(x.clone()));
+    /// - `weight`, output: `[d_input, d_output]`
+    pub fn merged_weight(&self, site: usize, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let active = self.active(site, None);
+        if active.is_empty() {
+            return None;
         }
-        let Some(slot) = self.slot(site) else { return y };
-        // Streams below 2³² belong to the model's own dropouts.
-        let drop = mode.dropout(self.dropout, (1 << 32) + site as u64);
-        y + match &self.adapters[slot.adapter] {
-            Adapter::Lora(lora) => lora.forward(x.clone(), drop),
-            Adapter::Lotr(lotr) => lotr.forward(slot.slice, x.clone(), drop),
+        let mut sum = weight.clone();
+        for (slot, _) in active {
+            let adapter = &self.adapters[slot.adapter];
+            let delta = adapter.delta_weight(slot.slice);
+            sum = sum
+                + match adapter {
+                    Adapter::Lora(Lora { magnitude: Some(magnitude), .. }) => {
+                        let full = weight.clone() + delta;
+                        let norms = squared_norms(full.clone()).sqrt();
+                        full * (magnitude.value.val() / norms).unsqueeze() - weight.clone()
+                    }
+                    _ => delta,
+                };
         }
+        Some(sum)
+    }
+
+    /// The enabled updates of a site as one pair of scale 1, side by side; `None` where nothing is adapted or an
+    /// update is no product of factors.
+    pub fn pair(&self, site: usize) -> Option<Pair<B>> {
+        let active = self.active(site, None);
+        let mut pairs = Vec::new();
+        for (slot, _) in active {
+            let adapter = &self.adapters[slot.adapter];
+            pairs.push(adapter.pair(slot.slice).filter(|_| !adapter.is_dora())?);
+        }
+        (!pairs.is_empty()).then(|| Pair {
+            a: Tensor::cat(pairs.iter().map(|p| p.a.clone() * p.scale).collect(), 1),
+            b: Tensor::cat(pairs.into_iter().map(|p| p.b).collect(), 0),
+            scale: 1.0,
+        })
+    }
+
+    /// Projects full-size corrections onto their rank; what has factors stays as it is.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn project(mut self) -> Result<Self> {
+        let project = |adapter| match adapter {
+            Adapter::Correction(correction) => Ok(Adapter::Correction(correction.project()?)),
+            other => Ok(other),
+        };
+        self.adapters = self.adapters.into_iter().map(project).collect::<Result<_>>()?;
+        Ok(self)
+    }
+
+    /// Whether there is something to project.
+    pub fn needs_projection(&self) -> bool {
+        self.adapters.iter().any(|a| matches!(a, Adapter::Correction(_)))
     }
 }
 
@@ -194,8 +380,11 @@ mod tests {
     use std::sync::Mutex;
 
     use burn_flex::Flex;
+    use lowrank_kernels::linear;
 
     use super::*;
+    use crate::forward::FrozenMap;
+    use crate::site::Mode;
 
     /// Site, shape and values of one input.
     type Input = (usize, [usize; 2], Vec<f32>);
@@ -209,13 +398,30 @@ mod tests {
         }
     }
 
+    struct Twice;
+
+    impl FrozenMap<Flex> for Twice {
+        fn apply(&self, x: Tensor<Flex, 2>, _bias: bool) -> Tensor<Flex, 2> {
+            let w = Tensor::eye(2, &x.device()) * 2.0;
+            linear(x, w, None)
+        }
+
+        fn dense(&self) -> Option<Tensor<Flex, 2>> {
+            None
+        }
+
+        fn bias(&self) -> Option<Tensor<Flex, 1>> {
+            None
+        }
+    }
+
     #[test]
     fn an_observer_sees_inputs_and_changes_nothing() {
         let (seen, device) = (Arc::new(Seen::default()), Default::default());
         let x = Tensor::<Flex, 2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device);
         let set = AdapterSet::empty().observed(seen.clone());
         assert!(set.covers(7) && !AdapterSet::<Flex>::empty().covers(7));
-        let y = set.apply(7, &x, x.clone() * 2.0, Mode::EVAL);
+        let y = set.forward(7, x, &Twice, Mode::EVAL);
         assert_eq!(crate::peft::host_values(y), [2.0, 4.0, 6.0, 8.0]);
         assert_eq!(*seen.0.lock().unwrap(), [(7, [2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
     }

@@ -1,6 +1,6 @@
-//! Where an adapter can sit: the linear maps of a model.
+//! Where an adapter can sit: the linear maps and embeddings of a model.
 
-/// One linear map of a model that can carry an adapter.
+/// One linear map (or embedding) of a model that can carry an adapter.
 ///
 /// Row-vector convention: `y = x·W + b` with `W` of shape `[d_input, d_output]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Site {
     pub d_output: usize,
     /// Whether the map belongs to the task head, which `all-linear` leaves out.
     pub head: bool,
+    /// Whether it is an embedding: `d_input` rows that token ids pick, each of width `d_output`.
+    pub embedding: bool,
 }
 
 impl Site {
@@ -81,6 +83,7 @@ mod tests {
             d_input: 4,
             d_output: 6,
             head: false,
+            embedding: false,
         };
         assert_eq!(site.kind(), "attention.self.query");
         assert_eq!(site.name(), "query");

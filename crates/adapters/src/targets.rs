@@ -1,5 +1,7 @@
 //! Which sites an adapter takes: names, suffixes, a regular expression or every linear layer.
 
+use std::collections::BTreeMap;
+
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +12,7 @@ use crate::site::Site;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Pattern {
-    /// Names or path suffixes (`query`, `attention.self.query`).
+    /// Names or path suffixes (`query`, `attention.self.query`), or `all-linear` among them.
     Names(Vec<String>),
     /// `all-linear`, or a regular expression that must match the whole path.
     Expression(String),
@@ -36,13 +38,18 @@ impl Pattern {
         }
     }
 
+    /// Whether it takes a site; an expression that does not compile takes none.
+    pub(crate) fn takes(&self, site: &Site) -> bool {
+        self.matcher().is_ok_and(|matcher| matcher(site))
+    }
+
     fn matcher(&self) -> Result<Matcher> {
         match self {
             Self::Names(names) => {
                 let names = names.clone();
-                Ok(Box::new(move |site| names.iter().any(|name| has_suffix(&site.path, name))))
+                Ok(Box::new(move |site| names.iter().any(|name| is_named(site, name))))
             }
-            Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| !site.head)),
+            Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| is_named(site, ALL_LINEAR))),
             Self::Expression(text) => {
                 let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| AdapterError::BadRegex {
                     pattern: text.clone(),
@@ -63,9 +70,23 @@ impl std::fmt::Display for Pattern {
     }
 }
 
+/// Whether a name of a list takes a site; `all-linear` may stand in a list too.
+fn is_named(site: &Site, name: &str) -> bool {
+    if name == ALL_LINEAR { !site.head && !site.embedding } else { has_suffix(&site.path, name) }
+}
+
 /// Whether `path` is `name` or ends in `.name`.
 pub(crate) fn has_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// A pattern's value for a module, as PEFT has it: keys are regular expressions that match the end of the path.
+pub(crate) fn by_suffix<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
+    patterns.iter().find_map(|(key, &value)| {
+        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).ok();
+        let hit = regex.map_or_else(|| has_suffix(path, key), |r| r.is_match(path));
+        hit.then_some(value)
+    })
 }
 
 fn last_line(text: &str) -> String {
@@ -105,7 +126,7 @@ impl Targets {
         if let Pattern::Names(names) = &self.include {
             // Each name must find something: a misspelt one among several would pass unseen.
             for name in names {
-                if !sites.iter().any(|s| has_suffix(&s.path, name)) {
+                if !sites.iter().any(|s| is_named(s, name)) {
                     return Err(no_match(name, sites));
                 }
             }
@@ -169,10 +190,11 @@ mod tests {
                     d_input: 8,
                     d_output: 8,
                     head: false,
+                    embedding: false,
                 })
             })
             .collect();
-        sites.push(Site { path: "classifier".into(), layer: None, d_input: 8, d_output: 2, head: true });
+        sites.push(Site { path: "classifier".into(), layer: None, d_input: 8, d_output: 2, head: true, embedding: false });
         sites
     }
 

@@ -1,0 +1,80 @@
+//! Low-rank optimisation: full-size corrections that are projected after every step.
+
+use burn::module::Param;
+use burn::prelude::*;
+use lowrank_factor::tucker::{Tucker2Options, tucker2};
+use lowrank_factor::{Mat, SigmaPlacement, Truncation, svd};
+
+use crate::error::Result;
+use crate::host::{from_mat, to_mat};
+
+/// Corrections of full size, `y = x·W + x·Δ_s`, held at low rank by [`Correction::project`]: each of them at
+/// rank r, or all of them together at Tucker2 rank r.
+#[derive(Module, Debug)]
+pub struct Correction<B: Backend> {
+    /// Shape `[d_input, d_output]` each.
+    pub deltas: Vec<Param<Tensor<B, 2>>>,
+    /// Rank of the projection.
+    pub rank: usize,
+    /// Whether the deltas share their factors.
+    pub stack: bool,
+}
+
+impl<B: Backend> Correction<B> {
+    /// Corrections of zero.
+    pub fn zeros(shape: [usize; 2], slices: usize, rank: usize, stack: bool, device: &B::Device) -> Self {
+        let delta = || Param::from_tensor(Tensor::zeros(shape, device));
+        Self { deltas: (0..slices).map(|_| delta()).collect(), rank, stack }
+    }
+
+    /// The nearest corrections of the rank, in place of the present ones.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn project(self) -> Result<Self> {
+        let values = self.deltas.iter().map(Param::val).collect();
+        let projected = project(values, self.rank, self.stack)?;
+        let deltas = self.deltas.into_iter().zip(projected);
+        let deltas = deltas.map(|(old, new)| old.map(|old| new.set_require_grad(old.is_require_grad())));
+        Ok(Self { deltas: deltas.collect(), ..self })
+    }
+
+    /// A correction as a pair: exact once it is projected.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn factors(&self, slice: usize) -> Result<(Tensor<B, 2>, Tensor<B, 2>)> {
+        let delta = self.deltas[slice].val();
+        let device = delta.device();
+        let fit = truncated(&to_mat(delta)?, self.rank)?;
+        Ok((from_mat(fit.left(), &device), from_mat(fit.right(), &device)))
+    }
+}
+
+/// The best approximation of rank `rank`; the singular values are split between both factors.
+fn truncated(matrix: &Mat<f32>, rank: usize) -> Result<lowrank_factor::LowRank<f32>> {
+    let rank = rank.min(matrix.nrows()).min(matrix.ncols());
+    let truncation = Truncation::Rank(rank);
+    let svd = svd::auto(matrix.as_ref(), &truncation, 0)?.svd;
+    Ok(svd.low_rank(&truncation, SigmaPlacement::Split)?.factors)
+}
+
+/// Matrices of one shape, projected onto rank `rank`: each for itself (truncated SVD), or together (Tucker2).
+///
+/// # Errors
+/// Values that are not finite.
+pub fn project<B: Backend>(
+    matrices: Vec<Tensor<B, 2>>,
+    rank: usize,
+    stack: bool,
+) -> Result<Vec<Tensor<B, 2>>> {
+    let Some(device) = matrices.first().map(Tensor::device) else { return Ok(matrices) };
+    let hosts = matrices.into_iter().map(to_mat).collect::<Result<Vec<Mat<f32>>>>()?;
+    if stack {
+        let views: Vec<_> = hosts.iter().map(Mat::as_ref).collect();
+        let fit = tucker2(&views, &Truncation::Rank(rank), &Tucker2Options::default())?;
+        let rebuild = |slice| Ok(from_mat(fit.factors.reconstruct(slice)?.as_ref(), &device));
+        return (0..hosts.len()).map(rebuild).collect();
+    }
+    hosts.iter().map(|m| Ok(from_mat(truncated(m, rank)?.reconstruct().as_ref(), &device))).collect()
+}

@@ -1,0 +1,185 @@
+//! An adapter folder in memory, and its files.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
+
+use super::config::PeftConfig;
+use super::names::{PREFIX, normalise};
+use crate::error::{AdapterError, Result};
+
+/// Name of the config in a folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the tensors in a folder that we write.
+pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// The strength that loralib's published adapters were trained with; its files do not hold it.
+pub const LORALIB_ALPHA: f64 = 16.0;
+
+/// A tensor on the host, in PyTorch's layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Key in the file, without PEFT's prefix.
+    pub name: String,
+    /// Shape as PyTorch has it.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub data: Vec<f32>,
+}
+
+/// An adapter folder in memory.
+#[derive(Clone, Debug)]
+pub struct AdapterFolder {
+    /// The config file.
+    pub config: PeftConfig,
+    /// All tensors by their key, PEFT's prefix removed.
+    pub tensors: BTreeMap<String, HostTensor>,
+    /// Whether the file held no strength (loralib), so that [`LORALIB_ALPHA`] or the caller's stands in.
+    pub alpha_is_assumed: bool,
+}
+
+/// Whether a path is an adapter: a folder with `adapter_config.json`, or loralib's tensors as a file or alone in a folder.
+pub fn is_adapter(path: &Path) -> bool {
+    path.join(CONFIG_FILE).is_file() || loralib_file(path).is_some()
+}
+
+/// The tensor file of a loralib adapter.
+fn loralib_file(path: &Path) -> Option<PathBuf> {
+    let is_tensors = |p: &Path| {
+        let extension = p.extension().and_then(|e| e.to_str());
+        p.is_file() && matches!(extension, Some("bin" | "pt" | "safetensors"))
+    };
+    let file = if path.is_dir() {
+        if path.join("config.json").is_file() {
+            return None;
+        }
+        let mut files = path.read_dir().ok()?.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_tensors(p));
+        let file = files.next()?;
+        files.next().is_none().then_some(file)?
+    } else {
+        Some(path.to_path_buf()).filter(|p| is_tensors(p))?
+    };
+    let checkpoint = Checkpoint::open(&file).ok()?;
+    checkpoint.names().any(|name| name.contains("lora_A")).then_some(file)
+}
+
+impl AdapterFolder {
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors` (or `.bin`), or loralib's tensors.
+    ///
+    /// # Errors
+    /// A config that is missing or not understood, tensor files that cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with_alpha(path, None)
+    }
+
+    /// The same with a strength for files that do not hold one.
+    ///
+    /// # Errors
+    /// As [`AdapterFolder::read`].
+    pub fn read_with_alpha(path: &Path, alpha: Option<f64>) -> Result<Self> {
+        let config_path = path.join(CONFIG_FILE);
+        let bad = |reason: String| AdapterError::Config { path: config_path.clone(), reason };
+        if !config_path.is_file()
+            && let Some(file) = loralib_file(path)
+        {
+            return Self::read_loralib(&file, alpha);
+        }
+        let text = std::fs::read_to_string(&config_path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        let config: PeftConfig = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        if let Some(reason) = config.unsupported() {
+            return Err(bad(reason));
+        }
+        Ok(Self { config, tensors: read_tensors(path)?, alpha_is_assumed: false })
+    }
+
+    /// Tensors of loralib: `<path>.lora_A`, `<path>.lora_B`, and whatever else was trained.
+    fn read_loralib(file: &Path, alpha: Option<f64>) -> Result<Self> {
+        let tensors = read_tensors(file)?;
+        let ranks: BTreeMap<&str, usize> = tensors
+            .values()
+            .filter_map(|t| Some((t.name.strip_suffix(".lora_A.weight")?, *t.shape.first()?)))
+            .collect();
+        let r = ranks.values().copied().max().unwrap_or(0);
+        let bad = |reason: &str| AdapterError::Config { path: file.to_path_buf(), reason: reason.into() };
+        if r == 0 {
+            return Err(bad("a factor of rank 0"));
+        }
+        let others = ranks.iter().filter(|(_, rank)| **rank != r);
+        let targets = crate::targets::Pattern::Names(ranks.keys().map(|path| path.to_string()).collect());
+        let mut saved: Vec<String> = Vec::new();
+        for name in tensors.keys().filter(|name| !name.contains(".lora_")) {
+            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
+            // PEFT saves a head as one module.
+            let module = if module.starts_with("classifier.") { "classifier" } else { module };
+            if !saved.iter().any(|s| s == module) {
+                saved.push(module.to_string());
+            }
+        }
+        let config = PeftConfig {
+            r,
+            lora_alpha: alpha.unwrap_or(LORALIB_ALPHA),
+            rank_pattern: others.map(|(path, rank)| (path.to_string(), *rank)).collect(),
+            target_modules: Some(targets),
+            task_type: saved.iter().any(|s| s == "classifier").then(|| "SEQ_CLS".into()),
+            modules_to_save: (!saved.is_empty()).then_some(saved),
+            inference_mode: true,
+            ..PeftConfig::default()
+        };
+        Ok(Self { config, tensors, alpha_is_assumed: alpha.is_none() })
+    }
+
+    /// Writes the folder; each file appears whole or not at all.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(CONFIG_FILE);
+        let io = |e: std::io::Error| AdapterError::Config { path: path.clone(), reason: e.to_string() };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let tensors = self
+            .tensors
+            .values()
+            .map(|t| NamedTensor { name: self.key(&t.name), shape: t.shape.clone(), data: Cow::Borrowed(&t.data) })
+            .collect();
+        write_safetensors(dir.join(TENSOR_FILE), tensors, FloatType::F32, &BTreeMap::new())?;
+        let json = self.config.to_json().map_err(|e| io(e.into()))?;
+        write_atomic(&path, json.as_bytes())?;
+        Ok(())
+    }
+
+    /// The key of a tensor in the file.
+    fn key(&self, name: &str) -> String {
+        match name {
+            // PEFT keeps VeRA's shared factors beside the model, not in it.
+            "vera_A" | "vera_B" => format!("base_model.{name}"),
+            _ => match name.strip_suffix(".bias") {
+                // An adapted module lies within PEFT's wrapper.
+                Some(module) if self.tensors.contains_key(&format!("{module}.lora_A.weight")) => {
+                    format!("{PREFIX}{module}.base_layer.bias")
+                }
+                _ => format!("{PREFIX}{name}"),
+            },
+        }
+    }
+
+    /// Number of values in all tensors.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|t| t.data.len()).sum()
+    }
+}
+
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
+    let file = Checkpoint::open(path)?;
+    let mut tensors = BTreeMap::new();
+    for key in file.names() {
+        let Some(name) = normalise(key) else { continue };
+        let shape = file.info(key).map(|i| i.shape.clone()).unwrap_or_default();
+        let tensor = HostTensor { name: name.clone(), shape, data: file.read_f32(key)? };
+        if tensors.insert(name, tensor).is_some() {
+            let details = format!("'{key}' is there twice, under different prefixes");
+            return Err(AdapterError::Tensors { path: path.to_path_buf(), details });
+        }
+    }
+    Ok(tensors)
+}
