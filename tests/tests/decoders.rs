@@ -7,7 +7,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Finish, GenerationOptions, LogitRows, Sampling};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig};
 use lowrank_tests::{assert_close, fixture, values};
 use rstest::rstest;
 use serde::Deserialize;
@@ -219,13 +219,15 @@ fn a_cache_grows_without_a_trace() {
 
 #[rstest]
 #[case("peft-gpt2-lora")]
+#[case("peft-gpt2-dora")]
 #[case("peft-llama-lora")]
 fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
     fn check<B: Kernels>(name: &str) {
         let golden = golden(name);
-        let model = load::<B>(golden.base.as_deref().unwrap());
+        let mut model = load::<B>(golden.base.as_deref().unwrap());
         let adapters = model.load_adapter(&fixture(name), &Default::default()).unwrap();
         check_logits(name, &model, &adapters, &golden);
+        check_logits(name, &model.merged(&adapters).unwrap(), &AdapterSet::empty(), &golden);
     }
     check::<Flex>(name);
     check::<NdArray>(name);

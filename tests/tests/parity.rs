@@ -5,6 +5,7 @@
 use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
+use lowrank_models::Adaptable;
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
 
@@ -80,6 +81,13 @@ fn dropout_is_there_in_training_alone(#[case] name: &str) {
 #[case("peft-bert-lora-bin")]
 #[case("peft-bert-rslora-patterns")]
 #[case("peft-bert-regex")]
+#[case("peft-bert-dora")]
+#[case("peft-bert-embedding")]
+#[case("peft-roberta-embedding")]
+#[case("peft-bert-bias-lora-only")]
+#[case("peft-bert-layers-heads")]
+#[case("peft-roberta-dora")]
+#[case("peft-roberta-bias-all")]
 #[case("peft-roberta-lora")]
 #[case("peft-roberta-rslora-patterns")]
 fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
@@ -87,7 +95,7 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
         let golden = golden(name);
         let (mut model, _) = load::<B>(golden.base.as_deref().unwrap());
         let adapters = model.load_adapter(&lowrank_tests::fixture(name), &Default::default()).unwrap();
-        let merged = model.clone().merge(&adapters).unwrap();
+        let merged = model.merged(&adapters).unwrap();
         for case in &golden.cases {
             let batch = pack::<B>(model.config(), &[case]);
             let expect = case.logits.as_ref().unwrap();

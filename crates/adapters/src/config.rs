@@ -74,8 +74,7 @@ pub enum Init {
 }
 
 impl Init {
-    const PAIRS: [Self; 5] =
-        [Self::Kaiming, Self::Gaussian, Self::Pissa, Self::PissaRandomized, Self::Olora];
+    const PAIRS: [Self; 5] = [Self::Kaiming, Self::Gaussian, Self::Pissa, Self::PissaRandomized, Self::Olora];
     const LOTR: [Self; 4] = [Self::Trivial, Self::Neutral, Self::Normal, Self::Svd];
 
     /// Whether a method knows it.
@@ -217,11 +216,19 @@ impl AdapterConfig {
         }
         let patterned = !(self.rank_pattern.is_empty() && self.alpha_pattern.is_empty());
         if patterned && (self.method.is_shared() || self.method == Method::Vera) {
-            return bad("rank-pattern", name_of(&self.method), "a method that gives each layer factors of its own");
+            return bad(
+                "rank-pattern",
+                name_of(&self.method),
+                "a method that gives each layer factors of its own",
+            );
         }
         for site in sites {
             if site.embedding && !self.method.takes_embeddings() {
-                return bad("targets", site.path.clone(), "linear layers; of the methods, lora and dora take embeddings");
+                return bad(
+                    "targets",
+                    site.path.clone(),
+                    "linear layers; of the methods, lora and dora take embeddings",
+                );
             }
             let rank = self.rank_of(site);
             // The random factors of VeRA may be wider than the layer.

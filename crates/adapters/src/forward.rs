@@ -115,7 +115,8 @@ impl<B: Kernels> AdapterSet<B> {
         }
     }
 
-    /// Rows of an embedding, and the enabled updates of the ids that they stand for.
+    /// Rows of an embedding, and the enabled updates of the ids that they stand for. `through_base` multiplies rows by
+    /// the table.
     ///
     /// # Shapes
     /// - `ids`: `[tokens]`
@@ -126,19 +127,24 @@ impl<B: Kernels> AdapterSet<B> {
         site: usize,
         ids: &Tensor<B, 1, Int>,
         rows: Tensor<B, 2>,
-        weight: impl Fn() -> Tensor<B, 2>,
+        through_base: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         if !self.is_adapted(site) {
             return rows;
         }
         let Some(route) = &self.route else {
-            return self.embedded(&self.active(site, None), ids.clone(), rows, &weight);
+            return self.embedded(&self.active(site, None), ids.clone(), rows, &through_base);
         };
         let (groups, device) = (route.groups(rows.dims()[0]), rows.device());
         let parts = groups.iter().map(|group| {
             let active = group.member.map_or_else(Vec::new, |m| self.active(site, Some(m)));
             let at = indices(group.rows.clone(), &device);
-            self.embedded(&active, ids.clone().select(0, at.clone()), rows.clone().select(0, at), &weight)
+            self.embedded(
+                &active,
+                ids.clone().select(0, at.clone()),
+                rows.clone().select(0, at),
+                &through_base,
+            )
         });
         Tensor::cat(parts.collect(), 0).select(0, indices(order(&groups), &device))
     }
@@ -148,7 +154,7 @@ impl<B: Kernels> AdapterSet<B> {
         active: &[(&Slot, &Member)],
         ids: Tensor<B, 1, Int>,
         rows: Tensor<B, 2>,
-        weight: impl Fn() -> Tensor<B, 2>,
+        through_base: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         let mut sum = rows.clone();
         for (slot, _) in active {
@@ -158,7 +164,7 @@ impl<B: Kernels> AdapterSet<B> {
             let delta = linear(a, pair.b.clone(), None) * pair.scale;
             sum = match adapter {
                 Adapter::Lora(Lora { magnitude: Some(magnitude), .. }) => {
-                    let ratio = magnitude.ratio(&pair, |at| linear(at, weight().detach(), None));
+                    let ratio = magnitude.ratio(&pair, &through_base);
                     sum + (rows.clone() + delta) * ratio.unsqueeze() - rows.clone()
                 }
                 _ => sum + delta,
@@ -184,11 +190,7 @@ impl<B: Kernels> Magnitude<B> {
     /// `m / ‖W + ΔW‖` of each column; the norm is a constant to the gradient, as the paper has it.
     ///
     /// `through_base` multiplies rows by `W`: the norms come from `AᵀW` and `AᵀA`, never from `W + A·B`.
-    fn ratio(
-        &self,
-        pair: &Pair<B>,
-        through_base: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
-    ) -> Tensor<B, 1> {
+    fn ratio(&self, pair: &Pair<B>, through_base: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>) -> Tensor<B, 1> {
         let [d_output] = self.value.dims();
         let a = (pair.a.clone() * pair.scale).detach();
         let b = pair.b.clone().detach();

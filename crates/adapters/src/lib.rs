@@ -5,6 +5,7 @@
 //! Row-vector convention: `y = x·W + b`, `W` `[d_input, d_output]`. Adapters are read from and written to
 //! PEFT's own folder format ([`peft`]).
 
+pub mod algebra;
 pub mod build;
 pub mod config;
 pub mod correction;

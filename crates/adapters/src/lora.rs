@@ -76,13 +76,8 @@ impl<B: Backend> Lora<B> {
 
     /// A fresh pair with `A` normal, of standard deviation 1/rank, and `B` zero.
     pub fn gaussian(site: &Site, rank: usize, scale: f64, seed: u64, device: &B::Device) -> Self {
-        let a = normal(
-            seed,
-            &format!("{}.lora_A", site.path),
-            [site.d_input, rank],
-            1.0 / rank as f64,
-            device,
-        );
+        let a =
+            normal(seed, &format!("{}.lora_A", site.path), [site.d_input, rank], 1.0 / rank as f64, device);
         Self::from_factors(a, Tensor::zeros([rank, site.d_output], device), scale)
     }
 

@@ -151,10 +151,7 @@ impl<B: Backend> Lotr<B> {
             None => (self.left.val(), b),
             Some(start) => {
                 let b0 = start.cores[slice].clone().matmul(start.right.clone()).neg();
-                (
-                    Tensor::cat(vec![self.left.val(), start.left.clone()], 1),
-                    Tensor::cat(vec![b, b0], 0),
-                )
+                (Tensor::cat(vec![self.left.val(), start.left.clone()], 1), Tensor::cat(vec![b, b0], 0))
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::vera::Vera;
 
 /// One adapter: factors of its own for a site, or factors shared by several.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a burn module cannot be boxed; what is large are handles")]
 pub enum Adapter<B: Backend> {
     /// A LoRA pair, with DoRA's magnitudes or without.
     Lora(Lora<B>),
@@ -229,7 +230,10 @@ impl<B: Backend> AdapterSet<B> {
     fn member(&self, name: &str) -> Result<usize> {
         self.members.iter().position(|m| m.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.members.iter().map(|m| m.name.as_str()).collect();
-            AdapterError::Incompatible(format!("no adapter is called '{name}'; there are: {}", known.join(", ")))
+            AdapterError::Incompatible(format!(
+                "no adapter is called '{name}'; there are: {}",
+                known.join(", ")
+            ))
         })
     }
 

@@ -194,7 +194,14 @@ mod tests {
                 })
             })
             .collect();
-        sites.push(Site { path: "classifier".into(), layer: None, d_input: 8, d_output: 2, head: true, embedding: false });
+        sites.push(Site {
+            path: "classifier".into(),
+            layer: None,
+            d_input: 8,
+            d_output: 2,
+            head: true,
+            embedding: false,
+        });
         sites
     }
 

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use lowrank_adapters::AdapterSet;
+use lowrank_adapters::peft::is_adapter;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{EncoderConfig, SequenceClassifier};
+use lowrank_models::{Adaptable, EncoderConfig, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
@@ -47,7 +48,7 @@ pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
 /// An adapter folder: the one named, or the `adapter` folder of a run.
 pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
     for candidate in [path.to_path_buf(), path.join("adapter")] {
-        if candidate.join("adapter_config.json").is_file() {
+        if is_adapter(&candidate) {
             return Ok(candidate);
         }
     }

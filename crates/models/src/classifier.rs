@@ -6,11 +6,12 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::activation::relu;
-use lowrank_adapters::peft::{AdapterFolder, HostTensor};
+use lowrank_adapters::peft::HostTensor;
 use lowrank_adapters::{AdapterSet, Mode, Site};
 use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
 use lowrank_kernels::{Kernels, dropout};
 
+use crate::adapt::Adaptable;
 use crate::architecture::EncoderArchitecture;
 use crate::batch::TokenBatch;
 use crate::config::EncoderConfig;
@@ -156,37 +157,6 @@ impl<B: Backend> SequenceClassifier<B> {
         saver.tensors.into_iter().map(host).collect()
     }
 
-    /// Replaces the head by tensors saved with an adapter.
-    ///
-    /// # Errors
-    /// A tensor that is missing, misshaped or of no known name.
-    pub fn load_head(&mut self, tensors: Vec<HostTensor>, source: &Path, device: &B::Device) -> Result<()> {
-        let mut reader = HostReader { tensors, device: device.clone(), problems: Vec::new() };
-        self.walk_head(&mut reader);
-        reader.problems.extend(reader.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
-        if reader.problems.is_empty() {
-            return Ok(());
-        }
-        Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
-    }
-
-    /// Loads an adapter folder over this model: its adapters, and its head where it carries one.
-    ///
-    /// # Errors
-    /// Whatever does not fit this model.
-    pub fn load_adapter(&mut self, dir: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
-        let bad = |e: lowrank_adapters::AdapterError| ModelError::File {
-            path: dir.to_path_buf(),
-            reason: e.to_string(),
-        };
-        let folder = AdapterFolder::read(dir).map_err(bad)?;
-        let (set, head) = folder.into_set(dir, self.sites(), device).map_err(bad)?;
-        if !head.is_empty() {
-            self.load_head(head, dir, device)?;
-        }
-        Ok(set)
-    }
-
     /// Writes a Hugging Face folder: weights, config, and the tokenizer files of `source`.
     ///
     /// # Errors
@@ -225,18 +195,15 @@ impl<B: Backend> SequenceClassifier<B> {
         self.walk_head(&mut Flag(|_| true));
         self
     }
+}
 
-    /// Folds the updates of `adapters` into the weights, in f32.
-    ///
-    /// # Errors
-    /// A site whose weight is no single matrix, or a merged weight that is not finite.
-    pub fn merge(mut self, adapters: &AdapterSet<B>) -> Result<Self> {
-        let mut merge = Merge { adapters, sites: &self.info.sites.clone(), problem: None };
-        self.walk(&mut merge);
-        match merge.problem {
-            Some(problem) => Err(ModelError::Input(problem)),
-            None => Ok(self),
-        }
+impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
+    fn adapter_sites(&self) -> &[Site] {
+        &self.info.sites
+    }
+
+    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+        self.walk(io);
     }
 }
 
@@ -247,28 +214,6 @@ impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Flag<F> {
     fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
         let require_grad = (self.0)(key);
         replace(param, |p| p.set_require_grad(require_grad));
-    }
-}
-
-/// Adds each site's update to the weight stored under its path.
-struct Merge<'a, B: Backend> {
-    adapters: &'a AdapterSet<B>,
-    sites: &'a [Site],
-    problem: Option<String>,
-}
-
-impl<B: Backend> ParamIo<B> for Merge<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let Some(path) = key.strip_suffix(".weight") else { return };
-        let Some(site) = self.sites.iter().position(|s| s.path == path) else { return };
-        let Some(delta) = self.adapters.delta_weight(site) else { return };
-        let shape: [usize; D] = param.dims();
-        let merged = param.val() + delta.reshape(shape);
-        if !merged.clone().sum().into_data().iter::<f64>().all(f64::is_finite) {
-            self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
-            return;
-        }
-        replace(param, |p| p.map(|_| merged));
     }
 }
 
@@ -310,41 +255,6 @@ fn is_extra(name: &str, architecture: &EncoderArchitecture) -> bool {
         || (bare.starts_with("pooler.") && !pooler_is_used)
         || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
         || name.starts_with(architecture.head.output)
-}
-
-/// Fills parameters from host tensors.
-struct HostReader<B: Backend> {
-    tensors: Vec<HostTensor>,
-    device: B::Device,
-    problems: Vec<String>,
-}
-
-impl<B: Backend> ParamIo<B> for HostReader<B> {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        // An adapter made over the bare encoder has no prefix before its pooler.
-        let fits =
-            |t: &HostTensor| t.name == key || key.split_once('.').is_some_and(|(_, rest)| t.name == rest);
-        let Some(index) = self.tensors.iter().position(fits) else {
-            self.problems.push(format!("missing '{key}'"));
-            return;
-        };
-        let t = self.tensors.swap_remove(index);
-        let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        let mut wanted = shape.clone();
-        let mut data = t.data;
-        if layout == Layout::Transposed {
-            wanted.reverse();
-        }
-        if t.shape != wanted {
-            self.problems.push(format!("'{key}' has shape {:?}, expected {wanted:?}", t.shape));
-            return;
-        }
-        if layout == Layout::Transposed {
-            data = lowrank_adapters::peft::transpose(&data, wanted[0], wanted[1]);
-        }
-        let tensor = Tensor::from_data(burn::tensor::TensorData::new(data, shape), &self.device);
-        *param = Param::initialized(param.id, tensor);
-    }
 }
 
 impl<B: Kernels> SequenceClassifier<B> {

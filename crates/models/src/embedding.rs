@@ -1,6 +1,7 @@
-//! The word embedding: a table in any representation, looked up by rows, and used again by a tied head.
+//! Embeddings: a table in any representation, looked up by rows, and used again by a tied head.
 
 use burn::prelude::*;
+use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
 use crate::linear::SiteList;
@@ -12,13 +13,16 @@ use crate::projection::Projection;
 pub struct Embedding<B: Backend> {
     /// The table: `d_input` is the vocabulary.
     pub projection: Projection<B>,
+    /// Index into the model's list of sites.
+    pub site: usize,
 }
 
 impl<B: Backend> Embedding<B> {
     /// Fresh values, in the representation that the config's `lowrank` section names.
     pub fn init(path: &str, shape: [usize; 2], sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
         let representation = sites.representation(path, shape);
-        Self { projection: Projection::init(path, shape, &representation, seed, device) }
+        let projection = Projection::init(path, shape, &representation, seed, device);
+        Self { projection, site: sites.embedding(path, shape) }
     }
 
     /// Visits the table; a single matrix is stored as it is.
@@ -31,11 +35,12 @@ impl<B: Kernels> Embedding<B> {
     /// # Shapes
     /// - ids: `[tokens]`
     /// - output: `[tokens, d_model]`
-    pub fn forward(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.projection.rows(ids)
+    pub fn forward(&self, ids: Tensor<B, 1, Int>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
+        let rows = self.projection.rows(ids.clone());
+        adapters.embed(self.site, &ids, rows, |x| self.projection.forward(x, None))
     }
 
-    /// Logits of a head tied to the table.
+    /// Logits of a head tied to the table; an adapter of the embedding has no part in them, as in PEFT.
     ///
     /// # Shapes
     /// - x: `[tokens, d_model]`

@@ -199,10 +199,11 @@ impl<B: Backend> Encoder<B> {
 }
 
 impl<B: Kernels> Embeddings<B> {
-    fn forward(&self, batch: &TokenBatch<B>, mode: Mode) -> Tensor<B, 2> {
-        let mut x = self.word.forward(batch.ids.clone()) + self.position.forward(batch.positions.clone()); // [tokens, d_model]
+    fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+        let mut x = self.word.forward(batch.ids.clone(), adapters)
+            + self.position.forward(batch.positions.clone(), adapters); // [tokens, d_model]
         if let Some(types) = &self.token_type {
-            x = x + types.forward(batch.type_ids.clone());
+            x = x + types.forward(batch.type_ids.clone(), adapters);
         }
         let x = self.norm.forward(x);
         match mode.dropout(self.dropout, 0) {
@@ -262,7 +263,7 @@ impl<B: Kernels> Encoder<B> {
         adapters: &AdapterSet<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        let mut x = self.embeddings.forward(batch, mode);
+        let mut x = self.embeddings.forward(batch, adapters, mode);
         let last = self.layers.len() - 1;
         for layer in &self.layers {
             let rows = if layer.index == last { rows } else { Rows::All };

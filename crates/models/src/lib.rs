@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+pub mod adapt;
 pub mod architecture;
 pub mod batch;
 pub mod classifier;
@@ -22,6 +23,7 @@ pub mod projection;
 pub mod representation;
 pub mod tensor_train;
 
+pub use adapt::Adaptable;
 pub use batch::TokenBatch;
 pub use classifier::{SequenceClassifier, Trainable};
 pub use config::EncoderConfig;

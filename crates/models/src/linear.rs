@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, Mode, Site};
+use burn::tensor::DType;
+use lowrank_adapters::{AdapterSet, FrozenMap, Mode, Site};
 use lowrank_kernels::{Kernels, linear_gelu};
 
 use crate::config::Activation;
@@ -65,13 +66,26 @@ impl SiteList {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;
         let representation = self.representation(path, shape);
         let [d_input, d_output] = shape;
-        self.sites.push(Site { path: path.into(), layer, d_input, d_output, head });
+        self.sites.push(Site { path: path.into(), layer, d_input, d_output, head, embedding: false });
         Linear {
             projection: Projection::init(path, shape, &representation, seed, device),
             bias: bias.then(|| lazy_full([d_output], 0.0, device)),
             site: self.sites.len() - 1,
             conv1d,
         }
+    }
+
+    /// A site for the table of an embedding; its index.
+    pub(crate) fn embedding(&mut self, path: &str, [d_input, d_output]: [usize; 2]) -> usize {
+        self.sites.push(Site {
+            path: path.into(),
+            layer: None,
+            d_input,
+            d_output,
+            head: false,
+            embedding: true,
+        });
+        self.sites.len() - 1
     }
 
     /// The representation of a module; dense where the section's does not fit, which is a problem noted.
@@ -123,8 +137,7 @@ impl<B: Kernels> Linear<B> {
     /// - input: `[tokens, d_input]`
     /// - output: `[tokens, d_output]`
     pub fn forward(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        let y = self.base(x.clone());
-        adapters.apply(self.site, &x, y, mode)
+        adapters.forward(self.site, x, self, mode)
     }
 
     /// `activation(forward(x))`, in one step where there is a kernel for it and no adapter comes between.
@@ -142,8 +155,22 @@ impl<B: Kernels> Linear<B> {
             _ => activation.apply(self.forward(x, adapters, mode)),
         }
     }
+}
 
-    fn base(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.projection.forward(x, self.bias.as_ref().map(Param::val))
+impl<B: Kernels> FrozenMap<B> for Linear<B> {
+    fn apply(&self, x: Tensor<B, 2>, bias: bool) -> Tensor<B, 2> {
+        self.projection.forward(x, self.bias().filter(|_| bias))
+    }
+
+    fn dense(&self) -> Option<Tensor<B, 2>> {
+        match &self.projection {
+            // The step with an adapter wants weights and factors of one type.
+            Projection::Dense(dense) => Some(dense.weight.val()).filter(|w| w.dtype() == DType::F32),
+            Projection::LowRank(_) | Projection::TensorTrain(_) => None,
+        }
+    }
+
+    fn bias(&self) -> Option<Tensor<B, 1>> {
+        self.bias.as_ref().map(Param::val)
     }
 }

@@ -140,7 +140,11 @@ impl AdapterFolder {
         let tensors = self
             .tensors
             .values()
-            .map(|t| NamedTensor { name: self.key(&t.name), shape: t.shape.clone(), data: Cow::Borrowed(&t.data) })
+            .map(|t| NamedTensor {
+                name: self.key(&t.name),
+                shape: t.shape.clone(),
+                data: Cow::Borrowed(&t.data),
+            })
             .collect();
         write_safetensors(dir.join(TENSOR_FILE), tensors, FloatType::F32, &BTreeMap::new())?;
         let json = self.config.to_json().map_err(|e| io(e.into()))?;
@@ -176,10 +180,12 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
         let Some(name) = normalise(key) else { continue };
         let shape = file.info(key).map(|i| i.shape.clone()).unwrap_or_default();
         let tensor = HostTensor { name: name.clone(), shape, data: file.read_f32(key)? };
-        if tensors.insert(name, tensor).is_some() {
-            let details = format!("'{key}' is there twice, under different prefixes");
+        // PEFT writes the biases of a saved module twice, alike.
+        if tensors.get(&name).is_some_and(|before: &HostTensor| before.data != tensor.data) {
+            let details = format!("'{key}' is there twice, with different values");
             return Err(AdapterError::Tensors { path: path.to_path_buf(), details });
         }
+        tensors.insert(name, tensor);
     }
     Ok(tensors)
 }

@@ -29,7 +29,13 @@ const SHOWN: usize = 12;
 const PER_MODULE: [(&str, &[&str]); 6] = [
     (
         "LORA",
-        &[".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector"],
+        &[
+            ".lora_A.weight",
+            ".lora_B.weight",
+            ".lora_embedding_A",
+            ".lora_embedding_B",
+            ".lora_magnitude_vector",
+        ],
     ),
     ("LOTR", &[".lotr_core.weight"]),
     ("VERA", &[".vera_lambda_b", ".vera_lambda_d"]),
@@ -53,14 +59,25 @@ impl AdapterFolder {
         base: &dyn BaseWeights<B>,
         device: &B::Device,
     ) -> Result<(AdapterSet<B>, Saved)> {
-        let mut reader =
-            Reader { folder: self, sites, base, device, problems: Vec::new(), adapters: Vec::new(), slots: Vec::new() };
+        let mut reader = Reader {
+            folder: self,
+            sites,
+            base,
+            device,
+            problems: Vec::new(),
+            adapters: Vec::new(),
+            slots: Vec::new(),
+        };
         reader.read()?;
         let Reader { folder, mut problems, adapters, mut slots, .. } = reader;
         let adapted = slots.iter().map(|slot| slot.path.clone()).collect();
         let saved = Saved::new(folder.tensors.into_values().collect(), folder.config.clone(), adapted);
         problems.extend(
-            saved.tensors.iter().filter(|t| !saved.allows(&t.name)).map(|t| format!("unexpected '{}'", t.name)),
+            saved
+                .tensors
+                .iter()
+                .filter(|t| !saved.allows(&t.name))
+                .map(|t| format!("unexpected '{}'", t.name)),
         );
         if slots.is_empty() && problems.is_empty() && folder.config.peft_type != "HEAD" {
             problems.push("no adapter tensors at all".into());
@@ -244,10 +261,8 @@ impl<B: Backend> Reader<'_, B> {
     fn lotr(&mut self, group: &[&Found], key: &str) -> Option<Adapter<B>> {
         let rank = self.folder.config.r;
         let Site { d_input, d_output, .. } = self.sites[group[0].site];
-        let cores: Vec<_> = group
-            .iter()
-            .map(|f| self.take(&format!("{}.lotr_core.weight", f.path), &[rank, rank]))
-            .collect();
+        let cores: Vec<_> =
+            group.iter().map(|f| self.take(&format!("{}.lotr_core.weight", f.path), &[rank, rank])).collect();
         let left = self.take(&format!("{key}.left.weight"), &[rank, d_input]);
         let right = self.take(&format!("{key}.right.weight"), &[d_output, rank]);
         let cores = cores.into_iter().map(|c| Some(self.transposed(c?))).collect::<Option<_>>()?;
@@ -273,7 +288,15 @@ impl<B: Backend> Reader<'_, B> {
         let layers = factor("layers", [n_layers, rank]);
         let kinds = factor("kinds", [n_kinds, rank]);
         let scale = self.folder.config.scale_of(&group[0].path);
-        Some(Adapter::Lorta(Lorta { a: a?, b: b?, heads: heads?, layers: layers?, kinds: kinds?, places, scale }))
+        Some(Adapter::Lorta(Lorta {
+            a: a?,
+            b: b?,
+            heads: heads?,
+            layers: layers?,
+            kinds: kinds?,
+            places,
+            scale,
+        }))
     }
 
     fn vera(&mut self, found: &[Found]) {
@@ -317,7 +340,10 @@ impl<B: Backend> Reader<'_, B> {
         let (mut left, mut modes) = (1, 1usize);
         while let Some(tensor) = self.folder.tensors.remove(&format!("{key}.{}", cores.len())) {
             let [l, mode, right] = tensor.shape[..] else {
-                self.problems.push(format!("'{}' has shape {:?}, expected a core of three", tensor.name, tensor.shape));
+                self.problems.push(format!(
+                    "'{}' has shape {:?}, expected a core of three",
+                    tensor.name, tensor.shape
+                ));
                 return None;
             };
             if l != left || mode == 0 {
@@ -329,7 +355,8 @@ impl<B: Backend> Reader<'_, B> {
             cores.push(Tensor::from_data(TensorData::new(tensor.data, [l, mode, right]), self.device));
         }
         if left != rank || modes < rows {
-            let text = format!("'{key}' is a train of {modes} rows and rank {left}, expected {rows} and {rank}");
+            let text =
+                format!("'{key}' is a train of {modes} rows and rank {left}, expected {rows} and {rank}");
             self.problems.push(text);
             return None;
         }

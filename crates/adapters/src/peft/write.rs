@@ -30,7 +30,9 @@ impl AdapterFolder {
         saved: Vec<HostTensor>,
     ) -> Result<Self> {
         if set.members().len() > 1 {
-            return Err(AdapterError::Incompatible("a folder holds one adapter; detach the others first".into()));
+            return Err(AdapterError::Incompatible(
+                "a folder holds one adapter; detach the others first".into(),
+            ));
         }
         let mut writer = Writer { config, tensors: saved, strengths: Vec::new(), types: BTreeSet::new() };
         writer.config.target_modules = set.target_names();

@@ -14,7 +14,7 @@ use lowrank_checkpoint::{Checkpoint, write_atomic};
 use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task, TaskSpec, read_custom};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::{EncoderConfig, SequenceClassifier, Trainable};
+use lowrank_models::{Adaptable, EncoderConfig, SequenceClassifier, Trainable};
 use lowrank_report::run::{Evaluation, FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::EventWriter;
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
@@ -501,7 +501,7 @@ fn build(
         })
     };
     let fresh = |method, model: &SequenceClassifier<Train>| -> Result<AdapterSet<Train>> {
-        Ok(AdapterSet::init(&adapter_config(method)?, model.sites(), device)?)
+        Ok(AdapterSet::init(&adapter_config(method)?, model.sites(), &model.base_weights(), device)?)
     };
     let (adapters, trainable) = match args.method {
         Method::Full => (AdapterSet::empty(), Trainable::All),
@@ -514,7 +514,7 @@ fn build(
     let adapters = match loaded {
         Some(set) if !set.is_empty() && !adapters.is_empty() => set,
         Some(set) if !set.is_empty() => {
-            model = model.merge(&set)?;
+            model = model.merged(&set)?;
             adapters
         }
         _ => adapters,
@@ -595,16 +595,6 @@ fn save(
     }
     let dir = args.output.join("adapter");
     let config = PeftConfig {
-        peft_type: match args.method {
-            Method::Lora => "LORA",
-            Method::Lotr => "LOTR",
-            _ => "HEAD",
-        }
-        .into(),
-        r: args.rank,
-        lora_alpha: args.alpha,
-        lora_dropout: args.dropout,
-        target_modules: tuner.adapters().target_names(),
         use_rslora: args.rslora,
         modules_to_save: Some(tuner.model().head_modules()),
         task_type: Some("SEQ_CLS".into()),
@@ -612,7 +602,8 @@ fn save(
         inference_mode: true,
         ..PeftConfig::default()
     };
-    AdapterFolder::from_set(tuner.adapters(), config, tuner.model().head_tensors()).write(&dir)?;
+    let (set, model) = (tuner.adapters(), tuner.model());
+    AdapterFolder::from_set(set, model.sites(), config, model.head_tensors())?.write(&dir)?;
     let json = serde_json::to_string_pretty(&json!({"labels": labels, "regression": regression}))?;
     write_atomic(dir.join(LABELS_FILE), json.as_bytes())?;
     file_size(&dir.join("adapter_model.safetensors"))

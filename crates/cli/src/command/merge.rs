@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 
+use lowrank_models::Adaptable;
+
 use crate::backend::{Inner, device};
 use crate::context::{ModelArgs, model_folder, print_json};
 
@@ -32,7 +34,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let loaded = args.model.load::<Inner>(&device()?)?;
     let (model, adapters) = loaded.model.into_parts();
     let sites = adapters.slots().len();
-    let merged = model.merge(&adapters)?;
+    let merged = model.merged(&adapters)?;
     merged.save(&args.output, &source)?;
     if args.json {
         return print_json(&serde_json::json!({"merged": sites, "output": args.output}));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::prelude::*;
-use lowrank_adapters::peft::AdapterFolder;
 use lowrank_adapters::{AdapterSet, Mode, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 
+use crate::adapt::Adaptable;
 use crate::batch::int_tensor;
 use crate::decoder::cache::KvCache;
 use crate::decoder::config::DecoderConfig;
@@ -112,26 +112,6 @@ impl<B: Backend> Decoder<B> {
         Ok(model)
     }
 
-    /// Loads an adapter folder over this model.
-    ///
-    /// # Errors
-    /// Whatever does not fit this model.
-    pub fn load_adapter(&self, dir: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
-        let bad = |e: lowrank_adapters::AdapterError| ModelError::File {
-            path: dir.to_path_buf(),
-            reason: e.to_string(),
-        };
-        let (set, head) =
-            AdapterFolder::read(dir).and_then(|f| f.into_set(dir, self.sites(), device)).map_err(bad)?;
-        match head.first() {
-            None => Ok(set),
-            Some(tensor) => Err(ModelError::File {
-                path: dir.to_path_buf(),
-                reason: format!("'{}' is saved in full, which language models do not take", tensor.name),
-            }),
-        }
-    }
-
     /// The shape.
     pub fn config(&self) -> &DecoderConfig {
         &self.info.config
@@ -203,16 +183,32 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
+impl<B: Backend> Adaptable<B> for Decoder<B> {
+    fn adapter_sites(&self) -> &[Site] {
+        &self.info.sites
+    }
+
+    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+        self.walk(io);
+    }
+}
+
 impl<B: Kernels> Decoder<B> {
     /// Embeds packed tokens; `positions` are those in their sequences.
     ///
     /// # Shapes
     /// - output: `[tokens, d_model]`
-    fn embed(&self, ids: &[u32], positions: &[usize], device: &B::Device) -> Tensor<B, 2> {
+    fn embed(
+        &self,
+        ids: &[u32],
+        positions: &[usize],
+        adapters: &AdapterSet<B>,
+        device: &B::Device,
+    ) -> Tensor<B, 2> {
         let tensor = |values: Vec<i32>| int_tensor(values, device);
-        let x = self.embedding.forward(tensor(ids.iter().map(|&id| id as i32).collect()));
+        let x = self.embedding.forward(tensor(ids.iter().map(|&id| id as i32).collect()), adapters);
         match &self.positions {
-            Some(table) => x + table.forward(tensor(positions.iter().map(|&p| p as i32).collect())),
+            Some(table) => x + table.forward(tensor(positions.iter().map(|&p| p as i32).collect()), adapters),
             None => x,
         }
     }
@@ -226,11 +222,12 @@ impl<B: Kernels> Decoder<B> {
         &self,
         ids: &[u32],
         lengths: &[usize],
+        adapters: &AdapterSet<B>,
         device: &B::Device,
     ) -> Result<(Tensor<B, 2>, Step<B>)> {
         self.check(ids, lengths, std::iter::repeat(0))?;
         let positions: Vec<usize> = lengths.iter().flat_map(|&n| 0..n).collect();
-        Ok((self.embed(ids, &positions, device), self.step(lengths, &positions, device)))
+        Ok((self.embed(ids, &positions, adapters, device), self.step(lengths, &positions, device)))
     }
 
     fn step(&self, lengths: &[usize], positions: &[usize], device: &B::Device) -> Step<B> {
@@ -267,7 +264,7 @@ impl<B: Kernels> Decoder<B> {
         mode: Mode,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        let (x, step) = self.begin(ids, lengths, device)?;
+        let (x, step) = self.begin(ids, lengths, adapters, device)?;
         Ok(self.layers.iter().fold(x, |x, layer| layer.forward(x, &step, None, adapters, mode)))
     }
 
@@ -311,7 +308,7 @@ impl<B: Kernels> Decoder<B> {
         self.check(ids, lengths, active.iter().map(|&s| cache.length(s)))?;
         let starts = active.iter().map(|&s| cache.length(s));
         let positions: Vec<usize> = starts.zip(lengths).flat_map(|(past, n)| past..past + n).collect();
-        let mut x = self.embed(ids, &positions, device);
+        let mut x = self.embed(ids, &positions, adapters, device);
         let mut step = self.step(lengths, &positions, device);
         step.writes = Some(cache.begin(active, lengths));
         for layer in &self.layers {

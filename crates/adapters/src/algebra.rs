@@ -1,0 +1,367 @@
+//! Algebra of adapters, away from any base: an adapter's updates as low-rank matrices, resized, combined and
+//! converted on their factors.
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use lowrank_factor::matrix::from_row_major;
+use lowrank_factor::qr::thin_qr;
+use lowrank_factor::tucker::{Tucker2Options, tucker2_with_ranks};
+use lowrank_factor::{LowRank, Mat, MatRef, SigmaPlacement, Truncation, svd};
+
+use crate::config::Grouping;
+use crate::error::{AdapterError, Result};
+use crate::host::{from_mat, to_mat};
+use crate::init::uniform_values;
+use crate::lora::Lora;
+use crate::lotr::Lotr;
+use crate::set::{Adapter, AdapterSet, Slot};
+use crate::site::Site;
+
+/// The update of one site: `scale·L·R`.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The site.
+    pub site: Site,
+    /// `L` `[d_input, rank]` and `R` `[rank, d_output]`.
+    pub factors: LowRank<f32>,
+    /// Factor on the product.
+    pub scale: f64,
+}
+
+/// How several adapters become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Combination {
+    /// The weighted sum of the updates, at its own rank.
+    Linear,
+    /// The weighted sum with factors side by side: the rank is the sum of the ranks.
+    Concatenation,
+    /// The weighted sum, truncated.
+    Svd(Truncation),
+    /// TIES (Yadav et al. 2023, arXiv:2306.01708): of each update the largest entries, of these the sign that weighs
+    /// more; then truncated.
+    Ties {
+        /// Share of the entries that are kept.
+        density: f64,
+        /// What is kept of the result.
+        truncation: Truncation,
+    },
+    /// DARE (Yu et al. 2023, arXiv:2311.03099): entries dropped at random and the others scaled up; then truncated.
+    Dare {
+        /// Share of the entries that are kept.
+        density: f64,
+        /// Which are dropped.
+        seed: u64,
+        /// What is kept of the result.
+        truncation: Truncation,
+    },
+}
+
+/// What is left of a sum after its numerical rank, relative to its norm: the rounding of f32 factors.
+const NUMERICAL: f64 = 1e-6;
+
+impl Update {
+    /// The nearest update of a rank or error, and its relative error; the product is never formed.
+    ///
+    /// # Algorithm
+    /// QR of both factors, SVD of the small product of their triangles.
+    ///
+    /// # Errors
+    /// A truncation out of range, values that are not finite.
+    pub fn resized(&self, truncation: &Truncation) -> Result<(Self, f64)> {
+        // No more singular values than the factors have.
+        let truncation = match *truncation {
+            Truncation::Rank(rank) => Truncation::Rank(rank.min(self.max_rank())),
+            other => other,
+        };
+        let fit = self.factors.svd()?.low_rank(&truncation, SigmaPlacement::Split)?;
+        Ok((Self { factors: fit.factors, ..self.clone() }, fit.report.relative_error))
+    }
+
+    fn max_rank(&self) -> usize {
+        self.factors.rank().min(self.site.max_rank())
+    }
+
+    /// `scale·L·R` with the scale in `L`.
+    fn unscaled(&self, weight: f64) -> Result<LowRank<f32>> {
+        Ok(self.factors.scale((self.scale * weight) as f32)?)
+    }
+
+    fn dense(&self) -> Mat<f32> {
+        let product = self.factors.reconstruct();
+        Mat::from_fn(product.nrows(), product.ncols(), |i, j| product[(i, j)] * self.scale as f32)
+    }
+
+    /// The best approximation of a matrix, of scale 1, and its relative error.
+    ///
+    /// # Errors
+    /// A truncation out of range, values that are not finite.
+    pub fn of_matrix(site: Site, matrix: MatRef<'_, f32>, truncation: &Truncation) -> Result<(Self, f64)> {
+        let truncation = match *truncation {
+            Truncation::Rank(rank) => Truncation::Rank(rank.min(site.max_rank())),
+            other => other,
+        };
+        let svd = svd::auto(matrix, &truncation, 0)?.svd;
+        let fit = svd.low_rank(&truncation, SigmaPlacement::Split)?;
+        Ok((Self { site, factors: fit.factors, scale: 1.0 }, fit.report.relative_error))
+    }
+}
+
+impl<B: Backend> AdapterSet<B> {
+    /// The updates of all enabled adapters, a site after the other. Where `weight` gives the weights, magnitudes
+    /// (DoRA) become part of the update: exactly, at the rank that it then has.
+    ///
+    /// # Errors
+    /// [`AdapterError::NoWeight`] for magnitudes without weights; values that are not finite.
+    pub fn updates(
+        &self,
+        sites: &[Site],
+        weight: impl Fn(usize) -> Option<Tensor<B, 2>>,
+    ) -> Result<Vec<Update>> {
+        let mut updates = Vec::new();
+        for slot in self.slots() {
+            let site = sites[slot.site].clone();
+            let adapter = &self.adapters()[slot.adapter];
+            if adapter.is_dora() {
+                let missing = || AdapterError::NoWeight { site: site.path.clone(), method: "dora".into() };
+                let weight = weight(slot.site).ok_or_else(missing)?;
+                let merged = self.merged_weight(slot.site, &weight).unwrap_or_else(|| weight.clone());
+                let delta = to_mat(merged - weight)?;
+                let all = Truncation::Rank(site.max_rank());
+                updates.push(Update::of_matrix(site, delta.as_ref(), &all)?.0);
+                continue;
+            }
+            let (a, b, scale) = match adapter.pair(slot.slice) {
+                Some(pair) => (pair.a, pair.b, pair.scale),
+                None => {
+                    let Adapter::Correction(correction) = adapter else { continue };
+                    let (a, b) = correction.factors(slot.slice)?;
+                    (a, b, 1.0)
+                }
+            };
+            updates.push(Update { site, factors: LowRank::new(to_mat(a)?, to_mat(b)?)?, scale });
+        }
+        Ok(updates)
+    }
+
+    /// Updates as LoRA pairs. Sites are numbered by their place in `sites`.
+    pub fn from_updates(updates: Vec<Update>, sites: &[Site], device: &B::Device) -> Self {
+        let mut adapters = Vec::new();
+        let mut slots = Vec::new();
+        for update in updates {
+            let Some(site) = sites.iter().position(|s| s.path == update.site.path) else { continue };
+            slots.push(Slot { site, path: update.site.path, adapter: adapters.len(), slice: 0 });
+            let [a, b] = [update.factors.left(), update.factors.right()].map(|m| from_mat::<B>(m, device));
+            adapters.push(Adapter::Lora(Lora::from_factors(a, b, update.scale)));
+        }
+        Self::from_parts(adapters, slots, sites.len(), 0.0)
+    }
+
+    /// Updates as LoTR groups of a rank, by Tucker2 of their stacks; also the relative error of each group.
+    ///
+    /// # Algorithm
+    /// Bases of all left and of all right factors of a group by QR; Tucker2 of the small cores that are left between
+    /// them. The stack itself is never formed.
+    ///
+    /// # Errors
+    /// Values that are not finite; a rank of 0; an embedding, which LoTR does not take.
+    pub fn lotr_from_updates(
+        updates: &[Update],
+        sites: &[Site],
+        rank: usize,
+        grouping: Grouping,
+        device: &B::Device,
+    ) -> Result<(Self, Vec<f64>)> {
+        let mut groups: Vec<Vec<&Update>> = Vec::new();
+        let key = |u: &Update| {
+            (u.site.d_input, u.site.d_output, (grouping == Grouping::Kind).then(|| u.site.kind()))
+        };
+        for update in updates {
+            if update.site.embedding {
+                let text = format!("'{}' is an embedding; lotr takes linear layers", update.site.path);
+                return Err(AdapterError::Incompatible(text));
+            }
+            match groups.iter_mut().find(|group| key(group[0]) == key(update)) {
+                Some(group) => group.push(update),
+                None => groups.push(vec![update]),
+            }
+        }
+        let (mut adapters, mut slots, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for group in groups {
+            let (lotr, error) = shared(&group, rank, device)?;
+            for (slice, update) in group.iter().enumerate() {
+                let Some(site) = sites.iter().position(|s| s.path == update.site.path) else { continue };
+                slots.push(Slot { site, path: update.site.path.clone(), adapter: adapters.len(), slice });
+            }
+            adapters.push(Adapter::Lotr(lotr));
+            errors.push(error);
+        }
+        slots.sort_by_key(|slot| slot.site);
+        Ok((Self::from_parts(adapters, slots, sites.len(), 0.0), errors))
+    }
+}
+
+/// Tucker2 of the stack of a group's updates, on their factors.
+fn shared<B: Backend>(group: &[&Update], rank: usize, device: &B::Device) -> Result<(Lotr<B>, f64)> {
+    let (d_input, d_output) = (group[0].site.d_input, group[0].site.d_output);
+    let side = |matrices: Vec<MatRef<'_, f32>>, rows: usize| -> Result<Mat<f32>> {
+        let width: usize = matrices.iter().map(|m| m.ncols()).sum();
+        let mut all = Mat::zeros(rows, width);
+        let mut at = 0;
+        for matrix in matrices {
+            all.as_mut().subcols_mut(at, matrix.ncols()).copy_from(matrix);
+            at += matrix.ncols();
+        }
+        // More columns than rows span everything.
+        if width >= rows {
+            return Ok(Mat::from_fn(rows, rows, |i, j| f32::from(u8::from(i == j))));
+        }
+        Ok(thin_qr(all.as_ref())?.0)
+    };
+    let left = side(group.iter().map(|u| u.factors.left()).collect(), d_input)?;
+    let right = side(group.iter().map(|u| u.factors.right().transpose()).collect(), d_output)?;
+    let cores: Vec<Mat<f32>> = group
+        .iter()
+        .map(|u| {
+            let core = (left.transpose() * u.factors.left()) * (u.factors.right() * &right);
+            Mat::from_fn(core.nrows(), core.ncols(), |i, j| core[(i, j)] * u.scale as f32)
+        })
+        .collect();
+    let views: Vec<_> = cores.iter().map(Mat::as_ref).collect();
+    let (p, q) = (left.ncols(), right.ncols());
+    let ranks = (rank.min(p).min(q * cores.len()), rank.min(q).min(p * cores.len()));
+    let fit = tucker2_with_ranks(&views, ranks, &Tucker2Options::default())?;
+    let error = fit.report.relative_error;
+    let (l, cores, r) = fit.factors.into_parts();
+    let (l, r) = (left * l, r * right.transpose());
+    // A group that is narrower than the rank is padded with zeros: the file has one rank.
+    let padded = |m: MatRef<'_, f32>, rows: usize, columns: usize| {
+        let at = |i: usize, j: usize| if i < m.nrows() && j < m.ncols() { m[(i, j)] } else { 0.0 };
+        from_mat::<B>(Mat::from_fn(rows, columns, at).as_ref(), device)
+    };
+    let cores = cores.iter().map(|core| padded(core.as_ref(), rank, rank)).collect();
+    let lotr =
+        Lotr::from_factors(padded(l.as_ref(), d_input, rank), padded(r.as_ref(), rank, d_output), cores, 1.0);
+    Ok((lotr, error))
+}
+
+/// Several adapters as one, each with its weight; also the relative error of each site's update against the sum
+/// (or what TIES or DARE made of it).
+///
+/// # Errors
+/// Sites of one path and different shapes; a density outside `(0, 1]`; what a decomposition refuses.
+pub fn combine(adapters: &[(Vec<Update>, f64)], how: &Combination) -> Result<Vec<(Update, f64)>> {
+    if let Combination::Ties { density, .. } | Combination::Dare { density, .. } = how
+        && !(*density > 0.0 && *density <= 1.0)
+    {
+        let value = density.to_string();
+        return Err(AdapterError::BadValue { name: "density", value, expected: "0 < density <= 1" });
+    }
+    let mut by_path: BTreeMap<&str, Vec<(usize, &Update, f64)>> = BTreeMap::new();
+    for (index, (updates, weight)) in adapters.iter().enumerate() {
+        for update in updates {
+            by_path.entry(&update.site.path).or_default().push((index, update, *weight));
+        }
+    }
+    let mut combined = Vec::new();
+    for parts in by_path.values() {
+        let site = &parts[0].1.site;
+        if let Some((_, other, _)) =
+            parts.iter().find(|(_, u, _)| (u.site.d_input, u.site.d_output) != (site.d_input, site.d_output))
+        {
+            return Err(AdapterError::Incompatible(format!(
+                "'{}' is {}x{} in one adapter and {}x{} in another",
+                site.path, site.d_input, site.d_output, other.site.d_input, other.site.d_output
+            )));
+        }
+        combined.push(match how {
+            Combination::Ties { density, truncation } => {
+                let matrix = ties(parts, *density);
+                Update::of_matrix(site.clone(), matrix.as_ref(), truncation)?
+            }
+            Combination::Dare { density, seed, truncation } => {
+                let matrix = dare(parts, *density, *seed);
+                Update::of_matrix(site.clone(), matrix.as_ref(), truncation)?
+            }
+            _ => {
+                let mut sum: Option<LowRank<f32>> = None;
+                for (_, update, weight) in parts {
+                    let next = update.unscaled(*weight)?;
+                    sum = Some(match sum {
+                        Some(sum) => sum.add(&next)?,
+                        None => next,
+                    });
+                }
+                let Some(factors) = sum else { continue };
+                let sum = Update { site: site.clone(), factors, scale: 1.0 };
+                match how {
+                    Combination::Svd(truncation) => sum.resized(truncation)?,
+                    Combination::Linear => sum.resized(&Truncation::RelativeError(NUMERICAL))?,
+                    _ => (sum, 0.0),
+                }
+            }
+        });
+    }
+    Ok(combined)
+}
+
+fn ties(parts: &[(usize, &Update, f64)], density: f64) -> Mat<f32> {
+    let trimmed: Vec<Mat<f32>> = parts
+        .iter()
+        .map(|(_, update, weight)| {
+            let dense = update.dense();
+            let mut sizes: Vec<f32> = entries(&dense).map(f32::abs).collect();
+            let kept = ((sizes.len() as f64 * density).ceil() as usize).clamp(1, sizes.len());
+            let place = sizes.len() - kept;
+            let (_, least, _) = sizes.select_nth_unstable_by(place, f32::total_cmp);
+            let least = *least;
+            Mat::from_fn(dense.nrows(), dense.ncols(), |i, j| {
+                let value = dense[(i, j)];
+                if value.abs() >= least { value * *weight as f32 } else { 0.0 }
+            })
+        })
+        .collect();
+    let (rows, columns) = trimmed[0].shape();
+    Mat::from_fn(rows, columns, |i, j| {
+        let sum: f32 = trimmed.iter().map(|m| m[(i, j)]).sum();
+        let agreeing: Vec<f32> = trimmed.iter().map(|m| m[(i, j)]).filter(|v| v * sum > 0.0).collect();
+        if agreeing.is_empty() { 0.0 } else { agreeing.iter().sum() }
+    })
+}
+
+fn dare(parts: &[(usize, &Update, f64)], density: f64, seed: u64) -> Mat<f32> {
+    let (rows, columns) = parts[0].1.factors.shape();
+    let mut sum: Mat<f32> = Mat::zeros(rows, columns);
+    for (index, update, weight) in parts {
+        let dense = update.dense();
+        let key = format!("dare.{index}.{}", update.site.path);
+        let draws = uniform_values(seed, &key, rows * columns, 1.0);
+        let factor = (*weight / density) as f32;
+        sum = Mat::from_fn(rows, columns, |i, j| {
+            // Uniform in [−1, 1].
+            let kept = f64::from(draws[i * columns + j]) < 2.0 * density - 1.0 || density == 1.0;
+            sum[(i, j)] + if kept { dense[(i, j)] * factor } else { 0.0 }
+        });
+    }
+    sum
+}
+
+fn entries(matrix: &Mat<f32>) -> impl Iterator<Item = f32> + '_ {
+    (0..matrix.ncols()).flat_map(move |j| (0..matrix.nrows()).map(move |i| matrix[(i, j)]))
+}
+
+/// A row-major matrix as the update of a site, at a rank or error; `None` where it is zero.
+///
+/// # Errors
+/// A truncation out of range, values that are not finite.
+pub fn update_of_difference(
+    site: Site,
+    values: &[f32],
+    truncation: &Truncation,
+) -> Result<Option<(Update, f64)>> {
+    if values.iter().all(|v| *v == 0.0) {
+        return Ok(None);
+    }
+    let matrix = from_row_major(values, site.d_input, site.d_output)?;
+    Ok(Some(Update::of_matrix(site.clone(), matrix, truncation)?))
+}

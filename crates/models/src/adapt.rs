@@ -1,0 +1,196 @@
+//! Adapters over a model, whatever its architecture: loading, the weights that some methods start from, merging.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, transpose};
+use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
+
+use crate::error::{ModelError, Result};
+use crate::params::{Layout, ParamIo};
+
+/// A model that adapters can be put on.
+pub trait Adaptable<B: Backend>: Clone {
+    /// Every map that an adapter can serve, in the order of their indices.
+    fn adapter_sites(&self) -> &[Site];
+
+    /// Visits every parameter under its checkpoint key.
+    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO);
+
+    /// The weights of the sites, for methods that start from them.
+    fn base_weights(&self) -> ModelWeights<Self> {
+        ModelWeights(RefCell::new(self.clone()))
+    }
+
+    /// Loads an adapter folder (or loralib's tensors) over this model: its adapters, and what of the model's own
+    /// weights it carries: a head, biases, modules trained in full.
+    ///
+    /// # Errors
+    /// Whatever does not fit this model; the model is then as it was.
+    fn load_adapter(&mut self, path: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
+        let folder = AdapterFolder::read(path).map_err(|e| adapter_error(path, &e))?;
+        self.load_adapter_folder(folder, path, device)
+    }
+
+    /// The same for a folder that has been read.
+    ///
+    /// # Errors
+    /// As [`Adaptable::load_adapter`].
+    fn load_adapter_folder(
+        &mut self,
+        folder: AdapterFolder,
+        path: &Path,
+        device: &B::Device,
+    ) -> Result<AdapterSet<B>> {
+        let weights = self.base_weights();
+        let (set, saved) = folder
+            .into_set(path, self.adapter_sites(), &weights, device)
+            .map_err(|e| adapter_error(path, &e))?;
+        self.load_saved(saved, path, device)?;
+        Ok(set)
+    }
+
+    /// Replaces weights of the model by tensors saved with an adapter.
+    ///
+    /// # Errors
+    /// A tensor that is missing, misshaped or of no known name; the model is then as it was.
+    fn load_saved(&mut self, saved: Saved, source: &Path, device: &B::Device) -> Result<()> {
+        let mut reader = SavedReader { saved, device: device.clone(), problems: Vec::new() };
+        let mut model = self.clone();
+        model.walk_params(&mut reader);
+        reader.problems.extend(reader.saved.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
+        if reader.problems.is_empty() {
+            *self = model;
+            return Ok(());
+        }
+        Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
+    }
+
+    /// The model with the updates of the enabled adapters folded into its weights, in f32. This model shares what
+    /// was not touched, and stays as it was: to unmerge, go back to it.
+    ///
+    /// # Errors
+    /// A site whose weight is no single matrix, or a merged weight that is not finite.
+    fn merged(&self, adapters: &AdapterSet<B>) -> Result<Self> {
+        let mut model = self.clone();
+        let mut merge = Merge {
+            adapters,
+            sites: self.adapter_sites(),
+            done: vec![false; self.adapter_sites().len()],
+            problem: None,
+        };
+        model.walk_params(&mut merge);
+        let missed = adapters.slots().iter().find(|slot| !merge.done[slot.site]);
+        match (merge.problem, missed) {
+            (Some(problem), _) => Err(ModelError::Input(problem)),
+            (None, Some(slot)) => {
+                Err(ModelError::Input(format!("'{}' has no weight of one matrix to merge into", slot.path)))
+            }
+            (None, None) => Ok(model),
+        }
+    }
+}
+
+fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {
+    ModelError::File { path: path.to_path_buf(), reason: error.to_string() }
+}
+
+/// The weights of a model's sites.
+#[derive(Debug)]
+pub struct ModelWeights<M>(RefCell<M>);
+
+impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
+    fn weight(&self, site: usize) -> Option<Tensor<B, 2>> {
+        let mut model = self.0.borrow_mut();
+        let path = model.adapter_sites().get(site)?.path.clone();
+        let mut find = Find { path, parts: Vec::new() };
+        model.walk_params(&mut find);
+        find.parts.into_iter().reduce(Tensor::matmul).map(Tensor::detach)
+    }
+}
+
+/// Finds the weight of one module: a matrix, or factors in the order of their product.
+struct Find<B: Backend> {
+    path: String,
+    parts: Vec<Tensor<B, 2>>,
+}
+
+impl<B: Backend> ParamIo<B> for Find<B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let Some(name) = key.strip_prefix(&self.path).filter(|_| D == 2) else { return };
+        if matches!(name, ".weight" | ".lowrank_a.weight" | ".lowrank_c.weight" | ".lowrank_b.weight") {
+            let [rows, columns] = [param.dims()[0], param.dims()[1]];
+            self.parts.push(param.val().cast(DType::F32).reshape([rows, columns]));
+        }
+    }
+}
+
+/// Folds each site's update into the weight stored under its path.
+struct Merge<'a, B: Backend> {
+    adapters: &'a AdapterSet<B>,
+    sites: &'a [Site],
+    done: Vec<bool>,
+    problem: Option<String>,
+}
+
+impl<B: Backend> ParamIo<B> for Merge<'_, B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
+        let Some(site) = self.sites.iter().position(|s| s.path == path) else { return };
+        if !self.adapters.slots().iter().any(|slot| slot.site == site) {
+            return;
+        }
+        self.done[site] = true;
+        let shape: [usize; D] = param.dims();
+        let weight = param.val().detach().cast(DType::F32).reshape([shape[0], shape[1]]);
+        let Some(merged) = self.adapters.merged_weight(site, &weight) else { return };
+        // What zero does not annihilate is not finite.
+        let zero = (merged.clone() * 0.0).sum().into_data();
+        if zero.iter::<f32>().any(|v| v != 0.0) {
+            self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
+            return;
+        }
+        let merged = merged.detach().reshape(shape);
+        *param = param.clone().map(|_| merged);
+    }
+}
+
+/// Fills parameters from tensors saved with an adapter.
+struct SavedReader<B: Backend> {
+    saved: Saved,
+    device: B::Device,
+    problems: Vec<String>,
+}
+
+impl<B: Backend> ParamIo<B> for SavedReader<B> {
+    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        // An adapter made over the bare encoder has no prefix before its modules.
+        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        let tensors = &mut self.saved.tensors;
+        let exact = tensors.iter().position(|t| t.name == key);
+        let Some(index) = exact.or_else(|| tensors.iter().position(|t| t.name == bare)) else {
+            if self.saved.expects(key) {
+                self.problems.push(format!("missing '{key}'"));
+            }
+            return;
+        };
+        let HostTensor { shape: got, mut data, .. } = tensors.swap_remove(index);
+        let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
+        let mut wanted = shape.clone();
+        if layout == Layout::Transposed {
+            wanted.reverse();
+        }
+        if got != wanted {
+            self.problems.push(format!("'{key}' has shape {got:?}, expected {wanted:?}"));
+            return;
+        }
+        if layout == Layout::Transposed {
+            data = transpose(&data, wanted[0], wanted[1]);
+        }
+        let tensor = Tensor::from_data(TensorData::new(data, shape), &self.device);
+        *param = Param::initialized(param.id, tensor);
+    }
+}
