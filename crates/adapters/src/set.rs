@@ -7,6 +7,7 @@ use burn::prelude::*;
 
 use crate::correction::Correction;
 use crate::error::{AdapterError, Result};
+use crate::host::host_values;
 use crate::lora::{Lora, squared_norms};
 use crate::lorta::Lorta;
 use crate::lotr::Lotr;
@@ -358,6 +359,19 @@ impl<B: Backend> AdapterSet<B> {
             b: Tensor::cat(pairs.into_iter().map(|p| p.b).collect(), 0),
             scale: 1.0,
         })
+    }
+
+    /// Paths of the sites whose update is zero (a LoRA whose `B` was never trained, or not saved).
+    pub fn idle(&self) -> Vec<&str> {
+        let is_zero = |tensor: Tensor<B, 2>| host_values(tensor).iter().all(|v| *v == 0.0);
+        let idle = self.slots.iter().filter(|slot| {
+            let adapter = &self.adapters[slot.adapter];
+            match adapter.pair(slot.slice) {
+                Some(pair) => !adapter.is_dora() && (is_zero(pair.b) || is_zero(pair.a)),
+                None => is_zero(adapter.delta_weight(slot.slice)),
+            }
+        });
+        idle.map(|slot| slot.path.as_str()).collect()
     }
 
     /// Projects full-size corrections onto their rank; what has factors stays as it is.

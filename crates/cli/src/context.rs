@@ -11,10 +11,11 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::is_adapter;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{Adaptable, EncoderConfig, SequenceClassifier};
+use lowrank_models::{EncoderConfig, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
+use crate::adapter::load_adapter;
 use crate::hub;
 
 /// Prints one JSON object on standard output.
@@ -110,7 +111,7 @@ impl ModelArgs {
         let tokenizer = tokenizer(&folder, &config, self.max_length)?;
         let mut model = SequenceClassifier::<B>::load(&folder, config, 0, device)?;
         let adapters = match &adapter {
-            Some(dir) => model.load_adapter(dir, device)?,
+            Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
         };
         Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })

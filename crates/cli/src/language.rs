@@ -9,6 +9,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig};
 
+use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner};
 use crate::context::{adapter_folder, model_folder};
 
@@ -42,9 +43,9 @@ impl LanguageArgs {
         let folder = model_folder(&self.model)?;
         let config = DecoderConfig::read(&folder)?;
         let tokenizer = TextTokenizer::from_folder(&folder, None)?;
-        let model = Decoder::load(&folder, config, self.dtype, device)?;
+        let mut model = Decoder::load(&folder, config, self.dtype, device)?;
         let adapters = match self.adapter.as_deref().map(adapter_folder).transpose()? {
-            Some(dir) => model.load_adapter(&dir, device)?,
+            Some(dir) => load_adapter(&mut model, &dir, device)?,
             None => AdapterSet::empty(),
         };
         Ok(Language { model, adapters, tokenizer })

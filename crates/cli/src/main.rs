@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a program's output")]
 
+mod adapter;
 mod backend;
 mod command;
 mod context;
@@ -44,6 +45,14 @@ enum Command {
     Inspect(command::inspect::Args),
     /// Fold an adapter into its model's weights
     Merge(command::merge::Args),
+    /// An adapter of any method as LoRA, or a LoRA as LoTR
+    Convert(command::convert::Args),
+    /// An adapter at another rank
+    Resize(command::resize::Args),
+    /// A LoRA from the difference of two models
+    Extract(command::extract::Args),
+    /// Several adapters as one
+    Combine(command::combine::Args),
     /// Event logs to Parquet or CSV
     Logs(command::logs::Args),
     /// Tables and plots of finished runs
@@ -65,6 +74,10 @@ fn main() -> ExitCode {
         Command::Generate(args) => command::generate::run(args),
         Command::Inspect(args) => command::inspect::run(args),
         Command::Merge(args) => command::merge::run(args),
+        Command::Convert(args) => command::convert::run(args),
+        Command::Resize(args) => command::resize::run(args),
+        Command::Extract(args) => command::extract::run(args),
+        Command::Combine(args) => command::combine::run(args),
         Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
         Command::Datasets(args) => command::datasets::run(args),

@@ -21,6 +21,7 @@ mod folder;
 mod names;
 mod read;
 mod saved;
+mod sites;
 mod write;
 
 pub use crate::host::{host_values, transpose};

@@ -114,6 +114,9 @@ impl Writer {
                 // Where the rank has a core of its own, the train is LoRETTA's.
                 let mode = tt.left.cores.last().map_or(0, |core| core.dims()[1]);
                 self.types.insert(if mode == 1 { "LORETTA" } else { "TT_LORA" });
+                // The modes may be padded: the file says how wide the layer is.
+                let widths = self.config.other.entry("widths").or_insert_with(|| serde_json::json!({}));
+                widths[slot.path.as_str()] = serde_json::json!([tt.left.rows, tt.right.rows]);
                 self.chain(&format!("{}.tt_left", slot.path), &tt.left);
                 self.chain(&format!("{}.tt_right", slot.path), &tt.right);
                 let rank = tt.left.cores.last().map_or(0, |core| core.dims()[2]);

@@ -1,8 +1,11 @@
 //! The subcommands, a file each.
 
+pub(crate) mod combine;
+pub(crate) mod convert;
 pub(crate) mod datasets;
 pub(crate) mod embed;
 pub(crate) mod evaluate;
+pub(crate) mod extract;
 pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;
@@ -11,3 +14,4 @@ pub(crate) mod merge;
 pub(crate) mod perplexity;
 pub(crate) mod predict;
 pub(crate) mod report;
+pub(crate) mod resize;

@@ -1,0 +1,179 @@
+//! What the commands over adapters share: reading them, with what is odd about them said on standard error.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::Backend;
+use lowrank_adapters::algebra::Update;
+use lowrank_adapters::peft::{AdapterFolder, HostTensor, PeftConfig};
+use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
+use lowrank_checkpoint::write_atomic;
+use lowrank_factor::Truncation;
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
+
+use crate::backend::{Inner, device};
+use crate::context::{LABELS_FILE, adapter_folder, model_folder};
+
+/// Reads an adapter's files; a strength that they do not hold is said.
+pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
+    let folder = AdapterFolder::read_with_alpha(path, alpha)?;
+    if folder.alpha_is_assumed {
+        eprintln!(
+            "warning: {}: the file holds no alpha; taking {}; convert it with --alpha for another",
+            path.display(),
+            folder.config.lora_alpha
+        );
+    }
+    Ok(folder)
+}
+
+/// Loads an adapter over a model; one that changes nothing is said.
+pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
+    model: &mut M,
+    path: &Path,
+    device: &B::Device,
+) -> Result<AdapterSet<B>> {
+    let set = model.load_adapter_folder(read(path, None)?, path, device)?;
+    warn_idle(&set, path);
+    Ok(set)
+}
+
+/// Says which layers of an adapter have an update of zero: they were never trained, or not saved.
+fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
+    let idle = set.idle();
+    let n = set.slots().len();
+    if let Some(first) = idle.first() {
+        let which = if idle.len() == n {
+            "every layer".to_string()
+        } else {
+            format!("{} of {n} layers, the first is '{first}'", idle.len())
+        };
+        eprintln!("warning: {}: the update is all zero in {which}; it changes nothing there", path.display());
+    }
+}
+
+/// An adapter away from its model.
+pub(crate) struct Loose {
+    /// Its config.
+    pub(crate) config: PeftConfig,
+    /// The sites that it adapts.
+    pub(crate) sites: Vec<Site>,
+    /// Its factors over these sites.
+    pub(crate) set: AdapterSet<Inner>,
+    /// What was trained and saved in full.
+    pub(crate) saved: Vec<HostTensor>,
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    weights: Box<dyn BaseWeights<Inner>>,
+}
+
+impl Loose {
+    /// Reads an adapter; `model` gives what its files do not hold (the weights under DoRA, the widths under VeRA).
+    pub(crate) fn read(path: &Path, alpha: Option<f64>, model: Option<&Path>) -> Result<Self> {
+        let path = adapter_folder(path)?;
+        let folder = read(&path, alpha)?;
+        let device = device()?;
+        let (sites, weights): (Vec<Site>, Box<dyn BaseWeights<Inner>>) = match model {
+            Some(model) => base(model, &device)?,
+            None => (folder.own_sites(&path)?, Box::new(NoWeights)),
+        };
+        let config = folder.config.clone();
+        let (set, saved) = folder.into_set(&path, &sites, weights.as_ref(), &device).with_context(|| {
+            if model.is_none() {
+                "give the base model with --model"
+            } else {
+                "the adapter does not fit the model"
+            }
+        })?;
+        warn_idle(&set, &path);
+        Ok(Self { config, sites, set, saved: saved.tensors, path, weights })
+    }
+
+    /// Its updates as low-rank matrices.
+    pub(crate) fn updates(&self) -> Result<Vec<Update>> {
+        let updates = self.set.updates(&self.sites, |site| self.weights.weight(site));
+        updates.with_context(|| format!("{}: give the base model with --model", self.path.display()))
+    }
+
+    /// Writes a set in place of this one's factors, with the head, the config and the labels of this one.
+    pub(crate) fn write(&self, set: &AdapterSet<Inner>, dir: &Path) -> Result<()> {
+        ensure!(
+            *dir != self.path,
+            "{}: the output would replace the adapter; give another folder",
+            dir.display()
+        );
+        write_adapter(set, &self.sites, self.config.clone(), self.saved.clone(), dir)?;
+        let labels = self.path.join(LABELS_FILE);
+        if labels.is_file() {
+            let bytes = std::fs::read(&labels).with_context(|| labels.display().to_string())?;
+            write_atomic(dir.join(LABELS_FILE), &bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes an adapter folder.
+pub(crate) fn write_adapter(
+    set: &AdapterSet<Inner>,
+    sites: &[Site],
+    config: PeftConfig,
+    saved: Vec<HostTensor>,
+    dir: &Path,
+) -> Result<()> {
+    let config = PeftConfig {
+        rank_pattern: Default::default(),
+        alpha_pattern: Default::default(),
+        exclude_modules: None,
+        layers_to_transform: None,
+        groups: Vec::new(),
+        ..config
+    };
+    Ok(AdapterFolder::from_set(set, sites, config, saved)?.write(dir)?)
+}
+
+/// Sites and weights of a model of any architecture.
+fn base(path: &Path, device: &crate::backend::Device) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
+    let folder = model_folder(path)?;
+    match EncoderConfig::read(&folder) {
+        Ok(config) => {
+            let model = SequenceClassifier::<Inner>::load(&folder, config, 0, device)?;
+            Ok((model.sites().to_vec(), Box::new(model.base_weights())))
+        }
+        Err(encoder) => {
+            let config = DecoderConfig::read(&folder).with_context(|| encoder.to_string())?;
+            let model = Decoder::<Inner>::load(&folder, config, Default::default(), device)?;
+            Ok((model.sites().to_vec(), Box::new(model.base_weights())))
+        }
+    }
+}
+
+/// `--rank` and `--energy`.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct TruncationArgs {
+    /// Rank to keep
+    #[arg(long, conflicts_with = "energy")]
+    pub(crate) rank: Option<usize>,
+    /// Share of the squared norm to keep, above 0 and up to 1
+    #[arg(long)]
+    pub(crate) energy: Option<f64>,
+}
+
+impl TruncationArgs {
+    /// What is kept, if the options say it.
+    pub(crate) fn truncation(&self) -> Result<Option<Truncation>> {
+        let truncation = match (self.rank, self.energy) {
+            (Some(rank), _) => Some(Truncation::Rank(rank)),
+            (None, Some(energy)) => Some(Truncation::Energy(energy)),
+            (None, None) => None,
+        };
+        if let Some(truncation) = &truncation {
+            truncation.validate()?;
+        }
+        Ok(truncation)
+    }
+
+    /// What is kept.
+    pub(crate) fn required(&self) -> Result<Truncation> {
+        self.truncation()?.context("give --rank or --energy")
+    }
+}

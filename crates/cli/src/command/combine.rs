@@ -1,0 +1,153 @@
+//! `lowrank combine`: several adapters as one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::algebra::{Combination, combine};
+use lowrank_adapters::peft::HostTensor;
+use lowrank_factor::Truncation;
+use serde_json::json;
+
+use crate::adapter::{Loose, TruncationArgs};
+use crate::backend::{Inner, device};
+use crate::context::print_json;
+
+/// How to combine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum How {
+    /// The weighted sum of the updates, at its own rank
+    Linear,
+    /// The same with factors side by side: ranks add up
+    Cat,
+    /// The same, truncated to --rank or --energy
+    Svd,
+    /// TIES on the updates, truncated to --rank or --energy
+    Ties,
+    /// DARE on the updates, truncated to --rank or --energy
+    Dare,
+}
+
+/// Options of `combine`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Adapter folder and its weight, as A=0.5; repeated
+    #[arg(long, required = true)]
+    adapter: Vec<String>,
+    /// How to combine
+    #[arg(long, value_enum)]
+    how: How,
+    #[command(flatten)]
+    truncation: TruncationArgs,
+    /// TIES, DARE: share of the entries to keep
+    #[arg(long, default_value_t = 0.5)]
+    density: f64,
+    /// DARE: which entries are dropped
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Base model, for adapters that need it (DoRA, VeRA)
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Where the combined adapter goes
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `A=w`, or `A` for a weight of 1.
+fn parse(text: &str) -> Result<(PathBuf, f64)> {
+    let Some((path, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok((text.into(), 1.0));
+    };
+    let weight: f64 = weight
+        .parse()
+        .with_context(|| format!("--adapter {text}: expected a folder and a weight, as A=0.5"))?;
+    ensure!(weight.is_finite(), "--adapter {text}: the weight is not finite");
+    Ok((path.into(), weight))
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let truncation = args.truncation.truncation()?;
+    let mut adapters = Vec::new();
+    for text in &args.adapter {
+        let (path, weight) = parse(text)?;
+        adapters.push((Loose::read(&path, None, args.model.as_deref())?, weight));
+    }
+    let parts = adapters.iter().map(|(adapter, weight)| Ok((adapter.updates()?, *weight)));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    // Without a rank, as much as the widest adapter holds.
+    let widest = parts.iter().flat_map(|(updates, _)| updates).map(|u| u.factors.rank()).max().unwrap_or(1);
+    let truncation = truncation.unwrap_or(Truncation::Rank(widest));
+    let how = match args.how {
+        How::Linear => Combination::Linear,
+        How::Cat => Combination::Concatenation,
+        How::Svd => Combination::Svd(truncation),
+        How::Ties => Combination::Ties { density: args.density, truncation },
+        How::Dare => Combination::Dare { density: args.density, seed: args.seed, truncation },
+    };
+    let combined = combine(&parts, &how)?;
+    let error = combined.iter().map(|(_, error)| *error).fold(0.0, f64::max);
+    let rank = combined.iter().map(|(update, _)| update.factors.rank()).max().unwrap_or(0);
+    let sites: Vec<_> = combined.iter().map(|(update, _)| update.site.clone()).collect();
+    let updates = combined.into_iter().map(|(update, _)| update).collect();
+    let saved = mean_saved(&adapters)?;
+    let (mut first, _) = adapters.swap_remove(0);
+    (first.sites, first.saved) = (sites, saved);
+    let set = AdapterSet::<Inner>::from_updates(updates, &first.sites, &device()?);
+    first.write(&set, &args.output)?;
+    let layers = set.slots().len();
+    if args.json {
+        let object = json!({"output": args.output, "modules": layers, "rank": rank, "relative_error": error});
+        return print_json(&object);
+    }
+    println!(
+        "{} adapters combined over {layers} layers at rank {rank} into {}; largest relative error {error:.3e}",
+        args.adapter.len(),
+        args.output.display()
+    );
+    Ok(())
+}
+
+/// What was saved in full: the mean of the adapters that have it, by their weights.
+fn mean_saved(adapters: &[(Loose, f64)]) -> Result<Vec<HostTensor>> {
+    let mut mean: Vec<(HostTensor, f64)> = Vec::new();
+    for (adapter, weight) in adapters {
+        for tensor in &adapter.saved {
+            let weight = weight.abs();
+            match mean.iter_mut().find(|(t, _)| t.name == tensor.name) {
+                Some((sum, total)) => {
+                    ensure!(
+                        sum.shape == tensor.shape,
+                        "'{}' has shape {:?} in one adapter and {:?} in another; heads of different tasks do not combine",
+                        tensor.name,
+                        sum.shape,
+                        tensor.shape
+                    );
+                    let all = *total + weight;
+                    let share = if all > 0.0 { (weight / all) as f32 } else { 0.0 };
+                    sum.data.iter_mut().zip(&tensor.data).for_each(|(s, v)| *s += (v - *s) * share);
+                    *total = all;
+                }
+                None => mean.push((tensor.clone(), weight)),
+            }
+        }
+    }
+    Ok(mean.into_iter().map(|(tensor, _)| tensor).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_has_its_weight_after_the_last_equals_sign() -> Result<()> {
+        assert_eq!(parse("runs/a=b=0.5")?, ("runs/a=b".into(), 0.5));
+        assert_eq!(parse("runs/a")?, ("runs/a".into(), 1.0));
+        assert!(parse("runs/a=half").is_err() && parse("runs/a=inf").is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! `lowrank extract`: a LoRA from the difference of two models.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use lowrank_adapters::algebra::update_of_difference;
+use lowrank_adapters::peft::{HostTensor, PeftConfig};
+use lowrank_adapters::{AdapterSet, Site};
+use lowrank_checkpoint::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::adapter::{TruncationArgs, write_adapter};
+use crate::backend::{Inner, device};
+use crate::context::{model_folder, print_json};
+
+/// Options of `extract`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model before
+    #[arg(long)]
+    base: PathBuf,
+    /// The model after
+    #[arg(long)]
+    tuned: PathBuf,
+    #[command(flatten)]
+    truncation: TruncationArgs,
+    /// Where the adapter goes
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tables that ids look up, by parts of their names in the architectures we know.
+const EMBEDDINGS: [&str; 4] = ["embed", "wte", "wpe", "lookup"];
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let truncation = args.truncation.required()?;
+    let (base_dir, tuned_dir) = (model_folder(&args.base)?, model_folder(&args.tuned)?);
+    ensure!(
+        args.output != base_dir && args.output != tuned_dir,
+        "the output would replace a model; give another folder"
+    );
+    let (base, tuned) = (Checkpoint::open(&base_dir)?, Checkpoint::open(&tuned_dir)?);
+    // GPT-2 stores its maps as (in, out), but not its embeddings and head.
+    let conv1d = model_type(&tuned_dir)?.is_some_and(|t| t == "gpt2");
+    let prefix = missing_prefix(&base, &tuned);
+    let counterpart = |name: &str| -> Option<&str> {
+        let shape = &tuned.info(name)?.shape;
+        let before = prefix.as_deref().and_then(|p| base.names().find(|n| name.strip_prefix(p) == Some(*n)));
+        let before = before.or_else(|| base.names().find(|n| *n == name))?;
+        (base.info(before)?.shape == *shape).then_some(before)
+    };
+    // A head that the base has not, or has for another task.
+    let mut modules: Vec<String> = Vec::new();
+    tuned.names().filter(|name| counterpart(name).is_none()).for_each(|name| note(name, &mut modules));
+    let (mut updates, mut sites, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    let mut biases_differ = false;
+    for name in tuned.names() {
+        let (Some(before), Some(info)) = (counterpart(name), tuned.info(name)) else { continue };
+        if modules.contains(&module_of(name)) {
+            continue;
+        }
+        let (before, after) = (base.read_f32(before)?, tuned.read_f32(name)?);
+        ensure!(
+            after.iter().chain(&before).all(|v| v.is_finite()),
+            "'{name}' holds values that are not finite"
+        );
+        let (Some(path), [rows_n, columns_n]) = (name.strip_suffix(".weight"), &info.shape[..]) else {
+            if before != after {
+                // Biases are a kind of their own to PEFT; norms are saved as modules.
+                if name.ends_with(".bias") { biases_differ = true } else { note(name, &mut modules) }
+            }
+            continue;
+        };
+        let leaf = path.rsplit('.').next().unwrap_or(path);
+        let embedding = EMBEDDINGS.iter().any(|part| leaf.contains(part));
+        let is_in_out = embedding || (conv1d && leaf.starts_with("c_"));
+        let mut difference: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        let (mut d_input, mut d_output) = (*rows_n, *columns_n);
+        if !is_in_out {
+            difference = lowrank_adapters::peft::transpose(&difference, d_input, d_output);
+            (d_input, d_output) = (d_output, d_input);
+        }
+        let site = Site { path: path.into(), layer: None, d_input, d_output, head: false, embedding };
+        if let Some((update, error)) = update_of_difference(site.clone(), &difference, &truncation)? {
+            rows.push(json!({"module": path, "rank": update.factors.rank(), "relative_error": error}));
+            updates.push(update);
+            sites.push(site);
+        }
+    }
+    let is_saved =
+        |name: &&str| modules.contains(&module_of(name)) || (biases_differ && name.ends_with(".bias"));
+    let saved = tuned.names().filter(is_saved).map(|name| {
+        let shape = tuned.info(name).map(|i| i.shape.clone()).unwrap_or_default();
+        Ok(HostTensor { name: name.into(), shape, data: tuned.read_f32(name)? })
+    });
+    let saved = saved.collect::<Result<Vec<_>>>()?;
+    ensure!(!updates.is_empty(), "the two models have the same matrices: there is nothing to extract");
+    let set = AdapterSet::<Inner>::from_updates(updates, &sites, &device()?);
+    let config = PeftConfig {
+        modules_to_save: (!modules.is_empty()).then(|| modules.clone()),
+        task_type: modules.iter().any(|m| m.contains("classifier")).then(|| "SEQ_CLS".into()),
+        base_model_name_or_path: Some(args.base.display().to_string()),
+        bias: if biases_differ { "all".into() } else { "none".into() },
+        inference_mode: true,
+        ..PeftConfig::default()
+    };
+    write_adapter(&set, &sites, config, saved, &args.output)?;
+    if args.json {
+        return print_json(&json!({"output": args.output, "modules": rows, "saved_in_full": modules}));
+    }
+    for row in &rows {
+        println!(
+            "{:60} rank {}, relative error {:.3e}",
+            row["module"].as_str().unwrap_or_default(),
+            row["rank"],
+            row["relative_error"].as_f64().unwrap_or(f64::NAN)
+        );
+    }
+    if !modules.is_empty() {
+        println!("saved in full: {}", modules.join(", "));
+    }
+    Ok(())
+}
+
+/// The module of a tensor, as it is saved in full; PEFT saves a head as one module.
+fn module_of(name: &str) -> String {
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    if module.starts_with("classifier.") { "classifier".into() } else { module.into() }
+}
+
+fn note(name: &str, modules: &mut Vec<String>) {
+    let module = module_of(name);
+    if !modules.contains(&module) {
+        modules.push(module);
+    }
+}
+
+/// What stands before every name of the tuned model and before none of the base (`bert.`).
+fn missing_prefix(base: &Checkpoint, tuned: &Checkpoint) -> Option<String> {
+    let shared = |prefix: &str| {
+        tuned.names().filter(|n| n.strip_prefix(prefix).is_some_and(|n| base.contains(n))).count()
+    };
+    let prefixes = tuned.names().filter_map(|n| n.split_once('.').map(|(first, _)| format!("{first}.")));
+    let best = prefixes.map(|p| (shared(&p), p)).max_by_key(|(n, _)| *n)?;
+    (best.0 > tuned.names().filter(|n| base.contains(n)).count()).then_some(best.1)
+}
+
+fn model_type(folder: &std::path::Path) -> Result<Option<String>> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let value: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(value["model_type"].as_str().map(str::to_string))
+}
