@@ -45,6 +45,21 @@ pub(crate) struct Config {
     /// Settings that a method has over `task`; `command` names another `lowrank` command than `finetune`,
     /// `"@other"` stands for the folder that the cell of the method `other` leaves behind.
     pub(crate) method: BTreeMap<String, Settings>,
+    /// What holds for a model of this name (the last part of its path) alone.
+    #[serde(default)]
+    pub(crate) model: BTreeMap<String, OfModel>,
+}
+
+/// Settings over a config's own, for one model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfModel {
+    /// Over `defaults`.
+    #[serde(default)]
+    pub(crate) defaults: Settings,
+    /// Over a method's.
+    #[serde(default)]
+    pub(crate) method: BTreeMap<String, Settings>,
 }
 
 fn one() -> usize {
@@ -139,6 +154,11 @@ impl Config {
             method_and_ranks(entry)?;
         }
         Ok(())
+    }
+
+    /// What holds for this model alone.
+    pub(crate) fn of_model(&self, model: &str) -> Option<&OfModel> {
+        self.model.get(Path::new(model).file_name()?.to_str()?)
     }
 
     /// Whether a method is one of a rank.

@@ -143,16 +143,20 @@ impl Planner<'_> {
         Ok(ids)
     }
 
-    /// What a method's cells are told: defaults, task, method, flags, each over the one before.
+    /// What a method's cells are told: defaults, task, method, flags, each over the one before; what is said of the
+    /// model comes right after the part that it changes.
     fn settings(&self, point: &Point, name: &str, ranks: &[u64]) -> Result<Settings> {
         let own = self.config.method(name)?;
+        let of_model = self.config.of_model(point.model);
         let mut settings = Settings::new();
         let trains = own.get("command").is_none_or(|command| command == "finetune");
         if trains {
             settings.extend(self.config.defaults.clone());
+            settings.extend(of_model.map(|model| model.defaults.clone()).unwrap_or_default());
             settings.extend(self.config.task.get(point.task).cloned().unwrap_or_default());
         }
         settings.extend(own.clone());
+        settings.extend(of_model.and_then(|model| model.method.get(name)).cloned().unwrap_or_default());
         if trains {
             settings.extend(self.over.all.clone());
         }
@@ -363,6 +367,23 @@ mod tests {
         };
         check(json!({ "lr": 5e-4, "rank": 1 }), &over, &["--lr 2e-3 --max-steps 9 --rank 4"]);
         check(json!({ "lr": 5e-4 }), &over, &["--lr 2e-3 --max-steps 9"]);
+    }
+
+    #[test]
+    fn what_is_said_of_a_model_holds_for_it_alone() {
+        let config = json!({
+            "about": "", "models": ["a/tiny", "big"], "data": "data", "tasks": ["rte"], "methods": ["m", "n"],
+            "seeds": [0], "defaults": { "max_steps": 5 }, "method": { "m": { "lr": 1 }, "n": { "lr": 1 } },
+            "model": { "tiny": { "defaults": { "max_steps": 7 }, "method": { "m": { "lr": 2 } } } },
+        });
+        let over = Overrides::default();
+        let cells = cells(&serde_json::from_value(config).unwrap(), &over, "flex", Path::new("g")).unwrap();
+        let told = |cell: &Cell, flag: &str| {
+            cell.args[1 + cell.args.iter().position(|a| a == flag).unwrap()].clone()
+        };
+        let got: Vec<_> = cells.iter().map(|cell| (told(cell, "--lr"), told(cell, "--max-steps"))).collect();
+        let expected = [("2", "7"), ("1", "7"), ("1", "5"), ("1", "5")];
+        assert_eq!(got, expected.map(|(lr, steps)| (lr.to_owned(), steps.to_owned())));
     }
 
     #[test]
