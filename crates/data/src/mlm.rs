@@ -1,7 +1,8 @@
 //! Masked language modelling: which tokens of a batch are hidden, and what the model must say there.
 //!
-//! Devlin et al., «BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding», 2019: 15 % of the
-//! tokens are to be predicted; of these 80 % become the mask token, 10 % a random token, 10 % stay as they are.
+//! Devlin et al., «BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding», 2019: of the tokens
+//! to predict 80 % become the mask token, 10 % a random token, 10 % stay as they are. They are 25 % of all, not 15 %: a
+//! larger share learns faster (Wettig et al., «Should You Mask 15 % in Masked Language Modeling?», 2023).
 
 use crate::error::{DataError, Result};
 use crate::pack::PackedBatch;
@@ -9,7 +10,7 @@ use crate::rng::SplitMix64;
 use crate::tokenize::TextTokenizer;
 
 /// Share of the tokens to predict, in percent.
-const PREDICTED: u64 = 15;
+const PREDICTED: u64 = 25;
 /// Share of the predicted tokens that become the mask token, in percent.
 const MASKED: u64 = 80;
 /// Share of the predicted tokens that become a random token, in percent.
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_bert_s() {
+    fn shares_are_as_documented() {
         let masker = Masker::from_ids(4, &SPECIAL, 1_000).unwrap();
         let ids: Vec<u32> = (0..40_000).map(|i| 5 + i % 995).collect();
         let mlm = masker.mask(batch(ids.clone()), 3, 1).unwrap();
@@ -140,10 +141,10 @@ mod tests {
         let masked = count(&|place, _| mlm.batch.ids[place] == 4);
         let kept = count(&|place, target| mlm.batch.ids[place] == target);
         let random = mlm.places.len() - masked - kept;
-        // Six standard deviations each: √(40000·.15·.85) ≈ 71, √(6000·.8·.2) ≈ 31, √(6000·.1·.9) ≈ 23.
-        assert!(mlm.places.len().abs_diff(6_000) < 430, "{}", mlm.places.len());
-        assert!(masked.abs_diff(4_800) < 430, "{masked}");
-        assert!(kept.abs_diff(600) < 140 && random.abs_diff(600) < 140, "{kept} {random}");
+        // Six standard deviations each: √(40000·.25·.75) ≈ 87, √(40000·.2·.8) = 80, √(40000·.025·.975) ≈ 31.
+        assert!(mlm.places.len().abs_diff(10_000) < 520, "{}", mlm.places.len());
+        assert!(masked.abs_diff(8_000) < 480, "{masked}");
+        assert!(kept.abs_diff(1_000) < 190 && random.abs_diff(1_000) < 190, "{kept} {random}");
         for (place, (&seen, &was)) in mlm.batch.ids.iter().zip(&ids).enumerate() {
             assert!(seen == was || mlm.places.binary_search(&place).is_ok());
         }

@@ -34,8 +34,8 @@ pub(crate) struct Args {
 
 /// Everything comes from this seed.
 const SEED: u64 = 1;
-const STEPS: usize = 6000;
-const LINES: usize = 60_000;
+const STEPS: usize = 12_000;
+const LINES: usize = 120_000;
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -61,7 +61,7 @@ fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
     let data = Arc::new(EncodedDataset::unlabelled(rows));
     let model = model_config(folder, tokenizer.vocab_size())?;
     let config = TrainConfig {
-        lr: 2e-3,
+        lr: 1e-3,
         weight_decay: 0.01,
         batch_size: 64,
         max_steps: args.steps,

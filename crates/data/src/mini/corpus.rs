@@ -1,12 +1,16 @@
 //! Text for pre-training: sentences of the grammar, alone and in pairs that have to do with each other.
 //!
 //! What the tasks ask for has to be in the text: agreement in single sentences, kinds and synonyms and opposites in
-//! definitions, the force of judgements in reviews of one mind, and what follows from what in pairs whose second
-//! sentence says «so» or «perhaps».
+//! definitions, the force of judgements in what is said of their words and in reviews with a verdict, sameness in
+//! repetitions and in pairs that say «likewise» or «instead», and what follows from what in pairs whose second sentence
+//! says «so» or «perhaps».
 
 use std::collections::HashSet;
 
 use crate::mini::compose::Composer;
+use crate::mini::lexicon::reviews::{
+    BADLY, BLAME, DISLIKES, FLOPS, LIKES, MAKING, PRAISE, TRIUMPHS, VICES, VIRTUES, WELL,
+};
 use crate::mini::lexicon::{Adjective, Lexicon, ROOTS, VerbId};
 use crate::mini::morphology::article;
 use crate::mini::speech::capitalized;
@@ -32,40 +36,88 @@ pub(crate) fn lines(composer: &mut Composer<'_>, count: usize, taken: &HashSet<S
         }
         let pair = pair.map(|pair| match opening {
             "" => pair,
-            opening => format!("{} {}", capitalized(opening), uncapitalized(composer.lexicon, &pair)),
+            opening => format!("{}, {}", capitalized(opening), uncapitalized(composer.lexicon, &pair)),
         });
         lines.push(CorpusLine { text, pair });
     }
     lines
 }
 
-/// A sentence, perhaps a second one, and the words that the second one opens with.
+/// A sentence, perhaps a second one, and the word that the second one opens with.
 fn line(composer: &mut Composer<'_>) -> Option<(String, Option<String>, &'static str)> {
     match composer.rng.below(100) {
-        0..30 => Some((cola::make(composer, 1)?.texts.pop()?, None, "")),
-        30..40 => Some((definition(composer), None, "")),
-        40..56 => {
+        0..12 => Some((cola::make(composer, 1)?.texts.pop()?, None, "")),
+        12..20 => Some((definition(composer), None, "")),
+        20..30 => Some((valuation(composer), None, "")),
+        30..50 => {
             let is_good = composer.percent(50);
-            let first = format!("{} .", sst2::review(composer, is_good));
-            let second = composer.percent(70).then(|| format!("{} .", sst2::review(composer, is_good)));
-            Some((first, second, ""))
+            let (first, second) = match composer.rng.below(8) {
+                0 => (list(composer, is_good), list(composer, is_good)),
+                1 => (list(composer, is_good), verdict(is_good)),
+                _ => (sst2::review(composer, is_good), verdict(is_good)),
+            };
+            Some((format!("{first} ."), Some(format!("{second} .")), ""))
         }
-        56..80 => {
-            let follows = composer.percent(50);
-            let (first, second) = rte::pair(composer, follows)?;
-            let opening = composer.pick(if follows { &["so", "therefore"] } else { &["perhaps", "maybe"] });
-            Some((said(composer, &first), Some(said(composer, &second)), opening))
+        50..60 => {
+            let first = match composer.rng.below(3) {
+                0 => rte::pair(composer, true)?.0,
+                _ => event(composer),
+            };
+            let said = said(composer, &first);
+            Some((said.clone(), Some(said), "again"))
         }
-        _ => {
+        60..80 => {
             let first = event(composer);
-            let (second, opening) = if composer.percent(50) {
-                (same(composer, &first)?, composer.pick(&["in other words ,", "that is ,"]))
+            let (second, opening) = if composer.percent(55) {
+                (same(composer, &first)?, "likewise")
             } else {
-                (different(composer, &first)?, composer.pick(&["on another occasion ,", "in contrast ,"]))
+                (different(composer, &first)?, "instead")
             };
             Some((said(composer, &first), Some(said(composer, &second)), opening))
         }
+        _ => {
+            let follows = composer.percent(50);
+            let (first, second) = rte::pair(composer, follows)?;
+            let opening = if follows { "so" } else { "perhaps" };
+            Some((said(composer, &first), Some(said(composer, &second)), opening))
+        }
     }
+}
+
+/// Words of one mind: «witty , superb and moving».
+fn list(composer: &mut Composer<'_>, is_good: bool) -> String {
+    let words: Vec<&str> = (0..4).map(|_| composer.word(if is_good { PRAISE } else { BLAME })).collect();
+    format!("{} , {} , {} and {}", words[0], words[1], words[2], words[3])
+}
+
+/// What a word of judgement is worth: «what is witty is good».
+fn valuation(composer: &mut Composer<'_>) -> String {
+    let is_good = composer.percent(50);
+    let worth = if is_good { "good" } else { "bad" };
+    match composer.rng.below(10) {
+        0..6 => format!("What is {} is {worth}.", composer.word(if is_good { PRAISE } else { BLAME })),
+        6 => {
+            let how = composer.word(if is_good { WELL } else { BADLY });
+            format!("What is {how} {} is {worth}.", composer.word(MAKING))
+        }
+        7 => {
+            let having = composer.word(if is_good { VIRTUES } else { VICES });
+            format!("What is full of {having} is {worth}.")
+        }
+        8 => {
+            let verb = composer.word(if is_good { LIKES } else { DISLIKES });
+            format!("What i {verb} is {worth}.")
+        }
+        _ => {
+            let work = composer.word(if is_good { TRIUMPHS } else { FLOPS });
+            format!("What is {} {work} is {worth}.", article(work))
+        }
+    }
+}
+
+/// What a review comes to.
+fn verdict(is_good: bool) -> String {
+    format!("a {} film", if is_good { "good" } else { "bad" })
 }
 
 /// A sentence about words: kinds, synonyms, opposites, names.

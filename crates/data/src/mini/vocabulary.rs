@@ -22,8 +22,8 @@ const ENDINGS: &str = "s es ed ing ly er est ness less ful able ion tion ation m
 const FUNCTION_WORDS: &str = "a about above after again against all although am an and another any anyone anything are \
     as at be became because become becomes been before being below between both but by call called can cannot contrast \
     could did do does doing down during each either even ever every everyone far few five for four free from fully good \
-    had hard hardly has have having he her here hers herself him himself his how however i if in into is it its itself \
-    just lacks least less like man many maybe me means more most much must my myself never no nobody nor not nothing now \
+    had hard hardly has have having he her here hers herself him himself his how however i if in instead into is it its itself \
+    just lacks least less like likewise man many maybe me means more most much must my myself never no nobody nor not nothing now \
     occasion of off on once one only or other our out over own perhaps several so some someone something still such than that \
     the their them themselves then there therefore these they this those though three through to too two under until up \
     us very was we were what when where whether which while who whom why will with without woman words would yet you your \
