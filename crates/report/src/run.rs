@@ -192,8 +192,12 @@ impl RunRecord {
         if let Some(label) = config.get("label").and_then(Value::as_str) {
             return label;
         }
-        let random = config.get("random_init").and_then(Value::as_bool).unwrap_or(false);
-        if random && self.meta_info.method == "head" { "untrained" } else { &self.meta_info.method }
+        if self.is_random() && self.meta_info.method == "head" { "untrained" } else { &self.meta_info.method }
+    }
+
+    /// Whether it began with random weights in place of the model's.
+    pub fn is_random(&self) -> bool {
+        self.run_info.config.get("random_init").and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// The short name of its model.

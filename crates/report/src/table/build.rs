@@ -186,7 +186,12 @@ fn mixed_hashes(runs: &[&LoadedRun]) -> Vec<String> {
     let mut hashes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for run in runs {
         let meta = &run.record.meta_info;
-        hashes.entry(format!("the weights of {}", run.record.model())).or_default().insert(&meta.model_hash);
+        if !run.record.is_random() {
+            hashes
+                .entry(format!("the weights of {}", run.record.model()))
+                .or_default()
+                .insert(&meta.model_hash);
+        }
         hashes.entry(format!("the rows of {}", meta.task)).or_default().insert(&meta.data_hash);
     }
     let mixed = hashes.into_iter().filter(|(_, hashes)| hashes.len() > 1);

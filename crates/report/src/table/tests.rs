@@ -232,3 +232,15 @@ fn other_data_under_the_same_name_are_noted() {
     let table = GridTable::from_runs(&runs);
     assert_eq!(table.notes, ["the rows of rte are not the same in all runs: 2 versions"]);
 }
+
+#[test]
+fn random_weights_are_no_other_version_of_the_model() {
+    let mut runs = [run("full", 0, "rte", 1e-3, 0, 0.2), run("head", 0, "rte", 1e-3, 0, 0.1)];
+    runs[1].record.meta_info.model_hash = "random".into();
+    assert_eq!(
+        GridTable::from_runs(&runs).notes,
+        ["the weights of mini-bert are not the same in all runs: 2 versions"]
+    );
+    runs[1].record.run_info.config.insert("random_init".into(), true.into());
+    assert_eq!(GridTable::from_runs(&runs).notes, Vec::<String>::new());
+}
