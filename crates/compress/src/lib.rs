@@ -9,11 +9,13 @@
 
 mod allocate;
 pub mod amount;
+pub mod calibrate;
 pub mod error;
 mod fit;
 mod folder;
 pub mod job;
 pub mod method;
+mod network;
 mod parallel;
 pub mod report;
 mod scratch;
@@ -22,9 +24,11 @@ mod unit;
 pub mod weights;
 
 pub use amount::{Allocation, Amount, Of, parse_ranks};
+pub use calibrate::ModelCalibrator;
 pub use error::{CompressError, Result};
 pub use job::{Calibrator, CompressedModule, Options, Progress, compress};
 pub use method::{Method, Sides};
+pub use network::Tokens;
 pub use report::{Change, ModuleReport, Report};
 pub use statistics::{InputStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

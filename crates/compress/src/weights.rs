@@ -96,6 +96,11 @@ const HEADS: [&str; 7] =
 /// GPT-2's `Conv1D` modules.
 const CONV1D: [&str; 3] = ["c_attn", "c_proj", "c_fc"];
 
+/// Whether a key or path is a head's.
+pub(crate) fn is_head(path: &str) -> bool {
+    path.split('.').next().is_some_and(|first| HEADS.contains(&first))
+}
+
 /// The matrices of a checkpoint that can be factored, layer by layer in the order of their names.
 pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight> {
     let is_gpt2 = config.get("model_type").and_then(Value::as_str) == Some("gpt2");
@@ -121,7 +126,7 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     let layer = segments.iter().find_map(|s| s.parse().ok());
     let role = if EMBEDDINGS.contains(&last) {
         Role::Embedding
-    } else if segments.first().is_some_and(|first| HEADS.contains(first)) {
+    } else if is_head(path) {
         Role::Head
     } else if layer.is_some() {
         Role::Block

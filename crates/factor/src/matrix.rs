@@ -217,6 +217,11 @@ pub(crate) fn sum_of_squares<T: Scalar>(values: &[T]) -> f64 {
     lanes.iter().sum::<f64>() + rest.iter().map(|value| value.widen() * value.widen()).sum::<f64>()
 }
 
+/// Lower triangle of `AᵀA`, shape `n × n`; what is above the diagonal is zero.
+pub fn gram<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
+    T::gram(a, parallelism(a.nrows() * a.ncols() * a.ncols()))
+}
+
 /// All threads of the current rayon pool for large work, none but the caller's for small work.
 pub(crate) fn parallelism(multiply_adds: usize) -> Par {
     // Waking a thread costs about as much as this many multiply-adds.

@@ -112,6 +112,11 @@ impl<B: Backend> SequenceClassifier<B> {
         &self.info.config
     }
 
+    /// Embeddings and layers.
+    pub fn encoder(&self) -> &Encoder<B> {
+        &self.encoder
+    }
+
     /// Every linear map that an adapter can serve.
     pub fn sites(&self) -> &[Site] {
         &self.info.sites

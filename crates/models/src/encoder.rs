@@ -263,14 +263,39 @@ impl<B: Kernels> Encoder<B> {
         adapters: &AdapterSet<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        let mut x = self.embeddings.forward(batch, adapters, mode);
         let last = self.layers.len() - 1;
-        for layer in &self.layers {
+        self.layers.iter().fold(self.begin(batch, adapters, mode), |x, layer| {
             let rows = if layer.index == last { rows } else { Rows::All };
-            x = layer.attention.forward(x, batch, rows, layer.index, adapters, mode);
-            x = layer.feed_forward.forward(x, layer.index, adapters, mode);
-        }
-        x
+            self.layer(layer.index, x, batch, rows, adapters, mode)
+        })
+    }
+
+    /// Embedded tokens. Layer by layer, this is [`forward`](Self::forward).
+    ///
+    /// # Shapes
+    /// - output: `[tokens, d_model]`
+    pub fn begin(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+        self.embeddings.forward(batch, adapters, mode)
+    }
+
+    /// One layer; `rows` says which of its outputs are wanted.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_model]`
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for [`Rows::First`]
+    #[track_caller]
+    pub fn layer(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        batch: &TokenBatch<B>,
+        rows: Rows,
+        adapters: &AdapterSet<B>,
+        mode: Mode,
+    ) -> Tensor<B, 2> {
+        let layer = &self.layers[index];
+        let x = layer.attention.forward(x, batch, rows, index, adapters, mode);
+        layer.feed_forward.forward(x, index, adapters, mode)
     }
 }
 

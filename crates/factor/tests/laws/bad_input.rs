@@ -33,7 +33,7 @@ fn entry_points() -> Vec<EntryPoint> {
         ("factors", |a| LowRank::new(a.clone(), Mat::ones(a.ncols(), 2)).map(drop)),
         ("by_diagonal", |a| whitened::by_diagonal(a.as_ref(), &vec![1.0; a.ncols()]).map(drop)),
         ("by_gram", |a| {
-            whitened::by_gram(a.as_ref(), Mat::identity(a.ncols(), a.ncols()).as_ref()).map(drop)
+            whitened::by_gram(a.as_ref(), Mat::<f64>::identity(a.ncols(), a.ncols()).as_ref()).map(drop)
         }),
         ("tucker2", |a| tucker2(&[a.as_ref()], &ONE, &Default::default()).map(drop)),
         ("shared", |a| shared_basis(&[a.as_ref()], SharedSide::Left, &ONE).map(drop)),
