@@ -4,6 +4,7 @@
 
 mod adapter;
 mod backend;
+mod bars;
 mod command;
 mod context;
 mod hub;
@@ -43,6 +44,8 @@ enum Command {
     Generate(command::generate::Args),
     /// Layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
+    /// Write a smaller model: weights as low-rank factors or tensor trains
+    Compress(Box<command::compress::Args>),
     /// Fold an adapter into its model's weights
     Merge(command::merge::Args),
     /// An adapter of any method as LoRA, or a LoRA as LoTR
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => command::perplexity::run(args),
         Command::Generate(args) => command::generate::run(args),
         Command::Inspect(args) => command::inspect::run(args),
+        Command::Compress(args) => command::compress::run(*args),
         Command::Merge(args) => command::merge::run(args),
         Command::Convert(args) => command::convert::run(args),
         Command::Resize(args) => command::resize::run(args),

@@ -69,19 +69,23 @@ impl Config {
         })
     }
 
-    pub(crate) fn n_layers(&self) -> usize {
-        match self {
-            Self::Decoder(config) => config.n_layers,
-            Self::Classifier(config) => config.n_layers,
-        }
-    }
-
     fn prefix(&self) -> &'static str {
         match self {
             Self::Decoder(config) => config.architecture.names.prefix,
             Self::Classifier(config) => config.architecture.names.prefix,
         }
     }
+}
+
+/// The most tokens of a sequence that a model folder's model takes.
+///
+/// # Errors
+/// A folder that holds no model of a known architecture.
+pub fn token_limit(folder: &Path) -> Result<usize> {
+    Ok(match Config::read(folder)? {
+        Config::Decoder(config) => config.max_positions,
+        Config::Classifier(config) => config.max_tokens(),
+    })
 }
 
 impl<B: Backend> Network<B> {
@@ -141,7 +145,7 @@ impl<B: Kernels> Network<B> {
     pub(crate) fn begin(&self, tokens: &Tokens, device: &B::Device) -> Result<(Tensor<B, 2>, Context<B>)> {
         Ok(match self {
             Self::Decoder(model) => {
-                let (x, step) = model.begin(&tokens.ids, &tokens.lengths, device)?;
+                let (x, step) = model.begin(&tokens.ids, &tokens.lengths, &AdapterSet::empty(), device)?;
                 (x, Context::Decoder(step))
             }
             Self::Classifier(model) => {

@@ -1,6 +1,7 @@
 //! The subcommands, a file each.
 
 pub(crate) mod combine;
+pub(crate) mod compress;
 pub(crate) mod convert;
 pub(crate) mod datasets;
 pub(crate) mod embed;

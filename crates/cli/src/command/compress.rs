@@ -1,0 +1,306 @@
+//! `lowrank compress`: a model folder in, a smaller model folder out.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use lowrank_adapters::{Pattern, Targets};
+use lowrank_checkpoint::FloatType;
+use lowrank_compress::{
+    Allocation, Amount, Calibrator, Method, ModelCalibrator, Of, Options, Report, Sides, Tokens, parse_ranks,
+    token_limit,
+};
+use lowrank_data::glue::{GlueDataset, Split, Task};
+use lowrank_data::rng::SplitMix64;
+use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use serde_json::Value;
+
+use crate::backend::{Inner, device};
+use crate::bars::Bars;
+use crate::context::{model_folder, print_json};
+use crate::machine::peak_rss_mb;
+
+/// Tokens of calibration text that are run together.
+const BATCH_TOKENS: usize = 2048;
+
+/// Options of `compress`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model folder (config.json, weights, tokenizer)
+    #[arg(long)]
+    model: PathBuf,
+    /// svd, whitened, asvd, fwsvd, shared, tt or auto [default: whitened with calibration text, svd without]
+    #[arg(long)]
+    method: Option<Method>,
+    #[command(flatten)]
+    amount: AmountArgs,
+    /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
+    #[arg(long, default_value = "layers")]
+    of: Of,
+    /// Ranks under a ratio: budget (least total error) or uniform (the same ratio for every weight)
+    #[arg(long, default_value = "budget")]
+    allocation: Allocation,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// Weights to factor: names, all-linear, or a regular expression [default: linear maps inside the layers]
+    #[arg(long)]
+    targets: Option<String>,
+    /// Weights to leave alone
+    #[arg(long, requires = "targets")]
+    exclude: Option<String>,
+    /// Layers to touch, as 0,1,2 [default: all]
+    #[arg(long, value_delimiter = ',', requires = "targets")]
+    layers: Option<Vec<usize>>,
+    /// Element type of the output: f32, f16 or bf16 [default: that of each tensor]
+    #[arg(long)]
+    dtype: Option<FloatType>,
+    /// Cap on the memory that layers factored at the same time take, e.g. 800M
+    #[arg(long)]
+    memory: Option<Bytes>,
+    /// Go on with an interrupted job of the same options
+    #[arg(long)]
+    resume: bool,
+    /// What the layers of a kind share under --method shared: best, one or both
+    #[arg(long, default_value = "best")]
+    sides: Sides,
+    /// Cores of a tensor train
+    #[arg(long, default_value_t = 2)]
+    tt_order: usize,
+    /// Factor also where that makes a weight no smaller
+    #[arg(long)]
+    always_factor: bool,
+    /// Output folder
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much: one of these.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct AmountArgs {
+    /// Share to remove, between 0 and 1
+    #[arg(long, allow_hyphen_values = true)]
+    ratio: Option<f64>,
+    /// Ranks by name, as q_proj=384,o_proj=384
+    #[arg(long)]
+    ranks: Option<String>,
+    /// Share of its squared norm that each weight keeps
+    #[arg(long, allow_hyphen_values = true)]
+    energy: Option<f64>,
+    /// Largest relative error of each weight
+    #[arg(long, allow_hyphen_values = true)]
+    error: Option<f64>,
+}
+
+/// What the activations come from.
+#[derive(clap::Args)]
+struct CalibrationArgs {
+    /// Calibration text, one sample a line
+    #[arg(long)]
+    calibration: Option<PathBuf>,
+    /// A task whose training rows calibrate instead
+    #[arg(long, requires = "data", conflicts_with = "calibration")]
+    task: Option<Task>,
+    /// GLUE root with the official folders
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Samples to draw
+    #[arg(long, default_value_t = 256)]
+    samples: usize,
+    /// Seed of the draw
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Cut samples at this many tokens [default: the model's limit]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Let later layers see the outputs of earlier ones as compressed
+    #[arg(long)]
+    sequential: bool,
+}
+
+/// A number of bytes: `800M`, `2G`, `1000000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bytes(u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B') {
+            "" => 1,
+            "K" => 1_000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            other => return Err(format!("'{other}' is no unit of memory; choose K, M or G")),
+        };
+        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no number of bytes"))?;
+        number.checked_mul(unit).map(Self).ok_or_else(|| format!("'{text}' is too large"))
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let start = Instant::now();
+    let model = model_folder(&args.model)?;
+    let given = args.calibration.is_given();
+    let method = args.method.unwrap_or(if given { Method::Whitened } else { Method::Svd });
+    let options = args.options(method)?;
+    options.amount.validate()?;
+    if method == Method::Fwsvd {
+        bail!("fwsvd weighs by the gradients of a task; give --task and --data");
+    }
+    if method.needs_inputs() && !given {
+        bail!("{} weighs by activations; give --calibration, or --task and --data", method.name());
+    }
+    if given && !method.uses_inputs() {
+        bail!("{} takes no notice of calibration text; leave it out or choose whitened", method.name());
+    }
+    let mut calibrator = if given { Some(args.calibration.calibrator(&model)?) } else { None };
+    let progress = Bars::new();
+    let calibrator = calibrator.as_mut().map(|c| c as &mut dyn Calibrator);
+    let report = lowrank_compress::compress(&model, &args.output, &options, calibrator, &progress)?;
+    progress.finish();
+    let wall_s = start.elapsed().as_secs_f64();
+    if args.json {
+        let mut value = serde_json::to_value(&report)?;
+        value["output"] = args.output.display().to_string().into();
+        value["wall_s"] = wall_s.into();
+        value["peak_rss_mb"] = peak_rss_mb().map_or(Value::Null, Value::from);
+        return print_json(&value);
+    }
+    print_report(&report, &args.output, wall_s);
+    Ok(())
+}
+
+impl Args {
+    fn options(&self, method: Method) -> Result<Options> {
+        let amount = match &self.amount {
+            AmountArgs { ratio: Some(ratio), .. } => Amount::Ratio { ratio: *ratio, of: self.of },
+            AmountArgs { ranks: Some(ranks), .. } => {
+                Amount::Ranks(parse_ranks(ranks).map_err(anyhow::Error::msg)?)
+            }
+            AmountArgs { energy: Some(energy), .. } => Amount::Energy(*energy),
+            AmountArgs { error: Some(error), .. } => Amount::Error(*error),
+            _ => bail!("give --ratio, --ranks, --energy or --error"),
+        };
+        let targets = self.targets.as_deref().map(|include| Targets {
+            include: Pattern::parse(include),
+            exclude: self.exclude.as_deref().map(Pattern::parse),
+            layers: self.layers.clone(),
+        });
+        Ok(Options {
+            allocation: self.allocation,
+            targets,
+            dtype: self.dtype,
+            memory: self.memory.map(|bytes| bytes.0),
+            resume: self.resume,
+            sides: self.sides,
+            tt_order: self.tt_order,
+            always_factor: self.always_factor,
+            ..Options::new(method, amount)
+        })
+    }
+}
+
+impl CalibrationArgs {
+    fn is_given(&self) -> bool {
+        self.calibration.is_some() || self.task.is_some()
+    }
+
+    /// The samples, encoded and packed.
+    fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
+        let limit = token_limit(model)?;
+        if let Some(n) = self.max_length.filter(|n| *n > limit) {
+            bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+        }
+        let tokenizer = TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?;
+        let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
+            (Some(path), ..) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                lines.map(|line| (line.to_string(), None)).collect()
+            }
+            (None, Some(task), Some(data)) => {
+                let rows = GlueDataset::read(data, task, Split::Train)?;
+                rows.examples().iter().map(|e| (e.text.clone(), e.pair.clone())).collect()
+            }
+            _ => bail!("give --calibration, or --task and --data"),
+        };
+        if samples.is_empty() || self.samples == 0 {
+            let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
+            bail!(
+                "{name}: the calibration text is empty; give some lines of text, and --samples of at least 1"
+            );
+        }
+        if samples.len() > self.samples {
+            SplitMix64::new(self.seed).shuffle(&mut samples);
+            samples.truncate(self.samples);
+        }
+        let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
+        Ok(pack(rows))
+    }
+
+    fn calibrator(&self, model: &Path) -> Result<ModelCalibrator<Inner>> {
+        Ok(ModelCalibrator::new(model, self.batches(model)?, self.sequential, device()?)?)
+    }
+}
+
+/// Batches of about [`BATCH_TOKENS`].
+fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
+    let mut batches: Vec<Tokens> = Vec::new();
+    for row in rows.into_iter().filter(|row| !row.ids.is_empty()) {
+        match batches.last_mut() {
+            Some(batch) if batch.ids.len() + row.ids.len() <= BATCH_TOKENS => {
+                batch.lengths.push(row.ids.len());
+                batch.ids.extend(row.ids);
+                batch.type_ids.extend(row.type_ids);
+            }
+            _ => batches.push(Tokens { lengths: vec![row.ids.len()], ids: row.ids, type_ids: row.type_ids }),
+        }
+    }
+    batches
+}
+
+fn print_report(report: &Report, output: &Path, wall_s: f64) {
+    for module in &report.modules {
+        let ranks: Vec<String> = module.ranks.iter().map(usize::to_string).collect();
+        let kind =
+            if ranks.is_empty() { "dense".into() } else { format!("{} {}", module.kind, ranks.join("x")) };
+        println!("{:56} {kind:20} error {:.4}", module.module, module.error);
+    }
+    if report.dense > 0 {
+        println!("{} weights stay dense: factors would be no smaller", report.dense);
+    }
+    let line = |name: &str, change: &lowrank_compress::Change, what: &str| {
+        println!(
+            "{name:7} {:>6.2} % removed: {} → {} {what}",
+            100.0 * change.ratio,
+            change.before,
+            change.after
+        );
+    };
+    line("layers", &report.layers, "parameters of the weights touched");
+    line("model", &report.model, "parameters in all");
+    line("file", &report.file, "bytes of the weight files");
+    println!("{} in {wall_s:.1} s, written to {}", report.method, output.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_its_unit() {
+        assert_eq!("800M".parse(), Ok(Bytes(800_000_000)));
+        assert_eq!("2gb".parse(), Ok(Bytes(2_000_000_000)));
+        assert_eq!("17".parse(), Ok(Bytes(17)));
+        for bad in ["", "M", "1T", "-1", "99999999999999G"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+}
