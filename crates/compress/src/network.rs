@@ -69,6 +69,13 @@ impl Config {
         })
     }
 
+    pub(crate) fn n_layers(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.n_layers,
+            Self::Classifier(config) => config.n_layers,
+        }
+    }
+
     fn prefix(&self) -> &'static str {
         match self {
             Self::Decoder(config) => config.architecture.names.prefix,

@@ -8,15 +8,15 @@ use anyhow::{Context, Result, bail};
 use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
-    Allocation, Amount, Calibrator, Method, ModelCalibrator, Of, Options, Report, Sides, Tokens, parse_ranks,
-    token_limit,
+    Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of, Options,
+    Report, Sides, Tokens, parse_ranks, token_limit,
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::rng::SplitMix64;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use serde_json::Value;
 
-use crate::backend::{Inner, device};
+use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::context::{model_folder, print_json};
 use crate::machine::peak_rss_mb;
@@ -52,6 +52,15 @@ pub(crate) struct Args {
     /// Layers to touch, as 0,1,2 [default: all]
     #[arg(long, value_delimiter = ',', requires = "targets")]
     layers: Option<Vec<usize>>,
+    /// Train each layer towards the dense layer's outputs afterwards, on the calibration text
+    #[arg(long)]
+    recover: Option<Recover>,
+    /// Steps of --recover for each layer
+    #[arg(long, default_value_t = 300)]
+    recover_steps: usize,
+    /// Learning rate of --recover
+    #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true)]
+    recover_lr: f64,
     /// Element type of the output: f32, f16 or bf16 [default: that of each tensor]
     #[arg(long)]
     dtype: Option<FloatType>,
@@ -76,6 +85,13 @@ pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// How to recover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Recover {
+    /// The factors themselves
+    Distill,
 }
 
 /// How much: one of these.
@@ -157,27 +173,66 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if method.needs_inputs() && !given {
         bail!("{} weighs by activations; give --calibration, or --task and --data", method.name());
     }
-    if given && !method.uses_inputs() {
+    if given && !method.uses_inputs() && args.recover.is_none() {
         bail!("{} takes no notice of calibration text; leave it out or choose whitened", method.name());
     }
-    let mut calibrator = if given { Some(args.calibration.calibrator(&model)?) } else { None };
+    if args.recover.is_some() && !given {
+        bail!("--recover trains on activations; give --calibration, or --task and --data");
+    }
+    let target = args.recover.map_or(args.output.clone(), |_| beside(&args.output));
+    if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{}: is there already and not empty; choose another output", args.output.display());
+    }
+    let mut calibrator =
+        if given && method.uses_inputs() { Some(args.calibration.calibrator(&model)?) } else { None };
     let progress = Bars::new();
     let calibrator = calibrator.as_mut().map(|c| c as &mut dyn Calibrator);
-    let report = lowrank_compress::compress(&model, &args.output, &options, calibrator, &progress)?;
+    let report = lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?;
+    let recovery =
+        if args.recover.is_some() { args.recover_from(&model, &target, &progress) } else { Ok(None) };
+    if args.recover.is_some() {
+        std::fs::remove_dir_all(&target).with_context(|| target.display().to_string())?;
+    }
+    let recovery = recovery?;
     progress.finish();
     let wall_s = start.elapsed().as_secs_f64();
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["output"] = args.output.display().to_string().into();
+        if let Some(layers) = &recovery {
+            value["recovery"] = serde_json::to_value(layers)?;
+        }
         value["wall_s"] = wall_s.into();
         value["peak_rss_mb"] = peak_rss_mb().map_or(Value::Null, Value::from);
         return print_json(&value);
     }
     print_report(&report, &args.output, wall_s);
+    for LayerRecovery { layer, before, after } in recovery.iter().flatten() {
+        println!("layer {layer}: error of the output {before:.4} → {after:.4}");
+    }
     Ok(())
 }
 
+/// A hidden folder beside the output, for what is not recovered yet.
+fn beside(output: &Path) -> PathBuf {
+    let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    output.with_file_name(format!(".{name}.compressed"))
+}
+
 impl Args {
+    /// Trains what was compressed into the output.
+    fn recover_from(
+        &self,
+        model: &Path,
+        compressed: &Path,
+        progress: &Bars,
+    ) -> Result<Option<Vec<LayerRecovery>>> {
+        let batches = self.calibration.batches(model)?;
+        let options = DistillOptions { steps: self.recover_steps, lr: self.recover_lr };
+        let device = device()?;
+        Ok(Some(distill::<Train>(model, compressed, &self.output, &batches, &options, &device, progress)?))
+    }
+
     fn options(&self, method: Method) -> Result<Options> {
         let amount = match &self.amount {
             AmountArgs { ratio: Some(ratio), .. } => Amount::Ratio { ratio: *ratio, of: self.of },

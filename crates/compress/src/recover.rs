@@ -1,0 +1,287 @@
+//! Recovery after compression: each layer is trained to give what the dense layer gave, one layer in memory, no labels.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::peft::{host_values, transpose};
+use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
+use lowrank_kernels::Kernels;
+use lowrank_models::params::{Layout, ParamIo};
+use lowrank_models::{LowrankSection, Representation};
+use serde::Serialize;
+
+use crate::error::{CompressError, Result};
+use crate::folder;
+use crate::job::Progress;
+use crate::network::{Config, Context, Network, Part, Tokens, layer_of};
+
+/// How long and how fast each layer is trained.
+///
+/// | Name | Default | Purpose | Range |
+/// |---|---|---|---|
+/// | `steps` | 300 | steps for each layer, a batch each | ≥ 1 |
+/// | `lr` | 1e-3 | learning rate of Adam, falling to zero along a cosine | > 0 |
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistillOptions {
+    /// Steps for each layer.
+    pub steps: usize,
+    /// Learning rate.
+    pub lr: f64,
+}
+
+impl Default for DistillOptions {
+    fn default() -> Self {
+        Self { steps: 300, lr: 1e-3 }
+    }
+}
+
+/// What training a layer came to: errors of its output relative to the dense model's, over all batches.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LayerRecovery {
+    /// The layer.
+    pub layer: usize,
+    /// Before training, on what the trained layers below give.
+    pub before: f64,
+    /// After.
+    pub after: f64,
+}
+
+/// Trains the layers of `compressed`, a folder that [`compress`](crate::compress) made from `dense`, one after the
+/// other, each on what those below it give, towards the hidden states of the dense model; writes the folder `output`.
+///
+/// # Algorithm
+/// Adam (Kingma, Ba 2015) on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over all parameters of the compressed layer `C_i`, where
+/// `h` are the dense model's hidden states and `h̃` those of the compressed one. The parameters of a layer that training
+/// did not bring nearer stay as they were.
+///
+/// # Errors
+/// Folders that do not belong together, factors shared between layers, no texts, an output that is not empty.
+pub fn distill<B: AutodiffBackend + Kernels>(
+    dense: &Path,
+    compressed: &Path,
+    output: &Path,
+    batches: &[Tokens],
+    options: &DistillOptions,
+    device: &B::Device,
+    progress: &dyn Progress,
+) -> Result<Vec<LayerRecovery>>
+where
+    B::InnerBackend: Kernels,
+{
+    if options.steps == 0 || !(options.lr > 0.0 && options.lr.is_finite()) {
+        return Err(CompressError::Input(
+            "recovery takes at least one step and a learning rate above 0".into(),
+        ));
+    }
+    if batches.iter().all(|batch| batch.ids.is_empty()) {
+        return Err(CompressError::Input("the calibration text is empty; give some lines of text".into()));
+    }
+    folder::check_output(compressed, output)?;
+    let section =
+        LowrankSection::of_config(&folder::read_config(compressed)?).map_err(CompressError::Input)?;
+    let is_shared = |r: &Representation| matches!(r, Representation::LowRank { a_of, b_of, .. } if a_of.is_some() || b_of.is_some());
+    if section.modules.values().any(|entry| is_shared(&entry.representation)) {
+        return Err(CompressError::Input(
+            "layers that share factors cannot be trained one by one; fine-tune the whole model instead"
+                .into(),
+        ));
+    }
+    let source = Checkpoint::open(compressed)?;
+    let staged = StagedDir::create(output, false)?;
+    let plan = source.names().filter_map(|name| {
+        source.info(name).map(|info| TensorPlan::new(name, info.shape.clone(), info.dtype))
+    });
+    let mut writer = StreamWriter::create(staged.path(), plan.collect(), StreamOptions::default())?;
+    let mut pair = Pair::<B>::new(dense, compressed, batches, device)?;
+    let n_layers = pair.config[0].n_layers();
+    progress.stage("recovery", (n_layers * options.steps) as u64);
+    let mut layers = Vec::with_capacity(n_layers);
+    for layer in 0..n_layers {
+        let (recovery, tensors) = pair.layer(layer, options, progress)?;
+        for (key, values) in tensors {
+            let bare = key.split_once('.').map_or(key.as_str(), |(_, rest)| rest);
+            let name = if source.contains(&key) { key.as_str() } else { bare };
+            writer.write_f32(name, &values)?;
+        }
+        layers.push(recovery);
+    }
+    let rest: Vec<String> = writer.missing().map(str::to_owned).collect();
+    for name in rest {
+        writer.copy(&name, &source, &name)?;
+    }
+    writer.finish()?;
+    let config =
+        std::fs::read(compressed.join("config.json")).map_err(folder::io(&compressed.join("config.json")))?;
+    lowrank_checkpoint::write_atomic(staged.path().join("config.json"), config)?;
+    folder::copy_files(compressed, staged.path())?;
+    staged.commit()?;
+    Ok(layers)
+}
+
+/// Tensors of a layer by their keys, as they lie in the file.
+type LayerTensors = Vec<(String, Cow<'static, [f32]>)>;
+
+/// The dense and the compressed model, side by side before the same layer.
+struct Pair<'a, B: AutodiffBackend + Kernels> {
+    config: [Config; 2],
+    checkpoint: [Checkpoint; 2],
+    /// Hidden states of both for every batch.
+    states: Vec<[Tensor<B, 2>; 2]>,
+    contexts: Vec<Context<B>>,
+    device: &'a B::Device,
+}
+
+impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
+    fn new(dense: &Path, compressed: &Path, batches: &[Tokens], device: &'a B::Device) -> Result<Self> {
+        let config = [Config::read(dense)?, Config::read(compressed)?];
+        let checkpoint = [Checkpoint::open(dense)?, Checkpoint::open(compressed)?];
+        let outside =
+            [0, 1].map(|i| Network::<B>::load(&config[i], &checkpoint[i], Part::Outside, &[], device));
+        let [first, second] = outside;
+        let (first, second) = (first?, second?);
+        let (mut states, mut contexts) = (Vec::new(), Vec::new());
+        for batch in batches.iter().filter(|batch| !batch.ids.is_empty()) {
+            let (x, context) = first.begin(batch, device)?;
+            states.push([x, second.begin(batch, device)?.0]);
+            contexts.push(context);
+        }
+        Ok(Self { config, checkpoint, states, contexts, device })
+    }
+
+    fn load(&self, which: usize, layer: usize) -> Result<Network<B>> {
+        Network::load(&self.config[which], &self.checkpoint[which], Part::Layer(layer), &[], self.device)
+    }
+
+    /// Trains a layer and moves both models past it.
+    fn layer(
+        &mut self,
+        layer: usize,
+        options: &DistillOptions,
+        progress: &dyn Progress,
+    ) -> Result<(LayerRecovery, LayerTensors)> {
+        let none = AdapterSet::empty();
+        let dense = self.load(0, layer)?;
+        for (states, context) in self.states.iter_mut().zip(&self.contexts) {
+            states[0] = dense.layer(layer, states[0].clone(), context, &none);
+        }
+        drop(dense);
+        let mut network = self.load(1, layer)?;
+        let before = self.error(&network, layer);
+        network.walk(&mut Trainable { layer });
+        let mut adam = Adam { layer, step: 0, lr: 0.0, moments: HashMap::new(), grads: None };
+        for step in 0..options.steps {
+            let index = step % self.states.len();
+            let [target, x] = self.states[index].clone();
+            let y = network.layer(layer, x, &self.contexts[index], &none);
+            let norm = target.clone().powf_scalar(2.0).mean();
+            let loss = (y - target).powf_scalar(2.0).mean() / norm;
+            adam.grads = Some(loss.backward());
+            adam.step = step + 1;
+            adam.lr =
+                options.lr * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / options.steps as f64).cos());
+            network.walk(&mut adam);
+            progress.done(&format!("layer {layer}"), None, 1);
+        }
+        let mut after = self.error(&network, layer);
+        // Where nothing is gained, or not a number, nothing is changed.
+        if after.is_nan() || after >= before {
+            network = self.load(1, layer)?;
+            after = before;
+        }
+        let mut gather = Gather { layer, tensors: Vec::new() };
+        network.walk(&mut gather);
+        for (states, context) in self.states.iter_mut().zip(&self.contexts) {
+            states[1] = network.layer(layer, states[1].clone(), context, &none).detach();
+        }
+        Ok((LayerRecovery { layer, before, after }, gather.tensors))
+    }
+
+    /// Relative error of a compressed layer's output over all batches.
+    fn error(&self, network: &Network<B>, layer: usize) -> f64 {
+        let none = AdapterSet::empty();
+        let sum =
+            |x: Tensor<B, 2>| -> f64 { host_values(x).iter().map(|&v| f64::from(v) * f64::from(v)).sum() };
+        let (mut missed, mut all) = (0.0, 0.0);
+        for ([target, x], context) in self.states.iter().zip(&self.contexts) {
+            let y = network.layer(layer, x.clone(), context, &none);
+            missed += sum(y - target.clone());
+            all += sum(target.clone());
+        }
+        if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
+    }
+}
+
+/// Marks the parameters of a layer for training.
+struct Trainable {
+    layer: usize,
+}
+
+impl<B: Backend> ParamIo<B> for Trainable {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        if layer_of(key) == Some(self.layer) {
+            *param = param.clone().set_require_grad(true);
+        }
+    }
+}
+
+/// Adam over the parameters of a layer.
+struct Adam<B: AutodiffBackend> {
+    layer: usize,
+    step: usize,
+    lr: f64,
+    moments: Moments<B>,
+    grads: Option<B::Gradients>,
+}
+
+/// First and second moments by key, flat.
+type Moments<B> = HashMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 1>; 2]>;
+
+const BETAS: [f64; 2] = [0.9, 0.999];
+const EPSILON: f64 = 1e-8;
+
+impl<B: AutodiffBackend> ParamIo<B> for Adam<B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        if layer_of(key) != Some(self.layer) {
+            return;
+        }
+        let value = param.val();
+        let Some(grad) = self.grads.as_ref().and_then(|grads| value.grad(grads)) else { return };
+        let shape: [usize; D] = value.dims();
+        let grad = grad.reshape([shape.iter().product::<usize>()]);
+        let zeros = || [grad.zeros_like(), grad.zeros_like()];
+        let [m, v] = self.moments.remove(key).unwrap_or_else(zeros);
+        let m = m * BETAS[0] + grad.clone() * (1.0 - BETAS[0]);
+        let v = v * BETAS[1] + grad.clone() * grad * (1.0 - BETAS[1]);
+        let correct = |beta: f64| 1.0 - beta.powi(self.step as i32);
+        let update =
+            m.clone() / correct(BETAS[0]) * self.lr / ((v.clone() / correct(BETAS[1])).sqrt() + EPSILON);
+        self.moments.insert(key.to_string(), [m, v]);
+        let next = value.inner() - update.reshape(shape);
+        *param = Param::initialized(param.id, Tensor::from_inner(next).require_grad());
+    }
+}
+
+/// Reads the parameters of a layer as they lie in the file.
+struct Gather {
+    layer: usize,
+    tensors: LayerTensors,
+}
+
+impl<B: Backend> ParamIo<B> for Gather {
+    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        if layer_of(key) != Some(self.layer) {
+            return;
+        }
+        let shape: Vec<usize> = param.dims().to_vec();
+        let mut values = host_values(param.val());
+        if layout == Layout::Transposed {
+            values = transpose(&values, shape[0], shape[1]);
+        }
+        self.tensors.push((key.to_string(), Cow::Owned(values)));
+    }
+}
