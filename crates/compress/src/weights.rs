@@ -136,8 +136,8 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     let is_in_out = role == Role::Embedding || (is_gpt2 && CONV1D.contains(&last));
     let (stored, d_input, d_output) =
         if is_in_out { (Stored::InOut, rows, columns) } else { (Stored::OutIn, columns, rows) };
-    let head = matches!(role, Role::Head | Role::Embedding);
-    let site = Site { path: path.to_string(), layer, d_input, d_output, head };
+    let (head, embedding) = (role == Role::Head, role == Role::Embedding);
+    let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding };
     Some(Weight { site, role, dtype: info.dtype, stored })
 }
 

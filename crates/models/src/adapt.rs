@@ -10,6 +10,7 @@ use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, transpose};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
 
 use crate::error::{ModelError, Result};
+use crate::merge_factors::merge_factors;
 use crate::params::{Layout, ParamIo};
 
 /// A model that adapters can be put on.
@@ -69,7 +70,8 @@ pub trait Adaptable<B: Backend>: Clone {
         Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
     }
 
-    /// The model with the updates of the enabled adapters folded into its weights, in f32. This model shares what
+    /// The model with the updates of the enabled adapters folded into its weights, in f32. A weight of two factors stays
+    /// one, of the same rank, and is never formed. This model shares what
     /// was not touched, and stays as it was: to unmerge, go back to it.
     ///
     /// # Errors
@@ -83,6 +85,23 @@ pub trait Adaptable<B: Backend>: Clone {
             problem: None,
         };
         model.walk_params(&mut merge);
+        let factored: Vec<usize> =
+            adapters.slots().iter().map(|slot| slot.site).filter(|&site| !merge.done[site]).collect();
+        for site in factored {
+            let path = &self.adapter_sites()[site].path;
+            let mut find = FindFactors { path, factors: Vec::new(), is_shared: false };
+            model.walk_params(&mut find);
+            if find.is_shared {
+                let reason =
+                    format!("'{path}' shares its factors with other layers; merging would change those too");
+                return Err(ModelError::Input(reason));
+            }
+            let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.factors) else { continue };
+            let factors = merge_factors(adapters, site, a, b)
+                .map_err(|e| ModelError::Input(format!("merging into '{path}': {e}")))?;
+            model.walk_params(&mut SetFactors { path, factors });
+            merge.done[site] = true;
+        }
         let missed = adapters.slots().iter().find(|slot| !merge.done[slot.site]);
         match (merge.problem, missed) {
             (Some(problem), _) => Err(ModelError::Input(problem)),
@@ -155,6 +174,47 @@ impl<B: Backend> ParamIo<B> for Merge<'_, B> {
         }
         let merged = merged.detach().reshape(shape);
         *param = param.clone().map(|_| merged);
+    }
+}
+
+/// Finds the two factors of one module.
+struct FindFactors<'a, B: Backend> {
+    path: &'a str,
+    factors: Vec<Tensor<B, 2>>,
+    is_shared: bool,
+}
+
+impl<B: Backend> ParamIo<B> for FindFactors<'_, B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let name = key.strip_prefix(self.path).filter(|_| D == 2);
+        if matches!(name, Some(".lowrank_a.weight" | ".lowrank_c.weight" | ".lowrank_b.weight")) {
+            let [rows, columns] = [param.dims()[0], param.dims()[1]];
+            self.factors.push(param.val().cast(DType::F32).reshape([rows, columns]));
+        }
+    }
+
+    fn shared(&mut self, key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {
+        let name = key.strip_prefix(self.path);
+        self.is_shared |= matches!(name, Some(".lowrank_a.weight" | ".lowrank_b.weight"));
+    }
+}
+
+/// Sets the two factors of one module.
+struct SetFactors<'a, B: Backend> {
+    path: &'a str,
+    factors: [Tensor<B, 2>; 2],
+}
+
+impl<B: Backend> ParamIo<B> for SetFactors<'_, B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let factor = match key.strip_prefix(self.path) {
+            Some(".lowrank_a.weight") => &self.factors[0],
+            Some(".lowrank_b.weight") => &self.factors[1],
+            _ => return,
+        };
+        let shape: [usize; D] = param.dims();
+        let factor = factor.clone().reshape(shape);
+        *param = param.clone().map(|_| factor);
     }
 }
 

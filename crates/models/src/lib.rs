@@ -17,6 +17,7 @@ pub mod encoder;
 pub mod error;
 pub mod linear;
 pub mod masked_lm;
+mod merge_factors;
 pub mod norm;
 pub mod params;
 pub mod projection;

@@ -2,30 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lowrank_adapters::peft::AdapterFolder;
-use lowrank_adapters::{Pattern, Targets};
-use lowrank_checkpoint::{Checkpoint, write_atomic};
-use lowrank_compress::spectrum;
+use lowrank_checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
-use crate::bars::Bars;
-use crate::context::{adapter_folder, model_folder, print_json};
+use crate::context::{adapter_folder, print_json};
 
 /// Options of `inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Model folder, adapter folder, or tensor file
     path: PathBuf,
-    /// Singular values of the linear weights: ranks for energies, errors for ratios
-    #[arg(long)]
-    spectrum: bool,
-    /// With --spectrum, only these weights: names, all-linear, or a regular expression
-    #[arg(long, requires = "spectrum")]
-    targets: Option<String>,
-    /// With --spectrum, write spectrum.csv and spectrum.svg into this folder
-    #[arg(short, long, requires = "spectrum")]
-    output: Option<PathBuf>,
+    #[command(flatten)]
+    spectrum: crate::spectrum::Args,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -33,8 +23,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    if args.spectrum {
-        return spectrum(&args);
+    if args.spectrum.is_wanted() {
+        return args.spectrum.run(&args.path, args.json);
     }
     let object = match adapter_folder(&args.path) {
         Ok(dir) => adapter(&dir)?,
@@ -56,35 +46,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         object["tensors"].as_array().map_or(0, Vec::len),
         object["parameters"]
     );
-    Ok(())
-}
-
-fn spectrum(args: &Args) -> Result<()> {
-    let folder = model_folder(&args.path)?;
-    let targets = args.targets.as_deref().map(|text| Targets::new(Pattern::parse(text)));
-    let progress = Bars::new();
-    let spectra = spectrum::spectra(&folder, targets.as_ref(), &progress)?;
-    progress.finish();
-    if let Some(output) = &args.output {
-        std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
-        write_atomic(output.join("spectrum.csv"), spectrum::to_csv(&spectra))?;
-        write_atomic(output.join("spectrum.svg"), spectrum::to_svg(&spectra))?;
-    }
-    if args.json {
-        return print_json(&json!({"kind": "spectrum", "modules": spectra}));
-    }
-    let energies = spectrum::ENERGIES.map(|e| format!("{:>6}", format!("{}%", 100.0 * e))).join("");
-    let ratios = spectrum::RATIOS.map(|r| format!("{:>7}", format!("-{}%", 100.0 * r))).join("");
-    println!("{:56} {:>12} {:>6} rank for{energies}   error at{ratios}", "module", "shape", "pays");
-    for module in &spectra {
-        let ranks: String = module.energy_ranks.values().map(|rank| format!("{rank:>6}")).collect();
-        let errors: String = module.ratio_errors.values().map(|error| format!("{error:>7.3}")).collect();
-        let shape = format!("{}x{}", module.shape[0], module.shape[1]);
-        println!(
-            "{:56} {shape:>12} {:>6}         {ranks}           {errors}",
-            module.module, module.break_even_rank
-        );
-    }
     Ok(())
 }
 
