@@ -1,0 +1,222 @@
+//! `compress` as a user types it, and what the other commands make of its folders.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    let output = command.args(args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    let output = command.args(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+}
+
+/// Lines to calibrate on, and a GLUE root whose SST-2 a word gives away.
+fn texts() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |i: usize| format!("the {} sat on the mat {i}", if i % 2 == 0 { "cat" } else { "dog" });
+    let lines: Vec<String> = (0..40).map(line).collect();
+    fs::write(dir.path().join("lines.txt"), lines.join("\n")).unwrap();
+    fs::write(dir.path().join("empty.txt"), "\n \n").unwrap();
+    let folder = dir.path().join("SST-2");
+    fs::create_dir(&folder).unwrap();
+    let rows = |n: usize| {
+        let rows: Vec<String> = (0..n).map(|i| format!("{}\t{}", line(i), 1 - i % 2)).collect();
+        format!("sentence\tlabel\n{}\n", rows.join("\n"))
+    };
+    fs::write(folder.join("train.tsv"), rows(40)).unwrap();
+    fs::write(folder.join("dev.tsv"), rows(10)).unwrap();
+    dir
+}
+
+#[rstest]
+#[case("llama")]
+#[case("gpt2")]
+fn a_compressed_decoder_generates(#[case] name: &str) {
+    let (texts, model) = (texts(), fixture(name));
+    let out = texts.path().join("small");
+    let lines = texts.path().join("lines.txt");
+    let report = json(&[
+        "compress",
+        "--model",
+        s(&model),
+        "--calibration",
+        s(&lines),
+        "--ratio",
+        "0.3",
+        "-o",
+        s(&out),
+    ]);
+    assert_eq!(report["method"], "whitened");
+    assert!(report["layers"]["ratio"].as_f64().unwrap() >= 0.3);
+    for key in ["layers", "model", "file"] {
+        assert!(report[key]["before"].as_u64() > report[key]["after"].as_u64(), "{key} in {report}");
+    }
+    let text = ["--text", "the cat sat on the mat"];
+    let nll = |model: &Path| {
+        json(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!(nll(&out).is_finite() && nll(&out) != nll(&model));
+    let generated = json(&[
+        "generate",
+        "--model",
+        s(&out),
+        "--prompt",
+        "the cat",
+        "--max-new-tokens",
+        "4",
+        "--ignore-eos",
+    ]);
+    assert_eq!(generated["ids"].as_array().unwrap().len(), 4);
+}
+
+/// At an energy of nearly everything the compressed model is the dense one.
+#[rstest]
+#[case("llama", "svd")]
+#[case("llama", "tt")]
+#[case("gpt-neox", "svd")]
+#[case("qwen2", "shared")]
+#[case("stablelm", "auto")]
+fn what_loses_nothing_changes_nothing(#[case] name: &str, #[case] method: &str) {
+    let (texts, model) = (texts(), fixture(name));
+    let out = texts.path().join("same");
+    let args = ["--method", method, "--energy", "0.99999999", "--always-factor", "-o", s(&out)];
+    let report = json(&[&["compress", "--model", s(&model)], &args[..]].concat());
+    assert_eq!(report["dense"], 0);
+    let text = ["--text", "the cat sat on the mat"];
+    let nll = |model: &Path| {
+        json(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!((nll(&out) - nll(&model)).abs() < 2e-3, "{} {}", nll(&out), nll(&model));
+}
+
+#[test]
+fn a_compressed_encoder_is_evaluated_fine_tuned_and_merged() {
+    let (texts, model) = (texts(), fixture("bert-cls"));
+    let data = s(texts.path());
+    let (out, run, merged) =
+        (texts.path().join("small"), texts.path().join("run"), texts.path().join("merged"));
+    let task = ["--task", "sst2", "--data", data];
+    let compress =
+        ["compress", "--model", s(&model), "--method", "whitened", "--ratio", "0.3", "-o", s(&out)];
+    let report = json(&[&compress[..], &task].concat());
+    assert!(report["modules"].as_array().unwrap().iter().all(|m| m["error"].as_f64().unwrap() < 1.0));
+
+    let tune = [
+        "finetune",
+        "--model",
+        s(&out),
+        "--method",
+        "lora",
+        "--rank",
+        "2",
+        "--max-steps",
+        "4",
+        "--lr",
+        "1e-2",
+    ];
+    json(&[&tune[..], &task, &["--eval-every", "2", "--batch-size", "8", "-o", s(&run)]].concat());
+    let with = json(&[&["evaluate", "--model", s(&out), "--adapter", s(&run)], &task[..]].concat());
+    json(&["merge", "--model", s(&out), "--adapter", s(&run), "-o", s(&merged)]);
+    let config = |folder: &Path| -> Value {
+        serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
+    };
+    assert_eq!(config(&merged)["lowrank"]["modules"], config(&out)["lowrank"]["modules"], "the ranks stay");
+    let after = json(&[&["evaluate", "--model", s(&merged)], &task[..]].concat());
+    assert!(with["accuracy"].is_number() && after["accuracy"].is_number());
+}
+
+#[rstest]
+#[case("llama")]
+#[case("bert-cls")]
+fn recovery_brings_the_layers_nearer(#[case] name: &str) {
+    let (texts, model) = (texts(), fixture(name));
+    let out = texts.path().join("recovered");
+    let lines = texts.path().join("lines.txt");
+    let args = ["--method", "svd", "--ratio", "0.5", "--recover", "distill", "--recover-steps", "30"];
+    let base = ["compress", "--model", s(&model), "--calibration", s(&lines), "-o", s(&out)];
+    let report = json(&[&base[..], &args].concat());
+    let layers = report["recovery"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    let first = &layers[0];
+    assert!(first["after"].as_f64().unwrap() < 0.9 * first["before"].as_f64().unwrap(), "{first}");
+    assert!(out.join("tokenizer.json").is_file());
+    let entries = fs::read_dir(texts.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(entries.into_iter().all(|name| !name.starts_with('.')), "nothing hidden stays behind");
+}
+
+#[test]
+fn a_spectrum_is_shown_before_anything_is_compressed() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("llama");
+    let object = json(&["inspect", s(&model), "--spectrum", "-o", s(dir.path())]);
+    let modules = object["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), 14);
+    let first = &modules[0];
+    assert_eq!(first["singular_values"].as_array().unwrap().len(), 32);
+    assert!(first["energy_ranks"]["0.5"].as_u64() < first["energy_ranks"]["0.99"].as_u64());
+    assert!(first["ratio_errors"]["0.1"].as_f64() < first["ratio_errors"]["0.6"].as_f64());
+    let csv = fs::read_to_string(dir.path().join("spectrum.csv")).unwrap();
+    assert!(csv.starts_with("module,rank,singular_value,energy,relative_error\n"));
+    assert_eq!(
+        csv.lines().count(),
+        1 + modules.iter().map(|m| m["singular_values"].as_array().unwrap().len()).sum::<usize>()
+    );
+    let svg = fs::read_to_string(dir.path().join("spectrum.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.matches("<polyline").count() == 14);
+}
+
+#[test]
+fn bad_requests_are_one_line() {
+    let (texts, model) = (texts(), fixture("llama"));
+    let (out, empty) = (texts.path().join("out"), texts.path().join("empty.txt"));
+    let base = ["compress", "--model", s(&model), "-o", s(&out)];
+    let with = |extra: &[&'static str]| -> Vec<String> {
+        base.iter().chain(extra).map(|part| part.to_string()).collect()
+    };
+    for (extra, part) in [
+        (&["--ratio", "0"][..], "ratio = 0 is out of range"),
+        (&["--ratio", "1"], "ratio = 1 is out of range"),
+        (&["--ratio", "-0.5"], "ratio = -0.5 is out of range"),
+        (&["--ranks", "q_porj=3"], "no layer matches 'q_porj'; nearest: 'q_proj'"),
+        (&["--ranks", "q_proj"], "no name with a rank"),
+        (&["--ratio", "0.2", "--method", "whitened"], "give --calibration"),
+        (&["--ratio", "0.2", "--method", "fwsvd"], "give --task"),
+        (&["--ratio", "0.2", "--recover", "distill"], "give --calibration"),
+    ] {
+        let args = with(extra);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+        assert!(!out.exists());
+    }
+    let args = [&base[..], &["--ratio", "0.2", "--calibration", s(&empty)]].concat();
+    fails(&args, "the calibration text is empty");
+    fails(&["compress", "--model", s(&model), "-o", s(&model), "--ratio", "0.2"], "model's own folder");
+    let mut usage = Command::cargo_bin("lowrank").unwrap();
+    usage.args(base).assert().code(2);
+}
