@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail};
 use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
-    Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of, Options,
-    Report, Sides, Tokens, parse_ranks, token_limit,
+    Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
+    Options, Report, Sides, Tokens, Weightings, parse_ranks, token_limit,
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
+use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::rng::SplitMix64;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use serde_json::Value;
@@ -167,13 +168,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let method = args.method.unwrap_or(if given { Method::Whitened } else { Method::Svd });
     let options = args.options(method)?;
     options.amount.validate()?;
-    if method == Method::Fwsvd {
-        bail!("fwsvd weighs by the gradients of a task; give --task and --data");
+    if method == Method::Fwsvd && !given {
+        bail!(
+            "fwsvd weighs by the gradients of a task; give --task and --data, or a language model's --calibration"
+        );
     }
     if method.needs_inputs() && !given {
         bail!("{} weighs by activations; give --calibration, or --task and --data", method.name());
     }
-    if given && !method.uses_inputs() && args.recover.is_none() {
+    if given && !method.uses_inputs() && method != Method::Fwsvd && args.recover.is_none() {
         bail!("{} takes no notice of calibration text; leave it out or choose whitened", method.name());
     }
     if args.recover.is_some() && !given {
@@ -185,8 +188,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let mut calibrator =
         if given && method.uses_inputs() { Some(args.calibration.calibrator(&model)?) } else { None };
+    let mut fisher = if method == Method::Fwsvd { Some(args.calibration.fisher(&model)?) } else { None };
     let progress = Bars::new();
-    let calibrator = calibrator.as_mut().map(|c| c as &mut dyn Calibrator);
+    let calibrator = match (&mut calibrator, &mut fisher) {
+        (Some(calibrator), _) => Some(calibrator as &mut dyn Calibrator),
+        (None, fisher) => fisher.as_mut().map(|weightings| weightings as &mut dyn Calibrator),
+    };
     let report = lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?;
     let recovery =
         if args.recover.is_some() { args.recover_from(&model, &target, &progress) } else { Ok(None) };
@@ -298,6 +305,33 @@ impl CalibrationArgs {
         }
         let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
         Ok(pack(rows))
+    }
+
+    /// Gradients of the task, or of the text's next tokens, sample by sample.
+    fn fisher(&self, model: &Path) -> Result<Weightings> {
+        let device = device()?;
+        let (Some(task), Some(data)) = (self.task, &self.data) else {
+            let one = |tokens: Tokens| (tokens, Answers::NextTokens);
+            let batches: Vec<_> = self.batches(model)?.into_iter().map(one).collect();
+            return Ok(fisher::<Train>(model, &batches, &device)?);
+        };
+        let limit = token_limit(model)?;
+        let tokenizer = TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?;
+        let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        SplitMix64::new(self.seed).shuffle(&mut order);
+        order.truncate(self.samples);
+        let batches = order.iter().map(|&row| {
+            let batch = rows.batch(&[row])?;
+            let answers = match batch.labels {
+                Labels::Classes(classes) => Answers::Classes(classes),
+                Labels::Scores(scores) => Answers::Scores(scores),
+                Labels::None => bail!("{task} has no labels to take gradients of"),
+            };
+            Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
+        });
+        let batches: Vec<_> = batches.collect::<Result<_>>()?;
+        Ok(fisher::<Train>(model, &batches, &device)?)
     }
 
     fn calibrator(&self, model: &Path) -> Result<ModelCalibrator<Inner>> {

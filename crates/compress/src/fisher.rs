@@ -1,0 +1,166 @@
+//! Fisher information of a model's weights, from the gradients of a task.
+
+use std::path::Path;
+
+use burn::module::Param;
+use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::peft::host_values;
+use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_kernels::Kernels;
+use lowrank_models::batch::int_tensor;
+use lowrank_models::decoder::LogitRows;
+use lowrank_models::params::{Layout, ParamIo, WeightType};
+use lowrank_models::{Decoder, SequenceClassifier, TokenBatch};
+
+use crate::error::{CompressError, Result};
+use crate::network::{Config, Network, Tokens};
+use crate::statistics::{Weighting, Weightings};
+
+/// What the sequences of a batch are to give.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answers {
+    /// A class for each sequence.
+    Classes(Vec<u32>),
+    /// A number for each sequence.
+    Scores(Vec<f32>),
+    /// Each sequence's own next tokens: the task of a language model.
+    NextTokens,
+}
+
+/// `√Σ_out (∂L/∂W)²` for each input channel of every linear map, summed over batches: the weights of
+/// [`Method::Fwsvd`](crate::Method::Fwsvd). Small batches come nearer to the Fisher information, which is that of single
+/// samples. The whole model is in memory.
+///
+/// # Errors
+/// A folder that holds no model, a classifier without a trained head, answers that are not the model's.
+pub fn fisher<B: AutodiffBackend + Kernels>(
+    folder: &Path,
+    batches: &[(Tokens, Answers)],
+    device: &B::Device,
+) -> Result<Weightings> {
+    if batches.is_empty() {
+        return Err(CompressError::Input("there are no samples to take gradients of".into()));
+    }
+    let mut network = load::<B>(folder, device)?;
+    network.walk(&mut Trainable);
+    let mut sums: Vec<(String, Vec<f64>)> = Vec::new();
+    for (tokens, answers) in batches {
+        let loss = loss(&network, tokens, answers, device)?;
+        let grads = loss.backward();
+        let mut gather = Gather::<B> { grads: &grads, sums: &mut sums, place: 0 };
+        network.walk(&mut gather);
+    }
+    let root = |sums: Vec<f64>| Weighting::Channels(sums.into_iter().map(|sum| sum.sqrt() as f32).collect());
+    Ok(sums.into_iter().map(|(path, sums)| (path, root(sums))).collect())
+}
+
+fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Result<Network<B>> {
+    Ok(match Config::read(folder)? {
+        Config::Decoder(config) => {
+            Network::Decoder(Box::new(Decoder::load(folder, config, WeightType::F32, device)?))
+        }
+        Config::Classifier(config) => {
+            let model = SequenceClassifier::load(folder, *config, 0, device)?;
+            if !model.fresh().is_empty() {
+                return Err(CompressError::Input(format!(
+                    "the model has no trained head ({}); fine-tune it on the task first",
+                    model.fresh().join(", ")
+                )));
+            }
+            Network::Classifier(Box::new(model))
+        }
+    })
+}
+
+/// Mean loss of a batch.
+fn loss<B: AutodiffBackend + Kernels>(
+    network: &Network<B>,
+    tokens: &Tokens,
+    answers: &Answers,
+    device: &B::Device,
+) -> Result<Tensor<B, 1>> {
+    let none = AdapterSet::empty();
+    match (network, answers) {
+        (Network::Decoder(model), Answers::NextTokens) => {
+            let Tokens { ids, lengths, .. } = tokens;
+            let logits = model.forward(ids, lengths, LogitRows::All, &none, Mode::EVAL, device)?;
+            let (mut rows, mut next, mut start) = (Vec::new(), Vec::new(), 0);
+            for &length in lengths {
+                rows.extend((start..start + length - 1).map(|row| row as i32));
+                next.extend(ids[start + 1..start + length].iter().copied());
+                start += length;
+            }
+            if rows.is_empty() {
+                return Err(CompressError::Input("a sample of one token predicts nothing".into()));
+            }
+            Ok(cross_entropy(logits.select(0, int_tensor(rows, device)), &next, device))
+        }
+        (Network::Classifier(model), answers) => {
+            let Tokens { ids, type_ids, lengths } = tokens;
+            let batch = TokenBatch::new(model.config(), ids, type_ids, lengths, device)?;
+            let logits = model.forward(&batch, &none, Mode::EVAL);
+            let [rows, width] = logits.dims();
+            match answers {
+                Answers::Classes(classes)
+                    if classes.len() == rows && classes.iter().all(|&c| (c as usize) < width) =>
+                {
+                    Ok(cross_entropy(logits, classes, device))
+                }
+                Answers::Scores(scores) if scores.len() == rows && width == 1 => {
+                    let wanted = Tensor::<B, 1>::from_floats(scores.as_slice(), device).reshape([rows, 1]);
+                    Ok((logits - wanted).powf_scalar(2.0).mean())
+                }
+                _ => Err(CompressError::Input(format!(
+                    "the task's labels do not fit the model's {width}; give the model that was tuned on the task"
+                ))),
+            }
+        }
+        (Network::Decoder(_), _) => {
+            Err(CompressError::Input("a language model's task is its own text; give --calibration".into()))
+        }
+    }
+}
+
+fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, classes: &[u32], device: &B::Device) -> Tensor<B, 1> {
+    let classes: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+    let rows = classes.len();
+    let picked = log_softmax(logits, 1).gather(1, int_tensor(classes, device).reshape([rows, 1]));
+    -picked.mean()
+}
+
+/// Marks every matrix for gradients.
+struct Trainable;
+
+impl<B: Backend> ParamIo<B> for Trainable {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        if D == 2 && key.ends_with(".weight") {
+            *param = param.clone().set_require_grad(true);
+        }
+    }
+}
+
+/// Adds up squared gradients by input channel.
+struct Gather<'a, B: AutodiffBackend> {
+    grads: &'a B::Gradients,
+    sums: &'a mut Vec<(String, Vec<f64>)>,
+    /// The walk's order is the same every time.
+    place: usize,
+}
+
+impl<B: AutodiffBackend> ParamIo<B> for Gather<'_, B> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
+        let Some(grad) = param.val().grad(self.grads) else { return };
+        let [rows, columns] = [param.dims()[0], param.dims()[1]];
+        let values = host_values(grad.reshape([rows, columns])); // [d_input, d_output]
+        let squared = values.chunks_exact(columns).map(|row| row.iter().map(|&g| f64::from(g).powi(2)).sum());
+        if self.place == self.sums.len() {
+            self.sums.push((path.to_string(), vec![0.0; rows]));
+        }
+        let (_, sums) = &mut self.sums[self.place];
+        sums.iter_mut().zip(squared).for_each(|(sum, square): (&mut f64, f64)| *sum += square);
+        self.place += 1;
+    }
+}
