@@ -153,19 +153,20 @@ fn a_compressed_encoder_is_evaluated_fine_tuned_and_merged() {
 }
 
 #[rstest]
-#[case("llama")]
-#[case("bert-cls")]
-fn recovery_brings_the_layers_nearer(#[case] name: &str) {
+#[case("llama", "distill", 0.9)]
+#[case("llama", "lora", 0.99)]
+#[case("bert-cls", "distill", 0.9)]
+fn recovery_brings_the_layers_nearer(#[case] name: &str, #[case] how: &str, #[case] at_most: f64) {
     let (texts, model) = (texts(), fixture(name));
     let out = texts.path().join("recovered");
     let lines = texts.path().join("lines.txt");
-    let args = ["--method", "svd", "--ratio", "0.5", "--recover", "distill", "--recover-steps", "30"];
+    let args = ["--method", "svd", "--ratio", "0.5", "--recover", how, "--recover-steps", "30"];
     let base = ["compress", "--model", s(&model), "--calibration", s(&lines), "-o", s(&out)];
     let report = json(&[&base[..], &args].concat());
     let layers = report["recovery"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     let first = &layers[0];
-    assert!(first["after"].as_f64().unwrap() < 0.9 * first["before"].as_f64().unwrap(), "{first}");
+    assert!(first["after"].as_f64().unwrap() < at_most * first["before"].as_f64().unwrap(), "{first}");
     assert!(out.join("tokenizer.json").is_file());
     let entries = fs::read_dir(texts.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert!(entries.into_iter().all(|name| !name.starts_with('.')), "nothing hidden stays behind");

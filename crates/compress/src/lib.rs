@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+mod adam;
 mod allocate;
 pub mod amount;
 pub mod calibrate;
@@ -33,7 +34,7 @@ pub use fisher::{Answers, fisher};
 pub use job::{Calibrator, CompressedModule, Options, Progress, compress};
 pub use method::{Method, Sides};
 pub use network::{Tokens, token_limit};
-pub use recover::{DistillOptions, LayerRecovery, distill};
+pub use recover::{DistillOptions, LayerRecovery, Trained, distill};
 pub use report::{Change, ModuleReport, Report};
 pub use statistics::{InputStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

@@ -1,33 +1,46 @@
 //! Recovery after compression: each layer is trained to give what the dense layer gave, one layer in memory, no labels.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::Path;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{host_values, transpose};
+use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_kernels::Kernels;
 use lowrank_models::params::{Layout, ParamIo};
-use lowrank_models::{LowrankSection, Representation};
+use lowrank_models::{LowrankSection, Representation, merge_factors};
 use serde::Serialize;
 
-use crate::error::{CompressError, Result};
+use crate::adam::Adam;
+use crate::error::{CompressError, Result, at};
 use crate::folder;
 use crate::job::Progress;
 use crate::network::{Config, Context, Network, Part, Tokens, layer_of};
 
-/// How long and how fast each layer is trained.
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trained {
+    /// Every parameter of the layer: factors, biases, norms.
+    #[default]
+    All,
+    /// A LoRA of this rank over each pair of factors, merged back into them at the factors' own rank.
+    Lora(usize),
+}
+
+/// What is trained, how long and how fast.
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
+/// | `trained` | all | what of each layer is trained | rank ≥ 1 |
 /// | `steps` | 300 | steps for each layer, a batch each | ≥ 1 |
 /// | `lr` | 1e-3 | learning rate of Adam, falling to zero along a cosine | > 0 |
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DistillOptions {
+    /// What of each layer is trained.
+    pub trained: Trained,
     /// Steps for each layer.
     pub steps: usize,
     /// Learning rate.
@@ -36,7 +49,7 @@ pub struct DistillOptions {
 
 impl Default for DistillOptions {
     fn default() -> Self {
-        Self { steps: 300, lr: 1e-3 }
+        Self { trained: Trained::All, steps: 300, lr: 1e-3 }
     }
 }
 
@@ -55,7 +68,7 @@ pub struct LayerRecovery {
 /// other, each on what those below it give, towards the hidden states of the dense model; writes the folder `output`.
 ///
 /// # Algorithm
-/// Adam (Kingma, Ba 2015) on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over all parameters of the compressed layer `C_i`, where
+/// Adam on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over the parameters of the compressed layer `C_i`, where
 /// `h` are the dense model's hidden states and `h̃` those of the compressed one. The parameters of a layer that training
 /// did not bring nearer stay as they were.
 ///
@@ -73,6 +86,9 @@ pub fn distill<B: AutodiffBackend + Kernels>(
 where
     B::InnerBackend: Kernels,
 {
+    if options.trained == Trained::Lora(0) {
+        return Err(CompressError::Input("a LoRA takes a rank of at least 1".into()));
+    }
     if options.steps == 0 || !(options.lr > 0.0 && options.lr.is_finite()) {
         return Err(CompressError::Input(
             "recovery takes at least one step and a learning rate above 0".into(),
@@ -97,7 +113,7 @@ where
         source.info(name).map(|info| TensorPlan::new(name, info.shape.clone(), info.dtype))
     });
     let mut writer = StreamWriter::create(staged.path(), plan.collect(), StreamOptions::default())?;
-    let mut pair = Pair::<B>::new(dense, compressed, batches, device)?;
+    let mut pair = Pair::<B>::new(dense, compressed, section, batches, device)?;
     let n_layers = pair.config[0].n_layers();
     progress.stage("recovery", (n_layers * options.steps) as u64);
     let mut layers = Vec::with_capacity(n_layers);
@@ -133,11 +149,19 @@ struct Pair<'a, B: AutodiffBackend + Kernels> {
     /// Hidden states of both for every batch.
     states: Vec<[Tensor<B, 2>; 2]>,
     contexts: Vec<Context<B>>,
+    /// What the compressed model's modules are.
+    section: LowrankSection,
     device: &'a B::Device,
 }
 
 impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
-    fn new(dense: &Path, compressed: &Path, batches: &[Tokens], device: &'a B::Device) -> Result<Self> {
+    fn new(
+        dense: &Path,
+        compressed: &Path,
+        section: LowrankSection,
+        batches: &[Tokens],
+        device: &'a B::Device,
+    ) -> Result<Self> {
         let config = [Config::read(dense)?, Config::read(compressed)?];
         let checkpoint = [Checkpoint::open(dense)?, Checkpoint::open(compressed)?];
         let outside =
@@ -150,7 +174,7 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             states.push([x, second.begin(batch, device)?.0]);
             contexts.push(context);
         }
-        Ok(Self { config, checkpoint, states, contexts, device })
+        Ok(Self { config, checkpoint, states, contexts, section, device })
     }
 
     fn load(&self, which: usize, layer: usize) -> Result<Network<B>> {
@@ -172,20 +196,15 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         drop(dense);
         let mut network = self.load(1, layer)?;
         let before = self.error(&network, layer);
-        network.walk(&mut Trainable { layer });
-        let mut adam = Adam { layer, step: 0, lr: 0.0, moments: HashMap::new(), grads: None };
-        for step in 0..options.steps {
-            let index = step % self.states.len();
-            let [target, x] = self.states[index].clone();
-            let y = network.layer(layer, x, &self.contexts[index], &none);
-            let norm = target.clone().powf_scalar(2.0).mean();
-            let loss = (y - target).powf_scalar(2.0).mean() / norm;
-            adam.grads = Some(loss.backward());
-            adam.step = step + 1;
-            adam.lr =
-                options.lr * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / options.steps as f64).cos());
-            network.walk(&mut adam);
-            progress.done(&format!("layer {layer}"), None, 1);
+        let adapters = match options.trained {
+            Trained::All => {
+                network.walk(&mut Trainable { layer });
+                None
+            }
+            Trained::Lora(rank) => self.lora(&network, layer, rank)?,
+        };
+        if options.trained == Trained::All || adapters.is_some() {
+            self.train(&mut network, adapters, layer, options, progress)?;
         }
         let mut after = self.error(&network, layer);
         // Where nothing is gained, or not a number, nothing is changed.
@@ -199,6 +218,57 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             states[1] = network.layer(layer, states[1].clone(), context, &none).detach();
         }
         Ok((LayerRecovery { layer, before, after }, gather.tensors))
+    }
+
+    /// Trains the layer, or adapters over it that are then merged into its factors.
+    fn train(
+        &self,
+        network: &mut Network<B>,
+        mut adapters: Option<AdapterSet<B>>,
+        layer: usize,
+        options: &DistillOptions,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let none = AdapterSet::empty();
+        let mut adam = Adam::new(layer);
+        for step in 0..options.steps {
+            let index = step % self.states.len();
+            let [target, x] = self.states[index].clone();
+            let y = network.layer(layer, x, &self.contexts[index], adapters.as_ref().unwrap_or(&none));
+            let norm = target.clone().powf_scalar(2.0).mean();
+            let loss = (y - target).powf_scalar(2.0).mean() / norm;
+            let course = std::f64::consts::PI * step as f64 / options.steps as f64;
+            adam.begin(loss.backward(), options.lr * 0.5 * (1.0 + course.cos()));
+            match adapters.take() {
+                Some(set) => adapters = Some(set.map(&mut adam)),
+                None => network.walk(&mut adam),
+            }
+            progress.done(&format!("layer {layer}"), None, 1);
+        }
+        match adapters {
+            Some(set) => merge(network, &set),
+            None => Ok(()),
+        }
+    }
+
+    /// A fresh LoRA over every pair of factors of a layer; none where it has no such pair.
+    fn lora(&self, network: &Network<B>, layer: usize, rank: usize) -> Result<Option<AdapterSet<B>>> {
+        let is_factored = |site: &&Site| {
+            let entry = self.section.find(&site.path).map(|(_, entry)| &entry.representation);
+            matches!(entry, Some(Representation::LowRank { ranks, .. }) if ranks.len() == 1)
+        };
+        let in_layer = network.sites().iter().filter(|site| site.layer == Some(layer));
+        let names: Vec<String> = in_layer.filter(is_factored).map(|site| site.path.clone()).collect();
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let narrowest = network.sites().iter().filter(|s| names.contains(&s.path)).map(Site::max_rank).min();
+        let config = AdapterConfig {
+            rank: rank.min(narrowest.unwrap_or(rank)),
+            alpha: rank as f64,
+            ..AdapterConfig::new(Method::Lora, Targets::new(Pattern::Names(names)))
+        };
+        Ok(Some(AdapterSet::init(&config, network.sites(), &NoWeights, self.device)?))
     }
 
     /// Relative error of a compressed layer's output over all batches.
@@ -229,40 +299,39 @@ impl<B: Backend> ParamIo<B> for Trainable {
     }
 }
 
-/// Adam over the parameters of a layer.
-struct Adam<B: AutodiffBackend> {
-    layer: usize,
-    step: usize,
-    lr: f64,
-    moments: Moments<B>,
-    grads: Option<B::Gradients>,
+/// Folds adapters into the factors under them, at the factors' own rank.
+fn merge<B: AutodiffBackend>(network: &mut Network<B>, adapters: &AdapterSet<B>) -> Result<()> {
+    for slot in adapters.slots() {
+        let mut factors = Factors { path: &slot.path, found: Vec::new(), merged: Vec::new() };
+        network.walk(&mut factors);
+        if let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(std::mem::take(&mut factors.found)) {
+            let merged = merge_factors(adapters, slot.site, a, b).map_err(at(&slot.path))?;
+            factors.merged = merged.to_vec();
+            network.walk(&mut factors);
+        }
+    }
+    Ok(())
 }
 
-/// First and second moments by key, flat.
-type Moments<B> = HashMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 1>; 2]>;
+/// Finds the factors of a module, or sets them where they are given.
+struct Factors<'a, B: Backend> {
+    path: &'a str,
+    found: Vec<Tensor<B, 2>>,
+    merged: Vec<Tensor<B, 2>>,
+}
 
-const BETAS: [f64; 2] = [0.9, 0.999];
-const EPSILON: f64 = 1e-8;
-
-impl<B: AutodiffBackend> ParamIo<B> for Adam<B> {
+impl<B: Backend> ParamIo<B> for Factors<'_, B> {
     fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if layer_of(key) != Some(self.layer) {
-            return;
+        let place = match key.strip_prefix(self.path) {
+            Some(".lowrank_a.weight") => 0,
+            Some(".lowrank_b.weight") => 1,
+            _ => return,
+        };
+        let shape: [usize; D] = param.dims();
+        match self.merged.get(place) {
+            Some(merged) => *param = Param::initialized(param.id, merged.clone().reshape(shape)),
+            None => self.found.push(param.val().reshape([shape[0], shape[1]])),
         }
-        let value = param.val();
-        let Some(grad) = self.grads.as_ref().and_then(|grads| value.grad(grads)) else { return };
-        let shape: [usize; D] = value.dims();
-        let grad = grad.reshape([shape.iter().product::<usize>()]);
-        let zeros = || [grad.zeros_like(), grad.zeros_like()];
-        let [m, v] = self.moments.remove(key).unwrap_or_else(zeros);
-        let m = m * BETAS[0] + grad.clone() * (1.0 - BETAS[0]);
-        let v = v * BETAS[1] + grad.clone() * grad * (1.0 - BETAS[1]);
-        let correct = |beta: f64| 1.0 - beta.powi(self.step as i32);
-        let update =
-            m.clone() / correct(BETAS[0]) * self.lr / ((v.clone() / correct(BETAS[1])).sqrt() + EPSILON);
-        self.moments.insert(key.to_string(), [m, v]);
-        let next = value.inner() - update.reshape(shape);
-        *param = Param::initialized(param.id, Tensor::from_inner(next).require_grad());
     }
 }
 

@@ -31,5 +31,6 @@ pub use config::EncoderConfig;
 pub use decoder::{Decoder, DecoderConfig};
 pub use error::{ModelError, Result};
 pub use masked_lm::MaskedLm;
+pub use merge_factors::merge_factors;
 pub use projection::Projection;
 pub use representation::{LowrankSection, ModuleEntry, Representation};

@@ -9,7 +9,7 @@ use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
-    Options, Report, Sides, Tokens, Weightings, parse_ranks, token_limit,
+    Options, Report, Sides, Tokens, Trained, Weightings, parse_ranks, token_limit,
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
@@ -59,6 +59,9 @@ pub(crate) struct Args {
     /// Steps of --recover for each layer
     #[arg(long, default_value_t = 300)]
     recover_steps: usize,
+    /// Rank of the adapters of --recover lora
+    #[arg(long, default_value_t = 8)]
+    recover_rank: usize,
     /// Learning rate of --recover
     #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true)]
     recover_lr: f64,
@@ -91,8 +94,10 @@ pub(crate) struct Args {
 /// How to recover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Recover {
-    /// The factors themselves
+    /// The layers themselves
     Distill,
+    /// A LoRA over the factors, merged back at their rank
+    Lora,
 }
 
 /// How much: one of these.
@@ -235,7 +240,11 @@ impl Args {
         progress: &Bars,
     ) -> Result<Option<Vec<LayerRecovery>>> {
         let batches = self.calibration.batches(model)?;
-        let options = DistillOptions { steps: self.recover_steps, lr: self.recover_lr };
+        let trained = match self.recover {
+            Some(Recover::Lora) => Trained::Lora(self.recover_rank),
+            _ => Trained::All,
+        };
+        let options = DistillOptions { trained, steps: self.recover_steps, lr: self.recover_lr };
         let device = device()?;
         Ok(Some(distill::<Train>(model, compressed, &self.output, &batches, &options, &device, progress)?))
     }
