@@ -9,7 +9,7 @@ use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
-    Options, Report, Sides, Tokens, Trained, Weightings, parse_ranks, token_limit,
+    Options, Report, Sides, Tokens, Trained, Weightings, distill, fisher, parse_ranks, token_limit,
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
