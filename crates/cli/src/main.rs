@@ -10,6 +10,7 @@ mod context;
 mod hub;
 mod language;
 mod machine;
+mod method;
 mod spectrum;
 
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, transpose};
+use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, host_values, transpose};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
 
 use crate::error::{ModelError, Result};
@@ -24,6 +24,18 @@ pub trait Adaptable<B: Backend>: Clone {
     /// The weights of the sites, for methods that start from them.
     fn base_weights(&self) -> ModelWeights<Self> {
         ModelWeights(RefCell::new(self.clone()))
+    }
+
+    /// Sets which parameters are trained, given each one's key and whether it was so far.
+    fn choose_trained(&mut self, choose: impl Fn(&str, bool) -> bool) {
+        self.walk_params(&mut Choose(choose));
+    }
+
+    /// The parameters whose keys are wanted, in PyTorch's layout.
+    fn tensors_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<HostTensor> {
+        let mut gather = Gather { wanted, tensors: Vec::new() };
+        self.clone().walk_params(&mut gather);
+        gather.tensors
     }
 
     /// Loads an adapter folder (or loralib's tensors) over this model: its adapters, and what of the model's own
@@ -115,6 +127,37 @@ pub trait Adaptable<B: Backend>: Clone {
 
 fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {
     ModelError::File { path: path.to_path_buf(), reason: error.to_string() }
+}
+
+struct Choose<F>(F);
+
+impl<B: Backend, F: Fn(&str, bool) -> bool> ParamIo<B> for Choose<F> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let trained = (self.0)(key, param.is_require_grad());
+        if trained != param.is_require_grad() {
+            *param = param.clone().set_require_grad(trained);
+        }
+    }
+}
+
+struct Gather<F> {
+    wanted: F,
+    tensors: Vec<HostTensor>,
+}
+
+impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Gather<F> {
+    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        if !(self.wanted)(key) {
+            return;
+        }
+        let mut shape: Vec<usize> = param.dims().to_vec();
+        let mut data = host_values(param.val());
+        if layout == Layout::Transposed {
+            data = transpose(&data, shape[0], shape[1]);
+            shape.reverse();
+        }
+        self.tensors.push(HostTensor { name: key.to_string(), shape, data });
+    }
 }
 
 /// The weights of a model's sites.

@@ -23,6 +23,7 @@ pub enum SchedulerKind {
 /// |---|---|---|---|
 /// | `lr` | 5e-4 | peak learning rate | finite, > 0 |
 /// | `head_lr` | `lr` | peak learning rate of the task head | finite, > 0 |
+/// | `lora_plus` | 1 | learning rate of a LoRA's `B` over that of its `A` | finite, > 0 |
 /// | `weight_decay` | 0 | decoupled decay of matrices; never of biases and norms | finite, ≥ 0 |
 /// | `batch_size` | 32 | sequences in a batch | ≥ 1 |
 /// | `grad_accum` | 1 | batches in a step | ≥ 1 |
@@ -38,6 +39,8 @@ pub struct TrainConfig {
     pub lr: f64,
     /// Peak learning rate of the task head.
     pub head_lr: Option<f64>,
+    /// LoRA+ (Hayou et al. 2024): ratio of the learning rate of `B` to that of `A`.
+    pub lora_plus: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Sequences in a batch.
@@ -67,6 +70,7 @@ impl Default for TrainConfig {
         Self {
             lr: 5e-4,
             head_lr: None,
+            lora_plus: None,
             weight_decay: 0.0,
             batch_size: 32,
             grad_accum: 1,
@@ -97,6 +101,7 @@ impl TrainConfig {
         let count = |name, value: usize| check(name, value, value >= 1, "1 or more");
         positive("lr", self.lr)?;
         positive("head-lr", self.head_lr.unwrap_or(self.lr))?;
+        positive("lora-plus", self.lora_plus.unwrap_or(1.0))?;
         not_negative("weight-decay", self.weight_decay)?;
         not_negative("max-grad-norm", self.max_grad_norm)?;
         check("warmup-ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "0 to 1")?;

@@ -12,14 +12,15 @@ use lowrank_kernels::{AdamW, AdamWState, Kernels, adamw_step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use crate::tuner::{PathStack, is_head};
+use crate::tuner::{PathStack, is_head, is_lora_b};
 
-/// AdamW (Loshchilov & Hutter 2019): decay on matrices only, a learning rate of its own for the head, the gradient
-/// of all parameters together clipped to a norm.
+/// AdamW (Loshchilov & Hutter 2019): decay on matrices only, learning rates of their own for the head and (LoRA+) for
+/// `B`, the gradient of all parameters together clipped to a norm.
 #[derive(Clone, Debug)]
 pub struct GroupedAdamW<B: Backend> {
     weight_decay: f64,
     head_ratio: f64,
+    lora_plus: f64,
     max_grad_norm: f64,
     step: usize,
     /// First and second moments by parameter path, flat.
@@ -37,6 +38,7 @@ impl<B: Backend> GroupedAdamW<B> {
         Self {
             weight_decay: config.weight_decay,
             head_ratio: config.head_lr.map_or(1.0, |lr| lr / config.lr),
+            lora_plus: config.lora_plus.unwrap_or(1.0),
             max_grad_norm: config.max_grad_norm,
             step: 0,
             moments: HashMap::new(),
@@ -106,7 +108,11 @@ where
         let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) else { return param };
         let path = self.path.path();
         let optimizer = &mut *self.optimizer;
-        let lr = if is_head(&path) { self.lr * optimizer.head_ratio } else { self.lr };
+        let lr = match () {
+            () if is_head(&path) => self.lr * optimizer.head_ratio,
+            () if is_lora_b(&path) => self.lr * optimizer.lora_plus,
+            () => self.lr,
+        };
         let settings = AdamW {
             lr,
             beta1: BETA_1,

@@ -159,7 +159,7 @@ where
             let grads = grads.unwrap_or_else(|| accumulator.grads());
             // The optimizer is given the only handle on the weights, so that it can update them in place.
             let owned = slot.take().ok_or_else(no_model)?;
-            let model = slot.insert(optimizer.step(lr, owned, grads));
+            let model = slot.insert(optimizer.step(lr, owned, grads).project()?);
             outcome.steps = step;
             if let Some(mut output) = last {
                 output.loss = output.loss / config.grad_accum as f64;

@@ -46,6 +46,17 @@ impl<B: Backend> FineTuner<B> {
         &self.parts.adapters
     }
 
+    /// Full-size corrections brought back to their rank after a step; any other method stays as it is.
+    ///
+    /// # Errors
+    /// A step that led to values that are not finite.
+    pub fn project(mut self) -> Result<Self> {
+        if self.parts.adapters.needs_projection() {
+            self.parts.adapters = self.parts.adapters.project()?;
+        }
+        Ok(self)
+    }
+
     /// Takes the two apart.
     pub fn into_parts(self) -> (SequenceClassifier<B>, AdapterSet<B>) {
         (self.parts.model, self.parts.adapters)
@@ -73,6 +84,11 @@ impl<B: Backend> FineTuner<B> {
 /// Whether a parameter path belongs to the task head, which has a learning rate of its own.
 pub(crate) fn is_head(path: &str) -> bool {
     path.starts_with("model.dense") || path.starts_with("model.output")
+}
+
+/// Whether a parameter path belongs to the second factor of a LoRA, which LoRA+ moves faster.
+pub(crate) fn is_lora_b(path: &str) -> bool {
+    path.starts_with("adapters.") && path.contains(".Lora.") && path.ends_with(".b")
 }
 
 /// Trained tensors by parameter path.
@@ -352,5 +368,33 @@ impl<B: Kernels> InferenceStep for FineTuner<B> {
         // Metrics such as Matthews' correlation are no means over batches: the strategy evaluates a data set
         // as a whole and hands the result on as one item.
         EvalOutput::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+    use lowrank_adapters::{AdapterConfig, Method, NoWeights, Pattern, Site, Targets};
+
+    use super::*;
+
+    #[test]
+    fn the_second_factor_of_a_lora_is_found_by_its_path() {
+        let site = Site {
+            path: "query".into(),
+            layer: None,
+            d_input: 4,
+            d_output: 6,
+            head: false,
+            embedding: false,
+        };
+        let targets = Targets::new(Pattern::parse("query"));
+        let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::Lora, targets) };
+        let set = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap();
+        let mut paths = Paths { path: PathStack::default(), paths: Vec::new() };
+        paths.path.enter("adapters");
+        set.visit(&mut paths);
+        let found: Vec<bool> = paths.paths.iter().map(|path| is_lora_b(path)).collect();
+        assert_eq!(found, [false, true], "{:?}", paths.paths);
     }
 }

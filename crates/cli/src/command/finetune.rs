@@ -1,15 +1,15 @@
 //! `lowrank finetune`: train a model on a task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::backend::Backend;
 use clap::ValueEnum;
-use lowrank_adapters::config::{AdapterConfig, Method as AdapterMethod};
+use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
-use lowrank_adapters::{AdapterSet, Pattern, Targets};
 use lowrank_checkpoint::{Checkpoint, write_atomic};
 use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task, TaskSpec, read_custom};
 use lowrank_data::pack::EncodedDataset;
@@ -22,24 +22,11 @@ use lowrank_train::checkpoint::CheckpointStore;
 use lowrank_train::{DevSet, FineTuner, Fit, Outcome, SchedulerKind, TrainConfig, fit};
 use serde_json::{Map, Value, json};
 
+use crate::adapter::load_adapter;
 use crate::backend::{NAME, Train, device};
 use crate::context::{LABELS_FILE, adapter_folder, model_folder, print_json, tokenizer};
 use crate::machine::{hardware, peak_rss_mb};
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Method {
-    /// Every weight.
-    Full,
-    /// The task head alone.
-    Head,
-    /// The biases and the head.
-    Bitfit,
-    /// Low-rank adapters, a pair for each layer.
-    Lora,
-    /// Low tensor rank adapters, factors shared by the layers.
-    Lotr,
-}
+use crate::method::{AdapterArgs, Method};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scheduler {
@@ -76,27 +63,11 @@ pub(crate) struct Args {
     /// Folder of the run
     #[arg(short, long)]
     output: PathBuf,
-    /// Rank of the adapters
-    #[arg(long, default_value_t = 8)]
-    rank: usize,
-    /// Strength of the adapters: their update is scaled by alpha/rank
-    #[arg(long, default_value_t = 16.0)]
-    alpha: f64,
-    /// Scale by alpha/√rank instead
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    /// LoRA+: how much larger the learning rate of B is than that of A
     #[arg(long)]
-    rslora: bool,
-    /// Dropout on the adapters' input
-    #[arg(long, default_value_t = 0.0)]
-    dropout: f64,
-    /// Layers to adapt: names, all-linear, or a regular expression over whole paths
-    #[arg(long, default_value = "query,value")]
-    targets: String,
-    /// Layers to leave out of them
-    #[arg(long)]
-    exclude: Option<String>,
-    /// Transformer layers to adapt, as 0,1,4-7
-    #[arg(long)]
-    layers: Option<String>,
+    lora_plus: Option<f64>,
     /// Peak learning rate [default: 1e-4 for full, 1e-3 for head, else 5e-4]
     #[arg(long)]
     lr: Option<f64>,
@@ -217,7 +188,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             model_hash,
             data_hash: rows.hash.clone(),
             task: rows.spec.name.clone(),
-            method: method_name(args.method),
+            method: args.method.name(),
             hardware: hardware(),
             versions: BTreeMap::from([("burn".to_string(), "0.21.0".to_string())]),
         },
@@ -269,7 +240,7 @@ fn train(
 ) -> Result<(FineTuner<crate::backend::Inner>, Outcome)> {
     let checkpoints =
         CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
-    let label = args.label.clone().unwrap_or_else(|| method_name(args.method));
+    let label = args.label.clone().unwrap_or_else(|| args.method.name());
     let log_folder = match &args.log_dir {
         Some(root) => log_path(
             root,
@@ -378,23 +349,20 @@ fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
     Ok(())
 }
 
-fn method_name(method: Method) -> String {
-    method.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
-}
-
 fn rank(args: &Args) -> Option<usize> {
-    matches!(args.method, Method::Lora | Method::Lotr).then_some(args.rank)
+    args.method.adapter().map(|_| args.adapter.rank)
 }
 
 fn train_config(args: &Args) -> TrainConfig {
     let lr = match args.method {
         Method::Full => 1e-4,
         Method::Head => 1e-3,
-        Method::Bitfit | Method::Lora | Method::Lotr => 5e-4,
+        _ => 5e-4,
     };
     TrainConfig {
         lr: args.lr.unwrap_or(lr),
         head_lr: args.head_lr,
+        lora_plus: args.lora_plus,
         weight_decay: args.weight_decay,
         batch_size: args.batch_size,
         grad_accum: args.grad_accum,
@@ -482,33 +450,21 @@ fn build(
         (SequenceClassifier::<Train>::load(&weights, config, args.seed, device)?, hash)
     };
     let loaded = match &adapter_from {
-        Some(dir) => Some(model.load_adapter(dir, device)?),
+        Some(dir) => Some(load_adapter(&mut model, dir, device)?),
         None => None,
     };
-    let adapter_config = |method| -> Result<AdapterConfig> {
-        let targets = Targets {
-            include: Pattern::parse(&args.targets),
-            exclude: args.exclude.as_deref().map(Pattern::parse),
-            layers: args.layers.as_deref().map(parse_layers).transpose()?,
-        };
-        Ok(AdapterConfig {
-            rank: args.rank,
-            alpha: args.alpha,
-            rslora: args.rslora,
-            dropout: args.dropout,
-            seed: args.seed,
-            ..AdapterConfig::new(method, targets)
-        })
+    let heads = model.config().n_heads;
+    let adapters = match args.method.adapter() {
+        None => AdapterSet::empty(),
+        Some(method) => {
+            let config = args.adapter.config(method, heads, args.seed)?;
+            AdapterSet::init(&config, model.sites(), &model.base_weights(), device)?
+        }
     };
-    let fresh = |method, model: &SequenceClassifier<Train>| -> Result<AdapterSet<Train>> {
-        Ok(AdapterSet::init(&adapter_config(method)?, model.sites(), &model.base_weights(), device)?)
-    };
-    let (adapters, trainable) = match args.method {
-        Method::Full => (AdapterSet::empty(), Trainable::All),
-        Method::Head => (AdapterSet::empty(), Trainable::Head),
-        Method::Bitfit => (AdapterSet::empty(), Trainable::Bias),
-        Method::Lora => (fresh(AdapterMethod::Lora, &model)?, Trainable::Head),
-        Method::Lotr => (fresh(AdapterMethod::Lotr, &model)?, Trainable::Head),
+    let trainable = match args.method {
+        Method::Full => Trainable::All,
+        Method::Bitfit => Trainable::Bias,
+        _ => Trainable::Head,
     };
     // An adapter to start from brings its own factors, at its own sites and rank.
     let adapters = match loaded {
@@ -519,22 +475,24 @@ fn build(
         }
         _ => adapters,
     };
-    Ok((FineTuner::new(model.with_trainable(trainable), adapters), hash))
+    let mut model = model.with_trainable(trainable);
+    if args.method.adapter().is_some() {
+        let adapted = adapted_paths(&adapters);
+        let bias = args.adapter.bias;
+        // A head that is adapted is not trained in full too.
+        model.choose_trained(|key, trained| {
+            (trained && !module_in(key, &adapted)) || bias.takes(key, |module| adapted.contains(module))
+        });
+    }
+    Ok((FineTuner::new(model, adapters), hash))
 }
 
-/// `0,1,4-7`.
-fn parse_layers(text: &str) -> Result<Vec<usize>> {
-    let number = |s: &str| {
-        s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"))
-    };
-    let mut layers = Vec::new();
-    for part in text.split(',') {
-        match part.split_once('-') {
-            Some((from, to)) => layers.extend(number(from)?..=number(to)?),
-            None => layers.push(number(part)?),
-        }
-    }
-    Ok(layers)
+fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
+    adapters.slots().iter().map(|slot| slot.path.clone()).collect()
+}
+
+fn module_in(key: &str, modules: &BTreeSet<String>) -> bool {
+    key.rsplit_once('.').is_some_and(|(module, _)| modules.contains(module))
 }
 
 /// Every setting of the run, defaults included.
@@ -545,15 +503,9 @@ fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, V
     };
     map.insert("model".into(), json!(args.model));
     map.insert("task".into(), json!(spec.name));
-    map.insert("method".into(), json!(method_name(args.method)));
-    if let Some(rank) = rank(args) {
-        map.insert("rank".into(), json!(rank));
-        map.insert("alpha".into(), json!(args.alpha));
-        map.insert("rslora".into(), json!(args.rslora));
-        map.insert("dropout".into(), json!(args.dropout));
-        map.insert("targets".into(), json!(args.targets));
-        map.insert("exclude".into(), json!(args.exclude));
-        map.insert("layers".into(), json!(args.layers));
+    map.insert("method".into(), json!(args.method.name()));
+    if args.method.adapter().is_some() {
+        args.adapter.settings(&mut map);
     }
     map.insert("max_length".into(), json!(args.max_length));
     map.insert("init_from".into(), json!(args.init_from));
@@ -595,7 +547,8 @@ fn save(
     }
     let dir = args.output.join("adapter");
     let config = PeftConfig {
-        use_rslora: args.rslora,
+        use_rslora: args.adapter.rslora,
+        bias: args.adapter.bias.peft_name().into(),
         modules_to_save: Some(tuner.model().head_modules()),
         task_type: Some("SEQ_CLS".into()),
         base_model_name_or_path: Some(args.model.display().to_string()),
@@ -603,7 +556,15 @@ fn save(
         ..PeftConfig::default()
     };
     let (set, model) = (tuner.adapters(), tuner.model());
-    AdapterFolder::from_set(set, model.sites(), config, model.head_tensors())?.write(&dir)?;
+    let adapted = adapted_paths(set);
+    let mut saved = model.head_tensors();
+    let is_bias = |key: &str| args.adapter.bias.takes(key, |module| adapted.contains(module));
+    for tensor in model.tensors_where(is_bias) {
+        if saved.iter().all(|t| t.name != tensor.name) {
+            saved.push(tensor);
+        }
+    }
+    AdapterFolder::from_set(set, model.sites(), config, saved)?.write(&dir)?;
     let json = serde_json::to_string_pretty(&json!({"labels": labels, "regression": regression}))?;
     write_atomic(dir.join(LABELS_FILE), json.as_bytes())?;
     file_size(&dir.join("adapter_model.safetensors"))
@@ -611,15 +572,4 @@ fn save(
 
 fn file_size(path: &Path) -> Result<u64> {
     Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_numbers_and_ranges() {
-        assert_eq!(parse_layers("0,2-4, 7").ok(), Some(vec![0, 2, 3, 4, 7]));
-        assert!(parse_layers("first").is_err());
-    }
 }

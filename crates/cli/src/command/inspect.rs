@@ -1,21 +1,40 @@
 //! `lowrank inspect`: layers, shapes and parameters of a model or an adapter.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use lowrank_adapters::peft::AdapterFolder;
+use anyhow::{Error, Result, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::Checkpoint;
+use lowrank_models::params::{Layout, ParamIo};
+use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
 use serde_json::{Value, json};
 
-use crate::context::{adapter_folder, print_json};
+use crate::adapter;
+use crate::backend::{Inner, device};
+use crate::context::{adapter_folder, model_folder, print_json};
+use crate::method::{AdapterArgs, Method};
 
 /// Options of `inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Model folder, adapter folder, or tensor file
+    /// Model folder (config.json is enough), adapter folder, or tensor file
     path: PathBuf,
     #[command(flatten)]
     spectrum: crate::spectrum::Args,
+    /// Count what this method would train on the model
+    #[arg(long, value_enum)]
+    method: Option<Method>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    /// Count the model with every linear layer as factors of this rank
+    #[arg(long, value_name = "RANK")]
+    factored: Option<usize>,
+    /// Labels of the head that is counted [default: the config's]
+    #[arg(long, value_name = "N")]
+    labels: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -27,11 +46,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return args.spectrum.run(&args.path, args.json);
     }
     let object = match adapter_folder(&args.path) {
-        Ok(dir) => adapter(&dir)?,
+        Ok(dir) => adapter_files(&dir)?,
+        Err(_) if args.method.is_some() || args.factored.is_some() || args.labels.is_some() => {
+            architecture(&args)?
+        }
+        Err(_) if has_no_weights(&args.path) => architecture(&args)?,
         Err(_) => model(&args.path)?,
     };
     if args.json {
         return print_json(&object);
+    }
+    if object["kind"] == "architecture" {
+        return print_architecture(&object);
     }
     for tensor in object["tensors"].as_array().into_iter().flatten() {
         let name = tensor["name"].as_str().unwrap_or_default();
@@ -49,6 +75,145 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// A folder with a config and no tensors: a model by its shape alone.
+fn has_no_weights(path: &Path) -> bool {
+    path.join("config.json").is_file() && Checkpoint::open(path).is_err()
+}
+
+/// Counts of a model that is built by its config alone, without weights.
+fn architecture(args: &Args) -> Result<Value> {
+    let folder = model_folder(&args.path)?;
+    let device = device()?;
+    let (sites, parameters, trained_in_full, heads) = match EncoderConfig::read(&folder) {
+        Ok(config) => {
+            let config = match args.labels {
+                Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
+                None => config,
+            };
+            let heads = config.n_heads;
+            let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
+            let sites = model.sites().to_vec();
+            let mut count = Count::new(args.method, &sites);
+            model.walk(&mut count);
+            let Count { parameters, trained, .. } = count;
+            (sites, parameters, trained, heads)
+        }
+        Err(encoder) => {
+            let config = DecoderConfig::read(&folder).map_err(|_| encoder)?;
+            let heads = config.n_heads;
+            let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
+            let sites = model.sites().to_vec();
+            let mut count = Count::new(args.method, &sites);
+            model.walk(&mut count);
+            let Count { parameters, trained, .. } = count;
+            (sites, parameters, trained, heads)
+        }
+    };
+    let mut object = json!({"kind": "architecture", "parameters": parameters});
+    if let Some(method) = args.method {
+        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0)).transpose()?;
+        let (adapters, adapted) = match config {
+            // How the factors start is of no consequence to their number.
+            Some(config) => count_adapters(&AdapterConfig { init: Init::Default, ..config }, &sites)?,
+            None => (0, BTreeSet::new()),
+        };
+        // A head that is adapted is not trained in full too.
+        let in_full: usize =
+            trained_in_full.iter().filter(|(module, _)| !adapted.contains(module)).map(|(_, n)| n).sum();
+        object["method"] = json!(method.name());
+        object["adapter_parameters"] = json!(adapters);
+        object["trained_in_full"] = json!(in_full);
+        object["trainable"] = json!(adapters + in_full);
+        object["total"] = json!(parameters + adapters);
+    }
+    if let Some(rank) = args.factored {
+        ensure!(rank > 0, "--factored 0 is out of range; expected 1 or more");
+        let factored = sites.iter().filter(|site| !site.embedding).fold(parameters, |sum, site| {
+            let rank = rank.min(site.max_rank());
+            sum - site.d_input * site.d_output + rank * (site.d_input + site.d_output)
+        });
+        object["factored_rank"] = json!(rank);
+        object["factored_parameters"] = json!(factored);
+    }
+    let rows = sites.iter().map(|site| {
+        let kind = if site.embedding { "embedding" } else { "linear" };
+        json!({"module": site.path, "kind": kind, "shape": [site.d_input, site.d_output]})
+    });
+    object["modules"] = rows.collect();
+    Ok(object)
+}
+
+fn print_architecture(object: &Value) -> Result<()> {
+    for module in object["modules"].as_array().into_iter().flatten() {
+        let text = |key: &str| module[key].as_str().unwrap_or_default();
+        println!("{:60} {:10} {}", text("module"), text("kind"), module["shape"]);
+    }
+    println!("{} parameters", object["parameters"]);
+    if let Some(method) = object["method"].as_str() {
+        println!(
+            "{method}: {} trainable ({} in adapters, {} in full), {} in total",
+            object["trainable"], object["adapter_parameters"], object["trained_in_full"], object["total"]
+        );
+    }
+    if let Some(rank) = object["factored_rank"].as_u64() {
+        println!("every linear layer at rank {rank}: {} parameters", object["factored_parameters"]);
+    }
+    Ok(())
+}
+
+/// Numbers of parameters, all and by module those that a method trains in full, by shapes alone.
+struct Count<'a> {
+    method: Option<Method>,
+    sites: &'a [Site],
+    parameters: usize,
+    trained: Vec<(String, usize)>,
+}
+
+impl<'a> Count<'a> {
+    fn new(method: Option<Method>, sites: &'a [Site]) -> Self {
+        Self { method, sites, parameters: 0, trained: Vec::new() }
+    }
+}
+
+impl ParamIo<Inner> for Count<'_> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<Inner, D>>) {
+        let n = param.lazy_shape().num_elements();
+        self.parameters += n;
+        let module = key.rsplit_once('.').map_or(key, |(module, _)| module);
+        let is_head = self.sites.iter().any(|site| site.head && site.path == module);
+        let trained = match self.method {
+            Some(Method::Full) => true,
+            Some(Method::Bitfit) => is_head || key.ends_with(".bias"),
+            Some(_) => is_head,
+            None => false,
+        };
+        if trained {
+            self.trained.push((module.to_string(), n));
+        }
+    }
+}
+
+/// Numbers in the adapters of a config, and the modules that they adapt.
+fn count_adapters(config: &AdapterConfig, sites: &[Site]) -> Result<(usize, BTreeSet<String>)> {
+    struct Zeros<'a>(&'a [Site]);
+    impl BaseWeights<Inner> for Zeros<'_> {
+        fn weight(&self, site: usize) -> Option<Tensor<Inner, 2>> {
+            let site = self.0.get(site)?;
+            Some(Tensor::zeros([site.d_input, site.d_output], &Default::default()))
+        }
+    }
+    struct Trained(usize);
+    impl ModuleVisitor<Inner> for Trained {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Inner, D>>) {
+            self.0 += param.lazy_shape().num_elements();
+        }
+    }
+    let set = AdapterSet::<Inner>::init(config, sites, &Zeros(sites), &device()?)?;
+    let mut trained = Trained(0);
+    set.visit(&mut trained);
+    Ok((trained.0, set.slots().iter().map(|slot| slot.path.clone()).collect()))
+}
+
 fn model(path: &Path) -> Result<Value> {
     let checkpoint = Checkpoint::open(path)?;
     let mut parameters = 0;
@@ -63,9 +228,13 @@ fn model(path: &Path) -> Result<Value> {
     Ok(json!({"kind": "model", "parameters": parameters, "tensors": tensors}))
 }
 
-fn adapter(dir: &Path) -> Result<Value> {
-    let folder = AdapterFolder::read(dir)?;
-    let parameters: usize = folder.tensors.values().map(|t| t.data.len()).sum();
+fn adapter_files(dir: &Path) -> Result<Value> {
+    let folder = adapter::read(dir, None)?;
+    let parameters = folder.parameters();
+    let idle = folder.own_sites(dir).ok().and_then(|sites| {
+        let set = folder.clone().into_set::<Inner>(dir, &sites, &NoWeights, &device().ok()?).ok()?.0;
+        Some(set.idle().into_iter().map(str::to_string).collect::<Vec<_>>())
+    });
     let tensors: Vec<Value> =
         folder.tensors.values().map(|t| json!({"name": t.name, "shape": t.shape, "dtype": "F32"})).collect();
     Ok(json!({
@@ -73,6 +242,13 @@ fn adapter(dir: &Path) -> Result<Value> {
         "peft_type": folder.config.peft_type,
         "rank": folder.config.r,
         "alpha": folder.config.lora_alpha,
+        "rslora": folder.config.use_rslora,
+        "dora": folder.config.use_dora,
+        "bias": folder.config.bias,
+        "rank_pattern": folder.config.rank_pattern,
+        "alpha_pattern": folder.config.alpha_pattern,
+        "modules_to_save": folder.config.modules_to_save,
+        "zero": idle,
         "parameters": parameters,
         "tensors": tensors,
     }))
