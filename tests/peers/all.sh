@@ -12,6 +12,7 @@ check() {
 
 check check_logs.py "$binary"
 check check_report.py "$binary"
+check check_round_trips.py "$binary"
 
 echo "$failed failed"
 [ "$failed" = 0 ]

@@ -34,7 +34,7 @@ def load(folder, outputs):
     base = ARCHITECTURES[config.task_type].from_pretrained(folder / "base", dtype=torch.float32, **options)
     config.inference_mode = True
     model = get_peft_model(base, config)
-    wanted = {k for k in model.state_dict() if "lora_" in k or ".modules_to_save.default" in k}
+    wanted = {k for k in model.state_dict() if "lora_" in k or "vera_" in k or ".modules_to_save.default" in k}
     found = load_peft_weights(folder / "adapter", device="cpu")
     result = model.load_adapter(folder / "adapter", "default")
     missing = sorted(wanted.intersection(result.missing_keys))

@@ -8,6 +8,7 @@
 pub mod algebra;
 pub mod build;
 pub mod config;
+pub mod conv;
 pub mod correction;
 pub mod error;
 pub mod forward;
@@ -16,6 +17,7 @@ pub mod init;
 pub mod lora;
 pub mod lorta;
 pub mod lotr;
+pub mod optim;
 pub mod peft;
 pub mod route;
 pub mod set;
@@ -26,6 +28,7 @@ pub mod vera;
 
 pub use build::{BaseWeights, NoWeights};
 pub use config::{AdapterConfig, Grouping, Init, Method};
+pub use conv::{LoraConv1d, LoraConv2d};
 pub use error::{AdapterError, Result};
 pub use forward::FrozenMap;
 pub use set::{Adapter, AdapterSet, Member, Observer, Pair, Slot};

@@ -62,6 +62,9 @@ enum Command {
     Logs(command::logs::Args),
     /// Tables and plots of finished runs
     Report(command::report::Args),
+    /// The toy study of `cargo xtask experiment toy`
+    #[command(hide = true)]
+    Toy(command::toy::Args),
     /// Make the embedded data sets and the embedded model
     Datasets(command::datasets::Args),
 }
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Combine(args) => command::combine::run(args),
         Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
+        Command::Toy(args) => command::toy::run(args),
         Command::Datasets(args) => command::datasets::run(args),
     };
     match result {

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     #[arg(long)]
     spectrum: bool,
     /// With --spectrum, only these weights: names, all-linear, or a regular expression
-    #[arg(long = "spectrum-of", value_name = "TARGETS", requires = "spectrum")]
+    #[arg(long = "spectrum-of", id = "spectrum_of", value_name = "TARGETS", requires = "spectrum")]
     targets: Option<String>,
     /// With --spectrum, write spectrum.csv and spectrum.svg into this folder
     #[arg(short, long, requires = "spectrum")]

@@ -6,6 +6,7 @@ mod progress;
 mod runner;
 mod slurm;
 mod state;
+mod toy;
 
 use std::{
     env,
@@ -28,7 +29,7 @@ use crate::cargo::{Build, root};
 /// Which grid, how, and where.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Experiment: a file of xtask/experiments, as glue
+    /// Experiment: a file of xtask/experiments, as glue; or toy
     kind: String,
     /// JSON file whose keys replace those of the experiment's own
     #[arg(long, value_name = "FILE")]
@@ -101,6 +102,9 @@ enum Launcher {
 
 /// Runs the experiment; whether every cell ended well.
 pub(crate) fn run(options: &Options) -> Result<bool> {
+    if options.kind == "toy" {
+        return toy::run(&options.build.lowrank()?, options.smoke, options.dry_run);
+    }
     let (config, over) = configure(options)?;
     let grid = Grid::new(options.output.clone().unwrap_or_else(|| default_output(options, &config)));
     let mut cells = plan::cells(&config, &over, options.build.backend.name(), grid.root())?;

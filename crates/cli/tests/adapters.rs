@@ -1,0 +1,329 @@
+//! The commands over adapters as a user types them.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn run(args: &[&str]) -> assert_cmd::assert::Assert {
+    Command::cargo_bin("lowrank").unwrap().args(args).assert()
+}
+
+fn json_of(args: &[&str]) -> Value {
+    let output = run(&[args, &["--json"]].concat()).success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+const TEXTS: [&str; 4] = ["--text", "The cat sat on the red mat.", "--text", "it was bad"];
+
+/// Logits of two texts.
+fn predict(model: &Path, adapter: Option<&Path>) -> Vec<f64> {
+    let mut args = vec!["predict", "--model", s(model)];
+    args.extend(adapter.iter().flat_map(|a| ["--adapter", s(a)]));
+    args.extend(TEXTS);
+    let rows = json_of(&args)["rows"].as_array().unwrap().clone();
+    rows.iter()
+        .flat_map(|row| row["logits"].as_array().unwrap().clone())
+        .map(|v| v.as_f64().unwrap())
+        .collect()
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+}
+
+/// f32 sums taken in another order, on logits of size 1 to 10.
+const ROUNDING: f64 = 1e-4;
+
+fn shape(model_type: &str) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512,
+        "type_vocab_size": 2
+    });
+    if model_type == "roberta" {
+        config["vocab_size"] = json!(50265);
+        config["max_position_embeddings"] = json!(514);
+        config["type_vocab_size"] = json!(1);
+    }
+    config
+}
+
+/// The counts of the papers' models, built without weights.
+#[rstest]
+#[case("bert", &[], "parameters", 109_483_778)]
+#[case("bert", &["--method", "lora", "--rank", "1", "--targets", "all-linear,classifier"], "trainable", 168_194)]
+#[case("bert", &["--factored", "1"], "factored_parameters", 24_125_956)]
+#[case("bert", &["--factored", "128"], "factored_parameters", 45_389_574)]
+#[case("roberta", &["--method", "head"], "trainable", 592_130)]
+#[case("roberta", &["--method", "lotr", "--rank", "2"], "trainable", 595_298)]
+#[case("roberta", &["--method", "lotr", "--rank", "2"], "total", 124_650_338)]
+#[case("roberta", &["--method", "lotr", "--rank", "32"], "adapter_parameters", 2 * 768 * 32 + 24 * 32 * 32)]
+#[case("roberta", &["--method", "lora", "--rank", "4"], "adapter_parameters", 24 * 2 * 768 * 4)]
+#[case("roberta", &["--method", "vera", "--rank", "64"], "adapter_parameters", 24 * (64 + 768))]
+fn counts_are_exact(#[case] model: &str, #[case] options: &[&str], #[case] key: &str, #[case] count: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), shape(model).to_string()).unwrap();
+    let object = json_of(&[&["inspect", s(dir.path())], options].concat());
+    assert_eq!(object[key], count, "{object}");
+}
+
+#[test]
+fn the_toy_study_holds() {
+    let result = json_of(&["toy", "--inputs", "61", "--outputs", "40", "--rows", "600", "--steps", "400"]);
+    let value = |key: &str| result[key].as_f64().unwrap();
+    assert!(value("pretrained_loss") < 1e-3, "{result}");
+    // The mean square of a sum of 61 normal numbers.
+    assert!((value("shifted_loss") / 61.0 - 1.0).abs() < 0.2, "{result}");
+    assert!(value("lora_loss") < 5e-3, "{result}");
+    assert!(value("delta_max_error") < 0.05, "{result}");
+    assert!(value("merged_max_difference") < 1e-3, "{result}");
+    assert_eq!(result["base_unchanged"], true);
+}
+
+fn tiny_data() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("SST-2");
+    fs::create_dir(&folder).unwrap();
+    let mut text = String::from("sentence\tlabel\n");
+    for i in 0..24 {
+        let (word, label) = if i % 2 == 0 { ("cat", 1) } else { ("dog", 0) };
+        text.push_str(&format!("the {word} sat on the mat {i}\t{label}\n"));
+    }
+    fs::write(folder.join("train.tsv"), &text).unwrap();
+    fs::write(folder.join("dev.tsv"), &text).unwrap();
+    dir
+}
+
+/// Trains a few steps; the folder of the run.
+fn finetune(data: &TempDir, out: &Path, options: &[&str]) -> PathBuf {
+    let dir = out.join("run");
+    let model = fixture("bert-cls");
+    let base = ["finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path())];
+    let steps = ["--rank", "2", "--max-steps", "4", "--eval-every", "4", "--batch-size", "8", "--lr", "2e-2"];
+    run(&[&base[..], &steps, options, &["-o", s(&dir)]].concat()).success();
+    dir.join("adapter")
+}
+
+#[rstest]
+#[case("lora", &["--init", "pissa"], "LORA")]
+#[case("lora", &["--lora-plus", "4", "--rank-pattern", "value=3", "--rslora"], "LORA")]
+#[case("lora", &["--bias", "all", "--targets", "word_embeddings,query"], "LORA")]
+#[case("lora", &["--bias", "lora-only", "--dropout", "0.1"], "LORA")]
+#[case("dora", &[], "LORA")]
+#[case("lora-fa", &[], "LORA")]
+#[case("lotr", &["--targets", "all-linear", "--by-kind"], "LOTR")]
+#[case("lotr", &["--init", "svd"], "LOTR")]
+#[case("vera", &["--targets", "query,intermediate.dense"], "VERA")]
+#[case("loretta", &[], "LORETTA")]
+#[case("tt-lora", &[], "TT_LORA")]
+#[case("lorta", &["--targets", "query,value,output.dense"], "LORTA")]
+#[case("lowrank", &[], "LORA")]
+#[case("lowrank", &["--stack"], "LORA")]
+fn every_method_trains_is_saved_and_becomes_a_lora(
+    #[case] method: &str,
+    #[case] options: &[&str],
+    #[case] peft_type: &str,
+) {
+    let (data, out, model) = (tiny_data(), tempfile::tempdir().unwrap(), fixture("bert-cls"));
+    let adapter = finetune(&data, out.path(), &[&["--method", method], options].concat());
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(adapter.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["peft_type"], peft_type);
+    let adapted = predict(&model, Some(&adapter));
+    let lora = out.path().join("lora");
+    run(&["convert", "--adapter", s(&adapter), "--to", "lora", "--model", s(&model), "-o", s(&lora)])
+        .success();
+    assert!(distance(&predict(&model, Some(&lora)), &adapted) < ROUNDING);
+    let merged = out.path().join("merged");
+    let result = json_of(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]);
+    assert!(result["max_difference"].as_f64().unwrap() < ROUNDING, "{result}");
+    assert!(distance(&predict(&merged, None), &adapted) < ROUNDING);
+}
+
+#[test]
+fn resizing_to_the_same_rank_changes_nothing_and_to_less_a_little() {
+    let (model, adapter, out) =
+        (fixture("bert-cls"), fixture("peft-bert-lora"), tempfile::tempdir().unwrap());
+    let before = predict(&model, Some(&adapter));
+    let to = |name: &str, options: &[&str]| {
+        let dir = out.path().join(name);
+        let result = json_of(&[&["resize", "--adapter", s(&adapter), "-o", s(&dir)], options].concat());
+        (distance(&predict(&model, Some(&dir)), &before), result)
+    };
+    assert!(to("same", &["--rank", "4"]).0 < ROUNDING);
+    assert!(to("all", &["--energy", "1.0"]).0 < ROUNDING);
+    let (off, result) = to("less", &["--rank", "1"]);
+    assert!(off > ROUNDING);
+    for module in result["modules"].as_array().unwrap() {
+        assert_eq!(module["to"], 1);
+        assert!(module["relative_error"].as_f64().unwrap() > 0.0);
+    }
+    run(&["resize", "--adapter", s(&adapter), "-o", s(&out.path().join("none"))]).code(1);
+}
+
+#[test]
+fn combining_is_a_weighted_sum_of_updates() {
+    let (model, out) = (fixture("bert-cls"), tempfile::tempdir().unwrap());
+    let adapter = fixture("peft-bert-lora");
+    let before = predict(&model, Some(&adapter));
+    for how in ["linear", "cat", "svd", "ties"] {
+        let dir = out.path().join(how);
+        let half = format!("{}=0.5", s(&adapter));
+        let density = ["--density", "1"];
+        let args = ["combine", "--adapter", &half, "--adapter", &half, "--how", how, "-o", s(&dir)];
+        run(&[&args[..], &density].concat()).success();
+        assert!(distance(&predict(&model, Some(&dir)), &before) < ROUNDING, "{how}");
+        let rank = json_of(&["inspect", s(&dir)])["rank"].as_u64().unwrap();
+        assert_eq!(rank, if how == "cat" { 8 } else { 4 }, "{how}");
+    }
+}
+
+#[test]
+fn extracting_gives_back_what_was_merged() {
+    let (model, adapter, out) =
+        (fixture("bert-cls"), fixture("peft-bert-lora"), tempfile::tempdir().unwrap());
+    let (merged, dir) = (out.path().join("merged"), out.path().join("extracted"));
+    run(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]).success();
+    let result =
+        json_of(&["extract", "--base", s(&model), "--tuned", s(&merged), "--rank", "4", "-o", s(&dir)]);
+    let modules = result["modules"].as_array().unwrap();
+    let query = modules.iter().find(|m| m["module"].as_str().unwrap().ends_with("query")).unwrap();
+    assert!(query["relative_error"].as_f64().unwrap() < 1e-4, "{query}");
+    assert!(distance(&predict(&model, Some(&dir)), &predict(&merged, None)) < ROUNDING);
+    let same = run(&["extract", "--base", s(&model), "--tuned", s(&model), "--rank", "4", "-o", s(&dir)]);
+    assert!(String::from_utf8_lossy(&same.code(1).get_output().stderr).contains("nothing to extract"));
+}
+
+#[test]
+fn a_lora_becomes_a_lotr_and_a_lora_again() {
+    let (model, adapter, out) =
+        (fixture("bert-cls"), fixture("peft-bert-lora"), tempfile::tempdir().unwrap());
+    let (lotr, lora) = (out.path().join("lotr"), out.path().join("lora"));
+    // Four pairs of rank 4: sixteen columns hold them all.
+    let result =
+        json_of(&["convert", "--adapter", s(&adapter), "--to", "lotr", "--rank", "16", "-o", s(&lotr)]);
+    assert!(result["relative_error"].as_f64().unwrap() < 1e-5, "{result}");
+    let exact = json_of(&["convert", "--adapter", s(&lotr), "--to", "lora", "-o", s(&lora)]);
+    assert_eq!(exact["relative_error"], 0.0);
+    let before = predict(&model, Some(&adapter));
+    assert!(distance(&predict(&model, Some(&lotr)), &before) < ROUNDING);
+    assert!(distance(&predict(&model, Some(&lora)), &before) < ROUNDING);
+}
+
+/// Renames the tensors of an adapter as loralib has them, beside no config.
+#[test]
+fn loralib_tensors_are_an_adapter_and_convert_to_peft() {
+    let (model, adapter) = (fixture("bert-cls"), fixture("peft-bert-lora"));
+    let out = tempfile::tempdir().unwrap();
+    let file = lowrank_checkpoint::Checkpoint::open(&adapter).unwrap();
+    let tensors = file.names().map(|name| lowrank_checkpoint::NamedTensor {
+        name: name
+            .replace("base_model.model.", "")
+            .replace("lora_A.weight", "lora_A")
+            .replace("lora_B.weight", "lora_B"),
+        shape: file.info(name).unwrap().shape.clone(),
+        data: file.read_f32(name).unwrap().into(),
+    });
+    let path = out.path().join("mnli_lora.safetensors");
+    let f32 = lowrank_checkpoint::FloatType::F32;
+    lowrank_checkpoint::write_safetensors(&path, tensors.collect(), f32, &Default::default()).unwrap();
+    let peft = out.path().join("peft");
+    run(&["convert", "--adapter", s(&path), "--alpha", "8", "--to", "lora", "-o", s(&peft)]).success();
+    let expect = predict(&model, Some(&adapter));
+    assert!(distance(&predict(&model, Some(&peft)), &expect) < ROUNDING);
+    // Without its strength, loralib's own is taken, and said.
+    let assert = run(&["predict", "--model", s(&model), "--adapter", s(&path), "--text", "a"]).success();
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.contains("holds no alpha; taking 16"), "{stderr}");
+}
+
+fn copy(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+/// Rewrites the tensors of an adapter, each as `change` has it.
+fn rewrite(dir: &Path, change: impl Fn(&str, Vec<f32>) -> Option<(String, Vec<f32>)>) {
+    let file = lowrank_checkpoint::Checkpoint::open(dir).unwrap();
+    let tensors = file.names().filter_map(|name| {
+        let (new, data) = change(name, file.read_f32(name).unwrap())?;
+        let shape = file.info(name).unwrap().shape.clone();
+        Some(lowrank_checkpoint::NamedTensor { name: new, shape, data: data.into() })
+    });
+    let tensors: Vec<_> = tensors.collect();
+    let path = dir.join("adapter_model.safetensors");
+    let f32 = lowrank_checkpoint::FloatType::F32;
+    lowrank_checkpoint::write_safetensors(path, tensors, f32, &Default::default()).unwrap();
+}
+
+fn load_error(dir: &Path) -> String {
+    let model = fixture("bert-cls");
+    let args = ["predict", "--model", s(&model), "--adapter", s(dir), "--text", "a"];
+    let output = run(&args).code(1).get_output().clone();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn loading_is_strict() {
+    let dir = copy("peft-bert-lora");
+    rewrite(dir.path(), |name, data| (!name.contains("layer.1.")).then(|| (name.into(), data)));
+    let error = load_error(dir.path());
+    assert!(
+        error.contains("missing factors of") && error.contains("layer.1.attention.self.query"),
+        "{error}"
+    );
+
+    let dir = copy("peft-bert-lora");
+    rewrite(dir.path(), |name, data| {
+        (!name.contains("layer.1.attention.self.query.lora_B")).then(|| (name.into(), data))
+    });
+    let error = load_error(dir.path());
+    assert!(error.contains("missing") && error.contains("query.lora_B.weight"), "{error}");
+
+    let dir = copy("peft-bert-lora");
+    rewrite(dir.path(), |name, data| Some((name.replace("classifier.bias", "classifier.offset"), data)));
+    let error = load_error(dir.path());
+    assert!(error.contains("classifier.offset") || error.contains("missing 'classifier.bias'"), "{error}");
+
+    let dir = copy("peft-bert-lora");
+    rewrite(dir.path(), |name, data| Some((name.replace("layer.1.", "layer.7."), data)));
+    let error = load_error(dir.path());
+    assert!(
+        error.contains("layer.7.attention.self.query") && error.contains("is no layer of this model"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_is_reported() {
+    let dir = copy("peft-bert-lora");
+    rewrite(dir.path(), |name, data| {
+        let zero = name.contains("lora_B");
+        Some((name.into(), if zero { vec![0.0; data.len()] } else { data }))
+    });
+    let model = fixture("bert-cls");
+    let args = ["predict", "--model", s(&model), "--adapter", s(dir.path()), "--text", "a"];
+    let output = run(&args).success().get_output().clone();
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(warning.contains("all zero in every layer"), "{warning}");
+    assert_eq!(json_of(&["inspect", s(dir.path())])["zero"].as_array().unwrap().len(), 4);
+}
