@@ -11,8 +11,8 @@ use std::{
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{
-    CheckpointError, TensorInfo,
-    convert::{extend_f32, extend_f64, transpose_f32},
+    CheckpointError, Dtype, TensorInfo,
+    convert::{extend_bits, extend_f32, extend_f64, transpose, transpose_f32},
     error::{nearest, printable},
     map::Bytes,
     resolve::{self, Prefer},
@@ -159,20 +159,67 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor), and [`BadTensor`](CheckpointError::BadTensor) for a tensor
     /// that is not a matrix.
     pub fn read_f32_transposed(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let (entry, shape) = self.matrix(name)?;
+        let file = &self.files[entry.source];
+        let mut out = vec![0f32; entry.info.numel()];
+        match entry.bytes(file.as_slice()) {
+            Cow::Borrowed(bytes) => {
+                transpose_f32(entry.info.dtype, bytes, shape, &mut out, |band| file.release(band));
+            }
+            Cow::Owned(bytes) => transpose_f32(entry.info.dtype, &bytes, shape, &mut out, |_| ()),
+        }
+        Ok(out)
+    }
+
+    /// The elements of an f16 or bf16 tensor in row-major order as their bits, which nothing rounds.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor), and [`BadTensor`](CheckpointError::BadTensor) for another
+    /// type.
+    pub fn read_bits(&self, name: &str) -> Result<Vec<u16>, CheckpointError> {
+        let entry = self.half(name)?;
+        let mut out = Vec::with_capacity(entry.info.numel());
+        self.each_span(entry, |span| extend_bits(span, &mut out));
+        Ok(out)
+    }
+
+    /// An f16 or bf16 matrix `[a, b]` as the bits of the row-major elements of its transpose `[b, a]`.
+    ///
+    /// # Errors
+    /// As [`read_bits`](Self::read_bits), and [`BadTensor`](CheckpointError::BadTensor) for a tensor that is not a
+    /// matrix.
+    pub fn read_bits_transposed(&self, name: &str) -> Result<Vec<u16>, CheckpointError> {
+        self.half(name)?;
+        let (entry, shape) = self.matrix(name)?;
+        let file = &self.files[entry.source];
+        let mut out = vec![0u16; entry.info.numel()];
+        match entry.bytes(file.as_slice()) {
+            Cow::Borrowed(bytes) => {
+                transpose(2, bytes, shape, &mut out, extend_bits, |band| file.release(band));
+            }
+            Cow::Owned(bytes) => transpose(2, &bytes, shape, &mut out, extend_bits, |_| ()),
+        }
+        Ok(out)
+    }
+
+    /// A tensor of two dimensions.
+    fn matrix(&self, name: &str) -> Result<(&Entry, [usize; 2]), CheckpointError> {
         let entry = self.entry(name)?;
         let &[rows, columns] = entry.info.shape.as_slice() else {
             let reason = format!("expected a matrix to transpose, got {} dimensions", entry.info.shape.len());
             return Err(CheckpointError::tensor(&self.path, name, reason));
         };
-        let file = &self.files[entry.source];
-        let mut out = vec![0f32; entry.info.numel()];
-        match entry.bytes(file.as_slice()) {
-            Cow::Borrowed(bytes) => {
-                transpose_f32(entry.info.dtype, bytes, [rows, columns], &mut out, |band| file.release(band));
-            }
-            Cow::Owned(bytes) => transpose_f32(entry.info.dtype, &bytes, [rows, columns], &mut out, |_| ()),
+        Ok((entry, [rows, columns]))
+    }
+
+    /// A tensor of type f16 or bf16.
+    fn half(&self, name: &str) -> Result<&Entry, CheckpointError> {
+        let entry = self.entry(name)?;
+        if !matches!(entry.info.dtype, Dtype::F16 | Dtype::BF16) {
+            let reason = format!("expected F16 or BF16, got {}", entry.info.dtype.name());
+            return Err(CheckpointError::tensor(&self.path, name, reason));
         }
-        Ok(out)
+        Ok(entry)
     }
 
     /// The little-endian bytes of a tensor in row-major order, borrowed from the map where they lie so.

@@ -93,20 +93,21 @@ const TILE_COLUMNS: usize = 128;
 /// Distance of two rows in the scratch tile; not a power of two, so that a column does not fall into one cache set.
 const PITCH: usize = TILE_COLUMNS + 16;
 
-/// Transposes row-major `[rows, columns]` bytes into f32 `[columns, rows]`, tile by tile. `done` is told after
-/// each band of rows how many bytes it was.
-pub(crate) fn transpose_f32(
-    dtype: Dtype,
+/// Transposes row-major `[rows, columns]` elements of `size` bytes into `[columns, rows]`, tile by tile; `extend`
+/// appends the elements of some bytes. `done` is told after each band of rows how many bytes it was.
+pub(crate) fn transpose<T: Copy + Default>(
+    size: usize,
     bytes: &[u8],
     [rows, columns]: [usize; 2],
-    out: &mut [f32],
+    out: &mut [T],
+    extend: impl Fn(&[u8], &mut Vec<T>),
     mut done: impl FnMut(&[u8]),
 ) {
     if rows == 0 || columns == 0 {
         return;
     }
-    let row_bytes = columns * dtype.size();
-    let mut tile = vec![0f32; TILE_ROWS * PITCH];
+    let row_bytes = columns * size;
+    let mut tile = vec![T::default(); TILE_ROWS * PITCH];
     let mut line = Vec::with_capacity(TILE_COLUMNS);
     for (band_index, band) in bytes.chunks(TILE_ROWS * row_bytes).enumerate() {
         let top = band_index * TILE_ROWS;
@@ -115,7 +116,7 @@ pub(crate) fn transpose_f32(
             let width = TILE_COLUMNS.min(columns - left);
             for (row, to) in band.chunks_exact(row_bytes).zip(tile.chunks_exact_mut(PITCH)) {
                 line.clear();
-                extend_f32(dtype, &row[left * dtype.size()..(left + width) * dtype.size()], &mut line);
+                extend(&row[left * size..(left + width) * size], &mut line);
                 to[..width].copy_from_slice(&line);
             }
             for (j, to) in out.chunks_exact_mut(rows).skip(left).take(width).enumerate() {
@@ -126,6 +127,22 @@ pub(crate) fn transpose_f32(
         }
         done(band);
     }
+}
+
+/// [`transpose`] into f32 from any type.
+pub(crate) fn transpose_f32(
+    dtype: Dtype,
+    bytes: &[u8],
+    shape: [usize; 2],
+    out: &mut [f32],
+    done: impl FnMut(&[u8]),
+) {
+    transpose(dtype.size(), bytes, shape, out, |bytes, line| extend_f32(dtype, bytes, line), done);
+}
+
+/// Appends elements of two bytes as their bits.
+pub(crate) fn extend_bits(bytes: &[u8], out: &mut Vec<u16>) {
+    out.extend(bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)));
 }
 
 #[cfg(test)]

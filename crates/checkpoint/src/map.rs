@@ -40,15 +40,21 @@ impl Bytes {
 
     /// Lets go of the pages that `part` lies in, so that reading a large file does not keep a second copy of it
     /// resident. They come back from the file when touched again.
+    ///
+    /// The pages just before go too: the first touch of `part` brought them back.
     pub(crate) fn release(&self, part: &[u8]) {
         if let Self::Mapped(map) = self {
             let start = (part.as_ptr().addr()).wrapping_sub(map.as_ptr().addr());
             if start <= map.len() && part.len() <= map.len() - start {
-                release_range(map, start, part.len());
+                let from = start.saturating_sub(FAULT_AROUND);
+                release_range(map, from, start - from + part.len());
             }
         }
     }
 }
+
+/// Linux maps pages of a file that it has in memory by aligned runs of this many bytes around the one touched.
+const FAULT_AROUND: usize = 64 << 10;
 
 #[allow(unsafe_code, reason = "mapping a file has no safe form")]
 fn map_file(file: &File) -> std::io::Result<Mmap> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, TensorData, bf16, f16};
 use lowrank_adapters::init::normal_values;
 use lowrank_adapters::peft::{host_values, transpose};
-use lowrank_checkpoint::{Checkpoint, NamedTensor};
+use lowrank_checkpoint::{Checkpoint, Dtype, NamedTensor};
 
 use crate::error::{ModelError, Result, summary};
 
@@ -180,14 +180,9 @@ impl<'a, B: Backend> Loader<'a, B> {
             self.problems.push(format!("'{name}' has shape {got:?}, expected {wanted:?}"));
             return Ok(());
         }
-        let values = match layout {
-            Layout::Same => self.checkpoint.read_f32(name)?,
-            Layout::Transposed => self.checkpoint.read_f32_transposed(name)?,
-        };
-        let data = TensorData::new(values, shape);
         // Vectors are small, and their arithmetic is not that of the matrix kernels.
         let dtype = if D >= 2 { self.weights.dtype() } else { DType::F32 };
-        let data = if dtype == DType::F32 { data } else { data.convert_dtype(dtype) };
+        let data = self.read(name, layout, dtype, shape)?;
         let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
         if name.ends_with(".lowrank_a.weight") || name.ends_with(".lowrank_b.weight") {
             self.factors
@@ -195,6 +190,37 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
         *param = Param::initialized(param.id, tensor);
         Ok(())
+    }
+
+    /// The elements of a tensor in a type.
+    fn read(&self, name: &str, layout: Layout, dtype: DType, shape: Vec<usize>) -> Result<TensorData> {
+        let stored = self.checkpoint.info(name).map(|info| info.dtype);
+        match (stored, dtype) {
+            (Some(Dtype::F16), DType::F16) => {
+                Ok(TensorData::new(self.read_halves(name, layout, f16::from_bits)?, shape))
+            }
+            (Some(Dtype::BF16), DType::BF16) => {
+                Ok(TensorData::new(self.read_halves(name, layout, bf16::from_bits)?, shape))
+            }
+            _ => {
+                let values = match layout {
+                    Layout::Same => self.checkpoint.read_f32(name)?,
+                    Layout::Transposed => self.checkpoint.read_f32_transposed(name)?,
+                };
+                let data = TensorData::new(values, shape);
+                Ok(if dtype == DType::F32 { data } else { data.convert_dtype(dtype) })
+            }
+        }
+    }
+
+    /// Elements of two bytes as they are stored, without a detour over f32, which would take twice the memory.
+    fn read_halves<T>(&self, name: &str, layout: Layout, from_bits: impl Fn(u16) -> T) -> Result<Vec<T>> {
+        let bits = match layout {
+            Layout::Same => self.checkpoint.read_bits(name)?,
+            Layout::Transposed => self.checkpoint.read_bits_transposed(name)?,
+        };
+        // The standard library collects into the same memory.
+        Ok(bits.into_iter().map(from_bits).collect())
     }
 
     /// Ends the loading: an error if anything was misshaped, a key in `required` was missing, or the
