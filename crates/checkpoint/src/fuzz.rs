@@ -82,3 +82,55 @@ fn check_message(message: &str) {
     assert!(!message.chars().any(char::is_control), "{message:?}");
     assert!(message.len() < 1200, "{} bytes of message", message.len());
 }
+
+/// SplitMix64 (Steele, Lea & Flood 2014).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From a seed.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// 64 random bits.
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`, or 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.draw() % n.max(1) as u64) as usize
+    }
+}
+
+/// Bytes that parsers treat specially, more telling than arbitrary ones.
+const TELLING: [u8; 12] = [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'}', b'.', b'(', b'R'];
+
+/// One to four changes: flips, telling bytes, cuts, insertions, repeated or moved pieces.
+pub fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut file = file.to_vec();
+    for _ in 0..=random.below(4) {
+        let at = random.below(file.len());
+        match random.below(8) {
+            0 | 1 => file[at] ^= 1 << random.below(8),
+            2 | 3 => file[at] = TELLING[random.below(TELLING.len())],
+            4 => file.truncate(at.max(1)),
+            5 => file.insert(at, random.draw() as u8),
+            6 => drop(file.remove(at)),
+            _ => {
+                let piece = file[at..file.len().min(at + random.below(16))].to_vec();
+                let to = random.below(file.len() - piece.len() + 1);
+                file[to..to + piece.len()].copy_from_slice(&piece);
+            }
+        }
+        if file.is_empty() {
+            file.push(0);
+        }
+    }
+    file
+}

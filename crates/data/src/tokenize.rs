@@ -105,6 +105,14 @@ impl TextTokenizer {
     /// As [`TextTokenizer::from_folder`].
     pub fn from_file(path: &Path, max_length: Option<usize>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        Self::from_bytes(path, &bytes, max_length)
+    }
+
+    /// Loads the bytes of a `tokenizer.json`; `path` stands for them in messages.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::from_folder`].
+    pub fn from_bytes(path: &Path, bytes: &[u8], max_length: Option<usize>) -> Result<Self> {
         let inner = Tokenizer::from_bytes(bytes).map_err(|e| DataError::tokenizer(path, e))?;
         Self::new(path.to_path_buf(), inner, &TokenizerConfig::default(), max_length)
     }
@@ -216,6 +224,22 @@ impl TextTokenizer {
     /// `model_max_length` of `tokenizer_config.json`, where it is a real limit.
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
+    }
+}
+
+/// Fuzz body: any bytes as a `tokenizer.json` are refused in one line, or encode and decode.
+#[doc(hidden)]
+pub fn fuzz_tokenizer(data: &[u8]) {
+    match TextTokenizer::from_bytes(Path::new("fuzz"), data, Some(16)) {
+        Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        Ok(tokenizer) => {
+            for text in ["", "The cat sat.", "\u{0}\u{1F600} e\u{301}"] {
+                if let Ok(encoded) = tokenizer.encode(text, Some("on")) {
+                    assert!(encoded.ids.len() <= 16 && encoded.ids.len() == encoded.type_ids.len());
+                    drop(tokenizer.decode(&encoded.ids, true));
+                }
+            }
+        }
     }
 }
 

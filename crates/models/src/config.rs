@@ -156,7 +156,10 @@ impl EncoderConfig {
     }
 
     /// Takes the object of a `config.json`.
-    fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
+    ///
+    /// # Errors
+    /// A line that says what is wrong.
+    pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
         let model_type = raw.get("model_type").map_or(Some("bert"), Value::as_str);
         let architecture = architecture::encoder(model_type.ok_or("model_type is no string")?)?;
         let mut keys = raw.clone();

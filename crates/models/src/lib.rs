@@ -15,6 +15,8 @@ pub mod decoder;
 pub mod embedding;
 pub mod encoder;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod linear;
 pub mod masked_lm;
 mod merge_factors;

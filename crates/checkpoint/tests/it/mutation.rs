@@ -1,56 +1,12 @@
 //! The fuzz bodies on a few thousand seeded mutations of valid files: a short run of what `fuzz/` does for hours.
 
-use lowrank_checkpoint::fuzz;
+use lowrank_checkpoint::fuzz::{self, Random, mutate};
 
 use crate::raw_safetensors;
 
-/// SplitMix64 (Steele, Lea & Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
-/// Bytes that parsers treat specially, more telling than arbitrary ones.
-const TELLING: [u8; 12] = [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'}', b'.', b'(', b'R'];
-
-/// One to four changes: flips, telling bytes, cuts, insertions, repeated or moved pieces.
-fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut file = file.to_vec();
-    for _ in 0..=random.below(4) {
-        let at = random.below(file.len());
-        match random.below(8) {
-            0 | 1 => file[at] ^= 1 << random.below(8),
-            2 | 3 => file[at] = TELLING[random.below(TELLING.len())],
-            4 => file.truncate(at.max(1)),
-            5 => file.insert(at, random.next() as u8),
-            6 => drop(file.remove(at)),
-            _ => {
-                let piece = file[at..file.len().min(at + random.below(16))].to_vec();
-                let to = random.below(file.len() - piece.len() + 1);
-                file[to..to + piece.len()].copy_from_slice(&piece);
-            }
-        }
-        if file.is_empty() {
-            file.push(0);
-        }
-    }
-    file
-}
-
 fn run(seed: u64, rounds: usize, file: &[u8], body: fn(&[u8])) {
     body(file);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     for _ in 0..rounds {
         let mutated = mutate(file, &mut random);
         body(&mutated);
@@ -97,9 +53,9 @@ fn index() {
 
 #[test]
 fn noise() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for length in 0..300 {
-        let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+        let bytes: Vec<u8> = (0..length).map(|_| random.draw() as u8).collect();
         for body in [fuzz::safetensors, fuzz::torch, fuzz::any, fuzz::index] {
             body(&bytes);
         }
