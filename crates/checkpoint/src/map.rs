@@ -46,15 +46,16 @@ impl Bytes {
         if let Self::Mapped(map) = self {
             let start = (part.as_ptr().addr()).wrapping_sub(map.as_ptr().addr());
             if start <= map.len() && part.len() <= map.len() - start {
-                let from = start.saturating_sub(FAULT_AROUND);
+                let from = start.saturating_sub(MAPPED_AROUND);
                 release_range(map, from, start - from + part.len());
             }
         }
     }
 }
 
-/// Linux maps pages of a file that it has in memory by aligned runs of this many bytes around the one touched.
-const FAULT_AROUND: usize = 64 << 10;
+/// Linux maps pages of a file that it has in memory by runs around the one touched, and runs of large pages reach as
+/// far as this.
+const MAPPED_AROUND: usize = 2 << 20;
 
 #[allow(unsafe_code, reason = "mapping a file has no safe form")]
 fn map_file(file: &File) -> std::io::Result<Mmap> {

@@ -9,6 +9,7 @@ mod command;
 mod context;
 mod hub;
 mod language;
+mod layers;
 mod machine;
 mod method;
 mod spectrum;

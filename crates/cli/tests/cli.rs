@@ -352,3 +352,15 @@ fn inspect_counts_parameters() {
     assert_eq!(adapter["rank"], 4);
     assert_eq!(json(&["inspect", s(&fixture("bert-cls"))])["kind"], "model");
 }
+
+#[test]
+fn inspect_names_the_layers() {
+    let model = json(&["inspect", s(&fixture("llama"))]);
+    assert_eq!(model["model_type"], "llama");
+    let layer = &model["layers"][0];
+    assert_eq!(layer["name"], "model.layers.0.self_attn.q_proj");
+    assert_eq!((&layer["kind"], &layer["parameters"]), (&Value::from("dense"), &Value::from(32 * 32)));
+    let file = json(&["inspect", s(&fixture("llama").join("model.safetensors"))]);
+    assert_eq!(file["parameters"], model["parameters"]);
+    assert!(file["layers"].is_null());
+}

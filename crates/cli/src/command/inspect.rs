@@ -10,11 +10,12 @@ use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, 
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::params::{Layout, ParamIo};
 use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::adapter;
 use crate::backend::{Inner, device};
 use crate::context::{adapter_folder, model_folder, print_json};
+use crate::layers;
 use crate::method::{AdapterArgs, Method};
 
 /// Options of `inspect`.
@@ -66,6 +67,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
             tensor["shape"].to_string(),
             tensor["dtype"].as_str().unwrap_or("F32")
         );
+    }
+    let layers = object["layers"].as_array().map_or(&[][..], Vec::as_slice);
+    for layer in layers.iter().filter(|layer| layer["kind"] != "dense") {
+        let name = layer["name"].as_str().unwrap_or_default();
+        println!(
+            "{name:60} {}x{} as {} of ranks {}, {} parameters",
+            layer["d_input"],
+            layer["d_output"],
+            layer["kind"].as_str().unwrap_or_default(),
+            layer["ranks"],
+            layer["parameters"]
+        );
+    }
+    if let Some(model_type) = object["model_type"].as_str() {
+        println!("{model_type}, {} linear layers", layers.len());
     }
     println!(
         "{} tensors, {} parameters",
@@ -215,7 +231,16 @@ fn count_adapters(config: &AdapterConfig, sites: &[Site]) -> Result<(usize, BTre
 }
 
 fn model(path: &Path) -> Result<Value> {
-    let checkpoint = Checkpoint::open(path)?;
+    // A tensor file has no config beside it that counts.
+    let (file, mut object) = if path.is_file() {
+        (path.to_path_buf(), Map::new())
+    } else {
+        let folder = model_folder(path).unwrap_or_else(|_| path.to_path_buf());
+        let layers =
+            if folder.join("config.json").is_file() { layers::describe(&folder)? } else { Map::new() };
+        (folder, layers)
+    };
+    let checkpoint = Checkpoint::open(file)?;
     let mut parameters = 0;
     let tensors: Vec<Value> = checkpoint
         .names()
@@ -225,7 +250,10 @@ fn model(path: &Path) -> Result<Value> {
             Some(json!({"name": name, "shape": info.shape, "dtype": info.dtype.name()}))
         })
         .collect();
-    Ok(json!({"kind": "model", "parameters": parameters, "tensors": tensors}))
+    object.insert("kind".into(), json!("model"));
+    object.insert("parameters".into(), json!(parameters));
+    object.insert("tensors".into(), tensors.into());
+    Ok(object.into())
 }
 
 fn adapter_files(dir: &Path) -> Result<Value> {

@@ -1,0 +1,68 @@
+//! The linear layers of a model folder: what `inspect` tells beside the tensors.
+
+use std::path::Path;
+
+use anyhow::Result;
+use lowrank_adapters::Site;
+use lowrank_models::{
+    Decoder, DecoderConfig, EncoderConfig, LowrankSection, Representation, SequenceClassifier,
+};
+use serde_json::{Map, Value, json};
+
+use crate::backend::{Device, Inner};
+
+/// `model_type` and `layers`, if the folder holds a model of a known architecture; no weights are read.
+///
+/// # Errors
+/// A config that is malformed, or a `lowrank` section that does not fit the model.
+pub(crate) fn describe(folder: &Path) -> Result<Map<String, Value>> {
+    let mut object = Map::new();
+    let device = Device::default();
+    let (raw, sites, section) = match (DecoderConfig::read(folder), EncoderConfig::read(folder)) {
+        (Ok(config), _) => {
+            let model = Decoder::<Inner>::init(config.clone(), 0, &device).map_err(anyhow::Error::msg)?;
+            (config.raw, model.sites().to_vec(), config.lowrank)
+        }
+        (Err(_), Ok(config)) => {
+            let model = SequenceClassifier::<Inner>::init(config.clone(), 0, &device);
+            (config.raw, model.sites().to_vec(), config.lowrank)
+        }
+        // Another architecture: its tensors are all there is to tell.
+        (Err(_), Err(_)) => return Ok(object),
+    };
+    object.insert("model_type".into(), raw.get("model_type").cloned().unwrap_or_default());
+    let layers: Vec<Value> = sites.iter().map(|site| layer(site, &section)).collect();
+    object.insert("layers".into(), layers.into());
+    if !section.modules.is_empty() {
+        object.insert("method".into(), section.method.into());
+    }
+    Ok(object)
+}
+
+fn layer(site: &Site, section: &LowrankSection) -> Value {
+    let entry = section.find(&site.path).map(|(_, entry)| entry.clone()).unwrap_or_default();
+    let shape = [site.d_input, site.d_output];
+    let mut layer = json!({
+        "name": site.path,
+        "d_input": site.d_input,
+        "d_output": site.d_output,
+        "kind": "dense",
+        "parameters": entry.representation.parameters(shape),
+    });
+    match entry.representation {
+        Representation::Dense => {}
+        Representation::LowRank { ranks, .. } => {
+            layer["kind"] = json!("low_rank");
+            layer["ranks"] = json!(ranks);
+        }
+        Representation::TensorTrain { cores } => {
+            layer["kind"] = json!("tensor_train");
+            layer["ranks"] = cores.windows(2).map(|pair| pair[0][3]).collect();
+            layer["cores"] = json!(cores);
+        }
+    }
+    if let Some(error) = entry.error {
+        layer["error"] = json!(error);
+    }
+    layer
+}

@@ -1,0 +1,206 @@
+//! The commands over language models, as a user types them.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn lowrank(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(args).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+/// Runs a command that must fail with one line that contains `part`.
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+    assert!(output.stdout.is_empty());
+}
+
+fn golden(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(fixture(name).join("expected.json")).unwrap()).unwrap()
+}
+
+fn close(got: &Value, expect: &Value) {
+    let (got, expect) = (got.as_f64().unwrap(), expect.as_f64().unwrap());
+    assert!((got / expect - 1.0).abs() < 1e-4, "{got} for {expect}");
+}
+
+#[test]
+fn generate_continues_as_transformers_does() {
+    for name in ["llama3", "gpt-neox"] {
+        let model = fixture(name);
+        for case in golden(name)["cases"].as_array().unwrap() {
+            let prompt = case["text"].as_str().unwrap();
+            let args = [
+                "generate",
+                "--model",
+                s(&model),
+                "--prompt",
+                prompt,
+                "--max-new-tokens",
+                "16",
+                "--ignore-eos",
+            ];
+            let got = json(&args);
+            assert_eq!(got["ids"], case["greedy"], "{name}: {prompt}");
+            assert!(got["tokens_per_second"].as_f64().unwrap() > 0.0);
+            assert!(got["text"].is_string());
+        }
+    }
+}
+
+#[test]
+fn several_prompts_give_what_each_gives() {
+    let model = fixture("qwen2");
+    let common =
+        ["generate", "--model", s(&model), "--max-new-tokens", "8", "--temperature", "0.8", "--seed", "4"];
+    let one = json(&[&common[..], &["--prompt", "the cat sat"]].concat());
+    let two = json(&[&common[..], &["--prompt", "the cat sat", "--prompt", "A dog, on the mat."]].concat());
+    assert_eq!(two["rows"][0]["ids"], one["ids"]);
+    assert_eq!(two["rows"].as_array().unwrap().len(), 2);
+    let other = json(&[&common[..8], &["5", "--prompt", "the cat sat"]].concat());
+    assert_ne!(other["ids"], one["ids"], "another seed, another draw");
+}
+
+#[test]
+fn a_stop_ends_the_text_before_it() {
+    let model = fixture("gpt2");
+    let common =
+        ["generate", "--model", s(&model), "--prompt", "the cat", "--max-new-tokens", "12", "--ignore-eos"];
+    let whole = json(&common)["text"].as_str().unwrap().to_string();
+    let at = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
+    let stop: String = whole[at..].chars().take(2).collect();
+    let got = json(&[&common[..], &["--stop", &stop]].concat());
+    let end = whole.find(&stop).unwrap();
+    assert_eq!((got["text"].as_str().unwrap(), &got["finish"]), (&whole[..end], &Value::from("stop")));
+    // For people: prompt and text, and the speed apart from them.
+    let output = lowrank(&common).assert().success().get_output().clone();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("the cat{whole}\n"));
+}
+
+#[test]
+fn perplexity_equals_transformers() {
+    for name in ["gpt2", "llama-tied", "mistral"] {
+        let (model, golden) = (fixture(name), golden(name));
+        let cases = golden["cases"].as_array().unwrap();
+        let mut args = vec!["perplexity", "--model", s(&model)];
+        for case in cases {
+            args.extend(["--text", case["text"].as_str().unwrap()]);
+        }
+        let got = json(&args);
+        for (case, row) in cases.iter().zip(got["rows"].as_array().unwrap()) {
+            assert_eq!(row["tokens"].as_u64().unwrap() as usize, case["input_ids"].as_array().unwrap().len());
+            close(&row["mean_nll"], &case["mean_nll"]);
+        }
+        close(&got["perplexity"], &golden["perplexity"]);
+    }
+}
+
+#[test]
+fn perplexity_of_an_adapted_model() {
+    let (model, adapter, golden) = (fixture("llama"), fixture("peft-llama-lora"), golden("peft-llama-lora"));
+    let case = &golden["cases"][0];
+    let text = case["text"].as_str().unwrap();
+    let got = json(&["perplexity", "--model", s(&model), "--adapter", s(&adapter), "--text", text]);
+    close(&got["rows"][0]["mean_nll"], &case["mean_nll"]);
+}
+
+#[test]
+fn files_are_read_by_lines_or_as_one_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("texts.txt");
+    fs::write(&file, "The cat sat.\n\nOn the mat, a dog barked at the red ball.\n").unwrap();
+    let model = fixture("llama3");
+    let lines = json(&["perplexity", "--model", s(&model), "--file", s(&file)]);
+    let rows = lines["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    assert!(rows[1]["mean_nll"].is_null(), "a first token alone predicts nothing");
+    let long =
+        |extra: &[&str]| json(&[&["perplexity", "--model", s(&model), "--file", s(&file)], extra].concat());
+    let whole = long(&["--stride", "64"]);
+    assert_eq!(whole["rows"].as_array().unwrap().len(), 1);
+    let windowed = long(&["--stride", "4", "--max-length", "8"]);
+    assert_eq!(windowed["rows"][0]["tokens"], whole["rows"][0]["tokens"]);
+    assert_ne!(windowed["perplexity"], whole["perplexity"], "less context, other likelihoods");
+}
+
+#[test]
+fn weights_can_be_kept_in_half_precision() {
+    let model = fixture("llama");
+    let run = |dtype| {
+        let got = json(&[
+            "perplexity",
+            "--model",
+            s(&model),
+            "--text",
+            "The cat sat on the red mat.",
+            "--dtype",
+            dtype,
+        ]);
+        got["perplexity"].as_f64().unwrap()
+    };
+    let (full, half, bf16) = (run("f32"), run("f16"), run("bf16"));
+    assert!(full != half && full != bf16);
+    assert!((half / full - 1.0).abs() < 0.01 && (bf16 / full - 1.0).abs() < 0.1, "{full} {half} {bf16}");
+}
+
+#[test]
+fn mistakes_are_told_in_one_line() {
+    let model = fixture("gpt2");
+    let m = s(&model);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bytes.txt");
+    fs::write(&file, [0xff, 0xfe, 0x41]).unwrap();
+    fails(&["generate", "--model", m, "--prompt", "a", "--top-p", "0"], "top-p 0 is out of range");
+    fails(&["generate", "--model", m, "--prompt", "a", "--temperature=-1"], "temperature -1");
+    fails(&["generate", "--model", m, "--prompt", &"word ".repeat(200)], "the model takes 1..=128");
+    fails(&["generate", "--model", s(&fixture("bert-cls")), "--prompt", "a"], "not supported for decoders");
+    fails(&["generate", "--model", "no/such-model", "--prompt", "a"], "no such folder");
+    fails(&["perplexity", "--model", m], "nothing to do");
+    fails(&["perplexity", "--model", m, "--text", "a", "--max-length", "1"], "leaves nothing to predict");
+    fails(&["perplexity", "--model", m, "--text", ""], "no predicted tokens");
+    fails(&["perplexity", "--model", m, "--file", s(&file)], "valid UTF-8");
+    fails(&["perplexity", "--model", m, "--file", s(&file.with_extension("no"))], "bytes.no");
+    fails(&["predict", "--model", m, "--text", "a"], "not supported for encoders");
+}
+
+#[test]
+fn a_hub_name_is_found_in_the_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let repo = home.path().join("hub/models--someone--tiny");
+    let snapshot = repo.join("snapshots/abc");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), "abc").unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(fixture("gpt2").join(file), snapshot.join(file)).unwrap();
+    }
+    let run = |name: &str| {
+        let mut command = lowrank(&["perplexity", "--model", name, "--text", "the cat", "--json"]);
+        command.env("HF_HOME", home.path()).assert()
+    };
+    run("someone/tiny").success();
+    let error = String::from_utf8(run("someone/other").code(1).get_output().stderr.clone()).unwrap();
+    assert!(error.contains("is not in the hub's cache") && error.contains("HF_HUB_OFFLINE"), "{error}");
+}
