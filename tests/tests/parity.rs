@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 use lowrank_models::Adaptable;
+use lowrank_models::{EncoderConfig, MaskedLm, TokenBatch};
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
 
@@ -107,4 +108,26 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
     }
     check::<Flex>(name);
     check::<NdArray>(name);
+}
+
+#[test]
+fn masked_language_models_equal_transformers() {
+    fn check<B: Backend + Kernels>(name: &str) {
+        let folder = lowrank_tests::fixture(name);
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+        let (config, device) = (EncoderConfig::read(&folder).unwrap(), Default::default());
+        let model = MaskedLm::<B>::load(&folder, config, &device).unwrap();
+        for case in golden["cases"].as_array().unwrap() {
+            let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
+            let types: Vec<u32> = serde_json::from_value(case["token_type_ids"].clone()).unwrap();
+            let logits: Vec<Vec<f32>> = serde_json::from_value(case["logits"].clone()).unwrap();
+            let batch = TokenBatch::new(model.config(), &ids, &types, &[ids.len()], &device).unwrap();
+            let rows = lowrank_models::batch::int_tensor((0..ids.len() as i32).collect(), &device);
+            let got = values(model.forward(&batch, rows, Mode::EVAL));
+            assert_close(&format!("{name}/{}", case["name"]), &got, &logits.concat(), TOLERANCE);
+        }
+    }
+    check::<Flex>("bert-mlm");
+    check::<NdArray>("bert-mlm");
 }

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::module::Param;
+use burn::tensor::{Tensor, backend::Backend};
 use lowrank_adapters::init::normal_values;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{GenerationOptions, LogitRows};
-use lowrank_models::params::WeightType;
+use lowrank_models::params::{Layout, ParamIo, WeightType};
 use lowrank_models::{
     Decoder, DecoderConfig, EncoderConfig, LowrankSection, ModuleEntry, Representation, SequenceClassifier,
 };
@@ -104,6 +106,16 @@ fn tensor_train(path: &str, [d_in, d_out]: [usize; 2], [m, n]: [usize; 2]) -> Mo
         dense: (0..d_in).map(|i| (0..d_out).map(|j| entry(i, j)).collect()).collect(),
         representation: Representation::TensorTrain { cores },
         a: Vec::new(),
+    }
+}
+
+/// Which parameters are trained.
+#[derive(Default)]
+struct Flags(Vec<(String, bool)>);
+
+impl<B: Backend> ParamIo<B> for Flags {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        self.0.push((key.to_string(), param.is_require_grad()));
     }
 }
 
@@ -233,6 +245,13 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     let before: Vec<String> =
         Checkpoint::open(factored.path()).unwrap().names().map(str::to_string).collect();
     assert_eq!(names, before, "the shared factor once, no dense weight");
+    // What several modules use stays as it is for all of them.
+    let trained = model.with_trainable(lowrank_models::Trainable::All);
+    let mut flags = Flags::default();
+    trained.clone().walk(&mut flags);
+    let frozen: Vec<&str> =
+        flags.0.iter().filter(|(_, trains)| !trains).map(|(key, _)| key.as_str()).collect();
+    assert_eq!(frozen, [format!("{}.lowrank_a.weight", layer(0, "attention.self.query"))]);
     // Other labels: the factored head goes, the rest stays.
     let config =
         EncoderConfig::read(factored.path()).unwrap().with_labels(vec!["a".into(), "b".into()], false);

@@ -363,4 +363,11 @@ fn inspect_names_the_layers() {
     let file = json(&["inspect", s(&fixture("llama").join("model.safetensors"))]);
     assert_eq!(file["parameters"], model["parameters"]);
     assert!(file["layers"].is_null());
+    // Two layers hold rotary frequencies, which are no parameters.
+    let sizes = model["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>());
+    assert_eq!(sizes.sum::<u64>(), model["parameters"].as_u64().unwrap() + 2 * 4);
 }

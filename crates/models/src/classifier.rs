@@ -1,6 +1,6 @@
 //! Sequence classification and regression: an encoder, its pooler, and a head.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{Module, Param};
@@ -12,7 +12,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write
 use lowrank_kernels::{Kernels, dropout};
 
 use crate::adapt::Adaptable;
-use crate::architecture::EncoderArchitecture;
+use crate::architecture::{ENCODER_BUFFERS, EncoderArchitecture};
 use crate::batch::TokenBatch;
 use crate::config::EncoderConfig;
 use crate::encoder::{Encoder, Rows};
@@ -192,8 +192,11 @@ impl<B: Backend> SequenceClassifier<B> {
 
     /// Marks what is trained.
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
+        // A factor that others borrow is their copy too: trained here alone, it would no longer be theirs.
+        let mut borrowed = Borrowed::default();
+        self.walk(&mut borrowed);
         self.walk(&mut Flag(|key| match trainable {
-            Trainable::All => true,
+            Trainable::All => !borrowed.0.contains(key),
             Trainable::Head => false,
             Trainable::Bias => key.ends_with(".bias"),
         }));
@@ -219,6 +222,18 @@ impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Flag<F> {
     fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
         let require_grad = (self.0)(key);
         replace(param, |p| p.set_require_grad(require_grad));
+    }
+}
+
+/// Keys of the factors that some module borrows from another.
+#[derive(Default)]
+struct Borrowed(BTreeSet<String>);
+
+impl<B: Backend> ParamIo<B> for Borrowed {
+    fn param<const D: usize>(&mut self, _key: &str, _layout: Layout, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn shared(&mut self, key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {
+        self.0.insert(key.to_string());
     }
 }
 
@@ -255,8 +270,7 @@ const TOKENIZER_FILES: [&str; 6] = [
 fn is_extra(name: &str, architecture: &EncoderArchitecture) -> bool {
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
     let pooler_is_used = architecture.head.dense.ends_with("pooler.dense");
-    bare.starts_with("embeddings.position_ids")
-        || bare.starts_with("embeddings.token_type_ids")
+    ENCODER_BUFFERS.contains(&bare)
         || (bare.starts_with("pooler.") && !pooler_is_used)
         || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
         || name.starts_with(architecture.head.output)

@@ -1,9 +1,5 @@
 //! Pretrained transformers on packed tokens.
-//!
-//! A batch is the concatenation of its sequences ([`batch::TokenBatch`]): no padding is ever computed. Weights
-//! come from Hugging Face folders, under their own keys; every linear map is a [`linear::Linear`] whose weight
-//! has several representations ([`projection::Projection`]) and which an adapter may serve.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 pub mod adapt;

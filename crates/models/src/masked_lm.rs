@@ -9,6 +9,7 @@ use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_checkpoint::{Checkpoint, FloatType, write_atomic, write_safetensors};
 use lowrank_kernels::Kernels;
 
+use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::TokenBatch;
 use crate::config::EncoderConfig;
 use crate::encoder::{Encoder, Rows};

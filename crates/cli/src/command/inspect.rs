@@ -8,6 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::Checkpoint;
+use lowrank_models::architecture::is_buffer;
 use lowrank_models::params::{Layout, ParamIo};
 use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
 use serde_json::{Map, Value, json};
@@ -246,7 +247,9 @@ fn model(path: &Path) -> Result<Value> {
         .names()
         .filter_map(|name| {
             let info = checkpoint.info(name)?;
-            parameters += info.numel();
+            if !is_buffer(name) {
+                parameters += info.numel();
+            }
             Some(json!({"name": name, "shape": info.shape, "dtype": info.dtype.name()}))
         })
         .collect();

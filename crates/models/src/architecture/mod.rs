@@ -28,6 +28,15 @@ pub const DECODERS: [&DecoderArchitecture; 6] = [
     &gpt_neox::ARCHITECTURE,
 ];
 
+/// Ends of the names of buffers that an encoder's checkpoint may hold.
+pub(crate) const ENCODER_BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
+
+/// Whether a tensor of this name in a checkpoint is a buffer, which no model counts among its parameters.
+pub fn is_buffer(name: &str) -> bool {
+    let of_decoders = DECODERS.iter().flat_map(|a| a.names.buffers);
+    ENCODER_BUFFERS.iter().chain(of_decoders).any(|end| name.ends_with(end))
+}
+
 /// What an encoder has of its own over the shared [`Encoder`](crate::encoder::Encoder).
 #[derive(Debug)]
 pub struct EncoderArchitecture {
