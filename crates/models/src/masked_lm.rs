@@ -66,14 +66,8 @@ impl<B: Backend> MaskedLm<B> {
         let is_extra = |name: &str| {
             let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
             [head.bias_copy, head.decoder].contains(&name)
-                || [
-                    "embeddings.position_ids",
-                    "embeddings.token_type_ids",
-                    "pooler.",
-                    "cls.seq_relationship.",
-                ]
-                .iter()
-                .any(|part| bare.starts_with(part))
+                || ENCODER_BUFFERS.contains(&bare)
+                || ["pooler.", "cls.seq_relationship."].iter().any(|part| bare.starts_with(part))
         };
         loader.finish(|_| true, is_extra)?;
         Ok(model)
