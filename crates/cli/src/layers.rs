@@ -1,4 +1,4 @@
-//! The linear layers of a model folder: what `inspect` tells beside the tensors.
+//! The linear layers and embeddings of a model folder: what `inspect` tells beside the tensors.
 
 use std::path::Path;
 

@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         );
     }
     if let Some(model_type) = object["model_type"].as_str() {
-        println!("{model_type}, {} linear layers", layers.len());
+        println!("{model_type}, {} layers that adapters and factors can take", layers.len());
     }
     println!(
         "{} tensors, {} parameters",
