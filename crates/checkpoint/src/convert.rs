@@ -107,7 +107,7 @@ pub(crate) fn transpose<T: Copy + Default>(
         return;
     }
     let row_bytes = columns * size;
-    let mut tile = vec![T::default(); TILE_ROWS * PITCH];
+    let mut tile = [T::default(); TILE_ROWS * PITCH];
     let mut line = Vec::with_capacity(TILE_COLUMNS);
     for (band_index, band) in bytes.chunks(TILE_ROWS * row_bytes).enumerate() {
         let top = band_index * TILE_ROWS;

@@ -77,7 +77,7 @@ impl TextTokenizer {
         let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let (path, inner) = if json.is_file() {
-            let mut inner = Tokenizer::from_file(&json).map_err(|e| DataError::tokenizer(&json, e))?;
+            let mut inner = parse(&json, &std::fs::read(&json).map_err(DataError::io("read", &json))?)?;
             build::apply_config(&mut inner, &config).map_err(|e| DataError::tokenizer(&json, e))?;
             (json, inner)
         } else if vocab_txt.is_file() {
@@ -113,7 +113,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::from_folder`].
     pub fn from_bytes(path: &Path, bytes: &[u8], max_length: Option<usize>) -> Result<Self> {
-        let inner = Tokenizer::from_bytes(bytes).map_err(|e| DataError::tokenizer(path, e))?;
+        let inner = parse(path, bytes)?;
         Self::new(path.to_path_buf(), inner, &TokenizerConfig::default(), max_length)
     }
 
@@ -123,6 +123,11 @@ impl TextTokenizer {
         config: &TokenizerConfig,
         max_length: Option<usize>,
     ) -> Result<Self> {
+        if let Some(post_processor) = inner.get_post_processor() {
+            let post_processor = serde_json::to_value(post_processor)
+                .map_err(|e| DataError::tokenizer(&path, e.to_string()))?;
+            check_templates(&post_processor).map_err(|e| DataError::tokenizer(&path, e))?;
+        }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| DataError::tokenizer(&path, e))?;
         let added = added_tokens(&inner, true);
@@ -225,6 +230,37 @@ impl TextTokenizer {
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
     }
+}
+
+/// The tokenizer of the bytes of a `tokenizer.json`.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
+    // The library panics on some malformed parts (tokenizers 0.23.2): on all that is no JSON, and a few more.
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| DataError::tokenizer(path, e))?;
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    parsed
+        .map_err(|_| {
+            DataError::tokenizer(path, "a part of the tokenizer is malformed; fetch the file again")
+        })?
+        .map_err(|e| DataError::tokenizer(path, e))
+}
+
+/// Checks that templates name no special token that they do not define: the library panics on those when it encodes
+/// (tokenizers 0.23.2).
+fn check_templates(value: &serde_json::Value) -> std::result::Result<(), String> {
+    for processor in value["processors"].as_array().into_iter().flatten() {
+        check_templates(processor)?;
+    }
+    if value["type"] != "TemplateProcessing" {
+        return Ok(());
+    }
+    for piece in ["single", "pair"].iter().flat_map(|key| value[key].as_array()).flatten() {
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && value["special_tokens"].get(token).is_none()
+        {
+            return Err(format!("the template has the special token {token:?}, which it does not define"));
+        }
+    }
+    Ok(())
 }
 
 /// Fuzz body: any bytes as a `tokenizer.json` are refused in one line, or encode and decode.
