@@ -31,6 +31,8 @@ def load(folder, outputs):
     """The base with the adapter on it; a ValueError if their tensors do not match one to one."""
     config = PeftConfig.from_pretrained(folder / "adapter")
     options = {"num_labels": outputs} if config.task_type == "SEQ_CLS" else {}
+    # The head for another number of labels is the adapter's own.
+    options["ignore_mismatched_sizes"] = True
     base = ARCHITECTURES[config.task_type].from_pretrained(folder / "base", dtype=torch.float32, **options)
     config.inference_mode = True
     model = get_peft_model(base, config)

@@ -40,7 +40,7 @@ EXPORTED = {"lotr", "loretta", "lorta"}
 
 
 def run(binary, *args):
-    return subprocess.run([binary, *map(str, args)], check=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run([binary, *map(str, args)], check=True, capture_output=True).stdout
 
 
 def make(binary, base, options, exported, folder):
