@@ -225,7 +225,6 @@ fn laws(
     #[values("query,value", "intermediate.dense", "key,output.dense")] targets: &str,
 ) {
     for variant in Variant::ALL {
-        println!("{variant:?}");
         check_laws::<burn_flex::Flex>(variant, base, targets);
         check_laws::<burn_ndarray::NdArray>(variant, base, targets);
     }
@@ -234,7 +233,6 @@ fn laws(
 #[rstest]
 fn training_reaches_the_factors_and_the_head_alone(#[values("bert-cls", "roberta-cls")] base: &str) {
     for variant in Variant::ALL {
-        println!("{variant:?}");
         check_training::<burn_flex::Flex>(variant, base, "query,value");
         check_training::<burn_ndarray::NdArray>(variant, base, "query,value");
     }

@@ -14,6 +14,7 @@ mod machine;
 mod method;
 mod spectrum;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -72,8 +73,16 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    // A missing driver is an error of ours, said once.
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "warn,cubecl_common=off".into());
+    let (writer, ansi) = (std::io::stderr, std::io::stderr().is_terminal());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(ansi)
+        .without_time()
+        .init();
     let result = match cli.command {
         Command::Finetune(args) => command::finetune::run(*args),
         Command::Evaluate(args) => command::evaluate::run(args),

@@ -36,7 +36,8 @@ fn fails(args: &[&str], part: &str) {
 /// Lines to calibrate on, and a GLUE root whose SST-2 a word gives away.
 fn texts() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let line = |i: usize| format!("the {} sat on the mat {i}", if i % 2 == 0 { "cat" } else { "dog" });
+    let line =
+        |i: usize| format!("the {} sat on the mat {i}", if i.is_multiple_of(2) { "cat" } else { "dog" });
     let lines: Vec<String> = (0..40).map(line).collect();
     fs::write(dir.path().join("lines.txt"), lines.join("\n")).unwrap();
     fs::write(dir.path().join("empty.txt"), "\n \n").unwrap();

@@ -59,7 +59,7 @@ pub fn fisher<B: AutodiffBackend + Kernels>(
 fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Result<Network<B>> {
     Ok(match Config::read(folder)? {
         Config::Decoder(config) => {
-            Network::Decoder(Box::new(Decoder::load(folder, config, WeightType::F32, device)?))
+            Network::Decoder(Box::new(Decoder::load(folder, *config, WeightType::F32, device)?))
         }
         Config::Classifier(config) => {
             let model = SequenceClassifier::load(folder, *config, 0, device)?;

@@ -336,14 +336,14 @@ impl<'a> Job<'a> {
         let mut results: Vec<(usize, T)> = Vec::with_capacity(self.units.len());
         let Some(calibrator) = calibrator else {
             let all: Vec<usize> = (0..self.units.len()).collect();
-            return parallel::map(&all, cap, &need, |index| work(index, &self.unweighted(index)));
+            return parallel::map(&all, cap, need, |index| work(index, &self.unweighted(index)));
         };
         for (layer, indices) in self.by_layer() {
             let weightings = match layer {
                 Some(layer) => calibrator.weightings(layer)?,
                 None => Weightings::new(),
             };
-            let made = parallel::map(&indices, cap, &need, |index| {
+            let made = parallel::map(&indices, cap, need, |index| {
                 let of = |weight: &Weight| lookup(&weightings, &weight.site.path);
                 let own: Vec<Weighting> = self.units[index].weights.iter().map(of).collect();
                 work(index, &own)

@@ -33,7 +33,7 @@ pub struct Tokens {
 /// A config of either kind.
 #[derive(Clone, Debug)]
 pub(crate) enum Config {
-    Decoder(DecoderConfig),
+    Decoder(Box<DecoderConfig>),
     Classifier(Box<EncoderConfig>),
 }
 
@@ -63,7 +63,7 @@ impl Config {
         let raw = crate::folder::read_config(folder)?;
         let kind = raw.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
         Ok(if architecture::decoder(kind).is_ok() {
-            Self::Decoder(DecoderConfig::read(folder)?)
+            Self::Decoder(Box::new(DecoderConfig::read(folder)?))
         } else {
             Self::Classifier(Box::new(EncoderConfig::read(folder)?))
         })
@@ -111,7 +111,7 @@ impl<B: Backend> Network<B> {
             Config::Decoder(config) => {
                 let mut config = config.clone();
                 config.lowrank.modules.extend(entries);
-                Self::Decoder(Box::new(Decoder::init(config, 0, device).map_err(CompressError::Input)?))
+                Self::Decoder(Box::new(Decoder::init(*config, 0, device).map_err(CompressError::Input)?))
             }
             Config::Classifier(config) => {
                 let mut config = config.clone();
