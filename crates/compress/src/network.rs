@@ -125,7 +125,8 @@ impl<B: Backend> Network<B> {
             })
         });
         let loader = Loader::new(checkpoint, config.prefix(), device);
-        let mut io = PartLoader { loader, own: own.collect(), part, device };
+        let is_decoder = matches!(config, Config::Decoder(_));
+        let mut io = PartLoader { loader, own: own.collect(), part, is_decoder, device };
         network.walk(&mut io);
         // Parts that are not wanted were not visited, so nothing else can be missing.
         io.loader.finish(|_| true, |_| true)?;
@@ -196,14 +197,17 @@ struct PartLoader<'a, B: Backend> {
     loader: Loader<'a, B>,
     own: HashMap<String, (&'a [usize], &'a [f32])>,
     part: Part,
+    is_decoder: bool,
     device: &'a B::Device,
 }
 
 impl<B: Backend> PartLoader<'_, B> {
     fn is_wanted(&self, key: &str) -> bool {
-        let is_head = crate::weights::is_head(key);
         match (self.part, layer_of(key)) {
-            (Part::Outside, None) => !is_head,
+            // An encoder's pooler comes after the layers, and a checkpoint need not have one.
+            (Part::Outside, None) => {
+                !crate::weights::is_head(key) && (self.is_decoder || key.contains("embeddings."))
+            }
             (Part::Layer(wanted), Some(layer)) => wanted == layer,
             _ => false,
         }
