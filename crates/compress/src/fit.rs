@@ -132,7 +132,8 @@ pub(crate) fn factor(
         Choice::Dense => Err(CompressError::Input(format!("'{path}' is left dense and has no factors"))),
         Choice::Rank(Form::LowRank | Form::Tucker, rank) => {
             let made;
-            let subspace = match subspace {
+            // The analysis keeps no more vectors than pay.
+            let subspace = match subspace.filter(|kept| kept.basis().ncols() >= *rank) {
                 Some(subspace) => subspace,
                 None => {
                     made = low_rank_subspace(rules.method, path, views[0], &weightings[0])?;
