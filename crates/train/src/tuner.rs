@@ -373,6 +373,7 @@ impl<B: Kernels> InferenceStep for FineTuner<B> {
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Autodiff;
     use burn_flex::Flex;
     use lowrank_adapters::{AdapterConfig, Method, NoWeights, Pattern, Site, Targets};
 
@@ -390,7 +391,8 @@ mod tests {
         };
         let targets = Targets::new(Pattern::parse("query"));
         let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::Lora, targets) };
-        let set = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap();
+        let set =
+            AdapterSet::<Autodiff<Flex>>::init(&config, &[site], &NoWeights, &Default::default()).unwrap();
         let mut paths = Paths { path: PathStack::default(), paths: Vec::new() };
         paths.path.enter("adapters");
         set.visit(&mut paths);

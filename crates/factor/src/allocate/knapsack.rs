@@ -49,6 +49,10 @@ struct Point {
     loss: f64,
 }
 
+/// Share of the gap between bound and incumbent that is searched first, and how it grows.
+const FIRST_LIMIT: f64 = 1e-6;
+const LIMIT_GROWTH: f64 = 4.0;
+
 struct Problem {
     classes: Vec<Vec<Point>>,
     /// Budget beyond the cheapest choices, in units.
@@ -90,10 +94,17 @@ impl Problem {
         if gap <= tolerance {
             return incumbent;
         }
-        let search = Search { problem: self, reduced: &reduced, multiplier, limit: gap + tolerance };
-        match search.run() {
-            Some(found) if self.loss(&found) < self.loss(&incumbent) => found,
-            _ => incumbent,
+        // What is found within a limit is the best of all, since whatever is better lies within it too. The optimum
+        // lies much closer to the bound than the incumbent, and near the bound there are few states.
+        let mut limit = gap * FIRST_LIMIT;
+        loop {
+            let search = Search { problem: self, reduced: &reduced, multiplier, limit: limit + tolerance };
+            match search.run() {
+                Some(found) if self.loss(&found) < self.loss(&incumbent) => return found,
+                Some(_) => return incumbent,
+                None if limit >= gap => return incumbent,
+                None => limit = (LIMIT_GROWTH * limit).min(gap),
+            }
         }
     }
 

@@ -193,7 +193,8 @@ impl<'a, B: Backend> Padded<'a, B> {
         Some(Tensor::from_data(TensorData::new(factors, shape), (&self.device, self.dtype)))
     }
 
-    /// For each padded position, the packed row to read; padding reads row 0.
+    /// For each padded position, the packed row to read; padding reads the sequence's first row, since others may hold
+    /// what is no number.
     fn unpack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
         let rows = lengths.iter().scan(0, |first, &length| {
             *first += length;
@@ -206,7 +207,8 @@ impl<'a, B: Backend> Padded<'a, B> {
     fn index(&self, rows: impl Iterator<Item = (usize, usize)>, max: usize) -> Tensor<B, 1, Int> {
         let mut index = Vec::new();
         for (first, length) in rows {
-            index.extend((0..max).map(|i| if i < length { (first + i) as i32 } else { 0 }));
+            let padding = if length > 0 { first } else { 0 };
+            index.extend((0..max).map(|i| if i < length { first + i } else { padding } as i32));
         }
         Tensor::from_data(index.as_slice(), &self.device)
     }

@@ -27,8 +27,9 @@ pub(crate) fn linear<B: Backend>(
     let dtype = x.dtype();
     let y = product(x, w.cast(dtype));
     unwrap(match bias {
-        Some(bias) => y + wrap::<B, 1>(bias).unsqueeze(),
-        None => y,
+        // An empty tensor cannot be unsqueezed.
+        Some(bias) if y.dims()[1] > 0 => y + wrap::<B, 1>(bias).unsqueeze(),
+        _ => y,
     })
 }
 
