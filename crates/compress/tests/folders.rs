@@ -181,11 +181,7 @@ fn a_budget_loses_less_than_uniform_ranks() {
     let loss = |allocation| {
         let options = Options { allocation, ..Options::new(Method::Svd, ratio(0.3)) };
         let (_dir, _, report) = run("llama", &options);
-        let missed = |m: &lowrank_compress::ModuleReport| {
-            let original = dense(&fixture("llama"), &m.module, false);
-            (m.error * f64::from(original.norm_l2())).powi(2)
-        };
-        report.modules.iter().map(missed).sum::<f64>()
+        report.modules.iter().map(|m| m.error * m.error).sum::<f64>()
     };
     assert!(loss(Allocation::Budget) < loss(Allocation::Uniform));
 }
