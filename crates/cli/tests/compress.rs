@@ -161,7 +161,18 @@ fn recovery_brings_the_layers_nearer(#[case] name: &str, #[case] how: &str, #[ca
     let (texts, model) = (texts(), fixture(name));
     let out = texts.path().join("recovered");
     let lines = texts.path().join("lines.txt");
-    let args = ["--method", "svd", "--ratio", "0.5", "--recover", how, "--recover-steps", "30"];
+    let args = [
+        "--method",
+        "svd",
+        "--ratio",
+        "0.5",
+        "--recover",
+        how,
+        "--recover-steps",
+        "30",
+        "--recover-lr",
+        "1e-2",
+    ];
     let base = ["compress", "--model", s(&model), "--calibration", s(&lines), "-o", s(&out)];
     let report = json(&[&base[..], &args].concat());
     let layers = report["recovery"].as_array().unwrap();
