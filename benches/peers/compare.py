@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs lowrank and its PyTorch peer in turns and prints a Markdown table: medians, range, ratios.
+"""Runs lowrank and its peers (PyTorch, candle) in turns and prints a Markdown table: medians, range, ratios.
 
-Both sides are processes that print one JSON line; peak memory and wall time are measured from outside, the same way
-for both. The order within a round alternates, so that a slow minute of the machine does not fall on one side only.
+All sides are processes that print one JSON line; peak memory and wall time are measured from outside, the same way
+for all. The order within a round alternates, so that a slow minute of the machine does not fall on one side only.
 """
 
 import argparse
@@ -40,13 +40,12 @@ def run_json(command, threads):
     return result | {"process_wall_s": wall, "process_rss_mb": usage.ru_maxrss / scale}
 
 
-def rounds(count, ours, peer):
-    """`count` results of each side, taking turns, the first one alternating."""
-    got = {"ours": [], "peer": []}
+def rounds(count, sides):
+    """`count` results of each of the sides, taking turns, the order alternating."""
+    got = {name: [] for name in sides}
     for i in range(count):
-        order = [("ours", ours), ("peer", peer)]
-        for name, once in order if i % 2 == 0 else reversed(order):
-            got[name].append(once())
+        for name in list(sides) if i % 2 == 0 else reversed(sides):
+            got[name].append(sides[name]())
             print(f"round {i + 1}/{count} {name}: {brief(got[name][-1])}", file=sys.stderr)
     return got
 
@@ -56,21 +55,29 @@ def brief(result):
 
 
 def table(got, lines):
-    """Markdown: for each (key, label, digits) the medians with their range, and two ratios."""
+    """Markdown: for each (key, label, digits) the medians with their range, and lowrank's ratio to each peer's."""
 
     def side(values, digits):
         low, mid, high = min(values), statistics.median(values), max(values)
         return f"{mid:.{digits}f}" + (f" ({low:.{digits}f}–{high:.{digits}f})" if len(values) > 1 else "")
 
-    rows = ["| | lowrank | PyTorch | ratio of medians | median of paired ratios |", "|---|---|---|---|---|"]
+    peers = list(got)[1:]
+    rows = ["| | lowrank |" + "".join(f" {name} | ratio of medians | median of paired ratios |" for name in peers)]
+    rows.append("|---|---|" + "---|---|---|" * len(peers))
     for key, label, digits in lines:
-        pairs = [(o.get(key), p.get(key)) for o, p in zip(got["ours"], got["peer"])]
-        if any(o is None or p is None for o, p in pairs):
+        values = {name: [result.get(key) for result in results] for name, results in got.items()}
+        if any(value is None for value in values["lowrank"]):
             continue
-        ours, peer = zip(*pairs)
-        ratio = statistics.median(ours) / statistics.median(peer) if statistics.median(peer) else float("nan")
-        paired = statistics.median(o / p if p else float("nan") for o, p in pairs)
-        rows.append(f"| {label} | {side(ours, digits)} | {side(peer, digits)} | {ratio:.3f} | {paired:.3f} |")
+        row = f"| {label} | {side(values['lowrank'], digits)} |"
+        for name in peers:
+            theirs = values[name]
+            if any(not value for value in theirs):
+                row += " – | – | – |"
+                continue
+            ratio = statistics.median(values["lowrank"]) / statistics.median(theirs)
+            paired = statistics.median(o / p for o, p in zip(values["lowrank"], theirs))
+            row += f" {side(theirs, digits)} | {ratio:.3f} | {paired:.3f} |"
+        rows.append(row)
     return "\n".join(rows)
 
 
@@ -89,7 +96,7 @@ def finetune(args):
     lr = args.lr if args.lr is not None else 5e-5 if args.method == "full" else 5e-4
     targets = "all-linear" if args.all_linear else "query,value"
     lora = ["--rank", 8, "--alpha", 16, "--targets", targets] if args.method == "lora" else []
-    seeds = {"ours": iter(range(args.seed, args.seed + args.rounds)), "peer": iter(range(args.seed, args.seed + args.rounds))}
+    seeds = {name: iter(range(args.seed, args.seed + args.rounds)) for name in ("ours", "peer")}
 
     def ours():
         with tempfile.TemporaryDirectory() as out:
@@ -105,9 +112,9 @@ def finetune(args):
         return run_json(command + (["--all-linear"] if args.all_linear else []), args.threads)
 
     where = machine()
-    got = rounds(args.rounds, ours, peer)
+    got = rounds(args.rounds, {"lowrank": ours, "PyTorch + PEFT": peer})
     print(f"Fine-tuning, {args.method}{' on all linears' if args.all_linear else ''}, SST-2, batch 32, {args.steps} steps, "
-          f"{args.rounds} rounds; {where}; {got['peer'][0]['versions']}\n")
+          f"{args.rounds} rounds; {where}; {got['PyTorch + PEFT'][0]['versions']}\n")
     print(table(got, [
         ("ms_per_step_median", "ms per step, median", 1),
         ("tokens_per_second", "real tokens per second", 0),
@@ -130,7 +137,7 @@ def inference(args):
 
 
 def encode(args, work, script):
-    """Time per batch is the difference of a file of several batches and one of a single batch, for both sides alike."""
+    """Time per batch is the difference of a file of several batches and one of a single batch, for all sides alike."""
     files = [work / f"{args.lengths}-{n}.txt" for n in (1, args.batches)]
 
     def timed(command):
@@ -140,11 +147,13 @@ def encode(args, work, script):
 
     base = ["--model", work, "--batch-size", 32]
     where = machine()
-    got = rounds(
-        args.rounds,
-        lambda: timed([args.binary, "embed", *base, *args.ours_extra.split(), "--json"]),
-        lambda: timed([*script, "embed", *base, "--rows", "--threads", args.threads]),
-    )
+    sides = {
+        "lowrank": lambda: timed([args.binary, "embed", *base, *args.ours_extra.split(), "--json"]),
+        "PyTorch": lambda: timed([*script, "embed", *base, "--rows", "--threads", args.threads]),
+    }
+    if args.candle:
+        sides["candle"] = lambda: timed([args.candle, "embed", *base])
+    got = rounds(args.rounds, sides)
     print(f"Encoder forward, {args.shape} shape, batch 32, {args.lengths} lengths, {args.rounds} rounds; {where}\n")
     print(table(got, [
         ("ms_per_batch", "ms per batch", 1),
@@ -164,14 +173,17 @@ def decode(args, work, script):
 
     base = ["--model", work, "--prompt", prompt]
     where = machine()
-    got = rounds(
-        args.rounds,
-        lambda: timed([args.binary, "generate", *base, "--temperature", 0, "--ignore-eos", *args.ours_extra.split(), "--json"]),
-        lambda: timed([*script, "generate", *base, "--threads", args.threads]),
-    )
-    same = all(o["ids"] == p["ids"] for o, p in zip(got["ours"], got["peer"]))
+    ours = ["generate", *base, "--temperature", 0, "--ignore-eos", *args.ours_extra.split(), "--json"]
+    sides = {
+        "lowrank": lambda: timed([args.binary, *ours]),
+        "PyTorch": lambda: timed([*script, "generate", *base, "--threads", args.threads]),
+    }
+    if args.candle:
+        sides["candle"] = lambda: timed([args.candle, "generate", *base])
+    got = rounds(args.rounds, sides)
+    same = all(result["ids"] == got["lowrank"][0]["ids"] for results in got.values() for result in results)
     print(f"Greedy decoding, {args.shape} shape, prompt of 17 tokens, {args.tokens} new ones "
-          f"({'the same on both sides' if same else 'NOT the same on both sides'}), {args.rounds} rounds; {where}\n")
+          f"({'the same on all sides' if same else 'NOT the same on all sides'}), {args.rounds} rounds; {where}\n")
     print(table(got, [
         ("tokens_per_second", "tokens per second", 1),
         ("first_token_s", "start to first token, s", 3),
@@ -199,6 +211,7 @@ def main():
             s.add_argument("--seed", type=int, default=0)
         else:
             s.add_argument("--work", required=True, help="where the random models are kept")
+            s.add_argument("--candle", help="the executable of benches/peers/candle")
             s.add_argument("--shape", choices=["minilm", "bert-base", "llama-160m"], default="minilm")
             s.add_argument("--lengths", choices=["mixed", "full"], default="mixed")
             s.add_argument("--batches", type=int, default=9)

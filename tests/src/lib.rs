@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, backend::Backend};
 use lowrank_adapters::init::normal_values;
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::{EncoderConfig, SequenceClassifier, TokenBatch};
+use lowrank_models::{DecoderConfig, EncoderConfig, LowrankSection, ModuleEntry, Representation};
+use lowrank_models::{SequenceClassifier, TokenBatch};
 use serde::Deserialize;
+use serde_json::json;
 
 /// One text with what transformers made of it.
 #[derive(Debug, Deserialize)]
@@ -101,4 +103,28 @@ pub fn random<B: Backend, const D: usize>(key: &str, shape: [usize; D], std: f64
         burn::tensor::TensorData::new(normal_values(11, key, n, std), shape),
         &Default::default(),
     )
+}
+
+/// A Llama of width 1024 with a vocabulary of 256 whose block linears are factors of the ranks that take away `ratio`
+/// of their parameters; dense where it is 0.
+pub fn llama(n_layers: usize, ratio: f64) -> DecoderConfig {
+    let (d, inner) = (1024, 2816);
+    let config = json!({
+        "model_type": "llama", "hidden_size": d, "intermediate_size": inner, "num_hidden_layers": n_layers,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 256, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    });
+    let mut config = config.as_object().unwrap().clone();
+    let mut section = LowrankSection::default();
+    let attention = ["q", "k", "v", "o"].map(|name| (format!("self_attn.{name}_proj"), d + d, d * d));
+    let mlp = ["gate", "up", "down"].map(|name| (format!("mlp.{name}_proj"), d + inner, d * inner));
+    for layer in (0..n_layers).filter(|_| ratio > 0.0) {
+        for (name, sides, numel) in attention.iter().chain(&mlp) {
+            let rank = ((1.0 - ratio) * *numel as f64 / *sides as f64) as usize;
+            let entry = ModuleEntry { representation: Representation::low_rank(rank), error: None };
+            section.modules.insert(format!("model.layers.{layer}.{name}"), entry);
+        }
+    }
+    section.write(&mut config).unwrap();
+    DecoderConfig::parse(config).unwrap()
 }

@@ -94,6 +94,11 @@ pub(crate) fn root() -> &'static Path {
 /// Cargo, the one that runs us where there is one, on this workspace.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    // What `cargo run` says of xtask; build scripts that look at it (ring's) would run again for every other caller.
+    let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        command.env_remove(name);
+    }
     command.current_dir(root());
     command
 }

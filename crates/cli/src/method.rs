@@ -178,6 +178,9 @@ pub(crate) struct AdapterArgs {
     /// loretta, tt-lora: factors into which a width is split
     #[arg(long, default_value_t = 3)]
     pub(crate) tt_order: usize,
+    /// lorta: size of the mode over attention heads [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) heads: Option<usize>,
 }
 
 impl AdapterArgs {
@@ -200,7 +203,7 @@ impl AdapterArgs {
             stack: self.stack,
             tt_rank: self.tt_rank,
             tt_order: self.tt_order,
-            heads,
+            heads: self.heads.unwrap_or(heads),
             seed,
             ..AdapterConfig::new(method, targets)
         })
@@ -224,6 +227,7 @@ impl AdapterArgs {
         map.insert("stack".into(), json!(self.stack));
         map.insert("tt_rank".into(), json!(self.tt_rank));
         map.insert("tt_order".into(), json!(self.tt_order));
+        map.insert("heads".into(), json!(self.heads));
     }
 }
 

@@ -11,10 +11,11 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_kernels::Kernels;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::{CompressError, Result};
-use crate::job::{Calibrator, CompressedModule};
 use crate::network::{Config, Context, Network, Part, Tokens};
+use crate::options::{Calibrator, CompressedModule};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
 /// Runs a model folder over packed texts, one layer in memory at a time.
@@ -98,6 +99,16 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
             self.advance(&network, self.next, &AdapterSet::empty());
         }
         self.observe(layer)
+    }
+
+    fn identity(&self) -> String {
+        let mut hash = Xxh3Default::new();
+        for batch in &self.batches {
+            hash.update(&(batch.lengths.len() as u64).to_le_bytes());
+            batch.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
+            batch.ids.iter().chain(&batch.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
+        }
+        format!("texts {:032x}, sequential {}", hash.digest128(), self.is_sequential)
     }
 
     fn is_sequential(&self) -> bool {

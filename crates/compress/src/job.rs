@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use lowrank_adapters::Targets;
-use lowrank_checkpoint::{
-    Checkpoint, FloatType, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic,
-};
+use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic};
 use lowrank_models::representation::{LowrankSection, ModuleEntry, Representation, SECTION, VERSION};
 use serde_json::{Map, Value};
 
@@ -17,116 +14,13 @@ use crate::error::{CompressError, Result};
 use crate::fit::{self, Analysis, Fitted, Rules};
 use crate::folder;
 use crate::method::{Method, Sides};
+use crate::options::{Calibrator, CompressedModule, Options, Progress};
 use crate::parallel;
 use crate::report::{Change, ModuleReport, Report};
 use crate::scratch::Scratch;
 use crate::statistics::{Weighting, Weightings, lookup};
 use crate::unit::{Choice, Form, Unit, units};
 use crate::weights::{Weight, find, named, select};
-
-/// What to do.
-///
-/// | Name | Default | Purpose |
-/// |---|---|---|
-/// | `method`, `amount` | – | how, and how much |
-/// | `allocation` | budget | how ranks are shared out under a ratio |
-/// | `targets` | every linear map inside the layers | which weights |
-/// | `dtype` | that of each tensor | element type of the output |
-/// | `memory` | no cap | bytes that layers factored at the same time may take together |
-/// | `resume` | no | go on with an interrupted job of the same options |
-/// | `sides`, `tt_order` | best, 2 | forms of `shared` and `tt` |
-/// | `always_factor` | no | factor even where it makes a weight no smaller |
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How.
-    pub method: Method,
-    /// How much.
-    pub amount: Amount,
-    /// How ranks are shared out.
-    pub allocation: Allocation,
-    /// Which weights.
-    pub targets: Option<Targets>,
-    /// Element type of the output.
-    pub dtype: Option<FloatType>,
-    /// Cap on memory, in bytes.
-    pub memory: Option<u64>,
-    /// Go on with an interrupted job.
-    pub resume: bool,
-    /// What the layers of a kind share.
-    pub sides: Sides,
-    /// Number of cores of a tensor train.
-    pub tt_order: usize,
-    /// Factor even where it does not pay.
-    pub always_factor: bool,
-}
-
-impl Options {
-    /// The defaults for a method and an amount.
-    pub fn new(method: Method, amount: Amount) -> Self {
-        Self {
-            method,
-            amount,
-            allocation: Allocation::Budget,
-            targets: None,
-            dtype: None,
-            memory: None,
-            resume: false,
-            sides: Sides::Best,
-            tt_order: 2,
-            always_factor: false,
-        }
-    }
-}
-
-/// Gives the weights of each layer their weightings, layer after layer.
-pub trait Calibrator {
-    /// The weightings of a layer's modules. Layers are asked for in ascending order; layer 0 starts anew.
-    ///
-    /// # Errors
-    /// Whatever running the model meets.
-    fn weightings(&mut self, layer: usize) -> Result<Weightings>;
-
-    /// Whether [`Calibrator::compressed`] is to be told of each layer before the next.
-    fn is_sequential(&self) -> bool {
-        false
-    }
-
-    /// The layer's modules as they will be written: later layers see their outputs.
-    ///
-    /// # Errors
-    /// Whatever running the model meets.
-    fn compressed(&mut self, _layer: usize, _modules: &[CompressedModule]) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Weightings that were all gathered before.
-impl Calibrator for Weightings {
-    fn weightings(&mut self, _layer: usize) -> Result<Weightings> {
-        Ok(self.clone())
-    }
-}
-
-/// A factored module on its way to the file.
-#[derive(Clone, Debug)]
-pub struct CompressedModule {
-    /// As the checkpoint names it.
-    pub module: String,
-    /// How it is stored.
-    pub representation: Representation,
-    /// Its tensors: what follows the module's path, shape, elements.
-    pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
-}
-
-/// Told of what happens.
-pub trait Progress: Sync {
-    /// A stage of so many units of work begins.
-    fn stage(&self, _name: &str, _units: u64) {}
-    /// A unit of work is done: a module with its relative error, where it has one.
-    fn done(&self, _module: &str, _error: Option<f64>, _units: u64) {}
-}
-
-impl Progress for () {}
 
 /// Compresses the model folder `model` into the folder `output`, which must not exist or be empty.
 ///
@@ -228,7 +122,8 @@ impl<'a> Job<'a> {
     fn run(&self, staged: &Path, mut calibrator: Option<&mut dyn Calibrator>) -> Result<Report> {
         let source = self.checkpoint.content_hash();
         let scratch_folder = staged.join("scratch");
-        let identity = self.identity(&source);
+        let calibration = calibrator.as_ref().map_or_else(|| "no calibration".into(), |c| c.identity());
+        let identity = self.identity(&source, &calibration);
         folder::check_identity(staged, &identity)?;
         let scratch = Scratch::open(&scratch_folder)?;
         let choices = match self.known_choices()? {
@@ -261,12 +156,12 @@ impl<'a> Job<'a> {
     }
 
     /// What the output depends on.
-    fn identity(&self, source: &str) -> String {
+    fn identity(&self, source: &str, calibration: &str) -> String {
         let Options { method, amount, allocation, targets, dtype, sides, tt_order, always_factor, .. } =
             self.options;
         format!(
             "source {source}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
-             {always_factor}"
+             {always_factor}, {calibration}"
         )
     }
 

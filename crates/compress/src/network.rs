@@ -17,7 +17,7 @@ use lowrank_models::params::{Layout, Loader, ParamIo};
 use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, ModuleEntry, SequenceClassifier, TokenBatch};
 
 use crate::error::{CompressError, Result};
-use crate::job::CompressedModule;
+use crate::options::CompressedModule;
 
 /// Packed sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use serde::Serialize;
 use crate::adam::Adam;
 use crate::error::{CompressError, Result, at};
 use crate::folder;
-use crate::job::Progress;
 use crate::network::{Config, Context, Network, Part, Tokens, layer_of};
+use crate::options::Progress;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

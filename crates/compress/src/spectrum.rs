@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::error::{Result, at};
 use crate::folder;
-use crate::job::Progress;
+use crate::options::Progress;
 use crate::parallel;
 use crate::weights::{Weight, find, select};
 

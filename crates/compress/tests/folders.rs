@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, NamedTensor, write_safetensors};
 use lowrank_compress::{
-    Allocation, Amount, CompressError, Method, Of, Options, Progress, Report, Sides, compress,
+    Allocation, Amount, CompressError, Method, Of, Options, Progress, Report, Sides, Weighting, Weightings,
+    compress,
 };
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
@@ -342,4 +343,27 @@ fn an_interrupted_job_resumes_to_the_same_files(#[case] allocation: Allocation) 
     for name in ["model.safetensors", "config.json"] {
         assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(whole.join(name)).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn a_job_is_not_resumed_under_another_calibration() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let options = Options { resume: true, ..Options::new(Method::Fwsvd, ratio(0.3)) };
+    let weightings = |factor: f32| -> Weightings {
+        let width = |path: &str| if path.ends_with("down_proj") { 56 } else { 32 };
+        let names = ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"];
+        let paths = names.map(|name| format!("model.layers.0.{name}"));
+        paths.map(|path| (path.clone(), Weighting::Channels(vec![factor; width(&path)]))).into()
+    };
+    let _ = std::panic::catch_unwind(|| {
+        let mut given = weightings(1.0);
+        compress(&fixture("llama"), &out, &options, Some(&mut given), &Interrupt(Default::default()))
+    });
+    assert!(dir.path().join(".out.partial").is_dir());
+    let error = compress(&fixture("llama"), &out, &options, Some(&mut weightings(2.0)), &()).unwrap_err();
+    assert!(error.to_string().contains("other options; start anew without --resume"), "{error}");
+    let error = compress(&fixture("llama"), &out, &options, None, &()).unwrap_err();
+    assert!(error.to_string().contains("other options"), "{error}");
+    compress(&fixture("llama"), &out, &options, Some(&mut weightings(1.0)), &()).unwrap();
 }

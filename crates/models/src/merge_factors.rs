@@ -22,28 +22,20 @@ pub fn merge_factors<B: Backend>(
 ) -> Result<[Tensor<B, 2>; 2], FactorError> {
     let device = a.device();
     let rank = a.dims()[1];
-    let at = || adapters.slots().iter().filter(|slot| slot.site == site);
-    let pairs: Option<Vec<_>> = at()
-        .map(|slot| Some(&adapters.adapters()[slot.adapter]).filter(|one| !one.is_dora())?.pair(slot.slice))
-        .collect();
     let truncation = Truncation::Rank(rank.min(a.dims()[0]).min(b.dims()[1]));
-    let fit = match pairs {
-        Some(pairs) => {
-            let (mut left, mut right) = (vec![a], vec![b]);
-            for pair in pairs {
-                left.push(pair.a * pair.scale);
-                right.push(pair.b);
-            }
-            let left = host(Tensor::cat(left, 1))?;
-            let right = host(Tensor::cat(right, 0))?;
+    let fit = match adapters.pair(site) {
+        Some(pair) => {
+            let left = host(Tensor::cat(vec![a, pair.a], 1))?;
+            let right = host(Tensor::cat(vec![b, pair.b], 0))?;
             LowRank::new(left, right)?.recompress(&truncation, SigmaPlacement::Split)?
         }
         // A magnitude, or a full-size correction, is no pair of thin factors.
-        None => {
-            let dense = a.matmul(b);
-            let merged = host(adapters.merged_weight(site, &dense).unwrap_or(dense))?;
-            svd::exact(merged.as_ref())?.low_rank(&truncation, SigmaPlacement::Split)?
-        }
+        None => match adapters.merged_weight(site, &a.clone().matmul(b.clone())) {
+            Some(merged) => {
+                svd::exact(host(merged)?.as_ref())?.low_rank(&truncation, SigmaPlacement::Split)?
+            }
+            None => return Ok([a, b]),
+        },
     };
     let shapes =
         [[fit.factors.left().nrows(), fit.factors.rank()], [fit.factors.rank(), fit.factors.right().ncols()]];
@@ -89,8 +81,13 @@ mod tests {
         let set = AdapterSet::init(&config, &[site], &NoWeights, &device).unwrap();
         let [left, right] = merge_factors(&set, 0, a.clone(), b.clone()).unwrap();
         assert_eq!((left.dims(), right.dims()), ([7, 3], [3, 5]));
-        let expected = a.matmul(b) + set.delta_weight(0).unwrap();
+        let expected = a.clone().matmul(b.clone()) + set.delta_weight(0).unwrap();
         let difference = host_values(left.matmul(right) - expected);
         assert!(difference.iter().all(|d| d.abs() < 1e-5), "{difference:?}");
+        // What is switched off is not merged.
+        let mut off = set.clone();
+        off.set_all_enabled(false);
+        let [left, right] = merge_factors(&off, 0, a.clone(), b.clone()).unwrap();
+        assert_eq!([host_values(left), host_values(right)], [host_values(a), host_values(b)]);
     }
 }

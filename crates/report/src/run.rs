@@ -101,8 +101,10 @@ pub struct TrainInfo {
     pub peak_rss_mb: Option<f64>,
     /// Duration of the whole run in seconds.
     pub wall_s: Option<f64>,
-    /// Bytes of the adapter's file.
+    /// Bytes of the file that it saved: an adapter's, or a compressed model's weights.
     pub adapter_bytes: Option<u64>,
+    /// What a language model wrote after it.
+    pub text: Option<String>,
 }
 
 /// One evaluation.

@@ -141,7 +141,6 @@ fn merge(target: &mut Value, patch: Value) {
 impl Config {
     fn validate(&self) -> Result<()> {
         for (what, empty) in [
-            ("models", self.models.is_empty()),
             ("tasks", self.tasks.is_empty()),
             ("methods", self.methods.is_empty()),
             ("seeds", self.seeds.is_empty()),

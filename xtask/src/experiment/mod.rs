@@ -4,7 +4,9 @@ mod config;
 mod plan;
 mod progress;
 mod runner;
+mod scores;
 mod slurm;
+mod spectrum;
 mod state;
 mod toy;
 
@@ -29,7 +31,7 @@ use crate::cargo::{Build, root};
 /// Which grid, how, and where.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Experiment: a file of xtask/experiments, as glue; or toy
+    /// Experiment: a file of xtask/experiments, as glue; or toy, or spectrum
     kind: String,
     /// JSON file whose keys replace those of the experiment's own
     #[arg(long, value_name = "FILE")]
@@ -105,8 +107,16 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.kind == "toy" {
         return toy::run(&options.build.lowrank()?, options.smoke, options.dry_run);
     }
+    if options.kind == "spectrum" {
+        let models = match &options.model[..] {
+            [] => config::load("glue", None, false)?.models,
+            given => given.to_vec(),
+        };
+        let folder = options.output.clone().unwrap_or_else(|| default_output(options, &models));
+        return spectrum::run(&options.build.lowrank()?, &models, &folder, options.dry_run);
+    }
     let (config, over) = configure(options)?;
-    let grid = Grid::new(options.output.clone().unwrap_or_else(|| default_output(options, &config)));
+    let grid = Grid::new(options.output.clone().unwrap_or_else(|| default_output(options, &config.models)));
     let mut cells = plan::cells(&config, &over, options.build.backend.name(), grid.root())?;
     if let Some(id) = &options.cell {
         cells = only(cells, id)?;
@@ -132,20 +142,29 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let outcome = Runner { lowrank: &lowrank, grid: &grid, jobs, threads }.run(&cells)?;
     print_outcome(&outcome);
     if options.cell.is_none() {
-        report(&lowrank, &grid)?;
+        let scores_models = options.kind.starts_with("compress");
+        let runs = if scores_models { scores::collect(&grid, &cells)? } else { grid.root().to_owned() };
+        report(&lowrank, &runs, &grid)?;
     }
     Ok(outcome.failed.is_empty())
 }
 
 /// The experiment's file, what `--config` and `--smoke` make of it, and the flags over it.
 fn configure(options: &Options) -> Result<(Config, Overrides)> {
-    let mut config = config::load(&options.kind, options.config.as_deref(), options.smoke)?;
+    // What a language model is scored by is another matter than a classifier's.
+    let writes =
+        options.model.first().is_some_and(|model| scores::is_language_model(&plan::from_root(model)));
+    let kind = if options.kind == "compress" && writes { "compress-lm" } else { &options.kind };
+    let mut config = config::load(kind, options.config.as_deref(), options.smoke)?;
     replace(&mut config.models, &options.model);
     replace(&mut config.tasks, &options.tasks);
     replace(&mut config.methods, &options.methods);
     replace(&mut config.seeds, &options.seeds);
     if let Some(data) = &options.data {
         config.data.clone_from(data);
+    }
+    if config.models.is_empty() || config.data.is_empty() {
+        bail!("{kind} has no model and data of its own; give --model and --data");
     }
     let mut over = Overrides { ranks: options.ranks.clone(), ..Overrides::default() };
     if over.ranks.contains(&0) {
@@ -194,9 +213,9 @@ fn replace<T: Clone>(target: &mut Vec<T>, given: &[T]) {
 }
 
 /// `runs/glue-mini-bert` in the workspace, with the backend if it is not the default, and apart for smoke.
-fn default_output(options: &Options, config: &Config) -> PathBuf {
+fn default_output(options: &Options, models: &[String]) -> PathBuf {
     let mut parts = vec![options.kind.clone()];
-    for model in &config.models {
+    for model in models {
         parts.push(Path::new(model).file_name().unwrap_or_default().to_string_lossy().into_owned());
     }
     if options.build.backend != Default::default() {
@@ -261,9 +280,9 @@ fn print_outcome(outcome: &Outcome) {
 }
 
 /// The grid's table on standard output and its report as a file, both by `lowrank report`.
-fn report(lowrank: &Path, grid: &Grid) -> Result<()> {
+fn report(lowrank: &Path, runs: &Path, grid: &Grid) -> Result<()> {
     let mut command = Command::new(lowrank);
-    command.arg("report").arg(grid.root()).arg("-o").arg(grid.report()).stdin(Stdio::null());
+    command.arg("report").arg(runs).arg("-o").arg(grid.report()).stdin(Stdio::null());
     let status = command.status().with_context(|| format!("cannot run {}", lowrank.display()))?;
     if !status.success() {
         bail!("lowrank report failed with {status}");

@@ -13,7 +13,7 @@ use super::config::{Config, Settings, method_and_ranks};
 use crate::cargo::root;
 
 /// Commands that leave no folder behind, only what they print.
-const WITHOUT_FOLDER: [&str; 5] = ["evaluate", "predict", "perplexity", "inspect", "embed"];
+const WITHOUT_FOLDER: [&str; 6] = ["evaluate", "predict", "perplexity", "generate", "inspect", "embed"];
 
 /// One process of a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]

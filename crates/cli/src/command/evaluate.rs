@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task};
@@ -64,13 +65,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     );
     let sets = dev_sets(&args.data, args.task, &loaded.tokenizer)?;
     let rows: usize = sets.iter().map(|s| s.data.len()).sum();
+    let tokens: usize = sets.iter().map(|s| s.data.n_tokens()).sum();
+    let start = Instant::now();
     let output = lowrank_train::evaluate(&loaded.model, &sets, args.task.metrics(), args.batch_size)?;
+    let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
     if args.json {
         let mut object: Map<String, serde_json::Value> =
             output.values.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         object.insert("task".into(), json!(args.task.name()));
         object.insert("rows".into(), json!(rows));
-        object.insert("metric".into(), json!(output.values.get(args.task.primary_metric().name())));
+        let metric = args.task.primary_metric().name();
+        object.insert("metric".into(), json!(output.values.get(metric)));
+        object.insert("metric_name".into(), json!(metric));
+        object.insert("tokens_per_second".into(), json!(tokens_per_second));
         return print_json(&object.into());
     }
     for (name, value) in &output.values {

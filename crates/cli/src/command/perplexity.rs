@@ -1,6 +1,7 @@
 //! `lowrank perplexity`: how well a language model predicts texts.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use lowrank_eval::{Perplexity, windows};
@@ -55,6 +56,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let device = device()?;
     let language = args.model.load(&device)?;
     let window = language.window(args.max_length)?;
+    let start = Instant::now();
     let rows = match (args.stride, &file) {
         (Some(stride), Some(text)) => vec![long_text(&language, text, window, stride, &device)?],
         _ => {
@@ -63,6 +65,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
             each_text(&language, &texts, window, &device)?
         }
     };
+    let tokens: usize = rows.iter().map(|row| row.tokens).sum();
+    let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
     let mut total = Perplexity::default();
     for row in &rows {
         total.add(row.sum_nll, row.predicted)?;
@@ -74,7 +78,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
             json!({"tokens": row.tokens, "mean_nll": mean})
         };
         let rows: Vec<Value> = rows.iter().map(row).collect();
-        return print_json(&json!({"rows": rows, "perplexity": perplexity}));
+        return print_json(&json!({
+            "rows": rows,
+            "perplexity": perplexity,
+            "tokens_per_second": tokens_per_second,
+        }));
     }
     println!("perplexity {perplexity:.4} over {} tokens of {} texts", total.tokens(), rows.len());
     Ok(())

@@ -34,7 +34,13 @@ impl Looks {
     }
 
     fn key(row: &Row) -> (String, String) {
-        (row.model.clone(), row.method.clone() + &row.settings)
+        (row.model.clone(), row.method.clone() + &Self::without_ratio(row))
+    }
+
+    /// The settings but for how much is compressed, which is to a compression what the rank is to an adapter.
+    fn without_ratio(row: &Row) -> String {
+        let settings = row.settings.split(", ").filter(|setting| !setting.starts_with("ratio="));
+        settings.collect::<Vec<_>>().join(", ")
     }
 
     fn colour(&self, row: &Row) -> usize {
@@ -42,19 +48,19 @@ impl Looks {
         self.methods.iter().position(|known| *known == key).unwrap_or(0)
     }
 
-    /// A row's name without its rank.
+    /// A row's name without its rank or ratio.
     fn method(&self, row: &Row) -> String {
-        self.name(row, "")
+        self.name(row, "", &Self::without_ratio(row))
     }
 
     /// A row's name.
     pub(super) fn row(&self, row: &Row) -> String {
-        self.name(row, &row.rank.map_or(String::new(), |rank| format!(" r={rank}")))
+        self.name(row, &row.rank.map_or(String::new(), |rank| format!(" r={rank}")), &row.settings)
     }
 
-    fn name(&self, row: &Row, rank: &str) -> String {
+    fn name(&self, row: &Row, rank: &str, settings: &str) -> String {
         let model = if self.several_models { format!("{}: ", row.model) } else { String::new() };
-        let settings = if row.settings.is_empty() { String::new() } else { format!(" ({})", row.settings) };
+        let settings = if settings.is_empty() { String::new() } else { format!(" ({settings})") };
         let source = if row.published { " (published)" } else { "" };
         format!("{model}{}{rank}{settings}{source}", row.method)
     }
@@ -73,16 +79,17 @@ fn score_label(column: &Column) -> String {
     if column.metric.scale() == 1.0 { name.to_owned() } else { format!("{name} × 100") }
 }
 
-/// A figure per task: what the trained parameters buy; of a perplexity, what the parameters that are left cost.
+/// A figure per task: what the trained parameters buy; where nothing was trained, what taking parameters away costs.
 pub(super) fn score_against_parameters(table: &GridTable) -> String {
     let looks = Looks::new(table);
+    let trains = table.rows.iter().any(|row| row.cost.trainable > 0);
     let mut plots = Vec::new();
     for (index, column) in table.columns.iter().enumerate() {
-        let is_score = column.metric.higher_is_better();
-        let what = if is_score { "trainable parameters" } else { "parameters" };
+        let is_trained = trains && column.metric.higher_is_better();
+        let what = if is_trained { "trainable parameters" } else { "parameters" };
         let size = |run: &LoadedRun| {
             let info = &run.record.train_info;
-            if is_score { info.trainable } else { info.total }
+            if is_trained { info.trainable } else { info.total }
         };
         let mut series: Vec<Series> = Vec::new();
         for row in drawn(table) {
@@ -117,7 +124,7 @@ pub(super) fn score_against_parameters(table: &GridTable) -> String {
             x_label: what.to_owned(),
             y_label: score_label(column),
             x_log: true,
-            y_log: !is_score,
+            y_log: !column.metric.higher_is_better(),
             series,
         };
         if !plot.is_empty() {
@@ -127,7 +134,8 @@ pub(super) fn score_against_parameters(table: &GridTable) -> String {
     if plots.is_empty() {
         return String::new();
     }
-    section("Score against trainable parameters", &figures("parameters", &plots))
+    let heading = if trains { "Score against trainable parameters" } else { "Score against parameters" };
+    section(heading, &figures("parameters", &plots))
 }
 
 /// Two figures per task: the score and the loss while it was trained.

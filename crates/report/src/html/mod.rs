@@ -91,6 +91,7 @@ fn html(
         figures::score_against_parameters(table),
         figures::training(root, table),
         sections::costs(table),
+        sections::texts(table),
         sections::comparison(table),
         sections::notes(table, warnings),
         sections::settings(table),

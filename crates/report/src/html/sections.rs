@@ -139,6 +139,30 @@ pub(super) fn costs(results: &GridTable) -> String {
     section("Time and memory", &table("costs-table", caption, &headers, &rows))
 }
 
+/// What language models wrote.
+pub(super) fn texts(results: &GridTable) -> String {
+    let looks = Looks::new(results);
+    let text = |row: &Row| {
+        let mut runs = row.cells.iter().flatten().flat_map(|cell| &cell.runs);
+        runs.find_map(|run| run.record.train_info.text.clone())
+    };
+    let rows: Vec<TableRow> = results
+        .rows
+        .iter()
+        .filter_map(|row| {
+            Some(TableRow::new(&looks.row(row), std::iter::once(Cell::text(&text(row)?, "text"))))
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let headers = ["method", "text"].map(str::to_owned);
+    section(
+        "What they write",
+        &table("texts-table", "The first words after the same prompt", &headers, &rows),
+    )
+}
+
 /// Paired differences between the methods, with bootstrap intervals over the seeds.
 pub(super) fn comparison(results: &GridTable) -> String {
     let looks = Looks::new(results);

@@ -15,9 +15,9 @@ use crate::{
 /// The tasks in the order of the GLUE papers' tables.
 const TASKS: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"];
 
-/// Methods in the order of a table: everything trained, adapters (which sort by name), hardly anything
+/// Methods in the order of a table: the model as it was, everything trained, adapters (which sort by name), hardly anything
 /// trained.
-const FIRST: [&str; 2] = ["full", "bitfit"];
+const FIRST: [&str; 3] = ["dense", "full", "bitfit"];
 const LAST: [&str; 2] = ["head", "untrained"];
 
 /// Settings that do not make another method of it.

@@ -1,0 +1,67 @@
+//! A model whose weights are factors runs on them: no dense weight is ever formed.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn_flex::Flex;
+use lowrank_adapters::AdapterSet;
+use lowrank_models::Decoder;
+use lowrank_models::decoder::GenerationOptions;
+use lowrank_tests::llama;
+
+/// The system's allocator, noting the largest request.
+struct Watching;
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+#[allow(unsafe_code, reason = "an allocator is an unsafe trait")]
+// SAFETY: every call is handed on unchanged; the default methods of the trait come down to these two.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's duty is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's duty is handed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+/// Bytes of the largest allocation while `work` runs.
+fn largest(work: impl FnOnce()) -> usize {
+    LARGEST.store(0, Ordering::Relaxed);
+    work();
+    LARGEST.load(Ordering::Relaxed)
+}
+
+// One test in this binary: what others allocate would be noted too.
+#[test]
+fn a_forward_pass_forms_no_dense_weight() {
+    let device = Default::default();
+    let model = Decoder::<Flex>::init(llama(2, 0.5), 0, &device).unwrap();
+    let smallest_dense = 1024 * 1024 * size_of::<f32>();
+    let prompts: Vec<Vec<u32>> = (0..3).map(|i| (0..10 + i).collect()).collect();
+    let options = GenerationOptions { max_new_tokens: 5, ignore_eos: true, ..Default::default() };
+    let bytes = largest(|| {
+        let generated =
+            model.generate(&prompts, &options, &AdapterSet::empty(), &device, |_, _| true).unwrap();
+        assert!(generated.iter().all(|one| one.ids.len() == 5));
+    });
+    assert!(
+        bytes < smallest_dense / 4,
+        "{bytes} bytes allocated at once; a dense weight has {smallest_dense}"
+    );
+    // The instrument sees a weight where one is formed.
+    let composed = largest(|| {
+        let a = lowrank_tests::random::<Flex, 2>("a", [1024, 8], 1.0);
+        a.clone().matmul(a.transpose());
+    });
+    assert!(composed >= smallest_dense, "{composed}");
+}
