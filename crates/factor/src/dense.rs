@@ -41,10 +41,11 @@ pub trait Dense: RealField + Copy {
     /// `X ← L⁻¹·X` for a lower triangular `L`.
     fn solve_lower(lower: MatRef<'_, Self>, x: MatMut<'_, Self>, par: Par);
 
-    /// Singular values of a matrix with `m ≥ n ≥ 2`, and its right singular vectors if there is a place for
-    /// them. Blocks below the size `switch` are left to the implicit QR iteration.
+    /// Singular values of a matrix with `m ≥ n ≥ 2`, and its left and right singular vectors where there are places
+    /// for them. Blocks below the size `switch` are left to the implicit QR iteration.
     fn svd(
         a: MatRef<'_, Self>,
+        left: Option<MatMut<'_, Self>>,
         right: Option<MatMut<'_, Self>>,
         switch: Option<usize>,
         par: Par,
@@ -91,11 +92,12 @@ macro_rules! implement {
 
             fn svd(
                 a: MatRef<'_, Self>,
+                left: Option<MatMut<'_, Self>>,
                 right: Option<MatMut<'_, Self>>,
                 switch: Option<usize>,
                 par: Par,
             ) -> Option<Vec<Self>> {
-                right_svd(a, right, switch, par)
+                thin_svd(a, left, right, switch, par)
             }
 
             fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)> {
@@ -120,8 +122,9 @@ fn triangular_product<T: RealField>(
     out
 }
 
-fn right_svd<T: RealField + Copy>(
+fn thin_svd<T: RealField + Copy>(
     a: MatRef<'_, T>,
+    left: Option<MatMut<'_, T>>,
     right: Option<MatMut<'_, T>>,
     switch: Option<usize>,
     par: Par,
@@ -132,10 +135,11 @@ fn right_svd<T: RealField + Copy>(
     params.qr_ratio_threshold = f64::INFINITY;
     params.recursion_threshold = switch.unwrap_or(params.recursion_threshold);
     let params = Spec::new(params);
-    let wanted = if right.is_some() { ComputeSvdVectors::Thin } else { ComputeSvdVectors::No };
-    let mut memory = MemBuffer::new(svd_scratch::<T>(m, n, ComputeSvdVectors::No, wanted, par, params));
+    let [u, v] = [&left, &right]
+        .map(|side| if side.is_some() { ComputeSvdVectors::Thin } else { ComputeSvdVectors::No });
+    let mut memory = MemBuffer::new(svd_scratch::<T>(m, n, u, v, par, params));
     let mut s = faer::diag::Diag::<T>::zeros(n);
-    svd(a, s.as_mut(), None, right, par, MemStack::new(&mut memory), params).ok()?;
+    svd(a, s.as_mut(), left, right, par, MemStack::new(&mut memory), params).ok()?;
     Some(s.column_vector().iter().copied().collect())
 }
 

@@ -1,22 +1,28 @@
 //! Exact thin SVD and singular values.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatRef, Par};
 
 use super::{Svd, jacobi};
 use crate::error::{FactorError, Result};
-use crate::matrix::{Balanced, norm_squared, parallelism, product, sum_of_squares};
+use crate::matrix::{Balanced, norm_squared, product, sum_of_squares};
 use crate::qr;
 use crate::scalar::Scalar;
 
 /// From this ratio of the sides on, a QR decomposition first is faster than reducing the whole matrix.
 const QR_FIRST: f64 = 1.5;
 
+/// From this ratio on there is room for faer's left vectors, whose work space takes `4·n²` numbers more.
+const BOTH_FROM: f64 = 2.1;
+
+/// From this size on a reduction is faster on all threads than on one.
+const PARALLEL: usize = 400;
+
 /// Thin SVD `A = U·diag(s)·Vᵀ` of an `m × n` matrix: `U` m × k, `V` n × k, `k = min(m, n)`.
 ///
 /// # Algorithm
 /// Bidiagonalisation and divide and conquer (Gu, Eisenstat 1995) in faer for `s` and `V`, then the QR of
-/// `A·V` for `U`; a matrix more than 1.5 times as long as wide is first reduced by the QR of [`crate::qr`]. Should these iterations not converge, one-sided
-/// Jacobi rotations do. Signs follow the rule of [`Svd`].
+/// `A·V` for `U`; a matrix more than 1.5 times as long as wide is first reduced by the QR of [`crate::qr`].
+/// Should these iterations not converge, one-sided Jacobi rotations do. Signs follow the rule of [`Svd`].
 ///
 /// # Error bound
 /// `‖A − U·diag(s)·Vᵀ‖ ≤ c·ε·‖A‖` and `|sᵢ − σᵢ| ≤ c·ε·σ₁` with a modest `c` that grows like
@@ -72,9 +78,20 @@ pub(crate) fn thin<T: Scalar>(a: MatRef<'_, T>) -> Result<(Mat<T>, Vec<T>, Mat<T
         return both_sides(a);
     }
     let (q, r) = qr::factor(a);
-    let (inner, s, v) = both_sides(r.as_ref())?;
+    let has_room = m as f64 >= BOTH_FROM * n as f64;
+    let (inner, s, v) = match has_room.then(|| at_once(r.as_ref())).flatten() {
+        Some(found) => found,
+        None => both_sides(r.as_ref())?,
+    };
     drop(r);
     Ok((product(q.as_ref(), inner.as_ref()), s, v))
+}
+
+/// SVD of a square matrix with faer's own left vectors, if its iterations converge.
+fn at_once<T: Scalar>(a: MatRef<'_, T>) -> Option<(Mat<T>, Vec<T>, Mat<T>)> {
+    let (mut u, mut v) = (Mat::zeros(a.nrows(), a.ncols()), Mat::zeros(a.ncols(), a.ncols()));
+    let s = iterate(a, Some(&mut u), Some(&mut v))?;
+    Some((u, s, v))
 }
 
 /// SVD of a nearly square matrix, `m ≥ n`: the right vectors by iteration, the left ones from them.
@@ -142,22 +159,35 @@ fn column<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
 /// Singular values of a matrix with `m ≥ n ≥ 2`, and its right singular vectors if there is a place for
 /// them.
 fn reduce<T: Scalar>(a: MatRef<'_, T>, mut right: Option<&mut Mat<T>>) -> Result<Vec<T>> {
-    let par = parallelism(a.nrows() * a.ncols() * a.ncols());
-    let finite = |s: &Vec<T>| s.iter().all(|value| value.widen().is_finite());
-    // Where the iteration switches from divide and conquer to implicit QR. Either may fail to converge on
-    // a singular matrix, but hardly both.
-    for switch in [None, Some(usize::MAX), Some(8)] {
-        let place = right.as_deref_mut().map(|right| right.as_mut());
-        if let Some(s) = T::svd(a, place, switch, par).filter(finite) {
-            return Ok(s);
-        }
+    if let Some(s) = iterate(a, None, right.as_deref_mut()) {
+        return Ok(s);
     }
     let (s, v) = jacobi::right(a);
-    if !finite(&s) {
+    if !is_finite(&s) {
         return Err(FactorError::NoConvergence { algorithm: "singular value decomposition" });
     }
     if let Some(right) = right {
         *right = v;
     }
     Ok(s)
+}
+
+/// As [`reduce`], also for left vectors, by faer's iterations alone; nothing where none of them converges.
+fn iterate<T: Scalar>(
+    a: MatRef<'_, T>,
+    mut left: Option<&mut Mat<T>>,
+    mut right: Option<&mut Mat<T>>,
+) -> Option<Vec<T>> {
+    // A reduction to two diagonals is a long chain of small steps, each of which threads would have to meet at.
+    let par = if a.ncols() < PARALLEL { Par::Seq } else { Par::rayon(0) };
+    // Where the iteration switches from divide and conquer to implicit QR. Either may fail to converge on
+    // a singular matrix, but hardly both.
+    [None, Some(usize::MAX), Some(8)].into_iter().find_map(|switch| {
+        T::svd(a, left.as_deref_mut().map(Mat::as_mut), right.as_deref_mut().map(Mat::as_mut), switch, par)
+            .filter(|s| is_finite(s))
+    })
+}
+
+fn is_finite<T: Scalar>(values: &[T]) -> bool {
+    values.iter().all(|value| value.widen().is_finite())
 }
