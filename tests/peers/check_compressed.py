@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ["llama", "gpt2", "gpt-neox", "stablelm"]
@@ -34,6 +35,8 @@ def lowrank(*args):
 
 
 def main():
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     guide = (ROOT / "docs/compressed-format.md").read_text()
     scope = {}
     exec(re.search(r"```python\n(.*?)```", guide, re.S)[1], scope)
