@@ -60,12 +60,14 @@ fn embed(model: &Path, file: &Path, batch_size: usize) -> Result<serde_json::Val
     let network = bert::BertModel::load(weights(model)?, &config)?;
     let text = fs::read_to_string(file)?;
     let lines: Vec<&str> = text.lines().collect();
-    let mut rows: Vec<Vec<f32>> = Vec::new();
+    let (mut rows, mut tokens) = (Vec::<Vec<f32>>::new(), 0);
+    let start = Instant::now();
     for lines in lines.chunks(batch_size) {
         let encoded = tokenizer.encode_batch(lines.to_vec(), true).map_err(Error::msg)?;
         let (n, width) = (encoded.len(), encoded[0].len());
         let ids: Vec<u32> = encoded.iter().flat_map(|e| e.get_ids().to_vec()).collect();
         let mask: Vec<u32> = encoded.iter().flat_map(|e| e.get_attention_mask().to_vec()).collect();
+        tokens += mask.iter().sum::<u32>();
         let ids = Tensor::from_vec(ids, (n, width), &Device::Cpu)?;
         let mask = Tensor::from_vec(mask, (n, width), &Device::Cpu)?;
         let hidden = network.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
@@ -73,7 +75,8 @@ fn embed(model: &Path, file: &Path, batch_size: usize) -> Result<serde_json::Val
         let sums = hidden.broadcast_mul(&mask)?.sum(1)?;
         rows.extend(sums.broadcast_div(&mask.sum(1)?)?.to_vec2()?);
     }
-    Ok(json!({"rows": rows.len(), "embeddings": rows}))
+    let speed = f64::from(tokens) / start.elapsed().as_secs_f64();
+    Ok(json!({"rows": rows.len(), "tokens_per_second": speed, "embeddings": rows}))
 }
 
 fn generate(model: &Path, prompt: &str, max_new_tokens: usize) -> Result<serde_json::Value> {

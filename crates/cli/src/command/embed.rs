@@ -1,5 +1,7 @@
 //! `lowrank embed`: mean hidden states of texts.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use burn::tensor::Tensor;
 use lowrank_adapters::Mode;
@@ -29,6 +31,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
     let device = device()?;
     let loaded = args.model.load::<Inner>(&device)?;
+    let start = Instant::now();
     let data = texts.encode(&loaded.tokenizer)?;
     let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
     let mut rows: Vec<Vec<f32>> = Vec::new();
@@ -36,16 +39,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for chunk in indices.chunks(args.batch_size.max(1)) {
         let batch = data.batch(chunk)?;
         let hidden = model.hidden_states(&to_device(model, &batch, &device)?, adapters, Mode::EVAL);
-        let mut start = 0;
+        let mut first = 0;
         for &n in &batch.lengths {
-            let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, start, n).mean_dim(0);
+            let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, first, n).mean_dim(0);
             rows.push(mean.into_data().iter::<f32>().collect());
-            start += n;
+            first += n;
         }
     }
+    let tokens_per_second = data.n_tokens() as f64 / start.elapsed().as_secs_f64();
     if args.json {
         let rows: Vec<Value> = rows.iter().map(|r| json!({ "embedding": r })).collect();
-        return print_json(&json!({ "rows": rows }));
+        return print_json(&json!({ "rows": rows, "tokens_per_second": tokens_per_second }));
     }
     for row in rows {
         let values: Vec<String> = row.iter().map(f32::to_string).collect();

@@ -109,6 +109,19 @@ pub(crate) fn load<S: Simd>(simd: S, from: &[f32], at: usize, rest: f32) -> S::V
     }
 }
 
+/// Asks for the cache line at an address that will be read soon; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Up to sixteen half-precision numbers; the others are zero.
 #[inline(always)]
 pub(crate) fn halves(from: &[u16]) -> [u16; LANES] {

@@ -90,18 +90,9 @@ impl<const M: usize> Kernel for Unit<'_, M> {
         for first in (0..k).step_by(ROWS) {
             let ks = first..k.min(first + ROWS);
             match w {
-                Weights::F32(w) => {
-                    let load = |at: usize, count: usize| simd.load_part(&w[at..at + count], 0.0);
-                    add_rows(simd, x, load, n, ks, columns.clone(), &mut y);
-                }
-                Weights::F16(w) => {
-                    let load = |at: usize, count: usize| simd.from_f16(&buffer::halves(&w[at..at + count]));
-                    add_rows(simd, x, load, n, ks, columns.clone(), &mut y);
-                }
-                Weights::Bf16(w) => {
-                    let load = |at: usize, count: usize| simd.from_bf16(&buffer::halves(&w[at..at + count]));
-                    add_rows(simd, x, load, n, ks, columns.clone(), &mut y);
-                }
+                Weights::F32(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.load(w)),
+                Weights::F16(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.from_f16(w)),
+                Weights::Bf16(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.from_bf16(w)),
             }
         }
         if finish.bias.is_none() && finish.gelu.is_none() {
@@ -129,30 +120,85 @@ impl<const M: usize> Kernel for Unit<'_, M> {
     }
 }
 
-/// Adds the products with rows `ks` of the matrix; `load(at, count)` gives up to sixteen of its elements.
+/// Adds the products with rows `ks` of the matrix, whose elements `widen` makes numbers of.
+///
+/// Counted loops: in a function of this size the compiler leaves iterators' steps as calls.
 #[inline(always)]
-fn add_rows<S: Simd, const M: usize>(
+fn add_rows<S: Simd, T: Copy + Default, const M: usize>(
     simd: S,
-    x: [&[f32]; M],
-    load: impl Fn(usize, usize) -> S::V,
+    x: &[&[f32]; M],
+    w: &[T],
     n: usize,
     ks: Range<usize>,
-    columns: Range<usize>,
+    columns: &Range<usize>,
     y: &mut [Part<'_>; M],
+    widen: impl Fn(&[T; LANES]) -> S::V,
 ) {
-    let x = x.map(|x| &x[ks.clone()]);
-    for at in (0..columns.len()).step_by(LANES) {
-        let count = LANES.min(columns.len() - at);
-        // SAFETY: the caller has stored all of y.
-        let mut sums = y.each_ref().map(|y| unsafe { y.load(simd, at, 0.0) });
-        for (i, k) in ks.clone().enumerate() {
-            let w = load(k * n + columns.start + at, count);
-            for (sum, x) in sums.iter_mut().zip(&x) {
-                *sum = simd.fma(simd.splat(x[i]), w, *sum);
+    let width = columns.len();
+    let vectors = width / LANES;
+    let row = |k: usize| &w[k * n + columns.start..k * n + columns.end];
+    // Whole vectors of eight rows at once; the rest row by row.
+    let mut at = if ks.len() == ROWS { vectors * LANES } else { 0 };
+    while at < width {
+        let count = LANES.min(width - at);
+        let mut m = 0;
+        while m < M {
+            // SAFETY: the caller has stored all of y.
+            let mut sum = unsafe { y[m].load(simd, at, 0.0) };
+            let mut k = ks.start;
+            while k < ks.end {
+                let mut lanes = [T::default(); LANES];
+                lanes[..count].copy_from_slice(&row(k)[at..at + count]);
+                sum = simd.fma(simd.splat(x[m][k]), widen(&lanes), sum);
+                k += 1;
             }
+            y[m].store(simd, sum, at);
+            m += 1;
         }
-        for (y, &sum) in y.iter_mut().zip(&sums) {
-            y.store(simd, sum, at);
+        at += LANES;
+    }
+    if ks.len() < ROWS {
+        return;
+    }
+    let mut rows: [&[[T; LANES]]; ROWS] = [&[]; ROWS];
+    let mut factors = [[0.0; ROWS]; M];
+    let mut i = 0;
+    while i < ROWS {
+        rows[i] = &row(ks.start + i).as_chunks().0[..vectors];
+        let mut m = 0;
+        while m < M {
+            factors[m][i] = x[m][ks.start + i];
+            m += 1;
         }
+        i += 1;
+    }
+    let mut at = 0;
+    while at < vectors {
+        let mut sums = [simd.splat(0.0); M];
+        let mut m = 0;
+        while m < M {
+            // SAFETY: the caller has stored all of y.
+            sums[m] = unsafe { y[m].load(simd, at * LANES, 0.0) };
+            m += 1;
+        }
+        let mut i = 0;
+        while i < ROWS {
+            let lanes = &rows[i][at];
+            // The stretch is shorter than what the processor needs to see coming.
+            buffer::prefetch(std::ptr::from_ref(lanes).cast::<T>().wrapping_add(ROWS * n));
+            let w = widen(lanes);
+            let mut m = 0;
+            while m < M {
+                sums[m] = simd.fma(simd.splat(factors[m][i]), w, sums[m]);
+                m += 1;
+            }
+            i += 1;
+        }
+        let mut m = 0;
+        while m < M {
+            y[m].store(simd, sums[m], at * LANES);
+            m += 1;
+        }
+        at += 1;
     }
 }
