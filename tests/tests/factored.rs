@@ -52,13 +52,15 @@ fn a_forward_pass_forms_no_dense_weight() {
     // One sequence: its cache, of 256 positions at first, is smaller than the factors.
     let prompts = [(0..33).collect::<Vec<u32>>()];
     let options = GenerationOptions { max_new_tokens: 5, ignore_eos: true, ..Default::default() };
-    let bytes = largest(|| {
-        let generated =
-            model.generate(&prompts, &options, &AdapterSet::empty(), &device, |_, _| true).unwrap();
-        assert!(generated.iter().all(|one| one.ids.len() == 5));
-    });
+    let generate = || {
+        let generated = model.generate(&prompts, &options, &AdapterSet::empty(), &device, |_, _| true);
+        assert_eq!(generated.unwrap()[0].ids.len(), 5);
+    };
+    // The random factors are made when they are first used.
+    generate();
+    let bytes = largest(generate);
     assert!(
-        bytes < smallest_dense / 4,
+        bytes <= largest_factor + 4096,
         "{bytes} bytes allocated at once; a dense weight has {smallest_dense}"
     );
     // The instrument sees a weight where one is formed.
