@@ -283,6 +283,9 @@ fn print_outcome(outcome: &Outcome) {
 fn report(lowrank: &Path, runs: &Path, grid: &Grid) -> Result<()> {
     let mut command = Command::new(lowrank);
     command.arg("report").arg(runs).arg("-o").arg(grid.report()).stdin(Stdio::null());
+    if let Some(name) = grid.root().file_name() {
+        command.arg("--title").arg(name);
+    }
     let status = command.status().with_context(|| format!("cannot run {}", lowrank.display()))?;
     if !status.success() {
         bail!("lowrank report failed with {status}");

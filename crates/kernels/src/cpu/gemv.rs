@@ -90,9 +90,9 @@ impl<const M: usize> Kernel for Unit<'_, M> {
         for first in (0..k).step_by(ROWS) {
             let ks = first..k.min(first + ROWS);
             match w {
-                Weights::F32(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.load(w)),
-                Weights::F16(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.from_f16(w)),
-                Weights::Bf16(w) => add_rows(simd, &x, w, n, ks, &columns, &mut y, |w| simd.from_bf16(w)),
+                Weights::F32(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.load(w)),
+                Weights::F16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_f16(w)),
+                Weights::Bf16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_bf16(w)),
             }
         }
         if finish.bias.is_none() && finish.gelu.is_none() {
@@ -120,17 +120,15 @@ impl<const M: usize> Kernel for Unit<'_, M> {
     }
 }
 
-/// Adds the products with rows `ks` of the matrix, whose elements `widen` makes numbers of.
+/// Adds the products with rows `ks` of the matrix, which is `n` wide and whose elements `widen` makes numbers of.
 ///
 /// Counted loops: in a function of this size the compiler leaves iterators' steps as calls.
 #[inline(always)]
 fn add_rows<S: Simd, T: Copy + Default, const M: usize>(
     simd: S,
     x: &[&[f32]; M],
-    w: &[T],
-    n: usize,
-    ks: Range<usize>,
-    columns: &Range<usize>,
+    (w, n): (&[T], usize),
+    (ks, columns): (Range<usize>, &Range<usize>),
     y: &mut [Part<'_>; M],
     widen: impl Fn(&[T; LANES]) -> S::V,
 ) {
