@@ -40,8 +40,8 @@ pub(crate) fn choose(
                     .map(|(unit, curve)| keep_if_smaller(unit, at_share(unit, curve, share), always))
                     .collect()),
                 Allocation::Budget => {
-                    let totals: Vec<f64> = analyses.iter().map(|analysis| analysis.total).collect();
-                    optimal(units, &best, &totals, budget as u64)
+                    let importances: Vec<f64> = analyses.iter().map(|analysis| analysis.importance).collect();
+                    optimal(units, &best, &importances, budget as u64)
                 }
             }
         }
@@ -166,23 +166,19 @@ fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64) -> Res
     Err(CompressError::Budget { ratio, budget, minimum, total })
 }
 
-/// Ranks of least total relative loss within the budget; points are as they are.
-///
-/// Each loss counts relative to its weight's own norm: the outputs of layers differ by orders of magnitude, and the norms
-/// and residual sums that follow make their relative errors matter.
-fn optimal(units: &[Unit], best: &[&Curve], totals: &[f64], budget: u64) -> Result<Vec<Choice>> {
+/// Ranks of least total loss within the budget, each loss times its unit's importance; points are as they are.
+fn optimal(units: &[Unit], best: &[&Curve], importances: &[f64], budget: u64) -> Result<Vec<Choice>> {
     let mut left = budget;
     let mut items = Vec::new();
-    for ((unit, curve), total) in units.iter().zip(best).zip(totals) {
+    for ((unit, curve), importance) in units.iter().zip(best).zip(importances) {
         match curve {
             Curve::Point { choice, .. } => left = left.saturating_sub(choice.parameters(unit)),
             Curve::PerRank { form, squared, weight } => {
                 let cost = unit.cost_per_rank(form).unwrap_or(1);
                 let last = (unit.numel().div_ceil(cost).saturating_sub(1) as usize).clamp(1, squared.len());
-                let relative = if *total > 0.0 { total.recip() } else { 0.0 };
                 let item = RankItem::from_squared(squared.clone(), cost).map_err(at(&unit.name()))?;
                 items.push(
-                    item.with_weight(weight * relative).with_range(1, last).with_dense_cost(unit.numel()),
+                    item.with_weight(weight * importance).with_range(1, last).with_dense_cost(unit.numel()),
                 );
             }
         }

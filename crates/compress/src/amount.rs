@@ -34,7 +34,8 @@ impl FromStr for Of {
 /// How ranks are shared out under a ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocation {
-    /// The ranks of least total error within the budget.
+    /// The ranks of least total error within the budget: with a calibration that can tell, each weight's error by what
+    /// it does to its layer's output, else relative to the weight's own norm.
     #[default]
     Budget,
     /// The same ratio for every weight.

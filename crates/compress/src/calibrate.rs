@@ -25,10 +25,15 @@ pub struct ModelCalibrator<B: Kernels> {
     batches: Vec<Tokens>,
     /// Hidden states of every batch before the next layer, with what layers need to know.
     states: Vec<(Tensor<B, 2>, Context<B>)>,
+    /// The latest layer's inputs and outputs, of as many batches as effects are measured on.
+    probe: Vec<[Tensor<B, 2>; 2]>,
     next: usize,
     is_sequential: bool,
     device: B::Device,
 }
+
+/// Tokens on which the effect of a module is measured, at least.
+const PROBE_TOKENS: usize = 2048;
 
 impl<B: Kernels> ModelCalibrator<B> {
     /// For a model folder; `is_sequential` lets later layers see the outputs of earlier ones as compressed.
@@ -43,7 +48,16 @@ impl<B: Kernels> ModelCalibrator<B> {
         }
         let config = Config::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        Ok(Self { config, checkpoint, batches, states: Vec::new(), next: 0, is_sequential, device })
+        Ok(Self {
+            config,
+            checkpoint,
+            batches,
+            states: Vec::new(),
+            probe: Vec::new(),
+            next: 0,
+            is_sequential,
+            device,
+        })
     }
 
     /// Number of tokens.
@@ -76,12 +90,20 @@ impl<B: Kernels> ModelCalibrator<B> {
         let network = self.part(layer, &[])?;
         let sums = Arc::new(Sums::default());
         let adapters = AdapterSet::empty().observed(sums.clone());
-        if self.is_sequential {
-            for (x, context) in &self.states {
-                network.layer(layer, x.clone(), context, &adapters);
+        self.probe.clear();
+        let mut probed = 0;
+        for (x, context) in &mut self.states {
+            let after = network.layer(layer, x.clone(), context, &adapters);
+            if probed < PROBE_TOKENS {
+                probed += x.dims()[0];
+                self.probe.push([x.clone(), after.clone()]);
             }
-        } else {
-            self.advance(&network, layer, &adapters);
+            if !self.is_sequential {
+                *x = after;
+            }
+        }
+        if !self.is_sequential {
+            self.next = layer + 1;
         }
         drop(adapters);
         sums.weightings(|site| network.sites()[site].path.clone())
@@ -99,6 +121,20 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
             self.advance(&network, self.next, &AdapterSet::empty());
         }
         self.observe(layer)
+    }
+
+    fn effect(&mut self, layer: usize, module: CompressedModule) -> Result<Option<f64>> {
+        let network = self.part(layer, &[module])?;
+        let (mut sum, mut rows) = (0.0, 0);
+        for ([before, after], (_, context)) in self.probe.iter().zip(&self.states) {
+            let changed = network.layer(layer, before.clone(), context, &AdapterSet::empty());
+            let squared = |x: Tensor<B, 2>| x.powf_scalar(2.0).sum_dim(1);
+            let ratio =
+                squared(changed - after.clone()) / squared(after.clone()).clamp_min(f32::MIN_POSITIVE);
+            rows += ratio.dims()[0];
+            sum += f64::from(ratio.sum().into_scalar().elem::<f32>());
+        }
+        Ok((rows > 0).then(|| sum / rows as f64))
     }
 
     fn identity(&self) -> String {

@@ -42,8 +42,19 @@ pub(crate) struct Analysis {
     pub(crate) curves: Vec<Curve>,
     /// Squared norm in the method's norm.
     pub(crate) total: f64,
+    /// What a loss of 1 counts beside the losses of other units.
+    pub(crate) importance: f64,
     /// Of the low-rank form, up to the rank where it stops paying.
     pub(crate) subspace: Option<Subspace<f32>>,
+}
+
+impl Analysis {
+    /// Losses count relative to the unit's own norm until [`effects`](crate::Calibrator::effect) are known: the outputs
+    /// of layers differ by orders of magnitude, and the norms that follow make their relative errors matter.
+    pub(crate) fn new(curves: Vec<Curve>, total: f64, subspace: Option<Subspace<f32>>) -> Self {
+        let importance = if total > 0.0 { total.recip() } else { 0.0 };
+        Self { curves, total, importance, subspace }
+    }
 }
 
 /// What decides the forms that are tried.
@@ -94,7 +105,7 @@ pub(crate) fn analyse(
         Method::Shared => analyse_shared(rules, unit, &views),
         Method::Tt => {
             let curve = train_curve(rules, unit, views[0])?;
-            Ok(Analysis { total: squared_norm(views[0]), curves: vec![curve], subspace: None })
+            Ok(Analysis::new(vec![curve], squared_norm(views[0]), None))
         }
         method => {
             let path = &unit.weights[0].site.path;
@@ -111,7 +122,7 @@ pub(crate) fn analyse(
             }
             let [d_input, d_output] = unit.shape();
             let subspace = Some(subspace.shortened(break_even_rank(d_output, d_input)));
-            Ok(Analysis { curves, total, subspace })
+            Ok(Analysis::new(curves, total, subspace))
         }
     }
 }
@@ -328,7 +339,7 @@ fn analyse_shared(rules: &Rules, unit: &Unit, views: &[MatRef<'_, f32>]) -> Resu
         let loss = fit.report.relative_error.powi(2) * total;
         curves.push(Curve::Point { choice: Choice::Tucker([of_a, of_b]), loss });
     }
-    Ok(Analysis { curves, total, subspace: None })
+    Ok(Analysis::new(curves, total, None))
 }
 
 /// The weights on top of each other (shared input side) or, transposed, so.

@@ -281,7 +281,46 @@ impl<'a> Job<'a> {
             self.progress.done(&unit.name(), None, unit.numel());
             Ok(analysis)
         };
-        self.each_unit(calibrator, work, |_, _, _, _| Ok(()))
+        let is_shared_out = matches!(self.options.amount, Amount::Ratio { .. })
+            && self.options.allocation == Allocation::Budget;
+        let mut effects = vec![None; self.units.len()];
+        let after = |layer: usize, indices: &[usize], made: &[Analysis], calibrator: &mut dyn Calibrator| {
+            for (&index, analysis) in indices.iter().zip(made).filter(|_| is_shared_out) {
+                effects[index] = self.effect(scratch, index, layer, analysis, calibrator)?;
+            }
+            Ok(())
+        };
+        let mut analyses = self.each_unit(calibrator, work, after)?;
+        for (analysis, effect) in analyses.iter_mut().zip(effects) {
+            analysis.importance = effect.unwrap_or(analysis.importance);
+        }
+        Ok(analyses)
+    }
+
+    /// What a loss of 1 of a unit does to its layer's output: measured at the rank of a uniform ratio, near which the
+    /// budget's will be.
+    fn effect(
+        &self,
+        scratch: &Scratch,
+        index: usize,
+        layer: usize,
+        analysis: &Analysis,
+        calibrator: &mut dyn Calibrator,
+    ) -> Result<Option<f64>> {
+        let unit = &self.units[index];
+        let choice = allocate::low_rank_at_share(unit, self.rules.share, true);
+        let (Some(subspace), Choice::Rank(_, rank)) = (scratch.subspace(index, unit)?, &choice) else {
+            return Ok(None);
+        };
+        let loss: f64 = subspace.squared()[*rank..].iter().sum();
+        // What rounding alone does says nothing.
+        if loss <= f64::from(f32::EPSILON) * analysis.total {
+            return Ok(None);
+        }
+        let fitted =
+            fit::factor(&self.rules, unit, &self.read(unit)?, &choice, Some(&subspace), &[Weighting::None])?;
+        let effect = calibrator.effect(layer, modules(unit, &choice, &fitted.factors).remove(0))?;
+        Ok(effect.map(|effect| effect / loss).filter(|importance| importance.is_finite()))
     }
 
     fn writer(&self, staged: &Path, choices: &[Choice], identity: &str) -> Result<StreamWriter> {
@@ -391,24 +430,10 @@ impl<'a> Job<'a> {
             if !is_sequential {
                 return Ok(());
             }
-            let mut modules = Vec::new();
-            for (&index, (_, factors)) in indices.iter().zip(made) {
-                let unit = &self.units[index];
-                let representations = choices[index].representations(unit);
-                for ((weight, representation), factors) in
-                    unit.weights.iter().zip(representations).zip(factors)
-                {
-                    let tensors = factors
-                        .iter()
-                        .map(|f| (f.suffix.clone(), f.shape.clone(), f.values.clone()))
-                        .collect();
-                    modules.push(CompressedModule {
-                        module: weight.site.path.clone(),
-                        representation,
-                        tensors,
-                    });
-                }
-            }
+            let made = indices.iter().zip(made);
+            let modules: Vec<CompressedModule> = made
+                .flat_map(|(&index, (_, factors))| modules(&self.units[index], &choices[index], factors))
+                .collect();
             c.compressed(layer, &modules)
         };
         // Where subspaces are at hand the weightings are not needed again.
@@ -472,6 +497,17 @@ impl<'a> Job<'a> {
         write_atomic(path, format!("{text}\n"))?;
         folder::copy_files(self.model, staged)
     }
+}
+
+/// The modules of a unit, from the factors of each.
+fn modules(unit: &Unit, choice: &Choice, factors: &[Vec<fit::Factor>]) -> Vec<CompressedModule> {
+    let all = unit.weights.iter().zip(choice.representations(unit)).zip(factors);
+    all.map(|((weight, representation), factors)| CompressedModule {
+        module: weight.site.path.clone(),
+        representation,
+        tensors: factors.iter().map(|f| (f.suffix.clone(), f.shape.clone(), f.values.clone())).collect(),
+    })
+    .collect()
 }
 
 /// The weights to factor, and their ranks where ranks are given.

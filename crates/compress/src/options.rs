@@ -74,6 +74,15 @@ pub trait Calibrator {
     /// Whatever running the model meets.
     fn weightings(&mut self, layer: usize) -> Result<Weightings>;
 
+    /// What one module of the layer that was asked for last, in the form it would be written, does to that layer's
+    /// output: the mean over tokens of `‖Δh‖²/‖h‖²`. `None` where that cannot be known.
+    ///
+    /// # Errors
+    /// Whatever running the model meets.
+    fn effect(&mut self, _layer: usize, _module: CompressedModule) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
     /// What the weightings depend on beside the model: a job is resumed only under the same.
     fn identity(&self) -> String;
 

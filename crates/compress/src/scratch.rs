@@ -73,7 +73,7 @@ impl Scratch {
         let squared = subspace.squared().to_vec();
         let total = squared.iter().sum();
         let curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
-        Ok(Some(Analysis { curves, total, subspace: None }))
+        Ok(Some(Analysis::new(curves, total, None)))
     }
 
     /// The subspace of a unit.

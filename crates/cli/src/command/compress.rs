@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
     #[arg(long, default_value = "layers")]
     of: Of,
-    /// Ranks under a ratio: budget (least total error) or uniform (the same ratio for every weight)
+    /// Ranks under a ratio: budget (least error, by what it does to the layer's output where there is calibration text) or uniform (the same ratio for every weight)
     #[arg(long, default_value = "budget")]
     allocation: Allocation,
     #[command(flatten)]
