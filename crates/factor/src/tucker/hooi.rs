@@ -1,10 +1,11 @@
 //! Tucker2 of a stack: HOSVD start, HOOI iterations.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatRef, Scale};
 
 use super::{Tucker2, check_stack, parameters};
 use crate::error::{FactorError, Result};
 use crate::matrix::{check_rank, check_tolerance, product, stack_cols};
+use crate::qr;
 use crate::scalar::Scalar;
 use crate::svd::left;
 use crate::truncation::{Truncation, TruncationReport, tails};
@@ -46,8 +47,8 @@ pub struct Tucker2Fit<T: Scalar> {
 ///
 /// # Algorithm
 /// `L` and `R` start as leading singular vectors of the two unfoldings (HOSVD; De Lathauwer, De Moor,
-/// Vandewalle 2000) and are refined in turn (HOOI, same authors), each step being the best answer to the
-/// other side.
+/// Vandewalle 2000) and are refined in turn (HOOI, same authors), each step by orthogonal iteration towards the best answer
+/// to the other side: products only, and none raises the error.
 ///
 /// # Truncation
 /// `Rank(r)` takes `r` on both sides, as far as the shape admits; an error or energy is shared equally by
@@ -165,9 +166,9 @@ impl<'a, 'b, T: Scalar> Hosvd<'a, 'b, T> {
         let mut converged = false;
         for _ in 0..options.max_iterations {
             let parts: Vec<Mat<T>> = self.stack.iter().map(|a| product(*a, v.as_ref())).collect();
-            u = leading(&parts, u)?;
+            u = improved(&parts, u);
             let parts: Vec<Mat<T>> = self.stack.iter().map(|a| product(a.transpose(), u.as_ref())).collect();
-            v = leading(&parts, v)?;
+            v = improved(&parts, v);
             factors = assemble(self.stack, &u, &v);
             let (before, after) = (errors[errors.len() - 1], factors.error_of(self.stack)?);
             errors.push(after);
@@ -190,16 +191,33 @@ fn first_within(tails: &[f64], allowed: f64) -> usize {
     tails.iter().position(|&tail| tail <= allowed).unwrap_or(tails.len() - 1).max(1)
 }
 
-/// Leading left singular vectors of the parts side by side, as many as `previous` has columns. Where the
-/// parts have fewer columns than that, the previous basis is kept: it already spans them.
-fn leading<T: Scalar>(parts: &[Mat<T>], previous: Mat<T>) -> Result<Mat<T>> {
-    let views: Vec<_> = parts.iter().map(Mat::as_ref).collect();
-    let joined = stack_cols(&views, previous.nrows());
-    if joined.ncols() < previous.ncols() {
-        return Ok(previous);
+/// A basis of as many columns as `basis` that holds more of the parts side by side: two steps of orthogonal iteration with
+/// `G = Σ P·Pᵀ`. None loses any of `tr(UᵀGU)`, since `G` has no negative eigenvalue. Where the parts have fewer columns
+/// than that, the basis is kept: it already spans them.
+fn improved<T: Scalar>(parts: &[Mat<T>], mut basis: Mat<T>) -> Mat<T> {
+    if parts.iter().map(Mat::ncols).sum::<usize>() < basis.ncols() {
+        return basis;
     }
-    let (u, _) = left(joined.as_ref())?;
-    Ok(u.subcols(0, previous.ncols()).to_owned())
+    for _ in 0..2 {
+        let images: Vec<Mat<T>> = parts.iter().map(|p| product(p.transpose(), basis.as_ref())).collect();
+        let largest = images.iter().map(|image| image.norm_max().widen()).fold(0.0, f64::max);
+        let mut next = Mat::zeros(basis.nrows(), basis.ncols());
+        for (part, image) in parts.iter().zip(&images) {
+            next += product(part.as_ref(), scaled(image, largest).as_ref());
+        }
+        let largest = next.norm_max().widen();
+        if largest == 0.0 {
+            break;
+        }
+        basis = qr::basis(scaled(&next, largest).as_ref());
+    }
+    basis
+}
+
+/// The matrix over its largest magnitude, or that of others: squares of what is left neither overflow nor vanish.
+fn scaled<T: Scalar>(a: &Mat<T>, largest: f64) -> Mat<T> {
+    let factor = if largest > 0.0 { largest.recip() } else { 0.0 };
+    a * Scale(T::of(factor))
 }
 
 /// Cores `UᵀA_sV` for orthonormal `U` (m × p) and `V` (n × q).
