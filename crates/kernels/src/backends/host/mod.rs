@@ -1,0 +1,278 @@
+//! What the CPU backends share: their tensors as slices, and the kernels on those.
+//!
+//! Tensors of another element type than `f32` take the composed default.
+
+mod attention;
+mod linear;
+mod rows;
+mod training;
+
+use burn::tensor::{DType, TensorMetadata};
+
+use crate::cpu::gemm::Weights;
+
+pub(super) use attention::{attention_forward, attention_grads, attention_saving};
+pub(super) use linear::{
+    linear_forward, linear_gelu_forward, linear_gelu_saving, linear_input_grad, linear_weight_grad,
+    lora_forward, lora_input_grad,
+};
+pub(super) use rows::{
+    dropout_forward, gelu_forward, gelu_saving, norm_forward, norm_gamma_grad, norm_input_grad, norm_saving,
+    product, rope_forward, sum_rows, swiglu_forward, swiglu_grads,
+};
+pub(super) use training::{adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving};
+
+/// A tensor in the machine's memory.
+pub(super) trait HostTensor: TensorMetadata + Clone {
+    /// The same with its elements in the order of rows.
+    fn in_rows(self) -> Self;
+
+    /// The elements of a tensor that is [`in_rows`](HostTensor::in_rows) and of type `f32`.
+    fn floats(&self) -> &[f32];
+
+    /// The elements of a tensor of type `f32` for writing, in the order of rows; a copy if others have them.
+    fn floats_mut(&mut self) -> &mut [f32];
+
+    /// The elements of a matrix that lies in the order of rows, or of columns (then `true`).
+    fn weights(&self) -> Option<(Weights<'_>, bool)>;
+
+    /// The elements of an integer tensor; negative ones are as large as can be.
+    fn indices(&self) -> Vec<usize>;
+
+    /// A tensor of these elements, in the order of rows.
+    fn from_floats(floats: Vec<f32>, shape: Vec<usize>) -> Self;
+}
+
+/// The methods of `Kernels`, by the functions of this module.
+macro_rules! host_kernels {
+    () => {
+        fn linear_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+            bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::linear_forward::<Self>(x, w, bias)
+        }
+
+        fn linear_input_grad(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::linear_input_grad::<Self>(dy, w)
+        }
+
+        fn linear_weight_grad(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::linear_weight_grad::<Self>(x, dy)
+        }
+
+        fn sum_rows(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::sum_rows::<Self>(dy)
+        }
+
+        fn product(
+            a: ::burn::tensor::ops::FloatTensor<Self>,
+            b: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::product::<Self>(a, b)
+        }
+
+        fn linear_gelu_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+            bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            kind: $crate::Gelu,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::linear_gelu_forward::<Self>(x, w, bias, kind)
+        }
+
+        fn linear_gelu_saving(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+            bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            kind: $crate::Gelu,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::linear_gelu_saving::<Self>(x, w, bias, kind)
+        }
+
+        fn gelu_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            kind: $crate::Gelu,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::gelu_forward::<Self>(x, kind)
+        }
+
+        fn gelu_saving(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            kind: $crate::Gelu,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::gelu_saving::<Self>(x, kind)
+        }
+
+        fn norm_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            residual: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            gamma: ::burn::tensor::ops::FloatTensor<Self>,
+            beta: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            dropout: Option<$crate::Dropout>,
+            spec: $crate::NormSpec,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::norm_forward::<Self>(x, residual, gamma, beta, dropout, spec)
+        }
+
+        fn norm_saving(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            residual: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            gamma: ::burn::tensor::ops::FloatTensor<Self>,
+            beta: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            dropout: Option<$crate::Dropout>,
+            spec: $crate::NormSpec,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, $crate::NormState<::burn::tensor::ops::FloatTensor<Self>>) {
+            $crate::backends::host::norm_saving::<Self>(x, residual, gamma, beta, dropout, spec)
+        }
+
+        fn norm_input_grad(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            state: $crate::NormState<::burn::tensor::ops::FloatTensor<Self>>,
+            gamma: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: $crate::NormSpec,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::norm_input_grad::<Self>(dy, state, gamma, spec)
+        }
+
+        fn norm_gamma_grad(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            x_hat: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::norm_gamma_grad::<Self>(dy, x_hat)
+        }
+
+        fn dropout_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            dropout: $crate::Dropout,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::dropout_forward::<Self>(x, dropout)
+        }
+
+        fn attention_forward(
+            q: ::burn::tensor::ops::FloatTensor<Self>,
+            k: ::burn::tensor::ops::FloatTensor<Self>,
+            v: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: &$crate::AttentionSpec,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::attention_forward::<Self>(q, k, v, spec)
+        }
+
+        fn attention_saving(
+            q: ::burn::tensor::ops::FloatTensor<Self>,
+            k: ::burn::tensor::ops::FloatTensor<Self>,
+            v: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: &$crate::AttentionSpec,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::attention_saving::<Self>(q, k, v, spec)
+        }
+
+        fn attention_grads(
+            q: ::burn::tensor::ops::FloatTensor<Self>,
+            k: ::burn::tensor::ops::FloatTensor<Self>,
+            v: ::burn::tensor::ops::FloatTensor<Self>,
+            y: ::burn::tensor::ops::FloatTensor<Self>,
+            log_sums: ::burn::tensor::ops::FloatTensor<Self>,
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: &$crate::AttentionSpec,
+            needed: [bool; 3],
+        ) -> $crate::AttentionGrads<::burn::tensor::ops::FloatTensor<Self>> {
+            $crate::backends::host::attention_grads::<Self>(q, k, v, y, log_sums, dy, spec, needed)
+        }
+
+        fn cross_entropy_forward(
+            logits: ::burn::tensor::ops::FloatTensor<Self>,
+            targets: ::burn::tensor::ops::IntTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::cross_entropy_forward::<Self>(logits, targets)
+        }
+
+        fn cross_entropy_saving(
+            logits: ::burn::tensor::ops::FloatTensor<Self>,
+            targets: ::burn::tensor::ops::IntTensor<Self>,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::cross_entropy_saving::<Self>(logits, targets)
+        }
+
+        fn cross_entropy_grad(
+            logits: ::burn::tensor::ops::FloatTensor<Self>,
+            targets: ::burn::tensor::ops::IntTensor<Self>,
+            log_sums: ::burn::tensor::ops::FloatTensor<Self>,
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
+        }
+
+        fn swiglu_forward(
+            gate: ::burn::tensor::ops::FloatTensor<Self>,
+            up: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::swiglu_forward::<Self>(gate, up)
+        }
+
+        fn swiglu_grads(
+            gate: ::burn::tensor::ops::FloatTensor<Self>,
+            up: ::burn::tensor::ops::FloatTensor<Self>,
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+        ) -> [::burn::tensor::ops::FloatTensor<Self>; 2] {
+            $crate::backends::host::swiglu_grads::<Self>(gate, up, dy)
+        }
+
+        fn rope_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            cos: ::burn::tensor::ops::FloatTensor<Self>,
+            sin: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: $crate::RopeSpec,
+            inverse: bool,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rope_forward::<Self>(x, cos, sin, spec, inverse)
+        }
+
+        fn adamw_update(
+            param: ::burn::tensor::ops::FloatTensor<Self>,
+            grad: ::burn::tensor::ops::FloatTensor<Self>,
+            state: $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>,
+            options: &$crate::AdamW,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>) {
+            $crate::backends::host::adamw_update::<Self>(param, grad, state, options)
+        }
+
+        fn lora_forward(
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            weights: $crate::Adapted<::burn::tensor::ops::FloatTensor<Self>>,
+            bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            spec: $crate::LoraSpec,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::lora_forward::<Self>(x, weights, bias, spec)
+        }
+
+        fn lora_input_grad(
+            dy: ::burn::tensor::ops::FloatTensor<Self>,
+            w: ::burn::tensor::ops::FloatTensor<Self>,
+            dh: ::burn::tensor::ops::FloatTensor<Self>,
+            a: ::burn::tensor::ops::FloatTensor<Self>,
+            spec: $crate::LoraSpec,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::lora_input_grad::<Self>(dy, w, dh, a, spec)
+        }
+    };
+}
+pub(super) use host_kernels;
+
+/// Whether all these tensors are of type `f32`.
+fn all_f32<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+fn dims2(tensor: &impl TensorMetadata) -> [usize; 2] {
+    tensor.shape().dims()
+}
