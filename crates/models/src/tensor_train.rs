@@ -97,30 +97,62 @@ fn shape<B: Backend>(core: &Param<Tensor<B, 4>>) -> [usize; 4] {
     core.lazy_shape().dims()
 }
 
-/// Multiply-adds of taking the cores from the first to the last, and the other way round, for one row.
-fn costs(shapes: &[[usize; 4]]) -> [usize; 2] {
+/// What taking the cores in one direction comes to, for one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    multiply_adds: usize,
+    /// Numbers of the largest state between two cores.
+    widest: usize,
+}
+
+/// From the first core to the last, and the other way round.
+fn costs(shapes: &[[usize; 4]]) -> [Cost; 2] {
     let cost = |forward: bool| {
-        let (mut outputs, mut total) = (1, 0);
+        let mut outputs = 1;
         let mut inputs: usize = shapes.iter().map(|s| s[1]).product();
+        let mut cost = Cost { multiply_adds: 0, widest: inputs };
         let mut step = |&[left, m, n, right]: &[usize; 4]| {
             inputs /= m;
-            total += outputs * inputs * left * m * n * right;
+            cost.multiply_adds += outputs * inputs * left * m * n * right;
             outputs *= n;
+            cost.widest = cost.widest.max(outputs * inputs * if forward { right } else { left });
         };
         if forward {
             shapes.iter().for_each(&mut step)
         } else {
             shapes.iter().rev().for_each(&mut step)
         }
-        total
+        cost
     };
     [cost(true), cost(false)]
 }
 
+/// Numbers of a state that rows are taken together for: more of them cost memory and win nothing.
+const STATE: usize = 1 << 22;
+
 /// `x·W` for `x` `[tokens, ≤ Π m_k]`, cut to `columns`, in the cheaper of the two directions.
 fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usize) -> Tensor<B, 2> {
-    let [tokens, d_input] = x.dims();
     let shapes: Vec<[usize; 4]> = cores.iter().map(Tensor::dims).collect();
+    let [first, last] = costs(&shapes);
+    let from_left = first.multiply_adds <= last.multiply_adds;
+    let rows = (STATE / if from_left { first.widest } else { last.widest }).max(1);
+    if x.dims()[0] <= rows {
+        return contract_rows(x, cores, &shapes, columns, from_left);
+    }
+    let parts = x.split(rows, 0).into_iter();
+    let parts = parts.map(|x| contract_rows(x, cores.clone(), &shapes, columns, from_left));
+    Tensor::cat(parts.collect(), 0)
+}
+
+/// [`contract`] of so few rows that their states fit.
+fn contract_rows<B: Kernels>(
+    x: Tensor<B, 2>,
+    cores: Vec<Tensor<B, 4>>,
+    shapes: &[[usize; 4]],
+    columns: usize,
+    from_left: bool,
+) -> Tensor<B, 2> {
+    let [tokens, d_input] = x.dims();
     let side = |axis: usize| shapes.iter().map(|s| s[axis]).product::<usize>();
     let (padded_input, padded_output) = (side(1), side(2));
     let x = if padded_input > d_input {
@@ -129,7 +161,6 @@ fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usiz
     } else {
         x
     };
-    let [from_left, from_right] = costs(&shapes);
     let product = |state: Tensor<B, 3>, core: Tensor<B, 2>| {
         // [batch, inner, rest] · [inner, outer] -> [batch, outer, rest]
         let [batch, inner, rest] = state.dims();
@@ -137,10 +168,10 @@ fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usiz
         let state = state.swap_dims(1, 2).reshape([batch * rest, inner]);
         linear(state, core, None).reshape([batch, rest, outer]).swap_dims(1, 2)
     };
-    let y = if from_left <= from_right {
+    let y = if from_left {
         // [tokens · outputs so far, r_{k-1} · m_k, inputs to come]
         let (mut state, mut batch, mut rest) = (x.reshape([tokens, 1, padded_input]), tokens, padded_input);
-        for (core, &[left, m, n, right]) in cores.into_iter().zip(&shapes) {
+        for (core, &[left, m, n, right]) in cores.into_iter().zip(shapes) {
             rest /= m;
             state = product(state.reshape([batch, left * m, rest]), core.reshape([left * m, n * right]));
             batch *= n;
@@ -149,7 +180,7 @@ fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usiz
     } else {
         // [tokens · inputs to come, m_k · r_k, outputs so far]
         let (mut state, mut before, mut outputs) = (x.reshape([tokens, padded_input, 1]), padded_input, 1);
-        for (core, &[left, m, n, right]) in cores.into_iter().zip(&shapes).rev() {
+        for (core, &[left, m, n, right]) in cores.into_iter().zip(shapes).rev() {
             before /= m;
             let core = core.permute([1, 3, 0, 2]).reshape([m * right, left * n]);
             state = product(state.reshape([tokens * before, m * right, outputs]), core);
@@ -214,6 +245,21 @@ mod tests {
     fn the_cheaper_direction_is_taken() {
         let [left, right] = costs(&[[1, 2, 3, 4], [4, 3, 2, 2], [2, 2, 5, 1]]);
         // By hand: 1·6·24 + 3·2·48 + 6·1·20 and 1·6·20 + 5·2·48 + 10·1·24.
-        assert_eq!([left, right], [552, 840]);
+        assert_eq!([left.multiply_adds, right.multiply_adds], [552, 840]);
+        // States of 12, 3·6·4, 6·2·2 and 30 numbers, and of 12, 5·6·2, 10·2·4 and 30.
+        assert_eq!([left.widest, right.widest], [72, 80]);
+    }
+
+    #[test]
+    fn rows_in_parts_are_rows_together() {
+        let device = Default::default();
+        let train = TensorTrain::<Flex>::init("w", [4096, 64], &[[1, 64, 8, 32], [32, 64, 8, 1]], 3, &device);
+        let rows = 2 * STATE / (8 * 64 * 32) + 3;
+        let x = lazy_normal::<Flex, 2>(5, "x", [rows, 4096], 1.0, &device).val();
+        let all = train.forward(x.clone(), None);
+        let last = train.forward(x.narrow(0, rows - 5, 5), None);
+        all.narrow(0, rows - 5, 5)
+            .into_data()
+            .assert_approx_eq::<f32>(&last.into_data(), Tolerance::default());
     }
 }

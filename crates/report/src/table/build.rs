@@ -268,6 +268,7 @@ fn cost<'a>(runs: impl Iterator<Item = &'a LoadedRun> + Clone) -> Cost {
     let mean = |values: Vec<f64>| summarize(&values).map(|summary| summary.mean);
     Cost {
         trainable: infos().map(|info| info.trainable).max().unwrap_or(0),
+        total: infos().map(|info| info.total).max().unwrap_or(0),
         ms_per_step: mean(infos().filter_map(|info| info.ms_per_step_median).collect()),
         peak_rss_mb: infos().filter_map(|info| info.peak_rss_mb).max_by(f64::total_cmp),
         wall_s: mean(infos().filter_map(|info| info.wall_s).collect()),

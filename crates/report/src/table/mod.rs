@@ -73,6 +73,8 @@ pub struct Cell {
 pub struct Cost {
     /// Trained parameters, the most over the tasks: a head's size depends on its labels.
     pub trainable: u64,
+    /// All parameters, the most over the tasks.
+    pub total: u64,
     /// Mean over the runs of their median step in milliseconds.
     pub ms_per_step: Option<f64>,
     /// The largest peak memory in MB.

@@ -1,6 +1,6 @@
 //! A table as text, Markdown, CSV and LaTeX.
 
-use super::{Cell, GridTable, Row};
+use super::{Cell, Cost, GridTable, Row};
 use crate::Metric;
 
 /// Digits after the point of a score.
@@ -46,9 +46,8 @@ pub(crate) fn grid(table: &GridTable) -> Grid {
     if with_average {
         headers.push("average".to_owned());
     }
-    headers.push("trainable".to_owned());
-    let costs = ["ms/step", "peak MB", "s/run"];
-    headers.extend(costs.map(str::to_owned));
+    let [size, costs] = cost_columns(table);
+    headers.extend(size.iter().chain(&costs).map(|(header, _)| (*header).to_owned()));
 
     let row = |row: &Row| {
         let mut fields = Vec::with_capacity(headers.len());
@@ -61,18 +60,33 @@ pub(crate) fn grid(table: &GridTable) -> Grid {
             let decimals = score_decimals(&table.columns[0].metric);
             fields.push(Field { text: number(row.average, decimals), best: row.best_average });
         }
-        let cost = &row.cost;
-        fields.push(Field::plain(if cost.trainable == 0 {
-            NOTHING.into()
-        } else {
-            thousands(cost.trainable)
-        }));
-        fields.push(Field::plain(number(cost.ms_per_step, 1)));
-        fields.push(Field::plain(number(cost.peak_rss_mb, 0)));
-        fields.push(Field::plain(number(cost.wall_s, 1)));
+        fields.extend(size.iter().chain(&costs).map(|(_, text)| Field::plain(text(&row.cost))));
         fields
     };
     Grid { rows: table.rows.iter().map(row).collect(), names, costs: costs.len(), headers }
+}
+
+/// A header and what stands below it.
+type CostColumn = (&'static str, fn(&Cost) -> String);
+
+/// Columns of size, and of time and memory: those in which something stands. Where nothing is trained, as in
+/// compression, the size is that of the whole model.
+fn cost_columns(table: &GridTable) -> [Vec<CostColumn>; 2] {
+    let is_trained = table.rows.iter().any(|row| row.cost.trainable > 0);
+    let size: CostColumn = if is_trained {
+        ("trainable", |cost| count(cost.trainable))
+    } else {
+        ("parameters", |cost| count(cost.total))
+    };
+    let costs: [CostColumn; 3] = [
+        ("ms/step", |cost| number(cost.ms_per_step, 1)),
+        ("peak MB", |cost| number(cost.peak_rss_mb, 0)),
+        ("s/run", |cost| number(cost.wall_s, 1)),
+    ];
+    [vec![size], costs.to_vec()].map(|mut columns| {
+        columns.retain(|(_, text)| table.rows.iter().any(|row| text(&row.cost) != NOTHING));
+        columns
+    })
 }
 
 /// `lora r=8 (dropout=0.1)`.
@@ -103,6 +117,11 @@ fn score(cell: &Option<Cell>, metric: &Metric) -> Field {
 
 fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(NOTHING.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// A number of parameters, of which none is nothing to show.
+fn count(value: u64) -> String {
+    if value == 0 { NOTHING.to_owned() } else { thousands(value) }
 }
 
 /// `1234567` as `1,234,567`.
@@ -247,7 +266,8 @@ pub(super) fn csv(table: &GridTable) -> String {
     for column in &table.columns {
         headers.extend(["mean", "std", "seeds", "lr"].map(|part| format!("{}_{part}", column.task)));
     }
-    headers.extend(["average", "trainable", "ms_per_step", "peak_rss_mb", "wall_s"].map(str::to_owned));
+    let costs = ["average", "trainable", "parameters", "ms_per_step", "peak_rss_mb", "wall_s"];
+    headers.extend(costs.map(str::to_owned));
 
     let plain = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
     let row = |row: &Row| {
@@ -264,7 +284,8 @@ pub(super) fn csv(table: &GridTable) -> String {
         }
         let cost = &row.cost;
         fields.push(plain(row.average));
-        fields.push(if cost.trainable == 0 { String::new() } else { cost.trainable.to_string() });
+        let size = |count: u64| if count == 0 { String::new() } else { count.to_string() };
+        fields.extend([cost.trainable, cost.total].map(size));
         fields.extend([cost.ms_per_step, cost.peak_rss_mb, cost.wall_s].map(plain));
         fields
     };

@@ -50,6 +50,29 @@ fn check(actual: String, expect: &str) {
 }
 
 #[test]
+fn a_table_in_which_nothing_is_trained_shows_the_size_of_the_models() {
+    let runs = [("dense", 4_000_000), ("svd", 3_000_000)].map(|(method, total)| {
+        let mut run = run(method, 0, "text:perplexity", 0.0, 0, 4.5);
+        let info = &mut run.record.train_info;
+        (info.trainable, info.total) = (0, total);
+        (info.ms_per_step_median, info.peak_rss_mb) = (None, None);
+        run
+    });
+    check(
+        GridTable::from_runs(&runs).to_text(),
+        "
+method   text   parameters   s/run
+──────────────────────────────────
+dense    4.50*   4,000,000     2.0
+svd      4.50*   3,000,000     2.0
+
+text: perplexity; one seed
+* best of the column
+",
+    );
+}
+
+#[test]
 fn text() {
     check(
         GridTable::from_runs(&sample()).to_text(),
@@ -97,9 +120,9 @@ fn csv_has_plain_numbers() {
     check(
         GridTable::from_runs(&runs[2..]).to_csv(),
         "
-source,model,method,rank,settings,sst2_mean,sst2_std,sst2_seeds,sst2_lr,average,trainable,ms_per_step,peak_rss_mb,wall_s
-measured,mini-bert,full,,,50,,1,5e-5,50,1000,10,100,
-measured,mini-bert,full,,\"note=a,\"\"b\"\"\",75,35.35533905932738,2,5e-5,75,1000,10.5,101,2
+source,model,method,rank,settings,sst2_mean,sst2_std,sst2_seeds,sst2_lr,average,trainable,parameters,ms_per_step,peak_rss_mb,wall_s
+measured,mini-bert,full,,,50,,1,5e-5,50,1000,,10,100,
+measured,mini-bert,full,,\"note=a,\"\"b\"\"\",75,35.35533905932738,2,5e-5,75,1000,,10.5,101,2
 ",
     );
 }
@@ -181,7 +204,7 @@ fn an_empty_grid_says_so() {
     assert_eq!(table.to_markdown(), "no run has finished\n");
     assert_eq!(
         table.to_csv(),
-        "source,model,method,rank,settings,average,trainable,ms_per_step,peak_rss_mb,wall_s\n"
+        "source,model,method,rank,settings,average,trainable,parameters,ms_per_step,peak_rss_mb,wall_s\n"
     );
     assert!(table.to_latex().contains("\\end{tabular}"));
 }
