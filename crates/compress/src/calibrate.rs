@@ -25,6 +25,8 @@ pub struct ModelCalibrator<B: Kernels> {
     batches: Vec<Tokens>,
     /// Hidden states of every batch before the next layer, with what layers need to know.
     states: Vec<(Tensor<B, 2>, Context<B>)>,
+    /// Weightings that stand in for the sums of inputs.
+    given: Option<Weightings>,
     /// The latest layer's inputs and outputs, of as many batches as effects are measured on.
     probe: Vec<[Tensor<B, 2>; 2]>,
     next: usize,
@@ -53,11 +55,19 @@ impl<B: Kernels> ModelCalibrator<B> {
             checkpoint,
             batches,
             states: Vec::new(),
+            given: None,
             probe: Vec::new(),
             next: 0,
             is_sequential,
             device,
         })
+    }
+
+    /// With weightings that were gathered otherwise, as by [`fisher`](crate::fisher); the texts then serve the effects
+    /// alone.
+    pub fn weighted_by(mut self, weightings: Weightings) -> Self {
+        self.given = Some(weightings);
+        self
     }
 
     /// Number of tokens.
@@ -89,7 +99,10 @@ impl<B: Kernels> ModelCalibrator<B> {
     fn observe(&mut self, layer: usize) -> Result<Weightings> {
         let network = self.part(layer, &[])?;
         let sums = Arc::new(Sums::default());
-        let adapters = AdapterSet::empty().observed(sums.clone());
+        let mut adapters = AdapterSet::empty();
+        if self.given.is_none() {
+            adapters = adapters.observed(sums.clone());
+        }
         self.probe.clear();
         let mut probed = 0;
         for (x, context) in &mut self.states {
@@ -106,6 +119,9 @@ impl<B: Kernels> ModelCalibrator<B> {
             self.next = layer + 1;
         }
         drop(adapters);
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
         sums.weightings(|site| network.sites()[site].path.clone())
     }
 }
@@ -144,7 +160,8 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
             batch.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
             batch.ids.iter().chain(&batch.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
         }
-        format!("texts {:032x}, sequential {}", hash.digest128(), self.is_sequential)
+        let given = self.given.as_ref().map(|given| format!(", {}", given.identity())).unwrap_or_default();
+        format!("texts {:032x}, sequential {}{given}", hash.digest128(), self.is_sequential)
     }
 
     fn is_sequential(&self) -> bool {

@@ -100,3 +100,19 @@ fn ranks_go_where_they_count() {
     assert!(first == 0.0 && second == 0.0, "what counts loses something: {errors:?}");
     assert!(of_first > 0.1 && of_second > 0.1, "{errors:?}");
 }
+
+#[test]
+fn weightings_that_are_given_stand_in_for_sums() {
+    let folder = fixture("llama");
+    let given =
+        Weightings::from([("model.layers.0.mlp.up_proj".to_string(), Weighting::Channels(vec![1.0; 32]))]);
+    let module = || factored(&folder, "model.layers.0.mlp.up_proj", 8);
+    let mut plain = calibrator(&folder, false);
+    let mut weighted = calibrator(&folder, false).weighted_by(given.clone());
+    assert_ne!(plain.identity(), weighted.identity());
+    let sums = plain.weightings(0).unwrap();
+    assert!(sums.len() > 1 && sums.values().all(|w| matches!(w, Weighting::Inputs(_))));
+    let same = weighted.weightings(0).unwrap();
+    assert!(same.len() == 1 && matches!(same.values().next(), Some(Weighting::Channels(w)) if w.len() == 32));
+    assert_eq!(weighted.effect(0, module()).unwrap(), plain.effect(0, module()).unwrap());
+}

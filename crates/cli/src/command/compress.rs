@@ -191,14 +191,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{}: is there already and not empty; choose another output", args.output.display());
     }
-    let mut calibrator =
-        if given && method.uses_inputs() { Some(args.calibration.calibrator(&model)?) } else { None };
-    let mut fisher = if method == Method::Fwsvd { Some(args.calibration.fisher(&model)?) } else { None };
-    let progress = Bars::new();
-    let calibrator = match (&mut calibrator, &mut fisher) {
-        (Some(calibrator), _) => Some(calibrator as &mut dyn Calibrator),
-        (None, fisher) => fisher.as_mut().map(|weightings| weightings as &mut dyn Calibrator),
+    let mut calibrator = if method == Method::Fwsvd {
+        let weightings = args.calibration.fisher(&model)?;
+        Some(args.calibration.calibrator(&model)?.weighted_by(weightings))
+    } else if given && method.uses_inputs() {
+        Some(args.calibration.calibrator(&model)?)
+    } else {
+        None
     };
+    let progress = Bars::new();
+    let calibrator = calibrator.as_mut().map(|calibrator| calibrator as &mut dyn Calibrator);
     let report = lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?;
     let recovery =
         if args.recover.is_some() { args.recover_from(&model, &target, &progress) } else { Ok(None) };
