@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     run::LoadedRun,
-    svg::{Plot, Point, Series},
+    svg::{COLOURS, Plot, Point, Series},
     table::{Column, GridTable, Row},
 };
 
@@ -82,7 +82,7 @@ fn score_label(column: &Column) -> String {
 /// A figure per task: what the trained parameters buy; where nothing was trained, what taking parameters away costs.
 pub(super) fn score_against_parameters(table: &GridTable) -> String {
     let looks = Looks::new(table);
-    let trains = table.rows.iter().any(|row| row.cost.trainable > 0);
+    let trains = table.rows.iter().any(|row| !row.published && row.cost.trainable > 0);
     let mut plots = Vec::new();
     for (index, column) in table.columns.iter().enumerate() {
         let is_trained = trains && column.metric.higher_is_better();
@@ -149,7 +149,7 @@ pub(super) fn training(root: &Path, table: &GridTable) -> String {
     let scores = curve_plots(table, &looks, true, &score, |column| (score_label(column), false));
     if !scores.is_empty() {
         body += &format!("<h3>On the dev set</h3>\n{}", figures("scores", &scores));
-        body += &details("Numbers of these figures", &curve_tables(&scores));
+        body += &details("Numbers of these figures", &curve_tables("curves", 1, &scores));
     }
     let loss = |column: usize, row: &Row| {
         row.cells[column].as_ref().map_or(Vec::new(), |cell| curves::losses(root, &cell.runs))
@@ -157,6 +157,7 @@ pub(super) fn training(root: &Path, table: &GridTable) -> String {
     let losses = curve_plots(table, &looks, false, &loss, |_| ("training loss".to_owned(), false));
     if !losses.is_empty() {
         body += &format!("<h3>Loss</h3>\n{}", figures("losses", &losses));
+        body += &details("Numbers of these figures", &curve_tables("losses", 3, &losses));
     }
     if body.is_empty() { body } else { section("Training", &body) }
 }
@@ -175,8 +176,8 @@ fn curve_plots(
         let mut series = Vec::new();
         for row in table.rows.iter().filter(|row| !row.published) {
             let colour = looks.colour(row);
-            // The ranks of a method share its colour and differ by dash.
-            let dash = ranks.entry(colour).or_default();
+            // The ranks of a method share its colour and differ by dash, as do methods beyond the colours.
+            let dash = ranks.entry(colour % COLOURS).or_default();
             let name = looks.row(row);
             let point = |(x, y): (f64, f64)| Point {
                 label: format!("{name}, step {x:.0}: {y:.3}"),
@@ -200,7 +201,7 @@ fn curve_plots(
 }
 
 /// What curves show, as tables: a row per step, a column per curve.
-fn curve_tables(plots: &[(String, Plot)]) -> String {
+fn curve_tables(id: &str, decimals: usize, plots: &[(String, Plot)]) -> String {
     let one = |(index, (caption, plot)): (usize, &(String, Plot))| {
         let mut steps: Vec<f64> =
             plot.series.iter().flat_map(|series| series.points.iter().map(|point| point.x)).collect();
@@ -211,12 +212,12 @@ fn curve_tables(plots: &[(String, Plot)]) -> String {
             .collect();
         let value = |series: &Series, step: f64| {
             let point = series.points.iter().find(|point| point.x == step);
-            Cell::text(&point.map_or("–".to_owned(), |point| format!("{:.1}", point.y)), "")
+            Cell::text(&point.map_or("–".to_owned(), |point| format!("{:.decimals$}", point.y)), "")
         };
         let cells = |step: f64| plot.series.iter().map(move |series| value(series, step));
         let rows: Vec<TableRow> =
             steps.iter().map(|step| TableRow::new(&step.to_string(), cells(*step))).collect();
-        table(&format!("curves-{index}"), &format!("{caption}: {} by step", plot.y_label), &headers, &rows)
+        table(&format!("{id}-{index}"), &format!("{caption}: {} by step", plot.y_label), &headers, &rows)
     };
     plots.iter().enumerate().map(one).collect()
 }

@@ -6,7 +6,7 @@
 mod axis;
 mod plot;
 
-pub(crate) use plot::{Plot, Point, Series, swatch};
+pub(crate) use plot::{COLOURS, Plot, Point, Series, swatch};
 
 /// Text as it may stand in HTML and SVG.
 pub(crate) fn escape(text: &str) -> String {

@@ -14,7 +14,9 @@ const TOP: f64 = 10.0;
 const BOTTOM: f64 = 44.0;
 
 /// Colours that a page defines.
-const COLOURS: usize = 8;
+pub(crate) const COLOURS: usize = 8;
+/// Dashes that a page defines.
+const DASHES: usize = 8;
 /// Shapes of markers.
 const MARKERS: usize = 6;
 
@@ -151,7 +153,7 @@ impl Frame {
         let _ = write!(out, "<g class=\"s{}\">", series.colour % COLOURS);
         if places.len() > 1 {
             let line: Vec<String> = places.iter().map(|(x, y, _)| format!("{x:.1} {y:.1}")).collect();
-            let _ = write!(out, "<path class=\"line d{}\" d=\"M{}\"/>", series.dash % 4, line.join("L"));
+            let _ = write!(out, "<path class=\"line d{}\" d=\"M{}\"/>", series.dash % DASHES, line.join("L"));
         }
         for (x, y, point) in &places {
             if let Some(error) = point.error.filter(|error| *error > 0.0)
@@ -209,7 +211,7 @@ fn shorten(path: &str) -> String {
 /// A series as it looks, for a legend.
 pub(crate) fn swatch(series: &Series) -> String {
     let line = if series.points.len() > 1 || !series.markers {
-        format!("<path class=\"line d{}\" d=\"M1 7H27\"/>", series.dash % 4)
+        format!("<path class=\"line d{}\" d=\"M1 7H27\"/>", series.dash % DASHES)
     } else {
         String::new()
     };

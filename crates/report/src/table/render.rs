@@ -72,7 +72,7 @@ type CostColumn = (&'static str, fn(&Cost) -> String);
 /// Columns of size, and of time and memory: those in which something stands. Where nothing is trained, as in
 /// compression, the size is that of the whole model.
 fn cost_columns(table: &GridTable) -> [Vec<CostColumn>; 2] {
-    let is_trained = table.rows.iter().any(|row| row.cost.trainable > 0);
+    let is_trained = table.rows.iter().any(|row| !row.published && row.cost.trainable > 0);
     let size: CostColumn = if is_trained {
         ("trainable", |cost| count(cost.trainable))
     } else {
@@ -149,6 +149,10 @@ pub(crate) fn legend(table: &GridTable) -> String {
         parts.push("scores × 100".to_owned());
     }
     let measured = table.rows.iter().filter(|row| !row.published);
+    let runs = || measured.clone().flat_map(|row| row.cells.iter().flatten()).flat_map(|cell| &cell.runs);
+    if runs().any(|run| run.record.train_info.evals.len() > 1) {
+        parts.push("a run's best evaluation".to_owned());
+    }
     let mut seeds = measured.flat_map(|row| row.cells.iter().flatten()).map(|cell| cell.score.count);
     if let Some(first) = seeds.next() {
         parts.push(match (first, seeds.all(|count| count == first)) {
@@ -200,7 +204,7 @@ pub(super) fn markdown(table: &GridTable) -> String {
         return text(table);
     }
     let grid = grid(table);
-    let escape = |text: &str| text.replace('|', "\\|");
+    let escape = |text: &str| one_line(text).replace('|', "\\|").replace('<', "&lt;");
     let line = |fields: Vec<String>| format!("| {} |", fields.join(" | "));
     let rule = (0..grid.headers.len()).map(|index| if index < grid.names { ":--" } else { "--:" }.to_owned());
     let field = |field: &Field| match field.best {
@@ -209,8 +213,9 @@ pub(super) fn markdown(table: &GridTable) -> String {
     };
     let head = [line(grid.headers.iter().map(|header| escape(header)).collect()), line(rule.collect())];
     let body = grid.rows.iter().map(|row| line(row.iter().map(field).collect()));
-    let notes =
-        std::iter::once(legend(table)).chain(table.notes.clone()).flat_map(|note| [String::new(), note]);
+    let notes = std::iter::once(legend(table))
+        .chain(table.notes.clone())
+        .flat_map(|note| [String::new(), escape(&note)]);
     lines(head.into_iter().chain(body).chain(notes))
 }
 
@@ -224,7 +229,7 @@ pub(super) fn latex(table: &GridTable) -> String {
     let alignment: String =
         (0..grid.headers.len()).map(|index| if index < grid.names { 'l' } else { 'r' }).collect();
     let notes = std::iter::once(legend(table)).chain(table.notes.clone());
-    let notes = notes.filter(|note| !note.is_empty()).map(|note| format!("% {note}"));
+    let notes = notes.filter(|note| !note.is_empty()).map(|note| format!("% {}", one_line(&note)));
     let head = [
         format!("\\begin{{tabular}}{{{alignment}}}"),
         "\\toprule".to_owned(),
@@ -243,9 +248,14 @@ fn grid_or_empty(table: &GridTable) -> Grid {
     grid(table)
 }
 
+/// Line breaks, which would end a row or a comment, as spaces.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn latex_escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in one_line(text).chars() {
         match c {
             '\\' => out.push_str("\\textbackslash{}"),
             '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
