@@ -45,6 +45,12 @@ impl<B: Backend> AdapterSet<B> {
     ) -> Result<Self> {
         let selected = config.targets.select(sites)?;
         config.validate(selected.iter().map(|&i| &sites[i]))?;
+        // A misspelt key would pass unseen.
+        let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
+        let finds = |key: &str| selected.iter().any(|&i| crate::targets::matches_end(key, &sites[i].path));
+        if let Some(key) = keys.into_iter().find(|key| !finds(key)) {
+            return Err(AdapterError::IdlePattern { key: key.clone() });
+        }
         let build = Build { config, sites, base, device };
         let mut adapters = Vec::new();
         let mut slots = Vec::new();

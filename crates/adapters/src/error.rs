@@ -14,6 +14,28 @@ pub enum AdapterError {
         /// The most similar module names of the model, with how many layers carry each.
         nearest: String,
     },
+    /// What is left out leaves nothing of what is taken.
+    #[error(
+        "of what '{pattern}' matches nothing is left; look at what is excluded, and at the choice of layers"
+    )]
+    NothingLeft {
+        /// The pattern of what is taken.
+        pattern: String,
+    },
+    /// A layer that the model does not have.
+    #[error("there is no layer {layer}: the model has {n_layers}, counted from 0")]
+    NoLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// How many there are.
+        n_layers: usize,
+    },
+    /// A key of a rank or alpha pattern that ends no adapted module's path.
+    #[error("no adapted layer ends in '{key}', for which a rank or alpha is given")]
+    IdlePattern {
+        /// The key.
+        key: String,
+    },
     /// A regular expression that does not compile.
     #[error("targets '{pattern}' is not a valid regular expression: {reason}")]
     BadRegex {

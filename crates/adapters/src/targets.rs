@@ -82,11 +82,13 @@ pub(crate) fn has_suffix(path: &str, name: &str) -> bool {
 
 /// A pattern's value for a module, as PEFT has it: keys are regular expressions that match the end of the path.
 pub(crate) fn by_suffix<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    patterns.iter().find_map(|(key, &value)| {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).ok();
-        let hit = regex.map_or_else(|| has_suffix(path, key), |r| r.is_match(path));
-        hit.then_some(value)
-    })
+    patterns.iter().find_map(|(key, &value)| matches_end(key, path).then_some(value))
+}
+
+/// Whether a key of such patterns matches the end of a path.
+pub(crate) fn matches_end(key: &str, path: &str) -> bool {
+    let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).ok();
+    regex.map_or_else(|| has_suffix(path, key), |regex| regex.is_match(path))
 }
 
 fn last_line(text: &str) -> String {
@@ -113,8 +115,8 @@ impl Targets {
     /// Indices of the sites taken, in the model's order.
     ///
     /// # Errors
-    /// [`AdapterError::NoMatch`] naming the nearest modules when nothing is left, and
-    /// [`AdapterError::BadRegex`].
+    /// [`AdapterError::NoMatch`] naming the nearest modules where a name or expression finds none,
+    /// [`AdapterError::NoLayer`], [`AdapterError::NothingLeft`] and [`AdapterError::BadRegex`].
     pub fn select(&self, sites: &[Site]) -> Result<Vec<usize>> {
         let include = self.include.matcher()?;
         let exclude = self.exclude.as_ref().map(Pattern::matcher).transpose()?;
@@ -123,13 +125,16 @@ impl Targets {
             (Some(_), None) => false,
             (None, _) => true,
         };
-        if let Pattern::Names(names) = &self.include {
-            // Each name must find something: a misspelt one among several would pass unseen.
-            for name in names {
-                if !sites.iter().any(|s| is_named(s, name)) {
-                    return Err(no_match(name, sites));
-                }
+        // Each name must find something: a misspelt one among several would pass unseen.
+        for pattern in std::iter::once(&self.include).chain(&self.exclude) {
+            let Pattern::Names(names) = pattern else { continue };
+            if let Some(name) = names.iter().find(|name| !sites.iter().any(|s| is_named(s, name))) {
+                return Err(no_match(name, sites));
             }
+        }
+        let last = sites.iter().filter_map(|site| site.layer).max();
+        if let Some(&layer) = self.layers.iter().flatten().find(|&&layer| Some(layer) > last) {
+            return Err(AdapterError::NoLayer { layer, n_layers: last.map_or(0, |last| last + 1) });
         }
         let taken: Vec<usize> = sites
             .iter()
@@ -137,7 +142,13 @@ impl Targets {
             .filter(|(_, s)| include(s) && in_layers(s) && !exclude.as_ref().is_some_and(|e| e(s)))
             .map(|(index, _)| index)
             .collect();
-        if taken.is_empty() { Err(no_match(&self.include.to_string(), sites)) } else { Ok(taken) }
+        if !taken.is_empty() {
+            return Ok(taken);
+        }
+        if sites.iter().any(&include) {
+            return Err(AdapterError::NothingLeft { pattern: self.include.to_string() });
+        }
+        Err(no_match(&self.include.to_string(), sites))
     }
 }
 
@@ -236,6 +247,23 @@ mod tests {
     #[case("query,denes", "no layer matches 'denes'; nearest: 'dense' (3 layers)")]
     fn a_misspelt_name_is_an_error_that_names_the_nearest(#[case] pattern: &str, #[case] start: &str) {
         let error = Targets::new(Pattern::parse(pattern)).select(&sites()).unwrap_err().to_string();
+        assert!(error.starts_with(start), "{error}");
+    }
+
+    #[rstest]
+    #[case("query", Some("valeu"), None, "no layer matches 'valeu'; nearest: ")]
+    #[case("query", Some("query"), None, "of what 'query' matches nothing is left")]
+    #[case("classifier", None, Some(vec![1]), "of what 'classifier' matches nothing is left")]
+    #[case("query", None, Some(vec![1, 9]), "there is no layer 9: the model has 3, counted from 0")]
+    fn what_leaves_nothing_is_blamed(
+        #[case] include: &str,
+        #[case] exclude: Option<&str>,
+        #[case] layers: Option<Vec<usize>>,
+        #[case] start: &str,
+    ) {
+        let targets =
+            Targets { include: Pattern::parse(include), exclude: exclude.map(Pattern::parse), layers };
+        let error = targets.select(&sites()).unwrap_err().to_string();
         assert!(error.starts_with(start), "{error}");
     }
 

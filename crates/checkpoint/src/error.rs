@@ -84,7 +84,7 @@ pub enum CheckpointError {
         dtype: &'static str,
     },
     /// The destination exists and holds something.
-    #[error("{}: already exists and is not empty; choose another path, or ask to replace it", path.display())]
+    #[error("{}: is there already and not empty; choose another path", path.display())]
     DestinationExists {
         /// The destination.
         path: PathBuf,

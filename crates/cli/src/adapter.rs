@@ -97,11 +97,6 @@ impl Loose {
 
     /// Writes a set in place of this one's factors, with the head, the config and the labels of this one.
     pub(crate) fn write(&self, set: &AdapterSet<Inner>, dir: &Path) -> Result<()> {
-        ensure!(
-            *dir != self.path,
-            "{}: the output would replace the adapter; give another folder",
-            dir.display()
-        );
         write_adapter(set, &self.sites, self.config.clone(), self.saved.clone(), dir)?;
         let labels = self.path.join(LABELS_FILE);
         if labels.is_file() {
@@ -154,7 +149,7 @@ pub(crate) struct TruncationArgs {
     #[arg(long, conflicts_with = "energy")]
     pub(crate) rank: Option<usize>,
     /// Share of the squared norm to keep, above 0 and up to 1
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) energy: Option<f64>,
 }
 
@@ -166,6 +161,7 @@ impl TruncationArgs {
             (None, Some(energy)) => Some(Truncation::Energy(energy)),
             (None, None) => None,
         };
+        ensure!(self.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
         if let Some(truncation) = &truncation {
             truncation.validate()?;
         }

@@ -9,6 +9,7 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::is_adapter;
+use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::{EncoderConfig, SequenceClassifier};
@@ -46,6 +47,38 @@ pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Refuses an output that is one of the inputs, lies in one, is a file, or holds something: files of two would mix.
+pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
+    // The output need not exist; its nearest ancestor that does says where it would be.
+    let absolute = std::path::absolute(output).with_context(|| output.display().to_string())?;
+    let known = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    let place = known.map_or(absolute.clone(), |(ancestor, canonical)| {
+        absolute.strip_prefix(ancestor).map_or(canonical.clone(), |rest| canonical.join(rest))
+    });
+    let is_within = |input: &&&Path| input.canonicalize().is_ok_and(|input| place.starts_with(input));
+    if let Some(input) = inputs.iter().find(is_within) {
+        bail!("{}: the output would go into {}; give another folder", output.display(), input.display());
+    }
+    if output.is_file() {
+        bail!("{}: is a file; -o names a folder", output.display());
+    }
+    if output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{}: is not empty; give a new folder", output.display());
+    }
+    Ok(())
+}
+
+/// A text file without its byte order mark; bytes that are no UTF-8 are named by their line.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        anyhow::anyhow!("{}: line {line} is no UTF-8 text", path.display())
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
 /// An adapter folder: the one named, or the `adapter` folder of a run.
 pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
     for candidate in [path.to_path_buf(), path.join("adapter")] {
@@ -73,6 +106,17 @@ pub(crate) fn tokenizer(
         Some(n) => open(n)?,
         None => tokenizer,
     })
+}
+
+/// Refuses a classifier whose head neither its checkpoint nor its adapter holds: its answers would be chance.
+pub(crate) fn require_head<B: Backend>(model: &SequenceClassifier<B>) -> Result<()> {
+    if model.fresh().is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
+        model.fresh().join(", ")
+    )
 }
 
 /// A classifier with an adapter over it, and its tokenizer.
@@ -104,11 +148,14 @@ impl ModelArgs {
         let mut config = EncoderConfig::read(&folder)?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         if let Some(dir) = &adapter
-            && let Some((labels, regression)) = saved_labels(dir)?
+            && let Some((labels, regression)) = saved_labels(dir, &config)?
         {
             config = config.with_labels(labels, regression);
         }
         let tokenizer = tokenizer(&folder, &config, self.max_length)?;
+        if let Some(dir) = &adapter {
+            warn_other_base(dir, &folder)?;
+        }
         let mut model = SequenceClassifier::<B>::load(&folder, config, 0, device)?;
         let adapters = match &adapter {
             Some(dir) => load_adapter(&mut model, dir, device)?,
@@ -121,7 +168,37 @@ impl ModelArgs {
 /// Name of the file beside an adapter that holds its task's labels: PEFT's config has no place for them.
 pub(crate) const LABELS_FILE: &str = "labels.json";
 
-fn saved_labels(dir: &Path) -> Result<Option<(Vec<String>, bool)>> {
+/// Writes [`LABELS_FILE`].
+pub(crate) fn write_labels(
+    dir: &Path,
+    labels: &[String],
+    regression: bool,
+    base_hash: Option<&str>,
+) -> Result<()> {
+    let value = serde_json::json!({"labels": labels, "regression": regression, BASE_HASH: base_hash});
+    let text = serde_json::to_string_pretty(&value)?;
+    Ok(lowrank_checkpoint::write_atomic(dir.join(LABELS_FILE), text.as_bytes())?)
+}
+
+/// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
+const BASE_HASH: &str = "base_hash";
+
+/// Says where an adapter of ours was trained over other weights than it is to be used on.
+fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
+    let saved = std::fs::read(dir.join(LABELS_FILE)).ok();
+    let saved: Option<Value> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(hash) = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str()) else { return Ok(()) };
+    if hash != Checkpoint::open(folder)?.content_hash() {
+        eprintln!(
+            "warning: {}: was trained over other weights than those of {}; its adapter_config.json names its base",
+            dir.display(),
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+fn saved_labels(dir: &Path, base: &EncoderConfig) -> Result<Option<(Vec<String>, bool)>> {
     let path = dir.join(LABELS_FILE);
     if path.is_file() {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -132,11 +209,12 @@ fn saved_labels(dir: &Path) -> Result<Option<(Vec<String>, bool)>> {
         let labels = labels.with_context(|| format!("{}: no list of labels", path.display()))?;
         return Ok(Some((labels, value["regression"].as_bool().unwrap_or(false))));
     }
-    // An adapter from elsewhere: the width of its head tells the number of labels.
+    // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
     let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
     let head =
         ["classifier.weight", "classifier.out_proj.weight"].iter().find_map(|k| folder.tensors.get(*k));
-    Ok(head.map(|t| ((0..t.shape[0]).map(|i| format!("LABEL_{i}")).collect(), t.shape[0] == 1)))
+    let width = head.map(|t| t.shape[0]).filter(|width| *width != base.labels.len());
+    Ok(width.map(|width| ((0..width).map(|i| format!("LABEL_{i}")).collect(), width == 1)))
 }
 
 /// Texts from `--text`, `--text-pair` and `--file`.
@@ -161,7 +239,10 @@ impl Texts {
             }
         }
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let text = read_text(path)?;
+            if text.is_empty() {
+                bail!("{}: is empty; give a line for each text", path.display());
+            }
             rows.extend(text.lines().map(|line| match line.split_once('\t') {
                 Some((text, pair)) => (text.to_string(), Some(pair.to_string())),
                 None => (line.to_string(), None),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, Targets};
 use serde_json::{Map, Value, json};
@@ -242,17 +242,23 @@ fn parse_pattern<T: std::str::FromStr>(option: &str, text: Option<&str>) -> Resu
     parts.map(part).collect()
 }
 
+/// More than any model has, and few enough to list.
+const MOST_LAYERS: usize = 100_000;
+
 /// `0,1,4-7`.
-fn parse_layers(text: &str) -> Result<Vec<usize>> {
+pub(crate) fn parse_layers(text: &str) -> Result<Vec<usize>> {
     let number = |s: &str| {
         s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"))
     };
     let mut layers = Vec::new();
     for part in text.split(',') {
-        match part.split_once('-') {
-            Some((from, to)) => layers.extend(number(from)?..=number(to)?),
-            None => layers.push(number(part)?),
-        }
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to) = (number(from)?, number(to)?);
+        ensure!(
+            from <= to && to < MOST_LAYERS,
+            "--layers {part}: expected a range from the lower to the higher layer, as 4-7"
+        );
+        layers.extend(from..=to);
     }
     Ok(layers)
 }
@@ -264,7 +270,9 @@ mod tests {
     #[test]
     fn layers_are_numbers_and_ranges() {
         assert_eq!(parse_layers("0,2-4, 7").ok(), Some(vec![0, 2, 3, 4, 7]));
-        assert!(parse_layers("first").is_err());
+        for bad in ["first", "5-1", "0-999999999999", "", "-1"] {
+            assert!(parse_layers(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

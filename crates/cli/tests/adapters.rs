@@ -205,8 +205,17 @@ fn extracting_gives_back_what_was_merged() {
     let query = modules.iter().find(|m| m["module"].as_str().unwrap().ends_with("query")).unwrap();
     assert!(query["relative_error"].as_f64().unwrap() < 1e-4, "{query}");
     assert!(distance(&predict(&model, Some(&dir)), &predict(&merged, None)) < ROUNDING);
-    let same = run(&["extract", "--base", s(&model), "--tuned", s(&model), "--rank", "4", "-o", s(&dir)]);
-    assert!(String::from_utf8_lossy(&same.code(1).get_output().stderr).contains("nothing to extract"));
+    assert!(dir.join("labels.json").is_file());
+    let refused = |tuned: &Path, part: &str| {
+        let other = out.path().join("other");
+        let result =
+            run(&["extract", "--base", s(&model), "--tuned", s(tuned), "--rank", "4", "-o", s(&other)]);
+        let error = String::from_utf8_lossy(&result.code(1).get_output().stderr).into_owned();
+        assert!(error.contains(part) && error.lines().count() == 1, "{error}");
+        assert!(!other.exists());
+    };
+    refused(&model, "nothing to extract");
+    refused(&fixture("roberta-cls"), "has no counterpart in");
 }
 
 #[test]

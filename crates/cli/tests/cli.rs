@@ -257,7 +257,13 @@ fn merging_keeps_the_predictions() {
         let logit = |v: &Value| v["rows"][0]["logits"][i].as_f64().unwrap();
         assert!((logit(&with) - logit(&without)).abs() < 1e-5);
     }
-    fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)], "replace the model");
+    fails(
+        &["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)],
+        "the output would go into",
+    );
+    let dotted = merged.parent().unwrap().join(".").join("merged");
+    fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&dotted)], "is not empty");
+    fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "would go into");
 }
 
 /// A copy of a fixture that a test may spoil.
@@ -289,6 +295,11 @@ fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) 
 #[case(&["--max-length", "9999"], "more than the")]
 #[case(&["--epochs", "0"], "epochs = 0 is out of range")]
 #[case(&["--layers", "first"], "expected numbers")]
+#[case(&["--layers", "0-999999999999"], "expected a range")]
+#[case(&["--layers", "99"], "there is no layer 99: the model has 2")]
+#[case(&["--exclude", "valeu"], "no layer matches 'valeu'; nearest: 'value'")]
+#[case(&["--exclude", "query,value"], "nothing is left")]
+#[case(&["--rank-pattern", "nope=4"], "no adapted layer ends in 'nope'")]
 fn bad_options_are_one_line_and_leave_nothing_behind(#[case] extra: &[&str], #[case] part: &str) {
     let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
     let run = out.path().join("run");

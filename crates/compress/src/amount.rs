@@ -131,7 +131,13 @@ pub fn parse_ranks(text: &str) -> std::result::Result<Vec<(String, usize)>, Stri
         let rank: usize = rank.trim().parse().map_err(|_| bad())?;
         if name.trim().is_empty() { Err(bad()) } else { Ok((name.trim().to_string(), rank)) }
     };
-    text.split(',').map(|part| one(part.trim())).collect()
+    let ranks: Vec<(String, usize)> =
+        text.split(',').map(|part| one(part.trim())).collect::<std::result::Result<_, _>>()?;
+    let is_twice = |(i, (name, _)): (usize, &(String, usize))| ranks[..i].iter().any(|(n, _)| n == name);
+    match ranks.iter().enumerate().find(|entry| is_twice(*entry)) {
+        Some((_, (name, _))) => Err(format!("'{name}' is given two ranks")),
+        None => Ok(ranks),
+    }
 }
 
 /// Sizes that turn a ratio into a number of parameters.

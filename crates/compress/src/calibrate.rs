@@ -75,6 +75,11 @@ impl<B: Kernels> ModelCalibrator<B> {
         self.batches.iter().map(|batch| batch.ids.len()).sum()
     }
 
+    /// Numbers of a hidden state, the narrowest input that is summed.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size()
+    }
+
     fn restart(&mut self) -> Result<()> {
         let outside = Network::<B>::load(&self.config, &self.checkpoint, Part::Outside, &[], &self.device)?;
         self.states =

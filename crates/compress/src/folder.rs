@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, write_atomic};
+use lowrank_models::architecture::is_buffer;
 use serde_json::{Map, Value};
 
 use crate::amount::Sizes;
@@ -47,7 +48,7 @@ pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<Flo
     const ENTRY: usize = 80;
     for name in checkpoint.names() {
         let Some(info) = checkpoint.info(name) else { continue };
-        if info.dtype.is_float() {
+        if info.dtype.is_float() && !is_buffer(name) {
             model += info.numel() as u64;
         }
         if keys.contains(name) {

@@ -76,6 +76,13 @@ impl Config {
         }
     }
 
+    pub(crate) fn hidden_size(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.d_model,
+            Self::Classifier(config) => config.d_model,
+        }
+    }
+
     fn prefix(&self) -> &'static str {
         match self {
             Self::Decoder(config) => config.architecture.names.prefix,

@@ -53,6 +53,24 @@ impl Default for DistillOptions {
     }
 }
 
+impl DistillOptions {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A rank or number of steps of 0, a learning rate that is no number above 0.
+    pub fn validate(&self) -> Result<()> {
+        if self.trained == Trained::Lora(0) {
+            return Err(CompressError::Input("recovery by a LoRA takes a rank of at least 1".into()));
+        }
+        if self.steps == 0 || !(self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(CompressError::Input(
+                "recovery takes at least one step and a learning rate above 0".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// What training a layer came to: errors of its output relative to the dense model's, over all batches.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerRecovery {
@@ -86,14 +104,7 @@ pub fn distill<B: AutodiffBackend + Kernels>(
 where
     B::InnerBackend: Kernels,
 {
-    if options.trained == Trained::Lora(0) {
-        return Err(CompressError::Input("a LoRA takes a rank of at least 1".into()));
-    }
-    if options.steps == 0 || !(options.lr > 0.0 && options.lr.is_finite()) {
-        return Err(CompressError::Input(
-            "recovery takes at least one step and a learning rate above 0".into(),
-        ));
-    }
+    options.validate()?;
     if batches.iter().all(|batch| batch.ids.is_empty()) {
         return Err(CompressError::Input("the calibration text is empty; give some lines of text".into()));
     }

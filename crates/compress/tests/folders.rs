@@ -14,6 +14,7 @@ use lowrank_compress::{
 };
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
+use lowrank_models::architecture::is_buffer;
 use lowrank_models::representation::{LowrankSection, Representation};
 use rstest::rstest;
 use serde_json::Value;
@@ -124,6 +125,7 @@ fn parameters(folder: &Path) -> usize {
     let checkpoint = Checkpoint::open(folder).unwrap();
     checkpoint
         .names()
+        .filter(|name| !is_buffer(name))
         .map(|n| checkpoint.info(n).unwrap())
         .filter(|i| i.dtype.is_float())
         .map(|i| i.numel())

@@ -21,6 +21,9 @@ pub trait Adaptable<B: Backend>: Clone {
     /// Visits every parameter under its checkpoint key.
     fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO);
 
+    /// Told of the keys whose values came with an adapter.
+    fn loaded(&mut self, _keys: &[String]) {}
+
     /// The weights of the sites, for methods that start from them.
     fn base_weights(&self) -> ModelWeights<Self> {
         ModelWeights(RefCell::new(self.clone()))
@@ -71,12 +74,14 @@ pub trait Adaptable<B: Backend>: Clone {
     /// # Errors
     /// A tensor that is missing, misshaped or of no known name; the model is then as it was.
     fn load_saved(&mut self, saved: Saved, source: &Path, device: &B::Device) -> Result<()> {
-        let mut reader = SavedReader { saved, device: device.clone(), problems: Vec::new() };
+        let mut reader =
+            SavedReader { saved, device: device.clone(), loaded: Vec::new(), problems: Vec::new() };
         let mut model = self.clone();
         model.walk_params(&mut reader);
         reader.problems.extend(reader.saved.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
         if reader.problems.is_empty() {
             *self = model;
+            self.loaded(&reader.loaded);
             return Ok(());
         }
         Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
@@ -265,6 +270,7 @@ impl<B: Backend> ParamIo<B> for SetFactors<'_, B> {
 struct SavedReader<B: Backend> {
     saved: Saved,
     device: B::Device,
+    loaded: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -295,5 +301,6 @@ impl<B: Backend> ParamIo<B> for SavedReader<B> {
         }
         let tensor = Tensor::from_data(TensorData::new(data, shape), &self.device);
         *param = Param::initialized(param.id, tensor);
+        self.loaded.push(key.to_string());
     }
 }

@@ -99,7 +99,7 @@ impl<B: Backend> SequenceClassifier<B> {
         let is_head = |k: &str| k.starts_with(architecture.head.dense) || k.starts_with(output_path);
         let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, architecture))?;
         if !head_fits {
-            fresh.push(format!("{output_path}.weight"));
+            fresh.extend(["weight", "bias"].map(|leaf| format!("{output_path}.{leaf}")));
         }
         let dense_is_fresh = fresh.iter().any(|k| k.starts_with(architecture.head.dense));
         model.info.dense_in_head = dense_is_fresh || architecture.head.dense_is_head;
@@ -162,7 +162,8 @@ impl<B: Backend> SequenceClassifier<B> {
         saver.tensors.into_iter().map(host).collect()
     }
 
-    /// Writes a Hugging Face folder: weights, config, and the tokenizer files of `source`.
+    /// Writes a Hugging Face folder: weights but for [`fresh`](Self::fresh) ones, config, and the tokenizer files of
+    /// `source`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -174,10 +175,14 @@ impl<B: Backend> SequenceClassifier<B> {
         std::fs::create_dir_all(dir).map_err(|e| file_error(dir, e))?;
         let mut saver = Saver::default();
         self.clone().walk(&mut saver);
+        // What was neither loaded nor trained is drawn anew by whoever loads the model.
+        saver.tensors.retain(|tensor| !self.info.fresh.contains(&tensor.name));
         write_safetensors(dir.join("model.safetensors"), saver.tensors, FloatType::F32, &BTreeMap::new())?;
         let mut raw = self.info.config.raw.clone();
-        let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
-        raw.insert("architectures".into(), vec![class].into());
+        if self.info.fresh.is_empty() {
+            let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
+            raw.insert("architectures".into(), vec![class].into());
+        }
         let json = serde_json::to_string_pretty(&raw).map_err(|e| file_error(dir, e.into()))?;
         write_atomic(dir.join("config.json"), json.as_bytes())?;
         for name in TOKENIZER_FILES {
@@ -201,6 +206,8 @@ impl<B: Backend> SequenceClassifier<B> {
             Trainable::Bias => key.ends_with(".bias"),
         }));
         self.walk_head(&mut Flag(|_| true));
+        // What was drawn is what training starts from.
+        self.info.fresh.clear();
         self
     }
 }
@@ -212,6 +219,10 @@ impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
 
     fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
         self.walk(io);
+    }
+
+    fn loaded(&mut self, keys: &[String]) {
+        self.info.fresh.retain(|key| !keys.contains(key));
     }
 }
 

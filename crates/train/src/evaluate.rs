@@ -6,6 +6,7 @@ use lowrank_adapters::Mode;
 use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::{EncodedDataset, EvalBatches, restore_order};
 use lowrank_kernels::Kernels;
+use lowrank_models::batch::int_tensor;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::EvalOutput;
@@ -29,13 +30,27 @@ pub fn predict<B: Kernels>(
     data: &Arc<EncodedDataset>,
     batch_size: usize,
 ) -> Result<(Vec<Vec<f32>>, Option<f64>)> {
+    predict_in_order(model, data, None, batch_size)
+}
+
+fn predict_in_order<B: Kernels>(
+    model: &FineTuner<B>,
+    data: &Arc<EncodedDataset>,
+    order: Option<&[usize]>,
+    batch_size: usize,
+) -> Result<(Vec<Vec<f32>>, Option<f64>)> {
     let labelled = data.labels().iter().all(Option::is_some) && !data.is_empty();
     let mut rows = Vec::with_capacity(data.len());
     let mut indices = Vec::with_capacity(data.len());
     let mut sum = 0.0;
     for batch in EvalBatches::new(data.clone(), batch_size, true)? {
         let batch = batch?;
-        let logits = model.logits(&batch.batch, Mode::EVAL)?;
+        let mut logits = model.logits(&batch.batch, Mode::EVAL)?;
+        if let Some(order) = order {
+            let places = order.iter().map(|&place| place as i32).collect();
+            let device = logits.device();
+            logits = logits.select(1, int_tensor(places, &device));
+        }
         let width = logits.dims()[1];
         if labelled {
             let mean = loss(logits.clone(), &batch.batch.labels)?.into_data().iter::<f64>().next();
@@ -49,7 +64,8 @@ pub fn predict<B: Kernels>(
     Ok((rows, labelled.then(|| sum / data.len() as f64)))
 }
 
-/// Loss and metrics over all dev sets; the loss is the first set's.
+/// Loss and metrics over all dev sets; the loss is the first set's. `order` says at which of the model's outputs each
+/// class stands, where they do not stand in the order of the classes.
 ///
 /// # Errors
 /// Unlabelled rows, logits that are no numbers.
@@ -57,11 +73,12 @@ pub fn evaluate<B: Kernels>(
     model: &FineTuner<B>,
     sets: &[DevSet],
     metrics: &[Metric],
+    order: Option<&[usize]>,
     batch_size: usize,
 ) -> Result<EvalOutput> {
     let mut output = EvalOutput::default();
     for set in sets {
-        let (rows, loss) = predict(model, &set.data, batch_size)?;
+        let (rows, loss) = predict_in_order(model, &set.data, order, batch_size)?;
         let loss = loss.ok_or_else(|| TrainError::Batch("the evaluation data has no labels".into()))?;
         output.values.insert(format!("loss{}", set.suffix), loss);
         let labels: Vec<Label> = set.data.labels().iter().flatten().copied().collect();

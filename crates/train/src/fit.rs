@@ -76,7 +76,7 @@ where
     let (dev, metrics, batch_size) = (fit.dev, fit.metrics.clone(), config.batch_size);
     let names = metric_names(&dev, &metrics);
     let evaluate: crate::strategy::Evaluate<B> =
-        Box::new(move |model| evaluate(model, &dev, &metrics, batch_size));
+        Box::new(move |model| evaluate(model, &dev, &metrics, None, batch_size));
     let (strategy, outcome) = StepStrategy::<B>::new(StrategyParts {
         config: config.clone(),
         metric: primary.to_string(),

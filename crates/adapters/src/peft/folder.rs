@@ -80,6 +80,12 @@ impl AdapterFolder {
     pub fn read_with_alpha(path: &Path, alpha: Option<f64>) -> Result<Self> {
         let config_path = path.join(CONFIG_FILE);
         let bad = |reason: String| AdapterError::Config { path: config_path.clone(), reason };
+        if let Some(alpha) = alpha.filter(|alpha| !(*alpha > 0.0 && alpha.is_finite())) {
+            return Err(bad(format!("alpha {alpha} is out of range; expected a number above 0")));
+        }
+        if alpha.is_some() && config_path.is_file() {
+            return Err(bad("the adapter has an alpha of its own; leave --alpha out".into()));
+        }
         if !config_path.is_file()
             && let Some(file) = loralib_file(path)
         {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::adapter::{Loose, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::print_json;
+use crate::context::{new_folder, print_json};
 
 /// How to combine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,10 +72,16 @@ fn parse(text: &str) -> Result<(PathBuf, f64)> {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.truncation()?;
+    ensure!(
+        truncation.is_none() || !matches!(args.how, How::Linear | How::Cat),
+        "--rank and --energy are for svd, ties and dare; linear and cat keep every rank (lowrank resize truncates)"
+    );
+    let given = args.adapter.iter().map(|text| parse(text)).collect::<Result<Vec<_>>>()?;
+    let inputs: Vec<&Path> = given.iter().map(|(path, _)| path.as_path()).collect();
+    new_folder(&args.output, &inputs)?;
     let mut adapters = Vec::new();
-    for text in &args.adapter {
-        let (path, weight) = parse(text)?;
-        adapters.push((Loose::read(&path, None, args.model.as_deref())?, weight));
+    for (path, weight) in &given {
+        adapters.push((Loose::read(path, None, args.model.as_deref())?, *weight));
     }
     let parts = adapters.iter().map(|(adapter, weight)| Ok((adapter.updates()?, *weight)));
     let parts = parts.collect::<Result<Vec<_>>>()?;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use lowrank_adapters::{Pattern, Targets};
+use lowrank_adapters::{Pattern, Targets, targets::ALL_LINEAR};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
@@ -19,8 +19,9 @@ use serde_json::Value;
 
 use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
-use crate::context::{model_folder, print_json};
+use crate::context::{model_folder, print_json, read_text};
 use crate::machine::peak_rss_mb;
+use crate::method::parse_layers;
 
 /// Tokens of calibration text that are run together.
 const BATCH_TOKENS: usize = 2048;
@@ -50,9 +51,9 @@ pub(crate) struct Args {
     /// Weights to leave alone
     #[arg(long, requires = "targets")]
     exclude: Option<String>,
-    /// Layers to touch, as 0,1,2 [default: all]
-    #[arg(long, value_delimiter = ',', requires = "targets")]
-    layers: Option<Vec<usize>>,
+    /// Layers to touch, as 0,1,4-7 [default: all]
+    #[arg(long)]
+    layers: Option<String>,
     /// Train each layer towards the dense layer's outputs afterwards, on the calibration text
     #[arg(long)]
     recover: Option<Recover>,
@@ -187,6 +188,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.recover.is_some() && !given {
         bail!("--recover trains on activations; give --calibration, or --task and --data");
     }
+    args.distill_options().validate()?;
     let target = args.recover.map_or(args.output.clone(), |_| beside(&args.output));
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{}: is there already and not empty; choose another output", args.output.display());
@@ -242,13 +244,17 @@ impl Args {
         progress: &Bars,
     ) -> Result<Option<Vec<LayerRecovery>>> {
         let batches = self.calibration.batches(model)?;
+        let options = self.distill_options();
+        let device = device()?;
+        Ok(Some(distill::<Train>(model, compressed, &self.output, &batches, &options, &device, progress)?))
+    }
+
+    fn distill_options(&self) -> DistillOptions {
         let trained = match self.recover {
             Some(Recover::Lora) => Trained::Lora(self.recover_rank),
             _ => Trained::All,
         };
-        let options = DistillOptions { trained, steps: self.recover_steps, lr: self.recover_lr };
-        let device = device()?;
-        Ok(Some(distill::<Train>(model, compressed, &self.output, &batches, &options, &device, progress)?))
+        DistillOptions { trained, steps: self.recover_steps, lr: self.recover_lr }
     }
 
     fn options(&self, method: Method) -> Result<Options> {
@@ -261,10 +267,12 @@ impl Args {
             AmountArgs { error: Some(error), .. } => Amount::Error(*error),
             _ => bail!("give --ratio, --ranks, --energy or --error"),
         };
-        let targets = self.targets.as_deref().map(|include| Targets {
-            include: Pattern::parse(include),
+        let layers = self.layers.as_deref().map(parse_layers).transpose()?;
+        let is_chosen = self.targets.is_some() || layers.is_some();
+        let targets = is_chosen.then(|| Targets {
+            include: Pattern::parse(self.targets.as_deref().unwrap_or(ALL_LINEAR)),
             exclude: self.exclude.as_deref().map(Pattern::parse),
-            layers: self.layers.clone(),
+            layers,
         });
         Ok(Options {
             allocation: self.allocation,
@@ -285,16 +293,20 @@ impl CalibrationArgs {
         self.calibration.is_some() || self.task.is_some()
     }
 
-    /// The samples, encoded and packed.
-    fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
+    fn tokenizer(&self, model: &Path) -> Result<TextTokenizer> {
         let limit = token_limit(model)?;
         if let Some(n) = self.max_length.filter(|n| *n > limit) {
             bail!("--max-length {n} is more than the {limit} tokens that the model takes");
         }
-        let tokenizer = TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?;
+        Ok(TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?)
+    }
+
+    /// The samples, encoded and packed.
+    fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
+        let tokenizer = self.tokenizer(model)?;
         let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
             (Some(path), ..) => {
-                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                let text = read_text(path)?;
                 let lines = text.lines().filter(|line| !line.trim().is_empty());
                 lines.map(|line| (line.to_string(), None)).collect()
             }
@@ -304,11 +316,12 @@ impl CalibrationArgs {
             }
             _ => bail!("give --calibration, or --task and --data"),
         };
-        if samples.is_empty() || self.samples == 0 {
+        if self.samples == 0 {
+            bail!("--samples 0 is out of range; expected 1 or more");
+        }
+        if samples.is_empty() {
             let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
-            bail!(
-                "{name}: the calibration text is empty; give some lines of text, and --samples of at least 1"
-            );
+            bail!("{name}: the calibration text is empty; give some lines of text");
         }
         if samples.len() > self.samples {
             SplitMix64::new(self.seed).shuffle(&mut samples);
@@ -326,8 +339,7 @@ impl CalibrationArgs {
             let batches: Vec<_> = self.batches(model)?.into_iter().map(one).collect();
             return Ok(fisher::<Train>(model, &batches, &device)?);
         };
-        let limit = token_limit(model)?;
-        let tokenizer = TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?;
+        let tokenizer = self.tokenizer(model)?;
         let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         SplitMix64::new(self.seed).shuffle(&mut order);
@@ -346,7 +358,15 @@ impl CalibrationArgs {
     }
 
     fn calibrator(&self, model: &Path) -> Result<ModelCalibrator<Inner>> {
-        Ok(ModelCalibrator::new(model, self.batches(model)?, self.sequential, device()?)?)
+        let calibrator = ModelCalibrator::new(model, self.batches(model)?, self.sequential, device()?)?;
+        let (tokens, width) = (calibrator.n_tokens(), calibrator.width());
+        if tokens < width {
+            eprintln!(
+                "warning: {tokens} tokens of calibration text for inputs of {width} numbers and more: the errors \
+                 shown are those on that text alone; give more lines or --samples"
+            );
+        }
+        Ok(calibrator)
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::adapter::Loose;
 use crate::backend::{Inner, device};
-use crate::context::print_json;
+use crate::context::{new_folder, print_json};
 
 /// What to convert to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,6 +53,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
+    new_folder(&args.output, &[&args.adapter])?;
     let adapter = Loose::read(&args.adapter, args.alpha, args.model.as_deref())?;
     let updates = adapter.updates()?;
     let device = device()?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
 use lowrank_adapters::Mode;
 use lowrank_train::tuner::to_device;
@@ -29,6 +29,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
+    ensure!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
     let device = device()?;
     let loaded = args.model.load::<Inner>(&device)?;
     let start = Instant::now();
@@ -36,13 +37,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
     let mut rows: Vec<Vec<f32>> = Vec::new();
     let indices: Vec<usize> = (0..data.len()).collect();
-    for chunk in indices.chunks(args.batch_size.max(1)) {
+    for chunk in indices.chunks(args.batch_size) {
         let batch = data.batch(chunk)?;
         let hidden = model.hidden_states(&to_device(model, &batch, &device)?, adapters, Mode::EVAL);
         let mut first = 0;
         for &n in &batch.lengths {
             let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, first, n).mean_dim(0);
-            rows.push(mean.into_data().iter::<f32>().collect());
+            let row: Vec<f32> = mean.into_data().iter::<f32>().collect();
+            ensure!(
+                row.iter().all(|value| value.is_finite()),
+                "text {} has an embedding that is not finite; a weight of the model may be broken",
+                rows.len() + 1
+            );
+            rows.push(row);
             first += n;
         }
     }

@@ -12,7 +12,7 @@ use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, print_json};
+use crate::context::{ModelArgs, print_json, require_head};
 
 /// Options of `evaluate`.
 #[derive(clap::Args)]
@@ -58,16 +58,26 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "the model has {width} labels and {} has {wanted}; give the adapter or model that was trained on it",
         args.task
     );
-    anyhow::ensure!(
-        loaded.model.model().fresh().is_empty() || args.model.adapter.is_some(),
-        "the model has no trained head ({}); give --adapter, or a fine-tuned model",
-        loaded.model.model().fresh().join(", ")
-    );
+    require_head(loaded.model.model())?;
+    let order = class_order(&loaded.model.model().config().labels, &args.task.spec().labels);
+    if order.is_none() {
+        eprintln!(
+            "warning: the model's labels ({}) are not those of {}; they are taken by their places",
+            loaded.model.model().config().labels.join(", "),
+            args.task
+        );
+    }
     let sets = dev_sets(&args.data, args.task, &loaded.tokenizer)?;
     let rows: usize = sets.iter().map(|s| s.data.len()).sum();
     let tokens: usize = sets.iter().map(|s| s.data.n_tokens()).sum();
     let start = Instant::now();
-    let output = lowrank_train::evaluate(&loaded.model, &sets, args.task.metrics(), args.batch_size)?;
+    let output = lowrank_train::evaluate(
+        &loaded.model,
+        &sets,
+        args.task.metrics(),
+        order.flatten().as_deref(),
+        args.batch_size,
+    )?;
     let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
     if args.json {
         let mut object: Map<String, serde_json::Value> =
@@ -84,4 +94,36 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("{name:12} {value:.4}");
     }
     Ok(())
+}
+
+/// Where the task's classes stand among the model's labels: nothing to do (`Some(None)`), the place of each class
+/// (`Some(Some(_))`), or `None` where the labels have other names.
+fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
+    let LabelSpace::Classes(classes) = task else { return Some(None) };
+    // Names that say nothing are taken by their places.
+    if model.iter().all(|label| label.starts_with("LABEL_")) {
+        return Some(None);
+    }
+    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
+    let place = |class: &String| model.iter().position(|label| plain(label) == plain(class));
+    let places: Vec<usize> = classes.iter().map(place).collect::<Option<_>>()?;
+    let is_same = places.iter().enumerate().all(|(class, place)| class == *place);
+    Some((!is_same).then_some(places))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_found_by_their_names() {
+        let order = |model: &[&str]| {
+            let model: Vec<String> = model.iter().map(|label| (*label).to_string()).collect();
+            class_order(&model, &Task::Mnli.spec().labels)
+        };
+        assert_eq!(order(&["LABEL_0", "LABEL_1", "LABEL_2"]), Some(None));
+        assert_eq!(order(&["entailment", "neutral", "contradiction"]), Some(None));
+        assert_eq!(order(&["CONTRADICTION", "Neutral", "entailment"]), Some(Some(vec![2, 1, 0])));
+        assert_eq!(order(&["yes", "no", "perhaps"]), None);
+    }
 }

@@ -1,17 +1,19 @@
 //! `lowrank extract`: a LoRA from the difference of two models.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lowrank_adapters::algebra::update_of_difference;
 use lowrank_adapters::peft::{HostTensor, PeftConfig};
 use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
+use lowrank_models::EncoderConfig;
+use lowrank_models::architecture::is_buffer;
 use serde_json::{Value, json};
 
 use crate::adapter::{TruncationArgs, write_adapter};
 use crate::backend::{Inner, device};
-use crate::context::{model_folder, print_json};
+use crate::context::{model_folder, new_folder, print_json, write_labels};
 
 /// Options of `extract`.
 #[derive(clap::Args)]
@@ -39,23 +41,39 @@ const EMBEDDINGS: [&str; 4] = ["embed", "wte", "wpe", "lookup"];
 pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.required()?;
     let (base_dir, tuned_dir) = (model_folder(&args.base)?, model_folder(&args.tuned)?);
-    ensure!(
-        args.output != base_dir && args.output != tuned_dir,
-        "the output would replace a model; give another folder"
-    );
+    new_folder(&args.output, &[&base_dir, &tuned_dir, &args.base, &args.tuned])?;
+    let config = read_config(&tuned_dir)?;
+    for (dir, config) in [(&base_dir, &read_config(&base_dir)?), (&tuned_dir, &config)] {
+        ensure!(
+            config.get("lowrank").is_none(),
+            "{}: its weights are factors already; start from dense models",
+            dir.display()
+        );
+    }
     let (base, tuned) = (Checkpoint::open(&base_dir)?, Checkpoint::open(&tuned_dir)?);
     // GPT-2 stores its maps as (in, out), but not its embeddings and head.
-    let conv1d = model_type(&tuned_dir)?.is_some_and(|t| t == "gpt2");
+    let conv1d = config["model_type"] == "gpt2";
     let prefix = missing_prefix(&base, &tuned);
-    let counterpart = |name: &str| -> Option<&str> {
-        let shape = &tuned.info(name)?.shape;
+    let named_alike = |name: &str| -> Option<&str> {
         let before = prefix.as_deref().and_then(|p| base.names().find(|n| name.strip_prefix(p) == Some(*n)));
-        let before = before.or_else(|| base.names().find(|n| *n == name))?;
-        (base.info(before)?.shape == *shape).then_some(before)
+        before.or_else(|| base.names().find(|n| *n == name))
     };
+    let shape = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.shape.clone());
+    let counterpart =
+        |name: &str| named_alike(name).filter(|before| shape(&base, before) == shape(&tuned, name));
     // A head that the base has not, or has for another task.
     let mut modules: Vec<String> = Vec::new();
-    tuned.names().filter(|name| counterpart(name).is_none()).for_each(|name| note(name, &mut modules));
+    for name in tuned.names().filter(|name| counterpart(name).is_none() && !is_buffer(name)) {
+        ensure!(
+            is_head(name),
+            "'{name}' of {} has no counterpart in {}: {:?} beside {}; the two are not one model before and after",
+            tuned_dir.display(),
+            base_dir.display(),
+            shape(&tuned, name).unwrap_or_default(),
+            named_alike(name).and_then(|n| shape(&base, n)).map_or("nothing".into(), |s| format!("{s:?}"))
+        );
+        note(name, &mut modules);
+    }
     let (mut updates, mut sites, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut biases_differ = false;
     for name in tuned.names() {
@@ -100,7 +118,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let saved = saved.collect::<Result<Vec<_>>>()?;
     ensure!(!updates.is_empty(), "the two models have the same matrices: there is nothing to extract");
     let set = AdapterSet::<Inner>::from_updates(updates, &sites, &device()?);
-    let config = PeftConfig {
+    let adapter = PeftConfig {
         modules_to_save: (!modules.is_empty()).then(|| modules.clone()),
         task_type: modules.iter().any(|m| m.contains("classifier")).then(|| "SEQ_CLS".into()),
         base_model_name_or_path: Some(args.base.display().to_string()),
@@ -108,7 +126,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         inference_mode: true,
         ..PeftConfig::default()
     };
-    write_adapter(&set, &sites, config, saved, &args.output)?;
+    write_adapter(&set, &sites, adapter, saved, &args.output)?;
+    if let Ok(tuned) = EncoderConfig::read(&tuned_dir) {
+        let base_hash = base.content_hash();
+        write_labels(&args.output, &tuned.labels, tuned.regression, Some(&base_hash))?;
+    }
     if args.json {
         return print_json(&json!({"output": args.output, "modules": rows, "saved_in_full": modules}));
     }
@@ -149,9 +171,16 @@ fn missing_prefix(base: &Checkpoint, tuned: &Checkpoint) -> Option<String> {
     (best.0 > tuned.names().filter(|n| base.contains(n)).count()).then_some(best.1)
 }
 
-fn model_type(folder: &std::path::Path) -> Result<Option<String>> {
+/// Parts of the names of modules that come after the layers.
+const HEADS: [&str; 7] = ["classifier", "pooler", "score", "lm_head", "qa_outputs", "cls", "vocab_"];
+
+fn is_head(name: &str) -> bool {
+    name.split('.')
+        .any(|part| HEADS.iter().any(|head| part.starts_with(head) || part == format!("pre_{head}")))
+}
+
+fn read_config(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let value: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok(value["model_type"].as_str().map(str::to_string))
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }

@@ -8,9 +8,9 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
-use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
-use lowrank_checkpoint::{Checkpoint, write_atomic};
+use lowrank_adapters::{AdapterSet, Method as AdapterMethod};
+use lowrank_checkpoint::Checkpoint;
 use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task, TaskSpec, read_custom};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter::load_adapter;
 use crate::backend::{NAME, Train, device};
-use crate::context::{LABELS_FILE, adapter_folder, model_folder, print_json, tokenizer};
+use crate::context::{adapter_folder, model_folder, new_folder, print_json, tokenizer, write_labels};
 use crate::machine::{hardware, peak_rss_mb};
 use crate::method::{AdapterArgs, Method};
 
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
     /// Dev rows of a task of your own
-    #[arg(long)]
+    #[arg(long, requires = "train")]
     dev: Option<PathBuf>,
     /// What is trained
     #[arg(long, value_enum)]
@@ -123,7 +123,7 @@ pub(crate) struct Args {
     #[arg(long)]
     init_from: Option<PathBuf>,
     /// Start from random weights: what an untrained encoder can do
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init_from")]
     random_init: bool,
     /// Name of the run in tables [default: the method]
     #[arg(long)]
@@ -203,6 +203,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         record.run_info.started = before.run_info.started;
         record.train_info.evals = before.train_info.evals;
     }
+    let base_hash = record.meta_info.model_hash.clone();
     record.write_atomic(args.output.join(FILE_NAME))?;
     let record = Arc::new(Mutex::new(record));
 
@@ -212,7 +213,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     record.train_info.wall_s = Some(begun.elapsed().as_secs_f64());
     record.train_info.peak_rss_mb = peak_rss_mb();
     let outcome = match result.and_then(|(model, outcome)| {
-        record.train_info.adapter_bytes = Some(save(&args, &folder, &model, &labels, regression)?);
+        record.train_info.adapter_bytes =
+            Some(save(&args, &folder, &model, &labels, regression, &base_hash)?);
         Ok(outcome)
     }) {
         Ok(outcome) => outcome,
@@ -381,15 +383,59 @@ fn train_config(args: &Args) -> TrainConfig {
     }
 }
 
-/// A run's folder must be new, or one of ours.
+/// A run's folder must be new, or hold the run that is to be gone on with.
 fn check_output(args: &Args) -> Result<()> {
     let dir = &args.output;
-    ensure!(!dir.is_file(), "{}: is a file; -o names a folder", dir.display());
-    let occupied = dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && !dir.join(FILE_NAME).is_file() {
-        bail!("{}: is not empty and holds no run; give a new folder", dir.display());
-    }
+    let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else { return new_folder(dir, &[&args.model]) };
+    ensure!(
+        args.resume,
+        "{}: holds a run already; go on with it by --resume, or give a new folder",
+        dir.display()
+    );
+    ensure!(
+        before.train_info.status != Status::Done,
+        "{}: this run has ended; there is nothing to resume",
+        dir.display()
+    );
     Ok(())
+}
+
+impl Args {
+    /// Whether an adapter to start from is of the method and the shape that the options ask for.
+    fn check_start(&self, dir: &Path, set: &AdapterSet<Train>, method: AdapterMethod) -> Result<()> {
+        if set.is_empty() {
+            return Ok(());
+        }
+        let config = AdapterFolder::read(dir)?.config;
+        let is_of = match method {
+            AdapterMethod::Lora => config.peft_type == "LORA" && !config.use_dora,
+            AdapterMethod::Dora => config.peft_type == "LORA" && config.use_dora,
+            AdapterMethod::Lotr => config.peft_type == "LOTR",
+            AdapterMethod::Vera => config.peft_type == "VERA",
+            AdapterMethod::Loretta => config.peft_type == "LORETTA",
+            AdapterMethod::TtLora => config.peft_type == "TT_LORA",
+            AdapterMethod::Lorta => config.peft_type == "LORTA",
+            // Which factor was frozen, and a correction of full size, no file tells.
+            AdapterMethod::LoraFa | AdapterMethod::LowRank => false,
+        };
+        ensure!(
+            is_of,
+            "{}: is of another method ({}) than --method {}; convert it, or name its own",
+            dir.display(),
+            config.peft_type,
+            self.method.name()
+        );
+        ensure!(
+            (self.adapter.rank, self.adapter.alpha) == (config.r, config.lora_alpha),
+            "{}: has rank {} and alpha {}; give them as --rank and --alpha (now {} and {})",
+            dir.display(),
+            config.r,
+            config.lora_alpha,
+            self.adapter.rank,
+            self.adapter.alpha
+        );
+        Ok(())
+    }
 }
 
 /// Where the task's rows come from.
@@ -453,6 +499,9 @@ fn build(
         Some(dir) => Some(load_adapter(&mut model, dir, device)?),
         None => None,
     };
+    if let (Some(dir), Some(set), Some(method)) = (&adapter_from, &loaded, args.method.adapter()) {
+        args.check_start(dir, set, method)?;
+    }
     let heads = model.config().n_heads;
     let adapters = match args.method.adapter() {
         None => AdapterSet::empty(),
@@ -539,6 +588,7 @@ fn save(
     tuner: &FineTuner<crate::backend::Inner>,
     labels: &[String],
     regression: bool,
+    base_hash: &str,
 ) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
         let dir = args.output.join("model");
@@ -546,12 +596,15 @@ fn save(
         return file_size(&dir.join("model.safetensors"));
     }
     let dir = args.output.join("adapter");
+    let starts_from_model = args.init_from.as_ref().filter(|path| adapter_folder(path).is_err());
+    // Random weights are kept nowhere.
+    let base = (!args.random_init).then_some(starts_from_model.unwrap_or(&args.model));
     let config = PeftConfig {
         use_rslora: args.adapter.rslora,
         bias: args.adapter.bias.peft_name().into(),
         modules_to_save: Some(tuner.model().head_modules()),
         task_type: Some("SEQ_CLS".into()),
-        base_model_name_or_path: Some(args.model.display().to_string()),
+        base_model_name_or_path: base.map(|base| base.display().to_string()),
         inference_mode: true,
         ..PeftConfig::default()
     };
@@ -565,8 +618,7 @@ fn save(
         }
     }
     AdapterFolder::from_set(set, model.sites(), config, saved)?.write(&dir)?;
-    let json = serde_json::to_string_pretty(&json!({"labels": labels, "regression": regression}))?;
-    write_atomic(dir.join(LABELS_FILE), json.as_bytes())?;
+    write_labels(&dir, labels, regression, Some(base_hash))?;
     file_size(&dir.join("adapter_model.safetensors"))
 }
 

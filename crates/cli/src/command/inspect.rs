@@ -7,7 +7,7 @@ use anyhow::{Error, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
-use lowrank_checkpoint::Checkpoint;
+use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::params::{Layout, ParamIo};
 use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
@@ -47,11 +47,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.spectrum.is_wanted() {
         return args.spectrum.run(&args.path, args.json);
     }
+    ensure!(args.labels != Some(0), "--labels 0 is out of range; expected 1 or more");
+    let is_counted = args.method.is_some() || args.factored.is_some() || args.labels.is_some();
     let object = match adapter_folder(&args.path) {
-        Ok(dir) => adapter_files(&dir)?,
-        Err(_) if args.method.is_some() || args.factored.is_some() || args.labels.is_some() => {
-            architecture(&args)?
+        Ok(dir) => {
+            ensure!(!is_counted, "{}: --method, --factored and --labels are for models", dir.display());
+            adapter_files(&dir)?
         }
+        Err(_) if is_counted => architecture(&args)?,
         Err(_) if has_no_weights(&args.path) => architecture(&args)?,
         Err(_) => model(&args.path)?,
     };
@@ -94,7 +97,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 /// A folder with a config and no tensors: a model by its shape alone.
 fn has_no_weights(path: &Path) -> bool {
-    path.join("config.json").is_file() && Checkpoint::open(path).is_err()
+    let nothing = |error| matches!(error, CheckpointError::NoCheckpoint { .. });
+    path.join("config.json").is_file() && Checkpoint::open(path).is_err_and(nothing)
 }
 
 /// Counts of a model that is built by its config alone, without weights.
@@ -117,6 +121,11 @@ fn architecture(args: &Args) -> Result<Value> {
         }
         Err(encoder) => {
             let config = DecoderConfig::read(&folder).map_err(|_| encoder)?;
+            ensure!(
+                args.labels.is_none(),
+                "--labels is for encoders; {} is a language model",
+                folder.display()
+            );
             let heads = config.n_heads;
             let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
             let sites = model.sites().to_vec();

@@ -10,7 +10,7 @@ use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, TokenBatc
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, adapter_folder, model_folder, print_json};
+use crate::context::{ModelArgs, adapter_folder, model_folder, new_folder, print_json};
 
 /// Options of `merge`.
 #[derive(clap::Args)]
@@ -32,11 +32,7 @@ const PROBE: usize = 16;
 pub(crate) fn run(args: Args) -> Result<()> {
     let adapter = args.model.adapter.as_deref().context("nothing to merge: give --adapter")?;
     let source = model_folder(&args.model.model)?;
-    ensure!(
-        args.output != source,
-        "{}: the output would replace the model; give another folder",
-        source.display()
-    );
+    new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
     let (layers, difference) = match EncoderConfig::read(&source) {
         Ok(_) => classifier(&args, &source, &device)?,

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lowrank_eval::{Perplexity, windows};
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
-use crate::context::print_json;
+use crate::context::{print_json, read_text};
 use crate::language::{Language, LanguageArgs};
 
 /// Tokens that are read together.
@@ -46,7 +46,7 @@ struct Row {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let file = match &args.file {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?),
+        Some(path) => Some(read_text(path)?),
         None if args.text.is_empty() => bail!("nothing to do: give --text or --file"),
         None => None,
     };

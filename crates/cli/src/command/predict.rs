@@ -5,7 +5,7 @@ use lowrank_eval::argmax;
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, TextArgs, print_json};
+use crate::context::{ModelArgs, TextArgs, print_json, require_head};
 
 /// Options of `predict`.
 #[derive(clap::Args)]
@@ -26,6 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
     let loaded = args.model.load::<Inner>(&device()?)?;
+    require_head(loaded.model.model())?;
     let data = texts.encode(&loaded.tokenizer)?;
     let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
     let config = loaded.model.model().config();
@@ -47,7 +48,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     for ((text, pair), row) in texts.rows.iter().zip(&described) {
         let pair = pair.as_ref().map(|p| format!(" | {p}")).unwrap_or_default();
-        println!("{}\t{:.4}\t{text}{pair}", row["label"].as_str().unwrap_or_default(), row["score"]);
+        let (label, score) = (row["label"].as_str().unwrap_or_default(), row["score"].as_f64());
+        println!("{label}\t{:.4}\t{text}{pair}", score.unwrap_or(f64::NAN));
     }
     Ok(())
 }

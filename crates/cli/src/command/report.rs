@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lowrank_report::html::{ReportOptions, write_report};
+use serde_json::json;
+
+use crate::context::print_json;
 
 /// Options of `report`.
 #[derive(clap::Args)]
@@ -19,6 +22,9 @@ pub(crate) struct Args {
     /// Leave out the numbers that others published
     #[arg(long)]
     without_published: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -27,6 +33,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let summary = write_report(&args.runs, &args.output, &options)?;
     for warning in &summary.warnings {
         eprintln!("warning: {warning}");
+    }
+    if args.json {
+        let rows = summary.table.rows.iter().filter(|row| !row.published).count();
+        return print_json(&json!({"output": args.output, "rows": rows, "warnings": summary.warnings}));
     }
     print!("{}", summary.table.to_text());
     Ok(())

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::adapter::{Loose, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::print_json;
+use crate::context::{new_folder, print_json};
 
 /// Options of `resize`.
 #[derive(clap::Args)]
@@ -35,6 +35,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.required()?;
+    new_folder(&args.output, &[&args.adapter])?;
     let adapter = Loose::read(&args.adapter, args.alpha, args.model.as_deref())?;
     let mut updates = Vec::new();
     let mut rows = Vec::new();

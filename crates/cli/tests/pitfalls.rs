@@ -1,0 +1,258 @@
+//! What would pass unseen and give wrong answers: it is refused, or said.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Standard output and standard error of a command that must succeed.
+#[track_caller]
+fn run(args: &[&str]) -> (String, String) {
+    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().success().get_output().clone();
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[track_caller]
+fn json_of(args: &[&str]) -> Value {
+    serde_json::from_str(&run(&[args, &["--json"]].concat()).0).unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let last = error.trim_end().lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
+}
+
+/// A copy of a fixture that a test may change.
+fn copy(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+fn folder(parent: &TempDir, name: &str) -> String {
+    s(&parent.path().join(name)).to_owned()
+}
+
+/// A GLUE root with a tiny SST-2.
+fn sst2() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("SST-2");
+    fs::create_dir(&folder).unwrap();
+    let rows = (0..16).map(|i| format!("the {} sat on mat {i}\t{}\n", ["cat", "dog"][i % 2], i % 2));
+    let text = format!("sentence\tlabel\n{}", rows.collect::<String>());
+    for name in ["train.tsv", "dev.tsv"] {
+        fs::write(folder.join(name), &text).unwrap();
+    }
+    dir
+}
+
+const STEPS: [&str; 6] = ["--max-steps", "2", "--batch-size", "4", "--eval-every", "2"];
+
+/// `finetune` on the tiny SST-2 into `out`.
+fn finetune<'a>(data: &'a str, method: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let begin = ["finetune", "--task", "sst2", "--data", data, "--method", method, "-o", out];
+    [&begin[..], &STEPS, more].concat()
+}
+
+#[test]
+fn a_model_without_a_trained_head_answers_nothing() {
+    let model = fixture("bert-encoder");
+    fails(&["predict", "--model", s(&model), "--text", "a"], "no trained head");
+}
+
+#[test]
+fn an_adapter_without_a_head_merges_into_a_model_without_one() {
+    let (model, adapter, out) =
+        (fixture("bert-encoder"), copy("peft-bert-lora"), tempfile::tempdir().unwrap());
+    edit(&adapter.path().join("adapter_config.json"), |config| config["modules_to_save"] = Value::Null);
+    let file = adapter.path().join("adapter_model.safetensors");
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    let kept = checkpoint.names().filter(|name| name.contains("lora_"));
+    let tensors: Vec<NamedTensor> = kept
+        .map(|name| NamedTensor {
+            name: name.to_owned(),
+            shape: checkpoint.info(name).unwrap().shape.clone(),
+            data: checkpoint.read_f32(name).unwrap().into(),
+        })
+        .collect();
+    drop(checkpoint);
+    write_safetensors(&file, tensors, FloatType::F32, &BTreeMap::new()).unwrap();
+    let merged = folder(&out, "merged");
+    run(&["merge", "--model", s(&model), "--adapter", s(adapter.path()), "-o", &merged]);
+    let names: Vec<String> = Checkpoint::open(&merged).unwrap().names().map(str::to_owned).collect();
+    assert!(names.iter().any(|name| name.contains("query")), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("classifier")), "a head of chance was saved: {names:?}");
+    fails(&["predict", "--model", &merged, "--text", "a"], "no trained head");
+}
+
+#[test]
+fn classes_are_matched_by_name() {
+    let data = tempfile::tempdir().unwrap();
+    let mnli = data.path().join("MNLI");
+    fs::create_dir(&mnli).unwrap();
+    let texts = ["the cat sat", "a red mat", "it was bad", "the dog sat", "red", "was it"];
+    let row = |i: usize, gold: &str| format!("{i}\t{}\t{}\t{gold}\n", texts[i], texts[5 - i]);
+    let model = fixture("bert-cls");
+    // The model's own answers, by name: then every row is right.
+    let own = |i: usize| {
+        let rows =
+            json_of(&["predict", "--model", s(&model), "--text", texts[i], "--text-pair", texts[5 - i]]);
+        rows["rows"][0]["label"].as_str().unwrap().to_lowercase()
+    };
+    let rows: String = (0..6).map(|i| row(i, &own(i))).collect();
+    let is_moved = |row: &str| row.ends_with("entailment") || row.ends_with("contradiction");
+    assert!(rows.lines().any(is_moved), "an order by places would not be noticed: {rows}");
+    let text = format!("index\tsentence1\tsentence2\tgold_label\n{rows}");
+    for file in ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"] {
+        fs::write(mnli.join(file), &text).unwrap();
+    }
+    let scored = json_of(&["evaluate", "--model", s(&model), "--task", "mnli", "--data", s(data.path())]);
+    assert_eq!(scored["metric"], 1.0, "{scored}");
+    let renamed = copy("bert-cls");
+    edit(&renamed.path().join("config.json"), |config| {
+        config["id2label"] = json!({"0": "yes", "1": "no", "2": "perhaps"});
+        config["label2id"] = json!({"yes": 0, "no": 1, "perhaps": 2});
+    });
+    let model = s(renamed.path());
+    let (_, warning) = run(&["evaluate", "--model", model, "--task", "mnli", "--data", s(data.path())]);
+    assert!(warning.contains("taken by their places"), "{warning}");
+}
+
+#[test]
+fn a_start_is_what_the_adapter_says_it_is() {
+    let (data, out) = (sst2(), tempfile::tempdir().unwrap());
+    let (data, model) = (s(data.path()), fixture("bert-encoder"));
+    let [full, lora, over, other] = ["full", "lora", "over", "other"].map(|name| folder(&out, name));
+    run(&finetune(data, "full", &full, &["--model", s(&model)]));
+    run(&finetune(data, "lora", &lora, &["--model", s(&model), "--rank", "4"]));
+    // Over a tuned model the adapter names that as its base, and any other is said.
+    run(&finetune(data, "lora", &over, &["--model", s(&model), "--init-from", &full]));
+    let config = fs::read(Path::new(&over).join("adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["base_model_name_or_path"], full.as_str());
+    let evaluate = |base: &str| {
+        run(&["evaluate", "--model", base, "--adapter", &over, "--task", "sst2", "--data", data]).1
+    };
+    assert!(evaluate(s(&model)).contains("trained over other weights"));
+    assert!(!evaluate(&full).contains("trained over other weights"));
+    let start = ["--model", s(&model), "--init-from", &lora];
+    fails(&finetune(data, "lotr", &other, &[&start[..], &["--rank", "4"]].concat()), "is of another method");
+    fails(&finetune(data, "lora", &other, &start), "has rank 4 and alpha 16");
+    run(&finetune(data, "lora", &other, &[&start[..], &["--rank", "4"]].concat()));
+}
+
+#[test]
+fn a_folder_keeps_one_run() {
+    let (data, out) = (sst2(), tempfile::tempdir().unwrap());
+    let (data, model) = (s(data.path()), fixture("bert-encoder"));
+    let run_folder = folder(&out, "run");
+    run(&finetune(data, "lora", &run_folder, &["--model", s(&model)]));
+    fails(&finetune(data, "full", &run_folder, &["--model", s(&model)]), "holds a run already");
+    fails(&finetune(data, "lora", &run_folder, &["--model", s(&model), "--resume"]), "this run has ended");
+}
+
+#[test]
+fn an_adapter_without_labels_keeps_those_of_its_base() {
+    let (model, adapter) = (fixture("bert-cls"), fixture("peft-bert-lora"));
+    let label = |more: &[&str]| {
+        let rows = json_of(&[&["predict", "--model", s(&model), "--text", "a"], more].concat());
+        rows["rows"][0]["label"].as_str().unwrap().to_owned()
+    };
+    assert!(!label(&[]).starts_with("LABEL_"));
+    assert!(!label(&["--adapter", s(&adapter)]).starts_with("LABEL_"));
+}
+
+#[test]
+fn alphas_that_make_no_sense_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let adapter = fixture("peft-bert-lora");
+    let convert = |alpha: &str| {
+        let args =
+            ["convert", "--adapter", s(&adapter), "--to", "lora", "-o", &folder(&out, "x"), "--alpha", alpha];
+        args.map(str::to_owned)
+    };
+    for (alpha, part) in [("nan", "out of range"), ("0", "out of range"), ("3", "an alpha of its own")] {
+        let args = convert(alpha);
+        fails(&args.each_ref().map(String::as_str), part);
+    }
+}
+
+#[test]
+fn a_count_is_the_same_everywhere() {
+    let (model, out) = (fixture("gpt2"), tempfile::tempdir().unwrap());
+    let inspected = json_of(&["inspect", s(&model)])["parameters"].as_u64().unwrap();
+    let compressed = json_of(&["compress", "--model", s(&model), "--ratio", "0.3", "-o", &folder(&out, "x")]);
+    assert_eq!(compressed["model"]["before"].as_u64().unwrap(), inspected);
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let biases = checkpoint.names().filter(|name| name.ends_with("c_attn.bias"));
+    assert!(biases.count() > 0, "the fixture has what was once taken for buffers");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let (model, dir) = (fixture("llama"), tempfile::tempdir().unwrap());
+    let perplexity = |name: &str, text: &[u8]| {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        json_of(&["perplexity", "--model", s(&model), "--file", s(&file)])["perplexity"].as_f64().unwrap()
+    };
+    let text = b"the cat sat on the mat";
+    assert_eq!(perplexity("plain", text), perplexity("marked", &[b"\xef\xbb\xbf", &text[..]].concat()));
+}
+
+#[test]
+fn broken_weights_are_not_called_missing() {
+    let dir = copy("llama");
+    let file = dir.path().join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    fails(&["inspect", s(dir.path())], "model.safetensors");
+}
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let (adapter, model) = (fixture("peft-bert-lora"), fixture("llama"));
+    let to = folder(&out, "x");
+    let adapter = s(&adapter);
+    let combine = ["combine", "--adapter", adapter, "--adapter", adapter, "--how", "linear", "--rank", "3"];
+    fails(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
+    fails(&["inspect", adapter, "--method", "lora"], "are for models");
+    fails(&["inspect", s(&model), "--labels", "3"], "--labels is for encoders");
+    let compress = ["compress", "--model", s(&model), "-o", &to];
+    fails(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
+    fails(&[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(), "there is no layer 7");
+    let text = out.path().join("text");
+    fs::write(&text, "the cat\n").unwrap();
+    let calibrated = [&compress[..], &["--ratio", "0.3", "--calibration", s(&text)]].concat();
+    let recover = ["--recover", "distill", "--recover-lr", "0"];
+    fails(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
+    let (_, warning) = run(&calibrated);
+    assert!(warning.contains("tokens of calibration text"), "{warning}");
+}
