@@ -195,6 +195,14 @@ impl<B: Backend> SequenceClassifier<B> {
         Ok(())
     }
 
+    /// The model with a head of zeros: what is learnt over it is the head's whole answer.
+    pub fn with_zero_head(mut self) -> Self {
+        let head = self.info.config.architecture.head.output;
+        self.output.walk(head, &mut Zero);
+        self.info.fresh.retain(|key| !key.starts_with(head));
+        self
+    }
+
     /// Marks what is trained.
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
         // A factor that others borrow is their copy too: trained here alone, it would no longer be theirs.
@@ -245,6 +253,15 @@ impl<B: Backend> ParamIo<B> for Borrowed {
 
     fn shared(&mut self, key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {
         self.0.insert(key.to_string());
+    }
+}
+
+/// Sets parameters to zero.
+struct Zero;
+
+impl<B: Backend> ParamIo<B> for Zero {
+    fn param<const D: usize>(&mut self, _key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        replace(param, |param| param.map(|tensor| tensor.zeros_like()));
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::metric::store::{Aggregate, Direction, Split};
+#[cfg(feature = "tui")]
+use burn::train::renderer::tui::TuiMetricsRendererWrapper;
 use burn::train::{
     Interrupter, Learner, MetricEarlyStoppingStrategy, StoppingCondition, SupervisedTraining,
     TrainingStrategy,
@@ -45,6 +47,9 @@ pub struct Fit {
     pub checkpoints: Option<CheckpointStore>,
     /// Go on from the newest checkpoint.
     pub resume: bool,
+    /// Show burn-train's dashboard on standard output, a terminal, in place of a bar.
+    #[cfg(feature = "tui")]
+    pub dashboard: bool,
     /// Stops the training after the current round when told to.
     pub interrupter: Interrupter,
     /// Called after each evaluation.
@@ -87,18 +92,26 @@ where
         rounds: rounds.clone(),
     });
 
-    let mut training =
+    #[cfg(feature = "tui")]
+    let dashboard = fit.dashboard.then(|| fit.interrupter.clone());
+    let training =
         SupervisedTraining::<Components<B>>::new(fit.folder, Arc::new(loader), Arc::new(NoBatches))
             .with_application_logger(None)
             .with_metric_logger(EventLogger::new(fit.events, steps, rounds))
             .with_interrupter(fit.interrupter)
             .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
-            .renderer(ProgressRenderer::new())
             .metric_train_numeric(Plain::<StepValues>::new("loss", false, |_, item, _| item.loss))
             .metric_train_numeric(Plain::<StepValues>::new("learning_rate", false, |_, _, m| {
                 m.lr.unwrap_or(0.0)
             }))
             .metric_train_numeric(Plain::<StepValues>::new("epoch", true, |_, item, _| item.epoch));
+    #[cfg(feature = "tui")]
+    let mut training = match dashboard {
+        Some(interrupter) => training.renderer(TuiMetricsRendererWrapper::new(interrupter, None)),
+        None => training.renderer(ProgressRenderer::new()),
+    };
+    #[cfg(not(feature = "tui"))]
+    let mut training = training.renderer(ProgressRenderer::new());
     for name in &names {
         let higher_is_better = !name.starts_with("loss");
         training = training.metric_valid_numeric(Plain::<EvalOutput>::evaluation(name, higher_is_better));

@@ -1,6 +1,8 @@
 //! `lowrank finetune`: train a model on a task.
 
 use std::collections::{BTreeMap, BTreeSet};
+#[cfg(feature = "tui")]
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -125,9 +127,16 @@ pub(crate) struct Args {
     /// Start from random weights: what an untrained encoder can do
     #[arg(long, conflicts_with = "init_from")]
     random_init: bool,
+    /// Start with a head of zeros
+    #[arg(long)]
+    zero_head: bool,
     /// Name of the run in tables [default: the method]
     #[arg(long)]
     label: Option<String>,
+    /// Show burn-train's dashboard in the terminal in place of a bar; q stops the training
+    #[cfg(feature = "tui")]
+    #[arg(long, conflicts_with = "json")]
+    tui: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -150,6 +159,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let base = EncoderConfig::read(&folder)?;
     let tokenizer = tokenizer(&folder, &base, args.max_length)?;
     check_output(&args)?;
+    #[cfg(feature = "tui")]
+    ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
     // Everything that can be wrong with the options is found before the rows are read.
     let mut config = train_config(&args);
     config.validate()?;
@@ -275,6 +286,8 @@ fn train(
         events: Some(EventWriter::create(log_folder)?),
         checkpoints: Some(checkpoints.clone()),
         resume: args.resume,
+        #[cfg(feature = "tui")]
+        dashboard: args.tui,
         interrupter: burn::train::Interrupter::new(),
         on_evaluation,
     };
@@ -495,6 +508,9 @@ fn build(
         let hash = Checkpoint::open(&weights)?.content_hash();
         (SequenceClassifier::<Train>::load(&weights, config, args.seed, device)?, hash)
     };
+    if args.zero_head {
+        model = model.with_zero_head();
+    }
     let loaded = match &adapter_from {
         Some(dir) => Some(load_adapter(&mut model, dir, device)?),
         None => None,
@@ -559,6 +575,7 @@ fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, V
     map.insert("max_length".into(), json!(args.max_length));
     map.insert("init_from".into(), json!(args.init_from));
     map.insert("random_init".into(), json!(args.random_init));
+    map.insert("zero_head".into(), json!(args.zero_head));
     if let Some(label) = &args.label {
         map.insert("label".into(), json!(label));
     }

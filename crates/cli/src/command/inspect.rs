@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Labels of the head that is counted [default: the config's]
     #[arg(long, value_name = "N")]
     labels: Option<usize>,
+    /// Compare with this model: the largest difference of every tensor
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -46,6 +49,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     if args.spectrum.is_wanted() {
         return args.spectrum.run(&args.path, args.json);
+    }
+    if let Some(other) = &args.against {
+        let object = difference(&args.path, other)?;
+        return if args.json { print_json(&object) } else { print_difference(&object) };
     }
     ensure!(args.labels != Some(0), "--labels 0 is out of range; expected 1 or more");
     let is_counted = args.method.is_some() || args.factored.is_some() || args.labels.is_some();
@@ -238,6 +245,70 @@ fn count_adapters(config: &AdapterConfig, sites: &[Site]) -> Result<(usize, BTre
     let mut trained = Trained(0);
     set.visit(&mut trained);
     Ok((trained.0, set.slots().iter().map(|slot| slot.path.clone()).collect()))
+}
+
+/// The largest absolute difference of every tensor that two checkpoints share, and what only one of them has. A prefix
+/// (`bert.`) that one of them lacks makes no difference.
+fn difference(path: &Path, other: &Path) -> Result<Value> {
+    let open = |path: &Path| -> Result<Checkpoint> {
+        let folder = if path.is_file() { path.to_path_buf() } else { model_folder(path)? };
+        Ok(Checkpoint::open(folder)?)
+    };
+    let (here, there) = (open(path)?, open(other)?);
+    let bare = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
+    let find = |name: &str| {
+        let is_it =
+            |n: &&str| *n == name || bare(n).as_deref() == Some(name) || bare(name).as_deref() == Some(*n);
+        there.names().find(|n| *n == name).or_else(|| there.names().find(is_it))
+    };
+    let (mut tensors, mut only_here, mut found) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for name in here.names() {
+        let Some(twin) = find(name) else {
+            only_here.push(name);
+            continue;
+        };
+        found.insert(twin);
+        let (Some(a), Some(b)) = (here.info(name), there.info(twin)) else { continue };
+        let mut row = json!({"name": name, "shape": a.shape});
+        if a.shape != b.shape {
+            row["other_shape"] = json!(b.shape);
+        } else if a.dtype.is_float() && b.dtype.is_float() {
+            let (a, b) = (here.read_f32(name)?, there.read_f32(twin)?);
+            // A NaN on one side alone is the largest difference of all.
+            let gap = |(x, y): (&f32, &f32)| if x.to_bits() == y.to_bits() { 0.0 } else { (x - y).abs() };
+            let largest = a
+                .iter()
+                .zip(&b)
+                .map(gap)
+                .fold(0.0, |m: f32, d| if d.is_nan() { f32::INFINITY } else { m.max(d) });
+            row["max_difference"] = if largest.is_finite() { json!(largest) } else { json!("not finite") };
+        }
+        tensors.push(row);
+    }
+    let only_there: Vec<&str> = there.names().filter(|name| !found.contains(name)).collect();
+    Ok(json!({"kind": "difference", "tensors": tensors, "only_here": only_here, "only_there": only_there}))
+}
+
+fn print_difference(object: &Value) -> Result<()> {
+    for tensor in object["tensors"].as_array().into_iter().flatten() {
+        let difference = match (&tensor["max_difference"], &tensor["other_shape"]) {
+            (Value::Number(number), _) => format!("{:.3e}", number.as_f64().unwrap_or(f64::NAN)),
+            (Value::Null, Value::Null) => "no numbers".into(),
+            (Value::Null, shape) => format!("has shape {shape} there"),
+            (text, _) => text.as_str().unwrap_or_default().into(),
+        };
+        println!(
+            "{:60} {:16} {difference}",
+            tensor["name"].as_str().unwrap_or_default(),
+            tensor["shape"].to_string()
+        );
+    }
+    for (key, what) in [("only_here", "only here"), ("only_there", "only there")] {
+        for name in object[key].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            println!("{name:60} {what}");
+        }
+    }
+    Ok(())
 }
 
 fn model(path: &Path) -> Result<Value> {
