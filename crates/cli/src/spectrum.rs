@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use lowrank_adapters::{Pattern, Targets};
+use lowrank_adapters::{Pattern, Site, Targets};
 use lowrank_checkpoint::write_atomic;
-use lowrank_compress::spectrum;
+use lowrank_compress::spectrum::{self, ModuleSpectrum};
 use serde_json::json;
 
+use crate::adapter::Loose;
 use crate::bars::Bars;
-use crate::context::{model_folder, print_json};
+use crate::context::{adapter_folder, model_folder, print_json};
 
 /// Options of the spectrum.
 #[derive(clap::Args)]
@@ -31,13 +32,17 @@ impl Args {
         self.spectrum
     }
 
-    /// Prints the spectra of a model folder.
+    /// Prints the spectra of a model's weights, or of an adapter's updates.
     pub(crate) fn run(&self, path: &Path, as_json: bool) -> Result<()> {
-        let folder = model_folder(path)?;
         let targets = self.targets.as_deref().map(|text| Targets::new(Pattern::parse(text)));
-        let progress = Bars::new();
-        let spectra = spectrum::spectra(&folder, targets.as_ref(), &progress)?;
-        progress.finish();
+        let spectra = if adapter_folder(path).is_ok() {
+            of_adapter(path, targets.as_ref())?
+        } else {
+            let progress = Bars::new();
+            let spectra = spectrum::spectra(&model_folder(path)?, targets.as_ref(), &progress)?;
+            progress.finish();
+            spectra
+        };
         if let Some(output) = &self.output {
             std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
             write_atomic(output.join("spectrum.csv"), spectrum::to_csv(&spectra))?;
@@ -60,4 +65,24 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// The spectra of an adapter's updates, from their factors.
+fn of_adapter(path: &Path, targets: Option<&Targets>) -> Result<Vec<ModuleSpectrum>> {
+    let updates = Loose::read(path, None, None)?.updates()?;
+    let sites: Vec<Site> = updates.iter().map(|update| update.site.clone()).collect();
+    let taken = match targets {
+        Some(targets) => targets.select(&sites)?,
+        None => (0..sites.len()).collect(),
+    };
+    let one = |index: usize| {
+        let update = &updates[index];
+        let svd = update.factors.svd()?;
+        let mut values: Vec<f32> = svd.s().iter().map(|s| s * update.scale.abs() as f32).collect();
+        // Beyond the rank of the factors there is nothing.
+        values.resize(update.site.max_rank(), 0.0);
+        let shape = [update.site.d_output, update.site.d_input];
+        Ok(spectrum::of_values(update.site.path.clone(), shape, &values)?)
+    };
+    taken.into_iter().map(one).collect()
 }

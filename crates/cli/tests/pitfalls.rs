@@ -256,3 +256,61 @@ fn options_that_would_do_nothing_are_refused() {
     let (_, warning) = run(&calibrated);
     assert!(warning.contains("tokens of calibration text"), "{warning}");
 }
+
+#[test]
+fn spectra_of_an_adapter_end_at_its_rank() {
+    let adapter = fixture("peft-bert-lora");
+    let rank = json_of(&["inspect", s(&adapter)])["rank"].as_u64().unwrap() as usize;
+    let object = json_of(&["inspect", s(&adapter), "--spectrum"]);
+    let modules = object["modules"].as_array().unwrap();
+    assert!(!modules.is_empty());
+    for module in modules {
+        let values: Vec<f64> =
+            module["singular_values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert!(values[rank - 1] > 0.0 && values[rank..].iter().all(|v| *v == 0.0), "{module}");
+    }
+}
+
+#[test]
+fn a_comparison_shows_what_a_merge_changed() {
+    let (model, adapter, out) =
+        (fixture("bert-cls"), fixture("peft-bert-lora"), tempfile::tempdir().unwrap());
+    let merged = folder(&out, "merged");
+    run(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", &merged]);
+    let largest = |path: &str| {
+        let object = json_of(&["inspect", path, "--against", s(&model)]);
+        let tensors = object["tensors"].as_array().unwrap().clone();
+        let difference = |part: &str| {
+            let of_part = tensors.iter().filter(|t| t["name"].as_str().unwrap().contains(part));
+            of_part.map(|t| t["max_difference"].as_f64().unwrap()).fold(0.0, f64::max)
+        };
+        ["query", "LayerNorm", "embeddings"].map(difference)
+    };
+    assert_eq!(largest(s(&model)), [0.0; 3]);
+    let [query, norms, embeddings] = largest(&merged);
+    assert!(query > 1e-3 && norms == 0.0 && embeddings == 0.0, "{query} {norms} {embeddings}");
+}
+
+#[test]
+fn a_dashboard_needs_a_terminal() {
+    let (data, out) = (sst2(), tempfile::tempdir().unwrap());
+    let model = fixture("bert-encoder");
+    let to = folder(&out, "run");
+    fails(&finetune(s(data.path()), "head", &to, &["--model", s(&model), "--tui"]), "needs a terminal");
+}
+
+#[test]
+fn a_head_of_zeros_is_learnt_by_its_adapter() {
+    let (data, out) = (sst2(), tempfile::tempdir().unwrap());
+    let (data, model) = (s(data.path()), fixture("bert-encoder"));
+    let to = folder(&out, "run");
+    let zero = ["--model", s(&model), "--zero-head", "--rank", "1", "--targets", "all-linear,classifier"];
+    let trained = json_of(&finetune(data, "lora", &to, &zero));
+    let scored =
+        json_of(&["evaluate", "--model", s(&model), "--adapter", &to, "--task", "sst2", "--data", data]);
+    assert_eq!(scored["metric"], trained["metric"]);
+    let merged = folder(&out, "merged");
+    run(&["merge", "--model", s(&model), "--adapter", &to, "-o", &merged]);
+    let again = json_of(&["evaluate", "--model", &merged, "--task", "sst2", "--data", data]);
+    assert_eq!(again["metric"], trained["metric"]);
+}

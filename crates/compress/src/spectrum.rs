@@ -72,8 +72,16 @@ fn of_weight(checkpoint: &Checkpoint, weight: &Weight) -> Result<ModuleSpectrum>
     let values = weight.read(checkpoint)?;
     let a = weight.view(&values)?;
     let (rows, columns) = a.shape();
-    let singular_values = svd::singular_values(a).map_err(at(&module))?;
-    let spectrum = Spectrum::new(&singular_values, rows, columns).map_err(at(&module))?;
+    of_values(module.clone(), [rows, columns], &svd::singular_values(a).map_err(at(&module))?)
+}
+
+/// What truncating a matrix of shape `[d_output, d_input]` with these singular values would cost.
+///
+/// # Errors
+/// Values that are not finite, or more of them than the shape admits.
+pub fn of_values(module: String, shape: [usize; 2], values: &[f32]) -> Result<ModuleSpectrum> {
+    let [rows, columns] = shape;
+    let spectrum = Spectrum::new(values, rows, columns).map_err(at(&module))?;
     let (energy, error) = (spectrum.energy_curve(), spectrum.error_curve());
     let rank_of = |wanted: f64| energy.iter().position(|e| *e >= wanted).unwrap_or(energy.len() - 1);
     let error_at = |ratio: f64| {

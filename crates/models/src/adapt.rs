@@ -9,7 +9,7 @@ use burn::tensor::{DType, TensorData};
 use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, host_values, transpose};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, summary};
 use crate::merge_factors::merge_factors;
 use crate::params::{Layout, ParamIo};
 
@@ -84,7 +84,7 @@ pub trait Adaptable<B: Backend>: Clone {
             self.loaded(&reader.loaded);
             return Ok(());
         }
-        Err(ModelError::Tensors { path: source.to_path_buf(), details: reader.problems.join(", ") })
+        Err(ModelError::Tensors { path: source.to_path_buf(), details: summary(&reader.problems) })
     }
 
     /// The model with the updates of the enabled adapters folded into its weights, in f32. A weight of two factors stays

@@ -1,5 +1,6 @@
 //! `cargo xtask experiment`: a grid of `lowrank` processes whose whole state is files in the grid's folder.
 
+mod changes;
 mod config;
 mod plan;
 mod progress;
@@ -145,6 +146,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let scores_models = options.kind.starts_with("compress");
         let runs = if scores_models { scores::collect(&grid, &cells)? } else { grid.root().to_owned() };
         report(&lowrank, &runs, &grid)?;
+        if ["study", "zero-lora"].contains(&options.kind.as_str()) {
+            changes::check(&lowrank, &grid, &cells)?;
+        }
     }
     Ok(outcome.failed.is_empty())
 }
