@@ -17,9 +17,9 @@ use super::{plan::Cell, state::Grid};
 /// Kinds of tensors, in the order of the table.
 const KINDS: [&str; 5] = ["embeddings", "weights", "biases", "norms", "head"];
 
-/// A method and what of each kind it changed most.
+/// A method on a task, and what of each kind it changed most.
 struct Row {
-    method: String,
+    name: String,
     largest: BTreeMap<&'static str, f64>,
     /// Tensors that differ though the method does not train them.
     wrong: Vec<String>,
@@ -36,7 +36,11 @@ pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
         let after = tuned(lowrank, grid, cell)?;
         let Some(before) = argument(cell, "--model") else { continue };
         let printed = run(lowrank, &["inspect", &after.to_string_lossy(), "--against", before, "--json"])?;
-        let mut row = Row { method: cell.method.clone(), largest: BTreeMap::new(), wrong: Vec::new() };
+        let mut row = Row {
+            name: format!("{} {}", cell.method, cell.task),
+            largest: BTreeMap::new(),
+            wrong: Vec::new(),
+        };
         let trained = trained(argument(cell, "--method").unwrap_or_default());
         for tensor in printed["tensors"].as_array().into_iter().flatten() {
             let name = tensor["name"].as_str().unwrap_or_default();
@@ -60,10 +64,8 @@ pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
     fs::write(&path, csv).with_context(|| format!("cannot write {}", path.display()))?;
     print!("\n{}", table(&rows));
     println!("every tensor: {}", path.display());
-    let wrong: Vec<String> = rows
-        .iter()
-        .flat_map(|row| row.wrong.iter().map(|name| format!("{} by {}", name, row.method)))
-        .collect();
+    let wrong: Vec<String> =
+        rows.iter().flat_map(|row| row.wrong.iter().map(|name| format!("{name} by {}", row.name))).collect();
     match wrong.first() {
         Some(first) => bail!("{} tensors changed that should not have, the first is {first}", wrong.len()),
         None => Ok(()),
@@ -126,14 +128,14 @@ fn kind(name: &str) -> &'static str {
 }
 
 fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.method.chars().count()).max().unwrap_or(0).max("method".len());
-    let mut out = format!("largest difference before and after\n{:width$}", "method");
+    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max("run".len());
+    let mut out = format!("largest difference before and after\n{:width$}", "run");
     for kind in KINDS {
         let _ = write!(out, "  {kind:>10}");
     }
     out.push_str("  as it should\n");
     for row in rows {
-        let _ = write!(out, "{:width$}", row.method);
+        let _ = write!(out, "{:width$}", row.name);
         for kind in KINDS {
             let text = match row.largest.get(kind) {
                 Some(0.0) => "0".to_owned(),
@@ -173,7 +175,7 @@ mod tests {
         assert!(trained("head").contains(&"head") && !trained("head").contains(&"weights"));
         assert!(!trained("lora").contains(&"norms") && trained("full").contains(&"norms"));
         let row = |wrong: &[&str]| Row {
-            method: "lora".into(),
+            name: "lora sst2".into(),
             largest: BTreeMap::from([("weights", 0.5), ("norms", 0.0), ("head", f64::INFINITY)]),
             wrong: wrong.iter().map(|name| (*name).to_owned()).collect(),
         };

@@ -207,7 +207,13 @@ impl Planner<'_> {
         };
         let trains = command == "finetune";
         let mut args = vec![Arg::plain(&command)];
-        let model = settings.remove("model").unwrap_or_else(|| point.model.into());
+        let own = settings.remove("model");
+        if own.is_some() && trains {
+            // Made of the model by another cell, it is the same model to a reader.
+            let name = Path::new(point.model).file_name().unwrap_or_default().to_string_lossy();
+            settings.entry("model_name").or_insert_with(|| name.into_owned().into());
+        }
+        let model = own.unwrap_or_else(|| point.model.into());
         args.extend([Arg::plain("--model"), self.value("model", &model, point)]);
         if trains {
             let method = settings.remove("method").unwrap_or_else(|| name.into());

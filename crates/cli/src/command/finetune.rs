@@ -130,6 +130,9 @@ pub(crate) struct Args {
     /// Start with a head of zeros
     #[arg(long)]
     zero_head: bool,
+    /// Name of the model in tables and logs [default: --model]
+    #[arg(long)]
+    model_name: Option<String>,
     /// Name of the run in tables [default: the method]
     #[arg(long)]
     label: Option<String>,
@@ -195,7 +198,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             finished: None,
         },
         MetaInfo {
-            model: args.model.display().to_string(),
+            model: args.model_name(),
             model_hash,
             data_hash: rows.hash.clone(),
             task: rows.spec.name.clone(),
@@ -258,7 +261,7 @@ fn train(
         Some(root) => log_path(
             root,
             &LogKey {
-                model: &args.model.display().to_string(),
+                model: &args.model_name(),
                 method: &label,
                 task: &rows.spec.name,
                 lr: config.lr,
@@ -414,6 +417,10 @@ fn check_output(args: &Args) -> Result<()> {
 }
 
 impl Args {
+    fn model_name(&self) -> String {
+        self.model_name.clone().unwrap_or_else(|| self.model.display().to_string())
+    }
+
     /// Whether an adapter to start from is of the method and the shape that the options ask for.
     fn check_start(&self, dir: &Path, set: &AdapterSet<Train>, method: AdapterMethod) -> Result<()> {
         if set.is_empty() {
