@@ -50,7 +50,7 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     let mut builder = Builder::default();
     let done = builder.finished(runs);
     builder.columns = columns(&done);
-    let telling = telling_settings(&done);
+    let telling = Telling::new(&done);
     let mut groups: BTreeMap<RowKey, Vec<&LoadedRun>> = BTreeMap::new();
     for run in done.iter().copied() {
         groups.entry(row_key(run, &telling)).or_default().push(run);
@@ -217,10 +217,12 @@ fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
     let mut notes: Vec<String> = hashes
         .into_iter()
         .filter(|(_, versions)| versions.len() > 1)
-        .map(|(what, versions)| format!("{what} are not the same in all runs: {}", list(&versions)))
+        .map(|(what, versions)| {
+            format!("{what} are not the same in all runs: {}", list(&versions, HASH_SHOWN))
+        })
         .collect();
     if programs.len() > 1 {
-        notes.push(format!("runs of several versions are compared: {}", list(&programs)));
+        notes.push(format!("runs of several versions are compared: {}", list(&programs, usize::MAX)));
     }
     notes
 }
@@ -228,10 +230,13 @@ fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
 /// The first run of every version or hash.
 type Versions<'a> = BTreeMap<&'a str, &'a LoadedRun>;
 
-fn list(versions: &Versions) -> String {
+/// Characters of a hash that are shown.
+const HASH_SHOWN: usize = 12;
+
+/// Versions by their first `shown` characters, each with a folder of it.
+fn list(versions: &Versions, shown: usize) -> String {
     let one = |(version, run): (&&str, &&LoadedRun)| {
-        // The beginning tells hashes apart.
-        let short: String = version.chars().take(12).collect();
+        let short: String = version.chars().take(shown).collect();
         let short = if short.is_empty() { "unknown" } else { &short };
         format!("{short} ({})", run.folder.display())
     };
@@ -269,11 +274,10 @@ fn telling_settings(runs: &[&LoadedRun]) -> BTreeSet<String> {
 fn starts_differ(runs: &[&LoadedRun]) -> bool {
     let mut by_seed: BTreeMap<Option<u64>, String> = BTreeMap::new();
     let mut alike = |run: &LoadedRun| {
-        let start = raw_setting(run, INIT_FROM);
+        let start = setting(run, INIT_FROM);
         *by_seed.entry(run.record.seed()).or_insert_with(|| start.clone()) == start
     };
-    let is_given = |run: &LoadedRun| !matches!(raw_setting(run, INIT_FROM).as_str(), "" | "null");
-    let given = runs.iter().filter(|run| is_given(run)).count();
+    let given = runs.iter().filter(|run| !setting(run, INIT_FROM).is_empty()).count();
     (given > 0 && given < runs.len()) || !runs.iter().all(|run| alike(run))
 }
 
@@ -296,30 +300,62 @@ fn without_seed(path: &str, task: &str) -> String {
     path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
-/// A setting as text, empty where it is absent; the same for all seeds.
-fn setting(run: &LoadedRun, key: &str) -> String {
-    let text = raw_setting(run, key);
-    if key == INIT_FROM { without_seed(&text, &run.record.meta_info.task) } else { text }
+/// The settings that make rows of their own.
+struct Telling {
+    keys: BTreeSet<String>,
+    /// Starts without their seed that stand for several folders of one seed.
+    ambiguous: BTreeSet<String>,
 }
 
-fn raw_setting(run: &LoadedRun, key: &str) -> String {
+impl Telling {
+    fn new(runs: &[&LoadedRun]) -> Self {
+        let mut starts: BTreeMap<_, String> = BTreeMap::new();
+        let mut ambiguous = BTreeSet::new();
+        for run in runs {
+            let (start, task) = (setting(run, INIT_FROM), &run.record.meta_info.task);
+            let short = without_seed(&start, task);
+            let known =
+                starts.entry((short.clone(), task, run.record.seed())).or_insert_with(|| start.clone());
+            if *known != start {
+                ambiguous.insert(short);
+            }
+        }
+        Self { keys: telling_settings(runs), ambiguous }
+    }
+
+    /// A setting as text, empty where it is absent; the same for all seeds.
+    fn value(&self, run: &LoadedRun, key: &str) -> String {
+        let text = setting(run, key);
+        if key != INIT_FROM {
+            return text;
+        }
+        let short = without_seed(&text, &run.record.meta_info.task);
+        // A row too many is better than the mean of different things.
+        if self.ambiguous.contains(&short) { text } else { short }
+    }
+}
+
+/// A setting as text, empty where it is absent.
+fn setting(run: &LoadedRun, key: &str) -> String {
     match run.record.run_info.config.get(key) {
         Some(serde_json::Value::String(text)) => text.clone(),
+        Some(serde_json::Value::Null) => String::new(),
         Some(value) => value.to_string(),
         None if key == "backend" => run.record.run_info.backend.clone(),
         None => String::new(),
     }
 }
 
-fn row_key(run: &LoadedRun, telling: &BTreeSet<String>) -> RowKey {
+fn row_key(run: &LoadedRun, telling: &Telling) -> RowKey {
     let record = &run.record;
     let label = record.label();
     let order = FIRST.iter().position(|name| *name == label).unwrap_or_else(|| {
         FIRST.len() + LAST.iter().position(|name| *name == label).map_or(0, |position| 1 + position)
     });
     let settings: Vec<String> = telling
+        .keys
         .iter()
-        .map(|key| (key, setting(run, key)))
+        .map(|key| (key, telling.value(run, key)))
         .filter(|(_, value)| !value.is_empty())
         .map(|(key, value)| format!("{key}={value}"))
         .collect();

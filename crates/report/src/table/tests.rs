@@ -291,6 +291,16 @@ fn a_start_per_seed_makes_no_row_per_seed() {
     let start = |lr| format!("init_from=g/cells/mini-bert-head-lr{lr}/adapter");
     assert_eq!(settings, [start(1), start(2)]);
     assert!(table.rows.iter().all(|row| row.cells[1].as_ref().unwrap().score.count == 2));
+
+    // Two starts of one seed that the name does not tell apart.
+    let mut other = from("rte", "2", 0, 0.3);
+    let path = "g/cells/mini-bert-head-rte-lr2-s0-ffffffffff/adapter";
+    other.record.run_info.config.insert("init_from".into(), path.into());
+    other.folder = "other".into();
+    runs.push(other);
+    let rows = GridTable::from_runs(&runs).rows;
+    assert!(rows.iter().any(|row| row.settings == format!("init_from={path}")));
+    assert_eq!(rows.iter().flat_map(|row| row.cells.iter().flatten()).flat_map(|cell| &cell.runs).count(), 7);
 }
 
 #[test]
