@@ -31,12 +31,14 @@ if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
   echo "error: told to fail" >&2
   exit 1
 fi
-[ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }
+[ -n "$out" ] && [ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }
 sleep "${FAKE_SLEEP:-0}"
-mkdir -p "$out"
-record='{"format":1,"train_info":{"status":"%s","metric":0.%s,"wall_s":30.0,"trainable":1000}}'
-printf "$record" running "$score" > "$out/run.json"
-printf "$record" done "$score" > "$out/run.json.tmp"
-mv "$out/run.json.tmp" "$out/run.json"
+[ -n "$out" ] && mkdir -p "$out"
+if [ "$command" = finetune ]; then
+  record='{"format":1,"train_info":{"status":"%s","metric":0.%s,"wall_s":30.0,"trainable":1000}}'
+  printf "$record" running "$score" > "$out/run.json"
+  printf "$record" done "$score" > "$out/run.json.tmp"
+  mv "$out/run.json.tmp" "$out/run.json"
+fi
 echo "end $name" >> "$FAKE_LOG"
 echo '{"metric":0.'"$score"'}'

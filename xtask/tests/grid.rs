@@ -335,6 +335,43 @@ fn a_cell_waits_for_the_one_it_needs() {
 }
 
 #[test]
+fn cells_without_a_record_are_estimated_by_what_they_took() {
+    let bench = Bench::new();
+    let over = r#"{
+        "about": "", "models": ["org/tiny"], "data": "data", "tasks": ["rte"], "seeds": [0], "methods": ["score"],
+        "method": {
+            "tuned": { "method": "full", "lr": 1e-3 },
+            "small": { "command": "compress", "model": "@tuned/model", "ratio": [0.1] },
+            "score": { "command": "evaluate", "model": "@small", "task": "{task}" }
+        }
+    }"#;
+    fs::write(bench.dir.path().join("mine.json"), over).unwrap();
+    assert_success(&bench.run(&["--methods", "tuned"]));
+    let plan = text(&bench.run(&["--dry-run"]).stdout);
+    assert_eq!(plan.matches("(time unknown)").count(), 2, "tuning says nothing of them: {plan}");
+    assert_success(&bench.run(&[]));
+    let mut seconds = 100;
+    for entry in fs::read_dir(bench.grid().join("cells")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "seconds") {
+            let took: f64 = fs::read_to_string(&path).unwrap().trim().parse().unwrap();
+            assert!((0.0..60.0).contains(&took), "{took}");
+            fs::write(&path, seconds.to_string()).unwrap();
+            seconds += 1;
+        }
+    }
+    assert_eq!(seconds, 103, "one for each cell");
+    let over = over.replace("[0.1]", "[0.1, 0.2]");
+    fs::write(bench.dir.path().join("mine.json"), over).unwrap();
+    let plan = text(&bench.run(&["--dry-run"]).stdout);
+    assert!(plan.contains("(30 s, 1000 trainable)"), "{plan}");
+    let times =
+        |begin: &str| plan.lines().filter(|line| line.contains(begin) && line.contains("(about 10")).count();
+    assert_eq!((times("todo  tiny-small-"), times("todo  tiny-score-")), (1, 1), "{plan}");
+    assert!(plan.ends_with("left: about 1.7 minutes\n"), "{plan}");
+}
+
+#[test]
 fn references_in_a_circle_are_refused() {
     let bench = Bench::new();
     let over = r#"{"methods": ["a"], "method": {"a": {"init_from": "@b"}, "b": {"init_from": "@a"}}}"#;

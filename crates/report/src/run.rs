@@ -105,6 +105,10 @@ pub struct TrainInfo {
     pub adapter_bytes: Option<u64>,
     /// What a language model wrote after it.
     pub text: Option<String>,
+    /// Names of the event files that it wrote: runs that differ in another setting than those of a log path share
+    /// its folder. Empty where they are not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub event_files: Vec<String>,
 }
 
 /// One evaluation.

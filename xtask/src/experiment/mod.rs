@@ -143,9 +143,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let outcome = Runner { lowrank: &lowrank, grid: &grid, jobs, threads }.run(&cells)?;
     print_outcome(&outcome);
     if options.cell.is_none() {
-        let scores_models = options.kind.starts_with("compress");
-        let runs = if scores_models { scores::collect(&grid, &cells)? } else { grid.root().to_owned() };
-        report(&lowrank, &runs, &grid)?;
+        if options.kind.starts_with("compress") {
+            let scores = scores::collect(&grid, &cells)?;
+            report(&lowrank, &scores.folder, &grid)?;
+        } else {
+            report(&lowrank, grid.root(), &grid)?;
+        }
         if ["study", "zero-lora"].contains(&options.kind.as_str()) {
             changes::check(&lowrank, &grid, &cells)?;
         }
@@ -256,22 +259,27 @@ fn print_plan(kind: &str, config: &Config, grid: &Grid, cells: &[Cell], jobs: us
     let done = cells.iter().filter(|cell| grid.is_done(cell)).count();
     println!("{kind}: {}", config.about);
     println!("{} cells in {}, {done} done, {jobs} at once\n", cells.len(), grid.root().display());
-    let mut left = Some(0.0);
+    let (mut left, mut known, mut unknown) = (0.0, 0, 0);
     for cell in cells {
         let state = if grid.is_done(cell) { "done" } else { "todo" };
         let seconds = estimates.seconds(cell);
         let cost = match grid.cost(cell) {
-            Some((seconds, trainable)) => format!("{seconds:.0} s, {trainable} trainable"),
+            Some((seconds, Some(trainable))) => format!("{seconds:.0} s, {trainable} trainable"),
+            Some((seconds, None)) => format!("{seconds:.0} s"),
             None => seconds.map_or("time unknown".to_owned(), |seconds| format!("about {seconds:.0} s")),
         };
         println!("{state}  {}  ({cost})\n      lowrank {}", cell.id, cell.args.join(" "));
-        if state == "todo" {
-            left = left.zip(seconds).map(|(left, seconds)| left + seconds);
+        match seconds {
+            _ if state == "done" => {}
+            Some(seconds) => (left, known) = (left + seconds, known + 1),
+            None => unknown += 1,
         }
     }
-    match left {
-        Some(seconds) => println!("\nleft: about {:.1} minutes", seconds / jobs as f64 / 60.0),
-        None => println!("\nleft: unknown until the first cells are done"),
+    let minutes = left / jobs as f64 / 60.0;
+    match (known, unknown) {
+        (_, 0) => println!("\nleft: about {minutes:.1} minutes"),
+        (0, _) => println!("\nleft: unknown until the first cells are done"),
+        _ => println!("\nleft: about {minutes:.1} minutes, and {unknown} cells of unknown time"),
     }
 }
 

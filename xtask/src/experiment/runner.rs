@@ -134,13 +134,16 @@ impl Runner<'_> {
             self.grid.clear(cell)?;
         }
         let printed = self.grid.printed(cell).with_extension("json.tmp");
+        let started = Instant::now();
         let status = self.spawn(cell, resume, &lock, &printed, progress)?;
+        let seconds = started.elapsed().as_secs_f64();
         let failure = if !status.success() {
             let last = self.grid.last_line(cell).unwrap_or_else(|| "nothing was printed".to_owned());
             format!("{}: {last}", describe(status))
         } else {
             fs::rename(&printed, self.grid.printed(cell)).context("cannot keep a cell's output")?;
             if self.grid.is_done(cell) {
+                self.grid.keep_seconds(cell, seconds)?;
                 return Ok(State::Done);
             }
             "it ended well, but its run.json does not say that it is done".to_owned()
@@ -263,33 +266,39 @@ impl Queue<'_> {
     }
 }
 
-/// Seconds per method and task of the cells that are done, to tell how long the others may take.
+/// Seconds of the cells that are done, to tell how long the others may take.
 pub(crate) struct Estimates {
-    by_kind: BTreeMap<(String, String), (f64, u64, usize)>,
+    /// By command, method and task: the sum, and of how many cells.
+    by_kind: BTreeMap<[String; 3], (f64, usize)>,
 }
 
 impl Estimates {
     pub(crate) fn new(grid: &Grid, cells: &[Cell]) -> Self {
         let mut by_kind = BTreeMap::new();
         for cell in cells {
-            if let Some((seconds, trainable)) = grid.cost(cell).filter(|_| grid.is_done(cell)) {
-                let entry = by_kind.entry((cell.method.clone(), cell.task.clone())).or_insert((0.0, 0, 0));
-                *entry = (entry.0 + seconds, trainable.max(entry.1), entry.2 + 1);
+            if let Some((seconds, _)) = grid.cost(cell).filter(|_| grid.is_done(cell)) {
+                let kind = [&cell.args[0], &cell.method, &cell.task].map(String::clone);
+                let entry = by_kind.entry(kind).or_insert((0.0, 0));
+                *entry = (entry.0 + seconds, entry.1 + 1);
             }
         }
         Self { by_kind }
     }
 
-    /// Expected seconds of a cell: those of its method and task, else of its method, else of any cell.
+    /// Expected seconds of a cell: those of its method and task, else of its method, else of its command. Another
+    /// command's say nothing: scoring takes seconds where tuning takes hours.
     pub(crate) fn seconds(&self, cell: &Cell) -> Option<f64> {
-        let mean = |same: &dyn Fn(&(String, String)) -> bool| {
-            let found = self.by_kind.iter().filter(|(key, _)| same(key));
-            let (sum, count) = found.fold((0.0, 0), |(sum, count), (_, one)| (sum + one.0, count + one.2));
+        let mean = |method: Option<&str>, task: Option<&str>| {
+            let found = self.by_kind.iter().filter(|([of_command, of_method, of_task], _)| {
+                *of_command == cell.args[0]
+                    && method.is_none_or(|method| method == of_method)
+                    && task.is_none_or(|task| task == of_task)
+            });
+            let (sum, count) = found.fold((0.0, 0), |(sum, count), (_, one)| (sum + one.0, count + one.1));
             (count > 0).then(|| sum / count as f64)
         };
-        mean(&|key| key.0 == cell.method && key.1 == cell.task)
-            .or_else(|| mean(&|key| key.0 == cell.method))
-            .or_else(|| mean(&|_| true))
+        let (method, task) = (Some(cell.method.as_str()), Some(cell.task.as_str()));
+        mean(method, task).or_else(|| mean(method, None)).or_else(|| mean(None, None))
     }
 }
 

@@ -2,8 +2,8 @@
 //! `lowrank report` makes the table and the figures of them.
 
 use std::{
-    collections::BTreeMap,
-    fs,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -15,22 +15,43 @@ use super::{plan::Cell, state::Grid};
 /// Arguments of a compression that say on what, not how.
 const NOT_TELLING: [&str; 4] = ["model", "task", "data", "calibration"];
 
-/// Writes `scores/<cell>/run.json` for every cell that has scored a model; gives the folder.
-pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<PathBuf> {
+/// The records of a grid's scores; another process of the grid waits as long as this lives.
+pub(crate) struct Scores {
+    /// Where they lie.
+    pub(crate) folder: PathBuf,
+    _lock: File,
+}
+
+/// Writes `scores/<cell>/run.json` for every cell that has scored a model, and removes the records of others.
+pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
+    let lock = grid.lock_scores()?;
     let folder = grid.root().join("scores");
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut kept = BTreeSet::new();
     let scored = cells.iter().filter(|cell| ["evaluate", "perplexity"].contains(&cell.args[0].as_str()));
     for cell in scored {
         let Some(score) = printed(grid, cell) else { continue };
         let path = folder.join(&cell.id);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let record = record(grid, cells, cell, &score);
-        fs::write(path.join("run.json"), format!("{record:#}"))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(&path.join("run.json"), &format!("{record:#}"))?;
+        kept.insert(path);
     }
-    Ok(folder)
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() && !kept.contains(&path) {
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(Scores { folder, _lock: lock })
+}
+
+/// Writes a file that a reader sees whole or not at all.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What a cell that ended well printed.
@@ -48,7 +69,7 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
     if let Some(recovery) = flags.get("recover").and_then(Value::as_str) {
         method = format!("{method} + {recovery}");
     }
-    let settings: Map<String, Value> = flags
+    let mut settings: Map<String, Value> = flags
         .into_iter()
         .filter(|(key, _)| !NOT_TELLING.contains(&key.as_str()) && key != "method" && key != "recover")
         .collect();
@@ -68,6 +89,11 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
     let mut source = cell;
     while let Some(before) = of(source) {
         source = before;
+    }
+    // The seed of what was tuned: a compression has none, or the same.
+    let seed = [Some(source), factors].into_iter().flatten().find_map(|cell| seed(&cell.args));
+    if let Some(seed) = seed {
+        settings.insert("seed".to_owned(), seed.into());
     }
     let is_perplexity = cell.args[0] == "perplexity";
     let (metric_name, metric) =
@@ -101,6 +127,11 @@ fn flags(args: &[String]) -> Map<String, Value> {
         flags.insert(name.replace('-', "_"), value.map_or(Value::Bool(true), |value| value.as_str().into()));
     }
     flags
+}
+
+/// The seed that a cell was given.
+fn seed(args: &[String]) -> Option<u64> {
+    flags(args).get("seed")?.as_str()?.parse().ok()
 }
 
 /// Whether a folder holds a language model, by its config.
@@ -149,7 +180,7 @@ mod tests {
         for (cell, output) in cells.iter().zip(outputs) {
             fs::write(grid.printed(cell), output).unwrap();
         }
-        let folder = collect(&grid, &cells).unwrap();
+        let folder = collect(&grid, &cells).unwrap().folder;
         let read = |id: &str| -> Value {
             serde_json::from_slice(&fs::read(folder.join(id).join("run.json")).unwrap()).unwrap()
         };
@@ -162,5 +193,61 @@ mod tests {
         assert_eq!(small["train_info"]["total"], 70);
         assert_eq!(small["train_info"]["text"], "and so on");
         assert!(!folder.join("open").exists() && !folder.join("c").exists());
+    }
+
+    /// A grid of a model tuned with two seeds, each compressed and scored.
+    fn tuned(dir: &Path) -> (Grid, Vec<Cell>) {
+        let grid = Grid::new(dir);
+        grid.create().unwrap();
+        let mut cells = Vec::new();
+        for seed in ["0", "7"] {
+            let [full, small, score] = ["f", "c", "s"].map(|name| format!("{name}{seed}"));
+            cells.push(cell(&full, &["finetune", "--model", "m", "--task", "rte", "--seed", seed], &[]));
+            cells.push(cell(&small, &["compress", "--model", "x", "--method", "svd"], &[&full]));
+            cells.push(cell(&score, &["evaluate", "--model", "y", "--task", "rte"], &[&small]));
+            fs::write(grid.printed(&cells[cells.len() - 1]), r#"{"metric_name": "accuracy", "metric": 0.5}"#)
+                .unwrap();
+        }
+        (grid, cells)
+    }
+
+    #[test]
+    fn a_score_has_the_seed_of_what_was_tuned() {
+        let dir = tempfile::tempdir().unwrap();
+        let (grid, cells) = tuned(dir.path());
+        let scores = collect(&grid, &cells).unwrap();
+        for (id, seed) in [("s0", 0), ("s7", 7)] {
+            let text = fs::read(scores.folder.join(id).join("run.json")).unwrap();
+            let record: Value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(record["run_info"]["config"], json!({ "seed": seed }));
+            assert_eq!(record["meta_info"]["model"], "m");
+        }
+    }
+
+    #[test]
+    fn processes_that_end_together_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let (grid, cells) = tuned(dir.path());
+        let folder = grid.root().join("scores");
+        fs::create_dir_all(folder.join("old")).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let scores = collect(&grid, &cells).unwrap();
+                        let mut found: Vec<_> = fs::read_dir(&scores.folder)
+                            .unwrap()
+                            .map(|entry| entry.unwrap().file_name())
+                            .collect();
+                        found.sort();
+                        assert_eq!(found, ["s0", "s7"]);
+                        for id in found {
+                            let text = fs::read(scores.folder.join(id).join("run.json")).unwrap();
+                            serde_json::from_slice::<Value>(&text).unwrap();
+                        }
+                    }
+                });
+            }
+        });
     }
 }

@@ -4,9 +4,12 @@
 //! <grid>/cells/<id>/          what `lowrank` left: run.json, adapter, head
 //! <grid>/cells/<id>.json      what it printed; there once it has ended well
 //! <grid>/cells/<id>.log       its progress and errors
+//! <grid>/cells/<id>.seconds   how long it took; there where it has ended well
 //! <grid>/cells/<id>.failed    why it failed
 //! <grid>/cells/<id>.lock      locked while it runs
 //! <grid>/logs/                the tree of event files
+//! <grid>/scores/<id>/run.json what a compressed model scores, as a record of a run
+//! <grid>/scores.lock          locked while those are written and read
 //! ```
 //!
 //! The lock is the operating system's, on the file's open description. A cell's process inherits it as its
@@ -91,11 +94,37 @@ impl Grid {
         serde_json::from_slice(&text).ok()
     }
 
-    /// What a cell that is done has cost: seconds, and trained parameters.
-    pub(crate) fn cost(&self, cell: &Cell) -> Option<(f64, u64)> {
-        let record = self.record(cell)?;
+    fn seconds_file(&self, cell: &Cell) -> PathBuf {
+        self.beside(cell, "seconds")
+    }
+
+    /// What a cell that is done has cost: seconds, and trained parameters where it trains.
+    pub(crate) fn cost(&self, cell: &Cell) -> Option<(f64, Option<u64>)> {
+        let record = self.record(cell).unwrap_or_default();
         let info = &record["train_info"];
-        Some((info["wall_s"].as_f64()?, info["trainable"].as_u64()?))
+        // A record counts the parts before a kill too.
+        let seconds = match info["wall_s"].as_f64() {
+            Some(seconds) => seconds,
+            None => fs::read_to_string(self.seconds_file(cell)).ok()?.trim().parse().ok()?,
+        };
+        Some((seconds, info["trainable"].as_u64()))
+    }
+
+    /// Keeps how long a cell took that ended well.
+    pub(crate) fn keep_seconds(&self, cell: &Cell, seconds: f64) -> Result<()> {
+        let file = self.seconds_file(cell);
+        fs::write(&file, format!("{seconds:.3}\n"))
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Locks the folder of scores; waits while another process has it.
+    pub(crate) fn lock_scores(&self) -> Result<File> {
+        let path = self.root.join("scores.lock");
+        let open = || {
+            let file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path)?;
+            file.lock().map(|()| file)
+        };
+        open().with_context(|| format!("cannot lock {}", path.display()))
     }
 
     /// Locks a cell, unless somebody else has it.
@@ -126,7 +155,7 @@ impl Grid {
         let folder = self.folder(cell);
         absent_or(fs::remove_dir_all(&folder))
             .with_context(|| format!("cannot remove {}", folder.display()))?;
-        for file in [self.printed(cell), self.failure_file(cell)] {
+        for file in [self.printed(cell), self.seconds_file(cell), self.failure_file(cell)] {
             absent_or(fs::remove_file(&file)).with_context(|| format!("cannot remove {}", file.display()))?;
         }
         Ok(())

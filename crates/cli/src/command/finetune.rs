@@ -216,6 +216,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     {
         record.run_info.started = before.run_info.started;
         record.train_info.evals = before.train_info.evals;
+        record.train_info.event_files = before.train_info.event_files;
     }
     let base_hash = record.meta_info.model_hash.clone();
     record.write_atomic(args.output.join(FILE_NAME))?;
@@ -279,6 +280,12 @@ fn train(
             Ok(record.write_atomic(&path)?)
         })
     };
+    let events = EventWriter::create(log_folder)?;
+    if let Some(name) = events.path().file_name() {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.train_info.event_files.push(name.to_string_lossy().into_owned());
+        record.write_atomic(args.output.join(FILE_NAME))?;
+    }
     let dev = rows.dev;
     let job = Fit {
         config,
@@ -286,7 +293,7 @@ fn train(
         dev,
         metrics: rows.spec.metrics.clone(),
         folder: args.output.clone(),
-        events: Some(EventWriter::create(log_folder)?),
+        events: Some(events),
         checkpoints: Some(checkpoints.clone()),
         resume: args.resume,
         #[cfg(feature = "tui")]

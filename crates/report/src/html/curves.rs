@@ -59,7 +59,8 @@ fn training_loss(root: &Path, run: &LoadedRun) -> BTreeMap<i64, f64> {
     let mut losses = BTreeMap::new();
     let mut folders = vec![run.folder.clone()];
     folders.extend(log_folder(root, &run.record));
-    let files = folders.iter().map(|folder| event_files(folder)).find(|files| !files.is_empty());
+    let own = &run.record.train_info.event_files;
+    let files = folders.iter().map(|folder| event_files(folder, own)).find(|files| !files.is_empty());
     for file in files.unwrap_or_default() {
         // A file that cannot be read leaves its curve out; `lowrank logs` tells why.
         let _ = read_scalars(file, |scalar| {
@@ -83,10 +84,15 @@ fn log_folder(root: &Path, record: &RunRecord) -> Option<PathBuf> {
     Some(log_path(root.join("logs"), &key))
 }
 
-fn event_files(folder: &Path) -> Vec<PathBuf> {
+/// The event files of a folder, by name: those in `own`, where there are any.
+fn event_files(folder: &Path, own: &[String]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    files.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("tfevents")));
+    files.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_own = own.is_empty() || own.iter().any(|own| *own == name);
+        is_own && name.contains("tfevents") && path.is_file()
+    });
     files.sort();
     files
 }

@@ -12,7 +12,7 @@ use crate::{
     paired_bootstrap,
     run::LoadedRun,
     svg::escape,
-    table::{GridTable, Row, grid, legend},
+    table::{Column, GridTable, Row, grid, legend, score_decimals},
 };
 
 /// What was run, on what.
@@ -165,40 +165,24 @@ pub(super) fn texts(results: &GridTable) -> String {
 
 /// Paired differences between the methods, with bootstrap intervals over the seeds.
 pub(super) fn comparison(results: &GridTable) -> String {
-    let looks = Looks::new(results);
     let ours: Vec<&Row> = results.rows.iter().filter(|row| !row.published).collect();
     let mut body = String::new();
     let models = ours.chunk_by(|a, b| a.model == b.model).filter(|rows| rows.len() > 1);
+    let groups = alike(&results.columns);
     for (model, rows) in models.enumerate() {
-        let mut any = false;
-        let mut cell = |a: &Row, b: &Row| match paired_bootstrap(&differences(results, a, b)) {
-            Some(interval) => {
-                any = true;
-                let sure = interval.low > 0.0 || interval.high < 0.0;
-                let text = format!("{:+.1} [{:+.1}, {:+.1}]", interval.mean, interval.low, interval.high);
-                Cell::text(&text, if sure { "best" } else { "" })
-            }
-            None => Cell::text("–", ""),
-        };
-        let table_rows: Vec<TableRow> = rows[..rows.len() - 1]
-            .iter()
-            .enumerate()
-            .map(|(index, a)| {
-                let pairs = rows.iter().enumerate().skip(1);
-                let cells =
-                    pairs.map(|(other, b)| if other > index { cell(a, b) } else { Cell::text("", "") });
-                TableRow::new(&looks.row(a), cells)
-            })
-            .collect();
-        if any {
-            let minus = rows[1..].iter().map(|row| format!("− {}", looks.row(row)));
-            let headers: Vec<String> = std::iter::once(String::from("row − column")).chain(minus).collect();
-            let caption = format!(
-                "{}: mean difference over the seeds, averaged over the tasks that both have, and its 95 % bootstrap \
-                 interval; bold where it leaves out 0",
-                rows[0].model
-            );
-            body += &table(&format!("comparison-{model}"), &caption, &headers, &table_rows);
+        for (index, columns) in groups.iter().enumerate() {
+            let id = if index == 0 {
+                format!("comparison-{model}")
+            } else {
+                format!("comparison-{model}-{index}")
+            };
+            let tasks: Vec<&str> =
+                columns.iter().map(|column| results.columns[*column].task.as_str()).collect();
+            let of_tasks = if groups.len() > 1 { format!(", {}", tasks.join(", ")) } else { String::new() };
+            let what = format!("{}{of_tasks}", rows[0].model);
+            let has_some = |row: &&&Row| columns.iter().any(|column| row.cells[*column].is_some());
+            let rows: Vec<&Row> = rows.iter().filter(has_some).copied().collect();
+            body += &comparison_table(results, &rows, columns, &id, &what).unwrap_or_default();
         }
     }
     if body.is_empty() {
@@ -217,21 +201,79 @@ pub(super) fn comparison(results: &GridTable) -> String {
     section("Does one method beat another?", &body)
 }
 
-/// For every seed that both rows have, how much better `a` is than `b`, averaged over the tasks that both have.
-fn differences(table: &GridTable, a: &Row, b: &Row) -> Vec<f64> {
+/// The columns whose scores can be averaged, by direction and scale: points of a percentage and perplexities cannot.
+fn alike(columns: &[Column]) -> Vec<Vec<usize>> {
+    let kind = |index: usize| {
+        let metric = &columns[index].metric;
+        (metric.higher_is_better(), metric.scale())
+    };
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for index in 0..columns.len() {
+        match groups.iter_mut().find(|group| kind(group[0]) == kind(index)) {
+            Some(group) => group.push(index),
+            None => groups.push(vec![index]),
+        }
+    }
+    groups
+}
+
+/// The differences of a model's rows in columns that are alike; nothing where no two rows have two seeds in common.
+fn comparison_table(
+    results: &GridTable,
+    rows: &[&Row],
+    columns: &[usize],
+    id: &str,
+    what: &str,
+) -> Option<String> {
+    let looks = Looks::new(results);
+    let decimals = score_decimals(&results.columns[columns[0]].metric);
+    let mut any = false;
+    let mut cell = |a: &Row, b: &Row| match paired_bootstrap(&differences(results, columns, a, b)) {
+        Some(interval) => {
+            any = true;
+            let sure = interval.low > 0.0 || interval.high < 0.0;
+            let [mean, low, high] =
+                [interval.mean, interval.low, interval.high].map(|value| format!("{value:+.decimals$}"));
+            Cell::text(&format!("{mean} [{low}, {high}]"), if sure { "best" } else { "" })
+        }
+        None => Cell::text("–", ""),
+    };
+    let mut table_rows = Vec::new();
+    for (index, a) in rows.iter().enumerate().take(rows.len().saturating_sub(1)) {
+        let pairs = rows.iter().enumerate().skip(1);
+        let cells = pairs.map(|(other, b)| if other > index { cell(a, b) } else { Cell::text("", "") });
+        table_rows.push(TableRow::new(&looks.row(a), cells));
+    }
+    let minus = rows.iter().skip(1).map(|row| format!("− {}", looks.row(row)));
+    let headers: Vec<String> = std::iter::once(String::from("row − column")).chain(minus).collect();
+    let flipped = match results.columns[columns[0]].metric.higher_is_better() {
+        true => "",
+        false => ", the sign turned since less is better",
+    };
+    let caption = format!(
+        "{what}: mean difference over the seeds, averaged over the tasks that both have, and its 95 % bootstrap \
+         interval; positive: the row is better{flipped}; bold where it leaves out 0"
+    );
+    any.then(|| table(id, &caption, &headers, &table_rows))
+}
+
+/// For every seed that both rows have, how much better `a` is than `b`, averaged over those of the columns that both
+/// have.
+fn differences(table: &GridTable, columns: &[usize], a: &Row, b: &Row) -> Vec<f64> {
     let mut sums: BTreeMap<Option<u64>, (f64, usize)> = BTreeMap::new();
     let mut shared = 0;
-    for ((column, a), b) in table.columns.iter().zip(&a.cells).zip(&b.cells) {
-        let (Some(a), Some(b)) = (a, b) else { continue };
+    for index in columns {
+        let metric = &table.columns[*index].metric;
+        let (Some(a), Some(b)) = (&a.cells[*index], &b.cells[*index]) else { continue };
         shared += 1;
-        let sign = if column.metric.higher_is_better() { 1.0 } else { -1.0 };
+        let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
         for run in &a.runs {
             let twin = b.runs.iter().find(|twin| twin.record.seed() == run.record.seed());
             let scores =
                 twin.and_then(|twin| run.record.train_info.metric.zip(twin.record.train_info.metric));
             if let Some((ours, theirs)) = scores {
                 let sum = sums.entry(run.record.seed()).or_default();
-                *sum = (sum.0 + sign * column.metric.scale() * (ours - theirs), sum.1 + 1);
+                *sum = (sum.0 + sign * metric.scale() * (ours - theirs), sum.1 + 1);
             }
         }
     }

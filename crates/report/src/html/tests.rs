@@ -159,6 +159,62 @@ fn a_perplexity_stands_against_all_parameters() {
 }
 
 #[test]
+fn perplexities_are_compared_apart_from_points() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    let html = html_of(dir.path());
+    assert!(
+        html.contains("tiny: mean difference")
+            && html.contains("interval; positive: the row is better; bold")
+    );
+    for (seed, gain) in [(0, 1.0), (1, 2.0)] {
+        for (method, score) in [("full", 10.0 - gain), ("lora", 10.0)] {
+            run(dir.path(), method, 0, "text", seed, score);
+            let file = dir.path().join(format!("cells/text-{seed}-0-4")).join(FILE_NAME);
+            let mut record = RunRecord::read(&file).unwrap();
+            record.train_info.metric_name = "perplexity".into();
+            record.run_info.config.insert("rank".into(), if method == "full" { 0 } else { 8 }.into());
+            let folder = dir.path().join(format!("cells/text-{seed}-{method}"));
+            fs::create_dir_all(&folder).unwrap();
+            record.write_atomic(folder.join(FILE_NAME)).unwrap();
+            fs::remove_file(&file).unwrap();
+        }
+    }
+    let html = html_of(dir.path());
+    assert!(html.contains("tiny, sst2, rte: mean difference"), "{html}");
+    assert!(html.contains("<td class=\"best\">+15.0 [+10.0, +20.0]</td>"), "{html}");
+    assert!(html.contains("tiny, text: mean difference"), "{html}");
+    assert_eq!(html.matches("<th scope=\"col\">− lora r=1</th>").count(), 1, "it has no perplexity");
+    assert!(html.contains("positive: the row is better, the sign turned since less is better"), "{html}");
+    assert!(html.contains("<td class=\"best\">+1.50 [+1.00, +2.00]</td>"), "{html}");
+}
+
+#[test]
+fn a_run_shows_its_own_events_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "lora", 8, "rte", 0, 0.7);
+    let key = LogKey { model: "tiny", method: "lora", task: "rte", lr: 1e-3, rank: 8, seed: 0 };
+    let folder = log_path(dir.path().join("logs"), &key);
+    let own = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().file_name();
+    // A run of another alpha, in the same folder.
+    let mut other = EventWriter::create(&folder).unwrap();
+    for step in 1..=30 {
+        other.scalar("train/loss", step, 9.0, 0.0).unwrap();
+    }
+    let file = dir.path().join("cells/rte-0-8-4").join(FILE_NAME);
+    let mut record = RunRecord::read(&file).unwrap();
+    let losses = |record: &RunRecord| {
+        let run = LoadedRun { folder: dir.path().join("cells/rte-0-8-4"), record: record.clone() };
+        curves::losses(dir.path(), &[run])
+    };
+    assert_eq!(losses(&record).last(), Some(&(30.0, 9.0)));
+    record.train_info.event_files = vec![own.into_string().unwrap()];
+    record.write_atomic(&file).unwrap();
+    let record = RunRecord::read(&file).unwrap();
+    assert_eq!(losses(&record).last(), Some(&(20.0, f64::from(0.05_f32))));
+}
+
+#[test]
 fn one_seed_allows_no_comparison() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "full", 0, "rte", 0, 0.7);

@@ -85,9 +85,9 @@ pub struct LogsProgress {
 ///
 /// # Errors
 /// [`Error::Logs`] for an unknown extension, names that are empty, repeated or those of the table's own
-/// columns, and for a tree without a single event file at the depth that the names give; [`Error::Io`] when a
-/// folder cannot be read or the table cannot be written. A *file* that is damaged, cut short or foreign is no
-/// error but a warning.
+/// columns, for a tree without a single event file at the depth that the names give, and for patterns of which none
+/// matches a tag; [`Error::Io`] when the root cannot be read or the table cannot be written. A file or folder below
+/// the root that is damaged, cut short, foreign or cannot be read is no error but a warning.
 pub fn convert(
     root: impl AsRef<Path>,
     output: impl AsRef<Path>,
@@ -129,7 +129,8 @@ fn write_table(
         #[cfg(feature = "parquet")]
         Format::Parquet => Box::new(parquet::ParquetTable::new(file, path, &tree.columns)?),
     };
-    pipeline::run(tree, options, table.as_mut(), summary, progress)?;
+    let seen = pipeline::run(tree, options, table.as_mut(), summary, progress)?;
+    summary.warnings.extend(seen.check(&options.tags)?);
     table.finish()
 }
 

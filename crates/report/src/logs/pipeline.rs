@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use super::{LogsOptions, LogsProgress, LogsSummary, Table, run::RunLog, tree::Tree};
+use super::{LogsOptions, LogsProgress, LogsSummary, Table, run::RunLog, tags::TagsSeen, tree::Tree};
 use crate::Result;
 
 /// Rows that may wait to be written before readers pause; what is read meanwhile comes on top.
@@ -27,14 +27,14 @@ struct Shared {
     stop: bool,
 }
 
-/// Reads every run of the tree and gives it to the table.
+/// Reads every run of the tree and gives it to the table; what became of the tags.
 pub(super) fn run(
     tree: &Tree,
     options: &LogsOptions,
     table: &mut dyn Table,
     summary: &mut LogsSummary,
     progress: &mut impl FnMut(LogsProgress),
-) -> Result<()> {
+) -> Result<TagsSeen> {
     let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let shared = Mutex::new(Shared::default());
     let changed = Condvar::new();
@@ -86,7 +86,8 @@ fn write(
     progress: &mut impl FnMut(LogsProgress),
     shared: &Mutex<Shared>,
     changed: &Condvar,
-) -> Result<()> {
+) -> Result<TagsSeen> {
+    let mut seen = TagsSeen::default();
     for index in 0..tree.runs.len() {
         let mut guard = lock(shared);
         let run = loop {
@@ -106,7 +107,8 @@ fn write(
         summary.rows += run.rows() as u64;
         summary.no_scalars += run.no_scalars;
         summary.warnings.extend(run.warnings);
+        seen.add(run.seen);
         progress(LogsProgress { runs: summary.runs, of: tree.runs.len() as u64, bytes: summary.bytes });
     }
-    Ok(())
+    Ok(seen)
 }

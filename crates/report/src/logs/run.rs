@@ -1,8 +1,11 @@
 //! The events of one run.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
-use super::{Duplicates, LogsOptions, tree::Files};
+use super::{Duplicates, LogsOptions, tags::TagsSeen, tree::Files};
 use crate::{Error, tfevents::read_scalars};
 
 /// What a run has logged, in the order of the table.
@@ -16,6 +19,8 @@ pub(super) struct RunLog {
     pub(super) bytes: u64,
     /// Values that are no scalar.
     pub(super) no_scalars: u64,
+    /// What became of its tags.
+    pub(super) seen: TagsSeen,
     /// What a user should know.
     pub(super) warnings: Vec<String>,
 }
@@ -37,17 +42,18 @@ impl RunLog {
     pub(super) fn read(files: &Files, options: &LogsOptions) -> Self {
         let mut log = Self::default();
         let mut tags = Tags::default();
+        // Tags of values that are no scalar, with the first file that has one.
+        let mut no_scalars: BTreeMap<String, &Path> = BTreeMap::new();
         for path in files {
             let mut file_scalars = 0;
-            let mut no_scalars = HashSet::new();
             let read = read_scalars(path, |scalar| {
                 if let Some(value) = scalar.value {
                     file_scalars += 1;
                     tags.add(scalar.tag, scalar.step, value, options);
                 } else {
                     log.no_scalars += 1;
-                    if !no_scalars.contains(scalar.tag) {
-                        no_scalars.insert(scalar.tag.to_owned());
+                    if !no_scalars.contains_key(scalar.tag) {
+                        no_scalars.insert(scalar.tag.to_owned(), path);
                     }
                 }
             });
@@ -64,14 +70,15 @@ impl RunLog {
                 Err(Error::Io { source, .. }) => log.warnings.push(warn(format!("cannot be read: {source}"))),
                 Err(error) => log.warnings.push(error.to_string()),
             }
-            let mut both: Vec<_> = no_scalars.iter().filter(|tag| tags.has(tag)).collect();
-            both.sort();
-            for tag in both {
-                log.warnings
-                    .push(warn(format!("{tag} is a scalar and something else; the scalars were taken")));
-            }
+        }
+        // A tag's scalars may be in an earlier file or a later one.
+        for (tag, path) in no_scalars.iter().filter(|(tag, _)| tags.has(tag)) {
+            let path = path.display();
+            log.warnings
+                .push(format!("{path}: {tag} is a scalar and something else; the scalars were taken"));
         }
         log.tags = tags.logs;
+        log.seen = tags.seen;
         log.sort(files, options.duplicates);
         log
     }
@@ -114,6 +121,7 @@ struct Tags {
     places: HashMap<String, Option<usize>>,
     /// The place after that of the tag before: writers log the same tags in turn.
     expected: usize,
+    seen: TagsSeen,
 }
 
 impl Tags {
@@ -133,7 +141,7 @@ impl Tags {
         if let Some(place) = self.places.get(tag) {
             return *place;
         }
-        let place = options.tags.passes(tag).then(|| {
+        let place = self.seen.note(tag, &options.tags).then(|| {
             self.logs.push(TagLog { tag: tag.to_owned(), points: Vec::new() });
             self.logs.len() - 1
         });

@@ -1,5 +1,7 @@
 //! Which tags to take.
 
+use std::collections::BTreeSet;
+
 use regex::RegexSet;
 
 use crate::{Error, Result};
@@ -9,6 +11,59 @@ use crate::{Error, Result};
 pub struct TagFilter {
     /// Absent: every tag passes.
     patterns: Option<RegexSet>,
+    /// The patterns as they were given.
+    given: Vec<String>,
+}
+
+/// Tags that an error names at most.
+const NAMED: usize = 5;
+
+/// What became of the tags of scalars.
+#[derive(Debug, Default)]
+pub(super) struct TagsSeen {
+    /// The patterns that some tag matches, by number.
+    matched: BTreeSet<usize>,
+    /// The first few tags that none matches.
+    left_out: BTreeSet<String>,
+}
+
+impl TagsSeen {
+    /// Keeps whether the filter takes a tag, and says so.
+    pub(super) fn note(&mut self, tag: &str, filter: &TagFilter) -> bool {
+        let Some(patterns) = &filter.patterns else { return true };
+        let matches = patterns.matches(tag);
+        self.matched.extend(&matches);
+        if !matches.matched_any() {
+            self.left_out.insert(tag.to_owned());
+            self.shorten();
+        }
+        matches.matched_any()
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.matched.extend(other.matched);
+        self.left_out.extend(other.left_out);
+        self.shorten();
+    }
+
+    fn shorten(&mut self) {
+        while self.left_out.len() > NAMED {
+            self.left_out.pop_last();
+        }
+    }
+
+    /// What the filter's patterns did not find: an error where none found a tag though there are some, else a warning
+    /// for each that found none.
+    pub(super) fn check(&self, filter: &TagFilter) -> Result<Vec<String>> {
+        let missed = filter.given.iter().enumerate().filter(|(index, _)| !self.matched.contains(index));
+        let missed: Vec<String> = missed.map(|(_, pattern)| format!("{pattern:?}")).collect();
+        if self.matched.is_empty() && !self.left_out.is_empty() {
+            let tags: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
+            let (patterns, tags) = (missed.join(", "), tags.join(", "));
+            return Err(Error::Logs(format!("no tag matches {patterns}; there are tags as {tags}")));
+        }
+        Ok(missed.into_iter().map(|pattern| format!("no tag matches {pattern}")).collect())
+    }
 }
 
 impl TagFilter {
@@ -21,11 +76,13 @@ impl TagFilter {
         if globs.is_empty() && regexes.is_empty() {
             return Ok(Self::default());
         }
+        let given = globs.iter().map(AsRef::as_ref).chain(regexes.iter().map(AsRef::as_ref));
+        let given = given.map(str::to_owned).collect();
         let globs = globs.iter().map(|glob| from_glob(glob.as_ref()));
         let regexes = regexes.iter().map(|regex| format!("^(?:{})$", regex.as_ref()));
         let patterns = RegexSet::new(globs.chain(regexes))
             .map_err(|error| Error::Logs(format!("no pattern for tags: {error}")))?;
-        Ok(Self { patterns: Some(patterns) })
+        Ok(Self { patterns: Some(patterns), given })
     }
 
     /// Whether to take the tag.

@@ -72,6 +72,117 @@ fn tags_can_be_chosen() {
 }
 
 #[test]
+fn patterns_that_no_tag_matches_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    sample(&tree);
+    for tag in ["f", "e", "d", "c", "b", "a"] {
+        write(&tree, "lora/1e-3/9", tag, &[(1, 1.0)]);
+    }
+    let with = |globs: &[&str], regexes: &[&str]| LogsOptions {
+        tags: TagFilter::new(globs, regexes).unwrap(),
+        ..options(&["method", "lr", "seed"])
+    };
+    let output = dir.path().join("out.csv");
+    let error = convert(&tree, &output, &with(&["evl/*"], &["x+"]), |_| {}).unwrap_err().to_string();
+    assert_eq!(error, r#"no tag matches "evl/*", "x+"; there are tags as a, b, c, d, e"#);
+    assert!(!output.exists());
+    let (csv, summary) = to_csv(&tree, &with(&["evl/*"], &["eval/.*"]));
+    assert_eq!(csv.lines().count(), 2);
+    assert_eq!(summary.warnings, [r#"no tag matches "evl/*""#]);
+}
+
+#[test]
+fn folders_of_the_same_numbers_are_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "0.001/1", "t", &[(2, 2.0)]);
+    write(&tree, "5e-4/1", "t", &[(1, 5.0)]);
+    write(&tree, "1e-3/1", "t", &[(1, 1.0)]);
+    write(&tree, "1e-3/1", "a", &[(1, 3.0)]);
+    let (csv, summary) = to_csv(&tree, &options(&["lr", "seed"]));
+    assert_eq!(csv, "lr,seed,tag,step,value\n5e-4,1,t,1,5\n1e-3,1,a,1,3\n1e-3,1,t,1,1\n1e-3,1,t,2,2\n");
+    assert_eq!((summary.runs, summary.files), (2, 4));
+    let [one, other] = ["0.001/1", "1e-3/1"].map(|run| tree.join(run).display().to_string());
+    assert_eq!(summary.warnings, [format!("{one} and {other}: the same run by their numbers, read as one")]);
+}
+
+#[test]
+fn a_tag_of_two_kinds_is_noticed_in_any_order() {
+    use crate::{proto::put_bytes, tfevents::put_record};
+
+    // A text in a file of its own.
+    let mut text = Vec::new();
+    let (mut value, mut summary, mut event) = (Vec::new(), Vec::new(), Vec::new());
+    put_bytes(&mut value, 1, b"t");
+    put_bytes(&mut value, 8, &[0x08, 7]);
+    put_bytes(&mut summary, 1, &value);
+    put_bytes(&mut event, 5, &summary);
+    put_record(&mut text, &event);
+    for name in ["events.out.tfevents.0", "events.out.tfevents.z"] {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        write(&tree, "a", "t", &[(1, 1.0)]);
+        let file = tree.join("a").join(name);
+        fs::write(&file, &text).unwrap();
+        let (_, summary) = to_csv(&tree, &options(&["run"]));
+        let expect = format!("{}: t is a scalar and something else; the scalars were taken", file.display());
+        assert!(summary.warnings.contains(&expect), "{:?}", summary.warnings);
+    }
+}
+
+#[test]
+fn another_depth_is_hinted_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "b/c", "t", &[(1, 1.0)]);
+    let file = write(&tree, "a/c", "t", &[(1, 1.0)]);
+    write(&tree, "a", "t", &[(1, 1.0)]);
+    let error = convert(&tree, dir.path().join("out.csv"), &options(&["x", "y", "z"]), |_| {}).unwrap_err();
+    let expect = format!("; there are some 2 folders below, as {}: give as many --names", file.display());
+    assert!(error.to_string().ends_with(&expect), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_pipes_are_not_read_and_what_is_closed_is_named() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "a", "t", &[(1, 1.0)]);
+    let elsewhere = dir.path().join("elsewhere");
+    let linked = write(&elsewhere, "", "t", &[(1, 2.0)]);
+    symlink(&elsewhere, tree.join("b")).unwrap();
+    fs::create_dir(tree.join("c")).unwrap();
+    symlink(&linked, tree.join("c/events.out.tfevents.1")).unwrap();
+    // Back up, both ways round, and to nowhere.
+    symlink(&tree, tree.join("a/up")).unwrap();
+    symlink(tree.join("a"), elsewhere.join("round")).unwrap();
+    symlink(tree.join("b"), tree.join("a/round")).unwrap();
+    symlink("nowhere", tree.join("d")).unwrap();
+    let pipe = tree.join("a/events.out.tfevents.pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let closed = tree.join("e");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+
+    let (csv, summary) = to_csv(&tree, &options(&["run"]));
+    assert_eq!(csv, "run,tag,step,value\na,t,1,1\nb,t,1,2\nc,t,1,2\n");
+    let warned = |path: &str, why: &str| {
+        let begin = format!("{}: left out, {why}", tree.join(path).display());
+        summary.warnings.iter().any(|warning| warning.starts_with(&begin))
+    };
+    assert!(warned("a/events.out.tfevents.pipe", "no regular file"), "{:#?}", summary.warnings);
+    assert!(warned("a/up", "it leads back to a folder above it"), "{:#?}", summary.warnings);
+    assert!(warned("a/round/round", "it leads back to a folder above it"), "{:#?}", summary.warnings);
+    assert!(warned("d", "it cannot be read: "), "{:#?}", summary.warnings);
+    // Whoever may read everything has read the folder.
+    assert!(warned("e", "it cannot be read: ") || fs::read_dir(&closed).is_ok(), "{:#?}", summary.warnings);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
 fn a_tree_may_be_one_folder() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");

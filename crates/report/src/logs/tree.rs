@@ -2,7 +2,9 @@
 
 use std::{
     cmp::Ordering,
-    fs,
+    collections::BTreeMap,
+    fs::{self, DirEntry},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -61,37 +63,26 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Looks for event files in the folders that are as deep below `root` as there are names. What lies
-    /// elsewhere, and what is no event file, is left out with a warning.
+    /// Looks for event files in the folders that are as deep below `root` as there are names; links are followed.
+    /// What lies elsewhere, is no event file or cannot be read is left out with a warning.
     pub(super) fn walk(root: &Path, names: &[String], warnings: &mut Vec<String>) -> Result<Self> {
         let mut found: Vec<(Vec<String>, Files)> = Vec::new();
-        let mut open: Vec<(PathBuf, Vec<String>)> = vec![(root.to_owned(), Vec::new())];
-        while let Some((folder, segments)) = open.pop() {
-            let mut files = Vec::new();
-            for entry in fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
-                let entry = entry.map_err(Error::io("read", &folder))?;
-                let path = entry.path();
-                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                    warnings.push(format!("{}: left out, its name is no text", path.display()));
-                    continue;
-                };
-                if entry.file_type().map_err(Error::io("read", &path))?.is_dir() {
-                    open.push((path, [&segments[..], &[name]].concat()));
-                } else if is_event_file(&name) {
-                    files.push(path);
-                } else {
-                    warnings.push(format!("{}: left out, no event file", path.display()));
-                }
-            }
+        // By depth: how many event files lie there, and one of them.
+        let mut elsewhere: BTreeMap<usize, (usize, PathBuf)> = BTreeMap::new();
+        let real = root.canonicalize().map_err(Error::io("read", root))?;
+        fs::read_dir(root).map_err(Error::io("read", root))?;
+        let mut open = vec![Folder { path: root.to_owned(), segments: Vec::new(), real: vec![real] }];
+        while let Some(folder) = open.pop() {
+            let mut files = folder.list(&mut open, warnings);
             if files.is_empty() {
                 continue;
             }
-            if segments.len() == names.len() {
-                files.sort();
-                found.push((segments, files));
+            files.sort();
+            let (depth, wanted) = (folder.segments.len(), names.len());
+            if depth == wanted {
+                found.push((folder.segments, files));
                 continue;
             }
-            let (depth, wanted) = (segments.len(), names.len());
             let is = if depth < wanted { "shallower" } else { "deeper" };
             warnings.extend(files.iter().map(|path| {
                 format!(
@@ -99,17 +90,28 @@ impl Tree {
                     path.display()
                 )
             }));
+            let (count, first) = elsewhere.entry(depth).or_insert_with(|| (0, files[0].clone()));
+            *count += files.len();
+            // Folders come in the file system's order.
+            *first = first.clone().min(files[0].clone());
         }
-        // Folders come in the file system's order.
-        warnings.sort();
         if found.is_empty() {
+            let most = elsewhere.iter().max_by_key(|(_, (count, _))| *count);
+            let hint = most.map_or(String::new(), |(depth, (_, path))| {
+                format!("; there are some {depth} folders below, as {}: give as many --names", path.display())
+            });
             let wanted = names.len();
-            return Err(Error::Logs(format!("no event file {wanted} folders below {}", root.display())));
+            return Err(Error::Logs(format!(
+                "no event file {wanted} folders below {}{hint}",
+                root.display()
+            )));
         }
-        Ok(Self::sorted(found, names))
+        let tree = Self::sorted(found, names, warnings);
+        warnings.sort();
+        Ok(tree)
     }
 
-    fn sorted(found: Vec<(Vec<String>, Files)>, names: &[String]) -> Self {
+    fn sorted(found: Vec<(Vec<String>, Files)>, names: &[String], warnings: &mut Vec<String>) -> Self {
         let kinds: Vec<ColumnType> = (0..names.len())
             .map(|index| kind(found.iter().map(|(segments, _)| segments[index].as_str())))
             .collect();
@@ -120,8 +122,23 @@ impl Tree {
                 (values.collect(), files)
             })
             .collect();
-        runs.sort_by(|(a, _), (b, _)| {
+        let order = |a: &[Value], b: &[Value]| {
             a.iter().zip(b).map(|(a, b)| a.order(b)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+        };
+        // Runs of equal values by folder, whose order is not the file system's.
+        runs.sort_by(|(a, files), (b, others)| order(a, b).then_with(|| files.cmp(others)));
+        // Names that differ may stand for one number, as 1e-3 and 0.001.
+        runs.dedup_by(|(later, files), (earlier, kept)| {
+            let same = order(later, earlier).is_eq();
+            if same {
+                let folder = |files: &Files| files.first().and_then(|file| file.parent()).map(Path::to_owned);
+                let [one, other] = [&*kept, &*files].map(|files| folder(files).unwrap_or_default());
+                let (one, other) = (one.display(), other.display());
+                warnings.push(format!("{one} and {other}: the same run by their numbers, read as one"));
+                kept.append(files);
+                kept.sort_by(|a, b| (a.file_name(), a).cmp(&(b.file_name(), b)));
+            }
+            same
         });
         let mut columns: Vec<Column> = names
             .iter()
@@ -134,6 +151,65 @@ impl Tree {
             files.push(run);
         }
         Self { columns, runs: files }
+    }
+}
+
+/// A folder of the tree that is yet to be looked into.
+struct Folder {
+    path: PathBuf,
+    /// The names from the root down.
+    segments: Vec<String>,
+    /// Where it and the folders above it really lie: a link may lead elsewhere.
+    real: Vec<PathBuf>,
+}
+
+impl Folder {
+    /// Its event files; the folders in it are added to `open`.
+    fn list(&self, open: &mut Vec<Self>, warnings: &mut Vec<String>) -> Files {
+        let mut files = Vec::new();
+        let unreadable =
+            |path: &Path, error| format!("{}: left out, it cannot be read: {error}", path.display());
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                warnings.push(unreadable(&self.path, error));
+                return files;
+            }
+        };
+        for entry in entries {
+            match entry {
+                Ok(entry) => self.sort_in(&entry, &mut files, open).unwrap_or_else(|why| {
+                    warnings.push(format!("{}: left out, {why}", entry.path().display()));
+                }),
+                Err(error) => warnings.push(unreadable(&self.path, error)),
+            }
+        }
+        files
+    }
+
+    /// Puts an entry where it belongs; else why it is left out.
+    fn sort_in(&self, entry: &DirEntry, files: &mut Files, open: &mut Vec<Self>) -> Result<(), String> {
+        let path = entry.path();
+        let name = entry.file_name().into_string().map_err(|_| "its name is no text")?;
+        let cannot = |error: io::Error| format!("it cannot be read: {error}");
+        let what = fs::metadata(&path).map_err(cannot)?;
+        if what.is_dir() {
+            let is_link = entry.file_type().map_err(cannot)?.is_symlink();
+            let parent = self.real.last().unwrap_or(&self.path);
+            let real = if is_link { path.canonicalize().map_err(cannot)? } else { parent.join(&name) };
+            if is_link && self.real.iter().any(|above| above.starts_with(&real)) {
+                return Err("it leads back to a folder above it".to_owned());
+            }
+            let segments = [&self.segments[..], &[name]].concat();
+            open.push(Self { path, segments, real: [&self.real[..], &[real]].concat() });
+        } else if !is_event_file(&name) {
+            return Err("no event file".to_owned());
+        } else if !what.is_file() {
+            return Err("no regular file".to_owned());
+        } else {
+            files.push(path);
+        }
+        Ok(())
     }
 }
 
@@ -200,7 +276,9 @@ mod tests {
     fn numbers_sort_as_numbers() {
         let run = |lr: &str, seed: &str| (vec![lr.to_owned(), seed.to_owned()], Vec::new());
         let found = vec![run("1e-3", "10"), run("5e-4", "9"), run("1e-3", "9")];
-        let tree = Tree::sorted(found, &["lr".to_owned(), "seed".to_owned()]);
+        let mut warnings = Vec::new();
+        let tree = Tree::sorted(found, &["lr".to_owned(), "seed".to_owned()], &mut warnings);
+        assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(tree.columns[0].values, [5e-4, 1e-3, 1e-3].map(Value::Float));
         assert_eq!(tree.columns[1].values, [9, 9, 10].map(Value::Integer));
     }

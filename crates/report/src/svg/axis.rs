@@ -35,25 +35,10 @@ impl Axis {
     fn logarithmic(low: f64, high: f64, count: usize) -> Self {
         // A tenth of the range at both ends, so that no point lies on the frame.
         let margin = ((high / low).log10() * 0.08).max(0.15);
-        let (low, high) = (10_f64.powf(low.log10() - margin), 10_f64.powf(high.log10() + margin));
-        let decades = (low.log10().ceil() as i32)..=(high.log10().floor() as i32);
-        let stride = (decades.clone().count() / count.max(1) + 1) as i32;
-        let mut ticks: Vec<(f64, String)> = decades
-            .filter(|power| power.rem_euclid(stride) == 0)
-            .map(|power| 10_f64.powi(power))
-            .map(|value| (value, short(value)))
-            .collect();
-        if ticks.len() < 2 {
-            // Less than two powers of ten: their parts.
-            let powers = (low.log10().floor() as i32)..=(high.log10().floor() as i32);
-            let parts = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|part| part * 10_f64.powi(power)));
-            let within = parts.filter(|value| (low..=high).contains(value));
-            ticks = within.map(|value| (value, short(value))).collect();
-        }
-        if ticks.is_empty() {
-            let middle = (low * high).sqrt();
-            ticks.push((middle, short(middle)));
-        }
+        let low = 10_f64.powf(low.log10() - margin).max(f64::MIN_POSITIVE);
+        let high = 10_f64.powf(high.log10() + margin).min(f64::MAX);
+        let ticks = logarithmic_ticks(low, high, count.max(1));
+        let ticks = ticks.into_iter().map(|value| (value, short(value))).collect();
         Self { low, high, log: true, ticks }
     }
 
@@ -63,6 +48,32 @@ impl Axis {
         let place = (map(value) - map(self.low)) / (map(self.high) - map(self.low));
         place.is_finite().then_some(place)
     }
+}
+
+/// Numbers for a logarithmic axis, three at least, as two do not show the scale: powers of ten, else their parts, else
+/// places at equal distances.
+fn logarithmic_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
+    let powers = (low.log10().ceil() as i32)..=(high.log10().floor() as i32);
+    let most = (powers.clone().count() / count + 1) as i32;
+    let decades = |stride: i32| {
+        let kept = powers.clone().filter(move |power| power.rem_euclid(stride) == 0);
+        kept.map(|power| 10_f64.powi(power)).collect::<Vec<_>>()
+    };
+    let parts = |parts: &[f64]| {
+        let powers = (low.log10().floor() as i32)..=(high.log10().floor() as i32);
+        let all = powers.flat_map(|power| parts.iter().map(move |part| part * 10_f64.powi(power)));
+        all.filter(|value| (low..=high).contains(value)).collect::<Vec<_>>()
+    };
+    let enough = |ticks: &Vec<f64>| ticks.len() >= 3;
+    let found = (1..=most).rev().map(decades).find(enough);
+    let found = found.or_else(|| Some(parts(&[1.0, 2.0, 5.0])).filter(enough));
+    let found = found.or_else(|| Some(parts(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])).filter(enough));
+    found.unwrap_or_else(|| {
+        // A step of at most 2.5 eighths of the range.
+        let step = nice_step((high - low) / 8.0);
+        let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+        (first..=last).map(|index| index as f64 * step).collect()
+    })
 }
 
 /// The smallest of 1, 2, 5, 10, … times a power of ten that is not below `step`.
@@ -126,16 +137,33 @@ mod tests {
         check(&[1e3, 1e6], true, &["1k", "10k", "100k", "1M"]);
         check(&[258.0, 109e6], true, &["100", "10k", "1M", "100M"]);
         check(&[1.0, 1e20], true, &["1", "100k", "10G", "1e15", "1e20"]);
-        check(&[2.9, 3.5], true, &["3.19"]);
-        check(&[10.0, 20.0], true, &["10", "20"]);
+        check(&[1e2, 1e6], true, &["100", "10k", "1M"]);
+        check(&[1e3, 2e4], true, &["1k", "2k", "5k", "10k", "20k"]);
+        check(&[10.0, 20.0], true, &["8", "9", "10", "20"]);
+        check(&[2.9, 3.5], true, &["2.5", "3", "3.5", "4", "4.5"]);
     }
 
     #[test]
     fn nothing_and_one_number_have_an_axis() {
         check(&[], false, &["0", "2", "4", "6", "8", "10"]);
         check(&[5.0], false, &["4.0", "4.5", "5.0", "5.5", "6.0"]);
-        check(&[f64::NAN, 5.0], true, &["5"]);
-        check(&[0.0, -1.0], true, &["1", "10"]);
+        check(&[f64::NAN, 5.0], true, &["4", "5", "6", "7"]);
+        check(&[0.0, -1.0], true, &["1", "2", "5", "10"]);
+    }
+
+    #[test]
+    fn every_logarithmic_axis_can_be_read() {
+        for tenths in -30..30 {
+            for span in 0..80 {
+                let low = 10_f64.powf(f64::from(tenths) / 10.0);
+                let high = low * 10_f64.powf(f64::from(span) / 10.0);
+                let axis = Axis::new([low, high].into_iter(), true, 5);
+                assert!((3..=10).contains(&axis.ticks.len()), "{low} to {high}: {:?}", axis.ticks);
+                assert!(axis.ticks.windows(2).all(|pair| pair[0].1 != pair[1].1), "{:?}", axis.ticks);
+            }
+        }
+        let extremes = Axis::new([f64::from_bits(1), f64::MAX].into_iter(), true, 5);
+        assert!(extremes.ticks.len() >= 3);
     }
 
     #[test]

@@ -24,6 +24,9 @@ const LAST: [&str; 2] = ["head", "untrained"];
 const NOT_TELLING: [&str; 10] =
     ["lr", "seed", "model", "task", "method", "label", "rank", "output", "log_dir", "resume"];
 
+/// The setting that may name the folder of another run, which in a grid is another one for every seed.
+const INIT_FROM: &str = "init_from";
+
 /// Model, label, rank, settings: what a row is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct RowKey {
@@ -47,7 +50,7 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     let mut builder = Builder::default();
     let done = builder.finished(runs);
     builder.columns = columns(&done);
-    let telling = telling_settings(&done);
+    let telling = Telling::new(&done);
     let mut groups: BTreeMap<RowKey, Vec<&LoadedRun>> = BTreeMap::new();
     for run in done.iter().copied() {
         groups.entry(row_key(run, &telling)).or_default().push(run);
@@ -58,12 +61,7 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     if chose_lr {
         notes.push("of several learning rates, the one with the best mean is shown".to_owned());
     }
-    notes.extend(mixed_hashes(&done));
-    let versions: BTreeSet<&str> = done.iter().map(|run| run.record.run_info.version.as_str()).collect();
-    if versions.len() > 1 {
-        let list = versions.into_iter().collect::<Vec<_>>().join(", ");
-        notes.push(format!("runs of several versions are compared: {list}"));
-    }
+    notes.extend(mixed(&done));
     GridTable { columns, rows, notes }
 }
 
@@ -87,7 +85,11 @@ impl Builder {
 
     fn row(&mut self, key: RowKey, runs: &[&LoadedRun]) -> Row {
         let cells: Vec<_> = (0..self.columns.len()).map(|index| self.cell(runs, index)).collect();
-        let cost = cost(cells.iter().flatten().flat_map(|cell| &cell.runs));
+        let cost = match cells.iter().any(Option::is_some) {
+            true => cost(cells.iter().flatten().flat_map(|cell| &cell.runs)),
+            // What ended without a score has cost something too.
+            false => cost(runs.iter().copied()),
+        };
         let average = average(&cells, &self.columns);
         Row {
             model: key.model,
@@ -112,7 +114,15 @@ impl Builder {
             let (scored, without): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|run| run.record.train_info.metric.is_some());
             if !without.is_empty() {
-                let note = |run: &LoadedRun| format!("{} ended without a finite score", run.folder.display());
+                // A mean over the seeds that went well would be too good.
+                let others = match scored.len() {
+                    0 => String::new(),
+                    1 => "; 1 other seed is left out with it".to_owned(),
+                    count => format!("; {count} other seeds are left out with it"),
+                };
+                let note = |run: &LoadedRun| {
+                    format!("{} ended without a finite score{others}", run.folder.display())
+                };
                 self.notes.extend(without.into_iter().map(note));
                 continue;
             }
@@ -136,8 +146,9 @@ impl Builder {
         for run in runs.iter().copied().filter(|run| run.record.meta_info.task == column.task) {
             let name = &run.record.train_info.metric_name;
             if name != column.metric.name() {
+                let its = if name.is_empty() { "has no name" } else { &format!("is {name}") };
                 self.notes.push(format!(
-                    "{} is left out: its metric is {name}, the column's is {}",
+                    "{} is left out: its metric {its}, the column's is {}",
                     run.folder.display(),
                     column.metric.name()
                 ));
@@ -167,37 +178,69 @@ impl Builder {
     }
 }
 
+/// A column per task, of the metric that most of its runs have.
 fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
-    let mut metrics: BTreeMap<(usize, &str), &str> = BTreeMap::new();
+    let mut tasks: BTreeMap<(usize, &str), Vec<(&str, usize)>> = BTreeMap::new();
     for run in runs {
         let task = run.record.meta_info.task.as_str();
         let order = TASKS.iter().position(|known| *known == task).unwrap_or(TASKS.len());
-        metrics.entry((order, task)).or_insert(&run.record.train_info.metric_name);
+        let metrics = tasks.entry((order, task)).or_default();
+        let name = run.record.train_info.metric_name.as_str();
+        match metrics.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => metrics.push((name, 1)),
+        }
     }
-    let column = |((_, task), metric): ((usize, &str), &str)| Column {
-        task: task.to_owned(),
-        metric: Metric::new(metric),
+    let column = |((_, task), metrics): ((usize, &str), Vec<(&str, usize)>)| {
+        // A run that names no metric has no say; of several that as many have, the first.
+        let named = metrics.iter().rev().filter(|(name, _)| !name.is_empty());
+        let most = named.max_by_key(|(_, count)| *count);
+        Column { task: task.to_owned(), metric: Metric::new(most.map_or("", |(name, _)| *name)) }
     };
-    metrics.into_iter().map(column).collect()
+    tasks.into_iter().map(column).collect()
 }
 
-/// A note for every model and task whose runs saw different weights or different rows under one name.
-fn mixed_hashes(runs: &[&LoadedRun]) -> Vec<String> {
-    let mut hashes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+/// A note for every model and task whose runs saw different weights or different rows under one name, and one for
+/// several versions of the program. Each version is named with a run that has it.
+fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
+    let mut hashes: BTreeMap<String, Versions> = BTreeMap::new();
+    let mut programs = Versions::new();
     for run in runs {
         let meta = &run.record.meta_info;
         if !run.record.is_random() {
-            hashes
-                .entry(format!("the weights of {}", run.record.model()))
-                .or_default()
-                .insert(&meta.model_hash);
+            let weights = hashes.entry(format!("the weights of {}", run.record.model())).or_default();
+            weights.entry(&meta.model_hash).or_insert(run);
         }
-        hashes.entry(format!("the rows of {}", meta.task)).or_default().insert(&meta.data_hash);
+        hashes.entry(format!("the rows of {}", meta.task)).or_default().entry(&meta.data_hash).or_insert(run);
+        programs.entry(&run.record.run_info.version).or_insert(run);
     }
-    let mixed = hashes.into_iter().filter(|(_, hashes)| hashes.len() > 1);
-    mixed
-        .map(|(what, hashes)| format!("{what} are not the same in all runs: {} versions", hashes.len()))
-        .collect()
+    let mut notes: Vec<String> = hashes
+        .into_iter()
+        .filter(|(_, versions)| versions.len() > 1)
+        .map(|(what, versions)| {
+            format!("{what} are not the same in all runs: {}", list(&versions, HASH_SHOWN))
+        })
+        .collect();
+    if programs.len() > 1 {
+        notes.push(format!("runs of several versions are compared: {}", list(&programs, usize::MAX)));
+    }
+    notes
+}
+
+/// The first run of every version or hash.
+type Versions<'a> = BTreeMap<&'a str, &'a LoadedRun>;
+
+/// Characters of a hash that are shown.
+const HASH_SHOWN: usize = 12;
+
+/// Versions by their first `shown` characters, each with a folder of it.
+fn list(versions: &Versions, shown: usize) -> String {
+    let one = |(version, run): (&&str, &&LoadedRun)| {
+        let short: String = version.chars().take(shown).collect();
+        let short = if short.is_empty() { "unknown" } else { &short };
+        format!("{short} ({})", run.folder.display())
+    };
+    versions.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The settings in which runs of the same model, label, rank and task differ: they make rows of their own.
@@ -214,7 +257,11 @@ fn telling_settings(runs: &[&LoadedRun]) -> BTreeSet<String> {
             members.iter().flat_map(|run| run.record.run_info.config.keys()).collect();
         for key in keys.into_iter().map(String::as_str).chain(["backend"]) {
             let first = setting(members[0], key);
-            if !NOT_TELLING.contains(&key) && members.iter().any(|run| setting(run, key) != first) {
+            let differ = match key {
+                INIT_FROM => starts_differ(members),
+                _ => members.iter().any(|run| setting(run, key) != first),
+            };
+            if differ && !NOT_TELLING.contains(&key) {
                 telling.insert(key.to_owned());
             }
         }
@@ -222,25 +269,93 @@ fn telling_settings(runs: &[&LoadedRun]) -> BTreeSet<String> {
     telling
 }
 
+/// Whether runs began from what tells methods apart: those of one seed from several folders, or some from a folder and
+/// some not.
+fn starts_differ(runs: &[&LoadedRun]) -> bool {
+    let mut by_seed: BTreeMap<Option<u64>, String> = BTreeMap::new();
+    let mut alike = |run: &LoadedRun| {
+        let start = setting(run, INIT_FROM);
+        *by_seed.entry(run.record.seed()).or_insert_with(|| start.clone()) == start
+    };
+    let given = runs.iter().filter(|run| !setting(run, INIT_FROM).is_empty()).count();
+    (given > 0 && given < runs.len()) || !runs.iter().all(|run| alike(run))
+}
+
+/// A grid's cell `<model>-<method>-<task>-<settings>-s<seed>-<hash>` in a path without its task, seed and hash: what
+/// the cells of all seeds and tasks have in common.
+fn without_seed(path: &str, task: &str) -> String {
+    let part = |part: &str| {
+        let name = part
+            .rsplit_once('-')
+            .filter(|(_, hash)| hash.len() == 10 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let name = name.and_then(|(name, _)| name.rsplit_once("-s"));
+        let is_seed = |seed: &str| !seed.is_empty() && seed.bytes().all(|byte| byte.is_ascii_digit());
+        match name.filter(|(_, seed)| is_seed(seed)) {
+            Some((name, _)) => {
+                format!("{name}-").replacen(&format!("-{task}-"), "-", 1).trim_end_matches('-').to_owned()
+            }
+            None => part.to_owned(),
+        }
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
+}
+
+/// The settings that make rows of their own.
+struct Telling {
+    keys: BTreeSet<String>,
+    /// Starts without their seed that stand for several folders of one seed.
+    ambiguous: BTreeSet<String>,
+}
+
+impl Telling {
+    fn new(runs: &[&LoadedRun]) -> Self {
+        let mut starts: BTreeMap<_, String> = BTreeMap::new();
+        let mut ambiguous = BTreeSet::new();
+        for run in runs {
+            let (start, task) = (setting(run, INIT_FROM), &run.record.meta_info.task);
+            let short = without_seed(&start, task);
+            let known =
+                starts.entry((short.clone(), task, run.record.seed())).or_insert_with(|| start.clone());
+            if *known != start {
+                ambiguous.insert(short);
+            }
+        }
+        Self { keys: telling_settings(runs), ambiguous }
+    }
+
+    /// A setting as text, empty where it is absent; the same for all seeds.
+    fn value(&self, run: &LoadedRun, key: &str) -> String {
+        let text = setting(run, key);
+        if key != INIT_FROM {
+            return text;
+        }
+        let short = without_seed(&text, &run.record.meta_info.task);
+        // A row too many is better than the mean of different things.
+        if self.ambiguous.contains(&short) { text } else { short }
+    }
+}
+
 /// A setting as text, empty where it is absent.
 fn setting(run: &LoadedRun, key: &str) -> String {
     match run.record.run_info.config.get(key) {
         Some(serde_json::Value::String(text)) => text.clone(),
+        Some(serde_json::Value::Null) => String::new(),
         Some(value) => value.to_string(),
         None if key == "backend" => run.record.run_info.backend.clone(),
         None => String::new(),
     }
 }
 
-fn row_key(run: &LoadedRun, telling: &BTreeSet<String>) -> RowKey {
+fn row_key(run: &LoadedRun, telling: &Telling) -> RowKey {
     let record = &run.record;
     let label = record.label();
     let order = FIRST.iter().position(|name| *name == label).unwrap_or_else(|| {
         FIRST.len() + LAST.iter().position(|name| *name == label).map_or(0, |position| 1 + position)
     });
     let settings: Vec<String> = telling
+        .keys
         .iter()
-        .map(|key| (key, setting(run, key)))
+        .map(|key| (key, telling.value(run, key)))
         .filter(|(_, value)| !value.is_empty())
         .map(|(key, value)| format!("{key}={value}"))
         .collect();

@@ -9,7 +9,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::render::{csv_field, grid, legend};
+pub(crate) use self::render::{csv_field, grid, legend, score_decimals};
 use crate::{Metric, Summary, run::LoadedRun};
 
 /// The table of a grid of runs.

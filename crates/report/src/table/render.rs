@@ -4,7 +4,7 @@ use super::{Cell, Cost, GridTable, Row};
 use crate::Metric;
 
 /// Digits after the point of a score.
-pub(super) fn score_decimals(metric: &Metric) -> usize {
+pub(crate) fn score_decimals(metric: &Metric) -> usize {
     if metric.higher_is_better() { 1 } else { 2 }
 }
 

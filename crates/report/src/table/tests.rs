@@ -218,7 +218,8 @@ fn models_are_compared_apart_and_versions_noted() {
     assert_eq!(table.rows.len(), 2);
     assert!(table.rows.iter().all(|row| !row.cells[0].clone().unwrap().best));
     assert!(table.to_text().starts_with("model"));
-    assert!(table.notes.contains(&"runs of several versions are compared: 0.1.0, 0.2.0".to_owned()));
+    let note = "runs of several versions are compared: 0.1.0 (full-0-rte-1e-3-0), 0.2.0 (full-0-rte-1e-3-0)";
+    assert!(table.notes.contains(&note.to_owned()), "{:?}", table.notes);
 }
 
 #[test]
@@ -253,7 +254,8 @@ fn other_data_under_the_same_name_are_noted() {
     let mut runs = [run("full", 0, "rte", 1e-3, 0, 0.1), run("lora", 8, "rte", 1e-3, 0, 0.2)];
     runs[1].record.meta_info.data_hash = "other".into();
     let table = GridTable::from_runs(&runs);
-    assert_eq!(table.notes, ["the rows of rte are not the same in all runs: 2 versions"]);
+    let note = "the rows of rte are not the same in all runs: unknown (full-0-rte-1e-3-0), other (lora-8-rte-1e-3-0)";
+    assert_eq!(table.notes, [note]);
 }
 
 #[test]
@@ -262,8 +264,89 @@ fn random_weights_are_no_other_version_of_the_model() {
     runs[1].record.meta_info.model_hash = "random".into();
     assert_eq!(
         GridTable::from_runs(&runs).notes,
-        ["the weights of mini-bert are not the same in all runs: 2 versions"]
+        [
+            "the weights of mini-bert are not the same in all runs: unknown (full-0-rte-1e-3-0), random (head-0-rte-1e-3-0)"
+        ]
     );
     runs[1].record.run_info.config.insert("random_init".into(), true.into());
     assert_eq!(GridTable::from_runs(&runs).notes, Vec::<String>::new());
+}
+
+#[test]
+fn a_start_per_seed_makes_no_row_per_seed() {
+    let from = |task: &str, lr: &str, seed: u64, score: f64| {
+        let mut run = run("lora", 8, task, 1e-3, seed, score);
+        let path = format!("g/cells/mini-bert-head-{task}-lr{lr}-s{seed}-01234abcd{seed}/adapter");
+        run.record.run_info.config.insert("init_from".into(), path.into());
+        run
+    };
+    let mut runs = vec![from("rte", "1", 0, 0.5), from("rte", "1", 1, 0.7), from("cola", "1", 0, 0.2)];
+    let table = GridTable::from_runs(&runs);
+    assert_eq!(table.rows.len(), 1, "{}", table.to_text());
+    assert_eq!(table.rows[0].cells[1].as_ref().unwrap().score.count, 2);
+
+    runs.extend([from("rte", "2", 0, 0.1), from("rte", "2", 1, 0.1), from("cola", "2", 0, 0.1)]);
+    let table = GridTable::from_runs(&runs);
+    let settings: Vec<_> = table.rows.iter().map(|row| row.settings.as_str()).collect();
+    let start = |lr| format!("init_from=g/cells/mini-bert-head-lr{lr}/adapter");
+    assert_eq!(settings, [start(1), start(2)]);
+    assert!(table.rows.iter().all(|row| row.cells[1].as_ref().unwrap().score.count == 2));
+
+    // Two starts of one seed that the name does not tell apart.
+    let mut other = from("rte", "2", 0, 0.3);
+    let path = "g/cells/mini-bert-head-rte-lr2-s0-ffffffffff/adapter";
+    other.record.run_info.config.insert("init_from".into(), path.into());
+    other.folder = "other".into();
+    runs.push(other);
+    let rows = GridTable::from_runs(&runs).rows;
+    assert!(rows.iter().any(|row| row.settings == format!("init_from={path}")));
+    assert_eq!(rows.iter().flat_map(|row| row.cells.iter().flatten()).flat_map(|cell| &cell.runs).count(), 7);
+}
+
+#[test]
+fn a_run_that_names_no_metric_does_not_empty_its_column() {
+    let mut runs = vec![run("full", 0, "rte", 1e-3, 0, 0.5), run("lora", 1, "rte:f1", 1e-3, 0, 0.6)];
+    runs.extend([run("lora", 2, "rte", 1e-3, 0, 0.7), run("lora", 4, "rte", 1e-3, 0, 0.8)]);
+    runs[0].record.train_info.metric_name.clear();
+    let table = GridTable::from_runs(&runs);
+    assert_eq!(table.columns[0].metric.name(), "accuracy");
+    assert_eq!(table.rows.iter().filter(|row| row.cells[0].is_some()).count(), 2);
+    assert_eq!(
+        table.notes,
+        [
+            "full-0-rte-1e-3-0 is left out: its metric has no name, the column's is accuracy",
+            "lora-1-rte-1e-3-0 is left out: its metric is f1, the column's is accuracy"
+        ]
+    );
+}
+
+#[test]
+fn a_seed_without_a_score_is_counted_and_leaves_the_costs() {
+    let mut runs: Vec<_> = (0..3).map(|seed| run("lora", 8, "rte", 1e-3, seed, 0.5)).collect();
+    runs[1].record.train_info.metric = None;
+    let table = GridTable::from_runs(&runs);
+    assert!(table.rows[0].cells[0].is_none());
+    assert_eq!((table.rows[0].cost.trainable, table.rows[0].cost.ms_per_step), (9000, Some(11.0)));
+    let note = "lora-8-rte-1e-3-1 ended without a finite score; 2 other seeds are left out with it";
+    assert_eq!(table.notes, [note]);
+}
+
+#[test]
+fn published_perplexities_stand_beside_perplexities_alone() {
+    let rows = |runs: &[LoadedRun]| {
+        let rows = GridTable::from_runs(runs).with_published().rows;
+        rows.into_iter().filter(|row| row.published).map(|row| row.model).collect::<Vec<_>>()
+    };
+    let table = GridTable::from_runs(&[run("svd", 0, "wikitext2:perplexity", 0.0, 0, 9.0)]).with_published();
+    assert_eq!(table.rows.iter().filter(|row| row.published).count(), 7);
+    assert!(
+        table.to_markdown().contains("| llama-7b | whitened (ratio=0.4) † | 13.73 |"),
+        "{}",
+        table.to_text()
+    );
+    assert!(!table.notes[0].contains("roberta"), "{:?}", table.notes);
+    assert!(rows(&[run("svd", 0, "wikitext2", 0.0, 0, 0.9)]).is_empty());
+    let sst2 = rows(&[run("full", 0, "sst2", 1e-3, 0, 0.9)]);
+    assert_eq!(sst2.iter().filter(|model| *model == "bert-base-uncased").count(), 6);
+    assert_eq!(sst2.iter().filter(|model| *model == "all-MiniLM-L6-v2").count(), 1);
 }

@@ -4,6 +4,8 @@
 //! scalar is a `simple_value` (TensorFlow 1, PyTorch, ourselves) or a tensor of one numeric element
 //! (TensorFlow 2).
 
+use std::collections::HashMap;
+
 use half::{bf16, f16};
 
 use crate::proto::{Field, Fields, Malformed, varints};
@@ -14,7 +16,29 @@ pub(crate) struct Value<'a> {
     /// Its name.
     pub(crate) tag: &'a str,
     /// Its number; absent for an image, a histogram, a text and the like.
-    pub(crate) scalar: Option<f64>,
+    number: Option<f64>,
+    /// Whether it is a tensor, whose meaning a plugin tells.
+    is_tensor: bool,
+    /// Whether its metadata name a plugin other than the one for scalars; absent where they name none.
+    other_plugin: Option<bool>,
+}
+
+/// Which tags of a file belong to a plugin other than the one for scalars: writers name it with a tag's first value.
+#[derive(Debug, Default)]
+pub(crate) struct Plugins(HashMap<String, bool>);
+
+impl Plugins {
+    /// A value's number, where it is a scalar; to be asked for the values of a file in their order.
+    pub(crate) fn scalar(&mut self, value: &Value) -> Option<f64> {
+        if let Some(other) = value.other_plugin {
+            match self.0.get_mut(value.tag) {
+                Some(known) => *known = other,
+                None => drop(self.0.insert(value.tag.to_owned(), other)),
+            }
+        }
+        let is_other = value.is_tensor && self.0.get(value.tag).is_some_and(|other| *other);
+        value.number.filter(|_| !is_other)
+    }
 }
 
 /// What an event says besides its values.
@@ -42,31 +66,35 @@ pub(crate) fn event(message: &[u8]) -> Result<Event<'_>, Malformed> {
     Ok(event)
 }
 
-/// The values of an event.
-pub(crate) fn values<'a>(event: &Event<'a>) -> impl Iterator<Item = Result<Value<'a>, Malformed>> {
+/// The values of an event, none for one that cannot be read; an error ends them.
+pub(crate) fn values<'a>(event: &Event<'a>) -> impl Iterator<Item = Result<Option<Value<'a>>, Malformed>> {
     Fields::new(event.summary).filter_map(|field| match field {
-        Ok((1, Field::Bytes(message))) => Some(value(message)),
+        Ok((1, Field::Bytes(message))) => Some(Ok(value(message).ok())),
         Ok(_) => None,
         Err(malformed) => Some(Err(malformed)),
     })
 }
 
 fn value(message: &[u8]) -> Result<Value<'_>, Malformed> {
-    let (mut tag, mut scalar, mut other_plugin) = ("", None, false);
+    let mut value = Value { tag: "", number: None, is_tensor: false, other_plugin: None };
     for field in Fields::new(message) {
         match field? {
-            (1, Field::Bytes(name)) => tag = std::str::from_utf8(name).map_err(|_| Malformed)?,
-            (2, Field::Fixed32(bytes)) => scalar = Some(f64::from(f32::from_le_bytes(bytes))),
-            (8, Field::Bytes(message)) => scalar = Tensor::read(message)?.scalar()?,
-            (9, Field::Bytes(metadata)) => other_plugin = is_of_another_plugin(metadata)?,
+            (1, Field::Bytes(name)) => value.tag = std::str::from_utf8(name).map_err(|_| Malformed)?,
+            (2, Field::Fixed32(bytes)) => {
+                (value.number, value.is_tensor) = (Some(f64::from(f32::from_le_bytes(bytes))), false);
+            }
+            (8, Field::Bytes(message)) => {
+                (value.number, value.is_tensor) = (Tensor::read(message)?.scalar()?, true);
+            }
+            (9, Field::Bytes(metadata)) => value.other_plugin = is_of_another_plugin(metadata)?,
             _ => {}
         }
     }
-    Ok(Value { tag, scalar: scalar.filter(|_| !other_plugin) })
+    Ok(value)
 }
 
-/// Whether the metadata of a value names a plugin other than the one for scalars.
-fn is_of_another_plugin(metadata: &[u8]) -> Result<bool, Malformed> {
+/// Whether the metadata of a value name a plugin other than the one for scalars; nothing where they name none.
+fn is_of_another_plugin(metadata: &[u8]) -> Result<Option<bool>, Malformed> {
     let mut plugin: &[u8] = b"";
     for field in Fields::new(metadata) {
         let (1, Field::Bytes(data)) = field? else { continue };
@@ -76,7 +104,7 @@ fn is_of_another_plugin(metadata: &[u8]) -> Result<bool, Malformed> {
             }
         }
     }
-    Ok(!matches!(plugin, b"" | b"scalars"))
+    Ok((!plugin.is_empty()).then_some(plugin != b"scalars"))
 }
 
 /// A `TensorProto` of a numeric type.
@@ -230,7 +258,24 @@ mod tests {
         let mut message = Vec::new();
         put_bytes(&mut message, 1, b"t");
         put_bytes(&mut message, 8, &tensor);
-        assert_eq!(value(&message), Ok(Value { tag: "t", scalar: expect }));
+        assert_eq!(scalar(&message), expect);
+    }
+
+    /// What the value alone says.
+    fn scalar(message: &[u8]) -> Option<f64> {
+        let value = value(message).unwrap();
+        assert_eq!(value.tag, "t");
+        Plugins::default().scalar(&value)
+    }
+
+    /// A value `t` with metadata that name a plugin.
+    fn of_plugin(plugin: &str) -> Vec<u8> {
+        let (mut data, mut metadata, mut message) = (Vec::new(), Vec::new(), Vec::new());
+        put_bytes(&mut data, 1, plugin.as_bytes());
+        put_bytes(&mut metadata, 1, &data);
+        put_bytes(&mut message, 1, b"t");
+        put_bytes(&mut message, 9, &metadata);
+        message
     }
 
     #[test]
@@ -283,14 +328,31 @@ mod tests {
     #[test]
     fn a_tensor_of_another_plugin_is_no_scalar() {
         for (plugin, expect) in [("scalars", Some(2.0)), ("", Some(2.0)), ("text", None), ("hparams", None)] {
-            let (mut data, mut metadata, mut message) = (Vec::new(), Vec::new(), Vec::new());
-            put_bytes(&mut data, 1, plugin.as_bytes());
-            put_bytes(&mut metadata, 1, &data);
-            put_bytes(&mut message, 1, b"t");
-            put_bytes(&mut message, 9, &metadata);
+            let mut message = of_plugin(plugin);
             put_bytes(&mut message, 8, &tensor(1, &[], |out| put_float(out, 5, 2.0)));
-            assert_eq!(value(&message), Ok(Value { tag: "t", scalar: expect }), "{plugin}");
+            assert_eq!(scalar(&message), expect, "{plugin}");
         }
+    }
+
+    #[test]
+    fn a_simple_value_is_a_scalar_whatever_its_plugin() {
+        let mut message = of_plugin("custom");
+        put_float(&mut message, 2, 0.5);
+        assert_eq!(scalar(&message), Some(0.5));
+    }
+
+    #[test]
+    fn a_plugin_named_once_counts_for_the_later_values_of_the_tag() {
+        let number = tensor(1, &[], |out| put_float(out, 5, 2.0));
+        let (mut named, mut bare, mut other) = (of_plugin("text"), Vec::new(), Vec::new());
+        for (message, tag) in [(&mut bare, b"t"), (&mut other, b"u")] {
+            put_bytes(message, 1, tag);
+            put_bytes(message, 8, &number);
+        }
+        put_bytes(&mut named, 8, &number);
+        let mut plugins = Plugins::default();
+        let found = [&named, &bare, &other].map(|message| plugins.scalar(&value(message).unwrap()));
+        assert_eq!(found, [None, None, Some(2.0)]);
     }
 
     #[test]
@@ -307,8 +369,11 @@ mod tests {
         put_bytes(&mut message, 5, &summary);
         let event = event(&message).unwrap();
         assert_eq!((event.wall_time, event.step), (12.5, -3));
-        let values: Vec<_> = values(&event).map(Result::unwrap).collect();
-        assert_eq!(values, [Value { tag: "a", scalar: Some(1.0) }, Value { tag: "b", scalar: Some(-0.0) },]);
+        let values: Vec<_> = values(&event)
+            .map(|value| value.unwrap().unwrap())
+            .map(|value| (value.tag, Plugins::default().scalar(&value)))
+            .collect();
+        assert_eq!(values, [("a", Some(1.0)), ("b", Some(-0.0))]);
     }
 
     #[test]

@@ -8,5 +8,7 @@ mod frame;
 mod reader;
 mod writer;
 
+#[cfg(test)]
+pub(crate) use frame::put_record;
 pub use reader::{FileReport, Scalar, read_scalars};
 pub use writer::{EventWriter, now};

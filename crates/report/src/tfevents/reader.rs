@@ -1,13 +1,13 @@
 //! Reading event files.
 
 use std::{
-    fs::File,
-    io::{Read, Seek, SeekFrom},
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
 };
 
 use super::{
-    event::{event, values},
+    event::{Plugins, event, values},
     frame::{FOOTER, HEADER, masked_crc32c},
 };
 use crate::{Error, Result};
@@ -44,16 +44,19 @@ pub struct FileReport {
 /// Calls `visit` for every value of an event file, in order.
 ///
 /// A file that is cut short, or is still being written, is read up to its last whole record. A record whose
-/// checksum is wrong is passed over; after a length whose checksum is wrong nothing can be found any more.
+/// checksum is wrong is passed over, as is a value that is malformed or whose tag is no text; after a length whose
+/// checksum is wrong nothing can be found any more.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read. What is wrong in it is in the report's warnings.
+/// [`Error::Io`] when the file cannot be read, or is a pipe or the like. What is wrong in it is in the report's warnings.
 pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Result<FileReport> {
     let path = path.as_ref();
     let mut source = Source::open(path).map_err(Error::io("read", path))?;
     let mut report = FileReport::default();
     let mut damaged = Count::default();
     let mut not_events = Count::default();
+    let mut bad_values = Count::default();
+    let mut plugins = Plugins::default();
     while source.left() > 0 {
         let at = source.position;
         let data = match source.next_record().map_err(Error::io("read", path))? {
@@ -85,28 +88,29 @@ pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Re
             continue;
         };
         for value in values(&event) {
-            let Ok(value) = value else {
-                not_events.add(at);
-                break;
-            };
-            visit(Scalar {
-                tag: value.tag,
-                step: event.step,
-                value: value.scalar,
-                wall_time: event.wall_time,
-            });
+            match value {
+                Ok(Some(value)) => visit(Scalar {
+                    tag: value.tag,
+                    step: event.step,
+                    value: plugins.scalar(&value),
+                    wall_time: event.wall_time,
+                }),
+                Ok(None) => bad_values.add(at),
+                Err(_) => not_events.add(at),
+            }
         }
     }
     report.bytes = source.position;
     if source.length == 0 {
         report.warnings.push("empty".to_owned());
     }
-    damaged.warn("with a wrong checksum", &mut report.warnings);
-    not_events.warn("that are no event", &mut report.warnings);
+    damaged.warn("records with a wrong checksum", &mut report.warnings);
+    not_events.warn("records that are no event", &mut report.warnings);
+    bad_values.warn("values that cannot be read", &mut report.warnings);
     Ok(report)
 }
 
-/// How many records have a fault, and where the first is.
+/// How many records or values have a fault, and where the record of the first is.
 #[derive(Default)]
 struct Count {
     number: u64,
@@ -121,10 +125,10 @@ impl Count {
         self.number += 1;
     }
 
-    fn warn(&self, fault: &str, warnings: &mut Vec<String>) {
+    fn warn(&self, what: &str, warnings: &mut Vec<String>) {
         if self.number > 0 {
             let Self { number, first } = self;
-            warnings.push(format!("records {fault} passed over: {number}, the first at byte {first}"));
+            warnings.push(format!("{what} passed over: {number}, the first at byte {first}"));
         }
     }
 }
@@ -156,7 +160,11 @@ struct Source {
 }
 
 impl Source {
-    fn open(path: &Path) -> std::io::Result<Self> {
+    fn open(path: &Path) -> io::Result<Self> {
+        // A pipe would be waited for.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file"));
+        }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         Ok(Self { file, length, position: 0, buffer: Vec::new(), start: 0 })
@@ -167,7 +175,7 @@ impl Source {
     }
 
     /// The next record; `position` moves behind it unless none is whole.
-    fn next_record(&mut self) -> std::io::Result<Record<'_>> {
+    fn next_record(&mut self) -> io::Result<Record<'_>> {
         if self.left() < HEADER as u64 || !self.fill(HEADER)? {
             return Ok(Record::CutShort);
         }
@@ -197,7 +205,7 @@ impl Source {
     }
 
     /// Sees to it that the buffer holds `wanted` unused bytes; false where the file has shrunk meanwhile.
-    fn fill(&mut self, wanted: usize) -> std::io::Result<bool> {
+    fn fill(&mut self, wanted: usize) -> io::Result<bool> {
         let held = self.buffer.len() - self.start;
         if held >= wanted {
             return Ok(true);
@@ -209,7 +217,7 @@ impl Source {
         Ok(self.buffer.len() >= wanted)
     }
 
-    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
         self.position += bytes;
         self.buffer.clear();
         self.start = 0;
@@ -317,6 +325,34 @@ mod tests {
         let (found, report) = read(&path);
         assert_eq!(found.len(), 3);
         assert_eq!(report.warnings, ["records that are no event passed over: 1, the first at byte 0"]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_takes_no_other_along() {
+        use crate::proto::{put_bytes, put_float};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = sample(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.len();
+        let (mut summary, mut event) = (Vec::new(), Vec::new());
+        for tag in [b"a", &[0xff], b"b"] {
+            let mut value = Vec::new();
+            put_bytes(&mut value, 1, tag);
+            put_float(&mut value, 2, 4.0);
+            put_bytes(&mut summary, 1, &value);
+        }
+        put_bytes(&mut summary, 1, &[0x0a, 9]);
+        put_bytes(&mut event, 5, &summary);
+        put_record(&mut bytes, &event);
+        fs::write(&path, bytes).unwrap();
+        let (found, report) = read(&path);
+        let tags: Vec<_> = found.iter().map(|(tag, ..)| tag.as_str()).collect();
+        assert_eq!(tags[3..], ["a", "b"]);
+        assert_eq!(
+            report.warnings,
+            [format!("values that cannot be read passed over: 2, the first at byte {at}")]
+        );
     }
 
     #[test]
