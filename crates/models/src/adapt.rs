@@ -109,8 +109,9 @@ pub trait Adaptable<B: Backend>: Clone {
             let mut find = FindFactors { path, factors: Vec::new(), is_shared: false };
             model.walk_params(&mut find);
             if find.is_shared {
-                let reason =
-                    format!("'{path}' shares its factors with other layers; merging would change those too");
+                let reason = format!(
+                    "'{path}' shares its factors with other layers, which merging would change too; keep the adapter beside the model"
+                );
                 return Err(ModelError::Input(reason));
             }
             let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.factors) else { continue };
@@ -122,9 +123,10 @@ pub trait Adaptable<B: Backend>: Clone {
         let missed = adapters.slots().iter().find(|slot| !merge.done[slot.site]);
         match (merge.problem, missed) {
             (Some(problem), _) => Err(ModelError::Input(problem)),
-            (None, Some(slot)) => {
-                Err(ModelError::Input(format!("'{}' has no weight of one matrix to merge into", slot.path)))
-            }
+            (None, Some(slot)) => Err(ModelError::Input(format!(
+                "'{}' has no weight of one matrix to merge into; keep the adapter beside the model",
+                slot.path
+            ))),
             (None, None) => Ok(model),
         }
     }

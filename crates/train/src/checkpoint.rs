@@ -137,12 +137,14 @@ impl CheckpointStore {
         let path = self.path(position.step);
         let device = burn::tensor::Device::<B>::default();
         let step = position.step;
+        let damaged =
+            || self.error(&path, "is damaged; remove this folder to go on from the checkpoint before it");
         let load = |name: &str| {
             Checkpointer::<TrainedRecord, B>::restore(&files(&path, name), step, &device)
-                .map_err(|e| self.error(&path, e))
+                .map_err(|_| damaged())
         };
         let optimizer = Checkpointer::<AdamWRecord, B>::restore(&files(&path, "optim"), step, &device)
-            .map_err(|e| self.error(&path, e))?;
+            .map_err(|_| damaged())?;
         let best = position.best.is_some().then(|| load("best")).transpose()?;
         Ok(Saved { model: load("model")?, optimizer, best })
     }

@@ -17,7 +17,7 @@ pub enum TrainError {
         expected: &'static str,
     },
     /// The loss stopped being a number.
-    #[error("the loss is {loss} at step {step}; use a lower learning rate (now {lr:e}) or --max-grad-norm")]
+    #[error("the loss is {loss} at step {step}; {}", advice(*step, *lr))]
     Diverged {
         /// The step.
         step: usize,
@@ -56,3 +56,11 @@ pub enum TrainError {
 
 /// Result with [`TrainError`].
 pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// What to do about a loss that is no number.
+fn advice(step: usize, lr: f64) -> String {
+    match step {
+        1 => "nothing is learnt yet: a weight of the model may be broken".into(),
+        _ => format!("use a lower learning rate (now {lr:e}) or --max-grad-norm"),
+    }
+}

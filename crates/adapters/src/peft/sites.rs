@@ -61,12 +61,14 @@ impl AdapterFolder {
                 }
             }
             "VERA" => {
-                return Err(bad("VeRA's files do not hold the widths of the layers; give the model too"));
+                return Err(bad(
+                    "VeRA's files do not hold the widths of the layers; give the model too (--model)",
+                ));
             }
             _ => {}
         }
         if widths.is_empty() {
-            return Err(bad("holds no adapter"));
+            return Err(bad("holds no factors: a head alone, or nothing"));
         }
         let site = |(path, ([d_input, d_output], embedding)): (String, ([usize; 2], bool))| Site {
             layer: path.split('.').find_map(|segment| segment.parse().ok()),

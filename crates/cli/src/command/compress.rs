@@ -15,6 +15,7 @@ use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::rng::SplitMix64;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_models::EncoderConfig;
 use serde_json::Value;
 
 use crate::backend::{Inner, Train, device};
@@ -340,6 +341,14 @@ impl CalibrationArgs {
             return Ok(fisher::<Train>(model, &batches, &device)?);
         };
         let tokenizer = self.tokenizer(model)?;
+        if let Ok(config) = EncoderConfig::read(model) {
+            let (has, wants) = (config.labels.len(), task.spec().labels.width());
+            if has != wants {
+                bail!(
+                    "the model has {has} labels and {task} {wants}; give the model that was tuned on the task"
+                );
+            }
+        }
         let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         SplitMix64::new(self.seed).shuffle(&mut order);
