@@ -283,6 +283,7 @@ fn a_start_per_seed_makes_no_row_per_seed() {
     let mut runs = vec![from("rte", "1", 0, 0.5), from("rte", "1", 1, 0.7), from("cola", "1", 0, 0.2)];
     let table = GridTable::from_runs(&runs);
     assert_eq!(table.rows.len(), 1, "{}", table.to_text());
+    assert_eq!(table.rows[0].settings, "");
     assert_eq!(table.rows[0].cells[1].as_ref().unwrap().score.count, 2);
 
     runs.extend([from("rte", "2", 0, 0.1), from("rte", "2", 1, 0.1), from("cola", "2", 0, 0.1)]);
