@@ -47,16 +47,11 @@ pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Refuses an output that is one of the inputs, lies in one, is a file, or holds something: files of two would mix.
+/// Refuses an output that is one of the inputs, is a file, or holds something: files of two would mix.
 pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
-    // The output need not exist; its nearest ancestor that does says where it would be.
-    let absolute = std::path::absolute(output).with_context(|| output.display().to_string())?;
-    let known = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
-    let place = known.map_or(absolute.clone(), |(ancestor, canonical)| {
-        absolute.strip_prefix(ancestor).map_or(canonical.clone(), |rest| canonical.join(rest))
-    });
-    let is_within = |input: &&&Path| input.canonicalize().is_ok_and(|input| place.starts_with(input));
-    if let Some(input) = inputs.iter().find(is_within) {
+    let place = output.canonicalize().ok();
+    let is_it = |input: &&&Path| place.is_some() && input.canonicalize().ok() == place;
+    if let Some(input) = inputs.iter().find(is_it) {
         bail!("{}: the output would go into {}; give another folder", output.display(), input.display());
     }
     if output.is_file() {

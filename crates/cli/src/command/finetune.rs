@@ -406,12 +406,12 @@ fn train_config(args: &Args) -> TrainConfig {
     }
 }
 
-/// A run's folder must be new, or hold the run that is to be gone on with.
+/// A run's folder must be new, or hold one that failed, or the one that is to be gone on with.
 fn check_output(args: &Args) -> Result<()> {
     let dir = &args.output;
     let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else { return new_folder(dir, &[&args.model]) };
     ensure!(
-        args.resume,
+        args.resume || before.train_info.status == Status::Failed,
         "{}: holds a run already; go on with it by --resume, or give a new folder",
         dir.display()
     );
