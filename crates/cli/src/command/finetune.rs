@@ -590,6 +590,9 @@ fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, V
     map.insert("init_from".into(), json!(args.init_from));
     map.insert("random_init".into(), json!(args.random_init));
     map.insert("zero_head".into(), json!(args.zero_head));
+    if let Some(name) = &args.model_name {
+        map.insert("model_name".into(), json!(name));
+    }
     if let Some(label) = &args.label {
         map.insert("label".into(), json!(label));
     }

@@ -207,7 +207,9 @@ fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
     let mut programs = Versions::new();
     for run in runs {
         let meta = &run.record.meta_info;
-        if !run.record.is_random() {
+        // What was given the name of the model that it was made of has weights of its own.
+        let is_made_of_it = run.record.run_info.config.contains_key("model_name");
+        if !run.record.is_random() && !is_made_of_it {
             let weights = hashes.entry(format!("the weights of {}", run.record.model())).or_default();
             weights.entry(&meta.model_hash).or_insert(run);
         }

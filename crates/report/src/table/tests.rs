@@ -259,7 +259,7 @@ fn other_data_under_the_same_name_are_noted() {
 }
 
 #[test]
-fn random_weights_are_no_other_version_of_the_model() {
+fn weights_that_were_to_differ_are_no_other_version_of_the_model() {
     let mut runs = [run("full", 0, "rte", 1e-3, 0, 0.2), run("head", 0, "rte", 1e-3, 0, 0.1)];
     runs[1].record.meta_info.model_hash = "random".into();
     assert_eq!(
@@ -268,8 +268,11 @@ fn random_weights_are_no_other_version_of_the_model() {
             "the weights of mini-bert are not the same in all runs: unknown (full-0-rte-1e-3-0), random (head-0-rte-1e-3-0)"
         ]
     );
-    runs[1].record.run_info.config.insert("random_init".into(), true.into());
-    assert_eq!(GridTable::from_runs(&runs).notes, Vec::<String>::new());
+    for (key, value) in [("random_init", serde_json::json!(true)), ("model_name", "mini-bert".into())] {
+        let mut runs = runs.clone();
+        runs[1].record.run_info.config.insert(key.into(), value);
+        assert_eq!(GridTable::from_runs(&runs).notes, Vec::<String>::new(), "{key}");
+    }
 }
 
 #[test]
