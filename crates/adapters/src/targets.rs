@@ -125,12 +125,19 @@ impl Targets {
             (Some(_), None) => false,
             (None, _) => true,
         };
+        let is_idle = |name: &&String| !sites.iter().any(|site| is_named(site, name));
         // Each name must find something: a misspelt one among several would pass unseen.
-        for pattern in std::iter::once(&self.include).chain(&self.exclude) {
-            let Pattern::Names(names) = pattern else { continue };
-            if let Some(name) = names.iter().find(|name| !sites.iter().any(|s| is_named(s, name))) {
-                return Err(no_match(name, sites));
-            }
+        if let Pattern::Names(names) = &self.include
+            && let Some(name) = names.iter().find(is_idle)
+        {
+            return Err(no_match(name, sites));
+        }
+        // What is left out by habit (`lm_head`) need not be there, but may be misspelt.
+        if let Some(Pattern::Names(names)) = &self.exclude {
+            names
+                .iter()
+                .filter(is_idle)
+                .for_each(|name| tracing::warn!("excluded: {}", no_match(name, sites)));
         }
         let last = sites.iter().filter_map(|site| site.layer).max();
         if let Some(&layer) = self.layers.iter().flatten().find(|&&layer| Some(layer) > last) {
@@ -251,7 +258,6 @@ mod tests {
     }
 
     #[rstest]
-    #[case("query", Some("valeu"), None, "no layer matches 'valeu'; nearest: ")]
     #[case("query", Some("query"), None, "of what 'query' matches nothing is left")]
     #[case("classifier", None, Some(vec![1]), "of what 'classifier' matches nothing is left")]
     #[case("query", None, Some(vec![1, 9]), "there is no layer 9: the model has 3, counted from 0")]
@@ -265,6 +271,15 @@ mod tests {
             Targets { include: Pattern::parse(include), exclude: exclude.map(Pattern::parse), layers };
         let error = targets.select(&sites()).unwrap_err().to_string();
         assert!(error.starts_with(start), "{error}");
+    }
+
+    #[test]
+    fn what_is_excluded_need_not_be_there() {
+        let targets = Targets {
+            exclude: Some(Pattern::parse("lm_head,query")),
+            ..Targets::new(Pattern::parse("all-linear"))
+        };
+        assert_eq!(targets.select(&sites()).unwrap(), [1, 2, 4, 5, 7, 8]);
     }
 
     #[test]

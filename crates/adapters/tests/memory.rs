@@ -20,12 +20,14 @@ fn random(shape: [usize; 2]) -> Tensor<B, 2> {
 
 /// Numbers (of four bytes) above the present level that `forward` and its backward pass reach.
 fn peak(forward: impl Fn() -> Tensor<B, 2>) -> usize {
-    // What threads and kernels keep for themselves is there after one pass.
-    forward().sum().backward();
-    let before = MEMORY.current_usage();
-    MEMORY.reset_peak_usage();
-    forward().sum().backward();
-    (MEMORY.peak_usage() - before) / size_of::<f32>()
+    let pass = || {
+        let before = MEMORY.current_usage();
+        MEMORY.reset_peak_usage();
+        forward().sum().backward();
+        (MEMORY.peak_usage() - before) / size_of::<f32>()
+    };
+    // What a thread keeps for itself it takes in the first pass in which it has work, whichever that is.
+    (0..8).map(|_| pass()).min().unwrap_or(0)
 }
 
 /// One test, because the allocator counts all threads of the process.

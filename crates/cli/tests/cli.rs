@@ -297,7 +297,6 @@ fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) 
 #[case(&["--layers", "first"], "expected numbers")]
 #[case(&["--layers", "0-999999999999"], "expected a range")]
 #[case(&["--layers", "99"], "there is no layer 99: the model has 2")]
-#[case(&["--exclude", "valeu"], "no layer matches 'valeu'; nearest: 'value'")]
 #[case(&["--exclude", "query,value"], "nothing is left")]
 #[case(&["--rank-pattern", "nope=4"], "no adapted layer ends in 'nope'")]
 fn bad_options_are_one_line_and_leave_nothing_behind(#[case] extra: &[&str], #[case] part: &str) {

@@ -314,3 +314,13 @@ fn a_head_of_zeros_is_learnt_by_its_adapter() {
     let again = json_of(&["evaluate", "--model", &merged, "--task", "sst2", "--data", data]);
     assert_eq!(again["metric"], trained["metric"]);
 }
+
+#[test]
+fn a_misspelt_exclusion_is_said() {
+    let (data, out) = (sst2(), tempfile::tempdir().unwrap());
+    let model = fixture("bert-encoder");
+    let to = folder(&out, "run");
+    let (_, warnings) =
+        run(&finetune(s(data.path()), "lora", &to, &["--model", s(&model), "--exclude", "valeu"]));
+    assert!(warnings.contains("excluded: no layer matches 'valeu'; nearest: 'value'"), "{warnings}");
+}
