@@ -39,7 +39,8 @@ pub(super) fn summary(runs: &[LoadedRun], table: &GridTable) -> String {
     // The day is enough.
     let last = last.split('T').next().unwrap_or_default();
     let tasks = table.columns.len();
-    let mut parts = vec![format!("{} runs on {tasks} tasks", runs.len())];
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mut parts = vec![format!("{} on {}", count(runs.len(), "run"), count(tasks, "task"))];
     let labelled = [
         ("model", models),
         ("backend", backends),

@@ -8,7 +8,7 @@ use super::{axis::Axis, escape};
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 240.0;
 /// What the axes' texts need at each side.
-const LEFT: f64 = 50.0;
+const LEFT: f64 = 57.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 44.0;
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn corners_lie_on_the_frame() {
         let svg = plot(vec![point(0.0, 0.0), point(10.0, 10.0)]).to_svg("t");
-        assert!(svg.contains("class=\"line d0\" d=\"M50.0 196.0L346.0 10.0\""), "{svg}");
+        assert!(svg.contains("class=\"line d0\" d=\"M57.0 196.0L346.0 10.0\""), "{svg}");
         assert!(
             svg.contains("<title id=\"t\">a &amp; b</title>") && svg.contains("<title>&lt;10&gt;</title>"),
             "{svg}"
