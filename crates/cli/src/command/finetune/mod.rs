@@ -1,0 +1,355 @@
+//! `lowrank finetune`: train a model on a task.
+
+mod model;
+mod record;
+mod rows;
+
+use std::collections::BTreeMap;
+#[cfg(feature = "tui")]
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use lowrank_data::glue::{LabelSpace, Task};
+use lowrank_models::EncoderConfig;
+use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
+use lowrank_report::tfevents::EventWriter;
+use lowrank_report::{LogKey, log_path, rfc3339_utc};
+use lowrank_train::checkpoint::CheckpointStore;
+use lowrank_train::{FineTuner, Fit, Outcome, SchedulerKind, TrainConfig, fit};
+use serde_json::{Map, Value};
+
+use crate::backend::{NAME, Train, device};
+use crate::context::{model_folder, new_folder, tokenizer};
+use crate::machine::{hardware, peak_rss_mb};
+use crate::method::{AdapterArgs, Method};
+
+use self::model::{build, save};
+use self::record::{finish, hash_settings, note_evaluation, print_result, settings};
+use self::rows::{Rows, read_spec};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scheduler {
+    /// Down to zero in a straight line.
+    Linear,
+    /// Down to zero along half a cosine.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// Options of `finetune`.
+#[derive(clap::Args)]
+#[command(allow_negative_numbers = true)]
+pub(crate) struct Args {
+    /// Model folder (config.json, weights, tokenizer)
+    #[arg(long)]
+    model: PathBuf,
+    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
+    #[arg(long, requires = "data", conflicts_with = "train", required_unless_present = "train")]
+    task: Option<Task>,
+    /// GLUE root with the official folders
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Training rows of a task of your own: .tsv with a header text[, text_pair], label; or .jsonl
+    #[arg(long, requires = "dev")]
+    train: Option<PathBuf>,
+    /// Dev rows of a task of your own
+    #[arg(long, requires = "train")]
+    dev: Option<PathBuf>,
+    /// What is trained
+    #[arg(long, value_enum)]
+    method: Method,
+    /// Folder of the run
+    #[arg(short, long)]
+    output: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    /// LoRA+: how much larger the learning rate of B is than that of A
+    #[arg(long)]
+    lora_plus: Option<f64>,
+    /// Peak learning rate [default: 1e-4 for full, 1e-3 for head, else 5e-4]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Peak learning rate of the task head [default: --lr]
+    #[arg(long)]
+    head_lr: Option<f64>,
+    /// Decoupled weight decay of matrices
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Batches in an optimizer step
+    #[arg(long, default_value_t = 1)]
+    grad_accum: usize,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 500, conflicts_with = "epochs")]
+    max_steps: usize,
+    /// Passes over the training rows
+    #[arg(long)]
+    epochs: Option<f64>,
+    /// Part of the steps that warm up
+    #[arg(long, default_value_t = 0.06)]
+    warmup_ratio: f64,
+    /// Schedule after the warm-up
+    #[arg(long, value_enum, default_value_t = Scheduler::Linear)]
+    scheduler: Scheduler,
+    /// Clip the global gradient norm; 0 for no clipping
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Steps between evaluations
+    #[arg(long, default_value_t = 100)]
+    eval_every: usize,
+    /// Steps between checkpoints, a multiple of --eval-every [default: none are kept]
+    #[arg(long)]
+    save_every: Option<usize>,
+    /// Stop after this many evaluations without improvement
+    #[arg(long)]
+    early_stopping: Option<usize>,
+    /// Cut texts at this many tokens [default: the model's limit]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Seed of initial values, shuffling and dropout
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Go on from the newest checkpoint in the output folder
+    #[arg(long)]
+    resume: bool,
+    /// Root of a log tree [default: events go into the output folder]
+    #[arg(long)]
+    log_dir: Option<PathBuf>,
+    /// Start from the weights of this adapter or model instead
+    #[arg(long)]
+    init_from: Option<PathBuf>,
+    /// Start from random weights: what an untrained encoder can do
+    #[arg(long, conflicts_with = "init_from")]
+    random_init: bool,
+    /// Start with a head of zeros
+    #[arg(long)]
+    zero_head: bool,
+    /// Name of the model in tables and logs [default: --model]
+    #[arg(long)]
+    model_name: Option<String>,
+    /// Name of the run in tables [default: the method]
+    #[arg(long)]
+    label: Option<String>,
+    /// Show burn-train's dashboard in the terminal in place of a bar; q stops the training
+    #[cfg(feature = "tui")]
+    #[arg(long, conflicts_with = "json")]
+    tui: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let begun = Instant::now();
+    let started = SystemTime::now();
+    let device = device()?;
+    let folder = model_folder(&args.model)?;
+    let base = EncoderConfig::read(&folder)?;
+    let tokenizer = tokenizer(&folder, &base, args.max_length)?;
+    check_output(&args)?;
+    #[cfg(feature = "tui")]
+    ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
+    // Everything that can be wrong with the options is found before the rows are read.
+    let mut config = train_config(&args);
+    config.validate()?;
+    let (spec, read) = read_spec(&args)?;
+    let (labels, regression) = match &spec.labels {
+        LabelSpace::Classes(names) => (names.clone(), false),
+        LabelSpace::Score => (vec!["score".to_string()], true),
+    };
+    let model_config = base.with_labels(labels.clone(), regression);
+    let (tuner, model_hash) = build(&args, &folder, model_config, &device)?;
+    let rows = read.encode(spec, &tokenizer)?;
+    if let Some(epochs) = args.epochs {
+        ensure!(
+            epochs.is_finite() && epochs > 0.0,
+            "epochs = {epochs} is out of range; expected a number above 0"
+        );
+        let per_epoch = rows.train.len().div_ceil(args.batch_size * args.grad_accum);
+        config.max_steps = ((per_epoch as f64 * epochs).ceil() as usize).max(1);
+    }
+    let (trainable, total) = tuner.count();
+
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    let settings = settings(&args, &config, &rows.spec);
+    let mut record = RunRecord::new(
+        RunInfo {
+            command: std::env::args().collect(),
+            config: settings.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("LOWRANK_COMMIT").map(str::to_string),
+            backend: NAME.into(),
+            started: rfc3339_utc(started),
+            finished: None,
+        },
+        MetaInfo {
+            model: args.model_name(),
+            model_hash,
+            data_hash: rows.hash.clone(),
+            task: rows.spec.name.clone(),
+            method: args.method.name(),
+            hardware: hardware(),
+            versions: BTreeMap::from([("burn".to_string(), "0.21.0".to_string())]),
+        },
+    );
+    let primary = rows.spec.metrics[0].to_string();
+    record.train_info.metric_name = primary.clone();
+    record.train_info.trainable = trainable as u64;
+    record.train_info.total = total as u64;
+    if args.resume
+        && let Ok(before) = RunRecord::read(args.output.join(FILE_NAME))
+    {
+        record.run_info.started = before.run_info.started;
+        record.train_info.evals = before.train_info.evals;
+        record.train_info.event_files = before.train_info.event_files;
+    }
+    let base_hash = record.meta_info.model_hash.clone();
+    record.write_atomic(args.output.join(FILE_NAME))?;
+    let record = Arc::new(Mutex::new(record));
+
+    let result = train(&args, config, tuner, rows, &settings, &record, &primary);
+    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
+    record.train_info.wall_s = Some(begun.elapsed().as_secs_f64());
+    record.train_info.peak_rss_mb = peak_rss_mb();
+    let outcome = match result.and_then(|(model, outcome)| {
+        record.train_info.adapter_bytes =
+            Some(save(&args, &folder, &model, &labels, regression, &base_hash)?);
+        Ok(outcome)
+    }) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            record.train_info.status = Status::Failed;
+            record.train_info.error = Some(format!("{error:#}"));
+            record.write_atomic(args.output.join(FILE_NAME))?;
+            return Err(error);
+        }
+    };
+    finish(&mut record, &outcome);
+    record.write_atomic(args.output.join(FILE_NAME))?;
+    print_result(&args, &record)
+}
+
+/// Trains; evaluations go into the record as they come.
+fn train(
+    args: &Args,
+    config: TrainConfig,
+    tuner: FineTuner<Train>,
+    rows: Rows,
+    settings: &Map<String, Value>,
+    record: &Arc<Mutex<RunRecord>>,
+    primary: &str,
+) -> Result<(FineTuner<crate::backend::Inner>, Outcome)> {
+    let checkpoints =
+        CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
+    let label = args.label.clone().unwrap_or_else(|| args.method.name());
+    let log_folder = match &args.log_dir {
+        Some(root) => log_path(
+            root,
+            &LogKey {
+                model: &args.model_name(),
+                method: &label,
+                task: &rows.spec.name,
+                lr: config.lr,
+                rank: rank(args).unwrap_or(0) as u64,
+                seed: args.seed,
+            },
+        ),
+        None => args.output.clone(),
+    };
+    let on_evaluation = {
+        let (record, primary, path) = (record.clone(), primary.to_string(), args.output.join(FILE_NAME));
+        Box::new(move |step: usize, output: &lowrank_train::metrics::EvalOutput| {
+            let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+            note_evaluation(&mut record, step, &output.values, &primary);
+            Ok(record.write_atomic(&path)?)
+        })
+    };
+    let events = EventWriter::create(log_folder)?;
+    if let Some(name) = events.path().file_name() {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.train_info.event_files.push(name.to_string_lossy().into_owned());
+        record.write_atomic(args.output.join(FILE_NAME))?;
+    }
+    let dev = rows.dev;
+    let job = Fit {
+        config,
+        train: rows.train,
+        dev,
+        metrics: rows.spec.metrics.clone(),
+        folder: args.output.clone(),
+        events: Some(events),
+        checkpoints: Some(checkpoints.clone()),
+        resume: args.resume,
+        #[cfg(feature = "tui")]
+        dashboard: args.tui,
+        interrupter: burn::train::Interrupter::new(),
+        on_evaluation,
+    };
+    let result = fit(tuner, job)?;
+    checkpoints.clear()?;
+    Ok(result)
+}
+
+fn rank(args: &Args) -> Option<usize> {
+    args.method.adapter().map(|_| args.adapter.rank)
+}
+
+fn train_config(args: &Args) -> TrainConfig {
+    let lr = match args.method {
+        Method::Full => 1e-4,
+        Method::Head => 1e-3,
+        _ => 5e-4,
+    };
+    TrainConfig {
+        lr: args.lr.unwrap_or(lr),
+        head_lr: args.head_lr,
+        lora_plus: args.lora_plus,
+        weight_decay: args.weight_decay,
+        batch_size: args.batch_size,
+        grad_accum: args.grad_accum,
+        max_steps: args.max_steps,
+        warmup_ratio: args.warmup_ratio,
+        scheduler: match args.scheduler {
+            Scheduler::Linear => SchedulerKind::Linear,
+            Scheduler::Cosine => SchedulerKind::Cosine,
+            Scheduler::Constant => SchedulerKind::Constant,
+        },
+        max_grad_norm: args.max_grad_norm,
+        eval_every: args.eval_every,
+        save_every: args.save_every,
+        early_stopping: args.early_stopping,
+        seed: args.seed,
+    }
+}
+
+/// A run's folder must be new, or hold one that failed, or the one that is to be gone on with.
+fn check_output(args: &Args) -> Result<()> {
+    let dir = &args.output;
+    let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else { return new_folder(dir, &[&args.model]) };
+    ensure!(
+        args.resume || before.train_info.status == Status::Failed,
+        "{}: holds a run already; go on with it by --resume, or give a new folder",
+        dir.display()
+    );
+    ensure!(
+        before.train_info.status != Status::Done,
+        "{}: this run has ended; there is nothing to resume",
+        dir.display()
+    );
+    Ok(())
+}
+
+impl Args {
+    fn model_name(&self) -> String {
+        self.model_name.clone().unwrap_or_else(|| self.model.display().to_string())
+    }
+}

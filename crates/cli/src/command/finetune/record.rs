@@ -1,0 +1,120 @@
+//! What a run leaves written: its settings, its evaluations, its result.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lowrank_data::glue::TaskSpec;
+use lowrank_report::run::{Evaluation, RunRecord, Status};
+use lowrank_train::{Outcome, TrainConfig};
+use serde_json::{Map, Value, json};
+
+use super::Args;
+use crate::context::print_json;
+
+pub(super) fn note_evaluation(
+    record: &mut RunRecord,
+    step: usize,
+    values: &BTreeMap<String, f64>,
+    primary: &str,
+) {
+    let info = &mut record.train_info;
+    let finite = |v: &f64| v.is_finite().then_some(*v);
+    // A resumed run comes by again where it was killed after an evaluation and before a checkpoint.
+    info.evals.retain(|e| e.step < step as u64);
+    info.evals.push(Evaluation {
+        step: step as u64,
+        metrics: values.iter().filter(|(k, _)| *k != "loss").map(|(k, v)| (k.clone(), finite(v))).collect(),
+        loss: values.get("loss").and_then(finite),
+    });
+    info.steps = step as u64;
+    let value = values.get(primary).and_then(finite);
+    if value.is_some() && (info.best_metric.is_none() || value > info.best_metric) {
+        info.best_metric = value;
+        info.best_step = Some(step as u64);
+    }
+}
+
+/// Fills in what is known at the end: the saved weights are those of the best evaluation.
+pub(super) fn finish(record: &mut RunRecord, outcome: &Outcome) {
+    let info = &mut record.train_info;
+    info.status = Status::Done;
+    info.steps = outcome.steps as u64;
+    if let Some((step, value)) = outcome.best {
+        info.best_metric = Some(value);
+        info.best_step = Some(step as u64);
+    }
+    info.metric = info.best_metric;
+    let mut times: Vec<f64> = outcome.step_times.iter().map(|t| t.as_secs_f64()).collect();
+    let (seconds, tokens): (f64, usize) = (times.iter().sum(), outcome.step_tokens.iter().sum());
+    times.sort_by(f64::total_cmp);
+    info.ms_per_step_median = times.get(times.len() / 2).map(|s| s * 1e3);
+    info.tokens_per_second = (seconds > 0.0).then(|| tokens as f64 / seconds);
+}
+
+pub(super) fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
+    let info = &record.train_info;
+    if args.json {
+        return print_json(&json!({
+            "metric": info.metric,
+            "best_metric": info.best_metric,
+            "steps": info.steps,
+            "ms_per_step_median": info.ms_per_step_median,
+            "tokens_per_second": info.tokens_per_second,
+            "trainable": info.trainable,
+            "total": info.total,
+            "peak_rss_mb": info.peak_rss_mb,
+            "wall_s": info.wall_s,
+            "metric_name": info.metric_name,
+            "best_step": info.best_step,
+        }));
+    }
+    println!(
+        "{} {:.4} at step {} of {}; {} of {} parameters trained; {:.0} ms a step, {:.0} tokens/s, {:.0} MB, {:.0} s",
+        info.metric_name,
+        info.metric.unwrap_or(f64::NAN),
+        info.best_step.unwrap_or(0),
+        info.steps,
+        info.trainable,
+        info.total,
+        info.ms_per_step_median.unwrap_or(f64::NAN),
+        info.tokens_per_second.unwrap_or(f64::NAN),
+        info.peak_rss_mb.unwrap_or(f64::NAN),
+        info.wall_s.unwrap_or(f64::NAN),
+    );
+    Ok(())
+}
+
+/// Every setting of the run, defaults included.
+pub(super) fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, Value> {
+    let mut map = match serde_json::to_value(config) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    map.insert("model".into(), json!(args.model));
+    map.insert("task".into(), json!(spec.name));
+    map.insert("method".into(), json!(args.method.name()));
+    if args.method.adapter().is_some() {
+        args.adapter.settings(&mut map);
+    }
+    map.insert("max_length".into(), json!(args.max_length));
+    map.insert("init_from".into(), json!(args.init_from));
+    map.insert("random_init".into(), json!(args.random_init));
+    map.insert("zero_head".into(), json!(args.zero_head));
+    if let Some(name) = &args.model_name {
+        map.insert("model_name".into(), json!(name));
+    }
+    if let Some(label) = &args.label {
+        map.insert("label".into(), json!(label));
+    }
+    map
+}
+
+pub(super) fn hash_settings(settings: &Map<String, Value>, data: &str) -> String {
+    let text = serde_json::to_string(settings).unwrap_or_default();
+    format!("{:016x}", fnv(text.bytes().chain(data.bytes())))
+}
+
+/// FNV-1a, 64 bits: tells settings and data apart, no more.
+pub(super) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}

@@ -1,0 +1,65 @@
+//! The rows of a run: a GLUE task's, or the user's own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use lowrank_data::glue::{GlueDataset, Split, Task, TaskSpec, read_custom};
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_train::DevSet;
+
+use super::Args;
+use super::record::fnv;
+use crate::command::evaluate;
+
+/// The task's rows.
+pub(super) struct Rows {
+    pub(super) spec: TaskSpec,
+    pub(super) train: Arc<EncodedDataset>,
+    pub(super) dev: Vec<DevSet>,
+    pub(super) hash: String,
+}
+
+/// Where the task's rows come from.
+pub(super) enum Source {
+    Glue { root: PathBuf, task: Task, train: GlueDataset },
+    Files { train: GlueDataset, dev: GlueDataset },
+}
+
+pub(super) fn read_spec(args: &Args) -> Result<(TaskSpec, Source)> {
+    if let (Some(task), Some(root)) = (args.task, &args.data) {
+        let train = GlueDataset::read(root, task, Split::Train)?;
+        return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
+    }
+    let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
+        bail!("give --task and --data, or --train and --dev");
+    };
+    let name = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    let (train, dev) = read_custom(&name, train, dev)?;
+    Ok((train.spec().clone(), Source::Files { train, dev }))
+}
+
+impl Source {
+    pub(super) fn encode(self, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
+        let encode = |set: &GlueDataset| -> Result<Arc<EncodedDataset>> {
+            Ok(Arc::new(EncodedDataset::encode(set, tokenizer)?))
+        };
+        let (train, dev) = match self {
+            Self::Glue { root, task, train } => {
+                (encode(&train)?, evaluate::dev_sets(&root, task, tokenizer)?)
+            }
+            Self::Files { train, dev } => {
+                (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
+            }
+        };
+        let hash = hash_rows(std::iter::once(&train).chain(dev.iter().map(|d| &d.data)));
+        Ok(Rows { spec, train, dev, hash })
+    }
+}
+
+fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
+    let bytes =
+        sets.flat_map(|set| set.rows()).flat_map(|row| row.ids.iter().flat_map(|id| id.to_le_bytes()));
+    format!("{:016x}", fnv(bytes))
+}
