@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,13 +12,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
-
-fn s(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use common::{copy, fixture, s};
 
 fn run(args: &[&str]) -> assert_cmd::assert::Assert {
     Command::cargo_bin("lowrank").unwrap().args(args).assert()
@@ -259,15 +255,6 @@ fn loralib_tensors_are_an_adapter_and_convert_to_peft() {
     let assert = run(&["predict", "--model", s(&model), "--adapter", s(&path), "--text", "a"]).success();
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.contains("holds no alpha; taking 16"), "{stderr}");
-}
-
-fn copy(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
 }
 
 /// Rewrites the tensors of an adapter, each as `change` has it.

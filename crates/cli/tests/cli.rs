@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use assert_cmd::Command;
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
+use common::{copy, fixture, s};
 
 fn lowrank(args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("lowrank").unwrap();
@@ -51,10 +51,6 @@ fn tiny_data() -> TempDir {
     fs::write(folder.join("train.tsv"), rows(40)).unwrap();
     fs::write(folder.join("dev.tsv"), rows(10)).unwrap();
     dir
-}
-
-fn s(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]
@@ -264,16 +260,6 @@ fn merging_keeps_the_predictions() {
     let dotted = merged.parent().unwrap().join(".").join("merged");
     fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&dotted)], "is not empty");
     fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "would go into");
-}
-
-/// A copy of a fixture that a test may spoil.
-fn copy(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
 }
 
 fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {

@@ -2,19 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use serde_json::Value;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
-
-fn s(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use common::{fixture, s};
 
 fn lowrank(args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("lowrank").unwrap();

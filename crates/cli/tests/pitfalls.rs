@@ -2,22 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use assert_cmd::Command;
 use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
-}
-
-fn s(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use common::{copy, fixture, s};
 
 /// Standard output and standard error of a command that must succeed.
 #[track_caller]
@@ -37,16 +33,6 @@ fn fails(args: &[&str], part: &str) {
     let error = String::from_utf8(output.stderr).unwrap();
     let last = error.trim_end().lines().last().unwrap_or_default();
     assert!(last.starts_with("error: ") && last.contains(part), "{error}");
-}
-
-/// A copy of a fixture that a test may change.
-fn copy(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
 }
 
 fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
