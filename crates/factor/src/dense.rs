@@ -11,10 +11,12 @@ use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_s
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::linalg::svd::{ComputeSvdVectors, SvdParams, svd, svd_scratch};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::traits::RealField;
-use faer::{Accum, Auto, Mat, MatMut, MatRef, Par, Spec};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use pulp::Arch;
+
+use crate::svd::Pass;
 
 /// Dense kernels of one element type. `None` means that an iteration did not converge or a pivot was not
 /// positive.
@@ -41,15 +43,9 @@ pub trait Dense: RealField + Copy {
     /// `X ← L⁻¹·X` for a lower triangular `L`.
     fn solve_lower(lower: MatRef<'_, Self>, x: MatMut<'_, Self>, par: Par);
 
-    /// Singular values of a matrix with `m ≥ n ≥ 2`, and its left and right singular vectors where there are places
-    /// for them. Blocks below the size `switch` are left to the implicit QR iteration.
-    fn svd(
-        a: MatRef<'_, Self>,
-        left: Option<MatMut<'_, Self>>,
-        right: Option<MatMut<'_, Self>>,
-        switch: Option<usize>,
-        par: Par,
-    ) -> Option<Vec<Self>>;
+    /// One pass of a reduction to two diagonals.
+    #[doc(hidden)]
+    fn sweep(pass: Pass<'_, Self>);
 
     /// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle.
     fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)>;
@@ -90,14 +86,8 @@ macro_rules! implement {
                 solve_lower_triangular_in_place(lower, x, par);
             }
 
-            fn svd(
-                a: MatRef<'_, Self>,
-                left: Option<MatMut<'_, Self>>,
-                right: Option<MatMut<'_, Self>>,
-                switch: Option<usize>,
-                par: Par,
-            ) -> Option<Vec<Self>> {
-                thin_svd(a, left, right, switch, par)
+            fn sweep(pass: Pass<'_, Self>) {
+                Arch::new().dispatch(pass);
             }
 
             fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)> {
@@ -120,27 +110,6 @@ fn triangular_product<T: RealField>(
     let mut out = Mat::zeros(a.nrows(), b.ncols());
     triangular::matmul(out.as_mut(), result, Accum::Replace, a, operands, b, operands, one, par);
     out
-}
-
-fn thin_svd<T: RealField + Copy>(
-    a: MatRef<'_, T>,
-    left: Option<MatMut<'_, T>>,
-    right: Option<MatMut<'_, T>>,
-    switch: Option<usize>,
-    par: Par,
-) -> Option<Vec<T>> {
-    let (m, n) = a.shape();
-    let mut params = <SvdParams as Auto<T>>::auto();
-    // faer's own QR step drops what it takes for rounding; see `crate::qr`.
-    params.qr_ratio_threshold = f64::INFINITY;
-    params.recursion_threshold = switch.unwrap_or(params.recursion_threshold);
-    let params = Spec::new(params);
-    let [u, v] = [&left, &right]
-        .map(|side| if side.is_some() { ComputeSvdVectors::Thin } else { ComputeSvdVectors::No });
-    let mut memory = MemBuffer::new(svd_scratch::<T>(m, n, u, v, par, params));
-    let mut s = faer::diag::Diag::<T>::zeros(n);
-    svd(a, s.as_mut(), left, right, par, MemStack::new(&mut memory), params).ok()?;
-    Some(s.column_vector().iter().copied().collect())
 }
 
 fn symmetric_eigen<T: RealField + Copy>(a: MatRef<'_, T>, par: Par) -> Option<(Vec<T>, Mat<T>)> {

@@ -224,8 +224,8 @@ pub fn gram<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
 
 /// All threads of the current rayon pool for large work, none but the caller's for small work.
 pub(crate) fn parallelism(multiply_adds: usize) -> Par {
-    // Waking a thread costs about as much as this many multiply-adds.
-    if multiply_adds < 1 << 21 { Par::Seq } else { Par::rayon(0) }
+    // Below it, waking a thread costs more than it saves.
+    if multiply_adds < 1 << 23 { Par::Seq } else { Par::rayon(0) }
 }
 
 /// `A·B`.

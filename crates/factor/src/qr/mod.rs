@@ -12,6 +12,7 @@
 
 mod cholesky;
 mod householder;
+pub(crate) mod reflector;
 
 use faer::{Mat, MatRef};
 

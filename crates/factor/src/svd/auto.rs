@@ -32,13 +32,13 @@ pub struct AutoSvd<T: Scalar> {
 /// Below this smaller side an exact decomposition takes milliseconds, and nothing is to be won.
 const SMALL_SIDE: usize = 128;
 /// Largest share of the smaller side at which sampling beats the exact decomposition.
-const RANDOMIZED_SHARE: f64 = 0.4;
+const RANDOMIZED_SHARE: f64 = 0.35;
 /// The adaptive method works harder per triplet: it is given up at this share of the smaller side.
 const ADAPTIVE_SHARE: f64 = 0.15;
 
 /// Enough triplets for a truncation, by the method that suits the shape.
 ///
-/// *Rank or parameters*: randomized where `rank + 10` is at most 0.4 of the smaller side and that side at
+/// *Rank or parameters*: randomized where `rank + 10` is at most 0.35 of the smaller side and that side at
 /// least 128, else exact. *Error or energy*: adaptive up to 0.15 of the smaller side, then exact. A
 /// randomized result that is not settled ([`RandomizedSvd::is_settled`](super::RandomizedSvd::is_settled))
 /// is discarded for the exact one.

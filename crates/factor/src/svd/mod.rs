@@ -2,8 +2,8 @@
 
 mod adaptive;
 mod auto;
+mod bidiagonal;
 mod exact;
-mod jacobi;
 mod randomized;
 
 use faer::reborrow::ReborrowMut;
@@ -11,6 +11,7 @@ use faer::{Mat, MatMut, MatRef};
 
 pub use self::adaptive::{AdaptiveOptions, adaptive};
 pub use self::auto::{AutoSvd, SvdMethod, auto};
+pub(crate) use self::bidiagonal::Pass;
 pub use self::exact::{exact, singular_values};
 pub(crate) use self::exact::{left, thin};
 pub use self::randomized::{RandomizedOptions, RandomizedSvd, randomized};

@@ -135,7 +135,7 @@ fn sweep<T: Scalar>(values: &[T], modes: &[usize], cut: Cut<'_>) -> Result<Appro
     let (mut rank, mut dropped) = (1, 0.0);
     for k in 0..bonds {
         let unfolding = view(&rest, rank * modes[k])?;
-        let (u, s) = svd::left(unfolding)?;
+        let (u, s) = svd::left(unfolding);
         let squared: Vec<f64> = s.iter().map(|s| s.widen().powi(2)).collect();
         let tails = tails(&squared, 0.0);
         let keep = match cut {

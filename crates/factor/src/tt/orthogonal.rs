@@ -128,7 +128,7 @@ impl<T: Scalar> TensorTrain<T> {
         let mut dropped = 0.0;
         for k in 0..cores.len() - 1 {
             let [left, mode, _] = cores[k].shape();
-            let (u, s, mut v) = svd::thin(cores[k].left_unfolding())?;
+            let (u, s, mut v) = svd::thin(cores[k].left_unfolding());
             let squared: Vec<f64> = s.iter().map(|s| s.widen().powi(2)).collect();
             let tails = tails(&squared, 0.0);
             let rank = keep(k, &tails);

@@ -115,9 +115,9 @@ impl<'a, 'b, T: Scalar> Hosvd<'a, 'b, T> {
         check_tolerance(options.tolerance)?;
         let shape = check_stack(stack)?;
         let squared = |values: Vec<T>| values.iter().map(|s| s.widen().powi(2)).collect();
-        let (u, s) = left(stack_cols(stack, shape.0).as_ref())?;
+        let (u, s) = left(stack_cols(stack, shape.0).as_ref());
         let transposed: Vec<_> = stack.iter().map(|a| a.transpose()).collect();
-        let (v, t) = left(stack_cols(&transposed, shape.1).as_ref())?;
+        let (v, t) = left(stack_cols(&transposed, shape.1).as_ref());
         Ok(Self { stack, shape, left: (u, squared(s)), right: (v, squared(t)) })
     }
 

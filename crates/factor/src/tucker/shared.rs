@@ -118,7 +118,7 @@ pub fn shared_basis<T: Scalar>(
     }
     let stacked = stack_rows(&oriented, n);
     let balanced = Balanced::new(stacked.as_ref(), "stack")?;
-    let (v, s) = svd::left(balanced.view().transpose())?;
+    let (v, s) = svd::left(balanced.view().transpose());
     let squared: Vec<f64> = s.iter().map(|s| s.widen().powi(2)).collect();
     let rows = stacked.nrows();
     let rank = truncation.resolve(&squared, 0.0, |r| r * (rows + n))?;

@@ -1,0 +1,133 @@
+//! One pass over a matrix for both products that a step of the reduction to two diagonals needs.
+
+use faer::{ContiguousFwd, MatRef};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::scalar::Scalar;
+
+/// From this many elements on a pass is worth several threads.
+const PARALLEL: usize = 1 << 20;
+
+/// Columns that are read together; they stay in the nearest cache between their two uses.
+const TOGETHER: usize = 4;
+
+/// Elements to whose multiples the rows of a pass begin: a line of the cache for both types.
+pub(super) const ALIGNED: usize = 16;
+
+/// For every column `a` of a matrix, `y ← τ·(aᵀu − y)`, `row ← a_head − row − y` and `sum ← sum + row·a`.
+pub struct Pass<'a, T> {
+    matrix: MatRef<'a, T, usize, usize, ContiguousFwd>,
+    u: &'a [T],
+    tau: T,
+    /// The row in which `u` begins.
+    head: usize,
+    y: &'a mut [T],
+    row: &'a mut [T],
+    sum: &'a mut [T],
+}
+
+/// The matrix of a pass and the vector that it is multiplied by, which begins in row `head`.
+#[derive(Clone, Copy)]
+pub(super) struct Step<'a, T> {
+    pub(super) matrix: MatRef<'a, T, usize, usize, ContiguousFwd>,
+    pub(super) u: &'a [T],
+    pub(super) head: usize,
+    pub(super) tau: T,
+}
+
+/// `y ← τ·(Aᵀu − y)`, `row ← a_head − row − y`, and `A·row` in the first of `sums`.
+///
+/// Both products read the matrix once, where LAPACK's `labrd` reads it twice (Howell, Demmel, Fulton,
+/// Hammarling, Marmol 2008).
+pub(super) fn sweep<T: Scalar>(step: Step<'_, T>, y: &mut [T], row: &mut [T], sums: &mut Vec<Vec<T>>) {
+    let (rows, cols) = step.matrix.shape();
+    let threads = if rows * cols < PARALLEL { 1 } else { rayon::current_num_threads() };
+    let width = cols.div_ceil(threads).next_multiple_of(TOGETHER);
+    sums.resize_with(cols.div_ceil(width), Vec::new);
+    let part = |start: usize, y: &mut [T], row: &mut [T], sum: &mut Vec<T>| {
+        sum.clear();
+        sum.resize(rows, T::default());
+        let Step { matrix, u, head, tau } = step;
+        let matrix = matrix.subcols(start, y.len());
+        T::sweep(Pass { matrix, u, tau, head, y, row, sum });
+    };
+    if sums.len() == 1 {
+        return part(0, y, row, &mut sums[0]);
+    }
+    let parts = y.par_chunks_mut(width).zip(row.par_chunks_mut(width)).zip(sums.par_iter_mut());
+    parts.enumerate().for_each(|(i, ((y, row), sum))| part(i * width, y, row, sum));
+    let (first, others) = sums.split_at_mut(1);
+    for other in others {
+        first[0].iter_mut().zip(other).for_each(|(x, &mut y)| *x += y);
+    }
+}
+
+macro_rules! implement {
+    ($($scalar:ident: $vector:ident, $split:ident, $split_mut:ident, $load:ident, $store:ident, $splat:ident,
+        $mul_add:ident, $reduce:ident;)*) => {$(
+        impl Pass<'_, $scalar> {
+            #[inline(always)]
+            fn group<S: Simd, const N: usize>(&mut self, simd: S, first: usize) {
+                let (u, u_rest) = S::$split(self.u);
+                let u_rest = simd.$load(u_rest);
+                let (sum, sum_rest) = S::$split_mut(self.sum);
+                let mut columns: [&[S::$vector]; N] = [&[]; N];
+                let mut rests = [simd.$splat(0.0); N];
+                let mut products = [simd.$splat(0.0); N];
+                for n in 0..N {
+                    let (column, rest) = S::$split(self.matrix.col(first + n).as_slice());
+                    columns[n] = &column[..u.len()];
+                    rests[n] = simd.$load(rest);
+                    products[n] = simd.$mul_add(rests[n], u_rest, products[n]);
+                }
+                for (i, &u) in u.iter().enumerate() {
+                    for n in 0..N {
+                        products[n] = simd.$mul_add(columns[n][i], u, products[n]);
+                    }
+                }
+                let mut factors = products;
+                for n in 0..N {
+                    let (y, row) = (&mut self.y[first + n], &mut self.row[first + n]);
+                    *y = self.tau * (simd.$reduce(products[n]) - *y);
+                    *row = self.matrix[(self.head, first + n)] - *row - *y;
+                    factors[n] = simd.$splat(*row);
+                }
+                for (i, sum) in sum.iter_mut().enumerate() {
+                    let mut total = *sum;
+                    for n in 0..N {
+                        total = simd.$mul_add(columns[n][i], factors[n], total);
+                    }
+                    *sum = total;
+                }
+                let mut total = simd.$load(sum_rest);
+                for n in 0..N {
+                    total = simd.$mul_add(rests[n], factors[n], total);
+                }
+                simd.$store(sum_rest, total);
+            }
+        }
+
+        impl WithSimd for Pass<'_, $scalar> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(mut self, simd: S) {
+                let whole = self.y.len() / TOGETHER * TOGETHER;
+                for first in (0..whole).step_by(TOGETHER) {
+                    self.group::<S, TOGETHER>(simd, first);
+                }
+                for first in whole..self.y.len() {
+                    self.group::<S, 1>(simd, first);
+                }
+            }
+        }
+    )*};
+}
+
+implement! {
+    f32: f32s, as_simd_f32s, as_mut_simd_f32s, partial_load_f32s, partial_store_f32s, splat_f32s, mul_add_f32s,
+        reduce_sum_f32s;
+    f64: f64s, as_simd_f64s, as_mut_simd_f64s, partial_load_f64s, partial_store_f64s, splat_f64s, mul_add_f64s,
+        reduce_sum_f64s;
+}
