@@ -1,5 +1,6 @@
 //! Reduction of a matrix to two diagonals by reflections from both sides.
 
+use faer::reborrow::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::sweep::{ALIGNED, Step, sweep};
@@ -56,110 +57,148 @@ impl<T: Scalar> Reflections<T> {
 /// # Algorithm
 /// Panels whose reflections are applied to the rest of the matrix at once (Dongarra, Hammarling, Sorensen
 /// 1989, LAPACK's `gebrd`), with both matrix-vector products of a step made in one pass.
-pub(super) fn reduce<T: Scalar>(mut a: Mat<T>) -> Reduced<T> {
+pub(super) fn reduce<T: Scalar>(a: Mat<T>) -> Reduced<T> {
     let (m, n) = a.shape();
-    let zero = T::default();
-    let mut right = Mat::zeros(n, n);
     let (mut diagonal, mut off) = (Vec::with_capacity(n), Vec::with_capacity(n));
     let (mut left_taus, mut right_taus) = (Vec::with_capacity(n), Vec::with_capacity(n));
-    // The rest of the matrix is A − U·Yᵀ − X·Vᵀ with the panel's reflections U and V.
-    let (mut x, mut y) = (Mat::zeros(m, PANEL), Mat::zeros(n, PANEL));
-    let mut column = Mat::zeros(m + ALIGNED, 1);
-    let mut row = Mat::zeros(n, 1);
-    let mut known = Mat::zeros(n, 2);
-    let mut sums = Vec::new();
-    for start in (0..n).step_by(PANEL) {
-        let end = n.min(start + PANEL);
-        for k in start..end {
-            let (c, below, beside) = (k - start, m - k, n - k - 1);
-            let mut current = column.as_mut().subrows_mut(0, below);
-            current.copy_from(a.as_ref().submatrix(k, k, below, 1));
-            let u = a.as_ref().submatrix(k, start, below, c);
-            let v = right.as_ref().subcols(start, c);
-            thin(current.as_mut(), -1.0, u, y.as_ref().submatrix(k, 0, 1, c).transpose());
-            thin(current.as_mut(), -1.0, x.as_ref().submatrix(k, 0, below, c), v.subrows(k, 1).transpose());
-            let found =
-                Reflection::of(column.col(0).subrows(0, below), a.as_mut().col_mut(k).subrows_mut(k, below));
-            diagonal.push(found.beta.widen());
-            left_taus.push(found.tau);
-            if beside == 0 {
-                continue;
-            }
-
-            // Columns: what the panel takes from Aᵀu, and from row k.
-            let (u, new) = a.as_ref().submatrix(k, start, below, c + 1).split_at_col(c);
-            let both = |past: MatRef<'_, T>| {
-                let mut both = Mat::zeros(c, 2);
-                thin(both.as_mut().subcols_mut(0, 1), 1.0, past.transpose(), new);
-                both.as_mut().col_mut(1).copy_from(past.row(0).transpose());
-                both
-            };
-            let (from_u, from_x) = (both(u), both(x.as_ref().submatrix(k, 0, below, c)));
-            let mut part = known.as_mut().subrows_mut(0, beside);
-            part.fill(zero);
-            thin(part.as_mut(), 1.0, y.as_ref().submatrix(k + 1, 0, beside, c), from_u.as_ref());
-            thin(part.as_mut(), 1.0, v.subrows(k + 1, beside), from_x.as_ref());
-            let y_new = &mut y.col_as_slice_mut(c)[k + 1..];
-            y_new.copy_from_slice(&known.col_as_slice(0)[..beside]);
-            let row_new = &mut row.col_as_slice_mut(0)[..beside];
-            row_new.copy_from_slice(&known.col_as_slice(1)[..beside]);
-            let first = k / ALIGNED * ALIGNED;
-            let head = k - first;
-            column.col_as_slice_mut(0)[..head].fill(zero);
-            column.col_as_slice_mut(0)[head..m - first].copy_from_slice(&a.col_as_slice(k)[k..]);
-            if let Some(matrix) = a.as_ref().submatrix(first, k + 1, m - first, beside).try_as_col_major() {
-                let u = &column.col_as_slice(0)[..m - first];
-                sweep(Step { matrix, u, head, tau: found.tau }, y_new, row_new, &mut sums);
-            }
-
-            let found = Reflection::of(
-                row.col(0).subrows(0, beside),
-                right.as_mut().col_mut(k).subrows_mut(k + 1, beside),
-            );
-            off.push(found.beta.widen());
-            right_taus.push(found.tau);
-            let x_new = &mut x.col_as_slice_mut(c)[k + 1..];
-            // A·v from A·row: v is the row with β taken from its head, scaled.
-            let neighbour = &a.col_as_slice(k + 1)[k + 1..];
-            for ((x, &sum), &a) in x_new.iter_mut().zip(&sums[0][head + 1..]).zip(neighbour) {
-                *x = (sum - found.beta * a) * found.scale;
-            }
-            let v_new = right.as_ref().submatrix(k + 1, k, beside, 1);
-            let mut past = Mat::zeros(c + 1, 1);
-            thin(past.as_mut(), 1.0, y.as_ref().submatrix(k + 1, 0, beside, c + 1).transpose(), v_new);
-            let (known_x, x_new) = x.as_mut().subrows_mut(k + 1, below - 1).split_at_col_mut(c);
-            let mut x_new = x_new.subcols_mut(0, 1);
-            thin(x_new.as_mut(), -1.0, a.as_ref().submatrix(k + 1, start, below - 1, c + 1), past.as_ref());
-            let v = right.as_ref().submatrix(k + 1, start, beside, c);
-            let mut past = Mat::zeros(c, 1);
-            thin(past.as_mut(), 1.0, v.transpose(), v_new);
-            thin(x_new.as_mut(), -1.0, known_x.as_ref(), past.as_ref());
-            x_new.col_mut(0).iter_mut().for_each(|x| *x *= found.tau);
+    let mut panel = Panel {
+        a,
+        right: Mat::zeros(n, n),
+        x: Mat::zeros(m, PANEL),
+        y: Mat::zeros(n, PANEL),
+        start: 0,
+        column: Mat::zeros(m + ALIGNED, 1),
+        row: Mat::zeros(n, 1),
+        sums: Vec::new(),
+    };
+    for k in 0..n {
+        if k == panel.start + PANEL {
+            panel.update_rest(k);
+            panel.start = k;
         }
-        if end < n {
-            let width = end - start;
-            let (panel, rest) = a.as_mut().subrows_mut(end, m - end).split_at_col_mut(end);
-            let (y, x) =
-                (y.as_ref().submatrix(end, 0, n - end, width), x.as_ref().submatrix(end, 0, m - end, width));
-            let v = right.as_ref().submatrix(end, start, n - end, width);
-            let mut rest = rest;
-            let minus = T::of(-1.0);
-            product_into(
-                rest.as_mut(),
-                Accum::Add,
-                panel.as_ref().subcols(start, width),
-                y.transpose(),
-                minus,
-            );
-            product_into(rest, Accum::Add, x, v.transpose(), minus);
+        let reflection = panel.reflect_column(k);
+        diagonal.push(reflection.beta.widen());
+        left_taus.push(reflection.tau);
+        if k + 1 < n {
+            panel.multiply(k, reflection.tau);
+            let reflection = panel.reflect_row(k);
+            off.push(reflection.beta.widen());
+            right_taus.push(reflection.tau);
+            panel.complete(k, &reflection);
         }
     }
-    let left = Reflections { vectors: a, taus: left_taus, offset: 0 };
-    Reduced { diagonal, off, left, right: Reflections { vectors: right, taus: right_taus, offset: 1 } }
+    let left = Reflections { vectors: panel.a, taus: left_taus, offset: 0 };
+    Reduced { diagonal, off, left, right: Reflections { vectors: panel.right, taus: right_taus, offset: 1 } }
+}
+
+/// The matrix on its way: what is below and beside row and column `k` is `A − U·Yᵀ − X·Vᵀ`, with the reflections
+/// `U` and `V` made since column `start`.
+struct Panel<T> {
+    /// `A`, with the vectors of the reflections from the left in its columns.
+    a: Mat<T>,
+    /// The vectors of the reflections from the right in columns.
+    right: Mat<T>,
+    x: Mat<T>,
+    y: Mat<T>,
+    start: usize,
+    /// Room for a column, a row, and sums of columns.
+    column: Mat<T>,
+    row: Mat<T>,
+    sums: Vec<Vec<T>>,
+}
+
+impl<T: Scalar> Panel<T> {
+    /// Brings column `k` up to date and reflects it to a multiple of the first unit vector.
+    fn reflect_column(&mut self, k: usize) -> Reflection<T> {
+        let (c, below) = (k - self.start, self.a.nrows() - k);
+        let mut current = self.column.as_mut().subrows_mut(0, below);
+        current.copy_from(self.a.as_ref().submatrix(k, k, below, 1));
+        let u = self.a.as_ref().submatrix(k, self.start, below, c);
+        add(current.as_mut(), -1.0, u, self.y.as_ref().submatrix(k, 0, 1, c).transpose());
+        let v = self.right.as_ref().submatrix(k, self.start, 1, c);
+        add(current.as_mut(), -1.0, self.x.as_ref().submatrix(k, 0, below, c), v.transpose());
+        Reflection::of(current.as_ref().col(0), self.a.as_mut().col_mut(k).subrows_mut(k, below))
+    }
+
+    /// The next column of `Y`, `τ·(A − U·Yᵀ − X·Vᵀ)ᵀ·u`, row `k` as this reflection leaves it, and the product
+    /// of that row and `A`.
+    fn multiply(&mut self, k: usize, tau: T) {
+        let (m, n) = self.a.shape();
+        let (c, below, beside) = (k - self.start, m - k, n - k - 1);
+        // What the panel takes away: from the product with u, and from row k.
+        let mut taken = Mat::zeros(beside, 2);
+        let (past, u) = self.a.as_ref().submatrix(k, self.start, below, c + 1).split_at_col(c);
+        let sides = [
+            (past, self.y.as_ref().submatrix(k + 1, 0, beside, c)),
+            (
+                self.x.as_ref().submatrix(k, 0, below, c),
+                self.right.as_ref().submatrix(k + 1, self.start, beside, c),
+            ),
+        ];
+        for (left, right) in sides {
+            let mut weights = Mat::zeros(c, 2);
+            add(weights.as_mut().subcols_mut(0, 1), 1.0, left.transpose(), u);
+            weights.as_mut().col_mut(1).copy_from(left.row(0).transpose());
+            add(taken.as_mut(), 1.0, right, weights.as_ref());
+        }
+        let y = &mut self.y.col_as_slice_mut(c)[k + 1..];
+        y.copy_from_slice(taken.col_as_slice(0));
+        let row = &mut self.row.col_as_slice_mut(0)[..beside];
+        row.copy_from_slice(taken.col_as_slice(1));
+        // From a place where all columns are aligned; the vector has zeros up to its own first element.
+        let top = k / ALIGNED * ALIGNED;
+        let u = &mut self.column.col_as_slice_mut(0)[..m - top];
+        u[..k - top].fill(T::default());
+        u[k - top..].copy_from_slice(&self.a.col_as_slice(k)[k..]);
+        sweep(Step { a: &self.a, top, left: k + 1, head: k, u, tau }, y, row, &mut self.sums);
+    }
+
+    /// Reflects row `k`, which [`Panel::multiply`] left up to date.
+    fn reflect_row(&mut self, k: usize) -> Reflection<T> {
+        let beside = self.a.ncols() - k - 1;
+        let v = self.right.as_mut().col_mut(k).subrows_mut(k + 1, beside);
+        Reflection::of(self.row.col(0).subrows(0, beside), v)
+    }
+
+    /// The next column of `X`, `τ·(A − U·Yᵀ − X·Vᵀ)·v`.
+    fn complete(&mut self, k: usize, reflection: &Reflection<T>) {
+        let (m, n) = self.a.shape();
+        let (c, below, beside) = (k - self.start, m - k - 1, n - k - 1);
+        let (known, mut x) = self.x.as_mut().submatrix_mut(k + 1, 0, below, c + 1).split_at_col_mut(c);
+        // A·v from A·row: v is the row with β taken from its head, scaled.
+        let sum = &self.sums[0][self.sums[0].len() - below..];
+        let neighbour = &self.a.col_as_slice(k + 1)[k + 1..];
+        for ((x, &sum), &a) in x.rb_mut().col_mut(0).iter_mut().zip(sum).zip(neighbour) {
+            *x = (sum - reflection.beta * a) * reflection.scale;
+        }
+        let (v_past, v) = self.right.as_ref().submatrix(k + 1, self.start, beside, c + 1).split_at_col(c);
+        let u = self.a.as_ref().submatrix(k + 1, self.start, below, c + 1);
+        let y = self.y.as_ref().submatrix(k + 1, 0, beside, c + 1);
+        for (left, right) in [(u, y), (known.as_ref(), v_past)] {
+            let mut weights = Mat::zeros(left.ncols(), 1);
+            add(weights.as_mut(), 1.0, right.transpose(), v);
+            add(x.rb_mut(), -1.0, left, weights.as_ref());
+        }
+        x.col_mut(0).iter_mut().for_each(|x| *x *= reflection.tau);
+    }
+
+    /// Applies the reflections of the panel to what is below and beside `end`.
+    fn update_rest(&mut self, end: usize) {
+        let (m, n) = self.a.shape();
+        let width = end - self.start;
+        let (panel, mut rest) = self.a.as_mut().subrows_mut(end, m - end).split_at_col_mut(end);
+        let u = panel.as_ref().subcols(self.start, width);
+        let x = self.x.as_ref().submatrix(end, 0, m - end, width);
+        let y = self.y.as_ref().submatrix(end, 0, n - end, width);
+        let v = self.right.as_ref().submatrix(end, self.start, n - end, width);
+        for (left, right) in [(u, y), (x, v)] {
+            product_into(rest.rb_mut(), Accum::Add, left, right.transpose(), T::of(-1.0));
+        }
+    }
 }
 
 /// `C ← C + α·A·B` for a thin operand, on this thread.
-fn thin<T: Scalar>(c: MatMut<'_, T>, alpha: f64, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+fn add<T: Scalar>(c: MatMut<'_, T>, alpha: f64, a: MatRef<'_, T>, b: MatRef<'_, T>) {
     if a.ncols() > 0 && c.nrows() > 0 {
         T::gemm(c, Accum::Add, a, b, T::of(alpha), Par::Seq);
     }

@@ -1,6 +1,6 @@
 //! One pass over a matrix for both products that a step of the reduction to two diagonals needs.
 
-use faer::{ContiguousFwd, MatRef};
+use faer::Mat;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -15,25 +15,26 @@ const TOGETHER: usize = 4;
 /// Elements to whose multiples the rows of a pass begin: a line of the cache for both types.
 pub(super) const ALIGNED: usize = 16;
 
-/// For every column `a` of a matrix, `y ← τ·(aᵀu − y)`, `row ← a_head − row − y` and `sum ← sum + row·a`.
+/// The rows of a matrix from `top` and its columns from `left` on, and a vector to multiply them by.
+#[derive(Clone, Copy)]
+pub(super) struct Step<'a, T> {
+    pub(super) a: &'a Mat<T>,
+    pub(super) top: usize,
+    pub(super) left: usize,
+    /// The row that the vector begins with; it is zero above.
+    pub(super) head: usize,
+    /// Length `m − top`.
+    pub(super) u: &'a [T],
+    pub(super) tau: T,
+}
+
+/// Some columns of a [`Step`]: for every column `a` of them, `y ← τ·(aᵀu − y)`, `row ← a_head − row − y` and
+/// `sum ← sum + row·a`.
 pub struct Pass<'a, T> {
-    matrix: MatRef<'a, T, usize, usize, ContiguousFwd>,
-    u: &'a [T],
-    tau: T,
-    /// The row in which `u` begins.
-    head: usize,
+    step: Step<'a, T>,
     y: &'a mut [T],
     row: &'a mut [T],
     sum: &'a mut [T],
-}
-
-/// The matrix of a pass and the vector that it is multiplied by, which begins in row `head`.
-#[derive(Clone, Copy)]
-pub(super) struct Step<'a, T> {
-    pub(super) matrix: MatRef<'a, T, usize, usize, ContiguousFwd>,
-    pub(super) u: &'a [T],
-    pub(super) head: usize,
-    pub(super) tau: T,
 }
 
 /// `y ← τ·(Aᵀu − y)`, `row ← a_head − row − y`, and `A·row` in the first of `sums`.
@@ -41,16 +42,14 @@ pub(super) struct Step<'a, T> {
 /// Both products read the matrix once, where LAPACK's `labrd` reads it twice (Howell, Demmel, Fulton,
 /// Hammarling, Marmol 2008).
 pub(super) fn sweep<T: Scalar>(step: Step<'_, T>, y: &mut [T], row: &mut [T], sums: &mut Vec<Vec<T>>) {
-    let (rows, cols) = step.matrix.shape();
+    let (rows, cols) = (step.u.len(), y.len());
     let threads = if rows * cols < PARALLEL { 1 } else { rayon::current_num_threads() };
     let width = cols.div_ceil(threads).next_multiple_of(TOGETHER);
     sums.resize_with(cols.div_ceil(width), Vec::new);
-    let part = |start: usize, y: &mut [T], row: &mut [T], sum: &mut Vec<T>| {
+    let part = |skipped: usize, y: &mut [T], row: &mut [T], sum: &mut Vec<T>| {
         sum.clear();
         sum.resize(rows, T::default());
-        let Step { matrix, u, head, tau } = step;
-        let matrix = matrix.subcols(start, y.len());
-        T::sweep(Pass { matrix, u, tau, head, y, row, sum });
+        T::sweep(Pass { step: Step { left: step.left + skipped, ..step }, y, row, sum });
     };
     if sums.len() == 1 {
         return part(0, y, row, &mut sums[0]);
@@ -69,14 +68,15 @@ macro_rules! implement {
         impl Pass<'_, $scalar> {
             #[inline(always)]
             fn group<S: Simd, const N: usize>(&mut self, simd: S, first: usize) {
-                let (u, u_rest) = S::$split(self.u);
+                let Step { a, top, left, head, u, tau } = self.step;
+                let (u, u_rest) = S::$split(u);
                 let u_rest = simd.$load(u_rest);
                 let (sum, sum_rest) = S::$split_mut(self.sum);
                 let mut columns: [&[S::$vector]; N] = [&[]; N];
                 let mut rests = [simd.$splat(0.0); N];
                 let mut products = [simd.$splat(0.0); N];
                 for n in 0..N {
-                    let (column, rest) = S::$split(self.matrix.col(first + n).as_slice());
+                    let (column, rest) = S::$split(&a.col_as_slice(left + first + n)[top..]);
                     columns[n] = &column[..u.len()];
                     rests[n] = simd.$load(rest);
                     products[n] = simd.$mul_add(rests[n], u_rest, products[n]);
@@ -89,8 +89,8 @@ macro_rules! implement {
                 let mut factors = products;
                 for n in 0..N {
                     let (y, row) = (&mut self.y[first + n], &mut self.row[first + n]);
-                    *y = self.tau * (simd.$reduce(products[n]) - *y);
-                    *row = self.matrix[(self.head, first + n)] - *row - *y;
+                    *y = tau * (simd.$reduce(products[n]) - *y);
+                    *row = a[(head, left + first + n)] - *row - *y;
                     factors[n] = simd.$splat(*row);
                 }
                 for (i, sum) in sum.iter_mut().enumerate() {
