@@ -41,12 +41,11 @@ impl<T: Scalar> Reflections<T> {
         for start in (0..self.taus.len()).step_by(TOGETHER).rev() {
             let taus = &self.taus[start..self.taus.len().min(start + TOGETHER)];
             let first = start + self.offset;
-            let part = self.vectors.as_ref().submatrix(first, start, rows - first, taus.len());
-            let v = Mat::from_fn(
-                part.nrows(),
-                part.ncols(),
-                |i, j| if i < j { T::default() } else { part[(i, j)] },
-            );
+            let mut v = Mat::zeros(rows - first, taus.len());
+            for j in 0..taus.len() {
+                v.col_as_slice_mut(j)[j..]
+                    .copy_from_slice(&self.vectors.col_as_slice(start + j)[first + j..]);
+            }
             Reflector::new(first, v, taus).apply(c.as_mut().subrows_mut(first, rows - first));
         }
     }
