@@ -1,4 +1,5 @@
-//! Grids of a stand-in for `lowrank`: what is skipped, what fails, what a kill leaves behind.
+//! Grids: what is skipped, what fails, what a kill leaves behind. Most of them are of a stand-in for `lowrank`, the last
+//! is of the program itself.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
@@ -6,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    ops::Range,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -213,21 +215,41 @@ fn kill(child: &mut Child, with_cells: bool) {
     child.wait().unwrap();
 }
 
+/// Kills what `command` starts twenty times, or until it ends by itself, and looks at what is left each time; the
+/// number of kills.
+fn kill_twenty_times(
+    command: impl Fn() -> Command,
+    with_cells: bool,
+    milliseconds: Range<u64>,
+    mut look: impl FnMut(),
+) -> usize {
+    // A linear congruential generator: the same moments every time, as far as the machine allows.
+    let mut random = 20_240_229_u64;
+    for attempt in 0..20 {
+        let mut child =
+            command().process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let wait = milliseconds.start + (random >> 33) % (milliseconds.end - milliseconds.start);
+        thread::sleep(Duration::from_millis(wait));
+        if child.try_wait().unwrap().is_some() {
+            return attempt;
+        }
+        kill(&mut child, with_cells);
+        look();
+    }
+    20
+}
+
 /// Kills a grid twenty times, then lets it end; its table.
 fn table_after_kills(with_cells: bool) -> (Bench, String) {
     const GRID: [&str; 2] = ["--seeds", "0,1,2,3,4,5,6,7,8,9"];
     let bench = Bench::new();
-    // A linear congruential generator: the same moments every time, as far as the machine allows.
-    let mut random = 20_240_229_u64;
-    for attempt in 0..20 {
+    let command = || {
         let mut command = bench.command(&GRID);
-        command.env("FAKE_SLEEP", "0.05").process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        thread::sleep(Duration::from_millis(5 + (random >> 33) % 150));
-        assert!(child.try_wait().unwrap().is_none(), "the grid ended before its kill {attempt}");
-        kill(&mut child, with_cells);
-    }
+        command.env("FAKE_SLEEP", "0.05");
+        command
+    };
+    assert_eq!(kill_twenty_times(command, with_cells, 5..155, || ()), 20, "the grid ended before");
     let last = bench.run(&GRID);
     assert_success(&last);
     (bench, text(&last.stdout))
@@ -380,4 +402,54 @@ fn references_in_a_circle_are_refused() {
     let error = text(&bench.run(&["--dry-run"]).stderr);
     assert!(error.contains("circle: a → b → a"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+/// A table of scores without its last columns, which are times and memory.
+fn scores(table: &str) -> Vec<Vec<&str>> {
+    let row = |row| {
+        let words: Vec<_> = str::split_whitespace(row).collect();
+        words[..words.len() - 3].to_vec()
+    };
+    // Header, a line, and a row for each method; notes follow an empty line.
+    table.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with('─')).map(row).collect()
+}
+
+#[test]
+fn a_grid_of_the_program_itself_survives_kills() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let command = |output: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.current_dir(root).args(["experiment", "glue", "--smoke", "--tasks", "sst2,stsb"]);
+        command.args(["--methods", "full,lora,head", "--seeds", "0,1,2,3,4,5,6,7", "--jobs", "2"]);
+        command.args(["--max-steps", "12", "--set", "save_every=4", "-o"]).arg(dir.path().join(output));
+        command
+    };
+    let undisturbed = command("undisturbed").output().unwrap();
+    assert_success(&undisturbed);
+    let undisturbed = text(&undisturbed.stdout);
+    assert_eq!(scores(&undisturbed).len(), 4, "{undisturbed}");
+
+    let cells = dir.path().join("killed/cells");
+    let status = |path: PathBuf| fs::read_to_string(path.join("run.json")).unwrap_or_default();
+    let (mut finished, mut broken_off) = (Vec::new(), 0);
+    kill_twenty_times(
+        || command("killed"),
+        true,
+        300..1300,
+        || {
+            let folders = fs::read_dir(&cells).into_iter().flatten().map(|entry| entry.unwrap().path());
+            let (done, others): (Vec<_>, Vec<_>) = folders
+                .filter(|path| path.is_dir())
+                .partition(|path| status(path.clone()).contains(r#""status": "done""#));
+            broken_off += others.len();
+            assert!(done.len() >= finished.len(), "a finished cell was lost");
+            finished = done;
+        },
+    );
+    assert!(!finished.is_empty() && broken_off > 9, "the kills met {broken_off} cells in training");
+
+    let last = command("killed").output().unwrap();
+    assert_success(&last);
+    assert_eq!(scores(&text(&last.stdout)), scores(&undisturbed));
 }

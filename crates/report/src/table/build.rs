@@ -337,11 +337,11 @@ impl Telling {
     }
 }
 
-/// A setting as text, empty where it is absent.
+/// A setting as text, empty where it is absent, or a switch that is off: an older version may not have known it.
 fn setting(run: &LoadedRun, key: &str) -> String {
     match run.record.run_info.config.get(key) {
         Some(serde_json::Value::String(text)) => text.clone(),
-        Some(serde_json::Value::Null) => String::new(),
+        Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => String::new(),
         Some(value) => value.to_string(),
         None if key == "backend" => run.record.run_info.backend.clone(),
         None => String::new(),

@@ -172,6 +172,18 @@ fn settings_that_differ_make_rows_of_their_own() {
 }
 
 #[test]
+fn a_switch_that_an_older_version_did_not_have_is_off() {
+    let mut runs = vec![run("lora", 8, "rte", 1e-3, 0, 0.5), run("lora", 8, "rte", 1e-3, 1, 0.7)];
+    runs[1].record.run_info.config.insert("zero_head".into(), false.into());
+    let table = GridTable::from_runs(&runs);
+    assert_eq!((table.rows.len(), table.rows[0].settings.as_str()), (1, ""));
+    runs[1].record.run_info.config.insert("zero_head".into(), true.into());
+    let table = GridTable::from_runs(&runs);
+    let settings: Vec<_> = table.rows.iter().map(|row| row.settings.as_str()).collect();
+    assert_eq!(settings, ["", "zero_head=true"]);
+}
+
+#[test]
 fn the_same_run_twice_counts_once() {
     let mut runs = vec![run("lora", 8, "rte", 1e-3, 0, 0.5), run("lora", 8, "rte", 1e-3, 0, 0.7)];
     runs[0].record.run_info.finished = Some("2026-01-02T00:00:00Z".into());
