@@ -235,7 +235,8 @@ fn comparison_table(
             let sure = interval.low > 0.0 || interval.high < 0.0;
             let [mean, low, high] =
                 [interval.mean, interval.low, interval.high].map(|value| format!("{value:+.decimals$}"));
-            Cell::text(&format!("{mean} [{low}, {high}]"), if sure { "best" } else { "" })
+            let html = format!("{mean} <small>[{low}, {high}]</small>");
+            Cell { html, class: if sure { "best" } else { "" } }
         }
         None => Cell::text("–", ""),
     };
@@ -306,10 +307,17 @@ pub(super) fn settings(table: &GridTable) -> String {
             }
             items += &format!("<li>{} = {}</li>\n", escape(key), escape(&values.join(", ")));
         }
-        let command = escape(&first.record.run_info.command.join(" "));
+        let command = escape(&command(&first.record.run_info.command));
         body += &details(&looks.row(row), &format!("<ul>\n{items}</ul>\n<p><code>{command}</code></p>\n"));
     }
     if body.is_empty() { body } else { section("How they were run", &body) }
+}
+
+/// A command line with its program's name alone: where that lay says nothing to a reader.
+fn command(words: &[String]) -> String {
+    let mut words = words.iter().map(String::as_str);
+    let program = words.next().map(|program| program.rsplit(['/', '\\']).next().unwrap_or(program));
+    program.into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 fn plain(value: &Value) -> String {

@@ -17,7 +17,7 @@ fn run(root: &Path, method: &str, rank: u64, task: &str, seed: u64, score: f64) 
         method: method.into(),
         ..MetaInfo::default()
     };
-    let command = vec!["lowrank".into(), "finetune".into()];
+    let command = vec!["/somewhere/bin/lowrank".into(), "finetune".into()];
     let mut record = RunRecord::new(RunInfo { command, ..RunInfo::default() }, meta);
     let config = &mut record.run_info.config;
     config.insert("lr".into(), 1e-3.into());
@@ -137,7 +137,7 @@ fn sections_show_what_they_promise() {
     }
     assert!(html.contains("<td class=\"best\">75.0 ± 7.1</td>"));
     // Differences to lora r=1 are 15 and 25 on both tasks.
-    assert!(html.contains("<td class=\"best\">+20.0 [+15.0, +25.0]</td>"), "{html}");
+    assert!(html.contains("<td class=\"best\">+20.0 <small>[+15.0, +25.0]</small></td>"), "{html}");
     assert!(html.contains("<title>lora r=8: 60.0 with 9000 parameters</title>"));
     assert!(html.contains("<title>full, step 10: 37.500</title>"));
     assert!(html.contains("66.1") && html.contains("† published by others"));
@@ -182,11 +182,11 @@ fn perplexities_are_compared_apart_from_points() {
     }
     let html = html_of(dir.path());
     assert!(html.contains("tiny, sst2, rte: mean difference"), "{html}");
-    assert!(html.contains("<td class=\"best\">+15.0 [+10.0, +20.0]</td>"), "{html}");
+    assert!(html.contains("<td class=\"best\">+15.0 <small>[+10.0, +20.0]</small></td>"), "{html}");
     assert!(html.contains("tiny, text: mean difference"), "{html}");
     assert_eq!(html.matches("<th scope=\"col\">− lora r=1</th>").count(), 1, "it has no perplexity");
     assert!(html.contains("positive: the row is better, the sign turned since less is better"), "{html}");
-    assert!(html.contains("<td class=\"best\">+1.50 [+1.00, +2.00]</td>"), "{html}");
+    assert!(html.contains("<td class=\"best\">+1.50 <small>[+1.00, +2.00]</small></td>"), "{html}");
 }
 
 #[test]
