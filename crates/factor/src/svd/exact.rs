@@ -88,13 +88,20 @@ fn values<T: Scalar>(a: MatRef<'_, T>) -> Vec<T> {
     bidiagonal::values(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::factor(a).1 })
 }
 
-/// Left singular vectors (m × k) and singular values of a finite, balanced matrix: for a wide one the
-/// other side is never formed.
-pub(crate) fn left<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>) {
+/// Singular values and right singular vectors (n × n) of a finite, balanced matrix with `m ≥ n`, signs unspecified:
+/// the longer side is never formed.
+pub(crate) fn right<T: Scalar>(a: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     let (m, n) = a.shape();
-    if m > 1 && n as f64 >= QR_FIRST * m as f64 {
-        let (_, r) = qr::factor(a.transpose());
-        let (u, s, _) = thin(r.transpose());
+    if n == 1 {
+        return (values(a), Mat::identity(1, 1));
+    }
+    bidiagonal::right(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::factor(a).1 })
+}
+
+/// Left singular vectors (m × k) and singular values of a finite, balanced matrix.
+pub(crate) fn left<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>) {
+    if a.nrows() <= a.ncols() {
+        let (s, u) = right(a.transpose());
         return (u, s);
     }
     let (u, s, _) = thin(a);

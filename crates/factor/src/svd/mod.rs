@@ -13,7 +13,7 @@ pub use self::adaptive::{AdaptiveOptions, adaptive};
 pub use self::auto::{AutoSvd, SvdMethod, auto};
 pub(crate) use self::bidiagonal::Pass;
 pub use self::exact::{exact, singular_values};
-pub(crate) use self::exact::{left, thin};
+pub(crate) use self::exact::{left, right, thin};
 pub use self::randomized::{RandomizedOptions, RandomizedSvd, randomized};
 use crate::error::Result;
 use crate::low_rank::{LowRank, SigmaPlacement};

@@ -23,20 +23,30 @@ pub(super) fn svd<T: Scalar>(diagonal: &[f64], off: &[f64]) -> (Mat<T>, Vec<f64>
     let n = diagonal.len();
     let (mut u, mut v) = (Mat::zeros(n + 1, n + 1), Mat::zeros(n, n));
     let (s, order) = decompose(diagonal, off, u.as_mut(), Some(v.as_mut()));
-    let sorted = |a: Mat<T>| {
-        let mut out = Mat::zeros(n, n);
-        for (j, &from) in order.iter().enumerate() {
-            out.col_as_slice_mut(j).copy_from_slice(&a.col_as_slice(from)[..n]);
-        }
-        out
-    };
-    (sorted(u), s, sorted(v))
+    (sorted(&u, &order), s, sorted(&v, &order))
+}
+
+/// `(U, s)` alone.
+pub(super) fn left<T: Scalar>(diagonal: &[f64], off: &[f64]) -> (Mat<T>, Vec<f64>) {
+    let n = diagonal.len();
+    let mut u = Mat::zeros(n + 1, n + 1);
+    let (s, order) = decompose(diagonal, off, u.as_mut(), None);
+    (sorted(&u, &order), s)
 }
 
 /// The singular values alone.
 pub(super) fn values<T: Scalar>(diagonal: &[f64], off: &[f64]) -> Vec<f64> {
     let mut ends = Mat::<T>::zeros(2, diagonal.len() + 1);
     decompose(diagonal, off, ends.as_mut(), None).0
+}
+
+/// The first rows of the columns of `a` in the given order, as many as there are columns in it.
+fn sorted<T: Scalar>(a: &Mat<T>, order: &[usize]) -> Mat<T> {
+    let mut out = Mat::zeros(order.len(), order.len());
+    for (j, &from) in order.iter().enumerate() {
+        out.col_as_slice_mut(j).copy_from_slice(&a.col_as_slice(from)[..order.len()]);
+    }
+    out
 }
 
 /// Singular values, nonincreasing, and the columns that they belong to.
@@ -56,22 +66,24 @@ fn decompose<T: Scalar>(
     // A last entry of zero makes the matrix one row longer than wide.
     let off: Vec<f64> = off.iter().map(|x| x / max).chain([0.0]).collect();
     let (mut s, mut order) = (vec![0.0; n], vec![0; n]);
-    Block { u, v, s: &mut s, order: &mut order }.conquer(&diagonal, &off);
+    let ends = u.nrows() <= n;
+    Block { u, v, s: &mut s, order: &mut order, ends }.conquer(&diagonal, &off);
     order.reverse();
     (order.iter().map(|&i| s[i] * max).collect(), order)
 }
 
 /// The places for the decomposition of `m` neighbouring columns.
 struct Block<'a, T> {
-    /// Shape `(m + 1) × (m + 1)`, or without right vectors only its first and last row. The last column is
-    /// what `Bᵀ` maps to zero.
+    /// Shape `(m + 1) × (m + 1)`, or only its first and last row. The last column is what `Bᵀ` maps to zero.
     u: MatMut<'a, T>,
-    /// Shape `m × m`.
+    /// Shape `m × m`, if wanted; only where all of `u` is.
     v: Option<MatMut<'a, T>>,
     /// Singular values in the order of the columns.
     s: &'a mut [f64],
     /// Indices of the singular values in increasing order.
     order: &'a mut [usize],
+    /// Whether `u` is its first and last row.
+    ends: bool,
 }
 
 impl<T: Scalar> Block<'_, T> {
@@ -114,20 +126,23 @@ impl<T: Scalar> Block<'_, T> {
         let m = self.s.len();
         let (s1, s2) = self.s.split_at_mut(k);
         let (order1, order2) = self.order.split_at_mut(k);
-        let (u1, u2, v1, v2) = match &mut self.v {
+        let (u1, u2) = if self.ends {
+            self.u.rb_mut().split_at_col_mut(k + 1)
+        } else {
+            let (u1, _, _, u2) = self.u.rb_mut().split_at_mut(k + 1, k + 1);
+            (u1, u2)
+        };
+        let (v1, v2) = match &mut self.v {
             Some(v) => {
                 v[(k, k)] = T::of(1.0);
-                let (u1, _, _, u2) = self.u.rb_mut().split_at_mut(k + 1, k + 1);
                 let (v1, _, _, rest) = v.rb_mut().split_at_mut(k, k);
-                (u1, u2, Some(v1), Some(rest.submatrix_mut(1, 1, m - k - 1, m - k - 1)))
+                (Some(v1), Some(rest.submatrix_mut(1, 1, m - k - 1, m - k - 1)))
             }
-            None => {
-                let (u1, u2) = self.u.rb_mut().split_at_col_mut(k + 1);
-                (u1, u2, None, None)
-            }
+            None => (None, None),
         };
-        let below = Block { u: u2, v: v2, s: &mut s2[1..], order: &mut order2[1..] };
-        (Block { u: u1, v: v1, s: s1, order: order1 }, below)
+        let ends = self.ends;
+        let below = Block { u: u2, v: v2, s: &mut s2[1..], order: &mut order2[1..], ends };
+        (Block { u: u1, v: v1, s: s1, order: order1, ends }, below)
     }
 
     /// Puts column `k`, with `alpha` on the diagonal and `beta` below it, between two decomposed blocks.
@@ -157,15 +172,14 @@ impl<T: Scalar> Block<'_, T> {
     /// made of what both blocks map to zero.
     fn full_row(&mut self, k: usize, alpha: f64, beta: f64) -> Vec<f64> {
         let m = self.s.len();
-        let full = self.v.is_some();
-        let (last, first) = if full { (k, k + 1) } else { (1, 0) };
+        let (last, first) = if self.ends { (1, 0) } else { (k, k + 1) };
         let mut z: Vec<f64> =
             (0..=m)
                 .map(|j| {
                     if j <= k { alpha * self.u[(last, j)].widen() } else { beta * self.u[(first, j)].widen() }
                 })
                 .collect();
-        if !full {
+        if self.ends {
             // What was the last row of one block, and the first one of the other, is an inner row now.
             (0..=k).for_each(|j| self.u[(last, j)] = T::default());
             (k + 1..=m).for_each(|j| self.u[(first, j)] = T::default());
@@ -216,8 +230,7 @@ impl<T: Scalar> Block<'_, T> {
     /// Multiplies the columns of both blocks by the vectors of the matrix with the full row.
     fn vectors(&mut self, k: usize, active: &[Active], roots: &Roots) {
         let m = self.s.len();
-        let full = self.v.is_some();
-        let rows: [Range<usize>; 2] = if full { [0..k + 1, k + 1..m + 1] } else { [0..1, 1..2] };
+        let rows: [Range<usize>; 2] = if self.ends { [0..1, 1..2] } else { [0..k + 1, k + 1..m + 1] };
         for (rows, below) in rows.into_iter().zip([false, true]) {
             // A column without entries in these rows adds nothing to them.
             let terms: Vec<usize> = (0..active.len())

@@ -25,6 +25,14 @@ pub(super) fn svd<T: Scalar>(a: Mat<T>) -> (Mat<T>, Vec<T>, Mat<T>) {
     (u, s.into_iter().map(T::of).collect(), v)
 }
 
+/// `(s, V)` of a finite, balanced matrix with `m ≥ n ≥ 1`.
+pub(super) fn right<T: Scalar>(a: Mat<T>) -> (Vec<T>, Mat<T>) {
+    let reduce::Reduced { diagonal, off, right, .. } = reduce::reduce(a);
+    let (mut v, s) = divide::left(&diagonal, &off);
+    right.apply(v.as_mut());
+    (s.into_iter().map(T::of).collect(), v)
+}
+
 /// Singular values of a finite, balanced matrix with `m ≥ n ≥ 1`.
 pub(super) fn values<T: Scalar>(a: Mat<T>) -> Vec<T> {
     let reduced = reduce::reduce(a);
@@ -55,9 +63,12 @@ mod tests {
         let off = product(us.as_ref(), v.transpose()) - a;
         let allowed = tolerance * s[0].widen();
         assert!(off.norm_max().widen() <= allowed, "{:e} > {allowed:e}", off.norm_max());
-        let alone = values(a.clone());
-        let off = s.iter().zip(&alone).map(|(x, y)| (x.widen() - y.widen()).abs()).fold(0.0, f64::max);
-        assert!(off <= allowed, "values alone: {off:e} > {allowed:e}");
+        let (with_right, right) = right(a.clone());
+        for alone in [values(a.clone()), with_right] {
+            let off = s.iter().zip(&alone).map(|(x, y)| (x.widen() - y.widen()).abs()).fold(0.0, f64::max);
+            assert!(off <= allowed, "values alone: {off:e} > {allowed:e}");
+        }
+        assert!((right - v).norm_max().widen() <= tolerance, "right vectors alone");
     }
 
     fn check_both(a: &Mat<f64>) {
