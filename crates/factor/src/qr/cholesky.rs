@@ -5,22 +5,39 @@ use faer::{Mat, MatRef};
 use crate::matrix::parallelism;
 use crate::scalar::Scalar;
 
-/// `(Q, R)` of a tall matrix, or nothing if it is too ill-conditioned for the method.
-pub(super) fn qr<T: Scalar>(a: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
+/// `A = Q₁·R₂⁻¹·R` of a tall matrix: what two passes make of it before the second one touches the long side.
+pub(super) struct TwoPasses<T> {
+    /// Spans the columns of the matrix; its Gram matrix is within 1/2 of the identity.
+    pub(super) first: Mat<T>,
+    /// The transpose of `R₂`, the triangle that makes the columns of `first` orthonormal.
+    pub(super) lower: Mat<T>,
+    /// `R`, that of the whole decomposition.
+    pub(super) r: Mat<T>,
+}
+
+/// The passes of a tall matrix, or nothing if it is too ill-conditioned for the method.
+pub(super) fn two_passes<T: Scalar>(a: MatRef<'_, T>) -> Option<TwoPasses<T>> {
     let (m, n) = a.shape();
     let par = parallelism(m * n * n);
-    let first = lower_factor(T::gram(a, par), 4.0 * T::EPSILON)?;
-    let mut q = a.to_owned();
-    T::solve_lower(first.as_ref(), q.as_mut().transpose_mut(), par);
-    let again = T::gram(q.as_ref(), par);
+    let outer = lower_factor(T::gram(a, par), 4.0 * T::EPSILON)?;
+    let mut first = a.to_owned();
+    T::solve_lower(outer.as_ref(), first.as_mut().transpose_mut(), par);
+    let again = T::gram(first.as_ref(), par);
     // Within 1/2 of the identity the second pass is orthonormal to a small multiple of ε.
     let distance = distance_to_identity(&again);
     if distance.is_nan() || distance > 0.5 {
         return None;
     }
-    let second = lower_factor(again, 0.1)?;
-    T::solve_lower(second.as_ref(), q.as_mut().transpose_mut(), par);
-    let r = T::upper_product(second.transpose(), first.transpose(), par);
+    let lower = lower_factor(again, 0.1)?;
+    let r = T::upper_product(lower.transpose(), outer.transpose(), par);
+    Some(TwoPasses { first, lower, r })
+}
+
+/// `(Q, R)` of a tall matrix, or nothing if it is too ill-conditioned for the method.
+pub(super) fn qr<T: Scalar>(a: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
+    let TwoPasses { first: mut q, lower, r } = two_passes(a)?;
+    let par = parallelism(q.nrows() * q.ncols() * q.ncols());
+    T::solve_lower(lower.as_ref(), q.as_mut().transpose_mut(), par);
     Some((q, r))
 }
 

@@ -16,8 +16,9 @@ pub(crate) mod reflector;
 
 use faer::{Mat, MatRef};
 
+use self::cholesky::TwoPasses;
 use crate::error::Result;
-use crate::matrix::{Balanced, product, stack_cols, unscale};
+use crate::matrix::{Balanced, parallelism, product, stack_cols, unscale};
 use crate::scalar::Scalar;
 
 /// Thin QR of an `m × n` matrix: `(Q, R)` of shapes `m × k` and `k × n`, `k = min(m, n)`.
@@ -59,6 +60,33 @@ pub(crate) fn factor<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Mat<T>) {
         return (q, stack_cols(&[square.as_ref(), rest.as_ref()], m));
     }
     cholesky::qr(a).unwrap_or_else(|| householder::qr(a))
+}
+
+/// `R` alone of a tall matrix.
+pub(crate) fn triangle<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
+    cholesky::two_passes(a).map_or_else(|| householder::qr(a).1, |passes| passes.r)
+}
+
+/// `R` of a tall matrix, and what `small` makes of it multiplied by `Q`, which is not formed if that can be avoided.
+pub(crate) fn through_triangle<T: Scalar, R>(
+    a: MatRef<'_, T>,
+    small: impl FnOnce(Mat<T>) -> (Mat<T>, R),
+) -> (Mat<T>, R) {
+    match cholesky::two_passes(a) {
+        Some(TwoPasses { first, lower, r }) => {
+            let (mut inner, rest) = small(r);
+            let par = parallelism(inner.nrows() * inner.nrows() * inner.ncols());
+            // Backwards, the transpose of a lower triangle is one too.
+            let upper = lower.transpose().reverse_rows_and_cols();
+            T::solve_lower(upper, inner.as_mut().reverse_rows_mut(), par);
+            (product(first.as_ref(), inner.as_ref()), rest)
+        }
+        None => {
+            let (q, r) = householder::qr(a);
+            let (inner, rest) = small(r);
+            (product(q.as_ref(), inner.as_ref()), rest)
+        }
+    }
 }
 
 /// Orthonormal basis of the column space of a tall matrix (`m ≥ n`), orthonormal to rounding.

@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::{Svd, bidiagonal};
 use crate::error::Result;
-use crate::matrix::{Balanced, norm_squared, product};
+use crate::matrix::{Balanced, norm_squared};
 use crate::qr;
 use crate::scalar::Scalar;
 
@@ -71,9 +71,11 @@ pub(crate) fn thin<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
     if (m as f64) < QR_FIRST * n as f64 {
         return bidiagonal::svd(a.to_owned());
     }
-    let (q, r) = qr::factor(a);
-    let (inner, s, v) = bidiagonal::svd(r);
-    (product(q.as_ref(), inner.as_ref()), s, v)
+    let (u, (s, v)) = qr::through_triangle(a, |r| {
+        let (u, s, v) = bidiagonal::svd(r);
+        (u, (s, v))
+    });
+    (u, s, v)
 }
 
 /// Singular values of a finite, balanced matrix.
@@ -85,7 +87,7 @@ fn values<T: Scalar>(a: MatRef<'_, T>) -> Vec<T> {
     if n == 1 {
         return vec![T::of(norm_squared(a).sqrt())];
     }
-    bidiagonal::values(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::factor(a).1 })
+    bidiagonal::values(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::triangle(a) })
 }
 
 /// Singular values and right singular vectors (n × n) of a finite, balanced matrix with `m ≥ n`, signs unspecified:
@@ -95,7 +97,7 @@ pub(crate) fn right<T: Scalar>(a: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     if n == 1 {
         return (values(a), Mat::identity(1, 1));
     }
-    bidiagonal::right(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::factor(a).1 })
+    bidiagonal::right(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::triangle(a) })
 }
 
 /// Left singular vectors (m × k) and singular values of a finite, balanced matrix.
