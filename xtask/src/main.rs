@@ -59,6 +59,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A reader that has enough, as `head`, ends the program quietly.
+    sigpipe::reset();
     let done = match Cli::parse().command {
         Command::Check => tasks::check(),
         Command::Test { backend, args } => tasks::test(backend, &args),

@@ -28,7 +28,7 @@ fi
 name=$(basename "${out:-none}")
 echo "start $name $RAYON_NUM_THREADS" >> "$FAKE_LOG"
 if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
-  echo "error: told to fail" >&2
+  printf "error: told to fail\n\nFor more information, try '--help'.\n" >&2
   exit 1
 fi
 [ -n "$out" ] && [ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }

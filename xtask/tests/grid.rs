@@ -115,6 +115,25 @@ left: unknown until the first cells are done
 }
 
 #[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let bench = Bench::new();
+    let mut command = bench.command(&["--dry-run"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn without_results_there_is_no_table() {
+    let bench = Bench::new();
+    let output = bench.command(&[]).env("FAKE_FAIL", "--task").output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()), "{error}");
+    assert!(error.contains("0 cells done, 0 done before, 4 failed") && !error.contains("report"), "{error}");
+}
+
+#[test]
 fn what_is_done_is_not_run_again() {
     let bench = Bench::new();
     let first = bench.run(&[]);

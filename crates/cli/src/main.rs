@@ -73,6 +73,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A reader that has enough, as `head`, ends the program quietly.
+    sigpipe::reset();
     let cli = Cli::parse();
     // A missing driver is an error of ours, said once.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()

@@ -91,7 +91,9 @@ pub(crate) fn kinds() -> Result<Vec<String>> {
 pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Config> {
     let (path, mut value) = committed(kind)?;
     if let Some(over) = over {
-        merge(&mut value, read(over)?);
+        let patch = read(over)?;
+        give_way(&mut value, &patch);
+        merge(&mut value, patch);
     }
     let smoke_patch = value.as_object_mut().and_then(|keys| keys.remove("smoke"));
     if let Some(patch) = smoke_patch.filter(|_| smoke) {
@@ -126,6 +128,25 @@ fn read(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
+/// Takes from what an experiment says of single models the settings that `patch` has for all of them.
+fn give_way(value: &mut Value, patch: &Value) {
+    let models = value.get_mut("model").and_then(Value::as_object_mut);
+    for model in models.into_iter().flat_map(Map::values_mut) {
+        drop_keys(model.get_mut("defaults"), patch.get("defaults"));
+        let methods = patch.get("method").and_then(Value::as_object);
+        for (name, settings) in methods.into_iter().flatten() {
+            drop_keys(model.get_mut("method").and_then(|methods| methods.get_mut(name)), Some(settings));
+        }
+    }
+}
+
+/// Takes the keys of one object from another.
+fn drop_keys(from: Option<&mut Value>, keys: Option<&Value>) {
+    if let (Some(Value::Object(from)), Some(Value::Object(keys))) = (from, keys) {
+        from.retain(|key, _| !keys.contains_key(key));
+    }
+}
+
 /// JSON merge patch (RFC 7396), except that a `null` stays: as a setting it means something.
 fn merge(target: &mut Value, patch: Value) {
     match (target, patch) {
@@ -151,6 +172,9 @@ impl Config {
         }
         for entry in &self.methods {
             method_and_ranks(entry)?;
+        }
+        for name in self.model.values().flat_map(|of_model| of_model.method.keys()) {
+            self.method(name)?;
         }
         Ok(())
     }
@@ -205,6 +229,31 @@ mod tests {
         let mut value = json!({"a": {"b": 1, "c": [1, 2]}, "d": 3});
         merge(&mut value, json!({"a": {"c": [9], "e": 5}, "f": null}));
         assert_eq!(value, json!({"a": {"b": 1, "c": [9], "e": 5}, "d": 3, "f": null}));
+    }
+
+    #[test]
+    fn a_file_of_ones_own_holds_for_every_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.json");
+        fs::write(&file, r#"{"defaults": {"max_steps": 3}, "method": {"lora": {"lr": 7e-4}}}"#).unwrap();
+        let config = load("glue", Some(&file), false).unwrap();
+        let of_model = config.of_model("datasets/models/mini-bert").unwrap();
+        assert!(!of_model.defaults.contains_key("max_steps") && of_model.defaults.contains_key("eval_every"));
+        assert!(!of_model.method["lora"].contains_key("lr") && of_model.method["lotr"].contains_key("lr"));
+        assert_eq!((&config.defaults["max_steps"], &config.method["lora"]["lr"]), (&json!(3), &json!(7e-4)));
+
+        // What the file says of a model wins over both.
+        fs::write(
+            &file,
+            r#"{"defaults": {"max_steps": 3}, "model": {"mini-bert": {"defaults": {"max_steps": 4}}}}"#,
+        )
+        .unwrap();
+        let config = load("glue", Some(&file), false).unwrap();
+        assert_eq!(config.of_model("mini-bert").unwrap().defaults["max_steps"], 4);
+
+        fs::write(&file, r#"{"model": {"mini-bert": {"method": {"haed": {"lr": 1}}}}}"#).unwrap();
+        let error = format!("{:#}", load("glue", Some(&file), false).unwrap_err());
+        assert!(error.contains("mine.json") && error.contains("haed"), "{error}");
     }
 
     #[test]

@@ -124,11 +124,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     let (jobs, threads) = share_cores(options.jobs.unwrap_or(config.jobs));
     let threads = options.threads.unwrap_or(threads);
+    check_data(&config)?;
     if options.dry_run {
         print_plan(&options.kind, &config, &grid, &cells, jobs);
         return Ok(true);
     }
-    check_data(&config)?;
     let lowrank = options.build.lowrank()?;
     if options.launcher == Launcher::Slurm {
         let left: Vec<&Cell> = cells.iter().filter(|cell| !grid.is_done(cell)).collect();
@@ -142,7 +142,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     let outcome = Runner { lowrank: &lowrank, grid: &grid, jobs, threads }.run(&cells)?;
     print_outcome(&outcome);
-    if options.cell.is_none() {
+    let has_results = outcome.done + outcome.skipped > 0;
+    if options.cell.is_none() && has_results {
         if options.kind.starts_with("compress") {
             let scores = scores::collect(&grid, &cells)?;
             report(&lowrank, &scores.folder, &grid)?;

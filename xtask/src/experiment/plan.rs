@@ -134,7 +134,12 @@ impl Planner<'_> {
         }
         path.push(name.to_owned());
         let mut ids = Vec::new();
-        for settings in axes(self.settings(point, name, ranks)?) {
+        let settings = self.settings(point, name, ranks)?;
+        if let Some((key, _)) = settings.iter().find(|(_, value)| value.as_array().is_some_and(Vec::is_empty))
+        {
+            bail!("{key} of the method {name} is an empty list");
+        }
+        for settings in axes(settings) {
             for (settings, needs) in self.with_references(point, settings, path)? {
                 ids.push(self.add(point, name, &settings, needs));
             }
@@ -361,6 +366,12 @@ mod tests {
             &over,
             &["--alpha 8 --rank 1", "--alpha 16 --rank 1", "--alpha 8 --rank 2", "--alpha 16 --rank 2"],
         );
+    }
+
+    #[test]
+    fn a_setting_has_a_value() {
+        let error = plan(&["m"], json!({ "m": { "alpha": [] } }), &Overrides::default()).unwrap_err();
+        assert_eq!(error.to_string(), "alpha of the method m is an empty list");
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Runner<'_> {
         let status = self.spawn(cell, resume, &lock, &printed, progress)?;
         let seconds = started.elapsed().as_secs_f64();
         let failure = if !status.success() {
-            let last = self.grid.last_line(cell).unwrap_or_else(|| "nothing was printed".to_owned());
+            let last = self.grid.reason(cell).unwrap_or_else(|| "nothing was printed".to_owned());
             format!("{}: {last}", describe(status))
         } else {
             fs::rename(&printed, self.grid.printed(cell)).context("cannot keep a cell's output")?;

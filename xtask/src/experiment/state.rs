@@ -177,6 +177,13 @@ impl Grid {
         fs::read_to_string(self.failure_file(cell)).unwrap_or_default()
     }
 
+    /// Why a cell failed: the last line of its log that is an error's, or the last one.
+    pub(crate) fn reason(&self, cell: &Cell) -> Option<String> {
+        let text = tail(&self.log(cell)).ok()?;
+        let error = text.lines().rev().find(|line| line.starts_with("error:"));
+        error.map(str::to_owned).or_else(|| self.last_line(cell))
+    }
+
     /// The last line of a cell's log.
     pub(crate) fn last_line(&self, cell: &Cell) -> Option<String> {
         let text = tail(&self.log(cell)).ok()?;

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Table to write: .parquet or .csv
     output: PathBuf,
     /// Columns that the segments of a run's path become, from the root down
-    #[arg(long, num_args = 0.., default_values = ["model", "method", "task", "lr", "rank", "seed"])]
+    #[arg(long, num_args = 0.., value_delimiter = ',', default_values = ["model", "method", "task", "lr", "rank", "seed"])]
     names: Vec<String>,
     /// Take the tags that a glob matches, as 'eval/*'; may be repeated
     #[arg(long)]
