@@ -7,7 +7,9 @@ use std::{
 };
 
 use crate::{
-    LogKey, Metric, log_path,
+    LogKey, Metric,
+    files::natural_order,
+    log_path,
     run::{LoadedRun, RunRecord},
     tfevents::read_scalars,
 };
@@ -84,7 +86,7 @@ fn log_folder(root: &Path, record: &RunRecord) -> Option<PathBuf> {
     Some(log_path(root.join("logs"), &key))
 }
 
-/// The event files of a folder, by name: those in `own`, where there are any.
+/// The event files of a folder, by the numbers in their names: those in `own`, where there are any.
 fn event_files(folder: &Path, own: &[String]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
@@ -93,7 +95,7 @@ fn event_files(folder: &Path, own: &[String]) -> Vec<PathBuf> {
         let is_own = own.is_empty() || own.iter().any(|own| *own == name);
         is_own && name.contains("tfevents") && path.is_file()
     });
-    files.sort();
+    files.sort_by(|a, b| natural_order(a, b));
     files
 }
 

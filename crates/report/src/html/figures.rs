@@ -146,7 +146,9 @@ pub(super) fn training(root: &Path, table: &GridTable) -> String {
         let cell = row.cells[column].as_ref();
         cell.map_or(Vec::new(), |cell| curves::evaluations(&cell.runs, &table.columns[column].metric))
     };
-    let scores = curve_plots(table, &looks, true, &score, |column| (score_label(column), false));
+    let scores = curve_plots(table, &looks, true, &score, |column| {
+        (score_label(column), !column.metric.higher_is_better())
+    });
     if !scores.is_empty() {
         body += &format!("<h3>On the dev set</h3>\n{}", figures("scores", &scores));
         body += &details("Numbers of these figures", &curve_tables("curves", 1, &scores));
@@ -175,9 +177,9 @@ fn curve_plots(
         let mut ranks: BTreeMap<usize, usize> = BTreeMap::new();
         let mut series = Vec::new();
         for row in table.rows.iter().filter(|row| !row.published) {
-            let colour = looks.colour(row);
-            // The ranks of a method share its colour and differ by dash, as do methods beyond the colours.
-            let dash = ranks.entry(colour % COLOURS).or_default();
+            let colour = looks.colour(row) % COLOURS;
+            // The ranks of a method share its colour and differ by dash and marker, as do methods beyond the colours.
+            let dash = ranks.entry(colour).or_default();
             let name = looks.row(row);
             let point = |(x, y): (f64, f64)| Point {
                 label: format!("{name}, step {x:.0}: {y:.3}"),
@@ -190,7 +192,9 @@ fn curve_plots(
             *dash += 1;
         }
         series.retain(|series| !series.points.is_empty());
-        let (y_label, y_log) = label(column);
+        let (y_label, wants_log) = label(column);
+        // A logarithmic side would leave out what is not positive.
+        let y_log = wants_log && series.iter().flat_map(|series| &series.points).all(|point| point.y > 0.0);
         let title = format!("{}: {y_label} over the optimiser steps", column.task);
         let plot = Plot { title, x_label: "step".to_owned(), y_label, x_log: false, y_log, series };
         if !plot.is_empty() {

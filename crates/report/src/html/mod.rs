@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     Error, Result,
-    files::write_atomic,
+    files::write_together,
     run::{LoadedRun, load_runs},
     table::GridTable,
 };
@@ -44,7 +44,7 @@ pub struct ReportSummary {
 ///
 /// # Errors
 /// [`Error::Report`] for another extension and for a folder without a single run; [`Error::Io`] when a folder
-/// cannot be read or a file cannot be written.
+/// cannot be read or a file cannot be written: the others are not written then either.
 pub fn write_report(
     root: impl AsRef<Path>,
     output: impl AsRef<Path>,
@@ -60,18 +60,16 @@ pub fn write_report(
     }
     let table = GridTable::from_runs(&runs);
     let shown = if options.without_published { table.clone() } else { table.clone().with_published() };
-    let mut written = Vec::new();
-    for format in formats {
-        let path = output.with_extension(format.extension());
-        let text = match format {
-            Format::Html => html(root, options, &runs, &shown, &warnings),
-            Format::Markdown => shown.to_markdown(),
-            Format::Csv => shown.to_csv(),
-            Format::Latex => shown.to_latex(),
-        };
-        write_atomic(&path, text.as_bytes())?;
-        written.push(path);
-    }
+    let text = |format| match format {
+        Format::Html => html(root, options, &runs, &shown, &warnings),
+        Format::Markdown => shown.to_markdown(),
+        Format::Csv => shown.to_csv(),
+        Format::Latex => shown.to_latex(),
+    };
+    let file = |format: Format| (output.with_extension(format.extension()), text(format));
+    let files: Vec<(PathBuf, String)> = formats.into_iter().map(file).collect();
+    write_together(&files)?;
+    let written = files.into_iter().map(|(path, _)| path).collect();
     Ok(ReportSummary { table, warnings, written })
 }
 

@@ -158,6 +158,52 @@ fn a_perplexity_stands_against_all_parameters() {
     assert!(html.contains("<title>whitened: 15.4 with 260032 parameters</title>"), "{html}");
 }
 
+/// A plot of the training of a perplexity that has `first` and 10 as its values.
+fn perplexity_plot(first: f64) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "whitened", 0, "text", 0, 10.0);
+    let file = dir.path().join("cells/text-0-0-8").join(FILE_NAME);
+    let mut record = RunRecord::read(&file).unwrap();
+    record.train_info.metric_name = "perplexity".into();
+    for (evaluation, value) in record.train_info.evals.iter_mut().zip([first, 10.0]) {
+        evaluation.metrics = [("perplexity".to_owned(), Some(value))].into();
+    }
+    record.write_atomic(&file).unwrap();
+    let html = html_of(dir.path());
+    html.split("text: perplexity over the optimiser steps</title>").nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn a_perplexity_falls_on_a_logarithmic_axis() {
+    let plot = perplexity_plot(1e6);
+    let numbers = [">10<", ">100<", ">1k<", ">10k<", ">100k<", ">1M<"];
+    assert!(numbers.iter().filter(|number| plot.contains(*number)).count() >= 3, "{plot}");
+    assert!(plot.contains(">100<"), "{plot}");
+    // There a zero has no place.
+    let plot = perplexity_plot(0.0);
+    assert!(plot.contains("<title>whitened, step 10: 0.000</title>"), "{plot}");
+}
+
+#[test]
+fn curves_of_one_point_differ_by_their_markers() {
+    let dir = tempfile::tempdir().unwrap();
+    for rank in [1, 8] {
+        run(dir.path(), "lora", rank, "rte", 0, 0.7);
+        let file = dir.path().join(format!("cells/rte-0-{rank}-4")).join(FILE_NAME);
+        let mut record = RunRecord::read(&file).unwrap();
+        record.train_info.evals.truncate(1);
+        record.write_atomic(&file).unwrap();
+    }
+    let html = html_of(dir.path());
+    // The beginning of a marker's path up to its place, and its shape.
+    let shape = |rank: u64| {
+        let before = html.split(&format!("<title>lora r={rank}, step 10: ")).next().unwrap();
+        let path = before.rsplit(" d=\"").next().unwrap();
+        path.split_once(['a', 'h', 'l']).unwrap().1.to_owned()
+    };
+    assert_ne!(shape(1), shape(8));
+}
+
 #[test]
 fn perplexities_are_compared_apart_from_points() {
     let dir = tempfile::tempdir().unwrap();
@@ -215,6 +261,20 @@ fn a_run_shows_its_own_events_alone() {
 }
 
 #[test]
+fn of_a_step_that_was_logged_twice_the_loss_of_the_later_file_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, loss) in [("9.0", 1.0), ("10.0", 2.0)] {
+        let written = dir.path().join("written");
+        let mut events = EventWriter::create(&written).unwrap();
+        events.scalar("train/loss", 1, loss, 0.0).unwrap();
+        fs::rename(events.path(), dir.path().join(format!("events.out.tfevents.7.host.{name}"))).unwrap();
+    }
+    let record = RunRecord::new(RunInfo::default(), MetaInfo::default());
+    let run = LoadedRun { folder: dir.path().to_owned(), record };
+    assert_eq!(curves::losses(dir.path(), &[run]), [(1.0, 2.0)]);
+}
+
+#[test]
 fn one_seed_allows_no_comparison() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "full", 0, "rte", 0, 0.7);
@@ -255,6 +315,20 @@ fn formats_follow_the_name() {
     write_report(dir.path(), dir.path().join("c.html"), &plain).unwrap();
     assert!(!fs::read_to_string(dir.path().join("c.md")).unwrap().contains('†'));
     assert!(fs::read_to_string(dir.path().join("c.html")).unwrap().contains("<h1>Mine &amp; yours</h1>"));
+}
+
+#[test]
+fn a_report_is_written_whole_or_not_at_all() {
+    for blocked in ["a.html", "a.md", "a.tex"] {
+        let dir = tempfile::tempdir().unwrap();
+        sample(dir.path());
+        fs::create_dir(dir.path().join(blocked)).unwrap();
+        let before = fs::read_dir(dir.path()).unwrap().count();
+        let error = write_report(dir.path(), dir.path().join("a.html"), &ReportOptions::default());
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("cannot write") && error.contains(blocked), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "something was left behind");
+    }
 }
 
 #[test]

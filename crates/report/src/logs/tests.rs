@@ -240,6 +240,37 @@ fn repeated_steps_are_kept_or_replaced() {
     assert_eq!(csv, "run,tag,step,value\na,t,1,1\na,t,2,20\na,t,3,30\n");
 }
 
+#[test]
+fn files_of_one_second_are_read_in_the_order_of_their_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    // Of one process, and of one that began after it.
+    let names = ["9.8", "9.10", "10.0"];
+    for run in ["a", "1", "1.0"] {
+        for (value, name) in names.iter().enumerate() {
+            let file = write(&tree, run, "t", &[(1, value as f32)]);
+            fs::rename(file, tree.join(run).join(format!("events.out.tfevents.1700000000.host.{name}")))
+                .unwrap();
+        }
+    }
+    let last = LogsOptions { duplicates: Duplicates::Last, ..options(&["run"]) };
+    assert_eq!(to_csv(&tree, &last).0, "run,tag,step,value\n1,t,1,2\n1.0,t,1,2\na,t,1,2\n");
+    // Two folders of one number.
+    fs::remove_dir_all(tree.join("a")).unwrap();
+    assert_eq!(to_csv(&tree, &last).0, "run,tag,step,value\n1e0,t,1,2\n");
+}
+
+#[test]
+fn large_seeds_stay_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "18446744073709551614", "t", &[(1, 1.0)]);
+    write(&tree, "18446744073709551615", "t", &[(1, 2.0)]);
+    let (csv, summary) = to_csv(&tree, &options(&["seed"]));
+    assert_eq!(csv, "seed,tag,step,value\n18446744073709551614,t,1,1\n18446744073709551615,t,1,2\n");
+    assert!(summary.warnings.is_empty(), "{:?}", summary.warnings);
+}
+
 #[track_caller]
 fn check_refused(names: &[&str], output: &str, expect: &str) {
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, files::natural_order};
 
 /// What the values of a column are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Value {
     }
 }
 
-/// The event files of a folder, by name: a later one of the same writer has a later time in its name.
+/// The event files of a folder, by the numbers in their names: the time, then what a writer counts up.
 pub(super) type Files = Vec<PathBuf>;
 
 /// A log tree.
@@ -77,7 +77,7 @@ impl Tree {
             if files.is_empty() {
                 continue;
             }
-            files.sort();
+            files.sort_by(|a, b| natural_order(a, b));
             let (depth, wanted) = (folder.segments.len(), names.len());
             if depth == wanted {
                 found.push((folder.segments, files));
@@ -136,7 +136,7 @@ impl Tree {
                 let (one, other) = (one.display(), other.display());
                 warnings.push(format!("{one} and {other}: the same run by their numbers, read as one"));
                 kept.append(files);
-                kept.sort_by(|a, b| (a.file_name(), a).cmp(&(b.file_name(), b)));
+                kept.sort_by(|a, b| natural_order(a, b));
             }
             same
         });
@@ -242,12 +242,14 @@ fn integer(text: &str) -> Option<i64> {
     text.parse().ok().filter(|number: &i64| number.to_string() == text)
 }
 
-/// A number with digits: neither `inf`, which may be a model, nor 007.
+/// A number with digits: neither `inf`, which may be a model, nor 007, nor an integer that would become another.
 fn float(text: &str) -> Option<f64> {
     let digits = text.trim_start_matches('-');
     let begins = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.');
     let padded = digits.len() > 1 && digits.starts_with('0') && digits.as_bytes()[1].is_ascii_digit();
-    if begins && !padded { text.parse().ok() } else { None }
+    let is_integer = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| begins && !padded);
+    number.filter(|number: &f64| !is_integer || format!("{number:.0}") == text)
 }
 
 #[cfg(test)]
@@ -269,6 +271,8 @@ mod tests {
         check(&["007"], ColumnType::Text);
         check(&["1", "+1"], ColumnType::Text);
         check(&["9223372036854775808"], ColumnType::Float);
+        check(&["18446744073709551615"], ColumnType::Text);
+        check(&["9223372036854775807", "0.5"], ColumnType::Text);
         check(&["1.5.2"], ColumnType::Text);
     }
 

@@ -1,5 +1,8 @@
 //! From numbers to places on an axis, and the numbers that are written at it.
 
+/// From where on numbers are shortened.
+const LONG: f64 = 1e4;
+
 /// An axis from `low` to `high`, which are its first and last places.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Axis {
@@ -26,8 +29,12 @@ impl Axis {
         let (low, high) = if high > low { (low, high) } else { (low - 1.0, high + 1.0) };
         let step = nice_step((high - low) / count.max(1) as f64);
         let (first, last) = ((low / step).floor(), (high / step).ceil());
+        let largest = (first * step).abs().max((last * step).abs());
+        // Three digits must tell the numbers apart.
+        let is_short = largest >= LONG && step * 100.1 > 10_f64.powf(largest.log10().floor());
         let decimals = (-step.log10().floor()).max(0.0) as usize;
-        let number = |index: f64| (index * step, format!("{:.decimals$}", index * step));
+        let text = |value: f64| if is_short { short(value) } else { format!("{value:.decimals$}") };
+        let number = |index: f64| (index * step, text(index * step));
         let ticks = (0..=(last - first) as usize).map(|index| number(first + index as f64)).collect();
         Self { low: first * step, high: last * step, log: false, ticks }
     }
@@ -89,7 +96,9 @@ fn nice_step(step: f64) -> f64 {
 /// `1500` as `1.5k`.
 pub(crate) fn short(value: f64) -> String {
     if value.abs() >= 1e12 {
-        return format!("{value:.0e}");
+        let text = format!("{value:.2e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return format!("{}e{power}", without_zeros(digits));
     }
     for (unit, name) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
         if value.abs() >= unit {
@@ -105,8 +114,12 @@ fn trimmed(value: f64) -> String {
         return "0".to_owned();
     }
     let decimals = (2.0 - value.abs().log10().floor()).clamp(0.0, 12.0) as usize;
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    without_zeros(&format!("{value:.decimals$}")).to_owned()
+}
+
+/// Digits without zeros after the point.
+fn without_zeros(text: &str) -> &str {
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
 #[cfg(test)]
@@ -134,6 +147,13 @@ mod tests {
         check(&[50.9, 92.0], false, &["50", "60", "70", "80", "90", "100"]);
         check(&[0.11, 0.12], false, &["0.110", "0.112", "0.114", "0.116", "0.118", "0.120"]);
         check(&[-3.0, 7.0], false, &["-4", "-2", "0", "2", "4", "6", "8"]);
+        check(&[0.0, 8e3], false, &["0", "2000", "4000", "6000", "8000"]);
+        check(&[0.0, 1e4], false, &["0", "2k", "4k", "6k", "8k", "10k"]);
+        check(&[-1e6, 1e6], false, &["-1M", "-500k", "0", "500k", "1M"]);
+        check(&[0.0, 3e12], false, &["0", "1e12", "2e12", "3e12"]);
+        check(&[12e12, 13e12], false, &["1.2e13", "1.22e13", "1.24e13", "1.26e13", "1.28e13", "1.3e13"]);
+        check(&[20_000.0, 20_100.0], false, &["20000", "20020", "20040", "20060", "20080", "20100"]);
+        check(&[20_000.0, 20_500.0], false, &["20k", "20.1k", "20.2k", "20.3k", "20.4k", "20.5k"]);
         check(&[1e3, 1e6], true, &["1k", "10k", "100k", "1M"]);
         check(&[258.0, 109e6], true, &["100", "10k", "1M", "100M"]);
         check(&[1.0, 1e20], true, &["1", "100k", "10G", "1e15", "1e20"]);

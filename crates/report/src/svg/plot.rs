@@ -7,8 +7,11 @@ use super::{axis::Axis, escape};
 /// A plot's size in its own units; a page scales it to its column.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 240.0;
-/// What the axes' texts need at each side.
+/// What the axes' texts need at each side; at the left more where a number is long.
 const LEFT: f64 = 57.0;
+/// What the side's label and the gaps beside the numbers need, and a digit.
+const LABEL: f64 = 19.0;
+const DIGIT: f64 = 6.3;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 44.0;
@@ -42,9 +45,9 @@ pub(crate) struct Plot {
 pub(crate) struct Series {
     /// Its name.
     pub(crate) name: String,
-    /// Its colour and marker, by number.
+    /// Its colour, by number.
     pub(crate) colour: usize,
-    /// Its dash, by number.
+    /// Its dash, by number; colour and dash make its marker.
     pub(crate) dash: usize,
     /// Whether others published it: its markers are hollow.
     pub(crate) hollow: bool,
@@ -77,10 +80,11 @@ impl Plot {
         let x = Axis::new(points().map(|point| point.x), self.x_log, if self.x_log { 8 } else { 5 });
         let ends = |point: &Point| {
             let error = point.error.unwrap_or(0.0);
-            [point.y - error, point.y + error]
+            // The point itself too: on a logarithmic side the bar's lower end may have no place.
+            [point.y - error, point.y, point.y + error]
         };
         let y = Axis::new(points().flat_map(ends), self.y_log, 5);
-        let frame = Frame { x, y };
+        let frame = Frame::new(x, y);
         let mut out = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"{id}\">\
              <title id=\"{id}\">{}</title>",
@@ -99,32 +103,40 @@ impl Plot {
 struct Frame {
     x: Axis,
     y: Axis,
+    left: f64,
 }
 
 impl Frame {
+    fn new(x: Axis, y: Axis) -> Self {
+        let longest = y.ticks.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
+        // Half of the picture is the points'.
+        let left = (LABEL + DIGIT * longest as f64).clamp(LEFT, WIDTH / 2.0);
+        Self { x, y, left }
+    }
+
     fn place(&self, x: f64, y: f64) -> Option<(f64, f64)> {
         let (x, y) = self.x.place(x).zip(self.y.place(y))?;
-        Some((LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)))
+        Some((self.left + x * (WIDTH - self.left - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)))
     }
 
     /// Grid lines, numbers and labels.
     fn draw(&self, out: &mut String, x_label: &str, y_label: &str) {
-        let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+        let (left, right, bottom) = (self.left, WIDTH - RIGHT, HEIGHT - BOTTOM);
         for (value, text) in &self.y.ticks {
             let Some(place) = self.y.place(*value) else { continue };
             let y = bottom - place * (bottom - TOP);
             // Writing to a string cannot fail; so below.
             let _ = write!(
                 out,
-                "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{right}\"/>\
+                "<path class=\"grid\" d=\"M{left:.1} {y:.1}H{right}\"/>\
                  <text class=\"num\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
-                LEFT - 5.0,
+                left - 5.0,
                 y + 3.5
             );
         }
         for (value, text) in &self.x.ticks {
             let Some(place) = self.x.place(*value) else { continue };
-            let x = LEFT + place * (right - LEFT);
+            let x = left + place * (right - left);
             let _ = write!(
                 out,
                 "<path class=\"grid\" d=\"M{x:.1} {TOP}V{bottom}\"/>\
@@ -132,10 +144,10 @@ impl Frame {
                 bottom + 17.0
             );
         }
-        let (centre, middle) = ((LEFT + right) / 2.0, (TOP + bottom) / 2.0);
+        let (centre, middle) = ((left + right) / 2.0, (TOP + bottom) / 2.0);
         let _ = write!(
             out,
-            "<path class=\"axis\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/>\
+            "<path class=\"axis\" d=\"M{left:.1} {TOP}V{bottom}H{right}\"/>\
              <text x=\"{centre:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
              <text transform=\"translate(11 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
             HEIGHT - 7.0,
@@ -157,9 +169,10 @@ impl Frame {
         }
         for (x, y, point) in &places {
             if let Some(error) = point.error.filter(|error| *error > 0.0)
-                && let Some(((_, high), (_, low))) =
-                    self.place(point.x, point.y + error).zip(self.place(point.x, point.y - error))
+                && let Some((_, high)) = self.place(point.x, point.y + error)
             {
+                // A logarithmic side has no place for what is not positive: the bar ends at the frame.
+                let low = self.place(point.x, point.y - error).map_or(HEIGHT - BOTTOM, |(_, low)| low);
                 let _ = write!(out, "<path class=\"line\" d=\"M{x:.1} {high:.1}V{low:.1}\"/>");
             }
             if series.markers || places.len() == 1 {
@@ -173,7 +186,7 @@ impl Frame {
 
 /// A marker of the series' shape.
 fn marker(series: &Series, x: f64, y: f64, inside: &str) -> String {
-    let shape = match series.colour % MARKERS {
+    let shape = match (series.colour + series.dash) % MARKERS {
         0 => format!("M{} {y}a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", x - 4.0),
         1 => format!("M{} {}h7v7h-7z", x - 3.5, y - 3.5),
         2 => format!("M{x} {}l4.5 8h-9z", y - 5.0),
@@ -181,7 +194,9 @@ fn marker(series: &Series, x: f64, y: f64, inside: &str) -> String {
         4 => format!("M{x} {}l4.5-8h-9z", y + 5.0),
         _ => format!("M{} {}h3v-3h3v3h3v3h-3v3h-3v-3h-3z", x - 4.5, y - 1.5),
     };
-    let class = if series.hollow { "hollow" } else { "dot" };
+    // When a colour's shapes are used up, they come again hollow.
+    let is_hollow = series.hollow || series.dash / MARKERS % 2 == 1;
+    let class = if is_hollow { "hollow" } else { "dot" };
     format!("<path class=\"{class}\" d=\"{}\">{inside}</path>", shorten(&shape))
 }
 
@@ -210,12 +225,13 @@ fn shorten(path: &str) -> String {
 
 /// A series as it looks, for a legend.
 pub(crate) fn swatch(series: &Series) -> String {
-    let line = if series.points.len() > 1 || !series.markers {
-        format!("<path class=\"line d{}\" d=\"M1 7H27\"/>", series.dash % DASHES)
-    } else {
+    let is_point = series.points.len() == 1;
+    let line = if is_point {
         String::new()
+    } else {
+        format!("<path class=\"line d{}\" d=\"M1 7H27\"/>", series.dash % DASHES)
     };
-    let marker = if series.markers { marker(series, 14.0, 7.0, "") } else { String::new() };
+    let marker = if series.markers || is_point { marker(series, 14.0, 7.0, "") } else { String::new() };
     format!(
         "<svg class=\"swatch\" viewBox=\"0 0 28 14\" aria-hidden=\"true\"><g class=\"s{}\">{line}{marker}</g></svg>",
         series.colour % COLOURS
@@ -224,6 +240,8 @@ pub(crate) fn swatch(series: &Series) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn point(x: f64, y: f64) -> Point {
@@ -267,6 +285,35 @@ mod tests {
         high.error = Some(100.0);
         let svg = plot(vec![high]).to_svg("t");
         assert!(svg.contains(">-100<") && svg.contains(">150<"), "{svg}");
+    }
+
+    #[test]
+    fn an_error_bar_without_a_lower_end_is_cut_at_the_frame() {
+        let mut low = point(1.0, 5.0);
+        low.error = Some(6.0);
+        let svg = Plot { y_log: true, ..plot(vec![low]) }.to_svg("t");
+        let bar = svg.split("class=\"line\" d=\"").nth(1).unwrap();
+        assert!(bar.split('"').next().unwrap().ends_with("V196.0"), "{svg}");
+        // The point lies in the frame, too.
+        let axis = Axis::new([5.0, 11.0].into_iter(), true, 5);
+        assert!(axis.ticks.iter().all(|(_, text)| svg.contains(&format!(">{text}<"))), "{svg}");
+    }
+
+    #[test]
+    fn long_numbers_have_room() {
+        let svg = plot(vec![point(0.0, -0.0007), point(1.0, 0.0001)]).to_svg("t");
+        assert!(svg.contains(">-0.0008<") && svg.contains("<path class=\"axis\" d=\"M63.1 10V"), "{svg}");
+        assert!(svg.contains("text class=\"num\" x=\"58.1\""), "{svg}");
+        let svg = plot(vec![point(0.0, 0.0), point(1.0, 1e6)]).to_svg("t");
+        assert!(svg.contains(">1M<") && svg.contains("<path class=\"axis\" d=\"M57.0 10V"), "{svg}");
+    }
+
+    #[test]
+    fn points_of_one_colour_differ_by_their_markers() {
+        let series = |dash| Series { colour: 3, dash, points: vec![point(1.0, 1.0)], ..Series::default() };
+        let looks: BTreeSet<String> = (0..2 * MARKERS).map(|dash| swatch(&series(dash))).collect();
+        assert_eq!(looks.len(), 2 * MARKERS);
+        assert!(looks.iter().all(|look| !look.contains("line")), "{looks:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::{Cell, Column, Cost, GridTable, Row, render::score_decimals};
+use super::{Cell, Column, Cost, GridTable, Row, names::ModelNames, render::score_decimals};
 use crate::{
     Metric,
     run::{LoadedRun, Status},
@@ -50,10 +50,11 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     let mut builder = Builder::default();
     let done = builder.finished(runs);
     builder.columns = columns(&done);
-    let telling = Telling::new(&done);
+    let names = ModelNames::new(&done);
+    let telling = Telling::new(&done, &names);
     let mut groups: BTreeMap<RowKey, Vec<&LoadedRun>> = BTreeMap::new();
     for run in done.iter().copied() {
-        groups.entry(row_key(run, &telling)).or_default().push(run);
+        groups.entry(row_key(run, &names, &telling)).or_default().push(run);
     }
     let mut rows: Vec<Row> = groups.into_iter().map(|(key, members)| builder.row(key, &members)).collect();
     let Builder { columns, mut notes, chose_lr } = builder;
@@ -61,7 +62,7 @@ pub(super) fn table(runs: &[LoadedRun]) -> GridTable {
     if chose_lr {
         notes.push("of several learning rates, the one with the best mean is shown".to_owned());
     }
-    notes.extend(mixed(&done));
+    notes.extend(mixed(&done, &names));
     GridTable { columns, rows, notes }
 }
 
@@ -202,7 +203,7 @@ fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
 
 /// A note for every model and task whose runs saw different weights or different rows under one name, and one for
 /// several versions of the program. Each version is named with a run that has it.
-fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
+fn mixed(runs: &[&LoadedRun], names: &ModelNames) -> Vec<String> {
     let mut hashes: BTreeMap<String, Versions> = BTreeMap::new();
     let mut programs = Versions::new();
     for run in runs {
@@ -210,7 +211,7 @@ fn mixed(runs: &[&LoadedRun]) -> Vec<String> {
         // What was given the name of the model that it was made of has weights of its own.
         let is_made_of_it = run.record.run_info.config.contains_key("model_name");
         if !run.record.is_random() && !is_made_of_it {
-            let weights = hashes.entry(format!("the weights of {}", run.record.model())).or_default();
+            let weights = hashes.entry(format!("the weights of {}", names.of(run))).or_default();
             weights.entry(&meta.model_hash).or_insert(run);
         }
         hashes.entry(format!("the rows of {}", meta.task)).or_default().entry(&meta.data_hash).or_insert(run);
@@ -246,11 +247,11 @@ fn list(versions: &Versions, shown: usize) -> String {
 }
 
 /// The settings in which runs of the same model, label, rank and task differ: they make rows of their own.
-fn telling_settings(runs: &[&LoadedRun]) -> BTreeSet<String> {
+fn telling_settings(runs: &[&LoadedRun], names: &ModelNames) -> BTreeSet<String> {
     let mut groups: BTreeMap<_, Vec<&LoadedRun>> = BTreeMap::new();
     for run in runs.iter().copied() {
         let record = &run.record;
-        let key = (record.model(), record.label(), record.rank(), &record.meta_info.task);
+        let key = (names.of(run), record.label(), record.rank(), &record.meta_info.task);
         groups.entry(key).or_default().push(run);
     }
     let mut telling = BTreeSet::new();
@@ -310,7 +311,7 @@ struct Telling {
 }
 
 impl Telling {
-    fn new(runs: &[&LoadedRun]) -> Self {
+    fn new(runs: &[&LoadedRun], names: &ModelNames) -> Self {
         let mut starts: BTreeMap<_, String> = BTreeMap::new();
         let mut ambiguous = BTreeSet::new();
         for run in runs {
@@ -322,7 +323,7 @@ impl Telling {
                 ambiguous.insert(short);
             }
         }
-        Self { keys: telling_settings(runs), ambiguous }
+        Self { keys: telling_settings(runs, names), ambiguous }
     }
 
     /// A setting as text, empty where it is absent; the same for all seeds.
@@ -348,7 +349,7 @@ fn setting(run: &LoadedRun, key: &str) -> String {
     }
 }
 
-fn row_key(run: &LoadedRun, telling: &Telling) -> RowKey {
+fn row_key(run: &LoadedRun, names: &ModelNames, telling: &Telling) -> RowKey {
     let record = &run.record;
     let label = record.label();
     let order = FIRST.iter().position(|name| *name == label).unwrap_or_else(|| {
@@ -362,7 +363,7 @@ fn row_key(run: &LoadedRun, telling: &Telling) -> RowKey {
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     RowKey {
-        model: record.model().to_owned(),
+        model: names.of(run),
         order,
         label: label.to_owned(),
         rank: record.rank(),

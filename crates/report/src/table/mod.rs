@@ -4,6 +4,7 @@
 //! cell shows the one whose mean is best, as papers on adapters do, and the notes say so.
 
 mod build;
+mod names;
 mod published;
 mod render;
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub struct Column {
 /// A method of a certain rank on a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Short name of the model.
+    /// Short name of the model: the last part of its path, and the folders above it where other models end alike.
     pub model: String,
     /// Method or label.
     pub method: String,

@@ -204,24 +204,29 @@ pub(super) fn markdown(table: &GridTable) -> String {
         return text(table);
     }
     let grid = grid(table);
-    let escape = |text: &str| one_line(text).replace('|', "\\|").replace('<', "&lt;");
     let line = |fields: Vec<String>| format!("| {} |", fields.join(" | "));
     let rule = (0..grid.headers.len()).map(|index| if index < grid.names { ":--" } else { "--:" }.to_owned());
     let field = |field: &Field| match field.best {
-        true => format!("**{}**", escape(&field.text)),
-        false => escape(&field.text),
+        true => format!("**{}**", markdown_escape(&field.text)),
+        false => markdown_escape(&field.text),
     };
-    let head = [line(grid.headers.iter().map(|header| escape(header)).collect()), line(rule.collect())];
+    let head = grid.headers.iter().map(|header| markdown_escape(header));
+    let head = [line(head.collect()), line(rule.collect())];
     let body = grid.rows.iter().map(|row| line(row.iter().map(field).collect()));
     let notes = std::iter::once(legend(table))
         .chain(table.notes.clone())
-        .flat_map(|note| [String::new(), escape(&note)]);
+        .flat_map(|note| [String::new(), markdown_escape(&note)]);
     lines(head.into_iter().chain(body).chain(notes))
 }
 
 pub(super) fn latex(table: &GridTable) -> String {
     let grid = grid_or_empty(table);
-    let line = |fields: Vec<String>| format!("{} \\\\", fields.join(" & "));
+    let line = |fields: Vec<String>| {
+        let row = fields.join(" & ");
+        // The command before the row would take these for its own.
+        let guard = if row.starts_with(['*', '[']) { "{}" } else { "" };
+        format!("{guard}{row} \\\\")
+    };
     let field = |field: &Field| {
         let text = latex_escape(&field.text);
         if field.best { format!("\\textbf{{{text}}}") } else { text }
@@ -253,6 +258,19 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+fn markdown_escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in one_line(text).chars() {
+        match c {
+            '\\' | '*' | '_' | '`' | '[' | ']' | '|' => out.extend(['\\', c]),
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 fn latex_escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in one_line(text).chars() {
@@ -261,6 +279,11 @@ fn latex_escape(text: &str) -> String {
             '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
             '~' => out.push_str("\\textasciitilde{}"),
             '^' => out.push_str("\\textasciicircum{}"),
+            '<' => out.push_str("\\textless{}"),
+            '>' => out.push_str("\\textgreater{}"),
+            '|' => out.push_str("\\textbar{}"),
+            // The straight one is not in TeX's own encoding.
+            '"' => out.push_str("\\textquotedblright{}"),
             '±' => out.push_str("$\\pm$"),
             '†' => out.push_str("$\\dagger$"),
             '–' => out.push_str("--"),

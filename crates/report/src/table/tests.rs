@@ -148,6 +148,24 @@ low\_rank r=4 & \textbf{60.0} & 5,000 & 10.0 & 100 & 2.0 \\
 }
 
 #[test]
+fn names_are_no_markup() {
+    let mut runs =
+        vec![run("*a_[`b`](c)&\\", 8, "rte", 1e-3, 0, 0.5), run("[<b>|\"", 0, "rte", 1e-3, 0, 0.7)];
+    for run in &mut runs {
+        run.record.train_info.trainable = 1_245_570;
+    }
+    let table = GridTable::from_runs(&runs);
+    let markdown = table.to_markdown();
+    let cells = "| 50.0 | 1,245,570 | 10.0 | 100 | 2.0 |";
+    assert!(markdown.contains(&format!(r"| \*a\_\[\`b\`\](c)&amp;\\ r=8 {cells}")), "{markdown}");
+    assert!(markdown.contains(r#"| \[&lt;b>\|" | **70.0** | 1,245,570 |"#), "{markdown}");
+    let latex = table.to_latex();
+    assert!(latex.contains("\n{}*a\\_[`b`](c)\\&\\textbackslash{} r=8 & 50.0"), "{latex}");
+    let row = "\n{}[\\textless{}b\\textgreater{}\\textbar{}\\textquotedblright{} & \\textbf{70.0}";
+    assert!(latex.contains(row), "{latex}");
+}
+
+#[test]
 fn a_smaller_perplexity_is_better_and_not_a_percentage() {
     let runs =
         [run("svd", 0, "lm:perplexity", 0.0, 0, 61.8), run("whitened", 0, "lm:perplexity", 0.0, 0, 15.44)];
@@ -232,6 +250,50 @@ fn models_are_compared_apart_and_versions_noted() {
     assert!(table.to_text().starts_with("model"));
     let note = "runs of several versions are compared: 0.1.0 (full-0-rte-1e-3-0), 0.2.0 (full-0-rte-1e-3-0)";
     assert!(table.notes.contains(&note.to_owned()), "{:?}", table.notes);
+}
+
+/// Names of the rows' models for runs of models given by path and hash, a seed each.
+fn names_of(models: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let given = |(seed, (path, hash)): (usize, &(&str, &str))| {
+        let mut run = run("full", 0, "rte", 1e-3, seed as u64, 0.5);
+        (run.record.meta_info.model, run.record.meta_info.model_hash) = ((*path).into(), (*hash).into());
+        run
+    };
+    let table = GridTable::from_runs(&models.iter().enumerate().map(given).collect::<Vec<_>>());
+    (table.rows.into_iter().map(|row| row.model).collect(), table.notes)
+}
+
+#[test]
+fn other_weights_of_the_same_last_part_are_another_model() {
+    let names = |models: &[(&str, &str)]| names_of(models).0;
+    assert_eq!(names(&[("a/base/m", "1"), ("b/large/m", "2")]), ["base/m", "large/m"]);
+    assert_eq!(names(&[("a/base/m", "1"), ("b/base/m", "2"), ("c/n", "3")]), ["a/base/m", "b/base/m", "n"]);
+    assert_eq!(names(&[("m", "1"), ("a/m", "2"), ("/a/m", "3")]), ["/a/m", "a/m", "m"]);
+    // Nothing says that they are the same.
+    for hash in ["", "random"] {
+        assert_eq!(names(&[("a/m", hash), ("b/m", hash)]), ["a/m", "b/m"]);
+    }
+    assert_eq!(names_of(&[("a/m", "1"), ("b/m", "2")]).1, Vec::<String>::new());
+}
+
+#[test]
+fn spellings_of_a_path_are_one_model() {
+    assert_eq!(names_of(&[("a/m", "1"), ("/x/a/m", "1"), ("b/m", "1")]), (vec!["m".to_owned()], vec![]));
+    assert_eq!(names_of(&[("a/m", "1"), ("./a//m/", "random")]).0, ["m"]);
+    // The same weights by the path or by the hash, beside others.
+    let models = [("a/m", "1"), ("c/m", "1"), ("c/m", "random"), ("b/m", "2")];
+    assert_eq!(names_of(&models).0, ["a/m", "b/m"]);
+}
+
+#[test]
+fn what_was_given_a_name_keeps_it() {
+    let mut runs = [run("full", 0, "rte", 1e-3, 0, 0.5), run("lora", 0, "rte", 1e-3, 0, 0.7)];
+    for (run, (model, hash)) in runs.iter_mut().zip([("a/m", "1"), ("m", "2")]) {
+        (run.record.meta_info.model, run.record.meta_info.model_hash) = (model.into(), hash.into());
+    }
+    runs[1].record.run_info.config.insert("model_name".into(), "m".into());
+    let rows = GridTable::from_runs(&runs).rows;
+    assert_eq!(rows.iter().map(|row| row.model.as_str()).collect::<Vec<_>>(), ["m", "m"]);
 }
 
 #[test]
