@@ -124,11 +124,16 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     let (jobs, threads) = share_cores(options.jobs.unwrap_or(config.jobs));
     let threads = options.threads.unwrap_or(threads);
-    check_data(&config)?;
+    let data = check_data(&config);
     if options.dry_run {
+        // A plan may be made before there are data.
+        if let Err(error) = data {
+            eprintln!("warning: {error:#}");
+        }
         print_plan(&options.kind, &config, &grid, &cells, jobs);
         return Ok(true);
     }
+    data?;
     let lowrank = options.build.lowrank()?;
     if options.launcher == Launcher::Slurm {
         let left: Vec<&Cell> = cells.iter().filter(|cell| !grid.is_done(cell)).collect();
