@@ -222,8 +222,8 @@ pub(crate) fn bytes(rules: &Rules, unit: &Unit, is_weighted: bool) -> u64 {
         // The same in f64, with the statistics of the inputs.
         _ if is_weighted => 4 * numel + 8 * (4 * numel + 3 * d_input * d_input + 4 * short * short),
         Method::Auto => 4 * (3 * numel + 4 * (numel + short * short)),
-        // Values, factors, the Gram matrix with its eigenvectors.
-        _ => 4 * (3 * numel + 6 * short * short),
+        // Values, a copy, factors; one side of an exact decomposition.
+        _ => 4 * (3 * numel + 4 * short * short),
     }
 }
 

@@ -18,8 +18,7 @@ use pulp::Arch;
 
 use crate::svd::Pass;
 
-/// Dense kernels of one element type. `None` means that an iteration did not converge or a pivot was not
-/// positive.
+/// Dense kernels of one element type. `None` means that a pivot was not positive.
 pub trait Dense: RealField + Copy {
     /// `C ← α·A·B` or `C ← C + α·A·B`.
     fn gemm(
@@ -46,9 +45,6 @@ pub trait Dense: RealField + Copy {
     /// One pass of a reduction to two diagonals.
     #[doc(hidden)]
     fn sweep(pass: Pass<'_, Self>);
-
-    /// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle.
-    fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)>;
 }
 
 macro_rules! implement {
@@ -89,10 +85,6 @@ macro_rules! implement {
             fn sweep(pass: Pass<'_, Self>) {
                 Arch::new().dispatch(pass);
             }
-
-            fn eigen(a: MatRef<'_, Self>, par: Par) -> Option<(Vec<Self>, Mat<Self>)> {
-                symmetric_eigen(a, par)
-            }
         }
     )*};
 }
@@ -112,11 +104,13 @@ fn triangular_product<T: RealField>(
     out
 }
 
-fn symmetric_eigen<T: RealField + Copy>(a: MatRef<'_, T>, par: Par) -> Option<(Vec<T>, Mat<T>)> {
+/// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle; nothing where the
+/// iteration does not converge.
+pub(crate) fn symmetric_eigen(a: MatRef<'_, f64>, par: Par) -> Option<(Vec<f64>, Mat<f64>)> {
     let n = a.nrows();
-    let mut values = faer::diag::Diag::<T>::zeros(n);
+    let mut values = faer::diag::Diag::<f64>::zeros(n);
     let mut vectors = Mat::zeros(n, n);
-    let scratch = self_adjoint_evd_scratch::<T>(n, ComputeEigenvectors::Yes, par, Default::default());
+    let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, par, Default::default());
     let mut memory = MemBuffer::new(scratch);
     let stack = MemStack::new(&mut memory);
     self_adjoint_evd(a, values.as_mut(), Some(vectors.as_mut()), par, stack, Default::default()).ok()?;

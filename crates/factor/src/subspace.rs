@@ -133,7 +133,6 @@ pub fn leading<T: Scalar>(a: MatRef<'_, T>) -> Result<Subspace<T>> {
     let balanced = Balanced::new(a, "matrix")?;
     let view = balanced.view();
     let (m, n) = view.shape();
-    // The Gram matrix is that of the columns of `tall`.
     let (side, tall) =
         if m <= n { (SubspaceSide::Left, view.transpose()) } else { (SubspaceSide::Right, view) };
     let (s, basis) = svd::right(tall);

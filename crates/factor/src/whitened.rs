@@ -14,10 +14,10 @@
 
 use faer::{Mat, MatRef};
 
-use crate::dense::Dense;
+use crate::dense::symmetric_eigen;
 use crate::error::{FactorError, Result};
 use crate::low_rank::LowRank;
-use crate::matrix::{check, check_shape, check_slice, parallelism, product, ratio, scale_columns};
+use crate::matrix::{Balanced, check, check_shape, check_slice, parallelism, product, ratio, scale_columns};
 use crate::scalar::Scalar;
 use crate::subspace::{Subspace, SubspaceSide};
 use crate::svd;
@@ -96,10 +96,10 @@ impl<T: Scalar> Whitened<'_, T> {
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`],
-/// [`FactorError::Negative`], [`FactorError::NoConvergence`].
+/// [`FactorError::Negative`], [`FactorError::Overflow`].
 ///
 /// # Complexity
-/// One exact SVD.
+/// One exact SVD, without the right vectors where `m ≤ n`.
 pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whitened<'a, T>> {
     check(a, "matrix")?;
     check_slice(weights, "weights")?;
@@ -116,8 +116,7 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
     let mut weighted = widen(a);
     let weights: Vec<f64> = weights.iter().map(|w| w.widen()).collect();
     scale_columns(weighted.as_mut(), &weights);
-    let (u, s, _) = svd::exact(weighted.as_ref())?.into_parts();
-    Ok(Whitened { a, basis: narrow(u.as_ref()), squared: s.iter().map(|s| s * s).collect() })
+    left(a, weighted.as_ref())
 }
 
 /// Weighted by a Gram matrix: minimises `Σ ‖(A − Â)·x‖²` over the inputs `x` behind `G = Σ x·xᵀ`.
@@ -153,7 +152,14 @@ pub fn by_gram<'a, T: Scalar, G: Scalar>(a: MatRef<'a, T>, gram: MatRef<'_, G>) 
     let (values, mut vectors) = eigen::<T>(gram.as_ref(), "Gram matrix")?;
     let roots: Vec<f64> = values.iter().map(|value| value.sqrt()).collect();
     scale_columns(vectors.as_mut(), &roots);
-    let (u, s, _) = svd::exact(product(wide.as_ref(), vectors.as_ref()).as_ref())?.into_parts();
+    left(a, product(wide.as_ref(), vectors.as_ref()).as_ref())
+}
+
+/// The subspace of `a` that its weighted form has.
+fn left<'a, T: Scalar>(a: MatRef<'a, T>, weighted: MatRef<'_, f64>) -> Result<Whitened<'a, T>> {
+    let balanced = Balanced::new(weighted, "weighted matrix")?;
+    let (u, mut s) = svd::left(balanced.view());
+    balanced.restore(&mut s)?;
     Ok(Whitened { a, basis: narrow(u.as_ref()), squared: s.iter().map(|s| s * s).collect() })
 }
 
@@ -185,7 +191,7 @@ fn eigen<T: Scalar>(a: MatRef<'_, f64>, what: &'static str) -> Result<(Vec<f64>,
     if n == 1 {
         return Ok((vec![a[(0, 0)].max(0.0)], Mat::identity(1, 1)));
     }
-    let (values, vectors) = f64::eigen(a, parallelism(n * n * n))
+    let (values, vectors) = symmetric_eigen(a, parallelism(n * n * n))
         .ok_or(FactorError::NoConvergence { algorithm: "symmetric eigenvalue decomposition" })?;
     let values: Vec<f64> = values.into_iter().rev().collect();
     // Rounding puts the zeros of a singular matrix within n·ε of zero on either side.

@@ -46,8 +46,7 @@ impl<T: Scalar> LowRank<T> {
     /// norm.
     ///
     /// # Errors
-    /// [`FactorError::ShapeMismatch`], [`FactorError::Empty`], [`FactorError::NonFinite`],
-    /// [`FactorError::NoConvergence`].
+    /// [`FactorError::ShapeMismatch`], [`FactorError::Empty`], [`FactorError::NonFinite`].
     pub fn refit_right(&self, a: MatRef<'_, T>) -> Result<Self> {
         check_shape("matrix", a, self.shape())?;
         check(a, "matrix")?;

@@ -170,7 +170,7 @@ fn finish<A: MatrixProducts>(
     qb: &Blocks<A::Scalar>,
     target: &Truncation,
 ) -> Result<Svd<A::Scalar>> {
-    let (v, mut s, u) = project(qb.b.as_ref(), qb.q.as_ref())?;
+    let (v, mut s, u) = project(qb.b.as_ref(), qb.q.as_ref());
     let squared: Vec<f64> = s.iter().map(|s| s.widen().powi(2)).collect();
     let tails = tails(&squared, left);
     let allowed = target.allowed(total);

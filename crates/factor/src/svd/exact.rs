@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::{Svd, bidiagonal};
 use crate::error::Result;
-use crate::matrix::{Balanced, norm_squared};
+use crate::matrix::Balanced;
 use crate::qr;
 use crate::scalar::Scalar;
 
@@ -50,7 +50,7 @@ pub fn exact<T: Scalar>(a: MatRef<'_, T>) -> Result<Svd<T>> {
 /// As [`exact`].
 ///
 /// # Complexity
-/// `O(m·n·k)`, about a third of the time of [`exact`].
+/// `O(m·n·k)`, about 0.6 of the time of [`exact`].
 pub fn singular_values<T: Scalar>(a: MatRef<'_, T>) -> Result<Vec<T>> {
     let balanced = Balanced::new(a, "matrix")?;
     let mut s = values(balanced.view());
@@ -65,10 +65,7 @@ pub(crate) fn thin<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
         let (v, s, u) = thin(a.transpose());
         return (u, s, v);
     }
-    if n == 1 {
-        return column(a);
-    }
-    if (m as f64) < QR_FIRST * n as f64 {
+    if !is_long(a) {
         return bidiagonal::svd(a.to_owned());
     }
     let (u, (s, v)) = qr::through_triangle(a, |r| {
@@ -80,24 +77,25 @@ pub(crate) fn thin<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
 
 /// Singular values of a finite, balanced matrix.
 fn values<T: Scalar>(a: MatRef<'_, T>) -> Vec<T> {
-    let (m, n) = a.shape();
-    if m < n {
+    if a.nrows() < a.ncols() {
         return values(a.transpose());
     }
-    if n == 1 {
-        return vec![T::of(norm_squared(a).sqrt())];
-    }
-    bidiagonal::values(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::triangle(a) })
+    bidiagonal::values(shortened(a))
 }
 
 /// Singular values and right singular vectors (n × n) of a finite, balanced matrix with `m ≥ n`, signs unspecified:
 /// the longer side is never formed.
 pub(crate) fn right<T: Scalar>(a: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
-    let (m, n) = a.shape();
-    if n == 1 {
-        return (values(a), Mat::identity(1, 1));
-    }
-    bidiagonal::right(if (m as f64) < QR_FIRST * n as f64 { a.to_owned() } else { qr::triangle(a) })
+    bidiagonal::right(shortened(a))
+}
+
+/// A matrix with the singular values and right vectors of a tall one: itself, or the triangle of its QR.
+fn shortened<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
+    if is_long(a) { qr::triangle(a) } else { a.to_owned() }
+}
+
+fn is_long<T: Scalar>(a: MatRef<'_, T>) -> bool {
+    a.nrows() as f64 >= QR_FIRST * a.ncols() as f64
 }
 
 /// Left singular vectors (m × k) and singular values of a finite, balanced matrix.
@@ -108,15 +106,4 @@ pub(crate) fn left<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>) {
     }
     let (u, s, _) = thin(a);
     (u, s)
-}
-
-/// SVD of an `m × 1` matrix.
-fn column<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
-    let norm = norm_squared(a).sqrt();
-    let u = if norm > 0.0 {
-        Mat::from_fn(a.nrows(), 1, |i, _| T::of(a[(i, 0)].widen() / norm))
-    } else {
-        Mat::identity(a.nrows(), 1)
-    };
-    (u, vec![T::of(norm)], Mat::identity(1, 1))
 }

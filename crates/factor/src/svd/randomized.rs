@@ -96,8 +96,7 @@ impl<T: Scalar> RandomizedSvd<T> {
 /// ([`RandomizedSvd::is_settled`]) the error was within 1 % of the optimum on every spectrum of the tests.
 ///
 /// # Errors
-/// [`FactorError::RankOutOfRange`] unless `1 ≤ rank ≤ min(m, n)`, [`FactorError::NoConvergence`],
-/// [`FactorError::Overflow`], and those of the products.
+/// [`FactorError::RankOutOfRange`] unless `1 ≤ rank ≤ min(m, n)`, [`FactorError::Overflow`], and those of the products.
 ///
 /// # Complexity
 /// `2·q + 3` products with blocks of `l = rank + p` columns, and `O((m + n)·l²·q)` on the host.
@@ -127,7 +126,7 @@ pub fn randomized<A: MatrixProducts>(
     let left = total - captured;
     let last_gain =
         if left > 0.0 { ((captured - norm_squared(previous.as_ref())) / left).max(0.0) } else { 0.0 };
-    let (u, mut s, v) = project(projected.as_ref(), p.as_ref())?;
+    let (u, mut s, v) = project(projected.as_ref(), p.as_ref());
     let outside = tail(a, total, (projected.as_ref(), p.as_ref()), &s, rank)?;
     s.truncate(rank);
     unscale(&mut s, a.scale())?;
@@ -152,9 +151,9 @@ fn range<A: MatrixProducts>(a: &A, width: usize, options: &RandomizedOptions) ->
 }
 
 /// Singular triplets of `B·Pᵀ` for an orthonormal `P`, shapes `b` m × l, `p` n × l.
-pub(super) fn project<T: Scalar>(b: MatRef<'_, T>, p: MatRef<'_, T>) -> Result<(Mat<T>, Vec<T>, Mat<T>)> {
+pub(super) fn project<T: Scalar>(b: MatRef<'_, T>, p: MatRef<'_, T>) -> (Mat<T>, Vec<T>, Mat<T>) {
     let (u, s, inner) = thin(b);
-    Ok((u, s, product(p, inner.as_ref())))
+    (u, s, product(p, inner.as_ref()))
 }
 
 /// `‖A − L·Rᵀ‖²` for a projection `L·Rᵀ` of `A` with `‖L·Rᵀ‖² = captured`, at no cost where it is not small.

@@ -25,7 +25,7 @@ use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`] if the modes do not
-/// multiply to the length, [`FactorError::NoConvergence`], and those of the [`Truncation`].
+/// multiply to the length, and those of the [`Truncation`].
 ///
 /// # Complexity
 /// `O(N·r·(n_1 + r))` for `N` elements, dominated by the first unfoldings.

@@ -67,7 +67,7 @@ impl<T: Scalar> TensorTrain<T> {
     /// As [`tt_svd`](super::tt_svd), with the train in place of the dense tensor.
     ///
     /// # Errors
-    /// Those of the [`Truncation`], [`FactorError::NoConvergence`]. `Rank(r)` may exceed the present ranks.
+    /// Those of the [`Truncation`]. `Rank(r)` may exceed the present ranks.
     ///
     /// # Complexity
     /// `O(Σ n_k·r³)`.

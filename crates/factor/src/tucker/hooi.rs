@@ -60,8 +60,7 @@ pub struct Tucker2Fit<T: Scalar> {
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`] for slices of
-/// different shapes, [`FactorError::InvalidOption`], [`FactorError::NoConvergence`], and those of the
-/// [`Truncation`].
+/// different shapes, [`FactorError::InvalidOption`], and those of the [`Truncation`].
 ///
 /// # Complexity
 /// `O(S·m·n·(m + n))` for the start, `O(S·m·n·(p + q))` for a sweep.

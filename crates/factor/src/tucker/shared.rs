@@ -80,7 +80,7 @@ impl<T: Scalar> SharedBasis<T> {
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`] if the sides that
-/// must agree do not, [`FactorError::NoConvergence`], and those of the [`Truncation`].
+/// must agree do not, and those of the [`Truncation`].
 ///
 /// # Complexity
 /// `O(N·n²)` for a stack of shape `N × n`.

@@ -8,7 +8,7 @@
 use core::ops::Range;
 
 use faer::reborrow::ReborrowMut;
-use faer::{Mat, MatMut};
+use faer::{Mat, MatMut, MatRef};
 
 use super::secular::{Roots, solve};
 use crate::matrix::product;
@@ -237,13 +237,13 @@ impl<T: Scalar> Block<'_, T> {
                 .filter(|&i| if below { active[i].below } else { active[i].above })
                 .collect();
             let mut weights = roots.left::<T>(&terms);
-            transform(self.u.rb_mut().subrows_mut(rows.start, rows.len()), active, &terms, &weights);
+            transform(self.u.rb_mut().subrows_mut(rows.start, rows.len()), active, &terms, weights.as_ref());
             if let Some(v) = &mut self.v {
                 let rows = if below { k + 1..m } else { 0..k };
                 roots.turn_right(&terms, &mut weights);
                 let v = v.rb_mut().subrows_mut(rows.start, rows.len());
                 // Only the column's own place, which is in neither block, has an entry at its pole.
-                transform(v, active, &terms[1..], &weights.as_ref().subrows(1, terms.len() - 1).to_owned());
+                transform(v, active, &terms[1..], weights.as_ref().subrows(1, terms.len() - 1));
             }
         }
         if let Some(v) = &mut self.v {
@@ -265,7 +265,7 @@ struct Active {
 
 /// Replaces the active columns of `a` by the products of those among them named by `terms` with the columns
 /// of `weights`.
-fn transform<T: Scalar>(mut a: MatMut<'_, T>, active: &[Active], terms: &[usize], weights: &Mat<T>) {
+fn transform<T: Scalar>(mut a: MatMut<'_, T>, active: &[Active], terms: &[usize], weights: MatRef<'_, T>) {
     if a.nrows() == 0 {
         return;
     }
@@ -273,7 +273,7 @@ fn transform<T: Scalar>(mut a: MatMut<'_, T>, active: &[Active], terms: &[usize]
     for (j, &term) in terms.iter().enumerate() {
         gathered.as_mut().col_mut(j).copy_from(a.rb_mut().col_mut(active[term].column));
     }
-    let out = product(gathered.as_ref(), weights.as_ref());
+    let out = product(gathered.as_ref(), weights);
     for (j, active) in active.iter().enumerate() {
         a.rb_mut().col_mut(active.column).copy_from(out.col(j));
     }

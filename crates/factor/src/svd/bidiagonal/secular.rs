@@ -18,6 +18,12 @@ const LANES: usize = 8;
 /// From this many poles on the roots are worth several threads.
 const PARALLEL: usize = 128;
 
+/// `d² − ω²` for `ω = base + offset = value`, without cancellation where `base` is the pole nearest to `ω`.
+#[inline(always)]
+fn gap(pole: f64, base: f64, offset: f64, value: f64) -> f64 {
+    ((pole - base) - offset) * (pole + value)
+}
+
 /// The roots of a secular equation, and what the vectors are made of.
 pub(super) struct Roots<'a> {
     /// `ω`, increasing.
@@ -105,7 +111,8 @@ impl Roots<'_> {
         // Every factor is at most 1 and the product not small: nothing underflows on the way.
         let below = self.ratios(i, 0..i, 0);
         let above = self.ratios(i, i..last, 1);
-        (self.gap(i, last) * below * above).abs().sqrt()
+        let outside = gap(self.poles[i], self.bases[last], self.offsets[last], self.values[last]);
+        (outside * below * above).abs().sqrt()
     }
 
     /// Product over some roots of `(ωⱼ² − dᵢ²) / (d² − dᵢ²)`, where `d` is the pole `shift` places on.
@@ -115,29 +122,15 @@ impl Roots<'_> {
         let poles = &self.poles[roots.start + shift..roots.end + shift];
         let (bases, offsets) = (&self.bases[roots.clone()], &self.offsets[roots.clone()]);
         let values = &self.values[roots];
+        let factor = |j: usize| gap(d, bases[j], offsets[j], values[j]) / ((d - poles[j]) * (d + poles[j]));
         let mut lanes = [1.0; LANES];
         let whole = poles.len() / LANES * LANES;
-        let mut start = 0;
-        while start < whole {
+        for start in (0..whole).step_by(LANES) {
             for (lane, product) in lanes.iter_mut().enumerate() {
-                let j = start + lane;
-                let distance = ((bases[j] - d) + offsets[j]) * (values[j] + d);
-                *product *= distance / ((poles[j] - d) * (poles[j] + d));
+                *product *= factor(start + lane);
             }
-            start += LANES;
         }
-        let mut product = lanes.iter().product();
-        for j in whole..poles.len() {
-            let distance = ((bases[j] - d) + offsets[j]) * (values[j] + d);
-            product *= distance / ((poles[j] - d) * (poles[j] + d));
-        }
-        product
-    }
-
-    /// `d_i² − ω_j²` without cancellation.
-    #[inline(always)]
-    fn gap(&self, i: usize, j: usize) -> f64 {
-        ((self.poles[i] - self.bases[j]) - self.offsets[j]) * (self.poles[i] + self.values[j])
+        (whole..poles.len()).fold(lanes.iter().product(), |product, j| product * factor(j))
     }
 
     /// Norms of the left vector `zᵢ/(dᵢ² − ω²)` and of the right one, `dᵢ·zᵢ/(dᵢ² − ω²)` with −1 at the first
@@ -150,7 +143,7 @@ impl Roots<'_> {
         let (mut left, mut right) = ([0.0; LANES], [0.0; LANES]);
         for (poles, row) in poles.iter().zip(row) {
             for lane in 0..LANES {
-                let x = row[lane] / (((poles[lane] - base) - offset) * (poles[lane] + value));
+                let x = row[lane] / gap(poles[lane], base, offset, value);
                 let y = x * poles[lane];
                 left[lane] += x * x;
                 right[lane] += y * y;
@@ -158,7 +151,7 @@ impl Roots<'_> {
         }
         let (mut left, mut right) = (left.iter().sum::<f64>(), 1.0 + right.iter().sum::<f64>());
         for (&pole, &z) in poles_rest.iter().zip(row_rest) {
-            let x = z / (((pole - base) - offset) * (pole + value));
+            let x = z / gap(pole, base, offset, value);
             left += x * x;
             right += (x * pole) * (x * pole);
         }
@@ -177,7 +170,7 @@ impl Roots<'_> {
                 let (base, offset, value) = (self.bases[j], self.offsets[j], self.values[j]);
                 let scale = self.norms[j].0.recip();
                 for ((x, &pole), &z) in column.iter_mut().zip(&poles).zip(&row) {
-                    *x = T::of(scale * z / (((pole - base) - offset) * (pole + value)));
+                    *x = T::of(scale * z / gap(pole, base, offset, value));
                 }
             },
         );
@@ -297,8 +290,8 @@ impl Secular<'_> {
             } else {
                 high = offset;
             }
-            let distance = |i: usize| ((poles[i] - base) - offset) * (poles[i] + value);
-            let (near, far) = (distance(split - 1), distance(split));
+            let (near, far) =
+                (gap(poles[split - 1], base, offset, value), gap(poles[split], base, offset, value));
             let next = step(f, (near, below.slope), (far, above.slope), last)
                 .map(|eta| offset + eta / (value + (value * value + eta).sqrt()))
                 .filter(|next| *next > low && *next < high)
@@ -376,7 +369,7 @@ fn part(poles: &[f64], weights: &[f64], base: f64, offset: f64) -> Part {
     let (mut values, mut slopes) = ([0.0; LANES], [0.0; LANES]);
     for (poles, weights) in pole_chunks.iter().zip(weight_chunks) {
         for lane in 0..LANES {
-            let inverse = 1.0 / (((poles[lane] - base) - offset) * (poles[lane] + value));
+            let inverse = gap(poles[lane], base, offset, value).recip();
             let term = weights[lane] * inverse;
             values[lane] += term;
             slopes[lane] += term * inverse;
@@ -384,7 +377,7 @@ fn part(poles: &[f64], weights: &[f64], base: f64, offset: f64) -> Part {
     }
     let mut sum = Part { value: values.iter().sum(), slope: slopes.iter().sum() };
     for (&pole, &weight) in pole_rest.iter().zip(weight_rest) {
-        let inverse = 1.0 / (((pole - base) - offset) * (pole + value));
+        let inverse = gap(pole, base, offset, value).recip();
         let term = weight * inverse;
         sum.value += term;
         sum.slope += term * inverse;

@@ -131,3 +131,44 @@ implement! {
     f64: f64s, as_simd_f64s, as_mut_simd_f64s, partial_load_f64s, partial_store_f64s, splat_f64s, mul_add_f64s,
         reduce_sum_f64s;
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::matrix::product;
+    use crate::random::NormalSource;
+
+    /// Sizes of one thread and of several, with and without columns and rows left over.
+    #[rstest]
+    #[case(40, 30, 1)]
+    #[case(33, 29, 3)]
+    #[case(1100, 1003, 3)]
+    fn both_products_of_a_pass(#[case] rows: usize, #[case] cols: usize, #[case] threads: usize) {
+        let mut source = NormalSource::new(1);
+        let (a, top, left, head) = (source.matrix::<f64>(rows + 20, cols + 5), 16, 5, 20);
+        let mut u = source.matrix::<f64>(rows + 4, 1);
+        u.as_mut().subrows_mut(0, head - top).fill(0.0);
+        let known = source.matrix::<f64>(cols, 2);
+        let mut y = known.col_as_slice(0).to_vec();
+        let mut row = known.col_as_slice(1).to_vec();
+        let mut sums = Vec::new();
+        let step = Step { a: &a, top, left, head, u: u.col_as_slice(0), tau: 1.5 };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| sweep(step, &mut y, &mut row, &mut sums));
+
+        let part = a.as_ref().submatrix(top, left, rows + 4, cols);
+        let dots = product(part.transpose(), u.as_ref());
+        for j in 0..cols {
+            let expected = 1.5 * (dots[(j, 0)] - known[(j, 0)]);
+            assert!((y[j] - expected).abs() < 1e-11 * rows as f64, "y {j}");
+            assert!((row[j] - (a[(head, left + j)] - known[(j, 1)] - y[j])).abs() < 1e-12, "row {j}");
+        }
+        let weights = Mat::from_fn(cols, 1, |j, _| row[j]);
+        let products = product(part, weights.as_ref());
+        let worst = (0..rows + 4).map(|i| (sums[0][i] - products[(i, 0)]).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-9 * cols as f64, "{worst:e}");
+        assert_eq!(sums.len() > 1, rows * cols >= PARALLEL && threads > 1);
+    }
+}
