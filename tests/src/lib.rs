@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
-use lowrank_adapters::init::normal_values;
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::{DecoderConfig, EncoderConfig, LowrankSection, ModuleEntry, Representation};
+use lowrank_models::{DecoderConfig, EncoderConfig};
 use lowrank_models::{SequenceClassifier, TokenBatch};
+use lowrank_spec::rng::normal_values;
+use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use serde::Deserialize;
 use serde_json::json;
 

@@ -9,16 +9,14 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend};
-use lowrank_adapters::init::normal_values;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{GenerationOptions, LogitRows};
 use lowrank_models::params::{Layout, ParamIo, WeightType};
-use lowrank_models::{
-    Decoder, DecoderConfig, EncoderConfig, LowrankSection, ModuleEntry, Representation, SequenceClassifier,
-    Trainable,
-};
+use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, Trainable};
+use lowrank_spec::rng::normal_values;
+use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use lowrank_tests::{assert_close, fixture, golden, pack, values};
 use rstest::rstest;
 use serde_json::{Map, Value};
@@ -46,13 +44,13 @@ fn transposed(a: &Matrix) -> Matrix {
     (0..a[0].len()).map(|j| a.iter().map(|row| row[j]).collect()).collect()
 }
 
-fn tensor(name: String, matrix: &Matrix) -> NamedTensor<'static> {
-    NamedTensor::new(name, [matrix.len(), matrix[0].len()], matrix.concat())
+fn tensor(name: String, matrix: &Matrix) -> HostTensor<'static> {
+    HostTensor::new(name, [matrix.len(), matrix[0].len()], matrix.concat())
 }
 
 /// The same weights twice, as factors and dense; the module's entry; the factor `A` for others to share.
 struct Module {
-    factors: Vec<NamedTensor<'static>>,
+    factors: Vec<HostTensor<'static>>,
     /// `[d_input, d_output]`.
     dense: Matrix,
     representation: Representation,
@@ -102,8 +100,8 @@ fn tensor_train(path: &str, [d_in, d_out]: [usize; 2], [m, n]: [usize; 2]) -> Mo
     let cores = vec![[1, outer[0], outer[1], rank], [rank, m, n, 1]];
     Module {
         factors: vec![
-            NamedTensor::new(format!("{path}.tt_cores.0"), cores[0], first.concat()),
-            NamedTensor::new(format!("{path}.tt_cores.1"), cores[1], second.concat()),
+            HostTensor::new(format!("{path}.tt_cores.0"), cores[0], first.concat()),
+            HostTensor::new(format!("{path}.tt_cores.1"), cores[1], second.concat()),
         ],
         dense: (0..d_in).map(|i| (0..d_out).map(|j| entry(i, j)).collect()).collect(),
         representation: Representation::TensorTrain { cores },
@@ -134,11 +132,11 @@ fn write(
 ) -> (tempfile::TempDir, tempfile::TempDir) {
     let source = fixture(name);
     let checkpoint = Checkpoint::open(&source).unwrap();
-    let rest: Vec<NamedTensor<'static>> = checkpoint
+    let rest: Vec<HostTensor<'static>> = checkpoint
         .names()
         .filter(|n| !modules.contains_key(n.strip_suffix(".weight").unwrap_or(n)))
         .map(|n| {
-            NamedTensor::new(n, checkpoint.info(n).unwrap().shape.clone(), checkpoint.read_f32(n).unwrap())
+            HostTensor::new(n, checkpoint.info(n).unwrap().shape.clone(), checkpoint.read_f32(n).unwrap())
         })
         .collect();
     let (mut dense, mut factored, mut section) =

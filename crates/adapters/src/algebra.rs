@@ -16,7 +16,7 @@ use crate::init::uniform_values;
 use crate::lora::Lora;
 use crate::lotr::Lotr;
 use crate::set::{Adapter, AdapterSet, Slot};
-use crate::site::Site;
+use lowrank_spec::Site;
 
 /// The update of one site: `scale·L·R`.
 #[derive(Clone, Debug)]

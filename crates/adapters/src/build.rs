@@ -12,9 +12,9 @@ use crate::lora::{Lora, Magnitude};
 use crate::lorta::Lorta;
 use crate::lotr::{Lotr, LotrShape};
 use crate::set::{Adapter, AdapterSet, Slot};
-use crate::site::Site;
 use crate::tt::TtPair;
 use crate::vera::Vera;
+use lowrank_spec::Site;
 
 /// The frozen weights, which some methods start from: DoRA, PiSSA, OLoRA, LoTR by Tucker2.
 pub trait BaseWeights<B: Backend> {
@@ -47,7 +47,8 @@ impl<B: Backend> AdapterSet<B> {
         config.validate(selected.iter().map(|&i| &sites[i]))?;
         // A misspelt key would pass unseen.
         let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
-        let finds = |key: &str| selected.iter().any(|&i| crate::targets::matches_end(key, &sites[i].path));
+        let finds =
+            |key: &str| selected.iter().any(|&i| lowrank_spec::targets::matches_end(key, &sites[i].path));
         if let Some(key) = keys.into_iter().find(|key| !finds(key)) {
             return Err(AdapterError::IdlePattern { key: key.clone() });
         }

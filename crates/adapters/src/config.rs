@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdapterError, Result};
-use crate::site::Site;
-use crate::targets::{Targets, by_suffix};
+use lowrank_spec::Site;
+use lowrank_spec::targets::{Targets, by_suffix};
 
 /// The adapter methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,43 +6,11 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// `--targets` (or an exclusion, or a layer subset) left no site.
-    #[error("no layer matches '{pattern}'; nearest: {nearest}")]
-    NoMatch {
-        /// The pattern that was given.
-        pattern: String,
-        /// The most similar module names of the model, with how many layers carry each.
-        nearest: String,
-    },
-    /// What is left out leaves nothing of what is taken.
-    #[error(
-        "of what '{pattern}' matches nothing is left; look at what is excluded, and at the choice of layers"
-    )]
-    NothingLeft {
-        /// The pattern of what is taken.
-        pattern: String,
-    },
-    /// A layer that the model does not have.
-    #[error("there is no layer {layer}: the model has {n_layers}, counted from 0")]
-    NoLayer {
-        /// The layer asked for.
-        layer: usize,
-        /// How many there are.
-        n_layers: usize,
-    },
     /// A key of a rank or alpha pattern that ends no adapted module's path.
     #[error("no adapted layer ends in '{key}', for which a rank or alpha is given")]
     IdlePattern {
         /// The key.
         key: String,
-    },
-    /// A regular expression that does not compile.
-    #[error("targets '{pattern}' is not a valid regular expression: {reason}")]
-    BadRegex {
-        /// The expression.
-        pattern: String,
-        /// What the regex engine says.
-        reason: String,
     },
     /// A rank of zero, or above what the layer can use.
     #[error("rank {rank} is out of range for {site} ({d_input} -> {d_output}); use 1..={max}")]
@@ -95,6 +63,9 @@ pub enum AdapterError {
     /// Several adapters that cannot go together.
     #[error("{0}")]
     Incompatible(String),
+    /// A selection of layers that does not hold.
+    #[error(transparent)]
+    Spec(#[from] lowrank_spec::SpecError),
     /// A decomposition that failed.
     #[error(transparent)]
     Factor(#[from] lowrank_factor::FactorError),

@@ -8,7 +8,7 @@ use crate::host::host_values;
 use crate::lora::{Lora, Magnitude};
 use crate::route::order;
 use crate::set::{Adapter, AdapterSet, Member, Pair, Slot};
-use crate::site::Mode;
+use lowrank_spec::{Mode, Stream};
 
 /// The frozen map under an adapter, in whatever form its weight is.
 pub trait FrozenMap<B: Kernels> {
@@ -254,8 +254,7 @@ fn dropped<B: Kernels>(x: Tensor<B, 2>, drop: Option<Dropout>) -> Tensor<B, 2> {
 
 /// The dropout of a site's input; `place` counts the members that are added up there.
 fn drop_of(site: usize, place: usize, member: &Member, mode: Mode) -> Option<Dropout> {
-    // Streams below 2³² belong to the model's own dropouts.
-    mode.dropout(member.dropout, ((1 + place as u64) << 32) + site as u64)
+    mode.dropout(member.dropout, Stream::Adapter { site, member: place })
 }
 
 fn indices<B: Backend>(rows: Vec<i32>, device: &B::Device) -> Tensor<B, 1, Int> {

@@ -12,11 +12,6 @@ pub fn host_values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32>
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// Row-major `[rows, columns]` → row-major `[columns, rows]`.
-pub fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
-}
-
 /// A matrix on the host.
 pub(crate) fn to_mat<B: Backend>(tensor: Tensor<B, 2>) -> Result<Mat<f32>> {
     let [rows, columns] = tensor.dims();

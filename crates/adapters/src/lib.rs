@@ -21,8 +21,6 @@ pub mod optim;
 pub mod peft;
 pub mod route;
 pub mod set;
-pub mod site;
-pub mod targets;
 pub mod tt;
 pub mod vera;
 
@@ -31,6 +29,5 @@ pub use config::{AdapterConfig, Grouping, Init, Method};
 pub use conv::{LoraConv1d, LoraConv2d};
 pub use error::{AdapterError, Result};
 pub use forward::FrozenMap;
+pub use lowrank_spec::{HostTensor, Mode, Pattern, Site, Targets};
 pub use set::{Adapter, AdapterSet, Member, Observer, Pair, Slot};
-pub use site::{Mode, Site};
-pub use targets::{Pattern, Targets};

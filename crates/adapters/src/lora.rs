@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::prelude::*;
 
 use crate::init::{kaiming, normal};
-use crate::site::Site;
+use lowrank_spec::Site;
 
 /// The pair of one site (Hu et al. 2021, arXiv:2106.09685).
 #[derive(Module, Debug)]

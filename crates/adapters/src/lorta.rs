@@ -5,7 +5,7 @@ use burn::prelude::*;
 
 use crate::config::AdapterConfig;
 use crate::init::normal;
-use crate::site::Site;
+use lowrank_spec::Site;
 
 /// One group of sites of one shape (Hounie et al. 2024, arXiv:2410.04060).
 ///

@@ -12,9 +12,9 @@ use crate::lora::{Lora, squared_norms};
 use crate::lorta::Lorta;
 use crate::lotr::Lotr;
 use crate::route::Route;
-use crate::targets::Pattern;
 use crate::tt::TtPair;
 use crate::vera::Vera;
+use lowrank_spec::targets::Pattern;
 
 /// One adapter: factors of its own for a site, or factors shared by several.
 #[derive(Module, Debug)]
@@ -402,7 +402,7 @@ mod tests {
 
     use super::*;
     use crate::forward::FrozenMap;
-    use crate::site::Mode;
+    use lowrank_spec::Mode;
 
     /// Site, shape and values of one input.
     type Input = (usize, [usize; 2], Vec<f32>);

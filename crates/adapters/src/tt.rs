@@ -11,7 +11,7 @@ use lowrank_factor::tt::DimFactors;
 use crate::config::{AdapterConfig, Method};
 use crate::error::Result;
 use crate::init::normal;
-use crate::site::Site;
+use lowrank_spec::Site;
 
 /// A tensor train that is open at its end.
 #[derive(Module, Debug)]

@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::prelude::*;
 
 use crate::init::kaiming;
-use crate::site::Site;
+use lowrank_spec::Site;
 
 /// The sites of one VeRA (Kopiczko et al. 2023, arXiv:2310.11454): `ΔW = A·diag(d)·B·diag(b)`, with `A` and
 /// `B` cut to the site's widths.

@@ -15,11 +15,11 @@
 //!
 //! ```
 //! use std::collections::BTreeMap;
-//! use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
+//! use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 //!
 //! let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("model.safetensors");
-//! let weight = NamedTensor::new("fc.weight", [2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+//! let weight = HostTensor::new("fc.weight", [2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 //! write_safetensors(&path, vec![weight], FloatType::F32, &BTreeMap::new())?;
 //!
 //! let checkpoint = Checkpoint::open(folder.path())?;
@@ -48,6 +48,8 @@ mod stream;
 mod torch;
 mod write;
 
+pub use lowrank_spec::HostTensor;
+
 pub use self::{
     atomic::{replace_dir_atomic, write_atomic, write_dir_atomic},
     checkpoint::Checkpoint,
@@ -56,5 +58,5 @@ pub use self::{
     plan::{StreamOptions, TensorPlan},
     staged::StagedDir,
     stream::StreamWriter,
-    write::{NamedTensor, write_safetensors},
+    write::write_safetensors,
 };

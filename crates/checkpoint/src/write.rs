@@ -1,7 +1,8 @@
 //! Writing a whole safetensors file at once.
 
-use std::{borrow::Cow, collections::BTreeMap, io::Write, path::Path};
+use std::{collections::BTreeMap, io::Write, path::Path};
 
+use lowrank_spec::HostTensor;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -16,28 +17,6 @@ use crate::{
 /// Elements converted and written at a time.
 pub(crate) const BATCH: usize = 1 << 18;
 
-/// A tensor to be written: row-major f32 elements, borrowed or owned.
-#[derive(Clone, Debug)]
-pub struct NamedTensor<'a> {
-    /// The key in the file.
-    pub name: String,
-    /// Dimensions, outermost first.
-    pub shape: Vec<usize>,
-    /// The elements in row-major order.
-    pub data: Cow<'a, [f32]>,
-}
-
-impl<'a> NamedTensor<'a> {
-    /// A tensor from anything that is a name, a shape and elements.
-    pub fn new(
-        name: impl Into<String>,
-        shape: impl Into<Vec<usize>>,
-        data: impl Into<Cow<'a, [f32]>>,
-    ) -> Self {
-        Self { name: name.into(), shape: shape.into(), data: data.into() }
-    }
-}
-
 /// Writes one safetensors file, whole or not at all, replacing one that is there.
 ///
 /// `metadata` gets the entry `"format": "pt"` that transformers asks for, unless it has one. Tensors are laid out by
@@ -49,7 +28,7 @@ impl<'a> NamedTensor<'a> {
 /// [`Io`](CheckpointError::Io), a full disk among them. The destination is then as it was.
 pub fn write_safetensors(
     path: impl AsRef<Path>,
-    mut tensors: Vec<NamedTensor<'_>>,
+    mut tensors: Vec<HostTensor<'_>>,
     dtype: FloatType,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), CheckpointError> {

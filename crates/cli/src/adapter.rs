@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use lowrank_adapters::algebra::Update;
-use lowrank_adapters::peft::{AdapterFolder, HostTensor, PeftConfig};
+use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
+use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
 use crate::context::{LABELS_FILE, adapter_folder, model_folder};
@@ -61,7 +62,7 @@ pub(crate) struct Loose {
     /// Its factors over these sites.
     pub(crate) set: AdapterSet<Inner>,
     /// What was trained and saved in full.
-    pub(crate) saved: Vec<HostTensor>,
+    pub(crate) saved: Vec<HostTensor<'static>>,
     /// Where it lies.
     pub(crate) path: PathBuf,
     weights: Box<dyn BaseWeights<Inner>>,
@@ -112,7 +113,7 @@ pub(crate) fn write_adapter(
     set: &AdapterSet<Inner>,
     sites: &[Site],
     config: PeftConfig,
-    saved: Vec<HostTensor>,
+    saved: Vec<HostTensor<'static>>,
     dir: &Path,
 ) -> Result<()> {
     let config = PeftConfig {

@@ -236,7 +236,7 @@ fn loralib_tensors_are_an_adapter_and_convert_to_peft() {
     let (model, adapter) = (fixture("bert-cls"), fixture("peft-bert-lora"));
     let out = tempfile::tempdir().unwrap();
     let file = lowrank_checkpoint::Checkpoint::open(&adapter).unwrap();
-    let tensors = file.names().map(|name| lowrank_checkpoint::NamedTensor {
+    let tensors = file.names().map(|name| lowrank_checkpoint::HostTensor {
         name: name
             .replace("base_model.model.", "")
             .replace("lora_A.weight", "lora_A")
@@ -263,7 +263,7 @@ fn rewrite(dir: &Path, change: impl Fn(&str, Vec<f32>) -> Option<(String, Vec<f3
     let tensors = file.names().filter_map(|name| {
         let (new, data) = change(name, file.read_f32(name).unwrap())?;
         let shape = file.info(name).unwrap().shape.clone();
-        Some(lowrank_checkpoint::NamedTensor { name: new, shape, data: data.into() })
+        Some(lowrank_checkpoint::HostTensor { name: new, shape, data: data.into() })
     });
     let tensors: Vec<_> = tensors.collect();
     let path = dir.join("adapter_model.safetensors");

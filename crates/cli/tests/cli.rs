@@ -282,8 +282,8 @@ fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) 
 #[case(&["--epochs", "0"], "epochs = 0 is out of range")]
 #[case(&["--layers", "first"], "expected numbers")]
 #[case(&["--layers", "0-999999999999"], "expected a range")]
-#[case(&["--layers", "99"], "there is no layer 99: the model has 2")]
-#[case(&["--exclude", "query,value"], "nothing is left")]
+#[case(&["--layers", "99"], "layer 99 does not exist: the model has 2")]
+#[case(&["--exclude", "query,value"], "is left; check the exclusion")]
 #[case(&["--rank-pattern", "nope=4"], "no adapted layer ends in 'nope'")]
 fn bad_options_are_one_line_and_leave_nothing_behind(#[case] extra: &[&str], #[case] part: &str) {
     let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
-use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -80,8 +80,8 @@ fn an_adapter_without_a_head_merges_into_a_model_without_one() {
     let file = adapter.path().join("adapter_model.safetensors");
     let checkpoint = Checkpoint::open(&file).unwrap();
     let kept = checkpoint.names().filter(|name| name.contains("lora_"));
-    let tensors: Vec<NamedTensor> = kept
-        .map(|name| NamedTensor {
+    let tensors: Vec<HostTensor> = kept
+        .map(|name| HostTensor {
             name: name.to_owned(),
             shape: checkpoint.info(name).unwrap().shape.clone(),
             data: checkpoint.read_f32(name).unwrap().into(),
@@ -233,7 +233,7 @@ fn options_that_would_do_nothing_are_refused() {
     fails(&["inspect", s(&model), "--labels", "3"], "--labels is for encoders");
     let compress = ["compress", "--model", s(&model), "-o", &to];
     fails(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
-    fails(&[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(), "there is no layer 7");
+    fails(&[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(), "layer 7 does not exist");
     let text = out.path().join("text");
     fs::write(&text, "the cat\n").unwrap();
     let calibrated = [&compress[..], &["--ratio", "0.3", "--calibration", s(&text)]].concat();

@@ -58,6 +58,9 @@ pub enum CompressError {
     /// A tensor file that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] lowrank_checkpoint::CheckpointError),
+    /// A selection of layers or a `lowrank` section that does not hold.
+    #[error(transparent)]
+    Spec(#[from] lowrank_spec::SpecError),
     /// A model that cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] lowrank_models::ModelError),

@@ -5,6 +5,7 @@ use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::tt::{TtMatrix, TtShape};
 use lowrank_factor::tucker::{SharedSide, Tucker2Options, shared_basis, tucker2, tucker2_with_ranks};
 use lowrank_factor::{MatRef, Subspace, Truncation, subspace, whitened};
+use lowrank_spec::names::WeightPart;
 
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
@@ -174,7 +175,7 @@ pub(crate) fn factor(
             let factors = cores.iter().map(|core| {
                 let mut own = std::mem::take(&mut outer);
                 own.push(Factor {
-                    suffix: "lowrank_c.weight".into(),
+                    suffix: WeightPart::FactorC.suffix(),
                     shape: vec![*of_b, *of_a],
                     values: to_row_major(core.as_ref()),
                 });
@@ -187,25 +188,25 @@ pub(crate) fn factor(
 
 /// The tensors that a choice will write for each weight, without their values.
 pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usize>)>> {
-    use lowrank_models::representation::Representation;
+    use lowrank_spec::representation::Representation;
     let [d_input, d_output] = unit.shape();
     let of = |representation: Representation| match representation {
         Representation::LowRank { ranks, a_of, b_of } => {
             let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
             let mut tensors = Vec::new();
             if a_of.is_none() {
-                tensors.push(("lowrank_a.weight".to_string(), vec![first, d_input]));
+                tensors.push((WeightPart::FactorA.suffix(), vec![first, d_input]));
             }
             if b_of.is_none() {
-                tensors.push(("lowrank_b.weight".to_string(), vec![d_output, last]));
+                tensors.push((WeightPart::FactorB.suffix(), vec![d_output, last]));
             }
             if ranks.len() == 2 {
-                tensors.push(("lowrank_c.weight".to_string(), vec![last, first]));
+                tensors.push((WeightPart::FactorC.suffix(), vec![last, first]));
             }
             tensors
         }
         Representation::TensorTrain { cores } => {
-            cores.iter().enumerate().map(|(k, core)| (format!("tt_cores.{k}"), core.to_vec())).collect()
+            cores.iter().enumerate().map(|(k, core)| (WeightPart::Core(k).suffix(), core.to_vec())).collect()
         }
         Representation::Dense => Vec::new(),
     };
@@ -232,11 +233,11 @@ fn views<'a>(unit: &Unit, values: &'a [Vec<f32>]) -> Result<Vec<MatRef<'a, f32>>
 }
 
 fn a_factor(values: Vec<f32>, rank: usize, d_input: usize) -> Factor {
-    Factor { suffix: "lowrank_a.weight".into(), shape: vec![rank, d_input], values }
+    Factor { suffix: WeightPart::FactorA.suffix(), shape: vec![rank, d_input], values }
 }
 
 fn b_factor(values: Vec<f32>, d_output: usize, rank: usize) -> Factor {
-    Factor { suffix: "lowrank_b.weight".into(), shape: vec![d_output, rank], values }
+    Factor { suffix: WeightPart::FactorB.suffix(), shape: vec![d_output, rank], values }
 }
 
 /// `‖A‖²_F` in `f64`.
@@ -312,7 +313,7 @@ fn train_factors(unit: &Unit, a: MatRef<'_, f32>, shape: &TtShape, ranks: &[usiz
     let shapes = fit.factors.core_shapes();
     let cores = fit.factors.train().cores().iter().zip(shapes).enumerate();
     let factors = cores.map(|(k, (core, shape))| Factor {
-        suffix: format!("tt_cores.{k}"),
+        suffix: WeightPart::Core(k).suffix(),
         shape: shape.to_vec(),
         values: core.data().to_vec(),
     });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic};
-use lowrank_models::representation::{LowrankSection, ModuleEntry, Representation, SECTION, VERSION};
+use lowrank_spec::representation::{LowrankSection, ModuleEntry, Representation, SECTION, VERSION};
 use serde_json::{Map, Value};
 
 use crate::allocate::{self, Goal};
@@ -45,7 +45,7 @@ pub fn compress(
     }
     folder::check_output(model, output)?;
     let config = folder::read_config(model)?;
-    let section = LowrankSection::of_config(&config).map_err(CompressError::Input)?;
+    let section = LowrankSection::of_config(&config)?;
     if !section.modules.is_empty() {
         return Err(CompressError::Input(format!(
             "{}: compressed already ({}); start from the dense model",
@@ -487,7 +487,7 @@ impl<'a> Job<'a> {
     /// Config and the other files of the model.
     fn finish_folder(&self, staged: &Path, section: &LowrankSection) -> Result<()> {
         let mut config = self.config.clone();
-        section.write(&mut config).map_err(CompressError::Input)?;
+        section.write(&mut config)?;
         if let Some(dtype) = self.options.dtype {
             folder::set_dtype(&mut config, dtype);
         }

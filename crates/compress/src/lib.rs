@@ -2,7 +2,7 @@
 //!
 //! Weights are mapped and read one at a time, factors are appended to the output as they are made, and the output is a
 //! model folder like any other whose `config.json` says which modules are factors
-//! ([`LowrankSection`](lowrank_models::representation::LowrankSection)). Nothing here depends on the architecture but
+//! ([`LowrankSection`](lowrank_spec::representation::LowrankSection)). Nothing here depends on the architecture but
 //! calibration, which runs the model.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]

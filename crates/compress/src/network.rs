@@ -6,7 +6,6 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use lowrank_adapters::peft::transpose;
 use lowrank_adapters::{AdapterSet, Mode, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
@@ -14,7 +13,8 @@ use lowrank_models::architecture;
 use lowrank_models::decoder::Step;
 use lowrank_models::encoder::Rows;
 use lowrank_models::params::{Layout, Loader, ParamIo};
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, ModuleEntry, SequenceClassifier, TokenBatch};
+use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, TokenBatch};
+use lowrank_spec::{ModuleEntry, transpose};
 
 use crate::error::{CompressError, Result};
 use crate::options::CompressedModule;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lowrank_adapters::Targets;
 use lowrank_checkpoint::FloatType;
-use lowrank_models::representation::Representation;
+use lowrank_spec::representation::Representation;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::amount::{Allocation, Amount};

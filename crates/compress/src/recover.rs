@@ -6,12 +6,13 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_adapters::peft::{host_values, transpose};
+use lowrank_adapters::peft::host_values;
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_kernels::Kernels;
+use lowrank_models::merge_factors;
 use lowrank_models::params::{Layout, ParamIo};
-use lowrank_models::{LowrankSection, Representation, merge_factors};
+use lowrank_spec::{LowrankSection, Representation, transpose};
 use serde::Serialize;
 
 use crate::adam::Adam;
@@ -109,8 +110,7 @@ where
         return Err(CompressError::Input("the calibration text is empty; give some lines of text".into()));
     }
     folder::check_output(compressed, output)?;
-    let section =
-        LowrankSection::of_config(&folder::read_config(compressed)?).map_err(CompressError::Input)?;
+    let section = LowrankSection::of_config(&folder::read_config(compressed)?)?;
     let is_shared = |r: &Representation| matches!(r, Representation::LowRank { a_of, b_of, .. } if a_of.is_some() || b_of.is_some());
     if section.modules.values().any(|entry| is_shared(&entry.representation)) {
         return Err(CompressError::Input(

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_atomic, write_safetensors};
 use lowrank_factor::matrix::{from_row_major, to_row_major};
 use lowrank_factor::{Subspace, SubspaceSide};
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl Scratch {
     pub(crate) fn save(&self, index: usize, unit: &Unit, analysis: &Analysis) -> Result<()> {
         let Some(subspace) = &analysis.subspace else { return Ok(()) };
         let basis = subspace.basis();
-        let tensor = NamedTensor {
+        let tensor = HostTensor {
             name: "basis".into(),
             shape: vec![basis.nrows(), basis.ncols()],
             data: Cow::Owned(to_row_major(basis)),

@@ -1,7 +1,7 @@
 //! What is factored together, and the forms it can take.
 
 use lowrank_factor::tt::TtShape;
-use lowrank_models::representation::Representation;
+use lowrank_spec::representation::Representation;
 
 use crate::weights::Weight;
 

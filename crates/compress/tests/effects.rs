@@ -12,7 +12,7 @@ use lowrank_compress::{
 };
 use lowrank_factor::matrix::from_row_major;
 use lowrank_factor::{Truncation, subspace};
-use lowrank_models::Representation;
+use lowrank_spec::Representation;
 use rstest::rstest;
 
 fn fixture(name: &str) -> PathBuf {

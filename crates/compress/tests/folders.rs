@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{Pattern, Targets};
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, NamedTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
 use lowrank_compress::{
     Allocation, Amount, CompressError, Method, Of, Options, Progress, Report, Sides, Weighting, Weightings,
     compress,
@@ -15,7 +15,7 @@ use lowrank_compress::{
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::representation::{LowrankSection, Representation};
+use lowrank_spec::representation::{LowrankSection, Representation};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -303,7 +303,7 @@ fn a_weight_that_is_not_finite_is_named() {
     let mut values = vec![1.0; 64];
     values[9] = f32::NAN;
     let name = "model.layers.3.self_attn.q_proj.weight";
-    let tensor = NamedTensor::new(name, [8, 8], values);
+    let tensor = HostTensor::new(name, [8, 8], values);
     write_safetensors(model.join("model.safetensors"), vec![tensor], FloatType::F32, &BTreeMap::new())
         .unwrap();
     let error = compress(&model, &dir.path().join("out"), &Options::new(Method::Svd, ratio(0.2)), None, &());

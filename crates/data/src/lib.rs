@@ -8,7 +8,6 @@ mod io;
 pub mod mini;
 pub mod mlm;
 pub mod pack;
-pub mod rng;
 pub mod tokenize;
 
 pub use error::{DataError, Result};

@@ -6,8 +6,8 @@
 
 use crate::error::{DataError, Result};
 use crate::pack::PackedBatch;
-use crate::rng::SplitMix64;
 use crate::tokenize::TextTokenizer;
+use lowrank_spec::rng::SplitMix64;
 
 /// Share of the tokens to predict, in percent.
 const PREDICTED: u64 = 25;

@@ -2,66 +2,7 @@
 
 use std::sync::Arc;
 
-/// Counter-based dropout: whether an element is kept is a hash of the seed and its place, so the mask
-/// is the same on every backend and in the forward and the backward pass, and is never stored.
-///
-/// Kept values are scaled by `1 / (1 - p)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Probability of dropping an element, in `[0, 1)`.
-    pub p: f32,
-    /// Seed of the mask. Two steps with the same seed and shape drop the same elements.
-    pub seed: u64,
-}
-
-impl Dropout {
-    /// The mask of row `row`: a function from the column to whether the element is kept.
-    ///
-    /// In [`attention`](crate::attention) the row is `query * n_heads + head`, with `query` counted over
-    /// the whole packed batch, and the column is the key's position in its own sequence.
-    pub fn row_mask(self, row: u64) -> impl Fn(u32) -> bool {
-        let key = self.row_key(row);
-        let threshold = self.threshold();
-        move |column| hash(key, column) >= threshold
-    }
-
-    /// Factor by which kept elements are multiplied.
-    pub fn scale(self) -> f32 {
-        1.0 / (1.0 - self.p)
-    }
-
-    /// Hashes below this are dropped.
-    pub(crate) fn threshold(self) -> u32 {
-        (f64::from(self.p) * 4_294_967_296.0) as u32
-    }
-
-    /// The two words that tell one row's hashes from another's.
-    pub(crate) fn row_key(self, row: u64) -> (u32, u32) {
-        let key = split_mix(self.seed ^ split_mix(row));
-        (key as u32, (key >> 32) as u32)
-    }
-}
-
-/// A 32-bit mix in the manner of `lowbias32`, with a key word before each of its two rounds.
-fn hash(key: (u32, u32), column: u32) -> u32 {
-    let mut x = column.wrapping_add(key.0);
-    x ^= x >> 16;
-    x = x.wrapping_mul(HASH_FACTORS[0]).wrapping_add(key.1);
-    x ^= x >> 15;
-    x = x.wrapping_mul(HASH_FACTORS[1]);
-    x ^ (x >> 16)
-}
-
-/// Multipliers of [`hash`].
-pub(crate) const HASH_FACTORS: [u32; 2] = [0x7feb_352d, 0x846c_a68b];
-
-/// The output function of SplitMix64 (Steele, Lea & Flood 2014).
-fn split_mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+pub use lowrank_spec::Dropout;
 
 /// Which GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,9 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use lowrank_adapters::peft::{AdapterFolder, HostTensor, Saved, host_values, transpose};
+use lowrank_adapters::peft::{AdapterFolder, Saved, host_values};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
+use lowrank_spec::{HostTensor, transpose};
 
 use crate::error::{ModelError, Result, summary};
 use crate::merge_factors::merge_factors;
@@ -35,7 +36,7 @@ pub trait Adaptable<B: Backend>: Clone {
     }
 
     /// The parameters whose keys are wanted, in PyTorch's layout.
-    fn tensors_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<HostTensor> {
+    fn tensors_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<HostTensor<'static>> {
         let mut gather = Gather { wanted, tensors: Vec::new() };
         self.clone().walk_params(&mut gather);
         gather.tensors
@@ -149,7 +150,7 @@ impl<B: Backend, F: Fn(&str, bool) -> bool> ParamIo<B> for Choose<F> {
 
 struct Gather<F> {
     wanted: F,
-    tensors: Vec<HostTensor>,
+    tensors: Vec<HostTensor<'static>>,
 }
 
 impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Gather<F> {
@@ -163,7 +164,7 @@ impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Gather<F> {
             data = transpose(&data, shape[0], shape[1]);
             shape.reverse();
         }
-        self.tensors.push(HostTensor { name: key.to_string(), shape, data });
+        self.tensors.push(HostTensor::new(key, shape, data));
     }
 }
 
@@ -288,7 +289,8 @@ impl<B: Backend> ParamIo<B> for SavedReader<B> {
             }
             return;
         };
-        let HostTensor { shape: got, mut data, .. } = tensors.swap_remove(index);
+        let HostTensor { shape: got, data, .. } = tensors.swap_remove(index);
+        let mut data = data.into_owned();
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
         let mut wanted = shape.clone();
         if layout == Layout::Transposed {

@@ -6,10 +6,10 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::activation::relu;
-use lowrank_adapters::peft::HostTensor;
 use lowrank_adapters::{AdapterSet, Mode, Site};
-use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_atomic, write_safetensors};
 use lowrank_kernels::{Kernels, dropout};
+use lowrank_spec::Stream;
 
 use crate::adapt::Adaptable;
 use crate::architecture::{ENCODER_BUFFERS, EncoderArchitecture};
@@ -45,9 +45,6 @@ struct Info {
     /// Whether the first map is trained and saved with the head.
     dense_in_head: bool,
 }
-
-/// Last dropout streams, far above those of any layer.
-const DENSE_STREAM: u64 = 1 << 30;
 
 impl<B: Backend> SequenceClassifier<B> {
     /// A model of fresh weights, drawn from `seed`.
@@ -85,7 +82,7 @@ impl<B: Backend> SequenceClassifier<B> {
             checkpoint.info(&format!("{output_path}.bias")).is_some_and(|bias| bias.shape == labels);
         let config_error = |reason| ModelError::Config { path: folder.join("config.json"), reason };
         if !head_fits && config.lowrank.modules.remove(output_path).is_some() {
-            config.lowrank.write(&mut config.raw).map_err(config_error)?;
+            config.lowrank.write(&mut config.raw).map_err(|e| config_error(e.to_string()))?;
         }
         let (mut model, sites) = Self::build(config, seed, device);
         sites.finish().map_err(config_error)?;
@@ -154,12 +151,10 @@ impl<B: Backend> SequenceClassifier<B> {
     }
 
     /// The head's tensors, in PyTorch's layout.
-    pub fn head_tensors(&self) -> Vec<HostTensor> {
+    pub fn head_tensors(&self) -> Vec<HostTensor<'static>> {
         let mut saver = Saver::default();
         self.clone().walk_head(&mut saver);
-        let host =
-            |t: NamedTensor<'static>| HostTensor { name: t.name, shape: t.shape, data: t.data.into_owned() };
-        saver.tensors.into_iter().map(host).collect()
+        saver.tensors
     }
 
     /// Writes a Hugging Face folder: weights but for [`fresh`](Self::fresh) ones, config, and the tokenizer files of
@@ -313,7 +308,7 @@ impl<B: Kernels> SequenceClassifier<B> {
         let config = &self.info.config;
         let head = &config.architecture.head;
         let drop = |x: Tensor<B, 2>, place: u64| match mode
-            .dropout(config.classifier_dropout, DENSE_STREAM + place)
+            .dropout(config.classifier_dropout, Stream::Head(place))
         {
             Some(d) => dropout(x, d),
             None => x,

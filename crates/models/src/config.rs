@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::architecture::{self, EncoderArchitecture};
 use crate::error::{ModelError, Result};
-use crate::representation::LowrankSection;
+use lowrank_spec::LowrankSection;
 
 /// Largest size accepted for any one dimension; real models stay far below.
 pub(crate) const MAX_DIM: usize = 1 << 24;
@@ -235,7 +235,7 @@ impl EncoderConfig {
             position_offset,
             labels,
             regression,
-            lowrank: LowrankSection::of_config(&raw)?,
+            lowrank: LowrankSection::of_config(&raw).map_err(|e| e.to_string())?,
             raw,
         })
     }

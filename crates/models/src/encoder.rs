@@ -12,6 +12,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::{AttentionSpec, Kernels, attention, dropout};
+use lowrank_spec::Stream;
 
 use crate::batch::TokenBatch;
 use crate::config::{Activation, EncoderConfig};
@@ -206,7 +207,7 @@ impl<B: Kernels> Embeddings<B> {
             x = x + types.forward(batch.type_ids.clone(), adapters);
         }
         let x = self.norm.forward(x);
-        match mode.dropout(self.dropout, 0) {
+        match mode.dropout(self.dropout, Stream::Embeddings) {
             Some(d) => dropout(x, d),
             None => x,
         }
@@ -234,12 +235,16 @@ impl<B: Kernels> SelfAttention<B> {
         let v = self.value.forward(x, adapters, mode); // [tokens, d_model]
         let spec = AttentionSpec {
             q_lengths,
-            dropout: mode.dropout(self.attention_dropout, stream(layer, 0)),
+            dropout: mode.dropout(self.attention_dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::encoder(batch.lengths.clone(), self.n_heads, self.head_dim)
         };
         let context = attention(q, k, v, &spec); // [rows, d_model]
         let y = self.output.forward(context, adapters, mode);
-        self.norm.forward_residual(y, Some(x_query), mode.dropout(self.output_dropout, stream(layer, 1)))
+        self.norm.forward_residual(
+            y,
+            Some(x_query),
+            mode.dropout(self.output_dropout, Stream::Layer { layer, place: 1 }),
+        )
     }
 }
 
@@ -247,7 +252,7 @@ impl<B: Kernels> FeedForward<B> {
     fn forward(&self, x: Tensor<B, 2>, layer: usize, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
         let inner = self.up.forward_activated(x.clone(), self.activation, adapters, mode); // [tokens, d_ff]
         let y = self.down.forward(inner, adapters, mode);
-        self.norm.forward_residual(y, Some(x), mode.dropout(self.dropout, stream(layer, 2)))
+        self.norm.forward_residual(y, Some(x), mode.dropout(self.dropout, Stream::Layer { layer, place: 2 }))
     }
 }
 
@@ -297,9 +302,4 @@ impl<B: Kernels> Encoder<B> {
         let x = layer.attention.forward(x, batch, rows, index, adapters, mode);
         layer.feed_forward.forward(x, index, adapters, mode)
     }
-}
-
-/// Dropout stream of a place in a layer; stream 0 belongs to the embeddings.
-fn stream(layer: usize, place: u64) -> u64 {
-    1 + layer as u64 * 4 + place
 }

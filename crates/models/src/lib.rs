@@ -19,7 +19,6 @@ mod merge_factors;
 pub mod norm;
 pub mod params;
 pub mod projection;
-pub mod representation;
 pub mod tensor_train;
 
 pub use adapt::Adaptable;
@@ -31,4 +30,3 @@ pub use error::{ModelError, Result};
 pub use masked_lm::MaskedLm;
 pub use merge_factors::merge_factors;
 pub use projection::Projection;
-pub use representation::{LowrankSection, ModuleEntry, Representation};

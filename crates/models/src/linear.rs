@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::error::summary;
 use crate::params::{Layout, ParamIo, lazy_full};
 use crate::projection::Projection;
-use crate::representation::{LowrankSection, Representation};
+use lowrank_spec::{LowrankSection, Representation};
 
 /// `y = x·W + b`, at a site that an adapter may serve.
 #[derive(Module, Debug)]

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData, bf16, f16};
-use lowrank_adapters::init::normal_values;
-use lowrank_adapters::peft::{host_values, transpose};
-use lowrank_checkpoint::{Checkpoint, Dtype, NamedTensor};
+use lowrank_adapters::peft::host_values;
+use lowrank_checkpoint::{Checkpoint, Dtype, HostTensor};
+use lowrank_spec::names::WeightPart;
+use lowrank_spec::rng::normal_values;
+use lowrank_spec::transpose;
 
 use crate::error::{ModelError, Result, summary};
 
@@ -184,7 +186,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let dtype = if D >= 2 { self.weights.dtype() } else { DType::F32 };
         let data = self.read(name, layout, dtype, shape)?;
         let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
-        if name.ends_with(".lowrank_a.weight") || name.ends_with(".lowrank_b.weight") {
+        if matches!(WeightPart::parse(name), Some((_, WeightPart::FactorA | WeightPart::FactorB))) {
             self.factors
                 .insert(name.to_string(), tensor.clone().reshape([tensor.dims()[0], tensor.dims()[1]]));
         }
@@ -270,7 +272,7 @@ impl<B: Backend> ParamIo<B> for Loader<'_, B> {
 #[derive(Default)]
 pub struct Saver {
     /// What was gathered.
-    pub tensors: Vec<NamedTensor<'static>>,
+    pub tensors: Vec<HostTensor<'static>>,
 }
 
 impl<B: Backend> ParamIo<B> for Saver {
@@ -285,7 +287,7 @@ impl<B: Backend> ParamIo<B> for Saver {
             data = transpose(&data, shape[0], shape[1]);
             shape.reverse();
         }
-        self.tensors.push(NamedTensor { name: key.to_string(), shape, data: Cow::Owned(data) });
+        self.tensors.push(HostTensor { name: key.to_string(), shape, data: Cow::Owned(data) });
     }
 
     fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {

@@ -6,8 +6,8 @@ use burn::prelude::*;
 use lowrank_kernels::{Kernels, linear};
 
 use crate::params::{Layout, ParamIo, lazy_normal};
-use crate::representation::Representation;
 use crate::tensor_train::TensorTrain;
+use lowrank_spec::Representation;
 
 /// A weight as one matrix.
 #[derive(Module, Debug)]

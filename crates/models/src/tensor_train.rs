@@ -8,6 +8,7 @@
 use burn::module::Param;
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, linear};
+use lowrank_spec::names::WeightPart;
 
 use crate::params::{Layout, ParamIo, lazy_normal};
 use crate::projection::INIT_STD;
@@ -49,7 +50,7 @@ impl<B: Backend> TensorTrain<B> {
 }
 
 fn key(path: &str, k: usize) -> String {
-    format!("{path}.tt_cores.{k}")
+    WeightPart::Core(k).key(path)
 }
 
 impl<B: Kernels> TensorTrain<B> {

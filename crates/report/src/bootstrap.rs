@@ -1,9 +1,13 @@
 //! Does one method beat another? A paired bootstrap over seeds.
 
+use lowrank_spec::rng::SplitMix64;
+
 /// Resamples that are drawn where there are too many to go through all.
 const RESAMPLES: usize = 10_000;
 /// The part of the resamples that the interval holds.
 const CONFIDENCE: f64 = 0.95;
+/// Seed of the resamples.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The mean of paired differences, and how far chance may have moved it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,8 +51,8 @@ pub fn paired_bootstrap(differences: &[f64]) -> Option<PairedInterval> {
         };
         (0..all).map(resample).collect()
     } else {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        (0..RESAMPLES).map(|_| mean_of(&mut || (split_mix(&mut state) % pairs as u64) as usize)).collect()
+        let mut random = SplitMix64::new(SEED);
+        (0..RESAMPLES).map(|_| mean_of(&mut || (random.next_u64() % pairs as u64) as usize)).collect()
     };
     means.sort_by(f64::total_cmp);
     // So many lie outside at each end, at most the part that may.
@@ -61,15 +65,6 @@ pub fn paired_bootstrap(differences: &[f64]) -> Option<PairedInterval> {
         above: part(|mean| **mean > 0.0) + part(|mean| **mean == 0.0) / 2.0,
         pairs,
     })
-}
-
-/// SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

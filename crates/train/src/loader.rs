@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
-use lowrank_adapters::init::mix;
 use lowrank_data::pack::{EncodedDataset, LoaderState, PackedBatch, TrainBatches};
+use lowrank_spec::rng::mix;
 
 use crate::config::TrainConfig;
 use crate::error::Result;

@@ -7,13 +7,13 @@ use burn::optim::{GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
-use lowrank_adapters::init::mix;
 use lowrank_data::mlm::Masker;
 use lowrank_data::pack::{EncodedDataset, TrainBatches};
 use lowrank_kernels::{Kernels, cross_entropy};
 use lowrank_models::batch::int_tensor;
 use lowrank_models::params::{Layout, ParamIo};
 use lowrank_models::{EncoderConfig, MaskedLm, TokenBatch};
+use lowrank_spec::rng::mix;
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};

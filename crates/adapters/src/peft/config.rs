@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::scale;
-use crate::site::Site;
-use crate::targets::{Pattern, by_suffix, has_suffix};
+use lowrank_spec::Site;
+use lowrank_spec::targets::{Pattern, by_suffix, has_suffix};
 
 /// The keys of `adapter_config.json` that we read and write; others are kept as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

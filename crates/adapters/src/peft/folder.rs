@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, FloatType, NamedTensor, write_atomic, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, write_atomic, write_safetensors};
+use lowrank_spec::HostTensor;
 
 use super::config::PeftConfig;
 use super::names::{PREFIX, normalise};
@@ -17,24 +18,13 @@ pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// The strength that loralib's published adapters were trained with; its files do not hold it.
 pub const LORALIB_ALPHA: f64 = 16.0;
 
-/// A tensor on the host, in PyTorch's layout.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HostTensor {
-    /// Key in the file, without PEFT's prefix.
-    pub name: String,
-    /// Shape as PyTorch has it.
-    pub shape: Vec<usize>,
-    /// Row-major values.
-    pub data: Vec<f32>,
-}
-
 /// An adapter folder in memory.
 #[derive(Clone, Debug)]
 pub struct AdapterFolder {
     /// The config file.
     pub config: PeftConfig,
     /// All tensors by their key, PEFT's prefix removed.
-    pub tensors: BTreeMap<String, HostTensor>,
+    pub tensors: BTreeMap<String, HostTensor<'static>>,
     /// Whether the file held no strength (loralib), so that [`LORALIB_ALPHA`] or the caller's stands in.
     pub alpha_is_assumed: bool,
 }
@@ -112,7 +102,8 @@ impl AdapterFolder {
             return Err(bad("a factor of rank 0"));
         }
         let others = ranks.iter().filter(|(_, rank)| **rank != r);
-        let targets = crate::targets::Pattern::Names(ranks.keys().map(|path| path.to_string()).collect());
+        let targets =
+            lowrank_spec::targets::Pattern::Names(ranks.keys().map(|path| path.to_string()).collect());
         let mut saved: Vec<String> = Vec::new();
         for name in tensors.keys().filter(|name| !name.contains(".lora_")) {
             let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
@@ -146,7 +137,7 @@ impl AdapterFolder {
         let tensors = self
             .tensors
             .values()
-            .map(|t| NamedTensor {
+            .map(|t| HostTensor {
                 name: self.key(&t.name),
                 shape: t.shape.clone(),
                 data: Cow::Borrowed(&t.data),
@@ -179,13 +170,13 @@ impl AdapterFolder {
     }
 }
 
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
     let file = Checkpoint::open(path)?;
     let mut tensors = BTreeMap::new();
     for key in file.names() {
         let Some(name) = normalise(key) else { continue };
         let shape = file.info(key).map(|i| i.shape.clone()).unwrap_or_default();
-        let tensor = HostTensor { name: name.clone(), shape, data: file.read_f32(key)? };
+        let tensor = HostTensor::new(name.clone(), shape, file.read_f32(key)?);
         // PEFT writes the biases of a saved module twice, alike.
         if tensors.get(&name).is_some_and(|before: &HostTensor| before.data != tensor.data) {
             let details = format!("'{key}' is there twice, with different values");

@@ -24,7 +24,7 @@ mod saved;
 mod sites;
 mod write;
 
-pub use crate::host::{host_values, transpose};
+pub use crate::host::host_values;
 pub use config::PeftConfig;
-pub use folder::{AdapterFolder, CONFIG_FILE, HostTensor, LORALIB_ALPHA, TENSOR_FILE, is_adapter};
+pub use folder::{AdapterFolder, CONFIG_FILE, LORALIB_ALPHA, TENSOR_FILE, is_adapter};
 pub use saved::Saved;

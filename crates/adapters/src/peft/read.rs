@@ -8,19 +8,18 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::folder::{AdapterFolder, HostTensor};
+use super::folder::AdapterFolder;
 use super::saved::Saved;
 use crate::build::BaseWeights;
 use crate::error::{AdapterError, Result};
-use crate::host::transpose;
 use crate::lora::{Lora, Magnitude};
 use crate::lorta::{Lorta, places};
 use crate::lotr::Lotr;
 use crate::set::{Adapter, AdapterSet, Slot};
-use crate::site::Site;
-use crate::targets::has_suffix;
 use crate::tt::{Chain, TtPair};
 use crate::vera::{Vera, VeraVectors};
+use lowrank_spec::targets::has_suffix;
+use lowrank_spec::{HostTensor, Site, transpose};
 
 /// How many problems an error lists.
 const SHOWN: usize = 12;
@@ -168,7 +167,7 @@ impl<B: Backend> Reader<'_, B> {
     fn listed(&mut self) -> Vec<Found> {
         let config = &self.folder.config;
         let paths = match &config.target_modules {
-            Some(crate::targets::Pattern::Names(names)) => names.clone(),
+            Some(lowrank_spec::targets::Pattern::Names(names)) => names.clone(),
             _ => config.groups.concat(),
         };
         self.located(paths)
@@ -280,7 +279,10 @@ impl<B: Backend> Reader<'_, B> {
         let width = if heads > 0 && d_output.is_multiple_of(heads) { d_output / heads } else { 0 };
         let mut factor = |name: &str, shape: [usize; 2]| {
             let tensor = self.take(&format!("{key}.{name}"), &shape)?;
-            Some(Param::from_tensor(Tensor::from_data(TensorData::new(tensor.data, shape), self.device)))
+            Some(Param::from_tensor(Tensor::from_data(
+                TensorData::new(tensor.data.into_owned(), shape),
+                self.device,
+            )))
         };
         let a = factor("a", [d_input, rank]);
         let b = factor("b", [rank, width]);
@@ -352,7 +354,10 @@ impl<B: Backend> Reader<'_, B> {
                 return None;
             }
             (left, modes) = (right, modes.saturating_mul(mode));
-            cores.push(Tensor::from_data(TensorData::new(tensor.data, [l, mode, right]), self.device));
+            cores.push(Tensor::from_data(
+                TensorData::new(tensor.data.into_owned(), [l, mode, right]),
+                self.device,
+            ));
         }
         if left != rank || modes < rows {
             let text =
@@ -363,7 +368,7 @@ impl<B: Backend> Reader<'_, B> {
         Some(Chain::from_cores(cores, rows))
     }
 
-    fn take(&mut self, name: &str, shape: &[usize]) -> Option<HostTensor> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Option<HostTensor<'static>> {
         match self.folder.tensors.remove(name) {
             None => {
                 self.problems.push(format!("missing '{name}'"));
@@ -377,13 +382,13 @@ impl<B: Backend> Reader<'_, B> {
         }
     }
 
-    fn plain(&self, tensor: HostTensor) -> Tensor<B, 1> {
+    fn plain(&self, tensor: HostTensor<'_>) -> Tensor<B, 1> {
         let n = tensor.data.len();
-        Tensor::from_data(TensorData::new(tensor.data, [n]), self.device)
+        Tensor::from_data(TensorData::new(tensor.data.into_owned(), [n]), self.device)
     }
 
     /// `(out, in)` on the host → `[in, out]` on the device.
-    fn transposed(&self, tensor: HostTensor) -> Tensor<B, 2> {
+    fn transposed(&self, tensor: HostTensor<'_>) -> Tensor<B, 2> {
         let [rows, columns] = [tensor.shape[0], tensor.shape[1]];
         let values = transpose(&tensor.data, rows, columns);
         Tensor::from_data(TensorData::new(values, [columns, rows]), self.device)

@@ -3,20 +3,24 @@
 use std::collections::BTreeSet;
 
 use super::config::PeftConfig;
-use super::folder::HostTensor;
+use lowrank_spec::HostTensor;
 
 /// Weights of the model that were trained and saved with an adapter, by the model's own keys.
 #[derive(Clone, Debug, Default)]
 pub struct Saved {
     /// In PyTorch's layout.
-    pub tensors: Vec<HostTensor>,
+    pub tensors: Vec<HostTensor<'static>>,
     config: PeftConfig,
     /// Paths of the adapted modules.
     adapted: BTreeSet<String>,
 }
 
 impl Saved {
-    pub(super) fn new(tensors: Vec<HostTensor>, config: PeftConfig, adapted: BTreeSet<String>) -> Self {
+    pub(super) fn new(
+        tensors: Vec<HostTensor<'static>>,
+        config: PeftConfig,
+        adapted: BTreeSet<String>,
+    ) -> Self {
         Self { tensors, config, adapted }
     }
 

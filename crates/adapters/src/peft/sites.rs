@@ -5,8 +5,8 @@ use std::path::Path;
 use super::folder::AdapterFolder;
 use super::read::group_key;
 use crate::error::{AdapterError, Result};
-use crate::site::Site;
-use crate::targets::Pattern;
+use lowrank_spec::Site;
+use lowrank_spec::targets::Pattern;
 
 impl AdapterFolder {
     /// A site for each adapted module, its widths taken from the factors' shapes.

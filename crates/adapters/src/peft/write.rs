@@ -5,15 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::prelude::*;
 
 use super::config::PeftConfig;
-use super::folder::{AdapterFolder, HostTensor};
+use super::folder::AdapterFolder;
 use super::read::group_key;
 use crate::error::{AdapterError, Result};
-use crate::host::{host_values, transpose};
+use crate::host::host_values;
 use crate::set::{Adapter, AdapterSet, Slot};
-use crate::site::Site;
-use crate::targets::Pattern;
 use crate::tt::Chain;
 use crate::vera::D_INITIAL;
+use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
 impl AdapterFolder {
     /// A set, and weights of the model that were trained with it, as a folder.
@@ -27,7 +26,7 @@ impl AdapterFolder {
         set: &AdapterSet<B>,
         sites: &[Site],
         config: PeftConfig,
-        saved: Vec<HostTensor>,
+        saved: Vec<HostTensor<'static>>,
     ) -> Result<Self> {
         if set.members().len() > 1 {
             return Err(AdapterError::Incompatible(
@@ -48,7 +47,7 @@ impl AdapterFolder {
 
 struct Writer {
     config: PeftConfig,
-    tensors: Vec<HostTensor>,
+    tensors: Vec<HostTensor<'static>>,
     /// Path, rank and scale of each slot.
     strengths: Vec<(String, usize, f64)>,
     types: BTreeSet<&'static str>,
@@ -152,14 +151,14 @@ impl Writer {
 
     fn plain<B: Backend, const D: usize>(&mut self, name: String, tensor: Tensor<B, D>) {
         let shape = tensor.dims().to_vec();
-        self.tensors.push(HostTensor { name, shape, data: host_values(tensor) });
+        self.tensors.push(HostTensor::new(name, shape, host_values(tensor)));
     }
 
     /// `[in, out]` on the device → `(out, in)` on the host.
     fn transposed<B: Backend>(&mut self, name: String, tensor: Tensor<B, 2>) {
         let [rows, columns] = tensor.dims();
         let data = transpose(&host_values(tensor), rows, columns);
-        self.tensors.push(HostTensor { name, shape: vec![columns, rows], data });
+        self.tensors.push(HostTensor::new(name, [columns, rows], data));
     }
 
     fn finish<B: Backend>(mut self, set: &AdapterSet<B>) -> Result<AdapterFolder> {

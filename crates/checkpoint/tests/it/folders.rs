@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use lowrank_checkpoint::{Checkpoint, CheckpointError, FloatType, NamedTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, CheckpointError, FloatType, HostTensor, write_safetensors};
 
 use crate::check_error;
 
 /// Writes one tensor `x` of one value.
 fn write(path: &Path, name: &str, value: f32) {
-    let tensor = NamedTensor::new(name, [1], vec![value]);
+    let tensor = HostTensor::new(name, [1], vec![value]);
     write_safetensors(path, vec![tensor], FloatType::F32, &BTreeMap::new()).unwrap();
 }
 
@@ -74,7 +74,7 @@ fn shards_are_one_checkpoint() {
     assert_eq!(checkpoint.byte_size(), 8);
 
     // The same tensors in one file have the same hash.
-    let both = vec![NamedTensor::new("a", [1], vec![1.0]), NamedTensor::new("b", [1], vec![2.0])];
+    let both = vec![HostTensor::new("a", [1], vec![1.0]), HostTensor::new("b", [1], vec![2.0])];
     write_safetensors(at("whole.safetensors"), both, FloatType::F32, &BTreeMap::new()).unwrap();
     assert_eq!(Checkpoint::open(at("whole.safetensors")).unwrap().content_hash(), checkpoint.content_hash());
 }

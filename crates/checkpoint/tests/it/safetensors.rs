@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fs};
 
-use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype, FloatType, NamedTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype, FloatType, HostTensor, write_safetensors};
 use safetensors::{
     SafeTensors,
     tensor::{Dtype as RefDtype, TensorView},
@@ -66,9 +66,9 @@ fn our_files_are_read_by_the_reference_implementation() {
     let values = [1.0f32, -2.5, 3.0e4, 0.0, 1.0e-3, 6.0];
     for dtype in [FloatType::F32, FloatType::F16, FloatType::BF16] {
         let tensors = vec![
-            NamedTensor::new("b", [2, 3], &values[..]),
-            NamedTensor::new("a", [], vec![7.0]),
-            NamedTensor::new("none", [0, 2], vec![]),
+            HostTensor::new("b", [2, 3], &values[..]),
+            HostTensor::new("a", [], vec![7.0]),
+            HostTensor::new("none", [0, 2], vec![]),
         ];
         let metadata = BTreeMap::from([("source".to_owned(), "a \"quoted\" one\n".to_owned())]);
         write_safetensors(&path, tensors, dtype, &metadata).unwrap();
@@ -167,17 +167,17 @@ fn what_cannot_be_written_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let none = BTreeMap::new();
-    write_safetensors(&path, vec![NamedTensor::new("x", [1], vec![1.0])], FloatType::F32, &none).unwrap();
+    write_safetensors(&path, vec![HostTensor::new("x", [1], vec![1.0])], FloatType::F32, &none).unwrap();
     let before = fs::read(&path).unwrap();
 
     let write = |tensors, dtype| write_safetensors(&path, tensors, dtype, &none);
-    let x = |data: Vec<f32>| NamedTensor { name: "x".to_owned(), shape: vec![1], data: Cow::Owned(data) };
+    let x = |data: Vec<f32>| HostTensor { name: "x".to_owned(), shape: vec![1], data: Cow::Owned(data) };
     let overflow = write(vec![x(vec![1.0e5])], FloatType::F16);
     assert!(matches!(overflow, Err(CheckpointError::Overflow { value: 1.0e5, dtype: "f16", .. })));
     check_error(overflow, &["model.safetensors", "'x'", "1e5", "f16", "bf16"]);
     check_error(write(vec![x(vec![])], FloatType::F32), &["'x'", "[1]", "0 elements"]);
     check_error(write(vec![x(vec![1.0]), x(vec![2.0])], FloatType::F32), &["'x'", "twice"]);
-    let reserved = NamedTensor::new("__metadata__", [0], vec![]);
+    let reserved = HostTensor::new("__metadata__", [0], vec![]);
     check_error(write(vec![reserved], FloatType::F32), &["'__metadata__'", "reserved"]);
 
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -192,7 +192,7 @@ fn infinities_and_nan_are_kept() {
     let path = folder.path().join("x.safetensors");
     let values = vec![f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
     for dtype in [FloatType::F32, FloatType::F16, FloatType::BF16] {
-        let tensor = NamedTensor::new("x", [3], values.clone());
+        let tensor = HostTensor::new("x", [3], values.clone());
         write_safetensors(&path, vec![tensor], dtype, &BTreeMap::new()).unwrap();
         let read = Checkpoint::open(&path).unwrap().read_f32("x").unwrap();
         assert_eq!(read[..2], values[..2]);
@@ -205,7 +205,7 @@ fn the_same_tensors_give_the_same_file_in_any_order() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("1"), folder.path().join("2"));
     let tensors = |names: [&str; 3]| {
-        names.map(|name| NamedTensor::new(name, [1], vec![f32::from(name.as_bytes()[0])])).to_vec()
+        names.map(|name| HostTensor::new(name, [1], vec![f32::from(name.as_bytes()[0])])).to_vec()
     };
     write_safetensors(&one, tensors(["c", "a", "b"]), FloatType::F32, &BTreeMap::new()).unwrap();
     write_safetensors(&two, tensors(["a", "b", "c"]), FloatType::F32, &BTreeMap::new()).unwrap();
@@ -251,7 +251,7 @@ fn a_checkpoint_is_shared_between_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let values: Vec<f32> = (0..100_000).map(|i| i as f32).collect();
-    let tensors = vec![NamedTensor::new("x", [250, 400], &values[..])];
+    let tensors = vec![HostTensor::new("x", [250, 400], &values[..])];
     write_safetensors(&path, tensors, FloatType::F32, &BTreeMap::new()).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     // Each read lets the pages go that the others read.

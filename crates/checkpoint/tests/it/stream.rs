@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use lowrank_checkpoint::{
-    Checkpoint, CheckpointError, Dtype, FloatType, NamedTensor, StreamOptions, StreamWriter, TensorPlan,
+    Checkpoint, CheckpointError, Dtype, FloatType, HostTensor, StreamOptions, StreamWriter, TensorPlan,
     write_safetensors,
 };
 
@@ -256,7 +256,7 @@ fn a_finished_job_is_resumed_as_finished() {
 fn tensors_are_copied_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source.safetensors");
-    let tensors = vec![NamedTensor::new("x", [4], vec![1.0, 2.0, 3.0, f32::NAN])];
+    let tensors = vec![HostTensor::new("x", [4], vec![1.0, 2.0, 3.0, f32::NAN])];
     write_safetensors(&source, tensors, FloatType::F16, &BTreeMap::new()).unwrap();
     let source = Checkpoint::open(&source).unwrap();
     let plan = vec![TensorPlan::new("y", [2, 2], Dtype::F16), TensorPlan::new("z", [4], Dtype::F32)];

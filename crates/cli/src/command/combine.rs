@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::{Combination, combine};
-use lowrank_adapters::peft::HostTensor;
 use lowrank_factor::Truncation;
+use lowrank_spec::HostTensor;
 use serde_json::json;
 
 use crate::adapter::{Loose, TruncationArgs};
@@ -119,8 +119,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// What was saved in full: the mean of the adapters that have it, by their weights.
-fn mean_saved(adapters: &[(Loose, f64)]) -> Result<Vec<HostTensor>> {
-    let mut mean: Vec<(HostTensor, f64)> = Vec::new();
+fn mean_saved(adapters: &[(Loose, f64)]) -> Result<Vec<HostTensor<'static>>> {
+    let mut mean: Vec<(HostTensor<'static>, f64)> = Vec::new();
     for (adapter, weight) in adapters {
         for tensor in &adapter.saved {
             let weight = weight.abs();
@@ -135,7 +135,7 @@ fn mean_saved(adapters: &[(Loose, f64)]) -> Result<Vec<HostTensor>> {
                     );
                     let all = *total + weight;
                     let share = if all > 0.0 { (weight / all) as f32 } else { 0.0 };
-                    sum.data.iter_mut().zip(&tensor.data).for_each(|(s, v)| *s += (v - *s) * share);
+                    sum.data.to_mut().iter_mut().zip(&*tensor.data).for_each(|(s, v)| *s += (v - *s) * share);
                     *total = all;
                 }
                 None => mean.push((tensor.clone(), weight)),

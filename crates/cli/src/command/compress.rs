@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use lowrank_adapters::{Pattern, Targets, targets::ALL_LINEAR};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
@@ -13,9 +12,11 @@ use lowrank_compress::{
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
-use lowrank_data::rng::SplitMix64;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::EncoderConfig;
+use lowrank_spec::rng::SplitMix64;
+use lowrank_spec::targets::ALL_LINEAR;
+use lowrank_spec::{Pattern, Targets};
 use serde_json::Value;
 
 use crate::backend::{Inner, Train, device};

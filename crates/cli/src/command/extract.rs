@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lowrank_adapters::algebra::update_of_difference;
-use lowrank_adapters::peft::{HostTensor, PeftConfig};
+use lowrank_adapters::peft::PeftConfig;
 use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::EncoderConfig;
 use lowrank_models::architecture::is_buffer;
+use lowrank_spec::{HostTensor, transpose};
 use serde_json::{Value, json};
 
 use crate::adapter::{TruncationArgs, write_adapter};
@@ -99,7 +100,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let mut difference: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
         let (mut d_input, mut d_output) = (*rows_n, *columns_n);
         if !is_in_out {
-            difference = lowrank_adapters::peft::transpose(&difference, d_input, d_output);
+            difference = transpose(&difference, d_input, d_output);
             (d_input, d_output) = (d_output, d_input);
         }
         let site = Site { path: path.into(), layer: None, d_input, d_output, head: false, embedding };
@@ -113,7 +114,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         |name: &&str| modules.contains(&module_of(name)) || (biases_differ && name.ends_with(".bias"));
     let saved = tuned.names().filter(is_saved).map(|name| {
         let shape = tuned.info(name).map(|i| i.shape.clone()).unwrap_or_default();
-        Ok(HostTensor { name: name.into(), shape, data: tuned.read_f32(name)? })
+        Ok(HostTensor::new(name, shape, tuned.read_f32(name)?))
     });
     let saved = saved.collect::<Result<Vec<_>>>()?;
     ensure!(!updates.is_empty(), "the two models have the same matrices: there is nothing to extract");

@@ -5,11 +5,11 @@ use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData};
-use lowrank_adapters::init::{mix, normal_values};
 use lowrank_adapters::{
     AdapterConfig, AdapterSet, FrozenMap, Method, Mode, NoWeights, Pattern, Site, Targets,
 };
 use lowrank_kernels::{Kernels, linear};
+use lowrank_spec::rng::{mix, normal_values};
 use serde_json::json;
 
 use crate::backend::{Device, Inner, Train, device};

@@ -2,7 +2,7 @@
 
 use crate::mini::lexicon::{AdjectiveId, Frame, Lexicon, NounId, TIMES, Verb, VerbId};
 use crate::mini::syntax::{Clause, Det, Head, Link, Np, Number, Place, Predicate, Sentence, Tense};
-use crate::rng::SplitMix64;
+use lowrank_spec::rng::SplitMix64;
 
 /// Determiners of subjects and objects whose meaning does not depend on their place in the sentence.
 const PLAIN: &[Det] = &[

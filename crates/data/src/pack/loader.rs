@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
 use crate::pack::batch::{EncodedDataset, PackedBatch};
-use crate::rng::SplitMix64;
+use lowrank_spec::rng::SplitMix64;
 
 /// Where training stands in its data: enough, with the seed, to go on as if never stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

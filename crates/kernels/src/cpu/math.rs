@@ -3,7 +3,9 @@
 //! Polynomials of our own and not the platform's, so that every machine computes the same bits.
 
 use super::simd::Simd;
-use crate::spec::{Gelu, HASH_FACTORS};
+use lowrank_spec::dropout::HASH_FACTORS;
+
+use crate::spec::Gelu;
 
 /// `eˣ` within 2 ulp; 0 below -87, and `e⁸⁸` above 88.
 #[inline(always)]

@@ -10,7 +10,7 @@ use crate::decoder::keys::Keys;
 use crate::decoder::rope::RopeConfig;
 use crate::error::{ModelError, Result};
 use crate::norm::NormKind;
-use crate::representation::LowrankSection;
+use lowrank_spec::LowrankSection;
 
 /// How the two parts of a layer meet the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::MAX_DIM;
-use crate::representation::LowrankSection;
+use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -84,7 +84,7 @@ impl<'a> Keys<'a> {
 
     /// The `lowrank` section.
     pub fn section(&self) -> Result<LowrankSection> {
-        LowrankSection::of_config(self.raw)
+        LowrankSection::of_config(self.raw).map_err(|e| e.to_string())
     }
 
     fn typed<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {

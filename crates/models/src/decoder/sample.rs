@@ -1,6 +1,6 @@
 //! From logits to the next token.
 
-use lowrank_adapters::init::mix;
+use lowrank_spec::rng::mix;
 
 /// How the next token is chosen.
 ///

@@ -20,7 +20,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Largest rank at which a factored update still says something new.
+    /// Largest rank that a factored update of this shape can have.
     pub fn max_rank(&self) -> usize {
         self.d_input.min(self.d_output)
     }
@@ -42,35 +42,6 @@ impl Site {
     }
 }
 
-/// How a forward pass runs: evaluation, or training with a seed for every random choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Mode {
-    seed: Option<u64>,
-}
-
-impl Mode {
-    /// Evaluation: no dropout.
-    pub const EVAL: Self = Self { seed: None };
-
-    /// Training; `seed` is different for every step.
-    pub const fn train(seed: u64) -> Self {
-        Self { seed: Some(seed) }
-    }
-
-    /// Whether dropout is applied.
-    pub const fn is_train(self) -> bool {
-        self.seed.is_some()
-    }
-
-    /// The dropout of one place in the model, `None` in evaluation or at `p = 0`.
-    ///
-    /// `stream` tells the places apart; the same seed and stream give the same mask on every backend.
-    pub fn dropout(self, p: f64, stream: u64) -> Option<lowrank_kernels::Dropout> {
-        let seed = self.seed?;
-        (p > 0.0).then(|| lowrank_kernels::Dropout { p: p as f32, seed: crate::init::mix(seed, stream) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,14 +59,5 @@ mod tests {
         assert_eq!(site.kind(), "attention.self.query");
         assert_eq!(site.name(), "query");
         assert_eq!(site.max_rank(), 4);
-    }
-
-    #[test]
-    fn evaluation_drops_nothing_and_streams_differ() {
-        assert!(Mode::EVAL.dropout(0.5, 1).is_none());
-        assert!(Mode::train(3).dropout(0.0, 1).is_none());
-        let (a, b) = (Mode::train(3).dropout(0.5, 1), Mode::train(3).dropout(0.5, 2));
-        assert_ne!(a, b);
-        assert_eq!(a, Mode::train(3).dropout(0.5, 1));
     }
 }

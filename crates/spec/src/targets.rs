@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{AdapterError, Result};
+use crate::error::{Result, SpecError};
 use crate::site::Site;
 
 /// Selection of sites, as PEFT's `target_modules` has it.
@@ -39,7 +39,7 @@ impl Pattern {
     }
 
     /// Whether it takes a site; an expression that does not compile takes none.
-    pub(crate) fn takes(&self, site: &Site) -> bool {
+    pub fn takes(&self, site: &Site) -> bool {
         self.matcher().is_ok_and(|matcher| matcher(site))
     }
 
@@ -51,7 +51,7 @@ impl Pattern {
             }
             Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| is_named(site, ALL_LINEAR))),
             Self::Expression(text) => {
-                let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| AdapterError::BadRegex {
+                let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| SpecError::BadRegex {
                     pattern: text.clone(),
                     reason: last_line(&e.to_string()),
                 })?;
@@ -76,17 +76,17 @@ fn is_named(site: &Site, name: &str) -> bool {
 }
 
 /// Whether `path` is `name` or ends in `.name`.
-pub(crate) fn has_suffix(path: &str, name: &str) -> bool {
+pub fn has_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// A pattern's value for a module, as PEFT has it: keys are regular expressions that match the end of the path.
-pub(crate) fn by_suffix<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
+pub fn by_suffix<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
     patterns.iter().find_map(|(key, &value)| matches_end(key, path).then_some(value))
 }
 
 /// Whether a key of such patterns matches the end of a path.
-pub(crate) fn matches_end(key: &str, path: &str) -> bool {
+pub fn matches_end(key: &str, path: &str) -> bool {
     let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).ok();
     regex.map_or_else(|| has_suffix(path, key), |regex| regex.is_match(path))
 }
@@ -115,8 +115,8 @@ impl Targets {
     /// Indices of the sites taken, in the model's order.
     ///
     /// # Errors
-    /// [`AdapterError::NoMatch`] naming the nearest modules where a name or expression finds none,
-    /// [`AdapterError::NoLayer`], [`AdapterError::NothingLeft`] and [`AdapterError::BadRegex`].
+    /// [`SpecError::NoMatch`] naming the nearest modules where a name or expression finds none,
+    /// [`SpecError::NoLayer`], [`SpecError::NothingLeft`] and [`SpecError::BadRegex`].
     pub fn select(&self, sites: &[Site]) -> Result<Vec<usize>> {
         let include = self.include.matcher()?;
         let exclude = self.exclude.as_ref().map(Pattern::matcher).transpose()?;
@@ -141,7 +141,7 @@ impl Targets {
         }
         let last = sites.iter().filter_map(|site| site.layer).max();
         if let Some(&layer) = self.layers.iter().flatten().find(|&&layer| Some(layer) > last) {
-            return Err(AdapterError::NoLayer { layer, n_layers: last.map_or(0, |last| last + 1) });
+            return Err(SpecError::NoLayer { layer, n_layers: last.map_or(0, |last| last + 1) });
         }
         let taken: Vec<usize> = sites
             .iter()
@@ -153,14 +153,14 @@ impl Targets {
             return Ok(taken);
         }
         if sites.iter().any(&include) {
-            return Err(AdapterError::NothingLeft { pattern: self.include.to_string() });
+            return Err(SpecError::NothingLeft { pattern: self.include.to_string() });
         }
         Err(no_match(&self.include.to_string(), sites))
     }
 }
 
 /// The error that names the three nearest module names.
-fn no_match(pattern: &str, sites: &[Site]) -> AdapterError {
+fn no_match(pattern: &str, sites: &[Site]) -> SpecError {
     let mut names: Vec<(String, usize)> = Vec::new();
     for site in sites {
         match names.iter_mut().find(|(name, _)| name == site.name()) {
@@ -175,7 +175,7 @@ fn no_match(pattern: &str, sites: &[Site]) -> AdapterError {
         .take(3)
         .map(|(name, n)| format!("'{name}' ({n} {})", if *n == 1 { "layer" } else { "layers" }))
         .collect();
-    AdapterError::NoMatch { pattern: pattern.to_string(), nearest: nearest.join(", ") }
+    SpecError::NoMatch { pattern: pattern.to_string(), nearest: nearest.join(", ") }
 }
 
 /// Levenshtein distance.
@@ -258,9 +258,9 @@ mod tests {
     }
 
     #[rstest]
-    #[case("query", Some("query"), None, "of what 'query' matches nothing is left")]
-    #[case("classifier", None, Some(vec![1]), "of what 'classifier' matches nothing is left")]
-    #[case("query", None, Some(vec![1, 9]), "there is no layer 9: the model has 3, counted from 0")]
+    #[case("query", Some("query"), None, "nothing that 'query' matches is left")]
+    #[case("classifier", None, Some(vec![1]), "nothing that 'classifier' matches is left")]
+    #[case("query", None, Some(vec![1, 9]), "layer 9 does not exist: the model has 3 layers, counted from 0")]
     fn what_leaves_nothing_is_blamed(
         #[case] include: &str,
         #[case] exclude: Option<&str>,
@@ -285,6 +285,6 @@ mod tests {
     #[test]
     fn a_broken_regex_is_an_error() {
         let error = Targets::new(Pattern::parse("(query")).select(&sites()).unwrap_err();
-        assert!(matches!(error, AdapterError::BadRegex { .. }), "{error}");
+        assert!(matches!(error, SpecError::BadRegex { .. }), "{error}");
     }
 }

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::{Result, SpecError};
+
 /// The version of the section that this crate writes, and the last that it reads.
 pub const VERSION: u32 = 1;
 
@@ -73,33 +75,34 @@ impl Representation {
     /// Checks ranks and cores against each other and against the shape `[d_input, d_output]`.
     ///
     /// # Errors
-    /// A line that says what is wrong.
-    pub fn check(&self, [d_input, d_output]: [usize; 2]) -> Result<(), String> {
+    /// [`SpecError::Representation`] naming what does not fit.
+    pub fn check(&self, [d_input, d_output]: [usize; 2]) -> Result<()> {
         let side = |n: usize| (1..=MAX_SIDE).contains(&n);
+        let fault = |reason: String| Err(SpecError::Representation(reason));
         match self {
             Self::Dense => Ok(()),
             Self::LowRank { ranks, .. } => {
                 if matches!(ranks.len(), 1 | 2) && ranks.iter().all(|&r| side(r)) {
                     return Ok(());
                 }
-                Err(format!("ranks {ranks:?}; expected one or two of at least 1"))
+                fault(format!("ranks {ranks:?}; expected one or two of at least 1"))
             }
             Self::TensorTrain { cores } => {
                 if cores.is_empty() || cores.len() > MAX_CORES || !cores.iter().flatten().all(|&n| side(n)) {
-                    return Err(format!(
+                    return fault(format!(
                         "{} cores; expected 1..={MAX_CORES} of sides at least 1",
                         cores.len()
                     ));
                 }
                 let outer = [cores[0][0], cores[cores.len() - 1][3]];
                 if outer != [1, 1] || cores.windows(2).any(|pair| pair[0][3] != pair[1][0]) {
-                    return Err("core ranks do not meet; outer ones are 1 and neighbours equal".into());
+                    return fault("core ranks do not meet; outer ones must be 1 and neighbours equal".into());
                 }
                 for (what, axis, d) in [("rows", 1, d_input), ("columns", 2, d_output)] {
                     let padded = cores.iter().try_fold(1usize, |all, core| all.checked_mul(core[axis]));
                     // More padding than this is no sensible split, and would cost memory in every product.
                     if !padded.is_some_and(|padded| (d..=4 * d).contains(&padded)) {
-                        return Err(format!("the cores have {padded:?} {what} for a weight of {d}"));
+                        return fault(format!("the cores have {padded:?} {what} for a weight of {d}"));
                     }
                 }
                 Ok(())
@@ -145,15 +148,16 @@ impl LowrankSection {
     /// Reads the section of a config; empty where there is none.
     ///
     /// # Errors
-    /// A section that is malformed or of a later version.
-    pub fn of_config(raw: &Map<String, Value>) -> Result<Self, String> {
+    /// [`SpecError::Section`] where it is malformed or of a later version.
+    pub fn of_config(raw: &Map<String, Value>) -> Result<Self> {
         let Some(value) = raw.get(SECTION) else { return Ok(Self::default()) };
-        let section: Self = serde_json::from_value(value.clone()).map_err(|e| format!("{SECTION}: {e}"))?;
+        let section: Self =
+            serde_json::from_value(value.clone()).map_err(|e| SpecError::Section(e.to_string()))?;
         if section.version > VERSION {
-            return Err(format!(
-                "{SECTION}: version {} is later than {VERSION}; read this model with a newer lowrank",
+            return Err(SpecError::Section(format!(
+                "version {} is later than {VERSION}; read this model with a newer lowrank",
                 section.version
-            ));
+            )));
         }
         Ok(section)
     }
@@ -162,12 +166,12 @@ impl LowrankSection {
     ///
     /// # Errors
     /// None for values that JSON can hold.
-    pub fn write(&self, raw: &mut Map<String, Value>) -> Result<(), String> {
+    pub fn write(&self, raw: &mut Map<String, Value>) -> Result<()> {
         if self.modules.is_empty() {
             raw.remove(SECTION);
             return Ok(());
         }
-        let value = serde_json::to_value(self).map_err(|e| format!("{SECTION}: {e}"))?;
+        let value = serde_json::to_value(self).map_err(|e| SpecError::Section(e.to_string()))?;
         raw.insert(SECTION.into(), value);
         Ok(())
     }
@@ -188,7 +192,7 @@ mod tests {
     use rstest::rstest;
     use serde_json::json;
 
-    fn section(value: Value) -> Result<LowrankSection, String> {
+    fn section(value: Value) -> Result<LowrankSection> {
         LowrankSection::of_config(json!({ "lowrank": value }).as_object().expect("an object"))
     }
 
@@ -230,7 +234,7 @@ mod tests {
     #[case(json!({"version": 1, "modules": {"a": {"kind": "low_rank", "ranks": [-1]}}}), "-1")]
     #[case(json!(3), "lowrank")]
     fn malformed_sections_are_refused(#[case] value: Value, #[case] part: &str) {
-        let error = section(value).unwrap_err();
+        let error = section(value).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
 
@@ -244,7 +248,7 @@ mod tests {
     #[case(Representation::TensorTrain { cores: vec![[1, 6, 1 << 20, 1]] }, "columns")]
     #[case(Representation::TensorTrain { cores: vec![[1, 1 << 23, 1 << 23, 1]; 4] }, "rows")]
     fn shapes_that_do_not_fit_are_refused(#[case] representation: Representation, #[case] part: &str) {
-        let error = representation.check([6, 8]).unwrap_err();
+        let error = representation.check([6, 8]).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
 }

@@ -1,0 +1,19 @@
+//! The vocabulary that the lowrank crates share.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
+
+pub mod dropout;
+pub mod error;
+pub mod names;
+pub mod representation;
+pub mod rng;
+pub mod site;
+pub mod targets;
+pub mod tensor;
+
+pub use dropout::{Dropout, Mode, Stream};
+pub use error::{Result, SpecError};
+pub use representation::{LowrankSection, ModuleEntry, Representation};
+pub use site::Site;
+pub use targets::{Pattern, Targets};
+pub use tensor::{HostTensor, transpose};

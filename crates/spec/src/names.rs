@@ -1,0 +1,111 @@
+//! Names and layouts of the tensors that stand for a module's weight in a checkpoint: the one table of them.
+//!
+//! | tensor | shape in the file | in the forward pass |
+//! |---|---|---|
+//! | `<module>.weight` | `(out, in)`, or as the architecture has it | `[in, out]` |
+//! | `<module>.lowrank_a.weight` | `(r_a, in)` | `A`, `[in, r_a]` |
+//! | `<module>.lowrank_c.weight` | `(r_b, r_a)` | `C`, `[r_a, r_b]` |
+//! | `<module>.lowrank_b.weight` | `(out, r_b)` | `B`, `[r_b, out]` |
+//! | `<module>.tt_cores.<k>` | `(r_{k-1}, m_k, n_k, r_k)` | the same |
+
+/// Which part of a weight a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WeightPart {
+    /// The one matrix of a dense weight.
+    Dense,
+    /// `A` of `A·B` or `A·C·B`: the factor on the input's side.
+    FactorA,
+    /// `C` of `A·C·B`.
+    FactorC,
+    /// `B` of `A·B` or `A·C·B`: the factor on the output's side.
+    FactorB,
+    /// Core `k` of a tensor train.
+    Core(usize),
+}
+
+impl WeightPart {
+    /// The matrices: all parts but the cores, of which a train has any number.
+    const MATRICES: [(Self, &'static str); 4] = [
+        (Self::Dense, "weight"),
+        (Self::FactorA, "lowrank_a.weight"),
+        (Self::FactorC, "lowrank_c.weight"),
+        (Self::FactorB, "lowrank_b.weight"),
+    ];
+
+    /// What follows `<module>.` in the tensor's key.
+    pub fn suffix(self) -> String {
+        if let Self::Core(k) = self {
+            return format!("{CORES}.{k}");
+        }
+        Self::MATRICES
+            .iter()
+            .find(|(part, _)| *part == self)
+            .map_or_else(String::new, |(_, s)| (*s).to_string())
+    }
+
+    /// Key of this part of a module's weight.
+    ///
+    /// ```
+    /// use lowrank_spec::names::WeightPart;
+    /// assert_eq!(WeightPart::FactorA.key("layer.0.query"), "layer.0.query.lowrank_a.weight");
+    /// assert_eq!(WeightPart::Core(2).key("embed"), "embed.tt_cores.2");
+    /// ```
+    pub fn key(self, module: &str) -> String {
+        format!("{module}.{}", self.suffix())
+    }
+
+    /// Takes a key apart into its module and the part of its weight; `None` for biases and anything else.
+    ///
+    /// ```
+    /// use lowrank_spec::names::WeightPart;
+    /// assert_eq!(WeightPart::parse("l.q.lowrank_b.weight"), Some(("l.q", WeightPart::FactorB)));
+    /// assert_eq!(WeightPart::parse("l.q.weight"), Some(("l.q", WeightPart::Dense)));
+    /// assert_eq!(WeightPart::parse("l.q.bias"), None);
+    /// ```
+    pub fn parse(key: &str) -> Option<(&str, Self)> {
+        let module_of = |suffix: &str| key.strip_suffix(suffix)?.strip_suffix('.');
+        // The longest suffixes first: each factor's ends in `.weight` too.
+        if let Some(found) =
+            Self::MATRICES.iter().rev().find_map(|&(part, suffix)| Some((module_of(suffix)?, part)))
+        {
+            return Some(found);
+        }
+        let (rest, k) = key.rsplit_once('.')?;
+        let module = rest.strip_suffix(CORES)?.strip_suffix('.')?;
+        Some((module, Self::Core(k.parse().ok()?)))
+    }
+
+    /// Whether the file holds the transpose of what the forward pass multiplies by.
+    pub fn is_transposed(self) -> bool {
+        matches!(self, Self::FactorA | Self::FactorC | Self::FactorB)
+    }
+}
+
+/// The list of cores below a module.
+const CORES: &str = "tt_cores";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_taken_apart_again() {
+        let parts = [
+            WeightPart::Dense,
+            WeightPart::FactorA,
+            WeightPart::FactorC,
+            WeightPart::FactorB,
+            WeightPart::Core(0),
+            WeightPart::Core(12),
+        ];
+        for part in parts {
+            assert_eq!(
+                WeightPart::parse(&part.key("model.layers.3.q_proj")),
+                Some(("model.layers.3.q_proj", part))
+            );
+        }
+        for other in ["weight", "q.bias", "q.tt_cores.x", "tt_cores.0", "q.lowrank_a"] {
+            assert_eq!(WeightPart::parse(other), None, "{other}");
+        }
+    }
+}
