@@ -367,3 +367,44 @@ fn inspect_names_the_layers() {
         .map(|t| t["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>());
     assert_eq!(sizes.sum::<u64>(), model["parameters"].as_u64().unwrap() + 2 * 4);
 }
+
+#[test]
+fn runs_that_differ_in_alpha_alone_are_two_runs_in_the_table() {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let (logs, table, model) = (out.path().join("logs"), out.path().join("table.csv"), fixture("bert-cls"));
+    for (run, alpha) in [("a", "2"), ("b", "8")] {
+        let run = out.path().join(run);
+        let mut args = vec!["finetune", "--model", s(&model), "--task", "sst2", "--data", s(data.path())];
+        args.extend([
+            "--method",
+            "lora",
+            "--rank",
+            "2",
+            "--alpha",
+            alpha,
+            "--max-steps",
+            "2",
+            "--batch-size",
+            "8",
+        ]);
+        args.extend(["-o", s(&run), "--log-dir", s(&logs), "--model-name", "tiny"]);
+        lowrank(&args).assert().success();
+    }
+    let result = json(&["logs", s(&logs), s(&table)]);
+    assert_eq!(result["runs"], 2);
+    let text = fs::read_to_string(&table).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("model,method,task,lr,rank,seed,alpha,tag,step,value"));
+    for alpha in [2, 8] {
+        let begin = format!("tiny,lora,sst2,5e-4,2,0,{alpha},train/loss,");
+        assert!(text.lines().any(|line| line.starts_with(&begin)), "{text}");
+    }
+    // All settings on request, and the time.
+    json(&["logs", s(&logs), s(&table), "--hparams", "--wall-time"]);
+    let header = fs::read_to_string(&table).unwrap().lines().next().unwrap().to_owned();
+    assert!(header.contains(",batch_size,") && header.ends_with(",tag,step,value,wall_time"), "{header}");
+    json(&["logs", s(&logs), s(&table), "--hparams=dropout"]);
+    let header = fs::read_to_string(&table).unwrap().lines().next().unwrap().to_owned();
+    assert_eq!(header, "model,method,task,lr,rank,seed,dropout,alpha,tag,step,value");
+    fails(&["logs", s(&logs), s(&table), "--hparams=dropuot"], "no run has the hyper-parameter \"dropuot\"");
+}

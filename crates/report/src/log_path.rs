@@ -21,8 +21,8 @@ pub struct LogKey<'a> {
 
 /// `<root>/<model>/<method>/<task>/<lr>/<rank>/<seed>`, the learning rate in scientific notation (`5e-4`).
 ///
-/// Runs that differ in another setting share a folder; [`event_files`](crate::run::TrainInfo::event_files) says whose
-/// a file is.
+/// Runs that differ in another setting share a folder; the hyper-parameters in their event files tell them apart, and
+/// [`event_files`](crate::run::TrainInfo::event_files) says whose a file is.
 ///
 /// ```
 /// use lowrank_report::{LogKey, log_path};

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lowrank_report::logs::{Duplicates, LogsOptions, TagFilter, convert};
+use lowrank_report::logs::{Duplicates, HparamColumns, LogsOptions, TagFilter, convert};
 use serde_json::json;
 
 use crate::context::print_json;
@@ -16,19 +16,25 @@ pub(crate) struct Args {
     root: PathBuf,
     /// Table to write: .parquet or .csv
     output: PathBuf,
-    /// Columns that the segments of a run's path become, from the root down
+    /// Columns for the segments of a run's path, from the root down; a deeper run has the rest in a column sub_run
     #[arg(long, num_args = 0.., value_delimiter = ',', default_values = ["model", "method", "task", "lr", "rank", "seed"])]
     names: Vec<String>,
-    /// Take the tags that a glob matches, as 'eval/*'; may be repeated
+    /// Take tags that match a glob such as 'eval/*'; may be repeated
     #[arg(long)]
     tags: Vec<String>,
-    /// Take the tags that a regular expression matches as a whole; may be repeated
+    /// Take tags that match a regular expression as a whole; may be repeated
     #[arg(long)]
     regex: Vec<String>,
-    /// Of several values at one step keep the one written last
+    /// Keep the last of several values of a tag at one step
     #[arg(long)]
     last: bool,
-    /// Threads that read [default: one per core]
+    /// Add columns for all hyper-parameters of the runs, or for some: --hparams=alpha,dropout
+    #[arg(long, num_args = 0.., require_equals = true, value_delimiter = ',', value_name = "NAMES")]
+    hparams: Option<Vec<String>>,
+    /// Add a column wall_time, in seconds since 1970
+    #[arg(long)]
+    wall_time: bool,
+    /// Threads for reading [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
     /// Print one JSON object
@@ -42,6 +48,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         names: args.names,
         tags: TagFilter::new(&args.tags, &args.regex)?,
         duplicates: if args.last { Duplicates::Last } else { Duplicates::Keep },
+        hparams: match args.hparams {
+            None => HparamColumns::None,
+            Some(names) if names.is_empty() => HparamColumns::All,
+            Some(names) => HparamColumns::Named(names),
+        },
+        wall_time: args.wall_time,
         threads: args.threads,
     };
     let terminal = std::io::stderr().is_terminal();

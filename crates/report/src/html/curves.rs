@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,7 @@ use crate::{
     files::natural_order,
     log_path,
     run::{LoadedRun, RunRecord},
-    tfevents::read_scalars,
+    tfevents::{Logged, read_events},
 };
 
 /// Places that a curve has at most: more cannot be told apart.
@@ -65,10 +66,15 @@ fn training_loss(root: &Path, run: &LoadedRun) -> BTreeMap<i64, f64> {
     let files = folders.iter().map(|folder| event_files(folder, own)).find(|files| !files.is_empty());
     for file in files.unwrap_or_default() {
         // A file that cannot be read leaves its curve out; `lowrank logs` tells why.
-        let _ = read_scalars(file, |scalar| {
-            if let Some(value) = scalar.value.filter(|_| scalar.tag == "train/loss") {
-                losses.insert(scalar.step, value);
+        let _ = read_events(file, |logged| {
+            match logged {
+                Logged::Scalar(scalar) if scalar.tag == "train/loss" => {
+                    losses.extend(scalar.value.map(|value| (scalar.step, value)));
+                }
+                Logged::Restart { step } => drop(losses.split_off(&step)),
+                _ => {}
             }
+            ControlFlow::Continue(())
         });
     }
     losses

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    Table,
-    run::RunLog,
-    tree::{Column, Value},
+    TAKEN, Table,
+    run::{Point, RunLog},
+    tree::{Tree, Value},
 };
 use crate::{Error, Result, table::csv_field};
 
@@ -19,18 +19,23 @@ pub(super) struct CsvTable<W> {
     path: PathBuf,
     /// What every row of a run begins with.
     prefixes: Vec<String>,
+    wall_time: bool,
     line: String,
 }
 
 impl<W: Write> CsvTable<W> {
-    pub(super) fn new(mut file: W, path: &Path, columns: &[Column]) -> Result<Self> {
-        let names: Vec<String> = columns.iter().map(|column| csv_field(&column.name)).collect();
-        let header = [&names[..], &["tag", "step", "value"].map(str::to_owned)].concat().join(",");
+    pub(super) fn new(mut file: W, path: &Path, tree: &Tree, wall_time: bool) -> Result<Self> {
+        let names = tree.columns.iter().map(|column| csv_field(&column.name));
+        let values = TAKEN[..if wall_time { 4 } else { 3 }].iter().map(|name| (*name).to_owned());
+        let header = names.chain(values).collect::<Vec<_>>().join(",");
         writeln!(file, "{header}").map_err(Error::io("write", path))?;
-        let runs = columns.first().map_or(1, |column| column.values.len());
-        let prefix = |run: usize| columns.iter().map(|column| field(&column.values[run]) + ",").collect();
-        let prefixes = (0..runs).map(prefix).collect();
-        Ok(Self { file, path: path.to_owned(), prefixes, line: String::new() })
+        let prefix = |run: usize| {
+            let fields =
+                tree.columns.iter().map(|column| column.values[run].as_ref().map_or(String::new(), field));
+            fields.map(|field| field + ",").collect()
+        };
+        let prefixes = (0..tree.runs.len()).map(prefix).collect();
+        Ok(Self { file, path: path.to_owned(), prefixes, wall_time, line: String::new() })
     }
 }
 
@@ -49,10 +54,14 @@ impl<W: Write> Table for CsvTable<W> {
             self.line.push_str(&self.prefixes[index]);
             self.line.push_str(&csv_field(&tag.tag));
             let prefix = self.line.len();
-            for (step, value) in &tag.points {
+            for Point { step, value, wall_time } in &tag.points {
                 self.line.truncate(prefix);
                 // Writing to a string cannot fail.
-                let _ = writeln!(self.line, ",{step},{value}");
+                let _ = write!(self.line, ",{step},{value}");
+                if self.wall_time {
+                    let _ = write!(self.line, ",{wall_time}");
+                }
+                self.line.push('\n');
                 self.file.write_all(self.line.as_bytes()).map_err(Error::io("write", &self.path))?;
             }
         }

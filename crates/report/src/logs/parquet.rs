@@ -21,9 +21,9 @@ use parquet::{
 };
 
 use super::{
-    Table,
+    TAKEN, Table,
     run::RunLog,
-    tree::{Column, ColumnType, Value},
+    tree::{Column, ColumnType, Tree, Value},
 };
 use crate::{Error, Result};
 
@@ -37,12 +37,20 @@ pub(super) struct ParquetTable<W: Write + Send> {
     writer: ArrowWriter<W>,
     path: PathBuf,
     schema: Arc<Schema>,
-    segments: Vec<Segment>,
+    columns: Vec<PerRun>,
+    wall_time: bool,
     rows: Rows,
 }
 
-/// A path column: its value per run, texts as places in the dictionary.
-enum Segment {
+/// A column of which each run has one value.
+struct PerRun {
+    values: PerRunValues,
+    /// Which runs have a value; absent where all have.
+    valid: Option<Vec<bool>>,
+}
+
+/// The value per run, texts as places in the dictionary.
+enum PerRunValues {
     Integer(Vec<i64>),
     Float(Vec<f64>),
     Text { keys: Vec<i32>, texts: Arc<StringArray> },
@@ -56,6 +64,7 @@ struct Rows {
     tags: Dictionary,
     steps: Vec<i64>,
     values: Vec<f64>,
+    wall_times: Vec<f64>,
 }
 
 /// Texts, in the order of their first use.
@@ -67,23 +76,31 @@ struct Dictionary {
 }
 
 impl<W: Write + Send> ParquetTable<W> {
-    pub(super) fn new(file: W, path: &Path, columns: &[Column]) -> Result<Self> {
+    pub(super) fn new(file: W, path: &Path, tree: &Tree, wall_time: bool) -> Result<Self> {
         let text = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let kind = |kind| match kind {
             ColumnType::Integer => DataType::Int64,
             ColumnType::Float => DataType::Float64,
             ColumnType::Text => text(),
         };
-        let mut fields: Vec<Field> =
-            columns.iter().map(|column| Field::new(&column.name, kind(column.kind), false)).collect();
+        let columns: Vec<PerRun> = tree.columns.iter().map(PerRun::new).collect();
+        let mut fields: Vec<Field> = tree
+            .columns
+            .iter()
+            .zip(&columns)
+            .map(|(column, per_run)| Field::new(&column.name, kind(column.kind), per_run.valid.is_some()))
+            .collect();
         fields.push(Field::new("tag", text(), false));
         fields.push(Field::new("step", DataType::Int64, false));
         fields.push(Field::new("value", DataType::Float64, false));
+        if wall_time {
+            fields.push(Field::new(TAKEN[3], DataType::Float64, false));
+        }
         let schema = Arc::new(Schema::new(fields));
-        let sorting = |column| SortingColumn { column_idx: column, descending: false, nulls_first: false };
+        let sorting = |column| SortingColumn { column_idx: column, descending: false, nulls_first: true };
         let sorted = (0..columns.len() as i32 + 2).map(sorting).collect();
         let zstd = ZstdLevel::try_new(3).map_err(failed(path))?;
-        let (step, value) = (ColumnPath::from("step"), ColumnPath::from("value"));
+        let [step, value, time] = ["step", "value", TAKEN[3]].map(ColumnPath::from);
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(zstd))
             .set_max_row_group_row_count(Some(ROW_GROUP))
@@ -94,21 +111,24 @@ impl<W: Write + Send> ParquetTable<W> {
             .set_column_encoding(step, Encoding::DELTA_BINARY_PACKED)
             .set_column_dictionary_enabled(value.clone(), false)
             .set_column_encoding(value, Encoding::BYTE_STREAM_SPLIT)
+            .set_column_dictionary_enabled(time.clone(), false)
+            .set_column_encoding(time, Encoding::BYTE_STREAM_SPLIT)
             .build();
         let writer =
             ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(failed(path))?;
-        let segments = columns.iter().map(Segment::new).collect();
-        Ok(Self { writer, path: path.to_owned(), schema, segments, rows: Rows::default() })
+        Ok(Self { writer, path: path.to_owned(), schema, columns, wall_time, rows: Rows::default() })
     }
 
     fn write(&mut self) -> Result<()> {
         let rows = std::mem::take(&mut self.rows);
-        let mut arrays: Vec<ArrayRef> =
-            self.segments.iter().map(|segment| segment.array(&rows.runs)).collect();
+        let mut arrays: Vec<ArrayRef> = self.columns.iter().map(|column| column.array(&rows.runs)).collect();
         let tags = StringArray::from(rows.tags.texts);
-        arrays.push(dictionary(rows.tags.keys, Arc::new(tags)));
+        arrays.push(dictionary(rows.tags.keys.into(), Arc::new(tags)));
         arrays.push(Arc::new(Int64Array::from(rows.steps)));
         arrays.push(Arc::new(Float64Array::from(rows.values)));
+        if self.wall_time {
+            arrays.push(Arc::new(Float64Array::from(rows.wall_times)));
+        }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays)
             .map_err(|error| failed(&self.path)(ParquetError::from(error)))?;
         self.writer.write(&batch).map_err(failed(&self.path))
@@ -120,45 +140,52 @@ fn failed(path: &Path) -> impl FnOnce(ParquetError) -> Error {
     move |error| Error::io("write", path)(std::io::Error::other(error))
 }
 
-fn dictionary(keys: Vec<i32>, texts: Arc<StringArray>) -> ArrayRef {
+fn dictionary(keys: Int32Array, texts: Arc<StringArray>) -> ArrayRef {
     // The keys are places in the texts: nothing to check.
-    Arc::new(DictionaryArray::<Int32Type>::new(Int32Array::from(keys), texts))
+    Arc::new(DictionaryArray::<Int32Type>::new(keys, texts))
 }
 
-impl Segment {
+impl PerRun {
     fn new(column: &Column) -> Self {
-        let values = &column.values;
-        match column.kind {
-            ColumnType::Integer => Self::Integer(values.iter().map(integer).collect()),
-            ColumnType::Float => Self::Float(values.iter().map(float).collect()),
+        let values = column.values.iter().map(Option::as_ref);
+        let valid = column.values.iter().any(Option::is_none);
+        let valid = valid.then(|| column.values.iter().map(Option::is_some).collect());
+        let values = match column.kind {
+            ColumnType::Integer => PerRunValues::Integer(values.map(integer).collect()),
+            ColumnType::Float => PerRunValues::Float(values.map(float).collect()),
             ColumnType::Text => {
                 let mut dictionary = Dictionary::default();
-                values.iter().for_each(|value| dictionary.add(text(value), 1));
-                Self::Text { keys: dictionary.keys, texts: Arc::new(StringArray::from(dictionary.texts)) }
+                values.for_each(|value| dictionary.add(text(value), 1));
+                let texts = Arc::new(StringArray::from(dictionary.texts));
+                PerRunValues::Text { keys: dictionary.keys, texts }
             }
-        }
+        };
+        Self { values, valid }
     }
 
     /// The column of rows that belong to runs.
     fn array(&self, runs: &[(usize, usize)]) -> ArrayRef {
-        match self {
-            Self::Integer(values) => Arc::new(Int64Array::from(repeat(values, runs))),
-            Self::Float(values) => Arc::new(Float64Array::from(repeat(values, runs))),
-            Self::Text { keys, texts } => dictionary(repeat(keys, runs), Arc::clone(texts)),
+        let valid = self.valid.as_ref().map(|valid| repeat(valid, runs).into());
+        match &self.values {
+            PerRunValues::Integer(values) => Arc::new(Int64Array::new(repeat(values, runs).into(), valid)),
+            PerRunValues::Float(values) => Arc::new(Float64Array::new(repeat(values, runs).into(), valid)),
+            PerRunValues::Text { keys, texts } => {
+                dictionary(Int32Array::new(repeat(keys, runs).into(), valid), Arc::clone(texts))
+            }
         }
     }
 }
 
-fn integer(value: &Value) -> i64 {
-    if let Value::Integer(number) = value { *number } else { 0 }
+fn integer(value: Option<&Value>) -> i64 {
+    if let Some(Value::Integer(number)) = value { *number } else { 0 }
 }
 
-fn float(value: &Value) -> f64 {
-    if let Value::Float(number) = value { *number } else { f64::NAN }
+fn float(value: Option<&Value>) -> f64 {
+    if let Some(Value::Float(number)) = value { *number } else { f64::NAN }
 }
 
-fn text(value: &Value) -> &str {
-    if let Value::Text(text) = value { text } else { "" }
+fn text(value: Option<&Value>) -> &str {
+    if let Some(Value::Text(text)) = value { text } else { "" }
 }
 
 fn repeat<T: Copy>(values: &[T], runs: &[(usize, usize)]) -> Vec<T> {
@@ -186,8 +213,11 @@ impl<W: Write + Send> Table for ParquetTable<W> {
             for points in tag.points.chunks(BATCH) {
                 self.rows.runs.push((index, points.len()));
                 self.rows.tags.add(&tag.tag, points.len());
-                self.rows.steps.extend(points.iter().map(|(step, _)| step));
-                self.rows.values.extend(points.iter().map(|(_, value)| value));
+                self.rows.steps.extend(points.iter().map(|point| point.step));
+                self.rows.values.extend(points.iter().map(|point| point.value));
+                if self.wall_time {
+                    self.rows.wall_times.extend(points.iter().map(|point| point.wall_time));
+                }
                 if self.rows.steps.len() >= BATCH {
                     self.write()?;
                 }

@@ -6,7 +6,9 @@ use std::{
     thread,
 };
 
-use super::{LogsOptions, LogsProgress, LogsSummary, Table, run::RunLog, tags::TagsSeen, tree::Tree};
+use super::{
+    LogsOptions, LogsProgress, LogsSummary, Table, run::RunLog, tags::TagsSeen, tree::Tree, walk::together,
+};
 use crate::Result;
 
 /// Rows that may wait to be written before readers pause; what is read meanwhile comes on top.
@@ -35,11 +37,10 @@ pub(super) fn run(
     summary: &mut LogsSummary,
     progress: &mut impl FnMut(LogsProgress),
 ) -> Result<TagsSeen> {
-    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let shared = Mutex::new(Shared::default());
     let changed = Condvar::new();
     thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, tree.runs.len()) {
+        for _ in 0..options.threads().min(tree.runs.len()) {
             scope.spawn(|| read(tree, options, &shared, &changed));
         }
         let written = write(tree, table, summary, progress, &shared, &changed);
@@ -88,6 +89,7 @@ fn write(
     changed: &Condvar,
 ) -> Result<TagsSeen> {
     let mut seen = TagsSeen::default();
+    let mut without_scalars = Vec::new();
     for index in 0..tree.runs.len() {
         let mut guard = lock(shared);
         let run = loop {
@@ -107,8 +109,10 @@ fn write(
         summary.rows += run.rows() as u64;
         summary.no_scalars += run.no_scalars;
         summary.warnings.extend(run.warnings);
+        without_scalars.extend(run.without_scalars);
         seen.add(run.seen);
         progress(LogsProgress { runs: summary.runs, of: tree.runs.len() as u64, bytes: summary.bytes });
     }
+    summary.warnings.extend(together(without_scalars, "holds no scalar", "hold no scalars"));
     Ok(seen)
 }

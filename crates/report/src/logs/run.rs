@@ -2,11 +2,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
 };
 
-use super::{Duplicates, LogsOptions, tags::TagsSeen, tree::Files};
-use crate::{Error, tfevents::read_scalars};
+use super::{Duplicates, LogsOptions, tags::TagsSeen, walk::Files};
+use crate::{
+    Error,
+    tfevents::{Logged, read_events},
+};
 
 /// What a run has logged, in the order of the table.
 #[derive(Debug, Default)]
@@ -17,8 +21,10 @@ pub(super) struct RunLog {
     pub(super) files: u64,
     /// Bytes of them.
     pub(super) bytes: u64,
-    /// Values that are no scalar.
+    /// Values that are not scalars.
     pub(super) no_scalars: u64,
+    /// Files that hold neither scalars nor hyper-parameters.
+    pub(super) without_scalars: Vec<PathBuf>,
     /// What became of its tags.
     pub(super) seen: TagsSeen,
     /// What a user should know.
@@ -30,7 +36,16 @@ pub(super) struct RunLog {
 pub(super) struct TagLog {
     pub(super) tag: String,
     /// By step; of the same step, in the order in which they were written.
-    pub(super) points: Vec<(i64, f64)>,
+    pub(super) points: Vec<Point>,
+}
+
+/// A value of a tag.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Point {
+    pub(super) step: i64,
+    pub(super) value: f64,
+    /// Seconds since 1970.
+    pub(super) wall_time: f64,
 }
 
 impl RunLog {
@@ -42,20 +57,29 @@ impl RunLog {
     pub(super) fn read(files: &Files, options: &LogsOptions) -> Self {
         let mut log = Self::default();
         let mut tags = Tags::default();
-        // Tags of values that are no scalar, with the first file that has one.
+        // Tags of values that are not scalars, with the first file that has one.
         let mut no_scalars: BTreeMap<String, &Path> = BTreeMap::new();
+        let mut voided = Voided::default();
         for path in files {
-            let mut file_scalars = 0;
-            let read = read_scalars(path, |scalar| {
-                if let Some(value) = scalar.value {
-                    file_scalars += 1;
-                    tags.add(scalar.tag, scalar.step, value, options);
-                } else {
-                    log.no_scalars += 1;
-                    if !no_scalars.contains_key(scalar.tag) {
-                        no_scalars.insert(scalar.tag.to_owned(), path);
+            let mut is_told = false;
+            let read = read_events(path, |logged| {
+                match logged {
+                    Logged::Scalar(scalar) => {
+                        if let Some(value) = scalar.value {
+                            is_told = true;
+                            let point = Point { step: scalar.step, value, wall_time: scalar.wall_time };
+                            tags.add(scalar.tag, point, options);
+                        } else {
+                            log.no_scalars += 1;
+                            if !no_scalars.contains_key(scalar.tag) {
+                                no_scalars.insert(scalar.tag.to_owned(), path);
+                            }
+                        }
                     }
+                    Logged::Restart { step } => voided.note(tags.void(step), step, path),
+                    Logged::Session(_) => is_told = true,
                 }
+                ControlFlow::Continue(())
             });
             let warn = |text: String| format!("{}: {text}", path.display());
             match read {
@@ -63,8 +87,8 @@ impl RunLog {
                     log.files += 1;
                     log.bytes += report.bytes;
                     log.warnings.extend(report.warnings.into_iter().map(warn));
-                    if report.records > 0 && file_scalars == 0 {
-                        log.warnings.push(warn("holds no scalar".to_owned()));
+                    if report.records > 0 && !is_told {
+                        log.without_scalars.push(path.clone());
                     }
                 }
                 Err(Error::Io { source, .. }) => log.warnings.push(warn(format!("cannot be read: {source}"))),
@@ -77,6 +101,7 @@ impl RunLog {
             log.warnings
                 .push(format!("{path}: {tag} is a scalar and something else; the scalars were taken"));
         }
+        log.warnings.extend(voided.warning());
         log.tags = tags.logs;
         log.seen = tags.seen;
         log.sort(files, options.duplicates);
@@ -87,10 +112,10 @@ impl RunLog {
         self.tags.retain(|tag| !tag.points.is_empty());
         self.tags.sort_by(|a, b| a.tag.cmp(&b.tag));
         for TagLog { tag, points } in &mut self.tags {
-            if !points.is_sorted_by_key(|(step, _)| *step) {
-                points.sort_by_key(|(step, _)| *step);
+            if !points.is_sorted_by_key(|point| point.step) {
+                points.sort_by_key(|point| point.step);
             }
-            let repeated = points.windows(2).filter(|pair| pair[0].0 == pair[1].0).count();
+            let repeated = points.windows(2).filter(|pair| pair[0].step == pair[1].step).count();
             if repeated == 0 {
                 continue;
             }
@@ -102,7 +127,7 @@ impl RunLog {
             self.warnings.push(format!("{files}: {tag} has {repeated} steps more than once; {kept}"));
             if duplicates == Duplicates::Last {
                 points.dedup_by(|later, earlier| {
-                    let same = later.0 == earlier.0;
+                    let same = later.step == earlier.step;
                     if same {
                         *earlier = *later;
                     }
@@ -125,12 +150,12 @@ struct Tags {
 }
 
 impl Tags {
-    fn add(&mut self, tag: &str, step: i64, value: f64, options: &LogsOptions) {
+    fn add(&mut self, tag: &str, point: Point, options: &LogsOptions) {
         if self.logs.get(self.expected).is_none_or(|log| log.tag != tag) {
             let Some(place) = self.place(tag, options) else { return };
             self.expected = place;
         }
-        self.logs[self.expected].points.push((step, value));
+        self.logs[self.expected].points.push(point);
         self.expected += 1;
         if self.expected == self.logs.len() {
             self.expected = 0;
@@ -149,7 +174,48 @@ impl Tags {
         place
     }
 
+    /// Takes back the values of `step` and later ones; how many there were.
+    fn void(&mut self, step: i64) -> usize {
+        let void = |log: &mut TagLog| {
+            let before = log.points.len();
+            log.points.retain(|point| point.step < step);
+            before - log.points.len()
+        };
+        self.logs.iter_mut().map(void).sum()
+    }
+
     fn has(&self, tag: &str) -> bool {
         self.places.get(tag).is_some_and(Option::is_some)
+    }
+}
+
+/// The values that restarts have taken back.
+#[derive(Default)]
+struct Voided<'a> {
+    values: usize,
+    /// The file and the step of each restart that took something back.
+    restarts: Vec<(&'a Path, i64)>,
+}
+
+impl<'a> Voided<'a> {
+    fn note(&mut self, values: usize, step: i64, path: &'a Path) {
+        if values > 0 {
+            self.values += values;
+            self.restarts.push((path, step));
+        }
+    }
+
+    fn warning(&self) -> Option<String> {
+        let ((path, step), others) = self.restarts.split_first()?;
+        let (path, values) = (path.display(), self.values);
+        Some(match others.len() {
+            0 => format!("{path}: its restart at step {step} voids {values} earlier values; left out"),
+            more => {
+                format!(
+                    "{path}: {} restarts, the first at step {step}, void {values} values; left out",
+                    more + 1
+                )
+            }
+        })
     }
 }

@@ -3,7 +3,7 @@
 use std::{cell::Cell, fs, path::PathBuf};
 
 use super::*;
-use crate::tfevents::EventWriter;
+use crate::tfevents::{EventWriter, Hparam, Session};
 
 /// Writes values of a tag into a file of its own in a run's folder.
 fn write(dir: &Path, run: &str, tag: &str, points: &[(i64, f32)]) -> PathBuf {
@@ -138,9 +138,133 @@ fn another_depth_is_hinted_at() {
     write(&tree, "b/c", "t", &[(1, 1.0)]);
     let file = write(&tree, "a/c", "t", &[(1, 1.0)]);
     write(&tree, "a", "t", &[(1, 1.0)]);
-    let error = convert(&tree, dir.path().join("out.csv"), &options(&["x", "y", "z"]), |_| {}).unwrap_err();
-    let expect = format!("; there are some 2 folders below, as {}: give as many --names", file.display());
-    assert!(error.to_string().ends_with(&expect), "{error}");
+    for names in [&["x", "y", "z"][..], &[]] {
+        let error = convert(&tree, dir.path().join("out.csv"), &options(names), |_| {}).unwrap_err();
+        let expect =
+            format!("; most are 2 folders below it, as {}: give 2 names with --names", file.display());
+        assert!(error.to_string().ends_with(&expect), "{error}");
+    }
+}
+
+#[test]
+fn runs_of_several_depths_share_a_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "", "t", &[(1, 0.0)]);
+    write(&tree, "lora", "t", &[(1, 1.0)]);
+    write(&tree, "lora/8", "t", &[(1, 2.0)]);
+    // As `add_scalars("loss", {"train": …, "dev": …})` of PyTorch, and a deeper one.
+    write(&tree, "lora/8/loss_train", "loss", &[(1, 3.0)]);
+    write(&tree, "lora/8/loss_dev", "loss", &[(1, 4.0)]);
+    write(&tree, "lora/16/a/b", "t", &[(1, 5.0)]);
+    let (csv, summary) = to_csv(&tree, &options(&["method", "rank"]));
+    let expect = "method,rank,sub_run,tag,step,value\n,,,t,1,0\nlora,,,t,1,1\nlora,8,,t,1,2\nlora,8,loss_dev,loss,1,4\n\
+                  lora,8,loss_train,loss,1,3\nlora,16,a/b,t,1,5\n";
+    assert_eq!((csv.as_str(), summary.warnings), (expect, Vec::new()));
+    use ColumnType::{Float, Integer, Text};
+    let kinds: Vec<_> = summary.columns.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(kinds, [Text, Integer, Text, Text, Integer, Float]);
+    let error =
+        convert(&tree, dir.path().join("out.csv"), &options(&["method", "sub_run"]), |_| {}).unwrap_err();
+    assert_eq!(error.to_string(), "the column name \"sub_run\" occurs twice");
+}
+
+#[test]
+fn what_a_restart_declares_void_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let points: Vec<(i64, f32)> = (0..6).map(|step| (step, step as f32)).collect();
+    write(&tree, "a", "t", &points);
+    write(&tree, "a", "u", &[(5, 1.0)]);
+    write(&tree, "a", "v", &[(2, 1.0)]);
+    // As `SummaryWriter(purge_step=3)` of PyTorch.
+    let mut again = EventWriter::create(tree.join("a")).unwrap();
+    again.restart(3).unwrap();
+    again.scalar("t", 3, 30.0, 0.0).unwrap();
+    // A sub-run is a run of its own.
+    write(&tree, "a/sub", "t", &[(4, 4.0)]);
+    let expect =
+        "run,sub_run,tag,step,value\na,,t,0,0\na,,t,1,1\na,,t,2,2\na,,t,3,30\na,,v,2,1\na,sub,t,4,4\n";
+    let path = again.path().display().to_string();
+    let warning = format!("{path}: its restart at step 3 voids 4 earlier values; left out");
+    for duplicates in [Duplicates::Keep, Duplicates::Last] {
+        let (csv, summary) = to_csv(&tree, &LogsOptions { duplicates, ..options(&["run"]) });
+        assert_eq!((csv.as_str(), summary.warnings), (expect, vec![warning.clone()]));
+    }
+    // One within a file, and one of which nothing is void.
+    again.restart(9).unwrap();
+    again.restart(0).unwrap();
+    again.scalar("t", 0, 7.0, 0.0).unwrap();
+    let (csv, summary) = to_csv(&tree, &options(&["run"]));
+    assert_eq!(csv, "run,sub_run,tag,step,value\na,,t,0,7\na,sub,t,4,4\n");
+    let warning = format!("{path}: 2 restarts, the first at step 3, void 9 values; left out");
+    assert_eq!(summary.warnings, [warning]);
+}
+
+/// Writes a run with hyper-parameters into a file of its own; a group of its own unless `group` says another.
+fn write_session(dir: &Path, run: &str, group: &str, hparams: &[(&str, Hparam)], value: f32) {
+    let mut writer = EventWriter::create(dir.join(run)).unwrap();
+    let hparams = hparams.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    writer.session(&Session { group: group.to_owned(), hparams }).unwrap();
+    writer.scalar("t", 1, value, 12.5).unwrap();
+}
+
+#[test]
+fn runs_of_one_folder_that_differ_in_a_setting_are_kept_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let alpha = |alpha: f64| [("alpha", Hparam::Number(alpha)), ("steps", Hparam::Number(3.0))];
+    write_session(&tree, "lora/8", "one", &alpha(16.0), 1.0);
+    write_session(&tree, "lora/8", "two", &alpha(4.0), 2.0);
+    // Resumed, and again from the start in another place.
+    write_session(&tree, "lora/8", "one", &alpha(16.0), 3.0);
+    write_session(&tree, "lora/8", "three", &alpha(4.0), 4.0);
+    write_session(&tree, "full/0", "four", &[("steps", Hparam::Number(9.0))], 5.0);
+    let last = LogsOptions { duplicates: Duplicates::Last, ..options(&["method", "rank"]) };
+    let (csv, summary) = to_csv(&tree, &last);
+    assert_eq!(csv, "method,rank,alpha,tag,step,value\nfull,0,,t,1,5\nlora,8,4,t,1,4\nlora,8,16,t,1,3\n");
+    assert_eq!(summary.runs, 3);
+    let warning = format!("{}: 2 runs that differ in alpha; kept apart", tree.join("lora/8").display());
+    assert!(summary.warnings.contains(&warning), "{:?}", summary.warnings);
+    // A resumed run that was given more steps is one run.
+    let more = [("alpha", Hparam::Number(16.0)), ("steps", Hparam::Number(6.0))];
+    write_session(&tree, "lora/8", "one", &more, 6.0);
+    let all = LogsOptions { hparams: HparamColumns::All, ..last.clone() };
+    let (csv, _) = to_csv(&tree, &all);
+    assert_eq!(
+        csv,
+        "method,rank,alpha,steps,tag,step,value\nfull,0,,9,t,1,5\nlora,8,4,3,t,1,4\nlora,8,16,6,t,1,6\n"
+    );
+    // A file of a writer that tells nothing.
+    write(&tree, "lora/8", "t", &[(1, 7.0)]);
+    let (csv, _) = to_csv(&tree, &last);
+    assert!(csv.contains("\nlora,8,,,t,1,7\nlora,8,4,3,t,1,4\n"), "{csv}");
+}
+
+#[test]
+fn hyper_parameters_and_wall_time_become_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let hparams = |lr: f64| {
+        [("lr", Hparam::Number(lr)), ("bn", Hparam::Bool(true)), ("opt", Hparam::Text("sgd".to_owned()))]
+    };
+    // As `add_hparams` of PyTorch, in a folder by itself; as Keras, above the folders of the scalars.
+    write_session(&tree, "a/1700000000.25", "", &hparams(0.5), 1.0);
+    write(&tree, "a", "t", &[(1, 2.0)]);
+    write_session(&tree, "b", "", &hparams(1.0), 3.0);
+    write(&tree, "b/train", "t", &[(1, 4.0)]);
+    let named = |names: &[&str]| LogsOptions {
+        hparams: HparamColumns::Named(names.iter().map(|name| (*name).to_owned()).collect()),
+        wall_time: true,
+        ..options(&["lr"])
+    };
+    let (csv, summary) = to_csv(&tree, &named(&["opt", "lr"]));
+    let expect = "lr,sub_run,opt,hparams/lr,tag,step,value,wall_time\na,,,,t,1,2,0\na,1700000000.25,sgd,5e-1,t,1,1,12.5\n\
+                  b,,sgd,1e0,t,1,3,12.5\nb,train,sgd,1e0,t,1,4,0\n";
+    assert_eq!((csv.as_str(), summary.warnings), (expect, Vec::new()));
+    assert_eq!(summary.no_scalars, 0);
+    let error = convert(&tree, dir.path().join("out.csv"), &named(&["momentum"]), |_| {}).unwrap_err();
+    assert_eq!(error.to_string(), "no run has the hyper-parameter \"momentum\"; known: bn, lr, opt");
 }
 
 #[cfg(unix)]
@@ -168,12 +292,13 @@ fn links_are_followed_pipes_are_not_read_and_what_is_closed_is_named() {
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
 
     let (csv, summary) = to_csv(&tree, &options(&["run"]));
-    assert_eq!(csv, "run,tag,step,value\na,t,1,1\nb,t,1,2\nc,t,1,2\n");
+    let expect = "run,sub_run,tag,step,value\na,,t,1,1\na,round,t,1,2\nb,,t,1,2\nb,round,t,1,1\nc,,t,1,2\n";
+    assert_eq!(csv, expect);
     let warned = |path: &str, why: &str| {
         let begin = format!("{}: left out, {why}", tree.join(path).display());
         summary.warnings.iter().any(|warning| warning.starts_with(&begin))
     };
-    assert!(warned("a/events.out.tfevents.pipe", "no regular file"), "{:#?}", summary.warnings);
+    assert!(warned("a/events.out.tfevents.pipe", "it is not a regular file"), "{:#?}", summary.warnings);
     assert!(warned("a/up", "it leads back to a folder above it"), "{:#?}", summary.warnings);
     assert!(warned("a/round/round", "it leads back to a folder above it"), "{:#?}", summary.warnings);
     assert!(warned("d", "it cannot be read: "), "{:#?}", summary.warnings);
@@ -196,27 +321,25 @@ fn what_does_not_belong_is_named_and_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     write(&tree, "a", "t", &[(1, 1.0)]);
-    let deep = write(&tree, "a/b", "t", &[(1, 1.0)]);
-    let shallow = write(&tree, "", "t", &[(1, 1.0)]);
     let foreign = tree.join("a/notes.txt");
     fs::write(&foreign, "notes").unwrap();
+    fs::write(tree.join("plot.png"), "picture").unwrap();
     let empty = tree.join("a/events.out.tfevents.9.empty");
     fs::write(&empty, "").unwrap();
     let noise = tree.join("a/events.out.tfevents.8.noise");
-    fs::write(&noise, "this is no event file at all").unwrap();
+    fs::write(&noise, "this is not an event file").unwrap();
     let bare = EventWriter::create(tree.join("a")).unwrap().path().to_owned();
+    EventWriter::create(tree.join("b")).unwrap();
     let (csv, summary) = to_csv(&tree, &options(&["run"]));
     assert_eq!(csv, "run,tag,step,value\na,t,1,1\n");
     let expect = [
-        (foreign, "left out, no event file"),
-        (deep, "left out, 2 folders below the root is deeper than 1 names"),
-        (shallow, "left out, 0 folders below the root is shallower than 1 names"),
-        (empty, "empty"),
-        (noise, "damaged at byte 0"),
-        (bare, "holds no scalar"),
+        (foreign, " and 1 more: left out, not event files"),
+        (empty, ": empty"),
+        (noise, ": damaged at byte 0"),
+        (bare, " and 1 more: hold no scalars"),
     ];
     for (path, text) in &expect {
-        let begin = format!("{}: {text}", path.display());
+        let begin = format!("{}{text}", path.display());
         assert!(
             summary.warnings.iter().any(|warning| warning.starts_with(&begin)),
             "{begin}\n{:#?}",
@@ -285,7 +408,8 @@ fn check_refused(names: &[&str], output: &str, expect: &str) {
 fn wrong_use() {
     check_refused(&["run"], "out.txt", "out.txt does not end in ");
     check_refused(&["run", "seed"], "out.csv", "no event file 2 folders below");
-    check_refused(&["tag"], "out.csv", "\"tag\" is a column of its own");
+    check_refused(&["tag"], "out.csv", "\"tag\" is taken by the table itself");
+    check_refused(&["wall_time"], "out.csv", "\"wall_time\" is taken by the table itself");
     check_refused(&[""], "out.csv", "\"\" is empty");
     check_refused(&["a", "a"], "out.csv", "\"a\" occurs twice");
     check_refused(&["run"], "absent/out.csv", "cannot create");
@@ -373,4 +497,33 @@ fn runs_of_many_batches_stay_in_order() {
         }
     }
     assert_eq!(expect.next(), None);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn missing_values_are_null_in_parquet() {
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use arrow_array::{Array, cast::AsArray, types::*};
+
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    write(&tree, "a", "t", &[(1, 1.0)]);
+    write_session(&tree, "a/8", "", &[("alpha", Hparam::Number(0.5))], 2.0);
+    write_session(&tree, "b/9/sub", "", &[("alpha", Hparam::Number(2.0))], 3.0);
+    let output = dir.path().join("out.parquet");
+    let options =
+        LogsOptions { hparams: HparamColumns::All, wall_time: true, ..options(&["method", "rank"]) };
+    convert(&tree, &output, &options, |_| {}).unwrap();
+    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(output).unwrap()).unwrap();
+    let nullable: Vec<_> = builder.schema().fields().iter().map(|field| field.is_nullable()).collect();
+    assert_eq!(nullable, [false, true, true, true, false, false, false, false]);
+    let batch = builder.build().unwrap().next().unwrap().unwrap();
+    let ranks: Vec<_> = batch.column(1).as_primitive::<Int64Type>().iter().collect();
+    assert_eq!(ranks, [None, Some(8), Some(9)]);
+    let alphas: Vec<_> = batch.column(3).as_primitive::<Float64Type>().iter().collect();
+    assert_eq!(alphas, [None, Some(0.5), Some(2.0)]);
+    let sub_runs = batch.column(2).as_dictionary::<Int32Type>();
+    assert_eq!((sub_runs.null_count(), sub_runs.is_valid(2)), (2, true));
+    let times: Vec<_> = batch.column(7).as_primitive::<Float64Type>().values().to_vec();
+    assert_eq!(times, [0.0, 12.5, 12.5]);
 }

@@ -1,14 +1,19 @@
-//! The folders of a log tree, and what their names mean.
+//! The runs of a log tree, and the columns that tell them apart.
 
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
-    fs::{self, DirEntry},
-    io,
     path::{Path, PathBuf},
 };
 
+use super::{
+    LogsOptions, hparams,
+    walk::{Files, Found, walk},
+};
 use crate::{Error, Result, files::natural_order};
+
+/// The column of what a path has below its last name: the sub-runs of `add_scalars` and `add_hparams`.
+pub(super) const SUB_RUN: &str = "sub_run";
 
 /// What the values of a column are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,17 +26,18 @@ pub enum ColumnType {
     Text,
 }
 
-/// A segment of the path, over all runs.
+/// A column of which each run has one value.
+#[derive(Debug)]
 pub(super) struct Column {
     /// Its name.
     pub(super) name: String,
     /// What its values are.
     pub(super) kind: ColumnType,
-    /// A value per run, in the order of the runs.
-    pub(super) values: Vec<Value>,
+    /// A value per run, in the order of the runs; absent where a path is shorter, or a hyper-parameter is not set.
+    pub(super) values: Vec<Option<Value>>,
 }
 
-/// A segment of a run's path, as what its column is.
+/// A value of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Integer(i64),
@@ -51,84 +57,89 @@ impl Value {
     }
 }
 
-/// The event files of a folder, by the numbers in their names: the time, then what a writer counts up.
-pub(super) type Files = Vec<PathBuf>;
+/// The order of two runs: a run comes before its sub-runs.
+fn order(a: &[Option<Value>], b: &[Option<Value>]) -> Ordering {
+    let order = |(a, b): (&Option<Value>, &Option<Value>)| match (a, b) {
+        (Some(a), Some(b)) => a.order(b),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    };
+    a.iter().zip(b).map(order).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+}
+
+/// A run before its columns have types.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// The names of the folders from the root down.
+    pub(super) segments: Vec<String>,
+    /// A hyper-parameter for each column of them.
+    pub(super) hparams: Vec<Option<hparams::Cell>>,
+    /// Its event files.
+    pub(super) files: Files,
+}
 
 /// A log tree.
+#[derive(Debug)]
 pub(super) struct Tree {
-    /// The segments of the paths.
+    /// The columns before those of the values.
     pub(super) columns: Vec<Column>,
     /// The event files of every run, in the order of the table.
     pub(super) runs: Vec<Files>,
 }
 
 impl Tree {
-    /// Looks for event files in the folders that are as deep below `root` as there are names; links are followed.
-    /// What lies elsewhere, is no event file or cannot be read is left out with a warning.
-    pub(super) fn walk(root: &Path, names: &[String], warnings: &mut Vec<String>) -> Result<Self> {
-        let mut found: Vec<(Vec<String>, Files)> = Vec::new();
-        // By depth: how many event files lie there, and one of them.
-        let mut elsewhere: BTreeMap<usize, (usize, PathBuf)> = BTreeMap::new();
-        let real = root.canonicalize().map_err(Error::io("read", root))?;
-        fs::read_dir(root).map_err(Error::io("read", root))?;
-        let mut open = vec![Folder { path: root.to_owned(), segments: Vec::new(), real: vec![real] }];
-        while let Some(folder) = open.pop() {
-            let mut files = folder.list(&mut open, warnings);
-            if files.is_empty() {
-                continue;
-            }
-            files.sort_by(|a, b| natural_order(a, b));
-            let (depth, wanted) = (folder.segments.len(), names.len());
-            if depth == wanted {
-                found.push((folder.segments, files));
-                continue;
-            }
-            let is = if depth < wanted { "shallower" } else { "deeper" };
-            warnings.extend(files.iter().map(|path| {
-                format!(
-                    "{}: left out, {depth} folders below the root is {is} than {wanted} names",
-                    path.display()
-                )
-            }));
-            let (count, first) = elsewhere.entry(depth).or_insert_with(|| (0, files[0].clone()));
-            *count += files.len();
-            // Folders come in the file system's order.
-            *first = first.clone().min(files[0].clone());
-        }
-        if found.is_empty() {
-            let most = elsewhere.iter().max_by_key(|(_, (count, _))| *count);
-            let hint = most.map_or(String::new(), |(depth, (_, path))| {
-                format!("; there are some {depth} folders below, as {}: give as many --names", path.display())
-            });
-            let wanted = names.len();
-            return Err(Error::Logs(format!(
-                "no event file {wanted} folders below {}{hint}",
-                root.display()
-            )));
-        }
-        let tree = Self::sorted(found, names, warnings);
+    /// The runs below `root`. A path with fewer segments than there are names leaves the last columns empty; the rest of a
+    /// longer one is in the column [`SUB_RUN`].
+    pub(super) fn read(root: &Path, options: &LogsOptions, warnings: &mut Vec<String>) -> Result<Self> {
+        let found = walk(root, warnings)?;
+        check_depth(root, &found, options.names.len())?;
+        let (hparams, runs) = hparams::tell_apart(found, options, warnings)?;
+        let tree = Self::sorted(runs, &options.names, hparams, warnings)?;
         warnings.sort();
         Ok(tree)
     }
 
-    fn sorted(found: Vec<(Vec<String>, Files)>, names: &[String], warnings: &mut Vec<String>) -> Self {
-        let kinds: Vec<ColumnType> = (0..names.len())
-            .map(|index| kind(found.iter().map(|(segments, _)| segments[index].as_str())))
-            .collect();
-        let mut runs: Vec<(Vec<Value>, Files)> = found
+    fn sorted(
+        runs: Vec<Run>,
+        names: &[String],
+        hparams: Vec<String>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let depth = names.len();
+        let mut columns: Vec<Column> = Vec::new();
+        let mut add =
+            |name: &str, kind| columns.push(Column { name: name.to_owned(), kind, values: Vec::new() });
+        for (index, name) in names.iter().enumerate() {
+            add(name, kind(runs.iter().filter_map(|run| run.segments.get(index)).map(String::as_str)));
+        }
+        let has_sub_runs = runs.iter().any(|run| run.segments.len() > depth);
+        if has_sub_runs {
+            add(SUB_RUN, ColumnType::Text);
+        }
+        for (index, name) in hparams.iter().enumerate() {
+            add(name, hparams::kind(runs.iter().filter_map(|run| run.hparams[index].as_ref())));
+        }
+        super::check_names(columns.iter().map(|column| column.name.as_str()))?;
+        let kinds: Vec<ColumnType> = columns.iter().map(|column| column.kind).collect();
+        let mut rows: Vec<(Vec<Option<Value>>, Files)> = runs
             .into_iter()
-            .map(|(segments, files)| {
-                let values = segments.into_iter().zip(&kinds).map(|(text, kind)| value(text, *kind));
-                (values.collect(), files)
+            .map(|run| {
+                let mut rest = run.segments;
+                let sub_run = rest.split_off(depth.min(rest.len())).join("/");
+                let mut texts: Vec<Option<String>> = rest.into_iter().map(Some).collect();
+                texts.resize(depth, None);
+                if has_sub_runs {
+                    texts.push((!sub_run.is_empty()).then_some(sub_run));
+                }
+                let path = texts.into_iter().zip(&kinds).map(|(text, kind)| Some(value(text?, *kind)));
+                let hparams = run.hparams.into_iter().zip(&kinds[kinds.len() - hparams.len()..]);
+                let hparams = hparams.map(|(cell, kind)| Some(cell?.value(*kind)));
+                (path.chain(hparams).collect(), run.files)
             })
             .collect();
-        let order = |a: &[Value], b: &[Value]| {
-            a.iter().zip(b).map(|(a, b)| a.order(b)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
-        };
         // Runs of equal values by folder, whose order is not the file system's.
-        runs.sort_by(|(a, files), (b, others)| order(a, b).then_with(|| files.cmp(others)));
+        rows.sort_by(|(a, files), (b, others)| order(a, b).then_with(|| files.cmp(others)));
         // Names that differ may stand for one number, as 1e-3 and 0.001.
-        runs.dedup_by(|(later, files), (earlier, kept)| {
+        rows.dedup_by(|(later, files), (earlier, kept)| {
             let same = order(later, earlier).is_eq();
             if same {
                 let folder = |files: &Files| files.first().and_then(|file| file.parent()).map(Path::to_owned);
@@ -140,81 +151,33 @@ impl Tree {
             }
             same
         });
-        let mut columns: Vec<Column> = names
-            .iter()
-            .zip(kinds)
-            .map(|(name, kind)| Column { name: name.clone(), kind, values: Vec::with_capacity(runs.len()) })
-            .collect();
-        let mut files = Vec::with_capacity(runs.len());
-        for (values, run) in runs {
+        let mut files = Vec::with_capacity(rows.len());
+        for (values, run) in rows {
             columns.iter_mut().zip(values).for_each(|(column, value)| column.values.push(value));
             files.push(run);
         }
-        Self { columns, runs: files }
+        Ok(Self { columns, runs: files })
     }
 }
 
-/// A folder of the tree that is yet to be looked into.
-struct Folder {
-    path: PathBuf,
-    /// The names from the root down.
-    segments: Vec<String>,
-    /// Where it and the folders above it really lie: a link may lead elsewhere.
-    real: Vec<PathBuf>,
-}
-
-impl Folder {
-    /// Its event files; the folders in it are added to `open`.
-    fn list(&self, open: &mut Vec<Self>, warnings: &mut Vec<String>) -> Files {
-        let mut files = Vec::new();
-        let unreadable =
-            |path: &Path, error| format!("{}: left out, it cannot be read: {error}", path.display());
-        let entries = match fs::read_dir(&self.path) {
-            Ok(entries) => entries,
-            Err(error) => {
-                warnings.push(unreadable(&self.path, error));
-                return files;
-            }
-        };
-        for entry in entries {
-            match entry {
-                Ok(entry) => self.sort_in(&entry, &mut files, open).unwrap_or_else(|why| {
-                    warnings.push(format!("{}: left out, {why}", entry.path().display()));
-                }),
-                Err(error) => warnings.push(unreadable(&self.path, error)),
-            }
-        }
-        files
+/// Whether some event file lies as deep as there are names: else the names are those of another tree.
+fn check_depth(root: &Path, found: &[Found], wanted: usize) -> Result<()> {
+    if found.iter().any(|folder| folder.segments.len() == wanted) {
+        return Ok(());
     }
-
-    /// Puts an entry where it belongs; else why it is left out.
-    fn sort_in(&self, entry: &DirEntry, files: &mut Files, open: &mut Vec<Self>) -> Result<(), String> {
-        let path = entry.path();
-        let name = entry.file_name().into_string().map_err(|_| "its name is no text")?;
-        let cannot = |error: io::Error| format!("it cannot be read: {error}");
-        let what = fs::metadata(&path).map_err(cannot)?;
-        if what.is_dir() {
-            let is_link = entry.file_type().map_err(cannot)?.is_symlink();
-            let parent = self.real.last().unwrap_or(&self.path);
-            let real = if is_link { path.canonicalize().map_err(cannot)? } else { parent.join(&name) };
-            if is_link && self.real.iter().any(|above| above.starts_with(&real)) {
-                return Err("it leads back to a folder above it".to_owned());
-            }
-            let segments = [&self.segments[..], &[name]].concat();
-            open.push(Self { path, segments, real: [&self.real[..], &[real]].concat() });
-        } else if !is_event_file(&name) {
-            return Err("no event file".to_owned());
-        } else if !what.is_file() {
-            return Err("no regular file".to_owned());
-        } else {
-            files.push(path);
-        }
-        Ok(())
+    // By depth: how many event files lie there, and the first of them.
+    let mut depths: BTreeMap<usize, (usize, &PathBuf)> = BTreeMap::new();
+    for folder in found {
+        let (count, first) = depths.entry(folder.segments.len()).or_insert((0, &folder.files[0]));
+        *count += folder.files.len();
+        // Folders come in the file system's order.
+        *first = (*first).min(&folder.files[0]);
     }
-}
-
-fn is_event_file(name: &str) -> bool {
-    name.contains("tfevents")
+    let most = depths.iter().max_by_key(|(_, (count, _))| *count);
+    let hint = most.map_or(String::new(), |(depth, (_, path))| {
+        format!("; most are {depth} folders below it, as {}: give {depth} names with --names", path.display())
+    });
+    Err(Error::Logs(format!("no event file {wanted} folders below {}{hint}", root.display())))
 }
 
 /// What all of the texts are.
@@ -278,12 +241,17 @@ mod tests {
 
     #[test]
     fn numbers_sort_as_numbers() {
-        let run = |lr: &str, seed: &str| (vec![lr.to_owned(), seed.to_owned()], Vec::new());
-        let found = vec![run("1e-3", "10"), run("5e-4", "9"), run("1e-3", "9")];
+        let run = |lr: &str, seed: &str| Run {
+            segments: vec![lr.to_owned(), seed.to_owned()],
+            hparams: Vec::new(),
+            files: Vec::new(),
+        };
+        let runs = vec![run("1e-3", "10"), run("5e-4", "9"), run("1e-3", "9")];
         let mut warnings = Vec::new();
-        let tree = Tree::sorted(found, &["lr".to_owned(), "seed".to_owned()], &mut warnings);
+        let names = ["lr".to_owned(), "seed".to_owned()];
+        let tree = Tree::sorted(runs, &names, Vec::new(), &mut warnings).unwrap();
         assert_eq!(warnings, Vec::<String>::new());
-        assert_eq!(tree.columns[0].values, [5e-4, 1e-3, 1e-3].map(Value::Float));
-        assert_eq!(tree.columns[1].values, [9, 9, 10].map(Value::Integer));
+        assert_eq!(tree.columns[0].values, [5e-4, 1e-3, 1e-3].map(|lr| Some(Value::Float(lr))));
+        assert_eq!(tree.columns[1].values, [9, 9, 10].map(|seed| Some(Value::Integer(seed))));
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Value<'a> {
     is_tensor: bool,
     /// Whether its metadata name a plugin other than the one for scalars; absent where they name none.
     other_plugin: Option<bool>,
+    /// The content of its metadata, where they name the plugin of hyper-parameters.
+    pub(crate) hparams: Option<&'a [u8]>,
 }
 
 /// Which tags of a file belong to a plugin other than the one for scalars: writers name it with a tag's first value.
@@ -48,6 +50,8 @@ pub(crate) struct Event<'a> {
     pub(crate) wall_time: f64,
     /// The training step.
     pub(crate) step: i64,
+    /// Whether it is a `SessionLog` of status START: what was logged before for its step or later is void.
+    pub(crate) restarts: bool,
     /// The message `Summary`, to be read by [`values`].
     summary: &'a [u8],
 }
@@ -60,10 +64,22 @@ pub(crate) fn event(message: &[u8]) -> Result<Event<'_>, Malformed> {
             (1, Field::Fixed64(bytes)) => event.wall_time = f64::from_le_bytes(bytes),
             (2, Field::Varint(step)) => event.step = step as i64,
             (5, Field::Bytes(summary)) => event.summary = summary,
+            (7, Field::Bytes(session_log)) => event.restarts = is_start(session_log)?,
             _ => {}
         }
     }
     Ok(event)
+}
+
+/// Whether the status of a `SessionLog` is START.
+fn is_start(session_log: &[u8]) -> Result<bool, Malformed> {
+    let mut status = 0;
+    for field in Fields::new(session_log) {
+        if let (1, Field::Varint(value)) = field? {
+            status = value;
+        }
+    }
+    Ok(status == 1)
 }
 
 /// The values of an event, none for one that cannot be read; an error ends them.
@@ -76,7 +92,7 @@ pub(crate) fn values<'a>(event: &Event<'a>) -> impl Iterator<Item = Result<Optio
 }
 
 fn value(message: &[u8]) -> Result<Value<'_>, Malformed> {
-    let mut value = Value { tag: "", number: None, is_tensor: false, other_plugin: None };
+    let mut value = Value { tag: "", number: None, is_tensor: false, other_plugin: None, hparams: None };
     for field in Fields::new(message) {
         match field? {
             (1, Field::Bytes(name)) => value.tag = std::str::from_utf8(name).map_err(|_| Malformed)?,
@@ -86,25 +102,31 @@ fn value(message: &[u8]) -> Result<Value<'_>, Malformed> {
             (8, Field::Bytes(message)) => {
                 (value.number, value.is_tensor) = (Tensor::read(message)?.scalar()?, true);
             }
-            (9, Field::Bytes(metadata)) => value.other_plugin = is_of_another_plugin(metadata)?,
+            (9, Field::Bytes(metadata)) => {
+                let (plugin, content) = plugin(metadata)?;
+                value.other_plugin = (!plugin.is_empty()).then_some(plugin != b"scalars");
+                value.hparams = (plugin == b"hparams").then_some(content);
+            }
             _ => {}
         }
     }
     Ok(value)
 }
 
-/// Whether the metadata of a value name a plugin other than the one for scalars; nothing where they name none.
-fn is_of_another_plugin(metadata: &[u8]) -> Result<Option<bool>, Malformed> {
-    let mut plugin: &[u8] = b"";
+/// The name of the plugin that the metadata of a value name, and what they say to it.
+fn plugin(metadata: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (mut name, mut content): (&[u8], &[u8]) = (b"", b"");
     for field in Fields::new(metadata) {
         let (1, Field::Bytes(data)) = field? else { continue };
         for field in Fields::new(data) {
-            if let (1, Field::Bytes(name)) = field? {
-                plugin = name;
+            match field? {
+                (1, Field::Bytes(text)) => name = text,
+                (2, Field::Bytes(bytes)) => content = bytes,
+                _ => {}
             }
         }
     }
-    Ok((!plugin.is_empty()).then_some(plugin != b"scalars"))
+    Ok((name, content))
 }
 
 /// A `TensorProto` of a numeric type.

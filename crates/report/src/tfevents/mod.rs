@@ -5,10 +5,12 @@
 
 mod event;
 mod frame;
+mod hparams;
 mod reader;
 mod writer;
 
 #[cfg(test)]
 pub(crate) use frame::put_record;
-pub use reader::{FileReport, Scalar, read_scalars};
+pub use hparams::{Hparam, Session};
+pub use reader::{FileReport, Logged, Scalar, read_events};
 pub use writer::{EventWriter, now};

@@ -3,12 +3,14 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    ops::ControlFlow,
     path::Path,
 };
 
 use super::{
     event::{Plugins, event, values},
     frame::{FOOTER, HEADER, masked_crc32c},
+    hparams::Session,
 };
 use crate::{Error, Result};
 
@@ -30,6 +32,22 @@ pub struct Scalar<'a> {
     pub wall_time: f64,
 }
 
+/// What an event file tells, one after the other.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Logged<'a> {
+    /// A value.
+    Scalar(Scalar<'a>),
+    /// The run was started again: every value before this one whose step is `step` or later is void, in the earlier
+    /// files of the run also (`purge_step` of PyTorch's `SummaryWriter`).
+    Restart {
+        /// The first step that is void.
+        step: i64,
+    },
+    /// The run's hyper-parameters.
+    Session(Session),
+}
+
 /// How the reading of a file ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileReport {
@@ -41,15 +59,19 @@ pub struct FileReport {
     pub warnings: Vec<String>,
 }
 
-/// Calls `visit` for every value of an event file, in order.
+/// Calls `visit` for everything an event file tells, in order, until it breaks off.
 ///
 /// A file that is cut short, or is still being written, is read up to its last whole record. A record whose
-/// checksum is wrong is passed over, as is a value that is malformed or whose tag is no text; after a length whose
-/// checksum is wrong nothing can be found any more.
+/// checksum is wrong is passed over, as is a value that is malformed or whose tag is not text; after a length whose
+/// checksum is wrong nothing more can be found.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, or is a pipe or the like. What is wrong in it is in the report's warnings.
-pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Result<FileReport> {
+/// [`Error::Io`] when the file cannot be read, or is a pipe or the like. What is wrong in it is in the report's
+/// warnings.
+pub fn read_events(
+    path: impl AsRef<Path>,
+    mut visit: impl FnMut(Logged) -> ControlFlow<()>,
+) -> Result<FileReport> {
     let path = path.as_ref();
     let mut source = Source::open(path).map_err(Error::io("read", path))?;
     let mut report = FileReport::default();
@@ -72,7 +94,7 @@ pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Re
             Record::CutShort => {
                 let rest = source.length - at;
                 report.warnings.push(format!(
-                    "cut short, or still being written: its last {rest} bytes are no whole record"
+                    "cut short, or still being written: its last {rest} bytes do not make a whole record"
                 ));
                 break;
             }
@@ -87,16 +109,37 @@ pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Re
             not_events.add(at);
             continue;
         };
+        if event.restarts && visit(Logged::Restart { step: event.step }).is_break() {
+            return Ok(report);
+        }
         for value in values(&event) {
-            match value {
-                Ok(Some(value)) => visit(Scalar {
-                    tag: value.tag,
-                    step: event.step,
-                    value: plugins.scalar(&value),
-                    wall_time: event.wall_time,
-                }),
-                Ok(None) => bad_values.add(at),
-                Err(_) => not_events.add(at),
+            let logged = match value {
+                Ok(Some(value)) => match value.hparams.map(Session::read) {
+                    None => Logged::Scalar(Scalar {
+                        tag: value.tag,
+                        step: event.step,
+                        value: plugins.scalar(&value),
+                        wall_time: event.wall_time,
+                    }),
+                    Some(Ok(Some(session))) => Logged::Session(session),
+                    // The plugin's description of the experiment, or of a session's end.
+                    Some(Ok(None)) => continue,
+                    Some(Err(_)) => {
+                        bad_values.add(at);
+                        continue;
+                    }
+                },
+                Ok(None) => {
+                    bad_values.add(at);
+                    continue;
+                }
+                Err(_) => {
+                    not_events.add(at);
+                    continue;
+                }
+            };
+            if visit(logged).is_break() {
+                return Ok(report);
             }
         }
     }
@@ -105,7 +148,7 @@ pub fn read_scalars(path: impl AsRef<Path>, mut visit: impl FnMut(Scalar)) -> Re
         report.warnings.push("empty".to_owned());
     }
     damaged.warn("records with a wrong checksum", &mut report.warnings);
-    not_events.warn("records that are no event", &mut report.warnings);
+    not_events.warn("records that are not events", &mut report.warnings);
     bad_values.warn("values that cannot be read", &mut report.warnings);
     Ok(report)
 }
@@ -163,7 +206,7 @@ impl Source {
     fn open(path: &Path) -> io::Result<Self> {
         // A pipe would be waited for.
         if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -249,10 +292,13 @@ mod tests {
 
     fn read(path: &Path) -> (Vec<(String, i64, Option<f64>)>, FileReport) {
         let mut found = Vec::new();
-        let report =
-            read_scalars(path, |scalar| found.push((scalar.tag.to_owned(), scalar.step, scalar.value)))
-                .unwrap();
-        (found, report)
+        let report = read_events(path, |logged| {
+            if let Logged::Scalar(scalar) = logged {
+                found.push((scalar.tag.to_owned(), scalar.step, scalar.value));
+            }
+            ControlFlow::Continue(())
+        });
+        (found, report.unwrap())
     }
 
     #[test]
@@ -324,7 +370,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let (found, report) = read(&path);
         assert_eq!(found.len(), 3);
-        assert_eq!(report.warnings, ["records that are no event passed over: 1, the first at byte 0"]);
+        assert_eq!(report.warnings, ["records that are not events passed over: 1, the first at byte 0"]);
     }
 
     #[test]
@@ -356,6 +402,31 @@ mod tests {
     }
 
     #[test]
+    fn restarts_and_hyper_parameters_come_in_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(dir.path()).unwrap();
+        let session = Session { group: "g".to_owned(), ..Session::default() };
+        writer.session(&session).unwrap();
+        writer.scalar("a", 3, 1.0, 0.0).unwrap();
+        writer.restart(2).unwrap();
+        writer.scalar("a", 2, 2.0, 0.0).unwrap();
+        let read = |most: usize| {
+            let mut found = Vec::new();
+            let report = read_events(writer.path(), |logged| {
+                found.push(match logged {
+                    Logged::Scalar(scalar) => format!("{} {}", scalar.tag, scalar.step),
+                    Logged::Restart { step } => format!("restart {step}"),
+                    Logged::Session(session) => session.group,
+                });
+                if found.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            (found, report.unwrap().warnings)
+        };
+        assert_eq!(read(9).0, ["g", "a 3", "restart 2", "a 2"]);
+        assert_eq!(read(2), (vec!["g".to_owned(), "a 3".to_owned()], Vec::new()));
+    }
+
+    #[test]
     fn empty_and_absent_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.out.tfevents.1.h");
@@ -363,7 +434,10 @@ mod tests {
         assert_eq!(read(&path).1.warnings, ["empty"]);
         fs::write(&path, "this is no event file").unwrap();
         assert!(read(&path).1.warnings[0].starts_with("damaged at byte 0"));
-        assert!(matches!(read_scalars(dir.path().join("absent"), |_| {}), Err(Error::Io { .. })));
+        assert!(matches!(
+            read_events(dir.path().join("absent"), |_| ControlFlow::Continue(())),
+            Err(Error::Io { .. })
+        ));
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::frame::put_record;
+use super::{
+    frame::put_record,
+    hparams::{Session, TAG},
+};
 use crate::{
     Error, Result,
     proto::{put_bytes, put_double, put_float, put_int64},
@@ -85,6 +88,42 @@ impl EventWriter {
         put_double(&mut self.event, 1, wall_time);
         put_int64(&mut self.event, 2, step);
         put_bytes(&mut self.event, 5, &summary);
+        self.write_event()
+    }
+
+    /// Writes the run's hyper-parameters, which TensorBoard shows under HPARAMS and which tell runs apart that log into
+    /// one folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn session(&mut self, session: &Session) -> Result<()> {
+        let (mut plugin, mut metadata, mut value, mut summary) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        put_bytes(&mut plugin, 1, b"hparams");
+        put_bytes(&mut plugin, 2, &session.content());
+        put_bytes(&mut metadata, 1, &plugin);
+        put_bytes(&mut value, 1, TAG.as_bytes());
+        put_bytes(&mut value, 9, &metadata);
+        put_bytes(&mut summary, 1, &value);
+
+        self.event.clear();
+        put_double(&mut self.event, 1, now());
+        put_bytes(&mut self.event, 5, &summary);
+        self.write_event()
+    }
+
+    /// Declares void what the run has logged so far for `step` and later ones, as a run does that is resumed from a
+    /// checkpoint before them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn restart(&mut self, step: i64) -> Result<()> {
+        let mut session_log = Vec::new();
+        put_int64(&mut session_log, 1, 1);
+        self.event.clear();
+        put_double(&mut self.event, 1, now());
+        put_int64(&mut self.event, 2, step);
+        put_bytes(&mut self.event, 7, &session_log);
         self.write_event()
     }
 

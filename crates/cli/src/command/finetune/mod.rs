@@ -7,7 +7,7 @@ mod rows;
 use std::collections::BTreeMap;
 #[cfg(feature = "tui")]
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use lowrank_data::glue::{LabelSpace, Task};
 use lowrank_models::EncoderConfig;
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
-use lowrank_report::tfevents::EventWriter;
+use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
 use lowrank_train::checkpoint::CheckpointStore;
 use lowrank_train::{FineTuner, Fit, Outcome, SchedulerKind, TrainConfig, fit};
@@ -28,7 +28,7 @@ use crate::machine::{hardware, peak_rss_mb};
 use crate::method::{AdapterArgs, Method};
 
 use self::model::{build, save};
-use self::record::{finish, hash_settings, note_evaluation, print_result, settings};
+use self::record::{finish, fnv, hash_settings, note_evaluation, print_result, settings};
 use self::rows::{Rows, read_spec};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -273,7 +273,9 @@ fn train(
             Ok(record.write_atomic(&path)?)
         })
     };
-    let events = EventWriter::create(log_folder)?;
+    let mut events = EventWriter::create(log_folder)?;
+    // Runs that differ in a setting which is not part of the path are told apart by it.
+    events.session(&Session::from_settings(run_id(&args.output), settings))?;
     if let Some(name) = events.path().file_name() {
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         record.train_info.event_files.push(name.to_string_lossy().into_owned());
@@ -297,6 +299,12 @@ fn train(
     let result = fit(tuner, job)?;
     checkpoints.clear()?;
     Ok(result)
+}
+
+/// What a run has in common with itself when it is resumed, and with no other: its folder.
+fn run_id(output: &Path) -> String {
+    let path = output.canonicalize().unwrap_or_else(|_| output.to_owned());
+    format!("{:016x}", fnv(path.to_string_lossy().bytes()))
 }
 
 fn rank(args: &Args) -> Option<usize> {
