@@ -22,14 +22,15 @@ use crate::{
 /// Bytes that are converted before their pages are let go; a multiple of every element size.
 const SPAN: usize = 4 << 20;
 
-/// The tensors of a file or folder, mapped and not yet read.
+/// The tensors of a file or folder, of which only the headers have been read.
 ///
 /// Opening reads and checks headers only. Each read copies one tensor out of the map, converted, and lets the
 /// file's pages go behind it, so that what stays resident is what the caller keeps. Shared by reference between
 /// threads.
 ///
-/// While a checkpoint is open its files must not be changed in place or truncated (the writers of this crate never
-/// do, they replace): a truncated mapped file ends the process on most systems.
+/// Files of more than 16 MiB are mapped, smaller ones are copied into memory. A mapped file must not be changed in place
+/// while the checkpoint is open (the writers of this crate never do that, they replace files): truncating it ends the
+/// process with SIGBUS on most systems, and writing to it is undefined behaviour.
 ///
 /// # Formats
 /// By content, not by name: safetensors; the zip files of `torch.save` and its format from before 1.6, whose pickle

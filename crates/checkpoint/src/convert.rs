@@ -22,6 +22,9 @@ pub(crate) fn extend_f32(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
         Dtype::I32 => out.extend(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as f32)),
         Dtype::I16 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)))),
         Dtype::I8 => out.extend(bytes.iter().map(|&b| f32::from(i8::from_le_bytes([b])))),
+        Dtype::U64 => out.extend(bytes.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b) as f32)),
+        Dtype::U32 => out.extend(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b) as f32)),
+        Dtype::U16 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from(u16::from_le_bytes(*b)))),
         Dtype::U8 => out.extend(bytes.iter().map(|&b| f32::from(b))),
         Dtype::Bool => out.extend(bytes.iter().map(|&b| f32::from(u8::from(b != 0)))),
     }
@@ -33,6 +36,8 @@ pub(crate) fn extend_f64(dtype: Dtype, bytes: &[u8], out: &mut Vec<f64>) {
         Dtype::F64 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b))),
         Dtype::I64 => out.extend(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64)),
         Dtype::I32 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(i32::from_le_bytes(*b)))),
+        Dtype::U64 => out.extend(bytes.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b) as f64)),
+        Dtype::U32 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(u32::from_le_bytes(*b)))),
         _ => {
             let mut narrow = Vec::with_capacity(BLOCK);
             for block in bytes.chunks(BLOCK * dtype.size()) {
@@ -173,10 +178,15 @@ mod tests {
         assert_eq!(f32s(Dtype::I32, &7i32.to_le_bytes()), [7.0]);
         assert_eq!(f32s(Dtype::I16, &(-300i16).to_le_bytes()), [-300.0]);
         assert_eq!(f32s(Dtype::I8, &[0xff]), [-1.0]);
+        assert_eq!(f32s(Dtype::U64, &u64::MAX.to_le_bytes()), [2f32.powi(64)]);
+        assert_eq!(f32s(Dtype::U32, &(1u32 << 31).to_le_bytes()), [2f32.powi(31)]);
+        assert_eq!(f32s(Dtype::U16, &u16::MAX.to_le_bytes()), [65535.0]);
         assert_eq!(f32s(Dtype::U8, &[0xff]), [255.0]);
         assert_eq!(f32s(Dtype::Bool, &[0, 1, 2]), [0.0, 1.0, 1.0]);
         assert_eq!(f64s(Dtype::F64, &0.1f64.to_le_bytes()), [0.1]);
         assert_eq!(f64s(Dtype::I64, &(1i64 << 53).to_le_bytes()), [9007199254740992.0]);
+        assert_eq!(f64s(Dtype::U64, &(1u64 << 53).to_le_bytes()), [9007199254740992.0]);
+        assert_eq!(f64s(Dtype::U32, &u32::MAX.to_le_bytes()), [4294967295.0]);
         assert_eq!(f64s(Dtype::BF16, &[0x80, 0x3f]), [1.0]);
     }
 

@@ -21,6 +21,12 @@ pub enum Dtype {
     I16,
     /// Signed, 8 bits.
     I8,
+    /// Unsigned, 64 bits.
+    U64,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Unsigned, 16 bits.
+    U16,
     /// Unsigned, 8 bits.
     U8,
     /// One byte, 0 or 1.
@@ -32,9 +38,9 @@ impl Dtype {
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::BF16 | Self::I16 => 2,
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
         }
     }
@@ -57,13 +63,16 @@ impl Dtype {
             Self::I32 => "I32",
             Self::I16 => "I16",
             Self::I8 => "I8",
+            Self::U64 => "U64",
+            Self::U32 => "U32",
+            Self::U16 => "U16",
             Self::U8 => "U8",
             Self::Bool => "BOOL",
         }
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        const ALL: [Dtype; 10] = [
+        const ALL: [Dtype; 13] = [
             Dtype::F64,
             Dtype::F32,
             Dtype::F16,
@@ -72,6 +81,9 @@ impl Dtype {
             Dtype::I32,
             Dtype::I16,
             Dtype::I8,
+            Dtype::U64,
+            Dtype::U32,
+            Dtype::U16,
             Dtype::U8,
             Dtype::Bool,
         ];
@@ -188,7 +200,9 @@ mod tests {
 
     #[test]
     fn names_go_both_ways() {
-        for name in ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"] {
+        for name in
+            ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"]
+        {
             assert_eq!(Dtype::from_name(name).map(Dtype::name), Some(name));
         }
         assert_eq!(Dtype::from_name("F8_E4M3"), None);

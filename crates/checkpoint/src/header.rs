@@ -94,7 +94,19 @@ fn layout(header: Header, start: usize, len: usize) -> Result<Table, Fault> {
     if reached != len {
         return Err(Fault::file(format!("the tensors take {reached} bytes of data, the file has {len}")));
     }
+    share(&mut table);
     Ok(table)
+}
+
+/// Adds the tensors that `save_model` of the reference implementation leaves out because they share their data with
+/// another: it writes the name of each into the metadata, with the name of the tensor that holds the data.
+fn share(table: &mut Table) {
+    let shared = table.metadata.iter().filter_map(|(name, owner)| {
+        let entry = table.tensors.get(owner)?;
+        (name != "format" && !table.tensors.contains_key(name)).then(|| (name.clone(), entry.clone()))
+    });
+    let shared: Vec<_> = shared.collect();
+    table.tensors.extend(shared);
 }
 
 /// A shape as it is shown in messages: at most eight dimensions, since a hostile header may have millions.
@@ -108,8 +120,8 @@ impl fmt::Debug for Dims<'_> {
     }
 }
 
+/// A tensor as the header has it; other keys are passed over, as the reference implementation does.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawTensor {
     dtype: String,
     shape: Vec<usize>,
@@ -142,8 +154,9 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut tensors = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                let Strings(strings) = map.next_value()?;
-                if metadata.replace(strings).is_some() {
+                // Writers without metadata may say null.
+                let strings: Option<Strings> = map.next_value()?;
+                if metadata.replace(strings.map_or_else(BTreeMap::new, |strings| strings.0)).is_some() {
                     return Err(de::Error::custom("two __metadata__ sections"));
                 }
                 continue;

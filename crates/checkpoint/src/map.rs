@@ -1,24 +1,32 @@
 //! The bytes of a file: mapped, or held in memory.
 
-use std::{fs, fs::File, path::Path};
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
 
 use memmap2::Mmap;
 
 use crate::CheckpointError;
+
+/// Files of at most this many bytes are copied into memory: adapters and small models, which training scripts write
+/// again in place. Their copy is not worth the risk that [`map_file`] describes.
+const COPIED: u64 = 16 << 20;
 
 /// Bytes that stay where they are for the life of a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Bytes {
     /// A mapped file.
     Mapped(Mmap),
-    /// Bytes that somebody handed over.
+    /// A small file, or bytes that a caller handed over.
     Owned(Vec<u8>),
 }
 
 impl Bytes {
-    /// Maps a regular file.
-    pub(crate) fn map(path: &Path) -> Result<Self, CheckpointError> {
-        // Asked before opening: opening a pipe would wait for a writer.
+    /// The content of a regular file.
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        // Asked before opening: opening a pipe would wait for a writer, and a device may have no end.
         let meta = fs::metadata(path).map_err(|e| CheckpointError::io(path, "open", e))?;
         if !meta.is_file() {
             return Err(CheckpointError::malformed(path, "not a regular file"));
@@ -27,8 +35,21 @@ impl Bytes {
             return Err(CheckpointError::malformed(path, "empty file; download or write it again"));
         }
         let file = File::open(path).map_err(|e| CheckpointError::io(path, "open", e))?;
-        let map = map_file(&file).map_err(|e| CheckpointError::io(path, "map", e))?;
-        Ok(Self::Mapped(map))
+        if meta.len() > COPIED {
+            let map = map_file(&file).map_err(|e| CheckpointError::io(path, "map", e))?;
+            return Ok(Self::Mapped(map));
+        }
+        let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
+        file.take(COPIED + 1).read_to_end(&mut bytes).map_err(|e| CheckpointError::io(path, "read", e))?;
+        if bytes.len() as u64 != meta.len() {
+            let reason = format!(
+                "had {} bytes when it was opened and {} when it was read; wait until it is written",
+                meta.len(),
+                bytes.len()
+            );
+            return Err(CheckpointError::malformed(path, reason));
+        }
+        Ok(Self::Owned(bytes))
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
@@ -59,9 +80,13 @@ const MAPPED_AROUND: usize = 2 << 20;
 
 #[allow(unsafe_code, reason = "mapping a file has no safe form")]
 fn map_file(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is private to this crate and read-only. Its bytes are only ever read as integers and
-    // validated before use, so a file that another process rewrites in place yields wrong numbers, not undefined
-    // values; our own writers never do that, they write a new file and rename it.
+    // SAFETY: the map is read-only and of a regular file, and this crate's writers replace files by renaming, which
+    // leaves an open map as it is. What no check can rule out is a process that changes the file in place while it is
+    // mapped: writing to it is a data race, undefined behaviour in the language's terms, and truncating it makes the
+    // next access past the new end a SIGBUS, which ends the process. Both are accepted for files of more than `COPIED`
+    // bytes, since copying would double the memory of a large model; [`Checkpoint`](crate::Checkpoint) says so to its
+    // callers. The parsers bound the damage of changed bytes: every length and offset is checked against the map before
+    // use, and elements are read as integers of any bit pattern.
     unsafe { Mmap::map(file) }
 }
 

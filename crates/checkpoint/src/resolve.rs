@@ -69,7 +69,7 @@ fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return open_index(path);
     }
-    let file = Bytes::map(path)?;
+    let file = Bytes::open(path)?;
     let table = parse(path, file.as_slice())?;
     Ok(Checkpoint::of_one(path.to_owned(), file, table))
 }
@@ -154,7 +154,7 @@ fn open_index(path: &Path) -> Result<Checkpoint, CheckpointError> {
             );
             return Err(CheckpointError::malformed(path, reason));
         }
-        let file = Bytes::map(&shard_path)?;
+        let file = Bytes::open(&shard_path)?;
         let mut table = parse(&shard_path, file.as_slice())?;
         for name in names {
             let Some(mut entry) = table.tensors.remove(&name) else {

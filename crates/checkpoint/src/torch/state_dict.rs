@@ -50,6 +50,8 @@ pub(crate) fn table<'a>(
             Value::Bool(flag) => {
                 table.metadata.insert(name.to_owned(), flag.to_string());
             }
+            // What a module keeps besides its weights, in a form that only the module knows.
+            _ if name.ends_with("_extra_state") => {}
             inner if searched.insert(value) && holds_tensors(arena, inner) => {
                 return Err(Fault::tensor(
                     name,

@@ -24,6 +24,9 @@ fn every_type() -> Vec<Case> {
         ("i32", RefDtype::I32, Dtype::I32, vec![1], 6i32.to_le_bytes().to_vec()),
         ("i16", RefDtype::I16, Dtype::I16, vec![1], (-7i16).to_le_bytes().to_vec()),
         ("i8", RefDtype::I8, Dtype::I8, vec![1], vec![0xf8]),
+        ("u64", RefDtype::U64, Dtype::U64, vec![1], 8u64.to_le_bytes().to_vec()),
+        ("u32", RefDtype::U32, Dtype::U32, vec![1], 9u32.to_le_bytes().to_vec()),
+        ("u16", RefDtype::U16, Dtype::U16, vec![1], 10u16.to_le_bytes().to_vec()),
         ("u8", RefDtype::U8, Dtype::U8, vec![3], vec![1, 2, 3]),
         ("bool", RefDtype::BOOL, Dtype::Bool, vec![2], vec![0, 1]),
         ("empty", RefDtype::F32, Dtype::F32, vec![3, 0], vec![]),
@@ -88,6 +91,43 @@ fn our_files_are_read_by_the_reference_implementation() {
         assert_eq!(reference.names().len(), 3);
     }
     assert_eq!(listing(folder.path()), ["model.safetensors"]);
+}
+
+#[test]
+fn headers_of_other_writers_are_read_as_the_reference_implementation_reads_them() {
+    // No metadata as null, and a key that the format does not know.
+    let header = r#"{"__metadata__":null,"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"note":"a"}}"#;
+    let file = raw_safetensors(header, &[7]);
+    assert_eq!(SafeTensors::deserialize(&file).unwrap().tensor("x").unwrap().data(), [7]);
+    let checkpoint = Checkpoint::from_bytes("null", file).unwrap();
+    assert_eq!((checkpoint.read_f32("x").unwrap(), checkpoint.metadata().len()), (vec![7.0], 0));
+}
+
+#[test]
+fn tensors_that_save_model_left_out_are_found_under_their_names() {
+    // `save_model` keeps the first name of those that share data; the metadata name the others.
+    let header = r#"{"__metadata__":{"format":"head.weight","embed.weight":"head.weight","bias":"gone","note":"text"},
+        "head.weight":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
+    let checkpoint = Checkpoint::from_bytes("shared", raw_safetensors(header, &[3, 4])).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["embed.weight", "head.weight"]);
+    assert_eq!(checkpoint.read_f32("embed.weight").unwrap(), [3.0, 4.0]);
+    // A tensor that the file holds counts, whatever the metadata say.
+    let header = r#"{"__metadata__":{"b":"a"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+        "b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+    let checkpoint = Checkpoint::from_bytes("own", raw_safetensors(header, &[3, 4])).unwrap();
+    assert_eq!(checkpoint.read_f32("b").unwrap(), [4.0]);
+}
+
+#[test]
+fn a_small_file_may_be_written_again_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let file = raw_safetensors(r#"{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, &[7]);
+    fs::write(&path, file).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    // Truncated in place, under an open map, it would end the process.
+    fs::write(&path, "").unwrap();
+    assert_eq!(checkpoint.read_f32("x").unwrap(), [7.0]);
 }
 
 #[test]

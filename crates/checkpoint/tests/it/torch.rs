@@ -47,7 +47,7 @@ fn every_format_holds_the_same_tensors() {
 }
 
 #[test]
-fn a_mapped_file_reads_the_same() {
+fn a_file_on_disk_reads_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pytorch_model.bin");
     std::fs::write(&path, ZIP).unwrap();
@@ -183,6 +183,20 @@ fn a_part_of_a_storage_is_a_storage() {
     check_error(open(&viewed_part(part, 0, &[3], &[1])), &["'x'", "beyond the 2 elements"]);
     check_error(open(&viewed_part(b"(NK\x03K\x02t", 0, &[1], &[1])), &["'x'", "outside the storage"]);
     check_error(open(&viewed_part(b"K\x01", 0, &[1], &[1])), &["not a storage"]);
+}
+
+#[test]
+fn the_extra_state_of_a_module_is_not_a_weight() {
+    let with = |key: &[u8; 14]| {
+        let file = viewed(0, &[4], &[1]);
+        let at = file.windows(4).position(|part| part == b"tRs.").unwrap();
+        // A list of the tensor under another key.
+        let extra = [b"tRq\x05sX\x0e\x00\x00\x00", &key[..], b"]h\x05as."].concat();
+        open(&[&file[..at], &extra, &file[at + 4..]].concat())
+    };
+    let checkpoint = with(b"m._extra_state").unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["x"]);
+    check_error(with(b"m.other_states"), &["'m.other_states'", "a collection of tensors"]);
 }
 
 #[test]
