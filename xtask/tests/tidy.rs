@@ -14,27 +14,6 @@ use serde_json::Value;
 /// The packages that must build without burn, so that they stay light.
 const WITHOUT_BURN: [&str; 3] = ["xtask", "lowrank-report", "lowrank-checkpoint"];
 
-/// The subcommands of `lowrank`, in the order of its help.
-const COMMANDS: [&str; 17] = [
-    "inspect",
-    "finetune",
-    "evaluate",
-    "predict",
-    "embed",
-    "perplexity",
-    "generate",
-    "compress",
-    "merge",
-    "convert",
-    "resize",
-    "extract",
-    "combine",
-    "logs",
-    "report",
-    "datasets",
-    "pretrain",
-];
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
@@ -187,45 +166,58 @@ fn every_experiment_has_a_plan() {
     }
 }
 
-/// The word after each `command` in the code of a Markdown text.
-fn documented<'a>(text: &'a str, command: &str) -> BTreeSet<&'a str> {
-    let mut found = BTreeSet::new();
+/// The word after each `command` in the code of a Markdown text, with the rest of its line.
+fn documented<'a>(text: &'a str, command: &str) -> Vec<(&'a str, &'a str)> {
+    let mut found = Vec::new();
     for (position, _) in text.match_indices(command) {
         let before = text[..position].chars().next_back();
         if before.is_some_and(|c| !matches!(c, '`' | '\n' | ' ' | '(' | '$')) {
             continue;
         }
-        let word =
-            text[position + command.len()..].split(|c: char| !c.is_ascii_lowercase() && c != '-').next();
-        found.extend(word.filter(|word| !word.is_empty()));
+        let rest = &text[position + command.len()..];
+        let line = rest.split(['\n', '`', '#']).next().unwrap();
+        let word = rest.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap();
+        if !word.is_empty() {
+            found.push((word, line));
+        }
     }
     found
 }
 
+/// What `cargo xtask ARGS --help` prints.
+fn xtask_help(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask")).args(args).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+// The commands of `lowrank` are checked by a test of its own, which has the program.
 #[test]
-fn documented_commands_exist() {
-    let help = Command::new(env!("CARGO_BIN_EXE_xtask")).arg("--help").output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    let tasks: BTreeSet<&str> = help
-        .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
+fn documented_tasks_and_their_options_exist() {
+    let help = xtask_help(&[]);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let tasks: BTreeMap<&str, String> = listed
         .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_whitespace().next())
+        .filter_map(|line| {
+            line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '))?.split_whitespace().next()
+        })
+        .map(|task| (task, if task == "help" { String::new() } else { xtask_help(&[task]) }))
         .collect();
-    assert!(tasks.contains("experiment"), "{help}");
+    assert!(tasks.contains_key("experiment"), "{help}");
     let mut pages = vec![root().join("README.md")];
     pages.extend(files("docs", ".md"));
     pages.extend(files("crates", ".md"));
     for page in pages {
         let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
-        for word in documented(&text, "cargo xtask ") {
-            assert!(tasks.contains(word), "{} names cargo xtask {word}", page.display());
-        }
-        let blocks: Vec<&str> = text.split("```").skip(1).step_by(2).collect();
-        let in_blocks = blocks.iter().flat_map(|block| documented(block, "\nlowrank "));
-        for word in documented(&text, "`lowrank ").into_iter().chain(in_blocks) {
-            assert!(COMMANDS.contains(&word), "{} names lowrank {word}", page.display());
+        for (task, line) in documented(&text, "cargo xtask ") {
+            let help = tasks.get(task);
+            let help = help.unwrap_or_else(|| panic!("{} names cargo xtask {task}", page.display()));
+            for option in line.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2) {
+                let name = option.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+                let is_known =
+                    help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == name);
+                assert!(is_known, "{} names cargo xtask {task} {name}", page.display());
+            }
         }
     }
 }
