@@ -16,7 +16,7 @@ use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use pulp::Arch;
 
-use crate::svd::Pass;
+use crate::pass::Pass;
 
 /// Dense kernels of one element type. `None` means that a pivot was not positive.
 pub trait Dense: RealField + Copy {

@@ -51,6 +51,7 @@ pub mod device;
 pub mod error;
 pub mod low_rank;
 pub mod matrix;
+mod pass;
 pub mod products;
 pub mod qr;
 mod random;

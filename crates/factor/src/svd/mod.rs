@@ -11,7 +11,6 @@ use faer::{Mat, MatMut, MatRef};
 
 pub use self::adaptive::{AdaptiveOptions, adaptive};
 pub use self::auto::{AutoSvd, SvdMethod, auto};
-pub(crate) use self::bidiagonal::Pass;
 pub use self::exact::{exact, singular_values};
 pub(crate) use self::exact::{left, right, thin};
 pub use self::randomized::{RandomizedOptions, RandomizedSvd, randomized};

@@ -53,11 +53,6 @@ impl<T: Scalar> TensorTrain<T> {
         &self.cores
     }
 
-    /// The cores alone.
-    pub fn into_cores(self) -> Vec<Core<T>> {
-        self.cores
-    }
-
     /// Number of modes `d`.
     pub fn order(&self) -> usize {
         self.cores.len()

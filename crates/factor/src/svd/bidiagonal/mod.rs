@@ -7,7 +7,6 @@ mod sweep;
 
 use faer::Mat;
 
-pub(crate) use self::sweep::Pass;
 use crate::scalar::Scalar;
 
 /// `(U, s, V)` of a finite, balanced matrix with `m ≥ n ≥ 1`: shapes `m × n`, `n`, `n × n`, signs unspecified.

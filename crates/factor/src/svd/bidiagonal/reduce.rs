@@ -3,8 +3,9 @@
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use super::sweep::{ALIGNED, Step, sweep};
+use super::sweep::{ALIGNED, sweep};
 use crate::matrix::product_into;
+use crate::pass::Step;
 use crate::qr::reflector::{Reflection, Reflector};
 use crate::scalar::Scalar;
 

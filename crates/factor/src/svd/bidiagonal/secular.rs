@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use crate::scalar::Scalar;
 
-/// Steps after which a root is taken as it is; four to six are usual.
-const MAX_STEPS: usize = 100;
+/// Steps of the interpolation between two bisections of the bracket; a root usually takes four to six steps in all.
+const STEPS_A_BISECTION: usize = 8;
 
 /// Accumulators that run side by side.
 const LANES: usize = 8;
@@ -243,6 +243,10 @@ impl Secular<'_> {
     /// # Algorithm
     /// The «middle way» of Li 1993 (LAPACK working note 89): each side of the sum is replaced by a pole at
     /// its nearest place, with value and slope kept; a bracket halves where that leads out of it.
+    ///
+    /// # Convergence
+    /// At least every [`STEPS_A_BISECTION`]th step halves the number of floats in the bracket, which is below 2⁶³, so
+    /// that after at most `63·STEPS_A_BISECTION` steps either the tolerance is met or the root is known to the last bit.
     fn root(&self, j: usize) -> (f64, f64) {
         vectorized(
             #[inline(always)]
@@ -278,7 +282,7 @@ impl Secular<'_> {
                 offset = between(low, high);
             }
         }
-        for _ in 0..MAX_STEPS {
+        for step_number in 1.. {
             let value = base + offset;
             let (below, above) = self.parts(base, offset, split);
             let f = 1.0 + below.value + above.value;
@@ -292,11 +296,18 @@ impl Secular<'_> {
             }
             let (near, far) =
                 (gap(poles[split - 1], base, offset, value), gap(poles[split], base, offset, value));
-            let next = step(f, (near, below.slope), (far, above.slope), last)
-                .map(|eta| offset + eta / (value + (value * value + eta).sqrt()))
-                .filter(|next| *next > low && *next < high)
-                .unwrap_or_else(|| between(low, high));
-            if next == offset || next == 0.0 {
+            let inside = |next: &f64| *next > low && *next < high;
+            let guess = if step_number % STEPS_A_BISECTION == 0 {
+                None
+            } else {
+                step(f, (near, below.slope), (far, above.slope), last)
+                    .map(|eta| offset + eta / (value + (value * value + eta).sqrt()))
+                    .filter(inside)
+                    .or_else(|| Some(between(low, high)).filter(inside))
+            };
+            let next = guess.unwrap_or_else(|| halve(low, high));
+            if !inside(&next) {
+                // No float is left between the ends.
                 break;
             }
             offset = next;
@@ -361,6 +372,16 @@ fn between(low: f64, high: f64) -> f64 {
     }
 }
 
+/// The middle of a bracket by the number of floats on both sides, whose ends have one sign or are zero; an end itself
+/// if no float is between them.
+#[inline(always)]
+fn halve(low: f64, high: f64) -> f64 {
+    // The bits of floats of one sign are in the order of their magnitudes.
+    let (low, high, sign) = if high <= 0.0 { (-high, -low, -1.0) } else { (low, high, 1.0) };
+    let (low, high) = (low.abs().to_bits(), high.to_bits());
+    sign * f64::from_bits(low + high.saturating_sub(low) / 2)
+}
+
 #[inline(always)]
 fn part(poles: &[f64], weights: &[f64], base: f64, offset: f64) -> Part {
     let value = base + offset;
@@ -383,4 +404,88 @@ fn part(poles: &[f64], weights: &[f64], base: f64, offset: f64) -> Part {
         sum.slope += term * inverse;
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Secular<'_> {
+        /// `f` at `base + offset`.
+        fn at(&self, (base, offset): (f64, f64)) -> f64 {
+            let terms = self.poles.iter().zip(self.weights);
+            1.0 + terms.map(|(&pole, &weight)| weight / gap(pole, base, offset, base + offset)).sum::<f64>()
+        }
+    }
+
+    #[test]
+    fn the_middle_of_a_bracket_halves_its_floats() {
+        for (mut low, mut high) in
+            [(0.0, 1.0), (-1.0, 0.0), (-3.0, -1e-300), (1e-200, 1e-199), (0.5, 0.5 + 1e-12)]
+        {
+            let mut steps = 0;
+            while halve(low, high) > low && halve(low, high) < high {
+                if low == 0.0 || high < 0.0 {
+                    high = halve(low, high);
+                } else {
+                    low = halve(low, high);
+                }
+                steps += 1;
+            }
+            assert!(steps <= 64, "{steps} steps");
+        }
+    }
+
+    /// With a tolerance of zero every root goes on to the last bit, or to a value of `f` of exactly zero.
+    #[test]
+    fn a_root_that_never_meets_its_tolerance_is_found_to_the_last_bit() {
+        // As small as deflation leaves them.
+        let poles = [0.0, 1e-31, 1e-12, 1e-3, 1e-3 + 1e-15, 0.5, 1.0];
+        let weights = [1e-62, 1.0, 1e-30, 1e-5, 1e-60, 1e-32, 0.25];
+        let secular = Secular { poles: &poles, weights: &weights, tolerance: 0.0 };
+        for j in 0..poles.len() {
+            let (base, offset) = secular.root(j);
+            let value = base + offset;
+            assert!(
+                value >= poles[j] && poles.get(j + 1).is_none_or(|next| value <= *next),
+                "root {j}: {value}"
+            );
+            let near = [offset.next_down(), offset.next_up()].map(|offset| secular.at((base, offset)));
+            // Rounding of f: a few ε of the largest terms, which are at the nearest pole.
+            let terms: f64 =
+                poles.iter().zip(&weights).map(|(&p, w)| (w / gap(p, base, offset, value)).abs()).sum();
+            let noise = 1e-14 * (1.0 + terms);
+            assert!(near[0] <= noise && near[1] >= -noise, "root {j}: f is {near:?} beside {offset:e}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn roots_interlace_the_poles_and_solve_the_equation(
+            gaps in prop::collection::vec((-15..0).prop_map(|e: i32| 10_f64.powi(e)), 1..40),
+            seed in prop::collection::vec((-40..1).prop_map(|e: i32| 10_f64.powi(e)), 40),
+        ) {
+            let mut poles = vec![0.0];
+            for gap in &gaps {
+                poles.push(poles[poles.len() - 1] + gap);
+            }
+            poles.dedup();
+            let weights = &seed[..poles.len().min(seed.len())];
+            let poles = &poles[..weights.len()];
+            let secular = Secular { poles, weights, tolerance: 16.0 * f64::EPSILON };
+            for j in 0..poles.len() {
+                let (base, offset) = secular.root(j);
+                prop_assert!(offset != 0.0 && offset.is_finite());
+                let around = [offset.next_down(), offset, offset.next_up()].map(|offset| secular.at((base, offset)));
+                let value = base + offset;
+                let terms: f64 =
+                    poles.iter().zip(weights).map(|(&p, w)| (w / gap(p, base, offset, value)).abs()).sum();
+                let noise = 1e-13 * (1.0 + terms);
+                let solved = around[1].abs() <= noise || (around[0] <= noise && around[2] >= -noise);
+                prop_assert!(solved, "root {j} of {poles:?}, {weights:?}: {around:?} at {base} + {offset:e}");
+            }
+        }
+    }
 }
