@@ -26,6 +26,19 @@ pub struct Adapted<T> {
     pub b: T,
 }
 
+/// The tensors of a head: its logits are `x·w + bias + h·b`.
+#[derive(Clone, Debug)]
+pub struct HeadTensors<T> {
+    /// The input, `[rows, d_model]`.
+    pub x: T,
+    /// The weight, `[d_model, vocab]`.
+    pub w: T,
+    /// The bias, `[vocab]`.
+    pub bias: Option<T>,
+    /// The two sides of a low-rank update, `[rows, rank]` and `[rank, vocab]`.
+    pub update: Option<[T; 2]>,
+}
+
 /// Gradients of an attention's arguments; `None` where not asked for.
 #[derive(Clone, Debug)]
 pub struct AttentionGrads<T> {
@@ -226,9 +239,15 @@ pub trait Kernels: Backend {
         composed::attention_grads::<Self>([q, k, v], y, log_sums, dy, spec, needed)
     }
 
-    /// Mean over rows of the cross-entropy of `softmax(logits)` and a target class, `[1]`.
-    fn cross_entropy_forward(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-        composed::cross_entropy_saving::<Self>(logits, targets).0
+    /// Sum over rows of the cross-entropy of `softmax(logits)` and a target class, each times the row's weight, `[1]`.
+    ///
+    /// A row of weight zero counts for nothing, whatever its target and its logits are.
+    fn cross_entropy_forward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        composed::cross_entropy_saving::<Self>(logits, targets, weights).0
     }
 
     /// [`cross_entropy_forward`](Kernels::cross_entropy_forward) and the logarithm of each row's softmax
@@ -236,18 +255,48 @@ pub trait Kernels: Backend {
     fn cross_entropy_saving(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::cross_entropy_saving::<Self>(logits, targets)
+        composed::cross_entropy_saving::<Self>(logits, targets, weights)
     }
 
-    /// Gradient of the logits of a cross-entropy: `(softmax(logits) - onehot(targets))·dy / rows`.
+    /// Gradient of the logits of a cross-entropy: `(softmax(logits) - onehot(targets))·weights·dy`.
     fn cross_entropy_grad(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
         log_sums: FloatTensor<Self>,
         dy: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        composed::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
+        composed::cross_entropy_grad::<Self>(logits, targets, weights, log_sums, dy)
+    }
+
+    /// [`cross_entropy_forward`](Kernels::cross_entropy_forward) of the logits of a head, of which only some rows
+    /// exist at a time.
+    fn head_loss_forward(
+        head: HeadTensors<FloatTensor<Self>>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        soft_cap: Option<f32>,
+    ) -> FloatTensor<Self> {
+        Self::head_loss_saving(head, targets, weights, soft_cap, [false; 5]).0
+    }
+
+    /// [`head_loss_forward`](Kernels::head_loss_forward) and its gradients by the tensors of the head that are
+    /// `needed`, in the order of [`HeadTensors`].
+    fn head_loss_saving(
+        head: HeadTensors<FloatTensor<Self>>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        soft_cap: Option<f32>,
+        needed: [bool; 5],
+    ) -> (FloatTensor<Self>, [Option<FloatTensor<Self>>; 5]) {
+        composed::head_loss::<Self>(head, targets, weights, soft_cap, needed)
+    }
+
+    /// `x` of any shape times a factor of shape `[1]`.
+    fn scaled_by(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::scaled_by::<Self>(x, factor)
     }
 
     /// `silu(gate) ∘ up`.

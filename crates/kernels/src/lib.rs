@@ -14,17 +14,21 @@
 mod autodiff;
 mod backends;
 mod composed;
+mod convert;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+mod error;
 mod kernels;
 mod ops;
 mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use kernels::{AdamWState, Adapted, AttentionGrads, Kernels, NormState};
+pub use convert::convert_checked;
+pub use error::KernelError;
+pub use kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
 pub use ops::{
-    adamw_step, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
-    rms_norm, rope, swiglu,
+    Head, adamw_step, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm, linear,
+    linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,
 };
 pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};

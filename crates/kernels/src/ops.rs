@@ -1,8 +1,9 @@
 //! The fused steps as free functions over burn tensors.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::{AdamWState, Adapted, Kernels};
+use crate::kernels::{AdamWState, Adapted, HeadTensors, Kernels};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 /// `x·w + bias`.
@@ -49,14 +50,7 @@ pub fn linear_lora<B: Kernels>(
 ) -> Tensor<B, 2> {
     let Adapted { w, a, b } = weights;
     check_linear("linear_lora", &x, &w, bias.as_ref());
-    let ([d_input, rank], [b_rank, d_output]) = (a.dims(), b.dims());
-    assert!(
-        [d_input, d_output] == w.dims() && rank == b_rank,
-        "linear_lora: factors are {:?} and {:?}, w {:?}",
-        a.dims(),
-        b.dims(),
-        w.dims()
-    );
+    check_factors("linear_lora", w.dims(), [&a, &b]);
     let weights = Adapted { w: unwrap(w), a: unwrap(a), b: unwrap(b) };
     wrap(B::lora_forward(unwrap(x), weights, bias.map(unwrap), spec).0)
 }
@@ -140,9 +134,107 @@ pub fn attention<B: Kernels>(
 /// - output: `[1]`
 #[track_caller]
 pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-    let ([rows, _], [n_targets]) = (logits.dims(), targets.dims());
-    assert!(rows == n_targets, "cross_entropy: {rows} rows of logits, {n_targets} targets");
-    wrap(B::cross_entropy_forward(unwrap(logits), targets.into_primitive()))
+    let rows = logits.dims()[0];
+    cross_entropy_sum(logits, targets, None).div_scalar(rows as f64)
+}
+
+/// Sum over rows of the cross-entropy of `softmax(logits)` and the target class, each times the row's weight.
+///
+/// A row of weight zero is ignored: its target may be anything, such as -100. The weights are constants: no gradient
+/// goes to them.
+///
+/// # Shapes
+/// - logits: `[rows, classes]`, targets: `[rows]` with values below `classes`, weights: `[rows]`
+/// - output: `[1]`
+#[track_caller]
+pub fn cross_entropy_sum<B: Kernels>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    weights: Option<Tensor<B, 1>>,
+) -> Tensor<B, 1> {
+    check_targets("cross_entropy", logits.dims()[0], &targets, weights.as_ref());
+    wrap(B::cross_entropy_forward(unwrap(logits), targets.into_primitive(), weights.map(unwrap)))
+}
+
+/// The head of a language model as [`linear_cross_entropy`] takes it.
+#[derive(Clone, Debug)]
+pub struct Head<B: Backend> {
+    /// Shape `[d_model, vocab]`, in f32, f16 or bf16. A table `[vocab, d_model]`, tied or as PyTorch stores a linear
+    /// layer, is given as `table.transpose()`, a view that copies nothing.
+    pub weight: Tensor<B, 2>,
+    /// Shape `[vocab]`.
+    pub bias: Option<Tensor<B, 1>>,
+    /// A LoRA on the head: factors `[d_model, rank]` and `[rank, vocab]`.
+    pub lora: Option<([Tensor<B, 2>; 2], LoraSpec)>,
+    /// Caps logits: `cap·tanh(logit / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+}
+
+impl<B: Backend> Head<B> {
+    /// A head without bias, adapter and cap.
+    pub fn new(weight: Tensor<B, 2>) -> Self {
+        Self { weight, bias: None, lora: None, soft_cap: None }
+    }
+}
+
+/// Sum over rows of the cross-entropy of a head's logits and the target token, each times the row's weight:
+/// `cross_entropy_sum(linear(x, w, bias), targets, weights)` without the logits, of which only some rows exist at a time.
+///
+/// The gradients are computed together with the loss, those of the tracked tensors among x, weight, bias and the
+/// LoRA's factors: a frozen head costs one more product with its weight, a trained one two. A row of weight zero is
+/// ignored and costs nothing; its target may be anything, such as -100. The weights are constants. Divide by the sum
+/// of the weights for a mean.
+///
+/// # Shapes
+/// - x: `[rows, d_model]`, targets: `[rows]` with values below `vocab`, weights: `[rows]`
+/// - output: `[1]`
+///
+/// # Memory
+/// Logits of about 32 MiB (or of 64 rows, if these are more), and the gradients.
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::{Distribution, Int, Tensor};
+/// use burn_autodiff::Autodiff;
+/// use burn_flex::Flex;
+/// use lowrank_kernels::{Head, linear_cross_entropy};
+///
+/// type B = Autodiff<Flex>;
+/// let device = Default::default();
+/// let x = Tensor::<B, 2>::random([5, 16], Distribution::Default, &device).require_grad();
+/// let table = Tensor::<B, 2>::random([100, 16], Distribution::Default, &device);
+/// let targets = Tensor::<B, 1, Int>::from_data([4, 99, -100, 0, 7], &device);
+/// let weights = Tensor::<B, 1>::from_data([1.0, 1.0, 0.0, 1.0, 0.5], &device);
+/// let loss = linear_cross_entropy(x.clone(), Head::new(table.transpose()), targets, Some(weights)) / 3.5;
+/// let grads = loss.backward();
+/// assert_eq!(x.grad(&grads).unwrap().dims(), [5, 16]);
+/// # }
+/// ```
+#[track_caller]
+pub fn linear_cross_entropy<B: Kernels>(
+    x: Tensor<B, 2>,
+    head: Head<B>,
+    targets: Tensor<B, 1, Int>,
+    weights: Option<Tensor<B, 1>>,
+) -> Tensor<B, 1> {
+    const NAME: &str = "linear_cross_entropy";
+    let Head { weight, bias, lora, soft_cap } = head;
+    check_linear(NAME, &x, &weight, bias.as_ref());
+    check_targets(NAME, x.dims()[0], &targets, weights.as_ref());
+    assert!(
+        soft_cap.is_none_or(|cap| cap > 0.0),
+        "{NAME}: a soft cap of {soft_cap:?}; expected a positive one"
+    );
+    let update = lora.map(|([a, b], spec)| {
+        check_factors(NAME, weight.dims(), [&a, &b]);
+        let x = match spec.dropout {
+            Some(d) => dropout(x.clone(), d),
+            None => x.clone(),
+        };
+        [unwrap(linear(x, a, None).mul_scalar(spec.scale)), unwrap(b)]
+    });
+    let tensors = HeadTensors { x: unwrap(x), w: unwrap(weight), bias: bias.map(unwrap), update };
+    wrap(B::head_loss_forward(tensors, targets.into_primitive(), weights.map(unwrap), soft_cap))
 }
 
 /// The gated activation of Llama: `silu(gate) ∘ up` (Shazeer 2020).
@@ -218,6 +310,31 @@ fn check_linear<B: Kernels>(name: &str, x: &Tensor<B, 2>, w: &Tensor<B, 2>, bias
     assert!(d_input == w_input, "{name}: x is {:?}, w {:?}", x.dims(), w.dims());
     if let Some(bias) = bias {
         check_vector(name, bias, d_output);
+    }
+}
+
+#[track_caller]
+fn check_factors<B: Kernels>(name: &str, w: [usize; 2], [a, b]: [&Tensor<B, 2>; 2]) {
+    let ([d_input, rank], [b_rank, d_output]) = (a.dims(), b.dims());
+    assert!(
+        [d_input, d_output] == w && rank == b_rank,
+        "{name}: factors are {:?} and {:?}, w {w:?}",
+        a.dims(),
+        b.dims()
+    );
+}
+
+#[track_caller]
+fn check_targets<B: Kernels>(
+    name: &str,
+    rows: usize,
+    targets: &Tensor<B, 1, Int>,
+    weights: Option<&Tensor<B, 1>>,
+) {
+    let [n_targets] = targets.dims();
+    assert!(rows == n_targets, "{name}: {rows} rows, {n_targets} targets");
+    if let Some(weights) = weights {
+        check_vector(&format!("{name}: weights"), weights, rows);
     }
 }
 

@@ -6,7 +6,7 @@ use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
-use crate::kernels::{AdamWState, Adapted, AttentionGrads, Kernels, NormState};
+use crate::kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
@@ -132,14 +132,48 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         })
     }
 
-    fn cross_entropy_forward(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+    fn cross_entropy_forward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         record::<CrossEntropy, B, C, 1>([Some(&logits)], |[tracked]| {
-            let logits = logits.primitive.clone();
+            let (logits, weights) = (logits.primitive.clone(), weights.map(|weights| weights.primitive));
             if tracked {
-                let (loss, log_sums) = B::cross_entropy_saving(logits.clone(), targets.clone());
-                (loss, Some((logits, targets, log_sums)))
+                let (loss, log_sums) =
+                    B::cross_entropy_saving(logits.clone(), targets.clone(), weights.clone());
+                (loss, Some((logits, targets, weights, log_sums)))
             } else {
-                (B::cross_entropy_forward(logits, targets), None)
+                (B::cross_entropy_forward(logits, targets, weights), None)
+            }
+        })
+    }
+
+    fn head_loss_forward(
+        head: HeadTensors<FloatTensor<Self>>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        soft_cap: Option<f32>,
+    ) -> FloatTensor<Self> {
+        let HeadTensors { x, w, bias, update } = head;
+        let [h, b] = match update {
+            Some([h, b]) => [Some(h), Some(b)],
+            None => [None, None],
+        };
+        let arguments = [Some(&x), Some(&w), bias.as_ref(), h.as_ref(), b.as_ref()];
+        record::<HeadLoss, B, C, 5>(arguments, |tracked| {
+            let head = HeadTensors {
+                x: x.primitive.clone(),
+                w: w.primitive.clone(),
+                bias: bias.as_ref().map(|bias| bias.primitive.clone()),
+                update: h.as_ref().zip(b.as_ref()).map(|(h, b)| [h.primitive.clone(), b.primitive.clone()]),
+            };
+            let weights = weights.map(|weights| weights.primitive);
+            if tracked.contains(&true) {
+                let (loss, grads) = B::head_loss_saving(head, targets, weights, soft_cap, tracked);
+                (loss, Some(grads))
+            } else {
+                (B::head_loss_forward(head, targets, weights, soft_cap), None)
             }
         })
     }
@@ -357,15 +391,28 @@ impl<B: Kernels> Rule<B, 3> for Attention {
 struct CrossEntropy;
 
 impl<B: Kernels> Rule<B, 1> for CrossEntropy {
-    /// Logits, targets, and the logarithms of the softmax denominators.
-    type State = (FloatTensor<B>, IntTensor<B>, FloatTensor<B>);
+    /// Logits, targets, weights, and the logarithms of the softmax denominators.
+    type State = (FloatTensor<B>, IntTensor<B>, Option<FloatTensor<B>>, FloatTensor<B>);
 
     fn grads(
-        (logits, targets, log_sums): Self::State,
+        (logits, targets, weights, log_sums): Self::State,
         dy: FloatTensor<B>,
         _needed: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
-        [Some(B::cross_entropy_grad(logits, targets, log_sums, dy))]
+        [Some(B::cross_entropy_grad(logits, targets, weights, log_sums, dy))]
+    }
+}
+
+/// The gradients are computed together with the loss, from logits that nothing keeps.
+#[derive(Debug)]
+struct HeadLoss;
+
+impl<B: Kernels> Rule<B, 5> for HeadLoss {
+    /// The gradients for an upstream gradient of 1.
+    type State = [Option<FloatTensor<B>>; 5];
+
+    fn grads(grads: Self::State, dy: FloatTensor<B>, _needed: [bool; 5]) -> [Option<FloatTensor<B>>; 5] {
+        grads.map(|grad| grad.map(|grad| B::scaled_by(grad, dy.clone())))
     }
 }
 

@@ -8,11 +8,6 @@ use super::{unwrap, wrap};
 use crate::kernels::AttentionGrads;
 use crate::spec::AttentionSpec;
 
-/// Added to the scores of the keys that a query does not see.
-///
-/// Finite, so that a padded query has a row of equal scores and not of NaN.
-const HIDDEN: f32 = -1e30;
-
 pub(crate) fn attention_saving<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -150,15 +145,18 @@ impl<'a, B: Backend> Padded<'a, B> {
             .select(0, index)
     }
 
-    /// Scaled and masked scores, `[batch, heads, queries, keys]`.
+    /// Scaled scores, `[batch, heads, queries, keys]`: -∞ where a query does not see a key.
     fn scores(&self, q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
         q.matmul(k.transpose()).mul_scalar(self.spec.scale) + self.mask()
     }
 
-    /// 0 where a query sees a key and [`HIDDEN`] elsewhere, `[batch, 1, queries, keys]`.
+    /// 0 where a query sees a key and -∞ elsewhere, `[batch, 1, queries, keys]`.
+    ///
+    /// A padded query sees none: its output, which is NaN, is not packed, and its probabilities are zero in the
+    /// backward pass, where the softmax denominator is that of a real row.
     fn mask(&self) -> Tensor<B, 4> {
         let spec = self.spec;
-        let mut mask = vec![HIDDEN; self.batch() * self.max_queries * self.max_keys];
+        let mut mask = vec![f32::NEG_INFINITY; self.batch() * self.max_queries * self.max_keys];
         for (sequence, (&q_length, &kv_length)) in
             spec.q_lengths.iter().zip(spec.kv_lengths.iter()).enumerate()
         {

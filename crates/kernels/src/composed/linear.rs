@@ -9,7 +9,7 @@ use crate::kernels::Adapted;
 use crate::spec::LoraSpec;
 
 /// `a·b`, also where a side is empty: some backends divide by the sizes.
-fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(super) fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
     let ([rows, depth], [_, columns]) = (a.dims(), b.dims());
     if rows * depth * columns == 0 {
         return Tensor::zeros([rows, columns], (&a.device(), a.dtype()));

@@ -2,34 +2,184 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor};
 
+use super::linear::product;
 use super::{unwrap, wrap};
+use crate::kernels::HeadTensors;
+
+/// Targets and weights of rows, where those of weight zero have class 0.
+#[derive(Clone)]
+struct Targets<B: Backend> {
+    /// `[rows]`.
+    classes: Tensor<B, 1, Int>,
+    /// `[rows, 1]`, and where they are zero.
+    weights: Option<(Tensor<B, 2>, Tensor<B, 2, Bool>)>,
+}
+
+impl<B: Backend> Targets<B> {
+    fn new(targets: IntTensor<B>, weights: Option<FloatTensor<B>>, dtype: DType) -> Self {
+        let classes = Tensor::<B, 1, Int>::from_primitive(targets);
+        let Some(weights) = weights.map(wrap::<B, 1>) else {
+            return Self { classes, weights: None };
+        };
+        let weights = weights.cast(dtype);
+        let ignored = weights.clone().equal_elem(0.0);
+        let classes = classes.mask_fill(ignored.clone(), 0);
+        Self { classes, weights: Some((weights.unsqueeze_dim(1), ignored.unsqueeze_dim(1))) }
+    }
+
+    fn narrow(&self, start: usize, length: usize) -> Self {
+        let weights = self.weights.clone();
+        Self {
+            classes: self.classes.clone().narrow(0, start, length),
+            weights: weights
+                .map(|(w, ignored)| (w.narrow(0, start, length), ignored.narrow(0, start, length))),
+        }
+    }
+
+    /// Multiplies rows by their weights; rows of weight zero become zero whatever they hold.
+    fn weigh(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.weights.clone() {
+            Some((weights, ignored)) => {
+                let width = x.dims()[1];
+                x.mask_fill(ignored.repeat_dim(1, width), 0.0) * weights
+            }
+            None => x,
+        }
+    }
+
+    /// The weighted sum of the cross-entropies `[1]`, and the logarithms of the softmax denominators `[rows, 1]`.
+    fn loss(&self, logits: Tensor<B, 2>) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        let max = logits.clone().max_dim(1); // [rows, 1]
+        let log_sums = (logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
+        let picked = logits.gather(1, self.classes.clone().unsqueeze_dim::<2>(1));
+        (self.weigh(log_sums.clone() - picked).sum(), log_sums)
+    }
+
+    /// The gradient of the logits.
+    fn grad(&self, logits: Tensor<B, 2>, log_sums: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (dtype, classes) = (logits.dtype(), logits.dims()[1]);
+        let onehot = self.classes.clone().one_hot::<2>(classes).float().cast(dtype);
+        self.weigh((logits - log_sums).exp() - onehot)
+    }
+}
 
 pub(crate) fn cross_entropy_saving<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let logits: Tensor<B, 2> = wrap(logits);
-    let targets = Tensor::<B, 1, Int>::from_primitive(targets).unsqueeze_dim::<2>(1);
-    let max = logits.clone().max_dim(1); // [rows, 1]
-    let log_sums = (logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
-    let loss = (log_sums.clone() - logits.gather(1, targets)).mean();
+    let (loss, log_sums) = Targets::<B>::new(targets, weights, logits.dtype()).loss(logits);
     (unwrap(loss), unwrap(log_sums))
 }
 
 pub(crate) fn cross_entropy_grad<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
     log_sums: FloatTensor<B>,
     dy: FloatTensor<B>,
 ) -> FloatTensor<B> {
     let logits: Tensor<B, 2> = wrap(logits);
-    let [rows, classes] = logits.dims();
-    let targets = Tensor::<B, 1, Int>::from_primitive(targets);
-    let dtype = logits.dtype();
-    let onehot = targets.one_hot::<2>(classes).float().cast(dtype);
-    let dy = wrap::<B, 1>(dy).div_scalar(rows as f64);
-    let p = (logits - wrap(log_sums)).exp();
-    unwrap((p - onehot) * dy.unsqueeze())
+    let grad = Targets::<B>::new(targets, weights, logits.dtype()).grad(logits, wrap(log_sums));
+    scaled_by::<B>(unwrap(grad), dy)
+}
+
+pub(crate) fn scaled_by<B: Backend>(x: FloatTensor<B>, factor: FloatTensor<B>) -> FloatTensor<B> {
+    use burn::tensor::TensorMetadata;
+    let ones = vec![1; x.shape().num_dims()];
+    B::float_mul(x, B::float_reshape(factor, ones.into()))
+}
+
+/// Elements of the logits that exist at a time, if at least [`MIN_ROWS`] rows fit.
+const LOGITS: usize = 8 * 1024 * 1024;
+const MIN_ROWS: usize = 64;
+
+/// The loss of a head and those of its gradients that are needed, some rows at a time.
+pub(crate) fn head_loss<B: Backend>(
+    HeadTensors { x, w, bias, update }: HeadTensors<FloatTensor<B>>,
+    targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
+    soft_cap: Option<f32>,
+    needed: [bool; 5],
+) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 5]) {
+    let x: Tensor<B, 2> = wrap(x);
+    let dtype = x.dtype();
+    let w = wrap::<B, 2>(w).cast(dtype);
+    let bias = bias.map(wrap::<B, 1>);
+    let update = update.map(|tensors| tensors.map(wrap::<B, 2>));
+    let targets = Targets::<B>::new(targets, weights, dtype);
+    let ([rows, _], [_, vocab]) = (x.dims(), w.dims());
+    let rows_a_chunk = (LOGITS / vocab.max(1)).max(MIN_ROWS);
+    let mut loss = Tensor::<B, 1>::zeros([1], (&x.device(), dtype));
+    let [x_needed, w_needed, bias_needed, h_needed, b_needed] = needed;
+    // Rows are put one after another, and what all of them share is added up.
+    let (mut d_x, mut d_h) = (Vec::new(), Vec::new());
+    let (mut d_w, mut d_bias, mut d_b) = (None, None, None);
+    for start in (0..rows).step_by(rows_a_chunk) {
+        let count = rows_a_chunk.min(rows - start);
+        let (x, targets) = (x.clone().narrow(0, start, count), targets.narrow(start, count));
+        let h = update.as_ref().map(|[h, _]| h.clone().narrow(0, start, count));
+        let mut logits = product(x.clone(), w.clone()); // [count, vocab]
+        if let Some(bias) = &bias {
+            logits = logits + bias.clone().unsqueeze();
+        }
+        if let (Some(h), Some([_, b])) = (&h, &update) {
+            logits = logits + product(h.clone(), b.clone());
+        }
+        if let Some(cap) = soft_cap {
+            logits = (logits / cap).tanh() * cap;
+        }
+        let (part, log_sums) = targets.loss(logits.clone());
+        loss = loss + part;
+        if !needed.contains(&true) {
+            continue;
+        }
+        let mut grad = targets.grad(logits.clone(), log_sums);
+        if let Some(cap) = soft_cap {
+            grad = grad * ((logits / cap).square().neg() + 1.0);
+        }
+        if x_needed {
+            d_x.push(product(grad.clone(), w.clone().transpose()));
+        }
+        if w_needed {
+            d_w = add(d_w, product(x.transpose(), grad.clone()));
+        }
+        if bias_needed {
+            d_bias = add(d_bias, grad.clone().sum_dim(0));
+        }
+        if let (Some(h), Some([_, b])) = (h, &update) {
+            if b_needed {
+                d_b = add(d_b, product(h.transpose(), grad.clone()));
+            }
+            if h_needed {
+                d_h.push(product(grad, b.clone().transpose()));
+            }
+        }
+    }
+    let zeros = |shape: [usize; 2]| Tensor::<B, 2>::zeros(shape, (&x.device(), dtype));
+    let stacked = |parts: Vec<Tensor<B, 2>>, like: &Tensor<B, 2>| {
+        unwrap(if parts.is_empty() { zeros(like.dims()) } else { Tensor::cat(parts, 0) })
+    };
+    let summed =
+        |sum: Option<Tensor<B, 2>>, like: &Tensor<B, 2>| unwrap(sum.unwrap_or_else(|| zeros(like.dims())));
+    let d_bias = bias.filter(|_| bias_needed).map(|_| {
+        let sum = d_bias.unwrap_or_else(|| zeros([1, vocab]));
+        unwrap(sum.reshape([vocab]))
+    });
+    let [d_h, d_b] = match &update {
+        Some([h, b]) => [h_needed.then(|| stacked(d_h, h)), b_needed.then(|| summed(d_b, b))],
+        None => [None, None],
+    };
+    let grads = [x_needed.then(|| stacked(d_x, &x)), w_needed.then(|| summed(d_w, &w)), d_bias, d_h, d_b];
+    (unwrap(loss), grads)
+}
+
+fn add<B: Backend>(sum: Option<Tensor<B, 2>>, term: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    Some(match sum {
+        Some(sum) => sum + term,
+        None => term,
+    })
 }

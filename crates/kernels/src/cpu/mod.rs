@@ -5,6 +5,7 @@ pub(crate) mod buffer;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod gemv;
+pub(crate) mod head;
 pub(crate) mod loss;
 pub(crate) mod math;
 pub(crate) mod norm;

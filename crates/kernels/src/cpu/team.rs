@@ -8,7 +8,7 @@
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ pub(crate) fn for_each(units: usize, worthwhile: bool, unit: impl Fn(usize) + Sy
     if worthwhile
         && units > 1
         && threads() > 1
-        && let Ok(team) = Team::get().try_lock()
+        && let Some(team) = Team::lock()
     {
         team.for_each(units, &unit);
     } else {
@@ -50,6 +50,21 @@ impl Team {
     fn get() -> &'static Mutex<Team> {
         static TEAM: OnceLock<Mutex<Team>> = OnceLock::new();
         TEAM.get_or_init(|| Mutex::new(Team { members: (1..threads()).filter_map(Member::start).collect() }))
+    }
+
+    /// The team, unless it is busy.
+    ///
+    /// A panic in a unit poisons the lock and leaves the members in order, since they are recalled as it unwinds: the
+    /// team is as good as before.
+    fn lock() -> Option<MutexGuard<'static, Team>> {
+        match Team::get().try_lock() {
+            Ok(team) => Some(team),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                Team::get().clear_poison();
+                Some(poisoned.into_inner())
+            }
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn for_each(&self, units: usize, unit: &(dyn Fn(usize) + Sync)) {
@@ -254,10 +269,35 @@ mod tests {
         assert_eq!(total.into_inner(), 20);
     }
 
+    /// Whether two units run at the same time. Tests share the team, so that it may be busy at first.
+    fn runs_in_parallel() -> bool {
+        (0..500).any(|_| {
+            let arrived = AtomicUsize::new(0);
+            let met = AtomicBool::new(false);
+            for_each(2, true, |_| {
+                arrived.fetch_add(1, Ordering::AcqRel);
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_millis(20) {
+                    if arrived.load(Ordering::Acquire) == 2 {
+                        met.store(true, Ordering::Release);
+                        return;
+                    }
+                    thread::yield_now();
+                }
+                // Alone: the other unit need not wait for this one.
+                arrived.store(usize::MAX / 2, Ordering::Release);
+            });
+            met.into_inner()
+        })
+    }
+
     #[test]
-    fn a_panic_reaches_the_caller_and_leaves_the_team_in_order() {
-        let result = catch_unwind(|| for_each(64, true, |unit| assert!(unit != 33, "unit 33")));
-        assert!(result.is_err());
-        assert!(count(64).iter().all(|&count| count == 1));
+    fn a_panic_reaches_the_caller_and_leaves_the_team_parallel() {
+        for culprit in [0, 33] {
+            let result = catch_unwind(|| for_each(64, true, |unit| assert!(unit != culprit, "unit {unit}")));
+            assert!(result.is_err());
+            assert!(count(64).iter().all(|&count| count == 1));
+            assert!(threads() == 1 || runs_in_parallel());
+        }
     }
 }

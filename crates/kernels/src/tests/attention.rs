@@ -1,6 +1,7 @@
 //! Attention against a straightforward one in double precision.
 
 use burn::tensor::{Tensor, TensorPrimitive};
+use burn_autodiff::Autodiff;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
@@ -157,6 +158,31 @@ fn gradients_are_those_of_the_composed_default() {
                         assert_close(got, expected, 8.0 * tolerance(600), &what);
                     }
                 }
+            }
+        }
+    }
+    on_backends!(check());
+}
+
+/// Scores of about 10¹²: a softmax whose largest term is the only one that counts.
+#[test]
+fn large_scores_are_finite() {
+    fn run<B: Kernels>(spec: &AttentionSpec) -> Vec<Vec<f64>> {
+        let [q, k, v] = arguments::<Autodiff<B>>(spec);
+        let [q, k, v] = [q * 1e6, k * 1e6, v].map(|tensor| tensor.require_grad());
+        let y = attention(q.clone(), k.clone(), v.clone(), spec);
+        let grads = (y.clone() * random(y.dims(), 9)).backward();
+        let mut all = vec![values(y)];
+        all.extend([q, k, v].iter().map(|tensor| values(tensor.grad(&grads).unwrap())));
+        all
+    }
+    fn check<B: Kernels>() {
+        for spec in [AttentionSpec::encoder([14, 40], 2, 24), AttentionSpec::decoder([33, 5], 4, 2, 16)] {
+            let results = run::<B>(&spec).into_iter().zip(run::<Exact>(&spec)).enumerate();
+            for (i, (got, expected)) in results {
+                // Those of queries and keys are zero but for rounding errors, times keys and queries of 10⁶.
+                let size = if i == 1 || i == 2 { 1e6 } else { 1.0 };
+                assert_close(&got, &expected, size * tolerance(40), &format!("result {i} of {spec:?}"));
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::ops::{
 use crate::spec::{AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
 
 /// A function of some matrices with one row for vectors, whose output is weighted and summed up.
-trait Case {
+pub(super) trait Case {
     fn shapes(&self) -> Vec<[usize; 2]>;
     fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
 }
@@ -38,7 +38,7 @@ fn gradients<B: Kernels>(case: &impl Case, tracked: &[bool]) -> Vec<Option<Vec<f
     arguments.iter().map(|argument| argument.grad(&grads).map(values)).collect()
 }
 
-fn check_case(case: &impl Case) {
+pub(super) fn check_case(case: &impl Case) {
     let shapes = case.shapes();
     let exact = gradients::<Exact>(case, &vec![true; shapes.len()]);
     for (i, shape) in shapes.iter().enumerate() {
@@ -84,7 +84,7 @@ fn check_case(case: &impl Case) {
     check::<Exact>(case, &exact);
 }
 
-fn vector<B: Kernels>(matrix: Tensor<B, 2>) -> Tensor<B, 1> {
+pub(super) fn vector<B: Kernels>(matrix: Tensor<B, 2>) -> Tensor<B, 1> {
     matrix.squeeze_dim(0)
 }
 

@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
 use crate::kernels::Kernels;
-use crate::ops::cross_entropy;
+use crate::ops::{cross_entropy, cross_entropy_sum};
 
 #[rstest]
 fn losses_are_those_of_double_precision(#[values([1, 1], [5, 2], [32, 3], [40, 1000])] shape: [usize; 2]) {
@@ -50,4 +50,23 @@ fn a_logit_that_is_not_a_number_reaches_the_loss() {
         assert!(values(loss)[0].is_nan());
     }
     on_backends!(check());
+}
+
+#[test]
+fn a_weighted_sum_counts_rows_by_their_weights() {
+    fn check<B: Kernels>() {
+        let row = |row: usize| random::<B, 2>([4, 7], 1).narrow(0, row, 1);
+        let target = |class: i32| Tensor::<B, 1, Int>::from_data([class].as_slice(), &Default::default());
+        let alone: Vec<f64> = [(0, 3), (1, 6), (3, 0)]
+            .map(|(i, class)| values(cross_entropy(row(i), target(class)))[0])
+            .to_vec();
+        let mut logits = values(random::<B, 2>([4, 7], 1));
+        logits[2 * 7 + 1] = f64::NAN;
+        let targets = Tensor::<B, 1, Int>::from_data([3, 6, -100, 0].as_slice(), &Default::default());
+        let weights = Tensor::<B, 1>::from_data([2.0, 0.25, 0.0, 1.0].as_slice(), &Default::default());
+        let sum = cross_entropy_sum(tensor::<B, 2>(logits, [4, 7]), targets, Some(weights));
+        assert_close(&values(sum), &[2.0 * alone[0] + 0.25 * alone[1] + alone[2]], tolerance(7), "sum");
+    }
+    on_backends!(check());
+    check::<Exact>();
 }

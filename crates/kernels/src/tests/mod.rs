@@ -4,15 +4,17 @@ mod attention;
 mod dropout;
 mod frozen;
 mod gradients;
+mod head;
 mod linear;
 mod loss;
+mod nonfinite;
 mod norm;
 mod optimizer;
 mod reproducible;
 mod rope;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Element, Tensor, TensorData};
 use burn_ndarray::NdArray;
 
 /// A backend without any kernel of its own, in double precision: the reference.
@@ -37,7 +39,9 @@ fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B,
 }
 
 fn tensor<B: Backend, const D: usize>(values: Vec<f64>, shape: [usize; D]) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(values, shape).convert::<B::FloatElem>(), &Default::default())
+    // The type is named: a device has one default for all backends that share it, the first one's.
+    let dtype = <B::FloatElem as Element>::dtype();
+    Tensor::from_data(TensorData::new(values, shape).convert::<B::FloatElem>(), (&Default::default(), dtype))
 }
 
 fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {

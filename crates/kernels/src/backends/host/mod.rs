@@ -20,7 +20,10 @@ pub(super) use rows::{
     dropout_forward, gelu_forward, gelu_saving, norm_forward, norm_gamma_grad, norm_input_grad, norm_saving,
     product, rope_forward, sum_rows, swiglu_forward, swiglu_grads,
 };
-pub(super) use training::{adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving};
+pub(super) use training::{
+    adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving, head_loss_saving,
+    scaled_by,
+};
 
 /// A tensor in the machine's memory.
 pub(super) trait HostTensor: TensorMetadata + Clone {
@@ -192,24 +195,41 @@ macro_rules! host_kernels {
         fn cross_entropy_forward(
             logits: ::burn::tensor::ops::FloatTensor<Self>,
             targets: ::burn::tensor::ops::IntTensor<Self>,
+            weights: Option<::burn::tensor::ops::FloatTensor<Self>>,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
-            $crate::backends::host::cross_entropy_forward::<Self>(logits, targets)
+            $crate::backends::host::cross_entropy_forward::<Self>(logits, targets, weights)
         }
 
         fn cross_entropy_saving(
             logits: ::burn::tensor::ops::FloatTensor<Self>,
             targets: ::burn::tensor::ops::IntTensor<Self>,
+            weights: Option<::burn::tensor::ops::FloatTensor<Self>>,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
-            $crate::backends::host::cross_entropy_saving::<Self>(logits, targets)
+            $crate::backends::host::cross_entropy_saving::<Self>(logits, targets, weights)
         }
 
         fn cross_entropy_grad(
             logits: ::burn::tensor::ops::FloatTensor<Self>,
             targets: ::burn::tensor::ops::IntTensor<Self>,
+            weights: Option<::burn::tensor::ops::FloatTensor<Self>>,
             log_sums: ::burn::tensor::ops::FloatTensor<Self>,
             dy: ::burn::tensor::ops::FloatTensor<Self>,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
-            $crate::backends::host::cross_entropy_grad::<Self>(logits, targets, log_sums, dy)
+            $crate::backends::host::cross_entropy_grad::<Self>(logits, targets, weights, log_sums, dy)
+        }
+
+        fn head_loss_saving(
+            head: $crate::HeadTensors<::burn::tensor::ops::FloatTensor<Self>>,
+            targets: ::burn::tensor::ops::IntTensor<Self>,
+            weights: Option<::burn::tensor::ops::FloatTensor<Self>>,
+            soft_cap: Option<f32>,
+            needed: [bool; 5],
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, [Option<::burn::tensor::ops::FloatTensor<Self>>; 5]) {
+            $crate::backends::host::head_loss_saving::<Self>(head, targets, weights, soft_cap, needed)
+        }
+
+        fn scaled_by(x: ::burn::tensor::ops::FloatTensor<Self>, factor: ::burn::tensor::ops::FloatTensor<Self>) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::scaled_by::<Self>(x, factor)
         }
 
         fn swiglu_forward(

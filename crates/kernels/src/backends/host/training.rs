@@ -4,40 +4,64 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{HostTensor, all_f32, dims2};
 use crate::composed;
-use crate::cpu::{loss, optimizer};
-use crate::kernels::{AdamWState, Kernels};
+use crate::cpu::loss::Targets;
+use crate::cpu::{head, loss, optimizer};
+use crate::kernels::{AdamWState, HeadTensors, Kernels};
 use crate::spec::AdamW;
+
+/// Calls `f` with the targets and weights of rows; `None` if the weights are not of type `f32`.
+fn with_targets<F: HostTensor, I: HostTensor, R>(
+    targets: &I,
+    weights: Option<&F>,
+    f: impl FnOnce(Targets<'_>) -> R,
+) -> Option<R> {
+    if !weights.is_none_or(|weights| all_f32([weights])) {
+        return None;
+    }
+    let (classes, weights) = (targets.indices(), weights.map(|weights| weights.clone().in_rows()));
+    Some(f(Targets { classes: &classes, weights: weights.as_ref().map(F::floats) }))
+}
 
 pub(in crate::backends) fn cross_entropy_forward<B: Kernels>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
 ) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
     IntTensor<B>: HostTensor,
 {
-    cross_entropy_saving::<B>(logits, targets).0
+    cross_entropy_saving::<B>(logits, targets, weights).0
 }
 
 pub(in crate::backends) fn cross_entropy_saving<B: Kernels>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
 ) -> (FloatTensor<B>, FloatTensor<B>)
 where
     FloatTensor<B>: HostTensor,
     IntTensor<B>: HostTensor,
 {
-    if !all_f32([&logits]) {
-        return composed::cross_entropy_saving::<B>(logits, targets);
-    }
     let [rows, classes] = dims2(&logits);
-    let (loss, log_sums) = loss::cross_entropy(logits.in_rows().floats(), &targets.indices(), classes);
-    (HostTensor::from_floats(vec![loss], vec![1]), HostTensor::from_floats(log_sums, vec![rows, 1]))
+    let of_f32 = all_f32([&logits]).then(|| logits.clone().in_rows());
+    let found = of_f32.and_then(|logits| {
+        with_targets(&targets, weights.as_ref(), |targets| {
+            loss::cross_entropy(logits.floats(), targets, classes)
+        })
+    });
+    match found {
+        Some((loss, log_sums)) => {
+            (HostTensor::from_floats(vec![loss], vec![1]), HostTensor::from_floats(log_sums, vec![rows, 1]))
+        }
+        None => composed::cross_entropy_saving::<B>(logits, targets, weights),
+    }
 }
 
 pub(in crate::backends) fn cross_entropy_grad<B: Kernels>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
     log_sums: FloatTensor<B>,
     dy: FloatTensor<B>,
 ) -> FloatTensor<B>
@@ -45,14 +69,115 @@ where
     FloatTensor<B>: HostTensor,
     IntTensor<B>: HostTensor,
 {
-    if !all_f32([&logits, &log_sums, &dy]) {
-        return composed::cross_entropy_grad::<B>(logits, targets, log_sums, dy);
-    }
     let [rows, classes] = dims2(&logits);
-    let [logits, log_sums, dy] = [logits, log_sums, dy].map(HostTensor::in_rows);
-    let dy = dy.floats().first().copied().unwrap_or(0.0);
-    let grad = loss::cross_entropy_grad(logits.floats(), &targets.indices(), classes, log_sums.floats(), dy);
-    HostTensor::from_floats(grad, vec![rows, classes])
+    let of_f32 = all_f32([&logits, &log_sums, &dy]).then(|| {
+        let [logits, log_sums, dy] = [&logits, &log_sums, &dy].map(|tensor| tensor.clone().in_rows());
+        (logits, log_sums, dy)
+    });
+    let grad = of_f32.and_then(|(logits, log_sums, dy)| {
+        let dy = dy.floats().first().copied().unwrap_or(0.0);
+        with_targets(&targets, weights.as_ref(), |targets| {
+            loss::cross_entropy_grad(logits.floats(), targets, classes, log_sums.floats(), dy)
+        })
+    });
+    match grad {
+        Some(grad) => HostTensor::from_floats(grad, vec![rows, classes]),
+        None => composed::cross_entropy_grad::<B>(logits, targets, weights, log_sums, dy),
+    }
+}
+
+pub(in crate::backends) fn head_loss_saving<B: Kernels>(
+    tensors: HeadTensors<FloatTensor<B>>,
+    targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
+    soft_cap: Option<f32>,
+    needed: [bool; 5],
+) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 5])
+where
+    FloatTensor<B>: HostTensor,
+    IntTensor<B>: HostTensor,
+{
+    let found = with_head(&tensors, needed, |head| {
+        with_targets(&targets, weights.as_ref(), |targets| {
+            head::head_loss(head::Head { targets, soft_cap, ..head })
+        })
+    });
+    let Some((loss, grads, d_bias)) = found.flatten() else {
+        return composed::head_loss::<B>(tensors, targets, weights, soft_cap, needed);
+    };
+    let vocab = dims2(&tensors.w)[1];
+    let mut of_terms = [None, None, None, None];
+    for (i, ([dx, dw], (x, w))) in grads.into_iter().zip(terms_of(&tensors)).enumerate() {
+        let [rows, depth] = dims2(x);
+        of_terms[2 * i] = dx.map(|dx| HostTensor::from_floats(dx, vec![rows, depth]));
+        of_terms[2 * i + 1] = dw.map(|dw| {
+            // The gradient lies as the weight does.
+            if w.weights().is_some_and(|(_, transposed)| transposed) {
+                B::float_transpose(HostTensor::from_floats(dw, vec![vocab, depth]))
+            } else {
+                HostTensor::from_floats(dw, vec![depth, vocab])
+            }
+        });
+    }
+    let [d_x, d_w, d_h, d_b] = of_terms;
+    let d_bias = d_bias.map(|d_bias| HostTensor::from_floats(d_bias, vec![vocab]));
+    (HostTensor::from_floats(vec![loss], vec![1]), [d_x, d_w, d_bias, d_h, d_b])
+}
+
+/// The pairs of matrices whose products make the logits.
+fn terms_of<T>(tensors: &HeadTensors<T>) -> impl Iterator<Item = (&T, &T)> {
+    let update = tensors.update.as_ref().map(|[h, b]| (h, b));
+    [Some((&tensors.x, &tensors.w)), update].into_iter().flatten()
+}
+
+/// Calls `f` with a head that has no targets yet; `None` if a tensor is of no type that the kernel takes.
+fn with_head<T: HostTensor, R>(
+    tensors: &HeadTensors<T>,
+    needed: [bool; 5],
+    f: impl FnOnce(head::Head<'_>) -> R,
+) -> Option<R> {
+    let bias = tensors.bias.as_ref();
+    if !terms_of(tensors).all(|(x, _)| all_f32([x])) || !bias.is_none_or(|bias| all_f32([bias])) {
+        return None;
+    }
+    let held: Vec<(T, T)> = terms_of(tensors)
+        .map(|(x, w)| {
+            let w = w.clone();
+            (x.clone().in_rows(), if w.weights().is_some() { w } else { w.in_rows() })
+        })
+        .collect();
+    let bias = bias.map(|bias| bias.clone().in_rows());
+    let [x_needed, w_needed, bias_needed, h_needed, b_needed] = needed;
+    let terms: Option<Vec<head::Term<'_>>> = held
+        .iter()
+        .zip([[x_needed, w_needed], [h_needed, b_needed]])
+        .map(|((x, w), needed)| {
+            let (weights, transposed) = w.weights()?;
+            let w = head::Matrix { weights, transposed };
+            Some(head::Term { x: x.floats(), w, depth: dims2(x)[1], needed })
+        })
+        .collect();
+    Some(f(head::Head {
+        terms: &terms?,
+        bias: bias.as_ref().map(T::floats),
+        bias_needed,
+        vocab: dims2(&tensors.w)[1],
+        targets: Targets { classes: &[], weights: None },
+        soft_cap: None,
+    }))
+}
+
+pub(in crate::backends) fn scaled_by<B: Kernels>(x: FloatTensor<B>, factor: FloatTensor<B>) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&factor]) {
+        return composed::scaled_by::<B>(x, factor);
+    }
+    match factor.in_rows().floats().first() {
+        Some(&1.0) | None => x,
+        Some(&factor) => B::float_mul_scalar(x, factor.into()),
+    }
 }
 
 pub(in crate::backends) fn adamw_update<B: Kernels>(

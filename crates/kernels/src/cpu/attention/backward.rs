@@ -183,9 +183,10 @@ impl<S: Simd> SoftmaxRow<S> {
         let Self { visible, scale, log_sum, along, mask, keys } = self;
         let count = keys.len().div_ceil(LANES);
         let ((scores, _), (grads, _)) = (scores.as_chunks_mut::<LANES>(), grads.as_chunks_mut::<LANES>());
-        let (factor, minus_log_sum, along) = (simd.splat(scale), simd.splat(-log_sum), simd.splat(along));
+        let (factor, log_sum, along) = (simd.splat(scale), simd.splat(log_sum), simd.splat(along));
         for (i, (score, grad)) in scores.iter_mut().zip(grads).enumerate().take(count) {
-            let p = math::exp(simd, simd.fma(simd.load(score), factor, minus_log_sum));
+            // Of the rounded product, as in the forward pass: never above `log_sum`.
+            let p = math::exp(simd, simd.sub(simd.mul(simd.load(score), factor), log_sum));
             let p = only_visible(simd, p, i * LANES, &visible, 0.0);
             let (mut dropped, mut dp) = (p, simd.load(grad));
             if let Some(mask) = mask {

@@ -139,9 +139,11 @@ fn softmax<S: Simd>(
         max = simd.max(only_visible(simd, score, i * LANES, &visible, f32::MIN), max);
     }
     let max = simd.largest(max);
-    let (minus_max, mut total) = (simd.splat(-max), simd.splat(0.0));
+    let (largest, mut total) = (simd.splat(max), simd.splat(0.0));
     for (i, scores) in lanes.iter_mut().enumerate() {
-        let p = math::exp(simd, simd.fma(simd.load(scores), factor, minus_max));
+        // Of the rounded product, like the maximum: a fused one could be far above the maximum of large scores.
+        let score = simd.mul(simd.load(scores), factor);
+        let p = math::exp(simd, simd.sub(score, largest));
         let p = only_visible(simd, p, i * LANES, &visible, 0.0);
         total = simd.add(total, p);
         simd.store(p, scores);

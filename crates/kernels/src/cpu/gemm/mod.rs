@@ -5,7 +5,8 @@
 //!
 //! *Reproducibility*: each element of C is one chain of fused multiply-adds in the order of k, from zero, to
 //! which the bias is added. Blocking stores and reloads the chain's value, which changes nothing. So the
-//! result does not depend on the machine's vectors, the number of threads or the sizes of the blocks.
+//! result does not depend on the machine's vectors, the number of threads or the sizes of the blocks. An accumulating
+//! product begins its chains with what is in C.
 
 pub(super) mod pack;
 pub(super) mod tile;
@@ -92,24 +93,44 @@ pub(crate) fn gemm(
 ) {
     assert!(c.len() == m * n && finish.bias.is_none_or(|bias| bias.len() == n));
     assert!(slope.as_ref().is_none_or(|slope| slope.len() == m * n && finish.gelu.is_some()));
-    for Product { a: Left::Rows(a) | Left::Columns(a), b, k } in products {
+    let slope = slope.map(Buffer::as_mut_ptr);
+    start(Gemm { m, n, products, finish, accumulate: false, c: c.as_mut_ptr(), slope });
+}
+
+/// Computes `Σ A·B + bias` over the products, `[m, n]`, into `c`; with `accumulate`, `c + Σ A·B + bias`.
+pub(crate) fn gemm_into(
+    [m, n]: [usize; 2],
+    products: &[Product<'_>],
+    bias: Option<&[f32]>,
+    accumulate: bool,
+    c: &mut [f32],
+) {
+    assert!(c.len() == m * n && bias.is_none_or(|bias| bias.len() == n));
+    let finish = Finish { bias, gelu: None };
+    start(Gemm { m, n, products, finish, accumulate, c: c.as_mut_ptr(), slope: None });
+}
+
+fn start(gemm: Gemm<'_>) {
+    let (m, n) = (gemm.m, gemm.n);
+    for Product { a: Left::Rows(a) | Left::Columns(a), b, k } in gemm.products {
         assert!(
             a.len() == m * k && b.weights.len() == k * n && b.stride == if b.transposed { *k } else { n }
         );
     }
-    if m == 0 || n == 0 {
-        return;
+    if m > 0 && n > 0 {
+        dispatch(gemm);
     }
-    dispatch(Gemm { m, n, products, finish, c: c.as_mut_ptr(), slope: slope.map(Buffer::as_mut_ptr) });
 }
 
-/// A checked call of [`gemm`].
+/// A call of [`gemm`] or [`gemm_into`] whose results have the right lengths.
 #[derive(Clone, Copy)]
 struct Gemm<'a> {
     m: usize,
     n: usize,
     products: &'a [Product<'a>],
     finish: Finish<'a>,
+    /// Whether C is added to.
+    accumulate: bool,
     c: *mut f32,
     slope: Option<*mut f32>,
 }
@@ -195,7 +216,7 @@ impl Kernel for Unit<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { gemm: &Gemm { m, n, products, finish, c, slope }, plan, unit, panels } = self;
+        let Self { gemm: &Gemm { m, n, products, finish, accumulate, c, slope }, plan, unit, panels } = self;
         let [rows, columns] = plan.ranges(unit);
         let width = S::TILE_VECTORS * LANES;
         let in_place = rows.len() <= S::TILE_ROWS;
@@ -207,7 +228,7 @@ impl Kernel for Unit<'_> {
             for first_k in (0..product.k.max(1)).step_by(BLOCK_K) {
                 let ks = first_k..product.k.min(first_k + BLOCK_K);
                 let finish = if step + 1 == steps { finish } else { Finish::default() };
-                let is_first = step == 0;
+                let is_first = step == 0 && !accumulate;
                 step += 1;
                 let (a, by_columns) = match product.a {
                     Left::Rows(a) => {
@@ -232,7 +253,7 @@ impl Kernel for Unit<'_> {
                         gelu: finish.gelu,
                         slope: slope.map(|slope| (slope.wrapping_add(at), n)),
                     };
-                    // SAFETY: `gemm` checked all lengths; these rows and columns are inside of C, and with
+                    // SAFETY: `gemm` or `gemm_into`, and `start`, checked all lengths; these rows and columns are inside of C, and with
                     // `ks` inside of A. No other unit has them.
                     unsafe { tile::multiply(simd, strip) };
                 }

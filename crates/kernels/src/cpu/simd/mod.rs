@@ -245,12 +245,28 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     }
 }
 
+/// The results of a kernel at every level that the machine has, called without [`Level::set`], which all tests see.
+#[cfg(test)]
+pub(crate) fn on_every_level<K: Kernel + Clone>(kernel: K) -> Vec<(Level, K::Output)> {
+    let run = |level| match level {
+        // SAFETY: the level is available.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::run(kernel.clone()) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::run(kernel.clone()) },
+        Level::Portable => portable::run(kernel.clone()),
+    };
+    Level::available().into_iter().map(|level| (level, run(level))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::portable::Portable;
     use super::*;
 
     /// Bits of every operation on awkward inputs.
+    #[derive(Clone)]
     struct Everything<'a> {
         a: &'a [f32; LANES],
         b: &'a [f32; LANES],
@@ -311,16 +327,7 @@ mod tests {
         b[3] = 0.0;
         b[9] = f32::NAN;
         let expected = Everything { a: &a, b: &b }.run(Portable);
-        // Called through the levels themselves, for `Level::set` is seen by other tests.
-        #[cfg(target_arch = "x86_64")]
-        for level in Level::available() {
-            let got = match level {
-                // SAFETY: the level is available.
-                Level::Avx512 => unsafe { avx512::run(Everything { a: &a, b: &b }) },
-                // SAFETY: as above.
-                Level::Avx2 => unsafe { avx2::run(Everything { a: &a, b: &b }) },
-                Level::Portable => Everything { a: &a, b: &b }.run(Portable),
-            };
+        for (level, got) in on_every_level(Everything { a: &a, b: &b }) {
             assert_eq!(got, expected, "{level:?}");
         }
     }
