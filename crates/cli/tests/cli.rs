@@ -155,13 +155,151 @@ fn finetune_then_evaluate_gives_the_metric_of_the_run(#[case] method: &str, #[ca
     assert_eq!(score["accuracy"], result["metric"], "what was saved scores what was reported");
 }
 
+/// A run of `lora` over the tiny data; its evaluations and its adapter.
+struct Runs {
+    data: TempDir,
+    out: TempDir,
+}
+
+impl Runs {
+    fn new() -> Self {
+        Self { data: tiny_data(), out: tempfile::tempdir().unwrap() }
+    }
+
+    fn dir(&self, name: &str) -> std::path::PathBuf {
+        self.out.path().join(name)
+    }
+
+    fn args(&self, name: &str, steps: usize, extra: &[&str]) -> Vec<String> {
+        let (model, dir, steps) = (fixture("bert-cls"), self.dir(name), steps.to_string());
+        let fixed = [
+            "finetune",
+            "--model",
+            s(&model),
+            "--task",
+            "sst2",
+            "--data",
+            s(self.data.path()),
+            "--method",
+            "lora",
+            "--rank",
+            "2",
+            "--max-steps",
+            &steps,
+            "--eval-every",
+            "2",
+            "--save-every",
+            "2",
+            "--batch-size",
+            "8",
+            "--scheduler",
+            "constant",
+            "--warmup-ratio",
+            "0",
+            "--lr",
+            "1e-2",
+            "--json",
+            "-o",
+            s(&dir),
+        ];
+        fixed.iter().chain(extra).map(|arg| (*arg).to_string()).collect()
+    }
+
+    fn run(&self, name: &str, steps: usize, extra: &[&str]) -> (Value, Vec<u8>) {
+        let args = self.args(name, steps, extra);
+        lowrank(&args.iter().map(String::as_str).collect::<Vec<_>>()).assert().success();
+        self.result(name)
+    }
+
+    fn result(&self, name: &str) -> (Value, Vec<u8>) {
+        let record = fs::read_to_string(self.dir(name).join("run.json")).unwrap();
+        let record: Value = serde_json::from_str(&record).unwrap();
+        let adapter = fs::read(self.dir(name).join("adapter/adapter_model.safetensors")).unwrap();
+        (record["train_info"]["evals"].clone(), adapter)
+    }
+
+    /// Makes of a run that has ended one of `planned` steps that was killed.
+    fn interrupt(&self, name: &str, planned: usize) {
+        let dir = self.dir(name);
+        fs::remove_dir_all(dir.join("adapter")).unwrap();
+        fs::rename(dir.join("state"), dir.join("checkpoints")).unwrap();
+        let step = fs::read_dir(dir.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
+        for (file, of, key, value) in [
+            (step.join("state.json"), "", "planned", Value::from(planned)),
+            (dir.join("run.json"), "train_info", "status", "running".into()),
+        ] {
+            let mut record: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+            let part = if of.is_empty() { &mut record } else { &mut record[of] };
+            part[key] = value;
+            fs::write(&file, record.to_string()).unwrap();
+        }
+    }
+}
+
 #[test]
-fn a_run_repeats_itself_and_resumes_where_it_was() {
+fn a_seed_repeats_a_run_bit_for_bit() {
+    let runs = Runs::new();
+    let (first, second) = (runs.run("a", 4, &[]), runs.run("b", 4, &[]));
+    assert_eq!(first, second);
+    assert_ne!(first.0, runs.run("c", 4, &["--seed", "1"]).0, "another seed is another run");
+}
+
+#[test]
+fn a_resumed_run_ends_as_the_uninterrupted_one_and_makes_the_missing_steps_only() {
+    let runs = Runs::new();
+    let whole = runs.run("a", 8, &[]);
+    runs.run("b", 6, &[]);
+    runs.interrupt("b", 8);
+    let args = runs.args("b", 8, &["--resume"]);
+    let output = lowrank(&args.iter().map(String::as_str).collect::<Vec<_>>()).assert().success();
+    assert_eq!(runs.result("b"), whole);
+    let shown = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(shown.contains("step 7/8") && !shown.contains("step 1/8"), "{shown}");
+}
+
+#[test]
+fn a_finished_run_can_be_extended() {
+    let runs = Runs::new();
+    let whole = runs.run("a", 8, &[]);
+    runs.run("b", 4, &[]);
+    let fails_with = |steps, extra: &[&str], part: &str| {
+        let args = runs.args("b", steps, extra);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    fails_with(8, &["--resume"], "--extend trains it past its planned steps");
+    fails_with(4, &["--extend"], "is at step 4; give more than that");
+    fails_with(8, &["--extend", "--seed", "3"], "other settings");
+    assert_eq!(runs.run("b", 8, &["--extend"]), whole, "a constant rate knows no end");
+}
+
+#[test]
+fn other_labels_are_other_data() {
+    let runs = Runs::new();
+    runs.run("a", 2, &[]);
+    runs.interrupt("a", 4);
+    let train = runs.data.path().join("SST-2/train.tsv");
+    let text = fs::read_to_string(&train).unwrap();
+    let flipped: Vec<String> = text
+        .lines()
+        .map(|line| match line.rsplit_once('\t') {
+            Some((text, "0")) => format!("{text}\t1"),
+            Some((text, "1")) => format!("{text}\t0"),
+            _ => line.to_string(),
+        })
+        .collect();
+    fs::write(&train, flipped.join("\n") + "\n").unwrap();
+    let args = runs.args("a", 4, &["--resume"]);
+    fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), "other data");
+}
+
+#[test]
+fn epochs_are_epochs_whatever_is_accumulated() {
     let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
     let model = fixture("bert-cls");
-    let run = |name: &str, extra: &[&str]| {
+    let rows = fs::read_to_string(data.path().join("SST-2/train.tsv")).unwrap().lines().count() - 1;
+    let steps = |name: &str, batch: usize, accum: usize| {
         let dir = out.path().join(name);
-        let mut args = vec![
+        let result = json(&[
             "finetune",
             "--model",
             s(&model),
@@ -170,35 +308,20 @@ fn a_run_repeats_itself_and_resumes_where_it_was() {
             "--data",
             s(data.path()),
             "--method",
-            "lora",
-            "--rank",
-            "2",
-            "--max-steps",
-            "8",
-            "--eval-every",
-            "2",
-            "--save-every",
+            "head",
+            "--epochs",
             "2",
             "--batch-size",
-            "8",
-            "--lr",
-            "1e-2",
+            &batch.to_string(),
+            "--grad-accum",
+            &accum.to_string(),
             "-o",
-        ];
-        let path = s(&dir).to_string();
-        args.push(&path);
-        args.extend(extra);
-        lowrank(&args).assert().success();
-        let record: Value = serde_json::from_str(&fs::read_to_string(dir.join("run.json")).unwrap()).unwrap();
-        (
-            record["train_info"]["evals"].clone(),
-            fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap(),
-        )
+            s(&dir),
+        ]);
+        result["steps"].as_u64().unwrap() as usize
     };
-    let (first, second) = (run("a", &[]), run("b", &[]));
-    assert_eq!(first, second, "a seed repeats a run bit for bit");
-    let other = run("c", &["--seed", "1"]);
-    assert_ne!(first.0, other.0, "another seed is another run");
+    assert_eq!(steps("a", rows, 4), 2);
+    assert_eq!(steps("b", 3, 2), 2 * rows.div_ceil(3).div_ceil(2));
 }
 
 #[test]

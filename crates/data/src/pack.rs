@@ -2,6 +2,8 @@
 
 mod batch;
 mod loader;
+mod plan;
 
 pub use batch::{EncodedDataset, Labels, PackedBatch};
-pub use loader::{EvalBatch, EvalBatches, LoaderState, TrainBatches, restore_order};
+pub use loader::{EvalBatch, EvalBatches, restore_order};
+pub use plan::{BatchPlan, BatchSize, StepRows};

@@ -1,6 +1,6 @@
 //! Checkpoints of a training: trained tensors, optimizer state, the best weights so far and the position.
 //!
-//! A checkpoint is a folder `step-<n>`, written under another name and renamed, so that one that is there is whole.
+//! A checkpoint is a folder `step-<n>`, written under a temporary name and renamed, so that it is always complete.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 use crate::optimizer::AdamWRecord;
-use crate::tuner::TrainedRecord;
+use crate::record::TrainedRecord;
 
 /// Where a training stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,21 @@ pub struct Position {
     pub step: usize,
     /// Step and value of the best evaluation.
     pub best: Option<(usize, f64)>,
+    /// Evaluations since the best one, for early stopping.
+    #[serde(default)]
+    pub stale: usize,
+}
+
+/// Where a training starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// At its first step.
+    #[default]
+    Fresh,
+    /// At its newest checkpoint, if it has one.
+    Resume,
+    /// At its newest checkpoint, with more steps than were planned before.
+    Extend,
 }
 
 /// The parts of a checkpoint.
@@ -33,24 +48,31 @@ pub struct Saved {
 }
 
 /// A folder of checkpoints that belong to one configuration; the newest two are kept.
+///
+/// When the training has ended, its last state is kept beside them, to be extended.
 #[derive(Clone, Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
+    /// The last state of a training that has ended.
+    ended: PathBuf,
     config_hash: String,
 }
 
 #[derive(Serialize, Deserialize)]
 struct State {
     config_hash: String,
+    /// Steps of the whole training.
+    #[serde(default)]
+    planned: usize,
     position: Position,
 }
 
 const KEPT: usize = 2;
 
 impl CheckpointStore {
-    /// Checkpoints below `folder` of the run that `config_hash` names.
-    pub fn new(folder: impl Into<PathBuf>, config_hash: String) -> Self {
-        Self { folder: folder.into(), config_hash }
+    /// Checkpoints below `run`, the folder of the run whose settings and data `config_hash` identifies.
+    pub fn new(run: &Path, config_hash: String) -> Self {
+        Self { folder: run.join("checkpoints"), ended: run.join("state"), config_hash }
     }
 
     fn error(&self, path: &Path, reason: impl ToString) -> TrainError {
@@ -58,41 +80,71 @@ impl CheckpointStore {
     }
 
     fn steps(&self) -> Vec<usize> {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return Vec::new() };
-        let mut steps: Vec<usize> = entries
-            .filter_map(|e| e.ok()?.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
-            .collect();
-        steps.sort_unstable();
-        steps
+        steps_in(&self.folder)
     }
 
     fn path(&self, step: usize) -> PathBuf {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// The position of the newest checkpoint, if there is one.
+    /// The newest checkpoint: its step and folder. The state of an ended training counts where it is to be extended.
+    fn newest(&self, start: Start) -> Option<(usize, PathBuf)> {
+        let ended = (start == Start::Extend).then(|| steps_in(&self.ended)).into_iter().flatten().max();
+        match (self.steps().last().copied(), ended) {
+            (None, None) => None,
+            (step, Some(end)) if step.is_none_or(|step| step < end) => {
+                Some((end, self.ended.join(format!("step-{end}"))))
+            }
+            (step, _) => step.map(|step| (step, self.path(step))),
+        }
+    }
+
+    /// The position at which a training of `planned` steps starts; `None` for its first step.
     ///
     /// # Errors
-    /// A checkpoint of another configuration, or one that cannot be read.
-    pub fn latest(&self) -> Result<Option<Position>> {
-        let Some(&step) = self.steps().last() else { return Ok(None) };
-        let path = self.path(step).join("state.json");
+    /// A checkpoint of another configuration, or one that cannot be read; nothing to extend.
+    pub fn position(&self, start: Start, planned: usize) -> Result<Option<Position>> {
+        if start == Start::Fresh {
+            return Ok(None);
+        }
+        let Some((_, path)) = self.newest(start) else {
+            if start == Start::Extend {
+                let reason =
+                    "holds no state of a training to extend; a full fine-tuning keeps it with --save-every";
+                return Err(self.error(&self.ended, reason));
+            }
+            return Ok(None);
+        };
+        let path = path.join("state.json");
         let text = std::fs::read_to_string(&path).map_err(|e| self.error(&path, e))?;
         let state: State = serde_json::from_str(&text).map_err(|e| self.error(&path, e))?;
         if state.config_hash != self.config_hash {
-            let reason = "belongs to a run with other settings; repeat them, or remove the folder";
+            let reason =
+                "belongs to a run with other settings or other data; repeat them, or give a new folder";
             return Err(self.error(&path, reason));
         }
-        Ok(Some(state.position))
+        let position = state.position;
+        let problem = match start {
+            Start::Extend if planned <= position.step => {
+                format!("is at step {}; give more than that as --max-steps or --epochs", position.step)
+            }
+            Start::Resume if planned != state.planned => format!(
+                "belongs to a run of {} steps, not {planned}; --extend trains past the planned steps",
+                state.planned
+            ),
+            _ => return Ok(Some(position)),
+        };
+        Err(self.error(&path, problem))
     }
 
-    /// Writes a checkpoint and removes all but the newest two.
+    /// Writes a checkpoint of a training of `planned` steps, and removes all but the newest two.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save<B: AutodiffBackend>(
         &self,
         position: &Position,
+        planned: usize,
         model: TrainedRecord,
         optimizer: AdamWRecord,
         best: Option<TrainedRecord>,
@@ -114,7 +166,7 @@ impl CheckpointStore {
         }
         Checkpointer::<AdamWRecord, B>::save(&files(&temporary, "optim"), step, optimizer)
             .map_err(|e| failed(&e))?;
-        let state = State { config_hash: self.config_hash.clone(), position: position.clone() };
+        let state = State { config_hash: self.config_hash.clone(), planned, position: position.clone() };
         let json = serde_json::to_string_pretty(&state).map_err(|e| failed(&e))?;
         std::fs::write(temporary.join("state.json"), json).map_err(|e| failed(&e))?;
         let path = self.path(step);
@@ -133,8 +185,8 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// When a file is missing or damaged.
-    pub fn load<B: AutodiffBackend>(&self, position: &Position) -> Result<Saved> {
-        let path = self.path(position.step);
+    pub fn load<B: AutodiffBackend>(&self, position: &Position, start: Start) -> Result<Saved> {
+        let (_, path) = self.newest(start).unwrap_or_else(|| (position.step, self.path(position.step)));
         let device = burn::tensor::Device::<B>::default();
         let step = position.step;
         let damaged =
@@ -149,16 +201,37 @@ impl CheckpointStore {
         Ok(Saved { model: load("model")?, optimizer, best })
     }
 
-    /// Removes all checkpoints: the run has ended.
+    /// Ends the run: its newest checkpoint is kept as the state to extend it from if `keep`; all others are removed.
     ///
     /// # Errors
-    /// When the folder cannot be removed.
-    pub fn clear(&self) -> Result<()> {
-        match std::fs::remove_dir_all(&self.folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(&self.folder, e)),
+    /// When the folders cannot be changed.
+    pub fn end(&self, keep: bool) -> Result<()> {
+        let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(folder, e)),
             _ => Ok(()),
+        };
+        let newest = self.steps().last().map(|&step| (step, self.path(step)));
+        if let Some((step, path)) = newest.filter(|_| keep) {
+            remove(&self.ended)?;
+            std::fs::create_dir_all(&self.ended).map_err(|e| self.error(&self.ended, e))?;
+            let to = self.ended.join(format!("step-{step}"));
+            std::fs::rename(&path, &to).map_err(|e| self.error(&to, e))?;
+        } else if !keep {
+            remove(&self.ended)?;
         }
+        remove(&self.folder)
     }
+}
+
+/// Steps of the checkpoints in a folder, ascending.
+fn steps_in(folder: &Path) -> Vec<usize> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let step = |e: std::io::Result<std::fs::DirEntry>| {
+        e.ok()?.file_name().to_str()?.strip_prefix("step-")?.parse().ok()
+    };
+    let mut steps: Vec<usize> = entries.filter_map(step).collect();
+    steps.sort_unstable();
+    steps
 }
 
 fn files(folder: &Path, name: &str) -> FileCheckpointer<BinFileRecorder<FullPrecisionSettings>> {

@@ -1,19 +1,20 @@
 //! Hyper-parameters of a training, checked once.
 
+use lowrank_data::pack::BatchSize;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 
-/// How the learning rate goes after the warm-up.
+/// The learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SchedulerKind {
-    /// Down to zero in a straight line.
+    /// Linear decay to zero.
     #[default]
     Linear,
-    /// Down to zero along half a cosine.
+    /// Cosine decay to zero.
     Cosine,
-    /// Stays.
+    /// Constant learning rate.
     Constant,
 }
 
@@ -25,10 +26,11 @@ pub enum SchedulerKind {
 /// | `head_lr` | `lr` | peak learning rate of the task head | finite, > 0 |
 /// | `lora_plus` | 1 | learning rate of a LoRA's `B` over that of its `A` | finite, > 0 |
 /// | `weight_decay` | 0 | decoupled decay of matrices; never of biases and norms | finite, ≥ 0 |
-/// | `batch_size` | 32 | sequences in a batch | ≥ 1 |
-/// | `grad_accum` | 1 | batches in a step | ≥ 1 |
+/// | `batch_size` | 32 | sequences in a micro-batch | ≥ 1 |
+/// | `batch_tokens` | none | tokens in a micro-batch, in place of `batch_size` | ≥ 1 |
+/// | `grad_accum` | 1 | micro-batches in a step | ≥ 1 |
 /// | `max_steps` | 500 | optimizer steps | ≥ 1 |
-/// | `warmup_ratio` | 0.06 | part of the steps that warm up | 0 ..= 1 |
+/// | `warmup_ratio` | 0.06 | share of the steps that warm up | 0 ..= 1 |
 /// | `max_grad_norm` | 1 | clip the global gradient norm; 0 for no clipping | finite, ≥ 0 |
 /// | `eval_every` | 100 | steps between evaluations | ≥ 1 |
 /// | `save_every` | none | steps between checkpoints, a multiple of `eval_every` | ≥ 1 |
@@ -43,13 +45,15 @@ pub struct TrainConfig {
     pub lora_plus: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Sequences in a batch.
+    /// Sequences in a micro-batch.
     pub batch_size: usize,
-    /// Batches in a step.
+    /// Tokens in a micro-batch, in place of `batch_size`.
+    pub batch_tokens: Option<usize>,
+    /// Micro-batches in a step.
     pub grad_accum: usize,
     /// Optimizer steps.
     pub max_steps: usize,
-    /// Part of the steps that warm up.
+    /// Share of the steps that warm up.
     pub warmup_ratio: f64,
     /// The schedule after the warm-up.
     pub scheduler: SchedulerKind,
@@ -73,6 +77,7 @@ impl Default for TrainConfig {
             lora_plus: None,
             weight_decay: 0.0,
             batch_size: 32,
+            batch_tokens: None,
             grad_accum: 1,
             max_steps: 500,
             warmup_ratio: 0.06,
@@ -87,6 +92,11 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// The size of a micro-batch.
+    pub fn size(&self) -> BatchSize {
+        self.batch_tokens.map_or(BatchSize::Rows(self.batch_size), BatchSize::Tokens)
+    }
+
     /// Checks every value against its range.
     ///
     /// # Errors
@@ -106,6 +116,7 @@ impl TrainConfig {
         not_negative("max-grad-norm", self.max_grad_norm)?;
         check("warmup-ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "0 to 1")?;
         count("batch-size", self.batch_size)?;
+        count("batch-tokens", self.batch_tokens.unwrap_or(1))?;
         count("grad-accum", self.grad_accum)?;
         count("max-steps", self.max_steps)?;
         count("eval-every", self.eval_every)?;

@@ -16,7 +16,7 @@ pub enum TrainError {
         /// The valid range.
         expected: &'static str,
     },
-    /// The loss stopped being a number.
+    /// A loss that is not finite.
     #[error("the loss is {loss} at step {step}; {}", advice(*step, *lr))]
     Diverged {
         /// The step.
@@ -34,7 +34,7 @@ pub enum TrainError {
         /// What is wrong.
         reason: String,
     },
-    /// A batch that a step cannot take.
+    /// A batch or a record that does not fit the model.
     #[error("{0}")]
     Batch(String),
     /// The data.
@@ -57,10 +57,10 @@ pub enum TrainError {
 /// Result with [`TrainError`].
 pub type Result<T> = std::result::Result<T, TrainError>;
 
-/// What to do about a loss that is no number.
+/// What to do about a loss that is not finite.
 fn advice(step: usize, lr: f64) -> String {
     match step {
-        1 => "nothing is learnt yet: a weight of the model may be broken".into(),
+        1 => "at the first step; check the checkpoint for NaN or Inf".into(),
         _ => format!("use a lower learning rate (now {lr:e}) or --max-grad-norm"),
     }
 }

@@ -9,8 +9,8 @@ use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
 
 use crate::error::{Result, TrainError};
-use crate::metrics::EvalOutput;
-use crate::tuner::{FineTuner, loss};
+use crate::objective::EvalOutput;
+use crate::tuner::{Classifier, Tuned, loss};
 
 /// A named part of the evaluation data; the suffix tells a second dev set's metrics apart (`_mm`).
 #[derive(Clone, Debug)]
@@ -25,16 +25,16 @@ pub struct DevSet {
 ///
 /// # Errors
 /// Rows that do not fit the model.
-pub fn predict<B: Kernels>(
-    model: &FineTuner<B>,
+pub fn predict<B: Kernels, C: Classifier<B>>(
+    model: &Tuned<B, C>,
     data: &Arc<EncodedDataset>,
     batch_size: usize,
 ) -> Result<(Vec<Vec<f32>>, Option<f64>)> {
     predict_in_order(model, data, None, batch_size)
 }
 
-fn predict_in_order<B: Kernels>(
-    model: &FineTuner<B>,
+fn predict_in_order<B: Kernels, C: Classifier<B>>(
+    model: &Tuned<B, C>,
     data: &Arc<EncodedDataset>,
     order: Option<&[usize]>,
     batch_size: usize,
@@ -68,9 +68,9 @@ fn predict_in_order<B: Kernels>(
 /// class stands, where they do not stand in the order of the classes.
 ///
 /// # Errors
-/// Unlabelled rows, logits that are no numbers.
-pub fn evaluate<B: Kernels>(
-    model: &FineTuner<B>,
+/// Unlabelled rows, logits that are not finite.
+pub fn evaluate<B: Kernels, C: Classifier<B>>(
+    model: &Tuned<B, C>,
     sets: &[DevSet],
     metrics: &[Metric],
     order: Option<&[usize]>,

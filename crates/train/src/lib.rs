@@ -1,28 +1,36 @@
-//! Fine-tuning on burn-train: schedules, parameter groups, evaluation, checkpoints, logs.
-//!
-//! [`fit()`] trains a [`FineTuner`] (a classifier with its adapters) and gives back the weights of its best
-//! evaluation. The loop is a burn-train learning strategy ([`strategy::StepStrategy`]) that counts optimizer steps.
+//! Training on one path: an [`Objective`] says what is learnt, [`train()`] makes the steps.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 pub mod checkpoint;
+pub mod classify;
 pub mod config;
 pub mod error;
 pub mod evaluate;
-pub mod fit;
-mod loader;
-mod logger;
-pub mod metrics;
+pub mod events;
+pub mod groups;
+pub mod masked;
+pub mod objective;
 pub mod optimizer;
-pub mod pretrain;
-pub mod renderer;
+pub mod record;
+mod renderer;
 pub mod schedule;
-pub mod strategy;
+pub mod show;
+pub mod train;
 pub mod tuner;
+pub mod watch;
 
+pub use checkpoint::{CheckpointStore, Start};
+pub use classify::Classification;
 pub use config::{SchedulerKind, TrainConfig};
 pub use error::{Result, TrainError};
 pub use evaluate::{DevSet, evaluate, predict};
-pub use fit::{Fit, fit};
-pub use pretrain::pretrain;
-pub use renderer::ProgressRenderer;
-pub use strategy::Outcome;
-pub use tuner::FineTuner;
+pub use events::EventWatch;
+pub use groups::{Group, Groups, Rate};
+pub use masked::{Masked, pretrain};
+pub use objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+pub use record::TrainedRecord;
+pub use show::ShowWatch;
+pub use train::{Outcome, Training, train};
+pub use tuner::{Classifier, FineTuner, Tuned};
+pub use watch::{StepReport, Watch};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
-use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::TensorData;
@@ -12,39 +12,26 @@ use lowrank_kernels::{AdamW, AdamWState, Kernels, adamw_step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use crate::tuner::{PathStack, is_head, is_lora_b};
+use crate::groups::{Groups, Rate};
+use crate::record::PathStack;
 
-/// AdamW (Loshchilov & Hutter 2019): decay on matrices only, learning rates of their own for the head and (LoRA+) for
-/// `B`, the gradient of all parameters together clipped to a norm.
+/// AdamW (Loshchilov & Hutter 2019) over [`Groups`], the gradient of all parameters together clipped to a norm.
 #[derive(Clone, Debug)]
 pub struct GroupedAdamW<B: Backend> {
     weight_decay: f64,
     head_ratio: f64,
     lora_plus: f64,
     max_grad_norm: f64,
+    groups: Groups,
     step: usize,
-    /// First and second moments by parameter path, flat.
-    moments: HashMap<String, AdamWState<Tensor<B, 1>>>,
+    /// First and second moments, flat.
+    moments: HashMap<ParamId, AdamWState<Tensor<B, 1>>>,
 }
 
 /// Adam's decay rates and the term that keeps the quotient finite: PyTorch's defaults.
 const BETA_1: f64 = 0.9;
 const BETA_2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
-
-impl<B: Backend> GroupedAdamW<B> {
-    /// An optimizer without history.
-    pub fn new(config: &TrainConfig) -> Self {
-        Self {
-            weight_decay: config.weight_decay,
-            head_ratio: config.head_lr.map_or(1.0, |lr| lr / config.lr),
-            lora_plus: config.lora_plus.unwrap_or(1.0),
-            max_grad_norm: config.max_grad_norm,
-            step: 0,
-            moments: HashMap::new(),
-        }
-    }
-}
 
 /// Moments by parameter path, and how many steps made them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -63,6 +50,88 @@ impl<B: Backend> Record<B> for AdamWRecord {
     fn from_item<S: PrecisionSettings>(item: Self, _device: &B::Device) -> Self {
         item
     }
+}
+
+impl<B: Kernels> GroupedAdamW<B> {
+    /// An optimizer without history.
+    pub fn new(config: &TrainConfig, groups: Groups) -> Self {
+        Self {
+            weight_decay: config.weight_decay,
+            head_ratio: config.head_lr.map_or(1.0, |lr| lr / config.lr),
+            lora_plus: config.lora_plus.unwrap_or(1.0),
+            max_grad_norm: config.max_grad_norm,
+            groups,
+            step: 0,
+            moments: HashMap::new(),
+        }
+    }
+
+    /// One step of the parameters that have a gradient, at the base rate `lr`.
+    pub fn step<A, M>(&mut self, lr: f64, module: M, grads: GradientsParams) -> M
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        M: AutodiffModule<A>,
+    {
+        self.step += 1;
+        let mut clip = 1.0;
+        if self.max_grad_norm > 0.0 {
+            let mut norm = SquaredNorm::<A> { grads: &grads, sum: None };
+            module.visit(&mut norm);
+            let square = norm.sum.and_then(|s| s.into_data().iter::<f64>().next()).unwrap_or(0.0);
+            // As in PyTorch: the small term keeps a norm of zero harmless.
+            clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).min(1.0);
+        }
+        module.map(&mut Update::<A> { optimizer: self, grads, lr, clip })
+    }
+
+    /// The moments of the parameters of `module`.
+    pub fn to_record<A: Backend>(&self, module: &impl Module<A>) -> AdamWRecord {
+        let moments = paths(module).into_iter().filter_map(|(path, id)| {
+            let state = self.moments.get(&id)?;
+            Some((path, state.mean.clone().into_data(), state.square.clone().into_data()))
+        });
+        AdamWRecord { step: self.step, moments: moments.collect() }
+    }
+
+    /// The optimizer with the history of a record; `module` says which parameter has which path.
+    pub fn load_record<A: Backend>(
+        mut self,
+        record: AdamWRecord,
+        module: &impl Module<A>,
+        device: &Device<B>,
+    ) -> Self {
+        let ids: HashMap<String, ParamId> = paths(module).into_iter().collect();
+        self.step = record.step;
+        let state = |(path, mean, square): (String, TensorData, TensorData)| {
+            let [mean, square] = [mean, square].map(|data| Tensor::from_data(data, device));
+            Some((*ids.get(&path)?, AdamWState { mean, square }))
+        };
+        self.moments = record.moments.into_iter().filter_map(state).collect();
+        self
+    }
+}
+
+/// Paths and ids of the trained parameters.
+fn paths<B: Backend>(module: &impl Module<B>) -> Vec<(String, ParamId)> {
+    struct Paths(PathStack, Vec<(String, ParamId)>);
+    impl<B: Backend> ModuleVisitor<B> for Paths {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.0.enter(name);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.0.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if param.is_require_grad() {
+                self.1.push((self.0.path(), param.id));
+            }
+        }
+    }
+    let mut paths = Paths(PathStack::default(), Vec::new());
+    module.visit(&mut paths);
+    paths.1
 }
 
 /// Sum of squares of all gradients.
@@ -88,7 +157,6 @@ struct Update<'a, B: AutodiffBackend> {
     grads: GradientsParams,
     lr: f64,
     clip: f64,
-    path: PathStack,
 }
 
 impl<B> ModuleMapper<B> for Update<'_, B>
@@ -96,30 +164,21 @@ where
     B: AutodiffBackend,
     B::InnerBackend: Kernels,
 {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.enter(name);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
-
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) else { return param };
-        let path = self.path.path();
         let optimizer = &mut *self.optimizer;
-        let lr = match () {
-            () if is_head(&path) => self.lr * optimizer.head_ratio,
-            () if is_lora_b(&path) => self.lr * optimizer.lora_plus,
-            () => self.lr,
+        let group = optimizer.groups.get(param.id, D);
+        let lr = match group.rate {
+            Rate::Base => self.lr,
+            Rate::Head => self.lr * optimizer.head_ratio,
+            Rate::SecondFactor => self.lr * optimizer.lora_plus,
         };
         let settings = AdamW {
             lr,
             beta1: BETA_1,
             beta2: BETA_2,
             eps: EPSILON,
-            // Biases and the gains and offsets of norms are vectors.
-            weight_decay: if D >= 2 { optimizer.weight_decay } else { 0.0 },
+            weight_decay: if group.decays { optimizer.weight_decay } else { 0.0 },
             grad_scale: self.clip,
             step: optimizer.step,
         };
@@ -129,80 +188,11 @@ where
         let device = tensor.device();
         let zeros = || Tensor::zeros([n], &device);
         let state =
-            optimizer.moments.remove(&path).unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
+            optimizer.moments.remove(&id).unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
         let value = tensor.inner().reshape([n]);
         let (value, state) = adamw_step(value, grad.reshape([n]), state, &settings);
-        optimizer.moments.insert(path, state);
+        optimizer.moments.insert(id, state);
         let updated = Tensor::from_inner(value.reshape(shape)).require_grad();
         Param::from_mapped_value(id, updated, mapper)
-    }
-}
-
-impl<M, B> Optimizer<M, B> for GroupedAdamW<B::InnerBackend>
-where
-    M: AutodiffModule<B>,
-    B: AutodiffBackend,
-    B::InnerBackend: Kernels,
-{
-    type Record = AdamWRecord;
-
-    fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
-        self.step += 1;
-        let mut clip = 1.0;
-        if self.max_grad_norm > 0.0 {
-            let mut norm = SquaredNorm::<B> { grads: &grads, sum: None };
-            module.visit(&mut norm);
-            let square = norm.sum.and_then(|s| s.into_data().iter::<f64>().next()).unwrap_or(0.0);
-            // As in PyTorch: the small term keeps a norm of zero harmless.
-            clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).min(1.0);
-        }
-        module.map(&mut Update::<B> { optimizer: self, grads, lr, clip, path: PathStack::default() })
-    }
-
-    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
-        let mut grads = grads;
-        let mut sum = GradientsParams::new();
-        module.visit(&mut SumDevices { grads: &mut grads, sum: &mut sum });
-        self.step(lr, module, sum)
-    }
-
-    fn to_record(&self) -> AdamWRecord {
-        let mut moments: Vec<_> = self
-            .moments
-            .iter()
-            .map(|(path, state)| {
-                (path.clone(), state.mean.clone().into_data(), state.square.clone().into_data())
-            })
-            .collect();
-        moments.sort_by(|a, b| a.0.cmp(&b.0));
-        AdamWRecord { step: self.step, moments }
-    }
-
-    fn load_record(mut self, record: AdamWRecord) -> Self {
-        let device = Default::default();
-        self.step = record.step;
-        self.moments = record
-            .moments
-            .into_iter()
-            .map(|(path, mean, square)| {
-                let [mean, square] = [mean, square].map(|data| Tensor::from_data(data, &device));
-                (path, AdamWState { mean, square })
-            })
-            .collect();
-        self
-    }
-}
-
-/// Adds up the gradients of several devices.
-struct SumDevices<'a> {
-    grads: &'a mut MultiGradientsParams,
-    sum: &'a mut GradientsParams,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for SumDevices<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some((grad, _)) = self.grads.remove::<B::InnerBackend, D>(param.id) {
-            self.sum.register(param.id, grad);
-        }
     }
 }

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Renders steps with rate and time left, and evaluations as lines.
-pub struct ProgressRenderer {
+pub(crate) struct ProgressRenderer {
     bar: Option<ProgressBar>,
     names: std::collections::HashMap<burn::train::metric::MetricId, String>,
     last: Vec<(String, f64)>,
@@ -24,15 +24,9 @@ pub struct ProgressRenderer {
     last_line: Instant,
 }
 
-impl Default for ProgressRenderer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl ProgressRenderer {
-    /// A renderer for `stderr` as it is: terminal or not.
-    pub fn new() -> Self {
+    /// A renderer for standard error, terminal or not.
+    pub(crate) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let style = "{bar:24} {pos}/{len} steps  {per_sec}  {eta} left  {msg}";

@@ -1,8 +1,5 @@
 //! Warm-up and decay of the learning rate.
 
-use burn::lr_scheduler::LrScheduler;
-use burn::tensor::backend::Backend;
-
 use crate::config::{SchedulerKind, TrainConfig};
 
 /// Linear warm-up, then linear, cosine or no decay; as in transformers' `get_*_schedule_with_warmup`.
@@ -14,14 +11,13 @@ pub struct Schedule {
     kind: SchedulerKind,
     warmup: usize,
     total: usize,
-    step: usize,
 }
 
 impl Schedule {
     /// The schedule of a config, its warm-up rounded up to whole steps.
     pub fn new(config: &TrainConfig) -> Self {
         let warmup = (config.warmup_ratio * config.max_steps as f64).ceil() as usize;
-        Self { peak: config.lr, kind: config.scheduler, warmup, total: config.max_steps, step: 0 }
+        Self { peak: config.lr, kind: config.scheduler, warmup, total: config.max_steps }
     }
 
     /// The rate of step `step`.
@@ -37,30 +33,6 @@ impl Schedule {
             SchedulerKind::Constant => 1.0,
         };
         self.peak * factor
-    }
-
-    /// Goes on at `step`.
-    pub fn seek(&mut self, step: usize) {
-        self.step = step;
-    }
-}
-
-impl LrScheduler for Schedule {
-    type Record<B: Backend> = usize;
-
-    fn step(&mut self) -> f64 {
-        let rate = self.at(self.step);
-        self.step += 1;
-        rate
-    }
-
-    fn to_record<B: Backend>(&self) -> usize {
-        self.step
-    }
-
-    fn load_record<B: Backend>(mut self, record: usize) -> Self {
-        self.seek(record);
-        self
     }
 }
 
@@ -98,8 +70,8 @@ mod tests {
     #[test]
     fn without_warm_up_the_first_step_is_at_the_peak() {
         let config = TrainConfig { warmup_ratio: 0.0, lr: 0.3, ..Default::default() };
-        let mut s = Schedule::new(&config);
-        assert_eq!(s.step(), 0.3);
-        assert!(s.step() < 0.3);
+        let s = Schedule::new(&config);
+        assert_eq!(s.at(0), 0.3);
+        assert!(s.at(1) < 0.3);
     }
 }

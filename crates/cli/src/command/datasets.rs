@@ -10,7 +10,7 @@ use lowrank_data::mlm::Masker;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::EncoderConfig;
-use lowrank_train::{SchedulerKind, TrainConfig, pretrain};
+use lowrank_train::{SchedulerKind, StepReport, TrainConfig, Watch, pretrain};
 use serde_json::json;
 
 use crate::backend::{Train, device};
@@ -69,20 +69,26 @@ fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
         seed: SEED,
         ..TrainConfig::default()
     };
-    let begun = Instant::now();
-    let mut mean = 0.0;
-    let masker = Masker::new(&tokenizer)?;
-    let trained = pretrain::<Train>(model, data, &masker, &config, &device, |step, loss| {
-        mean = if step == 1 { loss } else { 0.99 * mean + 0.01 * loss };
-        if step.is_multiple_of(100) {
-            eprintln!(
-                "step {step}/{}  loss {mean:.4}  {:.0} s",
-                config.max_steps,
-                begun.elapsed().as_secs_f64()
-            );
-        }
-    })?;
+    let mut watch = Progress { begun: Instant::now(), mean: 0.0 };
+    let trained = pretrain::<Train>(model, data, Masker::new(&tokenizer)?, &config, &device, &mut watch)?;
     Ok(trained.save(folder)?)
+}
+
+/// A running mean of the loss on standard error.
+struct Progress {
+    begun: Instant,
+    mean: f64,
+}
+
+impl Watch for Progress {
+    fn step(&mut self, report: &StepReport) -> lowrank_train::Result<()> {
+        let StepReport { step, of, loss, .. } = *report;
+        self.mean = if step == 1 { loss } else { 0.99 * self.mean + 0.01 * loss };
+        if step.is_multiple_of(100) {
+            eprintln!("step {step}/{of}  loss {:.4}  {:.0} s", self.mean, self.begun.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
 }
 
 /// Longest sequence of the embedded model.

@@ -12,14 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use burn::module::AutodiffModule;
 use clap::ValueEnum;
 use lowrank_data::glue::{LabelSpace, Task};
-use lowrank_models::EncoderConfig;
+use lowrank_models::{EncoderConfig, SequenceClassifier};
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
-use lowrank_train::checkpoint::CheckpointStore;
-use lowrank_train::{FineTuner, Fit, Outcome, SchedulerKind, TrainConfig, fit};
+use lowrank_train::{
+    CheckpointStore, Classification, EventWatch, FineTuner, Outcome, SchedulerKind, ShowWatch, Start,
+    TrainConfig, Training, Watch,
+};
 use serde_json::{Map, Value};
 
 use crate::backend::{NAME, Train, device};
@@ -28,16 +31,16 @@ use crate::machine::{hardware, peak_rss_mb};
 use crate::method::{AdapterArgs, Method};
 
 use self::model::{build, save};
-use self::record::{finish, fnv, hash_settings, note_evaluation, print_result, settings};
+use self::record::{RecordWatch, finish, fnv, hash_settings, print_result, settings};
 use self::rows::{Rows, read_spec};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scheduler {
-    /// Down to zero in a straight line.
+    /// Linear decay to zero
     Linear,
-    /// Down to zero along half a cosine.
+    /// Cosine decay to zero
     Cosine,
-    /// Stays.
+    /// Constant learning rate
     Constant,
 }
 
@@ -116,9 +119,12 @@ pub(crate) struct Args {
     /// Seed of initial values, shuffling and dropout
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Go on from the newest checkpoint in the output folder
+    /// Continue from the newest checkpoint in the output folder
     #[arg(long)]
     resume: bool,
+    /// Continue a run past its planned steps, to --max-steps or --epochs
+    #[arg(long)]
+    extend: bool,
     /// Root of a log tree [default: events go into the output folder]
     #[arg(long)]
     log_dir: Option<PathBuf>,
@@ -160,6 +166,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // Everything that can be wrong with the options is found before the rows are read.
     let mut config = train_config(&args);
     config.validate()?;
+    if let Some(epochs) = args.epochs {
+        ensure!(
+            epochs.is_finite() && epochs > 0.0,
+            "epochs = {epochs} is out of range; expected a number above 0"
+        );
+    }
     let (spec, read) = read_spec(&args)?;
     let (labels, regression) = match &spec.labels {
         LabelSpace::Classes(names) => (names.clone(), false),
@@ -168,17 +180,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let model_config = base.with_labels(labels.clone(), regression);
     let (tuner, model_hash) = build(&args, &folder, model_config, &device)?;
     let rows = read.encode(spec, &tokenizer)?;
+    let objective = Classification::<SequenceClassifier<Train>>::new(
+        rows.train.clone(),
+        rows.dev.clone(),
+        rows.spec.metrics.clone(),
+        &config,
+    )?;
     if let Some(epochs) = args.epochs {
-        ensure!(
-            epochs.is_finite() && epochs > 0.0,
-            "epochs = {epochs} is out of range; expected a number above 0"
-        );
-        let per_epoch = rows.train.len().div_ceil(args.batch_size * args.grad_accum);
-        config.max_steps = ((per_epoch as f64 * epochs).ceil() as usize).max(1);
+        config.max_steps = objective.plan().steps_for(epochs);
     }
     let (trainable, total) = tuner.count();
 
-    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     let settings = settings(&args, &config, &rows.spec);
     let mut record = RunRecord::new(
         RunInfo {
@@ -204,7 +216,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     record.train_info.metric_name = primary.clone();
     record.train_info.trainable = trainable as u64;
     record.train_info.total = total as u64;
-    if args.resume
+    if (args.resume || args.extend)
         && let Ok(before) = RunRecord::read(args.output.join(FILE_NAME))
     {
         record.run_info.started = before.run_info.started;
@@ -212,10 +224,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         record.train_info.event_files = before.train_info.event_files;
     }
     let base_hash = record.meta_info.model_hash.clone();
+    let checkpoints = CheckpointStore::new(&args.output, hash_settings(&settings, &[&rows.hash, &base_hash]));
+    // Whether there is something to continue is known before the record is touched.
+    checkpoints.position(args.start(), config.max_steps)?;
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     record.write_atomic(args.output.join(FILE_NAME))?;
     let record = Arc::new(Mutex::new(record));
 
-    let result = train(&args, config, tuner, rows, &settings, &record, &primary);
+    let result = train(&args, &config, &objective, tuner, &rows, &settings, &checkpoints, &record);
     let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
     record.train_info.wall_s = Some(begun.elapsed().as_secs_f64());
@@ -238,18 +254,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     print_result(&args, &record)
 }
 
+#[allow(clippy::too_many_arguments, reason = "the parts of a run")]
 /// Trains; evaluations go into the record as they come.
 fn train(
     args: &Args,
-    config: TrainConfig,
+    config: &TrainConfig,
+    objective: &Classification<SequenceClassifier<Train>>,
     tuner: FineTuner<Train>,
-    rows: Rows,
+    rows: &Rows,
     settings: &Map<String, Value>,
+    checkpoints: &CheckpointStore,
     record: &Arc<Mutex<RunRecord>>,
-    primary: &str,
 ) -> Result<(FineTuner<crate::backend::Inner>, Outcome)> {
-    let checkpoints =
-        CheckpointStore::new(args.output.join("checkpoints"), hash_settings(settings, &rows.hash));
     let label = args.label.clone().unwrap_or_else(|| args.method.name());
     let log_folder = match &args.log_dir {
         Some(root) => log_path(
@@ -265,14 +281,6 @@ fn train(
         ),
         None => args.output.clone(),
     };
-    let on_evaluation = {
-        let (record, primary, path) = (record.clone(), primary.to_string(), args.output.join(FILE_NAME));
-        Box::new(move |step: usize, output: &lowrank_train::metrics::EvalOutput| {
-            let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-            note_evaluation(&mut record, step, &output.values, &primary);
-            Ok(record.write_atomic(&path)?)
-        })
-    };
     let mut events = EventWriter::create(log_folder)?;
     // Runs that differ in a setting which is not part of the path are told apart by it.
     events.session(&Session::from_settings(run_id(&args.output), settings))?;
@@ -281,27 +289,26 @@ fn train(
         record.train_info.event_files.push(name.to_string_lossy().into_owned());
         record.write_atomic(args.output.join(FILE_NAME))?;
     }
-    let dev = rows.dev;
-    let job = Fit {
+    let mut watch: Vec<Box<dyn Watch>> = vec![
+        Box::new(args.show()),
+        Box::new(EventWatch::new(events)),
+        Box::new(RecordWatch::new(record.clone(), args.output.join(FILE_NAME))),
+    ];
+    // The state of a full training is several times the model: it is kept where checkpoints are asked for.
+    let keep_last = args.save_every.is_some() || args.method != Method::Full;
+    let training = Training {
         config,
-        train: rows.train,
-        dev,
-        metrics: rows.spec.metrics.clone(),
-        folder: args.output.clone(),
-        events: Some(events),
-        checkpoints: Some(checkpoints.clone()),
-        resume: args.resume,
-        #[cfg(feature = "tui")]
-        dashboard: args.tui,
-        interrupter: burn::train::Interrupter::new(),
-        on_evaluation,
+        checkpoints: Some(checkpoints),
+        start: args.start(),
+        keep_last,
+        watch: &mut watch,
     };
-    let result = fit(tuner, job)?;
-    checkpoints.clear()?;
-    Ok(result)
+    let (model, outcome) = lowrank_train::train(objective, tuner, training)?;
+    checkpoints.end(keep_last)?;
+    Ok((model.valid(), outcome))
 }
 
-/// What a run has in common with itself when it is resumed, and with no other: its folder.
+/// Identifies a run, resumed or not: its folder.
 fn run_id(output: &Path) -> String {
     let path = output.canonicalize().unwrap_or_else(|_| output.to_owned());
     format!("{:016x}", fnv(path.to_string_lossy().bytes()))
@@ -323,6 +330,7 @@ fn train_config(args: &Args) -> TrainConfig {
         lora_plus: args.lora_plus,
         weight_decay: args.weight_decay,
         batch_size: args.batch_size,
+        batch_tokens: None,
         grad_accum: args.grad_accum,
         max_steps: args.max_steps,
         warmup_ratio: args.warmup_ratio,
@@ -339,24 +347,48 @@ fn train_config(args: &Args) -> TrainConfig {
     }
 }
 
-/// A run's folder must be new, or hold one that failed, or the one that is to be gone on with.
+/// A run's folder must be new, or hold a run that failed or is to be continued.
 fn check_output(args: &Args) -> Result<()> {
     let dir = &args.output;
-    let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else { return new_folder(dir, &[&args.model]) };
+    let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else {
+        ensure!(!args.extend, "{}: holds no run to extend", dir.display());
+        return new_folder(dir, &[&args.model]);
+    };
+    if args.extend {
+        return Ok(());
+    }
     ensure!(
         args.resume || before.train_info.status == Status::Failed,
-        "{}: holds a run already; go on with it by --resume, or give a new folder",
+        "{}: holds a run already; continue it with --resume, or give a new folder",
         dir.display()
     );
     ensure!(
         before.train_info.status != Status::Done,
-        "{}: this run has ended; there is nothing to resume",
+        "{}: this run has ended; --extend trains it past its planned steps",
         dir.display()
     );
     Ok(())
 }
 
 impl Args {
+    fn start(&self) -> Start {
+        match (self.extend, self.resume) {
+            (true, _) => Start::Extend,
+            (false, true) => Start::Resume,
+            (false, false) => Start::Fresh,
+        }
+    }
+
+    #[cfg(feature = "tui")]
+    fn show(&self) -> ShowWatch {
+        if self.tui { ShowWatch::dashboard() } else { ShowWatch::bar() }
+    }
+
+    #[cfg(not(feature = "tui"))]
+    fn show(&self) -> ShowWatch {
+        ShowWatch::bar()
+    }
+
     fn model_name(&self) -> String {
         self.model_name.clone().unwrap_or_else(|| self.model.display().to_string())
     }

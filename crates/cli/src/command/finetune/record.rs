@@ -1,25 +1,43 @@
 //! What a run leaves written: its settings, its evaluations, its result.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use lowrank_data::glue::TaskSpec;
 use lowrank_report::run::{Evaluation, RunRecord, Status};
-use lowrank_train::{Outcome, TrainConfig};
+use lowrank_train::{Better, EvalOutput, Outcome, TrainConfig, Watch};
 use serde_json::{Map, Value, json};
 
 use super::Args;
 use crate::context::print_json;
 
-pub(super) fn note_evaluation(
-    record: &mut RunRecord,
-    step: usize,
-    values: &BTreeMap<String, f64>,
-    primary: &str,
-) {
+/// Notes evaluations in the run's record as they come.
+pub(super) struct RecordWatch {
+    record: Arc<Mutex<RunRecord>>,
+    path: PathBuf,
+}
+
+impl RecordWatch {
+    pub(super) fn new(record: Arc<Mutex<RunRecord>>, path: PathBuf) -> Self {
+        Self { record, path }
+    }
+}
+
+impl Watch for RecordWatch {
+    fn evaluation(&mut self, step: usize, _of: usize, output: &EvalOutput) -> lowrank_train::Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let primary = record.train_info.metric_name.clone();
+        note_evaluation(&mut record, step, &output.values, &primary);
+        Ok(record.write_atomic(&self.path)?)
+    }
+}
+
+fn note_evaluation(record: &mut RunRecord, step: usize, values: &BTreeMap<String, f64>, primary: &str) {
     let info = &mut record.train_info;
     let finite = |v: &f64| v.is_finite().then_some(*v);
-    // A resumed run comes by again where it was killed after an evaluation and before a checkpoint.
+    // A resumed run repeats evaluations where it was killed between one of them and a checkpoint.
     info.evals.retain(|e| e.step < step as u64);
     info.evals.push(Evaluation {
         step: step as u64,
@@ -28,10 +46,16 @@ pub(super) fn note_evaluation(
     });
     info.steps = step as u64;
     let value = values.get(primary).and_then(finite);
-    if value.is_some() && (info.best_metric.is_none() || value > info.best_metric) {
-        info.best_metric = value;
+    if let Some(value) = value
+        && direction(primary).improves(value, info.best_metric)
+    {
+        info.best_metric = Some(value);
         info.best_step = Some(step as u64);
     }
+}
+
+fn direction(metric: &str) -> Better {
+    if lowrank_report::Metric::new(metric).higher_is_better() { Better::Higher } else { Better::Lower }
 }
 
 /// Fills in what is known at the end: the saved weights are those of the best evaluation.
@@ -109,9 +133,14 @@ pub(super) fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Ma
     map
 }
 
-pub(super) fn hash_settings(settings: &Map<String, Value>, data: &str) -> String {
-    let text = serde_json::to_string(settings).unwrap_or_default();
-    format!("{:016x}", fnv(text.bytes().chain(data.bytes())))
+pub(super) fn hash_settings(settings: &Map<String, Value>, hashes: &[&str]) -> String {
+    // The planned steps are kept beside the hash: they may be extended.
+    let mut settings = settings.clone();
+    for key in ["max_steps", "model_name", "label"] {
+        settings.shift_remove(key);
+    }
+    let text = serde_json::to_string(&settings).unwrap_or_default();
+    format!("{:016x}", fnv(text.bytes().chain(hashes.concat().bytes())))
 }
 
 /// FNV-1a, 64 bits: tells settings and data apart, no more.

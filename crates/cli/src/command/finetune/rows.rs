@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use lowrank_data::glue::{GlueDataset, Split, Task, TaskSpec, read_custom};
+use lowrank_data::glue::{GlueDataset, Label, Split, Task, TaskSpec, read_custom};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_train::DevSet;
@@ -58,8 +58,17 @@ impl Source {
     }
 }
 
+/// Hash of tokens, row boundaries and labels.
 fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
-    let bytes =
-        sets.flat_map(|set| set.rows()).flat_map(|row| row.ids.iter().flat_map(|id| id.to_le_bytes()));
+    let rows = sets.flat_map(|set| set.rows().iter().zip(set.labels()));
+    let bytes = rows.flat_map(|(row, label)| {
+        let label = match label {
+            None => [0, 0],
+            Some(Label::Class(class)) => [1, *class],
+            Some(Label::Score(score)) => [2, score.to_bits()],
+        };
+        let numbers = [row.ids.len() as u32].into_iter().chain(row.ids.iter().copied()).chain(label);
+        numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    });
     format!("{:016x}", fnv(bytes))
 }

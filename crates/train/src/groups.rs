@@ -1,0 +1,105 @@
+//! Parameter groups: which learning rate a parameter has, and whether it decays.
+
+use std::collections::HashMap;
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+use lowrank_adapters::{Adapter, AdapterSet};
+use lowrank_models::Adaptable;
+use lowrank_models::params::{Layout, ParamIo};
+
+/// Which learning rate a parameter has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rate {
+    /// The base rate.
+    #[default]
+    Base,
+    /// That of the task head.
+    Head,
+    /// That of the second factor of a LoRA, which LoRA+ moves faster.
+    SecondFactor,
+}
+
+/// The group of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its learning rate.
+    pub rate: Rate,
+    /// Whether weight decay applies to it.
+    pub decays: bool,
+}
+
+/// Groups by parameter.
+#[derive(Clone, Debug, Default)]
+pub struct Groups(HashMap<ParamId, Group>);
+
+impl Groups {
+    /// Puts a parameter into a group.
+    pub fn insert(&mut self, id: ParamId, group: Group) {
+        self.0.insert(id, group);
+    }
+
+    /// The group of a parameter of `dims` dimensions. One that was put into none has the base rate, and decays unless it
+    /// is a vector: biases, and the gains and offsets of norms.
+    pub fn get(&self, id: ParamId, dims: usize) -> Group {
+        self.0.get(&id).copied().unwrap_or(Group { rate: Rate::Base, decays: dims >= 2 })
+    }
+
+    /// Adds the second factors of a set of adapters.
+    pub fn with_adapters<B: Backend>(mut self, set: &AdapterSet<B>) -> Self {
+        for adapter in set.adapters() {
+            if let Adapter::Lora(lora) = adapter {
+                self.insert(lora.b.id, Group { rate: Rate::SecondFactor, decays: true });
+            }
+        }
+        self
+    }
+
+    /// Adds the task head of a model: the parameters of the modules in `heads`.
+    pub fn with_head<B: Backend>(mut self, model: &impl Adaptable<B>, heads: &[String]) -> Self {
+        model.clone().walk_params(&mut HeadIds { heads, groups: &mut self });
+        self
+    }
+}
+
+struct HeadIds<'a> {
+    heads: &'a [String],
+    groups: &'a mut Groups,
+}
+
+impl<B: Backend> ParamIo<B> for HeadIds<'_> {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
+        let is_in = |head: &String| key.strip_prefix(head).is_some_and(|rest| rest.starts_with('.'));
+        if self.heads.iter().any(is_in) {
+            self.groups.insert(param.id, Group { rate: Rate::Head, decays: D >= 2 });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+    use lowrank_adapters::{AdapterConfig, Method, NoWeights, Pattern, Site, Targets};
+
+    use super::*;
+
+    #[test]
+    fn the_second_factor_of_a_lora_is_a_group() {
+        let site = Site {
+            path: "query".into(),
+            layer: None,
+            d_input: 4,
+            d_output: 6,
+            head: false,
+            embedding: false,
+        };
+        let targets = Targets::new(Pattern::parse("query"));
+        let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::Lora, targets) };
+        let set = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap();
+        let Adapter::Lora(lora) = &set.adapters()[0] else { panic!("a LoRA was asked for") };
+        let groups = Groups::default().with_adapters(&set);
+        assert_eq!(groups.get(lora.b.id, 2).rate, Rate::SecondFactor);
+        assert_eq!(groups.get(lora.a.id, 2), Group { rate: Rate::Base, decays: true });
+        assert!(!groups.get(ParamId::new(), 1).decays);
+    }
+}

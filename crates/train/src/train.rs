@@ -1,0 +1,239 @@
+//! The training loop.
+
+use std::time::{Duration, Instant};
+
+use burn::module::{AutodiffModule, Module};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::Tensor;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::Mode;
+use lowrank_kernels::Kernels;
+use lowrank_spec::rng::mix;
+
+use crate::checkpoint::{CheckpointStore, Position, Start};
+use crate::config::TrainConfig;
+use crate::error::{Result, TrainError};
+use crate::objective::{Objective, Selection};
+use crate::optimizer::GroupedAdamW;
+use crate::record::TrainedRecord;
+use crate::schedule::Schedule;
+use crate::watch::{StepReport, Watch};
+
+/// How a training runs.
+pub struct Training<'a> {
+    /// Hyper-parameters.
+    pub config: &'a TrainConfig,
+    /// Where checkpoints are kept, if any are.
+    pub checkpoints: Option<&'a CheckpointStore>,
+    /// From the beginning, or from the newest checkpoint.
+    pub start: Start,
+    /// Keep a checkpoint of the last step, from which the training can be extended.
+    pub keep_last: bool,
+    /// Is told how it goes.
+    pub watch: &'a mut dyn Watch,
+}
+
+/// The result of a training, beside the model.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Steps made, those before a resumption included.
+    pub steps: usize,
+    /// The best evaluation: its step and the value of the selecting metric.
+    pub best: Option<(usize, f64)>,
+    /// Duration of each step of this process.
+    pub step_times: Vec<Duration>,
+    /// Real tokens of each step of this process.
+    pub step_tokens: Vec<usize>,
+}
+
+/// Minimises an objective; the model that comes back has the weights of the best evaluation, or the last ones where
+/// there is none.
+///
+/// # Algorithm
+/// AdamW on the gradient of `Σ wᵢ·lᵢ / Σ wᵢ` over the micro-batches of a step (see [`Objective`]), with the rate of
+/// [`Schedule`]. Dropout's seed is a function of the training's seed and of the number of the micro-batch.
+///
+/// # Errors
+/// Invalid hyper-parameters, data that do not fit the model, a loss that is not finite, files that cannot be written.
+pub fn train<B, O>(objective: &O, model: O::Model, training: Training<'_>) -> Result<(O::Model, Outcome)>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+    O: Objective<B>,
+{
+    training.config.validate()?;
+    let mut run = Run::<B, O>::new(objective, model, training)?;
+    let result = run.steps();
+    run.training.watch.end();
+    result?;
+    let last = run.model()?;
+    let model = match &run.best {
+        Some(best) => best.restore::<B, _>(last)?,
+        None => last,
+    };
+    Ok((model, run.outcome))
+}
+
+/// A training on its way.
+struct Run<'o, 't, B, O>
+where
+    B: AutodiffBackend,
+    B::InnerBackend: Kernels,
+    O: Objective<B>,
+{
+    objective: &'o O,
+    training: Training<'t>,
+    /// Taken by the optimizer alone, which gives it back.
+    model: Option<O::Model>,
+    optimizer: GroupedAdamW<B::InnerBackend>,
+    schedule: Schedule,
+    selection: Option<Selection>,
+    best: Option<TrainedRecord>,
+    /// Evaluations since the best one.
+    stale: usize,
+    outcome: Outcome,
+}
+
+impl<'o, 't, B, O> Run<'o, 't, B, O>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+    O: Objective<B>,
+{
+    fn new(objective: &'o O, model: O::Model, training: Training<'t>) -> Result<Self> {
+        let config = training.config;
+        let mut run = Self {
+            objective,
+            optimizer: GroupedAdamW::new(config, objective.groups(&model)),
+            schedule: Schedule::new(config),
+            selection: objective.selection(),
+            best: None,
+            stale: 0,
+            outcome: Outcome::default(),
+            model: None,
+            training,
+        };
+        let position = match run.training.checkpoints {
+            Some(store) => store.position(run.training.start, config.max_steps)?,
+            None => None,
+        };
+        let mut model = model;
+        if let (Some(position), Some(store)) = (position, run.training.checkpoints) {
+            let device = model.devices().into_iter().next().unwrap_or_default();
+            let saved = store.load::<B>(&position, run.training.start)?;
+            model = saved.model.restore::<B, _>(model)?;
+            run.optimizer = run.optimizer.load_record::<B>(saved.optimizer, &model, &device);
+            run.outcome.steps = position.step;
+            run.outcome.best = position.best;
+            run.best = saved.best;
+            // A training that is extended has its whole patience again.
+            run.stale = if run.training.start == Start::Extend { 0 } else { position.stale };
+        }
+        run.model = Some(model);
+        Ok(run)
+    }
+
+    fn model(&mut self) -> Result<O::Model> {
+        self.model.take().ok_or_else(no_model)
+    }
+
+    fn steps(&mut self) -> Result<()> {
+        let config = self.training.config;
+        while self.outcome.steps < config.max_steps {
+            let report = self.step()?;
+            self.training.watch.step(&report)?;
+            let step = report.step;
+            let at_end = step == config.max_steps;
+            let mut stop = false;
+            if step.is_multiple_of(config.eval_every) || at_end {
+                self.evaluate(step)?;
+                stop = config.early_stopping.is_some_and(|patience| self.stale >= patience)
+                    || self.training.watch.should_stop();
+            }
+            let last = (at_end || stop) && self.training.keep_last;
+            if last || config.save_every.is_some_and(|n| step.is_multiple_of(n)) && !at_end && !stop {
+                self.save(step)?;
+            }
+            if stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<StepReport> {
+        let begun = Instant::now();
+        let config = self.training.config;
+        let index = self.outcome.steps;
+        let step = index + 1;
+        let lr = self.schedule.at(index);
+        let batches = self.objective.batches(index)?;
+        let total: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
+        if total.is_nan() || total <= 0.0 {
+            return Err(TrainError::Batch(format!("the batch of step {step} has nothing to learn")));
+        }
+        let tokens = batches.micro.iter().map(|micro| micro.tokens).sum();
+        let model = self.model.as_ref().ok_or_else(no_model)?;
+        let mut accumulator = GradientsAccumulator::new();
+        let (mut grads, mut sum) = (None, None::<Tensor<B::InnerBackend, 1>>);
+        let n_micro = batches.micro.len();
+        for (place, micro) in batches.micro.iter().enumerate() {
+            let seed = mix(config.seed, (index * config.grad_accum + place + 1) as u64);
+            let part = self.objective.loss(model, &micro.data, Mode::train(seed))? * (micro.weight / total);
+            sum = Some(match sum {
+                Some(sum) => sum + part.clone().inner(),
+                None => part.clone().inner(),
+            });
+            let part = GradientsParams::from_grads(part.backward(), model);
+            if n_micro == 1 {
+                grads = Some(part);
+            } else {
+                accumulator.accumulate(model, part);
+            }
+        }
+        let grads = grads.unwrap_or_else(|| accumulator.grads());
+        // The optimizer is given the only handle on the weights, so that it can update them in place.
+        let model = self.model()?;
+        let model = self.objective.constrain(self.optimizer.step::<B, _>(lr, model, grads))?;
+        self.model = Some(model);
+        let loss = sum.and_then(|sum| sum.into_data().iter::<f64>().next()).unwrap_or(f64::NAN);
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step, loss, lr });
+        }
+        self.outcome.steps = step;
+        self.outcome.step_times.push(begun.elapsed());
+        self.outcome.step_tokens.push(tokens);
+        Ok(StepReport { step, of: config.max_steps, loss, lr, epoch: batches.epoch, tokens })
+    }
+
+    /// Evaluates, where the objective selects by a metric, and notes the best weights.
+    fn evaluate(&mut self, step: usize) -> Result<()> {
+        let Some(Selection { metric, better }) = &self.selection else { return Ok(()) };
+        let model = self.model.as_ref().ok_or_else(no_model)?;
+        let result = self.objective.evaluate(&model.valid())?;
+        self.training.watch.evaluation(step, self.training.config.max_steps, &result)?;
+        let value = result.values.get(metric).copied().unwrap_or(f64::NAN);
+        if better.improves(value, self.outcome.best.map(|(_, best)| best)) {
+            self.outcome.best = Some((step, value));
+            self.best = Some(TrainedRecord::of::<B>(model));
+            self.stale = 0;
+        } else {
+            self.stale += 1;
+        }
+        Ok(())
+    }
+
+    fn save(&self, step: usize) -> Result<()> {
+        let Some(store) = self.training.checkpoints else { return Ok(()) };
+        let model = self.model.as_ref().ok_or_else(no_model)?;
+        let position = Position { step, best: self.outcome.best, stale: self.stale };
+        let optimizer = self.optimizer.to_record::<B>(model);
+        let planned = self.training.config.max_steps;
+        store.save::<B>(&position, planned, TrainedRecord::of::<B>(model), optimizer, self.best.clone())
+    }
+}
+
+fn no_model() -> TrainError {
+    TrainError::Batch("the model was lost by an earlier error".into())
+}
