@@ -107,6 +107,16 @@ pub trait Kernels: Backend {
         composed::lora_input_grad::<Self>(dy, w, dh, a, spec)
     }
 
+    /// `y + scale·dropout(x)·a·b`, and `dropout(x)·a`, which the gradient of b needs; in place where no one else has y.
+    fn add_lora_forward(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        factors: [FloatTensor<Self>; 2],
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed::add_lora::<Self>(y, x, factors, spec)
+    }
+
     /// Sum over rows: the gradient of a bias or a beta.
     fn sum_rows(dy: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::sum_rows::<Self>(dy)

@@ -28,7 +28,7 @@ pub use convert::convert_checked;
 pub use error::KernelError;
 pub use kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
 pub use ops::{
-    Head, adamw_step, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm, linear,
-    linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,
+    Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
+    linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,
 };
-pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};

@@ -55,6 +55,26 @@ pub fn linear_lora<B: Kernels>(
     wrap(B::lora_forward(unwrap(x), weights, bias.map(unwrap), spec).0)
 }
 
+/// Adds a low-rank adapter to the output of a base that is not one matrix: `y + scale·dropout(x)·a·b`.
+///
+/// For a base of two factors, a tensor train, a sum of forms: compute `y` in whatever way, and add the adapter in place.
+///
+/// # Shapes
+/// - y, output: `[tokens, d_output]`, x: `[tokens, d_input]`
+/// - factors: `[d_input, rank]` and `[rank, d_output]`
+#[track_caller]
+pub fn add_lora<B: Kernels>(
+    y: Tensor<B, 2>,
+    x: Tensor<B, 2>,
+    [a, b]: [Tensor<B, 2>; 2],
+    spec: LoraSpec,
+) -> Tensor<B, 2> {
+    let ([rows, d_output], [x_rows, d_input]) = (y.dims(), x.dims());
+    assert!(rows == x_rows, "add_lora: y is {:?}, x {:?}", y.dims(), x.dims());
+    check_factors("add_lora", [d_input, d_output], [&a, &b]);
+    wrap(B::add_lora_forward(unwrap(y), unwrap(x), [unwrap(a), unwrap(b)], spec).0)
+}
+
 /// The Gaussian error linear unit (Hendrycks & Gimpel 2016), elementwise.
 pub fn gelu<B: Kernels>(x: Tensor<B, 2>, kind: Gelu) -> Tensor<B, 2> {
     wrap(B::gelu_forward(unwrap(x), kind))
@@ -113,8 +133,8 @@ pub fn dropout<B: Kernels>(x: Tensor<B, 2>, d: Dropout) -> Tensor<B, 2> {
 /// Scaled dot-product attention over packed sequences, without padding.
 ///
 /// # Shapes
-/// - q: `[Σ q_lengths, n_heads * head_dim]`
-/// - k, v: `[Σ kv_lengths, n_kv_heads * head_dim]`
+/// - q: `[queries, n_heads * head_dim]`
+/// - k, v: `[keys, n_kv_heads * head_dim]`
 /// - output: as q
 #[track_caller]
 pub fn attention<B: Kernels>(

@@ -1,8 +1,10 @@
 //! Options of the fused steps: dropout, the form of GELU, norms, and the layout of a packed attention.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use lowrank_spec::Dropout;
+use lowrank_spec::PackedTokens;
 
 /// Which GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,20 +72,68 @@ impl AdamW {
     }
 }
 
+/// Where the keys and values of each sequence lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// One sequence after the other.
+    Packed(PackedTokens),
+    /// The rows of each sequence in a cache, which has room behind each. Such an attention has no gradient.
+    Cached(Arc<[Range<usize>]>),
+}
+
+impl Keys {
+    /// Number of sequences.
+    pub fn n_sequences(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.n_sequences(),
+            Self::Cached(rows) => rows.len(),
+        }
+    }
+
+    /// The rows of one sequence.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn rows(&self, sequence: usize) -> Range<usize> {
+        match self {
+            Self::Packed(packed) => packed.rows(sequence),
+            Self::Cached(rows) => rows[sequence].clone(),
+        }
+    }
+
+    /// Number of keys of the longest sequence.
+    pub fn longest(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.longest(),
+            Self::Cached(rows) => rows.iter().map(Range::len).max().unwrap_or(0),
+        }
+    }
+
+    /// Rows that the keys must at least have.
+    pub(crate) fn end(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.n_tokens(),
+            Self::Cached(rows) => rows.iter().map(|rows| rows.end).max().unwrap_or(0),
+        }
+    }
+}
+
+impl<T: Into<PackedTokens>> From<T> for Keys {
+    fn from(packed: T) -> Self {
+        Self::Packed(packed.into())
+    }
+}
+
 /// Layout and options of an attention over packed sequences.
 ///
-/// Queries are `[Σ q_lengths, n_heads * head_dim]`, keys and values `[Σ kv_lengths, n_kv_heads * head_dim]`.
-/// The queries of sequence `i` are the last `q_lengths[i]` of its `kv_lengths[i]` positions, so that a
-/// step with a cache of keys and values has fewer queries than keys.
+/// Queries are `[queries, n_heads * head_dim]`, keys and values `[keys, n_kv_heads * head_dim]`. The queries of a
+/// sequence are at its last positions, so that a step with a cache of keys and values has fewer queries than keys.
 #[derive(Clone, Debug)]
 pub struct AttentionSpec {
-    /// Number of queries of each sequence.
-    pub q_lengths: Arc<[usize]>,
-    /// Number of keys of each sequence, at least that of its queries.
-    pub kv_lengths: Arc<[usize]>,
-    /// The row of the keys and values at which each sequence begins, where they do not simply follow one
-    /// another: a cache has room behind each. Such an attention has no gradient.
-    pub kv_starts: Option<Arc<[usize]>>,
+    /// The queries of each sequence.
+    pub queries: PackedTokens,
+    /// The keys of each sequence, at least as many as its queries.
+    pub keys: Keys,
     /// Heads of the queries, a multiple of `n_kv_heads`.
     pub n_heads: usize,
     /// Heads of the keys and values; each serves `n_heads / n_kv_heads` consecutive query heads.
@@ -102,12 +152,11 @@ pub struct AttentionSpec {
 
 impl AttentionSpec {
     /// Attention of an encoder: every token sees all tokens of its sequence; scale `1/√head_dim`.
-    pub fn encoder(lengths: impl Into<Arc<[usize]>>, n_heads: usize, head_dim: usize) -> Self {
-        let lengths = lengths.into();
+    pub fn encoder(sequences: impl Into<PackedTokens>, n_heads: usize, head_dim: usize) -> Self {
+        let sequences = sequences.into();
         Self {
-            q_lengths: lengths.clone(),
-            kv_lengths: lengths,
-            kv_starts: None,
+            queries: sequences.clone(),
+            keys: Keys::Packed(sequences),
             n_heads,
             n_kv_heads: n_heads,
             head_dim,
@@ -120,36 +169,21 @@ impl AttentionSpec {
 
     /// Attention of a decoder over whole sequences: a token sees itself and those before it.
     pub fn decoder(
-        lengths: impl Into<Arc<[usize]>>,
+        sequences: impl Into<PackedTokens>,
         n_heads: usize,
         n_kv_heads: usize,
         head_dim: usize,
     ) -> Self {
-        Self { n_kv_heads, causal: true, ..Self::encoder(lengths, n_heads, head_dim) }
+        Self { n_kv_heads, causal: true, ..Self::encoder(sequences, n_heads, head_dim) }
     }
 
-    /// Total number of queries.
-    pub fn n_queries(&self) -> usize {
-        self.q_lengths.iter().sum()
-    }
-
-    /// Total number of keys.
-    pub fn n_keys(&self) -> usize {
-        self.kv_lengths.iter().sum()
-    }
-
-    /// The rows of the keys of each sequence: the first, and how many.
-    pub fn key_rows(&self) -> impl Iterator<Item = (usize, usize)> {
-        let mut next = 0;
-        self.kv_lengths.iter().enumerate().map(move |(i, &length)| {
-            let start = self.kv_starts.as_ref().map_or(next, |starts| starts[i]);
-            next += length;
-            (start, length)
-        })
+    /// The rows of the queries and of the keys of each sequence.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        self.queries.all_rows().enumerate().map(|(i, queries)| (queries, self.keys.rows(i)))
     }
 
     /// The keys that query `query` of a sequence with these lengths sees, as a range of positions.
-    pub fn visible(&self, query: usize, q_length: usize, kv_length: usize) -> std::ops::Range<usize> {
+    pub fn visible(&self, query: usize, q_length: usize, kv_length: usize) -> Range<usize> {
         let position = kv_length - q_length + query;
         let window = self.window.unwrap_or(usize::MAX);
         let first = (position + 1).saturating_sub(window);
@@ -169,22 +203,15 @@ impl AttentionSpec {
         );
         assert!(self.window != Some(0), "attention: a window of 0 sees nothing");
         assert!(
-            self.q_lengths.len() == self.kv_lengths.len()
-                && self.q_lengths.iter().zip(self.kv_lengths.iter()).all(|(q, kv)| q <= kv),
+            self.queries.n_sequences() == self.keys.n_sequences()
+                && self.sequences().all(|(queries, keys)| queries.len() <= keys.len()),
             "attention: each sequence needs at least as many keys as queries"
         );
-        let queries = [self.n_queries(), self.n_heads * self.head_dim];
-        let mut keys = [self.n_keys(), self.n_kv_heads * self.head_dim];
+        let queries = [self.queries.n_tokens(), self.n_heads * self.head_dim];
         assert!(q == queries, "attention: queries are {q:?}, expected {queries:?}");
-        if let Some(starts) = &self.kv_starts {
-            let sequences = self.kv_lengths.len();
-            assert!(
-                starts.len() == sequences,
-                "attention: {} starts for {sequences} sequences",
-                starts.len()
-            );
-            let end = self.key_rows().map(|(start, length)| start + length).max().unwrap_or(0);
-            assert!(k[0] >= end, "attention: {} rows of keys, expected {end}", k[0]);
+        let mut keys = [self.keys.end(), self.n_kv_heads * self.head_dim];
+        if let Keys::Cached(_) = self.keys {
+            assert!(k[0] >= keys[0], "attention: {} rows of keys, expected at least {}", k[0], keys[0]);
             keys[0] = k[0];
         }
         assert!(k == keys, "attention: keys are {k:?}, expected {keys:?}");

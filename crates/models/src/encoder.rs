@@ -7,12 +7,10 @@
 //! | n_heads | attention heads of d_model / n_heads |
 //! | d_ff | inner width of the feed-forward part |
 
-use std::sync::Arc;
-
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::{AttentionSpec, Kernels, attention, dropout};
-use lowrank_spec::Stream;
+use lowrank_spec::{PackedTokens, Stream};
 
 use crate::batch::TokenBatch;
 use crate::config::{Activation, EncoderConfig};
@@ -224,17 +222,18 @@ impl<B: Kernels> SelfAttention<B> {
         adapters: &AdapterSet<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        let (x_query, q_lengths) = match rows {
-            Rows::All => (x.clone(), batch.lengths.clone()),
-            Rows::First => {
-                (x.clone().select(0, batch.starts.clone()), Arc::from(vec![1; batch.n_sequences()]))
-            }
+        let (x_query, queries) = match rows {
+            Rows::All => (x.clone(), PackedTokens::from(batch.lengths.clone())),
+            Rows::First => (
+                x.clone().select(0, batch.starts.clone()),
+                std::iter::repeat_n(1, batch.n_sequences()).collect(),
+            ),
         };
         let q = self.query.forward(x_query.clone(), adapters, mode); // [rows, d_model]
         let k = self.key.forward(x.clone(), adapters, mode); // [tokens, d_model]
         let v = self.value.forward(x, adapters, mode); // [tokens, d_model]
         let spec = AttentionSpec {
-            q_lengths,
+            queries,
             dropout: mode.dropout(self.attention_dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::encoder(batch.lengths.clone(), self.n_heads, self.head_dim)
         };

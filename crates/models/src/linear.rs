@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use burn::module::Param;
 use burn::prelude::*;
-use burn::tensor::DType;
 use lowrank_adapters::{AdapterSet, FrozenMap, Mode, Site};
 use lowrank_kernels::{Kernels, linear_gelu};
 
@@ -164,8 +163,7 @@ impl<B: Kernels> FrozenMap<B> for Linear<B> {
 
     fn dense(&self) -> Option<Tensor<B, 2>> {
         match &self.projection {
-            // The step with an adapter wants weights and factors of one type.
-            Projection::Dense(dense) => Some(dense.weight.val()).filter(|w| w.dtype() == DType::F32),
+            Projection::Dense(dense) => Some(dense.weight.val()),
             Projection::LowRank(_) | Projection::TensorTrain(_) => None,
         }
     }

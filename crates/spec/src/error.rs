@@ -34,6 +34,16 @@ pub enum SpecError {
         /// What the regex engine reports.
         reason: String,
     },
+    /// Lengths of sequences that do not add up to the tokens of their batch.
+    #[error("{tokens} tokens for {sequences} sequences whose lengths add up to {sum}")]
+    Packed {
+        /// Number of sequences.
+        sequences: usize,
+        /// Sum of their lengths.
+        sum: usize,
+        /// Number of tokens.
+        tokens: usize,
+    },
     /// Ranks or cores that contradict each other or the weight's shape.
     #[error("{0}")]
     Representation(String),

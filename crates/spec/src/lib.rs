@@ -5,6 +5,7 @@
 pub mod dropout;
 pub mod error;
 pub mod names;
+pub mod packed;
 pub mod representation;
 pub mod rng;
 pub mod site;
@@ -13,6 +14,7 @@ pub mod tensor;
 
 pub use dropout::{Dropout, Mode, Stream};
 pub use error::{Result, SpecError};
+pub use packed::PackedTokens;
 pub use representation::{LowrankSection, ModuleEntry, Representation};
 pub use site::Site;
 pub use targets::{Pattern, Targets};

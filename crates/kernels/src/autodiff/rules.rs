@@ -7,7 +7,7 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
 use crate::kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn linear_forward(
@@ -50,6 +50,34 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         // The intermediate product is of use to the rule alone.
         let h = h.unwrap_or_else(|| y.primitive.clone());
         (y, Self::from_inner(h))
+    }
+
+    fn add_lora_forward(
+        mut y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        [a, b]: [FloatTensor<Self>; 2],
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let mut h = None;
+        // The only handle of y goes to the step, which may then work in place; another tensor takes its place.
+        let y_primitive = std::mem::replace(&mut y.primitive, b.primitive.clone());
+        let sum = record::<AddLora, B, C, 4>([Some(&y), Some(&x), Some(&a), Some(&b)], |tracked| {
+            let [_, x_tracked, a_tracked, b_tracked] = tracked;
+            let [x, a, b] = [&x, &a, &b].map(|tensor| tensor.primitive.clone());
+            let (sum, down) = B::add_lora_forward(y_primitive, x.clone(), [a.clone(), b.clone()], spec);
+            h = Some(down.clone());
+            let state = tracked.contains(&true).then(|| LoraState {
+                x: a_tracked.then_some(x),
+                w: None,
+                h: b_tracked.then_some(down),
+                a: x_tracked.then_some(a),
+                b: (x_tracked || a_tracked).then_some(b),
+                spec,
+            });
+            (sum, state)
+        });
+        let h = h.unwrap_or_else(|| sum.primitive.clone());
+        (sum, Self::from_inner(h))
     }
 
     fn linear_gelu_forward(
@@ -123,7 +151,8 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         record::<Attention, B, C, 3>([Some(&q), Some(&k), Some(&v)], |tracked| {
             let (q, k, v) = (q.primitive.clone(), k.primitive.clone(), v.primitive.clone());
             if tracked.contains(&true) {
-                assert!(spec.kv_starts.is_none(), "attention: keys in a cache have no gradient");
+                let is_packed = matches!(spec.keys, Keys::Packed(_));
+                assert!(is_packed, "attention: keys in a cache have no gradient");
                 let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
                 (y.clone(), Some(AttentionState { q, k, v, y, log_sums, spec: spec.clone() }))
             } else {
@@ -265,25 +294,63 @@ impl<B: Kernels> Rule<B, 5> for Lora {
     type State = LoraState<FloatTensor<B>>;
 
     fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 5]) -> [Option<FloatTensor<B>>; 5] {
-        let LoraState { x, w, h, a, b, spec } = state;
         let [_, w_needed, bias_needed, a_needed, _] = needed;
-        let scale = |tensor| B::float_mul_scalar(tensor, spec.scale.into());
+        let (x, w, a, spec) = (state.x.clone(), state.w.clone(), state.a.clone(), state.spec);
         let bias = bias_needed.then(|| B::sum_rows(dy.clone()));
-        let d_w = x.as_ref().filter(|_| w_needed).map(|x| B::linear_weight_grad(x.clone(), dy.clone()));
-        let d_b = h.map(|h| scale(B::linear_weight_grad(h, dy.clone())));
-        let dh = b.map(|b| B::linear_input_grad(dy.clone(), scale(b)));
-        let d_a = x.filter(|_| a_needed).zip(dh.clone()).map(|(x, dh)| {
-            let x = match spec.dropout {
-                Some(dropout) => B::dropout_forward(x, dropout),
-                None => x,
-            };
-            B::linear_weight_grad(x, dh)
-        });
+        let d_w = x.filter(|_| w_needed).map(|x| B::linear_weight_grad(x, dy.clone()));
+        let FactorGrads { d_a, d_b, dh } = factor_grads::<B>(state, &dy, a_needed);
         let d_x = match (w, a, dh) {
             (Some(w), Some(a), Some(dh)) => Some(B::lora_input_grad(dy, w, dh, a, spec)),
             _ => None,
         };
         [d_x, d_w, bias, d_a, d_b]
+    }
+}
+
+/// Gradients of the factors of an adapter, and of `dropout(x)·a`.
+struct FactorGrads<T> {
+    d_a: Option<T>,
+    d_b: Option<T>,
+    dh: Option<T>,
+}
+
+fn factor_grads<B: Kernels>(
+    state: LoraState<FloatTensor<B>>,
+    dy: &FloatTensor<B>,
+    a_needed: bool,
+) -> FactorGrads<FloatTensor<B>> {
+    let LoraState { x, h, b, spec, .. } = state;
+    let scale = |tensor| B::float_mul_scalar(tensor, spec.scale.into());
+    let d_b = h.map(|h| scale(B::linear_weight_grad(h, dy.clone())));
+    let dh = b.map(|b| B::linear_input_grad(dy.clone(), scale(b)));
+    let d_a = x.filter(|_| a_needed).zip(dh.clone()).map(|(x, dh)| {
+        let x = match spec.dropout {
+            Some(dropout) => B::dropout_forward(x, dropout),
+            None => x,
+        };
+        B::linear_weight_grad(x, dh)
+    });
+    FactorGrads { d_a, d_b, dh }
+}
+
+/// An adapter whose base is a step of its own.
+#[derive(Debug)]
+struct AddLora;
+
+impl<B: Kernels> Rule<B, 4> for AddLora {
+    type State = LoraState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 4]) -> [Option<FloatTensor<B>>; 4] {
+        let (a, spec) = (state.a.clone(), state.spec);
+        let FactorGrads { d_a, d_b, dh } = factor_grads::<B>(state, &dy, needed[2]);
+        let d_x = a.zip(dh).map(|(a, dh)| {
+            let dx = B::linear_input_grad(dh, a);
+            match spec.dropout {
+                Some(dropout) => B::dropout_forward(dx, dropout),
+                None => dx,
+            }
+        });
+        [needed[0].then_some(dy), d_x, d_a, d_b]
     }
 }
 

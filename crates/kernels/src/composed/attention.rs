@@ -1,5 +1,7 @@
 //! Attention of burn operations: sequences are gathered into a padded batch and scattered back.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -16,7 +18,7 @@ pub(crate) fn attention_saving<B: Backend>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let q: Tensor<B, 2> = wrap(q);
     let (device, dtype) = (q.device(), q.dtype());
-    if spec.n_queries() == 0 {
+    if spec.queries.n_tokens() == 0 {
         let log_sums = Tensor::<B, 2>::zeros([0, spec.n_heads], (&device, dtype));
         return (unwrap(q), unwrap(log_sums));
     }
@@ -44,7 +46,7 @@ pub(crate) fn attention_grads<B: Backend>(
 ) -> AttentionGrads<FloatTensor<B>> {
     let (q, k, v): (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 2>) = (wrap(q), wrap(k), wrap(v));
     let (device, dtype) = (q.device(), q.dtype());
-    if spec.n_queries() == 0 {
+    if spec.queries.n_tokens() == 0 {
         return AttentionGrads {
             q: needed[0].then(|| unwrap(q)),
             k: needed[1].then(|| unwrap(k.zeros_like())),
@@ -84,23 +86,22 @@ struct Padded<'a, B: Backend> {
 
 impl<'a, B: Backend> Padded<'a, B> {
     fn new(spec: &'a AttentionSpec, device: &B::Device, dtype: DType) -> Self {
-        let max = |lengths: &[usize]| lengths.iter().copied().max().unwrap_or(0);
         Self {
             spec,
             device: device.clone(),
             dtype,
-            max_queries: max(&spec.q_lengths),
-            max_keys: max(&spec.kv_lengths),
+            max_queries: spec.queries.longest(),
+            max_keys: spec.keys.longest(),
         }
     }
 
     fn batch(&self) -> usize {
-        self.spec.q_lengths.len()
+        self.spec.queries.n_sequences()
     }
 
     /// `[tokens, heads * head_dim]` to `[batch, heads, queries, head_dim]`.
     fn queries(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
-        let index = self.unpack_index(&self.spec.q_lengths, self.max_queries);
+        let index = self.index(self.spec.queries.all_rows(), self.max_queries);
         x.select(0, index)
             .reshape([self.batch(), self.max_queries, self.spec.n_heads, self.spec.head_dim])
             .swap_dims(1, 2)
@@ -108,7 +109,7 @@ impl<'a, B: Backend> Padded<'a, B> {
 
     /// `[tokens, heads]` to `[batch, heads, queries, 1]`.
     fn row_values(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
-        let index = self.unpack_index(&self.spec.q_lengths, self.max_queries);
+        let index = self.index(self.spec.queries.all_rows(), self.max_queries);
         x.select(0, index).reshape([self.batch(), self.max_queries, self.spec.n_heads, 1]).swap_dims(1, 2)
     }
 
@@ -116,7 +117,7 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// the query heads that it serves.
     fn keys(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
-        let index = self.index(self.spec.key_rows(), self.max_keys);
+        let index = self.index(self.spec.sequences().map(|(_, keys)| keys), self.max_keys);
         let x = x
             .select(0, index)
             .reshape([self.batch(), self.max_keys, n_kv_heads, head_dim])
@@ -128,7 +129,7 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// `[batch, heads, queries, width]` to `[tokens, heads * width]`.
     fn pack_queries(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
         let [batch, heads, queries, width] = x.dims();
-        let index = self.pack_index(&self.spec.q_lengths, self.max_queries);
+        let index = self.pack_index(self.spec.queries.lengths(), self.max_queries);
         x.swap_dims(1, 2).reshape([batch * queries, heads * width]).select(0, index)
     }
 
@@ -136,7 +137,7 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// of each key head.
     fn pack_keys(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
-        let index = self.pack_index(&self.spec.kv_lengths, self.max_keys);
+        let index = self.pack_index(self.spec.sequences().map(|(_, keys)| keys.len()), self.max_keys);
         x.reshape([self.batch(), n_kv_heads, n_heads / n_kv_heads, self.max_keys, head_dim])
             .sum_dim(2)
             .squeeze_dim::<4>(2)
@@ -157,9 +158,8 @@ impl<'a, B: Backend> Padded<'a, B> {
     fn mask(&self) -> Tensor<B, 4> {
         let spec = self.spec;
         let mut mask = vec![f32::NEG_INFINITY; self.batch() * self.max_queries * self.max_keys];
-        for (sequence, (&q_length, &kv_length)) in
-            spec.q_lengths.iter().zip(spec.kv_lengths.iter()).enumerate()
-        {
+        for (sequence, (queries, keys)) in spec.sequences().enumerate() {
+            let (q_length, kv_length) = (queries.len(), keys.len());
             for query in 0..q_length {
                 let row = (sequence * self.max_queries + query) * self.max_keys;
                 let visible = spec.visible(query, q_length, kv_length);
@@ -176,7 +176,7 @@ impl<'a, B: Backend> Padded<'a, B> {
         let shape = [self.batch(), self.spec.n_heads, self.max_queries, self.max_keys];
         let mut factors = Vec::with_capacity(shape.iter().product());
         let mut first_query = 0;
-        for &q_length in self.spec.q_lengths.iter() {
+        for q_length in self.spec.queries.lengths() {
             for head in 0..self.spec.n_heads {
                 for query in 0..self.max_queries {
                     let row = (first_query + query) * self.spec.n_heads + head;
@@ -191,32 +191,23 @@ impl<'a, B: Backend> Padded<'a, B> {
         Some(Tensor::from_data(TensorData::new(factors, shape), (&self.device, self.dtype)))
     }
 
-    /// For each padded position, the packed row to read; padding reads the sequence's first row, since others may hold
-    /// what is no number.
-    fn unpack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
-        let rows = lengths.iter().scan(0, |first, &length| {
-            *first += length;
-            Some((*first - length, length))
-        });
-        self.index(rows, max)
-    }
-
-    /// The same for rows given by their first and their number.
-    fn index(&self, rows: impl Iterator<Item = (usize, usize)>, max: usize) -> Tensor<B, 1, Int> {
+    /// For each padded position of sequences with these rows, the row to read; padding reads the sequence's first row,
+    /// since others may hold NaN.
+    fn index(&self, sequences: impl Iterator<Item = Range<usize>>, max: usize) -> Tensor<B, 1, Int> {
         let mut index = Vec::new();
-        for (first, length) in rows {
-            let padding = if length > 0 { first } else { 0 };
-            index.extend((0..max).map(|i| if i < length { first + i } else { padding } as i32));
+        for rows in sequences {
+            let padding = if rows.is_empty() { 0 } else { rows.start };
+            index.extend((0..max).map(|i| if i < rows.len() { rows.start + i } else { padding } as i32));
         }
         Tensor::from_data(index.as_slice(), &self.device)
     }
 
     /// For each packed row, the padded position to read.
-    fn pack_index(&self, lengths: &[usize], max: usize) -> Tensor<B, 1, Int> {
-        let mut index = Vec::with_capacity(lengths.iter().sum());
-        for (sequence, &length) in lengths.iter().enumerate() {
-            index.extend((0..length).map(|i| (sequence * max + i) as i32));
-        }
+    fn pack_index(&self, lengths: impl Iterator<Item = usize>, max: usize) -> Tensor<B, 1, Int> {
+        let positions = lengths
+            .enumerate()
+            .flat_map(|(sequence, length)| (0..length).map(move |i| (sequence * max + i) as i32));
+        let index: Vec<i32> = positions.collect();
         Tensor::from_data(index.as_slice(), &self.device)
     }
 }

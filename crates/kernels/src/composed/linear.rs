@@ -56,10 +56,18 @@ pub(crate) fn lora<B: Backend>(
     bias: Option<FloatTensor<B>>,
     spec: LoraSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let h = lora_down::<B>(x.clone(), a, spec);
-    let y: Tensor<B, 2> = wrap(linear::<B>(x, w, bias));
-    let delta = wrap::<B, 2>(h.clone()).matmul(wrap::<B, 2>(b).mul_scalar(spec.scale));
-    (unwrap(y + delta), h)
+    add_lora::<B>(linear::<B>(x.clone(), w, bias), x, [a, b], spec)
+}
+
+pub(crate) fn add_lora<B: Backend>(
+    y: FloatTensor<B>,
+    x: FloatTensor<B>,
+    [a, b]: [FloatTensor<B>; 2],
+    spec: LoraSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let h = lora_down::<B>(x, a, spec);
+    let delta = product(wrap::<B, 2>(h.clone()), wrap::<B, 2>(b).mul_scalar(spec.scale));
+    (unwrap(wrap::<B, 2>(y) + delta), h)
 }
 
 /// `dropout(x)·a`.

@@ -10,7 +10,9 @@ mod rope;
 
 pub(crate) use activation::{dropout, gelu, gelu_saving, swiglu, swiglu_grads};
 pub(crate) use attention::{attention_grads, attention_saving};
-pub(crate) use linear::{linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows};
+pub(crate) use linear::{
+    add_lora, linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows,
+};
 pub(crate) use loss::{cross_entropy_grad, cross_entropy_saving, head_loss, scaled_by};
 pub(crate) use norm::{norm_input_grad, norm_saving};
 pub(crate) use optimizer::adamw;

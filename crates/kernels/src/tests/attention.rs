@@ -7,13 +7,13 @@ use rstest::rstest;
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
 use crate::kernels::Kernels;
 use crate::ops::attention;
-use crate::spec::{AttentionSpec, Dropout};
+use crate::spec::{AttentionSpec, Dropout, Keys};
 
 #[test]
 fn keys_with_gaps_between_give_what_they_give_without() {
     fn check<B: Kernels>() {
         let mut spec = AttentionSpec::decoder([50, 9, 4], 8, 2, 32);
-        spec.q_lengths = [1, 3, 4].into();
+        spec.queries = [1, 3, 4].into();
         let q = random::<B, 2>([8, 8 * 32], 1);
         let [k, v] = [2, 3].map(|seed| random::<B, 2>([63, 2 * 32], seed));
         let expected = values(attention(q.clone(), k.clone(), v.clone(), &spec));
@@ -23,7 +23,7 @@ fn keys_with_gaps_between_give_what_they_give_without() {
             let part = |start, n| x.clone().narrow(0, start, n);
             Tensor::cat(vec![room(2), part(50, 9), room(1), part(0, 50), room(5), part(59, 4), room(3)], 0)
         };
-        spec.kv_starts = Some([12, 2, 67].into());
+        spec.keys = Keys::Cached([12..62, 2..11, 67..71].into());
         assert_eq!(values(attention(q, spread(k), spread(v), &spec)), expected);
     }
     on_backends!(check());
@@ -32,8 +32,8 @@ fn keys_with_gaps_between_give_what_they_give_without() {
 /// Packed self-attention and attention to a cache, with all options in some combination.
 fn specs() -> Vec<AttentionSpec> {
     let dropout = Some(Dropout { p: 0.2, seed: 77 });
-    let cached = |mut spec: AttentionSpec, q_lengths: &[usize]| {
-        spec.q_lengths = q_lengths.into();
+    let cached = |mut spec: AttentionSpec, queries: &[usize]| {
+        spec.queries = queries.into();
         spec
     };
     let windowed = |spec: AttentionSpec, window| AttentionSpec { window: Some(window), ..spec };
@@ -62,9 +62,9 @@ struct Expected {
 
 fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
-    let (mut y, mut log_sums) = (vec![0.0; q.len()], vec![0.0; spec.n_queries() * n_heads]);
+    let (mut y, mut log_sums) = (vec![0.0; q.len()], vec![0.0; spec.queries.n_tokens() * n_heads]);
     let (mut first_query, mut first_key) = (0, 0);
-    for (&queries, &keys) in spec.q_lengths.iter().zip(spec.kv_lengths.iter()) {
+    for (queries, keys) in spec.sequences().map(|(queries, keys)| (queries.len(), keys.len())) {
         for query in 0..queries {
             for head in 0..n_heads {
                 let at = ((first_query + query) * n_heads + head) * head_dim;
@@ -104,9 +104,9 @@ fn arguments<B: Kernels>(spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
     let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
     [
-        random([spec.n_queries(), q_width], 1) * 3.0,
-        random([spec.n_keys(), kv_width], 2),
-        random([spec.n_keys(), kv_width], 3),
+        random([spec.queries.n_tokens(), q_width], 1) * 3.0,
+        random([spec.keys.end(), kv_width], 2),
+        random([spec.keys.end(), kv_width], 3),
     ]
 }
 
@@ -192,9 +192,9 @@ fn large_scores_are_finite() {
 #[rstest]
 #[case(AttentionSpec { n_kv_heads: 2, ..AttentionSpec::encoder([3], 3, 4) }, "3 heads over 2 key heads")]
 #[case(AttentionSpec { window: Some(0), ..AttentionSpec::encoder([3], 1, 4) }, "window of 0")]
-#[case(AttentionSpec { q_lengths: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
+#[case(AttentionSpec { queries: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
 #[case(AttentionSpec::encoder([2], 1, 4), "expected [2, 4]")]
-#[case(AttentionSpec { kv_starts: Some([1].into()), ..AttentionSpec::encoder([3], 1, 4) }, "expected 4")]
+#[case(AttentionSpec { keys: Keys::Cached(std::iter::once(1..4).collect()), ..AttentionSpec::encoder([3], 1, 4) }, "expected at least 4")]
 fn layouts_that_cannot_be_are_refused(#[case] spec: AttentionSpec, #[case] message: &str) {
     let run = || {
         let x = random::<burn_flex::Flex, 2>([3, 4], 1);

@@ -6,8 +6,8 @@ use burn_autodiff::Autodiff;
 use super::{Exact, assert_close, on_backends, random, tensor, values};
 use crate::kernels::{Adapted, Kernels};
 use crate::ops::{
-    attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora, rms_norm, rope,
-    swiglu,
+    add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
+    rms_norm, rope, swiglu,
 };
 use crate::spec::{AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
 
@@ -214,8 +214,8 @@ struct Attention(AttentionSpec);
 impl Case for Attention {
     fn shapes(&self) -> Vec<[usize; 2]> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = self.0;
-        let keys = [self.0.n_keys(), n_kv_heads * head_dim];
-        vec![[self.0.n_queries(), n_heads * head_dim], keys, keys]
+        let keys = [self.0.keys.end(), n_kv_heads * head_dim];
+        vec![[self.0.queries.n_tokens(), n_heads * head_dim], keys, keys]
     }
 
     fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
@@ -232,7 +232,7 @@ fn attentions() {
     check_case(&Attention(AttentionSpec::decoder([7, 4], 4, 2, 8)));
     check_case(&Attention(AttentionSpec { window: Some(3), ..AttentionSpec::decoder([12], 2, 1, 8) }));
     check_case(&Attention(AttentionSpec {
-        q_lengths: [2, 4].into(),
+        queries: [2, 4].into(),
         ..AttentionSpec::decoder([7, 4], 2, 2, 8)
     }));
 }
@@ -279,6 +279,27 @@ impl Case for Lora {
 fn linear_steps_with_adapters() {
     check_case(&Lora { with_bias: false, dropout: None });
     check_case(&Lora { with_bias: true, dropout: Some(Dropout { p: 0.2, seed: 3 }) });
+}
+
+struct AddLora {
+    dropout: Option<Dropout>,
+}
+
+impl Case for AddLora {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[9, 35], [9, 20], [20, 3], [3, 35]]
+    }
+
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [y, x, a, b]: [_; 4] = arguments.try_into().unwrap();
+        add_lora(y, x, [a, b], LoraSpec { scale: 1.5, dropout: self.dropout })
+    }
+}
+
+#[test]
+fn adapters_beside_a_base() {
+    check_case(&AddLora { dropout: None });
+    check_case(&AddLora { dropout: Some(Dropout { p: 0.2, seed: 3 }) });
 }
 
 struct Swiglu;

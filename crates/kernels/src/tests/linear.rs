@@ -1,13 +1,14 @@
 //! Linear steps and GELU.
 
 use burn::tensor::{DType, Tensor};
+use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
-use crate::kernels::Kernels;
-use crate::ops::{gelu, linear, linear_gelu};
-use crate::spec::Gelu;
+use crate::kernels::{Adapted, Kernels};
+use crate::ops::{add_lora, gelu, linear, linear_gelu, linear_lora};
+use crate::spec::{Dropout, Gelu, LoraSpec};
 
 /// Sizes m, k, n: tiles and panels of all machines, their tails, long sums, nothing at all.
 #[rstest]
@@ -113,6 +114,49 @@ fn half_precision_weights_are_widened(#[case] dtype: DType, #[values(1, 3, 40)] 
     let y = random::<Flex, 2>([m, 37], 3);
     let expected = values(linear(y.clone(), transposed, None));
     assert_eq!(values(linear(y, w.transpose(), None)), expected);
+}
+
+/// The fused step over a half-precision base is that over the widened one, to the bit, forward and backward.
+#[rstest]
+fn a_step_with_an_adapter_reads_half_precision_bases_as_they_are(
+    #[values(DType::F16, DType::BF16)] dtype: DType,
+    #[values(false, true)] transposed: bool,
+    #[values(2, 40)] m: usize,
+    #[values(None, Some(Dropout { p: 0.2, seed: 3 }))] dropout: Option<Dropout>,
+) {
+    type B = Autodiff<Flex>;
+    let x = random::<B, 2>([m, 50], 1).require_grad();
+    let narrow = random::<B, 2>(if transposed { [37, 50] } else { [50, 37] }, 2).cast(dtype);
+    let [a, b] = [random::<B, 2>([50, 4], 3).require_grad(), random::<B, 2>([4, 37], 4).require_grad()];
+    let bias = random::<B, 1>([37], 5);
+    let run = |w: Tensor<B, 2>| {
+        let w = if transposed { w.transpose() } else { w };
+        let weights = Adapted { w, a: a.clone(), b: b.clone() };
+        let y = linear_lora(x.clone(), weights, Some(bias.clone()), LoraSpec { scale: 1.5, dropout });
+        let grads = (y.clone() * random(y.dims(), 6)).backward();
+        let mut all = vec![values(y)];
+        all.extend([&x, &a, &b].map(|tensor| values(tensor.grad(&grads).unwrap())));
+        all
+    };
+    assert_eq!(run(narrow.clone()), run(narrow.cast(DType::F32)));
+}
+
+#[test]
+fn an_adapter_is_added_in_place() {
+    let x = random::<Flex, 2>([30, 20], 1);
+    let y = linear(x.clone(), random([20, 50], 2), None);
+    let before = values(y.clone());
+    let factors = [random([20, 4], 3), random([4, 50], 4)];
+    let spec = LoraSpec { scale: 0.5, dropout: None };
+    let delta = values(linear(linear(x.clone(), factors[0].clone(), None), factors[1].clone(), None));
+    let expected: Vec<f64> = before.iter().zip(&delta).map(|(y, delta)| y + 0.5 * delta).collect();
+    // While another handle exists, its data stay as they were.
+    let sum = add_lora(y.clone(), x.clone(), factors.clone(), spec);
+    assert_close(&values(sum), &expected, tolerance(24), "sum");
+    assert_eq!(values(y.clone()), before);
+    let place = |tensor: &Tensor<Flex, 2>| tensor.clone().into_primitive().tensor().storage::<f32>().as_ptr();
+    let at = place(&y);
+    assert_eq!(place(&add_lora(y, x, factors, spec)), at);
 }
 
 #[rstest]

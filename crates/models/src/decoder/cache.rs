@@ -1,5 +1,6 @@
 //! Keys and values of the tokens that have been read, so that each is computed once.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -29,10 +30,8 @@ struct LayerCache<B: Backend> {
 pub(crate) struct Writes {
     /// First row in the table, first row of the step, number of rows.
     spans: Vec<[usize; 3]>,
-    /// Where the keys of each sequence begin.
-    pub(crate) starts: Arc<[usize]>,
-    /// How many they are after the step.
-    pub(crate) lengths: Arc<[usize]>,
+    /// The rows of each sequence's keys after the step.
+    pub(crate) keys: Arc<[Range<usize>]>,
 }
 
 impl Writes {
@@ -78,11 +77,8 @@ impl<B: Backend> KvCache<B> {
             from += count;
             self.lengths[sequence] += count;
         }
-        Writes {
-            spans,
-            starts: active.iter().map(|s| s * self.capacity).collect(),
-            lengths: active.iter().map(|&s| self.lengths[s]).collect(),
-        }
+        let rows = |&s: &usize| s * self.capacity..s * self.capacity + self.lengths[s];
+        Writes { spans, keys: active.iter().map(rows).collect() }
     }
 
     /// Writes the step's keys and values of a layer, and returns its tables.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_kernels::{AttentionSpec, Kernels, RopeSpec, attention, rope, swiglu};
+use lowrank_kernels::{AttentionSpec, Kernels, Keys, RopeSpec, attention, rope, swiglu};
 
 use crate::architecture::{DecoderNames, QkvNames};
 use crate::config::Activation;
@@ -177,8 +177,7 @@ impl<B: Kernels> Attention<B> {
         let context = match (cache, &step.writes) {
             (Some((cache, layer)), Some(writes)) => {
                 let [k, v] = cache.write(layer, writes, [k, v]);
-                spec.kv_lengths = writes.lengths.clone();
-                spec.kv_starts = Some(writes.starts.clone());
+                spec.keys = Keys::Cached(writes.keys.clone());
                 attention(q, k, v, &spec)
             }
             _ => attention(q, k, v, &spec),

@@ -5,7 +5,7 @@ use burn::tensor::ops::FloatTensor;
 use super::{HostTensor, all_f32, dims2, dropout_forward};
 use crate::composed;
 use crate::cpu::buffer::Buffer;
-use crate::cpu::gemm::{Finish, Left, Product, Right, Weights, gemm};
+use crate::cpu::gemm::{Finish, Left, Product, Right, Weights, gemm, gemm_into};
 use crate::cpu::gemv;
 use crate::kernels::{Adapted, Kernels};
 use crate::spec::{Gelu, LoraSpec};
@@ -161,6 +161,31 @@ where
         }
     }
     composed::lora::<B>(x, weights, bias, spec)
+}
+
+pub(in crate::backends) fn add_lora_forward<B: Kernels>(
+    mut y: FloatTensor<B>,
+    x: FloatTensor<B>,
+    [a, b]: [FloatTensor<B>; 2],
+    spec: LoraSpec,
+) -> (FloatTensor<B>, FloatTensor<B>)
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&y, &x, &a, &b]) {
+        return composed::add_lora::<B>(y, x, [a, b], spec);
+    }
+    let ([m, n], [_, rank]) = (dims2(&y), dims2(&a));
+    let x = match spec.dropout {
+        Some(dropout) => dropout_forward::<B>(x, dropout),
+        None => x,
+    };
+    let h = linear_forward::<B>(x, a, None).in_rows();
+    let b = B::float_mul_scalar(b, spec.scale.into()).in_rows();
+    let b = Right::new(Weights::F32(b.floats()), [rank, n]);
+    let product = Product { a: Left::Rows(h.floats()), b, k: rank };
+    gemm_into([m, n], &[product], None, true, y.floats_mut());
+    (y, h)
 }
 
 pub(in crate::backends) fn lora_input_grad<B: Kernels>(

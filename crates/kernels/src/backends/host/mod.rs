@@ -13,8 +13,8 @@ use crate::cpu::gemm::Weights;
 
 pub(super) use attention::{attention_forward, attention_grads, attention_saving};
 pub(super) use linear::{
-    linear_forward, linear_gelu_forward, linear_gelu_saving, linear_input_grad, linear_weight_grad,
-    lora_forward, lora_input_grad,
+    add_lora_forward, linear_forward, linear_gelu_forward, linear_gelu_saving, linear_input_grad,
+    linear_weight_grad, lora_forward, lora_input_grad,
 };
 pub(super) use rows::{
     dropout_forward, gelu_forward, gelu_saving, norm_forward, norm_gamma_grad, norm_input_grad, norm_saving,
@@ -273,6 +273,15 @@ macro_rules! host_kernels {
             spec: $crate::LoraSpec,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
             $crate::backends::host::lora_forward::<Self>(x, weights, bias, spec)
+        }
+
+        fn add_lora_forward(
+            y: ::burn::tensor::ops::FloatTensor<Self>,
+            x: ::burn::tensor::ops::FloatTensor<Self>,
+            factors: [::burn::tensor::ops::FloatTensor<Self>; 2],
+            spec: $crate::LoraSpec,
+        ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
+            $crate::backends::host::add_lora_forward::<Self>(y, x, factors, spec)
         }
 
         fn lora_input_grad(

@@ -32,10 +32,10 @@ pub(crate) fn attention_grads(
     needed: [bool; 3],
 ) -> [Option<Vec<f32>>; 3] {
     let Saved { q, k, v, y, log_sums, dy } = saved;
-    let queries = spec.n_queries() * spec.n_heads;
+    let queries = spec.queries.n_tokens() * spec.n_heads;
     assert!(q.len() == queries * spec.head_dim && y.len() == q.len() && dy.len() == q.len());
     assert!(log_sums.len() == queries);
-    assert!(k.len() == spec.n_keys() * spec.n_kv_heads * spec.head_dim && v.len() == k.len());
+    assert!(k.len() == spec.keys.end() * spec.n_kv_heads * spec.head_dim && v.len() == k.len());
     let mut grads = [q, k, v].map(|like| Buffer::new(like.len()));
     let starts = grads.each_mut().map(|grad| Start(grad.as_mut_ptr()));
     let tasks = tasks(spec, false);

@@ -22,11 +22,10 @@ pub(crate) fn attention(
     with_log_sums: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     let width = spec.n_kv_heads * spec.head_dim;
-    assert_eq!(q.len(), spec.n_queries() * spec.n_heads * spec.head_dim);
-    let keys = spec.key_rows().map(|(start, length)| start + length).max().unwrap_or(0);
-    assert!(k.len() >= keys * width && v.len() == k.len());
+    assert_eq!(q.len(), spec.queries.n_tokens() * spec.n_heads * spec.head_dim);
+    assert!(k.len() >= spec.keys.end() * width && v.len() == k.len());
     let mut y = Buffer::new(q.len());
-    let mut log_sums = with_log_sums.then(|| Buffer::new(spec.n_queries() * spec.n_heads));
+    let mut log_sums = with_log_sums.then(|| Buffer::new(spec.queries.n_tokens() * spec.n_heads));
     let y_start = Start(y.as_mut_ptr());
     let log_sums_start = log_sums.as_mut().map(|log_sums| Start(log_sums.as_mut_ptr()));
     let tasks = tasks(spec, true);

@@ -50,7 +50,7 @@ struct Sequence {
 
 /// Floating-point operations of a forward pass that hides nothing.
 fn work(spec: &AttentionSpec) -> usize {
-    let scores: usize = spec.q_lengths.iter().zip(spec.kv_lengths.iter()).map(|(q, kv)| q * kv).sum();
+    let scores: usize = spec.sequences().map(|(queries, keys)| queries.len() * keys.len()).sum();
     4 * spec.n_heads * spec.head_dim * scores
 }
 
@@ -58,12 +58,13 @@ fn work(spec: &AttentionSpec) -> usize {
 fn tasks(spec: &AttentionSpec, split_queries: bool) -> Vec<Task> {
     let group = spec.n_heads / spec.n_kv_heads;
     let cost = |sequence: &Sequence| 4 * group * spec.head_dim * sequence.q_length * sequence.kv_length;
-    let mut q_start = 0;
-    let mut sequences = Vec::with_capacity(spec.q_lengths.len());
-    for (&q_length, (kv_start, kv_length)) in spec.q_lengths.iter().zip(spec.key_rows()) {
-        sequences.push(Sequence { q_start, q_length, kv_start, kv_length });
-        q_start += q_length;
-    }
+    let sequence = |(queries, keys): (Range<usize>, Range<usize>)| Sequence {
+        q_start: queries.start,
+        q_length: queries.len(),
+        kv_start: keys.start,
+        kv_length: keys.len(),
+    };
+    let mut sequences: Vec<Sequence> = spec.sequences().map(sequence).collect();
     sequences.sort_by_key(|sequence| std::cmp::Reverse(cost(sequence)));
     let parts = if split_queries {
         let wanted = 4 * team::threads();
@@ -291,7 +292,7 @@ mod tests {
         let lengths = [3, 0, 700, 14];
         let spec = AttentionSpec::decoder(lengths.to_vec(), 6, 3, 32);
         for split_queries in [false, true] {
-            let mut seen = vec![0; spec.n_queries() * spec.n_kv_heads];
+            let mut seen = vec![0; spec.queries.n_tokens() * spec.n_kv_heads];
             for Task { sequence, kv_heads, queries } in tasks(&spec, split_queries) {
                 for head in kv_heads {
                     for query in queries.clone() {
