@@ -3,20 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::Param;
 use burn::prelude::*;
+use burn::tensor::TensorData;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_factor::qr::thin_qr;
 use lowrank_factor::tucker::{Tucker2Options, tucker2_with_ranks};
 use lowrank_factor::{LowRank, Mat, MatRef, SigmaPlacement, Truncation, svd};
+use lowrank_spec::Site;
 
 use crate::config::Grouping;
 use crate::error::{AdapterError, Result};
-use crate::host::{from_mat, to_mat};
+use crate::host::{from_mat, host_values, to_mat};
 use crate::init::uniform_values;
-use crate::lora::Lora;
-use crate::lotr::Lotr;
-use crate::set::{Adapter, AdapterSet, Slot};
-use lowrank_spec::Site;
+use crate::methods::Adapter;
+use crate::methods::lora::Lora;
+use crate::methods::lotr::Lotr;
+use crate::set::{AdapterSet, Pair, Slot};
 
 /// The update of one site: `scale·L·R`.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Update {
     pub factors: LowRank<f32>,
     /// Factor on the product.
     pub scale: f64,
+    /// What is added to the site's bias (PEFT's `lora_bias`, scaled), shape `[d_output]`.
+    pub bias: Option<Vec<f32>>,
 }
 
 /// How several adapters become one.
@@ -38,8 +43,8 @@ pub enum Combination {
     Concatenation,
     /// The weighted sum, truncated.
     Svd(Truncation),
-    /// TIES (Yadav et al. 2023, arXiv:2306.01708): of each update the largest entries, of these the sign that weighs
-    /// more; then truncated.
+    /// TIES (Yadav et al. 2023, arXiv:2306.01708): of each update the largest entries, of these the mean of those that
+    /// have the elected sign; then truncated.
     Ties {
         /// Share of the entries that are kept.
         density: f64,
@@ -103,7 +108,7 @@ impl Update {
         };
         let svd = svd::auto(matrix, &truncation, 0)?.svd;
         let fit = svd.low_rank(&truncation, SigmaPlacement::Split)?;
-        Ok((Self { site, factors: fit.factors, scale: 1.0 }, fit.report.relative_error))
+        Ok((Self { site, factors: fit.factors, scale: 1.0, bias: None }, fit.report.relative_error))
     }
 }
 
@@ -122,24 +127,18 @@ impl<B: Backend> AdapterSet<B> {
         for slot in self.slots() {
             let site = sites[slot.site].clone();
             let adapter = &self.adapters()[slot.adapter];
-            if adapter.is_dora() {
+            let bias = adapter.bias(slot.slice).map(host_values);
+            if adapter.depends_on_base() {
                 let missing = || AdapterError::NoWeight { site: site.path.clone(), method: "dora".into() };
                 let weight = weight(slot.site).ok_or_else(missing)?;
-                let merged = self.merged_weight(slot.site, &weight).unwrap_or_else(|| weight.clone());
-                let delta = to_mat(merged - weight)?;
+                let Some(change) = adapter.change(slot.slice, &weight) else { continue };
                 let all = Truncation::Rank(site.max_rank());
-                updates.push(Update::of_matrix(site, delta.as_ref(), &all)?.0);
+                let (update, _) = Update::of_matrix(site, to_mat(change)?.as_ref(), &all)?;
+                updates.push(Update { bias, ..update });
                 continue;
             }
-            let (a, b, scale) = match adapter.pair(slot.slice) {
-                Some(pair) => (pair.a, pair.b, pair.scale),
-                None => {
-                    let Adapter::Correction(correction) = adapter else { continue };
-                    let (a, b) = correction.factors(slot.slice)?;
-                    (a, b, 1.0)
-                }
-            };
-            updates.push(Update { site, factors: LowRank::new(to_mat(a)?, to_mat(b)?)?, scale });
+            let Some(Pair { a, b, scale }) = adapter.to_pair(slot.slice)? else { continue };
+            updates.push(Update { site, factors: LowRank::new(to_mat(a)?, to_mat(b)?)?, scale, bias });
         }
         Ok(updates)
     }
@@ -152,7 +151,13 @@ impl<B: Backend> AdapterSet<B> {
             let Some(site) = sites.iter().position(|s| s.path == update.site.path) else { continue };
             slots.push(Slot { site, path: update.site.path, adapter: adapters.len(), slice: 0 });
             let [a, b] = [update.factors.left(), update.factors.right()].map(|m| from_mat::<B>(m, device));
-            adapters.push(Adapter::Lora(Lora::from_factors(a, b, update.scale)));
+            // A bias is scaled with the update; a scale of zero leaves none.
+            let bias = update.bias.filter(|_| update.scale != 0.0).map(|bias| {
+                let n = bias.len();
+                let bias = Tensor::from_data(TensorData::new(bias, [n]), device);
+                Param::from_tensor(bias / update.scale)
+            });
+            adapters.push(Adapter::Lora(Lora { bias, ..Lora::from_factors(a, b, update.scale) }));
         }
         Self::from_parts(adapters, slots, sites.len(), 0.0)
     }
@@ -274,7 +279,8 @@ pub fn combine(adapters: &[(Vec<Update>, f64)], how: &Combination) -> Result<Vec
                 site.path, site.d_input, site.d_output, other.site.d_input, other.site.d_output
             )));
         }
-        combined.push(match how {
+        let bias = sum_of_biases(parts);
+        let (update, error) = match how {
             Combination::Ties { density, truncation } => {
                 let matrix = ties(parts, *density);
                 Update::of_matrix(site.clone(), matrix.as_ref(), truncation)?
@@ -293,40 +299,63 @@ pub fn combine(adapters: &[(Vec<Update>, f64)], how: &Combination) -> Result<Vec
                     });
                 }
                 let Some(factors) = sum else { continue };
-                let sum = Update { site: site.clone(), factors, scale: 1.0 };
+                let sum = Update { site: site.clone(), factors, scale: 1.0, bias: None };
                 match how {
                     Combination::Svd(truncation) => sum.resized(truncation)?,
                     Combination::Linear => sum.resized(&Truncation::RelativeError(NUMERICAL))?,
                     _ => (sum, 0.0),
                 }
             }
-        });
+        };
+        combined.push((Update { bias, ..update }, error));
     }
     Ok(combined)
 }
 
+/// The weighted sum of what the updates add to a bias.
+fn sum_of_biases(parts: &[(usize, &Update, f64)]) -> Option<Vec<f32>> {
+    let weighted = parts.iter().filter_map(|(_, update, weight)| {
+        Some(update.bias.as_ref()?.iter().map(|b| b * *weight as f32).collect::<Vec<f32>>())
+    });
+    weighted.reduce(|a, b| a.iter().zip(&b).map(|(x, y)| x + y).collect())
+}
+
+/// TIES as PEFT's `ties_svd` has it: of each update the `⌊density·n⌋` largest entries are kept, the sign of each entry is
+/// elected by the sum of the kept values, and the weighted values of that sign are averaged over those that agree.
 fn ties(parts: &[(usize, &Update, f64)], density: f64) -> Mat<f32> {
-    let trimmed: Vec<Mat<f32>> = parts
-        .iter()
-        .map(|(_, update, weight)| {
-            let dense = update.dense();
-            let mut sizes: Vec<f32> = entries(&dense).map(f32::abs).collect();
-            let kept = ((sizes.len() as f64 * density).ceil() as usize).clamp(1, sizes.len());
-            let place = sizes.len() - kept;
-            let (_, least, _) = sizes.select_nth_unstable_by(place, f32::total_cmp);
-            let least = *least;
-            Mat::from_fn(dense.nrows(), dense.ncols(), |i, j| {
-                let value = dense[(i, j)];
-                if value.abs() >= least { value * *weight as f32 } else { 0.0 }
-            })
-        })
-        .collect();
-    let (rows, columns) = trimmed[0].shape();
+    let trimmed: Vec<(Mat<f32>, f32)> =
+        parts.iter().map(|(_, update, weight)| (trim(update.dense(), density), *weight as f32)).collect();
+    let (rows, columns) = trimmed[0].0.shape();
     Mat::from_fn(rows, columns, |i, j| {
-        let sum: f32 = trimmed.iter().map(|m| m[(i, j)]).sum();
-        let agreeing: Vec<f32> = trimmed.iter().map(|m| m[(i, j)]).filter(|v| v * sum > 0.0).collect();
-        if agreeing.is_empty() { 0.0 } else { agreeing.iter().sum() }
+        let sum: f32 = trimmed.iter().map(|(m, _)| m[(i, j)]).sum();
+        let agrees = |value: f32| if sum >= 0.0 { value > 0.0 } else { value < 0.0 };
+        let agreeing = trimmed.iter().filter(|(m, _)| agrees(m[(i, j)]));
+        let (total, n) =
+            agreeing.fold((0.0, 0), |(total, n), (m, weight)| (total + m[(i, j)] * weight, n + 1));
+        total / n.max(1) as f32
     })
+}
+
+/// The `⌊density·n⌋` entries of largest size; of equal ones, the first of the rows.
+fn trim(matrix: Mat<f32>, density: f64) -> Mat<f32> {
+    let (rows, columns) = matrix.shape();
+    let kept = (density * (rows * columns) as f64) as usize;
+    if kept == 0 {
+        return Mat::zeros(rows, columns);
+    }
+    if kept >= rows * columns {
+        return matrix;
+    }
+    let mut order: Vec<(usize, usize)> = (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).collect();
+    let by_size = |a: &(usize, usize), b: &(usize, usize)| {
+        matrix[*b].abs().total_cmp(&matrix[*a].abs()).then_with(|| a.cmp(b))
+    };
+    order.select_nth_unstable_by(kept - 1, by_size);
+    let mut trimmed = Mat::zeros(rows, columns);
+    for &at in &order[..kept] {
+        trimmed[at] = matrix[at];
+    }
+    trimmed
 }
 
 fn dare(parts: &[(usize, &Update, f64)], density: f64, seed: u64) -> Mat<f32> {
@@ -346,10 +375,6 @@ fn dare(parts: &[(usize, &Update, f64)], density: f64, seed: u64) -> Mat<f32> {
     sum
 }
 
-fn entries(matrix: &Mat<f32>) -> impl Iterator<Item = f32> + '_ {
-    (0..matrix.ncols()).flat_map(move |j| (0..matrix.nrows()).map(move |i| matrix[(i, j)]))
-}
-
 /// A row-major matrix as the update of a site, at a rank or error; `None` where it is zero.
 ///
 /// # Errors
@@ -364,4 +389,37 @@ pub fn update_of_difference(
     }
     let matrix = from_row_major(values, site.d_input, site.d_output)?;
     Ok(Some(Update::of_matrix(site.clone(), matrix, truncation)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(values: [f32; 4]) -> Update {
+        let site =
+            Site { path: "q".into(), layer: None, d_input: 2, d_output: 2, head: false, embedding: false };
+        let matrix = Mat::from_fn(2, 2, |i, j| values[2 * i + j]);
+        Update::of_matrix(site, matrix.as_ref(), &Truncation::Rank(2)).unwrap().0
+    }
+
+    /// PEFT's `ties` of these tensors with density 0.75 and weights 2 and 1: the sums of what is kept, 3, −4, 1 and 0,
+    /// elect the signs.
+    #[test]
+    fn ties_averages_the_weighted_values_that_agree() {
+        let (a, b) = (update([1.0, -5.0, 3.0, 0.5]), update([2.0, 1.0, -2.0, -0.9]));
+        let parts = [(0, &a, 2.0), (1, &b, 1.0)];
+        let merged = ties(&parts, 0.75);
+        let expect = [(1.0 * 2.0 + 2.0) / 2.0, -10.0, 6.0, 0.0];
+        for (at, expect) in expect.into_iter().enumerate() {
+            let got = merged[(at / 2, at % 2)];
+            assert!((got - expect).abs() < 1e-5, "entry {at}: {got}, expected {expect}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_density_below_one_entry() {
+        assert_eq!(trim(Mat::from_fn(2, 2, |_, _| 1.0f32), 0.2), Mat::<f32>::zeros(2, 2));
+        let kept = trim(Mat::from_fn(2, 2, |_, _| 1.0f32), 0.5);
+        assert_eq!((kept[(0, 0)], kept[(0, 1)], kept[(1, 0)]), (1.0, 1.0, 0.0));
+    }
 }

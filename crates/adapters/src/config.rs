@@ -1,50 +1,13 @@
 //! What kind of adapter to make, checked once before anything is allocated.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
+use lowrank_spec::{Site, SuffixMap, Targets};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdapterError, Result};
-use lowrank_spec::Site;
-use lowrank_spec::targets::{Targets, by_suffix};
-
-/// The adapter methods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// Low-rank adaptation (Hu et al. 2021): a pair of factors for each site.
-    Lora,
-    /// Weight-decomposed LoRA (Liu et al. 2024): a pair, and a magnitude for each column of the weight.
-    Dora,
-    /// LoRA with `A` frozen (Zhang et al. 2023).
-    LoraFa,
-    /// Low tensor rank (Bershatsky et al. 2024): factors shared by the sites, a core for each.
-    Lotr,
-    /// Vector-based random adaptation (Kopiczko et al. 2023): frozen random factors shared by all sites, two
-    /// trained vectors for each.
-    Vera,
-    /// LoRETTA (Yang et al. 2024): the two factors of a LoRA, each as a tensor train.
-    Loretta,
-    /// TT-LoRA (Anjum et al. 2024): the whole update as one tensor train.
-    TtLora,
-    /// LoRTA (Hounie et al. 2024): the updates of all layers as one tensor in CP form.
-    Lorta,
-    /// A full-size correction that is projected onto matrices of low rank after every step.
-    #[serde(rename = "lowrank")]
-    LowRank,
-}
-
-impl Method {
-    /// Whether sites share factors, so that they are taken in groups of one shape.
-    pub const fn is_shared(self) -> bool {
-        matches!(self, Self::Lotr | Self::Lorta)
-    }
-
-    /// Whether it can sit on an embedding.
-    pub const fn takes_embeddings(self) -> bool {
-        matches!(self, Self::Lora | Self::Dora | Self::LoraFa)
-    }
-}
+use crate::methods::{Method, OptionKind, Options, Sharing};
 
 /// How the factors start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,18 +37,41 @@ pub enum Init {
 }
 
 impl Init {
-    const PAIRS: [Self; 5] = [Self::Kaiming, Self::Gaussian, Self::Pissa, Self::PissaRandomized, Self::Olora];
-    const LOTR: [Self; 4] = [Self::Trivial, Self::Neutral, Self::Normal, Self::Svd];
+    /// Every initialisation that can be named, its name, and a line for the help.
+    pub const ALL: [(Self, &'static str, &'static str); 9] = [
+        (Self::Kaiming, "kaiming", "LoRA's own: A Kaiming-uniform, B zero"),
+        (Self::Gaussian, "gaussian", "A normal, B zero"),
+        (Self::Pissa, "pissa", "Leading singular triplets of the weight"),
+        (Self::PissaRandomized, "pissa-randomized", "The same by randomized SVD"),
+        (Self::Olora, "olora", "Leading part of the weight's QR decomposition"),
+        (Self::Trivial, "trivial", "LoTR's own: outer factors normal, cores zero"),
+        (Self::Neutral, "neutral", "Cores the identity, one outer factor zero"),
+        (Self::Normal, "normal", "All factors normal"),
+        (Self::Svd, "svd", "Tucker2 of the stacked weights"),
+    ];
 
-    /// Whether a method knows it.
-    fn suits(self, method: Method) -> bool {
-        match method {
-            _ if self == Self::Default => true,
-            Method::Lora | Method::LoraFa => Self::PAIRS.contains(&self),
-            Method::Dora => matches!(self, Self::Kaiming | Self::Gaussian),
-            Method::Lotr => Self::LOTR.contains(&self),
-            _ => false,
-        }
+    /// Its name in configs and on the command line.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(init, ..)| *init == self).map_or("default", |(_, name, _)| name)
+    }
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Init {
+    type Err = AdapterError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.iter().find(|(_, known, _)| *known == name).map(|(init, ..)| *init);
+        found.ok_or_else(|| AdapterError::BadOption {
+            name: "init".into(),
+            value: name.to_string(),
+            expected: Self::ALL.map(|(_, name, _)| name).join(", "),
+        })
     }
 }
 
@@ -105,16 +91,13 @@ pub enum Grouping {
 /// | name | default | purpose | range |
 /// |---|---|---|---|
 /// | `rank` | 8 | inner width of the update | 1 ..= min(d_input, d_output) |
-/// | `alpha` | 16 | strength; the update is scaled by alpha/rank | finite, > 0 |
+/// | `alpha` | 16 | the update is scaled by alpha/rank | finite, > 0 |
 /// | `rslora` | false | scale by alpha/√rank instead (Kalajdzievski 2023) | |
 /// | `dropout` | 0 | on the adapter's input, in training | 0 ..< 1 |
 /// | `init` | the method's | initial values | those of the method |
 /// | `rank_pattern`, `alpha_pattern` | none | rank and alpha of some modules, by the end of their path | as above |
-/// | `grouping` | shape | which sites share factors (LoTR, LoRTA, lowrank over a stack) | |
-/// | `stack` | false | lowrank: project groups of sites together, by Tucker2 | |
-/// | `tt_rank` | 4 | ranks inside the tensor trains of LoRETTA | ≥ 1 |
-/// | `tt_order` | 3 | factors into which a tensor train splits a width | 1 ..= 16 |
-/// | `heads` | 1 | LoRTA's mode over attention heads | divides d_output |
+/// | `grouping` | shape | which sites share factors, for methods that share them | |
+/// | `options` | the method's | options of the method alone ([`OptionSpec`](crate::methods::OptionSpec)) | those of the method |
 /// | `seed` | 0 | initial values | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
@@ -122,7 +105,7 @@ pub struct AdapterConfig {
     pub method: Method,
     /// Inner width of the update.
     pub rank: usize,
-    /// Strength of the update.
+    /// The update is scaled by alpha/rank.
     pub alpha: f64,
     /// Scale by alpha/√rank instead of alpha/rank.
     pub rslora: bool,
@@ -131,19 +114,13 @@ pub struct AdapterConfig {
     /// How the factors start.
     pub init: Init,
     /// Rank of the modules whose path ends in a key, itself a regular expression.
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: SuffixMap<usize>,
     /// Alpha of the modules whose path ends in a key, itself a regular expression.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: SuffixMap<f64>,
     /// Which sites share factors.
     pub grouping: Grouping,
-    /// Low-rank optimisation: project the sites of a group together.
-    pub stack: bool,
-    /// Ranks inside the tensor trains of LoRETTA.
-    pub tt_rank: usize,
-    /// Factors into which a tensor train splits a width.
-    pub tt_order: usize,
-    /// Size of LoRTA's mode over attention heads.
-    pub heads: usize,
+    /// Options of the method alone.
+    pub options: Options,
     /// Where it sits.
     pub targets: Targets,
     /// Seed of the initial values.
@@ -160,13 +137,10 @@ impl AdapterConfig {
             rslora: false,
             dropout: 0.0,
             init: Init::Default,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: SuffixMap::default(),
+            alpha_pattern: SuffixMap::default(),
             grouping: Grouping::Shape,
-            stack: false,
-            tt_rank: 4,
-            tt_order: 3,
-            heads: 1,
+            options: Options::default(),
             targets,
             seed: 0,
         }
@@ -175,24 +149,34 @@ impl AdapterConfig {
     /// The rank at a site. A head narrower than the rank (a classifier with two labels) is adapted at its own
     /// full rank; everywhere else a rank above the layer's size is a mistake, which `validate` reports.
     pub fn rank_of(&self, site: &Site) -> usize {
-        let rank = by_suffix(&self.rank_pattern, &site.path).unwrap_or(self.rank);
+        let rank = self.rank_pattern.get(&site.path).unwrap_or(self.rank);
         if site.head { rank.min(site.max_rank()) } else { rank }
     }
 
     /// The factor on a site's update: alpha/rank, or alpha/√rank.
     pub fn scale_of(&self, site: &Site) -> f64 {
-        let alpha = by_suffix(&self.alpha_pattern, &site.path).unwrap_or(self.alpha);
+        let alpha = self.alpha_pattern.get(&site.path).unwrap_or(self.alpha);
         scale(alpha, self.rank_of(site), self.rslora)
+    }
+
+    /// The value of an option of the method; 0 for one that the method does not have.
+    pub fn option(&self, name: &str) -> usize {
+        let default = self.method.options.iter().find(|option| option.name == name).map(|o| o.kind);
+        let default = match default {
+            Some(OptionKind::Number { default, .. }) => default,
+            Some(OptionKind::Flag) | None => 0,
+        };
+        self.options.get(name).unwrap_or(default)
     }
 
     /// Checks the values against the sites that will be adapted.
     ///
     /// # Errors
-    /// [`AdapterError::BadValue`], [`AdapterError::RankOutOfRange`].
+    /// [`AdapterError::BadValue`], [`AdapterError::BadOption`], [`AdapterError::RankOutOfRange`], keys of patterns that
+    /// are not regular expressions.
     pub fn validate<'a>(&self, sites: impl IntoIterator<Item = &'a Site>) -> Result<()> {
         let bad = |name, value: String, expected| Err(AdapterError::BadValue { name, value, expected });
-        let alphas = self.alpha_pattern.values().chain([&self.alpha]);
-        for alpha in alphas {
+        for alpha in self.alpha_pattern.values().chain([&self.alpha]) {
             if !(alpha.is_finite() && *alpha > 0.0) {
                 return bad("alpha", alpha.to_string(), "a finite number above 0");
             }
@@ -200,60 +184,84 @@ impl AdapterConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return bad("dropout", self.dropout.to_string(), "0 <= dropout < 1");
         }
-        if !self.init.suits(self.method) {
-            return bad(
-                "init",
-                name_of(&self.init),
-                "kaiming, gaussian, pissa, pissa-randomized or olora for lora; kaiming or gaussian for dora; \
-                 trivial, neutral, normal or svd for lotr",
-            );
+        self.rank_pattern.check()?;
+        self.alpha_pattern.check()?;
+        if self.init != Init::Default && !self.method.inits.contains(&self.init) {
+            let known: Vec<String> = self.method.inits.iter().map(Init::to_string).collect();
+            let expected = match &known[..] {
+                [] => format!("no --init: {} has initial values of its own", self.method),
+                known => format!("{} for {}", known.join(", "), self.method),
+            };
+            return Err(AdapterError::BadOption {
+                name: "init".into(),
+                value: self.init.to_string(),
+                expected,
+            });
         }
-        if self.tt_rank == 0 {
-            return bad("tt-rank", self.tt_rank.to_string(), "1 or more");
-        }
-        if !(1..=16).contains(&self.tt_order) {
-            return bad("tt-order", self.tt_order.to_string(), "1..=16");
-        }
+        self.check_options()?;
         let patterned = !(self.rank_pattern.is_empty() && self.alpha_pattern.is_empty());
-        if patterned && (self.method.is_shared() || self.method == Method::Vera) {
+        if patterned && matches!(self.method.sharing, Sharing::Shape | Sharing::All) {
             return bad(
                 "rank-pattern",
-                name_of(&self.method),
+                self.method.to_string(),
                 "a method that gives each layer factors of its own",
             );
         }
         for site in sites {
-            if site.embedding && !self.method.takes_embeddings() {
-                return bad(
-                    "targets",
-                    site.path.clone(),
-                    "linear layers; of the methods, lora and dora take embeddings",
-                );
-            }
-            let rank = self.rank_of(site);
-            // The random factors of VeRA may be wider than the layer.
-            let max = if self.method == Method::Vera { usize::MAX } else { site.max_rank() };
-            if rank == 0 || rank > max {
-                return Err(AdapterError::RankOutOfRange {
-                    rank,
-                    site: site.path.clone(),
-                    d_input: site.d_input,
-                    d_output: site.d_output,
-                    max: site.max_rank(),
-                });
-            }
-            let by_heads = self.method == Method::Lorta;
-            if by_heads && (self.heads == 0 || !site.d_output.is_multiple_of(self.heads)) {
-                return bad("heads", self.heads.to_string(), "a divisor of the width of every adapted layer");
+            self.check_site(site)?;
+        }
+        Ok(())
+    }
+
+    fn check_options(&self) -> Result<()> {
+        for (name, value) in self.options.iter() {
+            let bad = |expected: String| AdapterError::BadOption {
+                name: name.to_string(),
+                value: value.to_string(),
+                expected,
+            };
+            let Some(option) = self.method.options.iter().find(|option| option.name == name) else {
+                return Err(bad(format!("no such option for {}", self.method)));
+            };
+            let (min, max) = match option.kind {
+                OptionKind::Flag => (0, 1),
+                OptionKind::Number { min, max, .. } => (min, max),
+            };
+            if !(min..=max).contains(&value) {
+                let range =
+                    if max == usize::MAX { format!("{min} or more") } else { format!("{min}..={max}") };
+                return Err(bad(range));
             }
         }
         Ok(())
     }
-}
 
-/// The name under which a value is serialized.
-pub(crate) fn name_of<T: Serialize>(value: &T) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+    fn check_site(&self, site: &Site) -> Result<()> {
+        if site.embedding && !self.method.takes_embeddings {
+            let takers = Method::all().filter(|method| method.takes_embeddings).map(|method| method.name);
+            return Err(AdapterError::BadOption {
+                name: "targets".into(),
+                value: site.path.clone(),
+                expected: format!(
+                    "linear layers for {}; embeddings are taken by {}",
+                    self.method,
+                    takers.collect::<Vec<_>>().join(", ")
+                ),
+            });
+        }
+        let rank = self.rank_of(site);
+        let max = if self.method.any_rank { usize::MAX } else { site.max_rank() };
+        if rank == 0 || rank > max {
+            return Err(AdapterError::RankOutOfRange {
+                rank,
+                site: site.path.clone(),
+                d_input: site.d_input,
+                d_output: site.d_output,
+                max: site.max_rank(),
+            });
+        }
+        (self.method.check)(self, site)
+    }
 }
 
 /// alpha/rank, or alpha/√rank for rsLoRA.

@@ -36,6 +36,24 @@ pub enum AdapterError {
         /// The valid range.
         expected: &'static str,
     },
+    /// An option that a method does not have or that is outside its range.
+    #[error("{name} = {value} is out of range; expected {expected}")]
+    BadOption {
+        /// Name of the option.
+        name: String,
+        /// The value given.
+        value: String,
+        /// What the method takes.
+        expected: String,
+    },
+    /// A method of no known name.
+    #[error("unknown method '{name}'; expected one of {known}")]
+    UnknownMethod {
+        /// The name.
+        name: String,
+        /// The names of all methods.
+        known: String,
+    },
     /// An adapter folder whose tensors do not fit the model or the config.
     #[error("{}: adapter tensors do not fit: {details}", path.display())]
     Tensors {
@@ -52,8 +70,8 @@ pub enum AdapterError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A method that starts from the base's weight, at a site whose weight is not at hand.
-    #[error("{site}: {method} starts from the weight, which is not at hand; load the model's weights")]
+    /// A method that starts from the base's weight, at a site whose weight is not available.
+    #[error("{site}: {method} starts from the base's weight; give the base model")]
     NoWeight {
         /// The site.
         site: String,

@@ -3,15 +3,14 @@
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use lowrank_kernels::{Adapted, Dropout, Kernels, LoraSpec, dropout, linear, linear_lora};
-
-use crate::host::host_values;
-use crate::lora::{Lora, Magnitude};
-use crate::route::order;
-use crate::set::{Adapter, AdapterSet, Member, Pair, Slot};
 use lowrank_spec::{Mode, Stream};
 
-/// The frozen map under an adapter, in whatever form its weight is.
-pub trait FrozenMap<B: Kernels> {
+use crate::host::host_values;
+use crate::route::order;
+use crate::set::{AdapterSet, Member, Pair, Slot};
+
+/// The frozen linear map under an adapter, in whatever form its weight is.
+pub trait BaseLinear<B: Kernels> {
     /// `x·W`, and the bias where it is asked for and there is one.
     ///
     /// # Shapes
@@ -36,7 +35,7 @@ impl<B: Kernels> AdapterSet<B> {
         &self,
         site: usize,
         x: Tensor<B, 2>,
-        base: &impl FrozenMap<B>,
+        base: &dyn BaseLinear<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
         if let Some(observer) = &self.observer {
@@ -61,7 +60,7 @@ impl<B: Kernels> AdapterSet<B> {
         site: usize,
         member: Option<usize>,
         x: Tensor<B, 2>,
-        base: &impl FrozenMap<B>,
+        base: &dyn BaseLinear<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
         let active = member.map_or_else(Vec::new, |m| self.active(site, Some(m)));
@@ -74,45 +73,27 @@ impl<B: Kernels> AdapterSet<B> {
         site: usize,
         active: &[(&Slot, &Member)],
         x: Tensor<B, 2>,
-        base: &impl FrozenMap<B>,
+        base: &dyn BaseLinear<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
         let Some(((first, member), rest)) = active.split_first() else { return base.apply(x, true) };
-        let mut y = self.adapted(first, x.clone(), base, drop_of(site, 0, member, mode));
+        let adapter = |slot: &Slot| &self.adapters[slot.adapter];
+        let drop = drop_of(site, 0, member, mode);
+        if rest.is_empty() {
+            return adapter(first).forward(first.slice, x, base, drop);
+        }
+        let mut y = adapter(first).forward(first.slice, x.clone(), base, drop);
         for (place, (slot, member)) in rest.iter().enumerate() {
             let drop = drop_of(site, place + 1, member, mode);
-            let adapter = &self.adapters[slot.adapter];
-            y = match adapter.pair(slot.slice).filter(|_| !adapter.is_dora()) {
-                Some(pair) => y + pair.apply(dropped(x.clone(), drop)),
-                None => {
-                    let alone = self.adapted(slot, x.clone(), base, drop);
-                    y + (alone - base.apply(x.clone(), true))
-                }
-            };
+            let adapter = adapter(slot);
+            if adapter.depends_on_base() {
+                let alone = adapter.forward(slot.slice, x.clone(), base, drop);
+                y = y + (alone - base.apply(x.clone(), true));
+            } else if let Some(update) = adapter.update(slot.slice, dropped(x.clone(), drop)) {
+                y = y + update;
+            }
         }
         y
-    }
-
-    fn adapted(
-        &self,
-        slot: &Slot,
-        x: Tensor<B, 2>,
-        base: &impl FrozenMap<B>,
-        drop: Option<Dropout>,
-    ) -> Tensor<B, 2> {
-        match &self.adapters[slot.adapter] {
-            Adapter::Lora(lora @ Lora { magnitude: Some(magnitude), .. }) => {
-                dora(lora, magnitude, x, base, drop)
-            }
-            Adapter::Correction(correction) => {
-                let y = base.apply(x.clone(), true);
-                y + linear(dropped(x, drop), correction.deltas[slot.slice].val(), None)
-            }
-            adapter => match adapter.pair(slot.slice) {
-                Some(pair) => low_rank(pair, x, base, true, drop),
-                None => base.apply(x, true),
-            },
-        }
     }
 
     /// Rows of an embedding, and the enabled updates of the ids that they stand for. `through_base` multiplies rows by
@@ -159,16 +140,9 @@ impl<B: Kernels> AdapterSet<B> {
         let mut sum = rows.clone();
         for (slot, _) in active {
             let adapter = &self.adapters[slot.adapter];
-            let Some(pair) = adapter.pair(slot.slice) else { continue };
-            let a = pair.a.clone().select(0, ids.clone()); // [tokens, rank]
-            let delta = linear(a, pair.b.clone(), None) * pair.scale;
-            sum = match adapter {
-                Adapter::Lora(Lora { magnitude: Some(magnitude), .. }) => {
-                    let ratio = magnitude.ratio(&pair, &through_base);
-                    sum + (rows.clone() + delta) * ratio.unsqueeze() - rows.clone()
-                }
-                _ => sum + delta,
-            };
+            if let Some(added) = adapter.embed(slot.slice, ids.clone(), &rows, &through_base) {
+                sum = sum + added;
+            }
         }
         sum
     }
@@ -186,52 +160,11 @@ impl<B: Kernels> Pair<B> {
     }
 }
 
-impl<B: Kernels> Magnitude<B> {
-    /// `m / ‖W + ΔW‖` of each column; the norm is a constant to the gradient, as the paper has it.
-    ///
-    /// `through_base` multiplies rows by `W`: the norms come from `AᵀW` and `AᵀA`, never from `W + A·B`.
-    fn ratio(&self, pair: &Pair<B>, through_base: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>) -> Tensor<B, 1> {
-        let [d_output] = self.value.dims();
-        let a = (pair.a.clone() * pair.scale).detach();
-        let b = pair.b.clone().detach();
-        let at = a.clone().transpose(); // [rank, d_input]
-        let cross = through_base(at.clone()) * b.clone() * 2.0; // [rank, d_output]
-        let square = at.matmul(a).matmul(b.clone()) * b; // [rank, d_output]
-        let update = (cross + square).sum_dim(0).reshape([d_output]);
-        let norms = (self.base_norms.clone() + update).detach().clamp_min(f32::MIN_POSITIVE).sqrt();
-        self.value.val() / norms
-    }
-}
-
-/// `m/‖W + ΔW‖ ∘ (x·W + scale·(x·A)·B) + bias`. In training, dropout is on the input of all but the base's own
-/// output, as in PEFT.
-fn dora<B: Kernels>(
-    lora: &Lora<B>,
-    magnitude: &Magnitude<B>,
-    x: Tensor<B, 2>,
-    base: &impl FrozenMap<B>,
-    drop: Option<Dropout>,
-) -> Tensor<B, 2> {
-    let (a, b) = lora.factors();
-    let pair = Pair { a, b, scale: lora.scale };
-    let ratio = magnitude.ratio(&pair, |at| base.apply(at, false)).unsqueeze(); // [1, d_output]
-    let Some(drop) = drop else {
-        let y = low_rank(pair, x, base, false, None) * ratio;
-        return match base.bias() {
-            Some(bias) => y + bias.unsqueeze(),
-            None => y,
-        };
-    };
-    let through = dropout(x.clone(), drop);
-    let directed = low_rank(pair, through.clone(), base, false, None) * ratio;
-    base.apply(x, true) + directed - base.apply(through, false)
-}
-
 /// `x·W + bias + scale·(dropout(x)·A)·B`.
-fn low_rank<B: Kernels>(
+pub(crate) fn low_rank<B: Kernels>(
     pair: Pair<B>,
     x: Tensor<B, 2>,
-    base: &impl FrozenMap<B>,
+    base: &dyn BaseLinear<B>,
     bias: bool,
     drop: Option<Dropout>,
 ) -> Tensor<B, 2> {
@@ -245,7 +178,7 @@ fn low_rank<B: Kernels>(
     }
 }
 
-fn dropped<B: Kernels>(x: Tensor<B, 2>, drop: Option<Dropout>) -> Tensor<B, 2> {
+pub(crate) fn dropped<B: Kernels>(x: Tensor<B, 2>, drop: Option<Dropout>) -> Tensor<B, 2> {
     match drop {
         Some(d) => dropout(x, d),
         None => x,

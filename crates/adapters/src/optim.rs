@@ -12,7 +12,7 @@ use burn::optim::{
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::correction::project;
+use crate::methods::correction::project;
 
 /// An optimizer whose steps end on matrices of rank `rank`: every trained matrix `[m, n]` is projected by truncated
 /// SVD, every trained stack `[slices, m, n]` by Tucker2 over its slices. Vectors are left to the inner optimizer.

@@ -1,38 +1,18 @@
 //! A set of adapters over one base: every trainable factor, keyed by site.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::module::ParamId;
 use burn::prelude::*;
+use lowrank_spec::Pattern;
 
-use crate::correction::Correction;
 use crate::error::{AdapterError, Result};
 use crate::host::host_values;
-use crate::lora::{Lora, squared_norms};
-use crate::lorta::Lorta;
-use crate::lotr::Lotr;
+use crate::methods::{Adapter, FactorRole};
+use crate::peft::Carried;
 use crate::route::Route;
-use crate::tt::TtPair;
-use crate::vera::Vera;
-use lowrank_spec::targets::Pattern;
-
-/// One adapter: factors of its own for a site, or factors shared by several.
-#[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a burn module cannot be boxed; what is large are handles")]
-pub enum Adapter<B: Backend> {
-    /// A LoRA pair, with DoRA's magnitudes or without.
-    Lora(Lora<B>),
-    /// A LoTR group.
-    Lotr(Lotr<B>),
-    /// LoRETTA or TT-LoRA.
-    Tt(TtPair<B>),
-    /// A LoRTA group.
-    Lorta(Lorta<B>),
-    /// VeRA's factors and vectors.
-    Vera(Vera<B>),
-    /// Full-size corrections of low rank.
-    Correction(Correction<B>),
-}
 
 /// Which adapter serves a site, and which slice of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +27,8 @@ pub struct Slot {
     pub slice: usize,
 }
 
-/// One of the adapters that were put on a base: what a name stands for.
-#[derive(Clone, Debug, PartialEq)]
+/// One of the adapters on a base.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
     /// Its name.
     pub name: String,
@@ -56,6 +36,8 @@ pub struct Member {
     pub enabled: bool,
     /// Dropout on its input, in training.
     pub dropout: f64,
+    /// What its folder carried besides factors, where it was read from one.
+    pub carried: Option<Arc<Carried>>,
 }
 
 /// Sees what reaches each site while a model runs: calibration gathers its statistics with it.
@@ -106,35 +88,6 @@ impl<B: Backend> Pair<B> {
     }
 }
 
-impl<B: Backend> Adapter<B> {
-    /// The update of a slice as a pair, for all but full-size corrections. Magnitudes are not in it.
-    pub fn pair(&self, slice: usize) -> Option<Pair<B>> {
-        let ((a, b), scale) = match self {
-            Self::Lora(lora) => (lora.factors(), lora.scale),
-            Self::Lotr(lotr) => (lotr.factors(slice), lotr.scale),
-            Self::Tt(tt) => (tt.factors(), tt.scale),
-            Self::Lorta(lorta) => (lorta.factors(slice), lorta.scale),
-            Self::Vera(vera) => (vera.factors(slice), 1.0),
-            Self::Correction(_) => return None,
-        };
-        Some(Pair { a, b, scale })
-    }
-
-    /// `ΔW` of a slice without magnitudes, shape `[d_input, d_output]`.
-    pub fn delta_weight(&self, slice: usize) -> Tensor<B, 2> {
-        match (self, self.pair(slice)) {
-            (Self::Correction(correction), _) => correction.deltas[slice].val(),
-            (_, Some(pair)) => pair.product(),
-            (_, None) => unreachable!("every other adapter is a pair"),
-        }
-    }
-
-    /// Whether it has magnitudes, so that its update depends on the base's weight.
-    pub fn is_dora(&self) -> bool {
-        matches!(self, Self::Lora(Lora { magnitude: Some(_), .. }))
-    }
-}
-
 impl<B: Backend> AdapterSet<B> {
     /// No adapters at all: every site passes its base output on.
     pub fn empty() -> Self {
@@ -158,7 +111,7 @@ impl<B: Backend> AdapterSet<B> {
     /// A set of given adapters, with one member; `n_sites` is the length of the model's site list.
     pub fn from_parts(adapters: Vec<Adapter<B>>, slots: Vec<Slot>, n_sites: usize, dropout: f64) -> Self {
         let owners = vec![0; adapters.len()];
-        let members = vec![Member { name: "default".into(), enabled: true, dropout }];
+        let members = vec![Member { name: "default".into(), enabled: true, dropout, carried: None }];
         Self { adapters, slots, members, owners, ..Self::empty() }.indexed(n_sites)
     }
 
@@ -189,8 +142,8 @@ impl<B: Backend> AdapterSet<B> {
                 return Err(AdapterError::Incompatible(format!("'{name}' belongs to another model")));
             }
             let (first, member) = (joined.adapters.len(), joined.members.len());
-            let dropout = set.members.first().map_or(0.0, |m| m.dropout);
-            joined.members.push(Member { name, enabled: true, dropout });
+            let Member { dropout, carried, .. } = set.members.into_iter().next().unwrap_or_default();
+            joined.members.push(Member { name, enabled: true, dropout, carried });
             joined.owners.extend(set.adapters.iter().map(|_| member));
             joined.adapters.extend(set.adapters);
             let moved = set.slots.into_iter().map(|s| Slot { adapter: s.adapter + first, ..s });
@@ -296,6 +249,33 @@ impl<B: Backend> AdapterSet<B> {
         &self.adapters
     }
 
+    /// The role of every parameter of the set, by its id: what an optimizer's groups are made from.
+    ///
+    /// ```
+    /// # use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
+    /// # use lowrank_adapters::methods::FactorRole;
+    /// # type B = burn_flex::Flex;
+    /// # let site = Site { path: "q".into(), layer: None, d_input: 4, d_output: 6, head: false, embedding: false };
+    /// # let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::LORA, Targets::new(Pattern::parse("q"))) };
+    /// # let set = AdapterSet::<B>::init(&config, &[site], &NoWeights, &Default::default())?;
+    /// let faster: Vec<_> = set.roles().into_iter().filter(|(_, role)| *role == FactorRole::Second).collect();
+    /// assert_eq!(faster.len(), 1);
+    /// # Ok::<(), lowrank_adapters::AdapterError>(())
+    /// ```
+    pub fn roles(&self) -> HashMap<ParamId, FactorRole> {
+        self.adapters.iter().flat_map(Adapter::roles).collect()
+    }
+
+    /// Sets the dropout on every member's input.
+    pub fn set_dropout(&mut self, dropout: f64) {
+        self.members.iter_mut().for_each(|member| member.dropout = dropout);
+    }
+
+    /// What the folders of the members carried besides factors.
+    pub fn carried(&self) -> impl Iterator<Item = &Carried> {
+        self.members.iter().filter_map(|member| member.carried.as_deref())
+    }
+
     /// The adapted sites as PEFT's `target_modules` names them: whole paths, so that no other layer matches.
     pub fn target_names(&self) -> Option<Pattern> {
         (!self.is_empty()).then(|| Pattern::Names(self.slots.iter().map(|s| s.path.clone()).collect()))
@@ -315,8 +295,10 @@ impl<B: Backend> AdapterSet<B> {
     /// The sum of the enabled updates of a site without magnitudes, shape `[d_input, d_output]`, or `None` where
     /// nothing is adapted. For merging, not for forward passes.
     pub fn delta_weight(&self, site: usize) -> Option<Tensor<B, 2>> {
-        let deltas = self.active(site, None).into_iter();
-        deltas.map(|(slot, _)| self.adapters[slot.adapter].delta_weight(slot.slice)).reduce(|a, b| a + b)
+        let active = self.active(site, None).into_iter();
+        active
+            .filter_map(|(slot, _)| self.adapters[slot.adapter].delta_weight(slot.slice))
+            .reduce(|a, b| a + b)
     }
 
     /// A site's weight with the enabled updates folded in, or `None` where nothing is adapted.
@@ -328,31 +310,25 @@ impl<B: Backend> AdapterSet<B> {
         if active.is_empty() {
             return None;
         }
-        let mut sum = weight.clone();
-        for (slot, _) in active {
-            let adapter = &self.adapters[slot.adapter];
-            let delta = adapter.delta_weight(slot.slice);
-            sum = sum
-                + match adapter {
-                    Adapter::Lora(Lora { magnitude: Some(magnitude), .. }) => {
-                        let full = weight.clone() + delta;
-                        let norms = squared_norms(full.clone()).sqrt();
-                        full * (magnitude.value.val() / norms).unsqueeze() - weight.clone()
-                    }
-                    _ => delta,
-                };
-        }
-        Some(sum)
+        let changes =
+            active.into_iter().filter_map(|(slot, _)| self.adapters[slot.adapter].change(slot.slice, weight));
+        Some(changes.fold(weight.clone(), |sum, change| sum + change))
+    }
+
+    /// What the enabled members add to a site's bias, shape `[d_output]`; `None` where no member has a bias.
+    pub fn delta_bias(&self, site: usize) -> Option<Tensor<B, 1>> {
+        let active = self.active(site, None).into_iter();
+        active.filter_map(|(slot, _)| self.adapters[slot.adapter].bias(slot.slice)).reduce(|a, b| a + b)
     }
 
     /// The enabled updates of a site as one pair of scale 1, side by side; `None` where nothing is adapted or an
-    /// update is no product of factors.
+    /// update is not a product of factors. Biases are not part of it.
     pub fn pair(&self, site: usize) -> Option<Pair<B>> {
         let active = self.active(site, None);
         let mut pairs = Vec::new();
         for (slot, _) in active {
             let adapter = &self.adapters[slot.adapter];
-            pairs.push(adapter.pair(slot.slice).filter(|_| !adapter.is_dora())?);
+            pairs.push(adapter.pair(slot.slice).filter(|_| !adapter.depends_on_base())?);
         }
         (!pairs.is_empty()).then(|| Pair {
             a: Tensor::cat(pairs.iter().map(|p| p.a.clone() * p.scale).collect(), 1),
@@ -363,33 +339,38 @@ impl<B: Backend> AdapterSet<B> {
 
     /// Paths of the sites whose update is zero (a LoRA whose `B` was never trained, or not saved).
     pub fn idle(&self) -> Vec<&str> {
-        let is_zero = |tensor: Tensor<B, 2>| host_values(tensor).iter().all(|v| *v == 0.0);
+        fn is_zero<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> bool {
+            host_values(tensor).iter().all(|v| *v == 0.0)
+        }
         let idle = self.slots.iter().filter(|slot| {
             let adapter = &self.adapters[slot.adapter];
-            match adapter.pair(slot.slice) {
-                Some(pair) => !adapter.is_dora() && (is_zero(pair.b) || is_zero(pair.a)),
-                None => is_zero(adapter.delta_weight(slot.slice)),
-            }
+            let weight_is_zero = match adapter.pair(slot.slice) {
+                Some(pair) => !adapter.depends_on_base() && (is_zero(pair.b) || is_zero(pair.a)),
+                None => adapter.delta_weight(slot.slice).is_none_or(is_zero),
+            };
+            weight_is_zero && adapter.bias(slot.slice).is_none_or(is_zero)
         });
         idle.map(|slot| slot.path.as_str()).collect()
     }
 
-    /// Projects full-size corrections onto their rank; what has factors stays as it is.
+    /// The same set with one of its slots alone.
+    pub fn only(&self, slot: usize) -> Self {
+        let slots = self.slots.get(slot).cloned().into_iter().collect();
+        Self { slots, ..self.clone() }.indexed(self.by_site.len())
+    }
+
+    /// Projects full-size corrections onto their rank; adapters that are kept as factors stay as they are.
     ///
     /// # Errors
     /// Values that are not finite.
     pub fn project(mut self) -> Result<Self> {
-        let project = |adapter| match adapter {
-            Adapter::Correction(correction) => Ok(Adapter::Correction(correction.project()?)),
-            other => Ok(other),
-        };
-        self.adapters = self.adapters.into_iter().map(project).collect::<Result<_>>()?;
+        self.adapters = self.adapters.into_iter().map(Adapter::project).collect::<Result<_>>()?;
         Ok(self)
     }
 
     /// Whether there is something to project.
     pub fn needs_projection(&self) -> bool {
-        self.adapters.iter().any(|a| matches!(a, Adapter::Correction(_)))
+        self.adapters.iter().any(Adapter::needs_projection)
     }
 }
 
@@ -401,7 +382,7 @@ mod tests {
     use lowrank_kernels::linear;
 
     use super::*;
-    use crate::forward::FrozenMap;
+    use crate::forward::BaseLinear;
     use lowrank_spec::Mode;
 
     /// Site, shape and values of one input.
@@ -418,7 +399,7 @@ mod tests {
 
     struct Twice;
 
-    impl FrozenMap<Flex> for Twice {
+    impl BaseLinear<Flex> for Twice {
         fn apply(&self, x: Tensor<Flex, 2>, _bias: bool) -> Tensor<Flex, 2> {
             let w = Tensor::eye(2, &x.device()) * 2.0;
             linear(x, w, None)

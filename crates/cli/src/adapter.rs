@@ -54,7 +54,7 @@ fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
 }
 
 /// An adapter away from its model.
-pub(crate) struct Loose {
+pub(crate) struct DetachedAdapter {
     /// Its config.
     pub(crate) config: PeftConfig,
     /// The sites that it adapts.
@@ -68,7 +68,7 @@ pub(crate) struct Loose {
     weights: Box<dyn BaseWeights<Inner>>,
 }
 
-impl Loose {
+impl DetachedAdapter {
     /// Reads an adapter; `model` gives what its files do not hold (the weights under DoRA, the widths under VeRA).
     pub(crate) fn read(path: &Path, alpha: Option<f64>, model: Option<&Path>) -> Result<Self> {
         let path = adapter_folder(path)?;
@@ -76,7 +76,7 @@ impl Loose {
         let device = device()?;
         let (sites, weights): (Vec<Site>, Box<dyn BaseWeights<Inner>>) = match model {
             Some(model) => base(model, &device)?,
-            None => (folder.own_sites(&path)?, Box::new(NoWeights)),
+            None => (folder.own_sites::<Inner>(&path)?, Box::new(NoWeights)),
         };
         let config = folder.config.clone();
         let (set, saved) = folder.into_set(&path, &sites, weights.as_ref(), &device).with_context(|| {
@@ -116,14 +116,6 @@ pub(crate) fn write_adapter(
     saved: Vec<HostTensor<'static>>,
     dir: &Path,
 ) -> Result<()> {
-    let config = PeftConfig {
-        rank_pattern: Default::default(),
-        alpha_pattern: Default::default(),
-        exclude_modules: None,
-        layers_to_transform: None,
-        groups: Vec::new(),
-        ..config
-    };
     Ok(AdapterFolder::from_set(set, sites, config, saved)?.write(dir)?)
 }
 

@@ -1,39 +1,46 @@
-//! What is trained, and the options of adapters, as the command line has them.
+//! What is trained, and the options of adapters, as the command line has them. Methods and their own options come from
+//! the registry of `lowrank-adapters`.
 
-use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, Targets};
+use clap::builder::PossibleValue;
+use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
+use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
 use serde_json::{Map, Value, json};
 
 /// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// Every weight
+    /// Every weight.
     Full,
-    /// The task head alone
+    /// The task head alone.
     Head,
-    /// The biases and the head
+    /// The biases and the head.
     Bitfit,
-    /// Low-rank adapters, a pair for each layer
-    Lora,
-    /// LoRA with a trained magnitude for each column of a weight
-    Dora,
-    /// LoRA with its first factor frozen
-    LoraFa,
-    /// Low tensor rank adapters, factors shared by the layers
-    Lotr,
-    /// Two vectors for each layer over frozen random factors
-    Vera,
-    /// LoRA with both factors as tensor trains
-    Loretta,
-    /// The update as one tensor train
-    TtLora,
-    /// The updates of all layers as one tensor in CP form
-    Lorta,
-    /// A full-size correction, brought back to low rank after every step
-    Lowrank,
+    /// An adapter.
+    Adapter(AdapterMethod),
+}
+
+static METHODS: LazyLock<Vec<Method>> = LazyLock::new(|| {
+    let own = [Method::Full, Method::Head, Method::Bitfit];
+    own.into_iter().chain(AdapterMethod::all().map(Method::Adapter)).collect()
+});
+
+impl ValueEnum for Method {
+    fn value_variants<'a>() -> &'a [Self] {
+        &METHODS
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Full => PossibleValue::new("full").help("Every weight"),
+            Self::Head => PossibleValue::new("head").help("The task head alone"),
+            Self::Bitfit => PossibleValue::new("bitfit").help("The biases and the head"),
+            Self::Adapter(method) => PossibleValue::new(method.name).help(method.about),
+        })
+    }
 }
 
 impl Method {
@@ -44,57 +51,27 @@ impl Method {
 
     /// The adapter that it trains, if it trains one.
     pub(crate) const fn adapter(self) -> Option<AdapterMethod> {
-        Some(match self {
-            Self::Full | Self::Head | Self::Bitfit => return None,
-            Self::Lora => AdapterMethod::Lora,
-            Self::Dora => AdapterMethod::Dora,
-            Self::LoraFa => AdapterMethod::LoraFa,
-            Self::Lotr => AdapterMethod::Lotr,
-            Self::Vera => AdapterMethod::Vera,
-            Self::Loretta => AdapterMethod::Loretta,
-            Self::TtLora => AdapterMethod::TtLora,
-            Self::Lorta => AdapterMethod::Lorta,
-            Self::Lowrank => AdapterMethod::LowRank,
-        })
+        match self {
+            Self::Full | Self::Head | Self::Bitfit => None,
+            Self::Adapter(method) => Some(method),
+        }
     }
 }
 
 /// How the factors start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum InitName {
-    /// LoRA's own: A Kaiming-uniform, B zero
-    Kaiming,
-    /// A normal, B zero
-    Gaussian,
-    /// Leading singular triplets of the weight
-    Pissa,
-    /// The same by randomized SVD
-    PissaRandomized,
-    /// Leading part of the weight's QR decomposition
-    Olora,
-    /// LoTR's own: outer factors normal, cores zero
-    Trivial,
-    /// Cores the identity, one outer factor zero
-    Neutral,
-    /// All factors normal
-    Normal,
-    /// Tucker2 of the stacked weights
-    Svd,
-}
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InitName(Init);
 
-impl InitName {
-    const fn init(self) -> Init {
-        match self {
-            Self::Kaiming => Init::Kaiming,
-            Self::Gaussian => Init::Gaussian,
-            Self::Pissa => Init::Pissa,
-            Self::PissaRandomized => Init::PissaRandomized,
-            Self::Olora => Init::Olora,
-            Self::Trivial => Init::Trivial,
-            Self::Neutral => Init::Neutral,
-            Self::Normal => Init::Normal,
-            Self::Svd => Init::Svd,
-        }
+impl ValueEnum for InitName {
+    fn value_variants<'a>() -> &'a [Self] {
+        static INITS: LazyLock<Vec<InitName>> =
+            LazyLock::new(|| Init::ALL.iter().map(|(init, ..)| InitName(*init)).collect());
+        &INITS
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let about = Init::ALL.iter().find(|(init, ..)| *init == self.0).map(|(.., about)| *about);
+        Some(PossibleValue::new(self.0.name()).help(about.unwrap_or_default()))
     }
 }
 
@@ -136,7 +113,7 @@ pub(crate) struct AdapterArgs {
     /// Rank of the adapters
     #[arg(long, default_value_t = 8)]
     pub(crate) rank: usize,
-    /// Strength of the adapters: their update is scaled by alpha/rank
+    /// Alpha of the adapters: their update is scaled by alpha/rank
     #[arg(long, default_value_t = 16.0)]
     pub(crate) alpha: f64,
     /// Scale by alpha/√rank instead
@@ -160,27 +137,78 @@ pub(crate) struct AdapterArgs {
     /// Ranks of some layers, as key=4,output.dense=16
     #[arg(long)]
     pub(crate) rank_pattern: Option<String>,
-    /// Strengths of some layers, likewise
+    /// Alphas of some layers, likewise
     #[arg(long)]
     pub(crate) alpha_pattern: Option<String>,
     /// Biases that are trained and saved with the adapter
     #[arg(long, value_enum, default_value_t = BiasMode::None)]
     pub(crate) bias: BiasMode,
-    /// lotr, lorta, lowrank --stack: factors shared by layers of one kind, not by all of one shape
+    /// Methods that share factors: by layers of one kind, not by all of one shape
     #[arg(long)]
     pub(crate) by_kind: bool,
-    /// lowrank: bring the layers of one shape to a common Tucker2 rank, not each to a rank of its own
-    #[arg(long)]
-    pub(crate) stack: bool,
-    /// loretta: ranks inside the tensor trains
-    #[arg(long, default_value_t = 4)]
-    pub(crate) tt_rank: usize,
-    /// loretta, tt-lora: factors into which a width is split
-    #[arg(long, default_value_t = 3)]
-    pub(crate) tt_order: usize,
-    /// lorta: size of the mode over attention heads [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub(crate) heads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) own: MethodArgs,
+}
+
+/// Options of single methods, as the registry lists them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MethodArgs(Options);
+
+/// Every option of a method, with the names of the methods that have it.
+fn own_options() -> Vec<(OptionSpec, Vec<&'static str>)> {
+    let mut options: Vec<(OptionSpec, Vec<&'static str>)> = Vec::new();
+    for method in AdapterMethod::all() {
+        for option in method.options {
+            match options.iter_mut().find(|(known, _)| known.name == option.name) {
+                Some((_, methods)) => methods.push(method.name),
+                None => options.push((*option, vec![method.name])),
+            }
+        }
+    }
+    options
+}
+
+impl clap::FromArgMatches for MethodArgs {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = Options::default();
+        for (option, _) in own_options() {
+            let value = match option.kind {
+                OptionKind::Flag => matches.get_flag(option.name).then_some(1),
+                OptionKind::Number { .. } => matches.get_one::<usize>(option.name).copied(),
+            };
+            if let Some(value) = value {
+                options = options.with(option.name, value);
+            }
+        }
+        Ok(Self(options))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for MethodArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        own_options().into_iter().fold(command, |command, (option, methods)| {
+            let mut about = format!("{}: {}", methods.join(", "), option.about);
+            let arg = clap::Arg::new(option.name).long(option.name);
+            command.arg(match option.kind {
+                OptionKind::Flag => arg.action(clap::ArgAction::SetTrue).help(about),
+                OptionKind::Number { default, .. } => {
+                    if !about.contains("[default") {
+                        about.push_str(&format!(" [default: {default}]"));
+                    }
+                    arg.value_name("N").value_parser(clap::value_parser!(usize)).help(about)
+                }
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
 }
 
 impl AdapterArgs {
@@ -191,19 +219,21 @@ impl AdapterArgs {
             exclude: self.exclude.as_deref().map(Pattern::parse),
             layers: self.layers.as_deref().map(parse_layers).transpose()?,
         };
+        let mut options = self.own.0.clone();
+        // A mode over attention heads has as many as the model, where nothing else is said.
+        if method.options.iter().any(|option| option.name == "heads") && options.get("heads").is_none() {
+            options = options.with("heads", heads);
+        }
         Ok(AdapterConfig {
             rank: self.rank,
             alpha: self.alpha,
             rslora: self.rslora,
             dropout: self.dropout,
-            init: self.init.map_or(Init::Default, InitName::init),
+            init: self.init.map_or(Init::Default, |name| name.0),
             rank_pattern: parse_pattern("--rank-pattern", self.rank_pattern.as_deref())?,
             alpha_pattern: parse_pattern("--alpha-pattern", self.alpha_pattern.as_deref())?,
             grouping: if self.by_kind { Grouping::Kind } else { Grouping::Shape },
-            stack: self.stack,
-            tt_rank: self.tt_rank,
-            tt_order: self.tt_order,
-            heads: self.heads.unwrap_or(heads),
+            options,
             seed,
             ..AdapterConfig::new(method, targets)
         })
@@ -218,21 +248,19 @@ impl AdapterArgs {
         map.insert("targets".into(), json!(self.targets));
         map.insert("exclude".into(), json!(self.exclude));
         map.insert("layers".into(), json!(self.layers));
-        let init = self.init.and_then(|i| i.to_possible_value()).map(|v| v.get_name().to_string());
-        map.insert("init".into(), json!(init));
+        map.insert("init".into(), json!(self.init.map(|init| init.0.name())));
         map.insert("rank_pattern".into(), json!(self.rank_pattern));
         map.insert("alpha_pattern".into(), json!(self.alpha_pattern));
         map.insert("bias".into(), json!(self.bias.peft_name()));
         map.insert("by_kind".into(), json!(self.by_kind));
-        map.insert("stack".into(), json!(self.stack));
-        map.insert("tt_rank".into(), json!(self.tt_rank));
-        map.insert("tt_order".into(), json!(self.tt_order));
-        map.insert("heads".into(), json!(self.heads));
+        for (name, value) in self.own.0.iter() {
+            map.insert(name.replace('-', "_"), json!(value));
+        }
     }
 }
 
 /// `key=4,output.dense=16`.
-fn parse_pattern<T: std::str::FromStr>(option: &str, text: Option<&str>) -> Result<BTreeMap<String, T>> {
+fn parse_pattern<T: std::str::FromStr>(option: &str, text: Option<&str>) -> Result<SuffixMap<T>> {
     let parts = text.into_iter().flat_map(|text| text.split(','));
     let part = |part: &str| {
         let pair = part.rsplit_once('=').and_then(|(key, value)| Some((key, value.trim().parse().ok()?)));
@@ -278,8 +306,20 @@ mod tests {
     #[test]
     fn patterns_are_keys_with_numbers() -> Result<()> {
         let pattern = parse_pattern::<usize>("--rank-pattern", Some("key=4, output.dense=16"))?;
-        assert_eq!(pattern.get("output.dense"), Some(&16));
+        assert_eq!(pattern.get("layer.0.output.dense"), Some(16));
         assert!(parse_pattern::<usize>("--rank-pattern", Some("key=wide")).is_err());
         Ok(())
+    }
+
+    /// Every registered method and its options are on the command line.
+    #[test]
+    fn the_registry_is_the_command_line() {
+        let names: Vec<String> = Method::value_variants().iter().map(|m| m.name()).collect();
+        assert!(AdapterMethod::all().all(|method| names.contains(&method.name.to_string())), "{names:?}");
+        let command = <MethodArgs as clap::Args>::augment_args(clap::Command::new("test"));
+        let known: Vec<&str> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+        for method in AdapterMethod::all() {
+            assert!(method.options.iter().all(|o| known.contains(&o.name)), "{}", method.name);
+        }
     }
 }

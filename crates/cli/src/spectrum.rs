@@ -8,7 +8,7 @@ use lowrank_checkpoint::write_atomic;
 use lowrank_compress::spectrum::{self, ModuleSpectrum};
 use serde_json::json;
 
-use crate::adapter::Loose;
+use crate::adapter::DetachedAdapter;
 use crate::bars::Bars;
 use crate::context::{adapter_folder, model_folder, print_json};
 
@@ -69,7 +69,7 @@ impl Args {
 
 /// The spectra of an adapter's updates, from their factors.
 fn of_adapter(path: &Path, targets: Option<&Targets>) -> Result<Vec<ModuleSpectrum>> {
-    let updates = Loose::read(path, None, None)?.updates()?;
+    let updates = DetachedAdapter::read(path, None, None)?.updates()?;
     let sites: Vec<Site> = updates.iter().map(|update| update.site.clone()).collect();
     let taken = match targets {
         Some(targets) => targets.select(&sites)?,

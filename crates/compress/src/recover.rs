@@ -277,7 +277,7 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         let config = AdapterConfig {
             rank: rank.min(narrowest.unwrap_or(rank)),
             alpha: rank as f64,
-            ..AdapterConfig::new(Method::Lora, Targets::new(Pattern::Names(names)))
+            ..AdapterConfig::new(Method::LORA, Targets::new(Pattern::Names(names)))
         };
         Ok(Some(AdapterSet::init(&config, network.sites(), &NoWeights, self.device)?))
     }

@@ -279,17 +279,13 @@ struct SavedReader<B: Backend> {
 
 impl<B: Backend> ParamIo<B> for SavedReader<B> {
     fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        // An adapter made over the bare encoder has no prefix before its modules.
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
-        let tensors = &mut self.saved.tensors;
-        let exact = tensors.iter().position(|t| t.name == key);
-        let Some(index) = exact.or_else(|| tensors.iter().position(|t| t.name == bare)) else {
+        let Some(tensor) = self.saved.take(key) else {
             if self.saved.expects(key) {
                 self.problems.push(format!("missing '{key}'"));
             }
             return;
         };
-        let HostTensor { shape: got, data, .. } = tensors.swap_remove(index);
+        let HostTensor { shape: got, data, .. } = tensor;
         let mut data = data.into_owned();
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
         let mut wanted = shape.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, FrozenMap, Mode, Site};
+use lowrank_adapters::{AdapterSet, BaseLinear, Mode, Site};
 use lowrank_kernels::{Kernels, linear_gelu};
 
 use crate::config::Activation;
@@ -156,7 +156,7 @@ impl<B: Kernels> Linear<B> {
     }
 }
 
-impl<B: Kernels> FrozenMap<B> for Linear<B> {
+impl<B: Kernels> BaseLinear<B> for Linear<B> {
     fn apply(&self, x: Tensor<B, 2>, bias: bool) -> Tensor<B, 2> {
         self.projection.forward(x, self.bias().filter(|_| bias))
     }

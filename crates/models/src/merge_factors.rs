@@ -77,7 +77,7 @@ mod tests {
         };
         let targets = Targets::new(Pattern::parse("q"));
         let config =
-            AdapterConfig { rank: 1, init: Init::Normal, ..AdapterConfig::new(Method::Lotr, targets) };
+            AdapterConfig { rank: 1, init: Init::Normal, ..AdapterConfig::new(Method::LOTR, targets) };
         let set = AdapterSet::init(&config, &[site], &NoWeights, &device).unwrap();
         let [left, right] = merge_factors(&set, 0, a.clone(), b.clone()).unwrap();
         assert_eq!((left.dims(), right.dims()), ([7, 3], [3, 5]));

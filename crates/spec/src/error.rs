@@ -27,7 +27,7 @@ pub enum SpecError {
         n_layers: usize,
     },
     /// A regular expression that does not compile.
-    #[error("targets '{pattern}' is not a valid regular expression: {reason}")]
+    #[error("'{pattern}' is not a valid regular expression: {reason}")]
     BadRegex {
         /// The expression.
         pattern: String,

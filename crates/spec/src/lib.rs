@@ -9,6 +9,7 @@ pub mod packed;
 pub mod representation;
 pub mod rng;
 pub mod site;
+pub mod suffix;
 pub mod targets;
 pub mod tensor;
 
@@ -17,5 +18,6 @@ pub use error::{Result, SpecError};
 pub use packed::PackedTokens;
 pub use representation::{LowrankSection, ModuleEntry, Representation};
 pub use site::Site;
+pub use suffix::SuffixMap;
 pub use targets::{Pattern, Targets};
 pub use tensor::{HostTensor, transpose};

@@ -1,8 +1,6 @@
 //! Which sites an adapter takes: names, suffixes, a regular expression or every linear layer.
 
-use std::collections::BTreeMap;
-
-use regex::Regex;
+use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, SpecError};
@@ -43,6 +41,14 @@ impl Pattern {
         self.matcher().is_ok_and(|matcher| matcher(site))
     }
 
+    /// Checks that an expression compiles.
+    ///
+    /// # Errors
+    /// [`SpecError::BadRegex`].
+    pub fn check(&self) -> Result<()> {
+        self.matcher().map(|_| ())
+    }
+
     fn matcher(&self) -> Result<Matcher> {
         match self {
             Self::Names(names) => {
@@ -51,11 +57,8 @@ impl Pattern {
             }
             Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| is_named(site, ALL_LINEAR))),
             Self::Expression(text) => {
-                let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| SpecError::BadRegex {
-                    pattern: text.clone(),
-                    reason: last_line(&e.to_string()),
-                })?;
-                Ok(Box::new(move |site| regex.is_match(&site.path)))
+                let regex = compile(&format!("^(?:{text})$"), text)?;
+                Ok(Box::new(move |site| regex.is_match(&site.path).unwrap_or(false)))
             }
         }
     }
@@ -80,19 +83,14 @@ pub fn has_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// A pattern's value for a module, as PEFT has it: keys are regular expressions that match the end of the path.
-pub fn by_suffix<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    patterns.iter().find_map(|(key, &value)| matches_end(key, path).then_some(value))
-}
-
-/// Whether a key of such patterns matches the end of a path.
-pub fn matches_end(key: &str, path: &str) -> bool {
-    let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).ok();
-    regex.map_or_else(|| has_suffix(path, key), |regex| regex.is_match(path))
-}
-
-fn last_line(text: &str) -> String {
-    text.lines().last().unwrap_or(text).trim().trim_start_matches("error: ").to_string()
+/// Compiles an expression of Python's syntax, look-around included; `shown` is what an error names.
+pub(crate) fn compile(expression: &str, shown: &str) -> Result<Regex> {
+    Regex::new(expression).map_err(|error| {
+        let text = error.to_string();
+        let line = text.lines().last().unwrap_or(&text).trim();
+        let reason = line.trim_start_matches("error: ").to_string();
+        SpecError::BadRegex { pattern: shown.to_string(), reason }
+    })
 }
 
 /// Which sites to adapt.
@@ -230,6 +228,7 @@ mod tests {
     #[case("all-linear", &[0, 1, 2, 3, 4, 5, 6, 7, 8])]
     #[case(r".*layer\.[01]\..*query", &[0, 3])]
     #[case("classifier", &[9])]
+    #[case(r".*layer\.(?!1\.)\d+\..*query", &[0, 6])]
     fn selects(#[case] pattern: &str, #[case] expect: &[usize]) {
         assert_eq!(Targets::new(Pattern::parse(pattern)).select(&sites()).unwrap(), expect);
     }

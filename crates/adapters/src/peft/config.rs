@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use lowrank_spec::targets::has_suffix;
+use lowrank_spec::{Pattern, Site, SuffixMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::init_tag::InitTag;
 use crate::config::scale;
-use lowrank_spec::Site;
-use lowrank_spec::targets::{Pattern, by_suffix, has_suffix};
+use crate::methods::Method;
 
-/// The keys of `adapter_config.json` that we read and write; others are kept as they are.
+/// The keys of `adapter_config.json` that we read and write; others are kept in `other`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeftConfig {
     /// `LORA`, `VERA`, one of our own, or `HEAD` for a task head without adapters.
@@ -17,7 +19,7 @@ pub struct PeftConfig {
     /// Inner width where no pattern says otherwise.
     #[serde(default = "eight")]
     pub r: usize,
-    /// Strength where no pattern says otherwise.
+    /// Alpha where no pattern says otherwise.
     #[serde(default = "eight_f64")]
     pub lora_alpha: f64,
     /// Dropout on the adapter's input in training.
@@ -41,18 +43,30 @@ pub struct PeftConfig {
     /// Which biases the adapter carries: `none`, `all`, `lora_only`.
     #[serde(default = "none")]
     pub bias: String,
+    /// Whether the second factor has a bias.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lora_bias: bool,
     /// Whether the base stores its weights as `[in, out]` (GPT-2's `Conv1D`).
     #[serde(default)]
     pub fan_in_fan_out: bool,
     /// Rank by suffix of the module path.
     #[serde(default)]
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: SuffixMap<usize>,
     /// Alpha by suffix of the module path.
     #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: SuffixMap<f64>,
+    /// How the factors started, which changes the base for some initialisations.
+    #[serde(default = "plain_init")]
+    pub init_lora_weights: Value,
     /// Modules trained and saved in full.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
+    /// Whether a head that is tied to the embedding stays tied in the adapter.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ensure_weight_tying: bool,
+    /// Rows of embedding tables that were trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
     /// PEFT's name of the task.
     #[serde(default)]
     pub task_type: Option<String>,
@@ -80,6 +94,16 @@ pub enum Layers {
     Many(Vec<usize>),
 }
 
+/// Rows of the input embedding, or of tables by the end of their path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// Of the input embedding.
+    Input(Vec<usize>),
+    /// By table.
+    Tables(BTreeMap<String, Vec<usize>>),
+}
+
 impl Layers {
     fn contains(&self, layer: usize) -> bool {
         match self {
@@ -102,10 +126,14 @@ impl Default for PeftConfig {
             use_rslora: false,
             use_dora: false,
             bias: none(),
+            lora_bias: false,
             fan_in_fan_out: false,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: SuffixMap::default(),
+            alpha_pattern: SuffixMap::default(),
+            init_lora_weights: plain_init(),
             modules_to_save: None,
+            ensure_weight_tying: false,
+            trainable_token_indices: None,
             task_type: None,
             base_model_name_or_path: None,
             inference_mode: false,
@@ -125,40 +153,133 @@ fn eight_f64() -> f64 {
 fn none() -> String {
     "none".into()
 }
-
-/// The types that are read and written.
-pub(super) const TYPES: [&str; 7] = ["LORA", "LOTR", "VERA", "LORETTA", "TT_LORA", "LORTA", "HEAD"];
+fn plain_init() -> Value {
+    Value::Bool(true)
+}
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
 
 /// Options of newer PEFT versions that change what an adapter computes, and that are not supported.
 const UNSUPPORTED: [&str; 8] = [
     "layer_replication",
-    "trainable_token_indices",
     "target_parameters",
-    "lora_bias",
     "use_qalora",
     "use_bdlora",
     "alora_invocation_tokens",
     "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 ];
 
-impl PeftConfig {
-    /// What of the config cannot be honoured, if anything.
-    pub(super) fn unsupported(&self) -> Option<String> {
-        if !TYPES.contains(&self.peft_type.as_str()) {
-            return Some(format!(
-                "peft_type '{}' is not supported; expected one of {}",
-                self.peft_type,
-                TYPES.join(", ")
-            ));
+/// Keys of `other` that hold for an adapter whose factors were computed anew.
+const LASTING: [&str; 3] = ["auto_mapping", "revision", "megatron_core"];
+
+/// Switches that PEFT reads as false where they are null.
+const SWITCHES: [&str; 6] =
+    ["use_rslora", "use_dora", "fan_in_fan_out", "inference_mode", "lora_bias", "ensure_weight_tying"];
+
+/// Whether a value is of a key's type.
+type Fits = fn(&Value) -> bool;
+
+/// Keys and what they hold, for messages.
+const KEYS: [(&str, &str, Fits); 20] = [
+    ("r", "an integer", is::<usize>),
+    ("lora_alpha", "a number", is::<f64>),
+    ("lora_dropout", "a number", is::<f64>),
+    ("vera_dropout", "a number", is::<f64>),
+    ("target_modules", "a list of names or an expression", is::<Option<Pattern>>),
+    ("exclude_modules", "a list of names or an expression", is::<Option<Pattern>>),
+    ("layers_to_transform", "a layer or a list of layers", is::<Option<Layers>>),
+    ("use_rslora", "true or false", is::<bool>),
+    ("use_dora", "true or false", is::<bool>),
+    ("bias", "none, all or lora_only", is::<String>),
+    ("lora_bias", "true or false", is::<bool>),
+    ("fan_in_fan_out", "true or false", is::<bool>),
+    ("rank_pattern", "a map from module names to ranks", is::<SuffixMap<usize>>),
+    ("alpha_pattern", "a map from module names to numbers", is::<SuffixMap<f64>>),
+    ("modules_to_save", "a list of names", is::<Option<Vec<String>>>),
+    ("ensure_weight_tying", "true or false", is::<bool>),
+    ("trainable_token_indices", "a list of token ids, or lists by table", is::<Option<TokenIndices>>),
+    ("task_type", "a name", is::<Option<String>>),
+    ("inference_mode", "true or false", is::<bool>),
+    ("groups", "lists of module names", is::<Vec<Vec<String>>>),
+];
+
+fn is<T: serde::de::DeserializeOwned>(value: &Value) -> bool {
+    serde_json::from_value::<T>(value.clone()).is_ok()
+}
+
+/// The types that are read and written.
+fn known_types() -> Vec<&'static str> {
+    let mut types: Vec<&str> = Vec::new();
+    for name in Method::all().map(|method| method.peft_type).chain(["HEAD"]) {
+        if !types.contains(&name) {
+            types.push(name);
         }
+    }
+    types
+}
+
+impl PeftConfig {
+    /// Reads the file's text; the reason names the key where something is wrong.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let mut map: Map<String, Value> =
+            serde_json::from_str(text).map_err(|e| format!("is not a JSON object: {e}"))?;
+        // What kind of adapter it is decides which keys mean what.
+        match map.get("peft_type").and_then(Value::as_str) {
+            Some(name) if known_types().contains(&name) => {}
+            Some(name) => {
+                return Err(format!(
+                    "peft_type '{name}' is not supported; expected one of {}",
+                    known_types().join(", ")
+                ));
+            }
+            None => return Err("'peft_type' is missing; expected a name, as LORA".into()),
+        }
+        for key in SWITCHES {
+            if map.get(key).is_some_and(Value::is_null) {
+                map.remove(key);
+            }
+        }
+        if let Some((key, expected, _)) =
+            KEYS.iter().find(|(key, _, fits)| map.get(*key).is_some_and(|value| !fits(value)))
+        {
+            let value = map.get(*key).map(Value::to_string).unwrap_or_default();
+            return Err(format!("'{key}' is {value}; expected {expected}"));
+        }
+        let config: Self = serde_json::from_value(Value::Object(map)).map_err(|e| e.to_string())?;
+        match config.unsupported() {
+            Some(reason) => Err(reason),
+            None => Ok(config),
+        }
+    }
+
+    /// What of the config cannot be honoured, if anything.
+    fn unsupported(&self) -> Option<String> {
         if self.r == 0 && self.peft_type != "HEAD" {
             return Some("r = 0 is out of range; expected 1 or more".into());
         }
         if self.rank_pattern.values().any(|r| *r == 0) {
             return Some("rank_pattern holds a rank of 0; expected 1 or more".into());
         }
+        let patterns = [&self.target_modules, &self.exclude_modules].into_iter().flatten();
+        let broken = self.rank_pattern.check().and_then(|()| self.alpha_pattern.check());
+        let broken = broken.and_then(|()| patterns.into_iter().try_for_each(Pattern::check));
+        if let Err(error) = broken {
+            return Some(error.to_string());
+        }
         if !["none", "all", "lora_only", "vera_only"].contains(&self.bias.as_str()) {
             return Some(format!("bias '{}' is not supported; expected none, all or lora_only", self.bias));
+        }
+        if self.lora_bias && self.use_dora {
+            return Some("lora_bias and use_dora exclude each other".into());
+        }
+        if self.peft_type == "LORA"
+            && let Err(reason) = InitTag::parse(&self.init_lora_weights)
+        {
+            return Some(reason);
         }
         let is_set = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
@@ -170,36 +291,64 @@ impl PeftConfig {
         Some(format!("{found} is not supported"))
     }
 
-    pub(super) fn rank_of(&self, path: &str) -> usize {
-        by_suffix(&self.rank_pattern, path).unwrap_or(self.r)
+    /// What the initialisation does to the base at load.
+    pub(crate) fn init_tag(&self) -> InitTag {
+        match self.peft_type.as_str() {
+            "LORA" => InitTag::parse(&self.init_lora_weights).unwrap_or_default(),
+            _ => InitTag::Plain,
+        }
     }
 
-    pub(super) fn scale_of(&self, path: &str) -> f64 {
-        let alpha = by_suffix(&self.alpha_pattern, path).unwrap_or(self.lora_alpha);
+    pub(crate) fn rank_of(&self, path: &str) -> usize {
+        self.rank_pattern.get(path).unwrap_or(self.r)
+    }
+
+    pub(crate) fn scale_of(&self, path: &str) -> f64 {
+        let alpha = self.alpha_pattern.get(path).unwrap_or(self.lora_alpha);
         scale(alpha, self.rank_of(path), self.use_rslora)
     }
 
     /// Whether the config puts an adapter on a site.
     pub(super) fn targets(&self, site: &Site) -> bool {
-        // An adapter made over the bare encoder has no prefix in its paths.
-        let bare = site.path.split_once('.').map_or(site.path.as_str(), |(_, rest)| rest);
-        let bare = Site { path: bare.to_string(), ..site.clone() };
-        let hit = |pattern: &Pattern| pattern.takes(site) || pattern.takes(&bare);
         let in_layers = match (&self.layers_to_transform, site.layer) {
             (Some(layers), Some(layer)) => layers.contains(layer),
             (Some(_), None) => false,
             (None, _) => true,
         };
         in_layers
-            && self.target_modules.as_ref().is_some_and(hit)
-            && !self.exclude_modules.as_ref().is_some_and(hit)
+            && self.target_modules.as_ref().is_some_and(|pattern| hits(pattern, site))
+            && !self.exclude_modules.as_ref().is_some_and(|pattern| hits(pattern, site))
             && !self.saves(&site.path)
     }
 
     /// Whether a module is saved in full: `modules_to_save` names it, or a module around it.
-    pub(super) fn saves(&self, module: &str) -> bool {
+    pub fn saves(&self, module: &str) -> bool {
         let saved = self.modules_to_save.iter().flatten();
         saved.into_iter().any(|name| has_suffix(module, name) || within(module, name))
+    }
+
+    /// Whether a bias of a module (not of `lora_bias`) comes with the adapter.
+    pub(super) fn carries_bias(&self, is_adapted: bool) -> bool {
+        match self.bias.as_str() {
+            "all" => true,
+            "lora_only" | "vera_only" => is_adapted,
+            _ => false,
+        }
+    }
+
+    /// The same for factors that were computed anew: without the keys of another initialisation or layout.
+    pub(super) fn renewed(self) -> Self {
+        let other = self.other.into_iter().filter(|(key, _)| LASTING.contains(&key.as_str())).collect();
+        Self {
+            rank_pattern: SuffixMap::default(),
+            alpha_pattern: SuffixMap::default(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            groups: Vec::new(),
+            init_lora_weights: plain_init(),
+            other,
+            ..self
+        }
     }
 
     /// The file's text.
@@ -207,9 +356,18 @@ impl PeftConfig {
         let mut value = serde_json::to_value(self)?;
         if let (Value::Object(map), "VERA") = (&mut value, self.peft_type.as_str()) {
             // PEFT refuses a config with keys of another method.
-            for key in
-                ["lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"]
-            {
+            for key in [
+                "lora_alpha",
+                "lora_dropout",
+                "use_rslora",
+                "use_dora",
+                "rank_pattern",
+                "alpha_pattern",
+                "init_lora_weights",
+                "lora_bias",
+                "ensure_weight_tying",
+                "trainable_token_indices",
+            ] {
                 map.remove(key);
             }
             map.insert("vera_dropout".into(), json!(self.lora_dropout));
@@ -220,7 +378,53 @@ impl PeftConfig {
     }
 }
 
+/// Whether a pattern takes a site; an adapter made over the bare encoder has no prefix in its paths.
+fn hits(pattern: &Pattern, site: &Site) -> bool {
+    let bare = site.path.split_once('.').map_or(site.path.as_str(), |(_, rest)| rest);
+    pattern.takes(site) || pattern.takes(&Site { path: bare.to_string(), ..site.clone() })
+}
+
 /// Whether `name` is a run of whole segments of `path`.
 fn within(path: &str, name: &str) -> bool {
     format!(".{path}.").contains(&format!(".{name}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(r#"{"peft_type": "ADALORA", "rank_pattern": null}"#, "peft_type 'ADALORA' is not supported")]
+    #[case(r#"{"peft_type": "IA3"}"#, "peft_type 'IA3' is not supported")]
+    #[case(r#"{"r": 4}"#, "'peft_type' is missing")]
+    #[case(r#"{"peft_type": "LORA", "r": null}"#, "'r' is null; expected an integer")]
+    #[case(r#"{"peft_type": "LORA", "rank_pattern": null}"#, "'rank_pattern' is null; expected a map")]
+    #[case(r#"{"peft_type": "LORA", "lora_dropout": null}"#, "'lora_dropout' is null; expected a number")]
+    #[case(r#"{"peft_type": "LORA", "rank_pattern": {"(q": 2}}"#, "'(q' is not a valid regular expression")]
+    #[case(r#"{"peft_type": "LORA", "target_modules": "(q"}"#, "'(q' is not a valid regular expression")]
+    #[case(r#"{"peft_type": "LORA", "init_lora_weights": "loftq"}"#, "init_lora_weights 'loftq'")]
+    #[case(r#"{"peft_type": "LORA", "init_lora_weights": "corda"}"#, "init_lora_weights 'corda'")]
+    #[case(r#"{"peft_type": "LORA", "init_lora_weights": "milora"}"#, "init_lora_weights 'milora'")]
+    fn an_error_names_the_key(#[case] text: &str, #[case] start: &str) {
+        let error = PeftConfig::parse(text).unwrap_err();
+        assert!(error.starts_with(start), "{error}");
+    }
+
+    #[test]
+    fn switches_that_are_null_are_off() {
+        let text = r#"{"peft_type": "LORA", "use_rslora": null, "use_dora": null, "fan_in_fan_out": null,
+            "inference_mode": null, "modules_to_save": null, "init_lora_weights": null}"#;
+        let config = PeftConfig::parse(text).unwrap();
+        assert!(!config.use_rslora && !config.use_dora && !config.fan_in_fan_out);
+        assert_eq!(config.init_tag(), InitTag::Plain);
+    }
+
+    #[test]
+    fn patterns_keep_the_order_of_the_file() {
+        let text = r#"{"peft_type": "LORA", "rank_pattern": {"z.*proj": 2, "q_proj": 4}}"#;
+        let config = PeftConfig::parse(text).unwrap();
+        assert_eq!(config.rank_of("model.zq_proj"), 2);
+        assert_eq!(config.rank_of("model.q_proj"), 4);
+    }
 }

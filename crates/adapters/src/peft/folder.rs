@@ -10,12 +10,13 @@ use lowrank_spec::HostTensor;
 use super::config::PeftConfig;
 use super::names::{PREFIX, normalise};
 use crate::error::{AdapterError, Result};
+use crate::methods::Method;
 
 /// Name of the config in a folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensors in a folder that we write.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-/// The strength that loralib's published adapters were trained with; its files do not hold it.
+/// The alpha that loralib's published adapters were trained with; its files do not hold it.
 pub const LORALIB_ALPHA: f64 = 16.0;
 
 /// An adapter folder in memory.
@@ -25,7 +26,7 @@ pub struct AdapterFolder {
     pub config: PeftConfig,
     /// All tensors by their key, PEFT's prefix removed.
     pub tensors: BTreeMap<String, HostTensor<'static>>,
-    /// Whether the file held no strength (loralib), so that [`LORALIB_ALPHA`] or the caller's stands in.
+    /// Whether the file held no alpha (loralib), so that [`LORALIB_ALPHA`] or the caller's stands in.
     pub alpha_is_assumed: bool,
 }
 
@@ -63,7 +64,7 @@ impl AdapterFolder {
         Self::read_with_alpha(path, None)
     }
 
-    /// The same with a strength for files that do not hold one.
+    /// The same with an alpha for files that do not hold one.
     ///
     /// # Errors
     /// As [`AdapterFolder::read`].
@@ -82,11 +83,14 @@ impl AdapterFolder {
             return Self::read_loralib(&file, alpha);
         }
         let text = std::fs::read_to_string(&config_path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-        let config: PeftConfig = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        if let Some(reason) = config.unsupported() {
-            return Err(bad(reason));
+        let config = PeftConfig::parse(&text).map_err(bad)?;
+        let tensors = read_tensors(&tensor_file(path))?;
+        let mut folder = Self { config, tensors, alpha_is_assumed: false };
+        // Some methods are saved by their authors under another method's name.
+        if let Some(method) = Method::all().find(|method| (method.adopts)(&folder)) {
+            folder.config.peft_type = method.peft_type.into();
         }
-        Ok(Self { config, tensors: read_tensors(path)?, alpha_is_assumed: false })
+        Ok(folder)
     }
 
     /// Tensors of loralib: `<path>.lora_A`, `<path>.lora_B`, and whatever else was trained.
@@ -170,6 +174,12 @@ impl AdapterFolder {
     }
 }
 
+/// The adapter's own file of a folder: a base's `model.safetensors` may lie beside it.
+fn tensor_file(path: &Path) -> PathBuf {
+    let names = [TENSOR_FILE, "adapter_model.bin"];
+    names.iter().map(|name| path.join(name)).find(|file| file.is_file()).unwrap_or_else(|| path.to_path_buf())
+}
+
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
     let file = Checkpoint::open(path)?;
     let mut tensors = BTreeMap::new();
@@ -179,7 +189,7 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
         let tensor = HostTensor::new(name.clone(), shape, file.read_f32(key)?);
         // PEFT writes the biases of a saved module twice, alike.
         if tensors.get(&name).is_some_and(|before: &HostTensor| before.data != tensor.data) {
-            let details = format!("'{key}' is there twice, with different values");
+            let details = format!("'{key}' appears twice, with different values");
             return Err(AdapterError::Tensors { path: path.to_path_buf(), details });
         }
         tensors.insert(name, tensor);

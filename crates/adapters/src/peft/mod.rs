@@ -4,27 +4,34 @@
 //! PyTorch's layout, `.lora_magnitude_vector` for DoRA, `.lora_embedding_A` and `_B` for embeddings; modules
 //! trained in full (the task head) are saved under their own path and named in `modules_to_save`. VeRA is
 //! PEFT's too, with its projections in the file. What PEFT does not know uses the same layout under a
-//! `peft_type` of its own:
+//! `peft_type` of its own, which the method's module in [`methods`](crate::methods) describes; `HEAD` is a task head
+//! without adapters.
 //!
-//! | `peft_type` | tensors |
-//! |---|---|
-//! | `LOTR` | `<path>.lotr_core.weight` `(r, r)` for each slice; the shared `lotr.left.weight` `(r, in)` and `lotr.right.weight` `(out, r)`, each the transpose of what the forward pass multiplies by |
-//! | `LORETTA`, `TT_LORA` | `<path>.tt_left.<k>` and `<path>.tt_right.<k>`, cores `(rank, mode, next rank)` |
-//! | `LORTA` | `lorta.a`, `lorta.b`, `lorta.heads`, `lorta.layers`, `lorta.kinds` |
-//! | `HEAD` | no adapter, the task head alone |
-//!
-//! Of several groups, those after the first are `lotr.1`, `lotr.2`, …, and `groups` in the config lists the paths of
-//! each. Full-size corrections of low rank are written as the LoRA that they are.
+//! Of several groups of sites that share factors, those after the first are `lotr.1`, `lotr.2`, …, and `groups` in the
+//! config lists the paths of each. Full-size corrections of low rank are written as the LoRA that they are.
 
 mod config;
 mod folder;
+mod init_tag;
 mod names;
 mod read;
 mod saved;
 mod sites;
+mod tied;
 mod write;
 
+pub use self::config::{PeftConfig, TokenIndices};
+pub use self::folder::{AdapterFolder, CONFIG_FILE, LORALIB_ALPHA, TENSOR_FILE, is_adapter};
+pub use self::init_tag::InitTag;
+pub use self::read::{Found, Reader};
+pub use self::saved::{Carried, Saved, TableRows};
+pub use self::sites::OwnSite;
+pub(crate) use self::sites::sort_by_layer;
+pub use self::tied::TiedUse;
+pub use self::write::Writer;
 pub use crate::host::host_values;
-pub use config::PeftConfig;
-pub use folder::{AdapterFolder, CONFIG_FILE, LORALIB_ALPHA, TENSOR_FILE, is_adapter};
-pub use saved::Saved;
+
+/// Head of the keys of a group's shared factors.
+pub(crate) fn group_key(name: &str, index: usize) -> String {
+    if index == 0 { name.to_string() } else { format!("{name}.{index}") }
+}

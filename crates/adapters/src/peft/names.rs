@@ -1,18 +1,20 @@
 //! Keys of adapter files: what PEFT's versions and loralib put around a module path and a factor's name.
 
+use crate::methods::Method;
+
 /// The prefix that PEFT's keys have.
 pub(super) const PREFIX: &str = "base_model.model.";
 
-/// Names of a module's factors, as the last segments of a key.
-const FACTORS: [&str; 7] = [
-    "lora_A",
-    "lora_B",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "vera_lambda_b",
-    "vera_lambda_d",
-];
+/// What follows a module's path in a canonical key: the name of a factor, and what follows the adapter's name.
+fn factor_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let keys = Method::all().flat_map(|method| method.keys.iter());
+    keys.filter_map(|key| {
+        let key = key.strip_prefix('.')?;
+        let (factor, rest) = key.split_once('.').unwrap_or((key, ""));
+        // Numbered tensors have no adapter's name in their keys.
+        (!rest.starts_with(|c: char| c.is_ascii_digit())).then_some((factor, rest))
+    })
+}
 
 /// A key as today's PEFT has it, without its prefix; `None` for a tensor that is a copy of the base's.
 ///
@@ -34,12 +36,16 @@ pub(super) fn normalise(key: &str) -> Option<String> {
             segments.remove(at);
         }
     }
-    let factor = segments.iter().position(|s| FACTORS.contains(s));
-    let Some(at) = factor else { return Some(segments.join(".")) };
-    let module = segments[..at].join(".");
-    let name = segments[at];
-    let is_linear = matches!(name, "lora_A" | "lora_B");
-    Some(format!("{module}.{name}{}", if is_linear { ".weight" } else { "" }))
+    let is_factor = |segment: &&str| factor_keys().any(|(factor, _)| factor == *segment);
+    let Some(at) = segments.iter().position(is_factor) else { return Some(segments.join(".")) };
+    let (module, factor, last) = (segments[..at].join("."), segments[at], segments[segments.len() - 1]);
+    // Of several tensors of a factor (weight and bias) the key names one; loralib's keys end with the factor.
+    let rests: Vec<&str> = factor_keys().filter(|(name, _)| *name == factor).map(|(_, rest)| rest).collect();
+    let first = rests.first().copied().unwrap_or_default();
+    match rests.into_iter().find(|rest| *rest == last).unwrap_or(first) {
+        "" => Some(format!("{module}.{factor}")),
+        rest => Some(format!("{module}.{factor}.{rest}")),
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +63,9 @@ mod tests {
     #[case("base_model.model.classifier.modules_to_save.default.weight", Some("classifier.weight"))]
     #[case("base_model.model.classifier.modules_to_save.dense.bias", Some("classifier.dense.bias"))]
     #[case("base_model.model.classifier.original_module.weight", None)]
+    #[case("base_model.model.q.lora_B.bias", Some("q.lora_B.bias"))]
+    #[case("base_model.model.q.lora_B.default.bias", Some("q.lora_B.bias"))]
+    #[case("base_model.model.bert.l.0.tt_left.2", Some("bert.l.0.tt_left.2"))]
     #[case("base_model.vera_A", Some("vera_A"))]
     fn keys_of_every_version_are_one(#[case] key: &str, #[case] expect: Option<&str>) {
         assert_eq!(normalise(key).as_deref(), expect);

@@ -1,9 +1,15 @@
-//! Tensors that an adapter folder carries beside its factors: heads, other modules saved in full, biases.
+//! What an adapter folder carries besides its factors: heads and other modules saved in full, biases, tables of
+//! embeddings, single rows of them.
 
 use std::collections::BTreeSet;
 
-use super::config::PeftConfig;
-use lowrank_spec::HostTensor;
+use lowrank_spec::targets::has_suffix;
+use lowrank_spec::{HostTensor, Site};
+
+use super::config::{PeftConfig, TokenIndices};
+
+/// What follows a table's path in the key of its trained rows.
+const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// Weights of the model that were trained and saved with an adapter, by the model's own keys.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +19,41 @@ pub struct Saved {
     config: PeftConfig,
     /// Paths of the adapted modules.
     adapted: BTreeSet<String>,
+    /// Paths of the model's embeddings and heads.
+    tables: Vec<String>,
+}
+
+/// Trained rows of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableRows {
+    /// Path of the table.
+    pub table: String,
+    /// Which rows.
+    pub indices: Vec<usize>,
+    /// Their values, shape `(rows, d_model)`.
+    pub values: HostTensor<'static>,
+}
+
+/// The config of a folder, and the names of what it carried besides factors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Carried {
+    /// The folder's config.
+    pub config: PeftConfig,
+    /// Names of the tensors, as the folder has them.
+    pub names: BTreeSet<String>,
+}
+
+impl Carried {
+    /// Whether the folder carried the parameter of a key; a folder made over a bare model lacks the model's prefix.
+    pub fn holds(&self, key: &str) -> bool {
+        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        self.names.contains(key) || self.names.contains(bare)
+    }
+
+    /// Whether rows of a table are among what was carried: they are read and written, and not trained further.
+    pub fn has_token_rows(&self) -> bool {
+        self.names.iter().any(|name| name.ends_with(TOKEN_ROWS))
+    }
 }
 
 impl Saved {
@@ -20,8 +61,10 @@ impl Saved {
         tensors: Vec<HostTensor<'static>>,
         config: PeftConfig,
         adapted: BTreeSet<String>,
+        sites: &[Site],
     ) -> Self {
-        Self { tensors, config, adapted }
+        let tables = sites.iter().filter(|site| site.embedding || site.head).map(|site| site.path.clone());
+        Self { tensors, config, adapted, tables: tables.collect() }
     }
 
     /// Whether there is nothing to load.
@@ -29,23 +72,78 @@ impl Saved {
         self.tensors.is_empty()
     }
 
+    /// The folder's config and the names of the tensors.
+    pub fn carried(&self) -> Carried {
+        Carried {
+            config: self.config.clone(),
+            names: self.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+        }
+    }
+
     /// Whether a parameter of the model must be among the tensors: its module is saved in full, or it is a bias of the
     /// kind that is trained.
     pub fn expects(&self, key: &str) -> bool {
         let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let bias = name == "bias"
-            && match self.config.bias.as_str() {
-                "all" => true,
-                "lora_only" | "vera_only" => self.adapted.contains(module),
-                _ => false,
-            };
-        bias || self.config.saves(module)
+        (name == "bias" && self.config.carries_bias(self.adapted.contains(module)))
+            || self.config.saves(module)
+    }
+
+    /// Takes the tensor of a parameter: under its key, or without the model's prefix.
+    pub fn take(&mut self, key: &str) -> Option<HostTensor<'static>> {
+        // An adapter made over the bare encoder has no prefix before its modules.
+        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        let exact = self.tensors.iter().position(|t| t.name == key);
+        let index = exact.or_else(|| self.tensors.iter().position(|t| t.name == bare))?;
+        Some(self.tensors.swap_remove(index))
+    }
+
+    /// Takes the trained rows of a table.
+    ///
+    /// # Errors
+    /// A reason: rows whose number is not that of the config's indices.
+    pub fn take_rows(&mut self, table: &str) -> Result<Option<TableRows>, String> {
+        let is_it = |name: &str| {
+            name.strip_suffix(TOKEN_ROWS).is_some_and(|path| path == table || has_suffix(table, path))
+        };
+        let Some(at) = self.tensors.iter().position(|t| is_it(&t.name)) else { return Ok(None) };
+        let values = self.tensors.swap_remove(at);
+        let indices = match &self.config.trainable_token_indices {
+            Some(TokenIndices::Input(indices)) => Some(indices.clone()),
+            Some(TokenIndices::Tables(tables)) => {
+                let find = |(name, _): &(&String, &Vec<usize>)| has_suffix(table, name);
+                tables.iter().find(find).map(|(_, indices)| indices.clone())
+            }
+            None => None,
+        };
+        let indices = indices.ok_or_else(|| {
+            format!("'{}' has no entry in trainable_token_indices of the config", values.name)
+        })?;
+        if values.shape.len() != 2 || values.shape[0] != indices.len() {
+            return Err(format!(
+                "'{}' has shape {:?} for {} trainable_token_indices",
+                values.name,
+                values.shape,
+                indices.len()
+            ));
+        }
+        Ok(Some(TableRows { table: table.to_string(), indices, values }))
     }
 
     /// Whether a tensor of the file may be there. PEFT takes a module that has a saved one's name anywhere in its own.
     pub(super) fn allows(&self, name: &str) -> bool {
         let names = self.config.modules_to_save.iter().flatten();
         let by_name = names.into_iter().any(|saved| name.contains(saved.as_str()));
-        by_name || (name.ends_with(".bias") && self.config.bias != "none")
+        let is_bias = name.ends_with(".bias") && self.config.bias != "none";
+        let is_rows = name.ends_with(TOKEN_ROWS) && self.config.trainable_token_indices.is_some();
+        by_name || is_bias || is_rows || self.is_table(name)
+    }
+
+    /// Whether a tensor is the table of an embedding or of a language model's head, which PEFT's
+    /// `save_embedding_layers` adds.
+    fn is_table(&self, name: &str) -> bool {
+        let Some(path) = name.strip_suffix(".weight") else { return false };
+        has_suffix(path, "lm_head")
+            || has_suffix(path, "embed_tokens")
+            || self.tables.iter().any(|table| table == path || has_suffix(table, path))
     }
 }

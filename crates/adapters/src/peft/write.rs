@@ -3,25 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
+use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
 use super::config::PeftConfig;
 use super::folder::AdapterFolder;
-use super::read::group_key;
+use super::group_key;
 use crate::error::{AdapterError, Result};
 use crate::host::host_values;
-use crate::set::{Adapter, AdapterSet, Slot};
-use crate::tt::Chain;
-use crate::vera::D_INITIAL;
-use lowrank_spec::{HostTensor, Pattern, Site, transpose};
+use crate::methods::Adapter;
+use crate::set::{AdapterSet, Slot};
 
 impl AdapterFolder {
     /// A set, and weights of the model that were trained with it, as a folder.
     ///
     /// `config` gives what the set does not know (the task, the base model, `modules_to_save`, whether rsLoRA is meant);
-    /// type, ranks, strengths and targets are the set's own. `sites` is the model's list.
+    /// type, ranks, alphas and targets are the set's own. `sites` is the model's list.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] for several members, or methods that no one file holds.
+    /// [`AdapterError::Incompatible`] for several members, or methods that do not go into one file.
     pub fn from_set<B: Backend>(
         set: &AdapterSet<B>,
         sites: &[Site],
@@ -33,132 +32,78 @@ impl AdapterFolder {
                 "a folder holds one adapter; detach the others first".into(),
             ));
         }
-        let mut writer = Writer { config, tensors: saved, strengths: Vec::new(), types: BTreeSet::new() };
+        let mut writer = Writer {
+            config: config.renewed(),
+            tensors: saved,
+            strengths: Vec::new(),
+            types: BTreeSet::new(),
+            sites,
+        };
         writer.config.target_modules = set.target_names();
         writer.config.lora_dropout = set.members().first().map_or(0.0, |m| m.dropout);
-        writer.config.use_dora = set.adapters().iter().any(Adapter::is_dora);
+        writer.config.use_dora = set.adapters().iter().any(Adapter::depends_on_base);
+        writer.config.lora_bias = false;
         for (index, adapter) in set.adapters().iter().enumerate() {
             let slots: Vec<&Slot> = set.slots().iter().filter(|slot| slot.adapter == index).collect();
-            writer.adapter(adapter, &slots, sites)?;
+            adapter.write(&slots, &mut writer)?;
         }
         writer.finish(set)
     }
 }
 
-struct Writer {
-    config: PeftConfig,
+/// A folder on its way from adapters: methods put their tensors into it.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    /// The config so far.
+    pub config: PeftConfig,
     tensors: Vec<HostTensor<'static>>,
     /// Path, rank and scale of each slot.
     strengths: Vec<(String, usize, f64)>,
     types: BTreeSet<&'static str>,
+    sites: &'a [Site],
 }
 
-impl Writer {
-    fn adapter<B: Backend>(&mut self, adapter: &Adapter<B>, slots: &[&Slot], sites: &[Site]) -> Result<()> {
-        match adapter {
-            Adapter::Lora(lora) => {
-                let (slot, (a, b)) = (slots[0], lora.factors());
-                self.pair(slot, &sites[slot.site], a, b, lora.scale);
-                if let Some(magnitude) = &lora.magnitude {
-                    self.plain(format!("{}.lora_magnitude_vector", slot.path), magnitude.value.val());
-                }
-            }
-            Adapter::Correction(correction) => {
-                for slot in slots {
-                    let (a, b) = correction.factors(slot.slice)?;
-                    self.pair(slot, &sites[slot.site], a, b, 1.0);
-                }
-            }
-            Adapter::Lotr(lotr) => {
-                let lotr = lotr.without_start();
-                let key = self.group("lotr", slots);
-                self.types.insert("LOTR");
-                self.transposed(format!("{key}.left.weight"), lotr.left.val());
-                self.transposed(format!("{key}.right.weight"), lotr.right.val());
-                for slot in slots {
-                    let core = lotr.cores[slot.slice].val();
-                    self.transposed(format!("{}.lotr_core.weight", slot.path), core);
-                    self.strengths.push((slot.path.clone(), lotr.rank(), lotr.scale));
-                }
-            }
-            Adapter::Lorta(lorta) => {
-                let key = self.group("lorta", slots);
-                self.types.insert("LORTA");
-                for (name, factor) in [
-                    ("a", &lorta.a),
-                    ("b", &lorta.b),
-                    ("heads", &lorta.heads),
-                    ("layers", &lorta.layers),
-                    ("kinds", &lorta.kinds),
-                ] {
-                    self.plain(format!("{key}.{name}"), factor.val());
-                }
-                let strength = |slot: &&Slot| (slot.path.clone(), lorta.rank(), lorta.scale);
-                self.strengths.extend(slots.iter().map(strength));
-            }
-            Adapter::Vera(vera) => {
-                self.types.insert("VERA");
-                self.transposed("vera_A".into(), vera.a.clone());
-                self.transposed("vera_B".into(), vera.b.clone());
-                for slot in slots {
-                    let vectors = &vera.vectors[slot.slice];
-                    self.plain(format!("{}.vera_lambda_d", slot.path), vectors.inner.val());
-                    self.plain(format!("{}.vera_lambda_b", slot.path), vectors.output.val());
-                    self.strengths.push((slot.path.clone(), vera.rank(), 1.0));
-                }
-                self.config.other.entry("d_initial").or_insert(f64::from(D_INITIAL).into());
-            }
-            Adapter::Tt(tt) => {
-                let slot = slots[0];
-                // Where the rank has a core of its own, the train is LoRETTA's.
-                let mode = tt.left.cores.last().map_or(0, |core| core.dims()[1]);
-                self.types.insert(if mode == 1 { "LORETTA" } else { "TT_LORA" });
-                // The modes may be padded: the file says how wide the layer is.
-                let widths = self.config.other.entry("widths").or_insert_with(|| serde_json::json!({}));
-                widths[slot.path.as_str()] = serde_json::json!([tt.left.rows, tt.right.rows]);
-                self.chain(&format!("{}.tt_left", slot.path), &tt.left);
-                self.chain(&format!("{}.tt_right", slot.path), &tt.right);
-                let rank = tt.left.cores.last().map_or(0, |core| core.dims()[2]);
-                self.strengths.push((slot.path.clone(), rank, tt.scale));
-            }
-        }
-        Ok(())
+impl Writer<'_> {
+    /// The model's site of a slot.
+    pub fn site(&self, slot: &Slot) -> &Site {
+        &self.sites[slot.site]
     }
 
-    fn pair<B: Backend>(&mut self, slot: &Slot, site: &Site, a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) {
-        self.types.insert("LORA");
-        let (a_name, b_name) = if site.embedding {
-            ("lora_embedding_A", "lora_embedding_B")
-        } else {
-            ("lora_A.weight", "lora_B.weight")
-        };
-        self.strengths.push((slot.path.clone(), b.dims()[0], scale));
-        self.transposed(format!("{}.{a_name}", slot.path), a);
-        self.transposed(format!("{}.{b_name}", slot.path), b);
-    }
-
-    fn chain<B: Backend>(&mut self, key: &str, chain: &Chain<B>) {
-        for (k, core) in chain.cores.iter().enumerate() {
-            self.plain(format!("{key}.{k}"), core.val());
-        }
+    /// Notes the `peft_type`, rank and scale of a slot.
+    pub fn note(&mut self, peft_type: &'static str, slot: &Slot, rank: usize, scale: f64) {
+        self.types.insert(peft_type);
+        self.strengths.push((slot.path.clone(), rank, scale));
     }
 
     /// Notes a group's paths; the head of its keys.
-    fn group(&mut self, name: &str, slots: &[&Slot]) -> String {
+    pub fn group(&mut self, name: &str, slots: &[&Slot]) -> String {
         self.config.groups.push(slots.iter().map(|slot| slot.path.clone()).collect());
         group_key(name, self.config.groups.len() - 1)
     }
 
-    fn plain<B: Backend, const D: usize>(&mut self, name: String, tensor: Tensor<B, D>) {
+    /// Adds a tensor as it is.
+    pub fn plain<B: Backend, const D: usize>(&mut self, name: String, tensor: Tensor<B, D>) {
         let shape = tensor.dims().to_vec();
         self.tensors.push(HostTensor::new(name, shape, host_values(tensor)));
     }
 
-    /// `[in, out]` on the device → `(out, in)` on the host.
-    fn transposed<B: Backend>(&mut self, name: String, tensor: Tensor<B, 2>) {
+    /// Adds a matrix: `[in, out]` on the device, `(out, in)` in the file.
+    pub fn transposed<B: Backend>(&mut self, name: String, tensor: Tensor<B, 2>) {
         let [rows, columns] = tensor.dims();
         let data = transpose(&host_values(tensor), rows, columns);
         self.tensors.push(HostTensor::new(name, [columns, rows], data));
+    }
+
+    /// Adds a LoRA pair of a slot.
+    pub fn pair<B: Backend>(&mut self, slot: &Slot, a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) {
+        let (a_name, b_name) = if self.site(slot).embedding {
+            ("lora_embedding_A", "lora_embedding_B")
+        } else {
+            ("lora_A.weight", "lora_B.weight")
+        };
+        self.note("LORA", slot, b.dims()[0], scale);
+        self.transposed(format!("{}.{a_name}", slot.path), a);
+        self.transposed(format!("{}.{b_name}", slot.path), b);
     }
 
     fn finish<B: Backend>(mut self, set: &AdapterSet<B>) -> Result<AdapterFolder> {
@@ -171,7 +116,7 @@ impl Writer {
                 return Err(AdapterError::Incompatible(text));
             }
         };
-        let dora = set.adapters().iter().filter(|a| a.is_dora()).count();
+        let dora = set.adapters().iter().filter(|a| a.depends_on_base()).count();
         if dora > 0 && dora < set.adapters().len() {
             let text = "adapters with magnitudes and without do not go into one file";
             return Err(AdapterError::Incompatible(text.into()));
@@ -189,9 +134,7 @@ impl Writer {
         let rslora = self.config.use_rslora;
         let alphas = self.strengths.iter().map(|(path, rank, scale)| {
             let alpha = scale * if rslora { (*rank as f64).sqrt() } else { *rank as f64 };
-            // Twelve digits: what a quotient and its product with the divisor agree on.
-            let unit = 10f64.powi(11 - alpha.abs().log10().floor() as i32);
-            (path.clone(), *rank, (alpha * unit).round() / unit)
+            (path.clone(), *rank, rounded(alpha))
         });
         let alphas: Vec<(String, usize, f64)> = alphas.collect();
         let Some(r) = commonest(alphas.iter().map(|a| a.1)) else { return };
@@ -206,6 +149,16 @@ impl Writer {
     }
 }
 
+/// Twelve digits: what a quotient and its product with the divisor agree on.
+fn rounded(alpha: f64) -> f64 {
+    if alpha == 0.0 {
+        return 0.0;
+    }
+    let unit = 10f64.powi(11 - alpha.abs().log10().floor() as i32);
+    let rounded = (alpha * unit).round() / unit;
+    if rounded.is_finite() { rounded } else { alpha }
+}
+
 fn commonest<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     let values: Vec<T> = values.collect();
     let count = |v: &T| values.iter().filter(|w| *w == v).count();
@@ -218,4 +171,17 @@ fn commonest<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> 
         }
     }
     best.map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alphas_are_rounded_to_what_a_quotient_keeps() {
+        assert_eq!(rounded(7.5 / 3.0 * 3.0), 7.5);
+        assert_eq!(rounded(0.0), 0.0);
+        assert_eq!(rounded(-0.1), -0.1);
+        assert_eq!(rounded(1e-300), 1e-300);
+    }
 }

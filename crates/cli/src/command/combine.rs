@@ -10,7 +10,7 @@ use lowrank_factor::Truncation;
 use lowrank_spec::HostTensor;
 use serde_json::json;
 
-use crate::adapter::{Loose, TruncationArgs};
+use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json};
 
@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     new_folder(&args.output, &inputs)?;
     let mut adapters = Vec::new();
     for (path, weight) in &given {
-        adapters.push((Loose::read(path, None, args.model.as_deref())?, *weight));
+        adapters.push((DetachedAdapter::read(path, None, args.model.as_deref())?, *weight));
     }
     let parts = adapters.iter().map(|(adapter, weight)| Ok((adapter.updates()?, *weight)));
     let parts = parts.collect::<Result<Vec<_>>>()?;
@@ -119,7 +119,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// What was saved in full: the mean of the adapters that have it, by their weights.
-fn mean_saved(adapters: &[(Loose, f64)]) -> Result<Vec<HostTensor<'static>>> {
+fn mean_saved(adapters: &[(DetachedAdapter, f64)]) -> Result<Vec<HostTensor<'static>>> {
     let mut mean: Vec<(HostTensor<'static>, f64)> = Vec::new();
     for (adapter, weight) in adapters {
         for tensor in &adapter.saved {

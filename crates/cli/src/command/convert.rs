@@ -8,7 +8,7 @@ use lowrank_adapters::{AdapterSet, Grouping};
 use lowrank_factor::Truncation;
 use serde_json::json;
 
-use crate::adapter::Loose;
+use crate::adapter::DetachedAdapter;
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json};
 
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Rank of the result [default: that of the adapter]
     #[arg(long)]
     rank: Option<usize>,
-    /// Strength, for an adapter whose files do not hold it (loralib)
+    /// Alpha, for an adapter whose files do not hold it (loralib)
     #[arg(long)]
     alpha: Option<f64>,
     /// Base model, for an adapter that needs it (DoRA, VeRA)
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
     new_folder(&args.output, &[&args.adapter])?;
-    let adapter = Loose::read(&args.adapter, args.alpha, args.model.as_deref())?;
+    let adapter = DetachedAdapter::read(&args.adapter, args.alpha, args.model.as_deref())?;
     let updates = adapter.updates()?;
     let device = device()?;
     let (set, error) = match args.to {

@@ -342,7 +342,7 @@ fn model(path: &Path) -> Result<Value> {
 fn adapter_files(dir: &Path) -> Result<Value> {
     let folder = adapter::read(dir, None)?;
     let parameters = folder.parameters();
-    let idle = folder.own_sites(dir).ok().and_then(|sites| {
+    let idle = folder.own_sites::<Inner>(dir).ok().and_then(|sites| {
         let set = folder.clone().into_set::<Inner>(dir, &sites, &NoWeights, &device().ok()?).ok()?.0;
         Some(set.idle().into_iter().map(str::to_string).collect::<Vec<_>>())
     });

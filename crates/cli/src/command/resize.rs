@@ -6,7 +6,7 @@ use anyhow::Result;
 use lowrank_adapters::AdapterSet;
 use serde_json::json;
 
-use crate::adapter::{Loose, TruncationArgs};
+use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json};
 
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     adapter: PathBuf,
     #[command(flatten)]
     truncation: TruncationArgs,
-    /// Strength, for an adapter whose files do not hold it (loralib)
+    /// Alpha, for an adapter whose files do not hold it (loralib)
     #[arg(long)]
     alpha: Option<f64>,
     /// Base model, for an adapter that needs it (DoRA, VeRA)
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.required()?;
     new_folder(&args.output, &[&args.adapter])?;
-    let adapter = Loose::read(&args.adapter, args.alpha, args.model.as_deref())?;
+    let adapter = DetachedAdapter::read(&args.adapter, args.alpha, args.model.as_deref())?;
     let mut updates = Vec::new();
     let mut rows = Vec::new();
     for update in adapter.updates()? {

@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData};
 use lowrank_adapters::{
-    AdapterConfig, AdapterSet, FrozenMap, Method, Mode, NoWeights, Pattern, Site, Targets,
+    AdapterConfig, AdapterSet, BaseLinear, Method, Mode, NoWeights, Pattern, Site, Targets,
 };
 use lowrank_kernels::{Kernels, linear};
 use lowrank_spec::rng::{mix, normal_values};
@@ -50,7 +50,7 @@ const LORA_LR: f64 = 0.02;
 /// The learnt map, frozen.
 struct Frozen<B: Kernels>(Tensor<B, 2>);
 
-impl<B: Kernels> FrozenMap<B> for Frozen<B> {
+impl<B: Kernels> BaseLinear<B> for Frozen<B> {
     fn apply(&self, x: Tensor<B, 2>, _bias: bool) -> Tensor<B, 2> {
         linear(x, self.0.clone(), None)
     }
@@ -129,7 +129,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let targets = Targets::new(Pattern::parse("theta"));
     let config =
-        AdapterConfig { rank: 1, alpha: 1.0, seed: args.seed, ..AdapterConfig::new(Method::Lora, targets) };
+        AdapterConfig { rank: 1, alpha: 1.0, seed: args.seed, ..AdapterConfig::new(Method::LORA, targets) };
     let mut set = AdapterSet::<Train>::init(&config, &[site], &NoWeights, &device)?;
     let mut optimizer = AdamConfig::new().init::<Train, AdapterSet<Train>>();
     let base = Frozen(Tensor::<Train, 2>::from_inner(theta.clone()));

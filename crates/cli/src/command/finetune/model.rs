@@ -24,17 +24,7 @@ impl Args {
             return Ok(());
         }
         let config = AdapterFolder::read(dir)?.config;
-        let is_of = match method {
-            AdapterMethod::Lora => config.peft_type == "LORA" && !config.use_dora,
-            AdapterMethod::Dora => config.peft_type == "LORA" && config.use_dora,
-            AdapterMethod::Lotr => config.peft_type == "LOTR",
-            AdapterMethod::Vera => config.peft_type == "VERA",
-            AdapterMethod::Loretta => config.peft_type == "LORETTA",
-            AdapterMethod::TtLora => config.peft_type == "TT_LORA",
-            AdapterMethod::Lorta => config.peft_type == "LORTA",
-            // Which factor was frozen, and a correction of full size, no file tells.
-            AdapterMethod::LoraFa | AdapterMethod::LowRank => false,
-        };
+        let is_of = AdapterMethod::of(&config) == Some(method);
         ensure!(
             is_of,
             "{}: is of another method ({}) than --method {}; convert it, or name its own",

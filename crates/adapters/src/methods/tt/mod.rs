@@ -3,15 +3,57 @@
 //! A tensor train with one open end is a matrix `[d, r]`: the modes before the end, multiplied together, count
 //! its rows, and the rank at the end its columns. Two of them make `A` and `B` of a LoRA, so that both methods
 //! run on factors of `d·r` numbers, never on a matrix of `d²`, and are a LoRA exactly.
+//!
+//! Files: cores `<path>.tt_left.<k>` and `<path>.tt_right.<k>` `(rank, mode, next rank)`; `widths` in the config holds
+//! the widths of the layers, since modes may be padded.
 
-use burn::module::Param;
+mod codec;
+
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use lowrank_factor::tt::DimFactors;
+use lowrank_spec::Site;
 
-use crate::config::{AdapterConfig, Method};
+use super::{FactorRole, Factors, Fresh, Method, MethodSpec, OptionKind, OptionSpec};
+use crate::config::AdapterConfig;
 use crate::error::Result;
 use crate::init::normal;
-use lowrank_spec::Site;
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
+
+const ORDER: OptionSpec = OptionSpec {
+    name: "tt-order",
+    about: "factors into which a width is split",
+    kind: OptionKind::Number { default: 3, min: 1, max: 16 },
+};
+
+const LORETTA: &MethodSpec = &MethodSpec {
+    keys: codec::FIRST,
+    options: &[
+        OptionSpec {
+            name: "tt-rank",
+            about: "ranks inside the tensor trains",
+            kind: OptionKind::Number { default: 4, min: 1, max: usize::MAX },
+        },
+        ORDER,
+    ],
+    ..MethodSpec::new("loretta", "LORETTA", "LoRA with both factors as tensor trains")
+};
+
+const TT_LORA: &MethodSpec = &MethodSpec {
+    keys: codec::FIRST,
+    options: &[ORDER],
+    ..MethodSpec::new("tt-lora", "TT_LORA", "The update as one tensor train")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[LORETTA, TT_LORA];
+
+impl Method {
+    /// LoRETTA (Yang et al. 2024, arXiv:2402.11417): the two factors of a LoRA, each as a tensor train.
+    pub const LORETTA: Self = Self(LORETTA);
+    /// TT-LoRA (Anjum et al. 2024, arXiv:2408.01008): the whole update as one tensor train.
+    pub const TT_LORA: Self = Self(TT_LORA);
+}
 
 /// A tensor train that is open at its end.
 #[derive(Module, Debug)]
@@ -89,25 +131,27 @@ pub struct TtPair<B: Backend> {
 impl<B: Backend> TtPair<B> {
     /// Fresh cores whose update is zero.
     ///
-    /// LoRETTA (Yang et al. 2024, arXiv:2402.11417): the two matrices of a LoRA, each a train whose last mode is the
-    /// LoRA's rank. TT-LoRA (Anjum et al. 2024, arXiv:2408.01008): one train over the modes of both widths, open
+    /// LoRETTA: the two matrices of a LoRA, each a train whose last mode is the
+    /// LoRA's rank. TT-LoRA: one train over the modes of both widths, open
     /// in the middle, all its ranks equal. Widths are split into `tt_order` factors, padded where they have none.
     ///
     /// # Errors
     /// A width that cannot be split.
-    pub fn init(config: &AdapterConfig, site: &Site, device: &B::Device) -> Result<Self> {
+    pub fn new(config: &AdapterConfig, site: &Site, device: &B::Device) -> Result<Self> {
         let rank = config.rank_of(site);
+        let (order, inner_rank) = (config.option(ORDER.name), config.option("tt-rank"));
+        let is_loretta = config.method == Method::LORETTA;
         let chain = |width: usize, name: &str, zero: bool| -> Result<Chain<B>> {
-            let split = DimFactors::balanced(width, config.tt_order)?;
+            let split = DimFactors::balanced(width, order)?;
             let mut modes = split.factors().to_vec();
-            let inner = if config.method == Method::Loretta { config.tt_rank } else { rank };
+            let inner = if is_loretta { inner_rank } else { rank };
             let mut ranks = vec![inner; modes.len() + 1];
             ranks[0] = 1;
             let last = modes.len();
             ranks[last] = rank;
-            if config.method == Method::Loretta {
+            if is_loretta {
                 // The rank is a mode of its own: the last core holds nothing but the way into it.
-                ranks[last] = config.tt_rank.min(rank);
+                ranks[last] = inner_rank.min(rank);
                 modes.push(1);
                 ranks.push(rank);
             }
@@ -126,5 +170,35 @@ impl<B: Backend> TtPair<B> {
     /// The update as a pair, exactly: `[d_input, rank]` and `[rank, d_output]`.
     pub fn factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         (self.left.contract(), self.right.contract().transpose())
+    }
+}
+
+impl<B: Backend> Factors<B> for TtPair<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        Self::new(fresh.config, fresh.site(), fresh.device)
+    }
+
+    fn pair(&self, _slice: usize) -> Option<Pair<B>> {
+        let (a, b) = self.factors();
+        Some(Pair { a, b, scale: self.scale })
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        let of = |chain: &Chain<B>, role| chain.cores.iter().map(|core| (core.id, role)).collect::<Vec<_>>();
+        [of(&self.left, FactorRole::First), of(&self.right, FactorRole::Second)].concat()
+    }
+
+    fn read(file: &mut Reader<'_, B>) -> Result<()> {
+        codec::read(file);
+        Ok(())
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        codec::write(self, slots[0], file);
+        Ok(())
+    }
+
+    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Ok(codec::own_sites(folder))
     }
 }

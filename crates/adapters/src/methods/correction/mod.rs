@@ -1,14 +1,40 @@
 //! Low-rank optimisation: full-size corrections that are projected after every step.
+//!
+//! Files: the LoRA that the corrections are once they are projected.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use lowrank_factor::tucker::{Tucker2Options, tucker2};
 use lowrank_factor::{Mat, SigmaPlacement, Truncation, svd};
 
+use super::{FactorRole, Factors, Fresh, Method, MethodSpec, OptionKind, OptionSpec, Sharing};
 use crate::error::Result;
 use crate::host::{from_mat, to_mat};
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
 
-/// Corrections of full size, `y = x·W + x·Δ_s`, held at low rank by [`Correction::project`]: each of them at
+const STACK: OptionSpec = OptionSpec {
+    name: "stack",
+    about: "bring the layers of one shape to a common Tucker2 rank, not each to a rank of its own",
+    kind: OptionKind::Flag,
+};
+
+const LOWRANK: &MethodSpec = &MethodSpec {
+    sharing: Sharing::ShapeIf(STACK.name),
+    options: &[STACK],
+    // Files do not tell that a LoRA was trained at full size.
+    is_of: |_| false,
+    ..MethodSpec::new("lowrank", "LORA", "A full-size correction, brought back to low rank after every step")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[LOWRANK];
+
+impl Method {
+    /// A full-size correction that is projected onto matrices of low rank after every step.
+    pub const LOW_RANK: Self = Self(LOWRANK);
+}
+
+/// Corrections of full size, `y = x·W + x·Δ_s`, held at low rank by [`Factors::project`]: each of them at
 /// rank r, or all of them together at Tucker2 rank r.
 #[derive(Module, Debug)]
 pub struct Correction<B: Backend> {
@@ -31,7 +57,7 @@ impl<B: Backend> Correction<B> {
     ///
     /// # Errors
     /// Values that are not finite.
-    pub fn project(self) -> Result<Self> {
+    fn projected(self) -> Result<Self> {
         let values = self.deltas.iter().map(Param::val).collect();
         let projected = project(values, self.rank, self.stack)?;
         let deltas = self.deltas.into_iter().zip(projected);
@@ -48,6 +74,57 @@ impl<B: Backend> Correction<B> {
         let device = delta.device();
         let fit = truncated(&to_mat(delta)?, self.rank)?;
         Ok((from_mat(fit.left(), &device), from_mat(fit.right(), &device)))
+    }
+}
+
+impl<B: Backend> Factors<B> for Correction<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        let (config, site) = (fresh.config, fresh.site());
+        let shape = [site.d_input, site.d_output];
+        let stack = config.option(STACK.name) != 0;
+        Ok(Self::zeros(shape, fresh.sites.len(), fresh.rank(), stack, fresh.device))
+    }
+
+    fn pair(&self, _slice: usize) -> Option<Pair<B>> {
+        None
+    }
+
+    fn to_pair(&self, slice: usize) -> Result<Option<Pair<B>>> {
+        let (a, b) = self.factors(slice)?;
+        Ok(Some(Pair { a, b, scale: 1.0 }))
+    }
+
+    fn delta_weight(&self, slice: usize) -> Option<Tensor<B, 2>> {
+        Some(self.deltas[slice].val())
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        self.deltas.iter().map(|delta| (delta.id, FactorRole::Full)).collect()
+    }
+
+    fn needs_projection(&self) -> bool {
+        true
+    }
+
+    fn project(self) -> Result<Self> {
+        self.projected()
+    }
+
+    /// Its files are LoRA's, which [`Lora`](crate::methods::lora::Lora) reads.
+    fn read(_file: &mut Reader<'_, B>) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        for slot in slots {
+            let (a, b) = self.factors(slot.slice)?;
+            file.pair(slot, a, b, 1.0);
+        }
+        Ok(())
+    }
+
+    fn own_sites(_folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Ok(Vec::new())
     }
 }
 

@@ -1,11 +1,51 @@
 //! LoRTA: the updates of a group of sites as one tensor in CP form.
+//!
+//! Files: the factors `lorta.a`, `lorta.b`, `lorta.heads`, `lorta.layers` and `lorta.kinds`, as in memory.
 
-use burn::module::Param;
+mod codec;
+
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
-
-use crate::config::AdapterConfig;
-use crate::init::normal;
 use lowrank_spec::Site;
+
+use super::{FactorRole, Factors, Fresh, Method, MethodSpec, OptionKind, OptionSpec, Sharing};
+use crate::config::AdapterConfig;
+use crate::error::{AdapterError, Result};
+use crate::init::normal;
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
+
+const HEADS: OptionSpec = OptionSpec {
+    name: "heads",
+    about: "size of the mode over attention heads [default: the model's]",
+    kind: OptionKind::Number { default: 1, min: 1, max: usize::MAX },
+};
+
+const LORTA: &MethodSpec = &MethodSpec {
+    sharing: Sharing::Shape,
+    options: &[HEADS],
+    check: check_heads,
+    ..MethodSpec::new("lorta", "LORTA", "The updates of all layers as one tensor in CP form")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[LORTA];
+
+impl Method {
+    /// LoRTA (Hounie et al. 2024, arXiv:2410.04060): the updates of all layers as one tensor in CP form.
+    pub const LORTA: Self = Self(LORTA);
+}
+
+fn check_heads(config: &AdapterConfig, site: &Site) -> Result<()> {
+    let heads = config.option(HEADS.name);
+    if heads > 0 && site.d_output.is_multiple_of(heads) {
+        return Ok(());
+    }
+    Err(AdapterError::BadValue {
+        name: "heads",
+        value: heads.to_string(),
+        expected: "a divisor of the width of every adapted layer",
+    })
+}
 
 /// One group of sites of one shape (Hounie et al. 2024, arXiv:2410.04060).
 ///
@@ -57,9 +97,9 @@ pub(crate) fn places(sites: &[&Site]) -> (Vec<Place>, [usize; 2]) {
 
 impl<B: Backend> Lorta<B> {
     /// Fresh factors whose update is zero: `B` is, the others are normal, `A` of variance 1/d_input.
-    pub fn init(config: &AdapterConfig, sites: &[&Site], key: &str, device: &B::Device) -> Self {
+    pub fn new(config: &AdapterConfig, sites: &[&Site], key: &str, device: &B::Device) -> Self {
         let Site { d_input, d_output, .. } = *sites[0];
-        let (rank, heads, seed) = (config.rank, config.heads, config.seed);
+        let (rank, heads, seed) = (config.rank, config.option(HEADS.name), config.seed);
         let (places, [n_layers, n_kinds]) = places(sites);
         let factor = |name: &str, shape: [usize; 2], std: f64| {
             Param::from_tensor(normal(seed, &format!("{key}.{name}"), shape, std, device))
@@ -88,5 +128,35 @@ impl<B: Backend> Lorta<B> {
         let heads_of = self.heads.val().reshape([rank, heads, 1]);
         let b = (heads_of * self.b.val().reshape([rank, 1, width])).reshape([rank, heads * width]);
         (self.a.val() * weights, b)
+    }
+}
+
+impl<B: Backend> Factors<B> for Lorta<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        Ok(Self::new(fresh.config, &fresh.sites, &fresh.key("lorta"), fresh.device))
+    }
+
+    fn pair(&self, slice: usize) -> Option<Pair<B>> {
+        let (a, b) = self.factors(slice);
+        Some(Pair { a, b, scale: self.scale })
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        let small = [&self.heads, &self.layers, &self.kinds].map(|factor| (factor.id, FactorRole::Core));
+        [(self.a.id, FactorRole::First), (self.b.id, FactorRole::Second)].into_iter().chain(small).collect()
+    }
+
+    fn read(file: &mut Reader<'_, B>) -> Result<()> {
+        codec::read(file);
+        Ok(())
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        codec::write(self, slots, file);
+        Ok(())
+    }
+
+    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Ok(codec::own_sites(folder))
     }
 }

@@ -1,14 +1,36 @@
 //! LoTR: `ΔW_s = scale·L·M_s·R`, with `L` and `R` shared by all slices `s` of a group.
+//!
+//! Files: `<path>.lotr_core.weight` `(r, r)` for each slice, and the shared `lotr.left.weight` `(r, in)` and
+//! `lotr.right.weight` `(out, r)`, each the transpose of what the forward pass multiplies by.
 
-use burn::module::Param;
+mod codec;
+
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use lowrank_factor::tucker::{Tucker2Options, tucker2};
 use lowrank_factor::{Mat, Truncation};
 
+use super::{FactorRole, Factors, Fresh, Method, MethodSpec, Sharing};
 use crate::config::Init;
 use crate::error::Result;
 use crate::host::{from_mat, to_mat};
 use crate::init::normal;
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
+
+const LOTR: &MethodSpec = &MethodSpec {
+    inits: &[Init::Trivial, Init::Neutral, Init::Normal, Init::Svd],
+    sharing: Sharing::Shape,
+    keys: &[codec::CORE],
+    ..MethodSpec::new("lotr", "LOTR", "Low tensor rank adapters, factors shared by the layers")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[LOTR];
+
+impl Method {
+    /// Low tensor rank (Bershatsky et al. 2024, arXiv:2402.01376): factors shared by the sites, a core for each.
+    pub const LOTR: Self = Self(LOTR);
+}
 
 /// One group of slices (Bershatsky et al. 2024, arXiv:2402.01376).
 ///
@@ -61,7 +83,7 @@ impl<B: Backend> Lotr<B> {
     /// (all three, counted from where they start).
     ///
     /// `L` has variance 1/d_input, so that `x·L` keeps the size of `x`; `R` and `M_s` have variance 1/rank.
-    pub fn init(shape: LotrShape<'_>, init: Init, device: &B::Device) -> Self {
+    pub fn new(shape: LotrShape<'_>, init: Init, device: &B::Device) -> Self {
         let LotrShape { widths: [d_input, d_output], slices, rank, scale, key, seed } = shape;
         let std = 1.0 / (rank as f64).sqrt();
         let left_std = 1.0 / (d_input as f64).sqrt();
@@ -172,5 +194,48 @@ impl<B: Backend> Lotr<B> {
             cores.collect(),
             self.scale,
         )
+    }
+}
+
+impl<B: Backend> Factors<B> for Lotr<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        let (config, site) = (fresh.config, fresh.site());
+        if config.init == Init::Svd {
+            let weights = (0..fresh.sites.len()).map(|slice| fresh.weight(slice, "lotr --init svd"));
+            return Self::from_weights(weights.collect::<Result<_>>()?, fresh.rank(), fresh.scale());
+        }
+        let shape = LotrShape {
+            widths: [site.d_input, site.d_output],
+            slices: fresh.sites.len(),
+            rank: fresh.rank(),
+            scale: fresh.scale(),
+            key: &fresh.key("lotr"),
+            seed: config.seed,
+        };
+        Ok(Self::new(shape, config.init, fresh.device))
+    }
+
+    fn pair(&self, slice: usize) -> Option<Pair<B>> {
+        let (a, b) = self.factors(slice);
+        Some(Pair { a, b, scale: self.scale })
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        let outer = [(self.left.id, FactorRole::First), (self.right.id, FactorRole::Second)];
+        outer.into_iter().chain(self.cores.iter().map(|core| (core.id, FactorRole::Core))).collect()
+    }
+
+    fn read(file: &mut Reader<'_, B>) -> Result<()> {
+        codec::read(file);
+        Ok(())
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        codec::write(&self.without_start(), slots, file);
+        Ok(())
+    }
+
+    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Ok(codec::own_sites(folder))
     }
 }

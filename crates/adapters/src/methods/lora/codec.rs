@@ -1,0 +1,103 @@
+//! LoRA in PEFT's files: `<path>.lora_A.weight` `(r, in)` and `.lora_B.weight` `(out, r)`, `.lora_B.bias` `(out)`,
+//! `.lora_magnitude_vector` `(out)`; at an embedding `.lora_embedding_A` `(r, in)` and `.lora_embedding_B` `(out, r)`.
+
+use burn::module::Param;
+use burn::prelude::*;
+
+use super::{Lora, Magnitude, Start};
+use crate::error::Result;
+use crate::methods::Adapter;
+use crate::peft::{AdapterFolder, Found, InitTag, OwnSite, Reader, Writer, sort_by_layer};
+use crate::set::Slot;
+
+pub(super) const KEYS: &[&str] = &[
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_B.bias",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".lora_magnitude_vector",
+];
+
+pub(super) fn read<B: Backend>(file: &mut Reader<'_, B>) -> Result<()> {
+    let tag = file.config().init_tag();
+    if tag == (InitTag::Pissa { is_randomized: true }) {
+        tracing::warn!(
+            "init_lora_weights '{}' drew random numbers that the file does not hold; the exact SVD of the base stands \
+             in for them",
+            file.config().init_lora_weights.as_str().unwrap_or_default()
+        );
+    }
+    for module in file.modules(KEYS) {
+        if let Some(lora) = one(file, &module, tag)? {
+            file.push(Adapter::Lora(lora), &[&module]);
+        }
+    }
+    Ok(())
+}
+
+fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Result<Option<Lora<B>>> {
+    let site = file.site(module);
+    let config = file.config();
+    let (rank, scale) = (config.rank_of(&module.path), config.scale_of(&module.path));
+    let (dora, has_bias, is_conv1d) = (config.use_dora, config.lora_bias, config.fan_in_fan_out);
+    let key = |name: &str| format!("{}.{name}", module.path);
+    let (a_name, b_name) = if site.embedding {
+        ("lora_embedding_A", "lora_embedding_B")
+    } else {
+        ("lora_A.weight", "lora_B.weight")
+    };
+    let a = file.transposed(&key(a_name), [rank, site.d_input]);
+    let b = file.transposed(&key(b_name), [site.d_output, rank]);
+    let magnitude = dora.then(|| file.plain(&key("lora_magnitude_vector"), [site.d_output]));
+    let bias = (has_bias && !site.embedding).then(|| file.plain(&key("lora_B.bias"), [site.d_output]));
+    let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
+    if matches!(magnitude, Some(None)) || matches!(bias, Some(None)) {
+        return Ok(None);
+    }
+    let magnitude = match magnitude.flatten() {
+        None => None,
+        Some(value) => {
+            let value = Param::from_tensor(value);
+            Some(Magnitude { value, ..Magnitude::of_weight(file.weight(module, "dora")?) })
+        }
+    };
+    // PEFT's embeddings know no such initialisation.
+    let start = if site.embedding || rank > site.max_rank() {
+        None
+    } else {
+        let what = || file.config().init_lora_weights.as_str().unwrap_or_default().to_string();
+        Start::of_tag(&tag, || file.weight(module, &what()), rank, scale, is_conv1d)?
+    };
+    let bias = bias.flatten().map(Param::from_tensor);
+    Ok(Some(Lora { magnitude, start, bias, ..Lora::from_factors(a, b, scale) }))
+}
+
+pub(super) fn write<B: Backend>(lora: &Lora<B>, slot: &Slot, file: &mut Writer<'_>) {
+    let (a, b) = lora.factors();
+    file.pair(slot, a, b, lora.scale);
+    if let Some(magnitude) = &lora.magnitude {
+        file.plain(format!("{}.lora_magnitude_vector", slot.path), magnitude.value.val());
+    }
+    if let Some(bias) = &lora.bias {
+        file.config.lora_bias = true;
+        file.plain(format!("{}.lora_B.bias", slot.path), bias.val());
+    }
+}
+
+pub(super) fn own_sites(folder: &AdapterFolder) -> Vec<OwnSite> {
+    let mut sites = Vec::new();
+    for (a, b, embedding) in
+        [(".lora_A.weight", ".lora_B.weight", false), (".lora_embedding_A", ".lora_embedding_B", true)]
+    {
+        let mut paths: Vec<String> =
+            folder.tensors.keys().filter_map(|key| key.strip_suffix(a)).map(str::to_string).collect();
+        sort_by_layer(&mut paths);
+        for path in paths {
+            let d_input = folder.side(&format!("{path}{a}"), 1).unwrap_or(0);
+            let d_output = folder.side(&format!("{path}{b}"), 0).unwrap_or(0);
+            sites.push(OwnSite { path, widths: [d_input, d_output], embedding });
+        }
+    }
+    sites
+}

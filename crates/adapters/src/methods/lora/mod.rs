@@ -1,0 +1,303 @@
+//! LoRA: `ΔW = scale·A·B`, a pair of factors for one site; DoRA's magnitudes on top of it, and LoRA-FA.
+
+mod codec;
+mod dora;
+mod start;
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+use lowrank_kernels::{Dropout, Kernels, linear};
+
+pub use self::dora::Magnitude;
+pub use self::start::Start;
+use super::{FactorRole, Factors, Fresh, Method, MethodSpec};
+use crate::config::Init;
+use crate::error::Result;
+use crate::forward::{BaseLinear, low_rank};
+use crate::init::{kaiming, normal};
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
+use lowrank_spec::Site;
+
+const INITS: &[Init] = &[Init::Kaiming, Init::Gaussian, Init::Pissa, Init::PissaRandomized, Init::Olora];
+
+const LORA: &MethodSpec = &MethodSpec {
+    inits: INITS,
+    takes_embeddings: true,
+    keys: codec::KEYS,
+    is_of: |config| !config.use_dora,
+    ..MethodSpec::new("lora", "LORA", "Low-rank adapters, a pair of factors for each layer")
+};
+
+const DORA: &MethodSpec = &MethodSpec {
+    inits: &[Init::Kaiming, Init::Gaussian],
+    takes_embeddings: true,
+    keys: codec::KEYS,
+    is_of: |config| config.use_dora,
+    ..MethodSpec::new("dora", "LORA", "LoRA with a trained magnitude for each column of a weight")
+};
+
+const LORA_FA: &MethodSpec = &MethodSpec {
+    inits: INITS,
+    takes_embeddings: true,
+    keys: codec::KEYS,
+    // Files do not say which factor was frozen.
+    is_of: |_| false,
+    ..MethodSpec::new("lora-fa", "LORA", "LoRA with its first factor frozen")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[LORA, DORA, LORA_FA];
+
+impl Method {
+    /// Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a pair of factors for each site.
+    pub const LORA: Self = Self(LORA);
+    /// Weight-decomposed LoRA (Liu et al. 2024, arXiv:2402.09353): a pair, and a magnitude for each column of the weight.
+    pub const DORA: Self = Self(DORA);
+    /// LoRA with `A` frozen (Zhang et al. 2023, arXiv:2308.03303).
+    pub const LORA_FA: Self = Self(LORA_FA);
+}
+
+/// The pair of one site (Hu et al. 2021, arXiv:2106.09685).
+#[derive(Module, Debug)]
+pub struct Lora<B: Backend> {
+    /// Shape `[d_input, rank]`.
+    pub a: Param<Tensor<B, 2>>,
+    /// Shape `[rank, d_output]`.
+    pub b: Param<Tensor<B, 2>>,
+    /// What the update is multiplied by before it is added to the bias (PEFT's `lora_bias`), shape `[d_output]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// Where the pair started, if not at an update of zero; the update is counted from there.
+    pub start: Option<Start<B>>,
+    /// DoRA's magnitudes.
+    pub magnitude: Option<Magnitude<B>>,
+    /// Factor on the update.
+    pub scale: f64,
+}
+
+impl<B: Backend> Lora<B> {
+    /// A fresh pair whose update is zero: `A` Kaiming-uniform (a = √5) and `B` zero; at an embedding, as PEFT
+    /// has it, `A` zero and `B` normal.
+    pub fn new(site: &Site, rank: usize, scale: f64, seed: u64, device: &B::Device) -> Self {
+        let key = |name: &str| format!("{}.{name}", site.path);
+        let (a_shape, b_shape) = ([site.d_input, rank], [rank, site.d_output]);
+        if site.embedding {
+            let b = normal(seed, &key("lora_embedding_B"), b_shape, 1.0, device);
+            return Self::from_factors(Tensor::zeros(a_shape, device), b, scale);
+        }
+        Self::from_factors(
+            kaiming(seed, &key("lora_A"), a_shape, device),
+            Tensor::zeros(b_shape, device),
+            scale,
+        )
+    }
+
+    /// A fresh pair with `A` normal, of standard deviation `std`, and `B` zero.
+    fn normal(site: &Site, rank: usize, std: f64, scale: f64, seed: u64, device: &B::Device) -> Self {
+        let a = normal(seed, &format!("{}.lora_A", site.path), [site.d_input, rank], std, device);
+        Self::from_factors(a, Tensor::zeros([rank, site.d_output], device), scale)
+    }
+
+    /// A pair of given factors: `a` `[d_input, rank]`, `b` `[rank, d_output]`.
+    pub fn from_factors(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
+        let [a, b] = [a, b].map(Param::from_tensor);
+        Self { a, b, bias: None, start: None, magnitude: None, scale }
+    }
+
+    /// A pair that starts at given factors with an update of zero.
+    pub fn from_start(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
+        let start = Some(Start { a: a.clone(), b: b.clone() });
+        Self { start, ..Self::from_factors(a, b, scale) }
+    }
+
+    /// The same with `A` frozen (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303).
+    pub fn with_frozen_a(self) -> Self {
+        Self { a: self.a.set_require_grad(false), ..self }
+    }
+
+    /// The inner width of the trained pair.
+    pub fn rank(&self) -> usize {
+        self.b.dims()[0]
+    }
+
+    /// Factors whose product, times the scale, is `ΔW`: the pair itself, or pair and start side by side.
+    pub fn factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        match &self.start {
+            None => (self.a.val(), self.b.val()),
+            Some(start) => (
+                Tensor::cat(vec![self.a.val(), start.a.clone()], 1),
+                Tensor::cat(vec![self.b.val(), start.b.clone().neg()], 0),
+            ),
+        }
+    }
+
+    fn scaled_pair(&self) -> Pair<B> {
+        let (a, b) = self.factors();
+        Pair { a, b, scale: self.scale }
+    }
+
+    /// A fresh pair by the config's initialisation.
+    fn fresh(fresh: &Fresh<'_, B>) -> Result<Self> {
+        let (config, site, device) = (fresh.config, fresh.site(), fresh.device);
+        let (rank, scale, seed) = (fresh.rank(), fresh.scale(), config.seed);
+        match config.init {
+            // The first factor of LoRA-FA is not trained, so it must not be zero.
+            _ if site.embedding && config.method == Method::LORA_FA => {
+                Ok(Self::normal(site, rank, 1.0, scale, seed, device))
+            }
+            Init::Gaussian if !site.embedding => {
+                Ok(Self::normal(site, rank, 1.0 / rank as f64, scale, seed, device))
+            }
+            Init::Pissa | Init::PissaRandomized | Init::Olora => {
+                let weight = fresh.weight(0, &config.init.to_string())?;
+                let start = Start::of_weight(config.init, weight, rank, scale, seed)?;
+                Ok(Self::from_start(start.a, start.b, scale))
+            }
+            _ => Ok(Self::new(site, rank, scale, seed, device)),
+        }
+    }
+}
+
+impl<B: Backend> Factors<B> for Lora<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        let lora = Self::fresh(fresh)?;
+        let method = fresh.config.method;
+        if method == Method::DORA {
+            let magnitude = Magnitude::of_weight(fresh.weight(0, "dora")?);
+            return Ok(Self { magnitude: Some(magnitude), ..lora });
+        }
+        Ok(if method == Method::LORA_FA { lora.with_frozen_a() } else { lora })
+    }
+
+    fn pair(&self, _slice: usize) -> Option<Pair<B>> {
+        Some(self.scaled_pair())
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        let mut roles = vec![(self.a.id, FactorRole::First), (self.b.id, FactorRole::Second)];
+        roles.extend(self.bias.iter().map(|bias| (bias.id, FactorRole::Vector)));
+        roles.extend(self.magnitude.iter().map(|magnitude| (magnitude.value.id, FactorRole::Vector)));
+        roles
+    }
+
+    fn read(file: &mut Reader<'_, B>) -> Result<()> {
+        codec::read(file)
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        codec::write(self, slots[0], file);
+        Ok(())
+    }
+
+    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Ok(codec::own_sites(folder))
+    }
+
+    fn change(&self, _slice: usize, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let delta = self.scaled_pair().product();
+        Some(match &self.magnitude {
+            Some(magnitude) => magnitude.change(weight, delta),
+            None => delta,
+        })
+    }
+
+    fn bias(&self, _slice: usize) -> Option<Tensor<B, 1>> {
+        self.bias.as_ref().map(|bias| bias.val() * self.scale)
+    }
+
+    fn depends_on_base(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
+    fn forward(
+        &self,
+        slice: usize,
+        x: Tensor<B, 2>,
+        base: &dyn BaseLinear<B>,
+        drop: Option<Dropout>,
+    ) -> Tensor<B, 2>
+    where
+        B: Kernels,
+    {
+        let y = match &self.magnitude {
+            Some(magnitude) => magnitude.forward(self.scaled_pair(), x, base, drop),
+            None => low_rank(self.scaled_pair(), x, base, true, drop),
+        };
+        match self.bias(slice) {
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
+        }
+    }
+
+    fn embed(
+        &self,
+        _slice: usize,
+        ids: Tensor<B, 1, Int>,
+        rows: &Tensor<B, 2>,
+        through_base: &dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+    ) -> Option<Tensor<B, 2>>
+    where
+        B: Kernels,
+    {
+        let pair = self.scaled_pair();
+        let picked = pair.a.clone().select(0, ids); // [tokens, rank]
+        let delta = linear(picked, pair.b.clone(), None) * pair.scale;
+        Some(match &self.magnitude {
+            Some(magnitude) => {
+                let ratio = magnitude.ratio(&pair, through_base);
+                (rows.clone() + delta) * ratio.unsqueeze() - rows.clone()
+            }
+            None => delta,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+    use crate::build::NoWeights;
+    use crate::config::AdapterConfig;
+    use crate::host::host_values;
+    use crate::set::AdapterSet;
+    use lowrank_spec::{Pattern, Targets};
+
+    fn embedding() -> Site {
+        Site {
+            path: "embed_tokens".into(),
+            layer: None,
+            d_input: 9,
+            d_output: 4,
+            head: false,
+            embedding: true,
+        }
+    }
+
+    fn fresh(method: Method) -> AdapterSet<Flex> {
+        let targets = Targets::new(Pattern::parse("embed_tokens"));
+        let config = AdapterConfig { rank: 2, ..AdapterConfig::new(method, targets) };
+        AdapterSet::init(&config, &[embedding()], &NoWeights, &Default::default()).unwrap()
+    }
+
+    /// LoRA-FA's first factor stays as it was drawn: at zero, the second would never get a gradient.
+    #[test]
+    fn a_frozen_first_factor_of_an_embedding_is_not_zero() {
+        let is_zero = |t: Tensor<Flex, 2>| host_values(t).iter().all(|v| *v == 0.0);
+        let Some(pair) = fresh(Method::LORA_FA).adapters()[0].pair(0) else { panic!("a LoRA is a pair") };
+        assert!(!is_zero(pair.a.clone()) && is_zero(pair.b));
+        let Some(pair) = fresh(Method::LORA).adapters()[0].pair(0) else { panic!("a LoRA is a pair") };
+        assert!(is_zero(pair.a) && !is_zero(pair.b.clone()));
+    }
+
+    #[test]
+    fn every_parameter_has_a_role() {
+        let set = fresh(Method::LORA);
+        let Adapter::Lora(lora) = &set.adapters()[0] else { panic!("a LoRA") };
+        let roles = set.roles();
+        assert_eq!(roles[&lora.a.id], FactorRole::First);
+        assert_eq!(roles[&lora.b.id], FactorRole::Second);
+        assert_eq!(roles.len(), 2);
+    }
+
+    use crate::methods::Adapter;
+}

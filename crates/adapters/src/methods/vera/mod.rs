@@ -1,0 +1,150 @@
+//! VeRA: frozen random factors shared by all sites, two trained vectors for each.
+//!
+//! Files as PEFT's, with the projections in them.
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+use lowrank_spec::Site;
+
+use super::{Adapter, FactorRole, Factors, Fresh, Method, MethodSpec, Sharing};
+use crate::error::Result;
+use crate::init::kaiming;
+use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
+use crate::set::{Pair, Slot};
+
+const INNER: &str = ".vera_lambda_d";
+const OUTPUT: &str = ".vera_lambda_b";
+
+const VERA: &MethodSpec = &MethodSpec {
+    sharing: Sharing::All,
+    any_rank: true,
+    keys: &[OUTPUT, INNER],
+    ..MethodSpec::new("vera", "VERA", "Two vectors for each layer over frozen random factors")
+};
+
+pub(super) const METHODS: &[&MethodSpec] = &[VERA];
+
+impl Method {
+    /// Vector-based random adaptation (Kopiczko et al. 2023, arXiv:2310.11454): frozen random factors shared by all
+    /// sites, two trained vectors for each.
+    pub const VERA: Self = Self(VERA);
+}
+
+/// The sites of one VeRA (Kopiczko et al. 2023, arXiv:2310.11454): `ΔW = A·diag(d)·B·diag(b)`, with `A` and
+/// `B` cut to the site's widths.
+#[derive(Module, Debug)]
+pub struct Vera<B: Backend> {
+    /// Frozen, shape `[largest d_input, rank]`.
+    pub a: Tensor<B, 2>,
+    /// Frozen, shape `[rank, largest d_output]`.
+    pub b: Tensor<B, 2>,
+    /// Vectors of each site.
+    pub vectors: Vec<VeraVectors<B>>,
+}
+
+/// What VeRA trains at one site.
+#[derive(Module, Debug)]
+pub struct VeraVectors<B: Backend> {
+    /// `d`, shape `[rank]`.
+    pub inner: Param<Tensor<B, 1>>,
+    /// `b`, shape `[d_output]`.
+    pub output: Param<Tensor<B, 1>>,
+    /// Width of the site's input.
+    pub d_input: usize,
+}
+
+/// Initial value of the inner vector.
+const D_INITIAL: f32 = 0.1;
+
+impl<B: Backend> Vera<B> {
+    /// Fresh vectors over random factors, Kaiming-uniform: `d` at 0.1, `b` at zero, so that the update is zero.
+    pub fn new(sites: &[&Site], rank: usize, seed: u64, device: &B::Device) -> Self {
+        let widest = |width: fn(&Site) -> usize| sites.iter().map(|s| width(s)).max().unwrap_or(0);
+        let (d_input, d_output) = (widest(|s| s.d_input), widest(|s| s.d_output));
+        let vectors = |site: &&Site| VeraVectors {
+            inner: Param::from_tensor(Tensor::full([rank], D_INITIAL, device)),
+            output: Param::from_tensor(Tensor::zeros([site.d_output], device)),
+            d_input: site.d_input,
+        };
+        Self {
+            a: kaiming(seed, "vera_A", [d_input, rank], device),
+            b: kaiming(seed, "vera_B", [rank, d_output], device),
+            vectors: sites.iter().map(vectors).collect(),
+        }
+    }
+
+    /// The inner width.
+    pub fn rank(&self) -> usize {
+        self.b.dims()[0]
+    }
+
+    /// The update of a site as a pair, exactly: `[d_input, rank]` and `[rank, d_output]`.
+    pub fn factors(&self, slice: usize) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let VeraVectors { inner, output, d_input } = &self.vectors[slice];
+        let [d_output] = output.dims();
+        let a = self.a.clone().narrow(0, 0, *d_input) * inner.val().unsqueeze();
+        let b = self.b.clone().narrow(1, 0, d_output) * output.val().unsqueeze();
+        (a, b)
+    }
+}
+
+impl<B: Backend> Factors<B> for Vera<B> {
+    fn init(fresh: &Fresh<'_, B>) -> Result<Self> {
+        Ok(Self::new(&fresh.sites, fresh.config.rank, fresh.config.seed, fresh.device))
+    }
+
+    fn pair(&self, slice: usize) -> Option<Pair<B>> {
+        let (a, b) = self.factors(slice);
+        Some(Pair { a, b, scale: 1.0 })
+    }
+
+    fn roles(&self) -> Vec<(ParamId, FactorRole)> {
+        let ids = self.vectors.iter().flat_map(|v| [v.inner.id, v.output.id]);
+        ids.map(|id| (id, FactorRole::Vector)).collect()
+    }
+
+    fn read(file: &mut Reader<'_, B>) -> Result<()> {
+        let found = file.modules(VERA.keys);
+        let rank = file.config().r;
+        let widths = found.iter().map(|f| (file.site(f).d_input, file.site(f).d_output));
+        let widest = widths.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)));
+        let Some((d_input, d_output)) = widest else { return Ok(()) };
+        if !file.folder().tensors.contains_key("vera_A") {
+            file.problem("missing 'vera_A' and 'vera_B': save the adapter with save_projection".into());
+            return Ok(());
+        }
+        let a = file.transposed("vera_A", [rank, d_input]);
+        let b = file.transposed("vera_B", [d_output, rank]);
+        let mut vectors = Vec::new();
+        for module in &found {
+            let site = file.site(module);
+            let inner = file.plain(&format!("{}{INNER}", module.path), [rank]);
+            let output = file.plain(&format!("{}{OUTPUT}", module.path), [site.d_output]);
+            if let (Some(inner), Some(output)) = (inner, output) {
+                let [inner, output] = [inner, output].map(Param::from_tensor);
+                vectors.push(VeraVectors { inner, output, d_input: site.d_input });
+            }
+        }
+        if let (Some(a), Some(b), true) = (a, b, vectors.len() == found.len()) {
+            file.push(Adapter::Vera(Self { a, b, vectors }), &found.iter().collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    fn write(&self, slots: &[&Slot], file: &mut Writer<'_>) -> Result<()> {
+        file.transposed("vera_A".into(), self.a.clone());
+        file.transposed("vera_B".into(), self.b.clone());
+        for slot in slots {
+            let vectors = &self.vectors[slot.slice];
+            file.plain(format!("{}{INNER}", slot.path), vectors.inner.val());
+            file.plain(format!("{}{OUTPUT}", slot.path), vectors.output.val());
+            file.note("VERA", slot, self.rank(), 1.0);
+        }
+        file.config.other.entry("d_initial").or_insert(f64::from(D_INITIAL).into());
+        Ok(())
+    }
+
+    fn own_sites(_folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+        Err("VeRA's files do not hold the widths of the layers; give the model too (--model)")
+    }
+}

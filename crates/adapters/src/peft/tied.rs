@@ -1,0 +1,191 @@
+//! Adapters over a model whose head is tied to its input embedding.
+//!
+//! PEFT adapts the two uses of the table apart: a LoRA of the embedding leaves the head alone, a LoRA of the head leaves
+//! the embedding alone, and `modules_to_save` makes a copy for the one use that it names. Only `ensure_weight_tying`
+//! keeps them together. Tables that `save_embedding_layers` adds are the shared table itself.
+
+use std::borrow::Cow;
+
+use lowrank_spec::HostTensor;
+
+use super::config::TokenIndices;
+use super::folder::AdapterFolder;
+
+/// What an adapter makes of a tied table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TiedUse {
+    /// Embedding and head stay one table.
+    Together,
+    /// The head needs weights of its own.
+    Apart,
+}
+
+impl AdapterFolder {
+    /// Whether the head of a tied model needs weights of its own under this adapter, and the tensors arranged for it:
+    /// tables of the shared weight go to both uses, and a tied adapter of the embedding is mirrored for the head.
+    ///
+    /// `embedding` and `head` are module paths.
+    ///
+    /// # Errors
+    /// A reason: two different tables for one use, rows of a table that is not there.
+    pub fn untie(&mut self, embedding: &str, head: &str) -> Result<TiedUse, String> {
+        let adapts = |path: &str| self.tensors.keys().any(|key| is_factor_of(key, path));
+        let (adapts_head, adapts_embedding) = (adapts(head), adapts(embedding));
+        let (saves_head, saves_embedding) = (self.config.saves(head), self.config.saves(embedding));
+        let rows_apart = match &self.config.trainable_token_indices {
+            Some(TokenIndices::Tables(tables)) => {
+                let of = |path: &str| tables.iter().find(|(name, _)| path.ends_with(name.as_str()));
+                match (of(embedding), of(head)) {
+                    (Some((_, a)), Some((_, b))) => a != b,
+                    (None, Some(_)) => true,
+                    _ => false,
+                }
+            }
+            _ => false,
+        };
+        let kept_together = self.config.ensure_weight_tying;
+        if kept_together && rows_apart {
+            return Err(
+                "ensure_weight_tying with different trainable_token_indices for the tied tables".into()
+            );
+        }
+        if kept_together && !(saves_head || saves_embedding) && (adapts_head || adapts_embedding) {
+            self.mirror(embedding, head);
+            self.share_table(embedding, head, [false, false])?;
+            return Ok(TiedUse::Apart);
+        }
+        if !kept_together && (adapts_head || saves_head || saves_embedding || rows_apart) {
+            self.share_table(embedding, head, [saves_embedding, saves_head])?;
+            return Ok(TiedUse::Apart);
+        }
+        self.join_table(embedding, head)?;
+        Ok(TiedUse::Together)
+    }
+
+    /// A table of the shared weight that the file has once goes to both uses, unless one is a copy of its own.
+    fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<(), String> {
+        let keys = [embedding, head].map(|path| format!("{path}.weight"));
+        for (from, to) in [(0, 1), (1, 0)] {
+            if is_own[from] || is_own[to] || self.tensors.contains_key(&keys[to]) {
+                continue;
+            }
+            if let Some(table) = self.tensors.get(&keys[from]) {
+                let table = HostTensor { name: keys[to].clone(), ..table.clone() };
+                self.tensors.insert(keys[to].clone(), table);
+            }
+        }
+        Ok(())
+    }
+
+    /// One table for both uses: the file may have it under either name, or under both alike.
+    fn join_table(&mut self, embedding: &str, head: &str) -> Result<(), String> {
+        let Some(table) = self.tensors.remove(&format!("{head}.weight")) else { return Ok(()) };
+        let key = format!("{embedding}.weight");
+        match self.tensors.get(&key) {
+            Some(other) if other.data == table.data => {}
+            Some(_) => {
+                return Err(format!(
+                    "'{head}.weight' and '{key}' differ, and the model has one table for both"
+                ));
+            }
+            None => {
+                self.tensors.insert(key.clone(), HostTensor { name: key, ..table });
+            }
+        }
+        Ok(())
+    }
+
+    /// The adapter of the embedding as that of the head, or the other way round, where the file has only one:
+    /// `(E + B·A)ᵀ = Eᵀ + Aᵀ·Bᵀ`.
+    fn mirror(&mut self, embedding: &str, head: &str) {
+        let names = [
+            [format!("{embedding}.lora_embedding_A"), format!("{head}.lora_B.weight")],
+            [format!("{embedding}.lora_embedding_B"), format!("{head}.lora_A.weight")],
+        ];
+        for [a, b] in names {
+            for (from, to) in [(&a, &b), (&b, &a)] {
+                if self.tensors.contains_key(to) {
+                    continue;
+                }
+                if let Some(factor) = self.tensors.get(from).filter(|t| t.shape.len() == 2) {
+                    let (rows, columns) = (factor.shape[0], factor.shape[1]);
+                    let data = lowrank_spec::transpose(&factor.data, rows, columns);
+                    let mirrored =
+                        HostTensor { name: to.clone(), shape: vec![columns, rows], data: Cow::Owned(data) };
+                    self.tensors.insert(to.clone(), mirrored);
+                }
+            }
+        }
+    }
+}
+
+fn is_factor_of(key: &str, path: &str) -> bool {
+    key.strip_prefix(path).is_some_and(|rest| rest.starts_with(".lora_") || rest.starts_with(".vera_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peft::PeftConfig;
+    use rstest::rstest;
+
+    fn folder(config: PeftConfig, tensors: &[(&str, [usize; 2], f32)]) -> AdapterFolder {
+        let tensor = |(name, shape, value): &(&str, [usize; 2], f32)| {
+            let data = vec![*value; shape[0] * shape[1]];
+            (name.to_string(), HostTensor::new(*name, shape.to_vec(), data))
+        };
+        AdapterFolder { config, tensors: tensors.iter().map(tensor).collect(), alpha_is_assumed: false }
+    }
+
+    fn saving(names: &[&str], ensure: bool) -> PeftConfig {
+        PeftConfig {
+            modules_to_save: Some(names.iter().map(|n| n.to_string()).collect()),
+            ensure_weight_tying: ensure,
+            ..PeftConfig::default()
+        }
+    }
+
+    const EMBED: (&str, [usize; 2], f32) = ("model.embed_tokens.weight", [5, 2], 1.0);
+    const HEAD: (&str, [usize; 2], f32) = ("lm_head.weight", [5, 2], 2.0);
+
+    #[rstest]
+    #[case(saving(&["embed_tokens"], false), &[EMBED], TiedUse::Apart)]
+    #[case(saving(&["lm_head"], false), &[HEAD], TiedUse::Apart)]
+    #[case(saving(&["embed_tokens", "lm_head"], false), &[EMBED, HEAD], TiedUse::Apart)]
+    #[case(saving(&["embed_tokens"], true), &[EMBED], TiedUse::Together)]
+    #[case(PeftConfig::default(), &[EMBED], TiedUse::Together)]
+    #[case(PeftConfig::default(), &[("lm_head.lora_A.weight", [1, 2], 1.0)], TiedUse::Apart)]
+    #[case(PeftConfig::default(), &[("model.embed_tokens.lora_embedding_A", [1, 5], 1.0)], TiedUse::Together)]
+    fn the_two_uses_part_where_the_adapter_moves_one(
+        #[case] config: PeftConfig,
+        #[case] tensors: &[(&str, [usize; 2], f32)],
+        #[case] expect: TiedUse,
+    ) {
+        let mut folder = folder(config, tensors);
+        assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), expect);
+        assert_eq!(folder.tensors.len(), tensors.len());
+    }
+
+    #[test]
+    fn a_tied_adapter_is_mirrored_for_the_head() {
+        let config = PeftConfig { ensure_weight_tying: true, ..PeftConfig::default() };
+        let tensors = [
+            ("model.embed_tokens.lora_embedding_A", [1, 5], 2.0),
+            ("model.embed_tokens.lora_embedding_B", [2, 1], 3.0),
+        ];
+        let mut folder = folder(config, &tensors);
+        assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
+        assert_eq!(folder.tensors["lm_head.lora_A.weight"].shape, [1, 2]);
+        assert_eq!(folder.tensors["lm_head.lora_B.weight"].shape, [5, 1]);
+    }
+
+    #[test]
+    fn one_table_under_two_names_must_be_one() {
+        let mut same = folder(PeftConfig::default(), &[EMBED, ("lm_head.weight", [5, 2], 1.0)]);
+        assert_eq!(same.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Together);
+        assert_eq!(same.tensors.len(), 1);
+        assert!(
+            folder(PeftConfig::default(), &[EMBED, HEAD]).untie("model.embed_tokens", "lm_head").is_err()
+        );
+    }
+}
