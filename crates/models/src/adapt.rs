@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use lowrank_adapters::peft::{AdapterFolder, Saved, host_values};
+use lowrank_adapters::peft::{AdapterFolder, Saved, TableRows, TiedUse, host_values};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
 use lowrank_spec::{HostTensor, transpose};
 
@@ -24,6 +24,62 @@ pub trait Adaptable<B: Backend>: Clone {
 
     /// Told of the keys whose values came with an adapter.
     fn loaded(&mut self, _keys: &[String]) {}
+
+    /// PEFT's names of the tasks that the model's head is made for; an adapter of another task is refused. Empty where any
+    /// will do.
+    fn tasks(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Paths of the input embedding and of the head, where the head is the embedding's table.
+    fn tied(&self) -> Option<[String; 2]> {
+        None
+    }
+
+    /// Gives a tied head weights of its own, equal to the table's, and a site; nothing for a model without a tied head.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a table whose form cannot be turned into a head's.
+    fn untie(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Path of the input embedding whose table an adapter may replace by one of another vocabulary.
+    fn vocabulary(&self) -> Option<&Site> {
+        None
+    }
+
+    /// Makes room for a vocabulary of another size; the rows are undefined until they are loaded.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a model whose tables cannot be replaced.
+    fn resize_vocabulary(&mut self, _rows: usize) -> Result<()> {
+        Err(ModelError::Input("an adapter with a resized vocabulary is not supported for this model".into()))
+    }
+
+    /// Arranges the model for an adapter and the folder's tensors for the model: a head with weights of its own where the
+    /// adapter moves one use of a tied table alone, tables of the adapter's vocabulary.
+    ///
+    /// # Errors
+    /// A reason: a task that is not this model's, tables that contradict each other.
+    fn prepare(&mut self, folder: &mut AdapterFolder) -> Result<()> {
+        let task = folder.config.task_type.as_deref();
+        if let Some(task) = task.filter(|task| !self.tasks().is_empty() && !self.tasks().contains(task)) {
+            return Err(ModelError::Input(format!(
+                "the adapter's task_type is {task}, and this model is for {}; give a model of that task",
+                self.tasks().join(" or ")
+            )));
+        }
+        if let Some([embedding, head]) = self.tied()
+            && folder.untie(&embedding, &head).map_err(ModelError::Input)? == TiedUse::Apart
+        {
+            self.untie()?;
+        }
+        if let Some(rows) = self.vocabulary().and_then(|site| resized(folder, site)) {
+            self.resize_vocabulary(rows)?;
+        }
+        Ok(())
+    }
 
     /// The weights of the sites, for methods that start from them.
     fn base_weights(&self) -> ModelWeights<Self> {
@@ -58,15 +114,20 @@ pub trait Adaptable<B: Backend>: Clone {
     /// As [`Adaptable::load_adapter`].
     fn load_adapter_folder(
         &mut self,
-        folder: AdapterFolder,
+        mut folder: AdapterFolder,
         path: &Path,
         device: &B::Device,
     ) -> Result<AdapterSet<B>> {
-        let weights = self.base_weights();
+        let mut model = self.clone();
+        model
+            .prepare(&mut folder)
+            .map_err(|e| ModelError::File { path: path.into(), reason: e.to_string() })?;
+        let weights = model.base_weights();
         let (set, saved) = folder
-            .into_set(path, self.adapter_sites(), &weights, device)
+            .into_set(path, model.adapter_sites(), &weights, device)
             .map_err(|e| adapter_error(path, &e))?;
-        self.load_saved(saved, path, device)?;
+        model.load_saved(saved, path, device)?;
+        *self = model;
         Ok(set)
     }
 
@@ -90,19 +151,34 @@ pub trait Adaptable<B: Backend>: Clone {
 
     /// The model with the updates of the enabled adapters folded into its weights, in f32. A weight of two factors stays
     /// one, of the same rank, and is never formed. This model shares what
-    /// was not touched, and stays as it was: to unmerge, go back to it.
+    /// was not touched, and stays as it was: to unmerge, go back to it. A head that is tied to an adapted embedding gets
+    /// the table as it was, since the adapter moves the embedding alone.
     ///
     /// # Errors
-    /// A site whose weight is no single matrix, or a merged weight that is not finite.
+    /// A site whose weight is no single matrix, a merged weight that is not finite, an update of a bias that the layer does
+    /// not have.
     fn merged(&self, adapters: &AdapterSet<B>) -> Result<Self> {
         let mut model = self.clone();
+        if let Some([embedding, _]) = self.tied()
+            && adapters.slots().iter().any(|slot| slot.path == embedding)
+        {
+            model.untie()?;
+        }
         let mut merge = Merge {
             adapters,
             sites: self.adapter_sites(),
             done: vec![false; self.adapter_sites().len()],
+            biased: vec![false; self.adapter_sites().len()],
             problem: None,
         };
         model.walk_params(&mut merge);
+        let has_bias = |site: usize| adapters.delta_bias(site).is_some();
+        if let Some(slot) = adapters.slots().iter().find(|s| has_bias(s.site) && !merge.biased[s.site]) {
+            return Err(ModelError::Input(format!(
+                "'{}' has no bias, and the adapter adds to it (lora_bias); keep the adapter beside the model",
+                slot.path
+            )));
+        }
         let factored: Vec<usize> =
             adapters.slots().iter().map(|slot| slot.site).filter(|&site| !merge.done[site]).collect();
         for site in factored {
@@ -131,6 +207,15 @@ pub trait Adaptable<B: Backend>: Clone {
             (None, None) => Ok(model),
         }
     }
+}
+
+/// Number of rows of the table that a folder carries for an embedding, where it is not the model's.
+fn resized(folder: &AdapterFolder, site: &Site) -> Option<usize> {
+    let bare = site.path.split_once('.').map_or("", |(_, rest)| rest);
+    let keys = [site.path.as_str(), bare].map(|path| format!("{path}.weight"));
+    let table = keys.iter().find_map(|key| folder.tensors.get(key))?;
+    (table.shape.len() == 2 && table.shape[1] == site.d_output && table.shape[0] != site.d_input)
+        .then_some(table.shape[0])
 }
 
 fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {
@@ -203,21 +288,39 @@ struct Merge<'a, B: Backend> {
     adapters: &'a AdapterSet<B>,
     sites: &'a [Site],
     done: Vec<bool>,
+    biased: Vec<bool>,
     problem: Option<String>,
+}
+
+impl<B: Backend> Merge<'_, B> {
+    fn site(&self, path: &str) -> Option<usize> {
+        let site = self.sites.iter().position(|s| s.path == path)?;
+        self.adapters.slots().iter().any(|slot| slot.site == site).then_some(site)
+    }
+
+    /// Adds the updates' biases to a site's.
+    fn bias<const D: usize>(&mut self, path: &str, param: &mut Param<Tensor<B, D>>) {
+        let Some(site) = self.site(path) else { return };
+        let Some(delta) = self.adapters.delta_bias(site) else { return };
+        self.biased[site] = true;
+        let shape: [usize; D] = param.dims();
+        let merged = param.val().detach() + delta.detach().reshape(shape);
+        *param = param.clone().map(|_| merged);
+    }
 }
 
 impl<B: Backend> ParamIo<B> for Merge<'_, B> {
     fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
-        let Some(site) = self.sites.iter().position(|s| s.path == path) else { return };
-        if !self.adapters.slots().iter().any(|slot| slot.site == site) {
-            return;
+        if let Some(path) = key.strip_suffix(".bias").filter(|_| D == 1) {
+            return self.bias(path, param);
         }
+        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
+        let Some(site) = self.site(path) else { return };
         self.done[site] = true;
         let shape: [usize; D] = param.dims();
         let weight = param.val().detach().cast(DType::F32).reshape([shape[0], shape[1]]);
         let Some(merged) = self.adapters.merged_weight(site, &weight) else { return };
-        // What zero does not annihilate is not finite.
+        // NaN and ±Inf are the only values with x·0 ≠ 0.
         let zero = (merged.clone() * 0.0).sum().into_data();
         if zero.iter::<f32>().any(|v| v != 0.0) {
             self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
@@ -277,9 +380,53 @@ struct SavedReader<B: Backend> {
     problems: Vec<String>,
 }
 
+impl<B: Backend> SavedReader<B> {
+    /// Replaces rows of a table (columns of a head's weight) by trained ones.
+    fn set_rows<const D: usize>(
+        &mut self,
+        key: &str,
+        layout: Layout,
+        param: &mut Param<Tensor<B, D>>,
+        rows: TableRows,
+    ) {
+        let shape: [usize; D] = param.dims();
+        let (vocabulary, width) = match layout {
+            Layout::Same => (shape[0], shape[1]),
+            Layout::Transposed => (shape[1], shape[0]),
+        };
+        if rows.values.shape[1] != width || rows.indices.iter().any(|&row| row >= vocabulary) {
+            self.problems.push(format!(
+                "'{}' has rows {:?} of width {}, and '{key}' is {vocabulary} rows of width {width}",
+                rows.values.name, rows.indices, rows.values.shape[1]
+            ));
+            return;
+        }
+        let mut values = host_values(param.val());
+        for (&row, new) in rows.indices.iter().zip(rows.values.data.chunks_exact(width)) {
+            for (column, value) in new.iter().enumerate() {
+                let at = match layout {
+                    Layout::Same => row * width + column,
+                    Layout::Transposed => column * vocabulary + row,
+                };
+                values[at] = *value;
+            }
+        }
+        let tensor = Tensor::from_data(TensorData::new(values, shape.to_vec()), &self.device);
+        *param = Param::initialized(param.id, tensor);
+        self.loaded.push(key.to_string());
+    }
+}
+
 impl<B: Backend> ParamIo<B> for SavedReader<B> {
     fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
         let Some(tensor) = self.saved.take(key) else {
+            let rows =
+                key.strip_suffix(".weight").filter(|_| D == 2).map(|table| self.saved.take_rows(table));
+            match rows {
+                Some(Ok(Some(rows))) => return self.set_rows(key, layout, param, rows),
+                Some(Err(problem)) => return self.problems.push(problem),
+                Some(Ok(None)) | None => {}
+            }
             if self.saved.expects(key) {
                 self.problems.push(format!("missing '{key}'"));
             }

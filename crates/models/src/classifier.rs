@@ -224,6 +224,10 @@ impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
         self.walk(io);
     }
 
+    fn tasks(&self) -> &'static [&'static str] {
+        &["SEQ_CLS", "FEATURE_EXTRACTION"]
+    }
+
     fn loaded(&mut self, keys: &[String]) {
         self.info.fresh.retain(|key| !keys.contains(key));
     }

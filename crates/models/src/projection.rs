@@ -1,10 +1,11 @@
 //! A weight `W` `[d_input, d_output]` in one of its representations. Every product is taken on what is
 //! stored; `W` itself is never formed.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, linear};
 
+use crate::error::{ModelError, Result};
 use crate::params::{Layout, ParamIo, lazy_normal};
 use crate::tensor_train::TensorTrain;
 use lowrank_spec::Representation;
@@ -98,6 +99,34 @@ impl<B: Backend> Projection<B> {
                 factor("lowrank_b", b_of.as_ref(), &mut factors.b);
             }
             Self::TensorTrain(train) => train.walk(path, io),
+        }
+    }
+
+    /// The same weight turned round, `Wᵀ`, on the same tensors: a head of the weights of an embedding.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a tensor train, or for factors that other modules share.
+    pub fn transposed(&self) -> Result<Self> {
+        let turn = |param: &Param<Tensor<B, 2>>| Param::initialized(ParamId::new(), param.val().transpose());
+        match self {
+            Self::Dense(Dense { weight }) => Ok(Self::Dense(Dense { weight: turn(weight) })),
+            _ => Err(ModelError::Input(
+                "the head is tied to an embedding in factors; it cannot get weights of its own".into(),
+            )),
+        }
+    }
+
+    /// One matrix of zeros of another shape, for a vocabulary of another size.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a weight in factors.
+    pub fn with_shape(&self, shape: [usize; 2]) -> Result<Self> {
+        match self {
+            Self::Dense(Dense { weight }) => {
+                let zeros = Tensor::zeros(shape, (&weight.lazy_device(), weight.val().dtype()));
+                Ok(Self::Dense(Dense { weight: Param::initialized(ParamId::new(), zeros) }))
+            }
+            _ => Err(ModelError::Input("an embedding in factors keeps its vocabulary".into())),
         }
     }
 

@@ -11,6 +11,9 @@ use super::config::{PeftConfig, TokenIndices};
 /// What follows a table's path in the key of its trained rows.
 const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
+/// Names of input embeddings and heads of language models.
+const TABLES: [&str; 6] = ["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"];
+
 /// Weights of the model that were trained and saved with an adapter, by the model's own keys.
 #[derive(Clone, Debug, Default)]
 pub struct Saved {
@@ -48,6 +51,12 @@ impl Carried {
     pub fn holds(&self, key: &str) -> bool {
         let bare = key.split_once('.').map_or("", |(_, rest)| rest);
         self.names.contains(key) || self.names.contains(bare)
+    }
+
+    /// Whether a parameter that the folder carried was trained with it: tables that `save_embedding_layers` adds were not.
+    pub fn trains(&self, key: &str) -> bool {
+        let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
+        self.holds(key) && (self.config.saves(module) || (name == "bias" && self.config.bias != "none"))
     }
 
     /// Whether rows of a table are among what was carried: they are read and written, and not trained further.
@@ -142,8 +151,7 @@ impl Saved {
     /// `save_embedding_layers` adds.
     fn is_table(&self, name: &str) -> bool {
         let Some(path) = name.strip_suffix(".weight") else { return false };
-        has_suffix(path, "lm_head")
-            || has_suffix(path, "embed_tokens")
+        TABLES.iter().any(|name| has_suffix(path, name))
             || self.tables.iter().any(|table| table == path || has_suffix(table, path))
     }
 }

@@ -35,8 +35,8 @@ pub struct Decoder<B: Backend> {
     info: Arc<Info>,
 }
 
-/// What a decoder knows beside its weights.
-#[derive(Debug)]
+/// What a decoder knows besides its weights.
+#[derive(Clone, Debug)]
 struct Info {
     config: DecoderConfig,
     sites: Vec<Site>,
@@ -190,6 +190,57 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
 
     fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
         self.walk(io);
+    }
+
+    fn tasks(&self) -> &'static [&'static str] {
+        &["CAUSAL_LM", "FEATURE_EXTRACTION"]
+    }
+
+    fn tied(&self) -> Option<[String; 2]> {
+        let names = &self.info.config.architecture.names;
+        let path = &self.info.sites[self.embedding.site].path;
+        self.head.is_none().then(|| [path.clone(), names.head.to_string()])
+    }
+
+    fn untie(&mut self) -> Result<()> {
+        if self.head.is_some() {
+            return Ok(());
+        }
+        let projection = self.embedding.projection.transposed()?;
+        let mut info = Info::clone(&self.info);
+        let [d_input, d_output] = projection.dims();
+        let path = info.config.architecture.names.head;
+        info.sites.push(Site {
+            path: path.into(),
+            layer: None,
+            d_input,
+            d_output,
+            head: true,
+            embedding: false,
+        });
+        info.config.tied = false;
+        info.config.raw.insert("tie_word_embeddings".into(), false.into());
+        self.head = Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false });
+        self.info = Arc::new(info);
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> Option<&Site> {
+        Some(&self.info.sites[self.embedding.site])
+    }
+
+    fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        let mut info = Info::clone(&self.info);
+        self.embedding.projection = self.embedding.projection.with_shape([rows, info.config.d_model])?;
+        info.sites[self.embedding.site].d_input = rows;
+        if let Some(head) = &mut self.head {
+            head.projection = head.projection.with_shape([info.config.d_model, rows])?;
+            info.sites[head.site].d_output = rows;
+        }
+        info.config.vocab_size = rows;
+        info.config.raw.insert("vocab_size".into(), rows.into());
+        self.info = Arc::new(info);
+        Ok(())
     }
 }
 
