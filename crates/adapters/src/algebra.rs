@@ -83,6 +83,16 @@ impl Update {
         Ok((Self { factors: fit.factors, ..self.clone() }, fit.report.relative_error))
     }
 
+    /// The same update of a map turned round, `ΔWᵀ`: what an update of an embedding is to a head tied to it.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn transposed(&self, site: Site) -> Result<Self> {
+        let (left, right) = (self.factors.right().transpose(), self.factors.left().transpose());
+        let factors = LowRank::new(left.to_owned(), right.to_owned())?;
+        Ok(Self { site, factors, scale: self.scale, bias: None })
+    }
+
     fn max_rank(&self) -> usize {
         self.factors.rank().min(self.site.max_rank())
     }

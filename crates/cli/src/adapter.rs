@@ -15,7 +15,7 @@ use lowrank_spec::HostTensor;
 use crate::backend::{Inner, device};
 use crate::context::{LABELS_FILE, adapter_folder, model_folder};
 
-/// Reads an adapter's files; a strength that they do not hold is said.
+/// Reads an adapter's files; warns where they do not hold an alpha.
 pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
     let folder = AdapterFolder::read_with_alpha(path, alpha)?;
     if folder.alpha_is_assumed {
@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
     Ok(folder)
 }
 
-/// Loads an adapter over a model; one that changes nothing is said.
+/// Loads an adapter over a model; warns of layers that it does not change.
 pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     path: &Path,
@@ -39,7 +39,7 @@ pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
     Ok(set)
 }
 
-/// Says which layers of an adapter have an update of zero: they were never trained, or not saved.
+/// Warns of layers whose update is zero: they were never trained, or not saved.
 fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
     let idle = set.idle();
     let n = set.slots().len();
@@ -72,10 +72,10 @@ impl DetachedAdapter {
     /// Reads an adapter; `model` gives what its files do not hold (the weights under DoRA, the widths under VeRA).
     pub(crate) fn read(path: &Path, alpha: Option<f64>, model: Option<&Path>) -> Result<Self> {
         let path = adapter_folder(path)?;
-        let folder = read(&path, alpha)?;
+        let mut folder = read(&path, alpha)?;
         let device = device()?;
         let (sites, weights): (Vec<Site>, Box<dyn BaseWeights<Inner>>) = match model {
-            Some(model) => base(model, &device)?,
+            Some(model) => base(model, &mut folder, &device)?,
             None => (folder.own_sites::<Inner>(&path)?, Box::new(NoWeights)),
         };
         let config = folder.config.clone();
@@ -119,17 +119,23 @@ pub(crate) fn write_adapter(
     Ok(AdapterFolder::from_set(set, sites, config, saved)?.write(dir)?)
 }
 
-/// Sites and weights of a model of any architecture.
-fn base(path: &Path, device: &crate::backend::Device) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
+/// Sites and weights of a model of any architecture, arranged for an adapter.
+fn base(
+    path: &Path,
+    adapter: &mut AdapterFolder,
+    device: &crate::backend::Device,
+) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
     let folder = model_folder(path)?;
     match EncoderConfig::read(&folder) {
         Ok(config) => {
-            let model = SequenceClassifier::<Inner>::load(&folder, config, 0, device)?;
+            let mut model = SequenceClassifier::<Inner>::load(&folder, config, 0, device)?;
+            model.prepare(adapter)?;
             Ok((model.sites().to_vec(), Box::new(model.base_weights())))
         }
         Err(encoder) => {
             let config = DecoderConfig::read(&folder).with_context(|| encoder.to_string())?;
-            let model = Decoder::<Inner>::load(&folder, config, Default::default(), device)?;
+            let mut model = Decoder::<Inner>::load(&folder, config, Default::default(), device)?;
+            model.prepare(adapter)?;
             Ok((model.sites().to_vec(), Box::new(model.base_weights())))
         }
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::init_tag::InitTag;
 use crate::config::scale;
+use crate::error::AdapterError;
 use crate::methods::Method;
 
 /// The keys of `adapter_config.json` that we read and write; others are kept in `other`.
@@ -334,6 +335,56 @@ impl PeftConfig {
             "lora_only" | "vera_only" => is_adapted,
             _ => false,
         }
+    }
+
+    /// The config of several adapters in one: what any of them carries besides factors, the combined one does.
+    ///
+    /// # Errors
+    /// [`AdapterError::Incompatible`] for adapters that do not go together: other tasks, other trained rows, tied and untied
+    /// tables.
+    pub fn united(configs: &[&Self]) -> Result<Self, AdapterError> {
+        let Some((first, rest)) = configs.split_first() else { return Ok(Self::default()) };
+        let mut united = (*first).clone();
+        for config in rest {
+            let clash = |key: &str| {
+                Err(AdapterError::Incompatible(format!(
+                    "'{key}' differs between the adapters; convert or merge one of them first"
+                )))
+            };
+            match (&united.task_type, &config.task_type) {
+                (Some(a), Some(b)) if a != b => return clash("task_type"),
+                (None, Some(b)) => united.task_type = Some(b.clone()),
+                _ => {}
+            }
+            match (&united.trainable_token_indices, &config.trainable_token_indices) {
+                (Some(a), Some(b)) if a != b => return clash("trainable_token_indices"),
+                (None, Some(b)) => united.trainable_token_indices = Some(b.clone()),
+                _ => {}
+            }
+            if united.ensure_weight_tying != config.ensure_weight_tying {
+                let tables = |c: &Self| c.modules_to_save.is_some() || c.ensure_weight_tying;
+                if tables(&united) && tables(config) {
+                    return clash("ensure_weight_tying");
+                }
+                united.ensure_weight_tying |= config.ensure_weight_tying;
+            }
+            let rank = |bias: &str| match bias {
+                "none" => 0,
+                "all" => 2,
+                _ => 1,
+            };
+            if rank(&config.bias) > rank(&united.bias) {
+                united.bias.clone_from(&config.bias);
+            }
+            let mut modules = united.modules_to_save.take().unwrap_or_default();
+            for module in config.modules_to_save.iter().flatten() {
+                if !modules.contains(module) {
+                    modules.push(module.clone());
+                }
+            }
+            united.modules_to_save = (!modules.is_empty()).then_some(modules);
+        }
+        Ok(united)
     }
 
     /// The same for factors that were computed anew: without the keys of another initialisation or layout.

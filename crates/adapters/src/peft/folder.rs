@@ -158,14 +158,20 @@ impl AdapterFolder {
         match name {
             // PEFT keeps VeRA's shared factors beside the model, not in it.
             "vera_A" | "vera_B" => format!("base_model.{name}"),
-            _ => match name.strip_suffix(".bias") {
-                // An adapted module lies within PEFT's wrapper.
-                Some(module) if self.tensors.contains_key(&format!("{module}.lora_A.weight")) => {
-                    format!("{PREFIX}{module}.base_layer.bias")
+            _ => match name.rsplit_once('.') {
+                // An adapted module is inside PEFT's wrapper.
+                Some((module, leaf @ ("weight" | "bias"))) if self.is_wrapped(module) => {
+                    format!("{PREFIX}{module}.base_layer.{leaf}")
                 }
                 _ => format!("{PREFIX}{name}"),
             },
         }
+    }
+
+    /// Whether PEFT puts its wrapper around a module.
+    fn is_wrapped(&self, module: &str) -> bool {
+        let factors = [".lora_A.weight", ".lora_embedding_A"];
+        factors.iter().any(|factor| self.tensors.contains_key(&format!("{module}{factor}")))
     }
 
     /// Number of values in all tensors.

@@ -7,8 +7,8 @@ use lowrank_adapters::algebra::update_of_difference;
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_models::EncoderConfig;
 use lowrank_models::architecture::is_buffer;
+use lowrank_models::{DecoderConfig, EncoderConfig};
 use lowrank_spec::{HostTensor, transpose};
 use serde_json::{Value, json};
 
@@ -75,6 +75,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         );
         note(name, &mut modules);
     }
+    // The name of a head without weights of its own, and of the table whose weights it has.
+    let decoder = DecoderConfig::read(&base_dir).ok().filter(|config| config.tied);
+    let names = decoder.as_ref().map(|config| &config.architecture.names);
+    let tied_head = names.map(|names| names.head).filter(|head| {
+        let key = format!("{head}.weight");
+        !base.contains(&key) || !tuned.contains(&key)
+    });
+    let is_input = |path: &str| names.is_some_and(|names| path.ends_with(names.embedding));
     let (mut updates, mut sites, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut biases_differ = false;
     for name in tuned.names() {
@@ -106,6 +114,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let site = Site { path: path.into(), layer: None, d_input, d_output, head: false, embedding };
         if let Some((update, error)) = update_of_difference(site.clone(), &difference, &truncation)? {
             rows.push(json!({"module": path, "rank": update.factors.rank(), "relative_error": error}));
+            // A head that is tied to the table moves with it; an adapter of the embedding alone would leave it behind.
+            if let Some(head) = tied_head.filter(|_| embedding && is_input(path)) {
+                let (path, [d_input, d_output]) = (head.to_string(), [d_output, d_input]);
+                let site = Site { path, layer: None, d_input, d_output, head: true, embedding: false };
+                updates.push(update.transposed(site.clone())?);
+                sites.push(site);
+            }
             updates.push(update);
             sites.push(site);
         }

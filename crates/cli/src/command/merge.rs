@@ -1,12 +1,18 @@
 //! `lowrank merge`: fold an adapter into its model's weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::Param;
+use burn::tensor::{Tensor, TensorData, bf16, f16};
+use lowrank_adapters::peft::host_values;
 use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, write_atomic, write_safetensors};
 use lowrank_models::decoder::LogitRows;
-use lowrank_models::params::Saver;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, TokenBatch};
+use lowrank_models::params::{Layout, ParamIo, Saver};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, TokenBatch};
+use lowrank_spec::{HostTensor, LowrankSection};
+use serde_json::{Map, Value};
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
@@ -17,9 +23,12 @@ use crate::context::{ModelArgs, adapter_folder, model_folder, new_folder, print_
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// Type of the written weights [default: that of the model's]
+    #[arg(long, value_name = "f32|f16|bf16")]
+    dtype: Option<FloatType>,
     /// Where the merged model goes
     #[arg(short, long)]
-    output: PathBuf,
+    output: std::path::PathBuf,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -28,105 +37,258 @@ pub(crate) struct Args {
 /// Tokens of the probe: enough for every layer to see several positions.
 const PROBE: usize = 16;
 
+/// Largest difference of the outputs, relative to their size, that rounding explains: f32 sums over some thousand terms in
+/// some dozen layers.
+const ROUNDING: f32 = 1e-3;
+
+/// A model that can be run on the probe, with and without an adapter.
+trait Probed: Adaptable<Inner> {
+    /// Outputs for the probe's tokens, on the host.
+    fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>>;
+
+    /// The `config.json` that the model would be written with.
+    fn raw_config(&self) -> Map<String, Value>;
+
+    /// Which weights are in factors.
+    fn factored(&self) -> &LowrankSection;
+
+    /// Keys that hold fresh values, which are not written.
+    fn unwritten(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Probed for SequenceClassifier<Inner> {
+    fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
+        let config = self.config();
+        let ids = probe_ids(config.vocab_size, config.max_tokens());
+        let batch = TokenBatch::new(config, &ids, &vec![0; ids.len()], &[ids.len()], device)?;
+        Ok(host_values(self.forward(&batch, adapters, Mode::EVAL)))
+    }
+
+    fn raw_config(&self) -> Map<String, Value> {
+        let mut raw = self.config().raw.clone();
+        if self.fresh().is_empty() {
+            let class = format!("{}ForSequenceClassification", self.config().architecture.class);
+            raw.insert("architectures".into(), vec![class].into());
+        }
+        raw
+    }
+
+    fn factored(&self) -> &LowrankSection {
+        &self.config().lowrank
+    }
+
+    fn unwritten(&self) -> Vec<String> {
+        self.fresh().to_vec()
+    }
+}
+
+impl Probed for Decoder<Inner> {
+    fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
+        let config = self.config();
+        let ids = probe_ids(config.vocab_size, config.max_positions);
+        let logits = self.forward(&ids, &[ids.len()], LogitRows::All, adapters, Mode::EVAL, device)?;
+        Ok(host_values(logits))
+    }
+
+    fn raw_config(&self) -> Map<String, Value> {
+        self.config().raw.clone()
+    }
+
+    fn factored(&self) -> &LowrankSection {
+        &self.config().lowrank
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let adapter = args.model.adapter.as_deref().context("nothing to merge: give --adapter")?;
     let source = model_folder(&args.model.model)?;
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    let (layers, difference) = match EncoderConfig::read(&source) {
-        Ok(_) => classifier(&args, &source, &device)?,
+    match EncoderConfig::read(&source) {
+        Ok(_) => {
+            let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
+            merge(&args, &model, &adapters, &source, &device)
+        }
         Err(encoder) => {
             let config = DecoderConfig::read(&source).map_err(|_| encoder)?;
-            language_model(config, adapter, &args.output, &source, &device)?
+            let mut model = Decoder::<Inner>::load(&source, config, Default::default(), &device)?;
+            let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+            merge(&args, &model, &adapters, &source, &device)
         }
+    }
+}
+
+fn merge<M: Probed>(
+    args: &Args,
+    model: &M,
+    adapters: &AdapterSet<Inner>,
+    source: &Path,
+    device: &Device,
+) -> Result<()> {
+    let merged = model.merged(adapters)?;
+    let outputs = model.probe(adapters, device)?;
+    let exact = largest_difference(&outputs, &merged.probe(&AdapterSet::empty(), device)?)?;
+    let size = outputs.iter().fold(1.0f32, |size, v| size.max(v.abs()));
+    let cut: Vec<&str> = adapters
+        .slots()
+        .iter()
+        .map(|slot| slot.path.as_str())
+        .filter(|path| model.factored().find(path).is_some())
+        .collect();
+    if exact > ROUNDING * size && cut.is_empty() {
+        let (layer, difference) = worst_layer(model, adapters, device)?;
+        bail!(
+            "the merged model's outputs differ by {exact:.3e} from those of model and adapter on a probe; most of it \
+             comes from '{layer}' ({difference:.3e} alone). Nothing was written; keep the adapter beside the model"
+        );
+    }
+    let dtype = match args.dtype {
+        Some(dtype) => dtype,
+        None => stored_dtype(&Checkpoint::open(source)?),
     };
+    let mut rounded = merged.clone();
+    let mut round = Round { dtype, overflow: None };
+    rounded.walk_params(&mut round);
+    if let Some(key) = round.overflow {
+        bail!("'{key}' holds values that {} cannot; give --dtype f32 or bf16", dtype.name());
+    }
+    let difference = largest_difference(&outputs, &rounded.probe(&AdapterSet::empty(), device)?)?;
+    write(&merged, dtype, &args.output, source)?;
+    let layers = adapters.slots().len();
     if args.json {
-        let object = serde_json::json!({
+        return print_json(&serde_json::json!({
             "merged": layers,
             "max_difference": difference,
+            "max_difference_f32": exact,
+            "dtype": dtype.name(),
+            "cut_to_rank": cut,
             "output": args.output,
-        });
-        return print_json(&object);
+        }));
+    }
+    if !cut.is_empty() {
+        println!("{} layers are in factors and were cut to their rank, the first is '{}'", cut.len(), cut[0]);
     }
     println!(
-        "{layers} layers merged into {}; largest difference of the outputs on a probe {difference:.3e}",
-        args.output.display()
+        "{layers} layers merged into {} in {}; largest difference of the outputs on a probe {difference:.3e} \
+         ({exact:.3e} before rounding to {})",
+        args.output.display(),
+        dtype.name(),
+        dtype.name()
     );
     Ok(())
 }
 
-fn classifier(args: &Args, source: &Path, device: &Device) -> Result<(usize, f32)> {
-    let (model, adapters) = args.model.load::<Inner>(device)?.model.into_parts();
-    let merged = model.merged(&adapters)?;
-    let config = model.config();
-    let ids = probe(config.vocab_size, config.max_tokens());
-    let batch = TokenBatch::new(config, &ids, &vec![0; ids.len()], &[ids.len()], device)?;
-    let difference = largest(
-        model.forward(&batch, &adapters, Mode::EVAL),
-        merged.forward(&batch, &AdapterSet::empty(), Mode::EVAL),
-    )?;
-    merged.save(&args.output, source)?;
-    Ok((adapters.slots().len(), difference))
+/// The layer whose merging alone changes the outputs most, and by how much.
+fn worst_layer<M: Probed>(model: &M, adapters: &AdapterSet<Inner>, device: &Device) -> Result<(String, f32)> {
+    let mut worst = (String::new(), 0.0);
+    for (index, slot) in adapters.slots().iter().enumerate() {
+        let only = adapters.only(index);
+        let merged = model.merged(&only)?.probe(&AdapterSet::empty(), device)?;
+        let difference = largest_difference(&model.probe(&only, device)?, &merged)?;
+        if worst.0.is_empty() || difference > worst.1 {
+            worst = (slot.path.clone(), difference);
+        }
+    }
+    Ok(worst)
 }
 
-fn language_model(
-    config: DecoderConfig,
-    adapter: &Path,
-    output: &Path,
-    source: &Path,
-    device: &Device,
-) -> Result<(usize, f32)> {
-    let mut model = Decoder::<Inner>::load(source, config, Default::default(), device)?;
-    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, device)?;
-    let merged = model.merged(&adapters)?;
-    let config = model.config();
-    let ids = probe(config.vocab_size, config.max_positions);
-    let run = |model: &Decoder<Inner>, adapters: &AdapterSet<Inner>| {
-        model.forward(&ids, &[ids.len()], LogitRows::All, adapters, Mode::EVAL, device)
+/// The type of most of a checkpoint's numbers; f32 where it is none that can be written.
+fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
+    let count = |dtype: Dtype| -> usize {
+        let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
+        infos.filter(|info| info.dtype == dtype).map(|info| info.numel()).sum()
     };
-    let difference = largest(run(&model, &adapters)?, run(&merged, &AdapterSet::empty())?)?;
-    let mut saver = Saver::default();
-    merged.clone().walk(&mut saver);
-    write_language_model(saver, output, source)?;
-    Ok((adapters.slots().len(), difference))
+    let types = [(Dtype::F32, FloatType::F32), (Dtype::F16, FloatType::F16), (Dtype::BF16, FloatType::BF16)];
+    let most = types.into_iter().max_by_key(|(dtype, _)| count(*dtype));
+    most.filter(|(dtype, _)| count(*dtype) > 0).map_or(FloatType::F32, |(_, float)| float)
 }
 
-/// Weights, and every other file of the model's folder that is neither weights nor of another form of them.
-fn write_language_model(saver: Saver, output: &Path, source: &Path) -> Result<()> {
+/// Rounds every parameter as the written file will have it.
+struct Round {
+    dtype: FloatType,
+    /// A parameter with finite values that the type cannot hold.
+    overflow: Option<String>,
+}
+
+impl ParamIo<Inner> for Round {
+    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<Inner, D>>) {
+        let round: fn(f32) -> f32 = match self.dtype {
+            FloatType::F32 => return,
+            FloatType::F16 => |v| f16::from_f32(v).to_f32(),
+            FloatType::BF16 => |v| bf16::from_f32(v).to_f32(),
+        };
+        let (shape, device): ([usize; D], _) = (param.dims(), param.lazy_device());
+        let values: Vec<f32> = host_values(param.val()).into_iter().map(round).collect();
+        if values.iter().any(|v| !v.is_finite()) {
+            self.overflow.get_or_insert_with(|| key.to_string());
+        }
+        let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
+        *param = Param::initialized(param.id, tensor);
+    }
+
+    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<Inner, 2>>) {
+        self.param(key, layout, param);
+    }
+}
+
+/// Writes weights and config, and every other file of the source that is neither.
+fn write<M: Probed>(model: &M, dtype: FloatType, output: &Path, source: &Path) -> Result<()> {
     std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
-    let no_metadata = std::collections::BTreeMap::new();
-    let path = output.join("model.safetensors");
-    lowrank_checkpoint::write_safetensors(
-        path,
-        saver.tensors,
-        lowrank_checkpoint::FloatType::F32,
-        &no_metadata,
-    )?;
+    let mut saver = Saver::default();
+    model.clone().walk_params(&mut saver);
+    let unwritten = model.unwritten();
+    let tensors: Vec<HostTensor<'_>> =
+        saver.tensors.into_iter().filter(|tensor| !unwritten.contains(&tensor.name)).collect();
+    // transformers refuses files without this note.
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    write_safetensors(output.join("model.safetensors"), tensors, dtype, &metadata)?;
+    let config = with_dtype(model.raw_config(), dtype);
+    write_atomic(output.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
     for entry in source.read_dir().with_context(|| source.display().to_string())? {
         let from = entry?.path();
         let extension = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let name = from.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if !matches!(extension, "json" | "txt" | "model") || name.ends_with(".index.json") {
+        let is_ours = name == "config.json" || name.ends_with(".index.json") || name.starts_with("adapter_");
+        if is_ours || !matches!(extension, "json" | "txt" | "model" | "jinja") {
             continue;
         }
         let bytes = std::fs::read(&from).with_context(|| from.display().to_string())?;
-        lowrank_checkpoint::write_atomic(output.join(name), &bytes)?;
+        write_atomic(output.join(name), &bytes)?;
     }
     Ok(())
 }
 
+/// A config that says the type that is written.
+fn with_dtype(mut config: Map<String, Value>, dtype: FloatType) -> Map<String, Value> {
+    let name = match dtype {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::BF16 => "bfloat16",
+    };
+    let keys: Vec<&str> =
+        ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
+    let keys = if keys.is_empty() { vec!["torch_dtype"] } else { keys };
+    for key in keys {
+        config.insert(key.into(), name.into());
+    }
+    config
+}
+
 /// Token ids spread over the vocabulary.
-fn probe(vocab_size: usize, max_tokens: usize) -> Vec<u32> {
+fn probe_ids(vocab_size: usize, max_tokens: usize) -> Vec<u32> {
     let n = PROBE.min(max_tokens);
     (0..n).map(|i| ((i * 7919 + 1) % vocab_size) as u32).collect()
 }
 
-fn largest<const D: usize>(
-    factored: burn::tensor::Tensor<Inner, D>,
-    merged: burn::tensor::Tensor<Inner, D>,
-) -> Result<f32> {
-    let difference = (factored - merged).abs().max().into_data().iter::<f32>().next().unwrap_or(f32::NAN);
+fn largest_difference(factored: &[f32], merged: &[f32]) -> Result<f32> {
+    let difference = factored
+        .iter()
+        .zip(merged)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most: f32, d| if d.is_nan() { f32::NAN } else { most.max(d) });
     ensure!(difference.is_finite(), "the merged model's outputs are not finite; nothing was written");
     Ok(difference)
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
-use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
-use lowrank_adapters::{AdapterSet, Method as AdapterMethod};
+use lowrank_adapters::peft::{AdapterFolder, Carried, PeftConfig};
+use lowrank_adapters::{AdapterSet, HostTensor, Method as AdapterMethod};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::{Adaptable, EncoderConfig, SequenceClassifier, Trainable};
 use lowrank_train::FineTuner;
@@ -23,7 +23,13 @@ impl Args {
         if set.is_empty() {
             return Ok(());
         }
-        let config = AdapterFolder::read(dir)?.config;
+        let folder = AdapterFolder::read(dir)?;
+        ensure!(
+            !set.carried().any(Carried::has_token_rows),
+            "{}: carries trainable_token_indices, which are not trained further; merge it into the model first",
+            dir.display()
+        );
+        let config = folder.config;
         let is_of = AdapterMethod::of(&config) == Some(method);
         ensure!(
             is_of,
@@ -90,8 +96,21 @@ pub(super) fn build(
     };
     // An adapter to start from brings its own factors, at its own sites and rank.
     let adapters = match loaded {
-        Some(set) if !set.is_empty() && !adapters.is_empty() => set,
+        Some(mut set) if !set.is_empty() && !adapters.is_empty() => {
+            let [own, asked] = [adapted_paths(&set), adapted_paths(&adapters)];
+            if let Some(path) = own.symmetric_difference(&asked).next() {
+                let (has, other) =
+                    if own.contains(path) { ("adapts", "do not") } else { ("does not adapt", "do") };
+                bail!("the adapter to start from {has} '{path}', and --targets {other}; name its own layers");
+            }
+            set.set_dropout(args.adapter.dropout);
+            set
+        }
         Some(set) if !set.is_empty() => {
+            ensure!(
+                args.method != Method::Head,
+                "--method head saves the head alone; merge the adapter to start from into the model first"
+            );
             model = model.merged(&set)?;
             adapters
         }
@@ -102,8 +121,11 @@ pub(super) fn build(
         let adapted = adapted_paths(&adapters);
         let bias = args.adapter.bias;
         // A head that is adapted is not trained in full too.
+        let goes_on = |key: &str| adapters.carried().any(|carried| carried.trains(key));
         model.choose_trained(|key, trained| {
-            (trained && !module_in(key, &adapted)) || bias.takes(key, |module| adapted.contains(module))
+            (trained && !module_in(key, &adapted))
+                || bias.takes(key, |module| adapted.contains(module))
+                || goes_on(key)
         });
     }
     Ok((FineTuner::new(model, adapters), hash))
@@ -135,20 +157,28 @@ pub(super) fn save(
     let starts_from_model = args.init_from.as_ref().filter(|path| adapter_folder(path).is_err());
     // Random weights are kept nowhere.
     let base = (!args.random_init).then_some(starts_from_model.unwrap_or(&args.model));
+    let (set, model) = (tuner.adapters(), tuner.model());
+    let adapted = adapted_paths(set);
+    let mut saved = model.head_tensors();
+    let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted);
     let config = PeftConfig {
         use_rslora: args.adapter.rslora,
         bias: args.adapter.bias.peft_name().into(),
-        modules_to_save: Some(tuner.model().head_modules()),
-        task_type: Some("SEQ_CLS".into()),
+        modules_to_save: Some(modules_to_save),
+        task_type,
         base_model_name_or_path: base.map(|base| base.display().to_string()),
         inference_mode: true,
         ..PeftConfig::default()
     };
-    let (set, model) = (tuner.adapters(), tuner.model());
-    let adapted = adapted_paths(set);
-    let mut saved = model.head_tensors();
-    let is_bias = |key: &str| args.adapter.bias.takes(key, |module| adapted.contains(module));
-    for tensor in model.tensors_where(is_bias) {
+    // What an adapter to start from carried is written again.
+    let mut configs = vec![&config];
+    configs.extend(set.carried().map(|carried| &carried.config));
+    let config = PeftConfig::united(&configs)?;
+    let is_carried = |key: &str| {
+        args.adapter.bias.takes(key, |module| adapted.contains(module))
+            || set.carried().any(|carried| carried.holds(key))
+    };
+    for tensor in model.tensors_where(is_carried) {
         if saved.iter().all(|t| t.name != tensor.name) {
             saved.push(tensor);
         }
@@ -156,6 +186,21 @@ pub(super) fn save(
     AdapterFolder::from_set(set, model.sites(), config, saved)?.write(&dir)?;
     write_labels(&dir, labels, regression, Some(base_hash))?;
     file_size(&dir.join("adapter_model.safetensors"))
+}
+
+/// The head's modules for `modules_to_save`, and the task's name. PEFT saves in full what it does not adapt, and adds a
+/// classifier to the former by the name of the task: a head that is adapted goes without either.
+fn head_in_peft(
+    modules: Vec<String>,
+    tensors: &[HostTensor<'_>],
+    adapted: &BTreeSet<String>,
+) -> (Vec<String>, Option<String>) {
+    let of_head: BTreeSet<&str> = tensors.iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0)).collect();
+    if !of_head.iter().any(|module| adapted.contains(*module)) {
+        return (modules, Some("SEQ_CLS".into()));
+    }
+    let in_full = of_head.into_iter().filter(|module| !adapted.contains(*module));
+    (in_full.map(str::to_string).collect(), None)
 }
 
 fn file_size(path: &Path) -> Result<u64> {
