@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
+/// How a rank is chosen.
+pub use lowrank_factor::Truncation;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_factor::qr::thin_qr;
 use lowrank_factor::tucker::{Tucker2Options, tucker2_with_ranks};
-use lowrank_factor::{LowRank, Mat, MatRef, SigmaPlacement, Truncation, svd};
+use lowrank_factor::{LowRank, Mat, MatRef, SigmaPlacement, svd};
 use lowrank_spec::Site;
 
 use crate::config::Grouping;
