@@ -1,9 +1,7 @@
-//! Low-rank adapters for burn models: an [`AdapterSet`] owns every trainable factor, keyed by [`Site`];
-//! the base it sits on stays untouched. Forward passes multiply by the factors (`x·A·B`) and never form
-//! `W + A·B`.
+//! Low-rank adapters for burn models.
 //!
-//! Row-vector convention: `y = x·W + b`, `W` `[d_input, d_output]`. Adapters are read from and written to
-//! PEFT's own folder format ([`peft`]).
+//! Row-vector convention: `y = x·W + b`, `W` `[d_input, d_output]`.
+#![doc = include_str!("../README.md")]
 
 pub mod algebra;
 pub mod build;
@@ -24,6 +22,8 @@ pub use config::{AdapterConfig, Grouping, Init};
 pub use conv::{LoraConv1d, LoraConv2d};
 pub use error::{AdapterError, Result};
 pub use forward::BaseLinear;
+/// The fused steps that forward passes are made of, and the trait of backends that have them.
+pub use lowrank_kernels as kernels;
 pub use lowrank_spec::{HostTensor, Mode, Pattern, Site, SuffixMap, Targets};
 pub use methods::{Adapter, FactorRole, Method};
 pub use set::{AdapterSet, Member, Observer, Pair, Slot};
