@@ -7,6 +7,7 @@
 
 pub mod correction;
 pub mod lora;
+pub mod lora_xs;
 pub mod lorta;
 pub mod lotr;
 mod spec;
@@ -311,6 +312,8 @@ macro_rules! registry {
 registry! {
     /// LoRA, DoRA and LoRA-FA.
     Lora = lora::Lora;
+    /// LoRA-XS.
+    LoraXs = lora_xs::LoraXs;
     /// LoTR.
     Lotr = lotr::Lotr;
     /// VeRA.
