@@ -10,6 +10,7 @@ pub mod lora;
 pub mod lora_xs;
 pub mod lorta;
 pub mod lotr;
+pub mod meta_tt;
 mod spec;
 pub mod tt;
 pub mod vera;
@@ -322,6 +323,8 @@ registry! {
     Tt = tt::TtPair;
     /// LoRTA.
     Lorta = lorta::Lorta;
+    /// MetaTT.
+    MetaTt = meta_tt::MetaTt;
     /// Full-size corrections of low rank.
     Correction = correction::Correction;
 }
