@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use lowrank_adapters::{Adapter, AdapterSet};
+use lowrank_adapters::{AdapterSet, FactorRole};
 use lowrank_models::Adaptable;
 use lowrank_models::params::{Layout, ParamIo};
 
@@ -47,9 +47,9 @@ impl Groups {
 
     /// Adds the second factors of a set of adapters.
     pub fn with_adapters<B: Backend>(mut self, set: &AdapterSet<B>) -> Self {
-        for adapter in set.adapters() {
-            if let Adapter::Lora(lora) = adapter {
-                self.insert(lora.b.id, Group { rate: Rate::SecondFactor, decays: true });
+        for (id, role) in set.roles() {
+            if role == FactorRole::Second {
+                self.insert(id, Group { rate: Rate::SecondFactor, decays: true });
             }
         }
         self
@@ -79,7 +79,7 @@ impl<B: Backend> ParamIo<B> for HeadIds<'_> {
 #[cfg(test)]
 mod tests {
     use burn_flex::Flex;
-    use lowrank_adapters::{AdapterConfig, Method, NoWeights, Pattern, Site, Targets};
+    use lowrank_adapters::{Adapter, AdapterConfig, Method, NoWeights, Pattern, Site, Targets};
 
     use super::*;
 
@@ -94,7 +94,7 @@ mod tests {
             embedding: false,
         };
         let targets = Targets::new(Pattern::parse("query"));
-        let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::Lora, targets) };
+        let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::LORA, targets) };
         let set = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap();
         let Adapter::Lora(lora) = &set.adapters()[0] else { panic!("a LoRA was asked for") };
         let groups = Groups::default().with_adapters(&set);
