@@ -85,6 +85,24 @@ pub enum DataError {
         /// What is wrong with it and what to do.
         message: String,
     },
+    /// An item of a JSON list is malformed.
+    #[error("{}: item {item}: {message}", path.display())]
+    BadItem {
+        /// The file.
+        path: PathBuf,
+        /// The item, from 1.
+        item: usize,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
+    /// A chat template that cannot be compiled, or a conversation that it does not take.
+    #[error("{}: {message}", path.display())]
+    Template {
+        /// The file of the template.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// A file holds no rows.
     #[error("'{}' holds no rows; {remedy}", path.display())]
     Empty {

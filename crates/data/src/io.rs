@@ -46,6 +46,19 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// Parses a JSON file, if it is there.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = read_text(path)?;
+    let parsed = serde_json::from_str(&text).map_err(|e| DataError::Config {
+        path: path.to_path_buf(),
+        message: format!("{e}; restore it from the model's original folder"),
+    })?;
+    Ok(Some(parsed))
+}
+
 /// The lines of a text with their rows (from 1), without terminators (`\n` or `\r\n`) and without the empty lines at
 /// its end.
 pub(crate) fn rows(text: &str) -> impl Iterator<Item = (usize, &str)> {

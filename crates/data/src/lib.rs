@@ -2,12 +2,14 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+pub mod chat;
 mod error;
 pub mod glue;
 mod io;
 pub mod mini;
 pub mod mlm;
 pub mod pack;
+pub mod rows;
 pub mod tokenize;
 
 pub use error::{DataError, Result};

@@ -3,6 +3,7 @@
 mod build;
 mod config;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -167,6 +168,17 @@ impl TextTokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
+    /// Encodes a text as it stands: special tokens that it spells out are read as such, none is added, nothing is cut.
+    /// With each token come the bytes of `text` that it stands for.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.inner.encode(text, false).map_err(encoding_error)?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
+    }
+
     /// Encodes many texts or pairs on all cores; the order is kept.
     ///
     /// # Errors
@@ -193,6 +205,26 @@ impl TextTokenizer {
     /// [`DataError::Tokenizer`] when the decoder of the tokenizer refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(encoding_error)
+    }
+
+    /// The ids that the tokenizer puts before and after a single text.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let encoding = self.inner.encode("a", true).map_err(encoding_error)?;
+        let is_added = encoding.get_special_tokens_mask();
+        let (ids, n) = (encoding.get_ids(), is_added.len());
+        let before = is_added.iter().take_while(|&&added| added == 1).count();
+        let after = is_added.iter().rev().take_while(|&&added| added == 1).count().min(n - before);
+        Ok((ids[..before].to_vec(), ids[n - after..].to_vec()))
+    }
+
+    /// Whether an id belongs to a token that tokenizer.json or the files beside it add as special.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .id_to_token(id)
+            .is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
     /// The ids of the tokens with a role.
@@ -230,6 +262,11 @@ impl TextTokenizer {
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
     }
+}
+
+/// The special tokens of a model folder by role (`bos_token`, …, `additional_special_tokens`), as templates get them.
+pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
+    Ok(TokenizerConfig::read(folder)?.special_tokens())
 }
 
 /// The tokenizer of the bytes of a `tokenizer.json`.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::error::{DataError, Result};
+use crate::error::Result;
+use crate::io::read_json;
 use crate::tokenize::SpecialIds;
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
@@ -76,6 +78,7 @@ pub(crate) struct TokenizerConfig {
     pad_token: Option<TokenEntry>,
     cls_token: Option<TokenEntry>,
     mask_token: Option<TokenEntry>,
+    additional_special_tokens: Option<Vec<TokenEntry>>,
     #[serde(default)]
     added_tokens_decoder: BTreeMap<u32, TokenEntry>,
 }
@@ -92,6 +95,9 @@ impl TokenizerConfig {
                 let entry = entry.clone();
                 *config.role_mut(role) = Some(entry);
             }
+        }
+        if config.additional_special_tokens.is_none() {
+            config.additional_special_tokens = map.additional_special_tokens;
         }
         Ok(config)
     }
@@ -153,6 +159,24 @@ impl TokenizerConfig {
         added
     }
 
+    /// The special tokens by role, as transformers' `special_tokens_map`.
+    pub(crate) fn special_tokens(&self) -> Map<String, Value> {
+        let mut tokens = Map::new();
+        for role in ROLES {
+            if let Some(entry) = self.role(role) {
+                tokens.insert(role.into(), entry.content().into());
+            }
+        }
+        if let Some(additional) = self.additional_special_tokens.as_ref().filter(|tokens| !tokens.is_empty())
+        {
+            tokens.insert(
+                "additional_special_tokens".into(),
+                additional.iter().map(TokenEntry::content).collect(),
+            );
+        }
+        tokens
+    }
+
     /// The limit, where it is one.
     pub(crate) fn model_max_length(&self) -> Option<usize> {
         self.model_max_length.filter(|&n| (1.0..NO_LIMIT).contains(&n)).map(|n| n as usize)
@@ -174,17 +198,4 @@ impl TokenizerConfig {
             eos: id("eos_token", &["</s>", "<|end_of_text|>", "<|endoftext|>"]),
         }
     }
-}
-
-/// Parses a JSON file, if it is there.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = crate::io::read_text(path)?;
-    let parsed = serde_json::from_str(&text).map_err(|e| DataError::Config {
-        path: path.to_path_buf(),
-        message: format!("{e}; restore it from the model's original folder"),
-    })?;
-    Ok(Some(parsed))
 }

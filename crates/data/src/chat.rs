@@ -1,0 +1,225 @@
+//! Chat templates: a model's own Jinja template, rendered as transformers renders it, and the spans of the answers in it.
+//!
+//! A template comes from `chat_template.jinja`, `additional_chat_templates/*.jinja` or `chat_template` of
+//! `tokenizer_config.json`. It runs in an environment like that of `apply_chat_template` (Jinja2, sandboxed, with
+//! `trim_blocks` and `lstrip_blocks`): Python's string and dictionary methods, loop controls, `raise_exception`,
+//! `strftime_now`, `tojson` as `json.dumps` writes it, and `{% generation %}`. Fuel bounds its steps and its memory.
+
+mod environment;
+mod message;
+mod python;
+mod source;
+mod spans;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use minijinja::{Environment, ErrorKind};
+use serde_json::Map;
+
+use crate::error::{DataError, Result};
+pub use message::Message;
+
+/// What a template is given beside the messages.
+#[derive(Debug, Clone, Default)]
+pub struct RenderOptions<'a> {
+    /// Whether the text ends where the assistant's next answer begins.
+    pub add_generation_prompt: bool,
+    /// Descriptions of tools, as JSON schemas.
+    pub tools: Option<&'a serde_json::Value>,
+    /// Further variables of the template, for example `enable_thinking`.
+    pub variables: Map<String, serde_json::Value>,
+}
+
+/// A rendered conversation and where its answers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// The rendered conversation.
+    pub text: String,
+    /// What the assistant says, in bytes of `text`, ascending and disjoint: from the end of the generation prompt to the
+    /// end of the turn, end-of-turn token included.
+    pub spans: Vec<Range<usize>>,
+}
+
+/// A chat template, compiled.
+///
+/// ```
+/// use lowrank_data::chat::{ChatTemplate, Message, RenderOptions};
+///
+/// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}\
+///               {% if add_generation_prompt %}<assistant>{% endif %}";
+/// let template = ChatTemplate::new("example".as_ref(), source, Default::default())?;
+/// let messages = [Message::new("user", "1+1?"), Message::new("assistant", "2")];
+/// let answers = template.answers(&messages, &RenderOptions::default())?;
+/// assert_eq!(answers.text, "<user>1+1?</user><assistant>2</assistant>");
+/// assert_eq!(&answers.text[answers.spans[0].clone()], "2</assistant>");
+/// # Ok::<(), lowrank_data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    path: PathBuf,
+    environment: Environment<'static>,
+    /// Names of the templates; the first is the default.
+    names: Vec<String>,
+    special_tokens: Map<String, serde_json::Value>,
+    has_generation: bool,
+}
+
+/// Name of the template that is used unless another one is asked for.
+const DEFAULT: &str = "default";
+/// Name of the template that is used where tools are given.
+const TOOL_USE: &str = "tool_use";
+
+impl ChatTemplate {
+    /// The template of a model folder, or `None` where the folder has no template.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is malformed, or holds a template with a syntax error.
+    pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
+        let Some(found) = source::find(folder)? else { return Ok(None) };
+        let special_tokens = crate::tokenize::special_tokens(folder)?;
+        Self::compile(&found.path, found.templates, special_tokens).map(Some)
+    }
+
+    /// Compiles one template. `path` names it in messages; `special_tokens` (`bos_token`, …) are its variables.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] for a syntax error.
+    pub fn new(path: &Path, source: &str, special_tokens: Map<String, serde_json::Value>) -> Result<Self> {
+        Self::compile(path, vec![(DEFAULT.to_owned(), source.to_owned())], special_tokens)
+    }
+
+    fn compile(
+        path: &Path,
+        templates: Vec<(String, String)>,
+        special_tokens: Map<String, serde_json::Value>,
+    ) -> Result<Self> {
+        let mut environment = environment::new();
+        let mut has_generation = false;
+        let mut names = Vec::new();
+        for (name, source) in templates {
+            let (source, found) = environment::without_generation_tags(&source);
+            has_generation |= found;
+            environment.add_template_owned(name.clone(), source).map_err(|e| template_error(path, &e))?;
+            names.push(name);
+        }
+        if let Some(place) = names.iter().position(|name| name == DEFAULT) {
+            names.swap(0, place);
+        }
+        Ok(Self { path: path.to_path_buf(), environment, names, special_tokens, has_generation })
+    }
+
+    /// The file that the template came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The conversation as the model reads it.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] where the template raises an exception, fails, or runs out of fuel.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        Ok(self.marked(messages, options)?.text)
+    }
+
+    /// The conversation and the spans of the assistant's turns in it. They come from the template's `{% generation %}`
+    /// blocks where it has them, and otherwise from rendering the conversation up to each answer and past it.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; a template that leaves out an answer or changes it so that it cannot be found.
+    pub fn answers(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
+        let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
+        let whole = self.marked(messages, &options)?;
+        if self.has_generation {
+            return Ok(whole);
+        }
+        let spans = spans::of_answers(self, messages, &options, &whole.text)?;
+        Ok(Answers { spans, ..whole })
+    }
+
+    /// A role of `messages` whose message the template leaves out without an error, if there is one.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn dropped_role<'m>(
+        &self,
+        messages: &'m [Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<Option<&'m str>> {
+        for (index, message) in messages.iter().enumerate() {
+            if message.content().is_some_and(|content| !content.trim().is_empty())
+                && !self.marked_raw(&spans::probe(messages, index), options)?.contains(spans::PROBE)
+            {
+                return Ok(Some(message.role()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Renders, and takes the marks of `{% generation %}` out of the text.
+    fn marked(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
+        for message in messages {
+            if message.contains_any(&[environment::BEGIN, environment::END, spans::PROBE]) {
+                let message =
+                    "a message contains a Unicode noncharacter (U+FDD0 to U+FDD2); remove it".into();
+                return Err(DataError::Template { path: self.path.clone(), message });
+            }
+        }
+        let marked = self.marked_raw(messages, options)?;
+        let (mut text, mut spans, mut begin) = (String::with_capacity(marked.len()), Vec::new(), None);
+        for part in marked.split_inclusive([environment::BEGIN, environment::END]) {
+            match part.chars().next_back() {
+                Some(environment::BEGIN) => {
+                    text.push_str(&part[..part.len() - environment::BEGIN.len_utf8()]);
+                    begin = Some(text.len());
+                }
+                Some(environment::END) => {
+                    text.push_str(&part[..part.len() - environment::END.len_utf8()]);
+                    spans.extend(begin.take().map(|begin| begin..text.len()).filter(|span| !span.is_empty()));
+                }
+                _ => text.push_str(part),
+            }
+        }
+        Ok(Answers { text, spans })
+    }
+
+    fn marked_raw(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        let is_tool_use = options.tools.is_some() && self.names.iter().any(|name| name == TOOL_USE);
+        let name = if is_tool_use { TOOL_USE } else { &self.names[0] };
+        // transformers: special tokens first, then the caller's variables, then what every template is given.
+        let mut context = self.special_tokens.clone();
+        context.extend(options.variables.clone());
+        context.insert("messages".into(), messages.iter().map(Message::to_json).collect());
+        context.insert("tools".into(), options.tools.cloned().unwrap_or_default());
+        context.insert("documents".into(), serde_json::Value::Null);
+        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        let size: usize = messages.iter().map(Message::size).sum();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(environment::fuel(size)));
+        let template = environment.get_template(name).map_err(|e| template_error(&self.path, &e))?;
+        let rendered = template.render(environment::value(context.into()));
+        rendered.map_err(|e| template_error(&self.path, &e))
+    }
+}
+
+/// The library's error as one line of ours.
+fn template_error(path: &Path, error: &minijinja::Error) -> DataError {
+    let mut cause = error;
+    while let Some(inner) = std::error::Error::source(cause).and_then(|e| e.downcast_ref()) {
+        cause = inner;
+    }
+    let detail = cause.detail().unwrap_or_default();
+    let message = match detail.strip_prefix(environment::RAISED) {
+        Some(message) => format!("the chat template refuses the conversation: {message}"),
+        None if cause.kind() == ErrorKind::OutOfFuel => {
+            "the chat template takes too many steps or too much memory; it may loop without end".to_owned()
+        }
+        None => {
+            let line = cause.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
+            let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+            format!("the chat template fails: {}{detail}{line}", cause.kind())
+        }
+    };
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    DataError::Template { path: path.to_path_buf(), message }
+}

@@ -1,0 +1,197 @@
+//! Values as Python writes them: `json.dumps` and `repr`.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// Options of `json.dumps` that transformers' `tojson` takes.
+#[derive(Debug, Default)]
+pub(super) struct Dumps {
+    /// Escape everything beyond ASCII.
+    pub(super) ensure_ascii: bool,
+    /// What one level is indented by; `None` for one line.
+    pub(super) indent: Option<String>,
+    /// Between items, and between key and value; by default `", "` (`","` with an indent) and `": "`.
+    pub(super) separators: Option<(String, String)>,
+    /// Keys in the order of their code points.
+    pub(super) sort_keys: bool,
+}
+
+impl Dumps {
+    /// The value as `json.dumps(value, …)`.
+    pub(super) fn dump(&self, value: &Value) -> String {
+        let mut out = String::new();
+        self.write(&mut out, value, 0);
+        out
+    }
+
+    fn write(&self, out: &mut String, value: &Value, depth: usize) {
+        match value {
+            Value::Null => out.push_str("null"),
+            Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Value::Number(number) => out.push_str(&number_repr(number)),
+            Value::String(text) => self.string(out, text),
+            Value::Array(items) => {
+                self.container(out, ['[', ']'], items.iter(), depth, |out, item| {
+                    self.write(out, item, depth + 1)
+                });
+            }
+            Value::Object(object) => {
+                let mut entries: Vec<_> = object.iter().collect();
+                if self.sort_keys {
+                    entries.sort_by_key(|(key, _)| key.as_str());
+                }
+                let colon = self.separators.as_ref().map_or(": ", |(_, colon)| colon);
+                self.container(out, ['{', '}'], entries.into_iter(), depth, |out, (key, item)| {
+                    self.string(out, key);
+                    out.push_str(colon);
+                    self.write(out, item, depth + 1);
+                });
+            }
+        }
+    }
+
+    fn container<T>(
+        &self,
+        out: &mut String,
+        [open, close]: [char; 2],
+        items: impl ExactSizeIterator<Item = T>,
+        depth: usize,
+        write: impl Fn(&mut String, T),
+    ) {
+        let is_empty = items.len() == 0;
+        let line = |out: &mut String, depth: usize| {
+            if let Some(indent) = self.indent.as_ref().filter(|_| !is_empty) {
+                out.push('\n');
+                out.push_str(&indent.repeat(depth));
+            }
+        };
+        let default = if self.indent.is_some() { "," } else { ", " };
+        let comma = self.separators.as_ref().map_or(default, |(comma, _)| comma);
+        out.push(open);
+        for (index, item) in items.enumerate() {
+            if index > 0 {
+                out.push_str(comma);
+            }
+            line(out, depth + 1);
+            write(out, item);
+        }
+        line(out, depth);
+        out.push(close);
+    }
+
+    fn string(&self, out: &mut String, text: &str) {
+        out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                c if c < ' ' || (self.ensure_ascii && c > '~') => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(out, "\\u{unit:04x}");
+                    }
+                }
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+}
+
+fn number_repr(number: &serde_json::Number) -> String {
+    match number.as_f64() {
+        Some(value) if number.is_f64() => float_repr(value),
+        _ => number.to_string(),
+    }
+}
+
+/// `repr` of a float. Rust's shortest digits are Python's; the forms of the exponent differ.
+pub(super) fn float_repr(value: f64) -> String {
+    let text = format!("{value:?}");
+    match text.split_once('e') {
+        None => text,
+        Some((digits, exponent)) => {
+            let digits = digits.strip_suffix(".0").unwrap_or(digits);
+            let (sign, size) = exponent.strip_prefix('-').map_or(('+', exponent), |size| ('-', size));
+            format!("{digits}e{sign}{size:0>2}")
+        }
+    }
+}
+
+/// `repr` of a value made of JSON types.
+pub(super) fn repr(value: &Value) -> String {
+    match value {
+        Value::Null => "None".into(),
+        Value::Bool(value) => if *value { "True" } else { "False" }.into(),
+        Value::Number(number) => number_repr(number),
+        Value::String(text) => string_repr(text),
+        Value::Array(items) => format!("[{}]", items.iter().map(repr).collect::<Vec<_>>().join(", ")),
+        Value::Object(object) => {
+            let entries = object.iter().map(|(key, value)| format!("{}: {}", string_repr(key), repr(value)));
+            format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn string_repr(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if (c as u32) < 0x20 || (0x7f..0xa1).contains(&(c as u32)) || c == '\u{ad}' => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Expected values are those of Python 3.11's `json.dumps` and `repr`.
+    #[test]
+    fn json_is_python_s() {
+        let value = json!({"b": [1, 2.0, 1e16, 1e-5, true, null], "a": "é\u{7f}\n\"", "c": {}, "d": []});
+        let dump = |dumps: Dumps| dumps.dump(&value);
+        assert_eq!(
+            dump(Dumps::default()),
+            "{\"b\": [1, 2.0, 1e+16, 1e-05, true, null], \"a\": \"é\u{7f}\\n\\\"\", \"c\": {}, \"d\": []}"
+        );
+        assert_eq!(
+            dump(Dumps { indent: Some("  ".into()), ensure_ascii: true, ..Dumps::default() }),
+            "{\n  \"b\": [\n    1,\n    2.0,\n    1e+16,\n    1e-05,\n    true,\n    null\n  ],\n  \"a\": \
+             \"\\u00e9\\u007f\\n\\\"\",\n  \"c\": {},\n  \"d\": []\n}"
+        );
+        let tight = Dumps { separators: Some((",".into(), ":".into())), sort_keys: true, ..Dumps::default() };
+        assert!(dump(tight).starts_with("{\"a\":\"é"));
+        let astral = Dumps { ensure_ascii: true, ..Dumps::default() };
+        assert_eq!(astral.dump(&json!("\u{1F600}")), "\"\\ud83d\\ude00\"");
+    }
+
+    #[test]
+    fn repr_is_python_s() {
+        let value = json!({"it's": ["a\"b'c", "x\ty", -1.5e-7, false, null, 3]});
+        assert_eq!(repr(&value), r#"{"it's": ['a"b\'c', 'x\ty', -1.5e-07, False, None, 3]}"#);
+        assert_eq!(float_repr(1.5e300), "1.5e+300");
+        assert_eq!(float_repr(100.0), "100.0");
+    }
+}

@@ -1,0 +1,163 @@
+//! Rows that a language model learns from: the field's forms, recognised by their keys, and their tokens with what of them
+//! is learnt.
+//!
+//! | keys | form |
+//! |---|---|
+//! | `messages` (OpenAI), `conversations` (ShareGPT) | a conversation, written out by the model's chat template |
+//! | `instruction`, `input`, `output` (Alpaca) | a conversation of two messages |
+//! | `prompt`, `completion` | two strings as they stand, or two lists of messages |
+//! | `text` | plain text, all of it learnt |
+//! | `prompt`, `chosen`, `rejected` | a preference between two completions: strings or lists of messages |
+//! | `conversations`, `chosen`, `rejected` | the same in ShareGPT's form |
+//!
+//! Files are `.jsonl` (an object a line), `.json` (a list of objects, or lines) and `.txt` (one running text).
+
+mod encode;
+mod parse;
+mod read;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::chat::Message;
+use crate::error::{DataError, Result};
+
+pub use encode::{EncodedRows, LossOn, PairRows, RowEncoder, TokenPair, TokenRow};
+
+/// One row.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Row {
+    /// Plain text.
+    Text(String),
+    /// A text and its continuation, as they stand.
+    Completion {
+        /// What is given.
+        prompt: String,
+        /// What is learnt.
+        completion: String,
+    },
+    /// An instruction in Alpaca's form.
+    Instruction {
+        /// What is to be done.
+        instruction: String,
+        /// What it is to be done with; may be empty.
+        input: String,
+        /// The answer.
+        output: String,
+    },
+    /// A conversation.
+    Chat(Conversation),
+    /// Two completions of one text, as they stand.
+    PreferenceText {
+        /// What is given.
+        prompt: String,
+        /// The better continuation.
+        chosen: String,
+        /// The worse one.
+        rejected: String,
+    },
+    /// Two conversations that begin alike.
+    PreferenceChat {
+        /// With the better answer.
+        chosen: Conversation,
+        /// With the worse one.
+        rejected: Conversation,
+    },
+}
+
+impl Row {
+    /// Whether the row is a preference.
+    pub fn is_preference(&self) -> bool {
+        matches!(self, Self::PreferenceText { .. } | Self::PreferenceChat { .. })
+    }
+}
+
+/// Messages, and what else the template is given.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Conversation {
+    /// The messages in order.
+    pub messages: Vec<Message>,
+    /// How many messages at the beginning are given by the row as its prompt; the rest is its completion. `None` where
+    /// the row does not say.
+    pub n_prompt: Option<usize>,
+    /// Tools that the template describes.
+    pub tools: Option<Value>,
+}
+
+/// The rows of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    path: PathBuf,
+    /// Each row with the number under which messages name it.
+    rows: Vec<(usize, Row)>,
+    /// Whether those numbers count items of a JSON list, not lines.
+    counts_items: bool,
+}
+
+impl Rows {
+    /// Reads a file of rows.
+    ///
+    /// # Errors
+    /// A missing or empty file, bytes that are not UTF-8, malformed JSON, a row of no known form, an unknown role, an
+    /// empty answer, a preference between equal answers, preferences mixed with other rows. Each names file and row.
+    pub fn read(path: &Path) -> Result<Self> {
+        read::file(path)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The rows in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Row> {
+        self.rows.iter().map(|(_, row)| row)
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows; a file that was read has some.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Whether the rows are preferences.
+    pub fn are_preferences(&self) -> bool {
+        self.rows.first().is_some_and(|(_, row)| row.is_preference())
+    }
+
+    /// How many of these rows are also in `other`: a dev set that repeats training rows measures memory.
+    pub fn count_in(&self, other: &Self) -> usize {
+        let key = |row: &Row| format!("{row:?}");
+        let others: std::collections::HashSet<String> = other.iter().map(key).collect();
+        self.iter().filter(|row| others.contains(&key(row))).count()
+    }
+
+    /// The name of a row, by its index, for messages: `file:12` or `file: item 12`.
+    pub fn place(&self, index: usize) -> String {
+        let number = self.rows.get(index).map_or(0, |(number, _)| *number);
+        let path = self.path.display();
+        if self.counts_items { format!("{path}: item {number}") } else { format!("{path}:{number}") }
+    }
+
+    /// An error at the row of an index.
+    pub(crate) fn error(&self, index: usize, message: impl Into<String>) -> DataError {
+        let number = self.rows.get(index).map_or(0, |(number, _)| *number);
+        at(&self.path, self.counts_items, number, message)
+    }
+}
+
+/// An error at a line or an item of a file.
+fn at(path: &Path, counts_items: bool, number: usize, message: impl Into<String>) -> DataError {
+    let (path, message) = (path.to_path_buf(), message.into());
+    if counts_items {
+        DataError::BadItem { path, item: number, message }
+    } else {
+        DataError::BadRow { path, row: number, message }
+    }
+}

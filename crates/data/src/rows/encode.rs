@@ -1,0 +1,405 @@
+//! Rows as tokens, with a flag for each token that the model learns to say.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::{Conversation, Row, Rows};
+use crate::chat::{ChatTemplate, Message, RenderOptions};
+use crate::error::{DataError, Result};
+use crate::tokenize::TextTokenizer;
+
+/// Which tokens of a conversation or completion are learnt. Plain text is learnt whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossOn {
+    /// The completion: what the row names so, or else the last answer of a conversation.
+    #[default]
+    Completion,
+    /// Every answer of the assistant.
+    Assistant,
+    /// Every token.
+    All,
+}
+
+impl FromStr for LossOn {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "completion" => Ok(Self::Completion),
+            "assistant" => Ok(Self::Assistant),
+            "all" => Ok(Self::All),
+            _ => Err(format!("'{name}'; expected completion, assistant or all")),
+        }
+    }
+}
+
+/// The tokens of a row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenRow {
+    /// Token ids, shape `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Whether the model is to predict the token from those before it, shape `[tokens]`. The first token has nothing
+    /// before it and is never learnt.
+    pub is_learnt: Vec<bool>,
+}
+
+impl TokenRow {
+    fn new(ids: Vec<u32>, mut is_learnt: Vec<bool>) -> Self {
+        if let Some(first) = is_learnt.first_mut() {
+            *first = false;
+        }
+        Self { ids, is_learnt }
+    }
+
+    /// The number of tokens to predict.
+    pub fn n_learnt(&self) -> usize {
+        self.is_learnt.iter().filter(|&&learnt| learnt).count()
+    }
+
+    /// The text, with `⟦` and `⟧` around what is learnt.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::decode`].
+    pub fn show(&self, tokenizer: &TextTokenizer) -> Result<String> {
+        let mut out = String::new();
+        let mut start = 0;
+        while start < self.ids.len() {
+            let learnt = self.is_learnt[start];
+            let len = self.is_learnt[start..].iter().take_while(|&&other| other == learnt).count();
+            let text = tokenizer.decode(&self.ids[start..start + len], false)?;
+            out.push_str(&if learnt { format!("⟦{text}⟧") } else { text });
+            start += len;
+        }
+        Ok(out)
+    }
+
+    /// Keeps the first `len` tokens; true if there were more.
+    fn cut(&mut self, len: usize) -> bool {
+        let is_longer = self.ids.len() > len;
+        self.ids.truncate(len);
+        self.is_learnt.truncate(len);
+        is_longer
+    }
+}
+
+/// The tokens of a preference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPair {
+    /// The better one.
+    pub chosen: TokenRow,
+    /// The worse one.
+    pub rejected: TokenRow,
+}
+
+/// All rows of a file as tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EncodedRows {
+    /// The rows in order; a long plain text gives several.
+    pub rows: Vec<TokenRow>,
+    /// For each, the index of its row in the file.
+    pub sources: Vec<usize>,
+    /// Rows cut at the longest length.
+    pub n_cut: usize,
+    /// Rows left out because nothing of them would be learnt after the cut.
+    pub n_left_out: usize,
+}
+
+/// All preferences of a file as tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PairRows {
+    /// The pairs in order.
+    pub pairs: Vec<TokenPair>,
+    /// For each, the index of its row in the file.
+    pub sources: Vec<usize>,
+    /// Pairs of which a side was cut.
+    pub n_cut: usize,
+    /// Pairs left out because nothing of a side would be learnt after the cut.
+    pub n_left_out: usize,
+}
+
+/// Turns rows into tokens.
+#[derive(Debug)]
+pub struct RowEncoder<'a> {
+    tokenizer: &'a TextTokenizer,
+    template: Option<&'a ChatTemplate>,
+    loss_on: LossOn,
+    max_length: usize,
+    /// Added before and after a plain text.
+    frame: (Vec<u32>, Vec<u32>),
+    /// Roles that the template was seen to write out.
+    roles: Mutex<HashSet<String>>,
+}
+
+impl<'a> RowEncoder<'a> {
+    /// An encoder that cuts at `max_length` tokens. Conversations need the model's template.
+    ///
+    /// # Errors
+    /// A `max_length` below 2; a tokenizer that cannot encode.
+    pub fn new(
+        tokenizer: &'a TextTokenizer,
+        template: Option<&'a ChatTemplate>,
+        loss_on: LossOn,
+        max_length: usize,
+    ) -> Result<Self> {
+        let frame = tokenizer.frame()?;
+        let least = 2 + frame.0.len() + frame.1.len();
+        if max_length < least {
+            let expected = format!("give at least {least}");
+            return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
+        }
+        Ok(Self { tokenizer, template, loss_on, max_length, frame, roles: Mutex::default() })
+    }
+
+    /// Encodes a file's rows on all cores.
+    ///
+    /// # Errors
+    /// Rows that are preferences, a conversation without a template or one that the template refuses, and a file of
+    /// which nothing is left to learn. Each names file and row.
+    pub fn encode(&self, rows: &Rows) -> Result<EncodedRows> {
+        let parts: Vec<Vec<TokenRow>> = (0..rows.len())
+            .into_par_iter()
+            .map(|index| self.row(&rows.rows[index].1).map_err(|e| located(rows, index, e)))
+            .collect::<Result<_>>()?;
+        let mut encoded = EncodedRows::default();
+        for (index, part) in parts.into_iter().enumerate() {
+            for mut row in part {
+                encoded.n_cut += usize::from(row.cut(self.max_length));
+                if row.n_learnt() == 0 {
+                    encoded.n_left_out += 1;
+                } else {
+                    encoded.rows.push(row);
+                    encoded.sources.push(index);
+                }
+            }
+        }
+        self.check_left(rows, encoded.rows.is_empty())?;
+        Ok(encoded)
+    }
+
+    /// Encodes a file's preferences on all cores. What is learnt on each side is the completion.
+    ///
+    /// # Errors
+    /// As [`RowEncoder::encode`]; rows that are not preferences.
+    pub fn encode_pairs(&self, rows: &Rows) -> Result<PairRows> {
+        let parts: Vec<TokenPair> = (0..rows.len())
+            .into_par_iter()
+            .map(|index| self.pair(&rows.rows[index].1).map_err(|e| located(rows, index, e)))
+            .collect::<Result<_>>()?;
+        let mut encoded = PairRows::default();
+        for (index, mut pair) in parts.into_iter().enumerate() {
+            let is_cut = [pair.chosen.cut(self.max_length), pair.rejected.cut(self.max_length)];
+            encoded.n_cut += usize::from(is_cut.contains(&true));
+            if pair.chosen.n_learnt() == 0 || pair.rejected.n_learnt() == 0 || pair.chosen == pair.rejected {
+                encoded.n_left_out += 1;
+            } else {
+                encoded.pairs.push(pair);
+                encoded.sources.push(index);
+            }
+        }
+        self.check_left(rows, encoded.pairs.is_empty())?;
+        Ok(encoded)
+    }
+
+    fn check_left(&self, rows: &Rows, is_empty: bool) -> Result<()> {
+        if is_empty {
+            let remedy = format!(
+                "none of its rows has a token to learn within {} tokens; raise the maximal length",
+                self.max_length
+            );
+            return Err(DataError::Empty { path: rows.path().to_path_buf(), remedy });
+        }
+        Ok(())
+    }
+
+    fn row(&self, row: &Row) -> Result<Vec<TokenRow>> {
+        match row {
+            Row::Text(text) => self.text(text),
+            Row::Completion { prompt, completion } => {
+                Ok(vec![self.completion(prompt, completion, self.loss_on)?])
+            }
+            Row::Instruction { instruction, input, output } => {
+                Ok(vec![self.instruction(instruction, input, output)?])
+            }
+            Row::Chat(conversation) => Ok(vec![self.chat(conversation, self.loss_on)?]),
+            Row::PreferenceText { .. } | Row::PreferenceChat { .. } => {
+                Err(unfit("the row is a preference (chosen, rejected), which this objective does not take"))
+            }
+        }
+    }
+
+    fn pair(&self, row: &Row) -> Result<TokenPair> {
+        match row {
+            Row::PreferenceText { prompt, chosen, rejected } => Ok(TokenPair {
+                chosen: self.completion(prompt, chosen, LossOn::Completion)?,
+                rejected: self.completion(prompt, rejected, LossOn::Completion)?,
+            }),
+            Row::PreferenceChat { chosen, rejected } => Ok(TokenPair {
+                chosen: self.chat(chosen, LossOn::Completion)?,
+                rejected: self.chat(rejected, LossOn::Completion)?,
+            }),
+            _ => Err(unfit("the row is not a preference; give prompt, chosen and rejected")),
+        }
+    }
+
+    /// A text in pieces of at most the longest length, each with the tokens that the tokenizer puts around a text; the
+    /// last ends with the end-of-text token, where the tokenizer has one.
+    fn text(&self, text: &str) -> Result<Vec<TokenRow>> {
+        let (mut ids, _) = self.tokenizer.encode_spans(text)?;
+        let (before, after) = &self.frame;
+        if after.is_empty() {
+            ids.extend(self.tokenizer.special_ids().eos.filter(|eos| ids.last() != Some(eos)));
+        }
+        let piece = |ids: &[u32]| {
+            let ids = [before.as_slice(), ids, after.as_slice()].concat();
+            let is_learnt = vec![true; ids.len()];
+            TokenRow::new(ids, is_learnt)
+        };
+        Ok(ids.chunks(self.max_length - before.len() - after.len()).map(piece).collect())
+    }
+
+    /// Prompt and completion as they stand, with what the tokenizer puts before a text, and the end-of-text token.
+    fn completion(&self, prompt: &str, completion: &str, loss_on: LossOn) -> Result<TokenRow> {
+        let eos = self.tokenizer.special_ids().eos.ok_or_else(|| {
+            unfit(
+                "the tokenizer names no eos_token to end a completion with; set it in tokenizer_config.json",
+            )
+        })?;
+        let text = format!("{prompt}{completion}");
+        let (ids, offsets) = self.tokenizer.encode_spans(&text)?;
+        let span = prompt.len()..text.len();
+        let is_learnt = offsets.iter().map(|token| loss_on == LossOn::All || overlap(token, &span));
+        let before = &self.frame.0;
+        let mut is_learnt: Vec<bool> =
+            before.iter().map(|_| loss_on == LossOn::All).chain(is_learnt).collect();
+        let mut ids = [before.as_slice(), &ids].concat();
+        if ids.last() != Some(&eos) {
+            ids.push(eos);
+            is_learnt.push(true);
+        }
+        Ok(TokenRow::new(ids, is_learnt))
+    }
+
+    /// A conversation of two messages; without a template, Alpaca's own text around the instruction.
+    fn instruction(&self, instruction: &str, input: &str, output: &str) -> Result<TokenRow> {
+        let has_input = !input.trim().is_empty();
+        if self.template.is_none() {
+            return self.completion(&alpaca_prompt(instruction, input, has_input), output, self.loss_on);
+        }
+        let user = if has_input { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
+        let messages = vec![Message::new("user", &user), Message::new("assistant", output)];
+        let conversation = Conversation { messages, n_prompt: Some(1), tools: None };
+        self.chat(&conversation, self.loss_on)
+    }
+
+    fn chat(&self, conversation: &Conversation, loss_on: LossOn) -> Result<TokenRow> {
+        let template = self.template.ok_or_else(|| {
+            unfit(
+                "the model has no chat template to write a conversation with; add chat_template.jinja to its folder, or \
+                 give prompt and completion as strings",
+            )
+        })?;
+        let options = RenderOptions { tools: conversation.tools.as_ref(), ..RenderOptions::default() };
+        self.check_roles(template, &conversation.messages, &options)?;
+        let answers = template.answers(&conversation.messages, &options)?;
+        let n_answers = answers.spans.len();
+        // Answers of the prompt are given, not learnt.
+        let is_answer = |message: &&Message| message.role() == "assistant";
+        let given = conversation.n_prompt.map_or(n_answers.saturating_sub(1), |n| {
+            conversation.messages[..n].iter().filter(is_answer).count()
+        });
+        let spans = match loss_on {
+            LossOn::Completion => &answers.spans[given.min(n_answers)..],
+            LossOn::Assistant | LossOn::All => &answers.spans[..],
+        };
+        let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
+        let mut is_learnt = vec![loss_on == LossOn::All; ids.len()];
+        if loss_on != LossOn::All {
+            for span in spans {
+                self.mark(&ids, &offsets, span, &answers.text, &mut is_learnt);
+            }
+        }
+        Ok(TokenRow::new(ids, is_learnt))
+    }
+
+    /// Marks the tokens of a span. What follows the turn's last special token (the line feed after `<|im_end|>`) is never
+    /// generated and not learnt.
+    fn mark(
+        &self,
+        ids: &[u32],
+        offsets: &[Range<usize>],
+        span: &Range<usize>,
+        text: &str,
+        is_learnt: &mut [bool],
+    ) {
+        let tokens: Vec<usize> = (0..ids.len()).filter(|&t| overlap(&offsets[t], span)).collect();
+        let last = tokens.iter().rposition(|&t| self.tokenizer.is_special(ids[t]));
+        let is_blank =
+            |last: usize| text[offsets[tokens[last]].end.min(span.end)..span.end].trim().is_empty();
+        let kept = last.filter(|&last| is_blank(last)).map_or(tokens.len(), |last| last + 1);
+        for &token in &tokens[..kept] {
+            is_learnt[token] = true;
+        }
+    }
+
+    /// Refuses a role whose messages the template leaves out; each role is tried once.
+    fn check_roles(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<()> {
+        let is_known = |seen: &HashSet<String>| messages.iter().all(|message| seen.contains(message.role()));
+        if self.roles.lock().is_ok_and(|seen| is_known(&seen)) {
+            return Ok(());
+        }
+        if let Some(role) = template.dropped_role(messages, options)? {
+            let message = format!("the chat template leaves out messages of role '{role}'; remove them");
+            return Err(DataError::Template { path: template.path().to_path_buf(), message });
+        }
+        if let Ok(mut seen) = self.roles.lock() {
+            seen.extend(messages.iter().map(|message| message.role().to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// The prompts of Stanford Alpaca (Taori et al. 2023).
+fn alpaca_prompt(instruction: &str, input: &str, has_input: bool) -> String {
+    if has_input {
+        format!(
+            "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
+             response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### \
+             Input:\n{input}\n\n### Response:\n"
+        )
+    } else {
+        format!(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the \
+             request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+        )
+    }
+}
+
+/// Whether a token stands for some of a span; a token that stands for nothing belongs to what is before it.
+fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
+    if token.is_empty() {
+        span.start < token.end && token.end <= span.end
+    } else {
+        token.start < span.end && span.start < token.end
+    }
+}
+
+fn unfit(message: &str) -> DataError {
+    DataError::Batch { message: message.to_owned() }
+}
+
+/// The error with file and row in front.
+fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
+    match error {
+        DataError::Batch { message } | DataError::Template { message, .. } => rows.error(index, message),
+        other => other,
+    }
+}

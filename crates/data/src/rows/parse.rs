@@ -1,0 +1,201 @@
+//! One JSON object as a row: which form it has, and whether it can be learnt from.
+
+use serde_json::Value;
+
+use super::{Conversation, Row};
+use crate::chat::Message;
+
+/// ShareGPT's names of roles, and the field's.
+const SHAREGPT: [(&str, &str); 10] = [
+    ("human", "user"),
+    ("user", "user"),
+    ("gpt", "assistant"),
+    ("assistant", "assistant"),
+    ("chatgpt", "assistant"),
+    ("bot", "assistant"),
+    ("model", "assistant"),
+    ("system", "system"),
+    ("tool", "tool"),
+    ("observation", "tool"),
+];
+
+/// The roles of messages.
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "ipython"];
+
+const ASSISTANT: &str = "assistant";
+
+/// Reads a row.
+///
+/// # Errors
+/// What is wrong with it and what to do.
+pub(super) fn row(value: &Value) -> Result<Row, String> {
+    let object = value.as_object().ok_or("a row is an object, such as {\"prompt\": …, \"completion\": …}")?;
+    let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
+    let tools = || tools(value.get("tools"));
+    let row = if has("chosen") || has("rejected") {
+        preference(value)?
+    } else if has("messages") {
+        Row::Chat(Conversation {
+            messages: messages(&value["messages"], "messages")?,
+            n_prompt: None,
+            tools: tools()?,
+        })
+    } else if has("conversations") {
+        let messages = messages(&value["conversations"], "conversations")?;
+        Row::Chat(Conversation { messages, n_prompt: None, tools: tools()? })
+    } else if has("instruction") && has("output") {
+        let input = if has("input") { text(value, "input")? } else { String::new() };
+        Row::Instruction { instruction: text(value, "instruction")?, input, output: answer(value, "output")? }
+    } else if has("prompt") && has("completion") {
+        if value["prompt"].is_string() {
+            Row::Completion { prompt: text(value, "prompt")?, completion: answer(value, "completion")? }
+        } else {
+            Row::Chat(joined(value, "completion", tools()?)?)
+        }
+    } else if has("text") {
+        let text = text(value, "text")?;
+        if text.trim().is_empty() {
+            return Err("'text' is empty; remove the row".into());
+        }
+        Row::Text(text)
+    } else {
+        let found = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(format!(
+            "a row of no known form (keys {found}); expected messages, conversations, instruction and output, prompt and \
+             completion, text, or prompt with chosen and rejected"
+        ));
+    };
+    if let Row::Chat(conversation) = &row
+        && !conversation.messages.iter().any(|message| message.role() == ASSISTANT)
+    {
+        return Err("the conversation has no message of the assistant; there is nothing to learn".into());
+    }
+    Ok(row)
+}
+
+fn preference(value: &Value) -> Result<Row, String> {
+    for key in ["chosen", "rejected"] {
+        if value.get(key).is_none_or(Value::is_null) {
+            return Err(format!("'{key}' is missing; a preference has chosen and rejected"));
+        }
+    }
+    let row = if value["chosen"].is_string() {
+        let prompt = text(value, "prompt")?;
+        Row::PreferenceText { prompt, chosen: answer(value, "chosen")?, rejected: answer(value, "rejected")? }
+    } else {
+        let tools = tools(value.get("tools"))?;
+        Row::PreferenceChat {
+            chosen: joined(value, "chosen", tools.clone())?,
+            rejected: joined(value, "rejected", tools)?,
+        }
+    };
+    let is_same = match &row {
+        Row::PreferenceText { chosen, rejected, .. } => chosen == rejected,
+        Row::PreferenceChat { chosen, rejected } => chosen.messages == rejected.messages,
+        _ => false,
+    };
+    if is_same {
+        return Err(
+            "'chosen' and 'rejected' are equal; there is no preference to learn, remove the row".into()
+        );
+    }
+    Ok(with_common_prompt(row))
+}
+
+/// Preferences that hold whole conversations share their beginning: that is the prompt.
+fn with_common_prompt(row: Row) -> Row {
+    match row {
+        Row::PreferenceChat { mut chosen, mut rejected } if chosen.n_prompt.is_none() => {
+            let pairs = chosen.messages.iter().zip(&rejected.messages);
+            let common = pairs.take_while(|(a, b)| a == b).count();
+            (chosen.n_prompt, rejected.n_prompt) = (Some(common), Some(common));
+            Row::PreferenceChat { chosen, rejected }
+        }
+        row => row,
+    }
+}
+
+/// The messages of `prompt` (or `conversations`, or `messages`), where the row has one, and those of `key` after them.
+fn joined(value: &Value, key: &str, tools: Option<Value>) -> Result<Conversation, String> {
+    let prompt_key = ["prompt", "conversations", "messages"].into_iter().find(|key| !value[*key].is_null());
+    let prompt = match prompt_key {
+        Some(name) if value[name].is_string() => {
+            return Err(format!(
+                "'{name}' is a string and '{key}' is not; give both as strings or as messages"
+            ));
+        }
+        Some(name) => Some(messages(&value[name], name)?),
+        None => None,
+    };
+    let answer = match &value[key] {
+        // ShareGPT's preferences hold one message.
+        Value::Object(_) => messages(&Value::Array(vec![value[key].clone()]), key)?,
+        other => messages(other, key)?,
+    };
+    if answer.last().is_none_or(|message| message.role() != ASSISTANT) {
+        return Err(format!("'{key}' does not end with a message of the assistant"));
+    }
+    let n_prompt = prompt.as_ref().map(Vec::len);
+    let messages = prompt.into_iter().flatten().chain(answer).collect();
+    Ok(Conversation { messages, n_prompt, tools })
+}
+
+fn messages(value: &Value, key: &str) -> Result<Vec<Message>, String> {
+    let items = value.as_array().ok_or_else(|| format!("'{key}' is not a list of messages"))?;
+    if items.is_empty() {
+        return Err(format!("'{key}' is empty; remove the row"));
+    }
+    items.iter().map(message).collect()
+}
+
+fn message(value: &Value) -> Result<Message, String> {
+    let message = match value.get("from").filter(|_| value.get("role").is_none()) {
+        None => Message::from_json(value)?,
+        Some(from) => {
+            let from = from.as_str().ok_or("a message has no string 'from'")?;
+            let role = SHAREGPT.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
+            let known = || SHAREGPT.map(|(name, _)| name).join(", ");
+            let role = role.ok_or_else(|| format!("unknown role '{from}'; expected one of {}", known()))?;
+            let content = value.get("value").and_then(Value::as_str);
+            Message::new(role, content.ok_or("a message has no string 'value'")?)
+        }
+    };
+    if !ROLES.contains(&message.role()) {
+        return Err(format!("unknown role '{}'; expected one of {}", message.role(), ROLES.join(", ")));
+    }
+    let is_silent = message.content().is_none_or(|content| content.trim().is_empty());
+    if message.role() == ASSISTANT && is_silent && !message.has_tool_calls() {
+        return Err("an answer is empty; remove the row or fill the answer in".into());
+    }
+    Ok(message)
+}
+
+fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(items)) if items.is_empty() => Ok(None),
+        Some(tools @ Value::Array(_)) => Ok(Some(tools.clone())),
+        // Data sets in tables keep them as text.
+        Some(Value::String(text)) => match serde_json::from_str(text) {
+            Ok(Value::Array(items)) => Ok((!items.is_empty()).then_some(Value::Array(items))),
+            _ => Err("'tools' is not a JSON list".into()),
+        },
+        Some(_) => Err("'tools' is not a list".into()),
+    }
+}
+
+fn text(value: &Value, key: &str) -> Result<String, String> {
+    match value.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Null) | None => Err(format!("'{key}' is missing")),
+        Some(_) => Err(format!("'{key}' is not a string")),
+    }
+}
+
+fn answer(value: &Value, key: &str) -> Result<String, String> {
+    let text = text(value, key)?;
+    if text.trim().is_empty() {
+        return Err(format!("'{key}' is empty; remove the row or fill the answer in"));
+    }
+    Ok(text)
+}

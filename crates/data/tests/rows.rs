@@ -1,0 +1,289 @@
+//! Rows of every form: what is read, what is refused, and what of the tokens is learnt.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_data::chat::ChatTemplate;
+use lowrank_data::rows::{LossOn, Row, RowEncoder, Rows};
+use lowrank_data::tokenize::TextTokenizer;
+use tempfile::TempDir;
+
+/// ChatML, as many models have it.
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + \
+                      '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}\
+                      {% endif %}";
+
+fn rows(name: &str, content: &str) -> (TempDir, lowrank_data::Result<Rows>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    let rows = Rows::read(&path);
+    (dir, rows)
+}
+
+/// A tokenizer of single words, with special tokens in angle brackets.
+fn tokenizer() -> TextTokenizer {
+    let words = "hi there is it yes no good bad user assistant system what name \n \n\n 1+1? 2 . ? Answer:";
+    let special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
+    let mut vocab = serde_json::Map::new();
+    for word in special.iter().copied().chain(words.split(' ')) {
+        let id = vocab.len();
+        vocab.insert(word.to_owned(), id.into());
+    }
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| {
+            serde_json::json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": false},
+            {"type": "Split", "pattern": {"Regex": "\\n+"}, "behavior": "Isolated", "invert": false}]},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let config = r#"{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}"#;
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    TextTokenizer::from_folder(dir.path(), None).unwrap()
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(Path::new("t.jinja"), source, Default::default()).unwrap()
+}
+
+#[track_caller]
+fn learnt(content: &str, source: Option<&str>, loss_on: LossOn, expected: &str) {
+    let (_dir, rows) = rows("a.jsonl", content);
+    let (tokenizer, template) = (tokenizer(), source.map(template));
+    let encoder = RowEncoder::new(&tokenizer, template.as_ref(), loss_on, 100).unwrap();
+    let encoded = encoder.encode(&rows.unwrap()).unwrap();
+    let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
+    assert_eq!(shown.join(" || ").replace('\n', "\\n"), expected);
+}
+
+const TWO_TURNS: &str = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi there"}, {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}"#;
+
+#[test]
+fn the_last_answer_or_every_answer_is_learnt_with_its_end_of_turn() {
+    learnt(
+        TWO_TURNS,
+        Some(CHATML),
+        LossOn::Completion,
+        "<|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n hi there <|im_end|> \\n <|im_start|> user \\n \
+         1+1? <|im_end|> \\n <|im_start|> assistant \\n⟦2 <|im_end|>⟧\\n",
+    );
+    learnt(
+        TWO_TURNS,
+        Some(CHATML),
+        LossOn::Assistant,
+        "<|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n⟦hi there <|im_end|>⟧\\n <|im_start|> user \\n \
+         1+1? <|im_end|> \\n <|im_start|> assistant \\n⟦2 <|im_end|>⟧\\n",
+    );
+}
+
+#[test]
+fn sharegpt_and_alpaca_become_conversations() {
+    let expected = "<|im_start|> user \\n 1+1? <|im_end|> \\n <|im_start|> assistant \\n⟦2 <|im_end|>⟧\\n";
+    let sharegpt =
+        r#"{"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]}"#;
+    learnt(sharegpt, Some(CHATML), LossOn::Completion, expected);
+    let alpaca = r#"{"instruction": "1+1?", "input": "", "output": "2", "text": "ignored"}"#;
+    learnt(alpaca, Some(CHATML), LossOn::Completion, expected);
+    let parts = r#"{"prompt": [{"role": "user", "content": [{"type": "text", "text": "1+1?"}]}], "completion": [{"role": "assistant", "content": "2"}]}"#;
+    learnt(parts, Some(CHATML), LossOn::Completion, expected);
+}
+
+#[test]
+fn prompt_and_completion_stand_as_they_are_and_end() {
+    let row = r#"{"prompt": "1+1? Answer:", "completion": " 2"}"#;
+    learnt(row, Some(CHATML), LossOn::Completion, "<s> 1+1? Answer:⟦2 </s>⟧");
+    learnt(row, None, LossOn::All, "<s>⟦1+1? Answer: 2 </s>⟧");
+}
+
+#[test]
+fn plain_text_is_learnt_whole_and_cut_into_pieces() {
+    let (_dir, rows) = rows("a.txt", "hi there is it yes no\n");
+    let tokenizer = tokenizer();
+    let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 4).unwrap();
+    let encoded = encoder.encode(&rows.unwrap()).unwrap();
+    let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
+    assert_eq!(shown, ["<s>⟦hi there is⟧", "<s>⟦it yes no⟧", "<s>⟦\n </s>⟧"]);
+    assert_eq!((encoded.n_cut, encoded.n_left_out), (0, 0));
+}
+
+#[test]
+fn generation_blocks_win() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>' }}{% generation %}{{ m.content }}\
+                  {{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ \"\\n\" }}{% endfor %}";
+    learnt(
+        TWO_TURNS,
+        Some(source),
+        LossOn::Completion,
+        "hi \\n <|im_start|> hi there <|im_end|> \\n 1+1? \\n <|im_start|>⟦2 <|im_end|>⟧\\n",
+    );
+    learnt(
+        TWO_TURNS,
+        Some(source),
+        LossOn::Assistant,
+        "hi \\n <|im_start|>⟦hi there <|im_end|>⟧\\n 1+1? \\n <|im_start|>⟦2 <|im_end|>⟧\\n",
+    );
+}
+
+/// A template that writes the last answer otherwise than earlier ones, as reasoning models' do.
+#[test]
+fn answers_are_found_where_earlier_turns_are_rewritten() {
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}good\n\
+                  {% endif %}{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
+                  {% endif %}";
+    learnt(TWO_TURNS, Some(source), LossOn::Assistant, "<|im_start|> user <|im_end|> hi");
+}
+
+#[test]
+fn a_cut_row_without_an_answer_is_left_out_and_counted() {
+    let content = format!(
+        "{TWO_TURNS}\n{}\n",
+        r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes no"}]}"#
+    );
+    let (_dir, rows) = rows("a.jsonl", &content);
+    let (tokenizer, template) = (tokenizer(), template(CHATML));
+    let rows = rows.unwrap();
+    let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 10).unwrap();
+    let encoded = encoder.encode(&rows).unwrap();
+    assert_eq!((encoded.rows.len(), encoded.n_cut, encoded.n_left_out), (1, 2, 1));
+    assert_eq!(encoded.sources, [1]);
+    let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 5).unwrap();
+    let error = encoder.encode(&rows).unwrap_err().to_string();
+    assert!(error.contains("none of its rows has a token to learn within 5 tokens"), "{error}");
+}
+
+#[test]
+fn preferences_share_their_prompt() {
+    let tokenizer = tokenizer();
+    let template = template(CHATML);
+    let forms = [
+        r#"{"conversations": [{"from": "human", "value": "hi"}], "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}"#,
+        r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]}"#,
+        r#"{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}], "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]}"#,
+    ];
+    for form in forms {
+        let (_dir, rows) = rows("a.jsonl", form);
+        let rows = rows.unwrap();
+        assert!(rows.are_preferences());
+        let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 50).unwrap();
+        let pair = &encoder.encode_pairs(&rows).unwrap().pairs[0];
+        let head = "<|im_start|> user \n hi <|im_end|> \n <|im_start|> assistant \n";
+        assert_eq!(pair.chosen.show(&tokenizer).unwrap(), format!("{head}⟦yes <|im_end|>⟧\n"));
+        assert_eq!(pair.rejected.show(&tokenizer).unwrap(), format!("{head}⟦no <|im_end|>⟧\n"));
+        assert!(
+            encoder.encode(&rows).unwrap_err().to_string().contains("a.jsonl:1: the row is a preference")
+        );
+    }
+}
+
+#[test]
+fn lists_lines_and_texts_are_read() {
+    let (_dir, json) = rows("a.json", "[{\"text\": \"hi\"},\n {\"prompt\": \"a\", \"completion\": \"b\"}]");
+    let json = json.unwrap();
+    assert_eq!(json.len(), 2);
+    assert_eq!(json.iter().next(), Some(&Row::Text("hi".into())));
+    let (_dir, lines) = rows("b.json", "{\"text\": \"hi\"}\n\n{\"text\": \"no\"}\n");
+    let lines = lines.unwrap();
+    assert_eq!((lines.len(), lines.count_in(&json)), (2, 1));
+    assert!(lines.place(1).ends_with("b.json:3") && json.place(1).ends_with("a.json: item 2"));
+}
+
+#[track_caller]
+fn refused(name: &str, content: &str, part: &str) {
+    let error = rows(name, content).1.unwrap_err().to_string();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn bad_rows_are_named() {
+    refused("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"", "a.jsonl:2: malformed JSON (EOF");
+    refused(
+        "a.jsonl",
+        "{\"question\": \"a\", \"reply\": \"b\"}",
+        "a.jsonl:1: a row of no known form (keys question, reply)",
+    );
+    refused("a.jsonl", "[1]", "a.jsonl:1: a row is an object");
+    refused("a.json", "[{\"text\": \"a\"}, {\"text\": 1}]", "a.json: item 2: 'text' is not a string");
+    refused("a.json", "[{\"text\": \"a\"}", "a.json': malformed JSON");
+    refused("a.json", "[]", "holds no rows");
+    refused("a.txt", " \n", "holds no rows");
+    refused("a.csv", "a,b", "ends in .jsonl, .json or .txt");
+    refused("a.jsonl", r#"{"prompt": "a", "completion": " "}"#, "a.jsonl:1: 'completion' is empty");
+    refused("a.jsonl", r#"{"instruction": "a", "output": null}"#, "a row of no known form");
+    refused("a.jsonl", r#"{"messages": []}"#, "'messages' is empty");
+    refused("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#, "no message of the assistant");
+    refused(
+        "a.jsonl",
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}"#,
+        "an answer is empty",
+    );
+    refused("a.jsonl", r#"{"messages": [{"role": "narrator", "content": "a"}]}"#, "unknown role 'narrator'");
+    refused("a.jsonl", r#"{"conversations": [{"from": "alien", "value": "a"}]}"#, "unknown role 'alien'");
+    refused(
+        "a.jsonl",
+        r#"{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}"#,
+        "content of type 'image_url' is not text",
+    );
+    refused(
+        "a.jsonl",
+        r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#,
+        "'chosen' and 'rejected' are equal",
+    );
+    refused("a.jsonl", r#"{"prompt": "a", "chosen": "b"}"#, "'rejected' is missing");
+    refused(
+        "a.jsonl",
+        "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n{\"text\": \"x\"}",
+        "a.jsonl:2: some rows are preferences",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("a.jsonl");
+    std::fs::write(&path, b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}").unwrap();
+    assert!(Rows::read(&path).unwrap_err().to_string().contains("a.jsonl:2: not valid UTF-8"));
+}
+
+#[test]
+fn what_the_template_does_not_take_is_named_by_row() {
+    let tokenizer = tokenizer();
+    let content = format!("{{\"prompt\": \"hi\", \"completion\": \"yes\"}}\n{TWO_TURNS}");
+    let (_dir, rows) = rows("a.jsonl", &content);
+    let rows = rows.unwrap();
+    let check = |source: Option<&str>, part: &str| {
+        let template = source.map(template);
+        let encoder = RowEncoder::new(&tokenizer, template.as_ref(), LossOn::Completion, 50).unwrap();
+        let error = encoder.encode(&rows).unwrap_err().to_string();
+        assert!(error.contains(&format!("a.jsonl:2: {part}")), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    };
+    check(None, "the model has no chat template");
+    check(Some("{{ raise_exception('not\\nso') }}"), "the chat template refuses the conversation: not so");
+    check(
+        Some("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"),
+        "the chat template leaves out messages of role 'user'",
+    );
+    check(
+        Some(
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = a * b %}{% endfor %}{% endfor %}",
+        ),
+        "the chat template takes too many steps or too much memory",
+    );
+    check(
+        Some(
+            "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        ),
+        "the chat template takes too many steps or too much memory",
+    );
+}
