@@ -33,6 +33,9 @@ pub enum ModelError {
     /// An input the model cannot take.
     #[error("{0}")]
     Input(String),
+    /// A tokenizer or a chat template that cannot be used.
+    #[error(transparent)]
+    Data(#[from] lowrank_data::DataError),
     /// A tensor file that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] lowrank_checkpoint::CheckpointError),

@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod embedding;
 pub mod encoder;
 pub mod error;
+mod folder;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod linear;
@@ -27,6 +28,7 @@ pub use classifier::{SequenceClassifier, Trainable};
 pub use config::EncoderConfig;
 pub use decoder::{Decoder, DecoderConfig};
 pub use error::{ModelError, Result};
+pub use folder::{GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling};
 pub use masked_lm::MaskedLm;
 pub use merge_factors::merge_factors;
 pub use projection::Projection;

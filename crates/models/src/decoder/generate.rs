@@ -3,6 +3,7 @@
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
+use crate::decoder::constraints::Constraints;
 use crate::decoder::model::Decoder;
 use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
@@ -12,10 +13,21 @@ use crate::error::{ModelError, Result};
 pub struct GenerationOptions {
     /// How each token is chosen.
     pub sampling: Sampling,
+    /// Which tokens are ruled out.
+    pub constraints: Constraints,
     /// Most tokens to add to a prompt.
     pub max_new_tokens: usize,
+    /// Most tokens of a prompt and its continuation.
+    pub max_length: Option<usize>,
     /// Go on after an end of text.
     pub ignore_eos: bool,
+}
+
+impl GenerationOptions {
+    /// Whether a sequence of this length, of which so many tokens are new, takes no more.
+    fn is_full(&self, length: usize, new: usize) -> bool {
+        new >= self.max_new_tokens || self.max_length.is_some_and(|most| length >= most)
+    }
 }
 
 /// Why a continuation ended.
@@ -77,7 +89,7 @@ impl<B: Kernels> Decoder<B> {
                 sampler: Sampler::new(options.sampling.clone(), number),
                 ids: prompt.clone(),
                 prompt: prompt.len(),
-                finish: (options.max_new_tokens == 0).then_some(Finish::Length),
+                finish: options.is_full(prompt.len(), 0).then_some(Finish::Length),
             })
             .collect();
         let mut read = vec![0; runs.len()];
@@ -93,6 +105,7 @@ impl<B: Kernels> Decoder<B> {
             for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
                 let run = &mut runs[i];
                 read[i] = run.ids.len();
+                options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
                 let id = run.sampler.next(logits, &run.ids).ok_or_else(|| {
                     ModelError::Input("the logits are no numbers; the model's weights are broken".into())
                 })?;
@@ -102,7 +115,7 @@ impl<B: Kernels> Decoder<B> {
                     Some(Finish::Stopped)
                 } else if config.eos.contains(&id) && !options.ignore_eos {
                     Some(Finish::EndOfText)
-                } else if run.ids.len() - run.prompt >= options.max_new_tokens {
+                } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
                     Some(Finish::Length)
                 } else if config.is_bounded() && run.ids.len() > config.max_positions {
                     // The token just chosen has no position to be read at.

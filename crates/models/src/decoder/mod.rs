@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod constraints;
 mod generate;
 pub(crate) mod keys;
 mod layer;
@@ -12,6 +13,7 @@ mod sample;
 
 pub use cache::KvCache;
 pub use config::{DecoderConfig, Residual};
+pub use constraints::Constraints;
 pub use generate::{Finish, Generated, GenerationOptions};
 pub use keys::Keys;
 pub use layer::{Attention, DecoderLayer, Mlp, Step};

@@ -84,7 +84,7 @@ impl Sampler {
         let mut candidates: Vec<(u32, f64)> = (0u32..)
             .zip(logits.iter())
             .filter(|(_, logit)| logit.is_finite())
-            .map(|(id, &logit)| (id, f64::from(logit) / self.sampling.temperature))
+            .map(|(id, &logit)| (id, f64::from(logit)))
             .collect();
         // The most likely first, of equals the lower id.
         let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
@@ -94,7 +94,8 @@ impl Sampler {
         }
         candidates.sort_unstable_by(order);
         let top = candidates.first()?.1;
-        candidates.iter_mut().for_each(|(_, x)| *x = (*x - top).exp());
+        // Differences first: the quotient of a logit and a tiny temperature overflows.
+        candidates.iter_mut().for_each(|(_, x)| *x = ((*x - top) / self.sampling.temperature).exp());
         let total: f64 = candidates.iter().map(|(_, p)| p).sum();
         if self.sampling.top_p < 1.0 {
             let mut sum = 0.0;
@@ -196,6 +197,16 @@ mod tests {
 
     fn hot() -> Sampling {
         Sampling { temperature: 5.0, ..Default::default() }
+    }
+
+    #[test]
+    fn the_smallest_temperatures_take_the_most_likely() {
+        for temperature in [1e-300, 1e-308, 1e-310, f64::from_bits(1)] {
+            let mut drawn = draws(&Sampling { temperature, ..Default::default() }, 200);
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn, [1, 4], "{temperature:e}: two tokens are equally likely");
+        }
     }
 
     #[test]

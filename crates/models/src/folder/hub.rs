@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
+use lowrank_checkpoint::Checkpoint;
+
+use crate::error::{ModelError, Result};
 
 /// Weights, best first: of each entry, the first name decides whether a repository has it.
 const WEIGHTS: [&str; 4] = [
@@ -15,7 +17,10 @@ const WEIGHTS: [&str; 4] = [
 ];
 
 /// What may lie beside the weights.
-const FILES: [&str; 8] = [
+const FILES: [&str; 17] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -24,10 +29,16 @@ const FILES: [&str; 8] = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
 ];
 
 /// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.
-pub(crate) fn name(path: &Path) -> Option<&str> {
+pub(super) fn name(path: &Path) -> Option<&str> {
     let name = path.to_str()?;
     let is_part = |part: &str| {
         let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -42,20 +53,28 @@ pub(crate) fn name(path: &Path) -> Option<&str> {
 /// The folder of a model in the hub's cache; what is not there yet is fetched.
 ///
 /// With `HF_HUB_OFFLINE` set the cache alone is looked at.
-pub(crate) fn fetch(name: &str) -> Result<PathBuf> {
+pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     let cache = Cache::from_env();
     if let Some(folder) = cached(&cache, name) {
         return Ok(folder);
     }
     if std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !["", "0", "false"].contains(&v.as_str())) {
-        bail!("'{name}' is not in the hub's cache at {}, and HF_HUB_OFFLINE is set", cache.path().display());
+        let cache = cache.path().display();
+        return Err(refused(
+            name,
+            format!("is not in the hub's cache at {cache}, and HF_HUB_OFFLINE is set"),
+        ));
     }
-    let repo = ApiBuilder::from_env().build().context("the hub's client does not start")?.model(name.into());
-    let info =
-        repo.info().map_err(|e| anyhow::anyhow!("no model '{name}' could be fetched from the hub: {e}"))?;
+    let client = ApiBuilder::from_env().build();
+    let client = client.map_err(|e| refused(name, format!("the hub's client does not start: {e}")))?;
+    let repo = client.model(name.into());
+    let missing = |e| {
+        refused(name, format!("no such folder, and no model of this name could be fetched from the hub: {e}"))
+    };
+    let info = repo.info().map_err(missing)?;
     let files: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     let Some(weights) = WEIGHTS.iter().find(|weights| files.contains(weights)) else {
-        bail!("'{name}' on the hub has no weights; looked for {}", WEIGHTS.join(", "));
+        return Err(refused(name, format!("has no weights on the hub; looked for {}", WEIGHTS.join(", "))));
     };
     // The shards of `model.safetensors.index.json` are `model-00001-of-00002.safetensors` and so on.
     let (stem, end) = match weights.strip_suffix(".index.json").and_then(|file| file.rsplit_once('.')) {
@@ -66,14 +85,16 @@ pub(crate) fn fetch(name: &str) -> Result<PathBuf> {
         FILES.contains(&file) || file == *weights || (file.starts_with(&stem) && file.ends_with(&end))
     };
     let mut folder = None;
-    for file in files.into_iter().filter(|file| is_wanted(file) && !file.contains(['/', '\\'])) {
-        let path =
-            repo.get(file).map_err(|e| anyhow::anyhow!("'{file}' of '{name}' cannot be fetched: {e}"))?;
+    let is_here = |file: &str| FILES.contains(&file) || !file.contains(['/', '\\']);
+    for file in files.into_iter().filter(|file| is_wanted(file) && is_here(file)) {
+        let path = repo
+            .get(file)
+            .map_err(|e| refused(name, format!("'{file}' cannot be fetched from the hub: {e}")))?;
         if file == "config.json" {
             folder = path.parent().map(Path::to_path_buf);
         }
     }
-    folder.with_context(|| format!("'{name}' on the hub has no config.json"))
+    folder.ok_or_else(|| refused(name, "has no config.json on the hub".into()))
 }
 
 /// The folder of a model that the cache has with its weights.
@@ -82,7 +103,11 @@ fn cached(cache: &Cache, name: &str) -> Option<PathBuf> {
     let folder = config.parent()?.to_path_buf();
     // An interrupted fetch leaves files out; opening the weights finds missing shards.
     let complete = WEIGHTS.iter().any(|weights| folder.join(weights).exists());
-    (complete && lowrank_checkpoint::Checkpoint::open(&folder).is_ok()).then_some(folder)
+    (complete && Checkpoint::open(&folder).is_ok()).then_some(folder)
+}
+
+fn refused(name: &str, reason: String) -> ModelError {
+    ModelError::File { path: name.into(), reason }
 }
 
 #[cfg(test)]

@@ -1,0 +1,67 @@
+//! Tokens that are ruled out before one is chosen.
+
+/// Which tokens may not come next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Constraints {
+    /// No run of this many tokens occurs twice in a sequence; 0 allows it.
+    pub no_repeat_ngram_size: usize,
+    /// Tokens that never come.
+    pub suppressed: Vec<u32>,
+    /// Tokens that do not come first.
+    pub suppressed_first: Vec<u32>,
+    /// Tokens to add before an end of text may come.
+    pub min_new_tokens: usize,
+    /// Tokens that prompt and continuation have before an end of text may come.
+    pub min_length: usize,
+}
+
+impl Constraints {
+    /// Sets the logits of tokens that may not follow `ids`, of which the first `prompt` were given, to −∞.
+    pub(crate) fn apply(&self, logits: &mut [f32], ids: &[u32], prompt: usize, eos: &[u32]) {
+        let mut forbid = |id: u32| {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        };
+        self.suppressed.iter().copied().for_each(&mut forbid);
+        if ids.len() == prompt {
+            self.suppressed_first.iter().copied().for_each(&mut forbid);
+        }
+        if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
+            eos.iter().copied().for_each(&mut forbid);
+        }
+        let n = self.no_repeat_ngram_size;
+        if n > 0 && ids.len() >= n {
+            let last = &ids[ids.len() - (n - 1)..];
+            let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
+            runs.map(|run| run[n - 1]).for_each(&mut forbid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(constraints: &Constraints, ids: &[u32], prompt: usize) -> Vec<u32> {
+        let mut logits = [0.0; 6];
+        constraints.apply(&mut logits, ids, prompt, &[5]);
+        (0..6).filter(|&id| logits[id as usize] == 0.0).collect()
+    }
+
+    #[test]
+    fn each_rule_rules_out_its_tokens() {
+        let none = Constraints::default();
+        assert_eq!(allowed(&none, &[1, 2], 2), [0, 1, 2, 3, 4, 5]);
+        let suppressed = Constraints { suppressed: vec![0, 99], suppressed_first: vec![1], ..none.clone() };
+        assert_eq!(allowed(&suppressed, &[1, 2], 2), [2, 3, 4, 5]);
+        assert_eq!(allowed(&suppressed, &[1, 2, 3], 2), [1, 2, 3, 4, 5]);
+        let least = Constraints { min_new_tokens: 1, min_length: 4, ..none.clone() };
+        assert_eq!(allowed(&least, &[1, 2], 2), [0, 1, 2, 3, 4]);
+        assert_eq!(allowed(&least, &[1, 2, 3], 2), [0, 1, 2, 3, 4]);
+        assert_eq!(allowed(&least, &[1, 2, 3, 4], 2), [0, 1, 2, 3, 4, 5]);
+        let pairs = Constraints { no_repeat_ngram_size: 2, ..none.clone() };
+        assert_eq!(allowed(&pairs, &[1, 2, 1, 3, 1], 1), [0, 1, 4, 5]);
+        assert_eq!(allowed(&Constraints { no_repeat_ngram_size: 1, ..none }, &[1, 4], 1), [0, 2, 3, 5]);
+    }
+}

@@ -1,0 +1,227 @@
+//! `generation_config.json`: how a model asks to be sampled.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::optional_json;
+use crate::decoder::{Constraints, Sampling};
+use crate::error::{ModelError, Result};
+
+/// transformers' `top_k` where sampling is on and the file does not say it.
+const DEFAULT_TOP_K: usize = 50;
+
+/// What `generation_config.json` asks for.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct GenerationConfig {
+    /// How tokens are chosen; greedy unless the file has `do_sample`.
+    pub sampling: Sampling,
+    /// Which tokens are ruled out when.
+    pub constraints: Constraints,
+    /// Most new tokens.
+    pub max_new_tokens: Option<usize>,
+    /// Most tokens of prompt and continuation.
+    pub max_length: Option<usize>,
+    /// Texts that end a continuation.
+    pub stop_strings: Vec<String>,
+    /// Keys whose values ask for what is not supported, with these values; they are ignored.
+    pub ignored: Vec<String>,
+}
+
+/// Keys that say nothing about which tokens are generated.
+const SILENT: [&str; 16] = [
+    "_from_model_config",
+    "bos_token_id",
+    "cache_implementation",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "pad_token_id",
+    "prefill_chunk_size",
+    "return_dict_in_generate",
+    "transformers_version",
+    "use_cache",
+    "cache_config",
+    "disable_compile",
+];
+
+/// Keys that are not supported, with the number at which they ask for nothing.
+const NEUTRAL: [(&str, f64); 13] = [
+    ("num_beams", 1.0),
+    ("num_beam_groups", 1.0),
+    ("num_return_sequences", 1.0),
+    ("diversity_penalty", 0.0),
+    ("length_penalty", 1.0),
+    ("typical_p", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("guidance_scale", 1.0),
+    ("top_h", 1.0),
+    ("min_p", 0.0),
+];
+
+impl GenerationConfig {
+    /// Reads the file of a folder; a missing one asks for nothing.
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("generation_config.json");
+        let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
+        match optional_json(&path)? {
+            None => Ok(Self::default()),
+            Some(Value::Object(keys)) => Self::parse(&keys).map_err(wrong),
+            Some(_) => Err(wrong("expected a JSON object".into())),
+        }
+    }
+
+    fn parse(keys: &Map<String, Value>) -> std::result::Result<Self, String> {
+        let mut reader = Reader { keys, read: Vec::new() };
+        let is_sampled = reader.flag("do_sample")?.unwrap_or(false);
+        // Without do_sample, transformers heeds none of these three.
+        let temperature = reader.number("temperature")?.unwrap_or(1.0);
+        let top_k = reader.count("top_k")?.unwrap_or(DEFAULT_TOP_K);
+        let top_p = reader.number("top_p")?.unwrap_or(1.0);
+        let mut sampling = Sampling {
+            repetition_penalty: reader.number("repetition_penalty")?.unwrap_or(1.0),
+            ..Sampling::default()
+        };
+        if is_sampled {
+            sampling = Sampling { temperature, top_k: (top_k > 0).then_some(top_k), top_p, ..sampling };
+        }
+        sampling.check()?;
+        let min_length = reader.count("min_length")?.unwrap_or(0);
+        let constraints = Constraints {
+            no_repeat_ngram_size: reader.count("no_repeat_ngram_size")?.unwrap_or(0),
+            suppressed: reader.ids("suppress_tokens")?,
+            suppressed_first: reader.ids("begin_suppress_tokens")?,
+            min_new_tokens: reader.count("min_new_tokens")?.unwrap_or(0),
+            min_length,
+        };
+        let mut config = Self {
+            sampling,
+            constraints,
+            max_new_tokens: reader.count("max_new_tokens")?,
+            max_length: reader.count("max_length")?,
+            stop_strings: reader.texts("stop_strings")?,
+            ignored: Vec::new(),
+        };
+        config.ignored = reader.rest();
+        Ok(config)
+    }
+}
+
+struct Reader<'a> {
+    keys: &'a Map<String, Value>,
+    read: Vec<&'static str>,
+}
+
+impl Reader<'_> {
+    fn value(&mut self, key: &'static str) -> Option<&Value> {
+        self.read.push(key);
+        self.keys.get(key).filter(|value| !value.is_null())
+    }
+
+    fn flag(&mut self, key: &'static str) -> std::result::Result<Option<bool>, String> {
+        let read =
+            |value: &Value| value.as_bool().ok_or_else(|| format!("{key} = {value}; expected a boolean"));
+        self.value(key).map(read).transpose()
+    }
+
+    fn number(&mut self, key: &'static str) -> std::result::Result<Option<f64>, String> {
+        let read =
+            |value: &Value| value.as_f64().ok_or_else(|| format!("{key} = {value}; expected a number"));
+        self.value(key).map(read).transpose()
+    }
+
+    fn count(&mut self, key: &'static str) -> std::result::Result<Option<usize>, String> {
+        let read = |value: &Value| {
+            let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+            count.ok_or_else(|| format!("{key} = {value}; expected a count"))
+        };
+        self.value(key).map(read).transpose()
+    }
+
+    fn ids(&mut self, key: &'static str) -> std::result::Result<Vec<u32>, String> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let ids =
+            value.as_array().into_iter().flatten().map(|id| id.as_u64().and_then(|id| id.try_into().ok()));
+        let ids = value.is_array().then(|| ids.collect::<Option<Vec<u32>>>()).flatten();
+        ids.ok_or_else(|| format!("{key} = {value}; expected a list of token ids"))
+    }
+
+    fn texts(&mut self, key: &'static str) -> std::result::Result<Vec<String>, String> {
+        let expected = |value: &Value| format!("{key} = {value}; expected a list of strings");
+        match self.value(key) {
+            None => Ok(Vec::new()),
+            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(value @ Value::Array(items)) => {
+                let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+                texts.collect::<Option<_>>().ok_or_else(|| expected(value))
+            }
+            Some(other) => Err(expected(other)),
+        }
+    }
+
+    /// The other keys that ask for something, as `key = value`.
+    fn rest(&self) -> Vec<String> {
+        let asks = |(key, value): &(&String, &Value)| {
+            let neutral = NEUTRAL.iter().find(|(name, _)| name == key).map(|(_, neutral)| *neutral);
+            let is_neutral = neutral.is_some_and(|neutral| value.as_f64() == Some(neutral));
+            let is_known = self.read.contains(&key.as_str()) || SILENT.contains(&key.as_str());
+            let is_off = matches!(value, Value::Null | Value::Bool(false))
+                || value.as_array().is_some_and(Vec::is_empty);
+            !is_known && !is_neutral && !is_off
+        };
+        self.keys.iter().filter(asks).map(|(key, value)| format!("{key} = {value}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: Value) -> std::result::Result<GenerationConfig, String> {
+        GenerationConfig::parse(value.as_object().unwrap())
+    }
+
+    #[test]
+    fn sampling_is_heeded_only_where_it_is_on() {
+        let config = parse(json!({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2})).unwrap();
+        assert_eq!(config, GenerationConfig::default());
+        let config = parse(json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9})).unwrap();
+        let sampling = Sampling { temperature: 0.6, top_p: 0.9, top_k: Some(50), ..Sampling::default() };
+        assert_eq!(config.sampling, sampling);
+        assert_eq!(parse(json!({"do_sample": true, "top_k": 0})).unwrap().sampling.top_k, None);
+    }
+
+    #[test]
+    fn other_keys_are_named_where_they_ask_for_something() {
+        let config = parse(json!({
+            "num_beams": 4, "length_penalty": 1.0, "early_stopping": false, "forced_eos_token_id": null,
+            "bad_words_ids": [[5]], "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2], "max_length": 20,
+            "stop_strings": "\n", "transformers_version": "5.0",
+        }))
+        .unwrap();
+        assert_eq!(config.ignored, ["num_beams = 4", "bad_words_ids = [[5]]"]);
+        assert_eq!(config.constraints.no_repeat_ngram_size, 3);
+        assert_eq!(config.constraints.suppressed, [1, 2]);
+        assert_eq!((config.max_length, config.stop_strings), (Some(20), vec!["\n".to_owned()]));
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (value, part) in [
+            (json!({"do_sample": true, "temperature": -1}), "temperature"),
+            (json!({"suppress_tokens": [-1]}), "suppress_tokens = [-1]; expected a list of token ids"),
+            (json!({"max_new_tokens": "many"}), "max_new_tokens"),
+        ] {
+            let error = parse(value).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Which kind of model a config describes.
+
+use serde_json::{Map, Value};
+
+use crate::architecture::{DECODERS, ENCODERS};
+
+/// What a model folder holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// An encoder without a head.
+    Encoder,
+    /// An encoder with a sequence classification or regression head.
+    SequenceClassifier,
+    /// An encoder with a head for every token.
+    TokenClassifier,
+    /// An encoder with its masked language modelling head.
+    MaskedLm,
+    /// A language model.
+    Decoder,
+    /// A decoder with a sequence classification or regression head.
+    DecoderClassifier,
+}
+
+impl ModelKind {
+    /// The kind by `model_type`, or where it is missing by the class, and by the head that the class names.
+    pub(super) fn of(config: &Map<String, Value>) -> Self {
+        let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+        let class = classes.filter_map(Value::as_str).next().unwrap_or_default();
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let is_decoder = match model_type {
+            Some(name) if DECODERS.iter().any(|a| a.model_type == name) => true,
+            Some(name) if ENCODERS.iter().any(|a| a.model_types.contains(&name)) => false,
+            // Not supported, whatever it is: the config's own error says so.
+            _ => class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"),
+        };
+        match class.split_once("For").map(|(_, head)| head) {
+            Some("SequenceClassification") if is_decoder => Self::DecoderClassifier,
+            _ if is_decoder => Self::Decoder,
+            Some("SequenceClassification") => Self::SequenceClassifier,
+            Some("TokenClassification") => Self::TokenClassifier,
+            Some("MaskedLM" | "PreTraining") => Self::MaskedLm,
+            _ => Self::Encoder,
+        }
+    }
+
+    /// Whether tokens see only those before them.
+    pub const fn is_decoder(self) -> bool {
+        matches!(self, Self::Decoder | Self::DecoderClassifier)
+    }
+
+    /// What it is, for messages.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Encoder => "an encoder without a head",
+            Self::SequenceClassifier => "a sequence classifier",
+            Self::TokenClassifier => "a token classifier",
+            Self::MaskedLm => "a masked language model",
+            Self::Decoder => "a language model (decoder)",
+            Self::DecoderClassifier => "a sequence classifier over a decoder",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!({"model_type": "bert"}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}), ModelKind::MaskedLm)]
+    #[case(json!({"model_type": "bert", "architectures": ["BertForPreTraining"]}), ModelKind::MaskedLm)]
+    #[case(json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"]}), ModelKind::SequenceClassifier)]
+    #[case(json!({"model_type": "bert", "architectures": ["BertForTokenClassification"]}), ModelKind::TokenClassifier)]
+    #[case(json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}), ModelKind::Decoder)]
+    #[case(json!({"model_type": "llama"}), ModelKind::Decoder)]
+    #[case(json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), ModelKind::DecoderClassifier)]
+    #[case(json!({"architectures": ["RobertaModel"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "newer", "architectures": ["NewerForCausalLM"]}), ModelKind::Decoder)]
+    fn kinds_are_told(#[case] config: Value, #[case] kind: ModelKind) {
+        assert_eq!(ModelKind::of(config.as_object().unwrap()), kind);
+    }
+}

@@ -1,0 +1,205 @@
+//! One door to a model: what a Hugging Face folder holds, and which kind of model it is.
+//!
+//! Every command asks here whether a folder holds an encoder or a decoder and which head is on it, so that one folder means
+//! the same everywhere. Nothing but small JSON files is read until a part is asked for.
+
+mod generation;
+#[cfg(feature = "hub")]
+mod hub;
+mod kind;
+mod pooling;
+
+use std::path::{Path, PathBuf};
+
+use lowrank_checkpoint::Checkpoint;
+use lowrank_data::chat::ChatTemplate;
+use lowrank_data::tokenize::TextTokenizer;
+use serde_json::{Map, Value};
+
+use crate::error::{ModelError, Result};
+use crate::{DecoderConfig, EncoderConfig};
+
+pub use generation::GenerationConfig;
+pub use kind::ModelKind;
+pub use pooling::{PoolingMode, SentencePooling};
+
+/// A model folder, opened.
+///
+/// ```no_run
+/// use lowrank_models::{ModelFolder, ModelKind};
+///
+/// let folder = ModelFolder::open("models/SmolLM2-135M-Instruct".as_ref())?;
+/// assert_eq!(folder.kind(), ModelKind::Decoder);
+/// let (config, tokenizer) = (folder.decoder_config()?, folder.tokenizer(None)?);
+/// println!("{} layers, {} tokens", config.n_layers, tokenizer.vocab_size());
+/// # Ok::<(), lowrank_models::ModelError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ModelFolder {
+    path: PathBuf,
+    kind: ModelKind,
+    config: Map<String, Value>,
+}
+
+impl ModelFolder {
+    /// Opens a folder with `config.json`, the folder of a run (its `model` folder is taken), or, with the feature `hub`,
+    /// a model by its name on the Hugging Face hub, from the hub's cache or fetched into it.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] where there is no such folder or name, or no `config.json` in it;
+    /// [`ModelError::Config`] where `config.json` is malformed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let place = [path.to_path_buf(), path.join("model")];
+        if let Some(folder) = place.into_iter().find(|folder| folder.join("config.json").is_file()) {
+            return Self::of_folder(folder);
+        }
+        let refused =
+            |reason: &str| Err(ModelError::File { path: path.to_path_buf(), reason: reason.into() });
+        if path.join("adapter_config.json").is_file() {
+            return refused(
+                "holds an adapter and no config.json; give its base model here and it with --adapter",
+            );
+        }
+        if path.is_dir() {
+            return refused("no config.json; expected a Hugging Face model folder or the folder of a run");
+        }
+        #[cfg(feature = "hub")]
+        if let Some(name) = hub::name(path) {
+            return Self::of_folder(hub::fetch(name)?);
+        }
+        refused("no such folder; expected a model folder with config.json and weights")
+    }
+
+    fn of_folder(path: PathBuf) -> Result<Self> {
+        let file = path.join("config.json");
+        let Some(Value::Object(config)) = optional_json(&file)? else {
+            return Err(ModelError::Config { path: file, reason: "expected a JSON object".into() });
+        };
+        Ok(Self { kind: ModelKind::of(&config), path, config })
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which kind of model it holds.
+    pub fn kind(&self) -> ModelKind {
+        self.kind
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// The config of an encoder.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a config that is malformed, not supported, or not an encoder's.
+    pub fn encoder_config(&self) -> Result<EncoderConfig> {
+        EncoderConfig::read(&self.path)
+    }
+
+    /// The config of a decoder, with the ends of text of `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a config that is malformed, not supported, or not a decoder's.
+    pub fn decoder_config(&self) -> Result<DecoderConfig> {
+        DecoderConfig::read(&self.path)
+    }
+
+    /// The longest sequence that positions allow, `None` where they are unbounded.
+    ///
+    /// # Errors
+    /// As those of the config.
+    pub fn max_tokens(&self) -> Result<Option<usize>> {
+        if self.kind.is_decoder() {
+            let config = self.decoder_config()?;
+            return Ok(config.is_bounded().then_some(config.max_positions));
+        }
+        Ok(Some(self.encoder_config()?.max_tokens()))
+    }
+
+    /// The tokenizer. It cuts at `max_length` tokens, or nowhere.
+    ///
+    /// # Errors
+    /// Files that are missing or malformed.
+    pub fn tokenizer(&self, max_length: Option<usize>) -> Result<TextTokenizer> {
+        Ok(TextTokenizer::from_folder(&self.path, max_length)?)
+    }
+
+    /// The tokenizer, cutting at `max_length` tokens or else at the smallest limit that the folder states: positions,
+    /// `model_max_length`, `max_seq_length` of a sentence embedder.
+    ///
+    /// # Errors
+    /// As [`tokenizer`](Self::tokenizer); a `max_length` beyond what the model takes.
+    pub fn cutting_tokenizer(&self, max_length: Option<usize>) -> Result<TextTokenizer> {
+        let limit = self.max_tokens()?;
+        if let (Some(n), Some(limit)) = (max_length, limit)
+            && n > limit
+        {
+            return Err(ModelError::Input(format!(
+                "--max-length {n} is more than the {limit} tokens that the model takes"
+            )));
+        }
+        if max_length.is_some() {
+            return self.tokenizer(max_length);
+        }
+        let tokenizer = self.tokenizer(limit)?;
+        let sentence = pooling::max_length(&self.path)?;
+        let own = [limit, tokenizer.model_max_length(), sentence].into_iter().flatten().min();
+        if own == limit { Ok(tokenizer) } else { self.tokenizer(own) }
+    }
+
+    /// The chat template, `None` where there is none.
+    ///
+    /// # Errors
+    /// A template that is malformed.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        Ok(ChatTemplate::from_folder(&self.path)?)
+    }
+
+    /// How the folder asks for text to be generated.
+    ///
+    /// # Errors
+    /// A `generation_config.json` that is malformed or out of range.
+    pub fn generation(&self) -> Result<GenerationConfig> {
+        GenerationConfig::read(&self.path)
+    }
+
+    /// How hidden states become an embedding of a text: as the files of sentence-transformers say, or else their mean.
+    ///
+    /// # Errors
+    /// Files that are malformed or ask for a module that is not supported.
+    pub fn pooling(&self) -> Result<SentencePooling> {
+        SentencePooling::read(&self.path)
+    }
+
+    /// The weights.
+    ///
+    /// # Errors
+    /// Weight files that are missing or malformed.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(&self.path)?)
+    }
+}
+
+/// Largest JSON file that is read; real ones are a few kilobytes, labels included.
+const MAX_JSON: u64 = 64 << 20;
+
+/// A JSON file of a folder, `None` where it is missing.
+fn optional_json(path: &Path) -> Result<Option<Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let unread = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
+    let size = std::fs::metadata(path).map_err(|e| unread(format!("cannot be read: {e}")))?.len();
+    if size > MAX_JSON {
+        return Err(unread(format!("is {size} bytes; the limit is {MAX_JSON}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let malformed =
+        |e| ModelError::Config { path: path.to_path_buf(), reason: format!("malformed JSON: {e}") };
+    serde_json::from_str(&text).map(Some).map_err(malformed)
+}

@@ -1,0 +1,183 @@
+//! How a sentence embedder makes one vector of a text's hidden states: the files of sentence-transformers.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::optional_json;
+use crate::error::{ModelError, Result};
+
+/// How hidden states of a text become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolingMode {
+    /// The first token's.
+    First,
+    /// The largest of each dimension.
+    Max,
+    /// The mean.
+    Mean,
+    /// The sum over the square root of the number of tokens.
+    MeanSqrtLen,
+    /// The mean weighted by position, from 1.
+    WeightedMean,
+    /// The last token's.
+    Last,
+}
+
+/// The keys of `1_Pooling/config.json` in the order in which sentence-transformers joins the vectors.
+const MODES: [(&str, &str, PoolingMode); 6] = [
+    ("pooling_mode_cls_token", "cls", PoolingMode::First),
+    ("pooling_mode_max_tokens", "max", PoolingMode::Max),
+    ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", PoolingMode::MeanSqrtLen),
+    ("pooling_mode_weightedmean_tokens", "weightedmean", PoolingMode::WeightedMean),
+    ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
+];
+
+/// What makes an embedding of a text's hidden states.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentencePooling {
+    /// The vectors that are joined, one after the other.
+    pub modes: Vec<PoolingMode>,
+    /// Whether the embedding is divided by its norm.
+    pub normalize: bool,
+    /// Whether texts are lower-cased before they are tokenized.
+    pub lower_case: bool,
+}
+
+impl Default for SentencePooling {
+    /// The mean over tokens.
+    fn default() -> Self {
+        Self { modes: vec![PoolingMode::Mean], normalize: false, lower_case: false }
+    }
+}
+
+impl SentencePooling {
+    /// Reads `modules.json` and the configs that it names.
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("modules.json");
+        let transformer = optional_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let lower_case = transformer["do_lower_case"].as_bool().unwrap_or(false);
+        let Some(modules) = optional_json(&path)? else {
+            let pooling = folder.join("1_Pooling/config.json");
+            let modes = optional_json(&pooling)?.map(|config| modes(&pooling, &config)).transpose()?;
+            let default = Self { lower_case, ..Self::default() };
+            return Ok(Self { modes: modes.unwrap_or(default.modes), ..default });
+        };
+        let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
+        let modules = modules.as_array().ok_or_else(|| wrong("expected a list of modules".into()))?;
+        let mut pooling = Self { normalize: false, lower_case, ..Self::default() };
+        for module in modules {
+            let kind = module["type"].as_str().unwrap_or_default();
+            let place = module["path"].as_str().unwrap_or_default();
+            match kind.rsplit('.').next().unwrap_or_default() {
+                "Transformer" if place.is_empty() => {}
+                "Transformer" => {
+                    return Err(wrong(format!(
+                        "the transformer is in the folder '{place}'; give that folder as the model"
+                    )));
+                }
+                "Pooling" => {
+                    let file = folder.join(place).join("config.json");
+                    let config = optional_json(&file)?.ok_or_else(|| ModelError::File {
+                        path: file.clone(),
+                        reason: "no such file; modules.json names it".into(),
+                    })?;
+                    pooling.modes = modes(&file, &config)?;
+                }
+                "Normalize" => pooling.normalize = true,
+                _ => {
+                    let kind = if kind.is_empty() { "?" } else { kind };
+                    return Err(wrong(format!(
+                        "module '{kind}' is not supported; expected Transformer, Pooling and Normalize"
+                    )));
+                }
+            }
+        }
+        Ok(pooling)
+    }
+}
+
+/// The modes that are switched on.
+fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
+    let wrong = |reason: String| ModelError::Config { path: path.to_path_buf(), reason };
+    let named = |name: &str| MODES.iter().find(|(_, short, _)| *short == name).map(|(_, _, mode)| *mode);
+    let names: Option<Vec<&str>> = match &config["pooling_mode"] {
+        Value::String(name) => Some(vec![name.as_str()]),
+        Value::Array(names) => Some(names.iter().map(|name| name.as_str().unwrap_or("?")).collect()),
+        _ => None,
+    };
+    let found: Vec<PoolingMode> = match names {
+        Some(names) => {
+            let mode = |name: &str| {
+                named(name).ok_or_else(|| wrong(format!("pooling_mode '{name}' is not supported")))
+            };
+            names.into_iter().map(mode).collect::<Result<_>>()?
+        }
+        None => {
+            let is_on = |key: &str| config[key].as_bool().unwrap_or(false);
+            MODES.iter().filter(|(key, ..)| is_on(key)).map(|(.., mode)| *mode).collect()
+        }
+    };
+    if found.is_empty() {
+        return Err(wrong(
+            "no pooling mode is switched on; expected pooling_mode_mean_tokens or another".into(),
+        ));
+    }
+    Ok(found)
+}
+
+/// `max_seq_length` of `sentence_bert_config.json`.
+pub(super) fn max_length(folder: &Path) -> Result<Option<usize>> {
+    let config = optional_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    Ok(config["max_seq_length"].as_u64().filter(|&n| n > 0).map(|n| n as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn read(files: &[(&str, &str)]) -> Result<SentencePooling> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        SentencePooling::read(dir.path())
+    }
+
+    const MODULES: &str = r#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+        {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}]"#;
+
+    #[test]
+    fn the_folder_says_how() {
+        assert_eq!(read(&[]).unwrap(), SentencePooling::default());
+        let first = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
+        let pooling = read(&[("modules.json", MODULES), ("1_Pooling/config.json", first)]).unwrap();
+        assert_eq!((pooling.modes.as_slice(), pooling.normalize), ([PoolingMode::First].as_slice(), true));
+        let last = r#"{"pooling_mode_lasttoken": true, "pooling_mode_max_tokens": true}"#;
+        let pooling = read(&[("1_Pooling/config.json", last)]).unwrap();
+        assert_eq!(pooling.modes, [PoolingMode::Max, PoolingMode::Last]);
+        assert!(!pooling.normalize);
+        let newer = read(&[("1_Pooling/config.json", r#"{"pooling_mode": "weightedmean"}"#)]).unwrap();
+        assert_eq!(newer.modes, [PoolingMode::WeightedMean]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let refused = |files: &[(&str, &str)], part: &str| {
+            let error = read(files).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        refused(&[("modules.json", MODULES)], "modules.json names it");
+        refused(
+            &[("modules.json", r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#)],
+            "models.Dense' is not supported",
+        );
+        refused(&[("1_Pooling/config.json", "{}")], "no pooling mode");
+        refused(&[("modules.json", "{")], "malformed JSON");
+    }
+}
