@@ -12,12 +12,11 @@ use lowrank_adapters::peft::is_adapter;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{EncoderConfig, SequenceClassifier};
+use lowrank_models::{EncoderConfig, ModelFolder, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
 use crate::adapter::load_adapter;
-use crate::hub;
 
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
@@ -27,24 +26,7 @@ pub(crate) fn print_json(value: &Value) -> Result<()> {
 
 /// A model folder: the one named, the `model` folder of a run, or what the hub has under a name that is no folder.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
-    for candidate in [path.to_path_buf(), path.join("model")] {
-        if candidate.join("config.json").is_file() {
-            return Ok(candidate);
-        }
-    }
-    if path.is_dir() {
-        bail!(
-            "{}: no config.json; expected a Hugging Face model folder or the folder of a run",
-            path.display()
-        );
-    }
-    let unknown = || {
-        format!("{}: no such folder; expected a model folder with config.json and weights", path.display())
-    };
-    match hub::name(path) {
-        Some(name) => hub::fetch(name).with_context(unknown),
-        None => bail!(unknown()),
-    }
+    Ok(ModelFolder::open(path)?.path().to_path_buf())
 }
 
 /// Refuses an output that is one of the inputs, is a file, or holds something: files of two would mix.

@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use lowrank_adapters::AdapterSet;
+use lowrank_data::chat::{Message, RenderOptions};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_models::{Decoder, ModelFolder, ModelKind};
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner};
-use crate::context::{adapter_folder, model_folder};
+use crate::context::adapter_folder;
 
 /// A language model with an adapter over it, and its tokenizer, which cuts nothing.
 pub(crate) struct Language {
@@ -39,11 +40,17 @@ pub(crate) struct LanguageArgs {
 
 impl LanguageArgs {
     /// Loads what the options name.
-    pub(crate) fn load(&self, device: &Device) -> Result<Language> {
-        let folder = model_folder(&self.model)?;
-        let config = DecoderConfig::read(&folder)?;
-        let tokenizer = TextTokenizer::from_folder(&folder, None)?;
-        let mut model = Decoder::load(&folder, config, self.dtype, device)?;
+    pub(crate) fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Language> {
+        let config = folder.decoder_config()?;
+        if folder.kind() == ModelKind::DecoderClassifier {
+            bail!(
+                "{}: is {}; a language model is needed here",
+                folder.path().display(),
+                folder.kind().describe()
+            );
+        }
+        let tokenizer = folder.tokenizer(None)?;
+        let mut model = Decoder::load(folder.path(), config, self.dtype, device)?;
         let adapters = match self.adapter.as_deref().map(adapter_folder).transpose()? {
             Some(dir) => load_adapter(&mut model, &dir, device)?,
             None => AdapterSet::empty(),
@@ -66,6 +73,22 @@ impl Language {
             .bos
             .context("an empty prompt, and the model has no first token; give a text")?;
         Ok(vec![bos])
+    }
+
+    /// The tokens of a rendered conversation, which holds its special tokens itself.
+    pub(crate) fn rendered_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode_spans(text)?.0;
+        ensure!(!ids.is_empty(), "the chat template renders the conversation as an empty text");
+        Ok(ids)
+    }
+
+    /// The special token that ends a turn of the assistant in the model's chat template, where it is not an end of text
+    /// for the model anyway.
+    pub(crate) fn turn_end(&self, folder: &ModelFolder) -> Result<Option<u32>> {
+        let Some(template) = folder.chat_template()? else { return Ok(None) };
+        let ids = self.tokenizer.encode_spans(&template.turn_end()?)?.0;
+        let end = ids.into_iter().find(|&id| self.tokenizer.is_special(id));
+        Ok(end.filter(|id| !self.model.config().eos.contains(id)))
     }
 
     /// The text of new tokens after a prompt, as it stands there: a word keeps the space before it.
@@ -93,4 +116,19 @@ impl Language {
             _ => Ok(asked.unwrap_or(limit)),
         }
     }
+}
+
+/// A conversation as the model's chat template renders it, up to where the next answer begins.
+pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<String> {
+    let template = folder.chat_template()?.with_context(|| {
+        format!(
+            "{}: the model has no chat template; add chat_template.jinja, or continue a text with generate --prompt",
+            folder.path().display()
+        )
+    })?;
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    if let Some(role) = template.dropped_role(messages, &options)? {
+        bail!("{}: the chat template leaves out messages of role '{role}'", template.path().display());
+    }
+    Ok(template.render(messages, &options)?)
 }

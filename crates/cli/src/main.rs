@@ -7,12 +7,13 @@ mod backend;
 mod bars;
 mod command;
 mod context;
-mod hub;
 mod language;
 mod layers;
 mod machine;
 mod method;
+mod sampling;
 mod spectrum;
+mod stream;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Command {
     Perplexity(command::perplexity::Args),
     /// Continue prompts with a language model
     Generate(command::generate::Args),
+    /// Talk with a language model on the terminal
+    Chat(command::chat::Args),
     /// Layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
     /// Write a smaller model: weights as low-rank factors or tensor trains
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Embed(args) => command::embed::run(args),
         Command::Perplexity(args) => command::perplexity::run(args),
         Command::Generate(args) => command::generate::run(args),
+        Command::Chat(args) => command::chat::run(args),
         Command::Inspect(args) => command::inspect::run(args),
         Command::Compress(args) => command::compress::run(*args),
         Command::Merge(args) => command::merge::run(args),

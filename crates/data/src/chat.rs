@@ -137,6 +137,17 @@ impl ChatTemplate {
         Ok(Answers { spans, ..whole })
     }
 
+    /// What the template writes after an answer: the end of the turn.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn turn_end(&self) -> Result<String> {
+        let messages = spans::probe(&[Message::new("user", "?"), Message::new("assistant", "")], 1);
+        let text = self.marked_raw(&messages, &RenderOptions::default())?;
+        let tail = text.split_once(spans::PROBE).map_or("", |(_, tail)| tail);
+        Ok(tail.replace([environment::BEGIN, environment::END], ""))
+    }
+
     /// A role of `messages` whose message the template leaves out without an error, if there is one.
     ///
     /// # Errors

@@ -1,15 +1,20 @@
-//! `lowrank generate`: continue prompts with a language model.
+//! `lowrank generate`: continue prompts, or answer a conversation, with a language model.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
+use lowrank_data::chat::Message;
+use lowrank_models::ModelFolder;
+use lowrank_models::decoder::Finish;
 use serde_json::{Value, json};
 
 use crate::backend::device;
-use crate::context::print_json;
-use crate::language::LanguageArgs;
+use crate::context::{print_json, read_text};
+use crate::language::{LanguageArgs, render};
+use crate::sampling::SamplingArgs;
+use crate::stream::{Stream, cut};
 
 /// Options of `generate`.
 #[derive(clap::Args)]
@@ -17,29 +22,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: LanguageArgs,
     /// What to continue; may be repeated
-    #[arg(long, required = true, allow_hyphen_values = true)]
+    #[arg(long, required_unless_present = "messages", allow_hyphen_values = true)]
     prompt: Vec<String>,
-    /// Most tokens to add
-    #[arg(long, default_value_t = 128)]
-    max_new_tokens: usize,
-    /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f64,
-    /// Draw from the K most likely tokens alone
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Draw from the fewest most likely tokens of this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f64,
-    /// Divides the logits of tokens that were there
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// End before this text; may be repeated
-    #[arg(long, allow_hyphen_values = true)]
-    stop: Vec<String>,
+    /// A conversation to answer: a JSON list of objects with role and content
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    messages: Option<PathBuf>,
+    /// Print the conversation as the chat template renders it, and end
+    #[arg(long, requires = "messages")]
+    render: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Go on after an end of text
     #[arg(long)]
     ignore_eos: bool,
@@ -50,32 +42,44 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        repetition_penalty: args.repetition_penalty,
-        seed: args.seed,
-    };
-    sampling.check().map_err(anyhow::Error::msg)?;
-    let options =
-        GenerationOptions { sampling, max_new_tokens: args.max_new_tokens, ignore_eos: args.ignore_eos };
+    args.sampling.check()?;
+    let folder = ModelFolder::open(&args.model.model)?;
+    let rendered = args.messages.as_deref().map(|path| conversation(&folder, path)).transpose()?;
+    if let (Some(prompt), true) = (&rendered, args.render) {
+        if args.json {
+            return print_json(&json!({ "prompt": prompt }));
+        }
+        println!("{prompt}");
+        return Ok(());
+    }
+    let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
+    options.ignore_eos = args.ignore_eos;
     let device = device()?;
-    let language = args.model.load(&device)?;
-    let prompts: Vec<Vec<u32>> =
-        args.prompt.iter().map(|prompt| language.prompt(prompt)).collect::<Result<_>>()?;
-    let stops: Vec<&str> = args.stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+    let language = args.model.load(&folder, &device)?;
+    let (prompts, turn_end): (Vec<Vec<u32>>, Option<u32>) = match &rendered {
+        Some(prompt) => (vec![language.rendered_prompt(prompt)?], language.turn_end(&folder)?),
+        None => (args.prompt.iter().map(|prompt| language.prompt(prompt)).collect::<Result<_>>()?, None),
+    };
+    let turn_end = turn_end.filter(|_| !args.ignore_eos);
+    let shown: Vec<&str> = match &rendered {
+        Some(_) => vec![""],
+        None => args.prompt.iter().map(String::as_str).collect(),
+    };
+    stops.dedup();
 
     let streams = !args.json && prompts.len() == 1 && std::io::stdout().is_terminal();
     let mut stream = Stream::default();
     if streams {
-        stream.show(&args.prompt[0])?;
+        stream.show(shown[0])?;
     }
     let mut failure = None;
     let began = Instant::now();
     let generated =
         language.model.generate(&prompts, &options, &language.adapters, &device, |number, new| {
             let mut step = || -> Result<bool> {
+                if turn_end.is_some() && new.last().copied() == turn_end {
+                    return Ok(false);
+                }
                 if stops.is_empty() && !streams {
                     return Ok(true);
                 }
@@ -102,9 +106,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .zip(&generated)
         .map(|(prompt, generated)| {
             let text = cut(language.continuation(prompt, &generated.ids)?, &stops);
+            let has_turn_end = turn_end.is_some() && generated.ids.last().copied() == turn_end;
             let finish = match generated.finish {
                 Finish::Length => "length",
                 Finish::EndOfText => "eos",
+                Finish::Stopped if has_turn_end => "eos",
                 Finish::Stopped => "stop",
                 Finish::Full => "full",
             };
@@ -122,7 +128,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         stream.advance(&rows[0].0, &[])?;
         println!();
     } else {
-        for (prompt, (text, _)) in args.prompt.iter().zip(&rows) {
+        for (prompt, (text, _)) in shown.iter().zip(&rows) {
             println!("{prompt}{text}");
         }
     }
@@ -130,48 +136,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The text up to the first stop.
-fn cut(mut text: String, stops: &[&str]) -> String {
-    if let Some(end) = stops.iter().filter_map(|stop| text.find(stop)).min() {
-        text.truncate(end);
-    }
-    text
-}
-
-/// What has been written to the terminal so far.
-#[derive(Default)]
-struct Stream {
-    written: usize,
-}
-
-impl Stream {
-    fn show(&self, text: &str) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output cannot be written")
-    }
-
-    /// Writes what has come since, but for a character of which bytes are missing and for what may become a stop.
-    fn advance(&mut self, text: &str, stops: &[&str]) -> Result<()> {
-        let text = text.trim_end_matches('\u{FFFD}');
-        let held = stops.iter().filter_map(|stop| text.find(stop)).min().unwrap_or_else(|| {
-            let open = |at: &usize| stops.iter().any(|stop| stop.starts_with(&text[*at..]));
-            text.char_indices().map(|(at, _)| at).find(open).unwrap_or(text.len())
-        });
-        if let Some(new) = text.get(self.written..held).filter(|new| !new.is_empty()) {
-            self.show(new)?;
-            self.written = held;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_stop_cuts() {
-        assert_eq!(cut("one two three".into(), &["three", "two"]), "one ");
-        assert_eq!(cut("one".into(), &["two"]), "one");
-    }
+/// The conversation of a file as the model's chat template renders it, up to where the answer begins.
+fn conversation(folder: &ModelFolder, path: &Path) -> Result<String> {
+    let text = read_text(path)?;
+    let value: Value =
+        serde_json::from_str(&text).with_context(|| format!("{}: malformed JSON", path.display()))?;
+    let items = value.as_array().filter(|items| !items.is_empty());
+    let items = items.with_context(|| {
+        format!("{}: expected a JSON list of messages, each with role and content", path.display())
+    })?;
+    let message = |(index, item): (usize, &Value)| {
+        let message = Message::from_json(item).map_err(anyhow::Error::msg);
+        message.with_context(|| format!("{}: message {}", path.display(), index + 1))
+    };
+    let messages: Vec<Message> = items.iter().enumerate().map(message).collect::<Result<_>>()?;
+    render(folder, &messages)
 }

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+pub(crate) mod chat;
 pub(crate) mod combine;
 pub(crate) mod compress;
 pub(crate) mod convert;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use lowrank_eval::{Perplexity, windows};
+use lowrank_models::ModelFolder;
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
@@ -54,7 +55,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("--stride 0 never ends; give 1 or more");
     }
     let device = device()?;
-    let language = args.model.load(&device)?;
+    let language = args.model.load(&ModelFolder::open(&args.model.model)?, &device)?;
     let window = language.window(args.max_length)?;
     let start = Instant::now();
     let rows = match (args.stride, &file) {

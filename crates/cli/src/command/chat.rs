@@ -1,0 +1,199 @@
+//! `lowrank chat`: a conversation with a language model on the terminal.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use lowrank_data::chat::Message;
+use lowrank_models::ModelFolder;
+use lowrank_models::decoder::GenerationOptions;
+use serde_json::Value;
+use signal_hook::consts::SIGINT;
+
+use crate::backend::{Device, device};
+use crate::language::{Language, LanguageArgs, render};
+use crate::sampling::SamplingArgs;
+use crate::stream::{Stream, cut};
+
+/// Options of `chat`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: LanguageArgs,
+    /// Instructions to the model, given once before the conversation
+    #[arg(long)]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Exit status of a program that SIGINT ends.
+const INTERRUPTED: i32 = 130;
+
+/// What can be typed beside messages.
+const HELP: &str =
+    "/reset forgets the conversation, /save FILE writes it, /exit ends; Ctrl-C stops an answer";
+
+/// Ctrl-C: it stops the answer under way, and ends the program where there is none.
+struct Interrupt {
+    pressed: Arc<AtomicBool>,
+    is_idle: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    fn new() -> Result<Self> {
+        let (pressed, is_idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+        let context = "the handler of Ctrl-C cannot be set";
+        signal_hook::flag::register_conditional_shutdown(SIGINT, INTERRUPTED, Arc::clone(&is_idle))
+            .context(context)?;
+        signal_hook::flag::register(SIGINT, Arc::clone(&pressed)).context(context)?;
+        Ok(Self { pressed, is_idle })
+    }
+
+    /// Runs an answer, which asks the flag whether it goes on.
+    fn during<T>(&self, answer: impl FnOnce(&AtomicBool) -> T) -> T {
+        self.pressed.store(false, Ordering::Relaxed);
+        self.is_idle.store(false, Ordering::Relaxed);
+        let result = answer(&self.pressed);
+        self.is_idle.store(true, Ordering::Relaxed);
+        result
+    }
+}
+
+/// A conversation under way.
+struct Chat<'a> {
+    folder: &'a ModelFolder,
+    language: Language,
+    options: GenerationOptions,
+    stops: Vec<String>,
+    turn_end: Option<u32>,
+    device: Device,
+    system: Option<Message>,
+    messages: Vec<Message>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    args.sampling.check()?;
+    let folder = ModelFolder::open(&args.model.model)?;
+    let system = args.system.as_deref().map(|text| Message::new("system", text));
+    // A template that is missing or refuses a conversation is said before the weights are read.
+    let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();
+    render(&folder, &first)?;
+    let (options, stops) = args.sampling.resolve(folder.generation()?)?;
+    let device = device()?;
+    let language = args.model.load(&folder, &device)?;
+    let turn_end = language.turn_end(&folder)?;
+    let messages = system.iter().cloned().collect();
+    let mut chat = Chat { folder: &folder, language, options, stops, turn_end, device, system, messages };
+    let interrupt = Interrupt::new()?;
+    let is_terminal = std::io::stdin().is_terminal();
+    if is_terminal {
+        eprintln!("{HELP}");
+    }
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if is_terminal {
+            eprint!("> ");
+            std::io::stderr().flush().ok();
+        }
+        let Some(line) = lines.next() else { break };
+        let line = line.context("standard input cannot be read")?;
+        match line.trim() {
+            "" => {}
+            "/exit" | "/quit" => break,
+            command if command.starts_with('/') => {
+                if let Err(error) = chat.command(command) {
+                    eprintln!("error: {error:#}");
+                }
+            }
+            text => {
+                if let Err(error) = interrupt.during(|pressed| chat.answer(text, pressed)) {
+                    if !is_terminal {
+                        return Err(error);
+                    }
+                    eprintln!("error: {error:#}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Chat<'_> {
+    fn command(&mut self, command: &str) -> Result<()> {
+        match command
+            .split_once(char::is_whitespace)
+            .map_or((command, ""), |(name, rest)| (name, rest.trim()))
+        {
+            ("/reset", "") => self.messages = self.system.iter().cloned().collect(),
+            ("/save", "") => anyhow::bail!("/save needs the name of a file"),
+            ("/save", path) => self.save(Path::new(path))?,
+            _ => eprintln!("{HELP}"),
+        }
+        Ok(())
+    }
+
+    /// Writes the conversation as `generate --messages` reads it.
+    fn save(&self, path: &Path) -> Result<()> {
+        let messages: Value = serde_json::to_value(&self.messages)?;
+        let text = serde_json::to_string_pretty(&messages)?;
+        lowrank_checkpoint::write_atomic(path, format!("{text}\n").as_bytes())?;
+        eprintln!("{}: {} messages", path.display(), self.messages.len());
+        Ok(())
+    }
+
+    /// Answers a message. What has come when the answer is stopped stays in the conversation; where an answer fails, the
+    /// message is taken back.
+    fn answer(&mut self, text: &str, pressed: &AtomicBool) -> Result<()> {
+        self.messages.push(Message::new("user", text));
+        let answer = self.generate(pressed);
+        match answer {
+            Ok(answer) if !answer.trim().is_empty() => {
+                self.messages.push(Message::new("assistant", answer.trim()));
+                Ok(())
+            }
+            other => {
+                self.messages.pop();
+                other.map(|_| eprintln!("(no answer)"))
+            }
+        }
+    }
+
+    fn generate(&self, pressed: &AtomicBool) -> Result<String> {
+        let (language, stops) = (&self.language, &self.stops);
+        let prompt = language.rendered_prompt(&render(self.folder, &self.messages)?)?;
+        let mut stream = Stream::default();
+        let mut failure = None;
+        let prompts = [prompt];
+        let generated = language.model.generate(
+            &prompts,
+            &self.options,
+            &language.adapters,
+            &self.device,
+            |_, new| {
+                let mut step = || -> Result<bool> {
+                    if self.turn_end.is_some() && new.last().copied() == self.turn_end {
+                        return Ok(false);
+                    }
+                    let text = language.continuation(&prompts[0], new)?;
+                    stream.advance(&text, stops)?;
+                    Ok(!pressed.load(Ordering::Relaxed) && stops.iter().all(|stop| !text.contains(stop)))
+                };
+                step().unwrap_or_else(|error| {
+                    failure = Some(error);
+                    false
+                })
+            },
+        )?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let text = cut(language.continuation(&prompts[0], &generated[0].ids)?, stops);
+        stream.advance(&text, &[])?;
+        println!();
+        Ok(text)
+    }
+}

@@ -1,0 +1,126 @@
+//! The options of `generate` and `chat` that choose tokens, over what `generation_config.json` asks for.
+
+use anyhow::Result;
+use clap::Args;
+use lowrank_models::GenerationConfig;
+use lowrank_models::decoder::{GenerationOptions, Sampling};
+
+/// How tokens are chosen. What is not given is as the model's generation_config.json has it.
+#[derive(Args)]
+pub(crate) struct SamplingArgs {
+    /// Most tokens to add [default: generation_config.json's, or 128]
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
+    /// Divides the logits; 0 takes the most likely token [default: generation_config.json's, or 0]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Draw from the K most likely tokens alone
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the fewest most likely tokens of this probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Penalty on tokens already in the sequence; 1 is none
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
+    /// No run of this many tokens occurs twice
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram_size: Option<usize>,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// End before this text; may be repeated
+    #[arg(long, allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// Do not read the model's generation_config.json
+    #[arg(long)]
+    no_generation_config: bool,
+}
+
+/// Tokens to add where nothing says how many.
+const MAX_NEW_TOKENS: usize = 128;
+
+impl SamplingArgs {
+    /// Refuses values out of range before anything is loaded.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.sampling(&GenerationConfig::default()).check().map_err(anyhow::Error::msg)
+    }
+
+    fn sampling(&self, config: &GenerationConfig) -> Sampling {
+        let own = &config.sampling;
+        Sampling {
+            temperature: self.temperature.unwrap_or(own.temperature),
+            top_k: self.top_k.or(own.top_k),
+            top_p: self.top_p.unwrap_or(own.top_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
+            seed: self.seed,
+        }
+    }
+
+    /// The options over those of the model's file, and the texts that end a continuation. Keys of the file that are not
+    /// supported are named on standard error.
+    pub(crate) fn resolve(&self, config: GenerationConfig) -> Result<(GenerationOptions, Vec<String>)> {
+        let config = if self.no_generation_config { GenerationConfig::default() } else { config };
+        if !config.ignored.is_empty() {
+            let ignored = config.ignored.join(", ");
+            eprintln!("warning: generation_config.json: not supported and ignored: {ignored}");
+        }
+        let sampling = self.sampling(&config);
+        sampling.check().map_err(anyhow::Error::msg)?;
+        // The number of new tokens holds over the whole length, as in transformers.
+        let new = self.max_new_tokens.or(config.max_new_tokens);
+        let max_length = config.max_length.filter(|_| new.is_none());
+        let default = if max_length.is_some() { usize::MAX } else { MAX_NEW_TOKENS };
+        let mut constraints = config.constraints;
+        if let Some(n) = self.no_repeat_ngram_size {
+            constraints.no_repeat_ngram_size = n;
+        }
+        let options = GenerationOptions {
+            sampling,
+            constraints,
+            max_new_tokens: new.unwrap_or(default),
+            max_length,
+            ignore_eos: false,
+        };
+        let stops = self.stop.iter().chain(&config.stop_strings).filter(|stop| !stop.is_empty()).cloned();
+        Ok((options, stops.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sampling: SamplingArgs,
+    }
+
+    fn resolve(line: &[&str], config: &GenerationConfig) -> (GenerationOptions, Vec<String>) {
+        let line = Line::parse_from(["x"].iter().chain(line));
+        line.sampling.resolve(config.clone()).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    #[test]
+    fn the_command_line_holds_over_the_file() {
+        let config = GenerationConfig {
+            sampling: Sampling { temperature: 0.6, top_k: Some(50), ..Sampling::default() },
+            max_length: Some(20),
+            stop_strings: vec!["\n".into()],
+            ..GenerationConfig::default()
+        };
+        let (options, stops) = resolve(&[], &config);
+        assert_eq!((options.sampling.temperature, options.sampling.top_k), (0.6, Some(50)));
+        assert_eq!((options.max_new_tokens, options.max_length), (usize::MAX, Some(20)));
+        assert_eq!(stops, ["\n"]);
+        let (options, _) = resolve(&["--temperature", "0", "--max-new-tokens", "5"], &config);
+        assert_eq!((options.sampling.temperature, options.sampling.top_k), (0.0, Some(50)));
+        assert_eq!((options.max_new_tokens, options.max_length), (5, None));
+        let (options, stops) = resolve(&["--no-generation-config", "--stop", "x"], &config);
+        assert_eq!((options.sampling, options.max_new_tokens), (Sampling::default(), 128));
+        assert_eq!(stops, ["x"]);
+    }
+}
