@@ -1,5 +1,7 @@
 //! Rows of every form: what is read, what is refused, and what of the tokens is learnt.
 
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
 use std::path::{Path, PathBuf};
 
 use lowrank_data::chat::ChatTemplate;

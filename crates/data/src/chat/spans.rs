@@ -76,7 +76,7 @@ impl Turn<'_> {
         let to_start = self.rendered(&self.messages[..self.index], true);
         let (Some(start), Some(end)) = (to_start, to_end) else { return Ok(None) };
         let fits = self.whole.starts_with(&end) && end.starts_with(&start) && start.len() < end.len();
-        Ok(fits.then(|| start.len()..end.len()))
+        Ok(fits.then_some(start.len()..end.len()))
     }
 
     /// The span by the place of the answer's content; the turn's head is what the generation prompt adds, its tail what
