@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::{DecoderConfig, EncoderConfig};
-use lowrank_models::{SequenceClassifier, TokenBatch};
+use lowrank_kernels::Kernels;
+use lowrank_models::{DecoderConfig, EncoderConfig, SequenceClassifier, Stack, TokenBatch, Tokens};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use serde::Deserialize;
@@ -64,14 +64,15 @@ pub fn load<B: Backend>(name: &str) -> (SequenceClassifier<B>, TextTokenizer) {
 }
 
 /// Packs token ids for a model; missing type ids are 0.
-pub fn pack<B: Backend>(config: &EncoderConfig, cases: &[&Case]) -> TokenBatch<B> {
+pub fn pack<B: Kernels>(model: &impl Stack<B>, cases: &[&Case]) -> TokenBatch<B> {
     let ids: Vec<u32> = cases.iter().flat_map(|c| c.input_ids.clone()).collect();
     let types = |c: &&Case| {
         if c.token_type_ids.is_empty() { vec![0; c.input_ids.len()] } else { c.token_type_ids.clone() }
     };
     let type_ids: Vec<u32> = cases.iter().flat_map(types).collect();
     let lengths: Vec<usize> = cases.iter().map(|c| c.input_ids.len()).collect();
-    TokenBatch::new(config, &ids, &type_ids, &lengths, &Default::default()).unwrap()
+    let tokens = Tokens { ids: &ids, type_ids: &type_ids, lengths: &lengths };
+    model.batch(tokens, &Default::default()).unwrap()
 }
 
 /// Values of a tensor.

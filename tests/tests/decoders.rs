@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
-use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_adapters::AdapterSet;
+use lowrank_checkpoint::FloatType;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
-use lowrank_models::decoder::{Finish, GenerationOptions, LogitRows, Sampling};
+use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Run, Stack, Tokens};
 use lowrank_tests::{assert_close, fixture, values};
 use rstest::rstest;
 use serde::Deserialize;
@@ -51,17 +52,26 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+fn forward<B: Kernels>(
+    model: &Decoder<B>,
+    ids: &[u32],
+    lengths: &[usize],
+    rows: Rows,
+    adapters: &AdapterSet<B>,
+) -> Vec<f32> {
+    let batch = model.batch(Tokens::new(ids, lengths), &Default::default()).unwrap();
+    values(model.forward(&batch, rows, Run::eval(adapters)))
+}
+
 fn check_logits<B: Kernels>(name: &str, model: &Decoder<B>, adapters: &AdapterSet<B>, golden: &Golden) {
     let device = Default::default();
-    let logits = |ids: &[u32], lengths: &[usize], rows| {
-        values(model.forward(ids, lengths, rows, adapters, Mode::EVAL, &device).unwrap())
-    };
+    let logits = |ids: &[u32], lengths: &[usize], rows| forward(model, ids, lengths, rows, adapters);
     for case in &golden.cases {
         let n = [case.input_ids.len()];
-        let last = logits(&case.input_ids, &n, LogitRows::Last);
+        let last = logits(&case.input_ids, &n, Rows::Last);
         assert_close(&format!("{name}/{}", case.name), &last, &case.last_logits, TOLERANCE);
         if let Some(expect) = &case.logits {
-            let all = logits(&case.input_ids, &n, LogitRows::All);
+            let all = logits(&case.input_ids, &n, Rows::All);
             assert_close(&format!("{name}/{}", case.name), &all, &expect.concat(), TOLERANCE);
         }
     }
@@ -69,8 +79,8 @@ fn check_logits<B: Kernels>(name: &str, model: &Decoder<B>, adapters: &AdapterSe
     let ids: Vec<u32> = golden.cases.iter().flat_map(|c| c.input_ids.clone()).collect();
     let lengths: Vec<usize> = golden.cases.iter().map(|c| c.input_ids.len()).collect();
     let expect: Vec<f32> = golden.cases.iter().flat_map(|c| c.last_logits.clone()).collect();
-    assert_close(&format!("{name} packed"), &logits(&ids, &lengths, LogitRows::Last), &expect, TOLERANCE);
-    let nll = model.token_nll(&ids, &lengths, adapters, &device).unwrap();
+    assert_close(&format!("{name} packed"), &logits(&ids, &lengths, Rows::Last), &expect, TOLERANCE);
+    let nll = model.token_nll(Tokens::new(&ids, &lengths), Run::eval(adapters), &device).unwrap();
     for (case, nll) in golden.cases.iter().zip(&nll) {
         assert_eq!(nll.len(), case.input_ids.len() - 1);
         assert!(
@@ -142,9 +152,7 @@ fn check_generation<B: Kernels>(name: &str) {
         // Without a cache: the whole text again for every token.
         let mut ids = prompt.clone();
         for &expect in &case.greedy {
-            let logits =
-                model.forward(&ids, &[ids.len()], LogitRows::Last, &none, Mode::EVAL, &device).unwrap();
-            let logits = values(logits);
+            let logits = forward(&model, &ids, &[ids.len()], Rows::Last, &none);
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
             assert_eq!(best as u32, expect, "{name}/{} without a cache", case.name);
             ids.push(expect);
@@ -205,9 +213,7 @@ fn a_cache_grows_without_a_trace() {
     for (prompt, got) in prompts.iter().zip(&got) {
         let ids = [prompt.as_slice(), &got.ids].concat();
         let n = ids.len();
-        let logits =
-            model.forward(&ids[..n - 1], &[n - 1], LogitRows::All, &none, Mode::EVAL, &device).unwrap();
-        let logits = values(logits);
+        let logits = forward(&model, &ids[..n - 1], &[n - 1], Rows::All, &none);
         let vocab = model.config().vocab_size;
         for (i, &id) in ids.iter().enumerate().skip(prompt.len()) {
             let row = &logits[(i - 1) * vocab..i * vocab];
@@ -244,32 +250,42 @@ fn weights_in_half_precision_give_nearly_the_same(#[case] weights: WeightType, #
         let model = Decoder::<Flex>::load(&fixture(name), config, weights, &device).unwrap();
         for case in &golden.cases {
             let n = [case.input_ids.len()];
-            let logits = model.forward(
-                &case.input_ids,
-                &n,
-                LogitRows::Last,
-                &AdapterSet::empty(),
-                Mode::EVAL,
-                &device,
-            );
-            let logits = values(logits.unwrap());
+            let logits = forward(&model, &case.input_ids, &n, Rows::Last, &AdapterSet::empty());
             assert_close(name, &logits, &case.last_logits, tolerance);
             assert_ne!(logits, case.last_logits);
         }
     }
 }
 
+/// Weights, config and tokenizer, tied and untied.
+#[test]
+fn a_saved_decoder_is_the_same_when_loaded() {
+    for name in ["gpt2", "llama", "llama-tied", "gpt-neox"] {
+        let (folder, device) = (tempfile::tempdir().unwrap(), Default::default());
+        let model = load::<Flex>(name);
+        model.save(folder.path(), &fixture(name), FloatType::F32).unwrap();
+        let config = DecoderConfig::read(folder.path()).unwrap();
+        assert_eq!((config.tied, &config.eos), (model.config().tied, &model.config().eos));
+        let again = Decoder::<Flex>::load(folder.path(), config, WeightType::F32, &device).unwrap();
+        let tensors = |model: &Decoder<Flex>| {
+            let tensors = model.tensors_where(|_| true);
+            tensors.into_iter().map(|t| (t.name, t.shape, t.data.into_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(tensors(&again), tensors(&model), "{name}");
+        assert!(TextTokenizer::from_folder(folder.path(), None).is_ok(), "{name}");
+    }
+}
+
 #[test]
 fn what_a_model_cannot_take_is_refused() {
     let (model, device) = (load::<Flex>("gpt2"), Default::default());
-    let none = AdapterSet::empty();
     for (ids, lengths, part) in [
         (vec![317], vec![1], "outside the vocabulary of 317"),
         (vec![1; 129], vec![129], "a sequence of 129 tokens; the model takes 1..=128"),
         (vec![1], vec![1, 0], "no tokens"),
         (vec![1, 2], vec![1], "2 ids for sequences of 1"),
     ] {
-        let error = model.forward(&ids, &lengths, LogitRows::Last, &none, Mode::EVAL, &device).unwrap_err();
+        let error = model.batch(Tokens::new(&ids, &lengths), &device).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
 }

@@ -7,11 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use burn_flex::Flex;
-use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::fuzz::{Random, mutate};
 use lowrank_data::tokenize::{TextTokenizer, fuzz_tokenizer};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, fuzz};
+use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, Stack, Tokens, fuzz};
 use lowrank_tests::fixture;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -171,7 +170,7 @@ fn a_tokenizer_of_another_model_is_told_by_its_ids() {
     let config = DecoderConfig::read(folder.path()).unwrap();
     let device = Default::default();
     let model = Decoder::<Flex>::load(folder.path(), config, WeightType::F32, &device).unwrap();
-    let error = model.begin(&ids, &[ids.len()], &AdapterSet::empty(), &device).unwrap_err().to_string();
+    let error = model.batch(Tokens::new(&ids, &[ids.len()]), &device).unwrap_err().to_string();
     assert!(error.contains("tokenizer and model do not belong together"), "{error}");
 }
 

@@ -11,8 +11,7 @@ use lowrank_adapters::methods::{OptionKind, Options};
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Grouping, Init, Method, Mode, Pattern, Site, Targets};
 use lowrank_kernels::Kernels;
-use lowrank_models::params::Saver;
-use lowrank_models::{Adaptable, SequenceClassifier, Trainable};
+use lowrank_models::{Adaptable, Parameters, Run, SequenceClassifier, Trainable};
 use lowrank_tests::{assert_close, distance, golden, load, pack, random, values};
 use rstest::rstest;
 
@@ -89,8 +88,8 @@ fn randomised<B: Backend>(set: AdapterSet<B>) -> AdapterSet<B> {
 
 fn logits<B: Kernels>(model: &SequenceClassifier<B>, set: &AdapterSet<B>, name: &str) -> Vec<f32> {
     let golden = golden(name);
-    let batch = pack::<B>(model.config(), &[&golden.cases[0], &golden.cases[1]]);
-    values(model.forward(&batch, set, Mode::EVAL))
+    let batch = pack::<B>(model, &[&golden.cases[0], &golden.cases[1]]);
+    values(model.forward(&batch, Run::eval(set)))
 }
 
 fn largest(values: &[f32]) -> f32 {
@@ -98,10 +97,8 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 fn tensors<B: Backend>(model: &SequenceClassifier<B>) -> Vec<(String, Vec<u32>)> {
-    let mut saver = Saver::default();
-    model.clone().walk(&mut saver);
     let bits = |data: &[f32]| data.iter().map(|v| v.to_bits()).collect();
-    saver.tensors.iter().map(|t| (t.name.clone(), bits(&t.data))).collect()
+    model.tensors_where(|_| true).iter().map(|t| (t.name.clone(), bits(&t.data))).collect()
 }
 
 fn saved<B: Backend>(
@@ -164,8 +161,8 @@ fn check_training<B: Backend + Kernels>(variant: &Variant, base: &str, targets: 
     let model = model.with_trainable(Trainable::Head);
     let set = randomised(fresh(variant, &model, targets));
     let golden = golden(base);
-    let batch = pack::<Ad<B>>(model.config(), &[&golden.cases[0]]);
-    let grads = model.forward(&batch, &set, Mode::train(3)).powi_scalar(2).sum().backward();
+    let batch = pack::<Ad<B>>(&model, &[&golden.cases[0]]);
+    let grads = model.forward(&batch, Run::new(&set, Mode::train(3))).powi_scalar(2).sum().backward();
 
     let mut factors = Grads::<Ad<B>> { grads: &grads, with: 0, without: 0, frozen: 0 };
     set.visit(&mut factors);
@@ -255,13 +252,11 @@ fn each_row_of_a_batch_has_its_own_adapter() {
     let cases: Vec<_> = golden.cases.iter().take(4).collect();
     let lengths: Vec<usize> = cases.iter().map(|c| c.input_ids.len()).collect();
     let routed = both.routed(&[Some("b"), None, Some("a"), Some("b")], &lengths).unwrap();
-    let got = values(model.forward(&pack::<Flex>(model.config(), &cases), &routed, Mode::EVAL));
+    let got = values(model.forward(&pack::<Flex>(&model, &cases), Run::eval(&routed)));
     let none = AdapterSet::empty();
     let alone = cases.iter().zip([&b, &none, &a, &b]);
     let expect: Vec<f32> = alone
-        .flat_map(|(case, set)| {
-            values(model.forward(&pack::<Flex>(model.config(), &[case]), set, Mode::EVAL))
-        })
+        .flat_map(|(case, set)| values(model.forward(&pack::<Flex>(&model, &[case]), Run::eval(set))))
         .collect();
     assert_close("routed", &got, &expect, 500.0 * f32::EPSILON * largest(&expect));
     assert!(both.routed(&[Some("c")], &[3]).is_err());

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 use lowrank_models::Adaptable;
-use lowrank_models::{EncoderConfig, MaskedLm, TokenBatch};
+use lowrank_models::{EncoderConfig, MaskedLm, Rows, Run, Stack, Tokens};
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
 
@@ -23,12 +23,12 @@ fn check<B: Backend + Kernels>(name: &str) {
     for case in &golden.cases {
         let encoded = tokenizer.encode(&case.text, case.text_pair.as_deref()).unwrap();
         assert_eq!(encoded.ids, case.input_ids, "{name}/{}: token ids", case.name);
-        let batch = pack::<B>(model.config(), &[case]);
-        let hidden = values(model.hidden_states(&batch, &none, Mode::EVAL));
+        let batch = pack::<B>(&model, &[case]);
+        let hidden = values(model.hidden_states(&batch, Rows::All, Run::eval(&none)));
         let expect: Vec<f32> = case.last_hidden_state.iter().flatten().flatten().copied().collect();
         assert_close(&format!("{name}/{}: hidden states", case.name), &hidden, &expect, TOLERANCE);
         if let Some(logits) = &case.logits {
-            let got = values(model.forward(&batch, &none, Mode::EVAL));
+            let got = values(model.forward(&batch, Run::eval(&none)));
             assert_close(&format!("{name}/{}: logits", case.name), &got, logits, TOLERANCE);
         }
     }
@@ -57,8 +57,8 @@ fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);
     let cases: Vec<&Case> = golden.cases.iter().collect();
-    let batch = pack::<Flex>(model.config(), &cases);
-    let got = values(model.forward(&batch, &AdapterSet::empty(), Mode::EVAL));
+    let batch = pack::<Flex>(&model, &cases);
+    let got = values(model.forward(&batch, Run::eval(&AdapterSet::empty())));
     let expect: Vec<f32> = cases.iter().flat_map(|c| c.logits.clone().unwrap()).collect();
     assert_close(name, &got, &expect, TOLERANCE);
 }
@@ -69,8 +69,8 @@ fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
 fn dropout_is_there_in_training_alone(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);
-    let batch = pack::<Flex>(model.config(), &[&golden.cases[0]]);
-    let run = |mode| values(model.forward(&batch, &AdapterSet::empty(), mode));
+    let batch = pack::<Flex>(&model, &[&golden.cases[0]]);
+    let run = |mode| values(model.forward(&batch, Run::new(&AdapterSet::empty(), mode)));
     assert_eq!(run(Mode::EVAL), run(Mode::EVAL));
     assert_eq!(run(Mode::train(1)), run(Mode::train(1)), "a seed repeats its masks");
     assert_ne!(run(Mode::train(1)), run(Mode::train(2)), "seeds differ");
@@ -98,11 +98,11 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
         let adapters = model.load_adapter(&lowrank_tests::fixture(name), &Default::default()).unwrap();
         let merged = model.merged(&adapters).unwrap();
         for case in &golden.cases {
-            let batch = pack::<B>(model.config(), &[case]);
+            let batch = pack::<B>(&model, &[case]);
             let expect = case.logits.as_ref().unwrap();
-            let got = values(model.forward(&batch, &adapters, Mode::EVAL));
+            let got = values(model.forward(&batch, Run::eval(&adapters)));
             assert_close(&format!("{name}/{}", case.name), &got, expect, TOLERANCE);
-            let got = values(merged.forward(&batch, &AdapterSet::empty(), Mode::EVAL));
+            let got = values(merged.forward(&batch, Run::eval(&AdapterSet::empty())));
             assert_close(&format!("{name}/{} merged", case.name), &got, expect, TOLERANCE);
         }
     }
@@ -122,9 +122,10 @@ fn masked_language_models_equal_transformers() {
             let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
             let types: Vec<u32> = serde_json::from_value(case["token_type_ids"].clone()).unwrap();
             let logits: Vec<Vec<f32>> = serde_json::from_value(case["logits"].clone()).unwrap();
-            let batch = TokenBatch::new(model.config(), &ids, &types, &[ids.len()], &device).unwrap();
+            let batch =
+                model.batch(Tokens { ids: &ids, type_ids: &types, lengths: &[ids.len()] }, &device).unwrap();
             let rows = lowrank_models::batch::int_tensor((0..ids.len() as i32).collect(), &device);
-            let got = values(model.forward(&batch, rows, Mode::EVAL));
+            let got = values(model.forward(&batch, rows, Run::eval(&AdapterSet::empty())));
             assert_close(&format!("{name}/{}", case["name"]), &got, &logits.concat(), TOLERANCE);
         }
     }

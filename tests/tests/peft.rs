@@ -9,10 +9,9 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use lowrank_adapters::algebra::{Combination, Truncation, Update, combine};
 use lowrank_adapters::peft::{AdapterFolder, is_adapter};
-use lowrank_adapters::{AdapterSet, Mode, NoWeights};
+use lowrank_adapters::{AdapterSet, NoWeights};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_models::decoder::LogitRows;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Run, Stack, Tokens};
 use lowrank_tests::{assert_close, fixture, values};
 use serde_json::Value;
 
@@ -45,8 +44,11 @@ fn numbers(value: &Value) -> Vec<f32> {
 fn last_logits(model: &Decoder<B>, set: &AdapterSet<B>, case: &Value) -> Vec<f32> {
     let ids: Vec<u32> = numbers(&case["input_ids"]).into_iter().map(|v| v as u32).collect();
     let device = Default::default();
-    let logits: Tensor<B, 2> =
-        model.forward(&ids, &[ids.len()], LogitRows::Last, set, Mode::EVAL, &device).unwrap();
+    let logits: Tensor<B, 2> = model.forward(
+        &model.batch(Tokens::new(&ids, &[ids.len()]), &device).unwrap(),
+        Rows::Last,
+        Run::eval(set),
+    );
     values(logits)
 }
 
@@ -108,7 +110,7 @@ fn write_again(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Val
     if carried.has_token_rows() {
         return;
     }
-    let saved = model.tensors_where(|key| carried.holds(key));
+    let saved = model.tensors_where(|at| carried.holds(&at.key()));
     let folder = AdapterFolder::from_set(set, model.sites(), carried.config.clone(), saved).unwrap();
     assert_eq!(folder.config.init_lora_weights, Value::Bool(true), "{name}");
     let dir = tempfile::tempdir().unwrap();

@@ -9,12 +9,15 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend};
-use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use lowrank_kernels::Kernels;
-use lowrank_models::decoder::{GenerationOptions, LogitRows};
-use lowrank_models::params::{Layout, ParamIo, WeightType};
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, Trainable};
+use lowrank_models::decoder::GenerationOptions;
+use lowrank_models::params::WeightType;
+use lowrank_models::{
+    Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run,
+    SequenceClassifier, Stack, Tokens, Trainable,
+};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use lowrank_tests::{assert_close, fixture, golden, pack, values};
@@ -113,9 +116,9 @@ fn tensor_train(path: &str, [d_in, d_out]: [usize; 2], [m, n]: [usize; 2]) -> Mo
 #[derive(Default)]
 struct Flags(Vec<(String, bool)>);
 
-impl<B: Backend> ParamIo<B> for Flags {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        self.0.push((key.to_string(), param.is_require_grad()));
+impl<B: Backend> ParamVisitor<B> for Flags {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        self.0.push((at.key(), param.is_require_grad()));
     }
 }
 
@@ -167,7 +170,8 @@ fn logits<B: Kernels>(folder: &Path, ids: &[u32]) -> (Vec<f32>, Vec<u32>) {
     let config = DecoderConfig::read(folder).unwrap();
     let model = Decoder::<B>::load(folder, config, WeightType::F32, &device).unwrap();
     let none = AdapterSet::empty();
-    let all = model.forward(ids, &[ids.len()], LogitRows::All, &none, Mode::EVAL, &device).unwrap();
+    let batch = model.batch(Tokens::new(ids, &[ids.len()]), &device).unwrap();
+    let all = model.forward(&batch, Rows::All, Run::eval(&none));
     let options = GenerationOptions { max_new_tokens: 8, ignore_eos: true, ..Default::default() };
     let new = model.generate(&[ids.to_vec()], &options, &none, &device, |_, _| true).unwrap();
     (values(all), new[0].ids.clone())
@@ -232,14 +236,14 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     let run = |folder: &Path| {
         let config = EncoderConfig::read(folder).unwrap();
         let model = SequenceClassifier::<B>::load(folder, config, 0, &Default::default()).unwrap();
-        let batch = pack::<B>(model.config(), &cases.iter().collect::<Vec<_>>());
-        (values(model.forward(&batch, &AdapterSet::empty(), Mode::EVAL)), model)
+        let batch = pack::<B>(&model, &cases.iter().collect::<Vec<_>>());
+        (values(model.forward(&batch, Run::eval(&AdapterSet::empty()))), model)
     };
     let (expect, _) = run(dense.path());
     let (got, model) = run(factored.path());
     assert_close("bert-cls", &got, &expect, TOLERANCE);
     let saved = tempfile::tempdir().unwrap();
-    model.save(saved.path(), factored.path()).unwrap();
+    model.save(saved.path(), factored.path(), FloatType::F32).unwrap();
     assert_eq!(run(saved.path()).0, got, "saved and loaded again");
     let names: Vec<String> = Checkpoint::open(saved.path()).unwrap().names().map(str::to_string).collect();
     let before: Vec<String> =
@@ -250,7 +254,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     let trained =
         SequenceClassifier::<Autodiff<B>>::load(factored.path(), config, 0, &Default::default()).unwrap();
     let mut flags = Flags::default();
-    trained.with_trainable(Trainable::All).walk(&mut flags);
+    trained.with_trainable(Trainable::All).visit_params(&mut flags);
     let frozen: Vec<&str> =
         flags.0.iter().filter(|(_, trains)| !trains).map(|(key, _)| key.as_str()).collect();
     assert_eq!(frozen, [format!("{}.lowrank_a.weight", layer(0, "attention.self.query"))]);
@@ -258,20 +262,20 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     let config =
         EncoderConfig::read(factored.path()).unwrap().with_labels(vec!["a".into(), "b".into()], false);
     let model = SequenceClassifier::<B>::load(factored.path(), config, 0, &Default::default()).unwrap();
-    assert!(model.fresh().iter().any(|key| key == "classifier.weight"));
-    model.save(saved.path(), factored.path()).unwrap();
+    assert!(model.newly_initialized().iter().any(|key| key == "classifier.weight"));
+    model.save(saved.path(), factored.path(), FloatType::F32).unwrap();
     assert!(!config_of(saved.path())["lowrank"]["modules"].as_object().unwrap().contains_key("classifier"));
 }
 
 #[rstest]
-#[case("model.layers.9.self_attn.q_proj", Representation::low_rank(2), "is no module of this model")]
+#[case("model.layers.9.self_attn.q_proj", Representation::low_rank(2), "unknown module")]
 #[case("model.layers.0.self_attn.q_proj", Representation::low_rank(0), "expected one or two")]
 #[case("model.layers.0.self_attn.q_proj", Representation::low_rank(2), "missing")]
-#[case("model.norm", Representation::low_rank(2), "is no module of this model")]
+#[case("model.norm", Representation::low_rank(2), "unknown module")]
 #[case(
     "model.layers.0.self_attn.q_proj",
     Representation::LowRank { ranks: vec![2], a_of: Some("model.elsewhere".into()), b_of: None },
-    "'model.elsewhere', which is none"
+    "unknown module 'model.elsewhere'"
 )]
 fn sections_that_do_not_fit_are_refused(
     #[case] path: &str,

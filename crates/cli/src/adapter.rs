@@ -9,7 +9,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, Parameters, SequenceClassifier};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};

@@ -12,7 +12,7 @@ use lowrank_adapters::peft::is_adapter;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{EncoderConfig, ModelFolder, SequenceClassifier};
+use lowrank_models::{EncoderConfig, ModelFolder, Parameters, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
@@ -87,12 +87,12 @@ pub(crate) fn tokenizer(
 
 /// Refuses a classifier whose head neither its checkpoint nor its adapter holds: its answers would be chance.
 pub(crate) fn require_head<B: Backend>(model: &SequenceClassifier<B>) -> Result<()> {
-    if model.fresh().is_empty() {
+    if model.newly_initialized().is_empty() {
         return Ok(());
     }
     bail!(
         "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
-        model.fresh().join(", ")
+        model.newly_initialized().join(", ")
     )
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use lowrank_adapters::Site;
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
+use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, Parameters, SequenceClassifier};
 use lowrank_spec::{LowrankSection, Representation};
 use serde_json::{Map, Value, json};
 

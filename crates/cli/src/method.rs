@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
+use lowrank_models::Parameter;
 use serde_json::{Map, Value, json};
 
 /// What is trained.
@@ -97,12 +98,11 @@ impl BiasMode {
     }
 
     /// Whether it names a bias of the model.
-    pub(crate) fn takes(self, key: &str, is_adapted: impl Fn(&str) -> bool) -> bool {
-        let Some(module) = key.strip_suffix(".bias") else { return false };
+    pub(crate) fn takes(self, at: &Parameter<'_>, is_adapted: impl Fn(&str) -> bool) -> bool {
         match self {
             Self::None => false,
-            Self::All => true,
-            Self::LoraOnly => is_adapted(module),
+            Self::All => at.is_bias(),
+            Self::LoraOnly => at.is_bias() && is_adapted(at.module.path),
         }
     }
 }

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use burn::module::{ModuleMapper, Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_models::params::{Layout, ParamIo};
-
-use crate::network::layer_of;
+use lowrank_models::{ParamVisitor, Parameter};
 
 const BETAS: [f64; 2] = [0.9, 0.999];
 const EPSILON: f64 = 1e-8;
@@ -55,9 +53,9 @@ impl<B: AutodiffBackend> Adam<B> {
     }
 }
 
-impl<B: AutodiffBackend> ParamIo<B> for Adam<B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if layer_of(key) == Some(self.layer)
+impl<B: AutodiffBackend> ParamVisitor<B> for Adam<B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        if at.module.layer == Some(self.layer)
             && let Some(next) = self.update(param)
         {
             *param = next;

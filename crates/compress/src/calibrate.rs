@@ -11,10 +11,11 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_kernels::Kernels;
+use lowrank_models::TokenBatch;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::{CompressError, Result};
-use crate::network::{Config, Context, Network, Part, Tokens};
+use crate::network::{Config, Network, Part, Tokens};
 use crate::options::{Calibrator, CompressedModule};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
@@ -24,7 +25,7 @@ pub struct ModelCalibrator<B: Kernels> {
     checkpoint: Checkpoint,
     batches: Vec<Tokens>,
     /// Hidden states of every batch before the next layer, with what layers need to know.
-    states: Vec<(Tensor<B, 2>, Context<B>)>,
+    states: Vec<(Tensor<B, 2>, TokenBatch<B>)>,
     /// Weightings that stand in for the sums of inputs.
     given: Option<Weightings>,
     /// The latest layer's inputs and outputs, of as many batches as effects are measured on.

@@ -6,13 +6,15 @@ use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
-use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
-use lowrank_models::decoder::LogitRows;
-use lowrank_models::params::{Layout, ParamIo, WeightType};
-use lowrank_models::{Decoder, SequenceClassifier, TokenBatch};
+use lowrank_models::params::{Choose, WeightType};
+use lowrank_models::{
+    Decoder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, SequenceClassifier, Stack,
+};
+use lowrank_spec::names::WeightPart;
 
 use crate::error::{CompressError, Result};
 use crate::network::{Config, Network, Tokens};
@@ -44,13 +46,13 @@ pub fn fisher<B: AutodiffBackend + Kernels>(
         return Err(CompressError::Input("there are no samples to take gradients of".into()));
     }
     let mut network = load::<B>(folder, device)?;
-    network.walk(&mut Trainable);
+    network.visit_params(&mut Choose(|at: &Parameter<'_>, _| is_matrix(at)));
     let mut sums: Vec<(String, Vec<f64>)> = Vec::new();
     for (tokens, answers) in batches {
         let loss = loss(&network, tokens, answers, device)?;
         let grads = loss.backward();
         let mut gather = Gather::<B> { grads: &grads, sums: &mut sums, place: 0 };
-        network.walk(&mut gather);
+        network.visit_params(&mut gather);
     }
     let root = |sums: Vec<f64>| Weighting::Channels(sums.into_iter().map(|sum| sum.sqrt() as f32).collect());
     Ok(sums.into_iter().map(|(path, sums)| (path, root(sums))).collect())
@@ -63,10 +65,10 @@ fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Resu
         }
         Config::Classifier(config) => {
             let model = SequenceClassifier::load(folder, *config, 0, device)?;
-            if !model.fresh().is_empty() {
+            if !model.newly_initialized().is_empty() {
                 return Err(CompressError::Input(format!(
                     "the model has no trained head ({}); fine-tune it on the task first",
-                    model.fresh().join(", ")
+                    model.newly_initialized().join(", ")
                 )));
             }
             Network::Classifier(Box::new(model))
@@ -85,7 +87,8 @@ fn loss<B: AutodiffBackend + Kernels>(
     match (network, answers) {
         (Network::Decoder(model), Answers::NextTokens) => {
             let Tokens { ids, lengths, .. } = tokens;
-            let logits = model.forward(ids, lengths, LogitRows::All, &none, Mode::EVAL, device)?;
+            let batch = model.batch(lowrank_models::Tokens::new(ids, lengths), device)?;
+            let logits = model.forward(&batch, Rows::All, Run::eval(&none));
             let (mut rows, mut next, mut start) = (Vec::new(), Vec::new(), 0);
             for &length in lengths {
                 rows.extend((start..start + length - 1).map(|row| row as i32));
@@ -99,8 +102,8 @@ fn loss<B: AutodiffBackend + Kernels>(
         }
         (Network::Classifier(model), answers) => {
             let Tokens { ids, type_ids, lengths } = tokens;
-            let batch = TokenBatch::new(model.config(), ids, type_ids, lengths, device)?;
-            let logits = model.forward(&batch, &none, Mode::EVAL);
+            let batch = model.batch(lowrank_models::Tokens { ids, type_ids, lengths }, device)?;
+            let logits = model.forward(&batch, Run::eval(&none));
             let [rows, width] = logits.dims();
             match answers {
                 Answers::Classes(classes)
@@ -130,34 +133,32 @@ fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, classes: &[u32], device: &B::
     -picked.mean()
 }
 
-/// Marks every matrix for gradients.
-struct Trainable;
-
-impl<B: Backend> ParamIo<B> for Trainable {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if D == 2 && key.ends_with(".weight") {
-            *param = param.clone().set_require_grad(true);
-        }
-    }
+/// Whether a parameter is a weight, or a factor of one, whose input channels are counted.
+fn is_matrix(at: &Parameter<'_>) -> bool {
+    matches!(at.role, Role::Weight(part) if !matches!(part, WeightPart::Core(_)))
 }
 
 /// Adds up squared gradients by input channel.
 struct Gather<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
     sums: &'a mut Vec<(String, Vec<f64>)>,
-    /// The walk's order is the same every time.
+    /// The order of a visit is the same every time.
     place: usize,
 }
 
-impl<B: AutodiffBackend> ParamIo<B> for Gather<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
+impl<B: AutodiffBackend> ParamVisitor<B> for Gather<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        if !is_matrix(at) {
+            return;
+        }
         let Some(grad) = param.val().grad(self.grads) else { return };
         let [rows, columns] = [param.dims()[0], param.dims()[1]];
         let values = host_values(grad.reshape([rows, columns])); // [d_input, d_output]
         let squared = values.chunks_exact(columns).map(|row| row.iter().map(|&g| f64::from(g).powi(2)).sum());
         if self.place == self.sums.len() {
-            self.sums.push((path.to_string(), vec![0.0; rows]));
+            let key = at.key();
+            let path = key.strip_suffix(".weight").unwrap_or(&key).to_string();
+            self.sums.push((path, vec![0.0; rows]));
         }
         let (_, sums) = &mut self.sums[self.place];
         sums.iter_mut().zip(squared).for_each(|(sum, square): (&mut f64, f64)| *sum += square);

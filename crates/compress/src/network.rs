@@ -6,14 +6,15 @@ use std::path::Path;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use lowrank_adapters::{AdapterSet, Mode, Site};
+use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_models::architecture;
-use lowrank_models::decoder::Step;
-use lowrank_models::encoder::Rows;
-use lowrank_models::params::{Layout, Loader, ParamIo};
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, TokenBatch};
+use lowrank_models::params::Loader;
+use lowrank_models::{
+    Adaptable, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter, Parameters, Rows, Run,
+    SequenceClassifier, Stack, TokenBatch,
+};
 use lowrank_spec::{ModuleEntry, transpose};
 
 use crate::error::{CompressError, Result};
@@ -41,12 +42,6 @@ pub(crate) enum Config {
 pub(crate) enum Network<B: Backend> {
     Decoder(Box<Decoder<B>>),
     Classifier(Box<SequenceClassifier<B>>),
-}
-
-/// What the layers need to know of a batch beside its hidden states.
-pub(crate) enum Context<B: Backend> {
-    Decoder(Step<B>),
-    Classifier(TokenBatch<B>),
 }
 
 /// Which parameters to load.
@@ -132,19 +127,27 @@ impl<B: Backend> Network<B> {
             })
         });
         let loader = Loader::new(checkpoint, config.prefix(), device);
-        let is_decoder = matches!(config, Config::Decoder(_));
-        let mut io = PartLoader { loader, own: own.collect(), part, is_decoder, device };
-        network.walk(&mut io);
+        let mut io = PartLoader { loader, own: own.collect(), part, device };
+        network.visit_params(&mut io);
         // Parts that are not wanted were not visited, so nothing else can be missing.
         io.loader.finish(|_| true, |_| true)?;
         Ok(network)
     }
 
-    pub(crate) fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         match self {
-            Self::Decoder(model) => model.walk(io),
-            Self::Classifier(model) => model.walk(io),
+            Self::Decoder(model) => model.visit_params(visitor),
+            Self::Classifier(model) => model.visit_params(visitor),
         }
+    }
+
+    /// Folds adapters into the factors under them, at the factors' own rank.
+    pub(crate) fn merge(&mut self, adapters: &AdapterSet<B>) -> Result<()> {
+        match self {
+            Self::Decoder(model) => **model = model.merged(adapters)?,
+            Self::Classifier(model) => **model = model.merged(adapters)?,
+        }
+        Ok(())
     }
 
     pub(crate) fn sites(&self) -> &[Site] {
@@ -157,16 +160,19 @@ impl<B: Backend> Network<B> {
 
 impl<B: Kernels> Network<B> {
     /// Embedded tokens.
-    pub(crate) fn begin(&self, tokens: &Tokens, device: &B::Device) -> Result<(Tensor<B, 2>, Context<B>)> {
+    pub(crate) fn begin(&self, tokens: &Tokens, device: &B::Device) -> Result<(Tensor<B, 2>, TokenBatch<B>)> {
+        let Tokens { ids, type_ids, lengths } = tokens;
+        let tokens = lowrank_models::Tokens { ids, type_ids, lengths };
+        let none = AdapterSet::empty();
+        let run = Run::eval(&none);
         Ok(match self {
             Self::Decoder(model) => {
-                let (x, step) = model.begin(&tokens.ids, &tokens.lengths, &AdapterSet::empty(), device)?;
-                (x, Context::Decoder(step))
+                let batch = model.batch(tokens, device)?;
+                (model.embed(&batch, run), batch)
             }
             Self::Classifier(model) => {
-                let Tokens { ids, type_ids, lengths } = tokens;
-                let batch = TokenBatch::new(model.config(), ids, type_ids, lengths, device)?;
-                (model.encoder().begin(&batch, &AdapterSet::empty(), Mode::EVAL), Context::Classifier(batch))
+                let batch = model.batch(tokens, device)?;
+                (model.embed(&batch, run), batch)
             }
         })
     }
@@ -176,27 +182,19 @@ impl<B: Kernels> Network<B> {
         &self,
         index: usize,
         x: Tensor<B, 2>,
-        context: &Context<B>,
+        batch: &TokenBatch<B>,
         adapters: &AdapterSet<B>,
     ) -> Tensor<B, 2> {
-        match (self, context) {
-            (Self::Decoder(model), Context::Decoder(step)) => {
-                model.layers()[index].forward(x, step, None, adapters, Mode::EVAL)
-            }
-            (Self::Classifier(model), Context::Classifier(batch)) => {
-                let is_last = index + 1 == model.config().n_layers;
+        let run = Run::eval(adapters);
+        match self {
+            Self::Decoder(model) => model.layer(index, x, batch, Rows::All, run),
+            Self::Classifier(model) => {
+                let is_last = index + 1 == model.n_layers();
                 let rows = if is_last { Rows::First } else { Rows::All };
-                model.encoder().layer(index, x, batch, rows, adapters, Mode::EVAL)
+                model.layer(index, x, batch, rows, run)
             }
-            // A context belongs to the network that made it.
-            _ => x,
         }
     }
-}
-
-/// The layer that a key belongs to.
-pub(crate) fn layer_of(key: &str) -> Option<usize> {
-    key.split('.').find_map(|segment| segment.parse().ok())
 }
 
 /// Loads the parameters of a part and leaves the others unmade.
@@ -204,27 +202,23 @@ struct PartLoader<'a, B: Backend> {
     loader: Loader<'a, B>,
     own: HashMap<String, (&'a [usize], &'a [f32])>,
     part: Part,
-    is_decoder: bool,
     device: &'a B::Device,
 }
 
 impl<B: Backend> PartLoader<'_, B> {
-    fn is_wanted(&self, key: &str) -> bool {
-        match (self.part, layer_of(key)) {
-            // An encoder's pooler comes after the layers, and a checkpoint need not have one.
-            (Part::Outside, None) => {
-                !crate::weights::is_head(key) && (self.is_decoder || key.contains("embeddings."))
-            }
-            (Part::Layer(wanted), Some(layer)) => wanted == layer,
-            _ => false,
+    fn is_wanted(&self, at: &Parameter<'_>) -> bool {
+        match self.part {
+            Part::Outside => at.module.part == lowrank_models::Part::Embeddings,
+            Part::Layer(wanted) => at.module.layer == Some(wanted),
         }
     }
 
     /// Sets a parameter from a module that stands in for the checkpoint's.
-    fn set<const D: usize>(&self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) -> bool {
+    fn set<const D: usize>(&self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) -> bool {
+        let key = &*at.key();
         let bare = self.loader.stored_key(key);
         let Some((shape, values)) = self.own.get(key).or_else(|| self.own.get(bare)) else { return false };
-        let values = match (layout, *shape) {
+        let values = match (at.layout, *shape) {
             (Layout::Transposed, &[rows, columns]) => transpose(values, rows, columns),
             _ => values.to_vec(),
         };
@@ -234,17 +228,17 @@ impl<B: Backend> PartLoader<'_, B> {
     }
 }
 
-impl<B: Backend> ParamIo<B> for PartLoader<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if self.is_wanted(key) && !self.set(key, layout, param) {
-            self.loader.param(key, layout, param);
+impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        if self.is_wanted(at) && !self.set(at, param) {
+            self.loader.visit(at, param);
         }
     }
 
-    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {
-        // The owner's key, which may be another layer's: whoever visits it is wanted or not by its own keys.
-        if !self.set(key, layout, param) {
-            self.loader.shared(key, layout, param);
+    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
+        // The factor of another module, which may be in another layer: it is wanted where its borrower is.
+        if self.is_wanted(at) && !self.set(at, param) {
+            self.loader.visit_shared(at, param);
         }
     }
 }

@@ -3,22 +3,22 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::peft::host_values;
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_kernels::Kernels;
-use lowrank_models::merge_factors;
-use lowrank_models::params::{Layout, ParamIo};
-use lowrank_spec::{LowrankSection, Representation, transpose};
+use lowrank_models::params::{Choose, Gather};
+use lowrank_models::{Parameter, TokenBatch};
+use lowrank_spec::{LowrankSection, Representation};
 use serde::Serialize;
 
 use crate::adam::Adam;
-use crate::error::{CompressError, Result, at};
+use crate::error::{CompressError, Result};
 use crate::folder;
-use crate::network::{Config, Context, Network, Part, Tokens, layer_of};
+use crate::network::{Config, Network, Part, Tokens};
 use crate::options::Progress;
 
 /// What is trained.
@@ -159,7 +159,7 @@ struct Pair<'a, B: AutodiffBackend + Kernels> {
     checkpoint: [Checkpoint; 2],
     /// Hidden states of both for every batch.
     states: Vec<[Tensor<B, 2>; 2]>,
-    contexts: Vec<Context<B>>,
+    contexts: Vec<TokenBatch<B>>,
     /// What the compressed model's modules are.
     section: LowrankSection,
     device: &'a B::Device,
@@ -209,7 +209,7 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         let before = self.error(&network, layer);
         let adapters = match options.trained {
             Trained::All => {
-                network.walk(&mut Trainable { layer });
+                network.visit_params(&mut Choose(|at: &Parameter<'_>, _| at.module.layer == Some(layer)));
                 None
             }
             Trained::Lora(rank) => self.lora(&network, layer, rank)?,
@@ -223,12 +223,13 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             network = self.load(1, layer)?;
             after = before;
         }
-        let mut gather = Gather { layer, tensors: Vec::new() };
-        network.walk(&mut gather);
+        let mut gather = Gather::new(|at: &Parameter<'_>| at.module.layer == Some(layer));
+        network.visit_params(&mut gather);
+        let tensors = gather.tensors.into_iter().map(|tensor| (tensor.name, tensor.data)).collect();
         for (states, context) in self.states.iter_mut().zip(&self.contexts) {
             states[1] = network.layer(layer, states[1].clone(), context, &none).detach();
         }
-        Ok((LayerRecovery { layer, before, after }, gather.tensors))
+        Ok((LayerRecovery { layer, before, after }, tensors))
     }
 
     /// Trains the layer, or adapters over it that are then merged into its factors.
@@ -252,12 +253,12 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             adam.begin(loss.backward(), options.lr * 0.5 * (1.0 + course.cos()));
             match adapters.take() {
                 Some(set) => adapters = Some(set.map(&mut adam)),
-                None => network.walk(&mut adam),
+                None => network.visit_params(&mut adam),
             }
             progress.done(&format!("layer {layer}"), None, 1);
         }
         match adapters {
-            Some(set) => merge(network, &set),
+            Some(set) => network.merge(&set),
             None => Ok(()),
         }
     }
@@ -294,74 +295,5 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             all += sum(target.clone());
         }
         if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
-    }
-}
-
-/// Marks the parameters of a layer for training.
-struct Trainable {
-    layer: usize,
-}
-
-impl<B: Backend> ParamIo<B> for Trainable {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if layer_of(key) == Some(self.layer) {
-            *param = param.clone().set_require_grad(true);
-        }
-    }
-}
-
-/// Folds adapters into the factors under them, at the factors' own rank.
-fn merge<B: AutodiffBackend>(network: &mut Network<B>, adapters: &AdapterSet<B>) -> Result<()> {
-    for slot in adapters.slots() {
-        let mut factors = Factors { path: &slot.path, found: Vec::new(), merged: Vec::new() };
-        network.walk(&mut factors);
-        if let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(std::mem::take(&mut factors.found)) {
-            let merged = merge_factors(adapters, slot.site, a, b).map_err(at(&slot.path))?;
-            factors.merged = merged.to_vec();
-            network.walk(&mut factors);
-        }
-    }
-    Ok(())
-}
-
-/// Finds the factors of a module, or sets them where they are given.
-struct Factors<'a, B: Backend> {
-    path: &'a str,
-    found: Vec<Tensor<B, 2>>,
-    merged: Vec<Tensor<B, 2>>,
-}
-
-impl<B: Backend> ParamIo<B> for Factors<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let place = match key.strip_prefix(self.path) {
-            Some(".lowrank_a.weight") => 0,
-            Some(".lowrank_b.weight") => 1,
-            _ => return,
-        };
-        let shape: [usize; D] = param.dims();
-        match self.merged.get(place) {
-            Some(merged) => *param = Param::initialized(param.id, merged.clone().reshape(shape)),
-            None => self.found.push(param.val().reshape([shape[0], shape[1]])),
-        }
-    }
-}
-
-/// Reads the parameters of a layer as they lie in the file.
-struct Gather {
-    layer: usize,
-    tensors: LayerTensors,
-}
-
-impl<B: Backend> ParamIo<B> for Gather {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if layer_of(key) != Some(self.layer) {
-            return;
-        }
-        let shape: Vec<usize> = param.dims().to_vec();
-        let mut values = host_values(param.val());
-        if layout == Layout::Transposed {
-            values = transpose(&values, shape[0], shape[1]);
-        }
-        self.tensors.push((key.to_string(), Cow::Owned(values)));
     }
 }

@@ -8,20 +8,16 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use lowrank_adapters::peft::{AdapterFolder, Saved, TableRows, TiedUse, host_values};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
+use lowrank_spec::names::WeightPart;
 use lowrank_spec::{HostTensor, transpose};
 
 use crate::error::{ModelError, Result, summary};
 use crate::merge_factors::merge_factors;
-use crate::params::{Layout, ParamIo};
+use crate::stack::Parameters;
+use crate::visit::{Layout, ParamVisitor, Parameter, Role};
 
 /// A model that adapters can be put on.
-pub trait Adaptable<B: Backend>: Clone {
-    /// Every map that an adapter can serve, in the order of their indices.
-    fn adapter_sites(&self) -> &[Site];
-
-    /// Visits every parameter under its checkpoint key.
-    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO);
-
+pub trait Adaptable<B: Backend>: Parameters<B> {
     /// Told of the keys whose values came with an adapter.
     fn loaded(&mut self, _keys: &[String]) {}
 
@@ -86,18 +82,6 @@ pub trait Adaptable<B: Backend>: Clone {
         ModelWeights(RefCell::new(self.clone()))
     }
 
-    /// Sets which parameters are trained, given each one's key and whether it was so far.
-    fn choose_trained(&mut self, choose: impl Fn(&str, bool) -> bool) {
-        self.walk_params(&mut Choose(choose));
-    }
-
-    /// The parameters whose keys are wanted, in PyTorch's layout.
-    fn tensors_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<HostTensor<'static>> {
-        let mut gather = Gather { wanted, tensors: Vec::new() };
-        self.clone().walk_params(&mut gather);
-        gather.tensors
-    }
-
     /// Loads an adapter folder (or loralib's tensors) over this model: its adapters, and what of the model's own
     /// weights it carries: a head, biases, modules trained in full.
     ///
@@ -123,9 +107,8 @@ pub trait Adaptable<B: Backend>: Clone {
             .prepare(&mut folder)
             .map_err(|e| ModelError::File { path: path.into(), reason: e.to_string() })?;
         let weights = model.base_weights();
-        let (set, saved) = folder
-            .into_set(path, model.adapter_sites(), &weights, device)
-            .map_err(|e| adapter_error(path, &e))?;
+        let (set, saved) =
+            folder.into_set(path, model.sites(), &weights, device).map_err(|e| adapter_error(path, &e))?;
         model.load_saved(saved, path, device)?;
         *self = model;
         Ok(set)
@@ -139,7 +122,7 @@ pub trait Adaptable<B: Backend>: Clone {
         let mut reader =
             SavedReader { saved, device: device.clone(), loaded: Vec::new(), problems: Vec::new() };
         let mut model = self.clone();
-        model.walk_params(&mut reader);
+        model.visit_params(&mut reader);
         reader.problems.extend(reader.saved.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
         if reader.problems.is_empty() {
             *self = model;
@@ -147,6 +130,26 @@ pub trait Adaptable<B: Backend>: Clone {
             return Ok(());
         }
         Err(ModelError::Tensors { path: source.to_path_buf(), details: summary(&reader.problems) })
+    }
+
+    /// Folds the update of one site into its two factors, at their own rank. Returns whether there are two.
+    ///
+    /// # Errors
+    /// Factors that other modules share, values that are not finite.
+    fn merge_into_factors(&mut self, adapters: &AdapterSet<B>, site: usize) -> Result<bool> {
+        let path = self.sites()[site].path.clone();
+        let mut find = FindWeight { site, path: &path, parts: Vec::new(), is_shared: false };
+        self.visit_params(&mut find);
+        if find.is_shared {
+            return Err(ModelError::Input(format!(
+                "'{path}' shares its factors with other layers, which merging would change too; keep the adapter beside the model"
+            )));
+        }
+        let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.parts) else { return Ok(false) };
+        let factors = merge_factors(adapters, site, a, b)
+            .map_err(|e| ModelError::Input(format!("merging into '{path}': {e}")))?;
+        self.visit_params(&mut SetFactors { site, factors });
+        Ok(true)
     }
 
     /// The model with the updates of the enabled adapters folded into its weights, in f32. A weight of two factors stays
@@ -164,14 +167,10 @@ pub trait Adaptable<B: Backend>: Clone {
         {
             model.untie()?;
         }
-        let mut merge = Merge {
-            adapters,
-            sites: self.adapter_sites(),
-            done: vec![false; self.adapter_sites().len()],
-            biased: vec![false; self.adapter_sites().len()],
-            problem: None,
-        };
-        model.walk_params(&mut merge);
+        let n_sites = self.sites().len();
+        let mut merge =
+            Merge { adapters, done: vec![false; n_sites], biased: vec![false; n_sites], problem: None };
+        model.visit_params(&mut merge);
         let has_bias = |site: usize| adapters.delta_bias(site).is_some();
         if let Some(slot) = adapters.slots().iter().find(|s| has_bias(s.site) && !merge.biased[s.site]) {
             return Err(ModelError::Input(format!(
@@ -182,20 +181,7 @@ pub trait Adaptable<B: Backend>: Clone {
         let factored: Vec<usize> =
             adapters.slots().iter().map(|slot| slot.site).filter(|&site| !merge.done[site]).collect();
         for site in factored {
-            let path = &self.adapter_sites()[site].path;
-            let mut find = FindFactors { path, factors: Vec::new(), is_shared: false };
-            model.walk_params(&mut find);
-            if find.is_shared {
-                let reason = format!(
-                    "'{path}' shares its factors with other layers, which merging would change too; keep the adapter beside the model"
-                );
-                return Err(ModelError::Input(reason));
-            }
-            let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.factors) else { continue };
-            let factors = merge_factors(adapters, site, a, b)
-                .map_err(|e| ModelError::Input(format!("merging into '{path}': {e}")))?;
-            model.walk_params(&mut SetFactors { path, factors });
-            merge.done[site] = true;
+            merge.done[site] = model.merge_into_factors(adapters, site)?;
         }
         let missed = adapters.slots().iter().find(|slot| !merge.done[slot.site]);
         match (merge.problem, missed) {
@@ -222,37 +208,6 @@ fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {
     ModelError::File { path: path.to_path_buf(), reason: error.to_string() }
 }
 
-struct Choose<F>(F);
-
-impl<B: Backend, F: Fn(&str, bool) -> bool> ParamIo<B> for Choose<F> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let trained = (self.0)(key, param.is_require_grad());
-        if trained != param.is_require_grad() {
-            *param = param.clone().set_require_grad(trained);
-        }
-    }
-}
-
-struct Gather<F> {
-    wanted: F,
-    tensors: Vec<HostTensor<'static>>,
-}
-
-impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Gather<F> {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if !(self.wanted)(key) {
-            return;
-        }
-        let mut shape: Vec<usize> = param.dims().to_vec();
-        let mut data = host_values(param.val());
-        if layout == Layout::Transposed {
-            data = transpose(&data, shape[0], shape[1]);
-            shape.reverse();
-        }
-        self.tensors.push(HostTensor::new(key, shape, data));
-    }
-}
-
 /// The weights of a model's sites.
 #[derive(Debug)]
 pub struct ModelWeights<M>(RefCell<M>);
@@ -260,47 +215,48 @@ pub struct ModelWeights<M>(RefCell<M>);
 impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>> {
         let mut model = self.0.borrow_mut();
-        let path = model.adapter_sites().get(site)?.path.clone();
-        let mut find = Find { path, parts: Vec::new() };
-        model.walk_params(&mut find);
+        let path = model.sites().get(site)?.path.clone();
+        let mut find = FindWeight { site, path: &path, parts: Vec::new(), is_shared: false };
+        model.visit_params(&mut find);
         find.parts.into_iter().reduce(Tensor::matmul).map(Tensor::detach)
     }
 }
 
-/// Finds the weight of one module: a matrix, or factors in the order of their product.
-struct Find<B: Backend> {
-    path: String,
+/// Finds the weight of one site: a matrix, or factors in the order of their product.
+struct FindWeight<'a, B: Backend> {
+    site: usize,
+    path: &'a str,
     parts: Vec<Tensor<B, 2>>,
+    /// Whether it borrows a factor, or lends one.
+    is_shared: bool,
 }
 
-impl<B: Backend> ParamIo<B> for Find<B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let Some(name) = key.strip_prefix(&self.path).filter(|_| D == 2) else { return };
-        if matches!(name, ".weight" | ".lowrank_a.weight" | ".lowrank_c.weight" | ".lowrank_b.weight") {
+impl<B: Backend> ParamVisitor<B> for FindWeight<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let is_matrix = matches!(at.weight(), Some(part) if !matches!(part, WeightPart::Core(_)));
+        if at.site == Some(self.site) && is_matrix {
             let [rows, columns] = [param.dims()[0], param.dims()[1]];
             self.parts.push(param.val().cast(DType::F32).reshape([rows, columns]));
         }
     }
+
+    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
+        self.is_shared |= at.site == Some(self.site) || at.module.path == self.path;
+        self.visit(at, param);
+    }
 }
 
-/// Folds each site's update into the weight stored under its path.
+/// Folds each site's update into the one matrix stored for it.
 struct Merge<'a, B: Backend> {
     adapters: &'a AdapterSet<B>,
-    sites: &'a [Site],
     done: Vec<bool>,
     biased: Vec<bool>,
     problem: Option<String>,
 }
 
 impl<B: Backend> Merge<'_, B> {
-    fn site(&self, path: &str) -> Option<usize> {
-        let site = self.sites.iter().position(|s| s.path == path)?;
-        self.adapters.slots().iter().any(|slot| slot.site == site).then_some(site)
-    }
-
     /// Adds the updates' biases to a site's.
-    fn bias<const D: usize>(&mut self, path: &str, param: &mut Param<Tensor<B, D>>) {
-        let Some(site) = self.site(path) else { return };
+    fn bias<const D: usize>(&mut self, site: usize, param: &mut Param<Tensor<B, D>>) {
         let Some(delta) = self.adapters.delta_bias(site) else { return };
         self.biased[site] = true;
         let shape: [usize; D] = param.dims();
@@ -309,20 +265,22 @@ impl<B: Backend> Merge<'_, B> {
     }
 }
 
-impl<B: Backend> ParamIo<B> for Merge<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        if let Some(path) = key.strip_suffix(".bias").filter(|_| D == 1) {
-            return self.bias(path, param);
+impl<B: Backend> ParamVisitor<B> for Merge<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let is_adapted = |site: &usize| self.adapters.slots().iter().any(|slot| slot.site == *site);
+        let Some(site) = at.site.filter(is_adapted) else { return };
+        match at.role {
+            Role::Bias => return self.bias(site, param),
+            Role::Weight(WeightPart::Dense) => self.done[site] = true,
+            _ => return,
         }
-        let Some(path) = key.strip_suffix(".weight").filter(|_| D == 2) else { return };
-        let Some(site) = self.site(path) else { return };
-        self.done[site] = true;
         let shape: [usize; D] = param.dims();
         let weight = param.val().detach().cast(DType::F32).reshape([shape[0], shape[1]]);
         let Some(merged) = self.adapters.merged_weight(site, &weight) else { return };
         // NaN and ±Inf are the only values with x·0 ≠ 0.
         let zero = (merged.clone() * 0.0).sum().into_data();
         if zero.iter::<f32>().any(|v| v != 0.0) {
+            let path = at.module.path;
             self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
             return;
         }
@@ -331,39 +289,17 @@ impl<B: Backend> ParamIo<B> for Merge<'_, B> {
     }
 }
 
-/// Finds the two factors of one module.
-struct FindFactors<'a, B: Backend> {
-    path: &'a str,
-    factors: Vec<Tensor<B, 2>>,
-    is_shared: bool,
-}
-
-impl<B: Backend> ParamIo<B> for FindFactors<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let name = key.strip_prefix(self.path).filter(|_| D == 2);
-        if matches!(name, Some(".lowrank_a.weight" | ".lowrank_c.weight" | ".lowrank_b.weight")) {
-            let [rows, columns] = [param.dims()[0], param.dims()[1]];
-            self.factors.push(param.val().cast(DType::F32).reshape([rows, columns]));
-        }
-    }
-
-    fn shared(&mut self, key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {
-        let name = key.strip_prefix(self.path);
-        self.is_shared |= matches!(name, Some(".lowrank_a.weight" | ".lowrank_b.weight"));
-    }
-}
-
-/// Sets the two factors of one module.
-struct SetFactors<'a, B: Backend> {
-    path: &'a str,
+/// Sets the two factors of one site.
+struct SetFactors<B: Backend> {
+    site: usize,
     factors: [Tensor<B, 2>; 2],
 }
 
-impl<B: Backend> ParamIo<B> for SetFactors<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let factor = match key.strip_prefix(self.path) {
-            Some(".lowrank_a.weight") => &self.factors[0],
-            Some(".lowrank_b.weight") => &self.factors[1],
+impl<B: Backend> ParamVisitor<B> for SetFactors<B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let factor = match at.weight().filter(|_| at.site == Some(self.site)) {
+            Some(WeightPart::FactorA) => &self.factors[0],
+            Some(WeightPart::FactorB) => &self.factors[1],
             _ => return,
         };
         let shape: [usize; D] = param.dims();
@@ -417,8 +353,9 @@ impl<B: Backend> SavedReader<B> {
     }
 }
 
-impl<B: Backend> ParamIo<B> for SavedReader<B> {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let (key, layout) = (&*at.key(), at.layout);
         let Some(tensor) = self.saved.take(key) else {
             let rows =
                 key.strip_suffix(".weight").filter(|_| D == 2).map(|table| self.saved.take_rows(table));

@@ -1,84 +1,164 @@
 //! Packed tokens: a batch is the concatenation of its sequences, with their lengths beside it.
 
-use std::sync::Arc;
-
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use lowrank_spec::PackedTokens;
 
-use crate::config::EncoderConfig;
+use crate::cache::Writes;
 use crate::error::{ModelError, Result};
+use crate::rope::Angles;
 
-/// A batch on the device, without padding.
-#[derive(Clone, Debug)]
-pub struct TokenBatch<B: Backend> {
-    /// Token ids of all sequences, one after the other; shape `[tokens]`.
-    pub ids: Tensor<B, 1, Int>,
-    /// Token types; shape `[tokens]`.
-    pub type_ids: Tensor<B, 1, Int>,
-    /// Rows of the position embedding; shape `[tokens]`.
-    pub positions: Tensor<B, 1, Int>,
-    /// Where each sequence begins; shape `[sequences]`.
-    pub starts: Tensor<B, 1, Int>,
+/// Packed sequences on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens<'a> {
+    /// Token ids of all sequences, one after the other.
+    pub ids: &'a [u32],
+    /// Token types, as many as ids, or none where all are 0. Models without token types ignore them.
+    pub type_ids: &'a [u32],
     /// Length of each sequence.
-    pub lengths: Arc<[usize]>,
+    pub lengths: &'a [usize],
 }
 
-impl<B: Backend> TokenBatch<B> {
-    /// Moves a packed batch to the device.
-    ///
-    /// `ids` and `type_ids` hold `lengths.iter().sum()` tokens.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for an id outside the vocabulary, a sequence that is empty or longer than the
-    /// model takes, or lengths that do not add up.
-    pub fn new(
-        config: &EncoderConfig,
-        ids: &[u32],
-        type_ids: &[u32],
-        lengths: &[usize],
-        device: &B::Device,
-    ) -> Result<Self> {
-        let tokens: usize = lengths.iter().sum();
-        if ids.len() != tokens || type_ids.len() != tokens {
+impl<'a> Tokens<'a> {
+    /// Sequences whose tokens are all of type 0.
+    pub const fn new(ids: &'a [u32], lengths: &'a [usize]) -> Self {
+        Self { ids, type_ids: &[], lengths }
+    }
+}
+
+/// Which rows of the last layer are wanted; it computes no other past its keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token.
+    All,
+    /// The first token of each sequence.
+    First,
+    /// The last token of each sequence.
+    Last,
+}
+
+/// A batch on the device, without padding. [`Stack::batch`](crate::Stack::batch) checks and makes it; everything that
+/// depends on the layout of the sequences is computed there, once for all layers.
+#[derive(Clone, Debug)]
+pub struct TokenBatch<B: Backend> {
+    /// Token ids of all sequences; shape `[tokens]`.
+    pub(crate) ids: Tensor<B, 1, Int>,
+    /// Token types; shape `[tokens]`.
+    pub(crate) type_ids: Option<Tensor<B, 1, Int>>,
+    /// Rows of the table of positions; shape `[tokens]`.
+    pub(crate) positions: Option<Tensor<B, 1, Int>>,
+    /// Rotary angles of the tokens, for each kind of rotary position in the model.
+    pub(crate) angles: Vec<Angles<B>>,
+    /// The rows of each sequence.
+    pub(crate) packed: PackedTokens,
+    /// The rows of each sequence where one of each is wanted.
+    single: PackedTokens,
+    /// Where the keys and values of this step go in a cache.
+    pub(crate) writes: Option<Writes>,
+}
+
+/// What a model accepts, and what its batches hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Rows of the word embedding.
+    pub(crate) vocab_size: usize,
+    /// Longest sequence, where a table of positions bounds it.
+    pub(crate) max_tokens: Option<usize>,
+    /// Rows of the token-type embedding, where there is one.
+    pub(crate) types: Option<usize>,
+    /// Position of a sequence's first token in the table of positions, where there is one.
+    pub(crate) first_position: Option<usize>,
+}
+
+impl Limits {
+    /// Checks tokens that come after `past` others of their sequence.
+    pub(crate) fn check(&self, tokens: Tokens<'_>, past: impl Iterator<Item = usize>) -> Result<()> {
+        let Tokens { ids, type_ids, lengths } = tokens;
+        let total: usize = lengths.iter().sum();
+        if ids.len() != total {
+            return Err(ModelError::Input(format!("{} ids for sequences of {total} tokens", ids.len())));
+        }
+        if !type_ids.is_empty() && type_ids.len() != total {
             return Err(ModelError::Input(format!(
-                "{} ids and {} type ids for sequences of {tokens} tokens",
-                ids.len(),
+                "{} type ids for sequences of {total} tokens",
                 type_ids.len()
             )));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             return Err(ModelError::Input(format!(
                 "token id {id} is outside the vocabulary of {}; tokenizer and model do not belong together",
-                config.vocab_size
+                self.vocab_size
             )));
         }
-        let max = config.max_tokens();
-        if let Some(n) = lengths.iter().find(|&&n| n == 0 || n > max) {
-            return Err(ModelError::Input(format!("a sequence of {n} tokens; the model takes 1..={max}")));
+        if lengths.contains(&0) {
+            return Err(ModelError::Input(
+                "a sequence of no tokens; give a text, or a tokenizer that adds a first token".into(),
+            ));
         }
-        let offset = config.position_offset;
-        let positions = lengths.iter().flat_map(|&n| (offset..offset + n).map(|p| p as i32)).collect();
-        let starts =
-            lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
-        // A model without a second type (RoBERTa) takes pairs by their separators alone.
-        let types = type_ids.iter().map(|&t| (t as usize).min(config.type_vocab_size - 1) as i32).collect();
-        Ok(Self {
+        let longest = lengths.iter().zip(past).map(|(n, past)| n + past).max().unwrap_or(0);
+        match self.max_tokens.filter(|&max| longest > max) {
+            Some(max) => {
+                Err(ModelError::Input(format!("a sequence of {longest} tokens; the model takes 1..={max}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl<B: Backend> TokenBatch<B> {
+    /// Moves tokens to the device, after `past` earlier ones of each sequence.
+    pub(crate) fn new(
+        limits: &Limits,
+        tokens: Tokens<'_>,
+        past: impl Iterator<Item = usize> + Clone,
+        device: &B::Device,
+    ) -> Result<(Self, Vec<usize>)> {
+        limits.check(tokens, past.clone())?;
+        let Tokens { ids, type_ids, lengths } = tokens;
+        let positions: Vec<usize> = past.zip(lengths).flat_map(|(past, n)| past..past + n).collect();
+        let table =
+            |first: usize| int_tensor(positions.iter().map(|&p| (p + first) as i32).collect(), device);
+        // A model with one type (RoBERTa) tells the texts of a pair apart by their separators alone.
+        let types = |rows: usize| {
+            let clamp = |&t: &u32| (t as usize).min(rows - 1) as i32;
+            let all =
+                if type_ids.is_empty() { vec![0; ids.len()] } else { type_ids.iter().map(clamp).collect() };
+            int_tensor(all, device)
+        };
+        let batch = Self {
             ids: int_tensor(ids.iter().map(|&id| id as i32).collect(), device),
-            type_ids: int_tensor(types, device),
-            positions: int_tensor(positions, device),
-            starts: int_tensor(starts, device),
-            lengths: lengths.into(),
-        })
+            type_ids: limits.types.map(types),
+            positions: limits.first_position.map(table),
+            angles: Vec::new(),
+            packed: lengths.into(),
+            single: std::iter::repeat_n(1, lengths.len()).collect(),
+            writes: None,
+        };
+        Ok((batch, positions))
     }
 
-    /// Number of sequences.
-    pub fn n_sequences(&self) -> usize {
-        self.lengths.len()
+    /// The rows of each sequence.
+    pub const fn packed(&self) -> &PackedTokens {
+        &self.packed
     }
 
-    /// Number of tokens.
-    pub fn n_tokens(&self) -> usize {
-        self.lengths.iter().sum()
+    /// The wanted rows of `x` `[tokens, width]`.
+    pub fn select(&self, x: Tensor<B, 2>, rows: Rows) -> Tensor<B, 2> {
+        let at = |rows: &mut dyn Iterator<Item = usize>| {
+            int_tensor(rows.map(|row| row as i32).collect(), &x.device())
+        };
+        let indices = match rows {
+            Rows::All => return x,
+            _ if self.packed.n_tokens() == self.packed.n_sequences() => return x,
+            Rows::First => at(&mut self.packed.starts().iter().copied()),
+            Rows::Last => at(&mut self.packed.last_rows()),
+        };
+        x.select(0, indices)
+    }
+
+    /// The queries of each sequence where these rows are wanted.
+    pub(crate) fn queries(&self, rows: Rows) -> PackedTokens {
+        if rows == Rows::All { self.packed.clone() } else { self.single.clone() }
     }
 }
 

@@ -1,29 +1,32 @@
 //! Sequence classification and regression: an encoder, its pooler, and a head.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::relu;
-use lowrank_adapters::{AdapterSet, Mode, Site};
-use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_atomic, write_safetensors};
-use lowrank_kernels::{Kernels, dropout};
-use lowrank_spec::Stream;
+use lowrank_adapters::Site;
+use lowrank_checkpoint::Checkpoint;
+use lowrank_kernels::Kernels;
+use lowrank_spec::{HostTensor, Stream};
+use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
-use crate::architecture::{ENCODER_BUFFERS, EncoderArchitecture};
-use crate::batch::TokenBatch;
-use crate::config::EncoderConfig;
-use crate::encoder::{Encoder, Rows};
+use crate::architecture::ENCODER_BUFFERS;
+use crate::batch::{Rows, TokenBatch};
+use crate::config::{EncoderArchitecture, EncoderConfig};
+use crate::encoder::{Encoder, encoder_stack};
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Layout, Loader, ParamIo, Saver};
+use crate::params::{Choose, Gather, Loader};
+use crate::run::Run;
+use crate::stack::{Parameters, Stack};
+use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part};
 
 /// An encoder with a sequence classification head.
 ///
 /// `output(dropout(act(dense(first token))))`, with the parts that
-/// [`HeadNames`](crate::architecture::HeadNames) says.
+/// [`HeadNames`](crate::config::HeadNames) says.
 #[derive(Module, Debug)]
 pub struct SequenceClassifier<B: Backend> {
     encoder: Encoder<B>,
@@ -40,8 +43,8 @@ pub struct SequenceClassifier<B: Backend> {
 struct Info {
     config: EncoderConfig,
     sites: Vec<Site>,
-    /// Keys that the checkpoint did not hold and that kept fresh values.
-    fresh: Vec<String>,
+    /// Keys that the checkpoint did not hold: their values are drawn.
+    newly_initialized: Vec<String>,
     /// Whether the first map is trained and saved with the head.
     dense_in_head: bool,
 }
@@ -61,7 +64,8 @@ impl<B: Backend> SequenceClassifier<B> {
         let dense = sites.linear(dense, seed, device);
         let output = LinearSpec { path: head.output, shape: [d, config.labels.len()], ..spec };
         let output = sites.linear(output, seed, device);
-        let info = Info { config, sites: sites.sites.clone(), fresh: Vec::new(), dense_in_head: true };
+        let info =
+            Info { config, sites: sites.sites.clone(), newly_initialized: Vec::new(), dense_in_head: true };
         (Self { encoder, dense, output, info }, sites)
     }
 
@@ -88,10 +92,11 @@ impl<B: Backend> SequenceClassifier<B> {
         sites.finish().map_err(config_error)?;
 
         let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device);
-        model.encoder.walk(&mut loader);
-        model.dense.walk(architecture.head.dense, &mut loader);
+        model.encoder.visit_params(&mut loader);
+        let module = |path| ModulePath::new(path, Part::Head);
+        model.dense.visit_params(module(architecture.head.dense), &mut loader);
         if head_fits {
-            model.output.walk(output_path, &mut loader);
+            model.output.visit_params(module(output_path), &mut loader);
         }
         let is_head = |k: &str| k.starts_with(architecture.head.dense) || k.starts_with(output_path);
         let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, architecture))?;
@@ -100,7 +105,7 @@ impl<B: Backend> SequenceClassifier<B> {
         }
         let dense_is_fresh = fresh.iter().any(|k| k.starts_with(architecture.head.dense));
         model.info.dense_in_head = dense_is_fresh || architecture.head.dense_is_head;
-        model.info.fresh = fresh;
+        model.info.newly_initialized = fresh;
         Ok(model)
     }
 
@@ -109,35 +114,12 @@ impl<B: Backend> SequenceClassifier<B> {
         &self.info.config
     }
 
-    /// Embeddings and layers.
-    pub fn encoder(&self) -> &Encoder<B> {
-        &self.encoder
-    }
-
-    /// Every linear map that an adapter can serve.
-    pub fn sites(&self) -> &[Site] {
-        &self.info.sites
-    }
-
-    /// Keys that kept fresh values because the checkpoint did not hold them.
-    pub fn fresh(&self) -> &[String] {
-        &self.info.fresh
-    }
-
-    /// Visits every parameter under its Hugging Face key.
-    pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        let head = &self.info.config.architecture.head;
-        self.encoder.walk(io);
-        self.dense.walk(head.dense, io);
-        self.output.walk(head.output, io);
-    }
-
-    fn walk_head<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+    fn visit_head<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         let head = &self.info.config.architecture.head;
         if self.info.dense_in_head {
-            self.dense.walk(head.dense, io);
+            self.dense.visit_params(ModulePath::new(head.dense, Part::Head), visitor);
         }
-        self.output.walk(head.output, io);
+        self.output.visit_params(ModulePath::new(head.output, Part::Head), visitor);
     }
 
     /// Names for PEFT's `modules_to_save`.
@@ -152,49 +134,16 @@ impl<B: Backend> SequenceClassifier<B> {
 
     /// The head's tensors, in PyTorch's layout.
     pub fn head_tensors(&self) -> Vec<HostTensor<'static>> {
-        let mut saver = Saver::default();
-        self.clone().walk_head(&mut saver);
-        saver.tensors
-    }
-
-    /// Writes a Hugging Face folder: weights but for [`fresh`](Self::fresh) ones, config, and the tokenizer files of
-    /// `source`.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn save(&self, dir: &Path, source: &Path) -> Result<()> {
-        let file_error = |path: &Path, e: std::io::Error| ModelError::File {
-            path: path.to_path_buf(),
-            reason: e.to_string(),
-        };
-        std::fs::create_dir_all(dir).map_err(|e| file_error(dir, e))?;
-        let mut saver = Saver::default();
-        self.clone().walk(&mut saver);
-        // What was neither loaded nor trained is drawn anew by whoever loads the model.
-        saver.tensors.retain(|tensor| !self.info.fresh.contains(&tensor.name));
-        write_safetensors(dir.join("model.safetensors"), saver.tensors, FloatType::F32, &BTreeMap::new())?;
-        let mut raw = self.info.config.raw.clone();
-        if self.info.fresh.is_empty() {
-            let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
-            raw.insert("architectures".into(), vec![class].into());
-        }
-        let json = serde_json::to_string_pretty(&raw).map_err(|e| file_error(dir, e.into()))?;
-        write_atomic(dir.join("config.json"), json.as_bytes())?;
-        for name in TOKENIZER_FILES {
-            let from = source.join(name);
-            if from.is_file() && source != dir {
-                let bytes = std::fs::read(&from).map_err(|e| file_error(&from, e))?;
-                write_atomic(dir.join(name), &bytes)?;
-            }
-        }
-        Ok(())
+        let mut gather = Gather::new(|_: &Parameter<'_>| true);
+        self.clone().visit_head(&mut gather);
+        gather.tensors
     }
 
     /// The model with a head of zeros: what is learnt over it is the head's whole answer.
     pub fn with_zero_head(mut self) -> Self {
         let head = self.info.config.architecture.head.output;
-        self.output.walk(head, &mut Zero);
-        self.info.fresh.retain(|key| !key.starts_with(head));
+        self.output.visit_params(ModulePath::new(head, Part::Head), &mut Zero);
+        self.info.newly_initialized.retain(|key| !key.starts_with(head));
         self
     }
 
@@ -202,74 +151,78 @@ impl<B: Backend> SequenceClassifier<B> {
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
         // A factor that others borrow is their copy too: trained here alone, it would no longer be theirs.
         let mut borrowed = Borrowed::default();
-        self.walk(&mut borrowed);
-        self.walk(&mut Flag(|key| match trainable {
-            Trainable::All => !borrowed.0.contains(key),
+        self.visit_params(&mut borrowed);
+        self.choose_trained(|at, _| match trainable {
+            Trainable::All => !borrowed.0.contains(&at.key()),
             Trainable::Head => false,
-            Trainable::Bias => key.ends_with(".bias"),
-        }));
-        self.walk_head(&mut Flag(|_| true));
+            Trainable::Bias => at.is_bias(),
+        });
+        self.visit_head(&mut Choose(|_: &Parameter<'_>, _| true));
         // What was drawn is what training starts from.
-        self.info.fresh.clear();
+        self.info.newly_initialized.clear();
         self
     }
 }
 
-impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
-    fn adapter_sites(&self) -> &[Site] {
+impl<B: Backend> Parameters<B> for SequenceClassifier<B> {
+    fn sites(&self) -> &[Site] {
         &self.info.sites
     }
 
-    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        self.walk(io);
+    fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
+        let head = &self.info.config.architecture.head;
+        self.encoder.visit_params(visitor);
+        // A pooler that the checkpoint holds is the encoder's own, and has its learning rate.
+        let part = if self.info.dense_in_head { Part::Head } else { Part::Body };
+        self.dense.visit_params(ModulePath::new(head.dense, part), visitor);
+        self.output.visit_params(ModulePath::new(head.output, Part::Head), visitor);
     }
 
+    fn config_json(&self) -> Map<String, Value> {
+        let mut raw = self.info.config.raw.clone();
+        if self.info.newly_initialized.is_empty() {
+            let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
+            raw.insert("architectures".into(), vec![class].into());
+        }
+        raw
+    }
+
+    fn newly_initialized(&self) -> &[String] {
+        &self.info.newly_initialized
+    }
+}
+
+impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
     fn tasks(&self) -> &'static [&'static str] {
         &["SEQ_CLS", "FEATURE_EXTRACTION"]
     }
 
     fn loaded(&mut self, keys: &[String]) {
-        self.info.fresh.retain(|key| !keys.contains(key));
+        self.info.newly_initialized.retain(|key| !keys.contains(key));
     }
 }
 
-/// Sets which parameters have a gradient, by key.
-struct Flag<F: Fn(&str) -> bool>(F);
-
-impl<B: Backend, F: Fn(&str) -> bool> ParamIo<B> for Flag<F> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let require_grad = (self.0)(key);
-        replace(param, |p| p.set_require_grad(require_grad));
-    }
-}
+encoder_stack!(SequenceClassifier);
 
 /// Keys of the factors that some module borrows from another.
 #[derive(Default)]
 struct Borrowed(BTreeSet<String>);
 
-impl<B: Backend> ParamIo<B> for Borrowed {
-    fn param<const D: usize>(&mut self, _key: &str, _layout: Layout, _param: &mut Param<Tensor<B, D>>) {}
+impl<B: Backend> ParamVisitor<B> for Borrowed {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
 
-    fn shared(&mut self, key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {
-        self.0.insert(key.to_string());
+    fn visit_shared(&mut self, at: &Parameter<'_>, _param: &mut Param<Tensor<B, 2>>) {
+        self.0.insert(at.key());
     }
 }
 
 /// Sets parameters to zero.
 struct Zero;
 
-impl<B: Backend> ParamIo<B> for Zero {
-    fn param<const D: usize>(&mut self, _key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        replace(param, |param| param.map(|tensor| tensor.zeros_like()));
+impl<B: Backend> ParamVisitor<B> for Zero {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        *param = param.clone().map(|tensor| tensor.zeros_like());
     }
-}
-
-/// Maps a parameter in place.
-fn replace<B: Backend, const D: usize>(
-    param: &mut Param<Tensor<B, D>>,
-    map: impl FnOnce(Param<Tensor<B, D>>) -> Param<Tensor<B, D>>,
-) {
-    *param = map(param.clone());
 }
 
 /// Which of a model's own weights are trained.
@@ -282,15 +235,6 @@ pub enum Trainable {
     /// The biases (BitFit, Ben Zaken et al. 2021) and the head.
     Bias,
 }
-
-const TOKENIZER_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, a head for another
 /// number of labels, the pooler of an architecture whose head does not use it.
@@ -308,29 +252,15 @@ impl<B: Kernels> SequenceClassifier<B> {
     ///
     /// # Shapes
     /// - output: `[sequences, labels]`
-    pub fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+    pub fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
         let config = &self.info.config;
         let head = &config.architecture.head;
-        let drop = |x: Tensor<B, 2>, place: u64| match mode
-            .dropout(config.classifier_dropout, Stream::Head(place))
-        {
-            Some(d) => dropout(x, d),
-            None => x,
-        };
-        let mut x = self.encoder.forward(batch, Rows::First, adapters, mode); // [sequences, d_model]
+        let drop = |x, place| run.drop(x, config.classifier_dropout, Stream::Head(place));
+        let mut x = self.hidden_states(batch, Rows::First, run); // [sequences, d_model]
         if head.drops_input {
             x = drop(x, 0);
         }
-        let x = self.dense.forward(x, adapters, mode);
-        let x = if head.is_tanh { x.tanh() } else { relu(x) };
-        self.output.forward(drop(x, 1), adapters, mode)
-    }
-
-    /// Hidden states of the encoder's last layer.
-    ///
-    /// # Shapes
-    /// - output: `[tokens, d_model]`
-    pub fn hidden_states(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        self.encoder.forward(batch, Rows::All, adapters, mode)
+        let x = head.activation.apply(self.dense.forward(x, run));
+        self.output.forward(drop(x, 1), run)
     }
 }

@@ -5,8 +5,8 @@ use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
 use crate::linear::SiteList;
-use crate::params::{Layout, ParamIo};
-use crate::projection::Projection;
+use crate::projection::{Projection, WeightOf};
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part};
 
 /// A table `[vocab_size, d_model]`.
 #[derive(Module, Debug)]
@@ -26,8 +26,9 @@ impl<B: Backend> Embedding<B> {
     }
 
     /// Visits the table; a single matrix is stored as it is.
-    pub fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
-        self.projection.walk(key, Layout::Same, io);
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, path: &str, visitor: &mut V) {
+        let module = ModulePath::new(path, Part::Embeddings);
+        self.projection.visit_params(WeightOf { module, site: self.site }, Layout::Same, visitor);
     }
 }
 

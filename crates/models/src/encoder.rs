@@ -8,16 +8,17 @@
 //! | d_ff | inner width of the feed-forward part |
 
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_kernels::{AttentionSpec, Kernels, attention, dropout};
-use lowrank_spec::{PackedTokens, Stream};
+use lowrank_kernels::{AttentionSpec, Kernels, attention};
+use lowrank_spec::Stream;
 
-use crate::batch::TokenBatch;
-use crate::config::{Activation, EncoderConfig};
+use crate::batch::{Limits, Rows, TokenBatch, Tokens};
+use crate::config::{Activation, EncoderConfig, EncoderNames, NormKind};
 use crate::embedding::Embedding;
+use crate::error::Result;
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::norm::{Norm, NormKind};
-use crate::params::ParamIo;
+use crate::norm::Norm;
+use crate::run::Run;
+use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 
 /// Word, position and type embeddings, normalised.
 #[derive(Module, Debug)]
@@ -73,41 +74,13 @@ pub struct Encoder<B: Backend> {
     layers: Vec<EncoderLayer<B>>,
     #[module(skip)]
     names: &'static EncoderNames,
+    #[module(skip)]
+    limits: Limits,
 }
 
 const WORD: &str = "word_embeddings";
 const POSITION: &str = "position_embeddings";
 const TYPE: &str = "token_type_embeddings";
-
-/// Where an architecture keeps what.
-#[derive(Debug)]
-pub struct EncoderNames {
-    /// Prefix of the encoder's keys in a checkpoint with a head.
-    pub prefix: &'static str,
-    /// The layers, below the prefix.
-    pub layers: &'static str,
-    /// Query, key, value and output, below a layer.
-    pub attention: [&'static str; 4],
-    /// Norm after the attention.
-    pub attention_norm: &'static str,
-    /// The two maps of the feed-forward part.
-    pub feed_forward: [&'static str; 2],
-    /// Norm after the feed-forward part.
-    pub feed_forward_norm: &'static str,
-    /// Whether there is a token-type embedding.
-    pub has_types: bool,
-    /// Whether there is dropout between the attention's output map and its norm.
-    pub drops_attention_output: bool,
-}
-
-/// Which rows of the last layer are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// Every token.
-    All,
-    /// The first token of each sequence; the last layer then computes nothing else.
-    First,
-}
 
 impl<B: Backend> Encoder<B> {
     /// Fresh weights under the names of the config's architecture.
@@ -126,9 +99,8 @@ impl<B: Backend> Encoder<B> {
         };
         let layers = (0..config.n_layers)
             .map(|index| {
-                let path = format!("{}{}.{index}", names.prefix, names.layers);
                 let mut linear = |name: &str, shape| {
-                    let path = &format!("{path}.{name}");
+                    let path = &names.in_layer(index, name);
                     let spec = LinearSpec {
                         path,
                         layer: Some(index),
@@ -162,7 +134,13 @@ impl<B: Backend> Encoder<B> {
                 EncoderLayer { attention, feed_forward, index }
             })
             .collect();
-        Self { embeddings, layers, names }
+        let limits = Limits {
+            vocab_size: config.vocab_size,
+            max_tokens: Some(config.max_tokens()),
+            types: names.has_types.then_some(config.type_vocab_size),
+            first_position: Some(config.position_offset),
+        };
+        Self { embeddings, layers, names, limits }
     }
 
     /// The word embedding.
@@ -170,45 +148,58 @@ impl<B: Backend> Encoder<B> {
         &self.embeddings.word
     }
 
-    /// Visits every parameter under its Hugging Face key.
-    pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+    /// Visits every parameter.
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         let (e, names) = (&mut self.embeddings, self.names);
-        let key = |name: &str| format!("{}embeddings.{name}", names.prefix);
-        e.word.walk(&key(WORD), io);
-        e.position.walk(&key(POSITION), io);
+        let path = |name: &str| format!("{}embeddings.{name}", names.prefix);
+        e.word.visit_params(&path(WORD), visitor);
+        e.position.visit_params(&path(POSITION), visitor);
         if let Some(types) = &mut e.token_type {
-            types.walk(&key(TYPE), io);
+            types.visit_params(&path(TYPE), visitor);
         }
-        e.norm.walk(&key("LayerNorm"), io);
+        e.norm.visit_params(ModulePath::new(&path("LayerNorm"), Part::Embeddings), visitor);
         for layer in &mut self.layers {
-            let key = |name: &str| format!("{}{}.{}.{name}", names.prefix, names.layers, layer.index);
+            let index = layer.index;
+            let path = |name: &str| names.in_layer(index, name);
             let a = &mut layer.attention;
             for (linear, name) in
                 [&mut a.query, &mut a.key, &mut a.value, &mut a.output].into_iter().zip(names.attention)
             {
-                linear.walk(&key(name), io);
+                linear.visit_params(ModulePath::in_layer(&path(name), index), visitor);
             }
-            a.norm.walk(&key(names.attention_norm), io);
+            a.norm.visit_params(ModulePath::in_layer(&path(names.attention_norm), index), visitor);
             let f = &mut layer.feed_forward;
-            f.up.walk(&key(names.feed_forward[0]), io);
-            f.down.walk(&key(names.feed_forward[1]), io);
-            f.norm.walk(&key(names.feed_forward_norm), io);
+            for (linear, name) in [&mut f.up, &mut f.down].into_iter().zip(names.feed_forward) {
+                linear.visit_params(ModulePath::in_layer(&path(name), index), visitor);
+            }
+            f.norm.visit_params(ModulePath::in_layer(&path(names.feed_forward_norm), index), visitor);
         }
+    }
+
+    pub(crate) fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub(crate) fn max_tokens(&self) -> Option<usize> {
+        self.limits.max_tokens
+    }
+
+    pub(crate) fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
+        Ok(TokenBatch::new(&self.limits, tokens, std::iter::repeat(0), device)?.0)
     }
 }
 
 impl<B: Kernels> Embeddings<B> {
-    fn forward(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        let mut x = self.word.forward(batch.ids.clone(), adapters)
-            + self.position.forward(batch.positions.clone(), adapters); // [tokens, d_model]
-        if let Some(types) = &self.token_type {
-            x = x + types.forward(batch.type_ids.clone(), adapters);
+    fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let mut x = self.word.forward(batch.ids.clone(), run.adapters); // [tokens, d_model]
+        for (table, rows) in
+            [(Some(&self.position), &batch.positions), (self.token_type.as_ref(), &batch.type_ids)]
+        {
+            if let (Some(table), Some(rows)) = (table, rows) {
+                x = x + table.forward(rows.clone(), run.adapters);
+            }
         }
-        let x = self.norm.forward(x);
-        match mode.dropout(self.dropout, Stream::Embeddings) {
-            Some(d) => dropout(x, d),
-            None => x,
-        }
+        run.drop(self.norm.forward(x), self.dropout, Stream::Embeddings)
     }
 }
 
@@ -219,86 +210,98 @@ impl<B: Kernels> SelfAttention<B> {
         batch: &TokenBatch<B>,
         rows: Rows,
         layer: usize,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
+        run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let (x_query, queries) = match rows {
-            Rows::All => (x.clone(), PackedTokens::from(batch.lengths.clone())),
-            Rows::First => (
-                x.clone().select(0, batch.starts.clone()),
-                std::iter::repeat_n(1, batch.n_sequences()).collect(),
-            ),
-        };
-        let q = self.query.forward(x_query.clone(), adapters, mode); // [rows, d_model]
-        let k = self.key.forward(x.clone(), adapters, mode); // [tokens, d_model]
-        let v = self.value.forward(x, adapters, mode); // [tokens, d_model]
+        let x_query = batch.select(x.clone(), rows);
+        let q = self.query.forward(x_query.clone(), run); // [rows, d_model]
+        let k = self.key.forward(x.clone(), run); // [tokens, d_model]
+        let v = self.value.forward(x, run); // [tokens, d_model]
         let spec = AttentionSpec {
-            queries,
-            dropout: mode.dropout(self.attention_dropout, Stream::Layer { layer, place: 0 }),
-            ..AttentionSpec::encoder(batch.lengths.clone(), self.n_heads, self.head_dim)
+            queries: batch.queries(rows),
+            dropout: run.dropout(self.attention_dropout, Stream::Layer { layer, place: 0 }),
+            ..AttentionSpec::encoder(batch.packed.clone(), self.n_heads, self.head_dim)
         };
         let context = attention(q, k, v, &spec); // [rows, d_model]
-        let y = self.output.forward(context, adapters, mode);
-        self.norm.forward_residual(
-            y,
-            Some(x_query),
-            mode.dropout(self.output_dropout, Stream::Layer { layer, place: 1 }),
-        )
+        let y = self.output.forward(context, run);
+        let drop = run.dropout(self.output_dropout, Stream::Layer { layer, place: 1 });
+        self.norm.forward_residual(y, Some(x_query), drop)
     }
 }
 
 impl<B: Kernels> FeedForward<B> {
-    fn forward(&self, x: Tensor<B, 2>, layer: usize, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        let inner = self.up.forward_activated(x.clone(), self.activation, adapters, mode); // [tokens, d_ff]
-        let y = self.down.forward(inner, adapters, mode);
-        self.norm.forward_residual(y, Some(x), mode.dropout(self.dropout, Stream::Layer { layer, place: 2 }))
+    fn forward(&self, x: Tensor<B, 2>, layer: usize, run: Run<'_, B>) -> Tensor<B, 2> {
+        let inner = self.up.forward_activated(x.clone(), self.activation, run); // [tokens, d_ff]
+        let y = self.down.forward(inner, run);
+        let drop = run.dropout(self.dropout, Stream::Layer { layer, place: 2 });
+        self.norm.forward_residual(y, Some(x), drop)
     }
 }
 
 impl<B: Kernels> Encoder<B> {
-    /// Hidden states of the last layer.
-    ///
-    /// # Shapes
-    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for [`Rows::First`]
-    pub fn forward(
-        &self,
-        batch: &TokenBatch<B>,
-        rows: Rows,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
-    ) -> Tensor<B, 2> {
-        let last = self.layers.len() - 1;
-        self.layers.iter().fold(self.begin(batch, adapters, mode), |x, layer| {
-            let rows = if layer.index == last { rows } else { Rows::All };
-            self.layer(layer.index, x, batch, rows, adapters, mode)
-        })
-    }
-
-    /// Embedded tokens. Layer by layer, this is [`forward`](Self::forward).
+    /// Embedded tokens.
     ///
     /// # Shapes
     /// - output: `[tokens, d_model]`
-    pub fn begin(&self, batch: &TokenBatch<B>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        self.embeddings.forward(batch, adapters, mode)
+    pub(crate) fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+        self.embeddings.forward(batch, run)
     }
 
     /// One layer; `rows` says which of its outputs are wanted.
     ///
     /// # Shapes
     /// - x: `[tokens, d_model]`
-    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for [`Rows::First`]
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]`
     #[track_caller]
-    pub fn layer(
+    pub(crate) fn layer(
         &self,
         index: usize,
         x: Tensor<B, 2>,
         batch: &TokenBatch<B>,
         rows: Rows,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
+        run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let layer = &self.layers[index];
-        let x = layer.attention.forward(x, batch, rows, index, adapters, mode);
-        layer.feed_forward.forward(x, index, adapters, mode)
+        let x = layer.attention.forward(x, batch, rows, index, run);
+        layer.feed_forward.forward(x, index, run)
     }
 }
+
+/// The stack of a model over an encoder, which is in its field `encoder`.
+macro_rules! encoder_stack {
+    ($model:ident) => {
+        impl<B: Kernels> crate::stack::Stack<B> for $model<B> {
+            fn n_layers(&self) -> usize {
+                self.encoder.n_layers()
+            }
+
+            fn max_tokens(&self) -> Option<usize> {
+                self.encoder.max_tokens()
+            }
+
+            fn batch(
+                &self,
+                tokens: crate::batch::Tokens<'_>,
+                device: &B::Device,
+            ) -> Result<crate::batch::TokenBatch<B>> {
+                self.encoder.batch(tokens, device)
+            }
+
+            fn embed(&self, batch: &crate::batch::TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+                self.encoder.embed(batch, run)
+            }
+
+            fn layer(
+                &self,
+                index: usize,
+                x: Tensor<B, 2>,
+                batch: &crate::batch::TokenBatch<B>,
+                rows: Rows,
+                run: Run<'_, B>,
+            ) -> Tensor<B, 2> {
+                self.encoder.layer(index, x, batch, rows, run)
+            }
+        }
+    };
+}
+
+pub(crate) use encoder_stack;

@@ -7,8 +7,8 @@ use std::path::Path;
 use lowrank_kernels::Kernels;
 use serde_json::Value;
 
-use crate::config::EncoderConfig;
-use crate::decoder::{Decoder, DecoderConfig};
+use crate::config::{DecoderConfig, EncoderConfig};
+use crate::decoder::Decoder;
 use crate::params::WeightType;
 use crate::{MaskedLm, SequenceClassifier};
 

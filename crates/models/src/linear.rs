@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, BaseLinear, Mode, Site};
+use lowrank_adapters::{BaseLinear, Site};
 use lowrank_kernels::{Kernels, linear_gelu};
 
 use crate::config::Activation;
 use crate::error::summary;
-use crate::params::{Layout, ParamIo, lazy_full};
-use crate::projection::Projection;
+use crate::params::lazy_full;
+use crate::projection::{Projection, WeightOf};
+use crate::run::Run;
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
 use lowrank_spec::{LowrankSection, Representation};
 
 /// `y = x·W + b`, at a site that an adapter may serve.
@@ -99,8 +101,9 @@ impl SiteList {
         if let Representation::LowRank { a_of, b_of, .. } = &mut representation {
             for owner in [a_of, b_of].into_iter().flatten() {
                 if !self.section.modules.contains_key(owner.as_str()) {
-                    self.problems
-                        .push(format!("lowrank: module '{name}' shares with '{owner}', which is none"));
+                    self.problems.push(format!(
+                        "lowrank: module '{name}' shares a factor with unknown module '{owner}'"
+                    ));
                 }
                 // The model's paths have their prefix even where the section's do not.
                 *owner = format!("{}{owner}", path.strip_suffix(name).unwrap_or_default());
@@ -112,21 +115,21 @@ impl SiteList {
     /// The sites, once the whole model is built.
     ///
     /// # Errors
-    /// A line of the section that does not fit its module, or names none.
+    /// A line of the section that does not fit its module, or names an unknown one.
     pub fn finish(mut self) -> std::result::Result<Vec<Site>, String> {
         let unknown = self.section.modules.keys().filter(|name| !self.named.contains(*name));
-        self.problems.extend(unknown.map(|name| format!("lowrank: '{name}' is no module of this model")));
+        self.problems.extend(unknown.map(|name| format!("lowrank: unknown module '{name}'")));
         if self.problems.is_empty() { Ok(self.sites) } else { Err(summary(&self.problems)) }
     }
 }
 
 impl<B: Backend> Linear<B> {
-    /// Visits the weight (see [`Projection::walk`]) and the bias under `<key>.bias`.
-    pub fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
+    /// Visits the weight and the bias.
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, module: ModulePath<'_>, visitor: &mut V) {
         let dense = if self.conv1d { Layout::Same } else { Layout::Transposed };
-        self.projection.walk(key, dense, io);
+        self.projection.visit_params(WeightOf { module, site: self.site }, dense, visitor);
         if let Some(bias) = &mut self.bias {
-            io.param(&format!("{key}.bias"), Layout::Same, bias);
+            visitor.visit(&module.parameter(Role::Bias, Layout::Same, Some(self.site)), bias);
         }
     }
 }
@@ -135,8 +138,8 @@ impl<B: Kernels> Linear<B> {
     /// # Shapes
     /// - input: `[tokens, d_input]`
     /// - output: `[tokens, d_output]`
-    pub fn forward(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        adapters.forward(self.site, x, self, mode)
+    pub fn forward(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        run.adapters.forward(self.site, x, self, run.mode)
     }
 
     /// `activation(forward(x))`, in one step where there is a kernel for it and no adapter comes between.
@@ -144,14 +147,13 @@ impl<B: Kernels> Linear<B> {
         &self,
         x: Tensor<B, 2>,
         activation: Activation,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
+        run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         match (activation, &self.projection) {
-            (Activation::Gelu(kind), Projection::Dense(dense)) if !adapters.covers(self.site) => {
+            (Activation::Gelu(kind), Projection::Dense(dense)) if !run.adapters.covers(self.site) => {
                 linear_gelu(x, dense.weight.val(), self.bias.as_ref().map(Param::val), kind)
             }
-            _ => activation.apply(self.forward(x, adapters, mode)),
+            _ => activation.apply(self.forward(x, run)),
         }
     }
 }

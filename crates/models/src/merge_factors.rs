@@ -14,7 +14,7 @@ use lowrank_factor::{FactorError, LowRank, SigmaPlacement, Truncation, svd};
 ///
 /// # Errors
 /// Values that are not finite.
-pub fn merge_factors<B: Backend>(
+pub(crate) fn merge_factors<B: Backend>(
     adapters: &AdapterSet<B>,
     site: usize,
     a: Tensor<B, 2>,

@@ -4,16 +4,9 @@ use burn::module::Param;
 use burn::prelude::*;
 use lowrank_kernels::{Dropout, Kernels, layer_norm, rms_norm};
 
-use crate::params::{Layout, ParamIo, lazy_full};
-
-/// Which norm.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum NormKind {
-    /// Layer norm with gain and offset (Ba et al. 2016).
-    Layer,
-    /// RMS norm with gain (Zhang & Sennrich 2019).
-    Rms,
-}
+use crate::config::NormKind;
+use crate::params::lazy_full;
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
 
 /// A norm with its gain, and its offset where it has one.
 #[derive(Module, Debug)]
@@ -23,19 +16,23 @@ pub struct Norm<B: Backend> {
     /// Shape `[d_model]`; an RMS norm has none.
     pub beta: Option<Param<Tensor<B, 1>>>,
     eps: f64,
+    /// Whether the gain is stored as its difference from 1.
+    plus_one: bool,
 }
 
 impl<B: Backend> Norm<B> {
     /// Gain 1, offset 0.
     pub fn init(kind: NormKind, d_model: usize, eps: f64, device: &B::Device) -> Self {
         let beta = (kind == NormKind::Layer).then(|| lazy_full([d_model], 0.0, device));
-        Self { gamma: lazy_full([d_model], 1.0, device), beta, eps }
+        let plus_one = kind == NormKind::RmsPlusOne;
+        let gamma = lazy_full([d_model], if plus_one { 0.0 } else { 1.0 }, device);
+        Self { gamma, beta, eps, plus_one }
     }
 
-    pub(crate) fn walk<IO: ParamIo<B>>(&mut self, key: &str, io: &mut IO) {
-        io.param(&format!("{key}.weight"), Layout::Same, &mut self.gamma);
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, at: ModulePath<'_>, visitor: &mut V) {
+        visitor.visit(&at.parameter(Role::Gain, Layout::Same, None), &mut self.gamma);
         if let Some(beta) = &mut self.beta {
-            io.param(&format!("{key}.bias"), Layout::Same, beta);
+            visitor.visit(&at.parameter(Role::Offset, Layout::Same, None), beta);
         }
     }
 }
@@ -48,6 +45,7 @@ impl<B: Kernels> Norm<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match &self.beta {
             Some(_) => self.forward_residual(x, None, None),
+            None if self.plus_one => rms_norm(x, self.gamma.val() + 1.0, self.eps),
             None => rms_norm(x, self.gamma.val(), self.eps),
         }
     }

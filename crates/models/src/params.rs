@@ -1,6 +1,5 @@
-//! Parameters by their checkpoint keys: one walk over a model serves loading and saving.
+//! Loading and saving of parameters, by the visit of a model.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Param, ParamId};
@@ -13,26 +12,7 @@ use lowrank_spec::rng::normal_values;
 use lowrank_spec::transpose;
 
 use crate::error::{ModelError, Result, summary};
-
-/// How a tensor lies in the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// As in the model.
-    Same,
-    /// A linear weight: `(out, in)` in the file, `[in, out]` in the model.
-    Transposed,
-}
-
-/// Something that visits every parameter of a model under its checkpoint key.
-pub trait ParamIo<B: Backend> {
-    /// Visits the parameter stored under `key`.
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>);
-
-    /// Visits a factor that is stored under the key of the module that owns it, and visited there too.
-    ///
-    /// Shared factors are loaded and saved; whatever else a visitor does, the owner's visit does.
-    fn shared(&mut self, _key: &str, _layout: Layout, _param: &mut Param<Tensor<B, 2>>) {}
-}
+use crate::visit::{Layout, ParamVisitor, Parameter};
 
 /// The type in which matrices are kept; arithmetic is in f32 whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,9 +149,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     fn load<const D: usize>(
         &mut self,
         name: &str,
-        layout: Layout,
+        at: &Parameter<'_>,
         param: &mut Param<Tensor<B, D>>,
     ) -> Result<()> {
+        let layout = at.layout;
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
         let mut wanted = shape.clone();
         if layout == Layout::Transposed {
@@ -186,7 +167,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let dtype = if D >= 2 { self.weights.dtype() } else { DType::F32 };
         let data = self.read(name, layout, dtype, shape)?;
         let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
-        if matches!(WeightPart::parse(name), Some((_, WeightPart::FactorA | WeightPart::FactorB))) {
+        if matches!(at.weight(), Some(WeightPart::FactorA | WeightPart::FactorB)) {
             self.factors
                 .insert(name.to_string(), tensor.clone().reshape([tensor.dims()[0], tensor.dims()[1]]));
         }
@@ -245,52 +226,78 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 }
 
-impl<B: Backend> ParamIo<B> for Loader<'_, B> {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let Some(name) = self.resolve(key) else {
-            self.missing.push(key.to_string());
+impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let key = at.key();
+        let Some(name) = self.resolve(&key) else {
+            self.missing.push(key);
             return;
         };
-        if let Err(error) = self.load(&name, layout, param) {
+        if let Err(error) = self.load(&name, at, param) {
             self.problems.push(error.to_string());
         }
         self.used.insert(name);
     }
 
-    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {
+    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
         let shape: [usize; 2] = param.lazy_shape().dims();
-        match self.factors.get(self.stored_key(key)) {
+        match self.factors.get(self.stored_key(&at.key())) {
             Some(tensor) if tensor.dims() == shape => {
                 *param = Param::initialized(param.id, tensor.clone());
             }
-            _ => self.param(key, layout, param),
+            _ => self.visit(at, param),
         }
     }
 }
 
-/// Gathers a model's tensors for a checkpoint, in PyTorch's layout.
-#[derive(Default)]
-pub struct Saver {
+/// Reads a parameter as it lies in the checkpoint.
+pub fn host_tensor<B: Backend, const D: usize>(
+    at: &Parameter<'_>,
+    param: &Param<Tensor<B, D>>,
+) -> HostTensor<'static> {
+    let mut shape: Vec<usize> = param.dims().to_vec();
+    let mut data = host_values(param.val());
+    if at.layout == Layout::Transposed {
+        data = transpose(&data, shape[0], shape[1]);
+        shape.reverse();
+    }
+    HostTensor::new(at.key(), shape, data)
+}
+
+/// Gathers the tensors that a predicate wants, in PyTorch's layout; a shared factor at its owner.
+pub struct Gather<F> {
+    wanted: F,
     /// What was gathered.
     pub tensors: Vec<HostTensor<'static>>,
 }
 
-impl<B: Backend> ParamIo<B> for Saver {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        // A shared factor is visited by all who share it.
-        if self.tensors.iter().any(|t| t.name == key) {
-            return;
-        }
-        let mut shape: Vec<usize> = param.dims().to_vec();
-        let mut data = host_values(param.val());
-        if layout == Layout::Transposed {
-            data = transpose(&data, shape[0], shape[1]);
-            shape.reverse();
-        }
-        self.tensors.push(HostTensor { name: key.to_string(), shape, data: Cow::Owned(data) });
+impl<F: Fn(&Parameter<'_>) -> bool> Gather<F> {
+    /// Gathers where `wanted` says so.
+    pub const fn new(wanted: F) -> Self {
+        Self { wanted, tensors: Vec::new() }
     }
+}
 
-    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, 2>>) {
-        self.param(key, layout, param);
+impl<B: Backend, F: Fn(&Parameter<'_>) -> bool> ParamVisitor<B> for Gather<F> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        if (self.wanted)(at) {
+            self.tensors.push(host_tensor(at, param));
+        }
+    }
+}
+
+/// Calls a function for each parameter, with whether it is trained, and sets whether it is.
+pub struct Choose<F>(
+    /// The choice.
+    pub F,
+);
+
+impl<B: Backend, F: FnMut(&Parameter<'_>, bool) -> bool> ParamVisitor<B> for Choose<F> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let was = param.is_require_grad();
+        let trained = (self.0)(at, was);
+        if trained != was {
+            *param = param.clone().set_require_grad(trained);
+        }
     }
 }

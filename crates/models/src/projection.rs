@@ -6,9 +6,11 @@ use burn::prelude::*;
 use lowrank_kernels::{Kernels, linear};
 
 use crate::error::{ModelError, Result};
-use crate::params::{Layout, ParamIo, lazy_normal};
+use crate::params::lazy_normal;
 use crate::tensor_train::TensorTrain;
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Parameter, Role};
 use lowrank_spec::Representation;
+use lowrank_spec::names::WeightPart;
 
 /// A weight as one matrix.
 #[derive(Module, Debug)]
@@ -31,7 +33,7 @@ pub struct LowRank<B: Backend> {
     owners: [Option<String>; 2],
 }
 
-/// A linear map in one of its representations; forward passes multiply by what is there.
+/// A linear map in one of its representations; forward passes multiply by what is stored.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful in each layer; burn's modules cannot be boxed")]
 pub enum Projection<B: Backend> {
@@ -41,6 +43,19 @@ pub enum Projection<B: Backend> {
     LowRank(LowRank<B>),
     /// A train of cores.
     TensorTrain(TensorTrain<B>),
+}
+
+/// Whose weight a projection is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WeightOf<'a> {
+    pub(crate) module: ModulePath<'a>,
+    pub(crate) site: usize,
+}
+
+impl<'a> WeightOf<'a> {
+    pub(crate) const fn part(self, part: WeightPart, layout: Layout) -> Parameter<'a> {
+        self.module.parameter(Role::Weight(part), layout, Some(self.site))
+    }
 }
 
 /// Standard deviation of fresh weights, BERT's `initializer_range`.
@@ -55,20 +70,19 @@ impl<B: Backend> Projection<B> {
         seed: u64,
         device: &B::Device,
     ) -> Self {
-        let matrix =
-            |name: &str, shape, std| lazy_normal(seed, &format!("{path}.{name}.weight"), shape, std, device);
+        let matrix = |part: WeightPart, shape, std| lazy_normal(seed, &part.key(path), shape, std, device);
         match representation {
-            Representation::Dense => Self::Dense(Dense {
-                weight: lazy_normal(seed, &format!("{path}.weight"), [d_input, d_output], INIT_STD, device),
-            }),
+            Representation::Dense => {
+                Self::Dense(Dense { weight: matrix(WeightPart::Dense, [d_input, d_output], INIT_STD) })
+            }
             Representation::LowRank { ranks, a_of, b_of } => {
                 let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
                 // Each further factor keeps the size of what goes through it.
                 Self::LowRank(LowRank {
-                    a: matrix("lowrank_a", [d_input, first], INIT_STD),
+                    a: matrix(WeightPart::FactorA, [d_input, first], INIT_STD),
                     core: (ranks.len() == 2)
-                        .then(|| matrix("lowrank_c", [first, last], (first as f64).powf(-0.5))),
-                    b: matrix("lowrank_b", [last, d_output], (last as f64).powf(-0.5)),
+                        .then(|| matrix(WeightPart::FactorC, [first, last], (first as f64).powf(-0.5))),
+                    b: matrix(WeightPart::FactorB, [last, d_output], (last as f64).powf(-0.5)),
                     owners: [a_of.clone(), b_of.clone()],
                 })
             }
@@ -78,27 +92,38 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// Visits what is stored under the keys of [`Representation`]; `dense` is how a single matrix lies in the
-    /// file.
-    pub fn walk<IO: ParamIo<B>>(&mut self, path: &str, dense: Layout, io: &mut IO) {
+    /// Visits what is stored under the keys of [`WeightPart`]; `dense` is the layout of a single matrix in the file.
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(
+        &mut self,
+        at: WeightOf<'_>,
+        dense: Layout,
+        visitor: &mut V,
+    ) {
+        let WeightOf { module, site } = at;
         match self {
-            Self::Dense(one) => io.param(&format!("{path}.weight"), dense, &mut one.weight),
+            Self::Dense(one) => {
+                visitor.visit(&at.part(WeightPart::Dense, dense), &mut one.weight);
+            }
             Self::LowRank(factors) => {
                 let [a_of, b_of] = &factors.owners;
-                let mut factor = |name: &str, owner: Option<&String>, param: &mut Param<Tensor<B, 2>>| {
-                    let key = |path: &str| format!("{path}.{name}.weight");
-                    match owner {
-                        Some(owner) => io.shared(&key(owner), Layout::Transposed, param),
-                        None => io.param(&key(path), Layout::Transposed, param),
-                    }
-                };
-                factor("lowrank_a", a_of.as_ref(), &mut factors.a);
+                let mut factor =
+                    |part: WeightPart, owner: Option<&String>, param: &mut Param<Tensor<B, 2>>| {
+                        let layout = Layout::Transposed;
+                        match owner {
+                            Some(path) => {
+                                let owner = WeightOf { module: ModulePath { path, ..module }, site };
+                                visitor.visit_shared(&owner.part(part, layout), param);
+                            }
+                            None => visitor.visit(&at.part(part, layout), param),
+                        }
+                    };
+                factor(WeightPart::FactorA, a_of.as_ref(), &mut factors.a);
                 if let Some(core) = &mut factors.core {
-                    factor("lowrank_c", None, core);
+                    factor(WeightPart::FactorC, None, core);
                 }
-                factor("lowrank_b", b_of.as_ref(), &mut factors.b);
+                factor(WeightPart::FactorB, b_of.as_ref(), &mut factors.b);
             }
-            Self::TensorTrain(train) => train.walk(path, io),
+            Self::TensorTrain(train) => train.visit_params(at, visitor),
         }
     }
 

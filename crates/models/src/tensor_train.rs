@@ -10,8 +10,9 @@ use burn::prelude::*;
 use lowrank_kernels::{Kernels, linear};
 use lowrank_spec::names::WeightPart;
 
-use crate::params::{Layout, ParamIo, lazy_normal};
-use crate::projection::INIT_STD;
+use crate::params::lazy_normal;
+use crate::projection::{INIT_STD, WeightOf};
+use crate::visit::{Layout, ParamVisitor};
 
 /// `W[(i_1 … i_d), (j_1 … j_d)] = G_1[i_1, j_1]·…·G_d[i_d, j_d]` (Oseledets 2011; Novikov et al. 2015).
 #[derive(Module, Debug)]
@@ -34,23 +35,21 @@ impl<B: Backend> TensorTrain<B> {
         // An entry of W is a sum over all inner ranks of a product of one entry of each core.
         let terms: f64 = shapes.iter().map(|shape| shape[3] as f64).product();
         let std = (INIT_STD / terms.sqrt()).powf(1.0 / shapes.len() as f64);
-        let core = |(k, &shape): (usize, &[usize; 4])| lazy_normal(seed, &key(path, k), shape, std, device);
+        let core = |(k, &shape): (usize, &[usize; 4])| {
+            lazy_normal(seed, &WeightPart::Core(k).key(path), shape, std, device)
+        };
         Self { cores: shapes.iter().enumerate().map(core).collect(), d_input, d_output }
     }
 
-    pub(crate) fn walk<IO: ParamIo<B>>(&mut self, path: &str, io: &mut IO) {
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, at: WeightOf<'_>, visitor: &mut V) {
         for (k, core) in self.cores.iter_mut().enumerate() {
-            io.param(&key(path, k), Layout::Same, core);
+            visitor.visit(&at.part(WeightPart::Core(k), Layout::Same), core);
         }
     }
 
     pub(crate) const fn dims(&self) -> [usize; 2] {
         [self.d_input, self.d_output]
     }
-}
-
-fn key(path: &str, k: usize) -> String {
-    WeightPart::Core(k).key(path)
 }
 
 impl<B: Kernels> TensorTrain<B> {

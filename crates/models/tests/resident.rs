@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use lowrank_checkpoint::{Dtype, StreamOptions, StreamWriter, TensorPlan};
-use lowrank_models::params::{Layout, ParamIo, WeightType};
-use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, DecoderConfig, Layout, ParamVisitor, Parameter, Parameters};
 
 const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 8000, "hidden_size": 384, "num_hidden_layers": 8,
     "num_attention_heads": 6, "intermediate_size": 1024, "max_position_embeddings": 64}"#;
@@ -25,13 +25,13 @@ fn status(field: &str) -> usize {
 #[derive(Default)]
 struct Shapes(Vec<(String, Vec<usize>)>);
 
-impl<B: Backend> ParamIo<B> for Shapes {
-    fn param<const D: usize>(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<B, D>>) {
+impl<B: Backend> ParamVisitor<B> for Shapes {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        if layout == Layout::Transposed {
+        if at.layout == Layout::Transposed {
             shape.reverse();
         }
-        self.0.push((key.to_string(), shape));
+        self.0.push((at.key(), shape));
     }
 }
 
@@ -43,7 +43,7 @@ fn loading_peaks_at_one_copy_of_the_weights() {
     let config = DecoderConfig::read(folder.path()).unwrap();
     let device = Default::default();
     let mut shapes = Shapes::default();
-    Decoder::<Flex>::init(config.clone(), 0, &device).unwrap().walk(&mut shapes);
+    Decoder::<Flex>::init(config.clone(), 0, &device).unwrap().visit_params(&mut shapes);
     let plan =
         shapes.0.iter().map(|(name, shape)| TensorPlan::new(name, shape.clone(), Dtype::BF16)).collect();
     let mut writer = StreamWriter::create(folder.path(), plan, StreamOptions::default()).unwrap();

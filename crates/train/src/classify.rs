@@ -88,8 +88,7 @@ where
     }
 
     fn groups(&self, model: &Tuned<B, C>) -> Groups {
-        let heads = model.model().head();
-        Groups::default().with_adapters(model.adapters()).with_head(model.model(), &heads)
+        Groups::default().with_adapters(model.adapters()).with_model(model.model())
     }
 
     fn constrain(&self, model: Tuned<B, C>) -> Result<Tuned<B, C>> {

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, FactorRole};
-use lowrank_models::Adaptable;
-use lowrank_models::params::{Layout, ParamIo};
+use lowrank_models::{ParamVisitor, Parameter, Parameters, Part};
 
 /// Which learning rate a parameter has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,24 +54,19 @@ impl Groups {
         self
     }
 
-    /// Adds the task head of a model: the parameters of the modules in `heads`.
-    pub fn with_head<B: Backend>(mut self, model: &impl Adaptable<B>, heads: &[String]) -> Self {
-        model.clone().walk_params(&mut HeadIds { heads, groups: &mut self });
+    /// Adds the parameters of a model: those of its task head have the head's rate; biases and norms do not decay.
+    pub fn with_model<B: Backend>(mut self, model: &impl Parameters<B>) -> Self {
+        model.clone().visit_params(&mut ByPart(&mut self));
         self
     }
 }
 
-struct HeadIds<'a> {
-    heads: &'a [String],
-    groups: &'a mut Groups,
-}
+struct ByPart<'a>(&'a mut Groups);
 
-impl<B: Backend> ParamIo<B> for HeadIds<'_> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        let is_in = |head: &String| key.strip_prefix(head).is_some_and(|rest| rest.starts_with('.'));
-        if self.heads.iter().any(is_in) {
-            self.groups.insert(param.id, Group { rate: Rate::Head, decays: D >= 2 });
-        }
+impl<B: Backend> ParamVisitor<B> for ByPart<'_> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let rate = if at.module.part == Part::Head { Rate::Head } else { Rate::Base };
+        self.0.insert(param.id, Group { rate, decays: at.decays() });
     }
 }
 

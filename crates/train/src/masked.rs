@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_adapters::Mode;
+use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::mlm::{Masker, MlmBatch};
 use lowrank_data::pack::{BatchPlan, EncodedDataset};
 use lowrank_kernels::{Kernels, cross_entropy};
 use lowrank_models::batch::int_tensor;
-use lowrank_models::params::{Layout, ParamIo};
-use lowrank_models::{EncoderConfig, MaskedLm, TokenBatch};
+use lowrank_models::{EncoderConfig, MaskedLm, Parameters, Run, Stack, Tokens};
 
 use crate::checkpoint::Start;
 use crate::config::TrainConfig;
@@ -60,10 +58,11 @@ impl<B: AutodiffBackend + Kernels> Objective<B> for Masked {
         let device = model.devices().into_iter().next();
         let device = device.ok_or_else(|| TrainError::Batch("the model has no parameters".into()))?;
         let batch = &masked.batch;
-        let tokens = TokenBatch::new(model.config(), &batch.ids, &batch.type_ids, &batch.lengths, &device)?;
+        let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths };
+        let (tokens, none) = (model.batch(tokens, &device)?, AdapterSet::empty());
         let places = int_tensor(masked.places.iter().map(|&p| p as i32).collect(), &device);
         let targets = int_tensor(masked.targets.iter().map(|&t| t as i32).collect(), &device);
-        Ok(cross_entropy(model.forward(&tokens, places, mode), targets))
+        Ok(cross_entropy(model.forward(&tokens, places, Run::new(&none, mode)), targets))
     }
 }
 
@@ -85,17 +84,8 @@ where
 {
     config.validate()?;
     let mut model = MaskedLm::<B>::init(model, config.seed, device)?;
-    model.walk(&mut Trained);
+    model.choose_trained(|_, _| true);
     let objective = Masked::new(data, masker, config)?;
     let training = Training { config, checkpoints: None, start: Start::Fresh, keep_last: false, watch };
     Ok(train(&objective, model, training)?.0)
-}
-
-/// Gives every parameter a gradient.
-struct Trained;
-
-impl<B: Backend> ParamIo<B> for Trained {
-    fn param<const D: usize>(&mut self, _key: &str, _layout: Layout, param: &mut Param<Tensor<B, D>>) {
-        *param = param.clone().set_require_grad(true);
-    }
 }

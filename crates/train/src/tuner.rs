@@ -7,7 +7,7 @@ use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::{Labels, PackedBatch};
 use lowrank_kernels::{Kernels, cross_entropy};
 use lowrank_models::batch::int_tensor;
-use lowrank_models::{Adaptable, SequenceClassifier, TokenBatch};
+use lowrank_models::{Adaptable, Run, SequenceClassifier, Stack, TokenBatch, Tokens};
 
 use crate::error::{Result, TrainError};
 use crate::record::count;
@@ -85,9 +85,6 @@ pub trait Classifier<B: Kernels>: Module<B> + ModuleDisplay + Adaptable<B> {
         mode: Mode,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>>;
-
-    /// Paths of the modules of the task head.
-    fn head(&self) -> Vec<String>;
 }
 
 impl<B: Kernels> Classifier<B> for SequenceClassifier<B> {
@@ -98,11 +95,7 @@ impl<B: Kernels> Classifier<B> for SequenceClassifier<B> {
         mode: Mode,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        Ok(self.forward(&to_device(self, batch, device)?, adapters, mode))
-    }
-
-    fn head(&self) -> Vec<String> {
-        self.head_modules()
+        Ok(self.forward(&to_device(self, batch, device)?, Run::new(adapters, mode)))
     }
 }
 
@@ -140,10 +133,11 @@ pub fn loss<B: Kernels>(logits: Tensor<B, 2>, labels: &Labels) -> Result<Tensor<
 ///
 /// # Errors
 /// Ids or lengths that the model does not take.
-pub fn to_device<B: Backend>(
-    model: &SequenceClassifier<B>,
+pub fn to_device<B: Kernels>(
+    model: &impl Stack<B>,
     batch: &PackedBatch,
     device: &B::Device,
 ) -> Result<TokenBatch<B>> {
-    Ok(TokenBatch::new(model.config(), &batch.ids, &batch.type_ids, &batch.lengths, device)?)
+    let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths };
+    Ok(model.batch(tokens, device)?)
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use lowrank_checkpoint::FloatType;
 use lowrank_data::mini;
 use lowrank_data::mlm::Masker;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::EncoderConfig;
+use lowrank_models::{EncoderConfig, Parameters};
 use lowrank_train::{SchedulerKind, StepReport, TrainConfig, Watch, pretrain};
 use serde_json::json;
 
@@ -71,7 +72,7 @@ fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
     };
     let mut watch = Progress { begun: Instant::now(), mean: 0.0 };
     let trained = pretrain::<Train>(model, data, Masker::new(&tokenizer)?, &config, &device, &mut watch)?;
-    Ok(trained.save(folder)?)
+    Ok(trained.save(folder, folder, FloatType::F32)?)
 }
 
 /// A running mean of the loss on standard error.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
-use lowrank_adapters::Mode;
+use lowrank_models::{Rows, Run, Stack};
 use lowrank_train::tuner::to_device;
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let indices: Vec<usize> = (0..data.len()).collect();
     for chunk in indices.chunks(args.batch_size) {
         let batch = data.batch(chunk)?;
-        let hidden = model.hidden_states(&to_device(model, &batch, &device)?, adapters, Mode::EVAL);
+        let hidden = model.hidden_states(&to_device(model, &batch, &device)?, Rows::All, Run::eval(adapters));
         let mut first = 0;
         for &n in &batch.lengths {
             let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, first, n).mean_dim(0);

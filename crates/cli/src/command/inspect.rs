@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::params::{Layout, ParamIo};
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, SequenceClassifier};
+use lowrank_models::{
+    Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier,
+};
 use serde_json::{Map, Value, json};
 
 use crate::adapter;
@@ -121,8 +122,8 @@ fn architecture(args: &Args) -> Result<Value> {
             let heads = config.n_heads;
             let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
             let sites = model.sites().to_vec();
-            let mut count = Count::new(args.method, &sites);
-            model.walk(&mut count);
+            let mut count = Count::new(args.method);
+            model.visit_params(&mut count);
             let Count { parameters, trained, .. } = count;
             (sites, parameters, trained, heads)
         }
@@ -136,8 +137,8 @@ fn architecture(args: &Args) -> Result<Value> {
             let heads = config.n_heads;
             let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
             let sites = model.sites().to_vec();
-            let mut count = Count::new(args.method, &sites);
-            model.walk(&mut count);
+            let mut count = Count::new(args.method);
+            model.visit_params(&mut count);
             let Count { parameters, trained, .. } = count;
             (sites, parameters, trained, heads)
         }
@@ -195,33 +196,31 @@ fn print_architecture(object: &Value) -> Result<()> {
 }
 
 /// Numbers of parameters, all and by module those that a method trains in full, by shapes alone.
-struct Count<'a> {
+struct Count {
     method: Option<Method>,
-    sites: &'a [Site],
     parameters: usize,
     trained: Vec<(String, usize)>,
 }
 
-impl<'a> Count<'a> {
-    fn new(method: Option<Method>, sites: &'a [Site]) -> Self {
-        Self { method, sites, parameters: 0, trained: Vec::new() }
+impl Count {
+    fn new(method: Option<Method>) -> Self {
+        Self { method, parameters: 0, trained: Vec::new() }
     }
 }
 
-impl ParamIo<Inner> for Count<'_> {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<Inner, D>>) {
+impl ParamVisitor<Inner> for Count {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
         let n = param.lazy_shape().num_elements();
         self.parameters += n;
-        let module = key.rsplit_once('.').map_or(key, |(module, _)| module);
-        let is_head = self.sites.iter().any(|site| site.head && site.path == module);
+        let is_head = at.module.part == Part::Head;
         let trained = match self.method {
             Some(Method::Full) => true,
-            Some(Method::Bitfit) => is_head || key.ends_with(".bias"),
+            Some(Method::Bitfit) => is_head || at.is_bias(),
             Some(_) => is_head,
             None => false,
         };
         if trained {
-            self.trained.push((module.to_string(), n));
+            self.trained.push((at.module.path.to_string(), n));
         }
     }
 }

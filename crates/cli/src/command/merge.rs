@@ -5,14 +5,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData, bf16, f16};
+use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
-use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, write_atomic, write_safetensors};
-use lowrank_models::decoder::LogitRows;
-use lowrank_models::params::{Layout, ParamIo, Saver};
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, SequenceClassifier, TokenBatch};
-use lowrank_spec::{HostTensor, LowrankSection};
-use serde_json::{Map, Value};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_models::{
+    Adaptable, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Rows, Run, SequenceClassifier,
+    Stack, Tokens,
+};
+use lowrank_spec::LowrankSection;
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
@@ -46,41 +46,20 @@ trait Probed: Adaptable<Inner> {
     /// Outputs for the probe's tokens, on the host.
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>>;
 
-    /// The `config.json` that the model would be written with.
-    fn raw_config(&self) -> Map<String, Value>;
-
     /// Which weights are in factors.
     fn factored(&self) -> &LowrankSection;
-
-    /// Keys that hold fresh values, which are not written.
-    fn unwritten(&self) -> Vec<String> {
-        Vec::new()
-    }
 }
 
 impl Probed for SequenceClassifier<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
         let ids = probe_ids(config.vocab_size, config.max_tokens());
-        let batch = TokenBatch::new(config, &ids, &vec![0; ids.len()], &[ids.len()], device)?;
-        Ok(host_values(self.forward(&batch, adapters, Mode::EVAL)))
-    }
-
-    fn raw_config(&self) -> Map<String, Value> {
-        let mut raw = self.config().raw.clone();
-        if self.fresh().is_empty() {
-            let class = format!("{}ForSequenceClassification", self.config().architecture.class);
-            raw.insert("architectures".into(), vec![class].into());
-        }
-        raw
+        let batch = self.batch(Tokens::new(&ids, &[ids.len()]), device)?;
+        Ok(host_values(self.forward(&batch, Run::eval(adapters))))
     }
 
     fn factored(&self) -> &LowrankSection {
         &self.config().lowrank
-    }
-
-    fn unwritten(&self) -> Vec<String> {
-        self.fresh().to_vec()
     }
 }
 
@@ -88,12 +67,8 @@ impl Probed for Decoder<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
         let ids = probe_ids(config.vocab_size, config.max_positions);
-        let logits = self.forward(&ids, &[ids.len()], LogitRows::All, adapters, Mode::EVAL, device)?;
-        Ok(host_values(logits))
-    }
-
-    fn raw_config(&self) -> Map<String, Value> {
-        self.config().raw.clone()
+        let batch = self.batch(Tokens::new(&ids, &[ids.len()]), device)?;
+        Ok(host_values(self.forward(&batch, Rows::All, Run::eval(adapters))))
     }
 
     fn factored(&self) -> &LowrankSection {
@@ -151,12 +126,12 @@ fn merge<M: Probed>(
     };
     let mut rounded = merged.clone();
     let mut round = Round { dtype, overflow: None };
-    rounded.walk_params(&mut round);
+    rounded.visit_params(&mut round);
     if let Some(key) = round.overflow {
         bail!("'{key}' holds values that {} cannot; give --dtype f32 or bf16", dtype.name());
     }
     let difference = largest_difference(&outputs, &rounded.probe(&AdapterSet::empty(), device)?)?;
-    write(&merged, dtype, &args.output, source)?;
+    merged.save(&args.output, source, dtype)?;
     let layers = adapters.slots().len();
     if args.json {
         return print_json(&serde_json::json!({
@@ -213,8 +188,8 @@ struct Round {
     overflow: Option<String>,
 }
 
-impl ParamIo<Inner> for Round {
-    fn param<const D: usize>(&mut self, key: &str, _layout: Layout, param: &mut Param<Tensor<Inner, D>>) {
+impl ParamVisitor<Inner> for Round {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
         let round: fn(f32) -> f32 = match self.dtype {
             FloatType::F32 => return,
             FloatType::F16 => |v| f16::from_f32(v).to_f32(),
@@ -223,58 +198,15 @@ impl ParamIo<Inner> for Round {
         let (shape, device): ([usize; D], _) = (param.dims(), param.lazy_device());
         let values: Vec<f32> = host_values(param.val()).into_iter().map(round).collect();
         if values.iter().any(|v| !v.is_finite()) {
-            self.overflow.get_or_insert_with(|| key.to_string());
+            self.overflow.get_or_insert_with(|| at.key());
         }
         let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
         *param = Param::initialized(param.id, tensor);
     }
 
-    fn shared(&mut self, key: &str, layout: Layout, param: &mut Param<Tensor<Inner, 2>>) {
-        self.param(key, layout, param);
+    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, 2>>) {
+        self.visit(at, param);
     }
-}
-
-/// Writes weights and config, and every other file of the source that is neither.
-fn write<M: Probed>(model: &M, dtype: FloatType, output: &Path, source: &Path) -> Result<()> {
-    std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
-    let mut saver = Saver::default();
-    model.clone().walk_params(&mut saver);
-    let unwritten = model.unwritten();
-    let tensors: Vec<HostTensor<'_>> =
-        saver.tensors.into_iter().filter(|tensor| !unwritten.contains(&tensor.name)).collect();
-    // transformers refuses files without this note.
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    write_safetensors(output.join("model.safetensors"), tensors, dtype, &metadata)?;
-    let config = with_dtype(model.raw_config(), dtype);
-    write_atomic(output.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?;
-    for entry in source.read_dir().with_context(|| source.display().to_string())? {
-        let from = entry?.path();
-        let extension = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let name = from.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let is_ours = name == "config.json" || name.ends_with(".index.json") || name.starts_with("adapter_");
-        if is_ours || !matches!(extension, "json" | "txt" | "model" | "jinja") {
-            continue;
-        }
-        let bytes = std::fs::read(&from).with_context(|| from.display().to_string())?;
-        write_atomic(output.join(name), &bytes)?;
-    }
-    Ok(())
-}
-
-/// A config that says the type that is written.
-fn with_dtype(mut config: Map<String, Value>, dtype: FloatType) -> Map<String, Value> {
-    let name = match dtype {
-        FloatType::F32 => "float32",
-        FloatType::F16 => "float16",
-        FloatType::BF16 => "bfloat16",
-    };
-    let keys: Vec<&str> =
-        ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
-    let keys = if keys.is_empty() { vec!["torch_dtype"] } else { keys };
-    for key in keys {
-        config.insert(key.into(), name.into());
-    }
-    config
 }
 
 /// Token ids spread over the vocabulary.

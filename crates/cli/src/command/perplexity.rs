@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use lowrank_eval::{Perplexity, windows};
-use lowrank_models::ModelFolder;
+use lowrank_models::{ModelFolder, Run, Tokens};
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
@@ -135,5 +135,6 @@ fn nll(language: &Language, texts: &[&[u32]], device: &Device) -> Result<Vec<Vec
         return Ok(Vec::new());
     }
     let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
-    Ok(language.model.token_nll(&texts.concat(), &lengths, &language.adapters, device)?)
+    let ids = texts.concat();
+    Ok(language.model.token_nll(Tokens::new(&ids, &lengths), Run::eval(&language.adapters), device)?)
 }

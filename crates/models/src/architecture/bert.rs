@@ -1,7 +1,6 @@
 //! BERT (Devlin et al. 2018).
 
-use super::{EncoderArchitecture, HeadNames, MaskedLmNames};
-use crate::encoder::EncoderNames;
+use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &["bert"],
@@ -14,13 +13,13 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         output: "classifier",
         saved_as: None,
         dense_is_head: false,
-        is_tanh: true,
+        activation: Activation::Tanh,
         drops_input: false,
     },
     masked_lm: MaskedLmNames {
         transform: "cls.predictions.transform.dense",
         norm: "cls.predictions.transform.LayerNorm",
-        bias: "cls.predictions.bias",
+        bias: "cls.predictions",
         bias_copy: "cls.predictions.decoder.bias",
         decoder: "cls.predictions.decoder.weight",
     },

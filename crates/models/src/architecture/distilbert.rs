@@ -1,7 +1,6 @@
 //! DistilBERT (Sanh et al. 2019): BERT without token types and pooler.
 
-use super::{EncoderArchitecture, HeadNames, MaskedLmNames};
-use crate::encoder::EncoderNames;
+use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &["distilbert"],
@@ -32,13 +31,13 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         output: "classifier",
         saved_as: None,
         dense_is_head: true,
-        is_tanh: false,
+        activation: Activation::Relu,
         drops_input: false,
     },
     masked_lm: MaskedLmNames {
         transform: "vocab_transform",
         norm: "vocab_layer_norm",
-        bias: "vocab_projector.bias",
+        bias: "vocab_projector",
         bias_copy: "vocab_projector.bias",
         decoder: "vocab_projector.weight",
     },

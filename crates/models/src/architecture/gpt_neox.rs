@@ -1,10 +1,9 @@
 //! GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): one map for query, key and value, head by head.
 
-use super::{DecoderArchitecture, DecoderNames, QkvNames};
-use crate::config::{Activation, lookup};
-use crate::decoder::rope::RopeConfig;
-use crate::decoder::{DecoderConfig, Keys, Residual};
-use crate::norm::NormKind;
+use crate::config::{
+    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Keys, LayerNorms, NormKind, QkvNames,
+    Residual, RopeConfig, RopeKeys, lookup,
+};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     model_type: "gpt_neox",
@@ -13,12 +12,13 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         embedding: "embed_in",
         positions: None,
         layers: "layers",
-        attention_norm: "input_layernorm",
-        mlp_norm: "post_attention_layernorm",
+        norms: LayerNorms::before("input_layernorm", "post_attention_layernorm"),
         qkv: QkvNames::Fused { name: "attention.query_key_value", by_head: true },
+        qk_norms: ["", ""],
         output: "attention.dense",
         gate: None,
         up: "mlp.dense_h_to_4h",
+        up_has_gate: false,
         down: "mlp.dense_4h_to_h",
         norm: "final_layer_norm",
         head: "embed_out",
@@ -32,10 +32,16 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let common = DecoderConfig::common(architecture, keys)?;
     let bias = keys.flag_or("attention_bias", true)?;
     let parallel = keys.flag_or("use_parallel_residual", true)?;
+    let rope = RopeKeys {
+        theta: "rotary_emb_base",
+        partial: "rotary_pct",
+        default_partial: 0.25,
+        ..RopeKeys::default()
+    };
     Ok(DecoderConfig {
         norm: NormKind::Layer,
         norm_eps: keys.number_or("layer_norm_eps", 1e-5)?,
-        rope: Some(RopeConfig::read_with(keys, common.head_dim, "rotary_pct", 0.25, "rotary_emb_base")?),
+        ropes: vec![RopeConfig::read_with(keys, common.head_dim, rope)?],
         activation: lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"), &Activation::NAMES)?,
         n_kv_heads: common.n_heads,
         qkv_bias: bias,

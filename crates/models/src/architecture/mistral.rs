@@ -1,14 +1,16 @@
 //! Mistral (Jiang et al. 2023): Llama with a sliding window and a head width of its own.
 
-use super::{DecoderArchitecture, llama};
-use crate::config::MAX_DIM;
-use crate::decoder::{DecoderConfig, Keys};
+use super::llama;
+use crate::config::{DecoderArchitecture, DecoderConfig, Keys, MAX_DIM};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "mistral", names: llama::NAMES, config };
+    DecoderArchitecture { model_type: "mistral", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let common = DecoderConfig::common(architecture, keys)?;
-    let window = keys.optional_size("sliding_window", MAX_DIM)?;
-    Ok(DecoderConfig { windows: vec![window; common.n_layers], ..common })
+    // Without the key a window of 4096; only null says that there is none.
+    let window = match keys.has("sliding_window") {
+        true => keys.optional_size("sliding_window", MAX_DIM)?,
+        false => Some(4096),
+    };
+    DecoderConfig::common(architecture, keys)?.with_windows(keys, window, |_| true)
 }

@@ -1,7 +1,7 @@
 //! RoBERTa, and what shares its shape: XLM-R, CamemBERT (Liu et al. 2019; Conneau et al. 2020).
 
-use super::{EncoderArchitecture, HeadNames, MaskedLmNames, bert};
-use crate::encoder::EncoderNames;
+use super::bert;
+use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &["roberta", "xlm-roberta", "camembert"],
@@ -14,13 +14,13 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         output: "classifier.out_proj",
         saved_as: Some("classifier"),
         dense_is_head: true,
-        is_tanh: true,
+        activation: Activation::Tanh,
         drops_input: true,
     },
     masked_lm: MaskedLmNames {
         transform: "lm_head.dense",
         norm: "lm_head.layer_norm",
-        bias: "lm_head.bias",
+        bias: "lm_head",
         bias_copy: "lm_head.decoder.bias",
         decoder: "lm_head.decoder.weight",
     },

@@ -1,25 +1,27 @@
 //! StableLM (Stability AI 2023): Llama with layer norms and rotary positions over a part of the head.
 
-use super::{DecoderArchitecture, llama};
-use crate::decoder::rope::RopeConfig;
-use crate::decoder::{DecoderConfig, Keys, Residual};
-use crate::norm::NormKind;
+use super::llama;
+use crate::config::{DecoderArchitecture, DecoderConfig, Keys, NormKind, Residual, RopeConfig, RopeKeys};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "stablelm", names: llama::NAMES, config };
+    DecoderArchitecture { model_type: "stablelm", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     if keys.flag_or("qk_layernorm", false)? {
-        return Err("qk_layernorm is not supported; expected false".into());
+        return Err("qk_layernorm = true is not supported; expected false".into());
     }
-    let common = DecoderConfig::common(architecture, keys)?;
+    let mut common = DecoderConfig::common(architecture, keys)?;
     let parallel = keys.flag_or("use_parallel_residual", false)?;
+    if parallel {
+        common.layers.iter_mut().for_each(|layer| layer.norms.mlp = None);
+    }
+    let rope = RopeKeys { default_partial: 0.25, ..RopeKeys::default() };
     Ok(DecoderConfig {
         norm: NormKind::Layer,
         norm_eps: keys.number_or("layer_norm_eps", 1e-5)?,
-        rope: Some(RopeConfig::read(keys, common.head_dim, "partial_rotary_factor", 0.25)?),
+        ropes: vec![RopeConfig::read_with(keys, common.head_dim, rope)?],
         qkv_bias: keys.flag_or("use_qkv_bias", false)?,
-        residual: if parallel { Residual::ParallelOneNorm } else { Residual::Sequential },
+        residual: if parallel { Residual::Parallel } else { Residual::Sequential },
         ..common
     })
 }

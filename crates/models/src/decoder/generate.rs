@@ -3,10 +3,12 @@
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
+use crate::batch::Tokens;
 use crate::decoder::constraints::Constraints;
 use crate::decoder::model::Decoder;
 use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
+use crate::run::Run;
 
 /// How prompts are continued.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,7 +55,7 @@ pub struct Generated {
 }
 
 /// A continuation under way.
-struct Run {
+struct Continuation {
     sampler: Sampler,
     /// Prompt and new tokens.
     ids: Vec<u32>,
@@ -68,8 +70,8 @@ impl<B: Kernels> Decoder<B> {
     /// new tokens of it so far, and ends that continuation by returning `false`.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for options out of range, prompts that the model does not take, logits that are no
-    /// numbers.
+    /// [`ModelError::Input`] for options out of range, prompts that the model does not take, logits that are
+    /// not finite.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -80,12 +82,13 @@ impl<B: Kernels> Decoder<B> {
     ) -> Result<Vec<Generated>> {
         options.sampling.check().map_err(ModelError::Input)?;
         let config = self.config();
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         // Room for what is likely to come; the cache grows if it is more.
-        let mut cache = self.cache(prompts.len(), longest + options.max_new_tokens.min(256), device);
-        let mut runs: Vec<Run> = (0u64..)
+        let rooms: Vec<usize> =
+            prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
+        let mut cache = self.cache(&rooms, device);
+        let mut runs: Vec<Continuation> = (0u64..)
             .zip(prompts)
-            .map(|(number, prompt)| Run {
+            .map(|(number, prompt)| Continuation {
                 sampler: Sampler::new(options.sampling.clone(), number),
                 ids: prompt.clone(),
                 prompt: prompt.len(),
@@ -100,14 +103,15 @@ impl<B: Kernels> Decoder<B> {
             }
             let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
             let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-            let logits = self.advance(&ids, &lengths, &active, &mut cache, adapters, device)?;
+            let logits =
+                self.advance(Tokens::new(&ids, &lengths), &active, &mut cache, Run::eval(adapters), device)?;
             let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
             for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
                 let run = &mut runs[i];
                 read[i] = run.ids.len();
                 options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
                 let id = run.sampler.next(logits, &run.ids).ok_or_else(|| {
-                    ModelError::Input("the logits are no numbers; the model's weights are broken".into())
+                    ModelError::Input("non-finite logits; check the checkpoint for NaN or Inf".into())
                 })?;
                 run.ids.push(id);
                 let goes_on = on_tokens(i, &run.ids[run.prompt..]);
@@ -125,7 +129,7 @@ impl<B: Kernels> Decoder<B> {
                 };
             }
         }
-        let generated = |run: Run| Generated {
+        let generated = |run: Continuation| Generated {
             ids: run.ids[run.prompt..].to_vec(),
             finish: run.finish.unwrap_or(Finish::Length),
         };

@@ -1,45 +1,45 @@
 //! The blocks that decoders share: attention with grouped heads, feed-forward parts, layers.
 
-use std::sync::Arc;
-
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::{AttentionSpec, Kernels, Keys, RopeSpec, attention, rope, swiglu};
 
-use crate::architecture::{DecoderNames, QkvNames};
-use crate::config::Activation;
-use crate::decoder::cache::{KvCache, Writes};
-use crate::decoder::config::{DecoderConfig, Residual};
-use crate::decoder::rope::Angles;
+use crate::batch::{Rows, TokenBatch};
+use crate::cache::KvCache;
+use crate::config::{Activation, DecoderConfig, DecoderNames, LayerKind, QkNorm, QkvNames, Residual};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
-use crate::params::ParamIo;
-
-/// What all layers of a step share.
-#[derive(Clone, Debug)]
-pub struct Step<B: Backend> {
-    /// Tokens of each sequence in this step.
-    pub lengths: Arc<[usize]>,
-    /// Angles of the tokens' positions, where positions are rotary.
-    pub angles: Option<Angles<B>>,
-    /// Where the step's keys and values go in a cache.
-    pub(crate) writes: Option<Writes>,
-}
+use crate::rope::Angles;
+use crate::run::Run;
+use crate::visit::{Module as ModulePath, ParamVisitor};
 
 /// Causal self-attention with grouped heads.
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
     /// The maps to queries, keys and values: one each, or one for all.
     qkv: Vec<Linear<B>>,
+    /// Norms of queries and keys.
+    qk_norms: Option<[Norm<B>; 2]>,
     output: Linear<B>,
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
     /// Whether a fused map has query, key and value of a head side by side, not of all heads.
     by_head: bool,
+    /// Whether queries and keys are normed head by head.
+    norms_heads: bool,
+    #[module(skip)]
+    kind: LayerKind,
+    #[module(skip)]
+    rope: Option<Rotation>,
+}
+
+/// How a layer rotates its queries and keys.
+#[derive(Clone, Copy, Debug)]
+struct Rotation {
+    /// Which of the batch's angles.
+    angles: usize,
     rotary_dim: usize,
-    scale: f64,
-    window: Option<usize>,
+    interleaved: bool,
 }
 
 /// The feed-forward part: `down(act(gate(x)) ∘ up(x))`, or `down(act(up(x)))`.
@@ -48,6 +48,8 @@ pub struct Mlp<B: Backend> {
     gate: Option<Linear<B>>,
     up: Linear<B>,
     down: Linear<B>,
+    /// Whether `up` gives gate and inner values in one.
+    up_has_gate: bool,
     #[module(skip)]
     activation: Activation,
 }
@@ -55,19 +57,22 @@ pub struct Mlp<B: Backend> {
 /// One transformer layer.
 #[derive(Module, Debug)]
 pub struct DecoderLayer<B: Backend> {
-    attention_norm: Norm<B>,
+    attention_norm: Option<Norm<B>>,
     attention: Attention<B>,
+    attention_output_norm: Option<Norm<B>>,
     mlp_norm: Option<Norm<B>>,
     mlp: Mlp<B>,
+    mlp_output_norm: Option<Norm<B>>,
+    residual_scale: f64,
     #[module(skip)]
     residual: Residual,
     #[module(skip)]
-    names: &'static DecoderNames,
+    names: DecoderNames,
     index: usize,
 }
 
 impl<B: Backend> DecoderLayer<B> {
-    /// Fresh weights of layer `index`.
+    /// Drawn weights of layer `index`.
     pub(crate) fn init(
         config: &DecoderConfig,
         index: usize,
@@ -75,7 +80,7 @@ impl<B: Backend> DecoderLayer<B> {
         seed: u64,
         device: &B::Device,
     ) -> Self {
-        let names = &config.architecture.names;
+        let (names, kind) = (config.architecture.names, config.layers[index]);
         let (d, d_ff) = (config.d_model, config.d_ff);
         let [q_width, kv_width] = [config.n_heads, config.n_kv_heads].map(|n| n * config.head_dim);
         let mut linear = |name: &str, shape, bias| {
@@ -93,57 +98,86 @@ impl<B: Backend> DecoderLayer<B> {
                 (vec![linear(name, [d, q_width + 2 * kv_width], config.qkv_bias)], by_head)
             }
         };
+        let norm_of = |width| Norm::init(config.norm, width, config.norm_eps, device);
+        let qk_norms = config.qk_norm.map(|norm| match norm {
+            QkNorm::Head => [config.head_dim, config.head_dim].map(norm_of),
+            QkNorm::All => [q_width, kv_width].map(norm_of),
+        });
+        let rope = kind.rope.map(|angles| {
+            let rope = &config.ropes[angles];
+            Rotation { angles, rotary_dim: rope.rotary_dim, interleaved: rope.interleaved }
+        });
         let attention = Attention {
             qkv,
+            qk_norms,
             output: linear(names.output, [q_width, d], config.output_bias),
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
             by_head,
-            rotary_dim: config.rope.as_ref().map_or(0, |rope| rope.rotary_dim),
-            scale: f64::from(config.score_scales[index]),
-            window: config.windows[index],
+            norms_heads: config.qk_norm == Some(QkNorm::Head),
+            kind,
+            rope: rope.filter(|rope| rope.rotary_dim > 0),
         };
+        let inner = if names.up_has_gate { 2 * d_ff } else { d_ff };
         let mlp = Mlp {
             gate: names.gate.map(|gate| linear(gate, [d, d_ff], config.mlp_bias)),
-            up: linear(names.up, [d, d_ff], config.mlp_bias),
+            up: linear(names.up, [d, inner], config.mlp_bias),
             down: linear(names.down, [d_ff, d], config.mlp_bias),
+            up_has_gate: names.up_has_gate,
             activation: config.activation,
         };
-        let norm = || Norm::init(config.norm, d, config.norm_eps, device);
-        let mlp_norm = (config.residual != Residual::ParallelOneNorm).then(norm);
-        let residual = config.residual;
-        Self { attention_norm: norm(), attention, mlp_norm, mlp, residual, names, index }
+        let norm = |name: Option<&str>| name.map(|_| norm_of(d));
+        Self {
+            attention_norm: norm(kind.norms.attention),
+            attention,
+            attention_output_norm: norm(kind.norms.attention_output),
+            mlp_norm: norm(kind.norms.mlp),
+            mlp,
+            mlp_output_norm: norm(kind.norms.mlp_output),
+            residual_scale: config.residual_scale,
+            residual: config.residual,
+            names,
+            index,
+        }
     }
 
-    /// Visits every parameter under its Hugging Face key.
-    pub(crate) fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        let (names, index) = (self.names, self.index);
-        let key = |name: &str| names.in_layer(index, name);
-        self.attention_norm.walk(&key(names.attention_norm), io);
+    /// Visits every parameter.
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
+        let (names, index, kind) = (self.names, self.index, self.attention.kind);
+        let path = |name: &str| names.in_layer(index, name);
+        let norm = |norm: &mut Option<Norm<B>>, name: Option<&str>, visitor: &mut V| {
+            if let (Some(norm), Some(name)) = (norm, name) {
+                norm.visit_params(ModulePath::in_layer(&path(name), index), visitor);
+            }
+        };
+        norm(&mut self.attention_norm, kind.norms.attention, visitor);
         for (map, name) in self.attention.qkv.iter_mut().zip(names.qkv.paths()) {
-            map.walk(&key(name), io);
+            map.visit_params(ModulePath::in_layer(&path(name), index), visitor);
         }
-        self.attention.output.walk(&key(names.output), io);
-        if let Some(norm) = &mut self.mlp_norm {
-            norm.walk(&key(names.mlp_norm), io);
+        for (norm, name) in self.attention.qk_norms.iter_mut().flatten().zip(names.qk_norms) {
+            norm.visit_params(ModulePath::in_layer(&path(name), index), visitor);
         }
+        self.attention.output.visit_params(ModulePath::in_layer(&path(names.output), index), visitor);
+        norm(&mut self.attention_output_norm, kind.norms.attention_output, visitor);
+        norm(&mut self.mlp_norm, kind.norms.mlp, visitor);
         if let (Some(gate), Some(name)) = (&mut self.mlp.gate, names.gate) {
-            gate.walk(&key(name), io);
+            gate.visit_params(ModulePath::in_layer(&path(name), index), visitor);
         }
-        self.mlp.up.walk(&key(names.up), io);
-        self.mlp.down.walk(&key(names.down), io);
+        self.mlp.up.visit_params(ModulePath::in_layer(&path(names.up), index), visitor);
+        self.mlp.down.visit_params(ModulePath::in_layer(&path(names.down), index), visitor);
+        norm(&mut self.mlp_output_norm, kind.norms.mlp_output, visitor);
     }
 }
 
 impl<B: Kernels> Attention<B> {
-    /// Queries `[tokens, n_heads * head_dim]`, keys and values `[tokens, n_kv_heads * head_dim]`.
-    fn split(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> [Tensor<B, 2>; 3] {
-        let [q_width, kv_width] = [self.n_heads, self.n_kv_heads].map(|n| n * self.head_dim);
+    /// Queries of `x_query` `[rows, n_heads * head_dim]`, keys and values of `x` `[tokens, n_kv_heads * head_dim]`.
+    fn project(&self, x_query: Tensor<B, 2>, x: Tensor<B, 2>, run: Run<'_, B>) -> [Tensor<B, 2>; 3] {
         if let [q, k, v] = &self.qkv[..] {
-            return [q, k, v].map(|map| map.forward(x.clone(), adapters, mode));
+            return [q.forward(x_query, run), k.forward(x.clone(), run), v.forward(x, run)];
         }
-        let all = self.qkv[0].forward(x, adapters, mode);
+        let [q_width, kv_width] = [self.n_heads, self.n_kv_heads].map(|n| n * self.head_dim);
+        let all = self.qkv[0].forward(x, run);
         let [tokens, _] = all.dims();
         if self.by_head {
             let all = all.reshape([tokens, self.n_heads, 3, self.head_dim]);
@@ -153,77 +187,133 @@ impl<B: Kernels> Attention<B> {
         [(0, q_width), (k, kv_width), (v, kv_width)].map(|(start, width)| all.clone().narrow(1, start, width))
     }
 
+    /// The norms of queries or keys.
+    fn normed(&self, x: Tensor<B, 2>, norm: &Norm<B>) -> Tensor<B, 2> {
+        if !self.norms_heads {
+            return norm.forward(x);
+        }
+        let [rows, width] = x.dims();
+        let heads = width / self.head_dim;
+        norm.forward(x.reshape([rows * heads, self.head_dim])).reshape([rows, width])
+    }
+
+    fn rotated(
+        &self,
+        x: Tensor<B, 2>,
+        n_heads: usize,
+        rotation: Rotation,
+        [cos, sin]: [Tensor<B, 2>; 2],
+    ) -> Tensor<B, 2> {
+        let spec = RopeSpec { n_heads, rotary_dim: rotation.rotary_dim, interleaved: rotation.interleaved };
+        rope(x, cos, sin, spec)
+    }
+
     fn forward(
         &self,
         x: Tensor<B, 2>,
-        step: &Step<B>,
+        batch: &TokenBatch<B>,
+        rows: Rows,
         cache: Option<(&mut KvCache<B>, usize)>,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
+        run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let [mut q, mut k, v] = self.split(x, adapters, mode);
-        if let Some(Angles { cos, sin }) = &step.angles {
-            let rotate = |x, n_heads| {
-                let spec = RopeSpec { n_heads, rotary_dim: self.rotary_dim, interleaved: false };
-                rope(x, cos.clone(), sin.clone(), spec)
-            };
-            (q, k) = (rotate(q, self.n_heads), rotate(k, self.n_kv_heads));
+        // A fused map computes all rows at once; its queries are picked afterwards.
+        let is_fused = self.qkv.len() == 1;
+        let x_query = if is_fused { x.clone() } else { batch.select(x.clone(), rows) };
+        let [mut q, mut k, v] = self.project(x_query, x, run);
+        if is_fused {
+            q = batch.select(q, rows);
+        }
+        if let Some([q_norm, k_norm]) = &self.qk_norms {
+            (q, k) = (self.normed(q, q_norm), self.normed(k, k_norm));
+        }
+        if let Some((rotation, Angles { cos, sin })) =
+            self.rope.and_then(|rotation| Some((rotation, batch.angles.get(rotation.angles)?)))
+        {
+            let of_queries = [cos, sin].map(|table| batch.select(table.clone(), rows));
+            q = self.rotated(q, self.n_heads, rotation, of_queries);
+            k = self.rotated(k, self.n_kv_heads, rotation, [cos.clone(), sin.clone()]);
         }
         let mut spec = AttentionSpec {
-            scale: self.scale as f32,
-            window: self.window,
-            ..AttentionSpec::decoder(step.lengths.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
+            queries: batch.queries(rows),
+            scale: self.kind.scale,
+            window: self.kind.window,
+            ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
-        let context = match (cache, &step.writes) {
+        let context = match (cache, &batch.writes) {
             (Some((cache, layer)), Some(writes)) => {
                 let [k, v] = cache.write(layer, writes, [k, v]);
                 spec.keys = Keys::Cached(writes.keys.clone());
                 attention(q, k, v, &spec)
             }
             _ => attention(q, k, v, &spec),
-        }; // [tokens, n_heads * head_dim]
-        self.output.forward(context, adapters, mode)
+        }; // [rows, n_heads * head_dim]
+        self.output.forward(context, run)
     }
 }
 
 impl<B: Kernels> Mlp<B> {
-    fn forward(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
+    fn forward(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let gated = |gate: Tensor<B, 2>, up: Tensor<B, 2>| match self.activation {
+            Activation::Silu => swiglu(gate, up),
+            activation => activation.apply(gate) * up,
+        };
         let inner = match &self.gate {
-            None => self.up.forward_activated(x, self.activation, adapters, mode),
+            None if self.up_has_gate => {
+                let both = self.up.forward(x, run);
+                let width = both.dims()[1] / 2;
+                gated(both.clone().narrow(1, 0, width), both.narrow(1, width, width))
+            }
+            None => self.up.forward_activated(x, self.activation, run),
             Some(gate) => {
-                let up = self.up.forward(x.clone(), adapters, mode);
+                let up = self.up.forward(x.clone(), run);
                 match self.activation {
-                    Activation::Silu => swiglu(gate.forward(x, adapters, mode), up),
-                    activation => gate.forward_activated(x, activation, adapters, mode) * up,
+                    Activation::Silu => swiglu(gate.forward(x, run), up),
+                    activation => gate.forward_activated(x, activation, run) * up,
                 }
             }
-        }; // [tokens, d_ff]
-        self.down.forward(inner, adapters, mode)
+        }; // [rows, d_ff]
+        self.down.forward(inner, run)
+    }
+}
+
+/// `norm(x)`, or `x` where there is no norm.
+fn normed<B: Kernels>(norm: Option<&Norm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }
 
 impl<B: Kernels> DecoderLayer<B> {
+    /// What a part adds to the residual stream.
+    fn added(&self, norm: Option<&Norm<B>>, y: Tensor<B, 2>) -> Tensor<B, 2> {
+        let y = normed(norm, y);
+        if self.residual_scale == 1.0 { y } else { y * self.residual_scale }
+    }
+
     /// # Shapes
-    /// - x, output: `[tokens, d_model]`
-    pub fn forward(
+    /// - x: `[tokens, d_model]`
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for a row of each sequence
+    pub(crate) fn forward(
         &self,
         x: Tensor<B, 2>,
-        step: &Step<B>,
+        batch: &TokenBatch<B>,
+        rows: Rows,
         cache: Option<&mut KvCache<B>>,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
+        run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let cache = cache.map(|cache| (cache, self.index));
-        let normed = self.attention_norm.forward(x.clone());
-        let attended = self.attention.forward(normed.clone(), step, cache, adapters, mode);
-        let (stream, mlp_input) = match (self.residual, &self.mlp_norm) {
-            (Residual::Sequential, Some(norm)) => {
-                let h = x + attended;
-                (h.clone(), norm.forward(h))
-            }
-            (_, Some(norm)) => (x.clone() + attended, norm.forward(x)),
-            (_, None) => (x + attended, normed),
+        let before = normed(self.attention_norm.as_ref(), x.clone());
+        let attended = self.attention.forward(before.clone(), batch, rows, cache, run);
+        let attended = self.added(self.attention_output_norm.as_ref(), attended);
+        let x = batch.select(x, rows);
+        let h = x.clone() + attended;
+        let mlp_input = match (self.residual, &self.mlp_norm) {
+            (Residual::Sequential, norm) => normed(norm.as_ref(), h.clone()),
+            (Residual::Parallel, Some(norm)) => norm.forward(x),
+            (Residual::Parallel, None) => batch.select(before, rows),
         };
-        stream + self.mlp.forward(mlp_input, adapters, mode)
+        let inner = self.mlp.forward(mlp_input, run);
+        h + self.added(self.mlp_output_norm.as_ref(), inner)
     }
 }

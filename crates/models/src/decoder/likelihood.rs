@@ -1,10 +1,12 @@
 //! Negative log-likelihood of tokens.
 
-use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 
+use crate::batch::{Rows, Tokens};
 use crate::decoder::model::Decoder;
 use crate::error::Result;
+use crate::run::Run;
+use crate::stack::Stack;
 
 /// Rows of logits that are turned into likelihoods at a time: a vocabulary of 128,000 takes 64 MB.
 const ROWS: usize = 128;
@@ -15,25 +17,24 @@ pub type TokenNll = Vec<f64>;
 impl<B: Kernels> Decoder<B> {
     /// `−ln p` of each token of whole sequences but their first, sequence by sequence.
     ///
-    /// Logits are made a few rows at a time, so that a long text takes no `[tokens, vocab_size]`.
+    /// Logits are made a few rows at a time, so that `[tokens, vocab_size]` of a long text is never formed.
     ///
     /// # Errors
     /// [`ModelError::Input`](crate::ModelError::Input) for tokens that the model does not take.
     pub fn token_nll(
         &self,
-        ids: &[u32],
-        lengths: &[usize],
-        adapters: &AdapterSet<B>,
+        tokens: Tokens<'_>,
+        run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Vec<TokenNll>> {
-        let hidden = self.hidden_states(ids, lengths, adapters, Mode::EVAL, device)?;
+        let Tokens { ids, lengths, .. } = tokens;
+        let hidden = self.hidden_states(&self.batch(tokens, device)?, Rows::All, run);
         // Row i predicts token i + 1; the last row of a sequence predicts nothing.
         let [tokens, d_model] = hidden.dims();
         let mut all = Vec::with_capacity(tokens);
         for start in (0..tokens).step_by(ROWS) {
             let end = tokens.min(start + ROWS);
-            let logits =
-                self.logits(hidden.clone().slice([start..end, 0..d_model]), adapters, Mode::EVAL).into_data();
+            let logits = self.logits(hidden.clone().slice([start..end, 0..d_model]), run).into_data();
             let values: Vec<f32> = logits.iter::<f32>().collect();
             let vocab = self.config().vocab_size;
             for (row, logits) in values.chunks_exact(vocab).enumerate() {

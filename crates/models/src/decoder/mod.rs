@@ -1,23 +1,16 @@
 //! Decoders: language models on packed tokens, one structure for every architecture.
 
-mod cache;
-mod config;
 mod constraints;
 mod generate;
-pub(crate) mod keys;
 mod layer;
 mod likelihood;
 mod model;
-pub(crate) mod rope;
 mod sample;
 
-pub use cache::KvCache;
-pub use config::{DecoderConfig, Residual};
+pub use crate::cache::KvCache;
 pub use constraints::Constraints;
 pub use generate::{Finish, Generated, GenerationOptions};
-pub use keys::Keys;
-pub use layer::{Attention, DecoderLayer, Mlp, Step};
+pub use layer::{Attention, DecoderLayer, Mlp};
 pub use likelihood::TokenNll;
-pub use model::{Decoder, LogitRows};
-pub use rope::{Angles, RopeConfig, RopeScaling};
+pub use model::Decoder;
 pub use sample::{Sampler, Sampling};

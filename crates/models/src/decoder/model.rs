@@ -5,21 +5,25 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::prelude::*;
-use lowrank_adapters::{AdapterSet, Mode, Site};
+use lowrank_adapters::Site;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
+use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
-use crate::batch::int_tensor;
-use crate::decoder::cache::KvCache;
-use crate::decoder::config::DecoderConfig;
-use crate::decoder::layer::{DecoderLayer, Step};
-use crate::decoder::rope::Angles;
+use crate::batch::{Limits, Rows, TokenBatch, Tokens};
+use crate::cache::KvCache;
+use crate::config::DecoderConfig;
+use crate::decoder::layer::DecoderLayer;
 use crate::embedding::Embedding;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
-use crate::params::{Loader, ParamIo, WeightType};
+use crate::params::{Loader, WeightType};
+use crate::rope::Rotary;
+use crate::run::Run;
+use crate::stack::{Parameters, Stack};
+use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 
 /// A language model.
 #[derive(Module, Debug)]
@@ -40,21 +44,12 @@ pub struct Decoder<B: Backend> {
 struct Info {
     config: DecoderConfig,
     sites: Vec<Site>,
-    /// Of the rotary positions.
-    frequencies: Vec<f32>,
-}
-
-/// For which tokens logits are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitRows {
-    /// For every one.
-    All,
-    /// For the last of each sequence.
-    Last,
+    rotary: Vec<Rotary>,
+    limits: Limits,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// A model of fresh weights, drawn from `seed`.
+    /// A model of drawn weights.
     ///
     /// # Errors
     /// A `lowrank` section that does not fit the model.
@@ -76,14 +71,20 @@ impl<B: Backend> Decoder<B> {
                 path: names.head,
                 layer: None,
                 shape: [d, config.vocab_size],
-                bias: false,
+                bias: config.head_bias,
                 head: true,
                 conv1d: false,
             };
             sites.linear(spec, seed, device)
         });
-        let frequencies = config.rope.as_ref().map(|rope| rope.frequencies()).unwrap_or_default();
-        let info = Arc::new(Info { sites: sites.finish()?, frequencies, config });
+        let limits = Limits {
+            vocab_size: config.vocab_size,
+            max_tokens: config.is_bounded().then_some(config.max_positions),
+            types: None,
+            first_position: names.positions.map(|_| 0),
+        };
+        let rotary = config.ropes.iter().map(Rotary::new).collect();
+        let info = Arc::new(Info { sites: sites.finish()?, rotary, limits, config });
         Ok(Self { embedding, positions, layers, norm, head, info })
     }
 
@@ -91,7 +92,7 @@ impl<B: Backend> Decoder<B> {
     ///
     /// # Errors
     /// Tensors that are missing, misshaped or belong to no known part; a `lowrank` section that does not fit;
-    /// weights kept in a type that the backend has not.
+    /// weights kept in a type that the backend does not support.
     pub fn load(
         folder: &Path,
         config: DecoderConfig,
@@ -103,7 +104,7 @@ impl<B: Backend> Decoder<B> {
         let mut model = Self::init(config, 0, device)
             .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })?;
         let mut loader = Loader::new(&checkpoint, names.prefix, device).with_weights(weights)?;
-        model.walk(&mut loader);
+        model.visit_params(&mut loader);
         let tied_head = model.head.is_none().then(|| format!("{}.weight", names.head));
         let is_extra = |name: &str| {
             tied_head.as_deref() == Some(name) || names.buffers.iter().any(|buffer| name.ends_with(buffer))
@@ -117,81 +118,56 @@ impl<B: Backend> Decoder<B> {
         &self.info.config
     }
 
-    /// Every linear map that an adapter can serve.
-    pub fn sites(&self) -> &[Site] {
+    /// An empty cache with room for `capacities[i]` positions of sequence `i`; it grows where they are more.
+    pub fn cache(&self, capacities: &[usize], device: &B::Device) -> KvCache<B> {
+        let config = self.config();
+        KvCache::new(config.n_layers, config.n_kv_heads * config.head_dim, capacities, device)
+    }
+
+    /// Tokens that come after `past` others of their sequence.
+    fn batch_after(
+        &self,
+        tokens: Tokens<'_>,
+        past: impl Iterator<Item = usize> + Clone,
+        device: &B::Device,
+    ) -> Result<TokenBatch<B>> {
+        let (mut batch, positions) = TokenBatch::new(&self.info.limits, tokens, past, device)?;
+        let rotary = self.info.rotary.iter();
+        batch.angles = rotary.map(|rotary| rotary.angles(tokens.lengths, &positions, device)).collect();
+        Ok(batch)
+    }
+}
+
+impl<B: Backend> Parameters<B> for Decoder<B> {
+    fn sites(&self) -> &[Site] {
         &self.info.sites
     }
 
-    /// The layers, first to last.
-    pub fn layers(&self) -> &[DecoderLayer<B>] {
-        &self.layers
-    }
-
-    /// Visits every parameter under its Hugging Face key.
-    pub fn walk<IO: ParamIo<B>>(&mut self, io: &mut IO) {
+    fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         let names = &self.info.config.architecture.names;
-        let key = |name: &str| format!("{}{name}", names.prefix);
-        self.embedding.walk(&key(names.embedding), io);
+        let path = |name: &str| format!("{}{name}", names.prefix);
+        self.embedding.visit_params(&path(names.embedding), visitor);
         if let (Some(positions), Some(name)) = (&mut self.positions, names.positions) {
-            positions.walk(&key(name), io);
+            positions.visit_params(&path(name), visitor);
         }
         for layer in &mut self.layers {
-            layer.walk(io);
+            layer.visit_params(visitor);
         }
-        self.norm.walk(&key(names.norm), io);
+        self.norm.visit_params(ModulePath::new(&path(names.norm), Part::Body), visitor);
         if let Some(head) = &mut self.head {
-            head.walk(names.head, io);
+            head.visit_params(ModulePath::new(names.head, Part::Head), visitor);
         }
     }
 
-    /// An empty cache for so many sequences.
-    pub fn cache(&self, sequences: usize, capacity: usize, device: &B::Device) -> KvCache<B> {
+    fn config_json(&self) -> Map<String, Value> {
         let config = self.config();
-        KvCache::new(config.n_layers, config.n_kv_heads * config.head_dim, sequences, capacity, device)
-    }
-
-    /// Checks tokens that come after `past` others of their sequence.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for an id outside the vocabulary, an empty sequence, one that is longer than a
-    /// table of positions, or lengths that do not add up.
-    fn check(&self, ids: &[u32], lengths: &[usize], past: impl Iterator<Item = usize>) -> Result<()> {
-        let config = self.config();
-        let tokens: usize = lengths.iter().sum();
-        if ids.len() != tokens {
-            return Err(ModelError::Input(format!("{} ids for sequences of {tokens} tokens", ids.len())));
-        }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return Err(ModelError::Input(format!(
-                "token id {id} is outside the vocabulary of {}; tokenizer and model do not belong together",
-                config.vocab_size
-            )));
-        }
-        if lengths.contains(&0) {
-            return Err(ModelError::Input(
-                "a sequence of no tokens; give a text, or a tokenizer that adds a first token".into(),
-            ));
-        }
-        let longest = lengths.iter().zip(past).map(|(n, past)| n + past).max().unwrap_or(0);
-        if config.is_bounded() && longest > config.max_positions {
-            return Err(ModelError::Input(format!(
-                "a sequence of {longest} tokens; the model takes 1..={}",
-                config.max_positions
-            )));
-        }
-        Ok(())
+        let mut raw = config.raw.clone();
+        raw.insert("tie_word_embeddings".into(), config.tied.into());
+        raw
     }
 }
 
 impl<B: Backend> Adaptable<B> for Decoder<B> {
-    fn adapter_sites(&self) -> &[Site] {
-        &self.info.sites
-    }
-
-    fn walk_params<IO: ParamIo<B>>(&mut self, io: &mut IO) {
-        self.walk(io);
-    }
-
     fn tasks(&self) -> &'static [&'static str] {
         &["CAUSAL_LM", "FEATURE_EXTRACTION"]
     }
@@ -238,108 +214,82 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
             info.sites[head.site].d_output = rows;
         }
         info.config.vocab_size = rows;
+        info.limits.vocab_size = rows;
         info.config.raw.insert("vocab_size".into(), rows.into());
         self.info = Arc::new(info);
         Ok(())
     }
 }
 
-impl<B: Kernels> Decoder<B> {
-    /// Embeds packed tokens; `positions` are those in their sequences.
-    ///
-    /// # Shapes
-    /// - output: `[tokens, d_model]`
-    fn embed(
-        &self,
-        ids: &[u32],
-        positions: &[usize],
-        adapters: &AdapterSet<B>,
-        device: &B::Device,
-    ) -> Tensor<B, 2> {
-        let tensor = |values: Vec<i32>| int_tensor(values, device);
-        let x = self.embedding.forward(tensor(ids.iter().map(|&id| id as i32).collect()), adapters);
-        match &self.positions {
-            Some(table) => x + table.forward(tensor(positions.iter().map(|&p| p as i32).collect()), adapters),
-            None => x,
+impl<B: Kernels> Stack<B> for Decoder<B> {
+    fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn max_tokens(&self) -> Option<usize> {
+        self.info.limits.max_tokens
+    }
+
+    fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
+        self.batch_after(tokens, std::iter::repeat(0), device)
+    }
+
+    fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let x = self.embedding.forward(batch.ids.clone(), run.adapters);
+        let scale = self.config().embedding_scale;
+        let x = if scale == 1.0 { x } else { x * scale };
+        match (&self.positions, &batch.positions) {
+            (Some(table), Some(rows)) => x + table.forward(rows.clone(), run.adapters),
+            _ => x,
         }
     }
 
-    /// Embedded tokens of whole sequences, and what the layers need to know about them. Layer by layer, then
-    /// [`logits`](Self::logits), this is [`forward`](Self::forward).
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for tokens that the model does not take.
-    pub fn begin(
+    fn layer(
         &self,
-        ids: &[u32],
-        lengths: &[usize],
-        adapters: &AdapterSet<B>,
-        device: &B::Device,
-    ) -> Result<(Tensor<B, 2>, Step<B>)> {
-        self.check(ids, lengths, std::iter::repeat(0))?;
-        let positions: Vec<usize> = lengths.iter().flat_map(|&n| 0..n).collect();
-        Ok((self.embed(ids, &positions, adapters, device), self.step(lengths, &positions, device)))
+        index: usize,
+        x: Tensor<B, 2>,
+        batch: &TokenBatch<B>,
+        rows: Rows,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2> {
+        self.layers[index].forward(x, batch, rows, None, run)
     }
 
-    fn step(&self, lengths: &[usize], positions: &[usize], device: &B::Device) -> Step<B> {
-        let rope = self.config().rope.as_ref().filter(|rope| rope.rotary_dim > 0);
-        let angles = rope.map(|_| Angles::new(&self.info.frequencies, positions, device));
-        Step { lengths: lengths.into(), angles, writes: None }
+    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.norm.forward(x)
     }
+}
 
-    /// Logits of the next tokens after hidden states of the last layer.
+impl<B: Kernels> Decoder<B> {
+    /// Logits of the next tokens after [`hidden_states`](Stack::hidden_states).
     ///
     /// # Shapes
     /// - hidden: `[rows, d_model]`
     /// - output: `[rows, vocab_size]`
-    pub fn logits(&self, hidden: Tensor<B, 2>, adapters: &AdapterSet<B>, mode: Mode) -> Tensor<B, 2> {
-        let hidden = self.norm.forward(hidden);
-        match &self.head {
-            Some(head) => head.forward(hidden, adapters, mode),
+    pub fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let config = self.config();
+        let mut logits = match &self.head {
+            Some(head) => head.forward(hidden, run),
             None => self.embedding.logits(hidden),
+        };
+        if config.logit_scale != 1.0 {
+            logits = logits * config.logit_scale;
         }
-    }
-
-    /// Hidden states of the last layer, before the final norm, of whole sequences.
-    ///
-    /// # Shapes
-    /// - output: `[tokens, d_model]`
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for tokens that the model does not take.
-    pub fn hidden_states(
-        &self,
-        ids: &[u32],
-        lengths: &[usize],
-        adapters: &AdapterSet<B>,
-        mode: Mode,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 2>> {
-        let (x, step) = self.begin(ids, lengths, adapters, device)?;
-        Ok(self.layers.iter().fold(x, |x, layer| layer.forward(x, &step, None, adapters, mode)))
+        match config.logit_softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 
     /// Logits of the next tokens of whole sequences.
     ///
     /// # Shapes
-    /// - output: `[tokens, vocab_size]`, or `[sequences, vocab_size]` for [`LogitRows::Last`]
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for tokens that the model does not take.
-    pub fn forward(
-        &self,
-        ids: &[u32],
-        lengths: &[usize],
-        rows: LogitRows,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 2>> {
-        let hidden = self.hidden_states(ids, lengths, adapters, mode, device)?;
-        Ok(self.logits(select(hidden, lengths, rows, device), adapters, mode))
+    /// - output: `[tokens, vocab_size]`, or `[sequences, vocab_size]` for a row of each sequence
+    pub fn forward(&self, batch: &TokenBatch<B>, rows: Rows, run: Run<'_, B>) -> Tensor<B, 2> {
+        self.logits(self.hidden_states(batch, rows, run), run)
     }
 
-    /// Logits of the last of the next `lengths[i]` tokens of each sequence `active[i]` of a cache, which has
+    /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache, which holds
     /// them afterwards.
     ///
     /// # Shapes
@@ -349,39 +299,20 @@ impl<B: Kernels> Decoder<B> {
     /// [`ModelError::Input`] for tokens that the model does not take; the cache is as it was.
     pub fn advance(
         &self,
-        ids: &[u32],
-        lengths: &[usize],
+        tokens: Tokens<'_>,
         active: &[usize],
         cache: &mut KvCache<B>,
-        adapters: &AdapterSet<B>,
+        run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        self.check(ids, lengths, active.iter().map(|&s| cache.length(s)))?;
-        let starts = active.iter().map(|&s| cache.length(s));
-        let positions: Vec<usize> = starts.zip(lengths).flat_map(|(past, n)| past..past + n).collect();
-        let mut x = self.embed(ids, &positions, adapters, device);
-        let mut step = self.step(lengths, &positions, device);
-        step.writes = Some(cache.begin(active, lengths));
-        for layer in &self.layers {
-            x = layer.forward(x, &step, Some(cache), adapters, Mode::EVAL);
+        let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
+        let mut batch = self.batch_after(tokens, past.into_iter(), device)?;
+        batch.writes = Some(cache.begin(active, tokens.lengths));
+        let mut x = self.embed(&batch, run);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rows = if index + 1 == self.layers.len() { Rows::Last } else { Rows::All };
+            x = layer.forward(x, &batch, rows, Some(cache), run);
         }
-        Ok(self.logits(select(x, lengths, LogitRows::Last, device), adapters, Mode::EVAL))
+        Ok(self.logits(self.finish(x), run))
     }
-}
-
-/// The rows of `[tokens, d_model]` that are wanted.
-fn select<B: Backend>(
-    hidden: Tensor<B, 2>,
-    lengths: &[usize],
-    rows: LogitRows,
-    device: &B::Device,
-) -> Tensor<B, 2> {
-    if rows == LogitRows::All || lengths.iter().all(|&n| n == 1) {
-        return hidden;
-    }
-    let last = lengths.iter().scan(0, |end, &n| {
-        *end += n;
-        Some(*end as i32 - 1)
-    });
-    hidden.select(0, int_tensor(last.collect(), device))
 }

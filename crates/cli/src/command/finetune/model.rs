@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
 use lowrank_adapters::peft::{AdapterFolder, Carried, PeftConfig};
 use lowrank_adapters::{AdapterSet, HostTensor, Method as AdapterMethod};
-use lowrank_checkpoint::Checkpoint;
-use lowrank_models::{Adaptable, EncoderConfig, SequenceClassifier, Trainable};
+use lowrank_checkpoint::{Checkpoint, FloatType};
+use lowrank_models::{Adaptable, EncoderConfig, Parameter, Parameters, SequenceClassifier, Trainable};
 use lowrank_train::FineTuner;
 
 use super::Args;
@@ -122,10 +122,10 @@ pub(super) fn build(
         let bias = args.adapter.bias;
         // A head that is adapted is not trained in full too.
         let goes_on = |key: &str| adapters.carried().any(|carried| carried.trains(key));
-        model.choose_trained(|key, trained| {
-            (trained && !module_in(key, &adapted))
-                || bias.takes(key, |module| adapted.contains(module))
-                || goes_on(key)
+        model.choose_trained(|at, trained| {
+            (trained && !adapted.contains(at.module.path))
+                || bias.takes(at, |module| adapted.contains(module))
+                || goes_on(&at.key())
         });
     }
     Ok((FineTuner::new(model, adapters), hash))
@@ -133,10 +133,6 @@ pub(super) fn build(
 
 fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
     adapters.slots().iter().map(|slot| slot.path.clone()).collect()
-}
-
-fn module_in(key: &str, modules: &BTreeSet<String>) -> bool {
-    key.rsplit_once('.').is_some_and(|(module, _)| modules.contains(module))
 }
 
 /// Saves what was trained: a model folder for `full` and `bitfit`, an adapter folder else. Returns its bytes.
@@ -150,7 +146,7 @@ pub(super) fn save(
 ) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
         let dir = args.output.join("model");
-        tuner.model().save(&dir, source)?;
+        tuner.model().save(&dir, source, FloatType::F32)?;
         return file_size(&dir.join("model.safetensors"));
     }
     let dir = args.output.join("adapter");
@@ -174,9 +170,9 @@ pub(super) fn save(
     let mut configs = vec![&config];
     configs.extend(set.carried().map(|carried| &carried.config));
     let config = PeftConfig::united(&configs)?;
-    let is_carried = |key: &str| {
-        args.adapter.bias.takes(key, |module| adapted.contains(module))
-            || set.carried().any(|carried| carried.holds(key))
+    let is_carried = |at: &Parameter<'_>| {
+        args.adapter.bias.takes(at, |module| adapted.contains(module))
+            || set.carried().any(|carried| carried.holds(&at.key()))
     };
     for tensor in model.tensors_where(is_carried) {
         if saved.iter().all(|t| t.name != tensor.name) {

@@ -1,15 +1,13 @@
 //! `config.json` of a decoder, validated before anything is allocated.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
-use crate::architecture::{self, DecoderArchitecture};
-use crate::config::{Activation, MAX_DIM, MAX_LAYERS, lookup, read_object};
-use crate::decoder::keys::Keys;
-use crate::decoder::rope::RopeConfig;
-use crate::error::{ModelError, Result};
-use crate::norm::NormKind;
+use crate::config::activation::Activation;
+use crate::config::file::{MAX_DIM, MAX_LAYERS, lookup};
+use crate::config::keys::Keys;
+use crate::config::layer::{LayerKind, NormKind};
+use crate::config::names::DecoderArchitecture;
+use crate::config::rope::RopeConfig;
 use lowrank_spec::LowrankSection;
 
 /// How the two parts of a layer meet the residual stream.
@@ -17,10 +15,17 @@ use lowrank_spec::LowrankSection;
 pub enum Residual {
     /// `h = x + attention(norm(x))`, `h + mlp(norm'(h))`.
     Sequential,
-    /// `x + attention(norm(x)) + mlp(norm'(x))`.
+    /// `x + attention(norm(x)) + mlp(norm'(x))`; a layer without the second norm uses the first for both.
     Parallel,
-    /// `x + attention(norm(x)) + mlp(norm(x))`.
-    ParallelOneNorm,
+}
+
+/// Norms of queries and keys before the rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself; the gain has the width of a head.
+    Head,
+    /// All heads together.
+    All,
 }
 
 /// Shape and hyper-parameters of a decoder.
@@ -55,8 +60,8 @@ pub struct DecoderConfig {
     pub norm: NormKind,
     /// Added to the variance in norms.
     pub norm_eps: f64,
-    /// Rotary positions; an architecture without has a table of positions.
-    pub rope: Option<RopeConfig>,
+    /// Kinds of rotary positions that layers refer to; none in an architecture with a table of positions.
+    pub ropes: Vec<RopeConfig>,
     /// Feed-forward activation, on the gate where there is one.
     pub activation: Activation,
     /// Whether queries, keys and values have a bias.
@@ -67,10 +72,20 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// How a layer's parts meet the residual stream.
     pub residual: Residual,
-    /// Factor on the attention scores of each layer.
-    pub score_scales: Vec<f32>,
-    /// The keys each layer's queries see: the last so many, themselves included.
-    pub windows: Vec<Option<usize>>,
+    /// Norms of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// The layers, first to last.
+    pub layers: Vec<LayerKind>,
+    /// Factor on embedded tokens.
+    pub embedding_scale: f64,
+    /// Factor on what each part of a layer adds to the residual stream.
+    pub residual_scale: f64,
+    /// Factor on the logits.
+    pub logit_scale: f64,
+    /// Bound `c` of the logits: they become `c·tanh(logit / c)`.
+    pub logit_softcap: Option<f64>,
+    /// Whether an untied head has a bias.
+    pub head_bias: bool,
     /// Whether the head is the word embedding.
     pub tied: bool,
     /// First token of a text.
@@ -84,38 +99,6 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// Reads `config.json` of a model folder, and the ends of text of `generation_config.json` beside it.
-    ///
-    /// # Errors
-    /// [`ModelError::File`] where it cannot be read, [`ModelError::Config`] where it is malformed, names an
-    /// architecture or an option that is not supported, or has absurd sizes.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let error = |reason| ModelError::Config { path: path.clone(), reason };
-        let mut config = Self::parse(read_object(folder, "config.json")?).map_err(error)?;
-        if folder.join("generation_config.json").is_file() {
-            let generation = read_object(folder, "generation_config.json")?;
-            let eos = Keys::new(&generation).ids("eos_token_id").map_err(error)?;
-            if !eos.is_empty() {
-                config.eos = eos;
-            }
-        }
-        Ok(config)
-    }
-
-    /// Takes the object of a `config.json`.
-    ///
-    /// # Errors
-    /// A line that says what is wrong.
-    pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
-        let keys = Keys::new(&raw);
-        let model_type = keys.text("model_type")?.ok_or("no model_type")?;
-        let architecture = architecture::decoder(model_type)?;
-        let config = Self { raw: raw.clone(), ..(architecture.config)(architecture, &keys)? };
-        config.check()?;
-        Ok(config)
-    }
-
     /// A config by the keys that most architectures share: RMS norms, no biases, rotary positions over the
     /// whole head, sequential residuals, an untied head.
     pub(crate) fn common(
@@ -138,14 +121,27 @@ impl DecoderConfig {
             max_positions: keys.size_or("max_position_embeddings", 2048)?,
             norm: NormKind::Rms,
             norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-            rope: Some(RopeConfig::read(keys, head_dim, "partial_rotary_factor", 1.0)?),
+            ropes: vec![RopeConfig::read(keys, head_dim)?],
             activation: lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("silu"), &Activation::NAMES)?,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
             residual: Residual::Sequential,
-            score_scales: vec![1.0 / (head_dim as f32).sqrt(); n_layers],
-            windows: vec![None; n_layers],
+            qk_norm: None,
+            layers: vec![
+                LayerKind {
+                    window: None,
+                    rope: Some(0),
+                    scale: 1.0 / (head_dim as f32).sqrt(),
+                    norms: architecture.names.norms,
+                };
+                n_layers
+            ],
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
+            head_bias: false,
             tied: keys.flag_or("tie_word_embeddings", false)?,
             bos: keys.ids("bos_token_id")?.first().copied(),
             eos: keys.ids("eos_token_id")?,
@@ -154,13 +150,37 @@ impl DecoderConfig {
         })
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    /// Sets the window of the layers that the config gives one: those called `sliding_attention` in `layer_types`, or
+    /// where there is no such list, those that `is_sliding` names.
+    pub(crate) fn with_windows(
+        mut self,
+        keys: &Keys<'_>,
+        window: Option<usize>,
+        is_sliding: impl Fn(usize) -> bool,
+    ) -> std::result::Result<Self, String> {
+        let types = keys.layer_types(self.n_layers)?;
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let slides = match &types {
+                Some(types) => types[index] == "sliding_attention",
+                None => is_sliding(index),
+            };
+            layer.window = window.filter(|_| slides);
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
         let Self { d_model, n_heads, n_kv_heads, head_dim, .. } = *self;
         if head_dim == 0 || !n_heads.is_multiple_of(n_kv_heads) {
-            return Err(format!("{n_heads} heads over {n_kv_heads} key heads of width {head_dim}"));
+            return Err(format!(
+                "num_attention_heads = {n_heads}, num_key_value_heads = {n_kv_heads}, head_dim = {head_dim}; expected a \
+                 multiple of the key heads, and heads of some width"
+            ));
         }
-        if !self.raw.contains_key("head_dim") && !d_model.is_multiple_of(n_heads) {
-            return Err(format!("hidden size {d_model} is no multiple of {n_heads} heads"));
+        if Keys::new(&self.raw).get("head_dim").is_none() && !d_model.is_multiple_of(n_heads) {
+            return Err(format!(
+                "hidden_size = {d_model} is not a multiple of num_attention_heads = {n_heads}"
+            ));
         }
         for (what, heads) in [("queries", n_heads), ("keys", n_kv_heads)] {
             let width = heads.saturating_mul(head_dim);
@@ -169,14 +189,14 @@ impl DecoderConfig {
             }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return Err(format!("the norms' epsilon {} is out of range", self.norm_eps));
+            return Err(format!("the epsilon of the norms is {}; expected 0 or more", self.norm_eps));
         }
         Ok(())
     }
 
     /// Whether a sequence may not be longer than [`max_positions`](Self::max_positions): a table of positions
     /// ends there, rotary ones do not.
-    pub const fn is_bounded(&self) -> bool {
-        self.rope.is_none()
+    pub fn is_bounded(&self) -> bool {
+        self.architecture.names.positions.is_some()
     }
 }

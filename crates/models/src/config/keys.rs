@@ -1,8 +1,8 @@
-//! Typed access to the keys of a `config.json`; null is as good as absent.
+//! Typed access to the keys of a `config.json`; null counts as absent.
 
 use serde_json::{Map, Value};
 
-use crate::config::MAX_DIM;
+use crate::config::file::MAX_DIM;
 use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
@@ -24,6 +24,11 @@ impl<'a> Keys<'a> {
         self.raw.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether there is such a key, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.raw.contains_key(key)
+    }
+
     /// An object under a key.
     pub fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
         self.typed(key, "an object", |value| value.as_object().map(Keys::new))
@@ -37,6 +42,27 @@ impl<'a> Keys<'a> {
     /// A number.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a finite number", |value| value.as_f64().filter(|x| x.is_finite()))
+    }
+
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let number = |value: &Value| value.as_f64().filter(|x| x.is_finite());
+        self.typed(key, "a list of numbers", |value| value.as_array()?.iter().map(number).collect())
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// All keys and values.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.raw.iter()
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
     }
 
     /// A number, or what it is where the key is absent.
@@ -56,7 +82,7 @@ impl<'a> Keys<'a> {
 
     /// A size of at most `max` that must be there.
     pub fn size_within(&self, key: &str, max: usize) -> Result<usize> {
-        self.optional_size(key, max)?.ok_or_else(|| format!("no {key}"))
+        self.optional_size(key, max)?.ok_or_else(|| format!("{key} is missing"))
     }
 
     /// A size, or what it is where the key is absent.
@@ -71,15 +97,47 @@ impl<'a> Keys<'a> {
         size.map(Some).ok_or_else(|| format!("{key} = {value} is out of range; expected 1..={max}"))
     }
 
-    /// A token id, or a list of them; none where the key is absent.
+    /// A probability of dropping, below 1.
+    pub fn dropout(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(p) if !(0.0..1.0).contains(&p) => {
+                Err(format!("{key} = {p} is out of range; expected a dropout of 0 <= p < 1"))
+            }
+            p => Ok(p),
+        }
+    }
+
+    /// A token id, or a list of them; none where the key is absent or -1.
     pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let Some(value) = self.get(key).filter(|value| value.as_i64() != Some(-1)) else {
+            return Ok(Vec::new());
+        };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
             Value::Array(values) => values.iter().map(id).collect(),
             one => id(one).map(|id| vec![id]),
         };
         ids.ok_or_else(|| format!("{key} = {value}; expected a token id or a list of them"))
+    }
+
+    /// `layer_types`: what the attention of each layer is called.
+    pub fn layer_types(&self, n_layers: usize) -> Result<Option<Vec<&'a str>>> {
+        let Some(types) = self.typed("layer_types", "a list of names", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
+        })?
+        else {
+            return Ok(None);
+        };
+        if types.len() != n_layers {
+            return Err(format!("layer_types has {} entries for {n_layers} layers", types.len()));
+        }
+        let known = ["full_attention", "sliding_attention"];
+        match types.iter().find(|name| !known.contains(name)) {
+            Some(name) => {
+                Err(format!("layer_types: '{name}' is not supported; expected one of {}", known.join(", ")))
+            }
+            None => Ok(Some(types)),
+        }
     }
 
     /// The `lowrank` section.

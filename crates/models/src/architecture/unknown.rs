@@ -1,0 +1,104 @@
+//! What is said of a model that cannot be run: what it is, and what comes nearest.
+
+use serde_json::{Map, Value};
+
+use super::{DECODERS, ENCODERS};
+
+/// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
+const RELATIVES: &[(&str, &str)] = &[
+    ("gemma3n", "the nearest supported architecture is gemma3_text; per-layer embeddings and AltUp differ"),
+    ("gemma4", "the nearest supported architecture is gemma3_text"),
+    ("deepseek_v2", "the nearest supported architecture is llama; latent attention and experts differ"),
+    ("deepseek_v3", "the nearest supported architecture is llama; latent attention and experts differ"),
+    ("gpt_oss", "the nearest supported architecture is mistral; attention sinks and experts differ"),
+    ("bloom", "the nearest supported architecture is gpt_neox; ALiBi positions differ"),
+    (
+        "falcon",
+        "the nearest supported architecture is gpt_neox; one key head for all queries and its names differ",
+    ),
+    (
+        "gptj",
+        "the nearest supported architecture is gpt_neox; interleaved rotary positions and one norm differ",
+    ),
+    ("gpt_neo", "the nearest supported architecture is gpt2; local attention and its names differ"),
+    ("opt", "the nearest supported architecture is gpt2; positions from 2 on and its names differ"),
+    ("gpt_bigcode", "the nearest supported architecture is gpt2; one key head for all queries differs"),
+    ("mamba", "it has no attention; no supported architecture is near"),
+    ("t5", "encoder-decoder models are not supported"),
+    ("mt5", "encoder-decoder models are not supported"),
+    ("bart", "encoder-decoder models are not supported; the nearest supported encoder is roberta"),
+    ("mbart", "encoder-decoder models are not supported; the nearest supported encoder is xlm-roberta"),
+    ("whisper", "speech models are not supported"),
+    ("vit", "vision models are not supported"),
+    ("clip", "vision models are not supported"),
+    ("deberta", "the nearest supported encoder is roberta; disentangled attention differs"),
+    ("deberta-v2", "the nearest supported encoder is roberta; disentangled attention differs"),
+    ("mpnet", "the nearest supported encoder is roberta; relative position biases differ"),
+];
+
+/// Why a decoder of this type is refused.
+pub(super) fn decoder(model_type: &str) -> String {
+    if ENCODERS.iter().any(|a| a.model_types.contains(&model_type)) {
+        return format!(
+            "model_type '{model_type}' is an encoder; a decoder (a language model) is needed here"
+        );
+    }
+    let known: Vec<&str> = DECODERS.iter().map(|a| a.model_type).collect();
+    refusal(model_type, "decoders", &known)
+}
+
+/// Why an encoder of this type is refused.
+pub(super) fn encoder(model_type: &str) -> String {
+    if DECODERS.iter().any(|a| a.model_type == model_type) {
+        return format!(
+            "model_type '{model_type}' is a decoder (a language model); an encoder is needed here"
+        );
+    }
+    let known: Vec<&str> = ENCODERS.iter().flat_map(|a| a.model_types).copied().collect();
+    refusal(model_type, "encoders", &known)
+}
+
+fn refusal(model_type: &str, kind: &str, known: &[&str]) -> String {
+    let all = known.join(", ");
+    if let Some((_, why)) = RELATIVES.iter().find(|(name, _)| *name == model_type) {
+        return format!("model_type '{model_type}' is not supported: {why}; supported {kind} are {all}");
+    }
+    let nearest = known
+        .iter()
+        .map(|name| (common_beginning(name, model_type), *name))
+        .filter(|(n, _)| *n >= 3)
+        .max_by_key(|(n, name)| (*n, std::cmp::Reverse(name.len())));
+    let nearest = nearest.map(|(_, name)| format!(" (the nearest is {name})")).unwrap_or_default();
+    format!("model_type '{model_type}' is not supported for {kind}{nearest}; expected one of {all}")
+}
+
+fn common_beginning(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count()
+}
+
+/// Refuses checkpoints whose weights are stored quantised.
+pub(super) fn check_storage(raw: &Map<String, Value>) -> Result<(), String> {
+    let Some(section) = raw.get("quantization_config").or_else(|| raw.get("compression_config")) else {
+        return Ok(());
+    };
+    if section.is_null() {
+        return Ok(());
+    }
+    let bits = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let method = section.get("quant_method").and_then(Value::as_str);
+    let name = match method {
+        Some("gptq") => "GPTQ",
+        Some("awq") => "AWQ",
+        Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8",
+        Some("bitsandbytes") => "bitsandbytes",
+        Some("compressed-tensors") => "compressed-tensors",
+        Some("mxfp4") => "MXFP4",
+        Some(other) => other,
+        None if bits("load_in_4bit") || bits("load_in_8bit") => "bitsandbytes",
+        None => "an unnamed method",
+    };
+    Err(format!(
+        "quantization_config: the weights are quantised with {name}, which is not supported; \
+         give the model's original checkpoint in f32, f16 or bf16"
+    ))
+}

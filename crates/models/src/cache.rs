@@ -1,0 +1,159 @@
+//! Keys and values of the tokens that have been read, so that each is computed once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::prelude::*;
+
+/// Positions by which the room of a sequence grows.
+const BLOCK: usize = 64;
+
+/// The cache of a batch of sequences: for each layer a table of keys and one of values, in which each sequence has room
+/// for as many positions as it needs.
+#[derive(Clone, Debug)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<LayerCache<B>>,
+    /// Positions held, by sequence.
+    lengths: Vec<usize>,
+    /// Positions that each sequence has room for.
+    rooms: Vec<usize>,
+    /// Row at which each sequence begins.
+    starts: Vec<usize>,
+}
+
+/// Keys and values of one layer, each `[Σ rooms, n_kv_heads * head_dim]`.
+#[derive(Clone, Debug)]
+struct LayerCache<B: Backend> {
+    tables: [Tensor<B, 2>; 2],
+}
+
+/// Where the rows of a step go: made once for all layers.
+#[derive(Clone, Debug)]
+pub(crate) struct Writes {
+    /// First row in the table, first row of the step, number of rows.
+    spans: Vec<[usize; 3]>,
+    /// The rows of each sequence's keys after the step.
+    pub(crate) keys: Arc<[Range<usize>]>,
+}
+
+impl Writes {
+    /// Writes `rows` into a table, and returns it.
+    fn apply<B: Backend>(&self, table: &mut Tensor<B, 2>, rows: Tensor<B, 2>) -> Tensor<B, 2> {
+        let [count, width] = rows.dims();
+        // The only handle, so that the backend can write in place.
+        let mut all = std::mem::replace(table, rows.clone());
+        for &[to, from, n] in &self.spans {
+            let rows = if n == count { rows.clone() } else { rows.clone().slice([from..from + n, 0..width]) };
+            all = all.slice_assign([to..to + n, 0..width], rows);
+        }
+        *table = all.clone();
+        all
+    }
+}
+
+fn starts(rooms: &[usize]) -> Vec<usize> {
+    rooms.iter().scan(0, |next, room| Some(std::mem::replace(next, *next + room))).collect()
+}
+
+impl<B: Backend> KvCache<B> {
+    /// An empty cache with room for `capacities[i]` positions of sequence `i`.
+    pub(crate) fn new(n_layers: usize, width: usize, capacities: &[usize], device: &B::Device) -> Self {
+        let rooms: Vec<usize> = capacities.iter().map(|n| n.next_multiple_of(BLOCK)).collect();
+        let rows = rooms.iter().sum();
+        let table = || Tensor::zeros([rows, width], device);
+        let layers = (0..n_layers).map(|_| LayerCache { tables: [table(), table()] }).collect();
+        Self { layers, lengths: vec![0; rooms.len()], starts: starts(&rooms), rooms }
+    }
+
+    /// Positions held of a sequence.
+    pub fn length(&self, sequence: usize) -> usize {
+        self.lengths[sequence]
+    }
+
+    /// Positions that there is room for, over all sequences.
+    pub fn capacity(&self) -> usize {
+        self.rooms.iter().sum()
+    }
+
+    /// Makes room for `counts[i]` more positions of sequence `active[i]`, and says where they go.
+    pub(crate) fn begin(&mut self, active: &[usize], counts: &[usize]) -> Writes {
+        let mut rooms = self.rooms.clone();
+        for (&sequence, count) in active.iter().zip(counts) {
+            let (needed, room) = (self.lengths[sequence] + count, rooms[sequence]);
+            if needed > room {
+                // Half as much again, so that a long text is not copied for every block.
+                rooms[sequence] = needed.max(room + room / 2).next_multiple_of(BLOCK);
+            }
+        }
+        if rooms != self.rooms {
+            self.grow(rooms);
+        }
+        let mut from = 0;
+        let mut spans = Vec::with_capacity(active.len());
+        for (&sequence, &count) in active.iter().zip(counts) {
+            spans.push([self.starts[sequence] + self.lengths[sequence], from, count]);
+            from += count;
+            self.lengths[sequence] += count;
+        }
+        let rows = |&s: &usize| self.starts[s]..self.starts[s] + self.lengths[s];
+        Writes { spans, keys: active.iter().map(rows).collect() }
+    }
+
+    /// Writes the step's keys and values of a layer, and returns its tables.
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        writes: &Writes,
+        rows: [Tensor<B, 2>; 2],
+    ) -> [Tensor<B, 2>; 2] {
+        let [keys, values] = &mut self.layers[layer].tables;
+        let [new_keys, new_values] = rows;
+        [writes.apply(keys, new_keys), writes.apply(values, new_values)]
+    }
+
+    fn grow(&mut self, rooms: Vec<usize>) {
+        for layer in &mut self.layers {
+            for table in &mut layer.tables {
+                let [_, width] = table.dims();
+                let mut parts = Vec::with_capacity(2 * rooms.len());
+                for ((&start, &old), &new) in self.starts.iter().zip(&self.rooms).zip(&rooms) {
+                    if old > 0 {
+                        parts.push(table.clone().narrow(0, start, old));
+                    }
+                    if new > old {
+                        parts.push(Tensor::zeros([new - old, width], (&table.device(), table.dtype())));
+                    }
+                }
+                *table = Tensor::cat(parts, 0);
+            }
+        }
+        self.starts = starts(&rooms);
+        self.rooms = rooms;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    #[test]
+    fn each_sequence_has_its_own_room() {
+        let device = Default::default();
+        let mut cache = KvCache::<Flex>::new(1, 1, &[3, 1000], &device);
+        assert_eq!(cache.capacity(), 64 + 1024);
+        let rows = |n: usize, x: f32| Tensor::full([n, 1], x, &device);
+        let writes = cache.begin(&[0, 1], &[3, 2]);
+        let table = cache.write(0, &writes, [rows(5, 1.0), rows(5, 2.0)])[0].clone();
+        assert_eq!(writes.keys[..], [0..3, 64..66]);
+        assert_eq!(table.sum().into_scalar(), 5.0);
+        // The first grows; the second moves with what it holds.
+        let writes = cache.begin(&[0], &[100]);
+        let table = cache.write(0, &writes, [rows(100, 1.0), rows(100, 2.0)])[0].clone();
+        assert_eq!(cache.capacity(), 128 + 1024);
+        let held: Vec<f32> = table.into_data().iter::<f32>().collect();
+        assert!(held[..103].iter().chain(&held[128..130]).all(|&x| x == 1.0));
+        assert_eq!(held.iter().sum::<f32>(), 105.0);
+        assert_eq!(cache.begin(&[1], &[1]).keys[0], 128..131);
+    }
+}

@@ -1,0 +1,42 @@
+//! Activations by their names in `config.json`.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::{relu, silu};
+use lowrank_kernels::{Gelu, Kernels, gelu};
+
+/// Activation of a feed-forward part or a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Gaussian error linear unit, exact or by tanh.
+    Gelu(Gelu),
+    /// Rectifier.
+    Relu,
+    /// Sigmoid-weighted linear unit.
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    pub(crate) const NAMES: [(&'static str, Self); 9] = [
+        ("gelu", Self::Gelu(Gelu::Erf)),
+        ("gelu_python", Self::Gelu(Gelu::Erf)),
+        ("gelu_new", Self::Gelu(Gelu::Tanh)),
+        ("gelu_pytorch_tanh", Self::Gelu(Gelu::Tanh)),
+        ("gelu_fast", Self::Gelu(Gelu::Tanh)),
+        ("relu", Self::Relu),
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+        ("tanh", Self::Tanh),
+    ];
+
+    /// Elementwise.
+    pub fn apply<B: Kernels>(self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Self::Gelu(kind) => gelu(x, kind),
+            Self::Relu => relu(x),
+            Self::Silu => silu(x),
+            Self::Tanh => x.tanh(),
+        }
+    }
+}

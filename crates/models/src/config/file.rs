@@ -1,0 +1,44 @@
+//! Reading JSON files of a model folder, with the limits on what is believed.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{ModelError, Result};
+
+/// Largest size accepted for any one dimension; real models stay far below.
+pub(crate) const MAX_DIM: usize = 1 << 24;
+/// Largest number of layers accepted.
+pub(crate) const MAX_LAYERS: usize = 4096;
+/// Largest config that is read; real ones are a few kilobytes, labels included.
+const MAX_CONFIG: u64 = 64 << 20;
+
+/// The JSON object in a file of a model folder.
+pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = folder.join(name);
+    if !folder.is_dir() {
+        return Err(ModelError::File {
+            path: folder.to_path_buf(),
+            reason: "no such folder; expected a model folder with config.json and weights".into(),
+        });
+    }
+    let unread = |reason: String| ModelError::File { path: path.clone(), reason };
+    let size = std::fs::metadata(&path).map_err(|e| unread(format!("cannot be read: {e}")))?.len();
+    if size > MAX_CONFIG {
+        return Err(unread(format!("the file has {size} bytes; the limit is {MAX_CONFIG}")));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let malformed = |reason: String| ModelError::Config { path: path.clone(), reason };
+    match serde_json::from_str(&text).map_err(|e| malformed(format!("malformed JSON: {e}")))? {
+        Value::Object(object) => Ok(object),
+        _ => Err(malformed("expected a JSON object".into())),
+    }
+}
+
+/// The value of a name in a table.
+pub(crate) fn lookup<T: Copy>(key: &str, name: &str, table: &[(&str, T)]) -> std::result::Result<T, String> {
+    table.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or_else(|| {
+        let known: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
+        format!("{key} '{name}' is not supported; expected one of {}", known.join(", "))
+    })
+}

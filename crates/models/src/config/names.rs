@@ -1,0 +1,196 @@
+//! Where an architecture keeps what: names of modules in checkpoints, and the type that carries them.
+
+use crate::config::activation::Activation;
+use crate::config::decoder::DecoderConfig;
+use crate::config::keys::Keys;
+
+/// What an encoder architecture has of its own over the shared [`Encoder`](crate::encoder::Encoder).
+#[derive(Debug)]
+pub struct EncoderArchitecture {
+    /// `model_type` in `config.json`; a config without one is the first architecture's.
+    pub model_types: &'static [&'static str],
+    /// Beginning of the class names in `architectures` (`Bert` of `BertForSequenceClassification`).
+    pub class: &'static str,
+    /// Keys of `config.json` that have other names in BERT's.
+    pub config_keys: &'static [(&'static str, &'static str)],
+    /// Whether positions count from `pad_token_id + 1`.
+    pub positions_after_padding: bool,
+    /// Where the encoder's tensors are.
+    pub names: EncoderNames,
+    /// The sequence classification head.
+    pub head: HeadNames,
+    /// The masked language modelling head.
+    pub masked_lm: MaskedLmNames,
+}
+
+impl PartialEq for EncoderArchitecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_types == other.model_types
+    }
+}
+
+/// The modules of an encoder.
+#[derive(Debug)]
+pub struct EncoderNames {
+    /// Prefix of the encoder's keys in a checkpoint with a head.
+    pub prefix: &'static str,
+    /// The layers, below the prefix.
+    pub layers: &'static str,
+    /// Query, key, value and output, below a layer.
+    pub attention: [&'static str; 4],
+    /// Norm after the attention.
+    pub attention_norm: &'static str,
+    /// The two maps of the feed-forward part.
+    pub feed_forward: [&'static str; 2],
+    /// Norm after the feed-forward part.
+    pub feed_forward_norm: &'static str,
+    /// Whether there is a token-type embedding.
+    pub has_types: bool,
+    /// Whether there is dropout between the attention's output map and its norm.
+    pub drops_attention_output: bool,
+}
+
+impl EncoderNames {
+    /// The path of something in a layer.
+    pub fn in_layer(&self, index: usize, name: &str) -> String {
+        format!("{}{}.{index}.{name}", self.prefix, self.layers)
+    }
+}
+
+/// A sequence classification head: `output(dropout(act(dense(first token))))`.
+#[derive(Debug)]
+pub struct HeadNames {
+    /// Path of the first map.
+    pub dense: &'static str,
+    /// Path of the map to the labels.
+    pub output: &'static str,
+    /// Name of the whole head in PEFT's `modules_to_save`, where it is a module of its own.
+    pub saved_as: Option<&'static str>,
+    /// Whether the first map belongs to the head (BERT's pooler belongs to the encoder).
+    pub dense_is_head: bool,
+    /// After the first map.
+    pub activation: Activation,
+    /// Whether there is dropout before the first map too.
+    pub drops_input: bool,
+}
+
+/// A masked language modelling head: `norm(act(transform(h)))·embeddingᵀ + bias`.
+#[derive(Debug)]
+pub struct MaskedLmNames {
+    /// Path of the map before the norm.
+    pub transform: &'static str,
+    /// Path of the norm.
+    pub norm: &'static str,
+    /// Path of the module that the bias is stored under.
+    pub bias: &'static str,
+    /// Key under which the bias may be stored once more.
+    pub bias_copy: &'static str,
+    /// Key under which the tied embedding may be stored once more.
+    pub decoder: &'static str,
+}
+
+/// What a decoder architecture has of its own over the shared [`Decoder`](crate::decoder::Decoder).
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderArchitecture {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Where the tensors are.
+    pub names: DecoderNames,
+    /// Reads the config's keys.
+    pub config: fn(&'static DecoderArchitecture, &Keys<'_>) -> Result<DecoderConfig, String>,
+}
+
+impl PartialEq for DecoderArchitecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+/// The modules of a decoder.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderNames {
+    /// Prefix of all but the head's keys.
+    pub prefix: &'static str,
+    /// The word embedding.
+    pub embedding: &'static str,
+    /// The table of positions, where they are not rotary.
+    pub positions: Option<&'static str>,
+    /// The layers.
+    pub layers: &'static str,
+    /// The norms of a layer.
+    pub norms: LayerNorms,
+    /// The maps to queries, keys and values.
+    pub qkv: QkvNames,
+    /// Norms of queries and keys, in models that have them.
+    pub qk_norms: [&'static str; 2],
+    /// The attention's output map.
+    pub output: &'static str,
+    /// The gate of the feed-forward part, where it has one of its own.
+    pub gate: Option<&'static str>,
+    /// Its map to the inner width, or to gate and inner width in one.
+    pub up: &'static str,
+    /// Whether `up` computes the gate too, before the inner values.
+    pub up_has_gate: bool,
+    /// Its map back.
+    pub down: &'static str,
+    /// The final norm.
+    pub norm: &'static str,
+    /// The head, without the prefix.
+    pub head: &'static str,
+    /// Whether linear weights are stored as `(in, out)`.
+    pub conv1d: bool,
+    /// Ends of the names of buffers that a checkpoint may hold.
+    pub buffers: &'static [&'static str],
+}
+
+/// Norms around the two parts of a layer: `h = x + after(attention(before(x)))`, likewise for the feed-forward part. A
+/// name that is absent is a norm that the layer has not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNorms {
+    /// Before the attention.
+    pub attention: Option<&'static str>,
+    /// After it, before the sum.
+    pub attention_output: Option<&'static str>,
+    /// Before the feed-forward part.
+    pub mlp: Option<&'static str>,
+    /// After it, before the sum.
+    pub mlp_output: Option<&'static str>,
+}
+
+impl LayerNorms {
+    /// Norms before the two parts, as in most decoders.
+    pub const fn before(attention: &'static str, mlp: &'static str) -> Self {
+        Self { attention: Some(attention), attention_output: None, mlp: Some(mlp), mlp_output: None }
+    }
+}
+
+impl DecoderNames {
+    /// The path of something in a layer.
+    pub fn in_layer(&self, index: usize, name: &str) -> String {
+        format!("{}{}.{index}.{name}", self.prefix, self.layers)
+    }
+}
+
+/// The maps to queries, keys and values.
+#[derive(Clone, Copy, Debug)]
+pub enum QkvNames {
+    /// One each.
+    Separate([&'static str; 3]),
+    /// One for all.
+    Fused {
+        /// Its path below a layer.
+        name: &'static str,
+        /// Whether query, key and value of a head lie side by side, not those of all heads.
+        by_head: bool,
+    },
+}
+
+impl QkvNames {
+    /// The paths, below a layer.
+    pub fn paths(&self) -> &[&'static str] {
+        match self {
+            Self::Separate(paths) => paths,
+            Self::Fused { name, .. } => std::slice::from_ref(name),
+        }
+    }
+}

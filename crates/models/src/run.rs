@@ -1,0 +1,50 @@
+//! What travels with a forward pass beside its tokens.
+
+use burn::prelude::*;
+use lowrank_adapters::AdapterSet;
+use lowrank_kernels::{Dropout, Kernels, dropout};
+use lowrank_spec::{Mode, Stream};
+
+/// How a forward pass runs: the adapters over the model, and whether it trains.
+#[derive(Debug)]
+pub struct Run<'a, B: Backend> {
+    /// Adapters over the model's sites.
+    pub adapters: &'a AdapterSet<B>,
+    /// Evaluation, or training with a seed for every random choice.
+    pub mode: Mode,
+}
+
+impl<B: Backend> Clone for Run<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Run<'_, B> {}
+
+impl<'a, B: Backend> Run<'a, B> {
+    /// A pass with these adapters in this mode.
+    pub const fn new(adapters: &'a AdapterSet<B>, mode: Mode) -> Self {
+        Self { adapters, mode }
+    }
+
+    /// Evaluation: no dropout.
+    pub const fn eval(adapters: &'a AdapterSet<B>) -> Self {
+        Self::new(adapters, Mode::EVAL)
+    }
+
+    /// The dropout of one place of the model, `None` in evaluation or at `p = 0`.
+    pub(crate) fn dropout(&self, p: f64, stream: Stream) -> Option<Dropout> {
+        self.mode.dropout(p, stream)
+    }
+}
+
+impl<B: Kernels> Run<'_, B> {
+    /// `x` after the dropout of one place of the model.
+    pub(crate) fn drop(&self, x: Tensor<B, 2>, p: f64, stream: Stream) -> Tensor<B, 2> {
+        match self.dropout(p, stream) {
+            Some(drop) => dropout(x, drop),
+            None => x,
+        }
+    }
+}

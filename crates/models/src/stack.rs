@@ -1,0 +1,114 @@
+//! What encoders and decoders share: tokens are embedded, go through layers, and are finished by a last norm.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use lowrank_adapters::Site;
+use lowrank_checkpoint::FloatType;
+use lowrank_kernels::Kernels;
+use lowrank_spec::HostTensor;
+use serde_json::{Map, Value};
+
+use crate::batch::{Rows, TokenBatch, Tokens};
+use crate::error::Result;
+use crate::params::{Choose, Gather};
+use crate::run::Run;
+use crate::save;
+use crate::visit::{ParamVisitor, Parameter};
+
+/// A model whose parameters can be visited and saved.
+pub trait Parameters<B: Backend>: Clone {
+    /// Every map that an adapter can serve, in the order of their indices.
+    fn sites(&self) -> &[Site];
+
+    /// Visits every parameter.
+    fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V);
+
+    /// The `config.json` that describes the model.
+    fn config_json(&self) -> Map<String, Value>;
+
+    /// Keys of parameters that were neither loaded nor trained; they are not saved.
+    fn newly_initialized(&self) -> &[String] {
+        &[]
+    }
+
+    /// Sets which parameters are trained, given each one and whether it was so far.
+    fn choose_trained(&mut self, choose: impl FnMut(&Parameter<'_>, bool) -> bool) {
+        self.visit_params(&mut Choose(choose));
+    }
+
+    /// The wanted parameters, in PyTorch's layout.
+    fn tensors_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<HostTensor<'static>> {
+        let mut gather = Gather::new(wanted);
+        self.clone().visit_params(&mut gather);
+        gather.tensors
+    }
+
+    /// Writes a Hugging Face folder: weights of type `dtype` but for the
+    /// [newly initialized](Self::newly_initialized) ones, config, and the tokenizer and generation files of `source`.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or a value is beyond the range of `dtype`.
+    fn save(&self, dir: &Path, source: &Path, dtype: FloatType) -> Result<()> {
+        let left_out = self.newly_initialized();
+        let tensors = self.tensors_where(|at| !left_out.contains(&at.key()));
+        save::write_folder(dir, source, tensors, self.config_json(), dtype)
+    }
+}
+
+/// A transformer, taken apart into the steps that run over it.
+pub trait Stack<B: Kernels>: Parameters<B> {
+    /// Number of layers.
+    fn n_layers(&self) -> usize;
+
+    /// Longest sequence that the model takes; `None` where positions are unbounded.
+    fn max_tokens(&self) -> Option<usize>;
+
+    /// Checks packed tokens and moves them to the device. Everything after this takes them as valid.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`](crate::ModelError::Input) for an id outside the vocabulary, a sequence that is empty or
+    /// longer than the model takes, or lengths that do not add up.
+    fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>>;
+
+    /// Embedded tokens.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, d_model]`
+    fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2>;
+
+    /// One layer; `rows` says which of its outputs are wanted.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_model]`
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]`
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        batch: &TokenBatch<B>,
+        rows: Rows,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2>;
+
+    /// What comes after the last layer and before any head: the final norm, where there is one.
+    ///
+    /// # Shapes
+    /// - x, output: `[rows, d_model]`
+    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        x
+    }
+
+    /// Hidden states of the whole model: embedded, through all layers, finished.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for a row of each sequence
+    fn hidden_states(&self, batch: &TokenBatch<B>, rows: Rows, run: Run<'_, B>) -> Tensor<B, 2> {
+        let n = self.n_layers();
+        let x = (0..n).fold(self.embed(batch, run), |x, index| {
+            let rows = if index + 1 == n { rows } else { Rows::All };
+            self.layer(index, x, batch, rows, run)
+        });
+        self.finish(x)
+    }
+}

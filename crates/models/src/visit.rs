@@ -1,0 +1,137 @@
+//! Parameters by what they are: one visit of a model serves loading, saving, counting, marking and merging.
+
+use burn::module::Param;
+use burn::prelude::*;
+use lowrank_spec::names::WeightPart;
+
+/// How a tensor is laid out in the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As in the model.
+    Same,
+    /// A linear weight: `(out, in)` in the file, `[in, out]` in the model.
+    Transposed,
+}
+
+/// What a parameter is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The weight of a linear map or the table of an embedding, or a factor or core of it.
+    Weight(WeightPart),
+    /// The offset of a linear map.
+    Bias,
+    /// The gain of a norm.
+    Gain,
+    /// The offset of a norm.
+    Offset,
+}
+
+/// Which part of a model a module belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Tables of words, positions and token types, and the norm over them.
+    Embeddings,
+    /// The transformer's layers, the final norm, and an encoder's own pooler.
+    #[default]
+    Body,
+    /// The task head, or a language model's.
+    Head,
+}
+
+/// A module of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// Hugging Face module path.
+    pub path: &'a str,
+    /// Index of the transformer layer, `None` outside the layers.
+    pub layer: Option<usize>,
+    /// Part of the model.
+    pub part: Part,
+}
+
+impl<'a> Module<'a> {
+    /// A module outside the layers.
+    pub const fn new(path: &'a str, part: Part) -> Self {
+        Self { path, layer: None, part }
+    }
+
+    /// A module of a layer.
+    pub const fn in_layer(path: &'a str, layer: usize) -> Self {
+        Self { path, layer: Some(layer), part: Part::Body }
+    }
+
+    pub(crate) const fn parameter(self, role: Role, layout: Layout, site: Option<usize>) -> Parameter<'a> {
+        Parameter { module: self, role, layout, site }
+    }
+}
+
+/// Where a visitor is.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter<'a> {
+    /// The module that the parameter belongs to.
+    pub module: Module<'a>,
+    /// What it is to the module.
+    pub role: Role,
+    /// How it is laid out in the checkpoint.
+    pub layout: Layout,
+    /// Index of the module's site, where it has one.
+    pub site: Option<usize>,
+}
+
+impl Parameter<'_> {
+    /// Its Hugging Face key.
+    pub fn key(&self) -> String {
+        let path = self.module.path;
+        match self.role {
+            Role::Weight(part) => part.key(path),
+            Role::Gain => format!("{path}.weight"),
+            Role::Bias | Role::Offset => format!("{path}.bias"),
+        }
+    }
+
+    /// The part of a weight that it is.
+    pub fn weight(&self) -> Option<WeightPart> {
+        match self.role {
+            Role::Weight(part) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// Whether weight decay applies to it: to weights, not to biases and norms.
+    pub fn decays(&self) -> bool {
+        matches!(self.role, Role::Weight(_))
+    }
+
+    /// Whether it is the bias of a linear map or the offset of a norm, which BitFit trains.
+    pub fn is_bias(&self) -> bool {
+        matches!(self.role, Role::Bias | Role::Offset)
+    }
+}
+
+/// Something that visits every parameter of a model.
+pub trait ParamVisitor<B: Backend> {
+    /// Visits a parameter.
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>);
+
+    /// Visits a factor that is stored under the key of the module that owns it, which is the module of `at`, and visited
+    /// there too.
+    ///
+    /// Shared factors are loaded and saved; everything else is done at the owner's visit.
+    fn visit_shared(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, 2>>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_those_of_the_checkpoint() {
+        let module = Module::in_layer("h.3.q", 3);
+        let key = |role| module.parameter(role, Layout::Same, None).key();
+        assert_eq!(key(Role::Weight(WeightPart::Dense)), "h.3.q.weight");
+        assert_eq!(key(Role::Weight(WeightPart::FactorA)), "h.3.q.lowrank_a.weight");
+        assert_eq!(key(Role::Weight(WeightPart::Core(2))), "h.3.q.tt_cores.2");
+        assert_eq!([key(Role::Bias), key(Role::Offset)], ["h.3.q.bias"; 2]);
+        assert_eq!(key(Role::Gain), "h.3.q.weight");
+    }
+}
