@@ -2,10 +2,10 @@
 
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
-use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::{Distribution, Tensor};
+use burn_autodiff::Autodiff;
 use lowrank_adapters::kernels::{Kernels, linear};
 use lowrank_adapters::{
     AdapterConfig, AdapterSet, BaseLinear, Method, Mode, NoWeights, Pattern, Site, Targets,

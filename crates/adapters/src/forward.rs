@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use lowrank_kernels::{Adapted, Dropout, Kernels, LoraSpec, dropout, linear, linear_lora};
+use lowrank_kernels::{Dropout, Kernels, LoraSpec, Weight, add_lora, dropout, linear};
 use lowrank_spec::{Mode, Stream};
 
 use crate::host::host_values;
@@ -18,8 +18,13 @@ pub trait BaseLinear<B: Kernels> {
     /// - output: `[rows, d_output]`
     fn apply(&self, x: Tensor<B, 2>, bias: bool) -> Tensor<B, 2>;
 
-    /// `W` `[d_input, d_output]`, where it is one matrix: base and adapter are then one step.
+    /// `W` `[d_input, d_output]`, where it is one tensor.
     fn dense(&self) -> Option<Tensor<B, 2>>;
+
+    /// `W`, where it is one matrix in any storage, blocks of few bits among them: base and adapter are then one step.
+    fn weight(&self) -> Option<Weight<Tensor<B, 2>>> {
+        self.dense().map(Weight::Float)
+    }
 
     /// Shape `[d_output]`.
     fn bias(&self) -> Option<Tensor<B, 1>>;
@@ -168,13 +173,11 @@ pub(crate) fn low_rank<B: Kernels>(
     bias: bool,
     drop: Option<Dropout>,
 ) -> Tensor<B, 2> {
-    match base.dense() {
-        Some(w) => {
-            let spec = LoraSpec { scale: pair.scale as f32, dropout: drop };
-            let bias = base.bias().filter(|_| bias);
-            linear_lora(x, Adapted { w, a: pair.a, b: pair.b }, bias, spec)
-        }
-        None => base.apply(x.clone(), bias) + pair.apply(dropped(x, drop)),
+    let spec = LoraSpec { scale: pair.scale as f32, dropout: drop };
+    let factors = [pair.a, pair.b];
+    match base.weight() {
+        Some(w) => w.linear_lora(x, factors, base.bias().filter(|_| bias), spec),
+        None => add_lora(base.apply(x.clone(), bias), x, factors, spec),
     }
 }
 

@@ -110,8 +110,8 @@ impl<B: Backend> ModuleMapper<B> for Projector {
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::Autodiff;
     use burn::module::Module;
+    use burn_autodiff::Autodiff;
     use burn_flex::Flex;
     use lowrank_factor::svd;
 
