@@ -44,6 +44,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod allocate;
 mod dense;
 #[cfg(feature = "burn")]

@@ -218,12 +218,6 @@ impl<T: Scalar> TtMatrix<T> {
         ContractionPlan::cheapest(&all_ranks(self.train.cores()), rows, cols, batch)
     }
 
-    /// The order in which [`TtMatrix::multiply_batch_transposed`] takes the cores.
-    pub fn plan_transposed(&self, batch: usize) -> ContractionPlan {
-        let (rows, cols) = (self.shape.rows().factors(), self.shape.cols().factors());
-        ContractionPlan::cheapest(&all_ranks(self.train.cores()), cols, rows, batch)
-    }
-
     /// `X·A` without forming `A`.
     ///
     /// # Shapes
