@@ -9,8 +9,8 @@ use burn_flex::Flex;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use lowrank_kernels::{
-    AdamW, AdamWState, AttentionSpec, Dropout, Gelu, Kernels, adamw_step, attention, cross_entropy, gelu,
-    layer_norm, linear, linear_gelu,
+    AdamW, AdamWState, AttentionSpec, Dropout, Gelu, Kernels, Weight, adamw_step, attention, cross_entropy,
+    gelu, layer_norm, linear, linear_gelu,
 };
 
 #[global_allocator]
@@ -67,7 +67,9 @@ mod linear_input_grad {
     fn kernel(bencher: Bencher, [m, k, n]: [usize; 3]) {
         let dy = random([m, n]).into_primitive().tensor();
         let w = random([k, n]).into_primitive().tensor();
-        bencher.counter(flops([m, k, n])).bench(|| Flex::linear_input_grad(dy.clone(), w.clone()));
+        bencher
+            .counter(flops([m, k, n]))
+            .bench(|| Flex::linear_input_grad(dy.clone(), Weight::Float(w.clone())));
     }
 
     #[divan::bench(args = LINEAR)]

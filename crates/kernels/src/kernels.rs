@@ -5,6 +5,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::composed;
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::weight::Weight;
 
 /// What the backward pass of a norm needs.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub struct HeadTensors<T> {
     /// The input, `[rows, d_model]`.
     pub x: T,
     /// The weight, `[d_model, vocab]`.
-    pub w: T,
+    pub w: Weight<T>,
     /// The bias, `[vocab]`.
     pub bias: Option<T>,
     /// The two sides of a low-rank update, `[rows, rank]` and `[rank, vocab]`.
@@ -68,14 +69,14 @@ pub trait Kernels: Backend {
     /// `x·w + bias`.
     fn linear_forward(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         composed::linear::<Self>(x, w, bias)
     }
 
     /// Gradient of a linear step's input: `dy·wᵀ`.
-    fn linear_input_grad(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear_input_grad(dy: FloatTensor<Self>, w: Weight<FloatTensor<Self>>) -> FloatTensor<Self> {
         composed::linear_input_grad::<Self>(dy, w)
     }
 
@@ -87,11 +88,12 @@ pub trait Kernels: Backend {
     /// `x·w + bias + scale·dropout(x)·a·b`, and `dropout(x)·a`, which the gradient of b needs.
     fn lora_forward(
         x: FloatTensor<Self>,
-        weights: Adapted<FloatTensor<Self>>,
+        w: Weight<FloatTensor<Self>>,
+        factors: [FloatTensor<Self>; 2],
         bias: Option<FloatTensor<Self>>,
         spec: LoraSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::lora::<Self>(x, weights, bias, spec)
+        composed::lora::<Self>(x, w, factors, bias, spec)
     }
 
     /// Gradient of the input of a linear step with an adapter: `dy·wᵀ + dropout(dh·aᵀ)`.
@@ -99,7 +101,7 @@ pub trait Kernels: Backend {
     /// `dh` is the gradient of `dropout(x)·a`.
     fn lora_input_grad(
         dy: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         dh: FloatTensor<Self>,
         a: FloatTensor<Self>,
         spec: LoraSpec,
@@ -130,7 +132,7 @@ pub trait Kernels: Backend {
     /// `gelu(x·w + bias)`.
     fn linear_gelu_forward(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
         kind: Gelu,
     ) -> FloatTensor<Self> {
@@ -140,7 +142,7 @@ pub trait Kernels: Backend {
     /// `gelu(x·w + bias)` and the slope of the GELU at `x·w + bias`.
     fn linear_gelu_saving(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
         kind: Gelu,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -152,7 +154,7 @@ pub trait Kernels: Backend {
     fn linear_sloped_input_grad(
         dy: FloatTensor<Self>,
         slope: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         Self::linear_input_grad(Self::product(dy, slope), w)
     }

@@ -1,18 +1,13 @@
 //! Fused transformer steps on packed tokens, for any burn backend.
 //!
-//! A batch is the concatenation of its sequences, so hidden states are `[tokens, d_model]` and only
-//! [`attention`] looks at the sequence lengths. Each step is a free function over burn tensors
-//! ([`linear`], [`layer_norm`], [`attention`], …) generic over a backend that implements [`Kernels`].
-//!
-//! [`Kernels`] holds the same steps on tensor primitives. Every one has a default composed of burn
-//! operations; the CPU backends (features `flex` and `ndarray`) replace them by hand-written kernels,
-//! and `Autodiff<B>` adds a backward rule to each, whatever `B` is.
-//!
-//! A rule computes and saves only what is needed: any tensor argument may be untracked (a frozen base),
-//! and a step whose arguments are all untracked saves nothing.
+//! [`Kernels`] holds the steps on tensor primitives, with defaults of burn operations; the CPU backends replace them,
+//! and `Autodiff<B>` adds a backward rule to each, whatever `B` is. A rule computes and saves only what is needed: any
+//! tensor argument may be untracked (a frozen base), and a step whose arguments are all untracked saves nothing.
+#![cfg_attr(all(feature = "flex", feature = "ndarray"), doc = include_str!("../README.md"))]
 
 mod autodiff;
 mod backends;
+mod blocks;
 mod composed;
 mod convert;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
@@ -23,7 +18,9 @@ mod ops;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod weight;
 
+pub use blocks::{BlockFormat, BlockMatrix, SharedBytes};
 pub use convert::convert_checked;
 pub use error::KernelError;
 pub use kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
@@ -32,3 +29,4 @@ pub use ops::{
     linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,
 };
 pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+pub use weight::Weight;

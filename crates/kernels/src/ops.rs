@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use crate::kernels::{AdamWState, Adapted, HeadTensors, Kernels};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::weight::Weight;
 
 /// `x·w + bias`.
 ///
@@ -13,8 +14,17 @@ use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeS
 /// - output: `[tokens, d_output]`
 #[track_caller]
 pub fn linear<B: Kernels>(x: Tensor<B, 2>, w: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-    check_linear("linear", &x, &w, bias.as_ref());
-    wrap(B::linear_forward(unwrap(x), unwrap(w), bias.map(unwrap)))
+    linear_of(x, Weight::Float(w), bias)
+}
+
+#[track_caller]
+pub(crate) fn linear_of<B: Kernels>(
+    x: Tensor<B, 2>,
+    w: Weight<Tensor<B, 2>>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    check_linear("linear", &x, w.dims(), bias.as_ref());
+    wrap(B::linear_forward(unwrap(x), w.map(unwrap), bias.map(unwrap)))
 }
 
 /// `gelu(x·w + bias)` in one pass.
@@ -29,8 +39,18 @@ pub fn linear_gelu<B: Kernels>(
     bias: Option<Tensor<B, 1>>,
     kind: Gelu,
 ) -> Tensor<B, 2> {
-    check_linear("linear_gelu", &x, &w, bias.as_ref());
-    wrap(B::linear_gelu_forward(unwrap(x), unwrap(w), bias.map(unwrap), kind))
+    linear_gelu_of(x, Weight::Float(w), bias, kind)
+}
+
+#[track_caller]
+pub(crate) fn linear_gelu_of<B: Kernels>(
+    x: Tensor<B, 2>,
+    w: Weight<Tensor<B, 2>>,
+    bias: Option<Tensor<B, 1>>,
+    kind: Gelu,
+) -> Tensor<B, 2> {
+    check_linear("linear_gelu", &x, w.dims(), bias.as_ref());
+    wrap(B::linear_gelu_forward(unwrap(x), w.map(unwrap), bias.map(unwrap), kind))
 }
 
 /// A linear step with a low-rank adapter (LoRA, Hu et al. 2021): `x·w + bias + scale·dropout(x)·a·b`.
@@ -49,10 +69,20 @@ pub fn linear_lora<B: Kernels>(
     spec: LoraSpec,
 ) -> Tensor<B, 2> {
     let Adapted { w, a, b } = weights;
-    check_linear("linear_lora", &x, &w, bias.as_ref());
+    linear_lora_of(x, Weight::Float(w), [a, b], bias, spec)
+}
+
+#[track_caller]
+pub(crate) fn linear_lora_of<B: Kernels>(
+    x: Tensor<B, 2>,
+    w: Weight<Tensor<B, 2>>,
+    [a, b]: [Tensor<B, 2>; 2],
+    bias: Option<Tensor<B, 1>>,
+    spec: LoraSpec,
+) -> Tensor<B, 2> {
+    check_linear("linear_lora", &x, w.dims(), bias.as_ref());
     check_factors("linear_lora", w.dims(), [&a, &b]);
-    let weights = Adapted { w: unwrap(w), a: unwrap(a), b: unwrap(b) };
-    wrap(B::lora_forward(unwrap(x), weights, bias.map(unwrap), spec).0)
+    wrap(B::lora_forward(unwrap(x), w.map(unwrap), [a, b].map(unwrap), bias.map(unwrap), spec).0)
 }
 
 /// Adds a low-rank adapter to the output of a base that is not one matrix: `y + scale·dropout(x)·a·b`.
@@ -179,9 +209,9 @@ pub fn cross_entropy_sum<B: Kernels>(
 /// The head of a language model as [`linear_cross_entropy`] takes it.
 #[derive(Clone, Debug)]
 pub struct Head<B: Backend> {
-    /// Shape `[d_model, vocab]`, in f32, f16 or bf16. A table `[vocab, d_model]`, tied or as PyTorch stores a linear
-    /// layer, is given as `table.transpose()`, a view that copies nothing.
-    pub weight: Tensor<B, 2>,
+    /// Shape `[d_model, vocab]`, in f32, f16, bf16 or blocks. A table `[vocab, d_model]`, tied or as PyTorch stores a
+    /// linear layer, is given as `table.transpose()`, a view that copies nothing.
+    pub weight: Weight<Tensor<B, 2>>,
     /// Shape `[vocab]`.
     pub bias: Option<Tensor<B, 1>>,
     /// A LoRA on the head: factors `[d_model, rank]` and `[rank, vocab]`.
@@ -192,8 +222,8 @@ pub struct Head<B: Backend> {
 
 impl<B: Backend> Head<B> {
     /// A head without bias, adapter and cap.
-    pub fn new(weight: Tensor<B, 2>) -> Self {
-        Self { weight, bias: None, lora: None, soft_cap: None }
+    pub fn new(weight: impl Into<Weight<Tensor<B, 2>>>) -> Self {
+        Self { weight: weight.into(), bias: None, lora: None, soft_cap: None }
     }
 }
 
@@ -239,7 +269,7 @@ pub fn linear_cross_entropy<B: Kernels>(
 ) -> Tensor<B, 1> {
     const NAME: &str = "linear_cross_entropy";
     let Head { weight, bias, lora, soft_cap } = head;
-    check_linear(NAME, &x, &weight, bias.as_ref());
+    check_linear(NAME, &x, weight.dims(), bias.as_ref());
     check_targets(NAME, x.dims()[0], &targets, weights.as_ref());
     assert!(
         soft_cap.is_none_or(|cap| cap > 0.0),
@@ -253,7 +283,7 @@ pub fn linear_cross_entropy<B: Kernels>(
         };
         [unwrap(linear(x, a, None).mul_scalar(spec.scale)), unwrap(b)]
     });
-    let tensors = HeadTensors { x: unwrap(x), w: unwrap(weight), bias: bias.map(unwrap), update };
+    let tensors = HeadTensors { x: unwrap(x), w: weight.map(unwrap), bias: bias.map(unwrap), update };
     wrap(B::head_loss_forward(tensors, targets.into_primitive(), weights.map(unwrap), soft_cap))
 }
 
@@ -325,9 +355,9 @@ pub fn adamw_step<B: Kernels, const D: usize>(
 }
 
 #[track_caller]
-fn check_linear<B: Kernels>(name: &str, x: &Tensor<B, 2>, w: &Tensor<B, 2>, bias: Option<&Tensor<B, 1>>) {
-    let ([_, d_input], [w_input, d_output]) = (x.dims(), w.dims());
-    assert!(d_input == w_input, "{name}: x is {:?}, w {:?}", x.dims(), w.dims());
+fn check_linear<B: Kernels>(name: &str, x: &Tensor<B, 2>, w: [usize; 2], bias: Option<&Tensor<B, 1>>) {
+    let ([_, d_input], [w_input, d_output]) = (x.dims(), w);
+    assert!(d_input == w_input, "{name}: x is {:?}, w {w:?}", x.dims());
     if let Some(bias) = bias {
         check_vector(name, bias, d_output);
     }

@@ -6,47 +6,50 @@ use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
-use crate::kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
+use crate::kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, NormState};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn linear_forward(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        record::<Linear, B, C, 3>([Some(&x), Some(&w), bias.as_ref()], |tracked| {
-            let state = linear_state::<B>(tracked, &x.primitive, &w.primitive);
+        record::<Linear, B, C, 3>([Some(&x), w.float(), bias.as_ref()], |tracked| {
+            let w = inner::<B, C, _>(&w, tracked);
+            let state = linear_state::<B>(tracked, &x.primitive, &w);
             let bias = bias.as_ref().map(|bias| bias.primitive.clone());
-            (B::linear_forward(x.primitive.clone(), w.primitive.clone(), bias), state)
+            (B::linear_forward(x.primitive.clone(), w, bias), state)
         })
     }
 
     fn lora_forward(
         x: FloatTensor<Self>,
-        weights: Adapted<FloatTensor<Self>>,
+        w: Weight<FloatTensor<Self>>,
+        [a, b]: [FloatTensor<Self>; 2],
         bias: Option<FloatTensor<Self>>,
         spec: LoraSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let Adapted { w, a, b } = weights;
         let mut h = None;
-        let y = record::<Lora, B, C, 5>([Some(&x), Some(&w), bias.as_ref(), Some(&a), Some(&b)], |tracked| {
-            let [x_tracked, w_tracked, _, a_tracked, b_tracked] = tracked;
-            let [x, w, a, b] = [&x, &w, &a, &b].map(|tensor| tensor.primitive.clone());
-            let bias = bias.as_ref().map(|bias| bias.primitive.clone());
-            let weights = Adapted { w: w.clone(), a: a.clone(), b: b.clone() };
-            let (y, down) = B::lora_forward(x.clone(), weights, bias, spec);
-            h = Some(down.clone());
-            let state = tracked.contains(&true).then(|| LoraState {
-                x: (w_tracked || a_tracked).then_some(x),
-                w: x_tracked.then_some(w),
-                h: b_tracked.then_some(down),
-                a: x_tracked.then_some(a),
-                b: (x_tracked || a_tracked).then_some(b),
-                spec,
+        let y =
+            record::<Lora, B, C, 5>([Some(&x), w.float(), bias.as_ref(), Some(&a), Some(&b)], |tracked| {
+                let [x_tracked, w_tracked, _, a_tracked, b_tracked] = tracked;
+                let [x, a, b] = [&x, &a, &b].map(|tensor| tensor.primitive.clone());
+                let w = inner::<B, C, _>(&w, tracked);
+                let bias = bias.as_ref().map(|bias| bias.primitive.clone());
+                let (y, down) = B::lora_forward(x.clone(), w.clone(), [a.clone(), b.clone()], bias, spec);
+                h = Some(down.clone());
+                let state = tracked.contains(&true).then(|| LoraState {
+                    x: (w_tracked || a_tracked).then_some(x),
+                    w: x_tracked.then_some(w),
+                    h: b_tracked.then_some(down),
+                    a: x_tracked.then_some(a),
+                    b: (x_tracked || a_tracked).then_some(b),
+                    spec,
+                });
+                (y, state)
             });
-            (y, state)
-        });
         // The intermediate product is of use to the rule alone.
         let h = h.unwrap_or_else(|| y.primitive.clone());
         (y, Self::from_inner(h))
@@ -82,14 +85,15 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn linear_gelu_forward(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
         kind: Gelu,
     ) -> FloatTensor<Self> {
-        record::<LinearGelu, B, C, 3>([Some(&x), Some(&w), bias.as_ref()], |tracked| {
-            let state = linear_state::<B>(tracked, &x.primitive, &w.primitive);
+        record::<LinearGelu, B, C, 3>([Some(&x), w.float(), bias.as_ref()], |tracked| {
+            let w = inner::<B, C, _>(&w, tracked);
+            let state = linear_state::<B>(tracked, &x.primitive, &w);
             let bias = bias.as_ref().map(|bias| bias.primitive.clone());
-            let (x, w) = (x.primitive.clone(), w.primitive.clone());
+            let x = x.primitive.clone();
             match state {
                 Some(state) => {
                     let (y, slope) = B::linear_gelu_saving(x, w, bias, kind);
@@ -189,11 +193,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             Some([h, b]) => [Some(h), Some(b)],
             None => [None, None],
         };
-        let arguments = [Some(&x), Some(&w), bias.as_ref(), h.as_ref(), b.as_ref()];
+        let arguments = [Some(&x), w.float(), bias.as_ref(), h.as_ref(), b.as_ref()];
         record::<HeadLoss, B, C, 5>(arguments, |tracked| {
             let head = HeadTensors {
                 x: x.primitive.clone(),
-                w: w.primitive.clone(),
+                w: inner::<B, C, _>(&w, tracked),
                 bias: bias.as_ref().map(|bias| bias.primitive.clone()),
                 update: h.as_ref().zip(b.as_ref()).map(|(h, b)| [h.primitive.clone(), b.primitive.clone()]),
             };
@@ -244,17 +248,26 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     }
 }
 
+/// A weight on the backend below. A step that records gradients multiplies exactly.
+fn inner<B: Kernels, C: CheckpointStrategy, const N: usize>(
+    w: &Weight<FloatTensor<Autodiff<B, C>>>,
+    tracked: [bool; N],
+) -> Weight<FloatTensor<B>> {
+    let w = w.clone().map(|w| w.primitive);
+    if tracked.contains(&true) { w.exact() } else { w }
+}
+
 /// What the gradients of a linear step need: x if w is tracked, and w if x is.
 #[derive(Clone, Debug)]
 struct LinearState<T> {
     x: Option<T>,
-    w: Option<T>,
+    w: Option<Weight<T>>,
 }
 
 fn linear_state<B: Kernels>(
     [x_tracked, w_tracked, bias_tracked]: [bool; 3],
     x: &FloatTensor<B>,
-    w: &FloatTensor<B>,
+    w: &Weight<FloatTensor<B>>,
 ) -> Option<LinearState<FloatTensor<B>>> {
     (x_tracked || w_tracked || bias_tracked)
         .then(|| LinearState { x: w_tracked.then(|| x.clone()), w: x_tracked.then(|| w.clone()) })
@@ -279,7 +292,7 @@ impl<B: Kernels> Rule<B, 3> for Linear {
 #[derive(Clone, Debug)]
 struct LoraState<T> {
     x: Option<T>,
-    w: Option<T>,
+    w: Option<Weight<T>>,
     /// `dropout(x)·a`.
     h: Option<T>,
     a: Option<T>,
@@ -322,7 +335,7 @@ fn factor_grads<B: Kernels>(
     let LoraState { x, h, b, spec, .. } = state;
     let scale = |tensor| B::float_mul_scalar(tensor, spec.scale.into());
     let d_b = h.map(|h| scale(B::linear_weight_grad(h, dy.clone())));
-    let dh = b.map(|b| B::linear_input_grad(dy.clone(), scale(b)));
+    let dh = b.map(|b| B::linear_input_grad(dy.clone(), Weight::Float(scale(b))));
     let d_a = x.filter(|_| a_needed).zip(dh.clone()).map(|(x, dh)| {
         let x = match spec.dropout {
             Some(dropout) => B::dropout_forward(x, dropout),
@@ -344,7 +357,7 @@ impl<B: Kernels> Rule<B, 4> for AddLora {
         let (a, spec) = (state.a.clone(), state.spec);
         let FactorGrads { d_a, d_b, dh } = factor_grads::<B>(state, &dy, needed[2]);
         let d_x = a.zip(dh).map(|(a, dh)| {
-            let dx = B::linear_input_grad(dh, a);
+            let dx = B::linear_input_grad(dh, Weight::Float(a));
             match spec.dropout {
                 Some(dropout) => B::dropout_forward(dx, dropout),
                 None => dx,

@@ -5,8 +5,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use super::{unwrap, wrap};
-use crate::kernels::Adapted;
 use crate::spec::LoraSpec;
+use crate::weight::Weight;
 
 /// `a·b`, also where a side is empty: some backends divide by the sizes.
 pub(super) fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -19,13 +19,12 @@ pub(super) fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B,
 
 pub(crate) fn linear<B: Backend>(
     x: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
     let x: Tensor<B, 2> = wrap(x);
-    let w: Tensor<B, 2> = wrap(w);
-    let dtype = x.dtype();
-    let y = product(x, w.cast(dtype));
+    let w = w.map(wrap::<B, 2>).to_tensor(&x.device(), x.dtype());
+    let y = product(x, w);
     unwrap(match bias {
         // An empty tensor cannot be unsqueezed.
         Some(bias) if y.dims()[1] > 0 => y + wrap::<B, 1>(bias).unsqueeze(),
@@ -33,10 +32,9 @@ pub(crate) fn linear<B: Backend>(
     })
 }
 
-pub(crate) fn linear_input_grad<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn linear_input_grad<B: Backend>(dy: FloatTensor<B>, w: Weight<FloatTensor<B>>) -> FloatTensor<B> {
     let dy: Tensor<B, 2> = wrap(dy);
-    let w: Tensor<B, 2> = wrap(w);
-    let w = w.cast(dy.dtype());
+    let w = w.map(wrap::<B, 2>).to_tensor(&dy.device(), dy.dtype());
     unwrap(product(dy, w.transpose()))
 }
 
@@ -52,11 +50,12 @@ pub(crate) fn sum_rows<B: Backend>(dy: FloatTensor<B>) -> FloatTensor<B> {
 
 pub(crate) fn lora<B: Backend>(
     x: FloatTensor<B>,
-    Adapted { w, a, b }: Adapted<FloatTensor<B>>,
+    w: Weight<FloatTensor<B>>,
+    factors: [FloatTensor<B>; 2],
     bias: Option<FloatTensor<B>>,
     spec: LoraSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    add_lora::<B>(linear::<B>(x.clone(), w, bias), x, [a, b], spec)
+    add_lora::<B>(linear::<B>(x.clone(), w, bias), x, factors, spec)
 }
 
 pub(crate) fn add_lora<B: Backend>(
@@ -76,17 +75,17 @@ fn lora_down<B: Backend>(x: FloatTensor<B>, a: FloatTensor<B>, spec: LoraSpec) -
         Some(dropout) => super::dropout::<B>(x, dropout),
         None => x,
     };
-    linear::<B>(x, a, None)
+    linear::<B>(x, Weight::Float(a), None)
 }
 
 pub(crate) fn lora_input_grad<B: Backend>(
     dy: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     dh: FloatTensor<B>,
     a: FloatTensor<B>,
     spec: LoraSpec,
 ) -> FloatTensor<B> {
-    let dx = linear_input_grad::<B>(dh, a);
+    let dx = linear_input_grad::<B>(dh, Weight::Float(a));
     let dx = match spec.dropout {
         Some(dropout) => super::dropout::<B>(dx, dropout),
         None => dx,

@@ -107,7 +107,7 @@ pub(crate) fn head_loss<B: Backend>(
 ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 5]) {
     let x: Tensor<B, 2> = wrap(x);
     let dtype = x.dtype();
-    let w = wrap::<B, 2>(w).cast(dtype);
+    let w = w.map(wrap::<B, 2>).to_tensor(&x.device(), dtype);
     let bias = bias.map(wrap::<B, 1>);
     let update = update.map(|tensors| tensors.map(wrap::<B, 2>));
     let targets = Targets::<B>::new(targets, weights, dtype);

@@ -37,6 +37,7 @@ pub(crate) fn gemv(
     slope: Option<&mut Buffer>,
 ) {
     assert!(m <= MAX_ROWS && x.len() == m * k && w.len() == k * n && y.len() == m * n);
+    assert!(!matches!(w, Weights::Blocks(..)), "blocks have products of their own");
     assert!(finish.bias.is_none_or(|bias| bias.len() == n));
     assert!(slope.as_ref().is_none_or(|slope| slope.len() == m * n && finish.gelu.is_some()));
     let (y, slope) = (Start(y.as_mut_ptr()), slope.map(|slope| Start(slope.as_mut_ptr())));
@@ -93,6 +94,8 @@ impl<const M: usize> Kernel for Unit<'_, M> {
                 Weights::F32(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.load(w)),
                 Weights::F16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_f16(w)),
                 Weights::Bf16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_bf16(w)),
+                // Refused above.
+                Weights::Blocks(..) => {}
             }
         }
         if finish.bias.is_none() && finish.gelu.is_none() {

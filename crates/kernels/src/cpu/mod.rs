@@ -1,6 +1,7 @@
 //! Hand-written kernels on plain slices, for backends whose tensors live in the machine's memory.
 
 pub(crate) mod attention;
+pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;

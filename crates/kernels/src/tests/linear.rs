@@ -9,6 +9,7 @@ use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values}
 use crate::kernels::{Adapted, Kernels};
 use crate::ops::{add_lora, gelu, linear, linear_gelu, linear_lora};
 use crate::spec::{Dropout, Gelu, LoraSpec};
+use crate::weight::Weight;
 
 /// Sizes m, k, n: tiles and panels of all machines, their tails, long sums, nothing at all.
 #[rstest]
@@ -66,7 +67,7 @@ fn gradients_are_products_with_transposes(#[case] shape: [usize; 3]) {
     fn check<B: Kernels>([m, k, n]: [usize; 3]) {
         let (x, w, dy) = (random::<B, 2>([m, k], 1), random::<B, 2>([k, n], 2), random::<B, 2>([m, n], 3));
         let primitive = |tensor: &Tensor<B, 2>| tensor.clone().into_primitive().tensor();
-        let dx = B::linear_input_grad(primitive(&dy), primitive(&w));
+        let dx = B::linear_input_grad(primitive(&dy), Weight::Float(primitive(&w)));
         let dw = B::linear_weight_grad(primitive(&x), primitive(&dy));
         let db = B::sum_rows(primitive(&dy));
         let wrap = |tensor| Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(tensor));
@@ -187,11 +188,15 @@ fn fused_gelu_equals_its_parts(
         assert_eq!(values(parts.clone()), values(fused));
         let primitive = |tensor: Tensor<B, 2>| tensor.into_primitive().tensor();
         let bias = bias.into_primitive().tensor();
-        let (y, slope) =
-            B::linear_gelu_saving(primitive(x.clone()), primitive(w.clone()), Some(bias.clone()), kind);
+        let (y, slope) = B::linear_gelu_saving(
+            primitive(x.clone()),
+            Weight::Float(primitive(w.clone())),
+            Some(bias.clone()),
+            kind,
+        );
         let wrap = |tensor| Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(tensor));
         assert_eq!(values(parts), values(wrap(y)));
-        let linear = B::linear_forward(primitive(x), primitive(w), Some(bias));
+        let linear = B::linear_forward(primitive(x), Weight::Float(primitive(w)), Some(bias));
         assert_eq!(values(wrap(B::gelu_saving(linear, kind).1)), values(wrap(slope)));
     }
     on_backends!(check(shape, kind));

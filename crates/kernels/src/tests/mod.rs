@@ -1,6 +1,7 @@
 //! Tests that need a backend: the kernels against the composed defaults, and those against mathematics.
 
 mod attention;
+mod blocks;
 mod dropout;
 mod frozen;
 mod gradients;

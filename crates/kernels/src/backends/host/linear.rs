@@ -2,16 +2,24 @@
 
 use burn::tensor::ops::FloatTensor;
 
-use super::{HostTensor, all_f32, dims2, dropout_forward};
+use super::{HostTensor, all_f32, dims2, dropout_forward, weight_dims};
+use crate::blocks::BlockMatrix;
 use crate::composed;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::gemm::{Finish, Left, Product, Right, Weights, gemm, gemm_into};
-use crate::cpu::gemv;
-use crate::kernels::{Adapted, Kernels};
+use crate::cpu::{blocks, elementwise, gemv};
+use crate::kernels::Kernels;
 use crate::spec::{Gelu, LoraSpec};
+use crate::weight::Weight;
 
 /// Calls `f` with a weight matrix, which is copied only if it lies in no order.
-fn with_weights<T: HostTensor, R>(w: T, f: impl FnOnce(Weights<'_>, bool) -> R) -> Option<R> {
+fn with_weights<T: HostTensor, R>(w: &Weight<T>, f: impl FnOnce(Weights<'_>, bool) -> R) -> Option<R> {
+    let w = match w {
+        Weight::Float(w) => w.clone(),
+        Weight::Blocks(blocks) => {
+            return Some(f(Weights::Blocks(blocks.format(), blocks.bytes()), blocks.is_transposed()));
+        }
+    };
     if let Some((weights, transposed)) = w.weights() {
         return Some(f(weights, transposed));
     }
@@ -19,10 +27,20 @@ fn with_weights<T: HostTensor, R>(w: T, f: impl FnOnce(Weights<'_>, bool) -> R) 
     w.weights().map(|(weights, transposed)| f(weights, transposed))
 }
 
+/// Whether products with `m` rows of this weight, or of its transpose, round their input.
+fn rounded<T>(w: &Weight<T>, m: usize, by_transpose: bool) -> Option<&BlockMatrix> {
+    match w {
+        Weight::Blocks(w) if m <= blocks::MAX_ROWS && w.is_transposed() != by_transpose && !w.is_exact() => {
+            Some(w)
+        }
+        _ => None,
+    }
+}
+
 /// `x·w` or, with `by_transpose`, `x·wᵀ`; `None` if the types are not those of the kernels.
 fn multiply<T: HostTensor>(
     x: &T,
-    w: &T,
+    w: &Weight<T>,
     by_transpose: bool,
     bias: Option<&T>,
     gelu: Option<(Gelu, bool)>,
@@ -31,15 +49,32 @@ fn multiply<T: HostTensor>(
         return None;
     }
     let [m, k] = dims2(x);
-    let [w_rows, w_columns] = dims2(w);
+    let [w_rows, w_columns] = weight_dims(w);
     let n = if by_transpose { w_rows } else { w_columns };
     let (x, bias) = (x.clone().in_rows(), bias.map(|bias| bias.clone().in_rows()));
-    with_weights(w.clone(), |weights, transposed| {
+    let bias = bias.as_ref().map(T::floats);
+    if let Some(blocks) = rounded(w, m, by_transpose) {
+        let mut y = blocks::product(m, x.floats(), blocks);
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(n.max(1))
+                .for_each(|y| y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        }
+        let (y, slope) = match gelu {
+            None => (y, None),
+            Some((kind, false)) => (elementwise::gelu(&y, kind), None),
+            Some((kind, true)) => {
+                let [y, slope] = elementwise::gelu_slope(&y, kind);
+                (y, Some(slope))
+            }
+        };
+        return Some((T::from_floats(y, vec![m, n]), slope.map(|slope| T::from_floats(slope, vec![m, n]))));
+    }
+    with_weights(w, |weights, transposed| {
         let b = right(weights, transposed != by_transpose, [k, n]);
-        let finish = Finish { bias: bias.as_ref().map(T::floats), gelu: gelu.map(|(kind, _)| kind) };
+        let finish = Finish { bias, gelu: gelu.map(|(kind, _)| kind) };
         let mut y = Buffer::new(m * n);
         let mut slope = gelu.and_then(|(_, with_slope)| with_slope.then(|| Buffer::new(m * n)));
-        if m <= gemv::MAX_ROWS && !b.transposed {
+        if m <= gemv::MAX_ROWS && !b.transposed && !matches!(weights, Weights::Blocks(..)) {
             gemv::gemv([m, k, n], x.floats(), weights, finish, &mut y, slope.as_mut());
         } else {
             let product = Product { a: Left::Rows(x.floats()), b, k };
@@ -53,7 +88,7 @@ fn multiply<T: HostTensor>(
 
 pub(in crate::backends) fn linear_forward<B: Kernels>(
     x: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B>
 where
@@ -67,12 +102,13 @@ where
 
 pub(in crate::backends) fn linear_input_grad<B: Kernels>(
     dy: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
 ) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
 {
-    match multiply(&dy, &w, true, None, None) {
+    // A gradient is not rounded.
+    match multiply(&dy, &w.clone().exact(), true, None, None) {
         Some((dx, _)) => dx,
         None => composed::linear_input_grad::<B>(dy, w),
     }
@@ -107,7 +143,8 @@ fn right<'a>(weights: Weights<'a>, of_transpose: bool, shape: [usize; 2]) -> Rig
 /// `x·w + h·b + bias` or, with `by_transpose`, `x·wᵀ + h·bᵀ`, in one pass.
 fn multiply_both<T: HostTensor>(
     [x, h]: [&T; 2],
-    [w, b]: [&T; 2],
+    w: &Weight<T>,
+    b: &T,
     bias: Option<&T>,
     by_transpose: bool,
 ) -> Option<T> {
@@ -115,12 +152,12 @@ fn multiply_both<T: HostTensor>(
         return None;
     }
     let ([m, k], [_, rank]) = (dims2(x), dims2(h));
-    let [w_rows, w_columns] = dims2(w);
+    let [w_rows, w_columns] = weight_dims(w);
     let n = if by_transpose { w_rows } else { w_columns };
     let [x, h] = [x, h].map(|tensor| tensor.clone().in_rows());
     let bias = bias.map(|bias| bias.clone().in_rows());
-    let y = with_weights(w.clone(), |w, w_transposed| {
-        with_weights(b.clone(), |b, b_transposed| {
+    let y = with_weights(w, |w, w_transposed| {
+        with_weights(&Weight::Float(b.clone()), |b, b_transposed| {
             let products = [
                 Product { a: Left::Rows(x.floats()), b: right(w, w_transposed != by_transpose, [k, n]), k },
                 Product {
@@ -141,26 +178,29 @@ fn multiply_both<T: HostTensor>(
 
 pub(in crate::backends) fn lora_forward<B: Kernels>(
     x: FloatTensor<B>,
-    weights: Adapted<FloatTensor<B>>,
+    w: Weight<FloatTensor<B>>,
+    [a, b]: [FloatTensor<B>; 2],
     bias: Option<FloatTensor<B>>,
     spec: LoraSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>)
 where
     FloatTensor<B>: HostTensor,
 {
-    let Adapted { w, a, b } = &weights;
-    if all_f32([&x, a, b]) {
+    if all_f32([&x, &a, &b]) {
+        if rounded(&w, dims2(&x)[0], false).is_some() {
+            return add_lora_forward::<B>(linear_forward::<B>(x.clone(), w, bias), x, [a, b], spec);
+        }
         let dropped = match spec.dropout {
             Some(dropout) => dropout_forward::<B>(x.clone(), dropout),
             None => x.clone(),
         };
-        let h = linear_forward::<B>(dropped, a.clone(), None);
+        let h = linear_forward::<B>(dropped, Weight::Float(a.clone()), None);
         let scaled = B::float_mul_scalar(b.clone(), spec.scale.into());
-        if let Some(y) = multiply_both([&x, &h], [w, &scaled], bias.as_ref(), false) {
+        if let Some(y) = multiply_both([&x, &h], &w, &scaled, bias.as_ref(), false) {
             return (y, h);
         }
     }
-    composed::lora::<B>(x, weights, bias, spec)
+    composed::lora::<B>(x, w, [a, b], bias, spec)
 }
 
 pub(in crate::backends) fn add_lora_forward<B: Kernels>(
@@ -180,7 +220,7 @@ where
         Some(dropout) => dropout_forward::<B>(x, dropout),
         None => x,
     };
-    let h = linear_forward::<B>(x, a, None).in_rows();
+    let h = linear_forward::<B>(x, Weight::Float(a), None).in_rows();
     let b = B::float_mul_scalar(b, spec.scale.into()).in_rows();
     let b = Right::new(Weights::F32(b.floats()), [rank, n]);
     let product = Product { a: Left::Rows(h.floats()), b, k: rank };
@@ -190,7 +230,7 @@ where
 
 pub(in crate::backends) fn lora_input_grad<B: Kernels>(
     dy: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     dh: FloatTensor<B>,
     a: FloatTensor<B>,
     spec: LoraSpec,
@@ -199,10 +239,10 @@ where
     FloatTensor<B>: HostTensor,
 {
     if let Some(dropout) = spec.dropout {
-        let dx = dropout_forward::<B>(linear_input_grad::<B>(dh, a), dropout);
+        let dx = dropout_forward::<B>(linear_input_grad::<B>(dh, Weight::Float(a)), dropout);
         return B::float_add(linear_input_grad::<B>(dy, w), dx);
     }
-    match multiply_both([&dy, &dh], [&w, &a], None, true) {
+    match multiply_both([&dy, &dh], &w, &a, None, true) {
         Some(dx) => dx,
         None => composed::lora_input_grad::<B>(dy, w, dh, a, spec),
     }
@@ -210,7 +250,7 @@ where
 
 pub(in crate::backends) fn linear_gelu_forward<B: Kernels>(
     x: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     bias: Option<FloatTensor<B>>,
     kind: Gelu,
 ) -> FloatTensor<B>
@@ -225,7 +265,7 @@ where
 
 pub(in crate::backends) fn linear_gelu_saving<B: Kernels>(
     x: FloatTensor<B>,
-    w: FloatTensor<B>,
+    w: Weight<FloatTensor<B>>,
     bias: Option<FloatTensor<B>>,
     kind: Gelu,
 ) -> (FloatTensor<B>, FloatTensor<B>)

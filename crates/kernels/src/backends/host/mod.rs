@@ -10,6 +10,7 @@ mod training;
 use burn::tensor::{DType, TensorMetadata};
 
 use crate::cpu::gemm::Weights;
+use crate::weight::Weight;
 
 pub(super) use attention::{attention_forward, attention_grads, attention_saving};
 pub(super) use linear::{
@@ -51,7 +52,7 @@ macro_rules! host_kernels {
     () => {
         fn linear_forward(
             x: ::burn::tensor::ops::FloatTensor<Self>,
-            w: ::burn::tensor::ops::FloatTensor<Self>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
             bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
             $crate::backends::host::linear_forward::<Self>(x, w, bias)
@@ -59,7 +60,7 @@ macro_rules! host_kernels {
 
         fn linear_input_grad(
             dy: ::burn::tensor::ops::FloatTensor<Self>,
-            w: ::burn::tensor::ops::FloatTensor<Self>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
             $crate::backends::host::linear_input_grad::<Self>(dy, w)
         }
@@ -86,7 +87,7 @@ macro_rules! host_kernels {
 
         fn linear_gelu_forward(
             x: ::burn::tensor::ops::FloatTensor<Self>,
-            w: ::burn::tensor::ops::FloatTensor<Self>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
             bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
             kind: $crate::Gelu,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
@@ -95,7 +96,7 @@ macro_rules! host_kernels {
 
         fn linear_gelu_saving(
             x: ::burn::tensor::ops::FloatTensor<Self>,
-            w: ::burn::tensor::ops::FloatTensor<Self>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
             bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
             kind: $crate::Gelu,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
@@ -268,11 +269,12 @@ macro_rules! host_kernels {
 
         fn lora_forward(
             x: ::burn::tensor::ops::FloatTensor<Self>,
-            weights: $crate::Adapted<::burn::tensor::ops::FloatTensor<Self>>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
+            factors: [::burn::tensor::ops::FloatTensor<Self>; 2],
             bias: Option<::burn::tensor::ops::FloatTensor<Self>>,
             spec: $crate::LoraSpec,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
-            $crate::backends::host::lora_forward::<Self>(x, weights, bias, spec)
+            $crate::backends::host::lora_forward::<Self>(x, w, factors, bias, spec)
         }
 
         fn add_lora_forward(
@@ -286,7 +288,7 @@ macro_rules! host_kernels {
 
         fn lora_input_grad(
             dy: ::burn::tensor::ops::FloatTensor<Self>,
-            w: ::burn::tensor::ops::FloatTensor<Self>,
+            w: $crate::Weight<::burn::tensor::ops::FloatTensor<Self>>,
             dh: ::burn::tensor::ops::FloatTensor<Self>,
             a: ::burn::tensor::ops::FloatTensor<Self>,
             spec: $crate::LoraSpec,
@@ -300,6 +302,14 @@ pub(super) use host_kernels;
 /// Whether all these tensors are of type `f32`.
 fn all_f32<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// `[d_input, d_output]`.
+fn weight_dims(w: &Weight<impl TensorMetadata>) -> [usize; 2] {
+    match w {
+        Weight::Float(tensor) => dims2(tensor),
+        Weight::Blocks(blocks) => blocks.dims(),
+    }
 }
 
 fn dims2(tensor: &impl TensorMetadata) -> [usize; 2] {

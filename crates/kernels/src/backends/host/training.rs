@@ -2,12 +2,14 @@
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use super::{HostTensor, all_f32, dims2};
+use super::{HostTensor, all_f32, dims2, weight_dims};
 use crate::composed;
+use crate::cpu::gemm::Weights;
 use crate::cpu::loss::Targets;
 use crate::cpu::{head, loss, optimizer};
 use crate::kernels::{AdamWState, HeadTensors, Kernels};
 use crate::spec::AdamW;
+use crate::weight::Weight;
 
 /// Calls `f` with the targets and weights of rows; `None` if the weights are not of type `f32`.
 fn with_targets<F: HostTensor, I: HostTensor, R>(
@@ -105,14 +107,14 @@ where
     let Some((loss, grads, d_bias)) = found.flatten() else {
         return composed::head_loss::<B>(tensors, targets, weights, soft_cap, needed);
     };
-    let vocab = dims2(&tensors.w)[1];
+    let vocab = weight_dims(&tensors.w)[1];
     let mut of_terms = [None, None, None, None];
-    for (i, ([dx, dw], (x, w))) in grads.into_iter().zip(terms_of(&tensors)).enumerate() {
-        let [rows, depth] = dims2(x);
+    for (i, ([dx, dw], (x, w))) in grads.into_iter().zip(terms_of(tensors)).enumerate() {
+        let [rows, depth] = dims2(&x);
         of_terms[2 * i] = dx.map(|dx| HostTensor::from_floats(dx, vec![rows, depth]));
         of_terms[2 * i + 1] = dw.map(|dw| {
             // The gradient lies as the weight does.
-            if w.weights().is_some_and(|(_, transposed)| transposed) {
+            if w.float().and_then(|w| w.weights()).is_some_and(|(_, transposed)| transposed) {
                 B::float_transpose(HostTensor::from_floats(dw, vec![vocab, depth]))
             } else {
                 HostTensor::from_floats(dw, vec![depth, vocab])
@@ -125,9 +127,9 @@ where
 }
 
 /// The pairs of matrices whose products make the logits.
-fn terms_of<T>(tensors: &HeadTensors<T>) -> impl Iterator<Item = (&T, &T)> {
-    let update = tensors.update.as_ref().map(|[h, b]| (h, b));
-    [Some((&tensors.x, &tensors.w)), update].into_iter().flatten()
+fn terms_of<T>(tensors: HeadTensors<T>) -> impl Iterator<Item = (T, Weight<T>)> {
+    let update = tensors.update.map(|[h, b]| (h, Weight::Float(b)));
+    [Some((tensors.x, tensors.w)), update].into_iter().flatten()
 }
 
 /// Calls `f` with a head that has no targets yet; `None` if a tensor is of no type that the kernel takes.
@@ -137,22 +139,22 @@ fn with_head<T: HostTensor, R>(
     f: impl FnOnce(head::Head<'_>) -> R,
 ) -> Option<R> {
     let bias = tensors.bias.as_ref();
-    if !terms_of(tensors).all(|(x, _)| all_f32([x])) || !bias.is_none_or(|bias| all_f32([bias])) {
+    let held: Vec<(T, Weight<T>)> = terms_of(tensors.clone())
+        .map(|(x, w)| (x.in_rows(), w.map(|w| if w.weights().is_some() { w } else { w.in_rows() })))
+        .collect();
+    if !held.iter().all(|(x, _)| all_f32([x])) || !bias.is_none_or(|bias| all_f32([bias])) {
         return None;
     }
-    let held: Vec<(T, T)> = terms_of(tensors)
-        .map(|(x, w)| {
-            let w = w.clone();
-            (x.clone().in_rows(), if w.weights().is_some() { w } else { w.in_rows() })
-        })
-        .collect();
     let bias = bias.map(|bias| bias.clone().in_rows());
     let [x_needed, w_needed, bias_needed, h_needed, b_needed] = needed;
     let terms: Option<Vec<head::Term<'_>>> = held
         .iter()
         .zip([[x_needed, w_needed], [h_needed, b_needed]])
         .map(|((x, w), needed)| {
-            let (weights, transposed) = w.weights()?;
+            let (weights, transposed) = match w {
+                Weight::Float(w) => w.weights()?,
+                Weight::Blocks(w) => (Weights::Blocks(w.format(), w.bytes()), w.is_transposed()),
+            };
             let w = head::Matrix { weights, transposed };
             Some(head::Term { x: x.floats(), w, depth: dims2(x)[1], needed })
         })
@@ -161,7 +163,7 @@ fn with_head<T: HostTensor, R>(
         terms: &terms?,
         bias: bias.as_ref().map(T::floats),
         bias_needed,
-        vocab: dims2(&tensors.w)[1],
+        vocab: weight_dims(&tensors.w)[1],
         targets: Targets { classes: &[], weights: None },
         soft_cap: None,
     }))

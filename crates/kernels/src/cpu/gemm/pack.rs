@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::super::buffer;
 use super::super::simd::{Kernel, LANES, Simd};
 use super::Right;
+use crate::blocks::{BlockFormat, Chunk, Format, with_format};
 
 /// Elements of a right factor.
 #[derive(Clone, Copy)]
@@ -15,6 +16,8 @@ pub(crate) enum Weights<'a> {
     F16(&'a [u16]),
     /// Bits of bfloat16 numbers.
     Bf16(&'a [u16]),
+    /// Blocks of few bits, of which each row has a whole number.
+    Blocks(BlockFormat, &'a [u8]),
 }
 
 impl Weights<'_> {
@@ -22,6 +25,7 @@ impl Weights<'_> {
         match self {
             Weights::F32(weights) => weights.len(),
             Weights::F16(bits) | Weights::Bf16(bits) => bits.len(),
+            Weights::Blocks(format, bytes) => bytes.len() / format.block_bytes() * format.block_len(),
         }
     }
 }
@@ -141,8 +145,21 @@ impl Kernel for Fill<'_> {
             Weights::Bf16(bits) => {
                 copy!(|at: usize, count: usize| simd.from_bf16(&buffer::halves(&bits[at..at + count])))
             }
+            // Rows have a multiple of sixteen elements, and so have the parts of them that are copied.
+            Weights::Blocks(format, bytes) => {
+                with_format!(format, F => copy!(|at: usize, _: usize| chunk::<S, F>(simd, bytes, at)));
+            }
         }
     }
+}
+
+/// The sixteen elements from `at` on, a multiple of sixteen.
+#[inline(always)]
+fn chunk<S: Simd, F: Format>(simd: S, bytes: &[u8], at: usize) -> S::V {
+    let first = at / F::LEN * F::BYTES;
+    let Chunk { q, scale, offset } = F::chunk(&bytes[first..first + F::BYTES], at % F::LEN / LANES);
+    let v = simd.mul(simd.from_i8(&q), simd.splat(scale));
+    if F::HAS_OFFSET { simd.add(v, simd.splat(offset)) } else { v }
 }
 
 /// Where rows `ks` and these columns go.

@@ -223,6 +223,25 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn from_i8(self, x: &[i8; LANES]) -> Floats {
+        // SAFETY: the token, and the array has sixteen bytes.
+        [0, 8].map(|i| unsafe {
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(i).cast())))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Floats {
+        // SAFETY: the token, and the arrays have 32 bytes. Products of bytes are made without signs on one side; two of
+        // them are at most 2·128·127, which is below 2¹⁵.
+        [0, 1].map(|i| unsafe {
+            let (q, x) = (_mm256_loadu_si256(q[i].as_ptr().cast()), _mm256_loadu_si256(x[i].as_ptr().cast()));
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
+
+    #[inline(always)]
     fn from_bf16(self, bits: &[u16; LANES]) -> Floats {
         // SAFETY: the token, and the array has twice sixteen bytes.
         let wide =

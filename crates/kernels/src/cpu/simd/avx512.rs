@@ -1,206 +1,268 @@
-//! AVX-512: one register per vector.
+//! AVX-512: one register per vector; with and without its instructions for neural networks (VNNI).
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, LANES, Simd};
 
-/// Proof that the machine has AVX-512F (and FMA, which every such machine has).
-#[derive(Clone, Copy)]
-pub(super) struct Avx512(());
-
-pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma")
-}
-
-/// Runs a kernel with these instructions.
-///
-/// # Safety
-/// [`is_available`] must be true.
-#[target_feature(enable = "avx512f,avx,avx2,fma")]
-#[inline(never)]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512(()))
-}
-
 /// Calls an intrinsic.
 macro_rules! intrinsic {
     ($call:expr) => {
-        // SAFETY: an `Avx512` exists only where the machine has the instructions.
+        // SAFETY: a token exists only where the machine has the instructions.
         unsafe { $call }
     };
 }
 
-impl Simd for Avx512 {
-    type V = __m512;
-    type U = __m512i;
-    const TILE_ROWS: usize = 14;
-    const TILE_VECTORS: usize = 2;
-
-    #[inline(always)]
-    fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: an `Avx512` exists only where the machine has the instructions.
-        unsafe { run(kernel) }
-    }
-
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m512 {
-        intrinsic!(_mm512_set1_ps(x))
-    }
-
-    #[inline(always)]
-    unsafe fn load_ptr(self, from: *const f32) -> __m512 {
-        // SAFETY: the token, and the caller vouches for sixteen floats.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_ptr(self, v: __m512, to: *mut f32) {
-        // SAFETY: the token, and the caller vouches for sixteen floats.
-        unsafe { _mm512_storeu_ps(to, v) }
-    }
-
-    #[inline(always)]
-    fn add(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_add_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_sub_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_mul_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn div(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_div_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        intrinsic!(_mm512_fmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn fnma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        intrinsic!(_mm512_fnmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn max(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_max_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn min(self, a: __m512, b: __m512) -> __m512 {
-        intrinsic!(_mm512_min_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        intrinsic!(_mm512_sqrt_ps(a))
-    }
-
-    #[inline(always)]
-    fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
-        intrinsic!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
-    }
-
-    #[inline(always)]
-    fn splat_u(self, x: u32) -> __m512i {
-        intrinsic!(_mm512_set1_epi32(x.cast_signed()))
-    }
-
-    #[inline(always)]
-    fn count_from(self, start: u32) -> __m512i {
-        let counts = intrinsic!(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-        self.add_u(self.splat_u(start), counts)
-    }
-
-    #[inline(always)]
-    fn to_bits(self, v: __m512) -> __m512i {
-        intrinsic!(_mm512_castps_si512(v))
-    }
-
-    #[inline(always)]
-    fn from_bits(self, u: __m512i) -> __m512 {
-        intrinsic!(_mm512_castsi512_ps(u))
-    }
-
-    #[inline(always)]
-    fn add_u(self, a: __m512i, b: __m512i) -> __m512i {
-        intrinsic!(_mm512_add_epi32(a, b))
-    }
-
-    #[inline(always)]
-    fn mul_u(self, a: __m512i, b: __m512i) -> __m512i {
-        intrinsic!(_mm512_mullo_epi32(a, b))
-    }
-
-    #[inline(always)]
-    fn xor_u(self, a: __m512i, b: __m512i) -> __m512i {
-        intrinsic!(_mm512_xor_si512(a, b))
-    }
-
-    #[inline(always)]
-    fn shr_u<const N: u32>(self, a: __m512i) -> __m512i {
-        intrinsic!(_mm512_srli_epi32::<N>(a))
-    }
-
-    #[inline(always)]
-    fn shl_u<const N: u32>(self, a: __m512i) -> __m512i {
-        intrinsic!(_mm512_slli_epi32::<N>(a))
-    }
-
-    #[inline(always)]
-    fn keep_ge_u(self, a: __m512i, b: __m512i, x: __m512) -> __m512 {
-        intrinsic!(_mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(a, b), x))
-    }
-
-    #[inline(always)]
-    fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
-        let mut pairs = rows;
-        for i in (0..LANES).step_by(2) {
-            pairs[i] = intrinsic!(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
-            pairs[i + 1] = intrinsic!(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
-        }
-        // Lane group g of quads[4i + j] is column 4g + j of rows 4i to 4i + 3.
-        let mut quads = pairs;
-        for i in (0..LANES).step_by(4) {
-            let [a, b, c, d] = [pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]];
-            quads[i] = intrinsic!(_mm512_shuffle_ps::<0b01_00_01_00>(a, c));
-            quads[i + 1] = intrinsic!(_mm512_shuffle_ps::<0b11_10_11_10>(a, c));
-            quads[i + 2] = intrinsic!(_mm512_shuffle_ps::<0b01_00_01_00>(b, d));
-            quads[i + 3] = intrinsic!(_mm512_shuffle_ps::<0b11_10_11_10>(b, d));
-        }
-        let mut columns = quads;
-        for j in 0..4 {
-            let [a, b, c, d] = [quads[j], quads[j + 4], quads[j + 8], quads[j + 12]];
-            let ab_even = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b));
-            let ab_odd = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
-            let cd_even = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(c, d));
-            let cd_odd = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
-            columns[j] = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even));
-            columns[j + 4] = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd));
-            columns[j + 8] = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even));
-            columns[j + 12] = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd));
-        }
-        columns
-    }
-
-    #[inline(always)]
-    fn from_f16(self, bits: &[u16; LANES]) -> __m512 {
-        // SAFETY: the token, and the array has 32 bytes.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn from_bf16(self, bits: &[u16; LANES]) -> __m512 {
-        // SAFETY: the token, and the array has 32 bytes.
-        let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast())) };
-        self.from_bits(self.shl_u::<16>(wide))
-    }
+/// Sums of four products of neighbouring bytes; those of `a` have no sign.
+///
+/// # Safety
+/// The machine must have AVX-512BW; two products must stay below 2¹⁵.
+#[inline(always)]
+unsafe fn dot(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe { _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)) }
 }
+
+/// The same in one instruction.
+///
+/// # Safety
+/// The machine must have AVX-512VNNI.
+#[inline(always)]
+unsafe fn dot_vnni(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe { _mm512_dpbusd_epi32(_mm512_setzero_si512(), a, b) }
+}
+
+/// Defines a token of these features, which sums products of bytes by `$dot`.
+macro_rules! implement {
+    ($Token:ident, $is_available:ident, $run:ident, $features:literal, [$($feature:tt)*], $dot:ident) => {
+        /// Proof that the machine has the features.
+        #[derive(Clone, Copy)]
+        pub(super) struct $Token(());
+
+        pub(super) fn $is_available() -> bool {
+            $(is_x86_feature_detected!($feature))&&*
+        }
+
+        /// Runs a kernel with these instructions.
+        ///
+        /// # Safety
+        /// The features must be there.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        pub(super) unsafe fn $run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run($Token(()))
+        }
+
+        impl Simd for $Token {
+            type V = __m512;
+            type U = __m512i;
+            const TILE_ROWS: usize = 14;
+            const TILE_VECTORS: usize = 2;
+
+            #[inline(always)]
+            fn call<K: Kernel>(self, kernel: K) -> K::Output {
+                // SAFETY: such a token exists only where the machine has the instructions.
+                unsafe { $run(kernel) }
+            }
+
+            #[inline(always)]
+            fn splat(self, x: f32) -> __m512 {
+                intrinsic!(_mm512_set1_ps(x))
+            }
+
+            #[inline(always)]
+            unsafe fn load_ptr(self, from: *const f32) -> __m512 {
+                // SAFETY: the token, and the caller vouches for sixteen floats.
+                unsafe { _mm512_loadu_ps(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_ptr(self, v: __m512, to: *mut f32) {
+                // SAFETY: the token, and the caller vouches for sixteen floats.
+                unsafe { _mm512_storeu_ps(to, v) }
+            }
+
+            #[inline(always)]
+            fn add(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_add_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn sub(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_sub_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn mul(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_mul_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn div(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_div_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+                intrinsic!(_mm512_fmadd_ps(a, b, c))
+            }
+
+            #[inline(always)]
+            fn fnma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+                intrinsic!(_mm512_fnmadd_ps(a, b, c))
+            }
+
+            #[inline(always)]
+            fn max(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_max_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn min(self, a: __m512, b: __m512) -> __m512 {
+                intrinsic!(_mm512_min_ps(a, b))
+            }
+
+            #[inline(always)]
+            fn sqrt(self, a: __m512) -> __m512 {
+                intrinsic!(_mm512_sqrt_ps(a))
+            }
+
+            #[inline(always)]
+            fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+                intrinsic!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
+            }
+
+            #[inline(always)]
+            fn splat_u(self, x: u32) -> __m512i {
+                intrinsic!(_mm512_set1_epi32(x.cast_signed()))
+            }
+
+            #[inline(always)]
+            fn count_from(self, start: u32) -> __m512i {
+                let counts = intrinsic!(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+                self.add_u(self.splat_u(start), counts)
+            }
+
+            #[inline(always)]
+            fn to_bits(self, v: __m512) -> __m512i {
+                intrinsic!(_mm512_castps_si512(v))
+            }
+
+            #[inline(always)]
+            fn from_bits(self, u: __m512i) -> __m512 {
+                intrinsic!(_mm512_castsi512_ps(u))
+            }
+
+            #[inline(always)]
+            fn add_u(self, a: __m512i, b: __m512i) -> __m512i {
+                intrinsic!(_mm512_add_epi32(a, b))
+            }
+
+            #[inline(always)]
+            fn mul_u(self, a: __m512i, b: __m512i) -> __m512i {
+                intrinsic!(_mm512_mullo_epi32(a, b))
+            }
+
+            #[inline(always)]
+            fn xor_u(self, a: __m512i, b: __m512i) -> __m512i {
+                intrinsic!(_mm512_xor_si512(a, b))
+            }
+
+            #[inline(always)]
+            fn shr_u<const N: u32>(self, a: __m512i) -> __m512i {
+                intrinsic!(_mm512_srli_epi32::<N>(a))
+            }
+
+            #[inline(always)]
+            fn shl_u<const N: u32>(self, a: __m512i) -> __m512i {
+                intrinsic!(_mm512_slli_epi32::<N>(a))
+            }
+
+            #[inline(always)]
+            fn keep_ge_u(self, a: __m512i, b: __m512i, x: __m512) -> __m512 {
+                intrinsic!(_mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(a, b), x))
+            }
+
+            #[inline(always)]
+            fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+                let mut pairs = rows;
+                for i in (0..LANES).step_by(2) {
+                    pairs[i] = intrinsic!(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+                    pairs[i + 1] = intrinsic!(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+                }
+                // Lane group g of quads[4i + j] is column 4g + j of rows 4i to 4i + 3.
+                let mut quads = pairs;
+                for i in (0..LANES).step_by(4) {
+                    let [a, b, c, d] = [pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]];
+                    quads[i] = intrinsic!(_mm512_shuffle_ps::<0b01_00_01_00>(a, c));
+                    quads[i + 1] = intrinsic!(_mm512_shuffle_ps::<0b11_10_11_10>(a, c));
+                    quads[i + 2] = intrinsic!(_mm512_shuffle_ps::<0b01_00_01_00>(b, d));
+                    quads[i + 3] = intrinsic!(_mm512_shuffle_ps::<0b11_10_11_10>(b, d));
+                }
+                let mut columns = quads;
+                for j in 0..4 {
+                    let [a, b, c, d] = [quads[j], quads[j + 4], quads[j + 8], quads[j + 12]];
+                    let ab_even = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b));
+                    let ab_odd = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+                    let cd_even = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(c, d));
+                    let cd_odd = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
+                    columns[j] = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even));
+                    columns[j + 4] = intrinsic!(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd));
+                    columns[j + 8] = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even));
+                    columns[j + 12] = intrinsic!(_mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd));
+                }
+                columns
+            }
+
+            #[inline(always)]
+            fn from_f16(self, bits: &[u16; LANES]) -> __m512 {
+                // SAFETY: the token, and the array has 32 bytes.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
+            }
+
+            #[inline(always)]
+            fn from_i8(self, x: &[i8; LANES]) -> __m512 {
+                // SAFETY: the token, and the array has sixteen bytes.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+            }
+
+            #[inline(always)]
+            fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> __m512 {
+                // SAFETY: the token, and the arrays have 32 bytes each.
+                unsafe {
+                    let [q, x] = [q, x].map(|[low, high]| {
+                        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
+                        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+                    });
+                    // Products of bytes are made without signs on one side.
+                    let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(q), _mm512_setzero_si512(), x);
+                    _mm512_cvtepi32_ps($dot(_mm512_abs_epi8(q), x))
+                }
+            }
+
+            #[inline(always)]
+            fn from_bf16(self, bits: &[u16; LANES]) -> __m512 {
+                // SAFETY: the token, and the array has 32 bytes.
+                let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast())) };
+                self.from_bits(self.shl_u::<16>(wide))
+            }
+        }
+    };
+}
+
+implement!(
+    Avx512,
+    is_available,
+    run,
+    "avx512f,avx512bw,avx,avx2,fma",
+    ["avx512f" "avx512bw" "fma"],
+    dot
+);
+implement!(
+    Avx512Vnni,
+    vnni_is_available,
+    run_vnni,
+    "avx512f,avx512bw,avx512vnni,avx,avx2,fma",
+    ["avx512f" "avx512bw" "avx512vnni" "fma"],
+    dot_vnni
+);

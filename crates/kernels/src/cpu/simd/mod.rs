@@ -73,6 +73,11 @@ pub(crate) trait Simd: Copy {
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
     /// Floats from the bits of sixteen half-precision numbers.
     fn from_f16(self, bits: &[u16; LANES]) -> Self::V;
+    /// Floats from sixteen integers.
+    fn from_i8(self, x: &[i8; LANES]) -> Self::V;
+    /// Dot products of two pairs of 32 integers, in sums of four neighbours: lanes 0 to 7 are those of the first
+    /// pair. No `x` is -128.
+    fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Self::V;
     /// Floats from the bits of sixteen bfloat16 numbers.
     fn from_bf16(self, bits: &[u16; LANES]) -> Self::V;
 
@@ -184,6 +189,8 @@ pub(crate) enum Level {
     Avx2 = 2,
     #[cfg(target_arch = "x86_64")]
     Avx512 = 3,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni = 4,
 }
 
 /// The level in use; 0 until the first use.
@@ -201,6 +208,9 @@ impl Level {
             if avx512::is_available() {
                 levels.push(Level::Avx512);
             }
+            if avx512::vnni_is_available() {
+                levels.push(Level::Avx512Vnni);
+            }
         }
         levels
     }
@@ -209,6 +219,8 @@ impl Level {
     #[inline]
     pub(crate) fn current() -> Level {
         match LEVEL.load(Ordering::Relaxed) {
+            #[cfg(target_arch = "x86_64")]
+            4 => Level::Avx512Vnni,
             #[cfg(target_arch = "x86_64")]
             3 => Level::Avx512,
             #[cfg(target_arch = "x86_64")]
@@ -235,13 +247,25 @@ impl Level {
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     match Level::current() {
-        // SAFETY: `Level::current` is a level that the machine has.
+        // SAFETY: `Level::current` is a level that the machine has; one with VNNI has the others.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::run(kernel) },
+        Level::Avx512 | Level::Avx512Vnni => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::run(kernel) },
         Level::Portable => portable::run(kernel),
+    }
+}
+
+/// Runs a kernel of [dot products of integers](Simd::dot_pair) with the instruction set in use. No other kernel is
+/// compiled for VNNI, which only those have a use for.
+#[inline]
+pub(crate) fn dispatch_dots<K: Kernel>(kernel: K) -> K::Output {
+    match Level::current() {
+        // SAFETY: `Level::current` is a level that the machine has.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { avx512::run_vnni(kernel) },
+        _ => dispatch(kernel),
     }
 }
 
@@ -250,6 +274,9 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 pub(crate) fn on_every_level<K: Kernel + Clone>(kernel: K) -> Vec<(Level, K::Output)> {
     let run = |level| match level {
         // SAFETY: the level is available.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { avx512::run_vnni(kernel.clone()) },
+        // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512::run(kernel.clone()) },
         // SAFETY: as above.
@@ -287,6 +314,9 @@ mod tests {
                 simd.shl_u::<23>(hash),
             ];
             let halves: [u16; LANES] = std::array::from_fn(|i| (self.a[i].to_bits() >> 16) as u16);
+            // All values of one side against extreme and other ones of the other.
+            let q = [0, 1].map(|i| std::array::from_fn(|j| (13 * j + 128 * i) as u8 as i8));
+            let x = [0, 1].map(|i| std::array::from_fn(|j| [127, -127, 3, -1][(i + j) % 4]));
             let mut all = vec![
                 simd.add(a, b),
                 simd.sub(a, b),
@@ -302,6 +332,8 @@ mod tests {
                 simd.from_f16(&halves),
                 simd.from_bf16(&halves),
                 simd.load_part(&self.a[..5], 3.0),
+                simd.from_i8(&halves.map(|bits| bits as i8)),
+                simd.dot_pair(q.each_ref(), x.each_ref()),
             ];
             all.extend(words.map(|word| simd.from_bits(word)));
             let mut table = [a; LANES];

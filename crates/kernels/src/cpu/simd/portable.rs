@@ -158,6 +158,20 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn from_i8(self, x: &[i8; LANES]) -> Self::V {
+        x.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Self::V {
+        std::array::from_fn(|lane| {
+            let (pair, first) = (lane / 8, lane % 8 * 4);
+            let products = (first..first + 4).map(|i| i32::from(q[pair][i]) * i32::from(x[pair][i]));
+            products.sum::<i32>() as f32
+        })
+    }
+
+    #[inline(always)]
     fn from_bf16(self, bits: &[u16; LANES]) -> Self::V {
         bits.map(|bits| bf16::from_bits(bits).to_f32())
     }

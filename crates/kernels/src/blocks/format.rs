@@ -1,0 +1,196 @@
+//! What the bytes of a block mean (llama.cpp, `ggml-common.h` and `dequantize_row_*`).
+//!
+//! Everything is `inline(always)`: the loops are compiled for the instruction set of the kernel that uses them.
+
+/// Sixteen neighbouring elements of a block: `scale·q + offset`.
+#[derive(Clone, Copy)]
+pub(crate) struct Chunk {
+    pub(crate) q: [i8; Chunk::LEN],
+    pub(crate) scale: f32,
+    pub(crate) offset: f32,
+}
+
+impl Chunk {
+    /// Elements of a chunk.
+    pub(crate) const LEN: usize = 16;
+    pub(crate) const ZERO: Self = Self { q: [0; Self::LEN], scale: 0.0, offset: 0.0 };
+}
+
+/// A block format.
+pub(crate) trait Format: Copy {
+    /// Elements of a block, a multiple of 32.
+    const LEN: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Whether there are offsets.
+    const HAS_OFFSET: bool;
+
+    /// The chunk of this number in a block, which has [`BYTES`](Format::BYTES) bytes.
+    fn chunk(block: &[u8], chunk: usize) -> Chunk;
+}
+
+/// The value of an f16, without a detection of the processor.
+#[inline(always)]
+fn f16(low: u8, high: u8) -> f32 {
+    let bits = u32::from(u16::from_le_bytes([low, high]));
+    let magnitude = (bits & 0x7fff) << 13;
+    // The exponent's bias is 15 instead of 127; the product gives subnormal numbers right as well.
+    let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let value = if bits & 0x7c00 == 0x7c00 { f32::from_bits(magnitude | 0x7f80_0000) } else { finite };
+    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
+}
+
+/// Low or high halves of sixteen bytes.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16], high: bool) -> [u8; 16] {
+    bytes.map(|byte| if high { byte >> 4 } else { byte & 15 })
+}
+
+/// Sixteen bits of 32 as 0 or 16.
+#[inline(always)]
+fn fifth_bits(bits: [u8; 4], high: bool) -> [u8; 16] {
+    let bits = u32::from_le_bytes(bits) >> if high { 16 } else { 0 };
+    std::array::from_fn(|i| ((bits >> i & 1) << 4) as u8)
+}
+
+/// The bytes from `at` on.
+#[inline(always)]
+fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    match block.get(at..).and_then(|rest| rest.first_chunk()) {
+        Some(bytes) => *bytes,
+        None => [0; N],
+    }
+}
+
+/// f16 scale, 32 signed bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Q8_0;
+
+impl Format for Q8_0 {
+    const LEN: usize = 32;
+    const BYTES: usize = 34;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<34>() else { return Chunk::ZERO };
+        let q = part::<16>(block, 2 + 16 * chunk).map(u8::cast_signed);
+        Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
+    }
+}
+
+/// f16 scale, 16 bytes of low and high halves: elements 0 to 15 and 16 to 31.
+#[derive(Clone, Copy)]
+pub(crate) struct Q4_0;
+
+impl Format for Q4_0 {
+    const LEN: usize = 32;
+    const BYTES: usize = 18;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<18>() else { return Chunk::ZERO };
+        let q = nibbles(&part(block, 2), chunk == 1).map(|q| q.cast_signed() - 8);
+        Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
+    }
+}
+
+/// f16 scale, f16 offset, halves as in [`Q4_0`].
+#[derive(Clone, Copy)]
+pub(crate) struct Q4_1;
+
+impl Format for Q4_1 {
+    const LEN: usize = 32;
+    const BYTES: usize = 20;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<20>() else { return Chunk::ZERO };
+        let q = nibbles(&part(block, 4), chunk == 1).map(u8::cast_signed);
+        Chunk { q, scale: f16(block[0], block[1]), offset: f16(block[2], block[3]) }
+    }
+}
+
+/// f16 scale, the fifth bits of 32 elements, halves as in [`Q4_0`].
+#[derive(Clone, Copy)]
+pub(crate) struct Q5_0;
+
+impl Format for Q5_0 {
+    const LEN: usize = 32;
+    const BYTES: usize = 22;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<22>() else { return Chunk::ZERO };
+        let (low, fifth) = (nibbles(&part(block, 6), chunk == 1), fifth_bits(part(block, 2), chunk == 1));
+        let q = std::array::from_fn(|i| (low[i] | fifth[i]).cast_signed() - 16);
+        Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
+    }
+}
+
+/// f16 scale, f16 offset, fifth bits, halves.
+#[derive(Clone, Copy)]
+pub(crate) struct Q5_1;
+
+impl Format for Q5_1 {
+    const LEN: usize = 32;
+    const BYTES: usize = 24;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<24>() else { return Chunk::ZERO };
+        let (low, fifth) = (nibbles(&part(block, 8), chunk == 1), fifth_bits(part(block, 4), chunk == 1));
+        let q = std::array::from_fn(|i| (low[i] | fifth[i]).cast_signed());
+        Chunk { q, scale: f16(block[0], block[1]), offset: f16(block[2], block[3]) }
+    }
+}
+
+/// Evaluates an expression with the type of a format.
+macro_rules! with_format {
+    ($format:expr, $F:ident => $body:expr) => {
+        match $format {
+            $crate::blocks::BlockFormat::Q8_0 => {
+                type $F = $crate::blocks::format::Q8_0;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q4_0 => {
+                type $F = $crate::blocks::format::Q4_0;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q4_1 => {
+                type $F = $crate::blocks::format::Q4_1;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q5_0 => {
+                type $F = $crate::blocks::format::Q5_0;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q5_1 => {
+                type $F = $crate::blocks::format::Q5_1;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_format;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_is_widened_as_half_does() {
+        for bits in 0..=u16::MAX {
+            let [low, high] = bits.to_le_bytes();
+            let (got, expected) = (f16(low, high), burn::tensor::f16::from_bits(bits).to_f32());
+            assert!(
+                got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(),
+                "{bits:#x}: {got}"
+            );
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Matrices in blocks: what the bytes mean, and every step beside the same one over dequantised floats.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Int, Tensor};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use rstest::rstest;
+
+use super::{Exact, assert_close, on_backends, random, tolerance, values};
+use crate::blocks::{BlockFormat, BlockMatrix};
+use crate::cpu::simd::Level;
+use crate::error::KernelError;
+use crate::kernels::Kernels;
+use crate::ops::{Head, linear_cross_entropy};
+use crate::spec::{Gelu, LoraSpec};
+use crate::weight::Weight;
+
+/// `[rows, columns]` of a format, with rows of different sizes.
+fn matrix(format: BlockFormat, [rows, columns]: [usize; 2]) -> BlockMatrix {
+    let numbers = values(random::<Exact, 2>([rows, columns], 7));
+    let numbers: Vec<f32> =
+        numbers.iter().enumerate().map(|(i, x)| (x * (1.0 + (i / columns % 3) as f64)) as f32).collect();
+    BlockMatrix::quantize(format, [rows, columns], &numbers).unwrap()
+}
+
+/// Half of the distance between neighbouring values of a block whose elements are at most 3: what rounding may do,
+/// and a little for scales in f16.
+fn step(format: BlockFormat) -> f32 {
+    let levels = match format {
+        BlockFormat::Q8_0 => 127.0,
+        BlockFormat::Q4_0 => 8.0,
+        BlockFormat::Q4_1 => 7.5,
+        BlockFormat::Q5_0 => 16.0,
+        BlockFormat::Q5_1 => 15.5,
+    };
+    // The signed formats reach one step less far to one side, and cut what is beyond.
+    3.0 / levels * if matches!(format, BlockFormat::Q4_0 | BlockFormat::Q5_0) { 1.0 } else { 0.5 } + 3e-3
+}
+
+#[test]
+fn rounding_stays_within_half_a_step() {
+    for format in BlockFormat::ALL {
+        let numbers: Vec<f32> =
+            values(random::<Exact, 2>([6, 96], 1)).iter().map(|x| 3.0 * *x as f32).collect();
+        let matrix = BlockMatrix::quantize(format, [6, 96], &numbers).unwrap();
+        assert_eq!(matrix.bytes().len(), 18 * format.block_bytes());
+        for (x, y) in numbers.iter().zip(matrix.to_floats()) {
+            assert!((x - y).abs() <= step(format), "{format}: {x} became {y}");
+        }
+        // What is on the grid stays there.
+        let again = BlockMatrix::quantize(format, [6, 96], &matrix.to_floats()).unwrap().to_floats();
+        assert_close(
+            &again.iter().map(|&x| x.into()).collect::<Vec<f64>>(),
+            &matrix.to_floats().iter().map(|&x| x.into()).collect::<Vec<f64>>(),
+            2e-3,
+            format.name(),
+        );
+        let flat = BlockMatrix::quantize(format, [2, 32], &[&[0.0; 32][..], &[-1.5; 32]].concat()).unwrap();
+        assert_eq!(flat.to_floats()[..32], [0.0; 32], "{format}");
+        assert!(
+            flat.to_floats()[32..].iter().all(|x| (x + 1.5).abs() < 2e-3),
+            "{format}: {:?}",
+            &flat.to_floats()[32..]
+        );
+    }
+}
+
+/// Bytes by hand, after llama.cpp's `ggml-common.h`. 0x3800 is 0.5 and 0x4000 is 2 in f16.
+#[test]
+fn bytes_mean_what_they_mean_in_llama_cpp() {
+    let read = |format, bytes: &[u8]| {
+        BlockMatrix::new(format, [1, 32], Arc::new(bytes.to_vec()), 0).unwrap().to_floats()
+    };
+    let counted: Vec<u8> = (0..32).map(|i| (i as i8 - 16) as u8).collect();
+    let expected: Vec<f32> = (0..32).map(|i| 0.5 * (i as f32 - 16.0)).collect();
+    assert_eq!(read(BlockFormat::Q8_0, &[&[0x00, 0x38], &counted[..]].concat()), expected);
+    // Element i in the low half of byte i, element i + 16 in the high one: i and 15 - i.
+    let halves: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+    let of = |f: &dyn Fn(f32) -> f32| -> Vec<f32> {
+        (0..32).map(|i| f(if i < 16 { i as f32 } else { 31.0 - i as f32 })).collect()
+    };
+    assert_eq!(read(BlockFormat::Q4_0, &[&[0x00, 0x38], &halves[..]].concat()), of(&|q| 0.5 * (q - 8.0)));
+    assert_eq!(
+        read(BlockFormat::Q4_1, &[&[0x00, 0x38, 0x00, 0x40], &halves[..]].concat()),
+        of(&|q| 0.5 * q + 2.0)
+    );
+    // The fifth bit of elements 1 and 31.
+    let fifth = (1_u32 << 1 | 1 << 31).to_le_bytes();
+    let with_fifth = |offset: f32, zero: f32| {
+        let mut expected = of(&|q| 0.5 * (q - zero) + offset);
+        (expected[1], expected[31]) = (expected[1] + 8.0, expected[31] + 8.0);
+        expected
+    };
+    assert_eq!(
+        read(BlockFormat::Q5_0, &[&[0x00, 0x38], &fifth[..], &halves].concat()),
+        with_fifth(0.0, 16.0)
+    );
+    let bytes = [&[0x00, 0x38, 0x00, 0x40], &fifth[..], &halves].concat();
+    assert_eq!(read(BlockFormat::Q5_1, &bytes), with_fifth(2.0, 0.0));
+}
+
+#[rstest]
+fn products_are_those_of_the_floats(
+    #[values(BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q5_0, BlockFormat::Q5_1)]
+    format: BlockFormat,
+    #[values(1, 3, 5, 40)] m: usize,
+    #[values(false, true)] transposed: bool,
+) {
+    fn check<B: Kernels>(w: BlockMatrix, m: usize) {
+        let [k, n] = w.dims();
+        let (x, bias) = (random::<B, 2>([m, k], 1), random::<B, 1>([n], 2));
+        let floats = Weight::from(Weight::from(w.clone()).to_tensor(&x.device(), DType::F32));
+        let name = format!("{w:?} of {m} rows");
+        let expected = values(floats.clone().linear(x.clone(), Some(bias.clone())));
+        let exact = Weight::from(w.clone().with_exact_products());
+        let y = values(exact.clone().linear(x.clone(), Some(bias.clone())));
+        assert_close(&y, &expected, tolerance(k), &name);
+        // Rounding to 8 bits: 1/254 of the largest of 32 elements at most, in both directions.
+        let rounded = values(Weight::from(w.clone()).linear(x.clone(), Some(bias.clone())));
+        let rows = values(x.clone());
+        let weights = values(floats.clone().float().unwrap().clone());
+        for (i, (y, expected)) in rounded.iter().zip(&expected).enumerate() {
+            let (row, column) = (i / n, i % n);
+            let worst: f64 = (0..k).map(|p| (weights[p * n + column] / 254.0).abs()).sum();
+            let largest = rows[row * k..(row + 1) * k].iter().fold(0.0_f64, |max, x| max.max(x.abs()));
+            assert!((y - expected).abs() <= largest * worst + 1e-4, "{name}: {y}, expected {expected}");
+        }
+        // Other steps over them.
+        for kind in [Gelu::Erf, Gelu::Tanh] {
+            let y = values(exact.clone().linear_gelu(x.clone(), Some(bias.clone()), kind));
+            let expected = values(floats.clone().linear_gelu(x.clone(), Some(bias.clone()), kind));
+            assert_close(&y, &expected, 2.0 * tolerance(k), &name);
+        }
+        let factors = || [random::<B, 2>([k, 4], 3), random::<B, 2>([4, n], 4)];
+        let spec = LoraSpec { scale: 1.5, dropout: None };
+        let y = values(exact.linear_lora(x.clone(), factors(), Some(bias.clone()), spec));
+        let expected = values(floats.linear_lora(x.clone(), factors(), Some(bias.clone()), spec));
+        assert_close(&y, &expected, 2.0 * tolerance(k), &name);
+        let base = Weight::from(w.clone()).linear(x.clone(), Some(bias.clone()));
+        let y = Weight::from(w).linear_lora(x.clone(), factors(), Some(bias), spec);
+        assert_close(
+            &values(y),
+            &values(crate::ops::add_lora(base, x, factors(), spec)),
+            tolerance(4),
+            &name,
+        );
+    }
+    let w = matrix(format, [70, 96]);
+    let w = if transposed { w.transpose() } else { w };
+    on_backends!(check(w.clone(), m));
+}
+
+/// 8-bit products are integers but for one order of float operations: all instruction sets agree.
+#[test]
+fn rounded_products_give_the_same_bits_everywhere() {
+    for format in BlockFormat::ALL {
+        let mut w = matrix(format, [33, 160]);
+        if format == BlockFormat::Q8_0 {
+            // The one byte whose magnitude is no positive one.
+            let mut bytes = w.bytes().to_vec();
+            bytes[2..20].fill(0x80);
+            w = BlockMatrix::new(format, [33, 160], Arc::new(bytes), 0).unwrap();
+        }
+        let w = Weight::from(w.transpose());
+        for m in 1..=4 {
+            let run = || values(w.clone().linear(random::<Flex, 2>([m, 160], 5), None));
+            let expected = run();
+            for level in Level::available() {
+                level.set();
+                assert_eq!(run(), expected, "{format} on {level:?}");
+            }
+        }
+    }
+}
+
+/// The gradients over a frozen base in blocks are those over its floats, also where a step without gradients rounds.
+#[rstest]
+fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, true)] transposed: bool) {
+    type B = Autodiff<Flex>;
+    for format in BlockFormat::ALL {
+        let w = matrix(format, [64, 64]);
+        let w = if transposed { w.transpose() } else { w };
+        let x = random::<B, 2>([m, 64], 1).require_grad();
+        let [a, b] = [[64, 4], [4, 64]].map(|shape| random::<B, 2>(shape, 2).require_grad());
+        let targets = Tensor::<B, 1, Int>::zeros([m], &Default::default());
+        let run = |w: Weight<Tensor<B, 2>>| {
+            let spec = LoraSpec { scale: 1.5, dropout: None };
+            let y = w.clone().linear_lora(x.clone(), [a.clone(), b.clone()], None, spec);
+            let y = w.clone().linear_gelu(y, None, Gelu::Erf);
+            let y = w.clone().linear(y, None);
+            let loss = linear_cross_entropy(y, Head::new(w), targets.clone(), None);
+            let grads = loss.backward();
+            let mut all = vec![values(loss)];
+            all.extend([&x, &a, &b].map(|tensor| values(tensor.grad(&grads).unwrap())));
+            all
+        };
+        let floats = Weight::<Tensor<B, 2>>::from(w.clone()).to_tensor(&Default::default(), DType::F32);
+        for (got, expected) in run(w.into()).iter().zip(&run(floats.into())) {
+            assert_close(got, expected, 64.0 * tolerance(64), &format!("{format}, {m} rows"));
+        }
+    }
+}
+
+#[test]
+fn rows_are_looked_up() {
+    fn check<B: Kernels>() {
+        let ids = Tensor::<B, 1, Int>::from_data([4, 0, 4].as_slice(), &Default::default());
+        for format in BlockFormat::ALL {
+            for w in [matrix(format, [5, 64]), matrix(format, [32, 32]).transpose()] {
+                let w = Weight::<Tensor<B, 2>>::from(w);
+                let all = w.to_tensor(&Default::default(), DType::F32);
+                assert_eq!(values(w.rows(ids.clone())), values(all.select(0, ids.clone())));
+            }
+        }
+    }
+    on_backends!(check());
+}
+
+#[test]
+#[should_panic(expected = "index 5 of a matrix of 5 rows")]
+fn a_row_that_is_not_there_is_named() {
+    let ids = Tensor::<Flex, 1, Int>::from_data([5].as_slice(), &Default::default());
+    Weight::<Tensor<Flex, 2>>::from(matrix(BlockFormat::Q8_0, [5, 32])).rows(ids);
+}
+
+#[test]
+fn inputs_that_are_not_finite_reach_the_output() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut x = values(random::<Exact, 2>([2, 96], 1));
+        x[40] = bad;
+        let x = super::tensor::<Flex, 2>(x, [2, 96]);
+        let y = values(Weight::from(matrix(BlockFormat::Q4_0, [40, 96]).transpose()).linear(x, None));
+        assert!(y[..40].iter().all(|y| !y.is_finite()) && y[40..].iter().all(|y| y.is_finite()), "{bad}");
+    }
+}
+
+#[test]
+fn bad_input_is_named() {
+    let format = BlockFormat::Q4_0;
+    let error = BlockMatrix::quantize(format, [2, 40], &[0.0; 80]).unwrap_err();
+    assert_eq!(error.to_string(), "rows of 40 elements do not fit Q4_0, whose blocks have 32");
+    let error = BlockMatrix::quantize(format, [2, 32], &[0.0; 63]).unwrap_err();
+    assert_eq!(error, KernelError::Elements { rows: 2, columns: 32, elements: 63 });
+    let mut numbers = [0.0; 64];
+    numbers[33] = f32::NEG_INFINITY;
+    let error = BlockMatrix::quantize(format, [2, 32], &numbers).unwrap_err();
+    assert_eq!(error.to_string(), "row 1, column 1 is -inf; a matrix to quantise must be finite");
+    numbers[33] = 1e7;
+    assert!(matches!(BlockMatrix::quantize(format, [2, 32], &numbers), Err(KernelError::Overflow { .. })));
+    let bytes: crate::SharedBytes = Arc::new(vec![0_u8; 40]);
+    assert!(BlockMatrix::new(format, [2, 32], bytes.clone(), 4).is_ok());
+    let error = BlockMatrix::new(format, [2, 32], bytes.clone(), 5).unwrap_err();
+    assert_eq!(error.to_string(), "35 bytes are too few for a 2 x 32 matrix in Q4_0");
+    assert!(BlockMatrix::new(format, [usize::MAX, 64], bytes.clone(), 0).is_err());
+    assert!(BlockMatrix::new(format, [1, 32], bytes, usize::MAX).is_err());
+}

@@ -1,0 +1,154 @@
+//! The weight of a linear step, in whatever it is stored.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use crate::blocks::BlockMatrix;
+use crate::kernels::Kernels;
+use crate::ops;
+use crate::spec::{Gelu, LoraSpec};
+
+/// A matrix `[d_input, d_output]` as it is stored: the leaf of every form that a linear map can have.
+///
+/// `T` is a tensor, or a backend's primitive of one.
+#[derive(Clone, Debug)]
+pub enum Weight<T> {
+    /// Floats: f32, f16 or bf16; rows or, as a transposed view, columns lie together.
+    Float(T),
+    /// Blocks of few bits. They are frozen: no gradient goes to them.
+    Blocks(BlockMatrix),
+}
+
+impl<T> Weight<T> {
+    /// The floats, if it is these.
+    pub fn float(&self) -> Option<&T> {
+        match self {
+            Self::Float(tensor) => Some(tensor),
+            Self::Blocks(_) => None,
+        }
+    }
+
+    /// The same with other floats.
+    pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Weight<U> {
+        match self {
+            Self::Float(tensor) => Weight::Float(f(tensor)),
+            Self::Blocks(blocks) => Weight::Blocks(blocks),
+        }
+    }
+
+    /// The same, whose products do not round their input.
+    pub(crate) fn exact(self) -> Self {
+        match self {
+            Self::Blocks(blocks) => Self::Blocks(blocks.with_exact_products()),
+            weight => weight,
+        }
+    }
+}
+
+impl<B: Backend> From<Tensor<B, 2>> for Weight<Tensor<B, 2>> {
+    fn from(tensor: Tensor<B, 2>) -> Self {
+        Self::Float(tensor)
+    }
+}
+
+impl<T> From<BlockMatrix> for Weight<T> {
+    fn from(blocks: BlockMatrix) -> Self {
+        Self::Blocks(blocks)
+    }
+}
+
+impl<B: Backend> Weight<Tensor<B, 2>> {
+    /// `[d_input, d_output]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Float(tensor) => tensor.dims(),
+            Self::Blocks(blocks) => blocks.dims(),
+        }
+    }
+
+    /// The transpose, of the same memory: how a head is tied to an embedding.
+    pub fn transpose(self) -> Self {
+        match self {
+            Self::Float(tensor) => Self::Float(tensor.transpose()),
+            Self::Blocks(blocks) => Self::Blocks(blocks.transpose()),
+        }
+    }
+
+    /// All elements as floats of a type.
+    pub fn to_tensor(&self, device: &B::Device, dtype: DType) -> Tensor<B, 2> {
+        match self {
+            Self::Float(tensor) => tensor.clone().cast(dtype),
+            Self::Blocks(blocks) => {
+                Tensor::from_data(TensorData::new(blocks.to_floats(), blocks.dims()), (device, dtype))
+            }
+        }
+    }
+
+    /// Some rows, in f32: what an embedding looks up.
+    ///
+    /// # Shapes
+    /// - rows: `[tokens]`, below `d_input`
+    /// - output: `[tokens, d_output]`
+    #[track_caller]
+    pub fn rows(&self, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        let blocks = match self {
+            Self::Float(tensor) => return tensor.clone().select(0, rows).cast(DType::F32),
+            Self::Blocks(blocks) if blocks.is_transposed() => {
+                return self.to_tensor(&rows.device(), DType::F32).select(0, rows);
+            }
+            Self::Blocks(blocks) => blocks,
+        };
+        let device = rows.device();
+        let [count, width] = blocks.dims();
+        let mut values = Vec::with_capacity(rows.dims()[0] * width);
+        let indices = rows.into_data();
+        for row in indices.iter::<i64>() {
+            let index = usize::try_from(row).ok().filter(|&row| row < count);
+            match index {
+                Some(row) => blocks.extend_stored_row(row, &mut values),
+                None => panic!("rows: index {row} of a matrix of {count} rows"),
+            }
+        }
+        let shape = [indices.num_elements(), width];
+        Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
+    }
+}
+
+impl<B: Kernels> Weight<Tensor<B, 2>> {
+    /// `x·w + bias`; see [`linear`](crate::linear).
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_input]`, bias: `[d_output]`
+    /// - output: `[tokens, d_output]`
+    #[track_caller]
+    pub fn linear(self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+        ops::linear_of(x, self, bias)
+    }
+
+    /// `gelu(x·w + bias)`; see [`linear_gelu`](crate::linear_gelu).
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_input]`, bias: `[d_output]`
+    /// - output: `[tokens, d_output]`
+    #[track_caller]
+    pub fn linear_gelu(self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, kind: Gelu) -> Tensor<B, 2> {
+        ops::linear_gelu_of(x, self, bias, kind)
+    }
+
+    /// `x·w + bias + scale·dropout(x)·a·b`; see [`linear_lora`](crate::linear_lora).
+    ///
+    /// # Shapes
+    /// - x: `[tokens, d_input]`, bias: `[d_output]`
+    /// - factors: `[d_input, rank]` and `[rank, d_output]`
+    /// - output: `[tokens, d_output]`
+    #[track_caller]
+    pub fn linear_lora(
+        self,
+        x: Tensor<B, 2>,
+        factors: [Tensor<B, 2>; 2],
+        bias: Option<Tensor<B, 1>>,
+        spec: LoraSpec,
+    ) -> Tensor<B, 2> {
+        ops::linear_lora_of(x, self, factors, bias, spec)
+    }
+}
