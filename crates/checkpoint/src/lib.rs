@@ -55,6 +55,7 @@ pub use self::{
     checkpoint::Checkpoint,
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
+    map::read_file,
     plan::{StreamOptions, TensorPlan},
     staged::StagedDir,
     stream::StreamWriter,

@@ -4,7 +4,8 @@
 //! model folder like any other whose `config.json` says which modules are factors
 //! ([`LowrankSection`](lowrank_spec::representation::LowrankSection)). Nothing here depends on the architecture but
 //! calibration, which runs the model.
-
+//!
+#![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod adam;
