@@ -161,7 +161,7 @@ fn check_generation<B: Kernels>(name: &str) {
     let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Default::default() };
     let options = GenerationOptions { sampling, ..greedy(12) };
     let sampled = generate(&prompts, &options);
-    assert_ne!(sampled[0].ids, together[0].ids[..12], "{name}: draws are no greedy choice");
+    assert_ne!(sampled[0].ids, together[0].ids[..12], "{name}: sampling equals the greedy choice");
     assert_eq!(generate(&prompts[..1], &options)[0], sampled[0], "{name}: the others change nothing");
 }
 

@@ -133,7 +133,7 @@ fn load(folder: &Path) -> Result<(), String> {
 #[case("llama", json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "'yarn' is not supported")]
 #[case("llama", json!({"rms_norm_eps": "small"}), "expected a finite number")]
 #[case("llama", json!({"tie_word_embeddings": "yes"}), "expected true or false")]
-#[case("gpt2", json!({"n_embd": 31}), "no multiple of n_head")]
+#[case("gpt2", json!({"n_embd": 31}), "not a multiple of n_head")]
 #[case("gpt2", json!({"n_positions": 1 << 23}), "expected [8388608, 32]")]
 #[case("stablelm", json!({"qk_layernorm": true}), "qk_layernorm is not supported")]
 #[case("mistral", json!({"sliding_window": 0}), "sliding_window = 0 is out of range")]

@@ -9,6 +9,7 @@
 mod cargo;
 mod experiment;
 mod peers;
+mod surface;
 mod tasks;
 
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Make the embedded data sets and the embedded model anew, bit for bit
+    /// Generate the embedded data sets and the embedded model anew, bit for bit
     Datasets {
         #[command(flatten)]
         build: Build,
@@ -56,6 +57,12 @@ enum Command {
     Experiment(Box<experiment::Options>),
     /// Compare with PyTorch, transformers and PEFT: install them into .venv and run a script
     Peers(peers::Options),
+    /// List the public items of the crates that nothing outside their own sources uses
+    Surface {
+        /// Also items that only the crate's own tests, examples and benches use
+        #[arg(long)]
+        tests: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Command::Datasets { build, output } => tasks::datasets(&build, &output),
         Command::Experiment(options) => experiment::run(&options),
         Command::Peers(options) => peers::run(&options),
+        Command::Surface { tests } => surface::run(std::path::Path::new("."), tests),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

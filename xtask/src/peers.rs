@@ -63,7 +63,7 @@ fn find(name: &str) -> Result<PathBuf> {
     for folder in &folders {
         known.extend(scripts(folder)?);
     }
-    bail!("no script {name:?} in {}; there are: {}", FOLDERS.join(" or "), known.join(", "))
+    bail!("no script {name:?} in {}; known: {}", FOLDERS.join(" or "), known.join(", "))
 }
 
 /// The names of a folder's scripts.

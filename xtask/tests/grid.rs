@@ -304,7 +304,7 @@ fn a_grid_killed_without_its_cells_waits_for_them() {
 fn wrong_use_is_one_line() {
     let bench = Bench::new();
     for (args, expect) in [
-        (vec!["--methods", "lorra"], "no method \"lorra\" in this experiment; there are: bitfit, dora, full"),
+        (vec!["--methods", "lorra"], "no method \"lorra\" in this experiment; known: bitfit, dora, full"),
         (vec!["--methods", "full:8"], "\"full:8\": the method full has no rank"),
         (vec!["--methods", "lora:0"], "with ranks from 1 on"),
         (vec!["--ranks", "0"], "--ranks 0: ranks begin at 1"),

@@ -184,10 +184,7 @@ impl<B: Backend> AdapterSet<B> {
     fn member(&self, name: &str) -> Result<usize> {
         self.members.iter().position(|m| m.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.members.iter().map(|m| m.name.as_str()).collect();
-            AdapterError::Incompatible(format!(
-                "no adapter is called '{name}'; there are: {}",
-                known.join(", ")
-            ))
+            AdapterError::Incompatible(format!("no adapter is called '{name}'; known: {}", known.join(", ")))
         })
     }
 

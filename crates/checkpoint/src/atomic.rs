@@ -87,7 +87,7 @@ pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), Checkp
     }
 }
 
-/// Renames a finished folder to its destination; what is there goes aside and is removed after.
+/// Renames a finished folder to its destination; an existing folder is moved aside and removed afterwards.
 pub(crate) fn move_into_place(from: &Path, destination: &Path) -> Result<(), CheckpointError> {
     let (parent, name) = split(destination)?;
     let rename = |from: &Path, to: &Path| {

@@ -248,7 +248,7 @@ impl Checkpoint {
     /// A hash of the tensors' names, types, shapes and elements, as 32 hexadecimal digits (XXH3, 128 bits).
     ///
     /// It identifies a model, whichever format, sharding or order of the files it is stored in; metadata are left
-    /// out. It is no protection against somebody who makes two models of one hash on purpose. Reads every byte.
+    /// out. It does not protect against a deliberate collision. Reads every byte.
     #[must_use]
     pub fn content_hash(&self) -> String {
         let mut hash = Xxh3Default::new();

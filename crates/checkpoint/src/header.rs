@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         f.write_str("an object of tensors")
     }
 
-    // By hand, since a map type would keep the last of two entries of the same name without a word.
+    // By hand, since a map type would silently keep the last of two entries of one name.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut metadata = None;
         let mut tensors = BTreeMap::new();

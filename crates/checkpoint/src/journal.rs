@@ -41,7 +41,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Continues a journal, with the hashes of the tensors it has; starts a new one where there is none.
+    /// Continues a journal, with the hashes of the tensors it has; starts a new one if the file does not exist.
     ///
     /// # Errors
     /// [`CannotResume`](CheckpointError::CannotResume) if it belongs to a different plan, or to a process that runs.

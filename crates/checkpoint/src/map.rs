@@ -14,6 +14,18 @@ use crate::CheckpointError;
 /// again in place. Their copy is not worth the risk that [`map_file`] describes.
 const COPIED: u64 = 16 << 20;
 
+/// The content of a regular file; a pipe, which would be waited for, and a device, which may have no end, are refused.
+///
+/// # Errors
+/// As [`std::fs::read`], and [`InvalidInput`](std::io::ErrorKind::InvalidInput) for anything but a regular file.
+pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
+    let path = path.as_ref();
+    if !fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    fs::read(path)
+}
+
 /// Bytes that stay where they are for the life of a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Bytes {

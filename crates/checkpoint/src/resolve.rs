@@ -40,7 +40,7 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
             Prefer::Model => MODEL.into_iter().chain(ADAPTER).collect(),
             Prefer::Adapter => ADAPTER.into_iter().chain(MODEL).collect(),
         };
-        // What is there but is no file, or is a link to nothing, is to be an error, not to be passed over.
+        // A folder of this name, or a broken link, is an error and must not be passed over.
         match order.iter().map(|name| path.join(name)).find(|file| file.symlink_metadata().is_ok()) {
             Some(file) => open_file(&file),
             None => {

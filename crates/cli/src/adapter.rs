@@ -144,10 +144,10 @@ fn base(
 /// `--rank` and `--energy`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct TruncationArgs {
-    /// Rank to keep
+    /// Target rank
     #[arg(long, conflicts_with = "energy")]
     pub(crate) rank: Option<usize>,
-    /// Share of the squared norm to keep, above 0 and up to 1
+    /// Fraction of the squared Frobenius norm to keep, in (0, 1]
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) energy: Option<f64>,
 }

@@ -24,7 +24,7 @@ pub(crate) fn print_json(value: &Value) -> Result<()> {
     writeln!(out, "{value}").context("standard output cannot be written")
 }
 
-/// A model folder: the one named, the `model` folder of a run, or what the hub has under a name that is no folder.
+/// A model folder: the one named, the `model` folder of a run, or a model of the Hugging Face hub if no such folder exists.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
     Ok(ModelFolder::open(path)?.path().to_path_buf())
 }
@@ -45,13 +45,13 @@ pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// A text file without its byte order mark; bytes that are no UTF-8 are named by their line.
+/// A text file without its byte order mark; an error names the line of bytes that are not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let bytes = lowrank_checkpoint::read_file(path).with_context(|| path.display().to_string())?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        anyhow::anyhow!("{}: line {line} is no UTF-8 text", path.display())
+        anyhow::anyhow!("{}: line {line} is not UTF-8 text", path.display())
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
@@ -113,7 +113,7 @@ pub(crate) struct ModelArgs {
     /// Adapter folder
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Cut texts at this many tokens [default: the model's limit]
+    /// Truncate texts to this many tokens [default: the model's limit]
     #[arg(long)]
     pub(crate) max_length: Option<usize>,
 }

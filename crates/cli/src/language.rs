@@ -91,7 +91,7 @@ impl Language {
         Ok(end.filter(|id| !self.model.config().eos.contains(id)))
     }
 
-    /// The text of new tokens after a prompt, as it stands there: a word keeps the space before it.
+    /// The text of new tokens after a prompt: a word keeps the space before it.
     pub(crate) fn continuation(&self, prompt: &[u32], new: &[u32]) -> Result<String> {
         let before = self.tokenizer.decode(prompt, true)?;
         let all = self.tokenizer.decode(&[prompt, new].concat(), true)?;

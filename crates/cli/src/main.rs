@@ -36,42 +36,42 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a model on a task: in full, its head alone, or a low-rank adapter
+    /// Fine-tune a model: all weights, the head only, or a low-rank adapter
     Finetune(Box<command::finetune::Args>),
-    /// Score a model on a task's dev set
+    /// Evaluate a model on a task's dev set
     Evaluate(command::evaluate::Args),
     /// Classify texts
     Predict(command::predict::Args),
-    /// Mean hidden states of texts
+    /// Compute sentence embeddings
     Embed(command::embed::Args),
-    /// How well a language model predicts texts
+    /// Measure the perplexity of a language model on texts
     Perplexity(command::perplexity::Args),
     /// Continue prompts with a language model
     Generate(command::generate::Args),
     /// Talk with a language model on the terminal
     Chat(command::chat::Args),
-    /// Layers, shapes and parameters of a model or an adapter
+    /// Show layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
-    /// Write a smaller model: weights as low-rank factors or tensor trains
+    /// Compress a model: weights as low-rank factors or tensor trains
     Compress(Box<command::compress::Args>),
-    /// Fold an adapter into its model's weights
+    /// Merge an adapter into its model's weights
     Merge(command::merge::Args),
-    /// An adapter of any method as LoRA, or a LoRA as LoTR
+    /// Convert an adapter of any method to LoRA, or a LoRA to LoTR
     Convert(command::convert::Args),
-    /// An adapter at another rank
+    /// Change the rank of an adapter
     Resize(command::resize::Args),
-    /// A LoRA from the difference of two models
+    /// Extract a LoRA from the difference of two models
     Extract(command::extract::Args),
-    /// Several adapters as one
+    /// Combine several adapters into one
     Combine(command::combine::Args),
-    /// Event logs to Parquet or CSV
+    /// Convert event logs to Parquet or CSV
     Logs(command::logs::Args),
-    /// Tables and plots of finished runs
+    /// Write tables and plots of finished runs
     Report(command::report::Args),
     /// The toy study of `cargo xtask experiment toy`
     #[command(hide = true)]
     Toy(command::toy::Args),
-    /// Make the embedded data sets and the embedded model
+    /// Generate the embedded data sets and the embedded model
     Datasets(command::datasets::Args),
 }
 

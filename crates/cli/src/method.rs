@@ -11,7 +11,7 @@ use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, P
 use lowrank_models::Parameter;
 use serde_json::{Map, Value, json};
 
-/// What is trained.
+/// Which parameters are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
     /// Every weight.
@@ -79,7 +79,7 @@ impl ValueEnum for InitName {
 /// Which biases are trained and saved with an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BiasMode {
-    /// None of the model's own
+    /// No bias of the model
     None,
     /// All of them
     All,
@@ -119,19 +119,19 @@ pub(crate) struct AdapterArgs {
     /// Scale by alpha/√rank instead
     #[arg(long)]
     pub(crate) rslora: bool,
-    /// Dropout on the adapters' input
+    /// Dropout on the adapter's input
     #[arg(long, default_value_t = 0.0)]
     pub(crate) dropout: f64,
     /// Layers to adapt: names, all-linear, or a regular expression over whole paths
     #[arg(long, default_value = "query,value")]
     pub(crate) targets: String,
-    /// Layers to leave out of them
+    /// Layers to exclude
     #[arg(long)]
     pub(crate) exclude: Option<String>,
     /// Transformer layers to adapt, as 0,1,4-7
     #[arg(long)]
     pub(crate) layers: Option<String>,
-    /// How the factors start [default: the method's own]
+    /// Initialisation of the factors [default: the method's own]
     #[arg(long, value_enum)]
     pub(crate) init: Option<InitName>,
     /// Ranks of some layers, as key=4,output.dense=16
@@ -140,7 +140,7 @@ pub(crate) struct AdapterArgs {
     /// Alphas of some layers, likewise
     #[arg(long)]
     pub(crate) alpha_pattern: Option<String>,
-    /// Biases that are trained and saved with the adapter
+    /// Biases to train and save with the adapter
     #[arg(long, value_enum, default_value_t = BiasMode::None)]
     pub(crate) bias: BiasMode,
     /// Methods that share factors: by layers of one kind, not by all of one shape
@@ -220,7 +220,7 @@ impl AdapterArgs {
             layers: self.layers.as_deref().map(parse_layers).transpose()?,
         };
         let mut options = self.own.0.clone();
-        // A mode over attention heads has as many as the model, where nothing else is said.
+        // A mode over attention heads has as many as the model, unless the option sets it.
         if method.options.iter().any(|option| option.name == "heads") && options.get("heads").is_none() {
             options = options.with("heads", heads);
         }

@@ -8,16 +8,16 @@ use lowrank_models::decoder::{GenerationOptions, Sampling};
 /// How tokens are chosen. What is not given is as the model's generation_config.json has it.
 #[derive(Args)]
 pub(crate) struct SamplingArgs {
-    /// Most tokens to add [default: generation_config.json's, or 128]
+    /// Maximum number of new tokens [default: generation_config.json's, or 128]
     #[arg(long)]
     max_new_tokens: Option<usize>,
-    /// Divides the logits; 0 takes the most likely token [default: generation_config.json's, or 0]
+    /// Softmax temperature; 0 for greedy decoding [default: generation_config.json's, or 0]
     #[arg(long)]
     temperature: Option<f64>,
-    /// Draw from the K most likely tokens alone
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Draw from the fewest most likely tokens of this probability
+    /// Sample from the smallest set of tokens with this total probability
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
     /// Penalty on tokens already in the sequence; 1 is none
@@ -26,10 +26,10 @@ pub(crate) struct SamplingArgs {
     /// No run of this many tokens occurs twice
     #[arg(long, value_name = "N")]
     no_repeat_ngram_size: Option<usize>,
-    /// Seed of the draws
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// End before this text; may be repeated
+    /// Stop before this text; may be repeated
     #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Do not read the model's generation_config.json

@@ -251,7 +251,7 @@ fn loralib_tensors_are_an_adapter_and_convert_to_peft() {
     run(&["convert", "--adapter", s(&path), "--alpha", "8", "--to", "lora", "-o", s(&peft)]).success();
     let expect = predict(&model, Some(&adapter));
     assert!(distance(&predict(&model, Some(&peft)), &expect) < ROUNDING);
-    // Without its strength, loralib's own is taken, and said.
+    // Without an alpha, loralib's default is used, with a warning.
     let assert = run(&["predict", "--model", s(&model), "--adapter", s(&path), "--text", "a"]).success();
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(stderr.contains("holds no alpha; taking 16"), "{stderr}");
@@ -304,7 +304,7 @@ fn loading_is_strict() {
     rewrite(dir.path(), |name, data| Some((name.replace("layer.1.", "layer.7."), data)));
     let error = load_error(dir.path());
     assert!(
-        error.contains("layer.7.attention.self.query") && error.contains("is no layer of this model"),
+        error.contains("layer.7.attention.self.query") && error.contains("is not a layer of this model"),
         "{error}"
     );
 }

@@ -482,7 +482,7 @@ fn inspect_names_the_layers() {
     let file = json(&["inspect", s(&fixture("llama").join("model.safetensors"))]);
     assert_eq!(file["parameters"], model["parameters"]);
     assert!(file["layers"].is_null());
-    // Two layers hold rotary frequencies, which are no parameters.
+    // Two layers hold rotary frequencies, which are not parameters.
     let sizes = model["tensors"]
         .as_array()
         .unwrap()
@@ -522,6 +522,10 @@ fn runs_that_differ_in_alpha_alone_are_two_runs_in_the_table() {
         let begin = format!("tiny,lora,sst2,5e-4,2,0,{alpha},train/loss,");
         assert!(text.lines().any(|line| line.starts_with(&begin)), "{text}");
     }
+    let record: Value = serde_json::from_slice(&fs::read(out.path().join("a/run.json")).unwrap()).unwrap();
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.lock")).unwrap();
+    let burn = record["meta_info"]["versions"]["burn"].as_str().unwrap();
+    assert!(lock.contains(&format!("\nname = \"burn\"\nversion = \"{burn}\"\n")), "{burn}");
     // All settings on request, and the time.
     json(&["logs", s(&logs), s(&table), "--hparams", "--wall-time"]);
     let header = fs::read_to_string(&table).unwrap().lines().next().unwrap().to_owned();

@@ -214,7 +214,7 @@ fn bad_requests_are_one_line() {
         (&["--ratio", "1"], "ratio = 1 is out of range"),
         (&["--ratio", "-0.5"], "ratio = -0.5 is out of range"),
         (&["--ranks", "q_porj=3"], "no layer matches 'q_porj'; nearest: 'q_proj'"),
-        (&["--ranks", "q_proj"], "no name with a rank"),
+        (&["--ranks", "q_proj"], "is not NAME=RANK"),
         (&["--ratio", "0.2", "--method", "whitened"], "give --calibration"),
         (&["--ratio", "0.2", "--method", "fwsvd"], "give --task"),
         (&["--ratio", "0.2", "--recover", "distill"], "give --calibration"),

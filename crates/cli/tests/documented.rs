@@ -87,7 +87,7 @@ fn pages() -> Vec<PathBuf> {
     };
     let crates = fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path());
     let pages = [root.clone(), root.join("docs")].into_iter().chain(crates).flat_map(markdown);
-    // The two logs tell of what was, not of what is.
+    // The two logs describe past versions.
     pages.filter(|path| !["LOG.md", "CHANGELOG.md"].iter().any(|name| path.ends_with(name))).collect()
 }
 

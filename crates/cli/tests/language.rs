@@ -175,7 +175,7 @@ fn mistakes_are_told_in_one_line() {
     fails(&["perplexity", "--model", m], "nothing to do");
     fails(&["perplexity", "--model", m, "--text", "a", "--max-length", "1"], "leaves nothing to predict");
     fails(&["perplexity", "--model", m, "--text", ""], "no predicted tokens");
-    fails(&["perplexity", "--model", m, "--file", s(&file)], "line 1 is no UTF-8 text");
+    fails(&["perplexity", "--model", m, "--file", s(&file)], "line 1 is not UTF-8 text");
     fails(&["perplexity", "--model", m, "--file", s(&file.with_extension("no"))], "bytes.no");
     fails(&["predict", "--model", m, "--text", "a"], "not supported for encoders");
 }

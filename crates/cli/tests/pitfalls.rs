@@ -137,7 +137,7 @@ fn a_start_is_what_the_adapter_says_it_is() {
     let [full, lora, over, other] = ["full", "lora", "over", "other"].map(|name| folder(&out, name));
     run(&finetune(data, "full", &full, &["--model", s(&model)]));
     run(&finetune(data, "lora", &lora, &["--model", s(&model), "--rank", "4"]));
-    // Over a tuned model the adapter names that as its base, and any other is said.
+    // Over a tuned model the adapter names that as its base, and any other gives a warning.
     run(&finetune(data, "lora", &over, &["--model", s(&model), "--init-from", &full]));
     let config = fs::read(Path::new(&over).join("adapter/adapter_config.json")).unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
@@ -309,4 +309,46 @@ fn a_misspelt_exclusion_is_said() {
     let (_, warnings) =
         run(&finetune(s(data.path()), "lora", &to, &["--model", s(&model), "--exclude", "valeu"]));
     assert!(warnings.contains("excluded: no layer matches 'valeu'; nearest: 'value'"), "{warnings}");
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let model = fixture("bert-cls");
+    let zero = Path::new("/dev/zero");
+    for endless in [&pipe, zero] {
+        for command in ["predict", "embed"] {
+            let args = [command, "--model", s(&model), "--file", s(endless)];
+            let output = Command::cargo_bin("lowrank")
+                .unwrap()
+                .args(args)
+                .timeout(std::time::Duration::from_secs(20))
+                .assert()
+                .code(1)
+                .get_output()
+                .clone();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(error.contains(s(endless)) && error.contains("not a regular file"), "{error}");
+        }
+    }
+    // Each file of a model folder and of an adapter folder in turn.
+    for name in ["config.json", "model.safetensors"] {
+        let broken = copy("bert-cls");
+        fs::remove_file(broken.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(zero, broken.path().join(name)).unwrap();
+        let args = ["predict", "--model", s(broken.path()), "--text", "a"];
+        let output = Command::cargo_bin("lowrank")
+            .unwrap()
+            .args(args)
+            .timeout(std::time::Duration::from_secs(20))
+            .assert()
+            .code(1)
+            .get_output()
+            .clone();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("not a regular file") && error.contains(name), "{error}");
+    }
 }

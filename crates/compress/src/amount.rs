@@ -49,7 +49,7 @@ impl FromStr for Allocation {
         match name {
             "budget" => Ok(Self::Budget),
             "uniform" => Ok(Self::Uniform),
-            _ => Err(format!("'{name}' is no allocation; choose budget or uniform")),
+            _ => Err(format!("unknown allocation '{name}'; choose budget or uniform")),
         }
     }
 }
@@ -126,7 +126,7 @@ impl Amount {
 /// A line that says what is malformed.
 pub fn parse_ranks(text: &str) -> std::result::Result<Vec<(String, usize)>, String> {
     let one = |part: &str| {
-        let bad = || format!("'{part}' is no name with a rank; expected for example q_proj=384");
+        let bad = || format!("'{part}' is not NAME=RANK, as q_proj=384");
         let (name, rank) = part.rsplit_once('=').ok_or_else(bad)?;
         let rank: usize = rank.trim().parse().map_err(|_| bad())?;
         if name.trim().is_empty() { Err(bad()) } else { Ok((name.trim().to_string(), rank)) }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, write_atomic};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, read_file, write_atomic};
 use lowrank_models::architecture::is_buffer;
 use serde_json::{Map, Value};
 
@@ -36,8 +36,8 @@ pub(crate) fn check_output(model: &Path, output: &Path) -> Result<()> {
 /// `config.json` of a model folder.
 pub(crate) fn read_config(model: &Path) -> Result<Map<String, Value>> {
     let path = model.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-    serde_json::from_str(&text).map_err(|e| CompressError::File { path, reason: e.to_string() })
+    let text = read_file(&path).map_err(io(&path))?;
+    serde_json::from_slice(&text).map_err(|e| CompressError::File { path, reason: e.to_string() })
 }
 
 /// Sizes of a model of which `taken` are factored.
@@ -107,7 +107,7 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, dtype: FloatType) {
 /// Endings of files that hold weights, in any framework's format.
 const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "h5", "msgpack", "onnx", "gguf", "index.json"];
 
-/// Copies what is no weight: tokenizer, generation config, licence.
+/// Copies the files other than weights: tokenizer, generation config, licence.
 pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(io(from))? {
         let path = entry.map_err(io(from))?.path();

@@ -25,7 +25,7 @@ use crate::weights::{Weight, find, named, select};
 /// Compresses the model folder `model` into the folder `output`, which must not exist or be empty.
 ///
 /// # Errors
-/// Options out of range or that match nothing, an input that is no model folder, is compressed already or has a weight
+/// Options out of range or that match nothing, an input that is not a model folder, is compressed already or has a weight
 /// that is not finite, an output that is not empty or is the input, a disk that fills up. The input is never touched, and
 /// the output appears when it is whole.
 pub fn compress(

@@ -70,7 +70,7 @@ impl FromStr for Method {
     fn from_str(name: &str) -> Result<Self, String> {
         let known = || Self::NAMES.map(|(name, _)| name).join(", ");
         let found = Self::NAMES.iter().find(|(n, _)| *n == name);
-        found.map(|(_, method)| *method).ok_or_else(|| format!("'{name}' is no method; choose {}", known()))
+        found.map(|(_, method)| *method).ok_or_else(|| format!("unknown method '{name}'; choose {}", known()))
     }
 }
 
@@ -94,7 +94,7 @@ impl FromStr for Sides {
             "best" => Ok(Self::Best),
             "one" => Ok(Self::One),
             "both" => Ok(Self::Both),
-            _ => Err(format!("'{name}' is no choice of shared sides; choose best, one or both")),
+            _ => Err(format!("unknown choice of shared sides '{name}'; choose best, one or both")),
         }
     }
 }

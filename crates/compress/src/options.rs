@@ -26,9 +26,9 @@ use crate::statistics::{Weighting, Weightings};
 /// | `always_factor` | no | factor even where it makes a weight no smaller |
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How.
+    /// Compression method.
     pub method: Method,
-    /// How much.
+    /// Target size.
     pub amount: Amount,
     /// How ranks are shared out.
     pub allocation: Allocation,
@@ -143,7 +143,7 @@ pub struct CompressedModule {
 
 /// Told of what happens.
 pub trait Progress: Sync {
-    /// A stage of so many units of work begins.
+    /// A stage of `units` units of work begins.
     fn stage(&self, _name: &str, _units: u64) {}
     /// A unit of work is done: a module with its relative error, where it has one.
     fn done(&self, _module: &str, _error: Option<f64>, _units: u64) {}

@@ -21,7 +21,7 @@ use crate::folder;
 use crate::network::{Config, Network, Part, Tokens};
 use crate::options::Progress;
 
-/// What is trained.
+/// Which parameters are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trained {
     /// Every parameter of the layer: factors, biases, norms.
@@ -58,7 +58,7 @@ impl DistillOptions {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// A rank or number of steps of 0, a learning rate that is no number above 0.
+    /// A rank or number of steps of 0, a learning rate that is not a positive number.
     pub fn validate(&self) -> Result<()> {
         if self.trained == Trained::Lora(0) {
             return Err(CompressError::Input("recovery by a LoRA takes a rank of at least 1".into()));

@@ -99,7 +99,7 @@ pub fn of_values(module: String, shape: [usize; 2], values: &[f32]) -> Result<Mo
     })
 }
 
-/// One line for each singular value: `module,rank,singular_value,energy,relative_error`, the last two of keeping so many.
+/// One line for each singular value: `module,rank,singular_value,energy,relative_error`, the last two for the truncation to that rank.
 pub fn to_csv(spectra: &[ModuleSpectrum]) -> String {
     let mut out = String::from("module,rank,singular_value,energy,relative_error\n");
     for spectrum in spectra {

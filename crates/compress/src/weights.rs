@@ -13,7 +13,7 @@ use crate::error::{Result, at};
 pub enum Role {
     /// A linear map inside a transformer layer.
     Block,
-    /// A linear map outside the layers that is no head (a pooler).
+    /// A linear map outside the layers other than the head (a pooler).
     Outer,
     /// A head: classifier, language-model head.
     Head,
@@ -81,7 +81,7 @@ impl Weight {
 
 /// Modules that hold a table of token embeddings.
 const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
-/// Tables that are no linear maps and are left alone.
+/// Tables that are not linear maps and are left alone.
 const TABLES: [&str; 6] = [
     "position_embeddings",
     "token_type_embeddings",

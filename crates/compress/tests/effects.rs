@@ -23,7 +23,7 @@ fn fixture(name: &str) -> PathBuf {
 fn factored(folder: &Path, module: &str, rank: usize) -> CompressedModule {
     let checkpoint = Checkpoint::open(folder).unwrap();
     let key = format!("{module}.weight");
-    let [rows, columns] = *checkpoint.info(&key).unwrap().shape else { panic!("{key} is no matrix") };
+    let [rows, columns] = *checkpoint.info(&key).unwrap().shape else { panic!("{key} is not a matrix") };
     let values = checkpoint.read_f32(&key).unwrap();
     let a = from_row_major(&values, rows, columns).unwrap();
     let fit = subspace::leading(a).unwrap().low_rank(a, &Truncation::Rank(rank)).unwrap();

@@ -36,6 +36,12 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Reads a UTF-8 file, without a leading byte order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
+    // A pipe would be waited for, and a device may have no end.
+    let is_file = std::fs::metadata(path).map_err(DataError::io("read", path))?.is_file();
+    if !is_file {
+        let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(DataError::io("read", path)(error));
+    }
     let mut bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
     if bytes.starts_with(BOM) {
         bytes.drain(..BOM.len());

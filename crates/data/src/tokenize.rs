@@ -168,7 +168,7 @@ impl TextTokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
-    /// Encodes a text as it stands: special tokens that it spells out are read as such, none is added, nothing is cut.
+    /// Encodes a text unchanged: special tokens that it spells out are read as such, none is added, nothing is cut.
     /// With each token come the bytes of `text` that it stands for.
     ///
     /// # Errors
@@ -271,7 +271,7 @@ pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, se
 
 /// The tokenizer of the bytes of a `tokenizer.json`.
 fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
-    // The library panics on some malformed parts (tokenizers 0.23.2): on all that is no JSON, and a few more.
+    // The library panics on some malformed parts (tokenizers 0.23.2): on anything that is not JSON, and a few more.
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| DataError::tokenizer(path, e))?;
     let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
     parsed

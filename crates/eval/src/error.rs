@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// A logit that is NaN or infinite: no class can be read from it.
+    /// A NaN or infinite logit.
     #[error(
         "row {row} of the predictions holds {value}; the model's weights are broken or the training diverged"
     )]
@@ -14,7 +14,7 @@ pub enum EvalError {
         /// The value.
         value: f32,
     },
-    /// Predictions and labels that are not one for one, or none at all.
+    /// Different numbers of predictions and labels, or no rows.
     #[error("{predictions} predictions for {labels} labels; both must be the same number, at least 1")]
     Length {
         /// Number of predictions.
@@ -22,10 +22,10 @@ pub enum EvalError {
         /// Number of labels.
         labels: usize,
     },
-    /// A perplexity over nothing.
+    /// A perplexity over no tokens.
     #[error("no predicted tokens to take the perplexity of; give a text of at least two tokens")]
     NoTokens,
-    /// A metric of classes asked of scores, or the other way round, or a row of logits of the wrong width.
+    /// A classification metric for scores, a regression metric for classes, or a row of logits of the wrong width.
     #[error("metric '{metric}' does not go with {what}")]
     Kind {
         /// The metric.

@@ -1,7 +1,7 @@
 //! Accuracy, F1, and correlations.
 //!
-//! A correlation with a constant side is 0 by definition here (it is 0/0), so that constant predictions score nothing
-//! instead of ending a run.
+//! A correlation with a constant side is 0 by definition here (it is 0/0), so that constant predictions score 0
+//! instead of ending the run.
 
 use crate::error::{EvalError, Result};
 
@@ -13,7 +13,7 @@ fn same_length<A, B>(a: &[A], b: &[B]) -> Result<()> {
     }
 }
 
-/// Share of predictions that are right.
+/// Fraction of correct predictions.
 ///
 /// # Errors
 /// [`EvalError::Length`].
@@ -23,7 +23,7 @@ pub fn accuracy(predicted: &[u32], labels: &[u32]) -> Result<f64> {
     Ok(right as f64 / labels.len() as f64)
 }
 
-/// F1 of class 1: the harmonic mean of precision and recall, 0 where nothing is found.
+/// F1 of class 1: the harmonic mean of precision and recall, 0 if both are 0.
 ///
 /// # Errors
 /// [`EvalError::Length`].

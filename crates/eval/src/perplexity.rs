@@ -2,7 +2,7 @@
 
 use crate::error::{EvalError, Result};
 
-/// Adds up negative log-likelihoods, each token counting the same.
+/// Sums negative log-likelihoods; every token has the same weight.
 ///
 /// ```
 /// use lowrank_eval::Perplexity;

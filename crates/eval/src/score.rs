@@ -25,7 +25,7 @@ pub fn argmax(row: usize, logits: &[f32]) -> Result<u32> {
 /// The values of `metrics` for rows of logits, `[rows, labels]` (`[rows, 1]` for scores).
 ///
 /// # Errors
-/// Logits that are no numbers, numbers of rows and labels that differ, metrics of another kind than the labels.
+/// Non-finite logits, different numbers of rows and labels, metrics that do not fit the kind of labels.
 pub fn score(metrics: &[Metric], logits: &[Vec<f32>], labels: &[Label]) -> Result<Vec<(Metric, f64)>> {
     if logits.len() != labels.len() || labels.is_empty() {
         return Err(EvalError::Length { predictions: logits.len(), labels: labels.len() });

@@ -7,15 +7,15 @@ use std::ops::Range;
 pub struct Window {
     /// The tokens that the model reads.
     pub tokens: Range<usize>,
-    /// How many of the last of them are scored; the others are context that an earlier window has scored.
+    /// Number of scored tokens at the end of the window; the others are context, scored by an earlier window.
     pub scored: usize,
 }
 
 /// Cuts a text of `tokens` tokens into windows of at most `length`, each beginning `stride` after the one before,
-/// so that every token but the first is scored once, with at least `length - stride` tokens before it where there
-/// are so many.
+/// so that every token but the first is scored once, with at least `length - stride` tokens of context where the text
+/// has them.
 ///
-/// A window reads one token at least before those that it scores: a `length` below 2 counts as 2, and a `stride` of
+/// A window has at least one token of context: a `length` below 2 counts as 2, and a `stride` of
 /// the length or more as one less than the length.
 ///
 /// ```

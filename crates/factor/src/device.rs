@@ -51,7 +51,7 @@ impl<B: Backend, T: Scalar + Element> DeviceMatrix<B, T> {
         if rows == 0 || cols == 0 {
             return Err(FactorError::Empty { what: "tensor", rows, cols });
         }
-        // NaN and infinity are the values that zero does not annihilate.
+        // NaN and ±Inf are the only values with x·0 ≠ 0.
         let zero: f64 = tensor.clone().mul_scalar(0.0).abs().sum().into_scalar().elem();
         if zero != 0.0 {
             let values: Vec<T> = read(tensor)?;

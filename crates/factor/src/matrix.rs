@@ -131,7 +131,7 @@ pub(crate) fn check<T: Scalar>(a: MatRef<'_, T>, what: &'static str) -> Result<f
     for_each_lane(a, |lane| {
         for &value in lane {
             let magnitude = value.magnitude();
-            // NaN and infinity are the values that zero does not annihilate.
+            // NaN and ±Inf are the only values with x·0 ≠ 0.
             finite &= value * zero == zero;
             max = if magnitude > max { magnitude } else { max };
         }

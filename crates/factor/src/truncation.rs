@@ -145,7 +145,7 @@ pub struct Approximation<F> {
 }
 
 /// Largest rank at which factors of an `m × n` matrix hold fewer numbers than the matrix,
-/// `r·(m + n) < m·n`; 0 if there is none.
+/// `r·(m + n) < m·n`; 0 if no rank does.
 ///
 /// ```
 /// use lowrank_factor::truncation::break_even_rank;

@@ -158,7 +158,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     /// the table as it was, since the adapter moves the embedding alone.
     ///
     /// # Errors
-    /// A site whose weight is no single matrix, a merged weight that is not finite, an update of a bias that the layer does
+    /// A site whose weight is not a single matrix, a merged weight that is not finite, an update of a bias that the layer does
     /// not have.
     fn merged(&self, adapters: &AdapterSet<B>) -> Result<Self> {
         let mut model = self.clone();

@@ -29,7 +29,7 @@ pub(crate) fn merge_factors<B: Backend>(
             let right = host(Tensor::cat(vec![b, pair.b], 0))?;
             LowRank::new(left, right)?.recompress(&truncation, SigmaPlacement::Split)?
         }
-        // A magnitude, or a full-size correction, is no pair of thin factors.
+        // A magnitude, or a full-size correction, is not a pair of thin factors.
         None => match adapters.merged_weight(site, &a.clone().matmul(b.clone())) {
             Some(merged) => {
                 svd::exact(host(merged)?.as_ref())?.low_rank(&truncation, SigmaPlacement::Split)?

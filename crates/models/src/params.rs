@@ -44,7 +44,7 @@ impl std::str::FromStr for WeightType {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("'{name}' is no type of weights; expected f32, f16 or bf16")),
+            _ => Err(format!("unknown type of weights '{name}'; expected f32, f16 or bf16")),
         }
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn write_folder(
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(|e| file_error(parent, e))?;
             }
-            let bytes = std::fs::read(&from).map_err(|e| file_error(&from, e))?;
+            let bytes = lowrank_checkpoint::read_file(&from).map_err(|e| file_error(&from, e))?;
             write_atomic(to, &bytes)?;
         }
     }

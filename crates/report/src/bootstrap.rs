@@ -55,7 +55,7 @@ pub fn paired_bootstrap(differences: &[f64]) -> Option<PairedInterval> {
         (0..RESAMPLES).map(|_| mean_of(&mut || (random.next_u64() % pairs as u64) as usize)).collect()
     };
     means.sort_by(f64::total_cmp);
-    // So many lie outside at each end, at most the part that may.
+    // Resamples outside the interval at each end.
     let outside = (means.len() as f64 * (1.0 - CONFIDENCE) / 2.0).floor() as usize;
     let part = |passes: fn(&&f64) -> bool| means.iter().filter(passes).count() as f64 / means.len() as f64;
     Some(PairedInterval {

@@ -164,7 +164,7 @@ impl RunRecord {
     /// Reads a record; keys that this build does not know are passed over.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Record`] for what is no record, [`Error::Format`] for another version.
+    /// [`Error::Io`], [`Error::Record`] for a file that is not a record, [`Error::Format`] for another version.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let not_a_record = |source| Error::Record { path: path.to_owned(), source };
@@ -202,7 +202,7 @@ impl RunRecord {
     }
 
     /// Whether it began with random weights in place of the model's.
-    pub fn is_random(&self) -> bool {
+    pub(crate) fn is_random(&self) -> bool {
         self.run_info.config.get("random_init").and_then(Value::as_bool).unwrap_or(false)
     }
 

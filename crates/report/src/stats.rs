@@ -11,7 +11,7 @@ pub struct Summary {
     pub count: usize,
 }
 
-/// Mean and standard deviation of `values`; `None` when there is none, or one is not finite.
+/// Mean and standard deviation of `values`; `None` for an empty slice or a value that is not finite.
 pub fn summarize(values: &[f64]) -> Option<Summary> {
     if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
         return None;

@@ -100,7 +100,7 @@ impl Representation {
                 }
                 for (what, axis, d) in [("rows", 1, d_input), ("columns", 2, d_output)] {
                     let padded = cores.iter().try_fold(1usize, |all, core| all.checked_mul(core[axis]));
-                    // More padding than this is no sensible split, and would cost memory in every product.
+                    // More padding than this is not a sensible split, and would cost memory in every product.
                     if !padded.is_some_and(|padded| (d..=4 * d).contains(&padded)) {
                         return fault(format!("the cores have {padded:?} {what} for a weight of {d}"));
                     }
@@ -145,7 +145,7 @@ pub struct LowrankSection {
 pub const SECTION: &str = "lowrank";
 
 impl LowrankSection {
-    /// Reads the section of a config; empty where there is none.
+    /// Reads the section of a config; empty if the config has none.
     ///
     /// # Errors
     /// [`SpecError::Section`] where it is malformed or of a later version.

@@ -49,7 +49,7 @@ impl ProgressRenderer {
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            // Progress is no result: a closed stderr is no reason to stop.
+            // Progress is not a result: a closed stderr does not stop the run.
             None => drop(writeln!(std::io::stderr(), "{text}")),
         }
     }

@@ -30,7 +30,7 @@ impl Default for ShowWatch {
 }
 
 impl ShowWatch {
-    /// A bar on standard error, or lines where that is no terminal.
+    /// A bar on standard error, or lines if that is not a terminal.
     pub fn bar() -> Self {
         Self::new(Box::new(ProgressRenderer::new()), Interrupter::new())
     }

@@ -46,8 +46,8 @@ pub struct Outcome {
     pub step_tokens: Vec<usize>,
 }
 
-/// Minimises an objective; the model that comes back has the weights of the best evaluation, or the last ones where
-/// there is none.
+/// Minimises an objective; the model that comes back has the weights of the best evaluation, or the last ones if
+/// nothing was evaluated.
 ///
 /// # Algorithm
 /// AdamW on the gradient of `Σ wᵢ·lᵢ / Σ wᵢ` over the micro-batches of a step (see [`Objective`]), with the rate of

@@ -87,7 +87,7 @@ pub(crate) fn kinds() -> Result<Vec<String>> {
 /// The experiment of a kind, with what `over` and then, on request, the smoke section change.
 ///
 /// # Errors
-/// An unknown kind, a file that is no experiment; the file and the reason are named.
+/// An unknown kind, a file that is not an experiment; the file and the reason are named.
 pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Config> {
     let (path, mut value) = committed(kind)?;
     if let Some(over) = over {
@@ -101,8 +101,8 @@ pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Confi
     }
     let named = over.unwrap_or(&path).display();
     let config: Config =
-        serde_json::from_value(value).with_context(|| format!("{named} is no experiment"))?;
-    config.validate().with_context(|| format!("{named} is no experiment"))?;
+        serde_json::from_value(value).with_context(|| format!("{named} is not an experiment"))?;
+    config.validate().with_context(|| format!("{named} is not an experiment"))?;
     Ok(config)
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Confi
 fn committed(kind: &str) -> Result<(PathBuf, Value)> {
     let path = folder().join(format!("{kind}.json"));
     if !path.is_file() {
-        bail!("no experiment {kind:?}; there are: {}", kinds()?.join(", "));
+        bail!("no experiment {kind:?}; known: {}", kinds()?.join(", "));
     }
     let mut value = read(&path)?;
     if let Some(base) = value.as_object_mut().and_then(|keys| keys.remove("extends")) {
@@ -193,7 +193,7 @@ impl Config {
     pub(crate) fn method(&self, name: &str) -> Result<&Settings> {
         self.method.get(name).with_context(|| {
             let known: Vec<&str> = self.method.keys().map(String::as_str).collect();
-            format!("no method {name:?} in this experiment; there are: {}", known.join(", "))
+            format!("no method {name:?} in this experiment; known: {}", known.join(", "))
         })
     }
 }

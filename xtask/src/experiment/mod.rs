@@ -197,7 +197,7 @@ fn configure(options: &Options) -> Result<(Config, Overrides)> {
     for setting in &options.settings {
         let (key, value) =
             setting.split_once('=').with_context(|| format!("--set {setting}: no KEY=VALUE"))?;
-        // What is no JSON is text: query,value needs no quotes.
+        // Text that is not JSON is a string: query,value needs no quotes.
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         let (settings, key) = match key.split_once('.') {
             Some((method, key)) => {

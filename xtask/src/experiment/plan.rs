@@ -104,7 +104,7 @@ impl Arg {
     }
 }
 
-/// `text`, or the file of the project that it names where there is none from here.
+/// `text`, or the project's file of that name if it does not exist relative to the working directory.
 pub(crate) fn from_root(text: &str) -> PathBuf {
     let here = env::current_dir().is_ok_and(|current| current == root());
     let path = PathBuf::from(text);
@@ -148,7 +148,7 @@ impl Planner<'_> {
         Ok(ids)
     }
 
-    /// What a method's cells are told: defaults, task, method, flags, each over the one before; what is said of the
+    /// What a method's cells are told: defaults, task, method, flags, each overriding the one before; what is given for the
     /// model comes right after the part that it changes.
     fn settings(&self, point: &Point, name: &str, ranks: &[u64]) -> Result<Settings> {
         let own = self.config.method(name)?;

@@ -54,12 +54,12 @@ impl Progress {
         self.line(&format!("[{at}/{of} {:>5.0}s] {text}", self.started.elapsed().as_secs_f64()));
     }
 
-    /// A line above the bars, or a line alone where there are none.
+    /// A line above the bars, or on its own without bars.
     fn line(&self, text: &str) {
         if self.total.is_hidden() {
             eprintln!("{text}");
         } else {
-            // A terminal that has gone away is no reason to stop.
+            // A closed terminal does not stop the run.
             let _ = self.bars.println(text);
         }
     }

@@ -90,7 +90,7 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
     while let Some(before) = of(source) {
         source = before;
     }
-    // The seed of what was tuned: a compression has none, or the same.
+    // The seed of the fine-tuned model: a compression has no seed, or the same one.
     let seed = [Some(source), factors].into_iter().flatten().find_map(|cell| seed(&cell.args));
     if let Some(seed) = seed {
         settings.insert("seed".to_owned(), seed.into());

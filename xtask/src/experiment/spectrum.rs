@@ -10,7 +10,7 @@ use super::plan::from_root;
 /// Writes `spectrum.csv` and `spectrum.svg` of each model into `folder`, one below it for each where there are several.
 pub(crate) fn run(lowrank: &Path, models: &[String], folder: &Path, dry_run: bool) -> Result<bool> {
     for model in models {
-        // A hub's name is no path.
+        // A hub name is not a path.
         let here = from_root(model);
         let path = if here.is_dir() { here } else { model.into() };
         let output = match models {

@@ -82,7 +82,9 @@ impl AdapterFolder {
         {
             return Self::read_loralib(&file, alpha);
         }
-        let text = std::fs::read_to_string(&config_path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        let text = lowrank_checkpoint::read_file(&config_path)
+            .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
+            .map_err(|e| bad(format!("cannot be read: {e}")))?;
         let config = PeftConfig::parse(&text).map_err(bad)?;
         let tensors = read_tensors(&tensor_file(path))?;
         let mut folder = Self { config, tensors, alpha_is_assumed: false };

@@ -36,7 +36,7 @@ const INTERRUPTED: i32 = 130;
 const HELP: &str =
     "/reset forgets the conversation, /save FILE writes it, /exit ends; Ctrl-C stops an answer";
 
-/// Ctrl-C: it stops the answer under way, and ends the program where there is none.
+/// Ctrl-C: it stops the current answer, or ends the program between answers.
 struct Interrupt {
     pressed: Arc<AtomicBool>,
     is_idle: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
     let folder = ModelFolder::open(&args.model.model)?;
     let system = args.system.as_deref().map(|text| Message::new("system", text));
-    // A template that is missing or refuses a conversation is said before the weights are read.
+    // A missing template, or one that refuses a conversation, is reported before the weights are read.
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();
     render(&folder, &first)?;
     let (options, stops) = args.sampling.resolve(folder.generation()?)?;

@@ -15,12 +15,12 @@ use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json};
 
-/// How to combine.
+/// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum How {
     /// The weighted sum of the updates, at its own rank
     Linear,
-    /// The same with factors side by side: ranks add up
+    /// The same by concatenated factors; the rank is the sum of the ranks
     Cat,
     /// The same, truncated to --rank or --energy
     Svd,
@@ -33,24 +33,24 @@ enum How {
 /// Options of `combine`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Adapter folder and its weight, as A=0.5; repeated
+    /// Adapter folder and its weight, as A=0.5; may be repeated
     #[arg(long, required = true)]
     adapter: Vec<String>,
-    /// How to combine
+    /// Method of combination
     #[arg(long, value_enum)]
     how: How,
     #[command(flatten)]
     truncation: TruncationArgs,
-    /// TIES, DARE: share of the entries to keep
+    /// TIES, DARE: fraction of the entries to keep
     #[arg(long, default_value_t = 0.5)]
     density: f64,
-    /// DARE: which entries are dropped
+    /// DARE: seed of the dropped entries
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Base model, for adapters that need it (DoRA, VeRA)
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where the combined adapter goes
+    /// Output folder
     #[arg(short, long)]
     output: PathBuf,
     /// Print one JSON object

@@ -39,10 +39,10 @@ pub(crate) struct Args {
     method: Option<Method>,
     #[command(flatten)]
     amount: AmountArgs,
-    /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
+    /// Reference of --ratio: layers (parameters of the weights touched), model (all parameters), file (bytes)
     #[arg(long, default_value = "layers")]
     of: Of,
-    /// Ranks under a ratio: budget (least error, by what it does to the layer's output where there is calibration text) or uniform (the same ratio for every weight)
+    /// Rank allocation under --ratio: budget (least error, by what it does to the layer's output where there is calibration text) or uniform (the same ratio for every weight)
     #[arg(long, default_value = "budget")]
     allocation: Allocation,
     #[command(flatten)]
@@ -50,16 +50,16 @@ pub(crate) struct Args {
     /// Weights to factor: names, all-linear, or a regular expression [default: linear maps inside the layers]
     #[arg(long)]
     targets: Option<String>,
-    /// Weights to leave alone
+    /// Weights to exclude
     #[arg(long, requires = "targets")]
     exclude: Option<String>,
-    /// Layers to touch, as 0,1,4-7 [default: all]
+    /// Layers to compress, as 0,1,4-7 [default: all]
     #[arg(long)]
     layers: Option<String>,
-    /// Train each layer towards the dense layer's outputs afterwards, on the calibration text
+    /// Distil each compressed layer from its dense original on the calibration text
     #[arg(long)]
     recover: Option<Recover>,
-    /// Steps of --recover for each layer
+    /// Steps of --recover per layer
     #[arg(long, default_value_t = 300)]
     recover_steps: usize,
     /// Rank of the adapters of --recover lora
@@ -71,19 +71,19 @@ pub(crate) struct Args {
     /// Element type of the output: f32, f16 or bf16 [default: that of each tensor]
     #[arg(long)]
     dtype: Option<FloatType>,
-    /// Cap on the memory that layers factored at the same time take, e.g. 800M
+    /// Memory limit for layers factored in parallel, e.g. 800M
     #[arg(long)]
     memory: Option<Bytes>,
-    /// Go on with an interrupted job of the same options
+    /// Resume an interrupted job with the same options
     #[arg(long)]
     resume: bool,
     /// What the layers of a kind share under --method shared: best, one or both
     #[arg(long, default_value = "best")]
     sides: Sides,
-    /// Cores of a tensor train
+    /// Number of cores of a tensor train
     #[arg(long, default_value_t = 2)]
     tt_order: usize,
-    /// Factor also where that makes a weight no smaller
+    /// Factor weights even if that does not make them smaller
     #[arg(long)]
     always_factor: bool,
     /// Output folder
@@ -107,16 +107,16 @@ enum Recover {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct AmountArgs {
-    /// Share to remove, between 0 and 1
+    /// Fraction to remove, between 0 and 1
     #[arg(long, allow_hyphen_values = true)]
     ratio: Option<f64>,
     /// Ranks by name, as q_proj=384,o_proj=384
     #[arg(long)]
     ranks: Option<String>,
-    /// Share of its squared norm that each weight keeps
+    /// Fraction of the squared Frobenius norm that each weight keeps
     #[arg(long, allow_hyphen_values = true)]
     energy: Option<f64>,
-    /// Largest relative error of each weight
+    /// Maximum relative error per weight
     #[arg(long, allow_hyphen_values = true)]
     error: Option<f64>,
 }
@@ -124,25 +124,25 @@ struct AmountArgs {
 /// What the activations come from.
 #[derive(clap::Args)]
 struct CalibrationArgs {
-    /// Calibration text, one sample a line
+    /// Calibration text, one sample per line
     #[arg(long)]
     calibration: Option<PathBuf>,
-    /// A task whose training rows calibrate instead
+    /// Task whose training rows are the calibration text
     #[arg(long, requires = "data", conflicts_with = "calibration")]
     task: Option<Task>,
     /// GLUE root with the official folders
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Samples to draw
+    /// Number of calibration samples
     #[arg(long, default_value_t = 256)]
     samples: usize,
-    /// Seed of the draw
+    /// Seed of the sample selection
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Cut samples at this many tokens [default: the model's limit]
+    /// Truncate samples to this many tokens [default: the model's limit]
     #[arg(long)]
     max_length: Option<usize>,
-    /// Let later layers see the outputs of earlier ones as compressed
+    /// Calibrate each layer on the outputs of the compressed earlier layers
     #[arg(long)]
     sequential: bool,
 }
@@ -161,9 +161,9 @@ impl FromStr for Bytes {
             "K" => 1_000,
             "M" => 1_000_000,
             "G" => 1_000_000_000,
-            other => return Err(format!("'{other}' is no unit of memory; choose K, M or G")),
+            other => return Err(format!("unknown unit '{other}'; choose K, M or G")),
         };
-        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no number of bytes"))?;
+        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a number of bytes"))?;
         number.checked_mul(unit).map(Self).ok_or_else(|| format!("'{text}' is too large"))
     }
 }

@@ -12,12 +12,12 @@ use crate::adapter::DetachedAdapter;
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json};
 
-/// What to convert to.
+/// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// A pair of factors for each layer: exact, unless --rank is less than the update has
+    /// A pair of factors per layer; exact unless --rank is below the rank of the update
     Lora,
-    /// Factors shared by the layers of one shape: the nearest, by Tucker2
+    /// Factors shared by layers of one shape, the Tucker2 approximation
     Lotr,
 }
 
@@ -27,10 +27,10 @@ pub(crate) struct Args {
     /// Adapter folder, or loralib's tensors
     #[arg(long)]
     adapter: PathBuf,
-    /// What to convert to
+    /// Target format
     #[arg(long, value_enum)]
     to: Target,
-    /// Rank of the result [default: that of the adapter]
+    /// Rank of the result [default: the adapter's rank]
     #[arg(long)]
     rank: Option<usize>,
     /// Alpha, for an adapter whose files do not hold it (loralib)
@@ -39,10 +39,10 @@ pub(crate) struct Args {
     /// Base model, for an adapter that needs it (DoRA, VeRA)
     #[arg(long)]
     model: Option<PathBuf>,
-    /// LoTR: a group for each kind of layer, not for each shape
+    /// LoTR: one group per kind of layer instead of one per shape
     #[arg(long)]
     by_kind: bool,
-    /// Where the converted adapter goes
+    /// Output folder
     #[arg(short, long)]
     output: PathBuf,
     /// Print one JSON object
@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let mut worst: f64 = 0.0;
             let mut pairs = Vec::new();
             for update in updates {
-                // An update that is no wider than asked for stays as it is, to the bit.
+                // An update within the requested rank is kept bit for bit.
                 let keep = args.rank.is_none_or(|rank| rank >= update.factors.rank());
                 let (update, error) = match args.rank {
                     Some(rank) if !keep => update.resized(&Truncation::Rank(rank))?,

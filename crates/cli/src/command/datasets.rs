@@ -22,13 +22,13 @@ pub(crate) struct Args {
     /// Folder for mini-glue and models/mini-bert
     #[arg(short, long, default_value = "datasets")]
     output: PathBuf,
-    /// Make the texts alone and keep the model that is there
+    /// Write the texts only and keep an existing model
     #[arg(long)]
     texts_only: bool,
     /// Steps of pre-training
     #[arg(long, default_value_t = STEPS)]
     steps: usize,
-    /// Lines of text to pre-train on
+    /// Lines of pre-training text
     #[arg(long, default_value_t = LINES)]
     lines: usize,
 }

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// GLUE root with the official folders
     #[arg(long)]
     data: PathBuf,
-    /// Sequences in a batch
+    /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
     /// Print one JSON object

@@ -19,15 +19,15 @@ use crate::context::{model_folder, new_folder, print_json, write_labels};
 /// Options of `extract`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The model before
+    /// Base model
     #[arg(long)]
     base: PathBuf,
-    /// The model after
+    /// Fine-tuned model
     #[arg(long)]
     tuned: PathBuf,
     #[command(flatten)]
     truncation: TruncationArgs,
-    /// Where the adapter goes
+    /// Output folder
     #[arg(short, long)]
     output: PathBuf,
     /// Print one JSON object
@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let shape = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.shape.clone());
     let counterpart =
         |name: &str| named_alike(name).filter(|before| shape(&base, before) == shape(&tuned, name));
-    // A head that the base has not, or has for another task.
+    // A head that the base lacks, or has for another task.
     let mut modules: Vec<String> = Vec::new();
     for name in tuned.names().filter(|name| counterpart(name).is_none() && !is_buffer(name)) {
         ensure!(

@@ -21,7 +21,7 @@ use crate::stream::{Stream, cut};
 pub(crate) struct Args {
     #[command(flatten)]
     model: LanguageArgs,
-    /// What to continue; may be repeated
+    /// Prompt to continue; may be repeated
     #[arg(long, required_unless_present = "messages", allow_hyphen_values = true)]
     prompt: Vec<String>,
     /// A conversation to answer: a JSON list of objects with role and content
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     render: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Go on after an end of text
+    /// Continue past the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
     /// Print one JSON object

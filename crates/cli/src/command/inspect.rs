@@ -27,18 +27,18 @@ pub(crate) struct Args {
     path: PathBuf,
     #[command(flatten)]
     spectrum: crate::spectrum::Args,
-    /// Count what this method would train on the model
+    /// Count the parameters that this method would train
     #[arg(long, value_enum)]
     method: Option<Method>,
     #[command(flatten)]
     adapter: AdapterArgs,
-    /// Count the model with every linear layer as factors of this rank
+    /// Count the parameters with every linear layer factored at this rank
     #[arg(long, value_name = "RANK")]
     factored: Option<usize>,
-    /// Labels of the head that is counted [default: the config's]
+    /// Number of labels of the head for the count [default: the config's]
     #[arg(long, value_name = "N")]
     labels: Option<usize>,
-    /// Compare with this model: the largest difference of every tensor
+    /// Print the maximum absolute difference of every tensor to this model
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
     /// Print one JSON object

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Type of the written weights [default: that of the model's]
     #[arg(long, value_name = "f32|f16|bf16")]
     dtype: Option<FloatType>,
-    /// Where the merged model goes
+    /// Output folder
     #[arg(short, long)]
     output: std::path::PathBuf,
     /// Print one JSON object

@@ -23,13 +23,13 @@ pub(crate) struct Args {
     /// A text; may be repeated
     #[arg(long, allow_hyphen_values = true)]
     text: Vec<String>,
-    /// A file of texts, one a line; with --stride one long text
+    /// File of texts, one per line; with --stride one long text
     #[arg(long)]
     file: Option<PathBuf>,
-    /// Read the file as one long text, in windows this many tokens apart
+    /// Read the file as one long text in sliding windows with this stride in tokens
     #[arg(long, requires = "file", conflicts_with = "text")]
     stride: Option<usize>,
-    /// Cut texts, or the windows, at this many tokens [default: the model's limit]
+    /// Truncate texts, or limit windows, to this many tokens [default: the model's limit]
     #[arg(long)]
     max_length: Option<usize>,
     /// Print one JSON object

@@ -14,7 +14,7 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     texts: TextArgs,
-    /// Sequences in a batch
+    /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
     /// Print one JSON object

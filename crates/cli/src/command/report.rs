@@ -13,13 +13,13 @@ use crate::context::print_json;
 pub(crate) struct Args {
     /// Folder with runs, at any depth
     runs: PathBuf,
-    /// The report: .html (with the table as .md, .csv and .tex beside it), or one of these alone
+    /// Output file: .html (with the table as .md, .csv and .tex beside it), or one of these formats
     #[arg(short, long)]
     output: PathBuf,
     /// Title [default: the runs' folder]
     #[arg(long)]
     title: Option<String>,
-    /// Leave out the numbers that others published
+    /// Omit published reference results
     #[arg(long)]
     without_published: bool,
     /// Print one JSON object

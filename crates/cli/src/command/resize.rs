@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Base model, for an adapter that needs it (DoRA, VeRA)
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where the resized adapter goes
+    /// Output folder
     #[arg(short, long)]
     output: PathBuf,
     /// Print one JSON object

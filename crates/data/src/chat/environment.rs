@@ -23,7 +23,7 @@ const GENERATION: &str = "__generation";
 /// all strings made by one rendering stay below 256 MiB.
 const BASE_FUEL: u64 = 4 << 20;
 
-/// Fuel for a conversation of so many bytes.
+/// Fuel for a conversation of `size` bytes.
 pub(super) fn fuel(size: usize) -> u64 {
     BASE_FUEL + 8 * size as u64
 }

@@ -44,7 +44,7 @@ impl Message {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// What is said; `None` for a message of tool calls alone.
+    /// The text; `None` for a message of tool calls alone.
     pub fn content(&self) -> Option<&str> {
         self.0.get("content").and_then(Value::as_str)
     }

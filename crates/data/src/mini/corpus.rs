@@ -1,7 +1,7 @@
 //! Text for pre-training: sentences of the grammar, alone and in pairs that have to do with each other.
 //!
 //! What the tasks ask for has to be in the text: agreement in single sentences, kinds and synonyms and opposites in
-//! definitions, the force of judgements in what is said of their words and in reviews with a verdict, sameness in
+//! definitions, the force of judgements in statements about words and in reviews with a verdict, sameness in
 //! repetitions and in pairs that say «likewise» or «instead», and what follows from what in pairs whose second sentence
 //! says «so» or «perhaps».
 

@@ -119,7 +119,7 @@ pub(crate) enum Tense {
     Perfect,
 }
 
-/// What is said of the subject.
+/// The predicate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Predicate {
     /// An action, with the infinitive's governing verb («managed to») if there is one.

@@ -103,7 +103,7 @@ impl BatchPlan {
         }
     }
 
-    /// Steps of so many epochs, at least one; a part of an epoch is rounded up.
+    /// Steps that `epochs` take, at least one; a part of an epoch is rounded up.
     pub fn steps_for(&self, epochs: f64) -> usize {
         let whole = epochs.floor() as u64;
         let full: usize = match self.size {

@@ -135,7 +135,7 @@ impl TokenizerConfig {
         config
     }
 
-    /// The token of a role, empty where there is none.
+    /// The token of a role, empty if the config names none.
     pub(crate) fn token(&self, role: &str) -> &str {
         self.role(role).map_or("", TokenEntry::content)
     }

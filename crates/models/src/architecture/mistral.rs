@@ -7,7 +7,7 @@ pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "mistral", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    // Without the key a window of 4096; only null says that there is none.
+    // Without the key a window of 4096; only null switches it off.
     let window = match keys.has("sliding_window") {
         true => keys.optional_size("sliding_window", MAX_DIM)?,
         false => Some(4096),

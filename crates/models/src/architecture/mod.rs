@@ -88,7 +88,7 @@ impl EncoderConfig {
     }
 }
 
-/// `model_type`, or where there is none the type that the class in `architectures` belongs to: BERT's where that is
+/// `model_type`, or if it is missing the type that the class in `architectures` belongs to: BERT's where that is
 /// missing too.
 fn encoder_type(raw: &Map<String, Value>) -> std::result::Result<String, String> {
     let keys = Keys::new(raw);

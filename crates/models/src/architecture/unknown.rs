@@ -1,4 +1,4 @@
-//! What is said of a model that cannot be run: what it is, and what comes nearest.
+//! Errors for models that are not supported: what the model is, and the nearest supported one.
 
 use serde_json::{Map, Value};
 

@@ -27,9 +27,9 @@ pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value
     if size > MAX_CONFIG {
         return Err(unread(format!("the file has {size} bytes; the limit is {MAX_CONFIG}")));
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let text = lowrank_checkpoint::read_file(&path).map_err(|e| unread(format!("cannot be read: {e}")))?;
     let malformed = |reason: String| ModelError::Config { path: path.clone(), reason };
-    match serde_json::from_str(&text).map_err(|e| malformed(format!("malformed JSON: {e}")))? {
+    match serde_json::from_slice(&text).map_err(|e| malformed(format!("malformed JSON: {e}")))? {
         Value::Object(object) => Ok(object),
         _ => Err(malformed("expected a JSON object".into())),
     }

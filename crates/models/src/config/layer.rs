@@ -16,7 +16,7 @@ pub enum NormKind {
 /// One layer of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerKind {
-    /// Keys that a query sees: the last `window`, itself included; all where there is none.
+    /// Keys that a query sees: the last `window`, itself included; `None` for all.
     pub window: Option<usize>,
     /// Index of its rotary positions in the config's list; `None` for a layer without.
     pub rope: Option<usize>,

@@ -210,7 +210,7 @@ impl RopeScaling {
                     };
                 let turns = [optional("beta_fast")?.unwrap_or(32.0), optional("beta_slow")?.unwrap_or(1.0)];
                 let dim = rotary_dim as f64;
-                // The pair that makes so many turns over the first length.
+                // The pair that makes this number of turns over the original length.
                 let pair =
                     |turns: f64| dim * (length / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
                 let [mut low, mut high] = turns.map(pair);

@@ -17,16 +17,16 @@ pub struct GenerationOptions {
     pub sampling: Sampling,
     /// Which tokens are ruled out.
     pub constraints: Constraints,
-    /// Most tokens to add to a prompt.
+    /// Maximum number of new tokens to a prompt.
     pub max_new_tokens: usize,
     /// Most tokens of a prompt and its continuation.
     pub max_length: Option<usize>,
-    /// Go on after an end of text.
+    /// Continue past the end-of-text token.
     pub ignore_eos: bool,
 }
 
 impl GenerationOptions {
-    /// Whether a sequence of this length, of which so many tokens are new, takes no more.
+    /// Whether a sequence of `length` tokens, `new` of them generated, is complete.
     fn is_full(&self, length: usize, new: usize) -> bool {
         new >= self.max_new_tokens || self.max_length.is_some_and(|most| length >= most)
     }

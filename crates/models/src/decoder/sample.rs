@@ -13,7 +13,7 @@ use lowrank_spec::rng::mix;
 /// | `seed` | 0 | of the draws | |
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
+    /// Softmax temperature; 0 for greedy decoding.
     pub temperature: f64,
     /// The k most likely alone.
     pub top_k: Option<usize>,

@@ -152,7 +152,7 @@ impl ModelFolder {
         if own == limit { Ok(tokenizer) } else { self.tokenizer(own) }
     }
 
-    /// The chat template, `None` where there is none.
+    /// The chat template, `None` if the folder has none.
     ///
     /// # Errors
     /// A template that is malformed.

@@ -71,7 +71,7 @@ impl TagFilter {
     /// text, slashes included, `?` for one character, `[ab]` and `[!ab]` for one of a set.
     ///
     /// # Errors
-    /// [`Error::Logs`] for a pattern that is none.
+    /// [`Error::Logs`] for a pattern that does not compile.
     pub fn new<G: AsRef<str>, R: AsRef<str>>(globs: &[G], regexes: &[R]) -> Result<Self> {
         if globs.is_empty() && regexes.is_empty() {
             return Ok(Self::default());

@@ -2,7 +2,7 @@
 
 use super::{BYTES, FIXED32, FIXED64, VARINT};
 
-/// Bytes that are no message.
+/// Bytes that do not form a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 

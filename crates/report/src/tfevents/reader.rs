@@ -26,7 +26,7 @@ pub struct Scalar<'a> {
     pub tag: &'a str,
     /// The training step.
     pub step: i64,
-    /// The number; absent for what is no scalar: an image, a histogram, a text.
+    /// The number; absent for a value that is not a scalar: an image, a histogram, a text.
     pub value: Option<f64>,
     /// Seconds since 1970.
     pub wall_time: f64,
@@ -432,7 +432,7 @@ mod tests {
         let path = dir.path().join("events.out.tfevents.1.h");
         fs::write(&path, "").unwrap();
         assert_eq!(read(&path).1.warnings, ["empty"]);
-        fs::write(&path, "this is no event file").unwrap();
+        fs::write(&path, "this is not an event file").unwrap();
         assert!(read(&path).1.warnings[0].starts_with("damaged at byte 0"));
         assert!(matches!(
             read_events(dir.path().join("absent"), |_| ControlFlow::Continue(())),

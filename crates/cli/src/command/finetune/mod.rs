@@ -57,21 +57,21 @@ pub(crate) struct Args {
     /// GLUE root with the official folders
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Training rows of a task of your own: .tsv with a header text[, text_pair], label; or .jsonl
+    /// Training rows of a custom task: .tsv with a header text[, text_pair], label; or .jsonl
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
-    /// Dev rows of a task of your own
+    /// Dev rows of a custom task
     #[arg(long, requires = "train")]
     dev: Option<PathBuf>,
-    /// What is trained
+    /// Training method: which parameters are trained
     #[arg(long, value_enum)]
     method: Method,
-    /// Folder of the run
+    /// Output folder of the run
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
     adapter: AdapterArgs,
-    /// LoRA+: how much larger the learning rate of B is than that of A
+    /// LoRA+: ratio of the learning rate of B to that of A
     #[arg(long)]
     lora_plus: Option<f64>,
     /// Peak learning rate [default: 1e-4 for full, 1e-3 for head, else 5e-4]
@@ -80,40 +80,40 @@ pub(crate) struct Args {
     /// Peak learning rate of the task head [default: --lr]
     #[arg(long)]
     head_lr: Option<f64>,
-    /// Decoupled weight decay of matrices
+    /// Decoupled weight decay, applied to matrices
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
-    /// Sequences in a batch
+    /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
-    /// Batches in an optimizer step
+    /// Batches per optimizer step (gradient accumulation)
     #[arg(long, default_value_t = 1)]
     grad_accum: usize,
     /// Optimizer steps
     #[arg(long, default_value_t = 500, conflicts_with = "epochs")]
     max_steps: usize,
-    /// Passes over the training rows
+    /// Epochs: passes over the training rows
     #[arg(long)]
     epochs: Option<f64>,
-    /// Part of the steps that warm up
+    /// Fraction of the steps used for warm-up
     #[arg(long, default_value_t = 0.06)]
     warmup_ratio: f64,
-    /// Schedule after the warm-up
+    /// Learning-rate schedule after the warm-up
     #[arg(long, value_enum, default_value_t = Scheduler::Linear)]
     scheduler: Scheduler,
-    /// Clip the global gradient norm; 0 for no clipping
+    /// Maximum global gradient norm; 0 disables clipping
     #[arg(long, default_value_t = 1.0)]
     max_grad_norm: f64,
     /// Steps between evaluations
     #[arg(long, default_value_t = 100)]
     eval_every: usize,
-    /// Steps between checkpoints, a multiple of --eval-every [default: none are kept]
+    /// Steps between checkpoints, a multiple of --eval-every [default: no checkpoints]
     #[arg(long)]
     save_every: Option<usize>,
     /// Stop after this many evaluations without improvement
     #[arg(long)]
     early_stopping: Option<usize>,
-    /// Cut texts at this many tokens [default: the model's limit]
+    /// Truncate texts to this many tokens [default: the model's limit]
     #[arg(long)]
     max_length: Option<usize>,
     /// Seed of initial values, shuffling and dropout
@@ -128,22 +128,22 @@ pub(crate) struct Args {
     /// Root of a log tree [default: events go into the output folder]
     #[arg(long)]
     log_dir: Option<PathBuf>,
-    /// Start from the weights of this adapter or model instead
+    /// Initialise from the weights of this adapter or model
     #[arg(long)]
     init_from: Option<PathBuf>,
-    /// Start from random weights: what an untrained encoder can do
+    /// Initialise the model with random weights, as a baseline
     #[arg(long, conflicts_with = "init_from")]
     random_init: bool,
-    /// Start with a head of zeros
+    /// Initialise the head with zeros
     #[arg(long)]
     zero_head: bool,
     /// Name of the model in tables and logs [default: --model]
     #[arg(long)]
     model_name: Option<String>,
-    /// Name of the run in tables [default: the method]
+    /// Label of the run in tables [default: the method]
     #[arg(long)]
     label: Option<String>,
-    /// Show burn-train's dashboard in the terminal in place of a bar; q stops the training
+    /// Show burn-train's dashboard instead of a progress bar; q stops the training
     #[cfg(feature = "tui")]
     #[arg(long, conflicts_with = "json")]
     tui: bool,
@@ -209,7 +209,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             task: rows.spec.name.clone(),
             method: args.method.name(),
             hardware: hardware(),
-            versions: BTreeMap::from([("burn".to_string(), "0.21.0".to_string())]),
+            versions: BTreeMap::from([("burn".to_string(), env!("LOWRANK_BURN_VERSION").to_string())]),
         },
     );
     let primary = rows.spec.metrics[0].to_string();

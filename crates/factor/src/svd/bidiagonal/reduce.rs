@@ -29,7 +29,7 @@ pub(super) struct Reduced<T> {
 
 /// A product of reflections, the first one leftmost.
 pub(super) struct Reflections<T> {
-    /// Reflection `j` is column `j` from row `j + offset` on, where it is 1; what is above is no part of it.
+    /// Reflection `j` is column `j` from row `j + offset` on, where it is 1; the entries above it do not belong to it.
     vectors: Mat<T>,
     taus: Vec<T>,
     offset: usize,
