@@ -29,6 +29,8 @@ pub struct RenderOptions<'a> {
     pub tools: Option<&'a serde_json::Value>,
     /// Further variables of the template, for example `enable_thinking`.
     pub variables: Map<String, serde_json::Value>,
+    /// The local time that the template sees, as `2025-03-07T09:05:04`; the clock's where it is not given.
+    pub now: Option<&'a str>,
 }
 
 /// A rendered conversation and where its answers are.
@@ -202,7 +204,10 @@ impl ChatTemplate {
         context.extend(options.variables.clone());
         context.insert("messages".into(), messages.iter().map(Message::to_json).collect());
         context.insert("tools".into(), options.tools.cloned().unwrap_or_default());
-        context.insert("documents".into(), serde_json::Value::Null);
+        context.entry("documents").or_insert(serde_json::Value::Null);
+        if let Some(now) = options.now {
+            context.insert(environment::NOW.into(), now.into());
+        }
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         let size: usize = messages.iter().map(Message::size).sum();
         let mut environment = self.environment.clone();

@@ -1,6 +1,7 @@
 //! From text to token ids: the tokenizer of a Hugging Face model folder, without padding.
 
 mod build;
+mod byte_level;
 mod config;
 
 use std::ops::Range;
@@ -13,6 +14,9 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 use crate::error::{DataError, Result};
 use crate::glue::Example;
 use config::TokenizerConfig;
+
+/// Names of SentencePiece models.
+const SENTENCE_PIECE: [&str; 3] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
 
 /// The tokens of one text or pair, special tokens included, never padded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -57,9 +61,9 @@ pub struct TextTokenizer {
 
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder: `tokenizer.json`, or else `vocab.txt` (BERT's WordPiece), or else
-    /// `vocab.json` with `merges.txt` (byte-level BPE as in RoBERTa and GPT-2). `tokenizer_config.json` and
-    /// `special_tokens_map.json` are heeded where present (special tokens, `do_lower_case`, `strip_accents`,
-    /// `tokenize_chinese_chars`, `add_prefix_space`).
+    /// `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class).
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are heeded where present (tokens that are
+    /// not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `add_prefix_space`).
     ///
     /// `max_length` counts special tokens; `None` truncates nothing.
     ///
@@ -79,14 +83,22 @@ impl TextTokenizer {
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let (path, inner) = if json.is_file() {
             let mut inner = parse(&json, &std::fs::read(&json).map_err(DataError::io("read", &json))?)?;
-            build::apply_config(&mut inner, &config).map_err(|e| DataError::tokenizer(&json, e))?;
+            build::apply_config(&mut inner, &config)
+                .and_then(|()| build::add_named_tokens(&mut inner, &config))
+                .map_err(|e| DataError::tokenizer(&json, e))?;
             (json, inner)
         } else if vocab_txt.is_file() {
             let inner = build::word_piece(&vocab_txt, &config)?;
             (vocab_txt, inner)
         } else if vocab_json.is_file() && merges.is_file() {
-            let inner = build::byte_level_bpe(&vocab_json, &merges, &config)?;
+            let inner = byte_level::from_files(&vocab_json, &merges, &config)?;
             (vocab_json, inner)
+        } else if let Some(name) = SENTENCE_PIECE.iter().find(|name| folder.join(name).is_file()) {
+            return Err(DataError::tokenizer(
+                &folder.join(name),
+                "the folder has a SentencePiece model alone; save it as tokenizer.json once, with \
+                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers",
+            ));
         } else {
             return Err(DataError::NotFound {
                 what: "tokenizer".to_owned(),
@@ -97,6 +109,11 @@ impl TextTokenizer {
                         .to_owned(),
             });
         };
+        if let Some((token, id, found)) = config.misplaced(&inner) {
+            let found = found.map_or("no id".to_owned(), |id| format!("the id {id}"));
+            let message = format!("the files beside it give '{token}' the id {id}, and here it has {found}");
+            return Err(DataError::tokenizer(&path, message));
+        }
         Self::new(path, inner, &config, max_length)
     }
 

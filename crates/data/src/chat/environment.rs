@@ -16,6 +16,9 @@ pub(super) const END: char = '\u{FDD1}';
 /// Prefix of the message of `raise_exception`.
 pub(super) const RAISED: &str = "raised: ";
 
+/// The variable that holds the time for `strftime_now`.
+pub(super) const NOW: &str = "__now";
+
 /// The function that renders a `{% generation %}` block.
 const GENERATION: &str = "__generation";
 
@@ -101,9 +104,13 @@ fn raise_exception(message: &str) -> Result<Value, Error> {
 }
 
 /// Python's `datetime.now().strftime(format)`, in local time.
-fn strftime_now(format: &str) -> Result<String, Error> {
+fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
     let error = |e: jiff::Error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
-    jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now()).map_err(error)
+    let now = match state.lookup(NOW).as_ref().and_then(Value::as_str) {
+        Some(now) => now.parse::<jiff::civil::DateTime>().map_err(error)?,
+        None => jiff::ZonedDateTime::now().datetime(),
+    };
+    jiff::fmt::strtime::format(format, now).map_err(error)
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.

@@ -2,16 +2,12 @@
 
 use std::path::Path;
 
-use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
-use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
@@ -26,23 +22,26 @@ const BERT: &[(&str, &str)] = &[
     ("cls_token", "[CLS]"),
     ("mask_token", "[MASK]"),
 ];
-/// The default special tokens of RoBERTa.
-const ROBERTA: &[(&str, &str)] = &[
-    ("bos_token", "<s>"),
-    ("eos_token", "</s>"),
-    ("unk_token", "<unk>"),
-    ("sep_token", "</s>"),
-    ("pad_token", "<pad>"),
-    ("cls_token", "<s>"),
-    ("mask_token", "<mask>"),
+/// Classes whose `vocab.txt` is BERT's WordPiece with BERT's template.
+const WORD_PIECE_CLASSES: [&str; 10] = [
+    "Bert",
+    "BertGeneration",
+    "ConvBert",
+    "DistilBert",
+    "Electra",
+    "LayoutLM",
+    "Lxmert",
+    "MobileBert",
+    "RetriBert",
+    "SqueezeBert",
 ];
-/// The default special tokens of GPT-2.
-const GPT2: &[(&str, &str)] =
-    &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
 
 /// BERT's tokenizer from `vocab.txt`, one token per line.
 pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    if let Some(class) = config.class().filter(|class| !WORD_PIECE_CLASSES.contains(class)) {
+        return Err(DataError::tokenizer(path, unknown_class(config.class_name(), class)));
+    }
     let vocab = WordPiece::read_bytes(&bytes).map_err(|e| DataError::tokenizer(path, e))?;
     let config = config.with_defaults(BERT);
     let unk = config.token("unk_token").to_owned();
@@ -83,43 +82,6 @@ pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> toke
     Ok(tokenizer)
 }
 
-/// RoBERTa's or GPT-2's tokenizer from `vocab.json` and `merges.txt`.
-///
-/// It is RoBERTa's where the configuration says so, or says nothing and the vocabulary has RoBERTa's `<s>` and `</s>`.
-pub(crate) fn byte_level_bpe(vocab: &Path, merges: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
-    let error = |e: tokenizers::Error| DataError::tokenizer(vocab, e);
-    let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
-        return Err(DataError::tokenizer(vocab, "the path is not UTF-8; move the folder"));
-    };
-    let model = BPE::from_file(vocab_name, merges_name)
-        .continuing_subword_prefix(String::new())
-        .end_of_word_suffix(String::new())
-        .build()
-        .map_err(error)?;
-    let mut tokenizer = Tokenizer::new(model);
-    let has_sentence_tokens = ["<s>", "</s>"].iter().all(|t| tokenizer.token_to_id(t).is_some());
-    let is_roberta =
-        config.class_contains("roberta") || (!config.class_contains("gpt2") && has_sentence_tokens);
-    let config = config.with_defaults(if is_roberta { ROBERTA } else { GPT2 });
-    let add_prefix_space = config.add_prefix_space.unwrap_or(false);
-    tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(add_prefix_space)));
-    tokenizer.with_decoder(Some(ByteLevelDecoder::default()));
-    add_tokens(&mut tokenizer, config.added_tokens()).map_err(error)?;
-    if is_roberta {
-        let pair = |role: &str| -> tokenizers::Result<(String, u32)> {
-            let token = config.token(role).to_owned();
-            let id = id_of(&tokenizer, &token)?;
-            Ok((token, id))
-        };
-        let (sep, cls) = (pair("sep_token").map_err(error)?, pair("cls_token").map_err(error)?);
-        let processing = RobertaProcessing::new(sep, cls)
-            .trim_offsets(config.trim_offsets.unwrap_or(true))
-            .add_prefix_space(add_prefix_space);
-        tokenizer.with_post_processor(Some(processing));
-    }
-    Ok(tokenizer)
-}
-
 /// Lets what `tokenizer_config.json` states outright win over `tokenizer.json`, as transformers does.
 pub(crate) fn apply_config(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     if let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() {
@@ -139,7 +101,27 @@ pub(crate) fn apply_config(tokenizer: &mut Tokenizer, config: &TokenizerConfig) 
     Ok(())
 }
 
-fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<AddedToken>) -> tokenizers::Result<()> {
+/// Adds what stands beside a `tokenizer.json` and is not in it. Flags of tokens that are in it stay.
+pub(crate) fn add_named_tokens(
+    tokenizer: &mut Tokenizer,
+    config: &TokenizerConfig,
+) -> tokenizers::Result<()> {
+    let known = tokenizer.get_added_tokens_decoder();
+    let is_new = |token: &AddedToken| !known.values().any(|own| own.content == token.content);
+    add_tokens(tokenizer, config.added_tokens().into_iter().filter(is_new).collect())
+}
+
+/// What is said of a class whose bare vocabulary cannot be read.
+pub(super) fn unknown_class(name: &str, class: &str) -> String {
+    let remedy = if class == "BertJapanese" {
+        "it splits words by a dictionary, which tokenizer.json cannot hold; take a model with a tokenizer.json"
+    } else {
+        "save it as tokenizer.json once, with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
+    };
+    format!("tokenizer_class '{name}' is not known by its vocabulary alone: {remedy}")
+}
+
+pub(super) fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<AddedToken>) -> tokenizers::Result<()> {
     for token in tokens {
         if token.special {
             tokenizer.add_special_tokens([token])?;
@@ -150,7 +132,7 @@ fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<AddedToken>) -> tokenizers:
     Ok(())
 }
 
-fn id_of(tokenizer: &Tokenizer, token: &str) -> tokenizers::Result<u32> {
+pub(super) fn id_of(tokenizer: &Tokenizer, token: &str) -> tokenizers::Result<u32> {
     tokenizer
         .token_to_id(token)
         .ok_or_else(|| format!("the vocabulary lacks the special token '{token}'").into())

@@ -38,6 +38,12 @@ pub(crate) struct TokenFlags {
     special: Option<bool>,
 }
 
+impl TokenFlags {
+    fn of(content: String) -> Self {
+        Self { content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: None }
+    }
+}
+
 impl TokenEntry {
     fn content(&self) -> &str {
         match self {
@@ -79,8 +85,26 @@ pub(crate) struct TokenizerConfig {
     cls_token: Option<TokenEntry>,
     mask_token: Option<TokenEntry>,
     additional_special_tokens: Option<Vec<TokenEntry>>,
+    extra_special_tokens: Option<ExtraTokens>,
     #[serde(default)]
     added_tokens_decoder: BTreeMap<u32, TokenEntry>,
+}
+
+/// `extra_special_tokens`: by name, or a list.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum ExtraTokens {
+    List(Vec<TokenEntry>),
+    Named(IndexedTokens),
+}
+
+/// An object of tokens, in the order of the file.
+type IndexedTokens = serde_json::Map<String, Value>;
+
+/// `config.json` may name the class where `tokenizer_config.json` does not.
+#[derive(Default, Deserialize)]
+struct ModelConfig {
+    tokenizer_class: Option<String>,
 }
 
 impl TokenizerConfig {
@@ -98,6 +122,27 @@ impl TokenizerConfig {
         }
         if config.additional_special_tokens.is_none() {
             config.additional_special_tokens = map.additional_special_tokens;
+        }
+        if config.tokenizer_class.is_none() {
+            let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
+            config.tokenizer_class = model.tokenizer_class;
+        }
+        if config.added_tokens_decoder.is_empty() {
+            let named: BTreeMap<String, u32> =
+                read_json(&folder.join("added_tokens.json"))?.unwrap_or_default();
+            let special: Vec<String> =
+                config.specials().into_iter().map(|entry| entry.content().into()).collect();
+            let entry = |content: String| {
+                let is_special = special.contains(&content);
+                let flags = TokenFlags {
+                    normalized: !is_special,
+                    special: Some(is_special),
+                    ..TokenFlags::of(content)
+                };
+                TokenEntry::Flags(flags)
+            };
+            config.added_tokens_decoder =
+                named.into_iter().map(|(content, id)| (id, entry(content))).collect();
         }
         Ok(config)
     }
@@ -140,23 +185,51 @@ impl TokenizerConfig {
         self.role(role).map_or("", TokenEntry::content)
     }
 
-    /// True when the files name a tokenizer class that contains `part`, in any case.
-    pub(crate) fn class_contains(&self, part: &str) -> bool {
-        self.tokenizer_class.as_ref().is_some_and(|class| class.to_lowercase().contains(part))
+    /// The tokenizer's class without `Tokenizer` and `Fast`; `None` where the files name none, or one that says nothing.
+    pub(crate) fn class(&self) -> Option<&str> {
+        let class = self.tokenizer_class.as_deref()?;
+        let class = class.strip_suffix("Fast").unwrap_or(class);
+        let class = class.strip_suffix("Tokenizer").unwrap_or(class);
+        (!["PreTrained", "TokenizersBackend", ""].contains(&class)).then_some(class)
     }
 
-    /// The tokens to add to a vocabulary: those listed by id first, then the roles'.
+    /// The tokenizer's class as the files name it.
+    pub(crate) fn class_name(&self) -> &str {
+        self.tokenizer_class.as_deref().unwrap_or_default()
+    }
+
+    /// The tokens of the roles, and the further special ones, in the order in which transformers adds them.
+    fn specials(&self) -> Vec<TokenEntry> {
+        let roles = ROLES.iter().filter_map(|role| self.role(role)).cloned();
+        let additional = self.additional_special_tokens.iter().flatten().cloned();
+        let extra: Vec<TokenEntry> = match &self.extra_special_tokens {
+            None => Vec::new(),
+            Some(ExtraTokens::List(list)) => list.clone(),
+            Some(ExtraTokens::Named(named)) => {
+                named.values().filter_map(|value| serde_json::from_value(value.clone()).ok()).collect()
+            }
+        };
+        roles.chain(additional).chain(extra).collect()
+    }
+
+    /// The tokens to add to a vocabulary: those listed with an id first, then the special ones.
     pub(crate) fn added_tokens(&self) -> Vec<AddedToken> {
         let mut added: Vec<AddedToken> =
             self.added_tokens_decoder.values().map(|entry| entry.to_added(false)).collect();
-        for role in ROLES {
-            if let Some(entry) = self.role(role)
-                && !added.iter().any(|token| token.content == entry.content())
-            {
+        for entry in self.specials() {
+            if !added.iter().any(|token| token.content == entry.content()) {
                 added.push(entry.to_added(true).special(true));
             }
         }
         added
+    }
+
+    /// The first token that a tokenizer has under another id than the files give it, with both ids.
+    pub(crate) fn misplaced(&self, tokenizer: &Tokenizer) -> Option<(String, u32, Option<u32>)> {
+        self.added_tokens_decoder.iter().find_map(|(&id, entry)| {
+            let found = tokenizer.token_to_id(entry.content());
+            (found != Some(id)).then(|| (entry.content().to_owned(), id, found))
+        })
     }
 
     /// The special tokens by role, as transformers' `special_tokens_map`.

@@ -1,0 +1,81 @@
+//! Tokenizers whose files are not one complete `tokenizer.json`, beside the ids of transformers.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+use std::path::{Path, PathBuf};
+
+use lowrank_data::tokenize::TextTokenizer;
+use serde_json::Value;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers")
+}
+
+#[test]
+fn ids_are_those_of_transformers() {
+    let names = [
+        "added-decoder",
+        "added-json",
+        "added-named",
+        "added-special",
+        "clip-vocab",
+        "gpt2-vocab",
+        "gpt2-vocab-space",
+        "qwen2-vocab",
+        "roberta-vocab",
+        "roberta-vocab-space",
+    ];
+    let mut wrong = Vec::new();
+    for name in names {
+        let folder = fixtures().join(name);
+        let tokenizer = TextTokenizer::from_folder(&folder, None).unwrap();
+        let expected: Value =
+            serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        assert_eq!(tokenizer.vocab_size() as u64, expected["length"].as_u64().unwrap(), "{name}");
+        for case in expected["cases"].as_array().unwrap() {
+            let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
+            let got =
+                tokenizer.encode(case["text"].as_str().unwrap(), case["text_pair"].as_str()).unwrap().ids;
+            if got != ids {
+                wrong.push(format!("{name}: {} {}\n  {got:?}\n  {ids:?}", case["text"], case["text_pair"]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[track_caller]
+fn refused(files: &[(&str, &str)], parts: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        std::fs::write(dir.path().join(name), content).unwrap();
+    }
+    let error = TextTokenizer::from_folder(dir.path(), None).unwrap_err().to_string();
+    assert!(parts.iter().all(|part| error.contains(part)) && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n";
+    let class = |name: &str| format!("{{\"tokenizer_class\": \"{name}\"}}");
+    let japanese = class("BertJapaneseTokenizer");
+    refused(
+        &[("vocab.txt", vocab), ("tokenizer_config.json", &japanese)],
+        &["BertJapaneseTokenizer", "by a dictionary"],
+    );
+    refused(&[("vocab.txt", vocab), ("config.json", &japanese)], &["BertJapaneseTokenizer"]);
+    let other = class("PhobertTokenizer");
+    refused(
+        &[("vocab.txt", vocab), ("tokenizer_config.json", &other)],
+        &["PhobertTokenizer", "tokenizer.json"],
+    );
+    refused(
+        &[
+            ("vocab.json", "{\"a\": 0}"),
+            ("merges.txt", ""),
+            ("tokenizer_config.json", &class("CTRLTokenizer")),
+        ],
+        &["CTRLTokenizer"],
+    );
+    refused(&[("tokenizer.model", "")], &["SentencePiece", "save_pretrained"]);
+}
