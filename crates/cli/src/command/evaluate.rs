@@ -60,13 +60,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     );
     require_head(loaded.model.model())?;
     let order = class_order(&loaded.model.model().config().labels, &args.task.spec().labels);
-    if order.is_none() {
-        eprintln!(
-            "warning: the model's labels ({}) are not those of {}; they are taken by their places",
-            loaded.model.model().config().labels.join(", "),
-            args.task
-        );
-    }
+    anyhow::ensure!(
+        order.is_some(),
+        "the model's labels ({}) are not those of {} ({}); rename id2label in its config.json, or give the model that was \
+         trained on the task",
+        loaded.model.model().config().labels.join(", "),
+        args.task,
+        args.task.label_names().join(", ")
+    );
     let sets = dev_sets(&args.data, args.task, &loaded.tokenizer)?;
     let rows: usize = sets.iter().map(|s| s.data.len()).sum();
     let tokens: usize = sets.iter().map(|s| s.data.n_tokens()).sum();

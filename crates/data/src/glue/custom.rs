@@ -70,7 +70,16 @@ fn read_rows(path: &Path) -> Result<(Vec<RawRow>, bool)> {
         let remedy = "give at least one row of text and label".to_owned();
         return Err(DataError::Empty { path: path.to_path_buf(), remedy });
     }
+    if let Some(missing) = rows.iter().find(|row| is_missing(&row.label)) {
+        let message = format!("the label is missing ('{}'); fill it in or remove the row", missing.label);
+        return Err(DataError::BadRow { path: path.to_path_buf(), row: missing.row, message });
+    }
     Ok((rows, has_pair))
+}
+
+/// Whether a label says that there is none: an empty cell, or what a table writes for it.
+fn is_missing(label: &str) -> bool {
+    ["", "nan", "<na>"].iter().any(|missing| label.trim().eq_ignore_ascii_case(missing))
 }
 
 fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
@@ -146,8 +155,20 @@ fn label_space(path: &Path, rows: &[RawRow]) -> Result<LabelSpace> {
     if let Ok(integers) = integers {
         return classes(path, integers.into_iter().map(|(_, s)| s.to_owned()).collect());
     }
-    if distinct.iter().all(|s| s.parse::<f32>().is_ok_and(f32::is_finite)) {
+    let score = |label: &str| label.parse::<f32>().ok().filter(|score| score.is_finite());
+    if distinct.iter().all(|label| score(label).is_some()) {
         return Ok(LabelSpace::Score);
+    }
+    // One score with a point makes a regression; a word among scores is a missing score, not a class.
+    let decimal = distinct.iter().find(|label| score(label).is_some() && label.parse::<i64>().is_err());
+    if let Some(decimal) = decimal
+        && let Some(word) = rows.iter().find(|row| score(&row.label).is_none())
+    {
+        let message = format!(
+            "the label '{}' is not a number, and others are scores ('{decimal}'); fill it in or remove the row",
+            word.label
+        );
+        return Err(DataError::BadRow { path: path.to_path_buf(), row: word.row, message });
     }
     classes(path, distinct.into_iter().map(str::to_owned).collect())
 }
@@ -254,6 +275,14 @@ mod tests {
         fails(("a.tsv", "text\tlabel\n"), good, "holds no rows");
         fails(("a.tsv", "text\tlabel\na\tno\n"), good, "the only label is 'no'");
         fails(("a.jsonl", "{\"text\":\"a\",\"label\":null}\n"), good, "a.jsonl:1: no 'label'");
+        fails(("a.tsv", "text\tlabel\na\tno\nb\t\n"), good, "a.tsv:3: the label is missing ('')");
+        fails(good, ("d.tsv", "text\tlabel\na\tno\nb\tNaN\n"), "d.tsv:3: the label is missing ('NaN')");
+        fails(("a.jsonl", "{\"text\":\"a\",\"label\":\" \"}\n"), good, "a.jsonl:1: the label is missing");
+        fails(
+            ("a.tsv", "text\tlabel\na\t1.5\nb\t2\nc\tN/A\n"),
+            good,
+            "a.tsv:4: the label 'N/A' is not a number, and others are scores ('1.5')",
+        );
         fails(("a.jsonl", "{\"text\":\"a\",\n"), good, "a.jsonl:1: not a JSON object");
         fails(good, ("d.tsv", "text\ttext_pair\tlabel\na\tb\tno\n"), "b.tsv:1: no column 'text_pair'");
     }
