@@ -121,19 +121,19 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Loads what the options name. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
-        let folder = model_folder(&self.model)?;
-        let mut config = EncoderConfig::read(&folder)?;
+        let folder = ModelFolder::open(&self.model)?;
+        let mut config = folder.encoder_config()?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         if let Some(dir) = &adapter
             && let Some((labels, regression)) = saved_labels(dir, &config)?
         {
             config = config.with_labels(labels, regression);
         }
-        let tokenizer = tokenizer(&folder, &config, self.max_length)?;
+        let tokenizer = folder.cutting_tokenizer(self.max_length)?;
         if let Some(dir) = &adapter {
-            warn_other_base(dir, &folder)?;
+            warn_other_base(dir, folder.path())?;
         }
-        let mut model = SequenceClassifier::<B>::load(&folder, config, 0, device)?;
+        let mut model = SequenceClassifier::<B>::load(folder.path(), config, 0, device)?;
         let adapters = match &adapter {
             Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
@@ -229,6 +229,14 @@ impl Texts {
             bail!("nothing to do: give --text or --file");
         }
         Ok(Self { rows })
+    }
+
+    /// Turns every text to lower case.
+    pub(crate) fn lower_case(&mut self) {
+        for (text, pair) in &mut self.rows {
+            *text = text.to_lowercase();
+            *pair = pair.as_ref().map(|pair| pair.to_lowercase());
+        }
     }
 
     /// Encodes the texts.

@@ -128,7 +128,7 @@ fn classes_are_matched_by_name() {
     let model = s(renamed.path());
     fails(
         &["evaluate", "--model", model, "--task", "mnli", "--data", s(data.path())],
-        &["the model's labels (yes, no, perhaps) are not those of mnli"],
+        "the model's labels (yes, no, perhaps) are not those of mnli",
     );
 }
 

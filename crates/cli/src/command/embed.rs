@@ -1,15 +1,18 @@
-//! `lowrank embed`: mean hidden states of texts.
+//! `lowrank embed`: one vector for each text, as the model's folder says.
 
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
-use lowrank_models::{Rows, Run, Stack};
+use lowrank_adapters::AdapterSet;
+use lowrank_data::pack::{EncodedDataset, PackedBatch};
+use lowrank_models::{Decoder, ModelFolder, Rows, Run, SentencePooling, Stack, Tokens};
 use lowrank_train::tuner::to_device;
 use serde_json::{Value, json};
 
-use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, TextArgs, print_json};
+use crate::adapter::load_adapter;
+use crate::backend::{Device, Inner, device};
+use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, print_json};
 
 /// Options of `embed`.
 #[derive(clap::Args)]
@@ -28,32 +31,19 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let texts = args.texts.texts()?;
+    let mut texts = args.texts.texts()?;
     ensure!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
     let device = device()?;
-    let loaded = args.model.load::<Inner>(&device)?;
-    let start = Instant::now();
-    let data = texts.encode(&loaded.tokenizer)?;
-    let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
-    let mut rows: Vec<Vec<f32>> = Vec::new();
-    let indices: Vec<usize> = (0..data.len()).collect();
-    for chunk in indices.chunks(args.batch_size) {
-        let batch = data.batch(chunk)?;
-        let hidden = model.hidden_states(&to_device(model, &batch, &device)?, Rows::All, Run::eval(adapters));
-        let mut first = 0;
-        for &n in &batch.lengths {
-            let mean: Tensor<Inner, 2> = hidden.clone().narrow(0, first, n).mean_dim(0);
-            let row: Vec<f32> = mean.into_data().iter::<f32>().collect();
-            ensure!(
-                row.iter().all(|value| value.is_finite()),
-                "text {} has an embedding that is not finite; a weight of the model may be broken",
-                rows.len() + 1
-            );
-            rows.push(row);
-            first += n;
-        }
+    let folder = ModelFolder::open(&args.model.model)?;
+    let pooling = folder.pooling()?;
+    if pooling.lower_case {
+        texts.lower_case();
     }
-    let tokens_per_second = data.n_tokens() as f64 / start.elapsed().as_secs_f64();
+    let (rows, tokens_per_second) = if folder.kind().is_decoder() {
+        decoder(&args, &folder, &pooling, &texts, &device)?
+    } else {
+        encoder(&args, &pooling, &texts, &device)?
+    };
     if args.json {
         let rows: Vec<Value> = rows.iter().map(|r| json!({ "embedding": r })).collect();
         return print_json(&json!({ "rows": rows, "tokens_per_second": tokens_per_second }));
@@ -63,4 +53,66 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("{}", values.join("\t"));
     }
     Ok(())
+}
+
+fn encoder(
+    args: &Args,
+    pooling: &SentencePooling,
+    texts: &Texts,
+    device: &Device,
+) -> Result<(Vec<Vec<f32>>, f64)> {
+    let loaded = args.model.load::<Inner>(device)?;
+    let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
+    let data = texts.encode(&loaded.tokenizer)?;
+    embed(args, pooling, &data, |batch| {
+        Ok(model.hidden_states(&to_device(model, batch, device)?, Rows::All, Run::eval(adapters)))
+    })
+}
+
+fn decoder(
+    args: &Args,
+    folder: &ModelFolder,
+    pooling: &SentencePooling,
+    texts: &Texts,
+    device: &Device,
+) -> Result<(Vec<Vec<f32>>, f64)> {
+    let tokenizer = folder.cutting_tokenizer(args.model.max_length)?;
+    let mut model =
+        Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
+    let adapters = match args.model.adapter.as_deref().map(adapter_folder).transpose()? {
+        Some(dir) => load_adapter(&mut model, &dir, device)?,
+        None => AdapterSet::empty(),
+    };
+    let data = texts.encode(&tokenizer)?;
+    embed(args, pooling, &data, |batch| {
+        let batch = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
+        Ok(model.hidden_states(&batch, Rows::All, Run::eval(&adapters)))
+    })
+}
+
+/// The embedding of every text, and the tokens read in a second.
+fn embed(
+    args: &Args,
+    pooling: &SentencePooling,
+    data: &EncodedDataset,
+    hidden_states: impl Fn(&PackedBatch) -> Result<Tensor<Inner, 2>>,
+) -> Result<(Vec<Vec<f32>>, f64)> {
+    let start = Instant::now();
+    let mut rows: Vec<Vec<f32>> = Vec::new();
+    let indices: Vec<usize> = (0..data.len()).collect();
+    for chunk in indices.chunks(args.batch_size) {
+        let batch = data.batch(chunk)?;
+        let pooled = pooling.pool(hidden_states(&batch)?, &batch.lengths); // [sequences, width]
+        let width = pooled.dims()[1];
+        let values: Vec<f32> = pooled.into_data().iter::<f32>().collect();
+        for row in values.chunks(width) {
+            ensure!(
+                row.iter().all(|value| value.is_finite()),
+                "text {}: the embedding is not finite; check the checkpoint for NaN or Inf",
+                rows.len() + 1
+            );
+            rows.push(row.to_vec());
+        }
+    }
+    Ok((rows, data.n_tokens() as f64 / start.elapsed().as_secs_f64()))
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use burn::prelude::*;
+use burn::tensor::TensorData;
 use serde_json::Value;
 
 use super::optional_json;
@@ -98,6 +100,50 @@ impl SentencePooling {
     }
 }
 
+/// Least norm that an embedding is divided by.
+const LEAST_NORM: f64 = 1e-12;
+
+impl SentencePooling {
+    /// The embeddings of packed sequences of these lengths.
+    ///
+    /// # Shapes
+    /// - hidden: `[tokens, d_model]`
+    /// - output: `[sequences, modes · d_model]`
+    pub fn pool<B: Backend>(&self, hidden: Tensor<B, 2>, lengths: &[usize]) -> Tensor<B, 2> {
+        let mut first = 0;
+        let rows = lengths.iter().map(|&n| {
+            let states = hidden.clone().narrow(0, first, n); // [n, d_model]
+            first += n;
+            Tensor::cat(self.modes.iter().map(|mode| mode.pool(states.clone(), n)).collect(), 1)
+        });
+        let pooled = Tensor::cat(rows.collect(), 0);
+        if !self.normalize {
+            return pooled;
+        }
+        let norm = pooled.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(LEAST_NORM); // [sequences, 1]
+        pooled / norm
+    }
+}
+
+impl PoolingMode {
+    /// One vector of the states of a text of `n` tokens.
+    fn pool<B: Backend>(self, states: Tensor<B, 2>, n: usize) -> Tensor<B, 2> {
+        match self {
+            Self::First => states.narrow(0, 0, 1),
+            Self::Last => states.narrow(0, n - 1, 1),
+            Self::Max => states.max_dim(0),
+            Self::Mean => states.mean_dim(0),
+            Self::MeanSqrtLen => states.sum_dim(0) / (n as f64).sqrt(),
+            Self::WeightedMean => {
+                let total = (n * (n + 1) / 2) as f32;
+                let weights: Vec<f32> = (1..=n).map(|place| place as f32 / total).collect();
+                let weights = Tensor::from_data(TensorData::new(weights, [n, 1]), &states.device());
+                (states * weights).sum_dim(0)
+            }
+        }
+    }
+}
+
 /// The modes that are switched on.
 fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
     let wrong = |reason: String| ModelError::Config { path: path.to_path_buf(), reason };
@@ -164,6 +210,33 @@ mod tests {
         assert!(!pooling.normalize);
         let newer = read(&[("1_Pooling/config.json", r#"{"pooling_mode": "weightedmean"}"#)]).unwrap();
         assert_eq!(newer.modes, [PoolingMode::WeightedMean]);
+    }
+
+    #[test]
+    fn each_mode_is_its_formula() {
+        type B = burn_flex::Flex;
+        let device = Default::default();
+        // Texts of two tokens and of one.
+        let hidden = Tensor::<B, 2>::from_floats([[1.0, 4.0], [3.0, -2.0], [3.0, 4.0]], &device);
+        let check = |mode: PoolingMode, normalize: bool, expect: [f32; 4]| {
+            let pooling = SentencePooling { modes: vec![mode], normalize, lower_case: false };
+            let got: Vec<f32> = pooling.pool(hidden.clone(), &[2, 1]).into_data().iter::<f32>().collect();
+            // A few roundings of f32.
+            assert!(got.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-6), "{mode:?}: {got:?}");
+        };
+        check(PoolingMode::First, false, [1.0, 4.0, 3.0, 4.0]);
+        check(PoolingMode::Last, false, [3.0, -2.0, 3.0, 4.0]);
+        check(PoolingMode::Max, false, [3.0, 4.0, 3.0, 4.0]);
+        check(PoolingMode::Mean, false, [2.0, 1.0, 3.0, 4.0]);
+        let root = 2f32.sqrt();
+        check(PoolingMode::MeanSqrtLen, false, [4.0 / root, 2.0 / root, 3.0, 4.0]);
+        check(PoolingMode::WeightedMean, false, [7.0 / 3.0, 0.0, 3.0, 4.0]);
+        check(PoolingMode::Mean, true, [2.0 / 5f32.sqrt(), 1.0 / 5f32.sqrt(), 0.6, 0.8]);
+        let both = SentencePooling {
+            modes: vec![PoolingMode::First, PoolingMode::Last],
+            ..SentencePooling::default()
+        };
+        assert_eq!(both.pool(hidden.clone(), &[2, 1]).dims(), [2, 4]);
     }
 
     #[test]
