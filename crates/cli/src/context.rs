@@ -12,7 +12,7 @@ use lowrank_adapters::peft::is_adapter;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{EncoderConfig, ModelFolder, Parameters, SequenceClassifier};
+use lowrank_models::{EncoderConfig, ModelFolder, ModelKind, Parameters, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
@@ -85,23 +85,31 @@ pub(crate) fn tokenizer(
     })
 }
 
-/// Refuses a classifier whose head neither its checkpoint nor its adapter holds: its answers would be chance.
-pub(crate) fn require_head<B: Backend>(model: &SequenceClassifier<B>) -> Result<()> {
-    if model.newly_initialized().is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
-        model.newly_initialized().join(", ")
-    )
-}
-
 /// A classifier with an adapter over it, and its tokenizer.
 pub(crate) struct Loaded<B: Backend> {
     /// Model and adapters.
     pub(crate) model: FineTuner<B>,
     /// Tokenizer.
     pub(crate) tokenizer: TextTokenizer,
+    /// What the folder holds.
+    pub(crate) kind: ModelKind,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// Refuses a model without a trained head over whole texts: its answers would be chance.
+    pub(crate) fn require_sequence_head(&self) -> Result<()> {
+        if self.kind == ModelKind::TokenClassifier {
+            bail!("the model is {}; a sequence classifier is needed here", self.kind.describe());
+        }
+        let missing = self.model.model().newly_initialized();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
+            missing.join(", ")
+        )
+    }
 }
 
 /// `--model` and `--adapter`.
@@ -138,7 +146,7 @@ impl ModelArgs {
             Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
         };
-        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })
+        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer, kind: folder.kind() })
     }
 }
 

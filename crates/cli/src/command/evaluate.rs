@@ -12,7 +12,7 @@ use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, print_json, require_head};
+use crate::context::{ModelArgs, print_json};
 
 /// Options of `evaluate`.
 #[derive(clap::Args)]
@@ -51,6 +51,12 @@ fn suffix(split: Split) -> &'static str {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let loaded = args.model.load::<Inner>(&device()?)?;
+    loaded.require_sequence_head()?;
+    anyhow::ensure!(
+        !loaded.model.model().config().is_multi_label(),
+        "the model decides each label by itself (multi_label_classification); {} has one right label for each row",
+        args.task
+    );
     let width = loaded.model.model().config().labels.len();
     let wanted = LabelSpace::width(&args.task.spec().labels);
     anyhow::ensure!(
@@ -58,7 +64,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "the model has {width} labels and {} has {wanted}; give the adapter or model that was trained on it",
         args.task
     );
-    require_head(loaded.model.model())?;
     let order = class_order(&loaded.model.model().config().labels, &args.task.spec().labels);
     anyhow::ensure!(
         order.is_some(),

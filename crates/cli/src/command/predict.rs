@@ -5,7 +5,7 @@ use lowrank_eval::argmax;
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, TextArgs, print_json, require_head};
+use crate::context::{ModelArgs, TextArgs, print_json};
 
 /// Options of `predict`.
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
     let loaded = args.model.load::<Inner>(&device()?)?;
-    require_head(loaded.model.model())?;
+    loaded.require_sequence_head()?;
     let data = texts.encode(&loaded.tokenizer)?;
     let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
     let config = loaded.model.model().config();
@@ -35,6 +35,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .enumerate()
         .map(|(i, logits)| {
             let class = argmax(i, logits)? as usize;
+            if config.is_multi_label() {
+                return Ok(multi_label(&config.labels, logits, class));
+            }
             let (label, score) = if config.regression {
                 (config.labels[0].clone(), f64::from(logits[0]))
             } else {
@@ -48,10 +51,22 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     for ((text, pair), row) in texts.rows.iter().zip(&described) {
         let pair = pair.as_ref().map(|p| format!(" | {p}")).unwrap_or_default();
-        let (label, score) = (row["label"].as_str().unwrap_or_default(), row["score"].as_f64());
+        let several = row["labels"]
+            .as_array()
+            .map(|labels| labels.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
+        let label = several.unwrap_or_else(|| row["label"].as_str().unwrap_or_default().to_owned());
+        let score = row["score"].as_f64();
         println!("{label}\t{:.4}\t{text}{pair}", score.unwrap_or(f64::NAN));
     }
     Ok(())
+}
+
+/// A row of labels that do not exclude each other: the likeliest, and with `labels` every one above a half.
+fn multi_label(names: &[String], logits: &[f32], top: usize) -> Value {
+    let scores: Vec<f64> = logits.iter().map(|&logit| 1.0 / (1.0 + (-f64::from(logit)).exp())).collect();
+    let labels: Vec<&String> =
+        names.iter().zip(&scores).filter(|(_, score)| **score > 0.5).map(|(name, _)| name).collect();
+    json!({"logits": logits, "label": names[top], "score": scores[top], "labels": labels, "scores": scores})
 }
 
 /// Softmax of one class.

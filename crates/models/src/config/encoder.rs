@@ -52,6 +52,9 @@ pub struct EncoderConfig {
     pub raw: Map<String, Value>,
 }
 
+/// `problem_type` of a head whose labels do not exclude each other.
+const MULTI_LABEL: &str = "multi_label_classification";
+
 impl EncoderConfig {
     /// The config of an architecture by the object of a `config.json`.
     pub(crate) fn of(
@@ -118,10 +121,11 @@ impl EncoderConfig {
         let labels = labels(keys)?;
         let regression = match keys.text("problem_type")? {
             Some("regression") => true,
-            Some("single_label_classification") => false,
+            Some("single_label_classification" | MULTI_LABEL) => false,
             Some(other) => {
                 return Err(format!(
-                    "problem_type '{other}' is not supported; expected regression or single_label_classification"
+                    "problem_type '{other}' is not supported; expected regression, single_label_classification or \
+                     {MULTI_LABEL}"
                 ));
             }
             None => labels.len() == 1,
@@ -146,6 +150,11 @@ impl EncoderConfig {
             lowrank: keys.section()?,
             raw: Map::new(),
         })
+    }
+
+    /// Whether each label is decided by itself, so that a text may have several or none.
+    pub fn is_multi_label(&self) -> bool {
+        self.raw.get("problem_type").and_then(Value::as_str) == Some(MULTI_LABEL)
     }
 
     /// Longest sequence the position embedding allows.
