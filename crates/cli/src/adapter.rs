@@ -9,11 +9,11 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, EncoderConfig, Parameters, SequenceClassifier};
+use lowrank_models::{Adaptable, Decoder, ModelFolder, Parameters, SequenceClassifier};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
-use crate::context::{LABELS_FILE, adapter_folder, model_folder};
+use crate::context::{LABELS_FILE, adapter_folder};
 
 /// Reads an adapter's files; warns where they do not hold an alpha.
 pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
@@ -125,20 +125,16 @@ fn base(
     adapter: &mut AdapterFolder,
     device: &crate::backend::Device,
 ) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
-    let folder = model_folder(path)?;
-    match EncoderConfig::read(&folder) {
-        Ok(config) => {
-            let mut model = SequenceClassifier::<Inner>::load(&folder, config, 0, device)?;
-            model.prepare(adapter)?;
-            Ok((model.sites().to_vec(), Box::new(model.base_weights())))
-        }
-        Err(encoder) => {
-            let config = DecoderConfig::read(&folder).with_context(|| encoder.to_string())?;
-            let mut model = Decoder::<Inner>::load(&folder, config, Default::default(), device)?;
-            model.prepare(adapter)?;
-            Ok((model.sites().to_vec(), Box::new(model.base_weights())))
-        }
+    let folder = ModelFolder::open(path)?;
+    if folder.kind().is_decoder() {
+        let mut model =
+            Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
+        model.prepare(adapter)?;
+        return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
     }
+    let mut model = SequenceClassifier::<Inner>::load(folder.path(), folder.encoder_config()?, 0, device)?;
+    model.prepare(adapter)?;
+    Ok((model.sites().to_vec(), Box::new(model.base_weights())))
 }
 
 /// `--rank` and `--energy`.

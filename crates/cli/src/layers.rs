@@ -1,33 +1,32 @@
 //! The linear layers and embeddings of a model folder: what `inspect` tells beside the tensors.
 
-use std::path::Path;
-
 use anyhow::Result;
 use lowrank_adapters::Site;
-use lowrank_models::{Decoder, DecoderConfig, EncoderConfig, Parameters, SequenceClassifier};
+use lowrank_models::{Decoder, ModelFolder, Parameters, SequenceClassifier};
 use lowrank_spec::{LowrankSection, Representation};
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Device, Inner};
 
-/// `model_type` and `layers`, if the folder holds a model of a known architecture; no weights are read.
+/// `model_type` and `layers`, if the folder holds a model of an architecture that can be run; no weights are read.
 ///
 /// # Errors
 /// A config that is malformed, or a `lowrank` section that does not fit the model.
-pub(crate) fn describe(folder: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn describe(folder: &ModelFolder) -> Result<Map<String, Value>> {
     let mut object = Map::new();
+    // Of another architecture the tensors alone are known.
+    if !folder.is_supported() {
+        return Ok(object);
+    }
     let device = Device::default();
-    let (raw, sites, section) = match (DecoderConfig::read(folder), EncoderConfig::read(folder)) {
-        (Ok(config), _) => {
-            let model = Decoder::<Inner>::init(config.clone(), 0, &device).map_err(anyhow::Error::msg)?;
-            (config.raw, model.sites().to_vec(), config.lowrank)
-        }
-        (Err(_), Ok(config)) => {
-            let model = SequenceClassifier::<Inner>::init(config.clone(), 0, &device);
-            (config.raw, model.sites().to_vec(), config.lowrank)
-        }
-        // Another architecture: its tensors are all there is to tell.
-        (Err(_), Err(_)) => return Ok(object),
+    let (raw, sites, section) = if folder.kind().is_decoder() {
+        let config = folder.decoder_config()?;
+        let model = Decoder::<Inner>::init(config.clone(), 0, &device).map_err(anyhow::Error::msg)?;
+        (config.raw, model.sites().to_vec(), config.lowrank)
+    } else {
+        let config = folder.encoder_config()?;
+        let model = SequenceClassifier::<Inner>::init(config.clone(), 0, &device);
+        (config.raw, model.sites().to_vec(), config.lowrank)
     };
     object.insert("model_type".into(), raw.get("model_type").cloned().unwrap_or_default());
     let layers: Vec<Value> = sites.iter().map(|site| layer(site, &section)).collect();

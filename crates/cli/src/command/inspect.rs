@@ -9,9 +9,7 @@ use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{
-    Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier,
-};
+use lowrank_models::{Decoder, ModelFolder, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier};
 use serde_json::{Map, Value, json};
 
 use crate::adapter;
@@ -111,37 +109,28 @@ fn has_no_weights(path: &Path) -> bool {
 
 /// Counts of a model that is built by its config alone, without weights.
 fn architecture(args: &Args) -> Result<Value> {
-    let folder = model_folder(&args.path)?;
+    let folder = ModelFolder::open(&args.path)?;
     let device = device()?;
-    let (sites, parameters, trained_in_full, heads) = match EncoderConfig::read(&folder) {
-        Ok(config) => {
-            let config = match args.labels {
-                Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
-                None => config,
-            };
-            let heads = config.n_heads;
-            let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
-            let sites = model.sites().to_vec();
-            let mut count = Count::new(args.method);
-            model.visit_params(&mut count);
-            let Count { parameters, trained, .. } = count;
-            (sites, parameters, trained, heads)
-        }
-        Err(encoder) => {
-            let config = DecoderConfig::read(&folder).map_err(|_| encoder)?;
-            ensure!(
-                args.labels.is_none(),
-                "--labels is for encoders; {} is a language model",
-                folder.display()
-            );
-            let heads = config.n_heads;
-            let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
-            let sites = model.sites().to_vec();
-            let mut count = Count::new(args.method);
-            model.visit_params(&mut count);
-            let Count { parameters, trained, .. } = count;
-            (sites, parameters, trained, heads)
-        }
+    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind().is_decoder() {
+        ensure!(
+            args.labels.is_none(),
+            "--labels is for encoders; {} is {}",
+            folder.path().display(),
+            folder.kind().describe()
+        );
+        let config = folder.decoder_config()?;
+        let heads = config.n_heads;
+        let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
+        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+    } else {
+        let config = folder.encoder_config()?;
+        let config = match args.labels {
+            Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
+            None => config,
+        };
+        let heads = config.n_heads;
+        let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
+        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
     };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
@@ -203,8 +192,10 @@ struct Count {
 }
 
 impl Count {
-    fn new(method: Option<Method>) -> Self {
-        Self { method, parameters: 0, trained: Vec::new() }
+    fn of(method: Option<Method>, model: &mut impl Parameters<Inner>) -> Self {
+        let mut count = Self { method, parameters: 0, trained: Vec::new() };
+        model.visit_params(&mut count);
+        count
     }
 }
 
@@ -315,10 +306,12 @@ fn model(path: &Path) -> Result<Value> {
     let (file, mut object) = if path.is_file() {
         (path.to_path_buf(), Map::new())
     } else {
-        let folder = model_folder(path).unwrap_or_else(|_| path.to_path_buf());
-        let layers =
-            if folder.join("config.json").is_file() { layers::describe(&folder)? } else { Map::new() };
-        (folder, layers)
+        // A folder of tensors without a config is inspected too.
+        match ModelFolder::open(path) {
+            Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
+            Err(error) if path.join("config.json").is_file() || !path.is_dir() => return Err(error.into()),
+            Err(_) => (path.to_path_buf(), Map::new()),
+        }
     };
     let checkpoint = Checkpoint::open(file)?;
     let mut parameters = 0;

@@ -43,6 +43,14 @@ impl ModelKind {
         }
     }
 
+    /// Whether the config's `model_type` is one that can be run; one without a type is read by its class.
+    pub(super) fn is_known(config: &Map<String, Value>) -> bool {
+        config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
+            DECODERS.iter().any(|a| a.model_type == name)
+                || ENCODERS.iter().any(|a| a.model_types.contains(&name))
+        })
+    }
+
     /// Whether tokens see only those before them.
     pub const fn is_decoder(self) -> bool {
         matches!(self, Self::Decoder | Self::DecoderClassifier)

@@ -88,6 +88,11 @@ impl ModelFolder {
         self.kind
     }
 
+    /// Whether the model is of an architecture that can be run.
+    pub fn is_supported(&self) -> bool {
+        ModelKind::is_known(&self.config)
+    }
+
     /// `config.json`.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
