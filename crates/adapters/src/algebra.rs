@@ -194,6 +194,10 @@ impl<B: Backend> AdapterSet<B> {
             (u.site.d_input, u.site.d_output, (grouping == Grouping::Kind).then(|| u.site.kind()))
         };
         for update in updates {
+            if update.bias.is_some() {
+                let text = format!("'{}' has a bias (lora_bias), which lotr does not hold", update.site.path);
+                return Err(AdapterError::Incompatible(text));
+            }
             if update.site.embedding {
                 let text = format!("'{}' is an embedding; lotr takes linear layers", update.site.path);
                 return Err(AdapterError::Incompatible(text));

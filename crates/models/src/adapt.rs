@@ -67,7 +67,8 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
             )));
         }
         if let Some([embedding, head]) = self.tied()
-            && folder.untie(&embedding, &head).map_err(ModelError::Input)? == TiedUse::Apart
+            && folder.untie(&embedding, &head).map_err(|e| ModelError::Input(e.to_string()))?
+                == TiedUse::Apart
         {
             self.untie()?;
         }
@@ -361,7 +362,7 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
                 key.strip_suffix(".weight").filter(|_| D == 2).map(|table| self.saved.take_rows(table));
             match rows {
                 Some(Ok(Some(rows))) => return self.set_rows(key, layout, param, rows),
-                Some(Err(problem)) => return self.problems.push(problem),
+                Some(Err(problem)) => return self.problems.push(problem.to_string()),
                 Some(Ok(None)) | None => {}
             }
             if self.saved.expects(key) {

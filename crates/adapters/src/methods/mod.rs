@@ -72,7 +72,7 @@ pub trait Factors<B: Backend>: Sized {
     ///
     /// # Errors
     /// Files that do not hold the widths.
-    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str>;
+    fn own_sites(folder: &AdapterFolder) -> Result<Vec<OwnSite>>;
 
     /// The update of a slice as two factors, computed where it is kept in full.
     ///
@@ -219,7 +219,7 @@ macro_rules! registry {
             /// The modules that a file adapts.
             pub(crate) fn own_sites(
                 folder: &AdapterFolder,
-            ) -> std::result::Result<Vec<OwnSite>, &'static str> {
+            ) -> Result<Vec<OwnSite>> {
                 $(if $module::METHODS.iter().any(|spec| spec.peft_type == folder.config.peft_type) {
                     return <$module::$type<B> as Factors<B>>::own_sites(folder);
                 })*

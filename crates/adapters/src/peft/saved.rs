@@ -7,6 +7,7 @@ use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
 use super::config::{PeftConfig, TokenIndices};
+use crate::error::{AdapterError, Result};
 
 /// What follows a table's path in the key of its trained rows.
 const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
@@ -109,8 +110,8 @@ impl Saved {
     /// Takes the trained rows of a table.
     ///
     /// # Errors
-    /// A reason: rows whose number is not that of the config's indices.
-    pub fn take_rows(&mut self, table: &str) -> Result<Option<TableRows>, String> {
+    /// [`AdapterError::Incompatible`] for rows whose number is not that of the config's indices.
+    pub fn take_rows(&mut self, table: &str) -> Result<Option<TableRows>> {
         let is_it = |name: &str| {
             name.strip_suffix(TOKEN_ROWS).is_some_and(|path| path == table || has_suffix(table, path))
         };
@@ -125,15 +126,18 @@ impl Saved {
             None => None,
         };
         let indices = indices.ok_or_else(|| {
-            format!("'{}' has no entry in trainable_token_indices of the config", values.name)
+            AdapterError::Incompatible(format!(
+                "'{}' has no entry in trainable_token_indices of the config",
+                values.name
+            ))
         })?;
         if values.shape.len() != 2 || values.shape[0] != indices.len() {
-            return Err(format!(
+            return Err(AdapterError::Incompatible(format!(
                 "'{}' has shape {:?} for {} trainable_token_indices",
                 values.name,
                 values.shape,
                 indices.len()
-            ));
+            )));
         }
         Ok(Some(TableRows { table: table.to_string(), indices, values }))
     }

@@ -10,6 +10,7 @@ use lowrank_spec::HostTensor;
 
 use super::config::TokenIndices;
 use super::folder::AdapterFolder;
+use crate::error::{AdapterError, Result};
 
 /// What an adapter makes of a tied table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +28,8 @@ impl AdapterFolder {
     /// `embedding` and `head` are module paths.
     ///
     /// # Errors
-    /// A reason: two different tables for one use, rows of a table that is not there.
-    pub fn untie(&mut self, embedding: &str, head: &str) -> Result<TiedUse, String> {
+    /// [`AdapterError::Incompatible`] for two different tables for one use, or rows that differ between tied tables.
+    pub fn untie(&mut self, embedding: &str, head: &str) -> Result<TiedUse> {
         let adapts = |path: &str| self.tensors.keys().any(|key| is_factor_of(key, path));
         let (adapts_head, adapts_embedding) = (adapts(head), adapts(embedding));
         let (saves_head, saves_embedding) = (self.config.saves(head), self.config.saves(embedding));
@@ -45,9 +46,9 @@ impl AdapterFolder {
         };
         let kept_together = self.config.ensure_weight_tying;
         if kept_together && rows_apart {
-            return Err(
-                "ensure_weight_tying with different trainable_token_indices for the tied tables".into()
-            );
+            return Err(AdapterError::Incompatible(
+                "ensure_weight_tying with different trainable_token_indices for the tied tables".into(),
+            ));
         }
         if kept_together && !(saves_head || saves_embedding) && (adapts_head || adapts_embedding) {
             self.mirror(embedding, head);
@@ -63,7 +64,7 @@ impl AdapterFolder {
     }
 
     /// A table of the shared weight that the file has once goes to both uses, unless one is a copy of its own.
-    fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<(), String> {
+    fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<()> {
         let keys = [embedding, head].map(|path| format!("{path}.weight"));
         for (from, to) in [(0, 1), (1, 0)] {
             if is_own[from] || is_own[to] || self.tensors.contains_key(&keys[to]) {
@@ -78,15 +79,15 @@ impl AdapterFolder {
     }
 
     /// One table for both uses: the file may have it under either name, or under both alike.
-    fn join_table(&mut self, embedding: &str, head: &str) -> Result<(), String> {
+    fn join_table(&mut self, embedding: &str, head: &str) -> Result<()> {
         let Some(table) = self.tensors.remove(&format!("{head}.weight")) else { return Ok(()) };
         let key = format!("{embedding}.weight");
         match self.tensors.get(&key) {
             Some(other) if other.data == table.data => {}
             Some(_) => {
-                return Err(format!(
+                return Err(AdapterError::Incompatible(format!(
                     "'{head}.weight' and '{key}' differ, and the model has one table for both"
-                ));
+                )));
             }
             None => {
                 self.tensors.insert(key.clone(), HostTensor { name: key, ..table });

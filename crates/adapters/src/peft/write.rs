@@ -125,8 +125,25 @@ impl Writer<'_> {
             self.config.groups.clear();
         }
         self.note_strengths();
+        if self.config.lora_bias {
+            self.complete_biases();
+        }
         let tensors: BTreeMap<_, _> = self.tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
         Ok(AdapterFolder { config: self.config, tensors, alpha_is_assumed: false })
+    }
+
+    /// PEFT has the bias of `lora_bias` at every adapted linear layer or at none.
+    fn complete_biases(&mut self) {
+        let has = |name: &str| self.tensors.iter().any(|t| t.name == name);
+        let mut zeros = Vec::new();
+        for (path, ..) in &self.strengths {
+            let bias = format!("{path}.lora_B.bias");
+            let weight = self.tensors.iter().find(|t| t.name == format!("{path}.lora_B.weight"));
+            if let Some(weight) = weight.filter(|_| !has(&bias)) {
+                zeros.push(HostTensor::new(bias, [weight.shape[0]], vec![0.0; weight.shape[0]]));
+            }
+        }
+        self.tensors.extend(zeros);
     }
 
     /// The commonest rank and alpha go into `r` and `lora_alpha`, the others into the patterns.

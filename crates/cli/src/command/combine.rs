@@ -7,13 +7,14 @@ use clap::ValueEnum;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::{Combination, combine};
 use lowrank_adapters::peft::PeftConfig;
+use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
 use lowrank_spec::HostTensor;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::{new_folder, print_json};
+use crate::context::{LABELS_FILE, new_folder, print_json};
 
 /// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,10 +105,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let saved = mean_saved(&adapters)?;
     let configs: Vec<&PeftConfig> = adapters.iter().map(|(adapter, _)| &adapter.config).collect();
     let config = PeftConfig::united(&configs)?;
+    let labels = united_labels(&adapters)?;
     let (mut first, _) = adapters.swap_remove(0);
     (first.sites, first.saved, first.config) = (sites, saved, config);
     let set = AdapterSet::<Inner>::from_updates(updates, &first.sites, &device()?);
     first.write(&set, &args.output)?;
+    if let Some(labels) = labels {
+        write_atomic(args.output.join(LABELS_FILE), &labels)?;
+    }
     let layers = set.slots().len();
     if args.json {
         let object = json!({"output": args.output, "modules": layers, "rank": rank, "relative_error": error});
@@ -119,6 +124,31 @@ pub(crate) fn run(args: Args) -> Result<()> {
         args.output.display()
     );
     Ok(())
+}
+
+/// The labels of the adapters' heads, which must be the same ones in the same order.
+fn united_labels(adapters: &[(DetachedAdapter, f64)]) -> Result<Option<Vec<u8>>> {
+    let mut found: Option<(&Path, Vec<u8>, Value)> = None;
+    for (adapter, _) in adapters {
+        let path = adapter.path.join(LABELS_FILE);
+        if !path.is_file() {
+            continue;
+        }
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let value: Value = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+        match &found {
+            Some((other, _, labels)) => ensure!(
+                labels["labels"] == value["labels"],
+                "{} has the labels {} and {} has {}; heads with other labels do not combine",
+                other.display(),
+                labels["labels"],
+                adapter.path.display(),
+                value["labels"]
+            ),
+            None => found = Some((&adapter.path, bytes, value)),
+        }
+    }
+    Ok(found.map(|(_, bytes, _)| bytes))
 }
 
 /// What was saved in full: the mean of the adapters that have it, by their weights.

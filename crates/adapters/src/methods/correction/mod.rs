@@ -123,7 +123,7 @@ impl<B: Backend> Factors<B> for Correction<B> {
         Ok(())
     }
 
-    fn own_sites(_folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+    fn own_sites(_folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
         Ok(Vec::new())
     }
 }

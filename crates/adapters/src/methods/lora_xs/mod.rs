@@ -13,7 +13,7 @@ use burn::prelude::*;
 use lowrank_factor::{SigmaPlacement, Truncation, svd};
 
 use super::{Adapter, FactorRole, Factors, Fresh, Method, MethodSpec};
-use crate::error::Result;
+use crate::error::{AdapterError, Result};
 use crate::host::{from_mat, to_mat};
 use crate::peft::{AdapterFolder, Found, OwnSite, Reader, Writer, sort_by_layer};
 use crate::set::{Pair, Slot};
@@ -122,14 +122,16 @@ impl<T: Backend> Factors<T> for LoraXs<T> {
         Ok(())
     }
 
-    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+    fn own_sites(folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
         let mut paths: Vec<String> =
             folder.tensors.keys().filter_map(|key| key.strip_suffix(CORE)).map(str::to_string).collect();
         sort_by_layer(&mut paths);
         let site = |path: String| {
             let widths = (folder.side(&format!("{path}{A}"), 1), folder.side(&format!("{path}{B}"), 0));
             let (Some(d_input), Some(d_output)) = widths else {
-                return Err("the file holds no frozen factors of LoRA-XS; give the model too (--model)");
+                return Err(AdapterError::Incompatible(
+                    "the file holds no frozen factors of LoRA-XS; give the model too (--model)".into(),
+                ));
             };
             Ok(OwnSite { path, widths: [d_input, d_output], embedding: false })
         };

@@ -235,7 +235,7 @@ impl<B: Backend> Factors<B> for Lotr<B> {
         Ok(())
     }
 
-    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+    fn own_sites(folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
         Ok(codec::own_sites(folder))
     }
 }

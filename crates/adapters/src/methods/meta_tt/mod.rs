@@ -132,7 +132,7 @@ impl<B: Backend> Factors<B> for MetaTt<B> {
         Ok(())
     }
 
-    fn own_sites(folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
+    fn own_sites(folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
         let groups = folder.own_groups(".meta_tt").into_iter().enumerate();
         let sites = groups.flat_map(|(index, group)| {
             let key = group_key(KEY, index);

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use lowrank_spec::Site;
 
 use super::{Adapter, FactorRole, Factors, Fresh, Method, MethodSpec, Sharing};
-use crate::error::Result;
+use crate::error::{AdapterError, Result};
 use crate::init::kaiming;
 use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
 use crate::set::{Pair, Slot};
@@ -144,7 +144,9 @@ impl<B: Backend> Factors<B> for Vera<B> {
         Ok(())
     }
 
-    fn own_sites(_folder: &AdapterFolder) -> std::result::Result<Vec<OwnSite>, &'static str> {
-        Err("VeRA's files do not hold the widths of the layers; give the model too (--model)")
+    fn own_sites(_folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
+        Err(AdapterError::Incompatible(
+            "VeRA's files do not hold the widths of the layers; give the model too (--model)".into(),
+        ))
     }
 }
