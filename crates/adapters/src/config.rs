@@ -265,6 +265,6 @@ impl AdapterConfig {
 }
 
 /// alpha/rank, or alpha/√rank for rsLoRA.
-pub fn scale(alpha: f64, rank: usize, rslora: bool) -> f64 {
+pub(crate) fn scale(alpha: f64, rank: usize, rslora: bool) -> f64 {
     alpha / if rslora { (rank as f64).sqrt() } else { rank as f64 }
 }

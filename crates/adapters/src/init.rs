@@ -2,13 +2,13 @@
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-pub use lowrank_spec::rng::{mix, normal_values, uniform_values};
+pub(crate) use lowrank_spec::rng::{normal_values, uniform_values};
 
 /// Kaiming-uniform with a = √5, PyTorch's default for linear layers: `U(−1/√fan_in, 1/√fan_in)`.
 ///
 /// # Shapes
 /// - output: `[d_input, d_output]`, fan-in `d_input`
-pub fn kaiming<B: Backend>(
+pub(crate) fn kaiming<B: Backend>(
     seed: u64,
     key: &str,
     [d_input, d_output]: [usize; 2],
@@ -19,7 +19,7 @@ pub fn kaiming<B: Backend>(
 }
 
 /// Normal values of standard deviation `std`.
-pub fn normal<B: Backend, const D: usize>(
+pub(crate) fn normal<B: Backend, const D: usize>(
     seed: u64,
     key: &str,
     shape: [usize; D],

@@ -4,18 +4,18 @@
 #![doc = include_str!("../README.md")]
 
 pub mod algebra;
-pub mod build;
-pub mod config;
-pub mod conv;
-pub mod error;
-pub mod forward;
-pub mod host;
-pub mod init;
+mod build;
+mod config;
+mod conv;
+mod error;
+mod forward;
+mod host;
+mod init;
 pub mod methods;
 pub mod optim;
 pub mod peft;
-pub mod route;
-pub mod set;
+mod route;
+mod set;
 
 pub use build::{BaseWeights, NoWeights};
 pub use config::{AdapterConfig, Grouping, Init};

@@ -2,7 +2,7 @@
 
 /// A member, or none, for each sequence of a packed batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     rows: Vec<Option<usize>>,
     lengths: Vec<usize>,
 }

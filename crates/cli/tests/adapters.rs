@@ -128,6 +128,8 @@ fn finetune(data: &TempDir, out: &Path, options: &[&str]) -> PathBuf {
 #[case("loretta", &[], "LORETTA")]
 #[case("tt-lora", &[], "TT_LORA")]
 #[case("lorta", &["--targets", "query,value,output.dense"], "LORTA")]
+#[case("lora-xs", &["--targets", "query,output.dense"], "LORA_XS")]
+#[case("meta-tt", &["--targets", "query,value,output.dense"], "META_TT")]
 #[case("lowrank", &[], "LORA")]
 #[case("lowrank", &["--stack"], "LORA")]
 fn every_method_trains_is_saved_and_becomes_a_lora(

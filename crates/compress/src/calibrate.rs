@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
-use lowrank_adapters::set::Observer;
+use lowrank_adapters::Observer;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;

@@ -1,0 +1,239 @@
+//! What adapters carry besides factors, through every command: tied heads, starts taken out of the base, biases, norms and
+//! heads, the type of the weights.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use rstest::rstest;
+use serde_json::Value;
+
+use common::{copy, fixture, s};
+
+fn run(args: &[&str]) -> assert_cmd::assert::Assert {
+    Command::cargo_bin("lowrank").unwrap().args(args).assert()
+}
+
+fn json_of(args: &[&str]) -> Value {
+    let output = run(&[args, &["--json"]].concat()).success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+fn error_of(args: &[&str]) -> String {
+    let error = String::from_utf8(run(args).code(1).get_output().stderr.clone()).unwrap();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+fn numbers(rows: &Value, key: &str) -> Vec<f64> {
+    rows["rows"].as_array().unwrap().iter().map(|row| row[key].as_f64().unwrap()).collect()
+}
+
+/// Mean log-likelihoods of two texts.
+fn nll(model: &Path, adapter: Option<&Path>) -> Vec<f64> {
+    let mut args = vec![
+        "perplexity",
+        "--model",
+        s(model),
+        "--text",
+        "The cat sat on the red mat.",
+        "--text",
+        "it was bad",
+    ];
+    args.extend(adapter.iter().flat_map(|a| ["--adapter", s(a)]));
+    numbers(&json_of(&args), "mean_nll")
+}
+
+#[track_caller]
+fn assert_near(what: &str, got: &[f64], expect: &[f64]) {
+    let off = got.iter().zip(expect).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(got.len() == expect.len() && off < 1e-4, "{what}: {got:?}, expected {expect:?}");
+}
+
+fn config_of(dir: &Path, file: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(dir.join(file)).unwrap()).unwrap()
+}
+
+/// Merged, resized, converted and combined, every adapter answers as it did.
+#[rstest]
+#[case("small-gpt2", "peft-small-gpt2-lora-embedding", false)]
+#[case("small-gpt2", "peft-small-gpt2-lora-head", false)]
+#[case("small-llama-tied", "peft-small-llama-tied-lora-embedding", false)]
+#[case("small-qwen2", "peft-small-qwen2-lora-both-tied", false)]
+#[case("small-qwen2", "peft-small-qwen2-save-embedding", false)]
+#[case("small-qwen2", "peft-small-qwen2-save-embedding-tied", true)]
+#[case("small-qwen2", "peft-small-qwen2-tokens", true)]
+#[case("small-qwen2", "peft-small-qwen2-lora-bias", true)]
+#[case("small-qwen2", "peft-small-qwen2-olora-rslora", true)]
+#[case("small-llama", "peft-small-llama-pissa", false)]
+#[case("small-gpt2", "peft-small-gpt2-pissa", true)]
+fn every_command_keeps_what_an_adapter_says(
+    #[case] base: &str,
+    #[case] adapter: &str,
+    #[case] stays_tied: bool,
+) {
+    let (base, adapter, out) = (fixture(base), fixture(adapter), tempfile::tempdir().unwrap());
+    let expect = nll(&base, Some(&adapter));
+    let path = |name: &str| out.path().join(name);
+
+    let merged = path("merged");
+    run(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]).success();
+    assert_near("merged", &nll(&merged, None), &expect);
+    let tied = config_of(&merged, "config.json")["tie_word_embeddings"].as_bool().unwrap_or(true);
+    assert_eq!(tied, stays_tied);
+
+    let with_model = ["--adapter", s(&adapter), "--model", s(&base), "-o"];
+    let lora = path("lora");
+    run(&[&["convert", "--to", "lora"], &with_model[..], &[s(&lora)]].concat()).success();
+    assert_near("as a LoRA", &nll(&base, Some(&lora)), &expect);
+    let init = &config_of(&lora, "adapter_config.json")["init_lora_weights"];
+    assert_eq!(*init, Value::Bool(true), "a tag that no longer holds");
+
+    let resized = path("resized");
+    run(&[&["resize", "--energy", "1"], &with_model[..], &[s(&resized)]].concat()).success();
+    assert_near("resized", &nll(&base, Some(&resized)), &expect);
+
+    let combined = path("combined");
+    let whole = format!("{}=1", s(&adapter));
+    run(&["combine", "--adapter", &whole, "--model", s(&base), "--how", "cat", "-o", s(&combined)]).success();
+    assert_near("combined", &nll(&base, Some(&combined)), &expect);
+}
+
+#[test]
+fn an_initialisation_that_changes_the_base_needs_it() {
+    let (adapter, out) = (fixture("peft-small-llama-pissa"), tempfile::tempdir().unwrap());
+    let to = out.path().join("lora");
+    let error = error_of(&["convert", "--adapter", s(&adapter), "--to", "lora", "-o", s(&to)]);
+    assert!(error.contains("--model") && error.contains("pissa"), "{error}");
+    for (name, part) in
+        [("loftq", "'loftq'"), ("corda", "'corda'"), ("adalora", "'ADALORA'"), ("ia3", "'IA3'")]
+    {
+        let adapter = fixture(&format!("peft-small-llama-{name}"));
+        let base = fixture("small-llama");
+        let error = error_of(&["perplexity", "--model", s(&base), "--adapter", s(&adapter), "--text", "a"]);
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// The combined folder does not depend on which adapter is named first.
+#[test]
+fn combining_keeps_what_any_of_them_carries() {
+    let (base, out) = (fixture("small-qwen2"), tempfile::tempdir().unwrap());
+    let (plain, full) = (fixture("peft-small-qwen2-lora-bias"), fixture("peft-small-qwen2-save-both"));
+    let combined = |name: &str, first: &Path, second: &Path| {
+        let dir = out.path().join(name);
+        let [a, b] = [first, second].map(|path| format!("{}=0.5", s(path)));
+        let args = ["combine", "--adapter", &a, "--adapter", &b, "--how", "linear", "-o", s(&dir)];
+        run(&args).success();
+        nll(&base, Some(&dir))
+    };
+    let one = combined("one", &plain, &full);
+    assert_near("the other way round", &combined("two", &full, &plain), &one);
+    let error = error_of(&[
+        "combine",
+        "--adapter",
+        s(&fixture("peft-bert-lora")),
+        "--adapter",
+        s(&full),
+        "--how",
+        "cat",
+        "-o",
+        s(&out.path().join("three")),
+    ]);
+    assert!(error.contains("task_type"), "{error}");
+}
+
+fn rows(dir: &Path) -> std::path::PathBuf {
+    let path = dir.join("rows.tsv");
+    let labels = ["LABEL_0", "LABEL_1", "LABEL_2"];
+    let row = |i: usize| format!("the cat sat on mat {i}\t{}\n", labels[i % 3]);
+    fs::write(&path, format!("text\tlabel\n{}", (0..12).map(row).collect::<String>())).unwrap();
+    path
+}
+
+fn logits(model: &Path, adapter: &Path) -> Vec<f64> {
+    let args = ["predict", "--model", s(model), "--adapter", s(adapter), "--text", "it was bad"];
+    let result = json_of(&args);
+    result["rows"][0]["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// Biases of every layer, trained with an adapter, go on with it though no option names them.
+#[test]
+fn what_an_adapter_carries_goes_on_with_it() {
+    let (base, adapter) = (fixture("roberta-cls"), fixture("peft-roberta-bias-all"));
+    let (out, config) = (tempfile::tempdir().unwrap(), config_of(&adapter, "adapter_config.json"));
+    let (data, run_dir) = (rows(out.path()), out.path().join("run"));
+    let targets = config["target_modules"].as_array().unwrap();
+    let targets: Vec<&str> = targets.iter().map(|t| t.as_str().unwrap()).collect();
+    run(&[
+        "finetune",
+        "--model",
+        s(&base),
+        "--train",
+        s(&data),
+        "--dev",
+        s(&data),
+        "--method",
+        "lora",
+        "--rank",
+        &config["r"].to_string(),
+        "--alpha",
+        &config["lora_alpha"].to_string(),
+        "--targets",
+        &targets.join(","),
+        "--init-from",
+        s(&adapter),
+        "--max-steps",
+        "1",
+        "--lr",
+        "1e-12",
+        "-o",
+        s(&run_dir),
+    ])
+    .success();
+    let written = run_dir.join("adapter");
+    assert_eq!(config_of(&written, "adapter_config.json")["bias"], "all");
+    assert_near("gone on with", &logits(&base, &written), &logits(&base, &adapter));
+}
+
+/// The written type is the base's, or the one that is asked for, and the config says it.
+#[test]
+fn a_merged_model_keeps_its_type() {
+    let (base, out) = (copy("small-llama"), tempfile::tempdir().unwrap());
+    let adapter = fixture("peft-small-llama-lora-both");
+    let expect = nll(base.path(), Some(&adapter));
+    for (dtype, name, tolerance) in
+        [("f32", "float32", 1e-4), ("bf16", "bfloat16", 0.3), ("f16", "float16", 0.05)]
+    {
+        let dir = out.path().join(dtype);
+        let args =
+            ["merge", "--model", s(base.path()), "--adapter", s(&adapter), "--dtype", dtype, "-o", s(&dir)];
+        let result = json_of(&args);
+        assert_eq!(result["dtype"], dtype);
+        let config = config_of(&dir, "config.json");
+        assert!(config["dtype"] == name || config["torch_dtype"] == name, "{config}");
+        let off = nll(&dir, None).iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(off < tolerance, "{dtype}: {off}");
+        // Without the option, the type of the base is kept.
+        let again = out.path().join(format!("{dtype}-again"));
+        let head = fixture("peft-small-llama-nulls");
+        let result = json_of(&["merge", "--model", s(&dir), "--adapter", s(&head), "-o", s(&again)]);
+        assert_eq!(result["dtype"], dtype);
+    }
+}
+
+/// An adapter of another task has a head that reads other states.
+#[test]
+fn an_adapter_of_another_task_is_refused() {
+    let dir = copy("peft-bert-lora");
+    let path = dir.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap().replace("\"SEQ_CLS\"", "\"TOKEN_CLS\"");
+    fs::write(&path, text).unwrap();
+    let base = fixture("bert-cls");
+    let error = error_of(&["predict", "--model", s(&base), "--adapter", s(dir.path()), "--text", "a"]);
+    assert!(error.contains("TOKEN_CLS") && error.contains("SEQ_CLS"), "{error}");
+}
