@@ -364,6 +364,31 @@ fn each_row_of_a_batch_has_its_own_adapter() {
     assert!(both.routed(&[Some("c")], &[3]).is_err());
 }
 
+/// The second of three sequences has ended: each of the others keeps its own adapter.
+#[test]
+fn a_routed_set_generates_after_a_sequence_has_ended() {
+    let (model, device) = (decoder::<Flex>("small-llama", WeightType::F32), Default::default());
+    let of = |targets| randomised(fresh(&variant(Method::LORA, Init::Kaiming), &model, targets));
+    let (a, b) = (of("q_proj"), of("v_proj,down_proj"));
+    let both = AdapterSet::join([("a".to_string(), a.clone()), ("b".to_string(), b.clone())]).unwrap();
+    let prompts: [&[u32]; 3] = [&[3, 14, 15], &[9, 2], &[6, 5, 35, 8]];
+    let lengths = prompts.map(<[u32]>::len);
+    let routed = both.routed(&[Some("a"), None, Some("b")], &lengths).unwrap();
+    let mut cache = model.cache(3, 8, &device);
+    let step = |ids: &[u32], lengths: &[usize], active: &[usize], cache: &mut _| {
+        values(model.advance(ids, lengths, active, cache, &routed, &device).unwrap())
+    };
+    step(&prompts.concat(), &lengths, &[0, 1, 2], &mut cache);
+    let got = step(&[7, 11], &[1, 1], &[0, 2], &mut cache);
+    let alone = |set: &AdapterSet<Flex>, prompt: &[u32], next: u32| {
+        let ids = [prompt, &[next]].concat();
+        let n = ids.len();
+        values(model.forward(&ids, &[n], LogitRows::Last, set, Mode::EVAL, &device).unwrap())
+    };
+    let expect = [alone(&a, prompts[0], 7), alone(&b, prompts[2], 11)].concat();
+    assert_close("routed", &got, &expect, 1e-4 * largest(&expect));
+}
+
 #[test]
 fn members_are_enabled_disabled_and_detached() {
     let (model, _) = load::<Flex>("bert-cls");

@@ -20,9 +20,6 @@ impl BaseLinear<B> for MyLinear {
     fn dense(&self) -> Option<Tensor<B, 2>> {
         Some(self.0.clone())
     }
-    fn bias(&self) -> Option<Tensor<B, 1>> {
-        None
-    }
 }
 
 fn main() -> Result<(), lowrank_adapters::AdapterError> {

@@ -27,7 +27,9 @@ pub trait BaseLinear<B: Kernels> {
     }
 
     /// Shape `[d_output]`.
-    fn bias(&self) -> Option<Tensor<B, 1>>;
+    fn bias(&self) -> Option<Tensor<B, 1>> {
+        None
+    }
 }
 
 impl<B: Kernels> AdapterSet<B> {

@@ -19,6 +19,12 @@ impl Route {
         Self { rows, lengths: lengths.to_vec() }
     }
 
+    /// The route of a step over some of the sequences: `lengths[i]` tokens of sequence `active[i]`. A sequence that the batch
+    /// does not have uses no member.
+    pub(crate) fn of_step(&self, active: &[usize], lengths: &[usize]) -> Self {
+        Self::new(active.iter().map(|&s| self.rows.get(s).copied().flatten()).collect(), lengths)
+    }
+
     /// Groups the rows of a step by the member they use. A step sees every token of the batch, or one row of each
     /// sequence.
     ///

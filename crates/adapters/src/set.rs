@@ -217,6 +217,13 @@ impl<B: Backend> AdapterSet<B> {
         Ok(Self { route: Some(route), ..self.clone() })
     }
 
+    /// A routed set for a step over some of its sequences, `lengths[i]` tokens of sequence `active[i]`; `None` for a set that
+    /// is not routed, which serves any step.
+    pub fn for_step(&self, active: &[usize], lengths: &[usize]) -> Option<Self> {
+        let route = self.route.as_ref()?.of_step(active, lengths);
+        Some(Self { route: Some(route), ..self.clone() })
+    }
+
     /// Whether nothing is adapted.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

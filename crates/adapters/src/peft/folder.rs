@@ -86,7 +86,11 @@ impl AdapterFolder {
             .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
             .map_err(|e| bad(format!("cannot be read: {e}")))?;
         let config = PeftConfig::parse(&text).map_err(bad)?;
-        let tensors = read_tensors(&tensor_file(path))?;
+        let file = tensor_file(path);
+        if file == path && path.join("config.json").is_file() {
+            return Err(bad(format!("no {TENSOR_FILE} or adapter_model.bin beside it")));
+        }
+        let tensors = read_tensors(&file)?;
         let mut folder = Self { config, tensors, alpha_is_assumed: false };
         // Some methods are saved by their authors under another method's name.
         if let Some(method) = Method::all().find(|method| (method.adopts)(&folder)) {

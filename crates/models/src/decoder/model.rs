@@ -305,6 +305,9 @@ impl<B: Kernels> Decoder<B> {
         run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
+        // Of a batch with an adapter for each sequence, those that have ended take no part.
+        let routed = run.adapters.for_step(active, tokens.lengths);
+        let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
         let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
         let mut batch = self.batch_after(tokens, past.into_iter(), device)?;
         batch.writes = Some(cache.begin(active, tokens.lengths));
