@@ -13,9 +13,10 @@ use lowrank_adapters::{
     AdapterConfig, AdapterSet, BaseWeights, Grouping, Init, Method, Mode, Pattern, Site, Targets,
 };
 use lowrank_kernels::Kernels;
-use lowrank_models::decoder::LogitRows;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, SequenceClassifier, Trainable};
+use lowrank_models::{
+    Adaptable, Decoder, DecoderConfig, Parameters, Rows, Run, SequenceClassifier, Stack, Tokens, Trainable,
+};
 use lowrank_spec::{ModuleEntry, Representation};
 use lowrank_tests::{assert_close, distance, fixture, golden, load, pack, random, values};
 use rstest::rstest;
@@ -82,16 +83,16 @@ trait Subject<B: Kernels>: Adaptable<B> {
 impl<B: Kernels> Subject<B> for SequenceClassifier<B> {
     fn run(&self, set: &AdapterSet<B>) -> Vec<f32> {
         let golden = golden("bert-cls");
-        let batch = pack::<B>(self.config(), &[&golden.cases[0], &golden.cases[1]]);
-        values(self.forward(&batch, set, Mode::EVAL))
+        let batch = pack::<B>(self, &[&golden.cases[0], &golden.cases[1]]);
+        values(self.forward(&batch, Run::eval(set)))
     }
 }
 
 impl<B: Kernels> Subject<B> for Decoder<B> {
     fn run(&self, set: &AdapterSet<B>) -> Vec<f32> {
-        let (ids, lengths) = ([3, 14, 15, 9, 2, 6, 5, 35, 8], [4, 5]);
-        let device = Default::default();
-        values(self.forward(&ids, &lengths, LogitRows::All, set, Mode::EVAL, &device).unwrap())
+        let tokens = Tokens::new(&[3, 14, 15, 9, 2, 6, 5, 35, 8], &[4, 5]);
+        let batch = self.batch(tokens, &Default::default()).unwrap();
+        values(self.forward(&batch, Rows::All, Run::eval(set)))
     }
 }
 
@@ -103,7 +104,7 @@ fn decoder<B: Kernels>(name: &str, weights: WeightType) -> Decoder<B> {
 
 fn fresh<B: Backend>(variant: &Variant, model: &impl Adaptable<B>, targets: &str) -> AdapterSet<B> {
     let config = variant.config(targets);
-    AdapterSet::init(&config, model.adapter_sites(), &model.base_weights(), &Default::default()).unwrap()
+    AdapterSet::init(&config, model.sites(), &model.base_weights(), &Default::default()).unwrap()
 }
 
 /// Replaces every trained factor by random values; full-size corrections are brought back to their rank.
@@ -130,7 +131,7 @@ fn tensors<B: Backend>(model: &impl Adaptable<B>) -> Vec<(String, Vec<u32>)> {
 }
 
 fn folder<B: Backend>(set: &AdapterSet<B>, model: &impl Adaptable<B>) -> AdapterFolder {
-    AdapterFolder::from_set(set, model.adapter_sites(), PeftConfig::default(), Vec::new()).unwrap()
+    AdapterFolder::from_set(set, model.sites(), PeftConfig::default(), Vec::new()).unwrap()
 }
 
 /// Written, read, and written again: the second folder is the first to the bit.
@@ -139,7 +140,7 @@ fn saved<B: Backend>(set: &AdapterSet<B>, model: &impl Adaptable<B>, dir: &std::
     first.write(dir).unwrap();
     let read = AdapterFolder::read(dir).unwrap();
     let (again, head) =
-        read.into_set(dir, model.adapter_sites(), &model.base_weights(), &Default::default()).unwrap();
+        read.into_set(dir, model.sites(), &model.base_weights(), &Default::default()).unwrap();
     assert!(head.is_empty());
     let second = folder(&again, model);
     assert_eq!(second.config.target_modules, first.config.target_modules);
@@ -189,8 +190,8 @@ fn check_laws<B: Kernels>(variant: &Variant, model: &impl Subject<B>, targets: &
     assert!(!keys.iter().any(is_base), "{}: {keys:?}", what("adapter keys only"));
 
     let weights = model.base_weights();
-    let updates = set.updates(model.adapter_sites(), |site| weights.weight(site)).unwrap();
-    let as_lora = AdapterSet::<B>::from_updates(updates, model.adapter_sites(), &Default::default());
+    let updates = set.updates(model.sites(), |site| weights.weight(site)).unwrap();
+    let as_lora = AdapterSet::<B>::from_updates(updates, model.sites(), &Default::default());
     assert_close(&what("as a LoRA"), &model.run(&as_lora), &adapted, rounding);
 }
 
@@ -201,8 +202,8 @@ fn check_training<B: Backend + Kernels>(variant: &Variant, base: &str, targets: 
     let model = model.with_trainable(Trainable::Head);
     let set = randomised(fresh(variant, &model, targets));
     let golden = golden(base);
-    let batch = pack::<Ad<B>>(model.config(), &[&golden.cases[0]]);
-    let grads = model.forward(&batch, &set, Mode::train(3)).powi_scalar(2).sum().backward();
+    let batch = pack::<Ad<B>>(&model, &[&golden.cases[0]]);
+    let grads = model.forward(&batch, Run::new(&set, Mode::train(3))).powi_scalar(2).sum().backward();
 
     let mut factors = Grads::<Ad<B>> { grads: &grads, with: 0, without: 0, frozen: 0 };
     set.visit(&mut factors);
@@ -352,13 +353,11 @@ fn each_row_of_a_batch_has_its_own_adapter() {
     let cases: Vec<_> = golden.cases.iter().take(4).collect();
     let lengths: Vec<usize> = cases.iter().map(|c| c.input_ids.len()).collect();
     let routed = both.routed(&[Some("b"), None, Some("a"), Some("b")], &lengths).unwrap();
-    let got = values(model.forward(&pack::<Flex>(model.config(), &cases), &routed, Mode::EVAL));
+    let got = values(model.forward(&pack::<Flex>(&model, &cases), Run::eval(&routed)));
     let none = AdapterSet::empty();
     let alone = cases.iter().zip([&b, &none, &a, &b]);
     let expect: Vec<f32> = alone
-        .flat_map(|(case, set)| {
-            values(model.forward(&pack::<Flex>(model.config(), &[case]), set, Mode::EVAL))
-        })
+        .flat_map(|(case, set)| values(model.forward(&pack::<Flex>(&model, &[case]), Run::eval(set))))
         .collect();
     assert_close("routed", &got, &expect, 500.0 * f32::EPSILON * largest(&expect));
     assert!(both.routed(&[Some("c")], &[3]).is_err());
@@ -374,16 +373,17 @@ fn a_routed_set_generates_after_a_sequence_has_ended() {
     let prompts: [&[u32]; 3] = [&[3, 14, 15], &[9, 2], &[6, 5, 35, 8]];
     let lengths = prompts.map(<[u32]>::len);
     let routed = both.routed(&[Some("a"), None, Some("b")], &lengths).unwrap();
-    let mut cache = model.cache(3, 8, &device);
+    let mut cache = model.cache(&[8; 3], &device);
     let step = |ids: &[u32], lengths: &[usize], active: &[usize], cache: &mut _| {
-        values(model.advance(ids, lengths, active, cache, &routed, &device).unwrap())
+        let run = Run::eval(&routed);
+        values(model.advance(Tokens::new(ids, lengths), active, cache, run, &device).unwrap())
     };
     step(&prompts.concat(), &lengths, &[0, 1, 2], &mut cache);
     let got = step(&[7, 11], &[1, 1], &[0, 2], &mut cache);
     let alone = |set: &AdapterSet<Flex>, prompt: &[u32], next: u32| {
         let ids = [prompt, &[next]].concat();
-        let n = ids.len();
-        values(model.forward(&ids, &[n], LogitRows::Last, set, Mode::EVAL, &device).unwrap())
+        let batch = model.batch(Tokens::new(&ids, &[ids.len()]), &device).unwrap();
+        values(model.forward(&batch, Rows::Last, Run::eval(set)))
     };
     let expect = [alone(&a, prompts[0], 7), alone(&b, prompts[2], 11)].concat();
     assert_close("routed", &got, &expect, 1e-4 * largest(&expect));
