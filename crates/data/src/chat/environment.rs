@@ -45,6 +45,8 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_function("strftime_now", strftime_now);
     environment.add_function(GENERATION, generation);
     environment.add_filter("tojson", tojson);
+    environment.add_filter("string", string);
+    environment.add_filter("trim", trim);
     // In Python a string is a sequence and a dictionary is iterable.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
@@ -86,16 +88,34 @@ fn dictionary(object: serde_json::Map<String, serde_json::Value>) -> Dictionary 
     Dictionary(object.into_iter().map(|(key, item)| (Value::from(key), value(item))).collect())
 }
 
-/// Python's `str` of what is printed; numbers, lists and dictionaries differ from minijinja's.
-fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    let text = match value.kind() {
+/// Python's `str` of a number, list or dictionary, which minijinja writes otherwise; `None` for all else.
+fn python_str(value: &Value) -> Option<String> {
+    match value.kind() {
         ValueKind::Number if !value.is_integer() => f64::try_from(value.clone()).ok().map(float_repr),
         ValueKind::Seq | ValueKind::Map => serde_json::to_value(value).ok().map(|value| repr(&value)),
         _ => None,
-    };
-    match text {
+    }
+}
+
+/// Writes what is printed as Python does.
+fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    match python_str(value) {
         Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
         None => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// `string`: Python's `str`.
+fn string(value: &Value) -> String {
+    python_str(value).unwrap_or_else(|| value.to_string())
+}
+
+/// `trim`: Python's `str(value).strip(chars)`.
+fn trim(value: &Value, chars: Option<&str>) -> String {
+    let text = string(value);
+    match chars {
+        None => text.trim().to_owned(),
+        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
     }
 }
 

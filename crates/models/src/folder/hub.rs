@@ -62,7 +62,9 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
         let cache = cache.path().display();
         return Err(refused(
             name,
-            format!("is not in the hub's cache at {cache}, and HF_HUB_OFFLINE is set"),
+            format!(
+                "no such folder; the name is not in the hub's cache at {cache}, and HF_HUB_OFFLINE is set"
+            ),
         ));
     }
     let client = ApiBuilder::from_env().build();

@@ -50,7 +50,7 @@ impl ModelFolder {
     /// [`ModelError::Config`] where `config.json` is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let place = [path.to_path_buf(), path.join("model")];
-        if let Some(folder) = place.into_iter().find(|folder| folder.join("config.json").is_file()) {
+        if let Some(folder) = place.into_iter().find(|folder| folder.join("config.json").exists()) {
             return Self::of_folder(folder);
         }
         let refused =
@@ -195,7 +195,7 @@ const MAX_JSON: u64 = 64 << 20;
 
 /// A JSON file of a folder, `None` where it is missing.
 fn optional_json(path: &Path) -> Result<Option<Value>> {
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(None);
     }
     let unread = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
@@ -203,8 +203,8 @@ fn optional_json(path: &Path) -> Result<Option<Value>> {
     if size > MAX_JSON {
         return Err(unread(format!("is {size} bytes; the limit is {MAX_JSON}")));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let text = lowrank_checkpoint::read_file(path).map_err(|e| unread(format!("cannot be read: {e}")))?;
     let malformed =
         |e| ModelError::Config { path: path.to_path_buf(), reason: format!("malformed JSON: {e}") };
-    serde_json::from_str(&text).map(Some).map_err(malformed)
+    serde_json::from_slice(&text).map(Some).map_err(malformed)
 }
