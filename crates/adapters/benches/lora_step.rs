@@ -7,7 +7,7 @@ use burn::tensor::{Distribution, Tensor};
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use divan::Bencher;
-use lowrank_kernels::{Adapted, LoraSpec, linear, linear_lora};
+use lowrank_kernels::{LoraSpec, LoraWeights, linear, linear_lora};
 
 type B = Autodiff<Flex>;
 
@@ -40,7 +40,7 @@ fn lora(bencher: Bencher) {
     let [x, dy, w, a, b] = tensors();
     let spec = LoraSpec { scale: 2.0, dropout: None };
     bencher.bench_local(|| {
-        let weights = Adapted { w: w.clone(), a: a.clone(), b: b.clone() };
+        let weights = LoraWeights { w: w.clone(), a: a.clone(), b: b.clone() };
         (linear_lora(x.clone(), weights, None, spec) * dy.clone()).sum().backward()
     });
 }

@@ -27,7 +27,7 @@ macro_rules! lora_conv {
         }
 
         impl<B: Backend> $name<B> {
-            /// A fresh pair for a convolution of these options without groups: `A` Kaiming-uniform, `B` zero.
+            /// A newly initialized pair for a convolution of these options without groups: `A` Kaiming-uniform, `B` zero.
             ///
             /// # Errors
             /// [`AdapterError::BadValue`] for a rank of 0, an alpha that is not above 0, or groups.

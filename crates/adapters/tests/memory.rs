@@ -3,7 +3,7 @@
 use burn::tensor::{Distribution, Tensor};
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
-use lowrank_kernels::{Adapted, LoraSpec, linear, linear_lora};
+use lowrank_kernels::{LoraSpec, LoraWeights, linear, linear_lora};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -38,7 +38,7 @@ fn a_step_of_lora_needs_no_memory_of_the_weights_size() {
         let (w, a, b) = (random([d, d]), random([d, RANK]).require_grad(), random([RANK, d]).require_grad());
         let base = peak(|| linear(x.clone(), w.clone(), None));
         let spec = LoraSpec { scale: 2.0, dropout: None };
-        let adapted = Adapted { w: w.clone(), a: a.clone(), b: b.clone() };
+        let adapted = LoraWeights { w: w.clone(), a: a.clone(), b: b.clone() };
         let lora = peak(|| linear_lora(x.clone(), adapted.clone(), None, spec));
         let composed = peak(|| linear(x.clone(), w.clone() + a.clone().matmul(b.clone()) * 2.0, None));
         let allowed = base + 4 * RANK * (d + d) + 2 * TOKENS * (d + RANK);

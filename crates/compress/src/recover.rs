@@ -263,7 +263,7 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         }
     }
 
-    /// A fresh LoRA over every pair of factors of a layer; none where it has no such pair.
+    /// A newly initialized LoRA over every pair of factors of a layer; none where it has no such pair.
     fn lora(&self, network: &Network<B>, layer: usize, rank: usize) -> Result<Option<AdapterSet<B>>> {
         let is_factored = |site: &&Site| {
             let entry = self.section.find(&site.path).map(|(_, entry)| &entry.representation);

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// A row that is no whole number of blocks.
+    /// A row that is not a whole number of blocks.
     #[error("rows of {columns} elements do not fit {format}, whose blocks have {block}")]
     BlockWidth {
         /// The format.

@@ -18,7 +18,7 @@ pub struct NormState<T> {
 
 /// The frozen or trained weight of a linear step and the factors of a low-rank adapter beside it.
 #[derive(Clone, Debug)]
-pub struct Adapted<T> {
+pub struct LoraWeights<T> {
     /// The weight, `[d_input, d_output]`.
     pub w: T,
     /// The first factor, `[d_input, rank]`.

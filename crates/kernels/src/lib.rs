@@ -23,7 +23,7 @@ mod weight;
 pub use blocks::{BlockFormat, BlockMatrix, SharedBytes};
 pub use convert::convert_checked;
 pub use error::KernelError;
-pub use kernels::{AdamWState, Adapted, AttentionGrads, HeadTensors, Kernels, NormState};
+pub use kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, LoraWeights, NormState};
 pub use ops::{
     Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
     linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::{AdamWState, Adapted, HeadTensors, Kernels};
+use crate::kernels::{AdamWState, HeadTensors, Kernels, LoraWeights};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
@@ -64,11 +64,11 @@ pub(crate) fn linear_gelu_of<B: Kernels>(
 #[track_caller]
 pub fn linear_lora<B: Kernels>(
     x: Tensor<B, 2>,
-    weights: Adapted<Tensor<B, 2>>,
+    weights: LoraWeights<Tensor<B, 2>>,
     bias: Option<Tensor<B, 1>>,
     spec: LoraSpec,
 ) -> Tensor<B, 2> {
-    let Adapted { w, a, b } = weights;
+    let LoraWeights { w, a, b } = weights;
     linear_lora_of(x, Weight::Float(w), [a, b], bias, spec)
 }
 

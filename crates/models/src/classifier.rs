@@ -50,7 +50,7 @@ struct Info {
 }
 
 impl<B: Backend> SequenceClassifier<B> {
-    /// A model of fresh weights, drawn from `seed`.
+    /// A model with newly initialized weights, drawn from `seed`.
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Self {
         Self::build(config, seed, device).0
     }

@@ -61,7 +61,7 @@ impl SiteList {
         Self { section, ..Self::default() }
     }
 
-    /// Builds a linear map with fresh weights and a site of its own, in the representation that the section
+    /// Builds a linear map with newly initialized weights and a site of its own, in the representation that the section
     /// names.
     pub fn linear<B: Backend>(&mut self, spec: LinearSpec<'_>, seed: u64, device: &B::Device) -> Linear<B> {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;

@@ -36,7 +36,7 @@ pub struct MaskedLm<B: Backend> {
 }
 
 impl<B: Backend> MaskedLm<B> {
-    /// A model of fresh weights, drawn from `seed`.
+    /// A model with newly initialized weights, drawn from `seed`.
     ///
     /// # Errors
     /// A `lowrank` section that does not fit the model.

@@ -58,11 +58,11 @@ impl<'a> WeightOf<'a> {
     }
 }
 
-/// Standard deviation of fresh weights, BERT's `initializer_range`.
+/// Standard deviation of newly initialized weights, BERT's `initializer_range`.
 pub const INIT_STD: f64 = 0.02;
 
 impl<B: Backend> Projection<B> {
-    /// A weight `[d_input, d_output]` of fresh values; `representation` has been checked against the shape.
+    /// A weight `[d_input, d_output]` with newly initialized values; `representation` has been checked against the shape.
     pub fn init(
         path: &str,
         [d_input, d_output]: [usize; 2],

@@ -206,7 +206,7 @@ impl<'de> Deserialize<'de> for Method {
     }
 }
 
-/// What fresh factors are made from: the config and the sites that one adapter serves.
+/// What newly initialized factors are made from: the config and the sites that one adapter serves.
 pub struct Fresh<'a, B: Backend> {
     /// The config.
     pub config: &'a AdapterConfig,

@@ -91,7 +91,7 @@ impl BlockMatrix {
     /// A matrix `[rows, columns]` from the bytes of its blocks, row after row; they begin at `start` of `bytes`.
     ///
     /// # Errors
-    /// [`KernelError::BlockWidth`] if the columns are no multiple of a block's length,
+    /// [`KernelError::BlockWidth`] if the columns are not a multiple of a block's length,
     /// [`KernelError::BlockBytes`] if there are too few bytes.
     pub fn new(
         format: BlockFormat,
@@ -122,7 +122,7 @@ impl BlockMatrix {
     /// quantisation does.
     ///
     /// # Errors
-    /// [`KernelError::BlockWidth`] if the columns are no multiple of a block's length, [`KernelError::NonFinite`] for
+    /// [`KernelError::BlockWidth`] if the columns are not a multiple of a block's length, [`KernelError::NonFinite`] for
     /// NaN and infinities, [`KernelError::Overflow`] if a scale does not fit f16, [`KernelError::Elements`] if
     /// there are not `rows * columns` values.
     ///

@@ -70,12 +70,12 @@ impl Team {
     fn for_each(&self, units: usize, unit: &(dyn Fn(usize) + Sync)) {
         let work = Work { next: AtomicUsize::new(0), units, unit, panicked: AtomicBool::new(false) };
         // Dropped at the end, or when a unit panics here: no member may see `work` after that.
-        let hand = Hand { members: &self.members };
+        let guard = RecallGuard { members: &self.members };
         for member in self.members.iter().take(units - 1) {
             member.offer(&work);
         }
         work.run();
-        drop(hand);
+        drop(guard);
         if work.panicked.load(Ordering::Relaxed) {
             resume_unwind(Box::new("a unit of work panicked on another thread"));
         }
@@ -83,11 +83,11 @@ impl Team {
 }
 
 /// Takes the work back from the members, waiting for those that are at it.
-struct Hand<'a> {
+struct RecallGuard<'a> {
     members: &'a [Arc<Member>],
 }
 
-impl Drop for Hand<'_> {
+impl Drop for RecallGuard<'_> {
     fn drop(&mut self) {
         for member in self.members {
             member.recall();

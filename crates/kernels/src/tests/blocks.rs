@@ -157,7 +157,7 @@ fn rounded_products_give_the_same_bits_everywhere() {
     for format in BlockFormat::ALL {
         let mut w = matrix(format, [33, 160]);
         if format == BlockFormat::Q8_0 {
-            // The one byte whose magnitude is no positive one.
+            // The only byte whose magnitude is not a positive value of the type.
             let mut bytes = w.bytes().to_vec();
             bytes[2..20].fill(0x80);
             w = BlockMatrix::new(format, [33, 160], Arc::new(bytes), 0).unwrap();

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 use burn_autodiff::Autodiff;
 
 use super::{Exact, assert_close, on_backends, random, tensor, values};
-use crate::kernels::{Adapted, Kernels};
+use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{
     add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
     rms_norm, rope, swiglu,
@@ -271,7 +271,7 @@ impl Case for Lora {
         let bias = self.with_bias.then(|| vector(arguments.remove(4)));
         let (b, a, w) = (arguments.remove(3), arguments.remove(2), arguments.remove(1));
         let spec = LoraSpec { scale: 1.5, dropout: self.dropout };
-        linear_lora(arguments.remove(0), Adapted { w, a, b }, bias, spec)
+        linear_lora(arguments.remove(0), LoraWeights { w, a, b }, bias, spec)
     }
 }
 

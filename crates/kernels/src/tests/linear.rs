@@ -6,7 +6,7 @@ use burn_flex::Flex;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
-use crate::kernels::{Adapted, Kernels};
+use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{add_lora, gelu, linear, linear_gelu, linear_lora};
 use crate::spec::{Dropout, Gelu, LoraSpec};
 use crate::weight::Weight;
@@ -132,7 +132,7 @@ fn a_step_with_an_adapter_reads_half_precision_bases_as_they_are(
     let bias = random::<B, 1>([37], 5);
     let run = |w: Tensor<B, 2>| {
         let w = if transposed { w.transpose() } else { w };
-        let weights = Adapted { w, a: a.clone(), b: b.clone() };
+        let weights = LoraWeights { w, a: a.clone(), b: b.clone() };
         let y = linear_lora(x.clone(), weights, Some(bias.clone()), LoraSpec { scale: 1.5, dropout });
         let grads = (y.clone() * random(y.dims(), 6)).backward();
         let mut all = vec![values(y)];

@@ -75,7 +75,7 @@ pub struct Lora<B: Backend> {
 }
 
 impl<B: Backend> Lora<B> {
-    /// A fresh pair whose update is zero: `A` Kaiming-uniform (a = √5) and `B` zero; at an embedding, as PEFT
+    /// A newly initialized pair whose update is zero: `A` Kaiming-uniform (a = √5) and `B` zero; at an embedding, as PEFT
     /// has it, `A` zero and `B` normal.
     pub fn new(site: &Site, rank: usize, scale: f64, seed: u64, device: &B::Device) -> Self {
         let key = |name: &str| format!("{}.{name}", site.path);
@@ -91,7 +91,7 @@ impl<B: Backend> Lora<B> {
         )
     }
 
-    /// A fresh pair with `A` normal, of standard deviation `std`, and `B` zero.
+    /// A newly initialized pair with `A` normal, of standard deviation `std`, and `B` zero.
     fn normal(site: &Site, rank: usize, std: f64, scale: f64, seed: u64, device: &B::Device) -> Self {
         let a = normal(seed, &format!("{}.lora_A", site.path), [site.d_input, rank], std, device);
         Self::from_factors(a, Tensor::zeros([rank, site.d_output], device), scale)
@@ -135,7 +135,7 @@ impl<B: Backend> Lora<B> {
         Pair { a, b, scale: self.scale }
     }
 
-    /// A fresh pair by the config's initialisation.
+    /// A newly initialized pair by the config's initialisation.
     fn fresh(fresh: &Fresh<'_, B>) -> Result<Self> {
         let (config, site, device) = (fresh.config, fresh.site(), fresh.device);
         let (rank, scale, seed) = (fresh.rank(), fresh.scale(), config.seed);

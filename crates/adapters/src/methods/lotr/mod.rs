@@ -78,7 +78,7 @@ pub struct LotrShape<'a> {
 }
 
 impl<B: Backend> Lotr<B> {
-    /// A fresh group whose update is zero, after the initialisations of the authors' code:
+    /// A newly initialized group whose update is zero, after the initialisations of the authors' code:
     /// trivial (`L`, `R` normal, `M_s` zero), neutral (`L` normal, `M_s` the identity, `R` zero), or normal
     /// (all three, counted from where they start).
     ///

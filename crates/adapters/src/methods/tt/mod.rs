@@ -155,7 +155,7 @@ impl<B: Backend> TtPair<B> {
                 modes.push(1);
                 ranks.push(rank);
             }
-            // As wide as the entries of a fresh LoRA's `A`.
+            // As wide as the entries of a newly initialized LoRA's `A`.
             let variance = 1.0 / (3.0 * width as f64);
             let key = format!("{}.{name}", site.path);
             Ok(Chain::init(&key, (width, &modes), &ranks, variance, zero, config.seed, device))

@@ -40,13 +40,13 @@ pub(in crate::cpu) struct Strip<'a> {
 /// rounded up to whole vectors, and C and the slopes, which no one else uses, `rows` rows of `width`.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn multiply<S: Simd>(simd: S, strip: Strip<'_>) {
-    simd.call(Vouched(strip));
+    simd.call(TrustedStrip(strip));
 }
 
 /// A strip whose pointers are right.
-struct Vouched<'a>(Strip<'a>);
+struct TrustedStrip<'a>(Strip<'a>);
 
-impl Kernel for Vouched<'_> {
+impl Kernel for TrustedStrip<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -75,7 +75,7 @@ unsafe fn multiply_inline<S: Simd>(simd: S, strip: Strip<'_>) {
         let a = (a.0.wrapping_add(if by_columns { first } else { first * a.1 }), a.1);
         let c = (c.0.wrapping_add(first * c.1), c.1);
         let slope = slope.map(|slope| (slope.0.wrapping_add(first * slope.1), slope.1));
-        let one = One { depth, a, b, c, is_first, bias };
+        let one = TileArgs { depth, a, b, c, is_first, bias };
         if width == vectors * LANES {
             // SAFETY: the tile is a part of the strip.
             unsafe {
@@ -93,7 +93,7 @@ unsafe fn multiply_inline<S: Simd>(simd: S, strip: Strip<'_>) {
                 if !is_first {
                     copy(count, width, c, part);
                 }
-                sized(simd, count, vectors, by_columns, One { c: part, ..one });
+                sized(simd, count, vectors, by_columns, TileArgs { c: part, ..one });
                 if let Some(gelu) = gelu {
                     activate(simd, gelu, count, vectors, part, slope.map(|_| part_slope));
                     if let Some(slope) = slope {
@@ -116,9 +116,9 @@ unsafe fn copy(rows: usize, width: usize, from: (*mut f32, usize), to: (*mut f32
     }
 }
 
-/// One tile; as in [`Strip`].
+/// Arguments of one tile; as in [`Strip`].
 #[derive(Clone, Copy)]
-struct One {
+struct TileArgs {
     depth: usize,
     a: (*const f32, usize),
     b: (*const f32, usize),
@@ -132,7 +132,7 @@ struct One {
 /// # Safety
 /// As for [`tile`].
 #[inline(always)]
-unsafe fn sized<S: Simd>(simd: S, rows: usize, vectors: usize, by_columns: bool, one: One) {
+unsafe fn sized<S: Simd>(simd: S, rows: usize, vectors: usize, by_columns: bool, one: TileArgs) {
     macro_rules! pick {
         ($($rows:literal)*) => {
             match rows {
@@ -161,8 +161,9 @@ unsafe fn sized<S: Simd>(simd: S, rows: usize, vectors: usize, by_columns: bool,
 /// bias `V` vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "counted loops unroll into registers")]
-unsafe fn tile<S: Simd, const R: usize, const V: usize, const BY_COLUMNS: bool>(simd: S, one: One) {
-    let One { depth, a: (mut a, a_stride), b: (mut b, b_stride), c: (c, c_stride), is_first, bias } = one;
+unsafe fn tile<S: Simd, const R: usize, const V: usize, const BY_COLUMNS: bool>(simd: S, one: TileArgs) {
+    let TileArgs { depth, a: (mut a, a_stride), b: (mut b, b_stride), c: (c, c_stride), is_first, bias } =
+        one;
     let mut sums = [[simd.splat(0.0); V]; R];
     // Counted loops throughout: of iterators that are adapted, some calls stay calls in a function of this size.
     // SAFETY: all places are inside of the matrices that the caller vouches for.
