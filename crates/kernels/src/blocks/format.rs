@@ -149,6 +149,86 @@ impl Format for Q5_1 {
     }
 }
 
+/// Scale and offset of a group of 32 elements in 6 bits each, which eight groups share twelve bytes for.
+#[inline(always)]
+fn six_bits(scales: &[u8; 12], group: usize) -> [f32; 2] {
+    let [scale, offset] = if group < 4 {
+        [scales[group] & 63, scales[group + 4] & 63]
+    } else {
+        [
+            scales[group + 4] & 15 | scales[group - 4] >> 6 << 4,
+            scales[group + 4] >> 4 | scales[group] >> 6 << 4,
+        ]
+    };
+    [f32::from(scale), f32::from(offset)]
+}
+
+/// f16 factor of the scales, f16 factor of the offsets, eight scales and offsets of 6 bits, halves: groups 0 and 1 in
+/// the first 32 bytes, and so on.
+#[derive(Clone, Copy)]
+pub(crate) struct Q4K;
+
+impl Format for Q4K {
+    const LEN: usize = 256;
+    const BYTES: usize = 144;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<144>() else { return Chunk::ZERO };
+        let group = chunk / 2;
+        let [scale, offset] = six_bits(&part(block, 4), group);
+        let bytes = part(block, 16 + 32 * (group / 2) + 16 * (chunk % 2));
+        let q = nibbles(&bytes, group % 2 == 1).map(u8::cast_signed);
+        let (d, d_min) = (f16(block[0], block[1]), f16(block[2], block[3]));
+        Chunk { q, scale: d * scale, offset: -(d_min * offset) }
+    }
+}
+
+/// [`Q4K`] with the fifth bits of 32 elements of all groups, a bit for each, before the halves.
+#[derive(Clone, Copy)]
+pub(crate) struct Q5K;
+
+impl Format for Q5K {
+    const LEN: usize = 256;
+    const BYTES: usize = 176;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<176>() else { return Chunk::ZERO };
+        let group = chunk / 2;
+        let [scale, offset] = six_bits(&part(block, 4), group);
+        let low = nibbles(&part(block, 48 + 32 * (group / 2) + 16 * (chunk % 2)), group % 2 == 1);
+        let fifth: [u8; 16] = part(block, 16 + 16 * (chunk % 2));
+        let q = std::array::from_fn(|i| (low[i] | (fifth[i] >> group & 1) << 4).cast_signed());
+        let (d, d_min) = (f16(block[0], block[1]), f16(block[2], block[3]));
+        Chunk { q, scale: d * scale, offset: -(d_min * offset) }
+    }
+}
+
+/// Low four bits, high two bits, a signed byte of scale for 16 elements, their f16 factor: in each half of 128
+/// elements, groups 0 and 2 of 32 share bytes, and 1 and 3.
+#[derive(Clone, Copy)]
+pub(crate) struct Q6K;
+
+impl Format for Q6K {
+    const LEN: usize = 256;
+    const BYTES: usize = 210;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<210>() else { return Chunk::ZERO };
+        let (half, group, first) = (chunk / 8, chunk % 8 / 2, 16 * (chunk % 2));
+        let low = nibbles(&part(block, 64 * half + 32 * (group % 2) + first), group / 2 == 1);
+        let high: [u8; 16] = part(block, 128 + 32 * half + first);
+        let q = std::array::from_fn(|i| (low[i] | (high[i] >> (2 * group) & 3) << 4).cast_signed() - 32);
+        let scale = f16(block[208], block[209]) * f32::from(block[192 + chunk].cast_signed());
+        Chunk { q, scale, offset: 0.0 }
+    }
+}
+
 /// Evaluates an expression with the type of a format.
 macro_rules! with_format {
     ($format:expr, $F:ident => $body:expr) => {
@@ -171,6 +251,18 @@ macro_rules! with_format {
             }
             $crate::blocks::BlockFormat::Q5_1 => {
                 type $F = $crate::blocks::format::Q5_1;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q4K => {
+                type $F = $crate::blocks::format::Q4K;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q5K => {
+                type $F = $crate::blocks::format::Q5K;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q6K => {
+                type $F = $crate::blocks::format::Q6K;
                 $body
             }
         }

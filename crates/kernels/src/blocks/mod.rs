@@ -5,6 +5,7 @@
 
 pub(crate) mod format;
 mod quantize;
+mod quantize_k;
 
 use std::fmt;
 use std::ops::Range;
@@ -28,11 +29,18 @@ pub enum BlockFormat {
     Q5_0,
     /// 5 bits, an f16 scale and an f16 offset for 32 elements: 6 bits an element.
     Q5_1,
+    /// Q4_K: 4 bits, a scale and an offset of 6 bits for 32 of 256 elements: 4.5 bits an element.
+    Q4K,
+    /// Q5_K: 5 bits, a scale and an offset of 6 bits for 32 of 256 elements: 5.5 bits an element.
+    Q5K,
+    /// Q6_K: 6 bits, a scale of 8 bits for 16 of 256 elements: 6.5625 bits an element.
+    Q6K,
 }
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 5] = [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1];
+    pub const ALL: [Self; 8] =
+        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4K, Self::Q5K, Self::Q6K];
 
     /// llama.cpp's name.
     pub fn name(self) -> &'static str {
@@ -42,6 +50,9 @@ impl BlockFormat {
             Self::Q4_1 => "Q4_1",
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
         }
     }
 

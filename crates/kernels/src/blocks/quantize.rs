@@ -2,7 +2,7 @@
 
 use burn::tensor::f16;
 
-use super::BlockFormat;
+use super::{BlockFormat, quantize_k};
 use crate::error::KernelError;
 
 /// The blocks of a row-major matrix.
@@ -26,27 +26,37 @@ pub(super) fn quantize(
         });
     }
     let mut bytes = Vec::with_capacity(values.len() / block * format.block_bytes());
-    for (i, values) in values.as_chunks::<32>().0.iter().enumerate() {
-        let fits = match format {
-            BlockFormat::Q8_0 => signed_bytes(values, &mut bytes),
-            BlockFormat::Q4_0 => signed(values, 8.0, &mut bytes),
-            BlockFormat::Q5_0 => signed(values, 16.0, &mut bytes),
-            BlockFormat::Q4_1 => unsigned(values, 15.0, &mut bytes),
-            BlockFormat::Q5_1 => unsigned(values, 31.0, &mut bytes),
+    for (i, values) in values.chunks_exact(block).enumerate() {
+        let fits = match (format, values.first_chunk(), values.first_chunk()) {
+            (BlockFormat::Q8_0, Some(values), _) => signed_bytes(values, &mut bytes),
+            (BlockFormat::Q4_0, Some(values), _) => signed(values, 8.0, &mut bytes),
+            (BlockFormat::Q5_0, Some(values), _) => signed(values, 16.0, &mut bytes),
+            (BlockFormat::Q4_1, Some(values), _) => unsigned(values, 15.0, &mut bytes),
+            (BlockFormat::Q5_1, Some(values), _) => unsigned(values, 31.0, &mut bytes),
+            (BlockFormat::Q4K, _, Some(values)) => quantize_k::groups_of_32(values, 15.0, &mut bytes),
+            (BlockFormat::Q5K, _, Some(values)) => quantize_k::groups_of_32(values, 31.0, &mut bytes),
+            (BlockFormat::Q6K, _, Some(values)) => quantize_k::groups_of_16(values, &mut bytes),
+            // Every block has its length.
+            _ => Ok(()),
         };
         if let Err(value) = fits {
             let largest = f16::MAX.to_f64();
-            return Err(KernelError::Overflow { index: 32 * i, value: value.into(), dtype: "f16", largest });
+            return Err(KernelError::Overflow {
+                index: block * i,
+                value: value.into(),
+                dtype: "f16",
+                largest,
+            });
         }
     }
     Ok(bytes)
 }
 
-/// Appends a scale or an offset; the error is the value that does not fit.
-fn push(value: f32, bytes: &mut Vec<u8>) -> Result<(), f32> {
+/// Appends a scale or an offset, and returns it as it was rounded; the error is the value that does not fit.
+pub(super) fn push(value: f32, bytes: &mut Vec<u8>) -> Result<f32, f32> {
     let narrow = f16::from_f32(value);
     bytes.extend(narrow.to_le_bytes());
-    if narrow.is_finite() { Ok(()) } else { Err(value) }
+    if narrow.is_finite() { Ok(narrow.to_f32()) } else { Err(value) }
 }
 
 fn inverse(scale: f32) -> f32 {

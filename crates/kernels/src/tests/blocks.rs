@@ -16,8 +16,14 @@ use crate::ops::{Head, linear_cross_entropy};
 use crate::spec::{Gelu, LoraSpec};
 use crate::weight::Weight;
 
-/// `[rows, columns]` of a format, with rows of different sizes.
+/// Whole blocks, the given elements at least.
+fn wide(format: BlockFormat, columns: usize) -> usize {
+    columns.next_multiple_of(format.block_len())
+}
+
+/// A matrix with rows of different sizes; the columns are filled up to whole blocks.
 fn matrix(format: BlockFormat, [rows, columns]: [usize; 2]) -> BlockMatrix {
+    let columns = wide(format, columns);
     let numbers = values(random::<Exact, 2>([rows, columns], 7));
     let numbers: Vec<f32> =
         numbers.iter().enumerate().map(|(i, x)| (x * (1.0 + (i / columns % 3) as f64)) as f32).collect();
@@ -33,6 +39,11 @@ fn step(format: BlockFormat) -> f32 {
         BlockFormat::Q4_1 => 7.5,
         BlockFormat::Q5_0 => 16.0,
         BlockFormat::Q5_1 => 15.5,
+        // Scales and offsets of 6 bits, and an offset that fits all elements best and not the outermost.
+        BlockFormat::Q4K => 7.5 / 1.6,
+        BlockFormat::Q5K => 15.5 / 1.6,
+        // A scale that fits the large elements best.
+        BlockFormat::Q6K => 32.0 / 2.5,
     };
     // The signed formats reach one step less far to one side, and cut what is beyond.
     3.0 / levels * if matches!(format, BlockFormat::Q4_0 | BlockFormat::Q5_0) { 1.0 } else { 0.5 } + 3e-3
@@ -41,28 +52,83 @@ fn step(format: BlockFormat) -> f32 {
 #[test]
 fn rounding_stays_within_half_a_step() {
     for format in BlockFormat::ALL {
+        let shape = [6, wide(format, 96)];
         let numbers: Vec<f32> =
-            values(random::<Exact, 2>([6, 96], 1)).iter().map(|x| 3.0 * *x as f32).collect();
-        let matrix = BlockMatrix::quantize(format, [6, 96], &numbers).unwrap();
-        assert_eq!(matrix.bytes().len(), 18 * format.block_bytes());
+            values(random::<Exact, 2>(shape, 1)).iter().map(|x| 3.0 * *x as f32).collect();
+        let matrix = BlockMatrix::quantize(format, shape, &numbers).unwrap();
+        assert_eq!(matrix.bytes().len(), numbers.len() / format.block_len() * format.block_bytes());
         for (x, y) in numbers.iter().zip(matrix.to_floats()) {
             assert!((x - y).abs() <= step(format), "{format}: {x} became {y}");
         }
-        // What is on the grid stays there.
-        let again = BlockMatrix::quantize(format, [6, 96], &matrix.to_floats()).unwrap().to_floats();
-        assert_close(
-            &again.iter().map(|&x| x.into()).collect::<Vec<f64>>(),
-            &matrix.to_floats().iter().map(|&x| x.into()).collect::<Vec<f64>>(),
-            2e-3,
-            format.name(),
-        );
-        let flat = BlockMatrix::quantize(format, [2, 32], &[&[0.0; 32][..], &[-1.5; 32]].concat()).unwrap();
-        assert_eq!(flat.to_floats()[..32], [0.0; 32], "{format}");
-        assert!(
-            flat.to_floats()[32..].iter().all(|x| (x + 1.5).abs() < 2e-3),
-            "{format}: {:?}",
-            &flat.to_floats()[32..]
-        );
+        // What is on the grid stays near it.
+        let again = BlockMatrix::quantize(format, shape, &matrix.to_floats()).unwrap().to_floats();
+        let off = again.iter().zip(matrix.to_floats()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(off <= 2e-3 + if format.block_len() > 32 { step(format) } else { 0.0 }, "{format}: {off}");
+        let n = format.block_len();
+        let flat = BlockMatrix::quantize(format, [2, n], &[vec![0.0; n], vec![-1.5; n]].concat()).unwrap();
+        assert_eq!(flat.to_floats()[..n], vec![0.0; n], "{format}");
+        let off = flat.to_floats()[n..].iter().map(|x| (x + 1.5).abs()).fold(0.0, f32::max);
+        assert!(off < if format == BlockFormat::Q6K { 1.5 / 127.0 } else { 2e-3 }, "{format}: {off}");
+    }
+}
+
+/// The blocks of 256 element by element, as llama.cpp's `dequantize_row_q*_K` goes through them.
+#[test]
+fn large_blocks_mean_what_they_mean_in_llama_cpp() {
+    let six_bits = |q: &[u8], j: usize| {
+        if j < 4 {
+            (q[j] & 63, q[j + 4] & 63)
+        } else {
+            ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
+        }
+    };
+    for format in [BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K] {
+        // Any bytes are a block; the factors are 0.5 and 2.
+        let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|i| (i * 37 + i / 7 * 11) as u8).collect();
+        let factors: &[u8] =
+            if format == BlockFormat::Q6K { &[0x00, 0x38] } else { &[0x00, 0x38, 0x00, 0x40] };
+        let at = if format == BlockFormat::Q6K { 208 } else { 0 };
+        bytes[at..at + factors.len()].copy_from_slice(factors);
+        let mut expected = Vec::new();
+        match format {
+            BlockFormat::Q6K => {
+                let (ql, qh, scales) = (&bytes[..128], &bytes[128..192], &bytes[192..208]);
+                for n in 0..2 {
+                    let mut y = [0.0_f32; 128];
+                    for l in 0..32 {
+                        let (low, low2) = (ql[64 * n + l], ql[64 * n + l + 32]);
+                        let high = qh[32 * n + l];
+                        let q = [
+                            (low & 0xf) | ((high & 3) << 4),
+                            (low2 & 0xf) | (((high >> 2) & 3) << 4),
+                            (low >> 4) | (((high >> 4) & 3) << 4),
+                            (low2 >> 4) | (((high >> 6) & 3) << 4),
+                        ];
+                        for (quarter, q) in q.into_iter().enumerate() {
+                            let scale = f32::from(scales[8 * n + l / 16 + 2 * quarter].cast_signed());
+                            y[l + 32 * quarter] = 0.5 * scale * (f32::from(q) - 32.0);
+                        }
+                    }
+                    expected.extend(y);
+                }
+            }
+            _ => {
+                let q_at = if format == BlockFormat::Q4K { 16 } else { 48 };
+                for group in 0..8 {
+                    let (scale, min) = six_bits(&bytes[4..16], group);
+                    for l in 0..32 {
+                        let byte = bytes[q_at + 32 * (group / 2) + l];
+                        let mut q = if group % 2 == 0 { byte & 0xf } else { byte >> 4 };
+                        if format == BlockFormat::Q5K && bytes[16 + l] >> group & 1 == 1 {
+                            q += 16;
+                        }
+                        expected.push(0.5 * f32::from(scale) * f32::from(q) - 2.0 * f32::from(min));
+                    }
+                }
+            }
+        }
+        let floats = BlockMatrix::new(format, [1, 256], Arc::new(bytes), 0).unwrap().to_floats();
+        assert_eq!(floats, expected, "{format}");
     }
 }
 
@@ -102,8 +168,7 @@ fn bytes_mean_what_they_mean_in_llama_cpp() {
 
 #[rstest]
 fn products_are_those_of_the_floats(
-    #[values(BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q5_0, BlockFormat::Q5_1)]
-    format: BlockFormat,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7)] format: usize,
     #[values(1, 3, 5, 40)] m: usize,
     #[values(false, true)] transposed: bool,
 ) {
@@ -146,7 +211,7 @@ fn products_are_those_of_the_floats(
             &name,
         );
     }
-    let w = matrix(format, [70, 96]);
+    let w = matrix(BlockFormat::ALL[format], [70, 96]);
     let w = if transposed { w.transpose() } else { w };
     on_backends!(check(w.clone(), m));
 }
@@ -162,9 +227,10 @@ fn rounded_products_give_the_same_bits_everywhere() {
             bytes[2..20].fill(0x80);
             w = BlockMatrix::new(format, [33, 160], Arc::new(bytes), 0).unwrap();
         }
+        let k = w.stored_dims()[1];
         let w = Weight::from(w.transpose());
         for m in 1..=4 {
-            let run = || values(w.clone().linear(random::<Flex, 2>([m, 160], 5), None));
+            let run = || values(w.clone().linear(random::<Flex, 2>([m, k], 5), None));
             let expected = run();
             for level in Level::available() {
                 level.set();
@@ -179,16 +245,18 @@ fn rounded_products_give_the_same_bits_everywhere() {
 fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, true)] transposed: bool) {
     type B = Autodiff<Flex>;
     for format in BlockFormat::ALL {
-        let w = matrix(format, [64, 64]);
+        let d = wide(format, 64);
+        let w = matrix(format, [d, d]);
         let w = if transposed { w.transpose() } else { w };
-        let x = random::<B, 2>([m, 64], 1).require_grad();
-        let [a, b] = [[64, 4], [4, 64]].map(|shape| random::<B, 2>(shape, 2).require_grad());
+        let x = random::<B, 2>([m, d], 1).require_grad();
+        let [a, b] = [[d, 4], [4, d]].map(|shape| random::<B, 2>(shape, 2).require_grad());
         let targets = Tensor::<B, 1, Int>::zeros([m], &Default::default());
         let run = |w: Weight<Tensor<B, 2>>| {
             let spec = LoraSpec { scale: 1.5, dropout: None };
-            let y = w.clone().linear_lora(x.clone(), [a.clone(), b.clone()], None, spec);
-            let y = w.clone().linear_gelu(y, None, Gelu::Erf);
-            let y = w.clone().linear(y, None);
+            // Kept at a size of about one.
+            let y = w.clone().linear_lora(x.clone(), [a.clone(), b.clone()], None, spec) / (d as f64).sqrt();
+            let y = w.clone().linear_gelu(y, None, Gelu::Erf) / (d as f64).sqrt();
+            let y = w.clone().linear(y, None) / d as f64;
             let loss = linear_cross_entropy(y, Head::new(w), targets.clone(), None);
             let grads = loss.backward();
             let mut all = vec![values(loss)];
@@ -197,7 +265,7 @@ fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, 
         };
         let floats = Weight::<Tensor<B, 2>>::from(w.clone()).to_tensor(&Default::default(), DType::F32);
         for (got, expected) in run(w.into()).iter().zip(&run(floats.into())) {
-            assert_close(got, expected, 64.0 * tolerance(64), &format!("{format}, {m} rows"));
+            assert_close(got, expected, 64.0 * tolerance(d), &format!("{format}, {m} rows"));
         }
     }
 }

@@ -1,0 +1,144 @@
+//! Rounding to blocks of 256 elements whose scales are rounded as well (llama.cpp, `quantize_row_q*_K_ref`).
+
+use super::quantize::push;
+
+/// Q4_K (`most` 15) and Q5_K (`most` 31): groups of 32 with a scale and an offset of 6 bits.
+pub(super) fn groups_of_32(values: &[f32; 256], most: f32, bytes: &mut Vec<u8>) -> Result<(), f32> {
+    let (first, steps) = if most > 15.0 { (-0.5, 15) } else { (-1.0, 20) };
+    let groups = values.as_chunks::<32>().0;
+    let mut found = [(0.0_f32, 0.0_f32); 8];
+    for (found, group) in found.iter_mut().zip(groups) {
+        *found = scale_and_offset(group, most, first, steps);
+    }
+    let largest = |f: fn(&(f32, f32)) -> f32| found.iter().map(f).fold(0.0_f32, f32::max);
+    let (max_scale, max_offset) = (largest(|found| found.0), largest(|found| found.1));
+    let six_bits =
+        |x: f32, max: f32| if max > 0.0 { (63.0 / max * x).round_ties_even().min(63.0) as u8 } else { 0 };
+    let rounded = found.map(|(scale, offset)| [six_bits(scale, max_scale), six_bits(offset, max_offset)]);
+    let d = push(max_scale / 63.0, bytes)?;
+    let d_min = push(max_offset / 63.0, bytes)?;
+    let mut packed = [0_u8; 12];
+    for (group, [scale, offset]) in rounded.into_iter().enumerate() {
+        if group < 4 {
+            (packed[group], packed[group + 4]) = (scale, offset);
+        } else {
+            packed[group + 4] = scale & 15 | (offset & 15) << 4;
+            packed[group - 4] |= scale >> 4 << 6;
+            packed[group] |= offset >> 4 << 6;
+        }
+    }
+    bytes.extend(packed);
+    let mut q = [[0_u8; 32]; 8];
+    for ((q, group), [scale, offset]) in q.iter_mut().zip(groups).zip(rounded) {
+        let (scale, offset) = (d * f32::from(scale), d_min * f32::from(offset));
+        if scale > 0.0 {
+            *q = group.map(|x| ((x + offset) / scale).round_ties_even().clamp(0.0, most) as u8);
+        }
+    }
+    if most > 15.0 {
+        let fifth =
+            |i: usize| q.iter().enumerate().fold(0, |bits, (group, q)| bits | (q[i] >> 4 & 1) << group);
+        bytes.extend((0..32).map(fifth));
+    }
+    for [low, high] in q.as_chunks::<2>().0 {
+        bytes.extend((0..32).map(|i| low[i] & 15 | (high[i] & 15) << 4));
+    }
+    Ok(())
+}
+
+/// The scale and the offset below zero that fit a group best, with weights that grow with the magnitude: the better
+/// of several first scales, each refined by least squares (`make_qkx2_quants`).
+fn scale_and_offset(x: &[f32; 32], most: f32, first: f32, steps: usize) -> (f32, f32) {
+    let spread = (x.iter().map(|x| x * x).sum::<f32>() / 32.0).sqrt();
+    let weights = x.map(|x| spread + x.abs());
+    let min = x.iter().copied().fold(0.0_f32, f32::min);
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max <= min {
+        return (0.0, -min);
+    }
+    let round = |inverse: f32, min: f32| x.map(|x| (inverse * (x - min)).round_ties_even().clamp(0.0, most));
+    let error = |q: &[f32; 32], scale: f32, min: f32| -> f32 {
+        (0..32).map(|i| weights[i] * (scale * q[i] + min - x[i]).powi(2)).sum()
+    };
+    let (mut best_scale, mut best_min) = ((max - min) / most, min);
+    let mut best = error(&round(1.0 / best_scale, min), best_scale, min);
+    let sum = |f: &dyn Fn(usize) -> f32| -> f32 { (0..32).map(|i| weights[i] * f(i)).sum() };
+    let (sum_w, sum_x) = (sum(&|_| 1.0), sum(&|i| x[i]));
+    for step in 0..=steps {
+        let q = round((first + 0.1 * step as f32 + most) / (max - min), min);
+        let (sum_q, sum_qq, sum_qx) = (sum(&|i| q[i]), sum(&|i| q[i] * q[i]), sum(&|i| q[i] * x[i]));
+        let determinant = sum_w * sum_qq - sum_q * sum_q;
+        if determinant <= 0.0 {
+            continue;
+        }
+        let mut scale = (sum_w * sum_qx - sum_x * sum_q) / determinant;
+        let mut offset = (sum_qq * sum_x - sum_q * sum_qx) / determinant;
+        if offset > 0.0 {
+            (scale, offset) = (sum_qx / sum_qq, 0.0);
+        }
+        let error = error(&q, scale, offset);
+        if error < best {
+            (best, best_scale, best_min) = (error, scale, offset);
+        }
+    }
+    (best_scale, -best_min)
+}
+
+/// Q6_K: groups of 16 with a signed byte of scale.
+pub(super) fn groups_of_16(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+    let groups = values.as_chunks::<16>().0;
+    let mut scales = [0.0_f32; 16];
+    for (scale, group) in scales.iter_mut().zip(groups) {
+        *scale = signed_scale(group);
+    }
+    let max = scales.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+    if max.abs() < 1e-15 {
+        bytes.extend([0; 210]);
+        return Ok(());
+    }
+    let rounded = scales.map(|x| (-128.0 / max * x).round_ties_even().min(127.0) as i8);
+    let mut factor = Vec::with_capacity(2);
+    let d = push(max / -128.0, &mut factor)?;
+    let mut q = [0_u8; 256];
+    for ((q, x), scale) in q.as_chunks_mut::<16>().0.iter_mut().zip(groups).zip(rounded) {
+        let scale = d * f32::from(scale);
+        *q = x.map(|x| {
+            if scale == 0.0 { 32 } else { ((x / scale).round_ties_even().clamp(-32.0, 31.0) + 32.0) as u8 }
+        });
+    }
+    for half in q.as_chunks::<128>().0 {
+        bytes.extend((0..64).map(|i| half[i] & 15 | (half[i + 64] & 15) << 4));
+    }
+    for half in q.as_chunks::<128>().0 {
+        bytes.extend(
+            (0..32).map(|i| (0..4).fold(0, |bits, group| bits | half[32 * group + i] >> 4 << (2 * group))),
+        );
+    }
+    bytes.extend(rounded.map(i8::cast_unsigned));
+    bytes.extend(factor);
+    Ok(())
+}
+
+/// The scale that fits a group best: the better of several first scales, each refined by least squares with the squares
+/// as weights (`make_qx_quants`).
+fn signed_scale(x: &[f32; 16]) -> f32 {
+    let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+    if max.abs() < 1e-15 {
+        return 0.0;
+    }
+    let sums = |inverse: f32| {
+        x.iter().fold((0.0_f32, 0.0_f32), |(qx, qq), &x| {
+            let (q, w) = ((inverse * x).round_ties_even().clamp(-32.0, 31.0), x * x);
+            (qx + w * x * q, qq + w * q * q)
+        })
+    };
+    let (qx, qq) = sums(-32.0 / max);
+    let (mut scale, mut best) = if qq > 0.0 { (qx / qq, qx * qx / qq) } else { (0.0, 0.0) };
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let (qx, qq) = sums(-(32.0 + 0.1 * step as f32) / max);
+        if qq > 0.0 && qx * qx > best * qq {
+            (scale, best) = (qx / qq, qx * qx / qq);
+        }
+    }
+    scale
+}
