@@ -13,6 +13,7 @@ check() {
 check check_logs.py "$binary"
 check check_report.py "$binary"
 check check_round_trips.py "$binary"
+check check_merged.py "$binary"
 LOWRANK=$binary check check_compressed.py
 
 echo "$failed failed"

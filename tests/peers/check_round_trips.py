@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import check_adapters
@@ -37,6 +39,12 @@ CASES = {
     "lorta": ["--method", "lorta"],
 }
 EXPORTED = {"lotr", "loretta", "lorta"}
+# Over decoders, tied (small-gpt2, small-qwen2) and not: compared are the mean likelihoods of texts.
+DECODERS = {
+    "small-llama": {"lora": ["--targets", "all-linear"], "dora": ["--targets", "q_proj,down_proj"], "rslora": ["--rslora", "--targets", "v_proj"]},
+    "small-gpt2": {"lora": ["--targets", "c_attn,c_proj"]},
+    "small-qwen2": {"lora": ["--targets", "q_proj,v_proj"], "pissa": ["--init", "pissa", "--targets", "q_proj,v_proj"]},
+}
 
 
 def run(binary, *args):
@@ -62,6 +70,32 @@ def make(binary, base, options, exported, folder):
     (folder / "expected.json").write_text(json.dumps({"cases": cases}))
 
 
+def check_decoder(binary, base, name, options, folder, tolerance):
+    """Trains on completions and compares the likelihoods of texts; whether they agree."""
+    rows = [{"prompt": f"The {'cat' if i % 2 else 'dog'} sat on", "completion": " the mat." if i % 2 else " the ball."} for i in range(24)]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = "dora" if name == "dora" else "lora"
+    run(binary, "finetune", "--model", base, "--train", data, "--dev", data, "--method", method, *options, "--rank", 2, "--lr", "2e-2",
+        "--max-steps", 6, "--eval-every", 6, "--batch-size", 8, "-o", folder / "run")
+    adapter = folder / "run" / "adapter"
+    texts = [part for text in TEXTS for part in ("--text", text)]
+    rows = json.loads(run(binary, "perplexity", "--model", base, "--adapter", adapter, *texts, "--json"))["rows"]
+    os.symlink(base, folder / "base")
+    os.symlink(adapter, folder / "adapter")
+    model = check_adapters.load(folder, None)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(base / "tokenizer.json"))
+    worst = 0.0
+    for text, row in zip(TEXTS, rows):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0]
+        worst = max(worst, abs(torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).item() - row["mean_nll"]))
+    good = worst <= tolerance
+    print(f"{'ok  ' if good else 'FAIL'} {folder.name}: {len(TEXTS)} texts, largest difference of a mean NLL {worst:.2e}")
+    return good
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("lowrank", type=Path)
@@ -70,7 +104,7 @@ def main():
     binary = args.lowrank.resolve()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    failed = 0
+    failed, faults = 0, (OSError, ValueError, KeyError, RuntimeError, TypeError, subprocess.CalledProcessError)
     with tempfile.TemporaryDirectory() as scratch:
         for model in ("bert-cls", "roberta-cls"):
             for name, options in CASES.items():
@@ -79,10 +113,20 @@ def main():
                 try:
                     make(binary, FIXTURES / model, options, name in EXPORTED, folder)
                     failed += not check_adapters.check(folder, args.tolerance)
-                except (OSError, ValueError, KeyError, RuntimeError, TypeError, subprocess.CalledProcessError) as problem:
+                except faults as problem:
                     print(f"FAIL {folder.name}: {type(problem).__name__}: {problem}")
                     failed += 1
-    print(f"{failed} of {2 * len(CASES)} round trips failed")
+        for model, cases in DECODERS.items():
+            for name, options in cases.items():
+                folder = Path(scratch) / f"{model}-{name}"
+                folder.mkdir()
+                try:
+                    failed += not check_decoder(binary, FIXTURES / model, name, options, folder, args.tolerance)
+                except faults as problem:
+                    print(f"FAIL {folder.name}: {type(problem).__name__}: {problem}")
+                    failed += 1
+    total = 2 * len(CASES) + sum(map(len, DECODERS.values()))
+    print(f"{failed} of {total} round trips failed")
     sys.exit(1 if failed else 0)
 
 
