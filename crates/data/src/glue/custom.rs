@@ -77,7 +77,7 @@ fn read_rows(path: &Path) -> Result<(Vec<RawRow>, bool)> {
     Ok((rows, has_pair))
 }
 
-/// Whether a label says that there is none: an empty cell, or what a table writes for it.
+/// Whether a label is missing: an empty cell, or a placeholder that table software writes.
 fn is_missing(label: &str) -> bool {
     ["", "nan", "<na>"].iter().any(|missing| label.trim().eq_ignore_ascii_case(missing))
 }

@@ -111,7 +111,7 @@ pub(crate) fn add_named_tokens(
     add_tokens(tokenizer, config.added_tokens().into_iter().filter(is_new).collect())
 }
 
-/// What is said of a class whose bare vocabulary cannot be read.
+/// The error for a class whose bare vocabulary cannot be read.
 pub(super) fn unknown_class(name: &str, class: &str) -> String {
     let remedy = if class == "BertJapanese" {
         "it splits words by a dictionary, which tokenizer.json cannot hold; take a model with a tokenizer.json"
