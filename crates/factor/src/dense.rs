@@ -1,10 +1,8 @@
 //! The dense kernels of faer, compiled here and nowhere else.
 //!
 //! They are methods of a sealed trait with one body for each element type, so that faer's generic code
-//! becomes part of this crate instead of every crate that calls it. That saves building time, and it
-//! matters for speed: faer's SIMD loops are closures that are only inlined, and thus vectorised, within
-//! one codegen unit. The release profile therefore builds this package with `codegen-units = 1`; with
-//! sixteen of them an SVD takes three times as long.
+//! becomes part of this crate instead of every crate that calls it, which saves building time. faer's SIMD loops are
+//! closures, which are vectorised where they are inlined within one codegen unit.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};

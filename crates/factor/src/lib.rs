@@ -32,7 +32,8 @@
 //! `burn`: `DeviceMatrix`, randomized methods whose large products run on a burn tensor's own device.
 //!
 //! # Speed
-//! Build this package in one codegen unit; faer's SIMD loops are not vectorised otherwise:
+//! faer's SIMD loops are closures, which are vectorised only where they are inlined within one codegen unit. A program
+//! whose release profile has several (this workspace has 16) can build this package in one:
 //!
 //! ```toml
 //! [profile.release.package.lowrank-factor]
