@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
 use lowrank_adapters::AdapterSet;
-use lowrank_checkpoint::FloatType;
+use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
@@ -288,4 +288,49 @@ fn what_a_model_cannot_take_is_refused() {
         let error = model.batch(Tokens::new(&ids, &lengths), &device).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
+}
+
+/// A head of its own in the file counts, whatever the config says of tying; so does a head alone for both.
+#[test]
+fn tying_is_what_the_file_says() {
+    let (name, device) = ("llama-tied", Default::default());
+    let ids = golden(name).cases[0].input_ids.clone();
+    let reads = |change: &dyn Fn(&mut Vec<HostTensor<'static>>)| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tensors = load::<Flex>(name).tensors_where(|_| true);
+        change(&mut tensors);
+        let path = folder.path().join("model.safetensors");
+        write_safetensors(path, tensors, FloatType::F32, &Default::default()).unwrap();
+        std::fs::copy(fixture(name).join("config.json"), folder.path().join("config.json")).unwrap();
+        let config = DecoderConfig::read(folder.path()).unwrap();
+        let model = Decoder::<Flex>::load(folder.path(), config, WeightType::F32, &device).unwrap();
+        let logits = forward(&model, &ids, &[ids.len()], Rows::Last, &AdapterSet::empty());
+        (model.config().tied, logits, model.ignored().to_vec())
+    };
+    let table = "model.embed_tokens.weight";
+    let copy = |tensors: &[HostTensor<'static>], scale: f32| {
+        let mut head = tensors.iter().find(|t| t.name == table).unwrap().clone();
+        head.name = "lm_head.weight".into();
+        head.data.to_mut().iter_mut().for_each(|x| *x *= scale);
+        head
+    };
+    let plain = reads(&|_| {});
+    assert!(plain.0);
+    let same = reads(&|tensors| tensors.push(copy(tensors, 1.0)));
+    assert_eq!(same, plain);
+    let own = reads(&|tensors| tensors.push(copy(tensors, 2.0)));
+    let doubled: Vec<f32> = plain.1.iter().map(|x| 2.0 * x).collect();
+    assert!(!own.0);
+    assert_close("own head", &own.1, &doubled, TOLERANCE);
+    let alone = reads(&|tensors| {
+        let head = copy(tensors, 1.0);
+        tensors.retain(|t| t.name != table);
+        tensors.push(head);
+    });
+    assert_eq!(alone, plain);
+    let beside = reads(&|tensors| {
+        tensors.push(HostTensor::new("v_head.summary.weight", vec![1], vec![0.0]));
+        tensors.push(HostTensor::new("model.layers.0.mlp._extra_state", vec![1], vec![0.0]));
+    });
+    assert_eq!((beside.1, beside.2), (plain.1, vec!["v_head.summary.weight".to_string()]));
 }

@@ -15,7 +15,7 @@ use lowrank_kernels::Kernels;
 use lowrank_models::decoder::GenerationOptions;
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run,
+    ClassifierConfig, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run,
     SequenceClassifier, Stack, Tokens, Trainable,
 };
 use lowrank_spec::rng::normal_values;
@@ -260,7 +260,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     assert_eq!(frozen, [format!("{}.lowrank_a.weight", layer(0, "attention.self.query"))]);
     // Other labels: the factored head goes, the rest stays.
     let config =
-        EncoderConfig::read(factored.path()).unwrap().with_labels(vec!["a".into(), "b".into()], false);
+        ClassifierConfig::read(factored.path()).unwrap().with_labels(vec!["a".into(), "b".into()], false);
     let model = SequenceClassifier::<B>::load(factored.path(), config, 0, &Default::default()).unwrap();
     assert!(model.newly_initialized().iter().any(|key| key == "classifier.weight"));
     model.save(saved.path(), factored.path(), FloatType::F32).unwrap();

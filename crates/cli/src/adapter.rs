@@ -9,7 +9,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Decoder, ModelFolder, Parameters, SequenceClassifier};
+use lowrank_models::{Adaptable, ClassifierConfig, Decoder, ModelFolder, ModelKind, Parameters, SequenceClassifier};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
@@ -26,6 +26,15 @@ pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
         );
     }
     Ok(folder)
+}
+
+/// Says which tensors of a checkpoint belong to a head that the model does not have.
+pub(crate) fn warn_ignored<B: Backend>(model: &impl Parameters<B>, path: &Path) {
+    if let Some(first) = model.ignored().first() {
+        let more = model.ignored().len() - 1;
+        let more = if more > 0 { format!(" and {more} more tensors") } else { String::new() };
+        eprintln!("warning: {}: '{first}'{more} belong to a head that is not used here", path.display());
+    }
 }
 
 /// Loads an adapter over a model; warns of layers that it does not change.
@@ -126,13 +135,14 @@ fn base(
     device: &crate::backend::Device,
 ) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
     let folder = ModelFolder::open(path)?;
-    if folder.kind().is_decoder() {
+    if folder.kind() == ModelKind::Decoder {
         let mut model =
             Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
         model.prepare(adapter)?;
         return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
     }
-    let mut model = SequenceClassifier::<Inner>::load(folder.path(), folder.encoder_config()?, 0, device)?;
+    let config = ClassifierConfig::read(folder.path())?;
+    let mut model = SequenceClassifier::<Inner>::load(folder.path(), config, 0, device)?;
     model.prepare(adapter)?;
     Ok((model.sites().to_vec(), Box::new(model.base_weights())))
 }

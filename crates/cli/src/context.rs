@@ -12,11 +12,11 @@ use lowrank_adapters::peft::is_adapter;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{EncoderConfig, ModelFolder, ModelKind, Parameters, SequenceClassifier};
+use lowrank_models::{ClassifierConfig, ModelFolder, ModelKind, Parameters, SequenceClassifier};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
-use crate::adapter::load_adapter;
+use crate::adapter::{load_adapter, warn_ignored};
 
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
@@ -69,7 +69,7 @@ pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
 /// The tokenizer of a model folder, cutting at the model's limit or `max_length`.
 pub(crate) fn tokenizer(
     folder: &Path,
-    config: &EncoderConfig,
+    config: &ClassifierConfig,
     max_length: Option<usize>,
 ) -> Result<TextTokenizer> {
     let limit = config.max_tokens();
@@ -130,7 +130,7 @@ impl ModelArgs {
     /// Loads what the options name. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let folder = ModelFolder::open(&self.model)?;
-        let mut config = folder.encoder_config()?;
+        let mut config = ClassifierConfig::read(folder.path())?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         if let Some(dir) = &adapter
             && let Some((labels, regression)) = saved_labels(dir, &config)?
@@ -142,6 +142,7 @@ impl ModelArgs {
             warn_other_base(dir, folder.path())?;
         }
         let mut model = SequenceClassifier::<B>::load(folder.path(), config, 0, device)?;
+        warn_ignored(&model, folder.path());
         let adapters = match &adapter {
             Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
@@ -183,7 +184,7 @@ fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn saved_labels(dir: &Path, base: &EncoderConfig) -> Result<Option<(Vec<String>, bool)>> {
+fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, bool)>> {
     let path = dir.join(LABELS_FILE);
     if path.is_file() {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -196,8 +197,9 @@ fn saved_labels(dir: &Path, base: &EncoderConfig) -> Result<Option<(Vec<String>,
     }
     // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
     let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
-    let head =
-        ["classifier.weight", "classifier.out_proj.weight"].iter().find_map(|k| folder.tensors.get(*k));
+    let head = ["classifier.weight", "classifier.out_proj.weight", "score.weight"]
+        .iter()
+        .find_map(|k| folder.tensors.get(*k));
     let width = head.map(|t| t.shape[0]).filter(|width| *width != base.labels.len());
     Ok(width.map(|width| ((0..width).map(|i| format!("LABEL_{i}")).collect(), width == 1)))
 }

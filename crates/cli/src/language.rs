@@ -10,7 +10,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, ModelFolder, ModelKind};
 
-use crate::adapter::load_adapter;
+use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
 use crate::context::adapter_folder;
 
@@ -51,6 +51,7 @@ impl LanguageArgs {
         }
         let tokenizer = folder.tokenizer(None)?;
         let mut model = Decoder::load(folder.path(), config, self.dtype, device)?;
+        warn_ignored(&model, folder.path());
         let adapters = match self.adapter.as_deref().map(adapter_folder).transpose()? {
             Some(dir) => load_adapter(&mut model, &dir, device)?,
             None => AdapterSet::empty(),

@@ -53,6 +53,8 @@ pub struct TokenBatch<B: Backend> {
     pub(crate) packed: PackedTokens,
     /// The rows of each sequence where one of each is wanted.
     single: PackedTokens,
+    /// The last row of each sequence that is not padding, where some sequence ends in padding.
+    unpadded: Option<Vec<usize>>,
     /// Where the keys and values of this step go in a cache.
     pub(crate) writes: Option<Writes>,
 }
@@ -132,6 +134,7 @@ impl<B: Backend> TokenBatch<B> {
             angles: Vec::new(),
             packed: lengths.into(),
             single: std::iter::repeat_n(1, lengths.len()).collect(),
+            unpadded: None,
             writes: None,
         };
         Ok((batch, positions))
@@ -154,6 +157,34 @@ impl<B: Backend> TokenBatch<B> {
             Rows::Last => at(&mut self.packed.last_rows()),
         };
         x.select(0, indices)
+    }
+
+    /// Looks for the last token of each sequence that is not `padding`; its first token where there is none.
+    pub(crate) fn note_padding(&mut self, ids: &[u32], padding: Option<u32>) {
+        let ends_in = |padding: u32| self.packed.last_rows().any(|row| ids[row] == padding);
+        let Some(padding) = padding.filter(|&padding| ends_in(padding)) else { return };
+        let last = self.packed.all_rows().map(|rows| {
+            let start = rows.start;
+            rows.rev().find(|&row| ids[row] != padding).unwrap_or(start)
+        });
+        self.unpadded = Some(last.collect());
+    }
+
+    /// Which rows of the last layer a head needs that reads the last token of each sequence that is not padding.
+    pub(crate) fn last_rows(&self) -> Rows {
+        if self.unpadded.is_some() { Rows::All } else { Rows::Last }
+    }
+
+    /// The last row of each sequence that is not padding, of `x` with [`last_rows`](Self::last_rows).
+    pub(crate) fn select_last(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.unpadded {
+            Some(rows) => {
+                let rows = rows.iter().map(|&row| row as i32).collect();
+                let device = x.device();
+                x.select(0, int_tensor(rows, &device))
+            }
+            None => x,
+        }
     }
 
     /// The queries of each sequence where these rows are wanted.

@@ -1,4 +1,4 @@
-//! Sequence classification and regression: an encoder, its pooler, and a head.
+//! Sequence classification and regression over any stack: an encoder's first token, or a decoder's last.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,117 +14,181 @@ use serde_json::{Map, Value};
 use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch};
-use crate::config::{EncoderArchitecture, EncoderConfig};
-use crate::encoder::{Encoder, encoder_stack};
+use crate::body::Body;
+use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadNames};
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Choose, Gather, Loader};
+use crate::params::{Choose, Gather, Loader, Unmatched};
 use crate::run::Run;
-use crate::stack::{Parameters, Stack};
+use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part};
 
-/// An encoder with a sequence classification head.
+/// A stack with a sequence classification head.
 ///
-/// `output(dropout(act(dense(first token))))`, with the parts that
-/// [`HeadNames`](crate::config::HeadNames) says.
+/// Over an encoder `output(dropout(act(dense(first token))))`, with the parts that
+/// [`HeadNames`](crate::config::HeadNames) says; over a decoder `score(last token)`, the last one that is not padding.
 #[derive(Module, Debug)]
 pub struct SequenceClassifier<B: Backend> {
-    encoder: Encoder<B>,
-    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`.
-    dense: Linear<B>,
+    body: Body<B>,
+    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`; decoders have none.
+    dense: Option<Linear<B>>,
     /// To the labels.
     output: Linear<B>,
     #[module(skip)]
     info: Info,
 }
 
-/// What a classifier knows beside its weights.
+/// What a classifier knows besides its weights.
 #[derive(Clone, Debug)]
 struct Info {
-    config: EncoderConfig,
+    config: ClassifierConfig,
     sites: Vec<Site>,
     /// Keys that the checkpoint did not hold: their values are drawn.
     newly_initialized: Vec<String>,
+    /// Tensors of other heads in the checkpoint.
+    ignored: Vec<String>,
     /// Whether the first map is trained and saved with the head.
     dense_in_head: bool,
 }
 
-impl<B: Backend> SequenceClassifier<B> {
-    /// A model with newly initialized weights, drawn from `seed`.
-    pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Self {
-        Self::build(config, seed, device).0
+/// Path of a decoder's head.
+const SCORE: &str = "score";
+
+impl Info {
+    /// The head of an encoder.
+    fn names(&self) -> Option<&'static HeadNames> {
+        names(&self.config)
     }
 
-    fn build(config: EncoderConfig, seed: u64, device: &B::Device) -> (Self, SiteList) {
-        let (d, head) = (config.d_model, &config.architecture.head);
-        let mut sites = SiteList::new(config.lowrank.clone());
-        let encoder = Encoder::init(&config, &mut sites, seed, device);
-        let spec = LinearSpec { layer: None, bias: true, conv1d: false, path: "", shape: [d, d], head: true };
-        let dense = LinearSpec { path: head.dense, head: head.dense_is_head, ..spec };
-        let dense = sites.linear(dense, seed, device);
-        let output = LinearSpec { path: head.output, shape: [d, config.labels.len()], ..spec };
+    fn output(&self) -> &'static str {
+        self.names().map_or(SCORE, |head| head.output)
+    }
+
+    fn dense(&self) -> &'static str {
+        self.names().map_or("", |head| head.dense)
+    }
+}
+
+fn names(config: &ClassifierConfig) -> Option<&'static HeadNames> {
+    match &config.body {
+        BodyConfig::Encoder(config) => Some(&config.architecture.head),
+        BodyConfig::Decoder(_) => None,
+    }
+}
+
+impl<B: Backend> SequenceClassifier<B> {
+    /// A model of drawn weights.
+    pub fn init(config: impl Into<ClassifierConfig>, seed: u64, device: &B::Device) -> Self {
+        Self::build(config.into(), seed, device).0
+    }
+
+    fn build(config: ClassifierConfig, seed: u64, device: &B::Device) -> (Self, SiteList) {
+        let d = config.d_model();
+        let mut sites = SiteList::new(config.lowrank().clone());
+        let body = Body::init(&config.body, &mut sites, seed, device);
+        let spec =
+            LinearSpec { layer: None, bias: true, conv1d: false, path: SCORE, shape: [d, d], head: true };
+        let head = names(&config);
+        let dense = head.map(|head| {
+            let spec = LinearSpec { path: head.dense, head: head.dense_is_head, ..spec };
+            sites.linear(spec, seed, device)
+        });
+        let shape = [d, config.labels.len()];
+        let output = match head {
+            Some(head) => LinearSpec { path: head.output, shape, ..spec },
+            None => LinearSpec { bias: false, shape, ..spec },
+        };
         let output = sites.linear(output, seed, device);
-        let info =
-            Info { config, sites: sites.sites.clone(), newly_initialized: Vec::new(), dense_in_head: true };
-        (Self { encoder, dense, output, info }, sites)
+        let info = Info {
+            config,
+            sites: sites.sites.clone(),
+            newly_initialized: Vec::new(),
+            ignored: Vec::new(),
+            dense_in_head: true,
+        };
+        (Self { body, dense, output, info }, sites)
     }
 
     /// Loads a Hugging Face folder: with this head, with another number of labels, or without any.
     ///
-    /// Head tensors that are missing, or made for another number of labels, keep fresh values drawn from
+    /// Head tensors that are missing, or made for another number of labels, keep values drawn from
     /// `seed`; so does BERT's pooler where the checkpoint has none, and it is then trained with the head.
     ///
     /// # Errors
-    /// Encoder tensors that are missing or misshaped, tensors that belong to no known part, a `lowrank`
+    /// Tensors of the stack that are missing or misshaped, tensors that belong to no known part, a `lowrank`
     /// section that does not fit the model.
-    pub fn load(folder: &Path, mut config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
+    pub fn load(
+        folder: &Path,
+        config: impl Into<ClassifierConfig>,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let mut config: ClassifierConfig = config.into();
         let checkpoint = Checkpoint::open(folder)?;
-        let architecture = config.architecture;
-        let output_path = architecture.head.output;
-        let labels = [config.labels.len()];
-        let head_fits =
-            checkpoint.info(&format!("{output_path}.bias")).is_some_and(|bias| bias.shape == labels);
+        let head = names(&config);
+        let output_path = head.map_or(SCORE, |head| head.output);
+        let width = config.labels.len();
+        // The first dimension of a weight, or of the factor on the output's side, is that of the labels.
+        let is_output = |name: &&str| {
+            let rest = name.strip_prefix(output_path).unwrap_or_default();
+            [".weight", ".lowrank_b.weight"].contains(&rest)
+        };
+        let stored = checkpoint.names().find(is_output).and_then(|name| checkpoint.info(name));
+        let bias = checkpoint.info(&format!("{output_path}.bias")).map(|info| info.shape == [width]);
+        let head_fits = match (bias, stored) {
+            (Some(fits), _) => fits,
+            (None, Some(info)) => info.shape.first() == Some(&width),
+            (None, None) => config.lowrank().modules.contains_key(output_path),
+        };
         let config_error = |reason| ModelError::Config { path: folder.join("config.json"), reason };
-        if !head_fits && config.lowrank.modules.remove(output_path).is_some() {
-            config.lowrank.write(&mut config.raw).map_err(|e| config_error(e.to_string()))?;
+        if !head_fits && config.lowrank_mut().modules.remove(output_path).is_some() {
+            let section = config.lowrank().clone();
+            section.write(config.raw_mut()).map_err(|e| config_error(e.to_string()))?;
         }
         let (mut model, sites) = Self::build(config, seed, device);
         sites.finish().map_err(config_error)?;
 
-        let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device);
-        model.encoder.visit_params(&mut loader);
+        let mut loader = Loader::new(&checkpoint, model.info.config.prefix(), device);
+        model.body.visit_params(&mut loader);
         let module = |path| ModulePath::new(path, Part::Head);
-        model.dense.visit_params(module(architecture.head.dense), &mut loader);
+        if let (Some(dense), Some(head)) = (&mut model.dense, head) {
+            dense.visit_params(module(head.dense), &mut loader);
+        }
         if head_fits {
             model.output.visit_params(module(output_path), &mut loader);
         }
-        let is_head = |k: &str| k.starts_with(architecture.head.dense) || k.starts_with(output_path);
-        let mut fresh = loader.finish(|k| !is_head(k), |name| is_extra(name, architecture))?;
+        let dense_path = model.info.dense();
+        let is_dense = |key: &str| !dense_path.is_empty() && key.starts_with(dense_path);
+        let is_head = |key: &str| is_dense(key) || key.starts_with(output_path);
+        let is_extra = |name: &str| is_extra(name, &model.info.config) || name.starts_with(output_path);
+        let Unmatched { newly_initialized: mut fresh, ignored } =
+            loader.finish(|key| !is_head(key), is_extra)?;
         if !head_fits {
-            fresh.extend(["weight", "bias"].map(|leaf| format!("{output_path}.{leaf}")));
+            let leaves = if head.is_some() { &["weight", "bias"][..] } else { &["weight"] };
+            fresh.extend(leaves.iter().map(|leaf| format!("{output_path}.{leaf}")));
         }
-        let dense_is_fresh = fresh.iter().any(|k| k.starts_with(architecture.head.dense));
-        model.info.dense_in_head = dense_is_fresh || architecture.head.dense_is_head;
+        let dense_is_fresh = fresh.iter().any(|key| is_dense(key));
+        model.info.dense_in_head = dense_is_fresh || head.is_some_and(|head| head.dense_is_head);
         model.info.newly_initialized = fresh;
+        model.info.ignored = ignored;
         Ok(model)
     }
 
     /// The shape and labels.
-    pub fn config(&self) -> &EncoderConfig {
+    pub fn config(&self) -> &ClassifierConfig {
         &self.info.config
     }
 
     fn visit_head<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        let head = &self.info.config.architecture.head;
-        if self.info.dense_in_head {
-            self.dense.visit_params(ModulePath::new(head.dense, Part::Head), visitor);
+        if let Some(dense) = self.dense.as_mut().filter(|_| self.info.dense_in_head) {
+            dense.visit_params(ModulePath::new(self.info.dense(), Part::Head), visitor);
         }
-        self.output.visit_params(ModulePath::new(head.output, Part::Head), visitor);
+        self.output.visit_params(ModulePath::new(self.info.output(), Part::Head), visitor);
     }
 
     /// Names for PEFT's `modules_to_save`.
     pub fn head_modules(&self) -> Vec<String> {
-        let head = &self.info.config.architecture.head;
+        let Some(head) = self.info.names() else { return vec![SCORE.into()] };
         match (head.saved_as, self.info.dense_in_head) {
             (Some(name), _) => vec![name.into()],
             (None, true) => vec![head.dense.into(), head.output.into()],
@@ -141,9 +205,9 @@ impl<B: Backend> SequenceClassifier<B> {
 
     /// The model with a head of zeros: what is learnt over it is the head's whole answer.
     pub fn with_zero_head(mut self) -> Self {
-        let head = self.info.config.architecture.head.output;
-        self.output.visit_params(ModulePath::new(head, Part::Head), &mut Zero);
-        self.info.newly_initialized.retain(|key| !key.starts_with(head));
+        let output = self.info.output();
+        self.output.visit_params(ModulePath::new(output, Part::Head), &mut Zero);
+        self.info.newly_initialized.retain(|key| !key.starts_with(output));
         self
     }
 
@@ -170,25 +234,33 @@ impl<B: Backend> Parameters<B> for SequenceClassifier<B> {
     }
 
     fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        let head = &self.info.config.architecture.head;
-        self.encoder.visit_params(visitor);
-        // A pooler that the checkpoint holds is the encoder's own, and has its learning rate.
-        let part = if self.info.dense_in_head { Part::Head } else { Part::Body };
-        self.dense.visit_params(ModulePath::new(head.dense, part), visitor);
-        self.output.visit_params(ModulePath::new(head.output, Part::Head), visitor);
+        self.body.visit_params(visitor);
+        if let Some(dense) = &mut self.dense {
+            // A pooler that the checkpoint holds is the encoder's own, and has its learning rate.
+            let part = if self.info.dense_in_head { Part::Head } else { Part::Body };
+            dense.visit_params(ModulePath::new(self.info.dense(), part), visitor);
+        }
+        self.output.visit_params(ModulePath::new(self.info.output(), Part::Head), visitor);
     }
 
     fn config_json(&self) -> Map<String, Value> {
-        let mut raw = self.info.config.raw.clone();
+        let config = &self.info.config;
+        let mut raw = config.raw().clone();
         if self.info.newly_initialized.is_empty() {
-            let class = format!("{}ForSequenceClassification", self.info.config.architecture.class);
-            raw.insert("architectures".into(), vec![class].into());
+            raw.insert(
+                "architectures".into(),
+                vec![format!("{}ForSequenceClassification", config.class())].into(),
+            );
         }
         raw
     }
 
     fn newly_initialized(&self) -> &[String] {
         &self.info.newly_initialized
+    }
+
+    fn ignored(&self) -> &[String] {
+        &self.info.ignored
     }
 }
 
@@ -202,7 +274,7 @@ impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
     }
 }
 
-encoder_stack!(SequenceClassifier);
+stack_of_body!(SequenceClassifier);
 
 /// Keys of the factors that some module borrows from another.
 #[derive(Default)]
@@ -236,15 +308,26 @@ pub enum Trainable {
     Bias,
 }
 
-/// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, a head for another
-/// number of labels, the pooler of an architecture whose head does not use it.
-fn is_extra(name: &str, architecture: &EncoderArchitecture) -> bool {
+/// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, the pooler of an architecture whose
+/// head does not use it.
+fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
+    match &config.body {
+        BodyConfig::Encoder(config) => is_extra_of_encoder(name, config),
+        BodyConfig::Decoder(config) => {
+            let names = &config.architecture.names;
+            let is_head = name.strip_prefix(names.head).is_some_and(|rest| rest.starts_with('.'));
+            is_head || names.buffers.iter().any(|buffer| name.ends_with(buffer))
+        }
+    }
+}
+
+fn is_extra_of_encoder(name: &str, config: &EncoderConfig) -> bool {
+    let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
     let pooler_is_used = architecture.head.dense.ends_with("pooler.dense");
     ENCODER_BUFFERS.contains(&bare)
         || (bare.starts_with("pooler.") && !pooler_is_used)
         || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
-        || name.starts_with(architecture.head.output)
 }
 
 impl<B: Kernels> SequenceClassifier<B> {
@@ -253,14 +336,19 @@ impl<B: Kernels> SequenceClassifier<B> {
     /// # Shapes
     /// - output: `[sequences, labels]`
     pub fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let config = &self.info.config;
+        let BodyConfig::Encoder(config) = &self.info.config.body else {
+            let hidden = self.hidden_states(batch, batch.last_rows(), run);
+            return self.output.forward(batch.select_last(hidden), run);
+        };
         let head = &config.architecture.head;
         let drop = |x, place| run.drop(x, config.classifier_dropout, Stream::Head(place));
         let mut x = self.hidden_states(batch, Rows::First, run); // [sequences, d_model]
         if head.drops_input {
             x = drop(x, 0);
         }
-        let x = head.activation.apply(self.dense.forward(x, run));
+        if let Some(dense) = &self.dense {
+            x = head.activation.apply(dense.forward(x, run));
+        }
         self.output.forward(drop(x, 1), run)
     }
 }

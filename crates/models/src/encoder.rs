@@ -246,6 +246,11 @@ impl<B: Kernels> Encoder<B> {
         self.embeddings.forward(batch, run)
     }
 
+    /// What comes after the last layer: nothing, since layers end in norms.
+    pub(crate) fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        x
+    }
+
     /// One layer; `rows` says which of its outputs are wanted.
     ///
     /// # Shapes
@@ -265,43 +270,3 @@ impl<B: Kernels> Encoder<B> {
         layer.feed_forward.forward(x, index, run)
     }
 }
-
-/// The stack of a model over an encoder, which is in its field `encoder`.
-macro_rules! encoder_stack {
-    ($model:ident) => {
-        impl<B: Kernels> crate::stack::Stack<B> for $model<B> {
-            fn n_layers(&self) -> usize {
-                self.encoder.n_layers()
-            }
-
-            fn max_tokens(&self) -> Option<usize> {
-                self.encoder.max_tokens()
-            }
-
-            fn batch(
-                &self,
-                tokens: crate::batch::Tokens<'_>,
-                device: &B::Device,
-            ) -> Result<crate::batch::TokenBatch<B>> {
-                self.encoder.batch(tokens, device)
-            }
-
-            fn embed(&self, batch: &crate::batch::TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
-                self.encoder.embed(batch, run)
-            }
-
-            fn layer(
-                &self,
-                index: usize,
-                x: Tensor<B, 2>,
-                batch: &crate::batch::TokenBatch<B>,
-                rows: Rows,
-                run: Run<'_, B>,
-            ) -> Tensor<B, 2> {
-                self.encoder.layer(index, x, batch, rows, run)
-            }
-        }
-    };
-}
-
-pub(crate) use encoder_stack;

@@ -5,6 +5,7 @@
 pub mod adapt;
 pub mod architecture;
 pub mod batch;
+mod body;
 mod cache;
 pub mod classifier;
 pub mod config;
@@ -31,7 +32,7 @@ pub mod visit;
 pub use adapt::Adaptable;
 pub use batch::{Rows, TokenBatch, Tokens};
 pub use classifier::{SequenceClassifier, Trainable};
-pub use config::{DecoderConfig, EncoderConfig};
+pub use config::{ClassifierConfig, DecoderConfig, EncoderConfig, Problem};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use folder::{GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling};

@@ -12,19 +12,19 @@ use serde_json::{Map, Value};
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch};
 use crate::config::{EncoderConfig, NormKind};
-use crate::encoder::{Encoder, encoder_stack};
+use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::params::{Loader, lazy_full};
 use crate::run::Run;
-use crate::stack::{Parameters, Stack};
+use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part, Role};
 
 /// `decoder(norm(act(transform(h))))`, the decoder being the word embedding plus a bias.
 #[derive(Module, Debug)]
 pub struct MaskedLm<B: Backend> {
-    encoder: Encoder<B>,
+    body: Encoder<B>,
     transform: Linear<B>,
     norm: Norm<B>,
     /// Shape `[vocab_size]`.
@@ -42,14 +42,14 @@ impl<B: Backend> MaskedLm<B> {
     /// A `lowrank` section that does not fit the model.
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
         let mut sites = SiteList::new(config.lowrank.clone());
-        let encoder = Encoder::init(&config, &mut sites, seed, device);
+        let body = Encoder::init(&config, &mut sites, seed, device);
         let d = config.d_model;
         let path = config.architecture.masked_lm.transform;
         let spec = LinearSpec { path, layer: None, shape: [d, d], bias: true, head: true, conv1d: false };
         let transform = sites.linear(spec, seed, device);
         let sites = sites.finish().map_err(ModelError::Input)?;
         Ok(Self {
-            encoder,
+            body,
             transform,
             norm: Norm::init(NormKind::Layer, d, config.norm_eps, device),
             bias: lazy_full([config.vocab_size], 0.0, device),
@@ -93,7 +93,7 @@ impl<B: Backend> Parameters<B> for MaskedLm<B> {
     fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         let head = &self.config.architecture.masked_lm;
         let module = |path| ModulePath::new(path, Part::Head);
-        self.encoder.visit_params(visitor);
+        self.body.visit_params(visitor);
         self.transform.visit_params(module(head.transform), visitor);
         self.norm.visit_params(module(head.norm), visitor);
         visitor.visit(&module(head.bias).parameter(Role::Bias, Layout::Same, None), &mut self.bias);
@@ -101,13 +101,13 @@ impl<B: Backend> Parameters<B> for MaskedLm<B> {
 
     fn config_json(&self) -> Map<String, Value> {
         let mut raw = self.config.raw.clone();
-        let class = format!("{}ForMaskedLM", self.config.architecture.class);
+        let class = format!("{}ForMaskedLM", self.config.class());
         raw.insert("architectures".into(), vec![class].into());
         raw
     }
 }
 
-encoder_stack!(MaskedLm);
+stack_of_body!(MaskedLm);
 
 impl<B: Kernels> MaskedLm<B> {
     /// Logits at the rows `masked` of the packed batch.
@@ -119,6 +119,6 @@ impl<B: Kernels> MaskedLm<B> {
         let hidden = self.hidden_states(batch, Rows::All, run).select(0, masked); // [n, d_model]
         let x = self.transform.forward_activated(hidden, self.config.activation, run);
         let x = self.norm.forward(x);
-        self.encoder.word_embedding().logits(x) + self.bias.val().unsqueeze()
+        self.body.word_embedding().logits(x) + self.bias.val().unsqueeze()
     }
 }

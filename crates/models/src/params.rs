@@ -82,6 +82,9 @@ fn lazy<B: Backend, const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), false, shape.into())
 }
 
+/// Magnitude from which f16 rounds to infinity: halfway between its largest number and the next power of two.
+const F16_LIMIT: f32 = 65_520.0;
+
 /// Fills a model from a checkpoint, a tensor at a time, and notes what does not fit.
 pub struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
@@ -93,9 +96,35 @@ pub struct Loader<'a, B: Backend> {
     used: BTreeSet<String>,
     /// Factors that have been loaded, by their names in the file: others may share them.
     factors: BTreeMap<String, Tensor<B, 2>>,
+    /// Keys that are read from a tensor of another name where the checkpoint does not hold them.
+    aliases: BTreeMap<String, String>,
     missing: Vec<String>,
     problems: Vec<String>,
 }
+
+/// What a checkpoint and a model do not share.
+#[derive(Clone, Debug, Default)]
+pub struct Unmatched {
+    /// Parameters of the model that the checkpoint does not hold.
+    pub newly_initialized: Vec<String>,
+    /// Tensors of the checkpoint that belong to a head that the model does not have.
+    pub ignored: Vec<String>,
+}
+
+/// Beginnings of the names of heads that a checkpoint may hold beside the one that is loaded.
+const OTHER_HEADS: [&str; 8] = [
+    "qa_outputs.",
+    "v_head.",
+    "value_head.",
+    "reward_head.",
+    "score.",
+    "classifier.",
+    "discriminator_predictions.",
+    "generator_predictions.",
+];
+
+/// End of the names under which some layers keep what is no parameter.
+const EXTRA_STATE: &str = "_extra_state";
 
 impl<'a, B: Backend> Loader<'a, B> {
     /// A loader from `checkpoint` onto `device`; the checkpoint may hold the keys with or without `prefix`.
@@ -108,9 +137,15 @@ impl<'a, B: Backend> Loader<'a, B> {
             weights: WeightType::F32,
             used: BTreeSet::new(),
             factors: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             missing: Vec::new(),
             problems: Vec::new(),
         }
+    }
+
+    /// Reads `key` from the tensor `other` where the checkpoint does not hold it.
+    pub(crate) fn alias(&mut self, key: String, other: String) {
+        self.aliases.insert(key, other);
     }
 
     /// Keeps matrices in this type.
@@ -136,6 +171,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// The name under which the checkpoint holds `key`, also by the old names of layer norms.
     fn resolve(&self, key: &str) -> Option<String> {
+        let alias = self.aliases.get(key).filter(|other| self.checkpoint.contains(other));
         let key = self.stored_key(key);
         if self.checkpoint.contains(key) {
             return Some(key.to_string());
@@ -144,6 +180,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         old.iter()
             .find_map(|(new, old)| key.strip_suffix(new).map(|path| format!("{path}{old}")))
             .filter(|name| self.checkpoint.contains(name))
+            .or_else(|| alias.cloned())
     }
 
     fn load<const D: usize>(
@@ -191,6 +228,11 @@ impl<'a, B: Backend> Loader<'a, B> {
                     Layout::Transposed => self.checkpoint.read_f32_transposed(name)?,
                 };
                 let data = TensorData::new(values, shape);
+                if dtype == DType::F16 && data.iter::<f32>().any(|x| x.is_finite() && x.abs() >= F16_LIMIT) {
+                    return Err(ModelError::Input(format!(
+                        "'{name}' has values beyond the range of f16; keep the weights in bf16 or f32"
+                    )));
+                }
                 Ok(if dtype == DType::F32 { data } else { data.convert_dtype(dtype) })
             }
         }
@@ -207,19 +249,23 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     /// Ends the loading: an error if anything was misshaped, a key in `required` was missing, or the
-    /// checkpoint holds a tensor that `is_extra` does not excuse. Returns the keys that kept their fresh
-    /// values.
+    /// checkpoint holds a tensor that `is_extra` does not excuse and that belongs to no other head.
     pub fn finish(
         mut self,
         required: impl Fn(&str) -> bool,
         is_extra: impl Fn(&str) -> bool,
-    ) -> Result<Vec<String>> {
-        let (missing, fresh): (Vec<_>, Vec<_>) = self.missing.into_iter().partition(|k| required(k));
-        let unexpected = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
+    ) -> Result<Unmatched> {
+        let (missing, newly_initialized): (Vec<_>, Vec<_>) =
+            self.missing.into_iter().partition(|k| required(k));
+        let unused = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
+        let unused = unused.filter(|n| !n.ends_with(EXTRA_STATE));
+        let is_head = |name: &&str| OTHER_HEADS.iter().any(|head| name.starts_with(head));
+        let (ignored, unexpected): (Vec<&str>, Vec<&str>) = unused.partition(is_head);
+        let ignored = ignored.into_iter().map(str::to_string).collect();
         self.problems.extend(missing.iter().map(|k| format!("missing '{k}'")));
-        self.problems.extend(unexpected.map(|n| format!("unexpected '{n}'")));
+        self.problems.extend(unexpected.into_iter().map(|n| format!("unexpected '{n}'")));
         if self.problems.is_empty() {
-            return Ok(fresh);
+            return Ok(Unmatched { newly_initialized, ignored });
         }
         let path = self.checkpoint.path().to_path_buf();
         Err(ModelError::Tensors { path, details: summary(&self.problems) })

@@ -32,6 +32,11 @@ pub trait Parameters<B: Backend>: Clone {
         &[]
     }
 
+    /// Tensors of the loaded checkpoint that belong to a head that the model does not have.
+    fn ignored(&self) -> &[String] {
+        &[]
+    }
+
     /// Sets which parameters are trained, given each one and whether it was so far.
     fn choose_trained(&mut self, choose: impl FnMut(&Parameter<'_>, bool) -> bool) {
         self.visit_params(&mut Choose(choose));
@@ -95,9 +100,7 @@ pub trait Stack<B: Kernels>: Parameters<B> {
     ///
     /// # Shapes
     /// - x, output: `[rows, d_model]`
-    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        x
-    }
+    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
 
     /// Hidden states of the whole model: embedded, through all layers, finished.
     ///
@@ -112,3 +115,47 @@ pub trait Stack<B: Kernels>: Parameters<B> {
         self.finish(x)
     }
 }
+
+/// The stack of a model whose embeddings and layers are in its field `body`.
+macro_rules! stack_of_body {
+    ($model:ident) => {
+        impl<B: Kernels> $crate::Stack<B> for $model<B> {
+            fn n_layers(&self) -> usize {
+                self.body.n_layers()
+            }
+
+            fn max_tokens(&self) -> Option<usize> {
+                self.body.max_tokens()
+            }
+
+            fn batch(
+                &self,
+                tokens: $crate::Tokens<'_>,
+                device: &B::Device,
+            ) -> $crate::Result<$crate::TokenBatch<B>> {
+                self.body.batch(tokens, device)
+            }
+
+            fn embed(&self, batch: &$crate::TokenBatch<B>, run: $crate::Run<'_, B>) -> Tensor<B, 2> {
+                self.body.embed(batch, run)
+            }
+
+            fn layer(
+                &self,
+                index: usize,
+                x: Tensor<B, 2>,
+                batch: &$crate::TokenBatch<B>,
+                rows: $crate::Rows,
+                run: $crate::Run<'_, B>,
+            ) -> Tensor<B, 2> {
+                self.body.layer(index, x, batch, rows, run)
+            }
+
+            fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+                self.body.finish(x)
+            }
+        }
+    };
+}
+
+pub(crate) use stack_of_body;

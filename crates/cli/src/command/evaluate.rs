@@ -8,6 +8,7 @@ use anyhow::Result;
 use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::Problem;
 use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
@@ -53,7 +54,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let loaded = args.model.load::<Inner>(&device()?)?;
     loaded.require_sequence_head()?;
     anyhow::ensure!(
-        !loaded.model.model().config().is_multi_label(),
+        loaded.model.model().config().problem != Problem::MultiLabel,
         "the model decides each label by itself (multi_label_classification); {} has one right label for each row",
         args.task
     );

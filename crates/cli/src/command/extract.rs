@@ -8,7 +8,7 @@ use lowrank_adapters::peft::PeftConfig;
 use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{DecoderConfig, EncoderConfig};
+use lowrank_models::{DecoderConfig, EncoderConfig, Problem};
 use lowrank_spec::{HostTensor, transpose};
 use serde_json::{Value, json};
 
@@ -145,7 +145,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     write_adapter(&set, &sites, adapter, saved, &args.output)?;
     if let Ok(tuned) = EncoderConfig::read(&tuned_dir) {
         let base_hash = base.content_hash();
-        write_labels(&args.output, &tuned.labels, tuned.regression, Some(&base_hash))?;
+        write_labels(&args.output, &tuned.labels, tuned.problem == Problem::Regression, Some(&base_hash))?;
     }
     if args.json {
         return print_json(&json!({"output": args.output, "modules": rows, "saved_in_full": modules}));

@@ -9,7 +9,9 @@ use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{Decoder, ModelFolder, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier};
+use lowrank_models::{
+    ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier,
+};
 use serde_json::{Map, Value, json};
 
 use crate::adapter;
@@ -111,24 +113,18 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = ModelFolder::open(&args.path)?;
     let device = device()?;
-    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind().is_decoder() {
-        ensure!(
-            args.labels.is_none(),
-            "--labels is for encoders; {} is {}",
-            folder.path().display(),
-            folder.kind().describe()
-        );
+    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
         let config = folder.decoder_config()?;
         let heads = config.n_heads;
         let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
         (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
     } else {
-        let config = folder.encoder_config()?;
+        let config = ClassifierConfig::read(folder.path())?;
         let config = match args.labels {
             Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
             None => config,
         };
-        let heads = config.n_heads;
+        let heads = config.n_heads();
         let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
         (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
     };

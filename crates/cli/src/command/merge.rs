@@ -9,8 +9,8 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::{
-    Adaptable, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Rows, Run, SequenceClassifier,
-    Stack, Tokens,
+    Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows, Run,
+    SequenceClassifier, Stack, Tokens,
 };
 use lowrank_spec::LowrankSection;
 
@@ -53,13 +53,13 @@ trait Probed: Adaptable<Inner> {
 impl Probed for SequenceClassifier<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
-        let ids = probe_ids(config.vocab_size, config.max_tokens());
+        let ids = probe_ids(config.vocab_size(), config.max_tokens());
         let batch = self.batch(Tokens::new(&ids, &[ids.len()]), device)?;
         Ok(host_values(self.forward(&batch, Run::eval(adapters))))
     }
 
     fn factored(&self) -> &LowrankSection {
-        &self.config().lowrank
+        self.config().lowrank()
     }
 }
 
@@ -82,18 +82,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let source = model_folder(&args.model.model)?;
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    match EncoderConfig::read(&source) {
-        Ok(_) => {
-            let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
-            merge(&args, &model, &adapters, &source, &device)
-        }
-        Err(encoder) => {
-            let config = DecoderConfig::read(&source).map_err(|_| encoder)?;
-            let mut model = Decoder::<Inner>::load(&source, config, Default::default(), &device)?;
-            let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
-            merge(&args, &model, &adapters, &source, &device)
-        }
+    if ModelFolder::open(&source)?.kind() != ModelKind::Decoder {
+        let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
+        return merge(&args, &model, &adapters, &source, &device);
     }
+    let config = DecoderConfig::read(&source)?;
+    let mut model = Decoder::<Inner>::load(&source, config, Default::default(), &device)?;
+    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+    merge(&args, &model, &adapters, &source, &device)
 }
 
 fn merge<M: Probed>(

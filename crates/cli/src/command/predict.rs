@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use lowrank_eval::argmax;
+use lowrank_models::Problem;
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
@@ -35,13 +36,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .enumerate()
         .map(|(i, logits)| {
             let class = argmax(i, logits)? as usize;
-            if config.is_multi_label() {
-                return Ok(multi_label(&config.labels, logits, class));
-            }
-            let (label, score) = if config.regression {
-                (config.labels[0].clone(), f64::from(logits[0]))
-            } else {
-                (config.labels[class].clone(), probability(logits, class))
+            let (label, score) = match config.problem {
+                Problem::Regression => (config.labels[0].clone(), f64::from(logits[0])),
+                Problem::SingleLabel => (config.labels[class].clone(), probability(logits, class)),
+                Problem::MultiLabel => return Ok(multi_label(&config.labels, logits, class)),
             };
             Ok(json!({"logits": logits, "label": label, "score": score}))
         })

@@ -3,8 +3,7 @@
 use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
-    model_types: &["bert"],
-    class: "Bert",
+    model_types: &[("bert", "Bert")],
     config_keys: &[],
     positions_after_padding: false,
     names: NAMES,

@@ -3,8 +3,7 @@
 use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
-    model_types: &["distilbert"],
-    class: "DistilBert",
+    model_types: &[("distilbert", "DistilBert")],
     config_keys: &[
         ("dim", "hidden_size"),
         ("n_layers", "num_hidden_layers"),

@@ -7,6 +7,7 @@ use crate::config::{
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     model_type: "gpt2",
+    class: "GPT2",
     names: DecoderNames {
         prefix: "transformer.",
         embedding: "wte",
@@ -72,6 +73,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         tied: keys.flag_or("tie_word_embeddings", true)?,
         bos: keys.ids("bos_token_id")?.first().copied(),
         eos: keys.ids("eos_token_id")?,
+        padding: keys.ids("pad_token_id")?.first().copied(),
         lowrank: keys.section()?,
         raw: Default::default(),
     })

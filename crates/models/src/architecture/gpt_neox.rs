@@ -7,6 +7,7 @@ use crate::config::{
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     model_type: "gpt_neox",
+    class: "GPTNeoX",
     names: DecoderNames {
         prefix: "gpt_neox.",
         embedding: "embed_in",
@@ -36,7 +37,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         theta: "rotary_emb_base",
         partial: "rotary_pct",
         default_partial: 0.25,
-        ..RopeKeys::default()
+        ..RopeKeys::DEFAULT
     };
     Ok(DecoderConfig {
         norm: NormKind::Layer,

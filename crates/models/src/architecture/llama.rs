@@ -1,9 +1,9 @@
 //! Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024).
 
-use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Keys, LayerNorms, QkvNames};
+use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, QkvNames};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "llama", names: NAMES, config };
+    DecoderArchitecture { model_type: "llama", class: "Llama", names: NAMES, config };
 
 /// Most later decoders have these, or most of them.
 pub(super) const NAMES: DecoderNames = DecoderNames {
@@ -29,11 +29,20 @@ pub(super) fn config(
     architecture: &'static DecoderArchitecture,
     keys: &Keys<'_>,
 ) -> Result<DecoderConfig, String> {
+    with(architecture, keys, Defaults::DEFAULT)
+}
+
+/// The same with other defaults.
+pub(super) fn with(
+    architecture: &'static DecoderArchitecture,
+    keys: &Keys<'_>,
+    defaults: Defaults,
+) -> Result<DecoderConfig, String> {
     let bias = keys.flag_or("attention_bias", false)?;
     Ok(DecoderConfig {
         qkv_bias: bias,
         output_bias: bias,
         mlp_bias: keys.flag_or("mlp_bias", false)?,
-        ..DecoderConfig::common(architecture, keys)?
+        ..DecoderConfig::with(architecture, keys, defaults)?
     })
 }

@@ -4,7 +4,7 @@ use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, MAX_DIM};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "mistral", config, ..llama::ARCHITECTURE };
+    DecoderArchitecture { model_type: "mistral", class: "Mistral", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     // Without the key a window of 4096; only null switches it off.

@@ -17,7 +17,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, EncoderArchitecture, EncoderConfig, Keys, read_object,
+    BodyConfig, ClassifierConfig, DecoderArchitecture, DecoderConfig, EncoderArchitecture, EncoderConfig,
+    Keys, read_labels, read_object,
 };
 use crate::error::{ModelError, Result};
 
@@ -62,7 +63,7 @@ pub fn decoder(model_type: &str) -> std::result::Result<&'static DecoderArchitec
 pub fn encoder(model_type: &str) -> std::result::Result<&'static EncoderArchitecture, String> {
     ENCODERS
         .into_iter()
-        .find(|a| a.model_types.contains(&model_type))
+        .find(|a| a.model_types.iter().any(|(name, _)| *name == model_type))
         .ok_or_else(|| unknown::encoder(model_type))
 }
 
@@ -99,8 +100,9 @@ fn encoder_type(raw: &Map<String, Value>) -> std::result::Result<String, String>
     let class = classes.filter_map(Value::as_str).next();
     let Some(class) = class else { return Ok("bert".into()) };
     // The longest beginning that fits: `DistilBert` before `Bert`.
-    let known = ENCODERS.iter().filter(|a| class.starts_with(a.class)).max_by_key(|a| a.class.len());
-    known.map(|a| a.model_types[0].to_string()).ok_or_else(|| {
+    let all = ENCODERS.iter().flat_map(|a| a.model_types);
+    let known = all.filter(|(_, beginning)| class.starts_with(beginning)).max_by_key(|(_, name)| name.len());
+    known.map(|(model_type, _)| (*model_type).to_string()).ok_or_else(|| {
         format!(
             "model_type is missing, and the class '{class}' in architectures is not supported for encoders"
         )
@@ -142,6 +144,30 @@ impl DecoderConfig {
         let config = Self { raw: raw.clone(), ..(architecture.config)(architecture, &keys)? };
         config.check()?;
         Ok(config)
+    }
+}
+
+impl ClassifierConfig {
+    /// Reads `config.json` of a model folder, of an encoder or a decoder.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::read`] and [`DecoderConfig::read`].
+    pub fn read(folder: &Path) -> Result<Self> {
+        let raw = read_object(folder, "config.json")?;
+        Self::parse(raw).map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })
+    }
+
+    /// Takes the object of a `config.json`.
+    ///
+    /// # Errors
+    /// A line that says what is wrong.
+    pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
+        let model_type = Keys::new(&raw).text("model_type")?;
+        if !model_type.is_some_and(|name| DECODERS.iter().any(|a| a.model_type == name)) {
+            return EncoderConfig::parse(raw).map(Self::from);
+        }
+        let (labels, problem) = read_labels(&Keys::new(&raw))?;
+        Ok(Self { labels, problem, body: BodyConfig::Decoder(DecoderConfig::parse(raw)?) })
     }
 }
 

@@ -4,7 +4,7 @@ use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "qwen2", config, ..llama::ARCHITECTURE };
+    DecoderArchitecture { model_type: "qwen2", class: "Qwen2", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let common = DecoderConfig { qkv_bias: true, ..DecoderConfig::common(architecture, keys)? };

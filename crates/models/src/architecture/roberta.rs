@@ -4,8 +4,7 @@ use super::bert;
 use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
-    model_types: &["roberta", "xlm-roberta", "camembert"],
-    class: "Roberta",
+    model_types: &[("roberta", "Roberta"), ("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert")],
     config_keys: &[],
     positions_after_padding: true,
     names: EncoderNames { prefix: "roberta.", ..bert::NAMES },

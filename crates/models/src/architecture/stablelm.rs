@@ -4,7 +4,7 @@ use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, NormKind, Residual, RopeConfig, RopeKeys};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "stablelm", config, ..llama::ARCHITECTURE };
+    DecoderArchitecture { model_type: "stablelm", class: "StableLm", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     if keys.flag_or("qk_layernorm", false)? {
@@ -15,7 +15,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     if parallel {
         common.layers.iter_mut().for_each(|layer| layer.norms.mlp = None);
     }
-    let rope = RopeKeys { default_partial: 0.25, ..RopeKeys::default() };
+    let rope = RopeKeys { default_partial: 0.25, ..RopeKeys::DEFAULT };
     Ok(DecoderConfig {
         norm: NormKind::Layer,
         norm_eps: keys.number_or("layer_norm_eps", 1e-5)?,

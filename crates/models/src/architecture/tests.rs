@@ -1,10 +1,10 @@
 //! Reading configs of encoders and decoders.
 
 use rstest::rstest;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::config::Activation;
+use crate::config::{Activation, Problem};
 use lowrank_kernels::Gelu;
 
 fn config(changes: &str) -> std::result::Result<EncoderConfig, String> {
@@ -23,7 +23,7 @@ fn defaults_are_those_of_transformers() {
     assert_eq!((c.max_tokens(), c.type_vocab_size, c.norm_eps), (512, 2, 1e-12));
     assert_eq!(c.activation, Activation::Gelu(Gelu::Erf));
     assert_eq!(c.labels, ["LABEL_0", "LABEL_1"]);
-    assert!(!c.regression);
+    assert_eq!(c.problem, Problem::SingleLabel);
 }
 
 #[test]
@@ -50,9 +50,73 @@ fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
 
 #[test]
 fn labels_are_written_back() {
-    let c = config("{}").unwrap().with_labels(vec!["no".into(), "yes".into()], false);
-    let again = EncoderConfig::parse(c.raw.clone()).unwrap();
+    let c = ClassifierConfig::from(config("{}").unwrap());
+    let c = c.with_labels(vec!["no".into(), "yes".into()], false);
+    let again = ClassifierConfig::parse(c.raw().clone()).unwrap();
     assert_eq!(again.labels, ["no", "yes"]);
     let score = c.with_labels(vec!["score".into()], true);
-    assert!(EncoderConfig::parse(score.raw).unwrap().regression);
+    assert!(ClassifierConfig::parse(score.raw().clone()).unwrap().is_regression());
+}
+
+#[test]
+fn labels_may_be_numbers_and_problems_are_three() {
+    let c = config(r#"{"id2label":{"0":0,"1":1.5}}"#).unwrap();
+    assert_eq!(c.labels, ["0", "1.5"]);
+    let c = config(r#"{"problem_type":"multi_label_classification"}"#).unwrap();
+    assert_eq!(c.problem, Problem::MultiLabel);
+}
+
+#[test]
+fn no_token_is_padding() {
+    let c = config(r#"{"model_type":"roberta","pad_token_id":-1,"max_position_embeddings":12}"#).unwrap();
+    assert_eq!((c.position_offset, c.max_tokens()), (0, 12));
+    assert!(config(r#"{"pad_token_id":-1}"#).is_ok());
+}
+
+#[test]
+fn a_config_without_a_type_is_what_its_class_says() {
+    let of = |class: &str| {
+        let mut raw = config("{}").unwrap().raw;
+        raw.remove("model_type");
+        raw.insert("architectures".into(), vec![class].into());
+        EncoderConfig::parse(raw).map(|c| c.architecture.model_types[0].0)
+    };
+    assert_eq!(of("RobertaModel").unwrap(), "roberta");
+    assert_eq!(of("BertForMaskedLM").unwrap(), "bert");
+    assert!(of("ElephantModel").unwrap_err().contains("'ElephantModel'"));
+}
+
+#[rstest]
+#[case(json!({"quant_method": "gptq", "bits": 4}), "GPTQ")]
+#[case(json!({"quant_method": "awq"}), "AWQ")]
+#[case(json!({"quant_method": "fp8"}), "FP8")]
+#[case(json!({"load_in_4bit": true}), "bitsandbytes")]
+fn quantised_checkpoints_are_called_so(#[case] section: Value, #[case] name: &str) {
+    let mut raw = config("{}").unwrap().raw;
+    raw.insert("quantization_config".into(), section);
+    let error = EncoderConfig::parse(raw).unwrap_err();
+    assert!(error.contains(name) && error.contains("quantization_config"), "{error}");
+}
+
+#[rstest]
+#[case("llama4", "the nearest is llama")]
+#[case("deepseek_v3", "latent attention")]
+#[case("bert", "is an encoder")]
+fn unknown_decoders_are_placed(#[case] model_type: &str, #[case] part: &str) {
+    let error = decoder(model_type).unwrap_err();
+    assert!(error.contains(part), "{error}");
+}
+
+#[test]
+fn a_mistral_without_the_key_has_a_window() {
+    let raw = |window: &str| {
+        let text = format!(
+            r#"{{"model_type":"mistral","vocab_size":9,"hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,
+                "intermediate_size":8{window}}}"#
+        );
+        DecoderConfig::parse(serde_json::from_str(&text).unwrap()).unwrap().layers[0].window
+    };
+    assert_eq!(raw(""), Some(4096));
+    assert_eq!(raw(r#","sliding_window":null"#), None);
+    assert_eq!(raw(r#","sliding_window":7"#), Some(7));
 }

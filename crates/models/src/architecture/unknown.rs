@@ -38,7 +38,7 @@ const RELATIVES: &[(&str, &str)] = &[
 
 /// Why a decoder of this type is refused.
 pub(super) fn decoder(model_type: &str) -> String {
-    if ENCODERS.iter().any(|a| a.model_types.contains(&model_type)) {
+    if ENCODERS.iter().flat_map(|a| a.model_types).any(|(name, _)| *name == model_type) {
         return format!(
             "model_type '{model_type}' is an encoder; a decoder (a language model) is needed here"
         );
@@ -54,7 +54,7 @@ pub(super) fn encoder(model_type: &str) -> String {
             "model_type '{model_type}' is a decoder (a language model); an encoder is needed here"
         );
     }
-    let known: Vec<&str> = ENCODERS.iter().flat_map(|a| a.model_types).copied().collect();
+    let known: Vec<&str> = ENCODERS.iter().flat_map(|a| a.model_types).map(|(name, _)| *name).collect();
     refusal(model_type, "encoders", &known)
 }
 

@@ -7,7 +7,7 @@ use crate::config::file::{MAX_DIM, MAX_LAYERS, lookup};
 use crate::config::keys::Keys;
 use crate::config::layer::{LayerKind, NormKind};
 use crate::config::names::DecoderArchitecture;
-use crate::config::rope::RopeConfig;
+use crate::config::rope::{RopeConfig, RopeKeys};
 use lowrank_spec::LowrankSection;
 
 /// How the two parts of a layer meet the residual stream.
@@ -92,10 +92,45 @@ pub struct DecoderConfig {
     pub bos: Option<u32>,
     /// Tokens that end a text.
     pub eos: Vec<u32>,
+    /// The token that fills texts of a batch up to one length in other implementations.
+    pub padding: Option<u32>,
     /// Which modules are factors.
     pub lowrank: LowrankSection,
     /// The whole file.
     pub raw: Map<String, Value>,
+}
+
+/// Names and defaults of keys that differ between architectures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defaults {
+    /// Width of a head; the hidden width over the heads where there is none.
+    pub(crate) head_dim: Option<usize>,
+    /// The key of the feed-forward activation, and its value where the key is absent.
+    pub(crate) activation_key: &'static str,
+    pub(crate) activation: &'static str,
+    /// The key of the norms' epsilon, and its value where the key is absent.
+    pub(crate) norm_eps_key: &'static str,
+    pub(crate) norm_eps: f64,
+    /// Rotary positions.
+    pub(crate) rope: RopeKeys,
+    /// Whether the head is the word embedding.
+    pub(crate) tied: bool,
+    /// Positions the model was made for.
+    pub(crate) max_positions: usize,
+}
+
+impl Defaults {
+    /// Llama's.
+    pub(crate) const DEFAULT: Self = Self {
+        head_dim: None,
+        activation_key: "hidden_act",
+        activation: "silu",
+        norm_eps_key: "rms_norm_eps",
+        norm_eps: 1e-6,
+        rope: RopeKeys::DEFAULT,
+        tied: false,
+        max_positions: 2048,
+    };
 }
 
 impl DecoderConfig {
@@ -105,10 +140,26 @@ impl DecoderConfig {
         architecture: &'static DecoderArchitecture,
         keys: &Keys<'_>,
     ) -> std::result::Result<Self, String> {
+        Self::with(architecture, keys, Defaults::DEFAULT)
+    }
+
+    /// The same with other names and defaults of some keys.
+    pub(crate) fn with(
+        architecture: &'static DecoderArchitecture,
+        keys: &Keys<'_>,
+        defaults: Defaults,
+    ) -> std::result::Result<Self, String> {
         let n_heads = keys.size("num_attention_heads")?;
         let d_model = keys.size("hidden_size")?;
         let n_layers = keys.size_within("num_hidden_layers", MAX_LAYERS)?;
-        let head_dim = keys.size_or("head_dim", d_model / n_heads)?;
+        let head_dim = keys.size_or("head_dim", defaults.head_dim.unwrap_or(d_model / n_heads))?;
+        let activation = keys.text(defaults.activation_key)?.unwrap_or(defaults.activation);
+        let layer = LayerKind {
+            window: None,
+            rope: Some(0),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            norms: architecture.names.norms,
+        };
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
@@ -118,33 +169,26 @@ impl DecoderConfig {
             n_kv_heads: keys.size_or("num_key_value_heads", n_heads)?,
             head_dim,
             d_ff: keys.size("intermediate_size")?,
-            max_positions: keys.size_or("max_position_embeddings", 2048)?,
+            max_positions: keys.size_or("max_position_embeddings", defaults.max_positions)?,
             norm: NormKind::Rms,
-            norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-            ropes: vec![RopeConfig::read(keys, head_dim)?],
-            activation: lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("silu"), &Activation::NAMES)?,
+            norm_eps: keys.number_or(defaults.norm_eps_key, defaults.norm_eps)?,
+            ropes: vec![RopeConfig::read_with(keys, head_dim, defaults.rope)?],
+            activation: lookup(defaults.activation_key, activation, &Activation::NAMES)?,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
             residual: Residual::Sequential,
             qk_norm: None,
-            layers: vec![
-                LayerKind {
-                    window: None,
-                    rope: Some(0),
-                    scale: 1.0 / (head_dim as f32).sqrt(),
-                    norms: architecture.names.norms,
-                };
-                n_layers
-            ],
+            layers: vec![layer; n_layers],
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
             head_bias: false,
-            tied: keys.flag_or("tie_word_embeddings", false)?,
+            tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
             bos: keys.ids("bos_token_id")?.first().copied(),
             eos: keys.ids("eos_token_id")?,
+            padding: keys.ids("pad_token_id")?.first().copied(),
             lowrank: keys.section()?,
             raw: Map::new(),
         })

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::config::activation::Activation;
 use crate::config::file::{MAX_LAYERS, lookup};
 use crate::config::keys::Keys;
+use crate::config::labels::{self, Problem};
 use crate::config::names::EncoderArchitecture;
 use lowrank_spec::LowrankSection;
 
@@ -44,16 +45,13 @@ pub struct EncoderConfig {
     pub position_offset: usize,
     /// Label names by class index.
     pub labels: Vec<String>,
-    /// Whether the head predicts a number.
-    pub regression: bool,
+    /// What the logits of the head mean.
+    pub problem: Problem,
     /// Which modules are factors.
     pub lowrank: LowrankSection,
     /// The whole file, kept so that a saved model has all its keys.
     pub raw: Map<String, Value>,
 }
-
-/// `problem_type` of a head whose labels do not exclude each other.
-const MULTI_LABEL: &str = "multi_label_classification";
 
 impl EncoderConfig {
     /// The config of an architecture by the object of a `config.json`.
@@ -93,6 +91,11 @@ impl EncoderConfig {
         if norm_eps < 0.0 {
             return Err(format!("layer_norm_eps = {norm_eps} is out of range; expected 0 or more"));
         }
+        for key in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
+            if keys.has(key) && keys.get(key).is_none() {
+                return Err(format!("{key} = null; expected a number of 0 <= p < 1"));
+            }
+        }
         let hidden_dropout = keys.dropout("hidden_dropout_prob")?.unwrap_or(0.1);
         if let Some(kind) = keys.text("position_embedding_type")?.filter(|&kind| kind != "absolute") {
             return Err(format!("position_embedding_type '{kind}' is not supported; expected 'absolute'"));
@@ -118,18 +121,7 @@ impl EncoderConfig {
                 position_offset - 1
             ));
         }
-        let labels = labels(keys)?;
-        let regression = match keys.text("problem_type")? {
-            Some("regression") => true,
-            Some("single_label_classification" | MULTI_LABEL) => false,
-            Some(other) => {
-                return Err(format!(
-                    "problem_type '{other}' is not supported; expected regression, single_label_classification or \
-                     {MULTI_LABEL}"
-                ));
-            }
-            None => labels.len() == 1,
-        };
+        let (labels, problem) = labels::read(keys)?;
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
@@ -146,57 +138,21 @@ impl EncoderConfig {
             classifier_dropout: keys.dropout("classifier_dropout")?.unwrap_or(hidden_dropout),
             position_offset,
             labels,
-            regression,
+            problem,
             lowrank: keys.section()?,
             raw: Map::new(),
         })
     }
 
-    /// Whether each label is decided by itself, so that a text may have several or none.
-    pub fn is_multi_label(&self) -> bool {
-        self.raw.get("problem_type").and_then(Value::as_str) == Some(MULTI_LABEL)
+    /// Beginning of the names of this model's classes in transformers.
+    pub fn class(&self) -> &'static str {
+        let own = self.raw.get("model_type").and_then(Value::as_str);
+        let types = self.architecture.model_types;
+        types.iter().find(|(name, _)| Some(*name) == own).unwrap_or(&types[0]).1
     }
 
     /// Longest sequence the position embedding allows.
     pub const fn max_tokens(&self) -> usize {
         self.max_positions - self.position_offset
     }
-
-    /// Sets the labels of the task at hand; one label with `regression` predicts a number.
-    pub fn with_labels(mut self, labels: Vec<String>, regression: bool) -> Self {
-        let numbered = || labels.iter().enumerate();
-        let id2label: Map<String, Value> =
-            numbered().map(|(i, l)| (i.to_string(), l.clone().into())).collect();
-        let label2id: Map<String, Value> = numbered().map(|(i, l)| (l.clone(), i.into())).collect();
-        self.raw.insert("id2label".into(), id2label.into());
-        self.raw.insert("label2id".into(), label2id.into());
-        let problem = if regression { "regression" } else { "single_label_classification" };
-        self.raw.insert("problem_type".into(), problem.into());
-        self.raw.remove("num_labels");
-        Self { labels, regression, ..self }
-    }
-}
-
-/// Label names in class order; transformers' default is two labels called `LABEL_0` and `LABEL_1`.
-fn labels(keys: &Keys<'_>) -> std::result::Result<Vec<String>, String> {
-    let Some(map) = keys.object("id2label")? else {
-        let n = keys.size_or("num_labels", 2)?;
-        return Ok((0..n).map(|i| format!("LABEL_{i}")).collect());
-    };
-    let mut labels = vec![None; map.len()];
-    for (id, label) in map.entries() {
-        let slot = id.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
-        let slot = slot.ok_or_else(|| format!("id2label has the key '{id}'; expected 0, 1, …"))?;
-        *slot = Some(match label {
-            Value::String(text) => text.clone(),
-            // Names that are numbers are read as transformers writes them again.
-            Value::Number(number) => number.to_string(),
-            other => return Err(format!("id2label['{id}'] = {other}; expected a name")),
-        });
-    }
-    labels
-        .into_iter()
-        .collect::<Option<Vec<String>>>()
-        .filter(|l| !l.is_empty())
-        .ok_or("id2label is empty".into())
 }

@@ -2,18 +2,22 @@
 //! nothing here knows which architectures there are.
 
 mod activation;
+mod classifier;
 mod decoder;
 mod encoder;
 mod file;
 mod keys;
+mod labels;
 mod layer;
 mod names;
 mod rope;
 
 pub use activation::Activation;
+pub use classifier::{BodyConfig, ClassifierConfig};
 pub use decoder::{DecoderConfig, QkNorm, Residual};
 pub use encoder::EncoderConfig;
 pub use keys::Keys;
+pub use labels::Problem;
 pub use layer::{LayerKind, NormKind};
 pub use names::{
     DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, HeadNames, LayerNorms,
@@ -21,4 +25,6 @@ pub use names::{
 };
 pub use rope::{RopeConfig, RopeKeys, RopeScaling};
 
+pub(crate) use decoder::Defaults;
 pub(crate) use file::{MAX_DIM, MAX_LAYERS, lookup, read_object};
+pub(crate) use labels::read as read_labels;

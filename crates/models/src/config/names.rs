@@ -7,10 +7,9 @@ use crate::config::keys::Keys;
 /// What an encoder architecture has of its own over the shared [`Encoder`](crate::encoder::Encoder).
 #[derive(Debug)]
 pub struct EncoderArchitecture {
-    /// `model_type` in `config.json`; a config without one is the first architecture's.
-    pub model_types: &'static [&'static str],
-    /// Beginning of the class names in `architectures` (`Bert` of `BertForSequenceClassification`).
-    pub class: &'static str,
+    /// `model_type` in `config.json`, and the beginning of the class names in `architectures` that go with it (`Bert` of
+    /// `BertForSequenceClassification`).
+    pub model_types: &'static [(&'static str, &'static str)],
     /// Keys of `config.json` that have other names in BERT's.
     pub config_keys: &'static [(&'static str, &'static str)],
     /// Whether positions count from `pad_token_id + 1`.
@@ -94,6 +93,8 @@ pub struct MaskedLmNames {
 pub struct DecoderArchitecture {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// Beginning of the class names in `architectures` (`Llama` of `LlamaForCausalLM`).
+    pub class: &'static str,
     /// Where the tensors are.
     pub names: DecoderNames,
     /// Reads the config's keys.

@@ -79,30 +79,37 @@ pub struct RopeKeys {
     pub default_partial: f64,
 }
 
-impl Default for RopeKeys {
-    fn default() -> Self {
-        Self {
-            theta: "rope_theta",
-            default_theta: 10_000.0,
-            partial: "partial_rotary_factor",
-            default_partial: 1.0,
-        }
-    }
+impl RopeKeys {
+    /// Llama's.
+    pub(crate) const DEFAULT: Self = Self {
+        theta: "rope_theta",
+        default_theta: 10_000.0,
+        partial: "partial_rotary_factor",
+        default_partial: 1.0,
+    };
 }
 
 impl RopeConfig {
     /// From `rope_theta`, `rope_scaling` and `partial_rotary_factor`, or from `rope_parameters`, which holds them all in
     /// newer configs.
-    pub(crate) fn read(keys: &Keys<'_>, head_dim: usize) -> Result<Self, String> {
-        Self::read_with(keys, head_dim, RopeKeys::default())
-    }
-
-    /// The same under other names.
     pub(crate) fn read_with(keys: &Keys<'_>, head_dim: usize, names: RopeKeys) -> Result<Self, String> {
         let (new, old) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
         // transformers reads `rope_scaling` where it has entries, and `rope_parameters` otherwise.
         let chosen = old.filter(|keys| !keys.is_empty()).or(new);
         Self::build(keys, chosen, head_dim, names)
+    }
+
+    /// The positions of the layers of one kind, where `rope_parameters` holds an object for each kind. `rope_scaling` of an
+    /// older config belongs to `full_attention`.
+    pub(crate) fn read_kind(
+        keys: &Keys<'_>,
+        kind: &str,
+        head_dim: usize,
+        names: RopeKeys,
+    ) -> Result<Self, String> {
+        let own = keys.object("rope_parameters")?.map_or(Ok(None), |all| all.object(kind))?;
+        let old = keys.object("rope_scaling")?.filter(|old| kind == "full_attention" && !old.is_empty());
+        Self::build(keys, old.or(own), head_dim, names)
     }
 
     fn build(
@@ -169,7 +176,11 @@ impl RopeConfig {
 
 impl RopeScaling {
     fn read(own: &Keys<'_>, config: &Keys<'_>, theta: f64, rotary_dim: usize) -> Result<Self, String> {
-        let kind = own.text("rope_type")?.or(own.text("type")?).unwrap_or("default");
+        let kind = match own.text("rope_type")?.or(own.text("type")?).unwrap_or("default") {
+            // Phi-3's first configs call it so.
+            "yarn" | "su" if own.has("long_factor") => "longrope",
+            kind => kind,
+        };
         let at = |reason: String| format!("rope scaling '{kind}': {reason}");
         let optional = |key: &str| -> Result<Option<f64>, String> {
             match own.number(key).map_err(at)? {
@@ -223,7 +234,7 @@ impl RopeScaling {
                 }
                 Ok(Self::Yarn { factor, ramp: [low, high], attention_factor })
             }
-            "longrope" | "su" => {
+            "longrope" => {
                 let length = original_length()?;
                 let list = |key: &str| -> Result<Vec<f64>, String> {
                     let list =
@@ -299,7 +310,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn read(value: Value) -> Result<RopeConfig, String> {
-        RopeConfig::read(&Keys::new(value.as_object().unwrap()), 8)
+        RopeConfig::read_with(&Keys::new(value.as_object().unwrap()), 8, RopeKeys::DEFAULT)
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Decoders: language models on packed tokens, one structure for every architecture.
 
+pub(crate) mod body;
 mod constraints;
 mod generate;
 mod layer;

@@ -11,28 +11,21 @@ use lowrank_kernels::Kernels;
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
-use crate::batch::{Limits, Rows, TokenBatch, Tokens};
+use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::DecoderConfig;
-use crate::decoder::layer::DecoderLayer;
-use crate::embedding::Embedding;
+use crate::decoder::body::DecoderBody;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::norm::Norm;
 use crate::params::{Loader, WeightType};
-use crate::rope::Rotary;
 use crate::run::Run;
-use crate::stack::{Parameters, Stack};
+use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 
 /// A language model.
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
-    embedding: Embedding<B>,
-    /// `[max_positions, d_model]`, where positions are not rotary.
-    positions: Option<Embedding<B>>,
-    layers: Vec<DecoderLayer<B>>,
-    norm: Norm<B>,
+    body: DecoderBody<B>,
     /// `None` where it is the word embedding.
     head: Option<Linear<B>>,
     #[module(skip)]
@@ -44,8 +37,8 @@ pub struct Decoder<B: Backend> {
 struct Info {
     config: DecoderConfig,
     sites: Vec<Site>,
-    rotary: Vec<Rotary>,
-    limits: Limits,
+    /// Tensors of other heads in the checkpoint.
+    ignored: Vec<String>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -57,15 +50,7 @@ impl<B: Backend> Decoder<B> {
         let names = &config.architecture.names;
         let mut sites = SiteList::new(config.lowrank.clone());
         let d = config.d_model;
-        let path = |name: &str| format!("{}{name}", names.prefix);
-        let shape = [config.vocab_size, d];
-        let embedding = Embedding::init(&path(names.embedding), shape, &mut sites, seed, device);
-        let positions = names
-            .positions
-            .map(|name| Embedding::init(&path(name), [config.max_positions, d], &mut sites, seed, device));
-        let layers =
-            (0..config.n_layers).map(|i| DecoderLayer::init(&config, i, &mut sites, seed, device)).collect();
-        let norm = Norm::init(config.norm, d, config.norm_eps, device);
+        let body = DecoderBody::init(&config, &mut sites, seed, device);
         let head = (!config.tied).then(|| {
             let spec = LinearSpec {
                 path: names.head,
@@ -77,15 +62,8 @@ impl<B: Backend> Decoder<B> {
             };
             sites.linear(spec, seed, device)
         });
-        let limits = Limits {
-            vocab_size: config.vocab_size,
-            max_tokens: config.is_bounded().then_some(config.max_positions),
-            types: None,
-            first_position: names.positions.map(|_| 0),
-        };
-        let rotary = config.ropes.iter().map(Rotary::new).collect();
-        let info = Arc::new(Info { sites: sites.finish()?, rotary, limits, config });
-        Ok(Self { embedding, positions, layers, norm, head, info })
+        let info = Arc::new(Info { sites: sites.finish()?, ignored: Vec::new(), config });
+        Ok(Self { body, head, info })
     }
 
     /// Loads a Hugging Face folder, a tensor at a time.
@@ -100,16 +78,29 @@ impl<B: Backend> Decoder<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
+        let mut config = config;
         let names = &config.architecture.names;
+        let table = format!("{}{}.weight", names.prefix, names.embedding);
+        let head = format!("{}.weight", names.head);
+        // As transformers does: a head of its own in the file is kept, whatever the config says.
+        let stored =
+            checkpoint.names().find(|name| *name == table || table.strip_prefix(names.prefix) == Some(name));
+        if config.tied && has_own_head(&checkpoint, stored, &head, &config)? {
+            config.tied = false;
+        }
         let mut model = Self::init(config, 0, device)
             .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })?;
         let mut loader = Loader::new(&checkpoint, names.prefix, device).with_weights(weights)?;
+        if model.head.is_none() {
+            loader.alias(table, head.clone());
+        }
         model.visit_params(&mut loader);
-        let tied_head = model.head.is_none().then(|| format!("{}.weight", names.head));
+        let is_tied = model.head.is_none();
         let is_extra = |name: &str| {
-            tied_head.as_deref() == Some(name) || names.buffers.iter().any(|buffer| name.ends_with(buffer))
+            (is_tied && name == head) || names.buffers.iter().any(|buffer| name.ends_with(buffer))
         };
-        loader.finish(|_| true, is_extra)?;
+        let ignored = loader.finish(|_| true, is_extra)?.ignored;
+        model.info = Arc::new(Info { ignored, ..Info::clone(&model.info) });
         Ok(model)
     }
 
@@ -123,19 +114,6 @@ impl<B: Backend> Decoder<B> {
         let config = self.config();
         KvCache::new(config.n_layers, config.n_kv_heads * config.head_dim, capacities, device)
     }
-
-    /// Tokens that come after `past` others of their sequence.
-    fn batch_after(
-        &self,
-        tokens: Tokens<'_>,
-        past: impl Iterator<Item = usize> + Clone,
-        device: &B::Device,
-    ) -> Result<TokenBatch<B>> {
-        let (mut batch, positions) = TokenBatch::new(&self.info.limits, tokens, past, device)?;
-        let rotary = self.info.rotary.iter();
-        batch.angles = rotary.map(|rotary| rotary.angles(tokens.lengths, &positions, device)).collect();
-        Ok(batch)
-    }
 }
 
 impl<B: Backend> Parameters<B> for Decoder<B> {
@@ -145,18 +123,14 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
 
     fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         let names = &self.info.config.architecture.names;
-        let path = |name: &str| format!("{}{name}", names.prefix);
-        self.embedding.visit_params(&path(names.embedding), visitor);
-        if let (Some(positions), Some(name)) = (&mut self.positions, names.positions) {
-            positions.visit_params(&path(name), visitor);
-        }
-        for layer in &mut self.layers {
-            layer.visit_params(visitor);
-        }
-        self.norm.visit_params(ModulePath::new(&path(names.norm), Part::Body), visitor);
+        self.body.visit_params(visitor);
         if let Some(head) = &mut self.head {
             head.visit_params(ModulePath::new(names.head, Part::Head), visitor);
         }
+    }
+
+    fn ignored(&self) -> &[String] {
+        &self.info.ignored
     }
 
     fn config_json(&self) -> Map<String, Value> {
@@ -167,6 +141,24 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
     }
 }
 
+/// Whether a checkpoint holds a head that is not the embedding's table once more.
+fn has_own_head(
+    checkpoint: &Checkpoint,
+    table: Option<&str>,
+    head: &str,
+    config: &DecoderConfig,
+) -> Result<bool> {
+    if config.lowrank.modules.contains_key(config.architecture.names.head) {
+        return Ok(true);
+    }
+    let Some(table) = table.filter(|_| checkpoint.contains(head)) else { return Ok(false) };
+    let same_kind = checkpoint
+        .info(table)
+        .zip(checkpoint.info(head))
+        .is_some_and(|(a, b)| (&a.shape, a.dtype) == (&b.shape, b.dtype));
+    Ok(!same_kind || checkpoint.bytes(table)? != checkpoint.bytes(head)?)
+}
+
 impl<B: Backend> Adaptable<B> for Decoder<B> {
     fn tasks(&self) -> &'static [&'static str] {
         &["CAUSAL_LM", "FEATURE_EXTRACTION"]
@@ -174,7 +166,7 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
 
     fn tied(&self) -> Option<[String; 2]> {
         let names = &self.info.config.architecture.names;
-        let path = &self.info.sites[self.embedding.site].path;
+        let path = &self.info.sites[self.body.embedding.site].path;
         self.head.is_none().then(|| [path.clone(), names.head.to_string()])
     }
 
@@ -182,7 +174,7 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
         if self.head.is_some() {
             return Ok(());
         }
-        let projection = self.embedding.projection.transposed()?;
+        let projection = self.body.embedding.projection.transposed()?;
         let mut info = Info::clone(&self.info);
         let [d_input, d_output] = projection.dims();
         let path = info.config.architecture.names.head;
@@ -202,63 +194,25 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
     }
 
     fn vocabulary(&self) -> Option<&Site> {
-        Some(&self.info.sites[self.embedding.site])
+        Some(&self.info.sites[self.body.embedding.site])
     }
 
     fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         let mut info = Info::clone(&self.info);
-        self.embedding.projection = self.embedding.projection.with_shape([rows, info.config.d_model])?;
-        info.sites[self.embedding.site].d_input = rows;
+        self.body.resize_vocabulary(rows, info.config.d_model)?;
+        info.sites[self.body.embedding.site].d_input = rows;
         if let Some(head) = &mut self.head {
             head.projection = head.projection.with_shape([info.config.d_model, rows])?;
             info.sites[head.site].d_output = rows;
         }
         info.config.vocab_size = rows;
-        info.limits.vocab_size = rows;
         info.config.raw.insert("vocab_size".into(), rows.into());
         self.info = Arc::new(info);
         Ok(())
     }
 }
 
-impl<B: Kernels> Stack<B> for Decoder<B> {
-    fn n_layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn max_tokens(&self) -> Option<usize> {
-        self.info.limits.max_tokens
-    }
-
-    fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
-        self.batch_after(tokens, std::iter::repeat(0), device)
-    }
-
-    fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let x = self.embedding.forward(batch.ids.clone(), run.adapters);
-        let scale = self.config().embedding_scale;
-        let x = if scale == 1.0 { x } else { x * scale };
-        match (&self.positions, &batch.positions) {
-            (Some(table), Some(rows)) => x + table.forward(rows.clone(), run.adapters),
-            _ => x,
-        }
-    }
-
-    fn layer(
-        &self,
-        index: usize,
-        x: Tensor<B, 2>,
-        batch: &TokenBatch<B>,
-        rows: Rows,
-        run: Run<'_, B>,
-    ) -> Tensor<B, 2> {
-        self.layers[index].forward(x, batch, rows, None, run)
-    }
-
-    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.norm.forward(x)
-    }
-}
+stack_of_body!(Decoder);
 
 impl<B: Kernels> Decoder<B> {
     /// Logits of the next tokens after [`hidden_states`](Stack::hidden_states).
@@ -270,7 +224,7 @@ impl<B: Kernels> Decoder<B> {
         let config = self.config();
         let mut logits = match &self.head {
             Some(head) => head.forward(hidden, run),
-            None => self.embedding.logits(hidden),
+            None => self.body.embedding.logits(hidden),
         };
         if config.logit_scale != 1.0 {
             logits = logits * config.logit_scale;
@@ -309,13 +263,8 @@ impl<B: Kernels> Decoder<B> {
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
         let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
-        let mut batch = self.batch_after(tokens, past.into_iter(), device)?;
+        let mut batch = self.body.batch_after(tokens, past.into_iter(), device)?;
         batch.writes = Some(cache.begin(active, tokens.lengths));
-        let mut x = self.embed(&batch, run);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let rows = if index + 1 == self.layers.len() { Rows::Last } else { Rows::All };
-            x = layer.forward(x, &batch, rows, Some(cache), run);
-        }
-        Ok(self.logits(self.finish(x), run))
+        Ok(self.logits(self.body.step(&batch, cache, run), run))
     }
 }

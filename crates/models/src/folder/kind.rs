@@ -29,7 +29,9 @@ impl ModelKind {
         let model_type = config.get("model_type").and_then(Value::as_str);
         let is_decoder = match model_type {
             Some(name) if DECODERS.iter().any(|a| a.model_type == name) => true,
-            Some(name) if ENCODERS.iter().any(|a| a.model_types.contains(&name)) => false,
+            Some(name) if ENCODERS.iter().flat_map(|a| a.model_types).any(|(known, _)| *known == name) => {
+                false
+            }
             // Not supported, whatever it is: the config's own error says so.
             _ => class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"),
         };

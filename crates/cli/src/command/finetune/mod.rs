@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 use clap::ValueEnum;
 use lowrank_data::glue::{LabelSpace, Task};
-use lowrank_models::{EncoderConfig, SequenceClassifier};
+use lowrank_models::{ClassifierConfig, SequenceClassifier};
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
@@ -158,7 +158,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let started = SystemTime::now();
     let device = device()?;
     let folder = model_folder(&args.model)?;
-    let base = EncoderConfig::read(&folder)?;
+    let base = ClassifierConfig::read(&folder)?;
     let tokenizer = tokenizer(&folder, &base, args.max_length)?;
     check_output(&args)?;
     #[cfg(feature = "tui")]

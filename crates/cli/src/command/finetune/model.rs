@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::peft::{AdapterFolder, Carried, PeftConfig};
 use lowrank_adapters::{AdapterSet, HostTensor, Method as AdapterMethod};
 use lowrank_checkpoint::{Checkpoint, FloatType};
-use lowrank_models::{Adaptable, EncoderConfig, Parameter, Parameters, SequenceClassifier, Trainable};
+use lowrank_models::{Adaptable, ClassifierConfig, Parameter, Parameters, SequenceClassifier, Trainable};
 use lowrank_train::FineTuner;
 
 use super::Args;
@@ -55,7 +55,7 @@ impl Args {
 pub(super) fn build(
     args: &Args,
     folder: &Path,
-    config: EncoderConfig,
+    config: ClassifierConfig,
     device: &crate::backend::Device,
 ) -> Result<(FineTuner<Train>, String)> {
     let (weights, adapter_from) = match &args.init_from {
@@ -81,7 +81,7 @@ pub(super) fn build(
     if let (Some(dir), Some(set), Some(method)) = (&adapter_from, &loaded, args.method.adapter()) {
         args.check_start(dir, set, method)?;
     }
-    let heads = model.config().n_heads;
+    let heads = model.config().n_heads();
     let adapters = match args.method.adapter() {
         None => AdapterSet::empty(),
         Some(method) => {

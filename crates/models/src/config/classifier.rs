@@ -1,0 +1,138 @@
+//! The config of a classifier over an encoder or a decoder.
+
+use serde_json::{Map, Value};
+
+use crate::config::decoder::DecoderConfig;
+use crate::config::encoder::EncoderConfig;
+use crate::config::labels::{self, Problem};
+use lowrank_spec::LowrankSection;
+
+/// The stack under a head.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BodyConfig {
+    /// An encoder.
+    Encoder(EncoderConfig),
+    /// A decoder.
+    Decoder(DecoderConfig),
+}
+
+/// A classifier: the stack, and the labels of its head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassifierConfig {
+    /// The stack.
+    pub body: BodyConfig,
+    /// Label names by class index.
+    pub labels: Vec<String>,
+    /// What the logits mean.
+    pub problem: Problem,
+}
+
+impl ClassifierConfig {
+    /// Whether the head predicts a number.
+    pub fn is_regression(&self) -> bool {
+        self.problem == Problem::Regression
+    }
+
+    /// Sets the labels of the task at hand; one label with `regression` predicts a number.
+    pub fn with_labels(self, labels: Vec<String>, regression: bool) -> Self {
+        self.with_problem(labels, if regression { Problem::Regression } else { Problem::SingleLabel })
+    }
+
+    /// Sets the labels of the task at hand and what the logits mean.
+    pub fn with_problem(mut self, labels: Vec<String>, problem: Problem) -> Self {
+        labels::write(self.raw_mut(), &labels, problem);
+        Self { labels, problem, ..self }
+    }
+
+    /// Rows of the word embedding.
+    pub const fn vocab_size(&self) -> usize {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.vocab_size,
+            BodyConfig::Decoder(config) => config.vocab_size,
+        }
+    }
+
+    /// Hidden width.
+    pub const fn d_model(&self) -> usize {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.d_model,
+            BodyConfig::Decoder(config) => config.d_model,
+        }
+    }
+
+    /// Attention heads.
+    pub const fn n_heads(&self) -> usize {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.n_heads,
+            BodyConfig::Decoder(config) => config.n_heads,
+        }
+    }
+
+    /// Transformer layers.
+    pub const fn n_layers(&self) -> usize {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.n_layers,
+            BodyConfig::Decoder(config) => config.n_layers,
+        }
+    }
+
+    /// Longest sequence that the model was made for.
+    pub const fn max_tokens(&self) -> usize {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.max_tokens(),
+            BodyConfig::Decoder(config) => config.max_positions,
+        }
+    }
+
+    /// Prefix of the keys of the stack.
+    pub const fn prefix(&self) -> &'static str {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.architecture.names.prefix,
+            BodyConfig::Decoder(config) => config.architecture.names.prefix,
+        }
+    }
+
+    /// Which modules are factors.
+    pub const fn lowrank(&self) -> &LowrankSection {
+        match &self.body {
+            BodyConfig::Encoder(config) => &config.lowrank,
+            BodyConfig::Decoder(config) => &config.lowrank,
+        }
+    }
+
+    pub(crate) const fn lowrank_mut(&mut self) -> &mut LowrankSection {
+        match &mut self.body {
+            BodyConfig::Encoder(config) => &mut config.lowrank,
+            BodyConfig::Decoder(config) => &mut config.lowrank,
+        }
+    }
+
+    /// The whole `config.json`.
+    pub const fn raw(&self) -> &Map<String, Value> {
+        match &self.body {
+            BodyConfig::Encoder(config) => &config.raw,
+            BodyConfig::Decoder(config) => &config.raw,
+        }
+    }
+
+    pub(crate) const fn raw_mut(&mut self) -> &mut Map<String, Value> {
+        match &mut self.body {
+            BodyConfig::Encoder(config) => &mut config.raw,
+            BodyConfig::Decoder(config) => &mut config.raw,
+        }
+    }
+
+    /// Beginning of the names of the model's classes in transformers.
+    pub fn class(&self) -> &'static str {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.class(),
+            BodyConfig::Decoder(config) => config.architecture.class,
+        }
+    }
+}
+
+impl From<EncoderConfig> for ClassifierConfig {
+    fn from(config: EncoderConfig) -> Self {
+        Self { labels: config.labels.clone(), problem: config.problem, body: BodyConfig::Encoder(config) }
+    }
+}

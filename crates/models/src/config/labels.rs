@@ -1,0 +1,81 @@
+//! Labels of a classification head, and what its logits mean.
+
+use serde_json::{Map, Value};
+
+use crate::config::keys::Keys;
+
+/// What the logits of a head mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Problem {
+    /// One class of several: a softmax.
+    #[default]
+    SingleLabel,
+    /// Any number of labels: a sigmoid each.
+    MultiLabel,
+    /// Numbers.
+    Regression,
+}
+
+impl Problem {
+    const NAMES: [(&'static str, Self); 3] = [
+        ("single_label_classification", Self::SingleLabel),
+        ("multi_label_classification", Self::MultiLabel),
+        ("regression", Self::Regression),
+    ];
+
+    /// Its name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SingleLabel => "single_label_classification",
+            Self::MultiLabel => "multi_label_classification",
+            Self::Regression => "regression",
+        }
+    }
+}
+
+/// Reads `id2label` or `num_labels`, and `problem_type`. transformers' default is two labels called `LABEL_0` and
+/// `LABEL_1`; a single label is a regression.
+pub(crate) fn read(keys: &Keys<'_>) -> Result<(Vec<String>, Problem), String> {
+    let labels = names(keys)?;
+    let problem = match keys.text("problem_type")? {
+        Some(name) => crate::config::lookup("problem_type", name, &Problem::NAMES)?,
+        None if labels.len() == 1 => Problem::Regression,
+        None => Problem::SingleLabel,
+    };
+    Ok((labels, problem))
+}
+
+/// Label names in class order.
+fn names(keys: &Keys<'_>) -> Result<Vec<String>, String> {
+    let Some(map) = keys.object("id2label")? else {
+        let n = keys.size_or("num_labels", 2)?;
+        return Ok((0..n).map(|i| format!("LABEL_{i}")).collect());
+    };
+    let mut labels = vec![None; map.len()];
+    for (id, label) in map.entries() {
+        let slot = id.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
+        let slot = slot.ok_or_else(|| format!("id2label has the key '{id}'; expected 0, 1, …"))?;
+        *slot = Some(match label {
+            Value::String(text) => text.clone(),
+            // Names that are numbers are read as transformers writes them again.
+            Value::Number(number) => number.to_string(),
+            other => return Err(format!("id2label['{id}'] = {other}; expected a name")),
+        });
+    }
+    labels
+        .into_iter()
+        .collect::<Option<Vec<String>>>()
+        .filter(|l| !l.is_empty())
+        .ok_or("id2label is empty; expected a name for each class".into())
+}
+
+/// Writes labels into a `config.json`.
+pub(crate) fn write(raw: &mut Map<String, Value>, labels: &[String], problem: Problem) {
+    let numbered = || labels.iter().enumerate();
+    let id2label: Map<String, Value> = numbered().map(|(i, l)| (i.to_string(), l.clone().into())).collect();
+    let label2id: Map<String, Value> = numbered().map(|(i, l)| (l.clone(), i.into())).collect();
+    raw.insert("id2label".into(), id2label.into());
+    raw.insert("label2id".into(), label2id.into());
+    raw.insert("problem_type".into(), problem.name().into());
+    raw.remove("num_labels");
+}
