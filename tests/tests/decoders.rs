@@ -96,13 +96,15 @@ fn check_logits<B: Kernels>(name: &str, model: &Decoder<B>, adapters: &AdapterSe
     }
 }
 
-const DECODERS: [&str; 10] = [
+const DECODERS: &[&str] = &[
     "gpt2",
     "llama",
     "llama3",
     "llama-tied",
     "mistral",
     "qwen2",
+    "qwen3",
+    "qwen3-tied",
     "stablelm",
     "stablelm-parallel",
     "gpt-neox",
@@ -111,7 +113,7 @@ const DECODERS: [&str; 10] = [
 
 #[test]
 fn equals_transformers() {
-    for name in DECODERS {
+    for &name in DECODERS {
         let golden = golden(name);
         check_logits(name, &load::<Flex>(name), &AdapterSet::empty(), &golden);
         check_logits(name, &load::<NdArray>(name), &AdapterSet::empty(), &golden);
@@ -120,7 +122,7 @@ fn equals_transformers() {
 
 #[test]
 fn tokenizers_give_the_ids() {
-    for name in DECODERS {
+    for &name in DECODERS {
         let tokenizer = TextTokenizer::from_folder(&fixture(name), None).unwrap();
         for case in golden(name).cases {
             assert_eq!(
@@ -167,7 +169,7 @@ fn check_generation<B: Kernels>(name: &str) {
 
 #[test]
 fn greedy_tokens_equal_transformers_with_a_cache_and_without() {
-    DECODERS.into_iter().for_each(check_generation::<Flex>);
+    DECODERS.iter().for_each(|name| check_generation::<Flex>(name));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod gpt_neox;
 mod llama;
 mod mistral;
 mod qwen2;
+mod qwen3;
 mod roberta;
 mod stablelm;
 mod unknown;
@@ -32,6 +33,7 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &llama::ARCHITECTURE,
     &mistral::ARCHITECTURE,
     &qwen2::ARCHITECTURE,
+    &qwen3::ARCHITECTURE,
     &stablelm::ARCHITECTURE,
     &gpt_neox::ARCHITECTURE,
 ];
