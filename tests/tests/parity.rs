@@ -4,9 +4,12 @@
 
 use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_checkpoint::FloatType;
 use lowrank_kernels::Kernels;
-use lowrank_models::Adaptable;
-use lowrank_models::{EncoderConfig, MaskedLm, Rows, Run, Stack, Tokens};
+use lowrank_models::{
+    Adaptable, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, SequenceClassifier,
+    Stack, Tokens, Trainable,
+};
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
 
@@ -38,6 +41,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("bert-cls")]
 #[case("bert-regression")]
 #[case("bert-gelu-new")]
+#[case("bert-multilabel")]
 #[case("bert-encoder")]
 #[case("roberta-cls")]
 #[case("roberta-regression")]
@@ -108,6 +112,53 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
     }
     check::<Flex>(name);
     check::<NdArray>(name);
+}
+
+/// The last token that is not padding, one by one and packed; written and read again.
+#[rstest]
+#[case("small-llama-cls", "LlamaForSequenceClassification")]
+#[case("small-gpt2-cls", "GPT2ForSequenceClassification")]
+#[case("small-qwen2-regression", "Qwen2ForSequenceClassification")]
+fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] class: &str) {
+    let golden = golden(name);
+    let (model, _) = load::<Flex>(name);
+    let saved = tempfile::tempdir().unwrap();
+    model.save(saved.path(), &lowrank_tests::fixture(name), FloatType::F32).unwrap();
+    let config = ClassifierConfig::read(saved.path()).unwrap();
+    assert_eq!((&config.labels, config.problem), (&model.config().labels, model.config().problem));
+    assert_eq!(config.raw()["architectures"][0], class);
+    let again = SequenceClassifier::<Flex>::load(saved.path(), config, 0, &Default::default()).unwrap();
+    assert!(again.newly_initialized().is_empty());
+    for model in [&model, &again] {
+        let none = AdapterSet::empty();
+        let logits = |cases: &[&Case]| values(model.forward(&pack::<Flex>(model, cases), Run::eval(&none)));
+        for case in &golden.cases {
+            let expect = case.logits.as_ref().unwrap();
+            assert_close(&format!("{name}/{}", case.name), &logits(&[case]), expect, TOLERANCE);
+        }
+        let cases: Vec<&Case> = golden.cases.iter().collect();
+        let expect: Vec<f32> = cases.iter().flat_map(|c| c.logits.clone().unwrap()).collect();
+        assert_close(&format!("{name} packed"), &logits(&cases), &expect, TOLERANCE);
+    }
+}
+
+/// A head for a language model's checkpoint is drawn, trained alone by default, and saved under its name.
+#[test]
+fn a_language_model_gets_a_head() {
+    let folder = lowrank_tests::fixture("small-llama");
+    let config = ClassifierConfig::read(&folder).unwrap().with_labels(vec!["a".into(), "b".into()], false);
+    let model = SequenceClassifier::<Flex>::load(&folder, config, 1, &Default::default()).unwrap();
+    assert_eq!(model.newly_initialized(), ["score.weight"]);
+    assert_eq!(
+        (model.head_modules(), model.head_tensors()[0].shape.clone()),
+        (vec!["score".into()], vec![2, 24])
+    );
+    let mut trained = Vec::new();
+    model.with_trainable(Trainable::Head).choose_trained(|at, is_trained| {
+        trained.extend(is_trained.then(|| (at.key(), at.module.part)));
+        is_trained
+    });
+    assert_eq!(trained, [("score.weight".to_string(), Part::Head)]);
 }
 
 #[test]

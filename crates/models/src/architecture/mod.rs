@@ -3,14 +3,22 @@
 
 mod bert;
 mod distilbert;
+mod gemma;
+mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod granite;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod smollm3;
 mod stablelm;
+mod starcoder2;
 mod unknown;
 
 use std::path::Path;
@@ -36,6 +44,14 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &qwen3::ARCHITECTURE,
     &stablelm::ARCHITECTURE,
     &gpt_neox::ARCHITECTURE,
+    &gemma::ARCHITECTURE,
+    &gemma3::ARCHITECTURE,
+    &phi::ARCHITECTURE,
+    &phi3::ARCHITECTURE,
+    &smollm3::ARCHITECTURE,
+    &olmo2::ARCHITECTURE,
+    &granite::ARCHITECTURE,
+    &starcoder2::ARCHITECTURE,
 ];
 
 /// Ends of the names of buffers that an encoder's checkpoint may hold.

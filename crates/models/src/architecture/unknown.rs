@@ -6,6 +6,11 @@ use super::{DECODERS, ENCODERS};
 
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
 const RELATIVES: &[(&str, &str)] = &[
+    ("gemma2", "the nearest supported architecture is gemma3_text; soft caps on attention scores differ"),
+    ("gemma3", "the model also reads images; give its text model (gemma3_text)"),
+    ("mixtral", "the nearest supported architecture is mistral; experts differ"),
+    ("qwen3_moe", "the nearest supported architecture is qwen3; experts differ"),
+    ("qwen2_moe", "the nearest supported architecture is qwen2; experts differ"),
     ("gemma3n", "the nearest supported architecture is gemma3_text; per-layer embeddings and AltUp differ"),
     ("gemma4", "the nearest supported architecture is gemma3_text"),
     ("deepseek_v2", "the nearest supported architecture is llama; latent attention and experts differ"),
