@@ -256,6 +256,28 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
     check::<NdArray>(name);
 }
 
+/// Each prompt has its adapter to its end, whichever of them ends first.
+#[test]
+fn a_routed_generation_is_that_of_each_prompt() {
+    let (golden, device) = (golden("peft-llama-lora"), Default::default());
+    let mut model = load::<Flex>(golden.base.as_deref().unwrap());
+    let set = model.load_adapter(&fixture("peft-llama-lora"), &device).unwrap();
+    let prompts: Vec<Vec<u32>> = golden.cases.iter().take(3).map(|c| c.input_ids.clone()).collect();
+    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let joined = AdapterSet::join([("one".to_string(), set.clone())]).unwrap();
+    let alone = |set: &AdapterSet<Flex>, i: usize| {
+        model.generate(&prompts[i..=i], &greedy(8), set, &device, |_, _| true).unwrap().remove(0).ids
+    };
+    let (with, without) = (alone(&set, 0), alone(&AdapterSet::empty(), 0));
+    assert_ne!(with, without, "the adapter changes what is said");
+    let routed = joined.routed(&[Some("one"), None, Some("one")], &lengths).unwrap();
+    let got =
+        model.generate(&prompts, &greedy(8), &routed, &device, |i, new| i > 0 || new.len() < 3).unwrap();
+    assert_eq!(got[0].ids, with[..3]);
+    assert_eq!(got[1].ids, alone(&AdapterSet::empty(), 1));
+    assert_eq!(got[2].ids, alone(&set, 2));
+}
+
 #[rstest]
 #[case(WeightType::F16, 2e-2)]
 #[case(WeightType::Bf16, 2e-1)]

@@ -8,7 +8,7 @@ use lowrank_checkpoint::FloatType;
 use lowrank_kernels::Kernels;
 use lowrank_models::{
     Adaptable, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, SequenceClassifier,
-    Stack, Tokens, Trainable,
+    Stack, TokenClassifier, Tokens, Trainable,
 };
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
@@ -139,6 +139,35 @@ fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] clas
         let cases: Vec<&Case> = golden.cases.iter().collect();
         let expect: Vec<f32> = cases.iter().flat_map(|c| c.logits.clone().unwrap()).collect();
         assert_close(&format!("{name} packed"), &logits(&cases), &expect, TOLERANCE);
+    }
+}
+
+/// A label for every token; written and read again.
+#[rstest]
+#[case("bert-token-cls", "BertForTokenClassification")]
+#[case("roberta-token-cls", "RobertaForTokenClassification")]
+fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str) {
+    let folder = lowrank_tests::fixture(name);
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+    let device = Default::default();
+    let load = |folder: &std::path::Path| {
+        let config = ClassifierConfig::read(folder).unwrap();
+        TokenClassifier::<Flex>::load(folder, config, 0, &device).unwrap()
+    };
+    let (model, saved) = (load(&folder), tempfile::tempdir().unwrap());
+    model.save(saved.path(), &folder, FloatType::F32).unwrap();
+    let again = load(saved.path());
+    assert_eq!(again.config().raw()["architectures"][0], class);
+    assert!(again.newly_initialized().is_empty());
+    for model in [model, again] {
+        for case in golden["cases"].as_array().unwrap() {
+            let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
+            let logits: Vec<Vec<f32>> = serde_json::from_value(case["logits"].clone()).unwrap();
+            let batch = model.batch(Tokens::new(&ids, &[ids.len()]), &device).unwrap();
+            let got = values(model.forward(&batch, Run::eval(&AdapterSet::empty())));
+            assert_close(&format!("{name}/{}", case["name"]), &got, &logits.concat(), TOLERANCE);
+        }
     }
 }
 

@@ -310,7 +310,7 @@ pub enum Trainable {
 
 /// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, the pooler of an architecture whose
 /// head does not use it.
-fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
+pub(crate) fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
     match &config.body {
         BodyConfig::Encoder(config) => is_extra_of_encoder(name, config),
         BodyConfig::Decoder(config) => {

@@ -27,6 +27,7 @@ mod run;
 mod save;
 mod stack;
 pub mod tensor_train;
+mod token_classifier;
 pub mod visit;
 
 pub use adapt::Adaptable;
@@ -40,4 +41,5 @@ pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;
 pub use stack::{Parameters, Stack};
+pub use token_classifier::TokenClassifier;
 pub use visit::{Layout, ParamVisitor, Parameter, Part, Role};

@@ -64,7 +64,8 @@ struct Continuation {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// Continues prompts, all at once; what one prompt gives does not depend on the others.
+    /// Continues prompts, all at once; what one prompt gives does not depend on the others. A routed set of adapters
+    /// gives each prompt its own.
     ///
     /// The prompts are read in one pass. `on_tokens` is told each new token with the number of its prompt and all
     /// new tokens of it so far, and ends that continuation by returning `false`.
@@ -103,8 +104,8 @@ impl<B: Kernels> Decoder<B> {
             }
             let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
             let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-            let logits =
-                self.advance(Tokens::new(&ids, &lengths), &active, &mut cache, Run::eval(adapters), device)?;
+            let run = Run::eval(adapters);
+            let logits = self.advance(Tokens::new(&ids, &lengths), &active, &mut cache, run, device)?;
             let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
             for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
                 let run = &mut runs[i];
