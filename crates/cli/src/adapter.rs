@@ -9,7 +9,9 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, ClassifierConfig, Decoder, ModelFolder, ModelKind, Parameters, SequenceClassifier};
+use lowrank_models::{
+    Adaptable, ClassifierConfig, Decoder, ModelFolder, ModelKind, Parameters, SequenceClassifier,
+};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};

@@ -10,7 +10,8 @@ use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, 
 use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
-    ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part, SequenceClassifier,
+    ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
+    SequenceClassifier,
 };
 use serde_json::{Map, Value, json};
 
@@ -113,21 +114,22 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = ModelFolder::open(&args.path)?;
     let device = device()?;
-    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
-        let config = folder.decoder_config()?;
-        let heads = config.n_heads;
-        let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
-        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
-    } else {
-        let config = ClassifierConfig::read(folder.path())?;
-        let config = match args.labels {
-            Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
-            None => config,
+    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) =
+        if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
+            let config = folder.decoder_config()?;
+            let heads = config.n_heads;
+            let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
+            (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+        } else {
+            let config = ClassifierConfig::read(folder.path())?;
+            let config = match args.labels {
+                Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
+                None => config,
+            };
+            let heads = config.n_heads();
+            let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
+            (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
         };
-        let heads = config.n_heads();
-        let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
-        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
-    };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
         let config = method.adapter().map(|m| args.adapter.config(m, heads, 0)).transpose()?;

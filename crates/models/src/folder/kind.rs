@@ -49,7 +49,7 @@ impl ModelKind {
     pub(super) fn is_known(config: &Map<String, Value>) -> bool {
         config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
             DECODERS.iter().any(|a| a.model_type == name)
-                || ENCODERS.iter().any(|a| a.model_types.contains(&name))
+                || ENCODERS.iter().flat_map(|a| a.model_types).any(|(known, _)| *known == name)
         })
     }
 
