@@ -146,7 +146,13 @@ fn answers_are_found_where_earlier_turns_are_rewritten() {
     let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}good\n\
                   {% endif %}{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
                   {% endif %}";
-    learnt(TWO_TURNS, Some(source), LossOn::Assistant, "<|im_start|> user <|im_end|> hi");
+    learnt(
+        TWO_TURNS,
+        Some(source),
+        LossOn::Assistant,
+        "<|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n⟦hi there <|im_end|>⟧\\n <|im_start|> user \\n \
+         1+1? <|im_end|> \\n <|im_start|> assistant \\n⟦good \\n 2 <|im_end|>⟧\\n",
+    );
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(super) fn new() -> Environment<'static> {
     );
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.set_formatter(format);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -49,10 +49,13 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_filter("trim", trim);
     // In Python a string is a sequence and a dictionary is iterable.
     environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        matches!(value.kind(), ValueKind::Undefined | ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_test("iterable", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Iterable)
+        matches!(
+            value.kind(),
+            ValueKind::Undefined | ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Iterable
+        )
     });
     environment
 }
@@ -102,6 +105,23 @@ fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Erro
     match python_str(value) {
         Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
         None => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// Python's methods of strings, lists and dictionaries; `title` begins a word after everything that is not a letter.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match value.as_str() {
+        Some(text) if name == "title" && args.is_empty() => {
+            let mut is_inside = false;
+            let title = text.chars().flat_map(|c| {
+                let cased: String =
+                    if is_inside { c.to_lowercase().collect() } else { c.to_uppercase().collect() };
+                is_inside = c.is_alphabetic();
+                cased.chars().collect::<Vec<_>>()
+            });
+            Ok(Value::from(title.collect::<String>()))
+        }
+        _ => pycompat::unknown_method_callback(state, value, name, args),
     }
 }
 
