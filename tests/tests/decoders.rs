@@ -269,7 +269,7 @@ fn a_routed_generation_is_that_of_each_prompt() {
         model.generate(&prompts[i..=i], &greedy(8), set, &device, |_, _| true).unwrap().remove(0).ids
     };
     let (with, without) = (alone(&set, 0), alone(&AdapterSet::empty(), 0));
-    assert_ne!(with, without, "the adapter changes what is said");
+    assert_ne!(with, without, "the adapter changes the output");
     let routed = joined.routed(&[Some("one"), None, Some("one")], &lengths).unwrap();
     let got =
         model.generate(&prompts, &greedy(8), &routed, &device, |i, new| i > 0 || new.len() < 3).unwrap();

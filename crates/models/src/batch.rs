@@ -159,7 +159,7 @@ impl<B: Backend> TokenBatch<B> {
         x.select(0, indices)
     }
 
-    /// Looks for the last token of each sequence that is not `padding`; its first token where there is none.
+    /// Looks for the last token of each sequence that is not `padding`; its first token if all are padding.
     pub(crate) fn note_padding(&mut self, ids: &[u32], padding: Option<u32>) {
         let ends_in = |padding: u32| self.packed.last_rows().any(|row| ids[row] == padding);
         let Some(padding) = padding.filter(|&padding| ends_in(padding)) else { return };

@@ -123,7 +123,7 @@ const OTHER_HEADS: [&str; 8] = [
     "generator_predictions.",
 ];
 
-/// End of the names under which some layers keep what is no parameter.
+/// End of the names of entries in which some layers keep state other than parameters.
 const EXTRA_STATE: &str = "_extra_state";
 
 impl<'a, B: Backend> Loader<'a, B> {

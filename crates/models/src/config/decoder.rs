@@ -103,7 +103,7 @@ pub struct DecoderConfig {
 /// Names and defaults of keys that differ between architectures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Defaults {
-    /// Width of a head; the hidden width over the heads where there is none.
+    /// Width of a head; the hidden width divided by the heads if `None`.
     pub(crate) head_dim: Option<usize>,
     /// The key of the feed-forward activation, and its value where the key is absent.
     pub(crate) activation_key: &'static str,
