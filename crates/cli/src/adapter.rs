@@ -51,7 +51,7 @@ pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
 }
 
 /// Warns of layers whose update is zero: they were never trained, or not saved.
-fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
+pub(crate) fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
     let idle = set.idle();
     let n = set.slots().len();
     if let Some(first) = idle.first() {

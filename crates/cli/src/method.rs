@@ -119,12 +119,12 @@ pub(crate) struct AdapterArgs {
     /// Scale by alpha/√rank instead
     #[arg(long)]
     pub(crate) rslora: bool,
-    /// Dropout on the adapter's input
-    #[arg(long, default_value_t = 0.0)]
-    pub(crate) dropout: f64,
-    /// Layers to adapt: names, all-linear, or a regular expression over whole paths
-    #[arg(long, default_value = "query,value")]
-    pub(crate) targets: String,
+    /// Dropout on the adapters' input [default: 0, or that of --init-from]
+    #[arg(long)]
+    pub(crate) dropout: Option<f64>,
+    /// Layers to adapt: names, all-linear, or a regular expression over whole paths [default: query and value]
+    #[arg(long)]
+    pub(crate) targets: Option<String>,
     /// Layers to exclude
     #[arg(long)]
     pub(crate) exclude: Option<String>,
@@ -213,9 +213,15 @@ impl clap::Args for MethodArgs {
 
 impl AdapterArgs {
     /// The config that they make; `heads` are the model's attention heads.
-    pub(crate) fn config(&self, method: AdapterMethod, heads: usize, seed: u64) -> Result<AdapterConfig> {
+    pub(crate) fn config(
+        &self,
+        method: AdapterMethod,
+        heads: usize,
+        seed: u64,
+        default_targets: &str,
+    ) -> Result<AdapterConfig> {
         let targets = Targets {
-            include: Pattern::parse(&self.targets),
+            include: Pattern::parse(self.targets.as_deref().unwrap_or(default_targets)),
             exclude: self.exclude.as_deref().map(Pattern::parse),
             layers: self.layers.as_deref().map(parse_layers).transpose()?,
         };
@@ -228,7 +234,7 @@ impl AdapterArgs {
             rank: self.rank,
             alpha: self.alpha,
             rslora: self.rslora,
-            dropout: self.dropout,
+            dropout: self.dropout.unwrap_or(0.0),
             init: self.init.map_or(Init::Default, |name| name.0),
             rank_pattern: parse_pattern("--rank-pattern", self.rank_pattern.as_deref())?,
             alpha_pattern: parse_pattern("--alpha-pattern", self.alpha_pattern.as_deref())?,
@@ -244,7 +250,7 @@ impl AdapterArgs {
         map.insert("rank".into(), json!(self.rank));
         map.insert("alpha".into(), json!(self.alpha));
         map.insert("rslora".into(), json!(self.rslora));
-        map.insert("dropout".into(), json!(self.dropout));
+        map.insert("dropout".into(), json!(self.dropout.unwrap_or(0.0)));
         map.insert("targets".into(), json!(self.targets));
         map.insert("exclude".into(), json!(self.exclude));
         map.insert("layers".into(), json!(self.layers));

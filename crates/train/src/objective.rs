@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
@@ -94,6 +95,21 @@ pub trait Objective<B: AutodiffBackend> {
     /// # Errors
     /// A batch that does not fit the model.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> Result<Tensor<B, 1>>;
+
+    /// `share` times the loss, and its gradients.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss).
+    fn gradients(
+        &self,
+        model: &Self::Model,
+        batch: &Self::Batch,
+        mode: Mode,
+        share: f64,
+    ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
+        let loss = self.loss(model, batch, mode)? * share;
+        Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), model)))
+    }
 
     /// The metric by which the best weights are chosen; without one there is no evaluation, and the last weights are
     /// the result.

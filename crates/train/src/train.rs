@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn::module::{AutodiffModule, Module};
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsAccumulator;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
@@ -180,12 +180,12 @@ where
         let n_micro = batches.micro.len();
         for (place, micro) in batches.micro.iter().enumerate() {
             let seed = mix(config.seed, (index * config.grad_accum + place + 1) as u64);
-            let part = self.objective.loss(model, &micro.data, Mode::train(seed))? * (micro.weight / total);
+            let share = micro.weight / total;
+            let (loss, part) = self.objective.gradients(model, &micro.data, Mode::train(seed), share)?;
             sum = Some(match sum {
-                Some(sum) => sum + part.clone().inner(),
-                None => part.clone().inner(),
+                Some(sum) => sum + loss,
+                None => loss,
             });
-            let part = GradientsParams::from_grads(part.backward(), model);
             if n_micro == 1 {
                 grads = Some(part);
             } else {

@@ -132,7 +132,7 @@ fn architecture(args: &Args) -> Result<Value> {
         };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
-        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0)).transpose()?;
+        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, "query,value")).transpose()?;
         let (adapters, adapted) = match config {
             // How the factors start is of no consequence to their number.
             Some(config) => count_adapters(&AdapterConfig { init: Init::Default, ..config }, &sites)?,

@@ -133,6 +133,12 @@ impl EncodedDataset {
         Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label).collect() })
     }
 
+    /// Rows encoded elsewhere, with a label each.
+    pub fn labelled(rows: impl IntoIterator<Item = (Encoded, Label)>) -> Self {
+        let (rows, labels) = rows.into_iter().map(|(row, label)| (row, Some(label))).unzip();
+        Self { rows, labels }
+    }
+
     /// Rows encoded elsewhere, without labels.
     pub fn unlabelled(rows: Vec<Encoded>) -> Self {
         let labels = vec![None; rows.len()];

@@ -1,10 +1,12 @@
 //! Negative log-likelihood of tokens.
 
-use lowrank_kernels::Kernels;
+use burn::prelude::*;
+use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
 
 use crate::batch::{Rows, Tokens};
 use crate::decoder::model::Decoder;
 use crate::error::Result;
+use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::Stack;
 
@@ -49,6 +51,45 @@ impl<B: Kernels> Decoder<B> {
                 all[start - n..start - 1].to_vec()
             })
             .collect())
+    }
+}
+
+impl<B: Kernels> Decoder<B> {
+    /// `Σ wᵢ·(−ln pᵢ)` of the tokens that follow hidden states. Logits exist a few rows at a time, unless the head is
+    /// factored, adapted or scaled.
+    ///
+    /// # Shapes
+    /// - hidden: `[rows, d_model]`, as [`hidden_states`](Stack::hidden_states) returns them
+    /// - targets, weights: `[rows]`; a row of weight 0 has no part
+    /// - output: `[1]`
+    pub fn nll_sum(
+        &self,
+        hidden: Tensor<B, 2>,
+        targets: Tensor<B, 1, Int>,
+        weights: Tensor<B, 1>,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 1> {
+        match self.plain_head(run) {
+            Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
+            None => cross_entropy_sum(self.logits(hidden, run), targets, Some(weights)),
+        }
+    }
+
+    /// The head, where it is one matrix without an adapter.
+    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
+        let config = self.config();
+        let (projection, bias, transposed) = match self.head() {
+            Some(head) if run.adapters.covers(head.site) => return None,
+            Some(head) => (&head.projection, head.bias.as_ref().map(|bias| bias.val()), false),
+            None => (self.table(), None, true),
+        };
+        let Projection::Dense(dense) = projection else { return None };
+        if config.logit_scale != 1.0 {
+            return None;
+        }
+        let weight = dense.weight.val();
+        let soft_cap = config.logit_softcap.map(|cap| cap as f32);
+        Some(Head { bias, soft_cap, ..Head::new(if transposed { weight.transpose() } else { weight }) })
     }
 }
 

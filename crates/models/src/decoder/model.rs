@@ -18,6 +18,7 @@ use crate::decoder::body::DecoderBody;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::params::{Loader, WeightType};
+use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Module as ModulePath, ParamVisitor, Part};
@@ -107,6 +108,16 @@ impl<B: Backend> Decoder<B> {
     /// The shape.
     pub fn config(&self) -> &DecoderConfig {
         &self.info.config
+    }
+
+    /// The head, where it is not the word embedding.
+    pub(crate) fn head(&self) -> Option<&Linear<B>> {
+        self.head.as_ref()
+    }
+
+    /// The table of the word embedding.
+    pub(crate) fn table(&self) -> &Projection<B> {
+        &self.body.embedding.projection
     }
 
     /// An empty cache with room for `capacities[i]` positions of sequence `i`; it grows where they are more.

@@ -1,70 +1,75 @@
-//! The model of a run: what it starts from, what of it is trained, what is saved.
+//! The classifier of a run: what it starts from, what of it is trained, what is saved.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use lowrank_adapters::peft::{AdapterFolder, Carried, PeftConfig};
-use lowrank_adapters::{AdapterSet, HostTensor, Method as AdapterMethod};
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_checkpoint::{Checkpoint, FloatType};
-use lowrank_models::{Adaptable, ClassifierConfig, Parameter, Parameters, SequenceClassifier, Trainable};
+use lowrank_models::config::{BodyConfig, QkvNames};
+use lowrank_models::{
+    Adaptable, ClassifierConfig, DecoderConfig, Parameter, Parameters, SequenceClassifier, Trainable,
+};
+use lowrank_spec::HostTensor;
 use lowrank_train::FineTuner;
 
 use super::Args;
-use crate::adapter::load_adapter;
-use crate::backend::Train;
+use super::start::StartAdapter;
+use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
 use crate::method::Method;
 
-impl Args {
-    /// Whether an adapter to start from is of the method and the shape that the options ask for.
-    fn check_start(&self, dir: &Path, set: &AdapterSet<Train>, method: AdapterMethod) -> Result<()> {
-        if set.is_empty() {
-            return Ok(());
-        }
-        let folder = AdapterFolder::read(dir)?;
-        ensure!(
-            !set.carried().any(Carried::has_token_rows),
-            "{}: carries trainable_token_indices, which are not trained further; merge it into the model first",
-            dir.display()
-        );
-        let config = folder.config;
-        let is_of = AdapterMethod::of(&config) == Some(method);
-        ensure!(
-            is_of,
-            "{}: is of another method ({}) than --method {}; convert it, or name its own",
-            dir.display(),
-            config.peft_type,
-            self.method.name()
-        );
-        ensure!(
-            (self.adapter.rank, self.adapter.alpha) == (config.r, config.lora_alpha),
-            "{}: has rank {} and alpha {}; give them as --rank and --alpha (now {} and {})",
-            dir.display(),
-            config.r,
-            config.lora_alpha,
-            self.adapter.rank,
-            self.adapter.alpha
-        );
-        Ok(())
-    }
+/// A model to train.
+pub(super) struct Built {
+    pub(super) model: FineTuner<Train>,
+    /// The adapter that it starts from.
+    pub(super) start: Option<StartAdapter>,
+    /// Hash of the weights.
+    pub(super) hash: String,
 }
 
-/// The model with what is to be trained marked, the adapters over it, and the hash of the weights it started from.
-pub(super) fn build(
-    args: &Args,
-    folder: &Path,
-    config: ClassifierConfig,
-    device: &crate::backend::Device,
-) -> Result<(FineTuner<Train>, String)> {
-    let (weights, adapter_from) = match &args.init_from {
+/// The folder of the weights, and the adapter of `--init-from`.
+pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    Ok(match &args.init_from {
         Some(path) => match adapter_folder(path) {
             Ok(dir) => (folder.to_path_buf(), Some(dir)),
             Err(_) => (model_folder(path)?, None),
         },
         None => (folder.to_path_buf(), None),
-    };
+    })
+}
+
+/// What is adapted unless the options say otherwise: the maps that make queries and values.
+pub(super) fn default_targets(config: &ClassifierConfig) -> String {
+    match &config.body {
+        BodyConfig::Encoder(config) => {
+            let [query, _, value, _] = config.architecture.names.attention;
+            format!("{},{}", last(query), last(value))
+        }
+        BodyConfig::Decoder(config) => decoder_targets(config),
+    }
+}
+
+/// The same of a language model; queries, keys and values together where one map makes them.
+pub(super) fn decoder_targets(config: &DecoderConfig) -> String {
+    match &config.architecture.names.qkv {
+        QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
+        QkvNames::Fused { name, .. } => last(name).to_string(),
+    }
+}
+
+/// The last segment of a module's path.
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// The model with what is to be trained marked, and the adapters over it.
+pub(super) fn build(args: &Args, folder: &Path, config: ClassifierConfig, device: &Device) -> Result<Built> {
+    let (weights, adapter) = sources(args, folder)?;
+    let labels = config.labels.len();
+    let targets = default_targets(&config);
     let (mut model, hash) = if args.random_init {
         (SequenceClassifier::<Train>::init(config, args.seed, device), "random".to_string())
     } else {
@@ -74,64 +79,65 @@ pub(super) fn build(
     if args.zero_head {
         model = model.with_zero_head();
     }
-    let loaded = match &adapter_from {
-        Some(dir) => Some(load_adapter(&mut model, dir, device)?),
-        None => None,
-    };
-    if let (Some(dir), Some(set), Some(method)) = (&adapter_from, &loaded, args.method.adapter()) {
-        args.check_start(dir, set, method)?;
+    let head = model.head_modules();
+    let start =
+        adapter.map(|dir| StartAdapter::load(&mut model, &dir, Some((&head, labels)), device)).transpose()?;
+    if let Some(start) = start.as_ref().filter(|start| !start.set.is_empty()) {
+        ensure!(
+            args.method != Method::Head,
+            "--method head saves the head alone; merge {} into the model first",
+            start.dir().display()
+        );
     }
     let heads = model.config().n_heads();
-    let adapters = match args.method.adapter() {
-        None => AdapterSet::empty(),
-        Some(method) => {
-            let config = args.adapter.config(method, heads, args.seed)?;
-            AdapterSet::init(&config, model.sites(), &model.base_weights(), device)?
-        }
-    };
+    let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, device)?;
     let trainable = match args.method {
         Method::Full => Trainable::All,
         Method::Bitfit => Trainable::Bias,
         _ => Trainable::Head,
     };
-    // An adapter to start from brings its own factors, at its own sites and rank.
-    let adapters = match loaded {
-        Some(mut set) if !set.is_empty() && !adapters.is_empty() => {
-            let [own, asked] = [adapted_paths(&set), adapted_paths(&adapters)];
-            if let Some(path) = own.symmetric_difference(&asked).next() {
-                let (has, other) =
-                    if own.contains(path) { ("adapts", "do not") } else { ("does not adapt", "do") };
-                bail!("the adapter to start from {has} '{path}', and --targets {other}; name its own layers");
-            }
-            set.set_dropout(args.adapter.dropout);
-            set
-        }
-        Some(set) if !set.is_empty() => {
-            ensure!(
-                args.method != Method::Head,
-                "--method head saves the head alone; merge the adapter to start from into the model first"
-            );
-            model = model.merged(&set)?;
-            adapters
-        }
-        _ => adapters,
-    };
     let mut model = model.with_trainable(trainable);
     if args.method.adapter().is_some() {
-        let adapted = adapted_paths(&adapters);
-        let bias = args.adapter.bias;
+        let (adapted, bias) = (adapted_paths(&adapters), args.adapter.bias);
         // A head that is adapted is not trained in full too.
-        let goes_on = |key: &str| adapters.carried().any(|carried| carried.trains(key));
         model.choose_trained(|at, trained| {
             (trained && !adapted.contains(at.module.path))
                 || bias.takes(at, |module| adapted.contains(module))
-                || goes_on(&at.key())
+                || adapters.carried().any(|carried| carried.trains(&at.key()))
         });
     }
-    Ok((FineTuner::new(model, adapters), hash))
+    Ok(Built { model: FineTuner::new(model, adapters), start, hash })
 }
 
-fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
+/// The adapters that the options ask for, fresh or from the start; where the method has no adapters, the start is merged
+/// into the model.
+pub(super) fn adapt<M: Adaptable<Train>>(
+    args: &Args,
+    model: M,
+    start: Option<&StartAdapter>,
+    default_targets: &str,
+    heads: usize,
+    device: &Device,
+) -> Result<(M, AdapterSet<Train>)> {
+    let loaded = start.filter(|start| !start.set.is_empty());
+    let Some(method) = args.method.adapter() else {
+        let model = loaded.map(|start| model.merged(&start.set)).transpose()?.unwrap_or(model);
+        return Ok((model, AdapterSet::empty()));
+    };
+    let config = args.adapter.config(method, heads, args.seed, default_targets)?;
+    let fresh = |model: &M| AdapterSet::init(&config, model.sites(), &model.base_weights(), device);
+    let Some(start) = loaded else {
+        let adapters = fresh(&model)?;
+        return Ok((model, adapters));
+    };
+    start.check(args, method)?;
+    if args.adapter.targets.is_some() {
+        start.check_targets(&fresh(&model)?)?;
+    }
+    Ok((model, start.factors(args)))
+}
+
+pub(super) fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
     adapters.slots().iter().map(|slot| slot.path.clone()).collect()
 }
 
@@ -139,9 +145,8 @@ fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
 pub(super) fn save(
     args: &Args,
     source: &Path,
-    tuner: &FineTuner<crate::backend::Inner>,
-    labels: &[String],
-    regression: bool,
+    tuner: &FineTuner<Inner>,
+    (labels, regression): (&[String], bool),
     base_hash: &str,
 ) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
@@ -149,27 +154,39 @@ pub(super) fn save(
         tuner.model().save(&dir, source, FloatType::F32)?;
         return file_size(&dir.join("model.safetensors"));
     }
+    let (set, model) = (tuner.adapters(), tuner.model());
+    let saved = model.head_tensors();
+    let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted_paths(set));
+    let config = PeftConfig { modules_to_save: Some(modules_to_save), task_type, ..PeftConfig::default() };
     let dir = args.output.join("adapter");
+    let bytes = save_adapter(args, model, set, config, saved, &dir)?;
+    write_labels(&dir, labels, regression, Some(base_hash))?;
+    Ok(bytes)
+}
+
+/// Writes adapters with the biases that were trained and what an adapter to start from carried. Returns their bytes.
+pub(super) fn save_adapter<M: Adaptable<Inner>>(
+    args: &Args,
+    model: &M,
+    set: &AdapterSet<Inner>,
+    config: PeftConfig,
+    mut saved: Vec<HostTensor<'static>>,
+    dir: &Path,
+) -> Result<u64> {
     let starts_from_model = args.init_from.as_ref().filter(|path| adapter_folder(path).is_err());
     // Random weights are kept nowhere.
     let base = (!args.random_init).then_some(starts_from_model.unwrap_or(&args.model));
-    let (set, model) = (tuner.adapters(), tuner.model());
-    let adapted = adapted_paths(set);
-    let mut saved = model.head_tensors();
-    let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted);
     let config = PeftConfig {
         use_rslora: args.adapter.rslora,
         bias: args.adapter.bias.peft_name().into(),
-        modules_to_save: Some(modules_to_save),
-        task_type,
         base_model_name_or_path: base.map(|base| base.display().to_string()),
         inference_mode: true,
-        ..PeftConfig::default()
+        ..config
     };
-    // What an adapter to start from carried is written again.
     let mut configs = vec![&config];
     configs.extend(set.carried().map(|carried| &carried.config));
     let config = PeftConfig::united(&configs)?;
+    let adapted = adapted_paths(set);
     let is_carried = |at: &Parameter<'_>| {
         args.adapter.bias.takes(at, |module| adapted.contains(module))
             || set.carried().any(|carried| carried.holds(&at.key()))
@@ -179,8 +196,7 @@ pub(super) fn save(
             saved.push(tensor);
         }
     }
-    AdapterFolder::from_set(set, model.sites(), config, saved)?.write(&dir)?;
-    write_labels(&dir, labels, regression, Some(base_hash))?;
+    AdapterFolder::from_set(set, model.sites(), config, saved)?.write(dir)?;
     file_size(&dir.join("adapter_model.safetensors"))
 }
 
@@ -199,6 +215,6 @@ fn head_in_peft(
     (in_full.map(str::to_string).collect(), None)
 }
 
-fn file_size(path: &Path) -> Result<u64> {
+pub(super) fn file_size(path: &Path) -> Result<u64> {
     Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use lowrank_data::glue::TaskSpec;
 use lowrank_report::run::{Evaluation, RunRecord, Status};
 use lowrank_train::{Better, EvalOutput, Outcome, TrainConfig, Watch};
 use serde_json::{Map, Value, json};
 
 use super::Args;
+use super::start::StartAdapter;
 use crate::context::print_json;
 
 /// Notes evaluations in the run's record as they come.
@@ -90,6 +90,7 @@ pub(super) fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
             "wall_s": info.wall_s,
             "metric_name": info.metric_name,
             "best_step": info.best_step,
+            "dev_loss": best_loss(record),
         }));
     }
     println!(
@@ -108,17 +109,42 @@ pub(super) fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
     Ok(())
 }
 
+/// Dev loss of the weights that were saved.
+fn best_loss(record: &RunRecord) -> Option<f64> {
+    let info = &record.train_info;
+    let saved = |e: &&Evaluation| info.best_step.is_none_or(|best| e.step == best);
+    info.evals.iter().rev().find(saved)?.loss
+}
+
 /// Every setting of the run, defaults included.
-pub(super) fn settings(args: &Args, config: &TrainConfig, spec: &TaskSpec) -> Map<String, Value> {
+pub(super) fn settings(
+    args: &Args,
+    config: &TrainConfig,
+    task: &str,
+    start: Option<&StartAdapter>,
+    default_targets: &str,
+) -> Map<String, Value> {
     let mut map = match serde_json::to_value(config) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
     };
     map.insert("model".into(), json!(args.model));
-    map.insert("task".into(), json!(spec.name));
+    map.insert("task".into(), json!(task));
     map.insert("method".into(), json!(args.method.name()));
     if args.method.adapter().is_some() {
         args.adapter.settings(&mut map);
+        if args.adapter.targets.is_none() {
+            map.insert("targets".into(), json!(default_targets));
+        }
+        // What the options leave open, the start decides.
+        if let Some(start) = start.filter(|start| !start.set.is_empty()) {
+            if args.adapter.targets.is_none() {
+                map.insert("targets".into(), json!(start.config.target_modules));
+            }
+            if args.adapter.dropout.is_none() {
+                map.insert("dropout".into(), json!(start.config.lora_dropout));
+            }
+        }
     }
     map.insert("max_length".into(), json!(args.max_length));
     map.insert("init_from".into(), json!(args.init_from));

@@ -1,13 +1,16 @@
 //! The rows of a run: a GLUE task's, or the user's own.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lowrank_data::glue::{GlueDataset, Label, Split, Task, TaskSpec, read_custom};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_train::DevSet;
+use serde_json::Value;
 
 use super::Args;
 use super::record::fnv;
@@ -55,6 +58,26 @@ impl Source {
         };
         let hash = hash_rows(std::iter::once(&train).chain(dev.iter().map(|d| &d.data)));
         Ok(Rows { spec, train, dev, hash })
+    }
+}
+
+/// Whether the rows are to be classified: those of a task, of a table, or of JSON lines with a label.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn are_labelled(args: &Args) -> Result<bool> {
+    let Some(path) = args.train.as_ref().filter(|_| args.task.is_none()) else { return Ok(true) };
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("tsv") => Ok(true),
+        Some("jsonl") => {
+            let file = File::open(path).with_context(|| path.display().to_string())?;
+            let mut first = String::new();
+            // A line that cannot be read or parsed is reported with its number by the reader of its rows.
+            let is_read = BufReader::new(file.take(1 << 20)).read_line(&mut first).is_ok();
+            let row: Option<Value> = serde_json::from_str(&first).ok().filter(|_| is_read);
+            Ok(row.is_some_and(|row| row.get("label").is_some()))
+        }
+        _ => Ok(false),
     }
 }
 

@@ -1,0 +1,188 @@
+//! One run, whatever its objective: the record, the log, the training, the result.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use burn::module::AutodiffModule;
+use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
+use lowrank_report::tfevents::{EventWriter, Session};
+use lowrank_report::{LogKey, log_path, rfc3339_utc};
+use lowrank_train::{CheckpointStore, EventWatch, Objective, Outcome, TrainConfig, Training, Watch};
+use serde_json::{Map, Value};
+
+use super::Args;
+use super::record::{RecordWatch, finish, fnv, hash_settings, print_result};
+use crate::backend::{Inner, NAME, Train};
+use crate::machine::{hardware, peak_rss_mb};
+use crate::method::Method;
+
+/// When the command began.
+pub(super) struct Clock {
+    begun: Instant,
+    started: SystemTime,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self { begun: Instant::now(), started: SystemTime::now() }
+    }
+}
+
+/// What tells a run apart beside its options.
+pub(super) struct Identity {
+    /// Name of the task.
+    pub(super) task: String,
+    /// Metric that selects the best weights.
+    pub(super) metric: String,
+    /// Every setting.
+    pub(super) settings: Map<String, Value>,
+    /// Hash of the rows.
+    pub(super) data_hash: String,
+    /// Hash of the weights that training starts from.
+    pub(super) model_hash: String,
+    /// Numbers of trained and of all parameters.
+    pub(super) count: (usize, usize),
+}
+
+/// The model without differentiation that an objective's training results in.
+pub(super) type Trained<O> = <<O as Objective<Train>>::Model as AutodiffModule<Train>>::InnerModule;
+
+/// Trains; `save` writes the result and returns the bytes of its weights.
+pub(super) fn run<O: Objective<Train>>(
+    args: &Args,
+    config: &TrainConfig,
+    identity: Identity,
+    objective: &O,
+    model: O::Model,
+    save: impl FnOnce(&Trained<O>) -> Result<u64>,
+    clock: Clock,
+) -> Result<()>
+where
+    Inner: lowrank_kernels::Kernels,
+{
+    let file = args.output.join(FILE_NAME);
+    let mut record = new_record(args, &identity, &clock);
+    if args.start() != lowrank_train::Start::Fresh
+        && let Ok(before) = RunRecord::read(&file)
+    {
+        record.run_info.started = before.run_info.started;
+        record.train_info.evals = before.train_info.evals;
+        record.train_info.event_files = before.train_info.event_files;
+    }
+    let hash = hash_settings(&identity.settings, &[&identity.data_hash, &identity.model_hash]);
+    let checkpoints = CheckpointStore::new(&args.output, hash);
+    // Whether there is something to continue is known before the record is touched.
+    checkpoints.position(args.start(), config.max_steps)?;
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    record.write_atomic(&file)?;
+    let record = Arc::new(Mutex::new(record));
+    let result = train(args, config, &identity, objective, model, &checkpoints, &record);
+    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
+    record.train_info.wall_s = Some(clock.begun.elapsed().as_secs_f64());
+    record.train_info.peak_rss_mb = peak_rss_mb();
+    let saved = result.and_then(|(model, outcome)| Ok((save(&model)?, outcome)));
+    match saved {
+        Ok((bytes, outcome)) => {
+            record.train_info.adapter_bytes = Some(bytes);
+            finish(&mut record, &outcome);
+            record.write_atomic(&file)?;
+            print_result(args, &record)
+        }
+        Err(error) => {
+            record.train_info.status = Status::Failed;
+            record.train_info.error = Some(format!("{error:#}"));
+            record.write_atomic(&file)?;
+            Err(error)
+        }
+    }
+}
+
+fn new_record(args: &Args, identity: &Identity, clock: &Clock) -> RunRecord {
+    let mut record = RunRecord::new(
+        RunInfo {
+            command: std::env::args().collect(),
+            config: identity.settings.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("LOWRANK_COMMIT").map(str::to_string),
+            backend: NAME.into(),
+            started: rfc3339_utc(clock.started),
+            finished: None,
+        },
+        MetaInfo {
+            model: args.model_name(),
+            model_hash: identity.model_hash.clone(),
+            data_hash: identity.data_hash.clone(),
+            task: identity.task.clone(),
+            method: args.method.name(),
+            hardware: hardware(),
+            versions: BTreeMap::from([("burn".to_string(), env!("LOWRANK_BURN_VERSION").to_string())]),
+        },
+    );
+    record.train_info.metric_name = identity.metric.clone();
+    record.train_info.trainable = identity.count.0 as u64;
+    record.train_info.total = identity.count.1 as u64;
+    record
+}
+
+/// Trains; evaluations go into the record as they come.
+fn train<O: Objective<Train>>(
+    args: &Args,
+    config: &TrainConfig,
+    identity: &Identity,
+    objective: &O,
+    model: O::Model,
+    checkpoints: &CheckpointStore,
+    record: &Arc<Mutex<RunRecord>>,
+) -> Result<(Trained<O>, Outcome)> {
+    let label = args.label.clone().unwrap_or_else(|| args.method.name());
+    let log_folder = match &args.log_dir {
+        Some(root) => log_path(
+            root,
+            &LogKey {
+                model: &args.model_name(),
+                method: &label,
+                task: &identity.task,
+                lr: config.lr,
+                rank: args.rank().unwrap_or(0) as u64,
+                seed: args.seed,
+            },
+        ),
+        None => args.output.clone(),
+    };
+    let file = args.output.join(FILE_NAME);
+    let mut events = EventWriter::create(log_folder)?;
+    // Runs that differ in a setting which is not part of the path are told apart by it.
+    events.session(&Session::from_settings(run_id(&args.output), &identity.settings))?;
+    if let Some(name) = events.path().file_name() {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.train_info.event_files.push(name.to_string_lossy().into_owned());
+        record.write_atomic(&file)?;
+    }
+    let mut watch: Vec<Box<dyn Watch>> = vec![
+        Box::new(args.show()),
+        Box::new(EventWatch::new(events)),
+        Box::new(RecordWatch::new(record.clone(), file)),
+    ];
+    // The state of a full training is several times the model: it is kept where checkpoints are asked for.
+    let keep_last = args.save_every.is_some() || args.method != Method::Full;
+    let training = Training {
+        config,
+        checkpoints: Some(checkpoints),
+        start: args.start(),
+        keep_last,
+        watch: &mut watch,
+    };
+    let (model, outcome) = lowrank_train::train(objective, model, training)?;
+    checkpoints.end(keep_last)?;
+    Ok((model.valid(), outcome))
+}
+
+/// Identifies a run, resumed or not: its folder.
+fn run_id(output: &Path) -> String {
+    let path = output.canonicalize().unwrap_or_else(|_| output.to_owned());
+    format!("{:016x}", fnv(path.to_string_lossy().bytes()))
+}

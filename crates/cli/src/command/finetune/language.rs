@@ -1,0 +1,299 @@
+//! Language models: next tokens of texts, completions and conversations, and preferences.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use burn::module::AutodiffModule;
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::peft::PeftConfig;
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_data::chat::ChatTemplate;
+use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, DecoderConfig, Parameters, Part};
+use lowrank_train::{DpoConfig, NextToken, Preference, TrainConfig, TunedDecoder};
+use serde_json::json;
+
+use super::job::{self, Clock, Identity};
+use super::model::{adapt, adapted_paths, decoder_targets, file_size, save_adapter, sources};
+use super::record::{fnv, settings};
+use super::start::StartAdapter;
+use super::{Args, check_output};
+use crate::backend::{Device, Inner, Train};
+use crate::method::Method;
+
+/// Options of language models.
+#[derive(clap::Args)]
+pub(crate) struct LanguageArgs {
+    /// Tokens that are learnt: completion, assistant (every answer) or all [default: completion]
+    #[arg(long, value_name = "TOKENS")]
+    loss_on: Option<LossOn>,
+    /// Keep only the input of each layer and compute it again in the backward pass
+    #[arg(long)]
+    recompute: bool,
+    /// Show the first rows with what is learnt of them in brackets [default: 1]
+    #[arg(long, value_name = "N")]
+    show_samples: Option<usize>,
+    /// Preferences: how strongly the model is held to the reference [default: 0.1]
+    #[arg(long)]
+    beta: Option<f64>,
+    /// Preferences: probability that one is the wrong way round [default: 0]
+    #[arg(long)]
+    label_smoothing: Option<f64>,
+}
+
+impl LanguageArgs {
+    /// Refuses the options where rows are classified.
+    pub(super) fn check_unused(&self) -> Result<()> {
+        let given = [
+            ("--loss-on", self.loss_on.is_some()),
+            ("--recompute", self.recompute),
+            ("--show-samples", self.show_samples.is_some()),
+            ("--beta", self.beta.is_some()),
+            ("--label-smoothing", self.label_smoothing.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => {
+                bail!("{option} is for language models that write text; these rows are classified")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Longest rows that are trained on unless more is asked for.
+const LENGTH: usize = 1024;
+
+pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
+    let lr = if args.method == Method::Full { 2e-5 } else { 2e-4 };
+    let mut config = args.train_config(lr, 8)?;
+    check_output(args)?;
+    let loss = DpoConfig {
+        beta: args.language.beta.unwrap_or(DpoConfig::default().beta),
+        label_smoothing: args.language.label_smoothing.unwrap_or_default(),
+    };
+    loss.validate()?;
+    let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
+        bail!("{}: is a language model; give rows with --train and --dev", folder.display())
+    };
+    let base = DecoderConfig::read(folder)?;
+    let tokenizer = TextTokenizer::from_folder(folder, None)?;
+    let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
+    let built = build(args, folder, base, device)?;
+    let task = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    let identity = |config: &TrainConfig, data_hash| {
+        let mut settings = settings(args, config, &task, built.start.as_ref(), &built.default_targets);
+        settings.insert("loss_on".into(), json!(format!("{:?}", args.language.loss_on.unwrap_or_default())));
+        if matches!(rows, Encoded::Pairs(..)) {
+            settings.insert("beta".into(), json!(loss.beta));
+            settings.insert("label_smoothing".into(), json!(loss.label_smoothing));
+        }
+        Identity {
+            task: task.clone(),
+            metric: "loss".into(),
+            settings,
+            data_hash,
+            model_hash: built.hash.clone(),
+            count: built.model.count(),
+        }
+    };
+    let save = |model: &TunedDecoder<Inner>| save(args, folder, model);
+    let data_hash = rows.hash();
+    match rows.clone() {
+        Encoded::Rows(train, dev) => {
+            let objective = NextToken::new(train, dev, &config, args.language.recompute)?;
+            if let Some(epochs) = args.epochs {
+                config.max_steps = objective.plan().steps_for(epochs);
+            }
+            let identity = identity(&config, data_hash);
+            job::run(args, &config, identity, &objective, built.model.clone(), save, clock)
+        }
+        Encoded::Pairs(train, dev) => {
+            let reference = built.model.model().valid();
+            let objective = Preference::<Train>::new(train, dev, reference, &config, loss)?;
+            if let Some(epochs) = args.epochs {
+                config.max_steps = objective.plan().steps_for(epochs);
+            }
+            let identity = identity(&config, data_hash);
+            job::run(args, &config, identity, &objective, built.model.clone(), save, clock)
+        }
+    }
+}
+
+/// Rows to train on and rows to evaluate with.
+#[derive(Clone)]
+enum Encoded {
+    Rows(Vec<TokenRow>, Vec<TokenRow>),
+    Pairs(Vec<TokenPair>, Vec<TokenPair>),
+}
+
+impl Encoded {
+    /// Hash of tokens, row boundaries and what is learnt.
+    fn hash(&self) -> String {
+        let rows: Vec<&TokenRow> = match self {
+            Self::Rows(train, dev) => train.iter().chain(dev).collect(),
+            Self::Pairs(train, dev) => {
+                train.iter().chain(dev).flat_map(|pair| [&pair.chosen, &pair.rejected]).collect()
+            }
+        };
+        let bytes = rows.iter().flat_map(|row| {
+            let tokens = row.ids.iter().zip(&row.is_learnt);
+            let length = (row.ids.len() as u32).to_le_bytes();
+            length.into_iter().chain(tokens.flat_map(|(id, learnt)| {
+                let [a, b, c, d] = id.to_le_bytes();
+                [a, b, c, d, u8::from(*learnt)]
+            }))
+        });
+        format!("{:016x}", fnv(bytes))
+    }
+}
+
+fn encode(
+    args: &Args,
+    folder: &Path,
+    config: &DecoderConfig,
+    tokenizer: &TextTokenizer,
+    paths: [&PathBuf; 2],
+) -> Result<Encoded> {
+    let limit = if config.is_bounded() { config.max_positions } else { usize::MAX };
+    if let Some(n) = args.max_length.filter(|n| *n > limit) {
+        bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+    }
+    let max_length = args.max_length.unwrap_or(config.max_positions.min(LENGTH));
+    let template = ChatTemplate::from_folder(folder)?;
+    let loss_on = args.language.loss_on.unwrap_or_default();
+    let encoder = RowEncoder::new(tokenizer, template.as_ref(), loss_on, max_length)?;
+    let [train, dev] = [Rows::read(paths[0])?, Rows::read(paths[1])?];
+    ensure!(
+        train.are_preferences() == dev.are_preferences(),
+        "{}: preferences and other rows cannot be mixed with {}; give both files in one form",
+        dev.path().display(),
+        train.path().display()
+    );
+    let repeated = dev.count_in(&train);
+    if repeated > 0 {
+        eprintln!(
+            "warning: {}: {repeated} of its {} rows are also training rows; the dev loss measures memory",
+            dev.path().display(),
+            dev.len()
+        );
+    }
+    let counted = |rows: &Rows, n_cut: usize, n_left_out: usize| {
+        if n_cut + n_left_out > 0 {
+            eprintln!(
+                "{}: {n_cut} rows cut at {max_length} tokens, {n_left_out} left out because nothing of them is learnt",
+                rows.path().display()
+            );
+        }
+    };
+    if train.are_preferences() {
+        ensure!(
+            !args.language.recompute,
+            "--recompute is for next tokens; preferences have no use for it yet"
+        );
+        ensure!(
+            args.language.loss_on.is_none(),
+            "--loss-on has no meaning for preferences, which are learnt from their completions"
+        );
+        let [train, dev] = [(&train, encoder.encode_pairs(&train)?), (&dev, encoder.encode_pairs(&dev)?)];
+        counted(train.0, train.1.n_cut, train.1.n_left_out);
+        counted(dev.0, dev.1.n_cut, dev.1.n_left_out);
+        let sides = train.1.pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
+        show(sides, 2 * args.language.show_samples.unwrap_or(1), tokenizer)?;
+        return Ok(Encoded::Pairs(train.1.pairs, dev.1.pairs));
+    }
+    ensure!(
+        args.language.beta.is_none() && args.language.label_smoothing.is_none(),
+        "--beta and --label-smoothing are for preferences (prompt, chosen, rejected)"
+    );
+    let [train, dev] = [(&train, encoder.encode(&train)?), (&dev, encoder.encode(&dev)?)];
+    counted(train.0, train.1.n_cut, train.1.n_left_out);
+    counted(dev.0, dev.1.n_cut, dev.1.n_left_out);
+    show(train.1.rows.iter(), args.language.show_samples.unwrap_or(1), tokenizer)?;
+    Ok(Encoded::Rows(train.1.rows, dev.1.rows))
+}
+
+/// Shows rows with what is learnt of them in brackets.
+fn show<'a>(rows: impl Iterator<Item = &'a TokenRow>, n: usize, tokenizer: &TextTokenizer) -> Result<()> {
+    for row in rows.take(n) {
+        eprintln!(
+            "sample: {} tokens, {} of them learnt\n{}",
+            row.ids.len(),
+            row.n_learnt(),
+            row.show(tokenizer)?
+        );
+    }
+    Ok(())
+}
+
+/// A language model to train.
+struct Built {
+    model: TunedDecoder<Train>,
+    start: Option<StartAdapter>,
+    hash: String,
+    default_targets: String,
+}
+
+fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> Result<Built> {
+    ensure!(!args.zero_head, "--zero-head is for classifiers");
+    let (weights, adapter) = sources(args, folder)?;
+    let names = &config.architecture.names;
+    let default_targets = decoder_targets(&config);
+    let (mut model, hash) = if args.random_init {
+        let model = Decoder::<Train>::init(config.clone(), args.seed, device).map_err(anyhow::Error::msg)?;
+        (model, "random".to_string())
+    } else {
+        let checkpoint = Checkpoint::open(&weights)?;
+        let kept = if args.method.adapter().is_some() { stored_type(&checkpoint) } else { WeightType::F32 };
+        (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
+    };
+    let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
+    let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, config.n_heads, device)?;
+    let adapted = adapted_paths(&adapters);
+    let bias = args.adapter.bias;
+    model.choose_trained(|at, _| match args.method {
+        Method::Full => true,
+        // A tied head is the table of the word embedding.
+        Method::Head if config.tied => at.module.path == format!("{}{}", names.prefix, names.embedding),
+        Method::Head => at.module.part == Part::Head,
+        Method::Bitfit => at.is_bias(),
+        _ => {
+            !adapted.contains(at.module.path) && adapters.carried().any(|carried| carried.trains(&at.key()))
+                || bias.takes(at, |module| adapted.contains(module))
+        }
+    });
+    let model = TunedDecoder::new(model, adapters);
+    ensure!(
+        model.count().0 > 0,
+        "--method {}: the model has no such parameters; choose another method",
+        args.method.name()
+    );
+    Ok(Built { model, start, hash, default_targets })
+}
+
+/// The type in which a frozen base is kept: that of its matrices in the checkpoint.
+fn stored_type(checkpoint: &Checkpoint) -> WeightType {
+    let matrices =
+        checkpoint.names().filter_map(|name| checkpoint.info(name)).filter(|info| info.shape.len() == 2);
+    let mut types = matrices.map(|info| info.dtype);
+    match types.next() {
+        Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {
+            if first == Dtype::F16 { WeightType::F16 } else { WeightType::Bf16 }
+        }
+        _ => WeightType::F32,
+    }
+}
+
+/// Saves what was trained: a model folder where the model's own weights were, an adapter folder else.
+fn save(args: &Args, source: &Path, tuned: &TunedDecoder<Inner>) -> Result<u64> {
+    let (model, set): (_, &AdapterSet<Inner>) = (tuned.model(), tuned.adapters());
+    if args.method.adapter().is_none() {
+        let dir = args.output.join("model");
+        model.save(&dir, source, FloatType::F32)?;
+        return file_size(&dir.join("model.safetensors"));
+    }
+    let dir = args.output.join("adapter");
+    let config = PeftConfig { task_type: Some("CAUSAL_LM".into()), ..PeftConfig::default() };
+    save_adapter(args, model, set, config, Vec::new(), &dir)
+}

@@ -1,0 +1,243 @@
+//! Next-token prediction as an objective: plain text, completions and conversations.
+
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_data::pack::BatchPlan;
+use lowrank_data::rows::TokenRow;
+use lowrank_kernels::Kernels;
+use lowrank_models::batch::{Rows, int_tensor};
+use lowrank_models::{Decoder, Run, Stack, Tokens};
+
+use crate::config::TrainConfig;
+use crate::error::{Result, TrainError};
+use crate::groups::Groups;
+use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+use crate::tuner::Tuned;
+
+/// A language model with its adapters.
+pub type TunedDecoder<B> = Tuned<B, Decoder<B>>;
+
+/// Packed sequences of a language model: each token's successor, and whether it is learnt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LearntTokens {
+    /// Token ids, sequence after sequence, shape `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Length of each sequence.
+    pub lengths: Vec<usize>,
+    /// The token after each, shape `[tokens]`; any where the weight is 0.
+    pub targets: Vec<i32>,
+    /// 1 where the token after is learnt, else 0; shape `[tokens]`.
+    pub weights: Vec<f32>,
+}
+
+impl LearntTokens {
+    /// Concatenates rows, which do not see each other.
+    pub fn pack<'a>(rows: impl IntoIterator<Item = &'a TokenRow>) -> Self {
+        let mut batch = Self::default();
+        for row in rows {
+            batch.ids.extend(&row.ids);
+            batch.lengths.push(row.ids.len());
+            let next = row.ids.iter().zip(&row.is_learnt).skip(1);
+            batch.targets.extend(next.clone().map(|(id, _)| *id as i32).chain([0]));
+            batch.weights.extend(next.map(|(_, learnt)| f32::from(u8::from(*learnt))).chain([0.0]));
+        }
+        batch
+    }
+
+    /// Number of learnt tokens.
+    pub fn n_learnt(&self) -> f64 {
+        self.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// Targets and weights on a device.
+    pub(crate) fn labels<B: Backend>(&self, device: &B::Device) -> (Tensor<B, 1, Int>, Tensor<B, 1>) {
+        let n = self.weights.len();
+        let weights = Tensor::from_data(TensorData::new(self.weights.clone(), [n]), device);
+        (int_tensor(self.targets.clone(), device), weights)
+    }
+}
+
+/// `Σ −ln p` of the learnt tokens of a batch, shape `[1]`.
+///
+/// # Errors
+/// Tokens that the model does not take.
+pub fn nll_sum<B: Kernels>(
+    model: &Decoder<B>,
+    adapters: &AdapterSet<B>,
+    batch: &LearntTokens,
+    mode: Mode,
+    device: &B::Device,
+) -> Result<Tensor<B, 1>> {
+    let run = Run::new(adapters, mode);
+    let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
+    let hidden = model.hidden_states(&tokens, Rows::All, run);
+    let (targets, weights) = batch.labels(device);
+    Ok(model.nll_sum(hidden, targets, weights, run))
+}
+
+/// Cross-entropy of the learnt tokens; a batch counts for these.
+#[derive(Debug)]
+pub struct NextToken {
+    plan: BatchPlan,
+    train: Vec<TokenRow>,
+    dev: Vec<TokenRow>,
+    eval_batch: usize,
+    recompute: bool,
+}
+
+impl NextToken {
+    /// Rows to train on and to evaluate with; `recompute` keeps the input of each layer alone for the backward pass.
+    ///
+    /// # Errors
+    /// No rows, a batch size that the rows do not fit.
+    pub fn new(
+        train: Vec<TokenRow>,
+        dev: Vec<TokenRow>,
+        config: &TrainConfig,
+        recompute: bool,
+    ) -> Result<Self> {
+        let lengths = train.iter().map(|row| row.ids.len()).collect();
+        let plan = BatchPlan::new(lengths, config.size(), config.grad_accum, config.seed)?;
+        Ok(Self { plan, train, dev, eval_batch: config.batch_size, recompute })
+    }
+
+    /// The order of the training rows.
+    pub fn plan(&self) -> &BatchPlan {
+        &self.plan
+    }
+}
+
+/// Rows for evaluation, of similar length in a batch.
+pub(crate) fn eval_order(lengths: &[usize]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));
+    order
+}
+
+impl<B> Objective<B> for NextToken
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    type Model = TunedDecoder<B>;
+    type Batch = LearntTokens;
+
+    fn batches(&self, step: usize) -> Result<StepBatches<LearntTokens>> {
+        let rows = self.plan.step(step);
+        let micro = rows.micro.iter().map(|rows| {
+            let data = LearntTokens::pack(rows.iter().map(|&row| &self.train[row]));
+            MicroBatch { weight: data.n_learnt(), tokens: data.ids.len(), data }
+        });
+        Ok(StepBatches { micro: micro.collect(), epoch: rows.epoch })
+    }
+
+    fn loss(&self, model: &TunedDecoder<B>, batch: &LearntTokens, mode: Mode) -> Result<Tensor<B, 1>> {
+        let sum = nll_sum(model.model(), model.adapters(), batch, mode, &model.device()?)?;
+        Ok(sum / batch.n_learnt())
+    }
+
+    fn gradients(
+        &self,
+        model: &TunedDecoder<B>,
+        batch: &LearntTokens,
+        mode: Mode,
+        share: f64,
+    ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
+        if self.recompute {
+            return layer_by_layer(model, batch, mode, share / batch.n_learnt());
+        }
+        let loss = self.loss(model, batch, mode)? * share;
+        Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), model)))
+    }
+
+    fn selection(&self) -> Option<Selection> {
+        Some(Selection { metric: "loss".into(), better: Better::Lower })
+    }
+
+    fn evaluate(&self, model: &TunedDecoder<B::InnerBackend>) -> Result<EvalOutput> {
+        let lengths: Vec<usize> = self.dev.iter().map(|row| row.ids.len()).collect();
+        let device = model.device()?;
+        let (mut sum, mut learnt) = (0.0, 0.0);
+        for rows in eval_order(&lengths).chunks(self.eval_batch) {
+            let batch = LearntTokens::pack(rows.iter().map(|&row| &self.dev[row]));
+            let part = nll_sum(model.model(), model.adapters(), &batch, Mode::EVAL, &device)?;
+            sum += part.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
+            learnt += batch.n_learnt();
+        }
+        let loss = sum / learnt;
+        let mut output = EvalOutput::default();
+        output.values.insert("loss".into(), loss);
+        output.values.insert("perplexity".into(), loss.exp());
+        Ok(output)
+    }
+
+    fn groups(&self, model: &TunedDecoder<B>) -> Groups {
+        decoder_groups(model)
+    }
+
+    fn constrain(&self, model: TunedDecoder<B>) -> Result<TunedDecoder<B>> {
+        model.project()
+    }
+}
+
+/// Groups of a language model: its head has the head's rate where it is a matrix of its own.
+pub(crate) fn decoder_groups<B: Kernels>(model: &TunedDecoder<B>) -> Groups {
+    Groups::default().with_adapters(model.adapters()).with_model(model.model())
+}
+
+/// Loss and gradients of `scale · Σ −ln p`, of which the backward pass recomputes each layer from its input (Chen et al.
+/// 2016, «Training Deep Nets with Sublinear Memory Cost»). Random choices are functions of the mode's seed, so the layer
+/// that is recomputed is the one that was computed.
+fn layer_by_layer<B>(
+    model: &TunedDecoder<B>,
+    batch: &LearntTokens,
+    mode: Mode,
+    scale: f64,
+) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let device = model.device()?;
+    let (decoder, run) = (model.model(), Run::new(model.adapters(), mode));
+    let tokens = Tokens::new(&batch.ids, &batch.lengths);
+    let mut inputs = Vec::with_capacity(decoder.n_layers());
+    let frozen = burn::module::AutodiffModule::valid(model);
+    let last = {
+        let (decoder, run) = (frozen.model(), Run::new(frozen.adapters(), mode));
+        let packed = decoder.batch(tokens, &device)?;
+        (0..decoder.n_layers()).fold(decoder.embed(&packed, run), |x, index| {
+            inputs.push(x.clone());
+            decoder.layer(index, x, &packed, Rows::All, run)
+        })
+    };
+    drop(frozen);
+    let mut accumulator = GradientsAccumulator::new();
+    let mut note = |mut grads: B::Gradients, x: Option<&Tensor<B, 2>>| {
+        let dx = x.and_then(|x| x.grad_remove(&mut grads));
+        accumulator.accumulate(model, GradientsParams::from_grads(grads, model));
+        dx
+    };
+    let leaf = |x: Tensor<B::InnerBackend, 2>| Tensor::<B, 2>::from_inner(x).require_grad();
+    let last = leaf(last);
+    let (targets, weights) = batch.labels(&device);
+    let loss = decoder.nll_sum(decoder.finish(last.clone()), targets, weights, run) * scale;
+    let mut dx = note(loss.backward(), Some(&last));
+    let packed = decoder.batch(tokens, &device)?;
+    for (index, input) in inputs.into_iter().enumerate().rev() {
+        let Some(dy) = dx else {
+            return Err(TrainError::Batch("the loss does not depend on the layers".into()));
+        };
+        let input = leaf(input);
+        let y = decoder.layer(index, input.clone(), &packed, Rows::All, run);
+        dx = note((y * Tensor::from_inner(dy)).sum().backward(), Some(&input));
+    }
+    let embedded = decoder.embed(&packed, run);
+    if let (Some(dy), true) = (dx, embedded.is_require_grad()) {
+        note((embedded * Tensor::from_inner(dy)).sum().backward(), None);
+    }
+    Ok((loss.inner(), accumulator.grads()))
+}

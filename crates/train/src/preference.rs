@@ -1,0 +1,267 @@
+//! Direct preference optimisation as an objective.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn::tensor::activation::log_sigmoid;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_data::pack::BatchPlan;
+use lowrank_data::rows::TokenPair;
+use lowrank_kernels::Kernels;
+use lowrank_models::batch::Rows;
+use lowrank_models::{Decoder, Run, Stack, Tokens};
+
+use crate::config::TrainConfig;
+use crate::error::{Result, TrainError};
+use crate::groups::Groups;
+use crate::language::{LearntTokens, TunedDecoder, decoder_groups, eval_order};
+use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+
+/// Hyper-parameters of the loss.
+///
+/// | name | default | purpose | range |
+/// |---|---|---|---|
+/// | `beta` | 0.1 | how strongly the policy is held to the reference | finite, > 0 |
+/// | `label_smoothing` | 0 | probability that a preference is the wrong way round | 0 ≤ x < 0.5 |
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DpoConfig {
+    /// β.
+    pub beta: f64,
+    /// Label smoothing (Mitchell 2023, conservative DPO).
+    pub label_smoothing: f64,
+}
+
+impl Default for DpoConfig {
+    fn default() -> Self {
+        Self { beta: 0.1, label_smoothing: 0.0 }
+    }
+}
+
+impl DpoConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`TrainError::BadValue`].
+    pub fn validate(&self) -> Result<()> {
+        let bad = |name, value: f64, expected| {
+            Err(TrainError::BadValue { name, value: value.to_string(), expected })
+        };
+        if !(self.beta.is_finite() && self.beta > 0.0) {
+            return bad("beta", self.beta, "a finite number above 0");
+        }
+        if !(0.0..0.5).contains(&self.label_smoothing) {
+            return bad("label-smoothing", self.label_smoothing, "0 or more, and less than 0.5");
+        }
+        Ok(())
+    }
+}
+
+/// `−(1−ε)·ln σ(β·h) − ε·ln σ(−β·h)` with `h` the margin of the policy over the reference (Rafailov et al. 2023,
+/// arXiv:2305.18290); a batch counts for its pairs.
+///
+/// The reference is the model without its adapters, or, where the model's own weights are trained, a snapshot of it.
+/// Its log-probabilities are computed once for each pair.
+#[derive(Debug)]
+pub struct Preference<B: AutodiffBackend> {
+    plan: BatchPlan,
+    train: Vec<TokenPair>,
+    dev: Vec<TokenPair>,
+    reference: Decoder<B::InnerBackend>,
+    known: Mutex<HashMap<Pair, [f64; 2]>>,
+    config: DpoConfig,
+    eval_batch: usize,
+}
+
+/// A pair of the training or the dev rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Pair {
+    Train(usize),
+    Dev(usize),
+}
+
+/// Pairs of a batch: the better and the worse completions.
+#[derive(Clone, Debug)]
+pub struct PairBatch {
+    sides: [LearntTokens; 2],
+    pairs: Vec<Pair>,
+}
+
+impl<B> Preference<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    /// Pairs to train on and to evaluate with; `reference` is the model before training.
+    ///
+    /// # Errors
+    /// No pairs, a batch size that they do not fit, a loss out of range.
+    pub fn new(
+        train: Vec<TokenPair>,
+        dev: Vec<TokenPair>,
+        reference: Decoder<B::InnerBackend>,
+        config: &TrainConfig,
+        loss: DpoConfig,
+    ) -> Result<Self> {
+        loss.validate()?;
+        let plan = BatchPlan::new(
+            train.iter().map(length).collect(),
+            config.size(),
+            config.grad_accum,
+            config.seed,
+        )?;
+        let known = Mutex::default();
+        Ok(Self { plan, train, dev, reference, known, config: loss, eval_batch: config.batch_size })
+    }
+
+    /// The order of the training pairs.
+    pub fn plan(&self) -> &BatchPlan {
+        &self.plan
+    }
+
+    fn pair(&self, pair: Pair) -> &TokenPair {
+        match pair {
+            Pair::Train(row) => &self.train[row],
+            Pair::Dev(row) => &self.dev[row],
+        }
+    }
+
+    fn batch(&self, pairs: Vec<Pair>) -> PairBatch {
+        let chosen = LearntTokens::pack(pairs.iter().map(|&pair| &self.pair(pair).chosen));
+        let rejected = LearntTokens::pack(pairs.iter().map(|&pair| &self.pair(pair).rejected));
+        PairBatch { sides: [chosen, rejected], pairs }
+    }
+
+    /// Log-probabilities of both sides of each pair under the reference.
+    fn reference(&self, batch: &PairBatch, device: &B::Device) -> Result<Vec<[f64; 2]>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<Pair> = batch.pairs.iter().copied().filter(|pair| !known.contains_key(pair)).collect();
+        if !new.is_empty() {
+            let missing = self.batch(new);
+            let none = AdapterSet::empty();
+            let [chosen, rejected] = missing.sides.each_ref().map(|side| {
+                let values = log_probabilities(&self.reference, &none, side, Mode::EVAL, device)?;
+                Ok::<Vec<f64>, TrainError>(values.into_data().iter::<f64>().collect())
+            });
+            for ((pair, chosen), rejected) in missing.pairs.iter().zip(chosen?).zip(rejected?) {
+                known.insert(*pair, [chosen, rejected]);
+            }
+        }
+        Ok(batch.pairs.iter().map(|pair| known[pair]).collect())
+    }
+
+    /// Margins `h` of the pairs, shape `[pairs]`.
+    fn margins<C: Kernels<Device = B::Device>>(
+        &self,
+        model: &TunedDecoder<C>,
+        batch: &PairBatch,
+        mode: Mode,
+    ) -> Result<Tensor<C, 1>> {
+        let device = model.device()?;
+        let reference = self.reference(batch, &device)?;
+        let [chosen, rejected] = batch
+            .sides
+            .each_ref()
+            .map(|side| log_probabilities(model.model(), model.adapters(), side, mode, &device));
+        let reference: Vec<f32> =
+            reference.iter().map(|[chosen, rejected]| (chosen - rejected) as f32).collect();
+        let n = reference.len();
+        Ok(chosen? - rejected? - Tensor::from_data(TensorData::new(reference, [n]), &device))
+    }
+
+    /// Mean loss of margins, shape `[1]`.
+    fn loss_of<C: Backend>(&self, margins: Tensor<C, 1>) -> Tensor<C, 1> {
+        let DpoConfig { beta, label_smoothing } = self.config;
+        let scaled = margins * beta;
+        let right = log_sigmoid(scaled.clone()).mean();
+        if label_smoothing == 0.0 {
+            return right.neg();
+        }
+        let wrong = log_sigmoid(scaled.neg()).mean();
+        (right * (1.0 - label_smoothing) + wrong * label_smoothing).neg()
+    }
+}
+
+fn length(pair: &TokenPair) -> usize {
+    pair.chosen.ids.len() + pair.rejected.ids.len()
+}
+
+/// `Σ ln p` of the learnt tokens of each sequence, shape `[sequences]`.
+fn log_probabilities<B: Kernels>(
+    model: &Decoder<B>,
+    adapters: &AdapterSet<B>,
+    batch: &LearntTokens,
+    mode: Mode,
+    device: &B::Device,
+) -> Result<Tensor<B, 1>> {
+    let run = Run::new(adapters, mode);
+    let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
+    let hidden = model.hidden_states(&tokens, Rows::All, run);
+    let (targets, weights) = batch.labels::<B>(device);
+    let mut start = 0;
+    let sequences = batch.lengths.iter().map(|&n| {
+        let at = start;
+        start += n;
+        let rows = hidden.clone().narrow(0, at, n);
+        let (targets, weights) = (targets.clone().narrow(0, at, n), weights.clone().narrow(0, at, n));
+        model.nll_sum(rows, targets, weights, run).neg()
+    });
+    Ok(Tensor::cat(sequences.collect(), 0))
+}
+
+impl<B> Objective<B> for Preference<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    type Model = TunedDecoder<B>;
+    type Batch = PairBatch;
+
+    fn batches(&self, step: usize) -> Result<StepBatches<PairBatch>> {
+        let rows = self.plan.step(step);
+        let micro = rows.micro.iter().map(|rows| MicroBatch {
+            data: self.batch(rows.iter().map(|&row| Pair::Train(row)).collect()),
+            weight: rows.len() as f64,
+            tokens: rows.iter().map(|&row| length(&self.train[row])).sum(),
+        });
+        Ok(StepBatches { micro: micro.collect(), epoch: rows.epoch })
+    }
+
+    fn loss(&self, model: &TunedDecoder<B>, batch: &PairBatch, mode: Mode) -> Result<Tensor<B, 1>> {
+        Ok(self.loss_of(self.margins(model, batch, mode)?))
+    }
+
+    fn selection(&self) -> Option<Selection> {
+        Some(Selection { metric: "loss".into(), better: Better::Lower })
+    }
+
+    /// `loss`, `margin` (mean reward difference `β·h`) and `accuracy` (share of positive margins).
+    fn evaluate(&self, model: &TunedDecoder<B::InnerBackend>) -> Result<EvalOutput> {
+        let lengths: Vec<usize> = self.dev.iter().map(length).collect();
+        let (mut loss, mut margin, mut right) = (0.0, 0.0, 0.0);
+        for rows in eval_order(&lengths).chunks(self.eval_batch) {
+            let batch = self.batch(rows.iter().map(|&row| Pair::Dev(row)).collect());
+            let margins = self.margins(model, &batch, Mode::EVAL)?;
+            let mean = self.loss_of(margins.clone()).into_data().iter::<f64>().next().unwrap_or(f64::NAN);
+            loss += mean * rows.len() as f64;
+            for value in margins.into_data().iter::<f64>() {
+                margin += self.config.beta * value;
+                right += f64::from(u8::from(value > 0.0));
+            }
+        }
+        let n = self.dev.len() as f64;
+        let values = [("loss", loss / n), ("margin", margin / n), ("accuracy", right / n)];
+        let values = values.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        Ok(EvalOutput { values, samples: Vec::new() })
+    }
+
+    fn groups(&self, model: &TunedDecoder<B>) -> Groups {
+        decoder_groups(model)
+    }
+
+    fn constrain(&self, model: TunedDecoder<B>) -> Result<TunedDecoder<B>> {
+        model.project()
+    }
+}
