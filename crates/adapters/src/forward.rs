@@ -45,9 +45,14 @@ impl<B: Kernels> AdapterSet<B> {
         base: &dyn BaseLinear<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        if let Some(observer) = &self.observer {
-            observer.input(site, x.dims(), &|| host_values(x.clone()));
-        }
+        let Some(observer) = &self.observer else { return self.unobserved(site, x, base, mode) };
+        observer.input(site, x.dims(), &|| host_values(x.clone()));
+        let mut y = self.unobserved(site, x, base, mode);
+        observer.output(site, &mut y);
+        y
+    }
+
+    fn unobserved(&self, site: usize, x: Tensor<B, 2>, base: &dyn BaseLinear<B>, mode: Mode) -> Tensor<B, 2> {
         let Some(route) = self.route.as_ref().filter(|_| self.is_adapted(site)) else {
             return self.sum(site, &self.active(site, None), x, base, mode);
         };

@@ -44,6 +44,10 @@ pub struct Member {
 pub trait Observer: Debug + Send + Sync {
     /// The input of a site, of shape `[rows, d_input]`; `values` reads it, row-major, from the device.
     fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>);
+
+    /// The output of a site, a `Tensor<B, 2>` of the model's backend, of shape `[rows, d_output]`, which may be changed:
+    /// an offset of zero that requires a gradient is given the output's.
+    fn output(&self, _site: usize, _y: &mut dyn std::any::Any) {}
 }
 
 /// All adapters over one base, apart from the base they sit on.

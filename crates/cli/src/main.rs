@@ -5,6 +5,7 @@
 mod adapter;
 mod backend;
 mod bars;
+mod calibration;
 mod command;
 mod context;
 mod language;

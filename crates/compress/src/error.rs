@@ -52,16 +52,22 @@ pub enum CompressError {
         /// What the system said, and what to do.
         reason: String,
     },
-    /// Targets that match nothing.
-    #[error(transparent)]
-    Targets(#[from] lowrank_adapters::AdapterError),
     /// A tensor file that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] lowrank_checkpoint::CheckpointError),
     /// A selection of layers or a `lowrank` section that does not hold.
     #[error(transparent)]
     Spec(#[from] lowrank_spec::SpecError),
+    /// Adapters that cannot be made or merged.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapters::AdapterError),
+    /// A recovery that fails.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Train(#[from] lowrank_train::TrainError),
     /// A model that cannot be loaded or run.
+    #[cfg(feature = "run")]
     #[error(transparent)]
     Model(#[from] lowrank_models::ModelError),
 }

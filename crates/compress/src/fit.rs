@@ -1,5 +1,6 @@
 //! Factors of a unit: what each form would cost, and the factors themselves.
 
+use lowrank_checkpoint::Dtype;
 use lowrank_factor::matrix::to_row_major;
 use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::tt::{TtMatrix, TtShape};
@@ -9,6 +10,8 @@ use lowrank_spec::names::WeightPart;
 
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
+use crate::rounding::with_rounding;
+use crate::sided;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Form, Unit};
 
@@ -22,10 +25,19 @@ pub(crate) struct Factor {
 }
 
 /// What factoring a unit gave: the tensors of each of its weights, and the relative error in the method's norm.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fitted {
     pub(crate) factors: Vec<Vec<Factor>>,
     pub(crate) error: f64,
+    /// What low-rank factors were made from.
+    pub(crate) kept: Option<Kept>,
+}
+
+impl Fitted {
+    /// Takes the rounding of the factors to their element type into the error.
+    pub(crate) fn round(&mut self, dtype: Dtype) {
+        self.error = with_rounding(self.error, &self.factors, self.kept.as_ref(), dtype);
+    }
 }
 
 /// What the ranks of one form lose.
@@ -45,16 +57,47 @@ pub(crate) struct Analysis {
     pub(crate) total: f64,
     /// What a loss of 1 counts beside the losses of other units.
     pub(crate) importance: f64,
-    /// Of the low-rank form, up to the rank where it stops paying.
-    pub(crate) subspace: Option<Subspace<f32>>,
+    /// Of the low-rank form, up to the rank where it stops paying unless that does not matter.
+    pub(crate) kept: Option<Kept>,
+    /// What the weightings were shrunk by, where they are.
+    pub(crate) shrinkage: Option<f64>,
+}
+
+/// A subspace, and the diagonals of the weightings it was made under.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) subspace: Subspace<f32>,
+    /// Length `d_input`; empty for an unweighted side.
+    pub(crate) inputs: Vec<f32>,
+    /// Length `d_output`; empty for an unweighted side.
+    pub(crate) outputs: Vec<f32>,
+}
+
+impl Kept {
+    fn plain(subspace: Subspace<f32>) -> Self {
+        Self { subspace, inputs: Vec::new(), outputs: Vec::new() }
+    }
 }
 
 impl Analysis {
     /// Losses count relative to the unit's own norm until [`effects`](crate::Calibrator::effect) are known: the outputs
     /// of layers differ by orders of magnitude, and the norms that follow make their relative errors matter.
-    pub(crate) fn new(curves: Vec<Curve>, total: f64, subspace: Option<Subspace<f32>>) -> Self {
+    pub(crate) fn new(curves: Vec<Curve>, total: f64, kept: Option<Kept>) -> Self {
         let importance = if total > 0.0 { total.recip() } else { 0.0 };
-        Self { curves, total, importance, subspace }
+        Self { curves, total, importance, kept, shrinkage: None }
+    }
+
+    /// The losses of low rank under a method: those of both sides are in units of the model's loss already.
+    pub(crate) fn low_rank(method: Method, squared: Vec<f64>, kept: Option<Kept>) -> Self {
+        let total = squared.iter().sum();
+        let curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
+        let made = Self::new(curves, total, kept);
+        if method == Method::TwoSided { Self { importance: 1.0, ..made } } else { made }
+    }
+
+    /// Drops what is large.
+    pub(crate) fn forget_vectors(&mut self) {
+        self.kept = None;
     }
 }
 
@@ -68,29 +111,55 @@ pub(crate) struct Rules {
     pub(crate) share: f64,
     /// Relative error to meet instead.
     pub(crate) truncation: Option<Truncation>,
+    /// Whether ranks past the one where factors pay may be chosen.
+    pub(crate) always_factor: bool,
 }
 
-/// The subspace of one weight `[d_output, d_input]` under a weighting.
-pub(crate) fn low_rank_subspace(
-    method: Method,
-    path: &str,
+/// The subspace of one weight `[d_output, d_input]` under a weighting, and the shrinkage where there is one: `known`,
+/// or else chosen.
+fn low_rank_subspace(
+    rules: &Rules,
+    unit: &Unit,
     a: MatRef<'_, f32>,
     weighting: &Weighting,
-) -> Result<Subspace<f32>> {
+    known: Option<f64>,
+) -> Result<(Kept, Option<f64>)> {
+    let path = unit.weights[0].site.path.as_str();
     let fail = |e| at(path)(e);
-    match (method, weighting) {
+    let diagonal = |weights: Vec<f32>| -> Result<Kept> {
+        let subspace = whitened::by_diagonal(a, &weights).and_then(|w| w.into_subspace()).map_err(fail)?;
+        let inputs = weights.into_iter().map(|weight| weight * weight).collect();
+        Ok(Kept { subspace, inputs, outputs: Vec::new() })
+    };
+    match (rules.method, weighting) {
         (Method::Whitened | Method::Auto, Weighting::Inputs(inputs)) => {
-            whitened::by_gram(a, inputs.gram.as_ref()).and_then(|w| w.into_subspace()).map_err(fail)
+            let gram = inputs.gram.as_ref();
+            let subspace = whitened::by_gram(a, gram).and_then(|w| w.into_subspace()).map_err(fail)?;
+            let inputs = (0..gram.nrows()).map(|i| gram[(i, i)] as f32).collect();
+            Ok((Kept { subspace, inputs, outputs: Vec::new() }, None))
         }
         (Method::Asvd, Weighting::Inputs(inputs)) => {
             let rows = inputs.rows.max(1) as f64;
-            let weights: Vec<f32> = inputs.magnitude.iter().map(|m| (m / rows).sqrt() as f32).collect();
-            whitened::by_diagonal(a, &weights).and_then(|w| w.into_subspace()).map_err(fail)
+            Ok((diagonal(inputs.magnitude.iter().map(|m| (m / rows).sqrt() as f32).collect())?, None))
         }
-        (Method::Fwsvd, Weighting::Channels(weights)) => {
-            whitened::by_diagonal(a, weights).and_then(|w| w.into_subspace()).map_err(fail)
+        (Method::Fwsvd | Method::Whitened | Method::Asvd, Weighting::Channels(weights)) => {
+            Ok((diagonal(weights.clone())?, None))
         }
-        _ => subspace::leading(a).map_err(fail),
+        (Method::TwoSided, Weighting::Both { sums, held_out }) => {
+            let [d_input, d_output] = unit.shape();
+            let share = d_input as f64 * d_output as f64 * rules.share / (d_input + d_output) as f64;
+            let rank = (share as usize).clamp(1, d_input.min(d_output));
+            let (kept, shrinkage) = sided::subspace(a, sums, held_out.as_ref(), known, rank).map_err(fail)?;
+            Ok((kept, Some(shrinkage)))
+        }
+        (method, _) if method.needs_inputs() || method.needs_gradients() => {
+            Err(CompressError::Input(format!(
+                "'{path}': calibration gives nothing that {} could weigh it by; leave it out with --exclude, or \
+                 compress it by svd",
+                method.name()
+            )))
+        }
+        _ => Ok((Kept::plain(subspace::leading(a).map_err(fail)?), None)),
     }
 }
 
@@ -100,6 +169,7 @@ pub(crate) fn analyse(
     unit: &Unit,
     values: &[Vec<f32>],
     weightings: &[Weighting],
+    known: Option<f64>,
 ) -> Result<Analysis> {
     let views = views(unit, values)?;
     match rules.method {
@@ -109,32 +179,34 @@ pub(crate) fn analyse(
             Ok(Analysis::new(vec![curve], squared_norm(views[0]), None))
         }
         method => {
-            let path = &unit.weights[0].site.path;
-            let subspace = low_rank_subspace(method, path, views[0], &weightings[0])?;
-            let squared = subspace.squared().to_vec();
-            let total: f64 = squared.iter().sum();
-            let mut curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
+            let (mut kept, shrinkage) = low_rank_subspace(rules, unit, views[0], &weightings[0], known)?;
+            let squared = kept.subspace.squared().to_vec();
+            let [d_input, d_output] = unit.shape();
+            // The vectors past it are needed only where a rank is taken that does not pay.
+            if !rules.always_factor {
+                kept.subspace = kept.subspace.shortened(break_even_rank(d_output, d_input));
+            }
+            let mut made = Analysis::low_rank(method, squared, Some(kept));
+            made.shrinkage = shrinkage;
             if method == Method::Auto {
                 let mut train = train_curve(rules, unit, views[0])?;
                 if let Weighting::Inputs(inputs) = &weightings[0] {
                     train = weighted(rules, unit, views[0], train, inputs.gram.as_ref())?;
                 }
-                curves.push(train);
+                made.curves.push(train);
             }
-            let [d_input, d_output] = unit.shape();
-            let subspace = Some(subspace.shortened(break_even_rank(d_output, d_input)));
-            Ok(Analysis::new(curves, total, subspace))
+            Ok(made)
         }
     }
 }
 
-/// The factors of a choice. `subspace` is that of the analysis, where there was one.
+/// The factors of a choice. `kept` is what the analysis kept, where there was one.
 pub(crate) fn factor(
     rules: &Rules,
     unit: &Unit,
     values: &[Vec<f32>],
     choice: &Choice,
-    subspace: Option<&Subspace<f32>>,
+    kept: Option<&Kept>,
     weightings: &[Weighting],
 ) -> Result<Fitted> {
     let views = views(unit, values)?;
@@ -143,20 +215,15 @@ pub(crate) fn factor(
     match choice {
         Choice::Dense => Err(CompressError::Input(format!("'{path}' is left dense and has no factors"))),
         Choice::Rank(Form::LowRank | Form::Tucker, rank) => {
-            let made;
-            // The analysis keeps no more vectors than pay.
-            let subspace = match subspace.filter(|kept| kept.basis().ncols() >= *rank) {
-                Some(subspace) => subspace,
-                None => {
-                    made = low_rank_subspace(rules.method, path, views[0], &weightings[0])?;
-                    &made
-                }
+            let kept = match kept.filter(|kept| kept.subspace.basis().ncols() >= *rank) {
+                Some(kept) => kept.clone(),
+                None => low_rank_subspace(rules, unit, views[0], &weightings[0], None)?.0,
             };
-            let fit = subspace.low_rank(views[0], &Truncation::Rank(*rank)).map_err(fail)?;
+            let fit = kept.subspace.low_rank(views[0], &Truncation::Rank(*rank)).map_err(fail)?;
             let (left, right) = fit.factors.to_row_major(); // [out, r], [r, in]
             let [d_input, d_output] = unit.shape();
             let factors = vec![a_factor(right, *rank, d_input), b_factor(left, d_output, *rank)];
-            Ok(Fitted { factors: vec![factors], error: fit.report.relative_error })
+            Ok(Fitted { factors: vec![factors], error: fit.report.relative_error, kept: Some(kept) })
         }
         Choice::Rank(form @ (Form::SharedA | Form::SharedB), rank) => {
             shared_factors(unit, &views, form, *rank)
@@ -181,7 +248,7 @@ pub(crate) fn factor(
                 });
                 own
             });
-            Ok(Fitted { factors: factors.collect(), error })
+            Ok(Fitted { factors: factors.collect(), error, kept: None })
         }
     }
 }
@@ -220,6 +287,10 @@ pub(crate) fn bytes(rules: &Rules, unit: &Unit, is_weighted: bool) -> u64 {
     match rules.method {
         // Values, a copy in one piece, and an exact decomposition of it.
         Method::Shared | Method::Tt => 4 * (2 * numel + 4 * (numel + short * short)),
+        // Both Gram matrices twice (texts held out, their sum), the short side's problem of each.
+        Method::TwoSided => {
+            4 * numel + 8 * (3 * numel + 3 * d_input * d_input + 3 * d_output * d_output + 12 * short * short)
+        }
         // The same in f64, with the statistics of the inputs.
         _ if is_weighted => 4 * numel + 8 * (4 * numel + 3 * d_input * d_input + 4 * short * short),
         Method::Auto => 4 * (3 * numel + 4 * (numel + short * short)),
@@ -317,7 +388,7 @@ fn train_factors(unit: &Unit, a: MatRef<'_, f32>, shape: &TtShape, ranks: &[usiz
         shape: shape.to_vec(),
         values: core.data().to_vec(),
     });
-    Ok(Fitted { factors: vec![factors.collect()], error: fit.report.relative_error })
+    Ok(Fitted { factors: vec![factors.collect()], error: fit.report.relative_error, kept: None })
 }
 
 /// Curves of the shared forms of weights `[d_output, d_input]`.
@@ -372,5 +443,5 @@ fn shared_factors(unit: &Unit, views: &[MatRef<'_, f32>], form: &Form, rank: usi
         });
         tensors
     });
-    Ok(Fitted { factors: factors.collect(), error: fit.report.relative_error })
+    Ok(Fitted { factors: factors.collect(), error: fit.report.relative_error, kept: None })
 }

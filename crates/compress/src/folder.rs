@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, read_file, write_atomic};
-use lowrank_models::architecture::is_buffer;
+use lowrank_spec::names::is_buffer;
 use serde_json::{Map, Value};
 
 use crate::amount::Sizes;

@@ -9,6 +9,7 @@ use std::str::FromStr;
 /// | `svd` | `‖ΔW‖` (Eckart–Young 1936) | nothing |
 /// | `asvd` | `‖ΔW·diag(s)‖`, `s = (mean ∣x∣)^½` (ASVD, Yuan et al. 2023) | calibration text |
 /// | `whitened` | `Σ‖ΔW·x‖²` over inputs `x`, exactly (as SVD-LLM, Wang et al. 2024, without its Cholesky factor) | calibration text |
+/// | `two-sided` | `‖B^½·ΔW·A^½‖`, `A = E[x·xᵀ]` of inputs, `B = E[g·gᵀ]` of the loss's gradients by outputs, both shrunk | a language model's text, or a task |
 /// | `fwsvd` | `‖ΔW·diag(s)‖`, `s² = Σ_out (∂L/∂W)²` (FWSVD, Hsu et al. 2022) | a task |
 /// | `shared` | `Σ_s‖ΔW_s‖²` with factors shared by the layers of a kind (LoTR on the weights) | nothing |
 /// | `tt` | `‖ΔW‖` in tensor-train form (Oseledets 2011) | nothing |
@@ -21,6 +22,8 @@ pub enum Method {
     Asvd,
     /// Weighted by the inputs.
     Whitened,
+    /// Weighted by the inputs and by the gradients of the loss with respect to the outputs.
+    TwoSided,
     /// Weighted by Fisher information.
     Fwsvd,
     /// Factors shared by the layers of a kind.
@@ -33,9 +36,10 @@ pub enum Method {
 
 impl Method {
     /// All methods, by their names on the command line.
-    pub const NAMES: [(&'static str, Self); 7] = [
+    pub const NAMES: [(&'static str, Self); 8] = [
         ("svd", Self::Svd),
         ("whitened", Self::Whitened),
+        ("two-sided", Self::TwoSided),
         ("asvd", Self::Asvd),
         ("fwsvd", Self::Fwsvd),
         ("shared", Self::Shared),
@@ -53,6 +57,11 @@ impl Method {
         matches!(self, Self::Asvd | Self::Whitened)
     }
 
+    /// Whether it weighs by gradients of a loss.
+    pub const fn needs_gradients(self) -> bool {
+        matches!(self, Self::Fwsvd | Self::TwoSided)
+    }
+
     /// Whether it uses the statistics of inputs where they are given.
     pub const fn uses_inputs(self) -> bool {
         matches!(self, Self::Asvd | Self::Whitened | Self::Auto)
@@ -60,7 +69,7 @@ impl Method {
 
     /// Whether every weight becomes two factors of its own.
     pub(crate) const fn is_low_rank(self) -> bool {
-        matches!(self, Self::Svd | Self::Asvd | Self::Whitened | Self::Fwsvd)
+        matches!(self, Self::Svd | Self::Asvd | Self::Whitened | Self::TwoSided | Self::Fwsvd)
     }
 }
 
@@ -94,7 +103,7 @@ impl FromStr for Sides {
             "best" => Ok(Self::Best),
             "one" => Ok(Self::One),
             "both" => Ok(Self::Both),
-            _ => Err(format!("unknown choice of shared sides '{name}'; choose best, one or both")),
+            _ => Err(format!("unknown value '{name}' of sides; choose best, one or both")),
         }
     }
 }

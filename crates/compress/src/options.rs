@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_adapters::Targets;
 use lowrank_checkpoint::FloatType;
-use lowrank_spec::representation::Representation;
+use lowrank_spec::{Representation, Targets};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::amount::{Allocation, Amount};
 use crate::error::Result;
 use crate::method::{Method, Sides};
-use crate::statistics::{Weighting, Weightings};
+use crate::statistics::{InputStatistics, Weighting, Weightings};
 
 /// What to do.
 ///
@@ -68,7 +67,30 @@ impl Options {
 
 /// Gives the weights of each layer their weightings, layer after layer.
 pub trait Calibrator {
-    /// The weightings of a layer's modules. Layers are asked for in ascending order; layer 0 starts anew.
+    /// Called before the first layer of each pass: whatever takes long and must precede it.
+    ///
+    /// # Errors
+    /// Whatever running the model meets.
+    fn prepare(&mut self, _progress: &dyn Progress) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether layers are to be asked for from the last to the first.
+    fn is_descending(&self) -> bool {
+        false
+    }
+
+    /// The weightings of the modules outside the numbered layers, asked for after the last layer (before it where the
+    /// order descends).
+    ///
+    /// # Errors
+    /// Whatever running the model meets.
+    fn outside(&mut self) -> Result<Weightings> {
+        Ok(Weightings::new())
+    }
+
+    /// The weightings of a layer's modules. Layers are asked for in ascending order, and layer 0 starts anew; or in
+    /// descending order.
     ///
     /// # Errors
     /// Whatever running the model meets.
@@ -100,8 +122,19 @@ pub trait Calibrator {
     }
 }
 
+fn add(hash: &mut Xxh3Default, statistics: &InputStatistics) {
+    let gram = statistics.gram.col_iter().flat_map(|column| column.iter());
+    for value in gram.chain(&statistics.magnitude) {
+        hash.update(&value.to_le_bytes());
+    }
+}
+
 /// Weightings that were all gathered before.
 impl Calibrator for Weightings {
+    fn outside(&mut self) -> Result<Weightings> {
+        Ok(self.clone())
+    }
+
     fn weightings(&mut self, _layer: usize) -> Result<Weightings> {
         Ok(self.clone())
     }
@@ -115,9 +148,13 @@ impl Calibrator for Weightings {
                 Weighting::None => hash.update(&[0]),
                 Weighting::Inputs(inputs) => {
                     hash.update(&[1]);
-                    let gram = &inputs.gram;
-                    for value in gram.col_iter().flat_map(|column| column.iter()).chain(&inputs.magnitude) {
-                        hash.update(&value.to_le_bytes());
+                    add(&mut hash, inputs);
+                }
+                Weighting::Both { sums, held_out } => {
+                    hash.update(&[3, u8::from(held_out.is_some())]);
+                    for sums in std::iter::once(sums).chain(held_out) {
+                        add(&mut hash, &sums.inputs);
+                        add(&mut hash, &sums.outputs);
                     }
                 }
                 Weighting::Channels(factors) => {

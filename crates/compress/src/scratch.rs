@@ -1,17 +1,16 @@
 //! Subspaces on disk between the two passes, so that one decomposition serves both.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_atomic, write_safetensors};
 use lowrank_factor::matrix::{from_row_major, to_row_major};
-use lowrank_factor::{Subspace, SubspaceSide};
+use lowrank_factor::{Mat, MatRef, Subspace, SubspaceSide};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CompressError, Result, at};
-use crate::fit::{Analysis, Curve};
-use crate::unit::{Form, Unit};
+use crate::fit::{Analysis, Kept, Rules};
+use crate::unit::Unit;
 
 /// A folder of analyses, one file for each unit.
 #[derive(Clone, Debug)]
@@ -28,6 +27,7 @@ struct Header {
     squared: Vec<f64>,
     /// Whether low rank was the only form tried.
     is_whole: bool,
+    shrinkage: Option<f64>,
 }
 
 impl Scratch {
@@ -41,15 +41,22 @@ impl Scratch {
         self.folder.join(format!("{index}.safetensors"))
     }
 
+    /// Whether a unit's analysis is kept.
+    pub(crate) fn has(&self, index: usize) -> bool {
+        self.path(index).is_file()
+    }
+
     /// Keeps the subspace of a unit, where there is one.
     pub(crate) fn save(&self, index: usize, unit: &Unit, analysis: &Analysis) -> Result<()> {
-        let Some(subspace) = &analysis.subspace else { return Ok(()) };
-        let basis = subspace.basis();
-        let tensor = HostTensor {
-            name: "basis".into(),
-            shape: vec![basis.nrows(), basis.ncols()],
-            data: Cow::Owned(to_row_major(basis)),
+        let Some(Kept { subspace, inputs, outputs }) = &analysis.kept else { return Ok(()) };
+        let matrix = |name: &str, values: MatRef<'_, f32>| {
+            HostTensor::new(name, [values.nrows(), values.ncols()], to_row_major(values))
         };
+        let mut tensors = vec![matrix("basis", subspace.basis())];
+        tensors.extend(subspace.dual().map(|dual| matrix("dual", dual)));
+        let diagonals = [("inputs", inputs), ("outputs", outputs)].into_iter().filter(|(_, v)| !v.is_empty());
+        tensors
+            .extend(diagonals.map(|(name, values)| HostTensor::new(name, [values.len()], values.as_slice())));
         let side = match subspace.side() {
             SubspaceSide::Left => "left",
             SubspaceSide::Right => "right",
@@ -59,26 +66,27 @@ impl Scratch {
             side: side.into(),
             squared: subspace.squared().to_vec(),
             is_whole: analysis.curves.len() == 1,
+            shrinkage: analysis.shrinkage,
         };
         let path = self.path(index);
         let text = serde_json::to_string(&header)
             .map_err(|e| CompressError::File { path: path.clone(), reason: e.to_string() })?;
         let metadata = BTreeMap::from([("analysis".to_string(), text)]);
-        Ok(write_safetensors(path, vec![tensor], FloatType::F32, &metadata)?)
+        Ok(write_safetensors(path, tensors, FloatType::F32, &metadata)?)
     }
 
     /// The analysis of a unit that an earlier attempt kept; one of several forms is made again.
-    pub(crate) fn load(&self, index: usize, unit: &Unit) -> Result<Option<Analysis>> {
-        let Some((subspace, true)) = self.read(index, unit)? else { return Ok(None) };
-        let squared = subspace.squared().to_vec();
-        let total = squared.iter().sum();
-        let curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
-        Ok(Some(Analysis::new(curves, total, None)))
+    pub(crate) fn load(&self, index: usize, unit: &Unit, rules: &Rules) -> Result<Option<Analysis>> {
+        let Some((kept, header)) = self.read(index, unit)?.filter(|(_, header)| header.is_whole) else {
+            return Ok(None);
+        };
+        let analysis = Analysis::low_rank(rules.method, kept.subspace.squared().to_vec(), None);
+        Ok(Some(Analysis { shrinkage: header.shrinkage, ..analysis }))
     }
 
-    /// The subspace of a unit.
-    pub(crate) fn subspace(&self, index: usize, unit: &Unit) -> Result<Option<Subspace<f32>>> {
-        Ok(self.read(index, unit)?.map(|(subspace, _)| subspace))
+    /// What is kept of a unit.
+    pub(crate) fn kept(&self, index: usize, unit: &Unit) -> Result<Option<Kept>> {
+        Ok(self.read(index, unit)?.map(|(kept, _)| kept))
     }
 
     /// Notes the error of a unit whose factors are written.
@@ -95,20 +103,32 @@ impl Scratch {
         self.folder.join(format!("{index}.error"))
     }
 
-    fn read(&self, index: usize, unit: &Unit) -> Result<Option<(Subspace<f32>, bool)>> {
+    fn read(&self, index: usize, unit: &Unit) -> Result<Option<(Kept, Header)>> {
         let path = self.path(index);
         if !path.is_file() {
             return Ok(None);
         }
         let checkpoint = Checkpoint::open(&path)?;
         let header = checkpoint.metadata().get("analysis").and_then(|text| serde_json::from_str(text).ok());
-        let Some(Header { unit: name, side, squared, is_whole }) = header else { return Ok(None) };
+        let Some(header): Option<Header> = header else { return Ok(None) };
         let shape = checkpoint.info("basis").map(|info| info.shape.clone()).unwrap_or_default();
-        let (&[rows, columns], true) = (shape.as_slice(), name == unit.name()) else { return Ok(None) };
-        let values = checkpoint.read_f32("basis")?;
-        let basis = from_row_major(&values, rows, columns).map_err(at(&name))?.to_owned();
-        let side = if side == "left" { SubspaceSide::Left } else { SubspaceSide::Right };
-        let subspace = Subspace::new(side, basis, squared).map_err(at(&name))?;
-        Ok(Some((subspace, is_whole)))
+        let name = unit.name();
+        let (&[rows, columns], true) = (shape.as_slice(), header.unit == name) else { return Ok(None) };
+        let matrix = |tensor: &str| -> Result<Mat<f32>> {
+            let values = checkpoint.read_f32(tensor)?;
+            Ok(from_row_major(&values, rows, columns).map_err(at(&name))?.to_owned())
+        };
+        let side = if header.side == "left" { SubspaceSide::Left } else { SubspaceSide::Right };
+        let squared = header.squared.clone();
+        let subspace = if checkpoint.contains("dual") {
+            Subspace::oblique(side, matrix("basis")?, matrix("dual")?, squared)
+        } else {
+            Subspace::new(side, matrix("basis")?, squared)
+        };
+        let vector = |tensor: &str| -> Result<Vec<f32>> {
+            Ok(if checkpoint.contains(tensor) { checkpoint.read_f32(tensor)? } else { Vec::new() })
+        };
+        let subspace = subspace.map_err(at(&name))?;
+        Ok(Some((Kept { subspace, inputs: vector("inputs")?, outputs: vector("outputs")? }, header)))
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use lowrank_adapters::Targets;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::{Spectrum, svd};
+use lowrank_spec::Targets;
 use serde::Serialize;
 
 use crate::error::{Result, at};

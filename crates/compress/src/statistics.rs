@@ -1,19 +1,28 @@
-//! What calibration knows of a weight's inputs.
+//! What calibration knows of a weight's inputs and outputs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use lowrank_factor::Mat;
 
-/// Sums over the calibration inputs `x` of one or several linear maps.
+/// Sums over vectors `x`: the calibration inputs of one or several linear maps, or the gradients of their outputs.
 #[derive(Clone, Debug)]
 pub struct InputStatistics {
-    /// `Σ x·xᵀ`, shape `[d_input, d_input]`.
+    /// `Σ x·xᵀ`, shape `[d, d]`.
     pub gram: Mat<f64>,
-    /// `Σ |x|`, length `d_input`.
+    /// `Σ |x|`, length `d`.
     pub magnitude: Vec<f64>,
-    /// Number of inputs.
+    /// Number of vectors.
     pub rows: u64,
+}
+
+/// Inputs of a linear map, and gradients of the loss with respect to its outputs, over the same tokens.
+#[derive(Clone, Debug)]
+pub struct SidedStatistics {
+    /// Width `d_input`.
+    pub inputs: Arc<InputStatistics>,
+    /// Width `d_output`; the loss is the sum over tokens.
+    pub outputs: Arc<InputStatistics>,
 }
 
 /// What weighs the error of one weight.
@@ -26,6 +35,13 @@ pub enum Weighting {
     Inputs(Arc<InputStatistics>),
     /// A factor for each input channel, at least zero.
     Channels(Vec<f32>),
+    /// Inputs and gradients of outputs: `Σ gᵀ·ΔW·x` in its second moments.
+    Both {
+        /// What the factors are made from.
+        sums: SidedStatistics,
+        /// Sums over texts that are held out, on which the shrinkage is chosen.
+        held_out: Option<SidedStatistics>,
+    },
 }
 
 /// Weightings by module path.

@@ -27,6 +27,11 @@ impl Unit {
         if self.weights.len() == 1 { self.weights[0].site.layer } else { None }
     }
 
+    /// The kind of its weights: the path without the number of the layer.
+    pub(crate) fn kind(&self) -> String {
+        self.weights[0].site.kind()
+    }
+
     /// The name for messages and progress.
     pub(crate) fn name(&self) -> String {
         match self.weights.as_slice() {

@@ -1,9 +1,9 @@
 //! What a checkpoint holds that can be factored: found by names and shapes alone, for any architecture.
 
-use lowrank_adapters::{Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
+use lowrank_spec::{Pattern, Site, Targets};
 use serde_json::{Map, Value};
 
 use crate::error::{Result, at};
@@ -158,6 +158,42 @@ pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weigh
     };
     let sites: Vec<Site> = weights.iter().map(|w| w.site.clone()).collect();
     Ok(targets.select(&sites)?.into_iter().map(|i| weights[i].clone()).collect())
+}
+
+/// Refuses a head that the model does not read, since its config ties it to the embedding although the file stores it too.
+///
+/// # Errors
+/// [`CompressError::Input`](crate::CompressError::Input) naming the head and the table.
+pub(crate) fn check_tied(
+    checkpoint: &Checkpoint,
+    config: &Map<String, Value>,
+    taken: &[Weight],
+) -> Result<()> {
+    if !is_tied(config) {
+        return Ok(());
+    }
+    let Some(head) = taken.iter().find(|w| w.role == Role::Head && LM_HEADS.contains(&w.site.path.as_str()))
+    else {
+        return Ok(());
+    };
+    let is_table = |path: &&str| path.rsplit('.').next().is_some_and(|last| EMBEDDINGS.contains(&last));
+    let table = checkpoint.names().filter_map(|name| name.strip_suffix(".weight")).find(is_table);
+    Err(crate::CompressError::Input(format!(
+        "'{}' is tied to '{}', and the model never reads the copy in the file; compress the embedding, or set \
+         tie_word_embeddings to false in config.json",
+        head.site.path,
+        table.unwrap_or("the embedding")
+    )))
+}
+
+/// Heads over the vocabulary, which may be tied to the embedding.
+pub(crate) const LM_HEADS: [&str; 2] = ["lm_head", "embed_out"];
+
+/// Whether the config of a language model ties its head to its embedding.
+pub(crate) fn is_tied(config: &Map<String, Value>) -> bool {
+    let kind = config.get("model_type").and_then(Value::as_str);
+    // The default of GPT-2 and its kin; Llama and those after it say what they do.
+    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(matches!(kind, Some("gpt2")))
 }
 
 /// The weights whose path ends in `name`.

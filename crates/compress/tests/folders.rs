@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{Pattern, Targets};
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
 use lowrank_compress::{
     Allocation, Amount, CompressError, Method, Of, Options, Progress, Report, Sides, Weighting, Weightings,
@@ -14,8 +13,8 @@ use lowrank_compress::{
 };
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
-use lowrank_models::architecture::is_buffer;
-use lowrank_spec::representation::{LowrankSection, Representation};
+use lowrank_spec::names::is_buffer;
+use lowrank_spec::{LowrankSection, Pattern, Representation, Targets};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -368,4 +367,48 @@ fn a_job_is_not_resumed_under_another_calibration() {
     let error = compress(&fixture("llama"), &out, &options, None, &()).unwrap_err();
     assert!(error.to_string().contains("other options"), "{error}");
     compress(&fixture("llama"), &out, &options, Some(&mut weightings(1.0)), &()).unwrap();
+}
+
+#[test]
+fn a_difference_of_tied_models_reaches_table_and_head() {
+    use lowrank_factor::Truncation;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, table: Vec<f32>, tied: bool| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let config = format!("{{\"model_type\": \"llama\", \"tie_word_embeddings\": {tied}}}");
+        fs::write(folder.join("config.json"), config).unwrap();
+        let mut tensors = vec![
+            HostTensor::new("model.embed_tokens.weight", [6, 4], table.clone()),
+            HostTensor::new("model.layers.0.mlp.up_proj.weight", [4, 4], vec![1.0; 16]),
+        ];
+        if !tied {
+            tensors.push(HostTensor::new("lm_head.weight", [6, 4], vec![1.0; 24]));
+        }
+        write_safetensors(folder.join("model.safetensors"), tensors, FloatType::F32, &BTreeMap::new())
+            .unwrap();
+        folder
+    };
+    let zero = vec![0.0; 24];
+    let table: Vec<f32> = (0..24).map(|i| (i as f32).sin()).collect();
+    for (tied, modules) in
+        [(true, vec!["lm_head", "model.embed_tokens"]), (false, vec!["model.embed_tokens"])]
+    {
+        let (base, tuned) = (
+            write(&format!("base-{tied}"), zero.clone(), tied),
+            write(&format!("tuned-{tied}"), table.clone(), tied),
+        );
+        let made = lowrank_compress::extract(&base, &tuned, &Truncation::Energy(1.0)).unwrap();
+        let paths: Vec<&str> = made.modules.iter().map(|m| m.site.path.as_str()).collect();
+        assert_eq!(paths, modules);
+        for module in &made.modules {
+            let product = module.factors.reconstruct();
+            assert_eq!(product.shape(), (module.site.d_input, module.site.d_output));
+            let product = if module.site.embedding { product } else { product.transpose().to_owned() };
+            let expected = from_row_major(&table, 6, 4).unwrap();
+            assert!((product - expected).norm_max() < 1e-5, "{}", module.site.path);
+        }
+        let same = lowrank_compress::extract(&base, &base, &Truncation::Energy(1.0)).unwrap_err();
+        assert!(same.to_string().contains("nothing to extract"), "{same}");
+    }
 }

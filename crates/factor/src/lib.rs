@@ -4,7 +4,7 @@
 //! |---|---|
 //! | Singular values and vectors | [`svd::exact`], [`svd::randomized`], [`svd::adaptive`], [`svd::auto`] |
 //! | Approximate `A ≈ L·R` | [`subspace::leading`], [`Svd::low_rank`], [`LowRank`] (refits, alternating least squares, sums) |
-//! | Weigh the error by activations | [`whitened::by_gram`], [`whitened::by_diagonal`] |
+//! | Weigh the error by activations | [`whitened::by_gram`], [`whitened::by_diagonal`], with gradients too [`two_sided::TwoSided`] |
 //! | Share factors between matrices | [`tucker::tucker2`], [`tucker::shared_basis`] |
 //! | Tensor trains | [`tt::tt_svd`], [`tt::TensorTrain`], [`tt::TtMatrix`] |
 //! | Decide ranks | [`Truncation`], [`Spectrum`], [`ErrorCurve`], [`allocate_ranks`] |
@@ -67,6 +67,7 @@ pub mod svd;
 pub mod truncation;
 pub mod tt;
 pub mod tucker;
+pub mod two_sided;
 pub mod whitened;
 
 pub use faer::{Mat, MatRef};
@@ -84,4 +85,5 @@ pub use crate::svd::Svd;
 pub use crate::truncation::{Approximation, Truncation, TruncationReport};
 pub use crate::tt::{TensorTrain, TtMatrix};
 pub use crate::tucker::Tucker2;
+pub use crate::two_sided::{TwoSided, TwoSidedFactors};
 pub use crate::whitened::Whitened;

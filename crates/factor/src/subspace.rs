@@ -13,19 +13,21 @@ use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 /// On which side of the matrix a [`Subspace`] projects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubspaceSide {
-    /// `Â = U_k·U_kᵀ·A`.
+    /// `Â = U_k·U_kᵀ·A`, or `U_k·D_kᵀ·A` with a dual basis `D`.
     Left,
-    /// `Â = A·V_k·V_kᵀ`.
+    /// `Â = A·V_k·V_kᵀ`, or `A·V_k·D_kᵀ` with a dual basis `D`.
     Right,
 }
 
 /// An orthonormal basis whose first `k` vectors span the best subspace of dimension `k`, for every `k` up to its
-/// length.
+/// length; or, for norms weighted on that side, a basis with its dual, `DᵀU = I`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subspace<T: Scalar> {
     side: SubspaceSide,
-    /// Shape `m × l` (left) or `n × l` (right), orthonormal columns.
+    /// Shape `m × l` (left) or `n × l` (right), orthonormal columns unless there is a dual basis.
     basis: Mat<T>,
+    /// Shape as `basis`.
+    dual: Option<Mat<T>>,
     /// Squared (weighted) singular values, nonincreasing, at least `l` of them.
     squared: Vec<f64>,
 }
@@ -45,7 +47,22 @@ impl<T: Scalar> Subspace<T> {
             let (expected, got) = (vec![basis.ncols()], vec![squared.len()]);
             return Err(FactorError::ShapeMismatch { what: "spectrum", expected, got });
         }
-        Ok(Self { side, basis, squared })
+        Ok(Self { side, basis, dual: None, squared })
+    }
+
+    /// As [`Subspace::new`], for an oblique projection with a dual basis of the same shape.
+    ///
+    /// # Errors
+    /// As [`Subspace::new`], and [`FactorError::ShapeMismatch`] for a dual basis of another shape.
+    pub fn oblique(side: SubspaceSide, basis: Mat<T>, dual: Mat<T>, squared: Vec<f64>) -> Result<Self> {
+        check_shape("dual basis", dual.as_ref(), basis.shape())?;
+        crate::matrix::check(dual.as_ref(), "dual basis")?;
+        Ok(Self { dual: Some(dual), ..Self::new(side, basis, squared)? })
+    }
+
+    /// The dual basis of an oblique projection.
+    pub fn dual(&self) -> Option<MatRef<'_, T>> {
+        self.dual.as_ref().map(|dual| dual.as_ref())
     }
 
     /// The side it projects on.
@@ -67,6 +84,7 @@ impl<T: Scalar> Subspace<T> {
     pub fn shortened(mut self, len: usize) -> Self {
         if len < self.basis.ncols() {
             self.basis = self.basis.subcols(0, len.max(1)).to_owned();
+            self.dual = self.dual.map(|dual| dual.subcols(0, len.max(1)).to_owned());
         }
         self
     }
@@ -96,9 +114,10 @@ impl<T: Scalar> Subspace<T> {
         let (rank, relative_error) = self.resolve((m, n), truncation)?;
         crate::matrix::check_rank(rank, self.basis.ncols())?;
         let basis = self.basis.subcols(0, rank);
+        let dual = self.dual.as_ref().map_or(basis, |dual| dual.subcols(0, rank));
         let factors = match self.side {
-            SubspaceSide::Left => LowRank::new(basis.to_owned(), product(basis.transpose(), a)),
-            SubspaceSide::Right => LowRank::new(product(a, basis), basis.transpose().to_owned()),
+            SubspaceSide::Left => LowRank::new(basis.to_owned(), product(dual.transpose(), a)),
+            SubspaceSide::Right => LowRank::new(product(a, basis), dual.transpose().to_owned()),
         };
         let factors = factors.map_err(|_| FactorError::Overflow { what: "projected matrix" })?.balanced();
         let report = TruncationReport {
@@ -142,7 +161,7 @@ pub fn leading<T: Scalar>(a: MatRef<'_, T>) -> Result<Subspace<T>> {
     if !squared[0].is_finite() {
         return Err(FactorError::Overflow { what: "squared singular value" });
     }
-    Ok(Subspace { side, basis, squared })
+    Ok(Subspace { side, basis, dual: None, squared })
 }
 
 #[cfg(test)]

@@ -336,13 +336,25 @@ impl<B: Kernels> SequenceClassifier<B> {
     /// # Shapes
     /// - output: `[sequences, labels]`
     pub fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let hidden = match &self.info.config.body {
+            BodyConfig::Encoder(_) => self.hidden_states(batch, Rows::First, run),
+            BodyConfig::Decoder(_) => batch.select_last(self.hidden_states(batch, batch.last_rows(), run)),
+        };
+        self.head(hidden, run)
+    }
+
+    /// Logits after the hidden states of the tokens that the head reads: the first of each sequence in an encoder, the
+    /// last in a decoder.
+    ///
+    /// # Shapes
+    /// - x: `[sequences, d_model]`
+    /// - output: `[sequences, labels]`
+    pub fn head(&self, mut x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         let BodyConfig::Encoder(config) = &self.info.config.body else {
-            let hidden = self.hidden_states(batch, batch.last_rows(), run);
-            return self.output.forward(batch.select_last(hidden), run);
+            return self.output.forward(x, run);
         };
         let head = &config.architecture.head;
         let drop = |x, place| run.drop(x, config.classifier_dropout, Stream::Head(place));
-        let mut x = self.hidden_states(batch, Rows::First, run); // [sequences, d_model]
         if head.drops_input {
             x = drop(x, 0);
         }

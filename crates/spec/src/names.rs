@@ -84,6 +84,30 @@ impl WeightPart {
 /// The list of cores below a module.
 const CORES: &str = "tt_cores";
 
+/// Ends of the names of buffers that checkpoints hold beside parameters, of all architectures.
+pub const BUFFERS: [&str; 7] = [
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "attention.bias",
+    "attention.masked_bias",
+];
+
+/// Whether a tensor of this name in a checkpoint is a buffer, which no model counts among its parameters.
+///
+/// ```
+/// use lowrank_spec::names::is_buffer;
+/// // A whole part of the path: `attn.bias` is a buffer, `c_attn.bias` is not.
+/// assert!(is_buffer("transformer.h.0.attn.bias") && !is_buffer("transformer.h.0.attn.c_attn.bias"));
+/// ```
+pub fn is_buffer(name: &str) -> bool {
+    let is_end =
+        |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    BUFFERS.iter().any(|end| is_end(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

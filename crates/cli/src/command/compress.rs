@@ -7,26 +7,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
-    Allocation, Amount, Answers, Calibrator, DistillOptions, LayerRecovery, Method, ModelCalibrator, Of,
-    Options, Report, Sides, Tokens, Trained, Weightings, distill, fisher, parse_ranks, token_limit,
+    Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Method, Of, Options, Report, Sides,
+    Tokens, Trained, distill, is_known, parse_ranks,
 };
-use lowrank_data::glue::{GlueDataset, Split, Task};
-use lowrank_data::pack::{EncodedDataset, Labels};
-use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::EncoderConfig;
-use lowrank_spec::rng::SplitMix64;
 use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{Pattern, Targets};
 use serde_json::Value;
 
-use crate::backend::{Inner, Train, device};
+use crate::backend::{Train, device};
 use crate::bars::Bars;
-use crate::context::{model_folder, print_json, read_text};
+use crate::calibration::CalibrationArgs;
+use crate::context::{model_folder, print_json};
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
-
-/// Tokens of calibration text that are run together.
-const BATCH_TOKENS: usize = 2048;
 
 /// Options of `compress`.
 #[derive(clap::Args)]
@@ -34,15 +27,15 @@ pub(crate) struct Args {
     /// Model folder (config.json, weights, tokenizer)
     #[arg(long)]
     model: PathBuf,
-    /// svd, whitened, asvd, fwsvd, shared, tt or auto [default: whitened with calibration text, svd without]
+    /// svd, whitened, two-sided, asvd, fwsvd, shared, tt or auto [default: whitened with calibration text, svd without]
     #[arg(long)]
     method: Option<Method>,
     #[command(flatten)]
     amount: AmountArgs,
-    /// Reference of --ratio: layers (parameters of the weights touched), model (all parameters), file (bytes)
+    /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
     #[arg(long, default_value = "layers")]
     of: Of,
-    /// Rank allocation under --ratio: budget (least error, by what it does to the layer's output where there is calibration text) or uniform (the same ratio for every weight)
+    /// Ranks under a ratio: budget (least error, by what it does to the layer's output or the loss where there is calibration text) or uniform (the same ratio for every weight)
     #[arg(long, default_value = "budget")]
     allocation: Allocation,
     #[command(flatten)]
@@ -121,32 +114,6 @@ struct AmountArgs {
     error: Option<f64>,
 }
 
-/// What the activations come from.
-#[derive(clap::Args)]
-struct CalibrationArgs {
-    /// Calibration text, one sample per line
-    #[arg(long)]
-    calibration: Option<PathBuf>,
-    /// Task whose training rows are the calibration text
-    #[arg(long, requires = "data", conflicts_with = "calibration")]
-    task: Option<Task>,
-    /// GLUE root with the official folders
-    #[arg(long)]
-    data: Option<PathBuf>,
-    /// Number of calibration samples
-    #[arg(long, default_value_t = 256)]
-    samples: usize,
-    /// Seed of the sample selection
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Truncate samples to this many tokens [default: the model's limit]
-    #[arg(long)]
-    max_length: Option<usize>,
-    /// Calibrate each layer on the outputs of the compressed earlier layers
-    #[arg(long)]
-    sequential: bool,
-}
-
 /// A number of bytes: `800M`, `2G`, `1000000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bytes(u64);
@@ -176,42 +143,28 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let method = args.method.unwrap_or(if given { Method::Whitened } else { Method::Svd });
     let options = args.options(method)?;
     options.amount.validate()?;
-    if method == Method::Fwsvd && !given {
-        bail!(
-            "fwsvd weighs by the gradients of a task; give --task and --data, or a language model's --calibration"
-        );
-    }
-    if method.needs_inputs() && !given {
-        bail!("{} weighs by activations; give --calibration, or --task and --data", method.name());
-    }
-    if given && !method.uses_inputs() && method != Method::Fwsvd && args.recover.is_none() {
-        bail!("{} takes no notice of calibration text; leave it out or choose whitened", method.name());
-    }
-    if args.recover.is_some() && !given {
-        bail!("--recover trains on activations; give --calibration, or --task and --data");
-    }
-    args.distill_options().validate()?;
+    args.check(method, given)?;
     let target = args.recover.map_or(args.output.clone(), |_| beside(&args.output));
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{}: is there already and not empty; choose another output", args.output.display());
     }
-    let mut calibrator = if method == Method::Fwsvd {
-        let weightings = args.calibration.fisher(&model)?;
-        Some(args.calibration.calibrator(&model)?.weighted_by(weightings))
-    } else if given && method.uses_inputs() {
-        Some(args.calibration.calibrator(&model)?)
-    } else {
-        None
-    };
+    let mut calibrator = args.calibration.calibrator(method, &model, &args.output)?;
+    let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
+    if !given && !is_known(&model)? {
+        eprintln!(
+            "warning: {}: the architecture is unknown here: its weights can be compressed, but nothing of lowrank will \
+             run the result",
+            model.display()
+        );
+    }
     let progress = Bars::new();
-    let calibrator = calibrator.as_mut().map(|calibrator| calibrator as &mut dyn Calibrator);
+    let calibrator = calibrator.as_mut().map(|calibrator| &mut **calibrator as &mut dyn Calibrator);
     let report = lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?;
-    let recovery =
-        if args.recover.is_some() { args.recover_from(&model, &target, &progress) } else { Ok(None) };
+    let recovery = samples.map(|samples| args.recover_from(&model, &target, &samples, &progress));
     if args.recover.is_some() {
         std::fs::remove_dir_all(&target).with_context(|| target.display().to_string())?;
     }
-    let recovery = recovery?;
+    let recovery = recovery.transpose()?;
     progress.finish();
     let wall_s = start.elapsed().as_secs_f64();
     if args.json {
@@ -238,17 +191,37 @@ fn beside(output: &Path) -> PathBuf {
 }
 
 impl Args {
+    /// Refuses options that do not go together.
+    fn check(&self, method: Method, has_text: bool) -> Result<()> {
+        let name = method.name();
+        if method.needs_gradients() && !has_text {
+            bail!(
+                "{name} takes the gradients of a task; give --task and --data, or a language model's --calibration"
+            );
+        }
+        if method.needs_inputs() && !has_text {
+            bail!("{name} weighs by activations; give --calibration, or --task and --data");
+        }
+        let is_used = method.uses_inputs() || method.needs_gradients() || self.recover.is_some();
+        if has_text && !is_used {
+            bail!("{name} takes no notice of calibration text; leave it out or choose whitened");
+        }
+        if self.recover.is_some() && !has_text {
+            bail!("--recover trains on activations; give --calibration, or --task and --data");
+        }
+        Ok(self.distill_options().validate()?)
+    }
+
     /// Trains what was compressed into the output.
     fn recover_from(
         &self,
         model: &Path,
         compressed: &Path,
+        samples: &[Tokens],
         progress: &Bars,
-    ) -> Result<Option<Vec<LayerRecovery>>> {
-        let batches = self.calibration.batches(model)?;
-        let options = self.distill_options();
-        let device = device()?;
-        Ok(Some(distill::<Train>(model, compressed, &self.output, &batches, &options, &device, progress)?))
+    ) -> Result<Vec<LayerRecovery>> {
+        let (options, device) = (self.distill_options(), device()?);
+        Ok(distill::<Train>(model, compressed, &self.output, samples, &options, &device, progress)?)
     }
 
     fn distill_options(&self) -> DistillOptions {
@@ -288,112 +261,6 @@ impl Args {
             ..Options::new(method, amount)
         })
     }
-}
-
-impl CalibrationArgs {
-    fn is_given(&self) -> bool {
-        self.calibration.is_some() || self.task.is_some()
-    }
-
-    fn tokenizer(&self, model: &Path) -> Result<TextTokenizer> {
-        let limit = token_limit(model)?;
-        if let Some(n) = self.max_length.filter(|n| *n > limit) {
-            bail!("--max-length {n} is more than the {limit} tokens that the model takes");
-        }
-        Ok(TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?)
-    }
-
-    /// The samples, encoded and packed.
-    fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
-        let tokenizer = self.tokenizer(model)?;
-        let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
-            (Some(path), ..) => {
-                let text = read_text(path)?;
-                let lines = text.lines().filter(|line| !line.trim().is_empty());
-                lines.map(|line| (line.to_string(), None)).collect()
-            }
-            (None, Some(task), Some(data)) => {
-                let rows = GlueDataset::read(data, task, Split::Train)?;
-                rows.examples().iter().map(|e| (e.text.clone(), e.pair.clone())).collect()
-            }
-            _ => bail!("give --calibration, or --task and --data"),
-        };
-        if self.samples == 0 {
-            bail!("--samples 0 is out of range; expected 1 or more");
-        }
-        if samples.is_empty() {
-            let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
-            bail!("{name}: the calibration text is empty; give some lines of text");
-        }
-        if samples.len() > self.samples {
-            SplitMix64::new(self.seed).shuffle(&mut samples);
-            samples.truncate(self.samples);
-        }
-        let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
-        Ok(pack(rows))
-    }
-
-    /// Gradients of the task, or of the text's next tokens, sample by sample.
-    fn fisher(&self, model: &Path) -> Result<Weightings> {
-        let device = device()?;
-        let (Some(task), Some(data)) = (self.task, &self.data) else {
-            let one = |tokens: Tokens| (tokens, Answers::NextTokens);
-            let batches: Vec<_> = self.batches(model)?.into_iter().map(one).collect();
-            return Ok(fisher::<Train>(model, &batches, &device)?);
-        };
-        let tokenizer = self.tokenizer(model)?;
-        if let Ok(config) = EncoderConfig::read(model) {
-            let (has, wants) = (config.labels.len(), task.spec().labels.width());
-            if has != wants {
-                bail!(
-                    "the model has {has} labels and {task} {wants}; give the model that was tuned on the task"
-                );
-            }
-        }
-        let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        SplitMix64::new(self.seed).shuffle(&mut order);
-        order.truncate(self.samples);
-        let batches = order.iter().map(|&row| {
-            let batch = rows.batch(&[row])?;
-            let answers = match batch.labels {
-                Labels::Classes(classes) => Answers::Classes(classes),
-                Labels::Scores(scores) => Answers::Scores(scores),
-                Labels::None => bail!("{task} has no labels to take gradients of"),
-            };
-            Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
-        });
-        let batches: Vec<_> = batches.collect::<Result<_>>()?;
-        Ok(fisher::<Train>(model, &batches, &device)?)
-    }
-
-    fn calibrator(&self, model: &Path) -> Result<ModelCalibrator<Inner>> {
-        let calibrator = ModelCalibrator::new(model, self.batches(model)?, self.sequential, device()?)?;
-        let (tokens, width) = (calibrator.n_tokens(), calibrator.width());
-        if tokens < width {
-            eprintln!(
-                "warning: {tokens} tokens of calibration text for inputs of {width} numbers and more: the errors \
-                 shown are those on that text alone; give more lines or --samples"
-            );
-        }
-        Ok(calibrator)
-    }
-}
-
-/// Batches of about [`BATCH_TOKENS`].
-fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
-    let mut batches: Vec<Tokens> = Vec::new();
-    for row in rows.into_iter().filter(|row| !row.ids.is_empty()) {
-        match batches.last_mut() {
-            Some(batch) if batch.ids.len() + row.ids.len() <= BATCH_TOKENS => {
-                batch.lengths.push(row.ids.len());
-                batch.ids.extend(row.ids);
-                batch.type_ids.extend(row.type_ids);
-            }
-            _ => batches.push(Tokens { lengths: vec![row.ids.len()], ids: row.ids, type_ids: row.type_ids }),
-        }
-    }
-    batches
 }
 
 fn print_report(report: &Report, output: &Path, wall_s: f64) {

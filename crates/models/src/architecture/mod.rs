@@ -57,14 +57,7 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
 /// Ends of the names of buffers that an encoder's checkpoint may hold.
 pub(crate) const ENCODER_BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
 
-/// Whether a tensor of this name in a checkpoint is a buffer, which no model counts among its parameters.
-pub fn is_buffer(name: &str) -> bool {
-    let of_decoders = DECODERS.iter().flat_map(|a| a.names.buffers);
-    // A whole part of the path: `attn.bias` is a buffer, `c_attn.bias` is not.
-    let is_end =
-        |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    ENCODER_BUFFERS.iter().chain(of_decoders).any(|end| is_end(end.trim_start_matches('.')))
-}
+pub use lowrank_spec::names::is_buffer;
 
 /// The decoder of a `model_type`.
 ///

@@ -120,3 +120,11 @@ fn a_mistral_without_the_key_has_a_window() {
     assert_eq!(raw(r#","sliding_window":null"#), None);
     assert_eq!(raw(r#","sliding_window":7"#), Some(7));
 }
+
+#[test]
+fn every_buffer_of_an_architecture_is_known_as_one() {
+    let of_decoders = DECODERS.iter().flat_map(|a| a.names.buffers);
+    for end in ENCODER_BUFFERS.iter().chain(of_decoders) {
+        assert!(is_buffer(&format!("model.{}", end.trim_start_matches('.'))), "{end}");
+    }
+}

@@ -16,8 +16,8 @@ use lowrank_models::{
 };
 use lowrank_spec::names::WeightPart;
 
+use super::network::{Config, Network, Tokens};
 use crate::error::{CompressError, Result};
-use crate::network::{Config, Network, Tokens};
 use crate::statistics::{Weighting, Weightings};
 
 /// What the sequences of a batch are to give.
@@ -29,6 +29,26 @@ pub enum Answers {
     Scores(Vec<f32>),
     /// Each sequence's own next tokens: the task of a language model.
     NextTokens,
+}
+
+impl Answers {
+    /// Those of one sequence.
+    pub(crate) fn nth(&self, index: usize) -> Self {
+        match self {
+            Self::Classes(classes) => Self::Classes(classes.get(index).copied().into_iter().collect()),
+            Self::Scores(scores) => Self::Scores(scores.get(index).copied().into_iter().collect()),
+            Self::NextTokens => Self::NextTokens,
+        }
+    }
+
+    /// Adds those of further sequences of the same task.
+    pub(crate) fn extend(&mut self, others: &Self) {
+        match (self, others) {
+            (Self::Classes(all), Self::Classes(others)) => all.extend(others),
+            (Self::Scores(all), Self::Scores(others)) => all.extend(others),
+            _ => {}
+        }
+    }
 }
 
 /// `√Σ_out (∂L/∂W)²` for each input channel of every linear map, summed over batches: the weights of
@@ -63,7 +83,7 @@ fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Resu
         Config::Decoder(config) => {
             Network::Decoder(Box::new(Decoder::load(folder, *config, WeightType::F32, device)?))
         }
-        Config::Classifier(config) => {
+        Config::Classifier(config, last) => {
             let model = SequenceClassifier::load(folder, *config, 0, device)?;
             if !model.newly_initialized().is_empty() {
                 return Err(CompressError::Input(format!(
@@ -71,7 +91,7 @@ fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Resu
                     model.newly_initialized().join(", ")
                 )));
             }
-            Network::Classifier(Box::new(model))
+            Network::Classifier(Box::new(model), last)
         }
     })
 }
@@ -100,7 +120,7 @@ fn loss<B: AutodiffBackend + Kernels>(
             }
             Ok(cross_entropy(logits.select(0, int_tensor(rows, device)), &next, device))
         }
-        (Network::Classifier(model), answers) => {
+        (Network::Classifier(model, _), answers) => {
             let Tokens { ids, type_ids, lengths } = tokens;
             let batch = model.batch(lowrank_models::Tokens { ids, type_ids, lengths }, device)?;
             let logits = model.forward(&batch, Run::eval(&none));
@@ -112,8 +132,7 @@ fn loss<B: AutodiffBackend + Kernels>(
                     Ok(cross_entropy(logits, classes, device))
                 }
                 Answers::Scores(scores) if scores.len() == rows && width == 1 => {
-                    let wanted = Tensor::<B, 1>::from_floats(scores.as_slice(), device).reshape([rows, 1]);
-                    Ok((logits - wanted).powf_scalar(2.0).mean())
+                    Ok(squared_error(logits, scores, device))
                 }
                 _ => Err(CompressError::Input(format!(
                     "the task's labels do not fit the model's {width}; give the model that was tuned on the task"
@@ -126,7 +145,22 @@ fn loss<B: AutodiffBackend + Kernels>(
     }
 }
 
-fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, classes: &[u32], device: &B::Device) -> Tensor<B, 1> {
+/// Mean squared error of logits `[rows, 1]`.
+pub(crate) fn squared_error<B: Backend>(
+    logits: Tensor<B, 2>,
+    scores: &[f32],
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    let wanted = Tensor::<B, 1>::from_floats(scores, device).reshape([scores.len(), 1]);
+    (logits - wanted).powf_scalar(2.0).mean()
+}
+
+/// Mean cross-entropy of logits `[rows, classes]`.
+pub(crate) fn cross_entropy<B: Backend>(
+    logits: Tensor<B, 2>,
+    classes: &[u32],
+    device: &B::Device,
+) -> Tensor<B, 1> {
     let classes: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
     let rows = classes.len();
     let picked = log_softmax(logits, 1).gather(1, int_tensor(classes, device).reshape([rows, 1]));

@@ -1,23 +1,20 @@
 //! Calibration: a model run layer by layer over sample texts, its inputs summed at every linear map.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
-use lowrank_adapters::Observer;
 use lowrank_checkpoint::Checkpoint;
-use lowrank_factor::Mat;
-use lowrank_factor::matrix::from_row_major;
 use lowrank_kernels::Kernels;
 use lowrank_models::TokenBatch;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::network::{Config, Network, Part, Tokens};
+use super::sums::Sums;
 use crate::error::{CompressError, Result};
-use crate::network::{Config, Network, Part, Tokens};
 use crate::options::{Calibrator, CompressedModule};
-use crate::statistics::{InputStatistics, Weighting, Weightings};
+use crate::statistics::{Weighting, Weightings};
 
 /// Runs a model folder over packed texts, one layer in memory at a time.
 pub struct ModelCalibrator<B: Kernels> {
@@ -34,6 +31,9 @@ pub struct ModelCalibrator<B: Kernels> {
     is_sequential: bool,
     device: B::Device,
 }
+
+/// Rows whose logits are in memory together.
+pub(crate) const HEAD_ROWS: usize = 256;
 
 /// Tokens on which the effect of a module is measured, at least.
 const PROBE_TOKENS: usize = 2048;
@@ -79,6 +79,18 @@ impl<B: Kernels> ModelCalibrator<B> {
     /// Numbers of a hidden state, the narrowest input that is summed.
     pub fn width(&self) -> usize {
         self.config.hidden_size()
+    }
+
+    /// Roots of the counts of the tokens, whose one-hot vectors are an embedding's inputs. Every token counts once more
+    /// than it was seen, since the others will be met too.
+    fn frequencies(&self, vocabulary: usize) -> Vec<f32> {
+        let mut counts = vec![1.0_f32; vocabulary];
+        for id in self.batches.iter().flat_map(|batch| &batch.ids) {
+            if let Some(count) = counts.get_mut(*id as usize) {
+                *count += 1.0;
+            }
+        }
+        counts.into_iter().map(f32::sqrt).collect()
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -145,6 +157,36 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         self.observe(layer)
     }
 
+    fn outside(&mut self) -> Result<Weightings> {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        if self.states.is_empty() {
+            self.restart()?;
+        }
+        while self.next < self.config.n_layers() {
+            let network = self.part(self.next, &[])?;
+            self.advance(&network, self.next, &AdapterSet::empty());
+        }
+        let Some(network) = Network::<B>::load_head(&self.config, &self.checkpoint, &self.device)? else {
+            return Ok(Weightings::new());
+        };
+        let sums = Arc::new(Sums::default());
+        if network.sites().iter().any(|site| site.layer.is_none() && !site.embedding) {
+            let adapters = AdapterSet::empty().observed(sums.clone());
+            for (x, _) in &self.states {
+                for rows in x.clone().split(HEAD_ROWS, 0) {
+                    network.finish(rows, &adapters);
+                }
+            }
+        }
+        let mut weightings = sums.weightings(|site| network.sites()[site].path.clone())?;
+        for site in network.sites().iter().filter(|site| site.embedding) {
+            weightings.insert(site.path.clone(), Weighting::Channels(self.frequencies(site.d_input)));
+        }
+        Ok(weightings)
+    }
+
     fn effect(&mut self, layer: usize, module: CompressedModule) -> Result<Option<f64>> {
         let network = self.part(layer, &[module])?;
         let (mut sum, mut rows) = (0.0, 0);
@@ -178,136 +220,5 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         let network = self.part(layer, modules)?;
         self.advance(&network, layer, &AdapterSet::empty());
         Ok(())
-    }
-}
-
-/// Rows that are multiplied in `f32` before they are added up in `f64`.
-const ROWS: usize = 256;
-
-/// The sums of one input, which several maps may share.
-#[derive(Debug)]
-struct Sum {
-    width: usize,
-    /// Lower triangle of `Σ x·xᵀ`, row-major.
-    gram: Vec<f64>,
-    magnitude: Vec<f64>,
-    rows: u64,
-    /// The latest rows of the first map, by which the others are known to have the same input.
-    latest: Vec<f32>,
-}
-
-impl Sum {
-    fn new(width: usize) -> Self {
-        let (gram, magnitude) = (vec![0.0; width * width], vec![0.0; width]);
-        Self { width, gram, magnitude, rows: 0, latest: Vec::new() }
-    }
-
-    fn add(&mut self, values: Vec<f32>) {
-        let width = self.width;
-        for chunk in values.chunks(ROWS * width) {
-            if let Ok(x) = from_row_major(chunk, chunk.len() / width, width) {
-                let product = lowrank_factor::matrix::gram(x); // lower triangle
-                for i in 0..width {
-                    for j in 0..=i {
-                        self.gram[i * width + j] += f64::from(product[(i, j)]);
-                    }
-                }
-            }
-            for row in chunk.chunks_exact(width) {
-                for (sum, x) in self.magnitude.iter_mut().zip(row) {
-                    *sum += f64::from(x.abs());
-                }
-            }
-        }
-        self.rows += (values.len() / width) as u64;
-        self.latest = values;
-    }
-
-    fn finish(self) -> InputStatistics {
-        let width = self.width;
-        let at = |i: usize, j: usize| self.gram[i.max(j) * width + i.min(j)];
-        InputStatistics { gram: Mat::from_fn(width, width, at), magnitude: self.magnitude, rows: self.rows }
-    }
-}
-
-/// Sums by site; sites that are given the same values share them.
-#[derive(Debug, Default)]
-struct Sums(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    sums: Vec<Sum>,
-    /// By site: the sum it adds to, and whether it is the one that does.
-    by_site: HashMap<usize, (usize, bool)>,
-}
-
-impl Observer for Sums {
-    fn input(&self, site: usize, [_, width]: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&(index, is_first)) = state.by_site.get(&site) {
-            if is_first {
-                state.sums[index].add(values());
-            }
-            return;
-        }
-        let values = values();
-        let known = state.sums.iter().position(|sum| sum.width == width && sum.latest == values);
-        if let Some(index) = known {
-            state.by_site.insert(site, (index, false));
-            return;
-        }
-        let mut sum = Sum::new(width);
-        sum.add(values);
-        state.sums.push(sum);
-        let index = state.sums.len() - 1;
-        state.by_site.insert(site, (index, true));
-    }
-}
-
-impl Sums {
-    /// Takes the sums out, by module path.
-    fn weightings(&self, path: impl Fn(usize) -> String) -> Result<Weightings> {
-        let State { sums, by_site } =
-            std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for (&site, &(index, is_first)) in &by_site {
-            if is_first && !sums[index].magnitude.iter().all(|sum| sum.is_finite()) {
-                return Err(CompressError::Input(format!(
-                    "'{}' is given values that are not finite in calibration; is a weight before it broken?",
-                    path(site)
-                )));
-            }
-        }
-        let done: Vec<Arc<InputStatistics>> = sums.into_iter().map(|sum| Arc::new(sum.finish())).collect();
-        let entry =
-            |(site, (index, _)): (usize, (usize, bool))| (path(site), Weighting::Inputs(done[index].clone()));
-        Ok(by_site.into_iter().map(entry).collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sites_of_one_input_share_its_sums() {
-        let sums = Sums::default();
-        for batch in 0..2 {
-            let x = vec![1.0, 2.0, 3.0, 4.0 + batch as f32];
-            let y = vec![5.0, 6.0];
-            sums.input(0, [2, 2], &|| x.clone());
-            sums.input(1, [2, 2], &|| x.clone());
-            sums.input(2, [1, 2], &|| y.clone());
-        }
-        let weightings = sums.weightings(|site| site.to_string()).unwrap();
-        let of = |site: &str| match &weightings[site] {
-            Weighting::Inputs(inputs) => inputs.clone(),
-            other => panic!("{other:?}"),
-        };
-        assert!(Arc::ptr_eq(&of("0"), &of("1")) && !Arc::ptr_eq(&of("0"), &of("2")));
-        let (x, y) = (of("0"), of("2"));
-        assert_eq!((x.rows, y.rows), (4, 2));
-        assert_eq!(x.gram, Mat::from_fn(2, 2, |i, j| [[20.0, 31.0], [31.0, 49.0]][i][j]));
-        assert_eq!(y.gram, Mat::from_fn(2, 2, |i, j| [[50.0, 60.0], [60.0, 72.0]][i][j]));
-        assert_eq!(x.magnitude, [8.0, 13.0]);
     }
 }

@@ -3,22 +3,21 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::peft::host_values;
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_kernels::Kernels;
-use lowrank_models::params::{Choose, Gather};
+use lowrank_models::params::Gather;
 use lowrank_models::{Parameter, TokenBatch};
 use lowrank_spec::{LowrankSection, Representation};
 use serde::Serialize;
 
-use crate::adam::Adam;
+use super::distillation::{Distillation, Layer};
+use super::network::{Config, Network, Part, Tokens};
 use crate::error::{CompressError, Result};
 use crate::folder;
-use crate::network::{Config, Network, Part, Tokens};
 use crate::options::Progress;
 
 /// Which parameters are trained.
@@ -87,7 +86,7 @@ pub struct LayerRecovery {
 /// other, each on what those below it give, towards the hidden states of the dense model; writes the folder `output`.
 ///
 /// # Algorithm
-/// Adam on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over the parameters of the compressed layer `C_i`, where
+/// AdamW without decay, on the one training path ([`lowrank_train::train`]), on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over the parameters of the compressed layer `C_i`, where
 /// `h` are the dense model's hidden states and `h̃` those of the compressed one. The parameters of a layer that training
 /// did not bring nearer stay as they were.
 ///
@@ -165,7 +164,10 @@ struct Pair<'a, B: AutodiffBackend + Kernels> {
     device: &'a B::Device,
 }
 
-impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
+impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B>
+where
+    B::InnerBackend: Kernels,
+{
     fn new(
         dense: &Path,
         compressed: &Path,
@@ -208,14 +210,13 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         let mut network = self.load(1, layer)?;
         let before = self.error(&network, layer);
         let adapters = match options.trained {
-            Trained::All => {
-                network.visit_params(&mut Choose(|at: &Parameter<'_>, _| at.module.layer == Some(layer)));
-                None
-            }
+            Trained::All => None,
             Trained::Lora(rank) => self.lora(&network, layer, rank)?,
         };
         if options.trained == Trained::All || adapters.is_some() {
-            self.train(&mut network, adapters, layer, options, progress)?;
+            let model = Layer::new(&mut network, layer, adapters);
+            let objective = Distillation::new(network, layer, &self.states, &self.contexts);
+            network = objective.run(model, options, progress)?;
         }
         let mut after = self.error(&network, layer);
         // Where nothing is gained, or not a number, nothing is changed.
@@ -232,37 +233,6 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
         Ok((LayerRecovery { layer, before, after }, tensors))
     }
 
-    /// Trains the layer, or adapters over it that are then merged into its factors.
-    fn train(
-        &self,
-        network: &mut Network<B>,
-        mut adapters: Option<AdapterSet<B>>,
-        layer: usize,
-        options: &DistillOptions,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let none = AdapterSet::empty();
-        let mut adam = Adam::new(layer);
-        for step in 0..options.steps {
-            let index = step % self.states.len();
-            let [target, x] = self.states[index].clone();
-            let y = network.layer(layer, x, &self.contexts[index], adapters.as_ref().unwrap_or(&none));
-            let norm = target.clone().powf_scalar(2.0).mean();
-            let loss = (y - target).powf_scalar(2.0).mean() / norm;
-            let course = std::f64::consts::PI * step as f64 / options.steps as f64;
-            adam.begin(loss.backward(), options.lr * 0.5 * (1.0 + course.cos()));
-            match adapters.take() {
-                Some(set) => adapters = Some(set.map(&mut adam)),
-                None => network.visit_params(&mut adam),
-            }
-            progress.done(&format!("layer {layer}"), None, 1);
-        }
-        match adapters {
-            Some(set) => network.merge(&set),
-            None => Ok(()),
-        }
-    }
-
     /// A newly initialized LoRA over every pair of factors of a layer; none where it has no such pair.
     fn lora(&self, network: &Network<B>, layer: usize, rank: usize) -> Result<Option<AdapterSet<B>>> {
         let is_factored = |site: &&Site| {
@@ -275,11 +245,7 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             return Ok(None);
         }
         let narrowest = network.sites().iter().filter(|s| names.contains(&s.path)).map(Site::max_rank).min();
-        let config = AdapterConfig {
-            rank: rank.min(narrowest.unwrap_or(rank)),
-            alpha: rank as f64,
-            ..AdapterConfig::new(Method::LORA, Targets::new(Pattern::Names(names)))
-        };
+        let config = lora_config(rank.min(narrowest.unwrap_or(rank)), names);
         Ok(Some(AdapterSet::init(&config, network.sites(), &NoWeights, self.device)?))
     }
 
@@ -295,5 +261,22 @@ impl<'a, B: AutodiffBackend + Kernels> Pair<'a, B> {
             all += sum(target.clone());
         }
         if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
+    }
+}
+
+/// A LoRA of scale 1 at the rank that the narrowest layer admits.
+fn lora_config(rank: usize, names: Vec<String>) -> AdapterConfig {
+    let targets = Targets::new(Pattern::Names(names));
+    AdapterConfig { rank, alpha: rank as f64, ..AdapterConfig::new(Method::LORA, targets) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lora_that_a_narrow_layer_shortens_keeps_its_scale() {
+        let config = lora_config(3, vec!["k_proj".into()]);
+        assert_eq!(config.alpha / config.rank as f64, 1.0);
     }
 }

@@ -35,13 +35,15 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 pub(crate) enum Config {
     Decoder(Box<DecoderConfig>),
-    Classifier(Box<EncoderConfig>),
+    /// With the rows of the last layer that are read after it.
+    Classifier(Box<EncoderConfig>, Rows),
 }
 
 /// A model of either kind.
 pub(crate) enum Network<B: Backend> {
     Decoder(Box<Decoder<B>>),
-    Classifier(Box<SequenceClassifier<B>>),
+    /// With the rows of the last layer that are read after it.
+    Classifier(Box<SequenceClassifier<B>>, Rows),
 }
 
 /// Which parameters to load.
@@ -49,6 +51,8 @@ pub(crate) enum Network<B: Backend> {
 pub(crate) enum Part {
     /// What comes before the layers.
     Outside,
+    /// What comes after them.
+    Head,
     /// One layer.
     Layer(usize),
 }
@@ -60,30 +64,51 @@ impl Config {
         Ok(if architecture::decoder(kind).is_ok() {
             Self::Decoder(Box::new(DecoderConfig::read(folder)?))
         } else {
-            Self::Classifier(Box::new(EncoderConfig::read(folder)?))
+            let config = EncoderConfig::read(folder)?;
+            Self::Classifier(Box::new(config), last_rows(&raw, &Checkpoint::open(folder)?))
         })
     }
 
     pub(crate) fn n_layers(&self) -> usize {
         match self {
             Self::Decoder(config) => config.n_layers,
-            Self::Classifier(config) => config.n_layers,
+            Self::Classifier(config, _) => config.n_layers,
         }
     }
 
     pub(crate) fn hidden_size(&self) -> usize {
         match self {
             Self::Decoder(config) => config.d_model,
-            Self::Classifier(config) => config.d_model,
+            Self::Classifier(config, _) => config.d_model,
         }
     }
 
     fn prefix(&self) -> &'static str {
         match self {
             Self::Decoder(config) => config.architecture.names.prefix,
-            Self::Classifier(config) => config.architecture.names.prefix,
+            Self::Classifier(config, _) => config.architecture.names.prefix,
         }
     }
+}
+
+/// Whether a folder's model can be run here; a model of an unknown architecture can be compressed without data alone.
+///
+/// # Errors
+/// A folder without a readable config.
+pub fn is_known(folder: &Path) -> Result<bool> {
+    let raw = crate::folder::read_config(folder)?;
+    let kind = raw.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+    Ok(architecture::decoder(kind).is_ok() || EncoderConfig::read(folder).is_ok())
+}
+
+/// The rows of an encoder's last layer that are read after it: the first of each sequence where the checkpoint has a
+/// head for sequences, else all of them, which an embedding averages.
+fn last_rows(config: &serde_json::Map<String, serde_json::Value>, checkpoint: &Checkpoint) -> Rows {
+    let classes = config.get("architectures").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let reads_all =
+        classes.filter_map(serde_json::Value::as_str).any(|class| class.ends_with("ForTokenClassification"));
+    let has_head = checkpoint.names().any(|name| name.starts_with("classifier."));
+    if has_head && !reads_all { Rows::First } else { Rows::All }
 }
 
 /// The most tokens of a sequence that a model folder's model takes.
@@ -93,7 +118,7 @@ impl Config {
 pub fn token_limit(folder: &Path) -> Result<usize> {
     Ok(match Config::read(folder)? {
         Config::Decoder(config) => config.max_positions,
-        Config::Classifier(config) => config.max_tokens(),
+        Config::Classifier(config, _) => config.max_tokens(),
     })
 }
 
@@ -106,6 +131,26 @@ impl<B: Backend> Network<B> {
         modules: &[CompressedModule],
         device: &B::Device,
     ) -> Result<Self> {
+        Ok(Self::load_part(config, checkpoint, part, modules, device)?.0)
+    }
+
+    /// Loads the head; `None` where the checkpoint does not hold the whole of it.
+    pub(crate) fn load_head(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        device: &B::Device,
+    ) -> Result<Option<Self>> {
+        let (head, is_whole) = Self::load_part(config, checkpoint, Part::Head, &[], device)?;
+        Ok(is_whole.then_some(head))
+    }
+
+    fn load_part(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        part: Part,
+        modules: &[CompressedModule],
+        device: &B::Device,
+    ) -> Result<(Self, bool)> {
         let entries = modules.iter().map(|m| {
             (m.module.clone(), ModuleEntry { representation: m.representation.clone(), error: None })
         });
@@ -115,10 +160,10 @@ impl<B: Backend> Network<B> {
                 config.lowrank.modules.extend(entries);
                 Self::Decoder(Box::new(Decoder::init(*config, 0, device).map_err(CompressError::Input)?))
             }
-            Config::Classifier(config) => {
+            Config::Classifier(config, last) => {
                 let mut config = config.clone();
                 config.lowrank.modules.extend(entries);
-                Self::Classifier(Box::new(SequenceClassifier::init(*config, 0, device)))
+                Self::Classifier(Box::new(SequenceClassifier::init(*config, 0, device)), *last)
             }
         };
         let own = modules.iter().flat_map(|m| {
@@ -127,17 +172,18 @@ impl<B: Backend> Network<B> {
             })
         });
         let loader = Loader::new(checkpoint, config.prefix(), device);
-        let mut io = PartLoader { loader, own: own.collect(), part, device };
+        let is_tied = matches!(config, Config::Decoder(config) if config.tied);
+        let mut io = PartLoader { loader, own: own.collect(), part, is_tied, device };
         network.visit_params(&mut io);
         // Parts that are not wanted were not visited, so nothing else can be missing.
-        io.loader.finish(|_| true, |_| true)?;
-        Ok(network)
+        let missing = io.loader.finish(|_| part != Part::Head, |_| true)?;
+        Ok((network, missing.newly_initialized.is_empty()))
     }
 
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         match self {
             Self::Decoder(model) => model.visit_params(visitor),
-            Self::Classifier(model) => model.visit_params(visitor),
+            Self::Classifier(model, _) => model.visit_params(visitor),
         }
     }
 
@@ -145,7 +191,7 @@ impl<B: Backend> Network<B> {
     pub(crate) fn merge(&mut self, adapters: &AdapterSet<B>) -> Result<()> {
         match self {
             Self::Decoder(model) => **model = model.merged(adapters)?,
-            Self::Classifier(model) => **model = model.merged(adapters)?,
+            Self::Classifier(model, _) => **model = model.merged(adapters)?,
         }
         Ok(())
     }
@@ -153,7 +199,7 @@ impl<B: Backend> Network<B> {
     pub(crate) fn sites(&self) -> &[Site] {
         match self {
             Self::Decoder(model) => model.sites(),
-            Self::Classifier(model) => model.sites(),
+            Self::Classifier(model, _) => model.sites(),
         }
     }
 }
@@ -170,14 +216,14 @@ impl<B: Kernels> Network<B> {
                 let batch = model.batch(tokens, device)?;
                 (model.embed(&batch, run), batch)
             }
-            Self::Classifier(model) => {
+            Self::Classifier(model, _) => {
                 let batch = model.batch(tokens, device)?;
                 (model.embed(&batch, run), batch)
             }
         })
     }
 
-    /// Hidden states after a layer; of a classifier's last layer, those that its head reads.
+    /// Hidden states after a layer; of an encoder's last layer, those that are read after it.
     pub(crate) fn layer(
         &self,
         index: usize,
@@ -188,11 +234,20 @@ impl<B: Kernels> Network<B> {
         let run = Run::eval(adapters);
         match self {
             Self::Decoder(model) => model.layer(index, x, batch, Rows::All, run),
-            Self::Classifier(model) => {
+            Self::Classifier(model, last) => {
                 let is_last = index + 1 == model.n_layers();
-                let rows = if is_last { Rows::First } else { Rows::All };
+                let rows = if is_last { *last } else { Rows::All };
                 model.layer(index, x, batch, rows, run)
             }
+        }
+    }
+
+    /// Logits after the hidden states of the last layer.
+    pub(crate) fn finish(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
+        let run = Run::eval(adapters);
+        match self {
+            Self::Decoder(model) => model.logits(model.finish(x), run),
+            Self::Classifier(model, _) => model.head(x, run),
         }
     }
 }
@@ -202,6 +257,7 @@ struct PartLoader<'a, B: Backend> {
     loader: Loader<'a, B>,
     own: HashMap<String, (&'a [usize], &'a [f32])>,
     part: Part,
+    is_tied: bool,
     device: &'a B::Device,
 }
 
@@ -209,6 +265,11 @@ impl<B: Backend> PartLoader<'_, B> {
     fn is_wanted(&self, at: &Parameter<'_>) -> bool {
         match self.part {
             Part::Outside => at.module.part == lowrank_models::Part::Embeddings,
+            // A tied head is the embedding.
+            Part::Head => {
+                let is_table = at.module.part == lowrank_models::Part::Embeddings;
+                at.module.layer.is_none() && (self.is_tied || !is_table)
+            }
             Part::Layer(wanted) => at.module.layer == Some(wanted),
         }
     }

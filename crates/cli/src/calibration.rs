@@ -1,0 +1,186 @@
+//! Calibration text for compression: which samples, how many, and what they are run through.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use lowrank_compress::{
+    Answers, Calibrator, GradientCalibrator, Method, ModelCalibrator, Tokens, Weightings, fisher, token_limit,
+};
+use lowrank_data::glue::{GlueDataset, Split, Task};
+use lowrank_data::pack::{EncodedDataset, Labels};
+use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_models::EncoderConfig;
+use lowrank_spec::rng::SplitMix64;
+
+use crate::backend::{Inner, Train, device};
+use crate::context::read_text;
+
+/// Tokens of calibration text that are run together.
+const BATCH_TOKENS: usize = 2048;
+
+/// What the activations come from.
+#[derive(clap::Args)]
+pub(crate) struct CalibrationArgs {
+    /// Calibration text, one sample a line
+    #[arg(long)]
+    calibration: Option<PathBuf>,
+    /// A task whose training rows calibrate instead
+    #[arg(long, requires = "data", conflicts_with = "calibration")]
+    task: Option<Task>,
+    /// GLUE root with the official folders
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Samples to draw
+    #[arg(long, default_value_t = 256)]
+    samples: usize,
+    /// Seed of the draw
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Cut samples at this many tokens [default: the model's limit]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Let later layers see the outputs of earlier ones as compressed
+    #[arg(long)]
+    sequential: bool,
+}
+
+impl CalibrationArgs {
+    /// Whether there is any.
+    pub(crate) fn is_given(&self) -> bool {
+        self.calibration.is_some() || self.task.is_some()
+    }
+
+    fn tokenizer(&self, model: &Path) -> Result<TextTokenizer> {
+        let limit = token_limit(model)?;
+        if let Some(n) = self.max_length.filter(|n| *n > limit) {
+            bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+        }
+        Ok(TextTokenizer::from_folder(model, Some(self.max_length.unwrap_or(limit)))?)
+    }
+
+    /// The samples, encoded and packed.
+    pub(crate) fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
+        let tokenizer = self.tokenizer(model)?;
+        let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
+            (Some(path), ..) => {
+                let text = read_text(path)?;
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                lines.map(|line| (line.to_string(), None)).collect()
+            }
+            (None, Some(task), Some(data)) => {
+                let rows = GlueDataset::read(data, task, Split::Train)?;
+                rows.examples().iter().map(|e| (e.text.clone(), e.pair.clone())).collect()
+            }
+            _ => bail!("give --calibration, or --task and --data"),
+        };
+        if self.samples == 0 {
+            bail!("--samples 0 is out of range; expected 1 or more");
+        }
+        if samples.is_empty() {
+            let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
+            bail!("{name}: the calibration text is empty; give some lines of text");
+        }
+        if samples.len() > self.samples {
+            SplitMix64::new(self.seed).shuffle(&mut samples);
+            samples.truncate(self.samples);
+        }
+        let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
+        Ok(pack(rows))
+    }
+
+    /// What the method weighs errors by, where there is calibration text for it; `output` is where the result will be.
+    pub(crate) fn calibrator(
+        &self,
+        method: Method,
+        model: &Path,
+        output: &Path,
+    ) -> Result<Option<Box<dyn Calibrator>>> {
+        if method == Method::TwoSided {
+            if self.sequential {
+                bail!("two-sided goes through the layers backwards; leave out --sequential");
+            }
+            // What is kept of the forward pass is large: it goes to the disk of the output.
+            let scratch = std::path::absolute(output)?;
+            let scratch =
+                scratch.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+            let made = GradientCalibrator::<Train>::new(model, self.answers(model)?, scratch, device()?)?;
+            warn_few(made.n_tokens(), made.width());
+            return Ok(Some(Box::new(made)));
+        }
+        if !self.is_given() || !(method.uses_inputs() || method == Method::Fwsvd) {
+            return Ok(None);
+        }
+        let weightings = (method == Method::Fwsvd).then(|| self.fisher(model)).transpose()?;
+        let mut made =
+            ModelCalibrator::<Inner>::new(model, self.batches(model)?, self.sequential, device()?)?;
+        warn_few(made.n_tokens(), made.width());
+        if let Some(weightings) = weightings {
+            made = made.weighted_by(weightings);
+        }
+        Ok(Some(Box::new(made)))
+    }
+
+    /// Gradients of the task, or of the text's next tokens, sample by sample.
+    fn fisher(&self, model: &Path) -> Result<Weightings> {
+        Ok(fisher::<Train>(model, &self.answers(model)?, &device()?)?)
+    }
+
+    /// The samples with what the model is to give for them: the labels of the task, or the text's next tokens.
+    fn answers(&self, model: &Path) -> Result<Vec<(Tokens, Answers)>> {
+        let (Some(task), Some(data)) = (self.task, &self.data) else {
+            return Ok(self
+                .batches(model)?
+                .into_iter()
+                .map(|tokens| (tokens, Answers::NextTokens))
+                .collect());
+        };
+        let tokenizer = self.tokenizer(model)?;
+        if let Ok(config) = EncoderConfig::read(model) {
+            let (has, wants) = (config.labels.len(), task.spec().labels.width());
+            if has != wants {
+                bail!(
+                    "the model has {has} labels and {task} {wants}; give the model that was tuned on the task"
+                );
+            }
+        }
+        let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        SplitMix64::new(self.seed).shuffle(&mut order);
+        order.truncate(self.samples);
+        let batches = order.iter().map(|&row| {
+            let batch = rows.batch(&[row])?;
+            let answers = match batch.labels {
+                Labels::Classes(classes) => Answers::Classes(classes),
+                Labels::Scores(scores) => Answers::Scores(scores),
+                Labels::None => bail!("{task} has no labels to take gradients of"),
+            };
+            Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
+        });
+        batches.collect()
+    }
+}
+
+fn warn_few(tokens: usize, width: usize) {
+    if tokens < width {
+        eprintln!(
+            "warning: {tokens} tokens of calibration text for inputs of {width} numbers and more: the errors shown are \
+             those on that text alone; give more lines or --samples"
+        );
+    }
+}
+
+/// Batches of about [`BATCH_TOKENS`].
+fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
+    let mut batches: Vec<Tokens> = Vec::new();
+    for row in rows.into_iter().filter(|row| !row.ids.is_empty()) {
+        match batches.last_mut() {
+            Some(batch) if batch.ids.len() + row.ids.len() <= BATCH_TOKENS => {
+                batch.lengths.push(row.ids.len());
+                batch.ids.extend(row.ids);
+                batch.type_ids.extend(row.type_ids);
+            }
+            _ => batches.push(Tokens { lengths: vec![row.ids.len()], ids: row.ids, type_ids: row.type_ids }),
+        }
+    }
+    batches
+}

@@ -1,0 +1,273 @@
+//! The difference of two models as low-rank updates: what a fine-tuning did, as an adapter.
+
+use std::path::Path;
+
+use lowrank_checkpoint::Checkpoint;
+use lowrank_factor::matrix::from_row_major;
+use lowrank_factor::{LowRank, SigmaPlacement, Truncation, svd};
+use lowrank_spec::names::is_buffer;
+use lowrank_spec::{HostTensor, Site, transpose};
+use serde_json::{Map, Value};
+
+use crate::error::{CompressError, Result, at};
+use crate::folder;
+use crate::weights::{LM_HEADS, is_tied};
+
+/// The update of one module.
+#[derive(Clone, Debug)]
+pub struct ExtractedModule {
+    /// The module; `d_input` of an embedding is its vocabulary.
+    pub site: Site,
+    /// `[d_input, rank]` and `[rank, d_output]`.
+    pub factors: LowRank<f32>,
+    /// Relative error of the truncation.
+    pub error: f64,
+}
+
+/// What turns one model into another.
+#[derive(Clone, Debug)]
+pub struct Extracted {
+    /// The matrices that differ.
+    pub modules: Vec<ExtractedModule>,
+    /// Modules that are saved in full: new heads, norms that differ.
+    pub saved_modules: Vec<String>,
+    /// Their tensors, and the biases where any differs.
+    pub saved: Vec<HostTensor<'static>>,
+    /// Whether any bias outside the modules that are saved in full differs.
+    pub biases_differ: bool,
+    /// Content hash of the model before.
+    pub base_hash: String,
+}
+
+/// The difference `tuned − base`, each matrix truncated.
+///
+/// A tied embedding is one table with two uses, and an adapter of the embedding does not reach the head: its difference is
+/// given twice, at the embedding and, transposed, at the head.
+///
+/// # Errors
+/// Folders that are no dense models, tensors without a counterpart outside of heads, values that are not finite, models
+/// whose matrices are the same.
+pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
+    let pair = Pair::open(base, tuned)?;
+    let mut made = Extracted {
+        saved_modules: pair.without_counterpart()?,
+        modules: Vec::new(),
+        saved: Vec::new(),
+        biases_differ: false,
+        base_hash: pair.base.content_hash(),
+    };
+    for name in pair.tuned.names() {
+        let Some(before) = pair.counterpart(name).filter(|_| !made.saved_modules.contains(&module_of(name)))
+        else {
+            continue;
+        };
+        pair.compare(before, name, truncation, &mut made)?;
+    }
+    if made.modules.is_empty() {
+        return Err(CompressError::Input(
+            "the two models have the same matrices: there is nothing to extract".into(),
+        ));
+    }
+    let is_saved = |name: &&str| {
+        made.saved_modules.contains(&module_of(name)) || (made.biases_differ && name.ends_with(".bias"))
+    };
+    let saved = pair.tuned.names().filter(is_saved).map(|name| {
+        let shape = pair.tuned.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        Ok(HostTensor::new(name, shape, pair.tuned.read_f32(name)?))
+    });
+    made.saved = saved.collect::<Result<_>>()?;
+    Ok(made)
+}
+
+/// Tables that ids look up, by parts of their names in the architectures we know.
+const EMBEDDINGS: [&str; 4] = ["embed", "wte", "wpe", "lookup"];
+/// Names of the tables that a language model's head may be tied to.
+const TOKEN_TABLES: [&str; 4] = ["embed_tokens", "wte", "embed_in", "tok_embeddings"];
+/// Parts of the names of modules that come after the layers.
+const HEADS: [&str; 7] = ["classifier", "pooler", "score", "lm_head", "qa_outputs", "cls", "vocab_"];
+
+/// Both models.
+struct Pair<'a> {
+    folders: [&'a Path; 2],
+    config: Map<String, Value>,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    /// What stands before every name of the tuned model and before none of the base (`bert.`).
+    prefix: Option<String>,
+}
+
+impl<'a> Pair<'a> {
+    fn open(base: &'a Path, tuned: &'a Path) -> Result<Self> {
+        let config = folder::read_config(tuned)?;
+        for (folder, config) in [(base, &folder::read_config(base)?), (tuned, &config)] {
+            if config.contains_key("lowrank") {
+                return Err(CompressError::Input(format!(
+                    "{}: its weights are factors already; start from dense models",
+                    folder.display()
+                )));
+            }
+        }
+        let folders = [base, tuned];
+        let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+        let prefix = missing_prefix(&base, &tuned);
+        Ok(Self { folders, config, base, tuned, prefix })
+    }
+
+    fn named_alike(&self, name: &str) -> Option<&str> {
+        let bare = self.prefix.as_deref().and_then(|prefix| name.strip_prefix(prefix));
+        let find = |wanted: &str| self.base.names().find(|n| *n == wanted);
+        bare.and_then(find).or_else(|| find(name))
+    }
+
+    /// The tensor of the base with the same name and shape.
+    fn counterpart(&self, name: &str) -> Option<&str> {
+        let shape =
+            |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.shape.clone());
+        self.named_alike(name).filter(|before| shape(&self.base, before) == shape(&self.tuned, name))
+    }
+
+    /// The heads that the base does not have, or has for another task.
+    fn without_counterpart(&self) -> Result<Vec<String>> {
+        let mut modules = Vec::new();
+        for name in self.tuned.names().filter(|name| self.counterpart(name).is_none() && !is_buffer(name)) {
+            // The copy of a tied table is no head of its own.
+            if self.is_tied_copy(name) {
+                continue;
+            }
+            if !is_head(name) {
+                let shape =
+                    |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|i| i.shape.clone());
+                let before = self.named_alike(name).and_then(|n| shape(&self.base, n));
+                return Err(CompressError::Input(format!(
+                    "'{name}' of {} has no counterpart in {}: {:?} beside {}; the two are not one model before and \
+                     after",
+                    self.folders[1].display(),
+                    self.folders[0].display(),
+                    shape(&self.tuned, name).unwrap_or_default(),
+                    before.map_or("nothing".into(), |s| format!("{s:?}"))
+                )));
+            }
+            note(name, &mut modules);
+        }
+        Ok(modules)
+    }
+
+    /// Whether a tensor is a language model's head that is tied to the embedding and is stored nevertheless.
+    fn is_tied_copy(&self, name: &str) -> bool {
+        let is_head = name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path));
+        is_head && is_tied(&self.config)
+    }
+
+    /// The head that is tied to a table, where it is.
+    fn tied_head(&self, table: &str) -> Option<&'static str> {
+        let leaf = table.rsplit('.').next().unwrap_or(table);
+        let is_table = TOKEN_TABLES.contains(&leaf);
+        if !is_table || !is_tied(&self.config) || has_other_head(&self.config) {
+            return None;
+        }
+        let is_neox = self.config.get("model_type").and_then(Value::as_str) == Some("gpt_neox");
+        Some(if is_neox { LM_HEADS[1] } else { LM_HEADS[0] })
+    }
+
+    /// Adds what became of one tensor.
+    fn compare(&self, before: &str, name: &str, truncation: &Truncation, made: &mut Extracted) -> Result<()> {
+        if self.is_tied_copy(name) {
+            return Ok(());
+        }
+        let Some(info) = self.tuned.info(name).filter(|info| info.dtype.is_float()) else { return Ok(()) };
+        let (before, after) = (self.base.read_f32(before)?, self.tuned.read_f32(name)?);
+        if !after.iter().chain(&before).all(|v| v.is_finite()) {
+            return Err(CompressError::Input(format!("'{name}' holds values that are not finite")));
+        }
+        let (Some(path), &[rows, columns]) = (name.strip_suffix(".weight"), &info.shape[..]) else {
+            if before != after && !is_buffer(name) {
+                // PEFT saves biases by themselves and norms as modules.
+                if name.ends_with(".bias") {
+                    made.biases_differ = true;
+                } else {
+                    note(name, &mut made.saved_modules);
+                }
+            }
+            return Ok(());
+        };
+        let difference: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        if difference.iter().all(|v| *v == 0.0) {
+            return Ok(());
+        }
+        let leaf = path.rsplit('.').next().unwrap_or(path);
+        let embedding = EMBEDDINGS.iter().any(|part| leaf.contains(part));
+        // GPT-2 stores its maps as (in, out), but not its embeddings and head.
+        let is_conv1d = self.config.get("model_type").and_then(Value::as_str) == Some("gpt2");
+        let site =
+            Site { path: path.into(), layer: None, d_input: rows, d_output: columns, head: false, embedding };
+        let update = if embedding || (is_conv1d && leaf.starts_with("c_")) {
+            update(site, &difference, truncation)?
+        } else {
+            let site = Site { d_input: columns, d_output: rows, ..site };
+            update(site, &transpose(&difference, rows, columns), truncation)?
+        };
+        if let Some(head) = self.tied_head(path) {
+            let site = Site {
+                path: head.into(),
+                d_input: columns,
+                d_output: rows,
+                head: true,
+                embedding: false,
+                ..update.site.clone()
+            };
+            let factors = update.factors.transpose();
+            made.modules.push(ExtractedModule { site, factors, error: update.error });
+        }
+        made.modules.push(update);
+        Ok(())
+    }
+}
+
+/// The best approximation of a difference `[d_input, d_output]`.
+fn update(site: Site, values: &[f32], truncation: &Truncation) -> Result<ExtractedModule> {
+    let path = site.path.clone();
+    let fail = |e| at(&path)(e);
+    let matrix = from_row_major(values, site.d_input, site.d_output).map_err(fail)?;
+    let truncation = match *truncation {
+        Truncation::Rank(rank) => Truncation::Rank(rank.min(site.max_rank())),
+        other => other,
+    };
+    let svd = svd::auto(matrix, &truncation, 0).map_err(fail)?.svd;
+    let fit = svd.low_rank(&truncation, SigmaPlacement::Split).map_err(fail)?;
+    Ok(ExtractedModule { site, factors: fit.factors, error: fit.report.relative_error })
+}
+
+/// Whether the config names a class whose head is not over the vocabulary, so that the table has one use.
+fn has_other_head(config: &Map<String, Value>) -> bool {
+    let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    classes
+        .filter_map(Value::as_str)
+        .any(|c| c.ends_with("Classification") || c.ends_with("QuestionAnswering"))
+}
+
+/// The module of a tensor, as it is saved in full; PEFT saves a head as one module.
+fn module_of(name: &str) -> String {
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    if module.starts_with("classifier.") { "classifier".into() } else { module.into() }
+}
+
+fn note(name: &str, modules: &mut Vec<String>) {
+    let module = module_of(name);
+    if !modules.contains(&module) {
+        modules.push(module);
+    }
+}
+
+fn missing_prefix(base: &Checkpoint, tuned: &Checkpoint) -> Option<String> {
+    let shared = |prefix: &str| {
+        tuned.names().filter(|n| n.strip_prefix(prefix).is_some_and(|n| base.contains(n))).count()
+    };
+    let prefixes = tuned.names().filter_map(|n| n.split_once('.').map(|(first, _)| format!("{first}.")));
+    let best = prefixes.map(|p| (shared(&p), p)).max_by_key(|(n, _)| *n)?;
+    (best.0 > tuned.names().filter(|n| base.contains(n)).count()).then_some(best.1)
+}
+
+fn is_head(name: &str) -> bool {
+    name.split('.')
+        .any(|part| HEADS.iter().any(|head| part.starts_with(head) || part == format!("pre_{head}")))
+}

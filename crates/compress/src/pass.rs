@@ -1,0 +1,80 @@
+//! One pass over all units: in parallel within the cap on memory, layer by layer where there is a calibrator.
+
+use std::collections::BTreeMap;
+
+use crate::error::{CompressError, Result};
+use crate::fit;
+use crate::options::Calibrator;
+use crate::parallel;
+use crate::plan::Plan;
+use crate::statistics::{Weighting, Weightings, lookup};
+use crate::weights::Weight;
+
+/// What is told of each group of units before the next group begins: the layer, indices and results of its units.
+pub(crate) type After<'a, T> =
+    dyn FnMut(Option<usize>, &[usize], &[T], &mut dyn Calibrator) -> Result<()> + 'a;
+
+/// Runs `work` on every unit and returns the results in the order of the units.
+///
+/// With a calibrator the layers follow each other in its own order, and what lies outside them comes last, or first
+/// where the order descends.
+///
+/// # Errors
+/// [`CompressError::Option`] for a cap that the largest unit exceeds, the first error of the calibrator or of `work`.
+pub(crate) fn each_unit<T: Send>(
+    plan: &Plan<'_>,
+    calibrator: &mut Option<&mut dyn Calibrator>,
+    work: impl Fn(usize, &[Weighting]) -> Result<T> + Sync,
+    after: &mut After<'_, T>,
+) -> Result<Vec<T>> {
+    let units = &plan.units;
+    let is_weighted = calibrator.is_some();
+    let need = |index: usize| fit::bytes(&plan.rules, &units[index], is_weighted);
+    let cap = plan.options.memory;
+    if let (Some(cap), Some(worst)) = (cap, (0..units.len()).max_by_key(|&i| need(i)))
+        && need(worst) > cap
+    {
+        return Err(CompressError::Option {
+            option: "memory",
+            value: cap.to_string(),
+            expected: format!("at least {} bytes for '{}'", need(worst), units[worst].name()),
+        });
+    }
+    let Some(calibrator) = calibrator else {
+        let all: Vec<usize> = (0..units.len()).collect();
+        return parallel::map(&all, cap, need, |index| {
+            work(index, &vec![Weighting::None; units[index].weights.len()])
+        });
+    };
+    let mut results: Vec<(usize, T)> = Vec::with_capacity(units.len());
+    for (layer, indices) in groups(plan, calibrator.is_descending()) {
+        let weightings: Weightings = match layer {
+            Some(layer) => calibrator.weightings(layer)?,
+            None => calibrator.outside()?,
+        };
+        let made = parallel::map(&indices, cap, need, |index| {
+            let of = |weight: &Weight| lookup(&weightings, &weight.site.path);
+            let own: Vec<Weighting> = units[index].weights.iter().map(of).collect();
+            work(index, &own)
+        })?;
+        drop(weightings);
+        after(layer, &indices, &made, &mut **calibrator)?;
+        results.extend(indices.into_iter().zip(made));
+    }
+    results.sort_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// The units by their layers, in the order in which layers are run.
+fn groups(plan: &Plan<'_>, is_descending: bool) -> Vec<(Option<usize>, Vec<usize>)> {
+    let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    for (index, unit) in plan.units.iter().enumerate() {
+        groups.entry(unit.layer()).or_default().push(index);
+    }
+    let outside = groups.remove_entry(&None);
+    let mut order: Vec<_> = groups.into_iter().chain(outside).collect();
+    if is_descending {
+        order.reverse();
+    }
+    order
+}

@@ -1,0 +1,239 @@
+//! What a compression will do, before any weight is read: the weights, their units, the budget.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_checkpoint::Checkpoint;
+use lowrank_spec::LowrankSection;
+use serde_json::{Map, Value};
+
+use crate::allocate::{self, Goal};
+use crate::amount::{Allocation, Amount, Sizes};
+use crate::error::{CompressError, Result};
+use crate::fit::{self, Rules};
+use crate::folder;
+use crate::method::{Method, Sides};
+use crate::options::Options;
+use crate::unit::{Choice, Form, Unit, units};
+use crate::weights::{Weight, check_tied, find, named, select};
+
+/// A compression that is decided but for its ranks.
+pub(crate) struct Plan<'a> {
+    pub(crate) model: &'a Path,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) checkpoint: Checkpoint,
+    /// Content hash of the checkpoint.
+    pub(crate) source: String,
+    pub(crate) options: &'a Options,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) sizes: Sizes,
+    pub(crate) rules: Rules,
+    /// Rank of each unit, where ranks are given.
+    ranks: Vec<usize>,
+}
+
+impl<'a> Plan<'a> {
+    /// Reads the folder's config and the headers of its weights.
+    ///
+    /// # Errors
+    /// Options out of range or that match nothing, a folder without a model, a model that is compressed already.
+    pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
+        options.amount.validate()?;
+        if !(2..=8).contains(&options.tt_order) {
+            return Err(CompressError::Option {
+                option: "tt-order",
+                value: options.tt_order.to_string(),
+                expected: "2..=8".into(),
+            });
+        }
+        let config = folder::read_config(model)?;
+        let section = LowrankSection::of_config(&config)?;
+        if !section.modules.is_empty() {
+            return Err(CompressError::Input(format!(
+                "{}: compressed already ({}); start from the dense model",
+                model.display(),
+                section.method
+            )));
+        }
+        let checkpoint = Checkpoint::open(model)?;
+        let (taken, ranks) = touched(&find(&checkpoint, &config), options)?;
+        check_tied(&checkpoint, &config, &taken)?;
+        if let Some(outer) = taken.iter().find(|w| w.site.layer.is_none())
+            && options.method == Method::TwoSided
+        {
+            return Err(CompressError::Input(format!(
+                "two-sided weighs what lies inside the numbered layers, and '{}' is outside of them; leave it out \
+                 with --exclude, or compress it by another method",
+                outer.site.path
+            )));
+        }
+        let sizes = folder::sizes(&checkpoint, &taken, options.dtype)?;
+        let units = units(taken.clone(), options.method == Method::Shared);
+        let rank_of = |unit: &Unit| {
+            let first = &unit.weights[0].site.path;
+            taken.iter().position(|w| w.site.path == *first).and_then(|i| ranks.get(i)).copied().unwrap_or(0)
+        };
+        let ranks = if ranks.is_empty() { ranks } else { units.iter().map(rank_of).collect() };
+        let share = match options.amount {
+            Amount::Ratio { ratio, of } => (sizes.budget(ratio, of) as f64 / sizes.touched as f64).max(0.0),
+            _ => 0.5,
+        };
+        let rules = Rules {
+            method: options.method,
+            sides: options.sides,
+            tt_order: options.tt_order,
+            share,
+            truncation: options.amount.truncation(),
+            always_factor: options.always_factor,
+        };
+        let source = checkpoint.content_hash();
+        Ok(Self { model, config, checkpoint, source, options, units, sizes, rules, ranks })
+    }
+
+    /// What the output depends on.
+    pub(crate) fn identity(&self, calibration: &str) -> String {
+        let Options { method, amount, allocation, targets, dtype, sides, tt_order, always_factor, .. } =
+            self.options;
+        format!(
+            "source {}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
+             {always_factor}, {calibration}",
+            self.source
+        )
+    }
+
+    /// What the ranks are to meet, where they depend on the spectra.
+    ///
+    /// # Errors
+    /// [`CompressError::Input`] where ranks are given.
+    pub(crate) fn goal(&self) -> Result<Goal> {
+        match (&self.options.amount, self.rules.truncation) {
+            (&Amount::Ratio { ratio, of }, _) => Ok(Goal::Budget {
+                budget: self.sizes.budget(ratio, of),
+                ratio,
+                allocation: self.options.allocation,
+            }),
+            (_, Some(truncation)) => Ok(Goal::Each(truncation)),
+            _ => Err(CompressError::Input("ranks are given and need no analysis".into())),
+        }
+    }
+
+    /// Whether the effects of losses on a layer's output are to be measured: the ranks are shared out, and the losses
+    /// are not in units of the model's loss already.
+    pub(crate) fn measures_effects(&self) -> bool {
+        matches!(self.options.amount, Amount::Ratio { .. })
+            && self.options.allocation == Allocation::Budget
+            && self.options.method != Method::TwoSided
+    }
+
+    /// The choices, where they do not depend on the weights' values.
+    ///
+    /// # Errors
+    /// [`CompressError::Budget`] below the least that uniform ranks leave.
+    pub(crate) fn known_choices(&self) -> Result<Option<Vec<Choice>>> {
+        let Options { amount, allocation, method, always_factor, .. } = self.options;
+        match amount {
+            Amount::Ranks(_) => {
+                let choice = |(unit, &rank): (&Unit, &usize)| {
+                    Ok(allocate::at_rank(unit, &self.form(unit)?, rank, *always_factor))
+                };
+                Ok(Some(self.units.iter().zip(&self.ranks).map(choice).collect::<Result<_>>()?))
+            }
+            Amount::Ratio { ratio, of } if *allocation == Allocation::Uniform && method.is_low_rank() => {
+                let budget = self.sizes.budget(*ratio, *of);
+                let cheapest =
+                    |unit: &Unit| unit.cost_per_rank(&Form::LowRank).unwrap_or(1).min(unit.numel());
+                let minimum: u64 = self.units.iter().map(cheapest).sum();
+                if budget < 0 || minimum > budget as u64 {
+                    let total = self.sizes.touched;
+                    return Err(CompressError::Budget { ratio: *ratio, budget, minimum, total });
+                }
+                let choice = |unit| allocate::low_rank_at_share(unit, self.rules.share, *always_factor);
+                Ok(Some(self.units.iter().map(choice).collect()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The form that takes a given rank.
+    fn form(&self, unit: &Unit) -> Result<Form> {
+        Ok(match (self.options.method, self.options.sides) {
+            (Method::Tt, _) => Form::TensorTrain(fit::tt_shape(&self.rules, unit)?),
+            (Method::Shared, Sides::One) => Form::SharedA,
+            (Method::Shared, _) => Form::Tucker,
+            _ => Form::LowRank,
+        })
+    }
+
+    /// The elements of a unit's weights as they are stored.
+    pub(crate) fn read(&self, unit: &Unit) -> Result<Vec<Vec<f32>>> {
+        unit.weights.iter().map(|weight| weight.read(&self.checkpoint)).collect()
+    }
+}
+
+/// The weights to factor, and their ranks where ranks are given.
+fn touched(all: &[Weight], options: &Options) -> Result<(Vec<Weight>, Vec<usize>)> {
+    let Amount::Ranks(ranks) = &options.amount else {
+        return Ok((select(all, options.targets.as_ref())?, Vec::new()));
+    };
+    let within = options.targets.as_ref().map(|targets| select(all, Some(targets))).transpose()?;
+    let mut found: BTreeMap<usize, usize> = BTreeMap::new();
+    for (name, rank) in ranks {
+        for weight in named(all, name)? {
+            let index = all.iter().position(|w| w.site.path == weight.site.path);
+            let is_within = within.as_ref().is_none_or(|taken| taken.contains(&weight));
+            // A later name overrules an earlier one.
+            found.extend(index.filter(|_| is_within).map(|index| (index, *rank)));
+        }
+    }
+    if found.is_empty() {
+        return Err(CompressError::Input("the targets leave none of the names in --ranks".into()));
+    }
+    Ok(found.into_iter().map(|(index, rank)| (all[index].clone(), rank)).unzip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amount::Of;
+
+    fn llama() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")
+    }
+
+    #[test]
+    fn given_ranks_and_uniform_ratios_need_no_analysis() {
+        let model = llama();
+        let ratio = Amount::Ratio { ratio: 0.3, of: Of::Layers };
+        let ranks = Amount::Ranks(vec![("q_proj".into(), 3), ("1.self_attn.q_proj".into(), 4)]);
+        for (amount, allocation, is_known) in [
+            (ranks.clone(), Allocation::Budget, true),
+            (ratio.clone(), Allocation::Uniform, true),
+            (ratio, Allocation::Budget, false),
+            (Amount::Error(0.1), Allocation::Budget, false),
+        ] {
+            let options = Options { allocation, ..Options::new(Method::Svd, amount) };
+            let plan = Plan::new(&model, &options).unwrap();
+            assert_eq!(plan.known_choices().unwrap().is_some(), is_known);
+        }
+        // A later name overrules an earlier one.
+        let options = Options::new(Method::Svd, ranks);
+        let choices = Plan::new(&model, &options).unwrap().known_choices().unwrap().unwrap();
+        assert_eq!(choices, [3, 4].map(|rank| Choice::Rank(Form::LowRank, rank)));
+    }
+
+    #[test]
+    fn the_identity_names_whatever_changes_the_output() {
+        let model = llama();
+        let base = Options::new(Method::Svd, Amount::Error(0.1));
+        let identity = |options: &Options| Plan::new(&model, options).unwrap().identity("none");
+        let first = identity(&base);
+        assert_eq!(first, identity(&Options { memory: Some(1 << 30), resume: true, ..base.clone() }));
+        for changed in [
+            Options { always_factor: true, ..base.clone() },
+            Options { amount: Amount::Error(0.2), ..base.clone() },
+            Options { dtype: Some(lowrank_checkpoint::FloatType::BF16), ..base.clone() },
+        ] {
+            assert_ne!(first, identity(&changed), "{changed:?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What rounding factors to the output's element type adds to the error.
+
+use half::{bf16, f16};
+use lowrank_checkpoint::Dtype;
+use lowrank_factor::SubspaceSide;
+
+use crate::fit::{Factor, Kept};
+
+/// A value as the type stores it.
+fn rounded(dtype: Dtype) -> Option<fn(f32) -> f32> {
+    match dtype {
+        Dtype::BF16 => Some(|value| bf16::from_f32(value).to_f32()),
+        Dtype::F16 => Some(|value| f16::from_f32(value).to_f32()),
+        _ => None,
+    }
+}
+
+/// Sums of squares of the rounding errors and of the values.
+fn sums(values: &[f32], round: fn(f32) -> f32) -> [f64; 2] {
+    values.iter().fold([0.0, 0.0], |[missed, all], &value| {
+        let difference = f64::from(value) - f64::from(round(value));
+        [missed + difference * difference, all + f64::from(value).powi(2)]
+    })
+}
+
+/// Relative error of storing these values in a type.
+pub(crate) fn relative(values: &[f32], dtype: Dtype) -> f64 {
+    let Some(round) = rounded(dtype) else { return 0.0 };
+    let [missed, all] = sums(values, round);
+    if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
+}
+
+/// Relative error of factors with the error of their rounding. Rounding errors are independent of each other and of what
+/// was truncated, so squares add up.
+///
+/// For `L·R` of a subspace that is known the norm of each column's and row's error is the method's own (weighted by the
+/// diagonals of its weightings); for other forms it is the plain norm of each factor relative to the factor.
+pub(crate) fn with_rounding(error: f64, factors: &[Vec<Factor>], kept: Option<&Kept>, dtype: Dtype) -> f64 {
+    let Some(round) = rounded(dtype) else { return error };
+    let added = match (factors, kept) {
+        ([factors], Some(kept)) if factors.len() == 2 => of_pair(&factors[0], &factors[1], kept, round),
+        _ => {
+            let each = factors.iter().map(|factors| {
+                let relative = |factor: &Factor| {
+                    let [missed, all] = sums(&factor.values, round);
+                    if all > 0.0 { missed / all } else { 0.0 }
+                };
+                factors.iter().map(relative).sum::<f64>()
+            });
+            each.sum::<f64>() / factors.len().max(1) as f64
+        }
+    };
+    (error * error + added).sqrt()
+}
+
+/// Squared relative error of rounding `A` `[r, in]` and `B` `[out, r]`.
+fn of_pair(a: &Factor, b: &Factor, kept: &Kept, round: fn(f32) -> f32) -> f64 {
+    let (squared, total) = (kept.subspace.squared(), kept.subspace.squared().iter().sum::<f64>());
+    let (rank, d_input) = (a.shape[0], a.shape[1]);
+    let weight = |weights: &[f32], i: usize| weights.get(i).map_or(1.0, |&w| f64::from(w));
+    let (mut missed_b, mut norm_b) = (vec![0.0; rank], vec![0.0; rank]);
+    for (i, row) in b.values.chunks_exact(rank).enumerate() {
+        for (j, &value) in row.iter().enumerate() {
+            let difference = f64::from(value) - f64::from(round(value));
+            missed_b[j] += difference * difference * weight(&kept.outputs, i);
+            norm_b[j] += f64::from(value) * f64::from(value);
+        }
+    }
+    let column = |basis: lowrank_factor::MatRef<'_, f32>, j: usize| -> f64 {
+        basis.col(j).iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+    };
+    let rows = a.values.chunks_exact(d_input).enumerate();
+    let added = rows.map(|(j, row)| {
+        let (mut missed_a, mut norm_a) = (0.0, 0.0);
+        for (i, &value) in row.iter().enumerate() {
+            let difference = f64::from(value) - f64::from(round(value));
+            missed_a += difference * difference * weight(&kept.inputs, i);
+            norm_a += f64::from(value) * f64::from(value);
+        }
+        // The method's norm of column j of B; that of row j of A times it is the singular value.
+        let of_b = match (kept.subspace.side(), kept.subspace.dual()) {
+            (_, None) => norm_b[j],
+            (SubspaceSide::Left, Some(_)) => norm_b[j] / column(kept.subspace.basis(), j),
+            (SubspaceSide::Right, Some(dual)) => squared[j] * column(dual, j) / norm_a,
+        };
+        if of_b > 0.0 && of_b.is_finite() { missed_b[j] * squared[j] / of_b + of_b * missed_a } else { 0.0 }
+    });
+    let added: f64 = added.sum();
+    if total > 0.0 { added / total } else { 0.0 }
+}

@@ -1,0 +1,566 @@
+//! Calibration with gradients: inputs and gradients of outputs of every linear map, layer by layer, backwards.
+//!
+//! One pass goes forward and keeps the hidden states before each layer in a folder; the gradient of the loss then goes
+//! back through one layer after the other, each of which is run once more. One layer is in memory, with the Gram matrices
+//! of its maps, the gradients of all tokens with respect to its output, and one batch of its activations.
+
+use std::any::Any;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::Observer;
+use lowrank_adapters::peft::host_values;
+use lowrank_checkpoint::Checkpoint;
+use lowrank_kernels::Kernels;
+use lowrank_models::{Rows, TokenBatch};
+use tempfile::TempDir;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::calibrate::HEAD_ROWS;
+use super::fisher::{Answers, cross_entropy, squared_error};
+use super::network::{Config, Network, Part, Tokens};
+use super::sums::{Sum, Sums};
+use crate::error::{CompressError, Result};
+use crate::folder::io;
+use crate::options::{Calibrator, Progress};
+use crate::statistics::{SidedStatistics, Weighting, Weightings};
+
+/// One sample in so many is held out, to choose the shrinkage.
+const HELD_OUT: usize = 8;
+/// Tokens of a batch.
+const BATCH_TOKENS: usize = 2048;
+
+/// Gathers, for the method `two-sided`, the second moments of inputs and of gradients of outputs. Layers come from the
+/// last to the first.
+pub struct GradientCalibrator<B: AutodiffBackend> {
+    config: Config,
+    checkpoint: Checkpoint,
+    batches: Vec<Batch>,
+    /// Where hidden states are kept.
+    folder: TempDir,
+    contexts: Vec<TokenBatch<B>>,
+    /// By batch: the gradient with respect to the output of the layer before `next`.
+    gradients: Vec<Tensor<B::InnerBackend, 2>>,
+    /// The layers below it are still to come.
+    next: usize,
+    identity: String,
+    device: B::Device,
+}
+
+/// Sequences that are run together.
+struct Batch {
+    tokens: Tokens,
+    answers: Answers,
+    is_held_out: bool,
+}
+
+impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
+    /// For a model folder and samples with what they are to give; hidden states, 4 bytes for each token, layer and width,
+    /// are kept in a folder below `scratch` while the calibrator lives.
+    ///
+    /// # Errors
+    /// A folder without a model of a known architecture or without a trained head, samples that predict nothing or do not
+    /// fit the model, a scratch folder that cannot be written.
+    pub fn new(
+        folder: &Path,
+        samples: Vec<(Tokens, Answers)>,
+        scratch: &Path,
+        device: B::Device,
+    ) -> Result<Self> {
+        let config = Config::read(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let is_decoder = matches!(config, Config::Decoder(_));
+        if matches!(config, Config::Classifier(_, Rows::All)) {
+            return Err(CompressError::Input(
+                "two-sided takes the gradients of a task, and the model has no trained head; fine-tune it first, or \
+                 choose whitened"
+                    .into(),
+            ));
+        }
+        if let Some((_, answers)) = samples.iter().find(|(_, a)| is_decoder != (*a == Answers::NextTokens)) {
+            return Err(CompressError::Input(match answers {
+                Answers::NextTokens => {
+                    "two-sided takes the gradients of a task; give --task and --data".into()
+                }
+                _ => "a language model's task is its own text; give --calibration".into(),
+            }));
+        }
+        let identity = identity(&samples);
+        let batches = batches(samples);
+        let predicts = |batch: &Batch| {
+            batch.answers != Answers::NextTokens || batch.tokens.lengths.iter().any(|&length| length > 1)
+        };
+        if !batches.iter().any(|batch| !batch.is_held_out && predicts(batch)) {
+            return Err(CompressError::Input(
+                "no sample of the calibration text has two tokens, so that there is nothing to predict; give longer \
+                 lines"
+                    .into(),
+            ));
+        }
+        let folder =
+            tempfile::Builder::new().prefix(".calibration").tempdir_in(scratch).map_err(io(scratch))?;
+        Ok(Self {
+            config,
+            checkpoint,
+            batches,
+            folder,
+            contexts: Vec::new(),
+            gradients: Vec::new(),
+            next: 0,
+            identity,
+            device,
+        })
+    }
+
+    /// Number of tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.batches.iter().map(|batch| batch.tokens.ids.len()).sum()
+    }
+
+    /// Numbers of a hidden state, the narrowest input that is summed.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size()
+    }
+
+    fn part(&self, part: Part) -> Result<Network<B>> {
+        Network::load(&self.config, &self.checkpoint, part, &[], &self.device)
+    }
+
+    fn states(&self, layer: usize) -> std::path::PathBuf {
+        self.folder.path().join(layer.to_string())
+    }
+
+    /// Runs the model forward and keeps what goes into each layer; returns what comes out of the last one.
+    fn forward(&mut self, progress: &dyn Progress) -> Result<Vec<Tensor<B, 2>>> {
+        let n_layers = self.config.n_layers();
+        progress.stage("calibration", (self.n_tokens() * (n_layers + 1)) as u64);
+        let outside = self.part(Part::Outside)?;
+        self.contexts.clear();
+        let mut states = Vec::with_capacity(self.batches.len());
+        for batch in &self.batches {
+            let (x, context) = outside.begin(&batch.tokens, &self.device)?;
+            states.push(x);
+            self.contexts.push(context);
+        }
+        drop(outside);
+        let none = AdapterSet::empty();
+        for layer in 0..n_layers {
+            let network = self.part(Part::Layer(layer))?;
+            let path = self.states(layer);
+            let mut file = File::create(&path).map_err(io(&path))?;
+            for (x, (context, batch)) in states.iter_mut().zip(self.contexts.iter().zip(&self.batches)) {
+                let values = host_values(x.clone());
+                file.write_all(bytemuck::cast_slice(&values)).map_err(io(&path))?;
+                *x = network.layer(layer, x.clone(), context, &none);
+                progress.done(&format!("layer {layer}"), None, batch.tokens.ids.len() as u64);
+            }
+        }
+        Ok(states)
+    }
+
+    /// The gradient of a batch's loss, summed over its tokens or sequences, with respect to the last hidden states.
+    fn head(&self, head: &Network<B>, x: Tensor<B, 2>, batch: &Batch) -> Result<Tensor<B::InnerBackend, 2>> {
+        let [rows, width] = x.dims();
+        let wanted = Wanted::of(batch, rows);
+        let mut gradients = Vec::new();
+        for start in (0..rows).step_by(HEAD_ROWS) {
+            let end = (start + HEAD_ROWS).min(rows);
+            let part = x.clone().slice([start..end, 0..width]).detach().require_grad();
+            let logits = head.finish(part.clone(), &AdapterSet::empty());
+            let loss = wanted.loss(logits, start, &self.device)?;
+            let gradient = loss.and_then(|loss| part.grad(&loss.backward()));
+            gradients.push(gradient.unwrap_or_else(|| part.inner().zeros_like()));
+        }
+        Ok(Tensor::cat(gradients, 0))
+    }
+
+    /// Takes the gradients of all batches back through a layer; `sums` sees inputs and gradients of outputs.
+    fn back(&mut self, layer: usize, mut sums: Option<&mut [Sided; 2]>) -> Result<Network<B>> {
+        let network = self.part(Part::Layer(layer))?;
+        let path = self.states(layer);
+        let mut file = File::open(&path).map_err(io(&path))?;
+        let width = self.config.hidden_size();
+        let mut at = 0;
+        for (index, batch) in self.batches.iter().enumerate() {
+            let rows = batch.tokens.ids.len();
+            let mut values = vec![0.0_f32; rows * width];
+            file.seek(SeekFrom::Start(at)).map_err(io(&path))?;
+            file.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(io(&path))?;
+            at += 4 * values.len() as u64;
+            let data = TensorData::new(values, [rows, width]);
+            let x = Tensor::<B, 2>::from_data(data, &self.device).require_grad();
+            let side = sums.as_deref_mut().map(|sums| &mut sums[usize::from(batch.is_held_out)]);
+            let tap = Arc::new(Tap::<B>::new(side.as_ref().map(|side| side.inputs.clone())));
+            let mut adapters = AdapterSet::empty();
+            if side.is_some() {
+                adapters = adapters.observed(tap.clone());
+            }
+            let y = network.layer(layer, x.clone(), &self.contexts[index], &adapters);
+            let grads = (y * Tensor::from_inner(self.gradients[index].clone())).sum().backward();
+            let gradient = x.grad(&grads).ok_or_else(|| {
+                CompressError::Input(format!("layer {layer} has no gradient with respect to its input"))
+            })?;
+            if let Some(side) = side {
+                for (site, offset) in tap.take() {
+                    let Some(gradient) = offset.grad(&grads) else { continue };
+                    let width = gradient.dims()[1];
+                    side.outputs.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+                }
+            }
+            self.gradients[index] = gradient;
+        }
+        self.next = layer;
+        Ok(network)
+    }
+}
+
+impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
+    fn prepare(&mut self, progress: &dyn Progress) -> Result<()> {
+        let states = self.forward(progress)?;
+        let head = Network::load_head(&self.config, &self.checkpoint, &self.device)?.ok_or_else(|| {
+            CompressError::Input(
+                "the checkpoint does not hold the whole head; fine-tune the model first".into(),
+            )
+        })?;
+        self.gradients.clear();
+        for (x, batch) in states.into_iter().zip(&self.batches) {
+            let gradient = self.head(&head, x, batch)?;
+            self.gradients.push(gradient);
+            progress.done("head", None, batch.tokens.ids.len() as u64);
+        }
+        self.next = self.config.n_layers();
+        Ok(())
+    }
+
+    fn is_descending(&self) -> bool {
+        true
+    }
+
+    fn weightings(&mut self, layer: usize) -> Result<Weightings> {
+        // Layers of which nothing is touched.
+        while self.next > layer + 1 {
+            self.back(self.next - 1, None)?;
+        }
+        if self.next != layer + 1 {
+            return Err(CompressError::Input(format!("layer {layer} was asked for out of order")));
+        }
+        let mut sums = [Sided::default(), Sided::default()];
+        let network = self.back(layer, Some(&mut sums))?;
+        let path = |site: usize| network.sites()[site].path.clone();
+        let [fit, held_out] = sums;
+        let (mut fit, mut held_out) = (fit.finish(path)?, held_out.finish(path)?);
+        let made = fit
+            .drain()
+            .map(|(site, sums)| (path(site), Weighting::Both { sums, held_out: held_out.remove(&site) }));
+        Ok(made.collect())
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+}
+
+/// Second moments of both sides of a layer's maps.
+#[derive(Default)]
+struct Sided {
+    inputs: Arc<Sums>,
+    outputs: std::collections::BTreeMap<usize, Sum>,
+}
+
+impl Sided {
+    fn finish(
+        self,
+        path: impl Fn(usize) -> String,
+    ) -> Result<std::collections::HashMap<usize, SidedStatistics>> {
+        let inputs = self.inputs.take(&path)?;
+        if let Some((site, _)) = self.outputs.iter().find(|(_, sum)| !sum.is_finite()) {
+            return Err(CompressError::Input(format!(
+                "the gradient of the loss is not finite at '{}'; is a weight after it broken?",
+                path(*site)
+            )));
+        }
+        let both = self.outputs.into_iter().filter_map(|(site, sum)| {
+            let inputs = inputs.get(&site)?.clone();
+            Some((site, SidedStatistics { inputs, outputs: Arc::new(sum.finish()) }))
+        });
+        Ok(both.collect())
+    }
+}
+
+/// Adds an offset of zero to every output: the gradient of the offset is that of the output.
+#[derive(Debug)]
+struct Tap<B: AutodiffBackend> {
+    inputs: Option<Arc<Sums>>,
+    offsets: Mutex<Vec<(usize, Tensor<B, 2>)>>,
+}
+
+impl<B: AutodiffBackend> Tap<B> {
+    fn new(inputs: Option<Arc<Sums>>) -> Self {
+        Self { inputs, offsets: Mutex::new(Vec::new()) }
+    }
+
+    fn take(&self) -> Vec<(usize, Tensor<B, 2>)> {
+        std::mem::take(&mut *self.offsets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<B: AutodiffBackend> Observer for Tap<B> {
+    fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
+        if let Some(inputs) = &self.inputs {
+            inputs.input(site, shape, values);
+        }
+    }
+
+    fn output(&self, site: usize, y: &mut dyn Any) {
+        let Some(y) = y.downcast_mut::<Tensor<B, 2>>() else { return };
+        let offset = Tensor::<B, 2>::zeros(y.dims(), &y.device()).require_grad();
+        *y = y.clone() + offset.clone();
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner).push((site, offset));
+    }
+}
+
+/// What the rows of the last hidden states are to give.
+enum Wanted {
+    /// A class for each row that has one.
+    Classes(Vec<Option<u32>>),
+    Scores(Vec<f32>),
+}
+
+impl Wanted {
+    fn of(batch: &Batch, rows: usize) -> Self {
+        match &batch.answers {
+            Answers::Classes(classes) => Self::Classes(classes.iter().copied().map(Some).collect()),
+            Answers::Scores(scores) => Self::Scores(scores.clone()),
+            Answers::NextTokens => {
+                let mut next = Vec::with_capacity(rows);
+                let mut start = 0;
+                for &length in &batch.tokens.lengths {
+                    next.extend(batch.tokens.ids[start + 1..start + length].iter().copied().map(Some));
+                    next.push(None);
+                    start += length;
+                }
+                Self::Classes(next)
+            }
+        }
+    }
+
+    /// The summed loss of the logits of rows from `start` on; none where no row is to give anything.
+    fn loss<B: Backend>(
+        &self,
+        logits: Tensor<B, 2>,
+        start: usize,
+        device: &B::Device,
+    ) -> Result<Option<Tensor<B, 1>>> {
+        let [rows, width] = logits.dims();
+        let misfit = || {
+            CompressError::Input(format!(
+                "the task's labels do not fit the model's {width}; give the model that was tuned on the task"
+            ))
+        };
+        match self {
+            Self::Scores(scores) => {
+                let scores = scores.get(start..start + rows).ok_or_else(misfit)?;
+                if width != 1 {
+                    return Err(misfit());
+                }
+                Ok(Some(squared_error(logits, scores, device) * rows as f64))
+            }
+            Self::Classes(classes) => {
+                let classes = classes.get(start..start + rows).ok_or_else(misfit)?;
+                if classes.iter().flatten().any(|&class| class as usize >= width) {
+                    return Err(misfit());
+                }
+                let known: Vec<(i32, u32)> =
+                    classes.iter().enumerate().filter_map(|(i, class)| Some((i as i32, (*class)?))).collect();
+                if known.is_empty() {
+                    return Ok(None);
+                }
+                let (rows, classes): (Vec<i32>, Vec<u32>) = known.into_iter().unzip();
+                let n = rows.len() as f64;
+                let logits = logits.select(0, lowrank_models::batch::int_tensor(rows, device));
+                Ok(Some(cross_entropy(logits, &classes, device) * n))
+            }
+        }
+    }
+}
+
+/// Packs samples, those that are held out apart.
+fn batches(samples: Vec<(Tokens, Answers)>) -> Vec<Batch> {
+    let single: Vec<(Tokens, Answers)> = samples.into_iter().flat_map(sequences).collect();
+    let n = single.len();
+    // Of a few samples one is held out, of one none.
+    let is_held_out = |i: usize| i % HELD_OUT == HELD_OUT - 1 || (n < HELD_OUT && n > 1 && i + 1 == n);
+    let mut batches: Vec<Batch> = Vec::new();
+    for held_out in [false, true] {
+        let first = batches.len();
+        for (_, (tokens, answers)) in single.iter().enumerate().filter(|(i, _)| is_held_out(*i) == held_out) {
+            match batches[first..].last_mut() {
+                Some(batch) if batch.tokens.ids.len() + tokens.ids.len() <= BATCH_TOKENS => {
+                    batch.tokens.lengths.extend(&tokens.lengths);
+                    batch.tokens.ids.extend(&tokens.ids);
+                    batch.tokens.type_ids.extend(&tokens.type_ids);
+                    batch.answers.extend(answers);
+                }
+                _ => batches.push(Batch {
+                    tokens: tokens.clone(),
+                    answers: answers.clone(),
+                    is_held_out: held_out,
+                }),
+            }
+        }
+    }
+    batches
+}
+
+/// The sequences of a sample one by one.
+fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(tokens.lengths.len());
+    for (i, &length) in tokens.lengths.iter().enumerate() {
+        let range = start..start + length;
+        start += length;
+        if length == 0 {
+            continue;
+        }
+        let part = Tokens {
+            ids: tokens.ids[range.clone()].to_vec(),
+            type_ids: tokens.type_ids.get(range).map(<[u32]>::to_vec).unwrap_or_default(),
+            lengths: vec![length],
+        };
+        parts.push((part, answers.nth(i)));
+    }
+    parts
+}
+
+fn identity(samples: &[(Tokens, Answers)]) -> String {
+    let mut hash = Xxh3Default::new();
+    for (tokens, answers) in samples {
+        tokens.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
+        tokens.ids.iter().chain(&tokens.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
+        hash.update(format!("{answers:?}").as_bytes());
+    }
+    format!("gradients of texts {:032x}", hash.digest128())
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use lowrank_models::Stack;
+
+    type B = burn::backend::Autodiff<burn_flex::Flex>;
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+    }
+
+    /// Second moments of the gradients of all outputs, from one graph of the whole model.
+    fn of_the_whole(folder: &Path, batches: &[Batch]) -> std::collections::BTreeMap<usize, Sum> {
+        let device = Default::default();
+        let config = lowrank_models::DecoderConfig::read(folder).unwrap();
+        let weights = lowrank_models::params::WeightType::F32;
+        let model = lowrank_models::Decoder::<B>::load(folder, config, weights, &device).unwrap();
+        let mut sums = std::collections::BTreeMap::new();
+        for batch in batches {
+            let tap = Arc::new(Tap::<B>::new(None));
+            let adapters = AdapterSet::empty().observed(tap.clone());
+            let Tokens { ids, lengths, .. } = &batch.tokens;
+            let tokens = model.batch(lowrank_models::Tokens::new(ids, lengths), &device).unwrap();
+            let logits = model.forward(&tokens, Rows::All, lowrank_models::Run::eval(&adapters));
+            let loss = Wanted::of(batch, ids.len()).loss(logits, 0, &device).unwrap().unwrap();
+            let grads = loss.backward();
+            for (site, offset) in tap.take() {
+                let gradient = offset.grad(&grads).unwrap();
+                let width = gradient.dims()[1];
+                sums.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+            }
+        }
+        sums
+    }
+
+    #[rstest::rstest]
+    #[case("llama")]
+    #[case("gpt2")]
+    #[case("gpt-neox")]
+    fn gradients_taken_back_layer_by_layer_are_those_of_the_whole_model(#[case] model: &str) {
+        let folder = fixture(model);
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens { ids: (5..29).collect(), type_ids: vec![0; 24], lengths: vec![8, 1, 12, 3] };
+        let samples = vec![(tokens, Answers::NextTokens)];
+        let mut made =
+            GradientCalibrator::<B>::new(&folder, samples, dir.path(), Default::default()).unwrap();
+        let expected = of_the_whole(&folder, &made.batches[..1]);
+        made.prepare(&()).unwrap();
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1, "the states are on disk");
+        let network = made.part(Part::Layer(0)).unwrap();
+        let mut seen = 0;
+        for layer in [1, 0] {
+            let weightings = made.weightings(layer).unwrap();
+            for (index, site) in network.sites().iter().enumerate().filter(|(_, s)| s.layer == Some(layer)) {
+                let Some(Weighting::Both { sums, held_out: Some(held_out) }) = weightings.get(&site.path)
+                else {
+                    panic!("{} in {:?}", site.path, weightings.keys())
+                };
+                let expected = expected[&index].clone().finish();
+                let got = &sums.outputs;
+                assert_eq!((got.rows, sums.inputs.rows, held_out.outputs.rows), (21, 21, 3));
+                let scale = expected.gram.norm_max();
+                let difference = (&got.gram - &expected.gram).norm_max();
+                assert!(scale > 0.0 && difference < 1e-4 * scale, "{}: {difference} of {scale}", site.path);
+                assert_eq!(sums.inputs.gram.nrows(), site.d_input);
+                seen += 1;
+            }
+        }
+        assert!(seen >= 8);
+        drop(made);
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0, "and gone afterwards");
+    }
+
+    #[test]
+    fn what_predicts_nothing_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |model: &str, tokens: Tokens, answers: Answers| {
+            let samples = vec![(tokens, answers)];
+            let made = GradientCalibrator::<B>::new(&fixture(model), samples, dir.path(), Default::default());
+            made.err().unwrap().to_string()
+        };
+        let single = Tokens { ids: vec![5, 6], type_ids: vec![0; 2], lengths: vec![1, 1] };
+        let error = refused("llama", single.clone(), Answers::NextTokens);
+        assert!(error.contains("nothing to predict"), "{error}");
+        let error = refused("llama", single.clone(), Answers::Classes(vec![0, 1]));
+        assert!(error.contains("its own text"), "{error}");
+        let error = refused("bert-cls", single, Answers::NextTokens);
+        assert!(error.contains("give --task"), "{error}");
+    }
+
+    #[test]
+    fn one_sample_in_eight_is_held_out_and_none_is_lost() {
+        let sample = |i: u32| {
+            let ids = vec![i; 300];
+            (
+                Tokens { ids, type_ids: vec![0; 300], lengths: vec![100, 200] },
+                Answers::Classes(vec![i, i + 1]),
+            )
+        };
+        let made = batches((0..20).map(sample).collect());
+        let count = |held_out: bool| -> usize {
+            let own = made.iter().filter(|batch| batch.is_held_out == held_out);
+            own.map(|batch| batch.tokens.lengths.len()).sum()
+        };
+        assert_eq!((count(false), count(true)), (35, 5));
+        for batch in &made {
+            let Answers::Classes(classes) = &batch.answers else { panic!("{:?}", batch.answers) };
+            assert_eq!(classes.len(), batch.tokens.lengths.len());
+            assert_eq!(batch.tokens.lengths.iter().sum::<usize>(), batch.tokens.ids.len());
+            assert!(batch.tokens.ids.len() <= BATCH_TOKENS);
+        }
+        assert!(!batches(vec![sample(1)]).is_empty());
+        let one = Tokens { ids: vec![1, 2], type_ids: vec![0; 2], lengths: vec![2] };
+        assert!(batches(vec![(one, Answers::NextTokens)]).iter().all(|batch| !batch.is_held_out));
+    }
+}

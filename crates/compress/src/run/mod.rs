@@ -1,0 +1,15 @@
+//! What runs the model: calibration, gradients, recovery. Behind the feature `run`, since it needs burn.
+
+mod calibrate;
+mod distillation;
+mod fisher;
+mod gradients;
+mod network;
+mod recover;
+mod sums;
+
+pub use calibrate::ModelCalibrator;
+pub use fisher::{Answers, fisher};
+pub use gradients::GradientCalibrator;
+pub use network::{Tokens, is_known, token_limit};
+pub use recover::{DistillOptions, LayerRecovery, Trained, distill};
