@@ -170,14 +170,14 @@ fn mistakes_are_told_in_one_line() {
     fails(&["generate", "--model", m, "--prompt", "a", "--top-p", "0"], "top-p 0 is out of range");
     fails(&["generate", "--model", m, "--prompt", "a", "--temperature=-1"], "temperature -1");
     fails(&["generate", "--model", m, "--prompt", &"word ".repeat(200)], "the model takes 1..=128");
-    fails(&["generate", "--model", s(&fixture("bert-cls")), "--prompt", "a"], "not supported for decoders");
+    fails(&["generate", "--model", s(&fixture("bert-cls")), "--prompt", "a"], "is an encoder; a decoder");
     fails(&["generate", "--model", "no/such-model", "--prompt", "a"], "no such folder");
     fails(&["perplexity", "--model", m], "nothing to do");
     fails(&["perplexity", "--model", m, "--text", "a", "--max-length", "1"], "leaves nothing to predict");
     fails(&["perplexity", "--model", m, "--text", ""], "no predicted tokens");
     fails(&["perplexity", "--model", m, "--file", s(&file)], "line 1 is not UTF-8 text");
     fails(&["perplexity", "--model", m, "--file", s(&file.with_extension("no"))], "bytes.no");
-    fails(&["predict", "--model", m, "--text", "a"], "not supported for encoders");
+    fails(&["predict", "--model", m, "--text", "a"], "no trained head");
 }
 
 #[test]
