@@ -1,0 +1,165 @@
+//! Conversations: rendered, answered once, and held on the terminal.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{copy, s};
+
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}\
+                        {% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn lowrank(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(args);
+    command
+}
+
+fn json_of(args: &[&str]) -> Value {
+    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part) && error.trim_end().lines().count() == 1, "{error}");
+}
+
+/// A small language model with a chat template.
+fn model() -> TempDir {
+    let folder = copy("llama3");
+    fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    folder
+}
+
+fn conversation(folder: &Path, messages: &Value) -> String {
+    let path = folder.join("messages.json");
+    fs::write(&path, messages.to_string()).unwrap();
+    s(&path).to_owned()
+}
+
+#[test]
+fn a_conversation_is_rendered_by_the_model_s_template() {
+    let folder = model();
+    let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " hi "}]);
+    let file = conversation(folder.path(), &messages);
+    let model = s(folder.path());
+    let rendered = json_of(&["generate", "--model", model, "--messages", &file, "--render"]);
+    let expected = "<|begin_of_text|><system>Be brief.</system><user>hi</user><assistant>";
+    assert_eq!(rendered, json!({"prompt": expected}));
+    let answer = json_of(&["generate", "--model", model, "--messages", &file, "--max-new-tokens", "4"]);
+    // The rendered text, special tokens and all, is the prompt: the tokenizer adds none.
+    let prompted = ["generate", "--model", model, "--prompt", &expected["<|begin_of_text|>".len()..]];
+    let prompted = json_of(&[&prompted[..], &["--max-new-tokens", "4"]].concat());
+    assert_eq!(answer["ids"], prompted["ids"]);
+}
+
+#[test]
+fn conversations_that_cannot_be_answered_are_named() {
+    let folder = model();
+    let model = s(folder.path());
+    let render = |messages: Value, part: &str| {
+        let file = conversation(folder.path(), &messages);
+        fails(&["generate", "--model", model, "--messages", &file, "--render"], part);
+    };
+    render(json!([]), "expected a JSON list of messages");
+    render(json!([{"role": "user"}]), "message 1: a message has no 'content'");
+    render(json!([{"content": "a"}]), "message 1: a message has no string 'role'");
+    fs::write(folder.path().join("chat_template.jinja"), "{{ raise_exception('no') }}").unwrap();
+    render(json!([{"role": "user", "content": "a"}]), "refuses the conversation: no");
+    fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    render(json!([{"role": "user", "content": "a"}]), "the model has no chat template");
+    fails(&["chat", "--model", model], "the model has no chat template");
+}
+
+#[test]
+fn a_conversation_on_the_terminal_is_kept_saved_and_forgotten() {
+    let folder = model();
+    let saved = [folder.path().join("one.json"), folder.path().join("two.json")];
+    let input = format!(
+        "hi there\n/save {}\nand now\n/reset\nonce more\n/save {}\n/exit\nnever\n",
+        s(&saved[0]),
+        s(&saved[1])
+    );
+    let args = ["chat", "--model", s(folder.path()), "--max-new-tokens", "5", "--system", "Be brief."];
+    let output = lowrank(&args).write_stdin(input).assert().success().get_output().stdout.clone();
+    assert!(String::from_utf8(output).unwrap().lines().count() >= 3);
+    let read = |path: &Path| -> Vec<Value> { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let [one, two] = [read(&saved[0]), read(&saved[1])];
+    let roles = |messages: &[Value]| -> Vec<String> {
+        messages.iter().map(|m| m["role"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(roles(&one), ["system", "user", "assistant"]);
+    assert_eq!(one[1]["content"], "hi there");
+    assert_eq!(roles(&two), ["system", "user", "assistant"]);
+    assert_eq!(two[1]["content"], "once more");
+}
+
+#[test]
+fn the_folder_says_how_text_is_generated() {
+    let folder = model();
+    let model = s(folder.path());
+    let file = folder.path().join("generation_config.json");
+    let generate = |config: Value, more: &[&str]| {
+        fs::write(&file, config.to_string()).unwrap();
+        let args =
+            [&["generate", "--model", model, "--prompt", "the cat", "--ignore-eos", "--json"], more].concat();
+        let output = lowrank(&args).assert().success().get_output().clone();
+        let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (object["ids"].as_array().unwrap().clone(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (greedy, silent) = generate(json!({"max_new_tokens": 3}), &[]);
+    assert_eq!((greedy.len(), silent.as_str()), (3, ""));
+    let (ids, _) = generate(json!({"max_new_tokens": 3, "suppress_tokens": [greedy[0]]}), &[]);
+    assert!(!ids.contains(&greedy[0]));
+    let (ids, warning) = generate(json!({"max_new_tokens": 3, "num_beams": 4}), &["--max-new-tokens", "2"]);
+    assert_eq!(ids, greedy[..2]);
+    assert!(warning.contains("not supported and ignored: num_beams = 4"), "{warning}");
+    fails_with(
+        &file,
+        &json!({"do_sample": true, "temperature": -1}),
+        model,
+        "temperature -1 is out of range",
+    );
+}
+
+#[track_caller]
+fn fails_with(file: &Path, config: &Value, model: &str, part: &str) {
+    fs::write(file, config.to_string()).unwrap();
+    fails(&["generate", "--model", model, "--prompt", "a"], part);
+}
+
+#[test]
+fn embeddings_are_pooled_as_the_folder_says() {
+    for (name, mode) in [("bert-encoder", "pooling_mode_cls_token"), ("llama3", "pooling_mode_lasttoken")] {
+        let folder = copy(name);
+        let embed = || {
+            let rows = json_of(&["embed", "--model", s(folder.path()), "--text", "the cat sat"]);
+            serde_json::from_value::<Vec<f64>>(rows["rows"][0]["embedding"].clone()).unwrap()
+        };
+        let mean = embed();
+        let modules = json!([
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ]);
+        fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
+        fs::write(folder.path().join("1_Pooling/config.json"), json!({mode: true}).to_string()).unwrap();
+        let pooled = embed();
+        let norm = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
+        // A norm of f32 numbers.
+        assert!((norm - 1.0).abs() < 1e-5, "{name}: {norm}");
+        assert_eq!(mean.len(), pooled.len());
+        assert!(mean.iter().zip(&pooled).any(|(a, b)| (a - b).abs() > 1e-3), "{name}");
+    }
+}
