@@ -5,6 +5,7 @@
 
 mod compose;
 mod corpus;
+pub mod instruct;
 mod lexicon;
 mod morphology;
 mod rewrite;

@@ -62,8 +62,27 @@ pub(crate) fn say(lexicon: &Lexicon, sentence: &Sentence) -> Vec<Word> {
     speaker.words
 }
 
-/// The words as a line of text: articles, capitals, commas, final point.
+/// A noun phrase as text.
+pub(crate) fn phrase(lexicon: &Lexicon, np: &Np) -> String {
+    let mut speaker = Speaker { lexicon, words: Vec::new() };
+    speaker.np(np);
+    joined(&speaker.words)
+}
+
+/// A place as text: «near the lake».
+pub(crate) fn place(lexicon: &Lexicon, place: &Place) -> String {
+    let mut speaker = Speaker { lexicon, words: Vec::new() };
+    speaker.place(place);
+    joined(&speaker.words)
+}
+
+/// The words as a sentence: articles, capitals, commas, final point.
 pub(crate) fn text(words: &[Word]) -> String {
+    capitalized(&joined(words)) + "."
+}
+
+/// The words as text: articles, capitals of names, commas.
+fn joined(words: &[Word]) -> String {
     let mut out = String::new();
     for (i, word) in words.iter().enumerate() {
         if i > 0 && word.text != "," {
@@ -74,9 +93,8 @@ pub(crate) fn text(words: &[Word]) -> String {
             Some(next) if is_article => article(&next.text),
             _ => &word.text,
         };
-        if i == 0 || word.tag == Tag::Name { out.push_str(&capitalized(said)) } else { out.push_str(said) }
+        if word.tag == Tag::Name { out.push_str(&capitalized(said)) } else { out.push_str(said) }
     }
-    out.push('.');
     out
 }
 
