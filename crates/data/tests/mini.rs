@@ -51,6 +51,15 @@ fn the_committed_files_are_the_generator_s() {
 }
 
 #[test]
+fn the_committed_instructions_are_the_generator_s() {
+    let folder = committed().join("../mini-instruct");
+    for (name, content) in mini::instruct::files(DEFAULT_SEED) {
+        let on_disk = std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(on_disk == content, "{name} differs; run `cargo xtask datasets`");
+    }
+}
+
+#[test]
 fn writing_gives_the_files_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     mini::write(folder.path(), DEFAULT_SEED).unwrap();

@@ -19,7 +19,7 @@ use crate::backend::{Train, device};
 /// Options of `datasets`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder for mini-glue and models/mini-bert
+    /// Folder for mini-glue, mini-instruct and models/mini-bert
     #[arg(short, long, default_value = "datasets")]
     output: PathBuf,
     /// Write the texts only and keep an existing model
@@ -41,6 +41,7 @@ const LINES: usize = 120_000;
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     mini::write(&args.output.join("mini-glue"), SEED)?;
+    mini::instruct::write(&args.output.join("mini-instruct"), SEED)?;
     if args.texts_only {
         return Ok(());
     }

@@ -9,24 +9,27 @@ mod rewriting;
 mod words;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use lowrank_spec::rng::split_mix;
 use serde_json::json;
 
+use crate::error::Result;
+use crate::io::write_atomic;
 use crate::mini::compose::Composer;
 use crate::mini::lexicon::Lexicon;
 
 /// One exercise.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exercise {
+pub(crate) struct Exercise {
     /// Name of its task, as `plural`.
-    pub task: &'static str,
+    pub(crate) task: &'static str,
     /// What to do.
-    pub instruction: &'static str,
+    pub(crate) instruction: &'static str,
     /// What to do it with.
-    pub input: String,
+    pub(crate) input: String,
     /// The one right answer.
-    pub output: String,
+    pub(crate) output: String,
 }
 
 /// Input and answer of an exercise; `None` where the draw does not suit the task.
@@ -56,7 +59,7 @@ const DEV_SHARE: u64 = 8;
 const KEY: u64 = 2_000;
 
 /// The training and the dev set of a seed, their tasks mixed.
-pub fn exercises(seed: u64) -> [Vec<Exercise>; 2] {
+fn exercises(seed: u64) -> [Vec<Exercise>; 2] {
     let lexicon = Lexicon::new();
     let mut sets = [Vec::new(), Vec::new()];
     for (number, task) in TASKS.into_iter().flatten().enumerate() {
@@ -93,14 +96,23 @@ fn is_dev(name: &str, input: &str) -> bool {
     bytes.fold(0, |hash, byte| split_mix(hash ^ u64::from(byte))) % DEV_SHARE == 0
 }
 
-/// The exercises as lines of JSON.
-pub fn jsonl(exercises: &[Exercise]) -> String {
+/// The files of the set: name and content, a line of JSON for each exercise.
+pub fn files(seed: u64) -> [(&'static str, String); 2] {
     let line = |e: &Exercise| {
         let row =
             json!({ "task": e.task, "instruction": e.instruction, "input": e.input, "output": e.output });
         format!("{row}\n")
     };
-    exercises.iter().map(line).collect()
+    let [train, dev] = exercises(seed).map(|rows| rows.iter().map(line).collect());
+    [("train.jsonl", train), ("dev.jsonl", dev)]
+}
+
+/// Writes `train.jsonl` and `dev.jsonl` into `folder`.
+///
+/// # Errors
+/// [`crate::DataError::Io`] when a folder or file cannot be written.
+pub fn write(folder: &Path, seed: u64) -> Result<()> {
+    files(seed).iter().try_for_each(|(name, content)| write_atomic(&folder.join(name), content.as_bytes()))
 }
 
 #[cfg(test)]
