@@ -8,12 +8,13 @@ use burn::prelude::*;
 use lowrank_adapters::Site;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
+use lowrank_spec::names::WeightPart;
 use lowrank_spec::{HostTensor, Stream};
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
-use crate::batch::{Rows, TokenBatch};
+use crate::batch::{Rows, TokenBatch, int_tensor};
 use crate::body::Body;
 use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadNames};
 use crate::error::{ModelError, Result};
@@ -21,7 +22,7 @@ use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::params::{Choose, Gather, Loader, Unmatched};
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
-use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part};
+use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part, Role};
 
 /// A stack with a sequence classification head.
 ///
@@ -211,6 +212,23 @@ impl<B: Backend> SequenceClassifier<B> {
         self
     }
 
+    /// The model with the rows of its head in another order: the new class `i` is the old class `places[i]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a head that is stored as a tensor train.
+    pub fn with_label_order(mut self, places: &[usize]) -> Result<Self> {
+        let output = self.info.output();
+        let mut reorder = Reorder { places, is_train: false };
+        self.output.visit_params(ModulePath::new(output, Part::Head), &mut reorder);
+        if reorder.is_train {
+            return Err(ModelError::Input(format!(
+                "{output}: the head is a tensor train, whose labels cannot change places; order the data's labels as \
+                 config.json does"
+            )));
+        }
+        Ok(self)
+    }
+
     /// Marks what is trained.
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
         // A factor that others borrow is their copy too: trained here alone, it would no longer be theirs.
@@ -294,6 +312,28 @@ struct Zero;
 impl<B: Backend> ParamVisitor<B> for Zero {
     fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         *param = param.clone().map(|tensor| tensor.zeros_like());
+    }
+}
+
+/// Brings the classes of a head into another order: the last dimension of all that ends in logits.
+struct Reorder<'a> {
+    places: &'a [usize],
+    is_train: bool,
+}
+
+impl<B: Backend> ParamVisitor<B> for Reorder<'_> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        match at.role {
+            Role::Bias | Role::Weight(WeightPart::Dense | WeightPart::FactorB) => {
+                let places: Vec<i32> = self.places.iter().map(|&place| place as i32).collect();
+                *param = param.clone().map(|tensor| {
+                    let places = int_tensor(places, &tensor.device());
+                    tensor.select(D - 1, places)
+                });
+            }
+            Role::Weight(WeightPart::Core(_)) => self.is_train = true,
+            _ => {}
+        }
     }
 }
 

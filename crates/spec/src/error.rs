@@ -47,6 +47,9 @@ pub enum SpecError {
     /// Ranks or cores that contradict each other or the weight's shape.
     #[error("{0}")]
     Representation(String),
+    /// Weights in a form that cannot be read.
+    #[error("{0}")]
+    Storage(String),
     /// A `lowrank` section of a config that is malformed or too new.
     #[error("lowrank: {0}")]
     Section(String),

@@ -9,6 +9,7 @@ pub mod packed;
 pub mod representation;
 pub mod rng;
 pub mod site;
+pub mod storage;
 pub mod suffix;
 pub mod targets;
 pub mod tensor;

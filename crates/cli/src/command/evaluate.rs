@@ -105,7 +105,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 /// Where the task's classes stand among the model's labels: nothing to do (`Some(None)`), the place of each class
 /// (`Some(Some(_))`), or `None` where the labels have other names.
-fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
+pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
     let LabelSpace::Classes(classes) = task else { return Some(None) };
     // Names that say nothing are taken by their places.
     if model.iter().all(|label| label.starts_with("LABEL_")) {

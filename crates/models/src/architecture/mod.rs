@@ -23,6 +23,7 @@ mod unknown;
 
 use std::path::Path;
 
+use lowrank_spec::storage::check_storage;
 use serde_json::{Map, Value};
 
 use crate::config::{
@@ -94,7 +95,7 @@ impl EncoderConfig {
     /// # Errors
     /// A line that says what is wrong.
     pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
-        unknown::check_storage(&raw)?;
+        check_storage(&raw).map_err(|e| e.to_string())?;
         let architecture = encoder(&encoder_type(&raw)?)?;
         Self::of(architecture, raw)
     }
@@ -148,7 +149,7 @@ impl DecoderConfig {
     /// # Errors
     /// A line that says what is wrong.
     pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
-        unknown::check_storage(&raw)?;
+        check_storage(&raw).map_err(|e| e.to_string())?;
         let keys = Keys::new(&raw);
         let model_type = keys.text("model_type")?.ok_or("model_type is missing")?;
         let architecture = decoder(model_type)?;

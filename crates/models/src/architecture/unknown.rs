@@ -1,6 +1,5 @@
 //! Errors for models that are not supported: what the model is, and the nearest supported one.
 
-use serde_json::{Map, Value};
 
 use super::{DECODERS, ENCODERS};
 
@@ -79,31 +78,4 @@ fn refusal(model_type: &str, kind: &str, known: &[&str]) -> String {
 
 fn common_beginning(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count()
-}
-
-/// Refuses checkpoints whose weights are stored quantised.
-pub(super) fn check_storage(raw: &Map<String, Value>) -> Result<(), String> {
-    let Some(section) = raw.get("quantization_config").or_else(|| raw.get("compression_config")) else {
-        return Ok(());
-    };
-    if section.is_null() {
-        return Ok(());
-    }
-    let bits = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let method = section.get("quant_method").and_then(Value::as_str);
-    let name = match method {
-        Some("gptq") => "GPTQ",
-        Some("awq") => "AWQ",
-        Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8",
-        Some("bitsandbytes") => "bitsandbytes",
-        Some("compressed-tensors") => "compressed-tensors",
-        Some("mxfp4") => "MXFP4",
-        Some(other) => other,
-        None if bits("load_in_4bit") || bits("load_in_8bit") => "bitsandbytes",
-        None => "an unnamed method",
-    };
-    Err(format!(
-        "quantization_config: the weights are quantised with {name}, which is not supported; \
-         give the model's original checkpoint in f32, f16 or bf16"
-    ))
 }

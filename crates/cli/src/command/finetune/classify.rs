@@ -13,6 +13,7 @@ use super::record::settings;
 use super::rows::read_spec;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
+use crate::command::evaluate::class_order;
 use crate::context::tokenizer;
 use crate::method::Method;
 
@@ -33,7 +34,8 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         LabelSpace::Score => (vec!["score".to_string()], true),
     };
     let targets = default_targets(&base);
-    let built = build(args, folder, base.with_labels(labels.clone(), regression), device)?;
+    let order = label_order(&base, &spec.labels);
+    let built = build(args, folder, base.with_labels(labels.clone(), regression), order, device)?;
     let rows = read.encode(spec, &tokenizer)?;
     let metrics = rows.spec.metrics.clone();
     let objective = Classification::<SequenceClassifier<Train>>::new(rows.train, rows.dev, metrics, &config)?;
@@ -51,4 +53,22 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let hash = built.hash;
     let save = |model: &FineTuner<Inner>| save(args, folder, model, (&labels, regression), &hash);
     job::run(args, &config, identity, &objective, built.model, save, clock)
+}
+
+/// Where the data's classes stand among the labels of the model's head; `None` where they stand in order, or where the
+/// head was not made for them.
+fn label_order(base: &ClassifierConfig, labels: &LabelSpace) -> Option<Vec<usize>> {
+    let LabelSpace::Classes(classes) = labels else { return None };
+    if base.labels.len() != classes.len() {
+        return None;
+    }
+    let order = class_order(&base.labels, labels);
+    if order.is_none() && classes.iter().any(|class| class.parse::<usize>().is_err()) {
+        eprintln!(
+            "warning: the model's labels ({}) have other names than the data's ({}); a trained head is taken in this order",
+            base.labels.join(", "),
+            classes.join(", ")
+        );
+    }
+    order.flatten()
 }

@@ -66,7 +66,13 @@ fn last(path: &str) -> &str {
 }
 
 /// The model with what is to be trained marked, and the adapters over it.
-pub(super) fn build(args: &Args, folder: &Path, config: ClassifierConfig, device: &Device) -> Result<Built> {
+pub(super) fn build(
+    args: &Args,
+    folder: &Path,
+    config: ClassifierConfig,
+    order: Option<Vec<usize>>,
+    device: &Device,
+) -> Result<Built> {
     let (weights, adapter) = sources(args, folder)?;
     let labels = config.labels.len();
     let targets = default_targets(&config);
@@ -76,6 +82,9 @@ pub(super) fn build(args: &Args, folder: &Path, config: ClassifierConfig, device
         let hash = Checkpoint::open(&weights)?.content_hash();
         (SequenceClassifier::<Train>::load(&weights, config, args.seed, device)?, hash)
     };
+    if let Some(places) = order.filter(|_| !args.random_init && model.newly_initialized().is_empty()) {
+        model = model.with_label_order(&places)?;
+    }
     if args.zero_head {
         model = model.with_zero_head();
     }
