@@ -353,9 +353,10 @@ fn a_job_is_not_resumed_under_another_calibration() {
     let options = Options { resume: true, ..Options::new(Method::Fwsvd, ratio(0.3)) };
     let weightings = |factor: f32| -> Weightings {
         let width = |path: &str| if path.ends_with("down_proj") { 56 } else { 32 };
-        let names = ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"];
-        let paths = names.map(|name| format!("model.layers.0.{name}"));
-        paths.map(|path| (path.clone(), Weighting::Channels(vec![factor; width(&path)]))).into()
+        let kinds = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+        let kinds = kinds.into_iter().chain(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]);
+        let paths = kinds.flat_map(|kind| [0, 1].map(|layer| format!("model.layers.{layer}.{kind}")));
+        paths.map(|path| (path.clone(), Weighting::Channels(vec![factor; width(&path)]))).collect()
     };
     let _ = std::panic::catch_unwind(|| {
         let mut given = weightings(1.0);
