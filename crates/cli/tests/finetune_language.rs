@@ -193,5 +193,4 @@ fn wrong_options_and_rows_are_one_line() {
         "label-smoothing = 0.5",
     );
     fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--batch-tokens", "3"]), "raise it, or cut rows");
-    fails(&bench, "train.jsonl", "dev.jsonl", &["--method", "bitfit"], "no such parameters");
 }

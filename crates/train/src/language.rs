@@ -1,5 +1,6 @@
 //! Next-token prediction as an objective: plain text, completions and conversations.
 
+use burn::module::Param;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -9,7 +10,7 @@ use lowrank_data::pack::BatchPlan;
 use lowrank_data::rows::TokenRow;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::{Rows, int_tensor};
-use lowrank_models::{Decoder, Run, Stack, Tokens};
+use lowrank_models::{Decoder, ParamVisitor, Parameter, Parameters, Part, Run, Stack, Tokens};
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
@@ -235,9 +236,27 @@ where
         let y = decoder.layer(index, input.clone(), &packed, Rows::All, run);
         dx = note((y * Tensor::from_inner(dy)).sum().backward(), Some(&input));
     }
-    let embedded = decoder.embed(&packed, run);
-    if let (Some(dy), true) = (dx, embedded.is_require_grad()) {
-        note((embedded * Tensor::from_inner(dy)).sum().backward(), None);
+    if let (Some(dy), true) = (dx, trains_embeddings(model)) {
+        note((decoder.embed(&packed, run) * Tensor::from_inner(dy)).sum().backward(), None);
     }
     Ok((loss.inner(), accumulator.grads()))
+}
+
+/// Whether a table, or an adapter of one, is trained.
+fn trains_embeddings<B: Kernels>(model: &TunedDecoder<B>) -> bool {
+    let sites = model.model().sites();
+    if model.adapters().slots().iter().any(|slot| sites[slot.site].embedding) {
+        return true;
+    }
+    let mut tables = TrainedTables(false);
+    model.model().clone().visit_params(&mut tables);
+    tables.0
+}
+
+struct TrainedTables(bool);
+
+impl<B: Backend> ParamVisitor<B> for TrainedTables {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        self.0 |= at.module.part == Part::Embeddings && param.is_require_grad();
+    }
 }

@@ -152,8 +152,12 @@ impl Saved {
     }
 
     /// Whether a tensor is the table of an embedding or of a language model's head, which PEFT's
-    /// `save_embedding_layers` adds.
+    /// `save_embedding_layers` adds, or belongs to a head under an adapter.
     fn is_table(&self, name: &str) -> bool {
+        let adapted_head = |path: &str| self.adapted.contains(path) && self.tables.iter().any(|t| t == path);
+        if name.strip_suffix(".bias").is_some_and(adapted_head) {
+            return true;
+        }
         let Some(path) = name.strip_suffix(".weight") else { return false };
         TABLES.iter().any(|name| has_suffix(path, name))
             || self.tables.iter().any(|table| table == path || has_suffix(table, path))
