@@ -1,6 +1,5 @@
 //! Errors for models that are not supported: what the model is, and the nearest supported one.
 
-
 use super::{DECODERS, ENCODERS};
 
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
