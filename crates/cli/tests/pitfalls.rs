@@ -232,7 +232,6 @@ fn options_that_would_do_nothing_are_refused() {
     let combine = ["combine", "--adapter", adapter, "--adapter", adapter, "--how", "linear", "--rank", "3"];
     fails(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
     fails(&["inspect", adapter, "--method", "lora"], "are for models");
-    fails(&["inspect", s(&model), "--labels", "3"], "--labels is for encoders");
     let compress = ["compress", "--model", s(&model), "-o", &to];
     fails(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
     fails(&[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(), "layer 7 does not exist");

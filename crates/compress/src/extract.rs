@@ -45,7 +45,7 @@ pub struct Extracted {
 /// given twice, at the embedding and, transposed, at the head.
 ///
 /// # Errors
-/// Folders that are no dense models, tensors without a counterpart outside of heads, values that are not finite, models
+/// Folders of models that are not dense, tensors without a counterpart outside of heads, values that are not finite, models
 /// whose matrices are the same.
 pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
     let pair = Pair::open(base, tuned)?;
@@ -130,7 +130,7 @@ impl<'a> Pair<'a> {
     fn without_counterpart(&self) -> Result<Vec<String>> {
         let mut modules = Vec::new();
         for name in self.tuned.names().filter(|name| self.counterpart(name).is_none() && !is_buffer(name)) {
-            // The copy of a tied table is no head of its own.
+            // A stored copy of a tied table is not a separate head.
             if self.is_tied_copy(name) {
                 continue;
             }

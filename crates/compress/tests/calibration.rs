@@ -298,7 +298,7 @@ fn both_sides_reach_what_is_asked_or_say_why_not() {
     let mut gradients = gradients(&folder, dir.path());
     let error = compress(&folder, &dir.path().join("head"), &head, Some(&mut gradients), &()).unwrap_err();
     assert!(error.to_string().contains("'lm_head' is outside of them"), "{error}");
-    // A calibration that says nothing of a weight is no reason to fall back on another method silently.
+    // A calibration that says nothing of a weight must not fall back on another method silently.
     for method in [Method::Whitened, Method::Asvd, Method::Fwsvd, Method::TwoSided] {
         let options = Options::new(method, Amount::Error(0.1));
         let out = dir.path().join(method.name());

@@ -31,7 +31,7 @@ use crate::folder::io;
 use crate::options::{Calibrator, Progress};
 use crate::statistics::{SidedStatistics, Weighting, Weightings};
 
-/// One sample in so many is held out, to choose the shrinkage.
+/// One sample in this number is held out to choose the shrinkage.
 const HELD_OUT: usize = 8;
 /// Tokens of a batch.
 const BATCH_TOKENS: usize = 2048;

@@ -1,4 +1,4 @@
-//! Judgements: which is better, what follows, what is said rightly.
+//! Judgements: which is better, what follows, which sentence is right.
 
 use super::rewriting::lower;
 use super::{Task, task};

@@ -53,7 +53,7 @@ const TASKS: [&[Task]; 4] = [words::TASKS, rewriting::TASKS, questions::TASKS, j
 const ROWS: [usize; 2] = [160, 16];
 /// Draws for a row before a task counts as exhausted.
 const PATIENCE: usize = 400;
-/// One exercise in so many belongs to the dev set.
+/// One exercise in this number belongs to the dev set.
 const DEV_SHARE: u64 = 8;
 /// The first key of the random numbers of the exercises.
 const KEY: u64 = 2_000;
