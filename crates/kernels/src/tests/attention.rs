@@ -1,6 +1,6 @@
 //! Attention against a straightforward one in double precision.
 
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{Element, Tensor, TensorPrimitive};
 use burn_autodiff::Autodiff;
 use rstest::rstest;
 
@@ -18,7 +18,13 @@ fn keys_with_gaps_between_give_what_they_give_without() {
         let [k, v] = [2, 3].map(|seed| random::<B, 2>([63, 2 * 32], seed));
         let expected = values(attention(q.clone(), k.clone(), v.clone(), &spec));
         // The second sequence first, and room before, between and behind.
-        let room = |n| Tensor::<B, 2>::full([n, 2 * 32], f32::NAN, &Default::default());
+        let room = |n| {
+            Tensor::<B, 2>::full(
+                [n, 2 * 32],
+                f32::NAN,
+                (&Default::default(), <B::FloatElem as Element>::dtype()),
+            )
+        };
         let spread = |x: Tensor<B, 2>| {
             let part = |start, n| x.clone().narrow(0, start, n);
             Tensor::cat(vec![room(2), part(50, 9), room(1), part(0, 50), room(5), part(59, 4), room(3)], 0)

@@ -1,6 +1,6 @@
 //! The cross-entropy of a head beside that of its logits.
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Element, Int, Tensor};
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use rstest::rstest;
@@ -24,7 +24,7 @@ fn targets<B: Kernels>(rows: usize, vocab: usize, with_ignored: bool) -> Tensor<
 fn weights<B: Kernels>(rows: usize) -> Tensor<B, 1> {
     let weights: Vec<f32> =
         (0..rows).map(|row| if row % 5 == 2 { 0.0 } else { 0.5 + (row % 4) as f32 / 2.0 }).collect();
-    Tensor::from_data(weights.as_slice(), &Default::default())
+    Tensor::from_data(weights.as_slice(), (&Default::default(), <B::FloatElem as Element>::dtype()))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +159,7 @@ fn ignored_rows_may_hold_anything() {
         let dx = values(x.grad(&grads).unwrap());
         assert!(dx.iter().enumerate().all(|(i, &x)| if i / 4 % 5 == 2 { x == 0.0 } else { x.is_finite() }));
         // Without a row that counts the loss is zero.
-        let none = Tensor::<B, 1>::zeros([3], &Default::default());
+        let none = Tensor::<B, 1>::zeros([3], (&Default::default(), <B::FloatElem as Element>::dtype()));
         let loss = linear_cross_entropy(
             random([3, 4], 1),
             Head::new(random([4, 6], 2)),

@@ -1,6 +1,6 @@
 //! NaNs of any payload and infinities: what comes out of every step that has arithmetic of its own.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Element, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::{on_backends, random, values};
@@ -16,7 +16,10 @@ const NANS: [u32; 7] =
 fn with<B: Kernels>(rows: usize, bits: u32) -> Tensor<B, 2> {
     let mut numbers: Vec<f32> = values(random::<B, 2>([rows, 20], 1)).into_iter().map(|x| x as f32).collect();
     numbers[20 + 17] = f32::from_bits(bits);
-    Tensor::from_data(TensorData::new(numbers, [rows, 20]), &Default::default())
+    Tensor::from_data(
+        TensorData::new(numbers, [rows, 20]),
+        (&Default::default(), <B::FloatElem as Element>::dtype()),
+    )
 }
 
 fn targets<B: Kernels>(rows: usize) -> Tensor<B, 1, Int> {
@@ -74,7 +77,7 @@ fn infinities_are_those_of_the_formulas() {
     fn check<B: Kernels>() {
         let at = |tensor: Tensor<B, 2>| values(tensor)[20 + 17];
         let (plus, minus) = (f32::INFINITY.to_bits(), f32::NEG_INFINITY.to_bits());
-        let ones = Tensor::<B, 2>::ones([3, 20], &Default::default());
+        let ones = Tensor::<B, 2>::ones([3, 20], (&Default::default(), <B::FloatElem as Element>::dtype()));
         for kind in [Gelu::Erf, Gelu::Tanh] {
             assert_eq!(at(gelu(with(3, plus), kind)), f64::INFINITY);
             // -∞·0, as PyTorch has it.
