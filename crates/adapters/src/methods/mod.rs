@@ -185,7 +185,7 @@ pub trait Factors<B: Backend>: Sized {
 /// Makes the enum of adapters and everything that goes by method from one line for each type.
 macro_rules! registry {
     ($($(#[$doc:meta])* $variant:ident = $module:ident::$type:ident;)*) => {
-        /// One adapter: factors of its own for a site, or factors shared by several.
+        /// One adapter: the factors of one site, or factors that several sites share.
         #[derive(Module, Debug)]
         #[allow(clippy::large_enum_variant, reason = "a burn module cannot be boxed; the variants hold handles")]
         pub enum Adapter<B: Backend> {

@@ -66,7 +66,7 @@ impl MethodSpec {
 /// Which sites share an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// Each site has an adapter of its own.
+    /// Each site has a separate adapter.
     None,
     /// Sites of one shape share, as [`Grouping`](crate::Grouping) says.
     Shape,

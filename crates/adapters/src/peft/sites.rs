@@ -42,7 +42,7 @@ impl AdapterFolder {
         Ok(own.into_iter().map(site).collect())
     }
 
-    /// Modules that share factors: the config's groups, or one group of all modules with a tensor of their own.
+    /// Modules that share factors: the config's groups, or one group of all modules that have a separate tensor.
     pub(crate) fn own_groups(&self, key: &str) -> Vec<Vec<String>> {
         if !self.config.groups.is_empty() {
             return self.config.groups.clone();

@@ -17,12 +17,12 @@ use crate::error::{AdapterError, Result};
 pub enum TiedUse {
     /// Embedding and head stay one table.
     Together,
-    /// The head needs weights of its own.
+    /// The head needs separate weights.
     Apart,
 }
 
 impl AdapterFolder {
-    /// Whether the head of a tied model needs weights of its own under this adapter, and the tensors arranged for it:
+    /// Whether the head of a tied model needs separate weights under this adapter, and the tensors arranged for it:
     /// tables of the shared weight go to both uses, and a tied adapter of the embedding is mirrored for the head.
     ///
     /// `embedding` and `head` are module paths.
@@ -63,7 +63,7 @@ impl AdapterFolder {
         Ok(TiedUse::Together)
     }
 
-    /// A table of the shared weight that the file has once goes to both uses, unless one is a copy of its own.
+    /// A table of the shared weight that the file has once goes to both uses, unless one is a separate copy.
     fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<()> {
         let keys = [embedding, head].map(|path| format!("{path}.weight"));
         for (from, to) in [(0, 1), (1, 0)] {

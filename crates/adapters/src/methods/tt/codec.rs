@@ -59,7 +59,7 @@ fn chain<B: Backend>(file: &mut Reader<'_, B>, key: &str, rows: usize, rank: usi
 }
 
 pub(super) fn write<B: Backend>(tt: &TtPair<B>, slot: &Slot, file: &mut Writer<'_>) {
-    // Where the rank has a core of its own, the train is LoRETTA's.
+    // Where the rank has a separate core, the train is LoRETTA's.
     let last = tt.left.cores.last().map(|core| core.dims()).unwrap_or_default();
     let peft_type = if last[1] == 1 { "LORETTA" } else { "TT_LORA" };
     let widths = file.config.other.entry(WIDTHS).or_insert_with(|| serde_json::json!({}));
