@@ -19,7 +19,7 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// Bytes that are converted before their pages are let go; a multiple of every element size.
+/// Bytes that are converted before their pages are let go, but for a rest of a unit.
 const SPAN: usize = 4 << 20;
 
 /// The tensors of a file or folder, of which only the headers have been read.
@@ -296,7 +296,7 @@ impl Checkpoint {
     fn spans<E>(&self, entry: &Entry, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let file = &self.files[entry.source];
         match entry.bytes(file.as_slice()) {
-            Cow::Borrowed(bytes) => bytes.chunks(SPAN).try_for_each(|span| {
+            Cow::Borrowed(bytes) => bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
                 f(span)?;
                 file.release(span);
                 Ok(())

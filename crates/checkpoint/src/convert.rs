@@ -27,6 +27,7 @@ pub(crate) fn extend_f32(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
         Dtype::U16 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from(u16::from_le_bytes(*b)))),
         Dtype::U8 => out.extend(bytes.iter().map(|&b| f32::from(b))),
         Dtype::Bool => out.extend(bytes.iter().map(|&b| f32::from(u8::from(b != 0)))),
+        Dtype::Block(format) => format.dequantize(bytes, out),
     }
 }
 
@@ -40,7 +41,7 @@ pub(crate) fn extend_f64(dtype: Dtype, bytes: &[u8], out: &mut Vec<f64>) {
         Dtype::U32 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(u32::from_le_bytes(*b)))),
         _ => {
             let mut narrow = Vec::with_capacity(BLOCK);
-            for block in bytes.chunks(BLOCK * dtype.size()) {
+            for block in bytes.chunks(BLOCK / dtype.unit_len() * dtype.size()) {
                 narrow.clear();
                 extend_f32(dtype, block, &mut narrow);
                 out.extend(narrow.iter().map(|&x| f64::from(x)));
@@ -134,14 +135,33 @@ pub(crate) fn transpose<T: Copy + Default>(
     }
 }
 
+/// Rows of blocks that are transposed at a time.
+const LINES: usize = 16;
+
 /// [`transpose`] into f32 from any type.
 pub(crate) fn transpose_f32(
     dtype: Dtype,
     bytes: &[u8],
-    shape: [usize; 2],
+    [rows, columns]: [usize; 2],
     out: &mut [f32],
-    done: impl FnMut(&[u8]),
+    mut done: impl FnMut(&[u8]),
 ) {
+    let shape = [rows, columns];
+    if let Dtype::Block(_) = dtype {
+        // A tile of the transposition would cut through blocks: some rows are read whole, then put into their columns.
+        let row_bytes = columns / dtype.unit_len() * dtype.size();
+        let mut lines = Vec::with_capacity(LINES * columns);
+        for (band, bytes) in bytes.chunks((LINES * row_bytes).max(1)).enumerate() {
+            lines.clear();
+            extend_f32(dtype, bytes, &mut lines);
+            for (column, to) in out.chunks_exact_mut(rows).enumerate() {
+                let from = lines.iter().skip(column).step_by(columns);
+                to[band * LINES..].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            }
+            done(bytes);
+        }
+        return;
+    }
     transpose(dtype.size(), bytes, shape, out, |bytes, line| extend_f32(dtype, bytes, line), done);
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use lowrank_spec::BlockFormat;
+
 /// The element type of a stored tensor, always little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
@@ -31,10 +33,21 @@ pub enum Dtype {
     U8,
     /// One byte, 0 or 1.
     Bool,
+    /// Blocks of few bits along the last dimension, which is a multiple of a block's length.
+    Block(BlockFormat),
 }
 
 impl Dtype {
-    /// Bytes per element.
+    /// Elements of a unit, which is the least that has bytes of its own: 1, or those of a block.
+    #[must_use]
+    pub const fn unit_len(self) -> usize {
+        match self {
+            Self::Block(format) => format.block_len(),
+            _ => 1,
+        }
+    }
+
+    /// Bytes of a unit: an element, or a block.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -42,16 +55,18 @@ impl Dtype {
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::Block(format) => format.block_bytes(),
         }
     }
 
-    /// Whether this is a floating-point type.
+    /// Whether elements are real numbers: a floating-point type, or blocks.
     #[must_use]
     pub const fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::Block(_))
     }
 
-    /// The name in a safetensors header: `F32`, `BF16`, `BOOL`, ….
+    /// The name in a safetensors header (`F32`, `BF16`, `BOOL`, …); llama.cpp's of blocks, which safetensors files
+    /// cannot hold.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -68,6 +83,7 @@ impl Dtype {
             Self::U16 => "U16",
             Self::U8 => "U8",
             Self::Bool => "BOOL",
+            Self::Block(format) => format.name(),
         }
     }
 
@@ -168,7 +184,7 @@ impl TensorInfo {
     /// The number of bytes that the elements take in a file.
     #[must_use]
     pub fn byte_size(&self) -> usize {
-        self.numel().saturating_mul(self.dtype.size())
+        (self.numel() / self.dtype.unit_len()).saturating_mul(self.dtype.size())
     }
 }
 
@@ -182,7 +198,7 @@ pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
 
 /// The bytes of a contiguous tensor, or none where the product overflows.
 pub(crate) fn byte_size(shape: &[usize], dtype: Dtype) -> Option<usize> {
-    numel(shape)?.checked_mul(dtype.size())
+    (numel(shape)? / dtype.unit_len()).checked_mul(dtype.size())
 }
 
 #[cfg(test)]

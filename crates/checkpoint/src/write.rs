@@ -86,6 +86,10 @@ pub(crate) fn encode_header<'a>(
     object.insert("__metadata__".to_owned(), Value::Object(strings));
     let mut offset = 0usize;
     for (name, shape, dtype) in tensors {
+        if let Dtype::Block(format) = dtype {
+            let reason = format!("safetensors files cannot hold {format}; write f32, f16 or bf16");
+            return Err(CheckpointError::tensor(path, name, reason));
+        }
         let end = byte_size(shape, dtype)
             .and_then(|size| offset.checked_add(size))
             .ok_or_else(|| CheckpointError::tensor(path, name, format!("shape {shape:?} overflows")))?;

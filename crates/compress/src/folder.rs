@@ -92,6 +92,8 @@ pub(crate) fn output_dtype(stored: Dtype, wanted: Option<FloatType>, is_factor: 
     match wanted {
         Some(wanted) if stored.is_float() => wanted.into(),
         _ if is_factor && stored == Dtype::F64 => Dtype::F32,
+        // Safetensors files have no blocks.
+        _ if matches!(stored, Dtype::Block(_)) => Dtype::F32,
         _ => stored,
     }
 }

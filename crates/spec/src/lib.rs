@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+pub mod blocks;
 pub mod dropout;
 pub mod error;
 pub mod names;
@@ -14,6 +15,7 @@ pub mod suffix;
 pub mod targets;
 pub mod tensor;
 
+pub use blocks::BlockFormat;
 pub use dropout::{Dropout, Mode, Stream};
 pub use error::{Result, SpecError};
 pub use packed::PackedTokens;

@@ -3,75 +3,14 @@
 //! A row is cut into blocks of 32 or 256 elements, each with its own scale (and, in some formats, offset), so that a
 //! GGUF tensor is used without conversion. An element is `scale·q + offset` with a small integer `q`.
 
-pub(crate) mod format;
-mod quantize;
-mod quantize_k;
-
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub(crate) use format::{Chunk, Format, with_format};
+pub use lowrank_spec::blocks::BlockFormat;
+pub(crate) use lowrank_spec::blocks::format::{Chunk, Format, with_format};
 
 use crate::error::KernelError;
-
-/// A block format, by llama.cpp's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BlockFormat {
-    /// 8 bits and an f16 scale for 32 elements: 8.5 bits an element.
-    Q8_0,
-    /// 4 bits and an f16 scale for 32 elements: 4.5 bits an element.
-    Q4_0,
-    /// 4 bits, an f16 scale and an f16 offset for 32 elements: 5 bits an element.
-    Q4_1,
-    /// 5 bits and an f16 scale for 32 elements: 5.5 bits an element.
-    Q5_0,
-    /// 5 bits, an f16 scale and an f16 offset for 32 elements: 6 bits an element.
-    Q5_1,
-    /// Q4_K: 4 bits, a scale and an offset of 6 bits for 32 of 256 elements: 4.5 bits an element.
-    Q4K,
-    /// Q5_K: 5 bits, a scale and an offset of 6 bits for 32 of 256 elements: 5.5 bits an element.
-    Q5K,
-    /// Q6_K: 6 bits, a scale of 8 bits for 16 of 256 elements: 6.5625 bits an element.
-    Q6K,
-}
-
-impl BlockFormat {
-    /// All formats.
-    pub const ALL: [Self; 8] =
-        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4K, Self::Q5K, Self::Q6K];
-
-    /// llama.cpp's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-        }
-    }
-
-    /// Elements of a block.
-    pub fn block_len(self) -> usize {
-        with_format!(self, F => F::LEN)
-    }
-
-    /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
-        with_format!(self, F => F::BYTES)
-    }
-}
-
-impl fmt::Display for BlockFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Bytes that a [`BlockMatrix`] shares with others, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -102,19 +41,14 @@ impl BlockMatrix {
     /// A matrix `[rows, columns]` from the bytes of its blocks, row after row; they begin at `start` of `bytes`.
     ///
     /// # Errors
-    /// [`KernelError::BlockWidth`] if the columns are not a multiple of a block's length,
-    /// [`KernelError::BlockBytes`] if there are too few bytes.
+    /// [`KernelError::Block`] if the columns are not a multiple of a block's length, [`KernelError::BlockBytes`] if there are too few bytes.
     pub fn new(
         format: BlockFormat,
         [rows, columns]: [usize; 2],
         bytes: SharedBytes,
         start: usize,
     ) -> Result<Self, KernelError> {
-        let block = format.block_len();
-        if !columns.is_multiple_of(block) {
-            return Err(KernelError::BlockWidth { format: format.name(), columns, block });
-        }
-        let expected = rows.checked_mul(columns / block).and_then(|n| n.checked_mul(format.block_bytes()));
+        let expected = rows.checked_mul(format.row_bytes(columns)?);
         let available = bytes.as_ref().as_ref().len().saturating_sub(start);
         match expected {
             Some(expected) if expected <= available => Ok(Self {
@@ -133,9 +67,7 @@ impl BlockMatrix {
     /// quantisation does.
     ///
     /// # Errors
-    /// [`KernelError::BlockWidth`] if the columns are not a multiple of a block's length, [`KernelError::NonFinite`] for
-    /// NaN and infinities, [`KernelError::Overflow`] if a scale does not fit f16, [`KernelError::Elements`] if
-    /// there are not `rows * columns` values.
+    /// [`KernelError::Block`] for a shape or a value that the format cannot hold.
     ///
     /// ```
     /// use lowrank_kernels::{BlockFormat, BlockMatrix};
@@ -147,8 +79,7 @@ impl BlockMatrix {
     /// # Ok::<(), lowrank_kernels::KernelError>(())
     /// ```
     pub fn quantize(format: BlockFormat, shape: [usize; 2], values: &[f32]) -> Result<Self, KernelError> {
-        let bytes = quantize::quantize(format, shape, values)?;
-        Self::new(format, shape, Arc::new(bytes), 0)
+        Self::new(format, shape, Arc::new(format.quantize(shape, values)?), 0)
     }
 
     /// The format.
@@ -202,14 +133,7 @@ impl BlockMatrix {
     pub(crate) fn extend_stored_row(&self, row: usize, values: &mut Vec<f32>) {
         let row_bytes = self.bytes().len() / self.stored[0].max(1);
         let blocks = &self.bytes()[row * row_bytes..(row + 1) * row_bytes];
-        with_format!(self.format, F => {
-            for block in blocks.chunks_exact(F::BYTES) {
-                for chunk in 0..F::LEN / Chunk::LEN {
-                    let Chunk { q, scale, offset } = F::chunk(block, chunk);
-                    values.extend(q.map(|q| f32::from(q) * scale + offset));
-                }
-            }
-        });
+        self.format.dequantize(blocks, values);
     }
 
     /// Whether products with few rows may round their input.

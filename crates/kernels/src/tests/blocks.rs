@@ -8,6 +8,8 @@ use burn_flex::Flex;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
+use lowrank_spec::blocks::BlockError;
+
 use crate::blocks::{BlockFormat, BlockMatrix};
 use crate::cpu::simd::Level;
 use crate::error::KernelError;
@@ -40,10 +42,14 @@ fn step(format: BlockFormat) -> f32 {
         BlockFormat::Q5_0 => 16.0,
         BlockFormat::Q5_1 => 15.5,
         // Scales and offsets of 6 bits, and an offset that fits all elements best and not the outermost.
+        BlockFormat::Q2K => 1.5 / 1.6,
         BlockFormat::Q4K => 7.5 / 1.6,
         BlockFormat::Q5K => 15.5 / 1.6,
         // A scale that fits the large elements best.
+        BlockFormat::Q3K => 4.0 / 2.5,
         BlockFormat::Q6K => 32.0 / 2.5,
+        // The widest gap of the table.
+        BlockFormat::Iq4Nl => 127.0 / 24.0 / 2.5,
     };
     // The signed formats reach one step less far to one side, and cut what is beyond.
     3.0 / levels * if matches!(format, BlockFormat::Q4_0 | BlockFormat::Q5_0) { 1.0 } else { 0.5 } + 3e-3
@@ -61,9 +67,10 @@ fn rounding_stays_within_half_a_step() {
             assert!((x - y).abs() <= step(format), "{format}: {x} became {y}");
         }
         // What is on the grid stays near it.
+        let is_searched = format.block_len() > 32 || format == BlockFormat::Iq4Nl;
         let again = BlockMatrix::quantize(format, shape, &matrix.to_floats()).unwrap().to_floats();
         let off = again.iter().zip(matrix.to_floats()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-        assert!(off <= 2e-3 + if format.block_len() > 32 { step(format) } else { 0.0 }, "{format}: {off}");
+        assert!(off <= 2e-3 + if is_searched { step(format) } else { 0.0 }, "{format}: {off}");
         let n = format.block_len();
         let flat = BlockMatrix::quantize(format, [2, n], &[vec![0.0; n], vec![-1.5; n]].concat()).unwrap();
         assert_eq!(flat.to_floats()[..n], vec![0.0; n], "{format}");
@@ -82,15 +89,40 @@ fn large_blocks_mean_what_they_mean_in_llama_cpp() {
             ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
         }
     };
-    for format in [BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K] {
+    for format in
+        [BlockFormat::Q2K, BlockFormat::Q3K, BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K]
+    {
         // Any bytes are a block; the factors are 0.5 and 2.
         let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|i| (i * 37 + i / 7 * 11) as u8).collect();
-        let factors: &[u8] =
-            if format == BlockFormat::Q6K { &[0x00, 0x38] } else { &[0x00, 0x38, 0x00, 0x40] };
-        let at = if format == BlockFormat::Q6K { 208 } else { 0 };
+        let (at, factors): (usize, &[u8]) = match format {
+            BlockFormat::Q2K => (80, &[0x00, 0x38, 0x00, 0x40]),
+            BlockFormat::Q3K => (108, &[0x00, 0x38]),
+            BlockFormat::Q6K => (208, &[0x00, 0x38]),
+            _ => (0, &[0x00, 0x38, 0x00, 0x40]),
+        };
         bytes[at..at + factors.len()].copy_from_slice(factors);
         let mut expected = Vec::new();
         match format {
+            BlockFormat::Q2K => {
+                for i in 0..256 {
+                    let q = bytes[16 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+                    let scales = bytes[i / 16];
+                    expected.push(0.5 * f32::from(scales & 15) * f32::from(q) - 2.0 * f32::from(scales >> 4));
+                }
+            }
+            BlockFormat::Q3K => {
+                // The four words of `dequantize_row_q3_K`.
+                let word = |i: usize| u32::from_le_bytes(bytes[96 + 4 * i..100 + 4 * i].try_into().unwrap());
+                let [a, b, high] = [word(0), word(1), word(2)];
+                let joined = |low: u32, shift: u32| (low & 0x0f0f_0f0f) | ((high >> shift & 0x0303_0303) << 4);
+                let words = [joined(a, 0), joined(b, 2), joined(a >> 4, 4), joined(b >> 4, 6)];
+                let scales: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                for i in 0..256 {
+                    let low = bytes[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+                    let third = if bytes[i % 32] >> (i / 32) & 1 == 1 { 0.0 } else { 4.0 };
+                    expected.push(0.5 * (f32::from(scales[i / 16]) - 32.0) * (f32::from(low) - third));
+                }
+            }
             BlockFormat::Q6K => {
                 let (ql, qh, scales) = (&bytes[..128], &bytes[128..192], &bytes[192..208]);
                 for n in 0..2 {
@@ -164,11 +196,16 @@ fn bytes_mean_what_they_mean_in_llama_cpp() {
     );
     let bytes = [&[0x00, 0x38, 0x00, 0x40], &fifth[..], &halves].concat();
     assert_eq!(read(BlockFormat::Q5_1, &bytes), with_fifth(2.0, 0.0));
+    let table = lowrank_spec::blocks::format::IQ4_NL_VALUES;
+    assert_eq!(
+        read(BlockFormat::Iq4Nl, &[&[0x00, 0x38], &halves[..]].concat()),
+        of(&|q| 0.5 * f32::from(table[q as usize]))
+    );
 }
 
 #[rstest]
 fn products_are_those_of_the_floats(
-    #[values(0, 1, 2, 3, 4, 5, 6, 7)] format: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] format: usize,
     #[values(1, 3, 5, 40)] m: usize,
     #[values(false, true)] transposed: bool,
 ) {
@@ -309,13 +346,13 @@ fn bad_input_is_named() {
     let error = BlockMatrix::quantize(format, [2, 40], &[0.0; 80]).unwrap_err();
     assert_eq!(error.to_string(), "rows of 40 elements do not fit Q4_0, whose blocks have 32");
     let error = BlockMatrix::quantize(format, [2, 32], &[0.0; 63]).unwrap_err();
-    assert_eq!(error, KernelError::Elements { rows: 2, columns: 32, elements: 63 });
+    assert_eq!(error, BlockError::Elements { rows: 2, columns: 32, elements: 63 }.into());
     let mut numbers = [0.0; 64];
     numbers[33] = f32::NEG_INFINITY;
     let error = BlockMatrix::quantize(format, [2, 32], &numbers).unwrap_err();
     assert_eq!(error.to_string(), "row 1, column 1 is -inf; a matrix to quantise must be finite");
     numbers[33] = 1e7;
-    assert!(matches!(BlockMatrix::quantize(format, [2, 32], &numbers), Err(KernelError::Overflow { .. })));
+    assert!(matches!(BlockMatrix::quantize(format, [2, 32], &numbers), Err(KernelError::Block(BlockError::Scale { .. }))));
     let bytes: crate::SharedBytes = Arc::new(vec![0_u8; 40]);
     assert!(BlockMatrix::new(format, [2, 32], bytes.clone(), 4).is_ok());
     let error = BlockMatrix::new(format, [2, 32], bytes.clone(), 5).unwrap_err();

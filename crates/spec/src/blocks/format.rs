@@ -3,21 +3,25 @@
 //! Everything is `inline(always)`: the loops are compiled for the instruction set of the kernel that uses them.
 
 /// Sixteen neighbouring elements of a block: `scale·q + offset`.
-#[derive(Clone, Copy)]
-pub(crate) struct Chunk {
-    pub(crate) q: [i8; Chunk::LEN],
-    pub(crate) scale: f32,
-    pub(crate) offset: f32,
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    /// Small integers, of any value that the type has.
+    pub q: [i8; Chunk::LEN],
+    /// What they are multiplied by.
+    pub scale: f32,
+    /// What is added.
+    pub offset: f32,
 }
 
 impl Chunk {
     /// Elements of a chunk.
-    pub(crate) const LEN: usize = 16;
-    pub(crate) const ZERO: Self = Self { q: [0; Self::LEN], scale: 0.0, offset: 0.0 };
+    pub const LEN: usize = 16;
+    /// Zeros.
+    pub const ZERO: Self = Self { q: [0; Self::LEN], scale: 0.0, offset: 0.0 };
 }
 
 /// A block format.
-pub(crate) trait Format: Copy {
+pub trait Format: Copy {
     /// Elements of a block, a multiple of 32.
     const LEN: usize;
     /// Bytes of a block.
@@ -63,8 +67,8 @@ fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
 }
 
 /// f16 scale, 32 signed bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Q8_0;
+#[derive(Clone, Copy, Debug)]
+pub struct Q8_0;
 
 impl Format for Q8_0 {
     const LEN: usize = 32;
@@ -80,8 +84,8 @@ impl Format for Q8_0 {
 }
 
 /// f16 scale, 16 bytes of low and high halves: elements 0 to 15 and 16 to 31.
-#[derive(Clone, Copy)]
-pub(crate) struct Q4_0;
+#[derive(Clone, Copy, Debug)]
+pub struct Q4_0;
 
 impl Format for Q4_0 {
     const LEN: usize = 32;
@@ -97,8 +101,8 @@ impl Format for Q4_0 {
 }
 
 /// f16 scale, f16 offset, halves as in [`Q4_0`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q4_1;
+#[derive(Clone, Copy, Debug)]
+pub struct Q4_1;
 
 impl Format for Q4_1 {
     const LEN: usize = 32;
@@ -114,8 +118,8 @@ impl Format for Q4_1 {
 }
 
 /// f16 scale, the fifth bits of 32 elements, halves as in [`Q4_0`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q5_0;
+#[derive(Clone, Copy, Debug)]
+pub struct Q5_0;
 
 impl Format for Q5_0 {
     const LEN: usize = 32;
@@ -132,8 +136,8 @@ impl Format for Q5_0 {
 }
 
 /// f16 scale, f16 offset, fifth bits, halves.
-#[derive(Clone, Copy)]
-pub(crate) struct Q5_1;
+#[derive(Clone, Copy, Debug)]
+pub struct Q5_1;
 
 impl Format for Q5_1 {
     const LEN: usize = 32;
@@ -165,8 +169,8 @@ fn six_bits(scales: &[u8; 12], group: usize) -> [f32; 2] {
 
 /// f16 factor of the scales, f16 factor of the offsets, eight scales and offsets of 6 bits, halves: groups 0 and 1 in
 /// the first 32 bytes, and so on.
-#[derive(Clone, Copy)]
-pub(crate) struct Q4K;
+#[derive(Clone, Copy, Debug)]
+pub struct Q4K;
 
 impl Format for Q4K {
     const LEN: usize = 256;
@@ -186,8 +190,8 @@ impl Format for Q4K {
 }
 
 /// [`Q4K`] with the fifth bits of 32 elements of all groups, a bit for each, before the halves.
-#[derive(Clone, Copy)]
-pub(crate) struct Q5K;
+#[derive(Clone, Copy, Debug)]
+pub struct Q5K;
 
 impl Format for Q5K {
     const LEN: usize = 256;
@@ -209,8 +213,8 @@ impl Format for Q5K {
 
 /// Low four bits, high two bits, a signed byte of scale for 16 elements, their f16 factor: in each half of 128
 /// elements, groups 0 and 2 of 32 share bytes, and 1 and 3.
-#[derive(Clone, Copy)]
-pub(crate) struct Q6K;
+#[derive(Clone, Copy, Debug)]
+pub struct Q6K;
 
 impl Format for Q6K {
     const LEN: usize = 256;
@@ -229,8 +233,83 @@ impl Format for Q6K {
     }
 }
 
+/// Sixteen scales and offsets of 4 bits, 2 bits of each element, an f16 factor of the scales and one of the offsets:
+/// in each half of 128 elements, four groups of 32 share bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Q2K;
+
+impl Format for Q2K {
+    const LEN: usize = 256;
+    const BYTES: usize = 84;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<84>() else { return Chunk::ZERO };
+        let (half, group, first) = (chunk / 8, chunk % 8 / 2, 16 * (chunk % 2));
+        let bytes: [u8; 16] = part(block, 16 + 32 * half + first);
+        let scales = block[chunk];
+        Chunk {
+            q: bytes.map(|byte| (byte >> (2 * group) & 3).cast_signed()),
+            scale: f16(block[80], block[81]) * f32::from(scales & 15),
+            offset: -(f16(block[82], block[83]) * f32::from(scales >> 4)),
+        }
+    }
+}
+
+/// The third bits of 32 elements of all groups, a bit for each, the low two bits as in [`Q2K`], sixteen scales of 6 bits,
+/// and their f16 factor.
+#[derive(Clone, Copy, Debug)]
+pub struct Q3K;
+
+impl Format for Q3K {
+    const LEN: usize = 256;
+    const BYTES: usize = 110;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<110>() else { return Chunk::ZERO };
+        let (half, group, first) = (chunk / 8, chunk % 8 / 2, 16 * (chunk % 2));
+        let low: [u8; 16] = part(block, 32 + 32 * half + first);
+        let high: [u8; 16] = part(block, first);
+        let q = std::array::from_fn(|i| {
+            let third = high[i] >> (4 * half + group) & 1;
+            ((low[i] >> (2 * group) & 3) | third << 2).cast_signed() - 4
+        });
+        let scales: [u8; 12] = part(block, 96);
+        let four = scales[chunk % 8] >> (4 * half) & 15;
+        let two = scales[8 + chunk % 4] >> (2 * (chunk / 4)) & 3;
+        let scale = f16(block[108], block[109]) * f32::from((four | two << 4).cast_signed() - 32);
+        Chunk { q, scale, offset: 0.0 }
+    }
+}
+
+/// The sixteen values of [`Iq4Nl`], denser near zero.
+pub const IQ4_NL_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// f16 scale, halves as in [`Q4_0`] that number the values of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Iq4Nl;
+
+impl Format for Iq4Nl {
+    const LEN: usize = 32;
+    const BYTES: usize = 18;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<18>() else { return Chunk::ZERO };
+        let q = nibbles(&part(block, 2), chunk == 1).map(|q| IQ4_NL_VALUES[usize::from(q & 15)]);
+        Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
+    }
+}
+
 /// Evaluates an expression with the type of a format.
-macro_rules! with_format {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! with_block_format {
     ($format:expr, $F:ident => $body:expr) => {
         match $format {
             $crate::blocks::BlockFormat::Q8_0 => {
@@ -253,6 +332,14 @@ macro_rules! with_format {
                 type $F = $crate::blocks::format::Q5_1;
                 $body
             }
+            $crate::blocks::BlockFormat::Q2K => {
+                type $F = $crate::blocks::format::Q2K;
+                $body
+            }
+            $crate::blocks::BlockFormat::Q3K => {
+                type $F = $crate::blocks::format::Q3K;
+                $body
+            }
             $crate::blocks::BlockFormat::Q4K => {
                 type $F = $crate::blocks::format::Q4K;
                 $body
@@ -265,10 +352,14 @@ macro_rules! with_format {
                 type $F = $crate::blocks::format::Q6K;
                 $body
             }
+            $crate::blocks::BlockFormat::Iq4Nl => {
+                type $F = $crate::blocks::format::Iq4Nl;
+                $body
+            }
         }
     };
 }
-pub(crate) use with_format;
+pub use with_block_format as with_format;
 
 #[cfg(test)]
 mod tests {
@@ -278,7 +369,7 @@ mod tests {
     fn every_f16_is_widened_as_half_does() {
         for bits in 0..=u16::MAX {
             let [low, high] = bits.to_le_bytes();
-            let (got, expected) = (f16(low, high), burn::tensor::f16::from_bits(bits).to_f32());
+            let (got, expected) = (f16(low, high), half::f16::from_bits(bits).to_f32());
             assert!(
                 got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(),
                 "{bits:#x}: {got}"

@@ -4,11 +4,13 @@ use super::quantize::push;
 
 /// Q4_K (`most` 15) and Q5_K (`most` 31): groups of 32 with a scale and an offset of 6 bits.
 pub(super) fn groups_of_32(values: &[f32; 256], most: f32, bytes: &mut Vec<u8>) -> Result<(), f32> {
-    let (first, steps) = if most > 15.0 { (-0.5, 15) } else { (-1.0, 20) };
+    let search = if most > 15.0 { (-0.5, 15) } else { (-1.0, 20) };
     let groups = values.as_chunks::<32>().0;
     let mut found = [(0.0_f32, 0.0_f32); 8];
     for (found, group) in found.iter_mut().zip(groups) {
-        *found = scale_and_offset(group, most, first, steps);
+        let spread = (group.iter().map(|x| x * x).sum::<f32>() / 32.0).sqrt();
+        let weights = group.map(|x| spread + x.abs());
+        *found = scale_and_offset(group, &weights, most, search, |x| x * x);
     }
     let largest = |f: fn(&(f32, f32)) -> f32| found.iter().map(f).fold(0.0_f32, f32::max);
     let (max_scale, max_offset) = (largest(|found| found.0), largest(|found| found.1));
@@ -46,23 +48,140 @@ pub(super) fn groups_of_32(values: &[f32; 256], most: f32, bytes: &mut Vec<u8>) 
     Ok(())
 }
 
+/// Q2_K: groups of 16 with a scale and an offset of 4 bits.
+pub(super) fn two_bits(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+    let groups = values.as_chunks::<16>().0;
+    let mut found = [(0.0_f32, 0.0_f32); 16];
+    for (found, group) in found.iter_mut().zip(groups) {
+        *found = scale_and_offset(group, &group.map(f32::abs), 3.0, (-0.5, 15), f32::abs);
+    }
+    let largest = |f: fn(&(f32, f32)) -> f32| found.iter().map(f).fold(0.0_f32, f32::max);
+    let (max_scale, max_offset) = (largest(|found| found.0), largest(|found| found.1));
+    let four_bits =
+        |x: f32, max: f32| if max > 0.0 { (15.0 / max * x).round_ties_even().min(15.0) as u8 } else { 0 };
+    let rounded = found.map(|(scale, offset)| [four_bits(scale, max_scale), four_bits(offset, max_offset)]);
+    let mut factors = Vec::with_capacity(4);
+    let d = push(max_scale / 15.0, &mut factors)?;
+    let d_min = push(max_offset / 15.0, &mut factors)?;
+    let mut q = [0_u8; 256];
+    for ((q, x), [scale, offset]) in q.as_chunks_mut::<16>().0.iter_mut().zip(groups).zip(rounded) {
+        let (scale, offset) = (d * f32::from(scale), d_min * f32::from(offset));
+        if scale > 0.0 {
+            *q = x.map(|x| ((x + offset) / scale).round_ties_even().clamp(0.0, 3.0) as u8);
+        }
+    }
+    bytes.extend(rounded.map(|[scale, offset]| scale | offset << 4));
+    extend_two_bits(&q, bytes);
+    bytes.extend(factors);
+    Ok(())
+}
+
+/// Two bits of each element: in each half, those of elements `i`, `i + 32`, `i + 64` and `i + 96` in one byte.
+fn extend_two_bits(q: &[u8; 256], bytes: &mut Vec<u8>) {
+    for half in q.as_chunks::<128>().0 {
+        bytes.extend((0..32).map(|i| (0..4).fold(0, |bits, g| bits | (half[32 * g + i] & 3) << (2 * g))));
+    }
+}
+
+/// Q3_K: groups of 16 with a scale of 6 bits.
+pub(super) fn three_bits(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+    let groups = values.as_chunks::<16>().0;
+    let mut found = [(0.0_f32, [0_i8; 16]); 16];
+    for (found, group) in found.iter_mut().zip(groups) {
+        *found = refined_scale(group);
+    }
+    let max = found.iter().fold(0.0_f32, |max, &(x, _)| if x.abs() > max.abs() { x } else { max });
+    let inverse = -32.0 / max;
+    let rounded = found.map(|(scale, _)| {
+        if max == 0.0 { 0 } else { ((inverse * scale).round_ties_even().clamp(-32.0, 31.0) + 32.0) as u8 }
+    });
+    let mut factor = Vec::with_capacity(2);
+    let d = push(if max == 0.0 { 0.0 } else { 1.0 / inverse }, &mut factor)?;
+    let mut q = [0_u8; 256];
+    for (i, (q, x)) in q.as_chunks_mut::<16>().0.iter_mut().zip(groups).enumerate() {
+        let scale = d * (f32::from(rounded[i]) - 32.0);
+        *q = if scale == 0.0 {
+            // What the search found; the scale makes it zero.
+            found[i].1.map(|q| (q + 4).cast_unsigned())
+        } else {
+            x.map(|x| ((x / scale).round_ties_even().clamp(-4.0, 3.0) + 4.0) as u8)
+        };
+    }
+    bytes.extend((0..32).map(|i| (0..8).fold(0, |bits, g| bits | (q[32 * g + i] >> 2) << g)));
+    extend_two_bits(&q, bytes);
+    let mut scales = [0_u8; 12];
+    for (j, scale) in rounded.into_iter().enumerate() {
+        scales[j % 8] |= (scale & 15) << (4 * (j / 8));
+        scales[8 + j % 4] |= (scale >> 4) << (2 * (j / 4));
+    }
+    bytes.extend(scales);
+    bytes.extend(factor);
+    Ok(())
+}
+
+/// The scale that fits a group best and its integers: those of a first scale, each then set where it lessens the error,
+/// with the squares as weights (`make_q3_quants`).
+fn refined_scale(x: &[f32; 16]) -> (f32, [i8; 16]) {
+    let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+    if max.abs() < 1e-15 {
+        return (0.0, [-4; 16]);
+    }
+    let round = |x: f32| x.round_ties_even().clamp(-4.0, 3.0);
+    let mut q = x.map(|x| round(-4.0 / max * x));
+    let (mut qx, mut qq) = (0.0_f32, 0.0_f32);
+    for (&x, &q) in x.iter().zip(&q) {
+        let w = x * x;
+        qx += w * x * q;
+        qq += w * q * q;
+    }
+    for _ in 0..5 {
+        let mut is_changed = false;
+        for (&x, q) in x.iter().zip(&mut q) {
+            let w = x * x;
+            let mut rest_qx = qx - w * x * *q;
+            if rest_qx <= 0.0 {
+                continue;
+            }
+            let mut rest_qq = qq - w * *q * *q;
+            let better = round(x * rest_qq / rest_qx);
+            if better != *q {
+                rest_qx += w * x * better;
+                rest_qq += w * better * better;
+                if rest_qq > 0.0 && rest_qx * rest_qx * qq > qx * qx * rest_qq {
+                    (*q, qx, qq, is_changed) = (better, rest_qx, rest_qq, true);
+                }
+            }
+        }
+        if !is_changed {
+            break;
+        }
+    }
+    (if qq > 0.0 { qx / qq } else { 0.0 }, q.map(|q| q as i8))
+}
+
 /// The scale and the offset below zero that fit a group best, with weights that grow with the magnitude: the better
 /// of several first scales, each refined by least squares (`make_qkx2_quants`).
-fn scale_and_offset(x: &[f32; 32], most: f32, first: f32, steps: usize) -> (f32, f32) {
-    let spread = (x.iter().map(|x| x * x).sum::<f32>() / 32.0).sqrt();
-    let weights = x.map(|x| spread + x.abs());
+///
+/// The error is the weighted sum of what `distance` makes of the differences.
+fn scale_and_offset<const N: usize>(
+    x: &[f32; N],
+    weights: &[f32; N],
+    most: f32,
+    (first, steps): (f32, usize),
+    distance: fn(f32) -> f32,
+) -> (f32, f32) {
     let min = x.iter().copied().fold(0.0_f32, f32::min);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if max <= min {
         return (0.0, -min);
     }
     let round = |inverse: f32, min: f32| x.map(|x| (inverse * (x - min)).round_ties_even().clamp(0.0, most));
-    let error = |q: &[f32; 32], scale: f32, min: f32| -> f32 {
-        (0..32).map(|i| weights[i] * (scale * q[i] + min - x[i]).powi(2)).sum()
+    let error = |q: &[f32; N], scale: f32, min: f32| -> f32 {
+        (0..N).map(|i| weights[i] * distance(scale * q[i] + min - x[i])).sum()
     };
     let (mut best_scale, mut best_min) = ((max - min) / most, min);
     let mut best = error(&round(1.0 / best_scale, min), best_scale, min);
-    let sum = |f: &dyn Fn(usize) -> f32| -> f32 { (0..32).map(|i| weights[i] * f(i)).sum() };
+    let sum = |f: &dyn Fn(usize) -> f32| -> f32 { (0..N).map(|i| weights[i] * f(i)).sum() };
     let (sum_w, sum_x) = (sum(&|_| 1.0), sum(&|i| x[i]));
     for step in 0..=steps {
         let q = round((first + 0.1 * step as f32 + most) / (max - min), min);

@@ -1,0 +1,214 @@
+//! Blocks of few bits: the layouts of llama.cpp's files.
+//!
+//! A row is cut into blocks of 32 or 256 elements, each with its own scale (and, in some formats, offset). An element is
+//! `scale·q + offset` with a small integer `q`.
+
+#[doc(hidden)]
+pub mod format;
+mod quantize;
+mod quantize_k;
+
+use std::fmt;
+
+use format::{Chunk, Format, with_format};
+
+/// What can be wrong with data for blocks.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// A row that is not a whole number of blocks.
+    #[error("rows of {columns} elements do not fit {format}, whose blocks have {}", format.block_len())]
+    Width {
+        /// The format.
+        format: BlockFormat,
+        /// Elements of a row.
+        columns: usize,
+    },
+    /// Another number of elements than a shape has.
+    #[error("{elements} elements for a {rows} x {columns} matrix")]
+    Elements {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+        /// Elements given.
+        elements: usize,
+    },
+    /// A value that no block can hold.
+    #[error("row {row}, column {column} is {value}; a matrix to quantise must be finite")]
+    NonFinite {
+        /// Row of the first such value.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A scale that does not fit f16.
+    #[error("the block at element {index} needs the scale {value}, which overflows f16 (at most 65504)")]
+    Scale {
+        /// Index of the block's first element, in row-major order.
+        index: usize,
+        /// The scale.
+        value: f32,
+    },
+}
+
+/// A block format, by llama.cpp's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockFormat {
+    /// 8 bits and an f16 scale for 32 elements: 8.5 bits an element.
+    Q8_0,
+    /// 4 bits and an f16 scale for 32 elements: 4.5 bits an element.
+    Q4_0,
+    /// 4 bits, an f16 scale and an f16 offset for 32 elements: 5 bits an element.
+    Q4_1,
+    /// 5 bits and an f16 scale for 32 elements: 5.5 bits an element.
+    Q5_0,
+    /// 5 bits, an f16 scale and an f16 offset for 32 elements: 6 bits an element.
+    Q5_1,
+    /// Q2_K: 2 bits, a scale and an offset of 4 bits for 16 of 256 elements: 2.625 bits an element.
+    Q2K,
+    /// Q3_K: 3 bits, a scale of 6 bits for 16 of 256 elements: 3.4375 bits an element.
+    Q3K,
+    /// Q4_K: 4 bits, a scale and an offset of 6 bits for 32 of 256 elements: 4.5 bits an element.
+    Q4K,
+    /// Q5_K: 5 bits, a scale and an offset of 6 bits for 32 of 256 elements: 5.5 bits an element.
+    Q5K,
+    /// Q6_K: 6 bits, a scale of 8 bits for 16 of 256 elements: 6.5625 bits an element.
+    Q6K,
+    /// IQ4_NL: 4 bits that number the values of a table denser near zero, and an f16 scale for 32 elements: 4.5 bits an
+    /// element.
+    Iq4Nl,
+}
+
+impl BlockFormat {
+    /// All formats.
+    pub const ALL: [Self; 11] = [
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+    ];
+
+    /// llama.cpp's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+            Self::Iq4Nl => "IQ4_NL",
+        }
+    }
+
+    /// The format of llama.cpp's name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// The number of the type in a GGUF file (`ggml_type`).
+    pub const fn ggml_type(self) -> u32 {
+        match self {
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Iq4Nl => 20,
+        }
+    }
+
+    /// The format of a number in a GGUF file.
+    pub fn from_ggml_type(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.ggml_type() == number)
+    }
+
+    /// Elements of a block.
+    pub const fn block_len(self) -> usize {
+        with_format!(self, F => F::LEN)
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        with_format!(self, F => F::BYTES)
+    }
+
+    /// Bytes of a row.
+    ///
+    /// # Errors
+    /// [`BlockError::Width`] if the columns are not a multiple of a block's length.
+    pub const fn row_bytes(self, columns: usize) -> Result<usize, BlockError> {
+        let block = self.block_len();
+        if columns % block != 0 {
+            return Err(BlockError::Width { format: self, columns });
+        }
+        Ok(columns / block * self.block_bytes())
+    }
+
+    /// Appends the elements of whole blocks; a rest of bytes is left alone.
+    pub fn dequantize(self, blocks: &[u8], values: &mut Vec<f32>) {
+        with_format!(self, F => {
+            for block in blocks.chunks_exact(F::BYTES) {
+                for chunk in 0..F::LEN / Chunk::LEN {
+                    let Chunk { q, scale, offset } = F::chunk(block, chunk);
+                    values.extend(q.map(|q| f32::from(q) * scale + offset));
+                }
+            }
+        });
+    }
+
+    /// Rounds a row-major matrix `[rows, columns]` to the nearest values, as llama.cpp's reference quantisation does.
+    ///
+    /// # Errors
+    /// [`BlockError::Width`] if the columns are not a multiple of a block's length, [`BlockError::NonFinite`] for NaN
+    /// and infinities, [`BlockError::Scale`] if a scale does not fit f16, [`BlockError::Elements`] if there are not
+    /// `rows * columns` values.
+    ///
+    /// ```
+    /// use lowrank_spec::blocks::BlockFormat;
+    /// let bytes = BlockFormat::Q8_0.quantize([1, 32], &[0.5; 32])?;
+    /// let mut values = Vec::new();
+    /// BlockFormat::Q8_0.dequantize(&bytes, &mut values);
+    /// assert!(values.iter().all(|x| (x - 0.5).abs() < 1e-3));
+    /// # Ok::<(), lowrank_spec::blocks::BlockError>(())
+    /// ```
+    pub fn quantize(self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Vec<u8>, BlockError> {
+        let row_bytes = self.row_bytes(columns)?;
+        if rows.checked_mul(columns) != Some(values.len()) {
+            return Err(BlockError::Elements { rows, columns, elements: values.len() });
+        }
+        if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+            let (row, column) = (index / columns, index % columns);
+            return Err(BlockError::NonFinite { row, column, value: values[index] });
+        }
+        let mut bytes = Vec::with_capacity(rows * row_bytes);
+        quantize::extend(self, values, &mut bytes)
+            .map_err(|(block, value)| BlockError::Scale { index: block * self.block_len(), value })?;
+        Ok(bytes)
+    }
+}
+
+impl fmt::Display for BlockFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
