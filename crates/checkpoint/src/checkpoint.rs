@@ -296,11 +296,13 @@ impl Checkpoint {
     fn spans<E>(&self, entry: &Entry, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let file = &self.files[entry.source];
         match entry.bytes(file.as_slice()) {
-            Cow::Borrowed(bytes) => bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
-                f(span)?;
-                file.release(span);
-                Ok(())
-            }),
+            Cow::Borrowed(bytes) => {
+                bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
+                    f(span)?;
+                    file.release(span);
+                    Ok(())
+                })
+            }
             Cow::Owned(bytes) => f(&bytes),
         }
     }

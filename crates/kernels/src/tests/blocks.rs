@@ -89,9 +89,7 @@ fn large_blocks_mean_what_they_mean_in_llama_cpp() {
             ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
         }
     };
-    for format in
-        [BlockFormat::Q2K, BlockFormat::Q3K, BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K]
-    {
+    for format in [BlockFormat::Q2K, BlockFormat::Q3K, BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K] {
         // Any bytes are a block; the factors are 0.5 and 2.
         let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|i| (i * 37 + i / 7 * 11) as u8).collect();
         let (at, factors): (usize, &[u8]) = match format {
@@ -114,7 +112,8 @@ fn large_blocks_mean_what_they_mean_in_llama_cpp() {
                 // The four words of `dequantize_row_q3_K`.
                 let word = |i: usize| u32::from_le_bytes(bytes[96 + 4 * i..100 + 4 * i].try_into().unwrap());
                 let [a, b, high] = [word(0), word(1), word(2)];
-                let joined = |low: u32, shift: u32| (low & 0x0f0f_0f0f) | ((high >> shift & 0x0303_0303) << 4);
+                let joined =
+                    |low: u32, shift: u32| (low & 0x0f0f_0f0f) | ((high >> shift & 0x0303_0303) << 4);
                 let words = [joined(a, 0), joined(b, 2), joined(a >> 4, 4), joined(b >> 4, 6)];
                 let scales: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
                 for i in 0..256 {
@@ -352,7 +351,10 @@ fn bad_input_is_named() {
     let error = BlockMatrix::quantize(format, [2, 32], &numbers).unwrap_err();
     assert_eq!(error.to_string(), "row 1, column 1 is -inf; a matrix to quantise must be finite");
     numbers[33] = 1e7;
-    assert!(matches!(BlockMatrix::quantize(format, [2, 32], &numbers), Err(KernelError::Block(BlockError::Scale { .. }))));
+    assert!(matches!(
+        BlockMatrix::quantize(format, [2, 32], &numbers),
+        Err(KernelError::Block(BlockError::Scale { .. }))
+    ));
     let bytes: crate::SharedBytes = Arc::new(vec![0_u8; 40]);
     assert!(BlockMatrix::new(format, [2, 32], bytes.clone(), 4).is_ok());
     let error = BlockMatrix::new(format, [2, 32], bytes.clone(), 5).unwrap_err();

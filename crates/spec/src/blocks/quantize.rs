@@ -7,11 +7,7 @@ use super::{BlockFormat, quantize_k};
 
 /// Appends the blocks of `values`, whose length is a multiple of a block's; the error is the index of the block and the
 /// scale that does not fit f16.
-pub(super) fn extend(
-    format: BlockFormat,
-    values: &[f32],
-    bytes: &mut Vec<u8>,
-) -> Result<(), (usize, f32)> {
+pub(super) fn extend(format: BlockFormat, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), (usize, f32)> {
     for (i, values) in values.chunks_exact(format.block_len()).enumerate() {
         let fits = match (format, values.first_chunk(), values.first_chunk()) {
             (BlockFormat::Q8_0, Some(values), _) => signed_bytes(values, bytes),
