@@ -156,9 +156,9 @@ impl BlockFormat {
     ///
     /// # Errors
     /// [`BlockError::Width`] if the columns are not a multiple of a block's length.
-    pub const fn row_bytes(self, columns: usize) -> Result<usize, BlockError> {
+    pub fn row_bytes(self, columns: usize) -> Result<usize, BlockError> {
         let block = self.block_len();
-        if columns % block != 0 {
+        if !columns.is_multiple_of(block) {
             return Err(BlockError::Width { format: self, columns });
         }
         Ok(columns / block * self.block_bytes())
