@@ -61,28 +61,33 @@ impl Build {
     pub(crate) fn lowrank(&self) -> Result<PathBuf> {
         match &self.lowrank {
             Some(path) => path.canonicalize().with_context(|| format!("no executable {}", path.display())),
-            None => self.build(),
+            None => self.build("lowrank", &["--bin", "lowrank"]),
         }
     }
 
-    fn build(&self) -> Result<PathBuf> {
-        eprintln!("building lowrank ({}, {})", self.backend.name(), self.profile);
+    /// The path of an example of `lowrank`'s package, which is built.
+    pub(crate) fn example(&self, name: &str) -> Result<PathBuf> {
+        self.build(name, &["--example", name])
+    }
+
+    fn build(&self, name: &str, target: &[&str]) -> Result<PathBuf> {
+        eprintln!("building {name} ({}, {})", self.backend.name(), self.profile);
         let mut command = cargo();
-        command.args(["build", "--package", "lowrank", "--profile", &self.profile]);
+        command.args(["build", "--package", "lowrank", "--profile", &self.profile]).args(target);
         command.args(self.backend.features()).arg("--message-format=json-render-diagnostics");
         let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
         let output = child.stdout.take().context("cargo has no output")?;
         let mut executable = None;
         for line in BufReader::new(output).lines() {
             let message: Value = serde_json::from_str(&line?).context("cargo printed no JSON")?;
-            if message["target"]["name"] == "lowrank" && message["executable"].is_string() {
+            if message["target"]["name"] == name && message["executable"].is_string() {
                 executable = message["executable"].as_str().map(PathBuf::from);
             }
         }
         if !child.wait()?.success() {
-            bail!("lowrank could not be built");
+            bail!("{name} could not be built");
         }
-        executable.context("cargo built no executable named lowrank")
+        executable.with_context(|| format!("cargo built no executable named {name}"))
     }
 }
 

@@ -69,9 +69,6 @@ enum Command {
     Logs(command::logs::Args),
     /// Write tables and plots of finished runs
     Report(command::report::Args),
-    /// The toy study of `cargo xtask experiment toy`
-    #[command(hide = true)]
-    Toy(command::toy::Args),
     /// Generate the embedded data sets and the embedded model
     Datasets(command::datasets::Args),
 }
@@ -107,7 +104,6 @@ fn main() -> ExitCode {
         Command::Combine(args) => command::combine::run(args),
         Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
-        Command::Toy(args) => command::toy::run(args),
         Command::Datasets(args) => command::datasets::run(args),
     };
     match result {

@@ -72,8 +72,7 @@ fn commands() -> BTreeMap<String, BTreeSet<String>> {
         // A long description goes on in the next line, further in.
         line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '))?.split_whitespace().next()
     });
-    // `toy` is for `cargo xtask experiment toy` and not listed.
-    let names = names.filter(|name| *name != "help").chain(["toy"]);
+    let names = names.filter(|name| *name != "help");
     names
         .map(|name| (name.to_owned(), options(&help(&[name])).into_iter().map(str::to_owned).collect()))
         .collect()

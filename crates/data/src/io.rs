@@ -1,38 +1,11 @@
-//! Whole-file reading and writing: a reader that names the bad line, a writer that leaves nothing half-written.
+//! Whole-file reading that names the bad line.
 
-use std::io::Write;
 use std::path::Path;
 
 use crate::error::{DataError, Result};
 
 /// The UTF-8 byte order mark that some editors (and the official MRPC files) put first.
 const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// Writes `bytes` to `path` through a temporary file of the same folder and a rename, so that a reader sees the old
-/// file or the new one and never a part. The folder is created where it is missing.
-///
-/// # Errors
-/// [`DataError::Io`] when the folder, the temporary file or the rename fails; the temporary file is then removed.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(folder).map_err(DataError::io("create", folder))?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".lowrank-").suffix(".tmp");
-    // Temporary files are private by default; what is kept gets the permissions of a plainly created file.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file =
-        builder.tempfile_in(folder).map_err(DataError::io("create a temporary file in", folder))?;
-    file.write_all(bytes).map_err(DataError::io("write", path))?;
-    file.persist(path).map_err(|e| DataError::io("write", path)(e.error))?;
-    Ok(())
-}
 
 /// Reads a UTF-8 file, without a leading byte order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
@@ -74,27 +47,6 @@ pub(crate) fn rows(text: &str) -> impl Iterator<Item = (usize, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn write_replaces_and_leaves_no_temporary_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b.txt");
-        write_atomic(&path, b"one").unwrap();
-        write_atomic(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file_and_no_temporary_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("taken");
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("x"), b"").unwrap();
-        let error = write_atomic(&path, b"one").unwrap_err().to_string();
-        assert!(error.contains("taken"), "{error}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn lines_lose_bom_crlf_and_trailing_blanks_only() {

@@ -1,4 +1,4 @@
-//! Data for fine-tuning: tasks, tokens, packed batches, and a small GLUE made by a grammar.
+//! Data for fine-tuning: tasks, rows, tokens and packed batches.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
@@ -6,7 +6,6 @@ pub mod chat;
 mod error;
 pub mod glue;
 mod io;
-pub mod mini;
 pub mod mlm;
 pub mod pack;
 pub mod rows;

@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{DataError, Result};
@@ -361,11 +360,6 @@ fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize) {
         cut(first, shorter);
         cut(second, room - shorter);
     }
-}
-
-/// BERT's tokenizer around a WordPiece model, with the usual special tokens.
-pub(crate) fn bert_tokenizer(model: WordPiece) -> tokenizers::Result<Tokenizer> {
-    build::bert_tokenizer(model, &TokenizerConfig::default())
 }
 
 fn encoding_error(error: tokenizers::Error) -> DataError {

@@ -106,7 +106,7 @@ enum Launcher {
 /// Runs the experiment; whether every cell ended well.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.kind == "toy" {
-        return toy::run(&options.build.lowrank()?, options.smoke, options.dry_run);
+        return toy::run(&options.build.example("toy")?, options.smoke, options.dry_run);
     }
     if options.kind == "spectrum" {
         let models = match &options.model[..] {

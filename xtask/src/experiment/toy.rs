@@ -28,9 +28,9 @@ const CLAIMS: [Claim; 4] = [
 ];
 
 /// Runs the study and says which of its claims hold; whether all do.
-pub(crate) fn run(lowrank: &Path, smoke: bool, dry_run: bool) -> Result<bool> {
-    let mut command = Command::new(lowrank);
-    command.args(["toy", "--json"]);
+pub(crate) fn run(toy: &Path, smoke: bool, dry_run: bool) -> Result<bool> {
+    let mut command = Command::new(toy);
+    command.arg("--json");
     if smoke {
         command.args(SMALL);
     }
@@ -39,10 +39,10 @@ pub(crate) fn run(lowrank: &Path, smoke: bool, dry_run: bool) -> Result<bool> {
         return Ok(true);
     }
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("cannot run {}", lowrank.display()))?;
-    ensure!(output.status.success(), "lowrank toy failed");
-    let result: Value = serde_json::from_slice(&output.stdout).context("lowrank toy printed no JSON")?;
-    let shifted = result["shifted_loss"].as_f64().context("lowrank toy printed no loss")?;
+    let output = output.with_context(|| format!("cannot run {}", toy.display()))?;
+    ensure!(output.status.success(), "the toy study failed");
+    let result: Value = serde_json::from_slice(&output.stdout).context("the toy study printed no JSON")?;
+    let shifted = result["shifted_loss"].as_f64().context("the toy study printed no loss")?;
     println!("every weight shifted by 1: loss {shifted:.1}");
     let mut all = true;
     for Claim { key, text, holds } in CLAIMS {

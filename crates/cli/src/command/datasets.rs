@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lowrank_checkpoint::FloatType;
-use lowrank_data::mini;
 use lowrank_data::mlm::Masker;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_mini::{File, corpus, files, instruct, tokenizer_files};
 use lowrank_models::{EncoderConfig, Parameters};
 use lowrank_train::{SchedulerKind, StepReport, TrainConfig, Watch, pretrain};
 use serde_json::json;
@@ -40,23 +40,32 @@ const LINES: usize = 120_000;
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    mini::write(&args.output.join("mini-glue"), SEED)?;
-    mini::instruct::write(&args.output.join("mini-instruct"), SEED)?;
+    write(&args.output.join("mini-glue"), &files(SEED))?;
+    write(&args.output.join("mini-instruct"), &instruct::files(SEED))?;
     if args.texts_only {
         return Ok(());
     }
     let folder = args.output.join("models/mini-bert");
-    std::fs::create_dir_all(&folder)?;
-    mini::write_tokenizer(&folder, MAX_TOKENS)?;
+    write(&folder, &tokenizer_files(MAX_TOKENS))?;
     pretrain_model(&folder, &args)
+}
+
+/// Writes files below a folder.
+fn write(folder: &Path, files: &[File]) -> Result<()> {
+    for (name, content) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        lowrank_checkpoint::write_atomic(&path, content)?;
+    }
+    Ok(())
 }
 
 /// Pre-trains the embedded encoder on text of the grammar.
 fn pretrain_model(folder: &Path, args: &Args) -> Result<()> {
     let device = device()?;
     let tokenizer = TextTokenizer::from_folder(folder, Some(MAX_TOKENS))?;
-    let corpus = mini::corpus(SEED, args.lines);
-    let rows: Vec<Encoded> = corpus
+    let lines = corpus(SEED, args.lines);
+    let rows: Vec<Encoded> = lines
         .iter()
         .map(|line| tokenizer.encode(&line.text, line.pair.as_deref()))
         .collect::<lowrank_data::Result<_>>()?;

@@ -17,4 +17,3 @@ pub(crate) mod perplexity;
 pub(crate) mod predict;
 pub(crate) mod report;
 pub(crate) mod resize;
-pub(crate) mod toy;

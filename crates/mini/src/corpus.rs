@@ -7,15 +7,15 @@
 
 use std::collections::HashSet;
 
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::reviews::{
+use crate::compose::Composer;
+use crate::lexicon::reviews::{
     BADLY, BLAME, DISLIKES, FLOPS, LIKES, MAKING, PRAISE, TRIUMPHS, VICES, VIRTUES, WELL,
 };
-use crate::mini::lexicon::{Adjective, Lexicon, ROOTS, VerbId};
-use crate::mini::morphology::article;
-use crate::mini::speech::capitalized;
-use crate::mini::tasks::mrpc::{different, event, said, same};
-use crate::mini::tasks::{cola, rte, sst2};
+use crate::lexicon::{Adjective, Lexicon, ROOTS, VerbId};
+use crate::morphology::article;
+use crate::speech::capitalized;
+use crate::tasks::mrpc::{different, event, said, same};
+use crate::tasks::{cola, rte, sst2};
 
 /// A line of the corpus.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use lowrank_data::glue::{Example, GlueDataset, Label, Split, Task};
-use lowrank_data::mini::{self, DEFAULT_SEED, TASKS};
 use lowrank_data::tokenize::TextTokenizer;
+use lowrank_mini::{DEFAULT_SEED, corpus, files, instruct, tokenizer_files};
 
 static FILES: LazyLock<BTreeMap<String, String>> =
-    LazyLock::new(|| mini::files(DEFAULT_SEED).into_iter().collect());
+    LazyLock::new(|| files(DEFAULT_SEED).into_iter().collect());
+
+const TASKS: [Task; 5] = [Task::Cola, Task::Sst2, Task::Mrpc, Task::Stsb, Task::Rte];
 
 fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/mini-glue")
@@ -53,25 +55,28 @@ fn the_committed_files_are_the_generator_s() {
 #[test]
 fn the_committed_instructions_are_the_generator_s() {
     let folder = committed().join("../mini-instruct");
-    for (name, content) in mini::instruct::files(DEFAULT_SEED) {
-        let on_disk = std::fs::read_to_string(folder.join(name)).unwrap();
+    for (name, content) in instruct::files(DEFAULT_SEED) {
+        let on_disk = std::fs::read_to_string(folder.join(&name)).unwrap();
         assert!(on_disk == content, "{name} differs; run `cargo xtask datasets`");
     }
 }
 
 #[test]
-fn writing_gives_the_files_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    mini::write(folder.path(), DEFAULT_SEED).unwrap();
-    for (name, content) in FILES.iter() {
-        assert!(std::fs::read_to_string(folder.path().join(name)).unwrap() == *content);
+fn the_committed_tokenizer_is_the_generator_s() {
+    let folder = committed().join("../models/mini-bert");
+    for (name, content) in tokenizer_files(128) {
+        assert!(std::fs::read_to_string(folder.join(&name)).unwrap() == content, "{name} differs");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1 + TASKS.len());
+}
+
+#[test]
+fn folders_are_those_of_glue() {
+    assert_eq!(lowrank_mini::TASKS, TASKS.map(Task::folder));
 }
 
 #[test]
 fn another_seed_gives_other_sentences() {
-    let other: BTreeMap<String, String> = mini::files(DEFAULT_SEED + 1).into_iter().collect();
+    let other: BTreeMap<String, String> = files(DEFAULT_SEED + 1).into_iter().collect();
     for (name, content) in FILES.iter().filter(|(name, _)| name.ends_with(".tsv")) {
         assert!(other[name] != *content, "{name}");
     }
@@ -153,14 +158,16 @@ fn words_in_common_do_not_give_the_label_away() {
 #[test]
 fn the_tokenizer_knows_every_word_and_refuses_no_text() {
     let folder = tempfile::tempdir().unwrap();
-    mini::write_tokenizer(folder.path(), 64).unwrap();
+    for (name, content) in tokenizer_files(64) {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
     let tokenizer = TextTokenizer::from_folder(folder.path(), Some(64)).unwrap();
     let special = tokenizer.special_ids();
     assert_eq!((special.pad, special.unk, special.cls), (Some(0), Some(1), Some(2)));
     assert_eq!((special.sep, special.mask), (Some(3), Some(4)));
     assert_eq!(tokenizer.model_max_length(), Some(64));
     assert!((2_000..4_000).contains(&tokenizer.vocab_size()), "{}", tokenizer.vocab_size());
-    let corpus = mini::corpus(DEFAULT_SEED, 3_000);
+    let corpus = corpus(DEFAULT_SEED, 3_000);
     let lines =
         corpus.iter().flat_map(|line| std::iter::once(line.text.as_str()).chain(line.pair.as_deref()));
     let sets: Vec<GlueDataset> =
@@ -183,17 +190,15 @@ fn hash(text: &str) -> u64 {
 
 #[test]
 fn the_corpus_is_pinned_and_holds_no_dev_sentence() {
-    let corpus = mini::corpus(DEFAULT_SEED, 2_000);
-    assert_eq!(mini::corpus(DEFAULT_SEED, 20), corpus[..20]);
-    let text: String = corpus
-        .iter()
-        .map(|line| format!("{}\t{}\n", line.text, line.pair.as_deref().unwrap_or("")))
-        .collect();
+    let lines = corpus(DEFAULT_SEED, 2_000);
+    assert_eq!(corpus(DEFAULT_SEED, 20), lines[..20]);
+    let text: String =
+        lines.iter().map(|line| format!("{}\t{}\n", line.text, line.pair.as_deref().unwrap_or(""))).collect();
     // What the committed model was trained on: if this changes, train it again.
     assert_eq!(hash(&text), CORPUS_HASH);
     let dev_sets: Vec<GlueDataset> = TASKS.iter().map(|&task| read(task, Split::Dev)).collect();
     let dev: HashSet<&str> = dev_sets.iter().flat_map(|set| texts(set.examples())).collect();
-    assert!(corpus.iter().all(|line| !dev.contains(line.text.as_str())));
-    assert!(corpus.iter().filter(|line| line.pair.is_some()).count() > 800);
+    assert!(lines.iter().all(|line| !dev.contains(line.text.as_str())));
+    assert!(lines.iter().filter(|line| line.pair.is_some()).count() > 800);
 }
 const CORPUS_HASH: u64 = 2_365_542_702_438_295_170;

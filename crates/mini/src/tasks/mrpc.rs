@@ -1,9 +1,9 @@
 //! Paraphrase: the same said otherwise, or something else said with nearly the same words.
 
-use crate::mini::compose::Composer;
-use crate::mini::speech::{say, text};
-use crate::mini::syntax::{Clause, Link, Predicate, Sentence, Tense};
-use crate::mini::tasks::Row;
+use crate::compose::Composer;
+use crate::speech::{say, text};
+use crate::syntax::{Clause, Link, Predicate, Sentence, Tense};
+use crate::tasks::Row;
 
 /// Share of rows of the classes «not_equivalent» and «equivalent».
 pub(crate) const SHARES: &[usize] = &[48, 52];
@@ -61,8 +61,8 @@ pub(crate) fn different(composer: &mut Composer<'_>, first: &Sentence) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mini::lexicon::Lexicon;
-    use crate::mini::syntax::{Det, Np, Number};
+    use crate::lexicon::Lexicon;
+    use crate::syntax::{Det, Np, Number};
 
     #[test]
     fn voice_keeps_the_meaning_and_roles_change_it() {

@@ -1,8 +1,8 @@
 //! Changes of a sentence: those that keep its meaning, and those that do not.
 
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::{AdjectiveId, Lexicon, MannerId, NounId, TIMES, VerbId};
-use crate::mini::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence};
+use crate::compose::Composer;
+use crate::lexicon::{AdjectiveId, Lexicon, MannerId, NounId, TIMES, VerbId};
+use crate::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence};
 
 /// A word of a sentence that can be exchanged.
 pub(crate) enum Slot<'s> {

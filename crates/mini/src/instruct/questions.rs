@@ -2,10 +2,10 @@
 
 use super::rewriting::{line, plain};
 use super::{Task, task};
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::TIMES;
-use crate::mini::speech::{phrase, place};
-use crate::mini::syntax::{Clause, Det, Np, Number, Predicate};
+use crate::compose::Composer;
+use crate::lexicon::TIMES;
+use crate::speech::{phrase, place};
+use crate::syntax::{Clause, Det, Np, Number, Predicate};
 
 pub(super) const TASKS: &[Task] = &[
     task("who", "who did this?", |composer| {

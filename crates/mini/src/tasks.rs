@@ -8,7 +8,7 @@ pub(crate) mod stsb;
 
 use std::collections::HashSet;
 
-use crate::mini::compose::Composer;
+use crate::compose::Composer;
 
 /// A row: its one or two texts, and its label as the official file writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! Exercises that turn one sentence into another.
 
 use super::{Task, task};
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::Frame;
-use crate::mini::rewrite::can_be_passive;
-use crate::mini::speech::{phrase, say, text};
-use crate::mini::syntax::{Clause, Det, Link, Np, Number, Predicate, Sentence, Tense};
+use crate::compose::Composer;
+use crate::lexicon::Frame;
+use crate::rewrite::can_be_passive;
+use crate::speech::{phrase, say, text};
+use crate::syntax::{Clause, Det, Link, Np, Number, Predicate, Sentence, Tense};
 
 pub(super) const TASKS: &[Task] = &[
     task("negate", "negate this sentence.", |composer| {

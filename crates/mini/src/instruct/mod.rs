@@ -9,15 +9,13 @@ mod rewriting;
 mod words;
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use lowrank_spec::rng::split_mix;
 use serde_json::json;
 
-use crate::error::Result;
-use crate::io::write_atomic;
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::Lexicon;
+use crate::File;
+use crate::compose::Composer;
+use crate::lexicon::Lexicon;
 
 /// One exercise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,22 +95,14 @@ fn is_dev(name: &str, input: &str) -> bool {
 }
 
 /// The files of the set: name and content, a line of JSON for each exercise.
-pub fn files(seed: u64) -> [(&'static str, String); 2] {
+pub fn files(seed: u64) -> [File; 2] {
     let line = |e: &Exercise| {
         let row =
             json!({ "task": e.task, "instruction": e.instruction, "input": e.input, "output": e.output });
         format!("{row}\n")
     };
     let [train, dev] = exercises(seed).map(|rows| rows.iter().map(line).collect());
-    [("train.jsonl", train), ("dev.jsonl", dev)]
-}
-
-/// Writes `train.jsonl` and `dev.jsonl` into `folder`.
-///
-/// # Errors
-/// [`crate::DataError::Io`] when a folder or file cannot be written.
-pub fn write(folder: &Path, seed: u64) -> Result<()> {
-    files(seed).iter().try_for_each(|(name, content)| write_atomic(&folder.join(name), content.as_bytes()))
+    [("train.jsonl".to_owned(), train), ("dev.jsonl".to_owned(), dev)]
 }
 
 #[cfg(test)]

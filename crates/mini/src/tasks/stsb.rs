@@ -3,11 +3,11 @@
 //! Rewording costs nothing, a dropped or added detail little, another participant or action more, and what is left
 //! when everything was exchanged scores 0 to 1.
 
-use crate::mini::compose::Composer;
-use crate::mini::rewrite::clauses;
-use crate::mini::syntax::{Clause, Det, Head, Np, Predicate, Sentence};
-use crate::mini::tasks::Row;
-use crate::mini::tasks::mrpc::said;
+use crate::compose::Composer;
+use crate::rewrite::clauses;
+use crate::syntax::{Clause, Det, Head, Np, Predicate, Sentence};
+use crate::tasks::Row;
+use crate::tasks::mrpc::said;
 
 /// Rows per whole point of the score, all alike: the class is the score to aim at.
 pub(crate) const SHARES: &[usize] = &[16, 16, 17, 17, 17, 17];

@@ -1,9 +1,9 @@
 //! Exercises about single words: forms, opposites, kinds.
 
 use super::{Task, task};
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::{Frame, Lexicon, Verb};
-use crate::mini::morphology::article;
+use crate::compose::Composer;
+use crate::lexicon::{Frame, Lexicon, Verb};
+use crate::morphology::article;
 
 pub(super) const TASKS: &[Task] = &[
     task("plural", "give the plural of this noun.", |composer| {

@@ -1,7 +1,6 @@
-//! Mini-GLUE: five tasks in the official file formats and text to pre-train on, written by a small grammar of English.
-//!
-//! Everything is a function of a seed, computed in integers: the same bytes on every platform. The tasks are made so that
-//! a constant answer scores low, the words alone do not solve them, and an encoder that knows the grammar does.
+//! A seeded grammar of English that writes small data sets: mini-GLUE, instructions, text to pre-train on.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod compose;
 mod corpus;
@@ -15,30 +14,32 @@ mod tasks;
 mod vocabulary;
 
 use std::collections::HashSet;
-use std::path::Path;
 
-use crate::error::Result;
-use crate::glue::Task;
-use crate::io::write_atomic;
 use compose::Composer;
 use lexicon::Lexicon;
 use tasks::{Make, Row, cola, mrpc, rte, sst2, stsb};
 
 pub use corpus::CorpusLine;
-pub use vocabulary::tokenizer_json;
+pub use vocabulary::tokenizer_files;
 
 /// The seed of the committed files.
 pub const DEFAULT_SEED: u64 = 1;
 
+/// A file: its path below a folder, with `/` between names, and its content.
+pub type File = (String, String);
+
 /// Rows of the dev set of each task.
 const DEV_ROWS: usize = 500;
 
-/// The first key of the random numbers of the corpus; those of tasks follow [`Task::ALL`].
+/// The first key of the random numbers of the corpus.
 const CORPUS_KEY: u64 = 1_000;
 
 /// How a task is made and written.
 struct Recipe {
-    task: Task,
+    /// Name of the folder.
+    folder: &'static str,
+    /// The first key of its random numbers.
+    key: u64,
     make: Make,
     /// Share of rows per class, in percent.
     shares: &'static [usize],
@@ -51,7 +52,8 @@ struct Recipe {
 
 const RECIPES: &[Recipe] = &[
     Recipe {
-        task: Task::Cola,
+        folder: "CoLA",
+        key: 1,
         make: cola::make,
         shares: cola::SHARES,
         train_rows: 4_000,
@@ -62,7 +64,8 @@ const RECIPES: &[Recipe] = &[
         },
     },
     Recipe {
-        task: Task::Sst2,
+        folder: "SST-2",
+        key: 0,
         make: sst2::make,
         shares: sst2::SHARES,
         train_rows: 4_000,
@@ -70,7 +73,8 @@ const RECIPES: &[Recipe] = &[
         line: |_, row| format!("{} \t{}", row.texts[0], row.label),
     },
     Recipe {
-        task: Task::Mrpc,
+        folder: "MRPC",
+        key: 2,
         make: mrpc::make,
         shares: mrpc::SHARES,
         train_rows: 3_000,
@@ -78,7 +82,8 @@ const RECIPES: &[Recipe] = &[
         line: |i, row| format!("{}\t{}\t{}\t{}\t{}", row.label, 2 * i, 2 * i + 1, row.texts[0], row.texts[1]),
     },
     Recipe {
-        task: Task::Stsb,
+        folder: "STS-B",
+        key: 3,
         make: stsb::make,
         shares: stsb::SHARES,
         train_rows: 3_000,
@@ -88,7 +93,8 @@ const RECIPES: &[Recipe] = &[
         },
     },
     Recipe {
-        task: Task::Rte,
+        folder: "RTE",
+        key: 7,
         make: rte::make,
         shares: rte::SHARES,
         train_rows: 3_500,
@@ -97,8 +103,8 @@ const RECIPES: &[Recipe] = &[
     },
 ];
 
-/// The tasks of mini-GLUE.
-pub const TASKS: [Task; 5] = [Task::Cola, Task::Sst2, Task::Mrpc, Task::Stsb, Task::Rte];
+/// The folders of mini-GLUE's tasks, named as GLUE names them.
+pub const TASKS: [&str; 5] = ["CoLA", "SST-2", "MRPC", "STS-B", "RTE"];
 
 /// The dev rows of every task, and all their sentences.
 struct DevSets {
@@ -111,7 +117,7 @@ impl DevSets {
         let rows: Vec<Vec<Row>> = RECIPES
             .iter()
             .map(|recipe| {
-                let mut composer = Composer::new(lexicon, seed, &[recipe.task as u64, 0]);
+                let mut composer = Composer::new(lexicon, seed, &[recipe.key, 0]);
                 tasks::rows(&mut composer, recipe.make, DEV_ROWS, recipe.shares, &HashSet::new())
             })
             .collect();
@@ -120,26 +126,15 @@ impl DevSets {
     }
 }
 
-/// Writes the tasks below `folder` as `SST-2/train.tsv`, `SST-2/dev.tsv` and so on, with a README.
+/// The files of mini-GLUE: `SST-2/train.tsv`, `SST-2/dev.tsv` and so on, and a README.
 ///
 /// No sentence of a train file, first or second of a pair, is in a dev file of any task.
-///
-/// # Errors
-/// [`crate::DataError::Io`] when a folder or file cannot be written.
-pub fn write(folder: &Path, seed: u64) -> Result<()> {
-    for (name, content) in files(seed) {
-        write_atomic(&folder.join(name), content.as_bytes())?;
-    }
-    Ok(())
-}
-
-/// The files of mini-GLUE: path below the folder, with `/`, and content.
-pub fn files(seed: u64) -> Vec<(String, String)> {
+pub fn files(seed: u64) -> Vec<File> {
     let lexicon = Lexicon::new();
     let dev = DevSets::new(&lexicon, seed);
-    let mut files = vec![("README.md".to_owned(), include_str!("mini/README.md").to_owned())];
+    let mut files = vec![("README.md".to_owned(), include_str!("mini-glue.md").to_owned())];
     for (recipe, dev_rows) in RECIPES.iter().zip(&dev.rows) {
-        let mut composer = Composer::new(&lexicon, seed, &[recipe.task as u64, 1]);
+        let mut composer = Composer::new(&lexicon, seed, &[recipe.key, 1]);
         let train_rows =
             tasks::rows(&mut composer, recipe.make, recipe.train_rows, recipe.shares, &dev.sentences);
         for (name, rows) in [("train.tsv", &train_rows), ("dev.tsv", dev_rows)] {
@@ -149,7 +144,7 @@ pub fn files(seed: u64) -> Vec<(String, String)> {
                 content.push_str(&line);
                 content.push('\n');
             }
-            files.push((format!("{}/{name}", recipe.task.folder()), content));
+            files.push((format!("{}/{name}", recipe.folder), content));
         }
     }
     files
@@ -163,23 +158,4 @@ pub fn corpus(seed: u64, lines: usize) -> Vec<CorpusLine> {
     let dev = DevSets::new(&lexicon, seed);
     let mut composer = Composer::new(&lexicon, seed, &[CORPUS_KEY]);
     corpus::lines(&mut composer, lines, &dev.sentences)
-}
-
-/// Writes `tokenizer.json` and `tokenizer_config.json` of the small model.
-///
-/// # Errors
-/// [`crate::DataError::Io`] when a file cannot be written.
-pub fn write_tokenizer(folder: &Path, max_length: usize) -> Result<()> {
-    let config = serde_json::json!({
-        "tokenizer_class": "BertTokenizer",
-        "model_max_length": max_length,
-        "do_lower_case": true,
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    });
-    write_atomic(&folder.join("tokenizer.json"), tokenizer_json()?.as_bytes())?;
-    write_atomic(&folder.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
 }

@@ -1,12 +1,12 @@
 //! Sentiment: reviews whose judgement is composed of words, negations and contrasts.
 
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::reviews::{
+use crate::compose::Composer;
+use crate::lexicon::reviews::{
     ASPECTS, BADLY, BLAME, DEGREES, DISLIKES, FLOPS, LIKES, MAKING, PRAISE, TRIUMPHS, VICES, VIRTUES, WELL,
     WORKS,
 };
-use crate::mini::morphology::article;
-use crate::mini::tasks::Row;
+use crate::morphology::article;
+use crate::tasks::Row;
 
 /// Share of rows of the classes «negative» and «positive».
 pub(crate) const SHARES: &[usize] = &[49, 51];

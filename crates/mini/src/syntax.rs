@@ -1,6 +1,6 @@
 //! Sentences as trees.
 
-use crate::mini::lexicon::{AdjectiveId, MannerId, NounId, VerbId};
+use crate::lexicon::{AdjectiveId, MannerId, NounId, VerbId};
 
 /// One or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

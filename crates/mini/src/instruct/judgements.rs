@@ -2,11 +2,11 @@
 
 use super::rewriting::lower;
 use super::{Task, task};
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::reviews::{BLAME, PRAISE, WORKS};
-use crate::mini::morphology::article;
-use crate::mini::tasks::mrpc::{different, event, same};
-use crate::mini::tasks::{cola, rte, sst2};
+use crate::compose::Composer;
+use crate::lexicon::reviews::{BLAME, PRAISE, WORKS};
+use crate::morphology::article;
+use crate::tasks::mrpc::{different, event, same};
+use crate::tasks::{cola, rte, sst2};
 
 pub(super) const TASKS: &[Task] = &[
     task("better", "which is better?", |composer| {

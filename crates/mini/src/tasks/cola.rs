@@ -1,10 +1,10 @@
 //! Acceptability: sentences of the grammar, and sentences with one fault.
 
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::Frame;
-use crate::mini::speech::{Tag, Word, say, text};
-use crate::mini::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence, Tense};
-use crate::mini::tasks::Row;
+use crate::compose::Composer;
+use crate::lexicon::Frame;
+use crate::speech::{Tag, Word, say, text};
+use crate::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence, Tense};
+use crate::tasks::Row;
 
 /// Share of rows of the classes «unacceptable» and «acceptable».
 pub(crate) const SHARES: &[usize] = &[32, 68];
@@ -230,7 +230,7 @@ fn spoil(composer: &mut Composer<'_>, fault: Fault, words: &mut Vec<Word>) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mini::lexicon::Lexicon;
+    use crate::lexicon::Lexicon;
 
     #[test]
     fn one_fault_makes_the_difference() {

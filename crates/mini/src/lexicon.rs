@@ -7,7 +7,7 @@ mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::mini::morphology::{VerbForms, noun_forms};
+use crate::morphology::{VerbForms, noun_forms};
 
 pub(crate) use modifiers::TIMES;
 

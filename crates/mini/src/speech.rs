@@ -1,8 +1,8 @@
 //! Sentences as words: inflection, agreement, order.
 
-use crate::mini::lexicon::{Lexicon, TIMES};
-use crate::mini::morphology::{VerbForms, article};
-use crate::mini::syntax::{
+use crate::lexicon::{Lexicon, TIMES};
+use crate::morphology::{VerbForms, article};
+use crate::syntax::{
     Clause, Det, Head, Joint, Link, Np, Number, Place, Predicate, Sentence, Tense, number_of,
 };
 

@@ -1,23 +1,29 @@
-//! `lowrank toy`: the toy study, spawned by `cargo xtask experiment toy`. A linear map is learnt in full, its target is
-//! shifted by 1 in every weight, and a LoRA of rank 1 learns the shift.
+//! The toy study of `cargo xtask experiment toy`: a linear map is learnt in full, its target is shifted by 1 in every
+//! weight, and a LoRA of rank 1 learns the shift.
+
+#![allow(clippy::print_stdout, reason = "a program's output")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
+
+#[path = "../src/backend.rs"]
+mod backend;
 
 use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::optim::{AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData};
+use clap::Parser;
 use lowrank_adapters::{
     AdapterConfig, AdapterSet, BaseLinear, Method, Mode, NoWeights, Pattern, Site, Targets,
 };
 use lowrank_kernels::{Kernels, linear};
 use lowrank_spec::rng::{mix, normal_values};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::backend::{Device, Inner, Train, device};
-use crate::context::print_json;
 
-/// Options of `toy`.
-#[derive(clap::Args)]
-pub(crate) struct Args {
+/// Sizes of the study.
+#[derive(Parser)]
+struct Args {
     /// Width of the input
     #[arg(long, default_value_t = 1001)]
     inputs: usize,
@@ -104,8 +110,32 @@ fn learn(x: &Tensor<Inner, 2>, y: &Tensor<Inner, 2>, outputs: usize) -> (Tensor<
     (theta, value)
 }
 
-/// Runs the command.
-pub(crate) fn run(args: Args) -> Result<()> {
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let result = study(&args)?;
+    if args.json {
+        println!("{result}");
+        return Ok(());
+    }
+    let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
+    println!("full-rank training: loss {:.2e}", number("pretrained_loss"));
+    println!("every weight shifted by 1: loss {:.1}", number("shifted_loss"));
+    println!(
+        "LoRA of rank 1, {} of {} numbers: loss {:.2e}",
+        result["trainable"],
+        result["total"],
+        number("lora_loss")
+    );
+    println!(
+        "largest |ΔW − 1| {:.2e}; merged and factored outputs differ by {:.2e} at most",
+        number("delta_max_error"),
+        number("merged_max_difference")
+    );
+    Ok(())
+}
+
+/// Runs the study; its losses and differences.
+fn study(args: &Args) -> Result<Value> {
     anyhow::ensure!(
         args.inputs > 0 && args.outputs > 0 && args.rows > args.inputs && args.steps > 0,
         "the study needs more rows than inputs, and at least one of everything"
@@ -153,7 +183,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let gap = number((factored - linear(x, merged.clone(), None)).abs().max());
     let delta = merged - theta.clone();
     let off = number((delta - 1.0).abs().max());
-    let object = json!({
+    Ok(json!({
         "pretrained_loss": pretrained,
         "shifted_loss": shifted,
         "lora_loss": trained,
@@ -162,13 +192,25 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "base_unchanged": bits(&theta) == before,
         "trainable": args.inputs + args.outputs,
         "total": args.inputs * args.outputs,
-    });
-    if args.json {
-        return print_json(&object);
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_toy_study_holds() {
+        let args =
+            Args::parse_from(["toy", "--inputs", "61", "--outputs", "40", "--rows", "600", "--steps", "400"]);
+        let result = study(&args).unwrap();
+        let number = |key: &str| result[key].as_f64().unwrap();
+        assert!(number("pretrained_loss") < 1e-3, "{result}");
+        // The mean square of a sum of 61 normal numbers.
+        assert!((number("shifted_loss") / 61.0 - 1.0).abs() < 0.2, "{result}");
+        assert!(number("lora_loss") < 5e-3, "{result}");
+        assert!(number("delta_max_error") < 0.05, "{result}");
+        assert!(number("merged_max_difference") < 1e-3, "{result}");
+        assert_eq!(result["base_unchanged"], true);
     }
-    println!("full-rank training: loss {pretrained:.2e}");
-    println!("every weight shifted by 1: loss {shifted:.1}");
-    println!("LoRA of rank 1, {} of {} numbers: loss {trained:.2e}", object["trainable"], object["total"]);
-    println!("largest |ΔW − 1| {off:.2e}; merged and factored outputs differ by {gap:.2e} at most");
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Random sentences that make sense: verbs with subjects and objects that go with them.
 
-use crate::mini::lexicon::{AdjectiveId, Frame, Lexicon, NounId, TIMES, Verb, VerbId};
-use crate::mini::syntax::{Clause, Det, Head, Link, Np, Number, Place, Predicate, Sentence, Tense};
+use crate::lexicon::{AdjectiveId, Frame, Lexicon, NounId, TIMES, Verb, VerbId};
+use crate::syntax::{Clause, Det, Head, Link, Np, Number, Place, Predicate, Sentence, Tense};
 use lowrank_spec::rng::SplitMix64;
 
 /// Determiners of subjects and objects whose meaning does not depend on their place in the sentence.

@@ -3,12 +3,12 @@
 //! Each way of inferring comes with a twin that looks alike and does not hold, so that neither the words shared nor the
 //! second sentence alone give the label away.
 
-use crate::mini::compose::Composer;
-use crate::mini::lexicon::{Frame, NounId};
-use crate::mini::rewrite::root_of;
-use crate::mini::syntax::{Clause, Det, Head, Joint, Link, Np, Number, Predicate, Sentence};
-use crate::mini::tasks::Row;
-use crate::mini::tasks::mrpc::{different, event, said, same};
+use crate::compose::Composer;
+use crate::lexicon::{Frame, NounId};
+use crate::rewrite::root_of;
+use crate::syntax::{Clause, Det, Head, Joint, Link, Np, Number, Predicate, Sentence};
+use crate::tasks::Row;
+use crate::tasks::mrpc::{different, event, said, same};
 
 /// Share of rows of the classes «entailment» and «not_entailment».
 pub(crate) const SHARES: &[usize] = &[50, 50];
@@ -242,7 +242,7 @@ fn reports(composer: &mut Composer<'_>, follows: bool) -> (Sentence, Sentence) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mini::lexicon::Lexicon;
+    use crate::lexicon::Lexicon;
 
     /// The determiner and noun of a subject.
     fn subject(sentence: &Sentence) -> (Det, NounId) {
