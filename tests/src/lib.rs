@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, backend::Backend};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
-use lowrank_models::{ClassifierConfig, DecoderConfig, SequenceClassifier, Stack, TokenBatch, Tokens};
+use lowrank_models::{Classifier, ClassifierConfig, DecoderConfig, Stack, TokenBatch, Tokens};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use serde::Deserialize;
@@ -56,11 +56,11 @@ pub fn golden(name: &str) -> Golden {
 }
 
 /// A fixture's model and tokenizer.
-pub fn load<B: Backend>(name: &str) -> (SequenceClassifier<B>, TextTokenizer) {
+pub fn load<B: Backend>(name: &str) -> (Classifier<B>, TextTokenizer) {
     let folder = fixture(name);
     let config = ClassifierConfig::read(&folder).unwrap();
     let tokenizer = TextTokenizer::from_folder(&folder, Some(config.max_tokens())).unwrap();
-    (SequenceClassifier::load(&folder, config, 0, &Default::default()).unwrap(), tokenizer)
+    (Classifier::load(&folder, config, 0, &Default::default()).unwrap(), tokenizer)
 }
 
 /// Packs token ids for a model; missing type ids are 0.

@@ -15,7 +15,7 @@ use lowrank_adapters::{
 use lowrank_kernels::Kernels;
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Adaptable, Decoder, DecoderConfig, Parameters, Rows, Run, SequenceClassifier, Stack, Tokens, Trainable,
+    Adaptable, Classifier, Decoder, DecoderConfig, Parameters, Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_spec::{ModuleEntry, Representation};
 use lowrank_tests::{assert_close, distance, fixture, golden, load, pack, random, values};
@@ -80,7 +80,7 @@ trait Subject<B: Kernels>: Adaptable<B> {
     fn run(&self, set: &AdapterSet<B>) -> Vec<f32>;
 }
 
-impl<B: Kernels> Subject<B> for SequenceClassifier<B> {
+impl<B: Kernels> Subject<B> for Classifier<B> {
     fn run(&self, set: &AdapterSet<B>) -> Vec<f32> {
         let golden = golden("bert-cls");
         let batch = pack::<B>(self, &[&golden.cases[0], &golden.cases[1]]);
@@ -351,7 +351,7 @@ fn training_reaches_the_factors_and_the_head_alone(#[values("bert-cls", "roberta
 
 type Flex = burn_flex::Flex;
 
-fn two_members(model: &SequenceClassifier<Flex>) -> [AdapterSet<Flex>; 2] {
+fn two_members(model: &Classifier<Flex>) -> [AdapterSet<Flex>; 2] {
     let of = |variant: Variant, targets| randomised(fresh(&variant, model, targets));
     [
         of(variant(Method::LORA, Init::Default), "query,output.dense"),

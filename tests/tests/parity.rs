@@ -6,10 +6,13 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_checkpoint::FloatType;
+use lowrank_data::glue::{Label, read_tagged_file};
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::{
-    Adaptable, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, SequenceClassifier,
-    Stack, TokenClassifier, Tokens, Trainable,
+    Adaptable, Classifier, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, Stack,
+    Tokens, Trainable,
 };
 use lowrank_tests::{Case, assert_close, golden, load, pack, values};
 use rstest::rstest;
@@ -134,7 +137,7 @@ fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] clas
     let config = ClassifierConfig::read(saved.path()).unwrap();
     assert_eq!((&config.labels, config.problem), (&model.config().labels, model.config().problem));
     assert_eq!(config.raw()["architectures"][0], class);
-    let again = SequenceClassifier::<Flex>::load(saved.path(), config, 0, &Default::default()).unwrap();
+    let again = Classifier::<Flex>::load(saved.path(), config, 0, &Default::default()).unwrap();
     assert!(again.newly_initialized().is_empty());
     for model in [&model, &again] {
         let none = AdapterSet::empty();
@@ -160,7 +163,7 @@ fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str)
     let device = Default::default();
     let load = |folder: &std::path::Path| {
         let config = ClassifierConfig::read(folder).unwrap();
-        TokenClassifier::<Flex>::load(folder, config, 0, &device).unwrap()
+        Classifier::<Flex>::load(folder, config, 0, &device).unwrap()
     };
     let (model, saved) = (load(&folder), tempfile::tempdir().unwrap());
     model.save(saved.path(), &folder, FloatType::F32).unwrap();
@@ -178,12 +181,45 @@ fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str)
     }
 }
 
+/// Words and their tokens as transformers aligns them: ids, the word of each token, the tags of first tokens alone.
+#[rstest]
+#[case("bert-token-cls")]
+#[case("roberta-token-cls")]
+fn words_are_aligned_as_in_transformers(#[case] name: &str) {
+    let folder = lowrank_tests::fixture(name);
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+    let limit = golden["max_length"].as_u64().unwrap() as usize;
+    let tokenizer = TextTokenizer::from_folder(&folder, Some(limit)).unwrap();
+    let names = ClassifierConfig::read(&folder).unwrap().labels;
+    let dir = tempfile::tempdir().unwrap();
+    for case in golden["cases"].as_array().unwrap() {
+        let words: Vec<String> = serde_json::from_value(case["words"].clone()).unwrap();
+        let (encoded, of) = tokenizer.encode_words(&words).unwrap();
+        assert_eq!(serde_json::json!(encoded.ids), case["input_ids"], "{name}/{}", case["name"]);
+        assert_eq!(serde_json::json!(of), case["word_ids"], "{name}/{}", case["name"]);
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, serde_json::json!({"tokens": words, "tags": case["tags"]}).to_string())
+            .unwrap();
+        let set = read_tagged_file(name, &path, &names).unwrap();
+        let (rows, cut) = EncodedDataset::encode_tagged(&set, &tokenizer).unwrap();
+        let Some(Label::Tags(tags)) = &rows.labels()[0] else { panic!("tags were expected") };
+        let labels: Vec<i64> = tags.iter().map(|tag| tag.map_or(-100, i64::from)).collect();
+        assert_eq!(serde_json::json!(labels), case["labels"], "{name}/{}", case["name"]);
+        assert_eq!(
+            cut,
+            usize::from(words.last().is_some_and(String::is_empty)),
+            "an empty word has no token"
+        );
+    }
+}
+
 /// A head for a language model's checkpoint is drawn, trained alone by default, and saved under its name.
 #[test]
 fn a_language_model_gets_a_head() {
     let folder = lowrank_tests::fixture("small-llama");
     let config = ClassifierConfig::read(&folder).unwrap().with_labels(vec!["a".into(), "b".into()], false);
-    let model = SequenceClassifier::<Autodiff<Flex>>::load(&folder, config, 1, &Default::default()).unwrap();
+    let model = Classifier::<Autodiff<Flex>>::load(&folder, config, 1, &Default::default()).unwrap();
     assert_eq!(model.newly_initialized(), ["score.weight"]);
     assert_eq!(
         (model.head_modules(), model.head_tensors()[0].shape.clone()),

@@ -15,8 +15,8 @@ use lowrank_kernels::Kernels;
 use lowrank_models::decoder::GenerationOptions;
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    ClassifierConfig, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run,
-    SequenceClassifier, Stack, Tokens, Trainable,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters,
+    Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
@@ -235,7 +235,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     let cases = golden("bert-cls").cases;
     let run = |folder: &Path| {
         let config = EncoderConfig::read(folder).unwrap();
-        let model = SequenceClassifier::<B>::load(folder, config, 0, &Default::default()).unwrap();
+        let model = Classifier::<B>::load(folder, config, 0, &Default::default()).unwrap();
         let batch = pack::<B>(&model, &cases.iter().collect::<Vec<_>>());
         (values(model.forward(&batch, Run::eval(&AdapterSet::empty()))), model)
     };
@@ -251,8 +251,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     assert_eq!(names, before, "the shared factor once, no dense weight");
     // What several modules use stays as it is for all of them.
     let config = EncoderConfig::read(factored.path()).unwrap();
-    let trained =
-        SequenceClassifier::<Autodiff<B>>::load(factored.path(), config, 0, &Default::default()).unwrap();
+    let trained = Classifier::<Autodiff<B>>::load(factored.path(), config, 0, &Default::default()).unwrap();
     let mut flags = Flags::default();
     trained.with_trainable(Trainable::All).visit_params(&mut flags);
     let frozen: Vec<&str> =
@@ -261,7 +260,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
     // Other labels: the factored head goes, the rest stays.
     let config =
         ClassifierConfig::read(factored.path()).unwrap().with_labels(vec!["a".into(), "b".into()], false);
-    let model = SequenceClassifier::<B>::load(factored.path(), config, 0, &Default::default()).unwrap();
+    let model = Classifier::<B>::load(factored.path(), config, 0, &Default::default()).unwrap();
     assert!(model.newly_initialized().iter().any(|key| key == "classifier.weight"));
     model.save(saved.path(), factored.path(), FloatType::F32).unwrap();
     assert!(!config_of(saved.path())["lowrank"]["modules"].as_object().unwrap().contains_key("classifier"));

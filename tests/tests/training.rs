@@ -15,9 +15,7 @@ use lowrank_data::pack::{BatchPlan, BatchSize, EncodedDataset};
 use lowrank_data::rows::{TokenPair, TokenRow};
 use lowrank_data::tokenize::Encoded;
 use lowrank_models::params::WeightType;
-use lowrank_models::{
-    Adaptable, Decoder, DecoderConfig, EncoderConfig, Parameters, SequenceClassifier, Trainable,
-};
+use lowrank_models::{Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Parameters, Trainable};
 use lowrank_spec::HostTensor;
 use lowrank_tests::fixture;
 use lowrank_train::{
@@ -211,12 +209,10 @@ fn an_encoder_learns_as_in_pytorch(#[case] case: &str, #[case] has_adapter: bool
     let rows: Vec<(Encoded, Label)> = golden["rows"].as_array().unwrap().iter().map(row).collect();
     let ordered = Arc::new(EncodedDataset::labelled(in_plan_order(&golden, &config, &rows)));
     let dev = DevSet { suffix: String::new(), data: Arc::new(EncodedDataset::labelled(rows)) };
-    let objective =
-        Classification::<SequenceClassifier<B>>::new(ordered, vec![dev], vec![Metric::Accuracy], &config)
-            .unwrap();
+    let objective = Classification::new(ordered, vec![dev], vec![Metric::Accuracy], &config).unwrap();
     let (folder, device) = (fixture("train-bert"), Default::default());
     let mut model =
-        SequenceClassifier::<B>::load(&folder, EncoderConfig::read(&folder).unwrap(), 0, &device).unwrap();
+        Classifier::<B>::load(&folder, EncoderConfig::read(&folder).unwrap(), 0, &device).unwrap();
     let adapters = match has_adapter {
         true => model.load_adapter(&fixture(case), &device).unwrap(),
         false => AdapterSet::empty(),

@@ -10,7 +10,7 @@ use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
 use lowrank_models::{
-    Adaptable, ClassifierConfig, Decoder, ModelFolder, ModelKind, Parameters, SequenceClassifier,
+    Adaptable, Classifier, ClassifierConfig, Decoder, HeadLevel, ModelFolder, ModelKind, Parameters,
 };
 use lowrank_spec::HostTensor;
 
@@ -137,14 +137,19 @@ fn base(
     device: &crate::backend::Device,
 ) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
     let folder = ModelFolder::open(path)?;
-    if folder.kind() == ModelKind::Decoder {
+    let level = HeadLevel::of_task(adapter.config.task_type.as_deref());
+    if folder.kind() == ModelKind::Decoder && level.is_none() {
         let mut model =
             Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
         model.prepare(adapter)?;
         return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
     }
     let config = ClassifierConfig::read(folder.path())?;
-    let mut model = SequenceClassifier::<Inner>::load(folder.path(), config, 0, device)?;
+    let config = match (HeadLevel::named(config.raw()), level) {
+        (None, Some(level)) => config.at_level(level),
+        _ => config,
+    };
+    let mut model = Classifier::<Inner>::load(folder.path(), config, 0, device)?;
     model.prepare(adapter)?;
     Ok((model.sites().to_vec(), Box::new(model.base_weights())))
 }

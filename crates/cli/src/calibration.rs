@@ -152,7 +152,9 @@ impl CalibrationArgs {
             let answers = match batch.labels {
                 Labels::Classes(classes) => Answers::Classes(classes),
                 Labels::Scores(scores) => Answers::Scores(scores),
-                Labels::None => bail!("{task} has no labels to take gradients of"),
+                Labels::Sets(_) | Labels::Tags(_) | Labels::None => {
+                    bail!("{task} has no labels to take gradients of")
+                }
             };
             Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
         });

@@ -12,7 +12,7 @@ use lowrank_adapters::peft::is_adapter;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::{ClassifierConfig, ModelFolder, ModelKind, Parameters, SequenceClassifier};
+use lowrank_models::{Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameters, Problem};
 use lowrank_train::FineTuner;
 use serde_json::Value;
 
@@ -91,16 +91,16 @@ pub(crate) struct Loaded<B: Backend> {
     pub(crate) model: FineTuner<B>,
     /// Tokenizer.
     pub(crate) tokenizer: TextTokenizer,
-    /// What the folder holds.
-    pub(crate) kind: ModelKind,
 }
 
 impl<B: Backend> Loaded<B> {
-    /// Refuses a model without a trained head over whole texts: its answers would be chance.
-    pub(crate) fn require_sequence_head(&self) -> Result<()> {
-        if self.kind == ModelKind::TokenClassifier {
-            bail!("the model is {}; a sequence classifier is needed here", self.kind.describe());
-        }
+    /// What of a text the head labels.
+    pub(crate) fn level(&self) -> HeadLevel {
+        self.model.model().config().level
+    }
+
+    /// Refuses a model without a trained head: its answers would be chance.
+    pub(crate) fn require_head(&self) -> Result<()> {
         let missing = self.model.model().newly_initialized();
         if missing.is_empty() {
             return Ok(());
@@ -130,24 +130,19 @@ impl ModelArgs {
     /// Loads what the options name. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let folder = ModelFolder::open(&self.model)?;
-        let mut config = ClassifierConfig::read(folder.path())?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
-        if let Some(dir) = &adapter
-            && let Some((labels, regression)) = saved_labels(dir, &config)?
-        {
-            config = config.with_labels(labels, regression);
-        }
+        let config = classifier_config(folder.path(), adapter.as_deref())?;
         let tokenizer = folder.cutting_tokenizer(self.max_length)?;
         if let Some(dir) = &adapter {
             warn_other_base(dir, folder.path())?;
         }
-        let mut model = SequenceClassifier::<B>::load(folder.path(), config, 0, device)?;
+        let mut model = Classifier::<B>::load(folder.path(), config, 0, device)?;
         warn_ignored(&model, folder.path());
         let adapters = match &adapter {
             Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
         };
-        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer, kind: folder.kind() })
+        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })
     }
 }
 
@@ -155,15 +150,45 @@ impl ModelArgs {
 pub(crate) const LABELS_FILE: &str = "labels.json";
 
 /// Writes [`LABELS_FILE`].
-pub(crate) fn write_labels(
-    dir: &Path,
-    labels: &[String],
-    regression: bool,
-    base_hash: Option<&str>,
-) -> Result<()> {
-    let value = serde_json::json!({"labels": labels, "regression": regression, BASE_HASH: base_hash});
+pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Option<&str>) -> Result<()> {
+    let value = serde_json::json!({
+        "labels": config.labels,
+        "problem_type": config.problem.name(),
+        "task_type": config.level.task_type(),
+        BASE_HASH: base_hash,
+    });
     let text = serde_json::to_string_pretty(&value)?;
     Ok(lowrank_checkpoint::write_atomic(dir.join(LABELS_FILE), text.as_bytes())?)
+}
+
+/// The classifier that a model and an adapter make: what is labelled is what the model's head says, or else the adapter's
+/// task; labels saved with the adapter replace the model's own.
+pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
+    let config = ClassifierConfig::read(folder)?;
+    let Some(dir) = adapter else { return Ok(config) };
+    let config = match (HeadLevel::named(config.raw()), adapter_level(dir)?) {
+        (None, Some(level)) => config.at_level(level),
+        _ => config,
+    };
+    Ok(match saved_labels(dir, &config)? {
+        Some((labels, problem)) => config.with_problem(labels, problem),
+        None => config,
+    })
+}
+
+/// What of a text an adapter's head labels, `None` where it tells nothing of a head.
+pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
+    let task = |name: &str| -> Result<Option<String>> {
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let value: Value =
+            serde_json::from_str(&read_text(&path)?).with_context(|| path.display().to_string())?;
+        Ok(value["task_type"].as_str().map(str::to_owned))
+    };
+    let name = task("adapter_config.json")?.or(task(LABELS_FILE)?);
+    Ok(HeadLevel::of_task(name.as_deref()))
 }
 
 /// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
@@ -184,7 +209,7 @@ fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, bool)>> {
+fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, Problem)>> {
     let path = dir.join(LABELS_FILE);
     if path.is_file() {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -193,7 +218,14 @@ fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<Strin
         let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
         let labels = labels.filter(|l| !l.is_empty());
         let labels = labels.with_context(|| format!("{}: no list of labels", path.display()))?;
-        return Ok(Some((labels, value["regression"].as_bool().unwrap_or(false))));
+        let problem = match (value["problem_type"].as_str(), value["regression"].as_bool()) {
+            (Some(name), _) => Problem::named(name).with_context(|| {
+                format!("{}: problem_type '{name}' is not known; fetch the adapter again", path.display())
+            })?,
+            (None, Some(true)) => Problem::Regression,
+            (None, _) => Problem::SingleLabel,
+        };
+        return Ok(Some((labels, problem)));
     }
     // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
     let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
@@ -201,7 +233,12 @@ fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<Strin
         .iter()
         .find_map(|k| folder.tensors.get(*k));
     let width = head.map(|t| t.shape[0]).filter(|width| *width != base.labels.len());
-    Ok(width.map(|width| ((0..width).map(|i| format!("LABEL_{i}")).collect(), width == 1)))
+    let problem = |width| match base.problem {
+        Problem::MultiLabel => Problem::MultiLabel,
+        _ if width == 1 && base.level == HeadLevel::Sequence => Problem::Regression,
+        _ => Problem::SingleLabel,
+    };
+    Ok(width.map(|width| ((0..width).map(|i| format!("LABEL_{i}")).collect(), problem(width))))
 }
 
 /// Texts from `--text`, `--text-pair` and `--file`.

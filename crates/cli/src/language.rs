@@ -42,7 +42,7 @@ impl LanguageArgs {
     /// Loads what the options name.
     pub(crate) fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Language> {
         let config = folder.decoder_config()?;
-        if folder.kind() == ModelKind::DecoderClassifier {
+        if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
             bail!(
                 "{}: is {}; a language model is needed here",
                 folder.path().display(),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lowrank_adapters::Site;
-use lowrank_models::{Decoder, ModelFolder, Parameters, SequenceClassifier};
+use lowrank_models::{Classifier, Decoder, ModelFolder, Parameters};
 use lowrank_spec::{LowrankSection, Representation};
 use serde_json::{Map, Value, json};
 
@@ -25,7 +25,7 @@ pub(crate) fn describe(folder: &ModelFolder) -> Result<Map<String, Value>> {
         (config.raw, model.sites().to_vec(), config.lowrank)
     } else {
         let config = folder.encoder_config()?;
-        let model = SequenceClassifier::<Inner>::init(config.clone(), 0, &device);
+        let model = Classifier::<Inner>::init(config.clone(), 0, &device);
         (config.raw, model.sites().to_vec(), config.lowrank)
     };
     object.insert("model_type".into(), raw.get("model_type").cloned().unwrap_or_default());

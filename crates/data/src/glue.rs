@@ -1,4 +1,4 @@
-//! Tasks and their rows: the nine GLUE tasks in their official files, and files of the user's own.
+//! Tasks and their rows: the nine GLUE tasks in their official files, and files of the user's own, of texts or of words.
 //!
 //! Wang et al., «GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding», 2018. Class
 //! order and names are those of the Hugging Face data set `glue`, so that `id2label` of a model means the same.
@@ -6,8 +6,10 @@
 mod custom;
 mod dataset;
 mod official;
+mod tagged;
 mod task;
 
-pub use custom::read_custom;
+pub use custom::{read_custom, read_labelled};
 pub use dataset::{Example, GlueDataset, Label};
+pub use tagged::{TaggedDataset, TaggedRow, is_tagged, read_tagged, read_tagged_file};
 pub use task::{LabelSpace, Metric, Split, Task, TaskSpec};

@@ -3,9 +3,13 @@
 mod build;
 mod byte_level;
 mod config;
+mod protobuf;
+mod sentencepiece;
+mod words;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
@@ -13,6 +17,8 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 use crate::error::{DataError, Result};
 use crate::glue::Example;
 use config::TokenizerConfig;
+
+pub use words::WordSpan;
 
 /// Names of SentencePiece models.
 const SENTENCE_PIECE: [&str; 3] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
@@ -56,11 +62,14 @@ pub struct TextTokenizer {
     max_length: Option<usize>,
     special: SpecialIds,
     model_max_length: Option<usize>,
+    /// The tokenizer of words, where it is another one.
+    of_words: OnceLock<Option<Tokenizer>>,
 }
 
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder: `tokenizer.json`, or else `vocab.txt` (BERT's WordPiece), or else
-    /// `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class).
+    /// `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece
+    /// model (Llama's or T5's, by the class).
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are heeded where present (tokens that are
     /// not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `add_prefix_space`).
     ///
@@ -93,17 +102,15 @@ impl TextTokenizer {
             let inner = byte_level::from_files(&vocab_json, &merges, &config)?;
             (vocab_json, inner)
         } else if let Some(name) = SENTENCE_PIECE.iter().find(|name| folder.join(name).is_file()) {
-            return Err(DataError::tokenizer(
-                &folder.join(name),
-                "the folder has a SentencePiece model alone; save it as tokenizer.json once, with \
-                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers",
-            ));
+            let path = folder.join(name);
+            let inner = sentencepiece::from_file(&path, &config)?;
+            (path, inner)
         } else {
             return Err(DataError::NotFound {
                 what: "tokenizer".to_owned(),
                 path: folder.to_path_buf(),
                 remedy:
-                    "looked for tokenizer.json, vocab.txt, and vocab.json with merges.txt; copy one from the \
+                    "looked for tokenizer.json, vocab.txt, vocab.json with merges.txt, and tokenizer.model; copy one from the \
                          model's original folder"
                         .to_owned(),
             });
@@ -155,7 +162,13 @@ impl TextTokenizer {
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
         let special = config.special_ids(&inner);
-        let tokenizer = Self { inner, max_length, special, model_max_length: config.model_max_length() };
+        let tokenizer = Self {
+            inner,
+            max_length,
+            special,
+            model_max_length: config.model_max_length(),
+            of_words: OnceLock::new(),
+        };
         // Encoding anything shows a vocabulary that lacks its unknown token now and not at some row of a data set.
         tokenizer.encode("\u{10FFFD} a", None).map_err(|e| match e {
             DataError::Tokenizer { message, .. } => DataError::Tokenizer { path, message },

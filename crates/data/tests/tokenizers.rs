@@ -24,6 +24,9 @@ fn ids_are_those_of_transformers() {
         "qwen2-vocab",
         "roberta-vocab",
         "roberta-vocab-space",
+        "sentencepiece-bpe",
+        "sentencepiece-bpe-legacy",
+        "sentencepiece-unigram",
     ];
     let mut wrong = Vec::new();
     for name in names {
@@ -77,5 +80,11 @@ fn what_cannot_be_read_is_named() {
         ],
         &["CTRLTokenizer"],
     );
-    refused(&[("tokenizer.model", "")], &["SentencePiece", "save_pretrained"]);
+    refused(&[("tokenizer.model", "")], &["tokenizer.model", "holds no SentencePiece model"]);
+    refused(&[("tokenizer.model", "abc")], &["is not a SentencePiece model, or is cut off"]);
+    refused(
+        &[("tokenizer.model", "\n\u{3}\n\u{1}a"), ("tokenizer_config.json", &class("BarthezTokenizer"))],
+        &["BarthezTokenizer", "save_pretrained"],
+    );
+    refused(&[("tokenizer.model", "\n\u{3}\n\u{1}a")], &["SentencePiece", "save_pretrained"]);
 }

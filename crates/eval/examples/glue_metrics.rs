@@ -13,11 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let task: Task = task.parse()?;
     let dev = GlueDataset::read(Path::new(&root), task, Split::Dev)?;
-    let labels: Vec<Label> = dev.examples().iter().filter_map(|e| e.label).collect();
+    let labels: Vec<Label> = dev.examples().iter().filter_map(|e| e.label.clone()).collect();
     for class in 0..task.n_labels() {
         // A row of logits that answers `class`, whatever the text.
         let row: Vec<f32> = (0..task.n_labels()).map(|c| f32::from(u8::from(c == class))).collect();
-        let figures: Vec<String> = score(task.metrics(), &vec![row; labels.len()], &labels)?
+        let figures: Vec<String> = score(task.metrics(), &vec![row; labels.len()], &labels, &[])?
             .iter()
             .map(|(metric, value)| format!("{metric} {value:.3}"))
             .collect();

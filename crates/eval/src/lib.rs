@@ -1,15 +1,17 @@
-//! The metrics of GLUE from logits and labels, and perplexity.
+//! The metrics of classification from logits and labels, and perplexity.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
+mod entities;
 mod error;
 mod metrics;
 mod perplexity;
 mod score;
 mod windows;
 
+pub use entities::{Entity, EntityCounts, entities};
 pub use error::{EvalError, Result};
-pub use metrics::{accuracy, f1, matthews, pearson, spearman};
+pub use metrics::{accuracy, f1, f1_of_labels, matthews, pearson, spearman};
 pub use perplexity::Perplexity;
-pub use score::{argmax, score};
+pub use score::{argmax, predicted_set, score};
 pub use windows::{Window, windows};

@@ -36,6 +36,18 @@ pub fn f1(predicted: &[u32], labels: &[u32]) -> Result<f64> {
     Ok(if hits == 0.0 { 0.0 } else { 2.0 * hits / (2.0 * hits + wrong) })
 }
 
+/// F1 of each label, from the numbers of right, predicted and labelled ones: over all labels together (micro), and the
+/// mean over the labels (macro). A label that is neither predicted nor there has F1 0, as in scikit-learn.
+pub fn f1_of_labels(counts: &[[usize; 3]]) -> (f64, f64) {
+    let f1 = |[right, predicted, labelled]: [usize; 3]| match predicted + labelled {
+        0 => 0.0,
+        all => 2.0 * right as f64 / all as f64,
+    };
+    let sum = counts.iter().fold([0; 3], |sum, count| [0, 1, 2].map(|i| sum[i] + count[i]));
+    let mean = counts.iter().map(|count| f1(*count)).sum::<f64>() / counts.len().max(1) as f64;
+    (f1(sum), mean)
+}
+
 /// Matthews' correlation coefficient over any number of classes (Gorodkin 2004), −1 to 1.
 ///
 /// # Errors

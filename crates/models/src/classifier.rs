@@ -1,4 +1,4 @@
-//! Sequence classification and regression over any stack: an encoder's first token, or a decoder's last.
+//! Classification and regression over any stack: of whole sequences, or of every token.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch, int_tensor};
 use crate::body::Body;
-use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadNames};
+use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadLevel, HeadNames, read_object};
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::params::{Choose, Gather, Loader, Unmatched};
@@ -24,14 +24,15 @@ use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part, Role};
 
-/// A stack with a sequence classification head.
+/// A stack with a classification head.
 ///
-/// Over an encoder `output(dropout(act(dense(first token))))`, with the parts that
-/// [`HeadNames`](crate::config::HeadNames) says; over a decoder `score(last token)`, the last one that is not padding.
+/// A head over sequences is, on an encoder, `output(dropout(act(dense(first token))))`, with the parts that
+/// [`HeadNames`](crate::config::HeadNames) says; on a decoder `score(last token)`, the last one that is not padding. A
+/// head over tokens is `output(dropout(h))` for the hidden state `h` of every token.
 #[derive(Module, Debug)]
-pub struct SequenceClassifier<B: Backend> {
+pub struct Classifier<B: Backend> {
     body: Body<B>,
-    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`; decoders have none.
+    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`; `None` over decoders and for tokens.
     dense: Option<Linear<B>>,
     /// To the labels.
     output: Linear<B>,
@@ -55,14 +56,20 @@ struct Info {
 /// Path of a decoder's head.
 const SCORE: &str = "score";
 
+/// Path of an encoder's head over tokens.
+const TOKEN_CLASSIFIER: &str = "classifier";
+
+/// Dropout before a decoder's head over tokens.
+const DECODER_DROPOUT: f64 = 0.1;
+
 impl Info {
-    /// The head of an encoder.
+    /// The head of an encoder over sequences.
     fn names(&self) -> Option<&'static HeadNames> {
         names(&self.config)
     }
 
     fn output(&self) -> &'static str {
-        self.names().map_or(SCORE, |head| head.output)
+        output(&self.config)
     }
 
     fn dense(&self) -> &'static str {
@@ -71,13 +78,27 @@ impl Info {
 }
 
 fn names(config: &ClassifierConfig) -> Option<&'static HeadNames> {
-    match &config.body {
-        BodyConfig::Encoder(config) => Some(&config.architecture.head),
-        BodyConfig::Decoder(_) => None,
+    match (&config.body, config.level) {
+        (BodyConfig::Encoder(config), HeadLevel::Sequence) => Some(&config.architecture.head),
+        _ => None,
     }
 }
 
-impl<B: Backend> SequenceClassifier<B> {
+/// Path of the map to the labels.
+fn output(config: &ClassifierConfig) -> &'static str {
+    match (&config.body, config.level) {
+        (BodyConfig::Encoder(config), HeadLevel::Sequence) => config.architecture.head.output,
+        (BodyConfig::Encoder(_), HeadLevel::Token) => TOKEN_CLASSIFIER,
+        (BodyConfig::Decoder(_), _) => SCORE,
+    }
+}
+
+/// Whether the map to the labels has a bias.
+fn has_bias(config: &ClassifierConfig) -> bool {
+    matches!(config.body, BodyConfig::Encoder(_)) || config.level == HeadLevel::Token
+}
+
+impl<B: Backend> Classifier<B> {
     /// A model of drawn weights.
     pub fn init(config: impl Into<ClassifierConfig>, seed: u64, device: &B::Device) -> Self {
         Self::build(config.into(), seed, device).0
@@ -95,10 +116,7 @@ impl<B: Backend> SequenceClassifier<B> {
             sites.linear(spec, seed, device)
         });
         let shape = [d, config.labels.len()];
-        let output = match head {
-            Some(head) => LinearSpec { path: head.output, shape, ..spec },
-            None => LinearSpec { bias: false, shape, ..spec },
-        };
+        let output = LinearSpec { path: output(&config), bias: has_bias(&config), shape, ..spec };
         let output = sites.linear(output, seed, device);
         let info = Info {
             config,
@@ -110,9 +128,9 @@ impl<B: Backend> SequenceClassifier<B> {
         (Self { body, dense, output, info }, sites)
     }
 
-    /// Loads a Hugging Face folder: with this head, with another number of labels, or without any.
+    /// Loads a Hugging Face folder: with this head, with another head, or without any.
     ///
-    /// Head tensors that are missing, or made for another number of labels, keep values drawn from
+    /// Head tensors that are missing, or made for another number of labels or [level](HeadLevel), keep values drawn from
     /// `seed`; so does BERT's pooler where the checkpoint has none, and it is then trained with the head.
     ///
     /// # Errors
@@ -127,7 +145,7 @@ impl<B: Backend> SequenceClassifier<B> {
         let mut config: ClassifierConfig = config.into();
         let checkpoint = Checkpoint::open(folder)?;
         let head = names(&config);
-        let output_path = head.map_or(SCORE, |head| head.output);
+        let output_path = output(&config);
         let width = config.labels.len();
         // The first dimension of a weight, or of the factor on the output's side, is that of the labels.
         let is_output = |name: &&str| {
@@ -136,11 +154,14 @@ impl<B: Backend> SequenceClassifier<B> {
         };
         let stored = checkpoint.names().find(is_output).and_then(|name| checkpoint.info(name));
         let bias = checkpoint.info(&format!("{output_path}.bias")).map(|info| info.shape == [width]);
-        let head_fits = match (bias, stored) {
-            (Some(fits), _) => fits,
-            (None, Some(info)) => info.shape.first() == Some(&width),
-            (None, None) => config.lowrank().modules.contains_key(output_path),
-        };
+        // The weights may come from another folder than the config. Without a class, a head is what its name says.
+        let stored_level = read_object(folder, "config.json").ok().and_then(|raw| HeadLevel::named(&raw));
+        let head_fits = stored_level.is_none_or(|level| level == config.level)
+            && match (bias, stored) {
+                (Some(fits), _) => fits,
+                (None, Some(info)) => info.shape.first() == Some(&width),
+                (None, None) => config.lowrank().modules.contains_key(output_path),
+            };
         let config_error = |reason| ModelError::Config { path: folder.join("config.json"), reason };
         if !head_fits && config.lowrank_mut().modules.remove(output_path).is_some() {
             let section = config.lowrank().clone();
@@ -165,7 +186,7 @@ impl<B: Backend> SequenceClassifier<B> {
         let Unmatched { newly_initialized: mut fresh, ignored } =
             loader.finish(|key| !is_head(key), is_extra)?;
         if !head_fits {
-            let leaves = if head.is_some() { &["weight", "bias"][..] } else { &["weight"] };
+            let leaves = if has_bias(&model.info.config) { &["weight", "bias"][..] } else { &["weight"] };
             fresh.extend(leaves.iter().map(|leaf| format!("{output_path}.{leaf}")));
         }
         let dense_is_fresh = fresh.iter().any(|key| is_dense(key));
@@ -189,7 +210,7 @@ impl<B: Backend> SequenceClassifier<B> {
 
     /// Names for PEFT's `modules_to_save`.
     pub fn head_modules(&self) -> Vec<String> {
-        let Some(head) = self.info.names() else { return vec![SCORE.into()] };
+        let Some(head) = self.info.names() else { return vec![self.info.output().into()] };
         match (head.saved_as, self.info.dense_in_head) {
             (Some(name), _) => vec![name.into()],
             (None, true) => vec![head.dense.into(), head.output.into()],
@@ -246,7 +267,7 @@ impl<B: Backend> SequenceClassifier<B> {
     }
 }
 
-impl<B: Backend> Parameters<B> for SequenceClassifier<B> {
+impl<B: Backend> Parameters<B> for Classifier<B> {
     fn sites(&self) -> &[Site] {
         &self.info.sites
     }
@@ -265,10 +286,8 @@ impl<B: Backend> Parameters<B> for SequenceClassifier<B> {
         let config = &self.info.config;
         let mut raw = config.raw().clone();
         if self.info.newly_initialized.is_empty() {
-            raw.insert(
-                "architectures".into(),
-                vec![format!("{}ForSequenceClassification", config.class())].into(),
-            );
+            let class = format!("{}{}", config.class(), config.level.class());
+            raw.insert("architectures".into(), vec![class].into());
         }
         raw
     }
@@ -282,9 +301,12 @@ impl<B: Backend> Parameters<B> for SequenceClassifier<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
+impl<B: Backend> Adaptable<B> for Classifier<B> {
     fn tasks(&self) -> &'static [&'static str] {
-        &["SEQ_CLS", "FEATURE_EXTRACTION"]
+        match self.info.config.level {
+            HeadLevel::Sequence => &["SEQ_CLS", "FEATURE_EXTRACTION"],
+            HeadLevel::Token => &["TOKEN_CLS", "FEATURE_EXTRACTION"],
+        }
     }
 
     fn loaded(&mut self, keys: &[String]) {
@@ -292,7 +314,7 @@ impl<B: Backend> Adaptable<B> for SequenceClassifier<B> {
     }
 }
 
-stack_of_body!(SequenceClassifier);
+stack_of_body!(Classifier);
 
 /// Keys of the factors that some module borrows from another.
 #[derive(Default)]
@@ -348,11 +370,10 @@ pub enum Trainable {
     Bias,
 }
 
-/// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, the pooler of an architecture whose
-/// head does not use it.
-pub(crate) fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
+/// Tensors that a checkpoint may hold beside ours: buffers, language-modelling heads, a pooler that the head does not use.
+fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
     match &config.body {
-        BodyConfig::Encoder(config) => is_extra_of_encoder(name, config),
+        BodyConfig::Encoder(encoder) => is_extra_of_encoder(name, encoder, config.level),
         BodyConfig::Decoder(config) => {
             let names = &config.architecture.names;
             let is_head = name.strip_prefix(names.head).is_some_and(|rest| rest.starts_with('.'));
@@ -361,46 +382,57 @@ pub(crate) fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
     }
 }
 
-fn is_extra_of_encoder(name: &str, config: &EncoderConfig) -> bool {
+fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
     let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
-    let pooler_is_used = architecture.head.dense.ends_with("pooler.dense");
+    let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.ends_with("pooler.dense");
     ENCODER_BUFFERS.contains(&bare)
         || (bare.starts_with("pooler.") && !pooler_is_used)
         || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
 }
 
-impl<B: Kernels> SequenceClassifier<B> {
-    /// Logits of each sequence.
+impl<B: Kernels> Classifier<B> {
+    /// Logits of each sequence, or of each token.
     ///
     /// # Shapes
-    /// - output: `[sequences, labels]`
+    /// - output: `[sequences, labels]`, or `[tokens, labels]`
     pub fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let hidden = match &self.info.config.body {
-            BodyConfig::Encoder(_) => self.hidden_states(batch, Rows::First, run),
-            BodyConfig::Decoder(_) => batch.select_last(self.hidden_states(batch, batch.last_rows(), run)),
+        let config = &self.info.config;
+        let hidden = match (config.level, &config.body) {
+            (HeadLevel::Token, _) => self.hidden_states(batch, Rows::All, run),
+            (HeadLevel::Sequence, BodyConfig::Encoder(_)) => self.hidden_states(batch, Rows::First, run),
+            (HeadLevel::Sequence, BodyConfig::Decoder(_)) => {
+                batch.select_last(self.hidden_states(batch, batch.last_rows(), run))
+            }
         };
         self.head(hidden, run)
     }
 
-    /// Logits after the hidden states of the tokens that the head reads: the first of each sequence in an encoder, the
-    /// last in a decoder.
+    /// Logits after the hidden states of the tokens that the head reads: all of them, the first of each sequence in an
+    /// encoder, or the last in a decoder.
     ///
     /// # Shapes
-    /// - x: `[sequences, d_model]`
-    /// - output: `[sequences, labels]`
+    /// - x: `[rows, d_model]`
+    /// - output: `[rows, labels]`
     pub fn head(&self, mut x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let BodyConfig::Encoder(config) = &self.info.config.body else {
-            return self.output.forward(x, run);
+        let (level, drop) = (self.info.config.level, |x, p, place| run.drop(x, p, Stream::Head(place)));
+        let config = match (&self.info.config.body, level) {
+            (BodyConfig::Encoder(config), HeadLevel::Sequence) => config,
+            (BodyConfig::Encoder(config), HeadLevel::Token) => {
+                return self.output.forward(drop(x, config.classifier_dropout, 0), run);
+            }
+            (BodyConfig::Decoder(_), HeadLevel::Token) => {
+                return self.output.forward(drop(x, DECODER_DROPOUT, 0), run);
+            }
+            (BodyConfig::Decoder(_), HeadLevel::Sequence) => return self.output.forward(x, run),
         };
         let head = &config.architecture.head;
-        let drop = |x, place| run.drop(x, config.classifier_dropout, Stream::Head(place));
         if head.drops_input {
-            x = drop(x, 0);
+            x = drop(x, config.classifier_dropout, 0);
         }
         if let Some(dense) = &self.dense {
             x = head.activation.apply(dense.forward(x, run));
         }
-        self.output.forward(drop(x, 1), run)
+        self.output.forward(drop(x, config.classifier_dropout, 1), run)
     }
 }

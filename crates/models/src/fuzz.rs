@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::config::{DecoderConfig, EncoderConfig};
 use crate::decoder::Decoder;
 use crate::params::WeightType;
-use crate::{MaskedLm, SequenceClassifier};
+use crate::{Classifier, MaskedLm};
 
 /// Most layers of a model that is built: more are legal, and slow.
 const LAYERS: usize = 64;
@@ -21,7 +21,7 @@ pub fn config<B: Kernels>(data: &[u8]) {
     let device = Default::default();
     match EncoderConfig::parse(raw.clone()) {
         Ok(config) if config.n_layers <= LAYERS => {
-            SequenceClassifier::<B>::init(config.clone(), 0, &device);
+            Classifier::<B>::init(config.clone(), 0, &device);
             check(MaskedLm::<B>::init(config, 0, &device).map(drop).map_err(|e| e.to_string()));
         }
         result => check(result.map(drop)),
@@ -44,7 +44,7 @@ pub fn folder<B: Kernels>(folder: &Path) {
     check(decoder.map_err(|e| e.to_string()));
     let encoder = EncoderConfig::read(folder).and_then(|config| {
         if config.n_layers <= LAYERS {
-            SequenceClassifier::<B>::load(folder, config, 0, &device)?;
+            Classifier::<B>::load(folder, config, 0, &device)?;
         }
         Ok(())
     });

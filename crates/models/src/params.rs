@@ -112,13 +112,14 @@ pub struct Unmatched {
 }
 
 /// Beginnings of the names of heads that a checkpoint may hold beside the one that is loaded.
-const OTHER_HEADS: [&str; 8] = [
+const OTHER_HEADS: [&str; 9] = [
     "qa_outputs.",
     "v_head.",
     "value_head.",
     "reward_head.",
     "score.",
     "classifier.",
+    "pre_classifier.",
     "discriminator_predictions.",
     "generator_predictions.",
 ];

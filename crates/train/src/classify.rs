@@ -1,13 +1,11 @@
-//! Sequence classification and regression as an objective.
+//! Classification and regression as an objective, of sequences and of tokens.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
-use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
-use lowrank_data::glue::Metric;
+use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::{BatchPlan, EncodedDataset, PackedBatch};
 use lowrank_kernels::Kernels;
 
@@ -16,22 +14,22 @@ use crate::error::{Result, TrainError};
 use crate::evaluate::{DevSet, evaluate};
 use crate::groups::Groups;
 use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
-use crate::tuner::{Classifier, Tuned, loss};
+use crate::tuner::{FineTuner, loss, weight};
 
-/// Cross-entropy of classes, or squared error of scores, over the model `C`.
+/// Cross-entropy of classes, of sequences or tokens; binary cross-entropy of sets of labels; squared error of scores.
 ///
-/// A batch counts for its sequences. The first metric of the first dev set selects the best weights.
+/// A batch counts for its sequences or labelled tokens, each with the weight of its class, if classes have any. The first metric of the first dev set selects the best weights.
 #[derive(Debug)]
-pub struct Classification<C> {
+pub struct Classification {
     plan: BatchPlan,
     train: Arc<EncodedDataset>,
     dev: Vec<DevSet>,
     metrics: Vec<Metric>,
     eval_batch: usize,
-    model: PhantomData<fn() -> C>,
+    class_weights: Option<Vec<f32>>,
 }
 
-impl<C> Classification<C> {
+impl Classification {
     /// Rows to train on, and rows and metrics to evaluate with.
     ///
     /// # Errors
@@ -47,7 +45,29 @@ impl<C> Classification<C> {
         }
         let lengths = train.rows().iter().map(|row| row.ids.len()).collect();
         let plan = BatchPlan::new(lengths, config.size(), config.grad_accum, config.seed)?;
-        Ok(Self { plan, train, dev, metrics, eval_batch: config.batch_size, model: PhantomData })
+        Ok(Self { plan, train, dev, metrics, eval_batch: config.batch_size, class_weights: None })
+    }
+
+    /// Weighs each example by its class in training. The loss on held-out data stays unweighted.
+    ///
+    /// # Errors
+    /// A class without a weight, a weight that is negative or not finite, rows that have no one class.
+    pub fn with_class_weights(mut self, weights: Vec<f32>) -> Result<Self> {
+        if let Some(weight) = weights.iter().find(|weight| !weight.is_finite() || **weight < 0.0) {
+            return Err(TrainError::Batch(format!(
+                "a class weight is {weight}; expected a number of 0 or more"
+            )));
+        }
+        let is_weighted = |label: &Option<Label>| match label {
+            Some(Label::Class(class)) => weights.len() > *class as usize,
+            Some(Label::Tags(tags)) => tags.iter().flatten().all(|class| weights.len() > *class as usize),
+            _ => false,
+        };
+        if !self.train.labels().iter().all(is_weighted) {
+            return Err(TrainError::Batch("class weights are for rows or tokens of one class each".into()));
+        }
+        self.class_weights = Some(weights);
+        Ok(self)
     }
 
     /// The order of the training rows.
@@ -56,42 +76,41 @@ impl<C> Classification<C> {
     }
 }
 
-impl<B, C> Objective<B> for Classification<C>
+impl<B> Objective<B> for Classification
 where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
-    C: Classifier<B> + AutodiffModule<B>,
-    C::InnerModule: Classifier<B::InnerBackend>,
 {
-    type Model = Tuned<B, C>;
+    type Model = FineTuner<B>;
     type Batch = PackedBatch;
 
     fn batches(&self, step: usize) -> Result<StepBatches<PackedBatch>> {
         let rows = self.plan.step(step);
         let micro = rows.micro.iter().map(|rows| {
             let data = self.train.batch(rows)?;
-            Ok(MicroBatch { weight: data.n_sequences() as f64, tokens: data.n_tokens(), data })
+            let weight = weight(&data.labels, self.class_weights.as_deref());
+            Ok(MicroBatch { weight, tokens: data.n_tokens(), data })
         });
         Ok(StepBatches { micro: micro.collect::<Result<_>>()?, epoch: rows.epoch })
     }
 
-    fn loss(&self, model: &Tuned<B, C>, batch: &PackedBatch, mode: Mode) -> Result<Tensor<B, 1>> {
-        loss(model.logits(batch, mode)?, &batch.labels)
+    fn loss(&self, model: &FineTuner<B>, batch: &PackedBatch, mode: Mode) -> Result<Tensor<B, 1>> {
+        loss(model.logits(batch, mode)?, &batch.labels, self.class_weights.as_deref())
     }
 
     fn selection(&self) -> Option<Selection> {
         self.metrics.first().map(|metric| Selection { metric: metric.to_string(), better: Better::Higher })
     }
 
-    fn evaluate(&self, model: &Tuned<B::InnerBackend, C::InnerModule>) -> Result<EvalOutput> {
+    fn evaluate(&self, model: &FineTuner<B::InnerBackend>) -> Result<EvalOutput> {
         evaluate(model, &self.dev, &self.metrics, None, self.eval_batch)
     }
 
-    fn groups(&self, model: &Tuned<B, C>) -> Groups {
+    fn groups(&self, model: &FineTuner<B>) -> Groups {
         Groups::default().with_adapters(model.adapters()).with_model(model.model())
     }
 
-    fn constrain(&self, model: Tuned<B, C>) -> Result<Tuned<B, C>> {
+    fn constrain(&self, model: FineTuner<B>) -> Result<FineTuner<B>> {
         model.project()
     }
 }

@@ -6,11 +6,12 @@ use lowrank_adapters::Mode;
 use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::{EncodedDataset, EvalBatches, restore_order};
 use lowrank_kernels::Kernels;
+use lowrank_models::HeadLevel;
 use lowrank_models::batch::int_tensor;
 
 use crate::error::{Result, TrainError};
 use crate::objective::EvalOutput;
-use crate::tuner::{Classifier, Tuned, loss};
+use crate::tuner::{FineTuner, loss, weight};
 
 /// A named part of the evaluation data; the suffix tells a second dev set's metrics apart (`_mm`).
 #[derive(Clone, Debug)]
@@ -21,20 +22,21 @@ pub struct DevSet {
     pub data: Arc<EncodedDataset>,
 }
 
-/// Rows of logits of a data set, in its own order, and its mean loss where it is labelled.
+/// Rows of logits of a data set, in its own order, and its mean loss where it is labelled. A model that labels tokens gives
+/// those of all tokens of a row, one after the other.
 ///
 /// # Errors
 /// Rows that do not fit the model.
-pub fn predict<B: Kernels, C: Classifier<B>>(
-    model: &Tuned<B, C>,
+pub fn predict<B: Kernels>(
+    model: &FineTuner<B>,
     data: &Arc<EncodedDataset>,
     batch_size: usize,
 ) -> Result<(Vec<Vec<f32>>, Option<f64>)> {
     predict_in_order(model, data, None, batch_size)
 }
 
-fn predict_in_order<B: Kernels, C: Classifier<B>>(
-    model: &Tuned<B, C>,
+fn predict_in_order<B: Kernels>(
+    model: &FineTuner<B>,
     data: &Arc<EncodedDataset>,
     order: Option<&[usize]>,
     batch_size: usize,
@@ -42,7 +44,8 @@ fn predict_in_order<B: Kernels, C: Classifier<B>>(
     let labelled = data.labels().iter().all(Option::is_some) && !data.is_empty();
     let mut rows = Vec::with_capacity(data.len());
     let mut indices = Vec::with_capacity(data.len());
-    let mut sum = 0.0;
+    let of_tokens = model.model().config().level == HeadLevel::Token;
+    let (mut sum, mut count) = (0.0, 0.0);
     for batch in EvalBatches::new(data.clone(), batch_size, true)? {
         let batch = batch?;
         let mut logits = model.logits(&batch.batch, Mode::EVAL)?;
@@ -53,15 +56,22 @@ fn predict_in_order<B: Kernels, C: Classifier<B>>(
         }
         let width = logits.dims()[1];
         if labelled {
-            let mean = loss(logits.clone(), &batch.batch.labels)?.into_data().iter::<f64>().next();
-            sum += mean.unwrap_or(f64::NAN) * batch.indices.len() as f64;
+            let labels = &batch.batch.labels;
+            let mean = loss(logits.clone(), labels, None)?.into_data().iter::<f64>().next();
+            sum += mean.unwrap_or(f64::NAN) * weight(labels, None);
+            count += weight(labels, None);
         }
         let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        rows.extend(values.chunks(width).map(<[f32]>::to_vec));
+        let mut rest = values.as_slice();
+        for length in &batch.batch.lengths {
+            let (row, other) = rest.split_at(if of_tokens { length * width } else { width });
+            rows.push(row.to_vec());
+            rest = other;
+        }
         indices.extend(batch.indices);
     }
     let rows = restore_order(&indices, rows)?;
-    Ok((rows, labelled.then(|| sum / data.len() as f64)))
+    Ok((rows, labelled.then(|| sum / count)))
 }
 
 /// Loss and metrics over all dev sets; the loss is the first set's. `order` says at which of the model's outputs each
@@ -69,20 +79,25 @@ fn predict_in_order<B: Kernels, C: Classifier<B>>(
 ///
 /// # Errors
 /// Unlabelled rows, logits that are not finite.
-pub fn evaluate<B: Kernels, C: Classifier<B>>(
-    model: &Tuned<B, C>,
+pub fn evaluate<B: Kernels>(
+    model: &FineTuner<B>,
     sets: &[DevSet],
     metrics: &[Metric],
     order: Option<&[usize]>,
     batch_size: usize,
 ) -> Result<EvalOutput> {
     let mut output = EvalOutput::default();
+    let own = &model.model().config().labels;
+    let names: Vec<String> = match order {
+        Some(order) => order.iter().filter_map(|&place| own.get(place).cloned()).collect(),
+        None => own.clone(),
+    };
     for set in sets {
         let (rows, loss) = predict_in_order(model, &set.data, order, batch_size)?;
         let loss = loss.ok_or_else(|| TrainError::Batch("the evaluation data has no labels".into()))?;
         output.values.insert(format!("loss{}", set.suffix), loss);
-        let labels: Vec<Label> = set.data.labels().iter().flatten().copied().collect();
-        for (metric, value) in lowrank_eval::score(metrics, &rows, &labels)? {
+        let labels: Vec<Label> = set.data.labels().iter().flatten().cloned().collect();
+        for (metric, value) in lowrank_eval::score(metrics, &rows, &labels, &names)? {
             output.values.insert(format!("{metric}{}", set.suffix), value);
         }
     }

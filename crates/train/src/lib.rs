@@ -36,5 +36,5 @@ pub use preference::{DpoConfig, Preference};
 pub use record::TrainedRecord;
 pub use show::ShowWatch;
 pub use train::{Outcome, Training, train};
-pub use tuner::{Classifier, FineTuner, Tuned};
+pub use tuner::{FineTuner, Tuned};
 pub use watch::{StepReport, Watch};

@@ -1,13 +1,14 @@
 //! What is trained: a model and its adapters as one burn module.
 
-use burn::module::{Module, ModuleDisplay};
+use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use burn::tensor::activation::log_sigmoid;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::{Labels, PackedBatch};
-use lowrank_kernels::{Kernels, cross_entropy};
+use lowrank_kernels::{Kernels, cross_entropy_sum};
 use lowrank_models::batch::int_tensor;
-use lowrank_models::{Adaptable, Run, SequenceClassifier, Stack, TokenBatch, Tokens};
+use lowrank_models::{Classifier, Run, Stack, TokenBatch, Tokens};
 
 use crate::error::{Result, TrainError};
 use crate::record::count;
@@ -20,7 +21,7 @@ pub struct Tuned<B: Backend, M> {
 }
 
 /// A classifier with its adapters.
-pub type FineTuner<B> = Tuned<B, SequenceClassifier<B>>;
+pub type FineTuner<B> = Tuned<B, Classifier<B>>;
 
 impl<B: Backend, M> Tuned<B, M> {
     /// `model` with its trainable weights marked, and the adapters to train over it.
@@ -72,58 +73,81 @@ impl<B: Backend, M: Module<B>> Tuned<B, M> {
     }
 }
 
-/// A model that gives each sequence a row of logits: classes, or one score.
-pub trait Classifier<B: Kernels>: Module<B> + ModuleDisplay + Adaptable<B> {
-    /// Logits of a batch, shape `[sequences, labels]`.
-    ///
-    /// # Errors
-    /// A batch that the model does not take.
-    fn logits(
-        &self,
-        batch: &PackedBatch,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 2>>;
-}
-
-impl<B: Kernels> Classifier<B> for SequenceClassifier<B> {
-    fn logits(
-        &self,
-        batch: &PackedBatch,
-        adapters: &AdapterSet<B>,
-        mode: Mode,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 2>> {
-        Ok(self.forward(&to_device(self, batch, device)?, Run::new(adapters, mode)))
-    }
-}
-
-impl<B: Kernels, C: Classifier<B>> Tuned<B, C> {
-    /// Logits of a batch, shape `[sequences, labels]`.
+impl<B: Kernels> FineTuner<B> {
+    /// Logits of a batch, shape `[sequences, labels]` or `[tokens, labels]`.
     ///
     /// # Errors
     /// A batch that does not fit the model.
     pub fn logits(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor<B, 2>> {
-        self.model.logits(batch, &self.adapters, mode, &self.device()?)
+        let batch = to_device(&self.model, batch, &self.device()?)?;
+        Ok(self.model.forward(&batch, Run::new(&self.adapters, mode)))
     }
 }
 
-/// Mean loss of a batch: cross-entropy, or squared error for scores. Shape `[1]`.
+/// What the labels of a batch count for: its sequences, its labelled tokens, or the sum of their classes' weights.
+pub fn weight(labels: &Labels, class_weights: Option<&[f32]>) -> f64 {
+    let sum = |classes: &mut dyn Iterator<Item = u32>| match class_weights {
+        None => classes.count() as f64,
+        Some(weights) => classes.map(|class| f64::from(weights[class as usize])).sum(),
+    };
+    match labels {
+        Labels::Classes(classes) => sum(&mut classes.iter().copied()),
+        Labels::Tags(tags) => sum(&mut tags.iter().copied().flatten()),
+        labels => labels.len() as f64,
+    }
+}
+
+/// Mean loss of a batch over what its labels [count for](weight). Shape `[1]`.
+///
+/// Cross-entropy of classes, squared error of scores, and for sets of labels the mean over the labels of the binary
+/// cross-entropy of each, as PyTorch's `BCEWithLogitsLoss`. A class has its weight, if any, for each of its examples, as in
+/// PyTorch's `CrossEntropyLoss`: the sum of weighted losses over the sum of weights.
 ///
 /// # Errors
 /// A batch without labels.
-pub fn loss<B: Kernels>(logits: Tensor<B, 2>, labels: &Labels) -> Result<Tensor<B, 1>> {
+pub fn loss<B: Kernels>(
+    logits: Tensor<B, 2>,
+    labels: &Labels,
+    class_weights: Option<&[f32]>,
+) -> Result<Tensor<B, 1>> {
     let device = logits.device();
+    // A batch that counts for nothing has a loss of 0.
+    let mean = |sum: Tensor<B, 1>| match weight(labels, class_weights) {
+        0.0 => sum,
+        weight => sum.div_scalar(weight),
+    };
+    let weights_of = |weights: Vec<f32>| {
+        let n = weights.len();
+        Tensor::<B, 1>::from_data(TensorData::new(weights, [n]), &device)
+    };
+    let of_class = |class: u32| class_weights.map_or(1.0, |weights| weights[class as usize]);
     match labels {
         Labels::Classes(classes) => {
+            let weights = class_weights.map(|_| weights_of(classes.iter().map(|&c| of_class(c)).collect()));
             let targets = int_tensor(classes.iter().map(|&c| c as i32).collect(), &device);
-            Ok(cross_entropy(logits, targets))
+            Ok(mean(cross_entropy_sum(logits, targets, weights)))
+        }
+        Labels::Tags(tags) => {
+            let weights = weights_of(tags.iter().map(|tag| tag.map_or(0.0, of_class)).collect());
+            let targets = int_tensor(tags.iter().map(|tag| tag.map_or(0, |c| c as i32)).collect(), &device);
+            Ok(mean(cross_entropy_sum(logits, targets, Some(weights))))
         }
         Labels::Scores(scores) => {
             let n = scores.len();
             let targets = Tensor::<B, 1>::from_data(TensorData::new(scores.clone(), [n]), &device);
             Ok((logits.reshape([n]) - targets).powi_scalar(2).mean())
+        }
+        Labels::Sets(sets) => {
+            let [n, width] = logits.dims();
+            let mut absent = vec![1.0_f32; n * width];
+            for (row, set) in sets.iter().enumerate() {
+                for &label in set {
+                    absent[row * width + label as usize] = 0.0;
+                }
+            }
+            // −y·ln σ(x) − (1 − y)·ln σ(−x), with ln σ(−x) = ln σ(x) − x.
+            let absent = Tensor::<B, 2>::from_data(TensorData::new(absent, [n, width]), &device);
+            Ok((logits.clone() * absent - log_sigmoid(logits)).mean())
         }
         Labels::None => Err(TrainError::Batch("a batch without labels has no loss".into())),
     }
@@ -140,4 +164,50 @@ pub fn to_device<B: Kernels>(
 ) -> Result<TokenBatch<B>> {
     let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths };
     Ok(model.batch(tokens, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    fn value(logits: &[f32], width: usize, labels: &Labels, weights: Option<&[f32]>) -> f64 {
+        let data = TensorData::new(logits.to_vec(), [logits.len() / width, width]);
+        let loss = loss::<Flex>(Tensor::from_data(data, &Default::default()), labels, weights).unwrap();
+        loss.into_data().iter::<f64>().next().unwrap()
+    }
+
+    #[track_caller]
+    fn check(got: f64, expect: f64) {
+        assert!((got - expect).abs() < 1e-6, "{got}, by hand {expect}");
+    }
+
+    #[test]
+    fn each_label_of_a_set_is_decided_by_itself() {
+        // By hand: −ln σ(2) − ln(1 − σ(−1)) − ln(1 − σ(0)) − ln σ(3), over 4.
+        let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let expect = -(sigma(2.0).ln() + sigma(1.0).ln() + 0.5f64.ln() + sigma(3.0).ln()) / 4.0;
+        let labels = Labels::Sets(vec![vec![0], vec![1]]);
+        check(value(&[2.0, -1.0, 0.0, 3.0], 2, &labels, None), expect);
+        assert_eq!(weight(&labels, None), 2.0);
+        // Far from 0 it stays finite.
+        check(value(&[-200.0, 200.0], 2, &Labels::Sets(vec![vec![0]]), None), 200.0);
+    }
+
+    #[test]
+    fn weighted_losses_are_divided_by_the_sum_of_weights() {
+        let nll = |a: f64, b: f64| (1.0 + (b - a).exp()).ln();
+        let weights = [3.0, 0.5];
+        let expect = (3.0 * nll(1.0, 0.0) + 0.5 * nll(2.0, 1.0)) / 3.5;
+        let labels = Labels::Classes(vec![0, 1]);
+        check(value(&[1.0, 0.0, 1.0, 2.0], 2, &labels, Some(&weights)), expect);
+        assert_eq!(weight(&labels, Some(&weights)), 3.5);
+        // Tokens without a tag count for nothing.
+        let labels = Labels::Tags(vec![None, Some(0), Some(1), None]);
+        let logits = [9.0, 0.0, 1.0, 0.0, 1.0, 2.0, 5.0, 5.0];
+        check(value(&logits, 2, &labels, Some(&weights)), expect);
+        check(value(&logits, 2, &labels, None), (nll(1.0, 0.0) + nll(2.0, 1.0)) / 2.0);
+        check(value(&[1.0, 0.0], 2, &Labels::Tags(vec![None]), None), 0.0);
+    }
 }

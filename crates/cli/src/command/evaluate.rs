@@ -1,19 +1,21 @@
-//! `lowrank evaluate`: score a model on a task's dev set.
+//! `lowrank evaluate`: score a model on a task's dev set, or on labelled rows of the user's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
-use lowrank_data::glue::{GlueDataset, LabelSpace, Split, Task};
+use anyhow::{Result, bail, ensure};
+use lowrank_data::glue::{
+    GlueDataset, LabelSpace, Metric, Split, TaggedDataset, Task, is_tagged, read_labelled, read_tagged_file,
+};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::Problem;
+use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, print_json};
+use crate::context::{Loaded, ModelArgs, print_json};
 
 /// Options of `evaluate`.
 #[derive(clap::Args)]
@@ -21,11 +23,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
-    #[arg(long)]
-    task: Task,
+    #[arg(long, requires = "data", conflicts_with = "dev", required_unless_present = "dev")]
+    task: Option<Task>,
     /// GLUE root with the official folders
-    #[arg(long)]
-    data: PathBuf,
+    #[arg(long, requires = "task")]
+    data: Option<PathBuf>,
+    /// Labelled rows of your own, in the forms of finetune --dev; labels are matched to the model's by name
+    #[arg(long, conflicts_with = "data")]
+    dev: Option<PathBuf>,
     /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
@@ -35,7 +40,7 @@ pub(crate) struct Args {
 }
 
 /// The dev sets of a task, encoded; a second one's metrics end in `_mm`.
-pub(crate) fn dev_sets(root: &std::path::Path, task: Task, tokenizer: &TextTokenizer) -> Result<Vec<DevSet>> {
+pub(crate) fn dev_sets(root: &Path, task: Task, tokenizer: &TextTokenizer) -> Result<Vec<DevSet>> {
     task.dev_splits()
         .iter()
         .map(|&split| {
@@ -49,49 +54,47 @@ fn suffix(split: Split) -> &'static str {
     if split == Split::DevMismatched { "_mm" } else { "" }
 }
 
+/// Tokenizes sentences of words; says how many words are cut off at the tokenizer's limit.
+pub(crate) fn encode_tagged(set: &TaggedDataset, tokenizer: &TextTokenizer) -> Result<EncodedDataset> {
+    let (rows, cut) = EncodedDataset::encode_tagged(set, tokenizer)?;
+    if cut > 0 {
+        eprintln!(
+            "warning: {}: {cut} words are beyond the longest sequence that the model takes (or --max-length) and are left \
+             out; give shorter sentences",
+            set.path.display()
+        );
+    }
+    Ok(rows)
+}
+
+/// What is evaluated: the name, the rows, the metrics, and where the classes stand among the model's outputs.
+struct Rows {
+    task: String,
+    sets: Vec<DevSet>,
+    metrics: Vec<Metric>,
+    order: Option<Vec<usize>>,
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let loaded = args.model.load::<Inner>(&device()?)?;
-    loaded.require_sequence_head()?;
-    anyhow::ensure!(
-        loaded.model.model().config().problem != Problem::MultiLabel,
-        "the model decides each label by itself (multi_label_classification); {} has one right label for each row",
-        args.task
-    );
-    let width = loaded.model.model().config().labels.len();
-    let wanted = LabelSpace::width(&args.task.spec().labels);
-    anyhow::ensure!(
-        width == wanted,
-        "the model has {width} labels and {} has {wanted}; give the adapter or model that was trained on it",
-        args.task
-    );
-    let order = class_order(&loaded.model.model().config().labels, &args.task.spec().labels);
-    anyhow::ensure!(
-        order.is_some(),
-        "the model's labels ({}) are not those of {} ({}); rename id2label in its config.json, or give the model that was \
-         trained on the task",
-        loaded.model.model().config().labels.join(", "),
-        args.task,
-        args.task.label_names().join(", ")
-    );
-    let sets = dev_sets(&args.data, args.task, &loaded.tokenizer)?;
+    loaded.require_head()?;
+    let Rows { task, sets, metrics, order } = match (args.task, &args.data, &args.dev) {
+        (Some(task), Some(root), _) => of_task(&loaded, task, root)?,
+        (_, _, Some(file)) => of_file(&loaded, file)?,
+        _ => bail!("give --task and --data, or --dev"),
+    };
     let rows: usize = sets.iter().map(|s| s.data.len()).sum();
     let tokens: usize = sets.iter().map(|s| s.data.n_tokens()).sum();
     let start = Instant::now();
-    let output = lowrank_train::evaluate(
-        &loaded.model,
-        &sets,
-        args.task.metrics(),
-        order.flatten().as_deref(),
-        args.batch_size,
-    )?;
+    let output = lowrank_train::evaluate(&loaded.model, &sets, &metrics, order.as_deref(), args.batch_size)?;
     let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
     if args.json {
         let mut object: Map<String, serde_json::Value> =
             output.values.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        object.insert("task".into(), json!(args.task.name()));
+        object.insert("task".into(), json!(task));
         object.insert("rows".into(), json!(rows));
-        let metric = args.task.primary_metric().name();
+        let metric = metrics[0].name();
         object.insert("metric".into(), json!(output.values.get(metric)));
         object.insert("metric_name".into(), json!(metric));
         object.insert("tokens_per_second".into(), json!(tokens_per_second));
@@ -103,10 +106,62 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
+    let config = loaded.model.model().config();
+    ensure!(
+        config.level == HeadLevel::Sequence,
+        "the model is a token classifier, which labels every word; {task} has a label for each row"
+    );
+    ensure!(
+        config.problem != Problem::MultiLabel,
+        "the model decides each label by itself (multi_label_classification); {task} has one right label for each row"
+    );
+    let (width, wanted) = (config.labels.len(), LabelSpace::width(&task.spec().labels));
+    ensure!(
+        width == wanted,
+        "the model has {width} labels and {task} has {wanted}; give the adapter or model that was trained on it"
+    );
+    let order = class_order(&config.labels, &task.spec().labels);
+    ensure!(
+        order.is_some(),
+        "the model's labels ({}) are not those of {task} ({}); rename id2label in its config.json, or give the model that \
+         was trained on the task",
+        config.labels.join(", "),
+        task.label_names().join(", ")
+    );
+    let sets = dev_sets(root, task, &loaded.tokenizer)?;
+    Ok(Rows { task: task.name().into(), sets, metrics: task.metrics().to_vec(), order: order.flatten() })
+}
+
+fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
+    let config = loaded.model.model().config();
+    let name = file.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    let labels = config.labels.clone();
+    let (data, metrics) = if config.level == HeadLevel::Token {
+        let set = read_tagged_file(&name, file, &labels)?;
+        (encode_tagged(&set, &loaded.tokenizer)?, set.spec.metrics)
+    } else {
+        ensure!(
+            !is_tagged(file)?,
+            "{}: holds words with tags, and the model labels whole texts; give a token classifier",
+            file.display()
+        );
+        let space = match config.problem {
+            Problem::SingleLabel => LabelSpace::Classes(labels),
+            Problem::MultiLabel => LabelSpace::Sets(labels),
+            Problem::Regression => LabelSpace::Score,
+        };
+        let set = read_labelled(&name, file, &space)?;
+        (EncodedDataset::encode(&set, &loaded.tokenizer)?, set.spec().metrics.clone())
+    };
+    let sets = vec![DevSet { suffix: String::new(), data: Arc::new(data) }];
+    Ok(Rows { task: name, sets, metrics, order: None })
+}
+
 /// Where the task's classes stand among the model's labels: nothing to do (`Some(None)`), the place of each class
 /// (`Some(Some(_))`), or `None` where the labels have other names.
 pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
-    let LabelSpace::Classes(classes) = task else { return Some(None) };
+    let classes = task.names();
     // Names that say nothing are taken by their places.
     if model.iter().all(|label| label.starts_with("LABEL_")) {
         return Some(None);

@@ -7,7 +7,8 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::Update;
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_compress::{Extracted, extract};
-use lowrank_models::{EncoderConfig, Problem};
+use lowrank_models::ClassifierConfig;
+use lowrank_models::config::BodyConfig;
 use lowrank_spec::Site;
 use serde_json::json;
 
@@ -47,17 +48,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let updates =
         modules.into_iter().map(|m| Update { site: m.site, factors: m.factors, scale: 1.0, bias: None });
     let set = AdapterSet::<Inner>::from_updates(updates.collect(), &sites, &device()?);
+    let tuned = ClassifierConfig::read(&tuned).ok();
+    let saves_head = saved_modules.iter().any(|m| m.contains("classifier") || m == "score");
     let adapter = PeftConfig {
         modules_to_save: (!saved_modules.is_empty()).then(|| saved_modules.clone()),
-        task_type: saved_modules.iter().any(|m| m.contains("classifier")).then(|| "SEQ_CLS".into()),
+        task_type: tuned.as_ref().filter(|_| saves_head).map(|config| config.level.task_type().into()),
         base_model_name_or_path: Some(args.base.display().to_string()),
         bias: if biases_differ { "all".into() } else { "none".into() },
         inference_mode: true,
         ..PeftConfig::default()
     };
     write_adapter(&set, &sites, adapter, saved, &args.output)?;
-    if let Ok(tuned) = EncoderConfig::read(&tuned) {
-        write_labels(&args.output, &tuned.labels, tuned.problem == Problem::Regression, Some(&base_hash))?;
+    let is_encoder = |config: &ClassifierConfig| matches!(config.body, BodyConfig::Encoder(_));
+    if let Some(tuned) = tuned.filter(|config| saves_head || is_encoder(config)) {
+        write_labels(&args.output, &tuned, Some(&base_hash))?;
     }
     if args.json {
         let rows: Vec<_> = rows

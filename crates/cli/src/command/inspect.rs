@@ -10,8 +10,7 @@ use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, 
 use lowrank_checkpoint::{Checkpoint, CheckpointError};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
-    ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
-    SequenceClassifier,
+    Classifier, ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
 };
 use serde_json::{Map, Value, json};
 
@@ -127,7 +126,7 @@ fn architecture(args: &Args) -> Result<Value> {
                 None => config,
             };
             let heads = config.n_heads();
-            let mut model = SequenceClassifier::<Inner>::init(config, 0, &device);
+            let mut model = Classifier::<Inner>::init(config, 0, &device);
             (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
         };
     let mut object = json!({"kind": "architecture", "parameters": parameters});

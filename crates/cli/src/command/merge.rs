@@ -9,14 +9,14 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::{
-    Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows, Run,
-    SequenceClassifier, Stack, Tokens,
+    Adaptable, Classifier, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows,
+    Run, Stack, Tokens,
 };
 use lowrank_spec::LowrankSection;
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, adapter_folder, model_folder, new_folder, print_json};
+use crate::context::{ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, print_json};
 
 /// Options of `merge`.
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ trait Probed: Adaptable<Inner> {
     fn factored(&self) -> &LowrankSection;
 }
 
-impl Probed for SequenceClassifier<Inner> {
+impl Probed for Classifier<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
         let ids = probe_ids(config.vocab_size(), config.max_tokens());
@@ -82,7 +82,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let source = model_folder(&args.model.model)?;
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    if ModelFolder::open(&source)?.kind() != ModelKind::Decoder {
+    let is_language_model = ModelFolder::open(&source)?.kind() == ModelKind::Decoder;
+    if !is_language_model || adapter_level(&adapter_folder(adapter)?)?.is_some() {
         let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
         return merge(&args, &model, &adapters, &source, &device);
     }

@@ -1,12 +1,17 @@
-//! `lowrank predict`: classify texts.
+//! `lowrank predict`: classify texts, or the words of texts.
 
-use anyhow::Result;
-use lowrank_eval::argmax;
-use lowrank_models::Problem;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use lowrank_data::glue::LabelSpace;
+use lowrank_data::pack::EncodedDataset;
+use lowrank_data::tokenize::WordSpan;
+use lowrank_eval::{argmax, entities, predicted_set};
+use lowrank_models::{HeadLevel, Problem};
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{ModelArgs, TextArgs, print_json};
+use crate::context::{Loaded, ModelArgs, TextArgs, Texts, print_json};
 
 /// Options of `predict`.
 #[derive(clap::Args)]
@@ -27,7 +32,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
     let loaded = args.model.load::<Inner>(&device()?)?;
-    loaded.require_sequence_head()?;
+    loaded.require_head()?;
+    match loaded.level() {
+        HeadLevel::Sequence => sequences(&args, &texts, &loaded),
+        HeadLevel::Token => words(&args, &texts, &loaded),
+    }
+}
+
+fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     let data = texts.encode(&loaded.tokenizer)?;
     let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
     let config = loaded.model.model().config();
@@ -39,7 +51,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let (label, score) = match config.problem {
                 Problem::Regression => (config.labels[0].clone(), f64::from(logits[0])),
                 Problem::SingleLabel => (config.labels[class].clone(), probability(logits, class)),
-                Problem::MultiLabel => return Ok(multi_label(&config.labels, logits, class)),
+                Problem::MultiLabel => return multi_label(i, &config.labels, logits, class),
             };
             Ok(json!({"logits": logits, "label": label, "score": score}))
         })
@@ -59,12 +71,86 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// Labels the words of texts, each by its first token, and gathers the entities that they mark.
+fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
+    let (mut encoded, mut spans) = (Vec::new(), Vec::new());
+    for (row, (text, pair)) in texts.rows.iter().enumerate() {
+        ensure!(pair.is_none(), "text {}: a token classifier labels single texts, not pairs", row + 1);
+        let (tokens, words) = loaded.tokenizer.encode_with_words(text)?;
+        let end = words.last().map_or(0, |word| word.characters.end);
+        if text.chars().skip(end).any(|c| !c.is_whitespace()) {
+            eprintln!(
+                "warning: text {}: cut at {} tokens; what follows is not labelled",
+                row + 1,
+                tokens.ids.len()
+            );
+        }
+        encoded.push(tokens);
+        spans.push(words);
+    }
+    let data = Arc::new(EncodedDataset::unlabelled(encoded));
+    let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
+    let labels = &loaded.model.model().config().labels;
+    let described = rows.iter().zip(&spans).zip(&texts.rows).enumerate();
+    let described = described
+        .map(|(row, ((logits, words), (text, _)))| tagged(row, labels, logits, words, text))
+        .collect::<Result<Vec<Value>>>()?;
+    if args.json {
+        return print_json(&json!({ "rows": described }));
+    }
+    for (place, row) in described.iter().enumerate() {
+        if place > 0 {
+            println!();
+        }
+        for word in row["words"].as_array().into_iter().flatten() {
+            let text = |key: &str| word[key].as_str().unwrap_or_default();
+            println!(
+                "{}\t{}\t{:.4}",
+                text("word"),
+                text("label"),
+                word["score"].as_f64().unwrap_or(f64::NAN)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// One text with its words and entities. `logits` are those of every token, `start` and `end` count characters.
+fn tagged(row: usize, labels: &[String], logits: &[f32], words: &[WordSpan], text: &str) -> Result<Value> {
+    let tokens: Vec<&[f32]> = logits.chunks(labels.len()).collect();
+    let characters: Vec<char> = text.chars().collect();
+    let slice = |start: usize, end: usize| characters[start..end].iter().collect::<String>();
+    let (mut tags, mut scores, mut described) = (Vec::new(), Vec::new(), Vec::new());
+    for WordSpan { characters, token } in words {
+        let class = argmax(row, tokens[*token])? as usize;
+        let score = probability(tokens[*token], class);
+        tags.push(labels[class].as_str());
+        scores.push(score);
+        described.push(json!({
+            "word": slice(characters.start, characters.end), "label": labels[class], "score": score,
+            "start": characters.start, "end": characters.end,
+        }));
+    }
+    let mut object = json!({"logits": tokens, "words": described});
+    if LabelSpace::Tags(labels.to_vec()).marks_entities() {
+        let found = entities(&tags).into_iter().map(|(kind, first, last)| {
+            let (start, end) = (words[first].characters.start, words[last].characters.end);
+            let mean = scores[first..=last].iter().sum::<f64>() / (last - first + 1) as f64;
+            json!({"kind": kind, "text": slice(start, end), "start": start, "end": end, "score": mean})
+        });
+        object["entities"] = found.collect();
+    }
+    Ok(object)
+}
+
 /// A row of labels that do not exclude each other: the likeliest, and with `labels` every one above a half.
-fn multi_label(names: &[String], logits: &[f32], top: usize) -> Value {
+fn multi_label(row: usize, names: &[String], logits: &[f32], top: usize) -> Result<Value> {
     let scores: Vec<f64> = logits.iter().map(|&logit| 1.0 / (1.0 + (-f64::from(logit)).exp())).collect();
-    let labels: Vec<&String> =
-        names.iter().zip(&scores).filter(|(_, score)| **score > 0.5).map(|(name, _)| name).collect();
-    json!({"logits": logits, "label": names[top], "score": scores[top], "labels": labels, "scores": scores})
+    let set = predicted_set(row, logits)?;
+    let labels: Vec<&String> = set.iter().map(|&label| &names[label as usize]).collect();
+    Ok(
+        json!({"logits": logits, "label": names[top], "score": scores[top], "labels": labels, "scores": scores}),
+    )
 }
 
 /// Softmax of one class.

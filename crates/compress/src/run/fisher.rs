@@ -11,9 +11,7 @@ use lowrank_adapters::peft::host_values;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
 use lowrank_models::params::{Choose, WeightType};
-use lowrank_models::{
-    Decoder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, SequenceClassifier, Stack,
-};
+use lowrank_models::{Classifier, Decoder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, Stack};
 use lowrank_spec::names::WeightPart;
 
 use super::network::{Config, Network, Tokens};
@@ -84,7 +82,7 @@ fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Resu
             Network::Decoder(Box::new(Decoder::load(folder, *config, WeightType::F32, device)?))
         }
         Config::Classifier(config, last) => {
-            let model = SequenceClassifier::load(folder, *config, 0, device)?;
+            let model = Classifier::load(folder, *config, 0, device)?;
             if !model.newly_initialized().is_empty() {
                 return Err(CompressError::Input(format!(
                     "the model has no trained head ({}); fine-tune it on the task first",

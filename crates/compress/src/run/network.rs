@@ -12,8 +12,8 @@ use lowrank_kernels::Kernels;
 use lowrank_models::architecture;
 use lowrank_models::params::Loader;
 use lowrank_models::{
-    Adaptable, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter, Parameters, Rows, Run,
-    SequenceClassifier, Stack, TokenBatch,
+    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter,
+    Parameters, Rows, Run, Stack, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
 
@@ -43,7 +43,7 @@ pub(crate) enum Config {
 pub(crate) enum Network<B: Backend> {
     Decoder(Box<Decoder<B>>),
     /// With the rows of the last layer that are read after it.
-    Classifier(Box<SequenceClassifier<B>>, Rows),
+    Classifier(Box<Classifier<B>>, Rows),
 }
 
 /// Which parameters to load.
@@ -163,7 +163,7 @@ impl<B: Backend> Network<B> {
             Config::Classifier(config, last) => {
                 let mut config = config.clone();
                 config.lowrank.modules.extend(entries);
-                Self::Classifier(Box::new(SequenceClassifier::init(*config, 0, device)), *last)
+                Self::Classifier(Box::new(Classifier::init(*config, 0, device)), *last)
             }
         };
         let own = modules.iter().flat_map(|m| {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{DataError, Result};
 use crate::glue::dataset::{Example, GlueDataset, Label};
-use crate::glue::task::{LabelSpace, Metric, TaskSpec};
+use crate::glue::task::{LabelSpace, TaskSpec};
 use crate::io::{read_text, rows};
 
 /// A row before its label has a meaning.
@@ -15,26 +15,44 @@ struct RawRow {
     row: usize,
     text: String,
     pair: Option<String>,
-    label: String,
+    label: RawLabel,
+}
+
+/// A label as a file has it.
+enum RawLabel {
+    /// `label`: one.
+    One(String),
+    /// `labels`: names.
+    Several(Vec<String>),
+    /// `labels`: numbers, which are classes, or 0 or 1 for each class.
+    Numbers(Vec<f64>),
+}
+
+/// A file before its labels have a meaning.
+struct RawRows<'a> {
+    path: &'a Path,
+    rows: Vec<RawRow>,
+    has_pair: bool,
 }
 
 /// Reads a task from two files of the user's own.
 ///
-/// - `*.jsonl`: one object per line with `text`, optionally `text_pair`, and `label` (a string, a number or a boolean);
-/// - any other name: tab-separated, no quoting, with a header that names `text`, optionally `text_pair`, and `label`.
+/// - `*.jsonl`: one object per line with `text`, optionally `text_pair`, and `label` (a string, a number or a boolean) or
+///   `labels` (a list of names, of class numbers, or of 0 and 1 for every class);
+/// - any other name: tab-separated, no quoting, with a header that names `text`, optionally `text_pair`, and `label`, or
+///   `labels` separated by commas.
 ///
 /// The labels are those of the train file. If all of them are numbers and one is written with a point or an exponent
-/// (`2.0`), the task is a regression; otherwise every distinct label is a class, integers in numeric order and
-/// names in byte order. Metrics: accuracy (with F1 for two classes), or Pearson and Spearman.
+/// (`2.0`), the task is a regression; with `labels` a row has any number of them; otherwise every distinct label is a
+/// class. Integers are in numeric order and names in byte order. Metrics: [`LabelSpace::metrics`].
 ///
 /// # Errors
 /// A missing file or column, a row without text or label, a label of the dev file that the train file lacks, fewer
 /// than two classes, a text pair in only one of the files, bytes that are not UTF-8. Each names file and row.
 pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset, GlueDataset)> {
-    let (train_rows, train_pair) = read_rows(train)?;
-    let (dev_rows, dev_pair) = read_rows(dev)?;
-    if train_pair != dev_pair {
-        let (with, without) = if train_pair { (train, dev) } else { (dev, train) };
+    let (train, dev) = (RawRows::read(train)?, RawRows::read(dev)?);
+    if train.has_pair != dev.has_pair {
+        let (with, without) = if train.has_pair { (train.path, dev.path) } else { (dev.path, train.path) };
         return Err(DataError::MissingColumn {
             path: without.to_path_buf(),
             column: "text_pair".to_owned(),
@@ -42,43 +60,189 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
             remedy: format!("'{}' has one, and both files must agree", with.display()),
         });
     }
-    let labels = label_space(train, &train_rows)?;
-    let metrics = match &labels {
-        LabelSpace::Score => vec![Metric::Pearson, Metric::Spearman],
-        LabelSpace::Classes(names) if names.len() == 2 => vec![Metric::Accuracy, Metric::F1],
-        LabelSpace::Classes(_) => vec![Metric::Accuracy],
-    };
-    let spec = TaskSpec { name: name.to_owned(), task: None, labels, is_pair: train_pair, metrics };
-    let train_set = GlueDataset::from_examples(spec.clone(), resolve(train, train_rows, &spec.labels)?);
-    let dev_set = GlueDataset::from_examples(spec.clone(), resolve(dev, dev_rows, &spec.labels)?);
-    Ok((train_set, dev_set))
+    let space = label_space(&train)?;
+    let width = train.indicator_width();
+    let same = |names: &[String], label: &str| names.iter().position(|name| name == label);
+    let expected = "a label of the train file";
+    let set = |file: RawRows<'_>| file.resolve(name, &space, width, same, expected);
+    Ok((set(train)?, set(dev)?))
 }
 
-/// Reads a file in either format; the flag says whether it has pairs.
-fn read_rows(path: &Path) -> Result<(Vec<RawRow>, bool)> {
-    if !path.is_file() {
-        return Err(DataError::NotFound {
-            what: "data file".to_owned(),
-            path: path.to_path_buf(),
-            remedy: "give a .tsv or .jsonl file with text, optionally text_pair, and label".to_owned(),
+/// Reads a labelled file for a model whose labels are `space`.
+///
+/// Names are matched without regard to case and to `-`, `_` and spaces; where the model's are `LABEL_0`, `LABEL_1`, …,
+/// the file's may be numbers.
+///
+/// # Errors
+/// As [`read_custom`]; labels that the model does not have.
+pub fn read_labelled(name: &str, path: &Path, space: &LabelSpace) -> Result<GlueDataset> {
+    let file = RawRows::read(path)?;
+    let width = file.indicator_width().filter(|width| *width == space.width());
+    file.resolve(name, space, width, class_by_name, "a label of the model")
+}
+
+/// The class that a file calls `label`.
+pub(super) fn class_by_name(names: &[String], label: &str) -> Option<usize> {
+    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
+    let exact = names.iter().position(|name| name == label);
+    let like = || names.iter().position(|name| plain(name) == plain(label));
+    let numbered = || {
+        let places = names.iter().all(|name| name.starts_with("LABEL_"));
+        label.parse::<usize>().ok().filter(|place| places && *place < names.len())
+    };
+    exact.or_else(like).or_else(numbered)
+}
+
+impl<'a> RawRows<'a> {
+    /// Reads a file in either format.
+    fn read(path: &'a Path) -> Result<Self> {
+        if !path.is_file() {
+            return Err(DataError::NotFound {
+                what: "data file".to_owned(),
+                path: path.to_path_buf(),
+                remedy: "give a .tsv or .jsonl file with text, optionally text_pair, and label".to_owned(),
+            });
+        }
+        let text = read_text(path)?;
+        let is_jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
+        let (rows, has_pair) = if is_jsonl { read_jsonl(path, &text)? } else { read_tsv(path, &text)? };
+        let Some(first) = rows.first() else {
+            let remedy = "give at least one row of text and label".to_owned();
+            return Err(DataError::Empty { path: path.to_path_buf(), remedy });
+        };
+        let is_one = |row: &RawRow| matches!(row.label, RawLabel::One(_));
+        let file = Self { path, has_pair, rows: Vec::new() };
+        if let Some(other) = rows.iter().find(|row| is_one(row) != is_one(first)) {
+            let message = "some rows have 'label' and some 'labels'; give one of them in all".to_owned();
+            return Err(file.bad(other.row, message));
+        }
+        let missing = |row: &&RawRow| match &row.label {
+            RawLabel::One(label) => is_missing(label),
+            RawLabel::Several(labels) => labels.iter().any(|label| is_missing(label)),
+            RawLabel::Numbers(_) => false,
+        };
+        if let Some(missing) = rows.iter().find(missing) {
+            let label = if let RawLabel::One(label) = &missing.label { label.as_str() } else { "" };
+            let message = format!("the label is missing ('{label}'); fill it in or remove the row");
+            return Err(file.bad(missing.row, message));
+        }
+        Ok(Self { rows, ..file })
+    }
+
+    fn bad(&self, row: usize, message: String) -> DataError {
+        DataError::BadRow { path: self.path.to_path_buf(), row, message }
+    }
+
+    /// The number of classes, where every row has 0 or 1 for each.
+    fn indicator_width(&self) -> Option<usize> {
+        let rows = self.rows.iter().map(|row| match &row.label {
+            RawLabel::Numbers(numbers) if numbers.iter().all(|n| [0.0, 1.0].contains(n)) => {
+                Some(numbers.len())
+            }
+            _ => None,
         });
+        let widths = rows.collect::<Option<Vec<_>>>()?;
+        let width = *widths.first()?;
+        (width >= 2 && widths.iter().all(|other| *other == width)).then_some(width)
     }
-    let text = read_text(path)?;
-    let is_jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
-    let (rows, has_pair) = if is_jsonl { read_jsonl(path, &text)? } else { read_tsv(path, &text)? };
-    if rows.is_empty() {
-        let remedy = "give at least one row of text and label".to_owned();
-        return Err(DataError::Empty { path: path.to_path_buf(), remedy });
+
+    /// Turns labels into class indices or scores; `class` finds the class that a label names.
+    fn resolve(
+        self,
+        name: &str,
+        space: &LabelSpace,
+        indicators: Option<usize>,
+        class: impl Fn(&[String], &str) -> Option<usize>,
+        expected: &str,
+    ) -> Result<GlueDataset> {
+        let names = space.names();
+        let unknown = |row: usize, label: &str, expected: String| DataError::UnknownLabel {
+            path: self.path.to_path_buf(),
+            row,
+            label: label.to_owned(),
+            expected,
+        };
+        let one = |row: usize, label: &str| match class(names, label) {
+            Some(class) => Ok(class as u32),
+            None => Err(unknown(row, label, format!("{expected}: {}", names.join(", ")))),
+        };
+        let resolve = |raw: &RawRow| -> Result<Label> {
+            let label = match (space, &raw.label) {
+                (LabelSpace::Score, RawLabel::One(label)) => match label.parse::<f32>() {
+                    Ok(score) if score.is_finite() => Label::Score(score),
+                    _ => return Err(unknown(raw.row, label, "a number, as in the train file".to_owned())),
+                },
+                (LabelSpace::Classes(_), RawLabel::One(label)) => Label::Class(one(raw.row, label)?),
+                (LabelSpace::Sets(_), label) => {
+                    let labels = match label {
+                        RawLabel::One(_) => {
+                            let message = "has one 'label', and rows have any number; call it 'labels'";
+                            return Err(self.bad(raw.row, message.into()));
+                        }
+                        RawLabel::Several(labels) => labels.clone(),
+                        RawLabel::Numbers(numbers) => self.classes_of(raw.row, numbers, indicators)?,
+                    };
+                    let set: Result<Vec<u32>> = labels.iter().map(|label| one(raw.row, label)).collect();
+                    let mut set = set?;
+                    set.sort_unstable();
+                    set.dedup();
+                    Label::Set(set)
+                }
+                (LabelSpace::Tags(_), _) => {
+                    let message = "has no words with tags, and every word is to be labelled".to_owned();
+                    return Err(self.bad(raw.row, message));
+                }
+                (_, _) => {
+                    let message = "has 'labels', and every row has one label; call it 'label'".to_owned();
+                    return Err(self.bad(raw.row, message));
+                }
+            };
+            Ok(label)
+        };
+        let examples: Result<Vec<Example>> = self
+            .rows
+            .iter()
+            .map(|raw| {
+                Ok(Example { text: raw.text.clone(), pair: raw.pair.clone(), label: Some(resolve(raw)?) })
+            })
+            .collect();
+        let spec = TaskSpec {
+            name: name.to_owned(),
+            task: None,
+            labels: space.clone(),
+            is_pair: self.has_pair,
+            metrics: space.metrics(),
+        };
+        Ok(GlueDataset::from_examples(spec, examples?))
     }
-    if let Some(missing) = rows.iter().find(|row| is_missing(&row.label)) {
-        let message = format!("the label is missing ('{}'); fill it in or remove the row", missing.label);
-        return Err(DataError::BadRow { path: path.to_path_buf(), row: missing.row, message });
+
+    /// The names of the classes of a list of numbers.
+    fn classes_of(&self, row: usize, numbers: &[f64], indicators: Option<usize>) -> Result<Vec<String>> {
+        if let Some(width) = indicators {
+            if numbers.len() != width || numbers.iter().any(|n| ![0.0, 1.0].contains(n)) {
+                return Err(self.bad(row, format!("'labels' is not 0 or 1 for each of the {width} classes")));
+            }
+            let set = numbers.iter().enumerate().filter(|(_, n)| **n == 1.0);
+            return Ok(set.map(|(class, _)| class.to_string()).collect());
+        }
+        let name = |n: &f64| {
+            (n.fract() == 0.0 && *n >= 0.0 && *n < f64::from(u32::MAX)).then(|| (*n as u32).to_string())
+        };
+        let names: Option<Vec<String>> = numbers.iter().map(name).collect();
+        let distinct: Option<BTreeSet<&String>> = names.as_ref().map(|names| names.iter().collect());
+        match names {
+            Some(names) if distinct.is_some_and(|set| set.len() == numbers.len()) => Ok(names),
+            _ => Err(self.bad(
+                row,
+                "'labels' holds numbers that are neither distinct classes nor, in every row, 0 or 1 for each class"
+                    .to_owned(),
+            )),
+        }
     }
-    Ok((rows, has_pair))
 }
 
 /// Whether a label is missing: an empty cell, or a placeholder that table software writes.
-fn is_missing(label: &str) -> bool {
+pub(super) fn is_missing(label: &str) -> bool {
     ["", "nan", "<na>"].iter().any(|missing| label.trim().eq_ignore_ascii_case(missing))
 }
 
@@ -91,11 +255,13 @@ fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
             path: path.to_path_buf(),
             column: column.to_owned(),
             found: names.join(", "),
-            remedy: "the first line names the tab-separated columns text, text_pair (optional), label"
+            remedy: "the first line names the tab-separated columns text, text_pair (optional), and label or labels"
                 .to_owned(),
         })
     };
-    let (text_column, label_column, pair_column) = (need("text")?, need("label")?, find("text_pair"));
+    let several = find("labels").filter(|_| find("label").is_none());
+    let text_column = need("text")?;
+    let (label_column, pair_column) = (several.map_or_else(|| need("label"), Ok)?, find("text_pair"));
     let needed = 1 + text_column.max(label_column).max(pair_column.unwrap_or(0));
     let mut out = Vec::new();
     for (row, line) in rows(text).skip(1) {
@@ -108,11 +274,18 @@ fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
                 got: cells.len(),
             });
         }
+        let cell = cells[label_column].trim();
+        let label = match several {
+            None => RawLabel::One(cell.to_owned()),
+            // An empty cell is a row without labels.
+            Some(_) if cell.is_empty() => RawLabel::Several(Vec::new()),
+            Some(_) => RawLabel::Several(cell.split(',').map(|label| label.trim().to_owned()).collect()),
+        };
         out.push(RawRow {
             row,
             text: cells[text_column].to_owned(),
             pair: pair_column.map(|c| cells[c].to_owned()),
-            label: cells[label_column].trim().to_owned(),
+            label,
         });
     }
     Ok((out, pair_column.is_some()))
@@ -127,11 +300,7 @@ fn read_jsonl(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
         let string = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
         let text = string("text")
             .ok_or_else(|| bad(row, "no string 'text'; each line needs text and label".to_owned()))?;
-        let label = match value.get("label") {
-            Some(Value::String(s)) => s.clone(),
-            Some(v @ (Value::Number(_) | Value::Bool(_))) => v.to_string(),
-            _ => return Err(bad(row, "no 'label' (a string or a number)".to_owned())),
-        };
+        let label = json_label(&value).map_err(|message| bad(row, message))?;
         let pair = match value.get("text_pair") {
             None | Some(Value::Null) => None,
             Some(Value::String(s)) => Some(s.clone()),
@@ -147,13 +316,41 @@ fn read_jsonl(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
     Ok((out, has_pair))
 }
 
+/// `label`, or `labels`: a list under either name.
+fn json_label(row: &Value) -> Result<RawLabel, String> {
+    let missing = "no 'label' (a string or a number), nor 'labels' (a list)";
+    let label = [row.get("label"), row.get("labels")].into_iter().flatten().find(|value| !value.is_null());
+    match label.ok_or(missing)? {
+        Value::String(name) => Ok(RawLabel::One(name.clone())),
+        value @ (Value::Number(_) | Value::Bool(_)) => Ok(RawLabel::One(value.to_string())),
+        Value::Array(list) => {
+            let number = |value: &Value| match value {
+                Value::Number(number) => number.as_f64(),
+                Value::Bool(is_set) => Some(f64::from(u8::from(*is_set))),
+                _ => None,
+            };
+            let names: Option<Vec<String>> =
+                list.iter().map(|value| value.as_str().map(str::to_owned)).collect();
+            let numbers: Option<Vec<f64>> = list.iter().map(number).collect();
+            match (names, numbers) {
+                (Some(names), _) => Ok(RawLabel::Several(names)),
+                (None, Some(numbers)) => Ok(RawLabel::Numbers(numbers)),
+                (None, None) => Err("'labels' is neither a list of names nor a list of numbers".into()),
+            }
+        }
+        _ => Err(missing.into()),
+    }
+}
+
 /// Decides what the labels of the train file are.
-fn label_space(path: &Path, rows: &[RawRow]) -> Result<LabelSpace> {
-    let distinct: BTreeSet<&str> = rows.iter().map(|r| r.label.as_str()).collect();
-    let integers =
-        distinct.iter().map(|s| s.parse::<i64>().map(|i| (i, *s))).collect::<Result<BTreeSet<_>, _>>();
-    if let Ok(integers) = integers {
-        return classes(path, integers.into_iter().map(|(_, s)| s.to_owned()).collect());
+fn label_space(file: &RawRows<'_>) -> Result<LabelSpace> {
+    let one = |row: &RawRow| if let RawLabel::One(label) = &row.label { Some(label.clone()) } else { None };
+    let Some(labels) = file.rows.iter().map(one).collect::<Option<Vec<String>>>() else {
+        return Ok(LabelSpace::Sets(set_names(file)?));
+    };
+    let distinct: BTreeSet<&str> = labels.iter().map(String::as_str).collect();
+    if let Some(integers) = in_numeric_order(&distinct) {
+        return classes(file, integers);
     }
     let score = |label: &str| label.parse::<f32>().ok().filter(|score| score.is_finite());
     if distinct.iter().all(|label| score(label).is_some()) {
@@ -162,55 +359,52 @@ fn label_space(path: &Path, rows: &[RawRow]) -> Result<LabelSpace> {
     // One score with a point makes a regression; a word among scores is a missing score, not a class.
     let decimal = distinct.iter().find(|label| score(label).is_some() && label.parse::<i64>().is_err());
     if let Some(decimal) = decimal
-        && let Some(word) = rows.iter().find(|row| score(&row.label).is_none())
+        && let Some((row, word)) = file.rows.iter().zip(&labels).find(|(_, label)| score(label).is_none())
     {
-        let message = format!(
-            "the label '{}' is not a number, and others are scores ('{decimal}'); fill it in or remove the row",
-            word.label
-        );
-        return Err(DataError::BadRow { path: path.to_path_buf(), row: word.row, message });
+        return Err(file.bad(
+            row.row,
+            format!(
+                "the label '{word}' is not a number, and others are scores ('{decimal}'); fill it in or remove the row"
+            ),
+        ));
     }
-    classes(path, distinct.into_iter().map(str::to_owned).collect())
+    classes(file, distinct.into_iter().map(str::to_owned).collect())
 }
 
-fn classes(path: &Path, names: Vec<String>) -> Result<LabelSpace> {
+/// Labels that are all integers, in their order.
+pub(super) fn in_numeric_order(labels: &BTreeSet<&str>) -> Option<Vec<String>> {
+    let integers =
+        labels.iter().map(|s| s.parse::<i64>().map(|i| (i, *s))).collect::<Result<BTreeSet<_>, _>>();
+    Some(integers.ok()?.into_iter().map(|(_, s)| s.to_owned()).collect())
+}
+
+/// The labels of rows with any number of them.
+fn set_names(file: &RawRows<'_>) -> Result<Vec<String>> {
+    let width = file.indicator_width();
+    if let Some(width) = width {
+        return Ok((0..width).map(|class| class.to_string()).collect());
+    }
+    let mut all = BTreeSet::new();
+    for row in &file.rows {
+        match &row.label {
+            RawLabel::Several(names) => all.extend(names.iter().cloned()),
+            RawLabel::Numbers(numbers) => all.extend(file.classes_of(row.row, numbers, None)?),
+            RawLabel::One(_) => {}
+        }
+    }
+    let distinct: BTreeSet<&str> = all.iter().map(String::as_str).collect();
+    if distinct.is_empty() {
+        return Err(file.bad(file.rows[0].row, "no row has a label".to_owned()));
+    }
+    Ok(in_numeric_order(&distinct).unwrap_or_else(|| all.into_iter().collect()))
+}
+
+fn classes(file: &RawRows<'_>, names: Vec<String>) -> Result<LabelSpace> {
     if names.len() < 2 {
         let message = format!("the only label is '{}'; a task needs two or more", names.join(""));
-        return Err(DataError::BadRow { path: path.to_path_buf(), row: 2, message });
+        return Err(file.bad(2, message));
     }
     Ok(LabelSpace::Classes(names))
-}
-
-/// Turns labels into class indices or scores.
-fn resolve(path: &Path, rows: Vec<RawRow>, space: &LabelSpace) -> Result<Vec<Example>> {
-    let unknown = |row: usize, label: &str, expected: String| DataError::UnknownLabel {
-        path: path.to_path_buf(),
-        row,
-        label: label.to_owned(),
-        expected,
-    };
-    rows.into_iter()
-        .map(|r| {
-            let label = match space {
-                LabelSpace::Score => match r.label.parse::<f32>() {
-                    Ok(score) if score.is_finite() => Label::Score(score),
-                    _ => return Err(unknown(r.row, &r.label, "a number, as in the train file".to_owned())),
-                },
-                LabelSpace::Classes(names) => match class_of(names, &r.label) {
-                    Some(class) => Label::Class(class),
-                    None => {
-                        let expected = format!("a label of the train file: {}", names.join(", "));
-                        return Err(unknown(r.row, &r.label, expected));
-                    }
-                },
-            };
-            Ok(Example { text: r.text, pair: r.pair, label: Some(label) })
-        })
-        .collect()
-}
-
-fn class_of(names: &[String], label: &str) -> Option<u32> {
-    names.iter().position(|name| name == label).map(|class| class as u32)
 }
 
 #[cfg(test)]
@@ -226,7 +420,7 @@ mod tests {
     }
 
     fn labels(set: &GlueDataset) -> Vec<Label> {
-        set.examples().iter().map(|e| e.label.unwrap()).collect()
+        set.examples().iter().map(|e| e.label.clone().unwrap()).collect()
     }
 
     #[test]
@@ -259,6 +453,58 @@ mod tests {
         assert_eq!(labels(&dev), [Label::Score(3.0)]);
     }
 
+    #[test]
+    fn rows_of_several_labels() {
+        let set = |classes: &[u32]| Label::Set(classes.to_vec());
+        let named = |names: &[&str]| LabelSpace::Sets(names.iter().map(|s| (*s).to_owned()).collect());
+        let (train, dev) = files(
+            ("a.jsonl", "{\"text\":\"a\",\"labels\":[\"sea\",\"joy\"]}\n{\"text\":\"b\",\"labels\":[]}\n"),
+            ("b.tsv", "text\tlabels\nx\tjoy\ny\t\nz\tsea, joy\n"),
+        )
+        .unwrap();
+        assert_eq!(train.spec().labels, named(&["joy", "sea"]));
+        assert_eq!(train.spec().metrics[0].name(), "f1_micro");
+        assert_eq!(labels(&train), [set(&[0, 1]), set(&[])]);
+        assert_eq!(labels(&dev), [set(&[0]), set(&[]), set(&[0, 1])]);
+        // Numbers: classes, or 0 and 1 for each of them.
+        let (train, _) = files(
+            ("a.jsonl", "{\"text\":\"a\",\"labels\":[10]}\n{\"text\":\"b\",\"labels\":[9,10]}\n"),
+            ("b.jsonl", "{\"text\":\"a\",\"labels\":[9]}\n"),
+        )
+        .unwrap();
+        assert_eq!(train.spec().labels, named(&["9", "10"]));
+        assert_eq!(labels(&train), [set(&[1]), set(&[0, 1])]);
+        let (train, dev) = files(
+            ("a.jsonl", "{\"text\":\"a\",\"labels\":[1.0,0,0]}\n{\"text\":\"b\",\"label\":[0,1,1]}\n"),
+            ("b.jsonl", "{\"text\":\"a\",\"labels\":[true,false,true]}\n"),
+        )
+        .unwrap();
+        assert_eq!(train.spec().labels, named(&["0", "1", "2"]));
+        assert_eq!((labels(&train), labels(&dev)), (vec![set(&[0]), set(&[1, 2])], vec![set(&[0, 2])]));
+    }
+
+    #[test]
+    fn labels_of_a_model_are_found_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tsv");
+        let read = |text: &str, names: &[&str]| {
+            std::fs::write(&path, text).unwrap();
+            let names = names.iter().map(|s| (*s).to_owned()).collect();
+            read_labelled("a", &path, &LabelSpace::Classes(names)).map(|set| labels(&set))
+        };
+        let text = "text\tlabel\na\tnot-equal\nb\tequal\n";
+        assert_eq!(read(text, &["Equal", "NOT_EQUAL"]).unwrap(), [Label::Class(1), Label::Class(0)]);
+        let text = "text\tlabel\na\t1\n";
+        assert_eq!(read(text, &["LABEL_0", "LABEL_1"]).unwrap(), [Label::Class(1)]);
+        let error = read(text, &["no", "yes"]).unwrap_err().to_string();
+        assert!(
+            error.contains("a.tsv:2: unknown label '1'; expected a label of the model: no, yes"),
+            "{error}"
+        );
+        let error = read("text\tlabels\na\tno\n", &["no", "yes"]).unwrap_err().to_string();
+        assert!(error.contains("a.tsv:2: has 'labels', and every row has one label"), "{error}");
+    }
+
     #[track_caller]
     fn fails(train: (&str, &str), dev: (&str, &str), part: &str) {
         let error = files(train, dev).unwrap_err().to_string();
@@ -284,6 +530,16 @@ mod tests {
             "a.tsv:4: the label 'N/A' is not a number, and others are scores ('1.5')",
         );
         fails(("a.jsonl", "{\"text\":\"a\",\n"), good, "a.jsonl:1: not a JSON object");
+        let both = "{\"text\":\"a\",\"label\":\"x\"}\n{\"text\":\"a\",\"labels\":[\"x\"]}\n";
+        fails(("a.jsonl", both), good, "a.jsonl:2: some rows have 'label' and some 'labels'");
+        let several = ("a.tsv", "text\tlabels\na\tx,y\n");
+        fails(several, good, "b.tsv:2: has one 'label', and rows have any number");
+        fails(several, ("d.tsv", "text\tlabels\na\tx,z\n"), "d.tsv:2: unknown label 'z'");
+        fails(("a.tsv", "text\tlabels\na\tx,,y\n"), several, "a.tsv:2: the label is missing");
+        let twice = "{\"text\":\"a\",\"labels\":[2,2]}\n";
+        fails(("a.jsonl", twice), several, "a.jsonl:1: 'labels' holds numbers that are neither");
+        let nulls = "{\"text\":\"a\",\"labels\":null}\n";
+        fails(("a.jsonl", nulls), several, "a.jsonl:1: no 'label'");
         fails(good, ("d.tsv", "text\ttext_pair\tlabel\na\tb\tno\n"), "b.tsv:1: no column 'text_pair'");
     }
 }

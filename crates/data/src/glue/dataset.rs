@@ -9,12 +9,16 @@ use crate::glue::official;
 use crate::glue::task::{Split, Task, TaskSpec};
 
 /// The right answer of a row.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Label {
     /// An index into the task's class names.
     Class(u32),
     /// A score.
     Score(f32),
+    /// Any number of classes, ascending.
+    Set(Vec<u32>),
+    /// A class for each token; `None` where a token has none: special tokens, and all but the first of a word.
+    Tags(Vec<Option<u32>>),
 }
 
 /// One row of a task.

@@ -218,8 +218,16 @@ impl fmt::Display for Split {
 pub enum Metric {
     /// The share of right answers.
     Accuracy,
-    /// F1 of the positive class, label 1.
+    /// F1 of the positive class, label 1; of the entities, where tokens are labelled.
     F1,
+    /// The share of the found entities that are right.
+    Precision,
+    /// The share of the entities that are found.
+    Recall,
+    /// F1 over all labels and rows together.
+    F1Micro,
+    /// The mean F1 of the labels.
+    F1Macro,
     /// Matthews's correlation.
     Matthews,
     /// Pearson's correlation of scores.
@@ -234,6 +242,10 @@ impl Metric {
         match self {
             Self::Accuracy => "accuracy",
             Self::F1 => "f1",
+            Self::Precision => "precision",
+            Self::Recall => "recall",
+            Self::F1Micro => "f1_micro",
+            Self::F1Macro => "f1_macro",
             Self::Matthews => "matthews",
             Self::Pearson => "pearson",
             Self::Spearman => "spearman",
@@ -254,14 +266,51 @@ pub enum LabelSpace {
     Classes(Vec<String>),
     /// A real number.
     Score,
+    /// Any number of these labels, in the order of their indices.
+    Sets(Vec<String>),
+    /// One of these classes for each word, in label order.
+    Tags(Vec<String>),
 }
 
 impl LabelSpace {
     /// The width of the head: the number of classes, or 1 for a score.
     pub fn width(&self) -> usize {
         match self {
-            Self::Classes(names) => names.len(),
+            Self::Classes(names) | Self::Sets(names) | Self::Tags(names) => names.len(),
             Self::Score => 1,
+        }
+    }
+
+    /// Names in label order; none for a score.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::Classes(names) | Self::Sets(names) | Self::Tags(names) => names,
+            Self::Score => &[],
+        }
+    }
+
+    /// Whether tags mark the words of entities: `O`, and kinds after the letter of a scheme (`B-PER`).
+    pub fn marks_entities(&self) -> bool {
+        let Self::Tags(names) = self else { return false };
+        let is_kind = |name: &String| {
+            name.split_once('-').is_some_and(|(letter, kind)| {
+                ["B", "I", "E", "S", "L", "U"].contains(&letter) && !kind.is_empty()
+            })
+        };
+        names.iter().any(is_kind) && names.iter().all(|name| name == "O" || is_kind(name))
+    }
+
+    /// The metrics of a task of the user's own, the one to select by first.
+    pub fn metrics(&self) -> Vec<Metric> {
+        match self {
+            Self::Score => vec![Metric::Pearson, Metric::Spearman],
+            Self::Classes(names) if names.len() == 2 => vec![Metric::Accuracy, Metric::F1],
+            Self::Classes(_) => vec![Metric::Accuracy],
+            Self::Sets(_) => vec![Metric::F1Micro, Metric::F1Macro, Metric::Accuracy],
+            Self::Tags(_) if self.marks_entities() => {
+                vec![Metric::F1, Metric::Precision, Metric::Recall, Metric::Accuracy]
+            }
+            Self::Tags(_) => vec![Metric::Accuracy, Metric::F1Macro],
         }
     }
 }

@@ -1,10 +1,12 @@
 //! One packed batch, and the encoded rows that batches are made of.
 
+use rayon::prelude::*;
+
 use crate::error::{DataError, Result};
-use crate::glue::{GlueDataset, Label};
+use crate::glue::{GlueDataset, Label, TaggedDataset, TaggedRow};
 use crate::tokenize::{Encoded, TextTokenizer};
 
-/// The labels of a batch, one per sequence.
+/// The labels of a batch, one per sequence or per token.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Labels {
     /// No labels.
@@ -13,6 +15,10 @@ pub enum Labels {
     Classes(Vec<u32>),
     /// Scores, shape `[sequences]`.
     Scores(Vec<f32>),
+    /// The classes of each sequence, shape `[sequences]`.
+    Sets(Vec<Vec<u32>>),
+    /// The class of each token, where it has one, shape `[tokens]`.
+    Tags(Vec<Option<u32>>),
 }
 
 /// A batch without padding: the concatenation of its sequences.
@@ -27,7 +33,7 @@ pub struct PackedBatch {
     pub positions: Vec<u32>,
     /// Length of each sequence, shape `[sequences]`, each at least 1, their sum is `tokens`.
     pub lengths: Vec<usize>,
-    /// One label per sequence, or none at all.
+    /// One label per sequence or per token, or none at all.
     pub labels: Labels,
 }
 
@@ -46,6 +52,12 @@ impl PackedBatch {
         };
         for (row, label) in rows {
             let len = row.ids.len();
+            if let Some(Label::Tags(tags)) = &label
+                && tags.len() != len
+            {
+                let message = format!("a sequence has {len} ids and {} tags", tags.len());
+                return Err(DataError::Batch { message });
+            }
             if len == 0 || row.type_ids.len() != len {
                 let message = format!("a sequence has {len} ids and {} type ids", row.type_ids.len());
                 return Err(DataError::Batch { message });
@@ -92,6 +104,8 @@ impl Labels {
             Self::None => 0,
             Self::Classes(classes) => classes.len(),
             Self::Scores(scores) => scores.len(),
+            Self::Sets(sets) => sets.len(),
+            Self::Tags(tags) => tags.len(),
         }
     }
 
@@ -105,10 +119,18 @@ impl Labels {
             (Self::None, None) => {}
             (Self::Classes(classes), Some(Label::Class(class))) => classes.push(class),
             (Self::Scores(scores), Some(Label::Score(score))) => scores.push(score),
-            (Self::None, Some(Label::Class(class))) if is_first => *self = Self::Classes(vec![class]),
-            (Self::None, Some(Label::Score(score))) if is_first => *self = Self::Scores(vec![score]),
+            (Self::Sets(sets), Some(Label::Set(set))) => sets.push(set),
+            (Self::Tags(all), Some(Label::Tags(tags))) => all.extend(tags),
+            (Self::None, Some(label)) if is_first => {
+                *self = match label {
+                    Label::Class(class) => Self::Classes(vec![class]),
+                    Label::Score(score) => Self::Scores(vec![score]),
+                    Label::Set(set) => Self::Sets(vec![set]),
+                    Label::Tags(tags) => Self::Tags(tags),
+                };
+            }
             _ => {
-                let message = "some rows have a class, some a score, some no label".to_owned();
+                let message = "rows have labels of different kinds, or some have none".to_owned();
                 return Err(DataError::Batch { message });
             }
         }
@@ -130,7 +152,36 @@ impl EncodedDataset {
     /// Those of [`TextTokenizer::encode`].
     pub fn encode(dataset: &GlueDataset, tokenizer: &TextTokenizer) -> Result<Self> {
         let rows = tokenizer.encode_examples(dataset.examples())?;
-        Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label).collect() })
+        Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label.clone()).collect() })
+    }
+
+    /// Tokenizes sentences of words; the tag of a word is that of its first token, and no other token has one. With the
+    /// rows comes the number of words that were cut off at the tokenizer's limit.
+    ///
+    /// # Errors
+    /// Those of [`TextTokenizer::encode_words`]; a sentence that has no token for any of its words.
+    pub fn encode_tagged(dataset: &TaggedDataset, tokenizer: &TextTokenizer) -> Result<(Self, usize)> {
+        let encode = |row: &TaggedRow| {
+            let (encoded, words) = tokenizer.encode_words(&row.words)?;
+            let mut tags = vec![None; words.len()];
+            let (mut last, mut seen) = (None, 0);
+            for (tag, word) in tags.iter_mut().zip(words) {
+                if word.is_some() && word != last {
+                    *tag = word.and_then(|word| row.tags.get(word)).copied();
+                    seen = word.map_or(seen, |word| word + 1);
+                }
+                last = word.or(last);
+            }
+            if tags.iter().all(Option::is_none) {
+                let message =
+                    "the tokenizer gives no token for any of its words; remove the sentence".to_owned();
+                return Err(DataError::BadRow { path: dataset.path.clone(), row: row.row, message });
+            }
+            Ok((encoded, Label::Tags(tags), row.words.len() - seen))
+        };
+        let rows: Vec<_> = dataset.rows.par_iter().map(encode).collect::<Result<_>>()?;
+        let cut = rows.iter().map(|(_, _, cut)| cut).sum();
+        Ok((Self::labelled(rows.into_iter().map(|(row, label, _)| (row, label))), cut))
     }
 
     /// Rows encoded elsewhere, with a label each.
@@ -179,7 +230,7 @@ impl EncodedDataset {
             let message = format!("row {index} of {}", self.rows.len());
             return Err(DataError::Batch { message });
         }
-        PackedBatch::collate(indices.iter().map(|&i| (&self.rows[i], self.labels[i])))
+        PackedBatch::collate(indices.iter().map(|&i| (&self.rows[i], self.labels[i].clone())))
     }
 }
 
@@ -207,6 +258,8 @@ mod tests {
     fn what_does_not_fit_together_is_refused() {
         let a = row(&[5]);
         let mixed = [Some(Label::Class(1)), Some(Label::Score(1.0))];
+        assert!(PackedBatch::collate([(&a, Some(Label::Tags(vec![None, Some(1)])))]).is_err());
+        assert!(PackedBatch::collate([Label::Set(vec![]), Label::Class(0)].map(|l| (&a, Some(l)))).is_err());
         assert!(PackedBatch::collate(mixed.map(|l| (&a, l))).is_err());
         assert!(PackedBatch::collate([(&a, None), (&a, Some(Label::Class(0)))]).is_err());
         assert!(PackedBatch::collate([(&a, Some(Label::Class(0))), (&a, None)]).is_err());

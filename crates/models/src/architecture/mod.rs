@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     BodyConfig, ClassifierConfig, DecoderArchitecture, DecoderConfig, EncoderArchitecture, EncoderConfig,
-    Keys, read_labels, read_object,
+    HeadLevel, Keys, read_labels, read_object,
 };
 use crate::error::{ModelError, Result};
 
@@ -179,7 +179,8 @@ impl ClassifierConfig {
             return EncoderConfig::parse(raw).map(Self::from);
         }
         let (labels, problem) = read_labels(&Keys::new(&raw))?;
-        Ok(Self { labels, problem, body: BodyConfig::Decoder(DecoderConfig::parse(raw)?) })
+        let level = HeadLevel::named(&raw).unwrap_or_default();
+        Ok(Self { labels, problem, level, body: BodyConfig::Decoder(DecoderConfig::parse(raw)?) })
     }
 }
 

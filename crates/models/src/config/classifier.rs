@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::config::decoder::DecoderConfig;
 use crate::config::encoder::EncoderConfig;
-use crate::config::labels::{self, Problem};
+use crate::config::labels::{self, HeadLevel, Problem};
 use lowrank_spec::LowrankSection;
 
 /// The stack under a head.
@@ -25,9 +25,17 @@ pub struct ClassifierConfig {
     pub labels: Vec<String>,
     /// What the logits mean.
     pub problem: Problem,
+    /// What is labelled.
+    pub level: HeadLevel,
 }
 
 impl ClassifierConfig {
+    /// A head at another level. Where the checkpoint has one at the level so far, it is not this head.
+    pub const fn at_level(mut self, level: HeadLevel) -> Self {
+        self.level = level;
+        self
+    }
+
     /// Whether the head predicts a number.
     pub fn is_regression(&self) -> bool {
         self.problem == Problem::Regression
@@ -133,6 +141,12 @@ impl ClassifierConfig {
 
 impl From<EncoderConfig> for ClassifierConfig {
     fn from(config: EncoderConfig) -> Self {
-        Self { labels: config.labels.clone(), problem: config.problem, body: BodyConfig::Encoder(config) }
+        let level = HeadLevel::named(&config.raw).unwrap_or_default();
+        Self {
+            labels: config.labels.clone(),
+            problem: config.problem,
+            level,
+            body: BodyConfig::Encoder(config),
+        }
     }
 }

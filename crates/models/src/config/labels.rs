@@ -23,12 +23,57 @@ impl Problem {
         ("regression", Self::Regression),
     ];
 
+    /// The one with this name in `config.json`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, problem)| *problem)
+    }
+
     /// Its name in `config.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::SingleLabel => "single_label_classification",
             Self::MultiLabel => "multi_label_classification",
             Self::Regression => "regression",
+        }
+    }
+}
+
+/// What a head labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadLevel {
+    /// A whole sequence.
+    #[default]
+    Sequence,
+    /// Every token.
+    Token,
+}
+
+impl HeadLevel {
+    /// The level of the head that the class in `architectures` names, `None` where it names neither.
+    pub fn named(raw: &Map<String, Value>) -> Option<Self> {
+        let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
+        let class = classes.filter_map(Value::as_str).next()?;
+        [Self::Sequence, Self::Token].into_iter().find(|level| class.ends_with(level.class()))
+    }
+
+    /// End of the names of transformers' classes with such a head.
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::Sequence => "ForSequenceClassification",
+            Self::Token => "ForTokenClassification",
+        }
+    }
+
+    /// The level of a `task_type` of PEFT's, `None` for other tasks.
+    pub fn of_task(task_type: Option<&str>) -> Option<Self> {
+        [Self::Sequence, Self::Token].into_iter().find(|level| task_type == Some(level.task_type()))
+    }
+
+    /// PEFT's `task_type`.
+    pub const fn task_type(self) -> &'static str {
+        match self {
+            Self::Sequence => "SEQ_CLS",
+            Self::Token => "TOKEN_CLS",
         }
     }
 }

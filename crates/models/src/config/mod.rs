@@ -17,7 +17,7 @@ pub use classifier::{BodyConfig, ClassifierConfig};
 pub use decoder::{DecoderConfig, QkNorm, Residual};
 pub use encoder::EncoderConfig;
 pub use keys::Keys;
-pub use labels::Problem;
+pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
     DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, HeadNames, LayerNorms,

@@ -19,6 +19,8 @@ pub enum ModelKind {
     Decoder,
     /// A decoder with a sequence classification or regression head.
     DecoderClassifier,
+    /// A decoder with a head for every token.
+    DecoderTokenClassifier,
 }
 
 impl ModelKind {
@@ -37,6 +39,7 @@ impl ModelKind {
         };
         match class.split_once("For").map(|(_, head)| head) {
             Some("SequenceClassification") if is_decoder => Self::DecoderClassifier,
+            Some("TokenClassification") if is_decoder => Self::DecoderTokenClassifier,
             _ if is_decoder => Self::Decoder,
             Some("SequenceClassification") => Self::SequenceClassifier,
             Some("TokenClassification") => Self::TokenClassifier,
@@ -55,7 +58,7 @@ impl ModelKind {
 
     /// Whether tokens see only those before them.
     pub const fn is_decoder(self) -> bool {
-        matches!(self, Self::Decoder | Self::DecoderClassifier)
+        matches!(self, Self::Decoder | Self::DecoderClassifier | Self::DecoderTokenClassifier)
     }
 
     /// What it is, for messages.
@@ -67,6 +70,7 @@ impl ModelKind {
             Self::MaskedLm => "a masked language model",
             Self::Decoder => "a language model (decoder)",
             Self::DecoderClassifier => "a sequence classifier over a decoder",
+            Self::DecoderTokenClassifier => "a token classifier over a decoder",
         }
     }
 }
@@ -87,6 +91,7 @@ mod tests {
     #[case(json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}), ModelKind::Decoder)]
     #[case(json!({"model_type": "llama"}), ModelKind::Decoder)]
     #[case(json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), ModelKind::DecoderClassifier)]
+    #[case(json!({"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}), ModelKind::DecoderTokenClassifier)]
     #[case(json!({"architectures": ["RobertaModel"]}), ModelKind::Encoder)]
     #[case(json!({"model_type": "newer", "architectures": ["NewerForCausalLM"]}), ModelKind::Decoder)]
     fn kinds_are_told(#[case] config: Value, #[case] kind: ModelKind) {

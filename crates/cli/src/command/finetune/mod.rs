@@ -7,6 +7,7 @@ mod model;
 mod record;
 mod rows;
 mod start;
+mod weights;
 
 #[cfg(feature = "tui")]
 use std::io::IsTerminal;
@@ -25,6 +26,7 @@ use crate::method::{AdapterArgs, Method};
 
 use self::job::Clock;
 use self::language::LanguageArgs;
+use self::weights::ClassWeights;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scheduler {
@@ -49,7 +51,8 @@ pub(crate) struct Args {
     /// GLUE root with the official folders
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Training rows: for a classifier .tsv with a header text[, text_pair], label, or .jsonl; for a language model .txt,
+    /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels (comma-separated), or .jsonl
+    /// of the same keys; for words CoNLL columns or .jsonl with tokens and tags; for a language model .txt,
     /// .jsonl or .json with text, messages, conversations, instruction, prompt/completion or prompt/chosen/rejected
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
@@ -133,6 +136,9 @@ pub(crate) struct Args {
     /// Initialise the head with zeros
     #[arg(long)]
     zero_head: bool,
+    /// Weights of the classes in the loss, balanced or by name; a class that is not named has 1
+    #[arg(long, value_name = "balanced|LABEL=WEIGHT,…")]
+    class_weights: Option<ClassWeights>,
     #[command(flatten)]
     language: LanguageArgs,
     /// Name of the model in tables and logs [default: --model]
@@ -158,6 +164,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     #[cfg(feature = "tui")]
     ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
     if ModelFolder::open(&folder)?.kind() == ModelKind::Decoder && !rows::are_labelled(&args)? {
+        ensure!(
+            args.class_weights.is_none(),
+            "--class-weights is for rows that are classified; these are texts of a language model"
+        );
         language::run(&args, &folder, &device, clock)
     } else {
         args.language.check_unused()?;

@@ -10,7 +10,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_checkpoint::{Checkpoint, FloatType};
 use lowrank_models::config::{BodyConfig, QkvNames};
 use lowrank_models::{
-    Adaptable, ClassifierConfig, DecoderConfig, Parameter, Parameters, SequenceClassifier, Trainable,
+    Adaptable, Classifier, ClassifierConfig, DecoderConfig, HeadLevel, Parameter, Parameters, Trainable,
 };
 use lowrank_spec::HostTensor;
 use lowrank_train::FineTuner;
@@ -77,10 +77,10 @@ pub(super) fn build(
     let labels = config.labels.len();
     let targets = default_targets(&config);
     let (mut model, hash) = if args.random_init {
-        (SequenceClassifier::<Train>::init(config, args.seed, device), "random".to_string())
+        (Classifier::<Train>::init(config, args.seed, device), "random".to_string())
     } else {
         let hash = Checkpoint::open(&weights)?.content_hash();
-        (SequenceClassifier::<Train>::load(&weights, config, args.seed, device)?, hash)
+        (Classifier::<Train>::load(&weights, config, args.seed, device)?, hash)
     };
     if let Some(places) = order.filter(|_| !args.random_init && model.newly_initialized().is_empty()) {
         model = model.with_label_order(&places)?;
@@ -151,13 +151,7 @@ pub(super) fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<St
 }
 
 /// Saves what was trained: a model folder for `full` and `bitfit`, an adapter folder else. Returns its bytes.
-pub(super) fn save(
-    args: &Args,
-    source: &Path,
-    tuner: &FineTuner<Inner>,
-    (labels, regression): (&[String], bool),
-    base_hash: &str,
-) -> Result<u64> {
+pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_hash: &str) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
         let dir = args.output.join("model");
         tuner.model().save(&dir, source, FloatType::F32)?;
@@ -165,11 +159,12 @@ pub(super) fn save(
     }
     let (set, model) = (tuner.adapters(), tuner.model());
     let saved = model.head_tensors();
-    let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted_paths(set));
+    let level = model.config().level;
+    let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted_paths(set), level);
     let config = PeftConfig { modules_to_save: Some(modules_to_save), task_type, ..PeftConfig::default() };
     let dir = args.output.join("adapter");
     let bytes = save_adapter(args, model, set, config, saved, &dir)?;
-    write_labels(&dir, labels, regression, Some(base_hash))?;
+    write_labels(&dir, model.config(), Some(base_hash))?;
     Ok(bytes)
 }
 
@@ -215,10 +210,11 @@ fn head_in_peft(
     modules: Vec<String>,
     tensors: &[HostTensor<'_>],
     adapted: &BTreeSet<String>,
+    level: HeadLevel,
 ) -> (Vec<String>, Option<String>) {
     let of_head: BTreeSet<&str> = tensors.iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0)).collect();
     if !of_head.iter().any(|module| adapted.contains(*module)) {
-        return (modules, Some("SEQ_CLS".into()));
+        return (modules, Some(level.task_type().into()));
     }
     let in_full = of_head.into_iter().filter(|module| !adapted.contains(*module));
     (in_full.map(str::to_string).collect(), None)

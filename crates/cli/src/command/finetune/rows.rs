@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lowrank_data::glue::{GlueDataset, Label, Split, Task, TaskSpec, read_custom};
+use lowrank_data::glue::{
+    GlueDataset, Label, Split, TaggedDataset, Task, TaskSpec, is_tagged, read_custom, read_tagged,
+};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_train::DevSet;
@@ -28,9 +30,19 @@ pub(super) struct Rows {
 pub(super) enum Source {
     Glue { root: PathBuf, task: Task, train: GlueDataset },
     Files { train: GlueDataset, dev: GlueDataset },
+    Tagged { train: TaggedDataset, dev: TaggedDataset },
 }
 
-pub(super) fn read_spec(args: &Args) -> Result<(TaskSpec, Source)> {
+/// Whether the training rows are words with tags.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn are_tagged(args: &Args) -> Result<bool> {
+    Ok(args.train.as_deref().map(is_tagged).transpose()?.unwrap_or(false))
+}
+
+/// Reads the rows; tags are numbered as `known`, the labels of a head for words, where these are all of them.
+pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Source)> {
     if let (Some(task), Some(root)) = (args.task, &args.data) {
         let train = GlueDataset::read(root, task, Split::Train)?;
         return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
@@ -39,6 +51,10 @@ pub(super) fn read_spec(args: &Args) -> Result<(TaskSpec, Source)> {
         bail!("give --task and --data, or --train and --dev");
     };
     let name = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    if is_tagged(train)? {
+        let (train, dev) = read_tagged(&name, train, dev, known)?;
+        return Ok((train.spec.clone(), Source::Tagged { train, dev }));
+    }
     let (train, dev) = read_custom(&name, train, dev)?;
     Ok((train.spec().clone(), Source::Files { train, dev }))
 }
@@ -52,6 +68,10 @@ impl Source {
             Self::Glue { root, task, train } => {
                 (encode(&train)?, evaluate::dev_sets(&root, task, tokenizer)?)
             }
+            Self::Tagged { train, dev } => {
+                let encode = |set: &TaggedDataset| evaluate::encode_tagged(set, tokenizer).map(Arc::new);
+                (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
+            }
             Self::Files { train, dev } => {
                 (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
             }
@@ -61,7 +81,7 @@ impl Source {
     }
 }
 
-/// Whether the rows are to be classified: those of a task, of a table, or of JSON lines with a label.
+/// Whether the rows are to be classified: those of a task, of a table, of JSON lines with a label, or of words with tags.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -75,9 +95,10 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
             // A line that cannot be read or parsed is reported with its number by the reader of its rows.
             let is_read = BufReader::new(file.take(1 << 20)).read_line(&mut first).is_ok();
             let row: Option<Value> = serde_json::from_str(&first).ok().filter(|_| is_read);
-            Ok(row.is_some_and(|row| row.get("label").is_some()))
+            let row = row.unwrap_or_default();
+            Ok(row.get("label").is_some() || row.get("labels").is_some() || is_tagged(path)?)
         }
-        _ => Ok(false),
+        _ => Ok(is_tagged(path)?),
     }
 }
 
@@ -86,9 +107,13 @@ fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String 
     let rows = sets.flat_map(|set| set.rows().iter().zip(set.labels()));
     let bytes = rows.flat_map(|(row, label)| {
         let label = match label {
-            None => [0, 0],
-            Some(Label::Class(class)) => [1, *class],
-            Some(Label::Score(score)) => [2, score.to_bits()],
+            None => vec![0, 0],
+            Some(Label::Class(class)) => vec![1, *class],
+            Some(Label::Score(score)) => vec![2, score.to_bits()],
+            Some(Label::Set(set)) => [3, set.len() as u32].iter().chain(set).copied().collect(),
+            Some(Label::Tags(tags)) => {
+                [4].into_iter().chain(tags.iter().map(|tag| tag.map_or(0, |tag| tag + 1))).collect()
+            }
         };
         let numbers = [row.ids.len() as u32].into_iter().chain(row.ids.iter().copied()).chain(label);
         numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()

@@ -1,0 +1,255 @@
+//! What is labelled and how: words with tags, several labels to a row, classes with weights; as a user types it.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{copy, fixture, s};
+
+#[track_caller]
+fn run(args: &[&str]) -> (String, String) {
+    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().success().get_output().clone();
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[track_caller]
+fn json_of(args: &[&str]) -> Value {
+    serde_json::from_str(&run(&[args, &["--json"]].concat()).0).unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let last = error.trim_end().lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = read_json(path);
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// A folder of small data files.
+struct Files(TempDir);
+
+impl Files {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        s(&self.0.path().join(name)).to_owned()
+    }
+}
+
+const CONLL: &str =
+    "the DT O\nking NN B-PER\nwalked VB O\nhome NN B-LOC\n\nthe DT O\ncold NN B-LOC\nsea NN I-LOC\n. . O\n";
+const STEPS: [&str; 8] = ["--batch-size", "2", "--eval-every", "15", "--lr", "2e-2", "--head-lr", "5e-2"];
+
+fn finetune<'a>(model: &'a str, train: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["finetune", "--model", model, "--train", train, "--dev", train, "-o", out], &STEPS[..], more].concat()
+}
+
+/// Trained to know its rows by heart, saved in PEFT's form, loaded, evaluated, merged and read as a folder of its own.
+#[test]
+fn words_are_tagged() {
+    for base in ["bert-encoder", "roberta-encoder", "small-llama"] {
+        let files = Files::new(&[("train.conll", CONLL)]);
+        let (model, train, out) = (fixture(base), files.path("train.conll"), files.path("run"));
+        let lora = ["--method", "lora", "--rank", "4", "--alpha", "8", "--max-steps", "60"];
+        let result = json_of(&finetune(s(&model), &train, &out, &lora));
+        assert_eq!((&result["metric_name"], &result["metric"]), (&json!("f1"), &json!(1.0)), "{base}");
+        let adapter = format!("{out}/adapter");
+        let config = read_json(Path::new(&format!("{adapter}/adapter_config.json")));
+        assert_eq!(config["task_type"], "TOKEN_CLS");
+        let names = json!(["B-LOC", "B-PER", "I-LOC", "O"]);
+        assert_eq!(read_json(Path::new(&format!("{adapter}/labels.json")))["labels"], names);
+        let with = ["--model", s(&model), "--adapter", &adapter];
+        let jsonl =
+            "{\"tokens\":[\"the\",\"cold\",\"sea\",\".\"],\"tags\":[\"O\",\"B-LOC\",\"I-LOC\",\"O\"]}\n";
+        fs::write(files.path("dev.jsonl"), jsonl).unwrap();
+        let merged = files.path("merged");
+        run(&[&["merge", "-o", &merged][..], &with].concat());
+        assert!(
+            read_json(Path::new(&format!("{merged}/config.json")))["architectures"][0]
+                .as_str()
+                .unwrap()
+                .ends_with("ForTokenClassification")
+        );
+        let mut seen = Vec::new();
+        for model in [&with[..], &["--model", &merged]] {
+            let scores = json_of(&[&["evaluate", "--dev", &files.path("dev.jsonl")][..], model].concat());
+            assert_eq!([&scores["f1"], &scores["recall"], &scores["accuracy"]], [1.0, 1.0, 1.0], "{base}");
+            let text = "the king walked home";
+            let predicted = json_of(&[&["predict", "--text", text][..], model].concat());
+            let row = &predicted["rows"][0];
+            let words: Vec<_> = row["words"].as_array().unwrap().iter().map(|w| w["word"].clone()).collect();
+            assert_eq!(words, text.split(' ').map(Value::from).collect::<Vec<_>>());
+            if base != "small-llama" {
+                let entity = &row["entities"][0];
+                assert_eq!([&entity["kind"], &entity["text"]], ["PER", "king"], "{base}");
+                assert_eq!([&entity["start"], &entity["end"]], [4, 8]);
+            }
+            seen.push(row["words"].clone());
+        }
+        for (a, b) in seen[0].as_array().unwrap().iter().zip(seen[1].as_array().unwrap()) {
+            assert_eq!(a["label"], b["label"]);
+            assert!((a["score"].as_f64().unwrap() - b["score"].as_f64().unwrap()).abs() < 1e-4);
+        }
+    }
+}
+
+/// The rows of transformers' own alignment of words and tokens, and the labels of its head.
+#[test]
+fn a_trained_head_over_words_is_read_by_name() {
+    let model = fixture("bert-token-cls");
+    let files = Files::new(&[("dev.conll", "home B-LOC\nking O\n"), ("other.conll", "home B-ORG\nking O\n")]);
+    let scores = json_of(&["evaluate", "--model", s(&model), "--dev", &files.path("dev.conll")]);
+    assert_eq!(scores["rows"], 1);
+    fails(
+        &["evaluate", "--model", s(&model), "--dev", &files.path("other.conll")],
+        "other.conll:1: unknown label 'B-ORG'; expected a label of the model: O, B-PER",
+    );
+    // Fine-tuning keeps the head and its labels where they hold every tag.
+    let (train, out) = (files.path("dev.conll"), files.path("run"));
+    let error = run(&finetune(s(&model), &train, &out, &["--method", "head", "--max-steps", "1"])).1;
+    assert!(!error.contains("newly"), "{error}");
+    let labels = read_json(Path::new(&format!("{out}/adapter/labels.json")));
+    assert_eq!(labels["labels"], json!(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]));
+}
+
+#[test]
+fn heads_of_words_and_of_texts_are_not_mixed() {
+    let files = Files::new(&[("t.conll", CONLL), ("t.tsv", "text\tlabel\na\tno\nb\tyes\n")]);
+    let (conll, tsv) = (files.path("t.conll"), files.path("t.tsv"));
+    let (words, texts) = (fixture("bert-token-cls"), fixture("bert-cls"));
+    fails(&["evaluate", "--model", s(&texts), "--dev", &conll], "t.conll: holds words with tags");
+    fails(&["evaluate", "--model", s(&words), "--dev", &tsv], "t.tsv");
+    fails(&["predict", "--model", s(&words), "--text", "a", "--text-pair", "b"], "single texts, not pairs");
+    // An adapter of one task on a model with the head of another, and as the start of another training.
+    let (a, b) = (files.path("words"), files.path("texts"));
+    let steps = ["--method", "lora", "--max-steps", "1", "--rank", "2", "--alpha", "2"];
+    let base = fixture("bert-encoder");
+    run(&finetune(s(&base), &conll, &a, &steps));
+    run(&finetune(s(&base), &tsv, &b, &steps));
+    let refused = |model: &Path, adapter: &str, part: &str| {
+        fails(
+            &["predict", "--model", s(model), "--adapter", &format!("{adapter}/adapter"), "--text", "a"],
+            part,
+        );
+    };
+    refused(&texts, &a, "task_type is TOKEN_CLS, and this model is for SEQ_CLS");
+    refused(&words, &b, "task_type is SEQ_CLS, and this model is for TOKEN_CLS");
+    let out = files.path("again");
+    let start = [&steps[..], &["--init-from", &a]].concat();
+    fails(&finetune(s(&base), &tsv, &out, &start), "task_type is TOKEN_CLS, and this model is for SEQ_CLS");
+    let start = [&steps[..], &["--init-from", &b]].concat();
+    fails(&finetune(s(&base), &conll, &out, &start), "task_type is SEQ_CLS, and this model is for TOKEN_CLS");
+    // A head of the same shape at another level is not taken over.
+    let tags = Files::new(&[("t.conll", "a x\nb y\nc z\n")]);
+    run(&finetune(s(&texts), &tags.path("t.conll"), &out, &["--method", "full", "--max-steps", "1"]));
+    let config = read_json(Path::new(&format!("{out}/model/config.json")));
+    assert_eq!(config["architectures"][0], "BertForTokenClassification");
+}
+
+#[test]
+fn rows_have_several_labels() {
+    let rows = "{\"text\":\"the cold sea\",\"labels\":[\"sea\",\"cold\"]}\n{\"text\":\"the king\",\"labels\":[]}\n\
+                {\"text\":\"the red sea\",\"labels\":[\"sea\"]}\n{\"text\":\"a cold mat\",\"labels\":[\"cold\"]}\n";
+    let files =
+        Files::new(&[("t.jsonl", rows), ("d.tsv", "text\tlabels\nthe cold sea\tcold,sea\nthe king\t\n")]);
+    for method in ["lora", "full"] {
+        let (model, train, out) = (fixture("bert-encoder"), files.path("t.jsonl"), files.path(method));
+        let result = json_of(&finetune(s(&model), &train, &out, &["--method", method, "--max-steps", "90"]));
+        assert_eq!(
+            (&result["metric_name"], &result["metric"]),
+            (&json!("f1_micro"), &json!(1.0)),
+            "{method}"
+        );
+        let tuned = match method {
+            "full" => vec!["--model".to_owned(), out.clone()],
+            _ => vec!["--model".into(), s(&model).to_owned(), "--adapter".into(), out.clone()],
+        };
+        let tuned: Vec<&str> = tuned.iter().map(String::as_str).collect();
+        let scores = json_of(&[&["evaluate", "--dev", &files.path("d.tsv")][..], &tuned].concat());
+        assert_eq!([&scores["f1_micro"], &scores["f1_macro"], &scores["accuracy"]], [1.0, 1.0, 1.0]);
+        let row = &json_of(&[&["predict", "--text", "the cold sea"][..], &tuned].concat())["rows"][0];
+        assert_eq!(row["labels"], json!(["cold", "sea"]));
+        if method == "full" {
+            let config = read_json(Path::new(&format!("{out}/model/config.json")));
+            assert_eq!(config["problem_type"], "multi_label_classification");
+        }
+    }
+    let glue = Files::new(&[]);
+    fails(
+        &["evaluate", "--model", &files.path("full"), "--task", "sst2", "--data", &glue.path("")],
+        "multi_label_classification",
+    );
+}
+
+#[test]
+fn classes_have_weights() {
+    let rows = "text\tlabel\nthe sea\tyes\nthe king\tno\nthe mat\tno\nthe cat\tno\n";
+    let files =
+        Files::new(&[("t.tsv", rows), ("s.tsv", "text\tlabel\na\t0.5\nb\t1.5\n"), ("w.conll", CONLL)]);
+    let (model, train) = (fixture("bert-encoder"), files.path("t.tsv"));
+    let weighted = |name: &str, weights: &str, train: &str| {
+        let out = files.path(name);
+        let more = ["--method", "head", "--max-steps", "2", "--class-weights", weights];
+        let args = finetune(s(&model), train, &out, &more).into_iter().map(str::to_owned).collect();
+        (out, args)
+    };
+    let recorded = |(out, args): (String, Vec<String>)| {
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        read_json(Path::new(&format!("{out}/run.json")))["run_info"]["config"]["class_weights"].clone()
+    };
+    let balanced = recorded(weighted("balanced", "balanced", &train));
+    assert!((balanced["yes"].as_f64().unwrap() - 2.0).abs() < 1e-6);
+    assert!((balanced["no"].as_f64().unwrap() - 4.0 / 6.0).abs() < 1e-6);
+    assert_eq!(recorded(weighted("named", "yes=3", &train)), json!({"no": 1.0, "yes": 3.0}));
+    assert!(recorded(weighted("words", "balanced", &files.path("w.conll"))).is_object());
+    let refused = |(_, args): (String, Vec<String>), part: &str| {
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    refused(weighted("a", "maybe=3", &train), "no class is called 'maybe'; the classes are no, yes");
+    refused(weighted("b", "balanced", &files.path("s.tsv")), "these have scores or several labels");
+    let text = Files::new(&[("t.txt", "the sea\n")]);
+    let (llama, out, train) = (fixture("small-llama"), text.path("run"), text.path("t.txt"));
+    fails(
+        &finetune(s(&llama), &train, &out, &["--method", "lora", "--class-weights", "balanced"]),
+        "texts of a language model",
+    );
+}
+
+#[test]
+fn own_rows_are_evaluated_by_the_names_of_the_labels() {
+    let folder = copy("bert-cls");
+    edit(&folder.path().join("config.json"), |config| {
+        config["id2label"] = json!({"0": "YES", "1": "no", "2": "per haps"});
+        config["label2id"] = json!({"YES": 0, "no": 1, "per haps": 2});
+    });
+    let files = Files::new(&[
+        ("d.tsv", "text\tlabel\nthe sea\tyes\na\tper_haps\n"),
+        ("e.tsv", "text\tlabel\na\tmay\n"),
+    ]);
+    let model = s(folder.path());
+    assert_eq!(json_of(&["evaluate", "--model", model, "--dev", &files.path("d.tsv")])["rows"], 2);
+    fails(&["evaluate", "--model", model, "--dev", &files.path("e.tsv")], "e.tsv:2: unknown label 'may'");
+}

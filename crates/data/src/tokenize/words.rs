@@ -1,0 +1,106 @@
+//! Words and their tokens: sentences that come as words, and texts that are taken apart into words.
+
+use std::ops::Range;
+
+use tokenizers::{Encoding, PreTokenizerWrapper, Tokenizer};
+
+use crate::error::Result;
+use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error, truncate};
+
+/// A word of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WordSpan {
+    /// Its characters in the text (not its bytes), as transformers counts.
+    pub characters: Range<usize>,
+    /// Its first token.
+    pub token: usize,
+}
+
+impl TextTokenizer {
+    /// Encodes a sentence of words with the model's special tokens; with each token comes its word.
+    ///
+    /// Equal to transformers' `is_split_into_words`, with `add_prefix_space` for GPT-2's and RoBERTa's tokenizers, which
+    /// ask for it: every word but the first follows a space in a text.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_words(&self, words: &[String]) -> Result<(Encoded, Vec<Option<usize>>)> {
+        let tokenizer = self.of_words.get_or_init(|| with_prefix_space(&self.inner)).as_ref();
+        let encoding = tokenizer.unwrap_or(&self.inner).encode(words, false).map_err(encoding_error)?;
+        let (encoding, _) = self.framed(self.cut(encoding))?;
+        let words = encoding.get_word_ids().iter().map(|word| word.map(|word| word as usize)).collect();
+        Ok((encoded(&encoding), words))
+    }
+
+    /// Encodes a text with the model's special tokens, and finds its words: what the tokenizer splits a text into before
+    /// it looks for tokens, or what stands between spaces where it does not split.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_with_words(&self, text: &str) -> Result<(Encoded, Vec<WordSpan>)> {
+        let encoding = self.inner.encode_char_offsets(text, false).map_err(encoding_error)?;
+        let encoding = self.cut(encoding);
+        let characters: Vec<char> = text.chars().collect();
+        let mut chunks = Vec::with_capacity(characters.len());
+        for (place, c) in characters.iter().enumerate() {
+            let before = chunks.last().copied().unwrap_or(0);
+            let begins = place > 0 && characters[place - 1].is_whitespace() && !c.is_whitespace();
+            chunks.push(before + usize::from(begins));
+        }
+        let is_split = encoding.get_word_ids().iter().flatten().any(|word| *word > 0);
+        let mut words: Vec<WordSpan> = Vec::new();
+        let mut last = None;
+        let tokens = encoding.get_word_ids().iter().zip(encoding.get_offsets()).enumerate();
+        for (token, (word, &(start, end))) in tokens {
+            let Some(word) = word else { continue };
+            // A token that takes the space before a word begins at the space.
+            let blank = characters[start..end].iter().take_while(|c| c.is_whitespace()).count();
+            let (start, word) = match chunks.get(start + blank) {
+                Some(chunk) if !is_split => (start + blank, *chunk),
+                _ => (start + blank, *word as usize),
+            };
+            if start >= end {
+                continue;
+            }
+            match words.last_mut().filter(|_| last == Some(word)) {
+                Some(span) => span.characters.end = span.characters.end.max(end),
+                None => words.push(WordSpan { characters: start..end, token }),
+            }
+            last = Some(word);
+        }
+        let (encoding, before) = self.framed(encoding)?;
+        words.iter_mut().for_each(|word| word.token += before);
+        Ok((encoded(&encoding), words))
+    }
+
+    /// A single text, cut at the limit.
+    fn cut(&self, mut encoding: Encoding) -> Encoding {
+        if let Some(max_length) = self.max_length {
+            truncate(&mut encoding, None, max_length - added_tokens(&self.inner, false));
+        }
+        encoding
+    }
+
+    /// A single text with the special tokens around it, and their number before it.
+    fn framed(&self, encoding: Encoding) -> Result<(Encoding, usize)> {
+        let encoding = self.inner.post_process(encoding, None, true).map_err(encoding_error)?;
+        let before = encoding.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
+        Ok((encoding, before))
+    }
+}
+
+fn encoded(encoding: &Encoding) -> Encoded {
+    Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() }
+}
+
+/// A byte-level tokenizer that puts a space before every word; `None` where the tokenizer is another, or does so itself.
+fn with_prefix_space(tokenizer: &Tokenizer) -> Option<Tokenizer> {
+    match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::ByteLevel(bytes)) if !bytes.add_prefix_space => {
+            let mut spaced = tokenizer.clone();
+            spaced.with_pre_tokenizer(Some(bytes.add_prefix_space(true)));
+            Some(spaced)
+        }
+        _ => None,
+    }
+}
