@@ -58,6 +58,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("roberta-encoder")]
 #[case("distilbert-cls")]
 #[case("xlm-roberta-cls")]
+#[case("electra-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);

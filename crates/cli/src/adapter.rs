@@ -32,8 +32,13 @@ pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
 
 /// Says which tensors of a checkpoint belong to a head that the model does not have.
 pub(crate) fn warn_ignored<B: Backend>(model: &impl Parameters<B>, path: &Path) {
-    if let Some(first) = model.ignored().first() {
-        let more = model.ignored().len() - 1;
+    warn_unused(model.ignored(), path);
+}
+
+/// Says which tensors of a checkpoint are left out, once for all.
+pub(crate) fn warn_unused(ignored: &[String], path: &Path) {
+    if let Some(first) = ignored.first() {
+        let more = ignored.len() - 1;
         let more = if more > 0 { format!(" and {more} more tensors") } else { String::new() };
         eprintln!("warning: {}: '{first}'{more} belong to a head that is not used here", path.display());
     }
@@ -141,6 +146,7 @@ fn base(
     if folder.kind() == ModelKind::Decoder && level.is_none() {
         let mut model =
             Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
+        warn_ignored(&model, folder.path());
         model.prepare(adapter)?;
         return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
     }

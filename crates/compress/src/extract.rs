@@ -35,6 +35,8 @@ pub struct Extracted {
     pub saved: Vec<HostTensor<'static>>,
     /// Whether any bias outside the modules that are saved in full differs.
     pub biases_differ: bool,
+    /// Tensors of the tuned model that belong to a head beside the language model, and are left out.
+    pub ignored: Vec<String>,
     /// Content hash of the model before.
     pub base_hash: String,
 }
@@ -54,6 +56,7 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
         modules: Vec::new(),
         saved: Vec::new(),
         biases_differ: false,
+        ignored: pair.ignored(),
         base_hash: pair.base.content_hash(),
     };
     for name in pair.tuned.names() {
@@ -131,7 +134,7 @@ impl<'a> Pair<'a> {
         let mut modules = Vec::new();
         for name in self.tuned.names().filter(|name| self.counterpart(name).is_none() && !is_buffer(name)) {
             // A stored copy of a tied table is not a separate head.
-            if self.is_tied_copy(name) {
+            if self.is_tied_copy(name) || is_value_head(name) {
                 continue;
             }
             if !is_head(name) {
@@ -150,6 +153,12 @@ impl<'a> Pair<'a> {
             note(name, &mut modules);
         }
         Ok(modules)
+    }
+
+    /// Tensors of value heads that the base does not have.
+    fn ignored(&self) -> Vec<String> {
+        let is_ignored = |name: &&str| is_value_head(name) && self.counterpart(name).is_none();
+        self.tuned.names().filter(is_ignored).map(str::to_string).collect()
     }
 
     /// Whether a tensor is a language model's head that is tied to the embedding and is stored nevertheless.
@@ -265,6 +274,11 @@ fn missing_prefix(base: &Checkpoint, tuned: &Checkpoint) -> Option<String> {
     let prefixes = tuned.names().filter_map(|n| n.split_once('.').map(|(first, _)| format!("{first}.")));
     let best = prefixes.map(|p| (shared(&p), p)).max_by_key(|(n, _)| *n)?;
     (best.0 > tuned.names().filter(|n| base.contains(n)).count()).then_some(best.1)
+}
+
+/// Whether a tensor belongs to a head that reinforcement learning puts beside a language model.
+fn is_value_head(name: &str) -> bool {
+    ["v_head.", "value_head.", "reward_head."].iter().any(|head| name.starts_with(head))
 }
 
 fn is_head(name: &str) -> bool {

@@ -124,7 +124,11 @@ fn refused(files: &[(&str, &str)], max_length: Option<usize>, part: &str) {
 #[test]
 fn bad_folders_are_refused_in_one_line() {
     let vocab = ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n");
-    refused(&[], None, "looked for tokenizer.json, vocab.txt, and vocab.json with merges.txt");
+    refused(
+        &[],
+        None,
+        "looked for tokenizer.json, vocab.txt, vocab.json with merges.txt, and tokenizer.model",
+    );
     refused(&[("vocab.json", "{}")], None, "looked for tokenizer.json");
     refused(&[("tokenizer.json", "{\"version\": \"1.0\",")], None, "tokenizer.json': ");
     refused(&[("vocab.txt", "[PAD]\n[CLS]\n[SEP]\na\n")], None, "lacks the unknown token '[UNK]'");

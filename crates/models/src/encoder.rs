@@ -4,6 +4,7 @@
 //! |---|---|
 //! | tokens | sum of the sequence lengths |
 //! | d_model | hidden width |
+//! | d_embedding | width of the embeddings, d_model where they are not projected |
 //! | n_heads | attention heads of d_model / n_heads |
 //! | d_ff | inner width of the feed-forward part |
 
@@ -23,14 +24,16 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 /// Word, position and type embeddings, normalised.
 #[derive(Module, Debug)]
 pub struct Embeddings<B: Backend> {
-    /// Shape `[vocab_size, d_model]`.
+    /// Shape `[vocab_size, d_embedding]`.
     pub word: Embedding<B>,
-    /// Shape `[max_positions, d_model]`.
+    /// Shape `[max_positions, d_embedding]`.
     pub position: Embedding<B>,
-    /// Shape `[type_vocab_size, d_model]`; DistilBERT has none.
+    /// Shape `[type_vocab_size, d_embedding]`; DistilBERT has none.
     pub token_type: Option<Embedding<B>>,
     /// Over the sum.
     pub norm: Norm<B>,
+    /// Shape `[d_embedding, d_model]`, where the two differ.
+    pub projection: Option<Linear<B>>,
     dropout: f64,
 }
 
@@ -88,15 +91,23 @@ impl<B: Backend> Encoder<B> {
         let (d, names) = (config.d_model, &config.architecture.names);
         let norm = || Norm::init(NormKind::Layer, d, config.norm_eps, device);
         let mut table = |name: &str, rows: usize| {
-            Embedding::init(&format!("{}embeddings.{name}", names.prefix), [rows, d], sites, seed, device)
+            let path = format!("{}embeddings.{name}", names.prefix);
+            Embedding::init(&path, [rows, config.embedding_size], sites, seed, device)
         };
-        let embeddings = Embeddings {
+        let mut embeddings = Embeddings {
             word: table(WORD, config.vocab_size),
             position: table(POSITION, config.max_positions),
             token_type: names.has_types.then(|| table(TYPE, config.type_vocab_size)),
-            norm: norm(),
+            norm: Norm::init(NormKind::Layer, config.embedding_size, config.norm_eps, device),
+            projection: None,
             dropout: config.hidden_dropout,
         };
+        if let Some(name) = names.embedding_projection.filter(|_| config.embedding_size != d) {
+            let path = &format!("{}{name}", names.prefix);
+            let shape = [config.embedding_size, d];
+            let spec = LinearSpec { path, layer: None, shape, bias: true, head: false, conv1d: false };
+            embeddings.projection = Some(sites.linear(spec, seed, device));
+        }
         let layers = (0..config.n_layers)
             .map(|index| {
                 let mut linear = |name: &str, shape| {
@@ -158,6 +169,10 @@ impl<B: Backend> Encoder<B> {
             types.visit_params(&path(TYPE), visitor);
         }
         e.norm.visit_params(ModulePath::new(&path("LayerNorm"), Part::Embeddings), visitor);
+        if let (Some(projection), Some(name)) = (&mut e.projection, names.embedding_projection) {
+            let path = format!("{}{name}", names.prefix);
+            projection.visit_params(ModulePath::new(&path, Part::Embeddings), visitor);
+        }
         for layer in &mut self.layers {
             let index = layer.index;
             let path = |name: &str| names.in_layer(index, name);
@@ -199,7 +214,11 @@ impl<B: Kernels> Embeddings<B> {
                 x = x + table.forward(rows.clone(), run.adapters);
             }
         }
-        run.drop(self.norm.forward(x), self.dropout, Stream::Embeddings)
+        let x = run.drop(self.norm.forward(x), self.dropout, Stream::Embeddings);
+        match &self.projection {
+            Some(projection) => projection.forward(x, run),
+            None => x,
+        }
     }
 }
 

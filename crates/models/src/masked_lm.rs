@@ -43,15 +43,15 @@ impl<B: Backend> MaskedLm<B> {
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
         let mut sites = SiteList::new(config.lowrank.clone());
         let body = Encoder::init(&config, &mut sites, seed, device);
-        let d = config.d_model;
+        let (d, width) = (config.d_model, config.embedding_size);
         let path = config.architecture.masked_lm.transform;
-        let spec = LinearSpec { path, layer: None, shape: [d, d], bias: true, head: true, conv1d: false };
+        let spec = LinearSpec { path, layer: None, shape: [d, width], bias: true, head: true, conv1d: false };
         let transform = sites.linear(spec, seed, device);
         let sites = sites.finish().map_err(ModelError::Input)?;
         Ok(Self {
             body,
             transform,
-            norm: Norm::init(NormKind::Layer, d, config.norm_eps, device),
+            norm: Norm::init(NormKind::Layer, width, config.norm_eps, device),
             bias: lazy_full([config.vocab_size], 0.0, device),
             config,
             sites,
@@ -73,7 +73,9 @@ impl<B: Backend> MaskedLm<B> {
             let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
             [head.bias_copy, head.decoder].contains(&name)
                 || ENCODER_BUFFERS.contains(&bare)
-                || ["pooler.", "cls.seq_relationship."].iter().any(|part| bare.starts_with(part))
+                || ["pooler.", "cls.seq_relationship.", "discriminator_predictions."]
+                    .iter()
+                    .any(|part| bare.starts_with(part))
         };
         loader.finish(|_| true, is_extra)?;
         Ok(model)

@@ -12,7 +12,7 @@ use lowrank_models::config::BodyConfig;
 use lowrank_spec::Site;
 use serde_json::json;
 
-use crate::adapter::{TruncationArgs, write_adapter};
+use crate::adapter::{TruncationArgs, warn_unused, write_adapter};
 use crate::backend::{Inner, device};
 use crate::context::{model_folder, new_folder, print_json, write_labels};
 
@@ -40,8 +40,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.required()?;
     let (base, tuned) = (model_folder(&args.base)?, model_folder(&args.tuned)?);
     new_folder(&args.output, &[&base, &tuned, &args.base, &args.tuned])?;
-    let Extracted { modules, saved_modules, saved, biases_differ, base_hash } =
+    let Extracted { modules, saved_modules, saved, biases_differ, ignored, base_hash } =
         extract(&base, &tuned, &truncation)?;
+    warn_unused(&ignored, &tuned);
     let rows: Vec<(String, usize, f64)> =
         modules.iter().map(|m| (m.site.path.clone(), m.factors.rank(), m.error)).collect();
     let sites: Vec<Site> = modules.iter().map(|module| module.site.clone()).collect();

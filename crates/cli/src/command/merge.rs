@@ -14,7 +14,7 @@ use lowrank_models::{
 };
 use lowrank_spec::LowrankSection;
 
-use crate::adapter::load_adapter;
+use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
 use crate::context::{ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, print_json};
 
@@ -89,6 +89,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let config = DecoderConfig::read(&source)?;
     let mut model = Decoder::<Inner>::load(&source, config, Default::default(), &device)?;
+    warn_ignored(&model, &source);
     let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
     merge(&args, &model, &adapters, &source, &device)
 }

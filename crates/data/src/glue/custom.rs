@@ -535,7 +535,11 @@ mod tests {
         let several = ("a.tsv", "text\tlabels\na\tx,y\n");
         fails(several, good, "b.tsv:2: has one 'label', and rows have any number");
         fails(several, ("d.tsv", "text\tlabels\na\tx,z\n"), "d.tsv:2: unknown label 'z'");
-        fails(("a.tsv", "text\tlabels\na\tx,,y\n"), several, "a.tsv:2: the label is missing");
+        fails(
+            ("a.tsv", "text\tlabels\na\tx,,y\n"),
+            ("d.tsv", "text\tlabels\na\tx\n"),
+            "a.tsv:2: the label is missing",
+        );
         let twice = "{\"text\":\"a\",\"labels\":[2,2]}\n";
         fails(("a.jsonl", twice), several, "a.jsonl:1: 'labels' holds numbers that are neither");
         let nulls = "{\"text\":\"a\",\"labels\":null}\n";

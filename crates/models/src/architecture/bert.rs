@@ -38,5 +38,6 @@ pub(super) const NAMES: EncoderNames = EncoderNames {
     feed_forward: ["intermediate.dense", "output.dense"],
     feed_forward_norm: "output.LayerNorm",
     has_types: true,
+    embedding_projection: None,
     drops_attention_output: true,
 };

@@ -23,6 +23,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         feed_forward: ["ffn.lin1", "ffn.lin2"],
         feed_forward_norm: "output_layer_norm",
         has_types: false,
+        embedding_projection: None,
         drops_attention_output: false,
     },
     head: HeadNames {

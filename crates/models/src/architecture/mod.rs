@@ -3,6 +3,7 @@
 
 mod bert;
 mod distilbert;
+mod electra;
 mod gemma;
 mod gemma3;
 mod gpt2;
@@ -33,8 +34,8 @@ use crate::config::{
 use crate::error::{ModelError, Result};
 
 /// Every encoder.
-pub const ENCODERS: [&EncoderArchitecture; 3] =
-    [&bert::ARCHITECTURE, &roberta::ARCHITECTURE, &distilbert::ARCHITECTURE];
+pub const ENCODERS: [&EncoderArchitecture; 4] =
+    [&bert::ARCHITECTURE, &roberta::ARCHITECTURE, &distilbert::ARCHITECTURE, &electra::ARCHITECTURE];
 
 /// Every decoder.
 pub const DECODERS: &[&DecoderArchitecture] = &[

@@ -8,14 +8,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     config_keys: &[],
     positions_after_padding: true,
     names: EncoderNames { prefix: "roberta.", ..bert::NAMES },
-    head: HeadNames {
-        dense: "classifier.dense",
-        output: "classifier.out_proj",
-        saved_as: Some("classifier"),
-        dense_is_head: true,
-        activation: Activation::Tanh,
-        drops_input: true,
-    },
+    head: HEAD,
     masked_lm: MaskedLmNames {
         transform: "lm_head.dense",
         norm: "lm_head.layer_norm",
@@ -23,4 +16,14 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         bias_copy: "lm_head.decoder.bias",
         decoder: "lm_head.decoder.weight",
     },
+};
+
+/// ELECTRA has the same but for its activation.
+pub(super) const HEAD: HeadNames = HeadNames {
+    dense: "classifier.dense",
+    output: "classifier.out_proj",
+    saved_as: Some("classifier"),
+    dense_is_head: true,
+    activation: Activation::Tanh,
+    drops_input: true,
 };

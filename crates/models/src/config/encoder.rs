@@ -21,6 +21,8 @@ pub struct EncoderConfig {
     pub vocab_size: usize,
     /// Hidden width.
     pub d_model: usize,
+    /// Width of the embeddings, where they are projected to the hidden width.
+    pub embedding_size: usize,
     /// Transformer layers.
     pub n_layers: usize,
     /// Attention heads.
@@ -126,6 +128,10 @@ impl EncoderConfig {
             architecture,
             vocab_size: keys.size("vocab_size")?,
             d_model,
+            embedding_size: match architecture.names.embedding_projection {
+                Some(_) => keys.size_or("embedding_size", 128)?,
+                None => d_model,
+            },
             n_layers: keys.size_within("num_hidden_layers", MAX_LAYERS)?,
             n_heads,
             d_ff: keys.size("intermediate_size")?,

@@ -45,6 +45,8 @@ pub struct EncoderNames {
     pub feed_forward_norm: &'static str,
     /// Whether there is a token-type embedding.
     pub has_types: bool,
+    /// The map from embeddings of another width than the layers', below the prefix; the widths are equal where it is absent.
+    pub embedding_projection: Option<&'static str>,
     /// Whether there is dropout between the attention's output map and its norm.
     pub drops_attention_output: bool,
 }

@@ -12,7 +12,7 @@ use lowrank_models::config::{BodyConfig, QkvNames};
 use lowrank_models::{
     Adaptable, Classifier, ClassifierConfig, DecoderConfig, HeadLevel, Parameter, Parameters, Trainable,
 };
-use lowrank_spec::HostTensor;
+use lowrank_spec::{HostTensor, Site, Targets};
 use lowrank_train::FineTuner;
 
 use super::Args;
@@ -122,7 +122,7 @@ pub(super) fn build(
 /// into the model.
 pub(super) fn adapt<M: Adaptable<Train>>(
     args: &Args,
-    model: M,
+    mut model: M,
     start: Option<&StartAdapter>,
     default_targets: &str,
     heads: usize,
@@ -136,6 +136,12 @@ pub(super) fn adapt<M: Adaptable<Train>>(
     let config = args.adapter.config(method, heads, args.seed, default_targets)?;
     let fresh = |model: &M| AdapterSet::init(&config, model.sites(), &model.base_weights(), device);
     let Some(start) = loaded else {
+        if let Some([_, head]) = model.tied()
+            && names_head(&config.targets, &head)
+        {
+            // A tied head that is adapted moves alone, as in PEFT.
+            model.untie()?;
+        }
         let adapters = fresh(&model)?;
         return Ok((model, adapters));
     };
@@ -144,6 +150,14 @@ pub(super) fn adapt<M: Adaptable<Train>>(
         start.check_targets(&fresh(&model)?)?;
     }
     Ok((model, start.factors(args)))
+}
+
+/// Whether a model's head is among the targets.
+fn names_head(targets: &Targets, head: &str) -> bool {
+    let path = head.to_owned();
+    let site = Site { path, layer: None, d_input: 1, d_output: 1, head: true, embedding: false };
+    let is_left_out = targets.layers.is_some() || targets.exclude.as_ref().is_some_and(|e| e.takes(&site));
+    targets.include.takes(&site) && !is_left_out
 }
 
 pub(super) fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<String> {
