@@ -21,20 +21,36 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model
 from peft.utils import load_peft_weights
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
-ARCHITECTURES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM, None: AutoModel}
+ARCHITECTURES = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    None: AutoModel,
+}
 
 
 def load(folder, outputs):
     """The base with the adapter on it; a ValueError if their tensors do not match one to one."""
     config = PeftConfig.from_pretrained(folder / "adapter")
-    options = {"num_labels": outputs} if config.task_type == "SEQ_CLS" else {}
+    options = {"num_labels": outputs} if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else {}
     # The head for another number of labels is the adapter's own.
     options["ignore_mismatched_sizes"] = True
     base = ARCHITECTURES[config.task_type].from_pretrained(folder / "base", dtype=torch.float32, **options)
     config.inference_mode = True
+    table = base.get_input_embeddings().weight.shape
+    rows = {v.shape[0] for k, v in load_peft_weights(folder / "adapter", device="cpu").items() if k.endswith(("embed_tokens.weight", "wte.weight")) and v.shape[1] == table[1]}
+    if rows - {table[0]}:
+        # A vocabulary of another size: PEFT's users resize the base first.
+        base.resize_token_embeddings(rows.pop(), mean_resizing=False)
     model = get_peft_model(base, config)
     wanted = {k for k in model.state_dict() if "lora_" in k or "vera_" in k or ".modules_to_save.default" in k}
     found = load_peft_weights(folder / "adapter", device="cpu")
@@ -57,13 +73,18 @@ def inputs_of(case, tokenizer, max_length):
     return dict(tokenizer([case["text"]], None if pair is None else [pair], return_tensors="pt", **options))
 
 
+def width(logits):
+    """Number of labels: of a text, or of its first token."""
+    return len(logits[0]) if isinstance(logits[0], list) else len(logits)
+
+
 def check(folder, tolerance):
     """The largest difference in a folder, printed; whether all is within tolerance."""
     told = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     cases = told.get("cases") or told.get("rows")
     if not cases:
         raise ValueError("expected.json has no cases")
-    model = load(folder, len(cases[0]["logits"]))
+    model = load(folder, width(cases[0]["logits"]))
     by_text = any("input_ids" not in case for case in cases)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base") if by_text else None
     limit = told.get("max_length") or (tokenizer.model_max_length if tokenizer and tokenizer.model_max_length < 1e6 else None)

@@ -59,6 +59,8 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("distilbert-cls")]
 #[case("xlm-roberta-cls")]
 #[case("electra-cls")]
+#[case("albert-cls")]
+#[case("albert-groups")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);

@@ -105,6 +105,13 @@ impl<B: Backend> Loaded<B> {
         if missing.is_empty() {
             return Ok(());
         }
+        let labels = self.model.model().config().labels.len();
+        if let Some(rows) = self.model.model().other_head_width() {
+            bail!(
+                "the head in the checkpoint has {rows} rows, and config.json (or the adapter) names {labels} labels; name \
+                 one label for each row in id2label"
+            );
+        }
         bail!(
             "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
             missing.join(", ")

@@ -253,3 +253,61 @@ fn own_rows_are_evaluated_by_the_names_of_the_labels() {
     assert_eq!(json_of(&["evaluate", "--model", model, "--dev", &files.path("d.tsv")])["rows"], 2);
     fails(&["evaluate", "--model", model, "--dev", &files.path("e.tsv")], "e.tsv:2: unknown label 'may'");
 }
+
+/// Encoders of further architectures are trained, merged and compressed like any other.
+#[test]
+fn encoders_of_other_shapes_are_trained_and_merged() {
+    let rows = "text\tlabel\nthe sea\tyes\nthe king\tno\nthe mat\tyes\nthe cat\tno\n";
+    let files = Files::new(&[("t.tsv", rows)]);
+    let (train, text) = (files.path("t.tsv"), ["--text", "the cold sea"]);
+    for (name, targets) in [
+        ("electra-cls", "query,value,embeddings_project"),
+        ("albert-cls", "query,ffn"),
+        ("albert-groups", "value"),
+    ] {
+        let (model, out) = (fixture(name), files.path(name));
+        let lora =
+            ["--method", "lora", "--targets", targets, "--rank", "2", "--alpha", "4", "--max-steps", "6"];
+        run(&finetune(s(&model), &train, &out, &lora));
+        let logits = |model: &[&str]| {
+            let row = &json_of(&[&["predict"], &text[..], model].concat())["rows"][0];
+            serde_json::from_value::<Vec<f64>>(row["logits"].clone()).unwrap()
+        };
+        let (merged, adapter) = (format!("{out}-merged"), format!("{out}/adapter"));
+        run(&["merge", "--model", s(&model), "--adapter", &adapter, "-o", &merged]);
+        let adapted = logits(&["--model", s(&model), "--adapter", &adapter]);
+        let same = logits(&["--model", &merged]);
+        assert!(adapted.iter().zip(&same).all(|(a, b)| (a - b).abs() < 1e-4), "{name}: {adapted:?} {same:?}");
+        let compress = |method: &str, out: &str| {
+            let args = ["compress", "--model", s(&model), "--method", method, "--ratio", "0.1", "-o", out];
+            args.map(str::to_owned).to_vec()
+        };
+        let factored = format!("{out}-svd");
+        run(&compress("svd", &factored).iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(logits(&["--model", &factored]).len(), 3);
+        if name.starts_with("albert") {
+            let mut args = compress("whitened", &format!("{out}-whitened"));
+            args.extend(["--calibration".to_owned(), train.clone()]);
+            fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), "its layers share their weights");
+        }
+    }
+}
+
+#[test]
+fn a_head_of_more_rows_than_labels_says_so() {
+    let folder = copy("bert-cls");
+    edit(&folder.path().join("config.json"), |config| {
+        config["id2label"] = json!({"0": "no", "1": "yes"});
+        config["label2id"] = json!({"no": 0, "yes": 1});
+    });
+    let (model, part) = (s(folder.path()), "has 3 rows, and config.json (or the adapter) names 2 labels");
+    fails(&["predict", "--model", model, "--text", "a"], part);
+    let files = Files::new(&[("t.tsv", "text\tlabel\na\tno\nb\tyes\n")]);
+    fails(&["evaluate", "--model", model, "--dev", &files.path("t.tsv")], part);
+    let (train, out) = (files.path("t.tsv"), files.path("run"));
+    let error = run(&finetune(model, &train, &out, &["--method", "head", "--max-steps", "1"])).1;
+    assert!(
+        error.contains("its head has 3 rows, the task has 2 labels; the head is newly initialized"),
+        "{error}"
+    );
+}

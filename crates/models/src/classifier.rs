@@ -51,6 +51,8 @@ struct Info {
     ignored: Vec<String>,
     /// Whether the first map is trained and saved with the head.
     dense_in_head: bool,
+    /// Rows of the checkpoint's head, where it was made for another number of labels.
+    other_width: Option<usize>,
 }
 
 /// Path of a decoder's head.
@@ -124,6 +126,7 @@ impl<B: Backend> Classifier<B> {
             newly_initialized: Vec::new(),
             ignored: Vec::new(),
             dense_in_head: true,
+            other_width: None,
         };
         (Self { body, dense, output, info }, sites)
     }
@@ -148,20 +151,18 @@ impl<B: Backend> Classifier<B> {
         let output_path = output(&config);
         let width = config.labels.len();
         // The first dimension of a weight, or of the factor on the output's side, is that of the labels.
-        let is_output = |name: &&str| {
-            let rest = name.strip_prefix(output_path).unwrap_or_default();
-            [".weight", ".lowrank_b.weight"].contains(&rest)
-        };
-        let stored = checkpoint.names().find(is_output).and_then(|name| checkpoint.info(name));
-        let bias = checkpoint.info(&format!("{output_path}.bias")).map(|info| info.shape == [width]);
+        let rows = [".bias", ".weight", ".lowrank_b.weight"]
+            .iter()
+            .find_map(|leaf| checkpoint.info(&format!("{output_path}{leaf}"))?.shape.first().copied());
         // The weights may come from another folder than the config. Without a class, a head is what its name says.
         let stored_level = read_object(folder, "config.json").ok().and_then(|raw| HeadLevel::named(&raw));
-        let head_fits = stored_level.is_none_or(|level| level == config.level)
-            && match (bias, stored) {
-                (Some(fits), _) => fits,
-                (None, Some(info)) => info.shape.first() == Some(&width),
-                (None, None) => config.lowrank().modules.contains_key(output_path),
+        let is_this_head = stored_level.is_none_or(|level| level == config.level);
+        let head_fits = is_this_head
+            && match rows {
+                Some(rows) => rows == width,
+                None => config.lowrank().modules.contains_key(output_path),
             };
+        let other_width = rows.filter(|_| is_this_head && !head_fits);
         let config_error = |reason| ModelError::Config { path: folder.join("config.json"), reason };
         if !head_fits && config.lowrank_mut().modules.remove(output_path).is_some() {
             let section = config.lowrank().clone();
@@ -193,12 +194,18 @@ impl<B: Backend> Classifier<B> {
         model.info.dense_in_head = dense_is_fresh || head.is_some_and(|head| head.dense_is_head);
         model.info.newly_initialized = fresh;
         model.info.ignored = ignored;
+        model.info.other_width = other_width;
         Ok(model)
     }
 
     /// The shape and labels.
     pub fn config(&self) -> &ClassifierConfig {
         &self.info.config
+    }
+
+    /// Rows of the checkpoint's head, where it was made for another number of labels and was not loaded.
+    pub fn other_head_width(&self) -> Option<usize> {
+        self.info.other_width
     }
 
     fn visit_head<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
@@ -385,10 +392,12 @@ fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
 fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
     let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
-    let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.ends_with("pooler.dense");
+    let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.contains("pooler");
     ENCODER_BUFFERS.contains(&bare)
         || (bare.starts_with("pooler.") && !pooler_is_used)
-        || ["cls.", "lm_head.", "vocab_"].iter().any(|p| name.starts_with(p))
+        || ["cls.", "lm_head.", "vocab_", "predictions.", "sop_classifier."]
+            .iter()
+            .any(|p| name.starts_with(p))
 }
 
 impl<B: Kernels> Classifier<B> {

@@ -75,6 +75,10 @@ pub struct EncoderLayer<B: Backend> {
 pub struct Encoder<B: Backend> {
     embeddings: Embeddings<B>,
     layers: Vec<EncoderLayer<B>>,
+    /// The layer of each run: in order, or one several times.
+    order: Vec<usize>,
+    /// Layers of a group that shares weights.
+    in_group: usize,
     #[module(skip)]
     names: &'static EncoderNames,
     #[module(skip)]
@@ -108,10 +112,11 @@ impl<B: Backend> Encoder<B> {
             let spec = LinearSpec { path, layer: None, shape, bias: true, head: false, conv1d: false };
             embeddings.projection = Some(sites.linear(spec, seed, device));
         }
-        let layers = (0..config.n_layers)
+        let [groups, in_group] = config.groups;
+        let layers = (0..groups * in_group)
             .map(|index| {
                 let mut linear = |name: &str, shape| {
-                    let path = &names.in_layer(index, name);
+                    let path = &names.in_layer(index, in_group, name);
                     let spec = LinearSpec {
                         path,
                         layer: Some(index),
@@ -140,7 +145,7 @@ impl<B: Backend> Encoder<B> {
                     down: linear(down, [config.d_ff, d]),
                     norm: norm(),
                     activation: config.activation,
-                    dropout: config.hidden_dropout,
+                    dropout: if names.drops_feed_forward { config.hidden_dropout } else { 0.0 },
                 };
                 EncoderLayer { attention, feed_forward, index }
             })
@@ -151,7 +156,8 @@ impl<B: Backend> Encoder<B> {
             types: names.has_types.then_some(config.type_vocab_size),
             first_position: Some(config.position_offset),
         };
-        Self { embeddings, layers, names, limits }
+        let order = (0..config.n_layers).map(|index| config.stored_layer(index)).collect();
+        Self { embeddings, layers, order, in_group, names, limits }
     }
 
     /// The word embedding.
@@ -161,7 +167,7 @@ impl<B: Backend> Encoder<B> {
 
     /// Visits every parameter.
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        let (e, names) = (&mut self.embeddings, self.names);
+        let (e, names, in_group) = (&mut self.embeddings, self.names, self.in_group);
         let path = |name: &str| format!("{}embeddings.{name}", names.prefix);
         e.word.visit_params(&path(WORD), visitor);
         e.position.visit_params(&path(POSITION), visitor);
@@ -175,7 +181,7 @@ impl<B: Backend> Encoder<B> {
         }
         for layer in &mut self.layers {
             let index = layer.index;
-            let path = |name: &str| names.in_layer(index, name);
+            let path = |name: &str| names.in_layer(index, in_group, name);
             let a = &mut layer.attention;
             for (linear, name) in
                 [&mut a.query, &mut a.key, &mut a.value, &mut a.output].into_iter().zip(names.attention)
@@ -192,7 +198,7 @@ impl<B: Backend> Encoder<B> {
     }
 
     pub(crate) fn n_layers(&self) -> usize {
-        self.layers.len()
+        self.order.len()
     }
 
     pub(crate) fn max_tokens(&self) -> Option<usize> {
@@ -284,7 +290,7 @@ impl<B: Kernels> Encoder<B> {
         rows: Rows,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let layer = &self.layers[index];
+        let layer = &self.layers[self.order[index]];
         let x = layer.attention.forward(x, batch, rows, index, run);
         layer.feed_forward.forward(x, index, run)
     }

@@ -73,7 +73,7 @@ impl<B: Backend> MaskedLm<B> {
             let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
             [head.bias_copy, head.decoder].contains(&name)
                 || ENCODER_BUFFERS.contains(&bare)
-                || ["pooler.", "cls.seq_relationship.", "discriminator_predictions."]
+                || ["pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier."]
                     .iter()
                     .any(|part| bare.starts_with(part))
         };

@@ -50,6 +50,14 @@ impl<B: Kernels> ModelCalibrator<B> {
             ));
         }
         let config = Config::read(folder)?;
+        if let Config::Classifier(config, _) = &config
+            && config.shares_layers()
+        {
+            return Err(CompressError::Input(format!(
+                "{}: its layers share their weights, which calibration, a layer at a time, does not support; take --method svd",
+                folder.display()
+            )));
+        }
         let checkpoint = Checkpoint::open(folder)?;
         Ok(Self {
             config,

@@ -25,20 +25,20 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn encode_words(&self, words: &[String]) -> Result<(Encoded, Vec<Option<usize>>)> {
-        let tokenizer = self.of_words.get_or_init(|| with_prefix_space(&self.inner)).as_ref();
-        let encoding = tokenizer.unwrap_or(&self.inner).encode(words, false).map_err(encoding_error)?;
+        let encoding = self.for_words().encode(words, false).map_err(encoding_error)?;
         let (encoding, _) = self.framed(self.cut(encoding))?;
         let words = encoding.get_word_ids().iter().map(|word| word.map(|word| word as usize)).collect();
         Ok((encoded(&encoding), words))
     }
 
     /// Encodes a text with the model's special tokens, and finds its words: what the tokenizer splits a text into before
-    /// it looks for tokens, or what stands between spaces where it does not split.
+    /// it looks for tokens, or what stands between spaces where it does not split. The first word gets the space that it has
+    /// in [`encode_words`](Self::encode_words).
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn encode_with_words(&self, text: &str) -> Result<(Encoded, Vec<WordSpan>)> {
-        let encoding = self.inner.encode_char_offsets(text, false).map_err(encoding_error)?;
+        let encoding = self.for_words().encode_char_offsets(text, false).map_err(encoding_error)?;
         let encoding = self.cut(encoding);
         let characters: Vec<char> = text.chars().collect();
         let mut chunks = Vec::with_capacity(characters.len());
@@ -71,6 +71,10 @@ impl TextTokenizer {
         let (encoding, before) = self.framed(encoding)?;
         words.iter_mut().for_each(|word| word.token += before);
         Ok((encoded(&encoding), words))
+    }
+
+    fn for_words(&self) -> &Tokenizer {
+        self.of_words.get_or_init(|| with_prefix_space(&self.inner)).as_ref().unwrap_or(&self.inner)
     }
 
     /// A single text, cut at the limit.

@@ -24,6 +24,8 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         feed_forward_norm: "output_layer_norm",
         has_types: false,
         embedding_projection: None,
+        shared_layers: None,
+        drops_feed_forward: true,
         drops_attention_output: false,
     },
     head: HeadNames {

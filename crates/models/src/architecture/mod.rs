@@ -1,6 +1,7 @@
 //! The architectures: a file each, and a line each in the registries below. `docs/architectures.md` says how to
 //! add one.
 
+mod albert;
 mod bert;
 mod distilbert;
 mod electra;
@@ -34,8 +35,13 @@ use crate::config::{
 use crate::error::{ModelError, Result};
 
 /// Every encoder.
-pub const ENCODERS: [&EncoderArchitecture; 4] =
-    [&bert::ARCHITECTURE, &roberta::ARCHITECTURE, &distilbert::ARCHITECTURE, &electra::ARCHITECTURE];
+pub const ENCODERS: [&EncoderArchitecture; 5] = [
+    &bert::ARCHITECTURE,
+    &roberta::ARCHITECTURE,
+    &distilbert::ARCHITECTURE,
+    &electra::ARCHITECTURE,
+    &albert::ARCHITECTURE,
+];
 
 /// Every decoder.
 pub const DECODERS: &[&DecoderArchitecture] = &[

@@ -23,8 +23,10 @@ pub struct EncoderConfig {
     pub d_model: usize,
     /// Width of the embeddings, where they are projected to the hidden width.
     pub embedding_size: usize,
-    /// Transformer layers.
+    /// Transformer layers, as they are run.
     pub n_layers: usize,
+    /// Groups of layers that share their weights, and the layers of each; as many groups of one as layers where none do.
+    pub groups: [usize; 2],
     /// Attention heads.
     pub n_heads: usize,
     /// Inner width of the feed-forward part.
@@ -124,6 +126,18 @@ impl EncoderConfig {
             ));
         }
         let (labels, problem) = labels::read(keys)?;
+        let runs = keys.size_within("num_hidden_layers", MAX_LAYERS)?;
+        let groups = match architecture.names.shared_layers {
+            Some(_) => [keys.size_or("num_hidden_groups", 1)?, keys.size_or("inner_group_num", 1)?],
+            None => [runs, 1],
+        };
+        if groups[0] > runs || groups[1] > MAX_LAYERS {
+            return Err(format!(
+                "num_hidden_groups = {} of inner_group_num = {} layers for num_hidden_layers = {runs}; expected no more groups \
+                 than layers",
+                groups[0], groups[1]
+            ));
+        }
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
@@ -132,7 +146,8 @@ impl EncoderConfig {
                 Some(_) => keys.size_or("embedding_size", 128)?,
                 None => d_model,
             },
-            n_layers: keys.size_within("num_hidden_layers", MAX_LAYERS)?,
+            n_layers: runs * groups[1],
+            groups,
             n_heads,
             d_ff: keys.size("intermediate_size")?,
             max_positions,
@@ -155,6 +170,18 @@ impl EncoderConfig {
         let own = self.raw.get("model_type").and_then(Value::as_str);
         let types = self.architecture.model_types;
         types.iter().find(|(name, _)| Some(*name) == own).unwrap_or(&types[0]).1
+    }
+
+    /// Whether layers share their weights, so that a stored layer is run several times.
+    pub const fn shares_layers(&self) -> bool {
+        self.groups[0] * self.groups[1] != self.n_layers
+    }
+
+    /// The stored layer that is run as layer `index`.
+    pub const fn stored_layer(&self, index: usize) -> usize {
+        let ([groups, in_group], runs) = (self.groups, self.n_layers / self.groups[1]);
+        let (run, inner) = (index / in_group, index % in_group);
+        run * groups / runs * in_group + inner
     }
 
     /// Longest sequence the position embedding allows.

@@ -21,7 +21,7 @@ pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
     DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, HeadNames, LayerNorms,
-    MaskedLmNames, QkvNames,
+    MaskedLmNames, QkvNames, SharedLayers,
 };
 pub use rope::{RopeConfig, RopeKeys, RopeScaling};
 

@@ -47,14 +47,32 @@ pub struct EncoderNames {
     pub has_types: bool,
     /// The map from embeddings of another width than the layers', below the prefix; the widths are equal where it is absent.
     pub embedding_projection: Option<&'static str>,
+    /// Layers that share their weights, in groups.
+    pub shared_layers: Option<SharedLayers>,
+    /// Whether there is dropout between the feed-forward part's second map and its norm.
+    pub drops_feed_forward: bool,
     /// Whether there is dropout between the attention's output map and its norm.
     pub drops_attention_output: bool,
 }
 
+/// Groups of layers, each of which is run several times in a row: `num_hidden_layers` runs of `num_hidden_groups` groups of
+/// `inner_group_num` layers.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedLayers {
+    /// The layers, below a group.
+    pub inner: &'static str,
+}
+
 impl EncoderNames {
-    /// The path of something in a layer.
-    pub fn in_layer(&self, index: usize, name: &str) -> String {
-        format!("{}{}.{index}.{name}", self.prefix, self.layers)
+    /// The path of something in a layer; groups hold `in_group` layers each.
+    pub fn in_layer(&self, index: usize, in_group: usize, name: &str) -> String {
+        let Self { prefix, layers, .. } = self;
+        match self.shared_layers {
+            Some(SharedLayers { inner }) => {
+                format!("{prefix}{layers}.{}.{inner}.{}.{name}", index / in_group, index % in_group)
+            }
+            None => format!("{prefix}{layers}.{index}.{name}"),
+        }
     }
 }
 

@@ -82,6 +82,12 @@ pub(super) fn build(
         let hash = Checkpoint::open(&weights)?.content_hash();
         (Classifier::<Train>::load(&weights, config, args.seed, device)?, hash)
     };
+    if let Some(rows) = model.other_head_width().filter(|_| adapter.is_none()) {
+        eprintln!(
+            "warning: {}: its head has {rows} rows, the task has {labels} labels; the head is newly initialized",
+            weights.display()
+        );
+    }
     if let Some(places) = order.filter(|_| !args.random_init && model.newly_initialized().is_empty()) {
         model = model.with_label_order(&places)?;
     }
@@ -213,6 +219,11 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
         if saved.iter().all(|t| t.name != tensor.name) {
             saved.push(tensor);
         }
+    }
+    // PEFT reads a table that stays tied under both of its names.
+    if let Some([table, head]) = model.tied().filter(|_| config.ensure_weight_tying) {
+        let table = saved.iter().find(|tensor| tensor.name == format!("{table}.weight")).cloned();
+        saved.extend(table.map(|table| HostTensor { name: format!("{head}.weight"), ..table }));
     }
     AdapterFolder::from_set(set, model.sites(), config, saved)?.write(dir)?;
     file_size(&dir.join("adapter_model.safetensors"))

@@ -1,0 +1,30 @@
+//! ALBERT (Lan et al. 2020): layers that share their weights, embeddings of a width of their own.
+
+use super::bert;
+use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, SharedLayers};
+
+pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
+    model_types: &[("albert", "Albert")],
+    config_keys: &[("classifier_dropout_prob", "classifier_dropout")],
+    names: EncoderNames {
+        prefix: "albert.",
+        layers: "encoder.albert_layer_groups",
+        attention: ["attention.query", "attention.key", "attention.value", "attention.dense"],
+        attention_norm: "attention.LayerNorm",
+        feed_forward: ["ffn", "ffn_output"],
+        feed_forward_norm: "full_layer_layer_norm",
+        embedding_projection: Some("encoder.embedding_hidden_mapping_in"),
+        shared_layers: Some(SharedLayers { inner: "albert_layers" }),
+        drops_feed_forward: false,
+        ..bert::NAMES
+    },
+    head: HeadNames { dense: "albert.pooler", activation: Activation::Tanh, ..bert::ARCHITECTURE.head },
+    masked_lm: MaskedLmNames {
+        transform: "predictions.dense",
+        norm: "predictions.LayerNorm",
+        bias: "predictions",
+        bias_copy: "predictions.decoder.bias",
+        decoder: "predictions.decoder.weight",
+    },
+    ..bert::ARCHITECTURE
+};
