@@ -61,7 +61,8 @@ fn refused(files: &[(&str, &str)], parts: &[&str]) {
 fn what_cannot_be_read_is_named() {
     let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n";
     let class = |name: &str| format!("{{\"tokenizer_class\": \"{name}\"}}");
-    let japanese = class("BertJapaneseTokenizer");
+    let japanese =
+        "{\"tokenizer_class\": \"BertJapaneseTokenizer\", \"word_tokenizer_type\": \"mecab\"}".to_owned();
     refused(
         &[("vocab.txt", vocab), ("tokenizer_config.json", &japanese)],
         &["BertJapaneseTokenizer", "by a dictionary"],
@@ -87,4 +88,23 @@ fn what_cannot_be_read_is_named() {
         &["BarthezTokenizer", "save_pretrained"],
     );
     refused(&[("tokenizer.model", "\n\u{3}\n\u{1}a")], &["SentencePiece", "save_pretrained"]);
+}
+
+/// Japanese BERT without a dictionary: ids of transformers' `BertJapaneseTokenizer` for the same vocabulary.
+#[test]
+fn japanese_without_a_dictionary() {
+    let dir = tempfile::tempdir().unwrap();
+    let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n学\n生\nで\nす\nです\n##す\na\nb\n。\n##b\n";
+    std::fs::write(dir.path().join("vocab.txt"), vocab).unwrap();
+    let ids = |subword: &str, text: &str| {
+        let config = serde_json::json!({
+            "tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic",
+            "subword_tokenizer_type": subword, "do_lower_case": false,
+        });
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        TextTokenizer::from_folder(dir.path(), None).unwrap().encode(text, None).unwrap().ids
+    };
+    assert_eq!(ids("character", "学生です。"), [2, 5, 6, 7, 8, 13, 3]);
+    assert_eq!(ids("character", "ab aＢ"), [2, 11, 12, 11, 1, 3]);
+    assert_eq!(ids("wordpiece", "です ab 学生"), [2, 9, 11, 14, 1, 3]);
 }

@@ -6,10 +6,14 @@ use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::normalizers::unicode::{NFC, NFKC};
+use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::tokenize::config::TokenizerConfig;
@@ -39,7 +43,9 @@ const WORD_PIECE_CLASSES: [&str; 10] = [
 /// BERT's tokenizer from `vocab.txt`, one token per line.
 pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-    if let Some(class) = config.class().filter(|class| !WORD_PIECE_CLASSES.contains(class)) {
+    let japanese = Japanese::of(config);
+    let is_other = |class: &&str| !WORD_PIECE_CLASSES.contains(class) && japanese.is_none();
+    if let Some(class) = config.class().filter(is_other) {
         return Err(DataError::tokenizer(path, unknown_class(config.class_name(), class)));
     }
     let vocab = WordPiece::read_bytes(&bytes).map_err(|e| DataError::tokenizer(path, e))?;
@@ -53,7 +59,46 @@ pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokeni
         .unk_token(unk)
         .build()
         .map_err(|e| DataError::tokenizer(path, e))?;
-    bert_tokenizer(model, &config).map_err(|e| DataError::tokenizer(path, e))
+    let tokenizer = match japanese {
+        Some(japanese) => japanese.tokenizer(model, &config),
+        None => bert_tokenizer(model, &config),
+    };
+    tokenizer.map_err(|e| DataError::tokenizer(path, e))
+}
+
+/// BERT's tokenizer for Japanese where it needs no dictionary: words between spaces and punctuation, of pieces or of
+/// characters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Japanese {
+    Pieces,
+    Characters,
+}
+
+impl Japanese {
+    fn of(config: &TokenizerConfig) -> Option<Self> {
+        let is_basic = config.word_tokenizer_type.as_deref().unwrap_or("basic") == "basic";
+        match config.subword_tokenizer_type.as_deref().unwrap_or("wordpiece") {
+            _ if config.class() != Some("BertJapanese") || !is_basic => None,
+            "wordpiece" => Some(Self::Pieces),
+            "character" => Some(Self::Characters),
+            _ => None,
+        }
+    }
+
+    fn tokenizer(self, model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
+        let mut tokenizer = bert_tokenizer(model, config)?;
+        let words =
+            BertNormalizer::new(true, false, config.strip_accents, config.do_lower_case.unwrap_or(false));
+        if self == Self::Pieces {
+            tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), words.into()])))?;
+            return Ok(tokenizer);
+        }
+        tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), words.into(), NFKC.into()])))?;
+        let each = SplitPattern::Regex("(?s).".to_owned());
+        let characters = Split::new(each, SplitDelimiterBehavior::Isolated, false)?;
+        tokenizer.with_pre_tokenizer(Some(Splitters::new(vec![BertPreTokenizer.into(), characters.into()])));
+        Ok(tokenizer)
+    }
 }
 
 /// Puts BERT's normalizer, splitter, template and decoder around a WordPiece model.

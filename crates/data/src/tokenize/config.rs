@@ -79,6 +79,8 @@ pub(crate) struct TokenizerConfig {
     pub(crate) add_bos_token: Option<bool>,
     pub(crate) add_eos_token: Option<bool>,
     pub(crate) extra_ids: Option<usize>,
+    pub(crate) word_tokenizer_type: Option<String>,
+    pub(crate) subword_tokenizer_type: Option<String>,
     tokenizer_class: Option<String>,
     model_max_length: Option<f64>,
     bos_token: Option<TokenEntry>,
