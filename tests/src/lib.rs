@@ -123,7 +123,7 @@ pub fn llama(n_layers: usize, ratio: f64) -> DecoderConfig {
     for layer in (0..n_layers).filter(|_| ratio > 0.0) {
         for (name, sides, numel) in attention.iter().chain(&mlp) {
             let rank = ((1.0 - ratio) * *numel as f64 / *sides as f64) as usize;
-            let entry = ModuleEntry { representation: Representation::low_rank(rank), error: None };
+            let entry = ModuleEntry::new(Representation::low_rank(rank));
             section.modules.insert(format!("model.layers.{layer}.{name}"), entry);
         }
     }

@@ -12,10 +12,10 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{
     AdapterConfig, AdapterSet, BaseWeights, Grouping, Init, Method, Mode, Pattern, Site, Targets,
 };
-use lowrank_kernels::Kernels;
-use lowrank_models::params::WeightType;
+use lowrank_kernels::{BlockFormat, Kernels};
+use lowrank_models::params::{ToBlocks, WeightType};
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, Parameters, Rows, Run, Stack, Tokens, Trainable,
+    Adaptable, Classifier, Decoder, DecoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, Tokens, Trainable,
 };
 use lowrank_spec::{ModuleEntry, Representation};
 use lowrank_tests::{assert_close, distance, fixture, golden, load, pack, random, values};
@@ -331,13 +331,50 @@ fn laws_over_factors() {
     for layer in 0..config.n_layers {
         for name in ["q_proj", "v_proj"] {
             let representation = Representation::low_rank(6);
-            let entry = ModuleEntry { representation, error: None };
+            let entry = ModuleEntry::new(representation);
             config.lowrank.modules.insert(format!("model.layers.{layer}.self_attn.{name}"), entry);
         }
     }
     let model = Decoder::<Flex>::init(config, 7, &Default::default()).unwrap();
     for variant in &variants() {
         check_laws(variant, &model, "q_proj,v_proj", Weights::Factors);
+    }
+}
+
+/// Exact products: those of few rows round their input otherwise.
+struct Exact;
+
+impl<B: Backend> ParamVisitor<B> for Exact {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, _at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if let Some(matrix) = stored.blocks().cloned() {
+            *stored = matrix.with_exact_products().into();
+        }
+    }
+}
+
+/// A base in blocks of few bits, dense, as a sum with factors, and as factors.
+#[rstest]
+fn laws_over_blocks(#[values(BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q5_1)] format: BlockFormat) {
+    let mut config = DecoderConfig::read(&fixture("llama")).unwrap();
+    for layer in 0..config.n_layers {
+        for (name, representation) in [
+            ("self_attn.k_proj", Representation::Sum { rank: 5 }),
+            ("self_attn.v_proj", Representation::low_rank(6)),
+        ] {
+            let entry = ModuleEntry::new(representation);
+            config.lowrank.modules.insert(format!("model.layers.{layer}.{name}"), entry);
+        }
+    }
+    let mut model = Decoder::<Flex>::init(config, 7, &Default::default()).unwrap();
+    let mut round = ToBlocks::new(|at: &Parameter<'_>| at.module.layer.map(|_| format));
+    model.visit_params(&mut round);
+    model.visit_params(&mut Exact);
+    assert!(model.blocks_where(|_| true).len() > 4, "{:?}", round.problems);
+    for variant in &variants() {
+        check_laws(variant, &model, "q_proj,k_proj", Weights::Half);
+        check_laws(variant, &model, "v_proj", Weights::Factors);
     }
 }
 

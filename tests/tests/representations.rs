@@ -151,7 +151,7 @@ fn write(
         assert_eq!([matrix.len(), matrix[0].len()], shape[..], "{path}");
         dense.push(tensor(stored, &matrix));
         factored.extend(module.factors);
-        section.modules.insert(path, ModuleEntry { representation: module.representation, error: None });
+        section.modules.insert(path, ModuleEntry::new(module.representation));
     }
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut config = config_of(&source);
@@ -283,7 +283,7 @@ fn sections_that_do_not_fit_are_refused(
 ) {
     let mut raw = config_of(&fixture("llama"));
     let mut section = LowrankSection { version: 1, ..Default::default() };
-    section.modules.insert(path.into(), ModuleEntry { representation, error: None });
+    section.modules.insert(path.into(), ModuleEntry::new(representation));
     section.write(&mut raw).unwrap();
     let config = DecoderConfig::parse(raw).unwrap();
     let error =

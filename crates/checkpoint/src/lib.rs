@@ -59,5 +59,5 @@ pub use self::{
     plan::{StreamOptions, TensorPlan},
     staged::StagedDir,
     stream::StreamWriter,
-    write::write_safetensors,
+    write::{RawTensor, write_safetensors, write_safetensors_with},
 };

@@ -28,12 +28,47 @@ pub(crate) const BATCH: usize = 1 << 18;
 /// [`Io`](CheckpointError::Io), a full disk among them. The destination is then as it was.
 pub fn write_safetensors(
     path: impl AsRef<Path>,
+    tensors: Vec<HostTensor<'_>>,
+    dtype: FloatType,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), CheckpointError> {
+    write_safetensors_with(path, tensors, dtype, Vec::new(), metadata)
+}
+
+/// A tensor as the bytes that a file holds, little-endian and in row-major order.
+#[derive(Clone, Debug)]
+pub struct RawTensor<'a> {
+    /// The key in the file.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// The elements.
+    pub bytes: &'a [u8],
+}
+
+/// As [`write_safetensors`], with tensors that are written as they are after those in `dtype`.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_safetensors_with(
+    path: impl AsRef<Path>,
     mut tensors: Vec<HostTensor<'_>>,
     dtype: FloatType,
+    mut raw: Vec<RawTensor<'_>>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), CheckpointError> {
     let path = path.as_ref();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    raw.sort_by(|a, b| a.name.cmp(&b.name));
+    for tensor in &raw {
+        if byte_size(&tensor.shape, tensor.dtype) != Some(tensor.bytes.len()) {
+            let (shape, bytes) = (&tensor.shape, tensor.bytes.len());
+            let reason = format!("shape {shape:?} of {} given for {bytes} bytes", tensor.dtype);
+            return Err(CheckpointError::tensor(path, &tensor.name, reason));
+        }
+    }
     for tensor in &tensors {
         if numel(&tensor.shape) != Some(tensor.data.len()) {
             let reason = format!("shape {:?} given for {} elements", tensor.shape, tensor.data.len());
@@ -41,11 +76,15 @@ pub fn write_safetensors(
         }
     }
     let described = tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice(), Dtype::from(dtype)));
+    let described = described.chain(raw.iter().map(|t| (t.name.as_str(), t.shape.as_slice(), t.dtype)));
     let header = encode_header(path, described, metadata)?;
     let mut temporary = temporary_file(path)?;
     temporary.write_all(&header).map_err(|e| CheckpointError::io(path, "write", e))?;
     for tensor in &tensors {
         write_values(path, &tensor.name, &tensor.data, dtype, &mut temporary)?;
+    }
+    for tensor in &raw {
+        temporary.write_all(tensor.bytes).map_err(|e| CheckpointError::io(path, "write", e))?;
     }
     persist(temporary, path)
 }

@@ -53,11 +53,18 @@ fn layer(site: &Site, section: &LowrankSection) -> Value {
             layer["kind"] = json!("low_rank");
             layer["ranks"] = json!(ranks);
         }
+        Representation::Sum { rank } => {
+            layer["kind"] = json!("sum");
+            layer["ranks"] = json!([rank]);
+        }
         Representation::TensorTrain { cores } => {
             layer["kind"] = json!("tensor_train");
             layer["ranks"] = cores.windows(2).map(|pair| pair[0][3]).collect();
             layer["cores"] = json!(cores);
         }
+    }
+    if !entry.formats.is_empty() {
+        layer["formats"] = json!(entry.formats);
     }
     if let Some(error) = entry.error {
         layer["error"] = json!(error);

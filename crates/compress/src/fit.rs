@@ -275,7 +275,8 @@ pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usiz
         Representation::TensorTrain { cores } => {
             cores.iter().enumerate().map(|(k, core)| (WeightPart::Core(k).suffix(), core.to_vec())).collect()
         }
-        Representation::Dense => Vec::new(),
+        // A dense weight is copied, and sums are written by the quantising methods.
+        Representation::Dense | Representation::Sum { .. } => Vec::new(),
     };
     choice.representations(unit).into_iter().map(of).collect()
 }

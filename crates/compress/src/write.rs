@@ -207,7 +207,7 @@ impl Writing<'_> {
                 continue;
             }
             for (weight, representation) in unit.weights.iter().zip(choice.representations(unit)) {
-                let entry = ModuleEntry { representation, error: Some(error) };
+                let entry = ModuleEntry { error: Some(error), ..ModuleEntry::new(representation) };
                 modules.insert(weight.site.path.clone(), entry);
             }
         }
@@ -270,6 +270,7 @@ fn module_report(weight: &Weight, representation: Representation, error: f64) ->
     let (kind, ranks) = match representation {
         Representation::Dense => ("dense", Vec::new()),
         Representation::LowRank { ranks, .. } => ("low_rank", ranks),
+        Representation::Sum { rank } => ("sum", vec![rank]),
         Representation::TensorTrain { cores } => {
             ("tensor_train", cores[1..].iter().map(|core| core[0]).collect())
         }

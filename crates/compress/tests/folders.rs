@@ -70,6 +70,7 @@ fn rebuilt(folder: &Path, module: &str) -> Mat<f32> {
             };
             Mat::from_fn(columns, rows, entry)
         }
+        Representation::Sum { .. } => panic!("'{module}' is a sum, which these methods do not write"),
         Representation::Dense => matrix(&checkpoint, &format!("{module}.weight")),
     }
 }

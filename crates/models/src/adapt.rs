@@ -1,11 +1,12 @@
 //! Adapters over a model, whatever its architecture: loading, the weights that some methods start from, merging.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use lowrank_adapters::peft::{AdapterFolder, Saved, TableRows, TiedUse, host_values};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
 use lowrank_spec::names::WeightPart;
@@ -14,6 +15,7 @@ use lowrank_spec::{HostTensor, transpose};
 use crate::error::{ModelError, Result, summary};
 use crate::merge_factors::merge_factors;
 use crate::stack::Parameters;
+use crate::stored::Stored;
 use crate::visit::{Layout, ParamVisitor, Parameter, Role};
 
 /// A model that adapters can be put on.
@@ -139,22 +141,23 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     /// Factors that other modules share, values that are not finite.
     fn merge_into_factors(&mut self, adapters: &AdapterSet<B>, site: usize) -> Result<bool> {
         let path = self.sites()[site].path.clone();
-        let mut find = FindWeight { site, path: &path, parts: Vec::new(), is_shared: false };
+        let mut find = FindWeight::new(site, &path);
         self.visit_params(&mut find);
         if find.is_shared {
             return Err(ModelError::Input(format!(
                 "'{path}' shares its factors with other layers, which merging would change too; keep the adapter beside the model"
             )));
         }
-        let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.parts) else { return Ok(false) };
+        let Ok([a, b]) = <[Tensor<B, 2>; 2]>::try_from(find.factors) else { return Ok(false) };
         let factors = merge_factors(adapters, site, a, b)
             .map_err(|e| ModelError::Input(format!("merging into '{path}': {e}")))?;
         self.visit_params(&mut SetFactors { site, factors });
         Ok(true)
     }
 
-    /// The model with the updates of the enabled adapters folded into its weights, in f32. A weight of two factors stays
-    /// one, of the same rank, and is never formed. This model shares what
+    /// The model with the updates of the enabled adapters folded into its weights, in f32: also those that were in blocks
+    /// of few bits. A weight of two factors stays one, of the same rank, and is never formed; of a sum of a matrix and
+    /// factors, the matrix takes the update. This model shares what
     /// was not touched, and stays as it was: to unmerge, go back to it. A head that is tied to an adapted embedding gets
     /// the table as it was, since the adapter moves the embedding alone.
     ///
@@ -168,9 +171,17 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         {
             model.untie()?;
         }
-        let n_sites = self.sites().len();
-        let mut merge =
-            Merge { adapters, done: vec![false; n_sites], biased: vec![false; n_sites], problem: None };
+        // An untied head is a site more.
+        let n_sites = model.sites().len();
+        let mut sums = FindSums { dense: vec![false; n_sites], factors: BTreeMap::new() };
+        model.visit_params(&mut sums);
+        let mut merge = Merge {
+            adapters,
+            corrections: sums.corrections(),
+            done: vec![false; n_sites],
+            biased: vec![false; n_sites],
+            problem: None,
+        };
         model.visit_params(&mut merge);
         let has_bias = |site: usize| adapters.delta_bias(site).is_some();
         if let Some(slot) = adapters.slots().iter().find(|s| has_bias(s.site) && !merge.biased[s.site]) {
@@ -217,39 +228,85 @@ impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>> {
         let mut model = self.0.borrow_mut();
         let path = model.sites().get(site)?.path.clone();
-        let mut find = FindWeight { site, path: &path, parts: Vec::new(), is_shared: false };
+        let mut find = FindWeight::new(site, &path);
         model.visit_params(&mut find);
-        find.parts.into_iter().reduce(Tensor::matmul).map(Tensor::detach)
+        let product = find.factors.into_iter().reduce(Tensor::matmul);
+        let weight = match (find.dense, product) {
+            (Some(dense), Some(product)) => Some(dense + product),
+            (dense, product) => dense.or(product),
+        };
+        weight.map(Tensor::detach)
     }
 }
 
-/// Finds the weight of one site: a matrix, or factors in the order of their product.
+/// Finds the weight of one site: a matrix, or factors in the order of their product, or both, whose sum it is.
 struct FindWeight<'a, B: Backend> {
     site: usize,
     path: &'a str,
-    parts: Vec<Tensor<B, 2>>,
+    dense: Option<Tensor<B, 2>>,
+    factors: Vec<Tensor<B, 2>>,
     /// Whether it borrows a factor, or lends one.
     is_shared: bool,
 }
 
+impl<'a, B: Backend> FindWeight<'a, B> {
+    const fn new(site: usize, path: &'a str) -> Self {
+        Self { site, path, dense: None, factors: Vec::new(), is_shared: false }
+    }
+}
+
 impl<B: Backend> ParamVisitor<B> for FindWeight<'_, B> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
-        let is_matrix = matches!(at.weight(), Some(part) if !matches!(part, WeightPart::Core(_)));
-        if at.site == Some(self.site) && is_matrix {
-            let [rows, columns] = [param.dims()[0], param.dims()[1]];
-            self.parts.push(param.val().cast(DType::F32).reshape([rows, columns]));
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if at.site == Some(self.site) {
+            match at.weight() {
+                Some(WeightPart::Dense) => self.dense = Some(stored.to_tensor()),
+                _ => self.factors.push(stored.to_tensor()),
+            }
         }
     }
 
-    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
+    fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
         self.is_shared |= at.site == Some(self.site) || at.module.path == self.path;
-        self.visit(at, param);
+        self.visit_stored(at, stored);
+    }
+}
+
+/// Finds the sites whose weight is a sum of a matrix and factors.
+struct FindSums<B: Backend> {
+    dense: Vec<bool>,
+    factors: BTreeMap<usize, Vec<Tensor<B, 2>>>,
+}
+
+impl<B: Backend> FindSums<B> {
+    /// `A·B` of each sum.
+    fn corrections(self) -> BTreeMap<usize, Tensor<B, 2>> {
+        let sums = self.factors.into_iter().filter(|(site, _)| self.dense[*site]);
+        sums.filter_map(|(site, factors)| Some((site, factors.into_iter().reduce(Tensor::matmul)?))).collect()
+    }
+}
+
+impl<B: Backend> ParamVisitor<B> for FindSums<B> {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        match (at.site, at.weight()) {
+            (Some(site), Some(WeightPart::Dense)) => self.dense[site] = true,
+            // The matrix of a sum is visited before its factors.
+            (Some(site), Some(_)) if self.dense[site] => {
+                self.factors.entry(site).or_default().push(stored.to_tensor().detach());
+            }
+            _ => {}
+        }
     }
 }
 
 /// Folds each site's update into the one matrix stored for it.
 struct Merge<'a, B: Backend> {
     adapters: &'a AdapterSet<B>,
+    /// `A·B` of the sites whose weight is a sum.
+    corrections: BTreeMap<usize, Tensor<B, 2>>,
     done: Vec<bool>,
     biased: Vec<bool>,
     problem: Option<String>,
@@ -270,14 +327,27 @@ impl<B: Backend> ParamVisitor<B> for Merge<'_, B> {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         let is_adapted = |site: &usize| self.adapters.slots().iter().any(|slot| slot.site == *site);
         let Some(site) = at.site.filter(is_adapted) else { return };
-        match at.role {
-            Role::Bias => return self.bias(site, param),
-            Role::Weight(WeightPart::Dense) => self.done[site] = true,
-            _ => return,
+        if at.role == Role::Bias {
+            self.bias(site, param);
         }
-        let shape: [usize; D] = param.dims();
-        let weight = param.val().detach().cast(DType::F32).reshape([shape[0], shape[1]]);
-        let Some(merged) = self.adapters.merged_weight(site, &weight) else { return };
+    }
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        let is_adapted = |site: &usize| self.adapters.slots().iter().any(|slot| slot.site == *site);
+        let Some(site) = at.site.filter(is_adapted) else { return };
+        if at.weight() != Some(WeightPart::Dense) {
+            return;
+        }
+        self.done[site] = true;
+        let mut weight = stored.to_tensor().detach();
+        let correction = self.corrections.get(&site);
+        if let Some(correction) = correction {
+            weight = weight + correction.clone();
+        }
+        let Some(mut merged) = self.adapters.merged_weight(site, &weight) else { return };
+        if let Some(correction) = correction {
+            merged = merged - correction.clone();
+        }
         // NaN and ±Inf are the only values with x·0 ≠ 0.
         let zero = (merged.clone() * 0.0).sum().into_data();
         if zero.iter::<f32>().any(|v| v != 0.0) {
@@ -285,8 +355,11 @@ impl<B: Backend> ParamVisitor<B> for Merge<'_, B> {
             self.problem = Some(format!("merging into '{path}' gives values that are not finite"));
             return;
         }
-        let merged = merged.detach().reshape(shape);
-        *param = param.clone().map(|_| merged);
+        let merged = merged.detach();
+        *stored = match stored {
+            Stored::Float(param) => param.clone().map(|_| merged).into(),
+            Stored::Blocks(_) => Stored::of_tensor(merged),
+        };
     }
 }
 
@@ -297,15 +370,18 @@ struct SetFactors<B: Backend> {
 }
 
 impl<B: Backend> ParamVisitor<B> for SetFactors<B> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
         let factor = match at.weight().filter(|_| at.site == Some(self.site)) {
             Some(WeightPart::FactorA) => &self.factors[0],
             Some(WeightPart::FactorB) => &self.factors[1],
             _ => return,
         };
-        let shape: [usize; D] = param.dims();
-        let factor = factor.clone().reshape(shape);
-        *param = param.clone().map(|_| factor);
+        *stored = match stored {
+            Stored::Float(param) => param.clone().map(|_| factor.clone()).into(),
+            Stored::Blocks(_) => Stored::of_tensor(factor.clone()),
+        };
     }
 }
 
@@ -387,5 +463,24 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
         let tensor = Tensor::from_data(TensorData::new(data, shape), &self.device);
         *param = Param::initialized(param.id, tensor);
         self.loaded.push(key.to_string());
+    }
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        let Some(matrix) = stored.blocks().cloned() else {
+            if let Stored::Float(param) = stored {
+                self.visit(at, param);
+            }
+            return;
+        };
+        // The floats are made only where rows of them stay.
+        let dims = matrix.dims();
+        let init =
+            move |device: &B::Device, _| Tensor::from_data(TensorData::new(matrix.to_floats(), dims), device);
+        let mut param = Param::uninitialized(ParamId::new(), init, self.device.clone(), false, dims.into());
+        let before = self.loaded.len();
+        self.visit(at, &mut param);
+        if self.loaded.len() > before {
+            *stored = param.into();
+        }
     }
 }

@@ -19,9 +19,10 @@ use crate::body::Body;
 use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadLevel, HeadNames, read_object};
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Choose, Gather, Loader, Unmatched};
+use crate::params::{Choose, Gather, Loader, ToFloats, Unmatched, WeightType};
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
+use crate::stored::Stored;
 use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part, Role};
 
 /// A stack with a classification head.
@@ -145,14 +146,31 @@ impl<B: Backend> Classifier<B> {
         seed: u64,
         device: &B::Device,
     ) -> Result<Self> {
+        Self::load_as(folder, config, WeightType::F32, seed, device)
+    }
+
+    /// As [`load`](Self::load), with matrices kept in a type.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a type that the backend does not support.
+    pub fn load_as(
+        folder: &Path,
+        config: impl Into<ClassifierConfig>,
+        weights: WeightType,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Self> {
         let mut config: ClassifierConfig = config.into();
         let checkpoint = Checkpoint::open(folder)?;
         let head = names(&config);
         let output_path = output(&config);
         let width = config.labels.len();
-        // The first dimension of a weight, or of the factor on the output's side, is that of the labels.
+        let entry = config.lowrank().find(output_path).map(|(_, entry)| entry);
+        let in_blocks = entry.is_some_and(|entry| entry.formats.contains_key(WeightPart::FactorB.name()));
+        // The first dimension of a weight, or of the factor on the output's side unless it is in blocks, is that of the labels.
         let rows = [".bias", ".weight", ".lowrank_b.weight"]
             .iter()
+            .filter(|leaf| !(in_blocks && **leaf == ".lowrank_b.weight"))
             .find_map(|leaf| checkpoint.info(&format!("{output_path}{leaf}"))?.shape.first().copied());
         // The weights may come from another folder than the config. Without a class, a head is what its name says.
         let stored_level = read_object(folder, "config.json").ok().and_then(|raw| HeadLevel::named(&raw));
@@ -171,7 +189,10 @@ impl<B: Backend> Classifier<B> {
         let (mut model, sites) = Self::build(config, seed, device);
         sites.finish().map_err(config_error)?;
 
-        let mut loader = Loader::new(&checkpoint, model.info.config.prefix(), device);
+        let section = model.info.config.lowrank().clone();
+        let mut loader = Loader::new(&checkpoint, model.info.config.prefix(), device)
+            .with_section(&section)
+            .with_weights(weights)?;
         model.body.visit_params(&mut loader);
         let module = |path| ModulePath::new(path, Part::Head);
         if let (Some(dense), Some(head)) = (&mut model.dense, head) {
@@ -228,13 +249,16 @@ impl<B: Backend> Classifier<B> {
     /// The head's tensors, in PyTorch's layout.
     pub fn head_tensors(&self) -> Vec<HostTensor<'static>> {
         let mut gather = Gather::new(|_: &Parameter<'_>| true);
-        self.clone().visit_head(&mut gather);
+        let mut head = self.clone();
+        head.visit_head(&mut ToFloats);
+        head.visit_head(&mut gather);
         gather.tensors
     }
 
     /// The model with a head of zeros: what is learnt over it is the head's whole answer.
     pub fn with_zero_head(mut self) -> Self {
         let output = self.info.output();
+        self.output.visit_params(ModulePath::new(output, Part::Head), &mut ToFloats);
         self.output.visit_params(ModulePath::new(output, Part::Head), &mut Zero);
         self.info.newly_initialized.retain(|key| !key.starts_with(output));
         self
@@ -246,6 +270,7 @@ impl<B: Backend> Classifier<B> {
     /// [`ModelError::Input`] for a head that is stored as a tensor train.
     pub fn with_label_order(mut self, places: &[usize]) -> Result<Self> {
         let output = self.info.output();
+        self.output.visit_params(ModulePath::new(output, Part::Head), &mut ToFloats);
         let mut reorder = Reorder { places, is_train: false };
         self.output.visit_params(ModulePath::new(output, Part::Head), &mut reorder);
         if reorder.is_train {
@@ -267,6 +292,7 @@ impl<B: Backend> Classifier<B> {
             Trainable::Head => false,
             Trainable::Bias => at.is_bias(),
         });
+        self.visit_head(&mut ToFloats);
         self.visit_head(&mut Choose(|_: &Parameter<'_>, _| true));
         // What was drawn is what training starts from.
         self.info.newly_initialized.clear();
@@ -330,7 +356,7 @@ struct Borrowed(BTreeSet<String>);
 impl<B: Backend> ParamVisitor<B> for Borrowed {
     fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
 
-    fn visit_shared(&mut self, at: &Parameter<'_>, _param: &mut Param<Tensor<B, 2>>) {
+    fn visit_shared(&mut self, at: &Parameter<'_>, _stored: &mut Stored<B>) {
         self.0.insert(at.key());
     }
 }

@@ -20,7 +20,7 @@ pub struct Embedding<B: Backend> {
 impl<B: Backend> Embedding<B> {
     /// Fresh values, in the representation that the config's `lowrank` section names.
     pub fn init(path: &str, shape: [usize; 2], sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
-        let representation = sites.representation(path, shape);
+        let representation = sites.representation(path, shape, true);
         let projection = Projection::init(path, shape, &representation, seed, device);
         Self { projection, site: sites.embedding(path, shape) }
     }

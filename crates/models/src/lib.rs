@@ -26,6 +26,7 @@ mod rope;
 mod run;
 mod save;
 mod stack;
+mod stored;
 pub mod tensor_train;
 pub mod visit;
 
@@ -40,4 +41,5 @@ pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;
 pub use stack::{Parameters, Stack};
+pub use stored::{Blocks, Stored};
 pub use visit::{Layout, ParamVisitor, Parameter, Part, Role};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use burn::module::Param;
 use burn::prelude::*;
 use lowrank_adapters::{BaseLinear, Site};
-use lowrank_kernels::{Kernels, linear_gelu};
+use lowrank_kernels::{BlockFormat, Kernels, Weight};
 
 use crate::config::Activation;
 use crate::error::summary;
@@ -13,7 +13,8 @@ use crate::params::lazy_full;
 use crate::projection::{Projection, WeightOf};
 use crate::run::Run;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
-use lowrank_spec::{LowrankSection, Representation};
+use lowrank_spec::names::WeightPart;
+use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 
 /// `y = x·W + b`, at a site that an adapter may serve.
 #[derive(Module, Debug)]
@@ -65,7 +66,7 @@ impl SiteList {
     /// names.
     pub fn linear<B: Backend>(&mut self, spec: LinearSpec<'_>, seed: u64, device: &B::Device) -> Linear<B> {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;
-        let representation = self.representation(path, shape);
+        let representation = self.representation(path, shape, false);
         let [d_input, d_output] = shape;
         self.sites.push(Site { path: path.into(), layer, d_input, d_output, head, embedding: false });
         Linear {
@@ -90,13 +91,21 @@ impl SiteList {
     }
 
     /// The representation of a module; dense where the section's does not fit, which is a problem noted.
-    pub(crate) fn representation(&mut self, path: &str, shape: [usize; 2]) -> Representation {
+    pub(crate) fn representation(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        embedding: bool,
+    ) -> Representation {
         let Some((name, entry)) = self.section.find(path) else { return Representation::Dense };
         let mut representation = entry.representation.clone();
         self.named.insert(name.to_string());
         if let Err(reason) = representation.check(shape) {
             self.problems.push(format!("lowrank: module '{name}': {reason}"));
             return Representation::Dense;
+        }
+        if let Err(reason) = check_formats(entry, shape, embedding) {
+            self.problems.push(format!("lowrank: module '{name}': {reason}"));
         }
         if let Representation::LowRank { a_of, b_of, .. } = &mut representation {
             for owner in [a_of, b_of].into_iter().flatten() {
@@ -121,6 +130,53 @@ impl SiteList {
         self.problems.extend(unknown.map(|name| format!("lowrank: unknown module '{name}'")));
         if self.problems.is_empty() { Ok(self.sites) } else { Err(summary(&self.problems)) }
     }
+}
+
+/// Checks the block formats of a module whose weight is `[d_input, d_output]`.
+fn check_formats(
+    entry: &ModuleEntry,
+    [d_input, d_output]: [usize; 2],
+    embedding: bool,
+) -> std::result::Result<(), String> {
+    for (name, format) in &entry.formats {
+        let parts = match &entry.representation {
+            Representation::Dense => vec![(WeightPart::Dense, [d_input, d_output])],
+            Representation::Sum { rank } => vec![
+                (WeightPart::Dense, [d_input, d_output]),
+                (WeightPart::FactorA, [d_input, *rank]),
+                (WeightPart::FactorB, [*rank, d_output]),
+            ],
+            Representation::LowRank { ranks, .. } => vec![
+                (WeightPart::FactorA, [d_input, ranks[0]]),
+                (WeightPart::FactorB, [ranks[ranks.len() - 1], d_output]),
+            ],
+            Representation::TensorTrain { .. } => Vec::new(),
+        };
+        let found = parts.iter().find(|(part, _)| part.name() == name);
+        let Some(&(part, [rows, columns])) = found else {
+            let known: Vec<&str> = parts.iter().map(|(part, _)| part.name()).collect();
+            return Err(format!(
+                "has a format for '{name}'; parts of it that can be in blocks: {}",
+                if known.is_empty() { "none".into() } else { known.join(", ") }
+            ));
+        };
+        let format = block_format(format)?;
+        let width = if part.blocks_are_transposed(embedding) == Some(true) { rows } else { columns };
+        if !width.is_multiple_of(format.block_len()) {
+            return Err(format!(
+                "'{name}' in {format} has rows of {width} elements, which is not a multiple of its blocks of {}",
+                format.block_len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A block format by its name.
+pub(crate) fn block_format(name: &str) -> std::result::Result<BlockFormat, String> {
+    let known = || BlockFormat::ALL.map(BlockFormat::name).join(", ");
+    let found = BlockFormat::ALL.into_iter().find(|format| format.name() == name);
+    found.ok_or_else(|| format!("unknown block format '{name}'; known: {}", known()))
 }
 
 impl<B: Backend> Linear<B> {
@@ -151,7 +207,7 @@ impl<B: Kernels> Linear<B> {
     ) -> Tensor<B, 2> {
         match (activation, &self.projection) {
             (Activation::Gelu(kind), Projection::Dense(dense)) if !run.adapters.covers(self.site) => {
-                linear_gelu(x, dense.weight.val(), self.bias.as_ref().map(Param::val), kind)
+                dense.weight.weight().linear_gelu(x, self.bias.as_ref().map(Param::val), kind)
             }
             _ => activation.apply(self.forward(x, run)),
         }
@@ -164,9 +220,16 @@ impl<B: Kernels> BaseLinear<B> for Linear<B> {
     }
 
     fn dense(&self) -> Option<Tensor<B, 2>> {
+        match self.weight()? {
+            Weight::Float(tensor) => Some(tensor),
+            Weight::Blocks(_) => None,
+        }
+    }
+
+    fn weight(&self) -> Option<Weight<Tensor<B, 2>>> {
         match &self.projection {
-            Projection::Dense(dense) => Some(dense.weight.val()),
-            Projection::LowRank(_) | Projection::TensorTrain(_) => None,
+            Projection::Dense(dense) => Some(dense.weight.weight()),
+            Projection::LowRank(_) | Projection::Sum(_) | Projection::TensorTrain(_) => None,
         }
     }
 

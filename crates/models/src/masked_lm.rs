@@ -65,8 +65,9 @@ impl<B: Backend> MaskedLm<B> {
     pub fn load(folder: &Path, config: EncoderConfig, device: &B::Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
         let architecture = config.architecture;
+        let section = config.lowrank.clone();
         let mut model = Self::init(config, 0, device)?;
-        let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device);
+        let mut loader = Loader::new(&checkpoint, architecture.names.prefix, device).with_section(&section);
         model.visit_params(&mut loader);
         let head = &architecture.masked_lm;
         let is_extra = |name: &str| {

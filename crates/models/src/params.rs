@@ -7,12 +7,15 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData, bf16, f16};
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, HostTensor};
+use lowrank_kernels::{BlockFormat, BlockMatrix};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::rng::normal_values;
-use lowrank_spec::transpose;
+use lowrank_spec::{LowrankSection, transpose};
 
 use crate::error::{ModelError, Result, summary};
-use crate::visit::{Layout, ParamVisitor, Parameter};
+use crate::linear::block_format;
+use crate::stored::Stored;
+use crate::visit::{Layout, ParamVisitor, Parameter, Part};
 
 /// The type in which matrices are kept; arithmetic is in f32 whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,14 +27,18 @@ pub enum WeightType {
     F16,
     /// 2 bytes: 8 bits of precision, the range of f32.
     Bf16,
+    /// Dense linear maps inside the layers are rounded to blocks of few bits, and frozen; other matrices keep the type of
+    /// the file. Rows that are not a multiple of the format's blocks take the [format in its place](BlockFormat::fitting).
+    Blocks(BlockFormat),
 }
 
 impl WeightType {
-    const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
+    /// The type of floats; `stored` is that of the file.
+    fn dtype(self, stored: Option<Dtype>) -> DType {
+        match (self, stored) {
+            (Self::F16, _) | (Self::Blocks(_), Some(Dtype::F16)) => DType::F16,
+            (Self::Bf16, _) | (Self::Blocks(_), Some(Dtype::BF16)) => DType::BF16,
+            (Self::F32 | Self::Blocks(_), _) => DType::F32,
         }
     }
 }
@@ -44,7 +51,16 @@ impl std::str::FromStr for WeightType {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("unknown type of weights '{name}'; expected f32, f16 or bf16")),
+            _ => {
+                let format = BlockFormat::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name));
+                let known = || BlockFormat::ALL.map(BlockFormat::name).join(", ");
+                format.map(Self::Blocks).ok_or_else(|| {
+                    format!(
+                        "unknown type of weights '{name}'; expected f32, f16, bf16, or one of {}",
+                        known()
+                    )
+                })
+            }
         }
     }
 }
@@ -93,9 +109,11 @@ pub struct Loader<'a, B: Backend> {
     /// Whether the checkpoint's names have the prefix.
     is_prefixed: bool,
     weights: WeightType,
+    /// Which parts of which modules are in blocks.
+    section: Option<&'a LowrankSection>,
     used: BTreeSet<String>,
     /// Factors that have been loaded, by their names in the file: others may share them.
-    factors: BTreeMap<String, Tensor<B, 2>>,
+    factors: BTreeMap<String, Stored<B>>,
     /// Keys that are read from a tensor of another name where the checkpoint does not hold them.
     aliases: BTreeMap<String, String>,
     missing: Vec<String>,
@@ -136,6 +154,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             prefix,
             is_prefixed: checkpoint.names().any(|name| name.starts_with(prefix)),
             weights: WeightType::F32,
+            section: None,
             used: BTreeSet::new(),
             factors: BTreeMap::new(),
             aliases: BTreeMap::new(),
@@ -149,16 +168,22 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.aliases.insert(key, other);
     }
 
+    /// Reads what the section of the model's config says is in blocks as blocks.
+    pub fn with_section(mut self, section: &'a LowrankSection) -> Self {
+        self.section = Some(section);
+        self
+    }
+
     /// Keeps matrices in this type.
     ///
     /// # Errors
     /// [`ModelError::Input`] where the backend has no tensors of it.
     pub fn with_weights(mut self, weights: WeightType) -> Result<Self> {
-        if weights != WeightType::F32 && !B::supports_dtype(self.device, weights.dtype()) {
+        let dtype = weights.dtype(None);
+        if !B::supports_dtype(self.device, dtype) {
             return Err(ModelError::Input(format!(
-                "the backend {} cannot keep weights in {:?}; keep them in f32",
+                "the backend {} cannot keep weights in {dtype:?}; keep them in f32",
                 B::name(self.device),
-                weights.dtype()
             )));
         }
         self.weights = weights;
@@ -192,25 +217,99 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<()> {
         let layout = at.layout;
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        let mut wanted = shape.clone();
+        self.check_shape(name, &shape, layout)?;
+        // Vectors are small, and their arithmetic is not that of the matrix kernels.
+        let stored = self.checkpoint.info(name).map(|info| info.dtype);
+        let dtype = if D >= 2 { self.weights.dtype(stored) } else { DType::F32 };
+        let dtype = if B::supports_dtype(self.device, dtype) { dtype } else { DType::F32 };
+        let data = self.read(name, layout, dtype, shape)?;
+        let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
+        *param = Param::initialized(param.id, tensor);
+        Ok(())
+    }
+
+    /// Checks the shape of a tensor in the file against that in the model.
+    fn check_shape(&self, name: &str, shape: &[usize], layout: Layout) -> Result<()> {
+        let mut wanted = shape.to_vec();
         if layout == Layout::Transposed {
             wanted.reverse();
         }
-        let got = self.checkpoint.info(name).map(|i| i.shape.clone()).unwrap_or_default();
-        if got != wanted {
-            self.problems.push(format!("'{name}' has shape {got:?}, expected {wanted:?}"));
-            return Ok(());
+        let Some(info) = self.checkpoint.info(name) else { return Ok(()) };
+        if info.dtype == Dtype::U8 && shape.len() == 2 {
+            return Err(ModelError::Input(format!(
+                "'{name}' is {} bytes, and config.json names no block format for it",
+                info.dtype
+            )));
         }
-        // Vectors are small, and their arithmetic is not that of the matrix kernels.
-        let dtype = if D >= 2 { self.weights.dtype() } else { DType::F32 };
-        let data = self.read(name, layout, dtype, shape)?;
-        let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));
-        if matches!(at.weight(), Some(WeightPart::FactorA | WeightPart::FactorB)) {
-            self.factors
-                .insert(name.to_string(), tensor.clone().reshape([tensor.dims()[0], tensor.dims()[1]]));
+        if info.shape != wanted {
+            let got = &info.shape;
+            return Err(ModelError::Input(format!("'{name}' has shape {got:?}, expected {wanted:?}")));
         }
-        *param = Param::initialized(param.id, tensor);
         Ok(())
+    }
+
+    /// Loads a matrix in whatever it is to be stored.
+    fn load_stored(&mut self, name: &str, at: &Parameter<'_>, stored: &mut Stored<B>) -> Result<()> {
+        let entry = self.section.and_then(|section| section.find(at.module.path));
+        let format = at.weight().zip(entry).and_then(|(part, (_, entry))| entry.formats.get(part.name()));
+        let layout = at.blocks_layout();
+        if let (Some(format), Some(layout)) = (format, layout) {
+            let format = block_format(format).map_err(ModelError::Input)?;
+            *stored = self.read_blocks(name, stored.dims(), layout, format)?.into();
+        } else if let (Some(format), Some(layout)) = (self.rounds_to(at), layout)
+            && let [rows, columns] = in_rows(stored.dims(), layout)
+            && let Some(format) = format.fitting(columns)
+        {
+            self.check_shape(name, &stored.dims(), at.layout)?;
+            let values = if layout == at.layout {
+                self.checkpoint.read_f32(name)?
+            } else {
+                self.checkpoint.read_f32_transposed(name)?
+            };
+            let matrix = BlockMatrix::quantize(format, [rows, columns], &values)
+                .map_err(|e| ModelError::Input(format!("'{name}': {e}")))?;
+            *stored = oriented(matrix, layout).into();
+        } else if let Stored::Float(param) = stored {
+            self.load(name, at, param)?;
+        }
+        if matches!(at.weight(), Some(WeightPart::FactorA | WeightPart::FactorB)) {
+            self.factors.insert(name.to_string(), stored.clone());
+        }
+        Ok(())
+    }
+
+    /// The format that a matrix of floats is to be rounded to.
+    fn rounds_to(&self, at: &Parameter<'_>) -> Option<BlockFormat> {
+        let is_map = at.module.part == Part::Body && at.module.layer.is_some();
+        match self.weights {
+            WeightType::Blocks(format) if is_map && at.weight() == Some(WeightPart::Dense) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// A matrix in blocks: bytes of the shape `(rows, bytes of a row)`.
+    fn read_blocks(
+        &self,
+        name: &str,
+        dims: [usize; 2],
+        layout: Layout,
+        format: BlockFormat,
+    ) -> Result<BlockMatrix> {
+        let [rows, columns] = in_rows(dims, layout);
+        let wanted = [rows, columns / format.block_len() * format.block_bytes()];
+        match self.checkpoint.info(name) {
+            Some(info) if info.dtype != Dtype::U8 || info.shape != wanted => {
+                return Err(ModelError::Input(format!(
+                    "'{name}' is {} {:?}, expected U8 {wanted:?} for {rows} x {columns} elements in {format}",
+                    info.dtype, info.shape
+                )));
+            }
+            _ => {}
+        }
+        let bytes = self.checkpoint.bytes(name)?.into_owned();
+        self.checkpoint.release(name);
+        let matrix = BlockMatrix::new(format, [rows, columns], std::sync::Arc::new(bytes), 0);
+        Ok(oriented(matrix.map_err(|e| ModelError::Input(format!("'{name}': {e}")))?, layout))
     }
 
     /// The elements of a tensor in a type.
@@ -286,14 +385,47 @@ impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
         self.used.insert(name);
     }
 
-    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
-        let shape: [usize; 2] = param.lazy_shape().dims();
-        match self.factors.get(self.stored_key(&at.key())) {
-            Some(tensor) if tensor.dims() == shape => {
-                *param = Param::initialized(param.id, tensor.clone());
-            }
-            _ => self.visit(at, param),
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        let key = at.key();
+        let Some(name) = self.resolve(&key) else {
+            self.missing.push(key);
+            return;
+        };
+        if let Err(error) = self.load_stored(&name, at, stored) {
+            self.problems.push(error.to_string());
         }
+        self.used.insert(name);
+    }
+
+    fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        match self.factors.get(self.stored_key(&at.key())) {
+            Some(factor) if factor.dims() == stored.dims() => {
+                *stored = match (factor, &*stored) {
+                    // A parameter of its own on the same memory.
+                    (Stored::Float(owner), Stored::Float(own)) => {
+                        Param::initialized(own.id, owner.val()).into()
+                    }
+                    (factor, _) => factor.clone(),
+                };
+            }
+            _ => self.visit_stored(at, stored),
+        }
+    }
+}
+
+/// `[rows, columns]` of what blocks cut, from the shape in the model.
+pub(crate) fn in_rows(dims: [usize; 2], layout: Layout) -> [usize; 2] {
+    match layout {
+        Layout::Same => dims,
+        Layout::Transposed => [dims[1], dims[0]],
+    }
+}
+
+/// A matrix in blocks as the model multiplies by it.
+pub(crate) fn oriented(matrix: BlockMatrix, layout: Layout) -> BlockMatrix {
+    match layout {
+        Layout::Same => matrix,
+        Layout::Transposed => matrix.transpose(),
     }
 }
 
@@ -311,17 +443,39 @@ pub fn host_tensor<B: Backend, const D: usize>(
     HostTensor::new(at.key(), shape, data)
 }
 
+/// A matrix of a model that is in blocks.
+#[derive(Clone, Debug)]
+pub struct InBlocks {
+    /// Path of its module.
+    pub module: String,
+    /// What it is of the module's weight.
+    pub part: WeightPart,
+    /// The blocks, as the forward pass multiplies by them.
+    pub matrix: BlockMatrix,
+    /// Whether its rows lie as the file has them; otherwise it cannot be saved.
+    pub is_in_order: bool,
+}
+
+impl InBlocks {
+    /// Its key in a checkpoint.
+    pub fn key(&self) -> String {
+        self.part.key(&self.module)
+    }
+}
+
 /// Gathers the tensors that a predicate wants, in PyTorch's layout; a shared factor at its owner.
 pub struct Gather<F> {
     wanted: F,
-    /// What was gathered.
+    /// The floats.
     pub tensors: Vec<HostTensor<'static>>,
+    /// What is in blocks.
+    pub blocks: Vec<InBlocks>,
 }
 
 impl<F: Fn(&Parameter<'_>) -> bool> Gather<F> {
     /// Gathers where `wanted` says so.
     pub const fn new(wanted: F) -> Self {
-        Self { wanted, tensors: Vec::new() }
+        Self { wanted, tensors: Vec::new(), blocks: Vec::new() }
     }
 }
 
@@ -329,6 +483,24 @@ impl<B: Backend, F: Fn(&Parameter<'_>) -> bool> ParamVisitor<B> for Gather<F> {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         if (self.wanted)(at) {
             self.tensors.push(host_tensor(at, param));
+        }
+    }
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        match (stored, at.weight()) {
+            (Stored::Float(param), _) => self.visit(at, param),
+            (stored, Some(part)) if (self.wanted)(at) => {
+                if let Some(matrix) = stored.blocks() {
+                    let layout = if matrix.is_transposed() { Layout::Transposed } else { Layout::Same };
+                    self.blocks.push(InBlocks {
+                        module: at.module.path.to_string(),
+                        part,
+                        matrix: matrix.clone(),
+                        is_in_order: at.blocks_layout() == Some(layout),
+                    });
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -345,6 +517,50 @@ impl<B: Backend, F: FnMut(&Parameter<'_>, bool) -> bool> ParamVisitor<B> for Cho
         let trained = (self.0)(at, was);
         if trained != was {
             *param = param.clone().set_require_grad(trained);
+        }
+    }
+}
+
+/// Turns matrices in blocks into floats: what is to be changed or trained.
+pub struct ToFloats;
+
+impl<B: Backend> ParamVisitor<B> for ToFloats {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, _at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if stored.blocks().is_some() {
+            *stored = Stored::of_tensor(stored.to_tensor());
+        }
+    }
+}
+
+/// Rounds matrices of floats to blocks of few bits, where a function says to which.
+pub struct ToBlocks<F> {
+    choose: F,
+    /// What could not be rounded.
+    pub problems: Vec<String>,
+}
+
+impl<F: Fn(&Parameter<'_>) -> Option<BlockFormat>> ToBlocks<F> {
+    /// Rounds to the formats that `choose` gives.
+    pub const fn new(choose: F) -> Self {
+        Self { choose, problems: Vec::new() }
+    }
+}
+
+impl<B: Backend, F: Fn(&Parameter<'_>) -> Option<BlockFormat>> ParamVisitor<B> for ToBlocks<F> {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        let (Some(layout), Some(format), None) = (at.blocks_layout(), (self.choose)(at), stored.blocks())
+        else {
+            return;
+        };
+        let values = stored.to_tensor();
+        let values = if layout == Layout::Transposed { values.transpose() } else { values };
+        match BlockMatrix::quantize(format, in_rows(stored.dims(), layout), &host_values(values.detach())) {
+            Ok(matrix) => *stored = oriented(matrix, layout).into(),
+            Err(error) => self.problems.push(format!("'{}': {error}", at.key())),
         }
     }
 }

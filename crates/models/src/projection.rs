@@ -1,12 +1,20 @@
-//! A weight `W` `[d_input, d_output]` in one of its representations. Every product is taken on what is
-//! stored; `W` itself is never formed.
+//! A weight `W` `[d_input, d_output]` in one of its forms, whose leaves are matrices in any storage. Every product is
+//! taken on what is stored; `W` itself is never formed.
+//!
+//! | form | leaves | in blocks |
+//! |---|---|---|
+//! | dense | `W` | yes |
+//! | low rank | `A`, `B`, and `C` between them | `A`, `B` |
+//! | sum | `M`, `A`, `B` of `W = M + A·B` | yes |
+//! | tensor train | cores | no: their rows are shorter than a block |
 
-use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use lowrank_kernels::{Kernels, linear};
+use burn::tensor::DType;
+use lowrank_kernels::{Kernels, LoraSpec, Weight};
 
 use crate::error::{ModelError, Result};
 use crate::params::lazy_normal;
+use crate::stored::Stored;
 use crate::tensor_train::TensorTrain;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Parameter, Role};
 use lowrank_spec::Representation;
@@ -16,24 +24,33 @@ use lowrank_spec::names::WeightPart;
 #[derive(Module, Debug)]
 pub struct Dense<B: Backend> {
     /// Shape `[d_input, d_output]`.
-    pub weight: Param<Tensor<B, 2>>,
+    pub weight: Stored<B>,
 }
 
 /// A weight as two factors, `W = A·B`, or three, `W = A·C·B`.
 #[derive(Module, Debug)]
 pub struct LowRank<B: Backend> {
     /// Shape `[d_input, rank_a]`.
-    pub a: Param<Tensor<B, 2>>,
+    pub a: Stored<B>,
     /// Shape `[rank_a, rank_b]`; without it the two ranks are one.
-    pub core: Option<Param<Tensor<B, 2>>>,
+    pub core: Option<Stored<B>>,
     /// Shape `[rank_b, d_output]`.
-    pub b: Param<Tensor<B, 2>>,
+    pub b: Stored<B>,
     /// The modules that own `a` and `b`, where this one only shares them.
     #[module(skip)]
     owners: [Option<String>; 2],
 }
 
-/// A linear map in one of its representations; forward passes multiply by what is stored.
+/// A matrix and two factors that correct it, `W = M + A·B`.
+#[derive(Module, Debug)]
+pub struct Sum<B: Backend> {
+    /// `M`.
+    pub dense: Dense<B>,
+    /// `A·B`.
+    pub low_rank: LowRank<B>,
+}
+
+/// A linear map in one of its forms; forward passes multiply by what is stored.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful in each layer; burn's modules cannot be boxed")]
 pub enum Projection<B: Backend> {
@@ -41,6 +58,8 @@ pub enum Projection<B: Backend> {
     Dense(Dense<B>),
     /// Two factors, or three.
     LowRank(LowRank<B>),
+    /// One matrix and two factors.
+    Sum(Sum<B>),
     /// A train of cores.
     TensorTrain(TensorTrain<B>),
 }
@@ -70,7 +89,9 @@ impl<B: Backend> Projection<B> {
         seed: u64,
         device: &B::Device,
     ) -> Self {
-        let matrix = |part: WeightPart, shape, std| lazy_normal(seed, &part.key(path), shape, std, device);
+        let matrix = |part: WeightPart, shape, std| -> Stored<B> {
+            lazy_normal(seed, &part.key(path), shape, std, device).into()
+        };
         match representation {
             Representation::Dense => {
                 Self::Dense(Dense { weight: matrix(WeightPart::Dense, [d_input, d_output], INIT_STD) })
@@ -86,6 +107,14 @@ impl<B: Backend> Projection<B> {
                     owners: [a_of.clone(), b_of.clone()],
                 })
             }
+            Representation::Sum { rank } => {
+                let of = |part: &Representation| Self::init(path, [d_input, d_output], part, seed, device);
+                let parts = (of(&Representation::Dense), of(&Representation::low_rank(*rank)));
+                let (Self::Dense(dense), Self::LowRank(low_rank)) = parts else {
+                    unreachable!("each representation has its own form")
+                };
+                Self::Sum(Sum { dense, low_rank })
+            }
             Representation::TensorTrain { cores } => {
                 Self::TensorTrain(TensorTrain::init(path, [d_input, d_output], cores, seed, device))
             }
@@ -99,29 +128,14 @@ impl<B: Backend> Projection<B> {
         dense: Layout,
         visitor: &mut V,
     ) {
-        let WeightOf { module, site } = at;
         match self {
             Self::Dense(one) => {
-                visitor.visit(&at.part(WeightPart::Dense, dense), &mut one.weight);
+                visitor.visit_stored(&at.part(WeightPart::Dense, dense), &mut one.weight);
             }
-            Self::LowRank(factors) => {
-                let [a_of, b_of] = &factors.owners;
-                let mut factor =
-                    |part: WeightPart, owner: Option<&String>, param: &mut Param<Tensor<B, 2>>| {
-                        let layout = Layout::Transposed;
-                        match owner {
-                            Some(path) => {
-                                let owner = WeightOf { module: ModulePath { path, ..module }, site };
-                                visitor.visit_shared(&owner.part(part, layout), param);
-                            }
-                            None => visitor.visit(&at.part(part, layout), param),
-                        }
-                    };
-                factor(WeightPart::FactorA, a_of.as_ref(), &mut factors.a);
-                if let Some(core) = &mut factors.core {
-                    factor(WeightPart::FactorC, None, core);
-                }
-                factor(WeightPart::FactorB, b_of.as_ref(), &mut factors.b);
+            Self::LowRank(factors) => factors.visit_params(at, visitor),
+            Self::Sum(sum) => {
+                visitor.visit_stored(&at.part(WeightPart::Dense, dense), &mut sum.dense.weight);
+                sum.low_rank.visit_params(at, visitor);
             }
             Self::TensorTrain(train) => train.visit_params(at, visitor),
         }
@@ -132,9 +146,8 @@ impl<B: Backend> Projection<B> {
     /// # Errors
     /// [`ModelError::Input`] for a tensor train, or for factors that other modules share.
     pub fn transposed(&self) -> Result<Self> {
-        let turn = |param: &Param<Tensor<B, 2>>| Param::initialized(ParamId::new(), param.val().transpose());
         match self {
-            Self::Dense(Dense { weight }) => Ok(Self::Dense(Dense { weight: turn(weight) })),
+            Self::Dense(Dense { weight }) => Ok(Self::Dense(Dense { weight: weight.transposed() })),
             _ => Err(ModelError::Input(
                 "the head is tied to an embedding in factors; it cannot get weights of its own".into(),
             )),
@@ -148,8 +161,11 @@ impl<B: Backend> Projection<B> {
     pub fn with_shape(&self, shape: [usize; 2]) -> Result<Self> {
         match self {
             Self::Dense(Dense { weight }) => {
-                let zeros = Tensor::zeros(shape, (&weight.lazy_device(), weight.val().dtype()));
-                Ok(Self::Dense(Dense { weight: Param::initialized(ParamId::new(), zeros) }))
+                let zeros = match weight {
+                    Stored::Float(param) => Tensor::zeros(shape, (&param.lazy_device(), param.val().dtype())),
+                    Stored::Blocks(_) => Tensor::zeros(shape, &B::Device::default()),
+                };
+                Ok(Self::Dense(Dense { weight: Stored::of_tensor(zeros) }))
             }
             _ => Err(ModelError::Input("an embedding in factors keeps its vocabulary".into())),
         }
@@ -157,12 +173,71 @@ impl<B: Backend> Projection<B> {
 
     /// `[d_input, d_output]`.
     pub fn dims(&self) -> [usize; 2] {
-        let dims = |param: &Param<Tensor<B, 2>>| -> [usize; 2] { param.lazy_shape().dims() };
         match self {
-            Self::Dense(dense) => dims(&dense.weight),
-            Self::LowRank(factors) => [dims(&factors.a)[0], dims(&factors.b)[1]],
+            Self::Dense(dense) | Self::Sum(Sum { dense, .. }) => dense.weight.dims(),
+            Self::LowRank(factors) => [factors.a.dims()[0], factors.b.dims()[1]],
             Self::TensorTrain(train) => train.dims(),
         }
+    }
+}
+
+impl<B: Backend> LowRank<B> {
+    fn visit_params<V: ParamVisitor<B>>(&mut self, at: WeightOf<'_>, visitor: &mut V) {
+        let WeightOf { module, site } = at;
+        let [a_of, b_of] = &self.owners;
+        let mut factor = |part: WeightPart, owner: Option<&String>, stored: &mut Stored<B>| {
+            let layout = Layout::Transposed;
+            match owner {
+                Some(path) => {
+                    let owner = WeightOf { module: ModulePath { path, ..module }, site };
+                    visitor.visit_shared(&owner.part(part, layout), stored);
+                }
+                None => visitor.visit_stored(&at.part(part, layout), stored),
+            }
+        };
+        factor(WeightPart::FactorA, a_of.as_ref(), &mut self.a);
+        if let Some(core) = &mut self.core {
+            factor(WeightPart::FactorC, None, core);
+        }
+        factor(WeightPart::FactorB, b_of.as_ref(), &mut self.b);
+    }
+
+    /// The two factors, where they are in f32 and can be applied in one step with another matrix.
+    fn floats(&self) -> Option<[Tensor<B, 2>; 2]> {
+        let float = |stored: &Stored<B>| match stored {
+            Stored::Float(param) => Some(param.val()).filter(|tensor| tensor.dtype() == DType::F32),
+            Stored::Blocks(_) => None,
+        };
+        self.core.is_none().then_some(())?;
+        Some([float(&self.a)?, float(&self.b)?])
+    }
+}
+
+impl<B: Kernels> LowRank<B> {
+    fn forward(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+        let inner = self.a.weight().linear(x, None); // [tokens, rank_a]
+        self.through(inner, bias)
+    }
+
+    /// From the first factor's output on.
+    fn through(&self, mut inner: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+        if let Some(core) = &self.core {
+            inner = core.weight().linear(inner, None); // [tokens, rank_b]
+        }
+        self.b.weight().linear(inner, bias)
+    }
+
+    fn forward_transposed(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let turned = |stored: &Stored<B>| -> Weight<Tensor<B, 2>> { stored.weight().transpose() };
+        let mut inner = turned(&self.b).linear(x, None);
+        if let Some(core) = &self.core {
+            inner = turned(core).linear(inner, None);
+        }
+        turned(&self.a).linear(inner, None)
+    }
+
+    fn rows(&self, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.through(self.a.weight().rows(rows), None)
     }
 }
 
@@ -174,13 +249,16 @@ impl<B: Kernels> Projection<B> {
     /// - output: `[tokens, d_output]`
     pub fn forward(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
         match self {
-            Self::Dense(dense) => linear(x, dense.weight.val(), bias),
-            Self::LowRank(LowRank { a, core, b, .. }) => {
-                let mut inner = linear(x, a.val(), None); // [tokens, rank_a]
-                if let Some(core) = core {
-                    inner = linear(inner, core.val(), None); // [tokens, rank_b]
+            Self::Dense(dense) => dense.weight.weight().linear(x, bias),
+            Self::LowRank(factors) => factors.forward(x, bias),
+            Self::Sum(Sum { dense, low_rank }) => {
+                let weight = dense.weight.weight();
+                match low_rank.floats() {
+                    Some(factors) => {
+                        weight.linear_lora(x, factors, bias, LoraSpec { scale: 1.0, dropout: None })
+                    }
+                    None => weight.linear(x.clone(), bias) + low_rank.forward(x, None),
                 }
-                linear(inner, b.val(), bias)
             }
             Self::TensorTrain(train) => train.forward(x, bias),
         }
@@ -193,13 +271,10 @@ impl<B: Kernels> Projection<B> {
     /// - output: `[tokens, d_input]`
     pub fn forward_transposed(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
-            Self::Dense(dense) => linear(x, dense.weight.val().transpose(), None),
-            Self::LowRank(LowRank { a, core, b, .. }) => {
-                let mut inner = linear(x, b.val().transpose(), None);
-                if let Some(core) = core {
-                    inner = linear(inner, core.val().transpose(), None);
-                }
-                linear(inner, a.val().transpose(), None)
+            Self::Dense(dense) => dense.weight.weight().transpose().linear(x, None),
+            Self::LowRank(factors) => factors.forward_transposed(x),
+            Self::Sum(Sum { dense, low_rank }) => {
+                dense.weight.weight().transpose().linear(x.clone(), None) + low_rank.forward_transposed(x)
             }
             Self::TensorTrain(train) => train.forward_transposed(x),
         }
@@ -211,16 +286,11 @@ impl<B: Kernels> Projection<B> {
     /// - rows: `[tokens]`, below `d_input`
     /// - output: `[tokens, d_output]`
     pub fn rows(&self, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let select =
-            |table: &Param<Tensor<B, 2>>| table.val().select(0, rows.clone()).cast(burn::tensor::DType::F32);
         match self {
-            Self::Dense(dense) => select(&dense.weight),
-            Self::LowRank(LowRank { a, core, b, .. }) => {
-                let mut inner = select(a);
-                if let Some(core) = core {
-                    inner = linear(inner, core.val(), None);
-                }
-                linear(inner, b.val(), None)
+            Self::Dense(dense) => dense.weight.weight().rows(rows),
+            Self::LowRank(factors) => factors.rows(rows),
+            Self::Sum(Sum { dense, low_rank }) => {
+                dense.weight.weight().rows(rows.clone()) + low_rank.rows(rows)
             }
             Self::TensorTrain(train) => train.rows(rows),
         }

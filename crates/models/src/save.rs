@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_checkpoint::{FloatType, write_atomic, write_safetensors};
-use lowrank_spec::HostTensor;
+use lowrank_checkpoint::{Dtype, FloatType, RawTensor, write_atomic, write_safetensors_with};
+use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
+use crate::params::InBlocks;
 
 /// Files of a model folder that go with any weights: tokenizer, templates, generation settings, pooling.
 const COMPANIONS: [&str; 17] = [
@@ -35,14 +36,16 @@ pub(crate) fn write_folder(
     dir: &Path,
     source: &Path,
     tensors: Vec<HostTensor<'static>>,
+    blocks: &[InBlocks],
     mut config: Map<String, Value>,
     dtype: FloatType,
 ) -> Result<()> {
     let file_error =
         |path: &Path, e: std::io::Error| ModelError::File { path: path.to_path_buf(), reason: e.to_string() };
+    note_formats(&mut config, blocks)?;
     std::fs::create_dir_all(dir).map_err(|e| file_error(dir, e))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    write_safetensors(dir.join("model.safetensors"), tensors, dtype, &metadata)?;
+    write_safetensors_with(dir.join("model.safetensors"), tensors, dtype, raw_tensors(blocks), &metadata)?;
     // transformers 5 calls the key `dtype`; it and its predecessors read `torch_dtype` too.
     let mut keys: Vec<&str> = vec!["dtype", "torch_dtype"];
     keys.retain(|key| config.contains_key(*key));
@@ -63,6 +66,44 @@ pub(crate) fn write_folder(
         }
     }
     Ok(())
+}
+
+/// The bytes of the matrices in blocks, `(rows, bytes of a row)`.
+fn raw_tensors(blocks: &[InBlocks]) -> Vec<RawTensor<'_>> {
+    let tensors = blocks.iter().map(|block| {
+        let ([rows, _], bytes) = (block.matrix.stored_dims(), block.matrix.bytes());
+        RawTensor { name: block.key(), dtype: Dtype::U8, shape: vec![rows, bytes.len() / rows.max(1)], bytes }
+    });
+    tensors.collect()
+}
+
+/// Brings the block formats of a config's section in line with what the model holds.
+fn note_formats(config: &mut Map<String, Value>, blocks: &[InBlocks]) -> Result<()> {
+    let input = |e: lowrank_spec::SpecError| ModelError::Input(e.to_string());
+    if let Some(block) = blocks.iter().find(|block| !block.is_in_order) {
+        return Err(ModelError::Input(format!(
+            "'{}' is in {} in an order that files do not have; it cannot be saved",
+            block.key(),
+            block.matrix.format()
+        )));
+    }
+    let mut section = LowrankSection::of_config(config).map_err(input)?;
+    if section.modules.is_empty() && blocks.is_empty() {
+        return Ok(());
+    }
+    section.modules.values_mut().for_each(|entry| entry.formats.clear());
+    for block in blocks {
+        let known = section.find(&block.module).map(|(name, _)| name.to_string());
+        let entry = section.modules.entry(known.unwrap_or_else(|| block.module.clone())).or_default();
+        entry.formats.insert(block.part.name().into(), block.matrix.format().name().into());
+    }
+    section
+        .modules
+        .retain(|_, entry| !entry.formats.is_empty() || entry.representation != Representation::Dense);
+    if section.method.is_empty() {
+        section.method = "quant".into();
+    }
+    section.write(config).map_err(input)
 }
 
 fn type_name(dtype: FloatType) -> &'static str {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::error::Result;
-use crate::params::{Choose, Gather};
+use crate::params::{Choose, Gather, InBlocks};
 use crate::run::Run;
 use crate::save;
 use crate::visit::{ParamVisitor, Parameter};
@@ -42,7 +42,14 @@ pub trait Parameters<B: Backend>: Clone {
         self.visit_params(&mut Choose(choose));
     }
 
-    /// The wanted parameters, in PyTorch's layout.
+    /// The wanted matrices that are in blocks of few bits, which are never trained.
+    fn blocks_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<InBlocks> {
+        let mut gather = Gather::new(wanted);
+        self.clone().visit_params(&mut gather);
+        gather.blocks
+    }
+
+    /// The wanted parameters that are floats, in PyTorch's layout.
     fn tensors_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<HostTensor<'static>> {
         let mut gather = Gather::new(wanted);
         self.clone().visit_params(&mut gather);
@@ -51,13 +58,15 @@ pub trait Parameters<B: Backend>: Clone {
 
     /// Writes a Hugging Face folder: weights of type `dtype` but for the
     /// [newly initialized](Self::newly_initialized) ones, config, and the tokenizer and generation files of `source`.
+    /// Matrices in blocks are written as they are, and the config's `lowrank` section says which they are.
     ///
     /// # Errors
     /// When a file cannot be written, or a value is beyond the range of `dtype`.
     fn save(&self, dir: &Path, source: &Path, dtype: FloatType) -> Result<()> {
         let left_out = self.newly_initialized();
-        let tensors = self.tensors_where(|at| !left_out.contains(&at.key()));
-        save::write_folder(dir, source, tensors, self.config_json(), dtype)
+        let mut gather = Gather::new(|at: &Parameter<'_>| !left_out.contains(&at.key()));
+        self.clone().visit_params(&mut gather);
+        save::write_folder(dir, source, gather.tensors, &gather.blocks, self.config_json(), dtype)
     }
 }
 

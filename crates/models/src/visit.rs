@@ -4,6 +4,8 @@ use burn::module::Param;
 use burn::prelude::*;
 use lowrank_spec::names::WeightPart;
 
+use crate::stored::Stored;
+
 /// How a tensor is laid out in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -97,6 +99,12 @@ impl Parameter<'_> {
         }
     }
 
+    /// How the rows that blocks cut lie to the matrix of the forward pass; `None` for what is never in blocks.
+    pub fn blocks_layout(&self) -> Option<Layout> {
+        let is_transposed = self.weight()?.blocks_are_transposed(self.module.part == Part::Embeddings)?;
+        Some(if is_transposed { Layout::Transposed } else { Layout::Same })
+    }
+
     /// Whether weight decay applies to it: to weights, not to biases and norms.
     pub fn decays(&self) -> bool {
         matches!(self.role, Role::Weight(_))
@@ -113,11 +121,19 @@ pub trait ParamVisitor<B: Backend> {
     /// Visits a parameter.
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>);
 
+    /// Visits a matrix of a form, in whatever it is stored. Unless this is overridden, floats are visited as parameters,
+    /// and blocks, which are always frozen, not at all.
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if let Stored::Float(param) = stored {
+            self.visit(at, param);
+        }
+    }
+
     /// Visits a factor that is stored under the key of the module that owns it, which is the module of `at`, and visited
     /// there too.
     ///
     /// Shared factors are loaded and saved; everything else is done at the owner's visit.
-    fn visit_shared(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, 2>>) {}
+    fn visit_shared(&mut self, _at: &Parameter<'_>, _stored: &mut Stored<B>) {}
 }
 
 #[cfg(test)]

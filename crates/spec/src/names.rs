@@ -7,6 +7,15 @@
 //! | `<module>.lowrank_c.weight` | `(r_b, r_a)` | `C`, `[r_a, r_b]` |
 //! | `<module>.lowrank_b.weight` | `(out, r_b)` | `B`, `[r_b, out]` |
 //! | `<module>.tt_cores.<k>` | `(r_{k-1}, m_k, n_k, r_k)` | the same |
+//!
+//! A matrix in blocks of few bits is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
+//! architecture does with floats. Its rows, which the blocks cut:
+//!
+//! | part | of a linear map | of an embedding |
+//! |---|---|---|
+//! | weight | `(out, in)` | `(vocabulary, width)` |
+//! | `A` | `(r, in)` | `(vocabulary, r)` |
+//! | `B` | `(r, out)` | `(r, width)` |
 
 /// Which part of a weight a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +82,29 @@ impl WeightPart {
         let (rest, k) = key.rsplit_once('.')?;
         let module = rest.strip_suffix(CORES)?.strip_suffix('.')?;
         Some((module, Self::Core(k.parse().ok()?)))
+    }
+
+    /// Its name where a config tells how each part is stored: `weight`, `lowrank_a`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "weight",
+            Self::FactorA => "lowrank_a",
+            Self::FactorC => "lowrank_c",
+            Self::FactorB => "lowrank_b",
+            Self::Core(_) => CORES,
+        }
+    }
+
+    /// Of a part in blocks: whether the blocks lie along the columns of the matrix that the forward pass multiplies by
+    /// (its transpose is what is stored). `None` for the parts that are never in blocks.
+    ///
+    /// A product reads a column of the weight and a row of the right factor, and an embedding looks up rows.
+    pub fn blocks_are_transposed(self, embedding: bool) -> Option<bool> {
+        match self {
+            Self::Dense | Self::FactorA => Some(!embedding),
+            Self::FactorB => Some(false),
+            Self::FactorC | Self::Core(_) => None,
+        }
     }
 
     /// Whether the file holds the transpose of what the forward pass multiplies by.

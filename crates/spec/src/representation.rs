@@ -7,7 +7,7 @@
 //!   "model.embed_tokens": {"kind": "tensor_train", "cores": [[1, 16, 8, 9], [9, 32, 8, 1]]}}}
 //! ```
 //!
-//! Modules that are not named are dense. A module is named as the checkpoint names it, without `.weight`.
+//! Modules that are not named are dense, in floats. A module is named as the checkpoint names it, without `.weight`.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,9 @@ use serde_json::{Map, Value};
 use crate::error::{Result, SpecError};
 
 /// The version of the section that this crate writes, and the last that it reads.
-pub const VERSION: u32 = 1;
+///
+/// Version 2 added [`Representation::Sum`] and [`ModuleEntry::formats`]; a section without them is written as version 1.
+pub const VERSION: u32 = 2;
 
 /// Largest number accepted for a rank or a side of a core.
 const MAX_SIDE: usize = 1 << 24;
@@ -42,6 +44,12 @@ pub enum Representation {
         /// The module whose `B` this one shares.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         b_of: Option<String>,
+    },
+    /// `W = M + A·B`: one matrix under `<module>.weight`, in most cases in blocks of few bits, and the two factors of
+    /// [`LowRank`](Self::LowRank) that correct it.
+    Sum {
+        /// The inner width of `A·B`.
+        rank: usize,
     },
     /// `W[(i_1 … i_d), (j_1 … j_d)] = G_1[i_1, j_1]·…·G_d[i_d, j_d]`, digits most significant first, under
     /// `<module>.tt_cores.<k>`. Rows and columns past `d_input` and `d_output` are padding.
@@ -68,6 +76,7 @@ impl Representation {
                 let core = if ranks.len() == 2 { first * last } else { 0 };
                 a + core + b
             }
+            Self::Sum { rank } => d_input * d_output + rank * (d_input + d_output),
             Self::TensorTrain { cores } => cores.iter().map(|c| c.iter().product::<usize>()).sum(),
         }
     }
@@ -87,6 +96,8 @@ impl Representation {
                 }
                 fault(format!("ranks {ranks:?}; expected one or two of at least 1"))
             }
+            Self::Sum { rank } if side(*rank) => Ok(()),
+            Self::Sum { rank } => fault(format!("rank {rank} of a sum; expected at least 1")),
             Self::TensorTrain { cores } => {
                 if cores.is_empty() || cores.len() > MAX_CORES || !cores.iter().flatten().all(|&n| side(n)) {
                     return fault(format!(
@@ -120,12 +131,23 @@ pub struct ModuleEntry {
     /// Relative error of the representation, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
+    /// Block formats by the [names](crate::names::WeightPart::name) of the parts that are stored in blocks, such as
+    /// `{"weight": "Q4_K"}`. Parts that are not named are floats.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub formats: BTreeMap<String, String>,
+}
+
+impl ModuleEntry {
+    /// An entry of a representation in floats, without a known error.
+    pub fn new(representation: Representation) -> Self {
+        Self { representation, ..Self::default() }
+    }
 }
 
 /// The section as a whole; empty for a model that was never compressed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LowrankSection {
-    /// [`VERSION`].
+    /// At most [`VERSION`]. [`write`](Self::write) writes the first version that has what the modules use.
     pub version: u32,
     /// Name of the method.
     #[serde(default)]
@@ -171,7 +193,12 @@ impl LowrankSection {
             raw.remove(SECTION);
             return Ok(());
         }
-        let value = serde_json::to_value(self).map_err(|e| SpecError::Section(e.to_string()))?;
+        let is_later = |entry: &ModuleEntry| {
+            !entry.formats.is_empty() || matches!(entry.representation, Representation::Sum { .. })
+        };
+        let version = if self.modules.values().any(is_later) { 2 } else { 1 };
+        let value = serde_json::to_value(Self { version, ..self.clone() })
+            .map_err(|e| SpecError::Section(e.to_string()))?;
         raw.insert(SECTION.into(), value);
         Ok(())
     }
@@ -205,15 +232,33 @@ mod tests {
         ];
         let modules = entries
             .into_iter()
-            .map(|(k, representation)| (k.to_string(), ModuleEntry { representation, error: Some(0.5) }))
+            .map(|(k, representation)| {
+                (k.to_string(), ModuleEntry { error: Some(0.5), ..ModuleEntry::new(representation) })
+            })
             .collect();
-        let section = LowrankSection { version: VERSION, modules, ..Default::default() };
+        let section = LowrankSection { version: 1, modules, ..Default::default() };
         let mut raw = Map::new();
         section.write(&mut raw).unwrap();
         assert_eq!(raw["lowrank"]["modules"]["a"], json!({"kind": "low_rank", "ranks": [3], "error": 0.5}));
         assert_eq!(LowrankSection::of_config(&raw).unwrap(), section);
         assert_eq!(section.find("model.c").map(|(name, _)| name), Some("c"));
         assert!(section.find("d").is_none());
+    }
+
+    #[test]
+    fn blocks_and_sums_are_of_version_2() {
+        let formats = [("weight".to_string(), "Q4_K".to_string())].into();
+        let blocks = ModuleEntry { formats, ..ModuleEntry::default() };
+        for (entry, kind) in [(blocks, "dense"), (ModuleEntry::new(Representation::Sum { rank: 4 }), "sum")] {
+            let modules = [("a".to_string(), entry)].into();
+            let mut raw = Map::new();
+            LowrankSection { version: 1, modules, ..Default::default() }.write(&mut raw).unwrap();
+            assert_eq!(raw["lowrank"]["version"], 2);
+            assert_eq!(raw["lowrank"]["modules"]["a"]["kind"], kind);
+            assert_eq!(LowrankSection::of_config(&raw).unwrap().version, 2);
+        }
+        assert_eq!(Representation::Sum { rank: 3 }.parameters([10, 20]), 290);
+        assert!(Representation::Sum { rank: 0 }.check([4, 4]).is_err());
     }
 
     #[test]
@@ -229,7 +274,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case(json!({"version": 2}), "version 2 is later")]
+    #[case(json!({"version": 3}), "version 3 is later")]
     #[case(json!({"version": 1, "modules": {"a": {"kind": "magic"}}}), "magic")]
     #[case(json!({"version": 1, "modules": {"a": {"kind": "low_rank", "ranks": [-1]}}}), "-1")]
     #[case(json!(3), "lowrank")]

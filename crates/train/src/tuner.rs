@@ -8,7 +8,7 @@ use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::{Labels, PackedBatch};
 use lowrank_kernels::{Kernels, cross_entropy_sum};
 use lowrank_models::batch::int_tensor;
-use lowrank_models::{Classifier, Run, Stack, TokenBatch, Tokens};
+use lowrank_models::{Classifier, Parameters, Run, Stack, TokenBatch, Tokens};
 
 use crate::error::{Result, TrainError};
 use crate::record::count;
@@ -56,13 +56,17 @@ impl<B: Backend, M> Tuned<B, M> {
     }
 }
 
-impl<B: Backend, M: Module<B>> Tuned<B, M> {
+impl<B: Backend, M: Module<B> + Parameters<B>> Tuned<B, M> {
     /// Numbers of trained and of all parameters.
     pub fn count(&self) -> (usize, usize) {
         let (model, adapters) = (count::<B>(&self.model), count::<B>(&self.adapters));
-        (model.0 + adapters.0, model.1 + adapters.1)
+        let in_blocks = self.model.blocks_where(|_| true);
+        let frozen: usize = in_blocks.iter().map(|block| block.matrix.dims().iter().product::<usize>()).sum();
+        (model.0 + adapters.0, model.1 + adapters.1 + frozen)
     }
+}
 
+impl<B: Backend, M: Module<B>> Tuned<B, M> {
     /// The device of the first parameter.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::{
     Adaptable, Classifier, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows,
-    Run, Stack, Tokens,
+    Run, Stack, Stored, Tokens,
 };
 use lowrank_spec::LowrankSection;
 
@@ -202,8 +202,8 @@ impl ParamVisitor<Inner> for Round {
         *param = Param::initialized(param.id, tensor);
     }
 
-    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, 2>>) {
-        self.visit(at, param);
+    fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<Inner>) {
+        self.visit_stored(at, stored);
     }
 }
 

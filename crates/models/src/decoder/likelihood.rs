@@ -87,7 +87,7 @@ impl<B: Kernels> Decoder<B> {
         if config.logit_scale != 1.0 {
             return None;
         }
-        let weight = dense.weight.val();
+        let weight = dense.weight.weight();
         let soft_cap = config.logit_softcap.map(|cap| cap as f32);
         Some(Head { bias, soft_cap, ..Head::new(if transposed { weight.transpose() } else { weight }) })
     }

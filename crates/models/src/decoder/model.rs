@@ -91,7 +91,9 @@ impl<B: Backend> Decoder<B> {
         }
         let mut model = Self::init(config, 0, device)
             .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })?;
-        let mut loader = Loader::new(&checkpoint, names.prefix, device).with_weights(weights)?;
+        let section = model.info.config.lowrank.clone();
+        let mut loader =
+            Loader::new(&checkpoint, names.prefix, device).with_section(&section).with_weights(weights)?;
         if model.head.is_none() {
             loader.alias(table, head.clone());
         }
