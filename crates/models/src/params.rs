@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData, bf16, f16};
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, HostTensor};
-use lowrank_kernels::{BlockFormat, BlockMatrix};
+use lowrank_kernels::{BlockFormat, BlockMatrix, KernelError};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, transpose};
@@ -253,7 +253,13 @@ impl<'a, B: Backend> Loader<'a, B> {
         let entry = self.section.and_then(|section| section.find(at.module.path));
         let format = at.weight().zip(entry).and_then(|(part, (_, entry))| entry.formats.get(part.name()));
         let layout = at.blocks_layout();
-        if let (Some(format), Some(layout)) = (format, layout) {
+        let typed = match self.checkpoint.info(name).map(|info| info.dtype) {
+            Some(Dtype::Block(format)) => Some(format),
+            _ => None,
+        };
+        if let (Some(format), Some(layout)) = (typed, layout) {
+            *stored = self.read_blocks(name, stored.dims(), layout, format)?.into();
+        } else if let (Some(format), Some(layout)) = (format, layout) {
             let format = block_format(format).map_err(ModelError::Input)?;
             *stored = self.read_blocks(name, stored.dims(), layout, format)?.into();
         } else if let (Some(format), Some(layout)) = (self.rounds_to(at), layout)
@@ -266,7 +272,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             } else {
                 self.checkpoint.read_f32_transposed(name)?
             };
-            let matrix = BlockMatrix::quantize(format, [rows, columns], &values)
+            let matrix = quantize(format, [rows, columns], &values)
                 .map_err(|e| ModelError::Input(format!("'{name}': {e}")))?;
             *stored = oriented(matrix, layout).into();
         } else if let Stored::Float(param) = stored {
@@ -296,15 +302,23 @@ impl<'a, B: Backend> Loader<'a, B> {
         format: BlockFormat,
     ) -> Result<BlockMatrix> {
         let [rows, columns] = in_rows(dims, layout);
-        let wanted = [rows, columns / format.block_len() * format.block_bytes()];
-        match self.checkpoint.info(name) {
-            Some(info) if info.dtype != Dtype::U8 || info.shape != wanted => {
-                return Err(ModelError::Input(format!(
-                    "'{name}' is {} {:?}, expected U8 {wanted:?} for {rows} x {columns} elements in {format}",
-                    info.dtype, info.shape
-                )));
+        let in_bytes = [rows, columns / format.block_len() * format.block_bytes()];
+        if let Some(info) = self.checkpoint.info(name) {
+            let fits = match info.dtype {
+                Dtype::Block(_) => info.shape == [rows, columns],
+                dtype => dtype == Dtype::U8 && info.shape == in_bytes,
+            };
+            if !fits {
+                let (dtype, shape) = (info.dtype, &info.shape);
+                return Err(ModelError::Input(match dtype {
+                    Dtype::Block(_) => {
+                        format!("'{name}' has shape {shape:?}, expected {:?}", [rows, columns])
+                    }
+                    _ => format!(
+                        "'{name}' is {dtype} {shape:?}, expected U8 {in_bytes:?} for {rows} x {columns} elements in {format}"
+                    ),
+                }));
             }
-            _ => {}
         }
         let bytes = self.checkpoint.bytes(name)?.into_owned();
         self.checkpoint.release(name);
@@ -411,6 +425,26 @@ impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
             _ => self.visit_stored(at, stored),
         }
     }
+}
+
+/// [`BlockMatrix::quantize`], the rows shared out among the processor's cores.
+fn quantize(
+    format: BlockFormat,
+    [rows, columns]: [usize; 2],
+    values: &[f32],
+) -> std::result::Result<BlockMatrix, KernelError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = rows.div_ceil(threads).max(1) * columns.max(1);
+    let parts: Vec<Option<Vec<u8>>> = std::thread::scope(|scope| {
+        let part = |values: &[f32]| format.quantize([values.len() / columns.max(1), columns], values).ok();
+        let handles: Vec<_> = values.chunks(each).map(|values| scope.spawn(move || part(values))).collect();
+        handles.into_iter().map(|handle| handle.join().ok().flatten()).collect()
+    });
+    // The error names its place in the whole matrix.
+    let Some(bytes) = parts.into_iter().collect::<Option<Vec<Vec<u8>>>>() else {
+        return BlockMatrix::quantize(format, [rows, columns], values);
+    };
+    BlockMatrix::new(format, [rows, columns], std::sync::Arc::new(bytes.concat()), 0)
 }
 
 /// `[rows, columns]` of what blocks cut, from the shape in the model.
@@ -558,7 +592,7 @@ impl<B: Backend, F: Fn(&Parameter<'_>) -> Option<BlockFormat>> ParamVisitor<B> f
         };
         let values = stored.to_tensor();
         let values = if layout == Layout::Transposed { values.transpose() } else { values };
-        match BlockMatrix::quantize(format, in_rows(stored.dims(), layout), &host_values(values.detach())) {
+        match quantize(format, in_rows(stored.dims(), layout), &host_values(values.detach())) {
             Ok(matrix) => *stored = oriented(matrix, layout).into(),
             Err(error) => self.problems.push(format!("'{}': {error}", at.key())),
         }

@@ -7,6 +7,7 @@
 pub mod format;
 mod quantize;
 mod quantize_k;
+mod weighted;
 
 use std::fmt;
 
@@ -164,6 +165,26 @@ impl BlockFormat {
         Ok(columns / block * self.block_bytes())
     }
 
+    /// This format, or where rows of `columns` elements are not a multiple of its blocks, the one of 32 elements that
+    /// llama.cpp takes in its place; `None` if they are not a multiple of 32 either.
+    ///
+    /// ```
+    /// use lowrank_spec::BlockFormat;
+    /// assert_eq!(BlockFormat::Q4K.fitting(1536), Some(BlockFormat::Q4K));
+    /// assert_eq!(BlockFormat::Q4K.fitting(576), Some(BlockFormat::Q5_0));
+    /// assert_eq!(BlockFormat::Q4K.fitting(100), None);
+    /// ```
+    pub fn fitting(self, columns: usize) -> Option<Self> {
+        let fits = |format: &Self| columns.is_multiple_of(format.block_len());
+        let instead = match self {
+            Self::Q2K | Self::Q3K => Self::Iq4Nl,
+            Self::Q4K => Self::Q5_0,
+            Self::Q5K => Self::Q5_1,
+            _ => Self::Q8_0,
+        };
+        Some(self).filter(fits).or_else(|| Some(instead).filter(fits))
+    }
+
     /// Appends the elements of whole blocks; a rest of bytes is left alone.
     pub fn dequantize(self, blocks: &[u8], values: &mut Vec<f32>) {
         with_format!(self, F => {
@@ -191,7 +212,41 @@ impl BlockFormat {
     /// assert!(values.iter().all(|x| (x - 0.5).abs() < 1e-3));
     /// # Ok::<(), lowrank_spec::blocks::BlockError>(())
     /// ```
-    pub fn quantize(self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Vec<u8>, BlockError> {
+    pub fn quantize(self, shape: [usize; 2], values: &[f32]) -> Result<Vec<u8>, BlockError> {
+        self.quantize_under(shape, values, None)
+    }
+
+    /// As [`quantize`](Self::quantize), for the least squared error in which each column has a weight: how much its input
+    /// matters. Scales and offsets are searched for in all formats.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize); another number of weights than there are columns is
+    /// [`BlockError::Elements`], and one that is not finite or below zero [`BlockError::NonFinite`].
+    pub fn quantize_weighted(
+        self,
+        shape: [usize; 2],
+        values: &[f32],
+        importance: &[f32],
+    ) -> Result<Vec<u8>, BlockError> {
+        if importance.len() != shape[1] {
+            return Err(BlockError::Elements { rows: 1, columns: shape[1], elements: importance.len() });
+        }
+        if let Some(column) = importance.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+            return Err(BlockError::NonFinite { row: 0, column, value: importance[column] });
+        }
+        // Of order 1, so that no square leaves the range of f32; what never matters still does a little.
+        let mean = importance.iter().map(|&w| f64::from(w)).sum::<f64>() / importance.len().max(1) as f64;
+        let scaled = |&w: &f32| if mean > 0.0 { (f64::from(w) / mean) as f32 + 1e-4 } else { 1.0 };
+        let importance: Vec<f32> = importance.iter().map(scaled).collect();
+        self.quantize_under(shape, values, Some(&importance))
+    }
+
+    fn quantize_under(
+        self,
+        [rows, columns]: [usize; 2],
+        values: &[f32],
+        importance: Option<&[f32]>,
+    ) -> Result<Vec<u8>, BlockError> {
         let row_bytes = self.row_bytes(columns)?;
         if rows.checked_mul(columns) != Some(values.len()) {
             return Err(BlockError::Elements { rows, columns, elements: values.len() });
@@ -201,7 +256,7 @@ impl BlockFormat {
             return Err(BlockError::NonFinite { row, column, value: values[index] });
         }
         let mut bytes = Vec::with_capacity(rows * row_bytes);
-        quantize::extend(self, values, &mut bytes)
+        quantize::extend(self, values, importance, &mut bytes)
             .map_err(|(block, value)| BlockError::Scale { index: block * self.block_len(), value })?;
         Ok(bytes)
     }

@@ -3,30 +3,93 @@
 use half::f16;
 
 use super::format::IQ4_NL_VALUES;
-use super::{BlockFormat, quantize_k};
+use super::{BlockFormat, quantize_k, weighted};
 
 /// Appends the blocks of `values`, whose length is a multiple of a block's; the error is the index of the block and the
-/// scale that does not fit f16.
-pub(super) fn extend(format: BlockFormat, values: &[f32], bytes: &mut Vec<u8>) -> Result<(), (usize, f32)> {
-    for (i, values) in values.chunks_exact(format.block_len()).enumerate() {
+/// scale that does not fit f16. `importance` weighs the columns of a row, again for each row.
+pub(super) fn extend(
+    format: BlockFormat,
+    values: &[f32],
+    importance: Option<&[f32]>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), (usize, f32)> {
+    let block = format.block_len();
+    for (i, values) in values.chunks_exact(block).enumerate() {
+        let weights = importance.map(|all| &all[block * i % all.len()..][..block]);
+        let of_super_block = weights.and_then(|weights| weights.first_chunk());
+        if let (Some(values), Some(weights)) = (values.first_chunk(), weights.and_then(|w| w.first_chunk()))
+            && let Some(fits) = under_weights(format, values, weights, bytes)
+        {
+            fits.map_err(|value| (i, value))?;
+            continue;
+        }
         let fits = match (format, values.first_chunk(), values.first_chunk()) {
             (BlockFormat::Q8_0, Some(values), _) => signed_bytes(values, bytes),
             (BlockFormat::Q4_0, Some(values), _) => signed(values, 8.0, bytes),
             (BlockFormat::Q5_0, Some(values), _) => signed(values, 16.0, bytes),
             (BlockFormat::Q4_1, Some(values), _) => unsigned(values, 15.0, bytes),
             (BlockFormat::Q5_1, Some(values), _) => unsigned(values, 31.0, bytes),
-            (BlockFormat::Iq4Nl, Some(values), _) => from_table(values, bytes),
-            (BlockFormat::Q2K, _, Some(values)) => quantize_k::two_bits(values, bytes),
-            (BlockFormat::Q3K, _, Some(values)) => quantize_k::three_bits(values, bytes),
-            (BlockFormat::Q4K, _, Some(values)) => quantize_k::groups_of_32(values, 15.0, bytes),
-            (BlockFormat::Q5K, _, Some(values)) => quantize_k::groups_of_32(values, 31.0, bytes),
-            (BlockFormat::Q6K, _, Some(values)) => quantize_k::groups_of_16(values, bytes),
+            (BlockFormat::Iq4Nl, Some(values), _) => from_table(values, &values.map(|x| x * x), bytes),
+            (BlockFormat::Q2K, _, Some(values)) => quantize_k::two_bits(values, of_super_block, bytes),
+            (BlockFormat::Q3K, _, Some(values)) => quantize_k::three_bits(values, of_super_block, bytes),
+            (BlockFormat::Q4K, _, Some(values)) => {
+                quantize_k::groups_of_32(values, of_super_block, 15.0, bytes)
+            }
+            (BlockFormat::Q5K, _, Some(values)) => {
+                quantize_k::groups_of_32(values, of_super_block, 31.0, bytes)
+            }
+            (BlockFormat::Q6K, _, Some(values)) => quantize_k::groups_of_16(values, of_super_block, bytes),
             // Every block has its length.
             _ => Ok(()),
         };
         fits.map_err(|value| (i, value))?;
     }
     Ok(())
+}
+
+/// A block of 32 elements under weights; `None` for the formats of super-blocks.
+fn under_weights(
+    format: BlockFormat,
+    x: &[f32; 32],
+    weights: &[f32; 32],
+    bytes: &mut Vec<u8>,
+) -> Option<Result<(), f32>> {
+    let mut signed = |half: f32| {
+        let (scale, q) = weighted::signed(x, weights, half);
+        push(scale, bytes)?;
+        pack(&q, half > 8.0, bytes);
+        Ok(())
+    };
+    match format {
+        BlockFormat::Q4_0 => return Some(signed(8.0)),
+        BlockFormat::Q5_0 => return Some(signed(16.0)),
+        _ => {}
+    }
+    let mut unsigned = |most: f32| {
+        let (scale, offset, q) = weighted::unsigned(x, weights, most);
+        push(scale, bytes)?;
+        push(offset, bytes)?;
+        pack(&q, most > 15.0, bytes);
+        Ok(())
+    };
+    match format {
+        BlockFormat::Q4_1 => return Some(unsigned(15.0)),
+        BlockFormat::Q5_1 => return Some(unsigned(31.0)),
+        _ => {}
+    }
+    match format {
+        BlockFormat::Q8_0 => {
+            let (scale, q) = weighted::bytes(x, weights);
+            let pushed = push(scale, bytes).map(|_| ());
+            bytes.extend(q.map(i8::cast_unsigned));
+            Some(pushed)
+        }
+        BlockFormat::Iq4Nl => {
+            let spread = 2.0 * x.iter().map(|x| x * x).sum::<f32>() / 32.0;
+            Some(from_table(x, &std::array::from_fn(|i| weights[i] * (spread + x[i] * x[i]).sqrt()), bytes))
+        }
+        _ => None,
+    }
 }
 
 /// Appends a scale or an offset, and returns it as it was rounded; the error is the value that does not fit.
@@ -69,9 +132,9 @@ fn unsigned(values: &[f32; 32], most: f32, bytes: &mut Vec<u8>) -> Result<(), f3
     Ok(())
 }
 
-/// IQ4_NL: the scale that fits best with the squares as weights, the better of several first ones
+/// IQ4_NL: the scale that fits best under weights, those of the reference being the squares, the better of several first ones
 /// (`quantize_row_iq4_nl_impl`).
-fn from_table(values: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
+fn from_table(values: &[f32; 32], weights: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
     let max = values.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
         // Scale zero; llama.cpp rounds 0 to the eighth value.
@@ -80,8 +143,8 @@ fn from_table(values: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
         return Ok(());
     }
     let sums = |inverse: f32| {
-        values.iter().fold((0.0_f32, 0.0_f32), |(qx, qq), &x| {
-            let (q, w) = (f32::from(IQ4_NL_VALUES[nearest(inverse * x)]), x * x);
+        values.iter().zip(weights).fold((0.0_f32, 0.0_f32), |(qx, qq), (&x, &w)| {
+            let q = f32::from(IQ4_NL_VALUES[nearest(inverse * x)]);
             (qx + w * q * x, qq + w * q * q)
         })
     };

@@ -2,14 +2,29 @@
 
 use super::quantize::push;
 
+/// What the differences of a group count under the importance of its columns (`quantize_row_q*_K_impl`): more where the
+/// value is large.
+fn under<const N: usize>(importance: &[f32; 256], at: usize, x: &[f32; N], values: &[f32; 256]) -> [f32; N] {
+    let spread = 2.0 * values.iter().map(|x| x * x).sum::<f32>() / 256.0;
+    std::array::from_fn(|i| importance[at + i] * (spread + x[i] * x[i]).sqrt())
+}
+
 /// Q4_K (`most` 15) and Q5_K (`most` 31): groups of 32 with a scale and an offset of 6 bits.
-pub(super) fn groups_of_32(values: &[f32; 256], most: f32, bytes: &mut Vec<u8>) -> Result<(), f32> {
+pub(super) fn groups_of_32(
+    values: &[f32; 256],
+    importance: Option<&[f32; 256]>,
+    most: f32,
+    bytes: &mut Vec<u8>,
+) -> Result<(), f32> {
     let search = if most > 15.0 { (-0.5, 15) } else { (-1.0, 20) };
     let groups = values.as_chunks::<32>().0;
     let mut found = [(0.0_f32, 0.0_f32); 8];
-    for (found, group) in found.iter_mut().zip(groups) {
+    for (i, (found, group)) in found.iter_mut().zip(groups).enumerate() {
         let spread = (group.iter().map(|x| x * x).sum::<f32>() / 32.0).sqrt();
-        let weights = group.map(|x| spread + x.abs());
+        let weights = match importance {
+            Some(importance) => under(importance, 32 * i, group, values),
+            None => group.map(|x| spread + x.abs()),
+        };
         *found = scale_and_offset(group, &weights, most, search, |x| x * x);
     }
     let largest = |f: fn(&(f32, f32)) -> f32| found.iter().map(f).fold(0.0_f32, f32::max);
@@ -49,11 +64,21 @@ pub(super) fn groups_of_32(values: &[f32; 256], most: f32, bytes: &mut Vec<u8>) 
 }
 
 /// Q2_K: groups of 16 with a scale and an offset of 4 bits.
-pub(super) fn two_bits(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+pub(super) fn two_bits(
+    values: &[f32; 256],
+    importance: Option<&[f32; 256]>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), f32> {
     let groups = values.as_chunks::<16>().0;
     let mut found = [(0.0_f32, 0.0_f32); 16];
-    for (found, group) in found.iter_mut().zip(groups) {
-        *found = scale_and_offset(group, &group.map(f32::abs), 3.0, (-0.5, 15), f32::abs);
+    for (i, (found, group)) in found.iter_mut().zip(groups).enumerate() {
+        *found = match importance {
+            Some(importance) => {
+                let weights = under(importance, 16 * i, group, values);
+                scale_and_offset(group, &weights, 3.0, (-0.9, 36), |x| x * x)
+            }
+            None => scale_and_offset(group, &group.map(f32::abs), 3.0, (-0.5, 15), f32::abs),
+        };
     }
     let largest = |f: fn(&(f32, f32)) -> f32| found.iter().map(f).fold(0.0_f32, f32::max);
     let (max_scale, max_offset) = (largest(|found| found.0), largest(|found| found.1));
@@ -84,11 +109,19 @@ fn extend_two_bits(q: &[u8; 256], bytes: &mut Vec<u8>) {
 }
 
 /// Q3_K: groups of 16 with a scale of 6 bits.
-pub(super) fn three_bits(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+pub(super) fn three_bits(
+    values: &[f32; 256],
+    importance: Option<&[f32; 256]>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), f32> {
     let groups = values.as_chunks::<16>().0;
     let mut found = [(0.0_f32, [0_i8; 16]); 16];
-    for (found, group) in found.iter_mut().zip(groups) {
-        *found = refined_scale(group);
+    for (i, (found, group)) in found.iter_mut().zip(groups).enumerate() {
+        let weights = match importance {
+            Some(importance) => under(importance, 16 * i, group, values),
+            None => group.map(|x| x * x),
+        };
+        *found = refined_scale(group, &weights);
     }
     let max = found.iter().fold(0.0_f32, |max, &(x, _)| if x.abs() > max.abs() { x } else { max });
     let inverse = -32.0 / max;
@@ -120,8 +153,8 @@ pub(super) fn three_bits(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(),
 }
 
 /// The scale that fits a group best and its integers: those of a first scale, each then set where it lessens the error,
-/// with the squares as weights (`make_q3_quants`).
-fn refined_scale(x: &[f32; 16]) -> (f32, [i8; 16]) {
+/// under weights, those of the reference being the squares (`make_q3_quants`).
+fn refined_scale(x: &[f32; 16], weights: &[f32; 16]) -> (f32, [i8; 16]) {
     let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
         return (0.0, [-4; 16]);
@@ -129,15 +162,13 @@ fn refined_scale(x: &[f32; 16]) -> (f32, [i8; 16]) {
     let round = |x: f32| x.round_ties_even().clamp(-4.0, 3.0);
     let mut q = x.map(|x| round(-4.0 / max * x));
     let (mut qx, mut qq) = (0.0_f32, 0.0_f32);
-    for (&x, &q) in x.iter().zip(&q) {
-        let w = x * x;
+    for ((&x, &q), &w) in x.iter().zip(&q).zip(weights) {
         qx += w * x * q;
         qq += w * q * q;
     }
     for _ in 0..5 {
         let mut is_changed = false;
-        for (&x, q) in x.iter().zip(&mut q) {
-            let w = x * x;
+        for ((&x, q), &w) in x.iter().zip(&mut q).zip(weights) {
             let mut rest_qx = qx - w * x * *q;
             if rest_qx <= 0.0 {
                 continue;
@@ -204,11 +235,19 @@ fn scale_and_offset<const N: usize>(
 }
 
 /// Q6_K: groups of 16 with a signed byte of scale.
-pub(super) fn groups_of_16(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(), f32> {
+pub(super) fn groups_of_16(
+    values: &[f32; 256],
+    importance: Option<&[f32; 256]>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), f32> {
     let groups = values.as_chunks::<16>().0;
     let mut scales = [0.0_f32; 16];
-    for (scale, group) in scales.iter_mut().zip(groups) {
-        *scale = signed_scale(group);
+    for (i, (scale, group)) in scales.iter_mut().zip(groups).enumerate() {
+        let weights = match importance {
+            Some(importance) => under(importance, 16 * i, group, values),
+            None => group.map(|x| x * x),
+        };
+        *scale = signed_scale(group, &weights);
     }
     let max = scales.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
@@ -238,16 +277,16 @@ pub(super) fn groups_of_16(values: &[f32; 256], bytes: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
-/// The scale that fits a group best: the better of several first scales, each refined by least squares with the squares
-/// as weights (`make_qx_quants`).
-fn signed_scale(x: &[f32; 16]) -> f32 {
+/// The scale that fits a group best: the better of several first scales, each refined by least squares under
+/// weights, those of the reference being the squares (`make_qx_quants`).
+fn signed_scale(x: &[f32; 16], weights: &[f32; 16]) -> f32 {
     let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
         return 0.0;
     }
     let sums = |inverse: f32| {
-        x.iter().fold((0.0_f32, 0.0_f32), |(qx, qq), &x| {
-            let (q, w) = ((inverse * x).round_ties_even().clamp(-32.0, 31.0), x * x);
+        x.iter().zip(weights).fold((0.0_f32, 0.0_f32), |(qx, qq), (&x, &w)| {
+            let q = (inverse * x).round_ties_even().clamp(-32.0, 31.0);
             (qx + w * x * q, qq + w * q * q)
         })
     };
