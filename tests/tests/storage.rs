@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::backend::Backend;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Tensor};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::FloatType;
@@ -114,7 +114,14 @@ fn check<B: Kernels>(representation: &Representation, format: BlockFormat, tied:
     let adapted = values(logits(&model, &IDS, &set));
     assert!(distance(&adapted, &expect) > 10.0 * tolerance(&expect), "{what}: the adapter does something");
     assert_close(&what, &adapted, &values(logits(&plain, &IDS, &set)), tolerance(&adapted));
-    let merged = model.merged(&set).unwrap();
+    // A core between two factors takes no update.
+    let has_core = matches!(representation, Representation::LowRank { ranks, .. } if ranks.len() == 2);
+    let merged = if has_core {
+        assert!(model.merged(&set).is_err(), "{what}");
+        model.clone()
+    } else {
+        model.merged(&set).unwrap()
+    };
     if !matches!(representation, Representation::LowRank { .. }) {
         assert_close(&what, &values(logits(&merged, &IDS, &none)), &adapted, 4.0 * tolerance(&adapted));
     }
@@ -131,7 +138,7 @@ fn check<B: Kernels>(representation: &Representation, format: BlockFormat, tied:
     assert!(bytes(&again) == bytes(&model), "{what}: blocks are saved as they are");
     assert_eq!(values(logits(&again, &IDS, &none)), values(logits(&model, &IDS, &none)), "{what}");
     // What was merged is saved without the formats of what it no longer has.
-    model.merged(&set).unwrap().save(folder.path(), folder.path(), FloatType::F32).unwrap();
+    merged.save(folder.path(), folder.path(), FloatType::F32).unwrap();
     let read = DecoderConfig::read(folder.path()).unwrap();
     let again = Decoder::<B>::load(folder.path(), read, WeightType::F32, &device).unwrap();
     assert_eq!(values(logits(&again, &IDS, &none)), values(logits(&merged, &IDS, &none)), "{what}: merged");
@@ -147,7 +154,18 @@ fn every_form_computes_on_blocks(#[values(true, false)] tied: bool) {
     check::<burn_ndarray::NdArray>(&Representation::Sum { rank: 32 }, BlockFormat::Q8_0, tied);
 }
 
-/// The gradients of an adapter's factors and of the biases go through blocks as through the floats they stand for.
+struct Gather<'a, B: AutodiffBackend> {
+    grads: &'a B::Gradients,
+    all: Vec<f32>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Gather<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.all.extend(values(param.val().grad(self.grads).unwrap()));
+    }
+}
+
+/// The gradients of an adapter's factors go through blocks as through the floats they stand for.
 #[test]
 fn gradients_go_through_blocks() {
     type B = Autodiff<Flex>;
@@ -162,8 +180,9 @@ fn gradients_go_through_blocks() {
             let batch = model.batch(Tokens::new(&IDS, &[9]), &device).unwrap();
             let y = model.forward(&batch, Rows::All, Run::new(&set, Mode::train(3)));
             let grads = (y * dy.clone()).sum().backward();
-            let pairs = (0..model.sites().len()).filter_map(|site| set.pair(site));
-            pairs.flat_map(|pair| [pair.a, pair.b]).flat_map(|f| values(f.grad(&grads).unwrap())).collect()
+            let mut gather = Gather { grads: &grads, all: Vec::new() };
+            set.visit(&mut gather);
+            gather.all
         };
         let (got, expect) = (grads(&model), grads(&floats(&model)));
         assert!(expect.iter().any(|g| *g != 0.0));
