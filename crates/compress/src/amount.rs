@@ -62,6 +62,8 @@ impl FromStr for Allocation {
 /// | `Ranks` | a rank for each name; only what is named is touched | ≥ 1, capped at the full rank |
 /// | `Energy` | share of the squared norm that each weight keeps | `(0, 1)` |
 /// | `Error` | largest relative error of each weight | `(0, 1)` |
+/// | `Bytes` | bytes that the weight files may take; formats are chosen | ≥ 1 |
+/// | `Stored` | whatever the block format of the options comes to | – |
 ///
 /// Energy and error are those of the method's own norm: weighted by activations where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +81,10 @@ pub enum Amount {
     Energy(f64),
     /// Error to allow.
     Error(f64),
+    /// Bytes of the weight files.
+    Bytes(u64),
+    /// What the block format takes.
+    Stored,
 }
 
 impl Amount {
@@ -91,6 +97,15 @@ impl Amount {
             Self::Ratio { ratio, .. } => ("ratio", ratio),
             Self::Energy(value) => ("energy", value),
             Self::Error(value) => ("error", value),
+            Self::Stored => return Ok(()),
+            Self::Bytes(bytes) => {
+                let (option, value) = ("bytes", bytes.to_string());
+                return if bytes > 0 {
+                    Ok(())
+                } else {
+                    Err(CompressError::Option { option, value, expected: "at least 1".into() })
+                };
+            }
             Self::Ranks(ref ranks) => {
                 return match ranks.iter().find(|(_, rank)| *rank == 0) {
                     _ if ranks.is_empty() => Err(CompressError::Input("no ranks are given".into())),
@@ -115,7 +130,7 @@ impl Amount {
         match *self {
             Self::Energy(energy) => Some(Truncation::Energy(energy)),
             Self::Error(error) => Some(Truncation::RelativeError(error)),
-            Self::Ratio { .. } | Self::Ranks(_) => None,
+            Self::Ratio { .. } | Self::Ranks(_) | Self::Bytes(_) | Self::Stored => None,
         }
     }
 }

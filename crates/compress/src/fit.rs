@@ -1,6 +1,5 @@
 //! Factors of a unit: what each form would cost, and the factors themselves.
 
-use lowrank_checkpoint::Dtype;
 use lowrank_factor::matrix::to_row_major;
 use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::tt::{TtMatrix, TtShape};
@@ -34,9 +33,9 @@ pub(crate) struct Fitted {
 }
 
 impl Fitted {
-    /// Takes the rounding of the factors to their element type into the error.
-    pub(crate) fn round(&mut self, dtype: Dtype) {
-        self.error = with_rounding(self.error, &self.factors, self.kept.as_ref(), dtype);
+    /// Takes the rounding of the factors, which `stored` are as they will be read, into the error.
+    pub(crate) fn round(&mut self, stored: &[Vec<Vec<f32>>]) {
+        self.error = with_rounding(self.error, &self.factors, stored, self.kept.as_ref());
     }
 }
 

@@ -5,11 +5,13 @@ use std::path::Path;
 use lowrank_checkpoint::StagedDir;
 
 use crate::allocate;
+use crate::amount::Amount;
 use crate::analyse::analyse;
 use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::options::{Calibrator, Options, Progress};
 use crate::plan::Plan;
+use crate::quant::quantize;
 use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::write::write;
@@ -27,6 +29,9 @@ pub fn compress(
     mut calibrator: Option<&mut dyn Calibrator>,
     progress: &dyn Progress,
 ) -> Result<Report> {
+    if options.method.is_quant() || matches!(options.amount, Amount::Bytes(_)) {
+        return quantize(model, output, options, calibrator, None, progress);
+    }
     folder::check_output(model, output)?;
     let plan = Plan::new(model, options)?;
     let mut staged =

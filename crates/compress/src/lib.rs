@@ -15,6 +15,7 @@ pub mod options;
 mod parallel;
 mod pass;
 mod plan;
+mod quant;
 pub mod report;
 mod rounding;
 #[cfg(feature = "run")]
@@ -33,11 +34,12 @@ pub use extract::{Extracted, ExtractedModule, extract};
 pub use job::compress;
 pub use method::{Method, Sides};
 pub use options::{Calibrator, CompressedModule, Options, Progress};
+pub use quant::{Measure, quantize};
 pub use report::{Change, ModuleReport, Report};
 #[cfg(feature = "run")]
 pub use run::{
     Answers, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Tokens, Trained, distill,
-    fisher, is_known, token_limit,
+    fisher, is_known, mean_nll, token_limit,
 };
 pub use statistics::{InputStatistics, SidedStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

@@ -13,7 +13,9 @@ use std::str::FromStr;
 /// | `fwsvd` | `‖ΔW·diag(s)‖`, `s² = Σ_out (∂L/∂W)²` (FWSVD, Hsu et al. 2022) | a task |
 /// | `shared` | `Σ_s‖ΔW_s‖²` with factors shared by the layers of a kind (LoTR on the weights) | nothing |
 /// | `tt` | `‖ΔW‖` in tensor-train form (Oseledets 2011) | nothing |
-/// | `auto` | for each weight whichever of low rank and tensor train loses least | calibration text, if given |
+/// | `auto` | for each weight whichever of low rank and tensor train loses least; to a number of bytes, the block format and the rank of a correction | calibration text, if given |
+/// | `quant` | the weighted squared error in blocks of few bits | nothing; calibration text gives the weights |
+/// | `quant+lowrank` | `‖(W − Q − A·B)·E[x·xᵀ]^½‖`, `Q` in blocks (QERA, Zhang et al. 2024) | calibration text, if given |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Truncated SVD.
@@ -32,11 +34,15 @@ pub enum Method {
     Tt,
     /// The best for each weight.
     Auto,
+    /// Blocks of few bits.
+    Quant,
+    /// Blocks of few bits with a low-rank correction.
+    QuantLowRank,
 }
 
 impl Method {
     /// All methods, by their names on the command line.
-    pub const NAMES: [(&'static str, Self); 8] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("svd", Self::Svd),
         ("whitened", Self::Whitened),
         ("two-sided", Self::TwoSided),
@@ -45,6 +51,8 @@ impl Method {
         ("shared", Self::Shared),
         ("tt", Self::Tt),
         ("auto", Self::Auto),
+        ("quant", Self::Quant),
+        ("quant+lowrank", Self::QuantLowRank),
     ];
 
     /// The name on the command line.
@@ -64,7 +72,12 @@ impl Method {
 
     /// Whether it uses the statistics of inputs where they are given.
     pub const fn uses_inputs(self) -> bool {
-        matches!(self, Self::Asvd | Self::Whitened | Self::Auto)
+        matches!(self, Self::Asvd | Self::Whitened | Self::Auto | Self::Quant | Self::QuantLowRank)
+    }
+
+    /// Whether weights are rounded to blocks of few bits, alone or with a correction.
+    pub const fn is_quant(self) -> bool {
+        matches!(self, Self::Quant | Self::QuantLowRank)
     }
 
     /// Whether every weight becomes two factors of its own.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lowrank_checkpoint::FloatType;
-use lowrank_spec::{Representation, Targets};
+use lowrank_spec::{BlockFormat, Representation, Targets};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::amount::{Allocation, Amount};
@@ -22,6 +22,7 @@ use crate::statistics::{InputStatistics, Weighting, Weightings};
 /// | `memory` | no cap | bytes that layers factored at the same time may take together |
 /// | `resume` | no | go on with an interrupted job of the same options |
 /// | `sides`, `tt_order` | best, 2 | forms of `shared` and `tt` |
+/// | `format` | floats | block format of weights (`quant`, `quant+lowrank`) or of factors |
 /// | `always_factor` | no | factor even where it makes a weight no smaller |
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -45,6 +46,8 @@ pub struct Options {
     pub tt_order: usize,
     /// Factor even where it does not pay.
     pub always_factor: bool,
+    /// Block format of weights or factors.
+    pub format: Option<BlockFormat>,
 }
 
 impl Options {
@@ -61,6 +64,7 @@ impl Options {
             sides: Sides::Best,
             tt_order: 2,
             always_factor: false,
+            format: None,
         }
     }
 }

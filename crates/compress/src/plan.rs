@@ -46,6 +46,13 @@ impl<'a> Plan<'a> {
                 expected: "2..=8".into(),
             });
         }
+        if options.format.is_some() && matches!(options.method, Method::Tt | Method::Shared | Method::Auto) {
+            return Err(CompressError::Input(format!(
+                "{} writes no factors of one weight each, which --bits rounds; choose svd, whitened, two-sided, asvd or \
+                 fwsvd, or quant",
+                options.method.name()
+            )));
+        }
         let config = folder::read_config(model)?;
         let section = LowrankSection::of_config(&config)?;
         if !section.modules.is_empty() {
@@ -67,7 +74,10 @@ impl<'a> Plan<'a> {
                 outer.site.path
             )));
         }
-        let sizes = folder::sizes(&checkpoint, &taken, options.dtype)?;
+        let mut sizes = folder::sizes(&checkpoint, &taken, options.dtype)?;
+        if let Some(format) = options.format {
+            sizes.bytes_each = format.block_bytes() as f64 / format.block_len() as f64;
+        }
         let units = units(taken.clone(), options.method == Method::Shared);
         let rank_of = |unit: &Unit| {
             let first = &unit.weights[0].site.path;
@@ -92,11 +102,21 @@ impl<'a> Plan<'a> {
 
     /// What the output depends on.
     pub(crate) fn identity(&self, calibration: &str) -> String {
-        let Options { method, amount, allocation, targets, dtype, sides, tt_order, always_factor, .. } =
-            self.options;
+        let Options {
+            method,
+            amount,
+            allocation,
+            targets,
+            dtype,
+            sides,
+            tt_order,
+            always_factor,
+            format,
+            ..
+        } = self.options;
         format!(
             "source {}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
-             {always_factor}, {calibration}",
+             {always_factor}, {format:?}, {calibration}",
             self.source
         )
     }

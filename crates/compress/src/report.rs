@@ -25,10 +25,12 @@ impl Change {
 pub struct ModuleReport {
     /// As the checkpoint names it.
     pub module: String,
-    /// `dense`, `low_rank` or `tensor_train`.
+    /// `dense`, `low_rank`, `sum` or `tensor_train`.
     pub kind: &'static str,
     /// The inner ranks.
     pub ranks: Vec<usize>,
+    /// Block format of the matrix, or of the factors where there is none; `None` for floats.
+    pub format: Option<&'static str>,
     /// Parameters of the weight; what is shared counts at its owner.
     pub parameters: Change,
     /// Relative error in the norm of the method; of all that share factors, together.
@@ -48,6 +50,8 @@ pub struct Report {
     pub file: Change,
     /// The weights touched.
     pub modules: Vec<ModuleReport>,
-    /// Weights that were to be factored and stay dense, since factors would be no smaller.
+    /// Weights that stay dense floats: factors or blocks would be no smaller, or were not chosen.
     pub dense: usize,
+    /// Weights that are not in the block format that was given, since it cannot hold their rows: a line for each width.
+    pub instead: Vec<String>,
 }

@@ -15,18 +15,24 @@ fn rounded(dtype: Dtype) -> Option<fn(f32) -> f32> {
     }
 }
 
+/// The values as a type stores them; `None` where that is exact.
+pub(crate) fn as_stored(values: &[f32], dtype: Dtype) -> Option<Vec<f32>> {
+    let round = rounded(dtype)?;
+    Some(values.iter().map(|&value| round(value)).collect())
+}
+
 /// Sums of squares of the rounding errors and of the values.
-fn sums(values: &[f32], round: fn(f32) -> f32) -> [f64; 2] {
-    values.iter().fold([0.0, 0.0], |[missed, all], &value| {
-        let difference = f64::from(value) - f64::from(round(value));
+fn sums(values: &[f32], stored: &[f32]) -> [f64; 2] {
+    values.iter().zip(stored).fold([0.0, 0.0], |[missed, all], (&value, &stored)| {
+        let difference = f64::from(value) - f64::from(stored);
         [missed + difference * difference, all + f64::from(value).powi(2)]
     })
 }
 
 /// Relative error of storing these values in a type.
 pub(crate) fn relative(values: &[f32], dtype: Dtype) -> f64 {
-    let Some(round) = rounded(dtype) else { return 0.0 };
-    let [missed, all] = sums(values, round);
+    let Some(stored) = as_stored(values, dtype) else { return 0.0 };
+    let [missed, all] = sums(values, &stored);
     if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
 }
 
@@ -35,17 +41,25 @@ pub(crate) fn relative(values: &[f32], dtype: Dtype) -> f64 {
 ///
 /// For `L·R` of a subspace that is known the norm of each column's and row's error is the method's own (weighted by the
 /// diagonals of its weightings); for other forms it is the plain norm of each factor relative to the factor.
-pub(crate) fn with_rounding(error: f64, factors: &[Vec<Factor>], kept: Option<&Kept>, dtype: Dtype) -> f64 {
-    let Some(round) = rounded(dtype) else { return error };
+///
+/// `stored` are the factors as they will be read.
+pub(crate) fn with_rounding(
+    error: f64,
+    factors: &[Vec<Factor>],
+    stored: &[Vec<Vec<f32>>],
+    kept: Option<&Kept>,
+) -> f64 {
     let added = match (factors, kept) {
-        ([factors], Some(kept)) if factors.len() == 2 => of_pair(&factors[0], &factors[1], kept, round),
+        ([factors], Some(kept)) if factors.len() == 2 => {
+            of_pair([&factors[0], &factors[1]], [&stored[0][0], &stored[0][1]], kept)
+        }
         _ => {
-            let each = factors.iter().map(|factors| {
-                let relative = |factor: &Factor| {
-                    let [missed, all] = sums(&factor.values, round);
+            let each = factors.iter().zip(stored).map(|(factors, stored)| {
+                let relative = |(factor, stored): (&Factor, &Vec<f32>)| {
+                    let [missed, all] = sums(&factor.values, stored);
                     if all > 0.0 { missed / all } else { 0.0 }
                 };
-                factors.iter().map(relative).sum::<f64>()
+                factors.iter().zip(stored).map(relative).sum::<f64>()
             });
             each.sum::<f64>() / factors.len().max(1) as f64
         }
@@ -54,14 +68,15 @@ pub(crate) fn with_rounding(error: f64, factors: &[Vec<Factor>], kept: Option<&K
 }
 
 /// Squared relative error of rounding `A` `[r, in]` and `B` `[out, r]`.
-fn of_pair(a: &Factor, b: &Factor, kept: &Kept, round: fn(f32) -> f32) -> f64 {
+fn of_pair([a, b]: [&Factor; 2], [stored_a, stored_b]: [&[f32]; 2], kept: &Kept) -> f64 {
     let (squared, total) = (kept.subspace.squared(), kept.subspace.squared().iter().sum::<f64>());
     let (rank, d_input) = (a.shape[0], a.shape[1]);
     let weight = |weights: &[f32], i: usize| weights.get(i).map_or(1.0, |&w| f64::from(w));
     let (mut missed_b, mut norm_b) = (vec![0.0; rank], vec![0.0; rank]);
-    for (i, row) in b.values.chunks_exact(rank).enumerate() {
-        for (j, &value) in row.iter().enumerate() {
-            let difference = f64::from(value) - f64::from(round(value));
+    let rows_b = b.values.chunks_exact(rank).zip(stored_b.chunks_exact(rank));
+    for (i, (row, stored)) in rows_b.enumerate() {
+        for (j, (&value, &stored)) in row.iter().zip(stored).enumerate() {
+            let difference = f64::from(value) - f64::from(stored);
             missed_b[j] += difference * difference * weight(&kept.outputs, i);
             norm_b[j] += f64::from(value) * f64::from(value);
         }
@@ -69,11 +84,11 @@ fn of_pair(a: &Factor, b: &Factor, kept: &Kept, round: fn(f32) -> f32) -> f64 {
     let column = |basis: lowrank_factor::MatRef<'_, f32>, j: usize| -> f64 {
         basis.col(j).iter().map(|&x| f64::from(x) * f64::from(x)).sum()
     };
-    let rows = a.values.chunks_exact(d_input).enumerate();
-    let added = rows.map(|(j, row)| {
+    let rows = a.values.chunks_exact(d_input).zip(stored_a.chunks_exact(d_input)).enumerate();
+    let added = rows.map(|(j, (row, stored))| {
         let (mut missed_a, mut norm_a) = (0.0, 0.0);
-        for (i, &value) in row.iter().enumerate() {
-            let difference = f64::from(value) - f64::from(round(value));
+        for (i, (&value, &stored)) in row.iter().zip(stored).enumerate() {
+            let difference = f64::from(value) - f64::from(stored);
             missed_a += difference * difference * weight(&kept.inputs, i);
             norm_a += f64::from(value) * f64::from(value);
         }

@@ -3,7 +3,7 @@
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
-use lowrank_spec::{Pattern, Site, Targets};
+use lowrank_spec::{Pattern, Site, Targets, transpose};
 use serde_json::{Map, Value};
 
 use crate::error::{Result, at};
@@ -64,6 +64,21 @@ impl Weight {
     /// A checkpoint that does not hold the tensor.
     pub fn read(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         Ok(checkpoint.read_f32(&self.key())?)
+    }
+
+    /// `[rows, columns]` of the matrix whose rows are cut into blocks: `[d_output, d_input]`, or a table as it is.
+    pub(crate) fn row_shape(&self) -> [usize; 2] {
+        let Site { d_input, d_output, embedding, .. } = self.site;
+        if embedding { [d_input, d_output] } else { [d_output, d_input] }
+    }
+
+    /// What [`Weight::read`] gave as rows of that matrix.
+    pub(crate) fn in_rows(&self, values: Vec<f32>) -> (Vec<f32>, [usize; 2]) {
+        let Site { d_input, d_output, embedding, .. } = self.site;
+        match self.stored {
+            Stored::InOut if !embedding => (transpose(&values, d_input, d_output), self.row_shape()),
+            Stored::InOut | Stored::OutIn => (values, self.row_shape()),
+        }
     }
 
     /// Views what [`Weight::read`] gave as a matrix `[d_output, d_input]`: columns face the inputs.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use lowrank_checkpoint::{StreamOptions, StreamWriter, TensorPlan, write_atomic};
+use lowrank_checkpoint::{Dtype, StreamOptions, StreamWriter, TensorPlan, write_atomic};
 use lowrank_spec::representation::{SECTION, VERSION};
-use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
+use lowrank_spec::{BlockFormat, LowrankSection, ModuleEntry, Representation};
 use serde_json::Map;
 
 use crate::error::{CompressError, Result};
@@ -15,6 +15,7 @@ use crate::folder;
 use crate::options::{Calibrator, CompressedModule, Progress};
 use crate::pass::each_unit;
 use crate::plan::Plan;
+use crate::quant::factors::{self, InFile};
 use crate::report::{Change, ModuleReport, Report};
 use crate::rounding;
 use crate::scratch::Scratch;
@@ -73,7 +74,8 @@ impl Writing<'_> {
             for (weight, tensors) in unit.weights.iter().zip(fit::planned(unit, choice)) {
                 let dtype = folder::output_dtype(weight.dtype, wanted, true);
                 plan.extend(tensors.into_iter().map(|(suffix, shape)| {
-                    TensorPlan::new(format!("{}.{suffix}", weight.site.path), shape, dtype)
+                    let key = format!("{}.{suffix}", weight.site.path);
+                    self.in_file(weight, &suffix, &shape, dtype).plan(key, shape)
                 }));
             }
         }
@@ -87,6 +89,11 @@ impl Writing<'_> {
         let metadata = BTreeMap::from([("lowrank".to_string(), identity.to_string())]);
         let options = StreamOptions { metadata, keep_partial: true, ..StreamOptions::default() };
         Ok(StreamWriter::resume(staged, plan, options)?)
+    }
+
+    /// How a factor goes into the file.
+    fn in_file(&self, weight: &Weight, suffix: &str, shape: &[usize], dtype: Dtype) -> InFile {
+        InFile::of(suffix, shape, weight.site.embedding, self.plan.options.format, dtype)
     }
 
     /// Copies the tensors that are not factored.
@@ -181,17 +188,30 @@ impl Writing<'_> {
         let mut fitted = fit::factor(&plan.rules, unit, &values, choice, kept.as_ref(), weightings)?;
         drop(values);
         let dtype = folder::output_dtype(first.dtype, plan.options.dtype, true);
-        fitted.round(dtype);
+        let stored = |(i, factors): (usize, &Vec<Factor>)| {
+            let one = |factor: &Factor| {
+                let file = self.in_file(&unit.weights[i], &factor.suffix, &factor.shape, dtype);
+                file.stored(factor, &key(i, &factor.suffix))
+            };
+            factors.iter().map(one).collect::<Result<Vec<_>>>().map(|all| all.into_iter().unzip())
+        };
+        let (blocks, read): (Vec<Vec<_>>, Vec<Vec<_>>) =
+            fitted.factors.iter().enumerate().map(stored).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        fitted.round(&read);
         {
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-            for (i, factor) in
-                fitted.factors.iter().enumerate().flat_map(|(i, f)| f.iter().map(move |f| (i, f)))
-            {
-                let key = key(i, &factor.suffix);
-                if !writer.is_written(&key) {
-                    writer.write_f32(&key, &factor.values)?;
+            for (i, (factors, blocks)) in fitted.factors.iter().zip(&blocks).enumerate() {
+                for (factor, blocks) in factors.iter().zip(blocks) {
+                    let key = key(i, &factor.suffix);
+                    if !writer.is_written(&key) {
+                        factors::put(&mut writer, &key, factor, blocks.as_ref())?;
+                    }
                 }
             }
+        }
+        // Later layers see what will be read.
+        for (factor, read) in fitted.factors.iter_mut().flatten().zip(read.into_iter().flatten()) {
+            factor.values = read;
         }
         self.scratch.save_error(index, fitted.error)?;
         if !is_sequential {
@@ -206,8 +226,10 @@ impl Writing<'_> {
             if *choice == Choice::Dense {
                 continue;
             }
-            for (weight, representation) in unit.weights.iter().zip(choice.representations(unit)) {
-                let entry = ModuleEntry { error: Some(error), ..ModuleEntry::new(representation) };
+            let all = unit.weights.iter().zip(choice.representations(unit)).zip(fit::planned(unit, choice));
+            for ((weight, representation), tensors) in all {
+                let formats = self.formats(weight, &tensors);
+                let entry = ModuleEntry { representation, error: Some(error), formats };
                 modules.insert(weight.site.path.clone(), entry);
             }
         }
@@ -216,14 +238,23 @@ impl Writing<'_> {
         LowrankSection { version: VERSION, method, source, modules, other: Map::new() }
     }
 
+    /// The block formats of a weight's factors by their parts.
+    fn formats(&self, weight: &Weight, tensors: &[(String, Vec<usize>)]) -> BTreeMap<String, String> {
+        let format = |(suffix, shape): &(String, Vec<usize>)| {
+            let format = self.in_file(weight, suffix, shape, Dtype::F32).format()?;
+            Some((suffix.strip_suffix(".weight")?.to_string(), format.to_string()))
+        };
+        tensors.iter().filter_map(format).collect()
+    }
+
     fn report(&self, errors: &[f64], section: &LowrankSection, files: &[PathBuf]) -> Result<Report> {
         let after: u64 = self.units().map(|(unit, choice)| choice.parameters(unit)).sum();
         let bytes: u64 = files.iter().map(|path| folder::file_size(path)).sum::<Result<_>>()?;
         let modules = self.plan.units.iter().zip(errors).flat_map(|(unit, &error)| {
             unit.weights.iter().map(move |weight| {
                 let path = &weight.site.path;
-                let representation = section.modules.get(path).map(|entry| entry.representation.clone());
-                module_report(weight, representation.unwrap_or_default(), error)
+                let entry = section.modules.get(path).cloned().unwrap_or_default();
+                module_report(weight, entry, error)
             })
         });
         Ok(Report {
@@ -236,7 +267,21 @@ impl Writing<'_> {
             file: Change::new(self.plan.sizes.file, bytes),
             modules: modules.collect(),
             dense: self.choices.iter().filter(|choice| **choice == Choice::Dense).count(),
+            instead: self.instead(section),
         })
+    }
+
+    /// Formats of factors other than the one given, whose blocks do not fit.
+    fn instead(&self, section: &LowrankSection) -> Vec<String> {
+        let Some(given) = self.plan.options.format else { return Vec::new() };
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for format in section.modules.values().flat_map(|entry| entry.formats.values()) {
+            if format != given.name() {
+                *counts.entry(format).or_default() += 1;
+            }
+        }
+        let line = |(format, n)| format!("{n} factors with rows that {given} cannot hold are in {format}");
+        counts.into_iter().map(line).collect()
     }
 
     /// Config and the other files of the model.
@@ -265,7 +310,9 @@ pub(crate) fn modules(unit: &Unit, choice: &Choice, factors: &[Vec<Factor>]) -> 
     .collect()
 }
 
-fn module_report(weight: &Weight, representation: Representation, error: f64) -> ModuleReport {
+fn module_report(weight: &Weight, entry: ModuleEntry, error: f64) -> ModuleReport {
+    let ModuleEntry { representation, formats, .. } = entry;
+    let format = formats.values().next().and_then(|name| BlockFormat::from_name(name));
     let after = representation.parameters(weight.shape()) as u64;
     let (kind, ranks) = match representation {
         Representation::Dense => ("dense", Vec::new()),
@@ -276,5 +323,6 @@ fn module_report(weight: &Weight, representation: Representation, error: f64) ->
         }
     };
     let parameters = Change::new(weight.numel() as u64, after);
-    ModuleReport { module: weight.site.path.clone(), kind, ranks, parameters, error }
+    let format = format.map(BlockFormat::name);
+    ModuleReport { module: weight.site.path.clone(), kind, ranks, format, parameters, error }
 }

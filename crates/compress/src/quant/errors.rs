@@ -1,0 +1,69 @@
+//! What an error of each element of a weight counts.
+
+use std::sync::Arc;
+
+use crate::statistics::{InputStatistics, Weighting};
+use crate::weights::{Role, Weight};
+
+/// Weights of squared errors of a matrix `[rows, columns]` whose rows are cut into blocks: inputs face the columns of a
+/// linear map, and tokens are the rows of a table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ErrorWeights {
+    /// Mean square of the input of each column; empty where nothing is known.
+    pub(crate) columns: Vec<f32>,
+    /// Mean square of the gradient of each row's output, or how often a row is looked up; empty where nothing is known.
+    pub(crate) rows: Vec<f32>,
+    /// Sums of products of inputs.
+    pub(crate) gram: Option<Arc<InputStatistics>>,
+    is_in_loss: bool,
+}
+
+impl ErrorWeights {
+    pub(crate) fn new(weight: &Weight, weighting: &Weighting) -> Self {
+        match weighting {
+            Weighting::None => Self::default(),
+            Weighting::Channels(factors) => {
+                let squares: Vec<f32> = factors.iter().map(|factor| factor * factor).collect();
+                if weight.role == Role::Embedding {
+                    Self { rows: squares, ..Self::default() }
+                } else {
+                    Self { columns: squares, ..Self::default() }
+                }
+            }
+            Weighting::Inputs(inputs) => {
+                Self { columns: means(inputs), gram: Some(inputs.clone()), ..Self::default() }
+            }
+            Weighting::Both { sums, .. } => Self {
+                columns: means(&sums.inputs),
+                rows: means(&sums.outputs),
+                gram: Some(sums.inputs.clone()),
+                is_in_loss: true,
+            },
+        }
+    }
+
+    /// Whether losses are in units of the model's loss.
+    pub(crate) fn is_in_loss(&self) -> bool {
+        self.is_in_loss
+    }
+
+    /// What is small.
+    pub(crate) fn without_gram(&self) -> Self {
+        Self { gram: None, ..self.clone() }
+    }
+
+    pub(crate) fn row(&self, row: usize) -> f64 {
+        self.rows.get(row).map_or(1.0, |&weight| weight.into())
+    }
+
+    pub(crate) fn column(&self, column: usize) -> f64 {
+        self.columns.get(column).map_or(1.0, |&weight| weight.into())
+    }
+}
+
+/// Mean squares. A channel that was never seen counts a little: other texts may use it.
+fn means(statistics: &InputStatistics) -> Vec<f32> {
+    let (n, rows) = (statistics.gram.nrows(), statistics.rows.max(1) as f64);
+    let mean = (0..n).map(|i| statistics.gram[(i, i)]).sum::<f64>() / n.max(1) as f64;
+    (0..n).map(|i| ((statistics.gram[(i, i)] + 1e-4 * mean) / rows) as f32).collect()
+}

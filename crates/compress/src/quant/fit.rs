@@ -1,0 +1,267 @@
+//! One weight in blocks, with or without a correction.
+
+use lowrank_checkpoint::Checkpoint;
+use lowrank_factor::matrix::{from_row_major, to_row_major};
+use lowrank_factor::{Mat, MatRef, Subspace, Truncation, subspace, whitened};
+use lowrank_spec::blocks::BlockFormat;
+
+use super::errors::ErrorWeights;
+use crate::error::{CompressError, Result, at};
+use crate::weights::{Role, Weight};
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Block format of the matrix; `None` leaves it in floats.
+    pub(crate) format: Option<BlockFormat>,
+    /// Rank of the correction, 0 for none.
+    pub(crate) rank: usize,
+}
+
+impl Target {
+    pub(crate) const FLOATS: Self = Self { format: None, rank: 0 };
+}
+
+/// The format of the factors of a correction.
+pub(crate) const FACTORS: BlockFormat = BlockFormat::Q8_0;
+/// Ranks of corrections that are weighed against more bits.
+pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
+/// Turns of matrix and correction.
+const TURNS: usize = 4;
+/// Bits from which on a correction is never worth its bytes.
+const ENOUGH_BITS: f64 = 6.0;
+
+/// A weight `[rows, columns]` whose rows are cut into blocks.
+pub(crate) struct Rows<'a> {
+    weight: &'a Weight,
+    values: Vec<f32>,
+    shape: [usize; 2],
+}
+
+/// What a weight has become.
+pub(crate) struct Made {
+    /// The blocks, row after row.
+    pub(crate) blocks: Vec<u8>,
+    /// Of a correction `L·R`: `L` `[rows, rank]` and `R` `[rank, columns]`, row-major, as they will be read.
+    pub(crate) factors: Option<Factors>,
+    /// Relative error in the norm of the weights of errors.
+    pub(crate) error: f64,
+}
+
+/// The two factors of a correction, in blocks where their rows allow it.
+pub(crate) struct Factors {
+    /// `Lᵀ`, `[rank, rows]`.
+    pub(crate) left: Factor,
+    /// `R`, `[rank, columns]`.
+    pub(crate) right: Factor,
+}
+
+/// A factor `[rank, width]`.
+pub(crate) struct Factor {
+    pub(crate) values: Vec<f32>,
+    pub(crate) blocks: Option<Vec<u8>>,
+}
+
+impl Factor {
+    fn new(values: Vec<f32>, rank: usize, width: usize, path: &str) -> Result<Self> {
+        if !width.is_multiple_of(FACTORS.block_len()) {
+            return Ok(Self { values, blocks: None });
+        }
+        let blocks = FACTORS.quantize([rank, width], &values).map_err(named(path))?;
+        let mut values = Vec::with_capacity(values.len());
+        FACTORS.dequantize(&blocks, &mut values);
+        Ok(Self { values, blocks: Some(blocks) })
+    }
+}
+
+fn named(path: &str) -> impl Fn(lowrank_spec::blocks::BlockError) -> CompressError {
+    let path = path.to_string();
+    move |e| CompressError::Input(format!("'{path}': {e}"))
+}
+
+impl<'a> Rows<'a> {
+    /// Reads a weight.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub(crate) fn read(weight: &'a Weight, checkpoint: &Checkpoint) -> Result<Self> {
+        let (values, shape) = weight.in_rows(weight.read(checkpoint)?);
+        if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+            let (path, [_, columns]) = (&weight.site.path, shape);
+            return Err(CompressError::Input(format!(
+                "'{path}': row {}, column {} is {}; a weight to quantise must be finite",
+                at / columns,
+                at % columns,
+                values[at]
+            )));
+        }
+        Ok(Self { weight, values, shape })
+    }
+
+    fn path(&self) -> &str {
+        &self.weight.site.path
+    }
+
+    /// Whether a low-rank correction of a matrix in this format is worth a try.
+    pub(crate) fn takes_correction(&self, format: Option<BlockFormat>) -> bool {
+        let bits = format.map(bits_of);
+        bits.is_some_and(|bits| bits < ENOUGH_BITS) && self.weight.role == Role::Block
+    }
+
+    /// The weighted squared norm of the weight: what is lost where nothing is kept.
+    pub(crate) fn total(&self, weights: &ErrorWeights) -> f64 {
+        self.loss(&self.values, weights)
+    }
+
+    /// The weighted squared norm of an error.
+    fn loss(&self, error: &[f32], weights: &ErrorWeights) -> f64 {
+        let [_, columns] = self.shape;
+        if let Some(gram) = &weights.gram {
+            let scale = 1.0 / gram.rows.max(1) as f64;
+            return gram_rows(error, self.shape, gram.gram.as_ref())
+                .into_iter()
+                .enumerate()
+                .map(|(row, squared)| weights.row(row) * squared * scale)
+                .sum();
+        }
+        let row = |(row, error): (usize, &[f32])| {
+            let squared = |(column, &e): (usize, &f32)| weights.column(column) * f64::from(e) * f64::from(e);
+            weights.row(row) * error.iter().enumerate().map(squared).sum::<f64>()
+        };
+        error.chunks_exact(columns).enumerate().map(row).sum()
+    }
+
+    /// The blocks of a matrix of this weight's shape.
+    fn quantize(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Vec<u8>> {
+        let made = if weights.columns.len() == self.shape[1] {
+            format.quantize_weighted(self.shape, values, &weights.columns)
+        } else {
+            format.quantize(self.shape, values)
+        };
+        made.map_err(named(self.path()))
+    }
+
+    /// `W − Q` for blocks.
+    fn residual(&self, format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
+        let mut rounded = Vec::with_capacity(self.values.len());
+        format.dequantize(blocks, &mut rounded);
+        self.values.iter().zip(&rounded).map(|(x, q)| x - q).collect()
+    }
+
+    /// What a format loses alone and with corrections of these ranks.
+    pub(crate) fn losses(
+        &self,
+        format: Option<BlockFormat>,
+        ranks: &[usize],
+        weights: &ErrorWeights,
+    ) -> Result<Vec<(Target, f64)>> {
+        let Some(format) = format else { return Ok(vec![(Target::FLOATS, 0.0)]) };
+        let residual = self.residual(format, &self.quantize(&self.values, format, weights)?);
+        let mut found = vec![(Target { format: Some(format), rank: 0 }, self.loss(&residual, weights))];
+        let most = self.shape[0].min(self.shape[1]) / 2;
+        let ranks: Vec<usize> = ranks.iter().copied().filter(|&rank| rank <= most).collect();
+        if ranks.is_empty() {
+            return Ok(found);
+        }
+        let subspace = self.subspace(&residual, weights)?;
+        for rank in ranks {
+            let factors = self.factors(&subspace, &residual, rank)?;
+            let left = self.minus(&residual, &factors, rank);
+            let target = Target { format: Some(format), rank };
+            found.push((target, self.loss(&left, weights)));
+        }
+        Ok(found)
+    }
+
+    /// The weight in a format, with a correction of a rank.
+    pub(crate) fn make(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
+        let total = self.total(weights);
+        let relative = |loss: f64| if total > 0.0 { (loss / total).sqrt() } else { 0.0 };
+        let mut blocks = self.quantize(&self.values, format, weights)?;
+        let mut residual = self.residual(format, &blocks);
+        let rank = rank.min(self.shape[0]).min(self.shape[1]);
+        if rank == 0 {
+            let error = relative(self.loss(&residual, weights));
+            return Ok(Made { blocks, factors: None, error });
+        }
+        let mut best: Option<(f64, Vec<u8>, Factors)> = None;
+        for turn in 0..TURNS {
+            let factors = self.factors(&self.subspace(&residual, weights)?, &residual, rank)?;
+            let loss = self.loss(&self.minus(&residual, &factors, rank), weights);
+            let corrected: Vec<f32> = self.minus(&self.values, &factors, rank);
+            if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
+                best = Some((loss, blocks, factors));
+            } else {
+                break;
+            }
+            if turn + 1 < TURNS {
+                blocks = self.quantize(&corrected, format, weights)?;
+                residual = self.residual(format, &blocks);
+            } else {
+                break;
+            }
+        }
+        let Some((loss, blocks, factors)) = best else {
+            return Err(CompressError::Input(format!("'{}': no correction was found", self.path())));
+        };
+        Ok(Made { blocks, factors: Some(factors), error: relative(loss) })
+    }
+
+    /// The leading directions of a matrix of this weight's shape in the norm of the inputs.
+    fn subspace(&self, values: &[f32], weights: &ErrorWeights) -> Result<Subspace<f32>> {
+        let matrix = self.view(values)?;
+        let fail = |e| at(self.path())(e);
+        match &weights.gram {
+            Some(gram) => {
+                whitened::by_gram(matrix, gram.gram.as_ref()).and_then(|w| w.into_subspace()).map_err(fail)
+            }
+            None if weights.columns.len() == self.shape[1] => {
+                let roots: Vec<f32> = weights.columns.iter().map(|weight| weight.sqrt()).collect();
+                whitened::by_diagonal(matrix, &roots).and_then(|w| w.into_subspace()).map_err(fail)
+            }
+            None => subspace::leading(matrix).map_err(fail),
+        }
+    }
+
+    fn factors(&self, subspace: &Subspace<f32>, residual: &[f32], rank: usize) -> Result<Factors> {
+        let fit = subspace
+            .low_rank(self.view(residual)?, &Truncation::Rank(rank))
+            .map_err(|e| at(self.path())(e))?;
+        let left = to_row_major(fit.factors.left().transpose()); // [rank, rows]
+        let right = to_row_major(fit.factors.right()); // [rank, columns]
+        let [rows, columns] = self.shape;
+        Ok(Factors {
+            left: Factor::new(left, rank, rows, self.path())?,
+            right: Factor::new(right, rank, columns, self.path())?,
+        })
+    }
+
+    /// `values − L·R`.
+    fn minus(&self, values: &[f32], factors: &Factors, rank: usize) -> Vec<f32> {
+        let [rows, columns] = self.shape;
+        let left = Mat::from_fn(rows, rank, |i, k| factors.left.values[k * rows + i]);
+        let right = Mat::from_fn(rank, columns, |k, j| factors.right.values[k * columns + j]);
+        let product = to_row_major((&left * &right).as_ref());
+        values.iter().zip(product).map(|(x, p)| x - p).collect()
+    }
+
+    fn view<'v>(&self, values: &'v [f32]) -> Result<MatRef<'v, f32>> {
+        from_row_major(values, self.shape[0], self.shape[1]).map_err(|e| at(self.path())(e))
+    }
+}
+
+/// Bits of an element.
+pub(crate) fn bits_of(format: BlockFormat) -> f64 {
+    8.0 * format.block_bytes() as f64 / format.block_len() as f64
+}
+
+/// `e·G·eᵀ` of each row `e`.
+fn gram_rows(error: &[f32], [rows, columns]: [usize; 2], gram: MatRef<'_, f64>) -> Vec<f64> {
+    let error = Mat::from_fn(rows, columns, |i, j| error[i * columns + j]);
+    let gram = Mat::from_fn(columns, columns, |i, j| gram[(i, j)] as f32);
+    let product = &error * &gram;
+    let row = |i: usize| {
+        (0..columns).map(|j| f64::from(error[(i, j)]) * f64::from(product[(i, j)])).sum::<f64>().max(0.0)
+    };
+    (0..rows).map(row).collect()
+}

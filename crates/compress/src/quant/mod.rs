@@ -1,0 +1,164 @@
+//! Weights in blocks of few bits, alone or with a low-rank correction: `W ≈ Q` and `W ≈ Q + A·B`.
+//!
+//! # Algorithm
+//! `Q` is rounded to the nearest values of a block format under an importance of each input channel, the diagonal of
+//! `R = E[x·xᵀ]`. The correction is the best of its rank in the norm of the inputs, `‖(W − Q − A·B)·R^½‖` (QERA-exact,
+//! Zhang et al. 2024), in turn with `Q` (LoftQ, Li et al. 2023; CALDERA, Saha et al. 2024). Factors are in Q8_0.
+//!
+//! Under a number of bytes every weight gets the format and the rank of least total loss: with the gradients of a text
+//! `½·Σᵢⱼ E[gᵢ²]·E[xⱼ²]·ΔWᵢⱼ²`, in units of the model's loss per token; with inputs alone, or nothing, the relative error.
+
+mod budget;
+mod errors;
+pub(crate) mod factors;
+mod fit;
+mod pass;
+mod plan;
+mod write;
+
+use std::path::Path;
+
+use lowrank_checkpoint::StagedDir;
+
+use self::budget::Candidate;
+use self::errors::ErrorWeights;
+use self::fit::{CORRECTION_RANKS, Target};
+use self::plan::{Goal, QuantPlan};
+use crate::error::{CompressError, Result};
+use crate::folder;
+use crate::options::{Calibrator, Options, Progress};
+use crate::report::Report;
+
+/// The mean loss of a token of the model in a folder.
+pub type Measure<'a> = dyn FnMut(&Path) -> Result<f64> + 'a;
+
+/// Compresses by [`Method::Quant`](crate::Method::Quant), [`Method::QuantLowRank`](crate::Method::QuantLowRank), or to a
+/// number of bytes. `measure` tells what rounding a table of embeddings, of which there are no gradients, does to the loss.
+///
+/// # Errors
+/// As [`compress`](crate::compress); formats that do not go with the method, fewer bytes than the smallest formats take.
+pub fn quantize(
+    model: &Path,
+    output: &Path,
+    options: &Options,
+    mut calibrator: Option<&mut dyn Calibrator>,
+    mut measure: Option<&mut Measure<'_>>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    folder::check_output(model, output)?;
+    let plan = QuantPlan::new(model, options)?;
+    let staged = StagedDir::create(output, false)?;
+    let report = run(&plan, staged.path(), &mut calibrator, &mut measure, progress)?;
+    staged.commit()?;
+    Ok(report)
+}
+
+fn run(
+    plan: &QuantPlan<'_>,
+    staged: &Path,
+    calibrator: &mut Option<&mut dyn Calibrator>,
+    measure: &mut Option<&mut Measure<'_>>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    match &plan.goal {
+        Goal::Given(targets) => write::write(plan, targets, staged, calibrator, None, progress),
+        Goal::Bytes { bytes, with_correction } => {
+            let (candidates, known) =
+                candidates(plan, *with_correction, calibrator, measure, staged, progress)?;
+            let room = bytes.saturating_sub(plan.other_bytes());
+            let chosen = budget::choose(&candidates, room).ok_or_else(|| {
+                let least: u64 = candidates.iter().filter_map(|of| of.iter().map(|c| c.bytes).min()).sum();
+                CompressError::Option {
+                    option: "bytes",
+                    value: bytes.to_string(),
+                    expected: format!(
+                        "at least {}, which the smallest formats and the other tensors take",
+                        least + plan.other_bytes()
+                    ),
+                }
+            })?;
+            let targets: Vec<Target> = chosen.iter().zip(&candidates).map(|(&i, of)| of[i].target).collect();
+            // The diagonals are known; whole Gram matrices are gathered again where a correction needs them.
+            let needs_gram = targets.iter().any(|target| target.rank > 0);
+            let mut none = None;
+            let calibrator = if needs_gram { calibrator } else { &mut none };
+            write::write(plan, &targets, staged, calibrator, Some(&known), progress)
+        }
+    }
+}
+
+/// What every choice for every weight takes and loses, and the weights of errors but for Gram matrices.
+fn candidates(
+    plan: &QuantPlan<'_>,
+    with_correction: bool,
+    calibrator: &mut Option<&mut dyn Calibrator>,
+    measure: &mut Option<&mut Measure<'_>>,
+    scratch: &Path,
+    progress: &dyn Progress,
+) -> Result<(Vec<Vec<Candidate>>, Vec<ErrorWeights>)> {
+    let made = pass::each(plan, calibrator, "formats", progress, |index, weights| {
+        let weight = &plan.weights[index];
+        // Errors of rounding alone are independent of each other: diagonals tell as much as whole matrices.
+        let diagonals = weights.without_gram();
+        let weights = if with_correction { weights } else { &diagonals };
+        let rows = fit::Rows::read(weight, &plan.checkpoint)?;
+        let total = rows.total(weights);
+        let mut found = Vec::new();
+        for format in plan.formats(index) {
+            let ranks: &[usize] =
+                if with_correction && rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
+            for (target, loss) in rows.losses(format, ranks, weights)? {
+                found.push(Candidate { target, bytes: plan.bytes(index, target), loss });
+            }
+        }
+        Ok((found, total, weights.without_gram()))
+    })?;
+    let totals: Vec<f64> = made.iter().map(|(_, total, _)| *total).collect();
+    let with_gradients: Vec<bool> = made.iter().map(|(_, _, weights)| weights.is_in_loss()).collect();
+    let (mut all, known): (Vec<_>, Vec<_>) =
+        made.into_iter().map(|(found, _, weights)| (found, weights)).unzip();
+    for (index, found) in all.iter_mut().enumerate() {
+        let scale = if !with_gradients.contains(&true) {
+            // Relative errors.
+            if totals[index] > 0.0 { totals[index].recip() } else { 0.0 }
+        } else if with_gradients[index] {
+            0.5
+        } else {
+            outside_scale(plan, index, found, &totals, &with_gradients, measure, scratch)?
+        };
+        found.iter_mut().for_each(|candidate| candidate.loss *= scale);
+    }
+    Ok((all, known))
+}
+
+/// What a loss of 1 of a weight without gradients counts among those with: measured on the model with this weight alone
+/// rounded, or where that cannot be, as much as the mean weight with gradients.
+fn outside_scale(
+    plan: &QuantPlan<'_>,
+    index: usize,
+    found: &[Candidate],
+    totals: &[f64],
+    with_gradients: &[bool],
+    measure: &mut Option<&mut Measure<'_>>,
+    scratch: &Path,
+) -> Result<f64> {
+    let (mut sum, mut n) = (0.0, 0.0);
+    for (total, _) in totals.iter().zip(with_gradients).filter(|(_, known)| **known) {
+        sum += 0.5 * total;
+        n += 1.0;
+    }
+    let mean = if totals[index] > 0.0 { sum / n / totals[index] } else { 0.0 };
+    let coarse = found.iter().filter(|c| c.target.rank == 0).max_by(|a, b| a.loss.total_cmp(&b.loss));
+    let (Some(coarse), Some(measure)) = (coarse.filter(|coarse| coarse.loss > 0.0), measure) else {
+        return Ok(mean);
+    };
+    let dense = measure(plan.model)?;
+    let probe = scratch.join("probe");
+    std::fs::create_dir_all(&probe).map_err(folder::io(&probe))?;
+    let mut targets = vec![Target::FLOATS; plan.weights.len()];
+    targets[index] = coarse.target;
+    write::write(plan, &targets, &probe, &mut None, None, &())?;
+    let change = measure(&probe)? - dense;
+    std::fs::remove_dir_all(&probe).map_err(folder::io(&probe))?;
+    Ok(if change > 0.0 { change / coarse.loss } else { mean })
+}

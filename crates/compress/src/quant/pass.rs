@@ -1,0 +1,69 @@
+//! One pass over all weights, layer by layer where there is a calibrator.
+
+use std::collections::BTreeMap;
+
+use super::errors::ErrorWeights;
+use super::plan::QuantPlan;
+use crate::error::Result;
+use crate::options::{Calibrator, Progress};
+use crate::parallel;
+use crate::statistics::{Weighting, Weightings, lookup};
+
+/// Runs `work` on every weight and returns the results in the order of the weights.
+///
+/// # Errors
+/// The first error of the calibrator or of `work`.
+pub(crate) fn each<T: Send>(
+    plan: &QuantPlan<'_>,
+    calibrator: &mut Option<&mut dyn Calibrator>,
+    stage: &str,
+    progress: &dyn Progress,
+    work: impl Fn(usize, &ErrorWeights) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    if let Some(calibrator) = calibrator.as_mut() {
+        calibrator.prepare(progress)?;
+    }
+    progress.stage(stage, plan.weights.iter().map(|w| w.numel() as u64).sum());
+    let need = |index: usize| {
+        let [d_input, _] = plan.weights[index].shape();
+        // Values, rounded values, an error; the Gram matrix twice.
+        (16 * plan.weights[index].numel() + 16 * d_input * d_input.min(1 << 14)) as u64
+    };
+    let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
+    for (layer, indices) in groups(plan, calibrator.as_ref().is_some_and(|c| c.is_descending())) {
+        let weightings: Weightings = match (calibrator.as_mut(), layer) {
+            (None, _) => Weightings::new(),
+            (Some(calibrator), Some(layer)) => calibrator.weightings(layer)?,
+            (Some(calibrator), None) => calibrator.outside()?,
+        };
+        let made = parallel::map(&indices, plan.options.memory, need, |index| {
+            let weight = &plan.weights[index];
+            let weighting = match lookup(&weightings, &weight.site.path) {
+                // The frequencies of tokens do not tell what a tied table does as a head.
+                Weighting::Channels(_) if plan.is_tied && weight.site.embedding => Weighting::None,
+                other => other,
+            };
+            let made = work(index, &ErrorWeights::new(weight, &weighting))?;
+            progress.done(&weight.site.path, None, weight.numel() as u64);
+            Ok(made)
+        })?;
+        results.extend(indices.into_iter().zip(made));
+    }
+    results.sort_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// The weights by their layers, in the order in which layers are run; what lies outside comes last, or first where the
+/// order descends.
+fn groups(plan: &QuantPlan<'_>, is_descending: bool) -> Vec<(Option<usize>, Vec<usize>)> {
+    let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    for (index, weight) in plan.weights.iter().enumerate() {
+        groups.entry(weight.site.layer).or_default().push(index);
+    }
+    let outside = groups.remove_entry(&None);
+    let mut order: Vec<_> = groups.into_iter().chain(outside).collect();
+    if is_descending {
+        order.reverse();
+    }
+    order
+}

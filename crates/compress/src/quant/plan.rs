@@ -1,0 +1,202 @@
+//! Which weights, to which formats.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_checkpoint::Checkpoint;
+use lowrank_spec::LowrankSection;
+use lowrank_spec::blocks::BlockFormat;
+use serde_json::{Map, Value};
+
+use super::fit::{FACTORS, Target};
+use crate::amount::{Amount, Sizes};
+use crate::error::{CompressError, Result};
+use crate::folder;
+use crate::method::Method;
+use crate::options::Options;
+use crate::weights::{LM_HEADS, Role, Weight, find, is_tied, named, select};
+
+/// What the formats are to meet.
+pub(crate) enum Goal {
+    /// One target for each weight.
+    Given(Vec<Target>),
+    /// A number of bytes of the weight files.
+    Bytes { bytes: u64, with_correction: bool },
+}
+
+/// A quantisation that is decided but for what a budget decides.
+pub(crate) struct QuantPlan<'a> {
+    pub(crate) model: &'a Path,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) source: String,
+    pub(crate) options: &'a Options,
+    pub(crate) weights: Vec<Weight>,
+    pub(crate) sizes: Sizes,
+    pub(crate) goal: Goal,
+    /// Whether the head of the language model is its table of embeddings.
+    pub(crate) is_tied: bool,
+}
+
+/// Rank of a correction where none is given.
+const RANK: usize = 32;
+
+impl<'a> QuantPlan<'a> {
+    /// Reads the folder's config and the headers of its weights.
+    ///
+    /// # Errors
+    /// Options that do not go with the methods or match nothing, a model that is compressed already.
+    pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
+        options.amount.validate()?;
+        let config = folder::read_config(model)?;
+        let section = LowrankSection::of_config(&config)?;
+        if !section.modules.is_empty() {
+            return Err(CompressError::Input(format!(
+                "{}: compressed already ({}); start from the dense model",
+                model.display(),
+                section.method
+            )));
+        }
+        if options.resume {
+            let method = options.method.name();
+            return Err(CompressError::Input(format!(
+                "--resume goes on with jobs that factor weights; start {method} anew"
+            )));
+        }
+        let checkpoint = Checkpoint::open(model)?;
+        let is_tied = is_tied(&config);
+        let all: Vec<Weight> =
+            find(&checkpoint, &config).into_iter().filter(|weight| is_read(weight, is_tied)).collect();
+        let weights = match &options.targets {
+            Some(targets) => select(&all, Some(targets))?,
+            None => {
+                select(&all, None)?;
+                all.iter().filter(|weight| is_taken(weight)).cloned().collect()
+            }
+        };
+        let sizes = folder::sizes(&checkpoint, &weights, options.dtype)?;
+        let goal = goal(options, &all, &weights)?;
+        let source = checkpoint.content_hash();
+        Ok(Self { model, config, checkpoint, source, options, weights, sizes, goal, is_tied })
+    }
+
+    /// Formats that a weight may have under a budget, floats among them.
+    pub(crate) fn formats(&self, index: usize) -> Vec<Option<BlockFormat>> {
+        let columns = self.weights[index].row_shape()[1];
+        let fits = BlockFormat::ALL.into_iter().filter(|format| columns.is_multiple_of(format.block_len()));
+        fits.map(Some).chain([None]).collect()
+    }
+
+    /// Whether a name of the checkpoint is left out: the copy of a tied table as a head, which the model never reads.
+    pub(crate) fn is_left_out(&self, name: &str) -> bool {
+        self.is_tied && name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path))
+    }
+
+    /// Bytes that a target takes of a weight.
+    pub(crate) fn bytes(&self, index: usize, target: Target) -> u64 {
+        let weight = &self.weights[index];
+        let [rows, columns] = weight.row_shape();
+        let float = folder::output_dtype(weight.dtype, self.options.dtype, target.rank > 0).size();
+        let of = |format: Option<BlockFormat>, rows: usize, columns: usize| match format {
+            Some(format) => rows * (columns / format.block_len()) * format.block_bytes(),
+            None => rows * columns * float,
+        };
+        let factor = |width: usize| {
+            of(Some(FACTORS).filter(|f| width.is_multiple_of(f.block_len())), target.rank, width) + ENTRY
+        };
+        let correction = if target.rank > 0 { factor(rows) + factor(columns) } else { 0 };
+        (of(target.format, rows, columns) + correction) as u64
+    }
+
+    /// Bytes of the file beside the weights touched.
+    pub(crate) fn other_bytes(&self) -> u64 {
+        let left_out = self.checkpoint.names().filter(|name| self.is_left_out(name));
+        let left_out: usize =
+            left_out.filter_map(|name| self.checkpoint.info(name)).map(|info| info.byte_size()).sum();
+        // Metadata and the padding of the header.
+        (self.sizes.other_bytes + 512).saturating_sub(left_out as u64)
+    }
+}
+
+/// Bytes that the header takes for a tensor.
+const ENTRY: usize = 160;
+
+/// Whether the model reads a weight: not the copy of a tied table.
+fn is_read(weight: &Weight, is_tied: bool) -> bool {
+    !(is_tied && weight.role == Role::Head && LM_HEADS.contains(&weight.site.path.as_str()))
+}
+
+/// Weights that are quantised unless targets say otherwise: maps inside layers, tables of tokens, language-model heads.
+fn is_taken(weight: &Weight) -> bool {
+    match weight.role {
+        Role::Block | Role::Embedding => true,
+        Role::Head => LM_HEADS.contains(&weight.site.path.as_str()),
+        Role::Outer => false,
+    }
+}
+
+fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
+    let method = options.method.name();
+    let fail = |reason: String| Err(CompressError::Input(reason));
+    let with_correction = options.method != Method::Quant;
+    match (&options.amount, options.format) {
+        (Amount::Bytes(bytes), None) => Ok(Goal::Bytes { bytes: *bytes, with_correction }),
+        (Amount::Bytes(_), Some(format)) => {
+            fail(format!("--bytes chooses the formats; leave out the one given ({format})"))
+        }
+        (Amount::Ranks(_), _) if options.method == Method::Quant => {
+            fail("quant has no ranks; choose quant+lowrank".into())
+        }
+        (Amount::Stored | Amount::Ranks(_), Some(format)) => {
+            let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
+            if let Amount::Ranks(given) = &options.amount {
+                for (name, rank) in given {
+                    for weight in named(all, name)? {
+                        let path = weights.iter().find(|w| w.site.path == weight.site.path);
+                        ranks.extend(path.map(|w| (w.site.path.as_str(), *rank)));
+                    }
+                }
+            } else if with_correction {
+                let blocks = weights.iter().filter(|w| w.role == Role::Block);
+                ranks.extend(blocks.map(|w| (w.site.path.as_str(), RANK)));
+            }
+            if let Some(table) =
+                weights.iter().find(|w| w.site.embedding && ranks.contains_key(&*w.site.path))
+            {
+                return fail(format!(
+                    "'{}' is a table, and corrections are for linear maps; leave it out of --ranks",
+                    table.site.path
+                ));
+            }
+            let target = |weight: &Weight| -> Target {
+                let format = given_format(weight, format);
+                let rank = ranks.get(weight.site.path.as_str()).copied().unwrap_or(0);
+                Target { format, rank: if format.is_some() { rank } else { 0 } }
+            };
+            Ok(Goal::Given(weights.iter().map(target).collect()))
+        }
+        (Amount::Stored | Amount::Ranks(_), None) => {
+            fail(format!("{method} needs a number of bits or bytes; give --bits, --type or --bytes"))
+        }
+        (amount, _) => fail(format!(
+            "{method} takes --bits, --type or --bytes, not {}",
+            match amount {
+                Amount::Ratio { .. } => "--ratio",
+                Amount::Energy(_) => "--energy",
+                _ => "--error",
+            }
+        )),
+    }
+}
+
+/// The format of a weight where one is given for all: tables and heads keep at least 6 bits, as in llama.cpp's mixes, and
+/// rows that do not fit take the format that llama.cpp takes in its place.
+fn given_format(weight: &Weight, format: BlockFormat) -> Option<BlockFormat> {
+    let is_outside = weight.role != Role::Block;
+    let least = if is_outside && format.block_bytes() * 256 < 210 * format.block_len() {
+        BlockFormat::Q6K
+    } else {
+        format
+    };
+    least.fitting(weight.row_shape()[1])
+}

@@ -1,0 +1,227 @@
+//! The output folder of a quantisation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use lowrank_checkpoint::{Dtype, StreamOptions, StreamWriter, TensorPlan, write_atomic};
+use lowrank_spec::names::WeightPart;
+use lowrank_spec::representation::{SECTION, VERSION};
+use lowrank_spec::{LowrankSection, ModuleEntry, Representation, transpose};
+use serde_json::Map;
+
+use super::errors::ErrorWeights;
+use super::fit::{FACTORS, Factor, Made, Rows, Target};
+use super::pass;
+use super::plan::QuantPlan;
+use crate::error::{CompressError, Result};
+use crate::folder;
+use crate::options::{Calibrator, Progress};
+use crate::report::{Change, ModuleReport, Report};
+use crate::weights::Weight;
+
+/// Quantises and writes every weight. `known` are the weights of errors where there is no calibrator.
+///
+/// # Errors
+/// Whatever reading, rounding and writing weights meet.
+pub(crate) fn write(
+    plan: &QuantPlan<'_>,
+    targets: &[Target],
+    staged: &Path,
+    calibrator: &mut Option<&mut dyn Calibrator>,
+    known: Option<&[ErrorWeights]>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let mut writer = open(plan, targets, staged)?;
+    let changed: BTreeSet<String> = plan
+        .weights
+        .iter()
+        .zip(targets)
+        .filter(|(_, target)| target.format.is_some())
+        .map(|(weight, _)| weight.key())
+        .collect();
+    for name in rest(plan, &changed) {
+        let Some(info) = plan.checkpoint.info(name) else { continue };
+        if folder::output_dtype(info.dtype, plan.options.dtype, false) == info.dtype {
+            writer.copy(name, &plan.checkpoint, name)?;
+        } else {
+            writer.write_f32(name, &plan.checkpoint.read_f32(name)?)?;
+        }
+    }
+    let shared = Mutex::new(&mut writer);
+    let errors = pass::each(plan, calibrator, "blocks", progress, |index, weights| {
+        let (weight, target) = (&plan.weights[index], targets[index]);
+        let Some(format) = target.format else { return Ok(0.0) };
+        // A second pass without a calibrator has the diagonals of the first.
+        let weights = known.filter(|_| weights.gram.is_none()).map_or(weights, |known| &known[index]);
+        let made = Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?;
+        let mut writer = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        put(&mut writer, weight, target, &made)?;
+        Ok(made.error)
+    })?;
+    let files = writer.finish()?;
+    let section = section(plan, targets, &errors);
+    finish_folder(plan, staged, &section)?;
+    report(plan, targets, &errors, &files)
+}
+
+/// Names of the tensors that are copied.
+fn rest<'p>(plan: &'p QuantPlan<'_>, changed: &'p BTreeSet<String>) -> impl Iterator<Item = &'p str> {
+    plan.checkpoint.names().filter(|name| !changed.contains(*name) && !plan.is_left_out(name))
+}
+
+/// The tensors of a weight's target.
+fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Vec<TensorPlan> {
+    let Some(format) = target.format else { return Vec::new() };
+    let [rows, columns] = weight.row_shape();
+    let path = &weight.site.path;
+    let bytes = |format: lowrank_spec::blocks::BlockFormat, columns: usize| {
+        columns / format.block_len() * format.block_bytes()
+    };
+    let mut tensors = vec![TensorPlan::new(weight.key(), [rows, bytes(format, columns)], Dtype::U8)];
+    if target.rank > 0 {
+        let float = folder::output_dtype(weight.dtype, plan.options.dtype, true);
+        for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
+            let key = part.key(path);
+            tensors.push(if width.is_multiple_of(FACTORS.block_len()) {
+                TensorPlan::new(key, [target.rank, bytes(FACTORS, width)], Dtype::U8)
+            } else if part == WeightPart::FactorA {
+                TensorPlan::new(key, [target.rank, width], float)
+            } else {
+                TensorPlan::new(key, [width, target.rank], float)
+            });
+        }
+    }
+    tensors
+}
+
+fn open(plan: &QuantPlan<'_>, targets: &[Target], staged: &Path) -> Result<StreamWriter> {
+    let mut tensors = Vec::new();
+    let mut changed = BTreeSet::new();
+    for (weight, target) in plan.weights.iter().zip(targets) {
+        let planned = planned(plan, weight, *target);
+        if !planned.is_empty() {
+            changed.insert(weight.key());
+        }
+        tensors.extend(planned);
+    }
+    for name in rest(plan, &changed) {
+        if let Some(info) = plan.checkpoint.info(name) {
+            let dtype = folder::output_dtype(info.dtype, plan.options.dtype, false);
+            tensors.push(TensorPlan::new(name, info.shape.clone(), dtype));
+        }
+    }
+    let metadata = BTreeMap::from([("lowrank".to_string(), format!("{:?}", plan.options.method))]);
+    Ok(StreamWriter::create(staged, tensors, StreamOptions { metadata, ..StreamOptions::default() })?)
+}
+
+fn put(writer: &mut StreamWriter, weight: &Weight, target: Target, made: &Made) -> Result<()> {
+    writer.write_bytes(&weight.key(), &made.blocks)?;
+    let Some(factors) = &made.factors else { return Ok(()) };
+    let path = &weight.site.path;
+    let rows = weight.row_shape()[0];
+    let mut factor = |part: WeightPart, factor: &Factor, floats: &dyn Fn() -> Vec<f32>| -> Result<()> {
+        match &factor.blocks {
+            Some(blocks) => Ok(writer.write_bytes(&part.key(path), blocks)?),
+            None => Ok(writer.write_f32(&part.key(path), &floats())?),
+        }
+    };
+    factor(WeightPart::FactorA, &factors.right, &|| factors.right.values.clone())?;
+    // In floats the file holds `(out, r)`.
+    factor(WeightPart::FactorB, &factors.left, &|| transpose(&factors.left.values, target.rank, rows))
+}
+
+fn entry(weight: &Weight, target: Target, error: f64) -> Option<ModuleEntry> {
+    let format = target.format?;
+    let mut formats = BTreeMap::from([(WeightPart::Dense.name().to_string(), format.name().to_string())]);
+    let [rows, columns] = weight.row_shape();
+    let representation = if target.rank == 0 {
+        Representation::Dense
+    } else {
+        for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
+            if width.is_multiple_of(FACTORS.block_len()) {
+                formats.insert(part.name().into(), FACTORS.name().into());
+            }
+        }
+        Representation::Sum { rank: target.rank }
+    };
+    Some(ModuleEntry { representation, error: Some(error), formats })
+}
+
+fn section(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64]) -> LowrankSection {
+    let all = plan.weights.iter().zip(targets).zip(errors);
+    let entries = all.filter_map(|((weight, target), error)| {
+        Some((weight.site.path.clone(), entry(weight, *target, *error)?))
+    });
+    LowrankSection {
+        version: VERSION,
+        method: plan.options.method.name().to_string(),
+        source: plan.source.clone(),
+        modules: entries.collect(),
+        other: Map::new(),
+    }
+}
+
+fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[PathBuf]) -> Result<Report> {
+    let bytes: u64 = files.iter().map(|path| folder::file_size(path)).sum::<Result<_>>()?;
+    let mut after = 0;
+    let all = plan.weights.iter().zip(targets).zip(errors);
+    let modules: Vec<ModuleReport> = all
+        .map(|((weight, target), &error)| {
+            let [d_input, d_output] = weight.shape();
+            let parameters = (weight.numel() + target.rank * (d_input + d_output)) as u64;
+            after += parameters;
+            ModuleReport {
+                module: weight.site.path.clone(),
+                kind: if target.rank > 0 { "sum" } else { "dense" },
+                ranks: if target.rank > 0 { vec![target.rank] } else { Vec::new() },
+                format: target.format.map(|format| format.name()),
+                parameters: Change::new(weight.numel() as u64, parameters),
+                error,
+            }
+        })
+        .collect();
+    let sizes = &plan.sizes;
+    Ok(Report {
+        method: plan.options.method.name(),
+        layers: Change::new(sizes.touched, after),
+        model: Change::new(sizes.model, sizes.model - sizes.touched + after),
+        file: Change::new(sizes.file, bytes),
+        modules,
+        dense: targets.iter().filter(|target| target.format.is_none()).count(),
+        instead: instead(plan, targets),
+    })
+}
+
+/// Formats that were taken in the place of the one given, with the rows that do not fit it and how many weights have them.
+fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
+    let Some(given) = plan.options.format else { return Vec::new() };
+    let mut counts: BTreeMap<(usize, Option<&str>), usize> = BTreeMap::new();
+    for (weight, target) in plan.weights.iter().zip(targets) {
+        let columns = weight.row_shape()[1];
+        if !columns.is_multiple_of(given.block_len()) {
+            *counts.entry((columns, target.format.map(|f| f.name()))).or_default() += 1;
+        }
+    }
+    let line = |((columns, format), n): ((usize, Option<&str>), usize)| {
+        format!(
+            "{n} weights with rows of {columns} elements, which {given} cannot hold, {}",
+            format.map_or("stay floats".to_string(), |format| format!("are in {format}"))
+        )
+    };
+    counts.into_iter().map(line).collect()
+}
+
+/// Config and the other files of the model.
+fn finish_folder(plan: &QuantPlan<'_>, staged: &Path, section: &LowrankSection) -> Result<()> {
+    let mut config = plan.config.clone();
+    section.write(&mut config)?;
+    if let Some(dtype) = plan.options.dtype {
+        folder::set_dtype(&mut config, dtype);
+    }
+    let path = staged.join("config.json");
+    let text = serde_json::to_string_pretty(&config)
+        .map_err(|e| CompressError::File { path: path.clone(), reason: format!("{SECTION}: {e}") })?;
+    write_atomic(path, format!("{text}\n"))?;
+    folder::copy_files(plan.model, staged)
+}

@@ -1,0 +1,31 @@
+//! The loss of a whole language model.
+
+use std::path::Path;
+
+use lowrank_adapters::AdapterSet;
+use lowrank_kernels::Kernels;
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, DecoderConfig, Run};
+
+use super::network::Tokens;
+use crate::error::Result;
+
+/// The mean negative log-likelihood of a token of packed texts under the language model in a folder; the first of each
+/// text is not predicted.
+///
+/// # Errors
+/// A folder without a language model, tokens that it does not take.
+pub fn mean_nll<B: Kernels>(folder: &Path, texts: &[Tokens], device: &B::Device) -> Result<f64> {
+    let config = DecoderConfig::read(folder)?;
+    let model = Decoder::<B>::load(folder, config, WeightType::F32, device)?;
+    let none = AdapterSet::empty();
+    let (mut sum, mut n) = (0.0, 0);
+    for Tokens { ids, type_ids, lengths } in texts {
+        let tokens = lowrank_models::Tokens { ids, type_ids, lengths };
+        for nll in model.token_nll(tokens, Run::eval(&none), device)? {
+            sum += nll.iter().sum::<f64>();
+            n += nll.len();
+        }
+    }
+    Ok(if n > 0 { sum / n as f64 } else { 0.0 })
+}
