@@ -50,6 +50,21 @@ impl CalibrationArgs {
         self.calibration.is_some() || self.task.is_some()
     }
 
+    /// Whether it is text of no task.
+    pub(crate) fn is_text(&self) -> bool {
+        self.calibration.is_some()
+    }
+
+    /// Whether it is the rows of a task.
+    pub(crate) fn has_task(&self) -> bool {
+        self.task.is_some()
+    }
+
+    /// Whether later layers are to see the outputs of earlier ones as compressed.
+    pub(crate) fn is_sequential(&self) -> bool {
+        self.sequential
+    }
+
     fn tokenizer(&self, model: &Path) -> Result<TextTokenizer> {
         let limit = token_limit(model)?;
         if let Some(n) = self.max_length.filter(|n| *n > limit) {

@@ -7,14 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
-    Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Method, Of, Options, Report, Sides,
-    Tokens, Trained, distill, is_known, parse_ranks,
+    Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Measure, Method, Of, Options, Report,
+    Sides, Tokens, Trained, distill, is_known, mean_nll, parse_ranks,
 };
+use lowrank_models::{ModelFolder, ModelKind};
 use lowrank_spec::targets::ALL_LINEAR;
-use lowrank_spec::{Pattern, Targets};
+use lowrank_spec::{BlockFormat, Pattern, Targets};
 use serde_json::Value;
 
-use crate::backend::{Train, device};
+use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
 use crate::context::{model_folder, print_json};
@@ -27,11 +28,17 @@ pub(crate) struct Args {
     /// Model folder (config.json, weights, tokenizer)
     #[arg(long)]
     model: PathBuf,
-    /// svd, whitened, two-sided, asvd, fwsvd, shared, tt or auto [default: whitened with calibration text, svd without]
+    /// svd, whitened, two-sided, asvd, fwsvd, shared, tt, auto, quant or quant+lowrank [default: whitened with calibration text, svd without; quant with --bits alone; auto with --bytes]
     #[arg(long)]
     method: Option<Method>,
     #[command(flatten)]
     amount: AmountArgs,
+    /// Blocks of this many bits (8, 6, 5, 4, 3 or 2) for the weights of quant and quant+lowrank, and for the factors of low-rank methods
+    #[arg(long, conflicts_with = "type")]
+    bits: Option<u8>,
+    /// The same by llama.cpp's name: Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, Q3_K, Q2_K
+    #[arg(long, value_name = "FORMAT", value_parser = block_format)]
+    r#type: Option<BlockFormat>,
     /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
     #[arg(long, default_value = "layers")]
     of: Of,
@@ -87,6 +94,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Tokens on which the loss of a whole model is measured, at least.
+const MEASURED_TOKENS: usize = 4096;
+
 /// How to recover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Recover {
@@ -96,12 +106,16 @@ enum Recover {
     Lora,
 }
 
-/// How much: one of these.
+/// How much: one of these, or --bits alone.
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct AmountArgs {
     /// Fraction to remove, between 0 and 1
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        required_unless_present_any = ["ranks", "energy", "error", "bytes", "bits", "type"]
+    )]
     ratio: Option<f64>,
     /// Ranks by name, as q_proj=384,o_proj=384
     #[arg(long)]
@@ -112,6 +126,36 @@ struct AmountArgs {
     /// Maximum relative error per weight
     #[arg(long, allow_hyphen_values = true)]
     error: Option<f64>,
+    /// Bytes that the weight files may take, e.g. 60MB: formats (and ranks of corrections) are chosen for every weight
+    #[arg(long)]
+    bytes: Option<Bytes>,
+}
+
+impl AmountArgs {
+    fn is_given(&self) -> bool {
+        let Self { ratio, ranks, energy, error, bytes } = self;
+        ratio.is_some() || ranks.is_some() || energy.is_some() || error.is_some() || bytes.is_some()
+    }
+}
+
+/// A block format by llama.cpp's name, in either case.
+fn block_format(name: &str) -> Result<BlockFormat, String> {
+    let known = || BlockFormat::ALL.map(BlockFormat::name).join(", ");
+    let found = BlockFormat::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("unknown block format '{name}'; choose {}", known()))
+}
+
+/// The format of a number of bits.
+fn format_of_bits(bits: u8) -> Result<BlockFormat> {
+    Ok(match bits {
+        8 => BlockFormat::Q8_0,
+        6 => BlockFormat::Q6K,
+        5 => BlockFormat::Q5K,
+        4 => BlockFormat::Q4K,
+        3 => BlockFormat::Q3K,
+        2 => BlockFormat::Q2K,
+        _ => bail!("--bits {bits} is not supported; choose 8, 6, 5, 4, 3 or 2"),
+    })
 }
 
 /// A number of bytes: `800M`, `2G`, `1000000`.
@@ -140,7 +184,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let model = model_folder(&args.model)?;
     let given = args.calibration.is_given();
-    let method = args.method.unwrap_or(if given { Method::Whitened } else { Method::Svd });
+    let has_format = args.bits.is_some() || args.r#type.is_some();
+    let method = args.method.unwrap_or(match given {
+        _ if args.amount.bytes.is_some() => Method::Auto,
+        _ if has_format && !args.amount.is_given() => Method::Quant,
+        true => Method::Whitened,
+        false => Method::Svd,
+    });
     let options = args.options(method)?;
     options.amount.validate()?;
     args.check(method, given)?;
@@ -148,7 +198,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{}: is there already and not empty; choose another output", args.output.display());
     }
-    let mut calibrator = args.calibration.calibrator(method, &model, &args.output)?;
+    let is_quant = method.is_quant() || args.amount.bytes.is_some();
+    let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
     if !given && !is_known(&model)? {
         eprintln!(
@@ -159,7 +210,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let progress = Bars::new();
     let calibrator = calibrator.as_mut().map(|calibrator| &mut **calibrator as &mut dyn Calibrator);
-    let report = lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?;
+    let report = if is_quant {
+        let mut measure = args.measure(&model)?;
+        let measure = measure.as_mut().map(|measure| &mut **measure as &mut Measure<'_>);
+        lowrank_compress::quantize(&model, &target, &options, calibrator, measure, &progress)?
+    } else {
+        lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?
+    };
     let recovery = samples.map(|samples| args.recover_from(&model, &target, &samples, &progress));
     if args.recover.is_some() {
         std::fs::remove_dir_all(&target).with_context(|| target.display().to_string())?;
@@ -206,10 +263,50 @@ impl Args {
         if has_text && !is_used {
             bail!("{name} takes no notice of calibration text; leave it out or choose whitened");
         }
+        let is_quant = method.is_quant() || self.amount.bytes.is_some();
+        if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
+            bail!(
+                "--recover trains factors in floats; compress without --bits and --bytes, or tune an adapter over the \
+                 result with finetune"
+            );
+        }
+        if is_quant && self.calibration.is_sequential() {
+            bail!("{name} in blocks takes the inputs of the original model; leave out --sequential");
+        }
+        if self.amount.bytes.is_some() && !(is_quant && (method.is_quant() || method == Method::Auto)) {
+            bail!("--bytes goes with quant, quant+lowrank and auto; {name} takes --ratio with --of file");
+        }
         if self.recover.is_some() && !has_text {
             bail!("--recover trains on activations; give --calibration, or --task and --data");
         }
         Ok(self.distill_options().validate()?)
+    }
+
+    /// What errors are weighed by. Formats are shared out by what they do to the loss, where its gradients can be had.
+    fn calibrator(&self, method: Method, model: &Path) -> Result<Option<Box<dyn Calibrator>>> {
+        let by_loss = self.calibration.has_task() || ModelFolder::open(model)?.kind() == ModelKind::Decoder;
+        let method = match self.amount.bytes {
+            Some(_) if self.calibration.is_given() && by_loss => Method::TwoSided,
+            _ => method,
+        };
+        self.calibration.calibrator(method, model, &self.output)
+    }
+
+    /// The mean loss of a language model on some of the calibration text.
+    fn measure(&self, model: &Path) -> Result<Option<Box<Measure<'static>>>> {
+        let is_decoder = ModelFolder::open(model)?.kind() == ModelKind::Decoder;
+        if self.amount.bytes.is_none() || !is_decoder || !self.calibration.is_text() {
+            return Ok(None);
+        }
+        let mut left = MEASURED_TOKENS;
+        let mut batches = self.calibration.batches(model)?;
+        batches.retain(|batch| {
+            let is_taken = left > 0;
+            left = left.saturating_sub(batch.ids.len());
+            is_taken
+        });
+        let device = device()?;
+        Ok(Some(Box::new(move |folder: &Path| mean_nll::<Inner>(folder, &batches, &device))))
     }
 
     /// Trains what was compressed into the output.
@@ -240,7 +337,13 @@ impl Args {
             }
             AmountArgs { energy: Some(energy), .. } => Amount::Energy(*energy),
             AmountArgs { error: Some(error), .. } => Amount::Error(*error),
-            _ => bail!("give --ratio, --ranks, --energy or --error"),
+            AmountArgs { bytes: Some(bytes), .. } => Amount::Bytes(bytes.0),
+            _ if method.is_quant() => Amount::Stored,
+            _ => bail!("give --ratio, --ranks, --energy, --error or --bytes; --bits alone goes with quant"),
+        };
+        let format = match self.bits {
+            Some(bits) => Some(format_of_bits(bits)?),
+            None => self.r#type,
         };
         let layers = self.layers.as_deref().map(parse_layers).transpose()?;
         let is_chosen = self.targets.is_some() || layers.is_some();
@@ -258,6 +361,7 @@ impl Args {
             sides: self.sides,
             tt_order: self.tt_order,
             always_factor: self.always_factor,
+            format,
             ..Options::new(method, amount)
         })
     }
@@ -266,12 +370,19 @@ impl Args {
 fn print_report(report: &Report, output: &Path, wall_s: f64) {
     for module in &report.modules {
         let ranks: Vec<String> = module.ranks.iter().map(usize::to_string).collect();
-        let kind =
-            if ranks.is_empty() { "dense".into() } else { format!("{} {}", module.kind, ranks.join("x")) };
+        let format = module.format.map(|format| format!(" {format}")).unwrap_or_default();
+        let kind = if ranks.is_empty() {
+            format!("dense{format}")
+        } else {
+            format!("{} {}{format}", module.kind, ranks.join("x"))
+        };
         println!("{:56} {kind:20} error {:.4}", module.module, module.error);
     }
+    for line in &report.instead {
+        println!("{line}");
+    }
     if report.dense > 0 {
-        println!("{} weights stay dense: factors would be no smaller", report.dense);
+        println!("{} weights stay dense floats", report.dense);
     }
     let line = |name: &str, change: &lowrank_compress::Change, what: &str| {
         println!(

@@ -7,11 +7,13 @@ use anyhow::{Error, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
-use lowrank_checkpoint::{Checkpoint, CheckpointError};
+use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
     Classifier, ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
 };
+use lowrank_spec::names::WeightPart;
+use lowrank_spec::{BlockFormat, LowrankSection};
 use serde_json::{Map, Value, json};
 
 use crate::adapter;
@@ -196,9 +198,8 @@ impl Count {
     }
 }
 
-impl ParamVisitor<Inner> for Count {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
-        let n = param.lazy_shape().num_elements();
+impl Count {
+    fn add(&mut self, at: &Parameter<'_>, n: usize) {
         self.parameters += n;
         let is_head = at.module.part == Part::Head;
         let trained = match self.method {
@@ -210,6 +211,12 @@ impl ParamVisitor<Inner> for Count {
         if trained {
             self.trained.push((at.module.path.to_string(), n));
         }
+    }
+}
+
+impl ParamVisitor<Inner> for Count {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
+        self.add(at, param.lazy_shape().num_elements());
     }
 }
 
@@ -310,22 +317,44 @@ fn model(path: &Path) -> Result<Value> {
             Err(_) => (path.to_path_buf(), Map::new()),
         }
     };
+    let section = match read_config(&file) {
+        Some(config) => LowrankSection::of_config(&config)?,
+        None => LowrankSection::default(),
+    };
     let checkpoint = Checkpoint::open(file)?;
     let mut parameters = 0;
     let tensors: Vec<Value> = checkpoint
         .names()
         .filter_map(|name| {
             let info = checkpoint.info(name)?;
+            let (shape, dtype) = match block_format(&section, name).zip(info.shape.get(..2)) {
+                // A row of bytes is a row of blocks.
+                Some((format, &[rows, bytes])) if info.dtype == Dtype::U8 => {
+                    (vec![rows, bytes / format.block_bytes() * format.block_len()], format.name())
+                }
+                _ => (info.shape.clone(), info.dtype.name()),
+            };
             if !is_buffer(name) {
-                parameters += info.numel();
+                parameters += shape.iter().product::<usize>();
             }
-            Some(json!({"name": name, "shape": info.shape, "dtype": info.dtype.name()}))
+            Some(json!({"name": name, "shape": shape, "dtype": dtype}))
         })
         .collect();
     object.insert("kind".into(), json!("model"));
     object.insert("parameters".into(), json!(parameters));
     object.insert("tensors".into(), tensors.into());
     Ok(object.into())
+}
+
+/// The config of a model folder, where there is a readable one.
+fn read_config(path: &Path) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&std::fs::read(path.join("config.json")).ok()?).ok()
+}
+
+/// The block format of a tensor.
+fn block_format(section: &LowrankSection, name: &str) -> Option<BlockFormat> {
+    let (module, part) = WeightPart::parse(name)?;
+    BlockFormat::from_name(section.find(module)?.1.formats.get(part.name())?)
 }
 
 fn adapter_files(dir: &Path) -> Result<Value> {

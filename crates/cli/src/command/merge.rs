@@ -1,5 +1,6 @@
 //! `lowrank merge`: fold an adapter into its model's weights.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,11 +9,12 @@ use burn::tensor::{Tensor, TensorData, bf16, f16};
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_models::params::ToBlocks;
 use lowrank_models::{
     Adaptable, Classifier, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows,
     Run, Stack, Stored, Tokens,
 };
-use lowrank_spec::LowrankSection;
+use lowrank_spec::{BlockFormat, LowrankSection, Representation};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
@@ -26,6 +28,9 @@ pub(crate) struct Args {
     /// Type of the written weights [default: that of the model's]
     #[arg(long, value_name = "f32|f16|bf16")]
     dtype: Option<FloatType>,
+    /// Round merged weights back to the block formats that they had [default: they become floats]
+    #[arg(long)]
+    requantize: bool,
     /// Output folder
     #[arg(short, long)]
     output: std::path::PathBuf,
@@ -109,7 +114,10 @@ fn merge<M: Probed>(
         .slots()
         .iter()
         .map(|slot| slot.path.as_str())
-        .filter(|path| model.factored().find(path).is_some())
+        .filter(|path| {
+            let entry = model.factored().find(path).map(|(_, entry)| &entry.representation);
+            matches!(entry, Some(Representation::LowRank { .. }))
+        })
         .collect();
     if exact > ROUNDING * size && cut.is_empty() {
         let (layer, difference) = worst_layer(model, adapters, device)?;
@@ -122,6 +130,22 @@ fn merge<M: Probed>(
         Some(dtype) => dtype,
         None => stored_dtype(&Checkpoint::open(source)?),
     };
+    let in_blocks: BTreeMap<String, BlockFormat> =
+        model.blocks_where(|_| true).iter().map(|block| (block.key(), block.matrix.format())).collect();
+    ensure!(
+        !args.requantize || !in_blocks.is_empty(),
+        "--requantize: no weight of the model is in blocks; compress the merged model with --method quant"
+    );
+    let mut merged = merged;
+    let before = merged.blocks_where(|_| true).len();
+    if args.requantize {
+        let mut round = ToBlocks::new(|at: &Parameter<'_>| in_blocks.get(&at.key()).copied());
+        merged.visit_params(&mut round);
+        if let Some(problem) = round.problems.first() {
+            bail!("{problem}; leave out --requantize");
+        }
+    }
+    let blocks_kept = merged.blocks_where(|_| true).len();
     let mut rounded = merged.clone();
     let mut round = Round { dtype, overflow: None };
     rounded.visit_params(&mut round);
@@ -138,11 +162,22 @@ fn merge<M: Probed>(
             "max_difference_f32": exact,
             "dtype": dtype.name(),
             "cut_to_rank": cut,
+            "from_blocks_to_floats": in_blocks.len() - blocks_kept,
+            "requantized": blocks_kept - before,
             "output": args.output,
         }));
     }
     if !cut.is_empty() {
         println!("{} layers are in factors and were cut to their rank, the first is '{}'", cut.len(), cut[0]);
+    }
+    if !in_blocks.is_empty() {
+        println!(
+            "of {} weights in blocks {} became {}, {} were rounded again",
+            in_blocks.len(),
+            in_blocks.len() - blocks_kept,
+            dtype.name(),
+            blocks_kept - before
+        );
     }
     println!(
         "{layers} layers merged into {} in {}; largest difference of the outputs on a probe {difference:.3e} \

@@ -6,15 +6,16 @@ use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::PeftConfig;
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo};
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, Parameters, Part};
+use lowrank_models::{Decoder, DecoderConfig, Parameter, Parameters, Part};
 use lowrank_train::{DpoConfig, NextToken, Preference, TrainConfig, TunedDecoder};
 use serde_json::json;
 
+use super::base::{check_frozen, report};
 use super::job::{self, Clock, Identity};
 use super::model::{adapt, adapted_paths, decoder_targets, file_size, save_adapter, sources};
 use super::record::{fnv, settings};
@@ -81,6 +82,12 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
     let built = build(args, folder, base, device)?;
+    if args.base.is_dry() {
+        let checkpoint = Checkpoint::open(folder)?;
+        let lengths = rows.lengths();
+        let recompute = args.language.recompute;
+        return report(args, &built.model, &checkpoint, built.kept, &config, &lengths, recompute);
+    }
     let task = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
     let identity = |config: &TrainConfig, data_hash| {
         let mut settings = settings(args, config, &task, built.start.as_ref(), &built.default_targets);
@@ -129,6 +136,16 @@ enum Encoded {
 }
 
 impl Encoded {
+    /// Tokens of each training row; of a pair, both sides together.
+    fn lengths(&self) -> Vec<usize> {
+        match self {
+            Self::Rows(train, _) => train.iter().map(|row| row.ids.len()).collect(),
+            Self::Pairs(train, _) => {
+                train.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).collect()
+            }
+        }
+    }
+
     /// Hash of tokens, row boundaries and what is learnt.
     fn hash(&self) -> String {
         let rows: Vec<&TokenRow> = match self {
@@ -233,6 +250,8 @@ struct Built {
     start: Option<StartAdapter>,
     hash: String,
     default_targets: String,
+    /// The type in which matrices are kept.
+    kept: WeightType,
 }
 
 fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> Result<Built> {
@@ -240,19 +259,20 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     let (weights, adapter) = sources(args, folder)?;
     let names = &config.architecture.names;
     let default_targets = decoder_targets(&config);
+    let mut kept = WeightType::F32;
     let (mut model, hash) = if args.random_init {
         let model = Decoder::<Train>::init(config.clone(), args.seed, device).map_err(anyhow::Error::msg)?;
         (model, "random".to_string())
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
-        let kept = if args.method.adapter().is_some() { stored_type(&checkpoint) } else { WeightType::F32 };
+        kept = args.base.weights(args.method, kept_type(args.method, &checkpoint))?;
         (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, config.n_heads, device)?;
     let adapted = adapted_paths(&adapters);
     let bias = args.adapter.bias;
-    model.choose_trained(|at, _| match args.method {
+    let trains = |at: &Parameter<'_>| match args.method {
         Method::Full => true,
         // A tied head is the table of the word embedding.
         Method::Head if config.tied => at.module.path == format!("{}{}", names.prefix, names.embedding),
@@ -262,20 +282,27 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
             !adapted.contains(at.module.path) && adapters.carried().any(|carried| carried.trains(&at.key()))
                 || bias.takes(at, |module| adapted.contains(module))
         }
-    });
+    };
+    check_frozen(args.method, &model, trains)?;
+    model.choose_trained(|at, _| trains(at));
     let model = TunedDecoder::new(model, adapters);
     ensure!(
         model.count().0 > 0,
         "--method {}: the model has no such parameters; choose another method",
         args.method.name()
     );
-    Ok(Built { model, start, hash, default_targets })
+    Ok(Built { model, start, hash, default_targets, kept })
 }
 
-/// The type in which a frozen base is kept: that of its matrices in the checkpoint.
-fn stored_type(checkpoint: &Checkpoint) -> WeightType {
-    let matrices =
-        checkpoint.names().filter_map(|name| checkpoint.info(name)).filter(|info| info.shape.len() == 2);
+/// The type in which a base is kept: that of its matrices of floats in the checkpoint, where it is frozen.
+fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
+    if method.adapter().is_none() {
+        return WeightType::F32;
+    }
+    let is_matrix = |info: &&TensorInfo| {
+        info.shape.len() == 2 && matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    };
+    let matrices = checkpoint.names().filter_map(|name| checkpoint.info(name)).filter(is_matrix);
     let mut types = matrices.map(|info| info.dtype);
     match types.next() {
         Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {

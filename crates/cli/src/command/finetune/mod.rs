@@ -1,5 +1,6 @@
 //! `lowrank finetune`: train a model on a task.
 
+mod base;
 mod classify;
 mod job;
 mod language;
@@ -24,6 +25,7 @@ use crate::backend::device;
 use crate::context::{model_folder, new_folder};
 use crate::method::{AdapterArgs, Method};
 
+use self::base::BaseArgs;
 use self::job::Clock;
 use self::language::LanguageArgs;
 use self::weights::ClassWeights;
@@ -140,6 +142,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "balanced|LABEL=WEIGHT,…")]
     class_weights: Option<ClassWeights>,
     #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
     language: LanguageArgs,
     /// Name of the model in tables and logs [default: --model]
     #[arg(long)]
@@ -171,6 +175,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         language::run(&args, &folder, &device, clock)
     } else {
         args.language.check_unused()?;
+        ensure!(
+            !args.base.is_dry(),
+            "--dry-run is for language models that write text; these rows are classified"
+        );
         classify::run(&args, &folder, &device, clock)
     }
 }

@@ -9,6 +9,7 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_checkpoint::{Checkpoint, FloatType};
 use lowrank_models::config::{BodyConfig, QkvNames};
+use lowrank_models::params::WeightType;
 use lowrank_models::{
     Adaptable, Classifier, ClassifierConfig, DecoderConfig, HeadLevel, Parameter, Parameters, Trainable,
 };
@@ -16,6 +17,7 @@ use lowrank_spec::{HostTensor, Site, Targets};
 use lowrank_train::FineTuner;
 
 use super::Args;
+use super::base::check_frozen;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
@@ -80,7 +82,8 @@ pub(super) fn build(
         (Classifier::<Train>::init(config, args.seed, device), "random".to_string())
     } else {
         let hash = Checkpoint::open(&weights)?.content_hash();
-        (Classifier::<Train>::load(&weights, config, args.seed, device)?, hash)
+        let kept = args.base.weights(args.method, WeightType::F32)?;
+        (Classifier::<Train>::load_as(&weights, config, kept, args.seed, device)?, hash)
     };
     if let Some(rows) = model.other_head_width().filter(|_| adapter.is_none()) {
         eprintln!(
@@ -111,6 +114,9 @@ pub(super) fn build(
         Method::Bitfit => Trainable::Bias,
         _ => Trainable::Head,
     };
+    if args.method == Method::Full {
+        check_frozen(args.method, &model, |_| true)?;
+    }
     let mut model = model.with_trainable(trainable);
     if args.method.adapter().is_some() {
         let (adapted, bias) = (adapted_paths(&adapters), args.adapter.bias);

@@ -131,6 +131,7 @@ pub(super) fn settings(
     map.insert("model".into(), json!(args.model));
     map.insert("task".into(), json!(task));
     map.insert("method".into(), json!(args.method.name()));
+    args.base.settings(&mut map);
     if args.method.adapter().is_some() {
         args.adapter.settings(&mut map);
         if args.adapter.targets.is_none() {

@@ -1,0 +1,179 @@
+//! The frozen base of a run: in how many bits it is kept, which methods that allows, and what memory the run will need.
+
+use anyhow::{Result, bail, ensure};
+use lowrank_checkpoint::Checkpoint;
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, Parameter, Parameters};
+use lowrank_spec::{BlockFormat, Site};
+use lowrank_train::{TrainConfig, TunedDecoder};
+use serde_json::{Map, Value, json};
+
+use super::Args;
+use crate::backend::Train;
+use crate::context::print_json;
+use crate::method::Method;
+
+/// Options of the base.
+#[derive(clap::Args)]
+pub(crate) struct BaseArgs {
+    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, rounded as they are read
+    #[arg(long, value_name = "4|8")]
+    base_bits: Option<u8>,
+    /// Say how much memory the run will need, and end: of a language model
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl BaseArgs {
+    /// Whether the run is to be estimated only.
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry_run
+    }
+
+    /// The settings that a run is told apart by.
+    pub(super) fn settings(&self, map: &mut Map<String, Value>) {
+        if let Some(bits) = self.base_bits {
+            map.insert("base_bits".into(), json!(bits));
+        }
+    }
+
+    /// The type in which matrices are kept: as asked for, or `otherwise`.
+    pub(super) fn weights(&self, method: Method, otherwise: WeightType) -> Result<WeightType> {
+        let format = match self.base_bits {
+            None => return Ok(otherwise),
+            Some(4) => BlockFormat::Q4K,
+            Some(8) => BlockFormat::Q8_0,
+            Some(bits) => bail!("--base-bits {bits} is not supported; choose 4 or 8"),
+        };
+        ensure!(
+            method != Method::Full,
+            "--base-bits freezes the base, and --method full trains it; choose an adapter method, as lora"
+        );
+        Ok(WeightType::Blocks(format))
+    }
+}
+
+/// Refuses a method that would train a matrix in blocks.
+pub(super) fn check_frozen<B: burn::prelude::Backend>(
+    method: Method,
+    model: &impl Parameters<B>,
+    trains: impl Fn(&Parameter<'_>) -> bool,
+) -> Result<()> {
+    if let Some(block) = model.blocks_where(|at| trains(at)).first() {
+        bail!(
+            "--method {} trains '{}', which is in blocks ({}) and frozen; choose an adapter method, as lora, or give the \
+             model in floats",
+            method.name(),
+            block.key(),
+            block.matrix.format()
+        );
+    }
+    Ok(())
+}
+
+/// Bytes of a run by what they are for.
+struct Memory {
+    base: usize,
+    trained: usize,
+    activations: usize,
+    head: usize,
+}
+
+/// Program, tokenizer and rows.
+const PROGRAM: usize = 60 << 20;
+/// Logits that are in memory together, and their gradients.
+const LOGITS: usize = 2 * (32 << 20);
+
+impl Memory {
+    /// Of next-token training: `tokens` of a batch, each matrix of `model` as it is kept.
+    fn of(
+        model: &TunedDecoder<Train>,
+        checkpoint: &Checkpoint,
+        weights: WeightType,
+        tokens: usize,
+        recompute: bool,
+    ) -> Self {
+        let decoder: &Decoder<Train> = model.model();
+        let config = decoder.config();
+        let in_blocks: usize = decoder.blocks_where(|_| true).iter().map(|b| b.matrix.bytes().len()).sum();
+        let each = match weights {
+            WeightType::F32 => 4,
+            _ => 2,
+        };
+        let floats: usize = decoder
+            .tensors_where(|_| true)
+            .iter()
+            .map(|tensor| tensor.data.len() * if tensor.shape.len() > 1 { each } else { 4 })
+            .sum();
+        let trained = model.count().0;
+        // Of each linear map that saves its input for the gradient of an adapter, and of the norms, rotations and
+        // activations between them: what the backward pass of a token reads.
+        let width = |site: &Site| site.d_input + site.d_output;
+        let sites = decoder.sites().iter().filter(|site| site.layer.is_some());
+        let saved: usize = sites.map(width).sum::<usize>() + config.n_layers * 4 * config.d_model;
+        let per_layer = saved / config.n_layers.max(1);
+        let activations = if recompute { config.n_layers * config.d_model + 2 * per_layer } else { saved };
+        // A tensor of a large vocabulary is read once more while it is loaded.
+        let largest =
+            checkpoint.names().filter_map(|name| checkpoint.info(name)).map(|i| 4 * i.numel()).max();
+        Self {
+            base: in_blocks + floats,
+            // Value, gradient, two moments.
+            trained: 16 * trained,
+            activations: 4 * tokens * activations,
+            head: LOGITS.max(largest.unwrap_or(0)),
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.base + self.trained + self.activations + self.head + PROGRAM
+    }
+}
+
+/// Says what a run will need.
+pub(super) fn report(
+    args: &Args,
+    model: &TunedDecoder<Train>,
+    checkpoint: &Checkpoint,
+    weights: WeightType,
+    config: &TrainConfig,
+    lengths: &[usize],
+    recompute: bool,
+) -> Result<()> {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let tokens = match config.batch_tokens {
+        Some(tokens) => tokens.max(longest),
+        None => {
+            let mut sorted = lengths.to_vec();
+            sorted.sort_unstable_by(|a, b| b.cmp(a));
+            sorted.iter().take(config.batch_size).sum()
+        }
+    };
+    let memory = Memory::of(model, checkpoint, weights, tokens, recompute);
+    let mb = |bytes: usize| bytes.div_ceil(1 << 20);
+    let (trained, total) = model.count();
+    if args.json {
+        return print_json(&json!({
+            "dry_run": true,
+            "base_mb": mb(memory.base),
+            "trained_mb": mb(memory.trained),
+            "activations_mb": mb(memory.activations),
+            "head_mb": mb(memory.head),
+            "total_mb": mb(memory.total()),
+            "batch_tokens": tokens,
+            "trainable": trained,
+            "total": total,
+        }));
+    }
+    println!(
+        "about {} MB: {} for the base, {} for {trained} trained parameters, {} for the activations of {tokens} tokens, {} \
+         for logits and loading, {} for the program",
+        mb(memory.total()),
+        mb(memory.base),
+        mb(memory.trained),
+        mb(memory.activations),
+        mb(memory.head),
+        mb(PROGRAM)
+    );
+    Ok(())
+}

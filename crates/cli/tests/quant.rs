@@ -1,0 +1,198 @@
+//! Weights in blocks of few bits, as a user types it: compressed, run, tuned and merged.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{fixture, s};
+
+fn lowrank(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(args).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn run(args: &[&str]) -> Value {
+    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+#[track_caller]
+fn fails(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+}
+
+/// A model in blocks, and rows beside it.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new(fixture_name: &str, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let row =
+            |i: usize| json!({"prompt": format!("the cat {i}"), "completion": " sat on the mat"}).to_string();
+        for (name, range) in [("rows.jsonl", 0..12), ("dev.jsonl", 20..26)] {
+            fs::write(dir.path().join(name), range.map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        }
+        fs::write(dir.path().join("text.txt"), "the cat sat on the mat.\nthe dog sat on the hat.\n").unwrap();
+        let bench = Self { dir };
+        let mut args = vec!["compress", "--model"];
+        let (source, out) = (fixture(fixture_name), bench.path("small"));
+        args.extend([s(&source), "-o", s(&out)]);
+        args.extend(options);
+        run(&args);
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn tune(&self, model: &Path, out: &str, extra: &[&str]) -> Vec<String> {
+        let (rows, dev) = (self.path("rows.jsonl"), self.path("dev.jsonl"));
+        let mut args = vec!["finetune", "--model", s(model), "--train", s(&rows), "--dev", s(&dev)];
+        let out = self.path(out);
+        args.extend(["-o", s(&out), "--max-steps", "4", "--eval-every", "2", "--batch-size", "4"]);
+        args.extend(["--show-samples", "0"]);
+        args.extend(extra);
+        args.into_iter().map(String::from).collect()
+    }
+}
+
+fn perplexity(model: &Path, adapter: Option<&Path>) -> f64 {
+    let mut args = vec!["perplexity", "--model", s(model), "--text", "the cat sat on the mat. the dog sat"];
+    if let Some(adapter) = adapter {
+        args.extend(["--adapter", s(adapter)]);
+    }
+    run(&args)["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn a_decoder_in_blocks_runs_as_any_other() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let (dense, small) = (fixture("llama-tied"), bench.path("small"));
+    let (before, after) = (perplexity(&dense, None), perplexity(&small, None));
+    assert!((after / before - 1.0).abs() < 0.02, "{after} for {before}");
+    let text = run(&["generate", "--model", s(&small), "--prompt", "the cat", "--max-new-tokens", "4"]);
+    assert!(text["ids"].as_array().is_some_and(|ids| !ids.is_empty()));
+    let described = run(&["inspect", s(&small)]);
+    assert_eq!(described["method"], "quant");
+    assert_eq!(described["parameters"], run(&["inspect", s(&dense)])["parameters"]);
+    let layers = described["layers"].as_array().unwrap();
+    let layer = layers.iter().find(|l| l["name"] == "model.layers.0.self_attn.q_proj").unwrap();
+    assert_eq!((&layer["kind"], &layer["formats"]["weight"]), (&json!("dense"), &json!("Q8_0")));
+    let tensors = described["tensors"].as_array().unwrap();
+    let tensor = tensors.iter().find(|t| t["name"] == "model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!((&tensor["dtype"], &tensor["shape"]), (&json!("Q8_0"), &json!([32, 32])));
+}
+
+#[test]
+fn gpt2s_transposed_maps_are_rounded_too() {
+    let bench = Bench::new("gpt2", &["--type", "q8_0"]);
+    let (before, after) = (perplexity(&fixture("gpt2"), None), perplexity(&bench.path("small"), None));
+    assert!((after / before - 1.0).abs() < 0.02, "{after} for {before}");
+}
+
+#[test]
+fn an_encoder_in_blocks_predicts_and_embeds() {
+    let bench = Bench::new("bert-cls", &["--bits", "8"]);
+    let small = bench.path("small");
+    let rows = |command: &str, model: &Path, key: &str| -> Vec<f64> {
+        let got = run(&[command, "--model", s(model), "--text", "the cat sat"]);
+        got["rows"][0][key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    for (command, key) in [("predict", "logits"), ("embed", "embedding")] {
+        let (before, after) = (rows(command, &fixture("bert-cls"), key), rows(command, &small, key));
+        let size = before.iter().fold(1.0_f64, |m, x| m.max(x.abs()));
+        let worst = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst > 0.0 && worst < 0.05 * size, "{command}: {worst} of {size}");
+    }
+}
+
+#[test]
+fn formats_that_do_not_fit_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (fixture("llama-tied"), dir.path().join("small"));
+    let args = ["compress", "--model", s(&model), "--bits", "4", "-o", s(&out)];
+    let output = lowrank(&args).assert().success().get_output().stdout.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("weights with rows of 32 elements, which Q4_K cannot hold, are in Q5_0"), "{text}");
+    assert!(text.contains("weights with rows of 56 elements, which Q4_K cannot hold, stay floats"), "{text}");
+}
+
+#[test]
+fn a_base_in_blocks_is_tuned_and_merged() {
+    let bench =
+        Bench::new("llama-tied", &["--bits", "8", "--method", "quant+lowrank", "--ranks", "all-linear=2"]);
+    let small = bench.path("small");
+    let tune = |model: &Path, out: &str, extra: &[&str]| {
+        let args = bench.tune(model, out, extra);
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let lora = ["--method", "lora", "--targets", "all-linear", "--lr", "1e-2"];
+    let made = tune(&small, "run", &lora);
+    assert!(made["dev_loss"].as_f64().unwrap().is_finite());
+    let adapter = bench.path("run/adapter");
+    let tuned = perplexity(&small, Some(&adapter));
+    assert!((tuned / perplexity(&small, None) - 1.0).abs() > 1e-3, "the adapter learnt something");
+    for (out, extra, allowed) in [("floats", &[][..], 1e-3), ("rounded", &["--requantize"], 0.05)] {
+        let merged = bench.path(out);
+        let mut args = vec!["merge", "--model", s(&small), "--adapter", s(&adapter), "-o", s(&merged)];
+        args.extend(["--dtype", "f32"]);
+        args.extend(extra);
+        let report = run(&args);
+        let key = if extra.is_empty() { "from_blocks_to_floats" } else { "requantized" };
+        assert!(report[key].as_u64().unwrap() > 0, "{report}");
+        let got = perplexity(&merged, None);
+        assert!((got / tuned - 1.0).abs() < allowed, "{out}: {got} for {tuned}");
+    }
+    // The dense base rounded as it is read; what was made over it runs over the same.
+    let dense = fixture("llama-tied");
+    let over = tune(&dense, "qlora", &[&lora[..], &["--base-bits", "8"]].concat());
+    assert!(over["dev_loss"].as_f64().unwrap().is_finite());
+    let dry = tune(&dense, "dry", &[&lora[..], &["--base-bits", "4", "--dry-run"]].concat());
+    assert!(dry["total_mb"].as_u64().unwrap() > dry["base_mb"].as_u64().unwrap(), "{dry}");
+    assert!(!bench.path("dry/run.json").exists());
+}
+
+#[test]
+fn what_would_train_blocks_is_refused() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let (small, dense) = (bench.path("small"), fixture("llama-tied"));
+    let refused = |model: &Path, extra: &[&str], part: &str| {
+        let args = bench.tune(model, "run", extra);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    refused(
+        &small,
+        &["--method", "full"],
+        "--method full trains 'model.embed_tokens.weight', which is in blocks",
+    );
+    refused(
+        &small,
+        &["--method", "head"],
+        "--method head trains 'model.embed_tokens.weight', which is in blocks",
+    );
+    refused(&dense, &["--method", "full", "--base-bits", "4"], "--base-bits freezes the base");
+    refused(&dense, &["--method", "lora", "--base-bits", "5"], "choose 4 or 8");
+    let out = bench.path("again");
+    let compress = |extra: &[&str], part: &str| {
+        fails(&[&["compress", "--model", s(&dense), "-o", s(&out)][..], extra].concat(), part);
+    };
+    compress(&["--bits", "7"], "--bits 7 is not supported");
+    compress(&["--method", "svd", "--bits", "8"], "--bits alone goes with quant");
+    compress(&["--method", "svd", "--bytes", "1M"], "--bytes goes with quant, quant+lowrank and auto");
+    compress(&["--method", "quant", "--ratio", "0.2", "--bits", "8"], "not --ratio");
+    fails(&["compress", "--model", s(&small), "-o", s(&out), "--bits", "8"], "compressed already (quant)");
+}
