@@ -15,7 +15,8 @@ use lowrank_adapters::{
 use lowrank_kernels::{BlockFormat, Kernels};
 use lowrank_models::params::{ToBlocks, WeightType};
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, Tokens, Trainable,
+    Adaptable, Classifier, Decoder, DecoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run, Stack,
+    Stored, Tokens, Trainable,
 };
 use lowrank_spec::{ModuleEntry, Representation};
 use lowrank_tests::{assert_close, distance, fixture, golden, load, pack, random, values};
