@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -235,4 +236,38 @@ fn an_adapter_of_another_task_is_refused() {
     let base = fixture("bert-cls");
     let error = error_of(&["predict", "--model", s(&base), "--adapter", s(dir.path()), "--text", "a"]);
     assert!(error.contains("TOKEN_CLS") && error.contains("SEQ_CLS"), "{error}");
+}
+
+/// A classifier's adapter with a table of three tokens more than the base has, as PEFT saves it after
+/// `resize_token_embeddings`.
+#[test]
+fn a_resized_vocabulary_of_an_encoder() {
+    let (base, adapter) = (fixture("bert-cls"), copy("peft-bert-lora"));
+    let file = adapter.path().join("adapter_model.safetensors");
+    let read = |checkpoint: &Checkpoint, name: &str| {
+        let shape = checkpoint.info(name).unwrap().shape.clone();
+        HostTensor::new(name.to_string(), shape, checkpoint.read_f32(name).unwrap())
+    };
+    let stored = Checkpoint::open(&file).unwrap();
+    let mut tensors: Vec<HostTensor<'static>> = stored.names().map(|name| read(&stored, name)).collect();
+    let mut table = read(&Checkpoint::open(&base).unwrap(), "bert.embeddings.word_embeddings.weight");
+    let rows = table.shape[0];
+    table.name = format!("base_model.model.{}", table.name);
+    table.data.to_mut().extend(vec![0.25; 3 * table.shape[1]]);
+    table.shape[0] += 3;
+    tensors.push(table);
+    drop(stored);
+    write_safetensors(&file, tensors, FloatType::F32, &[("format".to_string(), "pt".to_string())].into())
+        .unwrap();
+    let logits = |model: &Path, more: &[&str]| {
+        let args = ["predict", "--model", s(model), "--text", "The cat sat on the red mat."];
+        let row = json_of(&[&args[..], more].concat())["rows"][0]["logits"].clone();
+        serde_json::from_value::<Vec<f64>>(row).unwrap()
+    };
+    let expect = logits(&base, &["--adapter", s(&fixture("peft-bert-lora"))]);
+    assert_near("adapted", &logits(&base, &["--adapter", s(adapter.path())]), &expect);
+    let merged = adapter.path().join("merged");
+    run(&["merge", "--model", s(&base), "--adapter", s(adapter.path()), "-o", s(&merged)]).success();
+    assert_eq!(config_of(&merged, "config.json")["vocab_size"], rows + 3);
+    assert_near("merged", &logits(&merged, &[]), &expect);
 }

@@ -36,6 +36,22 @@ impl<B: Backend> Body<B> {
         }
     }
 
+    /// Site of the word embedding.
+    pub(crate) fn word_site(&self) -> usize {
+        match self {
+            Self::Encoder(body) => body.word_embedding().site,
+            Self::Decoder(body) => body.embedding.site,
+        }
+    }
+
+    /// Makes room for a vocabulary of another size.
+    pub(crate) fn resize_vocabulary(&mut self, rows: usize, d_model: usize) -> Result<()> {
+        match self {
+            Self::Encoder(body) => body.resize_vocabulary(rows),
+            Self::Decoder(body) => body.resize_vocabulary(rows, d_model),
+        }
+    }
+
     pub(crate) fn n_layers(&self) -> usize {
         match self {
             Self::Encoder(body) => body.n_layers(),

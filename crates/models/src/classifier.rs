@@ -342,6 +342,17 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
         }
     }
 
+    fn vocabulary(&self) -> Option<&Site> {
+        Some(&self.info.sites[self.body.word_site()])
+    }
+
+    fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        self.body.resize_vocabulary(rows, self.info.config.d_model())?;
+        self.info.sites[self.body.word_site()].d_input = rows;
+        self.info.config.set_vocab_size(rows);
+        Ok(())
+    }
+
     fn loaded(&mut self, keys: &[String]) {
         self.info.newly_initialized.retain(|key| !keys.contains(key));
     }

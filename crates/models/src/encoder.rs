@@ -197,6 +197,15 @@ impl<B: Backend> Encoder<B> {
         }
     }
 
+    /// Makes room for a vocabulary of another size.
+    pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        let word = &mut self.embeddings.word;
+        let [_, width] = word.projection.dims();
+        word.projection = word.projection.with_shape([rows, width])?;
+        self.limits.vocab_size = rows;
+        Ok(())
+    }
+
     pub(crate) fn n_layers(&self) -> usize {
         self.order.len()
     }

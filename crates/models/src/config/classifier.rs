@@ -60,6 +60,15 @@ impl ClassifierConfig {
         }
     }
 
+    /// Sets the rows of the word embedding.
+    pub(crate) fn set_vocab_size(&mut self, rows: usize) {
+        match &mut self.body {
+            BodyConfig::Encoder(config) => config.vocab_size = rows,
+            BodyConfig::Decoder(config) => config.vocab_size = rows,
+        }
+        self.raw_mut().insert("vocab_size".into(), rows.into());
+    }
+
     /// Hidden width.
     pub const fn d_model(&self) -> usize {
         match &self.body {
