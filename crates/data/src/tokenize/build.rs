@@ -76,7 +76,7 @@ enum Japanese {
 
 impl Japanese {
     fn of(config: &TokenizerConfig) -> Option<Self> {
-        let is_basic = config.word_tokenizer_type.as_deref().unwrap_or("basic") == "basic";
+        let is_basic = config.word_tokenizer_type.as_deref() == Some("basic");
         match config.subword_tokenizer_type.as_deref().unwrap_or("wordpiece") {
             _ if config.class() != Some("BertJapanese") || !is_basic => None,
             "wordpiece" => Some(Self::Pieces),

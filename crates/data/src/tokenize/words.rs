@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tokenizers::{Encoding, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{Encoding, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
 use crate::error::Result;
 use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error, truncate};
@@ -103,6 +103,16 @@ fn with_prefix_space(tokenizer: &Tokenizer) -> Option<Tokenizer> {
         Some(PreTokenizerWrapper::ByteLevel(bytes)) if !bytes.add_prefix_space => {
             let mut spaced = tokenizer.clone();
             spaced.with_pre_tokenizer(Some(bytes.add_prefix_space(true)));
+            // What trims the spaces off the places of tokens has to know of the one that the text does not have.
+            match tokenizer.get_post_processor().cloned() {
+                Some(PostProcessorWrapper::Roberta(around)) => {
+                    spaced.with_post_processor(Some(around.add_prefix_space(true)));
+                }
+                Some(PostProcessorWrapper::ByteLevel(bytes)) => {
+                    spaced.with_post_processor(Some(bytes.add_prefix_space(true)));
+                }
+                _ => {}
+            }
             Some(spaced)
         }
         _ => None,
