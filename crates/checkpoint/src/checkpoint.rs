@@ -33,7 +33,8 @@ const SPAN: usize = 4 << 20;
 /// process with SIGBUS on most systems, and writing to it is undefined behaviour.
 ///
 /// # Formats
-/// By content, not by name: safetensors; the zip files of `torch.save` and its format from before 1.6, whose pickle
+/// By content, not by name: safetensors; llama.cpp's GGUF, under Hugging Face's names ([`gguf`](crate::gguf)); the zip
+/// files of `torch.save` and its format from before 1.6, whose pickle
 /// is interpreted by a machine that knows tensors, dictionaries, lists, strings and numbers and executes nothing.
 /// Big-endian files, sparse and quantised tensors and whole pickled modules are refused.
 pub struct Checkpoint {
@@ -70,9 +71,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_bytes(label: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
-        let path = label.into();
-        let table = resolve::parse(&path, &bytes)?;
-        Ok(Self::of_one(path, Bytes::Owned(bytes), table))
+        resolve::of_bytes(label.into(), Bytes::Owned(bytes))
     }
 
     pub(crate) fn of_one(path: PathBuf, file: Bytes, table: Table) -> Self {

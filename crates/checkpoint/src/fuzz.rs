@@ -4,11 +4,29 @@
 
 use std::path::Path;
 
-use crate::{Checkpoint, Dtype, error::Fault, header, map::Bytes, resolve, source::Table, torch};
+use crate::{Checkpoint, Dtype, error::Fault, gguf, header, map::Bytes, resolve, source::Table, torch};
 
 /// A safetensors file.
 pub fn safetensors(data: &[u8]) {
     walk(data, header::parse(data));
+}
+
+/// A GGUF file: its tensors, and the small files that it stands for.
+pub fn gguf(data: &[u8]) {
+    match gguf::table(data) {
+        Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
+        Ok((table, beside)) => {
+            let files = vec![Bytes::Owned(data.to_vec()), beside];
+            read_all(&Checkpoint::of_shards("fuzz".into(), files, table), data.len());
+        }
+    }
+    for name in gguf::MEMBERS {
+        match gguf::member(data, name) {
+            Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
+            Ok(Some(json)) => assert!(serde_json::from_slice::<serde_json::Value>(&json).is_ok()),
+            Ok(None) => {}
+        }
+    }
 }
 
 /// A file of `torch.save`, in either format.
@@ -43,7 +61,11 @@ fn walk(data: &[u8], parsed: Result<Table, Fault>) {
         Ok(table) => table,
         Err(fault) => return check_message(&fault.at(Path::new("fuzz")).to_string()),
     };
-    let checkpoint = Checkpoint::of_one("fuzz".into(), Bytes::Owned(data.to_vec()), table);
+    read_all(&Checkpoint::of_one("fuzz".into(), Bytes::Owned(data.to_vec()), table), data.len());
+}
+
+/// Reads every tensor of a file of this many bytes.
+fn read_all(checkpoint: &Checkpoint, size: usize) {
     let hash = checkpoint.content_hash();
     assert_eq!(hash.len(), 32);
     for name in checkpoint.names() {
@@ -56,7 +78,8 @@ fn walk(data: &[u8], parsed: Result<Table, Fault>) {
             panic!("{name:?} is listed and cannot be read");
         };
         assert_eq!(bytes.len(), info.byte_size(), "{name:?}");
-        assert!(bytes.len() <= data.len(), "{name:?} is larger than its file");
+        // Blocks that are read as floats have at most 256 elements in 84 bytes.
+        assert!(bytes.len() <= 13 * size, "{name:?} is larger than its file");
         assert_eq!((wide.len(), double.len()), (info.numel(), info.numel()), "{name:?}");
         if let &[rows, columns] = info.shape.as_slice() {
             let Ok(transposed) = checkpoint.read_f32_transposed(name) else {

@@ -1,7 +1,7 @@
 //! Tensor files of the Hugging Face world, as host arrays: read strictly and lazily, written whole or not at all.
 //!
 //! - **Reading.** [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin` in both its
-//!   formats) and hands out one tensor at a time, converted. Files are mapped; what has been read is let go, so that
+//!   formats; llama.cpp's GGUF, see [`gguf`]) and hands out one tensor at a time, converted. Files are mapped; what has been read is let go, so that
 //!   loading a model takes the memory of its weights and little more.
 //! - **Writing.** [`write_safetensors`] writes one file; [`StreamWriter`] writes checkpoints larger than memory, in
 //!   shards if asked, and resumes when interrupted. [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`] do for
@@ -11,7 +11,7 @@
 //!   is never executed: any name in it that does not stand for tensor data is an error. Errors are one line with the
 //!   file, the tensor and what to do.
 //!
-//! Nothing here knows about models, adapters or a tensor library.
+//! Nothing here knows about adapters or a tensor library, and about models only what GGUF files leave out.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -37,6 +37,7 @@ mod dtype;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gguf;
 mod header;
 mod journal;
 mod map;
@@ -55,7 +56,7 @@ pub use self::{
     checkpoint::Checkpoint,
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
-    map::read_file,
+    map::{has_file, read_file},
     plan::{StreamOptions, TensorPlan},
     staged::StagedDir,
     stream::StreamWriter,

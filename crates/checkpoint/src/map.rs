@@ -8,22 +8,47 @@ use std::{
 
 use memmap2::Mmap;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, gguf};
 
 /// Files of at most this many bytes are copied into memory: adapters and small models, which training scripts write
 /// again in place. Their copy is not worth the risk that [`map_file`] describes.
 const COPIED: u64 = 16 << 20;
 
-/// The content of a regular file; a pipe, which would be waited for, and a device, which may have no end, are refused.
+/// The content of a regular file, or of one of the [`MEMBERS`](crate::gguf::MEMBERS) of a GGUF file; a pipe, which would
+/// be waited for, and a device, which may have no end, are refused.
 ///
 /// # Errors
-/// As [`std::fs::read`], and [`InvalidInput`](std::io::ErrorKind::InvalidInput) for anything but a regular file.
+/// As [`std::fs::read`], [`InvalidInput`](std::io::ErrorKind::InvalidInput) for anything but a regular file, and
+/// [`InvalidData`](std::io::ErrorKind::InvalidData) for a GGUF file that does not have the member in a form that is
+/// understood.
 pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
     let path = path.as_ref();
+    if let Some((file, name)) = member_of(path) {
+        let invalid = |error: CheckpointError| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        let bytes = Bytes::open(file).map_err(invalid)?;
+        let member = gguf::member(bytes.as_slice(), name).map_err(|fault| invalid(fault.at(file)))?;
+        return member.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound));
+    }
     if !fs::metadata(path)?.is_file() {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
     }
     fs::read(path)
+}
+
+/// Whether [`read_file`] finds something: a regular file, or a member of a GGUF file.
+#[must_use]
+pub fn has_file(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
+    let has_member = |(file, name): (&Path, &str)| {
+        Bytes::open(file).is_ok_and(|bytes| gguf::has_member(bytes.as_slice(), name))
+    };
+    path.is_file() || member_of(path).is_some_and(has_member)
+}
+
+/// A GGUF file and the name of one of its members, if the path is such a one.
+fn member_of(path: &Path) -> Option<(&Path, &str)> {
+    let (file, name) = (path.parent()?, path.file_name()?.to_str()?);
+    (gguf::MEMBERS.contains(&name) && gguf::is_gguf(file)).then_some((file, name))
 }
 
 /// Bytes that stay where they are for the life of a checkpoint.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::{
     Checkpoint, CheckpointError,
     error::{Fault, printable},
+    gguf,
     header::{self, MAX_HEADER, Strings},
     map::Bytes,
     source::Table,
@@ -62,16 +63,26 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
 /// The first file of a folder, by name, that has a tensor file's extension.
 fn other_tensor_file(folder: &Path) -> Option<String> {
     let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| [".safetensors", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))).min()
+    names
+        .filter(|name| [".safetensors", ".bin", ".pt", ".pth", ".gguf"].iter().any(|end| name.ends_with(end)))
+        .min()
 }
 
 fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return open_index(path);
     }
-    let file = Bytes::open(path)?;
-    let table = parse(path, file.as_slice())?;
-    Ok(Checkpoint::of_one(path.to_owned(), file, table))
+    of_bytes(path.to_owned(), Bytes::open(path)?)
+}
+
+/// A checkpoint of the bytes of a file.
+pub(crate) fn of_bytes(path: PathBuf, file: Bytes) -> Result<Checkpoint, CheckpointError> {
+    if gguf::recognises(file.as_slice()) {
+        let (table, beside) = gguf::table(file.as_slice()).map_err(|fault| fault.at(&path))?;
+        return Ok(Checkpoint::of_shards(path, vec![file, beside], table));
+    }
+    let table = parse(&path, file.as_slice())?;
+    Ok(Checkpoint::of_one(path, file, table))
 }
 
 /// Parses a file by its content.
@@ -91,7 +102,7 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Table, CheckpointError> 
         // Gives the precise reason.
         return header::parse(file).map_err(|fault| fault.at(path));
     } else {
-        Fault::file("neither safetensors nor a file of torch.save")
+        Fault::file("neither safetensors nor GGUF nor a file of torch.save")
     };
     Err(fault.at(path))
 }

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
+use crate::convert::transpose_f32;
 use crate::dtype::{Dtype, TensorInfo};
 
 /// What a parser found in one file.
@@ -27,6 +28,36 @@ pub(crate) enum Layout {
     Contiguous { start: usize, len: usize },
     /// A view: byte of the first element, and the step of each dimension in elements.
     Strided { start: usize, strides: Vec<usize> },
+    /// Rows without gaps in another order.
+    Rows { start: usize, order: RowOrder },
+    /// The row-major transpose of a matrix, of elements of this type; blocks are read as f32.
+    Transposed { start: usize, len: usize, stored: Dtype },
+}
+
+/// Where the rows of a tensor are in its file: row `(i, j, k)` of [`dims`](Self::dims) is the stored row
+/// `i·strides[0] + j·strides[1] + k·strides[2]`. The parsers have checked that the dimensions make the rows, and that all
+/// of these are among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowOrder {
+    pub(crate) dims: [usize; 3],
+    pub(crate) strides: [usize; 3],
+}
+
+impl RowOrder {
+    /// Rows of `len` elements in this order.
+    pub(crate) fn gather<T: Copy>(&self, rows: &[T], len: usize) -> Vec<T> {
+        let ([a, b, c], [x, y, z]) = (self.dims, self.strides);
+        let mut out = Vec::with_capacity(rows.len());
+        for i in 0..a {
+            for j in 0..b {
+                for k in 0..c {
+                    let at = (i * x + j * y + k * z) * len;
+                    out.extend_from_slice(rows.get(at..at + len).unwrap_or_default());
+                }
+            }
+        }
+        out
+    }
 }
 
 impl Entry {
@@ -36,14 +67,35 @@ impl Entry {
     /// mistake in them is a wrong length rather than a panic.
     pub(crate) fn bytes<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
         match &self.layout {
-            Layout::Contiguous { start, len } => Cow::Borrowed(
-                start.checked_add(*len).and_then(|end| file.get(*start..end)).unwrap_or_default(),
-            ),
+            Layout::Contiguous { start, len } => Cow::Borrowed(span(file, *start, *len)),
+            Layout::Rows { start, order } => {
+                let len = self.info.byte_size();
+                let rows = self.info.shape.first().copied().unwrap_or(1).max(1);
+                Cow::Owned(order.gather(span(file, *start, len), len / rows))
+            }
+            Layout::Transposed { start, len, stored } => {
+                Cow::Owned(transposed(span(file, *start, *len), &self.info, *stored))
+            }
             Layout::Strided { start, strides } => {
                 Cow::Owned(gather(file, *start, &self.info.shape, strides, self.info.dtype))
             }
         }
     }
+}
+
+fn span(file: &[u8], start: usize, len: usize) -> &[u8] {
+    start.checked_add(len).and_then(|end| file.get(start..end)).unwrap_or_default()
+}
+
+/// The transpose of a matrix, of which `info` is what it becomes.
+fn transposed(bytes: &[u8], info: &TensorInfo, stored: Dtype) -> Vec<u8> {
+    let &[columns, rows] = info.shape.as_slice() else { return Vec::new() };
+    if info.dtype == stored {
+        return gather(bytes, 0, &info.shape, &[1, columns], stored);
+    }
+    let mut values = vec![0f32; rows * columns];
+    transpose_f32(stored, bytes, [rows, columns], &mut values, |_| ());
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Copies a strided view into row-major order.

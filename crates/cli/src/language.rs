@@ -27,7 +27,7 @@ pub(crate) struct Language {
 /// `--model`, `--adapter` and `--dtype`.
 #[derive(Args)]
 pub(crate) struct LanguageArgs {
-    /// Model folder (config.json, weights, tokenizer), or a name on the Hugging Face hub
+    /// Model folder (config.json, weights, tokenizer), a GGUF file, or a name on the Hugging Face hub
     #[arg(long)]
     pub(crate) model: PathBuf,
     /// Adapter folder

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, read_file, write_atomic};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, gguf, has_file, read_file, write_atomic};
 use lowrank_spec::names::is_buffer;
 use serde_json::{Map, Value};
 
@@ -114,6 +114,15 @@ const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "h5", "msgpack", 
 
 /// Copies the files other than weights: tokenizer, generation config, licence.
 pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    if gguf::is_gguf(from) {
+        for name in gguf::MEMBERS.into_iter().filter(|name| *name != "config.json") {
+            let path = from.join(name);
+            if has_file(&path) {
+                write_atomic(to.join(name), read_file(&path).map_err(io(&path))?)?;
+            }
+        }
+        return Ok(());
+    }
     for entry in std::fs::read_dir(from).map_err(io(from))? {
         let path = entry.map_err(io(from))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };

@@ -67,6 +67,14 @@ pub struct ChatTemplate {
     has_generation: bool,
 }
 
+/// The sources of a model folder's templates by name; none where it has no template.
+///
+/// # Errors
+/// A file that cannot be read or is malformed.
+pub fn templates(folder: &Path) -> Result<Vec<(String, String)>> {
+    Ok(source::find(folder)?.map(|found| found.templates).unwrap_or_default())
+}
+
 /// Name of the template that is used unless another one is asked for.
 const DEFAULT: &str = "default";
 /// Name of the template that is used where tools are given.

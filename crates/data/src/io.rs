@@ -9,13 +9,7 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads a UTF-8 file, without a leading byte order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    // A pipe would be waited for, and a device may have no end.
-    let is_file = std::fs::metadata(path).map_err(DataError::io("read", path))?.is_file();
-    if !is_file {
-        let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(DataError::io("read", path)(error));
-    }
-    let mut bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    let mut bytes = lowrank_checkpoint::read_file(path).map_err(DataError::io("read", path))?;
     if bytes.starts_with(BOM) {
         bytes.drain(..BOM.len());
     }
@@ -27,7 +21,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 
 /// Parses a JSON file, if it is there.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.is_file() {
+    if !lowrank_checkpoint::has_file(path) {
         return Ok(None);
     }
     let text = read_text(path)?;

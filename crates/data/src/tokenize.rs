@@ -11,6 +11,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use lowrank_checkpoint::gguf::is_gguf;
+use lowrank_checkpoint::{has_file, read_file};
 use rayon::prelude::*;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
@@ -67,9 +69,9 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Loads the tokenizer of a model folder: `tokenizer.json`, or else `vocab.txt` (BERT's WordPiece), or else
-    /// `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece
-    /// model (Llama's or T5's, by the class).
+    /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else `vocab.txt` (BERT's
+    /// WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class), or
+    /// else a SentencePiece model (Llama's or T5's, by the class).
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are heeded where present (tokens that are
     /// not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `add_prefix_space`).
     ///
@@ -79,7 +81,7 @@ impl TextTokenizer {
     /// A missing folder or file, malformed files, a vocabulary without the unknown token or without the template's
     /// tokens, a `max_length` that leaves no room beside the special tokens of a pair.
     pub fn from_folder(folder: &Path, max_length: Option<usize>) -> Result<Self> {
-        if !folder.is_dir() {
+        if !folder.is_dir() && !is_gguf(folder) {
             return Err(DataError::NotFound {
                 what: "model folder".to_owned(),
                 path: folder.to_path_buf(),
@@ -89,8 +91,8 @@ impl TextTokenizer {
         let config = TokenizerConfig::read(folder)?;
         let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        let (path, inner) = if json.is_file() {
-            let mut inner = parse(&json, &std::fs::read(&json).map_err(DataError::io("read", &json))?)?;
+        let (path, inner) = if has_file(&json) {
+            let mut inner = parse(&json, &read_file(&json).map_err(DataError::io("read", &json))?)?;
             build::apply_config(&mut inner, &config)
                 .and_then(|()| build::add_named_tokens(&mut inner, &config))
                 .map_err(|e| DataError::tokenizer(&json, e))?;
@@ -285,6 +287,14 @@ impl TextTokenizer {
     /// The token of an id.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The tokenizer as a `tokenizer.json`, with what the files beside it add.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] for a part that cannot be written.
+    pub fn to_json(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(&self.inner).map_err(|e| encoding_error(e.into()))
     }
 
     /// `model_max_length` of `tokenizer_config.json`, where it is a real limit.

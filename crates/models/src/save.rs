@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_checkpoint::{Dtype, FloatType, RawTensor, write_atomic, write_safetensors_with};
+use lowrank_checkpoint::{Dtype, FloatType, RawTensor, has_file, write_atomic, write_safetensors_with};
 use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
@@ -56,7 +56,7 @@ pub(crate) fn write_folder(
     write_atomic(dir.join("config.json"), format!("{json}\n").as_bytes())?;
     for name in COMPANIONS {
         let from = source.join(name);
-        if from.is_file() && source != dir {
+        if source != dir && has_file(&from) {
             let to = dir.join(name);
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(|e| file_error(parent, e))?;

@@ -4,6 +4,7 @@
 
 mod atomic;
 mod folders;
+mod gguf;
 mod mutation;
 mod safetensors;
 mod stream;

@@ -30,6 +30,14 @@ fn safetensors() {
 }
 
 #[test]
+fn gguf() {
+    for (seed, file) in crate::gguf::files().into_iter().enumerate() {
+        run(seed as u64, 3000, &file, fuzz::gguf);
+        cut(&file, fuzz::gguf);
+    }
+}
+
+#[test]
 fn torch() {
     let files: [&[u8]; 5] = [
         include_bytes!("../fixtures/zip.bin"),
@@ -56,7 +64,7 @@ fn noise() {
     let mut random = Random::new(7);
     for length in 0..300 {
         let bytes: Vec<u8> = (0..length).map(|_| random.draw() as u8).collect();
-        for body in [fuzz::safetensors, fuzz::torch, fuzz::any, fuzz::index] {
+        for body in [fuzz::safetensors, fuzz::torch, fuzz::any, fuzz::index, fuzz::gguf] {
             body(&bytes);
         }
     }

@@ -7,6 +7,7 @@ use anyhow::{Error, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
+use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
@@ -306,14 +307,14 @@ fn print_difference(object: &Value) -> Result<()> {
 }
 
 fn model(path: &Path) -> Result<Value> {
-    // A tensor file has no config beside it that counts.
-    let (file, mut object) = if path.is_file() {
+    // A tensor file has no config beside it that counts; a GGUF file is a model.
+    let (file, mut object) = if path.is_file() && !is_gguf(path) {
         (path.to_path_buf(), Map::new())
     } else {
-        // A folder of tensors without a config is inspected too.
+        // A folder of tensors without a config is inspected too, and a GGUF file that is no model of ours.
         match ModelFolder::open(path) {
             Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
-            Err(error) if path.join("config.json").is_file() || !path.is_dir() => return Err(error.into()),
+            Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error.into()),
             Err(_) => (path.to_path_buf(), Map::new()),
         }
     };

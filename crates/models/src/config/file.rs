@@ -16,14 +16,18 @@ const MAX_CONFIG: u64 = 64 << 20;
 /// The JSON object in a file of a model folder.
 pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = folder.join(name);
-    if !folder.is_dir() {
+    let is_gguf = lowrank_checkpoint::gguf::is_gguf(folder);
+    if !folder.is_dir() && !is_gguf {
         return Err(ModelError::File {
             path: folder.to_path_buf(),
             reason: "no such folder; expected a model folder with config.json and weights".into(),
         });
     }
     let unread = |reason: String| ModelError::File { path: path.clone(), reason };
-    let size = std::fs::metadata(&path).map_err(|e| unread(format!("cannot be read: {e}")))?.len();
+    let size = match is_gguf {
+        true => 0,
+        false => std::fs::metadata(&path).map_err(|e| unread(format!("cannot be read: {e}")))?.len(),
+    };
     if size > MAX_CONFIG {
         return Err(unread(format!("the file has {size} bytes; the limit is {MAX_CONFIG}")));
     }

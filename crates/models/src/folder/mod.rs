@@ -11,7 +11,8 @@ mod pooling;
 
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::Checkpoint;
+use lowrank_checkpoint::gguf::is_gguf;
+use lowrank_checkpoint::{Checkpoint, has_file};
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
@@ -42,13 +43,19 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder with `config.json`, the folder of a run (its `model` folder is taken), or, with the feature `hub`,
-    /// a model by its name on the Hugging Face hub, from the hub's cache or fetched into it.
+    /// Opens a folder with `config.json`, the folder of a run (its `model` folder is taken), a GGUF file, or, with the
+    /// feature `hub`, a model by its name on the Hugging Face hub, from the hub's cache or fetched into it.
+    ///
+    /// A GGUF file stands for the folder that it was made from: its config, tokenizer and chat template come from its
+    /// metadata ([`lowrank_checkpoint::gguf`]).
     ///
     /// # Errors
     /// [`ModelError::File`] where there is no such folder or name, or no `config.json` in it;
     /// [`ModelError::Config`] where `config.json` is malformed.
     pub fn open(path: &Path) -> Result<Self> {
+        if is_gguf(path) {
+            return Self::of_folder(path.to_path_buf());
+        }
         let place = [path.to_path_buf(), path.join("model")];
         if let Some(folder) = place.into_iter().find(|folder| folder.join("config.json").exists()) {
             return Self::of_folder(folder);
@@ -67,7 +74,10 @@ impl ModelFolder {
         if let Some(name) = hub::name(path) {
             return Self::of_folder(hub::fetch(name)?);
         }
-        refused("no such folder; expected a model folder with config.json and weights")
+        if path.is_file() {
+            return refused("is a file and no GGUF file; expected a model folder or a GGUF file");
+        }
+        refused("no such folder; expected a model folder with config.json and weights, or a GGUF file")
     }
 
     fn of_folder(path: PathBuf) -> Result<Self> {
@@ -78,7 +88,7 @@ impl ModelFolder {
         Ok(Self { kind: ModelKind::of(&config), path, config })
     }
 
-    /// Where the folder is.
+    /// Where the folder is, or the GGUF file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -195,11 +205,15 @@ const MAX_JSON: u64 = 64 << 20;
 
 /// A JSON file of a folder, `None` where it is missing.
 fn optional_json(path: &Path) -> Result<Option<Value>> {
-    if !path.exists() {
+    if !path.exists() && !has_file(path) {
         return Ok(None);
     }
     let unread = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
-    let size = std::fs::metadata(path).map_err(|e| unread(format!("cannot be read: {e}")))?.len();
+    let size = match path.exists() {
+        true => std::fs::metadata(path).map_err(|e| unread(format!("cannot be read: {e}")))?.len(),
+        // A member of a GGUF file.
+        false => 0,
+    };
     if size > MAX_JSON {
         return Err(unread(format!("is {size} bytes; the limit is {MAX_JSON}")));
     }

@@ -1,10 +1,13 @@
-//! `lowrank convert`: an adapter of any method as LoRA, or a LoRA as LoTR.
+//! `lowrank convert`: an adapter of any method as LoRA, a LoRA as LoTR, and models and adapters as GGUF.
+
+mod gguf;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use lowrank_adapters::{AdapterSet, Grouping};
+use lowrank_checkpoint::gguf::FileType;
 use lowrank_factor::Truncation;
 use serde_json::json;
 
@@ -19,14 +22,16 @@ enum Target {
     Lora,
     /// Factors shared by layers of one shape, the Tucker2 approximation
     Lotr,
+    /// A file for llama.cpp: of a model, or with --adapter of a LoRA
+    Gguf,
 }
 
 /// Options of `convert`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Adapter folder, or loralib's tensors
-    #[arg(long)]
-    adapter: PathBuf,
+    #[arg(long, required_unless_present = "model")]
+    adapter: Option<PathBuf>,
     /// Target format
     #[arg(long, value_enum)]
     to: Target,
@@ -36,13 +41,20 @@ pub(crate) struct Args {
     /// Alpha, for an adapter whose files do not hold it (loralib)
     #[arg(long)]
     alpha: Option<f64>,
-    /// Base model, for an adapter that needs it (DoRA, VeRA)
+    /// Base model, for an adapter that needs it (DoRA, VeRA, GGUF), or the model to convert
     #[arg(long)]
     model: Option<PathBuf>,
+    /// GGUF: write the model with the adapter merged into it
+    #[arg(long, requires = "adapter")]
+    merge: bool,
+    /// GGUF: type of the matrices, as llama-quantize has it (F16, Q8_0, Q4_K_M, …) [default: that of the weights; F32 for an
+    /// adapter]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<FileType>,
     /// LoTR: one group per kind of layer instead of one per shape
     #[arg(long)]
     by_kind: bool,
-    /// Output folder
+    /// Output folder; GGUF: output file
     #[arg(short, long)]
     output: PathBuf,
     /// Print one JSON object
@@ -53,8 +65,13 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
-    new_folder(&args.output, &[&args.adapter])?;
-    let adapter = DetachedAdapter::read(&args.adapter, args.alpha, args.model.as_deref())?;
+    if args.to == Target::Gguf {
+        return gguf::run(&args);
+    }
+    ensure!(args.kind.is_none() && !args.merge, "--type and --merge are for --to gguf");
+    let adapter = args.adapter.as_deref().context("give --adapter, or --to gguf for a model")?;
+    new_folder(&args.output, &[adapter])?;
+    let adapter = DetachedAdapter::read(adapter, args.alpha, args.model.as_deref())?;
     let updates = adapter.updates()?;
     let device = device()?;
     let (set, error) = match args.to {
@@ -80,6 +97,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 AdapterSet::lotr_from_updates(&updates, &adapter.sites, rank, grouping, &device)?;
             (set, errors.into_iter().fold(0.0, f64::max))
         }
+        // Written above.
+        Target::Gguf => return Ok(()),
     };
     adapter.write(&set, &args.output)?;
     let layers = set.slots().len();

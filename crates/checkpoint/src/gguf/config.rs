@@ -1,0 +1,442 @@
+//! The `config.json` that a GGUF file stands for.
+
+use serde_json::{Map, Number, Value as Json, json};
+
+use super::architecture::Architecture;
+use super::read::Parsed;
+use super::value::Value;
+use crate::convert::extend_f32;
+use crate::error::{Fault, printable};
+
+/// Texts of tokens that end a turn or a text, beside those that the metadata name: llama.cpp stops at them too.
+const ENDS: [&str; 12] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+];
+
+/// The keys of a config, from the metadata and the shapes of a file.
+pub(crate) fn config(file: &[u8], parsed: &Parsed<'_>) -> Result<Map<String, Json>, Fault> {
+    let keys = Keys::new(parsed)?;
+    let architecture = keys.architecture;
+    let mut config = Map::new();
+    config.insert("model_type".into(), architecture.model_type.into());
+    config.insert("architectures".into(), json!([architecture.class]));
+    keys.sizes(&mut config)?;
+    let (own, hub) = architecture.norm_eps;
+    config.insert(hub.into(), keys.required_number(own)?);
+    let (key, activation) = architecture.activation;
+    config.insert(key.into(), activation.into());
+    keys.positions(file, &mut config)?;
+    keys.options(&mut config)?;
+    config.insert("tie_word_embeddings".into(), (!keys.has_tensor("output.weight")).into());
+    keys.tokens(&mut config);
+    Ok(config)
+}
+
+/// The metadata of a model.
+struct Keys<'a, 'f> {
+    parsed: &'a Parsed<'f>,
+    architecture: &'static Architecture,
+}
+
+impl<'a, 'f> Keys<'a, 'f> {
+    fn new(parsed: &'a Parsed<'f>) -> Result<Self, Fault> {
+        let name = parsed.metadata.get("general.architecture").and_then(|value| value.as_text());
+        let name = name.ok_or_else(|| Fault::file("the metadata lack general.architecture"))?;
+        if let Some(kind) = parsed.metadata.get("general.type").and_then(|kind| kind.as_text())
+            && kind != "model"
+        {
+            let reason = format!("holds a GGUF file of the kind '{}'; expected a model", printable(kind));
+            return Err(Fault::file(reason));
+        }
+        let architecture = Architecture::of_name(name).ok_or_else(|| {
+            Fault::file(format!(
+                "llama.cpp's architecture '{}' is not supported; expected one of {}",
+                printable(name),
+                Architecture::known()
+            ))
+        })?;
+        Ok(Self { parsed, architecture })
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.parsed.tensors.contains_key(name)
+    }
+
+    /// The value of a key of the architecture.
+    fn get(&self, key: &str) -> Option<Value<'f>> {
+        self.parsed.metadata.get(self.full(key).as_str()).copied()
+    }
+
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture.name)
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> Fault {
+        match self.get(key) {
+            None => Fault::file(format!("the metadata lack {}", self.full(key))),
+            Some(_) => Fault::file(format!("{} is not {expected}", self.full(key))),
+        }
+    }
+
+    /// A count, or a list of one count for all layers.
+    fn count(&self, key: &str) -> Result<Option<u64>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let Value::Array(list) = value else {
+            return value.as_count().map(Some).ok_or_else(|| self.wrong(key, "a count"));
+        };
+        let mut counts = list.values().map(|value| value.as_count());
+        let first = counts.next().flatten();
+        match first {
+            Some(first) if counts.all(|count| count == Some(first)) => Ok(Some(first)),
+            _ => {
+                Err(Fault::file(format!("{} differs between layers, which is not supported", self.full(key))))
+            }
+        }
+    }
+
+    fn required_count(&self, key: &str) -> Result<u64, Fault> {
+        self.count(key)?.ok_or_else(|| self.wrong(key, "a count"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_number().filter(|x| x.is_finite()).map(Some).ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    fn required_number(&self, key: &str) -> Result<Json, Fault> {
+        self.number(key)?.map(number).ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    /// Widths, layers and heads.
+    fn sizes(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
+        let [width, layers, heads, length] =
+            ["embedding_length", "block_count", "attention.head_count", "context_length"]
+                .map(|key| self.required_count(key));
+        let (width, layers, heads, length) = (width?, layers?, heads?, length?);
+        // The tensor knows better than the key, which llama.cpp's conversion of GPT-2 and Phi sets without looking.
+        let down = self.parsed.tensors.get("blk.0.ffn_down.weight").and_then(|t| t.shape.last().copied());
+        let inner = match down {
+            Some(inner) => inner as u64,
+            None => self.required_count("feed_forward_length")?,
+        };
+        let vocab = self.parsed.tensors.get("token_embd.weight").and_then(|t| t.shape.first().copied());
+        let vocab = vocab.ok_or_else(|| Fault::file("lacks the tensor 'token_embd.weight'"))?;
+        for (key, what) in [("expert_count", "experts"), ("expert_used_count", "experts")] {
+            if self.count(key)?.unwrap_or(0) > 0 {
+                return Err(Fault::file(format!("{what} ({}) are not supported", self.full(key))));
+            }
+        }
+        config.insert("vocab_size".into(), vocab.into());
+        let names = match self.architecture.name {
+            "gpt2" => ["n_embd", "n_layer", "n_head", "n_positions", "n_inner"],
+            _ => [
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "max_position_embeddings",
+                "intermediate_size",
+            ],
+        };
+        for (name, value) in names.into_iter().zip([width, layers, heads, length, inner]) {
+            config.insert(name.into(), value.into());
+        }
+        if self.architecture.name == "gpt2" {
+            return Ok(());
+        }
+        let keys = self.count("attention.head_count_kv")?.unwrap_or(heads);
+        config.insert("num_key_value_heads".into(), keys.into());
+        let head = self.head_width()?;
+        if self.count("attention.value_length")?.is_some_and(|values| values != head) {
+            return Err(Fault::file(format!(
+                "{} is not {head}, the width of keys, which is not supported",
+                self.full("attention.value_length")
+            )));
+        }
+        config.insert("head_dim".into(), head.into());
+        Ok(())
+    }
+
+    /// The width of a head.
+    fn head_width(&self) -> Result<u64, Fault> {
+        let heads = self.required_count("attention.head_count")?;
+        match self.count("attention.key_length")? {
+            Some(width) => Ok(width),
+            None => Ok(self.required_count("embedding_length")? / heads.max(1)),
+        }
+    }
+
+    /// Rotary positions.
+    fn positions(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<(), Fault> {
+        let name = self.architecture.name;
+        if name == "gpt2" {
+            return Ok(());
+        }
+        let theta = match self.number("rope.freq_base")? {
+            Some(theta) => theta,
+            None if name == "gemma3" => 1_000_000.0,
+            None => 10_000.0,
+        };
+        let theta_key = if name == "gptneox" { "rotary_emb_base" } else { "rope_theta" };
+        config.insert(theta_key.into(), number(theta));
+        if name == "gemma3" {
+            let local = self.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            config.insert("rope_local_base_freq".into(), number(local));
+        }
+        let head = self.head_width()?;
+        let rotated = self.count("rope.dimension_count")?.unwrap_or(head);
+        if rotated > head {
+            let reason = format!("{} is more than the head's {head}", self.full("rope.dimension_count"));
+            return Err(Fault::file(reason));
+        }
+        let part_key = if name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
+        if rotated != head || matches!(name, "gptneox" | "stablelm" | "phi2") {
+            config.insert(part_key.into(), number(part_of(rotated, head)));
+        }
+        if let Some(scaling) = self.scaling(file, config)? {
+            config.insert("rope_scaling".into(), scaling);
+        }
+        Ok(())
+    }
+
+    /// `rope_scaling`.
+    fn scaling(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<Option<Json>, Fault> {
+        let length = self.required_count("context_length")?;
+        let original = self.count("rope.scaling.original_context_length")?.unwrap_or(length);
+        let kind = self.get("rope.scaling.type").and_then(|kind| kind.as_text()).unwrap_or("none");
+        let factor = match self.number("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.number("rope.scale_linear")?,
+        };
+        let attention = self.number("rope.scaling.attn_factor")?;
+        let lists = ["short", "long"].map(|which| self.floats(file, &format!("rope_factors_{which}.weight")));
+        if let [Some(short), Some(long)] = lists.map(|list| list.transpose()) {
+            config.insert("original_max_position_embeddings".into(), original.into());
+            let mut scaling = json!({"rope_type": "longrope", "short_factor": short?, "long_factor": long?});
+            if let Some(attention) = attention {
+                scaling["attention_factor"] = number(attention);
+            }
+            return Ok(Some(scaling));
+        }
+        if let Some(divisors) = self.floats(file, "rope_freqs.weight")? {
+            return Ok(Some(self.by_frequency(&divisors)?));
+        }
+        match (kind, factor) {
+            ("none", None | Some(1.0)) | ("linear", Some(1.0)) => Ok(None),
+            ("none" | "linear", Some(factor)) => {
+                Ok(Some(json!({"rope_type": "linear", "factor": number(factor)})))
+            }
+            ("yarn", Some(factor)) => {
+                let own = self.number("rope.scaling.yarn_attn_factor")?.or(attention).unwrap_or(1.0);
+                let mut scaling = json!({
+                    "rope_type": "yarn",
+                    "factor": number(factor),
+                    "original_max_position_embeddings": original,
+                    // llama.cpp multiplies its own factor by this one.
+                    "attention_factor": own * (0.1 * factor.max(1.0).ln() + 1.0),
+                });
+                for (own, hub) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                    if let Some(beta) = self.number(&format!("rope.scaling.{own}"))? {
+                        scaling[hub] = number(beta);
+                    }
+                }
+                Ok(Some(scaling))
+            }
+            (kind, factor) => Err(Fault::file(format!(
+                "{} '{}' with the factor {factor:?} is not supported",
+                self.full("rope.scaling.type"),
+                printable(kind)
+            ))),
+        }
+    }
+
+    /// Divisors of the frequencies: those of Llama 3.1 by its parameters where they are these, or else as they are.
+    fn by_frequency(&self, divisors: &[f64]) -> Result<Json, Fault> {
+        let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
+        let factor = divisors.iter().copied().fold(1.0, f64::max);
+        let expected = llama3_divisors(theta, 2 * divisors.len(), factor, [1.0, 4.0], 8192.0);
+        if divisors.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b) {
+            return Ok(json!({
+                "rope_type": "llama3", "factor": number(factor), "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }));
+        }
+        let length = self.required_count("context_length")?;
+        Ok(json!({
+            "rope_type": "longrope", "short_factor": divisors, "long_factor": divisors, "attention_factor": 1.0,
+            "original_max_position_embeddings": length,
+        }))
+    }
+
+    /// The elements of a vector of floats, if the file has it.
+    fn floats(&self, file: &[u8], name: &str) -> Result<Option<Vec<f64>>, Fault> {
+        let Some(tensor) = self.parsed.tensors.get(name) else { return Ok(None) };
+        let head = self.head_width()?;
+        if tensor.shape.len() != 1 || tensor.shape[0] as u64 > head {
+            return Err(Fault::tensor(name, "has another shape than a divisor for each frequency"));
+        }
+        let bytes = file.get(tensor.start..tensor.start + tensor.len).unwrap_or_default();
+        let mut values = Vec::with_capacity(tensor.shape[0]);
+        extend_f32(tensor.dtype, bytes, &mut values);
+        Ok(Some(values.into_iter().map(|x| shortest(x.into())).collect()))
+    }
+
+    /// What only some architectures have.
+    fn options(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
+        let first = |stem: &str, end: &str| self.has_tensor(&format!("blk.0.{stem}.{end}"));
+        let window = self.count("attention.sliding_window")?.filter(|&window| window > 0);
+        if self.number("attention.scale")?.is_some() && self.architecture.name != "granite" {
+            return Err(Fault::file(format!("{} is not supported", self.full("attention.scale"))));
+        }
+        let mut set = |key: &str, value: Json| drop(config.insert(key.into(), value));
+        match self.architecture.name {
+            "llama" | "granite" | "smollm3" => {
+                set("attention_bias", first("attn_q", "bias").into());
+                set("mlp_bias", first("ffn_down", "bias").into());
+            }
+            "qwen3" | "gemma" => set("attention_bias", first("attn_q", "bias").into()),
+            "olmo2" if window.is_some() => {
+                return Err(Fault::file("OLMo 3 (olmo2 with a sliding window) is not supported"));
+            }
+            "olmo2" => set("attention_bias", first("attn_q", "bias").into()),
+            "stablelm" => {
+                set("use_qkv_bias", first("attn_q", "bias").into());
+                set("qk_layernorm", first("attn_q_norm", "weight").into());
+                set("use_parallel_residual", (!first("ffn_norm", "weight")).into());
+            }
+            "starcoder2" => set("use_bias", first("ffn_up", "bias").into()),
+            "phi3" => set("sliding_window", window.map_or(Json::Null, Json::from)),
+            "gptneox" => {
+                let parallel = self.get("use_parallel_residual").and_then(Value::as_bool).unwrap_or(true);
+                set("use_parallel_residual", parallel.into());
+                set("attention_bias", first("attn_qkv", "bias").into());
+            }
+            _ => {}
+        }
+        match self.architecture.name {
+            "granite" => {
+                let scales = [
+                    ("attention.scale", "attention_multiplier"),
+                    ("embedding_scale", "embedding_multiplier"),
+                    ("residual_scale", "residual_multiplier"),
+                    ("logit_scale", "logits_scaling"),
+                ];
+                for (own, hub) in scales {
+                    let usual =
+                        if own == "attention.scale" { (self.head_width()? as f64).powf(-0.5) } else { 1.0 };
+                    // 0 stands for none.
+                    let scale = self.number(own)?.filter(|scale| *scale != 0.0);
+                    set(hub, number(scale.unwrap_or(usual)));
+                }
+            }
+            "gemma3" => {
+                set("attention_bias", first("attn_q", "bias").into());
+                set("sliding_window", window.map_or(Json::Null, Json::from));
+                let pattern = self.count("attention.sliding_window_pattern").ok().flatten().unwrap_or(6);
+                set("sliding_window_pattern", pattern.into());
+                // llama.cpp knows the model of 27 billion parameters by its layers.
+                let (heads, layers) =
+                    (self.required_count("attention.head_count")?, self.required_count("block_count")?);
+                let scalar = match layers {
+                    62 => self.required_count("embedding_length")? / heads.max(1),
+                    _ => self.head_width()?,
+                };
+                set("query_pre_attn_scalar", scalar.into());
+                if let Some(cap) = self.number("final_logit_softcapping")? {
+                    set("final_logit_softcapping", number(cap));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Ids of tokens with a role.
+    fn tokens(&self, config: &mut Map<String, Json>) {
+        let id = |role: &str| {
+            let value = self.parsed.metadata.get(format!("tokenizer.ggml.{role}_token_id").as_str())?;
+            value.as_count().filter(|&id| id < u64::from(u32::MAX))
+        };
+        for (role, key) in [("bos", "bos_token_id"), ("padding", "pad_token_id")] {
+            if let Some(id) = id(role) {
+                config.insert(key.into(), id.into());
+            }
+        }
+        let mut ends: Vec<u64> = ["eos", "eot", "eom"].into_iter().filter_map(id).collect();
+        let tokens = self.parsed.metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array());
+        for (id, token) in tokens.iter().flat_map(|tokens| tokens.values()).enumerate() {
+            if token.as_text().is_some_and(|text| ENDS.contains(&text)) {
+                ends.push(id as u64);
+            }
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        ends.retain(|id| seen.insert(*id));
+        if !ends.is_empty() {
+            config.insert("eos_token_id".into(), if ends.len() == 1 { json!(ends[0]) } else { json!(ends) });
+        }
+    }
+}
+
+/// What Llama 3.1 divides its frequencies by (`rope_freqs` of llama.cpp).
+pub(crate) fn llama3_divisors(
+    theta: f64,
+    dim: usize,
+    factor: f64,
+    [low, high]: [f64; 2],
+    original: f64,
+) -> Vec<f64> {
+    let divisor = |pair: usize| {
+        let frequency = theta.powf(-2.0 * pair as f64 / dim as f64);
+        let turns = original * frequency / std::f64::consts::TAU;
+        let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        1.0 / (keep + (1.0 - keep) / factor)
+    };
+    (0..dim / 2).map(divisor).collect()
+}
+
+/// The share of a head that is rotated, such that its width times the share is that part again.
+fn part_of(rotated: u64, head: u64) -> f64 {
+    let share = rotated as f64 / head.max(1) as f64;
+    if (head as f64 * share) as u64 == rotated { share } else { share.next_up() }
+}
+
+/// A float that was rounded to f32 as the shortest decimal number that rounds to it.
+fn shortest(x: f64) -> f64 {
+    let narrow = x as f32;
+    if f64::from(narrow) == x { narrow.to_string().parse().unwrap_or(x) } else { x }
+}
+
+fn number(x: f64) -> Json {
+    Number::from_f64(shortest(x)).map_or(Json::Null, Json::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_what_was_meant() {
+        assert_eq!(number(f64::from(1e-5_f32)).as_f64(), Some(1e-5));
+        assert_eq!(number(f64::from(0.1_f32)).as_f64(), Some(0.1));
+        assert_eq!(number(500_000.0).as_f64(), Some(500_000.0));
+    }
+
+    #[test]
+    fn parts_of_heads_keep_their_width() {
+        for head in 1..=512 {
+            for rotated in 0..=head {
+                assert_eq!((head as f64 * part_of(rotated, head)) as u64, rotated);
+            }
+        }
+    }
+}

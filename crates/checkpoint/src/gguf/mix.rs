@@ -1,0 +1,237 @@
+//! Which type each tensor of a file gets: llama.cpp's mixes (`llama_tensor_get_type_impl`).
+
+use std::str::FromStr;
+
+use lowrank_spec::BlockFormat;
+use lowrank_spec::BlockFormat::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+
+use crate::dtype::{Dtype, FloatType};
+
+/// The type of a file, as llama.cpp's `llama-quantize` names it: what most of its matrices are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileType(&'static Kind);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Kind {
+    name: &'static str,
+    /// `llama_ftype`.
+    number: u32,
+    base: Base,
+    size: Size,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    Float(FloatType),
+    Block(BlockFormat),
+}
+
+/// How many tensors get more bits than the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Plain,
+    Small,
+    Medium,
+    Large,
+}
+
+const fn kind(name: &'static str, number: u32, base: BlockFormat, size: Size) -> Kind {
+    Kind { name, number, base: Base::Block(base), size }
+}
+
+const fn float(name: &'static str, number: u32, float: FloatType) -> Kind {
+    Kind { name, number, base: Base::Float(float), size: Size::Plain }
+}
+
+const KINDS: [Kind; 19] = [
+    float("F32", 0, FloatType::F32),
+    float("F16", 1, FloatType::F16),
+    float("BF16", 32, FloatType::BF16),
+    kind("Q8_0", 7, Q8_0, Size::Plain),
+    kind("Q4_0", 2, Q4_0, Size::Plain),
+    kind("Q4_1", 3, Q4_1, Size::Plain),
+    kind("Q5_0", 8, Q5_0, Size::Plain),
+    kind("Q5_1", 9, Q5_1, Size::Plain),
+    kind("IQ4_NL", 25, Iq4Nl, Size::Plain),
+    kind("Q2_K", 10, Q2K, Size::Medium),
+    kind("Q2_K_S", 21, Q2K, Size::Small),
+    kind("Q3_K_S", 11, Q3K, Size::Small),
+    kind("Q3_K_M", 12, Q3K, Size::Medium),
+    kind("Q3_K_L", 13, Q3K, Size::Large),
+    kind("Q4_K_S", 14, Q4K, Size::Small),
+    kind("Q4_K_M", 15, Q4K, Size::Medium),
+    kind("Q5_K_S", 16, Q5K, Size::Small),
+    kind("Q5_K_M", 17, Q5K, Size::Medium),
+    kind("Q6_K", 18, Q6K, Size::Plain),
+];
+
+/// Other names of a type.
+const ALIASES: [(&str, &str); 3] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
+
+impl FromStr for FileType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let upper = name.to_ascii_uppercase();
+        let own = ALIASES.iter().find(|(alias, _)| *alias == upper).map_or(upper.as_str(), |(_, own)| own);
+        let names = || KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+        KINDS
+            .iter()
+            .find(|kind| kind.name == own)
+            .map(Self)
+            .ok_or_else(|| format!("unknown type '{name}'; expected one of {}", names()))
+    }
+}
+
+impl From<FloatType> for FileType {
+    fn from(float: FloatType) -> Self {
+        let is_it = |kind: &&Kind| kind.base == Base::Float(float);
+        // Every float type has its line.
+        Self(KINDS.iter().find(is_it).unwrap_or(&KINDS[0]))
+    }
+}
+
+impl std::fmt::Display for FileType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a mix depends on beside the tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) key_heads: usize,
+    /// Whether there is no head of its own.
+    pub(crate) tied: bool,
+}
+
+impl FileType {
+    /// llama.cpp's name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// The number in a file (`general.file_type`).
+    pub(crate) const fn number(self) -> u32 {
+        self.0.number
+    }
+
+    /// The type that a tensor is to have, and the one that it gets where its width is no multiple of a block.
+    pub(crate) fn of(self, name: &str, dims: &[usize], model: Shape) -> (Dtype, Dtype) {
+        let is_small = ["position_embd", "token_types", "rope_freqs", "rope_factors"];
+        let is_matrix = dims.len() >= 2 && name.ends_with(".weight") && !name.ends_with("_norm.weight");
+        if !is_matrix || is_small.iter().any(|start| name.starts_with(start)) {
+            return (Dtype::F32, Dtype::F32);
+        }
+        let width = dims.last().copied().unwrap_or(1);
+        match self.0.base {
+            Base::Float(float) => (float.into(), float.into()),
+            Base::Block(base) => {
+                let wanted = self.format(base, name, width, model);
+                (Dtype::Block(wanted), fallback(wanted, width))
+            }
+        }
+    }
+
+    /// The block format of a matrix, before its width is looked at.
+    fn format(self, base: BlockFormat, name: &str, width: usize, model: Shape) -> BlockFormat {
+        let Kind { size, .. } = *self.0;
+        if name == "output.weight" || (model.tied && name == "token_embd.weight") {
+            return match base {
+                _ if !width.is_multiple_of(base.block_len()) => Q8_0,
+                Q8_0 => Q8_0,
+                _ => Q6K,
+            };
+        }
+        let Some((layer, stem)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            return base;
+        };
+        let (i, n) = (layer.parse::<usize>().unwrap_or(0), model.layers);
+        let more = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
+        let is_shared = model.heads / model.key_heads.max(1) >= 4;
+        match stem {
+            "attn_v.weight" | "attn_qkv.weight" => {
+                let format = match (base, size) {
+                    (Q2K, Size::Medium) => [Q3K, Q4K][usize::from(is_shared)],
+                    (Q2K, Size::Small) if is_shared => Q4K,
+                    (Q3K, Size::Medium) => [Q4K, Q5K][usize::from(i < 2)],
+                    (Q3K, Size::Large) => Q5K,
+                    (Iq4Nl, _) if is_shared => Q5K,
+                    (Q4K | Q5K, Size::Medium) if more => Q6K,
+                    (Q4K, Size::Small) if i < 4 => Q5K,
+                    _ => base,
+                };
+                // Llama's 70 billion parameters: eight heads share small values.
+                let is_largest = model.layers == 80 && model.heads != model.key_heads;
+                if is_largest && matches!(format, Q3K | Q4K) { Q5K } else { format }
+            }
+            "ffn_down.weight" => match (base, size) {
+                (Q2K, Size::Medium) => Q3K,
+                (Q2K, Size::Small) if i < n / 8 => Q4K,
+                (Q3K, Size::Medium) => [Q4K, Q5K][usize::from(i < n / 16)],
+                (Q3K, Size::Large) => Q5K,
+                (Q4K | Q5K, Size::Medium) if more => Q6K,
+                (Iq4Nl, _) | (Q4K, Size::Small) if i < n / 8 => Q5K,
+                _ => base,
+            },
+            "attn_output.weight" => match (base, size) {
+                (Q2K, Size::Medium) => Q3K,
+                (Q3K, Size::Medium) => Q4K,
+                (Q3K, Size::Large) => Q5K,
+                _ => base,
+            },
+            _ => base,
+        }
+    }
+}
+
+/// The type of rows of this width: another one where they are no whole number of blocks.
+fn fallback(wanted: BlockFormat, width: usize) -> Dtype {
+    let fits = |format: BlockFormat| width.is_multiple_of(format.block_len());
+    if fits(wanted) {
+        return Dtype::Block(wanted);
+    }
+    let other = match wanted {
+        Q2K | Q3K => Q4_0,
+        Q4K => Q5_0,
+        Q5K => Q5_1,
+        Q6K => Q8_0,
+        other => other,
+    };
+    if fits(other) { Dtype::Block(other) } else { Dtype::F16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_llama_quantize() {
+        for kind in &KINDS {
+            assert_eq!(kind.name.parse::<FileType>().unwrap().name(), kind.name);
+        }
+        assert_eq!("q4_k".parse::<FileType>().unwrap().name(), "Q4_K_M");
+        assert!("Q9".parse::<FileType>().unwrap_err().contains("Q4_K_M"));
+        assert_eq!(FileType::from(FloatType::BF16).name(), "BF16");
+    }
+
+    /// What `llama-quantize` made of a model of 30 layers of width 576.
+    #[test]
+    fn mixes_are_those_of_llama_quantize() {
+        let model = Shape { layers: 30, heads: 9, key_heads: 3, tied: true };
+        let of = |kind: &str, name: &str, dims: [usize; 2]| {
+            kind.parse::<FileType>().unwrap().of(name, &dims, model).1.name()
+        };
+        assert_eq!(of("Q4_K_M", "token_embd.weight", [49_152, 576]), "Q8_0");
+        assert_eq!(of("Q4_K_M", "blk.0.attn_q.weight", [576, 576]), "Q5_0");
+        assert_eq!(of("Q4_K_M", "blk.0.attn_v.weight", [192, 576]), "Q8_0");
+        assert_eq!(of("Q4_K_M", "blk.0.ffn_down.weight", [576, 1536]), "Q6_K");
+        assert_eq!(of("Q4_K_M", "blk.3.ffn_down.weight", [576, 1536]), "Q4_K");
+        assert_eq!(of("Q2_K", "blk.3.ffn_down.weight", [576, 1536]), "Q3_K");
+        assert_eq!(of("Q4_0", "blk.3.attn_norm.weight", [1, 576]), "F32");
+        assert_eq!(of("Q4_0", "blk.3.ffn_up.weight", [576, 40]), "F16");
+    }
+}

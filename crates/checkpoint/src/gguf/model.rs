@@ -1,0 +1,308 @@
+//! Writing a model: a checkpoint under llama.cpp's names, quantised, with its config and tokenizer.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use lowrank_spec::BlockFormat;
+use lowrank_spec::names::is_buffer;
+
+use super::architecture::{Architecture, Changes};
+use super::mix::FileType;
+use super::write::{Meta, Planned, write_file};
+use super::write_tokenizer::TokenizerParts;
+use super::{write_config, write_tokenizer};
+use crate::Checkpoint;
+use crate::convert::encode;
+use crate::dtype::{Dtype, FloatType};
+use crate::error::{CheckpointError, printable};
+use crate::source::RowOrder;
+
+/// A model that goes into a file.
+#[derive(Debug)]
+pub struct ModelParts<'a> {
+    /// What the model is called.
+    pub name: &'a str,
+    /// `config.json`.
+    pub config: &'a Map<String, Json>,
+    /// The weights, under Hugging Face's names.
+    pub weights: &'a Checkpoint,
+    /// The tokenizer; none makes a file that reads ids alone.
+    pub tokenizer: Option<TokenizerParts<'a>>,
+    /// What matrices become.
+    pub kind: FileType,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// How many matrices have another type than their mix wants, since their width is no multiple of a block: wanted, got,
+    /// number.
+    pub fallbacks: Vec<(Dtype, Dtype, usize)>,
+    /// What llama.cpp will do otherwise than the config asks for.
+    pub warnings: Vec<String>,
+}
+
+/// A tensor on its way.
+struct Step {
+    /// Its name in the checkpoint, or the elements of one that the config stands for.
+    from: From,
+    order: Option<RowOrder>,
+    plus_one: bool,
+    transposed: bool,
+}
+
+enum From {
+    Tensor(String),
+    Values(Vec<f32>),
+}
+
+/// Writes a GGUF file that llama.cpp runs, whole or not at all.
+///
+/// # Errors
+/// [`BadTensor`](CheckpointError::BadTensor) for a tensor that llama.cpp's architecture does not have, or whose values do not
+/// fit the type; [`Malformed`](CheckpointError::Malformed) for a model that llama.cpp cannot run as it is meant, with the
+/// reason; [`Io`](CheckpointError::Io).
+pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, CheckpointError> {
+    let fault = |reason: String| CheckpointError::malformed(model.weights.path(), reason);
+    let architecture = architecture(model.config).map_err(fault)?;
+    let names = names(architecture, model.weights)?;
+    let tied = !names.iter().any(|(_, own, _)| own == "output.weight");
+    let described = write_config::describe(architecture, model.config, tied)
+        .map_err(|reason| fault(format!("config: {reason}")))?;
+    let rows = names.iter().find(|(_, own, _)| own == "token_embd.weight");
+    let rows = rows.and_then(|(name, ..)| model.weights.info(name)?.shape.first().copied());
+    let rows = rows.ok_or_else(|| fault("has no table of token embeddings".into()))?;
+    let mut metadata = general(architecture, model.name);
+    metadata.extend(described.metadata);
+    metadata.push(("general.file_type".into(), Meta::U32(model.kind.number())));
+    metadata.push(("general.quantization_version".into(), Meta::U32(2)));
+    if let Some(tokenizer) = &model.tokenizer {
+        let tokenizer = write_tokenizer::describe(tokenizer, rows);
+        metadata.extend(tokenizer.map_err(|reason| fault(format!("tokenizer: {reason}")))?);
+    } else {
+        metadata.push(("tokenizer.ggml.model".into(), Meta::text("none")));
+    }
+
+    let (mut planned, mut steps, mut fallbacks) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, values) in described.vectors {
+        planned.push(Planned { name: name.into(), shape: vec![values.len()], dtype: Dtype::F32 });
+        steps.push(Step { from: From::Values(values), order: None, plus_one: false, transposed: false });
+    }
+    let (heads, key_heads) = (described.shape.heads, described.shape.key_heads);
+    for (name, own, stem) in names {
+        let Some(info) = model.weights.info(&name) else { continue };
+        let mut shape = info.shape.clone();
+        let step = step(architecture, &name, stem, &shape, [heads, key_heads])
+            .map_err(|reason| CheckpointError::tensor(model.weights.path(), &name, reason))?;
+        if step.transposed {
+            shape.reverse();
+        }
+        let (wanted, dtype) = model.kind.of(&own, &shape, described.shape);
+        if wanted != dtype {
+            match fallbacks.iter_mut().find(|(a, b, _)| (*a, *b) == (wanted, dtype)) {
+                Some((_, _, count)) => *count += 1,
+                None => fallbacks.push((wanted, dtype, 1)),
+            }
+        }
+        planned.push(Planned { name: own, shape, dtype });
+        steps.push(step);
+    }
+    let bytes =
+        write_file(path, &metadata, &planned, |i| tensor(path, model.weights, &planned[i], &steps[i]))?;
+    Ok(Written { bytes, tensors: planned.len(), fallbacks, warnings: described.warnings })
+}
+
+/// The architecture of a config that is not compressed.
+pub(crate) fn architecture(config: &Map<String, Json>) -> Result<&'static Architecture, String> {
+    let kind = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
+    Architecture::of_model_type(kind).ok_or_else(|| {
+        let known = Architecture::known();
+        format!("model_type '{}' cannot be written as GGUF; llama.cpp's {known} can", printable(kind))
+    })
+}
+
+/// The first entries of a file.
+pub(crate) fn general(architecture: &Architecture, name: &str) -> Vec<(String, Meta)> {
+    vec![
+        ("general.architecture".into(), Meta::text(architecture.name)),
+        ("general.type".into(), Meta::text("model")),
+        ("general.name".into(), Meta::text(name)),
+    ]
+}
+
+/// The tensors to write, outer ones first, then layer by layer: name, llama.cpp's name, its stem.
+fn names(
+    architecture: &'static Architecture,
+    weights: &Checkpoint,
+) -> Result<Vec<(String, String, &'static str)>, CheckpointError> {
+    let prefix = architecture.layers.split_once('.').map_or("", |(prefix, _)| prefix);
+    let is_prefixed =
+        weights.names().any(|name| name.starts_with(prefix) && name[prefix.len()..].starts_with('.'));
+    let mut names = Vec::new();
+    for name in weights.names().filter(|name| !is_buffer(name)) {
+        let full = if is_prefixed || name.starts_with("lm_head.") || name.starts_with("embed_out.") {
+            name.to_owned()
+        } else {
+            format!("{prefix}.{name}")
+        };
+        let Some((own, stem)) = architecture.to_llama(&full) else {
+            let reason = format!("llama.cpp's {} has no such tensor", architecture.name);
+            return Err(CheckpointError::tensor(weights.path(), name, reason));
+        };
+        if let Some(info) = weights.info(name).filter(|info| !info.dtype.is_float()) {
+            let reason = format!("is stored as {}; expected floats, or blocks of a GGUF file", info.dtype);
+            return Err(CheckpointError::tensor(weights.path(), name, reason));
+        }
+        names.push((name.to_owned(), own, stem));
+    }
+    let find = |own: &str| names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.clone());
+    // A head that is the table once more is not written.
+    if let (Some(table), Some(head)) = (find("token_embd.weight"), find("output.weight"))
+        && weights.info(&table) == weights.info(&head)
+        && weights.bytes(&table)? == weights.bytes(&head)?
+    {
+        names.retain(|(_, own, _)| own != "output.weight");
+    }
+    let place = |own: &str| {
+        let layer = own.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        layer.map_or(0, |layer| layer + 1)
+    };
+    names.sort_by(|a, b| (place(&a.1), &a.1).cmp(&(place(&b.1), &b.1)));
+    Ok(names)
+}
+
+/// What llama.cpp's conversion does to a tensor.
+fn step(
+    architecture: &Architecture,
+    name: &str,
+    stem: &str,
+    shape: &[usize],
+    [heads, key_heads]: [usize; 2],
+) -> Result<Step, String> {
+    let mut step =
+        Step { from: From::Tensor(name.to_owned()), order: None, plus_one: false, transposed: false };
+    let rows = shape.first().copied().unwrap_or(0);
+    match architecture.changes {
+        Changes::Interleaved if matches!(stem, "attn_q" | "attn_k") => {
+            let heads = if stem == "attn_q" { heads } else { key_heads };
+            step.order = Some(interleave(rows, heads)?);
+        }
+        Changes::ByPart if stem == "attn_qkv" => {
+            let width = rows / (3 * heads).max(1);
+            if width * 3 * heads != rows {
+                return Err(format!("{rows} rows are no queries, keys and values of {heads} heads"));
+            }
+            step.order = Some(RowOrder { dims: [3, heads, width], strides: [width, 3 * width, 1] });
+        }
+        Changes::PlusOne if stem.ends_with("norm") => step.plus_one = true,
+        Changes::Transposed
+            if shape.len() == 2
+                && (stem.starts_with("ffn") || matches!(stem, "attn_qkv" | "attn_output")) =>
+        {
+            step.transposed = true;
+        }
+        _ => {}
+    }
+    Ok(step)
+}
+
+/// The order in which the halves of each head alternate.
+pub(crate) fn interleave(rows: usize, heads: usize) -> Result<RowOrder, String> {
+    let width = rows / heads.max(1);
+    if width * heads != rows || !width.is_multiple_of(2) {
+        return Err(format!("{rows} rows are no pairs in {heads} heads"));
+    }
+    Ok(RowOrder { dims: [heads, width / 2, 2], strides: [width, 1, width / 2] })
+}
+
+/// The bytes of a tensor.
+fn tensor(
+    path: &Path,
+    weights: &Checkpoint,
+    planned: &Planned,
+    step: &Step,
+) -> Result<Vec<u8>, CheckpointError> {
+    let mut values = match &step.from {
+        From::Values(values) => values.clone(),
+        From::Tensor(name) if step.transposed => weights.read_f32_transposed(name)?,
+        From::Tensor(name) => {
+            let values = weights.read_f32(name)?;
+            weights.release(name);
+            values
+        }
+    };
+    if step.plus_one {
+        values.iter_mut().for_each(|x| *x += 1.0);
+    }
+    if let Some(order) = &step.order {
+        let rows = planned.shape.first().copied().unwrap_or(1).max(1);
+        values = order.gather(&values, values.len() / rows);
+    }
+    encode_values(path, planned, &values)
+}
+
+/// Values in a planned type.
+pub(crate) fn encode_values(
+    path: &Path,
+    planned: &Planned,
+    values: &[f32],
+) -> Result<Vec<u8>, CheckpointError> {
+    let (float, name): (FloatType, &str) = match planned.dtype {
+        Dtype::Block(format) => return quantize(path, planned, format, values),
+        Dtype::F16 => (FloatType::F16, "F16"),
+        Dtype::BF16 => (FloatType::BF16, "BF16"),
+        _ => (FloatType::F32, "F32"),
+    };
+    let mut bytes = Vec::with_capacity(values.len() * planned.dtype.size());
+    encode(values, float, &mut bytes).map_err(|value| CheckpointError::Overflow {
+        path: path.to_owned(),
+        tensor: printable(&planned.name),
+        value,
+        dtype: name,
+    })?;
+    Ok(bytes)
+}
+
+/// Rounds a matrix on all cores.
+fn quantize(
+    path: &Path,
+    planned: &Planned,
+    format: BlockFormat,
+    values: &[f32],
+) -> Result<Vec<u8>, CheckpointError> {
+    let columns = planned.shape.last().copied().unwrap_or(1).max(1);
+    let rows = values.len() / columns;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let band = rows.div_ceil(threads).max(1);
+    let fault = |reason: String| CheckpointError::tensor(path, &planned.name, reason);
+    let parts: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
+        let bands = values.chunks(band * columns);
+        let handles: Vec<_> = bands
+            .enumerate()
+            .map(|(i, values)| {
+                scope.spawn(move || {
+                    let quantised = format.quantize([values.len() / columns, columns], values);
+                    // Rows are counted from the band's first.
+                    quantised.map_err(|error| match i {
+                        0 => error.to_string(),
+                        i => format!("from row {} on: {error}", i * band),
+                    })
+                })
+            })
+            .collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, _>| {
+            handle.join().unwrap_or_else(|_| Err("rounding ended in a panic".into()))
+        };
+        handles.into_iter().map(join).collect()
+    });
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend(part.map_err(fault)?);
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,197 @@
+//! The tensors of a GGUF file under Hugging Face's names, with what llama.cpp's conversion changed in them undone.
+
+use super::architecture::{Architecture, Changes};
+use super::read::{Parsed, Tensor};
+use super::value::Value;
+use crate::dtype::{Dtype, TensorInfo};
+use crate::error::Fault;
+use crate::map::Bytes;
+use crate::source::{Entry, Layout, RowOrder, Table};
+
+/// Tensors that belong to the config, or to nothing.
+const WITHOUT_MODULE: [&str; 4] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
+
+/// The tensors of a file, and bytes beside it that some of them lie in.
+///
+/// A file of an architecture that is not known keeps llama.cpp's names.
+pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), Fault> {
+    let mut table = Table { metadata: strings(parsed), ..Table::default() };
+    let mut beside = Vec::new();
+    let architecture =
+        parsed.metadata.get("general.architecture").and_then(|value| value.as_text()).unwrap_or_default();
+    let is_model = parsed.metadata.get("general.type").is_none_or(|kind| kind.as_text() == Some("model"));
+    let known = Architecture::of_name(architecture).filter(|_| is_model);
+    for (&name, tensor) in &parsed.tensors {
+        let entry = Entry {
+            info: TensorInfo { shape: tensor.shape.clone(), dtype: tensor.dtype },
+            source: 0,
+            layout: Layout::Contiguous { start: tensor.start, len: tensor.len },
+        };
+        let Some(known) = known else {
+            table.tensors.insert(name.to_owned(), entry);
+            continue;
+        };
+        if WITHOUT_MODULE.iter().any(|end| name.ends_with(end)) {
+            continue;
+        }
+        let heads = Heads::of(architecture, parsed);
+        if let Some((hub, stem)) = known.to_hub(name) {
+            let entry = changed(known, stem, tensor, entry, heads, file, &mut beside)
+                .map_err(|reason| Fault::tensor(name, reason))?;
+            table.tensors.insert(hub, entry);
+            continue;
+        }
+        match split(known, name, tensor, heads)? {
+            Some(parts) => table.tensors.extend(parts),
+            // The model that is built says that it has no such part.
+            None => drop(table.tensors.insert(name.to_owned(), entry)),
+        }
+    }
+    Ok((table, Bytes::Owned(beside)))
+}
+
+/// Numbers, truth values and texts of the metadata.
+fn strings(parsed: &Parsed<'_>) -> std::collections::BTreeMap<String, String> {
+    let text = |value: &Value<'_>| match *value {
+        Value::Unsigned(number) => Some(number.to_string()),
+        Value::Signed(number) => Some(number.to_string()),
+        Value::Float(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Text(text) => Some(text.to_owned()),
+        Value::Array(_) => None,
+    };
+    parsed.metadata.iter().filter_map(|(key, value)| Some(((*key).to_owned(), text(value)?))).collect()
+}
+
+/// Heads of queries and of keys; 0 where the file does not say it.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    queries: usize,
+    keys: usize,
+}
+
+impl Heads {
+    fn of(architecture: &str, parsed: &Parsed<'_>) -> Self {
+        let count = |key: &str| {
+            let value = *parsed.metadata.get(format!("{architecture}.{key}").as_str())?;
+            // A list has a number for each layer; the config refuses a list of different ones.
+            let value = match value {
+                Value::Array(list) => list.values().next()?,
+                value => value,
+            };
+            value.as_count().and_then(|count| usize::try_from(count).ok())
+        };
+        let queries = count("attention.head_count").unwrap_or(0);
+        Self { queries, keys: count("attention.head_count_kv").unwrap_or(queries) }
+    }
+}
+
+/// An entry with what the conversion changed undone.
+fn changed(
+    architecture: &Architecture,
+    stem: &str,
+    tensor: &Tensor,
+    mut entry: Entry,
+    heads: Heads,
+    file: &[u8],
+    beside: &mut Vec<u8>,
+) -> Result<Entry, String> {
+    let rows = tensor.shape.first().copied().unwrap_or(0);
+    if tensor.len == 0 || rows == 0 {
+        return Err("has no elements".into());
+    }
+    match architecture.changes {
+        Changes::Interleaved if matches!(stem, "attn_q" | "attn_k") => {
+            let heads = if stem == "attn_q" { heads.queries } else { heads.keys };
+            entry.layout = Layout::Rows { start: tensor.start, order: interleaved(heads, rows)? };
+        }
+        Changes::ByPart if stem == "attn_qkv" => {
+            let parts = heads.queries.saturating_mul(3);
+            if parts == 0 || !rows.is_multiple_of(parts) {
+                return Err(format!(
+                    "{rows} rows are no queries, keys and values of {} heads",
+                    heads.queries
+                ));
+            }
+            let width = rows / parts;
+            let order =
+                RowOrder { dims: [heads.queries, 3, width], strides: [width, heads.queries * width, 1] };
+            entry.layout = Layout::Rows { start: tensor.start, order };
+        }
+        Changes::PlusOne if stem.ends_with("norm") => {
+            if tensor.dtype != Dtype::F32 {
+                return Err(format!("a norm in {}; expected F32", tensor.dtype));
+            }
+            let start = beside.len();
+            let bytes = file.get(tensor.start..tensor.start + tensor.len).unwrap_or_default();
+            // Exact where the sum was not rounded, and undone exactly by the model, which adds 1 again.
+            beside.extend(
+                bytes.as_chunks().0.iter().flat_map(|x| (f32::from_le_bytes(*x) - 1.0).to_le_bytes()),
+            );
+            (entry.source, entry.layout) = (1, Layout::Contiguous { start, len: tensor.len });
+        }
+        Changes::Transposed
+            if tensor.shape.len() == 2
+                && (stem.starts_with("ffn") || stem == "attn_qkv" || stem == "attn_output") =>
+        {
+            entry.info.shape.reverse();
+            if let Dtype::Block(_) = tensor.dtype {
+                entry.info.dtype = Dtype::F32;
+            }
+            let (start, len, stored) = (tensor.start, tensor.len, tensor.dtype);
+            entry.layout = Layout::Transposed { start, len, stored };
+        }
+        _ => {}
+    }
+    Ok(entry)
+}
+
+/// The order that puts the halves of heads one after the other again.
+fn interleaved(heads: usize, rows: usize) -> Result<RowOrder, String> {
+    if heads == 0 || heads > rows || !rows.is_multiple_of(2 * heads) {
+        return Err(format!("{rows} rows are no pairs in {heads} heads"));
+    }
+    let width = rows / heads;
+    Ok(RowOrder { dims: [heads, 2, width / 2], strides: [width, 1, 2] })
+}
+
+/// Queries, keys and values of a fused map, where the architecture keeps them apart.
+fn split(
+    architecture: &Architecture,
+    name: &str,
+    tensor: &Tensor,
+    heads: Heads,
+) -> Result<Option<Vec<(String, Entry)>>, Fault> {
+    let Some((stem, end)) = name.rsplit_once(".attn_qkv.") else { return Ok(None) };
+    if !architecture.layer.iter().any(|(own, _)| *own == "attn_q") {
+        return Ok(None);
+    }
+    let rows = tensor.shape.first().copied().unwrap_or(0);
+    let all = heads.queries.saturating_add(heads.keys.saturating_mul(2));
+    if all == 0 || !rows.is_multiple_of(all) {
+        let Heads { queries, keys } = heads;
+        return Err(Fault::tensor(name, format!("{rows} rows are no {queries} queries and {keys} keys")));
+    }
+    let (width, row_bytes) = (rows / all, tensor.len / rows.max(1));
+    let mut start = tensor.start;
+    let mut parts = Vec::new();
+    for (part, heads_of_part) in [("attn_q", heads.queries), ("attn_k", heads.keys), ("attn_v", heads.keys)] {
+        let mut shape = tensor.shape.clone();
+        shape[0] = heads_of_part * width;
+        let len = shape[0] * row_bytes;
+        let piece = Tensor { shape: shape.clone(), dtype: tensor.dtype, start, len };
+        let entry = Entry {
+            info: TensorInfo { shape, dtype: tensor.dtype },
+            source: 0,
+            layout: Layout::Contiguous { start, len },
+        };
+        let own = format!("{stem}.{part}.{end}");
+        let Some((hub, _)) = architecture.to_hub(&own) else { return Ok(None) };
+        let entry = changed(architecture, part, &piece, entry, heads, &[], &mut Vec::new())
+            .map_err(|reason| Fault::tensor(name, reason))?;
+        parts.push((hub, entry));
+        start += len;
+    }
+    Ok(Some(parts))
+}

@@ -1,0 +1,391 @@
+//! The metadata of a config, the other way round.
+
+use serde_json::{Map, Value as Json};
+
+use super::architecture::{Architecture, Changes};
+use super::config::llama3_divisors;
+use super::mix::Shape;
+use super::write::Meta;
+
+type Result<T> = std::result::Result<T, String>;
+
+/// What a config becomes.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) metadata: Vec<(String, Meta)>,
+    /// Vectors that hold what the config says of rotary positions.
+    pub(crate) vectors: Vec<(&'static str, Vec<f32>)>,
+    pub(crate) shape: Shape,
+    /// What llama.cpp will do otherwise than the config asks for.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The metadata of a config; `tied` says whether the model has no head of its own.
+pub(crate) fn describe(
+    architecture: &'static Architecture,
+    config: &Map<String, Json>,
+    tied: bool,
+) -> Result<Described> {
+    let keys = Keys { config, name: architecture.name };
+    let (mut metadata, mut warnings) = (Vec::new(), Vec::new());
+    let names = match architecture.name {
+        "gpt2" => ["n_layer", "n_positions", "n_embd", "n_head"],
+        _ => ["num_hidden_layers", "max_position_embeddings", "hidden_size", "num_attention_heads"],
+    };
+    let [layers, length, width, heads] = names.map(|name| keys.count(name));
+    let (layers, width, heads) =
+        (keys.there(layers?, names[0])?, keys.there(width?, names[2])?, keys.there(heads?, names[3])?);
+    let length = length?.unwrap_or(match architecture.name {
+        "gpt2" => 1024,
+        "gemma" => 8192,
+        "gemma3" => 131_072,
+        "smollm3" => 32_768,
+        "phi3" | "starcoder2" => 4096,
+        _ => 2048,
+    });
+    let inner = match architecture.name {
+        "gpt2" => keys.count("n_inner")?.unwrap_or(4 * width),
+        _ => keys.there(keys.count("intermediate_size")?, "intermediate_size")?,
+    };
+    let key_heads = keys.count("num_key_value_heads")?.unwrap_or(heads);
+    let head = match (keys.count("head_dim")?, architecture.name) {
+        (Some(head), _) => head,
+        (None, "gemma" | "gemma3") => 256,
+        (None, "qwen3") => 128,
+        (None, _) => width / heads.max(1),
+    };
+    let mut put = |key: &str, value: Meta| metadata.push((format!("{}.{key}", architecture.name), value));
+    let mut count = |key: &str, n: u64| -> Result<()> {
+        let n = u32::try_from(n).map_err(|_| format!("{key} = {n} does not fit a GGUF file"))?;
+        put(key, Meta::U32(n));
+        Ok(())
+    };
+    count("block_count", layers)?;
+    count("context_length", length)?;
+    count("embedding_length", width)?;
+    count("feed_forward_length", inner)?;
+    count("attention.head_count", heads)?;
+    if let Some(vocab) = keys.count("vocab_size")? {
+        count("vocab_size", vocab)?;
+    }
+    if !matches!(architecture.name, "gpt2" | "gptneox") {
+        count("attention.head_count_kv", key_heads)?;
+    } else if key_heads != heads {
+        return Err(format!(
+            "num_key_value_heads = {key_heads} is not supported by llama.cpp's {}",
+            architecture.name
+        ));
+    }
+    if head * heads != width || architecture.name.starts_with("gemma") {
+        count("attention.key_length", head)?;
+        count("attention.value_length", head)?;
+    }
+    let mut vectors = Vec::new();
+    if architecture.name != "gpt2" {
+        let part_key = if architecture.name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
+        let default = match architecture.name {
+            "gptneox" | "stablelm" => 0.25,
+            "phi2" => 0.5,
+            _ => 1.0,
+        };
+        let part = match keys.in_rope("partial_rotary_factor")? {
+            Some(part) => part,
+            None => keys.number(part_key)?.unwrap_or(default),
+        };
+        count("rope.dimension_count", (head as f64 * part) as u64)?;
+        let theta = keys.theta(architecture)?;
+        put("rope.freq_base", Meta::F32(theta as f32));
+        let rotated = (head as f64 * part) as usize;
+        keys.scaling(architecture, theta, rotated, length, &mut put, &mut vectors)?;
+    }
+    let (own, hub) = architecture.norm_eps;
+    let default = if architecture.name == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
+    let default = if matches!(architecture.name, "phi3" | "olmo2") { 1e-5 } else { default };
+    put(own, Meta::F32(keys.number(hub)?.unwrap_or(default) as f32));
+    keys.options(architecture, head, layers, &mut put, &mut warnings)?;
+    keys.activation(architecture)?;
+    let [layers, heads, key_heads] = [layers, heads, key_heads].map(|n| n as usize);
+    Ok(Described { metadata, vectors, shape: Shape { layers, heads, key_heads, tied }, warnings })
+}
+
+struct Keys<'a> {
+    config: &'a Map<String, Json>,
+    name: &'static str,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.config.get(key).filter(|value| !value.is_null())
+    }
+
+    fn count(&self, key: &str) -> Result<Option<u64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_u64().map(Some).ok_or_else(|| format!("{key} = {value}; expected a count"))
+    }
+
+    fn there<T>(&self, value: Option<T>, key: &str) -> Result<T> {
+        value.ok_or_else(|| format!("{key} is missing"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_f64().map(Some).ok_or_else(|| format!("{key} = {value}; expected a number"))
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.get(key).and_then(Json::as_bool).unwrap_or(false)
+    }
+
+    /// The object that describes rotary positions; that of full attention, where there is one for each kind of layer.
+    fn rope(&self) -> Option<&Map<String, Json>> {
+        let old = self.get("rope_scaling").and_then(Json::as_object).filter(|keys| !keys.is_empty());
+        let new = || {
+            let all = self.get("rope_parameters")?.as_object()?;
+            all.get("full_attention").and_then(Json::as_object).or(Some(all))
+        };
+        old.or_else(new)
+    }
+
+    fn in_rope(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.rope().and_then(|rope| rope.get(key)).filter(|value| !value.is_null()) else {
+            return Ok(None);
+        };
+        value.as_f64().map(Some).ok_or_else(|| format!("rope: {key} = {value}; expected a number"))
+    }
+
+    fn theta(&self, architecture: &Architecture) -> Result<f64> {
+        let (key, default) = match architecture.name {
+            "gptneox" => ("rotary_emb_base", 10_000.0),
+            "gemma3" => ("rope_theta", 1_000_000.0),
+            "smollm3" => ("rope_theta", 2_000_000.0),
+            _ => ("rope_theta", 10_000.0),
+        };
+        match self.in_rope("rope_theta")? {
+            Some(theta) => Ok(theta),
+            None => Ok(self.number(key)?.unwrap_or(default)),
+        }
+    }
+
+    fn scaling(
+        &self,
+        architecture: &Architecture,
+        theta: f64,
+        rotated: usize,
+        length: u64,
+        put: &mut impl FnMut(&str, Meta),
+        vectors: &mut Vec<(&'static str, Vec<f32>)>,
+    ) -> Result<()> {
+        let Some(rope) = self.rope() else { return Ok(()) };
+        let kind =
+            rope.get("rope_type").or_else(|| rope.get("type")).and_then(Json::as_str).unwrap_or("default");
+        let required = |key: &str| {
+            let value = self.in_rope(key)?;
+            value.ok_or_else(|| format!("rope scaling '{kind}': {key} is missing"))
+        };
+        let original = || -> Result<f64> {
+            match self.in_rope("original_max_position_embeddings")? {
+                Some(original) => Ok(original),
+                None => Ok(self.number("original_max_position_embeddings")?.unwrap_or(length as f64)),
+            }
+        };
+        match kind {
+            "default" => {}
+            "linear" => {
+                put("rope.scaling.type", Meta::text("linear"));
+                put("rope.scaling.factor", Meta::F32(required("factor")? as f32));
+            }
+            "yarn" => {
+                let factor = required("factor")?;
+                put("rope.scaling.type", Meta::text("yarn"));
+                put("rope.scaling.factor", Meta::F32(factor as f32));
+                put("rope.scaling.original_context_length", Meta::U32(original()? as u32));
+                for (hub, own) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                    if let Some(beta) = self.in_rope(hub)? {
+                        put(&format!("rope.scaling.{own}"), Meta::F32(beta as f32));
+                    }
+                }
+                if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {
+                    return Err("rope scaling 'yarn' with mscale cannot be written".into());
+                }
+                // llama.cpp multiplies what is written by the factor that is usual.
+                if let Some(attention) = self.in_rope("attention_factor")? {
+                    let usual = 0.1 * factor.max(1.0).ln() + 1.0;
+                    put("rope.scaling.yarn_attn_factor", Meta::F32((attention / usual) as f32));
+                }
+            }
+            "llama3" => {
+                let frequencies = [required("low_freq_factor")?, required("high_freq_factor")?];
+                let divisors = llama3_divisors(theta, rotated, required("factor")?, frequencies, original()?);
+                vectors.push(("rope_freqs.weight", divisors.iter().map(|x| *x as f32).collect()));
+            }
+            "longrope" | "su" => {
+                let list = |key: &str| -> Result<Vec<f32>> {
+                    let list = rope.get(key).and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
+                    let numbers: Vec<f32> = list.iter().filter_map(Json::as_f64).map(|x| x as f32).collect();
+                    if numbers.len() != rotated / 2 {
+                        return Err(format!("rope scaling: {key} is no list of {} numbers", rotated / 2));
+                    }
+                    Ok(numbers)
+                };
+                let (short, long) = (list("short_factor")?, list("long_factor")?);
+                let original = original()?;
+                let factor = match self.in_rope("factor")? {
+                    Some(factor) => factor,
+                    None => length as f64 / original,
+                };
+                let attention = match self.in_rope("attention_factor")? {
+                    Some(attention) => attention,
+                    None if factor <= 1.0 => 1.0,
+                    None => (1.0 + factor.ln() / original.ln()).sqrt(),
+                };
+                if architecture.name == "phi3" {
+                    put("rope.scaling.original_context_length", Meta::U32(original as u32));
+                    put("rope.scaling.attn_factor", Meta::F32(attention as f32));
+                    vectors.push(("rope_factors_long.weight", long));
+                    vectors.push(("rope_factors_short.weight", short));
+                } else if short == long && attention == 1.0 {
+                    vectors.push(("rope_freqs.weight", short));
+                } else {
+                    return Err(format!(
+                        "rope scaling 'longrope' is not supported by llama.cpp's {}",
+                        architecture.name
+                    ));
+                }
+            }
+            other => return Err(format!("rope scaling '{other}' is not supported by llama.cpp")),
+        }
+        Ok(())
+    }
+
+    fn activation(&self, architecture: &Architecture) -> Result<()> {
+        let (key, expected) = architecture.activation;
+        let given = match self.get(key).and_then(Json::as_str) {
+            // Gemma's first releases say `gelu` in another key, and mean this one.
+            Some(given) => given,
+            None if architecture.changes == Changes::PlusOne => return Ok(()),
+            None => self.get("hidden_act").and_then(Json::as_str).unwrap_or(expected),
+        };
+        let same = [["gelu_new", "gelu_pytorch_tanh"], ["gelu_pytorch_tanh", "gelu_new"], ["silu", "swish"]];
+        // llama.cpp computes the approximation for both.
+        let gelu = ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"];
+        let is_same = given == expected
+            || same.contains(&[expected, given])
+            || (gelu.contains(&expected) && gelu.contains(&given));
+        match is_same {
+            true => Ok(()),
+            false => Err(format!("{key} '{given}': llama.cpp's {} computes {expected}", architecture.name)),
+        }
+    }
+
+    fn options(
+        &self,
+        architecture: &Architecture,
+        head: u64,
+        layers: u64,
+        put: &mut impl FnMut(&str, Meta),
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let name = architecture.name;
+        let window = self.count("sliding_window")?;
+        let slides = match architecture.model_type {
+            "mistral" | "starcoder2" => window.is_some(),
+            "qwen2" | "qwen3" | "smollm3" => self.flag("use_sliding_window") && window.is_some(),
+            _ => false,
+        };
+        if slides {
+            warnings.push(format!(
+                "llama.cpp's {name} has no sliding window: tokens see all before them, not {} of them",
+                window.unwrap_or(0)
+            ));
+        }
+        match name {
+            "granite" => {
+                let scales = [
+                    ("attention_multiplier", "attention.scale"),
+                    ("embedding_multiplier", "embedding_scale"),
+                    ("residual_multiplier", "residual_scale"),
+                    ("logits_scaling", "logit_scale"),
+                ];
+                for (hub, own) in scales {
+                    // llama.cpp takes 0 for none, and that for other values than 1.
+                    put(own, Meta::F32(self.number(hub)?.unwrap_or(1.0) as f32));
+                }
+            }
+            "gemma3" => self.gemma3(head, layers, put)?,
+            "phi3" => put("attention.sliding_window", Meta::U32(window.unwrap_or(0) as u32)),
+            "gptneox" => {
+                let parallel = self.get("use_parallel_residual").and_then(Json::as_bool).unwrap_or(true);
+                put("use_parallel_residual", Meta::Bool(parallel));
+            }
+            "stablelm" => put("use_parallel_residual", Meta::Bool(self.flag("use_parallel_residual"))),
+            "phi2" if self.flag("qk_layernorm") => {
+                return Err("qk_layernorm = true is not supported by llama.cpp's phi2".into());
+            }
+            "gpt2" if self.flag("scale_attn_by_inverse_layer_idx") => {
+                return Err("scale_attn_by_inverse_layer_idx is not supported by llama.cpp".into());
+            }
+            "smollm3" => {
+                let usual = self.get("no_rope_layers").and_then(Json::as_array).is_none_or(|list| {
+                    let has_rope = |i: usize| u64::from(!(i + 1).is_multiple_of(4));
+                    list.iter().enumerate().all(|(i, has)| has.as_u64() == Some(has_rope(i)))
+                });
+                if !usual || self.count("no_rope_layer_interval")?.unwrap_or(4) != 4 {
+                    return Err("llama.cpp leaves out the positions of every fourth layer alone".into());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn gemma3(&self, head: u64, layers: u64, put: &mut impl FnMut(&str, Meta)) -> Result<()> {
+        let scalar = self.number("query_pre_attn_scalar")?.unwrap_or(256.0);
+        let expected = match layers {
+            62 => {
+                self.count("hidden_size")?.unwrap_or(0)
+                    / self.count("num_attention_heads")?.unwrap_or(1).max(1)
+            }
+            _ => head,
+        };
+        if scalar != expected as f64 {
+            return Err(format!(
+                "query_pre_attn_scalar = {scalar}: llama.cpp takes the width of a head, {expected}"
+            ));
+        }
+        let local =
+            match self.get("rope_parameters").and_then(|all| all["sliding_attention"]["rope_theta"].as_f64())
+            {
+                Some(theta) => theta,
+                None => self.number("rope_local_base_freq")?.unwrap_or(10_000.0),
+            };
+        put("rope.freq_base_swa", Meta::F32(local as f32));
+        if let Some(cap) = self.number("final_logit_softcapping")? {
+            put("final_logit_softcapping", Meta::F32(cap as f32));
+        }
+        let window = match self.config.contains_key("sliding_window") {
+            true => self.count("sliding_window")?,
+            false => Some(4096),
+        };
+        let pattern = self.count("sliding_window_pattern")?.unwrap_or(6);
+        let types = self.get("layer_types").and_then(Json::as_array);
+        let usual = types.is_none_or(|types| {
+            let is_full = |i: usize| (i + 1).is_multiple_of(6);
+            let expected = |i: usize| if is_full(i) { "full_attention" } else { "sliding_attention" };
+            types.iter().enumerate().all(|(i, kind)| kind.as_str() == Some(expected(i)))
+        });
+        match window {
+            Some(window) if usual && (types.is_some() || pattern == 6) => {
+                put("attention.sliding_window", Meta::U32(window as u32));
+                Ok(())
+            }
+            Some(_) => Err("llama.cpp's gemma3 has windows in all layers but every sixth".into()),
+            None => Err("llama.cpp's gemma3 has windows; sliding_window is null".into()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Keys<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({})", self.name)
+    }
+}

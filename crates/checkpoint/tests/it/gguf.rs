@@ -1,0 +1,246 @@
+//! GGUF files by hand: what is read, and what is refused.
+
+use lowrank_checkpoint::gguf::is_gguf;
+use lowrank_checkpoint::{Checkpoint, has_file, read_file};
+use lowrank_spec::BlockFormat;
+
+use crate::check_error;
+
+/// A file under construction.
+#[derive(Clone)]
+struct File {
+    version: u32,
+    keys: Vec<Vec<u8>>,
+    tensors: Vec<(String, Vec<u64>, u32, u64)>,
+    data: Vec<u8>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+impl File {
+    fn new() -> Self {
+        Self { version: 3, keys: Vec::new(), tensors: Vec::new(), data: Vec::new() }
+    }
+
+    fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
+        self.keys.push([&text(key)[..], &kind.to_le_bytes(), value].concat());
+        self
+    }
+
+    fn text(self, key: &str, value: &str) -> Self {
+        self.raw(key, 8, &text(value))
+    }
+
+    fn count(self, key: &str, value: u32) -> Self {
+        self.raw(key, 4, &value.to_le_bytes())
+    }
+
+    fn texts(self, key: &str, values: &[&str]) -> Self {
+        let mut list = [&8u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        values.iter().for_each(|value| list.extend(text(value)));
+        self.raw(key, 9, &list)
+    }
+
+    fn numbers(self, key: &str, kind: u32, values: &[[u8; 4]]) -> Self {
+        let mut list = [&kind.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        values.iter().for_each(|value| list.extend(value));
+        self.raw(key, 9, &list)
+    }
+
+    /// Dimensions innermost first, as they are in the file.
+    fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: &[u8]) -> Self {
+        self.tensors.push((name.into(), dims.to_vec(), kind, self.data.len() as u64));
+        self.data.extend(bytes);
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.keys.len() as u64).to_le_bytes());
+        self.keys.iter().for_each(|key| out.extend(key));
+        for (name, dims, kind, offset) in &self.tensors {
+            out.extend(text(name));
+            out.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            out.extend(offset.to_le_bytes());
+        }
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(&self.data);
+        out
+    }
+
+    fn open(&self) -> Result<Checkpoint, lowrank_checkpoint::CheckpointError> {
+        Checkpoint::from_bytes("m.gguf", self.bytes())
+    }
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+/// A layer of a model of width 32 in two heads, with a vocabulary of SentencePiece.
+fn model() -> File {
+    let rows = |n: usize| floats((0..n).map(|i| i as f32));
+    let blocks = BlockFormat::Q8_0.quantize([4, 32], &vec![0.5; 128]).unwrap();
+    File::new()
+        .text("general.architecture", "llama")
+        .count("llama.block_count", 1)
+        .count("llama.context_length", 64)
+        .count("llama.embedding_length", 32)
+        .count("llama.feed_forward_length", 8)
+        .count("llama.attention.head_count", 2)
+        .count("llama.attention.head_count_kv", 1)
+        .raw("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes())
+        .raw("general.note", 12, &0.5f64.to_le_bytes())
+        .text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &["<unk>", "<s>", "a", "b", "ab", "\u{2581}"])
+        .numbers("tokenizer.ggml.token_type", 5, &[2, 3, 1, 1, 1, 1].map(i32::to_le_bytes))
+        .numbers("tokenizer.ggml.scores", 6, &[0.0, 0.0, -1.0, -2.0, -3.0, -4.0].map(f32::to_le_bytes))
+        .count("tokenizer.ggml.bos_token_id", 1)
+        .count("tokenizer.ggml.eos_token_id", 1)
+        .text("tokenizer.chat_template", "{{ bos_token }}")
+        .tensor("token_embd.weight", &[32, 4], 8, &blocks)
+        .tensor("blk.0.attn_q.weight", &[32, 8], 0, &rows(256))
+        .tensor("blk.0.attn_norm.weight", &[32], 0, &rows(32))
+        .tensor("rope_freqs.weight", &[2], 0, &floats([1.0, 2.0]))
+}
+
+/// Files that mutation starts from.
+pub(crate) fn files() -> [Vec<u8>; 3] {
+    let blocks = |format: BlockFormat| format.quantize([3, 256], &vec![0.25; 768]).unwrap();
+    let all =
+        BlockFormat::ALL.iter().fold(File::new().text("general.architecture", "other"), |file, format| {
+            file.tensor(format.name(), &[256, 3], format.ggml_type(), &blocks(*format))
+        });
+    let gpt2 = File::new()
+        .text("general.architecture", "gpt2")
+        .count("gpt2.attention.head_count", 1)
+        .text("tokenizer.ggml.model", "gpt2")
+        .texts("tokenizer.ggml.tokens", &["a", "b", "ab"])
+        .texts("tokenizer.ggml.merges", &["a b"])
+        .tensor("blk.0.ffn_up.weight", &[256, 3], 12, &blocks(BlockFormat::Q4K))
+        .tensor("blk.0.attn_qkv.weight", &[2, 3], 1, &[0; 12]);
+    [model().bytes(), all.bytes(), gpt2.bytes()]
+}
+
+#[test]
+fn a_model_is_read_by_the_names_of_its_folder() {
+    let file = model().open().unwrap();
+    let names: Vec<&str> = file.names().collect();
+    assert_eq!(
+        names,
+        [
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_proj.weight"
+        ]
+    );
+    let half = file.read_f32("model.embed_tokens.weight").unwrap();
+    assert!(half.iter().all(|x| (x - 0.5).abs() < 1e-3) && half.len() == 128);
+    assert_eq!(file.read_f32_transposed("model.embed_tokens.weight").unwrap().len(), 128);
+    // Rows 0, 2 of a head's pairs come first, then 1, 3.
+    let q = file.read_f32("model.layers.0.self_attn.q_proj.weight").unwrap();
+    let rows: Vec<f32> = q.chunks(32).map(|row| row[0] / 32.0).collect();
+    assert_eq!(rows, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    assert_eq!(file.metadata()["general.note"], "0.5");
+}
+
+#[test]
+fn the_files_of_a_folder_are_derived() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    std::fs::write(&path, model().bytes()).unwrap();
+    assert!(
+        is_gguf(&path)
+            && has_file(path.join("config.json"))
+            && !has_file(path.join("generation_config.json"))
+    );
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&read_file(path.join(name)).unwrap()).unwrap()
+    };
+    let config = json("config.json");
+    assert_eq!(config["rms_norm_eps"].as_f64(), Some(1e-5));
+    assert_eq!((&config["num_key_value_heads"], &config["head_dim"]), (&1.into(), &16.into()));
+    assert_eq!(config["rope_scaling"]["short_factor"], serde_json::json!([1.0, 2.0]));
+    let tokenizer = json("tokenizer.json");
+    assert_eq!(tokenizer["model"]["merges"], serde_json::json!([["a", "b"]]));
+    assert_eq!(tokenizer["added_tokens"][1]["content"], "<s>");
+    assert_eq!(tokenizer["post_processor"]["single"][0]["SpecialToken"]["id"], "<s>");
+    let beside = json("tokenizer_config.json");
+    assert_eq!((&beside["bos_token"], &beside["chat_template"]), (&"<s>".into(), &"{{ bos_token }}".into()));
+}
+
+#[test]
+fn a_file_that_breaks_the_format_is_refused() {
+    let base = || File::new().text("general.architecture", "other");
+    let with = |kind: u32, dims: &[u64], len: usize| base().tensor("x", dims, kind, &vec![0; len]);
+    let cases: Vec<(File, &[&str])> = vec![
+        (File { version: 1, ..base() }, &["version 1"]),
+        (File { version: 3u32.swap_bytes(), ..base() }, &["big-endian"]),
+        (File { version: 9, ..base() }, &["version 9", "expected 2 or 3"]),
+        (base().count("general.architecture", 1), &["two entries 'general.architecture'"]),
+        (base().raw("k", 77, &[0; 8]), &["'k'", "unknown type 77"]),
+        (base().raw("k", 7, &[2]), &["'k'", "truth value is 2"]),
+        (base().raw("k", 8, &u64::MAX.to_le_bytes()), &["'k'", "truncated"]),
+        (base().raw("k", 9, &[&9u32.to_le_bytes()[..], &[0; 8]].concat()), &["'k'", "lists of lists"]),
+        (
+            base().raw("k", 9, &[&4u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat()),
+            &["'k'", "truncated"],
+        ),
+        (base().raw("k", 9, &[&8u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat()), &["'k'"]),
+        (base().count("general.alignment", 24), &["general.alignment", "power of two"]),
+        (with(0, &[2, 2], 16).tensor("x", &[1], 0, &[0; 4]), &["'x'", "two tensors"]),
+        (with(16, &[256], 66), &["'x'", "IQ2_XXS is not supported"]),
+        (with(99, &[2], 8), &["'x'", "number 99"]),
+        (with(2, &[48, 2], 54), &["'x'", "rows of 48 elements", "Q4_0"]),
+        (with(0, &[u64::MAX, 2], 8), &["'x'"]),
+        (with(0, &[1 << 40], 8), &["'x'", "outside the file"]),
+        (with(0, &[1, 1, 1, 1, 1], 4), &["'x'", "5 dimensions"]),
+        (base().tensor("", &[1], 0, &[0; 4]), &["name has 0 bytes"]),
+        (base().count("split.count", 3).count("split.no", 1), &["part 2 of 3", "llama-gguf-split"]),
+    ];
+    for (file, parts) in cases {
+        check_error(file.open(), &[&["m.gguf"], parts].concat());
+    }
+    let mut overlapping = with(0, &[8], 32).tensor("y", &[8], 0, &[0; 32]);
+    overlapping.tensors[1].3 = 0;
+    check_error(overlapping.open(), &["'y'", "overlaps"]);
+    let mut between = with(0, &[8], 32).tensor("y", &[8], 0, &[0; 32]);
+    between.tensors[1].3 = 20;
+    check_error(between.open(), &["'y'", "no multiple of 32"]);
+    for end in 0..model().bytes().len() - 32 {
+        assert!(Checkpoint::from_bytes("m.gguf", model().bytes()[..end].to_vec()).is_err(), "{end} bytes");
+    }
+}
+
+#[test]
+fn what_a_model_must_say_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let error = |file: File, name: &str| {
+        std::fs::write(&path, file.bytes()).unwrap();
+        read_file(path.join(name)).unwrap_err().to_string()
+    };
+    let mut file = model();
+    file.keys.remove(1);
+    assert!(error(file, "config.json").contains("lack llama.block_count"));
+    let experts = model().count("llama.expert_count", 8);
+    assert!(error(experts, "config.json").contains("experts"));
+    let mut other = model();
+    other.keys[9] = [&text("tokenizer.ggml.model")[..], &8u32.to_le_bytes(), &text("rwkv")].concat();
+    assert!(error(other, "tokenizer.json").contains("'rwkv' is not supported"));
+    let mut twice = model();
+    twice.keys.remove(10);
+    let twice = twice.texts("tokenizer.ggml.tokens", &["<unk>", "<s>", "a", "a", "ab", "c"]);
+    assert!(error(twice, "tokenizer.json").contains("tokens 2 and 3 are both 'a'"));
+    let mut heads = model();
+    heads.keys.retain(|key| !key.windows(13).any(|part| part == b"head_count_kv"));
+    heads.keys.retain(|key| !key.windows(10).any(|part| part == b"head_count"));
+    check_error(heads.count("llama.attention.head_count", 3).open(), &["'blk.0.attn_q.weight'", "3 heads"]);
+}

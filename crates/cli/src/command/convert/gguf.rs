@@ -1,0 +1,227 @@
+//! Files for llama.cpp.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use lowrank_adapters::algebra::Update;
+use lowrank_checkpoint::gguf::{
+    AdapterParts, FileType, ModelParts, Pair, TokenizerParts, Written, write_adapter, write_model,
+};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_data::chat;
+use lowrank_factor::matrix::to_row_major;
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, Parameters};
+use serde_json::json;
+
+use super::Args;
+use crate::adapter::{DetachedAdapter, load_adapter};
+use crate::backend::{Inner, device};
+use crate::context::{adapter_folder, print_json};
+
+/// Writes what the options name.
+pub(super) fn run(args: &Args) -> Result<()> {
+    ensure!(
+        args.rank.is_none() && !args.by_kind,
+        "--rank and --by-kind are not for --to gguf; resize the adapter first"
+    );
+    let output = &args.output;
+    if output.is_dir() {
+        bail!("{}: is a folder; with --to gguf, -o names a file", output.display());
+    }
+    for input in [&args.model, &args.adapter].into_iter().flatten() {
+        let is_it = output.exists() && input.canonicalize().ok() == output.canonicalize().ok();
+        ensure!(!is_it, "{}: the output is the input; give another file", output.display());
+    }
+    match &args.adapter {
+        Some(adapter) if !args.merge => adapter_file(args, adapter),
+        _ => model_file(args),
+    }
+}
+
+/// The language model of a path.
+fn language_model(path: &Path) -> Result<ModelFolder> {
+    let folder = ModelFolder::open(path)?;
+    if folder.kind() != ModelKind::Decoder {
+        bail!(
+            "{}: is {}; language models alone are written as GGUF",
+            folder.path().display(),
+            folder.kind().describe()
+        );
+    }
+    Ok(folder)
+}
+
+fn model_file(args: &Args) -> Result<()> {
+    let folder = language_model(args.model.as_deref().context("give the model with --model")?)?;
+    let config = folder.decoder_config()?;
+    if !config.lowrank.modules.is_empty() {
+        bail!(
+            "{}: it is compressed ({}), into what llama.cpp does not run; convert the dense model with --type",
+            folder.path().display(),
+            config.lowrank.method
+        );
+    }
+    let kind = match args.kind {
+        Some(kind) => kind,
+        None => stored(&folder.checkpoint()?).with_context(|| {
+            format!(
+                "{}: the weights are in blocks; say with --type what they become",
+                folder.path().display()
+            )
+        })?,
+    };
+    let in_blocks = |weights: &Checkpoint| {
+        let infos = weights.names().filter_map(|name| weights.info(name));
+        infos.into_iter().any(|info| matches!(info.dtype, Dtype::Block(_)))
+    };
+    if args.merge && in_blocks(&folder.checkpoint()?) {
+        bail!(
+            "{}: its weights are in blocks; merge into the model that it was made from, or leave out --merge and \
+             write the adapter alone",
+            folder.path().display()
+        );
+    }
+    let merged =
+        args.adapter.as_deref().map(|adapter| merge(&folder, config.clone(), adapter)).transpose()?;
+    let weights = match &merged {
+        Some(dir) => Checkpoint::open(dir.path())?,
+        None => folder.checkpoint()?,
+    };
+    let tokenizer = folder.tokenizer(None)?;
+    let (json, templates) = (tokenizer.to_json()?, chat::templates(folder.path())?);
+    let roles = roles(&tokenizer.special_ids(), &config);
+    let parts = ModelParts {
+        name: &name(folder.path()),
+        config: folder.config(),
+        weights: &weights,
+        tokenizer: Some(TokenizerParts { json: &json, roles: &roles, templates: &templates }),
+        kind,
+    };
+    report(args, kind, &write_model(&args.output, &parts)?)
+}
+
+/// What a model or an adapter is called.
+fn name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    path.file_stem().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The type of most of the weights; none where these are blocks.
+fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
+    let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
+    let count =
+        |dtype: Dtype| -> usize { infos().filter(|info| info.dtype == dtype).map(|info| info.numel()).sum() };
+    if infos().any(|info| matches!(info.dtype, Dtype::Block(_))) {
+        return None;
+    }
+    let types = [FloatType::F32, FloatType::F16, FloatType::BF16];
+    types.into_iter().max_by_key(|float| count((*float).into())).map(FileType::from)
+}
+
+/// The model with an adapter merged into it, in a folder that goes away.
+fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<tempfile::TempDir> {
+    let device = device()?;
+    let mut model = Decoder::<Inner>::load(folder.path(), config, Default::default(), &device)?;
+    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+    let dir = tempfile::tempdir().context("no temporary folder for the merged weights")?;
+    model.merged(&adapters)?.save(dir.path(), folder.path(), FloatType::F32)?;
+    Ok(dir)
+}
+
+/// Tokens with a role: those of the tokenizer where the config does not say otherwise.
+fn roles(special: &lowrank_data::tokenize::SpecialIds, config: &DecoderConfig) -> Vec<(&'static str, u32)> {
+    let own = special.eos.filter(|eos| config.eos.is_empty() || config.eos.contains(eos));
+    let eos = own.or(config.eos.first().copied());
+    let mut ends = config.eos.iter().copied().filter(|id| Some(*id) != eos);
+    let all = [
+        ("bos", config.bos.or(special.bos)),
+        ("eos", eos),
+        ("eot", ends.next()),
+        ("eom", ends.next()),
+        ("unknown", special.unk),
+        ("padding", config.padding.or(special.pad)),
+    ];
+    all.into_iter().filter_map(|(role, id)| Some((role, id?))).collect()
+}
+
+fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
+    for warning in &written.warnings {
+        eprintln!("warning: {warning}");
+    }
+    for (wanted, got, count) in &written.fallbacks {
+        eprintln!(
+            "{count} matrices are in {got} instead of {wanted}: their rows are no whole number of blocks of {wanted}"
+        );
+    }
+    if args.json {
+        return print_json(&json!({
+            "output": args.output, "type": kind.name(), "tensors": written.tensors, "bytes": written.bytes,
+        }));
+    }
+    println!(
+        "{} tensors ({kind}) written to {}, {} bytes",
+        written.tensors,
+        args.output.display(),
+        written.bytes
+    );
+    Ok(())
+}
+
+/// The base that an adapter names, if it is a folder here.
+fn base_of(adapter: &Path) -> Option<PathBuf> {
+    let text = std::fs::read(adapter.join("adapter_config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let base = PathBuf::from(config["base_model_name_or_path"].as_str()?);
+    base.exists().then_some(base)
+}
+
+fn adapter_file(args: &Args, adapter: &Path) -> Result<()> {
+    let dtype = match args.kind {
+        None => FloatType::F32,
+        Some(kind) => {
+            let floats = [FloatType::F32, FloatType::F16, FloatType::BF16];
+            let float = floats.into_iter().find(|float| FileType::from(*float) == kind);
+            float.with_context(|| format!("--type {kind}: an adapter is written in F32, F16 or BF16"))?
+        }
+    };
+    let path = adapter_folder(adapter)?;
+    let base = args.model.clone().or_else(|| base_of(&path));
+    let base = base.with_context(|| format!("{}: give the base model with --model", path.display()))?;
+    let folder = language_model(&base)?;
+    let config = folder.decoder_config()?;
+    let adapter = DetachedAdapter::read(&path, args.alpha, args.model.as_deref())?;
+    if let Some(saved) = adapter.saved.first() {
+        bail!(
+            "{}: holds '{}' in full, and a LoRA of llama.cpp cannot; write the merged model with --merge",
+            path.display(),
+            saved.name
+        );
+    }
+    let pairs = adapter.updates()?.iter().map(|update| pair(update, &path)).collect::<Result<Vec<_>>>()?;
+    let parts =
+        AdapterParts { name: &name(&path), config: folder.config(), tied: config.tied, pairs: &pairs, dtype };
+    let bytes = write_adapter(&args.output, &parts)?;
+    if args.json {
+        return print_json(&json!({"output": args.output, "modules": pairs.len(), "bytes": bytes}));
+    }
+    println!("{} layers written to {}, {bytes} bytes", pairs.len(), args.output.display());
+    Ok(())
+}
+
+fn pair(update: &Update, path: &Path) -> Result<Pair> {
+    if update.bias.as_ref().is_some_and(|bias| bias.iter().any(|x| *x != 0.0)) {
+        bail!(
+            "{}: '{}' has a bias, and a LoRA of llama.cpp cannot; write the merged model with --merge",
+            path.display(),
+            update.site.path
+        );
+    }
+    let factors = &update.factors;
+    Ok(Pair {
+        path: update.site.path.clone(),
+        a: to_row_major(factors.left().transpose()),
+        b: to_row_major(factors.right().transpose()),
+        rank: factors.rank(),
+        scale: update.scale,
+    })
+}

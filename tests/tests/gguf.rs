@@ -1,0 +1,240 @@
+//! GGUF files: those that llama.cpp's conversion made of the fixtures give transformers' outputs, and ours are the same.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use burn_flex::Flex;
+use common::{check_logits, golden};
+use lowrank_adapters::AdapterSet;
+use lowrank_checkpoint::gguf::{FileType, ModelParts, TokenizerParts, write_model};
+use lowrank_checkpoint::{Checkpoint, FloatType};
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::params::WeightType;
+use lowrank_models::{Decoder, DecoderConfig, ModelFolder};
+use lowrank_tests::fixture;
+use serde_json::{Map, Value, json};
+
+/// Fixtures with a GGUF file, and whether it says all of their config: llama.cpp has no windows here.
+fn cases() -> Vec<(String, bool)> {
+    let files = fixture("gguf").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    let mut names: Vec<String> =
+        files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    // It has a test of its own.
+    names.retain(|name| name != "gemma3");
+    assert!(names.len() >= 16, "{names:?}");
+    names
+        .into_iter()
+        .map(|name| (name.clone(), !["mistral", "starcoder2"].contains(&name.as_str())))
+        .collect()
+}
+
+fn converted(name: &str) -> PathBuf {
+    fixture("gguf").join(format!("{name}.gguf"))
+}
+
+fn load(path: &Path) -> Decoder<Flex> {
+    let folder = ModelFolder::open(path).unwrap();
+    Decoder::load(folder.path(), folder.decoder_config().unwrap(), WeightType::F32, &Default::default())
+        .unwrap()
+}
+
+fn config(path: &Path) -> Map<String, Value> {
+    ModelFolder::open(path).unwrap().config().clone()
+}
+
+fn write(name: &str, out: &Path, kind: FileType) {
+    let weights = Checkpoint::open(fixture(name)).unwrap();
+    let config = config(&fixture(name));
+    let parts = ModelParts { name, config: &config, weights: &weights, tokenizer: None, kind };
+    write_model(out, &parts).unwrap();
+}
+
+#[test]
+fn files_of_llama_cpp_give_the_outputs_of_transformers() {
+    for (name, _) in cases().into_iter().filter(|(_, is_whole)| *is_whole) {
+        check_logits(&name, &load(&converted(&name)), &AdapterSet::empty(), &golden(&name));
+    }
+}
+
+#[test]
+fn files_of_ours_hold_the_tensors_of_llama_cpp() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, is_whole) in cases() {
+        let out = folder.path().join(format!("{name}.gguf"));
+        write(&name, &out, FloatType::F32.into());
+        let (ours, theirs) = (Checkpoint::open(&out).unwrap(), Checkpoint::open(converted(&name)).unwrap());
+        assert!(ours.names().eq(theirs.names()), "{name}");
+        for tensor in ours.names() {
+            assert_eq!(ours.info(tensor), theirs.info(tensor), "{name}: {tensor}");
+            assert_eq!(ours.bytes(tensor).unwrap(), theirs.bytes(tensor).unwrap(), "{name}: {tensor}");
+        }
+        if !is_whole {
+            continue;
+        }
+        // What the metadata say of the model is the same too, as far as it counts.
+        let [ours, theirs] = [&out, &converted(&name)].map(|path| DecoderConfig::read(path).unwrap());
+        let shown = |config: DecoderConfig| {
+            format!(
+                "{:?}",
+                DecoderConfig { raw: Map::new(), bos: None, eos: Vec::new(), padding: None, ..config }
+            )
+        };
+        assert_eq!(shown(ours), shown(theirs), "{name}");
+        check_logits(&name, &load(&out), &AdapterSet::empty(), &golden(&name));
+    }
+}
+
+/// Gemma 3 as llama.cpp can run it: with the usual scale and the usual layers.
+#[test]
+fn gemma3_goes_there_and_back() {
+    let mut keys = config(&fixture("gemma3"));
+    keys.insert("query_pre_attn_scalar".into(), 10.into());
+    keys.insert("layer_types".into(), json!(["sliding_attention", "sliding_attention", "sliding_attention"]));
+    let weights = Checkpoint::open(fixture("gemma3")).unwrap();
+    let kind = FloatType::F32.into();
+    let parts = ModelParts { name: "gemma3", config: &keys, weights: &weights, tokenizer: None, kind };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    write_model(&out, &parts).unwrap();
+    let expected = DecoderConfig::parse(keys.clone()).unwrap();
+    let expected =
+        Decoder::<Flex>::load(&fixture("gemma3"), expected, WeightType::F32, &Default::default()).unwrap();
+    let ids = &golden("gemma3").cases[0].input_ids;
+    let logits = |model: &Decoder<Flex>| {
+        common::forward(model, ids, &[ids.len()], lowrank_models::Rows::All, &AdapterSet::empty())
+    };
+    for file in [out, converted("gemma3")] {
+        let (got, expected) = (logits(&load(&file)), logits(&expected));
+        let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < common::TOLERANCE, "{}: {off}", file.display());
+    }
+}
+
+#[test]
+fn every_type_is_written_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    let golden = golden("llama");
+    let expected = &golden.cases[0].last_logits;
+    for kind in
+        ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"]
+    {
+        write("llama", &out, kind.parse().unwrap());
+        let model = load(&out);
+        let ids = &golden.cases[0].input_ids;
+        let rows = lowrank_models::Rows::Last;
+        let got = common::forward(&model, ids, &[ids.len()], rows, &AdapterSet::empty());
+        let size = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let off = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        // Rows of 32 elements: blocks of 256 give way to smaller ones.
+        let limit = match kind {
+            "F16" | "BF16" | "Q8_0" | "Q6_K" => 0.03,
+            _ => 0.35,
+        };
+        assert!(off < limit * size, "{kind}: {off} of {size}");
+    }
+}
+
+/// Text becomes the same tokens, and tokens the same text.
+#[test]
+fn tokenizers_survive_the_way_there_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    for name in ["llama3", "qwen2", "gpt2", "stablelm", "llama", "small-llama"] {
+        let own = TextTokenizer::from_folder(&fixture(name), None).unwrap();
+        let json: Value =
+            serde_json::from_slice(&std::fs::read(fixture(name).join("tokenizer.json")).unwrap()).unwrap();
+        let special = own.special_ids();
+        let roles: Vec<_> = [("bos", special.bos), ("eos", special.eos), ("unknown", special.unk)]
+            .into_iter()
+            .filter_map(|(role, id)| Some((role, id?)))
+            .collect();
+        let templates = [("default".to_owned(), "{{ messages[0].content }}".to_owned())];
+        let tokenizer = TokenizerParts { json: &json, roles: &roles, templates: &templates };
+        let weights = Checkpoint::open(fixture(name)).unwrap();
+        let config = config(&fixture(name));
+        let kind = FloatType::F32.into();
+        let parts = ModelParts { name, config: &config, weights: &weights, tokenizer: Some(tokenizer), kind };
+        write_model(&out, &parts).unwrap();
+        let back = ModelFolder::open(&out).unwrap();
+        let tokenizer = back.tokenizer(None).unwrap();
+        for text in [
+            "the cat sat",
+            "  Two  spaces\n\nand 1234 digits, don't they?",
+            "<|endoftext|>x",
+            "ünïcode 🦙",
+            "",
+        ] {
+            let expected = own.encode(text, None).unwrap();
+            assert_eq!(tokenizer.encode(text, None).unwrap(), expected, "{name}: {text:?}");
+            let ids = &expected.ids;
+            assert_eq!(
+                tokenizer.decode(ids, true).unwrap(),
+                own.decode(ids, true).unwrap(),
+                "{name}: {text:?}"
+            );
+        }
+        assert_eq!(tokenizer.special_ids().eos, special.eos, "{name}");
+        assert!(back.chat_template().unwrap().is_some());
+    }
+}
+
+#[test]
+fn what_llama_cpp_cannot_run_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    let refusal = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| {
+        let weights = Checkpoint::open(fixture(name)).unwrap();
+        let mut config = config(&fixture(name));
+        change(&mut config);
+        let kind = FloatType::F32.into();
+        let parts = ModelParts { name, config: &config, weights: &weights, tokenizer: None, kind };
+        let error = write_model(&out, &parts).unwrap_err().to_string();
+        assert!(!out.exists() && !error.contains('\n'), "{error}");
+        error
+    };
+    let set = |key: &'static str, value: Value| {
+        move |config: &mut Map<String, Value>| drop(config.insert(key.into(), value.clone()))
+    };
+    for (name, key, value, part) in [
+        ("llama", "hidden_act", json!("relu"), "hidden_act 'relu'"),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            "'dynamic' is not supported",
+        ),
+        ("llama", "model_type", json!("bloom"), "model_type 'bloom' cannot be written"),
+        ("llama", "model_type", json!("phi3"), "has no such tensor"),
+        ("gemma3", "query_pre_attn_scalar", json!(3), "query_pre_attn_scalar = 3"),
+        ("smollm3", "no_rope_layer_interval", json!(2), "every fourth layer"),
+        ("phi-norms", "vocab_size", json!(82), "phi2"),
+    ] {
+        let error = refusal(name, &set(key, value));
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_model_of_ours_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let bytes = std::fs::read(converted("llama")).unwrap();
+    let at = bytes.windows(5).position(|window| window == b"llama").unwrap();
+    let mut other = bytes.clone();
+    other[at..at + 5].copy_from_slice(b"qwenx");
+    std::fs::write(&path, &other).unwrap();
+    let error = ModelFolder::open(&path).unwrap_err().to_string();
+    assert!(error.contains("'qwenx' is not supported; expected one of llama"), "{error}");
+    std::fs::write(&path, &bytes[..bytes.len() - 40]).unwrap();
+    let error = ModelFolder::open(&path).unwrap_err().to_string();
+    assert!(error.contains("truncated"), "{error}");
+    std::fs::write(&path, b"nothing").unwrap();
+    let error = ModelFolder::open(&path).unwrap_err().to_string();
+    assert!(error.contains("is a file and no GGUF file"), "{error}");
+}
