@@ -168,6 +168,75 @@ fn samples_show_what_is_learnt() {
     assert!(text.contains('⟦'), "{text}");
 }
 
+#[test]
+fn an_evaluation_writes_answers_and_counts_the_exact_ones() {
+    let bench = Bench::new();
+    let extra = [
+        "--method",
+        "full",
+        "--max-steps",
+        "60",
+        "--eval-every",
+        "30",
+        "--lr",
+        "1e-2",
+        "--write-samples",
+        "2",
+    ];
+    // Rows that were learnt are answered exactly.
+    let output =
+        bench.command("train.jsonl", "train.jsonl", "run", &extra).assert().success().get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("24 of its 24 rows are also training rows"), "{error}");
+    assert!(error.contains("sample at step 30: the cat 0 ⟦"), "{error}");
+    let evals = bench.evals("run");
+    assert_eq!(evals[1]["samples"].as_array().unwrap().len(), 2, "{evals:?}");
+    let model = bench.path("run");
+    let scored = |model: &Path| -> Value {
+        let mut command = Command::cargo_bin("lowrank").unwrap();
+        command.args(["perplexity", "--model", s(model), "--rows", s(&bench.path("train.jsonl")), "--json"]);
+        serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
+    };
+    let (before, after) = (scored(&fixture("llama-tied")), scored(&model));
+    assert!(number(&before, "exact") < 0.2 && number(&after, "exact") > 0.5, "{before} {after}");
+    // Greedy decoding gives what `exact` says.
+    let right = (0..24).filter(|i| {
+        let row: Value = serde_json::from_str(
+            fs::read_to_string(bench.path("train.jsonl")).unwrap().lines().nth(*i).unwrap(),
+        )
+        .unwrap();
+        let mut command = Command::cargo_bin("lowrank").unwrap();
+        command.args([
+            "generate",
+            "--model",
+            s(&model),
+            "--prompt",
+            row["prompt"].as_str().unwrap(),
+            "--json",
+        ]);
+        let output = command.args(["--max-new-tokens", "16"]).assert().success().get_output().stdout.clone();
+        let written: Value = serde_json::from_slice(&output).unwrap();
+        written["text"] == row["completion"]
+    });
+    assert_eq!(right.count() as f64 / 24.0, number(&after, "exact"));
+    let best = evals.iter().map(|eval| number(eval, "loss")).fold(f64::INFINITY, f64::min);
+    assert!((number(&after, "loss") - best).abs() < 1e-4, "{after} {best}");
+}
+
+#[test]
+fn a_run_that_does_not_fit_into_its_memory_is_refused() {
+    let bench = Bench::new();
+    let run = |memory: &str, out: &str| {
+        let extra = ["--method", "lora", "--max-steps", "1", "--memory", memory];
+        let output = bench.command("text.txt", "text-dev.txt", out, &extra).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (fits, text) = run("8G", "roomy");
+    assert!(fits && !text.contains("recomputed"), "{text}");
+    let (fits, text) = run("1M", "cramped");
+    assert!(!fits && text.contains("lower --batch-size"), "{text}");
+}
+
 #[track_caller]
 fn fails(bench: &Bench, rows: &str, dev: &str, extra: &[&str], part: &str) {
     let output = bench.command(rows, dev, "run", extra).assert().code(1).get_output().clone();
@@ -193,4 +262,66 @@ fn wrong_options_and_rows_are_one_line() {
         "label-smoothing = 0.5",
     );
     fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--batch-tokens", "3"]), "raise it, or cut rows");
+    fails(&bench, "pairs.jsonl", "pairs-dev.jsonl", &with(&["--memory", "1G"]), "not for preferences");
+}
+
+#[rstest]
+#[case(r#"{"question": "a", "answer": "b"}"#, "rows.jsonl:2: a row of no known form (keys question, answer)")]
+#[case(r#"{"prompt": "a", "completion": " "}"#, "rows.jsonl:2: 'completion' is empty")]
+#[case(r#"{"prompt": "a", "completion": "b"#, "rows.jsonl:2: ")]
+#[case(r#"{"messages": [{"role": "wizard", "content": "a"}]}"#, "rows.jsonl:2: unknown role 'wizard'")]
+#[case(
+    r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+    "rows.jsonl:2: the conversation has no message"
+)]
+#[case(
+    r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#,
+    "rows.jsonl:2: 'chosen' and 'rejected' are equal"
+)]
+#[case(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#, "rows.jsonl:2: ")]
+fn a_bad_row_is_named_and_nothing_is_written(#[case] row: &str, #[case] part: &str) {
+    let bench = Bench::new();
+    fs::write(bench.path("rows.jsonl"), format!("{{\"prompt\": \"x\", \"completion\": \" y\"}}\n{row}\n"))
+        .unwrap();
+    fails(&bench, "rows.jsonl", "dev.jsonl", &["--method", "lora"], part);
+    fails(&bench, "train.jsonl", "rows.jsonl", &["--method", "lora"], part);
+}
+
+#[test]
+fn files_that_are_not_rows_are_named() {
+    let bench = Bench::new();
+    let check = |name: &str, bytes: &[u8], part: &str| {
+        fs::write(bench.path(name), bytes).unwrap();
+        fails(&bench, name, "dev.jsonl", &["--method", "lora"], part);
+    };
+    check("bad.jsonl", b"{\"text\": \"a b\"}\n{\"text\": \"\xff\"}\n", "bad.jsonl:2: not valid UTF-8");
+    check("empty.jsonl", b"\n", "empty.jsonl");
+    check("empty.txt", b" \n", "empty.txt");
+    check("rows.csv", b"a,b\n", "ends in .jsonl, .json or .txt");
+    fails(&bench, "absent.jsonl", "dev.jsonl", &["--method", "lora"], "absent.jsonl");
+    let short = ["--method", "lora", "--max-length", "2"];
+    fails(&bench, "train.jsonl", "dev.jsonl", &short, "raise the maximal length");
+    // A conversation needs the model's template.
+    let chat = br#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    check("chat.jsonl", chat, "chat.jsonl:1: the model has no chat template");
+}
+
+#[rstest]
+#[case("{% for m in messages %}{{ m.content }}", "chat_template.jinja")]
+#[case("{{ raise_exception('only one turn') }}", "only one turn")]
+#[case("{% for i in range(100000000) %}{{ i }}{% endfor %}", "range has too many elements")]
+fn a_template_that_fails_is_one_line(#[case] template: &str, #[case] part: &str) {
+    let bench = Bench::new();
+    let model = common::copy("llama-tied");
+    fs::write(model.path().join("chat_template.jinja"), template).unwrap();
+    let chat = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    fs::write(bench.path("chat.jsonl"), chat.to_string()).unwrap();
+    let rows = bench.path("chat.jsonl");
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(["finetune", "--model", s(model.path()), "--method", "lora", "-o", s(&bench.path("run"))]);
+    let output = command.args(["--train", s(&rows), "--dev", s(&rows)]).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let last = error.trim_end().lines().last().unwrap();
+    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
+    assert!(!bench.path("run").exists());
 }

@@ -5,6 +5,7 @@ mod byte_level;
 mod config;
 mod protobuf;
 mod sentencepiece;
+mod train;
 mod words;
 
 use std::ops::Range;
@@ -20,6 +21,7 @@ use crate::error::{DataError, Result};
 use crate::glue::Example;
 use config::TokenizerConfig;
 
+pub use train::train_byte_level;
 pub use words::WordSpan;
 
 /// Names of SentencePiece models.

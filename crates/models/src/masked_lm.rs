@@ -9,6 +9,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use serde_json::{Map, Value};
 
+use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch};
 use crate::config::{EncoderConfig, NormKind};
@@ -109,6 +110,8 @@ impl<B: Backend> Parameters<B> for MaskedLm<B> {
         raw
     }
 }
+
+impl<B: Backend> Adaptable<B> for MaskedLm<B> {}
 
 stack_of_body!(MaskedLm);
 

@@ -121,6 +121,9 @@ pub struct Evaluation {
     pub metrics: BTreeMap<String, Option<f64>>,
     /// Mean loss.
     pub loss: Option<f64>,
+    /// Texts that a language model wrote: prompts with their continuations.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<String>,
 }
 
 /// On what a run was done.
@@ -292,6 +295,7 @@ mod tests {
             step: 10,
             metrics: BTreeMap::from([("accuracy".into(), Some(0.1 + 0.2)), ("f1".into(), None)]),
             loss: Some(0.7),
+            ..Evaluation::default()
         });
         record
     }

@@ -66,7 +66,7 @@ fn write_run(root: &Path, method: &str, rank: u64, task: &str, seed: u64, score:
     info.text = Some("Once upon a time there was a line that went on and on. ".repeat(5));
     for (step, part) in [(10, 0.5), (20, 1.0)] {
         let metrics = [("accuracy".to_owned(), Some(score * part))].into();
-        info.evals.push(Evaluation { step, metrics, loss: None });
+        info.evals.push(Evaluation { step, metrics, ..Evaluation::default() });
     }
     let folder = root.join("cells").join(format!("{method}-{rank}-{task}-{seed}"));
     fs::create_dir_all(&folder).unwrap();

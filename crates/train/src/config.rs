@@ -1,6 +1,6 @@
 //! Hyper-parameters of a training, checked once.
 
-use lowrank_data::pack::BatchSize;
+use lowrank_data::pack::{BatchPlan, BatchSize};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
@@ -95,6 +95,14 @@ impl TrainConfig {
     /// The size of a micro-batch.
     pub fn size(&self) -> BatchSize {
         self.batch_tokens.map_or(BatchSize::Rows(self.batch_size), BatchSize::Tokens)
+    }
+
+    /// The order of rows of these lengths.
+    ///
+    /// # Errors
+    /// No rows, a batch size that they do not fit.
+    pub fn plan(&self, lengths: impl IntoIterator<Item = usize>) -> Result<BatchPlan> {
+        Ok(BatchPlan::new(lengths.into_iter().collect(), self.size(), self.grad_accum, self.seed)?)
     }
 
     /// Checks every value against its range.

@@ -8,14 +8,16 @@ use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::BatchPlan;
 use lowrank_data::rows::TokenRow;
+use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::{Rows, int_tensor};
+use lowrank_models::decoder::{Generated, GenerationOptions};
 use lowrank_models::{Decoder, ParamVisitor, Parameter, Parameters, Part, Run, Stack, Tokens};
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::groups::Groups;
-use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, backward, scalar};
 use crate::tuner::Tuned;
 
 /// A language model with its adapters.
@@ -61,6 +63,70 @@ impl LearntTokens {
     }
 }
 
+/// A batch of learnt tokens that has been through a model, up to its head.
+pub(crate) struct Scored<'a, B: Kernels> {
+    model: &'a Decoder<B>,
+    run: Run<'a, B>,
+    /// Shape `[tokens, d_model]`.
+    hidden: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    weights: Tensor<B, 1>,
+}
+
+impl<'a, B: Kernels> Scored<'a, B> {
+    pub(crate) fn new(
+        model: &'a Decoder<B>,
+        adapters: &'a AdapterSet<B>,
+        batch: &LearntTokens,
+        mode: Mode,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let run = Run::new(adapters, mode);
+        let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
+        let hidden = model.hidden_states(&tokens, Rows::All, run);
+        let (targets, weights) = batch.labels(device);
+        Ok(Self { model, run, hidden, targets, weights })
+    }
+
+    /// `Σ −ln p` of the learnt tokens, shape `[1]`.
+    pub(crate) fn nll_sum(&self) -> Tensor<B, 1> {
+        self.model.nll_sum(self.hidden.clone(), self.targets.clone(), self.weights.clone(), self.run)
+    }
+
+    /// `Σ ln p` of the learnt tokens of each sequence, shape `[sequences]`.
+    pub(crate) fn log_probabilities(&self, lengths: &[usize]) -> Tensor<B, 1> {
+        let mut start = 0;
+        let sequences = lengths.iter().map(|&n| {
+            let at = start;
+            start += n;
+            let part = |tensor: &Tensor<B, 1>| tensor.clone().narrow(0, at, n);
+            let (hidden, targets) =
+                (self.hidden.clone().narrow(0, at, n), self.targets.clone().narrow(0, at, n));
+            self.model.nll_sum(hidden, targets, part(&self.weights), self.run).neg()
+        });
+        Tensor::cat(sequences.collect(), 0)
+    }
+
+    /// Whether the most probable token is the right one, for each of these rows of the batch.
+    fn hits(&self, batch: &LearntTokens, rows: &[usize]) -> Vec<bool> {
+        let device = self.hidden.device();
+        rows.chunks(HEAD_ROWS)
+            .flat_map(|rows| {
+                let places = int_tensor(rows.iter().map(|&row| row as i32).collect(), &device);
+                let logits = self.model.logits(self.hidden.clone().select(0, places), self.run);
+                let best: Vec<i64> = logits.argmax(1).into_data().iter::<i64>().collect();
+                rows.iter()
+                    .zip(best)
+                    .map(|(&row, id)| id == i64::from(batch.targets[row]))
+                    .collect::<Vec<bool>>()
+            })
+            .collect()
+    }
+}
+
+/// Rows of logits that exist at a time: a vocabulary of 128,000 takes 64 MB.
+const HEAD_ROWS: usize = 128;
+
 /// `Σ −ln p` of the learnt tokens of a batch, shape `[1]`.
 ///
 /// # Errors
@@ -72,12 +138,99 @@ pub fn nll_sum<B: Kernels>(
     mode: Mode,
     device: &B::Device,
 ) -> Result<Tensor<B, 1>> {
-    let run = Run::new(adapters, mode);
-    let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
-    let hidden = model.hidden_states(&tokens, Rows::All, run);
-    let (targets, weights) = batch.labels(device);
-    Ok(model.nll_sum(hidden, targets, weights, run))
+    Ok(Scored::new(model, adapters, batch, mode, device)?.nll_sum())
 }
+
+/// `loss` (mean `−ln p` of the learnt tokens) and `perplexity` of rows; of those that begin with a prompt also `exact`, the
+/// share whose answer a greedy decoding would give token for token.
+///
+/// # Errors
+/// No learnt tokens, tokens that the model does not take.
+pub fn evaluate_rows<B: Kernels>(
+    model: &TunedDecoder<B>,
+    rows: &[TokenRow],
+    batch_size: usize,
+) -> Result<EvalOutput> {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+    let device = model.device()?;
+    let (mut sum, mut learnt) = (0.0, 0.0);
+    let (mut asked, mut exact) = (0usize, 0usize);
+    for part in eval_order(&lengths).chunks(batch_size.max(1)) {
+        let batch = LearntTokens::pack(part.iter().map(|&row| &rows[row]));
+        let scored = Scored::new(model.model(), model.adapters(), &batch, Mode::EVAL, &device)?;
+        sum += scalar(scored.nll_sum());
+        learnt += batch.n_learnt();
+        let (mut answers, mut start) = (Vec::new(), 0);
+        for row in part.iter().map(|&row| &rows[row]) {
+            if row.has_prompt() {
+                let places = start..start + row.ids.len();
+                answers.push(places.filter(|&place| batch.weights[place] > 0.0).collect::<Vec<usize>>());
+            }
+            start += row.ids.len();
+        }
+        let mut hits = scored.hits(&batch, &answers.concat()).into_iter();
+        for answer in &answers {
+            // Every hit of the answer is taken, whether or not one before it has failed.
+            exact += usize::from(hits.by_ref().take(answer.len()).filter(|hit| !hit).count() == 0);
+        }
+        asked += answers.len();
+    }
+    let loss = sum / learnt;
+    let mut output = EvalOutput::default();
+    output.values.insert("loss".into(), loss);
+    output.values.insert("perplexity".into(), loss.exp());
+    if asked > 0 {
+        output.values.insert("exact".into(), exact as f64 / asked as f64);
+    }
+    Ok(output)
+}
+
+/// Texts that a model writes at each evaluation.
+#[derive(Debug)]
+pub struct Samples {
+    prompts: Vec<Vec<u32>>,
+    tokenizer: TextTokenizer,
+    max_new_tokens: usize,
+}
+
+impl Samples {
+    /// The first `n` rows as prompts, up to their first learnt token; of rows without a prompt, the first half.
+    pub fn new(rows: &[TokenRow], n: usize, max_new_tokens: usize, tokenizer: TextTokenizer) -> Self {
+        let prompt = |row: &TokenRow| {
+            let end = if row.has_prompt() {
+                row.is_learnt.iter().position(|&learnt| learnt).unwrap_or(row.ids.len())
+            } else {
+                row.ids.len().div_ceil(2).min(SAMPLE_PROMPT)
+            };
+            row.ids[..end].to_vec()
+        };
+        Self { prompts: rows.iter().take(n).map(prompt).collect(), tokenizer, max_new_tokens }
+    }
+
+    /// The prompts with their greedy continuations.
+    ///
+    /// # Errors
+    /// Prompts that the model does not take, logits that are not finite.
+    fn write<B: Kernels>(&self, model: &TunedDecoder<B>) -> Result<Vec<String>> {
+        let options = GenerationOptions { max_new_tokens: self.max_new_tokens, ..Default::default() };
+        let device = model.device()?;
+        let written =
+            model.model().generate(&self.prompts, &options, model.adapters(), &device, |_, _| true)?;
+        let shown = |(prompt, new): (&Vec<u32>, Generated)| {
+            let text = |ids: &[u32]| self.tokenizer.decode(ids, true).map(|text| printable(&text));
+            Ok(format!("{} ⟦{}⟧", text(prompt)?, text(&new.ids)?))
+        };
+        self.prompts.iter().zip(written).map(shown).collect()
+    }
+}
+
+/// A text without control characters, which an untrained model writes and a terminal obeys.
+fn printable(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() && c != '\n' { '·' } else { c }).collect()
+}
+
+/// Tokens of a text without a prompt that a sample begins with, at most.
+const SAMPLE_PROMPT: usize = 32;
 
 /// Cross-entropy of the learnt tokens; a batch counts for these.
 #[derive(Debug)]
@@ -87,6 +240,7 @@ pub struct NextToken {
     dev: Vec<TokenRow>,
     eval_batch: usize,
     recompute: bool,
+    samples: Option<Samples>,
 }
 
 impl NextToken {
@@ -100,9 +254,13 @@ impl NextToken {
         config: &TrainConfig,
         recompute: bool,
     ) -> Result<Self> {
-        let lengths = train.iter().map(|row| row.ids.len()).collect();
-        let plan = BatchPlan::new(lengths, config.size(), config.grad_accum, config.seed)?;
-        Ok(Self { plan, train, dev, eval_batch: config.batch_size, recompute })
+        let plan = config.plan(train.iter().map(|row| row.ids.len()))?;
+        Ok(Self { plan, train, dev, eval_batch: config.batch_size, recompute, samples: None })
+    }
+
+    /// Writes texts at each evaluation.
+    pub fn with_samples(self, samples: Samples) -> Self {
+        Self { samples: Some(samples), ..self }
     }
 
     /// The order of the training rows.
@@ -150,28 +308,18 @@ where
         if self.recompute {
             return layer_by_layer(model, batch, mode, share / batch.n_learnt());
         }
-        let loss = self.loss(model, batch, mode)? * share;
-        Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), model)))
+        backward(self.loss(model, batch, mode)? * share, model)
     }
 
     fn selection(&self) -> Option<Selection> {
-        Some(Selection { metric: "loss".into(), better: Better::Lower })
+        Some(Selection::lowest_loss())
     }
 
     fn evaluate(&self, model: &TunedDecoder<B::InnerBackend>) -> Result<EvalOutput> {
-        let lengths: Vec<usize> = self.dev.iter().map(|row| row.ids.len()).collect();
-        let device = model.device()?;
-        let (mut sum, mut learnt) = (0.0, 0.0);
-        for rows in eval_order(&lengths).chunks(self.eval_batch) {
-            let batch = LearntTokens::pack(rows.iter().map(|&row| &self.dev[row]));
-            let part = nll_sum(model.model(), model.adapters(), &batch, Mode::EVAL, &device)?;
-            sum += part.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
-            learnt += batch.n_learnt();
+        let mut output = evaluate_rows(model, &self.dev, self.eval_batch)?;
+        if let Some(samples) = &self.samples {
+            output.samples = samples.write(model)?;
         }
-        let loss = sum / learnt;
-        let mut output = EvalOutput::default();
-        output.values.insert("loss".into(), loss);
-        output.values.insert("perplexity".into(), loss.exp());
         Ok(output)
     }
 

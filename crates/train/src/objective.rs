@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use lowrank_adapters::Mode;
 
 use crate::error::Result;
@@ -69,6 +69,26 @@ pub struct Selection {
     pub better: Better,
 }
 
+impl Selection {
+    /// The lowest `loss`.
+    pub fn lowest_loss() -> Self {
+        Self { metric: "loss".into(), better: Better::Lower }
+    }
+}
+
+/// A loss and its gradients.
+pub(crate) fn backward<B: AutodiffBackend, M: AutodiffModule<B>>(
+    loss: Tensor<B, 1>,
+    model: &M,
+) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
+    Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), model)))
+}
+
+/// The value of a tensor of one; NaN where it has none.
+pub(crate) fn scalar<B: Backend>(tensor: Tensor<B, 1>) -> f64 {
+    tensor.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
+}
+
 /// A training objective over any burn module, which [`train`](crate::train()) minimises.
 ///
 /// The loss of a step is `Σ wᵢ·lᵢ / Σ wᵢ` over its micro-batches, `lᵢ` being the mean that [`loss`](Self::loss) returns
@@ -107,8 +127,7 @@ pub trait Objective<B: AutodiffBackend> {
         mode: Mode,
         share: f64,
     ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
-        let loss = self.loss(model, batch, mode)? * share;
-        Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), model)))
+        backward(self.loss(model, batch, mode)? * share, model)
     }
 
     /// The metric by which the best weights are chosen; without one there is no evaluation, and the last weights are

@@ -11,14 +11,13 @@ use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::BatchPlan;
 use lowrank_data::rows::TokenPair;
 use lowrank_kernels::Kernels;
-use lowrank_models::batch::Rows;
-use lowrank_models::{Decoder, Run, Stack, Tokens};
+use lowrank_models::Decoder;
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::groups::Groups;
-use crate::language::{LearntTokens, TunedDecoder, decoder_groups, eval_order};
-use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+use crate::language::{LearntTokens, Scored, TunedDecoder, decoder_groups, eval_order};
+use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, scalar};
 
 /// Hyper-parameters of the loss.
 ///
@@ -106,12 +105,7 @@ where
         loss: DpoConfig,
     ) -> Result<Self> {
         loss.validate()?;
-        let plan = BatchPlan::new(
-            train.iter().map(length).collect(),
-            config.size(),
-            config.grad_accum,
-            config.seed,
-        )?;
+        let plan = config.plan(train.iter().map(length))?;
         let known = Mutex::default();
         Ok(Self { plan, train, dev, reference, known, config: loss, eval_batch: config.batch_size })
     }
@@ -142,8 +136,9 @@ where
             let missing = self.batch(new);
             let none = AdapterSet::empty();
             let [chosen, rejected] = missing.sides.each_ref().map(|side| {
-                let values = log_probabilities(&self.reference, &none, side, Mode::EVAL, device)?;
-                Ok::<Vec<f64>, TrainError>(values.into_data().iter::<f64>().collect())
+                let scored = Scored::new(&self.reference, &none, side, Mode::EVAL, device)?;
+                let values = scored.log_probabilities(&side.lengths).into_data();
+                Ok::<Vec<f64>, TrainError>(values.iter::<f64>().collect())
             });
             for ((pair, chosen), rejected) in missing.pairs.iter().zip(chosen?).zip(rejected?) {
                 known.insert(*pair, [chosen, rejected]);
@@ -161,10 +156,10 @@ where
     ) -> Result<Tensor<C, 1>> {
         let device = model.device()?;
         let reference = self.reference(batch, &device)?;
-        let [chosen, rejected] = batch
-            .sides
-            .each_ref()
-            .map(|side| log_probabilities(model.model(), model.adapters(), side, mode, &device));
+        let [chosen, rejected] = batch.sides.each_ref().map(|side| {
+            let scored = Scored::new(model.model(), model.adapters(), side, mode, &device)?;
+            Ok::<_, TrainError>(scored.log_probabilities(&side.lengths))
+        });
         let reference: Vec<f32> =
             reference.iter().map(|[chosen, rejected]| (chosen - rejected) as f32).collect();
         let n = reference.len();
@@ -186,29 +181,6 @@ where
 
 fn length(pair: &TokenPair) -> usize {
     pair.chosen.ids.len() + pair.rejected.ids.len()
-}
-
-/// `Σ ln p` of the learnt tokens of each sequence, shape `[sequences]`.
-fn log_probabilities<B: Kernels>(
-    model: &Decoder<B>,
-    adapters: &AdapterSet<B>,
-    batch: &LearntTokens,
-    mode: Mode,
-    device: &B::Device,
-) -> Result<Tensor<B, 1>> {
-    let run = Run::new(adapters, mode);
-    let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
-    let hidden = model.hidden_states(&tokens, Rows::All, run);
-    let (targets, weights) = batch.labels::<B>(device);
-    let mut start = 0;
-    let sequences = batch.lengths.iter().map(|&n| {
-        let at = start;
-        start += n;
-        let rows = hidden.clone().narrow(0, at, n);
-        let (targets, weights) = (targets.clone().narrow(0, at, n), weights.clone().narrow(0, at, n));
-        model.nll_sum(rows, targets, weights, run).neg()
-    });
-    Ok(Tensor::cat(sequences.collect(), 0))
 }
 
 impl<B> Objective<B> for Preference<B>
@@ -234,7 +206,7 @@ where
     }
 
     fn selection(&self) -> Option<Selection> {
-        Some(Selection { metric: "loss".into(), better: Better::Lower })
+        Some(Selection::lowest_loss())
     }
 
     /// `loss`, `margin` (mean reward difference `β·h`) and `accuracy` (share of positive margins).
@@ -244,8 +216,7 @@ where
         for rows in eval_order(&lengths).chunks(self.eval_batch) {
             let batch = self.batch(rows.iter().map(|&row| Pair::Dev(row)).collect());
             let margins = self.margins(model, &batch, Mode::EVAL)?;
-            let mean = self.loss_of(margins.clone()).into_data().iter::<f64>().next().unwrap_or(f64::NAN);
-            loss += mean * rows.len() as f64;
+            loss += scalar(self.loss_of(margins.clone())) * rows.len() as f64;
             for value in margins.into_data().iter::<f64>() {
                 margin += self.config.beta * value;
                 right += f64::from(u8::from(value > 0.0));

@@ -21,6 +21,8 @@ pub struct ShowWatch {
     renderer: Box<dyn MetricsRenderer>,
     interrupter: Interrupter,
     known: BTreeSet<String>,
+    /// Whether lines may be written beside what is shown.
+    writes_lines: bool,
 }
 
 impl Default for ShowWatch {
@@ -32,7 +34,7 @@ impl Default for ShowWatch {
 impl ShowWatch {
     /// A bar on standard error, or lines if that is not a terminal.
     pub fn bar() -> Self {
-        Self::new(Box::new(ProgressRenderer::new()), Interrupter::new())
+        Self::new(Box::new(ProgressRenderer::new()), Interrupter::new(), true)
     }
 
     /// burn-train's dashboard on standard output, which must be a terminal.
@@ -40,11 +42,11 @@ impl ShowWatch {
     pub fn dashboard() -> Self {
         let interrupter = Interrupter::new();
         let renderer = burn::train::renderer::tui::TuiMetricsRendererWrapper::new(interrupter.clone(), None);
-        Self::new(Box::new(renderer), interrupter)
+        Self::new(Box::new(renderer), interrupter, false)
     }
 
-    fn new(renderer: Box<dyn MetricsRenderer>, interrupter: Interrupter) -> Self {
-        Self { renderer, interrupter, known: BTreeSet::new() }
+    fn new(renderer: Box<dyn MetricsRenderer>, interrupter: Interrupter, writes_lines: bool) -> Self {
+        Self { renderer, interrupter, known: BTreeSet::new(), writes_lines }
     }
 
     fn state(&mut self, name: &str, value: f64) -> MetricState {
@@ -87,6 +89,9 @@ impl Watch for ShowWatch {
         }
         let (progress, indicators) = progress(step, of);
         self.renderer.render_valid(progress, indicators);
+        if self.writes_lines {
+            result.samples.iter().for_each(|sample| eprintln!("sample at step {step}: {sample}"));
+        }
         Ok(())
     }
 

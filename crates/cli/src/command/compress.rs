@@ -160,7 +160,7 @@ fn format_of_bits(bits: u8) -> Result<BlockFormat> {
 
 /// A number of bytes: `800M`, `2G`, `1000000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl FromStr for Bytes {
     type Err = String;

@@ -1,16 +1,19 @@
 //! `lowrank perplexity`: how well a language model predicts texts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use lowrank_data::rows::{LossOn, RowEncoder, Rows};
 use lowrank_eval::{Perplexity, windows};
 use lowrank_models::{ModelFolder, Run, Tokens};
+use lowrank_train::{TunedDecoder, evaluate_rows};
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
 use crate::context::{print_json, read_text};
 use crate::language::{Language, LanguageArgs};
+use crate::machine::peak_rss_mb;
 
 /// Tokens that are read together.
 const BATCH_TOKENS: usize = 2048;
@@ -26,6 +29,12 @@ pub(crate) struct Args {
     /// File of texts, one per line; with --stride one long text
     #[arg(long)]
     file: Option<PathBuf>,
+    /// Rows as finetune --train takes them: the loss on what is learnt of them, and the share of exact answers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file"])]
+    rows: Option<PathBuf>,
+    /// Tokens of --rows that count: completion, assistant (every answer) or all
+    #[arg(long, value_name = "TOKENS", requires = "rows", default_value = "completion")]
+    loss_on: LossOn,
     /// Read the file as one long text in sliding windows with this stride in tokens
     #[arg(long, requires = "file", conflicts_with = "text")]
     stride: Option<usize>,
@@ -46,9 +55,12 @@ struct Row {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(path) = &args.rows {
+        return rows(&args, path);
+    }
     let file = match &args.file {
         Some(path) => Some(read_text(path)?),
-        None if args.text.is_empty() => bail!("nothing to do: give --text or --file"),
+        None if args.text.is_empty() => bail!("nothing to do: give --text, --file or --rows"),
         None => None,
     };
     if args.stride == Some(0) {
@@ -86,6 +98,48 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }));
     }
     println!("perplexity {perplexity:.4} over {} tokens of {} texts", total.tokens(), rows.len());
+    Ok(())
+}
+
+/// Rows in the forms that a language model is trained on.
+fn rows(args: &Args, path: &Path) -> Result<()> {
+    let device = device()?;
+    let rows = Rows::read(path)?;
+    let folder = ModelFolder::open(&args.model.model)?;
+    let language = args.model.load(&folder, &device)?;
+    let window = language.window(args.max_length)?;
+    let template = folder.chat_template()?;
+    let encoder = RowEncoder::new(&language.tokenizer, template.as_ref(), args.loss_on, window)?;
+    let encoded = encoder.encode(&rows)?;
+    if encoded.n_cut + encoded.n_left_out > 0 {
+        eprintln!(
+            "{}: {} rows cut at {window} tokens, {} left out because nothing of them counts",
+            path.display(),
+            encoded.n_cut,
+            encoded.n_left_out
+        );
+    }
+    let start = Instant::now();
+    let tokens: usize = encoded.rows.iter().map(|row| row.ids.len()).sum();
+    let longest = encoded.rows.iter().map(|row| row.ids.len()).max().unwrap_or(1);
+    let batch = (BATCH_TOKENS / longest).max(1);
+    let model = TunedDecoder::new(language.model, language.adapters);
+    let values = evaluate_rows(&model, &encoded.rows, batch)?.values;
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        return print_json(&json!({
+            "rows": encoded.rows.len(),
+            "loss": values.get("loss"),
+            "perplexity": values.get("perplexity"),
+            "exact": values.get("exact"),
+            "tokens_per_second": tokens as f64 / seconds,
+            "wall_s": seconds,
+            "peak_rss_mb": peak_rss_mb(),
+        }));
+    }
+    for (name, value) in &values {
+        println!("{name:12} {value:.4}");
+    }
     Ok(())
 }
 

@@ -60,6 +60,11 @@ impl TokenRow {
         self.is_learnt.iter().filter(|&&learnt| learnt).count()
     }
 
+    /// Whether the row begins with a prompt: the first token that could be learnt is not.
+    pub fn has_prompt(&self) -> bool {
+        self.is_learnt.get(1).is_some_and(|learnt| !learnt)
+    }
+
     /// The text, with `⟦` and `⟧` around what is learnt.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ fn run(root: &Path, method: &str, rank: u64, task: &str, seed: u64, score: f64) 
     (info.trainable, info.ms_per_step_median) = (1000 * (rank + 1), Some(10.0));
     for (step, part) in [(10, 0.5), (20, 1.0)] {
         let metrics = [("accuracy".to_owned(), Some(score * part))].into();
-        info.evals.push(Evaluation { step, metrics, loss: None });
+        info.evals.push(Evaluation { step, metrics, ..Evaluation::default() });
     }
     let folder = root.join("cells").join(format!("{task}-{seed}-{rank}-{}", method.len()));
     fs::create_dir_all(&folder).unwrap();

@@ -18,7 +18,7 @@ const TASKS: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli",
 /// Methods in the order of a table: the model as it was, everything trained, adapters (which sort by name), hardly anything
 /// trained.
 const FIRST: [&str; 3] = ["dense", "full", "bitfit"];
-const LAST: [&str; 2] = ["head", "untrained"];
+const LAST: [&str; 3] = ["head", "untouched", "untrained"];
 
 /// Settings that do not make another method of it.
 const NOT_TELLING: [&str; 10] =

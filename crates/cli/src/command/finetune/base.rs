@@ -130,6 +130,56 @@ impl Memory {
     }
 }
 
+/// Tokens of the largest batch that rows of these lengths can make.
+fn most_tokens(config: &TrainConfig, lengths: &[usize]) -> usize {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    match config.batch_tokens {
+        Some(tokens) => tokens.max(sorted.first().copied().unwrap_or(0)),
+        None => sorted.iter().take(config.batch_size).sum(),
+    }
+}
+
+/// Whether layers are to be recomputed so that a run fits into `limit` bytes.
+///
+/// # Errors
+/// It does not fit either way.
+pub(super) fn recomputes(
+    model: &TunedDecoder<Train>,
+    checkpoint: &Checkpoint,
+    weights: WeightType,
+    config: &TrainConfig,
+    lengths: &[usize],
+    limit: u64,
+) -> Result<bool> {
+    let tokens = most_tokens(config, lengths);
+    let totals = [false, true]
+        .map(|recompute| Memory::of(model, checkpoint, weights, tokens, recompute).total() as u64);
+    choose_recomputation(totals, tokens, limit)
+}
+
+/// The choice between the bytes of a run without and with recomputed layers.
+fn choose_recomputation([without, with]: [u64; 2], tokens: usize, limit: u64) -> Result<bool> {
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    if without <= limit {
+        return Ok(false);
+    }
+    ensure!(
+        with <= limit,
+        "--memory {} MB: batches of {tokens} tokens take about {} MB, with recomputed layers {} MB; lower --batch-size, \
+         --batch-tokens or --max-length",
+        limit / 1_000_000,
+        mb(without),
+        mb(with)
+    );
+    eprintln!(
+        "layers are recomputed: batches of {tokens} tokens take about {} MB, otherwise {} MB",
+        mb(with),
+        mb(without)
+    );
+    Ok(true)
+}
+
 /// Says what a run will need.
 pub(super) fn report(
     args: &Args,
@@ -140,15 +190,7 @@ pub(super) fn report(
     lengths: &[usize],
     recompute: bool,
 ) -> Result<()> {
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let tokens = match config.batch_tokens {
-        Some(tokens) => tokens.max(longest),
-        None => {
-            let mut sorted = lengths.to_vec();
-            sorted.sort_unstable_by(|a, b| b.cmp(a));
-            sorted.iter().take(config.batch_size).sum()
-        }
-    };
+    let tokens = most_tokens(config, lengths);
     let memory = Memory::of(model, checkpoint, weights, tokens, recompute);
     let mb = |bytes: usize| bytes.div_ceil(1 << 20);
     let (trained, total) = model.count();
@@ -176,4 +218,19 @@ pub(super) fn report(
         mb(PROGRAM)
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recomputation_is_chosen_between_the_two_peaks() -> Result<()> {
+        assert!(!choose_recomputation([900, 500], 5, 900)?);
+        assert!(choose_recomputation([900, 500], 5, 899)?);
+        assert!(choose_recomputation([900, 500], 5, 500)?);
+        let error = choose_recomputation([900, 500], 5, 499).map_err(|error| error.to_string());
+        assert!(error.is_err_and(|error| error.contains("5 tokens") && error.contains("--batch-size")));
+        Ok(())
+    }
 }

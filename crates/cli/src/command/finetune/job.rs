@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
+use lowrank_data::rows::Rows;
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
@@ -45,6 +46,18 @@ pub(super) struct Identity {
     pub(super) model_hash: String,
     /// Numbers of trained and of all parameters.
     pub(super) count: (usize, usize),
+}
+
+/// Warns of dev rows that are also trained on.
+pub(super) fn warn_repeated(dev: &Rows, train: &Rows) {
+    let repeated = dev.count_in(train);
+    if repeated > 0 {
+        eprintln!(
+            "warning: {}: {repeated} of its {} rows are also training rows; the dev loss measures memory",
+            dev.path().display(),
+            dev.len()
+        );
+    }
 }
 
 /// The model without differentiation that an objective's training results in.

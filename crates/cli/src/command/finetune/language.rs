@@ -12,16 +12,17 @@ use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig, Parameter, Parameters, Part};
-use lowrank_train::{DpoConfig, NextToken, Preference, TrainConfig, TunedDecoder};
+use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::json;
 
-use super::base::{check_frozen, report};
+use super::base::{check_frozen, recomputes, report};
 use super::job::{self, Clock, Identity};
 use super::model::{adapt, adapted_paths, decoder_targets, file_size, save_adapter, sources};
 use super::record::{fnv, settings};
 use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
+use crate::command::compress::Bytes;
 use crate::method::Method;
 
 /// Options of language models.
@@ -33,9 +34,15 @@ pub(crate) struct LanguageArgs {
     /// Keep only the input of each layer and compute it again in the backward pass
     #[arg(long)]
     recompute: bool,
+    /// Memory that the training may take, as 8G: layers are recomputed where they would not fit otherwise
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Bytes>,
     /// Show the first rows with what is learnt of them in brackets [default: 1]
     #[arg(long, value_name = "N")]
     show_samples: Option<usize>,
+    /// Dev prompts that are answered at each evaluation, for the log and the report [default: 1]
+    #[arg(long, value_name = "N")]
+    write_samples: Option<usize>,
     /// Preferences: how strongly the model is held to the reference [default: 0.1]
     #[arg(long)]
     beta: Option<f64>,
@@ -45,18 +52,22 @@ pub(crate) struct LanguageArgs {
 }
 
 impl LanguageArgs {
-    /// Refuses the options where rows are classified.
+    /// Refuses the options where no language model is trained.
     pub(super) fn check_unused(&self) -> Result<()> {
         let given = [
             ("--loss-on", self.loss_on.is_some()),
             ("--recompute", self.recompute),
+            ("--memory", self.memory.is_some()),
             ("--show-samples", self.show_samples.is_some()),
+            ("--write-samples", self.write_samples.is_some()),
             ("--beta", self.beta.is_some()),
             ("--label-smoothing", self.label_smoothing.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
-                bail!("{option} is for language models that write text; these rows are classified")
+                bail!(
+                    "{option} is for language models that write text; here rows are classified or words masked"
+                )
             }
             None => Ok(()),
         }
@@ -65,6 +76,8 @@ impl LanguageArgs {
 
 /// Longest rows that are trained on unless more is asked for.
 const LENGTH: usize = 1024;
+/// Longest text that is written at an evaluation, in tokens.
+const SAMPLE_TOKENS: usize = 64;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
     let lr = if args.method == Method::Full { 2e-5 } else { 2e-4 };
@@ -88,7 +101,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         let recompute = args.language.recompute;
         return report(args, &built.model, &checkpoint, built.kept, &config, &lengths, recompute);
     }
-    let task = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    let task = task_name(train);
     let identity = |config: &TrainConfig, data_hash| {
         let mut settings = settings(args, config, &task, built.start.as_ref(), &built.default_targets);
         settings.insert("loss_on".into(), json!(format!("{:?}", args.language.loss_on.unwrap_or_default())));
@@ -109,7 +122,17 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let data_hash = rows.hash();
     match rows.clone() {
         Encoded::Rows(train, dev) => {
-            let objective = NextToken::new(train, dev, &config, args.language.recompute)?;
+            let samples = args.language.write_samples.unwrap_or(1);
+            let samples = Samples::new(&dev, samples, SAMPLE_TOKENS, tokenizer);
+            let recompute = match args.language.memory {
+                Some(limit) if !args.language.recompute => {
+                    let checkpoint = Checkpoint::open(folder)?;
+                    let lengths = rows.lengths();
+                    recomputes(&built.model, &checkpoint, built.kept, &config, &lengths, limit.0)?
+                }
+                _ => args.language.recompute,
+            };
+            let objective = NextToken::new(train, dev, &config, recompute)?.with_samples(samples);
             if let Some(epochs) = args.epochs {
                 config.max_steps = objective.plan().steps_for(epochs);
             }
@@ -126,6 +149,11 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
             job::run(args, &config, identity, &objective, built.model.clone(), save, clock)
         }
     }
+}
+
+/// The name of a task whose rows are in files.
+pub(super) fn task_name(train: &Path) -> String {
+    train.file_stem().map_or_else(|| "own".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
 /// Rows to train on and rows to evaluate with.
@@ -188,14 +216,7 @@ fn encode(
         dev.path().display(),
         train.path().display()
     );
-    let repeated = dev.count_in(&train);
-    if repeated > 0 {
-        eprintln!(
-            "warning: {}: {repeated} of its {} rows are also training rows; the dev loss measures memory",
-            dev.path().display(),
-            dev.len()
-        );
-    }
+    job::warn_repeated(&dev, &train);
     let counted = |rows: &Rows, n_cut: usize, n_left_out: usize| {
         if n_cut + n_left_out > 0 {
             eprintln!(
@@ -206,8 +227,10 @@ fn encode(
     };
     if train.are_preferences() {
         ensure!(
-            !args.language.recompute,
-            "--recompute is for next tokens; preferences have no use for it yet"
+            !args.language.recompute
+                && args.language.memory.is_none()
+                && args.language.write_samples.is_none(),
+            "--recompute, --memory and --write-samples are for next tokens, not for preferences; leave them out"
         );
         ensure!(
             args.language.loss_on.is_none(),

@@ -4,6 +4,7 @@ mod base;
 mod classify;
 mod job;
 mod language;
+mod masked;
 mod model;
 mod record;
 mod rows;
@@ -55,7 +56,8 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
     /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels (comma-separated), or .jsonl
     /// of the same keys; for words CoNLL columns or .jsonl with tokens and tags; for a language model .txt,
-    /// .jsonl or .json with text, messages, conversations, instruction, prompt/completion or prompt/chosen/rejected
+    /// .jsonl or .json with text, messages, conversations, instruction, prompt/completion or prompt/chosen/rejected; for an
+    /// encoder's masked words .txt, or .jsonl with text alone
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
     /// Dev rows, in the same form
@@ -167,12 +169,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(&args.model)?;
     #[cfg(feature = "tui")]
     ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
-    if ModelFolder::open(&folder)?.kind() == ModelKind::Decoder && !rows::are_labelled(&args)? {
-        ensure!(
-            args.class_weights.is_none(),
-            "--class-weights is for rows that are classified; these are texts of a language model"
-        );
+    let kind = ModelFolder::open(&folder)?.kind();
+    let is_masked = !kind.is_decoder() && masked::is_plain_text(&args)?;
+    let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
+    ensure!(
+        args.class_weights.is_none() || !is_masked && !is_written,
+        "--class-weights is for rows that are classified; these are texts of a language model"
+    );
+    if is_written {
         language::run(&args, &folder, &device, clock)
+    } else if is_masked {
+        args.language.check_unused()?;
+        masked::run(&args, &folder, &device, clock)
     } else {
         args.language.check_unused()?;
         ensure!(

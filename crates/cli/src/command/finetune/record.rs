@@ -1,6 +1,5 @@
 //! What a run leaves written: its settings, its evaluations, its result.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,12 +28,13 @@ impl Watch for RecordWatch {
     fn evaluation(&mut self, step: usize, _of: usize, output: &EvalOutput) -> lowrank_train::Result<()> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         let primary = record.train_info.metric_name.clone();
-        note_evaluation(&mut record, step, &output.values, &primary);
+        note_evaluation(&mut record, step, output, &primary);
         Ok(record.write_atomic(&self.path)?)
     }
 }
 
-fn note_evaluation(record: &mut RunRecord, step: usize, values: &BTreeMap<String, f64>, primary: &str) {
+fn note_evaluation(record: &mut RunRecord, step: usize, output: &EvalOutput, primary: &str) {
+    let values = &output.values;
     let info = &mut record.train_info;
     let finite = |v: &f64| v.is_finite().then_some(*v);
     // A resumed run repeats evaluations where it was killed between one of them and a checkpoint.
@@ -43,6 +43,7 @@ fn note_evaluation(record: &mut RunRecord, step: usize, values: &BTreeMap<String
         step: step as u64,
         metrics: values.iter().filter(|(k, _)| *k != "loss").map(|(k, v)| (k.clone(), finite(v))).collect(),
         loss: values.get("loss").and_then(finite),
+        samples: output.samples.clone(),
     });
     info.steps = step as u64;
     let value = values.get(primary).and_then(finite);
@@ -51,6 +52,9 @@ fn note_evaluation(record: &mut RunRecord, step: usize, values: &BTreeMap<String
     {
         info.best_metric = Some(value);
         info.best_step = Some(step as u64);
+        if !output.samples.is_empty() {
+            info.text = Some(output.samples.join("\n"));
+        }
     }
 }
 

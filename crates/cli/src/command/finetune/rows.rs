@@ -103,7 +103,7 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
 }
 
 /// Hash of tokens, row boundaries and labels.
-fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
+pub(super) fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
     let rows = sets.flat_map(|set| set.rows().iter().zip(set.labels()));
     let bytes = rows.flat_map(|(row, label)| {
         let label = match label {
