@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use lowrank_mini::{DEFAULT_SEED, corpus, files, instruct, tokenizer_files};
+use lowrank_mini::{DEFAULT_SEED, corpus, files, instruct, language_files, tokenizer_files};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -24,6 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             content.lines().last().unwrap_or("")
         );
         fs::write(path, content)?;
+    }
+    for (name, content) in language_files(DEFAULT_SEED, 20_000) {
+        fs::create_dir_all(out.join("language"))?;
+        fs::write(out.join("language").join(name), content)?;
     }
     let mut text = String::new();
     for line in corpus(DEFAULT_SEED, arguments.next().map_or(Ok(1_000), |n| n.parse())?) {

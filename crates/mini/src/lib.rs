@@ -5,6 +5,7 @@
 mod compose;
 mod corpus;
 pub mod instruct;
+mod language;
 mod lexicon;
 mod morphology;
 mod rewrite;
@@ -20,6 +21,7 @@ use lexicon::Lexicon;
 use tasks::{Make, Row, cola, mrpc, rte, sst2, stsb};
 
 pub use corpus::CorpusLine;
+pub use language::language_files;
 pub use vocabulary::tokenizer_files;
 
 /// The seed of the committed files.

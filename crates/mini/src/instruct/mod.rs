@@ -94,13 +94,30 @@ fn is_dev(name: &str, input: &str) -> bool {
     bytes.fold(0, |hash, byte| split_mix(hash ^ u64::from(byte))) % DEV_SHARE == 0
 }
 
+/// A drawn exercise of the kinds that a model is pre-trained on, every second one; never one of the dev set, nor one with
+/// a sentence in `taken`.
+pub(crate) fn practice(composer: &mut Composer<'_>, taken: &HashSet<String>) -> Exercise {
+    let known: Vec<&Task> = TASKS.into_iter().flatten().step_by(2).collect();
+    let task = known[composer.rng.index(known.len())];
+    loop {
+        let Some((input, output)) = (task.draw)(composer) else { continue };
+        let is_taken = || input.split_inclusive(['.', '?']).any(|sentence| taken.contains(sentence.trim()));
+        if !is_dev(task.name, &input) && !is_taken() {
+            return Exercise { task: task.name, instruction: task.instruction, input, output };
+        }
+    }
+}
+
+/// An exercise as a line of JSON.
+pub(crate) fn line(e: &Exercise) -> String {
+    format!(
+        "{}\n",
+        json!({ "task": e.task, "instruction": e.instruction, "input": e.input, "output": e.output })
+    )
+}
+
 /// The files of the set: name and content, a line of JSON for each exercise.
 pub fn files(seed: u64) -> [File; 2] {
-    let line = |e: &Exercise| {
-        let row =
-            json!({ "task": e.task, "instruction": e.instruction, "input": e.input, "output": e.output });
-        format!("{row}\n")
-    };
     let [train, dev] = exercises(seed).map(|rows| rows.iter().map(line).collect());
     [("train.jsonl".to_owned(), train), ("dev.jsonl".to_owned(), dev)]
 }

@@ -1,0 +1,127 @@
+//! `lowrank datasets`: make the embedded data sets and the embedded models anew, bit for bit.
+
+mod bert;
+mod llama;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use lowrank_mini::{File, files, instruct};
+use lowrank_train::{CheckpointStore, Objective, Start, StepReport, TrainConfig, Training, Watch, train};
+
+use crate::backend::{Inner, Train};
+
+/// Options of `datasets`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder for mini-glue, mini-instruct and models
+    #[arg(short, long, default_value = "datasets")]
+    output: PathBuf,
+    /// Write the texts only and keep the existing models
+    #[arg(long)]
+    texts_only: bool,
+    /// Models to pre-train
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Model::MiniBert, Model::MiniLlama])]
+    models: Vec<Model>,
+    /// Steps of pre-training [default: 12000 for mini-bert, 2000 for mini-llama]
+    #[arg(long)]
+    steps: Option<usize>,
+}
+
+/// An embedded model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Model {
+    /// An encoder
+    MiniBert,
+    /// A language model that chats
+    MiniLlama,
+}
+
+/// Everything comes from this seed.
+const SEED: u64 = 1;
+
+/// Runs the command. What was broken off goes on where it was; a model that is complete is made again only after all are.
+pub(crate) fn run(args: Args) -> Result<()> {
+    write(&args.output.join("mini-glue"), &files(SEED))?;
+    write(&args.output.join("mini-instruct"), &instruct::files(SEED))?;
+    if args.texts_only {
+        return Ok(());
+    }
+    let unfinished = args.output.join("unfinished");
+    for model in &args.models {
+        let name = match model {
+            Model::MiniBert => "mini-bert",
+            Model::MiniLlama => "mini-llama",
+        };
+        let (state, folder) = (unfinished.join(name), args.output.join("models").join(name));
+        let done = state.join("done");
+        if done.is_file() {
+            eprintln!("{name} is complete");
+            continue;
+        }
+        std::fs::create_dir_all(&state).with_context(|| state.display().to_string())?;
+        match model {
+            Model::MiniBert => bert::make(&folder, &state, args.steps)?,
+            Model::MiniLlama => llama::make(&folder, &state, args.steps)?,
+        }
+        std::fs::write(&done, "").with_context(|| done.display().to_string())?;
+    }
+    std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())
+}
+
+/// Writes files below a folder.
+fn write(folder: &Path, files: &[File]) -> Result<()> {
+    for (name, content) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        lowrank_checkpoint::write_atomic(&path, content)?;
+    }
+    Ok(())
+}
+
+/// Steps between checkpoints.
+const SAVE_EVERY: usize = 200;
+
+/// Trains from the newest checkpoint below `state`, where there is one; `settings` tell the training from others.
+fn pretrain<O: Objective<Train>>(
+    objective: &O,
+    model: O::Model,
+    config: TrainConfig,
+    state: &Path,
+    settings: &str,
+) -> Result<O::Model>
+where
+    Inner: lowrank_kernels::Kernels,
+{
+    let config = TrainConfig { eval_every: SAVE_EVERY, save_every: Some(SAVE_EVERY), ..config };
+    let store = CheckpointStore::new(state, format!("{settings} {config:?}"));
+    let mut watch = Progress { begun: Instant::now(), mean: None };
+    let training = Training {
+        config: &config,
+        checkpoints: Some(&store),
+        start: Start::Resume,
+        keep_last: false,
+        watch: &mut watch,
+    };
+    Ok(train(objective, model, training)?.0)
+}
+
+/// A running mean of the loss on standard error.
+struct Progress {
+    begun: Instant,
+    mean: Option<f64>,
+}
+
+impl Watch for Progress {
+    fn step(&mut self, report: &StepReport) -> lowrank_train::Result<()> {
+        let StepReport { step, of, loss, .. } = *report;
+        let mean = self.mean.map_or(loss, |mean| 0.99 * mean + 0.01 * loss);
+        self.mean = Some(mean);
+        if step.is_multiple_of(100) {
+            eprintln!("step {step}/{of}  loss {mean:.4}  {:.0} s", self.begun.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+}
