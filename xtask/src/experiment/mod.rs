@@ -1,5 +1,6 @@
 //! `cargo xtask experiment`: a grid of `lowrank` processes whose whole state is files in the grid's folder.
 
+mod answers;
 mod changes;
 mod config;
 mod plan;
@@ -32,7 +33,7 @@ use crate::cargo::{Build, root};
 /// Which grid, how, and where.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Experiment: a file of xtask/experiments, as glue; or toy, or spectrum
+    /// Experiment: a file of xtask/experiments, as glue or lm; or toy, or spectrum
     kind: String,
     /// JSON file whose keys replace those of the experiment's own
     #[arg(long, value_name = "FILE")]
@@ -151,6 +152,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.cell.is_none() && has_results {
         if options.kind.starts_with("compress") {
             let scores = scores::collect(&grid, &cells)?;
+            report(&lowrank, &scores.folder, &grid)?;
+        } else if options.kind == "lm" {
+            let scores = answers::collect(&grid, &cells)?;
             report(&lowrank, &scores.folder, &grid)?;
         } else {
             report(&lowrank, grid.root(), &grid)?;

@@ -222,8 +222,11 @@ impl Planner<'_> {
         args.extend([Arg::plain("--model"), self.value("model", &model, point)]);
         if trains {
             let method = settings.remove("method").unwrap_or_else(|| name.into());
-            args.extend([Arg::plain("--task"), Arg::plain(point.task)]);
-            args.extend([Arg::plain("--data"), Arg::path(&self.config.data)]);
+            // Rows of a language model stand in files that the settings name.
+            if !settings.contains_key("train") {
+                args.extend([Arg::plain("--task"), Arg::plain(point.task)]);
+                args.extend([Arg::plain("--data"), Arg::path(&self.config.data)]);
+            }
             args.extend([Arg::plain("--method"), self.value("method", &method, point)]);
             if method.as_str() != Some(name) {
                 args.extend([Arg::plain("--label"), Arg::plain(name)]);
@@ -265,7 +268,8 @@ impl Planner<'_> {
             .replace("{data}", &self.config.data)
             .replace("{model}", point.model)
             .replace("{seed}", &point.seed.to_string());
-        let is_path = matches!(key, "model" | "data" | "calibration" | "file" | "init_from");
+        let is_path =
+            matches!(key, "model" | "data" | "calibration" | "file" | "init_from" | "train" | "dev" | "rows");
         if is_path { Arg::path(&text) } else { Arg::plain(text) }
     }
 
@@ -366,6 +370,14 @@ mod tests {
             &over,
             &["--alpha 8 --rank 1", "--alpha 16 --rank 1", "--alpha 8 --rank 2", "--alpha 16 --rank 2"],
         );
+    }
+
+    #[test]
+    fn rows_in_files_take_the_place_of_a_task() {
+        let settings = json!({ "m": { "train": "{data}/train.jsonl", "dev": "{data}/dev.jsonl" } });
+        let cells = plan(&["m"], settings, &Overrides::default()).unwrap();
+        let expect = "finetune --model tiny --method m --seed 0 --dev data/dev.jsonl --max-steps 5 --train data/train.jsonl";
+        assert_eq!(cells[0].args.join(" "), expect);
     }
 
     #[test]

@@ -22,32 +22,46 @@ pub(crate) struct Scores {
     _lock: File,
 }
 
+impl Scores {
+    /// The folder, made where it is missing, once no other process writes to it.
+    pub(crate) fn open(grid: &Grid) -> Result<Self> {
+        let lock = grid.lock_scores()?;
+        let folder = grid.root().join("scores");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self { folder, _lock: lock })
+    }
+}
+
 /// Writes `scores/<cell>/run.json` for every cell that has scored a model, and removes the records of others.
 pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
-    let lock = grid.lock_scores()?;
-    let folder = grid.root().join("scores");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let scores = Scores::open(grid)?;
     let mut kept = BTreeSet::new();
     let scored = cells.iter().filter(|cell| ["evaluate", "perplexity"].contains(&cell.args[0].as_str()));
     for cell in scored {
-        let Some(score) = printed(grid, cell) else { continue };
-        let path = folder.join(&cell.id);
+        let Some(score) = read_printed(grid, cell) else { continue };
+        let path = scores.folder.join(&cell.id);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let record = record(grid, cells, cell, &score);
         write_whole(&path.join("run.json"), &format!("{record:#}"))?;
         kept.insert(path);
     }
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    prune(&scores.folder, &kept)?;
+    Ok(scores)
+}
+
+/// Removes the records that are not kept.
+pub(crate) fn prune(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         if path.is_dir() && !kept.contains(&path) {
             fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
-    Ok(Scores { folder, _lock: lock })
+    Ok(())
 }
 
 /// Writes a file that a reader sees whole or not at all.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("json.tmp");
     fs::write(&temporary, text)
         .and_then(|()| fs::rename(&temporary, path))
@@ -55,7 +69,7 @@ fn write_whole(path: &Path, text: &str) -> Result<()> {
 }
 
 /// What a cell that ended well printed.
-fn printed(grid: &Grid, cell: &Cell) -> Option<Value> {
+pub(crate) fn read_printed(grid: &Grid, cell: &Cell) -> Option<Value> {
     serde_json::from_slice(&fs::read(grid.printed(cell)).ok()?).ok()
 }
 
@@ -63,7 +77,7 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
     let by_id: BTreeMap<&str, &Cell> = cells.iter().map(|cell| (cell.id.as_str(), cell)).collect();
     let of = |cell: &Cell| cell.needs.iter().filter_map(|id| by_id.get(id.as_str()).copied()).next();
     let factors = of(cell).filter(|need| need.args[0] == "compress");
-    let report = factors.and_then(|factors| printed(grid, factors)).unwrap_or_default();
+    let report = factors.and_then(|factors| read_printed(grid, factors)).unwrap_or_default();
     let flags = factors.map(|factors| flags(&factors.args)).unwrap_or_default();
     let mut method = flags.get("method").and_then(Value::as_str).unwrap_or("dense").to_owned();
     if let Some(recovery) = flags.get("recover").and_then(Value::as_str) {
@@ -79,12 +93,12 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
         None => cells
             .iter()
             .filter(|other| other.args[0] == "compress" && other.args[2] == cell.args[2])
-            .find_map(|other| printed(grid, other)?[part]["before"].as_u64()),
+            .find_map(|other| read_printed(grid, other)?[part]["before"].as_u64()),
     };
     let text = cells
         .iter()
         .filter(|other| other.args[0] == "generate" && other.args[2] == cell.args[2])
-        .find_map(|other| printed(grid, other)?["text"].as_str().map(str::to_owned));
+        .find_map(|other| read_printed(grid, other)?["text"].as_str().map(str::to_owned));
     // Behind a compression stands the model that it was made of, behind that perhaps one that was tuned first.
     let mut source = cell;
     while let Some(before) = of(source) {
