@@ -85,7 +85,10 @@ fn pages() -> Vec<PathBuf> {
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect::<Vec<_>>()
     };
     let crates = fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = [root.clone(), root.join("docs")].into_iter().chain(crates).flat_map(markdown);
+    let pages = [root.clone(), root.join("docs"), root.join("docs/guide")]
+        .into_iter()
+        .chain(crates)
+        .flat_map(markdown);
     // The two logs describe past versions.
     pages.filter(|path| !["LOG.md", "CHANGELOG.md"].iter().any(|name| path.ends_with(name))).collect()
 }
