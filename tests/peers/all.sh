@@ -15,6 +15,8 @@ check check_report.py "$binary"
 check check_round_trips.py "$binary"
 check check_merged.py "$binary"
 LOWRANK=$binary check check_compressed.py
+LOWRANK=$binary check check_language.py
+LOWRANK=$binary check guide.py
 
 echo "$failed failed"
 [ "$failed" = 0 ]
