@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, Parameter, Parameters};
-use lowrank_spec::{BlockFormat, Site};
+use lowrank_spec::BlockFormat;
 use lowrank_train::{TrainConfig, TunedDecoder};
 use serde_json::{Map, Value, json};
 
@@ -106,11 +106,12 @@ impl Memory {
             .map(|tensor| tensor.data.len() * if tensor.shape.len() > 1 { each } else { 4 })
             .sum();
         let trained = model.count().0;
-        // Of each linear map that saves its input for the gradient of an adapter, and of the norms, rotations and
-        // activations between them: what the backward pass of a token reads.
-        let width = |site: &Site| site.d_input + site.d_output;
+        // What the backward pass of a token reads: the outputs of a layer's linear maps (of which attention and the
+        // activation save theirs, and the maps after them their inputs), the widest input, two normalised states.
         let sites = decoder.sites().iter().filter(|site| site.layer.is_some());
-        let saved: usize = sites.map(width).sum::<usize>() + config.n_layers * 4 * config.d_model;
+        let widest = sites.clone().map(|site| site.d_input).max().unwrap_or(0);
+        let saved: usize =
+            sites.map(|site| site.d_output).sum::<usize>() + config.n_layers * (widest + 2 * config.d_model);
         let per_layer = saved / config.n_layers.max(1);
         let activations = if recompute { config.n_layers * config.d_model + 2 * per_layer } else { saved };
         // A tensor of a large vocabulary is read once more while it is loaded.
