@@ -299,7 +299,7 @@ fn files_that_are_not_rows_are_named() {
     check("empty.txt", b" \n", "empty.txt");
     check("rows.csv", b"a,b\n", "ends in .jsonl, .json or .txt");
     fails(&bench, "absent.jsonl", "dev.jsonl", &["--method", "lora"], "absent.jsonl");
-    let short = ["--method", "lora", "--max-length", "2"];
+    let short = ["--method", "lora", "--max-length", "3"];
     fails(&bench, "train.jsonl", "dev.jsonl", &short, "raise the maximal length");
     // A conversation needs the model's template.
     let chat = br#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
