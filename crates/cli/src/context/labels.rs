@@ -1,0 +1,106 @@
+//! The labels of an adapter's task, in a file beside it: PEFT's config has no place for them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lowrank_checkpoint::Checkpoint;
+use lowrank_models::{ClassifierConfig, HeadLevel, Problem};
+use serde_json::Value;
+
+use super::texts::read_text;
+
+/// Name of the file.
+pub(crate) const LABELS_FILE: &str = "labels.json";
+
+/// Writes [`LABELS_FILE`].
+pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Option<&str>) -> Result<()> {
+    let value = serde_json::json!({
+        "labels": config.labels,
+        "problem_type": config.problem.name(),
+        "task_type": config.level.task_type(),
+        BASE_HASH: base_hash,
+    });
+    let text = serde_json::to_string_pretty(&value)?;
+    Ok(lowrank_checkpoint::write_atomic(dir.join(LABELS_FILE), text.as_bytes())?)
+}
+
+/// The classifier that a model and an adapter make: what is labelled is what the model's head says, or else the adapter's
+/// task; labels saved with the adapter replace the model's own.
+pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
+    let config = ClassifierConfig::read(folder)?;
+    let Some(dir) = adapter else { return Ok(config) };
+    let config = match (HeadLevel::named(config.raw()), adapter_level(dir)?) {
+        (None, Some(level)) => config.at_level(level),
+        _ => config,
+    };
+    Ok(match saved_labels(dir, &config)? {
+        Some((labels, problem)) => config.with_problem(labels, problem),
+        None => config,
+    })
+}
+
+/// What of a text an adapter's head labels, `None` where it tells nothing of a head.
+pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
+    let task = |name: &str| -> Result<Option<String>> {
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let value: Value =
+            serde_json::from_str(&read_text(&path)?).with_context(|| path.display().to_string())?;
+        Ok(value["task_type"].as_str().map(str::to_owned))
+    };
+    let name = task("adapter_config.json")?.or(task(LABELS_FILE)?);
+    Ok(HeadLevel::of_task(name.as_deref()))
+}
+
+/// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
+const BASE_HASH: &str = "base_hash";
+
+/// Says where an adapter of ours was trained over other weights than it is to be used on.
+pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
+    let saved = std::fs::read(dir.join(LABELS_FILE)).ok();
+    let saved: Option<Value> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(hash) = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str()) else { return Ok(()) };
+    if hash != Checkpoint::open(folder)?.content_hash() {
+        eprintln!(
+            "warning: {}: was trained over other weights than those of {}; its adapter_config.json names its base",
+            dir.display(),
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// Labels and kind of an adapter's task, where they are not the base's.
+fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, Problem)>> {
+    let path = dir.join(LABELS_FILE);
+    if path.is_file() {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let value: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let labels = value["labels"].as_array().into_iter().flatten();
+        let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
+        let labels = labels.filter(|l| !l.is_empty());
+        let labels = labels.with_context(|| format!("{}: no list of labels", path.display()))?;
+        let problem = match (value["problem_type"].as_str(), value["regression"].as_bool()) {
+            (Some(name), _) => Problem::named(name).with_context(|| {
+                format!("{}: problem_type '{name}' is not known; fetch the adapter again", path.display())
+            })?,
+            (None, Some(true)) => Problem::Regression,
+            (None, _) => Problem::SingleLabel,
+        };
+        return Ok(Some((labels, problem)));
+    }
+    // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
+    let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
+    let head = ["classifier.weight", "classifier.out_proj.weight", "score.weight"]
+        .iter()
+        .find_map(|k| folder.tensors.get(*k));
+    let width = head.map(|t| t.shape[0]).filter(|width| *width != base.labels.len());
+    let problem = |width| match base.problem {
+        Problem::MultiLabel => Problem::MultiLabel,
+        _ if width == 1 && base.level == HeadLevel::Sequence => Problem::Regression,
+        _ => Problem::SingleLabel,
+    };
+    Ok(width.map(|width| ((0..width).map(|i| format!("LABEL_{i}")).collect(), problem(width))))
+}

@@ -1,0 +1,11 @@
+//! What the commands share: finding models and adapters, reading texts, printing JSON.
+
+mod labels;
+mod model;
+mod output;
+mod texts;
+
+pub(crate) use labels::{LABELS_FILE, adapter_level, write_labels};
+pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, tokenizer};
+pub(crate) use output::{new_folder, print_json};
+pub(crate) use texts::{TextArgs, Texts, read_text};

@@ -1,0 +1,117 @@
+//! Finding and loading models and adapters.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use clap::Args;
+use lowrank_adapters::AdapterSet;
+use lowrank_adapters::peft::is_adapter;
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::{Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameters};
+use lowrank_train::FineTuner;
+
+use super::labels::{classifier_config, warn_other_base};
+use crate::adapter::{load_adapter, warn_ignored};
+
+/// A model folder: the one named, the `model` folder of a run, or a model of the Hugging Face hub if no such folder exists.
+pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
+    Ok(ModelFolder::open(path)?.path().to_path_buf())
+}
+
+/// An adapter folder: the one named, or the `adapter` folder of a run.
+pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
+    for candidate in [path.to_path_buf(), path.join("adapter")] {
+        if is_adapter(&candidate) {
+            return Ok(candidate);
+        }
+    }
+    bail!("{}: no adapter_config.json; expected an adapter folder or the folder of a run", path.display());
+}
+
+/// The tokenizer of a model folder, cutting at the model's limit or `max_length`.
+pub(crate) fn tokenizer(
+    folder: &Path,
+    config: &ClassifierConfig,
+    max_length: Option<usize>,
+) -> Result<TextTokenizer> {
+    let limit = config.max_tokens();
+    if let Some(n) = max_length.filter(|n| *n > limit) {
+        bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+    }
+    let open = |n| TextTokenizer::from_folder(folder, Some(n));
+    let tokenizer = open(max_length.unwrap_or(limit))?;
+    let own = tokenizer.model_max_length().filter(|&n| max_length.is_none() && n < limit);
+    Ok(match own {
+        Some(n) => open(n)?,
+        None => tokenizer,
+    })
+}
+
+/// A classifier with an adapter over it, and its tokenizer.
+pub(crate) struct Loaded<B: Backend> {
+    /// Model and adapters.
+    pub(crate) model: FineTuner<B>,
+    /// Tokenizer.
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// What of a text the head labels.
+    pub(crate) fn level(&self) -> HeadLevel {
+        self.model.model().config().level
+    }
+
+    /// Refuses a model without a trained head: its answers would be chance.
+    pub(crate) fn require_head(&self) -> Result<()> {
+        let missing = self.model.model().newly_initialized();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let labels = self.model.model().config().labels.len();
+        if let Some(rows) = self.model.model().other_head_width() {
+            bail!(
+                "the head in the checkpoint has {rows} rows, and config.json (or the adapter) names {labels} labels; name \
+                 one label for each row in id2label"
+            );
+        }
+        bail!(
+            "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
+            missing.join(", ")
+        )
+    }
+}
+
+/// `--model` and `--adapter`.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder (config.json, weights, tokenizer)
+    #[arg(long)]
+    pub(crate) model: PathBuf,
+    /// Adapter folder
+    #[arg(long)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Truncate texts to this many tokens [default: the model's limit]
+    #[arg(long)]
+    pub(crate) max_length: Option<usize>,
+}
+
+impl ModelArgs {
+    /// Loads what the options name. Labels saved with the adapter replace the model's own.
+    pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
+        let folder = ModelFolder::open(&self.model)?;
+        let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
+        let config = classifier_config(folder.path(), adapter.as_deref())?;
+        let tokenizer = folder.cutting_tokenizer(self.max_length)?;
+        if let Some(dir) = &adapter {
+            warn_other_base(dir, folder.path())?;
+        }
+        let mut model = Classifier::<B>::load(folder.path(), config, 0, device)?;
+        warn_ignored(&model, folder.path());
+        let adapters = match &adapter {
+            Some(dir) => load_adapter(&mut model, dir, device)?,
+            None => AdapterSet::empty(),
+        };
+        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })
+    }
+}

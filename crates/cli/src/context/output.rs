@@ -1,0 +1,29 @@
+//! What commands write: JSON on standard output, new folders.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Prints one JSON object on standard output.
+pub(crate) fn print_json(value: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}").context("standard output cannot be written")
+}
+
+/// Refuses an output that is one of the inputs, is a file, or holds something: files of two would mix.
+pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
+    let place = output.canonicalize().ok();
+    let is_it = |input: &&&Path| place.is_some() && input.canonicalize().ok() == place;
+    if let Some(input) = inputs.iter().find(is_it) {
+        bail!("{}: the output would go into {}; give another folder", output.display(), input.display());
+    }
+    if output.is_file() {
+        bail!("{}: is a file; -o names a folder", output.display());
+    }
+    if output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{}: is not empty; give a new folder", output.display());
+    }
+    Ok(())
+}
