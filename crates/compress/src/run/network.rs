@@ -13,7 +13,7 @@ use lowrank_models::architecture;
 use lowrank_models::params::Loader;
 use lowrank_models::{
     Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter,
-    Parameters, Rows, Run, Stack, Stored, TokenBatch,
+    Parameters, Rows, Run, Stack, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
 
@@ -151,7 +151,9 @@ impl<B: Backend> Network<B> {
         modules: &[CompressedModule],
         device: &B::Device,
     ) -> Result<(Self, bool)> {
-        let entries = modules.iter().map(|m| (m.module.clone(), ModuleEntry::new(m.representation.clone())));
+        let entries = modules.iter().map(|m| {
+            (m.module.clone(), ModuleEntry { representation: m.representation.clone(), error: None })
+        });
         let mut network = match config {
             Config::Decoder(config) => {
                 let mut config = config.clone();
@@ -248,6 +250,24 @@ impl<B: Kernels> Network<B> {
             Self::Classifier(model, _) => model.head(x, run),
         }
     }
+
+    /// `Σ wᵢ·(−ln pᵢ)` of the tokens that follow the hidden states of a decoder's last layer, as
+    /// [`Decoder::nll_sum`].
+    ///
+    /// # Errors
+    /// An encoder, which predicts no token.
+    pub(crate) fn nll_sum(
+        &self,
+        x: Tensor<B, 2>,
+        targets: Tensor<B, 1, Int>,
+        weights: Tensor<B, 1>,
+    ) -> Result<Tensor<B, 1>> {
+        let none = AdapterSet::empty();
+        match self {
+            Self::Decoder(model) => Ok(model.nll_sum(model.finish(x), targets, weights, Run::eval(&none))),
+            Self::Classifier(..) => Err(CompressError::Input("an encoder predicts no next token".into())),
+        }
+    }
 }
 
 /// Loads the parameters of a part and leaves the others unmade.
@@ -287,15 +307,6 @@ impl<B: Backend> PartLoader<'_, B> {
     }
 }
 
-impl<B: Backend> PartLoader<'_, B> {
-    fn set_stored(&self, at: &Parameter<'_>, stored: &mut Stored<B>) -> bool {
-        match stored {
-            Stored::Float(param) => self.set(at, param),
-            Stored::Blocks(_) => false,
-        }
-    }
-}
-
 impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         if self.is_wanted(at) && !self.set(at, param) {
@@ -303,16 +314,10 @@ impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
         }
     }
 
-    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
-        if self.is_wanted(at) && !self.set_stored(at, stored) {
-            self.loader.visit_stored(at, stored);
-        }
-    }
-
-    fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
         // The factor of another module, which may be in another layer: it is wanted where its borrower is.
-        if self.is_wanted(at) && !self.set_stored(at, stored) {
-            self.loader.visit_shared(at, stored);
+        if self.is_wanted(at) && !self.set(at, param) {
+            self.loader.visit_shared(at, param);
         }
     }
 }

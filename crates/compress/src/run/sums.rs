@@ -11,7 +11,7 @@ use crate::error::{CompressError, Result};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
 /// Rows that are multiplied in `f32` before they are added up in `f64`.
-const ROWS: usize = 256;
+const ROWS: usize = 1024;
 
 /// The sums of one input, which several maps may share.
 #[derive(Clone, Debug)]
