@@ -13,7 +13,7 @@ use lowrank_models::architecture;
 use lowrank_models::params::Loader;
 use lowrank_models::{
     Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter,
-    Parameters, Rows, Run, Stack, TokenBatch,
+    Parameters, Rows, Run, Stack, Stored, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
 
@@ -151,9 +151,7 @@ impl<B: Backend> Network<B> {
         modules: &[CompressedModule],
         device: &B::Device,
     ) -> Result<(Self, bool)> {
-        let entries = modules.iter().map(|m| {
-            (m.module.clone(), ModuleEntry { representation: m.representation.clone(), error: None })
-        });
+        let entries = modules.iter().map(|m| (m.module.clone(), ModuleEntry::new(m.representation.clone())));
         let mut network = match config {
             Config::Decoder(config) => {
                 let mut config = config.clone();
@@ -307,6 +305,15 @@ impl<B: Backend> PartLoader<'_, B> {
     }
 }
 
+impl<B: Backend> PartLoader<'_, B> {
+    fn set_stored(&self, at: &Parameter<'_>, stored: &mut Stored<B>) -> bool {
+        match stored {
+            Stored::Float(param) => self.set(at, param),
+            Stored::Blocks(_) => false,
+        }
+    }
+}
+
 impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         if self.is_wanted(at) && !self.set(at, param) {
@@ -314,10 +321,16 @@ impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
         }
     }
 
-    fn visit_shared(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, 2>>) {
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if self.is_wanted(at) && !self.set_stored(at, stored) {
+            self.loader.visit_stored(at, stored);
+        }
+    }
+
+    fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
         // The factor of another module, which may be in another layer: it is wanted where its borrower is.
-        if self.is_wanted(at) && !self.set(at, param) {
-            self.loader.visit_shared(at, param);
+        if self.is_wanted(at) && !self.set_stored(at, stored) {
+            self.loader.visit_shared(at, stored);
         }
     }
 }
