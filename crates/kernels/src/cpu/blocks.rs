@@ -133,7 +133,7 @@ fn one_row<S: Simd, F: Format, const M: usize>(simd: S, x: &[&Rounded; M], block
     let mut unit = 0;
     while unit < units {
         let chunks = [unit_of(unit), unit_of(unit + 1)];
-        let q = chunks.map(|[low, high]| joined(&low.q, &high.q));
+        let q = [joined(&chunks[0][0].q, &chunks[0][1].q), joined(&chunks[1][0].q, &chunks[1][1].q)];
         let mut m = 0;
         while m < M {
             let x = x[m];

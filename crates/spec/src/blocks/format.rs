@@ -44,17 +44,35 @@ fn f16(low: u8, high: u8) -> f32 {
     f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
+/// The array of what `f` gives. `array::from_fn` and `map` of the standard library need not be inlined into a kernel.
+#[inline(always)]
+fn each<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut all = [T::default(); N];
+    let mut i = 0;
+    while i < N {
+        all[i] = f(i);
+        i += 1;
+    }
+    all
+}
+
+/// Bytes as signed numbers.
+#[inline(always)]
+fn signed(bytes: [u8; 16]) -> [i8; 16] {
+    each(|i| bytes[i].cast_signed())
+}
+
 /// Low or high halves of sixteen bytes.
 #[inline(always)]
 fn nibbles(bytes: &[u8; 16], high: bool) -> [u8; 16] {
-    bytes.map(|byte| if high { byte >> 4 } else { byte & 15 })
+    each(|i| if high { bytes[i] >> 4 } else { bytes[i] & 15 })
 }
 
 /// Sixteen bits of 32 as 0 or 16.
 #[inline(always)]
 fn fifth_bits(bits: [u8; 4], high: bool) -> [u8; 16] {
     let bits = u32::from_le_bytes(bits) >> if high { 16 } else { 0 };
-    std::array::from_fn(|i| ((bits >> i & 1) << 4) as u8)
+    each(|i| ((bits >> i & 1) << 4) as u8)
 }
 
 /// The bytes from `at` on.
@@ -78,7 +96,7 @@ impl Format for Q8_0 {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<34>() else { return Chunk::ZERO };
-        let q = part::<16>(block, 2 + 16 * chunk).map(u8::cast_signed);
+        let q = signed(part::<16>(block, 2 + 16 * chunk));
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
     }
 }
@@ -95,7 +113,8 @@ impl Format for Q4_0 {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<18>() else { return Chunk::ZERO };
-        let q = nibbles(&part(block, 2), chunk == 1).map(|q| q.cast_signed() - 8);
+        let low = nibbles(&part(block, 2), chunk == 1);
+        let q = each(|i| low[i].cast_signed() - 8);
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
     }
 }
@@ -112,7 +131,7 @@ impl Format for Q4_1 {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<20>() else { return Chunk::ZERO };
-        let q = nibbles(&part(block, 4), chunk == 1).map(u8::cast_signed);
+        let q = signed(nibbles(&part(block, 4), chunk == 1));
         Chunk { q, scale: f16(block[0], block[1]), offset: f16(block[2], block[3]) }
     }
 }
@@ -130,7 +149,7 @@ impl Format for Q5_0 {
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<22>() else { return Chunk::ZERO };
         let (low, fifth) = (nibbles(&part(block, 6), chunk == 1), fifth_bits(part(block, 2), chunk == 1));
-        let q = std::array::from_fn(|i| (low[i] | fifth[i]).cast_signed() - 16);
+        let q = each(|i| (low[i] | fifth[i]).cast_signed() - 16);
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
     }
 }
@@ -148,7 +167,7 @@ impl Format for Q5_1 {
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<24>() else { return Chunk::ZERO };
         let (low, fifth) = (nibbles(&part(block, 8), chunk == 1), fifth_bits(part(block, 4), chunk == 1));
-        let q = std::array::from_fn(|i| (low[i] | fifth[i]).cast_signed());
+        let q = each(|i| (low[i] | fifth[i]).cast_signed());
         Chunk { q, scale: f16(block[0], block[1]), offset: f16(block[2], block[3]) }
     }
 }
@@ -183,7 +202,7 @@ impl Format for Q4K {
         let group = chunk / 2;
         let [scale, offset] = six_bits(&part(block, 4), group);
         let bytes = part(block, 16 + 32 * (group / 2) + 16 * (chunk % 2));
-        let q = nibbles(&bytes, group % 2 == 1).map(u8::cast_signed);
+        let q = signed(nibbles(&bytes, group % 2 == 1));
         let (d, d_min) = (f16(block[0], block[1]), f16(block[2], block[3]));
         Chunk { q, scale: d * scale, offset: -(d_min * offset) }
     }
@@ -205,7 +224,7 @@ impl Format for Q5K {
         let [scale, offset] = six_bits(&part(block, 4), group);
         let low = nibbles(&part(block, 48 + 32 * (group / 2) + 16 * (chunk % 2)), group % 2 == 1);
         let fifth: [u8; 16] = part(block, 16 + 16 * (chunk % 2));
-        let q = std::array::from_fn(|i| (low[i] | (fifth[i] >> group & 1) << 4).cast_signed());
+        let q = each(|i| (low[i] | (fifth[i] >> group & 1) << 4).cast_signed());
         let (d, d_min) = (f16(block[0], block[1]), f16(block[2], block[3]));
         Chunk { q, scale: d * scale, offset: -(d_min * offset) }
     }
@@ -227,7 +246,7 @@ impl Format for Q6K {
         let (half, group, first) = (chunk / 8, chunk % 8 / 2, 16 * (chunk % 2));
         let low = nibbles(&part(block, 64 * half + 32 * (group % 2) + first), group / 2 == 1);
         let high: [u8; 16] = part(block, 128 + 32 * half + first);
-        let q = std::array::from_fn(|i| (low[i] | (high[i] >> (2 * group) & 3) << 4).cast_signed() - 32);
+        let q = each(|i| (low[i] | (high[i] >> (2 * group) & 3) << 4).cast_signed() - 32);
         let scale = f16(block[208], block[209]) * f32::from(block[192 + chunk].cast_signed());
         Chunk { q, scale, offset: 0.0 }
     }
@@ -250,7 +269,7 @@ impl Format for Q2K {
         let bytes: [u8; 16] = part(block, 16 + 32 * half + first);
         let scales = block[chunk];
         Chunk {
-            q: bytes.map(|byte| (byte >> (2 * group) & 3).cast_signed()),
+            q: each(|i| (bytes[i] >> (2 * group) & 3).cast_signed()),
             scale: f16(block[80], block[81]) * f32::from(scales & 15),
             offset: -(f16(block[82], block[83]) * f32::from(scales >> 4)),
         }
@@ -273,7 +292,7 @@ impl Format for Q3K {
         let (half, group, first) = (chunk / 8, chunk % 8 / 2, 16 * (chunk % 2));
         let low: [u8; 16] = part(block, 32 + 32 * half + first);
         let high: [u8; 16] = part(block, first);
-        let q = std::array::from_fn(|i| {
+        let q = each(|i| {
             let third = high[i] >> (4 * half + group) & 1;
             ((low[i] >> (2 * group) & 3) | third << 2).cast_signed() - 4
         });
@@ -301,7 +320,8 @@ impl Format for Iq4Nl {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<18>() else { return Chunk::ZERO };
-        let q = nibbles(&part(block, 2), chunk == 1).map(|q| IQ4_NL_VALUES[usize::from(q & 15)]);
+        let low = nibbles(&part(block, 2), chunk == 1);
+        let q = each(|i| IQ4_NL_VALUES[usize::from(low[i] & 15)]);
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
     }
 }
