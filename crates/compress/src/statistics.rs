@@ -19,7 +19,7 @@ pub struct InputStatistics {
 /// Inputs of a linear map, and gradients of the loss with respect to its outputs, over the same tokens.
 #[derive(Clone, Debug)]
 pub struct SidedStatistics {
-    /// Width `d_input`; each vector counts by the squared length of its gradient, over the mean of these.
+    /// Width `d_input`.
     pub inputs: Arc<InputStatistics>,
     /// Width `d_output`; the loss is the sum over tokens.
     pub outputs: Arc<InputStatistics>,

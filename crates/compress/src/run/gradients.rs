@@ -5,11 +5,10 @@
 //! of its maps, the gradients of all tokens with respect to its output, and one batch of its activations.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -18,7 +17,6 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::Observer;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::Checkpoint;
-use lowrank_factor::Mat;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
 use lowrank_models::{Rows, TokenBatch};
@@ -28,7 +26,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::calibrate::HEAD_ROWS;
 use super::fisher::{Answers, cross_entropy, squared_error};
 use super::network::{Config, Network, Part, Tokens};
-use super::sums::Sum;
+use super::sums::{Sum, Sums};
 use crate::error::{CompressError, Result};
 use crate::folder::io;
 use crate::options::{Calibrator, Progress};
@@ -198,7 +196,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
             let data = TensorData::new(values, [rows, width]);
             let x = Tensor::<B, 2>::from_data(data, &self.device).require_grad();
             let side = sums.as_deref_mut().map(|sums| &mut sums[usize::from(batch.is_held_out)]);
-            let tap = Arc::new(Tap::<B>::default());
+            let tap = Arc::new(Tap::<B>::new(side.as_ref().map(|side| side.inputs.clone())));
             let mut adapters = AdapterSet::empty();
             if side.is_some() {
                 adapters = adapters.observed(tap.clone());
@@ -209,9 +207,10 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
                 CompressError::Input(format!("layer {layer} has no gradient with respect to its input"))
             })?;
             if let Some(side) = side {
-                for (site, Tapped { input, offset }) in tap.take() {
-                    let Some(gradient) = offset.and_then(|offset| offset.grad(&grads)) else { continue };
-                    side.add(site, input, gradient);
+                for (site, offset) in tap.take() {
+                    let Some(gradient) = offset.grad(&grads) else { continue };
+                    let width = gradient.dims()[1];
+                    side.outputs.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
                 }
             }
             self.gradients[index] = gradient;
@@ -268,110 +267,61 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
 }
 
 /// Second moments of both sides of a layer's maps.
-///
-/// The curvature of a map is `E[g·gᵀ ⊗ x·xᵀ]`. Inputs count by the squared length of their token's gradient,
-/// `A = E[‖g‖²·x·xᵀ] / E[‖g‖²]` beside `B = E[g·gᵀ]`: the first step towards the nearest Kronecker product (Van Loan,
-/// Pitsianis 1993), whose trace is that of the curvature. The few tokens of huge activations that language models keep
-/// as sinks of attention have next to no gradient, and would else be most of `A`.
 #[derive(Default)]
-struct Sided(BTreeMap<usize, Moments>);
-
-struct Moments {
-    /// `Σ ‖g‖²·x·xᵀ`.
-    inputs: Sum,
-    /// `Σ g·gᵀ`.
-    outputs: Sum,
-    /// `Σ ‖g‖²`.
-    weight: f64,
+struct Sided {
+    inputs: Arc<Sums>,
+    outputs: std::collections::BTreeMap<usize, Sum>,
 }
 
 impl Sided {
-    /// Adds a batch of a map: inputs, row-major, and gradients of outputs.
-    fn add<B: Backend>(&mut self, site: usize, mut input: Vec<f32>, gradient: Tensor<B, 2>) {
-        let [rows, d_output] = gradient.dims();
-        let d_input = input.len() / rows.max(1);
-        let gradient = host_values(gradient);
-        let moments = self.0.entry(site).or_insert_with(|| Moments {
-            inputs: Sum::new(d_input),
-            outputs: Sum::new(d_output),
-            weight: 0.0,
-        });
-        for (x, g) in input.chunks_exact_mut(d_input).zip(gradient.chunks_exact(d_output)) {
-            let squared: f64 = g.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-            let length = squared.sqrt() as f32;
-            x.iter_mut().for_each(|x| *x *= length);
-            moments.weight += squared;
-        }
-        moments.inputs.add(&input);
-        moments.outputs.add(&gradient);
-    }
-
     fn finish(
         self,
         path: impl Fn(usize) -> String,
     ) -> Result<std::collections::HashMap<usize, SidedStatistics>> {
-        let mut both = std::collections::HashMap::new();
-        for (site, Moments { inputs, outputs, weight }) in self.0 {
-            let fault = match (inputs.is_finite(), outputs.is_finite()) {
-                (_, false) => "the gradient of the loss is not finite at",
-                (false, true) => "an input is not finite in calibration at",
-                (true, true) => "",
-            };
-            if !fault.is_empty() {
-                let path = path(site);
-                return Err(CompressError::Input(format!(
-                    "{fault} '{path}'; is a weight of the model broken?"
-                )));
-            }
-            let mut inputs = inputs.finish();
-            // Means over tokens divide by their number.
-            if weight > 0.0 {
-                let (gram, scale) = (&inputs.gram, inputs.rows as f64 / weight);
-                inputs.gram = Mat::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)] * scale);
-            }
-            both.insert(
-                site,
-                SidedStatistics { inputs: Arc::new(inputs), outputs: Arc::new(outputs.finish()) },
-            );
+        let inputs = self.inputs.take(&path)?;
+        if let Some((site, _)) = self.outputs.iter().find(|(_, sum)| !sum.is_finite()) {
+            return Err(CompressError::Input(format!(
+                "the gradient of the loss is not finite at '{}'; is a weight after it broken?",
+                path(*site)
+            )));
         }
-        Ok(both)
+        let both = self.outputs.into_iter().filter_map(|(site, sum)| {
+            let inputs = inputs.get(&site)?.clone();
+            Some((site, SidedStatistics { inputs, outputs: Arc::new(sum.finish()) }))
+        });
+        Ok(both.collect())
     }
 }
 
-/// Keeps inputs, and adds an offset of zero to every output: the gradient of the offset is that of the output.
-#[derive(Debug, Default)]
-struct Tap<B: AutodiffBackend>(Mutex<BTreeMap<usize, Tapped<B>>>);
-
-/// What a tap keeps of a map.
+/// Adds an offset of zero to every output: the gradient of the offset is that of the output.
 #[derive(Debug)]
-struct Tapped<B: AutodiffBackend> {
-    /// Row-major.
-    input: Vec<f32>,
-    offset: Option<Tensor<B, 2>>,
+struct Tap<B: AutodiffBackend> {
+    inputs: Option<Arc<Sums>>,
+    offsets: Mutex<Vec<(usize, Tensor<B, 2>)>>,
 }
 
 impl<B: AutodiffBackend> Tap<B> {
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<usize, Tapped<B>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(inputs: Option<Arc<Sums>>) -> Self {
+        Self { inputs, offsets: Mutex::new(Vec::new()) }
     }
 
-    fn take(&self) -> BTreeMap<usize, Tapped<B>> {
-        std::mem::take(&mut *self.kept())
+    fn take(&self) -> Vec<(usize, Tensor<B, 2>)> {
+        std::mem::take(&mut *self.offsets.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<B: AutodiffBackend> Observer for Tap<B> {
-    fn input(&self, site: usize, _shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
-        self.kept().insert(site, Tapped { input: values(), offset: None });
+    fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
+        if let Some(inputs) = &self.inputs {
+            inputs.input(site, shape, values);
+        }
     }
 
     fn output(&self, site: usize, y: &mut dyn Any) {
         let Some(y) = y.downcast_mut::<Tensor<B, 2>>() else { return };
         let offset = Tensor::<B, 2>::zeros(y.dims(), &y.device()).require_grad();
         *y = y.clone() + offset.clone();
-        if let Some(tapped) = self.kept().get_mut(&site) {
-            tapped.offset = Some(offset);
-        }
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner).push((site, offset));
     }
 }
 
@@ -513,43 +463,32 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
     }
 
-    /// Inputs with the gradients of outputs by site, row-major, from one graph of the whole model.
-    fn of_the_whole(folder: &Path, batch: &Batch) -> BTreeMap<usize, [Vec<f32>; 2]> {
+    /// Second moments of the gradients of all outputs, from one graph of the whole model.
+    fn of_the_whole(folder: &Path, batches: &[Batch]) -> std::collections::BTreeMap<usize, Sum> {
         let device = Default::default();
         let config = lowrank_models::DecoderConfig::read(folder).unwrap();
         let weights = lowrank_models::params::WeightType::F32;
         let model = lowrank_models::Decoder::<B>::load(folder, config, weights, &device).unwrap();
-        let tap = Arc::new(Tap::<B>::default());
-        let adapters = AdapterSet::empty().observed(tap.clone());
-        let Tokens { ids, lengths, .. } = &batch.tokens;
-        let tokens = model.batch(lowrank_models::Tokens::new(ids, lengths), &device).unwrap();
-        let logits = model.forward(&tokens, Rows::All, lowrank_models::Run::eval(&adapters));
-        let Wanted::Next(next) = Wanted::of(batch) else { panic!("{:?}", batch.answers) };
-        let predicting = (0..ids.len()).filter(|&row| next[row].1 > 0.0);
-        let (rows, classes): (Vec<i32>, Vec<u32>) = predicting.map(|row| (row as i32, next[row].0)).unzip();
-        let logits = logits.select(0, int_tensor(rows, &device));
-        let grads = (cross_entropy(logits, &classes, &device) * classes.len() as f64).backward();
-        let both = |(site, Tapped { input, offset }): (usize, Tapped<B>)| {
-            (site, [input, host_values(offset.unwrap().grad(&grads).unwrap())])
-        };
-        tap.take().into_iter().map(both).collect()
-    }
-
-    /// `Σ w·v·vᵀ` over the rows of `vectors`, with `w = ‖u‖²` of the row of `others`, or 1.
-    fn moments(vectors: &[f32], width: usize, others: Option<(&[f32], usize)>) -> (Mat<f64>, f64) {
-        let (mut gram, mut weight) = (Mat::zeros(width, width), 0.0);
-        for (row, v) in vectors.chunks_exact(width).enumerate() {
-            let w = others.map_or(1.0, |(u, n)| {
-                u[row * n..(row + 1) * n].iter().map(|&u| f64::from(u) * f64::from(u)).sum()
-            });
-            weight += w;
-            for i in 0..width {
-                for j in 0..width {
-                    gram[(i, j)] += w * f64::from(v[i]) * f64::from(v[j]);
-                }
+        let mut sums = std::collections::BTreeMap::new();
+        for batch in batches {
+            let tap = Arc::new(Tap::<B>::new(None));
+            let adapters = AdapterSet::empty().observed(tap.clone());
+            let Tokens { ids, lengths, .. } = &batch.tokens;
+            let tokens = model.batch(lowrank_models::Tokens::new(ids, lengths), &device).unwrap();
+            let logits = model.forward(&tokens, Rows::All, lowrank_models::Run::eval(&adapters));
+            let Wanted::Next(next) = Wanted::of(batch) else { panic!("{:?}", batch.answers) };
+            let predicting = (0..ids.len()).filter(|&row| next[row].1 > 0.0);
+            let (rows, classes): (Vec<i32>, Vec<u32>) =
+                predicting.map(|row| (row as i32, next[row].0)).unzip();
+            let logits = logits.select(0, int_tensor(rows, &device));
+            let grads = (cross_entropy(logits, &classes, &device) * classes.len() as f64).backward();
+            for (site, offset) in tap.take() {
+                let gradient = offset.grad(&grads).unwrap();
+                let width = gradient.dims()[1];
+                sums.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
             }
         }
-        (gram, weight)
+        sums
     }
 
     #[rstest::rstest]
@@ -563,7 +502,7 @@ mod tests {
         let samples = vec![(tokens, Answers::NextTokens)];
         let mut made =
             GradientCalibrator::<B>::new(&folder, samples, dir.path(), Default::default()).unwrap();
-        let expected = of_the_whole(&folder, &made.batches[0]);
+        let expected = of_the_whole(&folder, &made.batches[..1]);
         made.prepare(&()).unwrap();
         assert_eq!(dir.path().read_dir().unwrap().count(), 1, "the states are on disk");
         let network = made.part(Part::Layer(0)).unwrap();
@@ -575,19 +514,12 @@ mod tests {
                 else {
                     panic!("{} in {:?}", site.path, weightings.keys())
                 };
-                assert_eq!((sums.outputs.rows, sums.inputs.rows, held_out.outputs.rows), (21, 21, 3));
-                let [x, g] = &expected[&index];
-                let (outputs, _) = moments(g, site.d_output, None);
-                let (inputs, weight) = moments(x, site.d_input, Some((g, site.d_output)));
-                let inputs = Mat::from_fn(site.d_input, site.d_input, |i, j| inputs[(i, j)] * 21.0 / weight);
-                for (got, expected) in [(&sums.outputs.gram, &outputs), (&sums.inputs.gram, &inputs)] {
-                    let (scale, difference) = (expected.norm_max(), (got - expected).norm_max());
-                    assert!(
-                        scale > 0.0 && difference < 1e-4 * scale,
-                        "{}: {difference} of {scale}",
-                        site.path
-                    );
-                }
+                let expected = expected[&index].clone().finish();
+                let got = &sums.outputs;
+                assert_eq!((got.rows, sums.inputs.rows, held_out.outputs.rows), (21, 21, 3));
+                let scale = expected.gram.norm_max();
+                let difference = (&got.gram - &expected.gram).norm_max();
+                assert!(scale > 0.0 && difference < 1e-4 * scale, "{}: {difference} of {scale}", site.path);
                 assert_eq!(sums.inputs.gram.nrows(), site.d_input);
                 seen += 1;
             }
