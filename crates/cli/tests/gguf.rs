@@ -51,7 +51,7 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
     let again = dir.path().join("again.gguf");
     json(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&again)]);
     assert!(text_of(s(&again)) == text_of(s(&file)));
-    // A narrow model: rows of 32 elements are no blocks of 256, and it says so.
+    // A narrow model: rows of 32 elements do not fill blocks of 256, and it says so.
     let output =
         lowrank(&["convert", "--model", s(&file), "--to", "gguf", "--type", "q4_k_m", "-o", s(&again)])
             .assert()

@@ -29,7 +29,7 @@ pub struct ModuleReport {
     pub kind: &'static str,
     /// The inner ranks.
     pub ranks: Vec<usize>,
-    /// Block format of the matrix, or of the factors where there is none; `None` for floats.
+    /// Block format of the matrix, or of the factors without one; `None` for floats.
     pub format: Option<&'static str>,
     /// Parameters of the weight; what is shared counts at its owner.
     pub parameters: Change,

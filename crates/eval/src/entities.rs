@@ -31,7 +31,7 @@ impl EntityCounts {
         share(self.right, self.predicted)
     }
 
-    /// The share of the entities that was found; 0 if there is none.
+    /// The share of the entities that was found; 0 without entities.
     pub fn recall(&self) -> f64 {
         share(self.right, self.labelled)
     }

@@ -78,7 +78,7 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
             || !pair.b.len().is_multiple_of(pair.rank)
         {
             let (a, b) = (pair.a.len(), pair.b.len());
-            return Err(wrong(format!("{a} and {b} elements are no factors of rank {}", pair.rank)));
+            return Err(wrong(format!("factors of {a} and {b} elements do not have rank {}", pair.rank)));
         }
         let (d_input, d_output) = (pair.a.len() / pair.rank, pair.b.len() / pair.rank);
         let heads = [described.shape.heads, described.shape.key_heads];

@@ -119,7 +119,7 @@ impl FileType {
         self.0.number
     }
 
-    /// The type that a tensor is to have, and the one that it gets where its width is no multiple of a block.
+    /// The type that a tensor is to have, and the one that it gets where its width is not a multiple of a block.
     pub(crate) fn of(self, name: &str, dims: &[usize], model: Shape) -> (Dtype, Dtype) {
         let is_small = ["position_embd", "token_types", "rope_freqs", "rope_factors"];
         let is_matrix = dims.len() >= 2 && name.ends_with(".weight") && !name.ends_with("_norm.weight");
@@ -188,7 +188,7 @@ impl FileType {
     }
 }
 
-/// The type of rows of this width: another one where they are no whole number of blocks.
+/// The type of rows of this width: another one where they do not fill whole blocks.
 fn fallback(wanted: BlockFormat, width: usize) -> Dtype {
     let fits = |format: BlockFormat| width.is_multiple_of(format.block_len());
     if fits(wanted) {

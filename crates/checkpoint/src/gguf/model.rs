@@ -40,7 +40,7 @@ pub struct Written {
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
-    /// How many matrices have another type than their mix wants, since their width is no multiple of a block: wanted, got,
+    /// How many matrices have another type than their mix wants, since their width is not a multiple of a block: wanted, got,
     /// number.
     pub fallbacks: Vec<(Dtype, Dtype, usize)>,
     /// What llama.cpp will do otherwise than the config asks for.
@@ -195,7 +195,9 @@ fn step(
         Changes::ByPart if stem == "attn_qkv" => {
             let width = rows / (3 * heads).max(1);
             if width * 3 * heads != rows {
-                return Err(format!("{rows} rows are no queries, keys and values of {heads} heads"));
+                return Err(format!(
+                    "{rows} rows do not divide into queries, keys and values of {heads} heads"
+                ));
             }
             step.order = Some(RowOrder { dims: [3, heads, width], strides: [width, 3 * width, 1] });
         }
@@ -215,7 +217,7 @@ fn step(
 pub(crate) fn interleave(rows: usize, heads: usize) -> Result<RowOrder, String> {
     let width = rows / heads.max(1);
     if width * heads != rows || !width.is_multiple_of(2) {
-        return Err(format!("{rows} rows are no pairs in {heads} heads"));
+        return Err(format!("{rows} rows do not divide into pairs in {heads} heads"));
     }
     Ok(RowOrder { dims: [heads, width / 2, 2], strides: [width, 1, width / 2] })
 }

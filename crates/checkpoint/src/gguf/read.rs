@@ -137,7 +137,7 @@ fn describe<'a>(reader: &mut Reader<'a>) -> Result<Described<'a>, Fault> {
     })?;
     let row = shape.last().copied().unwrap_or(1);
     if !row.is_multiple_of(dtype.unit_len()) {
-        let reason = format!("rows of {row} elements are no whole number of blocks of {dtype}");
+        let reason = format!("rows of {row} elements do not fill whole blocks of {dtype}");
         return Err(Fault::tensor(name, reason));
     }
     Ok((name, shape, dtype, reader.u64()?))
@@ -327,7 +327,7 @@ impl<'a> Reader<'a> {
         Ok(Array { kind, len, bytes: &self.file[start..self.at] })
     }
 
-    /// A value that is no list.
+    /// A value other than a list.
     pub(crate) fn scalar(&mut self, kind: Kind) -> Result<Value<'a>, Fault> {
         Ok(match kind {
             Kind::U8 => Value::Unsigned(u8::from_le_bytes(self.array_of()?).into()),

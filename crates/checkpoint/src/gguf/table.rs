@@ -110,7 +110,7 @@ fn changed(
             let parts = heads.queries.saturating_mul(3);
             if parts == 0 || !rows.is_multiple_of(parts) {
                 return Err(format!(
-                    "{rows} rows are no queries, keys and values of {} heads",
+                    "{rows} rows do not divide into queries, keys and values of {} heads",
                     heads.queries
                 ));
             }
@@ -150,7 +150,7 @@ fn changed(
 /// The order that puts the halves of heads one after the other again.
 fn interleaved(heads: usize, rows: usize) -> Result<RowOrder, String> {
     if heads == 0 || heads > rows || !rows.is_multiple_of(2 * heads) {
-        return Err(format!("{rows} rows are no pairs in {heads} heads"));
+        return Err(format!("{rows} rows do not divide into pairs in {heads} heads"));
     }
     let width = rows / heads;
     Ok(RowOrder { dims: [heads, 2, width / 2], strides: [width, 1, 2] })

@@ -126,7 +126,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         let list = |key: &str| parsed.metadata.get(key).and_then(|value| value.as_array());
         let tokens = list("tokenizer.ggml.tokens").and_then(|list| list.texts());
         let tokens =
-            tokens.ok_or_else(|| Fault::file("tokenizer.ggml.tokens is no list of texts in UTF-8"))?;
+            tokens.ok_or_else(|| Fault::file("tokenizer.ggml.tokens is not a list of UTF-8 strings"))?;
         let types = match list("tokenizer.ggml.token_type") {
             None => vec![TokenType::Normal; tokens.len()],
             Some(types) => {
@@ -213,7 +213,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         let merges = self.parsed.metadata.get("tokenizer.ggml.merges").and_then(|list| list.as_array());
         let merges = merges.and_then(|list| list.texts());
         let merges =
-            merges.ok_or_else(|| Fault::file("tokenizer.ggml.merges is no list of texts in UTF-8"))?;
+            merges.ok_or_else(|| Fault::file("tokenizer.ggml.merges is not a list of UTF-8 strings"))?;
         let split = |pattern: &&str| {
             json!({
                 "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,

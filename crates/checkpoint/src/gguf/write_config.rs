@@ -223,7 +223,7 @@ impl Keys<'_> {
                     let list = rope.get(key).and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
                     let numbers: Vec<f32> = list.iter().filter_map(Json::as_f64).map(|x| x as f32).collect();
                     if numbers.len() != rotated / 2 {
-                        return Err(format!("rope scaling: {key} is no list of {} numbers", rotated / 2));
+                        return Err(format!("rope scaling: {key} is not a list of {} numbers", rotated / 2));
                     }
                     Ok(numbers)
                 };

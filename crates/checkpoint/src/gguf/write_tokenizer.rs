@@ -103,7 +103,7 @@ impl Vocab {
             used.insert(id);
             Ok(id)
         };
-        let vocab = json["model"]["vocab"].as_object().ok_or("model.vocab is no object")?;
+        let vocab = json["model"]["vocab"].as_object().ok_or("model.vocab is not an object")?;
         for (token, id) in vocab {
             set(token, id.as_u64())?;
         }

@@ -311,7 +311,7 @@ fn model(path: &Path) -> Result<Value> {
     let (file, mut object) = if path.is_file() && !is_gguf(path) {
         (path.to_path_buf(), Map::new())
     } else {
-        // A folder of tensors without a config is inspected too, and a GGUF file that is no model of ours.
+        // A folder of tensors without a config is inspected too, and a GGUF file of an unknown architecture.
         match ModelFolder::open(path) {
             Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
             Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error.into()),

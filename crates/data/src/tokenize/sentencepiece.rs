@@ -50,7 +50,7 @@ struct Model {
     pieces: Vec<Piece>,
     kind: u64,
     unk_id: usize,
-    /// Rules of normalisation, compiled; empty where there are none.
+    /// Rules of normalisation, compiled; empty if the model has none.
     rules: Vec<u8>,
 }
 

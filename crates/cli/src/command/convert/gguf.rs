@@ -150,7 +150,7 @@ fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
     }
     for (wanted, got, count) in &written.fallbacks {
         eprintln!(
-            "{count} matrices are in {got} instead of {wanted}: their rows are no whole number of blocks of {wanted}"
+            "{count} matrices are in {got} instead of {wanted}: their rows do not fill whole blocks of {wanted}"
         );
     }
     if args.json {

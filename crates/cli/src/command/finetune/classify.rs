@@ -70,6 +70,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         data_hash: rows.hash,
         model_hash: built.hash.clone(),
         count: built.model.count(),
+        warnings: built.warnings,
     };
     let hash = built.hash;
     let save = |model: &FineTuner<Inner>| save(args, folder, model, &hash);

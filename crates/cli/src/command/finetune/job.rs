@@ -46,6 +46,8 @@ pub(super) struct Identity {
     pub(super) model_hash: String,
     /// Numbers of trained and of all parameters.
     pub(super) count: (usize, usize),
+    /// What the user is told once nothing is wrong with the options.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Warns of dev rows that are also trained on.
@@ -89,6 +91,7 @@ where
     let checkpoints = CheckpointStore::new(&args.output, hash);
     // Whether there is something to continue is known before the record is touched.
     checkpoints.position(args.start(), config.max_steps)?;
+    identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));

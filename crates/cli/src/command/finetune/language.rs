@@ -116,6 +116,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
             data_hash,
             model_hash: built.hash.clone(),
             count: built.model.count(),
+            warnings: Vec::new(),
         }
     };
     let save = |model: &TunedDecoder<Inner>| save(args, folder, model);

@@ -70,6 +70,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         data_hash,
         model_hash,
         count: model.count(),
+        warnings: Vec::new(),
     };
     let save = |model: &TunedMaskedLm<Inner>| save(args, folder, model);
     job::run(args, &config, identity, &objective, model, save, clock)

@@ -30,6 +30,7 @@ pub(super) struct Built {
     pub(super) start: Option<StartAdapter>,
     /// Hash of the weights.
     pub(super) hash: String,
+    pub(super) warnings: Vec<String>,
 }
 
 /// The folder of the weights, and the adapter of `--init-from`.
@@ -85,12 +86,13 @@ pub(super) fn build(
         let kept = args.base.weights(args.method, WeightType::F32)?;
         (Classifier::<Train>::load_as(&weights, config, kept, args.seed, device)?, hash)
     };
-    if let Some(rows) = model.other_head_width().filter(|_| adapter.is_none()) {
-        eprintln!(
-            "warning: {}: its head has {rows} rows, the task has {labels} labels; the head is newly initialized",
-            weights.display()
-        );
-    }
+    let other = model.other_head_width().filter(|_| adapter.is_none());
+    let warning = other.map(|rows| {
+        let path = weights.display();
+        format!(
+            "{path}: its head has {rows} rows, the task has {labels} labels; the head is newly initialized"
+        )
+    });
     if let Some(places) = order.filter(|_| !args.random_init && model.newly_initialized().is_empty()) {
         model = model.with_label_order(&places)?;
     }
@@ -127,7 +129,7 @@ pub(super) fn build(
                 || adapters.carried().any(|carried| carried.trains(&at.key()))
         });
     }
-    Ok(Built { model: FineTuner::new(model, adapters), start, hash })
+    Ok(Built { model: FineTuner::new(model, adapters), start, hash, warnings: warning.into_iter().collect() })
 }
 
 /// The adapters that the options ask for, fresh or from the start; where the method has no adapters, the start is merged
