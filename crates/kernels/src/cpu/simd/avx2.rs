@@ -234,11 +234,7 @@ impl Simd for Avx2 {
     fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Floats {
         // SAFETY: the token, and the arrays have 32 bytes. Products of bytes are made without signs on one side; two of
         // them are at most 2·128·127, which is below 2¹⁵.
-        [0, 1].map(|i| unsafe {
-            let (q, x) = (_mm256_loadu_si256(q[i].as_ptr().cast()), _mm256_loadu_si256(x[i].as_ptr().cast()));
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        })
+        unsafe { [dot(q[0], x[0]), dot(q[1], x[1])] }
     }
 
     #[inline(always)]
@@ -247,5 +243,19 @@ impl Simd for Avx2 {
         let wide =
             [0, 8].map(|i| unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(bits.as_ptr().add(i).cast())) });
         self.from_bits(self.shl_u::<16>(wide))
+    }
+}
+
+/// Sums of four neighbouring products each.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn dot(q: &[i8; 32], x: &[i8; 32]) -> __m256 {
+    // SAFETY: the caller's, and the arrays have 32 bytes each.
+    unsafe {
+        let (q, x) = (_mm256_loadu_si256(q.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().cast()));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+        _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 }

@@ -230,10 +230,7 @@ macro_rules! implement {
             fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> __m512 {
                 // SAFETY: the token, and the arrays have 32 bytes each.
                 unsafe {
-                    let [q, x] = [q, x].map(|[low, high]| {
-                        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
-                        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
-                    });
+                    let (q, x) = (joined(q), joined(x));
                     // Products of bytes are made without signs on one side.
                     let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(q), _mm512_setzero_si512(), x);
                     _mm512_cvtepi32_ps($dot(_mm512_abs_epi8(q), x))
@@ -248,6 +245,19 @@ macro_rules! implement {
             }
         }
     };
+}
+
+/// Two halves of a register.
+///
+/// # Safety
+/// The processor has AVX-512F.
+#[inline(always)]
+unsafe fn joined([low, high]: [&[i8; 32]; 2]) -> __m512i {
+    // SAFETY: the caller's, and the arrays have 32 bytes each.
+    unsafe {
+        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
+        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+    }
 }
 
 implement!(
