@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::buffer::{Buffer, Part, Start};
 use super::simd::{Kernel, LANES, Simd, dispatch_dots};
 use super::team;
-use crate::blocks::{BlockMatrix, Chunk, Format, with_format};
+use crate::blocks::{BlockMatrix, Format, Unit, with_format};
 
 /// Rows up to which this is faster than tiles of dequantised elements.
 pub(crate) const MAX_ROWS: usize = 4;
@@ -122,33 +122,32 @@ fn one_row<S: Simd, F: Format, const M: usize>(simd: S, x: &[&Rounded; M], block
     let mut offsets = [0.0_f32; M];
     let units_a_block = F::LEN / UNIT;
     let units = blocks.len() / F::BYTES * units_a_block;
-    let unit_of = |unit: usize| -> [Chunk; 2] {
+    let unit_of = |unit: usize| -> Unit {
         if unit >= units {
-            return [Chunk::ZERO; 2];
+            return Unit::ZERO;
         }
         let (block, inside) = (unit / units_a_block, unit % units_a_block);
         let block = &blocks[block * F::BYTES..(block + 1) * F::BYTES];
-        [F::chunk(block, 2 * inside), F::chunk(block, 2 * inside + 1)]
+        F::unit(block, inside)
     };
     let mut unit = 0;
     while unit < units {
-        let chunks = [unit_of(unit), unit_of(unit + 1)];
-        let q = [joined(&chunks[0][0].q, &chunks[0][1].q), joined(&chunks[1][0].q, &chunks[1][1].q)];
+        let pair = [unit_of(unit), unit_of(unit + 1)];
         let mut m = 0;
         while m < M {
             let x = x[m];
-            let dots = simd.dot_pair([&q[0], &q[1]], [&x.q[unit], &x.q[unit + 1]]);
+            let dots = simd.dot_pair([&pair[0].q, &pair[1].q], [&x.q[unit], &x.q[unit + 1]]);
             let mut scales = [0.0; LANES];
             let mut i = 0;
             while i < 4 {
-                let scale = chunks[i / 2][i % 2].scale * x.scales[unit + i / 2];
+                let scale = pair[i / 2].scale[i % 2] * x.scales[unit + i / 2];
                 let mut lane = 0;
                 while lane < LANES / 4 {
                     scales[LANES / 4 * i + lane] = scale;
                     lane += 1;
                 }
                 if F::HAS_OFFSET {
-                    offsets[m] = chunks[i / 2][i % 2].offset.mul_add(x.sums[unit + i / 2][i % 2], offsets[m]);
+                    offsets[m] = pair[i / 2].offset[i % 2].mul_add(x.sums[unit + i / 2][i % 2], offsets[m]);
                 }
                 i += 1;
             }
@@ -164,12 +163,4 @@ fn one_row<S: Simd, F: Format, const M: usize>(simd: S, x: &[&Rounded; M], block
         m += 1;
     }
     results
-}
-
-#[inline(always)]
-fn joined(low: &[i8; 16], high: &[i8; 16]) -> [i8; 32] {
-    let mut both = [0; 32];
-    both[..16].copy_from_slice(low);
-    both[16..].copy_from_slice(high);
-    both
 }
