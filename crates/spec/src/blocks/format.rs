@@ -54,11 +54,7 @@ pub trait Format: Copy {
     #[inline(always)]
     fn unit(block: &[u8], unit: usize) -> Unit {
         let (low, high) = (Self::chunk(block, 2 * unit), Self::chunk(block, 2 * unit + 1));
-        Unit {
-            q: each(|i| if i < Chunk::LEN { low.q[i] } else { high.q[i - Chunk::LEN] }),
-            scale: [low.scale, high.scale],
-            offset: [low.offset, high.offset],
-        }
+        Unit { q: joined(low.q, high.q), scale: [low.scale, high.scale], offset: [low.offset, high.offset] }
     }
 }
 
@@ -83,6 +79,22 @@ fn each<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
         i += 1;
     }
     all
+}
+
+/// Two halves.
+#[inline(always)]
+fn joined(low: [i8; 16], high: [i8; 16]) -> [i8; 32] {
+    let mut both = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        both[i] = low[i];
+        i += 1;
+    }
+    while i < 32 {
+        both[i] = high[i - 16];
+        i += 1;
+    }
+    both
 }
 
 /// Bytes as signed numbers.
