@@ -38,7 +38,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Elements of a unit, which is the least that has bytes of its own: 1, or those of a block.
+    /// Elements of the smallest unit that is stored in whole bytes: 1, or a block's.
     #[must_use]
     pub const fn unit_len(self) -> usize {
         match self {

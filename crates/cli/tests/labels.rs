@@ -67,7 +67,7 @@ fn finetune<'a>(model: &'a str, train: &'a str, out: &'a str, more: &[&'a str]) 
     [&["finetune", "--model", model, "--train", train, "--dev", train, "-o", out], &STEPS[..], more].concat()
 }
 
-/// Trained to know its rows by heart, saved in PEFT's form, loaded, evaluated, merged and read as a folder of its own.
+/// Overfits a few rows; the adapter is saved in PEFT's format, loaded, evaluated and merged, and the merged folder is loaded.
 #[test]
 fn words_are_tagged() {
     for base in ["bert-encoder", "roberta-encoder", "small-llama"] {

@@ -34,7 +34,7 @@ pub struct AdapterParts<'a> {
     pub name: &'a str,
     /// `config.json` of the base.
     pub config: &'a Map<String, Json>,
-    /// Whether the base has no head of its own.
+    /// Whether the base's head is tied to its embedding.
     pub tied: bool,
     /// The factors.
     pub pairs: &'a [Pair],

@@ -103,7 +103,7 @@ pub(crate) struct Shape {
     pub(crate) layers: usize,
     pub(crate) heads: usize,
     pub(crate) key_heads: usize,
-    /// Whether there is no head of its own.
+    /// Whether the head is tied to the embedding.
     pub(crate) tied: bool,
 }
 

@@ -87,7 +87,7 @@ impl<'a> Array<'a> {
         self.len
     }
 
-    /// Whether there is no value.
+    /// Whether the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0

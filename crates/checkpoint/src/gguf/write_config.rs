@@ -20,7 +20,7 @@ pub(crate) struct Described {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The metadata of a config; `tied` says whether the model has no head of its own.
+/// The metadata of a config; `tied`: the head shares the embedding's weights.
 pub(crate) fn describe(
     architecture: &'static Architecture,
     config: &Map<String, Json>,

@@ -165,7 +165,7 @@ fn pre_of(json: &Json) -> Result<&'static Pre> {
     let mut composed = false;
     check_normalizer(&json["normalizer"], &mut composed)?;
     let ignores = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    // A last alternative for what is left changes nothing: the rest is a piece of its own.
+    // A final alternative that matches the remainder can be dropped: unmatched text forms a piece anyway.
     let bare = |pattern: &str| pattern.strip_suffix(r"|\s+").unwrap_or(pattern).to_owned();
     let given: Vec<String> = patterns.iter().map(|pattern| bare(pattern)).collect();
     let is_it = |pre: &&Pre| pre.patterns.iter().map(|pattern| bare(pattern)).eq(given.iter().cloned());

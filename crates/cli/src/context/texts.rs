@@ -35,7 +35,7 @@ impl Texts {
                 (TextOption::Text(text), _) => rows.push((text.clone(), None)),
                 (TextOption::Pair(pair), Some((_, slot @ None))) => *slot = Some(pair.clone()),
                 (TextOption::Pair(pair), _) => {
-                    bail!("--text-pair {pair:?} has no --text of its own before it")
+                    bail!("--text-pair {pair:?} does not follow a --text; write --text TEXT --text-pair PAIR")
                 }
             }
         }

@@ -33,7 +33,7 @@ use crate::report::Report;
 pub type Measure<'a> = dyn FnMut(&Path) -> Result<f64> + 'a;
 
 /// Compresses by [`Method::Quant`](crate::Method::Quant), [`Method::QuantLowRank`](crate::Method::QuantLowRank), or to a
-/// number of bytes. `measure` tells what rounding a table of embeddings, of which there are no gradients, does to the loss.
+/// number of bytes. `measure` gives the effect on the loss of rounding an embedding table, for which no gradients are gathered.
 ///
 /// # Errors
 /// As [`compress`](crate::compress); formats that do not go with the method, fewer bytes than the smallest formats take.

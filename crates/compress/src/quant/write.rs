@@ -20,7 +20,7 @@ use crate::options::{Calibrator, Progress};
 use crate::report::{Change, ModuleReport, Report};
 use crate::weights::Weight;
 
-/// Quantises and writes every weight. `known` are the weights of errors where there is no calibrator.
+/// Quantises and writes every weight. Without a calibrator, errors are weighted by `known`.
 ///
 /// # Errors
 /// Whatever reading, rounding and writing weights meet.

@@ -241,7 +241,7 @@ impl<'a> RawRows<'a> {
     }
 }
 
-/// Whether a label is missing: an empty cell, or a placeholder that table software writes.
+/// Whether a label is missing: an empty cell, or `nan` or `<NA>` as pandas writes it.
 pub(super) fn is_missing(label: &str) -> bool {
     ["", "nan", "<na>"].iter().any(|missing| label.trim().eq_ignore_ascii_case(missing))
 }
