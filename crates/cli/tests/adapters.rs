@@ -12,15 +12,10 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fixture, s};
+use common::{copy, fixture, json_of, s};
 
 fn run(args: &[&str]) -> assert_cmd::assert::Assert {
     Command::cargo_bin("lowrank").unwrap().args(args).assert()
-}
-
-fn json_of(args: &[&str]) -> Value {
-    let output = run(&[args, &["--json"]].concat()).success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
 }
 
 const TEXTS: [&str; 4] = ["--text", "The cat sat on the red mat.", "--text", "it was bad"];

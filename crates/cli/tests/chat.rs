@@ -7,32 +7,13 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, s};
+use common::{copy, fails, json_of, lowrank, s};
 
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
-
-fn lowrank(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    command.args(args);
-    command
-}
-
-fn json_of(args: &[&str]) -> Value {
-    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part) && error.trim_end().lines().count() == 1, "{error}");
-}
 
 /// A small language model with a chat template.
 fn model() -> TempDir {

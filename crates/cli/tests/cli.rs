@@ -7,33 +7,11 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{copy, fixture, s};
-
-fn lowrank(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    command.args(args);
-    command
-}
-
-fn json(args: &[&str]) -> Value {
-    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-/// Runs a command that must fail with one line that contains `part`.
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part), "{error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
-    assert!(output.stdout.is_empty());
-}
+use common::{copy, fails, fixture, json_of, lowrank, s};
 
 /// A GLUE root with a tiny SST-2 that a word gives away.
 fn tiny_data() -> TempDir {
@@ -66,7 +44,7 @@ fn predict_gives_logits_labels_and_scores_in_order() {
             args.extend(["--text-pair", pair]);
         }
     }
-    let result = json(&args);
+    let result = json_of(&args);
     let rows = result["rows"].as_array().unwrap();
     assert_eq!(rows.len(), cases.len());
     for (row, case) in rows.iter().zip(cases) {
@@ -89,7 +67,7 @@ fn predict_gives_logits_labels_and_scores_in_order() {
 fn finetune_then_evaluate_gives_the_metric_of_the_run(#[case] method: &str, #[case] kind: &str) {
     let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
     let (run, model) = (out.path().join("run"), fixture("bert-cls"));
-    let result = json(&[
+    let result = json_of(&[
         "finetune",
         "--model",
         s(&model),
@@ -138,9 +116,9 @@ fn finetune_then_evaluate_gives_the_metric_of_the_run(#[case] method: &str, #[ca
     assert!(!run.join("checkpoints").exists(), "a finished run keeps no checkpoints");
 
     let score = if kind == "model" {
-        json(&["evaluate", "--model", s(&run), "--task", "sst2", "--data", s(data.path())])
+        json_of(&["evaluate", "--model", s(&run), "--task", "sst2", "--data", s(data.path())])
     } else {
-        json(&[
+        json_of(&[
             "evaluate",
             "--model",
             s(&model),
@@ -299,7 +277,7 @@ fn epochs_are_epochs_whatever_is_accumulated() {
     let rows = fs::read_to_string(data.path().join("SST-2/train.tsv")).unwrap().lines().count() - 1;
     let steps = |name: &str, batch: usize, accum: usize| {
         let dir = out.path().join(name);
-        let result = json(&[
+        let result = json_of(&[
             "finetune",
             "--model",
             s(&model),
@@ -338,7 +316,7 @@ fn a_regression_task_from_files_of_ones_own() {
     fs::write(&train, rows(24)).unwrap();
     fs::write(&dev, rows(8)).unwrap();
     let (run, model) = (out.path().join("run"), fixture("roberta-cls"));
-    let result = json(&[
+    let result = json_of(&[
         "finetune",
         "--model",
         s(&model),
@@ -358,7 +336,8 @@ fn a_regression_task_from_files_of_ones_own() {
         s(&run),
     ]);
     assert_eq!(result["metric_name"], "pearson");
-    let row = &json(&["predict", "--model", s(&model), "--adapter", s(&run), "--text", "the cat"])["rows"][0];
+    let row =
+        &json_of(&["predict", "--model", s(&model), "--adapter", s(&run), "--text", "the cat"])["rows"][0];
     assert_eq!(row["logits"].as_array().unwrap().len(), 1);
     assert_eq!(row["score"], row["logits"][0]);
 }
@@ -370,8 +349,8 @@ fn merging_keeps_the_predictions() {
     let merged = out.path().join("merged");
     lowrank(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]).assert().success();
     let text = ["--text", "The cat sat on the red mat."];
-    let with = json(&[&["predict", "--model", s(&model), "--adapter", s(&adapter)], &text[..]].concat());
-    let without = json(&[&["predict", "--model", s(&merged)], &text[..]].concat());
+    let with = json_of(&[&["predict", "--model", s(&model), "--adapter", s(&adapter)], &text[..]].concat());
+    let without = json_of(&[&["predict", "--model", s(&merged)], &text[..]].concat());
     for i in 0..3 {
         let logit = |v: &Value| v["rows"][0]["logits"][i].as_f64().unwrap();
         assert!((logit(&with) - logit(&without)).abs() < 1e-5);
@@ -463,23 +442,23 @@ fn usage_errors_exit_with_2() {
 
 #[test]
 fn inspect_counts_parameters() {
-    let adapter = json(&["inspect", s(&fixture("peft-bert-lora"))]);
+    let adapter = json_of(&["inspect", s(&fixture("peft-bert-lora"))]);
     let golden: Value =
         serde_json::from_str(&fs::read_to_string(fixture("peft-bert-lora").join("expected.json")).unwrap())
             .unwrap();
     assert_eq!(adapter["parameters"], golden["adapter_parameters"]);
     assert_eq!(adapter["rank"], 4);
-    assert_eq!(json(&["inspect", s(&fixture("bert-cls"))])["kind"], "model");
+    assert_eq!(json_of(&["inspect", s(&fixture("bert-cls"))])["kind"], "model");
 }
 
 #[test]
 fn inspect_names_the_layers() {
-    let model = json(&["inspect", s(&fixture("llama"))]);
+    let model = json_of(&["inspect", s(&fixture("llama"))]);
     assert_eq!(model["model_type"], "llama");
     let layers = model["layers"].as_array().unwrap();
     let layer = layers.iter().find(|layer| layer["name"] == "model.layers.0.self_attn.q_proj").unwrap();
     assert_eq!((&layer["kind"], &layer["parameters"]), (&Value::from("dense"), &Value::from(32 * 32)));
-    let file = json(&["inspect", s(&fixture("llama").join("model.safetensors"))]);
+    let file = json_of(&["inspect", s(&fixture("llama").join("model.safetensors"))]);
     assert_eq!(file["parameters"], model["parameters"]);
     assert!(file["layers"].is_null());
     // Two layers hold rotary frequencies, which are not parameters.
@@ -513,7 +492,7 @@ fn runs_that_differ_in_alpha_alone_are_two_runs_in_the_table() {
         args.extend(["-o", s(&run), "--log-dir", s(&logs), "--model-name", "tiny"]);
         lowrank(&args).assert().success();
     }
-    let result = json(&["logs", s(&logs), s(&table)]);
+    let result = json_of(&["logs", s(&logs), s(&table)]);
     assert_eq!(result["runs"], 2);
     let text = fs::read_to_string(&table).unwrap();
     let mut lines = text.lines();
@@ -527,10 +506,10 @@ fn runs_that_differ_in_alpha_alone_are_two_runs_in_the_table() {
     let burn = record["meta_info"]["versions"]["burn"].as_str().unwrap();
     assert!(lock.contains(&format!("\nname = \"burn\"\nversion = \"{burn}\"\n")), "{burn}");
     // All settings on request, and the time.
-    json(&["logs", s(&logs), s(&table), "--hparams", "--wall-time"]);
+    json_of(&["logs", s(&logs), s(&table), "--hparams", "--wall-time"]);
     let header = fs::read_to_string(&table).unwrap().lines().next().unwrap().to_owned();
     assert!(header.contains(",batch_size,") && header.ends_with(",tag,step,value,wall_time"), "{header}");
-    json(&["logs", s(&logs), s(&table), "--hparams=dropout"]);
+    json_of(&["logs", s(&logs), s(&table), "--hparams=dropout"]);
     let header = fs::read_to_string(&table).unwrap().lines().next().unwrap().to_owned();
     assert_eq!(header, "model,method,task,lr,rank,seed,dropout,alpha,tag,step,value");
     fails(&["logs", s(&logs), s(&table), "--hparams=dropuot"], "no run has the hyper-parameter \"dropuot\"");

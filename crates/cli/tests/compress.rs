@@ -12,22 +12,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{fixture, s};
-
-fn json(args: &[&str]) -> Value {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    let output = command.args(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    let output = command.args(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part), "{error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
-}
+use common::{fails, fixture, json_of, s};
 
 /// Lines to calibrate on, and a GLUE root whose SST-2 a word gives away.
 fn texts() -> TempDir {
@@ -55,7 +40,7 @@ fn a_compressed_decoder_generates(#[case] name: &str) {
     let (texts, model) = (texts(), fixture(name));
     let out = texts.path().join("small");
     let lines = texts.path().join("lines.txt");
-    let report = json(&[
+    let report = json_of(&[
         "compress",
         "--model",
         s(&model),
@@ -73,12 +58,12 @@ fn a_compressed_decoder_generates(#[case] name: &str) {
     }
     let text = ["--text", "the cat sat on the mat"];
     let nll = |model: &Path| {
-        json(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
+        json_of(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
             .as_f64()
             .unwrap()
     };
     assert!(nll(&out).is_finite() && nll(&out) != nll(&model));
-    let generated = json(&[
+    let generated = json_of(&[
         "generate",
         "--model",
         s(&out),
@@ -102,11 +87,11 @@ fn what_loses_nothing_changes_nothing(#[case] name: &str, #[case] method: &str) 
     let (texts, model) = (texts(), fixture(name));
     let out = texts.path().join("same");
     let args = ["--method", method, "--energy", "0.99999999", "--always-factor", "-o", s(&out)];
-    let report = json(&[&["compress", "--model", s(&model)], &args[..]].concat());
+    let report = json_of(&[&["compress", "--model", s(&model)], &args[..]].concat());
     assert_eq!(report["dense"], 0);
     let text = ["--text", "the cat sat on the mat"];
     let nll = |model: &Path| {
-        json(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
+        json_of(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
             .as_f64()
             .unwrap()
     };
@@ -122,7 +107,7 @@ fn a_compressed_encoder_is_evaluated_fine_tuned_and_merged() {
     let task = ["--task", "sst2", "--data", data];
     let compress =
         ["compress", "--model", s(&model), "--method", "whitened", "--ratio", "0.3", "-o", s(&out)];
-    let report = json(&[&compress[..], &task].concat());
+    let report = json_of(&[&compress[..], &task].concat());
     assert!(report["modules"].as_array().unwrap().iter().all(|m| m["error"].as_f64().unwrap() < 1.0));
 
     let tune = [
@@ -138,14 +123,14 @@ fn a_compressed_encoder_is_evaluated_fine_tuned_and_merged() {
         "--lr",
         "1e-2",
     ];
-    json(&[&tune[..], &task, &["--eval-every", "2", "--batch-size", "8", "-o", s(&run)]].concat());
-    let with = json(&[&["evaluate", "--model", s(&out), "--adapter", s(&run)], &task[..]].concat());
-    json(&["merge", "--model", s(&out), "--adapter", s(&run), "-o", s(&merged)]);
+    json_of(&[&tune[..], &task, &["--eval-every", "2", "--batch-size", "8", "-o", s(&run)]].concat());
+    let with = json_of(&[&["evaluate", "--model", s(&out), "--adapter", s(&run)], &task[..]].concat());
+    json_of(&["merge", "--model", s(&out), "--adapter", s(&run), "-o", s(&merged)]);
     let config = |folder: &Path| -> Value {
         serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
     };
     assert_eq!(config(&merged)["lowrank"]["modules"], config(&out)["lowrank"]["modules"], "the ranks stay");
-    let after = json(&[&["evaluate", "--model", s(&merged)], &task[..]].concat());
+    let after = json_of(&[&["evaluate", "--model", s(&merged)], &task[..]].concat());
     assert!(with["accuracy"].is_number() && after["accuracy"].is_number());
 }
 
@@ -170,7 +155,7 @@ fn recovery_brings_the_layers_nearer(#[case] name: &str, #[case] how: &str, #[ca
         "1e-2",
     ];
     let base = ["compress", "--model", s(&model), "--calibration", s(&lines), "-o", s(&out)];
-    let report = json(&[&base[..], &args].concat());
+    let report = json_of(&[&base[..], &args].concat());
     let layers = report["recovery"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     let first = &layers[0];
@@ -184,7 +169,7 @@ fn recovery_brings_the_layers_nearer(#[case] name: &str, #[case] how: &str, #[ca
 fn a_spectrum_is_shown_before_anything_is_compressed() {
     let dir = tempfile::tempdir().unwrap();
     let model = fixture("llama");
-    let object = json(&["inspect", s(&model), "--spectrum", "-o", s(dir.path())]);
+    let object = json_of(&["inspect", s(&model), "--spectrum", "-o", s(dir.path())]);
     let modules = object["modules"].as_array().unwrap();
     assert_eq!(modules.len(), 14);
     let first = &modules[0];

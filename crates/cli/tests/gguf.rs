@@ -4,34 +4,14 @@
 
 mod common;
 
-use assert_cmd::Command;
 use serde_json::Value;
 
-use common::{fixture, s};
-
-fn lowrank(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    command.args(args).env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn json(args: &[&str]) -> Value {
-    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part) && error.trim_end().lines().count() == 1, "{error}");
-    assert!(output.stdout.is_empty());
-}
+use common::{fails, fixture, json_of, lowrank, s};
 
 fn text_of(model: &str) -> Value {
     let args =
         ["generate", "--model", model, "--prompt", "the cat sat", "--max-new-tokens", "12", "--ignore-eos"];
-    json(&args)["ids"].clone()
+    json_of(&args)["ids"].clone()
 }
 
 #[test]
@@ -40,16 +20,16 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
     let file = dir.path().join("model.gguf");
     for name in ["llama3", "qwen2", "gpt2"] {
         let model = fixture(name);
-        let written = json(&["convert", "--model", s(&model), "--to", "gguf", "-o", s(&file)]);
+        let written = json_of(&["convert", "--model", s(&model), "--to", "gguf", "-o", s(&file)]);
         assert_eq!(written["type"], "F32");
         assert_eq!(written["bytes"].as_u64().unwrap(), std::fs::metadata(&file).unwrap().len());
         assert_eq!(text_of(s(&file)), text_of(s(&model)), "{name}");
-        let inspected = json(&["inspect", s(&file)]);
+        let inspected = json_of(&["inspect", s(&file)]);
         assert_eq!(inspected["kind"], "model");
     }
     // What is written from the file is the file again.
     let again = dir.path().join("again.gguf");
-    json(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&again)]);
+    json_of(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&again)]);
     assert!(text_of(s(&again)) == text_of(s(&file)));
     // A narrow model: rows of 32 elements do not fill blocks of 256, and it says so.
     let output =
@@ -79,16 +59,16 @@ fn an_adapter_goes_to_gguf_alone_or_merged() {
     let (file, merged) = (dir.path().join("adapter.gguf"), dir.path().join("merged.gguf"));
     let (model, adapter) = (fixture("small-llama"), fixture("peft-small-llama-patterns"));
     let args = ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf"];
-    let written = json(&[&args[..], &["-o", s(&file)]].concat());
+    let written = json_of(&[&args[..], &["-o", s(&file)]].concat());
     let tensors = lowrank_checkpoint::Checkpoint::open(&file).unwrap();
     assert_eq!(tensors.len() as u64, 2 * written["modules"].as_u64().unwrap());
     assert!(tensors.names().all(|name| name.ends_with(".lora_a") || name.ends_with(".lora_b")));
     assert_eq!(tensors.metadata()["general.type"], "adapter");
     fails(&["generate", "--model", s(&file), "--prompt", "x"], "of the kind 'adapter'; expected a model");
-    json(&[&args[..], &["--merge", "-o", s(&merged)]].concat());
+    json_of(&[&args[..], &["--merge", "-o", s(&merged)]].concat());
     let text = |args: &[&str]| {
         let prompt = ["--prompt", "the cat sat", "--max-new-tokens", "12", "--ignore-eos"];
-        json(&[&["generate"], args, &prompt].concat())["ids"].clone()
+        json_of(&[&["generate"], args, &prompt].concat())["ids"].clone()
     };
     let expected = text(&["--model", s(&model), "--adapter", s(&adapter)]);
     assert_eq!(text(&["--model", s(&merged)]), expected);

@@ -7,30 +7,10 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fixture, s};
-
-#[track_caller]
-fn run(args: &[&str]) -> (String, String) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().success().get_output().clone();
-    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
-}
-
-#[track_caller]
-fn json_of(args: &[&str]) -> Value {
-    serde_json::from_str(&run(&[args, &["--json"]].concat()).0).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    let last = error.trim_end().lines().last().unwrap_or_default();
-    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
-}
+use common::{copy, fails_after_warnings, fixture, json_of, run, s};
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -123,7 +103,7 @@ fn a_trained_head_over_words_is_read_by_name() {
     let files = Files::new(&[("dev.conll", "home B-LOC\nking O\n"), ("other.conll", "home B-ORG\nking O\n")]);
     let scores = json_of(&["evaluate", "--model", s(&model), "--dev", &files.path("dev.conll")]);
     assert_eq!(scores["rows"], 1);
-    fails(
+    fails_after_warnings(
         &["evaluate", "--model", s(&model), "--dev", &files.path("other.conll")],
         "other.conll:1: unknown label 'B-ORG'; expected a label of the model: O, B-PER",
     );
@@ -140,9 +120,15 @@ fn heads_of_words_and_of_texts_are_not_mixed() {
     let files = Files::new(&[("t.conll", CONLL), ("t.tsv", "text\tlabel\na\tno\nb\tyes\n")]);
     let (conll, tsv) = (files.path("t.conll"), files.path("t.tsv"));
     let (words, texts) = (fixture("bert-token-cls"), fixture("bert-cls"));
-    fails(&["evaluate", "--model", s(&texts), "--dev", &conll], "t.conll: holds words with tags");
-    fails(&["evaluate", "--model", s(&words), "--dev", &tsv], "t.tsv");
-    fails(&["predict", "--model", s(&words), "--text", "a", "--text-pair", "b"], "single texts, not pairs");
+    fails_after_warnings(
+        &["evaluate", "--model", s(&texts), "--dev", &conll],
+        "t.conll: holds words with tags",
+    );
+    fails_after_warnings(&["evaluate", "--model", s(&words), "--dev", &tsv], "t.tsv");
+    fails_after_warnings(
+        &["predict", "--model", s(&words), "--text", "a", "--text-pair", "b"],
+        "single texts, not pairs",
+    );
     // An adapter of one task on a model with the head of another, and as the start of another training.
     let (a, b) = (files.path("words"), files.path("texts"));
     let steps = ["--method", "lora", "--max-steps", "1", "--rank", "2", "--alpha", "2"];
@@ -150,7 +136,7 @@ fn heads_of_words_and_of_texts_are_not_mixed() {
     run(&finetune(s(&base), &conll, &a, &steps));
     run(&finetune(s(&base), &tsv, &b, &steps));
     let refused = |model: &Path, adapter: &str, part: &str| {
-        fails(
+        fails_after_warnings(
             &["predict", "--model", s(model), "--adapter", &format!("{adapter}/adapter"), "--text", "a"],
             part,
         );
@@ -159,9 +145,15 @@ fn heads_of_words_and_of_texts_are_not_mixed() {
     refused(&words, &b, "task_type is SEQ_CLS, and this model is for TOKEN_CLS");
     let out = files.path("again");
     let start = [&steps[..], &["--init-from", &a]].concat();
-    fails(&finetune(s(&base), &tsv, &out, &start), "task_type is TOKEN_CLS, and this model is for SEQ_CLS");
+    fails_after_warnings(
+        &finetune(s(&base), &tsv, &out, &start),
+        "task_type is TOKEN_CLS, and this model is for SEQ_CLS",
+    );
     let start = [&steps[..], &["--init-from", &b]].concat();
-    fails(&finetune(s(&base), &conll, &out, &start), "task_type is SEQ_CLS, and this model is for TOKEN_CLS");
+    fails_after_warnings(
+        &finetune(s(&base), &conll, &out, &start),
+        "task_type is SEQ_CLS, and this model is for TOKEN_CLS",
+    );
     // A head of the same shape at another level is not taken over.
     let tags = Files::new(&[("t.conll", "a x\nb y\nc z\n")]);
     run(&finetune(s(&texts), &tags.path("t.conll"), &out, &["--method", "full", "--max-steps", "1"]));
@@ -198,7 +190,7 @@ fn rows_have_several_labels() {
         }
     }
     let glue = Files::new(&[]);
-    fails(
+    fails_after_warnings(
         &["evaluate", "--model", &files.path("full"), "--task", "sst2", "--data", &glue.path("")],
         "multi_label_classification",
     );
@@ -226,13 +218,13 @@ fn classes_have_weights() {
     assert_eq!(recorded(weighted("named", "yes=3", &train)), json!({"no": 1.0, "yes": 3.0}));
     assert!(recorded(weighted("words", "balanced", &files.path("w.conll"))).is_object());
     let refused = |(_, args): (String, Vec<String>), part: &str| {
-        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+        fails_after_warnings(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
     };
     refused(weighted("a", "maybe=3", &train), "no class is called 'maybe'; the classes are no, yes");
     refused(weighted("b", "balanced", &files.path("s.tsv")), "these have scores or several labels");
     let text = Files::new(&[("t.txt", "the sea\n")]);
     let (llama, out, train) = (fixture("small-llama"), text.path("run"), text.path("t.txt"));
-    fails(
+    fails_after_warnings(
         &finetune(s(&llama), &train, &out, &["--method", "lora", "--class-weights", "balanced"]),
         "texts of a language model",
     );
@@ -251,7 +243,10 @@ fn own_rows_are_evaluated_by_the_names_of_the_labels() {
     ]);
     let model = s(folder.path());
     assert_eq!(json_of(&["evaluate", "--model", model, "--dev", &files.path("d.tsv")])["rows"], 2);
-    fails(&["evaluate", "--model", model, "--dev", &files.path("e.tsv")], "e.tsv:2: unknown label 'may'");
+    fails_after_warnings(
+        &["evaluate", "--model", model, "--dev", &files.path("e.tsv")],
+        "e.tsv:2: unknown label 'may'",
+    );
 }
 
 /// Encoders of further architectures are trained, merged and compressed like any other.
@@ -288,7 +283,10 @@ fn encoders_of_other_shapes_are_trained_and_merged() {
         if name.starts_with("albert") {
             let mut args = compress("whitened", &format!("{out}-whitened"));
             args.extend(["--calibration".to_owned(), train.clone()]);
-            fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), "its layers share their weights");
+            fails_after_warnings(
+                &args.iter().map(String::as_str).collect::<Vec<_>>(),
+                "its layers share their weights",
+            );
         }
     }
 }
@@ -301,9 +299,9 @@ fn a_head_of_more_rows_than_labels_says_so() {
         config["label2id"] = json!({"no": 0, "yes": 1});
     });
     let (model, part) = (s(folder.path()), "has 3 rows, and config.json (or the adapter) names 2 labels");
-    fails(&["predict", "--model", model, "--text", "a"], part);
+    fails_after_warnings(&["predict", "--model", model, "--text", "a"], part);
     let files = Files::new(&[("t.tsv", "text\tlabel\na\tno\nb\tyes\n")]);
-    fails(&["evaluate", "--model", model, "--dev", &files.path("t.tsv")], part);
+    fails_after_warnings(&["evaluate", "--model", model, "--dev", &files.path("t.tsv")], part);
     let (train, out) = (files.path("t.tsv"), files.path("run"));
     let error = run(&finetune(model, &train, &out, &["--method", "head", "--max-steps", "1"])).1;
     assert!(

@@ -6,31 +6,9 @@ mod common;
 
 use std::fs;
 
-use assert_cmd::Command;
 use serde_json::Value;
 
-use common::{fixture, s};
-
-fn lowrank(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    command.args(args).env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn json(args: &[&str]) -> Value {
-    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-/// Runs a command that must fail with one line that contains `part`.
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part), "{error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
-    assert!(output.stdout.is_empty());
-}
+use common::{fails, fixture, json_of, lowrank, s};
 
 fn golden(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(fixture(name).join("expected.json")).unwrap()).unwrap()
@@ -57,7 +35,7 @@ fn generate_continues_as_transformers_does() {
                 "16",
                 "--ignore-eos",
             ];
-            let got = json(&args);
+            let got = json_of(&args);
             assert_eq!(got["ids"], case["greedy"], "{name}: {prompt}");
             assert!(got["tokens_per_second"].as_f64().unwrap() > 0.0);
             assert!(got["text"].is_string());
@@ -70,11 +48,12 @@ fn several_prompts_give_what_each_gives() {
     let model = fixture("qwen2");
     let common =
         ["generate", "--model", s(&model), "--max-new-tokens", "8", "--temperature", "0.8", "--seed", "4"];
-    let one = json(&[&common[..], &["--prompt", "the cat sat"]].concat());
-    let two = json(&[&common[..], &["--prompt", "the cat sat", "--prompt", "A dog, on the mat."]].concat());
+    let one = json_of(&[&common[..], &["--prompt", "the cat sat"]].concat());
+    let two =
+        json_of(&[&common[..], &["--prompt", "the cat sat", "--prompt", "A dog, on the mat."]].concat());
     assert_eq!(two["rows"][0]["ids"], one["ids"]);
     assert_eq!(two["rows"].as_array().unwrap().len(), 2);
-    let other = json(&[&common[..8], &["5", "--prompt", "the cat sat"]].concat());
+    let other = json_of(&[&common[..8], &["5", "--prompt", "the cat sat"]].concat());
     assert_ne!(other["ids"], one["ids"], "another seed, another draw");
 }
 
@@ -83,10 +62,10 @@ fn a_stop_ends_the_text_before_it() {
     let model = fixture("gpt2");
     let common =
         ["generate", "--model", s(&model), "--prompt", "the cat", "--max-new-tokens", "12", "--ignore-eos"];
-    let whole = json(&common)["text"].as_str().unwrap().to_string();
+    let whole = json_of(&common)["text"].as_str().unwrap().to_string();
     let at = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
     let stop: String = whole[at..].chars().take(2).collect();
-    let got = json(&[&common[..], &["--stop", &stop]].concat());
+    let got = json_of(&[&common[..], &["--stop", &stop]].concat());
     let end = whole.find(&stop).unwrap();
     assert_eq!((got["text"].as_str().unwrap(), &got["finish"]), (&whole[..end], &Value::from("stop")));
     // For people: prompt and text, and the speed apart from them.
@@ -103,7 +82,7 @@ fn perplexity_equals_transformers() {
         for case in cases {
             args.extend(["--text", case["text"].as_str().unwrap()]);
         }
-        let got = json(&args);
+        let got = json_of(&args);
         for (case, row) in cases.iter().zip(got["rows"].as_array().unwrap()) {
             assert_eq!(row["tokens"].as_u64().unwrap() as usize, case["input_ids"].as_array().unwrap().len());
             close(&row["mean_nll"], &case["mean_nll"]);
@@ -117,7 +96,7 @@ fn perplexity_of_an_adapted_model() {
     let (model, adapter, golden) = (fixture("llama"), fixture("peft-llama-lora"), golden("peft-llama-lora"));
     let case = &golden["cases"][0];
     let text = case["text"].as_str().unwrap();
-    let got = json(&["perplexity", "--model", s(&model), "--adapter", s(&adapter), "--text", text]);
+    let got = json_of(&["perplexity", "--model", s(&model), "--adapter", s(&adapter), "--text", text]);
     close(&got["rows"][0]["mean_nll"], &case["mean_nll"]);
 }
 
@@ -127,12 +106,13 @@ fn files_are_read_by_lines_or_as_one_text() {
     let file = folder.path().join("texts.txt");
     fs::write(&file, "The cat sat.\n\nOn the mat, a dog barked at the red ball.\n").unwrap();
     let model = fixture("llama3");
-    let lines = json(&["perplexity", "--model", s(&model), "--file", s(&file)]);
+    let lines = json_of(&["perplexity", "--model", s(&model), "--file", s(&file)]);
     let rows = lines["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3);
     assert!(rows[1]["mean_nll"].is_null(), "a first token alone predicts nothing");
-    let long =
-        |extra: &[&str]| json(&[&["perplexity", "--model", s(&model), "--file", s(&file)], extra].concat());
+    let long = |extra: &[&str]| {
+        json_of(&[&["perplexity", "--model", s(&model), "--file", s(&file)], extra].concat())
+    };
     let whole = long(&["--stride", "64"]);
     assert_eq!(whole["rows"].as_array().unwrap().len(), 1);
     let windowed = long(&["--stride", "4", "--max-length", "8"]);
@@ -144,7 +124,7 @@ fn files_are_read_by_lines_or_as_one_text() {
 fn weights_can_be_kept_in_half_precision() {
     let model = fixture("llama");
     let run = |dtype| {
-        let got = json(&[
+        let got = json_of(&[
             "perplexity",
             "--model",
             s(&model),

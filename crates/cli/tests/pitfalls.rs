@@ -13,27 +13,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fixture, s};
-
-/// Standard output and standard error of a command that must succeed.
-#[track_caller]
-fn run(args: &[&str]) -> (String, String) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().success().get_output().clone();
-    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
-}
-
-#[track_caller]
-fn json_of(args: &[&str]) -> Value {
-    serde_json::from_str(&run(&[args, &["--json"]].concat()).0).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    let last = error.trim_end().lines().last().unwrap_or_default();
-    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
-}
+use common::{copy, fails_after_warnings, fixture, json_of, run, s};
 
 fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -69,7 +49,7 @@ fn finetune<'a>(data: &'a str, method: &'a str, out: &'a str, more: &[&'a str]) 
 #[test]
 fn a_model_without_a_trained_head_answers_nothing() {
     let model = fixture("bert-encoder");
-    fails(&["predict", "--model", s(&model), "--text", "a"], "no trained head");
+    fails_after_warnings(&["predict", "--model", s(&model), "--text", "a"], "no trained head");
 }
 
 #[test]
@@ -94,7 +74,7 @@ fn an_adapter_without_a_head_merges_into_a_model_without_one() {
     let names: Vec<String> = Checkpoint::open(&merged).unwrap().names().map(str::to_owned).collect();
     assert!(names.iter().any(|name| name.contains("query")), "{names:?}");
     assert!(!names.iter().any(|name| name.contains("classifier")), "a head of chance was saved: {names:?}");
-    fails(&["predict", "--model", &merged, "--text", "a"], "no trained head");
+    fails_after_warnings(&["predict", "--model", &merged, "--text", "a"], "no trained head");
 }
 
 #[test]
@@ -126,7 +106,7 @@ fn classes_are_matched_by_name() {
         config["label2id"] = json!({"yes": 0, "no": 1, "perhaps": 2});
     });
     let model = s(renamed.path());
-    fails(
+    fails_after_warnings(
         &["evaluate", "--model", model, "--task", "mnli", "--data", s(data.path())],
         "the model's labels (yes, no, perhaps) are not those of mnli",
     );
@@ -150,8 +130,11 @@ fn a_start_is_what_the_adapter_says_it_is() {
     assert!(evaluate(s(&model)).contains("trained over other weights"));
     assert!(!evaluate(&full).contains("trained over other weights"));
     let start = ["--model", s(&model), "--init-from", &lora];
-    fails(&finetune(data, "lotr", &other, &[&start[..], &["--rank", "4"]].concat()), "is of another method");
-    fails(&finetune(data, "lora", &other, &start), "has rank 4 and alpha 16");
+    fails_after_warnings(
+        &finetune(data, "lotr", &other, &[&start[..], &["--rank", "4"]].concat()),
+        "is of another method",
+    );
+    fails_after_warnings(&finetune(data, "lora", &other, &start), "has rank 4 and alpha 16");
     run(&finetune(data, "lora", &other, &[&start[..], &["--rank", "4"]].concat()));
 }
 
@@ -161,8 +144,14 @@ fn a_folder_keeps_one_run() {
     let (data, model) = (s(data.path()), fixture("bert-encoder"));
     let run_folder = folder(&out, "run");
     run(&finetune(data, "lora", &run_folder, &["--model", s(&model)]));
-    fails(&finetune(data, "full", &run_folder, &["--model", s(&model)]), "holds a run already");
-    fails(&finetune(data, "lora", &run_folder, &["--model", s(&model), "--resume"]), "this run has ended");
+    fails_after_warnings(
+        &finetune(data, "full", &run_folder, &["--model", s(&model)]),
+        "holds a run already",
+    );
+    fails_after_warnings(
+        &finetune(data, "lora", &run_folder, &["--model", s(&model), "--resume"]),
+        "this run has ended",
+    );
 }
 
 #[test]
@@ -187,7 +176,7 @@ fn alphas_that_make_no_sense_are_refused() {
     };
     for (alpha, part) in [("nan", "out of range"), ("0", "out of range"), ("3", "an alpha of its own")] {
         let args = convert(alpha);
-        fails(&args.each_ref().map(String::as_str), part);
+        fails_after_warnings(&args.each_ref().map(String::as_str), part);
     }
 }
 
@@ -220,7 +209,7 @@ fn broken_weights_are_not_called_missing() {
     let file = dir.path().join("model.safetensors");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    fails(&["inspect", s(dir.path())], "model.safetensors");
+    fails_after_warnings(&["inspect", s(dir.path())], "model.safetensors");
 }
 
 #[test]
@@ -230,16 +219,19 @@ fn options_that_would_do_nothing_are_refused() {
     let to = folder(&out, "x");
     let adapter = s(&adapter);
     let combine = ["combine", "--adapter", adapter, "--adapter", adapter, "--how", "linear", "--rank", "3"];
-    fails(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
-    fails(&["inspect", adapter, "--method", "lora"], "are for models");
+    fails_after_warnings(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
+    fails_after_warnings(&["inspect", adapter, "--method", "lora"], "are for models");
     let compress = ["compress", "--model", s(&model), "-o", &to];
-    fails(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
-    fails(&[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(), "layer 7 does not exist");
+    fails_after_warnings(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
+    fails_after_warnings(
+        &[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(),
+        "layer 7 does not exist",
+    );
     let text = out.path().join("text");
     fs::write(&text, "the cat\n").unwrap();
     let calibrated = [&compress[..], &["--ratio", "0.3", "--calibration", s(&text)]].concat();
     let recover = ["--recover", "distill", "--recover-lr", "0"];
-    fails(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
+    fails_after_warnings(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
     let (_, warning) = run(&calibrated);
     assert!(warning.contains("tokens of calibration text"), "{warning}");
 }
@@ -283,7 +275,10 @@ fn a_dashboard_needs_a_terminal() {
     let (data, out) = (sst2(), tempfile::tempdir().unwrap());
     let model = fixture("bert-encoder");
     let to = folder(&out, "run");
-    fails(&finetune(s(data.path()), "head", &to, &["--model", s(&model), "--tui"]), "needs a terminal");
+    fails_after_warnings(
+        &finetune(s(data.path()), "head", &to, &["--model", s(&model), "--tui"]),
+        "needs a terminal",
+    );
 }
 
 #[test]

@@ -7,30 +7,10 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use assert_cmd::Command;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-use common::{fixture, s};
-
-fn lowrank(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("lowrank").unwrap();
-    command.args(args).env("HF_HUB_OFFLINE", "1");
-    command
-}
-
-fn run(args: &[&str]) -> Value {
-    let output = lowrank(args).arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(part), "{error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
-}
+use common::{fails, fixture, json_of, lowrank, s};
 
 /// A model in blocks, and rows beside it.
 struct Bench {
@@ -51,7 +31,7 @@ impl Bench {
         let (source, out) = (fixture(fixture_name), bench.path("small"));
         args.extend([s(&source), "-o", s(&out)]);
         args.extend(options);
-        run(&args);
+        json_of(&args);
         bench
     }
 
@@ -75,7 +55,7 @@ fn perplexity(model: &Path, adapter: Option<&Path>) -> f64 {
     if let Some(adapter) = adapter {
         args.extend(["--adapter", s(adapter)]);
     }
-    run(&args)["perplexity"].as_f64().unwrap()
+    json_of(&args)["perplexity"].as_f64().unwrap()
 }
 
 #[test]
@@ -84,11 +64,11 @@ fn a_decoder_in_blocks_runs_as_any_other() {
     let (dense, small) = (fixture("llama-tied"), bench.path("small"));
     let (before, after) = (perplexity(&dense, None), perplexity(&small, None));
     assert!((after / before - 1.0).abs() < 0.02, "{after} for {before}");
-    let text = run(&["generate", "--model", s(&small), "--prompt", "the cat", "--max-new-tokens", "4"]);
+    let text = json_of(&["generate", "--model", s(&small), "--prompt", "the cat", "--max-new-tokens", "4"]);
     assert!(text["ids"].as_array().is_some_and(|ids| !ids.is_empty()));
-    let described = run(&["inspect", s(&small)]);
+    let described = json_of(&["inspect", s(&small)]);
     assert_eq!(described["method"], "quant");
-    assert_eq!(described["parameters"], run(&["inspect", s(&dense)])["parameters"]);
+    assert_eq!(described["parameters"], json_of(&["inspect", s(&dense)])["parameters"]);
     let layers = described["layers"].as_array().unwrap();
     let layer = layers.iter().find(|l| l["name"] == "model.layers.0.self_attn.q_proj").unwrap();
     assert_eq!((&layer["kind"], &layer["formats"]["weight"]), (&json!("dense"), &json!("Q8_0")));
@@ -109,7 +89,7 @@ fn an_encoder_in_blocks_predicts_and_embeds() {
     let bench = Bench::new("bert-cls", &["--bits", "8"]);
     let small = bench.path("small");
     let rows = |command: &str, model: &Path, key: &str| -> Vec<f64> {
-        let got = run(&[command, "--model", s(model), "--text", "the cat sat"]);
+        let got = json_of(&[command, "--model", s(model), "--text", "the cat sat"]);
         got["rows"][0][key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
     };
     for (command, key) in [("predict", "logits"), ("embed", "embedding")] {
@@ -138,7 +118,7 @@ fn a_base_in_blocks_is_tuned_and_merged() {
     let small = bench.path("small");
     let tune = |model: &Path, out: &str, extra: &[&str]| {
         let args = bench.tune(model, out, extra);
-        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        json_of(&args.iter().map(String::as_str).collect::<Vec<_>>())
     };
     let lora = ["--method", "lora", "--targets", "all-linear", "--lr", "1e-2"];
     let made = tune(&small, "run", &lora);
@@ -151,7 +131,7 @@ fn a_base_in_blocks_is_tuned_and_merged() {
         let mut args = vec!["merge", "--model", s(&small), "--adapter", s(&adapter), "-o", s(&merged)];
         args.extend(["--dtype", "f32"]);
         args.extend(extra);
-        let report = run(&args);
+        let report = json_of(&args);
         let key = if extra.is_empty() { "from_blocks_to_floats" } else { "requantized" };
         assert!(report[key].as_u64().unwrap() > 0, "{report}");
         let got = perplexity(&merged, None);

@@ -7,25 +7,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use assert_cmd::Command;
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{copy, fixture, s};
-
-#[track_caller]
-fn run(args: &[&str]) -> (String, String) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().success().get_output().clone();
-    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
-}
-
-#[track_caller]
-fn fails(args: &[&str], part: &str) {
-    let output = Command::cargo_bin("lowrank").unwrap().args(args).assert().code(1).get_output().clone();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.trim_end().lines().last().unwrap_or_default().contains(part), "{error}");
-}
+use common::{copy, fails_after_warnings, fixture, run, s};
 
 fn mean_nll(model: &Path, more: &[&str]) -> f64 {
     let args = ["perplexity", "--model", s(model), "--text", "The cat sat on the red mat.", "--json"];
@@ -142,7 +128,7 @@ fn values_beyond_f16_are_refused_in_f16() {
     let model = s(large.path());
     for args in [&["perplexity", "--text", "the cat"][..], &["generate", "--prompt", "the cat"]] {
         let args = [args, &["--model", model]].concat();
-        fails(
+        fails_after_warnings(
             &[&args[..], &["--dtype", "f16"]].concat(),
             "has values beyond the range of f16; keep the weights in bf16",
         );

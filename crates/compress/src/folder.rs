@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, gguf, has_file, read_file, write_atomic};
+use lowrank_spec::LowrankSection;
 use lowrank_spec::names::is_buffer;
 use serde_json::{Map, Value};
 
@@ -41,6 +42,23 @@ pub(crate) fn read_config(model: &Path) -> Result<Map<String, Value>> {
     let config: Map<String, Value> = serde_json::from_slice(&text).map_err(|e| error(e.to_string()))?;
     lowrank_spec::storage::check_storage(&config).map_err(|e| error(e.to_string()))?;
     Ok(config)
+}
+
+/// `config.json` of a model folder whose weights are neither quantised nor factored.
+///
+/// # Errors
+/// As [`read_config`], and for a model that is compressed already.
+pub(crate) fn read_dense_config(model: &Path) -> Result<Map<String, Value>> {
+    let config = read_config(model)?;
+    let section = LowrankSection::of_config(&config)?;
+    if section.modules.is_empty() {
+        return Ok(config);
+    }
+    Err(CompressError::Input(format!(
+        "{}: compressed already ({}); start from the dense model",
+        model.display(),
+        section.method
+    )))
 }
 
 /// Sizes of a model of which `taken` are factored.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_checkpoint::Checkpoint;
-use lowrank_spec::LowrankSection;
 use serde_json::{Map, Value};
 
 use crate::allocate::{self, Goal};
@@ -53,15 +52,7 @@ impl<'a> Plan<'a> {
                 options.method.name()
             )));
         }
-        let config = folder::read_config(model)?;
-        let section = LowrankSection::of_config(&config)?;
-        if !section.modules.is_empty() {
-            return Err(CompressError::Input(format!(
-                "{}: compressed already ({}); start from the dense model",
-                model.display(),
-                section.method
-            )));
-        }
+        let config = folder::read_dense_config(model)?;
         let checkpoint = Checkpoint::open(model)?;
         let (taken, ranks) = touched(&find(&checkpoint, &config), options)?;
         check_tied(&checkpoint, &config, &taken)?;

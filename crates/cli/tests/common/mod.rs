@@ -5,7 +5,50 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use assert_cmd::Command;
+use serde_json::Value;
 use tempfile::TempDir;
+
+/// The program with arguments, without the network.
+pub(crate) fn lowrank(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("lowrank").unwrap();
+    command.args(args).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Standard output and standard error of a command that must succeed.
+#[track_caller]
+pub(crate) fn run(args: &[&str]) -> (String, String) {
+    let output = lowrank(args).assert().success().get_output().clone();
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// What a command prints with `--json`.
+#[track_caller]
+pub(crate) fn json_of(args: &[&str]) -> Value {
+    serde_json::from_str(&run(&[args, &["--json"]].concat()).0).unwrap()
+}
+
+/// Runs a command that must fail with one line that contains `part`, and print nothing else.
+#[track_caller]
+pub(crate) fn fails(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(part), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
+    assert!(output.stdout.is_empty());
+}
+
+/// The same, where warnings may come before the error.
+#[track_caller]
+pub(crate) fn fails_after_warnings(args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(1).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = error.trim_end().lines().collect();
+    let (last, warnings) = lines.split_last().unwrap();
+    assert!(last.starts_with("error: ") && last.contains(part), "{error}");
+    assert!(warnings.iter().all(|line| line.starts_with("warning: ")), "{error}");
+}
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)

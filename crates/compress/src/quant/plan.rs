@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_checkpoint::Checkpoint;
-use lowrank_spec::LowrankSection;
 use lowrank_spec::blocks::BlockFormat;
 use serde_json::{Map, Value};
 
@@ -48,15 +47,7 @@ impl<'a> QuantPlan<'a> {
     /// Options that do not go with the methods or match nothing, a model that is compressed already.
     pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
         options.amount.validate()?;
-        let config = folder::read_config(model)?;
-        let section = LowrankSection::of_config(&config)?;
-        if !section.modules.is_empty() {
-            return Err(CompressError::Input(format!(
-                "{}: compressed already ({}); start from the dense model",
-                model.display(),
-                section.method
-            )));
-        }
+        let config = folder::read_dense_config(model)?;
         if options.resume {
             let method = options.method.name();
             return Err(CompressError::Input(format!(
