@@ -8,6 +8,7 @@ use crate::options::Calibrator;
 use crate::parallel;
 use crate::plan::Plan;
 use crate::statistics::{Weighting, Weightings, lookup};
+use crate::unit::Unit;
 use crate::weights::Weight;
 
 /// What is told of each group of units before the next group begins: the layer, indices and results of its units.
@@ -47,7 +48,7 @@ pub(crate) fn each_unit<T: Send>(
         });
     };
     let mut results: Vec<(usize, T)> = Vec::with_capacity(units.len());
-    for (layer, indices) in groups(plan, calibrator.is_descending()) {
+    for (layer, indices) in by_layer(units.iter().map(Unit::layer), calibrator.is_descending()) {
         let weightings: Weightings = match layer {
             Some(layer) => calibrator.weightings(layer)?,
             None => calibrator.outside()?,
@@ -65,11 +66,15 @@ pub(crate) fn each_unit<T: Send>(
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-/// The units by their layers, in the order in which layers are run.
-fn groups(plan: &Plan<'_>, is_descending: bool) -> Vec<(Option<usize>, Vec<usize>)> {
+/// Indices by their layers, in the order in which layers are run: what lies outside comes last, or first where the order
+/// descends.
+pub(crate) fn by_layer(
+    layers: impl Iterator<Item = Option<usize>>,
+    is_descending: bool,
+) -> Vec<(Option<usize>, Vec<usize>)> {
     let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-    for (index, unit) in plan.units.iter().enumerate() {
-        groups.entry(unit.layer()).or_default().push(index);
+    for (index, layer) in layers.enumerate() {
+        groups.entry(layer).or_default().push(index);
     }
     let outside = groups.remove_entry(&None);
     let mut order: Vec<_> = groups.into_iter().chain(outside).collect();

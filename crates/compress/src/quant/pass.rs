@@ -1,12 +1,11 @@
 //! One pass over all weights, layer by layer where there is a calibrator.
 
-use std::collections::BTreeMap;
-
 use super::errors::ErrorWeights;
 use super::plan::QuantPlan;
 use crate::error::Result;
 use crate::options::{Calibrator, Progress};
 use crate::parallel;
+use crate::pass::by_layer;
 use crate::statistics::{Weighting, Weightings, lookup};
 
 /// Runs `work` on every weight and returns the results in the order of the weights.
@@ -30,7 +29,8 @@ pub(crate) fn each<T: Send>(
         (16 * plan.weights[index].numel() + 16 * d_input * d_input.min(1 << 14)) as u64
     };
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
-    for (layer, indices) in groups(plan, calibrator.as_ref().is_some_and(|c| c.is_descending())) {
+    let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());
+    for (layer, indices) in by_layer(plan.weights.iter().map(|weight| weight.site.layer), is_descending) {
         let weightings: Weightings = match (calibrator.as_mut(), layer) {
             (None, _) => Weightings::new(),
             (Some(calibrator), Some(layer)) => calibrator.weightings(layer)?,
@@ -51,19 +51,4 @@ pub(crate) fn each<T: Send>(
     }
     results.sort_by_key(|(index, _)| *index);
     Ok(results.into_iter().map(|(_, result)| result).collect())
-}
-
-/// The weights by their layers, in the order in which layers are run; what lies outside comes last, or first where the
-/// order descends.
-fn groups(plan: &QuantPlan<'_>, is_descending: bool) -> Vec<(Option<usize>, Vec<usize>)> {
-    let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-    for (index, weight) in plan.weights.iter().enumerate() {
-        groups.entry(weight.site.layer).or_default().push(index);
-    }
-    let outside = groups.remove_entry(&None);
-    let mut order: Vec<_> = groups.into_iter().chain(outside).collect();
-    if is_descending {
-        order.reverse();
-    }
-    order
 }
