@@ -386,29 +386,28 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 }
 
-impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+impl<B: Backend> Loader<'_, B> {
+    /// Loads a parameter from the tensor of its name, and notes what was missing or wrong.
+    fn fill(&mut self, at: &Parameter<'_>, load: impl FnOnce(&mut Self, &str) -> Result<()>) {
         let key = at.key();
         let Some(name) = self.resolve(&key) else {
             self.missing.push(key);
             return;
         };
-        if let Err(error) = self.load(&name, at, param) {
+        if let Err(error) = load(self, &name) {
             self.problems.push(error.to_string());
         }
         self.used.insert(name);
     }
+}
+
+impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        self.fill(at, |loader, name| loader.load(name, at, param));
+    }
 
     fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
-        let key = at.key();
-        let Some(name) = self.resolve(&key) else {
-            self.missing.push(key);
-            return;
-        };
-        if let Err(error) = self.load_stored(&name, at, stored) {
-            self.problems.push(error.to_string());
-        }
-        self.used.insert(name);
+        self.fill(at, |loader, name| loader.load_stored(name, at, stored));
     }
 
     fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
