@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -113,6 +115,57 @@ fn a_trained_head_over_words_is_read_by_name() {
     assert!(!error.contains("newly"), "{error}");
     let labels = read_json(Path::new(&format!("{out}/adapter/labels.json")));
     assert_eq!(labels["labels"], json!(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]));
+}
+
+/// The same adapter with its labels in another order, continued: nothing is learnt anew, and a head of zeros is one.
+#[test]
+fn the_head_of_an_adapter_to_start_from_is_read_by_name() {
+    let base = fixture("bert-encoder");
+    let rows = "text\tlabel\nthe cat sat\tyes\nthe dog ran\tno\nthe cat ran\tyes\nthe dog sat\tno\n";
+    let files = Files::new(&[("t.tsv", rows)]);
+    let (tsv, first) = (files.path("t.tsv"), files.path("first"));
+    let lora = ["--method", "lora", "--rank", "4", "--alpha", "8"];
+    let trained = json_of(&finetune(s(&base), &tsv, &first, &[&lora[..], &["--max-steps", "60"]].concat()));
+    assert_eq!(trained["metric"], 1.0);
+    let adapter = Path::new(&first).join("adapter");
+    edit(&adapter.join("labels.json"), |labels| labels["labels"].as_array_mut().unwrap().reverse());
+    let file = adapter.join("adapter_model.safetensors");
+    let checkpoint = Checkpoint::open_adapter(&file).unwrap();
+    let tensors = checkpoint.names().map(|name| {
+        let shape = checkpoint.info(name).unwrap().shape.clone();
+        let mut values = checkpoint.read_f32(name).unwrap();
+        if name.ends_with("classifier.weight") || name.ends_with("classifier.bias") {
+            let half = values.len() / 2;
+            values.rotate_left(half);
+        }
+        HostTensor::new(name, shape, values)
+    });
+    let tensors: Vec<HostTensor<'_>> = tensors.collect();
+    write_safetensors(&file, tensors, FloatType::F32, &BTreeMap::new()).unwrap();
+    let still = [&lora[..], &["--max-steps", "1", "--lr", "1e-9", "--head-lr", "1e-9"]].concat();
+    let again = |name: &str, more: &[&str]| {
+        let out = files.path(name);
+        let start = ["--init-from", &first];
+        let head = ["finetune", "--model", s(&base), "--train", &tsv, "--dev", &tsv, "-o", &out];
+        json_of(&[&head[..], &still, &start, more].concat())
+    };
+    assert_eq!(again("again", &[])["metric"], 1.0);
+    let zero = again("zero", &["--zero-head"]);
+    let run: Value = read_json(&Path::new(&files.path("zero")).join("run.json"));
+    let loss = run["train_info"]["evals"][0]["values"]["loss"].as_f64().unwrap_or(f64::NAN);
+    assert!((loss - 2f64.ln()).abs() < 1e-3, "{loss}: {zero}");
+}
+
+/// A batch without a word that counts changes nothing, and does not end the run.
+#[test]
+fn a_class_may_count_for_nothing() {
+    let rows = "a O\nb O\n\nking B-PER\nran O\n\nc O\nd O\n";
+    let files = Files::new(&[("t.conll", rows)]);
+    let (train, out) = (files.path("t.conll"), files.path("run"));
+    let more = ["--method", "head", "--max-steps", "4", "--class-weights", "O=0", "--batch-size", "1"];
+    let base = fixture("bert-encoder");
+    let head = ["finetune", "--model", s(&base), "--train", &train, "--dev", &train, "-o", &out];
+    assert_eq!(json_of(&[&head[..], &more].concat())["steps"], 4);
 }
 
 #[test]

@@ -107,8 +107,14 @@ fn formats_that_do_not_fit_are_said() {
     let args = ["compress", "--model", s(&model), "--bits", "4", "-o", s(&out)];
     let output = lowrank(&args).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
-    assert!(text.contains("weights with rows of 32 elements, which Q4_K cannot hold, are in Q5_0"), "{text}");
-    assert!(text.contains("weights with rows of 56 elements, which Q4_K cannot hold, stay floats"), "{text}");
+    assert!(
+        text.contains("in Q5_0 instead of Q4_K: rows of 32 elements do not fill blocks of 256"),
+        "{text}"
+    );
+    assert!(
+        text.contains("in floats instead of Q4_K: rows of 56 elements do not fill blocks of 256"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -52,6 +52,6 @@ pub struct Report {
     pub modules: Vec<ModuleReport>,
     /// Weights that stay dense floats: factors or blocks would be no smaller, or were not chosen.
     pub dense: usize,
-    /// Weights that are not in the block format that was given, since it cannot hold their rows: a line for each width.
+    /// Weights that are not in the block format that was given, and why: a line for each reason and format.
     pub instead: Vec<String>,
 }

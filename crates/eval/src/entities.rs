@@ -72,6 +72,12 @@ pub fn entities<'a>(tags: &[&'a str]) -> Vec<Entity<'a>> {
 fn parts(tag: &str) -> (&str, &str) {
     let first = tag.chars().next().map_or(0, char::len_utf8);
     let (letter, rest) = tag.split_at(first);
+    // BILOU's last and unit-length words are IOBES's ends and singles.
+    let letter = match letter {
+        "L" => "E",
+        "U" => "S",
+        other => other,
+    };
     let kind = rest.split_once('-').map_or(rest, |(_, kind)| kind);
     (letter, if kind.is_empty() { "_" } else { kind })
 }
@@ -104,6 +110,8 @@ mod tests {
             entities(&["S-PER", "B-LOC", "I-LOC", "E-LOC", "E-LOC"]),
             [("PER", 0, 0), ("LOC", 1, 3), ("LOC", 4, 4)]
         );
+        let bilou = ["U-PER", "U-PER", "B-PER", "L-PER", "B-PER", "I-PER", "L-PER"];
+        assert_eq!(entities(&bilou), [("PER", 0, 0), ("PER", 1, 1), ("PER", 2, 3), ("PER", 4, 6)]);
         assert_eq!(entities(&["B-a-b", "I-a-b", "O"]), [("a-b", 0, 1)]);
         assert_eq!(entities(&[]), []);
         assert_eq!(EntityCounts::default().f1(), 0.0);

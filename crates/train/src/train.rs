@@ -170,9 +170,11 @@ where
         let lr = self.schedule.at(index);
         let batches = self.objective.batches(index)?;
         let total: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
-        if total.is_nan() || total <= 0.0 {
-            return Err(TrainError::Batch(format!("the batch of step {step} has nothing to learn")));
+        if total.is_nan() || total < 0.0 {
+            return Err(TrainError::Batch(format!("the batch of step {step} has a weight of {total}")));
         }
+        // A batch of nothing but classes of weight 0 has gradients of 0.
+        let share = |weight: f64| if total > 0.0 { weight / total } else { 0.0 };
         let tokens = batches.micro.iter().map(|micro| micro.tokens).sum();
         let model = self.model.as_ref().ok_or_else(no_model)?;
         let mut accumulator = GradientsAccumulator::new();
@@ -180,8 +182,8 @@ where
         let n_micro = batches.micro.len();
         for (place, micro) in batches.micro.iter().enumerate() {
             let seed = mix(config.seed, (index * config.grad_accum + place + 1) as u64);
-            let share = micro.weight / total;
-            let (loss, part) = self.objective.gradients(model, &micro.data, Mode::train(seed), share)?;
+            let mode = Mode::train(seed);
+            let (loss, part) = self.objective.gradients(model, &micro.data, mode, share(micro.weight))?;
             sum = Some(match sum {
                 Some(sum) => sum + loss,
                 None => loss,

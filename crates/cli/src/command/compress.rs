@@ -40,10 +40,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FORMAT", value_parser = block_format)]
     r#type: Option<BlockFormat>,
     /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
-    #[arg(long, default_value = "layers")]
+    #[arg(long, default_value = "layers", requires = "ratio")]
     of: Of,
     /// Ranks under a ratio: budget (least error, by what it does to the layer's output or the loss where there is calibration text) or uniform (the same ratio for every weight)
-    #[arg(long, default_value = "budget")]
+    #[arg(long, default_value = "budget", requires = "ratio")]
     allocation: Allocation,
     #[command(flatten)]
     calibration: CalibrationArgs,
@@ -60,13 +60,13 @@ pub(crate) struct Args {
     #[arg(long)]
     recover: Option<Recover>,
     /// Steps of --recover per layer
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, requires = "recover")]
     recover_steps: usize,
     /// Rank of the adapters of --recover lora
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, requires = "recover")]
     recover_rank: usize,
     /// Learning rate of --recover
-    #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true, requires = "recover")]
     recover_lr: f64,
     /// Element type of the output: f32, f16 or bf16 [default: that of each tensor]
     #[arg(long)]
@@ -264,6 +264,9 @@ impl Args {
             bail!("{name} takes no notice of calibration text; leave it out or choose whitened");
         }
         let is_quant = method.is_quant() || self.amount.bytes.is_some();
+        if is_quant && self.always_factor {
+            bail!("--always-factor is for methods that factor; leave it out with {name} in blocks");
+        }
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
             bail!(
                 "--recover trains factors in floats; compress without --bits and --bytes, or tune an adapter over the \

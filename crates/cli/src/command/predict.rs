@@ -64,6 +64,7 @@ fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
         let several = row["labels"]
             .as_array()
             .map(|labels| labels.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
+        let several = several.map(|labels| if labels.is_empty() { "-".to_owned() } else { labels });
         let label = several.unwrap_or_else(|| row["label"].as_str().unwrap_or_default().to_owned());
         let score = row["score"].as_f64();
         println!("{label}\t{:.4}\t{text}{pair}", score.unwrap_or(f64::NAN));

@@ -179,7 +179,6 @@ impl<'a> Rows<'a> {
         let relative = |loss: f64| if total > 0.0 { (loss / total).sqrt() } else { 0.0 };
         let mut blocks = self.quantize(&self.values, format, weights)?;
         let mut residual = self.residual(format, &blocks);
-        let rank = rank.min(self.shape[0]).min(self.shape[1]);
         if rank == 0 {
             let error = relative(self.loss(&residual, weights));
             return Ok(Made { blocks, factors: None, error });

@@ -143,13 +143,22 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
             if let Amount::Ranks(given) = &options.amount {
                 for (name, rank) in given {
                     for weight in named(all, name)? {
+                        let most = weight.shape()[0].min(weight.shape()[1]);
+                        if *rank > most {
+                            return fail(format!(
+                                "'{}': a correction of rank {rank}; {most} is the most that its shape allows",
+                                weight.site.path
+                            ));
+                        }
                         let path = weights.iter().find(|w| w.site.path == weight.site.path);
                         ranks.extend(path.map(|w| (w.site.path.as_str(), *rank)));
                     }
                 }
             } else if with_correction {
                 let blocks = weights.iter().filter(|w| w.role == Role::Block);
-                ranks.extend(blocks.map(|w| (w.site.path.as_str(), RANK)));
+                // At half the shorter side a correction is no longer small.
+                let rank = |w: &Weight| RANK.min(w.shape()[0].min(w.shape()[1]) / 2);
+                ranks.extend(blocks.map(|w| (w.site.path.as_str(), rank(w))));
             }
             if let Some(table) =
                 weights.iter().find(|w| w.site.embedding && ranks.contains_key(&*w.site.path))

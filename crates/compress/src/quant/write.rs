@@ -193,22 +193,24 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
     })
 }
 
-/// Formats that were taken in the place of the one given, with the rows that do not fit it and how many weights have them.
+/// Formats that were taken in the place of the one given, why, and how many weights have them.
 fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
     let Some(given) = plan.options.format else { return Vec::new() };
-    let mut counts: BTreeMap<(usize, Option<&str>), usize> = BTreeMap::new();
-    for (weight, target) in plan.weights.iter().zip(targets) {
+    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for (weight, target) in
+        plan.weights.iter().zip(targets).filter(|(_, target)| target.format != Some(given))
+    {
         let columns = weight.row_shape()[1];
-        if !columns.is_multiple_of(given.block_len()) {
-            *counts.entry((columns, target.format.map(|f| f.name()))).or_default() += 1;
-        }
+        let reason = if columns.is_multiple_of(given.block_len()) {
+            "tables and heads keep at least 6 bits".to_string()
+        } else {
+            format!("rows of {columns} elements do not fill blocks of {}", given.block_len())
+        };
+        let format = target.format.map_or("floats".to_string(), |format| format.to_string());
+        *counts.entry((reason, format)).or_default() += 1;
     }
-    let line = |((columns, format), n): ((usize, Option<&str>), usize)| {
-        format!(
-            "{n} weights with rows of {columns} elements, which {given} cannot hold, {}",
-            format.map_or("stay floats".to_string(), |format| format!("are in {format}"))
-        )
-    };
+    let weights = |n: usize| if n == 1 { "1 weight is".to_string() } else { format!("{n} weights are") };
+    let line = |((reason, format), n)| format!("{} in {format} instead of {given}: {reason}", weights(n));
     counts.into_iter().map(line).collect()
 }
 

@@ -402,7 +402,7 @@ fn set_names(file: &RawRows<'_>) -> Result<Vec<String>> {
 fn classes(file: &RawRows<'_>, names: Vec<String>) -> Result<LabelSpace> {
     if names.len() < 2 {
         let message = format!("the only label is '{}'; a task needs two or more", names.join(""));
-        return Err(file.bad(2, message));
+        return Err(file.bad(file.rows.first().map_or(1, |row| row.row), message));
     }
     Ok(LabelSpace::Classes(names))
 }

@@ -190,7 +190,10 @@ fn is_document(line: &str) -> bool {
 fn read_conll(path: &Path, text: &str) -> Result<Vec<RawRow>> {
     let bad = |row: usize, message: String| DataError::BadRow { path: path.to_path_buf(), row, message };
     let mut out: Vec<RawRow> = Vec::new();
-    let mut width = None;
+    // Columns of a word: a comment, which begins with # at the head of a sentence, has another number of them.
+    let is_word = |line: &str| !line.trim().is_empty() && !line.starts_with('#') && !is_document(line);
+    let mut width =
+        rows(text).map(|(_, line)| line).find(|line| is_word(line)).map(|line| columns(line).len());
     let mut begins = true;
     for (row, line) in rows(text) {
         let columns = columns(line);
@@ -294,6 +297,13 @@ mod tests {
         assert_eq!((set.spec.labels.names(), &set.rows[1].tags), (&known[..], &vec![0, 2]));
         let (set, _) = read_tagged("own", &paths[0], &paths[1], &known[..2]).unwrap();
         assert_eq!(set.spec.labels.width(), 3);
+    }
+
+    #[test]
+    fn a_word_that_is_a_number_sign_may_come_first() {
+        let (_dir, paths) = written(&[("a.conll", "# two words\n#\tO\nBob\tB-PER\n")]);
+        let (set, _) = read_tagged("own", &paths[0], &paths[0], &[]).unwrap();
+        assert_eq!(set.rows[0].words, ["#", "Bob"]);
     }
 
     #[test]

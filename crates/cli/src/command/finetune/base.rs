@@ -38,7 +38,7 @@ impl BaseArgs {
     }
 
     /// The type in which matrices are kept: as asked for, or `otherwise`.
-    pub(super) fn weights(&self, method: Method, otherwise: WeightType) -> Result<WeightType> {
+    pub(super) fn weights(&self, args: &Args, otherwise: WeightType) -> Result<WeightType> {
         let format = match self.base_bits {
             None => return Ok(otherwise),
             Some(4) => BlockFormat::Q4K,
@@ -46,7 +46,11 @@ impl BaseArgs {
             Some(bits) => bail!("--base-bits {bits} is not supported; choose 4 or 8"),
         };
         ensure!(
-            method != Method::Full,
+            !args.random_init,
+            "--base-bits rounds the weights of a checkpoint; leave it out with --random-init"
+        );
+        ensure!(
+            args.method != Method::Full,
             "--base-bits freezes the base, and --method full trains it; choose an adapter method, as lora"
         );
         Ok(WeightType::Blocks(format))
@@ -193,7 +197,7 @@ pub(super) fn report(
 ) -> Result<()> {
     let tokens = most_tokens(config, lengths);
     let memory = Memory::of(model, checkpoint, weights, tokens, recompute);
-    let mb = |bytes: usize| bytes.div_ceil(1 << 20);
+    let mb = |bytes: usize| bytes.div_ceil(1_000_000);
     let (trained, total) = model.count();
     if args.json {
         return print_json(&json!({

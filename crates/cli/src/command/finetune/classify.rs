@@ -15,7 +15,7 @@ use super::weights::recorded;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner};
 use crate::command::evaluate::class_order;
-use crate::context::tokenizer;
+use crate::context::{classifier_config, tokenizer};
 use crate::method::Method;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
@@ -30,8 +30,9 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         _ => 5e-4,
     };
     let mut config = args.train_config(lr, 32)?;
-    // The head that training starts from is that of the weights.
-    let start = ClassifierConfig::read(&sources(args, folder)?.0)?;
+    // The head that training starts from is that of the weights, or of the adapter over them.
+    let (weights, adapter) = sources(args, folder)?;
+    let start = classifier_config(&weights, adapter.as_deref())?;
     let is_other = HeadLevel::named(start.raw()).is_some_and(|stored| stored != level);
     let trained: &[String] = if is_other { &[] } else { &start.labels };
     let (spec, read) = read_spec(args, trained)?;

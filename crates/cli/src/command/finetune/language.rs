@@ -283,13 +283,13 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     let (weights, adapter) = sources(args, folder)?;
     let names = &config.architecture.names;
     let default_targets = decoder_targets(&config);
-    let mut kept = WeightType::F32;
+    let mut kept = args.base.weights(args, WeightType::F32)?;
     let (mut model, hash) = if args.random_init {
         let model = Decoder::<Train>::init(config.clone(), args.seed, device).map_err(anyhow::Error::msg)?;
         (model, "random".to_string())
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
-        kept = args.base.weights(args.method, kept_type(args.method, &checkpoint))?;
+        kept = args.base.weights(args, kept_type(args.method, &checkpoint))?;
         (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;

@@ -19,7 +19,7 @@ use super::job::{self, Clock, Identity};
 use super::language::task_name;
 use super::model::{adapt, adapted_paths, default_targets, file_size, save_adapter, sources};
 use super::record::settings;
-use super::rows::{are_labelled, hash_rows};
+use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     check_output(args)?;
     ensure!(!args.zero_head, "--zero-head is for classifiers");
     ensure!(
-        !args.base.is_dry() && args.base.weights(args.method, WeightType::F32)? == WeightType::F32,
+        !args.base.is_dry() && args.base.weights(args, WeightType::F32)? == WeightType::F32,
         "--base-bits and --dry-run are not supported for masked words; leave them out"
     );
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
@@ -83,11 +83,11 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
 /// A file that cannot be read.
 pub(super) fn is_plain_text(args: &Args) -> Result<bool> {
     let Some(path) = args.train.as_deref().filter(|_| args.task.is_none()) else { return Ok(false) };
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    if !matches!(ending, Some("txt" | "jsonl" | "json")) || are_labelled(args)? {
+    let ending = extension(path);
+    if !["txt", "jsonl", "json"].contains(&ending.as_str()) || are_labelled(args)? {
         return Ok(false);
     }
-    if ending == Some("txt") {
+    if ending == "txt" {
         return Ok(true);
     }
     let text = read_text(path)?;

@@ -79,11 +79,11 @@ pub(super) fn build(
     let (weights, adapter) = sources(args, folder)?;
     let labels = config.labels.len();
     let targets = default_targets(&config);
+    let kept = args.base.weights(args, WeightType::F32)?;
     let (mut model, hash) = if args.random_init {
         (Classifier::<Train>::init(config, args.seed, device), "random".to_string())
     } else {
         let hash = Checkpoint::open(&weights)?.content_hash();
-        let kept = args.base.weights(args.method, WeightType::F32)?;
         (Classifier::<Train>::load_as(&weights, config, kept, args.seed, device)?, hash)
     };
     let other = model.other_head_width().filter(|_| adapter.is_none());
@@ -93,15 +93,21 @@ pub(super) fn build(
             "{path}: its head has {rows} rows, the task has {labels} labels; the head is newly initialized"
         )
     });
+    let head = model.head_modules();
+    let start =
+        adapter.map(|dir| StartAdapter::load(&mut model, &dir, Some((&head, labels)), device)).transpose()?;
+    // The head may have come with the adapter.
     if let Some(places) = order.filter(|_| !args.random_init && model.newly_initialized().is_empty()) {
+        let adapted = start.as_ref().map(|start| adapted_paths(&start.set)).unwrap_or_default();
+        ensure!(
+            head.iter().all(|module| !adapted.contains(module.as_str())),
+            "the adapter covers the head, whose labels are in another order than the data's; merge it into the model first"
+        );
         model = model.with_label_order(&places)?;
     }
     if args.zero_head {
         model = model.with_zero_head();
     }
-    let head = model.head_modules();
-    let start =
-        adapter.map(|dir| StartAdapter::load(&mut model, &dir, Some((&head, labels)), device)).transpose()?;
     if let Some(start) = start.as_ref().filter(|start| !start.set.is_empty()) {
         ensure!(
             args.method != Method::Head,

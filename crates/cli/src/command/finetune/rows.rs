@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -81,15 +82,20 @@ impl Source {
     }
 }
 
+/// The ending of a file's name in lower case, empty where it has none.
+pub(super) fn extension(path: &Path) -> String {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase()
+}
+
 /// Whether the rows are to be classified: those of a task, of a table, of JSON lines with a label, or of words with tags.
 ///
 /// # Errors
 /// A file that cannot be read.
 pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     let Some(path) = args.train.as_ref().filter(|_| args.task.is_none()) else { return Ok(true) };
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("tsv") => Ok(true),
-        Some("jsonl") => {
+    match extension(path).as_str() {
+        "tsv" => Ok(true),
+        "jsonl" => {
             let file = File::open(path).with_context(|| path.display().to_string())?;
             let mut first = String::new();
             // A line that cannot be read or parsed is reported with its number by the reader of its rows.
