@@ -16,6 +16,7 @@ pub mod error;
 mod folder;
 #[doc(hidden)]
 pub mod fuzz;
+mod kept;
 pub mod linear;
 pub mod masked_lm;
 mod merge_factors;

@@ -13,6 +13,7 @@ use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, transpose};
 
 use crate::error::{ModelError, Result, summary};
+use crate::kept::InBlocks;
 use crate::linear::block_format;
 use crate::stored::Stored;
 use crate::visit::{Layout, ParamVisitor, Parameter, Part};
@@ -476,26 +477,6 @@ pub fn host_tensor<B: Backend, const D: usize>(
     HostTensor::new(at.key(), shape, data)
 }
 
-/// A matrix of a model that is in blocks.
-#[derive(Clone, Debug)]
-pub struct InBlocks {
-    /// Path of its module.
-    pub module: String,
-    /// What it is of the module's weight.
-    pub part: WeightPart,
-    /// The blocks, as the forward pass multiplies by them.
-    pub matrix: BlockMatrix,
-    /// Whether its rows lie as the file has them; otherwise it cannot be saved.
-    pub is_in_order: bool,
-}
-
-impl InBlocks {
-    /// Its key in a checkpoint.
-    pub fn key(&self) -> String {
-        self.part.key(&self.module)
-    }
-}
-
 /// Gathers the tensors that a predicate wants, in PyTorch's layout; a shared factor at its owner.
 pub struct Gather<F> {
     wanted: F,
@@ -522,17 +503,7 @@ impl<B: Backend, F: Fn(&Parameter<'_>) -> bool> ParamVisitor<B> for Gather<F> {
     fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
         match (stored, at.weight()) {
             (Stored::Float(param), _) => self.visit(at, param),
-            (stored, Some(part)) if (self.wanted)(at) => {
-                if let Some(matrix) = stored.blocks() {
-                    let layout = if matrix.is_transposed() { Layout::Transposed } else { Layout::Same };
-                    self.blocks.push(InBlocks {
-                        module: at.module.path.to_string(),
-                        part,
-                        matrix: matrix.clone(),
-                        is_in_order: at.blocks_layout() == Some(layout),
-                    });
-                }
-            }
+            (stored, Some(part)) if (self.wanted)(at) => self.blocks.extend(InBlocks::of(at, part, stored)),
             _ => {}
         }
     }

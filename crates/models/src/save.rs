@@ -8,7 +8,7 @@ use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
-use crate::params::InBlocks;
+use crate::kept::InBlocks;
 
 /// Files of a model folder that go with any weights: tokenizer, templates, generation settings, pooling.
 const COMPANIONS: [&str; 17] = [

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::error::Result;
-use crate::params::{Choose, Gather, InBlocks};
+use crate::kept::{Bytes, GatherBlocks, InBlocks};
+use crate::params::{Choose, Gather};
 use crate::run::Run;
 use crate::save;
 use crate::visit::{ParamVisitor, Parameter};
@@ -44,9 +45,16 @@ pub trait Parameters<B: Backend>: Clone {
 
     /// The wanted matrices that are in blocks of few bits, which are never trained.
     fn blocks_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<InBlocks> {
-        let mut gather = Gather::new(wanted);
+        let mut gather = GatherBlocks { wanted, blocks: Vec::new() };
         self.clone().visit_params(&mut gather);
         gather.blocks
+    }
+
+    /// Bytes that the parameters take as they are kept.
+    fn kept_bytes(&self) -> usize {
+        let mut bytes = Bytes::default();
+        self.clone().visit_params(&mut bytes);
+        bytes.0
     }
 
     /// The wanted parameters that are floats, in PyTorch's layout.

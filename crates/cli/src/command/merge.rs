@@ -1,6 +1,6 @@
 //! `lowrank merge`: fold an adapter into its model's weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -137,7 +137,10 @@ fn merge<M: Probed>(
         "--requantize: no weight of the model is in blocks; compress the merged model with --method quant"
     );
     let mut merged = merged;
-    let before = merged.blocks_where(|_| true).len();
+    let modules = |model: &M| -> BTreeSet<String> {
+        model.blocks_where(|_| true).into_iter().map(|block| block.module).collect()
+    };
+    let (all, before) = (modules(model).len(), modules(&merged).len());
     if args.requantize {
         let mut round = ToBlocks::new(|at: &Parameter<'_>| in_blocks.get(&at.key()).copied());
         merged.visit_params(&mut round);
@@ -145,7 +148,7 @@ fn merge<M: Probed>(
             bail!("{problem}; leave out --requantize");
         }
     }
-    let blocks_kept = merged.blocks_where(|_| true).len();
+    let blocks_kept = modules(&merged).len();
     let mut rounded = merged.clone();
     let mut round = Round { dtype, overflow: None };
     rounded.visit_params(&mut round);
@@ -162,7 +165,7 @@ fn merge<M: Probed>(
             "max_difference_f32": exact,
             "dtype": dtype.name(),
             "cut_to_rank": cut,
-            "from_blocks_to_floats": in_blocks.len() - blocks_kept,
+            "from_blocks_to_floats": all - blocks_kept,
             "requantized": blocks_kept - before,
             "output": args.output,
         }));
@@ -172,9 +175,8 @@ fn merge<M: Probed>(
     }
     if !in_blocks.is_empty() {
         println!(
-            "of {} weights in blocks {} became {}, {} were rounded again",
-            in_blocks.len(),
-            in_blocks.len() - blocks_kept,
+            "{} of {all} weights in blocks became {}; {} were rounded again",
+            all - blocks_kept,
             dtype.name(),
             blocks_kept - before
         );

@@ -89,26 +89,10 @@ const PROGRAM: usize = 60 << 20;
 const LOGITS: usize = 2 * (32 << 20);
 
 impl Memory {
-    /// Of next-token training: `tokens` of a batch, each matrix of `model` as it is kept.
-    fn of(
-        model: &TunedDecoder<Train>,
-        checkpoint: &Checkpoint,
-        weights: WeightType,
-        tokens: usize,
-        recompute: bool,
-    ) -> Self {
+    /// Of next-token training: `tokens` of a batch, parameters as `model` keeps them.
+    fn of(model: &TunedDecoder<Train>, checkpoint: &Checkpoint, tokens: usize, recompute: bool) -> Self {
         let decoder: &Decoder<Train> = model.model();
         let config = decoder.config();
-        let in_blocks: usize = decoder.blocks_where(|_| true).iter().map(|b| b.matrix.bytes().len()).sum();
-        let each = match weights {
-            WeightType::F32 => 4,
-            _ => 2,
-        };
-        let floats: usize = decoder
-            .tensors_where(|_| true)
-            .iter()
-            .map(|tensor| tensor.data.len() * if tensor.shape.len() > 1 { each } else { 4 })
-            .sum();
         let trained = model.count().0;
         // What the backward pass of a token reads: the outputs of a layer's linear maps (of which attention and the
         // activation save theirs, and the maps after them their inputs), the widest input, two normalised states.
@@ -122,7 +106,7 @@ impl Memory {
         let largest =
             checkpoint.names().filter_map(|name| checkpoint.info(name)).map(|i| 4 * i.numel()).max();
         Self {
-            base: in_blocks + floats,
+            base: decoder.kept_bytes(),
             // Value, gradient, two moments.
             trained: 16 * trained,
             activations: 4 * tokens * activations,
@@ -152,14 +136,13 @@ fn most_tokens(config: &TrainConfig, lengths: &[usize]) -> usize {
 pub(super) fn recomputes(
     model: &TunedDecoder<Train>,
     checkpoint: &Checkpoint,
-    weights: WeightType,
     config: &TrainConfig,
     lengths: &[usize],
     limit: u64,
 ) -> Result<bool> {
     let tokens = most_tokens(config, lengths);
-    let totals = [false, true]
-        .map(|recompute| Memory::of(model, checkpoint, weights, tokens, recompute).total() as u64);
+    let totals =
+        [false, true].map(|recompute| Memory::of(model, checkpoint, tokens, recompute).total() as u64);
     choose_recomputation(totals, tokens, limit)
 }
 
@@ -190,13 +173,12 @@ pub(super) fn report(
     args: &Args,
     model: &TunedDecoder<Train>,
     checkpoint: &Checkpoint,
-    weights: WeightType,
     config: &TrainConfig,
     lengths: &[usize],
     recompute: bool,
 ) -> Result<()> {
     let tokens = most_tokens(config, lengths);
-    let memory = Memory::of(model, checkpoint, weights, tokens, recompute);
+    let memory = Memory::of(model, checkpoint, tokens, recompute);
     let mb = |bytes: usize| bytes.div_ceil(1_000_000);
     let (trained, total) = model.count();
     if args.json {

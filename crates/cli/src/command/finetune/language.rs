@@ -95,11 +95,14 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
     let built = build(args, folder, base, device)?;
+    let recompute = match args.language.memory {
+        Some(limit) if !args.language.recompute && matches!(rows, Encoded::Rows(..)) => {
+            recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
+        }
+        _ => args.language.recompute,
+    };
     if args.base.is_dry() {
-        let checkpoint = Checkpoint::open(folder)?;
-        let lengths = rows.lengths();
-        let recompute = args.language.recompute;
-        return report(args, &built.model, &checkpoint, built.kept, &config, &lengths, recompute);
+        return report(args, &built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), recompute);
     }
     let task = task_name(train);
     let identity = |config: &TrainConfig, data_hash| {
@@ -125,14 +128,6 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         Encoded::Rows(train, dev) => {
             let samples = args.language.write_samples.unwrap_or(1);
             let samples = Samples::new(&dev, samples, SAMPLE_TOKENS, tokenizer);
-            let recompute = match args.language.memory {
-                Some(limit) if !args.language.recompute => {
-                    let checkpoint = Checkpoint::open(folder)?;
-                    let lengths = rows.lengths();
-                    recomputes(&built.model, &checkpoint, built.kept, &config, &lengths, limit.0)?
-                }
-                _ => args.language.recompute,
-            };
             let objective = NextToken::new(train, dev, &config, recompute)?.with_samples(samples);
             if let Some(epochs) = args.epochs {
                 config.max_steps = objective.plan().steps_for(epochs);
@@ -274,8 +269,6 @@ struct Built {
     start: Option<StartAdapter>,
     hash: String,
     default_targets: String,
-    /// The type in which matrices are kept.
-    kept: WeightType,
 }
 
 fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> Result<Built> {
@@ -283,13 +276,13 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     let (weights, adapter) = sources(args, folder)?;
     let names = &config.architecture.names;
     let default_targets = decoder_targets(&config);
-    let mut kept = args.base.weights(args, WeightType::F32)?;
     let (mut model, hash) = if args.random_init {
+        args.base.weights(args, WeightType::F32)?;
         let model = Decoder::<Train>::init(config.clone(), args.seed, device).map_err(anyhow::Error::msg)?;
         (model, "random".to_string())
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
-        kept = args.base.weights(args, kept_type(args.method, &checkpoint))?;
+        let kept = args.base.weights(args, kept_type(args.method, &checkpoint))?;
         (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
@@ -315,7 +308,7 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
         "--method {}: the model has no such parameters; choose another method",
         args.method.name()
     );
-    Ok(Built { model, start, hash, default_targets, kept })
+    Ok(Built { model, start, hash, default_targets })
 }
 
 /// The type in which a base is kept: that of its matrices of floats in the checkpoint, where it is frozen.
