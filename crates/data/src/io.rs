@@ -1,5 +1,7 @@
 //! Whole-file reading that names the bad line.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::{DataError, Result};
@@ -17,6 +19,23 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         DataError::Utf8 { path: path.to_path_buf(), row: 1 + valid.iter().filter(|&&b| b == b'\n').count() }
     })
+}
+
+/// Bytes by which a file of rows is told from another.
+const HEAD: u64 = 1 << 20;
+
+/// The beginning of a text file up to its last whole line, for a look at its form.
+pub(crate) fn read_head(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(DataError::io("read", path))?;
+    file.take(HEAD).read_to_end(&mut bytes).map_err(DataError::io("read", path))?;
+    let end = if bytes.len() as u64 == HEAD {
+        bytes.iter().rposition(|&b| b == b'\n').unwrap_or(0)
+    } else {
+        bytes.len()
+    };
+    let start = if bytes.starts_with(BOM) { BOM.len().min(end) } else { 0 };
+    Ok(String::from_utf8_lossy(&bytes[start..end]).into_owned())
 }
 
 /// Parses a JSON file, if it is there.

@@ -264,6 +264,12 @@ impl Args {
             bail!("{name} takes no notice of calibration text; leave it out or choose whitened");
         }
         let is_quant = method.is_quant() || self.amount.bytes.is_some();
+        if self.sides != Sides::Best && method != Method::Shared {
+            bail!("--sides is for --method shared; leave it out with {name}");
+        }
+        if self.tt_order != 2 && !matches!(method, Method::Tt | Method::Auto) {
+            bail!("--tt-order is for --method tt and auto; leave it out with {name}");
+        }
         if is_quant && self.always_factor {
             bail!("--always-factor is for methods that factor; leave it out with {name} in blocks");
         }

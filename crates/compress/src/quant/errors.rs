@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lowrank_factor::Mat;
+
 use crate::statistics::{InputStatistics, Weighting};
 use crate::weights::{Role, Weight};
 
@@ -14,8 +16,23 @@ pub(crate) struct ErrorWeights {
     /// Mean square of the gradient of each row's output, or how often a row is looked up; empty where nothing is known.
     pub(crate) rows: Vec<f32>,
     /// Sums of products of inputs.
-    pub(crate) gram: Option<Arc<InputStatistics>>,
+    pub(crate) gram: Option<Gram>,
     is_in_loss: bool,
+}
+
+/// Second moments of inputs, in the precision in which they are summed and in that of errors.
+#[derive(Clone, Debug)]
+pub(crate) struct Gram {
+    pub(crate) statistics: Arc<InputStatistics>,
+    pub(crate) narrow: Arc<Mat<f32>>,
+}
+
+impl Gram {
+    fn new(statistics: &Arc<InputStatistics>) -> Self {
+        let gram = &statistics.gram;
+        let narrow = Mat::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)] as f32);
+        Self { statistics: statistics.clone(), narrow: Arc::new(narrow) }
+    }
 }
 
 impl ErrorWeights {
@@ -31,12 +48,12 @@ impl ErrorWeights {
                 }
             }
             Weighting::Inputs(inputs) => {
-                Self { columns: means(inputs), gram: Some(inputs.clone()), ..Self::default() }
+                Self { columns: means(inputs), gram: Some(Gram::new(inputs)), ..Self::default() }
             }
             Weighting::Both { sums, .. } => Self {
                 columns: means(&sums.inputs),
                 rows: means(&sums.outputs),
-                gram: Some(sums.inputs.clone()),
+                gram: Some(Gram::new(&sums.inputs)),
                 is_in_loss: true,
             },
         }

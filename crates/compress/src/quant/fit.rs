@@ -117,8 +117,8 @@ impl<'a> Rows<'a> {
     fn loss(&self, error: &[f32], weights: &ErrorWeights) -> f64 {
         let [_, columns] = self.shape;
         if let Some(gram) = &weights.gram {
-            let scale = 1.0 / gram.rows.max(1) as f64;
-            return gram_rows(error, self.shape, gram.gram.as_ref())
+            let scale = 1.0 / gram.statistics.rows.max(1) as f64;
+            return gram_rows(error, self.shape, &gram.narrow)
                 .into_iter()
                 .enumerate()
                 .map(|(row, squared)| weights.row(row) * squared * scale)
@@ -211,9 +211,9 @@ impl<'a> Rows<'a> {
         let matrix = self.view(values)?;
         let fail = |e| at(self.path())(e);
         match &weights.gram {
-            Some(gram) => {
-                whitened::by_gram(matrix, gram.gram.as_ref()).and_then(|w| w.into_subspace()).map_err(fail)
-            }
+            Some(gram) => whitened::by_gram(matrix, gram.statistics.gram.as_ref())
+                .and_then(|w| w.into_subspace())
+                .map_err(fail),
             None if weights.columns.len() == self.shape[1] => {
                 let roots: Vec<f32> = weights.columns.iter().map(|weight| weight.sqrt()).collect();
                 whitened::by_diagonal(matrix, &roots).and_then(|w| w.into_subspace()).map_err(fail)
@@ -255,10 +255,9 @@ pub(crate) fn bits_of(format: BlockFormat) -> f64 {
 }
 
 /// `e·G·eᵀ` of each row `e`.
-fn gram_rows(error: &[f32], [rows, columns]: [usize; 2], gram: MatRef<'_, f64>) -> Vec<f64> {
+fn gram_rows(error: &[f32], [rows, columns]: [usize; 2], gram: &Mat<f32>) -> Vec<f64> {
     let error = Mat::from_fn(rows, columns, |i, j| error[i * columns + j]);
-    let gram = Mat::from_fn(columns, columns, |i, j| gram[(i, j)] as f32);
-    let product = &error * &gram;
+    let product = &error * gram;
     let row = |i: usize| {
         (0..columns).map(|j| f64::from(error[(i, j)]) * f64::from(product[(i, j)])).sum::<f64>().max(0.0)
     };

@@ -24,9 +24,11 @@ pub(crate) fn each<T: Send>(
     }
     progress.stage(stage, plan.weights.iter().map(|w| w.numel() as u64).sum());
     let need = |index: usize| {
-        let [d_input, _] = plan.weights[index].shape();
-        // Values, rounded values, an error; the Gram matrix twice.
-        (16 * plan.weights[index].numel() + 16 * d_input * d_input.min(1 << 14)) as u64
+        let weight = &plan.weights[index];
+        // A table's inputs are tokens, which have no Gram matrix.
+        let width = if weight.site.embedding { 0 } else { weight.shape()[0] };
+        // Values, rounded values, an error; the Gram matrix in both precisions.
+        (16 * weight.numel() + 12 * width * width) as u64
     };
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());

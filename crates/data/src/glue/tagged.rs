@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::{DataError, Result};
 use crate::glue::custom::{class_by_name, in_numeric_order, is_missing};
 use crate::glue::task::{LabelSpace, TaskSpec};
-use crate::io::{read_text, rows};
+use crate::io::{read_head, read_text, rows};
 
 /// A sentence of words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub fn is_tagged(path: &Path) -> Result<bool> {
     if extension == "json" || !path.is_file() {
         return Ok(false);
     }
-    let text = read_text(path)?;
+    let text = read_head(path)?;
     if extension == "jsonl" {
         let first = text.lines().next().unwrap_or_default();
         let row: Option<Value> = serde_json::from_str(first).ok();
