@@ -130,17 +130,21 @@ fn merge<M: Probed>(
         Some(dtype) => dtype,
         None => stored_dtype(&Checkpoint::open(source)?),
     };
+    let blocks = model.blocks_where(|_| true);
     let in_blocks: BTreeMap<String, BlockFormat> =
-        model.blocks_where(|_| true).iter().map(|block| (block.key(), block.matrix.format())).collect();
+        blocks.iter().map(|block| (block.key(), block.matrix.format())).collect();
     ensure!(
         !args.requantize || !in_blocks.is_empty(),
         "--requantize: no weight of the model is in blocks; compress the merged model with --method quant"
     );
     let mut merged = merged;
-    let modules = |model: &M| -> BTreeSet<String> {
-        model.blocks_where(|_| true).into_iter().map(|block| block.module).collect()
+    // Weights of which a part that was in blocks is not in `model`.
+    let in_floats = |model: &M| -> usize {
+        let kept: BTreeSet<String> = model.blocks_where(|_| true).iter().map(|block| block.key()).collect();
+        let lost = blocks.iter().filter(|block| !kept.contains(&block.key()));
+        lost.map(|block| &block.module).collect::<BTreeSet<_>>().len()
     };
-    let (all, before) = (modules(model).len(), modules(&merged).len());
+    let changed = in_floats(&merged);
     if args.requantize {
         let mut round = ToBlocks::new(|at: &Parameter<'_>| in_blocks.get(&at.key()).copied());
         merged.visit_params(&mut round);
@@ -148,7 +152,7 @@ fn merge<M: Probed>(
             bail!("{problem}; leave out --requantize");
         }
     }
-    let blocks_kept = modules(&merged).len();
+    let to_floats = in_floats(&merged);
     let mut rounded = merged.clone();
     let mut round = Round { dtype, overflow: None };
     rounded.visit_params(&mut round);
@@ -165,8 +169,8 @@ fn merge<M: Probed>(
             "max_difference_f32": exact,
             "dtype": dtype.name(),
             "cut_to_rank": cut,
-            "from_blocks_to_floats": all - blocks_kept,
-            "requantized": blocks_kept - before,
+            "from_blocks_to_floats": to_floats,
+            "requantized": changed - to_floats,
             "output": args.output,
         }));
     }
@@ -175,10 +179,10 @@ fn merge<M: Probed>(
     }
     if !in_blocks.is_empty() {
         println!(
-            "{} of {all} weights in blocks became {}; {} were rounded again",
-            all - blocks_kept,
+            "{to_floats} of {} weights in blocks became {}; {} were rounded again",
+            blocks.iter().map(|block| &block.module).collect::<BTreeSet<_>>().len(),
             dtype.name(),
-            blocks_kept - before
+            changed - to_floats
         );
     }
     println!(

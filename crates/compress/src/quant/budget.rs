@@ -97,7 +97,7 @@ mod tests {
             vec![candidate(1, 10.0), candidate(9, 9.0)],
         ];
         assert_eq!(choose(&weights, 11), Some(vec![2, 0]));
-        assert_eq!(choose(&weights, 10), Some(vec![0, 1]), "what fits of the rest");
+        assert_eq!(choose(&weights, 10), Some(vec![1, 0]), "what gains most for a byte of what fits");
     }
 
     #[test]
