@@ -136,8 +136,9 @@ fn items(text: &str) -> Vec<Item> {
 fn is_in_signature(folder: &Path, name: &str) -> Result<bool> {
     for path in sources(&folder.join("src"))? {
         for line in code(&read(&path)?).lines() {
-            let is_signature =
-                ["pub fn", "pub const fn", "->", " for ", ": "].iter().any(|part| line.contains(part));
+            let is_signature = ["pub fn", "pub const fn", "->", " for ", ": ", "type Item"]
+                .iter()
+                .any(|part| line.contains(part));
             let is_own = items(line).iter().any(|item| item.name == name);
             let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
             if is_signature

@@ -8,7 +8,6 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 /// How a rank is chosen.
 pub use lowrank_factor::Truncation;
-use lowrank_factor::matrix::from_row_major;
 use lowrank_factor::qr::thin_qr;
 use lowrank_factor::tucker::{Tucker2Options, tucker2_with_ranks};
 use lowrank_factor::{LowRank, Mat, MatRef, SigmaPlacement, svd};
@@ -113,7 +112,11 @@ impl Update {
     ///
     /// # Errors
     /// A truncation out of range, values that are not finite.
-    pub fn of_matrix(site: Site, matrix: MatRef<'_, f32>, truncation: &Truncation) -> Result<(Self, f64)> {
+    pub(crate) fn of_matrix(
+        site: Site,
+        matrix: MatRef<'_, f32>,
+        truncation: &Truncation,
+    ) -> Result<(Self, f64)> {
         let truncation = match *truncation {
             Truncation::Rank(rank) => Truncation::Rank(rank.min(site.max_rank())),
             other => other,
@@ -389,22 +392,6 @@ fn dare(parts: &[(usize, &Update, f64)], density: f64, seed: u64) -> Mat<f32> {
         });
     }
     sum
-}
-
-/// A row-major matrix as the update of a site, at a rank or error; `None` where it is zero.
-///
-/// # Errors
-/// A truncation out of range, values that are not finite.
-pub fn update_of_difference(
-    site: Site,
-    values: &[f32],
-    truncation: &Truncation,
-) -> Result<Option<(Update, f64)>> {
-    if values.iter().all(|v| *v == 0.0) {
-        return Ok(None);
-    }
-    let matrix = from_row_major(values, site.d_input, site.d_output)?;
-    Ok(Some(Update::of_matrix(site.clone(), matrix, truncation)?))
 }
 
 #[cfg(test)]

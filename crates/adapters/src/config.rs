@@ -154,7 +154,7 @@ impl AdapterConfig {
     }
 
     /// The factor on a site's update: alpha/rank, or alpha/√rank.
-    pub fn scale_of(&self, site: &Site) -> f64 {
+    pub(crate) fn scale_of(&self, site: &Site) -> f64 {
         let alpha = self.alpha_pattern.get(&site.path).unwrap_or(self.alpha);
         scale(alpha, self.rank_of(site), self.rslora)
     }

@@ -285,7 +285,7 @@ impl<B: Backend> AdapterSet<B> {
     }
 
     /// The adapted sites as PEFT's `target_modules` names them: whole paths, so that no other layer matches.
-    pub fn target_names(&self) -> Option<Pattern> {
+    pub(crate) fn target_names(&self) -> Option<Pattern> {
         (!self.is_empty()).then(|| Pattern::Names(self.slots.iter().map(|s| s.path.clone()).collect()))
     }
 

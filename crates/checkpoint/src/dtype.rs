@@ -40,7 +40,7 @@ pub enum Dtype {
 impl Dtype {
     /// Elements of the smallest unit that is stored in whole bytes: 1, or a block's.
     #[must_use]
-    pub const fn unit_len(self) -> usize {
+    pub(crate) const fn unit_len(self) -> usize {
         match self {
             Self::Block(format) => format.block_len(),
             _ => 1,

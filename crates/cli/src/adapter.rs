@@ -9,9 +9,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{
-    Adaptable, Classifier, ClassifierConfig, Decoder, HeadLevel, ModelFolder, ModelKind, Parameters,
-};
+use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelFolder, ModelKind, Parameters};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
@@ -150,7 +148,7 @@ fn base(
         model.prepare(adapter)?;
         return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
     }
-    let config = ClassifierConfig::read(folder.path())?;
+    let config = folder.classifier_config()?;
     let config = match (HeadLevel::named(config.raw()), level) {
         (None, Some(level)) => config.at_level(level),
         _ => config,

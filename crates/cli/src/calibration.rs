@@ -9,7 +9,7 @@ use lowrank_compress::{
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::EncoderConfig;
+use lowrank_models::ModelFolder;
 use lowrank_spec::rng::SplitMix64;
 
 use crate::backend::{Inner, Train, device};
@@ -150,7 +150,9 @@ impl CalibrationArgs {
                 .collect());
         };
         let tokenizer = self.tokenizer(model)?;
-        if let Ok(config) = EncoderConfig::read(model) {
+        let folder = ModelFolder::open(model)?;
+        if !folder.kind().is_decoder() {
+            let config = folder.encoder_config()?;
             let (has, wants) = (config.labels.len(), task.spec().labels.width());
             if has != wants {
                 bail!(

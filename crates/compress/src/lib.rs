@@ -39,7 +39,7 @@ pub use report::{Change, ModuleReport, Report};
 #[cfg(feature = "run")]
 pub use run::{
     Answers, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Tokens, Trained, distill,
-    fisher, is_known, mean_nll, token_limit,
+    fisher, mean_nll, token_limit,
 };
 pub use statistics::{InputStatistics, SidedStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

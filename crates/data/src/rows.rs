@@ -69,7 +69,7 @@ pub enum Row {
 
 impl Row {
     /// Whether the row is a preference.
-    pub fn is_preference(&self) -> bool {
+    pub(crate) fn is_preference(&self) -> bool {
         matches!(self, Self::PreferenceText { .. } | Self::PreferenceChat { .. })
     }
 }

@@ -228,7 +228,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
-    pub fn encode_examples(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
+    pub(crate) fn encode_examples(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
         self.encode_batch(examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())))
     }
 

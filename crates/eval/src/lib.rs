@@ -11,7 +11,7 @@ mod windows;
 
 pub use entities::{Entity, EntityCounts, entities};
 pub use error::{EvalError, Result};
-pub use metrics::{accuracy, f1, f1_of_labels, matthews, pearson, spearman};
+pub use metrics::{accuracy, f1, matthews, pearson, spearman};
 pub use perplexity::Perplexity;
 pub use score::{argmax, predicted_set, score};
 pub use windows::{Window, windows};

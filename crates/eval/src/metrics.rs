@@ -38,7 +38,7 @@ pub fn f1(predicted: &[u32], labels: &[u32]) -> Result<f64> {
 
 /// F1 of each label, from the numbers of right, predicted and labelled ones: over all labels together (micro), and the
 /// mean over the labels (macro). A label that is neither predicted nor there has F1 0, as in scikit-learn.
-pub fn f1_of_labels(counts: &[[usize; 3]]) -> (f64, f64) {
+pub(crate) fn f1_of_labels(counts: &[[usize; 3]]) -> (f64, f64) {
     let f1 = |[right, predicted, labelled]: [usize; 3]| match predicted + labelled {
         0 => 0.0,
         all => 2.0 * right as f64 / all as f64,

@@ -159,28 +159,6 @@ pub fn break_even_rank(rows: usize, cols: usize) -> usize {
     (rows * cols).div_ceil(rows + cols).saturating_sub(1)
 }
 
-/// Rank that removes a share `ratio` of the parameters of an `m × n` matrix,
-/// `⌊m·n·(1 − ratio) / (m + n)⌋`, at least 1.
-///
-/// # Errors
-/// [`FactorError::InvalidOption`] if the ratio is outside `[0, 1)`, [`FactorError::Empty`].
-///
-/// ```
-/// use lowrank_factor::truncation::rank_for_ratio;
-/// assert_eq!(rank_for_ratio(4096, 4096, 0.2)?, 1638);
-/// # Ok::<(), lowrank_factor::FactorError>(())
-/// ```
-pub fn rank_for_ratio(rows: usize, cols: usize, ratio: f64) -> Result<usize> {
-    if rows == 0 || cols == 0 {
-        return Err(FactorError::Empty { what: "matrix", rows, cols });
-    }
-    if !(0.0..1.0).contains(&ratio) {
-        return Err(FactorError::InvalidOption { option: "ratio", rule: "in [0, 1)", value: ratio });
-    }
-    let rank = (rows * cols) as f64 * (1.0 - ratio) / (rows + cols) as f64;
-    Ok((rank.floor() as usize).clamp(1, rows.min(cols)))
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -233,7 +211,6 @@ mod tests {
             rank(Truncation::Energy(f64::NAN)),
             Err(FactorError::EnergyOutOfRange { value }) if value.is_nan()
         ));
-        assert!(rank_for_ratio(3, 3, f64::NAN).is_err());
     }
 
     #[test]

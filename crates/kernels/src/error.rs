@@ -21,16 +21,4 @@ pub enum KernelError {
         /// Bytes from the matrix's start on.
         available: usize,
     },
-    /// A finite value does not fit a narrower float type.
-    #[error("element {index} is {value}, which overflows {dtype} (at most {largest})")]
-    Overflow {
-        /// Index of the first such element, in row-major order.
-        index: usize,
-        /// Its value.
-        value: f64,
-        /// Name of the narrower type.
-        dtype: &'static str,
-        /// The largest value of that type.
-        largest: f64,
-    },
 }

@@ -9,7 +9,6 @@ mod autodiff;
 mod backends;
 mod blocks;
 mod composed;
-mod convert;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
 mod error;
@@ -21,7 +20,6 @@ mod tests;
 mod weight;
 
 pub use blocks::{BlockFormat, BlockMatrix, SharedBytes};
-pub use convert::convert_checked;
 pub use error::KernelError;
 pub use kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, LoraWeights, NormState};
 pub use ops::{

@@ -199,7 +199,7 @@ impl<B: Kernels> Linear<B> {
     }
 
     /// `activation(forward(x))`, in one step where there is a kernel for it and no adapter comes between.
-    pub fn forward_activated(
+    pub(crate) fn forward_activated(
         &self,
         x: Tensor<B, 2>,
         activation: Activation,

@@ -67,7 +67,7 @@ impl std::str::FromStr for WeightType {
 }
 
 /// A parameter that is drawn (normal, standard deviation `std`) only if nothing is loaded into it.
-pub fn lazy_normal<B: Backend, const D: usize>(
+pub(crate) fn lazy_normal<B: Backend, const D: usize>(
     seed: u64,
     key: &str,
     shape: [usize; D],
@@ -79,7 +79,7 @@ pub fn lazy_normal<B: Backend, const D: usize>(
 }
 
 /// A parameter that is filled with `value` only if nothing is loaded into it.
-pub fn lazy_full<B: Backend, const D: usize>(
+pub(crate) fn lazy_full<B: Backend, const D: usize>(
     shape: [usize; D],
     value: f32,
     device: &B::Device,
@@ -170,7 +170,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     /// Reads what the section of the model's config says is in blocks as blocks.
-    pub fn with_section(mut self, section: &'a LowrankSection) -> Self {
+    pub(crate) fn with_section(mut self, section: &'a LowrankSection) -> Self {
         self.section = Some(section);
         self
     }
@@ -464,7 +464,7 @@ pub(crate) fn oriented(matrix: BlockMatrix, layout: Layout) -> BlockMatrix {
 }
 
 /// Reads a parameter as it lies in the checkpoint.
-pub fn host_tensor<B: Backend, const D: usize>(
+pub(crate) fn host_tensor<B: Backend, const D: usize>(
     at: &Parameter<'_>,
     param: &Param<Tensor<B, D>>,
 ) -> HostTensor<'static> {

@@ -158,7 +158,7 @@ impl<B: Backend> Projection<B> {
     ///
     /// # Errors
     /// [`ModelError::Input`] for a weight in factors.
-    pub fn with_shape(&self, shape: [usize; 2]) -> Result<Self> {
+    pub(crate) fn with_shape(&self, shape: [usize; 2]) -> Result<Self> {
         match self {
             Self::Dense(Dense { weight }) => {
                 let zeros = match weight {
@@ -269,7 +269,7 @@ impl<B: Kernels> Projection<B> {
     /// # Shapes
     /// - x: `[tokens, d_output]`
     /// - output: `[tokens, d_input]`
-    pub fn forward_transposed(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn forward_transposed(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Dense(dense) => dense.weight.weight().transpose().linear(x, None),
             Self::LowRank(factors) => factors.forward_transposed(x),

@@ -35,7 +35,7 @@ impl<B: Backend> From<Param<Tensor<B, 2>>> for Stored<B> {
 
 impl<B: Backend> Stored<B> {
     /// Floats that require no gradient.
-    pub fn of_tensor(tensor: Tensor<B, 2>) -> Self {
+    pub(crate) fn of_tensor(tensor: Tensor<B, 2>) -> Self {
         Self::Float(Param::initialized(ParamId::new(), tensor))
     }
 

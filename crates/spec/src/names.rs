@@ -117,7 +117,7 @@ impl WeightPart {
 const CORES: &str = "tt_cores";
 
 /// Ends of the names of buffers that checkpoints hold beside parameters, of all architectures.
-pub const BUFFERS: [&str; 7] = [
+pub(crate) const BUFFERS: [&str; 7] = [
     "embeddings.position_ids",
     "embeddings.token_type_ids",
     "rotary_emb.inv_freq",

@@ -45,7 +45,7 @@ impl Groups {
     }
 
     /// Adds the second factors of a set of adapters.
-    pub fn with_adapters<B: Backend>(mut self, set: &AdapterSet<B>) -> Self {
+    pub(crate) fn with_adapters<B: Backend>(mut self, set: &AdapterSet<B>) -> Self {
         for (id, role) in set.roles() {
             if role == FactorRole::Second {
                 self.insert(id, Group { rate: Rate::SecondFactor, decays: true });

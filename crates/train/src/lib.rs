@@ -30,7 +30,7 @@ pub use evaluate::{DevSet, evaluate, predict};
 pub use events::EventWatch;
 pub use groups::{Group, Groups, Rate};
 pub use language::{NextToken, Samples, TunedDecoder, evaluate_rows};
-pub use masked::{Masked, TunedMaskedLm, evaluate_masked};
+pub use masked::{Masked, TunedMaskedLm};
 pub use objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
 pub use preference::{DpoConfig, Preference};
 pub use record::TrainedRecord;

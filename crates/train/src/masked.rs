@@ -78,7 +78,7 @@ fn predict<B: Kernels>(
 ///
 /// # Errors
 /// Rows that the model does not take, or of which nothing can be hidden.
-pub fn evaluate_masked<B: Kernels>(
+pub(crate) fn evaluate_masked<B: Kernels>(
     model: &TunedMaskedLm<B>,
     rows: &EncodedDataset,
     masker: &Masker,

@@ -71,7 +71,7 @@ pub struct Selection {
 
 impl Selection {
     /// The lowest `loss`.
-    pub fn lowest_loss() -> Self {
+    pub(crate) fn lowest_loss() -> Self {
         Self { metric: "loss".into(), better: Better::Lower }
     }
 }

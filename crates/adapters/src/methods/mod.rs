@@ -7,7 +7,7 @@
 
 pub mod correction;
 pub mod lora;
-pub mod lora_xs;
+mod lora_xs;
 pub mod lorta;
 pub mod lotr;
 pub mod meta_tt;
@@ -243,7 +243,7 @@ macro_rules! registry {
             ///
             /// # Errors
             /// Values that are not finite.
-            pub fn to_pair(&self, slice: usize) -> Result<Option<Pair<B>>> {
+            pub(crate) fn to_pair(&self, slice: usize) -> Result<Option<Pair<B>>> {
                 match self { $(Self::$variant(it) => it.to_pair(slice),)* }
             }
 
@@ -266,7 +266,7 @@ macro_rules! registry {
             }
 
             /// Whether its update depends on the base's weight (DoRA's magnitudes).
-            pub fn depends_on_base(&self) -> bool {
+            pub(crate) fn depends_on_base(&self) -> bool {
                 match self { $(Self::$variant(it) => it.depends_on_base(),)* }
             }
 

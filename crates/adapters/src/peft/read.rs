@@ -245,7 +245,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// Takes a tensor of any shape, where there is one.
-    pub fn take_any(&mut self, name: &str) -> Option<HostTensor<'static>> {
+    pub(crate) fn take_any(&mut self, name: &str) -> Option<HostTensor<'static>> {
         self.folder.tensors.remove(name)
     }
 

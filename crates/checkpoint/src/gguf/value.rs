@@ -117,7 +117,7 @@ impl<'a> Array<'a> {
 impl<'a> Value<'a> {
     /// The text, if it is one.
     #[must_use]
-    pub fn as_text(self) -> Option<&'a str> {
+    pub(crate) fn as_text(self) -> Option<&'a str> {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
@@ -126,7 +126,7 @@ impl<'a> Value<'a> {
 
     /// The integer of zero or more, if it is one.
     #[must_use]
-    pub fn as_count(self) -> Option<u64> {
+    pub(crate) fn as_count(self) -> Option<u64> {
         match self {
             Self::Unsigned(count) => Some(count),
             Self::Signed(number) => u64::try_from(number).ok(),
@@ -136,7 +136,7 @@ impl<'a> Value<'a> {
 
     /// The number or truth value as a float, if it is one.
     #[must_use]
-    pub fn as_number(self) -> Option<f64> {
+    pub(crate) fn as_number(self) -> Option<f64> {
         match self {
             Self::Unsigned(number) => Some(number as f64),
             Self::Signed(number) => Some(number as f64),

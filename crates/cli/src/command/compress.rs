@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Measure, Method, Of, Options, Report,
-    Sides, Tokens, Trained, distill, is_known, mean_nll, parse_ranks,
+    Sides, Tokens, Trained, distill, mean_nll, parse_ranks,
 };
 use lowrank_models::{ModelFolder, ModelKind};
 use lowrank_spec::targets::ALL_LINEAR;
@@ -201,7 +201,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
-    if !given && !is_known(&model)? {
+    if !given && !ModelFolder::open(&model)?.is_supported() {
         eprintln!(
             "warning: {}: the architecture is unknown here: its weights can be compressed, but nothing of lowrank will \
              run the result",

@@ -11,7 +11,7 @@ use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
-    Classifier, ClassifierConfig, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
+    Classifier, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
 };
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::{BlockFormat, LowrankSection};
@@ -123,7 +123,7 @@ fn architecture(args: &Args) -> Result<Value> {
             let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
             (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
         } else {
-            let config = ClassifierConfig::read(folder.path())?;
+            let config = folder.classifier_config()?;
             let config = match args.labels {
                 Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
                 None => config,

@@ -11,8 +11,8 @@ use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows,
-    Run, Stack, Stored, Tokens,
+    Adaptable, Classifier, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows, Run, Stack,
+    Stored, Tokens,
 };
 use lowrank_spec::{BlockFormat, LowrankSection, Representation};
 
@@ -87,13 +87,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let source = model_folder(&args.model.model)?;
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    let is_language_model = ModelFolder::open(&source)?.kind() == ModelKind::Decoder;
-    if !is_language_model || adapter_level(&adapter_folder(adapter)?)?.is_some() {
+    let folder = ModelFolder::open(&source)?;
+    if folder.kind() != ModelKind::Decoder || adapter_level(&adapter_folder(adapter)?)?.is_some() {
         let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
         return merge(&args, &model, &adapters, &source, &device);
     }
-    let config = DecoderConfig::read(&source)?;
-    let mut model = Decoder::<Inner>::load(&source, config, Default::default(), &device)?;
+    let mut model = Decoder::<Inner>::load(&source, folder.decoder_config()?, Default::default(), &device)?;
     warn_ignored(&model, &source);
     let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
     merge(&args, &model, &adapters, &source, &device)

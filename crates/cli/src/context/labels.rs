@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use lowrank_adapters::peft::{AdapterFolder, CONFIG_FILE};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_models::{ClassifierConfig, HeadLevel, Problem};
+use lowrank_models::{ClassifierConfig, HeadLevel, ModelFolder, Problem};
 use serde_json::Value;
 
 use super::texts::read_text;
@@ -27,7 +28,7 @@ pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Opt
 /// The classifier that a model and an adapter make: what is labelled is what the model's head says, or else the adapter's
 /// task; labels saved with the adapter replace the model's own.
 pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
-    let config = ClassifierConfig::read(folder)?;
+    let config = ModelFolder::open(folder)?.classifier_config()?;
     let Some(dir) = adapter else { return Ok(config) };
     let config = match (HeadLevel::named(config.raw()), adapter_level(dir)?) {
         (None, Some(level)) => config.at_level(level),
@@ -50,7 +51,7 @@ pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
             serde_json::from_str(&read_text(&path)?).with_context(|| path.display().to_string())?;
         Ok(value["task_type"].as_str().map(str::to_owned))
     };
-    let name = task("adapter_config.json")?.or(task(LABELS_FILE)?);
+    let name = task(CONFIG_FILE)?.or(task(LABELS_FILE)?);
     Ok(HeadLevel::of_task(name.as_deref()))
 }
 
@@ -92,7 +93,7 @@ fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<Strin
         return Ok(Some((labels, problem)));
     }
     // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
-    let folder = lowrank_adapters::peft::AdapterFolder::read(dir)?;
+    let folder = AdapterFolder::read(dir)?;
     let head = ["classifier.weight", "classifier.out_proj.weight", "score.weight"]
         .iter()
         .find_map(|k| folder.tensors.get(*k));

@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, Run};
+use lowrank_models::{Decoder, ModelFolder, Run};
 
 use super::network::Tokens;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use crate::error::Result;
 /// # Errors
 /// A folder without a language model, tokens that it does not take.
 pub fn mean_nll<B: Kernels>(folder: &Path, texts: &[Tokens], device: &B::Device) -> Result<f64> {
-    let config = DecoderConfig::read(folder)?;
+    let config = ModelFolder::open(folder)?.decoder_config()?;
     let model = Decoder::<B>::load(folder, config, WeightType::F32, device)?;
     let none = AdapterSet::empty();
     let (mut sum, mut n) = (0.0, 0);

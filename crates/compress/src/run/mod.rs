@@ -13,5 +13,5 @@ pub use calibrate::ModelCalibrator;
 pub use fisher::{Answers, fisher};
 pub use gradients::GradientCalibrator;
 pub use measure::mean_nll;
-pub use network::{Tokens, is_known, token_limit};
+pub use network::{Tokens, token_limit};
 pub use recover::{DistillOptions, LayerRecovery, Trained, distill};

@@ -9,11 +9,10 @@ use burn::tensor::TensorData;
 use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
-use lowrank_models::architecture;
 use lowrank_models::params::Loader;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ParamVisitor, Parameter,
-    Parameters, Rows, Run, Stack, Stored, TokenBatch,
+    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ModelFolder, ModelKind,
+    ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
 
@@ -59,13 +58,11 @@ pub(crate) enum Part {
 
 impl Config {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let raw = crate::folder::read_config(folder)?;
-        let kind = raw.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
-        Ok(if architecture::decoder(kind).is_ok() {
-            Self::Decoder(Box::new(DecoderConfig::read(folder)?))
+        let model = ModelFolder::open(folder)?;
+        Ok(if model.kind().is_decoder() {
+            Self::Decoder(Box::new(model.decoder_config()?))
         } else {
-            let config = EncoderConfig::read(folder)?;
-            Self::Classifier(Box::new(config), last_rows(&raw, &Checkpoint::open(folder)?))
+            Self::Classifier(Box::new(model.encoder_config()?), last_rows(&model)?)
         })
     }
 
@@ -91,24 +88,11 @@ impl Config {
     }
 }
 
-/// Whether a folder's model can be run here; a model of an unknown architecture can be compressed without data alone.
-///
-/// # Errors
-/// A folder without a readable config.
-pub fn is_known(folder: &Path) -> Result<bool> {
-    let raw = crate::folder::read_config(folder)?;
-    let kind = raw.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
-    Ok(architecture::decoder(kind).is_ok() || EncoderConfig::read(folder).is_ok())
-}
-
 /// The rows of an encoder's last layer that are read after it: the first of each sequence where the checkpoint has a
 /// head for sequences, else all of them, which an embedding averages.
-fn last_rows(config: &serde_json::Map<String, serde_json::Value>, checkpoint: &Checkpoint) -> Rows {
-    let classes = config.get("architectures").and_then(serde_json::Value::as_array).into_iter().flatten();
-    let reads_all =
-        classes.filter_map(serde_json::Value::as_str).any(|class| class.ends_with("ForTokenClassification"));
-    let has_head = checkpoint.names().any(|name| name.starts_with("classifier."));
-    if has_head && !reads_all { Rows::First } else { Rows::All }
+fn last_rows(model: &ModelFolder) -> Result<Rows> {
+    let has_head = model.checkpoint()?.names().any(|name| name.starts_with("classifier."));
+    Ok(if has_head && model.kind() != ModelKind::TokenClassifier { Rows::First } else { Rows::All })
 }
 
 /// The most tokens of a sequence that a model folder's model takes.

@@ -98,7 +98,7 @@ impl Task {
     }
 
     /// True when a row is a pair of texts.
-    pub fn is_pair(self) -> bool {
+    pub(crate) fn is_pair(self) -> bool {
         !matches!(self, Self::Sst2 | Self::Cola)
     }
 
@@ -112,11 +112,6 @@ impl Task {
             Self::Stsb => &[Metric::Pearson, Metric::Spearman],
             Self::Sst2 | Self::Mnli | Self::Qnli | Self::Rte | Self::Wnli => &[Metric::Accuracy],
         }
-    }
-
-    /// The metric that a run is selected and compared by: the first of [`Task::metrics`].
-    pub fn primary_metric(self) -> Metric {
-        self.metrics()[0]
     }
 
     /// The splits to evaluate on: one, or MNLI's matched and mismatched.
@@ -196,7 +191,7 @@ pub enum Split {
 
 impl Split {
     /// True where the official files carry no labels.
-    pub fn is_test(self) -> bool {
+    pub(crate) fn is_test(self) -> bool {
         matches!(self, Self::Test | Self::TestMismatched)
     }
 }

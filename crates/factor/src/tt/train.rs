@@ -77,7 +77,7 @@ impl<T: Scalar> TensorTrain<T> {
     ///
     /// # Errors
     /// [`FactorError::Overflow`] if it does not fit a `usize`.
-    pub fn dense_len(&self) -> Result<usize> {
+    pub(crate) fn dense_len(&self) -> Result<usize> {
         let len = self.cores.iter().try_fold(1_usize, |len, core| len.checked_mul(core.shape()[1]));
         len.ok_or(FactorError::Overflow { what: "dense length" })
     }

@@ -178,7 +178,7 @@ impl EncoderConfig {
     }
 
     /// The stored layer that is run as layer `index`.
-    pub const fn stored_layer(&self, index: usize) -> usize {
+    pub(crate) const fn stored_layer(&self, index: usize) -> usize {
         let ([groups, in_group], runs) = (self.groups, self.n_layers / self.groups[1]);
         let (run, inner) = (index / in_group, index % in_group);
         run * groups / runs * in_group + inner

@@ -66,12 +66,12 @@ impl<'a> Keys<'a> {
     }
 
     /// A number, or what it is where the key is absent.
-    pub fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+    pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64> {
         Ok(self.number(key)?.unwrap_or(default))
     }
 
     /// A truth value.
-    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
@@ -81,17 +81,17 @@ impl<'a> Keys<'a> {
     }
 
     /// A size of at most `max` that must be there.
-    pub fn size_within(&self, key: &str, max: usize) -> Result<usize> {
+    pub(crate) fn size_within(&self, key: &str, max: usize) -> Result<usize> {
         self.optional_size(key, max)?.ok_or_else(|| format!("{key} is missing"))
     }
 
     /// A size, or what it is where the key is absent.
-    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize> {
         Ok(self.optional_size(key, MAX_DIM)?.unwrap_or(default))
     }
 
     /// A size, if the key is there.
-    pub fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+    pub(crate) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let size = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
         size.map(Some).ok_or_else(|| format!("{key} = {value} is out of range; expected 1..={max}"))

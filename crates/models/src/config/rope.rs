@@ -159,7 +159,7 @@ impl RopeConfig {
     }
 
     /// Whether the frequencies depend on the length of the sequence.
-    pub const fn depends_on_length(&self) -> bool {
+    pub(crate) const fn depends_on_length(&self) -> bool {
         matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
     }
 

@@ -11,6 +11,7 @@ mod pooling;
 
 use std::path::{Path, PathBuf};
 
+use lowrank_adapters::peft::CONFIG_FILE;
 use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, has_file};
 use lowrank_data::chat::ChatTemplate;
@@ -18,7 +19,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
-use crate::{DecoderConfig, EncoderConfig};
+use crate::{ClassifierConfig, DecoderConfig, EncoderConfig};
 
 pub use generation::GenerationConfig;
 pub use kind::ModelKind;
@@ -62,7 +63,7 @@ impl ModelFolder {
         }
         let refused =
             |reason: &str| Err(ModelError::File { path: path.to_path_buf(), reason: reason.into() });
-        if path.join("adapter_config.json").is_file() {
+        if path.join(CONFIG_FILE).is_file() {
             return refused(
                 "holds an adapter and no config.json; give its base model here and it with --adapter",
             );
@@ -122,6 +123,14 @@ impl ModelFolder {
     /// [`ModelError::Config`] for a config that is malformed, not supported, or not a decoder's.
     pub fn decoder_config(&self) -> Result<DecoderConfig> {
         DecoderConfig::read(&self.path)
+    }
+
+    /// The config of a model that is, or is to be, a classifier.
+    ///
+    /// # Errors
+    /// As [`encoder_config`](Self::encoder_config) and [`decoder_config`](Self::decoder_config).
+    pub fn classifier_config(&self) -> Result<ClassifierConfig> {
+        ClassifierConfig::read(&self.path)
     }
 
     /// The longest sequence that positions allow, `None` where they are unbounded.

@@ -104,13 +104,13 @@ impl<B: Backend> Lora<B> {
     }
 
     /// A pair that starts at given factors with an update of zero.
-    pub fn from_start(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
+    pub(crate) fn from_start(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
         let start = Some(Start { a: a.clone(), b: b.clone() });
         Self { start, ..Self::from_factors(a, b, scale) }
     }
 
     /// The same with `A` frozen (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303).
-    pub fn with_frozen_a(self) -> Self {
+    pub(crate) fn with_frozen_a(self) -> Self {
         Self { a: self.a.set_require_grad(false), ..self }
     }
 

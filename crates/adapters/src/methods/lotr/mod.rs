@@ -108,7 +108,7 @@ impl<B: Backend> Lotr<B> {
     ///
     /// # Errors
     /// Weights of different shapes, or with values that are not finite.
-    pub fn from_weights(weights: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<Self> {
+    pub(crate) fn from_weights(weights: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<Self> {
         Ok(Self::tucker2(weights, rank, scale)?.0.counted_from_here())
     }
 
@@ -179,7 +179,7 @@ impl<B: Backend> Lotr<B> {
     }
 
     /// The same group without a start: factors side by side, at twice the rank.
-    pub fn without_start(&self) -> Self {
+    pub(crate) fn without_start(&self) -> Self {
         let Some(start) = &self.start else { return self.clone() };
         let rank = self.rank();
         let cores = self.cores.iter().zip(&start.cores).map(|(core, core0)| {

@@ -92,7 +92,7 @@ impl<B: Backend> Chain<B> {
     }
 
     /// A chain of given cores.
-    pub fn from_cores(cores: Vec<Tensor<B, 3>>, rows: usize) -> Self {
+    pub(crate) fn from_cores(cores: Vec<Tensor<B, 3>>, rows: usize) -> Self {
         Self { cores: cores.into_iter().map(Param::from_tensor).collect(), rows }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use lowrank_adapters::algebra::Update;
+use lowrank_adapters::peft::CONFIG_FILE;
 use lowrank_checkpoint::gguf::{
     AdapterParts, FileType, ModelParts, Pair, TokenizerParts, Written, write_adapter, write_model,
 };
@@ -169,7 +170,7 @@ fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
 
 /// The base that an adapter names, if it is a folder here.
 fn base_of(adapter: &Path) -> Option<PathBuf> {
-    let text = std::fs::read(adapter.join("adapter_config.json")).ok()?;
+    let text = std::fs::read(adapter.join(CONFIG_FILE)).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let base = PathBuf::from(config["base_model_name_or_path"].as_str()?);
     base.exists().then_some(base)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use lowrank_adapters::AdapterSet;
-use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
+use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType};
 use lowrank_models::config::{BodyConfig, QkvNames};
 use lowrank_models::params::WeightType;
@@ -240,7 +240,7 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
         saved.extend(table.map(|table| HostTensor { name: format!("{head}.weight"), ..table }));
     }
     AdapterFolder::from_set(set, model.sites(), config, saved)?.write(dir)?;
-    file_size(&dir.join("adapter_model.safetensors"))
+    file_size(&dir.join(TENSOR_FILE))
 }
 
 /// The head's modules for `modules_to_save`, and the task's name. PEFT saves in full what it does not adapt, and adds a
