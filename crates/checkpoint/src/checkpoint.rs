@@ -36,7 +36,11 @@ const SPAN: usize = 4 << 20;
 /// By content, not by name: safetensors; llama.cpp's GGUF, under Hugging Face's names ([`gguf`](crate::gguf)); the zip
 /// files of `torch.save` and its format from before 1.6, whose pickle
 /// is interpreted by a machine that knows tensors, dictionaries, lists, strings and numbers and executes nothing.
-/// Big-endian files, sparse and quantised tensors and whole pickled modules are refused.
+/// Big-endian files, sparse tensors, PyTorch's quantised ones and whole pickled modules are refused.
+///
+/// Weights that GPTQ (2, 3, 4 and 8 bits), AWQ (4 bits, GEMM layout) or bitsandbytes (NF4 and FP4, also with quantised
+/// scales; INT8) left in several tensors are handed out as one, in f32, under the name of the weight. Its values are put
+/// together anew at each read.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<Bytes>,
@@ -74,11 +78,7 @@ impl Checkpoint {
         resolve::of_bytes(label.into(), Bytes::Owned(bytes))
     }
 
-    pub(crate) fn of_one(path: PathBuf, file: Bytes, table: Table) -> Self {
-        Self { path, files: vec![file], tensors: table.tensors, metadata: table.metadata }
-    }
-
-    pub(crate) fn of_shards(path: PathBuf, files: Vec<Bytes>, table: Table) -> Self {
+    pub(crate) fn new(path: PathBuf, files: Vec<Bytes>, table: Table) -> Self {
         Self { path, files, tensors: table.tensors, metadata: table.metadata }
     }
 
@@ -162,7 +162,7 @@ impl Checkpoint {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
         let mut out = vec![0f32; entry.info.numel()];
-        match entry.bytes(file.as_slice()) {
+        match entry.bytes(&self.files) {
             Cow::Borrowed(bytes) => {
                 transpose_f32(entry.info.dtype, bytes, shape, &mut out, |band| file.release(band));
             }
@@ -193,7 +193,7 @@ impl Checkpoint {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
         let mut out = vec![0u16; entry.info.numel()];
-        match entry.bytes(file.as_slice()) {
+        match entry.bytes(&self.files) {
             Cow::Borrowed(bytes) => {
                 transpose(2, bytes, shape, &mut out, extend_bits, |band| file.release(band));
             }
@@ -230,7 +230,7 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let entry = self.entry(name)?;
-        Ok(entry.bytes(self.files[entry.source].as_slice()))
+        Ok(entry.bytes(&self.files))
     }
 
     /// Lets go of the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
@@ -238,7 +238,7 @@ impl Checkpoint {
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name)
             && let Layout::Contiguous { .. } = entry.layout
-            && let Cow::Borrowed(bytes) = entry.bytes(self.files[entry.source].as_slice())
+            && let Cow::Borrowed(bytes) = entry.bytes(&self.files)
         {
             self.files[entry.source].release(bytes);
         }
@@ -294,7 +294,7 @@ impl Checkpoint {
 
     fn spans<E>(&self, entry: &Entry, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let file = &self.files[entry.source];
-        match entry.bytes(file.as_slice()) {
+        match entry.bytes(&self.files) {
             Cow::Borrowed(bytes) => {
                 bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
                     f(span)?;

@@ -17,7 +17,7 @@ pub fn gguf(data: &[u8]) {
         Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
         Ok((table, beside)) => {
             let files = vec![Bytes::Owned(data.to_vec()), beside];
-            read_all(&Checkpoint::of_shards("fuzz".into(), files, table), data.len());
+            read_all(&Checkpoint::new("fuzz".into(), files, table), data.len());
         }
     }
     for name in gguf::MEMBERS {
@@ -36,8 +36,15 @@ pub fn torch(data: &[u8]) {
 
 /// Any tensor file, by its content.
 pub fn any(data: &[u8]) {
-    if let Err(error) = Checkpoint::from_bytes("fuzz", data.to_vec()) {
-        check_message(&error.to_string());
+    match Checkpoint::from_bytes("fuzz", data.to_vec()) {
+        Err(error) => check_message(&error.to_string()),
+        // Weights that are put together of others are here alone.
+        Ok(checkpoint) => checkpoint.names().for_each(|name| {
+            assert_eq!(
+                checkpoint.read_f32(name).map(|x| Some(x.len())).ok(),
+                checkpoint.info(name).map(|info| Some(info.numel()))
+            );
+        }),
     }
 }
 
@@ -61,7 +68,7 @@ fn walk(data: &[u8], parsed: Result<Table, Fault>) {
         Ok(table) => table,
         Err(fault) => return check_message(&fault.at(Path::new("fuzz")).to_string()),
     };
-    read_all(&Checkpoint::of_one("fuzz".into(), Bytes::Owned(data.to_vec()), table), data.len());
+    read_all(&Checkpoint::new("fuzz".into(), vec![Bytes::Owned(data.to_vec())], table), data.len());
 }
 
 /// Reads every tensor of a file of this many bytes.

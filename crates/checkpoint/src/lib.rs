@@ -41,6 +41,7 @@ pub mod gguf;
 mod header;
 mod journal;
 mod map;
+mod packed;
 mod plan;
 mod resolve;
 mod source;

@@ -14,6 +14,7 @@ use crate::{
     gguf,
     header::{self, MAX_HEADER, Strings},
     map::Bytes,
+    packed,
     source::Table,
     torch,
 };
@@ -79,10 +80,12 @@ fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
 pub(crate) fn of_bytes(path: PathBuf, file: Bytes) -> Result<Checkpoint, CheckpointError> {
     if gguf::recognises(file.as_slice()) {
         let (table, beside) = gguf::table(file.as_slice()).map_err(|fault| fault.at(&path))?;
-        return Ok(Checkpoint::of_shards(path, vec![file, beside], table));
+        return Ok(Checkpoint::new(path, vec![file, beside], table));
     }
-    let table = parse(&path, file.as_slice())?;
-    Ok(Checkpoint::of_one(path, file, table))
+    let mut table = parse(&path, file.as_slice())?;
+    let files = vec![file];
+    packed::resolve(&path, &files, &mut table)?;
+    Ok(Checkpoint::new(path, files, table))
 }
 
 /// Parses a file by its content.
@@ -180,7 +183,8 @@ fn open_index(path: &Path) -> Result<Checkpoint, CheckpointError> {
         }
         files.push(file);
     }
-    Ok(Checkpoint::of_shards(path.to_owned(), files, all))
+    packed::resolve(path, &files, &mut all)?;
+    Ok(Checkpoint::new(path.to_owned(), files, all))
 }
 
 #[cfg(test)]

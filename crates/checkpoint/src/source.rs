@@ -1,9 +1,11 @@
 //! Where a tensor's bytes are: the table that every format's parser yields.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use crate::convert::transpose_f32;
 use crate::dtype::{Dtype, TensorInfo};
+use crate::map::Bytes;
+use crate::packed::Packed;
 
 /// What a parser found in one file.
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ pub(crate) enum Layout {
     Rows { start: usize, order: RowOrder },
     /// The row-major transpose of a matrix, of elements of this type; blocks are read as f32.
     Transposed { start: usize, len: usize, stored: Dtype },
+    /// Put together of other tensors, of any file.
+    Packed(Arc<Packed>),
 }
 
 /// Where the rows of a tensor are in its file: row `(i, j, k)` of [`dims`](Self::dims) is the stored row
@@ -65,8 +69,10 @@ impl Entry {
     ///
     /// An empty answer for a place outside the file cannot happen after the parsers' checks; it is there so that a
     /// mistake in them is a wrong length rather than a panic.
-    pub(crate) fn bytes<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(crate) fn bytes<'a>(&self, files: &'a [Bytes]) -> Cow<'a, [u8]> {
+        let file = files.get(self.source).map(Bytes::as_slice).unwrap_or_default();
         match &self.layout {
+            Layout::Packed(packed) => Cow::Owned(packed.bytes(files)),
             Layout::Contiguous { start, len } => Cow::Borrowed(span(file, *start, *len)),
             Layout::Rows { start, order } => {
                 let len = self.info.byte_size();

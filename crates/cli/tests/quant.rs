@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -150,6 +151,29 @@ fn a_base_in_blocks_is_tuned_and_merged() {
     let dry = tune(&dense, "dry", &[&lora[..], &["--base-bits", "4", "--dry-run"]].concat());
     assert!(dry["total_mb"].as_u64().unwrap() > dry["base_mb"].as_u64().unwrap(), "{dry}");
     assert!(!bench.path("dry/run.json").exists());
+}
+
+/// Folders of GPTQ, AWQ and bitsandbytes are bases as any other; what is written of them is not quantised their way.
+#[rstest]
+fn bases_of_other_quantisers_are_used(
+    #[values("gptq-act-order", "gptq-v2", "awq", "nf4", "fp4", "int8")] kind: &str,
+) {
+    let name = format!("quantised-{kind}");
+    let bench = Bench::new(&name, &["--bits", "8"]);
+    let base = fixture(&name);
+    let run = bench.path("run");
+    let args = bench.tune(&base, "run", &["--method", "lora", "--targets", "all-linear"]);
+    json_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let (adapter, merged) = (run.join("adapter"), bench.path("merged"));
+    json_of(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]);
+    let close = |folder: &Path, expect: f64, tolerance: f64| {
+        let config = fs::read_to_string(folder.join("config.json")).unwrap();
+        assert!(!config.contains("quantization_config"), "{config}");
+        let got = perplexity(folder, None);
+        assert!((got / expect - 1.0).abs() < tolerance, "{}: {got}, {expect}", folder.display());
+    };
+    close(&merged, perplexity(&base, Some(&adapter)), 1e-3);
+    close(&bench.path("small"), perplexity(&base, None), 0.05);
 }
 
 #[test]

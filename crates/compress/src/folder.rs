@@ -34,13 +34,13 @@ pub(crate) fn check_output(model: &Path, output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `config.json` of a model folder whose weights are not quantised.
+/// `config.json` of a model folder, without the quantisation of its weights, which are read as floats.
 pub(crate) fn read_config(model: &Path) -> Result<Map<String, Value>> {
     let path = model.join("config.json");
     let text = read_file(&path).map_err(io(&path))?;
     let error = |reason| CompressError::File { path: path.clone(), reason };
-    let config: Map<String, Value> = serde_json::from_slice(&text).map_err(|e| error(e.to_string()))?;
-    lowrank_spec::storage::check_storage(&config).map_err(|e| error(e.to_string()))?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text).map_err(|e| error(e.to_string()))?;
+    lowrank_spec::storage::take_storage(&mut config).map_err(|e| error(e.to_string()))?;
     Ok(config)
 }
 

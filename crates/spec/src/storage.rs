@@ -4,33 +4,30 @@ use serde_json::{Map, Value};
 
 use crate::error::{Result, SpecError};
 
-/// Refuses checkpoints whose weights are stored quantised (`quantization_config` of a `config.json`).
+/// Keys of a config that describe quantised weights.
+const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+
+/// Takes `quantization_config` out of the object of a `config.json`: what readers hand out are floats, and what is
+/// written of them is not quantised that way.
 ///
 /// # Errors
-/// [`SpecError::Storage`] naming the method.
-pub fn check_storage(raw: &Map<String, Value>) -> Result<()> {
-    let Some(section) = raw.get("quantization_config").or_else(|| raw.get("compression_config")) else {
-        return Ok(());
-    };
-    if section.is_null() {
-        return Ok(());
-    }
-    let bits = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let method = section.get("quant_method").and_then(Value::as_str);
-    let name = match method {
-        Some("gptq") => "GPTQ",
-        Some("awq") => "AWQ",
+/// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.
+pub fn take_storage(raw: &mut Map<String, Value>) -> Result<()> {
+    let mut sections =
+        KEYS.into_iter().filter_map(|key| raw.remove(key)).filter(|section| !section.is_null());
+    let Some(section) = sections.next() else { return Ok(()) };
+    let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let name = match section.get("quant_method").and_then(Value::as_str) {
+        Some("gptq" | "awq" | "bitsandbytes") => return Ok(()),
+        None if is_set("load_in_4bit") || is_set("load_in_8bit") => return Ok(()),
         Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8",
-        Some("bitsandbytes") => "bitsandbytes",
-        Some("compressed-tensors") => "compressed-tensors",
         Some("mxfp4") => "MXFP4",
         Some(other) => other,
-        None if bits("load_in_4bit") || bits("load_in_8bit") => "bitsandbytes",
         None => "an unnamed method",
     };
     Err(SpecError::Storage(format!(
         "quantization_config: the weights are quantised with {name}, which is not supported; \
-         give the model's original checkpoint in f32, f16 or bf16"
+         give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"
     )))
 }
 
@@ -41,20 +38,23 @@ mod tests {
     use serde_json::json;
 
     #[rstest]
-    #[case(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "GPTQ")]
-    #[case(json!({"quantization_config": {"quant_method": "awq"}}), "AWQ")]
-    #[case(json!({"quantization_config": {"load_in_4bit": true}}), "bitsandbytes")]
+    #[case(json!({"quantization_config": {"quant_method": "fp8"}}), "FP8")]
     #[case(json!({"compression_config": {"quant_method": "compressed-tensors"}}), "compressed-tensors")]
     #[case(json!({"quantization_config": {}}), "an unnamed method")]
-    fn quantised_weights_are_named(#[case] config: Value, #[case] name: &str) {
-        let error = check_storage(config.as_object().unwrap()).unwrap_err().to_string();
+    fn methods_that_cannot_be_read_are_named(#[case] config: Value, #[case] name: &str) {
+        let error = take_storage(&mut config.as_object().unwrap().clone()).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
 
-    #[test]
-    fn plain_weights_pass() {
-        for config in [json!({}), json!({"quantization_config": null})] {
-            check_storage(config.as_object().unwrap()).unwrap();
-        }
+    #[rstest]
+    #[case(json!({"a": 1}))]
+    #[case(json!({"a": 1, "quantization_config": null}))]
+    #[case(json!({"a": 1, "quantization_config": {"quant_method": "gptq", "bits": 4}}))]
+    #[case(json!({"a": 1, "quantization_config": {"quant_method": "awq"}}))]
+    #[case(json!({"a": 1, "quantization_config": {"load_in_4bit": true}}))]
+    fn what_is_read_as_floats_is_said_no_longer(#[case] config: Value) {
+        let mut config = config.as_object().unwrap().clone();
+        take_storage(&mut config).unwrap();
+        assert_eq!(Value::Object(config), json!({"a": 1}));
     }
 }

@@ -6,6 +6,7 @@ mod atomic;
 mod folders;
 mod gguf;
 mod mutation;
+mod packed;
 mod safetensors;
 mod stream;
 mod torch;

@@ -25,7 +25,7 @@ mod unknown;
 
 use std::path::Path;
 
-use lowrank_spec::storage::check_storage;
+use lowrank_spec::storage::take_storage;
 use serde_json::{Map, Value};
 
 use crate::config::{
@@ -101,8 +101,8 @@ impl EncoderConfig {
     ///
     /// # Errors
     /// A line that says what is wrong.
-    pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
-        check_storage(&raw).map_err(|e| e.to_string())?;
+    pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
+        take_storage(&mut raw).map_err(|e| e.to_string())?;
         let architecture = encoder(&encoder_type(&raw)?)?;
         Self::of(architecture, raw)
     }
@@ -155,8 +155,8 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// A line that says what is wrong.
-    pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
-        check_storage(&raw).map_err(|e| e.to_string())?;
+    pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
+        take_storage(&mut raw).map_err(|e| e.to_string())?;
         let keys = Keys::new(&raw);
         let model_type = keys.text("model_type")?.ok_or("model_type is missing")?;
         let architecture = decoder(model_type)?;

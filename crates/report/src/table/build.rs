@@ -371,14 +371,18 @@ fn row_key(run: &LoadedRun, names: &ModelNames, telling: &Telling) -> RowKey {
     }
 }
 
-pub(super) fn average(cells: &[Option<Cell>], columns: &[Column]) -> Option<f64> {
-    let alike = columns.windows(2).all(|pair| {
+/// Whether the scores of all columns are of one direction and scale, so that they have an average.
+pub(super) fn are_alike(columns: &[Column]) -> bool {
+    columns.windows(2).all(|pair| {
         pair[0].metric.higher_is_better() == pair[1].metric.higher_is_better()
             && pair[0].metric.scale() == pair[1].metric.scale()
-    });
+    })
+}
+
+pub(super) fn average(cells: &[Option<Cell>], columns: &[Column]) -> Option<f64> {
     let means: Option<Vec<f64>> =
         cells.iter().map(|cell| cell.as_ref().map(|cell| cell.score.mean)).collect();
-    means.filter(|_| alike).and_then(|means| summarize(&means)).map(|summary| summary.mean)
+    means.filter(|_| are_alike(columns)).and_then(|means| summarize(&means)).map(|summary| summary.mean)
 }
 
 fn cost<'a>(runs: impl Iterator<Item = &'a LoadedRun> + Clone) -> Cost {

@@ -1,5 +1,6 @@
 //! A table as text, Markdown, CSV and LaTeX.
 
+use super::build::are_alike;
 use super::{Cell, Cost, GridTable, Row};
 use crate::Metric;
 
@@ -42,7 +43,7 @@ pub(crate) fn grid(table: &GridTable) -> Grid {
     headers.push("method".to_owned());
     let names = headers.len();
     headers.extend(table.columns.iter().map(|column| column.task.clone()));
-    let with_average = table.columns.len() > 1;
+    let with_average = table.columns.len() > 1 && are_alike(&table.columns);
     if with_average {
         headers.push("average".to_owned());
     }

@@ -177,6 +177,16 @@ fn a_smaller_perplexity_is_better_and_not_a_percentage() {
 }
 
 #[test]
+fn percentages_and_perplexities_have_no_average() {
+    let header = |second: &str| {
+        let runs = [run("lora", 8, "sst2", 0.0, 0, 0.9), run("lora", 8, second, 0.0, 0, 0.5)];
+        GridTable::from_runs(&runs).to_markdown().lines().next().unwrap().to_owned()
+    };
+    assert!(header("cola").contains("| average |"));
+    assert!(!header("lm:perplexity").contains("average"));
+}
+
+#[test]
 fn settings_that_differ_make_rows_of_their_own() {
     let mut runs = vec![run("lora", 8, "rte", 1e-3, 0, 0.5), run("lora", 8, "rte", 1e-3, 0, 0.7)];
     runs[0].record.run_info.config.insert("alpha".into(), 8.into());

@@ -1,0 +1,355 @@
+//! Weights that GPTQ, AWQ and bitsandbytes keep in few bits, handed out as floats.
+//!
+//! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
+//! bitsandbytes (Dettmers et al. 2022, 2023).
+
+use std::{fs, path::Path, sync::Arc};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    CheckpointError, Dtype, TensorInfo,
+    convert::extend_f32,
+    error::{Fault, printable},
+    map::Bytes,
+    source::{Entry, Layout, Table},
+};
+
+/// A weight `[d_output, d_input]` and what it is made of.
+#[derive(Debug)]
+pub(crate) enum Packed {
+    /// `s·(q − z)` for each group of inputs.
+    Groups(Groups),
+    /// An entry of a table for each element, times a factor for each block of them.
+    Codes(Codes),
+    /// 8 bits with a factor for each row: `q·s/127`.
+    Rows { values: Entry, scales: Entry },
+}
+
+/// GPTQ's or AWQ's words.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    is_awq: bool,
+    bits: usize,
+    d_input: usize,
+    d_output: usize,
+    values: Entry,
+    zeros: Entry,
+    scales: Entry,
+    /// The group of each input, where they are not in order.
+    index: Option<Entry>,
+    group_size: usize,
+    /// What is added to a stored zero point.
+    zero_offset: u32,
+}
+
+/// bitsandbytes' blocks of 4 bits.
+#[derive(Debug)]
+pub(crate) struct Codes {
+    numel: usize,
+    block: usize,
+    values: Entry,
+    table: Entry,
+    scales: Entry,
+    nested: Option<Nested>,
+}
+
+/// Factors of blocks that are themselves in 8 bits.
+#[derive(Debug)]
+struct Nested {
+    table: Entry,
+    scales: Entry,
+    block: usize,
+    offset: f32,
+}
+
+/// `quant_state` of a tensor of bitsandbytes.
+#[derive(Deserialize)]
+struct QuantState {
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f32>,
+}
+
+const STATE: &str = ".quant_state.bitsandbytes__";
+/// The nibble that holds each of eight neighbouring outputs.
+const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// Puts the parts of quantised weights together under the names of the weights.
+///
+/// # Errors
+/// Parts that are missing or do not fit each other, a variant that is not supported.
+pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result<(), CheckpointError> {
+    let names = |end: &str| -> Vec<String> {
+        table.tensors.keys().filter_map(|name| name.strip_suffix(end)).map(str::to_owned).collect()
+    };
+    let (groups, rows) = (names(".qweight"), names(".SCB"));
+    let states: Vec<String> = table.tensors.keys().filter(|name| name.contains(STATE)).cloned().collect();
+    if !groups.is_empty() {
+        let settings = Settings::read(path).map_err(|reason| CheckpointError::malformed(path, reason))?;
+        for module in groups {
+            let fault = |reason: String| Fault::tensor(&format!("{module}.qweight"), reason).at(path);
+            let packed = Groups::take(table, &module, &settings, files).map_err(fault)?;
+            insert(
+                table,
+                &format!("{module}.weight"),
+                vec![packed.d_output, packed.d_input],
+                Packed::Groups(packed),
+            )
+            .map_err(fault)?;
+        }
+    }
+    for module in rows {
+        let fault = |reason: String| Fault::tensor(&format!("{module}.SCB"), reason).at(path);
+        take_rows(table, &module).map_err(fault)?;
+    }
+    for name in states {
+        let fault = |reason: String| Fault::tensor(&name, reason).at(path);
+        take_codes(table, &name, files).map_err(fault)?;
+    }
+    Ok(())
+}
+
+fn insert(table: &mut Table, name: &str, shape: Vec<usize>, packed: Packed) -> Result<(), String> {
+    let info = TensorInfo { dtype: Dtype::F32, shape };
+    let entry = Entry { info, source: 0, layout: Layout::Packed(Arc::new(packed)) };
+    match table.tensors.insert(name.to_owned(), entry) {
+        None => Ok(()),
+        Some(_) => Err(format!("'{}' is there as well; expected one of them", printable(name))),
+    }
+}
+
+fn take(table: &mut Table, name: &str) -> Result<Entry, String> {
+    table.tensors.remove(name).ok_or_else(|| format!("'{}' is missing", printable(name)))
+}
+
+fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<(), String> {
+    let TensorInfo { dtype, shape: found } = &entry.info;
+    if found != shape || !dtypes.contains(dtype) {
+        let names: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
+        return Err(format!(
+            "{what} is {} {found:?}; expected {} {shape:?}",
+            dtype.name(),
+            names.join(" or ")
+        ));
+    }
+    Ok(())
+}
+
+/// What of a `quantization_config` the tensors do not say.
+#[derive(Debug, Default)]
+struct Settings {
+    bits: Option<usize>,
+    group_size: Option<usize>,
+    /// Whether zero points are stored as they are, and not less 1.
+    has_plain_zeros: bool,
+}
+
+impl Settings {
+    /// Of the config beside a checkpoint.
+    fn read(checkpoint: &Path) -> Result<Self, String> {
+        let folder = checkpoint.parent().unwrap_or(Path::new(""));
+        let json =
+            |name: &str| -> Option<Value> { serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok() };
+        let section = json("config.json").and_then(|config| config.get("quantization_config").cloned());
+        let Some(section) = section.or_else(|| json("quantize_config.json")) else {
+            return Ok(Self::default());
+        };
+        let text = |key: &str| section.get(key).and_then(Value::as_str);
+        let count = |keys: [&str; 2]| {
+            let value = keys.iter().find_map(|key| section.get(*key)).and_then(Value::as_i64);
+            value.and_then(|n| usize::try_from(n).ok())
+        };
+        let is_awq = text("quant_method") == Some("awq");
+        if let Some(version) =
+            text("version").filter(|version| is_awq && !version.eq_ignore_ascii_case("gemm"))
+        {
+            return Err(format!("AWQ in its layout '{}' is not supported; gemm is", printable(version)));
+        }
+        let format = text("checkpoint_format").unwrap_or("gptq");
+        if !is_awq && !["gptq", "gptq_v2"].contains(&format) {
+            return Err(format!(
+                "GPTQ in the format '{}' is not supported; gptq and gptq_v2 are",
+                printable(format)
+            ));
+        }
+        Ok(Self {
+            bits: count(["bits", "w_bit"]),
+            group_size: count(["group_size", "q_group_size"]),
+            has_plain_zeros: format == "gptq_v2",
+        })
+    }
+}
+
+impl Groups {
+    fn take(table: &mut Table, module: &str, settings: &Settings, files: &[Bytes]) -> Result<Self, String> {
+        let [values, zeros, scales] = ["qweight", "qzeros", "scales"].map(|part| format!("{module}.{part}"));
+        let (values, zeros, scales) = (take(table, &values)?, take(table, &zeros)?, take(table, &scales)?);
+        let index = table.tensors.remove(&format!("{module}.g_idx"));
+        let (&[words, width], &[n_groups, d_output]) = (&*values.info.shape, &*scales.info.shape) else {
+            return Err("expected matrices of words and scales".into());
+        };
+        if n_groups == 0 || d_output == 0 || words == 0 {
+            return Err("is empty".into());
+        }
+        let zero_bits = zeros.info.shape.get(1).map_or(0, |n| n.saturating_mul(32) / d_output);
+        let bits = settings.bits.unwrap_or(zero_bits);
+        let is_awq = width != d_output;
+        if !(if is_awq { &[4][..] } else { &[2, 3, 4, 8] }).contains(&bits) {
+            return Err(format!("{bits} bits are not supported; 2, 3, 4 and 8 are, and 4 of AWQ"));
+        }
+        if !(d_output * bits).is_multiple_of(32) || !(words * 32).is_multiple_of(bits) {
+            return Err(format!("{d_output} outputs of {bits} bits do not fill words of 32 bits"));
+        }
+        let d_input = if is_awq { words } else { words * 32 / bits };
+        let packed_width = if is_awq { d_output * bits / 32 } else { d_output };
+        expect(&values, "qweight", &[Dtype::I32, Dtype::U32], &[words, packed_width])?;
+        expect(&zeros, "qzeros", &[Dtype::I32, Dtype::U32], &[n_groups, d_output * bits / 32])?;
+        expect(&scales, "scales", &[Dtype::F16, Dtype::BF16, Dtype::F32], &[n_groups, d_output])?;
+        if let Some(index) = &index {
+            expect(index, "g_idx", &[Dtype::I32], &[d_input])?;
+            if let Some(group) =
+                read_words(index, files).into_iter().find(|&group| group as usize >= n_groups)
+            {
+                return Err(format!("g_idx names group {}; expected 0 to {}", group as i32, n_groups - 1));
+            }
+        }
+        let group_size = settings.group_size.unwrap_or_else(|| d_input.div_ceil(n_groups)).max(1);
+        if d_input.div_ceil(group_size) != n_groups {
+            return Err(format!("{n_groups} groups; expected {d_input} inputs in groups of {group_size}"));
+        }
+        let zero_offset = u32::from(!is_awq && !settings.has_plain_zeros);
+        Ok(Self { is_awq, bits, d_input, d_output, values, zeros, scales, index, group_size, zero_offset })
+    }
+
+    fn floats(&self, files: &[Bytes]) -> Vec<f32> {
+        let &Self { is_awq, bits, d_input, d_output, .. } = self;
+        let (words, zeros) = (read_words(&self.values, files), read_words(&self.zeros, files));
+        let scales = read_floats(&self.scales, files);
+        let order = self.index.as_ref().map(|index| read_words(index, files));
+        let mask = (1u32 << bits) - 1;
+        // Values of `bits` follow each other through the words of a column, or of a row.
+        let at = |words: &[u32], place: usize, stride: usize, offset: usize| {
+            let (word, shift) = (place * bits / 32, place * bits % 32);
+            let get = |word: usize| words.get(word * stride + offset).copied().unwrap_or_default();
+            let low = get(word) >> shift;
+            let high = if shift + bits > 32 { get(word + 1) << (32 - shift) } else { 0 };
+            (low | high) & mask
+        };
+        let nibble = |words: &[u32], row: usize, output: usize| {
+            let word = words.get(row * d_output / 8 + output / 8).copied().unwrap_or_default();
+            word >> (4 * AWQ_NIBBLE[output % 8]) & mask
+        };
+        let zero_words = d_output * bits / 32;
+        let mut out = vec![0f32; d_output * d_input];
+        // A few outputs at a time: their words lie side by side.
+        const BAND: usize = 16;
+        for first in (0..d_output).step_by(BAND) {
+            for i in 0..d_input {
+                let group = order.as_ref().map_or(i / self.group_size, |order| order[i] as usize);
+                for o in first..(first + BAND).min(d_output) {
+                    let (value, zero) = if is_awq {
+                        (nibble(&words, i, o), nibble(&zeros, group, o))
+                    } else {
+                        let zero = at(&zeros[group * zero_words..], o, 1, 0);
+                        (at(&words, i, d_output, o), (zero + self.zero_offset) & mask)
+                    };
+                    out[o * d_input + i] = scales[group * d_output + o] * (value as f32 - zero as f32);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn take_rows(table: &mut Table, module: &str) -> Result<(), String> {
+    let (weight, scales) = (format!("{module}.weight"), format!("{module}.SCB"));
+    let (values, scales) = (take(table, &weight)?, take(table, &scales)?);
+    table.tensors.remove(&format!("{module}.weight_format"));
+    let &[rows, columns] = &*values.info.shape else { return Err("expected a matrix as its weight".into()) };
+    expect(&values, "weight", &[Dtype::I8], &[rows, columns])?;
+    expect(&scales, "SCB", &[Dtype::F32], &[rows])?;
+    insert(table, &weight, vec![rows, columns], Packed::Rows { values, scales })
+}
+
+fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), String> {
+    let name = state.split(STATE).next().unwrap_or_default().to_owned();
+    let part = |part: &str| format!("{name}.{part}");
+    let json = take(table, state)?;
+    let json: QuantState = serde_json::from_slice(&json.bytes(files))
+        .map_err(|e| format!("malformed JSON: {}", printable(&e.to_string())))?;
+    let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
+    let values = take(table, &name)?;
+    let (table_of_codes, scales) = (take(table, &part("quant_map"))?, take(table, &part("absmax"))?);
+    if json.blocksize == 0 || values.info.dtype != Dtype::U8 || values.info.numel() != numel.div_ceil(2) {
+        return Err(format!(
+            "a weight {:?} of 4 bits does not fit its {:?} bytes",
+            json.shape, values.info.shape
+        ));
+    }
+    let n_blocks = numel.div_ceil(json.blocksize);
+    expect(&table_of_codes, "quant_map", &[Dtype::F32], &[16])?;
+    expect(&scales, "absmax", &[Dtype::F32, Dtype::U8], &[n_blocks])?;
+    let nested = if scales.info.dtype == Dtype::U8 {
+        let block = json.nested_blocksize.filter(|&n| n > 0).ok_or("nested_blocksize is missing")?;
+        let offset = json.nested_offset.ok_or("nested_offset is missing")?;
+        let [table_of_scales, scales] =
+            ["nested_quant_map", "nested_absmax"].map(|name| take(table, &part(name)));
+        let (table_of_scales, scales) = (table_of_scales?, scales?);
+        expect(&table_of_scales, "nested_quant_map", &[Dtype::F32], &[256])?;
+        expect(&scales, "nested_absmax", &[Dtype::F32], &[n_blocks.div_ceil(block)])?;
+        Some(Nested { table: table_of_scales, scales, block, offset })
+    } else {
+        None
+    };
+    let codes = Codes { numel, block: json.blocksize, values, table: table_of_codes, scales, nested };
+    insert(table, &name, json.shape, Packed::Codes(codes))
+}
+
+impl Codes {
+    fn floats(&self, files: &[Bytes]) -> Vec<f32> {
+        let (values, table) = (self.values.bytes(files), read_floats(&self.table, files));
+        let mut scales = read_floats(&self.scales, files);
+        if let Some(nested) = &self.nested {
+            let (codes, factors) = (read_floats(&nested.table, files), read_floats(&nested.scales, files));
+            for (place, scale) in scales.iter_mut().enumerate() {
+                *scale = codes[*scale as usize] * factors[place / nested.block] + nested.offset;
+            }
+        }
+        // The first of two elements is in the upper half.
+        let code = |i: usize| if i.is_multiple_of(2) { values[i / 2] >> 4 } else { values[i / 2] & 15 };
+        (0..self.numel).map(|i| table[usize::from(code(i))] * scales[i / self.block]).collect()
+    }
+}
+
+impl Packed {
+    /// The little-endian bytes of the weight in f32.
+    pub(crate) fn bytes(&self, files: &[Bytes]) -> Vec<u8> {
+        let floats = match self {
+            Self::Groups(groups) => groups.floats(files),
+            Self::Codes(codes) => codes.floats(files),
+            Self::Rows { values, scales } => {
+                let (mut values, scales) = (read_floats(values, files), read_floats(scales, files));
+                let columns = values.len() / scales.len().max(1);
+                for (row, scale) in values.chunks_exact_mut(columns.max(1)).zip(scales) {
+                    row.iter_mut().for_each(|x| *x *= scale * (1.0 / 127.0));
+                }
+                values
+            }
+        };
+        floats.into_iter().flat_map(f32::to_le_bytes).collect()
+    }
+}
+
+fn read_floats(entry: &Entry, files: &[Bytes]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(entry.info.numel());
+    extend_f32(entry.info.dtype, &entry.bytes(files), &mut out);
+    out
+}
+
+fn read_words(entry: &Entry, files: &[Bytes]) -> Vec<u32> {
+    let word = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).unwrap_or_default();
+    entry.bytes(files).chunks_exact(4).map(word).collect()
+}

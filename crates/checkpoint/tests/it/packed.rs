@@ -1,0 +1,144 @@
+//! Weights that quantisers of the hub leave in several tensors.
+
+use std::fs;
+use std::path::Path;
+
+use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype, FloatType, RawTensor, write_safetensors_with};
+use rstest::rstest;
+
+use crate::check_error;
+
+type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+fn words(values: &[i32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn open(folder: &Path, parts: &[Part], config: &str) -> Result<Checkpoint, CheckpointError> {
+    let raw = parts.iter().map(|(name, dtype, shape, bytes)| RawTensor {
+        name: (*name).into(),
+        dtype: *dtype,
+        shape: shape.clone(),
+        bytes,
+    });
+    let file = folder.join("model.safetensors");
+    write_safetensors_with(&file, vec![], FloatType::F32, raw.collect(), &Default::default()).unwrap();
+    fs::write(folder.join("config.json"), config).unwrap();
+    Checkpoint::open(folder)
+}
+
+/// 8 inputs in two groups, 8 outputs; input `i` of output `o` is `(i + o) mod 16`, zero points are 3, scales 1 and 2.
+fn gptq() -> Vec<Part> {
+    let column = |o: i32| (0..8).fold(0i32, |word, i| word | ((i + o) % 16) << (4 * i));
+    let values: Vec<i32> = (0..8).map(column).collect();
+    let scales = [[1.0f32; 8], [2.0; 8]].concat();
+    vec![
+        ("m.qweight", Dtype::I32, vec![1, 8], words(&values)),
+        ("m.qzeros", Dtype::I32, vec![2, 1], words(&[0x2222_2222, 0x2222_2222])),
+        ("m.scales", Dtype::F32, vec![2, 8], floats(&scales)),
+    ]
+}
+
+fn expected(group: impl Fn(usize) -> usize, zero: f32) -> Vec<f32> {
+    let value = |o: usize, i: usize| ((i + o) % 16) as f32 - zero;
+    (0..64).map(|n| value(n / 8, n % 8) * [1.0, 2.0][group(n % 8)]).collect()
+}
+
+#[test]
+fn groups_are_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = open(dir.path(), &gptq(), "{}").unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["m.weight"]);
+    let info = checkpoint.info("m.weight").unwrap();
+    assert_eq!((info.dtype, info.shape.as_slice()), (Dtype::F32, &[8, 8][..]));
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| i / 4, 3.0));
+    let transposed = checkpoint.read_f32_transposed("m.weight").unwrap();
+    assert_eq!(transposed[8], expected(|i| i / 4, 3.0)[1]);
+    // Zero points as they are, and inputs in another order.
+    let mut parts = gptq();
+    parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[1, 0, 1, 0, 1, 0, 1, 0])));
+    let config =
+        r#"{"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4}}"#;
+    let checkpoint = open(dir.path(), &parts, config).unwrap();
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| (i + 1) % 2, 2.0));
+}
+
+#[rstest]
+#[case::no_scales(|parts: &mut Vec<Part>| drop(parts.pop()), "'m.scales' is missing")]
+#[case::groups(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[0, 1, 2, 0, 1, 0, 1, 0]))), "g_idx names group 2; expected 0 to 1")]
+#[case::negative(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[-1; 8]))), "g_idx names group -1")]
+#[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 [8]")]
+#[case::zeros(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![1, 1], words(&[0])), "qzeros is I32 [1, 1]; expected I32 or U32 [2, 1]")]
+#[case::bits(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![2, 4], words(&[0; 8])), "16 bits are not supported")]
+#[case::both(|parts: &mut Vec<Part>| parts.push(("m.weight", Dtype::F32, vec![1], floats(&[0.0]))), "'m.weight' is there as well")]
+fn parts_that_do_not_fit_are_named(#[case] change: fn(&mut Vec<Part>), #[case] reason: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts = gptq();
+    change(&mut parts);
+    check_error(open(dir.path(), &parts, "{}"), &["tensor 'm.qweight'", reason]);
+}
+
+#[rstest]
+#[case(r#"{"quant_method": "awq", "version": "gemv"}"#, "AWQ in its layout 'gemv' is not supported; gemm is")]
+#[case(
+    r#"{"quant_method": "gptq", "checkpoint_format": "marlin"}"#,
+    "GPTQ in the format 'marlin' is not supported"
+)]
+#[case(
+    r#"{"quant_method": "gptq", "bits": 4, "group_size": 2}"#,
+    "2 groups; expected 8 inputs in groups of 2"
+)]
+fn variants_are_refused(#[case] section: &str, #[case] reason: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(r#"{{"quantization_config": {section}}}"#);
+    check_error(open(dir.path(), &gptq(), &config), &[reason]);
+}
+
+const STATE: &str = "m.weight.quant_state.bitsandbytes__nf4";
+
+fn nf4(state: &str) -> Vec<Part> {
+    let table: Vec<f32> = (0..16).map(|i| i as f32 / 15.0).collect();
+    vec![
+        ("m.weight", Dtype::U8, vec![2, 1], vec![0x0f, 0xf0]),
+        ("m.weight.absmax", Dtype::F32, vec![2], floats(&[2.0, 3.0])),
+        ("m.weight.quant_map", Dtype::F32, vec![16], floats(&table)),
+        (STATE, Dtype::U8, vec![state.len()], state.as_bytes().to_vec()),
+    ]
+}
+
+#[test]
+fn codes_are_looked_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = open(dir.path(), &nf4(r#"{"blocksize": 2, "shape": [2, 2]}"#), "{}").unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["m.weight"]);
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [0.0, 2.0, 3.0, 0.0]);
+}
+
+#[rstest]
+#[case("{", "malformed JSON")]
+#[case(r#"{"blocksize": 0, "shape": [2, 2]}"#, "does not fit")]
+#[case(r#"{"blocksize": 2, "shape": [2, 3]}"#, "a weight [2, 3] of 4 bits does not fit its [2, 1] bytes")]
+#[case(r#"{"blocksize": 2, "shape": [4611686018427387904, 8]}"#, "does not fit")]
+#[case(r#"{"blocksize": 1, "shape": [2, 2]}"#, "absmax is F32 [2]; expected F32 or U8 [4]")]
+fn states_are_checked(#[case] state: &str, #[case] reason: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    check_error(open(dir.path(), &nf4(state), "{}"), &[STATE, reason]);
+}
+
+#[test]
+fn rows_have_their_factors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts: Vec<Part> = vec![
+        ("m.weight", Dtype::I8, vec![2, 2], vec![127, 0x81, 64, 0]),
+        ("m.SCB", Dtype::F32, vec![2], floats(&[1.0, 127.0])),
+        ("m.weight_format", Dtype::U8, vec![], vec![0]),
+    ];
+    let checkpoint = open(dir.path(), &parts, "{}").unwrap();
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [1.0, -1.0, 64.0, 0.0]);
+    parts[1] = ("m.SCB", Dtype::F32, vec![3], floats(&[1.0; 3]));
+    check_error(open(dir.path(), &parts, "{}"), &["SCB is F32 [3]; expected F32 [2]"]);
+}
