@@ -61,6 +61,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("electra-cls")]
 #[case("albert-cls")]
 #[case("albert-groups")]
+#[case("albert-square")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);

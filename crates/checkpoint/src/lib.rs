@@ -30,6 +30,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may"))]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod atomic;
 mod checkpoint;
 mod convert;

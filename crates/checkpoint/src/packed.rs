@@ -141,7 +141,6 @@ fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Resul
 /// What of a `quantization_config` the tensors do not say.
 #[derive(Debug, Default)]
 struct Settings {
-    bits: Option<usize>,
     group_size: Option<usize>,
     /// Whether zero points are stored as they are, and not less 1.
     has_plain_zeros: bool,
@@ -158,10 +157,7 @@ impl Settings {
             return Ok(Self::default());
         };
         let text = |key: &str| section.get(key).and_then(Value::as_str);
-        let count = |keys: [&str; 2]| {
-            let value = keys.iter().find_map(|key| section.get(*key)).and_then(Value::as_i64);
-            value.and_then(|n| usize::try_from(n).ok())
-        };
+        let group_size = ["group_size", "q_group_size"].iter().find_map(|key| section.get(*key)?.as_u64());
         let is_awq = text("quant_method") == Some("awq");
         if let Some(version) =
             text("version").filter(|version| is_awq && !version.eq_ignore_ascii_case("gemm"))
@@ -176,8 +172,7 @@ impl Settings {
             ));
         }
         Ok(Self {
-            bits: count(["bits", "w_bit"]),
-            group_size: count(["group_size", "q_group_size"]),
+            group_size: group_size.and_then(|n| usize::try_from(n).ok()),
             has_plain_zeros: format == "gptq_v2",
         })
     }
@@ -194,8 +189,8 @@ impl Groups {
         if n_groups == 0 || d_output == 0 || words == 0 {
             return Err("is empty".into());
         }
-        let zero_bits = zeros.info.shape.get(1).map_or(0, |n| n.saturating_mul(32) / d_output);
-        let bits = settings.bits.unwrap_or(zero_bits);
+        // Modules of one checkpoint may differ in both, whatever the config says of all.
+        let bits = zeros.info.shape.get(1).map_or(0, |n| n.saturating_mul(32) / d_output);
         let is_awq = width != d_output;
         if !(if is_awq { &[4][..] } else { &[2, 3, 4, 8] }).contains(&bits) {
             return Err(format!("{bits} bits are not supported; 2, 3, 4 and 8 are, and 4 of AWQ"));
@@ -216,10 +211,12 @@ impl Groups {
                 return Err(format!("g_idx names group {}; expected 0 to {}", group as i32, n_groups - 1));
             }
         }
-        let group_size = settings.group_size.unwrap_or_else(|| d_input.div_ceil(n_groups)).max(1);
-        if d_input.div_ceil(group_size) != n_groups {
-            return Err(format!("{n_groups} groups; expected {d_input} inputs in groups of {group_size}"));
-        }
+        let fits = |size: &usize| *size > 0 && d_input.div_ceil(*size) == n_groups;
+        let even = Some(d_input / n_groups).filter(|_| d_input.is_multiple_of(n_groups));
+        let group_size = settings.group_size.filter(fits).or(even);
+        let Some(group_size) = group_size.or(index.as_ref().map(|_| d_input)) else {
+            return Err(format!("{d_input} inputs are not in {n_groups} groups of one size"));
+        };
         let zero_offset = u32::from(!is_awq && !settings.has_plain_zeros);
         Ok(Self { is_awq, bits, d_input, d_output, values, zeros, scales, index, group_size, zero_offset })
     }
@@ -283,7 +280,8 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
     let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     let values = take(table, &name)?;
     let (table_of_codes, scales) = (take(table, &part("quant_map"))?, take(table, &part("absmax"))?);
-    if json.blocksize == 0 || values.info.dtype != Dtype::U8 || values.info.numel() != numel.div_ceil(2) {
+    // The bytes may be kept under any type (`bnb_4bit_quant_storage`).
+    if json.blocksize == 0 || values.info.byte_size() != numel.div_ceil(2) {
         return Err(format!(
             "a weight {:?} of 4 bits does not fit its {:?} bytes",
             json.shape, values.info.shape

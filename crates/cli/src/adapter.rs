@@ -9,11 +9,11 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelFolder, ModelKind, Parameters};
+use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelKind, Parameters};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
-use crate::context::{LABELS_FILE, adapter_folder};
+use crate::context::{LABELS_FILE, adapter_folder, open_model};
 
 /// Reads an adapter's files; warns where they do not hold an alpha.
 pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
@@ -139,7 +139,7 @@ fn base(
     adapter: &mut AdapterFolder,
     device: &crate::backend::Device,
 ) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
-    let folder = ModelFolder::open(path)?;
+    let folder = open_model(path)?;
     let level = HeadLevel::of_task(adapter.config.task_type.as_deref());
     if folder.kind() == ModelKind::Decoder && level.is_none() {
         let mut model =

@@ -9,11 +9,10 @@ use lowrank_compress::{
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::ModelFolder;
 use lowrank_spec::rng::SplitMix64;
 
 use crate::backend::{Inner, Train, device};
-use crate::context::read_text;
+use crate::context::{open_model, read_text};
 
 /// Tokens of calibration text that are run together.
 const BATCH_TOKENS: usize = 2048;
@@ -150,7 +149,7 @@ impl CalibrationArgs {
                 .collect());
         };
         let tokenizer = self.tokenizer(model)?;
-        let folder = ModelFolder::open(model)?;
+        let folder = open_model(model)?;
         if !folder.kind().is_decoder() {
             let config = folder.encoder_config()?;
             let (has, wants) = (config.labels.len(), task.spec().labels.width());

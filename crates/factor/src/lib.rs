@@ -54,6 +54,7 @@ mod dense;
 #[cfg(feature = "burn")]
 pub mod device;
 pub mod error;
+pub mod feedback;
 pub mod low_rank;
 pub mod matrix;
 mod pass;
@@ -76,6 +77,7 @@ pub use crate::allocate::{RankAllocation, RankChoice, RankItem, allocate_ranks};
 #[cfg(feature = "burn")]
 pub use crate::device::DeviceMatrix;
 pub use crate::error::{FactorError, Result};
+pub use crate::feedback::Feedback;
 pub use crate::low_rank::{LowRank, SigmaPlacement};
 pub use crate::products::{HostMatrix, MatrixProducts};
 pub use crate::scalar::Scalar;

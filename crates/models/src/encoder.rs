@@ -106,7 +106,9 @@ impl<B: Backend> Encoder<B> {
             projection: None,
             dropout: config.hidden_dropout,
         };
-        if let Some(name) = names.embedding_projection.filter(|_| config.embedding_size != d) {
+        if let Some(name) =
+            names.embedding_projection.filter(|_| names.projects_equal_widths || config.embedding_size != d)
+        {
             let path = &format!("{}{name}", names.prefix);
             let shape = [config.embedding_size, d];
             let spec = LinearSpec { path, layer: None, shape, bias: true, head: false, conv1d: false };

@@ -7,28 +7,38 @@ use crate::error::{Result, SpecError};
 /// Keys of a config that describe quantised weights.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
+/// The name of the method by which the weights of a checkpoint are quantised, by its `config.json`.
+pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
+    let section = KEYS.into_iter().find_map(|key| raw.get(key).filter(|section| !section.is_null()))?;
+    let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
+    Some(match section.get("quant_method").and_then(Value::as_str) {
+        Some("gptq") => "GPTQ",
+        Some("awq") => "AWQ",
+        Some("bitsandbytes") => "bitsandbytes",
+        None if is_set("load_in_4bit") || is_set("load_in_8bit") => "bitsandbytes",
+        Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8",
+        Some("mxfp4") => "MXFP4",
+        Some(other) => other,
+        None => "an unnamed method",
+    })
+}
+
 /// Takes `quantization_config` out of the object of a `config.json`: what readers hand out are floats, and what is
 /// written of them is not quantised that way.
 ///
 /// # Errors
 /// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.
 pub fn take_storage(raw: &mut Map<String, Value>) -> Result<()> {
-    let mut sections =
-        KEYS.into_iter().filter_map(|key| raw.remove(key)).filter(|section| !section.is_null());
-    let Some(section) = sections.next() else { return Ok(()) };
-    let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let name = match section.get("quant_method").and_then(Value::as_str) {
-        Some("gptq" | "awq" | "bitsandbytes") => return Ok(()),
-        None if is_set("load_in_4bit") || is_set("load_in_8bit") => return Ok(()),
-        Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8",
-        Some("mxfp4") => "MXFP4",
-        Some(other) => other,
-        None => "an unnamed method",
-    };
-    Err(SpecError::Storage(format!(
-        "quantization_config: the weights are quantised with {name}, which is not supported; \
-         give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"
-    )))
+    if let Some(name) = quantiser(raw).filter(|name| !["GPTQ", "AWQ", "bitsandbytes"].contains(name)) {
+        return Err(SpecError::Storage(format!(
+            "quantization_config: the weights are quantised with {name}, which is not supported; \
+             give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"
+        )));
+    }
+    for key in KEYS {
+        raw.remove(key);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -73,6 +73,10 @@ fn groups_are_put_together() {
 #[case::negative(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[-1; 8]))), "g_idx names group -1")]
 #[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 [8]")]
 #[case::zeros(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![1, 1], words(&[0])), "qzeros is I32 [1, 1]; expected I32 or U32 [2, 1]")]
+#[case::uneven(|parts: &mut Vec<Part>| {
+    parts[1] = ("m.qzeros", Dtype::I32, vec![3, 1], words(&[0; 3]));
+    parts[2] = ("m.scales", Dtype::F32, vec![3, 8], floats(&[1.0; 24]));
+}, "8 inputs are not in 3 groups of one size")]
 #[case::bits(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![2, 4], words(&[0; 8])), "16 bits are not supported")]
 #[case::both(|parts: &mut Vec<Part>| parts.push(("m.weight", Dtype::F32, vec![1], floats(&[0.0]))), "'m.weight' is there as well")]
 fn parts_that_do_not_fit_are_named(#[case] change: fn(&mut Vec<Part>), #[case] reason: &str) {
@@ -87,10 +91,6 @@ fn parts_that_do_not_fit_are_named(#[case] change: fn(&mut Vec<Part>), #[case] r
 #[case(
     r#"{"quant_method": "gptq", "checkpoint_format": "marlin"}"#,
     "GPTQ in the format 'marlin' is not supported"
-)]
-#[case(
-    r#"{"quant_method": "gptq", "bits": 4, "group_size": 2}"#,
-    "2 groups; expected 8 inputs in groups of 2"
 )]
 fn variants_are_refused(#[case] section: &str, #[case] reason: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -115,6 +115,11 @@ fn codes_are_looked_up() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = open(dir.path(), &nf4(r#"{"blocksize": 2, "shape": [2, 2]}"#), "{}").unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["m.weight"]);
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [0.0, 2.0, 3.0, 0.0]);
+    // The same bytes kept as one element of bf16.
+    let mut parts = nf4(r#"{"blocksize": 2, "shape": [2, 2]}"#);
+    (parts[0].1, parts[0].2) = (Dtype::BF16, vec![1, 1]);
+    let checkpoint = open(dir.path(), &parts, "{}").unwrap();
     assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [0.0, 2.0, 3.0, 0.0]);
 }
 

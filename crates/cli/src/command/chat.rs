@@ -13,6 +13,7 @@ use serde_json::Value;
 use signal_hook::consts::SIGINT;
 
 use crate::backend::{Device, device};
+use crate::context::open_model;
 use crate::language::{Language, LanguageArgs, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
@@ -77,7 +78,7 @@ struct Chat<'a> {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
-    let folder = ModelFolder::open(&args.model.model)?;
+    let folder = open_model(&args.model.model)?;
     let system = args.system.as_deref().map(|text| Message::new("system", text));
     // A missing template, or one that refuses a conversation, is reported before the weights are read.
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();

@@ -10,7 +10,7 @@ use lowrank_compress::{
     Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Measure, Method, Of, Options, Report,
     Sides, Tokens, Trained, distill, mean_nll, parse_ranks,
 };
-use lowrank_models::{ModelFolder, ModelKind};
+use lowrank_models::ModelKind;
 use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{BlockFormat, Pattern, Targets};
 use serde_json::Value;
@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
-use crate::context::{model_folder, print_json};
+use crate::context::{model_folder, open_model, print_json};
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
 
@@ -201,7 +201,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
-    if !given && !ModelFolder::open(&model)?.is_supported() {
+    if !given && !open_model(&model)?.is_supported() {
         eprintln!(
             "warning: {}: the architecture is unknown here: its weights can be compressed, but nothing of lowrank will \
              run the result",
@@ -293,7 +293,7 @@ impl Args {
 
     /// What errors are weighed by. Formats are shared out by what they do to the loss, where its gradients can be had.
     fn calibrator(&self, method: Method, model: &Path) -> Result<Option<Box<dyn Calibrator>>> {
-        let by_loss = self.calibration.has_task() || ModelFolder::open(model)?.kind() == ModelKind::Decoder;
+        let by_loss = self.calibration.has_task() || open_model(model)?.kind() == ModelKind::Decoder;
         let method = match self.amount.bytes {
             Some(_) if self.calibration.is_given() && by_loss => Method::TwoSided,
             _ => method,
@@ -303,7 +303,7 @@ impl Args {
 
     /// The mean loss of a language model on some of the calibration text.
     fn measure(&self, model: &Path) -> Result<Option<Box<Measure<'static>>>> {
-        let is_decoder = ModelFolder::open(model)?.kind() == ModelKind::Decoder;
+        let is_decoder = open_model(model)?.kind() == ModelKind::Decoder;
         if self.amount.bytes.is_none() || !is_decoder || !self.calibration.is_text() {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, print_json};
+use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, open_model, print_json};
 
 /// Options of `embed`.
 #[derive(clap::Args)]
@@ -34,7 +34,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut texts = args.texts.texts()?;
     ensure!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
     let device = device()?;
-    let folder = ModelFolder::open(&args.model.model)?;
+    let folder = open_model(&args.model.model)?;
     let pooling = folder.pooling()?;
     if pooling.lower_case {
         texts.lower_case();

@@ -7,14 +7,14 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::Update;
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_compress::{Extracted, extract};
+use lowrank_models::ClassifierConfig;
 use lowrank_models::config::BodyConfig;
-use lowrank_models::{ClassifierConfig, ModelFolder};
 use lowrank_spec::Site;
 use serde_json::json;
 
 use crate::adapter::{TruncationArgs, warn_unused, write_adapter};
 use crate::backend::{Inner, device};
-use crate::context::{model_folder, new_folder, print_json, write_labels};
+use crate::context::{model_folder, new_folder, open_model, print_json, write_labels};
 
 /// Options of `extract`.
 #[derive(clap::Args)]
@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let updates =
         modules.into_iter().map(|m| Update { site: m.site, factors: m.factors, scale: 1.0, bias: None });
     let set = AdapterSet::<Inner>::from_updates(updates.collect(), &sites, &device()?);
-    let tuned = ModelFolder::open(&tuned)?.classifier_config().ok();
+    let tuned = open_model(&tuned)?.classifier_config().ok();
     let saves_head = saved_modules.iter().any(|m| m.contains("classifier") || m == "score");
     let adapter = PeftConfig {
         modules_to_save: (!saved_modules.is_empty()).then(|| saved_modules.clone()),

@@ -11,7 +11,7 @@ use lowrank_models::decoder::Finish;
 use serde_json::{Value, json};
 
 use crate::backend::device;
-use crate::context::{print_json, read_text};
+use crate::context::{open_model, print_json, read_text};
 use crate::language::{LanguageArgs, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
-    let folder = ModelFolder::open(&args.model.model)?;
+    let folder = open_model(&args.model.model)?;
     let rendered = args.messages.as_deref().map(|path| conversation(&folder, path)).transpose()?;
     if let (Some(prompt), true) = (&rendered, args.render) {
         if args.json {

@@ -10,16 +10,14 @@ use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, 
 use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{
-    Classifier, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Part,
-};
+use lowrank_models::{Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Parameters, Part};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::{BlockFormat, LowrankSection};
 use serde_json::{Map, Value, json};
 
 use crate::adapter;
 use crate::backend::{Inner, device};
-use crate::context::{adapter_folder, model_folder, print_json};
+use crate::context::{adapter_folder, model_folder, open_model, print_json};
 use crate::layers;
 use crate::method::{AdapterArgs, Method};
 
@@ -114,7 +112,7 @@ fn has_no_weights(path: &Path) -> bool {
 
 /// Counts of a model that is built by its config alone, without weights.
 fn architecture(args: &Args) -> Result<Value> {
-    let folder = ModelFolder::open(&args.path)?;
+    let folder = open_model(&args.path)?;
     let device = device()?;
     let (sites, Count { parameters, trained: trained_in_full, .. }, heads) =
         if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
@@ -312,9 +310,9 @@ fn model(path: &Path) -> Result<Value> {
         (path.to_path_buf(), Map::new())
     } else {
         // A folder of tensors without a config is inspected too, and a GGUF file of an unknown architecture.
-        match ModelFolder::open(path) {
+        match open_model(path) {
             Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
-            Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error.into()),
+            Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error),
             Err(_) => (path.to_path_buf(), Map::new()),
         }
     };

@@ -11,14 +11,15 @@ use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, ModelFolder, ModelKind, ParamVisitor, Parameter, Rows, Run, Stack,
-    Stored, Tokens,
+    Adaptable, Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Rows, Run, Stack, Stored, Tokens,
 };
 use lowrank_spec::{BlockFormat, LowrankSection, Representation};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, print_json};
+use crate::context::{
+    ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, open_model, print_json,
+};
 
 /// Options of `merge`.
 #[derive(clap::Args)]
@@ -87,7 +88,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let source = model_folder(&args.model.model)?;
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    let folder = ModelFolder::open(&source)?;
+    let folder = open_model(&source)?;
     if folder.kind() != ModelKind::Decoder || adapter_level(&adapter_folder(adapter)?)?.is_some() {
         let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
         return merge(&args, &model, &adapters, &source, &device);

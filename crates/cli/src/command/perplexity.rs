@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use lowrank_data::rows::{LossOn, RowEncoder, Rows};
 use lowrank_eval::{Perplexity, windows};
-use lowrank_models::{ModelFolder, Run, Tokens};
+use lowrank_models::{Run, Tokens};
 use lowrank_train::{TunedDecoder, evaluate_rows};
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
-use crate::context::{print_json, read_text};
+use crate::context::{open_model, print_json, read_text};
 use crate::language::{Language, LanguageArgs};
 use crate::machine::peak_rss_mb;
 
@@ -67,7 +67,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("--stride 0 never ends; give 1 or more");
     }
     let device = device()?;
-    let language = args.model.load(&ModelFolder::open(&args.model.model)?, &device)?;
+    let language = args.model.load(&open_model(&args.model.model)?, &device)?;
     let window = language.window(args.max_length)?;
     let start = Instant::now();
     let rows = match (args.stride, &file) {
@@ -105,7 +105,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn rows(args: &Args, path: &Path) -> Result<()> {
     let device = device()?;
     let rows = Rows::read(path)?;
-    let folder = ModelFolder::open(&args.model.model)?;
+    let folder = open_model(&args.model.model)?;
     let language = args.model.load(&folder, &device)?;
     let window = language.window(args.max_length)?;
     let template = folder.chat_template()?;

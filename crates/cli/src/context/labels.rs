@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use lowrank_adapters::peft::{AdapterFolder, CONFIG_FILE};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_models::{ClassifierConfig, HeadLevel, ModelFolder, Problem};
+use lowrank_models::{ClassifierConfig, HeadLevel, Problem};
 use serde_json::Value;
 
+use super::model::open_model;
 use super::texts::read_text;
 
 /// Name of the file.
@@ -28,7 +29,7 @@ pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Opt
 /// The classifier that a model and an adapter make: what is labelled is what the model's head says, or else the adapter's
 /// task; labels saved with the adapter replace the model's own.
 pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
-    let config = ModelFolder::open(folder)?.classifier_config()?;
+    let config = open_model(folder)?.classifier_config()?;
     let Some(dir) = adapter else { return Ok(config) };
     let config = match (HeadLevel::named(config.raw()), adapter_level(dir)?) {
         (None, Some(level)) => config.at_level(level),

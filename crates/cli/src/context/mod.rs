@@ -6,6 +6,6 @@ mod output;
 mod texts;
 
 pub(crate) use labels::{LABELS_FILE, adapter_level, classifier_config, write_labels};
-pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, tokenizer};
+pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, open_model, tokenizer};
 pub(crate) use output::{new_folder, print_json};
 pub(crate) use texts::{TextArgs, Texts, read_text};

@@ -1,6 +1,8 @@
 //! Finding and loading models and adapters.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
@@ -9,14 +11,27 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::is_adapter;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::{Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameters};
+use lowrank_spec::storage::quantiser;
 use lowrank_train::FineTuner;
 
 use super::labels::{classifier_config, warn_other_base};
 use crate::adapter::{load_adapter, warn_ignored};
 
+/// Opens a model, as [`ModelFolder::open`]; says once of each how its weights are quantised, where they are read as floats.
+pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
+    static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let folder = ModelFolder::open(path)?;
+    if let Some(method) = quantiser(folder.config())
+        && TOLD.lock().is_ok_and(|mut told| told.insert(folder.path().to_path_buf()))
+    {
+        eprintln!("note: {}: weights quantised with {method} are read as f32", folder.path().display());
+    }
+    Ok(folder)
+}
+
 /// A model folder: the one named, the `model` folder of a run, or a model of the Hugging Face hub if no such folder exists.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
-    Ok(ModelFolder::open(path)?.path().to_path_buf())
+    Ok(open_model(path)?.path().to_path_buf())
 }
 
 /// An adapter folder: the one named, or the `adapter` folder of a run.
@@ -99,7 +114,7 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Loads what the options name. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
-        let folder = ModelFolder::open(&self.model)?;
+        let folder = open_model(&self.model)?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         let config = classifier_config(folder.path(), adapter.as_deref())?;
         let tokenizer = folder.cutting_tokenizer(self.max_length)?;

@@ -1,8 +1,8 @@
 //! What an error of each element of a weight counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use lowrank_factor::Mat;
+use lowrank_factor::{Feedback, Mat};
 
 use crate::statistics::{InputStatistics, Weighting};
 use crate::weights::{Role, Weight};
@@ -25,13 +25,23 @@ pub(crate) struct ErrorWeights {
 pub(crate) struct Gram {
     pub(crate) statistics: Arc<InputStatistics>,
     pub(crate) narrow: Arc<Mat<f32>>,
+    feedback: Arc<OnceLock<Option<Feedback>>>,
 }
+
+/// What is added to the diagonal of a Gram matrix, as a share of its mean: GPTQ's.
+const DAMPING: f64 = 0.01;
 
 impl Gram {
     fn new(statistics: &Arc<InputStatistics>) -> Self {
         let gram = &statistics.gram;
         let narrow = Mat::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)] as f32);
-        Self { statistics: statistics.clone(), narrow: Arc::new(narrow) }
+        Self { statistics: statistics.clone(), narrow: Arc::new(narrow), feedback: Arc::default() }
+    }
+
+    /// The factors by which errors are made up for; `None` where no input was seen.
+    pub(crate) fn feedback(&self) -> Option<&Feedback> {
+        let made = self.feedback.get_or_init(|| Feedback::new(self.statistics.gram.as_ref(), DAMPING).ok());
+        made.as_ref()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::{from_row_major, to_row_major};
-use lowrank_factor::{Mat, MatRef, Subspace, Truncation, subspace, whitened};
+use lowrank_factor::{Feedback, Mat, MatRef, Subspace, Truncation, subspace, whitened};
 use lowrank_spec::blocks::BlockFormat;
 
 use super::errors::ErrorWeights;
@@ -131,8 +131,47 @@ impl<'a> Rows<'a> {
         error.chunks_exact(columns).enumerate().map(row).sum()
     }
 
-    /// The blocks of a matrix of this weight's shape.
+    /// The blocks of a matrix of this weight's shape: with feedback of the errors where inputs are known, unless that
+    /// loses more.
     fn quantize(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Vec<u8>> {
+        let plain = self.round(values, format, weights)?;
+        let feedback = weights.gram.as_ref().and_then(|gram| gram.feedback());
+        let Some(feedback) = feedback.filter(|_| self.shape[1] > format.block_len()) else {
+            return Ok(plain);
+        };
+        let moved = self.round_with_feedback(values, format, feedback)?;
+        let loss = |blocks: &[u8]| self.loss(&difference(values, format, blocks), weights);
+        Ok(if loss(&moved) < loss(&plain) { moved } else { plain })
+    }
+
+    /// Blocks column after column of them, each after the feedback of those before it.
+    fn round_with_feedback(
+        &self,
+        values: &[f32],
+        format: BlockFormat,
+        feedback: &Feedback,
+    ) -> Result<Vec<u8>> {
+        let ([rows, columns], len, size) = (self.shape, format.block_len(), format.block_bytes());
+        let mut rest = Mat::from_fn(rows, columns, |i, j| values[i * columns + j]);
+        let row_bytes = columns / len * size;
+        let mut blocks = vec![0; rows * row_bytes];
+        for (place, first) in (0..columns).step_by(len).enumerate() {
+            let part = to_row_major(rest.subcols(first, len));
+            let made = format
+                .quantize_weighted([rows, len], &part, &feedback.weights(first, len))
+                .map_err(named(self.path()))?;
+            for (row, block) in made.chunks_exact(size).enumerate() {
+                blocks[row * row_bytes + place * size..][..size].copy_from_slice(block);
+            }
+            let error = difference(&part, format, &made);
+            let error = Mat::from_fn(rows, len, |i, j| error[i * len + j]);
+            feedback.spread(&mut rest, error.as_ref(), first);
+        }
+        Ok(blocks)
+    }
+
+    /// Blocks by rounding alone.
+    fn round(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Vec<u8>> {
         let made = if weights.columns.len() == self.shape[1] {
             format.quantize_weighted(self.shape, values, &weights.columns)
         } else {
@@ -143,9 +182,7 @@ impl<'a> Rows<'a> {
 
     /// `W − Q` for blocks.
     fn residual(&self, format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
-        let mut rounded = Vec::with_capacity(self.values.len());
-        format.dequantize(blocks, &mut rounded);
-        self.values.iter().zip(&rounded).map(|(x, q)| x - q).collect()
+        difference(&self.values, format, blocks)
     }
 
     /// What a format loses alone and with corrections of these ranks.
@@ -247,6 +284,13 @@ impl<'a> Rows<'a> {
     fn view<'v>(&self, values: &'v [f32]) -> Result<MatRef<'v, f32>> {
         from_row_major(values, self.shape[0], self.shape[1]).map_err(|e| at(self.path())(e))
     }
+}
+
+/// Values less what blocks stand for.
+fn difference(values: &[f32], format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
+    let mut rounded = Vec::with_capacity(values.len());
+    format.dequantize(blocks, &mut rounded);
+    values.iter().zip(&rounded).map(|(x, q)| x - q).collect()
 }
 
 /// Bits of an element.

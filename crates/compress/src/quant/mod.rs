@@ -78,10 +78,7 @@ fn run(
                 }
             })?;
             let targets: Vec<Target> = chosen.iter().zip(&candidates).map(|(&i, of)| of[i].target).collect();
-            // The diagonals are known; whole Gram matrices are gathered again where a correction needs them.
-            let needs_gram = targets.iter().any(|target| target.rank > 0);
-            let mut none = None;
-            let calibrator = if needs_gram { calibrator } else { &mut none };
+            // The diagonals are known; whole Gram matrices are gathered again, for corrections and for error feedback.
             write::write(plan, &targets, staged, calibrator, Some(&known), progress)
         }
     }

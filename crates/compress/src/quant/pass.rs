@@ -27,8 +27,8 @@ pub(crate) fn each<T: Send>(
         let weight = &plan.weights[index];
         // A table's inputs are tokens, which have no Gram matrix.
         let width = if weight.site.embedding { 0 } else { weight.shape()[0] };
-        // Values, rounded values, an error; the Gram matrix in both precisions.
-        (16 * weight.numel() + 12 * width * width) as u64
+        // Values, rounded values, errors; the Gram matrix in both precisions and its factors.
+        (20 * weight.numel() + 20 * width * width) as u64
     };
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());

@@ -14,6 +14,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         feed_forward: ["ffn", "ffn_output"],
         feed_forward_norm: "full_layer_layer_norm",
         embedding_projection: Some("encoder.embedding_hidden_mapping_in"),
+        projects_equal_widths: true,
         shared_layers: Some(SharedLayers { inner: "albert_layers" }),
         drops_feed_forward: false,
         ..bert::NAMES

@@ -39,6 +39,7 @@ pub(super) const NAMES: EncoderNames = EncoderNames {
     feed_forward_norm: "output.LayerNorm",
     has_types: true,
     embedding_projection: None,
+    projects_equal_widths: false,
     shared_layers: None,
     drops_feed_forward: true,
     drops_attention_output: true,

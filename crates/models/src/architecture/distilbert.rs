@@ -24,6 +24,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         feed_forward_norm: "output_layer_norm",
         has_types: false,
         embedding_projection: None,
+        projects_equal_widths: false,
         shared_layers: None,
         drops_feed_forward: true,
         drops_attention_output: false,

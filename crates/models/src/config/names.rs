@@ -47,6 +47,8 @@ pub struct EncoderNames {
     pub has_types: bool,
     /// The map from embeddings of another width than the layers', below the prefix; the widths are equal where it is absent.
     pub embedding_projection: Option<&'static str>,
+    /// Whether that map is there for equal widths as well.
+    pub projects_equal_widths: bool,
     /// Layers that share their weights, in groups.
     pub shared_layers: Option<SharedLayers>,
     /// Whether there is dropout between the feed-forward part's second map and its norm.

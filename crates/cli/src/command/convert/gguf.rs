@@ -17,7 +17,7 @@ use serde_json::json;
 use super::Args;
 use crate::adapter::{DetachedAdapter, load_adapter};
 use crate::backend::{Inner, device};
-use crate::context::{adapter_folder, print_json};
+use crate::context::{adapter_folder, open_model, print_json};
 
 /// Writes what the options name.
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 /// The language model of a path.
 fn language_model(path: &Path) -> Result<ModelFolder> {
-    let folder = ModelFolder::open(path)?;
+    let folder = open_model(path)?;
     if folder.kind() != ModelKind::Decoder {
         bail!(
             "{}: is {}; language models alone are written as GGUF",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use lowrank_data::glue::LabelSpace;
-use lowrank_models::{HeadLevel, ModelFolder, Problem};
+use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
 use super::job::{self, Clock, Identity};
@@ -15,12 +15,12 @@ use super::weights::recorded;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner};
 use crate::command::evaluate::class_order;
-use crate::context::{classifier_config, tokenizer};
+use crate::context::{classifier_config, open_model, tokenizer};
 use crate::method::Method;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
     let level = if rows::are_tagged(args)? { HeadLevel::Token } else { HeadLevel::Sequence };
-    let base = ModelFolder::open(folder)?.classifier_config()?;
+    let base = open_model(folder)?.classifier_config()?;
     let tokenizer = tokenizer(folder, &base, args.max_length)?;
     check_output(args)?;
     // Everything that can be wrong with the options is found before the rows are encoded.

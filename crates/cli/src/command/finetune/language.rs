@@ -11,7 +11,7 @@ use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, ModelFolder, Parameter, Parameters, Part};
+use lowrank_models::{Decoder, DecoderConfig, Parameter, Parameters, Part};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::json;
 
@@ -23,6 +23,7 @@ use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
 use crate::command::compress::Bytes;
+use crate::context::open_model;
 use crate::method::Method;
 
 /// Options of language models.
@@ -91,7 +92,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: is a language model; give rows with --train and --dev", folder.display())
     };
-    let base = ModelFolder::open(folder)?.decoder_config()?;
+    let base = open_model(folder)?.decoder_config()?;
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
     let built = build(args, folder, base, device)?;

@@ -11,7 +11,7 @@ use lowrank_data::pack::EncodedDataset;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::params::WeightType;
-use lowrank_models::{MaskedLm, ModelFolder, Parameters, Part};
+use lowrank_models::{MaskedLm, Parameters, Part};
 use lowrank_train::{Masked, TunedMaskedLm};
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
-use crate::context::read_text;
+use crate::context::{open_model, read_text};
 use crate::method::Method;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: give texts with --train and --dev", folder.display())
     };
-    let classifier = ModelFolder::open(folder)?.classifier_config()?;
+    let classifier = open_model(folder)?.classifier_config()?;
     let targets = default_targets(&classifier);
     let limit = classifier.max_tokens();
     let max_length = args.max_length.unwrap_or(limit);
@@ -114,7 +114,7 @@ fn build(
     heads: usize,
     device: &Device,
 ) -> Result<(TunedMaskedLm<Train>, Option<StartAdapter>, String)> {
-    let config = ModelFolder::open(folder)?.encoder_config()?;
+    let config = open_model(folder)?.encoder_config()?;
     let (weights, adapter) = sources(args, folder)?;
     let (mut model, hash) = if args.random_init {
         (MaskedLm::<Train>::init(config, args.seed, device)?, "random".to_string())

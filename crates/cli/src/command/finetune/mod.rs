@@ -18,12 +18,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use lowrank_data::glue::Task;
-use lowrank_models::{ModelFolder, ModelKind};
+use lowrank_models::ModelKind;
 use lowrank_report::run::{FILE_NAME, RunRecord, Status};
 use lowrank_train::{SchedulerKind, ShowWatch, Start, TrainConfig};
 
 use crate::backend::device;
-use crate::context::{model_folder, new_folder};
+use crate::context::{model_folder, new_folder, open_model};
 use crate::method::{AdapterArgs, Method};
 
 use self::base::BaseArgs;
@@ -169,7 +169,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(&args.model)?;
     #[cfg(feature = "tui")]
     ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
-    let kind = ModelFolder::open(&folder)?.kind();
+    let kind = open_model(&folder)?.kind();
     let is_masked = !kind.is_decoder() && masked::is_plain_text(&args)?;
     let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
     ensure!(
