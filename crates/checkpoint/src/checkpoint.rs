@@ -39,8 +39,9 @@ const SPAN: usize = 4 << 20;
 /// Big-endian files, sparse tensors, PyTorch's quantised ones and whole pickled modules are refused.
 ///
 /// Weights that GPTQ (2, 3, 4 and 8 bits), AWQ (4 bits, GEMM layout) or bitsandbytes (NF4 and FP4, also with quantised
-/// scales; INT8) left in several tensors are handed out as one, in f32, under the name of the weight. Its values are put
-/// together anew at each read.
+/// scales; INT8) left in several tensors are handed out as one, under the name of the weight and in the type of its scales
+/// or in that in which bitsandbytes computes; reads in f32 and f64 are not rounded to it. Its values are put together anew at
+/// each read.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<Bytes>,
@@ -136,6 +137,9 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let entry = self.entry(name)?;
+        if let Some(exact) = entry.exact(&self.files) {
+            return Ok(exact);
+        }
         let mut out = Vec::with_capacity(entry.info.numel());
         self.each_span(entry, |span| extend_f32(entry.info.dtype, span, &mut out));
         Ok(out)
@@ -147,6 +151,9 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn read_f64(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
         let entry = self.entry(name)?;
+        if let Some(exact) = entry.exact(&self.files) {
+            return Ok(exact.into_iter().map(f64::from).collect());
+        }
         let mut out = Vec::with_capacity(entry.info.numel());
         self.each_span(entry, |span| extend_f64(entry.info.dtype, span, &mut out));
         Ok(out)
@@ -162,6 +169,13 @@ impl Checkpoint {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
         let mut out = vec![0f32; entry.info.numel()];
+        if let Some(exact) = entry.exact(&self.files) {
+            let [rows, columns] = shape;
+            for (i, row) in exact.chunks_exact(columns.max(1)).enumerate() {
+                row.iter().enumerate().for_each(|(j, &x)| out[j * rows + i] = x);
+            }
+            return Ok(out);
+        }
         match entry.bytes(&self.files) {
             Cow::Borrowed(bytes) => {
                 transpose_f32(entry.info.dtype, bytes, shape, &mut out, |band| file.release(band));

@@ -1,10 +1,12 @@
-//! Weights that GPTQ, AWQ and bitsandbytes keep in few bits, handed out as floats.
+//! Weights that GPTQ, AWQ and bitsandbytes keep in few bits, handed out as floats: of the type of their scales, or of the
+//! one that bitsandbytes computes in; reads in f32 are exact.
 //!
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
 //! bitsandbytes (Dettmers et al. 2022, 2023).
 
 use std::{fs, path::Path, sync::Arc};
 
+use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -69,6 +71,8 @@ struct Nested {
 struct QuantState {
     blocksize: usize,
     shape: Vec<usize>,
+    /// The type in which the model computes.
+    dtype: Option<String>,
     nested_blocksize: Option<usize>,
     nested_offset: Option<f32>,
 }
@@ -92,18 +96,14 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
         for module in groups {
             let fault = |reason: String| Fault::tensor(&format!("{module}.qweight"), reason).at(path);
             let packed = Groups::take(table, &module, &settings, files).map_err(fault)?;
-            insert(
-                table,
-                &format!("{module}.weight"),
-                vec![packed.d_output, packed.d_input],
-                Packed::Groups(packed),
-            )
-            .map_err(fault)?;
+            let (name, shape) = (format!("{module}.weight"), vec![packed.d_output, packed.d_input]);
+            let dtype = packed.scales.info.dtype;
+            insert(table, &name, shape, dtype, Packed::Groups(packed)).map_err(fault)?;
         }
     }
     for module in rows {
         let fault = |reason: String| Fault::tensor(&format!("{module}.SCB"), reason).at(path);
-        take_rows(table, &module).map_err(fault)?;
+        take_rows(table, &module, files).map_err(fault)?;
     }
     for name in states {
         let fault = |reason: String| Fault::tensor(&name, reason).at(path);
@@ -112,8 +112,14 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
     Ok(())
 }
 
-fn insert(table: &mut Table, name: &str, shape: Vec<usize>, packed: Packed) -> Result<(), String> {
-    let info = TensorInfo { dtype: Dtype::F32, shape };
+fn insert(
+    table: &mut Table,
+    name: &str,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    packed: Packed,
+) -> Result<(), String> {
+    let info = TensorInfo { dtype, shape };
     let entry = Entry { info, source: 0, layout: Layout::Packed(Arc::new(packed)) };
     match table.tensors.insert(name.to_owned(), entry) {
         None => Ok(()),
@@ -158,13 +164,14 @@ impl Settings {
         };
         let text = |key: &str| section.get(key).and_then(Value::as_str);
         let group_size = ["group_size", "q_group_size"].iter().find_map(|key| section.get(*key)?.as_u64());
-        let is_awq = text("quant_method") == Some("awq");
+        let is_awq = text("quant_method").or(text("method")) == Some("awq");
         if let Some(version) =
             text("version").filter(|version| is_awq && !version.eq_ignore_ascii_case("gemm"))
         {
             return Err(format!("AWQ in its layout '{}' is not supported; gemm is", printable(version)));
         }
-        let format = text("checkpoint_format").unwrap_or("gptq");
+        // The former is the newer name; some write both.
+        let format = text("format").or(text("checkpoint_format")).unwrap_or("gptq");
         if !is_awq && !["gptq", "gptq_v2"].contains(&format) {
             return Err(format!(
                 "GPTQ in the format '{}' is not supported; gptq and gptq_v2 are",
@@ -261,14 +268,20 @@ impl Groups {
     }
 }
 
-fn take_rows(table: &mut Table, module: &str) -> Result<(), String> {
+fn take_rows(table: &mut Table, module: &str, files: &[Bytes]) -> Result<(), String> {
     let (weight, scales) = (format!("{module}.weight"), format!("{module}.SCB"));
     let (values, scales) = (take(table, &weight)?, take(table, &scales)?);
-    table.tensors.remove(&format!("{module}.weight_format"));
+    if let Some(format) = table.tensors.remove(&format!("{module}.weight_format"))
+        && let Some(layout) = read_floats(&format, files).into_iter().find(|&layout| layout != 0.0)
+    {
+        return Err(format!(
+            "weight_format is {layout}, a tiled layout, which is not supported; save the model anew"
+        ));
+    }
     let &[rows, columns] = &*values.info.shape else { return Err("expected a matrix as its weight".into()) };
     expect(&values, "weight", &[Dtype::I8], &[rows, columns])?;
     expect(&scales, "SCB", &[Dtype::F32], &[rows])?;
-    insert(table, &weight, vec![rows, columns], Packed::Rows { values, scales })
+    insert(table, &weight, vec![rows, columns], Dtype::F16, Packed::Rows { values, scales })
 }
 
 fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), String> {
@@ -302,8 +315,13 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
     } else {
         None
     };
+    let dtype = match json.dtype.as_deref() {
+        Some("bfloat16") => Dtype::BF16,
+        Some("float32") => Dtype::F32,
+        _ => Dtype::F16,
+    };
     let codes = Codes { numel, block: json.blocksize, values, table: table_of_codes, scales, nested };
-    insert(table, &name, json.shape, Packed::Codes(codes))
+    insert(table, &name, json.shape, dtype, Packed::Codes(codes))
 }
 
 impl Codes {
@@ -323,9 +341,9 @@ impl Codes {
 }
 
 impl Packed {
-    /// The little-endian bytes of the weight in f32.
-    pub(crate) fn bytes(&self, files: &[Bytes]) -> Vec<u8> {
-        let floats = match self {
+    /// The elements, exact.
+    pub(crate) fn floats(&self, files: &[Bytes]) -> Vec<f32> {
+        match self {
             Self::Groups(groups) => groups.floats(files),
             Self::Codes(codes) => codes.floats(files),
             Self::Rows { values, scales } => {
@@ -336,8 +354,17 @@ impl Packed {
                 }
                 values
             }
-        };
-        floats.into_iter().flat_map(f32::to_le_bytes).collect()
+        }
+    }
+
+    /// The little-endian bytes of the elements in a float type.
+    pub(crate) fn bytes(&self, files: &[Bytes], dtype: Dtype) -> Vec<u8> {
+        let floats = self.floats(files).into_iter();
+        match dtype {
+            Dtype::F16 => floats.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+            Dtype::BF16 => floats.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+            _ => floats.flat_map(f32::to_le_bytes).collect(),
+        }
     }
 }
 

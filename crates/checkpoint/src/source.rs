@@ -65,6 +65,14 @@ impl RowOrder {
 }
 
 impl Entry {
+    /// The elements in f32 where they are put together, and so exact in no stored type.
+    pub(crate) fn exact(&self, files: &[Bytes]) -> Option<Vec<f32>> {
+        match &self.layout {
+            Layout::Packed(packed) => Some(packed.floats(files)),
+            _ => None,
+        }
+    }
+
     /// The tensor's bytes in row-major order: borrowed from the file where they lie so, gathered where not.
     ///
     /// An empty answer for a place outside the file cannot happen after the parsers' checks; it is there so that a
@@ -72,7 +80,7 @@ impl Entry {
     pub(crate) fn bytes<'a>(&self, files: &'a [Bytes]) -> Cow<'a, [u8]> {
         let file = files.get(self.source).map(Bytes::as_slice).unwrap_or_default();
         match &self.layout {
-            Layout::Packed(packed) => Cow::Owned(packed.bytes(files)),
+            Layout::Packed(packed) => Cow::Owned(packed.bytes(files, self.info.dtype)),
             Layout::Contiguous { start, len } => Cow::Borrowed(span(file, *start, *len)),
             Layout::Rows { start, order } => {
                 let len = self.info.byte_size();

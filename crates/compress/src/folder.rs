@@ -130,6 +130,9 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, dtype: FloatType) {
 /// Endings of files that hold weights, in any framework's format.
 const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "h5", "msgpack", "onnx", "gguf", "index.json"];
 
+/// Files that tell how the weights of the source were quantised, which those of the output are not.
+const QUANTISERS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+
 /// Copies the files other than weights: tokenizer, generation config, licence.
 pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
     if gguf::is_gguf(from) {
@@ -145,7 +148,12 @@ pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
         let path = entry.map_err(io(from))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_weights = WEIGHTS.iter().any(|ending| name.ends_with(&format!(".{ending}")));
-        if name == "config.json" || name.starts_with('.') || is_weights || !path.is_file() {
+        if name == "config.json"
+            || QUANTISERS.contains(&name)
+            || name.starts_with('.')
+            || is_weights
+            || !path.is_file()
+        {
             continue;
         }
         write_atomic(to.join(name), std::fs::read(&path).map_err(io(&path))?)?;

@@ -224,6 +224,33 @@ fn weights_of_errors_lower_the_error() {
     }
 }
 
+/// Beside rounding by the same mean squares of inputs, their products make later columns take back errors of earlier ones.
+#[test]
+fn errors_are_made_up_for_in_later_columns() {
+    let model = model();
+    let inputs = weightings(false);
+    let roots = |inputs: &InputStatistics| -> Vec<f32> {
+        (0..inputs.gram.nrows()).map(|i| (inputs.gram[(i, i)] / inputs.rows as f64).sqrt() as f32).collect()
+    };
+    let channels: Weightings = inputs
+        .iter()
+        .map(|(path, weighting)| match weighting {
+            Weighting::Inputs(inputs) => (path.clone(), Weighting::Channels(roots(inputs))),
+            _ => unreachable!("made of inputs"),
+        })
+        .collect();
+    for format in [BlockFormat::Q4_0, BlockFormat::Q8_0, BlockFormat::Iq4Nl] {
+        let by_channel = run(model.path(), &quant(format), Some(channels.clone())).unwrap();
+        let made = run(model.path(), &quant(format), Some(inputs.clone())).unwrap();
+        for (name, _) in WIDTHS {
+            let module = format!("model.layers.1.{name}");
+            let [by_channel, made] =
+                [&by_channel, &made].map(|made| error(model.path(), made, &module, Some(&inputs)));
+            assert!(made < 0.98 * by_channel, "{format} {module}: {made}, {by_channel}");
+        }
+    }
+}
+
 #[rstest]
 fn a_correction_lowers_the_error(#[values(true, false)] with_inputs: bool) {
     let model = model();

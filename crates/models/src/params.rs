@@ -330,6 +330,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// The elements of a tensor in a type.
     fn read(&self, name: &str, layout: Layout, dtype: DType, shape: Vec<usize>) -> Result<TensorData> {
         let stored = self.checkpoint.info(name).map(|info| info.dtype);
+        if let Some(stored) = stored.filter(|stored| !stored.is_float()) {
+            return Err(ModelError::Input(format!("'{name}' is stored as {stored}; expected floats")));
+        }
         match (stored, dtype) {
             (Some(Dtype::F16), DType::F16) => {
                 Ok(TensorData::new(self.read_halves(name, layout, f16::from_bits)?, shape))
@@ -373,7 +376,15 @@ impl<'a, B: Backend> Loader<'a, B> {
         let (missing, newly_initialized): (Vec<_>, Vec<_>) =
             self.missing.into_iter().partition(|k| required(k));
         let unused = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
-        let unused = unused.filter(|n| !n.ends_with(EXTRA_STATE));
+        // A bias of zeros, which some quantisers write for every map, is none.
+        let is_nothing = |n: &str| {
+            let values = || self.checkpoint.read_f32(n).unwrap_or_default();
+            n.ends_with(".bias") && self.used.contains(&format!("{}weight", &n[..n.len() - 4])) && {
+                let values = values();
+                !values.is_empty() && values.iter().all(|&x| x == 0.0)
+            }
+        };
+        let unused = unused.filter(|n| !n.ends_with(EXTRA_STATE) && !is_nothing(n));
         let is_head = |name: &&str| OTHER_HEADS.iter().any(|head| name.starts_with(head));
         let (ignored, unexpected): (Vec<&str>, Vec<&str>) = unused.partition(is_head);
         let ignored = ignored.into_iter().map(str::to_string).collect();

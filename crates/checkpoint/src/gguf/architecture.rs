@@ -276,7 +276,7 @@ impl Architecture {
     pub(crate) fn to_hub<'n>(&self, name: &'n str) -> Option<(String, &'n str)> {
         let (stem, end) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
         if let Some((layer, inner)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-            let layer: usize = layer.parse().ok()?;
+            let layer = number(layer)?;
             let (_, hub) = self.layer.iter().find(|(own, _)| *own == inner)?;
             return Some((format!("{}.{layer}.{hub}.{end}", self.layers), inner));
         }
@@ -289,13 +289,18 @@ impl Architecture {
         let (path, end) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
         let inner = path.strip_prefix(self.layers).and_then(|rest| rest.strip_prefix('.'));
         if let Some((layer, inner)) = inner.and_then(|rest| rest.split_once('.')) {
-            let layer: usize = layer.parse().ok()?;
+            let layer = number(layer)?;
             let (own, _) = self.layer.iter().find(|(_, hub)| *hub == inner)?;
             return Some((format!("blk.{layer}.{own}.{end}"), own));
         }
         let (own, _) = self.outer.iter().find(|(_, hub)| *hub == path)?;
         Some((format!("{own}.{end}"), own))
     }
+}
+
+/// A layer's number, written as such are: `07` is another name.
+fn number(layer: &str) -> Option<usize> {
+    layer.parse().ok().filter(|number: &usize| number.to_string() == layer)
 }
 
 #[cfg(test)]
@@ -315,6 +320,7 @@ mod tests {
         }
         assert_eq!(LLAMA.to_hub("blk.3.ffn_gate_inp.weight"), None);
         assert_eq!(LLAMA.to_hub("rope_freqs.weight"), None);
+        assert_eq!(LLAMA.to_hub("blk.03.ffn_up.weight"), None);
     }
 
     fn stem_of(name: &str) -> &'static str {

@@ -213,11 +213,13 @@ impl<'a, 'f> Keys<'a, 'f> {
     fn scaling(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<Option<Json>, Fault> {
         let length = self.required_count("context_length")?;
         let original = self.count("rope.scaling.original_context_length")?.unwrap_or(length);
-        let kind = self.get("rope.scaling.type").and_then(|kind| kind.as_text()).unwrap_or("none");
+        // As llama.cpp: without a type the scaling is linear, and a factor of 0 is none.
+        let kind = self.get("rope.scaling.type").and_then(|kind| kind.as_text()).unwrap_or("linear");
         let factor = match self.number("rope.scaling.factor")? {
-            Some(factor) => Some(factor),
-            None => self.number("rope.scale_linear")?,
+            Some(factor) => factor,
+            None => self.number("rope.scale_linear")?.unwrap_or(0.0),
         };
+        let factor = if kind == "none" || factor == 0.0 { 1.0 } else { factor };
         let attention = self.number("rope.scaling.attn_factor")?;
         let lists = ["short", "long"].map(|which| self.floats(file, &format!("rope_factors_{which}.weight")));
         if let [Some(short), Some(long)] = lists.map(|list| list.transpose()) {
@@ -228,32 +230,44 @@ impl<'a, 'f> Keys<'a, 'f> {
             }
             return Ok(Some(scaling));
         }
+        if let Some(attention) = attention.filter(|attention| *attention != 1.0 && kind != "yarn") {
+            return Err(Fault::file(format!(
+                "{} = {attention} without yarn is not supported",
+                self.full("rope.scaling.attn_factor")
+            )));
+        }
         if let Some(divisors) = self.floats(file, "rope_freqs.weight")? {
+            if factor != 1.0 {
+                let key = self.full("rope.scaling.factor");
+                return Err(Fault::file(format!(
+                    "{key} = {factor} beside rope_freqs.weight is not supported"
+                )));
+            }
             return Ok(Some(self.by_frequency(&divisors)?));
         }
         match (kind, factor) {
-            ("none", None | Some(1.0)) | ("linear", Some(1.0)) => Ok(None),
-            ("none" | "linear", Some(factor)) => {
-                Ok(Some(json!({"rope_type": "linear", "factor": number(factor)})))
-            }
-            ("yarn", Some(factor)) => {
-                let own = self.number("rope.scaling.yarn_attn_factor")?.or(attention).unwrap_or(1.0);
-                let mut scaling = json!({
+            ("none" | "linear", 1.0) => Ok(None),
+            ("linear", factor) => Ok(Some(json!({"rope_type": "linear", "factor": number(factor)}))),
+            ("yarn", factor) => {
+                for (key, usual) in [("yarn_beta_fast", 32.0), ("yarn_beta_slow", 1.0)] {
+                    let key = format!("rope.scaling.{key}");
+                    if let Some(beta) = self.number(&key)?.filter(|beta| *beta != usual) {
+                        let key = self.full(&key);
+                        return Err(Fault::file(format!(
+                            "{key} = {beta} is not supported; llama.cpp takes {usual}"
+                        )));
+                    }
+                }
+                Ok(Some(json!({
                     "rope_type": "yarn",
                     "factor": number(factor),
                     "original_max_position_embeddings": original,
                     // llama.cpp multiplies its own factor by this one.
-                    "attention_factor": own * (0.1 * factor.max(1.0).ln() + 1.0),
-                });
-                for (own, hub) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
-                    if let Some(beta) = self.number(&format!("rope.scaling.{own}"))? {
-                        scaling[hub] = number(beta);
-                    }
-                }
-                Ok(Some(scaling))
+                    "attention_factor": attention.unwrap_or(1.0) * (0.1 * factor.max(1.0).ln() + 1.0),
+                })))
             }
             (kind, factor) => Err(Fault::file(format!(
-                "{} '{}' with the factor {factor:?} is not supported",
+                "{} '{}' with the factor {factor} is not supported",
                 self.full("rope.scaling.type"),
                 printable(kind)
             ))),
@@ -295,6 +309,10 @@ impl<'a, 'f> Keys<'a, 'f> {
     fn options(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         let first = |stem: &str, end: &str| self.has_tensor(&format!("blk.0.{stem}.{end}"));
         let window = self.count("attention.sliding_window")?.filter(|&window| window > 0);
+        if self.get("attention.causal").and_then(Value::as_bool) == Some(false) {
+            let key = self.full("attention.causal");
+            return Err(Fault::file(format!("{key} = false is not supported; expected a decoder")));
+        }
         if self.number("attention.scale")?.is_some() && self.architecture.name != "granite" {
             return Err(Fault::file(format!("{} is not supported", self.full("attention.scale"))));
         }

@@ -13,6 +13,7 @@ mod mix;
 mod model;
 mod pre;
 mod read;
+mod rules;
 mod sentence_piece;
 mod table;
 mod tokenizer;

@@ -9,6 +9,7 @@ use lowrank_spec::names::is_buffer;
 
 use super::architecture::{Architecture, Changes};
 use super::mix::FileType;
+use super::rules::{Head, Rules};
 use super::write::{Meta, Planned, write_file};
 use super::write_tokenizer::TokenizerParts;
 use super::{write_config, write_tokenizer};
@@ -70,14 +71,19 @@ enum From {
 pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, CheckpointError> {
     let fault = |reason: String| CheckpointError::malformed(model.weights.path(), reason);
     let architecture = architecture(model.config).map_err(fault)?;
-    let names = names(architecture, model.weights)?;
+    let rules = Rules::of(architecture.name);
+    let names = names(architecture, model.weights, rules.as_ref())?;
     let tied = !names.iter().any(|(_, own, _)| own == "output.weight");
     let described = write_config::describe(architecture, model.config, tied)
         .map_err(|reason| fault(format!("config: {reason}")))?;
+    if let Some(rules) = &rules {
+        let has = |wanted: &str| names.iter().any(|(_, own, _)| own == wanted);
+        rules.check(architecture.name, described.shape.layers, has, model.config).map_err(fault)?;
+    }
     let rows = names.iter().find(|(_, own, _)| own == "token_embd.weight");
     let rows = rows.and_then(|(name, ..)| model.weights.info(name)?.shape.first().copied());
     let rows = rows.ok_or_else(|| fault("has no table of token embeddings".into()))?;
-    let mut metadata = general(architecture, model.name);
+    let mut metadata = general(architecture, &model_name(model));
     metadata.extend(described.metadata);
     metadata.push(("general.file_type".into(), Meta::U32(model.kind.number())));
     metadata.push(("general.quantization_version".into(), Meta::U32(2)));
@@ -117,6 +123,16 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     Ok(Written { bytes, tensors: planned.len(), fallbacks, warnings: described.warnings })
 }
 
+/// The name to write. llama.cpp takes a model called phi3 for one with Phi-3's tokens, and fails where these are missing.
+fn model_name(model: &ModelParts<'_>) -> String {
+    let is_called_phi = ["phi3", "phi-3"].iter().any(|part| model.name.to_lowercase().contains(part));
+    let has_tokens = model.tokenizer.as_ref().is_some_and(|tokenizer| {
+        let text = tokenizer.json.to_string();
+        ["</s>", "<unk>", "<s>"].iter().all(|token| text.contains(&format!("\"{token}\"")))
+    });
+    if is_called_phi && !has_tokens { "model".to_owned() } else { model.name.to_owned() }
+}
+
 /// The architecture of a config that is not compressed.
 pub(crate) fn architecture(config: &Map<String, Json>) -> Result<&'static Architecture, String> {
     let kind = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
@@ -139,6 +155,7 @@ pub(crate) fn general(architecture: &Architecture, name: &str) -> Vec<(String, M
 fn names(
     architecture: &'static Architecture,
     weights: &Checkpoint,
+    rules: Option<&Rules>,
 ) -> Result<Vec<(String, String, &'static str)>, CheckpointError> {
     let prefix = architecture.layers.split_once('.').map_or("", |(prefix, _)| prefix);
     let is_prefixed =
@@ -158,6 +175,13 @@ fn names(
             let reason = format!("is stored as {}; expected floats, or blocks of a GGUF file", info.dtype);
             return Err(CheckpointError::tensor(weights.path(), name, reason));
         }
+        if own.ends_with(".bias") && rules.is_some_and(|rules| !rules.has_bias(stem)) {
+            if weights.read_f32(name)?.iter().all(|&x| x == 0.0) {
+                continue;
+            }
+            let reason = format!("llama.cpp's {} has no such bias", architecture.name);
+            return Err(CheckpointError::tensor(weights.path(), name, reason));
+        }
         names.push((name.to_owned(), own, stem));
     }
     let find = |own: &str| names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.clone());
@@ -167,6 +191,16 @@ fn names(
         && weights.bytes(&table)? == weights.bytes(&head)?
     {
         names.retain(|(_, own, _)| own != "output.weight");
+    }
+    let [head, table] = ["output.weight", "token_embd.weight"]
+        .map(|own| names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.clone()));
+    match (rules.map(|rules| rules.head), head, table) {
+        (Some(Head::Required), None, Some(table)) => names.push((table, "output.weight".into(), "output")),
+        (Some(Head::Tied), Some(head), _) => {
+            let reason = format!("llama.cpp's {} has no head but the table of embeddings", architecture.name);
+            return Err(CheckpointError::tensor(weights.path(), &head, reason));
+        }
+        _ => {}
     }
     let place = |own: &str| {
         let layer = own.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());

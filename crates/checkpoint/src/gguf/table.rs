@@ -9,8 +9,10 @@ use crate::map::Bytes;
 use crate::source::{Entry, Layout, RowOrder, Table};
 
 /// Tensors that belong to the config, or to nothing.
-const WITHOUT_MODULE: [&str; 4] =
-    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
+const WITHOUT_MODULE: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+/// End of the names of a layer's frequencies, which follow from the config.
+const FREQUENCIES: &str = ".attn_rot_embd.weight";
 
 /// The tensors of a file, and bytes beside it that some of them lie in.
 ///
@@ -32,14 +34,16 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
             table.tensors.insert(name.to_owned(), entry);
             continue;
         };
-        if WITHOUT_MODULE.iter().any(|end| name.ends_with(end)) {
+        if WITHOUT_MODULE.contains(&name) || name.ends_with(FREQUENCIES) {
             continue;
         }
         let heads = Heads::of(architecture, parsed);
         if let Some((hub, stem)) = known.to_hub(name) {
             let entry = changed(known, stem, tensor, entry, heads, file, &mut beside)
                 .map_err(|reason| Fault::tensor(name, reason))?;
-            table.tensors.insert(hub, entry);
+            if table.tensors.insert(hub.clone(), entry).is_some() {
+                return Err(Fault::tensor(name, format!("another tensor stands for '{hub}' as well")));
+            }
             continue;
         }
         match split(known, name, tensor, heads)? {

@@ -92,6 +92,9 @@ pub(crate) fn describe(
             Some(part) => part,
             None => keys.number(part_key)?.unwrap_or(default),
         };
+        if architecture.name == "llama" && part != 1.0 {
+            return Err(format!("partial_rotary_factor = {part} is not supported by llama.cpp's llama"));
+        }
         count("rope.dimension_count", (head as f64 * part) as u64)?;
         let theta = keys.theta(architecture)?;
         put("rope.freq_base", Meta::F32(theta as f32));
@@ -102,7 +105,7 @@ pub(crate) fn describe(
     let default = if architecture.name == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
     let default = if matches!(architecture.name, "phi3" | "olmo2") { 1e-5 } else { default };
     put(own, Meta::F32(keys.number(hub)?.unwrap_or(default) as f32));
-    keys.options(architecture, head, layers, &mut put, &mut warnings)?;
+    keys.options(architecture, [head, layers, length], &mut put, &mut warnings)?;
     keys.activation(architecture)?;
     let [layers, heads, key_heads] = [layers, heads, key_heads].map(|n| n as usize);
     Ok(Described { metadata, vectors, shape: Shape { layers, heads, key_heads, tied }, warnings })
@@ -199,10 +202,17 @@ impl Keys<'_> {
                 put("rope.scaling.type", Meta::text("yarn"));
                 put("rope.scaling.factor", Meta::F32(factor as f32));
                 put("rope.scaling.original_context_length", Meta::U32(original()? as u32));
-                for (hub, own) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
-                    if let Some(beta) = self.in_rope(hub)? {
-                        put(&format!("rope.scaling.{own}"), Meta::F32(beta as f32));
+                for (key, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
+                    if let Some(beta) = self.in_rope(key)?.filter(|beta| *beta != usual) {
+                        return Err(format!(
+                            "rope scaling 'yarn' with {key} = {beta}: llama.cpp takes {usual}"
+                        ));
                     }
+                }
+                if rope.get("truncate").and_then(Json::as_bool) == Some(false) {
+                    return Err(
+                        "rope scaling 'yarn' with truncate = false is not supported by llama.cpp".into()
+                    );
                 }
                 if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {
                     return Err("rope scaling 'yarn' with mscale cannot be written".into());
@@ -210,7 +220,7 @@ impl Keys<'_> {
                 // llama.cpp multiplies what is written by the factor that is usual.
                 if let Some(attention) = self.in_rope("attention_factor")? {
                     let usual = 0.1 * factor.max(1.0).ln() + 1.0;
-                    put("rope.scaling.yarn_attn_factor", Meta::F32((attention / usual) as f32));
+                    put("rope.scaling.attn_factor", Meta::F32((attention / usual) as f32));
                 }
             }
             "llama3" => {
@@ -280,19 +290,22 @@ impl Keys<'_> {
     fn options(
         &self,
         architecture: &Architecture,
-        head: u64,
-        layers: u64,
+        [head, layers, length]: [u64; 3],
         put: &mut impl FnMut(&str, Meta),
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let name = architecture.name;
-        let window = self.count("sliding_window")?;
+        let window = match self.config.contains_key("sliding_window") {
+            true => self.count("sliding_window")?,
+            // What transformers takes where a config does not say it.
+            false => Some(4096).filter(|_| architecture.model_type == "mistral"),
+        };
         let slides = match architecture.model_type {
-            "mistral" | "starcoder2" => window.is_some(),
+            "mistral" | "starcoder2" | "phi3" => window.is_some(),
             "qwen2" | "qwen3" | "smollm3" => self.flag("use_sliding_window") && window.is_some(),
             _ => false,
         };
-        if slides {
+        if slides && window.is_some_and(|window| window < length) {
             warnings.push(format!(
                 "llama.cpp's {name} has no sliding window: tokens see all before them, not {} of them",
                 window.unwrap_or(0)
@@ -320,6 +333,9 @@ impl Keys<'_> {
             "stablelm" => put("use_parallel_residual", Meta::Bool(self.flag("use_parallel_residual"))),
             "phi2" if self.flag("qk_layernorm") => {
                 return Err("qk_layernorm = true is not supported by llama.cpp's phi2".into());
+            }
+            "gpt2" if self.get("scale_attn_weights").and_then(Json::as_bool) == Some(false) => {
+                return Err("scale_attn_weights = false is not supported by llama.cpp".into());
             }
             "gpt2" if self.flag("scale_attn_by_inverse_layer_idx") => {
                 return Err("scale_attn_by_inverse_layer_idx is not supported by llama.cpp".into());

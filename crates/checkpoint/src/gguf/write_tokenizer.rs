@@ -286,6 +286,33 @@ fn scores(vocab: &Vocab, model: &Json) -> Result<Vec<f32>> {
     }
 }
 
+/// The same of a processor that is no template: BERT's and RoBERTa's name their tokens, a byte-level one adds none.
+fn frame_of_parts(processor: &Json, ends: [Option<u32>; 2]) -> Result<[bool; 2]> {
+    let parts: Vec<&Json> = match processor["type"].as_str() {
+        Some("Sequence") => inner(processor).collect(),
+        _ => vec![processor],
+    };
+    let mut framed = [false; 2];
+    for part in parts.into_iter().filter(|part| !part.is_null()) {
+        match part["type"].as_str() {
+            Some("ByteLevel") => {}
+            Some("BertProcessing" | "RobertaProcessing") => {
+                for ((key, id), framed) in ["cls", "sep"].into_iter().zip(ends).zip(&mut framed) {
+                    let token = part[key][1].as_u64();
+                    if token.is_none() || token != id.map(u64::from) {
+                        return Err(format!(
+                            "the tokenizer frames a text with {token:?}, which is not its bos or eos"
+                        ));
+                    }
+                    *framed = true;
+                }
+            }
+            kind => return Err(format!("post-processor {kind:?} is not supported by llama.cpp")),
+        }
+    }
+    Ok(framed)
+}
+
 /// Whether a text begins with the first token and ends with the last.
 fn frame(processor: &Json, [bos, eos]: [Option<u32>; 2]) -> Result<[bool; 2]> {
     let template = if processor["type"] == "TemplateProcessing" {
@@ -293,7 +320,7 @@ fn frame(processor: &Json, [bos, eos]: [Option<u32>; 2]) -> Result<[bool; 2]> {
     } else {
         inner(processor).find(|part| part["type"] == "TemplateProcessing")
     };
-    let Some(template) = template else { return Ok([false; 2]) };
+    let Some(template) = template else { return frame_of_parts(processor, [bos, eos]) };
     let single = template["single"].as_array().map(Vec::as_slice).unwrap_or_default();
     let at = single.iter().position(|piece| piece["Sequence"].is_object());
     let at = at.ok_or("a template without the text")?;

@@ -87,6 +87,7 @@ fn parts_that_do_not_fit_are_named(#[case] change: fn(&mut Vec<Part>), #[case] r
 }
 
 #[rstest]
+#[case(r#"{"quant_method": "gptq", "format": "bitblas"}"#, "GPTQ in the format 'bitblas' is not supported")]
 #[case(r#"{"quant_method": "awq", "version": "gemv"}"#, "AWQ in its layout 'gemv' is not supported; gemm is")]
 #[case(
     r#"{"quant_method": "gptq", "checkpoint_format": "marlin"}"#,
@@ -144,6 +145,10 @@ fn rows_have_their_factors() {
     ];
     let checkpoint = open(dir.path(), &parts, "{}").unwrap();
     assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [1.0, -1.0, 64.0, 0.0]);
+    assert_eq!(checkpoint.info("m.weight").unwrap().dtype, Dtype::F16);
+    parts[2].3 = vec![3];
+    check_error(open(dir.path(), &parts, "{}"), &["weight_format is 3, a tiled layout"]);
+    parts[2].3 = vec![0];
     parts[1] = ("m.SCB", Dtype::F32, vec![3], floats(&[1.0; 3]));
     check_error(open(dir.path(), &parts, "{}"), &["SCB is F32 [3]; expected F32 [2]"]);
 }

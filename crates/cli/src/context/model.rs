@@ -24,7 +24,7 @@ pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     if let Some(method) = quantiser(folder.config())
         && TOLD.lock().is_ok_and(|mut told| told.insert(folder.path().to_path_buf()))
     {
-        eprintln!("note: {}: weights quantised with {method} are read as f32", folder.path().display());
+        eprintln!("note: {}: weights quantised with {method} are read as floats", folder.path().display());
     }
     Ok(folder)
 }

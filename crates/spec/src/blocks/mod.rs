@@ -165,8 +165,8 @@ impl BlockFormat {
         Ok(columns / block * self.block_bytes())
     }
 
-    /// This format, or where rows of `columns` elements are not a multiple of its blocks, the one of 32 elements that
-    /// llama.cpp takes in its place; `None` if they are not a multiple of 32 either.
+    /// This format, or where rows of `columns` elements are not a multiple of its blocks, one of 32 elements with
+    /// no fewer bits (for Q4_K and more the one that llama.cpp takes in its place); `None` if they are not a multiple of 32 either.
     ///
     /// ```
     /// use lowrank_spec::BlockFormat;
@@ -254,6 +254,10 @@ impl BlockFormat {
         if let Some(index) = values.iter().position(|x| !x.is_finite()) {
             let (row, column) = (index / columns, index % columns);
             return Err(BlockError::NonFinite { row, column, value: values[index] });
+        }
+        // Beyond what any block can hold, where sums of squares would leave the range of f32.
+        if let Some(index) = values.iter().position(|x| x.abs() > 1e9) {
+            return Err(BlockError::Scale { index: index - index % self.block_len(), value: values[index] });
         }
         let mut bytes = Vec::with_capacity(rows * row_bytes);
         quantize::extend(self, values, importance, &mut bytes)

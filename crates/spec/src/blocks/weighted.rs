@@ -85,6 +85,10 @@ pub(super) fn signed(x: &[f32; 32], w: &[f32; 32], half: f32) -> (f32, [u8; 32])
             best = improve(best, x, w, (first, 0.0), range, false);
         }
     }
+    if best.error.is_infinite() {
+        // No scale fits f16: the caller says so of this one.
+        return (max / -half, [0; 32]);
+    }
     let q = round(x, best.scale, 0.0, range);
     (best.scale, q.map(|q| (q + half) as u8))
 }
@@ -94,11 +98,14 @@ pub(super) fn unsigned(x: &[f32; 32], w: &[f32; 32], most: f32) -> (f32, f32, [u
     let range = [0.0, most];
     let min = x.iter().copied().fold(f32::INFINITY, f32::min);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut best = Fit { scale: 0.0, offset: narrow(min), error: f32::INFINITY };
+    let mut best = Fit { scale: 0.0, offset: min, error: f32::INFINITY };
     for step in 0..=8 {
         // Both ends drawn in by up to a step and a half of the grid.
         let cut = 0.1875 * step as f32 * (max - min) / most;
         best = improve(best, x, w, ((max - min - 2.0 * cut) / most, min + cut), range, true);
+    }
+    if best.error.is_infinite() {
+        return ((max - min) / most, min, [0; 32]);
     }
     let q = round(x, best.scale, best.offset, range);
     (best.scale, best.offset, q.map(|q| q as u8))
@@ -110,6 +117,9 @@ pub(super) fn bytes(x: &[f32; 32], w: &[f32; 32]) -> (f32, [i8; 32]) {
     let max = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
     let start = Fit { scale: 0.0, offset: 0.0, error: f32::INFINITY };
     let best = improve(start, x, w, (max / 127.0, 0.0), range, false);
+    if best.error.is_infinite() {
+        return (max / 127.0, [0; 32]);
+    }
     (best.scale, round(x, best.scale, 0.0, range).map(|q| q as i8))
 }
 
@@ -162,6 +172,26 @@ mod tests {
                 let error = weighted_error(format, &bytes, &equal, &weights).sqrt() / 32.0;
                 assert!(error <= 0.07 * f64::from(value.abs()), "{format} of {value}: {error}");
             }
+        }
+    }
+
+    /// Scales beyond f16 are refused, whatever the format and with weights or without.
+    #[test]
+    fn values_beyond_a_format_are_refused() {
+        let weights = vec![1.0; 256];
+        for value in [1e9_f32, 1e20, 1e30, -3e38] {
+            for format in BlockFormat::ALL {
+                let mut row = vec![0.5; 256];
+                row[7] = value;
+                assert!(format.quantize([1, 256], &row).is_err(), "{format} of {value}");
+                assert!(format.quantize_weighted([1, 256], &row, &weights).is_err(), "{format} of {value}");
+            }
+        }
+        for format in
+            [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q5_0, BlockFormat::Q5_1, BlockFormat::Q8_0]
+        {
+            let row = vec![2e7; 256];
+            assert!(format.quantize_weighted([1, 256], &row, &weights).is_err(), "{format}");
         }
     }
 

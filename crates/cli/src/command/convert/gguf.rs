@@ -104,7 +104,8 @@ fn model_file(args: &Args) -> Result<()> {
 /// What a model or an adapter is called.
 fn name(path: &Path) -> String {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    path.file_stem().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The type of most of the weights; none where these are blocks.
