@@ -149,8 +149,8 @@ fn adapter_tensors(
     folder.tensors.into_iter().collect()
 }
 
-fn decoder(adapter: Option<&str>) -> TunedDecoder<B> {
-    let (folder, device) = (fixture("train-llama"), Default::default());
+fn decoder(golden: &Value, adapter: Option<&str>) -> TunedDecoder<B> {
+    let (folder, device) = (fixture(golden["base"].as_str().unwrap()), Default::default());
     let config = DecoderConfig::read(&folder).unwrap();
     let mut model = Decoder::<B>::load(&folder, config, WeightType::F32, &device).unwrap();
     let adapters = match adapter {
@@ -178,13 +178,17 @@ fn token_rows(golden: &Value) -> Vec<TokenRow> {
 #[case("train-llama-completion", true, false)]
 #[case("train-llama-full", false, false)]
 #[case("train-llama-full", false, true)]
+#[case("train-qwen2-moe-lora", true, false)]
+#[case("train-qwen2-moe-lora", true, true)]
+#[case("train-qwen2-moe-full", false, false)]
+#[case("train-qwen2-moe-full", false, true)]
 fn a_decoder_learns_as_in_pytorch(#[case] case: &str, #[case] has_adapter: bool, #[case] recompute: bool) {
     let golden = expected(case);
     let config = config(&golden);
     let rows = token_rows(&golden);
     let ordered = in_plan_order(&golden, &config, &rows);
     let objective = NextToken::new(ordered, rows, &config, recompute).unwrap();
-    let model = decoder(has_adapter.then_some(case));
+    let model = decoder(&golden, has_adapter.then_some(case));
     let model = check(&golden, &config, &objective, model).valid();
     let tensors = if has_adapter {
         adapter_tensors(model.adapters(), model.model().sites())
@@ -244,7 +248,7 @@ fn preferences_have_the_gradients_of_pytorch(#[case] key: &str, #[case] label_sm
     let pairs: Vec<TokenPair> = golden["pairs"].as_array().unwrap().iter().map(pair).collect();
     let config = TrainConfig { batch_size: pairs.len(), ..TrainConfig::default() };
     let loss = DpoConfig { beta: golden["beta"].as_f64().unwrap(), label_smoothing };
-    let model = decoder(Some(case));
+    let model = decoder(&golden, Some(case));
     let reference = model.model().valid();
     let objective = Preference::<B>::new(pairs.clone(), pairs, reference, &config, loss).unwrap();
     let batch = objective.batches(0).unwrap().micro.remove(0).data;

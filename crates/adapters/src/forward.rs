@@ -6,7 +6,7 @@ use lowrank_kernels::{Dropout, Kernels, LoraSpec, Weight, add_lora, dropout, lin
 use lowrank_spec::{Mode, Stream};
 
 use crate::host::host_values;
-use crate::route::order;
+use crate::route::{PickedRows, order};
 use crate::set::{AdapterSet, Member, Pair, Slot};
 
 /// The frozen linear map under an adapter, in whatever form its weight is.
@@ -45,18 +45,41 @@ impl<B: Kernels> AdapterSet<B> {
         base: &dyn BaseLinear<B>,
         mode: Mode,
     ) -> Tensor<B, 2> {
-        let Some(observer) = &self.observer else { return self.unobserved(site, x, base, mode) };
+        self.forward_rows(site, x, None, base, mode)
+    }
+
+    /// As [`forward`](Self::forward), where `x` holds some rows of the step alone: a routed set then knows whose they are.
+    ///
+    /// # Shapes
+    /// - `x`: `[picked rows, d_input]`
+    /// - output: `[picked rows, d_output]`
+    pub fn forward_rows(
+        &self,
+        site: usize,
+        x: Tensor<B, 2>,
+        rows: Option<PickedRows<'_>>,
+        base: &dyn BaseLinear<B>,
+        mode: Mode,
+    ) -> Tensor<B, 2> {
+        let Some(observer) = &self.observer else { return self.unobserved(site, x, rows, base, mode) };
         observer.input(site, x.dims(), &|| host_values(x.clone()));
-        let mut y = self.unobserved(site, x, base, mode);
+        let mut y = self.unobserved(site, x, rows, base, mode);
         observer.output(site, &mut y);
         y
     }
 
-    fn unobserved(&self, site: usize, x: Tensor<B, 2>, base: &dyn BaseLinear<B>, mode: Mode) -> Tensor<B, 2> {
+    fn unobserved(
+        &self,
+        site: usize,
+        x: Tensor<B, 2>,
+        rows: Option<PickedRows<'_>>,
+        base: &dyn BaseLinear<B>,
+        mode: Mode,
+    ) -> Tensor<B, 2> {
         let Some(route) = self.route.as_ref().filter(|_| self.is_adapted(site)) else {
             return self.sum(site, &self.active(site, None), x, base, mode);
         };
-        let (groups, device) = (route.groups(x.dims()[0]), x.device());
+        let (groups, device) = (route.groups_of(x.dims()[0], rows), x.device());
         if let [group] = &groups[..] {
             return self.of_member(site, group.member, x, base, mode);
         }

@@ -7,6 +7,15 @@ pub(crate) struct Route {
     lengths: Vec<usize>,
 }
 
+/// Some rows of a step: those that an expert was chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PickedRows<'a> {
+    /// Which rows, in the order in which they are given.
+    pub rows: &'a [i32],
+    /// Of how many rows.
+    pub of: usize,
+}
+
 /// The rows of a step that use one member, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
@@ -30,6 +39,25 @@ impl Route {
     ///
     /// # Panics
     /// With another number of rows: then the set was routed for another batch.
+    #[track_caller]
+    pub(crate) fn groups_of(&self, n_rows: usize, picked: Option<PickedRows<'_>>) -> Vec<Group> {
+        let Some(PickedRows { rows, of }) = picked else { return self.groups(n_rows) };
+        let mut members = vec![None; of];
+        for group in self.groups(of) {
+            group.rows.iter().for_each(|&row| members[row as usize] = group.member);
+        }
+        let mut groups: Vec<Group> = Vec::new();
+        for (place, &row) in (0..).zip(rows) {
+            let member = members[row as usize];
+            match groups.iter_mut().find(|g| g.member == member) {
+                Some(group) => group.rows.push(place),
+                None => groups.push(Group { member, rows: vec![place] }),
+            }
+        }
+        groups
+    }
+
+    /// As [`groups_of`](Self::groups_of), for all rows of a step.
     #[track_caller]
     pub(crate) fn groups(&self, n_rows: usize) -> Vec<Group> {
         let tokens: usize = self.lengths.iter().sum();
@@ -75,6 +103,17 @@ mod tests {
         assert_eq!(tokens[1], Group { member: None, rows: vec![2] });
         assert_eq!(order(&tokens), [0, 1, 5, 2, 3, 4]);
         assert_eq!(route.groups(3)[0].rows, [0, 2]);
+    }
+
+    #[test]
+    fn picked_rows_keep_their_members() {
+        let route = Route::new(vec![Some(1), None, Some(1)], &[2, 1, 3]);
+        let picked = PickedRows { rows: &[5, 2, 0], of: 6 };
+        let groups = route.groups_of(3, Some(picked));
+        assert_eq!(groups[0], Group { member: Some(1), rows: vec![0, 2] });
+        assert_eq!(groups[1], Group { member: None, rows: vec![1] });
+        let last = route.groups_of(1, Some(PickedRows { rows: &[1], of: 3 }));
+        assert_eq!(last, [Group { member: None, rows: vec![0] }]);
     }
 
     #[test]

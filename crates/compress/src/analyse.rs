@@ -13,6 +13,7 @@ use crate::scratch::Scratch;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Unit};
 use crate::write::modules;
+use lowrank_spec::names::expert_of;
 
 /// Layers over which a shrinkage is kept: it changes slowly, and choosing it costs several decompositions.
 const SHRINKAGE_LAYERS: usize = 8;
@@ -39,7 +40,14 @@ pub(crate) fn analyse(
     let work = |index: usize, weightings: &[Weighting]| {
         let unit = &plan.units[index];
         let analysis = match scratch.load(index, unit, &plan.rules)? {
-            Some(analysis) => analysis,
+            Some(analysis) => {
+                // Of a job that goes on: nothing weighs the error of an expert that was not reached.
+                let kept = scratch.kept(index, unit)?;
+                if plan.weighs_inputs() && kept.is_some_and(|kept| kept.inputs.is_empty()) {
+                    plan.unreached.note(&unit.weights[0].site.path);
+                }
+                analysis
+            }
             None => {
                 let known = shrinkages.of(unit);
                 let mut analysis = fit::analyse(&plan.rules, unit, &plan.read(unit)?, weightings, known)?;
@@ -62,7 +70,15 @@ pub(crate) fn analyse(
             Ok(())
         };
     let mut analyses = each_unit(plan, calibrator, work, &mut after)?;
-    for (analysis, effect) in analyses.iter_mut().zip(effects) {
+    let unreached = plan.unreached.paths();
+    for ((unit, analysis), effect) in plan.units.iter().zip(&mut analyses).zip(effects) {
+        let path = &unit.weights[0].site.path;
+        // What no text has used must not look worthless: it gets the share that all would get.
+        if plan.shares_out() && expert_of(path).is_some() && (unreached.contains(path) || effect == Some(0.0))
+        {
+            plan.unreached.note(path);
+            analysis.pin(allocate::low_rank_at_share(unit, plan.rules.share, false));
+        }
         analysis.importance = effect.unwrap_or(analysis.importance);
     }
     Ok(analyses)

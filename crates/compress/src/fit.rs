@@ -5,7 +5,7 @@ use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::tt::{TtMatrix, TtShape};
 use lowrank_factor::tucker::{SharedSide, Tucker2Options, shared_basis, tucker2, tucker2_with_ranks};
 use lowrank_factor::{MatRef, Subspace, Truncation, subspace, whitened};
-use lowrank_spec::names::WeightPart;
+use lowrank_spec::names::{WeightPart, expert_of};
 
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
@@ -94,6 +94,11 @@ impl Analysis {
         if method == Method::TwoSided { Self { importance: 1.0, ..made } } else { made }
     }
 
+    /// Leaves a unit one choice: its losses cannot be weighed against those of others.
+    pub(crate) fn pin(&mut self, choice: Choice) {
+        self.curves = vec![Curve::Point { choice, loss: 0.0 }];
+    }
+
     /// Drops what is large.
     pub(crate) fn forget_vectors(&mut self) {
         self.kept = None;
@@ -144,12 +149,16 @@ fn low_rank_subspace(
         (Method::Fwsvd | Method::Whitened | Method::Asvd, Weighting::Channels(weights)) => {
             Ok((diagonal(weights.clone())?, None))
         }
-        (Method::TwoSided, Weighting::Both { sums, held_out }) => {
+        (Method::TwoSided, Weighting::Both { sums, held_out, .. }) => {
             let [d_input, d_output] = unit.shape();
             let share = d_input as f64 * d_output as f64 * rules.share / (d_input + d_output) as f64;
             let rank = (share as usize).clamp(1, d_input.min(d_output));
             let (kept, shrinkage) = sided::subspace(a, sums, held_out.as_ref(), known, rank).map_err(fail)?;
             Ok((kept, Some(shrinkage)))
+        }
+        // No token of the calibration text reached this expert.
+        (_, Weighting::None) if expert_of(path).is_some() => {
+            Ok((Kept::plain(subspace::leading(a).map_err(fail)?), None))
         }
         (method, _) if method.needs_inputs() || method.needs_gradients() => {
             Err(CompressError::Input(format!(
@@ -187,6 +196,9 @@ pub(crate) fn analyse(
             }
             let mut made = Analysis::low_rank(method, squared, Some(kept));
             made.shrinkage = shrinkage;
+            if let Weighting::Both { share, .. } = &weightings[0] {
+                made.importance *= share;
+            }
             if method == Method::Auto {
                 let mut train = train_curve(rules, unit, views[0])?;
                 if let Weighting::Inputs(inputs) = &weightings[0] {

@@ -154,7 +154,8 @@ impl Calibrator for Weightings {
                     hash.update(&[1]);
                     add(&mut hash, inputs);
                 }
-                Weighting::Both { sums, held_out } => {
+                Weighting::Both { sums, held_out, share } => {
+                    hash.update(&share.to_le_bytes());
                     hash.update(&[3, u8::from(held_out.is_some())]);
                     for sums in std::iter::once(sums).chain(held_out) {
                         add(&mut hash, &sums.inputs);

@@ -56,6 +56,11 @@ pub(crate) fn each_unit<T: Send>(
         let made = parallel::map(&indices, cap, need, |index| {
             let of = |weight: &Weight| lookup(&weightings, &weight.site.path);
             let own: Vec<Weighting> = units[index].weights.iter().map(of).collect();
+            for (weight, _) in
+                units[index].weights.iter().zip(&own).filter(|(_, own)| matches!(own, Weighting::None))
+            {
+                plan.unreached.note(&weight.site.path);
+            }
             work(index, &own)
         })?;
         drop(weightings);

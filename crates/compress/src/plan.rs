@@ -13,6 +13,7 @@ use crate::fit::{self, Rules};
 use crate::folder;
 use crate::method::{Method, Sides};
 use crate::options::Options;
+use crate::statistics::Unreached;
 use crate::unit::{Choice, Form, Unit, units};
 use crate::weights::{Weight, check_tied, find, named, select};
 
@@ -29,6 +30,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) rules: Rules,
     /// Rank of each unit, where ranks are given.
     ranks: Vec<usize>,
+    /// Maps of experts that no token of the calibration text reached.
+    pub(crate) unreached: Unreached,
 }
 
 impl<'a> Plan<'a> {
@@ -88,7 +91,18 @@ impl<'a> Plan<'a> {
             always_factor: options.always_factor,
         };
         let source = checkpoint.content_hash();
-        Ok(Self { model, config, checkpoint, source, options, units, sizes, rules, ranks })
+        Ok(Self {
+            model,
+            config,
+            checkpoint,
+            source,
+            options,
+            units,
+            sizes,
+            rules,
+            ranks,
+            unreached: Unreached::default(),
+        })
     }
 
     /// What the output depends on.
@@ -128,12 +142,20 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether one budget is shared out among the units.
+    pub(crate) fn shares_out(&self) -> bool {
+        matches!(self.options.amount, Amount::Ratio { .. }) && self.options.allocation == Allocation::Budget
+    }
+
+    /// Whether errors are weighed by what calibration gives.
+    pub(crate) fn weighs_inputs(&self) -> bool {
+        self.options.method.needs_inputs() || self.options.method.needs_gradients()
+    }
+
     /// Whether the effects of losses on a layer's output are to be measured: the ranks are shared out, and the losses
     /// are not in units of the model's loss already.
     pub(crate) fn measures_effects(&self) -> bool {
-        matches!(self.options.amount, Amount::Ratio { .. })
-            && self.options.allocation == Allocation::Budget
-            && self.options.method != Method::TwoSided
+        self.shares_out() && self.options.method != Method::TwoSided
     }
 
     /// The choices, where they do not depend on the weights' values.

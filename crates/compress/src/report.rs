@@ -54,4 +54,6 @@ pub struct Report {
     pub dense: usize,
     /// Weights that are not in the block format that was given, and why: a line for each reason and format.
     pub instead: Vec<String>,
+    /// Maps of experts that no token of the calibration text reached: they are factored or rounded unweighted.
+    pub unreached: Vec<String>,
 }

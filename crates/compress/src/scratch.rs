@@ -28,6 +28,8 @@ struct Header {
     /// Whether low rank was the only form tried.
     is_whole: bool,
     shrinkage: Option<f64>,
+    /// What a loss of 1 counts.
+    importance: f64,
 }
 
 impl Scratch {
@@ -67,6 +69,7 @@ impl Scratch {
             squared: subspace.squared().to_vec(),
             is_whole: analysis.curves.len() == 1,
             shrinkage: analysis.shrinkage,
+            importance: analysis.importance,
         };
         let path = self.path(index);
         let text = serde_json::to_string(&header)
@@ -81,7 +84,7 @@ impl Scratch {
             return Ok(None);
         };
         let analysis = Analysis::low_rank(rules.method, kept.subspace.squared().to_vec(), None);
-        Ok(Some(Analysis { shrinkage: header.shrinkage, ..analysis }))
+        Ok(Some(Analysis { shrinkage: header.shrinkage, importance: header.importance, ..analysis }))
     }
 
     /// What is kept of a unit.

@@ -1,9 +1,10 @@
 //! What calibration knows of a weight's inputs and outputs.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_factor::Mat;
+use lowrank_spec::names::expert_of;
 
 /// Sums over vectors `x`: the calibration inputs of one or several linear maps, or the gradients of their outputs.
 #[derive(Clone, Debug)]
@@ -41,11 +42,31 @@ pub enum Weighting {
         sums: SidedStatistics,
         /// Sums over texts that are held out, on which the shrinkage is chosen.
         held_out: Option<SidedStatistics>,
+        /// The share of all tokens that reach the map: 1 but for experts.
+        share: f64,
     },
 }
 
 /// Weightings by module path.
 pub type Weightings = HashMap<String, Weighting>;
+
+/// Maps of experts that no token of the calibration text reached.
+#[derive(Debug, Default)]
+pub(crate) struct Unreached(Mutex<BTreeSet<String>>);
+
+impl Unreached {
+    /// Notes that calibration has nothing for a map, where it is an expert's.
+    pub(crate) fn note(&self, path: &str) {
+        if expert_of(path).is_some() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_string());
+        }
+    }
+
+    /// Their paths, sorted.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
 
 /// Finds a module's weighting, whichever of the two has the model's prefix (`bert.`, `model.`).
 pub(crate) fn lookup(weightings: &Weightings, path: &str) -> Weighting {

@@ -3,6 +3,8 @@
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
+use lowrank_spec::names::is_router;
+use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{Pattern, Site, Targets, transpose};
 use serde_json::{Map, Value};
 
@@ -13,6 +15,8 @@ use crate::error::{Result, at};
 pub enum Role {
     /// A linear map inside a transformer layer.
     Block,
+    /// A map of a layer that chooses among experts.
+    Router,
     /// A linear map outside the layers other than the head (a pooler).
     Outer,
     /// A head: classifier, language-model head.
@@ -143,6 +147,8 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
         Role::Embedding
     } else if is_head(path) {
         Role::Head
+    } else if layer.is_some() && is_router(path) {
+        Role::Router
     } else if layer.is_some() {
         Role::Block
     } else {
@@ -156,7 +162,8 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     Some(Weight { site, role, dtype: info.dtype, stored })
 }
 
-/// The weights that `targets` takes; by default every linear map inside the transformer layers.
+/// The weights that `targets` takes; by default every linear map inside the transformer layers. Routers of experts are taken
+/// where they are named alone.
 ///
 /// # Errors
 /// Targets that match nothing.
@@ -172,7 +179,9 @@ pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weigh
         return Ok(blocks);
     };
     let sites: Vec<Site> = weights.iter().map(|w| w.site.clone()).collect();
-    Ok(targets.select(&sites)?.into_iter().map(|i| weights[i].clone()).collect())
+    let takes_all = targets.include.to_string() == ALL_LINEAR;
+    let taken = targets.select(&sites)?.into_iter().map(|i| weights[i].clone());
+    Ok(taken.filter(|weight| !(takes_all && weight.role == Role::Router)).collect())
 }
 
 /// Refuses a head that the model does not read, since its config ties it to the embedding although the file stores it too.

@@ -268,6 +268,7 @@ impl Writing<'_> {
             modules: modules.collect(),
             dense: self.choices.iter().filter(|choice| **choice == Choice::Dense).count(),
             instead: self.instead(section),
+            unreached: self.plan.unreached.paths(),
         })
     }
 

@@ -75,7 +75,7 @@ fn weightings(gradients: bool) -> Weightings {
             let inputs = statistics(&path, d_in);
             let outputs = statistics(&format!("{path} out"), d_out);
             let weighting = if gradients {
-                Weighting::Both { sums: SidedStatistics { inputs, outputs }, held_out: None }
+                Weighting::Both { sums: SidedStatistics { inputs, outputs }, held_out: None, share: 1.0 }
             } else {
                 Weighting::Inputs(inputs)
             };

@@ -195,7 +195,7 @@ impl<B: Kernels> Linear<B> {
     /// - input: `[tokens, d_input]`
     /// - output: `[tokens, d_output]`
     pub fn forward(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-        run.adapters.forward(self.site, x, self, run.mode)
+        run.adapters.forward_rows(self.site, x, run.rows, self, run.mode)
     }
 
     /// `activation(forward(x))`, in one step where there is a kernel for it and no adapter comes between.

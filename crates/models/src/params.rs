@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorData, bf16, f16};
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, HostTensor};
 use lowrank_kernels::{BlockFormat, BlockMatrix, KernelError};
-use lowrank_spec::names::WeightPart;
+use lowrank_spec::names::{WeightPart, is_router};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, transpose};
 
@@ -28,7 +28,7 @@ pub enum WeightType {
     F16,
     /// 2 bytes: 8 bits of precision, the range of f32.
     Bf16,
-    /// Dense linear maps inside the layers are rounded to blocks of few bits, and frozen; other matrices keep the type of
+    /// Dense linear maps inside the layers but routers are rounded to blocks of few bits, and frozen; other matrices keep the type of
     /// the file. Rows that are not a multiple of the format's blocks take the [format in its place](BlockFormat::fitting).
     Blocks(BlockFormat),
 }
@@ -287,7 +287,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// The format that a matrix of floats is to be rounded to.
     fn rounds_to(&self, at: &Parameter<'_>) -> Option<BlockFormat> {
-        let is_map = at.module.part == Part::Body && at.module.layer.is_some();
+        let is_map = at.module.part == Part::Body && at.module.layer.is_some() && !is_router(at.module.path);
         match self.weights {
             WeightType::Blocks(format) if is_map && at.weight() == Some(WeightPart::Dense) => Some(format),
             _ => None,

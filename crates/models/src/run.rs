@@ -1,7 +1,7 @@
 //! What travels with a forward pass beside its tokens.
 
 use burn::prelude::*;
-use lowrank_adapters::AdapterSet;
+use lowrank_adapters::{AdapterSet, PickedRows};
 use lowrank_kernels::{Dropout, Kernels, dropout};
 use lowrank_spec::{Mode, Stream};
 
@@ -12,6 +12,8 @@ pub struct Run<'a, B: Backend> {
     pub adapters: &'a AdapterSet<B>,
     /// Evaluation, or training with a seed for every random choice.
     pub mode: Mode,
+    /// Which rows of the step a part of the model sees, where it does not see all of them.
+    pub rows: Option<PickedRows<'a>>,
 }
 
 impl<B: Backend> Clone for Run<'_, B> {
@@ -25,12 +27,17 @@ impl<B: Backend> Copy for Run<'_, B> {}
 impl<'a, B: Backend> Run<'a, B> {
     /// A pass with these adapters in this mode.
     pub const fn new(adapters: &'a AdapterSet<B>, mode: Mode) -> Self {
-        Self { adapters, mode }
+        Self { adapters, mode, rows: None }
     }
 
     /// Evaluation: no dropout.
     pub const fn eval(adapters: &'a AdapterSet<B>) -> Self {
         Self::new(adapters, Mode::EVAL)
+    }
+
+    /// The same pass over some rows of a step.
+    pub(crate) const fn on_rows(self, rows: PickedRows<'a>) -> Self {
+        Self { rows: Some(rows), ..self }
     }
 
     /// The dropout of one place of the model, `None` in evaluation or at `p = 0`.

@@ -140,6 +140,33 @@ pub fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|end| is_end(end))
 }
 
+/// The expert that a module belongs to: the path down to its number. Maps of one expert see the same tokens, those of
+/// another see others.
+///
+/// ```
+/// use lowrank_spec::names::expert_of;
+/// assert_eq!(expert_of("model.layers.2.mlp.experts.17.up_proj"), Some("model.layers.2.mlp.experts.17"));
+/// assert_eq!(expert_of("model.layers.2.mlp.shared_expert.up_proj"), None);
+/// ```
+pub fn expert_of(path: &str) -> Option<&str> {
+    const LIST: &str = ".experts.";
+    let start = path.find(LIST)? + LIST.len();
+    let number = path[start..].split('.').next().unwrap_or_default();
+    (number.parse::<usize>().is_ok() && path.len() > start + number.len())
+        .then(|| &path[..start + number.len()])
+}
+
+/// Whether a module chooses among experts, or weighs one that all tokens take: a small map whose rounding moves tokens to
+/// other experts, so that it is factored and rounded only where it is named.
+///
+/// ```
+/// use lowrank_spec::names::is_router;
+/// assert!(is_router("model.layers.0.mlp.gate") && !is_router("model.layers.0.mlp.gate_proj"));
+/// ```
+pub fn is_router(path: &str) -> bool {
+    matches!(path.rsplit('.').next(), Some("gate" | "router" | "shared_expert_gate"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

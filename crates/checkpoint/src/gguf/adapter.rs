@@ -68,6 +68,13 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
         let own = architecture.to_llama(&format!("{}.weight", pair.path));
         let (own, stem) =
             own.ok_or_else(|| wrong(format!("llama.cpp's {} has no such map", architecture.name)))?;
+        if stem.ends_with("_exps") {
+            return Err(wrong(
+                "adapts one expert of many, which is not supported in llama.cpp's files; merge the adapter into the \
+                 model and convert that"
+                    .into(),
+            ));
+        }
         if stem == "output" && adapter.tied {
             return Err(wrong(
                 "the head is the table of embeddings, which llama.cpp cannot adapt apart".into(),

@@ -1,5 +1,7 @@
 //! What llama.cpp calls an architecture, and what Hugging Face calls it and its tensors.
 
+use super::value::Metadata;
+
 /// An architecture in both worlds.
 #[derive(Debug)]
 pub(crate) struct Architecture {
@@ -13,7 +15,7 @@ pub(crate) struct Architecture {
     pub(crate) outer: &'static [(&'static str, &'static str)],
     /// Path of the layers.
     pub(crate) layers: &'static str,
-    /// Stems of tensors inside a layer.
+    /// Stems of tensors inside a layer; `*` stands for the number of an expert, all of which lie in one tensor of llama.cpp.
     pub(crate) layer: &'static [(&'static str, &'static str)],
     /// Key of the norms' epsilon: llama.cpp's after the architecture, Hugging Face's.
     pub(crate) norm_eps: (&'static str, &'static str),
@@ -59,6 +61,27 @@ const LLAMA_LAYER: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// Llama's attention and norms, and experts.
+macro_rules! with_experts {
+    ($router:literal, [$gate:literal, $up:literal, $down:literal] $(, $own:literal => $hub:literal)*) => {
+        &[
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("attn_q_norm", "self_attn.q_norm"),
+            ("attn_k_norm", "self_attn.k_norm"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_gate_inp", $router),
+            ("ffn_gate_exps", $gate),
+            ("ffn_up_exps", $up),
+            ("ffn_down_exps", $down)
+            $(, ($own, $hub))*
+        ]
+    };
+}
+
 const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
@@ -69,6 +92,15 @@ const LLAMA: Architecture = Architecture {
     norm_eps: RMS,
     activation: SILU,
     changes: Changes::Interleaved,
+};
+
+const EXPERTS: Architecture = Architecture {
+    layer: with_experts!(
+        "mlp.gate",
+        ["mlp.experts.*.gate_proj", "mlp.experts.*.up_proj", "mlp.experts.*.down_proj"]
+    ),
+    changes: Changes::None,
+    ..LLAMA
 };
 
 /// All that are known. Of several with one name in llama.cpp, the first is what a file is read as.
@@ -89,6 +121,36 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         changes: Changes::None,
         ..LLAMA
     },
+    Architecture {
+        model_type: "mixtral",
+        class: "MixtralForCausalLM",
+        layer: with_experts!(
+            "block_sparse_moe.gate",
+            [
+                "block_sparse_moe.experts.*.w1",
+                "block_sparse_moe.experts.*.w3",
+                "block_sparse_moe.experts.*.w2"
+            ]
+        ),
+        ..LLAMA
+    },
+    Architecture {
+        name: "qwen2moe",
+        model_type: "qwen2_moe",
+        class: "Qwen2MoeForCausalLM",
+        layer: with_experts!(
+            "mlp.gate",
+            ["mlp.experts.*.gate_proj", "mlp.experts.*.up_proj", "mlp.experts.*.down_proj"],
+            "ffn_gate_inp_shexp" => "mlp.shared_expert_gate",
+            "ffn_gate_shexp" => "mlp.shared_expert.gate_proj",
+            "ffn_up_shexp" => "mlp.shared_expert.up_proj",
+            "ffn_down_shexp" => "mlp.shared_expert.down_proj"
+        ),
+        changes: Changes::None,
+        ..LLAMA
+    },
+    Architecture { name: "qwen3moe", model_type: "qwen3_moe", class: "Qwen3MoeForCausalLM", ..EXPERTS },
+    Architecture { name: "olmoe", model_type: "olmoe", class: "OlmoeForCausalLM", ..EXPERTS },
     Architecture { name: "granite", model_type: "granite", class: "GraniteForCausalLM", ..LLAMA },
     Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
     Architecture {
@@ -255,9 +317,19 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
 ];
 
 impl Architecture {
-    /// The architecture of a name in llama.cpp.
-    pub(crate) fn of_name(name: &str) -> Option<&'static Self> {
-        ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    /// The architecture of a file: of its name in llama.cpp, with experts where the file counts some.
+    pub(crate) fn of_file(metadata: &Metadata<'_>) -> Option<&'static Self> {
+        let name = metadata.get("general.architecture")?.as_text()?;
+        let count = metadata.get(format!("{name}.expert_count").as_str());
+        let has_experts = count.and_then(|count| count.as_count()).is_some_and(|count| count > 0);
+        let mut found = ARCHITECTURES.iter().filter(|architecture| architecture.name == name);
+        let first = found.clone().next();
+        found.find(|architecture| architecture.has_experts() == has_experts).or(first)
+    }
+
+    /// Whether layers have experts.
+    pub(crate) fn has_experts(&self) -> bool {
+        self.layer.iter().any(|(own, _)| *own == "ffn_gate_exps")
     }
 
     /// The architecture of a `model_type`.
@@ -290,7 +362,7 @@ impl Architecture {
         let inner = path.strip_prefix(self.layers).and_then(|rest| rest.strip_prefix('.'));
         if let Some((layer, inner)) = inner.and_then(|rest| rest.split_once('.')) {
             let layer = number(layer)?;
-            let (own, _) = self.layer.iter().find(|(_, hub)| *hub == inner)?;
+            let (own, _) = self.layer.iter().find(|(_, hub)| is_named(hub, inner))?;
             return Some((format!("blk.{layer}.{own}.{end}"), own));
         }
         let (own, _) = self.outer.iter().find(|(_, hub)| *hub == path)?;
@@ -301,6 +373,13 @@ impl Architecture {
 /// A layer's number, written as such are: `07` is another name.
 fn number(layer: &str) -> Option<usize> {
     layer.parse().ok().filter(|number: &usize| number.to_string() == layer)
+}
+
+/// Whether a path is what a name stands for, the number of an expert at its place.
+fn is_named(name: &str, path: &str) -> bool {
+    let Some((before, after)) = name.split_once('*') else { return name == path };
+    let expert = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+    expert.is_some_and(|expert| expert == "*" || number(expert).is_some())
 }
 
 #[cfg(test)]
@@ -318,6 +397,8 @@ mod tests {
                 assert_eq!(stem, stem_of(&name));
             }
         }
+        let own = EXPERTS.to_llama("model.layers.3.mlp.experts.12.up_proj.weight");
+        assert_eq!(own, Some(("blk.3.ffn_up_exps.weight".into(), "ffn_up_exps")));
         assert_eq!(LLAMA.to_hub("blk.3.ffn_gate_inp.weight"), None);
         assert_eq!(LLAMA.to_hub("rope_freqs.weight"), None);
         assert_eq!(LLAMA.to_hub("blk.03.ffn_up.weight"), None);

@@ -59,7 +59,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             let reason = format!("holds a GGUF file of the kind '{}'; expected a model", printable(kind));
             return Err(Fault::file(reason));
         }
-        let architecture = Architecture::of_name(name).ok_or_else(|| {
+        let architecture = Architecture::of_file(&parsed.metadata).ok_or_else(|| {
             Fault::file(format!(
                 "llama.cpp's architecture '{}' is not supported; expected one of {}",
                 printable(name),
@@ -132,11 +132,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         };
         let vocab = self.parsed.tensors.get("token_embd.weight").and_then(|t| t.shape.first().copied());
         let vocab = vocab.ok_or_else(|| Fault::file("lacks the tensor 'token_embd.weight'"))?;
-        for (key, what) in [("expert_count", "experts"), ("expert_used_count", "experts")] {
-            if self.count(key)?.unwrap_or(0) > 0 {
-                return Err(Fault::file(format!("{what} ({}) are not supported", self.full(key))));
-            }
-        }
+        self.experts(config)?;
         config.insert("vocab_size".into(), vocab.into());
         let names = match self.architecture.name {
             "gpt2" => ["n_embd", "n_layer", "n_head", "n_positions", "n_inner"],
@@ -164,6 +160,38 @@ impl<'a, 'f> Keys<'a, 'f> {
             )));
         }
         config.insert("head_dim".into(), head.into());
+        Ok(())
+    }
+
+    /// Experts, where the architecture has some.
+    fn experts(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
+        if !self.architecture.has_experts() {
+            return match self.count("expert_count")?.unwrap_or(0) {
+                0 => Ok(()),
+                _ => Err(Fault::file(format!("experts ({}) are not supported", self.full("expert_count")))),
+            };
+        }
+        if let Some(scale) = self.number("expert_weights_scale")?.filter(|scale| ![0.0, 1.0].contains(scale))
+        {
+            let key = self.full("expert_weights_scale");
+            return Err(Fault::file(format!("{key} = {scale} is not supported; expected 1")));
+        }
+        let name = self.architecture.name;
+        let count_key = if name == "llama" { "num_local_experts" } else { "num_experts" };
+        config.insert(count_key.into(), self.required_count("expert_count")?.into());
+        config.insert("num_experts_per_tok".into(), self.required_count("expert_used_count")?.into());
+        let width = |stem: &str| {
+            let tensor = self.parsed.tensors.get(format!("blk.0.{stem}.weight").as_str());
+            let width = tensor.and_then(|tensor| tensor.shape.last().copied());
+            width.ok_or_else(|| Fault::file(format!("lacks the tensor 'blk.0.{stem}.weight'")))
+        };
+        if name.starts_with("qwen") {
+            config.insert("moe_intermediate_size".into(), width("ffn_down_exps")?.into());
+            config.insert("norm_topk_prob".into(), (name == "qwen3moe").into());
+        }
+        if name == "qwen2moe" {
+            config.insert("shared_expert_intermediate_size".into(), width("ffn_down_shexp")?.into());
+        }
         Ok(())
     }
 
@@ -322,10 +350,11 @@ impl<'a, 'f> Keys<'a, 'f> {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("mlp_bias", first("ffn_down", "bias").into());
             }
-            "qwen3" | "gemma" => set("attention_bias", first("attn_q", "bias").into()),
+            "qwen3" | "qwen3moe" | "olmoe" | "gemma" => set("attention_bias", first("attn_q", "bias").into()),
             "olmo2" if window.is_some() => {
                 return Err(Fault::file("OLMo 3 (olmo2 with a sliding window) is not supported"));
             }
+            "qwen2moe" => set("qkv_bias", first("attn_q", "bias").into()),
             "olmo2" => set("attention_bias", first("attn_q", "bias").into()),
             "stablelm" => {
                 set("use_qkv_bias", first("attn_q", "bias").into());

@@ -105,6 +105,8 @@ pub(crate) struct Shape {
     pub(crate) key_heads: usize,
     /// Whether the head is tied to the embedding.
     pub(crate) tied: bool,
+    /// Number of experts, 0 for none.
+    pub(crate) experts: usize,
 }
 
 impl FileType {
@@ -122,8 +124,10 @@ impl FileType {
     /// The type that a tensor is to have, and the one that it gets where its width is not a multiple of a block.
     pub(crate) fn of(self, name: &str, dims: &[usize], model: Shape) -> (Dtype, Dtype) {
         let is_small = ["position_embd", "token_types", "rope_freqs", "rope_factors"];
+        let is_router =
+            [".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"].iter().any(|end| name.ends_with(end));
         let is_matrix = dims.len() >= 2 && name.ends_with(".weight") && !name.ends_with("_norm.weight");
-        if !is_matrix || is_small.iter().any(|start| name.starts_with(start)) {
+        if !is_matrix || is_router || is_small.iter().any(|start| name.starts_with(start)) {
             return (Dtype::F32, Dtype::F32);
         }
         let width = dims.last().copied().unwrap_or(1);
@@ -152,7 +156,14 @@ impl FileType {
         let (i, n) = (layer.parse::<usize>().unwrap_or(0), model.layers);
         let more = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
         let is_shared = model.heads / model.key_heads.max(1) >= 4;
+        let has_eight = model.experts == 8;
         match stem {
+            // Small beside eight experts.
+            "attn_v.weight" | "attn_qkv.weight" | "attn_k.weight" if has_eight => Q8_0,
+            "attn_output.weight" if has_eight => match (base, size) {
+                (Q2K | Q3K, Size::Small | Size::Medium) | (Q4K, _) | (Iq4Nl, _) => Q5K,
+                _ => base,
+            },
             "attn_v.weight" | "attn_qkv.weight" => {
                 let format = match (base, size) {
                     (Q2K, Size::Medium) => [Q3K, Q4K][usize::from(is_shared)],
@@ -168,7 +179,7 @@ impl FileType {
                 let is_largest = model.layers == 80 && model.heads != model.key_heads;
                 if is_largest && matches!(format, Q3K | Q4K) { Q5K } else { format }
             }
-            "ffn_down.weight" => match (base, size) {
+            "ffn_down.weight" | "ffn_down_exps.weight" | "ffn_down_shexp.weight" => match (base, size) {
                 (Q2K, Size::Medium) => Q3K,
                 (Q2K, Size::Small) if i < n / 8 => Q4K,
                 (Q3K, Size::Medium) => [Q4K, Q5K][usize::from(i < n / 16)],
@@ -221,7 +232,7 @@ mod tests {
     /// What `llama-quantize` made of a model of 30 layers of width 576.
     #[test]
     fn mixes_are_those_of_llama_quantize() {
-        let model = Shape { layers: 30, heads: 9, key_heads: 3, tied: true };
+        let model = Shape { layers: 30, heads: 9, key_heads: 3, tied: true, experts: 0 };
         let of = |kind: &str, name: &str, dims: [usize; 2]| {
             kind.parse::<FileType>().unwrap().of(name, &dims, model).1.name()
         };

@@ -59,6 +59,8 @@ struct Step {
 
 enum From {
     Tensor(String),
+    /// One map of each expert, one after the other.
+    Experts(Vec<String>),
     Values(Vec<f32>),
 }
 
@@ -100,13 +102,28 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
         steps.push(Step { from: From::Values(values), order: None, plus_one: false, transposed: false });
     }
     let (heads, key_heads) = (described.shape.heads, described.shape.key_heads);
-    for (name, own, stem) in names {
+    for (names, own, stem) in by_tensor(names) {
+        let name = names[0].clone();
         let Some(info) = model.weights.info(&name) else { continue };
         let mut shape = info.shape.clone();
-        let step = step(architecture, &name, stem, &shape, [heads, key_heads])
+        let mut step = step(architecture, &name, stem, &shape, [heads, key_heads])
             .map_err(|reason| CheckpointError::tensor(model.weights.path(), &name, reason))?;
         if step.transposed {
             shape.reverse();
+        }
+        if stem.ends_with("_exps") {
+            let count = described.shape.experts;
+            let is_odd = |name: &&String| model.weights.info(name).is_none_or(|other| other.shape != shape);
+            let odd = names.iter().find(is_odd);
+            if names.len() != count || odd.is_some() {
+                let reason = format!("is one of {} experts; expected {count} of one shape", names.len());
+                return Err(CheckpointError::tensor(model.weights.path(), odd.unwrap_or(&name), reason));
+            }
+            shape.insert(0, names.len());
+            step.from = From::Experts(names);
+        } else if stem == "ffn_gate_inp_shexp" {
+            // A map to one number is a vector in llama.cpp.
+            shape.remove(0);
         }
         let (wanted, dtype) = model.kind.of(&own, &shape, described.shape);
         if wanted != dtype {
@@ -210,6 +227,25 @@ fn names(
     Ok(names)
 }
 
+/// The names of the checkpoint's tensors that become one of llama.cpp's: one, or one for each expert, in their order.
+fn by_tensor(names: Vec<(String, String, &'static str)>) -> Vec<(Vec<String>, String, &'static str)> {
+    let mut tensors: Vec<(Vec<String>, String, &'static str)> = Vec::new();
+    for (name, own, stem) in names {
+        match tensors.last_mut() {
+            Some((names, last, _)) if *last == own => names.push(name),
+            _ => tensors.push((vec![name], own, stem)),
+        }
+    }
+    let number = |name: &String| {
+        let after = name.split_once(".experts.").map_or("", |(_, after)| after);
+        after.split('.').next().and_then(|number| number.parse::<usize>().ok())
+    };
+    for (names, ..) in &mut tensors {
+        names.sort_by_key(number);
+    }
+    tensors
+}
+
 /// What llama.cpp's conversion does to a tensor.
 fn step(
     architecture: &Architecture,
@@ -265,6 +301,18 @@ fn tensor(
 ) -> Result<Vec<u8>, CheckpointError> {
     let mut values = match &step.from {
         From::Values(values) => values.clone(),
+        From::Experts(names) => {
+            // One expert's values at a time.
+            let shape = planned.shape[1..].to_vec();
+            let one = Planned { name: planned.name.clone(), shape, dtype: planned.dtype };
+            let mut bytes = Vec::new();
+            for name in names {
+                let values = weights.read_f32(name)?;
+                weights.release(name);
+                bytes.extend(encode_values(path, &one, &values)?);
+            }
+            return Ok(bytes);
+        }
         From::Tensor(name) if step.transposed => weights.read_f32_transposed(name)?,
         From::Tensor(name) => {
             let values = weights.read_f32(name)?;

@@ -23,7 +23,7 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
     let architecture =
         parsed.metadata.get("general.architecture").and_then(|value| value.as_text()).unwrap_or_default();
     let is_model = parsed.metadata.get("general.type").is_none_or(|kind| kind.as_text() == Some("model"));
-    let known = Architecture::of_name(architecture).filter(|_| is_model);
+    let known = Architecture::of_file(&parsed.metadata).filter(|_| is_model);
     for (&name, tensor) in &parsed.tensors {
         let entry = Entry {
             info: TensorInfo { shape: tensor.shape.clone(), dtype: tensor.dtype },
@@ -39,6 +39,12 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
         }
         let heads = Heads::of(architecture, parsed);
         if let Some((hub, stem)) = known.to_hub(name) {
+            if let Some((before, after)) = hub.split_once('*') {
+                let parts = experts(tensor).map_err(|reason| Fault::tensor(name, reason))?;
+                let parts = parts.enumerate().map(|(i, part)| (format!("{before}{i}{after}"), part));
+                table.tensors.extend(parts);
+                continue;
+            }
             let entry = changed(known, stem, tensor, entry, heads, file, &mut beside)
                 .map_err(|reason| Fault::tensor(name, reason))?;
             if table.tensors.insert(hub.clone(), entry).is_some() {
@@ -123,6 +129,8 @@ fn changed(
                 RowOrder { dims: [heads.queries, 3, width], strides: [width, heads.queries * width, 1] };
             entry.layout = Layout::Rows { start: tensor.start, order };
         }
+        // A map to one number is a vector in llama.cpp.
+        _ if stem == "ffn_gate_inp_shexp" => entry.info.shape.insert(0, 1),
         Changes::PlusOne if stem.ends_with("norm") => {
             if tensor.dtype != Dtype::F32 {
                 return Err(format!("a norm in {}; expected F32", tensor.dtype));
@@ -149,6 +157,22 @@ fn changed(
         _ => {}
     }
     Ok(entry)
+}
+
+/// The maps of all experts, which lie one after the other.
+fn experts(tensor: &Tensor) -> Result<impl Iterator<Item = Entry>, String> {
+    let &[count, rows, columns] = tensor.shape.as_slice() else {
+        return Err(format!("has {} dimensions; expected experts, rows and columns", tensor.shape.len()));
+    };
+    if tensor.len == 0 {
+        return Err("has no elements".into());
+    }
+    let (start, len, dtype) = (tensor.start, tensor.len / count, tensor.dtype);
+    Ok((0..count).map(move |i| Entry {
+        info: TensorInfo { shape: vec![rows, columns], dtype },
+        source: 0,
+        layout: Layout::Contiguous { start: start + i * len, len },
+    }))
 }
 
 /// The order that puts the halves of heads one after the other again.

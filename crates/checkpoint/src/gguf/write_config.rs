@@ -80,6 +80,7 @@ pub(crate) fn describe(
         count("attention.key_length", head)?;
         count("attention.value_length", head)?;
     }
+    let experts = keys.experts(architecture, &mut count)?;
     let mut vectors = Vec::new();
     if architecture.name != "gpt2" {
         let part_key = if architecture.name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
@@ -103,12 +104,16 @@ pub(crate) fn describe(
     }
     let (own, hub) = architecture.norm_eps;
     let default = if architecture.name == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
-    let default = if matches!(architecture.name, "phi3" | "olmo2") { 1e-5 } else { default };
+    let default = if matches!(architecture.model_type, "phi3" | "olmo2" | "olmoe" | "mixtral") {
+        1e-5
+    } else {
+        default
+    };
     put(own, Meta::F32(keys.number(hub)?.unwrap_or(default) as f32));
     keys.options(architecture, [head, layers, length], &mut put, &mut warnings)?;
     keys.activation(architecture)?;
     let [layers, heads, key_heads] = [layers, heads, key_heads].map(|n| n as usize);
-    Ok(Described { metadata, vectors, shape: Shape { layers, heads, key_heads, tied }, warnings })
+    Ok(Described { metadata, vectors, shape: Shape { layers, heads, key_heads, tied, experts }, warnings })
 }
 
 struct Keys<'a> {
@@ -139,6 +144,56 @@ impl Keys<'_> {
         self.get(key).and_then(Json::as_bool).unwrap_or(false)
     }
 
+    /// Writes what there is to say of experts; returns their number.
+    fn experts(
+        &self,
+        architecture: &Architecture,
+        count: &mut impl FnMut(&str, u64) -> Result<()>,
+    ) -> Result<usize> {
+        if !architecture.has_experts() {
+            return Ok(0);
+        }
+        let name = architecture.name;
+        let number = match self.count("num_experts")? {
+            Some(number) => number,
+            None => self.there(self.count("num_local_experts")?, "num_experts")?,
+        };
+        count("expert_count", number)?;
+        let used = self.there(self.count("num_experts_per_tok")?, "num_experts_per_tok")?;
+        count("expert_used_count", used)?;
+        if name.starts_with("qwen") {
+            let inner = self.there(self.count("moe_intermediate_size")?, "moe_intermediate_size")?;
+            count("expert_feed_forward_length", inner)?;
+            let is_dense =
+                self.get("mlp_only_layers").and_then(Json::as_array).is_some_and(|all| !all.is_empty());
+            if is_dense || self.count("decoder_sparse_step")?.unwrap_or(1) != 1 {
+                return Err(format!("llama.cpp's {name} has experts in all layers, and this model in some"));
+            }
+        }
+        if name == "qwen2moe" {
+            let key = "shared_expert_intermediate_size";
+            count("expert_shared_feed_forward_length", self.there(self.count(key)?, key)?)?;
+        }
+        if name != "llama" && self.flag("norm_topk_prob") != (name == "qwen3moe") {
+            let does = if name == "qwen3moe" { "divides" } else { "does not divide" };
+            return Err(format!(
+                "norm_topk_prob = {}: llama.cpp's {name} {does} the weights of a token's experts by their sum",
+                self.flag("norm_topk_prob")
+            ));
+        }
+        if name == "olmoe"
+            && self
+                .count("num_key_value_heads")?
+                .is_some_and(|n| Some(n) != self.count("num_attention_heads").ok().flatten())
+        {
+            return Err("llama.cpp's olmoe has as many heads of keys as of queries".into());
+        }
+        if let Some(clip) = self.number("clip_qkv")? {
+            return Err(format!("clip_qkv = {clip} is not supported by llama.cpp's {name}"));
+        }
+        usize::try_from(number).map_err(|_| format!("num_experts = {number} is out of range"))
+    }
+
     /// The object that describes rotary positions; that of full attention, where there is one for each kind of layer.
     fn rope(&self) -> Option<&Map<String, Json>> {
         let old = self.get("rope_scaling").and_then(Json::as_object).filter(|keys| !keys.is_empty());
@@ -160,6 +215,7 @@ impl Keys<'_> {
         let (key, default) = match architecture.name {
             "gptneox" => ("rotary_emb_base", 10_000.0),
             "gemma3" => ("rope_theta", 1_000_000.0),
+            "llama" if architecture.model_type == "mixtral" => ("rope_theta", 1_000_000.0),
             "smollm3" => ("rope_theta", 2_000_000.0),
             _ => ("rope_theta", 10_000.0),
         };
@@ -301,8 +357,10 @@ impl Keys<'_> {
             false => Some(4096).filter(|_| architecture.model_type == "mistral"),
         };
         let slides = match architecture.model_type {
-            "mistral" | "starcoder2" | "phi3" => window.is_some(),
-            "qwen2" | "qwen3" | "smollm3" => self.flag("use_sliding_window") && window.is_some(),
+            "mistral" | "mixtral" | "starcoder2" | "phi3" => window.is_some(),
+            "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "smollm3" => {
+                self.flag("use_sliding_window") && window.is_some()
+            }
             _ => false,
         };
         if slides && window.is_some_and(|window| window < length) {

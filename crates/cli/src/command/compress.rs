@@ -390,6 +390,13 @@ fn print_report(report: &Report, output: &Path, wall_s: f64) {
     for line in &report.instead {
         println!("{line}");
     }
+    if let Some(first) = report.unreached.first() {
+        println!(
+            "{} maps of experts were reached by no token of the calibration text and are weighed by nothing, '{first}' \
+             the first of them; more text or --samples may reach them",
+            report.unreached.len()
+        );
+    }
     if report.dense > 0 {
         println!("{} weights stay dense floats", report.dense);
     }

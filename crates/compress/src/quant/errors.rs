@@ -60,9 +60,9 @@ impl ErrorWeights {
             Weighting::Inputs(inputs) => {
                 Self { columns: means(inputs), gram: Some(Gram::new(inputs)), ..Self::default() }
             }
-            Weighting::Both { sums, .. } => Self {
+            Weighting::Both { sums, share, .. } => Self {
                 columns: means(&sums.inputs),
-                rows: means(&sums.outputs),
+                rows: means(&sums.outputs).into_iter().map(|mean| mean * *share as f32).collect(),
                 gram: Some(Gram::new(&sums.inputs)),
                 is_in_loss: true,
             },

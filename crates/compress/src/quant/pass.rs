@@ -30,6 +30,7 @@ pub(crate) fn each<T: Send>(
         // Values, rounded values, errors; the Gram matrix in both precisions and its factors.
         (20 * weight.numel() + 20 * width * width) as u64
     };
+    let is_calibrated = calibrator.is_some();
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());
     for (layer, indices) in by_layer(plan.weights.iter().map(|weight| weight.site.layer), is_descending) {
@@ -45,6 +46,9 @@ pub(crate) fn each<T: Send>(
                 Weighting::Channels(_) if plan.is_tied && weight.site.embedding => Weighting::None,
                 other => other,
             };
+            if is_calibrated && matches!(weighting, Weighting::None) {
+                plan.unreached.note(&weight.site.path);
+            }
             let made = work(index, &ErrorWeights::new(weight, &weighting))?;
             progress.done(&weight.site.path, None, weight.numel() as u64);
             Ok(made)

@@ -13,6 +13,7 @@ use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::method::Method;
 use crate::options::Options;
+use crate::statistics::Unreached;
 use crate::weights::{LM_HEADS, Role, Weight, find, is_tied, named, select};
 
 /// What the formats are to meet.
@@ -35,6 +36,8 @@ pub(crate) struct QuantPlan<'a> {
     pub(crate) goal: Goal,
     /// Whether the head of the language model is its table of embeddings.
     pub(crate) is_tied: bool,
+    /// Maps of experts that no token of the calibration text reached.
+    pub(crate) unreached: Unreached,
 }
 
 /// Rank of a correction where none is given.
@@ -68,7 +71,18 @@ impl<'a> QuantPlan<'a> {
         let sizes = folder::sizes(&checkpoint, &weights, options.dtype)?;
         let goal = goal(options, &all, &weights)?;
         let source = checkpoint.content_hash();
-        Ok(Self { model, config, checkpoint, source, options, weights, sizes, goal, is_tied })
+        Ok(Self {
+            model,
+            config,
+            checkpoint,
+            source,
+            options,
+            weights,
+            sizes,
+            goal,
+            is_tied,
+            unreached: Unreached::default(),
+        })
     }
 
     /// Formats that a weight may have under a budget, floats among them.
@@ -122,7 +136,7 @@ fn is_taken(weight: &Weight) -> bool {
     match weight.role {
         Role::Block | Role::Embedding => true,
         Role::Head => LM_HEADS.contains(&weight.site.path.as_str()),
-        Role::Outer => false,
+        Role::Outer | Role::Router => false,
     }
 }
 

@@ -190,6 +190,7 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
         modules,
         dense: targets.iter().filter(|target| target.format.is_none()).count(),
         instead: instead(plan, targets),
+        unreached: plan.unreached.paths(),
     })
 }
 

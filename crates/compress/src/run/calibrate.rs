@@ -125,6 +125,7 @@ impl<B: Kernels> ModelCalibrator<B> {
     fn observe(&mut self, layer: usize) -> Result<Weightings> {
         let network = self.part(layer, &[])?;
         let sums = Arc::new(Sums::default());
+        sums.observe(network.sites());
         let mut adapters = AdapterSet::empty();
         if self.given.is_none() {
             adapters = adapters.observed(sums.clone());

@@ -1,5 +1,6 @@
 //! Fisher information of a model's weights, from the gradients of a task.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::Param;
@@ -65,11 +66,11 @@ pub fn fisher<B: AutodiffBackend + Kernels>(
     }
     let mut network = load::<B>(folder, device)?;
     network.visit_params(&mut Choose(|at: &Parameter<'_>, _| is_matrix(at)));
-    let mut sums: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut sums: HashMap<String, Vec<f64>> = HashMap::new();
     for (tokens, answers) in batches {
         let loss = loss(&network, tokens, answers, device)?;
         let grads = loss.backward();
-        let mut gather = Gather::<B> { grads: &grads, sums: &mut sums, place: 0 };
+        let mut gather = Gather::<B> { grads: &grads, sums: &mut sums };
         network.visit_params(&mut gather);
     }
     let root = |sums: Vec<f64>| Weighting::Channels(sums.into_iter().map(|sum| sum.sqrt() as f32).collect());
@@ -173,9 +174,8 @@ fn is_matrix(at: &Parameter<'_>) -> bool {
 /// Adds up squared gradients by input channel.
 struct Gather<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
-    sums: &'a mut Vec<(String, Vec<f64>)>,
-    /// The order of a visit is the same every time.
-    place: usize,
+    /// By module: of experts, those that a token of a batch so far has reached.
+    sums: &'a mut HashMap<String, Vec<f64>>,
 }
 
 impl<B: AutodiffBackend> ParamVisitor<B> for Gather<'_, B> {
@@ -187,13 +187,9 @@ impl<B: AutodiffBackend> ParamVisitor<B> for Gather<'_, B> {
         let [rows, columns] = [param.dims()[0], param.dims()[1]];
         let values = host_values(grad.reshape([rows, columns])); // [d_input, d_output]
         let squared = values.chunks_exact(columns).map(|row| row.iter().map(|&g| f64::from(g).powi(2)).sum());
-        if self.place == self.sums.len() {
-            let key = at.key();
-            let path = key.strip_suffix(".weight").unwrap_or(&key).to_string();
-            self.sums.push((path, vec![0.0; rows]));
-        }
-        let (_, sums) = &mut self.sums[self.place];
+        let key = at.key();
+        let path = key.strip_suffix(".weight").unwrap_or(&key).to_string();
+        let sums = self.sums.entry(path).or_insert_with(|| vec![0.0; rows]);
         sums.iter_mut().zip(squared).for_each(|(sum, square): (&mut f64, f64)| *sum += square);
-        self.place += 1;
     }
 }

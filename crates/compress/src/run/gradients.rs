@@ -20,6 +20,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
 use lowrank_models::{Rows, TokenBatch};
+use lowrank_spec::names::expert_of;
 use tempfile::TempDir;
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -183,6 +184,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
     /// Takes the gradients of all batches back through a layer; `sums` sees inputs and gradients of outputs.
     fn back(&mut self, layer: usize, mut sums: Option<&mut [Sided; 2]>) -> Result<Network<B>> {
         let network = self.part(Part::Layer(layer))?;
+        sums.iter_mut().flat_map(|sums| sums.iter()).for_each(|side| side.inputs.observe(network.sites()));
         let path = self.states(layer);
         let mut file = File::open(&path).map_err(io(&path))?;
         let width = self.config.hidden_size();
@@ -255,9 +257,15 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
         let path = |site: usize| network.sites()[site].path.clone();
         let [fit, held_out] = sums;
         let (mut fit, mut held_out) = (fit.finish(path)?, held_out.finish(path)?);
-        let made = fit
-            .drain()
-            .map(|(site, sums)| (path(site), Weighting::Both { sums, held_out: held_out.remove(&site) }));
+        let tokens = fit.values().map(|sums| sums.inputs.rows).max().unwrap_or(1);
+        let made = fit.drain().map(|(site, sums)| {
+            let path = path(site);
+            let share = match expert_of(&path) {
+                Some(_) => sums.inputs.rows as f64 / tokens as f64,
+                None => 1.0,
+            };
+            (path, Weighting::Both { sums, held_out: held_out.remove(&site), share })
+        });
         Ok(made.collect())
     }
 
@@ -510,7 +518,7 @@ mod tests {
         for layer in [1, 0] {
             let weightings = made.weightings(layer).unwrap();
             for (index, site) in network.sites().iter().enumerate().filter(|(_, s)| s.layer == Some(layer)) {
-                let Some(Weighting::Both { sums, held_out: Some(held_out) }) = weightings.get(&site.path)
+                let Some(Weighting::Both { sums, held_out: Some(held_out), .. }) = weightings.get(&site.path)
                 else {
                     panic!("{} in {:?}", site.path, weightings.keys())
                 };

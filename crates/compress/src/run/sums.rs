@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lowrank_adapters::Observer;
 use lowrank_factor::Mat;
 use lowrank_factor::matrix::from_row_major;
+use lowrank_spec::Site;
+use lowrank_spec::names::expert_of;
 
 use crate::error::{CompressError, Result};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
@@ -75,7 +77,8 @@ impl Sum {
     }
 }
 
-/// Sums by site; sites that are given the same values in every batch share them.
+/// Sums by site; sites that are given the same values in every batch share them. A batch may pass an expert by, so that
+/// only maps of the same expert share sums, or maps outside of all.
 #[derive(Debug, Default)]
 pub(crate) struct Sums(Mutex<State>);
 
@@ -84,6 +87,8 @@ struct State {
     groups: Vec<Group>,
     /// By site: its group.
     by_site: HashMap<usize, usize>,
+    /// By site: the expert that it belongs to.
+    experts: Vec<Option<String>>,
 }
 
 /// A sum and the site that adds to it; the others of the group were given the same so far.
@@ -99,7 +104,12 @@ impl State {
         let known = match self.by_site.get(&site) {
             Some(&index) => index,
             None => {
-                let is_same = |group: &Group| group.sum.width() == width && group.latest == values;
+                let expert = |site: usize| self.experts.get(site).and_then(Option::as_ref);
+                let is_same = |group: &Group| {
+                    group.sum.width() == width
+                        && expert(group.leader) == expert(site)
+                        && group.latest == values
+                };
                 let index = self.groups.iter().position(is_same).unwrap_or_else(|| {
                     let group = Group { sum: Sum::new(width), leader: site, latest: Vec::new() };
                     self.groups.push(group);
@@ -131,6 +141,12 @@ impl Observer for Sums {
 }
 
 impl Sums {
+    /// Tells which sites belong to experts, before any input is seen.
+    pub(crate) fn observe(&self, sites: &[Site]) {
+        let expert = |site: &Site| expert_of(&site.path).map(str::to_string);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).experts = sites.iter().map(expert).collect();
+    }
+
     /// Takes the sums out, by site.
     ///
     /// # Errors
@@ -139,7 +155,7 @@ impl Sums {
         &self,
         path: impl Fn(usize) -> String,
     ) -> Result<HashMap<usize, Arc<InputStatistics>>> {
-        let State { groups, by_site } =
+        let State { groups, by_site, .. } =
             std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         // The first in the order of the model, which is where the fault lies.
         let broken = groups.iter().filter(|group| !group.sum.is_finite()).map(|group| group.leader).min();
@@ -193,6 +209,29 @@ mod tests {
         assert_eq!(x.gram, Mat::from_fn(2, 2, |i, j| [[20.0, 31.0], [31.0, 49.0]][i][j]));
         assert_eq!(y.gram, Mat::from_fn(2, 2, |i, j| [[50.0, 60.0], [60.0, 72.0]][i][j]));
         assert_eq!(x.magnitude, [8.0, 13.0]);
+    }
+
+    /// Two experts that the same token chose share nothing: one had tokens before, and has others later.
+    #[test]
+    fn experts_have_sums_of_their_own() {
+        let sums = Sums::default();
+        let site = |path: &str| Site {
+            path: path.into(),
+            layer: Some(0),
+            d_input: 1,
+            d_output: 1,
+            head: false,
+            embedding: false,
+        };
+        sums.observe(&["l.0.experts.0.w1", "l.0.experts.0.w3", "l.0.experts.1.w1"].map(site));
+        for (site, x) in [(0, 1.0), (1, 1.0), (0, 2.0), (1, 2.0), (2, 2.0), (0, 3.0), (1, 3.0)] {
+            sums.input(site, [1, 1], &|| vec![x]);
+        }
+        let weightings = sums.weightings(|site| site.to_string()).unwrap();
+        let of = |site: &str| inputs(&weightings, site);
+        assert!(Arc::ptr_eq(&of("0"), &of("1")));
+        assert_eq!((of("0").rows, of("0").gram[(0, 0)]), (3, 14.0));
+        assert_eq!((of("2").rows, of("2").gram[(0, 0)]), (1, 4.0));
     }
 
     #[test]

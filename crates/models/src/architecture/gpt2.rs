@@ -44,6 +44,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         rope: None,
         scale: if by_layer { scale / (i + 1) as f32 } else { scale },
         norms: architecture.names.norms,
+        experts: false,
     };
     Ok(DecoderConfig {
         architecture,
@@ -54,6 +55,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         n_kv_heads: n_heads,
         head_dim,
         d_ff: keys.optional_size("n_inner", MAX_DIM)?.unwrap_or(4 * d_model),
+        experts: None,
         max_positions: keys.size_or("n_positions", 1024)?,
         norm: NormKind::Layer,
         norm_eps: keys.number_or("layer_norm_epsilon", 1e-5)?,

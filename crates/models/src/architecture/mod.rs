@@ -12,11 +12,15 @@ mod gpt_neox;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod smollm3;
 mod stablelm;
@@ -60,6 +64,10 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &olmo2::ARCHITECTURE,
     &granite::ARCHITECTURE,
     &starcoder2::ARCHITECTURE,
+    &mixtral::ARCHITECTURE,
+    &qwen2_moe::ARCHITECTURE,
+    &qwen3_moe::ARCHITECTURE,
+    &olmoe::ARCHITECTURE,
 ];
 
 /// Ends of the names of buffers that an encoder's checkpoint may hold.

@@ -6,14 +6,17 @@ use super::{DECODERS, ENCODERS};
 const RELATIVES: &[(&str, &str)] = &[
     ("gemma2", "the nearest supported architecture is gemma3_text; soft caps on attention scores differ"),
     ("gemma3", "the model also reads images; give its text model (gemma3_text)"),
-    ("mixtral", "the nearest supported architecture is mistral; experts differ"),
-    ("qwen3_moe", "the nearest supported architecture is qwen3; experts differ"),
-    ("qwen2_moe", "the nearest supported architecture is qwen2; experts differ"),
     ("gemma3n", "the nearest supported architecture is gemma3_text; per-layer embeddings and AltUp differ"),
     ("gemma4", "the nearest supported architecture is gemma3_text"),
-    ("deepseek_v2", "the nearest supported architecture is llama; latent attention and experts differ"),
-    ("deepseek_v3", "the nearest supported architecture is llama; latent attention and experts differ"),
-    ("gpt_oss", "the nearest supported architecture is mistral; attention sinks and experts differ"),
+    ("deepseek_v2", "the nearest supported architecture is qwen2_moe; latent attention differs"),
+    (
+        "deepseek_v3",
+        "the nearest supported architecture is qwen2_moe; latent attention and groups of experts differ",
+    ),
+    (
+        "gpt_oss",
+        "the nearest supported architecture is mixtral; attention sinks and the experts' activation differ",
+    ),
     ("bloom", "the nearest supported architecture is gpt_neox; ALiBi positions differ"),
     (
         "falcon",

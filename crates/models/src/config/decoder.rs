@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::activation::Activation;
+use crate::config::experts::ExpertsConfig;
 use crate::config::file::{MAX_DIM, MAX_LAYERS, lookup};
 use crate::config::keys::Keys;
 use crate::config::layer::{LayerKind, NormKind};
@@ -54,6 +55,8 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Inner width of the feed-forward part.
     pub d_ff: usize,
+    /// The experts of the layers that have some.
+    pub experts: Option<ExpertsConfig>,
     /// Positions the model was made for.
     pub max_positions: usize,
     /// Which norm.
@@ -159,6 +162,7 @@ impl DecoderConfig {
             rope: Some(0),
             scale: 1.0 / (head_dim as f32).sqrt(),
             norms: architecture.names.norms,
+            experts: false,
         };
         Ok(Self {
             architecture,
@@ -169,6 +173,7 @@ impl DecoderConfig {
             n_kv_heads: keys.size_or("num_key_value_heads", n_heads)?,
             head_dim,
             d_ff: keys.size("intermediate_size")?,
+            experts: None,
             max_positions: keys.size_or("max_position_embeddings", defaults.max_positions)?,
             norm: NormKind::Rms,
             norm_eps: keys.number_or(defaults.norm_eps_key, defaults.norm_eps)?,

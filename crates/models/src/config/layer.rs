@@ -24,4 +24,6 @@ pub struct LayerKind {
     pub scale: f32,
     /// The norms around its two parts.
     pub norms: LayerNorms,
+    /// Whether its feed-forward part is a mixture of experts.
+    pub experts: bool,
 }

@@ -5,6 +5,7 @@ mod activation;
 mod classifier;
 mod decoder;
 mod encoder;
+mod experts;
 mod file;
 mod keys;
 mod labels;
@@ -16,12 +17,13 @@ pub use activation::Activation;
 pub use classifier::{BodyConfig, ClassifierConfig};
 pub use decoder::{DecoderConfig, QkNorm, Residual};
 pub use encoder::EncoderConfig;
+pub use experts::ExpertsConfig;
 pub use keys::Keys;
 pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
-    DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, HeadNames, LayerNorms,
-    MaskedLmNames, QkvNames, SharedLayers,
+    DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, ExpertNames, HeadNames, LayerNorms,
+    MaskedLmNames, MlpNames, QkvNames, SharedExpertNames, SharedLayers,
 };
 pub use rope::{RopeConfig, RopeKeys, RopeScaling};
 

@@ -166,6 +166,41 @@ pub struct DecoderNames {
     pub buffers: &'static [&'static str],
 }
 
+/// The maps of a feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MlpNames {
+    /// The gate, where it has one of its own.
+    pub gate: Option<&'static str>,
+    /// The map to the inner width, or to gate and inner width in one.
+    pub up: &'static str,
+    /// Whether `up` computes the gate too, before the inner values.
+    pub up_has_gate: bool,
+    /// The map back.
+    pub down: &'static str,
+}
+
+/// The modules of a mixture of experts, below a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertNames {
+    /// The map to a score for each expert.
+    pub router: &'static str,
+    /// The list of experts.
+    pub experts: &'static str,
+    /// The maps of an expert, below it.
+    pub maps: MlpNames,
+    /// The expert that all tokens take, in architectures that have one.
+    pub shared: Option<SharedExpertNames>,
+}
+
+/// The modules of an expert that all tokens take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SharedExpertNames {
+    /// The expert, with the same maps as the others.
+    pub expert: &'static str,
+    /// The map to the number whose sigmoid weighs it.
+    pub gate: &'static str,
+}
+
 /// Norms around the two parts of a layer: `h = x + after(attention(before(x)))`, likewise for the feed-forward part. A
 /// name that is absent is a norm that the layer has not.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -191,6 +226,11 @@ impl DecoderNames {
     /// The path of something in a layer.
     pub fn in_layer(&self, index: usize, name: &str) -> String {
         format!("{}{}.{index}.{name}", self.prefix, self.layers)
+    }
+
+    /// The maps of the feed-forward part.
+    pub const fn mlp(&self) -> MlpNames {
+        MlpNames { gate: self.gate, up: self.up, up_has_gate: self.up_has_gate, down: self.down }
     }
 }
 

@@ -1,11 +1,12 @@
-//! The blocks that decoders share: attention with grouped heads, feed-forward parts, layers.
+//! The blocks that decoders share: attention with grouped heads, layers.
 
 use burn::prelude::*;
-use lowrank_kernels::{AttentionSpec, Kernels, Keys, RopeSpec, attention, rope, swiglu};
+use lowrank_kernels::{AttentionSpec, Kernels, Keys, RopeSpec, attention, rope};
 
 use crate::batch::{Rows, TokenBatch};
 use crate::cache::KvCache;
-use crate::config::{Activation, DecoderConfig, DecoderNames, LayerKind, QkNorm, QkvNames, Residual};
+use crate::config::{DecoderConfig, DecoderNames, LayerKind, QkNorm, QkvNames, Residual};
+use crate::decoder::mlp::FeedForward;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::rope::Angles;
@@ -42,18 +43,6 @@ struct Rotation {
     interleaved: bool,
 }
 
-/// The feed-forward part: `down(act(gate(x)) ∘ up(x))`, or `down(act(up(x)))`.
-#[derive(Module, Debug)]
-pub struct Mlp<B: Backend> {
-    gate: Option<Linear<B>>,
-    up: Linear<B>,
-    down: Linear<B>,
-    /// Whether `up` gives gate and inner values in one.
-    up_has_gate: bool,
-    #[module(skip)]
-    activation: Activation,
-}
-
 /// One transformer layer.
 #[derive(Module, Debug)]
 pub struct DecoderLayer<B: Backend> {
@@ -61,7 +50,7 @@ pub struct DecoderLayer<B: Backend> {
     attention: Attention<B>,
     attention_output_norm: Option<Norm<B>>,
     mlp_norm: Option<Norm<B>>,
-    mlp: Mlp<B>,
+    mlp: FeedForward<B>,
     mlp_output_norm: Option<Norm<B>>,
     residual_scale: f64,
     #[module(skip)]
@@ -81,7 +70,7 @@ impl<B: Backend> DecoderLayer<B> {
         device: &B::Device,
     ) -> Self {
         let (names, kind) = (config.architecture.names, config.layers[index]);
-        let (d, d_ff) = (config.d_model, config.d_ff);
+        let d = config.d_model;
         let [q_width, kv_width] = [config.n_heads, config.n_kv_heads].map(|n| n * config.head_dim);
         let mut linear = |name: &str, shape, bias| {
             let path = &names.in_layer(index, name);
@@ -119,14 +108,7 @@ impl<B: Backend> DecoderLayer<B> {
             kind,
             rope: rope.filter(|rope| rope.rotary_dim > 0),
         };
-        let inner = if names.up_has_gate { 2 * d_ff } else { d_ff };
-        let mlp = Mlp {
-            gate: names.gate.map(|gate| linear(gate, [d, d_ff], config.mlp_bias)),
-            up: linear(names.up, [d, inner], config.mlp_bias),
-            down: linear(names.down, [d_ff, d], config.mlp_bias),
-            up_has_gate: names.up_has_gate,
-            activation: config.activation,
-        };
+        let mlp = FeedForward::init(config, index, sites, seed, device);
         let norm = |name: Option<&str>| name.map(|_| norm_of(d));
         Self {
             attention_norm: norm(kind.norms.attention),
@@ -161,11 +143,7 @@ impl<B: Backend> DecoderLayer<B> {
         self.attention.output.visit_params(ModulePath::in_layer(&path(names.output), index), visitor);
         norm(&mut self.attention_output_norm, kind.norms.attention_output, visitor);
         norm(&mut self.mlp_norm, kind.norms.mlp, visitor);
-        if let (Some(gate), Some(name)) = (&mut self.mlp.gate, names.gate) {
-            gate.visit_params(ModulePath::in_layer(&path(name), index), visitor);
-        }
-        self.mlp.up.visit_params(ModulePath::in_layer(&path(names.up), index), visitor);
-        self.mlp.down.visit_params(ModulePath::in_layer(&path(names.down), index), visitor);
+        self.mlp.visit_params((&path(""), index), visitor);
         norm(&mut self.mlp_output_norm, kind.norms.mlp_output, visitor);
     }
 }
@@ -248,31 +226,6 @@ impl<B: Kernels> Attention<B> {
             _ => attention(q, k, v, &spec),
         }; // [rows, n_heads * head_dim]
         self.output.forward(context, run)
-    }
-}
-
-impl<B: Kernels> Mlp<B> {
-    fn forward(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let gated = |gate: Tensor<B, 2>, up: Tensor<B, 2>| match self.activation {
-            Activation::Silu => swiglu(gate, up),
-            activation => activation.apply(gate) * up,
-        };
-        let inner = match &self.gate {
-            None if self.up_has_gate => {
-                let both = self.up.forward(x, run);
-                let width = both.dims()[1] / 2;
-                gated(both.clone().narrow(1, 0, width), both.narrow(1, width, width))
-            }
-            None => self.up.forward_activated(x, self.activation, run),
-            Some(gate) => {
-                let up = self.up.forward(x.clone(), run);
-                match self.activation {
-                    Activation::Silu => swiglu(gate.forward(x, run), up),
-                    activation => gate.forward_activated(x, activation, run) * up,
-                }
-            }
-        }; // [rows, d_ff]
-        self.down.forward(inner, run)
     }
 }
 

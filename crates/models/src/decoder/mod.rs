@@ -2,16 +2,19 @@
 
 pub(crate) mod body;
 mod constraints;
+mod experts;
 mod generate;
 mod layer;
 mod likelihood;
+mod mlp;
 mod model;
 mod sample;
 
 pub use crate::cache::KvCache;
 pub use constraints::Constraints;
 pub use generate::{Finish, Generated, GenerationOptions};
-pub use layer::{Attention, DecoderLayer, Mlp};
+pub use layer::{Attention, DecoderLayer};
 pub use likelihood::TokenNll;
+pub use mlp::Mlp;
 pub use model::Decoder;
 pub use sample::{Sampler, Sampling};

@@ -4,7 +4,8 @@ use anyhow::{Result, bail, ensure};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, Parameter, Parameters};
-use lowrank_spec::BlockFormat;
+use lowrank_spec::names::expert_of;
+use lowrank_spec::{BlockFormat, Site};
 use lowrank_train::{TrainConfig, TunedDecoder};
 use serde_json::{Map, Value, json};
 
@@ -98,8 +99,15 @@ impl Memory {
         // activation save theirs, and the maps after them their inputs), the widest input, two normalised states.
         let sites = decoder.sites().iter().filter(|site| site.layer.is_some());
         let widest = sites.clone().map(|site| site.d_input).max().unwrap_or(0);
-        let saved: usize =
-            sites.map(|site| site.d_output).sum::<usize>() + config.n_layers * (widest + 2 * config.d_model);
+        let (experts, shared): (Vec<&Site>, Vec<&Site>) =
+            sites.partition(|site| expert_of(&site.path).is_some());
+        let width = |sites: &[&Site]| sites.iter().map(|site| site.d_output).sum::<usize>();
+        // A token takes some experts of each layer, and is copied for each of them.
+        let routed = config.experts.as_ref().map_or(0, |of| {
+            let layers = config.layers.iter().filter(|layer| layer.experts).count();
+            width(&experts) * of.top_k / of.count + 2 * layers * of.top_k * config.d_model
+        });
+        let saved = width(&shared) + routed + config.n_layers * (widest + 2 * config.d_model);
         let per_layer = saved / config.n_layers.max(1);
         let activations = if recompute { config.n_layers * config.d_model + 2 * per_layer } else { saved };
         // A tensor of a large vocabulary is read once more while it is loaded.

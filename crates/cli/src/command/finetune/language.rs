@@ -13,7 +13,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig, Parameter, Parameters, Part};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::base::{check_frozen, recomputes, report};
 use super::job::{self, Clock, Identity};
@@ -93,6 +93,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         bail!("{}: is a language model; give rows with --train and --dev", folder.display())
     };
     let base = open_model(folder)?.decoder_config()?;
+    check_balance(folder, &base)?;
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
     let built = build(args, folder, base, device)?;
@@ -261,6 +262,18 @@ fn show<'a>(rows: impl Iterator<Item = &'a TokenRow>, n: usize, tokenizer: &Text
             row.show(tokenizer)?
         );
     }
+    Ok(())
+}
+
+/// Refuses a config that asks for a loss beside that of the next token.
+fn check_balance(folder: &Path, config: &DecoderConfig) -> Result<()> {
+    let asks = config.raw.get("output_router_logits").and_then(Value::as_bool).unwrap_or(false);
+    ensure!(
+        config.experts.is_none() || !asks,
+        "{}: config.json asks for the loss that balances the load of experts (output_router_logits = true), which is not \
+         computed here; set it to false to train on the next token alone",
+        folder.display()
+    );
     Ok(())
 }
 

@@ -1,0 +1,27 @@
+//! Mixtral (Jiang et al. 2024): Mistral with experts, two of which each token takes.
+
+use super::llama;
+use crate::config::{
+    DecoderArchitecture, DecoderConfig, Defaults, ExpertNames, ExpertsConfig, Keys, MAX_DIM, MlpNames,
+    RopeKeys,
+};
+
+pub(super) const ARCHITECTURE: DecoderArchitecture =
+    DecoderArchitecture { model_type: "mixtral", class: "Mixtral", config, ..llama::ARCHITECTURE };
+
+const EXPERTS: ExpertNames = ExpertNames {
+    router: "block_sparse_moe.gate",
+    experts: "block_sparse_moe.experts",
+    maps: MlpNames { gate: Some("w1"), up: "w3", up_has_gate: false, down: "w2" },
+    shared: None,
+};
+
+fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+    let rope = RopeKeys { default_theta: 1e6, ..RopeKeys::DEFAULT };
+    let defaults = Defaults { norm_eps: 1e-5, rope, ..Defaults::DEFAULT };
+    let window = keys.optional_size("sliding_window", MAX_DIM)?;
+    let experts = ExpertsConfig::read(keys, &EXPERTS, "intermediate_size")?;
+    Ok(DecoderConfig::with(architecture, keys, defaults)?
+        .with_windows(keys, window, |_| true)?
+        .with_experts(experts))
+}

@@ -1,0 +1,22 @@
+//! Qwen3-MoE (Yang et al. 2025): Qwen3 with experts in all layers, or in some.
+
+use super::{llama, qwen2_moe};
+use crate::config::{DecoderArchitecture, DecoderConfig, ExpertsConfig, Keys, QkNorm};
+
+pub(super) const ARCHITECTURE: DecoderArchitecture =
+    DecoderArchitecture { model_type: "qwen3_moe", class: "Qwen3Moe", config, ..llama::ARCHITECTURE };
+
+fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+    let experts = ExpertsConfig {
+        normalizes: keys.flag_or("norm_topk_prob", false)?,
+        ..ExpertsConfig::read(keys, &qwen2_moe::EXPERTS, "moe_intermediate_size")?
+    };
+    let bias = keys.flag_or("attention_bias", false)?;
+    let config = DecoderConfig {
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: Some(QkNorm::Head),
+        ..DecoderConfig::common(architecture, keys)?
+    };
+    config.with_windows(keys, qwen2_moe::window(keys)?, |_| true)?.with_sparse_layers(keys, experts)
+}

@@ -1,0 +1,60 @@
+//! Mixtures of experts: how many there are and how a token chooses.
+
+use crate::config::decoder::DecoderConfig;
+use crate::config::file::MAX_DIM;
+use crate::config::keys::Keys;
+use crate::config::names::ExpertNames;
+
+/// Most experts of a layer.
+const MAX_EXPERTS: usize = 4096;
+
+/// The experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// Where their tensors are.
+    pub names: &'static ExpertNames,
+    /// Number of experts.
+    pub count: usize,
+    /// Experts that a token takes.
+    pub top_k: usize,
+    /// Inner width of an expert.
+    pub d_ff: usize,
+    /// Inner width of the expert that all tokens take, where there is one.
+    pub shared_d_ff: Option<usize>,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub normalizes: bool,
+}
+
+impl ExpertsConfig {
+    /// Experts whose inner width is under the key `d_ff`. Their number is called `num_experts` or `num_local_experts`.
+    pub(crate) fn read(keys: &Keys<'_>, names: &'static ExpertNames, d_ff: &str) -> Result<Self, String> {
+        let count = ["num_experts", "num_local_experts"].iter().find(|key| keys.get(key).is_some());
+        let count = keys.size_within(count.unwrap_or(&"num_experts"), MAX_EXPERTS)?;
+        let top_k = keys.size("num_experts_per_tok")?;
+        if top_k > count {
+            return Err(format!(
+                "num_experts_per_tok = {top_k} is out of range; expected 1..={count}, the number of experts"
+            ));
+        }
+        Ok(Self { names, count, top_k, d_ff: keys.size(d_ff)?, shared_d_ff: None, normalizes: true })
+    }
+}
+
+impl DecoderConfig {
+    /// Gives every layer experts.
+    pub(crate) fn with_experts(mut self, experts: ExpertsConfig) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.experts = true);
+        Self { experts: Some(experts), ..self }
+    }
+
+    /// Gives experts to every `decoder_sparse_step`-th layer but those in `mlp_only_layers`.
+    pub(crate) fn with_sparse_layers(self, keys: &Keys<'_>, experts: ExpertsConfig) -> Result<Self, String> {
+        let step = keys.optional_size("decoder_sparse_step", MAX_DIM)?.unwrap_or(1);
+        let dense = keys.numbers("mlp_only_layers")?.unwrap_or_default();
+        let mut config = self.with_experts(experts);
+        for (index, layer) in config.layers.iter_mut().enumerate() {
+            layer.experts = (index + 1).is_multiple_of(step) && !dense.contains(&(index as f64));
+        }
+        Ok(config)
+    }
+}
