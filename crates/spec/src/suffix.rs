@@ -60,6 +60,11 @@ impl<T> SuffixMap<T> {
 }
 
 impl<T: Copy> SuffixMap<T> {
+    /// The keys with their values, in their order.
+    pub fn entries(&self) -> impl Iterator<Item = (String, T)> {
+        self.0.iter().map(|(key, value)| (key.clone(), *value))
+    }
+
     /// The value of a module; a key that is not a regular expression matches nothing (see [`SuffixMap::check`]).
     pub fn get(&self, path: &str) -> Option<T> {
         self.0.iter().find(|(key, _)| matches_end(key, path)).map(|(_, value)| *value)

@@ -7,6 +7,7 @@ use lowrank_spec::{Pattern, Site, SuffixMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::experts::are_maps;
 use super::init_tag::InitTag;
 use crate::config::scale;
 use crate::error::AdapterError;
@@ -288,7 +289,10 @@ impl PeftConfig {
             Value::Object(map) => !map.is_empty(),
             _ => true,
         };
-        let found = UNSUPPORTED.iter().find(|key| self.other.get(**key).is_some_and(is_set))?;
+        let is_known = |key: &str, value: &Value| key == "target_parameters" && are_maps(value);
+        let found = UNSUPPORTED
+            .iter()
+            .find(|key| self.other.get(**key).is_some_and(|value| is_set(value) && !is_known(key, value)))?;
         Some(format!("{found} is not supported"))
     }
 

@@ -11,6 +11,7 @@
 //! config lists the paths of each. Full-size corrections of low rank are written as the LoRA that they are.
 
 mod config;
+mod experts;
 mod folder;
 mod init_tag;
 mod names;

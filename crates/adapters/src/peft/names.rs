@@ -25,7 +25,13 @@ pub(super) fn normalise(key: &str) -> Option<String> {
     for prefix in [PREFIX, "base_model.", "module."] {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
-    let mut segments: Vec<&str> = rest.split('.').filter(|s| *s != "base_layer").collect();
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in rest.split('.') {
+        // Experts may be adapted twice, the inner adapter under this name.
+        if segment != "base_layer" || segments.last() == Some(&"experts") {
+            segments.push(segment);
+        }
+    }
     if segments.contains(&"original_module") {
         return None;
     }
@@ -66,6 +72,11 @@ mod tests {
     #[case("base_model.model.q.lora_B.bias", Some("q.lora_B.bias"))]
     #[case("base_model.model.q.lora_B.default.bias", Some("q.lora_B.bias"))]
     #[case("base_model.model.bert.l.0.tt_left.2", Some("bert.l.0.tt_left.2"))]
+    #[case("base_model.model.l.0.mlp.experts.lora_A.weight", Some("l.0.mlp.experts.lora_A.weight"))]
+    #[case(
+        "base_model.model.l.0.mlp.experts.base_layer.lora_A.weight",
+        Some("l.0.mlp.experts.base_layer.lora_A.weight")
+    )]
     #[case("base_model.vera_A", Some("vera_A"))]
     fn keys_of_every_version_are_one(#[case] key: &str, #[case] expect: Option<&str>) {
         assert_eq!(normalise(key).as_deref(), expect);

@@ -37,8 +37,13 @@ impl AdapterFolder {
         base: &dyn BaseWeights<B>,
         device: &B::Device,
     ) -> Result<(AdapterSet<B>, Saved)> {
+        let mut folder = self;
+        if folder.is_fused() {
+            let fault = |details| AdapterError::Tensors { path: dir.to_path_buf(), details };
+            folder.unfuse(sites).map_err(fault)?;
+        }
         let mut reader = Reader {
-            folder: self,
+            folder,
             sites,
             base,
             device,

@@ -27,6 +27,12 @@ impl AdapterFolder {
     /// [`AdapterError::Config`] for files that do not tell how wide a layer is (VeRA), or hold no factors.
     pub fn own_sites<B: Backend>(&self, path: &Path) -> Result<Vec<Site>> {
         let bad = |reason: &str| AdapterError::Config { path: path.to_path_buf(), reason: reason.into() };
+        if self.is_fused() {
+            return Err(bad(
+                "holds the factors of all experts of a layer in one tensor, which only the model takes apart; merge it into \
+                 the model",
+            ));
+        }
         let own = Adapter::<B>::own_sites(self).map_err(|error| bad(&error.to_string()))?;
         if own.is_empty() {
             return Err(bad("holds no factors: a head alone, or nothing"));
