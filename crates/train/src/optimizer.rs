@@ -66,7 +66,7 @@ impl<B: Kernels> GroupedAdamW<B> {
         }
     }
 
-    /// One step of the parameters that have a gradient, at the base rate `lr`.
+    /// One step of the parameters that have a gradient, or have had one, at the base rate `lr`.
     pub fn step<A, M>(&mut self, lr: f64, module: M, grads: GradientsParams) -> M
     where
         A: AutodiffBackend<InnerBackend = B>,
@@ -165,8 +165,13 @@ where
     B::InnerBackend: Kernels,
 {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) else { return param };
+        let grad = self.grads.remove::<B::InnerBackend, D>(param.id);
         let optimizer = &mut *self.optimizer;
+        // A gradient of 0 for an expert that no token of this step chose, as in transformers, where the experts of a layer are
+        // one tensor.
+        if grad.is_none() && !optimizer.moments.contains_key(&param.id) {
+            return param;
+        }
         let group = optimizer.groups.get(param.id, D);
         let lr = match group.rate {
             Rate::Base => self.lr,
@@ -190,7 +195,8 @@ where
         let state =
             optimizer.moments.remove(&id).unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
         let value = tensor.inner().reshape([n]);
-        let (value, state) = adamw_step(value, grad.reshape([n]), state, &settings);
+        let grad = grad.map_or_else(zeros, |grad| grad.reshape([n]));
+        let (value, state) = adamw_step(value, grad, state, &settings);
         optimizer.moments.insert(id, state);
         let updated = Tensor::from_inner(value.reshape(shape)).require_grad();
         Param::from_mapped_value(id, updated, mapper)

@@ -6,7 +6,7 @@ use crate::config::keys::Keys;
 use crate::config::names::ExpertNames;
 
 /// Most experts of a layer.
-const MAX_EXPERTS: usize = 4096;
+const MAX_EXPERTS: usize = 1024;
 
 /// The experts of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

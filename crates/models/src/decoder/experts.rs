@@ -114,7 +114,10 @@ impl<B: Kernels> Experts<B> {
         }
         let parts = choice.rows.iter().zip(&self.experts).filter(|(taken, _)| !taken.is_empty());
         let parts = parts.map(|(taken, expert)| {
-            let x = x.clone().select(0, indices(taken.clone(), &device)); // [taken, d_model]
+            let x = match taken.len() == rows {
+                true => x.clone(),
+                false => x.clone().select(0, indices(taken.clone(), &device)), // [taken, d_model]
+            };
             expert.forward(x, run.on_rows(PickedRows { rows: taken, of: rows }))
         });
         let parts = Tensor::cat(parts.collect(), 0).select(0, indices(choice.places, &device));
