@@ -309,3 +309,38 @@ fn both_sides_reach_what_is_asked_or_say_why_not() {
         );
     }
 }
+
+/// Equal tokens choose the same experts: what the others lose is unknown, and must not look like nothing.
+#[rstest]
+#[case::svd(Method::Svd)]
+#[case::whitened(Method::Whitened)]
+#[case::asvd(Method::Asvd)]
+#[case::two_sided(Method::TwoSided)]
+fn an_expert_that_no_token_reached_keeps_its_share_and_is_named(#[case] method: Method) {
+    let (folder, dir) = (fixture("olmoe"), tempfile::tempdir().unwrap());
+    let few = Tokens { ids: vec![5; 8], type_ids: vec![0; 8], lengths: vec![4, 4] };
+    let mut calibrator: Box<dyn Calibrator> = if method == Method::TwoSided {
+        let samples = vec![(few, Answers::NextTokens)];
+        let made =
+            GradientCalibrator::<Autodiff<Flex>>::new(&folder, samples, dir.path(), Default::default());
+        Box::new(made.unwrap())
+    } else {
+        Box::new(ModelCalibrator::<Flex>::new(&folder, vec![few], false, Default::default()).unwrap())
+    };
+    let out = dir.path().join("out");
+    let options = Options::new(method, Amount::Ratio { ratio: 0.3, of: Of::Layers });
+    let report = compress(&folder, &out, &options, Some(&mut *calibrator), &()).unwrap();
+    // In each of 2 layers 4 of 7 experts, with 3 maps each.
+    assert_eq!(report.unreached.len(), 24, "{:?}", report.unreached);
+    for module in &report.modules {
+        assert!(!module.module.ends_with("mlp.gate"), "routers stay as they are");
+        if report.unreached.contains(&module.module) {
+            let share = module.parameters.after as f64 / module.parameters.before as f64;
+            assert!((0.55..=0.7).contains(&share), "{}: {share}", module.module);
+        }
+    }
+    let made = Checkpoint::open(&out).unwrap();
+    for name in made.names() {
+        assert!(made.read_f32(name).unwrap().iter().all(|x| x.is_finite()), "{name}");
+    }
+}
