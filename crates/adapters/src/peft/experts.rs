@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_spec::names::expert_of;
+use lowrank_spec::names::{expert_of, is_router};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 use serde_json::Value;
@@ -38,6 +38,29 @@ impl AdapterFolder {
         !fused(self).is_empty()
     }
 
+    /// Puts factors of a router under the name of the files of the hub, where transformers 5 has another (Mixtral's
+    /// `block_sparse_moe.gate` is `mlp.gate` there).
+    pub(super) fn rename_routers(&mut self, sites: &[Site]) {
+        for factor in [".lora_A.weight", ".lora_B.weight"] {
+            let named = |key: &String| Some(key.strip_suffix(factor)?.to_string());
+            for module in
+                self.tensors.keys().filter_map(named).filter(|path| is_router(path)).collect::<Vec<_>>()
+            {
+                let last = module.rsplit('.').next();
+                let is_it = |site: &&Site| site.layer == layer_of(&module) && last == Some(site.name());
+                let found =
+                    sites.iter().find(|site| site.path == module).or_else(|| sites.iter().find(is_it));
+                let Some(site) = found.filter(|site| site.path != module && is_router(&site.path)) else {
+                    continue;
+                };
+                if let Some(tensor) = self.tensors.remove(&format!("{module}{factor}")) {
+                    let key = format!("{}{factor}", site.path);
+                    self.tensors.insert(key.clone(), HostTensor { name: key, ..tensor });
+                }
+            }
+        }
+    }
+
     /// Gives each expert its own factors.
     ///
     /// # Errors
@@ -46,8 +69,7 @@ impl AdapterFolder {
         let modules = fused(self);
         let (mut ranks, mut alphas) = (BTreeMap::new(), BTreeMap::new());
         for module in modules {
-            let layer = module.split('.').find_map(|segment| segment.parse::<usize>().ok());
-            let experts = experts(sites, layer);
+            let experts = experts(sites, layer_of(&module));
             let take = |folder: &mut Self, name: &str| {
                 let key = format!("{module}.{name}.weight");
                 let tensor = folder.tensors.remove(&key).filter(|tensor| tensor.shape.len() == 2);
@@ -101,6 +123,11 @@ impl AdapterFolder {
         config.other.remove("target_parameters");
         Ok(())
     }
+}
+
+/// The layer that a path lies in.
+fn layer_of(path: &str) -> Option<usize> {
+    path.split('.').find_map(|segment| segment.parse().ok())
 }
 
 /// The maps of each expert of a layer, in their order.

@@ -38,6 +38,7 @@ impl AdapterFolder {
         device: &B::Device,
     ) -> Result<(AdapterSet<B>, Saved)> {
         let mut folder = self;
+        folder.rename_routers(sites);
         if folder.is_fused() {
             let fault = |details| AdapterError::Tensors { path: dir.to_path_buf(), details };
             folder.unfuse(sites).map_err(fault)?;

@@ -121,9 +121,6 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
             }
             shape.insert(0, names.len());
             step.from = From::Experts(names);
-        } else if stem == "ffn_gate_inp_shexp" {
-            // A map to one number is a vector in llama.cpp.
-            shape.remove(0);
         }
         let (wanted, dtype) = model.kind.of(&own, &shape, described.shape);
         if wanted != dtype {

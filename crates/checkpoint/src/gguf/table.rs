@@ -129,8 +129,8 @@ fn changed(
                 RowOrder { dims: [heads.queries, 3, width], strides: [width, heads.queries * width, 1] };
             entry.layout = Layout::Rows { start: tensor.start, order };
         }
-        // A map to one number is a vector in llama.cpp.
-        _ if stem == "ffn_gate_inp_shexp" => entry.info.shape.insert(0, 1),
+        // A map to one number may be a vector in llama.cpp.
+        _ if stem == "ffn_gate_inp_shexp" && tensor.shape.len() == 1 => entry.info.shape.insert(0, 1),
         Changes::PlusOne if stem.ends_with("norm") => {
             if tensor.dtype != Dtype::F32 {
                 return Err(format!("a norm in {}; expected F32", tensor.dtype));
