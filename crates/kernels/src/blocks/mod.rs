@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use lowrank_spec::blocks::BlockFormat;
-pub(crate) use lowrank_spec::blocks::format::{Chunk, Format, Unit, with_format};
+pub(crate) use lowrank_spec::blocks::format::{Chunk, Format, with_format};
 
 use crate::error::KernelError;
 

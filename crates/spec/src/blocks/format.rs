@@ -20,24 +20,6 @@ impl Chunk {
     pub const ZERO: Self = Self { q: [0; Self::LEN], scale: 0.0, offset: 0.0 };
 }
 
-/// Thirty-two neighbouring elements of a block, two chunks.
-#[derive(Clone, Copy, Debug)]
-pub struct Unit {
-    /// Small integers, of any value that the type has.
-    pub q: [i8; Unit::LEN],
-    /// What those of each half are multiplied by.
-    pub scale: [f32; 2],
-    /// What is added to those of each half.
-    pub offset: [f32; 2],
-}
-
-impl Unit {
-    /// Elements of a unit.
-    pub const LEN: usize = 32;
-    /// Zeros.
-    pub const ZERO: Self = Self { q: [0; Self::LEN], scale: [0.0; 2], offset: [0.0; 2] };
-}
-
 /// A block format.
 pub trait Format: Copy {
     /// Elements of a block, a multiple of 32.
@@ -49,13 +31,6 @@ pub trait Format: Copy {
 
     /// The chunk of this number in a block, which has [`BYTES`](Format::BYTES) bytes.
     fn chunk(block: &[u8], chunk: usize) -> Chunk;
-
-    /// The unit of this number in a block.
-    #[inline(always)]
-    fn unit(block: &[u8], unit: usize) -> Unit {
-        let (low, high) = (Self::chunk(block, 2 * unit), Self::chunk(block, 2 * unit + 1));
-        Unit { q: joined(low.q, high.q), scale: [low.scale, high.scale], offset: [low.offset, high.offset] }
-    }
 }
 
 /// The value of an f16, without a detection of the processor.
@@ -79,22 +54,6 @@ fn each<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
         i += 1;
     }
     all
-}
-
-/// Two halves.
-#[inline(always)]
-fn joined(low: [i8; 16], high: [i8; 16]) -> [i8; 32] {
-    let mut both = [0; 32];
-    let mut i = 0;
-    while i < 16 {
-        both[i] = low[i];
-        i += 1;
-    }
-    while i < 32 {
-        both[i] = high[i - 16];
-        i += 1;
-    }
-    both
 }
 
 /// Bytes as signed numbers.
@@ -139,13 +98,6 @@ impl Format for Q8_0 {
         let Some(block) = block.first_chunk::<34>() else { return Chunk::ZERO };
         let q = signed(part::<16>(block, 2 + 16 * chunk));
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
-    }
-
-    #[inline(always)]
-    fn unit(block: &[u8], _unit: usize) -> Unit {
-        let Some(block) = block.first_chunk::<34>() else { return Unit::ZERO };
-        let bytes = part::<32>(block, 2);
-        Unit { q: each(|i| bytes[i].cast_signed()), scale: [f16(block[0], block[1]); 2], offset: [0.0; 2] }
     }
 }
 

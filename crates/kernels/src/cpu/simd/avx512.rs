@@ -12,29 +12,63 @@ macro_rules! intrinsic {
     };
 }
 
-/// Sums of four products of neighbouring bytes; those of `a` have no sign.
+/// Adds sums of four neighbouring products; `w` has no sign.
 ///
 /// # Safety
 /// The machine must have AVX-512BW; two products must stay below 2¹⁵.
 #[inline(always)]
-unsafe fn dot(a: __m512i, b: __m512i) -> __m512i {
+unsafe fn dot(sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
     // SAFETY: the caller's.
-    unsafe { _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)) }
+    unsafe {
+        let pairs = _mm512_maddubs_epi16(w, x);
+        _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
 }
 
-/// The same in one instruction.
+/// Dot products of bytes with signs: that of `w` moves to `x`, since products of bytes are made without signs on one
+/// side.
+///
+/// # Safety
+/// The machine must have AVX-512BW.
+#[inline(always)]
+unsafe fn dot_signed(w: [__m512i; 2], x: [__m512i; 2], _start: __m512i) -> __m512i {
+    // SAFETY: the caller's; two products are at most 2·128·127, which is below 2¹⁵.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let [first, second] = [0, 1].map(|i| {
+            (_mm512_abs_epi8(w[i]), _mm512_mask_sub_epi8(x[i], _mm512_movepi8_mask(w[i]), zero, x[i]))
+        });
+        dot(dot(zero, first.0, first.1), second.0, second.1)
+    }
+}
+
+/// [`dot`] in one instruction.
 ///
 /// # Safety
 /// The machine must have AVX-512VNNI.
 #[inline(always)]
-unsafe fn dot_vnni(a: __m512i, b: __m512i) -> __m512i {
+unsafe fn dot_vnni(sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
     // SAFETY: the caller's.
-    unsafe { _mm512_dpbusd_epi32(_mm512_setzero_si512(), a, b) }
+    unsafe { _mm512_dpbusd_epi32(sums, w, x) }
 }
 
-/// Defines a token of these features, which sums products of bytes by `$dot`.
+/// [`dot_signed`] of `w + 128`, which has no sign; `start` takes the difference back.
+///
+/// # Safety
+/// The machine must have AVX-512VNNI.
+#[inline(always)]
+unsafe fn dot_signed_vnni(w: [__m512i; 2], x: [__m512i; 2], start: __m512i) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let sign = _mm512_set1_epi8(-128);
+        let first = _mm512_dpbusd_epi32(start, _mm512_xor_si512(w[0], sign), x[0]);
+        _mm512_dpbusd_epi32(first, _mm512_xor_si512(w[1], sign), x[1])
+    }
+}
+
+/// Defines a token of these features, which sums products of bytes by `$dot` and `$dot_signed`.
 macro_rules! implement {
-    ($Token:ident, $is_available:ident, $run:ident, $features:literal, [$($feature:tt)*], $dot:ident) => {
+    ($Token:ident, $is_available:ident, $run:ident, $features:literal, [$($feature:tt)*], $dot:ident, $dot_signed:ident) => {
         /// Proof that the machine has the features.
         #[derive(Clone, Copy)]
         pub(super) struct $Token(());
@@ -56,6 +90,7 @@ macro_rules! implement {
         impl Simd for $Token {
             type V = __m512;
             type U = __m512i;
+            type B = __m512i;
             const TILE_ROWS: usize = 14;
             const TILE_VECTORS: usize = 2;
 
@@ -227,36 +262,154 @@ macro_rules! implement {
             }
 
             #[inline(always)]
-            fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> __m512 {
-                // SAFETY: the token, and the arrays have 32 bytes each.
-                unsafe {
-                    let (q, x) = (joined(q), joined(x));
-                    // Products of bytes are made without signs on one side.
-                    let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(q), _mm512_setzero_si512(), x);
-                    _mm512_cvtepi32_ps($dot(_mm512_abs_epi8(q), x))
-                }
-            }
-
-            #[inline(always)]
             fn from_bf16(self, bits: &[u16; LANES]) -> __m512 {
                 // SAFETY: the token, and the array has 32 bytes.
                 let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast())) };
                 self.from_bits(self.shl_u::<16>(wide))
             }
+
+            #[inline(always)]
+            fn from_words(self, words: __m512i) -> __m512 {
+                intrinsic!(_mm512_cvtepi32_ps(words))
+            }
+
+            #[inline(always)]
+            fn load_u(self, from: &[i32; LANES]) -> __m512i {
+                // SAFETY: the token, and the array has 64 bytes.
+                unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+            }
+
+            #[inline(always)]
+            fn store_u(self, u: __m512i, to: &mut [i32; LANES]) {
+                // SAFETY: the token, and the array has 64 bytes.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), u) }
+            }
+
+            #[inline(always)]
+            fn splat_f16(self, bits: u16) -> __m512 {
+                intrinsic!(_mm512_cvtph_ps(_mm256_set1_epi16(bits.cast_signed())))
+            }
+
+            #[inline(always)]
+            fn spread_f16(self, bits: [u16; 4]) -> __m512 {
+                let [a, b, c, d] = [bits[0].cast_signed(), bits[1].cast_signed(), bits[2].cast_signed(), bits[3].cast_signed()];
+                let four = intrinsic!(_mm256_castsi128_si256(_mm_setr_epi16(a, b, c, d, 0, 0, 0, 0)));
+                self.spread::<0>(intrinsic!(_mm512_cvtph_ps(four)))
+            }
+
+            #[inline(always)]
+            fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> __m512 {
+                // SAFETY: the token, and the arrays have sixteen bytes.
+                unsafe {
+                    let (x, order) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(order.as_ptr().cast()));
+                    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(x, order)))
+                }
+            }
+
+            #[inline(always)]
+            fn spread<const Q: usize>(self, v: __m512) -> __m512 {
+                let [a, b, c, d] = [4 * Q as i32, 4 * Q as i32 + 1, 4 * Q as i32 + 2, 4 * Q as i32 + 3];
+                intrinsic!(_mm512_permutexvar_ps(
+                    _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d),
+                    v
+                ))
+            }
+
+            #[inline(always)]
+            fn sums(self, v: [__m512; 4]) -> [f32; 4] {
+                // SAFETY: the token.
+                unsafe { super::avx2::sums([halved(v[0]), halved(v[1]), halved(v[2]), halved(v[3])]) }
+            }
+
+            #[inline(always)]
+            fn bytes(self, from: &[u8; 64]) -> __m512i {
+                // SAFETY: the token, and the array has 64 bytes.
+                unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+            }
+
+            #[inline(always)]
+            fn bytes_twice(self, from: &[u8; 32]) -> __m512i {
+                // SAFETY: the token, and the array has 32 bytes.
+                unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(from.as_ptr().cast())) }
+            }
+
+            #[inline(always)]
+            fn quarters(self, from: [&[u8; 16]; 4]) -> __m512i {
+                // SAFETY: the token, and the arrays have sixteen bytes.
+                unsafe {
+                    let v = _mm512_castsi128_si512(_mm_loadu_si128(from[0].as_ptr().cast()));
+                    let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(from[1].as_ptr().cast()));
+                    let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(from[2].as_ptr().cast()));
+                    _mm512_inserti32x4::<3>(v, _mm_loadu_si128(from[3].as_ptr().cast()))
+                }
+            }
+
+            #[inline(always)]
+            fn splat_b(self, x: u8) -> __m512i {
+                intrinsic!(_mm512_set1_epi8(x.cast_signed()))
+            }
+
+            #[inline(always)]
+            fn or_b(self, a: __m512i, b: __m512i) -> __m512i {
+                intrinsic!(_mm512_or_si512(a, b))
+            }
+
+            #[inline(always)]
+            fn field<const LOW: u32, const HIGH: u32>(self, b: __m512i, mask: u8) -> __m512i {
+                let shifted = if LOW == HIGH {
+                    if LOW == 0 { b } else { intrinsic!(_mm512_srl_epi16(b, _mm_cvtsi32_si128(LOW.cast_signed()))) }
+                } else {
+                    let counts = intrinsic!(_mm512_inserti64x4::<1>(
+                        _mm512_set1_epi16(LOW as i16),
+                        _mm256_set1_epi16(HIGH as i16)
+                    ));
+                    intrinsic!(_mm512_srlv_epi16(b, counts))
+                };
+                intrinsic!(_mm512_and_si512(shifted, _mm512_set1_epi8(mask.cast_signed())))
+            }
+
+            #[inline(always)]
+            fn shl_b<const N: u32>(self, b: __m512i) -> __m512i {
+                intrinsic!(_mm512_sll_epi16(b, _mm_cvtsi32_si128(N.cast_signed())))
+            }
+
+            #[inline(always)]
+            fn add_where(self, b: __m512i, bits: u64, value: u8) -> __m512i {
+                intrinsic!(_mm512_mask_add_epi8(b, bits, b, _mm512_set1_epi8(value.cast_signed())))
+            }
+
+            #[inline(always)]
+            fn look_up(self, table: &[i8; 16], index: __m512i) -> __m512i {
+                // SAFETY: the token, and the array has sixteen bytes.
+                unsafe {
+                    let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+                    _mm512_shuffle_epi8(table, index)
+                }
+            }
+
+            #[inline(always)]
+            fn dot(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+                intrinsic!($dot(sums, w, x))
+            }
+
+            #[inline(always)]
+            fn dot_signed(self, w: [__m512i; 2], x: [__m512i; 2], start: __m512i) -> __m512i {
+                intrinsic!($dot_signed(w, x, start))
+            }
         }
     };
 }
 
-/// Two halves of a register.
+/// Sums of lanes `i` and `i + 8`.
 ///
 /// # Safety
-/// The processor has AVX-512F.
+/// The machine must have AVX-512F.
 #[inline(always)]
-unsafe fn joined([low, high]: [&[i8; 32]; 2]) -> __m512i {
-    // SAFETY: the caller's, and the arrays have 32 bytes each.
+unsafe fn halved(v: __m512) -> __m256 {
+    // SAFETY: the caller's.
     unsafe {
-        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
-        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+        _mm256_add_ps(_mm512_castps512_ps256(v), high)
     }
 }
 
@@ -266,7 +419,8 @@ implement!(
     run,
     "avx512f,avx512bw,avx,avx2,fma",
     ["avx512f" "avx512bw" "fma"],
-    dot
+    dot,
+    dot_signed
 );
 implement!(
     Avx512Vnni,
@@ -274,5 +428,6 @@ implement!(
     run_vnni,
     "avx512f,avx512bw,avx512vnni,avx,avx2,fma",
     ["avx512f" "avx512bw" "avx512vnni" "fma"],
-    dot_vnni
+    dot_vnni,
+    dot_signed_vnni
 );

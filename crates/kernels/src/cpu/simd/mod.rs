@@ -23,8 +23,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Simd: Copy {
     /// Sixteen floats.
     type V: Copy;
-    /// Sixteen unsigned words.
+    /// Sixteen words.
     type U: Copy;
+    /// Sixty-four bytes, in four quarters.
+    type B: Copy;
     /// Rows of the largest tile of a matrix product that fits in the registers.
     const TILE_ROWS: usize;
     /// Vectors across that tile.
@@ -75,11 +77,44 @@ pub(crate) trait Simd: Copy {
     fn from_f16(self, bits: &[u16; LANES]) -> Self::V;
     /// Floats from sixteen integers.
     fn from_i8(self, x: &[i8; LANES]) -> Self::V;
-    /// Dot products of two pairs of 32 integers, in sums of four neighbours: lanes 0 to 7 are those of the first
-    /// pair. No `x` is -128.
-    fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Self::V;
     /// Floats from the bits of sixteen bfloat16 numbers.
     fn from_bf16(self, bits: &[u16; LANES]) -> Self::V;
+
+    /// Floats from signed words.
+    fn from_words(self, words: Self::U) -> Self::V;
+    fn load_u(self, from: &[i32; LANES]) -> Self::U;
+    fn store_u(self, u: Self::U, to: &mut [i32; LANES]);
+    /// A half-precision number in every lane.
+    fn splat_f16(self, bits: u16) -> Self::V;
+    /// Four half-precision numbers, each in four neighbouring lanes.
+    fn spread_f16(self, bits: [u16; 4]) -> Self::V;
+    /// Floats from the sixteen of `x` that `order` numbers.
+    fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> Self::V;
+    /// Lanes `4·Q` to `4·Q + 3`, each in four neighbouring lanes.
+    fn spread<const Q: usize>(self, v: Self::V) -> Self::V;
+    /// [`sum`](Simd::sum) of each vector.
+    fn sums(self, v: [Self::V; 4]) -> [f32; 4];
+
+    fn bytes(self, from: &[u8; 64]) -> Self::B;
+    /// The same 32 bytes in both halves.
+    fn bytes_twice(self, from: &[u8; 32]) -> Self::B;
+    fn quarters(self, from: [&[u8; 16]; 4]) -> Self::B;
+    fn splat_b(self, x: u8) -> Self::B;
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Bits of each byte, from bit `LOW` on in the first half and from `HIGH` on in the second: `mask` has no more than
+    /// are above these.
+    fn field<const LOW: u32, const HIGH: u32>(self, b: Self::B, mask: u8) -> Self::B;
+    /// Each byte times `2^N`, which is below 256.
+    fn shl_b<const N: u32>(self, b: Self::B) -> Self::B;
+    /// `b + value` in the bytes whose bit is set.
+    fn add_where(self, b: Self::B, bits: u64, value: u8) -> Self::B;
+    /// The values of a table that the bytes number, all below 16.
+    fn look_up(self, table: &[i8; 16], index: Self::B) -> Self::B;
+    /// Adds sums of four neighbouring products to words: `w` is at most 127 and `x` has signs.
+    fn dot(self, sums: Self::U, w: Self::B, x: Self::B) -> Self::U;
+    /// Sums of four neighbouring products, over two vectors, of bytes that both have signs; no `x` is -128. `start` is
+    /// -128 times the sums of four neighbours of `x`, over both.
+    fn dot_signed(self, w: [Self::B; 2], x: [Self::B; 2], start: Self::U) -> Self::U;
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::V {
@@ -188,9 +223,11 @@ pub(crate) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2 = 2,
     #[cfg(target_arch = "x86_64")]
-    Avx512 = 3,
+    Avx2Vnni = 3,
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni = 4,
+    Avx512 = 4,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni = 5,
 }
 
 /// The level in use; 0 until the first use.
@@ -204,6 +241,9 @@ impl Level {
         {
             if avx2::is_available() {
                 levels.push(Level::Avx2);
+            }
+            if avx2::vnni_is_available() {
+                levels.push(Level::Avx2Vnni);
             }
             if avx512::is_available() {
                 levels.push(Level::Avx512);
@@ -220,9 +260,11 @@ impl Level {
     pub(crate) fn current() -> Level {
         match LEVEL.load(Ordering::Relaxed) {
             #[cfg(target_arch = "x86_64")]
-            4 => Level::Avx512Vnni,
+            5 => Level::Avx512Vnni,
             #[cfg(target_arch = "x86_64")]
-            3 => Level::Avx512,
+            4 => Level::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            3 => Level::Avx2Vnni,
             #[cfg(target_arch = "x86_64")]
             2 => Level::Avx2,
             1 => Level::Portable,
@@ -252,12 +294,12 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         Level::Avx512 | Level::Avx512Vnni => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::run(kernel) },
+        Level::Avx2 | Level::Avx2Vnni => unsafe { avx2::run(kernel) },
         Level::Portable => portable::run(kernel),
     }
 }
 
-/// Runs a kernel of [dot products of integers](Simd::dot_pair) with the instruction set in use. No other kernel is
+/// Runs a kernel of [dot products of integers](Simd::dot) with the instruction set in use. No other kernel is
 /// compiled for VNNI, which only those have a use for.
 #[inline]
 pub(crate) fn dispatch_dots<K: Kernel>(kernel: K) -> K::Output {
@@ -265,6 +307,9 @@ pub(crate) fn dispatch_dots<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: `Level::current` is a level that the machine has.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni => unsafe { avx512::run_vnni(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2Vnni => unsafe { avx2::run_vnni(kernel) },
         _ => dispatch(kernel),
     }
 }
@@ -282,6 +327,9 @@ pub(crate) fn on_every_level<K: Kernel + Clone>(kernel: K) -> Vec<(Level, K::Out
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::run(kernel.clone()) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2Vnni => unsafe { avx2::run_vnni(kernel.clone()) },
         Level::Portable => portable::run(kernel.clone()),
     };
     Level::available().into_iter().map(|level| (level, run(level))).collect()
@@ -315,8 +363,22 @@ mod tests {
             ];
             let halves: [u16; LANES] = std::array::from_fn(|i| (self.a[i].to_bits() >> 16) as u16);
             // All values of one side against extreme and other ones of the other.
-            let q = [0, 1].map(|i| std::array::from_fn(|j| (13 * j + 128 * i) as u8 as i8));
-            let x = [0, 1].map(|i| std::array::from_fn(|j| [127, -127, 3, -1][(i + j) % 4]));
+            let w = [0, 1].map(|i| simd.bytes(&std::array::from_fn(|j| (13 * j + 128 * i) as u8)));
+            let x = [0, 1].map(|i| {
+                simd.bytes(&std::array::from_fn(|j| [127_i8, -127, 3, -1][(i + j / 3) % 4].cast_unsigned()))
+            });
+            let low = w.map(|w| simd.field::<1, 1>(w, 127));
+            let zero = simd.splat_u(0);
+            let ones = simd.splat_b(1);
+            let x_sums = simd.dot(simd.dot(zero, ones, x[0]), ones, x[1]);
+            let start = simd.mul_u(x_sums, simd.splat_u((-128_i32).cast_unsigned()));
+            let quarters: [[u8; 16]; 4] =
+                std::array::from_fn(|i| std::array::from_fn(|j| (i * 31 + j * 7) as u8 & 15));
+            let index = simd.quarters(quarters.each_ref());
+            let table = std::array::from_fn(|i| (i * i) as i8 - 100);
+            let summed = |b| simd.from_words(simd.dot(simd.splat_u(5), b, x[0]));
+            let order = std::array::from_fn(|i| (5 * i % 16) as u8);
+            let some: [u8; 32] = std::array::from_fn(|i| (i * 41) as u8);
             let mut all = vec![
                 simd.add(a, b),
                 simd.sub(a, b),
@@ -333,7 +395,19 @@ mod tests {
                 simd.from_bf16(&halves),
                 simd.load_part(&self.a[..5], 3.0),
                 simd.from_i8(&halves.map(|bits| bits as i8)),
-                simd.dot_pair(q.each_ref(), x.each_ref()),
+                summed(low[0]),
+                summed(simd.or_b(simd.shl_b::<4>(simd.field::<2, 5>(w[1], 7)), simd.field::<0, 0>(w[0], 15))),
+                summed(simd.field::<3, 6>(simd.bytes_twice(&some), 3)),
+                summed(simd.add_where(index, 0xfedc_ba98_7654_3210, 16)),
+                simd.from_words(simd.dot_signed([w[0], simd.look_up(&table, index)], x, start)),
+                simd.from_words(simd.load_u(&std::array::from_fn(|i| i as i32 - 9))),
+                simd.splat_f16(halves[4]),
+                simd.spread_f16([0x3c00, 0x0001, 0xc123, 0x7bff]),
+                simd.pick_i8(&some[8..24].try_into().unwrap(), &order),
+                simd.spread::<0>(a),
+                simd.spread::<1>(a),
+                simd.spread::<2>(a),
+                simd.spread::<3>(a),
             ];
             all.extend(words.map(|word| simd.from_bits(word)));
             let mut table = [a; LANES];
@@ -342,6 +416,12 @@ mod tests {
             }
             all.extend(simd.transpose(table));
             let mut bits = vec![simd.sum(a).to_bits(), simd.largest(a).to_bits()];
+            let each = [a, c, simd.mul(a, a), simd.sub(c, a)];
+            let sums = simd.sums(each);
+            assert_eq!(sums, each.map(|v| simd.sum(v)));
+            let mut stored = [0; LANES];
+            simd.store_u(hash, &mut stored);
+            bits.extend(stored.map(i32::cast_unsigned));
             for v in all {
                 let mut lanes = [0.0; LANES];
                 simd.store(v, &mut lanes);

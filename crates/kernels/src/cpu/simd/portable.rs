@@ -22,6 +22,7 @@ fn zip<T: Copy>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> T) -> [T; LANE
 impl Simd for Portable {
     type V = [f32; LANES];
     type U = [u32; LANES];
+    type B = [u8; 64];
     const TILE_ROWS: usize = 4;
     const TILE_VECTORS: usize = 1;
 
@@ -163,16 +164,113 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn dot_pair(self, q: [&[i8; 32]; 2], x: [&[i8; 32]; 2]) -> Self::V {
+    fn from_bf16(self, bits: &[u16; LANES]) -> Self::V {
+        bits.map(|bits| bf16::from_bits(bits).to_f32())
+    }
+
+    #[inline(always)]
+    fn from_words(self, words: Self::U) -> Self::V {
+        words.map(|word| word.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn load_u(self, from: &[i32; LANES]) -> Self::U {
+        from.map(i32::cast_unsigned)
+    }
+
+    #[inline(always)]
+    fn store_u(self, u: Self::U, to: &mut [i32; LANES]) {
+        *to = u.map(u32::cast_signed);
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, bits: u16) -> Self::V {
+        [f16::from_bits(bits).to_f32(); LANES]
+    }
+
+    #[inline(always)]
+    fn spread_f16(self, bits: [u16; 4]) -> Self::V {
+        let values = bits.map(|bits| f16::from_bits(bits).to_f32());
+        std::array::from_fn(|i| values[i / 4])
+    }
+
+    #[inline(always)]
+    fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> Self::V {
+        order.map(|i| f32::from(x[usize::from(i & 15)].cast_signed()))
+    }
+
+    #[inline(always)]
+    fn spread<const Q: usize>(self, v: Self::V) -> Self::V {
+        std::array::from_fn(|i| v[4 * Q + i / 4])
+    }
+
+    #[inline(always)]
+    fn sums(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
+
+    #[inline(always)]
+    fn bytes(self, from: &[u8; 64]) -> Self::B {
+        *from
+    }
+
+    #[inline(always)]
+    fn bytes_twice(self, from: &[u8; 32]) -> Self::B {
+        std::array::from_fn(|i| from[i % 32])
+    }
+
+    #[inline(always)]
+    fn quarters(self, from: [&[u8; 16]; 4]) -> Self::B {
+        std::array::from_fn(|i| from[i / 16][i % 16])
+    }
+
+    #[inline(always)]
+    fn splat_b(self, x: u8) -> Self::B {
+        [x; 64]
+    }
+
+    #[inline(always)]
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn field<const LOW: u32, const HIGH: u32>(self, b: Self::B, mask: u8) -> Self::B {
+        std::array::from_fn(|i| b[i] >> if i < 32 { LOW } else { HIGH } & mask)
+    }
+
+    #[inline(always)]
+    fn shl_b<const N: u32>(self, b: Self::B) -> Self::B {
+        b.map(|b| b << N)
+    }
+
+    #[inline(always)]
+    fn add_where(self, b: Self::B, bits: u64, value: u8) -> Self::B {
+        std::array::from_fn(|i| b[i].wrapping_add(if bits >> i & 1 == 1 { value } else { 0 }))
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], index: Self::B) -> Self::B {
+        index.map(|i| table[usize::from(i & 15)].cast_unsigned())
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: Self::U, w: Self::B, x: Self::B) -> Self::U {
         std::array::from_fn(|lane| {
-            let (pair, first) = (lane / 8, lane % 8 * 4);
-            let products = (first..first + 4).map(|i| i32::from(q[pair][i]) * i32::from(x[pair][i]));
-            products.sum::<i32>() as f32
+            let products = (4 * lane..4 * lane + 4).map(|i| i32::from(w[i]) * i32::from(x[i].cast_signed()));
+            sums[lane].wrapping_add(products.sum::<i32>().cast_unsigned())
         })
     }
 
     #[inline(always)]
-    fn from_bf16(self, bits: &[u16; LANES]) -> Self::V {
-        bits.map(|bits| bf16::from_bits(bits).to_f32())
+    fn dot_signed(self, w: [Self::B; 2], x: [Self::B; 2], _start: Self::U) -> Self::U {
+        std::array::from_fn(|lane| {
+            let product = |(w, x): (&[u8; 64], &[u8; 64]), i: usize| {
+                i32::from(w[i].cast_signed()) * i32::from(x[i].cast_signed())
+            };
+            let products =
+                (4 * lane..4 * lane + 4).map(|i| product((&w[0], &x[0]), i) + product((&w[1], &x[1]), i));
+            products.sum::<i32>().cast_unsigned()
+        })
     }
 }
