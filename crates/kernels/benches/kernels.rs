@@ -129,6 +129,35 @@ mod decode {
     }
 }
 
+/// One token beside a matrix in blocks, or in bf16 as a head that is tied to an embedding has it.
+#[divan::bench_group]
+mod decode_blocks {
+    use super::*;
+    use lowrank_kernels::{BlockFormat, BlockMatrix};
+
+    /// Inputs and outputs.
+    const SIZES: [[usize; 2]; 3] = [[512, 512], [1536, 512], [512, 49152]];
+
+    fn cases() -> impl Iterator<Item = (BlockFormat, [usize; 2])> {
+        BlockFormat::ALL.into_iter().flat_map(|format| SIZES.map(|size| (format, size)))
+    }
+
+    #[divan::bench(args = cases())]
+    fn kernel(bencher: Bencher, (format, [k, n]): (BlockFormat, [usize; 2])) {
+        // Any bytes; the time does not depend on them as long as the scales are numbers.
+        let bytes = format.row_bytes(k).unwrap() * n;
+        let blocks = BlockMatrix::new(format, [n, k], std::sync::Arc::new(vec![0x11_u8; bytes]), 0).unwrap();
+        let (x, w) = (random([1, k]), Weight::from(blocks.transpose()));
+        bencher.counter(BytesCount::new(bytes)).bench(|| w.clone().linear(x.clone(), None));
+    }
+
+    #[divan::bench(args = SIZES)]
+    fn bf16_transposed(bencher: Bencher, [k, n]: [usize; 2]) {
+        let (x, w) = (random([1, k]), random([n, k]).cast(burn::tensor::DType::BF16).transpose());
+        bencher.counter(BytesCount::new(2 * k * n)).bench(|| linear(x.clone(), w.clone(), None));
+    }
+}
+
 const MATRICES: [[usize; 2]; 2] = [[434, 1536], [4096, 3072]];
 
 #[divan::bench_group]

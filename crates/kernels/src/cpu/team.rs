@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long an idle thread watches for work before it sleeps.
-const WATCH: Duration = Duration::from_micros(60);
+/// How long an idle thread watches for work before it sleeps: longer than it takes to choose a token, as long as a few
+/// wake-ups.
+const WATCH: Duration = Duration::from_micros(200);
 
 /// Number of threads that take part, the calling one included: `RAYON_NUM_THREADS`, or one per core.
 pub(crate) fn threads() -> usize {
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn members_wake_from_sleep() {
         for _ in 0..5 {
-            thread::sleep(WATCH * 20);
+            thread::sleep(WATCH * 10);
             assert!(count(64).iter().all(|&count| count == 1));
         }
     }

@@ -276,6 +276,76 @@ fn rounded_products_give_the_same_bits_everywhere() {
     }
 }
 
+/// Blocks of any bytes whose scales and offsets in f16 are these in turn.
+fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
+    let at: &[usize] = match format {
+        BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Iq4Nl => &[0],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
+        BlockFormat::Q6K => &[208],
+    };
+    let count = rows * blocks * format.block_bytes();
+    let mut bytes: Vec<u8> = super::numbers(count, 3).iter().map(|x| (x * 1e4) as i64 as u8).collect();
+    for (i, block) in bytes.chunks_exact_mut(format.block_bytes()).enumerate() {
+        for (j, &at) in at.iter().enumerate() {
+            block[at..at + 2].copy_from_slice(&halves[(3 * i + j) % halves.len()].to_le_bytes());
+        }
+    }
+    BlockMatrix::new(format, [rows, blocks * format.block_len()], Arc::new(bytes), 0).unwrap()
+}
+
+/// What rounding to 8 bits leaves of a row: 32 elements share a scale.
+fn rounded(x: &[f64]) -> Vec<f64> {
+    let group = |x: &[f64]| -> Vec<f64> {
+        let max = x.iter().fold(0.0_f32, |max, &x| max.max((x as f32).abs()));
+        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+        x.iter()
+            .map(|&x| f64::from((x as f32 * inverse).round_ties_even()) * f64::from(max / 127.0))
+            .collect()
+    };
+    x.chunks(32).flat_map(group).collect()
+}
+
+/// Beside sums in double precision, for any bytes, every instruction set, parts of steps and rests of rows.
+#[test]
+fn rounded_products_are_sums_over_rounded_inputs() {
+    // 0, 0.5, -2, the smallest and the largest number.
+    let halves = [0x3800, 0x0000, 0xc000, 0x0001, 0x7bff, 0x3c01, 0xb266];
+    for format in BlockFormat::ALL {
+        for (n, blocks, m) in [(1, 1, 1), (2, 3, 2), (3, 2, 3), (4, 4, 4), (5, 5, 1), (9, 7, 1), (70, 9, 2)] {
+            let w = any_blocks(format, [n, blocks], &halves);
+            let k = w.stored_dims()[1];
+            for size in [1.0, 1e-30, 1e25] {
+                let mut x: Vec<f64> = values(random::<Exact, 2>([m, k], 5))
+                    .iter()
+                    .map(|x| f64::from((x * size) as f32))
+                    .collect();
+                x[..32.min(k)].fill(0.0);
+                let floats = w.to_floats();
+                let mut expected = Vec::new();
+                for (x, w) in x.chunks(k).flat_map(|x| floats.chunks(k).map(move |w| (x, w))) {
+                    let x = rounded(x);
+                    let products = x.iter().zip(w).map(|(x, &w)| x * f64::from(w));
+                    // Some formats add up larger numbers that cancel out.
+                    let largest = w.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
+                    let sizes: f64 = x.iter().map(|x| x.abs() * f64::from(largest)).sum();
+                    expected.push((products.sum::<f64>(), sizes));
+                }
+                let w = Weight::from(w.clone().transpose());
+                for level in Level::available() {
+                    level.set();
+                    let y = values(w.clone().linear(super::tensor::<Flex, 2>(x.clone(), [m, k]), None));
+                    for (i, (y, (expected, sizes))) in y.iter().zip(&expected).enumerate() {
+                        let name = format!("{format} on {level:?}, {m} x {k} x {n}, {size}: element {i}");
+                        assert!((y - expected).abs() <= 2e-6 * sizes, "{name} is {y}, expected {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The gradients over a frozen base in blocks are those over its floats, also where a step without gradients rounds.
 #[rstest]
 fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, true)] transposed: bool) {

@@ -1,5 +1,6 @@
 //! Blocks beside rounded inputs: how the weights of each format leave their bytes, some at a time.
 
+use super::super::buffer;
 use super::super::simd::{LANES, Simd};
 use super::input::{Large, Quad};
 use lowrank_spec::blocks::format::{
@@ -22,6 +23,21 @@ pub(super) trait Dots {
         rows: [&[u8]; R],
         x: [&[Self::Input]; M],
     ) -> [[S::V; M]; R];
+}
+
+/// Bytes between what is read and what is asked for: what a core reads while memory answers. Rows are shorter than what
+/// the processor needs to see coming.
+const AHEAD: usize = 4096;
+
+/// Asks for what comes [`AHEAD`] of the `bytes` from here on.
+#[inline(always)]
+fn prefetch<T>(from: &T, bytes: usize) {
+    let at = std::ptr::from_ref(from).cast::<u8>().wrapping_add(AHEAD);
+    let mut line = 0;
+    while line < bytes {
+        buffer::prefetch(at.wrapping_add(line));
+        line += 64;
+    }
 }
 
 /// Scales and offsets of the four blocks of a step, and their weights: first halves and second halves.
@@ -67,6 +83,7 @@ fn small_rows<S: Simd, F: Small, const R: usize, const M: usize>(
             let four = match blocks[r].split_first_chunk::<4>() {
                 Some(([a, b, c, d], rest)) => {
                     blocks[r] = rest;
+                    prefetch(a, 4 * size_of::<F::Block>());
                     [a, b, c, d]
                 }
                 None => part(blocks[r], F::ZERO),
@@ -253,7 +270,9 @@ fn large_rows<S: Simd, F: Superblock, const R: usize, const M: usize>(
     while step < steps {
         let mut r = 0;
         while r < R {
-            let w = F::weights(simd, &blocks[r][step]);
+            let block = &blocks[r][step];
+            prefetch(block, size_of::<F::Block>());
+            let w = F::weights(simd, block);
             let mut m = 0;
             while m < M {
                 let x = &x[m][step];
