@@ -337,6 +337,16 @@ pub trait Kernels: Backend {
         composed::rope::<Self>(x, cos, sin, spec, inverse)
     }
 
+    /// Copies rows into a table of the same width, in place where no one else has it: each span is the first row in the
+    /// table, the first of `rows`, and their number.
+    fn write_rows(
+        table: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        spans: &[[usize; 3]],
+    ) -> FloatTensor<Self> {
+        composed::write_rows::<Self>(table, rows, spans)
+    }
+
     /// One step of AdamW on a parameter, a vector as all the others; in place where no one else has it.
     fn adamw_update(
         param: FloatTensor<Self>,

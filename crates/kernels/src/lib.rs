@@ -24,7 +24,7 @@ pub use error::KernelError;
 pub use kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, LoraWeights, NormState};
 pub use ops::{
     Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
-    linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu,
+    linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu, write_rows,
 };
 pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 pub use weight::Weight;

@@ -325,6 +325,26 @@ pub fn rope<B: Kernels>(
     wrap(B::rope_forward(unwrap(x), unwrap(cos), unwrap(sin), spec, false))
 }
 
+/// Copies rows into a table, such as a cache of keys; in place where the table has no other handle.
+///
+/// Each span is the first row in the table, the first of `rows`, and their number.
+///
+/// # Shapes
+/// - table, output: `[n, width]`, rows: `[m, width]`
+#[track_caller]
+pub fn write_rows<B: Kernels>(table: Tensor<B, 2>, rows: Tensor<B, 2>, spans: &[[usize; 3]]) -> Tensor<B, 2> {
+    let ([n, width], [m, row_width]) = (table.dims(), rows.dims());
+    assert!(
+        width == row_width
+            && spans.iter().all(|&[to, from, count]| {
+                to.checked_add(count).is_some_and(|end| end <= n)
+                    && from.checked_add(count).is_some_and(|end| end <= m)
+            }),
+        "write_rows: spans {spans:?} of [{m}, {row_width}] into [{n}, {width}]"
+    );
+    wrap(B::write_rows(unwrap(table), unwrap(rows), spans))
+}
+
 /// One step of AdamW (Loshchilov & Hutter 2019) on one parameter, with decoupled weight decay and bias
 /// correction. Returns the parameter and its state.
 ///

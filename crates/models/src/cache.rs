@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
+use lowrank_kernels::{Kernels, write_rows};
 
 /// Positions by which the room of a sequence grows.
 const BLOCK: usize = 64;
@@ -38,16 +39,11 @@ pub(crate) struct Writes {
 
 impl Writes {
     /// Writes `rows` into a table, and returns it.
-    fn apply<B: Backend>(&self, table: &mut Tensor<B, 2>, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        let [count, width] = rows.dims();
-        // The only handle, so that the backend can write in place.
-        let mut all = std::mem::replace(table, rows.clone());
-        for &[to, from, n] in &self.spans {
-            let rows = if n == count { rows.clone() } else { rows.clone().slice([from..from + n, 0..width]) };
-            all = all.slice_assign([to..to + n, 0..width], rows);
-        }
-        *table = all.clone();
-        all
+    fn apply<B: Kernels>(&self, table: &mut Tensor<B, 2>, rows: Tensor<B, 2>) -> Tensor<B, 2> {
+        // The only handle, so that the table is written in place.
+        let all = std::mem::replace(table, rows.clone());
+        *table = write_rows(all, rows, &self.spans);
+        table.clone()
     }
 }
 
@@ -94,18 +90,6 @@ impl<B: Backend> KvCache<B> {
         Writes { spans, keys: active.iter().map(rows).collect() }
     }
 
-    /// Writes the step's keys and values of a layer, and returns its tables.
-    pub(crate) fn write(
-        &mut self,
-        layer: usize,
-        writes: &Writes,
-        rows: [Tensor<B, 2>; 2],
-    ) -> [Tensor<B, 2>; 2] {
-        let [keys, values] = &mut self.layers[layer].tables;
-        let [new_keys, new_values] = rows;
-        [writes.apply(keys, new_keys), writes.apply(values, new_values)]
-    }
-
     fn grow(&mut self, rooms: Vec<usize>) {
         for layer in &mut self.layers {
             for table in &mut layer.tables {
@@ -124,6 +108,20 @@ impl<B: Backend> KvCache<B> {
         }
         self.starts = starts(&rooms);
         self.rooms = rooms;
+    }
+}
+
+impl<B: Kernels> KvCache<B> {
+    /// Writes the step's keys and values of a layer, and returns its tables.
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        writes: &Writes,
+        rows: [Tensor<B, 2>; 2],
+    ) -> [Tensor<B, 2>; 2] {
+        let [keys, values] = &mut self.layers[layer].tables;
+        let [new_keys, new_values] = rows;
+        [writes.apply(keys, new_keys), writes.apply(values, new_values)]
     }
 }
 

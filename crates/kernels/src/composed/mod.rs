@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod linear;
 mod loss;
 mod norm;
@@ -10,6 +11,7 @@ mod rope;
 
 pub(crate) use activation::{dropout, gelu, gelu_saving, swiglu, swiglu_grads};
 pub(crate) use attention::{attention_grads, attention_saving};
+pub(crate) use cache::write_rows;
 pub(crate) use linear::{
     add_lora, linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows,
 };

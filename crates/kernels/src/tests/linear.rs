@@ -6,6 +6,7 @@ use burn_flex::Flex;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
+use crate::cpu::simd::Level;
 use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{add_lora, gelu, linear, linear_gelu, linear_lora};
 use crate::spec::{Dropout, Gelu, LoraSpec};
@@ -115,6 +116,27 @@ fn half_precision_weights_are_widened(#[case] dtype: DType, #[values(1, 3, 40)] 
     let y = random::<Flex, 2>([m, 37], 3);
     let expected = values(linear(y.clone(), transposed, None));
     assert_eq!(values(linear(y, w.transpose(), None)), expected);
+}
+
+/// Few rows go another way than many, and add up in the same order.
+#[rstest]
+fn a_row_gives_the_same_bits_among_few_and_many(
+    #[values(DType::F32, DType::F16, DType::BF16)] dtype: DType,
+    #[values([16, 16], [70, 37], [9, 40], [64, 3], [1, 1], [400, 300])] [k, n]: [usize; 2],
+) {
+    for transposed in [false, true] {
+        let w = random::<Flex, 2>(if transposed { [n, k] } else { [k, n] }, 2).cast(dtype);
+        let w = if transposed { w.transpose() } else { w };
+        let (x, bias) = (random::<Flex, 2>([20, k], 1), random::<Flex, 1>([n], 3));
+        let many = values(linear(x.clone(), w.clone(), Some(bias.clone())));
+        for m in 1..=4 {
+            for level in Level::available() {
+                level.set();
+                let few = linear(x.clone().slice([0..m]), w.clone(), Some(bias.clone()));
+                assert_eq!(values(few), many[..m * n], "{level:?}, {m} rows, transposed: {transposed}");
+            }
+        }
+    }
 }
 
 /// The fused step over a half-precision base is that over the widened one, to the bit, forward and backward.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod blocks;
+mod cache;
 mod dropout;
 mod frozen;
 mod gradients;

@@ -106,7 +106,11 @@ impl<B: Kernels> Decoder<B> {
             let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
             let run = Run::eval(adapters);
             let logits = self.advance(Tokens::new(&ids, &lengths), &active, &mut cache, run, device)?;
-            let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            let logits = logits.into_data();
+            let mut logits: Vec<f32> = match logits.as_slice() {
+                Ok(logits) => logits.to_vec(),
+                Err(_) => logits.iter::<f32>().collect(),
+            };
             for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
                 let run = &mut runs[i];
                 read[i] = run.ids.len();

@@ -125,13 +125,17 @@ impl Sampler {
 
 /// The first of the largest finite logits.
 fn largest(logits: &[f32]) -> Option<u32> {
-    let finite = (0u32..).zip(logits).filter(|(_, logit)| logit.is_finite());
-    finite
-        .fold(None, |best: Option<(u32, f32)>, (id, &x)| match best {
-            Some((_, top)) if x <= top => best,
-            _ => Some((id, x)),
-        })
-        .map(|(id, _)| id)
+    // Side by side, as a vocabulary is long and this is done for every token.
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for (top, &x) in tops.iter_mut().zip(chunk) {
+            *top = if x > *top && x < f32::INFINITY { x } else { *top };
+        }
+    }
+    let finite = |x: &f32| x.is_finite();
+    let top = tops.into_iter().chain(rest.iter().copied()).filter(finite).reduce(f32::max)?;
+    (0u32..).zip(logits).find(|(_, x)| **x == top).map(|(id, _)| id)
 }
 
 fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
@@ -160,7 +164,16 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(draws(&Sampling::default(), 2), [1, 1]);
-        assert_eq!(Sampler::new(Sampling::default(), 0).next(&mut [f32::NAN], &[]), None);
+        let greedy = |logits: &[f32]| Sampler::new(Sampling::default(), 0).next(&mut logits.to_vec(), &[]);
+        assert_eq!(greedy(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), None);
+        let mut many = [f32::NEG_INFINITY; 40];
+        assert_eq!(greedy(&many), None);
+        (many[3], many[20], many[33], many[39]) = (f32::INFINITY, -2.0, f32::NAN, -2.0);
+        assert_eq!(greedy(&many), Some(20));
+        many[38] = -1.0;
+        assert_eq!(greedy(&many), Some(38));
+        many[5] = -1.0;
+        assert_eq!(greedy(&many), Some(5));
     }
 
     #[test]

@@ -74,8 +74,8 @@ fn multiply<T: HostTensor>(
         let finish = Finish { bias, gelu: gelu.map(|(kind, _)| kind) };
         let mut y = Buffer::new(m * n);
         let mut slope = gelu.and_then(|(_, with_slope)| with_slope.then(|| Buffer::new(m * n)));
-        if m <= gemv::MAX_ROWS && !b.transposed && !matches!(weights, Weights::Blocks(..)) {
-            gemv::gemv([m, k, n], x.floats(), weights, finish, &mut y, slope.as_mut());
+        if m <= gemv::MAX_ROWS && !matches!(weights, Weights::Blocks(..)) {
+            gemv::gemv([m, k, n], x.floats(), b, finish, &mut y, slope.as_mut());
         } else {
             let product = Product { a: Left::Rows(x.floats()), b, k };
             gemm([m, n], &[product], finish, &mut y, slope.as_mut());

@@ -19,7 +19,7 @@ pub(super) use linear::{
 };
 pub(super) use rows::{
     dropout_forward, gelu_forward, gelu_saving, norm_forward, norm_gamma_grad, norm_input_grad, norm_saving,
-    product, rope_forward, sum_rows, swiglu_forward, swiglu_grads,
+    product, rope_forward, sum_rows, swiglu_forward, swiglu_grads, write_rows,
 };
 pub(super) use training::{
     adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving, head_loss_saving,
@@ -256,6 +256,14 @@ macro_rules! host_kernels {
             inverse: bool,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
             $crate::backends::host::rope_forward::<Self>(x, cos, sin, spec, inverse)
+        }
+
+        fn write_rows(
+            table: ::burn::tensor::ops::FloatTensor<Self>,
+            rows: ::burn::tensor::ops::FloatTensor<Self>,
+            spans: &[[usize; 3]],
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::write_rows::<Self>(table, rows, spans)
         }
 
         fn adamw_update(

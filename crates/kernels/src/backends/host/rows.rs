@@ -216,3 +216,24 @@ where
     let y = rope::rope(x.floats(), cos.floats(), sin.floats(), width, spec, inverse);
     HostTensor::from_floats(y, vec![rows, width])
 }
+
+pub(in crate::backends) fn write_rows<B: Kernels>(
+    mut table: FloatTensor<B>,
+    rows: FloatTensor<B>,
+    spans: &[[usize; 3]],
+) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&table, &rows]) {
+        return composed::write_rows::<B>(table, rows, spans);
+    }
+    let [_, width] = dims2(&table);
+    let rows = rows.in_rows();
+    let (to, from) = (table.floats_mut(), rows.floats());
+    for &[first, row, count] in spans {
+        let own = &from[row * width..(row + count) * width];
+        to[first * width..(first + count) * width].copy_from_slice(own);
+    }
+    table
+}

@@ -1,13 +1,16 @@
 //! Products of a few rows with a large matrix, at the speed of memory: one step of generation.
 //!
-//! The matrix is read once, front to back, several rows at a time, while the sums stay in the first cache.
+//! The matrix is read once, front to back, several rows at a time, while the sums stay in the first cache; of a matrix
+//! whose columns lie together, sixteen columns at a time, while the sums stay in a register.
 //! Each sum is the same chain as in [`gemm`](super::gemm), so both give the same bits.
+
+mod columns;
 
 use std::array;
 use std::ops::Range;
 
 use super::buffer::{self, Buffer, Part, Start};
-use super::gemm::{Finish, Weights};
+use super::gemm::{Finish, Right, Weights};
 use super::math;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::team;
@@ -31,11 +34,12 @@ const ALONE: usize = 128 * 1024;
 pub(crate) fn gemv(
     [m, k, n]: [usize; 3],
     x: &[f32],
-    w: Weights<'_>,
+    b: Right<'_>,
     finish: Finish<'_>,
     y: &mut Buffer,
     slope: Option<&mut Buffer>,
 ) {
+    let Right { weights: w, transposed, .. } = b;
     assert!(m <= MAX_ROWS && x.len() == m * k && w.len() == k * n && y.len() == m * n);
     assert!(!matches!(w, Weights::Blocks(..)), "blocks have products of their own");
     assert!(finish.bias.is_none_or(|bias| bias.len() == n));
@@ -55,7 +59,7 @@ pub(crate) fn gemv(
                         });
                         let x: [_; $rows] = array::from_fn(|row| &x[row * k..(row + 1) * k]);
                         let (y, slope) = (parts(y), slope.map(parts));
-                        dispatch(Unit { x, w, n, columns: columns.clone(), finish, y, slope });
+                        dispatch(Unit { x, w, transposed, n, columns: columns.clone(), finish, y, slope });
                     })*
                     _ => {},
                 }
@@ -69,6 +73,8 @@ pub(crate) fn gemv(
 struct Unit<'a, const M: usize> {
     x: [&'a [f32]; M],
     w: Weights<'a>,
+    /// Whether the columns of the matrix lie together.
+    transposed: bool,
     n: usize,
     columns: Range<usize>,
     finish: Finish<'a>,
@@ -81,22 +87,11 @@ impl<const M: usize> Kernel for Unit<'_, M> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, w, n, columns, finish, mut y, mut slope } = self;
-        let k = x.first().map_or(0, |x| x.len());
-        for y in &mut y {
-            for at in (0..columns.len()).step_by(LANES) {
-                y.store(simd, simd.splat(0.0), at);
-            }
-        }
-        for first in (0..k).step_by(ROWS) {
-            let ks = first..k.min(first + ROWS);
-            match w {
-                Weights::F32(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.load(w)),
-                Weights::F16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_f16(w)),
-                Weights::Bf16(w) => add_rows(simd, &x, (w, n), (ks, &columns), &mut y, |w| simd.from_bf16(w)),
-                // Refused above.
-                Weights::Blocks(..) => {}
-            }
+        let Self { x, w, transposed, n, columns, finish, mut y, mut slope } = self;
+        if transposed {
+            columns::multiply(simd, &x, w, &columns, &mut y);
+        } else {
+            multiply_rows(simd, &x, (w, n), &columns, &mut y);
         }
         if finish.bias.is_none() && finish.gelu.is_none() {
             return;
@@ -119,6 +114,33 @@ impl<const M: usize> Kernel for Unit<'_, M> {
                 }
                 y.store(simd, v, at);
             }
+        }
+    }
+}
+
+/// The products with some columns of a matrix whose rows lie together.
+#[inline(always)]
+fn multiply_rows<S: Simd, const M: usize>(
+    simd: S,
+    x: &[&[f32]; M],
+    (w, n): (Weights<'_>, usize),
+    columns: &Range<usize>,
+    y: &mut [Part<'_>; M],
+) {
+    for y in &mut *y {
+        for at in (0..columns.len()).step_by(LANES) {
+            y.store(simd, simd.splat(0.0), at);
+        }
+    }
+    let k = x.first().map_or(0, |x| x.len());
+    for first in (0..k).step_by(ROWS) {
+        let ks = first..k.min(first + ROWS);
+        match w {
+            Weights::F32(w) => add_rows(simd, x, (w, n), (ks, columns), y, |w| simd.load(w)),
+            Weights::F16(w) => add_rows(simd, x, (w, n), (ks, columns), y, |w| simd.from_f16(w)),
+            Weights::Bf16(w) => add_rows(simd, x, (w, n), (ks, columns), y, |w| simd.from_bf16(w)),
+            // Refused above.
+            Weights::Blocks(..) => {}
         }
     }
 }

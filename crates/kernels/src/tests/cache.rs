@@ -1,0 +1,50 @@
+//! Rows written into a table.
+
+use burn::tensor::{DType, Tensor};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+
+use super::{on_backends, random, values};
+use crate::kernels::Kernels;
+use crate::ops::write_rows;
+
+#[test]
+fn rows_go_where_the_spans_say() {
+    fn check<B: Kernels>() {
+        let (table, rows) = (random::<B, 2>([7, 5], 1), random::<B, 2>([4, 5], 2));
+        let mut expected = values(table.clone());
+        let new = values(rows.clone());
+        expected[5..10].copy_from_slice(&new[..5]);
+        expected[20..35].copy_from_slice(&new[5..]);
+        let written = write_rows(table.clone(), rows.clone(), &[[1, 0, 1], [4, 1, 3], [0, 4, 0]]);
+        assert_eq!(values(written), expected);
+        // Who else has the table keeps what was in it, and other types go the way of burn's operations.
+        assert_eq!(values(table.clone()), values(random::<B, 2>([7, 5], 1)));
+        let turned = rows.transpose();
+        let written = write_rows(Tensor::zeros([5, 4], &table.device()), turned.clone(), &[[0, 0, 5]]);
+        assert_eq!(values(written), values(turned.clone()));
+        let wide = |x: Tensor<B, 2>| x.cast(DType::F64);
+        let written =
+            write_rows(wide(Tensor::zeros([6, 4], &table.device())), wide(turned.clone()), &[[1, 0, 5]]);
+        assert_eq!(values(written.slice([1..6])), values(turned));
+    }
+    on_backends!(check());
+    check::<Autodiff<Flex>>();
+}
+
+#[test]
+fn a_table_of_one_handle_is_written_in_place() {
+    let mut table = Tensor::<Flex, 2>::zeros([100, 8], &Default::default());
+    let place = |table: &Tensor<Flex, 2>| table.clone().into_primitive().tensor().storage::<f32>().as_ptr();
+    let before = place(&table);
+    for row in 0..5 {
+        table = write_rows(table, random([1, 8], 1), &[[row, 0, 1]]);
+        assert_eq!(place(&table), before);
+    }
+}
+
+#[test]
+#[should_panic(expected = "write_rows: spans [[6, 0, 2]] of [2, 5] into [7, 5]")]
+fn a_span_past_the_end_is_named() {
+    write_rows(random::<Flex, 2>([7, 5], 1), random([2, 5], 2), &[[6, 0, 2]]);
+}
