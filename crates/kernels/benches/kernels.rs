@@ -145,8 +145,9 @@ mod decode_blocks {
     #[divan::bench(args = cases())]
     fn kernel(bencher: Bencher, (format, [k, n]): (BlockFormat, [usize; 2])) {
         // Any bytes; the time does not depend on them as long as the scales are numbers.
-        let bytes = format.row_bytes(k).unwrap() * n;
-        let blocks = BlockMatrix::new(format, [n, k], std::sync::Arc::new(vec![0x11_u8; bytes]), 0).unwrap();
+        let bytes = k / format.block_len() * format.block_bytes() * n;
+        let blocks = BlockMatrix::new(format, [n, k], std::sync::Arc::new(vec![0x11_u8; bytes]), 0)
+            .expect("whole blocks");
         let (x, w) = (random([1, k]), Weight::from(blocks.transpose()));
         bencher.counter(BytesCount::new(bytes)).bench(|| w.clone().linear(x.clone(), None));
     }

@@ -122,8 +122,9 @@ fn half_precision_weights_are_widened(#[case] dtype: DType, #[values(1, 3, 40)] 
 #[rstest]
 fn a_row_gives_the_same_bits_among_few_and_many(
     #[values(DType::F32, DType::F16, DType::BF16)] dtype: DType,
-    #[values([16, 16], [70, 37], [9, 40], [64, 3], [1, 1], [400, 300])] [k, n]: [usize; 2],
+    #[values([16, 16], [70, 37], [9, 40], [64, 3], [1, 1], [400, 300])] shape: [usize; 2],
 ) {
+    let [k, n] = shape;
     for transposed in [false, true] {
         let w = random::<Flex, 2>(if transposed { [n, k] } else { [k, n] }, 2).cast(dtype);
         let w = if transposed { w.transpose() } else { w };
