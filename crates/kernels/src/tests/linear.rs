@@ -133,7 +133,7 @@ fn a_row_gives_the_same_bits_among_few_and_many(
         for m in 1..=4 {
             for level in Level::available() {
                 level.set();
-                let few = linear(x.clone().slice([0..m]), w.clone(), Some(bias.clone()));
+                let few = linear(x.clone().narrow(0, 0, m), w.clone(), Some(bias.clone()));
                 assert_eq!(values(few), many[..m * n], "{level:?}, {m} rows, transposed: {transposed}");
             }
         }
