@@ -244,3 +244,56 @@ fn what_a_model_must_say_is_asked_for() {
     heads.keys.retain(|key| !key.windows(10).any(|part| part == b"head_count"));
     check_error(heads.count("llama.attention.head_count", 3).open(), &["'blk.0.attn_q.weight'", "3 heads"]);
 }
+
+/// Rotary positions are scaled as llama.cpp scales them, whatever else a file says.
+#[test]
+fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let number = |file: File, key: &str, value: f32| file.raw(key, 6, &value.to_le_bytes());
+    let plain = || {
+        let mut file = model();
+        file.tensors.retain(|(name, ..)| name != "rope_freqs.weight");
+        file
+    };
+    let factor = |file: File, value: f32| number(file, "llama.rope.scaling.factor", value);
+    let kind = |kind: &str| plain().text("llama.rope.scaling.type", kind);
+    let config = |file: File| -> Result<serde_json::Value, String> {
+        std::fs::write(&path, file.bytes()).unwrap();
+        let config = read_file(path.join("config.json")).map_err(|e| e.to_string())?;
+        Ok(serde_json::from_slice::<serde_json::Value>(&config).unwrap()["rope_scaling"].clone())
+    };
+    assert_eq!(config(factor(plain(), 4.0)).unwrap()["rope_type"], "linear");
+    assert!(config(factor(kind("none"), 4.0)).unwrap().is_null());
+    assert!(
+        config(factor(kind("linear"), 0.0)).unwrap().is_null() && config(kind("linear")).unwrap().is_null()
+    );
+    let yarn = || factor(kind("yarn"), 4.0);
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    for (key, times) in [("attn_factor", 0.5), ("yarn_attn_factor", 1.0)] {
+        let scaling = config(number(yarn(), &format!("llama.rope.scaling.{key}"), 0.5)).unwrap();
+        assert!((scaling["attention_factor"].as_f64().unwrap() - times * usual).abs() < 1e-9, "{scaling}");
+    }
+    let refused: [(File, &str); 5] = [
+        (number(yarn(), "llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast = 16"),
+        (number(plain(), "llama.rope.scaling.attn_factor", 0.5), "without yarn is not supported"),
+        (factor(model(), 4.0), "beside rope_freqs.weight"),
+        (plain().raw("llama.attention.causal", 7, &[0]), "attention.causal = false"),
+        (factor(kind("dynamic"), 4.0), "'dynamic' with the factor 4"),
+    ];
+    for (file, reason) in refused {
+        let error = config(file).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn two_tensors_for_one_weight_are_refused() {
+    let again = model().tensor("blk.00.attn_norm.weight", &[32], 0, &[0; 128]);
+    assert!(
+        again.open().unwrap().contains("blk.00.attn_norm.weight"),
+        "the model says that it has no such part"
+    );
+    let factors = model().tensor("blk.0.rope_factors_long.weight", &[2], 0, &[0; 8]);
+    assert!(factors.open().unwrap().contains("blk.0.rope_factors_long.weight"));
+}
