@@ -1,24 +1,24 @@
 //! Entities marked by the tags of words, counted as seqeval counts them (Nakayama, «seqeval», 2018; after the `conlleval`
-//! of the CoNLL shared tasks): an entity is right where kind, first and last word all are.
+//! of the CoNLL shared tasks): an entity is correct if its kind, first word and last word are.
 
 use std::collections::BTreeSet;
 
 /// An entity: its kind, first and last word.
 pub type Entity<'a> = (&'a str, usize, usize);
 
-/// Numbers of entities over all sentences.
+/// Entity counts over all sentences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntityCounts {
-    /// Those that are there.
+    /// Labelled entities.
     pub labelled: usize,
-    /// Those that were found.
+    /// Predicted entities.
     pub predicted: usize,
-    /// Those that were found and are there.
+    /// Entities that are both predicted and labelled.
     pub right: usize,
 }
 
 impl EntityCounts {
-    /// Adds a sentence by the tags of its words, as labelled and as predicted.
+    /// Adds a sentence, given the labelled and the predicted tags of its words.
     pub fn add(&mut self, labelled: &[&str], predicted: &[&str]) {
         let (labelled, predicted) = (set(labelled), set(predicted));
         self.labelled += labelled.len();
@@ -26,17 +26,17 @@ impl EntityCounts {
         self.right += labelled.intersection(&predicted).count();
     }
 
-    /// The share of the found entities that are there; 0 if none was found.
+    /// Precision: the fraction of the predicted entities that are labelled; 0 if none is predicted.
     pub fn precision(&self) -> f64 {
         share(self.right, self.predicted)
     }
 
-    /// The share of the entities that was found; 0 without entities.
+    /// Recall: the fraction of the labelled entities that are predicted; 0 without entities.
     pub fn recall(&self) -> f64 {
         share(self.right, self.labelled)
     }
 
-    /// The harmonic mean of the two, 0 where both are.
+    /// F1: the harmonic mean of precision and recall, 0 if both are 0.
     pub fn f1(&self) -> f64 {
         share(2 * self.right, self.predicted + self.labelled)
     }
@@ -50,8 +50,8 @@ fn set<'a>(tags: &[&'a str]) -> BTreeSet<Entity<'a>> {
     entities(tags).into_iter().collect()
 }
 
-/// The entities of a sentence: tags `B-`, `I-`, `E-` or `S-` with a kind, and `O`. Read as leniently as seqeval's default:
-/// an entity may begin with `I-`, and ends where the kind changes.
+/// The entities of a sentence: tags `B-`, `I-`, `E-` or `S-` with a kind, and `O`. Parsed as leniently as in
+/// seqeval's default mode: an entity may begin with `I-`, and ends where the kind changes.
 pub fn entities<'a>(tags: &[&'a str]) -> Vec<Entity<'a>> {
     let mut found = Vec::new();
     let (mut last, mut begin) = (("O", ""), 0);
@@ -68,7 +68,7 @@ pub fn entities<'a>(tags: &[&'a str]) -> Vec<Entity<'a>> {
     found
 }
 
-/// The letter of a tag and its kind; `_` where it names none.
+/// The prefix of a tag and its kind; `_` if it has no kind.
 fn parts(tag: &str) -> (&str, &str) {
     let first = tag.chars().next().map_or(0, char::len_utf8);
     let (letter, rest) = tag.split_at(first);

@@ -1,12 +1,12 @@
 //! The crate's error type.
 
-/// What can go wrong when predictions are scored.
+/// Error of scoring predictions.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum EvalError {
     /// A NaN or infinite logit.
     #[error(
-        "row {row} of the predictions holds {value}; the model's weights are broken or the training diverged"
+        "row {row} of the predictions holds {value}; the model's weights are corrupt or training diverged"
     )]
     NotFinite {
         /// Row, from 0.
@@ -23,14 +23,15 @@ pub enum EvalError {
         labels: usize,
     },
     /// A perplexity over no tokens.
-    #[error("no predicted tokens to take the perplexity of; give a text of at least two tokens")]
+    #[error("perplexity needs at least one predicted token; give a text of at least two tokens")]
     NoTokens,
-    /// A classification metric for scores, a regression metric for classes, or a row of logits of the wrong width.
-    #[error("metric '{metric}' does not go with {what}")]
+    /// A classification metric for real-valued labels, a regression metric for classes, or a row of logits of
+    /// the wrong width.
+    #[error("metric '{metric}' does not apply to {what}")]
     Kind {
         /// The metric.
         metric: String,
-        /// What the data are.
+        /// The kind of the data.
         what: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! The metrics of classification from logits and labels, and perplexity.
+//! Classification and regression metrics from logits and labels, and perplexity.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 

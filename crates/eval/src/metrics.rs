@@ -1,7 +1,7 @@
 //! Accuracy, F1, and correlations.
 //!
 //! A correlation with a constant side is 0 by definition here (it is 0/0), so that constant predictions score 0
-//! instead of ending the run.
+//! instead of failing the run.
 
 use crate::error::{EvalError, Result};
 
@@ -36,8 +36,9 @@ pub fn f1(predicted: &[u32], labels: &[u32]) -> Result<f64> {
     Ok(if hits == 0.0 { 0.0 } else { 2.0 * hits / (2.0 * hits + wrong) })
 }
 
-/// F1 of each label, from the numbers of right, predicted and labelled ones: over all labels together (micro), and the
-/// mean over the labels (macro). A label that is neither predicted nor there has F1 0, as in scikit-learn.
+/// F1 of each label, from the numbers of correct, predicted and labelled rows: over all labels together
+/// (micro), and the mean over the labels (macro). A label that is neither predicted nor labelled has F1 0, as
+/// in scikit-learn.
 pub(crate) fn f1_of_labels(counts: &[[usize; 3]]) -> (f64, f64) {
     let f1 = |[right, predicted, labelled]: [usize; 3]| match predicted + labelled {
         0 => 0.0,
@@ -83,7 +84,7 @@ pub fn pearson(a: &[f64], b: &[f64]) -> Result<f64> {
         aa += x * x;
         bb += y * y;
     }
-    // Rounding in the mean must not make a constant side look like a varying one.
+    // Rounding in the mean must not make a constant side look variable.
     let constant = |v: &[f64]| v.iter().all(|x| *x == v[0]);
     if constant(a) || constant(b) || aa == 0.0 || bb == 0.0 {
         return Ok(0.0);

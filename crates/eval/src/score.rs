@@ -23,7 +23,7 @@ pub fn argmax(row: usize, logits: &[f32]) -> Result<u32> {
     Ok(best as u32)
 }
 
-/// The labels of a row of which each is decided by itself: those with a probability above a half, which is a logit above 0.
+/// The labels of a multi-label row: those with a probability above 0.5, that is a logit above 0.
 ///
 /// # Errors
 /// [`EvalError::NotFinite`] for a NaN or infinity in the row.
@@ -32,8 +32,9 @@ pub fn predicted_set(row: usize, logits: &[f32]) -> Result<Vec<u32>> {
     Ok((0..).zip(logits).filter(|(_, logit)| **logit > 0.0).map(|(label, _)| label).collect())
 }
 
-/// The values of `metrics` for rows of logits: `[rows, labels]`, `[rows, 1]` for scores, and where tokens are labelled
-/// a row of `tokens · labels` for each sentence. `names` are those of the labels, by which entities are told.
+/// The values of `metrics` for rows of logits: `[rows, labels]`, `[rows, 1]` for regression, and for token
+/// classification one row of `tokens · labels` per sentence. `names` are the label names, which define the
+/// entities.
 ///
 /// # Errors
 /// Non-finite logits, different numbers of rows and labels, metrics that do not fit the kind of labels.
@@ -50,7 +51,7 @@ pub fn score(
     metrics.iter().map(|&metric| Ok((metric, predictions.value(metric)?))).collect()
 }
 
-/// What was predicted, beside what is right.
+/// Predictions beside the labels.
 enum Predictions {
     Classes { predicted: Vec<u32>, labels: Vec<u32> },
     Scores { predicted: Vec<f64>, labels: Vec<f64> },
@@ -143,7 +144,7 @@ impl Predictions {
                 Metric::Precision => return Ok(entities.precision()),
                 Metric::Recall => return Ok(entities.recall()),
                 Metric::Accuracy => return Ok(share(*right, *tokens)),
-                // Classes that occur nowhere are left out, as scikit-learn leaves them out of a mean.
+                // Classes that do not occur are excluded from the mean, as in scikit-learn.
                 Metric::F1Macro => {
                     let occurs = counts.iter().filter(|[_, predicted, labelled]| predicted + labelled > 0);
                     return Ok(f1_of_labels(&occurs.copied().collect::<Vec<_>>()).1);
@@ -155,7 +156,7 @@ impl Predictions {
     }
 }
 
-/// Adds a row to the numbers of right, predicted and labelled ones of each label.
+/// Adds a row to the numbers of correct, predicted and labelled rows of each label.
 fn count(counts: &mut [[usize; 3]], predicted: &[u32], labels: &[u32]) {
     let right = predicted.iter().filter(|label| labels.contains(label));
     for (place, labels) in
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn sets_are_what_is_above_a_half() {
-        // Labels 0 and 2 of the first row, none of the second: one right, one wrong, one missed.
+        // Labels 0 and 2 in the first row, none in the second: one correct, one wrong, one missed.
         let logits = vec![vec![0.1, -3.0, 0.2], vec![-0.1, 0.0, -1.0]];
         let labels = [Label::Set(vec![0]), Label::Set(vec![1])];
         let values =
@@ -216,7 +217,7 @@ mod tests {
         assert!(matches!(nan, EvalError::NotFinite { .. }), "{nan}");
     }
 
-    /// Entities as seqeval counts them, through the logits of tokens; tokens without a tag count for nothing.
+    /// Entities as seqeval counts them, from the logits of tokens; tokens without a tag are ignored.
     #[test]
     fn entities_equal_seqeval() {
         let text = include_str!("../../../tests/fixtures/seqeval.json");
@@ -227,7 +228,7 @@ mod tests {
         for case in golden["cases"].as_array().unwrap() {
             let rows = |key: &str| case[key].as_array().unwrap().iter().map(|row| row.as_array().unwrap());
             let one_hot = |class: usize| (0..5).map(move |i| if i == class { 2.0 } else { -1.0 });
-            // A token before, and one after every word, whose logits mean nothing.
+            // One token before the words and one after each of them, whose logits have no meaning.
             let logits: Vec<Vec<f32>> = rows("predicted")
                 .map(|row| {
                     one_hot(1)

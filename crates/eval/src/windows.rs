@@ -5,18 +5,18 @@ use std::ops::Range;
 /// One window of a long text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// The tokens that the model reads.
+    /// The tokens of the window.
     pub tokens: Range<usize>,
     /// Number of scored tokens at the end of the window; the others are context, scored by an earlier window.
     pub scored: usize,
 }
 
-/// Cuts a text of `tokens` tokens into windows of at most `length`, each beginning `stride` after the one before,
-/// so that every token but the first is scored once, with at least `length - stride` tokens of context where the text
-/// has them.
+/// Splits a text of `tokens` tokens into windows of at most `length`, each beginning `stride` after the one
+/// before, so that every token but the first is scored once, with at least `length - stride` tokens of
+/// context if the text has them.
 ///
-/// A window has at least one token of context: a `length` below 2 counts as 2, and a `stride` of
-/// the length or more as one less than the length.
+/// A window has at least one token of context: a `length` below 2 counts as 2, and a `stride` not less than
+/// the length as one less than the length.
 ///
 /// ```
 /// use lowrank_eval::windows;

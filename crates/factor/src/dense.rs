@@ -1,8 +1,8 @@
-//! The dense kernels of faer, compiled here and nowhere else.
+//! The dense kernels of faer, compiled only here.
 //!
 //! They are methods of a sealed trait with one body for each element type, so that faer's generic code
-//! becomes part of this crate instead of every crate that calls it, which saves building time. faer's SIMD loops are
-//! closures, which are vectorised where they are inlined within one codegen unit.
+//! becomes part of this crate instead of every crate that calls it, which saves build time. faer's SIMD loops
+//! are closures, which are vectorised only if they are inlined within one codegen unit.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -40,7 +40,7 @@ pub trait Dense: RealField + Copy {
     /// `X ← L⁻¹·X` for a lower triangular `L`.
     fn solve_lower(lower: MatRef<'_, Self>, x: MatMut<'_, Self>, par: Par);
 
-    /// One pass of a reduction to two diagonals.
+    /// One pass of a bidiagonal reduction.
     #[doc(hidden)]
     fn sweep(pass: Pass<'_, Self>);
 }
@@ -89,7 +89,7 @@ macro_rules! implement {
 
 implement!(f32, f64);
 
-/// `A·B` where only a triangle of the result is wanted, or both operands have one.
+/// `A·B` if only a triangle of the result is needed, or both operands are triangular.
 fn triangular_product<T: RealField>(
     (result, operands): (BlockStructure, BlockStructure),
     a: MatRef<'_, T>,
@@ -102,8 +102,8 @@ fn triangular_product<T: RealField>(
     out
 }
 
-/// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle; nothing where the
-/// iteration does not converge.
+/// Eigenvalues in nondecreasing order and eigenvectors of the symmetric matrix in the lower triangle; `None`
+/// if the iteration does not converge.
 pub(crate) fn symmetric_eigen(a: MatRef<'_, f64>, par: Par) -> Option<(Vec<f64>, Mat<f64>)> {
     let n = a.nrows();
     let mut values = faer::diag::Diag::<f64>::zeros(n);

@@ -1,6 +1,6 @@
-//! Randomized methods on a burn tensor's own device (feature `burn`).
+//! Randomized methods on the device of a burn tensor (feature `burn`).
 //!
-//! The large products run where the matrix is; thin blocks travel to the host for the small dense work.
+//! The large products run on the device; thin blocks are copied to the host for the small dense work.
 
 use core::marker::PhantomData;
 
@@ -13,7 +13,7 @@ use crate::matrix::{balance, check, from_row_major, to_row_major};
 use crate::products::MatrixProducts;
 use crate::scalar::Scalar;
 
-/// A matrix in a tensor of any burn backend, for [`svd::randomized`](crate::svd::randomized) and
+/// A matrix held in a tensor of any burn backend, for [`svd::randomized`](crate::svd::randomized) and
 /// [`svd::adaptive`](crate::svd::adaptive).
 ///
 /// `T` is the element type of the blocks on the host: that of the backend, or `f32` for half precision.
@@ -38,7 +38,7 @@ pub struct DeviceMatrix<B: Backend, T: Scalar> {
     element: PhantomData<T>,
 }
 
-/// Elements per partial sum on the device: the rest of a norm is added up in `f64` on the host.
+/// Elements per partial sum on the device; the partial sums of a norm are added in `f64` on the host.
 const PARTIAL: usize = 64;
 
 impl<B: Backend, T: Scalar + Element> DeviceMatrix<B, T> {
@@ -119,7 +119,7 @@ impl<B: Backend, T: Scalar + Element> MatrixProducts for DeviceMatrix<B, T> {
     }
 }
 
-/// Elements of a tensor, row-major, in the type of the host.
+/// Elements of a tensor, row-major, in the host type.
 fn read<B: Backend, T: Element, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<T>> {
     let data =
         tensor.try_into_data().map_err(|error| FactorError::Device { message: format!("{error:?}") })?;

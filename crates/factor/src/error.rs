@@ -1,9 +1,9 @@
-//! The error type of the crate: one variant for each way in which an input or an iteration can fail.
+//! The error type of the crate: one variant for each failure of an input or an iteration.
 
-/// What went wrong in a factorisation.
+/// Error of a factorisation.
 ///
-/// Every function that takes data from outside checks it once, before any arithmetic, and answers with
-/// one of these variants instead of panicking.
+/// Every function that takes external data checks it once, before any arithmetic, and returns one of these
+/// variants instead of panicking.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FactorError {
@@ -33,10 +33,10 @@ pub enum FactorError {
         /// The quantity that overflows.
         what: &'static str,
     },
-    /// A rank is zero or exceeds what the shape admits.
+    /// A rank is zero or exceeds the largest that the shape admits.
     #[error("rank {rank} is out of range 1..={max}")]
     RankOutOfRange {
-        /// The rank asked for.
+        /// The requested rank.
         rank: usize,
         /// The largest rank of this shape.
         max: usize,
@@ -47,7 +47,7 @@ pub enum FactorError {
         /// The value given.
         value: f64,
     },
-    /// A share of energy is not in `(0, 1]`.
+    /// A fraction of energy is not in `(0, 1]`.
     #[error("energy {value} is outside (0, 1]")]
     EnergyOutOfRange {
         /// The value given.
@@ -61,10 +61,10 @@ pub enum FactorError {
         /// The cost of the cheapest admissible choice.
         minimum: u64,
     },
-    /// The triplets at hand cannot reach the error asked for.
+    /// The available triplets cannot reach the requested error.
     #[error("relative error {requested:e} cannot be reached, the best is {reached:e}")]
     TargetNotReached {
-        /// The relative error asked for.
+        /// The requested relative error.
         requested: f64,
         /// The relative error of the best approximation available.
         reached: f64,
@@ -150,7 +150,7 @@ pub enum FactorError {
     /// A device tensor could not be read back.
     #[error("device tensor cannot be read: {message}")]
     Device {
-        /// The backend's own words.
+        /// The backend's message.
         message: String,
     },
 }

@@ -4,20 +4,20 @@
 //! |---|---|
 //! | Singular values and vectors | [`svd::exact`], [`svd::randomized`], [`svd::adaptive`], [`svd::auto`] |
 //! | Approximate `A ≈ L·R` | [`subspace::leading`], [`Svd::low_rank`], [`LowRank`] (refits, alternating least squares, sums) |
-//! | Weigh the error by activations | [`whitened::by_gram`], [`whitened::by_diagonal`], with gradients too [`two_sided::TwoSided`] |
+//! | Weight the error by activations | [`whitened::by_gram`], [`whitened::by_diagonal`], by gradients too: [`two_sided::TwoSided`] |
 //! | Share factors between matrices | [`tucker::tucker2`], [`tucker::shared_basis`] |
 //! | Tensor trains | [`tt::tt_svd`], [`tt::TensorTrain`], [`tt::TtMatrix`] |
 //! | Decide ranks | [`Truncation`], [`Spectrum`], [`ErrorCurve`], [`allocate_ranks`] |
 //!
 //! Matrices are [`faer::MatRef`]s of shape `m × n` with any strides ([`matrix::from_row_major`] views the
-//! layout of PyTorch and burn); the crate knows nothing of layers, and a transposed view costs nothing.
-//! Errors are relative Frobenius errors in `f64`. Input is checked once, and bad input is a
+//! layout of PyTorch and burn); the crate knows nothing about layers, and a transposed view is free.
+//! Errors are relative Frobenius errors in `f64`. Input is checked once; invalid input returns a
 //! [`FactorError`], never a panic.
 //!
 //! ```
 //! use lowrank_factor::{Mat, SigmaPlacement, Truncation, svd};
 //!
-//! // A smooth kernel: numerically of low rank.
+// A smooth kernel: numerically of low rank.
 //! let a = Mat::from_fn(200, 150, |i, j| 1.0 / (1.0 + (i as f64 / 200.0 - j as f64 / 150.0).powi(2)));
 //! let fit = svd::exact(a.as_ref())?.low_rank(&Truncation::RelativeError(1e-4), SigmaPlacement::Split)?;
 //! assert!(fit.report.pays() && fit.report.relative_error <= 1e-4);
@@ -29,11 +29,11 @@
 //! ```
 //!
 //! # Features
-//! `burn`: `DeviceMatrix`, randomized methods whose large products run on a burn tensor's own device.
+//! `burn`: `DeviceMatrix`, randomized methods whose large products run on the device of a burn tensor.
 //!
 //! # Speed
-//! faer's SIMD loops are closures, which are vectorised only where they are inlined within one codegen unit. A program
-//! whose release profile has several (this workspace has 16) can build this package in one:
+//! faer's SIMD loops are closures, which are vectorised only if they are inlined within one codegen unit. A
+//! program whose release profile uses several (this workspace uses 16) can build this package in one:
 //!
 //! ```toml
 //! [profile.release.package.lowrank-factor]
@@ -41,7 +41,7 @@
 //! ```
 //!
 //! # Threads
-//! Large operations use the current rayon pool; run them inside `ThreadPool::install` to bound them.
+//! Large operations use the current rayon pool; run them inside `ThreadPool::install` to limit their threads.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 

@@ -1,7 +1,7 @@
 //! Matrices at the boundary of the crate: views over slices, validation, norms and products.
 //!
-//! A matrix is a [`faer::MatRef`] of shape `m × n` with any strides; a transposed or row-major view costs
-//! nothing. Validation happens once, in the public functions; inner code does not repeat it.
+//! A matrix is a [`faer::MatRef`] of shape `m × n` with any strides; transposed and row-major views are
+//! free. Validation happens once, in the public functions; inner code does not repeat it.
 
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -50,7 +50,7 @@ pub fn frobenius_norm<T: Scalar>(a: MatRef<'_, T>) -> Result<f64> {
     Ok(norm_squared(balanced.view()).sqrt() / balanced.scale)
 }
 
-/// `‖A − B‖ / ‖A‖` in the Frobenius norm; 0 where both are zero.
+/// `‖A − B‖ / ‖A‖` in the Frobenius norm; 0 if both are zero.
 ///
 /// # Errors
 /// [`FactorError::ShapeMismatch`], [`FactorError::Empty`], [`FactorError::NonFinite`].
@@ -64,12 +64,12 @@ pub fn relative_error<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Result<f
     Ok(ratio(norm_squared(difference.as_ref()), norm_squared(norm.as_ref())))
 }
 
-/// `√(part / whole)` for squared norms, 0 where the whole is zero.
+/// `√(part / whole)` for squared norms, 0 if the whole is zero.
 pub(crate) fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { (part.max(0.0) / whole).sqrt() } else { 0.0 }
 }
 
-/// A validated matrix, rescaled by a power of two where its magnitude would endanger sums of squares.
+/// A validated matrix, rescaled by a power of two if its magnitude would endanger sums of squares.
 pub(crate) struct Balanced<'a, T: Scalar> {
     view: MatRef<'a, T>,
     rescaled: Option<Mat<T>>,
@@ -94,7 +94,7 @@ impl<'a, T: Scalar> Balanced<'a, T> {
     }
 }
 
-/// Divides by the scale of [`Balanced`], saying so if a value then leaves the element type.
+/// Divides by the scale of [`Balanced`]; an error if a value then leaves the element type.
 pub(crate) fn unscale<T: Scalar>(values: &mut [T], scale: f64) -> Result<()> {
     if scale != 1.0 {
         for value in values.iter_mut() {
@@ -184,7 +184,7 @@ pub(crate) fn check_rank(rank: usize, max: usize) -> Result<()> {
     if rank == 0 || rank > max { Err(FactorError::RankOutOfRange { rank, max }) } else { Ok(()) }
 }
 
-/// Visits the matrix as contiguous slices: its columns, or its rows where those are contiguous.
+/// Visits the matrix as contiguous slices: its columns, or its rows if those are contiguous.
 pub(crate) fn for_each_lane<T: Scalar>(a: MatRef<'_, T>, mut visit: impl FnMut(&[T])) {
     let a = if a.row_stride() != 1 && a.col_stride() == 1 { a.transpose() } else { a };
     if let Some(a) = a.try_as_col_major() {
@@ -217,14 +217,14 @@ pub(crate) fn sum_of_squares<T: Scalar>(values: &[T]) -> f64 {
     lanes.iter().sum::<f64>() + rest.iter().map(|value| value.widen() * value.widen()).sum::<f64>()
 }
 
-/// Lower triangle of `AᵀA`, shape `n × n`; what is above the diagonal is zero.
+/// Lower triangle of `AᵀA`, shape `n × n`; the strict upper triangle is zero.
 pub fn gram<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     T::gram(a, parallelism(a.nrows() * a.ncols() * a.ncols()))
 }
 
-/// All threads of the current rayon pool for large work, none but the caller's for small work.
+/// All threads of the current rayon pool for large work, only the caller's for small work.
 pub(crate) fn parallelism(multiply_adds: usize) -> Par {
-    // Below it, waking a thread costs more than it saves.
+    // Below this size, waking a thread costs more than it saves.
     if multiply_adds < 1 << 23 { Par::Seq } else { Par::rayon(0) }
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn scale_columns<T: Scalar>(mut a: MatMut<'_, T>, factors: &[T]) {
     }
 }
 
-/// Stacks matrices of equal width on top of each other.
+/// Concatenates matrices of equal width vertically.
 pub(crate) fn stack_rows<T: Scalar>(parts: &[MatRef<'_, T>], cols: usize) -> Mat<T> {
     let mut out = Mat::zeros(parts.iter().map(|part| part.nrows()).sum(), cols);
     let mut start = 0;
@@ -265,7 +265,7 @@ pub(crate) fn stack_rows<T: Scalar>(parts: &[MatRef<'_, T>], cols: usize) -> Mat
     out
 }
 
-/// Puts matrices of equal height beside each other.
+/// Concatenates matrices of equal height horizontally.
 pub(crate) fn stack_cols<T: Scalar>(parts: &[MatRef<'_, T>], rows: usize) -> Mat<T> {
     let mut out = Mat::zeros(rows, parts.iter().map(|part| part.ncols()).sum());
     let mut start = 0;

@@ -1,9 +1,9 @@
-//! The innermost loop of the reduction to two diagonals: both products of a step in one reading of the matrix.
+//! The innermost loop of the bidiagonal reduction: both products of a step in one read of the matrix.
 
 use faer::Mat;
 use pulp::{Simd, WithSimd};
 
-/// Columns that are read together; they stay in the nearest cache between their two uses.
+/// Columns that are read together; they stay in the L1 cache between their two uses.
 pub(crate) const TOGETHER: usize = 4;
 
 /// The rows of a matrix from `top` and its columns from `left` on, and a vector to multiply them by.
@@ -12,7 +12,7 @@ pub(crate) struct Step<'a, T> {
     pub(crate) a: &'a Mat<T>,
     pub(crate) top: usize,
     pub(crate) left: usize,
-    /// The row that the vector begins with; it is zero above.
+    /// Row in which the vector begins; it is zero above.
     pub(crate) head: usize,
     /// Length `m − top`.
     pub(crate) u: &'a [T],

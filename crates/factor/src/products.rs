@@ -11,7 +11,7 @@ use crate::scalar::Scalar;
 ///
 /// Blocks live on the host, where all small dense work is done; implementors move them to wherever the
 /// large matrix is. [`HostMatrix`] is the implementation for a matrix in memory, `DeviceMatrix` (feature
-/// `burn`) the one for a tensor of any burn backend.
+/// `burn`) is the one for a tensor of any burn backend.
 pub trait MatrixProducts {
     /// Element type of the blocks.
     type Scalar: Scalar;
@@ -31,26 +31,26 @@ pub trait MatrixProducts {
     /// `‖A‖²_F`.
     ///
     /// # Errors
-    /// Whatever reading from a device can meet.
+    /// Any error of reading from a device.
     fn norm_squared(&self) -> Result<f64>;
 
     /// `A·X`, shapes `x` n × l, result m × l.
     ///
     /// # Errors
-    /// Whatever reading from a device can meet.
+    /// Any error of reading from a device.
     fn multiply(&self, x: MatRef<'_, Self::Scalar>) -> Result<Mat<Self::Scalar>>;
 
     /// `Aᵀ·X`, shapes `x` m × l, result n × l.
     ///
     /// # Errors
-    /// Whatever reading from a device can meet.
+    /// Any error of reading from a device.
     fn multiply_transposed(&self, x: MatRef<'_, Self::Scalar>) -> Result<Mat<Self::Scalar>>;
 
-    /// `‖A − L·Rᵀ‖²_F`, shapes `left` m × l, `right` n × l: the residual without cancellation, at the price
+    /// `‖A − L·Rᵀ‖²_F`, shapes `left` m × l, `right` n × l: the residual without cancellation, at the cost
     /// of one more product.
     ///
     /// # Errors
-    /// Whatever reading from a device can meet.
+    /// Any error of reading from a device.
     fn residual_squared(
         &self,
         left: MatRef<'_, Self::Scalar>,
@@ -73,7 +73,7 @@ impl<'a, T: Scalar> HostMatrix<'a, T> {
         Ok(Self { balanced: Balanced::new(a, "matrix")? })
     }
 
-    /// The matrix as the products see it, that is times [`MatrixProducts::scale`].
+    /// The matrix as the products see it, multiplied by [`MatrixProducts::scale`].
     pub(crate) fn view(&self) -> MatRef<'_, T> {
         self.balanced.view()
     }

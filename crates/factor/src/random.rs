@@ -1,4 +1,4 @@
-//! Seeded normal test matrices: the same decomposition on every platform.
+//! Seeded normal test matrices, identical on every platform.
 
 use faer::Mat;
 use lowrank_spec::rng;
@@ -14,7 +14,7 @@ impl NormalSource {
         Self(rng::NormalSource::new(seed))
     }
 
-    /// Matrix of the next entries, filled column by column.
+    /// Matrix of the next numbers, filled column by column.
     pub(crate) fn matrix<T: Scalar>(&mut self, rows: usize, cols: usize) -> Mat<T> {
         Mat::from_fn(rows, cols, |_, _| T::of(self.0.normal()))
     }

@@ -12,10 +12,10 @@ pub trait Scalar: Dense + Default + Sum + Display + LowerExp + Debug + Send + Sy
     /// Distance from 1 to the next larger number.
     const EPSILON: f64;
     /// Matrices whose largest magnitude lies outside `[1 / SAFE, SAFE]` are rescaled before arithmetic,
-    /// so that sums of squares can neither overflow nor vanish.
+    /// so that sums of squares can neither overflow nor underflow.
     const SAFE: f64;
 
-    /// Magnitude that vanishes beside any entry of a balanced matrix, though its reciprocal is finite.
+    /// Magnitude that is negligible beside any entry of a balanced matrix, though its reciprocal is finite.
     const NEGLIGIBLE: f64;
 
     /// Rounds an `f64` to this type.

@@ -1,4 +1,4 @@
-//! Leading singular subspaces of the shorter side: all that a truncation needs, in less time than an SVD.
+//! Leading singular subspaces of the shorter side: sufficient for a truncation, and faster than an SVD.
 
 use faer::{Mat, MatRef};
 
@@ -10,7 +10,7 @@ use crate::spectrum::check_spectrum;
 use crate::svd;
 use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
-/// On which side of the matrix a [`Subspace`] projects.
+/// The side of the matrix on which a [`Subspace`] projects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubspaceSide {
     /// `Â = U_k·U_kᵀ·A`, or `U_k·D_kᵀ·A` with a dual basis `D`.
@@ -26,15 +26,15 @@ pub struct Subspace<T: Scalar> {
     side: SubspaceSide,
     /// Shape `m × l` (left) or `n × l` (right), orthonormal columns unless there is a dual basis.
     basis: Mat<T>,
-    /// Shape as `basis`.
+    /// Same shape as `basis`.
     dual: Option<Mat<T>>,
     /// Squared (weighted) singular values, nonincreasing, at least `l` of them.
     squared: Vec<f64>,
 }
 
 impl<T: Scalar> Subspace<T> {
-    /// Takes a basis and the squared singular values that belong to it, all `min(m, n)` of them or at least as many as
-    /// the basis has vectors.
+    /// Creates a subspace from a basis and its squared singular values: all `min(m, n)` of them, or at least
+    /// as many as the basis has vectors.
     ///
     /// # Errors
     /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::Negative`], [`FactorError::NotSorted`],
@@ -80,7 +80,7 @@ impl<T: Scalar> Subspace<T> {
         &self.squared
     }
 
-    /// The same with at most `len` basis vectors; the spectrum stays whole.
+    /// The same with at most `len` basis vectors; the spectrum is not truncated.
     pub fn shortened(mut self, len: usize) -> Self {
         if len < self.basis.ncols() {
             self.basis = self.basis.subcols(0, len.max(1)).to_owned();
@@ -89,7 +89,7 @@ impl<T: Scalar> Subspace<T> {
         self
     }
 
-    /// The rank that a truncation comes to for an `m × n` matrix, and its relative (weighted) error.
+    /// The rank of a truncation for an `m × n` matrix, and its relative (weighted) error.
     ///
     /// # Errors
     /// Those of the [`Truncation`].
@@ -99,7 +99,7 @@ impl<T: Scalar> Subspace<T> {
         Ok((rank, ratio(tails[rank], tails[0])))
     }
 
-    /// The projection of `a`, the matrix that the subspace was made from, in factors of equal norms.
+    /// The projection of `a`, the matrix from which the subspace was computed, as factors of equal norms.
     ///
     /// # Errors
     /// Those of the [`Truncation`], [`FactorError::RankOutOfRange`] past the basis, [`FactorError::ShapeMismatch`],
@@ -133,7 +133,7 @@ impl<T: Scalar> Subspace<T> {
 /// The leading singular subspace of the shorter side of a matrix.
 ///
 /// # Algorithm
-/// That of [`svd::exact`], without the vectors of the other side.
+/// As in [`svd::exact`], without the vectors of the other side.
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::Overflow`].
@@ -195,7 +195,7 @@ mod tests {
             let low_rank = fit.low_rank(a.as_ref(), &Truncation::Rank(rank)).unwrap();
             let best = exact.error_curve()[rank];
             let error = low_rank.factors.relative_error(a.as_ref()).unwrap();
-            // Rounding of the product itself, beside the optimum.
+            // Rounding of the product itself, in addition to the optimal error.
             let slack = 2e-6;
             assert!(error <= best * 1.001 + slack, "rank {rank}: {error} against {best}");
             assert!((low_rank.report.relative_error - best).abs() <= 1e-3 * best + slack);

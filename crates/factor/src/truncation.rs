@@ -1,9 +1,9 @@
-//! How much to keep: one [`Truncation`] for every method, resolved in one place.
+//! The number of components to keep: one [`Truncation`] for every method, resolved in one place.
 
 use crate::error::{FactorError, Result};
 use crate::matrix::{check_rank, ratio};
 
-/// What decides how many components an approximation keeps.
+/// Criterion for the number of components of an approximation.
 ///
 /// | Variant | Keeps the fewest components such that | Range |
 /// |---|---|---|
@@ -21,14 +21,14 @@ pub enum Truncation {
     Rank(usize),
     /// Largest relative error in the Frobenius norm (or in the weighted norm of a weighted method).
     RelativeError(f64),
-    /// Share of the squared Frobenius norm to keep.
+    /// Fraction of the squared Frobenius norm to keep.
     Energy(f64),
     /// Largest number of parameters of the factors.
     Parameters(usize),
 }
 
 impl Truncation {
-    /// Checks the range of the value, without reference to a shape.
+    /// Checks the range of the value, independently of a shape.
     ///
     /// # Errors
     /// [`FactorError::RankOutOfRange`] for rank 0, [`FactorError::ErrorOutOfRange`],
@@ -46,7 +46,7 @@ impl Truncation {
         }
     }
 
-    /// The relative error that `RelativeError` and `Energy` stand for.
+    /// The relative error to which `RelativeError` and `Energy` correspond.
     pub(crate) fn relative_error(&self) -> Option<f64> {
         match *self {
             Self::RelativeError(value) => Some(value),
@@ -55,9 +55,9 @@ impl Truncation {
         }
     }
 
-    /// Number of components to keep of a decomposition with the given squared values.
+    /// Number of components to keep from a decomposition with the given squared values.
     ///
-    /// `outside` is the squared norm that the values do not account for, `parameters(r)` the cost of rank
+    /// `outside` is the squared norm not covered by the values, `parameters(r)` is the cost of rank
     /// `r`, which must not decrease.
     pub(crate) fn resolve(
         &self,
@@ -89,11 +89,11 @@ impl Truncation {
         }
     }
 
-    /// Largest squared error that `RelativeError` or `Energy` allow for a squared norm of `total`.
+    /// Largest squared error that `RelativeError` or `Energy` allows for a squared norm of `total`.
     pub(crate) fn allowed(&self, total: f64) -> f64 {
         match *self {
             Self::RelativeError(value) => value * value * total,
-            // An energy that is a ratio of sums must find the rank it came from; all of it means all.
+            // An energy computed as a ratio of sums must give back its rank; 1 means all values.
             Self::Energy(value) if value < 1.0 => (1.0 - value + 4.0 * f64::EPSILON) * total,
             Self::Energy(_) => 0.0,
             Self::Rank(_) | Self::Parameters(_) => f64::INFINITY,
@@ -110,21 +110,21 @@ pub(crate) fn tails(squared: &[f64], outside: f64) -> Vec<f64> {
     tails
 }
 
-/// What a truncation came to.
+/// Result of a truncation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TruncationReport {
-    /// Components kept; the largest rank where there are several.
+    /// Components kept; the largest rank if there are several.
     pub rank: usize,
-    /// Relative error in the norm of the method (Frobenius unless it says otherwise).
+    /// Relative error in the norm of the method (Frobenius unless stated otherwise).
     pub relative_error: f64,
-    /// Numbers in the dense operand.
+    /// Number of entries of the dense operand.
     pub parameters_before: usize,
-    /// Numbers in the factors.
+    /// Number of entries of the factors.
     pub parameters_after: usize,
 }
 
 impl TruncationReport {
-    /// Whether the factors are smaller than what they replace.
+    /// Whether the factors are smaller than the operand they replace.
     pub fn pays(&self) -> bool {
         self.parameters_after < self.parameters_before
     }
@@ -135,7 +135,7 @@ impl TruncationReport {
     }
 }
 
-/// Factors together with what the truncation came to.
+/// Factors with the result of the truncation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Approximation<F> {
     /// The factors.
@@ -144,8 +144,8 @@ pub struct Approximation<F> {
     pub report: TruncationReport,
 }
 
-/// Largest rank at which factors of an `m × n` matrix hold fewer numbers than the matrix,
-/// `r·(m + n) < m·n`; 0 if no rank does.
+/// Largest rank at which the factors of an `m × n` matrix have fewer entries than the matrix,
+/// `r·(m + n) < m·n`; 0 if no rank qualifies.
 ///
 /// ```
 /// use lowrank_factor::truncation::break_even_rank;

@@ -5,14 +5,14 @@
 //! second-order change of the loss where the curvature of the layer is `A ⊗ B` (Martens, Grosse 2015).
 //!
 //! # Algorithm
-//! With any roots `B = F·Fᵀ`, `A = G·Gᵀ` and `Fᵀ·W·G = U·S·Vᵀ`, the best rank-k solution is
-//! `Ŵ = F⁻ᵀ·U_k·U_kᵀ·Fᵀ·W = W·G·V_k·V_kᵀ·G⁻¹`: only the root of the shorter side is needed, a Cholesky factor, and the
-//! eigenvectors of `Fᵀ·(W·A·Wᵀ)·F` or `Gᵀ·(Wᵀ·B·W)·G`. The squared loss is the sum of the dropped eigenvalues. All in
-//! `f64`.
+//! With any roots `B = F·Fᵀ`, `A = G·Gᵀ` and `Fᵀ·W·G = U·S·Vᵀ`, the best rank-k solution is `Ŵ =
+//! F⁻ᵀ·U_k·U_kᵀ·Fᵀ·W = W·G·V_k·V_kᵀ·G⁻¹`: only the root of the shorter side is needed, as a Cholesky factor,
+//! with the eigenvectors of `Fᵀ·(W·A·Wᵀ)·F` or `Gᵀ·(Wᵀ·B·W)·G`. The squared loss is the sum of the dropped
+//! eigenvalues. All in `f64`.
 //!
-//! Both matrices are shrunk towards multiples of the identity, `A_λ = (1 − λ)·A + λ·tr(A)/n·I`, since they are estimated
-//! from few samples and the root must exist (Ledoit, Wolf 2004); [`TwoSided::loss`] on held-out samples tells a good `λ`
-//! from a bad one.
+//! Both matrices are shrunk towards multiples of the identity, `A_λ = (1 − λ)·A + λ·tr(A)/n·I`, since they
+//! are estimated from few samples and the root must exist (Ledoit, Wolf 2004); [`TwoSided::loss`] on held-out
+//! samples serves to choose `λ`.
 
 use faer::{Mat, MatRef, Par};
 
@@ -42,7 +42,7 @@ pub struct TwoSided {
     own: Mat<f64>,
     /// The weight with the other side's weighting, `W·A·Wᵀ` or `Wᵀ·B·W`, shape `[s, s]`.
     other: Mat<f64>,
-    /// The same with the identity, `W·Wᵀ` or `Wᵀ·W`.
+    /// The same, weighted by the identity: `W·Wᵀ` or `Wᵀ·W`.
     plain: Mat<f64>,
     /// Mean of the diagonals of both weightings.
     own_mean: f64,
@@ -65,7 +65,8 @@ impl TwoSided {
     /// Reduces the problem.
     ///
     /// # Shapes
-    /// `a` `[m, n]`, `inputs` `[n, n]`, `outputs` `[m, m]`, both symmetric; their lower triangles are read.
+    /// `a` `[m, n]`, `inputs` `[n, n]`, `outputs` `[m, m]`, both symmetric; only their lower triangles are
+    /// read.
     ///
     /// # Errors
     /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`].
@@ -101,7 +102,8 @@ impl TwoSided {
         })
     }
 
-    /// This problem and another one of the same weight, whose samples weigh `share` of the whole.
+    /// The sum of this problem and another one of the same weight, whose samples count for `share` of the
+    /// total.
     pub fn pooled(&self, with: &Self, share: f64) -> Self {
         let mix = |x: &Mat<f64>, y: &Mat<f64>| {
             Mat::from_fn(x.nrows(), x.ncols(), |i, j| (1.0 - share) * x[(i, j)] + share * y[(i, j)])
@@ -126,7 +128,7 @@ impl TwoSided {
             return Err(FactorError::InvalidOption { option: "shrinkage", rule, value: shrinkage });
         }
         let s = self.own.nrows();
-        // Where nothing is known of a side, all of its directions weigh alike.
+        // A side without samples has equal weight in all directions.
         let mean = |mean: f64| if mean > 0.0 { mean } else { 1.0 };
         let (own_mean, other_mean) = (mean(self.own_mean), mean(self.other_mean));
         let mut root = Mat::from_fn(s, s, |i, j| {
@@ -141,7 +143,7 @@ impl TwoSided {
         });
         let through = product(root.transpose(), other.as_ref());
         let weighted = product(through.as_ref(), root.as_ref());
-        // One thread whatever the machine has, so that the result is the same on all.
+        // One thread on every machine, so that the result is always the same.
         let (values, vectors) = if s == 1 {
             (vec![weighted[(0, 0)]], Mat::identity(1, 1))
         } else {
@@ -161,7 +163,8 @@ impl TwoSided {
         Ok(TwoSidedFactors { side: self.side, inverse, forward, squared })
     }
 
-    /// The loss of a solution at a rank under these weightings, which need not be those it was made from.
+    /// The loss of a solution at a rank under these weightings, which may differ from those it was computed
+    /// with.
     ///
     /// # Errors
     /// [`FactorError::RankOutOfRange`].
@@ -187,10 +190,10 @@ impl TwoSidedFactors {
         &self.squared
     }
 
-    /// The projections that make the factors of every rank.
+    /// The projections that give the factors of every rank.
     ///
     /// # Errors
-    /// [`FactorError::NonFinite`] where they do not fit the element type.
+    /// [`FactorError::NonFinite`] if they do not fit the element type.
     pub fn subspace<T: Scalar>(self) -> Result<Subspace<T>> {
         let narrow = |x: Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| T::of(x[(i, j)]));
         let (inverse, forward) = (narrow(self.inverse), narrow(self.forward));
@@ -206,7 +209,7 @@ fn mean_diagonal(a: MatRef<'_, f64>) -> f64 {
     (0..a.nrows()).map(|i| a[(i, i)]).sum::<f64>() / a.nrows() as f64
 }
 
-/// The symmetric matrix of a lower triangle.
+/// The symmetric matrix given by a lower triangle.
 fn mirrored(a: MatRef<'_, f64>) -> Mat<f64> {
     Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i.max(j), i.min(j))])
 }
@@ -315,7 +318,7 @@ mod tests {
         for shrinkage in [0.0, -1.0, 1.1, f64::NAN] {
             assert!(problem.solve(shrinkage).is_err());
         }
-        // No samples at all weigh everything alike.
+        // Without samples all directions have equal weight.
         let zero = TwoSided::new(w.as_ref(), Mat::zeros(4, 4).as_ref(), Mat::zeros(3, 3).as_ref()).unwrap();
         assert!(zero.solve(0.1).unwrap().squared()[0] > 0.0);
     }

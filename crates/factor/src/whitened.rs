@@ -23,7 +23,7 @@ use crate::subspace::{Subspace, SubspaceSide};
 use crate::svd;
 use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
-/// A weighted decomposition, ready to be cut at any rank.
+/// A weighted decomposition, ready to be truncated at any rank.
 ///
 /// ```
 /// use lowrank_factor::{Mat, Truncation, whitened};
@@ -58,10 +58,11 @@ impl<T: Scalar> Whitened<'_, T> {
         self.basis.as_ref()
     }
 
-    /// The basis and its spectrum without the matrix; the errors that a [`Subspace`] reports are then the weighted ones.
+    /// The basis and its spectrum without the matrix; the errors that a [`Subspace`] reports are then
+    /// weighted.
     ///
     /// # Errors
-    /// None that the decomposition has not met before.
+    /// None that the decomposition has not checked already.
     pub fn into_subspace(self) -> Result<Subspace<T>> {
         Subspace::new(SubspaceSide::Left, self.basis, self.squared)
     }
@@ -99,7 +100,7 @@ impl<T: Scalar> Whitened<'_, T> {
 /// [`FactorError::Negative`], [`FactorError::Overflow`].
 ///
 /// # Complexity
-/// One exact SVD, without the right vectors where `m ≤ n`.
+/// One exact SVD, without the right vectors if `m ≤ n`.
 pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whitened<'a, T>> {
     check(a, "matrix")?;
     check_slice(weights, "weights")?;
@@ -122,12 +123,12 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
 /// Weighted by a Gram matrix: minimises `Σ ‖(A − Â)·x‖²` over the inputs `x` behind `G = Σ x·xᵀ`.
 ///
 /// # Shapes
-/// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding; it may be summed in a wider type than
-/// that of `a`.
+/// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding; it may be accumulated in a wider
+/// type than that of `a`.
 ///
 /// # Algorithm
-/// Eigenvectors of `A·G·Aᵀ` where `m ≤ n`; else the eigenvectors of `G` give `F = E·√Λ`, and the SVD is
-/// that of `A·F`. All of it in `f64`, because Gram matrices of activations are badly conditioned.
+/// Eigenvectors of `A·G·Aᵀ` if `m ≤ n`; otherwise the eigenvectors of `G` give `F = E·√Λ`, and the SVD is
+/// that of `A·F`. All of it is in `f64`, because Gram matrices of activations are ill-conditioned.
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`],
@@ -155,7 +156,7 @@ pub fn by_gram<'a, T: Scalar, G: Scalar>(a: MatRef<'a, T>, gram: MatRef<'_, G>) 
     left(a, product(wide.as_ref(), vectors.as_ref()).as_ref())
 }
 
-/// The subspace of `a` that its weighted form has.
+/// The subspace of the weighted form of `a`.
 fn left<'a, T: Scalar>(a: MatRef<'a, T>, weighted: MatRef<'_, f64>) -> Result<Whitened<'a, T>> {
     let balanced = Balanced::new(weighted, "weighted matrix")?;
     let (u, mut s) = svd::left(balanced.view());
@@ -163,7 +164,7 @@ fn left<'a, T: Scalar>(a: MatRef<'a, T>, weighted: MatRef<'_, f64>) -> Result<Wh
     Ok(Whitened { a, basis: narrow(u.as_ref()), squared: s.iter().map(|s| s * s).collect() })
 }
 
-/// The symmetric part, after checking that there is nothing else and no negative diagonal.
+/// The symmetric part, after checking that the matrix is symmetric and has no negative diagonal entry.
 fn symmetric<T: Scalar>(gram: MatRef<'_, T>) -> Result<Mat<f64>> {
     let n = gram.nrows();
     let diagonal = |i: usize| gram[(i, i)].widen();
@@ -184,7 +185,7 @@ fn symmetric<T: Scalar>(gram: MatRef<'_, T>) -> Result<Mat<f64>> {
 }
 
 /// Eigenvalues in nonincreasing order, clamped at zero, with their vectors; `T` is the type in which the
-/// matrix was summed.
+/// matrix was accumulated.
 fn eigen<T: Scalar>(a: MatRef<'_, f64>, what: &'static str) -> Result<(Vec<f64>, Mat<f64>)> {
     let n = a.nrows();
     check(a, what).map_err(|_| FactorError::Overflow { what })?;

@@ -5,13 +5,13 @@ use crate::error::{FactorError, Result};
 /// One way to treat one matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Choice {
-    /// The rank, or nothing for leaving it dense.
+    /// The rank, or `None` for leaving it dense.
     pub(super) rank: Option<usize>,
     pub(super) cost: u64,
     pub(super) loss: f64,
 }
 
-/// One choice of each class, of least total loss within the budget.
+/// One choice for each class, with the least total loss within the budget.
 pub(super) fn solve(classes: &[Vec<Choice>], budget: u64) -> Result<Vec<Choice>> {
     let classes: Vec<Vec<Choice>> = classes.iter().map(|class| undominated(class)).collect();
     let total = |pick: fn(&[Choice]) -> Choice| {
@@ -42,14 +42,14 @@ fn undominated(class: &[Choice]) -> Vec<Choice> {
     kept
 }
 
-/// A choice with its cost counted from the cheapest of its class, in common units.
+/// A choice with its cost relative to the cheapest of its class, in common units.
 #[derive(Clone, Copy)]
 struct Point {
     cost: u64,
     loss: f64,
 }
 
-/// Share of the gap between bound and incumbent that is searched first, and how it grows.
+/// Fraction of the gap between bound and incumbent that is searched first, and its growth factor.
 const FIRST_LIMIT: f64 = 1e-6;
 const LIMIT_GROWTH: f64 = 4.0;
 
@@ -64,7 +64,7 @@ struct Step {
     class: usize,
     to: usize,
     cost: u64,
-    /// Loss saved for each unit of cost.
+    /// Loss saved per unit of cost.
     slope: f64,
 }
 
@@ -94,8 +94,8 @@ impl Problem {
         if gap <= tolerance {
             return incumbent;
         }
-        // What is found within a limit is the best of all, since whatever is better lies within it too. The optimum
-        // lies much closer to the bound than the incumbent, and near the bound there are few states.
+        // The best solution found within a limit is optimal, since every better one lies within it too. The
+        // optimum is much closer to the bound than the incumbent, and near the bound there are few states.
         let mut limit = gap * FIRST_LIMIT;
         loop {
             let search = Search { problem: self, reduced: &reduced, multiplier, limit: limit + tolerance };
@@ -112,12 +112,12 @@ impl Problem {
         options.iter().zip(&self.classes).map(|(&option, class)| class[option].loss).sum()
     }
 
-    /// Walks the convex hulls from the steepest step on. Returns a feasible solution and the slope of the
+    /// Follows the convex hulls, steepest step first. Returns a feasible solution and the slope of the
     /// first step that does not fit, which is the multiplier of the linear relaxation.
     fn greedy(&self) -> (Vec<usize>, f64) {
         let mut steps: Vec<Step> =
             self.classes.iter().enumerate().flat_map(|(class, points)| hull(class, points)).collect();
-        // Stable, so that steps of one class keep their order where slopes are equal.
+        // Stable, so that equal slopes keep the steps of one class in order.
         steps.sort_by(|a, b| b.slope.total_cmp(&a.slope));
         let mut options = vec![0; self.classes.len()];
         let mut blocked = vec![false; self.classes.len()];
@@ -146,7 +146,7 @@ impl Problem {
         points[*option].cost - before
     }
 
-    /// How far each option is from the best of its class when cost has a price.
+    /// Distance of each option from the best of its class at a given price of cost.
     fn reduced(&self, multiplier: f64) -> Vec<Vec<f64>> {
         let price = |point: &Point| point.loss + multiplier * point.cost as f64;
         let class = |points: &Vec<Point>| {
@@ -164,7 +164,7 @@ fn hull(class: usize, points: &[Point]) -> Vec<Step> {
     let mut corners: Vec<usize> = vec![0];
     for next in 1..points.len() {
         while let [.., before, last] = corners[..] {
-            // Points on a straight line stay: they are cheaper steps at the same price.
+            // Collinear points are kept: they are cheaper steps at the same price.
             if slope(before, last) >= slope(last, next) {
                 break;
             }
@@ -186,7 +186,7 @@ struct Search<'a> {
     problem: &'a Problem,
     reduced: &'a [Vec<f64>],
     multiplier: f64,
-    /// A solution better than the incumbent has reduced costs and unspent budget worth at most this.
+    /// A solution better than the incumbent has reduced costs and unspent budget that sum to at most this.
     limit: f64,
 }
 
@@ -208,7 +208,7 @@ impl Search<'_> {
             (0..reduced.len()).filter(|&option| reduced[option] <= self.limit).collect::<Vec<_>>()
         };
         let options: Vec<Vec<usize>> = (0..classes.len()).map(open).collect();
-        // Least and most that the classes from j on can still cost.
+        // Least and most that the classes from j on can cost.
         let mut least = vec![0; classes.len() + 1];
         let mut most = vec![0; classes.len() + 1];
         for j in (0..classes.len()).rev() {

@@ -1,14 +1,14 @@
-//! Ranks for many matrices under one budget, exactly optimal.
+//! Exactly optimal ranks for many matrices under one budget.
 //!
 //! The squared error of a truncated decomposition is the sum of the dropped squared values, so the loss
-//! of a set of matrices is additive and the choice of ranks a multiple-choice knapsack.
+//! of a set of matrices is additive and the choice of ranks is a multiple-choice knapsack.
 //!
 //! # Algorithm
 //! Spending the budget on the largest loss per parameter is optimal only when no budget is left over or
 //! all costs are equal. Here that greedy choice on the convex hulls gives a Lagrange multiplier, a lower
-//! bound and a first solution; every option whose reduced cost exceeds the gap between the two is out
-//! (Nauss 1978), and dynamic programming with dominance over the few that remain (Pisinger 1995) finds the
-//! optimum. Where costs share a divisor, budgets are counted in it.
+//! bound and a first solution. Options whose reduced cost exceeds the gap between the two are eliminated
+//! (Nauss 1978), and dynamic programming with dominance over the remaining few (Pisinger 1995) finds the
+//! optimum. If the costs share a divisor, it is the unit of the budget.
 
 mod knapsack;
 
@@ -39,7 +39,7 @@ pub struct RankItem {
 }
 
 impl RankItem {
-    /// A matrix with these singular values (nonincreasing), each rank of which costs `cost_per_rank`
+    /// A matrix with these singular values (nonincreasing), for which each rank costs `cost_per_rank`
     /// parameters or bytes: `m + n` for an `m × n` matrix in two factors.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl RankItem {
         Self::from_squared(values.iter().map(|value| value * value).collect(), cost_per_rank)
     }
 
-    /// As [`RankItem::new`] from squared values, such as the eigenvalues of a
+    /// Like [`RankItem::new`], from squared values such as the eigenvalues of a
     /// [`Whitened`](crate::whitened::Whitened) decomposition.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl RankItem {
         Ok(Self { squared, cost_per_rank, weight: 1.0, min_rank: 1, max_rank, multiple: 1, dense_cost: None })
     }
 
-    /// Sets the factor of the squared loss.
+    /// Sets the factor on the squared loss.
     pub fn with_weight(mut self, weight: f64) -> Self {
         self.weight = weight;
         self
@@ -81,13 +81,13 @@ impl RankItem {
         self
     }
 
-    /// Admits only multiples of this number.
+    /// Restricts ranks to multiples of this number.
     pub fn with_multiple(mut self, multiple: usize) -> Self {
         self.multiple = multiple;
         self
     }
 
-    /// Admits leaving the matrix dense at this cost.
+    /// Allows leaving the matrix dense at this cost.
     pub fn with_dense_cost(mut self, cost: u64) -> Self {
         self.dense_cost = Some(cost);
         self
@@ -123,7 +123,7 @@ impl RankItem {
     }
 }
 
-/// What to do with one matrix.
+/// Choice for one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RankChoice {
     /// Factor at this rank.
@@ -135,7 +135,7 @@ pub enum RankChoice {
 /// The best choice for every matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RankAllocation {
-    /// One choice for each item, in their order.
+    /// One choice per item, in the order of the items.
     pub choices: Vec<RankChoice>,
     /// Total cost, at most the budget.
     pub cost: u64,
@@ -143,7 +143,7 @@ pub struct RankAllocation {
     pub loss: f64,
 }
 
-/// The choices of least total loss whose total cost is within the budget.
+/// The choices with the least total loss whose total cost is within the budget.
 ///
 /// The result is optimal (up to the rounding of sums in `f64`), not a heuristic. No matrix gets a choice
 /// that costs more without losing less.

@@ -1,4 +1,4 @@
-//! Sums, multiples and re-truncation of low-rank matrices, never going dense.
+//! Sums, multiples and re-truncation of low-rank matrices, without forming the dense matrix.
 
 use super::{LowRank, SigmaPlacement};
 use crate::error::{FactorError, Result};
@@ -9,7 +9,7 @@ use crate::svd::{self, Svd};
 use crate::truncation::{Approximation, Truncation};
 
 impl<T: Scalar> LowRank<T> {
-    /// `self + other` with the factors concatenated: the inner side is the sum of both.
+    /// `self + other` with concatenated factors: the inner dimension is the sum of both.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`].
@@ -39,8 +39,8 @@ impl<T: Scalar> LowRank<T> {
         Self::new(left, self.right.clone())
     }
 
-    /// The same product with column `i` of `L` and row `i` of `R` of equal norm, which suits training and half
-    /// precision.
+    /// The same product with equal norms of column `i` of `L` and row `i` of `R`, which suits training and
+    /// half precision.
     pub fn balanced(mut self) -> Self {
         for i in 0..self.rank() {
             let norm = |values: &mut dyn Iterator<Item = &T>| {
@@ -81,7 +81,7 @@ impl<T: Scalar> LowRank<T> {
     }
 
     /// The best approximation of `L·R` under a truncation. In the report, `parameters_before` counts the
-    /// factors that were given, not the dense matrix.
+    /// given factors, not the dense matrix.
     ///
     /// # Errors
     /// Those of [`LowRank::svd`] and of the [`Truncation`].
@@ -90,7 +90,7 @@ impl<T: Scalar> LowRank<T> {
     /// use lowrank_factor::{LowRank, Mat, SigmaPlacement, Truncation};
     /// let column = |i: usize, _| i as f64 + 1.0;
     /// let one = LowRank::new(Mat::from_fn(8, 1, column), Mat::from_fn(1, 5, |_, j| column(j, 0)))?;
-    /// let twice = one.add(&one)?; // inner side 2, rank 1
+    /// let twice = one.add(&one)?; // inner dimension 2, rank 1
     /// let again = twice.recompress(&Truncation::RelativeError(1e-9), SigmaPlacement::Split)?;
     /// assert_eq!((again.report.rank, again.report.parameters_before), (1, 26));
     /// # Ok::<(), lowrank_factor::FactorError>(())

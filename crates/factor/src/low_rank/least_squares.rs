@@ -14,7 +14,7 @@ use crate::svd;
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
 /// | `max_iterations` | 100 | sweeps over both factors | ≥ 1 |
-/// | `tolerance` | 1e-6 | stop when a sweep lowers the relative error by less than this share of it | ≥ 0 |
+/// | `tolerance` | 1e-6 | stop when a sweep lowers the relative error by less than this fraction of it | ≥ 0 |
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AlternatingOptions {
     /// Largest number of sweeps.
@@ -29,21 +29,21 @@ impl Default for AlternatingOptions {
     }
 }
 
-/// Course of [`LowRank::alternate`].
+/// Result of [`LowRank::alternate`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlternatingReport {
-    /// Relative Frobenius error of the start and after every sweep: nonincreasing up to rounding.
+    /// Relative Frobenius error of the initial factors and after every sweep: nonincreasing up to rounding.
     pub errors: Vec<f64>,
     /// Whether the last sweep improved by less than the tolerance.
     pub converged: bool,
 }
 
 impl<T: Scalar> LowRank<T> {
-    /// Replaces `R` by the minimiser of `‖A − L·R‖_F` for the present `L`, `R = L⁺·A`.
+    /// Replaces `R` by the minimiser of `‖A − L·R‖_F` for the current `L`: `R = L⁺·A`.
     ///
-    /// The factors of a truncated SVD are left unchanged by this (Eckart–Young). Directions of `L` below
-    /// the usual cut-off `max(m, r)·ε·σ₁` are ignored, so a rank-deficient `L` gives the solution of least
-    /// norm.
+    /// This leaves the factors of a truncated SVD unchanged (Eckart–Young). Directions of `L` below
+    /// the usual cut-off `max(m, r)·ε·σ₁` are ignored, so a rank-deficient `L` gives the minimum-norm
+    /// solution.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`], [`FactorError::Empty`], [`FactorError::NonFinite`].
@@ -60,7 +60,7 @@ impl<T: Scalar> LowRank<T> {
         Self::new(self.left.clone(), right)
     }
 
-    /// Replaces `L` by the minimiser of `‖A − L·R‖_F` for the present `R`.
+    /// Replaces `L` by the minimiser of `‖A − L·R‖_F` for the current `R`.
     ///
     /// # Errors
     /// As [`LowRank::refit_right`].
@@ -68,16 +68,16 @@ impl<T: Scalar> LowRank<T> {
         Ok(self.transpose().refit_right(a.transpose())?.transpose())
     }
 
-    /// Alternating least squares: refits `R`, then `L`, until the error stands still.
+    /// Alternating least squares: refits `R`, then `L`, until the error stagnates.
     ///
     /// # Algorithm
     /// Each refit works on an orthonormal basis of the fixed factor, which has the same minimum and
-    /// stays accurate when a factor is ill-conditioned. Where the start is rank-deficient the basis is
-    /// completed, so that the iteration leaves even the zero matrix.
+    /// stays accurate when a factor is ill-conditioned. The basis of a rank-deficient start is
+    /// completed, so that the iteration escapes even from the zero matrix.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`], [`FactorError::Empty`], [`FactorError::NonFinite`],
-    /// [`FactorError::RankOutOfRange`] if the inner side exceeds `min(m, n)`,
+    /// [`FactorError::RankOutOfRange`] if the inner dimension exceeds `min(m, n)`,
     /// [`FactorError::InvalidOption`].
     pub fn alternate(
         &self,

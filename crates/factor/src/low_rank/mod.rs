@@ -10,20 +10,20 @@ use crate::error::{FactorError, Result};
 use crate::matrix::{check, check_shape, product, relative_error, to_row_major};
 use crate::scalar::Scalar;
 
-/// Where the singular values go when `U·diag(s)·Vᵀ` becomes `L·R`.
+/// Placement of the singular values when `U·diag(s)·Vᵀ` becomes `L·R`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SigmaPlacement {
     /// `L = U·diag(s)`, `R = Vᵀ`: the rows of `R` are orthonormal.
     Left,
     /// `L = U`, `R = diag(s)·Vᵀ`: the columns of `L` are orthonormal.
     Right,
-    /// `√s` on both sides: the factors are of equal norm, which suits training and low precision.
+    /// `√s` on both sides: the factors have equal norms, which suits training and low precision.
     #[default]
     Split,
 }
 
 impl SigmaPlacement {
-    /// Factors for the columns of `U` and `V`.
+    /// Scales for the columns of `U` and `V`.
     pub(crate) fn split<T: Scalar>(self, s: &[T]) -> (Vec<T>, Vec<T>) {
         let one = || vec![T::of(1.0); s.len()];
         match self {
@@ -57,10 +57,10 @@ pub struct LowRank<T: Scalar> {
 }
 
 impl<T: Scalar> LowRank<T> {
-    /// Takes the two factors.
+    /// Creates the matrix from its two factors.
     ///
     /// # Errors
-    /// [`FactorError::ShapeMismatch`] if the inner sides differ, [`FactorError::Empty`],
+    /// [`FactorError::ShapeMismatch`] if the inner dimensions differ, [`FactorError::Empty`],
     /// [`FactorError::NonFinite`].
     pub fn new(left: Mat<T>, right: Mat<T>) -> Result<Self> {
         check(left.as_ref(), "left factor")?;
@@ -75,7 +75,7 @@ impl<T: Scalar> LowRank<T> {
         Ok(Self { left, right })
     }
 
-    /// Factors known to fit.
+    /// Factors known to match.
     pub(crate) fn from_parts(left: Mat<T>, right: Mat<T>) -> Self {
         Self { left, right }
     }
@@ -105,12 +105,12 @@ impl<T: Scalar> LowRank<T> {
         (self.left.nrows(), self.right.ncols())
     }
 
-    /// Inner side `r`, which may exceed the rank of the product.
+    /// Inner dimension `r`, which may exceed the rank of the product.
     pub fn rank(&self) -> usize {
         self.left.ncols()
     }
 
-    /// Numbers in both factors, `r·(m + n)`.
+    /// Number of entries in both factors, `r·(m + n)`.
     pub fn parameters(&self) -> usize {
         self.rank() * (self.left.nrows() + self.right.ncols())
     }

@@ -1,21 +1,21 @@
-//! CholeskyQR and CholeskyQR2, which refuse what they cannot do accurately.
+//! CholeskyQR and CholeskyQR2, which refuse inputs that they cannot handle accurately.
 
 use faer::{Mat, MatRef};
 
 use crate::matrix::parallelism;
 use crate::scalar::Scalar;
 
-/// `A = Q₁·R₂⁻¹·R` of a tall matrix: what two passes make of it before the second one touches the long side.
+/// `A = Q₁·R₂⁻¹·R` of a tall matrix: the result of two passes before the second one touches the long side.
 pub(super) struct TwoPasses<T> {
     /// Spans the columns of the matrix; its Gram matrix is within 1/2 of the identity.
     pub(super) first: Mat<T>,
     /// The transpose of `R₂`, the triangle that makes the columns of `first` orthonormal.
     pub(super) lower: Mat<T>,
-    /// `R`, that of the whole decomposition.
+    /// `R` of the whole decomposition.
     pub(super) r: Mat<T>,
 }
 
-/// The passes of a tall matrix, or nothing if it is too ill-conditioned for the method.
+/// The passes of a tall matrix, or `None` if it is too ill-conditioned for the method.
 pub(super) fn two_passes<T: Scalar>(a: MatRef<'_, T>) -> Option<TwoPasses<T>> {
     let (m, n) = a.shape();
     let par = parallelism(m * n * n);
@@ -23,7 +23,7 @@ pub(super) fn two_passes<T: Scalar>(a: MatRef<'_, T>) -> Option<TwoPasses<T>> {
     let mut first = a.to_owned();
     T::solve_lower(outer.as_ref(), first.as_mut().transpose_mut(), par);
     let again = T::gram(first.as_ref(), par);
-    // Within 1/2 of the identity the second pass is orthonormal to a small multiple of ε.
+    // Within 1/2 of the identity, the second pass gives columns orthonormal to a small multiple of ε.
     let distance = distance_to_identity(&again);
     if distance.is_nan() || distance > 0.5 {
         return None;
@@ -33,7 +33,7 @@ pub(super) fn two_passes<T: Scalar>(a: MatRef<'_, T>) -> Option<TwoPasses<T>> {
     Some(TwoPasses { first, lower, r })
 }
 
-/// `(Q, R)` of a tall matrix, or nothing if it is too ill-conditioned for the method.
+/// `(Q, R)` of a tall matrix, or `None` if it is too ill-conditioned for the method.
 pub(super) fn qr<T: Scalar>(a: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
     let TwoPasses { first: mut q, lower, r } = two_passes(a)?;
     let par = parallelism(q.nrows() * q.ncols() * q.ncols());
@@ -41,7 +41,7 @@ pub(super) fn qr<T: Scalar>(a: MatRef<'_, T>) -> Option<(Mat<T>, Mat<T>)> {
     Some((q, r))
 }
 
-/// One pass: spans the same space, with a Gram matrix near the identity but not to rounding.
+/// One pass: a basis of the same space, whose Gram matrix is near the identity but not to rounding.
 pub(super) fn single_pass<T: Scalar>(a: MatRef<'_, T>) -> Option<Mat<T>> {
     let par = parallelism(a.nrows() * a.ncols() * a.ncols());
     let factor = lower_factor(T::gram(a, par), 1e4 * T::EPSILON)?;
@@ -50,7 +50,7 @@ pub(super) fn single_pass<T: Scalar>(a: MatRef<'_, T>) -> Option<Mat<T>> {
     Some(q)
 }
 
-/// Cholesky factor, refused when the squared ratio of its extreme pivots is under `floor`.
+/// Cholesky factor, refused if the squared ratio of its extreme pivots is below `floor`.
 fn lower_factor<T: Scalar>(mut gram: Mat<T>, floor: f64) -> Option<Mat<T>> {
     let n = gram.ncols();
     T::cholesky(gram.as_mut(), parallelism(n * n * n / 3))?;
@@ -63,7 +63,7 @@ fn lower_factor<T: Scalar>(mut gram: Mat<T>, floor: f64) -> Option<Mat<T>> {
     (high.is_finite() && ratio * ratio >= floor).then_some(gram)
 }
 
-/// Frobenius distance of the symmetric matrix in the lower triangle to the identity.
+/// Frobenius distance of the symmetric matrix in the lower triangle from the identity.
 fn distance_to_identity<T: Scalar>(lower: &Mat<T>) -> f64 {
     let mut total = 0.0;
     for j in 0..lower.ncols() {

@@ -33,7 +33,7 @@ pub(super) fn qr<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Mat<T>) {
     (q, r)
 }
 
-/// Reduces a panel to triangular form; what lies below its diagonal is not written back.
+/// Reduces a panel to triangular form; the part below its diagonal is not written back.
 fn factor_panel<T: Scalar>(mut panel: MatMut<'_, T>, start: usize) -> Reflector<T> {
     let (m, width) = (panel.nrows(), panel.ncols());
     let mut v = Mat::zeros(m, width);

@@ -2,12 +2,12 @@
 //! `k = min(m, n)`.
 //!
 //! # Algorithm
-//! CholeskyQR2 (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015): `R` from the Cholesky factor of `AᵀA`,
-//! done twice, so that almost all work is matrix products. It loses orthogonality when `κ(A)² ε` nears
-//! 1; the Gram matrix of the first `Q`, which the second pass needs anyway, shows that, and blocked
+//! CholeskyQR2 (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015): `R` from the Cholesky factor of `AᵀA`, done
+//! twice, so that almost all work is in matrix products. It loses orthogonality when `κ(A)²·ε` approaches 1;
+//! the Gram matrix of the first `Q`, which the second pass needs anyway, reveals this, and blocked
 //! Householder reflections (Schreiber, Van Loan 1989) take over.
 //!
-//! faer's own QR is not used: it treats a column as dependent once its remainder falls under
+//! faer's own QR is not used: it treats a column as dependent once its remainder falls below
 //! `16·m·ε` of its norm, which for `f32` and thousands of rows is a backward error of half a per cent.
 
 mod cholesky;
@@ -67,7 +67,8 @@ pub(crate) fn triangle<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     cholesky::two_passes(a).map_or_else(|| householder::qr(a).1, |passes| passes.r)
 }
 
-/// `R` of a tall matrix, and what `small` makes of it multiplied by `Q`, which is not formed if that can be avoided.
+/// `R` of a tall matrix, and the result of `small` multiplied by `Q`, which is not formed if that can be
+/// avoided.
 pub(crate) fn through_triangle<T: Scalar, R>(
     a: MatRef<'_, T>,
     small: impl FnOnce(Mat<T>) -> (Mat<T>, R),
@@ -76,7 +77,7 @@ pub(crate) fn through_triangle<T: Scalar, R>(
         Some(TwoPasses { first, lower, r }) => {
             let (mut inner, rest) = small(r);
             let par = parallelism(inner.nrows() * inner.nrows() * inner.ncols());
-            // Backwards, the transpose of a lower triangle is one too.
+            // Reversed, the transpose of a lower triangular matrix is lower triangular too.
             let upper = lower.transpose().reverse_rows_and_cols();
             T::solve_lower(upper, inner.as_mut().reverse_rows_mut(), par);
             (product(first.as_ref(), inner.as_ref()), rest)
@@ -95,7 +96,7 @@ pub(crate) fn basis<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
 }
 
 /// Basis that is well conditioned but not orthonormal to rounding (its Gram matrix is within about
-/// `10⁻³` of the identity): what a power iteration needs between its products, at half the cost.
+/// `10⁻³` of the identity): sufficient between the products of a power iteration, at half the cost.
 pub(crate) fn rough_basis<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     cholesky::single_pass(a).unwrap_or_else(|| basis(a))
 }
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn small_directions_of_an_f32_matrix_survive() {
-        // The case in which faer's threshold loses the last direction altogether.
+        // Here faer's threshold loses the last direction altogether.
         let a = graded::<f32>(2000, 100, 1e-4);
         let (_, r) = thin_qr(a.as_ref()).unwrap();
         let smallest = *crate::svd::singular_values(r.as_ref()).unwrap().last().unwrap();

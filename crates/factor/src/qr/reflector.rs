@@ -50,7 +50,7 @@ impl<T: Scalar> Reflector<T> {
 pub(crate) struct Reflection<T> {
     pub(crate) beta: T,
     pub(crate) tau: T,
-    /// What the vector was multiplied by to become `v`, but for its head, which was first lowered by `β`.
+    /// Factor that turned the vector into `v`, except for its head, from which `β` was first subtracted.
     pub(crate) scale: T,
 }
 
@@ -85,7 +85,7 @@ fn norm<T: Scalar>(x: ColRef<'_, T>) -> f64 {
     if squared > f64::MIN_POSITIVE / f64::EPSILON {
         return squared.sqrt();
     }
-    // Remainders of remainders may be too small to square.
+    // A remainder may be too small to square.
     let max = x.iter().fold(0.0, |max: f64, x| max.max(x.widen().abs()));
     if max == 0.0 { 0.0 } else { max * x.iter().map(|x| (x.widen() / max).powi(2)).sum::<f64>().sqrt() }
 }

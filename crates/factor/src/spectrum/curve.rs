@@ -16,7 +16,7 @@ pub struct ErrorPoint {
     pub rank: usize,
     /// The singular value that this rank adds; 0 for rank 0.
     pub singular_value: f64,
-    /// Share of the squared norm kept.
+    /// Fraction of the squared norm that is kept.
     pub energy: f64,
     /// `‖A − A_r‖_F / ‖A‖_F`.
     pub relative_error: f64,
@@ -24,7 +24,7 @@ pub struct ErrorPoint {
     pub elementwise: ElementwiseError,
 }
 
-/// Everything that truncating one matrix costs, for all ranks, from one SVD.
+/// The cost of truncating one matrix, for all ranks, from one SVD.
 ///
 /// ```
 /// use lowrank_factor::{ErrorCurve, Mat};
@@ -67,12 +67,12 @@ impl ErrorCurve {
         &self.points
     }
 
-    /// The singular values behind the curve.
+    /// The singular values of the curve.
     pub fn spectrum(&self) -> &Spectrum {
         &self.spectrum
     }
 
-    /// One line for each rank, with a header.
+    /// One line per rank, with a header.
     pub fn to_csv(&self) -> String {
         let mut out = String::from("rank,singular_value,energy,relative_error,mean_error,max_error\n");
         for p in &self.points {
@@ -87,8 +87,9 @@ impl ErrorCurve {
         out
     }
 
-    /// A self-contained SVG: the three errors over the rank, on a logarithmic scale, each as a share of
-    /// its value at rank 0, with the numerical rank and the rank up to which factors pay marked.
+    /// A self-contained SVG: the three errors over the rank, on a logarithmic scale, each as a fraction of
+    /// its value at rank 0. The numerical rank and the largest rank at which factors save parameters are
+    /// marked.
     pub fn to_svg(&self, title: &str) -> String {
         let plot = Plot { ranks: (self.points.len() - 1).max(1) as f64 };
         let (m, n) = self.spectrum.shape();

@@ -21,11 +21,11 @@ pub struct ElementwiseError {
 /// decomposition of `a` (length `k + 1`).
 ///
 /// # Algorithm
-/// The residual of a column is updated by one triplet after the other while it stays in cache; columns
+/// The residual of a column is updated triplet by triplet while it stays in cache; columns
 /// run in parallel.
 ///
 /// # Errors
-/// [`FactorError::ShapeMismatch`](crate::FactorError::ShapeMismatch) if the decomposition is of another
+/// [`FactorError::ShapeMismatch`](crate::FactorError::ShapeMismatch) if the decomposition has another
 /// shape, [`FactorError::Empty`](crate::FactorError::Empty),
 /// [`FactorError::NonFinite`](crate::FactorError::NonFinite).
 ///

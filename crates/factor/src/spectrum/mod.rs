@@ -1,4 +1,4 @@
-//! What the singular values of a matrix say about it.
+//! The singular values of a matrix and their summaries.
 
 mod curve;
 mod elementwise;
@@ -13,7 +13,7 @@ use crate::scalar::Scalar;
 use crate::svd::singular_values;
 use crate::truncation::tails;
 
-/// Singular values of an `m × n` matrix with the summaries drawn from them.
+/// Singular values of an `m × n` matrix, with derived summaries.
 ///
 /// ```
 /// use lowrank_factor::{Mat, Spectrum};
@@ -30,7 +30,7 @@ pub struct Spectrum {
     values: Vec<f64>,
     rows: usize,
     cols: usize,
-    /// ε of the element type they were computed in.
+    /// ε of the element type of the computation.
     epsilon: f64,
 }
 
@@ -43,7 +43,7 @@ impl Spectrum {
         Self::new(&singular_values(a)?, a.nrows(), a.ncols())
     }
 
-    /// Takes singular values that are already known.
+    /// Creates the spectrum from known singular values.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`] unless there are `min(m, n)` of them, [`FactorError::NonFinite`],
@@ -115,7 +115,8 @@ impl Spectrum {
         if last > 0.0 { self.values[0] / last } else { f64::INFINITY }
     }
 
-    /// Share of `‖A‖²_F` in the first `r` values, for `r = 0 ..= k` (length `k + 1`); all 1 for zeros.
+    /// Fraction of `‖A‖²_F` in the first `r` values, for `r = 0 ..= k` (length `k + 1`); all 1 for a zero
+    /// matrix.
     pub fn energy_curve(&self) -> Vec<f64> {
         self.error_curve().iter().map(|error| 1.0 - error * error).collect()
     }
@@ -127,7 +128,7 @@ impl Spectrum {
         tails.iter().map(|&tail| ratio(tail, tails[0])).collect()
     }
 
-    /// The values divided by the largest, so that squares stay in range.
+    /// The values divided by the largest, so that their squares stay in range.
     fn scaled(&self) -> Vec<f64> {
         let top = self.values[0];
         self.values.iter().map(|value| if top > 0.0 { value / top } else { 0.0 }).collect()

@@ -1,4 +1,4 @@
-//! Adaptive randomized SVD: grows in blocks until an error or an energy is met.
+//! Adaptive randomized SVD: grows in blocks until an error or energy target is met.
 
 use faer::{Accum, Mat, MatRef};
 
@@ -26,7 +26,7 @@ pub struct AdaptiveOptions {
     pub block: usize,
     /// Power iterations per block.
     pub power_iterations: usize,
-    /// Largest rank to try; `min(m, n)` if none is given.
+    /// Largest rank to try; `min(m, n)` if `None`.
     pub max_rank: Option<usize>,
     /// Seed of the test matrices.
     pub seed: u64,
@@ -38,16 +38,16 @@ impl Default for AdaptiveOptions {
     }
 }
 
-/// Decomposition of the smallest rank found to meet a relative error or an energy.
+/// Decomposition of the smallest rank found to meet a relative error or energy target.
 ///
 /// # Algorithm
 /// randQB_EI (Yu, Gu, Li 2018): blocks of a QB factorisation, each orthogonalised against those before
-/// it, with the residual tracked as `‖A‖² − ‖B‖²`; below about `30·√ε`, where that difference drowns in
-/// rounding, the residual is formed instead. The SVD of `B` then drops what the target does not need.
+/// it, with the residual tracked as `‖A‖² − ‖B‖²`; below about `30·√ε`, where that difference is lost in
+/// rounding, the residual is formed explicitly. The SVD of `B` then drops what the target does not need.
 ///
 /// # Error bound
-/// `‖A − U·diag(s)·Vᵀ‖_F` is at most the target, not in expectation but as measured. The rank may exceed
-/// the optimal one slightly.
+/// `‖A − U·diag(s)·Vᵀ‖_F` is at most the target, as measured and not in expectation. The rank may slightly
+/// exceed the optimal one.
 ///
 /// # Errors
 /// [`FactorError::InvalidOption`] for a block of 0, a maximum of 0 or a truncation by rank or parameters,
@@ -129,7 +129,7 @@ impl<T: Scalar> Blocks<T> {
         self.b = stack_cols(&[self.b.as_ref(), b.as_ref()], b.nrows());
     }
 
-    /// Removes from `y` what lies in the span of `Q`.
+    /// Removes the component of `y` in the span of `Q`.
     fn deflate(&self, y: &mut Mat<T>) {
         if self.width() > 0 {
             let inside = product(self.q.transpose(), y.as_ref());
@@ -137,7 +137,7 @@ impl<T: Scalar> Blocks<T> {
         }
     }
 
-    /// Orthonormal basis of `y` without the span of `Q`; twice is enough (Kahan, Parlett).
+    /// Orthonormal basis of `y` with the span of `Q` removed; two passes are enough (Kahan, Parlett).
     fn complement(&self, mut y: Mat<T>) -> Mat<T> {
         self.deflate(&mut y);
         let mut q = qr::basis(y.as_ref());
@@ -146,7 +146,7 @@ impl<T: Scalar> Blocks<T> {
     }
 }
 
-/// Orthonormal block orthogonal to those before it, sharpened by power iterations.
+/// Orthonormal block, orthogonal to the previous blocks and sharpened by power iterations.
 fn next_block<A: MatrixProducts>(
     a: &A,
     qb: &Blocks<A::Scalar>,
@@ -162,7 +162,8 @@ fn next_block<A: MatrixProducts>(
     Ok(qb.complement(y))
 }
 
-/// SVD of `Q·Bᵀ`, which leaves `left` of the squared norm behind, cut to what the target needs.
+/// SVD of `Q·Bᵀ`, which leaves `left` of the squared norm behind, truncated to the rank that the target
+/// needs.
 fn finish<A: MatrixProducts>(
     a: &A,
     total: f64,

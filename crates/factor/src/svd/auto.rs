@@ -20,20 +20,20 @@ pub enum SvdMethod {
     Adaptive,
 }
 
-/// A decomposition and how it came about.
+/// A decomposition and the method that computed it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AutoSvd<T: Scalar> {
-    /// Triplets enough for the truncation.
+    /// Enough triplets for the truncation.
     pub svd: Svd<T>,
-    /// The method whose result this is.
+    /// The method of the result.
     pub method: SvdMethod,
 }
 
-/// Below this smaller side an exact decomposition takes milliseconds, and nothing is to be won.
+/// Below this smaller side an exact decomposition takes milliseconds, and there is nothing to gain.
 const SMALL_SIDE: usize = 128;
-/// Largest share of the smaller side at which sampling beats the exact decomposition.
+/// Largest fraction of the smaller side at which sampling beats the exact decomposition.
 const RANDOMIZED_SHARE: f64 = 0.35;
-/// The adaptive method works harder per triplet: it is given up at this share of the smaller side.
+/// The adaptive method needs more work per triplet: it is abandoned at this fraction of the smaller side.
 const ADAPTIVE_SHARE: f64 = 0.15;
 
 /// Enough triplets for a truncation, by the method that suits the shape.

@@ -8,15 +8,16 @@ use crate::matrix::Balanced;
 use crate::qr;
 use crate::scalar::Scalar;
 
-/// From this ratio of the sides on, a QR decomposition first is faster than reducing the whole matrix.
+/// From this ratio of the sides on, a preceding QR decomposition is faster than reducing the whole matrix.
 const QR_FIRST: f64 = 1.5;
 
 /// Thin SVD `A = U·diag(s)·Vᵀ` of an `m × n` matrix: `U` m × k, `V` n × k, `k = min(m, n)`.
 ///
 /// # Algorithm
-/// Reduction to two diagonals, with both matrix-vector products of a step made in one pass over the matrix
-/// (Howell, Demmel, Fulton, Hammarling, Marmol 2008), then divide and conquer (Gu, Eisenstat 1995); a matrix more
-/// than 1.5 times as long as wide is first reduced by the QR of [`crate::qr`]. Signs follow the rule of [`Svd`].
+/// Reduction to bidiagonal form, with both matrix-vector products of a step computed in one pass over the
+/// matrix (Howell, Demmel, Fulton, Hammarling, Marmol 2008), then divide and conquer (Gu, Eisenstat 1995); a
+/// matrix more than 1.5 times as long as wide is first reduced by the QR of [`crate::qr`]. Signs follow the
+/// rule of [`Svd`].
 ///
 /// # Error bound
 /// `‖A − U·diag(s)·Vᵀ‖ ≤ c·ε·‖A‖` and `|sᵢ − σᵢ| ≤ c·ε·σ₁` with a modest `c` that grows like
@@ -84,12 +85,12 @@ fn values<T: Scalar>(a: MatRef<'_, T>) -> Vec<T> {
 }
 
 /// Singular values and right singular vectors (n × n) of a finite, balanced matrix with `m ≥ n`, signs unspecified:
-/// the longer side is never formed.
+/// the other side's vectors are never formed.
 pub(crate) fn right<T: Scalar>(a: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     bidiagonal::right(shortened(a))
 }
 
-/// A matrix with the singular values and right vectors of a tall one: itself, or the triangle of its QR.
+/// A matrix with the singular values and right vectors of a tall one: itself, or the `R` of its QR.
 fn shortened<T: Scalar>(a: MatRef<'_, T>) -> Mat<T> {
     if is_long(a) { qr::triangle(a) } else { a.to_owned() }
 }

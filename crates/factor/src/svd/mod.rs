@@ -34,7 +34,7 @@ pub struct Svd<T: Scalar> {
     s: Vec<T>,
     /// Shape `n × k`, orthonormal columns.
     v: Mat<T>,
-    /// Squared norm of `A` relative to which nothing is stored: `‖A − U·diag(s)·Vᵀ‖² / ‖A‖²`.
+    /// Relative squared norm outside the stored triplets: `‖A − U·diag(s)·Vᵀ‖² / ‖A‖²`.
     outside: f64,
 }
 
@@ -82,7 +82,7 @@ impl<T: Scalar> Svd<T> {
         product(us.as_ref(), self.v.transpose())
     }
 
-    /// Relative Frobenius error of keeping the first `r` triplets, for `r = 0 ..= k` (length `k + 1`).
+    /// Relative Frobenius error of the first `r` triplets, for `r = 0 ..= k` (length `k + 1`).
     pub fn error_curve(&self) -> Vec<f64> {
         let (squared, outside) = self.squared();
         let tails = tails(&squared, outside);
@@ -103,13 +103,13 @@ impl<T: Scalar> Svd<T> {
         })
     }
 
-    /// Best low-rank approximation `A ≈ L·R` among the stored triplets (Eckart–Young: the best of all
-    /// where the decomposition is exact).
+    /// Best low-rank approximation `A ≈ L·R` among the stored triplets (Eckart–Young: optimal
+    /// if the decomposition is exact).
     ///
     /// # Errors
     /// Those of the [`Truncation`];
     /// [`FactorError::TargetNotReached`](crate::FactorError::TargetNotReached) if a randomized
-    /// decomposition holds too few triplets for the error asked for.
+    /// decomposition holds too few triplets for the requested error.
     pub fn low_rank(
         &self,
         truncation: &Truncation,
@@ -133,7 +133,7 @@ impl<T: Scalar> Svd<T> {
         Ok(Approximation { factors: LowRank::from_parts(l, r.transpose().to_owned()), report })
     }
 
-    /// Squared singular values divided by the largest, and the squared residual on the same scale.
+    /// Squared singular values divided by the largest, and the squared residual in the same unit.
     fn squared(&self) -> (Vec<f64>, f64) {
         let top = self.s.first().map_or(0.0, |s| s.widen());
         if top == 0.0 {

@@ -33,7 +33,7 @@ impl Default for RandomizedOptions {
     }
 }
 
-/// A randomized decomposition together with what it knows of its own quality.
+/// A randomized decomposition with estimates of its quality.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RandomizedSvd<T: Scalar> {
     svd: Svd<T>,
@@ -41,57 +41,57 @@ pub struct RandomizedSvd<T: Scalar> {
     last_gain: f64,
 }
 
-/// Share of the squared residual that the last half-step may still have gained for the subspace to count
+/// Largest relative gain in the squared residual from the last half-step at which the subspace counts
 /// as settled.
 const SETTLED: f64 = 0.01;
 
-/// Multiples of ε below which a squared relative residual is not taken from a difference of norms: what
-/// rounding does to these is a few ε, and so at most some thousandths of the residual.
+/// Multiple of ε below which a squared relative residual is not computed as a difference of norms:
+/// rounding changes these by a few ε, and so by at most some thousandths of the residual.
 const RESOLUTION: f64 = 1000.0;
 
 impl<T: Scalar> RandomizedSvd<T> {
-    /// The decomposition, with as many triplets as were asked for.
+    /// The decomposition, with the requested number of triplets.
     pub fn svd(&self) -> &Svd<T> {
         &self.svd
     }
 
-    /// The decomposition alone.
+    /// The decomposition alone, by value.
     pub fn into_svd(self) -> Svd<T> {
         self.svd
     }
 
-    /// `‖A − U·diag(s)·Vᵀ‖_F / ‖A‖_F`. It comes from `‖A − APPᵀ‖² = ‖A‖² − ‖AP‖²` without another pass over
-    /// the matrix, except where that difference would drown in rounding (below about `30·√ε`): there one
-    /// more product gives it exactly.
+    /// `‖A − U·diag(s)·Vᵀ‖_F / ‖A‖_F`. It is computed as `‖A − APPᵀ‖² = ‖A‖² − ‖AP‖²` without another pass
+    /// over the matrix, unless that difference would be lost in rounding (below about `30·√ε`); one more
+    /// product then gives it exactly.
     pub fn residual(&self) -> f64 {
         self.residual
     }
 
-    /// Share of the squared residual by which the last half-step of the iteration lowered it. A large value
-    /// says that more power iterations would help.
+    /// Relative reduction of the squared residual by the last half-step of the iteration. A large value
+    /// indicates that more power iterations would help.
     pub fn last_gain(&self) -> f64 {
         self.last_gain
     }
 
     /// Whether the subspace had settled: the last half-step gained less than 1 % of the squared residual,
-    /// or nothing is left to gain. If not, the residual may exceed the optimum noticeably, and an exact
-    /// decomposition or more power iterations are in order.
+    /// or there is nothing left to gain. If not, the residual may exceed the optimum noticeably; use an exact
+    /// decomposition or more power iterations.
     pub fn is_settled(&self) -> bool {
         self.residual <= 64.0 * T::EPSILON || self.last_gain <= SETTLED
     }
 }
 
-/// The leading `rank` triplets of a matrix by a randomized subspace iteration.
+/// The leading `rank` triplets of a matrix by randomized subspace iteration.
 ///
 /// # Algorithm
 /// Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1: `Y = (A·Aᵀ)^q·A·Ω` with a Gaussian `Ω` of
-/// `rank + oversampling` columns, QR-normalised after every half-step. One half-step more, from the basis
+/// `rank + oversampling` columns, QR-normalised after every half-step. One more half-step, from the basis
 /// `Q` of `Y` to the basis `P` of `AᵀQ`, shows whether the subspace has settled; the result is the exact SVD
 /// of `A·P·Pᵀ`.
 ///
 /// # Error bound
 /// With `k = rank`, `p = oversampling ≥ 2` and `τ_k = ‖A − A_k‖_F`, in expectation
-/// `‖A − Â‖²_F ≤ (2 + k / (p − 1))·τ_k²` already for one half-step, and every further one captures at
+/// `‖A − Â‖²_F ≤ (2 + k / (p − 1))·τ_k²` after a single half-step, and every further one captures at
 /// least as much. With the default options and a settled result
 /// ([`RandomizedSvd::is_settled`]) the error was within 1 % of the optimum on every spectrum of the tests.
 ///
@@ -156,7 +156,8 @@ pub(super) fn project<T: Scalar>(b: MatRef<'_, T>, p: MatRef<'_, T>) -> (Mat<T>,
     (u, s, product(p, inner.as_ref()))
 }
 
-/// `‖A − L·Rᵀ‖²` for a projection `L·Rᵀ` of `A` with `‖L·Rᵀ‖² = captured`, at no cost where it is not small.
+/// `‖A − L·Rᵀ‖²` for a projection `L·Rᵀ` of `A` with `‖L·Rᵀ‖² = captured`; needs a product only if it is
+/// small.
 pub(super) fn uncaptured<A: MatrixProducts>(
     a: &A,
     total: f64,

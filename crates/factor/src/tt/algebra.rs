@@ -6,7 +6,7 @@ use crate::error::{FactorError, Result};
 use crate::scalar::Scalar;
 
 impl<T: Scalar> TensorTrain<T> {
-    /// Elementwise sum; the ranks add up. [`TensorTrain::round`] brings them down again.
+    /// Elementwise sum; the ranks add up. [`TensorTrain::round`] reduces them again.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`] if the modes differ.

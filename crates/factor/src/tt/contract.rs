@@ -1,9 +1,9 @@
-//! Products of a batch with a TT-matrix, core by core, in the order that costs least.
+//! Products of a batch with a TT-matrix, core by core, in the cheapest order.
 //!
 //! The state is a row-major tensor `[I_<l, r_{l-1}, J_l..c, r_c, I_>c, batch]`: cores `l ..= c` have been
-//! applied, `I` are input digits still to come, `J` output digits already there. Taking the next core on
-//! either side contracts neighbouring axes, so every step is a set of equal matrix products on
-//! contiguous blocks, and nothing is ever permuted.
+//! applied, `I` are the remaining input digits, `J` the output digits computed so far. Applying the next core
+//! on either side contracts neighbouring axes, so every step is a set of equal matrix products on contiguous
+//! blocks, without any permutation.
 
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -15,15 +15,15 @@ use crate::scalar::Scalar;
 /// One step of a [`ContractionPlan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContractionStep {
-    /// Takes the core with this index as the first one.
+    /// Applies the core with this index first.
     Start(usize),
-    /// Takes the core left of those already taken.
+    /// Applies the core left of those already applied.
     Left(usize),
-    /// Takes the core right of those already taken.
+    /// Applies the core right of those already applied.
     Right(usize),
 }
 
-/// The order in which a product takes the cores, and what that costs.
+/// The order in which a product applies the cores, and its cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContractionPlan {
     steps: Vec<ContractionStep>,
@@ -36,19 +36,19 @@ impl ContractionPlan {
         &self.steps
     }
 
-    /// Multiply-adds of the whole product; the dense product takes `batch · m · n`.
+    /// Multiply-adds of the whole product; the dense product needs `batch · m · n`.
     pub fn multiply_adds(&self) -> usize {
         self.multiply_adds
     }
 
-    /// Cheapest order by dynamic programming over the intervals of cores already taken.
+    /// Cheapest order, by dynamic programming over the intervals of applied cores.
     ///
     /// # Shapes
     /// `ranks` has `d + 1` entries with the outer ones 1; `input` and `output` have `d`.
     pub(crate) fn cheapest(ranks: &[usize], input: &[usize], output: &[usize], batch: usize) -> Self {
         let chain = Chain { ranks, input, output, batch };
         let d = input.len();
-        // best[l][c]: cost, step and multiply-adds of the cheapest way to have taken cores l ..= c.
+        // best[l][c]: cost, step and multiply-adds of the cheapest way to apply cores l ..= c.
         let mut best = vec![vec![(f64::INFINITY, ContractionStep::Start(0), 0_usize); d]; d];
         for width in 0..d {
             for l in 0..d - width {
@@ -97,7 +97,7 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// The block products that lead to the interval `l ..= c` by the given step.
+    /// The block products with which the given step reaches the interval `l ..= c`.
     fn block(&self, step: ContractionStep, (l, c): (usize, usize)) -> Block {
         let Self { ranks: r, input: i, output: o, batch } = self;
         let product = |x: &[usize]| x.iter().product::<usize>();
@@ -136,7 +136,7 @@ impl Block {
         self.count * self.inner * self.outer * self.width
     }
 
-    /// Time in units of one multiply-add at full speed: besides the arithmetic, each element costs a
+    /// Time in units of one multiply-add at full speed: in addition to the arithmetic, each element costs a
     /// pass through memory and each product a call.
     fn cost(&self) -> f64 {
         const PER_ELEMENT: f64 = 8.0;
@@ -184,7 +184,7 @@ impl Block {
     }
 }
 
-/// A core as the steps want it: row-major `[left, in, out, right]` and `[left, out, in, right]`.
+/// A core in the layouts of the steps: row-major `[left, in, out, right]` and `[left, out, in, right]`.
 pub(crate) struct Operand<'a, T: Scalar> {
     pub(crate) input_first: &'a [T],
     pub(crate) output_first: &'a [T],
@@ -236,7 +236,7 @@ fn start_operand<T: Scalar>(data: &[T], input: usize, right: usize) -> Vec<T> {
     out
 }
 
-/// Ranks of a chain of cores, with the outer ones.
+/// Ranks of a chain of cores, including the outer ones.
 pub(crate) fn all_ranks<T: Scalar>(cores: &[Core<T>]) -> Vec<usize> {
     core::iter::once(1).chain(cores.iter().map(|core| core.shape()[2])).collect()
 }
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_wide_end_goes_first_when_it_shrinks() {
-        // The last core maps 64 inputs to 1 output: taking it first makes everything after it small.
+        // The last core maps 64 inputs to 1 output: applying it first makes everything after it small.
         let plan = ContractionPlan::cheapest(&[1, 2, 2, 1], &[4, 4, 64], &[4, 4, 1], 8);
         assert_eq!(plan.steps()[0], ContractionStep::Start(2));
         let mirrored = ContractionPlan::cheapest(&[1, 2, 2, 1], &[64, 4, 4], &[1, 4, 4], 8);

@@ -17,7 +17,7 @@ pub struct Core<T: Scalar> {
 }
 
 impl<T: Scalar> Core<T> {
-    /// Takes row-major data.
+    /// Creates a core from row-major data.
     ///
     /// # Errors
     /// [`FactorError::ShapeMismatch`] if the length is not `left · mode · right`, [`FactorError::Empty`],
@@ -35,7 +35,7 @@ impl<T: Scalar> Core<T> {
         Ok(Self { left, mode, right, data })
     }
 
-    /// Data known to fit.
+    /// Data known to match the shape.
     pub(crate) fn from_parts([left, mode, right]: [usize; 3], data: Vec<T>) -> Self {
         debug_assert_eq!(left * mode * right, data.len());
         Self { left, mode, right, data }
@@ -51,7 +51,7 @@ impl<T: Scalar> Core<T> {
         &self.data
     }
 
-    /// The data without the shape.
+    /// The data, by value.
     pub fn into_data(self) -> Vec<T> {
         self.data
     }
@@ -94,7 +94,7 @@ pub(crate) fn flat_product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Vec
     out
 }
 
-/// View of a flat row-major vector whose length is known to fit.
+/// View of a flat row-major vector whose length is known to match.
 pub(crate) fn view<T: Scalar>(data: &[T], rows: usize) -> Result<MatRef<'_, T>> {
     from_row_major(data, rows, data.len() / rows.max(1))
 }

@@ -12,16 +12,16 @@ use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 /// Tensor train of a dense tensor in row-major order.
 ///
 /// # Algorithm
-/// TT-SVD (Oseledets 2011, algorithm 1): the truncated SVD of one unfolding after the other, each dropping
+/// TT-SVD (Oseledets 2011, algorithm 1): truncated SVDs of the unfoldings in sequence, each dropping
 /// at most `δ = ε·‖X‖ / √(d − 1)`.
 ///
 /// # Truncation
 /// `Rank(r)` bounds every rank by `r`; a parameter budget grows the ranks with the largest dropped tail
-/// first, from the spectra of all unfoldings; [`tt_svd_with_ranks`] takes the ranks themselves.
+/// first, from the spectra of all unfoldings; [`tt_svd_with_ranks`] takes explicit ranks.
 ///
 /// # Error bound
 /// Relative error at most `ε`; exact at the true ranks; at given ranks at most `√(d − 1)` times the best.
-/// The report's error is the one reached, not the bound.
+/// The report's error is the actual one, not the bound.
 ///
 /// # Errors
 /// [`FactorError::Empty`], [`FactorError::NonFinite`], [`FactorError::ShapeMismatch`] if the modes do not
@@ -116,12 +116,12 @@ pub fn tt_svd_vector<T: Scalar>(
     Ok(fit)
 }
 
-/// How a sweep truncates.
+/// Truncation of a sweep.
 #[derive(Clone, Copy)]
 enum Cut<'a> {
     /// To a relative error or an energy, shared equally by the bonds.
     Error(&'a Truncation),
-    /// To these ranks, as far as the unfoldings have them.
+    /// To these ranks, as far as the unfoldings admit.
     Ranks(&'a [usize]),
 }
 
@@ -190,7 +190,7 @@ fn largest_ranks(modes: &[usize]) -> Vec<usize> {
         .collect()
 }
 
-/// Numbers in cores with the given modes and inner ranks.
+/// Number of entries of cores with the given modes and inner ranks.
 fn parameters(modes: &[usize], ranks: &[usize]) -> usize {
     let at = |k: usize| ranks.get(k).copied().unwrap_or(1);
     let left = |k: usize| if k == 0 { 1 } else { at(k - 1) };
@@ -210,7 +210,7 @@ pub(super) fn ranks_within(spectra: &[Vec<f64>], modes: &[usize], budget: usize)
             grown[k] = rank;
             let left = if k == 0 { 1 } else { ranks[k - 1] };
             let right = ranks.get(k + 1).copied().unwrap_or(1);
-            // A rank above what its neighbours can carry would be cut again by the sweep.
+            // A rank above the limit of its neighbours would be reduced again by the sweep.
             rank < spectra[k].len()
                 && rank <= left * modes[k]
                 && rank <= modes[k + 1] * right

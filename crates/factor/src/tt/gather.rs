@@ -11,13 +11,13 @@ use crate::scalar::Scalar;
 impl<T: Scalar> TtMatrix<T> {
     /// The rows with the given indices, shape `indices.len() × n`, without forming the matrix.
     ///
-    /// Rows are made in parallel, each as a chain of small products.
+    /// Rows are computed in parallel, each as a chain of small products.
     ///
     /// # Errors
     /// [`FactorError::IndexOutOfRange`], [`FactorError::Empty`] without indices.
     ///
     /// # Complexity
-    /// `O(n·r²)` for each row.
+    /// `O(n·r²)` per row.
     ///
     /// ```
     /// use lowrank_factor::{Mat, Truncation, tt::{TtMatrix, TtShape}};

@@ -16,7 +16,7 @@ use crate::truncation::{Approximation, Truncation};
 
 /// A matrix of shape `m × n` as a tensor train with cores `[r_{k-1}, m_k, n_k, r_k]`.
 ///
-/// Rows and columns past `m` and `n` (padding, where a prime side demands it) are never part of a result.
+/// Rows and columns past `m` and `n` (padding, needed for prime sides) are never part of a result.
 ///
 /// ```
 /// use lowrank_factor::{Mat, Truncation, tt::{TtMatrix, TtShape}};
@@ -33,7 +33,7 @@ use crate::truncation::{Approximation, Truncation};
 pub struct TtMatrix<T: Scalar> {
     shape: TtShape,
     train: TensorTrain<T>,
-    /// Cores as `[r_{k-1}, n_k, m_k, r_k]`, made when a product first needs them.
+    /// Cores as `[r_{k-1}, n_k, m_k, r_k]`, computed when a product first needs them.
     swapped: OnceLock<Vec<Vec<T>>>,
 }
 
@@ -58,7 +58,7 @@ impl<T: Scalar> TtMatrix<T> {
 
     /// TT-SVD of a dense matrix of shape `m × n`.
     ///
-    /// The report counts `m·n` numbers before. Its error is the one of the padded tensor, which bounds that
+    /// The report counts `m·n` entries before. Its error is that of the padded tensor, which bounds that
     /// of the matrix.
     ///
     /// # Errors
@@ -72,8 +72,8 @@ impl<T: Scalar> TtMatrix<T> {
         Self::from_fit(a, shape, tt_svd(&tensor, &shape.modes(), truncation)?)
     }
 
-    /// Squared singular values of every unfolding, nonincreasing: what each inner rank would lose by itself. For two
-    /// cores the one spectrum is the whole story, as that of an SVD is.
+    /// Squared singular values of every unfolding, nonincreasing: the loss of each inner rank by itself. With
+    /// two cores the single spectrum determines the error, as in an SVD.
     ///
     /// # Errors
     /// As [`tt_svd`]; [`FactorError::ShapeMismatch`] if the matrix is not of the shape's size.
@@ -133,7 +133,7 @@ impl<T: Scalar> TtMatrix<T> {
         self.shape.cols().len()
     }
 
-    /// How the sides are split.
+    /// Factors of both sides.
     pub fn shape(&self) -> &TtShape {
         &self.shape
     }
@@ -148,7 +148,7 @@ impl<T: Scalar> TtMatrix<T> {
         self.train.ranks()
     }
 
-    /// Numbers in all cores.
+    /// Number of entries in all cores.
     pub fn parameters(&self) -> usize {
         self.train.parameters()
     }

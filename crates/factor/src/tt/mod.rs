@@ -6,7 +6,7 @@
 //! `m = m_1·…·m_d` and `n = n_1·…·n_d` and pairing `(i_k, j_k)`: cores `[r_{k-1}, m_k, n_k, r_k]`.
 //!
 //! Everything is row-major (C order), as in numpy, PyTorch and safetensors: the first index of a tensor
-//! is the slowest, and the data of a core can be stored as they are.
+//! is the slowest, and the data of a core can be stored unchanged.
 
 mod algebra;
 mod contract;

@@ -14,8 +14,8 @@ use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
 impl<T: Scalar> TensorTrain<T> {
     /// The same tensor with every core left of `center` left-orthogonal and every core right of it
-    /// right-orthogonal. The norm of the tensor is then that of the core at `center`, and ranks larger
-    /// than their neighbours can carry are reduced.
+    /// right-orthogonal. The norm of the tensor is then that of the core at `center`, and ranks
+    /// above the limit of their neighbours are reduced.
     ///
     /// # Errors
     /// [`FactorError::IndexOutOfRange`].
@@ -47,7 +47,7 @@ impl<T: Scalar> TensorTrain<T> {
         Ok(Self::from_parts(cores))
     }
 
-    /// Frobenius norm, from an orthogonalised copy: accurate even for the difference of two near-equal
+    /// Frobenius norm, from an orthogonalised copy: accurate even for the difference of two nearly equal
     /// trains.
     pub fn norm(&self) -> f64 {
         match self.orthogonalize(0) {
@@ -67,7 +67,7 @@ impl<T: Scalar> TensorTrain<T> {
     /// As [`tt_svd`](super::tt_svd), with the train in place of the dense tensor.
     ///
     /// # Errors
-    /// Those of the [`Truncation`]. `Rank(r)` may exceed the present ranks.
+    /// Those of the [`Truncation`]. `Rank(r)` may exceed the current ranks.
     ///
     /// # Complexity
     /// `O(Σ n_k·r³)`.

@@ -1,4 +1,4 @@
-//! Splitting dimensions into balanced factors, with padding where a prime demands it.
+//! Splitting dimensions into balanced factors, with padding for primes.
 
 use crate::error::{FactorError, Result};
 
@@ -21,7 +21,7 @@ pub struct DimFactors {
     factors: Vec<usize>,
 }
 
-/// A factor may exceed the ideal `len^(1/order)` by this much before padding is preferred.
+/// Ratio to the ideal `len^(1/order)` up to which a factor is preferred over padding.
 const SLACK: f64 = 2.0;
 
 impl DimFactors {
@@ -50,7 +50,7 @@ impl DimFactors {
         Ok(Self { len, factors })
     }
 
-    /// Takes factors whose product is at least `len`.
+    /// Creates the split from factors whose product is at least `len`.
     ///
     /// # Errors
     /// [`FactorError::Empty`] for length 0 or no factors, [`FactorError::ShapeMismatch`] if the product is
@@ -115,7 +115,7 @@ fn split(n: usize, order: usize, cap: usize) -> Option<Vec<usize>> {
         return (n <= cap).then(|| vec![n]);
     }
     let root = (n as f64).powf(1.0 / order as f64);
-    // One below the rounded root, because the root of a perfect power may come out a hair too large.
+    // One below the rounded root, because the root of a perfect power may be rounded up.
     let start = (root.floor() as usize).saturating_sub(1).max(1);
     (start..=cap.min(n)).filter(|largest| n.is_multiple_of(*largest)).find_map(|largest| {
         let mut rest = split(n / largest, order - 1, largest)?;
@@ -177,7 +177,7 @@ impl TtShape {
     }
 
     /// Offsets of every row and of every column in the tensor of paired modes: element `(i, j)` of the
-    /// matrix sits at `rows[i] + cols[j]`.
+    /// matrix is at `rows[i] + cols[j]`.
     pub(crate) fn offsets(&self) -> (Vec<usize>, Vec<usize>) {
         let mut stride = 1;
         let (mut rows, mut cols) = (vec![0; self.order()], vec![0; self.order()]);
@@ -217,7 +217,7 @@ mod tests {
     #[case(6912, 3, &[16, 18, 24])]
     fn known_splits(#[case] len: usize, #[case] order: usize, #[case] expected: &[usize]) {
         let mut got = DimFactors::balanced(len, order).unwrap();
-        // Among splits with the same largest factor any is as good.
+        // Any of the splits with the same largest factor is as good.
         got.factors.sort_unstable();
         assert_eq!(got.factors.last(), expected.last());
         assert_eq!(got.padded(), expected.iter().product::<usize>());
@@ -232,7 +232,7 @@ mod tests {
                 assert!(dim.padded() >= len);
                 let ideal = (len as f64).powf(1.0 / order as f64);
                 assert!(dim.factors.iter().all(|&f| f as f64 <= 2.0 * ideal), "{len} {dim:?}");
-                // Between n and n·(1 + 2/√n) there is always an even enough number.
+                // There is always an even enough number between n and n·(1 + 2/√n).
                 assert!(dim.padding() as f64 <= 2.0 * (len as f64).sqrt() + 2.0, "{len} {dim:?}");
             }
         }

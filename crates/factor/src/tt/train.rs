@@ -21,7 +21,7 @@ pub struct TensorTrain<T: Scalar> {
 }
 
 impl<T: Scalar> TensorTrain<T> {
-    /// Takes the cores in order.
+    /// Creates a train from its cores in order.
     ///
     /// # Errors
     /// [`FactorError::Empty`] without cores, [`FactorError::BoundaryRank`] unless the outer ranks are 1,
@@ -43,7 +43,7 @@ impl<T: Scalar> TensorTrain<T> {
         Ok(Self { cores })
     }
 
-    /// Cores known to fit.
+    /// Cores known to match.
     pub(crate) fn from_parts(cores: Vec<Core<T>>) -> Self {
         Self { cores }
     }
@@ -68,7 +68,7 @@ impl<T: Scalar> TensorTrain<T> {
         self.cores[1..].iter().map(|core| core.shape()[0]).collect()
     }
 
-    /// Numbers in all cores.
+    /// Number of entries in all cores.
     pub fn parameters(&self) -> usize {
         self.cores.iter().map(Core::parameters).sum()
     }
@@ -82,7 +82,7 @@ impl<T: Scalar> TensorTrain<T> {
         len.ok_or(FactorError::Overflow { what: "dense length" })
     }
 
-    /// All elements, row-major: the first index is the slowest.
+    /// All elements, row-major: the first index varies slowest.
     ///
     /// # Errors
     /// [`FactorError::Overflow`] if the tensor has more elements than a `usize` can count.

@@ -1,4 +1,4 @@
-//! Tucker2 of a stack: HOSVD start, HOOI iterations.
+//! Tucker2 of a stack: initialization by HOSVD, iteration by HOOI.
 
 use faer::{Mat, MatRef, Scale};
 
@@ -30,7 +30,7 @@ impl Default for Tucker2Options {
     }
 }
 
-/// A Tucker2 decomposition and how it came about.
+/// A Tucker2 decomposition with its convergence history.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tucker2Fit<T: Scalar> {
     /// The factors; `L` has orthonormal columns and `R` orthonormal rows.
@@ -47,13 +47,13 @@ pub struct Tucker2Fit<T: Scalar> {
 ///
 /// # Algorithm
 /// `L` and `R` start as leading singular vectors of the two unfoldings (HOSVD; De Lathauwer, De Moor,
-/// Vandewalle 2000) and are refined in turn (HOOI, same authors), each step by orthogonal iteration towards the best answer
-/// to the other side: products only, and none raises the error.
+/// Vandewalle 2000) and are refined in turn (HOOI, same authors), each step by orthogonal iteration towards
+/// the optimum for the other side's current value: products only, and no step raises the error.
 ///
 /// # Truncation
-/// `Rank(r)` takes `r` on both sides, as far as the shape admits; an error or energy is shared equally by
-/// the two sides, and met; a parameter budget is spent at the largest common error of the two sides that
-/// fits it. [`tucker2_with_ranks`] takes the two ranks themselves.
+/// `Rank(r)` takes `r` on both sides, as far as the shape admits; an error or energy target is divided
+/// equally between the two sides, and met; a parameter budget is spent at the largest common error of the two
+/// sides that fits it. [`tucker2_with_ranks`] takes two explicit ranks.
 ///
 /// # Error bound
 /// `‖A − Â‖² ≤` the sum of both dropped tails, at most twice the optimum squared; sweeps only lower it.
@@ -145,7 +145,7 @@ impl<'a, 'b, T: Scalar> Hosvd<'a, 'b, T> {
         let (a, b) = (tails(&self.left.1, 0.0), tails(&self.right.1, 0.0));
         let (mut p, mut q) = (1, 1);
         loop {
-            // The side with the larger tail grows first; where it cannot, the other one may still.
+            // The side with the larger tail grows first; if it cannot, the other one still may.
             let grow_left = cost((p + 1, q)) <= budget && p < self.left.1.len();
             let grow_right = cost((p, q + 1)) <= budget && q < self.right.1.len();
             match (grow_left, grow_right) {
@@ -190,9 +190,9 @@ fn first_within(tails: &[f64], allowed: f64) -> usize {
     tails.iter().position(|&tail| tail <= allowed).unwrap_or(tails.len() - 1).max(1)
 }
 
-/// A basis of as many columns as `basis` that holds more of the parts side by side: two steps of orthogonal iteration with
-/// `G = Σ P·Pᵀ`. None loses any of `tr(UᵀGU)`, since `G` has no negative eigenvalue. Where the parts have fewer columns
-/// than that, the basis is kept: it already spans them.
+/// A basis with as many columns as `basis` that captures more of the parts side by side: two steps of
+/// orthogonal iteration with `G = Σ P·Pᵀ`. No step decreases `tr(UᵀGU)`, since `G` has no negative
+/// eigenvalue. If the parts have fewer columns than that, the basis is kept: it already spans them.
 fn improved<T: Scalar>(parts: &[Mat<T>], mut basis: Mat<T>) -> Mat<T> {
     if parts.iter().map(Mat::ncols).sum::<usize>() < basis.ncols() {
         return basis;
@@ -213,7 +213,7 @@ fn improved<T: Scalar>(parts: &[Mat<T>], mut basis: Mat<T>) -> Mat<T> {
     basis
 }
 
-/// The matrix over its largest magnitude, or that of others: squares of what is left neither overflow nor vanish.
+/// The matrix over its largest magnitude, or over a given one: its squares neither overflow nor underflow.
 fn scaled<T: Scalar>(a: &Mat<T>, largest: f64) -> Mat<T> {
     let factor = if largest > 0.0 { largest.recip() } else { 0.0 };
     a * Scale(T::of(factor))

@@ -1,8 +1,8 @@
 //! Factors shared by a stack of matrices: Tucker2 and the one-sided basis.
 //!
 //! Tucker2 writes `S` matrices of one shape `m × n` as `A_s ≈ L·M_s·R` with `L` m × p and `R` q × n shared by
-//! all of them and small cores `M_s` p × q of their own (the form of LoTR). [`SharedBasis`] shares one
-//! side only.
+//! all of them and a small core `M_s` p × q for each (the form of LoTR). [`SharedBasis`] shares only one
+//! side.
 
 mod hooi;
 mod shared;
@@ -27,7 +27,7 @@ pub struct Tucker2<T: Scalar> {
 }
 
 impl<T: Scalar> Tucker2<T> {
-    /// Takes the factors.
+    /// Creates the stack from its factors.
     ///
     /// # Errors
     /// [`FactorError::Empty`] without cores, [`FactorError::ShapeMismatch`], [`FactorError::NonFinite`].
@@ -73,7 +73,7 @@ impl<T: Scalar> Tucker2<T> {
         (self.left.ncols(), self.right.nrows())
     }
 
-    /// Numbers in all factors, `m·p + S·p·q + q·n`.
+    /// Number of entries in all factors, `m·p + S·p·q + q·n`.
     pub fn parameters(&self) -> usize {
         let (p, q) = self.ranks();
         parameters((self.left.nrows(), self.right.ncols()), self.cores.len(), (p, q))
@@ -106,7 +106,7 @@ impl<T: Scalar> Tucker2<T> {
         self.error_of(stack)
     }
 
-    /// [`Tucker2::relative_error`] of a checked stack.
+    /// [`Tucker2::relative_error`] of a validated stack.
     pub(crate) fn error_of(&self, stack: &[MatRef<'_, T>]) -> Result<f64> {
         let (mut missed, mut total) = (0.0, 0.0);
         for (s, a) in stack.iter().enumerate() {
@@ -122,7 +122,7 @@ pub(crate) fn parameters((m, n): (usize, usize), slices: usize, (p, q): (usize, 
     m * p + slices * p * q + q * n
 }
 
-/// Checks that a stack is not empty, finite and of one shape, which it returns.
+/// Checks that a stack is not empty, finite and of one shape, which is returned.
 pub(crate) fn check_stack<T: Scalar>(stack: &[MatRef<'_, T>]) -> Result<(usize, usize)> {
     let first = stack.first().ok_or(FactorError::Empty { what: "stack", rows: 0, cols: 0 })?;
     for a in stack {

@@ -1,4 +1,4 @@
-//! One factor shared by several matrices, the other their own.
+//! One factor shared by several matrices, with an individual second factor each.
 
 use faer::{Mat, MatRef};
 
@@ -8,7 +8,7 @@ use crate::scalar::Scalar;
 use crate::svd;
 use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
-/// Which factor the matrices share.
+/// The factor that the matrices share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SharedSide {
     /// `A_s ≈ L·R_s`: one basis of the column spaces; the matrices have equal numbers of rows.
@@ -38,7 +38,7 @@ impl<T: Scalar> SharedBasis<T> {
         self.shared.as_ref()
     }
 
-    /// The factors of their own, shapes `r × n_s` (left) or `m_s × r` (right).
+    /// The individual factors, shapes `r × n_s` (left) or `m_s × r` (right).
     pub fn own(&self) -> &[Mat<T>] {
         &self.own
     }
@@ -48,12 +48,12 @@ impl<T: Scalar> SharedBasis<T> {
         (self.shared, self.own)
     }
 
-    /// Side `r` of the shared basis.
+    /// Dimension `r` of the shared basis.
     pub fn rank(&self) -> usize {
         self.shared.nrows().min(self.shared.ncols())
     }
 
-    /// Numbers in all factors.
+    /// Number of entries in all factors.
     pub fn parameters(&self) -> usize {
         let size = |a: &Mat<T>| a.nrows() * a.ncols();
         size(&self.shared) + self.own.iter().map(size).sum::<usize>()

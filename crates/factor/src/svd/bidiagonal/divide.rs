@@ -1,9 +1,9 @@
 //! Divide and conquer for the SVD of a bidiagonal matrix (Gu, Eisenstat 1995).
 //!
-//! A lower bidiagonal `B` of shape `(m + 1) × m` without its column `k` falls into two of the same kind. Their
-//! decompositions turn `B` into a diagonal matrix with one full row, whose singular values are the roots of
-//! a secular equation and whose vectors follow from these; matrix products then do almost all of the work.
-//! What is not a product is done in `f64` for all element types.
+//! A lower bidiagonal `B` of shape `(m + 1) × m` without its column `k` splits into two matrices of the same
+//! kind. Their decompositions turn `B` into a diagonal matrix with one full row, whose singular values are
+//! the roots of a secular equation and whose vectors follow from these; almost all of the work is then in
+//! matrix products. Everything else is done in `f64` for all element types.
 
 use core::ops::Range;
 
@@ -14,7 +14,7 @@ use super::secular::{Roots, solve};
 use crate::matrix::product;
 use crate::scalar::Scalar;
 
-/// From this size on the two halves are worth two threads.
+/// From this size on the two halves run on two threads.
 const PARALLEL: usize = 64;
 
 /// SVD `B = U·diag(s)·Vᵀ` of the square lower bidiagonal matrix with `diagonal` (n) and, below it, `off` (n − 1):
@@ -26,7 +26,7 @@ pub(super) fn svd<T: Scalar>(diagonal: &[f64], off: &[f64]) -> (Mat<T>, Vec<f64>
     (sorted(&u, &order), s, sorted(&v, &order))
 }
 
-/// `(U, s)` alone.
+/// Only `(U, s)`.
 pub(super) fn left<T: Scalar>(diagonal: &[f64], off: &[f64]) -> (Mat<T>, Vec<f64>) {
     let n = diagonal.len();
     let mut u = Mat::zeros(n + 1, n + 1);
@@ -34,13 +34,13 @@ pub(super) fn left<T: Scalar>(diagonal: &[f64], off: &[f64]) -> (Mat<T>, Vec<f64
     (sorted(&u, &order), s)
 }
 
-/// The singular values alone.
+/// Only the singular values.
 pub(super) fn values<T: Scalar>(diagonal: &[f64], off: &[f64]) -> Vec<f64> {
     let mut ends = Mat::<T>::zeros(2, diagonal.len() + 1);
     decompose(diagonal, off, ends.as_mut(), None).0
 }
 
-/// The first rows of the columns of `a` in the given order, as many as there are columns in it.
+/// The leading rows of the columns of `a` in the given order, one row per column.
 fn sorted<T: Scalar>(a: &Mat<T>, order: &[usize]) -> Mat<T> {
     let mut out = Mat::zeros(order.len(), order.len());
     for (j, &from) in order.iter().enumerate() {
@@ -49,7 +49,7 @@ fn sorted<T: Scalar>(a: &Mat<T>, order: &[usize]) -> Mat<T> {
     out
 }
 
-/// Singular values, nonincreasing, and the columns that they belong to.
+/// Singular values, nonincreasing, and the indices of their columns.
 fn decompose<T: Scalar>(
     diagonal: &[f64],
     off: &[f64],
@@ -63,7 +63,7 @@ fn decompose<T: Scalar>(
         return (vec![0.0; n], (0..n).collect());
     }
     let diagonal: Vec<f64> = diagonal.iter().map(|x| x / max).collect();
-    // A last entry of zero makes the matrix one row longer than wide.
+    // A zero last entry makes the matrix one row longer than wide.
     let off: Vec<f64> = off.iter().map(|x| x / max).chain([0.0]).collect();
     let (mut s, mut order) = (vec![0.0; n], vec![0; n]);
     let ends = u.nrows() <= n;
@@ -72,17 +72,18 @@ fn decompose<T: Scalar>(
     (order.iter().map(|&i| s[i] * max).collect(), order)
 }
 
-/// The places for the decomposition of `m` neighbouring columns.
+/// Storage for the decomposition of `m` neighbouring columns.
 struct Block<'a, T> {
-    /// Shape `(m + 1) × (m + 1)`, or only its first and last row. The last column is what `Bᵀ` maps to zero.
+    /// Shape `(m + 1) × (m + 1)`, or only its first and last row. The last column spans the null space of
+    /// `Bᵀ`.
     u: MatMut<'a, T>,
-    /// Shape `m × m`, if wanted; only where all of `u` is.
+    /// Shape `m × m`, if wanted; requires all of `u`.
     v: Option<MatMut<'a, T>>,
     /// Singular values in the order of the columns.
     s: &'a mut [f64],
     /// Indices of the singular values in increasing order.
     order: &'a mut [usize],
-    /// Whether `u` is its first and last row.
+    /// Whether `u` holds only its first and last row.
     ends: bool,
 }
 
@@ -121,7 +122,7 @@ impl<T: Scalar> Block<'_, T> {
         self.order[0] = 0;
     }
 
-    /// The places for what is above and below column `k`, whose own entries stay between them.
+    /// The storage above and below column `k`, whose own entries stay between them.
     fn split(&mut self, k: usize) -> (Block<'_, T>, Block<'_, T>) {
         let m = self.s.len();
         let (s1, s2) = self.s.split_at_mut(k);
@@ -168,8 +169,8 @@ impl<T: Scalar> Block<'_, T> {
         self.order.sort_by(|&i, &j| s[i].total_cmp(&s[j]));
     }
 
-    /// Column `k` in the bases of the blocks, as the row of a matrix that is diagonal otherwise; its own entry is
-    /// made of what both blocks map to zero.
+    /// Column `k` in the bases of the blocks, as the row of an otherwise diagonal matrix; its own entry is
+    /// composed of the null vectors of both blocks.
     fn full_row(&mut self, k: usize, alpha: f64, beta: f64) -> Vec<f64> {
         let m = self.s.len();
         let (last, first) = if self.ends { (1, 0) } else { (k, k + 1) };
@@ -180,7 +181,7 @@ impl<T: Scalar> Block<'_, T> {
                 })
                 .collect();
         if self.ends {
-            // What was the last row of one block, and the first one of the other, is an inner row now.
+            // The last row of one block and the first row of the other are now inner rows.
             (0..=k).for_each(|j| self.u[(last, j)] = T::default());
             (k + 1..=m).for_each(|j| self.u[(first, j)] = T::default());
         }
@@ -194,7 +195,8 @@ impl<T: Scalar> Block<'_, T> {
         z
     }
 
-    /// Sets aside what is decomposed already to within `tolerance`; returns the rest, with increasing poles.
+    /// Deflates columns that are already decomposed to within `tolerance`; returns the rest, with increasing
+    /// poles.
     fn deflate(&mut self, k: usize, candidates: &[usize], z: &mut [f64], tolerance: f64) -> Vec<Active> {
         let mut active = vec![Active { column: k, pole: 0.0, above: true, below: true }];
         for &j in candidates {
@@ -242,7 +244,7 @@ impl<T: Scalar> Block<'_, T> {
                 let rows = if below { k + 1..m } else { 0..k };
                 roots.turn_right(&terms, &mut weights);
                 let v = v.rb_mut().subrows_mut(rows.start, rows.len());
-                // Only the column's own place, which is in neither block, has an entry at its pole.
+                // Only the column's own index, which is in neither block, has an entry at its pole.
                 transform(v, active, &terms[1..], weights.as_ref().subrows(1, terms.len() - 1));
             }
         }
@@ -263,7 +265,7 @@ struct Active {
     below: bool,
 }
 
-/// Replaces the active columns of `a` by the products of those among them named by `terms` with the columns
+/// Replaces the active columns of `a` by the products of the columns selected by `terms` with the columns
 /// of `weights`.
 fn transform<T: Scalar>(mut a: MatMut<'_, T>, active: &[Active], terms: &[usize], weights: MatRef<'_, T>) {
     if a.nrows() == 0 {

@@ -1,4 +1,4 @@
-//! SVD by way of a bidiagonal matrix.
+//! SVD through a bidiagonal matrix.
 
 mod divide;
 mod reduce;
@@ -13,7 +13,7 @@ use crate::scalar::Scalar;
 pub(super) fn svd<T: Scalar>(a: Mat<T>) -> (Mat<T>, Vec<T>, Mat<T>) {
     let (m, n) = a.shape();
     let reduced = reduce::reduce(a);
-    // The transpose is lower bidiagonal, so left and right change places.
+    // The transpose is lower bidiagonal, so left and right are exchanged.
     let (mut v, s, small) = divide::svd(&reduced.diagonal, &reduced.off);
     reduced.right.apply(v.as_mut());
     drop(reduced.right);
@@ -151,7 +151,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Two diagonals of numbers that are zero, tiny, equal or anything.
+        /// Two diagonals of zero, tiny, equal or arbitrary numbers.
         #[test]
         fn any_two_diagonals(entries in prop::collection::vec(
             prop_oneof![

@@ -1,4 +1,4 @@
-//! Reduction of a matrix to two diagonals by reflections from both sides.
+//! Reduction of a matrix to bidiagonal form by reflections from both sides.
 
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -9,7 +9,7 @@ use crate::pass::Step;
 use crate::qr::reflector::{Reflection, Reflector};
 use crate::scalar::Scalar;
 
-/// Columns reduced before the rest of the matrix is brought up to date.
+/// Columns reduced before the rest of the matrix is updated.
 const PANEL: usize = 16;
 
 /// Reflections that are applied together.
@@ -19,7 +19,7 @@ const TOGETHER: usize = 48;
 pub(super) struct Reduced<T> {
     /// Diagonal of `B`, length n.
     pub(super) diagonal: Vec<f64>,
-    /// What is above it, length n − 1.
+    /// Superdiagonal of `B`, length n − 1.
     pub(super) off: Vec<f64>,
     /// `P`.
     pub(super) left: Reflections<T>,
@@ -91,24 +91,24 @@ pub(super) fn reduce<T: Scalar>(a: Mat<T>) -> Reduced<T> {
     Reduced { diagonal, off, left, right: Reflections { vectors: panel.right, taus: right_taus, offset: 1 } }
 }
 
-/// The matrix on its way: what is below and beside row and column `k` is `A − U·Yᵀ − X·Vᵀ`, with the reflections
-/// `U` and `V` made since column `start`.
+/// The matrix during the reduction: the part below and right of row and column `k` is `A − U·Yᵀ − X·Vᵀ`, with
+/// the reflections `U` and `V` computed since column `start`.
 struct Panel<T> {
-    /// `A`, with the vectors of the reflections from the left in its columns.
+    /// `A`, with the vectors of the left reflections in its columns.
     a: Mat<T>,
-    /// The vectors of the reflections from the right in columns.
+    /// The vectors of the right reflections, as columns.
     right: Mat<T>,
     x: Mat<T>,
     y: Mat<T>,
     start: usize,
-    /// Room for a column, a row, and sums of columns.
+    /// Workspace for a column, a row, and sums of columns.
     column: Mat<T>,
     row: Mat<T>,
     sums: Vec<Vec<T>>,
 }
 
 impl<T: Scalar> Panel<T> {
-    /// Brings column `k` up to date and reflects it to a multiple of the first unit vector.
+    /// Updates column `k` and reflects it to a multiple of the first unit vector.
     fn reflect_column(&mut self, k: usize) -> Reflection<T> {
         let (c, below) = (k - self.start, self.a.nrows() - k);
         let mut current = self.column.as_mut().subrows_mut(0, below);
@@ -120,12 +120,12 @@ impl<T: Scalar> Panel<T> {
         Reflection::of(current.as_ref().col(0), self.a.as_mut().col_mut(k).subrows_mut(k, below))
     }
 
-    /// The next column of `Y`, `τ·(A − U·Yᵀ − X·Vᵀ)ᵀ·u`, row `k` as this reflection leaves it, and the product
+    /// The next column of `Y`, `τ·(A − U·Yᵀ − X·Vᵀ)ᵀ·u`, row `k` after this reflection, and the product
     /// of that row and `A`.
     fn multiply(&mut self, k: usize, tau: T) {
         let (m, n) = self.a.shape();
         let (c, below, beside) = (k - self.start, m - k, n - k - 1);
-        // What the panel takes away: from the product with u, and from row k.
+        // Contributions of the panel: to the product with u, and to row k.
         let mut taken = Mat::zeros(beside, 2);
         let (past, u) = self.a.as_ref().submatrix(k, self.start, below, c + 1).split_at_col(c);
         let sides = [
@@ -145,7 +145,7 @@ impl<T: Scalar> Panel<T> {
         y.copy_from_slice(taken.col_as_slice(0));
         let row = &mut self.row.col_as_slice_mut(0)[..beside];
         row.copy_from_slice(taken.col_as_slice(1));
-        // From a place where all columns are aligned; the vector has zeros up to its own first element.
+        // From a row at which all columns are aligned; the vector is zero above its own first element.
         let top = k / ALIGNED * ALIGNED;
         let u = &mut self.column.col_as_slice_mut(0)[..m - top];
         u[..k - top].fill(T::default());
@@ -153,7 +153,7 @@ impl<T: Scalar> Panel<T> {
         sweep(Step { a: &self.a, top, left: k + 1, head: k, u, tau }, y, row, &mut self.sums);
     }
 
-    /// Reflects row `k`, which [`Panel::multiply`] left up to date.
+    /// Reflects row `k`, which [`Panel::multiply`] has updated.
     fn reflect_row(&mut self, k: usize) -> Reflection<T> {
         let beside = self.a.ncols() - k - 1;
         let v = self.right.as_mut().col_mut(k).subrows_mut(k + 1, beside);
@@ -165,7 +165,7 @@ impl<T: Scalar> Panel<T> {
         let (m, n) = self.a.shape();
         let (c, below, beside) = (k - self.start, m - k - 1, n - k - 1);
         let (known, mut x) = self.x.as_mut().submatrix_mut(k + 1, 0, below, c + 1).split_at_col_mut(c);
-        // A·v from A·row: v is the row with β taken from its head, scaled.
+        // A·v from A·row: v is the row with β subtracted from its head, scaled.
         let sum = &self.sums[0][self.sums[0].len() - below..];
         let neighbour = &self.a.col_as_slice(k + 1)[k + 1..];
         for ((x, &sum), &a) in x.rb_mut().col_mut(0).iter_mut().zip(sum).zip(neighbour) {
@@ -182,7 +182,7 @@ impl<T: Scalar> Panel<T> {
         x.col_mut(0).iter_mut().for_each(|x| *x *= reflection.tau);
     }
 
-    /// Applies the reflections of the panel to what is below and beside `end`.
+    /// Applies the reflections of the panel to the part below and right of `end`.
     fn update_rest(&mut self, end: usize) {
         let (m, n) = self.a.shape();
         let width = end - self.start;

@@ -9,22 +9,23 @@ use rayon::prelude::*;
 
 use crate::scalar::Scalar;
 
-/// Steps of the interpolation between two bisections of the bracket; a root usually takes four to six steps in all.
+/// Interpolation steps between two bisections of the bracket; a root usually takes four to six steps in
+/// total.
 const STEPS_A_BISECTION: usize = 8;
 
-/// Accumulators that run side by side.
+/// Number of independent accumulators.
 const LANES: usize = 8;
 
-/// From this many poles on the roots are worth several threads.
+/// From this number of poles on the roots are computed on several threads.
 const PARALLEL: usize = 128;
 
-/// `d² − ω²` for `ω = base + offset = value`, without cancellation where `base` is the pole nearest to `ω`.
+/// `d² − ω²` for `ω = base + offset = value`, without cancellation if `base` is the pole nearest to `ω`.
 #[inline(always)]
 fn gap(pole: f64, base: f64, offset: f64, value: f64) -> f64 {
     ((pole - base) - offset) * (pole + value)
 }
 
-/// The roots of a secular equation, and what the vectors are made of.
+/// The roots of a secular equation, and the data from which the vectors are computed.
 pub(super) struct Roots<'a> {
     /// `ω`, increasing.
     pub(super) values: Vec<f64>,
@@ -42,12 +43,12 @@ pub(super) struct Roots<'a> {
 struct Secular<'a> {
     poles: &'a [f64],
     weights: &'a [f64],
-    /// `|f|` relative to the sum of the magnitudes of its terms at which a root is good enough.
+    /// Value of `|f|` relative to the sum of the magnitudes of its terms at which a root is accepted.
     tolerance: f64,
 }
 
-/// Solves the equation of a diagonal matrix, `poles = (0, d₁, d₂, …)` with `0 < d₁ < d₂ …`, with the row `z` in
-/// place of its first one.
+/// Solves the equation of a diagonal matrix, `poles = (0, d₁, d₂, …)` with `0 < d₁ < d₂ …`, whose first row
+/// is replaced by `z`.
 pub(super) fn solve<'a>(poles: &'a [f64], z: &[f64], tolerance: f64) -> Roots<'a> {
     let weights: Vec<f64> = z.iter().map(|z| z * z).collect();
     let secular = Secular { poles, weights: &weights, tolerance };
@@ -76,7 +77,7 @@ pub(super) fn solve<'a>(poles: &'a [f64], z: &[f64], tolerance: f64) -> Roots<'a
     roots
 }
 
-/// `work` for every index, on all threads if there are many.
+/// Calls `work` for every index, on all threads if there are many.
 fn each<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
     if count < PARALLEL {
         (0..count).map(work).collect()
@@ -85,12 +86,12 @@ fn each<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync + Send) -> Vec<R
     }
 }
 
-/// Runs `work`, which is to be `inline(always)`, compiled for the best vector instructions of the machine.
+/// Runs `work`, which must be `inline(always)`, compiled for the best vector instructions of the machine.
 fn vectorized<R>(work: impl Fn() -> R) -> R {
     Arch::new().dispatch(Inlined(work))
 }
 
-/// Work that is called by reference: a call by value would not be inlined.
+/// Work held by value and called by reference: a call by value would not be inlined.
 struct Inlined<F>(F);
 
 impl<R, F: Fn() -> R> WithSimd for Inlined<F> {
@@ -108,14 +109,14 @@ impl Roots<'_> {
     #[inline(always)]
     fn entry(&self, i: usize) -> f64 {
         let last = self.poles.len() - 1;
-        // Every factor is at most 1 and the product not small: nothing underflows on the way.
+        // Every factor is at most 1 and the product is not small, so nothing underflows.
         let below = self.ratios(i, 0..i, 0);
         let above = self.ratios(i, i..last, 1);
         let outside = gap(self.poles[i], self.bases[last], self.offsets[last], self.values[last]);
         (outside * below * above).abs().sqrt()
     }
 
-    /// Product over some roots of `(ωⱼ² − dᵢ²) / (d² − dᵢ²)`, where `d` is the pole `shift` places on.
+    /// Product over some roots of `(ωⱼ² − dᵢ²) / (d² − dᵢ²)`, where `d` is the pole `shift` positions later.
     #[inline(always)]
     fn ratios(&self, i: usize, roots: Range<usize>, shift: usize) -> f64 {
         let d = self.poles[i];
@@ -133,8 +134,8 @@ impl Roots<'_> {
         (whole..poles.len()).fold(lanes.iter().product(), |product, j| product * factor(j))
     }
 
-    /// Norms of the left vector `zᵢ/(dᵢ² − ω²)` and of the right one, `dᵢ·zᵢ/(dᵢ² − ω²)` with −1 at the first
-    /// place.
+    /// Norms of the left vector `zᵢ/(dᵢ² − ω²)` and of the right one, `dᵢ·zᵢ/(dᵢ² − ω²)` with −1 as the first
+    /// entry.
     #[inline(always)]
     fn norms_of(&self, j: usize) -> (f64, f64) {
         let (base, offset, value) = (self.bases[j], self.offsets[j], self.values[j]);
@@ -158,7 +159,7 @@ impl Roots<'_> {
         (left.sqrt(), right.sqrt())
     }
 
-    /// Rows `terms` of the left vectors, one a column.
+    /// Rows `terms` of the left vectors, one vector per column.
     pub(super) fn left<T: Scalar>(&self, terms: &[usize]) -> Mat<T> {
         let poles: Vec<f64> = terms.iter().map(|&i| self.poles[i]).collect();
         let row: Vec<f64> = terms.iter().map(|&i| self.row[i]).collect();
@@ -177,7 +178,7 @@ impl Roots<'_> {
         out
     }
 
-    /// Turns what [`Roots::left`] gave into the same rows of the right vectors, which are all but the first.
+    /// Turns the result of [`Roots::left`] into the same rows of the right vectors, all but the first.
     pub(super) fn turn_right<T: Scalar>(&self, terms: &[usize], left: &mut Mat<T>) {
         let poles: Vec<f64> = terms.iter().map(|&i| self.poles[i]).collect();
         columns(
@@ -198,7 +199,7 @@ impl Roots<'_> {
     }
 }
 
-/// `work` for every column, on all threads if there are many.
+/// Calls `work` for every column, on all threads if there are many.
 fn columns<T: Scalar>(mut a: MatMut<'_, T>, work: impl Fn(usize, &mut [T]) + Sync + Send) {
     if a.nrows() == 0 {
         return;
@@ -230,7 +231,7 @@ impl<T, F: Fn(usize, &mut [T])> WithSimd for OnColumn<'_, T, F> {
     }
 }
 
-/// One side's part of `f` and of its derivative by `ω²`.
+/// One side's contribution to `f` and to its derivative by `ω²`.
 #[derive(Clone, Copy, Default)]
 struct Part {
     value: f64,
@@ -242,7 +243,7 @@ impl Secular<'_> {
     ///
     /// # Algorithm
     /// The «middle way» of Li 1993 (LAPACK working note 89): each side of the sum is replaced by a pole at
-    /// its nearest place, with value and slope kept; a bracket halves where that leads out of it.
+    /// its nearest position, with value and slope preserved; a step that leaves the bracket bisects it instead.
     ///
     /// # Convergence
     /// At least every [`STEPS_A_BISECTION`]th step halves the number of floats in the bracket, which is below 2⁶³, so
@@ -263,7 +264,7 @@ impl Secular<'_> {
             return (0.0, total.sqrt());
         }
         let last = j + 1 == count;
-        // Terms up to this one are the lower side.
+        // Terms up to this one form the lower side.
         let split = if last { j } else { j + 1 };
         let (base, mut low, mut high, mut offset);
         if last {
@@ -307,7 +308,7 @@ impl Secular<'_> {
             };
             let next = guess.unwrap_or_else(|| halve(low, high));
             if !inside(&next) {
-                // No float is left between the ends.
+                // No float is left between the ends of the bracket.
                 break;
             }
             offset = next;
@@ -315,7 +316,7 @@ impl Secular<'_> {
         (base, offset)
     }
 
-    /// Where the equation has its root if all terms but the two around it stay as they are half way.
+    /// Root of the equation if all terms but the two around it keep their values at the midpoint.
     #[inline(always)]
     fn start(&self, j: usize, half: f64, middle: f64, upper: bool) -> f64 {
         let (d, e) = (self.poles[j], self.poles[j + 1]);
@@ -349,14 +350,14 @@ fn step(f: f64, (near, below): (f64, f64), (far, above): (f64, f64), last: bool)
     let root = (a * a - 4.0 * b * c).max(0.0).sqrt();
     let q = (a + root.copysign(a)) / 2.0;
     let fits = |eta: f64| {
-        // Downhill, and on the right side of the poles.
+        // Downhill, and on the correct side of the poles.
         let inside = if last { eta > far } else { eta > near && eta < far };
         inside && eta * f < 0.0
     };
     [b / q, q / c, -f / (below + above)].into_iter().find(|eta| fits(*eta))
 }
 
-/// A place inside a bracket that may end at a pole (zero), where roots are orders of magnitude apart.
+/// A point inside a bracket that may end at a pole (zero), where roots differ by orders of magnitude.
 #[inline(always)]
 fn between(low: f64, high: f64) -> f64 {
     if low == 0.0 {
@@ -372,11 +373,11 @@ fn between(low: f64, high: f64) -> f64 {
     }
 }
 
-/// The middle of a bracket by the number of floats on both sides, whose ends have one sign or are zero; an end itself
-/// if no float is between them.
+/// The midpoint of a bracket by the number of floats on both sides; the ends have one sign or are zero.
+/// Returns an end if no float is between them.
 #[inline(always)]
 fn halve(low: f64, high: f64) -> f64 {
-    // The bits of floats of one sign are in the order of their magnitudes.
+    // The bits of floats of one sign are ordered by magnitude.
     let (low, high, sign) = if high <= 0.0 { (-high, -low, -1.0) } else { (low, high, 1.0) };
     let (low, high) = (low.abs().to_bits(), high.to_bits());
     sign * f64::from_bits(low + high.saturating_sub(low) / 2)
@@ -438,7 +439,7 @@ mod tests {
         }
     }
 
-    /// With a tolerance of zero every root goes on to the last bit, or to a value of `f` of exactly zero.
+    /// With a tolerance of zero every root is refined to the last bit, or to an `f` of exactly zero.
     #[test]
     fn a_root_that_never_meets_its_tolerance_is_found_to_the_last_bit() {
         // As small as deflation leaves them.

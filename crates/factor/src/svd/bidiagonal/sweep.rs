@@ -1,19 +1,19 @@
-//! One pass over a matrix for both products that a step of the reduction to two diagonals needs.
+//! One pass over a matrix for both products that a step of the bidiagonal reduction needs.
 
 use rayon::prelude::*;
 
 use crate::pass::{Pass, Step, TOGETHER};
 use crate::scalar::Scalar;
 
-/// From this many elements on a pass is worth several threads.
+/// From this number of elements on a pass runs on several threads.
 const PARALLEL: usize = 1 << 20;
 
-/// Elements to whose multiples the rows of a pass begin: a line of the cache for both types.
+/// Alignment of the rows of a pass in elements: one cache line for both types.
 pub(super) const ALIGNED: usize = 16;
 
 /// `y ← τ·(Aᵀu − y)`, `row ← a_head − row − y`, and `A·row` in the first of `sums`.
 ///
-/// Both products read the matrix once, where LAPACK's `labrd` reads it twice (Howell, Demmel, Fulton,
+/// Both products read the matrix once, whereas LAPACK's `labrd` reads it twice (Howell, Demmel, Fulton,
 /// Hammarling, Marmol 2008).
 pub(super) fn sweep<T: Scalar>(step: Step<'_, T>, y: &mut [T], row: &mut [T], sums: &mut Vec<Vec<T>>) {
     let (rows, cols) = (step.u.len(), y.len());
