@@ -7,16 +7,16 @@ use crate::error::{CompressError, Result, at};
 use crate::fit::{Analysis, Curve};
 use crate::unit::{Choice, Form, Unit};
 
-/// What decides the ranks.
+/// Criterion for the ranks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
-    /// Parameters that may remain of all units, and the ratio that the user gave for it.
+    /// Parameters that may remain over all units, and the ratio given by the user.
     Budget { budget: i64, ratio: f64, allocation: Allocation },
-    /// Each unit by itself.
+    /// Each unit on its own.
     Each(Truncation),
 }
 
-/// The choices that lose least. A unit that would not get smaller stays dense unless `always` says otherwise.
+/// The choices with the least loss. A unit that would not shrink stays dense unless `always` is set.
 pub(crate) fn choose(
     units: &[Unit],
     analyses: &[Analysis],
@@ -48,7 +48,7 @@ pub(crate) fn choose(
     }
 }
 
-/// The choice for a rank that is given.
+/// The choice for a given rank.
 pub(crate) fn at_rank(unit: &Unit, form: &Form, rank: usize, always: bool) -> Choice {
     let choice = match form {
         Form::Tucker => {
@@ -64,7 +64,7 @@ pub(crate) fn at_rank(unit: &Unit, form: &Form, rank: usize, always: bool) -> Ch
     keep_if_smaller(unit, choice, always)
 }
 
-/// The choice for a share of the unit's parameters, of a form whose cost is in proportion to its rank.
+/// The choice for a fraction of the unit's parameters, in a form whose cost is proportional to its rank.
 pub(crate) fn low_rank_at_share(unit: &Unit, share: f64, always: bool) -> Choice {
     let form = Form::LowRank;
     let cost = unit.cost_per_rank(&form).unwrap_or(1);
@@ -73,7 +73,7 @@ pub(crate) fn low_rank_at_share(unit: &Unit, share: f64, always: bool) -> Choice
 }
 
 fn rank_at_share(unit: &Unit, share: f64, cost: u64, max: usize) -> usize {
-    // A product that is a whole number on paper must not lose a rank to rounding.
+    // Rounding must not cost a rank if the exact product is an integer.
     let parameters = (unit.numel() as f64 * share + 1e-6).floor() as u64;
     ((parameters / cost) as usize).clamp(1, max)
 }
@@ -94,7 +94,7 @@ fn capped_ranks(shape: &lowrank_factor::tt::TtShape, rank: usize) -> Vec<usize> 
         .collect()
 }
 
-/// The curve that loses least at a share of the parameters.
+/// The curve with the least loss at a fraction of the parameters.
 fn best<'a>(unit: &Unit, analysis: &'a Analysis, share: f64) -> &'a Curve {
     let loss = |curve: &Curve| match curve {
         Curve::Point { loss, .. } => *loss,
@@ -123,7 +123,7 @@ fn at_share(unit: &Unit, curve: &Curve, share: f64) -> Choice {
     }
 }
 
-/// The cheapest choice that meets an error.
+/// The cheapest choice that meets an error target.
 fn meet(unit: &Unit, analysis: &Analysis, truncation: &Truncation) -> Result<Choice> {
     let allowed = match *truncation {
         Truncation::RelativeError(error) => error * error,
@@ -166,7 +166,8 @@ fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64) -> Res
     Err(CompressError::Budget { ratio, budget, minimum, total })
 }
 
-/// Ranks of least total loss within the budget, each loss times its unit's importance; points are as they are.
+/// Ranks with the least total loss within the budget, each loss times its unit's importance; points are
+/// unchanged.
 fn optimal(units: &[Unit], best: &[&Curve], importances: &[f64], budget: u64) -> Result<Vec<Choice>> {
     let mut left = budget;
     let mut items = Vec::new();

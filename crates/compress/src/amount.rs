@@ -1,4 +1,4 @@
-//! How much to remove, and what that leaves for the layers touched.
+//! The amount to remove, and the resulting budget of the selected layers.
 
 use std::str::FromStr;
 
@@ -6,10 +6,10 @@ use lowrank_factor::Truncation;
 
 use crate::error::{CompressError, Result};
 
-/// What a ratio counts.
+/// The quantity to which a ratio refers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Of {
-    /// Parameters of the weights touched.
+    /// Parameters of the selected weights.
     #[default]
     Layers,
     /// Parameters of the whole model.
@@ -26,16 +26,17 @@ impl FromStr for Of {
             "layers" => Ok(Self::Layers),
             "model" => Ok(Self::Model),
             "file" => Ok(Self::File),
-            _ => Err(format!("'{name}' is nothing to take a ratio of; choose layers, model or file")),
+            _ => Err(format!("unknown reference '{name}' of a ratio; choose layers, model or file")),
         }
     }
 }
 
-/// How ranks are shared out under a ratio.
+/// Distribution of ranks under a ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocation {
-    /// The ranks of least total error within the budget: with a calibration that can tell, each weight's error by what
-    /// it does to its layer's output, else relative to the weight's own norm.
+    /// The ranks with the least total error within the budget. Each weight's error is measured by its effect
+    /// on the output of its layer if the calibration provides it, otherwise relative to the weight's own
+    /// norm.
     #[default]
     Budget,
     /// The same ratio for every weight.
@@ -54,7 +55,7 @@ impl FromStr for Allocation {
     }
 }
 
-/// How much to remove.
+/// The amount to remove.
 ///
 /// | Variant | Purpose | Range |
 /// |---|---|---|
@@ -65,25 +66,25 @@ impl FromStr for Allocation {
 /// | `Bytes` | bytes that the weight files may take; formats are chosen | ≥ 1 |
 /// | `Stored` | whatever the block format of the options comes to | – |
 ///
-/// Energy and error are those of the method's own norm: weighted by activations where it is.
+/// Energy and error are in the method's own norm, weighted by activations if the method is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Amount {
-    /// A share to remove.
+    /// A fraction to remove.
     Ratio {
-        /// The share.
+        /// The fraction.
         ratio: f64,
-        /// What it is a share of.
+        /// The quantity to which it refers.
         of: Of,
     },
     /// Ranks by the names of modules (`q_proj`), path suffixes, `all-linear` or regular expressions.
     Ranks(Vec<(String, usize)>),
-    /// Energy to keep.
+    /// Energy to keep, as a fraction.
     Energy(f64),
-    /// Error to allow.
+    /// Relative error to allow.
     Error(f64),
     /// Bytes of the weight files.
     Bytes(u64),
-    /// What the block format takes.
+    /// The size given by the block format.
     Stored,
 }
 
@@ -108,7 +109,7 @@ impl Amount {
             }
             Self::Ranks(ref ranks) => {
                 return match ranks.iter().find(|(_, rank)| *rank == 0) {
-                    _ if ranks.is_empty() => Err(CompressError::Input("no ranks are given".into())),
+                    _ if ranks.is_empty() => Err(CompressError::Input("no ranks given".into())),
                     Some((name, _)) => Err(CompressError::Option {
                         option: "ranks",
                         value: format!("{name}=0"),
@@ -125,7 +126,7 @@ impl Amount {
         Err(CompressError::Option { option, value: value.to_string(), expected })
     }
 
-    /// The truncation of each weight by itself, where there is one.
+    /// The truncation of each individual weight, if the amount is one.
     pub(crate) fn truncation(&self) -> Option<Truncation> {
         match *self {
             Self::Energy(energy) => Some(Truncation::Energy(energy)),
@@ -135,10 +136,10 @@ impl Amount {
     }
 }
 
-/// Reads `q_proj=384,o_proj=384`.
+/// Parses `q_proj=384,o_proj=384`.
 ///
 /// # Errors
-/// A line that says what is malformed.
+/// A one-line description of the malformed part.
 pub fn parse_ranks(text: &str) -> std::result::Result<Vec<(String, usize)>, String> {
     let one = |part: &str| {
         let bad = || format!("'{part}' is not NAME=RANK, as q_proj=384");
@@ -158,27 +159,27 @@ pub fn parse_ranks(text: &str) -> std::result::Result<Vec<(String, usize)>, Stri
 /// Sizes that turn a ratio into a number of parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sizes {
-    /// Parameters of the weights touched.
+    /// Parameters of the selected weights.
     pub(crate) touched: u64,
     /// Parameters of the model.
     pub(crate) model: u64,
     /// Bytes of the input files.
     pub(crate) file: u64,
-    /// Bytes that the output takes beside the weights touched: other tensors, headers.
+    /// Output bytes other than the selected weights: other tensors, headers.
     pub(crate) other_bytes: u64,
-    /// Bytes for each parameter of the weights touched, in the output.
+    /// Output bytes per parameter of the selected weights.
     pub(crate) bytes_each: f64,
 }
 
 impl Sizes {
-    /// Parameters that may remain of the weights touched.
+    /// Parameters that may remain in the selected weights.
     pub(crate) fn budget(&self, ratio: f64, of: Of) -> i64 {
         let left = match of {
             Of::Layers => self.touched as f64 * (1.0 - ratio),
             Of::Model => self.touched as f64 - ratio * self.model as f64,
             Of::File => (self.file as f64 * (1.0 - ratio) - self.other_bytes as f64) / self.bytes_each,
         };
-        // A product that is a whole number on paper must not lose a parameter to rounding.
+        // Rounding must not cost a parameter if the exact product is an integer.
         (left + 1e-6).floor() as i64
     }
 }

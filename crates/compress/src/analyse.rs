@@ -1,4 +1,4 @@
-//! What the ranks of every unit would lose: the first pass over the weights.
+//! The first pass over the weights: the losses of every unit by rank.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,13 +15,13 @@ use crate::unit::{Choice, Unit};
 use crate::write::modules;
 use lowrank_spec::names::expert_of;
 
-/// Layers over which a shrinkage is kept: it changes slowly, and choosing it costs several decompositions.
+/// Number of layers that reuse a shrinkage: it changes slowly, and choosing it costs several decompositions.
 const SHRINKAGE_LAYERS: usize = 8;
 
-/// Analyses every unit; the subspaces go to the scratch folder.
+/// Analyses every unit; the subspaces are stored in the scratch folder.
 ///
 /// # Errors
-/// Whatever reading weights, decomposing them and running the model meet.
+/// Errors of reading weights, decomposing them and running the model.
 pub(crate) fn analyse(
     plan: &Plan<'_>,
     scratch: &Scratch,
@@ -32,7 +32,7 @@ pub(crate) fn analyse(
     if let Some(calibrator) = calibrator.as_mut().filter(|_| !is_complete) {
         calibrator.prepare(progress)?;
     }
-    // Of a job that was interrupted after its analysis nothing need be run again, unless effects are measured.
+    // A job interrupted after its analysis need not run the model again, unless effects are measured.
     let mut none = None;
     let calibrator = if is_complete && !plan.measures_effects() { &mut none } else { calibrator };
     progress.stage("spectra", plan.units.iter().map(Unit::numel).sum());
@@ -84,8 +84,8 @@ pub(crate) fn analyse(
     Ok(analyses)
 }
 
-/// What a loss of 1 of a unit does to its layer's output: measured at the rank of a uniform ratio, near which the
-/// budget's will be.
+/// The effect of a unit's loss of 1 on its layer's output, measured at the rank of a uniform ratio, near the
+/// rank that the budget will choose.
 fn effect(
     plan: &Plan<'_>,
     scratch: &Scratch,
@@ -109,20 +109,20 @@ fn effect(
     Ok(effect.map(|effect| effect / loss).filter(|importance| importance.is_finite()))
 }
 
-/// The shrinkage chosen last for each kind of weight. Layers follow each other, and a layer has one weight of a kind, so
-/// the order of threads does not matter.
+/// The most recent shrinkage for each kind of weight. Layers follow each other, and a layer has one weight of
+/// a kind, so the order of threads does not matter.
 #[derive(Default)]
 struct Shrinkages(Mutex<BTreeMap<String, (usize, f64)>>);
 
 impl Shrinkages {
-    /// The shrinkage that a unit takes over, if it was chosen near enough.
+    /// The shrinkage that a unit reuses, if it was chosen near enough.
     fn of(&self, unit: &Unit) -> Option<f64> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (layer, shrinkage) = known.get(&unit.kind()).copied()?;
         (unit.layer()?.abs_diff(layer) < SHRINKAGE_LAYERS).then_some(shrinkage)
     }
 
-    /// Keeps what was chosen for a unit that took nothing over.
+    /// Stores the shrinkage chosen for a unit that did not reuse one.
     fn note(&self, unit: &Unit, shrinkage: Option<f64>) {
         let (Some(layer), Some(shrinkage), None) = (unit.layer(), shrinkage, self.of(unit)) else { return };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

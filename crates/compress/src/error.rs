@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lowrank_factor::FactorError;
 
-/// What can go wrong when a checkpoint is compressed.
+/// Error of compressing a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompressError {
@@ -13,35 +13,35 @@ pub enum CompressError {
     Option {
         /// Name of the option.
         option: &'static str,
-        /// The value given.
+        /// The given value.
         value: String,
-        /// What would be right.
+        /// The valid values.
         expected: String,
     },
-    /// Options that do not go together, or a model that cannot be compressed as asked.
+    /// Options that cannot be combined, or a model that cannot be compressed as requested.
     #[error("{0}")]
     Input(String),
     /// A weight that cannot be factored.
     #[error("'{module}': {source}")]
     Factor {
-        /// The module, as the checkpoint names it.
+        /// The module, as named in the checkpoint.
         module: String,
-        /// What the factorisation said.
+        /// The error of the factorisation.
         source: FactorError,
     },
     /// A budget that cannot be met.
     #[error(
-        "a ratio of {ratio} would leave {budget} of the {total} parameters touched, and {minimum} is the least \
-         there can be; lower --ratio or touch more layers"
+        "a ratio of {ratio} would leave {budget} of the {total} parameters of the selected layers, but at least \
+         {minimum} must remain; lower --ratio or select more layers"
     )]
     Budget {
-        /// The ratio asked for.
+        /// The requested ratio.
         ratio: f64,
-        /// Parameters that may remain in the touched layers.
+        /// Parameters that may remain in the selected layers.
         budget: i64,
-        /// The least that can remain.
+        /// The smallest possible number of remaining parameters.
         minimum: u64,
-        /// Parameters of the touched layers.
+        /// Parameters of the selected layers.
         total: u64,
     },
     /// A file that cannot be read or written.
@@ -49,16 +49,16 @@ pub enum CompressError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said, and what to do.
+        /// The error of the system, and what to do.
         reason: String,
     },
     /// A tensor file that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] lowrank_checkpoint::CheckpointError),
-    /// A selection of layers or a `lowrank` section that does not hold.
+    /// A selection of layers or a `lowrank` section that is invalid.
     #[error(transparent)]
     Spec(#[from] lowrank_spec::SpecError),
-    /// Adapters that cannot be made or merged.
+    /// Adapters that cannot be created or merged.
     #[cfg(feature = "run")]
     #[error(transparent)]
     Adapter(#[from] lowrank_adapters::AdapterError),
@@ -75,7 +75,7 @@ pub enum CompressError {
 /// Result with [`CompressError`].
 pub type Result<T, E = CompressError> = std::result::Result<T, E>;
 
-/// Names the module in a factorisation's error.
+/// Adds the name of the module to a factorisation's error.
 pub(crate) fn at(module: &str) -> impl FnOnce(FactorError) -> CompressError {
     let module = module.to_string();
     move |source| CompressError::Factor { module, source }

@@ -1,4 +1,4 @@
-//! The difference of two models as low-rank updates: what a fine-tuning did, as an adapter.
+//! The difference of two models as low-rank updates: a fine-tuning as an adapter.
 
 use std::path::Path;
 
@@ -24,31 +24,31 @@ pub struct ExtractedModule {
     pub error: f64,
 }
 
-/// What turns one model into another.
+/// The difference between two models.
 #[derive(Clone, Debug)]
 pub struct Extracted {
     /// The matrices that differ.
     pub modules: Vec<ExtractedModule>,
-    /// Modules that are saved in full: new heads, norms that differ.
+    /// Modules that are saved in full: new heads, changed norms.
     pub saved_modules: Vec<String>,
-    /// Their tensors, and the biases where any differs.
+    /// Their tensors, and all biases if any of them differs.
     pub saved: Vec<HostTensor<'static>>,
     /// Whether any bias outside the modules that are saved in full differs.
     pub biases_differ: bool,
-    /// Tensors of the tuned model that belong to a head beside the language model, and are left out.
+    /// Tensors of the tuned model that belong to a head beside the language model and are left out.
     pub ignored: Vec<String>,
-    /// Content hash of the model before.
+    /// Content hash of the base model.
     pub base_hash: String,
 }
 
 /// The difference `tuned − base`, each matrix truncated.
 ///
-/// A tied embedding is one table with two uses, and an adapter of the embedding does not reach the head: its difference is
-/// given twice, at the embedding and, transposed, at the head.
+/// A tied embedding is one table with two uses, and an adapter of the embedding does not affect the head, so
+/// its difference is returned twice: for the embedding and, transposed, for the head.
 ///
 /// # Errors
-/// Folders of models that are not dense, tensors without a counterpart outside of heads, values that are not finite, models
-/// whose matrices are the same.
+/// Folders of models that are not dense, tensors without a counterpart outside of heads, non-finite values,
+/// models with identical matrices.
 pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
     let pair = Pair::open(base, tuned)?;
     let mut made = Extracted {
@@ -68,7 +68,7 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
     }
     if made.modules.is_empty() {
         return Err(CompressError::Input(
-            "the two models have the same matrices: there is nothing to extract".into(),
+            "the two models have identical matrices: nothing to extract".into(),
         ));
     }
     let is_saved = |name: &&str| {
@@ -82,20 +82,20 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
     Ok(made)
 }
 
-/// Tables that ids look up, by parts of their names in the architectures we know.
+/// Lookup tables indexed by ids, by substrings of their names in the known architectures.
 const EMBEDDINGS: [&str; 4] = ["embed", "wte", "wpe", "lookup"];
-/// Names of the tables that a language model's head may be tied to.
+/// Names of the tables to which a language model's head may be tied.
 const TOKEN_TABLES: [&str; 4] = ["embed_tokens", "wte", "embed_in", "tok_embeddings"];
-/// Parts of the names of modules that come after the layers.
+/// Substrings of the names of modules that come after the layers.
 const HEADS: [&str; 7] = ["classifier", "pooler", "score", "lm_head", "qa_outputs", "cls", "vocab_"];
 
-/// Both models.
+/// The two models.
 struct Pair<'a> {
     folders: [&'a Path; 2],
     config: Map<String, Value>,
     base: Checkpoint,
     tuned: Checkpoint,
-    /// What stands before every name of the tuned model and before none of the base (`bert.`).
+    /// Prefix of every name of the tuned model that the base does not have (`bert.`).
     prefix: Option<String>,
 }
 
@@ -105,7 +105,7 @@ impl<'a> Pair<'a> {
         for (folder, config) in [(base, &folder::read_config(base)?), (tuned, &config)] {
             if config.contains_key("lowrank") {
                 return Err(CompressError::Input(format!(
-                    "{}: its weights are factors already; start from dense models",
+                    "{}: its weights are already factored; start from dense models",
                     folder.display()
                 )));
             }
@@ -122,7 +122,7 @@ impl<'a> Pair<'a> {
         bare.and_then(find).or_else(|| find(name))
     }
 
-    /// The tensor of the base with the same name and shape.
+    /// The base's tensor of the same name and shape.
     fn counterpart(&self, name: &str) -> Option<&str> {
         let shape =
             |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.shape.clone());
@@ -142,8 +142,8 @@ impl<'a> Pair<'a> {
                     |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|i| i.shape.clone());
                 let before = self.named_alike(name).and_then(|n| shape(&self.base, n));
                 return Err(CompressError::Input(format!(
-                    "'{name}' of {} has no counterpart in {}: {:?} beside {}; the two are not one model before and \
-                     after",
+                    "'{name}' of {} has no counterpart in {}: {:?} against {}; give one model before and after \
+                     fine-tuning",
                     self.folders[1].display(),
                     self.folders[0].display(),
                     shape(&self.tuned, name).unwrap_or_default(),
@@ -161,13 +161,13 @@ impl<'a> Pair<'a> {
         self.tuned.names().filter(is_ignored).map(str::to_string).collect()
     }
 
-    /// Whether a tensor is a language model's head that is tied to the embedding and is stored nevertheless.
+    /// Whether a tensor is a language model's head that is tied to the embedding and stored nevertheless.
     fn is_tied_copy(&self, name: &str) -> bool {
         let is_head = name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path));
         is_head && is_tied(&self.config)
     }
 
-    /// The head that is tied to a table, where it is.
+    /// The head tied to a table, if there is one.
     fn tied_head(&self, table: &str) -> Option<&'static str> {
         let leaf = table.rsplit('.').next().unwrap_or(table);
         let is_table = TOKEN_TABLES.contains(&leaf);
@@ -178,7 +178,7 @@ impl<'a> Pair<'a> {
         Some(if is_neox { LM_HEADS[1] } else { LM_HEADS[0] })
     }
 
-    /// Adds what became of one tensor.
+    /// Adds the change of one tensor.
     fn compare(&self, before: &str, name: &str, truncation: &Truncation, made: &mut Extracted) -> Result<()> {
         if self.is_tied_copy(name) {
             return Ok(());
@@ -190,7 +190,7 @@ impl<'a> Pair<'a> {
         }
         let (Some(path), &[rows, columns]) = (name.strip_suffix(".weight"), &info.shape[..]) else {
             if before != after && !is_buffer(name) {
-                // PEFT saves biases by themselves and norms as modules.
+                // PEFT saves biases individually and norms as modules.
                 if name.ends_with(".bias") {
                     made.biases_differ = true;
                 } else {
@@ -205,7 +205,7 @@ impl<'a> Pair<'a> {
         }
         let leaf = path.rsplit('.').next().unwrap_or(path);
         let embedding = EMBEDDINGS.iter().any(|part| leaf.contains(part));
-        // GPT-2 stores its maps as (in, out), but not its embeddings and head.
+        // GPT-2 stores its linear maps as (in, out), but not its embeddings and head.
         let is_conv1d = self.config.get("model_type").and_then(Value::as_str) == Some("gpt2");
         let site =
             Site { path: path.into(), layer: None, d_input: rows, d_output: columns, head: false, embedding };
@@ -246,7 +246,8 @@ fn update(site: Site, values: &[f32], truncation: &Truncation) -> Result<Extract
     Ok(ExtractedModule { site, factors: fit.factors, error: fit.report.relative_error })
 }
 
-/// Whether the config names a class whose head is not over the vocabulary, so that the table has one use.
+/// Whether the config names a class whose head is not over the vocabulary, so that the table has a single
+/// use.
 fn has_other_head(config: &Map<String, Value>) -> bool {
     let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
     classes
@@ -254,7 +255,7 @@ fn has_other_head(config: &Map<String, Value>) -> bool {
         .any(|c| c.ends_with("Classification") || c.ends_with("QuestionAnswering"))
 }
 
-/// The module of a tensor, as it is saved in full; PEFT saves a head as one module.
+/// The module of a tensor that is saved in full; PEFT saves a head as one module.
 fn module_of(name: &str) -> String {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     if module.starts_with("classifier.") { "classifier".into() } else { module.into() }
@@ -276,7 +277,7 @@ fn missing_prefix(base: &Checkpoint, tuned: &Checkpoint) -> Option<String> {
     (best.0 > tuned.names().filter(|n| base.contains(n)).count()).then_some(best.1)
 }
 
-/// Whether a tensor belongs to a head that reinforcement learning puts beside a language model.
+/// Whether a tensor belongs to a head that reinforcement learning adds to a language model.
 fn is_value_head(name: &str) -> bool {
     ["v_head.", "value_head.", "reward_head."].iter().any(|head| name.starts_with(head))
 }

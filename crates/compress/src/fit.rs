@@ -1,4 +1,4 @@
-//! Factors of a unit: what each form would cost, and the factors themselves.
+//! Factors of a unit: the cost of each form, and the factors themselves.
 
 use lowrank_factor::matrix::to_row_major;
 use lowrank_factor::truncation::break_even_rank;
@@ -14,55 +14,57 @@ use crate::sided;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Form, Unit};
 
-/// One tensor of a factored module, in the layout of the file.
+/// One tensor of a factored module, in the file's layout.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Factor {
-    /// What follows the module's path.
+    /// Suffix after the module's path.
     pub(crate) suffix: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) values: Vec<f32>,
 }
 
-/// What factoring a unit gave: the tensors of each of its weights, and the relative error in the method's norm.
+/// The result of factoring a unit: the tensors of each of its weights, and the relative error in the method's
+/// norm.
 #[derive(Clone, Debug)]
 pub(crate) struct Fitted {
     pub(crate) factors: Vec<Vec<Factor>>,
     pub(crate) error: f64,
-    /// What low-rank factors were made from.
+    /// The subspace from which low-rank factors were computed.
     pub(crate) kept: Option<Kept>,
 }
 
 impl Fitted {
-    /// Takes the rounding of the factors, which `stored` are as they will be read, into the error.
+    /// Adds the rounding of the factors to the error; `stored` are the factors as they will be read.
     pub(crate) fn round(&mut self, stored: &[Vec<Vec<f32>>]) {
         self.error = with_rounding(self.error, &self.factors, stored, self.kept.as_ref());
     }
 }
 
-/// What the ranks of one form lose.
+/// The losses of the ranks of one form.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Curve {
     /// Rank `r` loses the sum of `squared[r..]`, times `weight`.
     PerRank { form: Form, squared: Vec<f64>, weight: f64 },
-    /// One choice is known.
+    /// Only one choice is known.
     Point { choice: Choice, loss: f64 },
 }
 
-/// What is known of a unit before its ranks are chosen.
+/// Analysis of a unit before its ranks are chosen.
 #[derive(Clone, Debug)]
 pub(crate) struct Analysis {
     pub(crate) curves: Vec<Curve>,
     /// Squared norm in the method's norm.
     pub(crate) total: f64,
-    /// What a loss of 1 counts beside the losses of other units.
+    /// Importance of a loss of 1 relative to the losses of other units.
     pub(crate) importance: f64,
-    /// Of the low-rank form, up to the rank where it stops paying unless that does not matter.
+    /// Subspace of the low-rank form, up to the rank at which it stops saving parameters unless that does not
+    /// matter.
     pub(crate) kept: Option<Kept>,
-    /// What the weightings were shrunk by, where they are.
+    /// Shrinkage of the weightings, if there are any.
     pub(crate) shrinkage: Option<f64>,
 }
 
-/// A subspace, and the diagonals of the weightings it was made under.
+/// A subspace, and the diagonals of the weightings under which it was computed.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub(crate) subspace: Subspace<f32>,
@@ -79,14 +81,15 @@ impl Kept {
 }
 
 impl Analysis {
-    /// Losses count relative to the unit's own norm until [`effects`](crate::Calibrator::effect) are known: the outputs
-    /// of layers differ by orders of magnitude, and the norms that follow make their relative errors matter.
+    /// Losses are relative to the unit's own norm until [`effects`](crate::Calibrator::effect) are known: the
+    /// outputs of layers differ by orders of magnitude, and the norms that follow make their relative errors
+    /// matter.
     pub(crate) fn new(curves: Vec<Curve>, total: f64, kept: Option<Kept>) -> Self {
         let importance = if total > 0.0 { total.recip() } else { 0.0 };
         Self { curves, total, importance, kept, shrinkage: None }
     }
 
-    /// The losses of low rank under a method: those of both sides are in units of the model's loss already.
+    /// The losses of low rank under a method: two-sided losses are already in units of the model's loss.
     pub(crate) fn low_rank(method: Method, squared: Vec<f64>, kept: Option<Kept>) -> Self {
         let total = squared.iter().sum();
         let curves = vec![Curve::PerRank { form: Form::LowRank, squared, weight: 1.0 }];
@@ -94,33 +97,33 @@ impl Analysis {
         if method == Method::TwoSided { Self { importance: 1.0, ..made } } else { made }
     }
 
-    /// Leaves a unit one choice: its losses cannot be weighed against those of others.
+    /// Restricts a unit to one choice: its losses cannot be compared with those of others.
     pub(crate) fn pin(&mut self, choice: Choice) {
         self.curves = vec![Curve::Point { choice, loss: 0.0 }];
     }
 
-    /// Drops what is large.
+    /// Drops the large parts.
     pub(crate) fn forget_vectors(&mut self) {
         self.kept = None;
     }
 }
 
-/// What decides the forms that are tried.
+/// Criterion for the forms that are tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) method: Method,
     pub(crate) sides: Sides,
     pub(crate) tt_order: usize,
-    /// Parameters left for each parameter, where forms are compared.
+    /// Remaining fraction of the parameters at which forms are compared.
     pub(crate) share: f64,
     /// Relative error to meet instead.
     pub(crate) truncation: Option<Truncation>,
-    /// Whether ranks past the one where factors pay may be chosen.
+    /// Whether ranks beyond the one at which factors save parameters may be chosen.
     pub(crate) always_factor: bool,
 }
 
-/// The subspace of one weight `[d_output, d_input]` under a weighting, and the shrinkage where there is one: `known`,
-/// or else chosen.
+/// The subspace of one weight `[d_output, d_input]` under a weighting, and the shrinkage if there is one:
+/// `known`, or chosen here.
 fn low_rank_subspace(
     rules: &Rules,
     unit: &Unit,
@@ -162,7 +165,7 @@ fn low_rank_subspace(
         }
         (method, _) if method.needs_inputs() || method.needs_gradients() => {
             Err(CompressError::Input(format!(
-                "'{path}': calibration gives nothing that {} could weigh it by; leave it out with --exclude, or \
+                "'{path}': calibration has no statistics of it, which {} needs; leave it out with --exclude, or \
                  compress it by svd",
                 method.name()
             )))
@@ -171,7 +174,8 @@ fn low_rank_subspace(
     }
 }
 
-/// The forms of a unit with what their ranks lose. `values` are those of [`Weight::read`](crate::Weight::read).
+/// The forms of a unit with the losses of their ranks. `values` are those of
+/// [`Weight::read`](crate::Weight::read).
 pub(crate) fn analyse(
     rules: &Rules,
     unit: &Unit,
@@ -190,7 +194,7 @@ pub(crate) fn analyse(
             let (mut kept, shrinkage) = low_rank_subspace(rules, unit, views[0], &weightings[0], known)?;
             let squared = kept.subspace.squared().to_vec();
             let [d_input, d_output] = unit.shape();
-            // The vectors past it are needed only where a rank is taken that does not pay.
+            // The vectors beyond it are needed only for ranks that save no parameters.
             if !rules.always_factor {
                 kept.subspace = kept.subspace.shortened(break_even_rank(d_output, d_input));
             }
@@ -211,7 +215,7 @@ pub(crate) fn analyse(
     }
 }
 
-/// The factors of a choice. `kept` is what the analysis kept, where there was one.
+/// The factors of a choice. `kept` is the stored analysis, if there is one.
 pub(crate) fn factor(
     rules: &Rules,
     unit: &Unit,
@@ -292,14 +296,14 @@ pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usiz
     choice.representations(unit).into_iter().map(of).collect()
 }
 
-/// Bytes that factoring a unit takes at its peak, about.
+/// Approximate peak memory of factoring a unit, in bytes.
 pub(crate) fn bytes(rules: &Rules, unit: &Unit, is_weighted: bool) -> u64 {
     let [d_input, d_output] = unit.shape().map(|d| d as u64);
     let (numel, short) = (unit.numel(), d_input.min(d_output));
     match rules.method {
-        // Values, a copy in one piece, and an exact decomposition of it.
+        // Values, a contiguous copy, and an exact decomposition of it.
         Method::Shared | Method::Tt => 4 * (2 * numel + 4 * (numel + short * short)),
-        // Both Gram matrices twice (texts held out, their sum), the short side's problem of each.
+        // Both Gram matrices twice (held-out texts, their sum), the short side's problem of each.
         Method::TwoSided => {
             4 * numel + 8 * (3 * numel + 3 * d_input * d_input + 3 * d_output * d_output + 12 * short * short)
         }
@@ -344,7 +348,7 @@ pub(crate) fn tt_shape(rules: &Rules, unit: &Unit) -> Result<TtShape> {
     TtShape::balanced(d_input, d_output, rules.tt_order).map_err(at(&unit.name()))
 }
 
-/// What a tensor train of one weight loses; `a` is `[d_output, d_input]`.
+/// The losses of a tensor train of one weight; `a` is `[d_output, d_input]`.
 fn train_curve(rules: &Rules, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> {
     let name = unit.name();
     let shape = tt_shape(rules, unit)?;
@@ -359,7 +363,7 @@ fn train_curve(rules: &Rules, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> 
     Ok(Curve::Point { choice: Choice::Train(shape, fit.factors.ranks()), loss })
 }
 
-/// The curve of a tensor train in the norm of the inputs, from one point of it.
+/// The curve of a tensor train in the norm of the inputs, from a single point of it.
 fn weighted(
     rules: &Rules,
     unit: &Unit,
@@ -426,7 +430,7 @@ fn analyse_shared(rules: &Rules, unit: &Unit, views: &[MatRef<'_, f32>]) -> Resu
     Ok(Analysis::new(curves, total, None))
 }
 
-/// The weights on top of each other (shared input side) or, transposed, so.
+/// The weights stacked vertically (shared input side) or the transposed weights stacked vertically.
 fn stack(views: &[MatRef<'_, f32>], side: SharedSide) -> lowrank_factor::Mat<f32> {
     let oriented: Vec<MatRef<'_, f32>> = match side {
         SharedSide::Right => views.to_vec(),

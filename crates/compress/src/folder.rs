@@ -1,4 +1,4 @@
-//! Model folders: what is read from one, sizes, and what goes into the other beside the weights.
+//! Model folders: reading the config, sizes, and copying everything other than the weights.
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,10 @@ pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CompressError {
     move |e| CompressError::File { path, reason: e.to_string() }
 }
 
-/// Refuses an output that is the input, lies inside it, or holds something.
+/// Refuses an output that is the input, lies inside it, or is not empty.
 pub(crate) fn check_output(model: &Path, output: &Path) -> Result<()> {
     let source = std::fs::canonicalize(model).map_err(io(model))?;
-    // The output need not exist; its nearest ancestor that does says where it would be.
+    // The output need not exist; its nearest existing ancestor determines where it would be.
     let absolute = std::path::absolute(output).map_err(io(output))?;
     let known = absolute.ancestors().find_map(|a| std::fs::canonicalize(a).ok().map(|c| (a.to_owned(), c)));
     let place = known.map_or(absolute.clone(), |(ancestor, canonical)| {
@@ -28,7 +28,7 @@ pub(crate) fn check_output(model: &Path, output: &Path) -> Result<()> {
     if place.starts_with(&source) {
         return Err(CompressError::File {
             path: output.to_owned(),
-            reason: "the output is the model's own folder or lies in it; give another one".into(),
+            reason: "the output is the model folder or inside it; choose another folder".into(),
         });
     }
     Ok(())
@@ -65,7 +65,8 @@ pub(crate) fn read_dense_config(model: &Path) -> Result<Map<String, Value>> {
 pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<FloatType>) -> Result<Sizes> {
     let (mut model, mut other_bytes) = (0u64, 0u64);
     let keys: std::collections::BTreeSet<String> = taken.iter().map(Weight::key).collect();
-    // Offsets and shapes of a tensor's entry take about this beside its name, twice for what becomes two factors.
+    // Approximate size of a tensor's offsets and shapes beside its name, twice for a tensor split into two
+    // factors.
     const ENTRY: usize = 80;
     for name in checkpoint.names() {
         let Some(info) = checkpoint.info(name) else { continue };
@@ -86,7 +87,7 @@ pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<Flo
     Ok(Sizes { touched, model, file, other_bytes, bytes_each: bytes as f64 / touched as f64 })
 }
 
-/// The files that hold the tensors: the one opened, or the shards that an index names, and the index.
+/// The files that hold the tensors: the opened one, or the index and its shards.
 fn weight_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     let path = checkpoint.path().to_owned();
     if path.extension().is_none_or(|extension| extension != "json") {
@@ -105,7 +106,7 @@ pub(crate) fn file_size(path: &Path) -> Result<u64> {
     Ok(std::fs::metadata(path).map_err(io(path))?.len())
 }
 
-/// The type in which a tensor is written: factors are at most f32, integers stay what they are.
+/// The type in which a tensor is written: factors are at most f32, integers keep their type.
 pub(crate) fn output_dtype(stored: Dtype, wanted: Option<FloatType>, is_factor: bool) -> Dtype {
     match wanted {
         Some(wanted) if stored.is_float() => wanted.into(),
@@ -116,7 +117,7 @@ pub(crate) fn output_dtype(stored: Dtype, wanted: Option<FloatType>, is_factor: 
     }
 }
 
-/// Says in a config which type its weights have.
+/// Sets the type of the weights in a config.
 pub(crate) fn set_dtype(config: &mut Map<String, Value>, dtype: FloatType) {
     let name = match dtype {
         FloatType::F32 => "float32",
@@ -127,7 +128,7 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, dtype: FloatType) {
     config.insert(key.into(), name.into());
 }
 
-/// Endings of files that hold weights, in any framework's format.
+/// Suffixes of weight files, in any framework's format.
 const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "h5", "msgpack", "onnx", "gguf", "index.json"];
 
 /// Files that tell how the weights of the source were quantised, which those of the output are not.
@@ -161,16 +162,16 @@ pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Name of the file that says which job a partial folder belongs to.
+/// Name of the file that identifies the job of a partial folder.
 const IDENTITY: &str = "job.txt";
 
-/// Notes which job works in a partial folder, or refuses to go on with another one's.
+/// Records which job works in a partial folder, or refuses to continue another one's.
 pub(crate) fn check_identity(staged: &Path, identity: &str) -> Result<()> {
     let path = staged.join(IDENTITY);
     match std::fs::read_to_string(&path) {
         Ok(found) if found != identity => Err(CompressError::File {
             path: staged.to_owned(),
-            reason: "the interrupted job had another model or other options; start anew without --resume"
+            reason: "the interrupted job had another model or other options; start again without --resume"
                 .into(),
         }),
         Ok(_) => Ok(()),
@@ -178,7 +179,7 @@ pub(crate) fn check_identity(staged: &Path, identity: &str) -> Result<()> {
     }
 }
 
-/// Removes the note.
+/// Removes the record.
 pub(crate) fn remove_identity(staged: &Path) -> Result<()> {
     let path = staged.join(IDENTITY);
     std::fs::remove_file(&path).map_err(io(&path))

@@ -19,9 +19,9 @@ use crate::write::write;
 /// Compresses the model folder `model` into the folder `output`, which must not exist or be empty.
 ///
 /// # Errors
-/// Options out of range or that match nothing, an input without a model, one that is compressed already or has a weight
-/// that is not finite, an output that is not empty or is the input, a full disk. The input is never touched, and the
-/// output appears when it is complete.
+/// Options out of range or that match nothing, an input without a model, one that is already compressed or
+/// has a non-finite weight, an output that is not empty or is the input, a full disk. The input is never
+/// modified, and the output appears only when it is complete.
 pub fn compress(
     model: &Path,
     output: &Path,

@@ -1,4 +1,4 @@
-//! Transformer checkpoints into low-rank and tensor-train factors.
+//! Compression of transformer checkpoints into low-rank and tensor-train factors.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 

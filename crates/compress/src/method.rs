@@ -1,8 +1,8 @@
-//! The methods by name.
+//! The methods and their names.
 
 use std::str::FromStr;
 
-/// How weights are factored.
+/// Method of factoring weights.
 ///
 /// | Name | Minimises | Needs |
 /// |---|---|---|
@@ -32,11 +32,11 @@ pub enum Method {
     Shared,
     /// Tensor train.
     Tt,
-    /// The best for each weight.
+    /// The best form for each weight.
     Auto,
-    /// Blocks of few bits.
+    /// Quantised blocks.
     Quant,
-    /// Blocks of few bits with a low-rank correction.
+    /// Quantised blocks with a low-rank correction.
     QuantLowRank,
 }
 
@@ -60,27 +60,27 @@ impl Method {
         Self::NAMES.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
     }
 
-    /// Whether it cannot do without the statistics of inputs.
+    /// Whether it requires the statistics of inputs.
     pub const fn needs_inputs(self) -> bool {
         matches!(self, Self::Asvd | Self::Whitened)
     }
 
-    /// Whether it weighs by gradients of a loss.
+    /// Whether it weights by gradients of a loss.
     pub const fn needs_gradients(self) -> bool {
         matches!(self, Self::Fwsvd | Self::TwoSided)
     }
 
-    /// Whether it uses the statistics of inputs where they are given.
+    /// Whether it uses the statistics of inputs if they are given.
     pub const fn uses_inputs(self) -> bool {
         matches!(self, Self::Asvd | Self::Whitened | Self::Auto | Self::Quant | Self::QuantLowRank)
     }
 
-    /// Whether weights are rounded to blocks of few bits, alone or with a correction.
+    /// Whether weights are rounded to quantised blocks, alone or with a correction.
     pub const fn is_quant(self) -> bool {
         matches!(self, Self::Quant | Self::QuantLowRank)
     }
 
-    /// Whether every weight becomes two factors of its own.
+    /// Whether every weight becomes two factors that are not shared.
     pub(crate) const fn is_low_rank(self) -> bool {
         matches!(self, Self::Svd | Self::Asvd | Self::Whitened | Self::TwoSided | Self::Fwsvd)
     }
@@ -96,15 +96,15 @@ impl FromStr for Method {
     }
 }
 
-/// Which sides the layers of a kind share under [`Method::Shared`].
+/// The sides shared by the layers of a kind under [`Method::Shared`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sides {
-    /// Whichever loses least.
+    /// The sides with the least loss.
     #[default]
     Best,
-    /// One: the input side or the output side.
+    /// One side: input or output.
     One,
-    /// Both, with a core for each layer.
+    /// Both sides, with a core for each layer.
     Both,
 }
 
@@ -116,7 +116,7 @@ impl FromStr for Sides {
             "best" => Ok(Self::Best),
             "one" => Ok(Self::One),
             "both" => Ok(Self::Both),
-            _ => Err(format!("unknown value '{name}' of sides; choose best, one or both")),
+            _ => Err(format!("unknown sides '{name}'; choose best, one or both")),
         }
     }
 }

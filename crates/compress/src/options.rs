@@ -1,4 +1,4 @@
-//! What a compression is told, and what it tells.
+//! Options, calibration and progress of a compression.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::method::{Method, Sides};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
-/// What to do.
+/// Options of a compression.
 ///
 /// | Name | Default | Purpose |
 /// |---|---|---|
@@ -30,21 +30,21 @@ pub struct Options {
     pub method: Method,
     /// Target size.
     pub amount: Amount,
-    /// How ranks are shared out.
+    /// Distribution of ranks.
     pub allocation: Allocation,
-    /// Which weights.
+    /// The weights to compress.
     pub targets: Option<Targets>,
     /// Element type of the output.
     pub dtype: Option<FloatType>,
     /// Cap on memory, in bytes.
     pub memory: Option<u64>,
-    /// Go on with an interrupted job.
+    /// Resume an interrupted job.
     pub resume: bool,
-    /// What the layers of a kind share.
+    /// The sides that the layers of a kind share.
     pub sides: Sides,
     /// Number of cores of a tensor train.
     pub tt_order: usize,
-    /// Factor even where it does not pay.
+    /// Factor even if it saves no parameters.
     pub always_factor: bool,
     /// Block format of weights or factors.
     pub format: Option<BlockFormat>,
@@ -69,58 +69,60 @@ impl Options {
     }
 }
 
-/// Gives the weights of each layer their weightings, layer after layer.
+/// Provides the weightings of the weights, layer by layer.
 pub trait Calibrator {
-    /// Called before the first layer of each pass: whatever takes long and must precede it.
+    /// Called before the first layer of each pass, for long work that must precede it.
     ///
     /// # Errors
-    /// Whatever running the model meets.
+    /// Errors of running the model.
     fn prepare(&mut self, _progress: &dyn Progress) -> Result<()> {
         Ok(())
     }
 
-    /// Whether layers are to be asked for from the last to the first.
+    /// Whether layers are requested from last to first.
     fn is_descending(&self) -> bool {
         false
     }
 
-    /// The weightings of the modules outside the numbered layers, asked for after the last layer (before it where the
-    /// order descends).
+    /// The weightings of the modules outside the numbered layers, requested after the last layer (before it
+    /// if the order is descending).
     ///
     /// # Errors
-    /// Whatever running the model meets.
+    /// Errors of running the model.
     fn outside(&mut self) -> Result<Weightings> {
         Ok(Weightings::new())
     }
 
-    /// The weightings of a layer's modules. Layers are asked for in ascending order, and layer 0 starts anew; or in
-    /// descending order.
+    /// The weightings of a layer's modules. Layers are requested in ascending order, and layer 0 starts a new
+    /// pass; or in descending order.
     ///
     /// # Errors
-    /// Whatever running the model meets.
+    /// Errors of running the model.
     fn weightings(&mut self, layer: usize) -> Result<Weightings>;
 
-    /// What one module of the layer that was asked for last, in the form it would be written, does to that layer's
-    /// output: the mean over tokens of `‖Δh‖²/‖h‖²`. `None` where that cannot be known.
+    /// The effect of one module of the most recently requested layer, in the form in which it would be
+    /// written, on that layer's output: the mean over tokens of `‖Δh‖²/‖h‖²`. `None` if it cannot be
+    /// determined.
     ///
     /// # Errors
-    /// Whatever running the model meets.
+    /// Errors of running the model.
     fn effect(&mut self, _layer: usize, _module: CompressedModule) -> Result<Option<f64>> {
         Ok(None)
     }
 
-    /// What the weightings depend on beside the model: a job is resumed only under the same.
+    /// Identity of everything but the model that the weightings depend on: a job is resumed only if it is the
+    /// same.
     fn identity(&self) -> String;
 
-    /// Whether [`Calibrator::compressed`] is to be told of each layer before the next.
+    /// Whether [`Calibrator::compressed`] must be called for each layer before the next.
     fn is_sequential(&self) -> bool {
         false
     }
 
-    /// The layer's modules as they will be written: later layers see their outputs.
+    /// Receives the layer's modules as they will be written: later layers see their outputs.
     ///
     /// # Errors
-    /// Whatever running the model meets.
+    /// Errors of running the model.
     fn compressed(&mut self, _layer: usize, _modules: &[CompressedModule]) -> Result<()> {
         Ok(())
     }
@@ -133,7 +135,7 @@ fn add(hash: &mut Xxh3Default, statistics: &InputStatistics) {
     }
 }
 
-/// Weightings that were all gathered before.
+/// Weightings that were all computed in advance.
 impl Calibrator for Weightings {
     fn outside(&mut self) -> Result<Weightings> {
         Ok(self.clone())
@@ -172,22 +174,22 @@ impl Calibrator for Weightings {
     }
 }
 
-/// A factored module on its way to the file.
+/// A factored module before it is written.
 #[derive(Clone, Debug)]
 pub struct CompressedModule {
-    /// As the checkpoint names it.
+    /// As named in the checkpoint.
     pub module: String,
-    /// How it is stored.
+    /// Its storage.
     pub representation: Representation,
-    /// Its tensors: what follows the module's path, shape, elements.
+    /// Its tensors: suffix after the module's path, shape, elements.
     pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
 }
 
-/// Told of what happens.
+/// Receives progress events.
 pub trait Progress: Sync {
     /// A stage of `units` units of work begins.
     fn stage(&self, _name: &str, _units: u64) {}
-    /// A unit of work is done: a module with its relative error, where it has one.
+    /// A unit of work is done: a module with its relative error, if it has one.
     fn done(&self, _module: &str, _error: Option<f64>, _units: u64) {}
 }
 

@@ -1,12 +1,12 @@
-//! Units in parallel, within a cap on memory.
+//! Units processed in parallel, within a cap on memory.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{CompressError, Result};
 
-/// Runs `work` on the indices, several at a time while the bytes that `need` names fit the cap, and returns the results
-/// in order. The first error ends the rest.
+/// Runs `work` on the indices, several at a time while the bytes returned by `need` fit the cap, and returns
+/// the results in order. The first error stops the rest.
 pub(crate) fn map<T: Send>(
     indices: &[usize],
     cap: Option<u64>,
@@ -18,12 +18,12 @@ pub(crate) fn map<T: Send>(
     let gate = Gate::new(cap.unwrap_or(u64::MAX));
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let results: Vec<Mutex<Option<Result<T>>>> = indices.iter().map(|_| Mutex::new(None)).collect();
-    // Several matrices side by side use the cores better than one matrix on all of them.
+    // Several matrices at once use the cores better than one matrix on all of them.
     let pools = (0..workers).map(|_| {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.div_ceil(workers))
             .build()
-            .map_err(|e| CompressError::Input(format!("threads cannot be started: {e}")))
+            .map_err(|e| CompressError::Input(format!("cannot start threads: {e}")))
     });
     let pools: Vec<rayon::ThreadPool> = pools.collect::<Result<_>>()?;
     std::thread::scope(|scope| {
@@ -46,7 +46,7 @@ pub(crate) fn map<T: Send>(
         }
     });
     let taken = results.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
-    // What was not begun lies behind an error.
+    // Work that was not started comes after an error.
     taken.flatten().collect()
 }
 
@@ -62,7 +62,7 @@ impl Gate {
         Self { free: Mutex::new(cap), cap, freed: Condvar::new() }
     }
 
-    /// Waits until there is room; what exceeds the cap by itself takes all of it.
+    /// Waits until there is room; a request above the cap takes all of it.
     fn enter(&self, bytes: u64) -> u64 {
         let bytes = bytes.min(self.cap);
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);

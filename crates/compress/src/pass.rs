@@ -1,4 +1,4 @@
-//! One pass over all units: in parallel within the cap on memory, layer by layer where there is a calibrator.
+//! One pass over all units: in parallel within the cap on memory, layer by layer with a calibrator.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,18 @@ use crate::statistics::{Weighting, Weightings, lookup};
 use crate::unit::Unit;
 use crate::weights::Weight;
 
-/// What is told of each group of units before the next group begins: the layer, indices and results of its units.
+/// Called after each group of units and before the next: the layer, indices and results of its units.
 pub(crate) type After<'a, T> =
     dyn FnMut(Option<usize>, &[usize], &[T], &mut dyn Calibrator) -> Result<()> + 'a;
 
 /// Runs `work` on every unit and returns the results in the order of the units.
 ///
-/// With a calibrator the layers follow each other in its own order, and what lies outside them comes last, or first
-/// where the order descends.
+/// With a calibrator the layers are processed in its order; units outside the layers come last, or first if
+/// the order is descending.
 ///
 /// # Errors
-/// [`CompressError::Option`] for a cap that the largest unit exceeds, the first error of the calibrator or of `work`.
+/// [`CompressError::Option`] if the largest unit exceeds the cap, the first error of the calibrator or of
+/// `work`.
 pub(crate) fn each_unit<T: Send>(
     plan: &Plan<'_>,
     calibrator: &mut Option<&mut dyn Calibrator>,
@@ -71,8 +72,8 @@ pub(crate) fn each_unit<T: Send>(
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-/// Indices by their layers, in the order in which layers are run: what lies outside comes last, or first where the order
-/// descends.
+/// Indices grouped by layer, in the order in which layers are run: those outside the layers come last, or
+/// first if the order is descending.
 pub(crate) fn by_layer(
     layers: impl Iterator<Item = Option<usize>>,
     is_descending: bool,

@@ -1,4 +1,4 @@
-//! What a compression will do, before any weight is read: the weights, their units, the budget.
+//! The plan of a compression, before any weight is read: the weights, their units, the budget.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::statistics::Unreached;
 use crate::unit::{Choice, Form, Unit, units};
 use crate::weights::{Weight, check_tied, find, named, select};
 
-/// A compression that is decided but for its ranks.
+/// A compression whose only open decision is its ranks.
 pub(crate) struct Plan<'a> {
     pub(crate) model: &'a Path,
     pub(crate) config: Map<String, Value>,
@@ -28,7 +28,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) units: Vec<Unit>,
     pub(crate) sizes: Sizes,
     pub(crate) rules: Rules,
-    /// Rank of each unit, where ranks are given.
+    /// Rank of each unit, if ranks are given.
     ranks: Vec<usize>,
     /// Maps of experts that no token of the calibration text reached.
     pub(crate) unreached: Unreached,
@@ -38,7 +38,8 @@ impl<'a> Plan<'a> {
     /// Reads the folder's config and the headers of its weights.
     ///
     /// # Errors
-    /// Options out of range or that match nothing, a folder without a model, a model that is compressed already.
+    /// Options out of range or that match nothing, a folder without a model, a model that is already
+    /// compressed.
     pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
         options.amount.validate()?;
         if !(2..=8).contains(&options.tt_order) {
@@ -50,8 +51,8 @@ impl<'a> Plan<'a> {
         }
         if options.format.is_some() && matches!(options.method, Method::Tt | Method::Shared | Method::Auto) {
             return Err(CompressError::Input(format!(
-                "{} writes no factors of one weight each, which --bits rounds; choose svd, whitened, two-sided, asvd or \
-                 fwsvd, or quant",
+                "{} writes no factors of single weights, which --bits requires; choose svd, whitened, two-sided, asvd, \
+                 fwsvd or quant",
                 options.method.name()
             )));
         }
@@ -63,8 +64,8 @@ impl<'a> Plan<'a> {
             && options.method == Method::TwoSided
         {
             return Err(CompressError::Input(format!(
-                "two-sided weighs what lies inside the numbered layers, and '{}' is outside of them; leave it out \
-                 with --exclude, or compress it by another method",
+                "two-sided applies to weights inside the numbered layers, and '{}' is outside of them; leave it out \
+                 with --exclude, or choose another method",
                 outer.site.path
             )));
         }
@@ -105,7 +106,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// What the output depends on.
+    /// The inputs that determine the output.
     pub(crate) fn identity(&self, calibration: &str) -> String {
         let Options {
             method,
@@ -126,10 +127,10 @@ impl<'a> Plan<'a> {
         )
     }
 
-    /// What the ranks are to meet, where they depend on the spectra.
+    /// The target of the ranks, if they depend on the spectra.
     ///
     /// # Errors
-    /// [`CompressError::Input`] where ranks are given.
+    /// [`CompressError::Input`] if ranks are given.
     pub(crate) fn goal(&self) -> Result<Goal> {
         match (&self.options.amount, self.rules.truncation) {
             (&Amount::Ratio { ratio, of }, _) => Ok(Goal::Budget {
@@ -142,26 +143,26 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether one budget is shared out among the units.
+    /// Whether one budget is allocated over the units.
     pub(crate) fn shares_out(&self) -> bool {
         matches!(self.options.amount, Amount::Ratio { .. }) && self.options.allocation == Allocation::Budget
     }
 
-    /// Whether errors are weighed by what calibration gives.
+    /// Whether errors are weighted by calibration statistics.
     pub(crate) fn weighs_inputs(&self) -> bool {
         self.options.method.needs_inputs() || self.options.method.needs_gradients()
     }
 
-    /// Whether the effects of losses on a layer's output are to be measured: the ranks are shared out, and the losses
-    /// are not in units of the model's loss already.
+    /// Whether to measure the effects of losses on a layer's output: ranks are allocated, and the losses
+    /// are not already in units of the model's loss.
     pub(crate) fn measures_effects(&self) -> bool {
         self.shares_out() && self.options.method != Method::TwoSided
     }
 
-    /// The choices, where they do not depend on the weights' values.
+    /// The choices, if they do not depend on the weights' values.
     ///
     /// # Errors
-    /// [`CompressError::Budget`] below the least that uniform ranks leave.
+    /// [`CompressError::Budget`] below the minimum that uniform ranks leave.
     pub(crate) fn known_choices(&self) -> Result<Option<Vec<Choice>>> {
         let Options { amount, allocation, method, always_factor, .. } = self.options;
         match amount {
@@ -187,7 +188,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The form that takes a given rank.
+    /// The form of a given rank.
     fn form(&self, unit: &Unit) -> Result<Form> {
         Ok(match (self.options.method, self.options.sides) {
             (Method::Tt, _) => Form::TensorTrain(fit::tt_shape(&self.rules, unit)?),
@@ -197,13 +198,13 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// The elements of a unit's weights as they are stored.
+    /// The number of stored elements of a unit's weights.
     pub(crate) fn read(&self, unit: &Unit) -> Result<Vec<Vec<f32>>> {
         unit.weights.iter().map(|weight| weight.read(&self.checkpoint)).collect()
     }
 }
 
-/// The weights to factor, and their ranks where ranks are given.
+/// The weights to factor, and their ranks if ranks are given.
 fn touched(all: &[Weight], options: &Options) -> Result<(Vec<Weight>, Vec<usize>)> {
     let Amount::Ranks(ranks) = &options.amount else {
         return Ok((select(all, options.targets.as_ref())?, Vec::new()));
@@ -214,12 +215,12 @@ fn touched(all: &[Weight], options: &Options) -> Result<(Vec<Weight>, Vec<usize>
         for weight in named(all, name)? {
             let index = all.iter().position(|w| w.site.path == weight.site.path);
             let is_within = within.as_ref().is_none_or(|taken| taken.contains(&weight));
-            // A later name overrules an earlier one.
+            // A later name overrides an earlier one.
             found.extend(index.filter(|_| is_within).map(|index| (index, *rank)));
         }
     }
     if found.is_empty() {
-        return Err(CompressError::Input("the targets leave none of the names in --ranks".into()));
+        return Err(CompressError::Input("none of the names in --ranks is among the targets".into()));
     }
     Ok(found.into_iter().map(|(index, rank)| (all[index].clone(), rank)).unzip())
 }
@@ -248,7 +249,7 @@ mod tests {
             let plan = Plan::new(&model, &options).unwrap();
             assert_eq!(plan.known_choices().unwrap().is_some(), is_known);
         }
-        // A later name overrules an earlier one.
+        // A later name overrides an earlier one.
         let options = Options::new(Method::Svd, ranks);
         let choices = Plan::new(&model, &options).unwrap().known_choices().unwrap().unwrap();
         assert_eq!(choices, [3, 4].map(|rank| Choice::Rank(Form::LowRank, rank)));

@@ -1,4 +1,4 @@
-//! What a compression came to.
+//! The result of a compression.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ pub struct Change {
     pub before: u64,
     /// In the output.
     pub after: u64,
-    /// The share removed, `1 − after / before`.
+    /// The fraction removed, `1 − after / before`.
     pub ratio: f64,
 }
 
@@ -23,7 +23,7 @@ impl Change {
 /// One module of the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleReport {
-    /// As the checkpoint names it.
+    /// As named in the checkpoint.
     pub module: String,
     /// `dense`, `low_rank`, `sum` or `tensor_train`.
     pub kind: &'static str,
@@ -31,28 +31,28 @@ pub struct ModuleReport {
     pub ranks: Vec<usize>,
     /// Block format of the matrix, or of the factors without one; `None` for floats.
     pub format: Option<&'static str>,
-    /// Parameters of the weight; what is shared counts at its owner.
+    /// Parameters of the weight; a shared factor counts at its owner.
     pub parameters: Change,
-    /// Relative error in the norm of the method; of all that share factors, together.
+    /// Relative error in the norm of the method; joint for weights that share factors.
     pub error: f64,
 }
 
-/// What a compression came to.
+/// The result of a compression.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// Name of the method.
     pub method: &'static str,
-    /// Parameters of the weights touched.
+    /// Parameters of the selected weights.
     pub layers: Change,
     /// Parameters of the whole model.
     pub model: Change,
     /// Bytes of the weight files.
     pub file: Change,
-    /// The weights touched.
+    /// The selected weights.
     pub modules: Vec<ModuleReport>,
-    /// Weights that stay dense floats: factors or blocks would be no smaller, or were not chosen.
+    /// Weights that stay dense floats: factors or blocks would not be smaller, or were not chosen.
     pub dense: usize,
-    /// Weights that are not in the block format that was given, and why: a line for each reason and format.
+    /// Weights that are not in the given block format, and why: one line per reason and format.
     pub instead: Vec<String>,
     /// Maps of experts that no token of the calibration text reached: they are factored or rounded unweighted.
     pub unreached: Vec<String>,

@@ -1,4 +1,4 @@
-//! What rounding factors to the output's element type adds to the error.
+//! The additional error of rounding factors to the output's element type.
 
 use half::{bf16, f16};
 use lowrank_checkpoint::Dtype;
@@ -15,7 +15,7 @@ fn rounded(dtype: Dtype) -> Option<fn(f32) -> f32> {
     }
 }
 
-/// The values as a type stores them; `None` where that is exact.
+/// The values as a type stores them; `None` if that is exact.
 pub(crate) fn as_stored(values: &[f32], dtype: Dtype) -> Option<Vec<f32>> {
     let round = rounded(dtype)?;
     Some(values.iter().map(|&value| round(value)).collect())
@@ -36,11 +36,12 @@ pub(crate) fn relative(values: &[f32], dtype: Dtype) -> f64 {
     if all > 0.0 { (missed / all).sqrt() } else { 0.0 }
 }
 
-/// Relative error of factors with the error of their rounding. Rounding errors are independent of each other and of what
-/// was truncated, so squares add up.
+/// Relative error of factors including their rounding. Rounding errors are independent of each other and of
+/// the truncation, so squares add up.
 ///
-/// For `L·R` of a subspace that is known the norm of each column's and row's error is the method's own (weighted by the
-/// diagonals of its weightings); for other forms it is the plain norm of each factor relative to the factor.
+/// For `L·R` of a known subspace the norm of each column's and row's error is the method's own (weighted by
+/// the diagonals of its weightings); for other forms it is the plain norm of each factor relative to the
+/// factor.
 ///
 /// `stored` are the factors as they will be read.
 pub(crate) fn with_rounding(
@@ -92,7 +93,7 @@ fn of_pair([a, b]: [&Factor; 2], [stored_a, stored_b]: [&[f32]; 2], kept: &Kept)
             missed_a += difference * difference * weight(&kept.inputs, i);
             norm_a += f64::from(value) * f64::from(value);
         }
-        // The method's norm of column j of B; that of row j of A times it is the singular value.
+        // The method's norm of column j of B; multiplied by that of row j of A it is the singular value.
         let of_b = match (kept.subspace.side(), kept.subspace.dual()) {
             (_, None) => norm_b[j],
             (SubspaceSide::Left, Some(_)) => norm_b[j] / column(kept.subspace.basis(), j),

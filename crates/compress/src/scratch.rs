@@ -12,13 +12,13 @@ use crate::error::{CompressError, Result, at};
 use crate::fit::{Analysis, Kept, Rules};
 use crate::unit::Unit;
 
-/// A folder of analyses, one file for each unit.
+/// A folder of analyses, one file per unit.
 #[derive(Clone, Debug)]
 pub(crate) struct Scratch {
     folder: PathBuf,
 }
 
-/// What a file says beside its basis.
+/// The metadata of a file beside its basis.
 #[derive(Serialize, Deserialize)]
 struct Header {
     unit: String,
@@ -43,12 +43,12 @@ impl Scratch {
         self.folder.join(format!("{index}.safetensors"))
     }
 
-    /// Whether a unit's analysis is kept.
+    /// Whether a unit's analysis is stored.
     pub(crate) fn has(&self, index: usize) -> bool {
         self.path(index).is_file()
     }
 
-    /// Keeps the subspace of a unit, where there is one.
+    /// Stores the subspace of a unit, if there is one.
     pub(crate) fn save(&self, index: usize, unit: &Unit, analysis: &Analysis) -> Result<()> {
         let Some(Kept { subspace, inputs, outputs }) = &analysis.kept else { return Ok(()) };
         let matrix = |name: &str, values: MatRef<'_, f32>| {
@@ -78,7 +78,7 @@ impl Scratch {
         Ok(write_safetensors(path, tensors, FloatType::F32, &metadata)?)
     }
 
-    /// The analysis of a unit that an earlier attempt kept; one of several forms is made again.
+    /// The analysis of a unit stored by an earlier attempt; one of several forms is computed again.
     pub(crate) fn load(&self, index: usize, unit: &Unit, rules: &Rules) -> Result<Option<Analysis>> {
         let Some((kept, header)) = self.read(index, unit)?.filter(|(_, header)| header.is_whole) else {
             return Ok(None);
@@ -87,12 +87,12 @@ impl Scratch {
         Ok(Some(Analysis { shrinkage: header.shrinkage, importance: header.importance, ..analysis }))
     }
 
-    /// What is kept of a unit.
+    /// The stored data of a unit.
     pub(crate) fn kept(&self, index: usize, unit: &Unit) -> Result<Option<Kept>> {
         Ok(self.read(index, unit)?.map(|(kept, _)| kept))
     }
 
-    /// Notes the error of a unit whose factors are written.
+    /// Records the error of a unit whose factors are written.
     pub(crate) fn save_error(&self, index: usize, error: f64) -> Result<()> {
         Ok(write_atomic(self.error_path(index), error.to_string())?)
     }

@@ -1,4 +1,5 @@
-//! Factors weighted by inputs and by gradients of outputs: the shrinkage by held-out texts, then the decomposition.
+//! Factors weighted by inputs and by gradients of outputs: the shrinkage chosen on held-out texts, then the
+//! decomposition.
 
 use lowrank_factor::{FactorError, Mat, MatRef, TwoSided};
 
@@ -7,11 +8,11 @@ use crate::statistics::{InputStatistics, SidedStatistics};
 
 /// Shrinkages that are tried, smallest first; half steps between them are tried around the best one.
 const SHRINKAGES: [f64; 4] = [1e-3, 1e-2, 1e-1, 0.5];
-/// Without held-out texts: that of a Gram matrix from as many samples as it is wide.
+/// Default without held-out texts: suitable for a Gram matrix from as many samples as its width.
 const UNKNOWN: f64 = 0.05;
 
-/// The subspace of a weight `[d_output, d_input]`, and the shrinkage that was used: `known`, or the one whose factors of
-/// rank `rank` lose least on the held-out texts.
+/// The subspace of a weight `[d_output, d_input]`, and the shrinkage used: `known`, or the one whose factors
+/// of rank `rank` have the least loss on the held-out texts.
 pub(crate) fn subspace(
     a: MatRef<'_, f32>,
     sums: &SidedStatistics,
@@ -29,7 +30,7 @@ pub(crate) fn subspace(
                 None => choose(&fit, &other, rank)?,
             };
             let (of_fit, of_other) = (sums.inputs.rows as f64, held_out.inputs.rows as f64);
-            // The weight of what is held out, which the final factors use as well.
+            // The share of the held-out samples, which the final factors use as well.
             (fit.pooled(&other, of_other / (of_fit + of_other).max(1.0)), shrinkage)
         }
     };
@@ -47,7 +48,7 @@ pub(crate) fn subspace(
     Ok((kept, shrinkage))
 }
 
-/// The problem in means over tokens, so that its losses are in units of the loss of a token.
+/// The problem in means over tokens, so that its losses are in units of the loss per token.
 fn problem(a: MatRef<'_, f32>, sums: &SidedStatistics) -> Result<TwoSided, FactorError> {
     let mean = |statistics: &InputStatistics| {
         let rows = statistics.rows.max(1) as f64;
@@ -56,7 +57,7 @@ fn problem(a: MatRef<'_, f32>, sums: &SidedStatistics) -> Result<TwoSided, Facto
     TwoSided::new(a, mean(&sums.inputs).as_ref(), mean(&sums.outputs).as_ref())
 }
 
-/// The shrinkage of least held-out loss.
+/// The shrinkage with the least held-out loss.
 fn choose(fit: &TwoSided, held_out: &TwoSided, rank: usize) -> Result<f64, FactorError> {
     let loss = |shrinkage: f64| -> Result<(f64, f64), FactorError> {
         Ok((held_out.loss(&fit.solve(shrinkage)?, rank)?, shrinkage))
@@ -65,7 +66,7 @@ fn choose(fit: &TwoSided, held_out: &TwoSided, rank: usize) -> Result<f64, Facto
     let mut best = loss(SHRINKAGES[0])?;
     for shrinkage in &SHRINKAGES[1..] {
         let next = loss(*shrinkage)?;
-        // Past the minimum the loss only rises.
+        // Beyond the minimum the loss only rises.
         if next.0 > best.0 {
             break;
         }

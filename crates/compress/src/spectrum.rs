@@ -16,19 +16,19 @@ use crate::options::Progress;
 use crate::parallel;
 use crate::weights::{Weight, find, select};
 
-/// Energies for which ranks are given.
+/// Energies for which ranks are reported.
 pub const ENERGIES: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
-/// Ratios for which errors are given.
+/// Ratios for which errors are reported.
 pub const RATIOS: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.6];
 
-/// What truncating one weight would cost.
+/// The cost of truncating one weight.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleSpectrum {
-    /// As the checkpoint names it.
+    /// As named in the checkpoint.
     pub module: String,
     /// `[d_output, d_input]`.
     pub shape: [usize; 2],
-    /// Rank at which factors are no smaller any more.
+    /// Rank from which on factors are not smaller than the weight.
     pub break_even_rank: usize,
     /// `exp` of the entropy of the singular values (Roy, Vetterli 2007).
     pub effective_rank: f64,
@@ -40,10 +40,10 @@ pub struct ModuleSpectrum {
     pub singular_values: Vec<f64>,
 }
 
-/// The spectra of the weights that `targets` takes, by default every linear map inside the layers.
+/// The spectra of the weights selected by `targets`, by default every linear map inside the layers.
 ///
 /// # Errors
-/// A folder that holds no model, targets that match nothing, a weight that is not finite.
+/// A folder without a model, targets that match nothing, a weight that is not finite.
 pub fn spectra(
     model: &Path,
     targets: Option<&Targets>,
@@ -75,10 +75,10 @@ fn of_weight(checkpoint: &Checkpoint, weight: &Weight) -> Result<ModuleSpectrum>
     of_values(module.clone(), [rows, columns], &svd::singular_values(a).map_err(at(&module))?)
 }
 
-/// What truncating a matrix of shape `[d_output, d_input]` with these singular values would cost.
+/// The cost of truncating a matrix of shape `[d_output, d_input]` with these singular values.
 ///
 /// # Errors
-/// Values that are not finite, or more of them than the shape admits.
+/// Non-finite values, or more of them than the shape admits.
 pub fn of_values(module: String, shape: [usize; 2], values: &[f32]) -> Result<ModuleSpectrum> {
     let [rows, columns] = shape;
     let spectrum = Spectrum::new(values, rows, columns).map_err(at(&module))?;
@@ -99,7 +99,8 @@ pub fn of_values(module: String, shape: [usize; 2], values: &[f32]) -> Result<Mo
     })
 }
 
-/// One line for each singular value: `module,rank,singular_value,energy,relative_error`, the last two for the truncation to that rank.
+/// One line per singular value: `module,rank,singular_value,energy,relative_error`, the last two for the
+/// truncation to that rank.
 pub fn to_csv(spectra: &[ModuleSpectrum]) -> String {
     let mut out = String::from("module,rank,singular_value,energy,relative_error\n");
     for spectrum in spectra {
@@ -112,7 +113,7 @@ pub fn to_csv(spectra: &[ModuleSpectrum]) -> String {
     out
 }
 
-/// Relative errors of keeping `0, 1, …` values.
+/// Relative errors of keeping the first `0, 1, …` values.
 fn errors(spectrum: &ModuleSpectrum) -> impl Iterator<Item = f64> {
     let squared: Vec<f64> = spectrum.singular_values.iter().map(|s| s * s).collect();
     let mut left: Vec<f64> = vec![0.0];
@@ -132,7 +133,7 @@ const RIGHT: f64 = 520.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 370.0;
 
-/// The errors of all weights over the share of their parameters that remains, a colour for each kind of module.
+/// The errors of all weights over the remaining fraction of their parameters, one colour per kind of module.
 pub fn to_svg(spectra: &[ModuleSpectrum]) -> String {
     let x = |share: f64| LEFT + (RIGHT - LEFT) * share.min(1.0);
     let y = |error: f64| BOTTOM - (BOTTOM - TOP) * error;
@@ -170,7 +171,7 @@ pub fn to_svg(spectra: &[ModuleSpectrum]) -> String {
         let [rows, columns] = spectrum.shape;
         let each = (rows + columns) as f64 / (rows * columns) as f64;
         let last = spectrum.singular_values.len();
-        // Two hundred points are as good as thousands.
+        // Two hundred points look the same as thousands.
         let step = (last / 200).max(1);
         let points: Vec<String> = errors(spectrum)
             .enumerate()

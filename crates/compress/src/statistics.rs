@@ -1,4 +1,4 @@
-//! What calibration knows of a weight's inputs and outputs.
+//! Calibration statistics of a weight's inputs and outputs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,23 +26,23 @@ pub struct SidedStatistics {
     pub outputs: Arc<InputStatistics>,
 }
 
-/// What weighs the error of one weight.
+/// The weighting of one weight's error.
 #[derive(Clone, Debug, Default)]
 pub enum Weighting {
-    /// Nothing: the plain Frobenius norm.
+    /// None: the plain Frobenius norm.
     #[default]
     None,
-    /// The inputs themselves: `Σ ‖ΔW·x‖²`.
+    /// The inputs: `Σ ‖ΔW·x‖²`.
     Inputs(Arc<InputStatistics>),
-    /// A factor for each input channel, at least zero.
+    /// A nonnegative factor for each input channel.
     Channels(Vec<f32>),
     /// Inputs and gradients of outputs: `Σ gᵀ·ΔW·x` in its second moments.
     Both {
-        /// What the factors are made from.
+        /// The sums from which the factors are computed.
         sums: SidedStatistics,
-        /// Sums over texts that are held out, on which the shrinkage is chosen.
+        /// Sums over held-out texts, on which the shrinkage is chosen.
         held_out: Option<SidedStatistics>,
-        /// The share of all tokens that reach the map: 1 but for experts.
+        /// Fraction of all tokens that reach the map: 1 except for experts.
         share: f64,
     },
 }
@@ -55,7 +55,7 @@ pub type Weightings = HashMap<String, Weighting>;
 pub(crate) struct Unreached(Mutex<BTreeSet<String>>);
 
 impl Unreached {
-    /// Notes that calibration has nothing for a map, where it is an expert's.
+    /// Records that calibration has no statistics for a map, if it belongs to an expert.
     pub(crate) fn note(&self, path: &str) {
         if expert_of(path).is_some() {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_string());
@@ -68,7 +68,7 @@ impl Unreached {
     }
 }
 
-/// Finds a module's weighting, whichever of the two has the model's prefix (`bert.`, `model.`).
+/// Finds a module's weighting, whichever of the two names has the model's prefix (`bert.`, `model.`).
 pub(crate) fn lookup(weightings: &Weightings, path: &str) -> Weighting {
     let bare = path.split_once('.').map(|(_, rest)| rest);
     let found = weightings.get(path).or_else(|| bare.and_then(|rest| weightings.get(rest))).or_else(|| {

@@ -1,11 +1,11 @@
-//! What is factored together, and the forms it can take.
+//! Units of weights that are factored together, and the forms they can take.
 
 use lowrank_factor::tt::TtShape;
 use lowrank_spec::representation::Representation;
 
 use crate::weights::Weight;
 
-/// Weights that are factored together: one, or all of a kind where they share factors.
+/// Weights that are factored together: one, or all of a kind if they share factors.
 #[derive(Clone, Debug)]
 pub(crate) struct Unit {
     pub(crate) weights: Vec<Weight>,
@@ -22,7 +22,7 @@ impl Unit {
         self.weights[0].shape()
     }
 
-    /// The transformer layer, where the unit lies in one.
+    /// The transformer layer, if the unit lies in one.
     pub(crate) fn layer(&self) -> Option<usize> {
         if self.weights.len() == 1 { self.weights[0].site.layer } else { None }
     }
@@ -56,7 +56,7 @@ impl Unit {
         }
     }
 
-    /// Parameters of each rank of a form, where they are in proportion.
+    /// Parameters per rank of a form, if they are proportional to the rank.
     pub(crate) fn cost_per_rank(&self, form: &Form) -> Option<u64> {
         let ([d_input, d_output], s) = (self.shape(), self.weights.len());
         match form {
@@ -74,7 +74,7 @@ fn modes(shape: &TtShape) -> Vec<usize> {
     shape.rows().factors().iter().zip(shape.cols().factors()).map(|(m, n)| m * n).collect()
 }
 
-/// A way to write the weights of a unit.
+/// A form for the weights of a unit.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Form {
     /// `W = A·B` for one weight.
@@ -89,12 +89,12 @@ pub(crate) enum Form {
     TensorTrain(TtShape),
 }
 
-/// A form at its ranks.
+/// A form with its ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Choice {
-    /// Left as it is.
+    /// Left unchanged.
     Dense,
-    /// A form with one rank; a tensor train of two cores among them.
+    /// A form with one rank; this includes a tensor train of two cores.
     Rank(Form, usize),
     /// Both ranks of [`Form::Tucker`], `[of A, of B]`.
     Tucker([usize; 2]),
@@ -144,7 +144,7 @@ fn core_shapes(shape: &TtShape, ranks: &[usize]) -> Vec<[usize; 4]> {
     (0..=last).map(|k| [rank(k), shape.rows().factors()[k], shape.cols().factors()[k], rank(k + 1)]).collect()
 }
 
-/// Groups the weights: all of a kind and shape together where factors are shared, else each alone.
+/// Groups the weights: all of a kind and shape together if factors are shared, otherwise each alone.
 pub(crate) fn units(weights: Vec<Weight>, is_shared: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for weight in weights {

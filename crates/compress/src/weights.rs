@@ -1,4 +1,4 @@
-//! What a checkpoint holds that can be factored: found by names and shapes alone, for any architecture.
+//! The factorable matrices of a checkpoint, found by names and shapes alone, for any architecture.
 
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Result, at};
 
-/// What a matrix is in its model.
+/// Role of a matrix in its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A linear map inside a transformer layer.
@@ -21,11 +21,11 @@ pub enum Role {
     Outer,
     /// A head: classifier, language-model head.
     Head,
-    /// A table of token embeddings.
+    /// A token embedding table.
     Embedding,
 }
 
-/// How the matrix lies in the file.
+/// Layout of the matrix in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stored {
     /// `(out, in)`, PyTorch's `Linear`.
@@ -39,7 +39,7 @@ enum Stored {
 pub struct Weight {
     /// Path, layer and shape; `d_input` of an embedding is its vocabulary.
     pub site: Site,
-    /// What it is.
+    /// Its role.
     pub role: Role,
     /// Element type in the file.
     pub dtype: Dtype,
@@ -62,7 +62,7 @@ impl Weight {
         [self.site.d_input, self.site.d_output]
     }
 
-    /// Reads the elements as they lie in the file.
+    /// Reads the elements in the file's layout.
     ///
     /// # Errors
     /// A checkpoint that does not hold the tensor.
@@ -70,13 +70,14 @@ impl Weight {
         Ok(checkpoint.read_f32(&self.key())?)
     }
 
-    /// `[rows, columns]` of the matrix whose rows are cut into blocks: `[d_output, d_input]`, or a table as it is.
+    /// `[rows, columns]` of the matrix whose rows are divided into blocks: `[d_output, d_input]`, or a table
+    /// unchanged.
     pub(crate) fn row_shape(&self) -> [usize; 2] {
         let Site { d_input, d_output, embedding, .. } = self.site;
         if embedding { [d_input, d_output] } else { [d_output, d_input] }
     }
 
-    /// What [`Weight::read`] gave as rows of that matrix.
+    /// The result of [`Weight::read`] as rows of that matrix.
     pub(crate) fn in_rows(&self, values: Vec<f32>) -> (Vec<f32>, [usize; 2]) {
         let Site { d_input, d_output, embedding, .. } = self.site;
         match self.stored {
@@ -85,10 +86,10 @@ impl Weight {
         }
     }
 
-    /// Views what [`Weight::read`] gave as a matrix `[d_output, d_input]`: columns face the inputs.
+    /// Views the result of [`Weight::read`] as a matrix `[d_output, d_input]`: columns face the inputs.
     ///
     /// # Errors
-    /// A slice of another length.
+    /// A slice of the wrong length.
     pub fn view<'a>(&self, values: &'a [f32]) -> Result<MatRef<'a, f32>> {
         let Site { d_input, d_output, ref path, .. } = self.site;
         match self.stored {
@@ -98,9 +99,9 @@ impl Weight {
     }
 }
 
-/// Modules that hold a table of token embeddings.
+/// Modules that hold a token embedding table.
 const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
-/// Tables that are not linear maps and are left alone.
+/// Tables that are not linear maps and stay unchanged.
 const TABLES: [&str; 6] = [
     "position_embeddings",
     "token_type_embeddings",
@@ -120,7 +121,7 @@ pub(crate) fn is_head(path: &str) -> bool {
     path.split('.').next().is_some_and(|first| HEADS.contains(&first))
 }
 
-/// The matrices of a checkpoint that can be factored, layer by layer in the order of their names.
+/// The factorable matrices of a checkpoint, layer by layer in the order of their names.
 pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight> {
     let is_gpt2 = config.get("model_type").and_then(Value::as_str) == Some("gpt2");
     let mut found: Vec<Weight> =
@@ -162,8 +163,8 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     Some(Weight { site, role, dtype: info.dtype, stored })
 }
 
-/// The weights that `targets` takes; by default every linear map inside the transformer layers. Routers of experts are taken
-/// where they are named alone.
+/// The weights selected by `targets`; by default every linear map inside the transformer layers. Routers of experts
+/// are selected only by name.
 ///
 /// # Errors
 /// Targets that match nothing.
@@ -184,7 +185,8 @@ pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weigh
     Ok(taken.filter(|weight| !(takes_all && weight.role == Role::Router)).collect())
 }
 
-/// Refuses a head that the model does not read, since its config ties it to the embedding although the file stores it too.
+/// Refuses a head that the model does not read, because its config ties it to the embedding although the file
+/// stores it too.
 ///
 /// # Errors
 /// [`CompressError::Input`](crate::CompressError::Input) naming the head and the table.
@@ -216,7 +218,7 @@ pub(crate) const LM_HEADS: [&str; 2] = ["lm_head", "embed_out"];
 /// Whether the config of a language model ties its head to its embedding.
 pub(crate) fn is_tied(config: &Map<String, Value>) -> bool {
     let kind = config.get("model_type").and_then(Value::as_str);
-    // The default of GPT-2 and its kin; Llama and those after it say what they do.
+    // Tied by default in GPT-2 and its relatives; Llama and later models state it explicitly.
     config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(matches!(kind, Some("gpt2")))
 }
 

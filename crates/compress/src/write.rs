@@ -1,4 +1,4 @@
-//! The output folder: tensors that are not factored, factors, config, and what the compression came to.
+//! The output folder: copied tensors, factors, config, and the report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::weights::Weight;
 /// Writes the whole folder: the second pass over the weights.
 ///
 /// # Errors
-/// Whatever reading, factoring and writing weights meet.
+/// Errors of reading, factoring and writing weights.
 pub(crate) fn write(
     plan: &Plan<'_>,
     choices: &[Choice],
@@ -47,7 +47,7 @@ pub(crate) fn write(
     Ok(report)
 }
 
-/// What the second pass works on.
+/// Inputs of the second pass.
 struct Writing<'a> {
     plan: &'a Plan<'a>,
     choices: &'a [Choice],
@@ -91,7 +91,7 @@ impl Writing<'_> {
         Ok(StreamWriter::resume(staged, plan, options)?)
     }
 
-    /// How a factor goes into the file.
+    /// Storage of a factor in the file.
     fn in_file(&self, weight: &Weight, suffix: &str, shape: &[usize], dtype: Dtype) -> InFile {
         InFile::of(suffix, shape, weight.site.embedding, self.plan.options.format, dtype)
     }
@@ -138,7 +138,7 @@ impl Writing<'_> {
                     .collect();
                 calibrator.compressed(layer, &modules)
             };
-        // Where the analysis kept its subspaces the weightings are not needed again.
+        // With the subspaces stored by the analysis the weightings are not needed again.
         let mut none = None;
         let is_needed = is_sequential || self.plan.known_choices()?.is_some();
         if let Some(calibrator) = calibrator.as_mut().filter(|_| is_needed) {
@@ -150,7 +150,7 @@ impl Writing<'_> {
         Ok(made.into_iter().map(|made| made.error).collect())
     }
 
-    /// Factors and writes one unit. The factors are returned only where later layers are to see them.
+    /// Factors and writes one unit. The factors are returned only if later layers need them.
     fn unit(
         &self,
         index: usize,
@@ -209,7 +209,7 @@ impl Writing<'_> {
                 }
             }
         }
-        // Later layers see what will be read.
+        // Later layers see the values as they will be read.
         for (factor, read) in fitted.factors.iter_mut().flatten().zip(read.into_iter().flatten()) {
             factor.values = read;
         }
@@ -238,7 +238,7 @@ impl Writing<'_> {
         LowrankSection { version: VERSION, method, source, modules, other: Map::new() }
     }
 
-    /// The block formats of a weight's factors by their parts.
+    /// The block formats of a weight's factors, by part.
     fn formats(&self, weight: &Weight, tensors: &[(String, Vec<usize>)]) -> BTreeMap<String, String> {
         let format = |(suffix, shape): &(String, Vec<usize>)| {
             let format = self.in_file(weight, suffix, shape, Dtype::F32).format()?;
@@ -272,7 +272,7 @@ impl Writing<'_> {
         })
     }
 
-    /// Formats of factors other than the one given, whose blocks do not fit.
+    /// Fallback formats of factors whose rows do not fit the blocks of the given one.
     fn instead(&self, section: &LowrankSection) -> Vec<String> {
         let Some(given) = self.plan.options.format else { return Vec::new() };
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -304,7 +304,7 @@ fn both_sides_reach_what_is_asked_or_say_why_not() {
         let out = dir.path().join(method.name());
         let error = compress(&folder, &out, &options, Some(&mut Weightings::new()), &()).unwrap_err();
         assert!(
-            error.to_string().contains(&format!("nothing that {} could weigh", method.name())),
+            error.to_string().contains(&format!("no statistics of it, which {} needs", method.name())),
             "{error}"
         );
     }

@@ -365,7 +365,7 @@ fn a_job_is_not_resumed_under_another_calibration() {
     });
     assert!(dir.path().join(".out.partial").is_dir());
     let error = compress(&fixture("llama"), &out, &options, Some(&mut weightings(2.0)), &()).unwrap_err();
-    assert!(error.to_string().contains("other options; start anew without --resume"), "{error}");
+    assert!(error.to_string().contains("other options; start again without --resume"), "{error}");
     let error = compress(&fixture("llama"), &out, &options, None, &()).unwrap_err();
     assert!(error.to_string().contains("other options"), "{error}");
     compress(&fixture("llama"), &out, &options, Some(&mut weightings(1.0)), &()).unwrap();

@@ -379,7 +379,7 @@ fn bad_options_are_refused() {
     let targets = Some(Targets::new(Pattern::parse("nothing_like_it")));
     fails(&Options { targets, ..q4.clone() }, "no layer matches");
     let table = Amount::Ranks(vec![("embed_tokens".into(), 4)]);
-    fails(&Options { amount: table, method: Method::QuantLowRank, ..q4 }, "corrections are for linear maps");
+    fails(&Options { amount: table, method: Method::QuantLowRank, ..q4 }, "corrections apply to linear maps");
 }
 
 #[rstest]

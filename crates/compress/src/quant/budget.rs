@@ -1,4 +1,4 @@
-//! A choice for every weight within a number of bytes.
+//! A choice for every weight within a byte budget.
 
 use super::fit::Target;
 
@@ -8,16 +8,17 @@ pub(crate) struct Candidate {
     pub(crate) target: Target,
     /// Bytes in the file.
     pub(crate) bytes: u64,
-    /// What is lost, in a unit that all weights share.
+    /// The loss, in a unit common to all weights.
     pub(crate) loss: f64,
 }
 
-/// The index of a candidate of each weight, of little total loss within `room` bytes; `None` if the smallest do not fit.
+/// The index of a candidate of each weight, of small total loss within `room` bytes; `None` if the smallest
+/// do not fit.
 ///
 /// # Algorithm
-/// From the smallest of each weight, one change at a time: the one that gains most for a byte. The changes of a weight
-/// follow its convex hull, so that these are the choices at a falling price of a byte (Lagrange) until one no longer
-/// fits; then others that fit are made.
+/// Starts from the smallest candidate of each weight and makes one change at a time, the one with the largest
+/// gain per byte. The changes of a weight follow its convex hull, so these are the choices at a falling price
+/// per byte (Lagrange) until one no longer fits; then others that fit are made.
 pub(crate) fn choose(weights: &[Vec<Candidate>], room: u64) -> Option<Vec<usize>> {
     let smallest = |of: &Vec<Candidate>| {
         (0..of.len()).min_by(|&a, &b| of[a].bytes.cmp(&of[b].bytes).then(of[a].loss.total_cmp(&of[b].loss)))
@@ -64,7 +65,7 @@ mod tests {
         assert_eq!(choose(&weights, 1000), Some(vec![2, 2, 2]));
     }
 
-    /// Against every choice there is, over random costs.
+    /// Compared with exhaustive search, over random costs.
     #[test]
     fn near_the_best_of_all() {
         let random = |n: u64| (n.wrapping_mul(6_364_136_223_846_793_005) >> 33) as f64 / (1u64 << 31) as f64;
@@ -97,7 +98,7 @@ mod tests {
             vec![candidate(1, 10.0), candidate(9, 9.0)],
         ];
         assert_eq!(choose(&weights, 11), Some(vec![2, 0]));
-        assert_eq!(choose(&weights, 10), Some(vec![1, 0]), "what gains most for a byte of what fits");
+        assert_eq!(choose(&weights, 10), Some(vec![1, 0]), "the largest gain per byte among those that fit");
     }
 
     #[test]

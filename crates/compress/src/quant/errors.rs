@@ -1,4 +1,4 @@
-//! What an error of each element of a weight counts.
+//! The weight of an error in each element of a matrix.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,16 +11,16 @@ use crate::weights::{Role, Weight};
 /// linear map, and tokens are the rows of a table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ErrorWeights {
-    /// Mean square of the input of each column; empty where nothing is known.
+    /// Mean square of the input of each column; empty if unknown.
     pub(crate) columns: Vec<f32>,
-    /// Mean square of the gradient of each row's output, or how often a row is looked up; empty where nothing is known.
+    /// Mean square of the gradient of each row's output, or how often a row is looked up; empty if unknown.
     pub(crate) rows: Vec<f32>,
     /// Sums of products of inputs.
     pub(crate) gram: Option<Gram>,
     is_in_loss: bool,
 }
 
-/// Second moments of inputs, in the precision in which they are summed and in that of errors.
+/// Second moments of inputs, in the precision of the sums and in that of errors.
 #[derive(Clone, Debug)]
 pub(crate) struct Gram {
     pub(crate) statistics: Arc<InputStatistics>,
@@ -28,7 +28,7 @@ pub(crate) struct Gram {
     feedback: Arc<OnceLock<Option<Feedback>>>,
 }
 
-/// What is added to the diagonal of a Gram matrix, as a share of its mean: GPTQ's.
+/// Addition to the diagonal of a Gram matrix, as a fraction of its mean; the value of GPTQ.
 const DAMPING: f64 = 0.01;
 
 impl Gram {
@@ -38,7 +38,7 @@ impl Gram {
         Self { statistics: statistics.clone(), narrow: Arc::new(narrow), feedback: Arc::default() }
     }
 
-    /// The factors by which errors are made up for; `None` where no input was seen.
+    /// The factors by which errors are fed back; `None` if no input was seen.
     pub(crate) fn feedback(&self) -> Option<&Feedback> {
         let made = self.feedback.get_or_init(|| Feedback::new(self.statistics.gram.as_ref(), DAMPING).ok());
         made.as_ref()
@@ -74,7 +74,7 @@ impl ErrorWeights {
         self.is_in_loss
     }
 
-    /// What is small.
+    /// The weights without the Gram matrix.
     pub(crate) fn without_gram(&self) -> Self {
         Self { gram: None, ..self.clone() }
     }
@@ -88,7 +88,7 @@ impl ErrorWeights {
     }
 }
 
-/// Mean squares. A channel that was never seen counts a little: other texts may use it.
+/// Mean squares. A channel that was never active counts a little: other texts may use it.
 fn means(statistics: &InputStatistics) -> Vec<f32> {
     let (n, rows) = (statistics.gram.nrows(), statistics.rows.max(1) as f64);
     let mean = (0..n).map(|i| statistics.gram[(i, i)]).sum::<f64>() / n.max(1) as f64;

@@ -1,4 +1,4 @@
-//! Factors of low-rank methods in blocks.
+//! Quantised factors of low-rank methods.
 
 use lowrank_checkpoint::{Dtype, StreamWriter, TensorPlan};
 use lowrank_spec::names::WeightPart;
@@ -8,18 +8,18 @@ use crate::error::{CompressError, Result};
 use crate::fit::Factor;
 use crate::rounding::as_stored;
 
-/// How a factor goes into the file.
+/// Storage of a factor in the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum InFile {
     /// Floats of a type.
     Floats(Dtype),
-    /// Blocks; `is_turned` says that they cut the columns of the matrix in the floats' layout.
+    /// Blocks; `is_turned` means that they divide the columns of the matrix in the floats' layout.
     Blocks { format: BlockFormat, is_turned: bool },
 }
 
 impl InFile {
-    /// Of a tensor named by what follows its module, of a shape in the layout of floats. Rows that the format cannot hold
-    /// take the one in its place, or stay floats.
+    /// Storage of a tensor named by its suffix after the module, with a shape in the layout of floats. If the
+    /// format cannot hold its rows, they take the fallback format or stay floats.
     pub(crate) fn of(
         suffix: &str,
         shape: &[usize],
@@ -33,7 +33,7 @@ impl InFile {
         let (Some(format), Some(is_transposed), &[rows, columns]) = (format, transposed, shape) else {
             return Self::Floats(dtype);
         };
-        // The floats of a factor lie transposed in the file.
+        // The floats of a factor are transposed in the file.
         let width = if is_transposed { columns } else { rows };
         match format.fitting(width) {
             Some(format) => Self::Blocks { format, is_turned: !is_transposed },
@@ -54,7 +54,7 @@ impl InFile {
         }
     }
 
-    /// The name of the format, where there is one.
+    /// The name of the format, if it is quantised.
     pub(crate) fn format(self) -> Option<&'static str> {
         match self {
             Self::Blocks { format, .. } => Some(format.name()),
@@ -62,7 +62,7 @@ impl InFile {
         }
     }
 
-    /// The blocks of a factor, where it is in some, and its values as they will be read.
+    /// The blocks of a factor, if it is quantised, and its values as they will be read.
     pub(crate) fn stored(self, factor: &Factor, key: &str) -> Result<(Option<Vec<u8>>, Vec<f32>)> {
         match (self, factor.shape.as_slice()) {
             (Self::Blocks { format, is_turned }, &[rows, columns]) => {

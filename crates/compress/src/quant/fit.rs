@@ -1,4 +1,4 @@
-//! One weight in blocks, with or without a correction.
+//! One quantised weight, with or without a correction.
 
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::{from_row_major, to_row_major};
@@ -9,10 +9,10 @@ use super::errors::ErrorWeights;
 use crate::error::{CompressError, Result, at};
 use crate::weights::{Role, Weight};
 
-/// How a weight is stored.
+/// Storage of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Block format of the matrix; `None` leaves it in floats.
+    /// Block format of the matrix; `None` keeps floats.
     pub(crate) format: Option<BlockFormat>,
     /// Rank of the correction, 0 for none.
     pub(crate) rank: usize,
@@ -22,11 +22,11 @@ impl Target {
     pub(crate) const FLOATS: Self = Self { format: None, rank: 0 };
 }
 
-/// The format of the factors of a correction.
+/// Format of the factors of a correction.
 pub(crate) const FACTORS: BlockFormat = BlockFormat::Q8_0;
-/// Ranks of corrections that are weighed against more bits.
+/// Ranks of corrections that compete with more bits.
 pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
-/// Turns of matrix and correction.
+/// Alternations of matrix and correction.
 const TURNS: usize = 4;
 /// Bits from which on a correction is never worth its bytes.
 const ENOUGH_BITS: f64 = 6.0;
@@ -38,17 +38,17 @@ pub(crate) struct Rows<'a> {
     shape: [usize; 2],
 }
 
-/// What a weight has become.
+/// The result for a weight.
 pub(crate) struct Made {
     /// The blocks, row after row.
     pub(crate) blocks: Vec<u8>,
-    /// Of a correction `L·R`: `L` `[rows, rank]` and `R` `[rank, columns]`, row-major, as they will be read.
+    /// The correction `L·R`: `L` `[rows, rank]` and `R` `[rank, columns]`, row-major, as they will be read.
     pub(crate) factors: Option<Factors>,
-    /// Relative error in the norm of the weights of errors.
+    /// Relative error in the norm given by the error weights.
     pub(crate) error: f64,
 }
 
-/// The two factors of a correction, in blocks where their rows allow it.
+/// The two factors of a correction, quantised if their rows allow it.
 pub(crate) struct Factors {
     /// `Lᵀ`, `[rank, rows]`.
     pub(crate) left: Factor,
@@ -83,13 +83,13 @@ impl<'a> Rows<'a> {
     /// Reads a weight.
     ///
     /// # Errors
-    /// A value that is not finite.
+    /// A non-finite value.
     pub(crate) fn read(weight: &'a Weight, checkpoint: &Checkpoint) -> Result<Self> {
         let (values, shape) = weight.in_rows(weight.read(checkpoint)?);
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             let (path, [_, columns]) = (&weight.site.path, shape);
             return Err(CompressError::Input(format!(
-                "'{path}': row {}, column {} is {}; a weight to quantise must be finite",
+                "'{path}': row {}, column {} is {}; a quantised weight must be finite",
                 at / columns,
                 at % columns,
                 values[at]
@@ -102,13 +102,13 @@ impl<'a> Rows<'a> {
         &self.weight.site.path
     }
 
-    /// Whether a low-rank correction of a matrix in this format is worth a try.
+    /// Whether a low-rank correction is worth trying for a matrix in this format.
     pub(crate) fn takes_correction(&self, format: Option<BlockFormat>) -> bool {
         let bits = format.map(bits_of);
         bits.is_some_and(|bits| bits < ENOUGH_BITS) && self.weight.role == Role::Block
     }
 
-    /// The weighted squared norm of the weight: what is lost where nothing is kept.
+    /// The weighted squared norm of the weight: the loss of keeping nothing.
     pub(crate) fn total(&self, weights: &ErrorWeights) -> f64 {
         self.loss(&self.values, weights)
     }
@@ -131,8 +131,8 @@ impl<'a> Rows<'a> {
         error.chunks_exact(columns).enumerate().map(row).sum()
     }
 
-    /// The blocks of a matrix of this weight's shape: with feedback of the errors where inputs are known, unless that
-    /// loses more.
+    /// The blocks of a matrix of this weight's shape: with error feedback if inputs are known, unless that
+    /// increases the loss.
     fn quantize(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Vec<u8>> {
         let plain = self.round(values, format, weights)?;
         let feedback = weights.gram.as_ref().and_then(|gram| gram.feedback());
@@ -144,7 +144,7 @@ impl<'a> Rows<'a> {
         Ok(if loss(&moved) < loss(&plain) { moved } else { plain })
     }
 
-    /// Blocks column after column of them, each after the feedback of those before it.
+    /// Blocks by columns of blocks, each quantised after the error feedback of the previous ones.
     fn round_with_feedback(
         &self,
         values: &[f32],
@@ -185,7 +185,7 @@ impl<'a> Rows<'a> {
         difference(&self.values, format, blocks)
     }
 
-    /// What a format loses alone and with corrections of these ranks.
+    /// The losses of a format alone and with corrections of these ranks.
     pub(crate) fn losses(
         &self,
         format: Option<BlockFormat>,
@@ -286,14 +286,14 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Values less what blocks stand for.
+/// The values minus the dequantised blocks.
 fn difference(values: &[f32], format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
     let mut rounded = Vec::with_capacity(values.len());
     format.dequantize(blocks, &mut rounded);
     values.iter().zip(&rounded).map(|(x, q)| x - q).collect()
 }
 
-/// Bits of an element.
+/// Bits per element.
 pub(crate) fn bits_of(format: BlockFormat) -> f64 {
     8.0 * format.block_bytes() as f64 / format.block_len() as f64
 }

@@ -1,12 +1,13 @@
-//! Weights in blocks of few bits, alone or with a low-rank correction: `W ≈ Q` and `W ≈ Q + A·B`.
+//! Quantised weights, alone or with a low-rank correction: `W ≈ Q` and `W ≈ Q + A·B`.
 //!
 //! # Algorithm
 //! `Q` is rounded to the nearest values of a block format under an importance of each input channel, the diagonal of
 //! `R = E[x·xᵀ]`. The correction is the best of its rank in the norm of the inputs, `‖(W − Q − A·B)·R^½‖` (QERA-exact,
 //! Zhang et al. 2024), in turn with `Q` (LoftQ, Li et al. 2023; CALDERA, Saha et al. 2024). Factors are in Q8_0.
 //!
-//! Under a number of bytes every weight gets the format and the rank of least total loss: with the gradients of a text
-//! `½·Σᵢⱼ E[gᵢ²]·E[xⱼ²]·ΔWᵢⱼ²`, in units of the model's loss per token; with inputs alone, or nothing, the relative error.
+//! Under a byte budget every weight gets the format and the rank of least total loss. With the gradients of a
+//! text this is `½·Σᵢⱼ E[gᵢ²]·E[xⱼ²]·ΔWᵢⱼ²`, in units of the model's loss per token; with inputs only, or
+//! neither, the relative error.
 
 mod budget;
 mod errors;
@@ -29,11 +30,12 @@ use crate::folder;
 use crate::options::{Calibrator, Options, Progress};
 use crate::report::Report;
 
-/// The mean loss of a token of the model in a folder.
+/// The mean loss per token of the model in a folder.
 pub type Measure<'a> = dyn FnMut(&Path) -> Result<f64> + 'a;
 
-/// Compresses by [`Method::Quant`](crate::Method::Quant), [`Method::QuantLowRank`](crate::Method::QuantLowRank), or to a
-/// number of bytes. `measure` gives the effect on the loss of rounding an embedding table, for which no gradients are gathered.
+/// Compresses by [`Method::Quant`](crate::Method::Quant),
+/// [`Method::QuantLowRank`](crate::Method::QuantLowRank), or to a byte budget. `measure` returns the effect
+/// on the loss of rounding an embedding table, for which no gradients are collected.
 ///
 /// # Errors
 /// As [`compress`](crate::compress); formats that do not go with the method, fewer bytes than the smallest formats take.
@@ -78,13 +80,14 @@ fn run(
                 }
             })?;
             let targets: Vec<Target> = chosen.iter().zip(&candidates).map(|(&i, of)| of[i].target).collect();
-            // The diagonals are known; whole Gram matrices are gathered again, for corrections and for error feedback.
+            // The diagonals are known; whole Gram matrices are computed again, for corrections and for error
+            // feedback.
             write::write(plan, &targets, staged, calibrator, Some(&known), progress)
         }
     }
 }
 
-/// What every choice for every weight takes and loses, and the weights of errors but for Gram matrices.
+/// The size and loss of every choice for every weight, and the error weights without Gram matrices.
 fn candidates(
     plan: &QuantPlan<'_>,
     with_correction: bool,
@@ -95,7 +98,8 @@ fn candidates(
 ) -> Result<(Vec<Vec<Candidate>>, Vec<ErrorWeights>)> {
     let made = pass::each(plan, calibrator, "formats", progress, |index, weights| {
         let weight = &plan.weights[index];
-        // Errors of rounding alone are independent of each other: diagonals tell as much as whole matrices.
+        // Errors of rounding alone are independent of each other, so diagonals are as informative as whole
+        // matrices.
         let diagonals = weights.without_gram();
         let weights = if with_correction { weights } else { &diagonals };
         let rows = fit::Rows::read(weight, &plan.checkpoint)?;
@@ -128,8 +132,9 @@ fn candidates(
     Ok((all, known))
 }
 
-/// What a loss of 1 of a weight without gradients counts among those with: measured on the model with this weight alone
-/// rounded, or where that cannot be, as much as the mean weight with gradients.
+/// Importance of a loss of 1 of a weight without gradients relative to those with gradients: measured on the
+/// model with only this weight rounded, or the mean importance of the weights with gradients if that is
+/// impossible.
 fn outside_scale(
     plan: &QuantPlan<'_>,
     index: usize,

@@ -1,4 +1,4 @@
-//! One pass over all weights, layer by layer where there is a calibrator.
+//! One pass over all weights, layer by layer with a calibrator.
 
 use super::errors::ErrorWeights;
 use super::plan::QuantPlan;
@@ -42,7 +42,7 @@ pub(crate) fn each<T: Send>(
         let made = parallel::map(&indices, plan.options.memory, need, |index| {
             let weight = &plan.weights[index];
             let weighting = match lookup(&weightings, &weight.site.path) {
-                // The frequencies of tokens do not tell what a tied table does as a head.
+                // Token frequencies say nothing about a tied table's use as a head.
                 Weighting::Channels(_) if plan.is_tied && weight.site.embedding => Weighting::None,
                 other => other,
             };

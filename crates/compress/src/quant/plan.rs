@@ -1,4 +1,4 @@
-//! Which weights, to which formats.
+//! The weights to quantise and their formats.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,15 +16,15 @@ use crate::options::Options;
 use crate::statistics::Unreached;
 use crate::weights::{LM_HEADS, Role, Weight, find, is_tied, named, select};
 
-/// What the formats are to meet.
+/// The target of the formats.
 pub(crate) enum Goal {
     /// One target for each weight.
     Given(Vec<Target>),
-    /// A number of bytes of the weight files.
+    /// A byte budget of the weight files.
     Bytes { bytes: u64, with_correction: bool },
 }
 
-/// A quantisation that is decided but for what a budget decides.
+/// A quantisation whose only open decisions are those of a budget.
 pub(crate) struct QuantPlan<'a> {
     pub(crate) model: &'a Path,
     pub(crate) config: Map<String, Value>,
@@ -34,27 +34,27 @@ pub(crate) struct QuantPlan<'a> {
     pub(crate) weights: Vec<Weight>,
     pub(crate) sizes: Sizes,
     pub(crate) goal: Goal,
-    /// Whether the head of the language model is its table of embeddings.
+    /// Whether the head of the language model is tied to its embedding table.
     pub(crate) is_tied: bool,
     /// Maps of experts that no token of the calibration text reached.
     pub(crate) unreached: Unreached,
 }
 
-/// Rank of a correction where none is given.
+/// Default rank of a correction.
 const RANK: usize = 32;
 
 impl<'a> QuantPlan<'a> {
     /// Reads the folder's config and the headers of its weights.
     ///
     /// # Errors
-    /// Options that do not go with the methods or match nothing, a model that is compressed already.
+    /// Options that cannot be combined with the methods or match nothing, a model that is already compressed.
     pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
         options.amount.validate()?;
         let config = folder::read_dense_config(model)?;
         if options.resume {
             let method = options.method.name();
             return Err(CompressError::Input(format!(
-                "--resume goes on with jobs that factor weights; start {method} anew"
+                "--resume applies to methods that factor weights; start {method} again without it"
             )));
         }
         let checkpoint = Checkpoint::open(model)?;
@@ -85,19 +85,19 @@ impl<'a> QuantPlan<'a> {
         })
     }
 
-    /// Formats that a weight may have under a budget, floats among them.
+    /// Formats that a weight may have under a budget, including floats.
     pub(crate) fn formats(&self, index: usize) -> Vec<Option<BlockFormat>> {
         let columns = self.weights[index].row_shape()[1];
         let fits = BlockFormat::ALL.into_iter().filter(|format| columns.is_multiple_of(format.block_len()));
         fits.map(Some).chain([None]).collect()
     }
 
-    /// Whether a name of the checkpoint is left out: the copy of a tied table as a head, which the model never reads.
+    /// Whether a tensor is left out: the copy of a tied table as a head, which the model never reads.
     pub(crate) fn is_left_out(&self, name: &str) -> bool {
         self.is_tied && name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path))
     }
 
-    /// Bytes that a target takes of a weight.
+    /// Bytes of a weight in a target.
     pub(crate) fn bytes(&self, index: usize, target: Target) -> u64 {
         let weight = &self.weights[index];
         let [rows, columns] = weight.row_shape();
@@ -113,7 +113,7 @@ impl<'a> QuantPlan<'a> {
         (of(target.format, rows, columns) + correction) as u64
     }
 
-    /// Bytes of the file beside the weights touched.
+    /// Bytes of the file other than the selected weights.
     pub(crate) fn other_bytes(&self) -> u64 {
         let left_out = self.checkpoint.names().filter(|name| self.is_left_out(name));
         let left_out: usize =
@@ -123,15 +123,15 @@ impl<'a> QuantPlan<'a> {
     }
 }
 
-/// Bytes that the header takes for a tensor.
+/// Header bytes of a tensor.
 const ENTRY: usize = 160;
 
-/// Whether the model reads a weight: not the copy of a tied table.
+/// Whether the model reads a weight; it does not read the copy of a tied table.
 fn is_read(weight: &Weight, is_tied: bool) -> bool {
     !(is_tied && weight.role == Role::Head && LM_HEADS.contains(&weight.site.path.as_str()))
 }
 
-/// Weights that are quantised unless targets say otherwise: maps inside layers, tables of tokens, language-model heads.
+/// Weights that are quantised by default: linear maps inside layers, token tables, language-model heads.
 fn is_taken(weight: &Weight) -> bool {
     match weight.role {
         Role::Block | Role::Embedding => true,
@@ -150,7 +150,7 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
             fail(format!("--bytes chooses the formats; leave out the one given ({format})"))
         }
         (Amount::Ranks(_), _) if options.method == Method::Quant => {
-            fail("quant has no ranks; choose quant+lowrank".into())
+            fail("quant takes no ranks; choose quant+lowrank".into())
         }
         (Amount::Stored | Amount::Ranks(_), Some(format)) => {
             let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
@@ -160,7 +160,7 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
                         let most = weight.shape()[0].min(weight.shape()[1]);
                         if *rank > most {
                             return fail(format!(
-                                "'{}': a correction of rank {rank}; {most} is the most that its shape allows",
+                                "'{}': correction rank {rank} exceeds {most}, the largest that its shape allows",
                                 weight.site.path
                             ));
                         }
@@ -178,7 +178,7 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
                 weights.iter().find(|w| w.site.embedding && ranks.contains_key(&*w.site.path))
             {
                 return fail(format!(
-                    "'{}' is a table, and corrections are for linear maps; leave it out of --ranks",
+                    "'{}' is an embedding, and corrections apply to linear maps only; leave it out of --ranks",
                     table.site.path
                 ));
             }
@@ -203,8 +203,8 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
     }
 }
 
-/// The format of a weight where one is given for all: tables and heads keep at least 6 bits, as in llama.cpp's mixes, and
-/// rows that do not fit take the format that llama.cpp takes in its place.
+/// The format of a weight if one is given for all: tables and heads keep at least 6 bits, as in llama.cpp's
+/// mixes, and rows that do not fit take llama.cpp's fallback format.
 fn given_format(weight: &Weight, format: BlockFormat) -> Option<BlockFormat> {
     let is_outside = weight.role != Role::Block;
     let least = if is_outside && format.block_bytes() * 256 < 210 * format.block_len() {

@@ -23,7 +23,7 @@ use crate::weights::Weight;
 /// Quantises and writes every weight. Without a calibrator, errors are weighted by `known`.
 ///
 /// # Errors
-/// Whatever reading, rounding and writing weights meet.
+/// Errors of reading, rounding and writing weights.
 pub(crate) fn write(
     plan: &QuantPlan<'_>,
     targets: &[Target],
@@ -52,7 +52,7 @@ pub(crate) fn write(
     let errors = pass::each(plan, calibrator, "blocks", progress, |index, weights| {
         let (weight, target) = (&plan.weights[index], targets[index]);
         let Some(format) = target.format else { return Ok(0.0) };
-        // A second pass without a calibrator has the diagonals of the first.
+        // A second pass without a calibrator uses the diagonals of the first.
         let weights = known.filter(|_| weights.gram.is_none()).map_or(weights, |known| &known[index]);
         let made = Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?;
         let mut writer = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,12 +65,12 @@ pub(crate) fn write(
     report(plan, targets, &errors, &files)
 }
 
-/// Names of the tensors that are copied.
+/// Names of the tensors to copy.
 fn rest<'p>(plan: &'p QuantPlan<'_>, changed: &'p BTreeSet<String>) -> impl Iterator<Item = &'p str> {
     plan.checkpoint.names().filter(|name| !changed.contains(*name) && !plan.is_left_out(name))
 }
 
-/// The tensors of a weight's target.
+/// The tensors of a weight in its target.
 fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Vec<TensorPlan> {
     let Some(format) = target.format else { return Vec::new() };
     let [rows, columns] = weight.row_shape();
@@ -194,7 +194,7 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
     })
 }
 
-/// Formats that were taken in the place of the one given, why, and how many weights have them.
+/// Formats used instead of the given one, the reason, and the number of weights.
 fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
     let Some(given) = plan.options.format else { return Vec::new() };
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();

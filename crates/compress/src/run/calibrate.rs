@@ -1,4 +1,4 @@
-//! Calibration: a model run layer by layer over sample texts, its inputs summed at every linear map.
+//! Calibration: a model is run layer by layer over sample texts, accumulating the inputs of every linear map.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,28 +21,29 @@ pub struct ModelCalibrator<B: Kernels> {
     config: Config,
     checkpoint: Checkpoint,
     batches: Vec<Tokens>,
-    /// Hidden states of every batch before the next layer, with what layers need to know.
+    /// Hidden states of every batch before the next layer, with the inputs that layers need.
     states: Vec<(Tensor<B, 2>, TokenBatch<B>)>,
-    /// Weightings that stand in for the sums of inputs.
+    /// Weightings that replace the sums of inputs.
     given: Option<Weightings>,
-    /// The latest layer's inputs and outputs, of as many batches as effects are measured on.
+    /// The latest layer's inputs and outputs, for as many batches as effects are measured on.
     probe: Vec<[Tensor<B, 2>; 2]>,
     next: usize,
     is_sequential: bool,
     device: B::Device,
 }
 
-/// Rows whose logits are in memory together.
+/// Rows whose logits are in memory at once.
 pub(crate) const HEAD_ROWS: usize = 256;
 
-/// Tokens on which the effect of a module is measured, at least.
+/// Minimum number of tokens on which the effect of a module is measured.
 const PROBE_TOKENS: usize = 2048;
 
 impl<B: Kernels> ModelCalibrator<B> {
-    /// For a model folder; `is_sequential` lets later layers see the outputs of earlier ones as compressed.
+    /// Creates a calibrator of a model folder; `is_sequential` lets later layers see the compressed outputs
+    /// of earlier ones.
     ///
     /// # Errors
-    /// A folder that holds no model of a known architecture, no texts, tokens that the model does not take.
+    /// A folder without a model of a known architecture, no texts, tokens that the model does not accept.
     pub fn new(folder: &Path, batches: Vec<Tokens>, is_sequential: bool, device: B::Device) -> Result<Self> {
         if batches.iter().all(|batch| batch.ids.is_empty()) {
             return Err(CompressError::Input(
@@ -54,7 +55,7 @@ impl<B: Kernels> ModelCalibrator<B> {
             && config.shares_layers()
         {
             return Err(CompressError::Input(format!(
-                "{}: its layers share their weights, which calibration, a layer at a time, does not support; take --method svd",
+                "{}: its layers share their weights, which layer-by-layer calibration does not support; choose --method svd",
                 folder.display()
             )));
         }
@@ -72,8 +73,8 @@ impl<B: Kernels> ModelCalibrator<B> {
         })
     }
 
-    /// With weightings that were gathered otherwise, as by [`fisher`](crate::fisher); the texts then serve the effects
-    /// alone.
+    /// Uses weightings computed elsewhere, as by [`fisher`](crate::fisher); the texts then serve only to
+    /// measure effects.
     pub fn weighted_by(mut self, weightings: Weightings) -> Self {
         self.given = Some(weightings);
         self
@@ -84,13 +85,13 @@ impl<B: Kernels> ModelCalibrator<B> {
         self.batches.iter().map(|batch| batch.ids.len()).sum()
     }
 
-    /// Numbers of a hidden state, the narrowest input that is summed.
+    /// Width of a hidden state, the narrowest input that is accumulated.
     pub fn width(&self) -> usize {
         self.config.hidden_size()
     }
 
-    /// Roots of the counts of the tokens, whose one-hot vectors are an embedding's inputs. Every token counts once more
-    /// than it was seen, since the others will be met too.
+    /// Square roots of the counts of the tokens, whose one-hot vectors are an embedding's inputs. Every count
+    /// is raised by one, since unseen tokens will occur too.
     fn frequencies(&self, vocabulary: usize) -> Vec<f32> {
         let mut counts = vec![1.0_f32; vocabulary];
         for id in self.batches.iter().flat_map(|batch| &batch.ids) {
@@ -113,7 +114,7 @@ impl<B: Kernels> ModelCalibrator<B> {
         Network::load(&self.config, &self.checkpoint, Part::Layer(layer), modules, &self.device)
     }
 
-    /// Moves every batch through a layer.
+    /// Runs every batch through a layer.
     fn advance(&mut self, network: &Network<B>, layer: usize, adapters: &AdapterSet<B>) {
         for (x, context) in &mut self.states {
             *x = network.layer(layer, x.clone(), context, adapters);
@@ -121,7 +122,7 @@ impl<B: Kernels> ModelCalibrator<B> {
         self.next = layer + 1;
     }
 
-    /// Sums the inputs of a layer's maps, and moves on unless the compressed layer is to do that.
+    /// Accumulates the inputs of a layer's maps, and advances unless the compressed layer does that.
     fn observe(&mut self, layer: usize) -> Result<Weightings> {
         let network = self.part(layer, &[])?;
         let sums = Arc::new(Sums::default());
@@ -158,7 +159,7 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         if layer == 0 || self.states.is_empty() || layer < self.next {
             self.restart()?;
         }
-        // Layers of which nothing is touched.
+        // Layers without a selected weight.
         while self.next < layer {
             let network = self.part(self.next, &[])?;
             self.advance(&network, self.next, &AdapterSet::empty());

@@ -1,4 +1,4 @@
-//! Distillation of one layer, as an objective of the one training path.
+//! Distillation of one layer, as an objective of the training loop.
 
 use std::cell::RefCell;
 
@@ -18,12 +18,12 @@ use super::recover::DistillOptions;
 use crate::error::Result;
 use crate::options::Progress;
 
-/// What is trained of a layer: its own parameters, or adapters over it.
+/// The trained part of a layer: its own parameters, or adapters over it.
 ///
-/// The layers of a network are not loaded but for one, and visiting the network as a module would make the others.
+/// Only one layer of the network is loaded, and visiting the network as a module would initialize the others.
 #[derive(Module, Debug)]
 pub(super) struct Layer<B: Backend> {
-    /// The layer's parameters in the order in which it is walked, flat; empty where adapters are trained.
+    /// The layer's parameters, flat and in visiting order; empty if adapters are trained.
     parameters: Vec<Param<Tensor<B, 1>>>,
     adapters: AdapterSet<B>,
 }
@@ -39,7 +39,7 @@ impl<B: Backend> Layer<B> {
     }
 }
 
-/// Copies the parameters of a layer out.
+/// Copies the parameters out of a layer.
 struct Take<B: Backend> {
     layer: usize,
     parameters: Vec<Param<Tensor<B, 1>>>,
@@ -55,11 +55,11 @@ impl<B: Backend> ParamVisitor<B> for Take<B> {
     }
 }
 
-/// Puts the parameters of a layer back in.
+/// Copies the parameters back into the layer.
 struct Put<'a, B: Backend> {
     layer: usize,
     parameters: std::slice::Iter<'a, Param<Tensor<B, 1>>>,
-    /// Whether they keep their place in the graph.
+    /// Whether they stay in the autodiff graph.
     is_tracked: bool,
 }
 
@@ -75,11 +75,11 @@ impl<B: AutodiffBackend> ParamVisitor<B> for Put<'_, B> {
     }
 }
 
-/// `‖C(h̃) − D(h)‖² / ‖D(h)‖²`, a batch a step.
+/// `‖C(h̃) − D(h)‖² / ‖D(h)‖²`, one batch per step.
 pub(super) struct Distillation<'a, B: AutodiffBackend + Kernels> {
     network: RefCell<Network<B>>,
     layer: usize,
-    /// By batch: the dense layer's output and the compressed layer's input.
+    /// Per batch: the dense layer's output and the compressed layer's input.
     states: &'a [[Tensor<B, 2>; 2]],
     contexts: &'a [TokenBatch<B>],
 }
@@ -97,7 +97,7 @@ where
         Self { network: RefCell::new(network), layer, states, contexts }
     }
 
-    /// Trains, and returns the network with what was learnt in it; as it was where the loss is not finite.
+    /// Trains, and returns the network with the trained parameters, or unchanged if the loss is not finite.
     pub(super) fn run(
         self,
         model: Layer<B>,
@@ -167,7 +167,7 @@ where
     }
 }
 
-/// Passes the steps on to the job's progress.
+/// Forwards the steps to the job's progress.
 struct Told<'a> {
     progress: &'a dyn Progress,
     layer: usize,

@@ -19,19 +19,19 @@ use super::network::{Config, Network, Tokens};
 use crate::error::{CompressError, Result};
 use crate::statistics::{Weighting, Weightings};
 
-/// What the sequences of a batch are to give.
+/// The targets of the sequences of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answers {
     /// A class for each sequence.
     Classes(Vec<u32>),
     /// A number for each sequence.
     Scores(Vec<f32>),
-    /// Each sequence's own next tokens: the task of a language model.
+    /// The next tokens of each sequence: the task of a language model.
     NextTokens,
 }
 
 impl Answers {
-    /// Those of one sequence.
+    /// The targets of one sequence.
     pub(crate) fn nth(&self, index: usize) -> Self {
         match self {
             Self::Classes(classes) => Self::Classes(classes.get(index).copied().into_iter().collect()),
@@ -40,7 +40,7 @@ impl Answers {
         }
     }
 
-    /// Adds those of further sequences of the same task.
+    /// Appends those of further sequences of the same task.
     pub(crate) fn extend(&mut self, others: &Self) {
         match (self, others) {
             (Self::Classes(all), Self::Classes(others)) => all.extend(others),
@@ -51,18 +51,18 @@ impl Answers {
 }
 
 /// `√Σ_out (∂L/∂W)²` for each input channel of every linear map, summed over batches: the weights of
-/// [`Method::Fwsvd`](crate::Method::Fwsvd). Small batches come nearer to the Fisher information, which is that of single
-/// samples. The whole model is in memory.
+/// [`Method::Fwsvd`](crate::Method::Fwsvd). Small batches are closer to the Fisher information, which is
+/// defined by single samples. The whole model is in memory.
 ///
 /// # Errors
-/// A folder that holds no model, a classifier without a trained head, answers that are not the model's.
+/// A folder without a model, a classifier without a trained head, targets that do not fit the model.
 pub fn fisher<B: AutodiffBackend + Kernels>(
     folder: &Path,
     batches: &[(Tokens, Answers)],
     device: &B::Device,
 ) -> Result<Weightings> {
     if batches.is_empty() {
-        return Err(CompressError::Input("there are no samples to take gradients of".into()));
+        return Err(CompressError::Input("no samples to compute gradients on".into()));
     }
     let mut network = load::<B>(folder, device)?;
     network.visit_params(&mut Choose(|at: &Parameter<'_>, _| is_matrix(at)));
@@ -115,7 +115,7 @@ fn loss<B: AutodiffBackend + Kernels>(
                 start += length;
             }
             if rows.is_empty() {
-                return Err(CompressError::Input("a sample of one token predicts nothing".into()));
+                return Err(CompressError::Input("a sample of one token has nothing to predict".into()));
             }
             Ok(cross_entropy(logits.select(0, int_tensor(rows, device)), &next, device))
         }
@@ -166,15 +166,15 @@ pub(crate) fn cross_entropy<B: Backend>(
     -picked.mean()
 }
 
-/// Whether a parameter is a weight, or a factor of one, whose input channels are counted.
+/// Whether a parameter is a weight, or a factor of one, whose input channels are weighted.
 fn is_matrix(at: &Parameter<'_>) -> bool {
     matches!(at.role, Role::Weight(part) if !matches!(part, WeightPart::Core(_)))
 }
 
-/// Adds up squared gradients by input channel.
+/// Sums squared gradients by input channel.
 struct Gather<'a, B: AutodiffBackend> {
     grads: &'a B::Gradients,
-    /// By module: of experts, those that a token of a batch so far has reached.
+    /// By module; only experts that some token has reached so far.
     sums: &'a mut HashMap<String, Vec<f64>>,
 }
 

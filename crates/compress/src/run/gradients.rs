@@ -1,8 +1,10 @@
-//! Calibration with gradients: inputs and gradients of outputs of every linear map, layer by layer, backwards.
+//! Calibration with gradients: inputs of every linear map and gradients of its outputs, layer by layer,
+//! backwards.
 //!
-//! One pass goes forward and keeps the hidden states before each layer in a folder; the gradient of the loss then goes
-//! back through one layer after the other, each of which is run once more. One layer is in memory, with the Gram matrices
-//! of its maps, the gradients of all tokens with respect to its output, and one batch of its activations.
+//! A forward pass stores the hidden states before each layer in a folder; the gradient of the loss is then
+//! propagated back layer by layer, recomputing each layer. Only one layer is in memory, with the Gram
+//! matrices of its maps, the gradients of all tokens with respect to its output, and the activations of one
+//! batch.
 
 use std::any::Any;
 use std::fs::File;
@@ -33,23 +35,23 @@ use crate::folder::io;
 use crate::options::{Calibrator, Progress};
 use crate::statistics::{SidedStatistics, Weighting, Weightings};
 
-/// One sample in this number is held out to choose the shrinkage.
+/// One in this many samples is held out to choose the shrinkage.
 const HELD_OUT: usize = 8;
-/// Tokens of a batch.
+/// Tokens per batch.
 const BATCH_TOKENS: usize = 2048;
 
-/// Gathers, for the method `two-sided`, the second moments of inputs and of gradients of outputs. Layers come from the
-/// last to the first.
+/// Collects, for the method `two-sided`, the second moments of inputs and of gradients of outputs, from the
+/// last layer to the first.
 pub struct GradientCalibrator<B: AutodiffBackend> {
     config: Config,
     checkpoint: Checkpoint,
     batches: Vec<Batch>,
-    /// Where hidden states are kept.
+    /// Folder of the hidden states.
     folder: TempDir,
     contexts: Vec<TokenBatch<B>>,
-    /// By batch: the gradient with respect to the output of the layer before `next`.
+    /// Per batch: the gradient with respect to the output of the layer before `next`.
     gradients: Vec<Tensor<B::InnerBackend, 2>>,
-    /// The layers below it are still to come.
+    /// The layers below it are yet to be processed.
     next: usize,
     identity: String,
     device: B::Device,
@@ -63,8 +65,8 @@ struct Batch {
 }
 
 impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
-    /// For a model folder and samples with what they are to give; hidden states, 4 bytes for each token, layer and width,
-    /// are kept in a folder below `scratch` while the calibrator lives.
+    /// Creates a calibrator of a model folder from samples with their targets; hidden states, 4 bytes per
+    /// token, layer and width, are stored in a folder below `scratch` while the calibrator lives.
     ///
     /// # Errors
     /// A folder without a model of a known architecture or without a trained head, samples that predict nothing or do not
@@ -80,7 +82,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         let is_decoder = matches!(config, Config::Decoder(_));
         if matches!(config, Config::Classifier(_, Rows::All)) {
             return Err(CompressError::Input(
-                "two-sided takes the gradients of a task, and the model has no trained head; fine-tune it first, or \
+                "two-sided needs the gradients of a task, and the model has no trained head; fine-tune it first or \
                  choose whitened"
                     .into(),
             ));
@@ -88,7 +90,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         if let Some((_, answers)) = samples.iter().find(|(_, a)| is_decoder != (*a == Answers::NextTokens)) {
             return Err(CompressError::Input(match answers {
                 Answers::NextTokens => {
-                    "two-sided takes the gradients of a task; give --task and --data".into()
+                    "two-sided needs the gradients of a task; give --task and --data".into()
                 }
                 _ => "a language model's task is its own text; give --calibration".into(),
             }));
@@ -100,7 +102,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         };
         if !batches.iter().any(|batch| !batch.is_held_out && predicts(batch)) {
             return Err(CompressError::Input(
-                "no sample of the calibration text has two tokens, so that there is nothing to predict; give longer \
+                "no sample of the calibration text has two tokens, so there is nothing to predict; give longer \
                  lines"
                     .into(),
             ));
@@ -125,7 +127,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         self.batches.iter().map(|batch| batch.tokens.ids.len()).sum()
     }
 
-    /// Numbers of a hidden state, the narrowest input that is summed.
+    /// Width of a hidden state, the narrowest input that is accumulated.
     pub fn width(&self) -> usize {
         self.config.hidden_size()
     }
@@ -138,7 +140,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         self.folder.path().join(layer.to_string())
     }
 
-    /// Runs the model forward and keeps what goes into each layer; returns what comes out of the last one.
+    /// Runs the model forward and stores the input of each layer; returns the output of the last one.
     fn forward(&mut self, progress: &dyn Progress) -> Result<Vec<Tensor<B, 2>>> {
         let n_layers = self.config.n_layers();
         progress.stage("calibration", (self.n_tokens() * (n_layers + 1)) as u64);
@@ -181,7 +183,8 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         Ok(Tensor::cat(gradients, 0))
     }
 
-    /// Takes the gradients of all batches back through a layer; `sums` sees inputs and gradients of outputs.
+    /// Propagates the gradients of all batches back through a layer; `sums` receives inputs and gradients of
+    /// outputs.
     fn back(&mut self, layer: usize, mut sums: Option<&mut [Sided; 2]>) -> Result<Network<B>> {
         let network = self.part(Part::Layer(layer))?;
         sums.iter_mut().flat_map(|sums| sums.iter()).for_each(|side| side.inputs.observe(network.sites()));
@@ -227,7 +230,7 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
         let states = self.forward(progress)?;
         let head = Network::load_head(&self.config, &self.checkpoint, &self.device)?.ok_or_else(|| {
             CompressError::Input(
-                "the checkpoint does not hold the whole head; fine-tune the model first".into(),
+                "the checkpoint does not have a complete head; fine-tune the model first".into(),
             )
         })?;
         self.gradients.clear();
@@ -245,12 +248,12 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
     }
 
     fn weightings(&mut self, layer: usize) -> Result<Weightings> {
-        // Layers of which nothing is touched.
+        // Layers without a selected weight.
         while self.next > layer + 1 {
             self.back(self.next - 1, None)?;
         }
         if self.next != layer + 1 {
-            return Err(CompressError::Input(format!("layer {layer} was asked for out of order")));
+            return Err(CompressError::Input(format!("layer {layer} was requested out of order")));
         }
         let mut sums = [Sided::default(), Sided::default()];
         let network = self.back(layer, Some(&mut sums))?;
@@ -289,7 +292,7 @@ impl Sided {
         let inputs = self.inputs.take(&path)?;
         if let Some((site, _)) = self.outputs.iter().find(|(_, sum)| !sum.is_finite()) {
             return Err(CompressError::Input(format!(
-                "the gradient of the loss is not finite at '{}'; is a weight after it broken?",
+                "the gradient of the loss is not finite at '{}'; check the weights after it",
                 path(*site)
             )));
         }
@@ -333,11 +336,11 @@ impl<B: AutodiffBackend> Observer for Tap<B> {
     }
 }
 
-/// What the rows of the last hidden states are to give.
+/// The targets of the rows of the last hidden states.
 enum Wanted {
     /// The class of each row.
     Classes(Vec<u32>),
-    /// The token that follows each row's, with the weight 0 where none does.
+    /// The token that follows each row's, with weight 0 if there is none.
     Next(Vec<(u32, f32)>),
     Scores(Vec<f32>),
 }
@@ -360,7 +363,7 @@ impl Wanted {
         }
     }
 
-    /// The summed loss of the hidden states of rows from `start` on; none where no row is to give anything.
+    /// The summed loss of the hidden states of rows from `start` on; `None` if no row has a target.
     fn loss<B: Kernels>(
         &self,
         head: &Network<B>,
@@ -402,11 +405,11 @@ impl Wanted {
     }
 }
 
-/// Packs samples, those that are held out apart.
+/// Packs samples, with held-out samples in separate batches.
 fn batches(samples: Vec<(Tokens, Answers)>) -> Vec<Batch> {
     let single: Vec<(Tokens, Answers)> = samples.into_iter().flat_map(sequences).collect();
     let n = single.len();
-    // Of a few samples one is held out, of one none.
+    // Of a few samples one is held out, of a single one none.
     let is_held_out = |i: usize| i % HELD_OUT == HELD_OUT - 1 || (n < HELD_OUT && n > 1 && i + 1 == n);
     let mut batches: Vec<Batch> = Vec::new();
     for held_out in [false, true] {
@@ -430,7 +433,7 @@ fn batches(samples: Vec<(Tokens, Answers)>) -> Vec<Batch> {
     batches
 }
 
-/// The sequences of a sample one by one.
+/// The sequences of a sample, one by one.
 fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
     let mut start = 0;
     let mut parts = Vec::with_capacity(tokens.lengths.len());

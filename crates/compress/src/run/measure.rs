@@ -10,11 +10,11 @@ use lowrank_models::{Decoder, ModelFolder, Run};
 use super::network::Tokens;
 use crate::error::Result;
 
-/// The mean negative log-likelihood of a token of packed texts under the language model in a folder; the first of each
-/// text is not predicted.
+/// The mean negative log-likelihood per token of packed texts under the language model in a folder; the first
+/// token of each text is not predicted.
 ///
 /// # Errors
-/// A folder without a language model, tokens that it does not take.
+/// A folder without a language model, tokens that it does not accept.
 pub fn mean_nll<B: Kernels>(folder: &Path, texts: &[Tokens], device: &B::Device) -> Result<f64> {
     let config = ModelFolder::open(folder)?.decoder_config()?;
     let model = Decoder::<B>::load(folder, config, WeightType::F32, device)?;

@@ -1,4 +1,5 @@
-//! What runs the model: calibration, gradients, recovery. Behind the feature `run`, since it needs burn.
+//! Everything that runs the model: calibration, gradients, recovery. Behind the feature `run`, since it needs
+//! burn.
 
 mod calibrate;
 mod distillation;

@@ -1,4 +1,4 @@
-//! A model of which only a part is in memory: its embeddings, or one layer.
+//! A model of which only one part is in memory: its embeddings, or one layer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,11 +22,11 @@ use crate::options::CompressedModule;
 /// Packed sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
-    /// Token ids, sequence after sequence.
+    /// Token ids, all sequences concatenated.
     pub ids: Vec<u32>,
-    /// Token types, as many; a decoder takes no notice of them.
+    /// Token types, as many; ignored by a decoder.
     pub type_ids: Vec<u32>,
-    /// Tokens of each sequence.
+    /// Number of tokens of each sequence.
     pub lengths: Vec<usize>,
 }
 
@@ -45,12 +45,12 @@ pub(crate) enum Network<B: Backend> {
     Classifier(Box<Classifier<B>>, Rows),
 }
 
-/// Which parameters to load.
+/// The parameters to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// What comes before the layers.
+    /// The part before the layers.
     Outside,
-    /// What comes after them.
+    /// The part after them.
     Head,
     /// One layer.
     Layer(usize),
@@ -88,17 +88,17 @@ impl Config {
     }
 }
 
-/// The rows of an encoder's last layer that are read after it: the first of each sequence where the checkpoint has a
-/// head for sequences, else all of them, which an embedding averages.
+/// The rows of an encoder's last layer that are read after it: the first of each sequence if the checkpoint
+/// has a sequence head, otherwise all of them, for an embedding that averages them.
 fn last_rows(model: &ModelFolder) -> Result<Rows> {
     let has_head = model.checkpoint()?.names().any(|name| name.starts_with("classifier."));
     Ok(if has_head && model.kind() != ModelKind::TokenClassifier { Rows::First } else { Rows::All })
 }
 
-/// The most tokens of a sequence that a model folder's model takes.
+/// The maximum number of tokens per sequence for the model of a folder.
 ///
 /// # Errors
-/// A folder that holds no model of a known architecture.
+/// A folder without a model of a known architecture.
 pub fn token_limit(folder: &Path) -> Result<usize> {
     Ok(match Config::read(folder)? {
         Config::Decoder(config) => config.max_positions,
@@ -107,7 +107,7 @@ pub fn token_limit(folder: &Path) -> Result<usize> {
 }
 
 impl<B: Backend> Network<B> {
-    /// Loads a part of a checkpoint; `modules` stand in for those of their names.
+    /// Loads a part of a checkpoint; `modules` replace those of the same names.
     pub(crate) fn load(
         config: &Config,
         checkpoint: &Checkpoint,
@@ -118,7 +118,7 @@ impl<B: Backend> Network<B> {
         Ok(Self::load_part(config, checkpoint, part, modules, device)?.0)
     }
 
-    /// Loads the head; `None` where the checkpoint does not hold the whole of it.
+    /// Loads the head; `None` if the checkpoint does not hold all of it.
     pub(crate) fn load_head(
         config: &Config,
         checkpoint: &Checkpoint,
@@ -169,7 +169,7 @@ impl<B: Backend> Network<B> {
         }
     }
 
-    /// Folds adapters into the factors under them, at the factors' own rank.
+    /// Folds adapters into the factors under them, at the rank of the factors.
     pub(crate) fn merge(&mut self, adapters: &AdapterSet<B>) -> Result<()> {
         match self {
             Self::Decoder(model) => **model = model.merged(adapters)?,
@@ -205,7 +205,7 @@ impl<B: Kernels> Network<B> {
         })
     }
 
-    /// Hidden states after a layer; of an encoder's last layer, those that are read after it.
+    /// Hidden states after a layer; after an encoder's last layer, only those that are read.
     pub(crate) fn layer(
         &self,
         index: usize,
@@ -224,7 +224,7 @@ impl<B: Kernels> Network<B> {
         }
     }
 
-    /// Logits after the hidden states of the last layer.
+    /// Logits from the hidden states of the last layer.
     pub(crate) fn finish(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
         let run = Run::eval(adapters);
         match self {
@@ -233,11 +233,11 @@ impl<B: Kernels> Network<B> {
         }
     }
 
-    /// `Σ wᵢ·(−ln pᵢ)` of the tokens that follow the hidden states of a decoder's last layer, as
+    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens, from the hidden states of a decoder's last layer, as
     /// [`Decoder::nll_sum`].
     ///
     /// # Errors
-    /// An encoder, which predicts no token.
+    /// An encoder, which does not predict tokens.
     pub(crate) fn nll_sum(
         &self,
         x: Tensor<B, 2>,
@@ -247,12 +247,14 @@ impl<B: Kernels> Network<B> {
         let none = AdapterSet::empty();
         match self {
             Self::Decoder(model) => Ok(model.nll_sum(model.finish(x), targets, weights, Run::eval(&none))),
-            Self::Classifier(..) => Err(CompressError::Input("an encoder predicts no next token".into())),
+            Self::Classifier(..) => {
+                Err(CompressError::Input("an encoder does not predict next tokens".into()))
+            }
         }
     }
 }
 
-/// Loads the parameters of a part and leaves the others unmade.
+/// Loads the parameters of a part and leaves the others uninitialized.
 struct PartLoader<'a, B: Backend> {
     loader: Loader<'a, B>,
     own: HashMap<String, (&'a [usize], &'a [f32])>,
@@ -274,7 +276,7 @@ impl<B: Backend> PartLoader<'_, B> {
         }
     }
 
-    /// Sets a parameter from a module that stands in for the checkpoint's.
+    /// Sets a parameter from a module that replaces the checkpoint's.
     fn set<const D: usize>(&self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) -> bool {
         let key = &*at.key();
         let bare = self.loader.stored_key(key);
@@ -312,7 +314,7 @@ impl<B: Backend> ParamVisitor<B> for PartLoader<'_, B> {
     }
 
     fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
-        // The factor of another module, which may be in another layer: it is wanted where its borrower is.
+        // The factor of another module, possibly of another layer: it is loaded with the module that uses it.
         if self.is_wanted(at) && !self.set_stored(at, stored) {
             self.loader.visit_shared(at, stored);
         }

@@ -1,4 +1,5 @@
-//! Recovery after compression: each layer is trained to give what the dense layer gave, one layer in memory, no labels.
+//! Recovery after compression: each layer is trained to reproduce the dense layer's output, one layer in
+//! memory, no labels.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -20,17 +21,17 @@ use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::options::Progress;
 
-/// Which parameters are trained.
+/// The trained parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trained {
     /// Every parameter of the layer: factors, biases, norms.
     #[default]
     All,
-    /// A LoRA of this rank over each pair of factors, merged back into them at the factors' own rank.
+    /// A LoRA of this rank over each pair of factors, merged back into them at the rank of the factors.
     Lora(usize),
 }
 
-/// What is trained, how long and how fast.
+/// Options of a recovery.
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
@@ -39,9 +40,9 @@ pub enum Trained {
 /// | `lr` | 1e-3 | learning rate of Adam, falling to zero along a cosine | > 0 |
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DistillOptions {
-    /// What of each layer is trained.
+    /// The trained parameters of each layer.
     pub trained: Trained,
-    /// Steps for each layer.
+    /// Steps per layer.
     pub steps: usize,
     /// Learning rate.
     pub lr: f64,
@@ -57,38 +58,39 @@ impl DistillOptions {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// A rank or number of steps of 0, a learning rate that is not a positive number.
+    /// A rank or number of steps of 0, a learning rate that is not positive.
     pub fn validate(&self) -> Result<()> {
         if self.trained == Trained::Lora(0) {
-            return Err(CompressError::Input("recovery by a LoRA takes a rank of at least 1".into()));
+            return Err(CompressError::Input("recovery by LoRA needs a rank of at least 1".into()));
         }
         if self.steps == 0 || !(self.lr > 0.0 && self.lr.is_finite()) {
             return Err(CompressError::Input(
-                "recovery takes at least one step and a learning rate above 0".into(),
+                "recovery needs at least one step and a learning rate above 0".into(),
             ));
         }
         Ok(())
     }
 }
 
-/// What training a layer came to: errors of its output relative to the dense model's, over all batches.
+/// The result of training a layer: errors of its output relative to the dense model's, over all batches.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerRecovery {
     /// The layer.
     pub layer: usize,
-    /// Before training, on what the trained layers below give.
+    /// Before training, on the outputs of the trained layers below.
     pub before: f64,
-    /// After.
+    /// After training.
     pub after: f64,
 }
 
-/// Trains the layers of `compressed`, a folder that [`compress`](crate::compress) made from `dense`, one after the
-/// other, each on what those below it give, towards the hidden states of the dense model; writes the folder `output`.
+/// Trains the layers of `compressed`, a folder that [`compress`](crate::compress) made from `dense`, in
+/// sequence, each on the outputs of those below it, towards the hidden states of the dense model; writes the
+/// folder `output`.
 ///
 /// # Algorithm
-/// AdamW without decay, on the one training path ([`lowrank_train::train`]), on `‖C_i(h̃) − D_i(h)‖² / ‖D_i(h)‖²` over the parameters of the compressed layer `C_i`, where
-/// `h` are the dense model's hidden states and `h̃` those of the compressed one. The parameters of a layer that training
-/// did not bring nearer stay as they were.
+/// AdamW without decay, in the common training loop ([`lowrank_train::train`]), on `‖C_i(h̃) − D_i(h)‖² /
+/// ‖D_i(h)‖²` over the parameters of the compressed layer `C_i`, where `h` are the dense model's hidden
+/// states and `h̃` those of the compressed one. A layer that training does not improve keeps its parameters.
 ///
 /// # Errors
 /// Folders that do not belong together, factors shared between layers, no texts, an output that is not empty.
@@ -113,7 +115,7 @@ where
     let is_shared = |r: &Representation| matches!(r, Representation::LowRank { a_of, b_of, .. } if a_of.is_some() || b_of.is_some());
     if section.modules.values().any(|entry| is_shared(&entry.representation)) {
         return Err(CompressError::Input(
-            "layers that share factors cannot be trained one by one; fine-tune the whole model instead"
+            "layers that share factors cannot be recovered one by one; fine-tune the whole model instead"
                 .into(),
         ));
     }
@@ -149,17 +151,17 @@ where
     Ok(layers)
 }
 
-/// Tensors of a layer by their keys, as they lie in the file.
+/// Tensors of a layer by their keys, in the file's layout.
 type LayerTensors = Vec<(String, Cow<'static, [f32]>)>;
 
-/// The dense and the compressed model, side by side before the same layer.
+/// The dense and the compressed model, before the same layer.
 struct Pair<'a, B: AutodiffBackend + Kernels> {
     config: [Config; 2],
     checkpoint: [Checkpoint; 2],
     /// Hidden states of both for every batch.
     states: Vec<[Tensor<B, 2>; 2]>,
     contexts: Vec<TokenBatch<B>>,
-    /// What the compressed model's modules are.
+    /// Representations of the compressed model's modules.
     section: LowrankSection,
     device: &'a B::Device,
 }
@@ -194,7 +196,7 @@ where
         Network::load(&self.config[which], &self.checkpoint[which], Part::Layer(layer), &[], self.device)
     }
 
-    /// Trains a layer and moves both models past it.
+    /// Trains a layer and advances both models past it.
     fn layer(
         &mut self,
         layer: usize,
@@ -219,7 +221,7 @@ where
             network = objective.run(model, options, progress)?;
         }
         let mut after = self.error(&network, layer);
-        // Where nothing is gained, or not a number, nothing is changed.
+        // Without a gain, or with NaN, nothing is changed.
         if after.is_nan() || after >= before {
             network = self.load(1, layer)?;
             after = before;
@@ -233,7 +235,7 @@ where
         Ok((LayerRecovery { layer, before, after }, tensors))
     }
 
-    /// A newly initialized LoRA over every pair of factors of a layer; none where it has no such pair.
+    /// A newly initialized LoRA over every pair of factors of a layer; `None` without such a pair.
     fn lora(&self, network: &Network<B>, layer: usize, rank: usize) -> Result<Option<AdapterSet<B>>> {
         let is_factored = |site: &&Site| {
             let entry = self.section.find(&site.path).map(|(_, entry)| &entry.representation);

@@ -1,4 +1,4 @@
-//! Second moments of the vectors that reach linear maps, or of the gradients that leave them.
+//! Second moments of the inputs of linear maps, or of the gradients of their outputs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use lowrank_spec::names::expert_of;
 use crate::error::{CompressError, Result};
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
-/// Rows that are multiplied in `f32` before they are added up in `f64`.
+/// Rows that are multiplied in `f32` before they are accumulated in `f64`.
 const ROWS: usize = 1024;
 
 /// The sums of one input, which several maps may share.
@@ -39,7 +39,7 @@ impl Sum {
         self.rows += (values.len() / self.width()) as u64;
     }
 
-    /// Takes rows out again.
+    /// Subtracts rows again.
     fn remove(&mut self, values: &[f32]) {
         self.accumulate(values, -1.0);
         self.rows -= (values.len() / self.width()) as u64;
@@ -64,7 +64,7 @@ impl Sum {
         }
     }
 
-    /// Whether every sum is a finite number.
+    /// Whether every sum is finite.
     pub(crate) fn is_finite(&self) -> bool {
         self.magnitude.iter().all(|sum| sum.is_finite())
     }
@@ -77,8 +77,8 @@ impl Sum {
     }
 }
 
-/// Sums by site; sites that are given the same values in every batch share them. A batch may pass an expert by, so that
-/// only maps of the same expert share sums, or maps outside of all.
+/// Sums by site; sites that receive the same values in every batch share them. A batch may leave out an expert, so
+/// sums are shared only between maps of the same expert, or outside of all experts.
 #[derive(Debug, Default)]
 pub(crate) struct Sums(Mutex<State>);
 
@@ -91,7 +91,7 @@ struct State {
     experts: Vec<Option<String>>,
 }
 
-/// A sum and the site that adds to it; the others of the group were given the same so far.
+/// A sum and the site that adds to it; the others of the group have received the same values so far.
 #[derive(Debug)]
 struct Group {
     sum: Sum,
@@ -124,7 +124,7 @@ impl State {
             group.sum.add(&values);
             group.latest = values;
         } else if group.latest != values {
-            // The same in all batches before this one, and another input after all.
+            // The same in all previous batches, but a different input now.
             let mut sum = group.sum.clone();
             sum.remove(&group.latest);
             sum.add(&values);
@@ -150,18 +150,18 @@ impl Sums {
     /// Takes the sums out, by site.
     ///
     /// # Errors
-    /// Values that are not finite, naming the module.
+    /// Non-finite values, naming the module.
     pub(crate) fn take(
         &self,
         path: impl Fn(usize) -> String,
     ) -> Result<HashMap<usize, Arc<InputStatistics>>> {
         let State { groups, by_site, .. } =
             std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        // The first in the order of the model, which is where the fault lies.
+        // The first in the model's order, which is where the fault lies.
         let broken = groups.iter().filter(|group| !group.sum.is_finite()).map(|group| group.leader).min();
         if let Some(site) = broken {
             return Err(CompressError::Input(format!(
-                "'{}' is given values that are not finite in calibration; is a weight before it broken?",
+                "'{}' has non-finite inputs in calibration; check the weights before it",
                 path(site)
             )));
         }
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn sites_of_one_input_in_the_first_batch_alone_part() {
         let sums = Sums::default();
-        // A query of first tokens is the keys' input where every sequence has one token.
+        // A query of first tokens equals the keys' input if every sequence has one token.
         for (query, key) in
             [([1.0, 2.0].to_vec(), [1.0, 2.0].to_vec()), (vec![3.0, 4.0], vec![3.0, 4.0, 5.0, 6.0])]
         {
