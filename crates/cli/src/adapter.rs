@@ -1,4 +1,4 @@
-//! What the commands over adapters share: reading them, with what is odd about them said on standard error.
+//! Shared by the commands over adapters: reading them, with warnings on standard error.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +15,12 @@ use lowrank_spec::HostTensor;
 use crate::backend::{Inner, device};
 use crate::context::{LABELS_FILE, adapter_folder, open_model};
 
-/// Reads an adapter's files; warns where they do not hold an alpha.
+/// Reads an adapter's files; warns if they do not contain an alpha.
 pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
     let folder = AdapterFolder::read_with_alpha(path, alpha)?;
     if folder.alpha_is_assumed {
         eprintln!(
-            "warning: {}: the file holds no alpha; taking {}; convert it with --alpha for another",
+            "warning: {}: the file has no alpha; using {}; set another one with convert --alpha",
             path.display(),
             folder.config.lora_alpha
         );
@@ -28,12 +28,12 @@ pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
     Ok(folder)
 }
 
-/// Says which tensors of a checkpoint belong to a head that the model does not have.
+/// Warns of tensors of a checkpoint that belong to a head that the model does not have.
 pub(crate) fn warn_ignored<B: Backend>(model: &impl Parameters<B>, path: &Path) {
     warn_unused(model.ignored(), path);
 }
 
-/// Says which tensors of a checkpoint are left out, once for all.
+/// Warns once of all tensors of a checkpoint that are left out.
 pub(crate) fn warn_unused(ignored: &[String], path: &Path) {
     if let Some(first) = ignored.first() {
         let more = ignored.len() - 1;
@@ -63,11 +63,11 @@ pub(crate) fn warn_idle<B: Backend>(set: &AdapterSet<B>, path: &Path) {
         } else {
             format!("{} of {n} layers, the first is '{first}'", idle.len())
         };
-        eprintln!("warning: {}: the update is all zero in {which}; it changes nothing there", path.display());
+        eprintln!("warning: {}: the update is zero in {which} and changes nothing there", path.display());
     }
 }
 
-/// An adapter away from its model.
+/// An adapter without its model.
 pub(crate) struct DetachedAdapter {
     /// Its config.
     pub(crate) config: PeftConfig,
@@ -75,15 +75,16 @@ pub(crate) struct DetachedAdapter {
     pub(crate) sites: Vec<Site>,
     /// Its factors over these sites.
     pub(crate) set: AdapterSet<Inner>,
-    /// What was trained and saved in full.
+    /// The parameters that were trained and saved in full.
     pub(crate) saved: Vec<HostTensor<'static>>,
-    /// Where it lies.
+    /// Its path.
     pub(crate) path: PathBuf,
     weights: Box<dyn BaseWeights<Inner>>,
 }
 
 impl DetachedAdapter {
-    /// Reads an adapter; `model` gives what its files do not hold (the weights under DoRA, the widths under VeRA).
+    /// Reads an adapter; `model` provides what its files do not contain (the weights under DoRA, the widths
+    /// under VeRA).
     pub(crate) fn read(path: &Path, alpha: Option<f64>, model: Option<&Path>) -> Result<Self> {
         let path = adapter_folder(path)?;
         let mut folder = read(&path, alpha)?;
@@ -110,7 +111,7 @@ impl DetachedAdapter {
         updates.with_context(|| format!("{}: give the base model with --model", self.path.display()))
     }
 
-    /// Writes a set in place of this one's factors, with the head, the config and the labels of this one.
+    /// Writes a set in place of this one's factors, with this one's head, config and labels.
     pub(crate) fn write(&self, set: &AdapterSet<Inner>, dir: &Path) -> Result<()> {
         write_adapter(set, &self.sites, self.config.clone(), self.saved.clone(), dir)?;
         let labels = self.path.join(LABELS_FILE);
@@ -170,7 +171,7 @@ pub(crate) struct TruncationArgs {
 }
 
 impl TruncationArgs {
-    /// What is kept, if the options say it.
+    /// The truncation, if the options specify one.
     pub(crate) fn truncation(&self) -> Result<Option<Truncation>> {
         let truncation = match (self.rank, self.energy) {
             (Some(rank), _) => Some(Truncation::Rank(rank)),
@@ -184,7 +185,7 @@ impl TruncationArgs {
         Ok(truncation)
     }
 
-    /// What is kept.
+    /// The truncation.
     pub(crate) fn required(&self) -> Result<Truncation> {
         self.truncation()?.context("give --rank or --energy")
     }

@@ -1,4 +1,5 @@
-//! The backend of this build: what is asked for wins over the default (cuda, then ndarray, then flex).
+//! The backend of this build: a requested backend takes precedence over the default (cuda, then ndarray, then
+//! flex).
 
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
@@ -23,7 +24,7 @@ mod chosen {
 
 pub(crate) use chosen::{Inner, NAME};
 
-/// The backend with differentiation.
+/// The backend with autodiff.
 pub(crate) type Train = Autodiff<Inner>;
 /// Its device.
 pub(crate) type Device = burn::tensor::Device<Inner>;
@@ -43,7 +44,8 @@ pub(crate) fn device() -> Result<Device> {
     Ok(device)
 }
 
-/// Whether the device can add: the CUDA runtime reports a missing driver by panicking on a thread of its own.
+/// Whether the device can add numbers: the CUDA runtime reports a missing driver by panicking on a thread of
+/// its own.
 #[allow(clippy::clone_on_copy, reason = "not every backend's device is Copy")]
 fn answers(device: &Device) -> bool {
     let device = device.clone();

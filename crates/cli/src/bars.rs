@@ -1,11 +1,11 @@
-//! Progress of long work on many weights.
+//! Progress bars for long work on many weights.
 
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowrank_compress::Progress;
 
-/// Progress bars on standard error, where that is a terminal.
+/// Progress bars on standard error, if that is a terminal.
 pub(crate) struct Bars {
     bar: Mutex<Option<ProgressBar>>,
 }

@@ -1,4 +1,4 @@
-//! Calibration text for compression: which samples, how many, and what they are run through.
+//! Calibration text for compression: the samples, their number, and the model that processes them.
 
 use std::path::{Path, PathBuf};
 
@@ -14,42 +14,42 @@ use lowrank_spec::rng::SplitMix64;
 use crate::backend::{Inner, Train, device};
 use crate::context::{open_model, read_text};
 
-/// Tokens of calibration text that are run together.
+/// Number of calibration tokens processed together.
 const BATCH_TOKENS: usize = 2048;
 
-/// What the activations come from.
+/// Source of the activations.
 #[derive(clap::Args)]
 pub(crate) struct CalibrationArgs {
-    /// Calibration text, one sample a line
+    /// Calibration text, one sample per line
     #[arg(long)]
     calibration: Option<PathBuf>,
-    /// A task whose training rows calibrate instead
+    /// Task whose training rows are used for calibration instead
     #[arg(long, requires = "data", conflicts_with = "calibration")]
     task: Option<Task>,
     /// GLUE root with the official folders
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Samples to draw
+    /// Number of samples to draw
     #[arg(long, default_value_t = 256)]
     samples: usize,
-    /// Seed of the draw
+    /// Seed of the sample selection
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Cut samples at this many tokens [default: the model's limit]
+    /// Truncate samples to this many tokens [default: the model's limit]
     #[arg(long)]
     max_length: Option<usize>,
-    /// Let later layers see the outputs of earlier ones as compressed
+    /// Let later layers see the compressed outputs of earlier ones
     #[arg(long)]
     sequential: bool,
 }
 
 impl CalibrationArgs {
-    /// Whether there is any.
+    /// Whether calibration data is given.
     pub(crate) fn is_given(&self) -> bool {
         self.calibration.is_some() || self.task.is_some()
     }
 
-    /// Whether it is text of no task.
+    /// Whether it is text without a task.
     pub(crate) fn is_text(&self) -> bool {
         self.calibration.is_some()
     }
@@ -59,7 +59,7 @@ impl CalibrationArgs {
         self.task.is_some()
     }
 
-    /// Whether later layers are to see the outputs of earlier ones as compressed.
+    /// Whether later layers see the compressed outputs of earlier ones.
     pub(crate) fn is_sequential(&self) -> bool {
         self.sequential
     }
@@ -102,7 +102,8 @@ impl CalibrationArgs {
         Ok(pack(rows))
     }
 
-    /// What the method weighs errors by, where there is calibration text for it; `output` is where the result will be.
+    /// The error weighting of the method, if there is calibration text for it; `output` is the location of
+    /// the result.
     pub(crate) fn calibrator(
         &self,
         method: Method,
@@ -111,9 +112,9 @@ impl CalibrationArgs {
     ) -> Result<Option<Box<dyn Calibrator>>> {
         if method == Method::TwoSided {
             if self.sequential {
-                bail!("two-sided goes through the layers backwards; leave out --sequential");
+                bail!("two-sided processes the layers backwards; leave out --sequential");
             }
-            // What is kept of the forward pass is large: it goes to the disk of the output.
+            // The stored hidden states are large: they go to the disk of the output.
             let scratch = std::path::absolute(output)?;
             let scratch =
                 scratch.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
@@ -139,7 +140,7 @@ impl CalibrationArgs {
         Ok(fisher::<Train>(model, &self.answers(model)?, &device()?)?)
     }
 
-    /// The samples with what the model is to give for them: the labels of the task, or the text's next tokens.
+    /// The samples with their targets: the labels of the task, or the text's next tokens.
     fn answers(&self, model: &Path) -> Result<Vec<(Tokens, Answers)>> {
         let (Some(task), Some(data)) = (self.task, &self.data) else {
             return Ok(self
@@ -154,9 +155,7 @@ impl CalibrationArgs {
             let config = folder.encoder_config()?;
             let (has, wants) = (config.labels.len(), task.spec().labels.width());
             if has != wants {
-                bail!(
-                    "the model has {has} labels and {task} {wants}; give the model that was tuned on the task"
-                );
+                bail!("the model has {has} labels and {task} {wants}; give a model fine-tuned on the task");
             }
         }
         let rows = EncodedDataset::encode(&GlueDataset::read(data, task, Split::Train)?, &tokenizer)?;
@@ -169,7 +168,7 @@ impl CalibrationArgs {
                 Labels::Classes(classes) => Answers::Classes(classes),
                 Labels::Scores(scores) => Answers::Scores(scores),
                 Labels::Sets(_) | Labels::Tags(_) | Labels::None => {
-                    bail!("{task} has no labels to take gradients of")
+                    bail!("{task} has no labels to compute gradients from")
                 }
             };
             Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
@@ -181,13 +180,13 @@ impl CalibrationArgs {
 fn warn_few(tokens: usize, width: usize) {
     if tokens < width {
         eprintln!(
-            "warning: {tokens} tokens of calibration text for inputs of {width} numbers and more: the errors shown are \
-             those on that text alone; give more lines or --samples"
+            "warning: only {tokens} tokens of calibration text for inputs of width {width} or more: the errors shown hold \
+             for that text only; give more lines or --samples"
         );
     }
 }
 
-/// Batches of about [`BATCH_TOKENS`].
+/// Batches of about [`BATCH_TOKENS`] tokens.
 fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
     let mut batches: Vec<Tokens> = Vec::new();
     for row in rows.into_iter().filter(|row| !row.ids.is_empty()) {

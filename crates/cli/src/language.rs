@@ -1,4 +1,4 @@
-//! What the commands over language models share: finding, loading, and turning tokens back into text.
+//! Shared by the commands over language models: finding, loading, and turning tokens back into text.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
 use crate::context::adapter_folder;
 
-/// A language model with an adapter over it, and its tokenizer, which cuts nothing.
+/// A language model with an adapter over it, and its tokenizer, which does not truncate.
 pub(crate) struct Language {
     /// The model.
     pub(crate) model: Decoder<Inner>,
@@ -33,21 +33,17 @@ pub(crate) struct LanguageArgs {
     /// Adapter folder
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Keep weights in f32, f16 or bf16; arithmetic is in f32
+    /// Storage type of the weights: f32, f16 or bf16; arithmetic is in f32
     #[arg(long, default_value = "f32")]
     pub(crate) dtype: WeightType,
 }
 
 impl LanguageArgs {
-    /// Loads what the options name.
+    /// Loads the given model and adapter.
     pub(crate) fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Language> {
         let config = folder.decoder_config()?;
         if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
-            bail!(
-                "{}: is {}; a language model is needed here",
-                folder.path().display(),
-                folder.kind().describe()
-            );
+            bail!("{}: is {}; expected a language model", folder.path().display(), folder.kind().describe());
         }
         let tokenizer = folder.tokenizer(None)?;
         let mut model = Decoder::load(folder.path(), config, self.dtype, device)?;
@@ -61,8 +57,8 @@ impl LanguageArgs {
 }
 
 impl Language {
-    /// The tokens of a text, which are some: where the tokenizer adds no first token, an empty text has the model's
-    /// own.
+    /// The tokens of a text, at least one: if the tokenizer adds no first token, an empty text gets the
+    /// model's own.
     pub(crate) fn prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.tokenizer.encode(text, None)?.ids;
         if !ids.is_empty() {
@@ -72,19 +68,19 @@ impl Language {
             .model
             .config()
             .bos
-            .context("an empty prompt, and the model has no first token; give a text")?;
+            .context("the prompt is empty and the model has no first token; give a text")?;
         Ok(vec![bos])
     }
 
-    /// The tokens of a rendered conversation, which holds its special tokens itself.
+    /// The tokens of a rendered conversation, which contains its special tokens itself.
     pub(crate) fn rendered_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.tokenizer.encode_spans(text)?.0;
         ensure!(!ids.is_empty(), "the chat template renders the conversation as an empty text");
         Ok(ids)
     }
 
-    /// The special token that ends a turn of the assistant in the model's chat template, where it is not an end of text
-    /// for the model anyway.
+    /// The special token that ends a turn of the assistant in the model's chat template, unless it is an
+    /// end-of-text token of the model anyway.
     pub(crate) fn turn_end(&self, folder: &ModelFolder) -> Result<Option<u32>> {
         let Some(template) = folder.chat_template()? else { return Ok(None) };
         let ids = self.tokenizer.encode_spans(&template.turn_end()?)?.0;
@@ -102,24 +98,21 @@ impl Language {
         })
     }
 
-    /// The longest text that the model was made for, or `asked` if it is no longer.
+    /// The longest text that the model supports, or `asked` if it is not longer.
     pub(crate) fn window(&self, asked: Option<usize>) -> Result<usize> {
         let config = self.model.config();
         let limit = self.tokenizer.model_max_length().unwrap_or(usize::MAX).min(config.max_positions);
         match asked {
             Some(n) if n < 2 => bail!("--max-length {n} leaves nothing to predict; give 2 or more"),
             Some(n) if config.is_bounded() && n > config.max_positions => {
-                bail!(
-                    "--max-length {n} is more than the {} tokens that the model takes",
-                    config.max_positions
-                )
+                bail!("--max-length {n} exceeds the model's limit of {} tokens", config.max_positions)
             }
             _ => Ok(asked.unwrap_or(limit)),
         }
     }
 }
 
-/// A conversation as the model's chat template renders it, up to where the next answer begins.
+/// A conversation as rendered by the model's chat template, up to the beginning of the next answer.
 pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<String> {
     let template = folder.chat_template()?.with_context(|| {
         format!(

@@ -1,4 +1,4 @@
-//! The linear layers and embeddings of a model folder: what `inspect` tells beside the tensors.
+//! The linear layers and embeddings of a model folder, which `inspect` lists beside the tensors.
 
 use anyhow::Result;
 use lowrank_adapters::Site;
@@ -8,13 +8,14 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Device, Inner};
 
-/// `model_type` and `layers`, if the folder holds a model of an architecture that can be run; no weights are read.
+/// `model_type` and `layers`, if the folder contains a model of a supported architecture; no weights are
+/// read.
 ///
 /// # Errors
 /// A config that is malformed, or a `lowrank` section that does not fit the model.
 pub(crate) fn describe(folder: &ModelFolder) -> Result<Map<String, Value>> {
     let mut object = Map::new();
-    // Of another architecture the tensors alone are known.
+    // For other architectures only the tensors are known.
     if !folder.is_supported() {
         return Ok(object);
     }

@@ -1,4 +1,4 @@
-//! What the machine and this process are: for run records.
+//! The machine and this process, for run records.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn kilobytes(file: &str, key: &str) -> Option<f64> {
     line_value(file, key)?.split_whitespace().next()?.parse().ok()
 }
 
-/// Peak resident memory of this process in MB (10⁶ bytes), where the system tells.
+/// Peak resident memory of this process in MB (10⁶ bytes), if the system reports it.
 pub(crate) fn peak_rss_mb() -> Option<f64> {
     kilobytes("/proc/self/status", "VmHWM").map(|kb| kb * 1024.0 / 1e6)
 }

@@ -1,4 +1,4 @@
-//! The `lowrank` command. The one place where a backend is chosen.
+//! The `lowrank` command. The only place where a backend is chosen.
 
 #![allow(clippy::print_stdout, reason = "a program's output")]
 
@@ -21,9 +21,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Pages that are given back to the system are cleared again when they are next needed, which costs a fifth of a
-/// training step; mimalloc keeps them. Its huge pages are left out: they make a model's memory a sixth larger and a
-/// start four times slower, and training no faster (docs/LOG.md).
+/// Pages returned to the system are cleared again when they are next needed, which costs a fifth of a
+/// training step; mimalloc keeps them. Its huge pages are disabled: they make a model's memory a sixth larger
+/// and a start four times slower, and training no faster (docs/LOG.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -49,15 +49,15 @@ enum Command {
     Perplexity(command::perplexity::Args),
     /// Continue prompts with a language model
     Generate(command::generate::Args),
-    /// Talk with a language model on the terminal
+    /// Chat with a language model on the terminal
     Chat(command::chat::Args),
     /// Show layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
-    /// Compress a model: weights as low-rank factors or tensor trains
+    /// Compress a model into low-rank factors, tensor trains or quantised blocks
     Compress(Box<command::compress::Args>),
     /// Merge an adapter into its model's weights
     Merge(command::merge::Args),
-    /// Convert an adapter of any method to LoRA, or a LoRA to LoTR
+    /// Convert an adapter to LoRA, a LoRA to LoTR, or a model or an adapter to GGUF
     Convert(command::convert::Args),
     /// Change the rank of an adapter
     Resize(command::resize::Args),
@@ -69,15 +69,15 @@ enum Command {
     Logs(command::logs::Args),
     /// Write tables and plots of finished runs
     Report(command::report::Args),
-    /// Generate the embedded data sets and the embedded model
+    /// Generate the embedded data sets and models
     Datasets(command::datasets::Args),
 }
 
 fn main() -> ExitCode {
-    // A reader that has enough, as `head`, ends the program quietly.
+    // A reader that has enough, like `head`, ends the program quietly.
     sigpipe::reset();
     let cli = Cli::parse();
-    // A missing driver is an error of ours, said once.
+    // A missing driver is reported by our own error, once.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "warn,cubecl_common=off".into());
     let (writer, ansi) = (std::io::stderr, std::io::stderr().is_terminal());
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// An error with its causes, each said once.
+/// An error with its causes, each printed once.
 fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

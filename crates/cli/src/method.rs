@@ -1,5 +1,5 @@
-//! What is trained, and the options of adapters, as the command line has them. Methods and their own options come from
-//! the registry of `lowrank-adapters`.
+//! The training method and the options of adapters on the command line. Methods and their own options come
+//! from the registry of `lowrank-adapters`.
 
 use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ impl ValueEnum for Method {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Full => PossibleValue::new("full").help("Every weight"),
-            Self::Head => PossibleValue::new("head").help("The task head alone"),
+            Self::Head => PossibleValue::new("head").help("The task head only"),
             Self::Bitfit => PossibleValue::new("bitfit").help("The biases and the head"),
             Self::Adapter(method) => PossibleValue::new(method.name).help(method.about),
         })
@@ -50,7 +50,7 @@ impl Method {
         self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
     }
 
-    /// The adapter that it trains, if it trains one.
+    /// The adapter that it trains, if any.
     pub(crate) const fn adapter(self) -> Option<AdapterMethod> {
         match self {
             Self::Full | Self::Head | Self::Bitfit => None,
@@ -59,7 +59,7 @@ impl Method {
     }
 }
 
-/// How the factors start.
+/// Initialization of the factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InitName(Init);
 
@@ -76,7 +76,7 @@ impl ValueEnum for InitName {
     }
 }
 
-/// Which biases are trained and saved with an adapter.
+/// Biases that are trained and saved with an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BiasMode {
     /// No bias of the model
@@ -128,29 +128,29 @@ pub(crate) struct AdapterArgs {
     /// Layers to exclude
     #[arg(long)]
     pub(crate) exclude: Option<String>,
-    /// Transformer layers to adapt, as 0,1,4-7
+    /// Transformer layers to adapt, e.g. 0,1,4-7
     #[arg(long)]
     pub(crate) layers: Option<String>,
-    /// Initialisation of the factors [default: the method's own]
+    /// Initialization of the factors [default: the method's own]
     #[arg(long, value_enum)]
     pub(crate) init: Option<InitName>,
-    /// Ranks of some layers, as key=4,output.dense=16
+    /// Ranks of individual layers, e.g. key=4,output.dense=16
     #[arg(long)]
     pub(crate) rank_pattern: Option<String>,
-    /// Alphas of some layers, likewise
+    /// Alphas of individual layers, in the same format
     #[arg(long)]
     pub(crate) alpha_pattern: Option<String>,
     /// Biases to train and save with the adapter
     #[arg(long, value_enum, default_value_t = BiasMode::None)]
     pub(crate) bias: BiasMode,
-    /// Methods that share factors: by layers of one kind, not by all of one shape
+    /// For methods that share factors: group by layers of one kind instead of by all of one shape
     #[arg(long)]
     pub(crate) by_kind: bool,
     #[command(flatten)]
     pub(crate) own: MethodArgs,
 }
 
-/// Options of single methods, as the registry lists them.
+/// Options of individual methods, as listed in the registry.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MethodArgs(Options);
 
@@ -212,7 +212,7 @@ impl clap::Args for MethodArgs {
 }
 
 impl AdapterArgs {
-    /// The config that they make; `heads` are the model's attention heads.
+    /// The config given by the options; `heads` is the model's number of attention heads.
     pub(crate) fn config(
         &self,
         method: AdapterMethod,
@@ -226,7 +226,7 @@ impl AdapterArgs {
             layers: self.layers.as_deref().map(parse_layers).transpose()?,
         };
         let mut options = self.own.0.clone();
-        // A mode over attention heads has as many as the model, unless the option sets it.
+        // A mode over attention heads has the model's number of them, unless the option sets it.
         if method.options.iter().any(|option| option.name == "heads") && options.get("heads").is_none() {
             options = options.with("heads", heads);
         }
@@ -276,13 +276,13 @@ fn parse_pattern<T: std::str::FromStr>(option: &str, text: Option<&str>) -> Resu
     parts.map(part).collect()
 }
 
-/// More than any model has, and few enough to list.
+/// More than any model has, and few enough to enumerate.
 const MOST_LAYERS: usize = 100_000;
 
 /// `0,1,4-7`.
 pub(crate) fn parse_layers(text: &str) -> Result<Vec<usize>> {
     let number = |s: &str| {
-        s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers as 0,1,4-7"))
+        s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers, e.g. 0,1,4-7"))
     };
     let mut layers = Vec::new();
     for part in text.split(',') {
@@ -290,7 +290,7 @@ pub(crate) fn parse_layers(text: &str) -> Result<Vec<usize>> {
         let (from, to) = (number(from)?, number(to)?);
         ensure!(
             from <= to && to < MOST_LAYERS,
-            "--layers {part}: expected a range from the lower to the higher layer, as 4-7"
+            "--layers {part}: expected a range from the lower to the higher layer, e.g. 4-7"
         );
         layers.extend(from..=to);
     }

@@ -1,11 +1,11 @@
-//! The options of `generate` and `chat` that choose tokens, over what `generation_config.json` asks for.
+//! The sampling options of `generate` and `chat`, which override `generation_config.json`.
 
 use anyhow::Result;
 use clap::Args;
 use lowrank_models::GenerationConfig;
 use lowrank_models::decoder::{GenerationOptions, Sampling};
 
-/// How tokens are chosen. What is not given is as the model's generation_config.json has it.
+/// Sampling options. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
 pub(crate) struct SamplingArgs {
     /// Maximum number of new tokens [default: generation_config.json's, or 128]
@@ -17,13 +17,13 @@ pub(crate) struct SamplingArgs {
     /// Sample from the K most likely tokens
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Sample from the smallest set of tokens with this total probability
+    /// Sample from the smallest set of tokens with at least this total probability
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Penalty on tokens already in the sequence; 1 is none
+    /// Penalty on tokens already in the sequence; 1 disables it
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f64>,
-    /// No run of this many tokens occurs twice
+    /// Do not repeat any sequence of this many tokens
     #[arg(long, value_name = "N")]
     no_repeat_ngram_size: Option<usize>,
     /// Sampling seed
@@ -32,12 +32,12 @@ pub(crate) struct SamplingArgs {
     /// Stop before this text; may be repeated
     #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Do not read the model's generation_config.json
+    /// Ignore the model's generation_config.json
     #[arg(long)]
     no_generation_config: bool,
 }
 
-/// Tokens to add where nothing says how many.
+/// Default number of new tokens.
 const MAX_NEW_TOKENS: usize = 128;
 
 impl SamplingArgs {
@@ -57,7 +57,7 @@ impl SamplingArgs {
         }
     }
 
-    /// The options over those of the model's file, and the texts that end a continuation. Keys of the file that are not
+    /// The options merged over the model's file, and the stop texts. Keys of the file that are not
     /// supported are named on standard error.
     pub(crate) fn resolve(&self, config: GenerationConfig) -> Result<(GenerationOptions, Vec<String>)> {
         let config = if self.no_generation_config { GenerationConfig::default() } else { config };
@@ -67,7 +67,7 @@ impl SamplingArgs {
         }
         let sampling = self.sampling(&config);
         sampling.check().map_err(anyhow::Error::msg)?;
-        // The number of new tokens holds over the whole length, as in transformers.
+        // The number of new tokens takes precedence over the total length, as in transformers.
         let new = self.max_new_tokens.or(config.max_new_tokens);
         let max_length = config.max_length.filter(|_| new.is_none());
         let default = if max_length.is_some() { usize::MAX } else { MAX_NEW_TOKENS };

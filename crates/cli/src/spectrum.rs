@@ -1,4 +1,4 @@
-//! `lowrank inspect --spectrum`: what truncation would cost, before anything is compressed.
+//! `lowrank inspect --spectrum`: the cost of truncation, before anything is compressed.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Whether it was asked for.
+    /// Whether it was requested.
     pub(crate) fn is_wanted(&self) -> bool {
         self.spectrum
     }
@@ -79,7 +79,7 @@ fn of_adapter(path: &Path, targets: Option<&Targets>) -> Result<Vec<ModuleSpectr
         let update = &updates[index];
         let svd = update.factors.svd()?;
         let mut values: Vec<f32> = svd.s().iter().map(|s| s * update.scale.abs() as f32).collect();
-        // Beyond the rank of the factors there is nothing.
+        // Beyond the rank of the factors all values are zero.
         values.resize(update.site.max_rank(), 0.0);
         let shape = [update.site.d_output, update.site.d_input];
         Ok(spectrum::of_values(update.site.path.clone(), shape, &values)?)

@@ -1,10 +1,10 @@
-//! A continuation on the terminal as it comes.
+//! Streaming of a continuation to the terminal.
 
 use std::io::Write;
 
 use anyhow::{Context, Result};
 
-/// What has been written so far.
+/// The text written so far.
 #[derive(Default)]
 pub(crate) struct Stream {
     written: usize,
@@ -14,10 +14,10 @@ impl Stream {
     /// Writes a text at once.
     pub(crate) fn show(&self, text: &str) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output cannot be written")
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
     }
 
-    /// Writes what has come since, but for a character of which bytes are missing and for what may become a stop.
+    /// Writes the new text, except an incomplete character and a possible beginning of a stop text.
     pub(crate) fn advance(&mut self, text: &str, stops: &[String]) -> Result<()> {
         let text = text.trim_end_matches('\u{FFFD}');
         let held = stops.iter().filter_map(|stop| text.find(stop)).min().unwrap_or_else(|| {

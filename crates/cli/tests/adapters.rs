@@ -239,7 +239,7 @@ fn loralib_tensors_are_an_adapter_and_convert_to_peft() {
     // Without an alpha, loralib's default is used, with a warning.
     let assert = run(&["predict", "--model", s(&model), "--adapter", s(&path), "--text", "a"]).success();
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
-    assert!(stderr.contains("holds no alpha; taking 16"), "{stderr}");
+    assert!(stderr.contains("has no alpha; using 16"), "{stderr}");
 }
 
 /// Rewrites the tensors of an adapter, each as `change` has it.

@@ -357,11 +357,11 @@ fn merging_keeps_the_predictions() {
     }
     fails(
         &["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)],
-        "the output would go into",
+        "the output would be inside",
     );
     let dotted = merged.parent().unwrap().join(".").join("merged");
     fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&dotted)], "is not empty");
-    fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "would go into");
+    fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "would be inside");
 }
 
 fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
@@ -380,7 +380,7 @@ fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) 
 #[case(&["--alpha", "-1"], "alpha = -1 is out of range")]
 #[case(&["--dropout", "1.5"], "dropout = 1.5 is out of range")]
 #[case(&["--batch-size", "0"], "batch-size = 0 is out of range")]
-#[case(&["--max-length", "9999"], "more than the")]
+#[case(&["--max-length", "9999"], "exceeds the model's limit")]
 #[case(&["--epochs", "0"], "epochs = 0 is out of range")]
 #[case(&["--layers", "first"], "expected numbers")]
 #[case(&["--layers", "0-999999999999"], "expected a range")]

@@ -210,7 +210,10 @@ fn bad_requests_are_one_line() {
     }
     let args = [&base[..], &["--ratio", "0.2", "--calibration", s(&empty)]].concat();
     fails(&args, "the calibration text is empty");
-    fails(&["compress", "--model", s(&model), "-o", s(&model), "--ratio", "0.2"], "model folder or inside it");
+    fails(
+        &["compress", "--model", s(&model), "-o", s(&model), "--ratio", "0.2"],
+        "model folder or inside it",
+    );
     let mut usage = Command::cargo_bin("lowrank").unwrap();
     usage.args(base).assert().code(2);
 }

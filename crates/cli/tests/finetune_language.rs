@@ -164,7 +164,7 @@ fn samples_show_what_is_learnt() {
     let output =
         bench.command("train.jsonl", "dev.jsonl", "run", &extra).assert().success().get_output().clone();
     let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(text.matches("of them learnt").count(), 2, "{text}");
+    assert_eq!(text.matches("of them targets").count(), 2, "{text}");
     assert!(text.contains('⟦'), "{text}");
 }
 
@@ -252,7 +252,7 @@ fn wrong_options_and_rows_are_one_line() {
     let lora = ["--method", "lora"];
     let with = |extra: &[&'static str]| [&lora[..], extra].concat();
     fails(&bench, "train.jsonl", "pairs.jsonl", &lora, "cannot be mixed");
-    fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--beta", "0.2"]), "are for preferences");
+    fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--beta", "0.2"]), "require preferences");
     fails(&bench, "pairs.jsonl", "pairs-dev.jsonl", &with(&["--beta", "0"]), "beta = 0 is out of range");
     fails(
         &bench,
@@ -262,7 +262,13 @@ fn wrong_options_and_rows_are_one_line() {
         "label-smoothing = 0.5",
     );
     fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--batch-tokens", "3"]), "raise it, or cut rows");
-    fails(&bench, "pairs.jsonl", "pairs-dev.jsonl", &with(&["--memory", "1G"]), "not for preferences");
+    fails(
+        &bench,
+        "pairs.jsonl",
+        "pairs-dev.jsonl",
+        &with(&["--memory", "1G"]),
+        "do not apply to preferences",
+    );
 }
 
 #[rstest]

@@ -43,13 +43,13 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
     assert!(error.contains("instead of Q4_K"), "{error}");
     fails(
         &["convert", "--model", s(&again), "--to", "gguf", "-o", s(&file)],
-        "the weights are in blocks; say with --type",
+        "the weights are quantised; choose their new type",
     );
     fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&file)], "the output is the input");
-    fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(dir.path())], "-o names a file");
+    fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(dir.path())], "-o must be a file");
     fails(
         &["convert", "--model", s(&fixture("bert-cls")), "--to", "gguf", "-o", s(&again)],
-        "language models alone",
+        "only language models",
     );
 }
 
@@ -74,5 +74,5 @@ fn an_adapter_goes_to_gguf_alone_or_merged() {
     assert_eq!(text(&["--model", s(&merged)]), expected);
     let saved = fixture("peft-small-llama-save-embedding");
     let args = ["convert", "--model", s(&model), "--adapter", s(&saved), "--to", "gguf", "-o", s(&file)];
-    fails(&args, "in full, and a LoRA of llama.cpp cannot");
+    fails(&args, "in full, which a llama.cpp LoRA cannot");
 }

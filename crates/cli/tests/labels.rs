@@ -272,7 +272,7 @@ fn classes_have_weights() {
     let refused = |(_, args): (String, Vec<String>), part: &str| {
         fails_after_warnings(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
     };
-    refused(weighted("a", "maybe=3", &train), "no class is called 'maybe'; the classes are no, yes");
+    refused(weighted("a", "maybe=3", &train), "unknown class 'maybe'; choose no, yes");
     refused(weighted("b", "balanced", &files.path("s.tsv")), "these have scores or several labels");
     let text = Files::new(&[("t.txt", "the sea\n")]);
     let (llama, out, train) = (fixture("small-llama"), text.path("run"), text.path("t.txt"));
@@ -350,7 +350,7 @@ fn a_head_of_more_rows_than_labels_says_so() {
         config["id2label"] = json!({"0": "no", "1": "yes"});
         config["label2id"] = json!({"no": 0, "yes": 1});
     });
-    let (model, part) = (s(folder.path()), "has 3 rows, and config.json (or the adapter) names 2 labels");
+    let (model, part) = (s(folder.path()), "has 3 rows, but config.json (or the adapter) names 2 labels");
     fails_after_warnings(&["predict", "--model", model, "--text", "a"], part);
     let files = Files::new(&[("t.tsv", "text\tlabel\na\tno\nb\tyes\n")]);
     fails_after_warnings(&["evaluate", "--model", model, "--dev", &files.path("t.tsv")], part);

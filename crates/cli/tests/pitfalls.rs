@@ -127,12 +127,12 @@ fn a_start_is_what_the_adapter_says_it_is() {
     let evaluate = |base: &str| {
         run(&["evaluate", "--model", base, "--adapter", &over, "--task", "sst2", "--data", data]).1
     };
-    assert!(evaluate(s(&model)).contains("trained over other weights"));
-    assert!(!evaluate(&full).contains("trained over other weights"));
+    assert!(evaluate(s(&model)).contains("trained on a base other than"));
+    assert!(!evaluate(&full).contains("trained on a base other than"));
     let start = ["--model", s(&model), "--init-from", &lora];
     fails_after_warnings(
         &finetune(data, "lotr", &other, &[&start[..], &["--rank", "4"]].concat()),
-        "is of another method",
+        "not --method",
     );
     fails_after_warnings(&finetune(data, "lora", &other, &start), "has rank 4 and alpha 16");
     run(&finetune(data, "lora", &other, &[&start[..], &["--rank", "4"]].concat()));
@@ -146,11 +146,11 @@ fn a_folder_keeps_one_run() {
     run(&finetune(data, "lora", &run_folder, &["--model", s(&model)]));
     fails_after_warnings(
         &finetune(data, "full", &run_folder, &["--model", s(&model)]),
-        "holds a run already",
+        "already contains a run",
     );
     fails_after_warnings(
         &finetune(data, "lora", &run_folder, &["--model", s(&model), "--resume"]),
-        "this run has ended",
+        "this run is finished",
     );
 }
 

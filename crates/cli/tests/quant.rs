@@ -187,12 +187,12 @@ fn what_would_train_blocks_is_refused() {
     refused(
         &small,
         &["--method", "full"],
-        "--method full trains 'model.embed_tokens.weight', which is in blocks",
+        "--method full trains 'model.embed_tokens.weight', which is quantised",
     );
     refused(
         &small,
         &["--method", "head"],
-        "--method head trains 'model.embed_tokens.weight', which is in blocks",
+        "--method head trains 'model.embed_tokens.weight', which is quantised",
     );
     refused(&dense, &["--method", "full", "--base-bits", "4"], "--base-bits freezes the base");
     refused(&dense, &["--method", "lora", "--base-bits", "5"], "choose 4 or 8");
@@ -201,8 +201,8 @@ fn what_would_train_blocks_is_refused() {
         fails(&[&["compress", "--model", s(&dense), "-o", s(&out)][..], extra].concat(), part);
     };
     compress(&["--bits", "7"], "--bits 7 is not supported");
-    compress(&["--method", "svd", "--bits", "8"], "--bits alone goes with quant");
-    compress(&["--method", "svd", "--bytes", "1M"], "--bytes goes with quant, quant+lowrank and auto");
+    compress(&["--method", "svd", "--bits", "8"], "--bits alone requires quant");
+    compress(&["--method", "svd", "--bytes", "1M"], "--bytes requires quant, quant+lowrank or auto");
     compress(&["--method", "quant", "--ratio", "0.2", "--bits", "8"], "not --ratio");
     fails(&["compress", "--model", s(&small), "-o", s(&out), "--bits", "8"], "compressed already (quant)");
 }

@@ -30,10 +30,10 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
 }
 
-/// Exit status of a program that SIGINT ends.
+/// Exit status of a program ended by SIGINT.
 const INTERRUPTED: i32 = 130;
 
-/// What can be typed beside messages.
+/// Commands that can be typed beside messages.
 const HELP: &str =
     "/reset forgets the conversation, /save FILE writes it, /exit ends; Ctrl-C stops an answer";
 
@@ -46,14 +46,14 @@ struct Interrupt {
 impl Interrupt {
     fn new() -> Result<Self> {
         let (pressed, is_idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-        let context = "the handler of Ctrl-C cannot be set";
+        let context = "cannot install the Ctrl-C handler";
         signal_hook::flag::register_conditional_shutdown(SIGINT, INTERRUPTED, Arc::clone(&is_idle))
             .context(context)?;
         signal_hook::flag::register(SIGINT, Arc::clone(&pressed)).context(context)?;
         Ok(Self { pressed, is_idle })
     }
 
-    /// Runs an answer, which asks the flag whether it goes on.
+    /// Runs an answer, which checks the flag to see whether to continue.
     fn during<T>(&self, answer: impl FnOnce(&AtomicBool) -> T) -> T {
         self.pressed.store(false, Ordering::Relaxed);
         self.is_idle.store(false, Ordering::Relaxed);
@@ -63,7 +63,7 @@ impl Interrupt {
     }
 }
 
-/// A conversation under way.
+/// An ongoing conversation.
 struct Chat<'a> {
     folder: &'a ModelFolder,
     language: Language,
@@ -101,7 +101,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             std::io::stderr().flush().ok();
         }
         let Some(line) = lines.next() else { break };
-        let line = line.context("standard input cannot be read")?;
+        let line = line.context("cannot read standard input")?;
         match line.trim() {
             "" => {}
             "/exit" | "/quit" => break,
@@ -137,7 +137,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Writes the conversation as `generate --messages` reads it.
+    /// Writes the conversation in the format of `generate --messages`.
     fn save(&self, path: &Path) -> Result<()> {
         let messages: Value = serde_json::to_value(&self.messages)?;
         let text = serde_json::to_string_pretty(&messages)?;
@@ -146,8 +146,8 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Answers a message. What has come when the answer is stopped stays in the conversation; where an answer fails, the
-    /// message is taken back.
+    /// Answers a message. The text generated before the answer is stopped stays in the conversation; if an
+    /// answer fails, the message is removed again.
     fn answer(&mut self, text: &str, pressed: &AtomicBool) -> Result<()> {
         self.messages.push(Message::new("user", text));
         let answer = self.generate(pressed);

@@ -1,4 +1,4 @@
-//! `lowrank combine`: several adapters as one.
+//! `lowrank combine`: several adapters into one.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::context::{LABELS_FILE, new_folder, print_json};
 /// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum How {
-    /// The weighted sum of the updates, at its own rank
+    /// Weighted sum of the updates, at their combined rank
     Linear,
     /// The same by concatenated factors; the rank is the sum of the ranks
     Cat,
@@ -34,7 +34,7 @@ enum How {
 /// Options of `combine`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Adapter folder and its weight, as A=0.5; may be repeated
+    /// Adapter folder and its weight, e.g. A=0.5; may be repeated
     #[arg(long, required = true)]
     adapter: Vec<String>,
     /// Method of combination
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// TIES, DARE: fraction of the entries to keep
     #[arg(long, default_value_t = 0.5)]
     density: f64,
-    /// DARE: seed of the dropped entries
+    /// DARE: seed of the entries to drop
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Base model, for adapters that need it (DoRA, VeRA)
@@ -66,7 +66,7 @@ fn parse(text: &str) -> Result<(PathBuf, f64)> {
     };
     let weight: f64 = weight
         .parse()
-        .with_context(|| format!("--adapter {text}: expected a folder and a weight, as A=0.5"))?;
+        .with_context(|| format!("--adapter {text}: expected a folder and a weight, e.g. A=0.5"))?;
     ensure!(weight.is_finite(), "--adapter {text}: the weight is not finite");
     Ok((path.into(), weight))
 }
@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let parts = adapters.iter().map(|(adapter, weight)| Ok((adapter.updates()?, *weight)));
     let parts = parts.collect::<Result<Vec<_>>>()?;
-    // Without a rank, as much as the widest adapter holds.
+    // Without a rank, that of the widest adapter.
     let widest = parts.iter().flat_map(|(updates, _)| updates).map(|u| u.factors.rank()).max().unwrap_or(1);
     let truncation = truncation.unwrap_or(Truncation::Rank(widest));
     let how = match args.how {
@@ -126,7 +126,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The labels of the adapters' heads, which must be the same ones in the same order.
+/// The labels of the adapters' heads, which must be identical and in the same order.
 fn united_labels(adapters: &[(DetachedAdapter, f64)]) -> Result<Option<Vec<u8>>> {
     let mut found: Option<(&Path, Vec<u8>, Value)> = None;
     for (adapter, _) in adapters {
@@ -139,7 +139,7 @@ fn united_labels(adapters: &[(DetachedAdapter, f64)]) -> Result<Option<Vec<u8>>>
         match &found {
             Some((other, _, labels)) => ensure!(
                 labels["labels"] == value["labels"],
-                "{} has the labels {} and {} has {}; heads with other labels do not combine",
+                "{} has the labels {} and {} has {}; heads with different labels cannot be combined",
                 other.display(),
                 labels["labels"],
                 adapter.path.display(),
@@ -151,7 +151,7 @@ fn united_labels(adapters: &[(DetachedAdapter, f64)]) -> Result<Option<Vec<u8>>>
     Ok(found.map(|(_, bytes, _)| bytes))
 }
 
-/// What was saved in full: the mean of the adapters that have it, by their weights.
+/// The modules saved in full: the weighted mean over the adapters that have them.
 fn mean_saved(adapters: &[(DetachedAdapter, f64)]) -> Result<Vec<HostTensor<'static>>> {
     let mut mean: Vec<(HostTensor<'static>, f64)> = Vec::new();
     for (adapter, weight) in adapters {
@@ -161,7 +161,7 @@ fn mean_saved(adapters: &[(DetachedAdapter, f64)]) -> Result<Vec<HostTensor<'sta
                 Some((sum, total)) => {
                     ensure!(
                         sum.shape == tensor.shape,
-                        "'{}' has shape {:?} in one adapter and {:?} in another; heads of different tasks do not combine",
+                        "'{}' has shape {:?} in one adapter and {:?} in another; heads of different tasks cannot be combined",
                         tensor.name,
                         sum.shape,
                         tensor.shape

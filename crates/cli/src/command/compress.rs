@@ -1,4 +1,4 @@
-//! `lowrank compress`: a model folder in, a smaller model folder out.
+//! `lowrank compress`: from a model folder to a smaller model folder.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -33,16 +33,19 @@ pub(crate) struct Args {
     method: Option<Method>,
     #[command(flatten)]
     amount: AmountArgs,
-    /// Blocks of this many bits (8, 6, 5, 4, 3 or 2) for the weights of quant and quant+lowrank, and for the factors of low-rank methods
+    /// Quantise to this many bits (8, 6, 5, 4, 3 or 2): the weights under quant and quant+lowrank, the
+    /// factors under low-rank methods
     #[arg(long, conflicts_with = "type")]
     bits: Option<u8>,
     /// The same by llama.cpp's name: Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, Q3_K, Q2_K
     #[arg(long, value_name = "FORMAT", value_parser = block_format)]
     r#type: Option<BlockFormat>,
-    /// What --ratio is a share of: layers (parameters of the weights touched), model (all parameters), file (bytes)
+    /// Reference of --ratio: layers (parameters of the selected weights), model (all parameters), file
+    /// (bytes)
     #[arg(long, default_value = "layers", requires = "ratio")]
     of: Of,
-    /// Ranks under a ratio: budget (least error, by what it does to the layer's output or the loss where there is calibration text) or uniform (the same ratio for every weight)
+    /// Ranks under a ratio: budget (least error, weighted with calibration text by its effect on the layer's
+    /// output or the loss) or uniform (the same ratio for every weight)
     #[arg(long, default_value = "budget", requires = "ratio")]
     allocation: Allocation,
     #[command(flatten)]
@@ -53,7 +56,7 @@ pub(crate) struct Args {
     /// Weights to exclude
     #[arg(long, requires = "targets")]
     exclude: Option<String>,
-    /// Layers to compress, as 0,1,4-7 [default: all]
+    /// Layers to compress, e.g. 0,1,4-7 [default: all]
     #[arg(long)]
     layers: Option<String>,
     /// Distil each compressed layer from its dense original on the calibration text
@@ -77,7 +80,7 @@ pub(crate) struct Args {
     /// Resume an interrupted job with the same options
     #[arg(long)]
     resume: bool,
-    /// What the layers of a kind share under --method shared: best, one or both
+    /// Sides shared by the layers of a kind under --method shared: best, one or both
     #[arg(long, default_value = "best")]
     sides: Sides,
     /// Number of cores of a tensor train
@@ -94,10 +97,10 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Tokens on which the loss of a whole model is measured, at least.
+/// Minimum number of tokens on which the loss of a whole model is measured.
 const MEASURED_TOKENS: usize = 4096;
 
-/// How to recover.
+/// Method of recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Recover {
     /// The layers themselves
@@ -106,7 +109,7 @@ enum Recover {
     Lora,
 }
 
-/// How much: one of these, or --bits alone.
+/// The amount: one of these, or --bits alone.
 #[derive(clap::Args)]
 #[group(multiple = false)]
 struct AmountArgs {
@@ -117,7 +120,7 @@ struct AmountArgs {
         required_unless_present_any = ["ranks", "energy", "error", "bytes", "bits", "type"]
     )]
     ratio: Option<f64>,
-    /// Ranks by name, as q_proj=384,o_proj=384
+    /// Ranks by name, e.g. q_proj=384,o_proj=384
     #[arg(long)]
     ranks: Option<String>,
     /// Fraction of the squared Frobenius norm that each weight keeps
@@ -126,7 +129,8 @@ struct AmountArgs {
     /// Maximum relative error per weight
     #[arg(long, allow_hyphen_values = true)]
     error: Option<f64>,
-    /// Bytes that the weight files may take, e.g. 60MB: formats (and ranks of corrections) are chosen for every weight
+    /// Byte budget of the weight files, e.g. 60MB: formats (and ranks of corrections) are chosen for every
+    /// weight
     #[arg(long)]
     bytes: Option<Bytes>,
 }
@@ -145,7 +149,7 @@ fn block_format(name: &str) -> Result<BlockFormat, String> {
     found.ok_or_else(|| format!("unknown block format '{name}'; choose {}", known()))
 }
 
-/// The format of a number of bits.
+/// The format for a number of bits.
 fn format_of_bits(bits: u8) -> Result<BlockFormat> {
     Ok(match bits {
         8 => BlockFormat::Q8_0,
@@ -196,14 +200,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     args.check(method, given)?;
     let target = args.recover.map_or(args.output.clone(), |_| beside(&args.output));
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{}: is there already and not empty; choose another output", args.output.display());
+        bail!("{}: already exists and is not empty; choose another output", args.output.display());
     }
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
     if !given && !open_model(&model)?.is_supported() {
         eprintln!(
-            "warning: {}: the architecture is unknown here: its weights can be compressed, but nothing of lowrank will \
+            "warning: {}: unsupported architecture: its weights can be compressed, but lowrank cannot \
              run the result",
             model.display()
         );
@@ -236,42 +240,42 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     print_report(&report, &args.output, wall_s);
     for LayerRecovery { layer, before, after } in recovery.iter().flatten() {
-        println!("layer {layer}: error of the output {before:.4} → {after:.4}");
+        println!("layer {layer}: output error {before:.4} → {after:.4}");
     }
     Ok(())
 }
 
-/// A hidden folder beside the output, for what is not recovered yet.
+/// A hidden folder beside the output, for the result before recovery.
 fn beside(output: &Path) -> PathBuf {
     let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
     output.with_file_name(format!(".{name}.compressed"))
 }
 
 impl Args {
-    /// Refuses options that do not go together.
+    /// Refuses options that cannot be combined.
     fn check(&self, method: Method, has_text: bool) -> Result<()> {
         let name = method.name();
         if method.needs_gradients() && !has_text {
             bail!(
-                "{name} takes the gradients of a task; give --task and --data, or a language model's --calibration"
+                "{name} needs the gradients of a task; give --task and --data, or --calibration for a language model"
             );
         }
         if method.needs_inputs() && !has_text {
-            bail!("{name} weighs by activations; give --calibration, or --task and --data");
+            bail!("{name} needs activations; give --calibration, or --task and --data");
         }
         let is_used = method.uses_inputs() || method.needs_gradients() || self.recover.is_some();
         if has_text && !is_used {
-            bail!("{name} takes no notice of calibration text; leave it out or choose whitened");
+            bail!("{name} does not use calibration text; leave it out or choose whitened");
         }
         let is_quant = method.is_quant() || self.amount.bytes.is_some();
         if self.sides != Sides::Best && method != Method::Shared {
-            bail!("--sides is for --method shared; leave it out with {name}");
+            bail!("--sides requires --method shared; leave it out with {name}");
         }
         if self.tt_order != 2 && !matches!(method, Method::Tt | Method::Auto) {
-            bail!("--tt-order is for --method tt and auto; leave it out with {name}");
+            bail!("--tt-order requires --method tt or auto; leave it out with {name}");
         }
         if is_quant && self.always_factor {
-            bail!("--always-factor is for methods that factor; leave it out with {name} in blocks");
+            bail!("--always-factor applies to methods that factor; leave it out with quantisation by {name}");
         }
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
             bail!(
@@ -280,18 +284,18 @@ impl Args {
             );
         }
         if is_quant && self.calibration.is_sequential() {
-            bail!("{name} in blocks takes the inputs of the original model; leave out --sequential");
+            bail!("quantisation by {name} uses the inputs of the original model; leave out --sequential");
         }
         if self.amount.bytes.is_some() && !(is_quant && (method.is_quant() || method == Method::Auto)) {
-            bail!("--bytes goes with quant, quant+lowrank and auto; {name} takes --ratio with --of file");
+            bail!("--bytes requires quant, quant+lowrank or auto; with {name} use --ratio with --of file");
         }
         if self.recover.is_some() && !has_text {
-            bail!("--recover trains on activations; give --calibration, or --task and --data");
+            bail!("--recover needs calibration text; give --calibration, or --task and --data");
         }
         Ok(self.distill_options().validate()?)
     }
 
-    /// What errors are weighed by. Formats are shared out by what they do to the loss, where its gradients can be had.
+    /// The error weighting. Formats are allocated by their effect on the loss if its gradients are available.
     fn calibrator(&self, method: Method, model: &Path) -> Result<Option<Box<dyn Calibrator>>> {
         let by_loss = self.calibration.has_task() || open_model(model)?.kind() == ModelKind::Decoder;
         let method = match self.amount.bytes {
@@ -301,7 +305,7 @@ impl Args {
         self.calibration.calibrator(method, model, &self.output)
     }
 
-    /// The mean loss of a language model on some of the calibration text.
+    /// The mean loss of a language model on a part of the calibration text.
     fn measure(&self, model: &Path) -> Result<Option<Box<Measure<'static>>>> {
         let is_decoder = open_model(model)?.kind() == ModelKind::Decoder;
         if self.amount.bytes.is_none() || !is_decoder || !self.calibration.is_text() {
@@ -318,7 +322,7 @@ impl Args {
         Ok(Some(Box::new(move |folder: &Path| mean_nll::<Inner>(folder, &batches, &device))))
     }
 
-    /// Trains what was compressed into the output.
+    /// Trains the compressed model into the output.
     fn recover_from(
         &self,
         model: &Path,
@@ -348,7 +352,7 @@ impl Args {
             AmountArgs { error: Some(error), .. } => Amount::Error(*error),
             AmountArgs { bytes: Some(bytes), .. } => Amount::Bytes(bytes.0),
             _ if method.is_quant() => Amount::Stored,
-            _ => bail!("give --ratio, --ranks, --energy, --error or --bytes; --bits alone goes with quant"),
+            _ => bail!("give --ratio, --ranks, --energy, --error or --bytes; --bits alone requires quant"),
         };
         let format = match self.bits {
             Some(bits) => Some(format_of_bits(bits)?),
@@ -408,8 +412,8 @@ fn print_report(report: &Report, output: &Path, wall_s: f64) {
             change.after
         );
     };
-    line("layers", &report.layers, "parameters of the weights touched");
-    line("model", &report.model, "parameters in all");
+    line("layers", &report.layers, "parameters of the selected weights");
+    line("model", &report.model, "parameters in total");
     line("file", &report.file, "bytes of the weight files");
     println!("{} in {wall_s:.1} s, written to {}", report.method, output.display());
 }

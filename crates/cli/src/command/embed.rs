@@ -1,4 +1,4 @@
-//! `lowrank embed`: one vector for each text, as the model's folder says.
+//! `lowrank embed`: one vector for each text, pooled as the model's folder specifies.
 
 use std::time::Instant;
 
@@ -90,7 +90,7 @@ fn decoder(
     })
 }
 
-/// The embedding of every text, and the tokens read in a second.
+/// The embedding of every text, and the tokens processed per second.
 fn embed(
     args: &Args,
     pooling: &SentencePooling,

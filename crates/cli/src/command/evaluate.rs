@@ -1,4 +1,4 @@
-//! `lowrank evaluate`: score a model on a task's dev set, or on labelled rows of the user's own.
+//! `lowrank evaluate`: score a model on a task's dev set, or on labelled rows of the user.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// GLUE root with the official folders
     #[arg(long, requires = "task")]
     data: Option<PathBuf>,
-    /// Labelled rows of your own, in the forms of finetune --dev; labels are matched to the model's by name
+    /// Labelled rows of your own, in the formats of finetune --dev; labels are matched to the model's by name
     #[arg(long, conflicts_with = "data")]
     dev: Option<PathBuf>,
     /// Sequences per batch
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// The dev sets of a task, encoded; a second one's metrics end in `_mm`.
+/// The dev sets of a task, encoded; the metrics of a second one end in `_mm`.
 pub(crate) fn dev_sets(root: &Path, task: Task, tokenizer: &TextTokenizer) -> Result<Vec<DevSet>> {
     task.dev_splits()
         .iter()
@@ -54,12 +54,12 @@ fn suffix(split: Split) -> &'static str {
     if split == Split::DevMismatched { "_mm" } else { "" }
 }
 
-/// Tokenizes sentences of words; says how many words are cut off at the tokenizer's limit.
+/// Tokenizes sentences of words; reports how many words are cut off at the tokenizer's limit.
 pub(crate) fn encode_tagged(set: &TaggedDataset, tokenizer: &TextTokenizer) -> Result<EncodedDataset> {
     let (rows, cut) = EncodedDataset::encode_tagged(set, tokenizer)?;
     if cut > 0 {
         eprintln!(
-            "warning: {}: {cut} words are beyond the longest sequence that the model takes (or --max-length) and are left \
+            "warning: {}: {cut} words are beyond the model's maximum sequence length (or --max-length) and are left \
              out; give shorter sentences",
             set.path.display()
         );
@@ -67,7 +67,8 @@ pub(crate) fn encode_tagged(set: &TaggedDataset, tokenizer: &TextTokenizer) -> R
     Ok(rows)
 }
 
-/// What is evaluated: the name, the rows, the metrics, and where the classes stand among the model's outputs.
+/// An evaluation: the name, the rows, the metrics, and the positions of the classes among the model's
+/// outputs.
 struct Rows {
     task: String,
     sets: Vec<DevSet>,
@@ -110,21 +111,21 @@ fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
     let config = loaded.model.model().config();
     ensure!(
         config.level == HeadLevel::Sequence,
-        "the model is a token classifier, which labels every word; {task} has a label for each row"
+        "the model is a token classifier, which labels every word; {task} has one label per row"
     );
     ensure!(
         config.problem != Problem::MultiLabel,
-        "the model decides each label by itself (multi_label_classification); {task} has one right label for each row"
+        "the model is a multi-label classifier (multi_label_classification); {task} has exactly one label per row"
     );
     let (width, wanted) = (config.labels.len(), LabelSpace::width(&task.spec().labels));
     ensure!(
         width == wanted,
-        "the model has {width} labels and {task} has {wanted}; give the adapter or model that was trained on it"
+        "the model has {width} labels and {task} has {wanted}; give an adapter or model trained on it"
     );
     let order = class_order(&config.labels, &task.spec().labels);
     ensure!(
         order.is_some(),
-        "the model's labels ({}) are not those of {task} ({}); rename id2label in its config.json, or give the model that \
+        "the model's labels ({}) are not those of {task} ({}); rename id2label in its config.json, or give a model that \
          was trained on the task",
         config.labels.join(", "),
         task.label_names().join(", ")
@@ -158,11 +159,11 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
     Ok(Rows { task: name, sets, metrics, order: None })
 }
 
-/// Where the task's classes stand among the model's labels: nothing to do (`Some(None)`), the place of each class
-/// (`Some(Some(_))`), or `None` where the labels have other names.
+/// Positions of the task's classes among the model's labels: already in order (`Some(None)`), the position of
+/// each class (`Some(Some(_))`), or `None` if the labels have other names.
 pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
     let classes = task.names();
-    // Names that say nothing are taken by their places.
+    // Generic names are matched by position.
     if model.iter().all(|label| label.starts_with("LABEL_")) {
         return Some(None);
     }

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// A conversation to answer: a JSON list of objects with role and content
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     messages: Option<PathBuf>,
-    /// Print the conversation as the chat template renders it, and end
+    /// Print the conversation as rendered by the chat template, and exit
     #[arg(long, requires = "messages")]
     render: bool,
     #[command(flatten)]
@@ -136,7 +136,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The conversation of a file as the model's chat template renders it, up to where the answer begins.
+/// The conversation of a file as rendered by the model's chat template, up to the beginning of the answer.
 fn conversation(folder: &ModelFolder, path: &Path) -> Result<String> {
     let text = read_text(path)?;
     let value: Value =

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Number of labels of the head for the count [default: the config's]
     #[arg(long, value_name = "N")]
     labels: Option<usize>,
-    /// Print the maximum absolute difference of every tensor to this model
+    /// Print the maximum absolute difference of every tensor from this model
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
     /// Print one JSON object
@@ -104,13 +104,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// A folder with a config and no tensors: a model by its shape alone.
+/// A folder with a config and without tensors: a model known by its shape only.
 fn has_no_weights(path: &Path) -> bool {
     let nothing = |error| matches!(error, CheckpointError::NoCheckpoint { .. });
     path.join("config.json").is_file() && Checkpoint::open(path).is_err_and(nothing)
 }
 
-/// Counts of a model that is built by its config alone, without weights.
+/// Counts of a model built from its config alone, without weights.
 fn architecture(args: &Args) -> Result<Value> {
     let folder = open_model(&args.path)?;
     let device = device()?;
@@ -134,11 +134,11 @@ fn architecture(args: &Args) -> Result<Value> {
     if let Some(method) = args.method {
         let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, "query,value")).transpose()?;
         let (adapters, adapted) = match config {
-            // How the factors start is of no consequence to their number.
+            // The initial values of the factors do not affect their number.
             Some(config) => count_adapters(&AdapterConfig { init: Init::Default, ..config }, &sites)?,
             None => (0, BTreeSet::new()),
         };
-        // A head that is adapted is not trained in full too.
+        // An adapted head is not trained in full too.
         let in_full: usize =
             trained_in_full.iter().filter(|(module, _)| !adapted.contains(module)).map(|(_, n)| n).sum();
         object["method"] = json!(method.name());
@@ -182,7 +182,7 @@ fn print_architecture(object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Numbers of parameters, all and by module those that a method trains in full, by shapes alone.
+/// Numbers of parameters, all and by module those that a method trains in full, from shapes alone.
 struct Count {
     method: Option<Method>,
     parameters: usize,
@@ -219,7 +219,7 @@ impl ParamVisitor<Inner> for Count {
     }
 }
 
-/// Numbers in the adapters of a config, and the modules that they adapt.
+/// Number of parameters in the adapters of a config, and the modules that they adapt.
 fn count_adapters(config: &AdapterConfig, sites: &[Site]) -> Result<(usize, BTreeSet<String>)> {
     struct Zeros<'a>(&'a [Site]);
     impl BaseWeights<Inner> for Zeros<'_> {
@@ -240,8 +240,8 @@ fn count_adapters(config: &AdapterConfig, sites: &[Site]) -> Result<(usize, BTre
     Ok((trained.0, set.slots().iter().map(|slot| slot.path.clone()).collect()))
 }
 
-/// The largest absolute difference of every tensor that two checkpoints share, and what only one of them has. A prefix
-/// (`bert.`) that one of them lacks makes no difference.
+/// The largest absolute difference of every tensor that two checkpoints share, and the tensors of only one of
+/// them. A prefix (`bert.`) that one of them lacks is ignored.
 fn difference(path: &Path, other: &Path) -> Result<Value> {
     let open = |path: &Path| -> Result<Checkpoint> {
         let folder = if path.is_file() { path.to_path_buf() } else { model_folder(path)? };
@@ -267,7 +267,7 @@ fn difference(path: &Path, other: &Path) -> Result<Value> {
             row["other_shape"] = json!(b.shape);
         } else if a.dtype.is_float() && b.dtype.is_float() {
             let (a, b) = (here.read_f32(name)?, there.read_f32(twin)?);
-            // A NaN on one side alone is the largest difference of all.
+            // A NaN on one side only is the largest difference of all.
             let gap = |(x, y): (&f32, &f32)| if x.to_bits() == y.to_bits() { 0.0 } else { (x - y).abs() };
             let largest = a
                 .iter()
@@ -305,11 +305,12 @@ fn print_difference(object: &Value) -> Result<()> {
 }
 
 fn model(path: &Path) -> Result<Value> {
-    // A tensor file has no config beside it that counts; a GGUF file is a model.
+    // A config beside a tensor file is ignored; a GGUF file is a model.
     let (file, mut object) = if path.is_file() && !is_gguf(path) {
         (path.to_path_buf(), Map::new())
     } else {
-        // A folder of tensors without a config is inspected too, and a GGUF file of an unknown architecture.
+        // A folder of tensors without a config can be inspected too, and a GGUF file of an unknown
+        // architecture.
         match open_model(path) {
             Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
             Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error),
@@ -345,7 +346,7 @@ fn model(path: &Path) -> Result<Value> {
     Ok(object.into())
 }
 
-/// The config of a model folder, where there is a readable one.
+/// The config of a model folder, if there is a readable one.
 fn read_config(path: &Path) -> Option<Map<String, Value>> {
     serde_json::from_slice(&std::fs::read(path.join("config.json")).ok()?).ok()
 }

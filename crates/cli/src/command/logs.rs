@@ -16,13 +16,14 @@ pub(crate) struct Args {
     root: PathBuf,
     /// Table to write: .parquet or .csv
     output: PathBuf,
-    /// Columns for the segments of a run's path, from the root down; a deeper run has the rest in a column sub_run
+    /// Columns for the segments of a run's path, from the root down; the rest of a deeper path goes into a
+    /// column sub_run
     #[arg(long, num_args = 0.., value_delimiter = ',', default_values = ["model", "method", "task", "lr", "rank", "seed"])]
     names: Vec<String>,
-    /// Take tags that match a glob such as 'eval/*'; may be repeated
+    /// Select tags that match a glob such as 'eval/*'; may be repeated
     #[arg(long)]
     tags: Vec<String>,
-    /// Take tags that match a regular expression as a whole; may be repeated
+    /// Select tags that match a regular expression entirely; may be repeated
     #[arg(long)]
     regex: Vec<String>,
     /// Keep the last of several values of a tag at one step

@@ -26,10 +26,10 @@ use crate::context::{
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Type of the written weights [default: that of the model's]
+    /// Type of the written weights [default: that of the model]
     #[arg(long, value_name = "f32|f16|bf16")]
     dtype: Option<FloatType>,
-    /// Round merged weights back to the block formats that they had [default: they become floats]
+    /// Quantise merged weights again in their block formats [default: they become floats]
     #[arg(long)]
     requantize: bool,
     /// Output folder
@@ -40,10 +40,10 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Tokens of the probe: enough for every layer to see several positions.
+/// Number of probe tokens: enough for every layer to see several positions.
 const PROBE: usize = 16;
 
-/// Largest difference of the outputs, relative to their size, that rounding explains: f32 sums over some thousand terms in
+/// Largest relative difference of the outputs that rounding explains: f32 sums over some thousand terms in
 /// some dozen layers.
 const ROUNDING: f32 = 1e-3;
 
@@ -52,7 +52,7 @@ trait Probed: Adaptable<Inner> {
     /// Outputs for the probe's tokens, on the host.
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>>;
 
-    /// Which weights are in factors.
+    /// The weights that are factored.
     fn factored(&self) -> &LowrankSection;
 }
 
@@ -122,7 +122,7 @@ fn merge<M: Probed>(
     if exact > ROUNDING * size && cut.is_empty() {
         let (layer, difference) = worst_layer(model, adapters, device)?;
         bail!(
-            "the merged model's outputs differ by {exact:.3e} from those of model and adapter on a probe; most of it \
+            "the merged model's outputs differ by {exact:.3e} from those of model and adapter on a probe; most of the difference \
              comes from '{layer}' ({difference:.3e} alone). Nothing was written; keep the adapter beside the model"
         );
     }
@@ -135,10 +135,10 @@ fn merge<M: Probed>(
         blocks.iter().map(|block| (block.key(), block.matrix.format())).collect();
     ensure!(
         !args.requantize || !in_blocks.is_empty(),
-        "--requantize: no weight of the model is in blocks; compress the merged model with --method quant"
+        "--requantize: the model has no quantised weights; compress the merged model with --method quant"
     );
     let mut merged = merged;
-    // Weights of which a part that was in blocks is not in `model`.
+    // Weights that lost a quantised part in `model`.
     let in_floats = |model: &M| -> usize {
         let kept: BTreeSet<String> = model.blocks_where(|_| true).iter().map(|block| block.key()).collect();
         let lost = blocks.iter().filter(|block| !kept.contains(&block.key()));
@@ -175,11 +175,11 @@ fn merge<M: Probed>(
         }));
     }
     if !cut.is_empty() {
-        println!("{} layers are in factors and were cut to their rank, the first is '{}'", cut.len(), cut[0]);
+        println!("{} factored layers were truncated to their rank, the first is '{}'", cut.len(), cut[0]);
     }
     if !in_blocks.is_empty() {
         println!(
-            "{to_floats} of {} weights in blocks became {}; {} were rounded again",
+            "{to_floats} of {} quantised weights became {}; {} were quantised again",
             blocks.iter().map(|block| &block.module).collect::<BTreeSet<_>>().len(),
             dtype.name(),
             changed - to_floats
@@ -195,7 +195,7 @@ fn merge<M: Probed>(
     Ok(())
 }
 
-/// The layer whose merging alone changes the outputs most, and by how much.
+/// The layer whose merging alone changes the outputs most, and the change.
 fn worst_layer<M: Probed>(model: &M, adapters: &AdapterSet<Inner>, device: &Device) -> Result<(String, f32)> {
     let mut worst = (String::new(), 0.0);
     for (index, slot) in adapters.slots().iter().enumerate() {
@@ -209,7 +209,7 @@ fn worst_layer<M: Probed>(model: &M, adapters: &AdapterSet<Inner>, device: &Devi
     Ok(worst)
 }
 
-/// The type of most of a checkpoint's numbers; f32 where it is none that can be written.
+/// The type of most of a checkpoint's elements; f32 if it cannot be written.
 fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
     let count = |dtype: Dtype| -> usize {
         let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
@@ -220,7 +220,7 @@ fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
     most.filter(|(dtype, _)| count(*dtype) > 0).map_or(FloatType::F32, |(_, float)| float)
 }
 
-/// Rounds every parameter as the written file will have it.
+/// Rounds every parameter to its value in the written file.
 struct Round {
     dtype: FloatType,
     /// A parameter with finite values that the type cannot hold.

@@ -1,4 +1,4 @@
-//! `lowrank perplexity`: how well a language model predicts texts.
+//! `lowrank perplexity`: the perplexity of a language model on texts.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::context::{open_model, print_json, read_text};
 use crate::language::{Language, LanguageArgs};
 use crate::machine::peak_rss_mb;
 
-/// Tokens that are read together.
+/// Number of tokens processed together.
 const BATCH_TOKENS: usize = 2048;
 
 /// Options of `perplexity`.
@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// File of texts, one per line; with --stride one long text
     #[arg(long)]
     file: Option<PathBuf>,
-    /// Rows as finetune --train takes them: the loss on what is learnt of them, and the share of exact answers
+    /// Rows in the formats of finetune --train: the loss on their target tokens, and the fraction of exact
+    /// answers
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file"])]
     rows: Option<PathBuf>,
     /// Tokens of --rows that count: completion, assistant (every answer) or all
@@ -64,7 +65,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         None => None,
     };
     if args.stride == Some(0) {
-        bail!("--stride 0 never ends; give 1 or more");
+        bail!("--stride 0 is out of range; expected 1 or more");
     }
     let device = device()?;
     let language = args.model.load(&open_model(&args.model.model)?, &device)?;
@@ -101,7 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Rows in the forms that a language model is trained on.
+/// Rows in the formats that a language model is trained on.
 fn rows(args: &Args, path: &Path) -> Result<()> {
     let device = device()?;
     let rows = Rows::read(path)?;
@@ -113,7 +114,7 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
     let encoded = encoder.encode(&rows)?;
     if encoded.n_cut + encoded.n_left_out > 0 {
         eprintln!(
-            "{}: {} rows cut at {window} tokens, {} left out because nothing of them counts",
+            "{}: {} rows cut at {window} tokens, {} left out because none of their tokens counts",
             path.display(),
             encoded.n_cut,
             encoded.n_left_out
@@ -143,7 +144,7 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every text by itself, cut at `window` tokens; many are read together.
+/// Every text by itself, truncated to `window` tokens; many are processed together.
 fn each_text(language: &Language, texts: &[&str], window: usize, device: &Device) -> Result<Vec<Row>> {
     let encoded = language.tokenizer.encode_batch(texts.iter().map(|text| (*text, None)))?;
     let ids: Vec<&[u32]> = encoded.iter().map(|e| &e.ids[..e.ids.len().min(window)]).collect();
@@ -157,7 +158,7 @@ fn each_text(language: &Language, texts: &[&str], window: usize, device: &Device
         });
         let (batch, later) = rest.split_at(fits.count().max(1));
         rest = later;
-        // A text of one token, or none, predicts nothing.
+        // A text of one token or none predicts nothing.
         let read: Vec<&[u32]> = batch.iter().copied().filter(|ids| ids.len() > 1).collect();
         let mut scores = nll(language, &read, device)?.into_iter();
         for ids in batch {

@@ -72,7 +72,7 @@ fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     Ok(())
 }
 
-/// Labels the words of texts, each by its first token, and gathers the entities that they mark.
+/// Labels the words of texts, each by its first token, and collects the entities that they mark.
 fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     let (mut encoded, mut spans) = (Vec::new(), Vec::new());
     for (row, (text, pair)) in texts.rows.iter().enumerate() {
@@ -81,7 +81,7 @@ fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
         let end = words.last().map_or(0, |word| word.characters.end);
         if text.chars().skip(end).any(|c| !c.is_whitespace()) {
             eprintln!(
-                "warning: text {}: cut at {} tokens; what follows is not labelled",
+                "warning: text {}: cut at {} tokens; the rest is not labelled",
                 row + 1,
                 tokens.ids.len()
             );
@@ -116,7 +116,8 @@ fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     Ok(())
 }
 
-/// One text with its words and entities. `logits` are those of every token, `start` and `end` count characters.
+/// One text with its words and entities. `logits` are those of all tokens, `start` and `end` count
+/// characters.
 fn tagged(row: usize, labels: &[String], logits: &[f32], words: &[WordSpan], text: &str) -> Result<Value> {
     let tokens: Vec<&[f32]> = logits.chunks(labels.len()).collect();
     let characters: Vec<char> = text.chars().collect();
@@ -144,7 +145,7 @@ fn tagged(row: usize, labels: &[String], logits: &[f32], words: &[WordSpan], tex
     Ok(object)
 }
 
-/// A row of labels that do not exclude each other: the likeliest, and with `labels` every one above a half.
+/// A row of independent labels: the most likely one, and under `labels` every one above 0.5.
 fn multi_label(row: usize, names: &[String], logits: &[f32], top: usize) -> Result<Value> {
     let scores: Vec<f64> = logits.iter().map(|&logit| 1.0 / (1.0 + (-f64::from(logit)).exp())).collect();
     let set = predicted_set(row, logits)?;
@@ -154,7 +155,7 @@ fn multi_label(row: usize, names: &[String], logits: &[f32], top: usize) -> Resu
     )
 }
 
-/// Softmax of one class.
+/// Softmax probability of one class.
 fn probability(logits: &[f32], class: usize) -> f64 {
     let top = f64::from(logits[class]);
     1.0 / logits.iter().map(|&v| (f64::from(v) - top).exp()).sum::<f64>()

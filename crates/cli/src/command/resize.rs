@@ -18,7 +18,7 @@ pub(crate) struct Args {
     adapter: PathBuf,
     #[command(flatten)]
     truncation: TruncationArgs,
-    /// Alpha, for an adapter whose files do not hold it (loralib)
+    /// Alpha, for an adapter whose files do not contain it (loralib)
     #[arg(long)]
     alpha: Option<f64>,
     /// Base model, for an adapter that needs it (DoRA, VeRA)

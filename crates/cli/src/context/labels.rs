@@ -1,4 +1,4 @@
-//! The labels of an adapter's task, in a file beside it: PEFT's config has no place for them.
+//! The labels of an adapter's task, in a file beside it: PEFT's config has no field for them.
 
 use std::path::Path;
 
@@ -26,8 +26,8 @@ pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Opt
     Ok(lowrank_checkpoint::write_atomic(dir.join(LABELS_FILE), text.as_bytes())?)
 }
 
-/// The classifier that a model and an adapter make: what is labelled is what the model's head says, or else the adapter's
-/// task; labels saved with the adapter replace the model's own.
+/// The classifier formed by a model and an adapter: the unit that is labelled is given by the model's head,
+/// or else by the adapter's task; labels saved with the adapter replace the model's own.
 pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
     let config = open_model(folder)?.classifier_config()?;
     let Some(dir) = adapter else { return Ok(config) };
@@ -41,7 +41,7 @@ pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result
     })
 }
 
-/// What of a text an adapter's head labels, `None` where it tells nothing of a head.
+/// The unit of text that an adapter's head labels, `None` if its files do not mention a head.
 pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
     let task = |name: &str| -> Result<Option<String>> {
         let path = dir.join(name);
@@ -59,14 +59,14 @@ pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
 /// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
 const BASE_HASH: &str = "base_hash";
 
-/// Says where an adapter of ours was trained over other weights than it is to be used on.
+/// Warns if one of our adapters is used over other weights than it was trained over.
 pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
     let saved = std::fs::read(dir.join(LABELS_FILE)).ok();
     let saved: Option<Value> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(hash) = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str()) else { return Ok(()) };
     if hash != Checkpoint::open(folder)?.content_hash() {
         eprintln!(
-            "warning: {}: was trained over other weights than those of {}; its adapter_config.json names its base",
+            "warning: {}: was trained on a base other than {}; see base_model_name_or_path in its adapter_config.json",
             dir.display(),
             folder.display()
         );
@@ -74,7 +74,7 @@ pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Labels and kind of an adapter's task, where they are not the base's.
+/// Labels and kind of an adapter's task, if they are not the base's.
 fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, Problem)>> {
     let path = dir.join(LABELS_FILE);
     if path.is_file() {
@@ -83,17 +83,17 @@ fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<Strin
         let labels = value["labels"].as_array().into_iter().flatten();
         let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
         let labels = labels.filter(|l| !l.is_empty());
-        let labels = labels.with_context(|| format!("{}: no list of labels", path.display()))?;
+        let labels = labels.with_context(|| format!("{}: not a list of labels", path.display()))?;
         let problem = match (value["problem_type"].as_str(), value["regression"].as_bool()) {
             (Some(name), _) => Problem::named(name).with_context(|| {
-                format!("{}: problem_type '{name}' is not known; fetch the adapter again", path.display())
+                format!("{}: unknown problem_type '{name}'; fetch the adapter again", path.display())
             })?,
             (None, Some(true)) => Problem::Regression,
             (None, _) => Problem::SingleLabel,
         };
         return Ok(Some((labels, problem)));
     }
-    // An adapter from elsewhere: the width of its head tells the number of labels, where it is not the base's.
+    // An adapter from elsewhere: the width of its head gives the number of labels, if it is not the base's.
     let folder = AdapterFolder::read(dir)?;
     let head = ["classifier.weight", "classifier.out_proj.weight", "score.weight"]
         .iter()

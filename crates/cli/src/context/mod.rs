@@ -1,4 +1,4 @@
-//! What the commands share: finding models and adapters, reading texts, printing JSON.
+//! Shared by the commands: finding models and adapters, reading texts, printing JSON.
 
 mod labels;
 mod model;

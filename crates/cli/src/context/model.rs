@@ -17,7 +17,8 @@ use lowrank_train::FineTuner;
 use super::labels::{classifier_config, warn_other_base};
 use crate::adapter::{load_adapter, warn_ignored};
 
-/// Opens a model, as [`ModelFolder::open`]; says once of each how its weights are quantised, where they are read as floats.
+/// Opens a model, like [`ModelFolder::open`]; notes once per model how its weights are quantised, if they are
+/// read as floats.
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let folder = ModelFolder::open(path)?;
@@ -29,12 +30,13 @@ pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     Ok(folder)
 }
 
-/// A model folder: the one named, the `model` folder of a run, or a model of the Hugging Face hub if no such folder exists.
+/// A model folder: the given one, the `model` folder of a run, or a model of the Hugging Face hub if no such
+/// folder exists.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
     Ok(open_model(path)?.path().to_path_buf())
 }
 
-/// An adapter folder: the one named, or the `adapter` folder of a run.
+/// An adapter folder: the given one, or the `adapter` folder of a run.
 pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
     for candidate in [path.to_path_buf(), path.join("adapter")] {
         if is_adapter(&candidate) {
@@ -44,7 +46,7 @@ pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
     bail!("{}: no adapter_config.json; expected an adapter folder or the folder of a run", path.display());
 }
 
-/// The tokenizer of a model folder, cutting at the model's limit or `max_length`.
+/// The tokenizer of a model folder, truncating at the model's limit or `max_length`.
 pub(crate) fn tokenizer(
     folder: &Path,
     config: &ClassifierConfig,
@@ -52,7 +54,7 @@ pub(crate) fn tokenizer(
 ) -> Result<TextTokenizer> {
     let limit = config.max_tokens();
     if let Some(n) = max_length.filter(|n| *n > limit) {
-        bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+        bail!("--max-length {n} exceeds the model's limit of {limit} tokens");
     }
     let open = |n| TextTokenizer::from_folder(folder, Some(n));
     let tokenizer = open(max_length.unwrap_or(limit))?;
@@ -72,12 +74,12 @@ pub(crate) struct Loaded<B: Backend> {
 }
 
 impl<B: Backend> Loaded<B> {
-    /// What of a text the head labels.
+    /// The unit of text that the head labels.
     pub(crate) fn level(&self) -> HeadLevel {
         self.model.model().config().level
     }
 
-    /// Refuses a model without a trained head: its answers would be chance.
+    /// Refuses a model without a trained head, whose answers would be random.
     pub(crate) fn require_head(&self) -> Result<()> {
         let missing = self.model.model().newly_initialized();
         if missing.is_empty() {
@@ -86,12 +88,12 @@ impl<B: Backend> Loaded<B> {
         let labels = self.model.model().config().labels.len();
         if let Some(rows) = self.model.model().other_head_width() {
             bail!(
-                "the head in the checkpoint has {rows} rows, and config.json (or the adapter) names {labels} labels; name \
+                "the head in the checkpoint has {rows} rows, but config.json (or the adapter) names {labels} labels; name \
                  one label for each row in id2label"
             );
         }
         bail!(
-            "the model has no trained head ({} missing); give an adapter that holds one, or a fine-tuned model",
+            "the model has no trained head ({} missing); give an adapter that has one, or a fine-tuned model",
             missing.join(", ")
         )
     }
@@ -112,7 +114,7 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Loads what the options name. Labels saved with the adapter replace the model's own.
+    /// Loads the given model and adapter. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let folder = open_model(&self.model)?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;

@@ -1,4 +1,4 @@
-//! What commands write: JSON on standard output, new folders.
+//! Output of the commands: JSON on standard output, new folders.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,15 +9,15 @@ use serde_json::Value;
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").context("standard output cannot be written")
+    writeln!(out, "{value}").context("cannot write to standard output")
 }
 
-/// Refuses an output that is one of the inputs, is a file, or holds something: files of two would mix.
+/// Refuses an output that is one of the inputs, is a file, or is not empty: files of two outputs would mix.
 pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
     let place = output.canonicalize().ok();
     let is_it = |input: &&&Path| place.is_some() && input.canonicalize().ok() == place;
     if let Some(input) = inputs.iter().find(is_it) {
-        bail!("{}: the output would go into {}; give another folder", output.display(), input.display());
+        bail!("{}: the output would be inside {}; give another folder", output.display(), input.display());
     }
     if output.is_file() {
         bail!("{}: is a file; -o names a folder", output.display());

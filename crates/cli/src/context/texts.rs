@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 
-/// A text file without its byte order mark; an error names the line of bytes that are not UTF-8.
+/// A text file without its byte order mark; an error names the first line that is not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = lowrank_checkpoint::read_file(path).with_context(|| path.display().to_string())?;
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -21,7 +21,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 /// Texts from `--text`, `--text-pair` and `--file`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Texts {
-    /// Texts, each with the pair that belongs to it.
+    /// Texts, each with its optional second text.
     pub(crate) rows: Vec<(String, Option<String>)>,
 }
 
@@ -42,7 +42,7 @@ impl Texts {
         if let Some(path) = file {
             let text = read_text(path)?;
             if text.is_empty() {
-                bail!("{}: is empty; give a line for each text", path.display());
+                bail!("{}: is empty; expected one text per line", path.display());
             }
             rows.extend(text.lines().map(|line| match line.split_once('\t') {
                 Some((text, pair)) => (text.to_string(), Some(pair.to_string())),
@@ -55,7 +55,7 @@ impl Texts {
         Ok(Self { rows })
     }
 
-    /// Turns every text to lower case.
+    /// Converts every text to lower case.
     pub(crate) fn lower_case(&mut self) {
         for (text, pair) in &mut self.rows {
             *text = text.to_lowercase();
@@ -142,7 +142,7 @@ impl clap::Args for TextArgs {
                 Arg::new("file")
                     .long("file")
                     .value_parser(value_parser!(PathBuf))
-                    .help("A file of texts, one a line; a tab parts a text from its pair"),
+                    .help("A file of texts, one per line; a tab separates a text from its pair"),
             )
     }
 

@@ -19,15 +19,15 @@ use crate::adapter::{DetachedAdapter, load_adapter};
 use crate::backend::{Inner, device};
 use crate::context::{adapter_folder, open_model, print_json};
 
-/// Writes what the options name.
+/// Writes what the options specify.
 pub(super) fn run(args: &Args) -> Result<()> {
     ensure!(
         args.rank.is_none() && !args.by_kind,
-        "--rank and --by-kind are not for --to gguf; resize the adapter first"
+        "--rank and --by-kind do not apply to --to gguf; resize the adapter first"
     );
     let output = &args.output;
     if output.is_dir() {
-        bail!("{}: is a folder; with --to gguf, -o names a file", output.display());
+        bail!("{}: is a folder; with --to gguf, -o must be a file", output.display());
     }
     for input in [&args.model, &args.adapter].into_iter().flatten() {
         let is_it = output.exists() && input.canonicalize().ok() == output.canonicalize().ok();
@@ -44,7 +44,7 @@ fn language_model(path: &Path) -> Result<ModelFolder> {
     let folder = open_model(path)?;
     if folder.kind() != ModelKind::Decoder {
         bail!(
-            "{}: is {}; language models alone are written as GGUF",
+            "{}: is {}; only language models can be written as GGUF",
             folder.path().display(),
             folder.kind().describe()
         );
@@ -57,7 +57,7 @@ fn model_file(args: &Args) -> Result<()> {
     let config = folder.decoder_config()?;
     if !config.lowrank.modules.is_empty() {
         bail!(
-            "{}: it is compressed ({}), into what llama.cpp does not run; convert the dense model with --type",
+            "{}: it is compressed ({}), which llama.cpp cannot run; convert the dense model with --type",
             folder.path().display(),
             config.lowrank.method
         );
@@ -66,7 +66,7 @@ fn model_file(args: &Args) -> Result<()> {
         Some(kind) => kind,
         None => stored(&folder.checkpoint()?).with_context(|| {
             format!(
-                "{}: the weights are in blocks; say with --type what they become",
+                "{}: the weights are quantised; choose their new type with --type",
                 folder.path().display()
             )
         })?,
@@ -77,7 +77,7 @@ fn model_file(args: &Args) -> Result<()> {
     };
     if args.merge && in_blocks(&folder.checkpoint()?) {
         bail!(
-            "{}: its weights are in blocks; merge into the model that it was made from, or leave out --merge and \
+            "{}: its weights are quantised; merge into the original model, or leave out --merge and \
              write the adapter alone",
             folder.path().display()
         );
@@ -101,14 +101,14 @@ fn model_file(args: &Args) -> Result<()> {
     report(args, kind, &write_model(&args.output, &parts)?)
 }
 
-/// What a model or an adapter is called.
+/// The name of a model or an adapter.
 fn name(path: &Path) -> String {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The type of most of the weights; none where these are blocks.
+/// The type of most of the weights; `None` if these are quantised.
 fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
     let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
     let count =
@@ -120,17 +120,17 @@ fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
     types.into_iter().max_by_key(|float| count((*float).into())).map(FileType::from)
 }
 
-/// The model with an adapter merged into it, in a folder that goes away.
+/// The model with an adapter merged into it, in a temporary folder.
 fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<tempfile::TempDir> {
     let device = device()?;
     let mut model = Decoder::<Inner>::load(folder.path(), config, Default::default(), &device)?;
     let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
-    let dir = tempfile::tempdir().context("no temporary folder for the merged weights")?;
+    let dir = tempfile::tempdir().context("cannot create a temporary folder for the merged weights")?;
     model.merged(&adapters)?.save(dir.path(), folder.path(), FloatType::F32)?;
     Ok(dir)
 }
 
-/// Tokens with a role: those of the tokenizer where the config does not say otherwise.
+/// Tokens with a role: those of the tokenizer unless the config specifies others.
 fn roles(special: &lowrank_data::tokenize::SpecialIds, config: &DecoderConfig) -> Vec<(&'static str, u32)> {
     let own = special.eos.filter(|eos| config.eos.is_empty() || config.eos.contains(eos));
     let eos = own.or(config.eos.first().copied());
@@ -169,7 +169,7 @@ fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
     Ok(())
 }
 
-/// The base that an adapter names, if it is a folder here.
+/// The base that an adapter names, if it is a local folder.
 fn base_of(adapter: &Path) -> Option<PathBuf> {
     let text = std::fs::read(adapter.join(CONFIG_FILE)).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
@@ -183,7 +183,9 @@ fn adapter_file(args: &Args, adapter: &Path) -> Result<()> {
         Some(kind) => {
             let floats = [FloatType::F32, FloatType::F16, FloatType::BF16];
             let float = floats.into_iter().find(|float| FileType::from(*float) == kind);
-            float.with_context(|| format!("--type {kind}: an adapter is written in F32, F16 or BF16"))?
+            float.with_context(|| {
+                format!("--type {kind}: an adapter can be written in F32, F16 or BF16 only")
+            })?
         }
     };
     let path = adapter_folder(adapter)?;
@@ -194,7 +196,7 @@ fn adapter_file(args: &Args, adapter: &Path) -> Result<()> {
     let adapter = DetachedAdapter::read(&path, args.alpha, args.model.as_deref())?;
     if let Some(saved) = adapter.saved.first() {
         bail!(
-            "{}: holds '{}' in full, and a LoRA of llama.cpp cannot; write the merged model with --merge",
+            "{}: holds '{}' in full, which a llama.cpp LoRA cannot; write the merged model with --merge",
             path.display(),
             saved.name
         );
@@ -213,7 +215,7 @@ fn adapter_file(args: &Args, adapter: &Path) -> Result<()> {
 fn pair(update: &Update, path: &Path) -> Result<Pair> {
     if update.bias.as_ref().is_some_and(|bias| bias.iter().any(|x| *x != 0.0)) {
         bail!(
-            "{}: '{}' has a bias, and a LoRA of llama.cpp cannot; write the merged model with --merge",
+            "{}: '{}' has a bias, which a llama.cpp LoRA cannot have; write the merged model with --merge",
             path.display(),
             update.site.path
         );

@@ -22,7 +22,7 @@ enum Target {
     Lora,
     /// Factors shared by layers of one shape, the Tucker2 approximation
     Lotr,
-    /// A file for llama.cpp: of a model, or with --adapter of a LoRA
+    /// File for llama.cpp: of a model, or of a LoRA with --adapter
     Gguf,
 }
 
@@ -38,17 +38,17 @@ pub(crate) struct Args {
     /// Rank of the result [default: the adapter's rank]
     #[arg(long)]
     rank: Option<usize>,
-    /// Alpha, for an adapter whose files do not hold it (loralib)
+    /// Alpha, for an adapter whose files do not contain it (loralib)
     #[arg(long)]
     alpha: Option<f64>,
     /// Base model, for an adapter that needs it (DoRA, VeRA, GGUF), or the model to convert
     #[arg(long)]
     model: Option<PathBuf>,
-    /// GGUF: write the model with the adapter merged into it
+    /// GGUF: merge the adapter into the model and write the model
     #[arg(long, requires = "adapter")]
     merge: bool,
-    /// GGUF: type of the matrices, as llama-quantize has it (F16, Q8_0, Q4_K_M, …) [default: that of the weights; F32 for an
-    /// adapter]
+    /// GGUF: type of the matrices, as in llama-quantize (F16, Q8_0, Q4_K_M, …) [default: that of the weights;
+    /// F32 for an adapter]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<FileType>,
     /// LoTR: one group per kind of layer instead of one per shape
@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.to == Target::Gguf {
         return gguf::run(&args);
     }
-    ensure!(args.kind.is_none() && !args.merge, "--type and --merge are for --to gguf");
+    ensure!(args.kind.is_none() && !args.merge, "--type and --merge require --to gguf");
     let adapter = args.adapter.as_deref().context("give --adapter, or --to gguf for a model")?;
     new_folder(&args.output, &[adapter])?;
     let adapter = DetachedAdapter::read(adapter, args.alpha, args.model.as_deref())?;

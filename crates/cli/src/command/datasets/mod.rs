@@ -1,4 +1,4 @@
-//! `lowrank datasets`: make the embedded data sets and the embedded models anew, bit for bit.
+//! `lowrank datasets`: regenerate the embedded data sets and the embedded models, bit for bit.
 
 mod bert;
 mod llama;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Models to pre-train
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Model::MiniBert, Model::MiniLlama])]
     models: Vec<Model>,
-    /// Steps of pre-training [default: 12000 for mini-bert, 2000 for mini-llama]
+    /// Number of pre-training steps [default: 12000 for mini-bert, 2000 for mini-llama]
     #[arg(long)]
     steps: Option<usize>,
 }
@@ -39,10 +39,11 @@ enum Model {
     MiniLlama,
 }
 
-/// Everything comes from this seed.
+/// The seed of everything.
 const SEED: u64 = 1;
 
-/// Runs the command. What was broken off goes on where it was; a model that is complete is made again only after all are.
+/// Runs the command. An interrupted training resumes; a complete model is trained again only after all are
+/// complete.
 pub(crate) fn run(args: Args) -> Result<()> {
     write(&args.output.join("mini-glue"), &files(SEED))?;
     write(&args.output.join("mini-instruct"), &instruct::files(SEED))?;
@@ -84,7 +85,7 @@ fn write(folder: &Path, files: &[File]) -> Result<()> {
 /// Steps between checkpoints.
 const SAVE_EVERY: usize = 200;
 
-/// Trains from the newest checkpoint below `state`, where there is one; `settings` tell the training from others.
+/// Trains from the newest checkpoint below `state`, if there is one; `settings` identify the training.
 fn pretrain<O: Objective<Train>>(
     objective: &O,
     model: O::Model,

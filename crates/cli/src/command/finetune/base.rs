@@ -1,4 +1,5 @@
-//! The frozen base of a run: in how many bits it is kept, which methods that allows, and what memory the run will need.
+//! The frozen base of a run: its number of bits, the methods that it allows, and the memory that the run will
+//! need.
 
 use anyhow::{Result, bail, ensure};
 use lowrank_checkpoint::Checkpoint;
@@ -17,28 +18,29 @@ use crate::method::Method;
 /// Options of the base.
 #[derive(clap::Args)]
 pub(crate) struct BaseArgs {
-    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, rounded as they are read
+    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, quantised while
+    /// reading
     #[arg(long, value_name = "4|8")]
     base_bits: Option<u8>,
-    /// Say how much memory the run will need, and end: of a language model
+    /// Print how much memory a language model's run will need, and exit
     #[arg(long)]
     dry_run: bool,
 }
 
 impl BaseArgs {
-    /// Whether the run is to be estimated only.
+    /// Whether the run is only estimated.
     pub(super) fn is_dry(&self) -> bool {
         self.dry_run
     }
 
-    /// The settings that a run is told apart by.
+    /// The settings that identify a run.
     pub(super) fn settings(&self, map: &mut Map<String, Value>) {
         if let Some(bits) = self.base_bits {
             map.insert("base_bits".into(), json!(bits));
         }
     }
 
-    /// The type in which matrices are kept: as asked for, or `otherwise`.
+    /// The type in which matrices are kept: the requested one, or `otherwise`.
     pub(super) fn weights(&self, args: &Args, otherwise: WeightType) -> Result<WeightType> {
         let format = match self.base_bits {
             None => return Ok(otherwise),
@@ -48,17 +50,17 @@ impl BaseArgs {
         };
         ensure!(
             !args.random_init,
-            "--base-bits rounds the weights of a checkpoint; leave it out with --random-init"
+            "--base-bits quantises the weights of a checkpoint; leave it out with --random-init"
         );
         ensure!(
             args.method != Method::Full,
-            "--base-bits freezes the base, and --method full trains it; choose an adapter method, as lora"
+            "--base-bits freezes the base, and --method full trains it; choose an adapter method, e.g. lora"
         );
         Ok(WeightType::Blocks(format))
     }
 }
 
-/// Refuses a method that would train a matrix in blocks.
+/// Refuses a method that would train a quantised matrix.
 pub(super) fn check_frozen<B: burn::prelude::Backend>(
     method: Method,
     model: &impl Parameters<B>,
@@ -66,7 +68,7 @@ pub(super) fn check_frozen<B: burn::prelude::Backend>(
 ) -> Result<()> {
     if let Some(block) = model.blocks_where(|at| trains(at)).first() {
         bail!(
-            "--method {} trains '{}', which is in blocks ({}) and frozen; choose an adapter method, as lora, or give the \
+            "--method {} trains '{}', which is quantised ({}) and frozen; choose an adapter method, e.g. lora, or give the \
              model in floats",
             method.name(),
             block.key(),
@@ -76,7 +78,7 @@ pub(super) fn check_frozen<B: burn::prelude::Backend>(
     Ok(())
 }
 
-/// Bytes of a run by what they are for.
+/// Bytes of a run by purpose.
 struct Memory {
     base: usize,
     trained: usize,
@@ -86,17 +88,18 @@ struct Memory {
 
 /// Program, tokenizer and rows.
 const PROGRAM: usize = 60 << 20;
-/// Logits that are in memory together, and their gradients.
+/// Logits that are in memory at once, and their gradients.
 const LOGITS: usize = 2 * (32 << 20);
 
 impl Memory {
-    /// Of next-token training: `tokens` of a batch, parameters as `model` keeps them.
+    /// Estimate for next-token training: `tokens` per batch, parameters stored as in `model`.
     fn of(model: &TunedDecoder<Train>, checkpoint: &Checkpoint, tokens: usize, recompute: bool) -> Self {
         let decoder: &Decoder<Train> = model.model();
         let config = decoder.config();
         let trained = model.count().0;
-        // What the backward pass of a token reads: the outputs of a layer's linear maps (of which attention and the
-        // activation save theirs, and the maps after them their inputs), the widest input, two normalised states.
+        // Inputs of the backward pass per token: the outputs of a layer's linear maps (of which attention and
+        // the activation save theirs, and the maps after them their inputs), the widest input, two normalised
+        // states.
         let sites = decoder.sites().iter().filter(|site| site.layer.is_some());
         let widest = sites.clone().map(|site| site.d_input).max().unwrap_or(0);
         let (experts, shared): (Vec<&Site>, Vec<&Site>) =
@@ -110,7 +113,7 @@ impl Memory {
         let saved = width(&shared) + routed + config.n_layers * (widest + 2 * config.d_model);
         let per_layer = saved / config.n_layers.max(1);
         let activations = if recompute { config.n_layers * config.d_model + 2 * per_layer } else { saved };
-        // A tensor of a large vocabulary is read once more while it is loaded.
+        // A tensor of a large vocabulary is read twice while it is loaded.
         let largest =
             checkpoint.names().filter_map(|name| checkpoint.info(name)).map(|i| 4 * i.numel()).max();
         Self {
@@ -127,7 +130,7 @@ impl Memory {
     }
 }
 
-/// Tokens of the largest batch that rows of these lengths can make.
+/// Number of tokens of the largest batch that rows of these lengths can form.
 fn most_tokens(config: &TrainConfig, lengths: &[usize]) -> usize {
     let mut sorted = lengths.to_vec();
     sorted.sort_unstable_by(|a, b| b.cmp(a));
@@ -137,10 +140,10 @@ fn most_tokens(config: &TrainConfig, lengths: &[usize]) -> usize {
     }
 }
 
-/// Whether layers are to be recomputed so that a run fits into `limit` bytes.
+/// Whether layers must be recomputed for a run to fit into `limit` bytes.
 ///
 /// # Errors
-/// It does not fit either way.
+/// The run does not fit either way.
 pub(super) fn recomputes(
     model: &TunedDecoder<Train>,
     checkpoint: &Checkpoint,
@@ -154,7 +157,7 @@ pub(super) fn recomputes(
     choose_recomputation(totals, tokens, limit)
 }
 
-/// The choice between the bytes of a run without and with recomputed layers.
+/// The choice between the memory of a run without and with recomputed layers.
 fn choose_recomputation([without, with]: [u64; 2], tokens: usize, limit: u64) -> Result<bool> {
     let mb = |bytes: u64| bytes.div_ceil(1_000_000);
     if without <= limit {
@@ -162,21 +165,21 @@ fn choose_recomputation([without, with]: [u64; 2], tokens: usize, limit: u64) ->
     }
     ensure!(
         with <= limit,
-        "--memory {} MB: batches of {tokens} tokens take about {} MB, with recomputed layers {} MB; lower --batch-size, \
+        "--memory {} MB: batches of {tokens} tokens need about {} MB, with recomputed layers {} MB; lower --batch-size, \
          --batch-tokens or --max-length",
         limit / 1_000_000,
         mb(without),
         mb(with)
     );
     eprintln!(
-        "layers are recomputed: batches of {tokens} tokens take about {} MB, otherwise {} MB",
+        "layers are recomputed: batches of {tokens} tokens need about {} MB, otherwise {} MB",
         mb(with),
         mb(without)
     );
     Ok(true)
 }
 
-/// Says what a run will need.
+/// Prints the estimated memory of a run.
 pub(super) fn report(
     args: &Args,
     model: &TunedDecoder<Train>,

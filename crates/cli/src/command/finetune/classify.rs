@@ -23,7 +23,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let base = open_model(folder)?.classifier_config()?;
     let tokenizer = tokenizer(folder, &base, args.max_length)?;
     check_output(args)?;
-    // Everything that can be wrong with the options is found before the rows are encoded.
+    // All options are validated before the rows are encoded.
     let lr = match args.method {
         Method::Full => 1e-4,
         Method::Head => 1e-3,
@@ -78,8 +78,8 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     job::run(args, &config, identity, &objective, built.model, save, clock)
 }
 
-/// Where the data's classes stand among the labels of the model's head; `None` where they stand in order, or where the
-/// head was not made for them.
+/// Positions of the data's classes among the labels of the model's head; `None` if they are in order, or if
+/// the head was not trained on them.
 fn label_order(trained: &[String], labels: &LabelSpace) -> Option<Vec<usize>> {
     let classes = labels.names();
     if classes.is_empty() || trained.len() != classes.len() {
@@ -88,7 +88,7 @@ fn label_order(trained: &[String], labels: &LabelSpace) -> Option<Vec<usize>> {
     let order = class_order(trained, labels);
     if order.is_none() && classes.iter().any(|class| class.parse::<usize>().is_err()) {
         eprintln!(
-            "warning: the model's labels ({}) have other names than the data's ({}); a trained head is taken in this order",
+            "warning: the model's labels ({}) differ from the data's ({}); the trained head is used in this order",
             trained.join(", "),
             classes.join(", ")
         );

@@ -20,7 +20,7 @@ use crate::backend::{Inner, NAME, Train};
 use crate::machine::{hardware, peak_rss_mb};
 use crate::method::Method;
 
-/// When the command began.
+/// Start time of the command.
 pub(super) struct Clock {
     begun: Instant,
     started: SystemTime,
@@ -32,7 +32,7 @@ impl Clock {
     }
 }
 
-/// What tells a run apart beside its options.
+/// The identity of a run apart from its options.
 pub(super) struct Identity {
     /// Name of the task.
     pub(super) task: String,
@@ -46,7 +46,7 @@ pub(super) struct Identity {
     pub(super) model_hash: String,
     /// Numbers of trained and of all parameters.
     pub(super) count: (usize, usize),
-    /// What the user is told once nothing is wrong with the options.
+    /// Notes for the user, printed once all options are valid.
     pub(super) warnings: Vec<String>,
 }
 
@@ -55,14 +55,14 @@ pub(super) fn warn_repeated(dev: &Rows, train: &Rows) {
     let repeated = dev.count_in(train);
     if repeated > 0 {
         eprintln!(
-            "warning: {}: {repeated} of its {} rows are also training rows; the dev loss measures memory",
+            "warning: {}: {repeated} of its {} rows are also training rows; the dev loss measures memorization",
             dev.path().display(),
             dev.len()
         );
     }
 }
 
-/// The model without differentiation that an objective's training results in.
+/// The model without autodiff that results from an objective's training.
 pub(super) type Trained<O> = <<O as Objective<Train>>::Model as AutodiffModule<Train>>::InnerModule;
 
 /// Trains; `save` writes the result and returns the bytes of its weights.
@@ -89,7 +89,7 @@ where
     }
     let hash = hash_settings(&identity.settings, &[&identity.data_hash, &identity.model_hash]);
     let checkpoints = CheckpointStore::new(&args.output, hash);
-    // Whether there is something to continue is known before the record is touched.
+    // Whether there is a run to continue is determined before the record is changed.
     checkpoints.position(args.start(), config.max_steps)?;
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
@@ -144,7 +144,7 @@ fn new_record(args: &Args, identity: &Identity, clock: &Clock) -> RunRecord {
     record
 }
 
-/// Trains; evaluations go into the record as they come.
+/// Trains; evaluations are added to the record as they come.
 fn train<O: Objective<Train>>(
     args: &Args,
     config: &TrainConfig,
@@ -171,7 +171,7 @@ fn train<O: Objective<Train>>(
     };
     let file = args.output.join(FILE_NAME);
     let mut events = EventWriter::create(log_folder)?;
-    // Runs that differ in a setting which is not part of the path are told apart by it.
+    // Runs that differ in a setting which is not part of the path are distinguished by it.
     events.session(&Session::from_settings(run_id(&args.output), &identity.settings))?;
     if let Some(name) = events.path().file_name() {
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,7 +183,8 @@ fn train<O: Objective<Train>>(
         Box::new(EventWatch::new(events)),
         Box::new(RecordWatch::new(record.clone(), file)),
     ];
-    // The state of a full training is several times the model: it is kept where checkpoints are asked for.
+    // The state of a full training is several times the model: it is stored only if checkpoints are
+    // requested.
     let keep_last = args.save_every.is_some() || args.method != Method::Full;
     let training = Training {
         config,

@@ -1,4 +1,4 @@
-//! Language models: next tokens of texts, completions and conversations, and preferences.
+//! Language models: next-token prediction on texts, completions and conversations, and preferences.
 
 use std::path::{Path, PathBuf};
 
@@ -29,31 +29,31 @@ use crate::method::Method;
 /// Options of language models.
 #[derive(clap::Args)]
 pub(crate) struct LanguageArgs {
-    /// Tokens that are learnt: completion, assistant (every answer) or all [default: completion]
+    /// Tokens that count in the loss: completion, assistant (every answer) or all [default: completion]
     #[arg(long, value_name = "TOKENS")]
     loss_on: Option<LossOn>,
-    /// Keep only the input of each layer and compute it again in the backward pass
+    /// Keep only the input of each layer and recompute the rest in the backward pass
     #[arg(long)]
     recompute: bool,
-    /// Memory that the training may take, as 8G: layers are recomputed where they would not fit otherwise
+    /// Memory limit of the training, e.g. 8G: layers are recomputed if it would not fit otherwise
     #[arg(long, value_name = "BYTES")]
     memory: Option<Bytes>,
-    /// Show the first rows with what is learnt of them in brackets [default: 1]
+    /// Number of first rows to show, with their target tokens in brackets [default: 1]
     #[arg(long, value_name = "N")]
     show_samples: Option<usize>,
-    /// Dev prompts that are answered at each evaluation, for the log and the report [default: 1]
+    /// Number of dev prompts answered at each evaluation, for the log and the report [default: 1]
     #[arg(long, value_name = "N")]
     write_samples: Option<usize>,
-    /// Preferences: how strongly the model is held to the reference [default: 0.1]
+    /// Preferences: beta, the strength of the KL penalty towards the reference [default: 0.1]
     #[arg(long)]
     beta: Option<f64>,
-    /// Preferences: probability that one is the wrong way round [default: 0]
+    /// Preferences: label smoothing, the probability that a pair is mislabelled [default: 0]
     #[arg(long)]
     label_smoothing: Option<f64>,
 }
 
 impl LanguageArgs {
-    /// Refuses the options where no language model is trained.
+    /// Refuses the options if no language model is trained.
     pub(super) fn check_unused(&self) -> Result<()> {
         let given = [
             ("--loss-on", self.loss_on.is_some()),
@@ -66,18 +66,16 @@ impl LanguageArgs {
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
-                bail!(
-                    "{option} is for language models that write text; here rows are classified or words masked"
-                )
+                bail!("{option} applies to next-token training only; these rows are classified or masked")
             }
             None => Ok(()),
         }
     }
 }
 
-/// Longest rows that are trained on unless more is asked for.
+/// Default maximum length of training rows.
 const LENGTH: usize = 1024;
-/// Longest text that is written at an evaluation, in tokens.
+/// Maximum length of a generated sample at an evaluation, in tokens.
 const SAMPLE_TOKENS: usize = 64;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
@@ -162,7 +160,7 @@ enum Encoded {
 }
 
 impl Encoded {
-    /// Tokens of each training row; of a pair, both sides together.
+    /// Number of tokens of each training row; for a pair, of both sides together.
     fn lengths(&self) -> Vec<usize> {
         match self {
             Self::Rows(train, _) => train.iter().map(|row| row.ids.len()).collect(),
@@ -172,7 +170,7 @@ impl Encoded {
         }
     }
 
-    /// Hash of tokens, row boundaries and what is learnt.
+    /// Hash of tokens, row boundaries and target flags.
     fn hash(&self) -> String {
         let rows: Vec<&TokenRow> = match self {
             Self::Rows(train, dev) => train.iter().chain(dev).collect(),
@@ -201,7 +199,7 @@ fn encode(
 ) -> Result<Encoded> {
     let limit = if config.is_bounded() { config.max_positions } else { usize::MAX };
     if let Some(n) = args.max_length.filter(|n| *n > limit) {
-        bail!("--max-length {n} is more than the {limit} tokens that the model takes");
+        bail!("--max-length {n} exceeds the model's limit of {limit} tokens");
     }
     let max_length = args.max_length.unwrap_or(config.max_positions.min(LENGTH));
     let template = ChatTemplate::from_folder(folder)?;
@@ -210,7 +208,7 @@ fn encode(
     let [train, dev] = [Rows::read(paths[0])?, Rows::read(paths[1])?];
     ensure!(
         train.are_preferences() == dev.are_preferences(),
-        "{}: preferences and other rows cannot be mixed with {}; give both files in one form",
+        "{}: preferences and other rows cannot be mixed with {}; give both files in the same format",
         dev.path().display(),
         train.path().display()
     );
@@ -218,7 +216,7 @@ fn encode(
     let counted = |rows: &Rows, n_cut: usize, n_left_out: usize| {
         if n_cut + n_left_out > 0 {
             eprintln!(
-                "{}: {n_cut} rows cut at {max_length} tokens, {n_left_out} left out because nothing of them is learnt",
+                "{}: {n_cut} rows cut at {max_length} tokens, {n_left_out} left out because they have no target token",
                 rows.path().display()
             );
         }
@@ -228,11 +226,11 @@ fn encode(
             !args.language.recompute
                 && args.language.memory.is_none()
                 && args.language.write_samples.is_none(),
-            "--recompute, --memory and --write-samples are for next tokens, not for preferences; leave them out"
+            "--recompute, --memory and --write-samples do not apply to preferences; leave them out"
         );
         ensure!(
             args.language.loss_on.is_none(),
-            "--loss-on has no meaning for preferences, which are learnt from their completions"
+            "--loss-on does not apply to preferences, whose loss is on the completions"
         );
         let [train, dev] = [(&train, encoder.encode_pairs(&train)?), (&dev, encoder.encode_pairs(&dev)?)];
         counted(train.0, train.1.n_cut, train.1.n_left_out);
@@ -243,7 +241,7 @@ fn encode(
     }
     ensure!(
         args.language.beta.is_none() && args.language.label_smoothing.is_none(),
-        "--beta and --label-smoothing are for preferences (prompt, chosen, rejected)"
+        "--beta and --label-smoothing require preferences (prompt, chosen, rejected)"
     );
     let [train, dev] = [(&train, encoder.encode(&train)?), (&dev, encoder.encode(&dev)?)];
     counted(train.0, train.1.n_cut, train.1.n_left_out);
@@ -252,11 +250,11 @@ fn encode(
     Ok(Encoded::Rows(train.1.rows, dev.1.rows))
 }
 
-/// Shows rows with what is learnt of them in brackets.
+/// Shows rows with their target tokens in brackets.
 fn show<'a>(rows: impl Iterator<Item = &'a TokenRow>, n: usize, tokenizer: &TextTokenizer) -> Result<()> {
     for row in rows.take(n) {
         eprintln!(
-            "sample: {} tokens, {} of them learnt\n{}",
+            "sample: {} tokens, {} of them targets\n{}",
             row.ids.len(),
             row.n_learnt(),
             row.show(tokenizer)?
@@ -286,7 +284,7 @@ struct Built {
 }
 
 fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> Result<Built> {
-    ensure!(!args.zero_head, "--zero-head is for classifiers");
+    ensure!(!args.zero_head, "--zero-head applies to classifiers only");
     let (weights, adapter) = sources(args, folder)?;
     let names = &config.architecture.names;
     let default_targets = decoder_targets(&config);
@@ -305,7 +303,7 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     let bias = args.adapter.bias;
     let trains = |at: &Parameter<'_>| match args.method {
         Method::Full => true,
-        // A tied head is the table of the word embedding.
+        // A tied head is the embedding table.
         Method::Head if config.tied => at.module.path == format!("{}{}", names.prefix, names.embedding),
         Method::Head => at.module.part == Part::Head,
         Method::Bitfit => at.is_bias(),
@@ -325,7 +323,7 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     Ok(Built { model, start, hash, default_targets })
 }
 
-/// The type in which a base is kept: that of its matrices of floats in the checkpoint, where it is frozen.
+/// The storage type of a base: that of its float matrices in the checkpoint, if it is frozen.
 fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
     if method.adapter().is_none() {
         return WeightType::F32;
@@ -343,7 +341,7 @@ fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
     }
 }
 
-/// Saves what was trained: a model folder where the model's own weights were, an adapter folder else.
+/// Saves what was trained: a model folder if the model's own weights were, otherwise an adapter folder.
 fn save(args: &Args, source: &Path, tuned: &TunedDecoder<Inner>) -> Result<u64> {
     let (model, set): (_, &AdapterSet<Inner>) = (tuned.model(), tuned.adapters());
     if args.method.adapter().is_none() {

@@ -1,4 +1,4 @@
-//! Masked language modelling: an encoder learns the words of plain texts.
+//! Masked language modelling of an encoder on plain text.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,10 +34,10 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     };
     let mut config = args.train_config(lr, 32)?;
     check_output(args)?;
-    ensure!(!args.zero_head, "--zero-head is for classifiers");
+    ensure!(!args.zero_head, "--zero-head applies to classifiers only");
     ensure!(
         !args.base.is_dry() && args.base.weights(args, WeightType::F32)? == WeightType::F32,
-        "--base-bits and --dry-run are not supported for masked words; leave them out"
+        "--base-bits and --dry-run are not supported for masked language modelling; leave them out"
     );
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: give texts with --train and --dev", folder.display())
@@ -46,10 +46,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     let targets = default_targets(&classifier);
     let limit = classifier.max_tokens();
     let max_length = args.max_length.unwrap_or(limit);
-    ensure!(
-        max_length <= limit,
-        "--max-length {max_length} is more than the {limit} tokens that the model takes"
-    );
+    ensure!(max_length <= limit, "--max-length {max_length} exceeds the model's limit of {limit} tokens");
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let masker = Masker::new(&tokenizer)?;
     let [train_rows, dev_rows] = [Rows::read(train)?, Rows::read(dev)?];
@@ -76,8 +73,8 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     job::run(args, &config, identity, &objective, model, save, clock)
 }
 
-/// Whether the training rows are plain text for an encoder: running text, or JSON rows that have `text` and nothing else,
-/// so that rows whose label was forgotten are not taken for texts.
+/// Whether the training rows are plain text for an encoder: running text, or JSON rows that contain only
+/// `text`, so that rows without their label are not mistaken for texts.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -98,7 +95,7 @@ pub(super) fn is_plain_text(args: &Args) -> Result<bool> {
     Ok(!rows.is_empty() && rows.iter().all(is_text))
 }
 
-/// Texts in pieces of at most `max_length` tokens, each with the special tokens around it.
+/// Texts split into pieces of at most `max_length` tokens, each with the special tokens around it.
 fn encode(rows: &Rows, tokenizer: &TextTokenizer, max_length: usize) -> Result<Arc<EncodedDataset>> {
     let encoder = RowEncoder::new(tokenizer, None, LossOn::All, max_length)?;
     let rows = encoder.encode(rows)?.rows.into_iter();
@@ -106,7 +103,8 @@ fn encode(rows: &Rows, tokenizer: &TextTokenizer, max_length: usize) -> Result<A
     Ok(Arc::new(EncodedDataset::unlabelled(rows.collect())))
 }
 
-/// The model with what is to be trained marked, the adapter that it starts from, and the hash of its weights.
+/// The model with its trained parameters marked, the adapter that it starts from, and the hash of its
+/// weights.
 fn build(
     args: &Args,
     folder: &Path,
@@ -123,7 +121,7 @@ fn build(
         let head = config.architecture.masked_lm.transform;
         ensure!(
             checkpoint.names().any(|name| name.starts_with(head)),
-            "{}: has no masked language modelling head ({head} is missing); plain text is learnt by a model with one, such as \
+            "{}: has no masked language modelling head ({head} is missing); to train on plain text, give a model with one, such as \
              …ForMaskedLM, and labelled rows by any encoder",
             weights.display()
         );
@@ -145,7 +143,7 @@ fn build(
     Ok((TunedMaskedLm::new(model, adapters), start, hash))
 }
 
-/// Saves what was trained: a model folder where the model's own weights were, an adapter folder else.
+/// Saves what was trained: a model folder if the model's own weights were, otherwise an adapter folder.
 fn save(args: &Args, source: &Path, tuned: &TunedMaskedLm<Inner>) -> Result<u64> {
     let (model, set) = (tuned.model(), tuned.adapters());
     if args.method.adapter().is_none() {

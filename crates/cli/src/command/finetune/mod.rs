@@ -54,13 +54,14 @@ pub(crate) struct Args {
     /// GLUE root with the official folders
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels (comma-separated), or .jsonl
-    /// of the same keys; for words CoNLL columns or .jsonl with tokens and tags; for a language model .txt,
-    /// .jsonl or .json with text, messages, conversations, instruction, prompt/completion or prompt/chosen/rejected; for an
-    /// encoder's masked words .txt, or .jsonl with text alone
+    /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels
+    /// (comma-separated), or .jsonl with the same keys; for token classification CoNLL columns or .jsonl with
+    /// tokens and tags; for a language model .txt, .jsonl or .json with text, messages, conversations,
+    /// instruction, prompt/completion or prompt/chosen/rejected; for masked language modelling .txt, or
+    /// .jsonl with text only
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
-    /// Dev rows, in the same form
+    /// Dev rows, in the same format
     #[arg(long, requires = "train")]
     dev: Option<PathBuf>,
     /// Training method: which parameters are trained
@@ -122,7 +123,7 @@ pub(crate) struct Args {
     /// Seed of initial values, shuffling and dropout
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Continue from the newest checkpoint in the output folder
+    /// Resume from the newest checkpoint in the output folder
     #[arg(long)]
     resume: bool,
     /// Continue a run past its planned steps, to --max-steps or --epochs
@@ -131,16 +132,16 @@ pub(crate) struct Args {
     /// Root of a log tree [default: events go into the output folder]
     #[arg(long)]
     log_dir: Option<PathBuf>,
-    /// Initialise from the weights of this adapter or model
+    /// Initialize from the weights of this adapter or model
     #[arg(long)]
     init_from: Option<PathBuf>,
-    /// Initialise the model with random weights, as a baseline
+    /// Initialize the model with random weights, as a baseline
     #[arg(long, conflicts_with = "init_from")]
     random_init: bool,
-    /// Initialise the head with zeros
+    /// Initialize the head with zeros
     #[arg(long)]
     zero_head: bool,
-    /// Weights of the classes in the loss, balanced or by name; a class that is not named has 1
+    /// Weights of the classes in the loss, balanced or by name; an unnamed class has weight 1
     #[arg(long, value_name = "balanced|LABEL=WEIGHT,…")]
     class_weights: Option<ClassWeights>,
     #[command(flatten)]
@@ -174,7 +175,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
     ensure!(
         args.class_weights.is_none() || !is_masked && !is_written,
-        "--class-weights is for rows that are classified; these are texts of a language model"
+        "--class-weights applies to classification; these are texts of a language model"
     );
     if is_written {
         language::run(&args, &folder, &device, clock)
@@ -185,14 +186,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         args.language.check_unused()?;
         ensure!(
             !args.base.is_dry(),
-            "--dry-run is for language models that write text; these rows are classified"
+            "--dry-run applies to next-token training only; these rows are classified"
         );
         classify::run(&args, &folder, &device, clock)
     }
 }
 
 impl Args {
-    /// The hyper-parameters; `lr` and `batch_size` where the options name none.
+    /// The hyper-parameters; `lr` and `batch_size` are defaults for the options.
     fn train_config(&self, lr: f64, batch_size: usize) -> Result<TrainConfig> {
         let config = TrainConfig {
             lr: self.lr.unwrap_or(lr),
@@ -230,11 +231,11 @@ impl Args {
     }
 }
 
-/// A run's folder must be new, or hold a run that failed or is to be continued.
+/// A run's folder must be new, or contain a failed run or one to continue.
 fn check_output(args: &Args) -> Result<()> {
     let dir = &args.output;
     let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else {
-        ensure!(!args.extend, "{}: holds no run to extend", dir.display());
+        ensure!(!args.extend, "{}: contains no run to extend", dir.display());
         return new_folder(dir, &[&args.model]);
     };
     if args.extend {
@@ -242,12 +243,12 @@ fn check_output(args: &Args) -> Result<()> {
     }
     ensure!(
         args.resume || before.train_info.status == Status::Failed,
-        "{}: holds a run already; continue it with --resume, or give a new folder",
+        "{}: already contains a run; continue it with --resume, or give a new folder",
         dir.display()
     );
     ensure!(
         before.train_info.status != Status::Done,
-        "{}: this run has ended; --extend trains it past its planned steps",
+        "{}: this run is finished; --extend trains it past its planned steps",
         dir.display()
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! The classifier of a run: what it starts from, what of it is trained, what is saved.
+//! The classifier of a run: its initial weights, its trained parameters, its saved files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<Pat
     })
 }
 
-/// What is adapted unless the options say otherwise: the maps that make queries and values.
+/// Default targets: the maps that compute queries and values.
 pub(super) fn default_targets(config: &ClassifierConfig) -> String {
     match &config.body {
         BodyConfig::Encoder(config) => {
@@ -55,7 +55,7 @@ pub(super) fn default_targets(config: &ClassifierConfig) -> String {
     }
 }
 
-/// The same of a language model; queries, keys and values together where one map makes them.
+/// The same for a language model; queries, keys and values together if one map computes them.
 pub(super) fn decoder_targets(config: &DecoderConfig) -> String {
     match &config.architecture.names.qkv {
         QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
@@ -68,7 +68,7 @@ fn last(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
-/// The model with what is to be trained marked, and the adapters over it.
+/// The model with its trained parameters marked, and the adapters over it.
 pub(super) fn build(
     args: &Args,
     folder: &Path,
@@ -101,7 +101,7 @@ pub(super) fn build(
         let adapted = start.as_ref().map(|start| adapted_paths(&start.set)).unwrap_or_default();
         ensure!(
             head.iter().all(|module| !adapted.contains(module.as_str())),
-            "the adapter covers the head, whose labels are in another order than the data's; merge it into the model first"
+            "the adapter covers the head, whose labels have another order than the data's; merge it into the model first"
         );
         model = model.with_label_order(&places)?;
     }
@@ -111,7 +111,7 @@ pub(super) fn build(
     if let Some(start) = start.as_ref().filter(|start| !start.set.is_empty()) {
         ensure!(
             args.method != Method::Head,
-            "--method head saves the head alone; merge {} into the model first",
+            "--method head saves only the head; merge {} into the model first",
             start.dir().display()
         );
     }
@@ -128,7 +128,7 @@ pub(super) fn build(
     let mut model = model.with_trainable(trainable);
     if args.method.adapter().is_some() {
         let (adapted, bias) = (adapted_paths(&adapters), args.adapter.bias);
-        // A head that is adapted is not trained in full too.
+        // An adapted head is not trained in full too.
         model.choose_trained(|at, trained| {
             (trained && !adapted.contains(at.module.path))
                 || bias.takes(at, |module| adapted.contains(module))
@@ -138,8 +138,8 @@ pub(super) fn build(
     Ok(Built { model: FineTuner::new(model, adapters), start, hash, warnings: warning.into_iter().collect() })
 }
 
-/// The adapters that the options ask for, fresh or from the start; where the method has no adapters, the start is merged
-/// into the model.
+/// The requested adapters, newly initialized or loaded from the start; if the method has no adapters, the
+/// start is merged into the model.
 pub(super) fn adapt<M: Adaptable<Train>>(
     args: &Args,
     mut model: M,
@@ -159,7 +159,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
         if let Some([_, head]) = model.tied()
             && names_head(&config.targets, &head)
         {
-            // A tied head that is adapted moves alone, as in PEFT.
+            // A tied head that is adapted is decoupled from the embedding, as in PEFT.
             model.untie()?;
         }
         let adapters = fresh(&model)?;
@@ -184,7 +184,8 @@ pub(super) fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<St
     adapters.slots().iter().map(|slot| slot.path.clone()).collect()
 }
 
-/// Saves what was trained: a model folder for `full` and `bitfit`, an adapter folder else. Returns its bytes.
+/// Saves what was trained: a model folder for `full` and `bitfit`, otherwise an adapter folder. Returns its
+/// bytes.
 pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_hash: &str) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
         let dir = args.output.join("model");
@@ -202,7 +203,7 @@ pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_ha
     Ok(bytes)
 }
 
-/// Writes adapters with the biases that were trained and what an adapter to start from carried. Returns their bytes.
+/// Writes adapters with the trained biases and the extras of the initial adapter. Returns their bytes.
 pub(super) fn save_adapter<M: Adaptable<Inner>>(
     args: &Args,
     model: &M,
@@ -212,7 +213,7 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
     dir: &Path,
 ) -> Result<u64> {
     let starts_from_model = args.init_from.as_ref().filter(|path| adapter_folder(path).is_err());
-    // Random weights are kept nowhere.
+    // Random weights are not stored anywhere.
     let base = (!args.random_init).then_some(starts_from_model.unwrap_or(&args.model));
     let config = PeftConfig {
         use_rslora: args.adapter.rslora,
@@ -244,7 +245,7 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
 }
 
 /// The head's modules for `modules_to_save`, and the task's name. PEFT saves in full what it does not adapt, and adds a
-/// classifier to the former by the name of the task: a head that is adapted goes without either.
+/// classifier to the former by the name of the task: an adapted head is written without either.
 fn head_in_peft(
     modules: Vec<String>,
     tensors: &[HostTensor<'_>],

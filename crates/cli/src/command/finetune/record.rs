@@ -1,4 +1,4 @@
-//! What a run leaves written: its settings, its evaluations, its result.
+//! The record of a run: its settings, its evaluations, its result.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use super::Args;
 use super::start::StartAdapter;
 use crate::context::print_json;
 
-/// Notes evaluations in the run's record as they come.
+/// Adds evaluations to the run's record as they come.
 pub(super) struct RecordWatch {
     record: Arc<Mutex<RunRecord>>,
     path: PathBuf,
@@ -37,7 +37,7 @@ fn note_evaluation(record: &mut RunRecord, step: usize, output: &EvalOutput, pri
     let values = &output.values;
     let info = &mut record.train_info;
     let finite = |v: &f64| v.is_finite().then_some(*v);
-    // A resumed run repeats evaluations where it was killed between one of them and a checkpoint.
+    // A resumed run repeats evaluations if it was killed between an evaluation and a checkpoint.
     info.evals.retain(|e| e.step < step as u64);
     info.evals.push(Evaluation {
         step: step as u64,
@@ -62,7 +62,7 @@ fn direction(metric: &str) -> Better {
     if lowrank_report::Metric::new(metric).higher_is_better() { Better::Higher } else { Better::Lower }
 }
 
-/// Fills in what is known at the end: the saved weights are those of the best evaluation.
+/// Fills in the final results: the saved weights are those of the best evaluation.
 pub(super) fn finish(record: &mut RunRecord, outcome: &Outcome) {
     let info = &mut record.train_info;
     info.status = Status::Done;
@@ -113,7 +113,7 @@ pub(super) fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
     Ok(())
 }
 
-/// Dev loss of the weights that were saved.
+/// Dev loss of the saved weights.
 fn best_loss(record: &RunRecord) -> Option<f64> {
     let info = &record.train_info;
     let saved = |e: &&Evaluation| info.best_step.is_none_or(|best| e.step == best);
@@ -141,7 +141,7 @@ pub(super) fn settings(
         if args.adapter.targets.is_none() {
             map.insert("targets".into(), json!(default_targets));
         }
-        // What the options leave open, the start decides.
+        // Options that are not given are taken from the start.
         if let Some(start) = start.filter(|start| !start.set.is_empty()) {
             if args.adapter.targets.is_none() {
                 map.insert("targets".into(), json!(start.config.target_modules));
@@ -165,7 +165,7 @@ pub(super) fn settings(
 }
 
 pub(super) fn hash_settings(settings: &Map<String, Value>, hashes: &[&str]) -> String {
-    // The planned steps are kept beside the hash: they may be extended.
+    // The planned steps are stored beside the hash: they may be extended.
     let mut settings = settings.clone();
     for key in ["max_steps", "model_name", "label"] {
         settings.shift_remove(key);
@@ -174,7 +174,7 @@ pub(super) fn hash_settings(settings: &Map<String, Value>, hashes: &[&str]) -> S
     format!("{:016x}", fnv(text.bytes().chain(hashes.concat().bytes())))
 }
 
-/// FNV-1a, 64 bits: tells settings and data apart, no more.
+/// FNV-1a, 64 bits: distinguishes settings and data, nothing more.
 pub(super) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }

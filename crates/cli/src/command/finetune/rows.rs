@@ -1,4 +1,4 @@
-//! The rows of a run: a GLUE task's, or the user's own.
+//! The rows of a run: those of a GLUE task, or the user's own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -26,7 +26,7 @@ pub(super) struct Rows {
     pub(super) hash: String,
 }
 
-/// Where the task's rows come from.
+/// Source of the task's rows.
 pub(super) enum Source {
     Glue { root: PathBuf, task: Task, train: GlueDataset },
     Files { train: GlueDataset, dev: GlueDataset },
@@ -41,7 +41,7 @@ pub(super) fn are_tagged(args: &Args) -> Result<bool> {
     Ok(args.train.as_deref().map(is_tagged).transpose()?.unwrap_or(false))
 }
 
-/// Reads the rows; tags are numbered as `known`, the labels of a head for words, where these are all of them.
+/// Reads the rows; tags are numbered as in `known`, the labels of a token head, if these cover them all.
 pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Source)> {
     if let (Some(task), Some(root)) = (args.task, &args.data) {
         let train = GlueDataset::read(root, task, Split::Train)?;
@@ -81,12 +81,13 @@ impl Source {
     }
 }
 
-/// The ending of a file's name in lower case, empty where it has none.
+/// The extension of a file's name in lower case, empty if it has none.
 pub(super) fn extension(path: &Path) -> String {
     path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase()
 }
 
-/// Whether the rows are to be classified: those of a task, of a table, of JSON lines with a label, or of words with tags.
+/// Whether the rows are to be classified: those of a task, of a table, of JSON lines with a label, or of
+/// tagged words.
 ///
 /// # Errors
 /// A file that cannot be read.

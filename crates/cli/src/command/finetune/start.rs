@@ -1,4 +1,4 @@
-//! `--init-from` an adapter: its factors, and what else it carries.
+//! `--init-from` an adapter: its factors, and everything else it contains.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ pub(super) struct StartAdapter {
 }
 
 impl StartAdapter {
-    /// Loads an adapter and what it carries over a model. A head of these modules for another number of labels is left out.
+    /// Loads an adapter and its extras over a model. A head of these modules for another number of labels is
+    /// left out.
     pub(super) fn load<M: Adaptable<Train>>(
         model: &mut M,
         dir: &Path,
@@ -45,7 +46,7 @@ impl StartAdapter {
         &self.dir
     }
 
-    /// Whether it is of the method and the shape that the options ask for.
+    /// Whether its method and shape are the requested ones.
     pub(super) fn check(&self, args: &Args, method: AdapterMethod) -> Result<()> {
         if self.set.is_empty() {
             return Ok(());
@@ -53,11 +54,11 @@ impl StartAdapter {
         let (config, dir) = (&self.config, self.dir.display());
         ensure!(
             !self.set.carried().any(Carried::has_token_rows),
-            "{dir}: carries trainable_token_indices, which are not trained further; merge it into the model first"
+            "{dir}: contains trainable_token_indices, which cannot be trained further; merge it into the model first"
         );
         ensure!(
             AdapterMethod::of(config) == Some(method),
-            "{dir}: is of another method ({}) than --method {}; convert it, or name its own",
+            "{dir}: its method is {}, not --method {}; convert it, or give its own method",
             config.peft_type,
             args.method.name()
         );
@@ -72,7 +73,7 @@ impl StartAdapter {
         Ok(())
     }
 
-    /// Its factors with the dropout of the options, where they name one.
+    /// Its factors with the dropout of the options, if given.
     pub(super) fn factors(&self, args: &Args) -> AdapterSet<Train> {
         let mut set = self.set.clone();
         set.set_dropout(args.adapter.dropout.unwrap_or(self.config.lora_dropout));
@@ -91,7 +92,7 @@ impl StartAdapter {
     }
 }
 
-/// Removes a head made for another number of labels, and says so.
+/// Removes a head for another number of labels, with a note.
 fn leave_other_head(folder: &mut AdapterFolder, head: &[String], labels: usize, dir: &Path) {
     let is_head = |name: &str| {
         head.iter().any(|module| {

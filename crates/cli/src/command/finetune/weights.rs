@@ -1,4 +1,4 @@
-//! `--class-weights`: how much an example of each class counts in training.
+//! `--class-weights`: the weight of an example of each class in training.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -26,8 +26,9 @@ impl FromStr for ClassWeights {
         }
         let mut named = BTreeMap::new();
         for part in text.split(',') {
-            let (name, weight) =
-                part.rsplit_once('=').ok_or_else(|| format!("'{part}' is not LABEL=WEIGHT, nor balanced"))?;
+            let (name, weight) = part
+                .rsplit_once('=')
+                .ok_or_else(|| format!("'{part}' is neither LABEL=WEIGHT nor balanced"))?;
             let number =
                 weight.trim().parse::<f32>().ok().filter(|weight| weight.is_finite() && *weight >= 0.0);
             let number = number
@@ -41,20 +42,20 @@ impl FromStr for ClassWeights {
 }
 
 impl ClassWeights {
-    /// The weight of each class, checked before any row is tokenized; balanced ones are known after.
+    /// The weight of each class, checked before any row is tokenized; balanced ones are computed later.
     pub(super) fn check(&self, labels: &LabelSpace) -> Result<()> {
         let (LabelSpace::Classes(names) | LabelSpace::Tags(names)) = labels else {
             bail!(
-                "--class-weights is for rows or words of one class each; these have scores or several labels"
+                "--class-weights applies to rows or words of one class each; these have scores or several labels"
             );
         };
         let Self::Named(named) = self else { return Ok(()) };
         if let Some(name) = named.keys().find(|name| !names.contains(name)) {
-            bail!("--class-weights: no class is called '{name}'; the classes are {}", names.join(", "));
+            bail!("--class-weights: unknown class '{name}'; choose {}", names.join(", "));
         }
         ensure!(
             names.iter().any(|name| named.get(name) != Some(&0.0)),
-            "--class-weights: every class has weight 0; give one of them more"
+            "--class-weights: every class has weight 0; at least one must be positive"
         );
         Ok(())
     }
@@ -75,7 +76,7 @@ impl ClassWeights {
                 let present = counts.iter().filter(|count| **count > 0).count();
                 let all: usize = counts.iter().sum();
                 let weight = |count: &usize| match count {
-                    // A class without examples weighs nothing in the sum, whatever its weight.
+                    // A class without examples does not contribute to the sum, whatever its weight.
                     0 => 1.0,
                     count => (all as f64 / (present * count) as f64) as f32,
                 };
@@ -117,7 +118,7 @@ mod tests {
         let parsed = "a=2, b=0.5".parse::<ClassWeights>();
         assert_eq!(parsed, Ok(ClassWeights::Named([("a".into(), 2.0), ("b".into(), 0.5)].into())));
         for (text, part) in [
-            ("a", "is not LABEL=WEIGHT"),
+            ("a", "neither LABEL=WEIGHT"),
             ("a=x", "the weight 'x' of 'a'"),
             ("a=-1", "0 or more"),
             ("a=nan", "0 or more"),
@@ -132,7 +133,7 @@ mod tests {
             weights.check(space).map_err(|error| error.to_string())
         };
         assert_eq!(check("a=3", &space), Ok(()));
-        assert!(check("c=3", &space).is_err_and(|error| error.contains("no class is called 'c'")));
+        assert!(check("c=3", &space).is_err_and(|error| error.contains("unknown class 'c'")));
         assert!(check("a=0,b=0", &space).is_err_and(|error| error.contains("weight 0")));
         assert!(check("balanced", &LabelSpace::Score).is_err_and(|error| error.contains("scores")));
     }
