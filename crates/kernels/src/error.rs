@@ -2,14 +2,14 @@
 
 use lowrank_spec::blocks::BlockError;
 
-/// What can be wrong with data that is given to this crate.
+/// Error of data given to this crate.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// Data that do not fit blocks.
+    /// Data that do not fit the block format.
     #[error(transparent)]
     Block(#[from] BlockError),
-    /// Fewer bytes than a matrix of this shape has.
+    /// Fewer bytes than a matrix of this shape needs.
     #[error("{available} bytes are too few for a {rows} x {columns} matrix in {format}")]
     BlockBytes {
         /// The format.
@@ -18,7 +18,7 @@ pub enum KernelError {
         rows: usize,
         /// Columns of the matrix.
         columns: usize,
-        /// Bytes from the matrix's start on.
+        /// Bytes available from the matrix's start on.
         available: usize,
     },
 }

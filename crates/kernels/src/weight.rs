@@ -1,4 +1,4 @@
-//! The weight of a linear step, in whatever it is stored.
+//! The weight of a linear step, in any storage.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -8,19 +8,19 @@ use crate::kernels::Kernels;
 use crate::ops;
 use crate::spec::{Gelu, LoraSpec};
 
-/// A matrix `[d_input, d_output]` as it is stored: the leaf of every form that a linear map can have.
+/// A stored matrix `[d_input, d_output]`: the leaf of every form of a linear map.
 ///
-/// `T` is a tensor, or a backend's primitive of one.
+/// `T` is a tensor, or a primitive of a backend.
 #[derive(Clone, Debug)]
 pub enum Weight<T> {
-    /// Floats: f32, f16 or bf16; rows or, as a transposed view, columns lie together.
+    /// Floats: f32, f16 or bf16; row-major or, as a transposed view, column-major.
     Float(T),
-    /// Blocks of few bits. They are frozen: no gradient goes to them.
+    /// Quantised blocks. They are frozen: they get no gradient.
     Blocks(BlockMatrix),
 }
 
 impl<T> Weight<T> {
-    /// The floats, if it is these.
+    /// The floats, unless the weight is quantised.
     pub fn float(&self) -> Option<&T> {
         match self {
             Self::Float(tensor) => Some(tensor),
@@ -36,7 +36,7 @@ impl<T> Weight<T> {
         }
     }
 
-    /// The same, whose products do not round their input.
+    /// The same, with products that do not round their input.
     pub(crate) fn exact(self) -> Self {
         match self {
             Self::Blocks(blocks) => Self::Blocks(blocks.with_exact_products()),
@@ -66,7 +66,7 @@ impl<B: Backend> Weight<Tensor<B, 2>> {
         }
     }
 
-    /// The transpose, of the same memory: how a head is tied to an embedding.
+    /// The transpose, over the same memory: this ties a head to an embedding.
     pub fn transpose(self) -> Self {
         match self {
             Self::Float(tensor) => Self::Float(tensor.transpose()),
@@ -74,7 +74,7 @@ impl<B: Backend> Weight<Tensor<B, 2>> {
         }
     }
 
-    /// All elements as floats of a type.
+    /// All elements as floats of a given type.
     pub fn to_tensor(&self, device: &B::Device, dtype: DType) -> Tensor<B, 2> {
         match self {
             Self::Float(tensor) => tensor.clone().cast(dtype),
@@ -84,7 +84,7 @@ impl<B: Backend> Weight<Tensor<B, 2>> {
         }
     }
 
-    /// Some rows, in f32: what an embedding looks up.
+    /// Some rows, in f32: an embedding lookup.
     ///
     /// # Shapes
     /// - rows: `[tokens]`, below `d_input`

@@ -11,9 +11,9 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
-/// The backward of a step with `N` differentiable arguments.
+/// The backward rule of a step with `N` differentiable arguments.
 pub(super) trait Rule<B: Backend, const N: usize>: Debug + Send + 'static {
-    /// What the forward keeps.
+    /// State saved by the forward pass.
     type State: Clone + Send + Debug + 'static;
 
     /// Gradients of the arguments from that of the output; at least those that are `needed`.
@@ -22,7 +22,7 @@ pub(super) trait Rule<B: Backend, const N: usize>: Debug + Send + 'static {
 
 /// Runs `forward` and, if one of the arguments is tracked, records rule `R` with the state it returned.
 ///
-/// `forward` is told which arguments are tracked, and returns a state unless none is.
+/// `forward` receives which arguments are tracked, and returns a state if any is.
 pub(super) fn record<R, B, C, const N: usize>(
     arguments: [Option<&FloatTensor<Autodiff<B, C>>>; N],
     forward: impl FnOnce([bool; N]) -> (FloatTensor<B>, Option<R::State>),
@@ -36,7 +36,7 @@ where
     let Some(state) = state else {
         return Autodiff::<B, C>::from_inner(y);
     };
-    // An absent argument takes the place of an untracked one.
+    // An absent argument is replaced by an untracked one.
     let nodes = arguments.map(|argument| match argument {
         Some(tensor) => tensor.node.clone(),
         None => Autodiff::<B, C>::from_inner(y.clone()).node,

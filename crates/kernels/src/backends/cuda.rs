@@ -1,4 +1,4 @@
-//! NVIDIA GPUs through burn's CUDA backend: every step is the composed default.
+//! NVIDIA GPUs through burn's CUDA backend: every step uses the composed default.
 
 use burn_cuda::Cuda;
 

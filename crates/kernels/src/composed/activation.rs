@@ -1,4 +1,4 @@
-//! GELU, its slope, and dropout of burn operations.
+//! GELU, its slope, and dropout composed of burn operations.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -80,7 +80,7 @@ pub(crate) fn swiglu_grads<B: Backend>(
     [unwrap(dy.clone() * up * slope), unwrap(dy * silu)]
 }
 
-/// Burn's own is in single precision on some backends of double precision.
+/// Burn's own is in single precision on some double-precision backends.
 fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     (x.neg().exp() + 1.0).recip()
 }

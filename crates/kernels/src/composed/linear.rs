@@ -1,4 +1,4 @@
-//! Linear steps of burn operations.
+//! Linear steps composed of burn operations.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -8,7 +8,7 @@ use super::{unwrap, wrap};
 use crate::spec::LoraSpec;
 use crate::weight::Weight;
 
-/// `a·b`, also where a side is empty: some backends divide by the sizes.
+/// `a·b`, including empty sides: some backends divide by the sizes.
 pub(super) fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
     let ([rows, depth], [_, columns]) = (a.dims(), b.dims());
     if rows * depth * columns == 0 {

@@ -1,4 +1,4 @@
-//! Cross-entropy of burn operations.
+//! Cross-entropy composed of burn operations.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -8,12 +8,12 @@ use super::linear::product;
 use super::{unwrap, wrap};
 use crate::kernels::HeadTensors;
 
-/// Targets and weights of rows, where those of weight zero have class 0.
+/// Targets and weights of rows; rows of weight zero get class 0.
 #[derive(Clone)]
 struct Targets<B: Backend> {
     /// `[rows]`.
     classes: Tensor<B, 1, Int>,
-    /// `[rows, 1]`, and where they are zero.
+    /// `[rows, 1]`, and a mask of its zeros.
     weights: Option<(Tensor<B, 2>, Tensor<B, 2, Bool>)>,
 }
 
@@ -38,7 +38,7 @@ impl<B: Backend> Targets<B> {
         }
     }
 
-    /// Multiplies rows by their weights; rows of weight zero become zero whatever they hold.
+    /// Multiplies rows by their weights; rows of weight zero become zero even if they are not finite.
     fn weigh(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self.weights.clone() {
             Some((weights, ignored)) => {
@@ -93,11 +93,11 @@ pub(crate) fn scaled_by<B: Backend>(x: FloatTensor<B>, factor: FloatTensor<B>) -
     B::float_mul(x, B::float_reshape(factor, ones.into()))
 }
 
-/// Elements of the logits that exist at a time, if at least [`MIN_ROWS`] rows fit.
+/// Number of logits that exist at a time, if at least [`MIN_ROWS`] rows fit.
 const LOGITS: usize = 8 * 1024 * 1024;
 const MIN_ROWS: usize = 64;
 
-/// The loss of a head and those of its gradients that are needed, some rows at a time.
+/// The loss of a head and those of its gradients that are needed, in chunks of rows.
 pub(crate) fn head_loss<B: Backend>(
     HeadTensors { x, w, bias, update }: HeadTensors<FloatTensor<B>>,
     targets: IntTensor<B>,
@@ -115,7 +115,7 @@ pub(crate) fn head_loss<B: Backend>(
     let rows_a_chunk = (LOGITS / vocab.max(1)).max(MIN_ROWS);
     let mut loss = Tensor::<B, 1>::zeros([1], (&x.device(), dtype));
     let [x_needed, w_needed, bias_needed, h_needed, b_needed] = needed;
-    // Rows are put one after another, and what all of them share is added up.
+    // Gradients by row are concatenated, gradients of shared tensors are summed.
     let (mut d_x, mut d_h) = (Vec::new(), Vec::new());
     let (mut d_w, mut d_bias, mut d_b) = (None, None, None);
     for start in (0..rows).step_by(rows_a_chunk) {

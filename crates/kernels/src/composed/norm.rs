@@ -1,4 +1,4 @@
-//! Layer norm and RMS norm of burn operations.
+//! Layer norm and RMS norm composed of burn operations.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -37,7 +37,7 @@ pub(crate) fn norm_saving<B: Backend>(
     (unwrap(y), NormState { x_hat: unwrap(x_hat), inv_std: unwrap(inv_std) })
 }
 
-/// With `g = dy ∘ gamma`: `(g - mean(g) - x_hat·mean(g ∘ x_hat)) / std`, where an RMS norm has no `mean(g)`.
+/// With `g = dy ∘ gamma`: `(g - mean(g) - x_hat·mean(g ∘ x_hat)) / std`; an RMS norm has no `mean(g)`.
 pub(crate) fn norm_input_grad<B: Backend>(
     dy: FloatTensor<B>,
     state: NormState<FloatTensor<B>>,

@@ -1,4 +1,4 @@
-//! AdamW of burn operations.
+//! AdamW composed of burn operations.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

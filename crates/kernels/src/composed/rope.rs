@@ -1,4 +1,4 @@
-//! Rotary position embedding of burn operations.
+//! Rotary position embedding composed of burn operations.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

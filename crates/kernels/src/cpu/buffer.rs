@@ -1,4 +1,4 @@
-//! Memory for results, which is written once and not cleared before.
+//! Memory for results, written once and not cleared before.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::simd::{LANES, Simd};
 use super::team;
 
-/// A result in the making: `len` floats, not yet initialised.
+/// A result under construction: `len` floats, not yet initialised.
 pub(crate) struct Buffer {
-    /// Has room for `len` floats and holds none.
+    /// Has capacity for `len` floats and length 0.
     room: Vec<f32>,
     len: usize,
 }
@@ -31,13 +31,13 @@ impl Buffer {
     /// # Safety
     /// All floats must have been written.
     pub(crate) unsafe fn finish(mut self) -> Vec<f32> {
-        // SAFETY: there is room, and the caller has written it.
+        // SAFETY: the capacity suffices, and the caller has written all floats.
         unsafe { self.room.set_len(self.len) };
         self.room
     }
 }
 
-/// A part of a [`Buffer`] that is being written, by vectors. Reads see what was written.
+/// A part of a [`Buffer`] that is being written, in vectors. Reads see what was written.
 pub(crate) struct Part<'a> {
     start: *mut f32,
     len: usize,
@@ -48,7 +48,7 @@ impl Part<'_> {
     /// `len` floats to be written.
     ///
     /// # Safety
-    /// They must be there, and no one else's, as long as this is used.
+    /// They must be allocated, and not be used elsewhere, as long as this exists.
     pub(crate) unsafe fn new(start: *mut f32, len: usize) -> Self {
         Self { start, len, lifetime: PhantomData }
     }
@@ -109,7 +109,7 @@ pub(crate) fn load<S: Simd>(simd: S, from: &[f32], at: usize, rest: f32) -> S::V
     }
 }
 
-/// Asks for the cache line at an address that will be read soon; any address will do.
+/// Prefetches the cache line at an address that will be read soon; any address is allowed.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -135,19 +135,19 @@ pub(crate) fn halves(from: &[u16]) -> [u16; LANES] {
     }
 }
 
-/// Bytes of memory traffic below which a second thread is not worth its while.
+/// Bytes of memory traffic below which a second thread does not pay.
 const ALONE: usize = 96 * 1024;
 
-/// Bytes of memory traffic of a unit of work.
+/// Bytes of memory traffic per unit of work.
 const UNIT: usize = 128 * 1024;
 
-/// Makes `N` results of `rows` rows each, row ranges in parallel.
+/// Creates `N` results of `rows` rows each, row ranges in parallel.
 ///
-/// `fill` gets a range of rows and those rows of each result; `row_bytes` is the memory traffic of a row, or
-/// as much as makes up for its arithmetic.
+/// `fill` receives a range of rows and those rows of each result; `row_bytes` is the memory traffic of a row,
+/// plus an equivalent of its arithmetic.
 ///
 /// # Safety
-/// `fill` must write all that it gets.
+/// `fill` must write every element that it receives.
 pub(crate) unsafe fn fill_rows<const N: usize>(
     rows: usize,
     widths: [usize; N],
@@ -171,17 +171,17 @@ pub(crate) unsafe fn fill_rows<const N: usize>(
     buffers.map(|buffer| unsafe { buffer.finish() })
 }
 
-/// The start of memory that threads write disjoint parts of.
+/// The start of memory whose disjoint parts are written by several threads.
 #[derive(Clone, Copy)]
 pub(crate) struct Start(pub(crate) *mut f32);
 
-// SAFETY: whoever makes parts from the pointer on several threads keeps them disjoint.
+// SAFETY: code that makes parts from the pointer on several threads keeps them disjoint.
 unsafe impl Sync for Start {}
 // SAFETY: as above.
 unsafe impl Send for Start {}
 
 impl Start {
-    /// The pointer. A method, so that closures capture the whole, which is `Sync`.
+    /// The pointer. A method, so that closures capture the whole struct, which is `Sync`.
     #[inline(always)]
     pub(crate) fn get(self) -> *mut f32 {
         self.0

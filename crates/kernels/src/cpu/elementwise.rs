@@ -5,7 +5,7 @@ use super::math;
 use super::simd::{LANES, Simd, kernel};
 use crate::spec::{Dropout, Gelu};
 
-/// Memory traffic that takes as long as the arithmetic of an exponential or two.
+/// Memory traffic equivalent to the arithmetic of one or two exponentials.
 const EXP_BYTES: usize = 16;
 
 /// `gelu(x)`.

@@ -1,16 +1,16 @@
-//! The product with a head and the cross-entropy of its logits, some rows at a time.
+//! The product with a head and the cross-entropy of its logits, in chunks of rows.
 
 use super::gemm::{Left, Product, Right, Weights, gemm_into};
 use super::loss::{Targets, cross_entropy_in_place};
 use super::norm;
 
-/// Floats of the logits that are held at a time, unless fewer than [`MIN_ROWS`] rows fit.
+/// Number of logits in memory at a time, unless fewer than [`MIN_ROWS`] rows fit.
 const LOGITS: usize = 8 * 1024 * 1024;
 
-/// Rows for which the head is worth reading.
+/// Minimum number of rows that amortises reading the head.
 const MIN_ROWS: usize = 64;
 
-/// A matrix `[k, n]` as it lies in memory; `transposed` if what lies there is `[n, k]`.
+/// A matrix `[k, n]` in its memory layout; `transposed` if the memory holds `[n, k]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     pub(crate) weights: Weights<'a>,
@@ -32,13 +32,13 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `x` `[rows, depth]` and the matrix `[depth, vocab]` that it is multiplied with.
+/// `x` `[rows, depth]` and the matrix `[depth, vocab]` by which it is multiplied.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) w: Matrix<'a>,
     pub(crate) depth: usize,
-    /// Whether the gradients of `x` and of `w` are wanted.
+    /// Whether the gradients of `x` and of `w` are needed.
     pub(crate) needed: [bool; 2],
 }
 
@@ -53,16 +53,16 @@ pub(crate) struct Head<'a> {
     pub(crate) soft_cap: Option<f32>,
 }
 
-/// Gradients of a term: of `x` `[rows, depth]`, and of `w`, which lies as `w` does.
+/// Gradients of a term: of `x` `[rows, depth]`, and of `w`, in the layout of `w`.
 pub(crate) type TermGrads = [Option<Vec<f32>>; 2];
 
 /// The weighted sum of the cross-entropies, the gradients of each term, and that of the bias.
 ///
-/// *Algorithm*: the logits of some rows are computed, turned into their gradients where they lie, and multiplied with
-/// the head again (Hsu et al. 2024, «Liger Kernel»), so that no more than [`LOGITS`] of them exist at a time.
+/// *Algorithm*: the logits of some rows are computed, replaced in place by their gradients, and multiplied by
+/// the head again (Hsu et al. 2024, «Liger Kernel»), so that at most [`LOGITS`] of them exist at a time.
 ///
 /// # Panics
-/// If a target that counts is not below `vocab`.
+/// If a target with nonzero weight is not below `vocab`.
 pub(crate) fn head_loss(head: Head<'_>) -> (f32, Vec<TermGrads>, Option<Vec<f32>>) {
     let Head { terms, bias, bias_needed, vocab, targets, soft_cap } = head;
     targets.check(vocab);
@@ -127,7 +127,7 @@ fn input_grad(term: &Term<'_>, d_logits: &[f32], [count, vocab]: [usize; 2], row
     let depth = term.depth;
     let product = Product { a: Left::Rows(d_logits), b: term.w.transpose().right([vocab, depth]), k: vocab };
     match (rows.first(), rows.last()) {
-        // Most often all rows count, and the result goes where it belongs.
+        // Usually all rows count, and the result is written in place.
         (Some(&first), Some(&last)) if last - first + 1 == count => {
             gemm_into([count, depth], &[product], None, false, &mut dx[first * depth..(last + 1) * depth]);
         }
@@ -141,7 +141,7 @@ fn input_grad(term: &Term<'_>, d_logits: &[f32], [count, vocab]: [usize; 2], row
     }
 }
 
-/// `dw += xᵀ·d_logits`, or its transpose where `w` is given transposed.
+/// `dw += xᵀ·d_logits`, or its transpose if `w` is transposed.
 fn weight_grad(term: &Term<'_>, x: &[f32], d_logits: &[f32], [count, vocab]: [usize; 2], dw: &mut [f32]) {
     let (shape, a, b) = if term.w.transposed {
         ([vocab, term.depth], d_logits, x)

@@ -5,12 +5,12 @@ use super::math;
 use super::simd::{LANES, Simd, kernel};
 use super::team;
 
-/// What the rows of logits are compared with.
+/// Targets of the rows of logits.
 #[derive(Clone, Copy)]
 pub(crate) struct Targets<'a> {
     /// The class of each row.
     pub(crate) classes: &'a [usize],
-    /// The weight of each row, 1 if absent. A row of weight zero counts for nothing, whatever its class and logits.
+    /// The weight of each row, 1 if absent. A row of weight zero is ignored, whatever its class and logits.
     pub(crate) weights: Option<&'a [f32]>,
 }
 
@@ -20,7 +20,7 @@ impl Targets<'_> {
     }
 
     /// # Panics
-    /// If a class that counts is not below `count`.
+    /// If a class with nonzero weight is not below `count`.
     #[track_caller]
     pub(crate) fn check(&self, count: usize) {
         assert!(self.weights.is_none_or(|weights| weights.len() == self.classes.len()));
@@ -37,7 +37,7 @@ impl Targets<'_> {
 /// denominators.
 ///
 /// # Panics
-/// If a target that counts is not below `classes`.
+/// If a target with nonzero weight is not below `classes`.
 pub(crate) fn cross_entropy(logits: &[f32], targets: Targets<'_>, classes: usize) -> (f32, Vec<f32>) {
     let rows = targets.classes.len();
     assert_eq!(logits.len(), rows * classes);
@@ -78,7 +78,7 @@ fn log_sum_exp_inline<S: Simd>(simd: S, row: &[f32]) -> f32 {
     max + math::ln(simd.sum(total))
 }
 
-/// Largest element. A NaN may be passed over; the exponentials bring it back.
+/// Largest element. It may miss a NaN, which the exponentials then propagate.
 #[inline(always)]
 fn largest<S: Simd>(simd: S, row: &[f32]) -> f32 {
     let mut max = simd.splat(f32::MIN);
@@ -105,7 +105,7 @@ pub(crate) fn cross_entropy_grad(
             for (i, row) in range.enumerate() {
                 let logits = &logits[row * classes..(row + 1) * classes];
                 let grad = grad.slice(i * classes, classes);
-                // The class of a row that does not count is not looked at.
+                // The class of an ignored row is not read.
                 let scale =
                     Some(targets.weight(row)).filter(|&weight| weight != 0.0).map(|weight| weight * dy);
                 grad_kernel(logits, targets.classes[row], log_sums[row], scale, grad);
@@ -147,7 +147,7 @@ fn probability<S: Simd>(simd: S, log: f32) -> f32 {
     p[0]
 }
 
-/// Caps logits, sums their weighted cross-entropies up, and, if `with_grad`, turns them into their gradients.
+/// Caps logits, sums their weighted cross-entropies, and, if `with_grad`, replaces them by their gradients.
 ///
 /// A cap maps a logit `l` to `cap·tanh(l / cap)`. All rows count.
 pub(crate) fn cross_entropy_in_place(

@@ -1,7 +1,7 @@
 //! Elementary functions on sixteen lanes.
 //!
-//! Polynomials of our own and not the platform's, so that every machine computes the same bits. A NaN argument gives
-//! a NaN, whatever its payload.
+//! The polynomials are our own instead of the platform's, so that every machine computes the same bits. A NaN
+//! argument gives a NaN, whatever its payload.
 
 use super::simd::Simd;
 use lowrank_spec::dropout::HASH_FACTORS;
@@ -40,7 +40,8 @@ const EXP_MAX: f32 = 88.376_26;
 /// The hyperbolic tangent with an error of at most 3e-7, and below 0.25 of at most 3e-7 of its value.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(simd: S, x: S::V) -> S::V {
-    // 1 - 2/(e²ˣ + 1): right at both infinities. Near zero the difference cancels, and the Taylor series is used.
+    // 1 - 2/(e²ˣ + 1): correct at both infinities. Near zero the difference cancels, and the Taylor series is
+    // used.
     const SMALL: f32 = 0.25;
     const SERIES: [f32; 4] = [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0];
 
@@ -182,7 +183,7 @@ mod tests {
     use super::super::simd::{Kernel, LANES, on_every_level};
     use super::*;
 
-    /// Every function of this module at sixteen places.
+    /// Every function of this module on sixteen lanes.
     #[derive(Clone, Copy)]
     struct Functions([f32; LANES]);
 
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_nan_of_any_payload_stays_one() {
-        // Each bit of the payload alone, all but it, and some sums; both signs.
+        // Each bit of the payload alone, all but that bit, and some sums; both signs.
         let payloads =
             (0..23).flat_map(|bit| [1_u32 << bit, 0x7f_ffff ^ 1 << bit]).chain([0x7f_ffff, 0x2a_aaaa]);
         for payload in payloads {

@@ -1,4 +1,4 @@
-//! Hand-written kernels on plain slices, for backends whose tensors live in the machine's memory.
+//! Hand-written kernels on plain slices, for backends whose tensors are in host memory.
 
 pub(crate) mod attention;
 pub(crate) mod blocks;

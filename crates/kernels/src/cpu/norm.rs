@@ -77,7 +77,7 @@ kernel! {
         let width = gamma.len();
         let mut y = y;
         let zero = simd.splat(0.0);
-        // The sum goes where the output will be.
+        // The sum is stored where the output will be.
         let mask = dropout.map(|dropout| Mask::new(simd, dropout, row.row));
         let (mut total, mut squares) = (zero, zero);
         for at in (0..width).step_by(LANES) {
@@ -124,7 +124,7 @@ kernel! {
 
 /// Gradient of a norm's input.
 ///
-/// With `g = dy ∘ gamma`: `(g - mean(g) - x_hat·mean(g ∘ x_hat)) / std`, where an RMS norm has no `mean(g)`.
+/// With `g = dy ∘ gamma`: `(g - mean(g) - x_hat·mean(g ∘ x_hat)) / std`; an RMS norm has no `mean(g)`.
 pub(crate) fn input_grad(
     dy: &[f32],
     x_hat: &[f32],
@@ -177,7 +177,7 @@ kernel! {
 }
 
 /// Columns that are summed together, and rows that are summed before their sum is added to the total: the
-/// rounding error grows with the number of such blocks and not of rows.
+/// rounding error grows with the number of such blocks instead of rows.
 const SUM_COLUMNS: usize = 64;
 const SUM_ROWS: usize = 64;
 

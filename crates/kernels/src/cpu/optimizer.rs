@@ -5,13 +5,13 @@ use super::simd::{LANES, kernel};
 use super::team;
 use crate::spec::AdamW;
 
-/// Elements of a unit of work.
+/// Elements per unit of work.
 const UNIT: usize = 8 * 1024;
 
-/// Elements below which a second thread is not worth its while.
+/// Elements below which a second thread does not pay.
 const ALONE: usize = 16 * 1024;
 
-/// Updates a parameter and the means of its gradients and their squares.
+/// Updates a parameter and the moments of its gradients.
 pub(crate) fn adamw(param: &mut [f32], grad: &[f32], mean: &mut [f32], square: &mut [f32], options: &AdamW) {
     let count = param.len();
     assert!(grad.len() == count && mean.len() == count && square.len() == count);
@@ -27,7 +27,7 @@ pub(crate) fn adamw(param: &mut [f32], grad: &[f32], mean: &mut [f32], square: &
     });
 }
 
-/// The options, multiplied out.
+/// The options as precomputed factors.
 struct Factors {
     keep: f32,
     rate: f32,

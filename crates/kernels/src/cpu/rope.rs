@@ -6,7 +6,7 @@ use crate::spec::RopeSpec;
 
 /// Rotates each head of each row, `width` wide, by the row's angles; backwards if `inverse`.
 ///
-/// `cos` and `sin` have `rotary_dim / 2` values a row.
+/// `cos` and `sin` have `rotary_dim / 2` values per row.
 pub(crate) fn rope(
     x: &[f32],
     cos: &[f32],

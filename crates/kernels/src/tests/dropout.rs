@@ -1,4 +1,4 @@
-//! Dropout: its statistics, and that all passes and backends drop the same.
+//! Dropout: its statistics, and the same mask in all passes and backends.
 
 use burn::tensor::Tensor;
 use burn_autodiff::Autodiff;

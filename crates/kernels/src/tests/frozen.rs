@@ -1,6 +1,6 @@
-//! What a forward pass keeps: only what the gradients of its tracked arguments need.
+//! The state that a forward pass saves: only what the gradients of its tracked arguments need.
 //!
-//! A tensor of the Flex backend knows whether anyone else holds its data.
+//! A tensor of the Flex backend knows whether its data are shared.
 
 use burn::tensor::Tensor;
 use burn_autodiff::Autodiff;

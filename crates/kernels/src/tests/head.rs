@@ -1,4 +1,4 @@
-//! The cross-entropy of a head beside that of its logits.
+//! The cross-entropy of a head compared with that of its logits.
 
 use burn::tensor::{DType, Element, Int, Tensor};
 use burn_autodiff::Autodiff;
@@ -89,7 +89,7 @@ fn loss_and_gradients<B: Kernels>(case: HeadCase) -> Vec<Vec<f64>> {
     all
 }
 
-/// Small ones, and vocabularies of which one row or more than [`MIN_ROWS`] rows make a chunk.
+/// Small cases, and vocabularies of which one row or more than [`MIN_ROWS`] rows form a chunk.
 #[rstest]
 #[case(1, 1)]
 #[case(40, 100)]
@@ -158,7 +158,7 @@ fn ignored_rows_may_hold_anything() {
         assert!(values(w.grad(&grads).unwrap()).iter().all(|x| x.is_finite()));
         let dx = values(x.grad(&grads).unwrap());
         assert!(dx.iter().enumerate().all(|(i, &x)| if i / 4 % 5 == 2 { x == 0.0 } else { x.is_finite() }));
-        // Without a row that counts the loss is zero.
+        // If no row counts, the loss is zero.
         let none = Tensor::<B, 1>::zeros([3], (&Default::default(), <B::FloatElem as Element>::dtype()));
         let loss = linear_cross_entropy(
             random([3, 4], 1),

@@ -19,7 +19,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Element, Tensor, TensorData};
 use burn_ndarray::NdArray;
 
-/// A backend without any kernel of its own, in double precision: the reference.
+/// A backend without any kernels of its own, in double precision: the reference.
 type Exact = NdArray<f64>;
 
 /// Uniform numbers in -1..1.
@@ -29,7 +29,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Representable in single precision, so that all backends get the same.
+        // Representable in single precision, so that all backends get the same numbers.
         f64::from(((state >> 40) as f32) / 8_388_608.0 - 1.0)
     };
     std::iter::repeat_with(next).take(count).collect()
@@ -41,7 +41,7 @@ fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B,
 }
 
 fn tensor<B: Backend, const D: usize>(values: Vec<f64>, shape: [usize; D]) -> Tensor<B, D> {
-    // The type is named: a device has one default for all backends that share it, the first one's.
+    // The type is explicit: a device has one default for all backends that share it, the first one's.
     let dtype = <B::FloatElem as Element>::dtype();
     Tensor::from_data(TensorData::new(values, shape).convert::<B::FloatElem>(), (&Default::default(), dtype))
 }

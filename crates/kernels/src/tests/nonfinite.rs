@@ -1,4 +1,4 @@
-//! NaNs of any payload and infinities: what comes out of every step that has arithmetic of its own.
+//! NaNs of any payload and infinities: the results of every step with its own arithmetic.
 
 use burn::tensor::{Element, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
@@ -57,7 +57,7 @@ fn a_nan_reaches_what_it_has_a_part_in_and_nothing_else() {
             let tracked = with::<Autodiff<B>>(3, bits).require_grad();
             let grads = cross_entropy(tracked.clone(), targets(3)).backward();
             check_row("cross_entropy's gradient", bits, &values(tracked.grad(&grads).unwrap()), 20, true);
-            // A query alone; a key reaches all queries of its sequence.
+            // A single query; a key reaches all queries of its sequence.
             let spec = AttentionSpec::encoder([3, 3], 1, 20);
             let [k, v] = [5, 6].map(|seed| random::<B, 2>([6, 20], seed));
             let y = attention(with::<B>(6, bits), k.clone(), v.clone(), &spec);
@@ -80,12 +80,12 @@ fn infinities_are_those_of_the_formulas() {
         let ones = Tensor::<B, 2>::ones([3, 20], (&Default::default(), <B::FloatElem as Element>::dtype()));
         for kind in [Gelu::Erf, Gelu::Tanh] {
             assert_eq!(at(gelu(with(3, plus), kind)), f64::INFINITY);
-            // -∞·0, as PyTorch has it.
+            // -∞·0, as in PyTorch.
             assert!(at(gelu(with(3, minus), kind)).is_nan());
         }
         assert_eq!(at(swiglu(with(3, plus), ones.clone())), f64::INFINITY);
         assert!(at(swiglu(with(3, minus), ones)).is_nan());
-        // A logit of -∞ has no probability; one of ∞ leaves none to the others that could be computed.
+        // A logit of -∞ has probability zero; one of ∞ leaves no computable probability to the others.
         assert!(values(cross_entropy(with::<B>(3, minus), targets(3)))[0].is_finite());
         assert!(values(cross_entropy(with::<B>(3, plus), targets(3)))[0].is_nan());
     }

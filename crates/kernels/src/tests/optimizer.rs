@@ -12,7 +12,7 @@ fn options(step: usize) -> AdamW {
     AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.02, grad_scale: 1.0, step }
 }
 
-/// A few steps with gradients that differ.
+/// A few steps with different gradients.
 fn run<B: Kernels>(shape: [usize; 2]) -> [Vec<f64>; 3] {
     let zeros = || random::<B, 2>(shape, 1) * 0.0;
     let mut param = random::<B, 2>(shape, 1);
@@ -35,7 +35,7 @@ fn steps_are_those_of_double_precision(#[values([1, 1], [3, 7], [16, 16], [300, 
     on_backends!(check(shape));
 }
 
-/// Corrected for their start, the first means are the gradient and its square, so that the step is `lr`.
+/// After bias correction the first moments are the gradient and its square, so that the step is `lr`.
 #[test]
 fn the_first_step_by_hand() {
     fn check<B: Kernels>() {
@@ -52,7 +52,7 @@ fn the_first_step_by_hand() {
     on_backends!(check());
 }
 
-/// A scaled gradient is as a gradient of that size.
+/// A scaled gradient is equivalent to a gradient of that size.
 #[test]
 fn gradients_are_scaled() {
     fn check<B: Kernels>() {

@@ -1,4 +1,4 @@
-//! The same bits from every instruction set, and from one thread or several.
+//! Identical bits from every instruction set, and from one thread or several.
 
 use std::sync::Mutex;
 
@@ -56,7 +56,7 @@ fn a_step_gives_the_same_bits_everywhere() {
         level.set();
         assert_eq!(step(), expected, "{level:?}");
     }
-    // Inside of a unit of work nothing is shared out.
+    // Work inside a unit is not distributed further.
     let alone = Mutex::new(Vec::new());
     team::for_each(2, true, |unit| {
         if unit == 0 {

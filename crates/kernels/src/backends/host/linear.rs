@@ -12,7 +12,7 @@ use crate::kernels::Kernels;
 use crate::spec::{Gelu, LoraSpec};
 use crate::weight::Weight;
 
-/// Calls `f` with a weight matrix, which is copied only if it lies in no order.
+/// Calls `f` with a weight matrix, which is copied only if it is neither row- nor column-major.
 fn with_weights<T: HostTensor, R>(w: &Weight<T>, f: impl FnOnce(Weights<'_>, bool) -> R) -> Option<R> {
     let w = match w {
         Weight::Float(w) => w.clone(),
@@ -37,7 +37,7 @@ fn rounded<T>(w: &Weight<T>, m: usize, by_transpose: bool) -> Option<&BlockMatri
     }
 }
 
-/// `x·w` or, with `by_transpose`, `x·wᵀ`; `None` if the types are not those of the kernels.
+/// `x·w` or, with `by_transpose`, `x·wᵀ`; `None` if the kernels do not support the types.
 fn multiply<T: HostTensor>(
     x: &T,
     w: &Weight<T>,
@@ -135,7 +135,7 @@ where
     HostTensor::from_floats(dw, vec![d_input, d_output])
 }
 
-/// The right factor of a product of length `k` and width `n` from a matrix, or from its transpose.
+/// The right factor of a product of length `k` and width `n` from a matrix or its transpose.
 fn right<'a>(weights: Weights<'a>, of_transpose: bool, shape: [usize; 2]) -> Right<'a> {
     if of_transpose { Right::of_transpose(weights, shape) } else { Right::new(weights, shape) }
 }

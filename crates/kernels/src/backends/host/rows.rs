@@ -1,4 +1,4 @@
-//! What goes row by row: norms, activations, dropout, rotary positions.
+//! Row-wise operations: norms, activations, dropout, rotary positions.
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
@@ -58,7 +58,7 @@ where
     (HostTensor::from_floats(y, shape.clone()), HostTensor::from_floats(slope, shape))
 }
 
-/// Calls `f` with the arguments of a norm; `None` if one is not of type `f32`.
+/// Calls `f` with the arguments of a norm; `None` if any is not of type `f32`.
 fn with_norm<T: HostTensor, R>(
     [x, gamma]: [&T; 2],
     [residual, beta]: [Option<&T>; 2],

@@ -113,7 +113,7 @@ where
         let [rows, depth] = dims2(&x);
         of_terms[2 * i] = dx.map(|dx| HostTensor::from_floats(dx, vec![rows, depth]));
         of_terms[2 * i + 1] = dw.map(|dw| {
-            // The gradient lies as the weight does.
+            // The gradient has the layout of the weight.
             if w.float().and_then(|w| w.weights()).is_some_and(|(_, transposed)| transposed) {
                 B::float_transpose(HostTensor::from_floats(dw, vec![vocab, depth]))
             } else {
@@ -126,13 +126,13 @@ where
     (HostTensor::from_floats(vec![loss], vec![1]), [d_x, d_w, d_bias, d_h, d_b])
 }
 
-/// The pairs of matrices whose products make the logits.
+/// The pairs of matrices whose products give the logits.
 fn terms_of<T>(tensors: HeadTensors<T>) -> impl Iterator<Item = (T, Weight<T>)> {
     let update = tensors.update.map(|[h, b]| (h, Weight::Float(b)));
     [Some((tensors.x, tensors.w)), update].into_iter().flatten()
 }
 
-/// Calls `f` with a head that has no targets yet; `None` if a tensor is of no type that the kernel takes.
+/// Calls `f` with a head that has no targets yet; `None` if the kernel does not support a tensor's type.
 fn with_head<T: HostTensor, R>(
     tensors: &HeadTensors<T>,
     needed: [bool; 5],

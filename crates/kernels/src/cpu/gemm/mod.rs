@@ -1,12 +1,12 @@
-//! Matrix products of any layout: `C = Σ A·B + bias`, with an activation on the way out.
+//! Matrix products of any layout: `C = Σ A·B + bias`, with a fused activation.
 //!
-//! *Algorithm*: register tiles as in BLIS (Van Zee & van de Geijn 2015). B is copied, a panel as wide as a
-//! tile and [`BLOCK_K`] deep at a time, just before it is used; A is read where it lies.
+//! *Algorithm*: register tiles as in BLIS (Van Zee & van de Geijn 2015). B is copied in panels as wide as a
+//! tile and [`BLOCK_K`] deep, just before it is used; A is read in place.
 //!
-//! *Reproducibility*: each element of C is one chain of fused multiply-adds in the order of k, from zero, to
-//! which the bias is added. Blocking stores and reloads the chain's value, which changes nothing. So the
-//! result does not depend on the machine's vectors, the number of threads or the sizes of the blocks. An accumulating
-//! product begins its chains with what is in C.
+//! *Reproducibility*: each element of C is one chain of fused multiply-adds in the order of k, starting from
+//! zero; the bias is added at the end. Blocking stores and reloads the chain's value, which is exact. So the
+//! result does not depend on the machine's vectors, the number of threads or the block sizes. An accumulating
+//! product starts its chains from the values in C.
 
 pub(super) mod pack;
 pub(super) mod tile;
@@ -20,31 +20,31 @@ use pack::Panels;
 pub(crate) use pack::Weights;
 use tile::Strip;
 
-/// Depth of the panels of B: one of them about fills the first cache.
+/// Depth of the panels of B: one of them about fills the L1 cache.
 const BLOCK_K: usize = 384;
 
-/// Rows of A for which a panel of B is used: with [`BLOCK_K`] columns they fit in the second cache.
+/// Rows of A for which a panel of B is used: with [`BLOCK_K`] columns they fit in the L2 cache.
 const BLOCK_ROWS: usize = 448;
 
-/// Most columns of B that are copied at once; with [`BLOCK_K`] rows they, too, fit in the second cache.
+/// Most columns of B that are copied at once; with [`BLOCK_K`] rows they also fit in the L2 cache.
 const BLOCK_COLUMNS: usize = 192;
 
-/// Floating-point operations below which a second thread is not worth its while.
+/// Floating-point operations below which a second thread does not pay.
 const ALONE: usize = 400_000;
 
 /// The left factor, `[m, k]`.
 #[derive(Clone, Copy)]
 pub(crate) enum Left<'a> {
-    /// Row after row: `a[i·k + p]`.
+    /// Row-major: `a[i·k + p]`.
     Rows(&'a [f32]),
-    /// Column after column: `a[p·m + i]`, a transposed matrix.
+    /// Column-major: `a[p·m + i]`, a transposed matrix.
     Columns(&'a [f32]),
 }
 
 /// The right factor, `[k, n]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a> {
-    /// The elements, row after row.
+    /// The elements, row-major.
     pub(crate) weights: Weights<'a>,
     /// Whether the rows are those of the transpose.
     pub(crate) transposed: bool,
@@ -58,7 +58,7 @@ impl<'a> Right<'a> {
         Self { weights, transposed: false, stride: n }
     }
 
-    /// A `[k, n]` matrix of which the transpose is given.
+    /// A `[k, n]` matrix given by its transpose.
     pub(crate) fn of_transpose(weights: Weights<'a>, [k, _]: [usize; 2]) -> Self {
         Self { weights, transposed: true, stride: k }
     }
@@ -72,7 +72,7 @@ pub(crate) struct Product<'a> {
     pub(crate) k: usize,
 }
 
-/// What is done with a finished sum.
+/// Operations on a finished sum.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Finish<'a> {
     /// Added to each row.
@@ -83,7 +83,7 @@ pub(crate) struct Finish<'a> {
 
 /// Computes `Σ A·B + bias` over the products, `[m, n]`, and writes all of `c`.
 ///
-/// With `slope`, which needs an activation, the activation's slopes are written there.
+/// With `slope`, which needs an activation, the activation's slopes are written to it.
 pub(crate) fn gemm(
     [m, n]: [usize; 2],
     products: &[Product<'_>],
@@ -129,7 +129,7 @@ struct Gemm<'a> {
     n: usize,
     products: &'a [Product<'a>],
     finish: Finish<'a>,
-    /// Whether C is added to.
+    /// Whether the product is added to C.
     accumulate: bool,
     c: *mut f32,
     slope: Option<*mut f32>,
@@ -157,12 +157,12 @@ impl Kernel for Gemm<'_> {
     }
 }
 
-/// How a product is cut into units of work.
+/// Partition of a product into units of work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Plan {
     /// Rows and columns of C.
     shape: [usize; 2],
-    /// Rows and columns of a unit, but for the last ones.
+    /// Rows and columns of a unit, except the last ones.
     block: [usize; 2],
     /// Units in each direction.
     grid: [usize; 2],
@@ -172,7 +172,7 @@ impl Plan {
     fn new([m, n]: [usize; 2], [tile_rows, tile_columns]: [usize; 2], work: usize, threads: usize) -> Self {
         let panels = n.div_ceil(tile_columns);
         let mut row_blocks = m.div_ceil(BLOCK_ROWS);
-        // Several units a thread even out what else the machine does, but a short one is not worth a copy of B.
+        // Several units per thread balance the load, but a short one does not pay for a copy of B.
         let wanted = (work / (2 * ALONE)).clamp(1, 4 * threads);
         let column_groups = wanted.div_ceil(row_blocks).min(panels);
         let most = BLOCK_COLUMNS / tile_columns;
@@ -183,7 +183,7 @@ impl Plan {
             row_blocks =
                 wanted.min(threads).div_ceil(column_groups).min(m.div_ceil(tile_rows)).max(row_blocks);
         }
-        // Rows are shared out evenly among the blocks, in whole tiles.
+        // Rows are distributed evenly over the blocks, in whole tiles.
         let rows = m.div_ceil(tile_rows).div_ceil(row_blocks) * tile_rows;
         let block = [rows, panels_a_group * tile_columns];
         Self { shape: [m, n], block, grid: [m.div_ceil(rows), column_groups] }

@@ -1,4 +1,4 @@
-//! Panels of B: as wide as a tile, one row after the other.
+//! Panels of B: as wide as a tile, stored row by row.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,7 +16,7 @@ pub(crate) enum Weights<'a> {
     F16(&'a [u16]),
     /// Bits of bfloat16 numbers.
     Bf16(&'a [u16]),
-    /// Blocks of few bits, of which each row has a whole number.
+    /// Quantised blocks; each row has a whole number of them.
     Blocks(BlockFormat, &'a [u8]),
 }
 
@@ -30,18 +30,18 @@ impl Weights<'_> {
     }
 }
 
-/// Sixteen floats on a line of the cache.
+/// Sixteen floats aligned to a cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// Some rows and columns of B, cut into panels.
+/// Some rows and columns of B, divided into panels.
 #[derive(Default)]
 pub(in crate::cpu) struct Panels {
     room: Vec<Line>,
 }
 
-/// Where panels lie.
+/// Location of panels.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Places {
     first: *const f32,
@@ -64,7 +64,7 @@ thread_local! {
 }
 
 impl Panels {
-    /// Those of this thread, which keep their memory.
+    /// The panels of this thread, which keep their memory.
     pub(in crate::cpu) fn take() -> Self {
         PANELS.take()
     }
@@ -74,10 +74,10 @@ impl Panels {
         PANELS.set(self);
     }
 
-    /// Cuts rows `ks` and the given columns of B into panels of this width.
+    /// Divides rows `ks` and the given columns of B into panels of this width.
     ///
-    /// The last panel may be narrower and is then filled up with zeros to a whole vector. With `in_place`,
-    /// a matrix that lies right already is not copied.
+    /// The last panel may be narrower and is then padded with zeros to a whole vector. With `in_place`,
+    /// a matrix that already has this layout is not copied.
     #[inline(always)]
     pub(in crate::cpu) fn fill<S: Simd>(
         &mut self,
@@ -99,7 +99,7 @@ impl Panels {
                 row: b.stride,
             };
         }
-        // A line between panels keeps them from competing for the same places in the first cache.
+        // A line between panels keeps them from mapping to the same sets of the L1 cache.
         let panel = ks.len() * width + LANES;
         let lines = columns.len().div_ceil(width) * panel / LANES;
         if self.room.len() < lines {
@@ -125,7 +125,7 @@ impl Kernel for Fill<'_> {
         let Self { b, target } = self;
         macro_rules! copy {
             ($load:expr) => {
-                // SAFETY: only `Panels::fill` makes one, with room for all rows of each panel.
+                // SAFETY: only `Panels::fill` creates one, with room for all rows of each panel.
                 unsafe {
                     if b.transposed {
                         target.copy_transposed(simd, b.stride, $load);
@@ -162,7 +162,7 @@ fn chunk<S: Simd, F: Format>(simd: S, bytes: &[u8], at: usize) -> S::V {
     if F::HAS_OFFSET { simd.add(v, simd.splat(offset)) } else { v }
 }
 
-/// Where rows `ks` and these columns go.
+/// Destination of rows `ks` and these columns.
 struct Target {
     to: *mut f32,
     panel: usize,
@@ -172,13 +172,13 @@ struct Target {
 }
 
 impl Target {
-    /// The place of the vector that begins at this row and column, counted from the first ones.
+    /// Offset of the vector that begins at this row and column, relative to the first ones.
     #[inline(always)]
     fn place(&self, row: usize, column: usize) -> *mut f32 {
         self.to.wrapping_add(column / self.width * self.panel + row * self.width + column % self.width)
     }
 
-    /// Copies rows of B; `load(at, count)` gives up to sixteen of its elements.
+    /// Copies rows of B; `load(at, count)` returns up to sixteen of its elements.
     ///
     /// # Safety
     /// The panels must have room.
@@ -194,7 +194,8 @@ impl Target {
         }
     }
 
-    /// Copies columns of B, which are rows of its transpose; `load(at, count)` gives up to sixteen elements.
+    /// Copies columns of B, which are rows of its transpose; `load(at, count)` returns up to sixteen
+    /// elements.
     ///
     /// # Safety
     /// The panels must have room.

@@ -8,7 +8,7 @@ use crate::spec::Gelu;
 const MAX_ROWS: usize = 14;
 const MAX_WIDTH: usize = 32;
 
-/// A part of C that is one panel of B wide, and how to compute it. All pointers come with the distance
+/// A part of C that is one panel of B wide, with its operands. All pointers come with the distance
 /// between rows.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Strip<'a> {
@@ -18,18 +18,18 @@ pub(in crate::cpu) struct Strip<'a> {
     /// Length of the sums.
     pub(in crate::cpu) depth: usize,
     pub(in crate::cpu) a: (*const f32, usize),
-    /// Whether A lies column after column.
+    /// Whether A is column-major.
     pub(in crate::cpu) by_columns: bool,
     /// The panel.
     pub(in crate::cpu) b: (*const f32, usize),
     pub(in crate::cpu) c: (*mut f32, usize),
-    /// Whether the sums begin here; otherwise they continue those in C.
+    /// Whether the sums start here; otherwise they continue those in C.
     pub(in crate::cpu) is_first: bool,
     /// Added to the sums.
     pub(in crate::cpu) bias: Option<&'a [f32]>,
     /// Applied last.
     pub(in crate::cpu) gelu: Option<Gelu>,
-    /// Where the slopes of the activation go.
+    /// Destination of the activation's slopes.
     pub(in crate::cpu) slope: Option<(*mut f32, usize)>,
 }
 
@@ -43,7 +43,7 @@ pub(in crate::cpu) unsafe fn multiply<S: Simd>(simd: S, strip: Strip<'_>) {
     simd.call(TrustedStrip(strip));
 }
 
-/// A strip whose pointers are right.
+/// A strip whose pointers are valid.
 struct TrustedStrip<'a>(Strip<'a>);
 
 impl Kernel for TrustedStrip<'_> {
@@ -51,7 +51,7 @@ impl Kernel for TrustedStrip<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // SAFETY: only `multiply` makes one.
+        // SAFETY: only `multiply` creates one.
         unsafe { multiply_inline(simd, self.0) };
     }
 }
@@ -88,7 +88,8 @@ unsafe fn multiply_inline<S: Simd>(simd: S, strip: Strip<'_>) {
             let (mut part, mut part_slope) = ([0.0; MAX_ROWS * MAX_WIDTH], [0.0; MAX_ROWS * MAX_WIDTH]);
             let part = (part.as_mut_ptr(), MAX_WIDTH);
             let part_slope = (part_slope.as_mut_ptr(), MAX_WIDTH);
-            // SAFETY: as above; a tile in whole vectors is computed aside and only its columns are copied.
+            // SAFETY: as above; a tile of whole vectors is computed separately and only its columns are
+            // copied.
             unsafe {
                 if !is_first {
                     copy(count, width, c, part);
@@ -127,7 +128,7 @@ struct TileArgs {
     bias: Option<*const f32>,
 }
 
-/// Picks the tile of this size.
+/// Selects the tile of this size.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -165,8 +166,8 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize, const BY_COLUMNS: bool>(
     let TileArgs { depth, a: (mut a, a_stride), b: (mut b, b_stride), c: (c, c_stride), is_first, bias } =
         one;
     let mut sums = [[simd.splat(0.0); V]; R];
-    // Counted loops throughout: of iterators that are adapted, some calls stay calls in a function of this size.
-    // SAFETY: all places are inside of the matrices that the caller vouches for.
+    // Counted loops throughout: in a function of this size some calls of iterator adaptors are not inlined.
+    // SAFETY: all offsets are inside the matrices that the caller vouches for.
     unsafe {
         if !is_first {
             for row in 0..R {
@@ -205,7 +206,7 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize, const BY_COLUMNS: bool>(
     }
 }
 
-/// Applies an activation to a tile, and writes its slopes if asked to.
+/// Applies an activation to a tile, and writes its slopes if requested.
 ///
 /// # Safety
 /// C and the slopes must have `rows` rows of `vectors` vectors.

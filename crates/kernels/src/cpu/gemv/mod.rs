@@ -1,7 +1,7 @@
-//! Products of a few rows with a large matrix, at the speed of memory: one step of generation.
+//! Products of a few rows with a large matrix, at memory bandwidth: one step of generation.
 //!
-//! The matrix is read once, front to back, several rows at a time, while the sums stay in the first cache; of a matrix
-//! whose columns lie together, sixteen columns at a time, while the sums stay in a register.
+//! The matrix is read once, front to back, several rows at a time, while the sums stay in the L1 cache; a matrix
+//! stored by columns is read sixteen columns at a time, while the sums stay in registers.
 //! Each sum is the same chain as in [`gemm`](super::gemm), so both give the same bits.
 
 mod columns;
@@ -118,7 +118,7 @@ impl<const M: usize> Kernel for Unit<'_, M> {
     }
 }
 
-/// The products with some columns of a matrix whose rows lie together.
+/// The products with some columns of a matrix stored by rows.
 #[inline(always)]
 fn multiply_rows<S: Simd, const M: usize>(
     simd: S,
