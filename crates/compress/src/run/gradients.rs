@@ -340,7 +340,7 @@ impl<B: AutodiffBackend> Observer for Tap<B> {
 enum Wanted {
     /// The class of each row.
     Classes(Vec<u32>),
-    /// The token that follows each row's, with weight 0 if there is none.
+    /// The token that follows each row's, with weight 0 after the last one.
     Next(Vec<(u32, f32)>),
     Scores(Vec<f32>),
 }
