@@ -245,7 +245,7 @@ fn a_finished_run_can_be_extended() {
         fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
     };
     fails_with(8, &["--resume"], "--extend trains it past its planned steps");
-    fails_with(4, &["--extend"], "is at step 4; give more than that");
+    fails_with(4, &["--extend"], "is at step 4; give a larger");
     fails_with(8, &["--extend", "--seed", "3"], "other settings");
     assert_eq!(runs.run("b", 8, &["--extend"]), whole, "a constant rate knows no end");
 }
@@ -267,7 +267,7 @@ fn other_labels_are_other_data() {
         .collect();
     fs::write(&train, flipped.join("\n") + "\n").unwrap();
     let args = runs.args("a", 4, &["--resume"]);
-    fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), "other data");
+    fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), "settings or data");
 }
 
 #[test]

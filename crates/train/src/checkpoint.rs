@@ -1,4 +1,4 @@
-//! Checkpoints of a training: trained tensors, optimizer state, the best weights so far and the position.
+//! Checkpoints of a training run: trained tensors, optimizer state, the best weights so far and the position.
 //!
 //! A checkpoint is a folder `step-<n>`, written under a temporary name and renamed, so that it is always complete.
 
@@ -13,10 +13,10 @@ use crate::error::{Result, TrainError};
 use crate::optimizer::AdamWRecord;
 use crate::record::TrainedRecord;
 
-/// Where a training stands.
+/// Position of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// Optimizer steps made.
+    /// Completed optimizer steps.
     pub step: usize,
     /// Step and value of the best evaluation.
     pub best: Option<(usize, f64)>,
@@ -25,15 +25,15 @@ pub struct Position {
     pub stale: usize,
 }
 
-/// Where a training starts.
+/// Starting point of a training run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// At its first step.
+    /// From its first step.
     #[default]
     Fresh,
-    /// At its newest checkpoint, if it has one.
+    /// From its newest checkpoint, if it has one.
     Resume,
-    /// At its newest checkpoint, with more steps than were planned before.
+    /// From its newest checkpoint, with more steps than were planned before.
     Extend,
 }
 
@@ -47,13 +47,13 @@ pub struct Saved {
     pub best: Option<TrainedRecord>,
 }
 
-/// A folder of checkpoints that belong to one configuration; the newest two are kept.
+/// A folder of checkpoints that belong to one configuration; only the newest two are retained.
 ///
-/// When the training has ended, its last state is kept beside them, to be extended.
+/// After the end of training, its last state is stored beside them, to be extended.
 #[derive(Clone, Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
-    /// The last state of a training that has ended.
+    /// The last state of a finished training run.
     ended: PathBuf,
     config_hash: String,
 }
@@ -61,7 +61,7 @@ pub struct CheckpointStore {
 #[derive(Serialize, Deserialize)]
 struct State {
     config_hash: String,
-    /// Steps of the whole training.
+    /// Steps of the whole training run.
     #[serde(default)]
     planned: usize,
     position: Position,
@@ -87,7 +87,7 @@ impl CheckpointStore {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// The newest checkpoint: its step and folder. The state of an ended training counts where it is to be extended.
+    /// The newest checkpoint: its step and folder. The state of a finished run counts if the run is extended.
     fn newest(&self, start: Start) -> Option<(usize, PathBuf)> {
         let ended = (start == Start::Extend).then(|| steps_in(&self.ended)).into_iter().flatten().max();
         match (self.steps().last().copied(), ended) {
@@ -110,7 +110,7 @@ impl CheckpointStore {
         let Some((_, path)) = self.newest(start) else {
             if start == Start::Extend {
                 let reason =
-                    "holds no state of a training to extend; a full fine-tuning keeps it with --save-every";
+                    "contains no training state to extend; full fine-tuning saves it with --save-every";
                 return Err(self.error(&self.ended, reason));
             }
             return Ok(None);
@@ -120,13 +120,13 @@ impl CheckpointStore {
         let state: State = serde_json::from_str(&text).map_err(|e| self.error(&path, e))?;
         if state.config_hash != self.config_hash {
             let reason =
-                "belongs to a run with other settings or other data; repeat them, or give a new folder";
+                "belongs to a run with other settings or data; use the same ones, or give a new folder";
             return Err(self.error(&path, reason));
         }
         let position = state.position;
         let problem = match start {
             Start::Extend if planned <= position.step => {
-                format!("is at step {}; give more than that as --max-steps or --epochs", position.step)
+                format!("is at step {}; give a larger --max-steps or --epochs", position.step)
             }
             Start::Resume if planned != state.planned => format!(
                 "belongs to a run of {} steps, not {planned}; --extend trains past the planned steps",
@@ -137,10 +137,10 @@ impl CheckpointStore {
         Err(self.error(&path, problem))
     }
 
-    /// Writes a checkpoint of a training of `planned` steps, and removes all but the newest two.
+    /// Writes a checkpoint of a training run of `planned` steps, and removes all but the newest two.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn save<B: AutodiffBackend>(
         &self,
         position: &Position,
@@ -184,13 +184,13 @@ impl CheckpointStore {
     /// Reads the checkpoint at a position.
     ///
     /// # Errors
-    /// When a file is missing or damaged.
+    /// If a file is missing or damaged.
     pub fn load<B: AutodiffBackend>(&self, position: &Position, start: Start) -> Result<Saved> {
         let (_, path) = self.newest(start).unwrap_or_else(|| (position.step, self.path(position.step)));
         let device = burn::tensor::Device::<B>::default();
         let step = position.step;
         let damaged =
-            || self.error(&path, "is damaged; remove this folder to go on from the checkpoint before it");
+            || self.error(&path, "is damaged; remove this folder to resume from the previous checkpoint");
         let load = |name: &str| {
             Checkpointer::<TrainedRecord, B>::restore(&files(&path, name), step, &device)
                 .map_err(|_| damaged())
@@ -201,10 +201,11 @@ impl CheckpointStore {
         Ok(Saved { model: load("model")?, optimizer, best })
     }
 
-    /// Ends the run: its newest checkpoint is kept as the state to extend it from if `keep`; all others are removed.
+    /// Ends the run: its newest checkpoint is retained as the state to extend it from if `keep`; all others
+    /// are removed.
     ///
     /// # Errors
-    /// When the folders cannot be changed.
+    /// If the folders cannot be changed.
     pub fn end(&self, keep: bool) -> Result<()> {
         let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(folder, e)),

@@ -1,4 +1,4 @@
-//! Classification and regression as an objective, of sequences and of tokens.
+//! Sequence and token classification and regression as an objective.
 
 use std::sync::Arc;
 
@@ -16,9 +16,11 @@ use crate::groups::Groups;
 use crate::objective::{Better, EvalOutput, MicroBatch, Objective, Selection, StepBatches};
 use crate::tuner::{FineTuner, loss, weight};
 
-/// Cross-entropy of classes, of sequences or tokens; binary cross-entropy of sets of labels; squared error of scores.
+/// Cross-entropy of classes, of sequences or tokens; binary cross-entropy of label sets; squared error of
+/// scores.
 ///
-/// A batch counts for its sequences or labelled tokens, each with the weight of its class, if classes have any. The first metric of the first dev set selects the best weights.
+/// A batch is weighted by its number of sequences or labelled tokens, or by the sum of their class weights,
+/// if there are any. The first metric of the first dev set selects the best weights.
 #[derive(Debug)]
 pub struct Classification {
     plan: BatchPlan,
@@ -30,7 +32,7 @@ pub struct Classification {
 }
 
 impl Classification {
-    /// Rows to train on, and rows and metrics to evaluate with.
+    /// Training rows, and evaluation rows with their metrics.
     ///
     /// # Errors
     /// No rows, no metric, a batch size that the rows do not fit.
@@ -48,14 +50,14 @@ impl Classification {
         Ok(Self { plan, train, dev, metrics, eval_batch: config.batch_size, class_weights: None })
     }
 
-    /// Weighs each example by its class in training. The loss on held-out data stays unweighted.
+    /// Weights each training example by its class. The loss on held-out data stays unweighted.
     ///
     /// # Errors
-    /// A class without a weight, a weight that is negative or not finite, rows that have no one class.
+    /// A class without a weight, a weight that is negative or not finite, rows without a single class.
     pub fn with_class_weights(mut self, weights: Vec<f32>) -> Result<Self> {
         if let Some(weight) = weights.iter().find(|weight| !weight.is_finite() || **weight < 0.0) {
             return Err(TrainError::Batch(format!(
-                "a class weight is {weight}; expected a number of 0 or more"
+                "a class weight is {weight}; expected a number of at least 0"
             )));
         }
         let is_weighted = |label: &Option<Label>| match label {
@@ -64,7 +66,7 @@ impl Classification {
             _ => false,
         };
         if !self.train.labels().iter().all(is_weighted) {
-            return Err(TrainError::Batch("class weights are for rows or tokens of one class each".into()));
+            return Err(TrainError::Batch("class weights apply to rows or tokens of one class each".into()));
         }
         self.class_weights = Some(weights);
         Ok(self)

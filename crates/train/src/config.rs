@@ -1,11 +1,11 @@
-//! Hyper-parameters of a training, checked once.
+//! Hyper-parameters of training, validated once.
 
 use lowrank_data::pack::{BatchPlan, BatchSize};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 
-/// The learning rate after the warm-up.
+/// Learning-rate schedule after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SchedulerKind {
@@ -18,20 +18,20 @@ pub enum SchedulerKind {
     Constant,
 }
 
-/// Hyper-parameters of a training.
+/// Hyper-parameters of training.
 ///
 /// | name | default | purpose | range |
 /// |---|---|---|---|
 /// | `lr` | 5e-4 | peak learning rate | finite, > 0 |
 /// | `head_lr` | `lr` | peak learning rate of the task head | finite, > 0 |
-/// | `lora_plus` | 1 | learning rate of a LoRA's `B` over that of its `A` | finite, > 0 |
-/// | `weight_decay` | 0 | decoupled decay of matrices; never of biases and norms | finite, ≥ 0 |
-/// | `batch_size` | 32 | sequences in a micro-batch | ≥ 1 |
-/// | `batch_tokens` | none | tokens in a micro-batch, in place of `batch_size` | ≥ 1 |
-/// | `grad_accum` | 1 | micro-batches in a step | ≥ 1 |
+/// | `lora_plus` | 1 | ratio of the learning rate of a LoRA's `B` to that of its `A` | finite, > 0 |
+/// | `weight_decay` | 0 | decoupled decay of matrices, not of biases and norms | finite, ≥ 0 |
+/// | `batch_size` | 32 | sequences per micro-batch | ≥ 1 |
+/// | `batch_tokens` | none | tokens per micro-batch, in place of `batch_size` | ≥ 1 |
+/// | `grad_accum` | 1 | micro-batches per step | ≥ 1 |
 /// | `max_steps` | 500 | optimizer steps | ≥ 1 |
-/// | `warmup_ratio` | 0.06 | share of the steps that warm up | 0 ..= 1 |
-/// | `max_grad_norm` | 1 | clip the global gradient norm; 0 for no clipping | finite, ≥ 0 |
+/// | `warmup_ratio` | 0.06 | fraction of the steps used for warm-up | 0 ..= 1 |
+/// | `max_grad_norm` | 1 | maximum global gradient norm; 0 disables clipping | finite, ≥ 0 |
 /// | `eval_every` | 100 | steps between evaluations | ≥ 1 |
 /// | `save_every` | none | steps between checkpoints, a multiple of `eval_every` | ≥ 1 |
 /// | `early_stopping` | none | evaluations without improvement after which to stop | ≥ 1 |
@@ -45,19 +45,19 @@ pub struct TrainConfig {
     pub lora_plus: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Sequences in a micro-batch.
+    /// Sequences per micro-batch.
     pub batch_size: usize,
-    /// Tokens in a micro-batch, in place of `batch_size`.
+    /// Tokens per micro-batch, in place of `batch_size`.
     pub batch_tokens: Option<usize>,
-    /// Micro-batches in a step.
+    /// Micro-batches per step.
     pub grad_accum: usize,
     /// Optimizer steps.
     pub max_steps: usize,
-    /// Share of the steps that warm up.
+    /// Fraction of the steps used for warm-up.
     pub warmup_ratio: f64,
     /// The schedule after the warm-up.
     pub scheduler: SchedulerKind,
-    /// Largest global gradient norm; 0 for no clipping.
+    /// Maximum global gradient norm; 0 disables clipping.
     pub max_grad_norm: f64,
     /// Steps between evaluations.
     pub eval_every: usize,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong in a training.
+/// Error of training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -11,7 +11,7 @@ pub enum TrainError {
     BadValue {
         /// Name of the option.
         name: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
         /// The valid range.
         expected: &'static str,
@@ -31,7 +31,7 @@ pub enum TrainError {
     Checkpoint {
         /// Its folder.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// A batch or a record that does not fit the model.
@@ -57,7 +57,7 @@ pub enum TrainError {
 /// Result with [`TrainError`].
 pub type Result<T> = std::result::Result<T, TrainError>;
 
-/// What to do about a loss that is not finite.
+/// Advice for a loss that is not finite.
 fn advice(step: usize, lr: f64) -> String {
     match step {
         1 => "at the first step; check the checkpoint for NaN or Inf".into(),

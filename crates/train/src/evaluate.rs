@@ -13,7 +13,7 @@ use crate::error::{Result, TrainError};
 use crate::objective::EvalOutput;
 use crate::tuner::{FineTuner, loss, weight};
 
-/// A named part of the evaluation data; the suffix tells a second dev set's metrics apart (`_mm`).
+/// A named part of the evaluation data; the suffix distinguishes a second dev set's metrics (`_mm`).
 #[derive(Clone, Debug)]
 pub struct DevSet {
     /// Appended to the metrics' names.
@@ -22,8 +22,8 @@ pub struct DevSet {
     pub data: Arc<EncodedDataset>,
 }
 
-/// Rows of logits of a data set, in its own order, and its mean loss where it is labelled. A model that labels tokens gives
-/// those of all tokens of a row, one after the other.
+/// Rows of logits of a data set, in its own order, and its mean loss if it is labelled. A token classifier
+/// returns the logits of all tokens of a row, concatenated.
 ///
 /// # Errors
 /// Rows that do not fit the model.
@@ -74,8 +74,8 @@ fn predict_in_order<B: Kernels>(
     Ok((rows, labelled.then(|| sum / count)))
 }
 
-/// Loss and metrics over all dev sets; the loss is the first set's. `order` says at which of the model's outputs each
-/// class stands, where they do not stand in the order of the classes.
+/// Loss and metrics over all dev sets; the loss is the first set's. `order` gives the model output of each
+/// class, if the outputs are not in the order of the classes.
 ///
 /// # Errors
 /// Unlabelled rows, logits that are not finite.

@@ -8,13 +8,13 @@ use crate::watch::{StepReport, Watch};
 
 /// Writes `train/loss`, `train/learning_rate` and `train/epoch` of each step and `eval/<name>` of each evaluation.
 ///
-/// A file that can no longer be written is a warning, and the training goes on.
+/// If a file can no longer be written, a warning is logged and training continues.
 pub struct EventWatch {
     writer: Option<EventWriter>,
 }
 
 impl EventWatch {
-    /// Scalars into `writer`.
+    /// Writes scalars to `writer`.
     pub fn new(writer: EventWriter) -> Self {
         Self { writer: Some(writer) }
     }
@@ -23,7 +23,7 @@ impl EventWatch {
         if let Some(writer) = &mut self.writer
             && let Err(error) = write(writer)
         {
-            tracing::warn!("the event file ends here: {error}");
+            tracing::warn!("the event file cannot be continued: {error}");
             self.writer = None;
         }
     }

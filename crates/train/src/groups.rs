@@ -1,4 +1,4 @@
-//! Parameter groups: which learning rate a parameter has, and whether it decays.
+//! Parameter groups: learning rate and weight decay of each parameter.
 
 use std::collections::HashMap;
 
@@ -7,15 +7,15 @@ use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, FactorRole};
 use lowrank_models::{ParamVisitor, Parameter, Parameters, Part};
 
-/// Which learning rate a parameter has.
+/// Learning rate of a parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rate {
     /// The base rate.
     #[default]
     Base,
-    /// That of the task head.
+    /// The rate of the task head.
     Head,
-    /// That of the second factor of a LoRA, which LoRA+ moves faster.
+    /// The rate of the second factor of a LoRA, which is higher in LoRA+.
     SecondFactor,
 }
 
@@ -33,13 +33,13 @@ pub struct Group {
 pub struct Groups(HashMap<ParamId, Group>);
 
 impl Groups {
-    /// Puts a parameter into a group.
+    /// Assigns a parameter to a group.
     pub fn insert(&mut self, id: ParamId, group: Group) {
         self.0.insert(id, group);
     }
 
-    /// The group of a parameter of `dims` dimensions. One that was put into none has the base rate, and decays unless it
-    /// is a vector: biases, and the gains and offsets of norms.
+    /// The group of a parameter of `dims` dimensions. An unassigned parameter has the base rate, and decays
+    /// unless it is a vector: biases, and the weights and biases of norms.
     pub fn get(&self, id: ParamId, dims: usize) -> Group {
         self.0.get(&id).copied().unwrap_or(Group { rate: Rate::Base, decays: dims >= 2 })
     }
@@ -54,7 +54,7 @@ impl Groups {
         self
     }
 
-    /// Adds the parameters of a model: those of its task head have the head's rate; biases and norms do not decay.
+    /// Adds the parameters of a model: its task head gets the head's rate; biases and norms do not decay.
     pub fn with_model<B: Backend>(mut self, model: &impl Parameters<B>) -> Self {
         model.clone().visit_params(&mut ByPart(&mut self));
         self

@@ -23,21 +23,21 @@ use crate::tuner::Tuned;
 /// A language model with its adapters.
 pub type TunedDecoder<B> = Tuned<B, Decoder<B>>;
 
-/// Packed sequences of a language model: each token's successor, and whether it is learnt.
+/// Packed sequences of a language model: each token's successor, and whether it is a target.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LearntTokens {
-    /// Token ids, sequence after sequence, shape `[tokens]`.
+    /// Token ids, all sequences concatenated, shape `[tokens]`.
     pub ids: Vec<u32>,
     /// Length of each sequence.
     pub lengths: Vec<usize>,
-    /// The token after each, shape `[tokens]`; any where the weight is 0.
+    /// The next token of each, shape `[tokens]`; arbitrary if the weight is 0.
     pub targets: Vec<i32>,
-    /// 1 where the token after is learnt, else 0; shape `[tokens]`.
+    /// 1 if the next token is a target, else 0; shape `[tokens]`.
     pub weights: Vec<f32>,
 }
 
 impl LearntTokens {
-    /// Concatenates rows, which do not see each other.
+    /// Concatenates rows, which do not attend to each other.
     pub fn pack<'a>(rows: impl IntoIterator<Item = &'a TokenRow>) -> Self {
         let mut batch = Self::default();
         for row in rows {
@@ -50,7 +50,7 @@ impl LearntTokens {
         batch
     }
 
-    /// Number of learnt tokens.
+    /// Number of target tokens.
     pub fn n_learnt(&self) -> f64 {
         self.weights.iter().map(|&w| f64::from(w)).sum()
     }
@@ -63,7 +63,7 @@ impl LearntTokens {
     }
 }
 
-/// A batch of learnt tokens that has been through a model, up to its head.
+/// A batch that has passed through a model, up to its head.
 pub(crate) struct Scored<'a, B: Kernels> {
     model: &'a Decoder<B>,
     run: Run<'a, B>,
@@ -88,12 +88,12 @@ impl<'a, B: Kernels> Scored<'a, B> {
         Ok(Self { model, run, hidden, targets, weights })
     }
 
-    /// `Σ −ln p` of the learnt tokens, shape `[1]`.
+    /// `Σ −ln p` of the target tokens, shape `[1]`.
     pub(crate) fn nll_sum(&self) -> Tensor<B, 1> {
         self.model.nll_sum(self.hidden.clone(), self.targets.clone(), self.weights.clone(), self.run)
     }
 
-    /// `Σ ln p` of the learnt tokens of each sequence, shape `[sequences]`.
+    /// `Σ ln p` of the target tokens of each sequence, shape `[sequences]`.
     pub(crate) fn log_probabilities(&self, lengths: &[usize]) -> Tensor<B, 1> {
         let mut start = 0;
         let sequences = lengths.iter().map(|&n| {
@@ -107,7 +107,7 @@ impl<'a, B: Kernels> Scored<'a, B> {
         Tensor::cat(sequences.collect(), 0)
     }
 
-    /// Whether the most probable token is the right one, for each of these rows of the batch.
+    /// Whether the most probable token is the target, for each of these rows of the batch.
     fn hits(&self, batch: &LearntTokens, rows: &[usize]) -> Vec<bool> {
         let device = self.hidden.device();
         rows.chunks(HEAD_ROWS)
@@ -127,10 +127,10 @@ impl<'a, B: Kernels> Scored<'a, B> {
 /// Rows of logits that exist at a time: a vocabulary of 128,000 takes 64 MB.
 const HEAD_ROWS: usize = 128;
 
-/// `Σ −ln p` of the learnt tokens of a batch, shape `[1]`.
+/// `Σ −ln p` of the target tokens of a batch, shape `[1]`.
 ///
 /// # Errors
-/// Tokens that the model does not take.
+/// Tokens that the model does not accept.
 pub fn nll_sum<B: Kernels>(
     model: &Decoder<B>,
     adapters: &AdapterSet<B>,
@@ -141,11 +141,11 @@ pub fn nll_sum<B: Kernels>(
     Ok(Scored::new(model, adapters, batch, mode, device)?.nll_sum())
 }
 
-/// `loss` (mean `−ln p` of the learnt tokens) and `perplexity` of rows; of those that begin with a prompt also `exact`, the
-/// share whose answer a greedy decoding would give token for token.
+/// `loss` (mean `−ln p` of the target tokens) and `perplexity` of rows; for rows that begin with a prompt
+/// also `exact`, the fraction whose answer greedy decoding would reproduce token for token.
 ///
 /// # Errors
-/// No learnt tokens, tokens that the model does not take.
+/// No target tokens, tokens that the model does not accept.
 pub fn evaluate_rows<B: Kernels>(
     model: &TunedDecoder<B>,
     rows: &[TokenRow],
@@ -170,7 +170,7 @@ pub fn evaluate_rows<B: Kernels>(
         }
         let mut hits = scored.hits(&batch, &answers.concat()).into_iter();
         for answer in &answers {
-            // Every hit of the answer is taken, whether or not one before it has failed.
+            // Every correct token of the answer counts, even after an incorrect one.
             exact += usize::from(hits.by_ref().take(answer.len()).filter(|hit| !hit).count() == 0);
         }
         asked += answers.len();
@@ -185,7 +185,7 @@ pub fn evaluate_rows<B: Kernels>(
     Ok(output)
 }
 
-/// Texts that a model writes at each evaluation.
+/// Texts that a model generates at each evaluation.
 #[derive(Debug)]
 pub struct Samples {
     prompts: Vec<Vec<u32>>,
@@ -194,7 +194,8 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// The first `n` rows as prompts, up to their first learnt token; of rows without a prompt, the first half.
+    /// The first `n` rows as prompts, up to their first target token; for rows without a prompt, the first
+    /// half.
     pub fn new(rows: &[TokenRow], n: usize, max_new_tokens: usize, tokenizer: TextTokenizer) -> Self {
         let prompt = |row: &TokenRow| {
             let end = if row.has_prompt() {
@@ -210,7 +211,7 @@ impl Samples {
     /// The prompts with their greedy continuations.
     ///
     /// # Errors
-    /// Prompts that the model does not take, logits that are not finite.
+    /// Prompts that the model does not accept, logits that are not finite.
     fn write<B: Kernels>(&self, model: &TunedDecoder<B>) -> Result<Vec<String>> {
         let options = GenerationOptions { max_new_tokens: self.max_new_tokens, ..Default::default() };
         let device = model.device()?;
@@ -224,15 +225,15 @@ impl Samples {
     }
 }
 
-/// A text without control characters, which an untrained model writes and a terminal obeys.
+/// A text without control characters: an untrained model may write them, and a terminal would obey.
 fn printable(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() && c != '\n' { '·' } else { c }).collect()
 }
 
-/// Tokens of a text without a prompt that a sample begins with, at most.
+/// Maximum number of tokens with which a sample of a text without a prompt begins.
 const SAMPLE_PROMPT: usize = 32;
 
-/// Cross-entropy of the learnt tokens; a batch counts for these.
+/// Cross-entropy of the target tokens; a batch is weighted by their number.
 #[derive(Debug)]
 pub struct NextToken {
     plan: BatchPlan,
@@ -244,7 +245,7 @@ pub struct NextToken {
 }
 
 impl NextToken {
-    /// Rows to train on and to evaluate with; `recompute` keeps the input of each layer alone for the backward pass.
+    /// Training and evaluation rows; `recompute` keeps only the input of each layer for the backward pass.
     ///
     /// # Errors
     /// No rows, a batch size that the rows do not fit.
@@ -258,7 +259,7 @@ impl NextToken {
         Ok(Self { plan, train, dev, eval_batch: config.batch_size, recompute, samples: None })
     }
 
-    /// Writes texts at each evaluation.
+    /// Generates texts at each evaluation.
     pub fn with_samples(self, samples: Samples) -> Self {
         Self { samples: Some(samples), ..self }
     }
@@ -269,7 +270,7 @@ impl NextToken {
     }
 }
 
-/// Rows for evaluation, of similar length in a batch.
+/// Evaluation rows in batches of similar length.
 pub(crate) fn eval_order(lengths: &[usize]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));
@@ -332,14 +333,14 @@ where
     }
 }
 
-/// Groups of a language model: its head has the head's rate where it is a matrix of its own.
+/// Groups of a language model: its head has the head's rate if it is not tied.
 pub(crate) fn decoder_groups<B: Kernels>(model: &TunedDecoder<B>) -> Groups {
     Groups::default().with_adapters(model.adapters()).with_model(model.model())
 }
 
-/// Loss and gradients of `scale · Σ −ln p`, of which the backward pass recomputes each layer from its input (Chen et al.
-/// 2016, «Training Deep Nets with Sublinear Memory Cost»). Random choices are functions of the mode's seed, so the layer
-/// that is recomputed is the one that was computed.
+/// Loss and gradients of `scale · Σ −ln p`, of which the backward pass recomputes each layer from its input
+/// (Chen et al. 2016, «Training Deep Nets with Sublinear Memory Cost»). Random choices are functions of the
+/// mode's seed, so the recomputed layer is identical to the original one.
 fn layer_by_layer<B>(
     model: &TunedDecoder<B>,
     batch: &LearntTokens,

@@ -1,4 +1,4 @@
-//! Training on one path: an [`Objective`] says what is learnt, [`train()`] makes the steps.
+//! One training path: an [`Objective`] defines the loss, [`train()`] runs the steps.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 

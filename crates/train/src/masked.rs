@@ -1,4 +1,4 @@
-//! Masked language modelling as an objective: how an encoder is pre-trained, and adapted to a field's texts.
+//! Masked language modelling as an objective: pre-training of an encoder, or its adaptation to a domain.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::tuner::Tuned;
 /// An encoder with its masked language modelling head, and its adapters.
 pub type TunedMaskedLm<B> = Tuned<B, MaskedLm<B>>;
 
-/// Cross-entropy of the masked tokens; a batch counts for these.
+/// Cross-entropy of the masked tokens; a batch is weighted by their number.
 #[derive(Debug)]
 pub struct Masked {
     plan: BatchPlan,
@@ -33,11 +33,11 @@ pub struct Masked {
     eval_batch: usize,
 }
 
-/// The seed of what is hidden of the dev rows: the same tokens in every run, so that losses can be compared.
+/// The seed of the masks of the dev rows: the same tokens in every run, so that losses are comparable.
 const DEV_SEED: u64 = 0x6d61_736b;
 
 impl Masked {
-    /// Rows to train on, and rows to evaluate with; without these the last weights are the result.
+    /// Training rows and evaluation rows; without the latter the result has the last weights.
     ///
     /// # Errors
     /// No rows, a batch size that the rows do not fit.
@@ -58,7 +58,7 @@ impl Masked {
     }
 }
 
-/// Logits and targets of the hidden tokens of a batch, shapes `[hidden, vocab_size]` and `[hidden]`.
+/// Logits and targets of the masked tokens of a batch, shapes `[hidden, vocab_size]` and `[hidden]`.
 fn predict<B: Kernels>(
     model: &TunedMaskedLm<B>,
     masked: &MlmBatch,
@@ -74,10 +74,10 @@ fn predict<B: Kernels>(
     Ok((logits, targets))
 }
 
-/// `loss` and `perplexity` of the hidden tokens of rows, and `accuracy`, the share of them that is guessed.
+/// `loss` and `perplexity` of the masked tokens of rows, and `accuracy`, the fraction predicted correctly.
 ///
 /// # Errors
-/// Rows that the model does not take, or of which nothing can be hidden.
+/// Rows that the model does not accept, or in which nothing can be masked.
 pub(crate) fn evaluate_masked<B: Kernels>(
     model: &TunedMaskedLm<B>,
     rows: &EncodedDataset,

@@ -15,7 +15,7 @@ use crate::config::TrainConfig;
 use crate::groups::{Groups, Rate};
 use crate::record::PathStack;
 
-/// AdamW (Loshchilov & Hutter 2019) over [`Groups`], the gradient of all parameters together clipped to a norm.
+/// AdamW (Loshchilov & Hutter 2019) over [`Groups`], with all gradients clipped to a joint norm.
 #[derive(Clone, Debug)]
 pub struct GroupedAdamW<B: Backend> {
     weight_decay: f64,
@@ -28,12 +28,12 @@ pub struct GroupedAdamW<B: Backend> {
     moments: HashMap<ParamId, AdamWState<Tensor<B, 1>>>,
 }
 
-/// Adam's decay rates and the term that keeps the quotient finite: PyTorch's defaults.
+/// Adam's decay rates and the ε of its denominator: PyTorch's defaults.
 const BETA_1: f64 = 0.9;
 const BETA_2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 
-/// Moments by parameter path, and how many steps made them.
+/// Moments by parameter path, and the number of steps behind them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AdamWRecord {
     step: usize,
@@ -66,7 +66,7 @@ impl<B: Kernels> GroupedAdamW<B> {
         }
     }
 
-    /// One step of the parameters that have a gradient, or have had one, at the base rate `lr`.
+    /// One step for the parameters that have a gradient, or have had one, at the base rate `lr`.
     pub fn step<A, M>(&mut self, lr: f64, module: M, grads: GradientsParams) -> M
     where
         A: AutodiffBackend<InnerBackend = B>,
@@ -78,7 +78,7 @@ impl<B: Kernels> GroupedAdamW<B> {
             let mut norm = SquaredNorm::<A> { grads: &grads, sum: None };
             module.visit(&mut norm);
             let square = norm.sum.and_then(|s| s.into_data().iter::<f64>().next()).unwrap_or(0.0);
-            // As in PyTorch: the small term keeps a norm of zero harmless.
+            // As in PyTorch: the small term makes a norm of zero harmless.
             clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).min(1.0);
         }
         module.map(&mut Update::<A> { optimizer: self, grads, lr, clip })
@@ -93,7 +93,7 @@ impl<B: Kernels> GroupedAdamW<B> {
         AdamWRecord { step: self.step, moments: moments.collect() }
     }
 
-    /// The optimizer with the history of a record; `module` says which parameter has which path.
+    /// The optimizer with the history of a record; `module` gives the paths of the parameters.
     pub fn load_record<A: Backend>(
         mut self,
         record: AdamWRecord,

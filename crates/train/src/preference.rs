@@ -23,8 +23,8 @@ use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches
 ///
 /// | name | default | purpose | range |
 /// |---|---|---|---|
-/// | `beta` | 0.1 | how strongly the policy is held to the reference | finite, > 0 |
-/// | `label_smoothing` | 0 | probability that a preference is the wrong way round | 0 ≤ x < 0.5 |
+/// | `beta` | 0.1 | strength of the KL penalty towards the reference | finite, > 0 |
+/// | `label_smoothing` | 0 | probability that a preference is mislabelled | 0 ≤ x < 0.5 |
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DpoConfig {
     /// β.
@@ -59,10 +59,10 @@ impl DpoConfig {
 }
 
 /// `−(1−ε)·ln σ(β·h) − ε·ln σ(−β·h)` with `h` the margin of the policy over the reference (Rafailov et al. 2023,
-/// arXiv:2305.18290); a batch counts for its pairs.
+/// arXiv:2305.18290); a batch is weighted by its number of pairs.
 ///
-/// The reference is the model without its adapters, or, where the model's own weights are trained, a snapshot of it.
-/// Its log-probabilities are computed once for each pair.
+/// The reference is the model without its adapters, or a snapshot of it if the model's own weights are
+/// trained. Its log-probabilities are computed once for each pair.
 #[derive(Debug)]
 pub struct Preference<B: AutodiffBackend> {
     plan: BatchPlan,
@@ -74,14 +74,14 @@ pub struct Preference<B: AutodiffBackend> {
     eval_batch: usize,
 }
 
-/// A pair of the training or the dev rows.
+/// A pair of the training or dev rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Pair {
     Train(usize),
     Dev(usize),
 }
 
-/// Pairs of a batch: the better and the worse completions.
+/// Pairs of a batch: the chosen and the rejected completions.
 #[derive(Clone, Debug)]
 pub struct PairBatch {
     sides: [LearntTokens; 2],
@@ -93,7 +93,7 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    /// Pairs to train on and to evaluate with; `reference` is the model before training.
+    /// Training and evaluation pairs; `reference` is the model before training.
     ///
     /// # Errors
     /// No pairs, a batch size that they do not fit, a loss out of range.
@@ -209,7 +209,7 @@ where
         Some(Selection::lowest_loss())
     }
 
-    /// `loss`, `margin` (mean reward difference `β·h`) and `accuracy` (share of positive margins).
+    /// `loss`, `margin` (mean reward difference `β·h`) and `accuracy` (fraction of positive margins).
     fn evaluate(&self, model: &TunedDecoder<B::InnerBackend>) -> Result<EvalOutput> {
         let lengths: Vec<usize> = self.dev.iter().map(length).collect();
         let (mut loss, mut margin, mut right) = (0.0, 0.0, 0.0);

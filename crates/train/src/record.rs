@@ -1,4 +1,4 @@
-//! The trained tensors of a module on the host: what a checkpoint holds.
+//! The trained tensors of a module on the host: the contents of a checkpoint.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
@@ -35,14 +35,14 @@ impl TrainedRecord {
         collect.record
     }
 
-    /// `module` with these values in place of its trained ones, all of them.
+    /// `module` with these values in place of all its trained ones.
     ///
     /// # Errors
     /// [`TrainError::Batch`] for a record of another model or method.
     pub fn restore<B: Backend, M: Module<B>>(&self, module: M) -> Result<M> {
         let other = |what: &str| {
             TrainError::Batch(format!(
-                "the checkpoint holds trained tensors of other {what} than this run; repeat its settings"
+                "the trained tensors of the checkpoint have other {what} than this run; use its settings"
             ))
         };
         let own = trained_shapes(&module);
@@ -73,7 +73,7 @@ pub fn count<B: Backend>(module: &impl Module<B>) -> (usize, usize) {
     (count.0, count.1)
 }
 
-/// The path of the parameter that a visitor is at.
+/// The path of the current parameter of a visitor.
 #[derive(Default)]
 pub(crate) struct PathStack(Vec<String>);
 
@@ -135,7 +135,7 @@ fn trained_shapes<B: Backend>(module: &impl Module<B>) -> Vec<(String, Shape)> {
     shapes.1
 }
 
-/// Puts values into the trained parameters, in order.
+/// Sets the trained parameters, in order.
 struct Restore<'a> {
     record: &'a TrainedRecord,
     next: usize,

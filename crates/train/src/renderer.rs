@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
+//! Progress on standard error: a bar on a terminal, otherwise plain lines.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use burn::train::renderer::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shortest time between two plain lines.
+/// Minimum time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Renders steps with rate and time left, and evaluations as lines.
@@ -96,7 +96,7 @@ impl MetricsRendererTraining for ProgressRenderer {
         if let Some(bar) = &self.bar {
             if step == first {
                 bar.set_length(total as u64);
-                // A resumed run did not make its earlier steps just now.
+                // A resumed run did not make its earlier steps in this process.
                 bar.set_position(first as u64 - 1);
                 bar.reset_eta();
             }

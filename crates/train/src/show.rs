@@ -16,12 +16,12 @@ use crate::objective::EvalOutput;
 use crate::renderer::ProgressRenderer;
 use crate::watch::{StepReport, Watch};
 
-/// Shows a training; the dashboard can also end it.
+/// Shows the progress of training; the dashboard can also stop it.
 pub struct ShowWatch {
     renderer: Box<dyn MetricsRenderer>,
     interrupter: Interrupter,
     known: BTreeSet<String>,
-    /// Whether lines may be written beside what is shown.
+    /// Whether lines may be written beside the display.
     writes_lines: bool,
 }
 
@@ -101,7 +101,7 @@ impl Watch for ShowWatch {
 
     fn end(&mut self) {
         if let Err(error) = self.renderer.on_train_end(None) {
-            tracing::warn!("the progress display failed at its end: {error}");
+            tracing::warn!("the progress display failed to close: {error}");
         }
     }
 }

@@ -19,24 +19,24 @@ use crate::record::TrainedRecord;
 use crate::schedule::Schedule;
 use crate::watch::{StepReport, Watch};
 
-/// How a training runs.
+/// Setup of a training run.
 pub struct Training<'a> {
     /// Hyper-parameters.
     pub config: &'a TrainConfig,
-    /// Where checkpoints are kept, if any are.
+    /// Folder of the checkpoints, if any.
     pub checkpoints: Option<&'a CheckpointStore>,
     /// From the beginning, or from the newest checkpoint.
     pub start: Start,
-    /// Keep a checkpoint of the last step, from which the training can be extended.
+    /// Keep a checkpoint of the last step, from which training can be extended.
     pub keep_last: bool,
-    /// Is told how it goes.
+    /// Receives progress events.
     pub watch: &'a mut dyn Watch,
 }
 
-/// The result of a training, beside the model.
+/// The result of training, beside the model.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Steps made, those before a resumption included.
+    /// Completed steps, including those before a resumption.
     pub steps: usize,
     /// The best evaluation: its step and the value of the selecting metric.
     pub best: Option<(usize, f64)>,
@@ -46,12 +46,12 @@ pub struct Outcome {
     pub step_tokens: Vec<usize>,
 }
 
-/// Minimises an objective; the model that comes back has the weights of the best evaluation, or the last ones if
-/// nothing was evaluated.
+/// Minimises an objective; the returned model has the weights of the best evaluation, or the last ones if
+/// there was no evaluation.
 ///
 /// # Algorithm
 /// AdamW on the gradient of `Σ wᵢ·lᵢ / Σ wᵢ` over the micro-batches of a step (see [`Objective`]), with the rate of
-/// [`Schedule`]. Dropout's seed is a function of the training's seed and of the number of the micro-batch.
+/// [`Schedule`]. Dropout's seed is a function of the run's seed and the index of the micro-batch.
 ///
 /// # Errors
 /// Invalid hyper-parameters, data that do not fit the model, a loss that is not finite, files that cannot be written.
@@ -74,7 +74,7 @@ where
     Ok((model, run.outcome))
 }
 
-/// A training on its way.
+/// A training run in progress.
 struct Run<'o, 't, B, O>
 where
     B: AutodiffBackend,
@@ -83,7 +83,7 @@ where
 {
     objective: &'o O,
     training: Training<'t>,
-    /// Taken by the optimizer alone, which gives it back.
+    /// Taken out only by the optimizer, which puts it back.
     model: Option<O::Model>,
     optimizer: GroupedAdamW<B::InnerBackend>,
     schedule: Schedule,
@@ -126,7 +126,7 @@ where
             run.outcome.steps = position.step;
             run.outcome.best = position.best;
             run.best = saved.best;
-            // A training that is extended has its whole patience again.
+            // An extended run starts with its full patience.
             run.stale = if run.training.start == Start::Extend { 0 } else { position.stale };
         }
         run.model = Some(model);
@@ -171,9 +171,9 @@ where
         let batches = self.objective.batches(index)?;
         let total: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
         if total.is_nan() || total < 0.0 {
-            return Err(TrainError::Batch(format!("the batch of step {step} has a weight of {total}")));
+            return Err(TrainError::Batch(format!("the batch of step {step} has weight {total}")));
         }
-        // A batch of nothing but classes of weight 0 has gradients of 0.
+        // A batch in which all classes have weight 0 has zero gradients.
         let share = |weight: f64| if total > 0.0 { weight / total } else { 0.0 };
         let tokens = batches.micro.iter().map(|micro| micro.tokens).sum();
         let model = self.model.as_ref().ok_or_else(no_model)?;
@@ -195,7 +195,7 @@ where
             }
         }
         let grads = grads.unwrap_or_else(|| accumulator.grads());
-        // The optimizer is given the only handle on the weights, so that it can update them in place.
+        // The optimizer gets the only handle on the weights, so that it can update them in place.
         let model = self.model()?;
         let model = self.objective.constrain(self.optimizer.step::<B, _>(lr, model, grads))?;
         self.model = Some(model);
@@ -209,7 +209,7 @@ where
         Ok(StepReport { step, of: config.max_steps, loss, lr, epoch: batches.epoch, tokens })
     }
 
-    /// Evaluates, where the objective selects by a metric, and notes the best weights.
+    /// Evaluates, if the objective has a selecting metric, and records the best weights.
     fn evaluate(&mut self, step: usize) -> Result<()> {
         let Some(Selection { metric, better }) = &self.selection else { return Ok(()) };
         let model = self.model.as_ref().ok_or_else(no_model)?;

@@ -1,4 +1,4 @@
-//! What is trained: a model and its adapters as one burn module.
+//! A model and its adapters as one trainable burn module.
 
 use burn::module::Module;
 use burn::prelude::*;
@@ -39,7 +39,7 @@ impl<B: Backend, M> Tuned<B, M> {
         &self.adapters
     }
 
-    /// Full-size corrections brought back to their rank; any other method stays as it is.
+    /// Projects full-size corrections back to their rank; other methods are unchanged.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -50,7 +50,7 @@ impl<B: Backend, M> Tuned<B, M> {
         Ok(self)
     }
 
-    /// Takes the two apart.
+    /// Splits the tuner into model and adapters.
     pub fn into_parts(self) -> (M, AdapterSet<B>) {
         (self.model, self.adapters)
     }
@@ -88,7 +88,7 @@ impl<B: Kernels> FineTuner<B> {
     }
 }
 
-/// What the labels of a batch count for: its sequences, its labelled tokens, or the sum of their classes' weights.
+/// The weight of a batch: its number of sequences, of labelled tokens, or the sum of their classes' weights.
 pub fn weight(labels: &Labels, class_weights: Option<&[f32]>) -> f64 {
     let sum = |classes: &mut dyn Iterator<Item = u32>| match class_weights {
         None => classes.count() as f64,
@@ -101,11 +101,11 @@ pub fn weight(labels: &Labels, class_weights: Option<&[f32]>) -> f64 {
     }
 }
 
-/// Mean loss of a batch over what its labels [count for](weight). Shape `[1]`.
+/// Mean loss of a batch over its [weight]. Shape `[1]`.
 ///
-/// Cross-entropy of classes, squared error of scores, and for sets of labels the mean over the labels of the binary
-/// cross-entropy of each, as PyTorch's `BCEWithLogitsLoss`. A class has its weight, if any, for each of its examples, as in
-/// PyTorch's `CrossEntropyLoss`: the sum of weighted losses over the sum of weights.
+/// Cross-entropy of classes, squared error of scores, and for label sets the mean over the labels of the
+/// binary cross-entropy of each, as in PyTorch's `BCEWithLogitsLoss`. Class weights apply to each example, as
+/// in PyTorch's `CrossEntropyLoss`: the sum of weighted losses over the sum of weights.
 ///
 /// # Errors
 /// A batch without labels.
@@ -115,7 +115,7 @@ pub fn loss<B: Kernels>(
     class_weights: Option<&[f32]>,
 ) -> Result<Tensor<B, 1>> {
     let device = logits.device();
-    // A batch that counts for nothing has a loss of 0.
+    // A batch of weight 0 has a loss of 0.
     let mean = |sum: Tensor<B, 1>| match weight(labels, class_weights) {
         0.0 => sum,
         weight => sum.div_scalar(weight),
@@ -160,7 +160,7 @@ pub fn loss<B: Kernels>(
 /// The packed batch on the device.
 ///
 /// # Errors
-/// Ids or lengths that the model does not take.
+/// Ids or lengths that the model does not accept.
 pub fn to_device<B: Kernels>(
     model: &impl Stack<B>,
     batch: &PackedBatch,
@@ -207,7 +207,7 @@ mod tests {
         let labels = Labels::Classes(vec![0, 1]);
         check(value(&[1.0, 0.0, 1.0, 2.0], 2, &labels, Some(&weights)), expect);
         assert_eq!(weight(&labels, Some(&weights)), 3.5);
-        // Tokens without a tag count for nothing.
+        // Tokens without a tag are ignored.
         let labels = Labels::Tags(vec![None, Some(0), Some(1), None]);
         let logits = [9.0, 0.0, 1.0, 0.0, 1.0, 2.0, 5.0, 5.0];
         check(value(&logits, 2, &labels, Some(&weights)), expect);

@@ -1,14 +1,14 @@
-//! What a training tells those who watch it.
+//! Progress events of training and their receivers.
 
 use crate::error::Result;
 use crate::objective::EvalOutput;
 
-/// A step that has been made.
+/// A completed step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Its number, from 1.
     pub step: usize,
-    /// Steps of the whole training.
+    /// Steps of the whole run.
     pub of: usize,
     /// Loss of the step.
     pub loss: f64,
@@ -20,12 +20,12 @@ pub struct StepReport {
     pub tokens: usize,
 }
 
-/// Is told of every step and every evaluation, and may end a training.
+/// Receives every step and every evaluation, and may stop training.
 pub trait Watch {
     /// After a step.
     ///
     /// # Errors
-    /// Ends the training.
+    /// Stops training.
     fn step(&mut self, _report: &StepReport) -> Result<()> {
         Ok(())
     }
@@ -33,12 +33,12 @@ pub trait Watch {
     /// After the evaluation that follows step `step` of `of`.
     ///
     /// # Errors
-    /// Ends the training.
+    /// Stops training.
     fn evaluation(&mut self, _step: usize, _of: usize, _result: &EvalOutput) -> Result<()> {
         Ok(())
     }
 
-    /// Whether to end the training after this evaluation.
+    /// Whether to stop training after this evaluation.
     fn should_stop(&self) -> bool {
         false
     }
@@ -47,10 +47,10 @@ pub trait Watch {
     fn end(&mut self) {}
 }
 
-/// Watches nothing.
+/// Ignores all events.
 impl Watch for () {}
 
-/// Tells all of them.
+/// Forwards events to all of them.
 impl Watch for Vec<Box<dyn Watch>> {
     fn step(&mut self, report: &StepReport) -> Result<()> {
         self.iter_mut().try_for_each(|watch| watch.step(report))
