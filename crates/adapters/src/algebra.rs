@@ -1,4 +1,4 @@
-//! Algebra of adapters, away from any base: an adapter's updates as low-rank matrices, resized, combined and
+//! Algebra of adapters without a base: an adapter's updates as low-rank matrices, resized, combined and
 //! converted on their factors.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-/// How a rank is chosen.
+/// Criterion for a rank.
 pub use lowrank_factor::Truncation;
 use lowrank_factor::qr::thin_qr;
 use lowrank_factor::tucker::{Tucker2Options, tucker2_with_ranks};
@@ -31,51 +31,52 @@ pub struct Update {
     pub factors: LowRank<f32>,
     /// Factor on the product.
     pub scale: f64,
-    /// What is added to the site's bias (PEFT's `lora_bias`, scaled), shape `[d_output]`.
+    /// Offset of the site's bias (PEFT's `lora_bias`, scaled), shape `[d_output]`.
     pub bias: Option<Vec<f32>>,
 }
 
-/// How several adapters become one.
+/// Method of combining several adapters into one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Combination {
-    /// The weighted sum of the updates, at its own rank.
+    /// The weighted sum of the updates, at their combined rank.
     Linear,
-    /// The weighted sum with factors side by side: the rank is the sum of the ranks.
+    /// The weighted sum with concatenated factors: the rank is the sum of the ranks.
     Concatenation,
     /// The weighted sum, truncated.
     Svd(Truncation),
-    /// TIES (Yadav et al. 2023, arXiv:2306.01708): of each update the largest entries, of these the mean of those that
-    /// have the elected sign; then truncated.
+    /// TIES (Yadav et al. 2023, arXiv:2306.01708): keeps the largest entries of each update and averages
+    /// those that have the elected sign; then truncated.
     Ties {
-        /// Share of the entries that are kept.
+        /// Fraction of the entries to keep.
         density: f64,
-        /// What is kept of the result.
+        /// Truncation of the result.
         truncation: Truncation,
     },
-    /// DARE (Yu et al. 2023, arXiv:2311.03099): entries dropped at random and the others scaled up; then truncated.
+    /// DARE (Yu et al. 2023, arXiv:2311.03099): drops entries at random and rescales the others; then
+    /// truncated.
     Dare {
-        /// Share of the entries that are kept.
+        /// Fraction of the entries to keep.
         density: f64,
-        /// Which are dropped.
+        /// Seed of the dropped entries.
         seed: u64,
-        /// What is kept of the result.
+        /// Truncation of the result.
         truncation: Truncation,
     },
 }
 
-/// What is left of a sum after its numerical rank, relative to its norm: the rounding of f32 factors.
+/// Relative remainder of a sum beyond its numerical rank: the rounding of f32 factors.
 const NUMERICAL: f64 = 1e-6;
 
 impl Update {
-    /// The nearest update of a rank or error, and its relative error; the product is never formed.
+    /// The nearest update under a rank or error, and its relative error; the product is never formed.
     ///
     /// # Algorithm
-    /// QR of both factors, SVD of the small product of their triangles.
+    /// QR of both factors, SVD of the small product of their triangular factors.
     ///
     /// # Errors
     /// A truncation out of range, values that are not finite.
     pub fn resized(&self, truncation: &Truncation) -> Result<(Self, f64)> {
-        // No more singular values than the factors have.
+        // At most as many singular values as the factors have.
         let truncation = match *truncation {
             Truncation::Rank(rank) => Truncation::Rank(rank.min(self.max_rank())),
             other => other,
@@ -84,7 +85,7 @@ impl Update {
         Ok((Self { factors: fit.factors, ..self.clone() }, fit.report.relative_error))
     }
 
-    /// The same update of a map turned round, `ΔWᵀ`: what an update of an embedding is to a head tied to it.
+    /// The same update of the transposed map, `ΔWᵀ`: the update of a head tied to an embedding.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -128,8 +129,8 @@ impl Update {
 }
 
 impl<B: Backend> AdapterSet<B> {
-    /// The updates of all enabled adapters, a site after the other. Where `weight` gives the weights, magnitudes
-    /// (DoRA) become part of the update: exactly, at the rank that it then has.
+    /// The updates of all enabled adapters, by site. If `weight` provides the weights, magnitudes
+    /// (DoRA) become part of the update, exactly, at the rank that it then has.
     ///
     /// # Errors
     /// [`AdapterError::NoWeight`] for magnitudes without weights; values that are not finite.
@@ -158,7 +159,7 @@ impl<B: Backend> AdapterSet<B> {
         Ok(updates)
     }
 
-    /// Updates as LoRA pairs. Sites are numbered by their place in `sites`.
+    /// Updates as LoRA pairs. Sites are numbered by their position in `sites`.
     pub fn from_updates(updates: Vec<Update>, sites: &[Site], device: &B::Device) -> Self {
         let mut adapters = Vec::new();
         let mut slots = Vec::new();
@@ -166,7 +167,7 @@ impl<B: Backend> AdapterSet<B> {
             let Some(site) = sites.iter().position(|s| s.path == update.site.path) else { continue };
             slots.push(Slot { site, path: update.site.path, adapter: adapters.len(), slice: 0 });
             let [a, b] = [update.factors.left(), update.factors.right()].map(|m| from_mat::<B>(m, device));
-            // A bias is scaled with the update; a scale of zero leaves none.
+            // A bias is scaled with the update; with a scale of zero there is none.
             let bias = update.bias.filter(|_| update.scale != 0.0).map(|bias| {
                 let n = bias.len();
                 let bias = Tensor::from_data(TensorData::new(bias, [n]), device);
@@ -177,14 +178,14 @@ impl<B: Backend> AdapterSet<B> {
         Self::from_parts(adapters, slots, sites.len(), 0.0)
     }
 
-    /// Updates as LoTR groups of a rank, by Tucker2 of their stacks; also the relative error of each group.
+    /// Updates as LoTR groups of a rank, by Tucker2 of their stacks, with the relative error of each group.
     ///
     /// # Algorithm
-    /// Bases of all left and of all right factors of a group by QR; Tucker2 of the small cores that are left between
-    /// them. The stack itself is never formed.
+    /// QR gives bases of all left and all right factors of a group; Tucker2 is applied to the remaining small
+    /// cores. The stack itself is never formed.
     ///
     /// # Errors
-    /// Values that are not finite; a rank of 0; an embedding, which LoTR does not take.
+    /// Values that are not finite; a rank of 0; an embedding, which LoTR does not support.
     pub fn lotr_from_updates(
         updates: &[Update],
         sites: &[Site],
@@ -198,11 +199,11 @@ impl<B: Backend> AdapterSet<B> {
         };
         for update in updates {
             if update.bias.is_some() {
-                let text = format!("'{}' has a bias (lora_bias), which lotr does not hold", update.site.path);
+                let text = format!("'{}' has a bias (lora_bias), which lotr cannot store", update.site.path);
                 return Err(AdapterError::Incompatible(text));
             }
             if update.site.embedding {
-                let text = format!("'{}' is an embedding; lotr takes linear layers", update.site.path);
+                let text = format!("'{}' is an embedding; lotr adapts linear layers only", update.site.path);
                 return Err(AdapterError::Incompatible(text));
             }
             match groups.iter_mut().find(|group| key(group[0]) == key(update)) {
@@ -236,7 +237,7 @@ fn shared<B: Backend>(group: &[&Update], rank: usize, device: &B::Device) -> Res
             all.as_mut().subcols_mut(at, matrix.ncols()).copy_from(matrix);
             at += matrix.ncols();
         }
-        // More columns than rows span everything.
+        // More columns than rows span the whole space.
         if width >= rows {
             return Ok(Mat::from_fn(rows, rows, |i, j| f32::from(u8::from(i == j))));
         }
@@ -258,7 +259,7 @@ fn shared<B: Backend>(group: &[&Update], rank: usize, device: &B::Device) -> Res
     let error = fit.report.relative_error;
     let (l, cores, r) = fit.factors.into_parts();
     let (l, r) = (left * l, r * right.transpose());
-    // A group that is narrower than the rank is padded with zeros: the file has one rank.
+    // A group narrower than the rank is padded with zeros: the file has a single rank.
     let padded = |m: MatRef<'_, f32>, rows: usize, columns: usize| {
         let at = |i: usize, j: usize| if i < m.nrows() && j < m.ncols() { m[(i, j)] } else { 0.0 };
         from_mat::<B>(Mat::from_fn(rows, columns, at).as_ref(), device)
@@ -269,11 +270,11 @@ fn shared<B: Backend>(group: &[&Update], rank: usize, device: &B::Device) -> Res
     Ok((lotr, error))
 }
 
-/// Several adapters as one, each with its weight; also the relative error of each site's update against the sum
-/// (or what TIES or DARE made of it).
+/// Several adapters as one, each with its weight, with the relative error of each site's update against the
+/// exact sum (or the result of TIES or DARE).
 ///
 /// # Errors
-/// Sites of one path and different shapes; a density outside `(0, 1]`; what a decomposition refuses.
+/// Different shapes at one path; a density outside `(0, 1]`; errors of the decompositions.
 pub fn combine(adapters: &[(Vec<Update>, f64)], how: &Combination) -> Result<Vec<(Update, f64)>> {
     if let Combination::Ties { density, .. } | Combination::Dare { density, .. } = how
         && !(*density > 0.0 && *density <= 1.0)
@@ -331,7 +332,7 @@ pub fn combine(adapters: &[(Vec<Update>, f64)], how: &Combination) -> Result<Vec
     Ok(combined)
 }
 
-/// The weighted sum of what the updates add to a bias.
+/// The weighted sum of the updates' biases.
 fn sum_of_biases(parts: &[(usize, &Update, f64)]) -> Option<Vec<f32>> {
     let weighted = parts.iter().filter_map(|(_, update, weight)| {
         Some(update.bias.as_ref()?.iter().map(|b| b * *weight as f32).collect::<Vec<f32>>())
@@ -339,8 +340,9 @@ fn sum_of_biases(parts: &[(usize, &Update, f64)]) -> Option<Vec<f32>> {
     weighted.reduce(|a, b| a.iter().zip(&b).map(|(x, y)| x + y).collect())
 }
 
-/// TIES as PEFT's `ties_svd` has it: of each update the `⌊density·n⌋` largest entries are kept, the sign of each entry is
-/// elected by the sum of the kept values, and the weighted values of that sign are averaged over those that agree.
+/// TIES as in PEFT's `ties_svd`: the `⌊density·n⌋` largest entries of each update are kept, the sign of each
+/// entry is elected by the sum of the kept values, and the weighted values of that sign are averaged over
+/// those that agree.
 fn ties(parts: &[(usize, &Update, f64)], density: f64) -> Mat<f32> {
     let trimmed: Vec<(Mat<f32>, f32)> =
         parts.iter().map(|(_, update, weight)| (trim(update.dense(), density), *weight as f32)).collect();
@@ -355,7 +357,7 @@ fn ties(parts: &[(usize, &Update, f64)], density: f64) -> Mat<f32> {
     })
 }
 
-/// The `⌊density·n⌋` entries of largest size; of equal ones, the first of the rows.
+/// The `⌊density·n⌋` entries of largest magnitude; among equal ones, the first in row order.
 fn trim(matrix: Mat<f32>, density: f64) -> Mat<f32> {
     let (rows, columns) = matrix.shape();
     let kept = (density * (rows * columns) as f64) as usize;

@@ -1,4 +1,4 @@
-//! Fresh adapters at the sites that a config selects.
+//! Newly initialized adapters at the sites that a config selects.
 
 use burn::prelude::*;
 use lowrank_spec::Site;
@@ -9,9 +9,9 @@ use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, Fresh, Sharing};
 use crate::set::{AdapterSet, Slot};
 
-/// The frozen weights, which some methods start from: DoRA, PiSSA, OLoRA, LoTR by Tucker2.
+/// The frozen weights, from which some methods start: DoRA, PiSSA, OLoRA, LoTR by Tucker2.
 pub trait BaseWeights<B: Backend> {
-    /// The weight of a site, `[d_input, d_output]`, or `None` where it is not available.
+    /// The weight of a site, `[d_input, d_output]`, or `None` if it is not available.
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>>;
 }
 
@@ -26,10 +26,10 @@ impl<B: Backend> BaseWeights<B> for NoWeights {
 }
 
 impl<B: Backend> AdapterSet<B> {
-    /// Fresh adapters at the sites that the config's targets select; their update is zero.
+    /// Newly initialized adapters at the sites that the config's targets select; their update is zero.
     ///
     /// # Errors
-    /// No matching site, a rank or value out of range, a method that starts from weights that `base` does not have.
+    /// No matching site, a rank or value out of range, a method that needs weights that `base` does not have.
     pub fn init(
         config: &AdapterConfig,
         sites: &[Site],
@@ -38,7 +38,7 @@ impl<B: Backend> AdapterSet<B> {
     ) -> Result<Self> {
         let selected = config.targets.select(sites)?;
         config.validate(selected.iter().map(|&i| &sites[i]))?;
-        // A misspelt key would pass unseen.
+        // A misspelt key would go unnoticed.
         let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
         let finds = |key: &str| selected.iter().any(|&i| matches_end(key, &sites[i].path));
         if let Some(key) = keys.into_iter().find(|key| !finds(key)) {

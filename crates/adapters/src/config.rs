@@ -1,4 +1,4 @@
-//! What kind of adapter to make, checked once before anything is allocated.
+//! The configuration of adapters, validated before anything is allocated.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{AdapterError, Result};
 use crate::methods::{Method, OptionKind, Options, Sharing};
 
-/// How the factors start.
+/// Initialization of the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
@@ -37,7 +37,7 @@ pub enum Init {
 }
 
 impl Init {
-    /// Every initialisation that can be named, its name, and a line for the help.
+    /// Every named initialization: value, name, and a line for the help.
     pub const ALL: [(Self, &'static str, &'static str); 9] = [
         (Self::Kaiming, "kaiming", "LoRA's own: A Kaiming-uniform, B zero"),
         (Self::Gaussian, "gaussian", "A normal, B zero"),
@@ -75,14 +75,14 @@ impl FromStr for Init {
     }
 }
 
-/// Which sites share factors, among those of one shape.
+/// Grouping of the sites of one shape that share factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {
-    /// All of them, whatever their kind: query and value of every layer in one group.
+    /// All of them, of every kind: query and value of every layer in one group.
     #[default]
     Shape,
-    /// Those of one kind: query of every layer, value of every layer.
+    /// Those of one kind: the queries of all layers, the values of all layers.
     Kind,
 }
 
@@ -90,20 +90,20 @@ pub enum Grouping {
 ///
 /// | name | default | purpose | range |
 /// |---|---|---|---|
-/// | `rank` | 8 | inner width of the update | 1 ..= min(d_input, d_output) |
+/// | `rank` | 8 | inner dimension of the update | 1 ..= min(d_input, d_output) |
 /// | `alpha` | 16 | the update is scaled by alpha/rank | finite, > 0 |
 /// | `rslora` | false | scale by alpha/√rank instead (Kalajdzievski 2023) | |
-/// | `dropout` | 0 | on the adapter's input, in training | 0 ..< 1 |
+/// | `dropout` | 0 | on the adapter's input, in training only | 0 ..< 1 |
 /// | `init` | the method's | initial values | those of the method |
-/// | `rank_pattern`, `alpha_pattern` | none | rank and alpha of some modules, by the end of their path | as above |
-/// | `grouping` | shape | which sites share factors, for methods that share them | |
-/// | `options` | the method's | options of the method alone ([`OptionSpec`](crate::methods::OptionSpec)) | those of the method |
+/// | `rank_pattern`, `alpha_pattern` | none | rank and alpha of some modules, by path suffix | as above |
+/// | `grouping` | shape | grouping of the sites that share factors, for methods that share them | |
+/// | `options` | the method's | options of this method only ([`OptionSpec`](crate::methods::OptionSpec)) | those of the method |
 /// | `seed` | 0 | initial values | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
-    /// Which method.
+    /// The method.
     pub method: Method,
-    /// Inner width of the update.
+    /// Inner dimension of the update.
     pub rank: usize,
     /// The update is scaled by alpha/rank.
     pub alpha: f64,
@@ -111,17 +111,17 @@ pub struct AdapterConfig {
     pub rslora: bool,
     /// Dropout on the adapter's input.
     pub dropout: f64,
-    /// How the factors start.
+    /// Initialization of the factors.
     pub init: Init,
     /// Rank of the modules whose path ends in a key, itself a regular expression.
     pub rank_pattern: SuffixMap<usize>,
     /// Alpha of the modules whose path ends in a key, itself a regular expression.
     pub alpha_pattern: SuffixMap<f64>,
-    /// Which sites share factors.
+    /// Grouping of the sites that share factors.
     pub grouping: Grouping,
-    /// Options of the method alone.
+    /// Options of this method only.
     pub options: Options,
-    /// Where it sits.
+    /// The sites to adapt.
     pub targets: Targets,
     /// Seed of the initial values.
     pub seed: u64,
@@ -153,7 +153,7 @@ impl AdapterConfig {
         if site.head { rank.min(site.max_rank()) } else { rank }
     }
 
-    /// The factor on a site's update: alpha/rank, or alpha/√rank.
+    /// The scale of a site's update: alpha/rank, or alpha/√rank.
     pub(crate) fn scale_of(&self, site: &Site) -> f64 {
         let alpha = self.alpha_pattern.get(&site.path).unwrap_or(self.alpha);
         scale(alpha, self.rank_of(site), self.rslora)
@@ -169,7 +169,7 @@ impl AdapterConfig {
         self.options.get(name).unwrap_or(default)
     }
 
-    /// Checks the values against the sites that will be adapted.
+    /// Checks the values against the sites to adapt.
     ///
     /// # Errors
     /// [`AdapterError::BadValue`], [`AdapterError::BadOption`], [`AdapterError::RankOutOfRange`], keys of patterns that
@@ -189,7 +189,7 @@ impl AdapterConfig {
         if self.init != Init::Default && !self.method.inits.contains(&self.init) {
             let known: Vec<String> = self.method.inits.iter().map(Init::to_string).collect();
             let expected = match &known[..] {
-                [] => format!("no --init: {} has initial values of its own", self.method),
+                [] => format!("no --init: the initial values of {} are fixed", self.method),
                 known => format!("{} for {}", known.join(", "), self.method),
             };
             return Err(AdapterError::BadOption {
@@ -204,7 +204,7 @@ impl AdapterConfig {
             return bad(
                 "rank-pattern",
                 self.method.to_string(),
-                "a method that gives each layer factors of its own",
+                "a method with separate factors for each layer",
             );
         }
         for site in sites {
@@ -243,7 +243,7 @@ impl AdapterConfig {
                 name: "targets".into(),
                 value: site.path.clone(),
                 expected: format!(
-                    "linear layers for {}; embeddings are taken by {}",
+                    "linear layers for {}; embeddings are supported by {}",
                     self.method,
                     takers.collect::<Vec<_>>().join(", ")
                 ),

@@ -1,4 +1,5 @@
-//! LoRA for convolutions, stand-alone: the update of a kernel as a convolution to `rank` channels and one of size 1.
+//! Stand-alone LoRA for convolutions: the update of a kernel is a convolution to `rank` channels followed by
+//! one of size 1.
 
 use burn::module::Param;
 use burn::prelude::*;
@@ -11,8 +12,8 @@ use crate::init::uniform_values;
 
 macro_rules! lora_conv {
     ($name:ident, $dims:literal, $weight:literal, $conv:ident, $shape:literal, $ones:expr) => {
-        /// A pair for one convolution (as loralib and PEFT have it): `A` keeps the kernel's size, stride, padding and
-        /// dilation, `B` is of size 1.
+        /// A pair for one convolution (as in loralib and PEFT): `A` has the kernel's size, stride, padding
+        /// and dilation, `B` is of size 1.
         #[derive(Module, Debug)]
         pub struct $name<B: Backend> {
             #[doc = concat!("Shape `[rank, channels_in, ", $shape, "]`.")]
@@ -30,7 +31,7 @@ macro_rules! lora_conv {
             /// A newly initialized pair for a convolution of these options without groups: `A` Kaiming-uniform, `B` zero.
             ///
             /// # Errors
-            /// [`AdapterError::BadValue`] for a rank of 0, an alpha that is not above 0, or groups.
+            /// [`AdapterError::BadValue`] for a rank of 0, an alpha that is not positive, or groups.
             pub fn init(
                 channels: [usize; 2],
                 kernel: [usize; $dims],
@@ -81,7 +82,7 @@ macro_rules! lora_conv {
                 $conv(inner, self.b.val(), None, ones) * self.scale
             }
 
-            /// The update of the kernel, of its shape `[channels_out, channels_in, …]`; for merging.
+            /// The update of the kernel, in its shape `[channels_out, channels_in, …]`; for merging.
             pub fn delta_weight(&self) -> Tensor<B, $weight> {
                 let mut shape = self.a.dims();
                 let rank = shape[0];

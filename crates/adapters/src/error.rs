@@ -2,17 +2,17 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong when adapters are configured, read or written.
+/// Error of configuring, reading or writing adapters.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// A key of a rank or alpha pattern that ends no adapted module's path.
+    /// A key of a rank or alpha pattern that matches no adapted module's path.
     #[error("no adapted layer ends in '{key}', for which a rank or alpha is given")]
     IdlePattern {
         /// The key.
         key: String,
     },
-    /// A rank of zero, or above what the layer can use.
+    /// A rank of zero, or above the maximum of the layer.
     #[error("rank {rank} is out of range for {site} ({d_input} -> {d_output}); use 1..={max}")]
     RankOutOfRange {
         /// Requested rank.
@@ -31,7 +31,7 @@ pub enum AdapterError {
     BadValue {
         /// Name of the hyper-parameter.
         name: &'static str,
-        /// The value given.
+        /// The given value.
         value: String,
         /// The valid range.
         expected: &'static str,
@@ -41,12 +41,12 @@ pub enum AdapterError {
     BadOption {
         /// Name of the option.
         name: String,
-        /// The value given.
+        /// The given value.
         value: String,
-        /// What the method takes.
+        /// The values that the method accepts.
         expected: String,
     },
-    /// A method of no known name.
+    /// A method with an unknown name.
     #[error("unknown method '{name}'; expected one of {known}")]
     UnknownMethod {
         /// The name.
@@ -62,15 +62,15 @@ pub enum AdapterError {
         /// Missing, unexpected and misshaped keys.
         details: String,
     },
-    /// A config that cannot be understood.
+    /// An invalid config.
     #[error("{}: {reason}", path.display())]
     Config {
         /// The config file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// A method that starts from the base's weight, at a site whose weight is not available.
+    /// A method that needs the base's weight, at a site whose weight is not available.
     #[error("{site}: {method} starts from the base's weight; give the base model")]
     NoWeight {
         /// The site.
@@ -78,10 +78,10 @@ pub enum AdapterError {
         /// Method or initialisation.
         method: String,
     },
-    /// Several adapters that cannot go together.
+    /// Several adapters that cannot be combined.
     #[error("{0}")]
     Incompatible(String),
-    /// A selection of layers that does not hold.
+    /// A selection of layers that is invalid.
     #[error(transparent)]
     Spec(#[from] lowrank_spec::SpecError),
     /// A decomposition that failed.

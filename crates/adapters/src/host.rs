@@ -1,4 +1,4 @@
-//! Tensors to and from the host's matrices.
+//! Conversion of tensors to and from host matrices.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;

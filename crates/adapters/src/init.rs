@@ -1,4 +1,4 @@
-//! Seeded initial values, the same on every backend and whatever the order of initialisation.
+//! Seeded initial values, identical on every backend and independent of the order of initialization.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;

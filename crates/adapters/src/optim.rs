@@ -1,8 +1,9 @@
-//! Low-rank optimisation of any module: an optimizer of full-size matrices whose every step ends on matrices of low
-//! rank.
+//! Low-rank optimisation of any module: an optimizer of full-size matrices with a projection onto low rank
+//! after every step.
 //!
-//! The update is that of the inner optimizer in the full space, where its state (Adam's moments) stays: the state is
-//! of the gradients, which know nothing of the projection, and has the shape of the parameter whatever its rank.
+//! The update is that of the inner optimizer in the full space, which also holds its state (Adam's moments):
+//! the state derives from the gradients, which are independent of the projection, and has the shape of the
+//! parameter at any rank.
 
 use burn::module::{AutodiffModule, ModuleMapper, Param};
 use burn::optim::adaptor::OptimizerAdaptor;
@@ -33,13 +34,13 @@ pub type LowRankAdam<B, M> = LowRankOptimizer<OptimizerAdaptor<Adam, M, B>>;
 pub type LowRankAdamW<B, M> = LowRankOptimizer<OptimizerAdaptor<AdamW, M, B>>;
 
 impl<O> LowRankOptimizer<O> {
-    /// Projects what `inner` makes onto rank `rank`, at least 1.
+    /// Projects the results of `inner` onto rank `rank`, at least 1.
     pub fn new(inner: O, rank: usize) -> Self {
         Self { inner, rank: rank.max(1) }
     }
 }
 
-/// [`LowRankSgd`] of a configuration and a rank.
+/// [`LowRankSgd`] with a configuration and a rank.
 pub fn low_rank_sgd<B: AutodiffBackend, M: AutodiffModule<B>>(
     config: &SgdConfig,
     rank: usize,
@@ -47,7 +48,7 @@ pub fn low_rank_sgd<B: AutodiffBackend, M: AutodiffModule<B>>(
     LowRankOptimizer::new(config.init(), rank)
 }
 
-/// [`LowRankAdam`] of a configuration and a rank.
+/// [`LowRankAdam`] with a configuration and a rank.
 pub fn low_rank_adam<B: AutodiffBackend, M: AutodiffModule<B>>(
     config: &AdamConfig,
     rank: usize,
@@ -55,7 +56,7 @@ pub fn low_rank_adam<B: AutodiffBackend, M: AutodiffModule<B>>(
     LowRankOptimizer::new(config.init(), rank)
 }
 
-/// [`LowRankAdamW`] of a configuration and a rank.
+/// [`LowRankAdamW`] with a configuration and a rank.
 pub fn low_rank_adamw<B: AutodiffBackend, M: AutodiffModule<B>>(
     config: &AdamWConfig,
     rank: usize,

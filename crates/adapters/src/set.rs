@@ -14,7 +14,7 @@ use crate::methods::{Adapter, FactorRole};
 use crate::peft::Carried;
 use crate::route::Route;
 
-/// Which adapter serves a site, and which slice of it.
+/// Assignment of a site to an adapter and a slice of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Index of the site in the model's list.
@@ -36,25 +36,25 @@ pub struct Member {
     pub enabled: bool,
     /// Dropout on its input, in training.
     pub dropout: f64,
-    /// What its folder carried besides factors, where it was read from one.
+    /// The contents of its folder besides factors, if it was read from one.
     pub carried: Option<Arc<Carried>>,
 }
 
-/// Sees what reaches each site while a model runs: calibration gathers its statistics with it.
+/// Observes the inputs of every site while a model runs; calibration collects its statistics with it.
 pub trait Observer: Debug + Send + Sync {
     /// The input of a site, of shape `[rows, d_input]`; `values` reads it, row-major, from the device.
     fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>);
 
     /// The output of a site, a `Tensor<B, 2>` of the model's backend, of shape `[rows, d_output]`, which may be changed:
-    /// an offset of zero that requires a gradient is given the output's.
+    /// a zero offset that requires a gradient receives the gradient of the output.
     fn output(&self, _site: usize, _y: &mut dyn std::any::Any) {}
 }
 
-/// All adapters over one base, apart from the base they sit on.
+/// All adapters over one base, without the base.
 ///
-/// Shared factors are owned once, so the optimizer updates them once. A set that was made or loaded has one
-/// [`Member`]; [`AdapterSet::join`] puts several on one base. The updates of all enabled members are added,
-/// unless a [`Route`] gives each sequence of a batch a member of its own.
+/// Shared factors are owned once, so the optimizer updates them once. A set that was created or loaded has
+/// one [`Member`]; [`AdapterSet::join`] puts several on one base. The updates of all enabled members are
+/// added, unless a [`Route`] selects one member for each sequence of a batch.
 #[derive(Module, Debug)]
 pub struct AdapterSet<B: Backend> {
     pub(crate) adapters: Vec<Adapter<B>>,
@@ -93,7 +93,7 @@ impl<B: Backend> Pair<B> {
 }
 
 impl<B: Backend> AdapterSet<B> {
-    /// No adapters at all: every site passes its base output on.
+    /// No adapters: every site returns its base output.
     pub fn empty() -> Self {
         Self {
             adapters: Vec::new(),
@@ -128,7 +128,7 @@ impl<B: Backend> AdapterSet<B> {
         self
     }
 
-    /// Several sets over the same base in one, each member under its name; all are enabled.
+    /// Joins several sets over the same base, each as a member under its name; all are enabled.
     ///
     /// # Errors
     /// [`AdapterError::Incompatible`] for a repeated name or sets over different models.
@@ -156,10 +156,10 @@ impl<B: Backend> AdapterSet<B> {
         Ok(joined.indexed(n_sites.unwrap_or(0)))
     }
 
-    /// Takes a member out of the set: what is left, and the member as a set of its own.
+    /// Removes a member from the set: returns the remaining set, and the member as a set.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] when no member has the name.
+    /// [`AdapterError::Incompatible`] if no member has the name.
     pub fn detach(self, name: &str) -> Result<(Self, Self)> {
         let member = self.member(name)?;
         let n_sites = self.by_site.len();
@@ -192,10 +192,10 @@ impl<B: Backend> AdapterSet<B> {
         })
     }
 
-    /// Lets a member take part in forward passes, or not.
+    /// Enables or disables a member in forward passes.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] when no member has the name.
+    /// [`AdapterError::Incompatible`] if no member has the name.
     pub fn set_enabled(&mut self, name: &str, enabled: bool) -> Result<()> {
         let member = self.member(name)?;
         self.members[member].enabled = enabled;
@@ -207,10 +207,11 @@ impl<B: Backend> AdapterSet<B> {
         self.members.iter_mut().for_each(|m| m.enabled = enabled);
     }
 
-    /// The same set for one batch: sequence `i`, of `lengths[i]` tokens, uses the member `rows[i]` alone, or none.
+    /// The same set for one batch: sequence `i`, of `lengths[i]` tokens, uses only the member `rows[i]`, or
+    /// none.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] when no member has a name, or there are not as many names as lengths.
+    /// [`AdapterError::Incompatible`] if a name is unknown, or the numbers of names and lengths differ.
     pub fn routed(&self, rows: &[Option<&str>], lengths: &[usize]) -> Result<Self> {
         if rows.len() != lengths.len() {
             let text = format!("adapters for {} rows of a batch of {}", rows.len(), lengths.len());
@@ -228,7 +229,7 @@ impl<B: Backend> AdapterSet<B> {
         Some(Self { route: Some(route), ..self.clone() })
     }
 
-    /// Whether nothing is adapted.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -238,12 +239,12 @@ impl<B: Backend> AdapterSet<B> {
         &self.slots
     }
 
-    /// What was put on the base.
+    /// The members on the base.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// Whether [`AdapterSet::forward`] does anything beside the base at a site.
+    /// Whether [`AdapterSet::forward`] changes the base output at a site.
     pub fn covers(&self, site: usize) -> bool {
         self.observer.is_some() || self.is_adapted(site)
     }
@@ -252,12 +253,12 @@ impl<B: Backend> AdapterSet<B> {
         self.by_site.get(site).is_some_and(|slots| !slots.is_empty())
     }
 
-    /// The adapters that the slots point into.
+    /// The adapters to which the slots refer.
     pub fn adapters(&self) -> &[Adapter<B>] {
         &self.adapters
     }
 
-    /// The role of every parameter of the set, by its id: what an optimizer's groups are made from.
+    /// The role of every parameter of the set, by its id, for the groups of an optimizer.
     ///
     /// ```
     /// # use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
@@ -279,17 +280,17 @@ impl<B: Backend> AdapterSet<B> {
         self.members.iter_mut().for_each(|member| member.dropout = dropout);
     }
 
-    /// What the folders of the members carried besides factors.
+    /// The contents of the members' folders besides factors.
     pub fn carried(&self) -> impl Iterator<Item = &Carried> {
         self.members.iter().filter_map(|member| member.carried.as_deref())
     }
 
-    /// The adapted sites as PEFT's `target_modules` names them: whole paths, so that no other layer matches.
+    /// The adapted sites as PEFT's `target_modules`: whole paths, so that no other layer matches.
     pub(crate) fn target_names(&self) -> Option<Pattern> {
         (!self.is_empty()).then(|| Pattern::Names(self.slots.iter().map(|s| s.path.clone()).collect()))
     }
 
-    /// The slots of a site that take part, with their members; `of` keeps those of one member.
+    /// The enabled slots of a site, with their members; `of` restricts them to one member.
     pub(crate) fn active(&self, site: usize, of: Option<usize>) -> Vec<(&Slot, &Member)> {
         let slots = self.by_site.get(site).into_iter().flatten().map(|&index| &self.slots[index]);
         slots
@@ -300,7 +301,7 @@ impl<B: Backend> AdapterSet<B> {
             .collect()
     }
 
-    /// The sum of the enabled updates of a site without magnitudes, shape `[d_input, d_output]`, or `None` where
+    /// The sum of the enabled updates of a site without magnitudes, shape `[d_input, d_output]`, or `None` if
     /// nothing is adapted. For merging, not for forward passes.
     pub fn delta_weight(&self, site: usize) -> Option<Tensor<B, 2>> {
         let active = self.active(site, None).into_iter();
@@ -309,7 +310,7 @@ impl<B: Backend> AdapterSet<B> {
             .reduce(|a, b| a + b)
     }
 
-    /// A site's weight with the enabled updates folded in, or `None` where nothing is adapted.
+    /// A site's weight with the enabled updates folded in, or `None` if nothing is adapted.
     ///
     /// # Shapes
     /// - `weight`, output: `[d_input, d_output]`
@@ -323,14 +324,14 @@ impl<B: Backend> AdapterSet<B> {
         Some(changes.fold(weight.clone(), |sum, change| sum + change))
     }
 
-    /// What the enabled members add to a site's bias, shape `[d_output]`; `None` where no member has a bias.
+    /// The sum of the enabled members' biases at a site, shape `[d_output]`; `None` if no member has a bias.
     pub fn delta_bias(&self, site: usize) -> Option<Tensor<B, 1>> {
         let active = self.active(site, None).into_iter();
         active.filter_map(|(slot, _)| self.adapters[slot.adapter].bias(slot.slice)).reduce(|a, b| a + b)
     }
 
-    /// The enabled updates of a site as one pair of scale 1, side by side; `None` where nothing is adapted or an
-    /// update is not a product of factors. Biases are not part of it.
+    /// The enabled updates of a site as one pair of scale 1, concatenated; `None` if nothing is adapted or an
+    /// update is not a product of factors. Biases are not included.
     pub fn pair(&self, site: usize) -> Option<Pair<B>> {
         let active = self.active(site, None);
         let mut pairs = Vec::new();
@@ -361,13 +362,13 @@ impl<B: Backend> AdapterSet<B> {
         idle.map(|slot| slot.path.as_str()).collect()
     }
 
-    /// The same set with one of its slots alone.
+    /// The same set with only one of its slots.
     pub fn only(&self, slot: usize) -> Self {
         let slots = self.slots.get(slot).cloned().into_iter().collect();
         Self { slots, ..self.clone() }.indexed(self.by_site.len())
     }
 
-    /// Projects full-size corrections onto their rank; adapters that are kept as factors stay as they are.
+    /// Projects full-size corrections onto their rank; adapters stored as factors are unchanged.
     ///
     /// # Errors
     /// Values that are not finite.

@@ -174,7 +174,7 @@ fn alphas_that_make_no_sense_are_refused() {
             ["convert", "--adapter", s(&adapter), "--to", "lora", "-o", &folder(&out, "x"), "--alpha", alpha];
         args.map(str::to_owned)
     };
-    for (alpha, part) in [("nan", "out of range"), ("0", "out of range"), ("3", "an alpha of its own")] {
+    for (alpha, part) in [("nan", "out of range"), ("0", "out of range"), ("3", "its own alpha")] {
         let args = convert(alpha);
         fails_after_warnings(&args.each_ref().map(String::as_str), part);
     }

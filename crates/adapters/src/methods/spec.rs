@@ -1,4 +1,4 @@
-//! What is known of a method besides its arithmetic: its names, options and limits.
+//! Properties of a method other than its arithmetic: name, options and limits.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::error::{AdapterError, Result};
 use crate::peft::{AdapterFolder, PeftConfig};
 use lowrank_spec::Site;
 
-/// A method by name, as configs, files and the command line know it.
+/// A named method of configs, files and the command line.
 #[derive(Debug)]
 pub struct MethodSpec {
     /// Name in configs and on the command line.
@@ -22,17 +22,17 @@ pub struct MethodSpec {
     pub about: &'static str,
     /// `peft_type` of its files.
     pub peft_type: &'static str,
-    /// Initial values that can be chosen besides [`Init::Default`].
+    /// Selectable initial values besides [`Init::Default`].
     pub inits: &'static [Init],
-    /// Which sites share an adapter.
+    /// The sites that share an adapter.
     pub sharing: Sharing,
-    /// Whether it can sit on an embedding.
+    /// Whether it can adapt an embedding.
     pub takes_embeddings: bool,
     /// Whether the rank may exceed the smaller side of a layer.
     pub any_rank: bool,
-    /// Options of this method alone.
+    /// Options of this method only.
     pub options: &'static [OptionSpec],
-    /// What follows a module's path in the keys of its files; a module with one of these is adapted.
+    /// Suffix after a module's path in the keys of its files; a module with one of these is adapted.
     pub keys: &'static [&'static str],
     /// Whether a config of the same `peft_type` means this method.
     pub is_of: fn(&PeftConfig) -> bool,
@@ -43,7 +43,7 @@ pub struct MethodSpec {
 }
 
 impl MethodSpec {
-    /// A method with a pair of factors for each linear layer and without options: what others differ from by
+    /// A method with a pair of factors for each linear layer and without options, the basis of the others by
     /// functional update.
     pub const fn new(name: &'static str, peft_type: &'static str, about: &'static str) -> Self {
         Self {
@@ -63,14 +63,14 @@ impl MethodSpec {
     }
 }
 
-/// Which sites share an adapter.
+/// The sites that share an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// Each site has a separate adapter.
     None,
-    /// Sites of one shape share, as [`Grouping`](crate::Grouping) says.
+    /// Sites of one shape share, subject to [`Grouping`](crate::Grouping).
     Shape,
-    /// As [`Sharing::Shape`] where the option of this name is set.
+    /// Like [`Sharing::Shape`] if the option of this name is set.
     ShapeIf(&'static str),
     /// All sites share one.
     All,
@@ -94,7 +94,7 @@ pub enum OptionKind {
     Flag,
     /// A number.
     Number {
-        /// Value where none is given.
+        /// Default value.
         default: usize,
         /// Smallest value.
         min: usize,
@@ -103,7 +103,7 @@ pub enum OptionKind {
     },
 }
 
-/// Values of the options of a method, by name; those that are absent have their default.
+/// Values of the options of a method, by name; absent ones have their default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Options(BTreeMap<String, usize>);
@@ -131,13 +131,13 @@ impl Options {
 pub struct Method(pub(super) &'static MethodSpec);
 
 impl Method {
-    /// The method of a name.
+    /// The method with a name.
     pub fn find(name: &str) -> Option<Self> {
         Self::all().find(|method| method.name == name)
     }
 
-    /// The method that a folder was made with; `None` where the files do not tell (LoRA-FA is a LoRA on disk), or for a
-    /// head without adapters.
+    /// The method that a folder was made with; `None` if the files do not determine it (LoRA-FA is a LoRA on
+    /// disk), or for a head without adapters.
     pub fn of(config: &PeftConfig) -> Option<Self> {
         Self::all().find(|method| method.peft_type == config.peft_type && (method.is_of)(config))
     }
@@ -206,13 +206,13 @@ impl<'de> Deserialize<'de> for Method {
     }
 }
 
-/// What newly initialized factors are made from: the config and the sites that one adapter serves.
+/// Inputs of newly initialized factors: the config and the sites that one adapter serves.
 pub struct Fresh<'a, B: Backend> {
     /// The config.
     pub config: &'a AdapterConfig,
-    /// Sites of the adapter, a slice each.
+    /// Sites of the adapter, one slice each.
     pub sites: Vec<&'a Site>,
-    /// Where the factors go.
+    /// The device of the factors.
     pub device: &'a B::Device,
     /// Indices of the sites in the model's list.
     pub(crate) indices: &'a [usize],
@@ -243,8 +243,8 @@ impl<B: Backend> Fresh<'_, B> {
         self.config.scale_of(self.site())
     }
 
-    /// The key of a random tensor that belongs to a group: values of the first group are those of a set with that group
-    /// alone.
+    /// The key of a random tensor of a group: values of the first group are those of a set with that group
+    /// only.
     pub fn key(&self, name: &str) -> String {
         if self.index == 0 { name.to_string() } else { format!("{name}.{}", self.index) }
     }
@@ -252,7 +252,7 @@ impl<B: Backend> Fresh<'_, B> {
     /// The base's weight of a slice, shape `[d_input, d_output]`.
     ///
     /// # Errors
-    /// [`AdapterError::NoWeight`] naming `what` starts from it.
+    /// [`AdapterError::NoWeight`] with `what` as the method that needs it.
     pub fn weight(&self, slice: usize, what: &str) -> Result<Tensor<B, 2>> {
         self.base.weight(self.indices[slice]).ok_or_else(|| AdapterError::NoWeight {
             site: self.sites[slice].path.clone(),

@@ -14,9 +14,9 @@ use crate::methods::Method;
 
 /// Name of the config in a folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
-/// Name of the tensors in a folder that we write.
+/// Name of the tensor file in a folder that we write.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-/// The alpha that loralib's published adapters were trained with; its files do not hold it.
+/// The alpha of loralib's published adapters; its files do not contain it.
 pub const LORALIB_ALPHA: f64 = 16.0;
 
 /// An adapter folder in memory.
@@ -26,7 +26,7 @@ pub struct AdapterFolder {
     pub config: PeftConfig,
     /// All tensors by their key, PEFT's prefix removed.
     pub tensors: BTreeMap<String, HostTensor<'static>>,
-    /// Whether the file held no alpha (loralib), so that [`LORALIB_ALPHA`] or the caller's stands in.
+    /// Whether the file had no alpha (loralib), so that [`LORALIB_ALPHA`] or the caller's alpha is used.
     pub alpha_is_assumed: bool,
 }
 
@@ -59,12 +59,12 @@ impl AdapterFolder {
     /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors` (or `.bin`), or loralib's tensors.
     ///
     /// # Errors
-    /// A config that is missing or not understood, tensor files that cannot be read.
+    /// A config that is missing or invalid, tensor files that cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         Self::read_with_alpha(path, None)
     }
 
-    /// The same with an alpha for files that do not hold one.
+    /// The same with an alpha for files that do not contain one.
     ///
     /// # Errors
     /// As [`AdapterFolder::read`].
@@ -75,7 +75,7 @@ impl AdapterFolder {
             return Err(bad(format!("alpha {alpha} is out of range; expected a number above 0")));
         }
         if alpha.is_some() && config_path.is_file() {
-            return Err(bad("the adapter has an alpha of its own; leave --alpha out".into()));
+            return Err(bad("the adapter has its own alpha; leave --alpha out".into()));
         }
         if !config_path.is_file()
             && let Some(file) = loralib_file(path)
@@ -99,7 +99,7 @@ impl AdapterFolder {
         Ok(folder)
     }
 
-    /// Tensors of loralib: `<path>.lora_A`, `<path>.lora_B`, and whatever else was trained.
+    /// Tensors of loralib: `<path>.lora_A`, `<path>.lora_B`, and any others that were trained.
     fn read_loralib(file: &Path, alpha: Option<f64>) -> Result<Self> {
         let tensors = read_tensors(file)?;
         let ranks: BTreeMap<&str, usize> = tensors
@@ -136,10 +136,10 @@ impl AdapterFolder {
         Ok(Self { config, tensors, alpha_is_assumed: alpha.is_none() })
     }
 
-    /// Writes the folder; each file appears whole or not at all.
+    /// Writes the folder; each file is written completely or not at all.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONFIG_FILE);
         let io = |e: std::io::Error| AdapterError::Config { path: path.clone(), reason: e.to_string() };
@@ -162,7 +162,7 @@ impl AdapterFolder {
     /// The key of a tensor in the file.
     fn key(&self, name: &str) -> String {
         match name {
-            // PEFT keeps VeRA's shared factors beside the model, not in it.
+            // PEFT stores VeRA's shared factors beside the model, not in it.
             "vera_A" | "vera_B" => format!("base_model.{name}"),
             _ => match name.rsplit_once('.') {
                 // An adapted module is inside PEFT's wrapper.
@@ -186,7 +186,7 @@ impl AdapterFolder {
     }
 }
 
-/// The adapter's own file of a folder: a base's `model.safetensors` may lie beside it.
+/// The adapter's own file in a folder, which may also contain the base's `model.safetensors`.
 fn tensor_file(path: &Path) -> PathBuf {
     let names = [TENSOR_FILE, "adapter_model.bin"];
     names.iter().map(|name| path.join(name)).find(|file| file.is_file()).unwrap_or_else(|| path.to_path_buf())
@@ -199,7 +199,7 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
         let Some(name) = normalise(key) else { continue };
         let shape = file.info(key).map(|i| i.shape.clone()).unwrap_or_default();
         let tensor = HostTensor::new(name.clone(), shape, file.read_f32(key)?);
-        // PEFT writes the biases of a saved module twice, alike.
+        // PEFT writes the biases of a saved module twice, with equal values.
         if tensors.get(&name).is_some_and(|before: &HostTensor| before.data != tensor.data) {
             let details = format!("'{key}' appears twice, with different values");
             return Err(AdapterError::Tensors { path: path.to_path_buf(), details });

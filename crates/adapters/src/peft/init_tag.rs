@@ -1,25 +1,25 @@
-//! What `init_lora_weights` says of the base.
+//! The meaning of `init_lora_weights` for the base.
 
 use serde_json::Value;
 
-/// What an initialisation does to the base when PEFT loads the adapter: it is done anew, and its start is taken out of
-/// the base's weight.
+/// Change of the base by an initialization when PEFT loads the adapter: the initialization is repeated, and
+/// its factors are subtracted from the base's weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitTag {
-    /// The base stays as it is.
+    /// The base is unchanged.
     #[default]
     Plain,
-    /// The leading singular triplets are taken out.
+    /// The leading singular triplets are subtracted.
     Pissa {
-        /// Whether by a randomized SVD, whose random numbers the file does not hold.
+        /// Whether by a randomized SVD, whose random numbers the file does not contain.
         is_randomized: bool,
     },
-    /// The leading part of the QR decomposition is taken out.
+    /// The leading part of the QR decomposition is subtracted.
     Olora,
 }
 
 impl InitTag {
-    /// Reads the value of `init_lora_weights`.
+    /// Parses the value of `init_lora_weights`.
     pub(super) fn parse(value: &Value) -> Result<Self, String> {
         let name = match value {
             Value::Null | Value::Bool(_) => return Ok(Self::Plain),
@@ -41,11 +41,11 @@ impl InitTag {
                 Ok(Self::Pissa { is_randomized: true })
             }
             other if other.starts_with("corda") => {
-                refused("it changes the base by statistics of inputs that the file does not hold")
+                refused("it changes the base by input statistics that the file does not contain")
             }
-            "lora_ga" => refused("it changes the base by a gradient that the file does not hold"),
-            "loftq" => refused("it belongs to a quantised base that cannot be made again from the file"),
-            _ => refused("what it does to the base is not known"),
+            "lora_ga" => refused("it changes the base by a gradient that the file does not contain"),
+            "loftq" => refused("it belongs to a quantised base that cannot be reconstructed from the file"),
+            _ => refused("its effect on the base is unknown"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What an adapter folder carries besides its factors: heads and other modules saved in full, biases, tables of
-//! embeddings, single rows of them.
+//! The contents of an adapter folder besides its factors: heads and other modules saved in full, biases,
+//! embedding tables, single rows of them.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use lowrank_spec::{HostTensor, Site};
 use super::config::{PeftConfig, TokenIndices};
 use crate::error::{AdapterError, Result};
 
-/// What follows a table's path in the key of its trained rows.
+/// Suffix after a table's path in the key of its trained rows.
 const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// Names of input embeddings and heads of language models.
@@ -32,13 +32,13 @@ pub struct Saved {
 pub struct TableRows {
     /// Path of the table.
     pub table: String,
-    /// Which rows.
+    /// Indices of the rows.
     pub indices: Vec<usize>,
     /// Their values, shape `(rows, d_model)`.
     pub values: HostTensor<'static>,
 }
 
-/// The config of a folder, and the names of what it carried besides factors.
+/// The config of a folder, and the names of its tensors other than factors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Carried {
     /// The folder's config.
@@ -48,19 +48,21 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// Whether the folder carried the parameter of a key; a folder made over a bare model lacks the model's prefix.
+    /// Whether the folder contained the parameter of a key; a folder made over a bare model lacks the model's
+    /// prefix.
     pub fn holds(&self, key: &str) -> bool {
         let bare = key.split_once('.').map_or("", |(_, rest)| rest);
         self.names.contains(key) || self.names.contains(bare)
     }
 
-    /// Whether a parameter that the folder carried was trained with it: tables that `save_embedding_layers` adds were not.
+    /// Whether a parameter of the folder was trained with it: tables added by `save_embedding_layers` were
+    /// not.
     pub fn trains(&self, key: &str) -> bool {
         let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
         self.holds(key) && (self.config.saves(module) || (name == "bias" && self.config.bias != "none"))
     }
 
-    /// Whether rows of a table are among what was carried: they are read and written, and not trained further.
+    /// Whether the folder contains rows of a table: they are read and written, and not trained further.
     pub fn has_token_rows(&self) -> bool {
         self.names.iter().any(|name| name.ends_with(TOKEN_ROWS))
     }
@@ -91,7 +93,7 @@ impl Saved {
     }
 
     /// Whether a parameter of the model must be among the tensors: its module is saved in full, or it is a bias of the
-    /// kind that is trained.
+    /// trained kind.
     pub fn expects(&self, key: &str) -> bool {
         let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
         (name == "bias" && self.config.carries_bias(self.adapted.contains(module)))
@@ -142,7 +144,8 @@ impl Saved {
         Ok(Some(TableRows { table: table.to_string(), indices, values }))
     }
 
-    /// Whether a tensor of the file may be there. PEFT takes a module that has a saved one's name anywhere in its own.
+    /// Whether a tensor of the file is allowed. PEFT selects a module that has a saved one's name anywhere in
+    /// its own.
     pub(super) fn allows(&self, name: &str) -> bool {
         let names = self.config.modules_to_save.iter().flatten();
         let by_name = names.into_iter().any(|saved| name.contains(saved.as_str()));
@@ -151,8 +154,8 @@ impl Saved {
         by_name || is_bias || is_rows || self.is_table(name)
     }
 
-    /// Whether a tensor is the table of an embedding or of a language model's head, which PEFT's
-    /// `save_embedding_layers` adds, or belongs to a head under an adapter.
+    /// Whether a tensor is the table of an embedding or of a language model's head, added by PEFT's
+    /// `save_embedding_layers`, or belongs to a head under an adapter.
     fn is_table(&self, name: &str) -> bool {
         let adapted_head = |path: &str| self.adapted.contains(path) && self.tables.iter().any(|t| t == path);
         if name.strip_suffix(".bias").is_some_and(adapted_head) {

@@ -1,8 +1,9 @@
 //! Adapters over a model whose head is tied to its input embedding.
 //!
-//! PEFT adapts the two uses of the table apart: a LoRA of the embedding leaves the head alone, a LoRA of the head leaves
-//! the embedding alone, and `modules_to_save` makes a copy for the one use that it names. Only `ensure_weight_tying`
-//! keeps them together. Tables that `save_embedding_layers` adds are the shared table itself.
+//! PEFT adapts the two uses of the table separately: a LoRA of the embedding does not change the head, a LoRA
+//! of the head does not change the embedding, and `modules_to_save` makes a copy for the one use that it
+//! names. Only `ensure_weight_tying` keeps them together. Tables added by `save_embedding_layers` are the
+//! shared table itself.
 
 use std::borrow::Cow;
 
@@ -12,7 +13,7 @@ use super::config::TokenIndices;
 use super::folder::AdapterFolder;
 use crate::error::{AdapterError, Result};
 
-/// What an adapter makes of a tied table.
+/// State of a tied table under an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TiedUse {
     /// Embedding and head stay one table.
@@ -22,8 +23,9 @@ pub enum TiedUse {
 }
 
 impl AdapterFolder {
-    /// Whether the head of a tied model needs separate weights under this adapter, and the tensors arranged for it:
-    /// tables of the shared weight go to both uses, and a tied adapter of the embedding is mirrored for the head.
+    /// Whether the head of a tied model needs separate weights under this adapter, and the tensors rearranged
+    /// for it: tables of the shared weight go to both uses, and a tied adapter of the embedding is mirrored
+    /// for the head.
     ///
     /// `embedding` and `head` are module paths.
     ///
@@ -63,7 +65,8 @@ impl AdapterFolder {
         Ok(TiedUse::Together)
     }
 
-    /// A table of the shared weight that the file has once goes to both uses, unless one is a separate copy.
+    /// A table of the shared weight that occurs once in the file goes to both uses, unless one is a separate
+    /// copy.
     fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<()> {
         let keys = [embedding, head].map(|path| format!("{path}.weight"));
         for (from, to) in [(0, 1), (1, 0)] {
@@ -78,7 +81,7 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// One table for both uses: the file may have it under either name, or under both alike.
+    /// One table for both uses: the file may have it under either name, or under both with equal values.
     fn join_table(&mut self, embedding: &str, head: &str) -> Result<()> {
         let Some(table) = self.tensors.remove(&format!("{head}.weight")) else { return Ok(()) };
         let key = format!("{embedding}.weight");
@@ -96,7 +99,7 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// The adapter of the embedding as that of the head, or the other way round, where the file has only one:
+    /// The adapter of the embedding as that of the head, or vice versa, if the file has only one:
     /// `(E + B·A)ᵀ = Eᵀ + Aᵀ·Bᵀ`.
     fn mirror(&mut self, embedding: &str, head: &str) {
         let names = [

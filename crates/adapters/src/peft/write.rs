@@ -14,13 +14,13 @@ use crate::methods::Adapter;
 use crate::set::{AdapterSet, Slot};
 
 impl AdapterFolder {
-    /// A set, and weights of the model that were trained with it, as a folder.
+    /// A set, and the model weights trained with it, as a folder.
     ///
-    /// `config` gives what the set does not know (the task, the base model, `modules_to_save`, whether rsLoRA is meant);
-    /// type, ranks, alphas and targets are the set's own. `sites` is the model's list.
+    /// `config` provides what the set does not know (the task, the base model, `modules_to_save`, whether
+    /// rsLoRA is meant); type, ranks, alphas and targets are the set's own. `sites` is the model's list.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] for several members, or methods that do not go into one file.
+    /// [`AdapterError::Incompatible`] for several members, or methods that cannot share a file.
     pub fn from_set<B: Backend>(
         set: &AdapterSet<B>,
         sites: &[Site],
@@ -51,7 +51,7 @@ impl AdapterFolder {
     }
 }
 
-/// A folder on its way from adapters: methods put their tensors into it.
+/// A folder under construction: methods add their tensors to it.
 #[derive(Debug)]
 pub struct Writer<'a> {
     /// The config so far.
@@ -69,19 +69,19 @@ impl Writer<'_> {
         &self.sites[slot.site]
     }
 
-    /// Notes the `peft_type`, rank and scale of a slot.
+    /// Records the `peft_type`, rank and scale of a slot.
     pub fn note(&mut self, peft_type: &'static str, slot: &Slot, rank: usize, scale: f64) {
         self.types.insert(peft_type);
         self.strengths.push((slot.path.clone(), rank, scale));
     }
 
-    /// Notes a group's paths; the head of its keys.
+    /// Records a group's paths; returns the prefix of its keys.
     pub fn group(&mut self, name: &str, slots: &[&Slot]) -> String {
         self.config.groups.push(slots.iter().map(|slot| slot.path.clone()).collect());
         group_key(name, self.config.groups.len() - 1)
     }
 
-    /// Adds a tensor as it is.
+    /// Adds a tensor unchanged.
     pub fn plain<B: Backend, const D: usize>(&mut self, name: String, tensor: Tensor<B, D>) {
         let shape = tensor.dims().to_vec();
         self.tensors.push(HostTensor::new(name, shape, host_values(tensor)));
@@ -112,13 +112,13 @@ impl Writer<'_> {
             (None, _) => "HEAD".into(),
             (Some(one), None) => (*one).into(),
             (Some(one), Some(other)) => {
-                let text = format!("{one} and {other} adapters do not go into one file; convert one of them");
+                let text = format!("{one} and {other} adapters cannot share a file; convert one of them");
                 return Err(AdapterError::Incompatible(text));
             }
         };
         let dora = set.adapters().iter().filter(|a| a.depends_on_base()).count();
         if dora > 0 && dora < set.adapters().len() {
-            let text = "adapters with magnitudes and without do not go into one file";
+            let text = "adapters with and without magnitudes cannot share a file";
             return Err(AdapterError::Incompatible(text.into()));
         }
         if self.config.groups.len() == 1 {
@@ -146,7 +146,7 @@ impl Writer<'_> {
         self.tensors.extend(zeros);
     }
 
-    /// The commonest rank and alpha go into `r` and `lora_alpha`, the others into the patterns.
+    /// The most common rank and alpha go into `r` and `lora_alpha`, the others into the patterns.
     fn note_strengths(&mut self) {
         let rslora = self.config.use_rslora;
         let alphas = self.strengths.iter().map(|(path, rank, scale)| {
@@ -166,7 +166,7 @@ impl Writer<'_> {
     }
 }
 
-/// Twelve digits: what a quotient and its product with the divisor agree on.
+/// Twelve digits: the precision to which a quotient and its product with the divisor agree.
 fn rounded(alpha: f64) -> f64 {
     if alpha == 0.0 {
         return 0.0;

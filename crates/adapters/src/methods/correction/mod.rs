@@ -1,6 +1,6 @@
 //! Low-rank optimisation: full-size corrections that are projected after every step.
 //!
-//! Files: the LoRA that the corrections are once they are projected.
+//! Files: a LoRA, which represents the projected corrections exactly.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
@@ -15,14 +15,14 @@ use crate::set::{Pair, Slot};
 
 const STACK: OptionSpec = OptionSpec {
     name: "stack",
-    about: "bring the layers of one shape to a common Tucker2 rank, not each to a rank of its own",
+    about: "project the layers of one shape onto a joint Tucker2 rank instead of each onto its own rank",
     kind: OptionKind::Flag,
 };
 
 const LOWRANK: &MethodSpec = &MethodSpec {
     sharing: Sharing::ShapeIf(STACK.name),
     options: &[STACK],
-    // Files do not tell that a LoRA was trained at full size.
+    // Files do not record that a LoRA was trained at full size.
     is_of: |_| false,
     ..MethodSpec::new("lowrank", "LORA", "A full-size correction, brought back to low rank after every step")
 };
@@ -34,15 +34,15 @@ impl Method {
     pub const LOW_RANK: Self = Self(LOWRANK);
 }
 
-/// Corrections of full size, `y = x·W + x·Δ_s`, held at low rank by [`Factors::project`]: each of them at
-/// rank r, or all of them together at Tucker2 rank r.
+/// Full-size corrections, `y = x·W + x·Δ_s`, kept at low rank by [`Factors::project`]: each of them at
+/// rank r, or all of them jointly at Tucker2 rank r.
 #[derive(Module, Debug)]
 pub struct Correction<B: Backend> {
     /// Shape `[d_input, d_output]` each.
     pub deltas: Vec<Param<Tensor<B, 2>>>,
     /// Rank of the projection.
     pub rank: usize,
-    /// Whether the deltas share their factors.
+    /// Whether the corrections share their factors.
     pub stack: bool,
 }
 
@@ -53,7 +53,7 @@ impl<B: Backend> Correction<B> {
         Self { deltas: (0..slices).map(|_| delta()).collect(), rank, stack }
     }
 
-    /// The nearest corrections of the rank, in place of the present ones.
+    /// Replaces the corrections by the nearest ones of the rank.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -65,7 +65,7 @@ impl<B: Backend> Correction<B> {
         Ok(Self { deltas: deltas.collect(), ..self })
     }
 
-    /// A correction as a pair: exact once it is projected.
+    /// A correction as a pair: exact after the projection.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -136,7 +136,7 @@ fn truncated(matrix: &Mat<f32>, rank: usize) -> Result<lowrank_factor::LowRank<f
     Ok(svd.low_rank(&truncation, SigmaPlacement::Split)?.factors)
 }
 
-/// Matrices of one shape, projected onto rank `rank`: each for itself (truncated SVD), or together (Tucker2).
+/// Matrices of one shape, projected onto rank `rank`: individually (truncated SVD), or jointly (Tucker2).
 ///
 /// # Errors
 /// Values that are not finite.

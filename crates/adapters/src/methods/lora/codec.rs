@@ -23,8 +23,8 @@ pub(super) fn read<B: Backend>(file: &mut Reader<'_, B>) -> Result<()> {
     let tag = file.config().init_tag();
     if tag == (InitTag::Pissa { is_randomized: true }) {
         tracing::warn!(
-            "init_lora_weights '{}' drew random numbers that the file does not hold; the exact SVD of the base stands \
-             in for them",
+            "init_lora_weights '{}' used random numbers that the file does not contain; using the \
+             exact SVD of the base instead",
             file.config().init_lora_weights.as_str().unwrap_or_default()
         );
     }
@@ -62,7 +62,7 @@ fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Re
             Some(Magnitude { value, ..Magnitude::of_weight(file.weight(module, "dora")?) })
         }
     };
-    // PEFT's embeddings know no such initialisation.
+    // PEFT's embeddings do not support this initialization.
     let start = if site.embedding || rank > site.max_rank() {
         None
     } else {

@@ -32,14 +32,14 @@ impl<B: Backend> Magnitude<B> {
         Self { value: Param::from_tensor(base_norms.clone().sqrt()), base_norms }
     }
 
-    /// `m / ‖column‖` by the squared norms of the columns. A column of zeros has no direction, and stays zero.
+    /// `m / ‖column‖` from the squared norms of the columns. A zero column has no direction, and stays zero.
     fn scales(&self, squared_norms: Tensor<B, 1>) -> Tensor<B, 1> {
         let is_zero = squared_norms.clone().lower_equal_elem(f32::MIN_POSITIVE);
         let ratio = self.value.val() / squared_norms.clamp_min(f32::MIN_POSITIVE).sqrt();
         ratio.mask_fill(is_zero, 0.0)
     }
 
-    /// What magnitudes and an update `[d_input, d_output]` add to a weight.
+    /// The change of a weight by magnitudes and an update `[d_input, d_output]`.
     pub(super) fn change(&self, weight: &Tensor<B, 2>, delta: Tensor<B, 2>) -> Tensor<B, 2> {
         let full = weight.clone() + delta;
         let scales = self.scales(squared_norms(full.clone()));
@@ -48,7 +48,7 @@ impl<B: Backend> Magnitude<B> {
 }
 
 impl<B: Kernels> Magnitude<B> {
-    /// `m / ‖W + ΔW‖` of each column; the norm is a constant to the gradient, as the paper has it.
+    /// `m / ‖W + ΔW‖` of each column; the norm is a constant in the gradient, as in the paper.
     ///
     /// `through_base` multiplies rows by `W`: the norms come from `AᵀW` and `AᵀA`, never from `W + A·B`.
     pub(super) fn ratio(
@@ -66,8 +66,8 @@ impl<B: Kernels> Magnitude<B> {
         self.scales((self.base_norms.clone() + update).detach())
     }
 
-    /// `m/‖W + ΔW‖ ∘ (x·W + scale·(x·A)·B) + bias`. In training, dropout is on the input of all but the base's own
-    /// output, as in PEFT.
+    /// `m/‖W + ΔW‖ ∘ (x·W + scale·(x·A)·B) + bias`. In training, dropout applies to all inputs except that of
+    /// the base's own output, as in PEFT.
     pub(super) fn forward(
         &self,
         pair: Pair<B>,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::host::host_values;
 
-    /// A column of zeros in the base trains, merges and stays zero.
+    /// A zero column in the base trains, merges and stays zero.
     #[test]
     fn a_column_of_zeros_has_no_direction() {
         let device = Default::default();

@@ -1,4 +1,4 @@
-//! LoRA: `ΔW = scale·A·B`, a pair of factors for one site; DoRA's magnitudes on top of it, and LoRA-FA.
+//! LoRA: `ΔW = scale·A·B`, a pair of factors for one site; DoRA, which adds magnitudes, and LoRA-FA.
 
 mod codec;
 mod dora;
@@ -41,7 +41,7 @@ const LORA_FA: &MethodSpec = &MethodSpec {
     inits: INITS,
     takes_embeddings: true,
     keys: codec::KEYS,
-    // Files do not say which factor was frozen.
+    // Files do not record which factor was frozen.
     is_of: |_| false,
     ..MethodSpec::new("lora-fa", "LORA", "LoRA with its first factor frozen")
 };
@@ -64,9 +64,9 @@ pub struct Lora<B: Backend> {
     pub a: Param<Tensor<B, 2>>,
     /// Shape `[rank, d_output]`.
     pub b: Param<Tensor<B, 2>>,
-    /// What the update is multiplied by before it is added to the bias (PEFT's `lora_bias`), shape `[d_output]`.
+    /// Multiplied by the scale and added to the bias (PEFT's `lora_bias`), shape `[d_output]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
-    /// Where the pair started, if not at an update of zero; the update is counted from there.
+    /// Initial factors, if their update is not zero; they are subtracted from the update.
     pub start: Option<Start<B>>,
     /// DoRA's magnitudes.
     pub magnitude: Option<Magnitude<B>>,
@@ -75,8 +75,8 @@ pub struct Lora<B: Backend> {
 }
 
 impl<B: Backend> Lora<B> {
-    /// A newly initialized pair whose update is zero: `A` Kaiming-uniform (a = √5) and `B` zero; at an embedding, as PEFT
-    /// has it, `A` zero and `B` normal.
+    /// A newly initialized pair whose update is zero: `A` Kaiming-uniform (a = √5) and `B` zero; at an
+    /// embedding, as in PEFT, `A` zero and `B` normal.
     pub fn new(site: &Site, rank: usize, scale: f64, seed: u64, device: &B::Device) -> Self {
         let key = |name: &str| format!("{}.{name}", site.path);
         let (a_shape, b_shape) = ([site.d_input, rank], [rank, site.d_output]);
@@ -103,7 +103,7 @@ impl<B: Backend> Lora<B> {
         Self { a, b, bias: None, start: None, magnitude: None, scale }
     }
 
-    /// A pair that starts at given factors with an update of zero.
+    /// A pair that starts from given factors with an update of zero.
     pub(crate) fn from_start(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
         let start = Some(Start { a: a.clone(), b: b.clone() });
         Self { start, ..Self::from_factors(a, b, scale) }
@@ -114,12 +114,13 @@ impl<B: Backend> Lora<B> {
         Self { a: self.a.set_require_grad(false), ..self }
     }
 
-    /// The inner width of the trained pair.
+    /// The inner dimension of the trained pair.
     pub fn rank(&self) -> usize {
         self.b.dims()[0]
     }
 
-    /// Factors whose product, times the scale, is `ΔW`: the pair itself, or pair and start side by side.
+    /// Factors whose product, times the scale, is `ΔW`: the pair itself, or pair and initial factors
+    /// concatenated.
     pub fn factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         match &self.start {
             None => (self.a.val(), self.b.val()),
@@ -135,7 +136,7 @@ impl<B: Backend> Lora<B> {
         Pair { a, b, scale: self.scale }
     }
 
-    /// A newly initialized pair by the config's initialisation.
+    /// A newly initialized pair with the config's initialization.
     fn fresh(fresh: &Fresh<'_, B>) -> Result<Self> {
         let (config, site, device) = (fresh.config, fresh.site(), fresh.device);
         let (rank, scale, seed) = (fresh.rank(), fresh.scale(), config.seed);
@@ -279,7 +280,8 @@ mod tests {
         AdapterSet::init(&config, &[embedding()], &NoWeights, &Default::default()).unwrap()
     }
 
-    /// LoRA-FA's first factor stays as it was drawn: at zero, the second would never get a gradient.
+    /// LoRA-FA's first factor keeps its random values: if it were zero, the second would never get a
+    /// gradient.
     #[test]
     fn a_frozen_first_factor_of_an_embedding_is_not_zero() {
         let is_zero = |t: Tensor<Flex, 2>| host_values(t).iter().all(|v| *v == 0.0);

@@ -1,7 +1,7 @@
 //! Pairs that start from the weight (PiSSA, OLoRA).
 //!
-//! Those methods take the start out of the base: `W − scale·A₀·B₀ + scale·A·B`. Here the base stays as it is and the
-//! update is counted from the start, `ΔW = scale·(A·B − A₀·B₀)`, which is the same sum.
+//! These methods subtract the initial factors from the base: `W − scale·A₀·B₀ + scale·A·B`. Here the base is
+//! unchanged and they are subtracted from the update, `ΔW = scale·(A·B − A₀·B₀)`, which gives the same sum.
 
 use burn::prelude::*;
 use lowrank_factor::qr::thin_qr;
@@ -22,8 +22,9 @@ pub struct Start<B: Backend> {
 }
 
 impl<B: Backend> Start<B> {
-    /// The start of an initialisation: PiSSA (Meng et al. 2024, arXiv:2404.02948), the leading singular triplets; OLoRA
-    /// (Büyükakyüz 2024, arXiv:2406.01775), the leading part of the QR decomposition of PyTorch's weight `(out, in)`.
+    /// The initial pair of an initialization: PiSSA (Meng et al. 2024, arXiv:2404.02948), the leading
+    /// singular triplets; OLoRA (Büyükakyüz 2024, arXiv:2406.01775), the leading part of the QR decomposition
+    /// of PyTorch's weight `(out, in)`.
     ///
     /// # Shapes
     /// - `weight`: `[d_input, d_output]`
@@ -49,9 +50,9 @@ impl<B: Backend> Start<B> {
         }
     }
 
-    /// What PEFT takes out of the base when it loads a folder whose config says `init_lora_weights`; `None` where the
-    /// initialisation leaves the base alone. `is_conv1d`: the base stores `(in, out)`, of which PEFT's OLoRA takes the
-    /// QR decomposition as it is stored.
+    /// The pair that PEFT subtracts from the base when it loads a folder whose config says
+    /// `init_lora_weights`; `None` if the initialization does not change the base. `is_conv1d`: the base
+    /// stores `(in, out)`, and PEFT's OLoRA takes the QR decomposition of the stored matrix.
     ///
     /// # Errors
     /// Values that are not finite.
@@ -76,7 +77,7 @@ impl<B: Backend> Start<B> {
     }
 }
 
-/// A start whose scaled product is the best approximation of the weight.
+/// A pair whose scaled product is the best approximation of the weight.
 fn pissa<B: Backend>(
     svd: &lowrank_factor::Svd<f32>,
     rank: usize,
@@ -85,7 +86,7 @@ fn pissa<B: Backend>(
 ) -> Result<Start<B>> {
     let fit = svd.low_rank(&Truncation::Rank(rank), SigmaPlacement::Split)?.factors;
     if scale <= 0.0 {
-        // PEFT divides the singular values by the scale; without one there is nothing to take out.
+        // PEFT divides the singular values by the scale; with a scale of zero there is nothing to subtract.
         let [m, n] = [fit.left().nrows(), fit.right().ncols()];
         return Ok(Start { a: Tensor::zeros([m, rank], device), b: Tensor::zeros([rank, n], device) });
     }

@@ -1,12 +1,13 @@
-//! LoRA-XS: `ΔW = scale·A·C·B`, where only the small core `C` `[rank, rank]` is trained between frozen factors of the
-//! weight.
+//! LoRA-XS: `ΔW = scale·A·C·B`, where only the small core `C` `[rank, rank]` is trained, between frozen
+//! factors of the weight.
 //!
 //! `A = U_r·Σ_r` and `B = V_rᵀ` come from the truncated SVD of `W` `[d_input, d_output]`. (The paper writes the transposes,
 //! `U·Σ` on the output's side; by symmetry either factor may hold the singular values.)
 //!
-//! Files as the authors' code writes them, under a `peft_type` of our own: `<path>.lora_A.weight` `(r, in)`,
-//! `<path>.lora_B.weight` `(out, r)` and `<path>.default_lora_latent_mapping.weight` `(r, r)`. The authors' own folders say
-//! `LORA`; the mapping tells them apart. Factors that a folder leaves out are computed from the base again.
+//! Files have the layout of the authors' code, under a `peft_type` of our own: `<path>.lora_A.weight` `(r,
+//! in)`, `<path>.lora_B.weight` `(out, r)` and `<path>.default_lora_latent_mapping.weight` `(r, r)`. The
+//! authors' own folders say `LORA`; the mapping identifies them. Factors that a folder leaves out are
+//! recomputed from the base.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
@@ -33,11 +34,11 @@ const LORA_XS: &MethodSpec = &MethodSpec {
 pub(super) const METHODS: &[&MethodSpec] = &[LORA_XS];
 
 impl Method {
-    /// LoRA-XS (Bałazy et al. 2024, arXiv:2405.17604): a core of `rank²` numbers for each site.
+    /// LoRA-XS (Bałazy et al. 2024, arXiv:2405.17604): a core of `rank²` parameters per site.
     pub const LORA_XS: Self = Self(LORA_XS);
 }
 
-/// The core of one site and its frozen surroundings.
+/// The core of one site and its frozen factors.
 #[derive(Module, Debug)]
 pub struct LoraXs<B: Backend> {
     /// Frozen, shape `[d_input, rank]`.
@@ -59,8 +60,8 @@ fn frozen<T: Backend>(weight: Tensor<T, 2>, rank: usize) -> Result<[Tensor<T, 2>
 }
 
 impl<T: Backend> LoraXs<T> {
-    /// A core of zeros, so that the update is zero: the core alone is trained, and its gradient does not depend on it. The
-    /// paper draws it with a standard deviation of 1e-5 for the same purpose.
+    /// A zero core, so that the update is zero: only the core is trained, and its gradient does not depend on
+    /// it. The paper initializes it with a standard deviation of 1e-5 for the same purpose.
     ///
     /// # Shapes
     /// - `weight`: `[d_input, d_output]`
@@ -130,7 +131,8 @@ impl<T: Backend> Factors<T> for LoraXs<T> {
             let widths = (folder.side(&format!("{path}{A}"), 1), folder.side(&format!("{path}{B}"), 0));
             let (Some(d_input), Some(d_output)) = widths else {
                 return Err(AdapterError::Incompatible(
-                    "the file holds no frozen factors of LoRA-XS; give the model too (--model)".into(),
+                    "the file does not contain the frozen factors of LoRA-XS; give the model too (--model)"
+                        .into(),
                 ));
             };
             Ok(OwnSite { path, widths: [d_input, d_output], embedding: false })
@@ -147,8 +149,8 @@ mod tests {
     use crate::host::host_values;
     use crate::init::normal;
 
-    /// With the core at the identity and scale 1, the update is the best approximation of the weight, of which a weight of
-    /// that rank is one.
+    /// With the core at the identity and scale 1, the update is the best approximation of the weight, and
+    /// exact for a weight of that rank.
     #[test]
     fn the_identity_gives_the_weight_back() {
         let device = Default::default();

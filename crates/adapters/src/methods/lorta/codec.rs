@@ -47,7 +47,7 @@ pub(super) fn write<B: Backend>(lorta: &Lorta<B>, slots: &[&Slot], file: &mut Wr
     }
 }
 
-/// The modules in the order of the config, in which the factors count layers and kinds.
+/// The modules in the order of the config, which defines the layer and kind indices of the factors.
 pub(super) fn own_sites(folder: &AdapterFolder) -> Vec<OwnSite> {
     let groups = folder.own_groups(".lorta").into_iter().enumerate();
     groups

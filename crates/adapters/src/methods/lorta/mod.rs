@@ -70,7 +70,7 @@ pub struct Lorta<B: Backend> {
     pub scale: f64,
 }
 
-/// Where a slice lies in the tensor.
+/// Position of a slice in the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Row of the mode over layers.
@@ -79,7 +79,7 @@ pub struct Place {
     pub kind: usize,
 }
 
-/// The rows that the layers and kinds of some sites take, in the order in which they first come.
+/// The layer and kind rows of some sites, in order of first occurrence.
 pub(crate) fn places(sites: &[&Site]) -> (Vec<Place>, [usize; 2]) {
     fn row<T: PartialEq>(rows: &mut Vec<T>, value: T) -> usize {
         rows.iter().position(|v| *v == value).unwrap_or_else(|| {
@@ -96,7 +96,8 @@ pub(crate) fn places(sites: &[&Site]) -> (Vec<Place>, [usize; 2]) {
 }
 
 impl<B: Backend> Lorta<B> {
-    /// Fresh factors whose update is zero: `B` is, the others are normal, `A` of variance 1/d_input.
+    /// Newly initialized factors whose update is zero: `B` is zero, the others are normal, `A` with variance
+    /// 1/d_input.
     pub fn new(config: &AdapterConfig, sites: &[&Site], key: &str, device: &B::Device) -> Self {
         let Site { d_input, d_output, .. } = *sites[0];
         let (rank, heads, seed) = (config.rank, config.option(HEADS.name), config.seed);
@@ -115,7 +116,7 @@ impl<B: Backend> Lorta<B> {
         }
     }
 
-    /// The inner width.
+    /// The inner dimension.
     pub fn rank(&self) -> usize {
         self.a.dims()[1]
     }

@@ -1,7 +1,7 @@
 //! LoTR: `ΔW_s = scale·L·M_s·R`, with `L` and `R` shared by all slices `s` of a group.
 //!
 //! Files: `<path>.lotr_core.weight` `(r, r)` for each slice, and the shared `lotr.left.weight` `(r, in)` and
-//! `lotr.right.weight` `(out, r)`, each the transpose of what the forward pass multiplies by.
+//! `lotr.right.weight` `(out, r)`, each the transpose of the matrix in the forward pass.
 
 mod codec;
 
@@ -28,7 +28,8 @@ const LOTR: &MethodSpec = &MethodSpec {
 pub(super) const METHODS: &[&MethodSpec] = &[LOTR];
 
 impl Method {
-    /// Low tensor rank (Bershatsky et al. 2024, arXiv:2402.01376): factors shared by the sites, a core for each.
+    /// Low tensor rank (Bershatsky et al. 2024, arXiv:2402.01376): factors shared by the sites, and a core
+    /// for each.
     pub const LOTR: Self = Self(LOTR);
 }
 
@@ -43,13 +44,13 @@ pub struct Lotr<B: Backend> {
     pub right: Param<Tensor<B, 2>>,
     /// A core `[rank, rank]` for each slice.
     pub cores: Vec<Param<Tensor<B, 2>>>,
-    /// Where the factors started, if not at an update of zero; the update is counted from there.
+    /// Initial factors, if their update is not zero; they are subtracted from the update.
     pub start: Option<LotrStart<B>>,
     /// Factor on the update.
     pub scale: f64,
 }
 
-/// Initial values of a group that starts at an update other than zero: `ΔW_s = scale·(L·M_s·R − L₀·M_s₀·R₀)`.
+/// Initial values of a group whose initial update is not zero: `ΔW_s = scale·(L·M_s·R − L₀·M_s₀·R₀)`.
 #[derive(Module, Debug)]
 pub struct LotrStart<B: Backend> {
     /// Shape `[d_input, rank]`.
@@ -60,18 +61,18 @@ pub struct LotrStart<B: Backend> {
     pub cores: Vec<Tensor<B, 2>>,
 }
 
-/// Shape and scale of a fresh group.
+/// Shape and scale of a newly initialized group.
 #[derive(Clone, Copy, Debug)]
 pub struct LotrShape<'a> {
     /// Widths of every slice, `[d_input, d_output]`.
     pub widths: [usize; 2],
     /// Number of slices.
     pub slices: usize,
-    /// Inner width.
+    /// Inner dimension.
     pub rank: usize,
     /// Factor on the update.
     pub scale: f64,
-    /// What tells this group's random values from another's.
+    /// Key that separates this group's random values from those of other groups.
     pub key: &'a str,
     /// Seed of the random values.
     pub seed: u64,
@@ -80,9 +81,10 @@ pub struct LotrShape<'a> {
 impl<B: Backend> Lotr<B> {
     /// A newly initialized group whose update is zero, after the initialisations of the authors' code:
     /// trivial (`L`, `R` normal, `M_s` zero), neutral (`L` normal, `M_s` the identity, `R` zero), or normal
-    /// (all three, counted from where they start).
+    /// (all three, with the initial update subtracted).
     ///
-    /// `L` has variance 1/d_input, so that `x·L` keeps the size of `x`; `R` and `M_s` have variance 1/rank.
+    /// `L` has variance 1/d_input, so that `x·L` preserves the scale of `x`; `R` and `M_s` have variance
+    /// 1/rank.
     pub fn new(shape: LotrShape<'_>, init: Init, device: &B::Device) -> Self {
         let LotrShape { widths: [d_input, d_output], slices, rank, scale, key, seed } = shape;
         let std = 1.0 / (rank as f64).sqrt();
@@ -101,31 +103,31 @@ impl<B: Backend> Lotr<B> {
         if init == Init::Normal { group.counted_from_here() } else { group }
     }
 
-    /// A group at the Tucker2 decomposition of the slices' weights, with an update of zero.
+    /// A group initialized with the Tucker2 decomposition of the slices' weights, with an update of zero.
     ///
     /// # Shapes
     /// - `weights`: `[d_input, d_output]` each
     ///
     /// # Errors
-    /// Weights of different shapes, or with values that are not finite.
+    /// Weights of different shapes, or with non-finite values.
     pub(crate) fn from_weights(weights: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<Self> {
         Ok(Self::tucker2(weights, rank, scale)?.0.counted_from_here())
     }
 
-    /// The group whose updates are nearest to given ones, and its relative error: Tucker2 of their stack.
+    /// The group whose updates are nearest to the given ones, and its relative error: Tucker2 of their stack.
     ///
     /// # Shapes
     /// - `updates`: `[d_input, d_output]` each
     ///
     /// # Errors
-    /// Updates of different shapes, or with values that are not finite.
+    /// Updates of different shapes, or with non-finite values.
     pub fn tucker2(updates: Vec<Tensor<B, 2>>, rank: usize, scale: f64) -> Result<(Self, f64)> {
         let device = updates.first().map(Tensor::device).unwrap_or_default();
         let stack = updates.into_iter().map(to_mat).collect::<Result<Vec<Mat<f32>>>>()?;
         let views: Vec<_> = stack.iter().map(Mat::as_ref).collect();
         let fit = tucker2(&views, &Truncation::Rank(rank), &Tucker2Options::default())?;
         let (left, cores, right) = fit.factors.into_parts();
-        // The scale is taken out of the cores.
+        // The scale is divided out of the cores.
         let cores = cores.iter().map(|core| from_mat::<B>(core.as_ref(), &device) / scale).collect();
         let group = Self::from_factors(
             from_mat(left.as_ref(), &device),
@@ -161,7 +163,7 @@ impl<B: Backend> Lotr<B> {
         Self { start: Some(start), ..self }
     }
 
-    /// The inner width of the trained factors.
+    /// The inner dimension of the trained factors.
     pub fn rank(&self) -> usize {
         self.right.dims()[0]
     }
@@ -178,7 +180,7 @@ impl<B: Backend> Lotr<B> {
         }
     }
 
-    /// The same group without a start: factors side by side, at twice the rank.
+    /// The same group without initial factors to subtract: concatenated factors, at twice the rank.
     pub(crate) fn without_start(&self) -> Self {
         let Some(start) = &self.start else { return self.clone() };
         let rank = self.rank();

@@ -4,9 +4,9 @@
 //! The train has four cores over input width, layers, kinds and output width (MetaTT-4D): `r·(d_input + d_output) +
 //! (layers + kinds)·r²` parameters for a group of sites of one shape.
 //!
-//! Files: `meta_tt.first` `[d_input, r]`, `meta_tt.layers` `[layers, r, r]`, `meta_tt.kinds` `[kinds, r, r]` and
-//! `meta_tt.last` `[r, d_output]`, as in memory; layers and kinds in the order in which `target_modules` (or `groups`)
-//! brings them.
+//! Files: `meta_tt.first` `[d_input, r]`, `meta_tt.layers` `[layers, r, r]`, `meta_tt.kinds` `[kinds, r, r]`
+//! and `meta_tt.last` `[r, d_output]`, as in memory; layers and kinds in the order of `target_modules` (or
+//! `groups`).
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
@@ -51,7 +51,8 @@ pub struct MetaTt<B: Backend> {
 }
 
 impl<B: Backend> MetaTt<B> {
-    /// Fresh cores whose update is zero, as the paper found best: the first zero, the others identities.
+    /// Newly initialized cores whose update is zero, in the paper's best variant: the first zero, the others
+    /// identities.
     pub fn new(sites: &[&Site], rank: usize, scale: f64, device: &B::Device) -> Self {
         let Site { d_input, d_output, .. } = *sites[0];
         let (places, [n_layers, n_kinds]) = places(sites);
@@ -59,7 +60,7 @@ impl<B: Backend> MetaTt<B> {
             let eye: Tensor<B, 2> = Tensor::eye(rank, device);
             Param::from_tensor(eye.unsqueeze::<3>().repeat_dim(0, n))
         };
-        // An identity that is as wide as the output.
+        // An identity as wide as the output.
         let width = rank.max(d_output);
         let eye: Tensor<B, 2> = Tensor::eye(width, device);
         Self {
@@ -72,7 +73,7 @@ impl<B: Backend> MetaTt<B> {
         }
     }
 
-    /// The inner width.
+    /// The inner dimension.
     pub fn rank(&self) -> usize {
         self.first.dims()[1]
     }

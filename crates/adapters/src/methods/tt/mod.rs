@@ -1,8 +1,8 @@
 //! Adapters in tensor-train form: LoRETTA's factors, and TT-LoRA's update.
 //!
-//! A tensor train with one open end is a matrix `[d, r]`: the modes before the end, multiplied together, count
-//! its rows, and the rank at the end its columns. Two of them make `A` and `B` of a LoRA, so that both methods
-//! run on factors of `d·r` numbers, never on a matrix of `d²`, and are a LoRA exactly.
+//! A tensor train with one open end is a matrix `[d, r]`: its rows are the product of the modes before the
+//! end, its columns the rank at the end. Two of them form `A` and `B` of a LoRA, so that both methods run on
+//! factors of `d·r` entries, never on a `d²` matrix, and are exactly a LoRA.
 //!
 //! Files: cores `<path>.tt_left.<k>` and `<path>.tt_right.<k>` `(rank, mode, next rank)`; `widths` in the config holds
 //! the widths of the layers, since modes may be padded.
@@ -58,15 +58,15 @@ impl Method {
 /// A tensor train that is open at its end.
 #[derive(Module, Debug)]
 pub struct Chain<B: Backend> {
-    /// Cores `[rank, mode, next rank]`; the first rank is 1, the last one the matrix's width.
+    /// Cores `[rank, mode, next rank]`; the first rank is 1, the last one is the matrix's width.
     pub cores: Vec<Param<Tensor<B, 3>>>,
     /// Rows of the matrix, at most the product of the modes.
     pub rows: usize,
 }
 
 impl<B: Backend> Chain<B> {
-    /// Fresh cores; the entries of the matrix have variance `variance`, or are zero if `zero`: then the core
-    /// at the open end is, so that all the others get gradients as soon as it moves.
+    /// Newly initialized cores; the entries of the matrix have variance `variance`, or are zero if `zero`:
+    /// then the core at the open end is zero, so that all the others get gradients as soon as it moves.
     fn init(
         key: &str,
         (rows, modes): (usize, &[usize]),
@@ -91,7 +91,7 @@ impl<B: Backend> Chain<B> {
         Self { cores: (0..modes.len()).map(|k| Param::from_tensor(core(k))).collect(), rows }
     }
 
-    /// A chain of given cores.
+    /// A train of given cores.
     pub(crate) fn from_cores(cores: Vec<Tensor<B, 3>>, rows: usize) -> Self {
         Self { cores: cores.into_iter().map(Param::from_tensor).collect(), rows }
     }
@@ -129,11 +129,11 @@ pub struct TtPair<B: Backend> {
 }
 
 impl<B: Backend> TtPair<B> {
-    /// Fresh cores whose update is zero.
+    /// Newly initialized cores whose update is zero.
     ///
-    /// LoRETTA: the two matrices of a LoRA, each a train whose last mode is the
-    /// LoRA's rank. TT-LoRA: one train over the modes of both widths, open
-    /// in the middle, all its ranks equal. Widths are split into `tt_order` factors, padded where they have none.
+    /// LoRETTA: the two matrices of a LoRA, each a train whose last mode is the LoRA's rank. TT-LoRA: one
+    /// train over the modes of both widths, open in the middle, all its ranks equal. Widths are split into
+    /// `tt_order` factors, with padding if they have none.
     ///
     /// # Errors
     /// A width that cannot be split.
@@ -150,12 +150,12 @@ impl<B: Backend> TtPair<B> {
             let last = modes.len();
             ranks[last] = rank;
             if is_loretta {
-                // The rank is a mode of its own: the last core holds nothing but the way into it.
+                // The rank is a mode of its own: the last core holds only the transition into it.
                 ranks[last] = inner_rank.min(rank);
                 modes.push(1);
                 ranks.push(rank);
             }
-            // As wide as the entries of a newly initialized LoRA's `A`.
+            // The same range as the entries of a newly initialized LoRA's `A`.
             let variance = 1.0 / (3.0 * width as f64);
             let key = format!("{}.{name}", site.path);
             Ok(Chain::init(&key, (width, &modes), &ranks, variance, zero, config.seed, device))

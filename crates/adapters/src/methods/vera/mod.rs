@@ -1,6 +1,6 @@
 //! VeRA: frozen random factors shared by all sites, two trained vectors for each.
 //!
-//! Files as PEFT's, with the projections in them.
+//! Files are in PEFT's format, including the projections.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
@@ -26,12 +26,12 @@ pub(super) const METHODS: &[&MethodSpec] = &[VERA];
 
 impl Method {
     /// Vector-based random adaptation (Kopiczko et al. 2023, arXiv:2310.11454): frozen random factors shared by all
-    /// sites, two trained vectors for each.
+    /// sites, two trained vectors per site.
     pub const VERA: Self = Self(VERA);
 }
 
 /// The sites of one VeRA (Kopiczko et al. 2023, arXiv:2310.11454): `ΔW = A·diag(d)·B·diag(b)`, with `A` and
-/// `B` cut to the site's widths.
+/// `B` truncated to the site's widths.
 #[derive(Module, Debug)]
 pub struct Vera<B: Backend> {
     /// Frozen, shape `[largest d_input, rank]`.
@@ -42,7 +42,7 @@ pub struct Vera<B: Backend> {
     pub vectors: Vec<VeraVectors<B>>,
 }
 
-/// What VeRA trains at one site.
+/// The trained vectors of one site.
 #[derive(Module, Debug)]
 pub struct VeraVectors<B: Backend> {
     /// `d`, shape `[rank]`.
@@ -57,7 +57,8 @@ pub struct VeraVectors<B: Backend> {
 const D_INITIAL: f32 = 0.1;
 
 impl<B: Backend> Vera<B> {
-    /// Fresh vectors over random factors, Kaiming-uniform: `d` at 0.1, `b` at zero, so that the update is zero.
+    /// Newly initialized vectors over Kaiming-uniform random factors: `d` is 0.1, `b` is zero, so that the
+    /// update is zero.
     pub fn new(sites: &[&Site], rank: usize, seed: u64, device: &B::Device) -> Self {
         let widest = |width: fn(&Site) -> usize| sites.iter().map(|s| width(s)).max().unwrap_or(0);
         let (d_input, d_output) = (widest(|s| s.d_input), widest(|s| s.d_output));
@@ -73,7 +74,7 @@ impl<B: Backend> Vera<B> {
         }
     }
 
-    /// The inner width.
+    /// The inner dimension.
     pub fn rank(&self) -> usize {
         self.b.dims()[0]
     }
@@ -146,7 +147,7 @@ impl<B: Backend> Factors<B> for Vera<B> {
 
     fn own_sites(_folder: &AdapterFolder) -> Result<Vec<OwnSite>> {
         Err(AdapterError::Incompatible(
-            "VeRA's files do not hold the widths of the layers; give the model too (--model)".into(),
+            "VeRA's files do not contain the widths of the layers; give the model too (--model)".into(),
         ))
     }
 }
