@@ -303,10 +303,10 @@ fn files_that_are_not_rows_are_named() {
     check("bad.jsonl", b"{\"text\": \"a b\"}\n{\"text\": \"\xff\"}\n", "bad.jsonl:2: not valid UTF-8");
     check("empty.jsonl", b"\n", "empty.jsonl");
     check("empty.txt", b" \n", "empty.txt");
-    check("rows.csv", b"a,b\n", "ends in .jsonl, .json or .txt");
+    check("rows.csv", b"a,b\n", "must end in .jsonl, .json or .txt");
     fails(&bench, "absent.jsonl", "dev.jsonl", &["--method", "lora"], "absent.jsonl");
     let short = ["--method", "lora", "--max-length", "3"];
-    fails(&bench, "train.jsonl", "dev.jsonl", &short, "raise the maximal length");
+    fails(&bench, "train.jsonl", "dev.jsonl", &short, "raise the maximum length");
     // A conversation needs the model's template.
     let chat = br#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
     check("chat.jsonl", chat, "chat.jsonl:1: the model has no chat template");

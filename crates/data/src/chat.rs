@@ -1,4 +1,5 @@
-//! Chat templates: a model's own Jinja template, rendered as transformers renders it, and the spans of the answers in it.
+//! Chat templates: a model's own Jinja template, rendered as in transformers, and the spans of the answers in
+//! the text.
 //!
 //! A template comes from `chat_template.jinja`, `additional_chat_templates/*.jinja` or `chat_template` of
 //! `tokenizer_config.json`. It runs in an environment like that of `apply_chat_template` (Jinja2, sandboxed, with
@@ -20,7 +21,7 @@ use serde_json::Map;
 use crate::error::{DataError, Result};
 pub use message::Message;
 
-/// What a template is given beside the messages.
+/// Inputs of a template besides the messages.
 #[derive(Debug, Clone, Default)]
 pub struct RenderOptions<'a> {
     /// Whether the text ends where the assistant's next answer begins.
@@ -29,17 +30,17 @@ pub struct RenderOptions<'a> {
     pub tools: Option<&'a serde_json::Value>,
     /// Further variables of the template, for example `enable_thinking`.
     pub variables: Map<String, serde_json::Value>,
-    /// The local time that the template sees, as `2025-03-07T09:05:04`; the clock's where it is not given.
+    /// The local time that the template sees, e.g. `2025-03-07T09:05:04`; the system clock's by default.
     pub now: Option<&'a str>,
 }
 
-/// A rendered conversation and where its answers are.
+/// A rendered conversation and the positions of its answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
     /// The rendered conversation.
     pub text: String,
-    /// What the assistant says, in bytes of `text`, ascending and disjoint: from the end of the generation prompt to the
-    /// end of the turn, end-of-turn token included.
+    /// The assistant's turns, as byte ranges of `text`, ascending and disjoint: from the end of the
+    /// generation prompt to the end of the turn, end-of-turn token included.
     pub spans: Vec<Range<usize>>,
 }
 
@@ -67,7 +68,7 @@ pub struct ChatTemplate {
     has_generation: bool,
 }
 
-/// The sources of a model folder's templates by name; none where it has no template.
+/// The sources of a model folder's templates by name; empty if it has no template.
 ///
 /// # Errors
 /// A file that cannot be read or is malformed.
@@ -75,16 +76,16 @@ pub fn templates(folder: &Path) -> Result<Vec<(String, String)>> {
     Ok(source::find(folder)?.map(|found| found.templates).unwrap_or_default())
 }
 
-/// Name of the template that is used unless another one is asked for.
+/// Name of the default template.
 const DEFAULT: &str = "default";
-/// Name of the template that is used where tools are given.
+/// Name of the default template if tools are given.
 const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    /// The template of a model folder, or `None` where the folder has no template.
+    /// The template of a model folder, or `None` if the folder has no template.
     ///
     /// # Errors
-    /// A file that cannot be read, is malformed, or holds a template with a syntax error.
+    /// A file that cannot be read, is malformed, or contains a template with a syntax error.
     pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
         let Some(found) = source::find(folder)? else { return Ok(None) };
         let special_tokens = crate::tokenize::special_tokens(folder)?;
@@ -127,16 +128,16 @@ impl ChatTemplate {
     /// The conversation as the model reads it.
     ///
     /// # Errors
-    /// [`DataError::Template`] where the template raises an exception, fails, or runs out of fuel.
+    /// [`DataError::Template`] if the template raises an exception, fails, or runs out of fuel.
     pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
         Ok(self.marked(messages, options)?.text)
     }
 
     /// The conversation and the spans of the assistant's turns in it. They come from the template's `{% generation %}`
-    /// blocks where it has them, and otherwise from rendering the conversation up to each answer and past it.
+    /// blocks if it has any, and otherwise from rendering the conversation up to and past each answer.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; a template that leaves out an answer or changes it so that it cannot be found.
+    /// As [`ChatTemplate::render`]; a template that omits an answer or changes it so that it cannot be found.
     pub fn answers(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
         let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
         let whole = self.marked(messages, &options)?;
@@ -147,7 +148,7 @@ impl ChatTemplate {
         Ok(Answers { spans, ..whole })
     }
 
-    /// What the template writes after an answer: the end of the turn.
+    /// The text that the template writes after an answer: the end of the turn.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -158,7 +159,7 @@ impl ChatTemplate {
         Ok(tail.replace([environment::BEGIN, environment::END], ""))
     }
 
-    /// A role of `messages` whose message the template leaves out without an error, if there is one.
+    /// A role of `messages` whose message the template omits without an error, if there is one.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -177,7 +178,7 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// Renders, and takes the marks of `{% generation %}` out of the text.
+    /// Renders, and removes the markers of `{% generation %}` from the text.
     fn marked(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
         for message in messages {
             if message.contains_any(&[environment::BEGIN, environment::END, spans::PROBE]) {
@@ -207,7 +208,8 @@ impl ChatTemplate {
     fn marked_raw(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
         let is_tool_use = options.tools.is_some() && self.names.iter().any(|name| name == TOOL_USE);
         let name = if is_tool_use { TOOL_USE } else { &self.names[0] };
-        // transformers: special tokens first, then the caller's variables, then what every template is given.
+        // transformers: special tokens first, then the caller's variables, then the standard variables of
+        // every template.
         let mut context = self.special_tokens.clone();
         context.extend(options.variables.clone());
         context.insert("messages".into(), messages.iter().map(Message::to_json).collect());
@@ -226,7 +228,7 @@ impl ChatTemplate {
     }
 }
 
-/// The library's error as one line of ours.
+/// The library's error as a one-line error of ours.
 fn template_error(path: &Path, error: &minijinja::Error) -> DataError {
     let mut cause = error;
     while let Some(inner) = std::error::Error::source(cause).and_then(|e| e.downcast_ref()) {

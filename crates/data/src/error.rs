@@ -1,17 +1,17 @@
-//! The error type of this crate: every variant names the file, the row where there is one, and what to do.
+//! The error type of this crate: every variant names the file, the row if there is one, and the remedy.
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong while reading, tokenizing or writing data.
+/// Error of reading, tokenizing or writing data.
 ///
-/// Rows are 1-based line numbers of the file, its header included, so that an editor finds them.
+/// Rows are 1-based line numbers of the file, including its header, as in an editor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// An operation of the file system failed.
     #[error("cannot {action} '{}': {source}", path.display())]
     Io {
-        /// What was attempted, for example `read`.
+        /// The attempted operation, for example `read`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -21,11 +21,11 @@ pub enum DataError {
     /// A file or folder is missing.
     #[error("no {what} at '{}'; {remedy}", path.display())]
     NotFound {
-        /// What was looked for.
+        /// The missing item.
         what: String,
-        /// Where it was looked for.
+        /// Where it was expected.
         path: PathBuf,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
     /// A line is not UTF-8.
@@ -41,11 +41,11 @@ pub enum DataError {
     MissingColumn {
         /// The file.
         path: PathBuf,
-        /// The column looked for.
+        /// The missing column.
         column: String,
-        /// The columns that are there.
+        /// The existing columns.
         found: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
     /// A row has fewer columns than its file needs.
@@ -63,16 +63,16 @@ pub enum DataError {
         /// Columns found.
         got: usize,
     },
-    /// A label is not one of the task's.
+    /// A label that the task does not have.
     #[error("{}:{row}: unknown label '{label}'; expected {expected}", path.display())]
     UnknownLabel {
         /// The file.
         path: PathBuf,
         /// 1-based line.
         row: usize,
-        /// The label as written.
+        /// The label in the file.
         label: String,
-        /// The labels that would do.
+        /// The valid labels.
         expected: String,
     },
     /// A row of a JSONL file is malformed.
@@ -82,7 +82,7 @@ pub enum DataError {
         path: PathBuf,
         /// 1-based line.
         row: usize,
-        /// What is wrong with it and what to do.
+        /// The problem and the remedy.
         message: String,
     },
     /// An item of a JSON list is malformed.
@@ -92,15 +92,15 @@ pub enum DataError {
         path: PathBuf,
         /// The item, from 1.
         item: usize,
-        /// What is wrong with it and what to do.
+        /// The problem and the remedy.
         message: String,
     },
-    /// A chat template that cannot be compiled, or a conversation that it does not take.
+    /// A chat template that cannot be compiled, or a conversation that it does not accept.
     #[error("{}: {message}", path.display())]
     Template {
         /// The file of the template.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem and the remedy.
         message: String,
     },
     /// A file holds no rows.
@@ -108,15 +108,15 @@ pub enum DataError {
     Empty {
         /// The file.
         path: PathBuf,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
     /// A task name is unknown.
     #[error("no task '{name}'; tasks are {known}")]
     UnknownTask {
-        /// The name as given.
+        /// The given name.
         name: String,
-        /// The names that exist.
+        /// The existing names.
         known: String,
     },
     /// A task has no such split.
@@ -124,9 +124,9 @@ pub enum DataError {
     NoSuchSplit {
         /// The task.
         task: String,
-        /// The split asked for.
+        /// The requested split.
         split: String,
-        /// The splits it has.
+        /// The existing splits.
         known: String,
     },
     /// A JSON file of a model folder cannot be used.
@@ -134,21 +134,21 @@ pub enum DataError {
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         message: String,
     },
-    /// A tokenizer cannot be built or does not fit what is asked of it.
+    /// A tokenizer that cannot be built or does not support the request.
     #[error("tokenizer '{}': {message}", path.display())]
     Tokenizer {
         /// The file or folder it came from.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
-    /// Rows that do not fit together were put in one batch.
+    /// Incompatible rows in one batch.
     #[error("cannot pack the batch: {message}")]
     Batch {
-        /// What does not fit.
+        /// The incompatibility.
         message: String,
     },
     /// A resume state or an option is out of its range.
@@ -158,13 +158,13 @@ pub enum DataError {
         what: &'static str,
         /// Its value.
         got: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: String,
     },
 }
 
 impl DataError {
-    /// Wraps an I/O error with what was attempted on which path.
+    /// Wraps an I/O error with the attempted operation and its path.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }

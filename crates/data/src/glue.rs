@@ -1,7 +1,9 @@
-//! Tasks and their rows: the nine GLUE tasks in their official files, and files of the user's own, of texts or of words.
+//! Tasks and their rows: the nine GLUE tasks in their official files, and the user's own files of texts or
+//! words.
 //!
-//! Wang et al., «GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding», 2018. Class
-//! order and names are those of the Hugging Face data set `glue`, so that `id2label` of a model means the same.
+//! Wang et al., «GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding»,
+//! 2018. Class order and names are those of the Hugging Face data set `glue`, so that a model's `id2label`
+//! has the same meaning.
 
 mod custom;
 mod dataset;

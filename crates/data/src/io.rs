@@ -1,4 +1,4 @@
-//! Whole-file reading that names the bad line.
+//! Whole-file reading with errors that name the bad line.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{DataError, Result};
 
-/// The UTF-8 byte order mark that some editors (and the official MRPC files) put first.
+/// The UTF-8 byte order mark with which some editors (and the official MRPC files) begin a file.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads a UTF-8 file, without a leading byte order mark.
@@ -21,10 +21,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// Bytes by which a file of rows is told from another.
+/// Number of leading bytes used to distinguish two files of rows.
 const HEAD: u64 = 1 << 20;
 
-/// The beginning of a text file up to its last whole line, for a look at its form.
+/// The beginning of a text file up to its last complete line, for detecting its format.
 pub(crate) fn read_head(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(DataError::io("read", path))?;
@@ -38,7 +38,7 @@ pub(crate) fn read_head(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes[start..end]).into_owned())
 }
 
-/// Parses a JSON file, if it is there.
+/// Parses a JSON file, if it exists.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !lowrank_checkpoint::has_file(path) {
         return Ok(None);
@@ -51,8 +51,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
     Ok(Some(parsed))
 }
 
-/// The lines of a text with their rows (from 1), without terminators (`\n` or `\r\n`) and without the empty lines at
-/// its end.
+/// The lines of a text with their rows (from 1), without terminators (`\n` or `\r\n`) and without trailing
+/// empty lines.
 pub(crate) fn rows(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.trim_end_matches(['\n', '\r']).lines().enumerate().map(|(index, line)| (index + 1, line))
 }

@@ -1,33 +1,34 @@
-//! Masked language modelling: which tokens of a batch are hidden, and what the model must say there.
+//! Masked language modelling: the masked tokens of a batch, and their targets.
 //!
-//! Devlin et al., «BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding», 2019: of the tokens
-//! to predict 80 % become the mask token, 10 % a random token, 10 % stay as they are. They are 25 % of all, not 15 %: a
-//! larger share learns faster (Wettig et al., «Should You Mask 15 % in Masked Language Modeling?», 2023).
+//! Devlin et al., «BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding», 2019:
+//! of the tokens to predict, 80 % become the mask token, 10 % a random token, and 10 % are unchanged. They
+//! are 25 % of all tokens instead of 15 %: a larger fraction trains faster (Wettig et al., «Should You Mask
+//! 15 % in Masked Language Modeling?», 2023).
 
 use crate::error::{DataError, Result};
 use crate::pack::PackedBatch;
 use crate::tokenize::TextTokenizer;
 use lowrank_spec::rng::SplitMix64;
 
-/// Share of the tokens to predict, in percent.
+/// Fraction of the tokens to predict, in percent.
 const PREDICTED: u64 = 25;
-/// Share of the predicted tokens that become the mask token, in percent.
+/// Fraction of the predicted tokens that become the mask token, in percent.
 const MASKED: u64 = 80;
-/// Share of the predicted tokens that become a random token, in percent.
+/// Fraction of the predicted tokens that become a random token, in percent.
 const RANDOM: u64 = 10;
 
-/// A batch with hidden tokens.
+/// A batch with masked tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlmBatch {
     /// The batch as the model sees it.
     pub batch: PackedBatch,
-    /// Where tokens are to be predicted: ascending indices into the packed tokens, shape `[targets]`, at least one.
+    /// Positions to predict: ascending indices into the packed tokens, shape `[targets]`, at least one.
     pub places: Vec<usize>,
-    /// The tokens that were there, shape `[targets]`.
+    /// The original tokens at these positions, shape `[targets]`.
     pub targets: Vec<u32>,
 }
 
-/// Hides tokens of batches, by seed and step.
+/// Masks tokens of batches, by seed and step.
 ///
 /// ```
 /// use lowrank_data::mlm::Masker;
@@ -48,7 +49,7 @@ pub struct MlmBatch {
 pub struct Masker {
     mask: u32,
     is_reserved: Vec<bool>,
-    /// The ids that a random token is drawn from.
+    /// The ids from which a random token is drawn.
     words: Vec<u32>,
 }
 
@@ -56,7 +57,7 @@ impl Masker {
     /// Takes the mask and the special tokens from a tokenizer.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] if the tokenizer has no mask token or no other than special tokens.
+    /// [`DataError::OutOfRange`] if the tokenizer has no mask token or only special tokens.
     pub fn new(tokenizer: &TextTokenizer) -> Result<Self> {
         let mask = tokenizer.special_ids().mask.ok_or_else(|| DataError::OutOfRange {
             what: "mask token",
@@ -66,10 +67,11 @@ impl Masker {
         Self::from_ids(mask, &tokenizer.reserved_ids(), tokenizer.vocab_size())
     }
 
-    /// Takes ids: the mask, those never to hide nor to draw (special tokens), and the size of the vocabulary.
+    /// Takes ids: the mask, the special tokens, which are neither masked nor drawn, and the size of the
+    /// vocabulary.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] if nothing remains to draw from.
+    /// [`DataError::OutOfRange`] if there is no token to draw from.
     pub(crate) fn from_ids(mask: u32, reserved: &[u32], vocab_size: usize) -> Result<Self> {
         let mut is_reserved = vec![false; vocab_size];
         for &id in reserved {
@@ -85,10 +87,10 @@ impl Masker {
         Ok(Self { mask, is_reserved, words })
     }
 
-    /// Hides tokens; the same for equal batch, seed and step. At least one token is always to be predicted.
+    /// Masks tokens; the same for equal batch, seed and step. At least one token is always masked.
     ///
     /// # Errors
-    /// [`DataError::Batch`] if the batch has special tokens only.
+    /// [`DataError::Batch`] if the batch has only special tokens.
     pub fn mask(&self, mut batch: PackedBatch, seed: u64, step: u64) -> Result<MlmBatch> {
         let mut rng = SplitMix64::keyed(seed, &[step]);
         let open: Vec<usize> =

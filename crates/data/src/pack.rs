@@ -1,4 +1,4 @@
-//! Packed batches: sequences one after the other, no padding.
+//! Packed batches: concatenated sequences, no padding.
 
 mod batch;
 mod loader;

@@ -1,16 +1,17 @@
-//! Rows that a language model learns from: the field's forms, recognised by their keys, and their tokens with what of them
-//! is learnt.
+//! Training rows of a language model: the common formats, recognised by their keys, and their tokens with
+//! target flags.
 //!
 //! | keys | form |
 //! |---|---|
 //! | `messages` (OpenAI), `conversations` (ShareGPT) | a conversation, written out by the model's chat template |
 //! | `instruction`, `input`, `output` (Alpaca) | a conversation of two messages |
-//! | `prompt`, `completion` | two strings as they stand, or two lists of messages |
-//! | `text` | plain text, all of it learnt |
+//! | `prompt`, `completion` | two literal strings, or two lists of messages |
+//! | `text` | plain text, with a loss on every token |
 //! | `prompt`, `chosen`, `rejected` | a preference between two completions: strings or lists of messages |
-//! | `conversations`, `chosen`, `rejected` | the same in ShareGPT's form |
+//! | `conversations`, `chosen`, `rejected` | the same in ShareGPT's format |
 //!
-//! Files are `.jsonl` (an object a line), `.json` (a list of objects, or lines) and `.txt` (one running text).
+//! Files are `.jsonl` (one object per line), `.json` (a list of objects, or lines) and `.txt` (one running
+//! text).
 
 mod encode;
 mod parse;
@@ -31,38 +32,38 @@ pub use encode::{EncodedRows, LossOn, PairRows, RowEncoder, TokenPair, TokenRow}
 pub enum Row {
     /// Plain text.
     Text(String),
-    /// A text and its continuation, as they stand.
+    /// A literal text and its continuation.
     Completion {
-        /// What is given.
+        /// The prompt.
         prompt: String,
-        /// What is learnt.
+        /// The completion, on which the loss is computed.
         completion: String,
     },
-    /// An instruction in Alpaca's form.
+    /// An instruction in Alpaca's format.
     Instruction {
-        /// What is to be done.
+        /// The instruction.
         instruction: String,
-        /// What it is to be done with; may be empty.
+        /// Its input; may be empty.
         input: String,
         /// The answer.
         output: String,
     },
     /// A conversation.
     Chat(Conversation),
-    /// Two completions of one text, as they stand.
+    /// Two completions of one literal text.
     PreferenceText {
-        /// What is given.
+        /// The prompt.
         prompt: String,
-        /// The better continuation.
+        /// The chosen continuation.
         chosen: String,
-        /// The worse one.
+        /// The rejected one.
         rejected: String,
     },
-    /// Two conversations that begin alike.
+    /// Two conversations with a common beginning.
     PreferenceChat {
-        /// With the better answer.
+        /// With the chosen answer.
         chosen: Conversation,
-        /// With the worse one.
+        /// With the rejected one.
         rejected: Conversation,
     },
 }
@@ -74,15 +75,15 @@ impl Row {
     }
 }
 
-/// Messages, and what else the template is given.
+/// Messages, and the other inputs of the template.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conversation {
     /// The messages in order.
     pub messages: Vec<Message>,
-    /// How many messages at the beginning are given by the row as its prompt; the rest is its completion. `None` where
-    /// the row does not say.
+    /// Number of leading messages that the row gives as its prompt; the rest is its completion. `None` if
+    /// the row does not specify it.
     pub n_prompt: Option<usize>,
-    /// Tools that the template describes.
+    /// Tools described by the template.
     pub tools: Option<Value>,
 }
 
@@ -90,9 +91,9 @@ pub struct Conversation {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
     path: PathBuf,
-    /// Each row with the number under which messages name it.
+    /// Each row with its number in messages.
     rows: Vec<(usize, Row)>,
-    /// Whether those numbers count items of a JSON list, not lines.
+    /// Whether those numbers count items of a JSON list instead of lines.
     counts_items: bool,
 }
 
@@ -100,8 +101,9 @@ impl Rows {
     /// Reads a file of rows.
     ///
     /// # Errors
-    /// A missing or empty file, bytes that are not UTF-8, malformed JSON, a row of no known form, an unknown role, an
-    /// empty answer, a preference between equal answers, preferences mixed with other rows. Each names file and row.
+    /// A missing or empty file, bytes that are not UTF-8, malformed JSON, a row of unknown format, an unknown
+    /// role, an empty answer, a preference between equal answers, preferences mixed with other rows. Each
+    /// error names file and row.
     pub fn read(path: &Path) -> Result<Self> {
         read::file(path)
     }
@@ -131,7 +133,8 @@ impl Rows {
         self.rows.first().is_some_and(|(_, row)| row.is_preference())
     }
 
-    /// How many of these rows are also in `other`: a dev set that repeats training rows measures memory.
+    /// Number of these rows that are also in `other`: a dev set that repeats training rows measures
+    /// memorization.
     pub fn count_in(&self, other: &Self) -> usize {
         let key = |row: &Row| format!("{row:?}");
         let others: std::collections::HashSet<String> = other.iter().map(key).collect();
@@ -145,14 +148,14 @@ impl Rows {
         if self.counts_items { format!("{path}: item {number}") } else { format!("{path}:{number}") }
     }
 
-    /// An error at the row of an index.
+    /// An error at a row, given by its index.
     pub(crate) fn error(&self, index: usize, message: impl Into<String>) -> DataError {
         let number = self.rows.get(index).map_or(0, |(number, _)| *number);
         at(&self.path, self.counts_items, number, message)
     }
 }
 
-/// An error at a line or an item of a file.
+/// An error at a line or item of a file.
 fn at(path: &Path, counts_items: bool, number: usize, message: impl Into<String>) -> DataError {
     let (path, message) = (path.to_path_buf(), message.into());
     if counts_items {

@@ -36,7 +36,7 @@ pub struct Encoded {
     pub type_ids: Vec<u32>,
 }
 
-/// The ids of the tokens that have a role of their own; `None` where the model has no such token.
+/// The ids of the tokens with special roles; `None` if the model has no such token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SpecialIds {
     /// First token of an encoder's input.
@@ -45,7 +45,7 @@ pub struct SpecialIds {
     pub sep: Option<u32>,
     /// Padding.
     pub pad: Option<u32>,
-    /// The blank of masked language modelling.
+    /// The mask token of masked language modelling.
     pub mask: Option<u32>,
     /// Unknown words.
     pub unk: Option<u32>,
@@ -57,27 +57,28 @@ pub struct SpecialIds {
 
 /// A model's tokenizer, equal to `transformers`' fast tokenizers on the same files.
 ///
-/// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is truncated
-/// longest-first, on the right, to `max_length` tokens with the special ones; nothing is ever padded. Special tokens
-/// that are written out in a text are read as such.
+/// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is
+/// truncated longest-first, on the right, to `max_length` tokens including special ones; nothing is ever
+/// padded. Special tokens that are written out in a text are parsed as such.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
     max_length: Option<usize>,
     special: SpecialIds,
     model_max_length: Option<usize>,
-    /// The tokenizer of words, where it is another one.
+    /// The tokenizer of words, if it is a different one.
     of_words: OnceLock<Option<Tokenizer>>,
 }
 
 impl TextTokenizer {
-    /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else `vocab.txt` (BERT's
-    /// WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa, Qwen2 or CLIP, by the class), or
-    /// else a SentencePiece model (Llama's or T5's, by the class).
-    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are heeded where present (tokens that are
-    /// not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`, `add_prefix_space`).
+    /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
+    /// `vocab.txt` (BERT's WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2,
+    /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's or T5's, by the class).
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present
+    /// (tokens that are not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`,
+    /// `add_prefix_space`).
     ///
-    /// `max_length` counts special tokens; `None` truncates nothing.
+    /// `max_length` counts special tokens; with `None` nothing is truncated.
     ///
     /// # Errors
     /// A missing folder or file, malformed files, a vocabulary without the unknown token or without the template's
@@ -136,7 +137,7 @@ impl TextTokenizer {
         Self::from_bytes(path, &bytes, max_length)
     }
 
-    /// Loads the bytes of a `tokenizer.json`; `path` stands for them in messages.
+    /// Loads the bytes of a `tokenizer.json`; `path` identifies them in messages.
     ///
     /// # Errors
     /// As [`TextTokenizer::from_folder`].
@@ -173,7 +174,8 @@ impl TextTokenizer {
             model_max_length: config.model_max_length(),
             of_words: OnceLock::new(),
         };
-        // Encoding anything shows a vocabulary that lacks its unknown token now and not at some row of a data set.
+        // Encoding anything detects a vocabulary without its unknown token now instead of at some row of a
+        // data set.
         tokenizer.encode("\u{10FFFD} a", None).map_err(|e| match e {
             DataError::Tokenizer { message, .. } => DataError::Tokenizer { path, message },
             other => other,
@@ -184,10 +186,11 @@ impl TextTokenizer {
     /// Encodes a text or a pair with the model's special tokens.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] when the model of the tokenizer refuses the text.
+    /// [`DataError::Tokenizer`] if the tokenizer's model refuses the text.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        // The library's own truncation stops tokenizing early and then mistakes which of two over-long texts is the
-        // longer (tokenizers 0.23.2), so each text is tokenized whole and cut here, by transformers' rule.
+        // The library's own truncation stops tokenizing early and then picks the wrong one of two over-long
+        // texts as the longer (tokenizers 0.23.2), so each text is tokenized completely and truncated here,
+        // by transformers' rule.
         let mut first = self.inner.encode_fast(text, false).map_err(encoding_error)?;
         let mut second =
             pair.map(|pair| self.inner.encode_fast(pair, false)).transpose().map_err(encoding_error)?;
@@ -201,8 +204,8 @@ impl TextTokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
-    /// Encodes a text unchanged: special tokens that it spells out are read as such, none is added, nothing is cut.
-    /// With each token come the bytes of `text` that it stands for.
+    /// Encodes a text unchanged: special tokens that it spells out are parsed as such, none is added, nothing
+    /// is truncated. Each token comes with its byte range in `text`.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -212,7 +215,7 @@ impl TextTokenizer {
         Ok((encoding.get_ids().to_vec(), offsets))
     }
 
-    /// Encodes many texts or pairs on all cores; the order is kept.
+    /// Encodes many texts or pairs on all cores, in order.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -232,15 +235,15 @@ impl TextTokenizer {
         self.encode_batch(examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())))
     }
 
-    /// Turns ids back into text, without the special tokens if `skip_special`.
+    /// Decodes ids into text, without the special tokens if `skip_special`.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] when the decoder of the tokenizer refuses the ids.
+    /// [`DataError::Tokenizer`] if the tokenizer's decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(encoding_error)
     }
 
-    /// The ids that the tokenizer puts before and after a single text.
+    /// The ids that the tokenizer adds before and after a single text.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -253,19 +256,19 @@ impl TextTokenizer {
         Ok((ids[..before].to_vec(), ids[n - after..].to_vec()))
     }
 
-    /// Whether an id belongs to a token that tokenizer.json or the files beside it add as special.
+    /// Whether an id belongs to a special token added by tokenizer.json or the files beside it.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner
             .id_to_token(id)
             .is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
-    /// The ids of the tokens with a role.
+    /// The ids of the tokens with special roles.
     pub fn special_ids(&self) -> SpecialIds {
         self.special
     }
 
-    /// The ids that stand for no text (`[CLS]`, `[MASK]`, …), ascending.
+    /// The ids that have no text (`[CLS]`, `[MASK]`, …), ascending.
     pub fn reserved_ids(&self) -> Vec<u32> {
         let added = self.inner.get_added_tokens_decoder();
         let mut ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
@@ -291,21 +294,22 @@ impl TextTokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// The tokenizer as a `tokenizer.json`, with what the files beside it add.
+    /// The tokenizer as a `tokenizer.json`, including the additions of the files beside it.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] for a part that cannot be written.
+    /// [`DataError::Tokenizer`] for a part that cannot be serialized.
     pub fn to_json(&self) -> Result<serde_json::Value> {
         serde_json::to_value(&self.inner).map_err(|e| encoding_error(e.into()))
     }
 
-    /// `model_max_length` of `tokenizer_config.json`, where it is a real limit.
+    /// `model_max_length` of `tokenizer_config.json`, if it is a real limit.
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length
     }
 }
 
-/// The special tokens of a model folder by role (`bos_token`, …, `additional_special_tokens`), as templates get them.
+/// The special tokens of a model folder by role (`bos_token`, …, `additional_special_tokens`), as passed to
+/// templates.
 pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     Ok(TokenizerConfig::read(folder)?.special_tokens())
 }
@@ -322,8 +326,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
         .map_err(|e| DataError::tokenizer(path, e))
 }
 
-/// Checks that templates name no special token that they do not define: the library panics on those when it encodes
-/// (tokenizers 0.23.2).
+/// Checks that templates do not refer to undefined special tokens: the library panics on those when it
+/// encodes (tokenizers 0.23.2).
 fn check_templates(value: &serde_json::Value) -> std::result::Result<(), String> {
     for processor in value["processors"].as_array().into_iter().flatten() {
         check_templates(processor)?;
@@ -362,11 +366,12 @@ fn added_tokens(tokenizer: &Tokenizer, is_pair: bool) -> usize {
     tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair))
 }
 
-/// Cuts a text, or the longer of two texts token by token until both fit; of two equally long ones the first.
+/// Truncates a text, or the longer of two texts token by token until both fit; the first of two equally long
+/// ones.
 fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize) {
     let cut = |encoding: &mut Encoding, len: usize| {
         encoding.truncate(len, 0, TruncationDirection::Right);
-        // The cut-off parts of two texts would be combined in all ways by the post-processor.
+        // The post-processor would combine the truncated parts of two texts in all ways.
         encoding.set_overflowing(Vec::new());
     };
     let Some(second) = second else {
@@ -376,7 +381,7 @@ fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize) {
     if a + b <= room {
         return;
     }
-    // What is left to the longer text once the shorter has at most its half, the odd token going to the longer.
+    // The remainder for the longer text once the shorter has at most half; an odd token goes to the longer.
     let shorter = a.min(b).min(room / 2);
     if a > b {
         cut(first, room - shorter);

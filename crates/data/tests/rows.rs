@@ -170,7 +170,7 @@ fn a_cut_row_without_an_answer_is_left_out_and_counted() {
     assert_eq!(encoded.sources, [1]);
     let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 5).unwrap();
     let error = encoder.encode(&rows).unwrap_err().to_string();
-    assert!(error.contains("none of its rows has a token to learn within 5 tokens"), "{error}");
+    assert!(error.contains("none of its rows has a target token within 5 tokens"), "{error}");
 }
 
 #[test]
@@ -222,18 +222,18 @@ fn bad_rows_are_named() {
     refused(
         "a.jsonl",
         "{\"question\": \"a\", \"reply\": \"b\"}",
-        "a.jsonl:1: a row of no known form (keys question, reply)",
+        "a.jsonl:1: a row of unknown format (keys question, reply)",
     );
     refused("a.jsonl", "[1]", "a.jsonl:1: a row is an object");
     refused("a.json", "[{\"text\": \"a\"}, {\"text\": 1}]", "a.json: item 2: 'text' is not a string");
     refused("a.json", "[{\"text\": \"a\"}", "a.json': malformed JSON");
     refused("a.json", "[]", "holds no rows");
     refused("a.txt", " \n", "holds no rows");
-    refused("a.csv", "a,b", "ends in .jsonl, .json or .txt");
+    refused("a.csv", "a,b", "must end in .jsonl, .json or .txt");
     refused("a.jsonl", r#"{"prompt": "a", "completion": " "}"#, "a.jsonl:1: 'completion' is empty");
-    refused("a.jsonl", r#"{"instruction": "a", "output": null}"#, "a row of no known form");
+    refused("a.jsonl", r#"{"instruction": "a", "output": null}"#, "a row of unknown format");
     refused("a.jsonl", r#"{"messages": []}"#, "'messages' is empty");
-    refused("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#, "no message of the assistant");
+    refused("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#, "no assistant message");
     refused(
         "a.jsonl",
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}"#,
@@ -280,7 +280,7 @@ fn what_the_template_does_not_take_is_named_by_row() {
     check(Some("{{ raise_exception('not\\nso') }}"), "the chat template refuses the conversation: not so");
     check(
         Some("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"),
-        "the chat template leaves out messages of role 'user'",
+        "the chat template omits messages of role 'user'",
     );
     check(
         Some(

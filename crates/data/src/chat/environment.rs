@@ -9,9 +9,10 @@ use minijinja_contrib::pycompat;
 
 use super::python::{Dumps, float_repr, repr};
 
-/// Stands in the output where a `{% generation %}` block begins. A noncharacter: never in real text.
+/// Marks the beginning of a `{% generation %}` block in the output. A noncharacter, which real text never
+/// contains.
 pub(super) const BEGIN: char = '\u{FDD0}';
-/// Stands in the output where a `{% generation %}` block ends.
+/// Marks the end of a `{% generation %}` block in the output.
 pub(super) const END: char = '\u{FDD1}';
 /// Prefix of the message of `raise_exception`.
 pub(super) const RAISED: &str = "raised: ";
@@ -22,8 +23,8 @@ pub(super) const NOW: &str = "__now";
 /// The function that renders a `{% generation %}` block.
 const GENERATION: &str = "__generation";
 
-/// Steps of a template before the conversation's length counts. A step stands for an instruction or 64 bytes, so that
-/// all strings made by one rendering stay below 256 MiB.
+/// Base number of template steps, before the length of the conversation. A step is an instruction or 64
+/// bytes, so that all strings created by one rendering stay below 256 MiB.
 const BASE_FUEL: u64 = 4 << 20;
 
 /// Fuel for a conversation of `size` bytes.
@@ -60,7 +61,7 @@ pub(super) fn new() -> Environment<'static> {
     environment
 }
 
-/// A JSON object whose keys keep their order, as Python's dictionaries do.
+/// A JSON object whose keys keep their order, like Python's dictionaries.
 #[derive(Debug)]
 struct Dictionary(Vec<(Value, Value)>);
 
@@ -91,7 +92,8 @@ fn dictionary(object: serde_json::Map<String, serde_json::Value>) -> Dictionary 
     Dictionary(object.into_iter().map(|(key, item)| (Value::from(key), value(item))).collect())
 }
 
-/// Python's `str` of a number, list or dictionary, which minijinja writes otherwise; `None` for all else.
+/// Python's `str` of a number, list or dictionary, which minijinja formats differently; `None` for all other
+/// values.
 fn python_str(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => f64::try_from(value.clone()).ok().map(float_repr),
@@ -100,7 +102,7 @@ fn python_str(value: &Value) -> Option<String> {
     }
 }
 
-/// Writes what is printed as Python does.
+/// Formats printed values as Python does.
 fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match python_str(value) {
         Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
@@ -108,7 +110,7 @@ fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Erro
     }
 }
 
-/// Python's methods of strings, lists and dictionaries; `title` begins a word after everything that is not a letter.
+/// Python's methods of strings, lists and dictionaries; `title` begins a word after every non-letter.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match value.as_str() {
         Some(text) if name == "title" && args.is_empty() => {
@@ -192,13 +194,13 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
     Ok(Value::from(dumps.dump(&value)))
 }
 
-/// The body of a `{% generation %}` block between its marks.
+/// The body of a `{% generation %}` block between its markers.
 fn generation(state: &mut State, options: Kwargs) -> Result<Value, Error> {
     let body = options.get::<Value>("caller")?.call(state, &[])?;
     Ok(Value::from(format!("{BEGIN}{body}{END}")))
 }
 
-/// `{% generation %}` as a call block, which is what transformers makes of it; the flag says whether there was one.
+/// `{% generation %}` as a call block, as in transformers; the flag tells whether there was one.
 pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(begin) = rest.find("{%") {

@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// A message: `role`, `content`, and whatever else a template may look at (`tool_calls`, `name`, …).
+/// A message: `role`, `content`, and any other keys that a template may use (`tool_calls`, `name`, …).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Message(Map<String, Value>);
 
 impl Message {
-    /// A message of text.
+    /// A text message.
     pub fn new(role: &str, content: &str) -> Self {
         let mut object = Map::new();
         object.insert("role".into(), role.into());
@@ -17,10 +17,11 @@ impl Message {
         Self(object)
     }
 
-    /// Takes a JSON object with `role`, and `content` or `tool_calls`. Content in parts is joined if all parts are text.
+    /// Creates a message from a JSON object with `role`, and `content` or `tool_calls`. Content in parts is
+    /// joined if all parts are text.
     ///
     /// # Errors
-    /// What is wrong with it, in a few words.
+    /// A short description of the problem.
     pub fn from_json(value: &Value) -> std::result::Result<Self, String> {
         let mut object = value.as_object().ok_or("a message is not an object")?.clone();
         if object.get("role").and_then(Value::as_str).is_none_or(str::is_empty) {
@@ -39,12 +40,12 @@ impl Message {
         Ok(Self(object))
     }
 
-    /// Who speaks.
+    /// The role of the speaker.
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The text; `None` for a message of tool calls alone.
+    /// The text; `None` for a message that only calls tools.
     pub fn content(&self) -> Option<&str> {
         self.0.get("content").and_then(Value::as_str)
     }
@@ -65,12 +66,12 @@ impl Message {
         Value::Object(self.0.clone())
     }
 
-    /// Bytes of all strings in it.
+    /// Total bytes of its strings.
     pub(super) fn size(&self) -> usize {
         self.0.values().map(size).sum()
     }
 
-    /// Whether one of its strings has one of these characters.
+    /// Whether one of its strings contains one of these characters.
     pub(super) fn contains_any(&self, characters: &[char]) -> bool {
         self.0.values().any(|value| contains(value, characters))
     }

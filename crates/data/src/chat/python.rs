@@ -1,15 +1,15 @@
-//! Values as Python writes them: `json.dumps` and `repr`.
+//! Values formatted as in Python: `json.dumps` and `repr`.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Options of `json.dumps` that transformers' `tojson` takes.
+/// Options of `json.dumps` that transformers' `tojson` accepts.
 #[derive(Debug, Default)]
 pub(super) struct Dumps {
     /// Escape everything beyond ASCII.
     pub(super) ensure_ascii: bool,
-    /// What one level is indented by; `None` for one line.
+    /// Indentation per level; `None` for a single line.
     pub(super) indent: Option<String>,
     /// Between items, and between key and value; by default `", "` (`","` with an indent) and `": "`.
     pub(super) separators: Option<(String, String)>,
@@ -110,7 +110,7 @@ fn number_repr(number: &serde_json::Number) -> String {
     }
 }
 
-/// `repr` of a float. Rust's shortest digits are Python's; the forms of the exponent differ.
+/// `repr` of a float. Rust's shortest digits equal Python's; the exponent formats differ.
 pub(super) fn float_repr(value: f64) -> String {
     let text = format!("{value:?}");
     match text.split_once('e') {

@@ -1,4 +1,4 @@
-//! Where a model folder keeps its chat template.
+//! Locations of chat templates in a model folder.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use crate::io::{read_json, read_text};
 
 /// Templates by name.
 pub(super) struct Found {
-    /// The file of the default one.
+    /// The file of the default template.
     pub(super) path: PathBuf,
     /// Name and source.
     pub(super) templates: Vec<(String, String)>,
 }
 
-/// Finds templates as transformers does: `.jinja` files win over `tokenizer_config.json`, and over the older
-/// `chat_template.json`.
+/// Finds templates as transformers does: `.jinja` files take precedence over `tokenizer_config.json`, and
+/// over the older `chat_template.json`.
 pub(super) fn find(folder: &Path) -> Result<Option<Found>> {
     let file = folder.join("chat_template.jinja");
     let more = named_files(&folder.join("additional_chat_templates"))?;
@@ -61,7 +61,7 @@ fn templates(value: &Value) -> Option<Vec<(String, String)>> {
     (!templates.is_empty()).then_some(templates)
 }
 
-/// The `.jinja` files of a folder by their stems, in the order of their names.
+/// The `.jinja` files of a folder by their stems, sorted by name.
 fn named_files(folder: &Path) -> Result<Vec<(String, String)>> {
     if !folder.is_dir() {
         return Ok(Vec::new());

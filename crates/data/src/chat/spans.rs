@@ -1,29 +1,29 @@
-//! Where the assistant's turns are in a rendered conversation whose template does not mark them.
+//! Positions of the assistant's turns in a rendered conversation whose template does not mark them.
 //!
-//! The turn of message `i` begins where the messages before it end when they are rendered with a generation prompt, and
-//! ends where the messages up to it end. Templates that write earlier turns otherwise than the last one (without their
-//! reasoning, for example) break that rule; there the answer is replaced by a mark, the conversation is rendered again,
-//! and what both texts share around the mark gives the place.
+//! The turn of message `i` begins where the messages before it end when they are rendered with a generation
+//! prompt, and ends where the messages up to it end. Templates that render earlier turns differently from the
+//! last one (without their reasoning, for example) break that rule; for them the answer is replaced by a
+//! marker, the conversation is rendered again, and the common text around the marker gives the position.
 
 use std::ops::Range;
 
 use super::{ChatTemplate, Message, RenderOptions};
 use crate::error::{DataError, Result};
 
-/// Stands for an answer whose place is looked for. A noncharacter: never in real text.
+/// Stands for an answer whose position is searched. A noncharacter, which real text never contains.
 pub(super) const PROBE: char = '\u{FDD2}';
 
 /// The role of answers.
 const ASSISTANT: &str = "assistant";
 
-/// The conversation with the mark for the content of one message.
+/// The conversation with the marker as the content of one message.
 pub(super) fn probe(messages: &[Message], index: usize) -> Vec<Message> {
     let mut messages = messages.to_vec();
     messages[index] = messages[index].with_content(&PROBE.to_string());
     messages
 }
 
-/// The spans of all messages of the assistant in `whole`.
+/// The spans of all assistant messages in `whole`.
 pub(super) fn of_answers(
     template: &ChatTemplate,
     messages: &[Message],
@@ -59,13 +59,13 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// The text of some messages, or `None` where the template refuses to end there.
+    /// The rendering of some messages, or `None` if the template refuses to end there.
     fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Option<String> {
         let options = RenderOptions { add_generation_prompt, ..self.options.clone() };
         if messages.is_empty() { None } else { self.template.render(messages, &options).ok() }
     }
 
-    /// The span by the two beginnings of the text, where they are beginnings of it.
+    /// The span given by two prefixes of the text, if they are prefixes of it.
     fn by_prefixes(&self) -> Result<Option<Range<usize>>> {
         let is_last = self.index + 1 == self.messages.len();
         let to_end = if is_last {
@@ -79,8 +79,8 @@ impl Turn<'_> {
         Ok(fits.then_some(start.len()..end.len()))
     }
 
-    /// The span by the place of the answer's content; the turn's head is what the generation prompt adds, its tail what
-    /// stands after the content when the turn is the last one.
+    /// The span given by the position of the answer's content; the generation prompt gives the head of the
+    /// turn, the text after the content of a final turn gives its tail.
     fn by_probe(&self, after: usize) -> Result<Option<Range<usize>>> {
         let probed = self.template.marked_raw(&probe(self.messages, self.index), self.options)?;
         let Some((head, tail)) = probed.split_once(PROBE) else { return Ok(None) };
@@ -100,7 +100,7 @@ impl Turn<'_> {
         Ok((start < end).then_some(start..end))
     }
 
-    /// Where the generation prompt ends, in the part of the text before the content.
+    /// End of the generation prompt, in the part of the text before the content.
     fn head(&self, part: Range<usize>) -> Option<usize> {
         let before = &self.messages[..self.index];
         let (with, without) = (self.rendered(before, true)?, self.rendered(before, false)?);
@@ -110,7 +110,7 @@ impl Turn<'_> {
     }
 }
 
-/// Bytes that two texts share at their beginnings, cut to whole characters.
+/// Length of the common prefix of two texts in bytes, truncated to whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }

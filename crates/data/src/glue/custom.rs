@@ -1,4 +1,4 @@
-//! Tasks of the user's own: a train and a dev file, tab-separated or JSON lines.
+//! The user's own tasks: a train and a dev file, tab-separated or JSON lines.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::glue::dataset::{Example, GlueDataset, Label};
 use crate::glue::task::{LabelSpace, TaskSpec};
 use crate::io::{read_text, rows};
 
-/// A row before its label has a meaning.
+/// A row whose label is not yet interpreted.
 struct RawRow {
     row: usize,
     text: String,
@@ -18,7 +18,7 @@ struct RawRow {
     label: RawLabel,
 }
 
-/// A label as a file has it.
+/// A label as it appears in a file.
 enum RawLabel {
     /// `label`: one.
     One(String),
@@ -28,14 +28,14 @@ enum RawLabel {
     Numbers(Vec<f64>),
 }
 
-/// A file before its labels have a meaning.
+/// A file whose labels are not yet interpreted.
 struct RawRows<'a> {
     path: &'a Path,
     rows: Vec<RawRow>,
     has_pair: bool,
 }
 
-/// Reads a task from two files of the user's own.
+/// Reads a task from two of the user's own files.
 ///
 /// - `*.jsonl`: one object per line with `text`, optionally `text_pair`, and `label` (a string, a number or a boolean) or
 ///   `labels` (a list of names, of class numbers, or of 0 and 1 for every class);
@@ -47,8 +47,9 @@ struct RawRows<'a> {
 /// class. Integers are in numeric order and names in byte order. Metrics: [`LabelSpace::metrics`].
 ///
 /// # Errors
-/// A missing file or column, a row without text or label, a label of the dev file that the train file lacks, fewer
-/// than two classes, a text pair in only one of the files, bytes that are not UTF-8. Each names file and row.
+/// A missing file or column, a row without text or label, a label of the dev file that the train file lacks,
+/// fewer than two classes, a text pair in only one of the files, bytes that are not UTF-8. Each error names
+/// file and row.
 pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset, GlueDataset)> {
     let (train, dev) = (RawRows::read(train)?, RawRows::read(dev)?);
     if train.has_pair != dev.has_pair {
@@ -70,7 +71,7 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
 
 /// Reads a labelled file for a model whose labels are `space`.
 ///
-/// Names are matched without regard to case and to `-`, `_` and spaces; where the model's are `LABEL_0`, `LABEL_1`, …,
+/// Names are matched ignoring case, `-`, `_` and spaces; if the model's are `LABEL_0`, `LABEL_1`, …,
 /// the file's may be numbers.
 ///
 /// # Errors
@@ -81,7 +82,7 @@ pub fn read_labelled(name: &str, path: &Path, space: &LabelSpace) -> Result<Glue
     file.resolve(name, space, width, class_by_name, "a label of the model")
 }
 
-/// The class that a file calls `label`.
+/// The class with the file's label `label`.
 pub(super) fn class_by_name(names: &[String], label: &str) -> Option<usize> {
     let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
     let exact = names.iter().position(|name| name == label);
@@ -133,7 +134,7 @@ impl<'a> RawRows<'a> {
         DataError::BadRow { path: self.path.to_path_buf(), row, message }
     }
 
-    /// The number of classes, where every row has 0 or 1 for each.
+    /// The number of classes, if every row has 0 or 1 for each.
     fn indicator_width(&self) -> Option<usize> {
         let rows = self.rows.iter().map(|row| match &row.label {
             RawLabel::Numbers(numbers) if numbers.iter().all(|n| [0.0, 1.0].contains(n)) => {
@@ -146,7 +147,7 @@ impl<'a> RawRows<'a> {
         (width >= 2 && widths.iter().all(|other| *other == width)).then_some(width)
     }
 
-    /// Turns labels into class indices or scores; `class` finds the class that a label names.
+    /// Turns labels into class indices or scores; `class` maps a label to its class.
     fn resolve(
         self,
         name: &str,
@@ -176,7 +177,7 @@ impl<'a> RawRows<'a> {
                 (LabelSpace::Sets(_), label) => {
                     let labels = match label {
                         RawLabel::One(_) => {
-                            let message = "has one 'label', and rows have any number; call it 'labels'";
+                            let message = "has 'label' in a multi-label file; rename the column to 'labels'";
                             return Err(self.bad(raw.row, message.into()));
                         }
                         RawLabel::Several(labels) => labels.clone(),
@@ -189,11 +190,12 @@ impl<'a> RawRows<'a> {
                     Label::Set(set)
                 }
                 (LabelSpace::Tags(_), _) => {
-                    let message = "has no words with tags, and every word is to be labelled".to_owned();
+                    let message = "has no tagged words; expected a tag for every word".to_owned();
                     return Err(self.bad(raw.row, message));
                 }
                 (_, _) => {
-                    let message = "has 'labels', and every row has one label; call it 'label'".to_owned();
+                    let message =
+                        "has 'labels' in a single-label file; rename the column to 'label'".to_owned();
                     return Err(self.bad(raw.row, message));
                 }
             };
@@ -216,7 +218,7 @@ impl<'a> RawRows<'a> {
         Ok(GlueDataset::from_examples(spec, examples?))
     }
 
-    /// The names of the classes of a list of numbers.
+    /// The names of the classes given by a list of numbers.
     fn classes_of(&self, row: usize, numbers: &[f64], indicators: Option<usize>) -> Result<Vec<String>> {
         if let Some(width) = indicators {
             if numbers.len() != width || numbers.iter().any(|n| ![0.0, 1.0].contains(n)) {
@@ -241,7 +243,7 @@ impl<'a> RawRows<'a> {
     }
 }
 
-/// Whether a label is missing: an empty cell, or `nan` or `<NA>` as pandas writes it.
+/// Whether a label is missing: an empty cell, or `nan` or `<NA>` as written by pandas.
 pub(super) fn is_missing(label: &str) -> bool {
     ["", "nan", "<na>"].iter().any(|missing| label.trim().eq_ignore_ascii_case(missing))
 }
@@ -342,7 +344,7 @@ fn json_label(row: &Value) -> Result<RawLabel, String> {
     }
 }
 
-/// Decides what the labels of the train file are.
+/// Determines the kind of the train file's labels.
 fn label_space(file: &RawRows<'_>) -> Result<LabelSpace> {
     let one = |row: &RawRow| if let RawLabel::One(label) = &row.label { Some(label.clone()) } else { None };
     let Some(labels) = file.rows.iter().map(one).collect::<Option<Vec<String>>>() else {
@@ -356,7 +358,7 @@ fn label_space(file: &RawRows<'_>) -> Result<LabelSpace> {
     if distinct.iter().all(|label| score(label).is_some()) {
         return Ok(LabelSpace::Score);
     }
-    // One score with a point makes a regression; a word among scores is a missing score, not a class.
+    // One score with a decimal point makes a regression; a word among scores is a missing score, not a class.
     let decimal = distinct.iter().find(|label| score(label).is_some() && label.parse::<i64>().is_err());
     if let Some(decimal) = decimal
         && let Some((row, word)) = file.rows.iter().zip(&labels).find(|(_, label)| score(label).is_none())
@@ -502,7 +504,7 @@ mod tests {
             "{error}"
         );
         let error = read("text\tlabels\na\tno\n", &["no", "yes"]).unwrap_err().to_string();
-        assert!(error.contains("a.tsv:2: has 'labels', and every row has one label"), "{error}");
+        assert!(error.contains("a.tsv:2: has 'labels' in a single-label file"), "{error}");
     }
 
     #[track_caller]
@@ -533,7 +535,7 @@ mod tests {
         let both = "{\"text\":\"a\",\"label\":\"x\"}\n{\"text\":\"a\",\"labels\":[\"x\"]}\n";
         fails(("a.jsonl", both), good, "a.jsonl:2: some rows have 'label' and some 'labels'");
         let several = ("a.tsv", "text\tlabels\na\tx,y\n");
-        fails(several, good, "b.tsv:2: has one 'label', and rows have any number");
+        fails(several, good, "b.tsv:2: has 'label' in a multi-label file");
         fails(several, ("d.tsv", "text\tlabels\na\tx,z\n"), "d.tsv:2: unknown label 'z'");
         fails(
             ("a.tsv", "text\tlabels\na\tx,,y\n"),

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::glue::official;
 use crate::glue::task::{Split, Task, TaskSpec};
 
-/// The right answer of a row.
+/// The label of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Label {
     /// An index into the task's class names.
@@ -17,7 +17,8 @@ pub enum Label {
     Score(f32),
     /// Any number of classes, ascending.
     Set(Vec<u32>),
-    /// A class for each token; `None` where a token has none: special tokens, and all but the first of a word.
+    /// A class for each token; `None` for tokens without one: special tokens, and all but the first of a
+    /// word.
     Tags(Vec<Option<u32>>),
 }
 
@@ -28,7 +29,7 @@ pub struct Example {
     pub text: String,
     /// The second text of a pair.
     pub pair: Option<String>,
-    /// The right answer; `None` in unlabelled test files.
+    /// The label; `None` in unlabelled test files.
     pub label: Option<Label>,
 }
 
@@ -52,24 +53,25 @@ pub struct GlueDataset {
 impl GlueDataset {
     /// Reads an official split below the GLUE root `root`, for example `root/SST-2/train.tsv`.
     ///
-    /// QQP's official files hold a few rows broken by a line feed inside a question. They are left out and counted in
-    /// [`GlueDataset::skipped`], as long as they are fewer than one in a thousand; everywhere else a broken row is an
-    /// error.
+    /// QQP's official files contain a few rows broken by a line feed inside a question. They are skipped and
+    /// counted in [`GlueDataset::skipped`], as long as they are fewer than one in a thousand; in all other
+    /// files a broken row is an error.
     ///
     /// # Errors
-    /// A missing folder or file, a header without a needed column, a row with too few columns, an unknown label, bytes
-    /// that are not UTF-8, a file without rows, a split that the task does not have. Each names file and row.
+    /// A missing folder or file, a header without a needed column, a row with too few columns, an unknown
+    /// label, bytes that are not UTF-8, a file without rows, a split that the task does not have. Each error
+    /// names file and row.
     pub fn read(root: &Path, task: Task, split: Split) -> Result<Self> {
         let (examples, skipped) = official::read(root, task, split)?;
         Ok(Self { spec: task.spec(), examples, skipped })
     }
 
-    /// A data set of rows made elsewhere.
+    /// A data set of rows created in memory.
     pub fn from_examples(spec: TaskSpec, examples: Vec<Example>) -> Self {
         Self { spec, examples, skipped: 0 }
     }
 
-    /// What the rows are.
+    /// The task of the rows.
     pub fn spec(&self) -> &TaskSpec {
         &self.spec
     }
@@ -79,7 +81,7 @@ impl GlueDataset {
         &self.examples
     }
 
-    /// Rows of the file that were left out as broken (QQP only).
+    /// Broken rows of the file that were skipped (QQP only).
     pub fn skipped(&self) -> usize {
         self.skipped
     }

@@ -1,4 +1,5 @@
-//! Readers of the official GLUE files: tab-separated, no quoting, `\n` or `\r\n`, a byte order mark or none.
+//! Readers of the official GLUE files: tab-separated, no quoting, `\n` or `\r\n`, with or without a byte
+//! order mark.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use crate::io::{read_text, rows};
 /// QQP may lack columns in one row of this many, see [`crate::glue::GlueDataset::read`].
 const ROWS_PER_BROKEN_ROW: usize = 1_000;
 
-/// Where a file keeps what a row needs, as column indices.
+/// Column indices of the fields of a row.
 struct Columns {
     text: usize,
     pair: Option<usize>,
@@ -19,13 +20,13 @@ struct Columns {
 }
 
 impl Columns {
-    /// The number of columns a row must have.
+    /// The minimum number of columns of a row.
     fn needed(&self) -> usize {
         1 + self.text.max(self.pair.unwrap_or(0)).max(self.label.unwrap_or(0))
     }
 }
 
-/// Reads `root/<folder>/<file>`; returns the rows and the number of broken ones left out.
+/// Reads `root/<folder>/<file>`; returns the rows and the number of skipped broken ones.
 pub(crate) fn read(root: &Path, task: Task, split: Split) -> Result<(Vec<Example>, usize)> {
     let path = locate(root, task, split)?;
     let text = read_text(&path)?;

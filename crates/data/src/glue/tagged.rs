@@ -1,4 +1,4 @@
-//! Words with a tag each: CoNLL columns and JSON lines.
+//! Token classification data: CoNLL columns and JSON lines.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ pub struct TaggedRow {
     pub row: usize,
     /// Its words.
     pub words: Vec<String>,
-    /// The class of each.
+    /// The class of each word.
     pub tags: Vec<u32>,
 }
 
 /// The sentences of a file.
 #[derive(Debug, Clone)]
 pub struct TaggedDataset {
-    /// What they are.
+    /// The task.
     pub spec: TaskSpec,
     /// The sentences, in the file's order.
     pub rows: Vec<TaggedRow>,
@@ -32,7 +32,7 @@ pub struct TaggedDataset {
     pub path: PathBuf,
 }
 
-/// A sentence before its tags have a meaning.
+/// A sentence whose tags are not yet interpreted.
 struct RawRow {
     row: usize,
     words: Vec<String>,
@@ -41,15 +41,16 @@ struct RawRow {
     lines: Vec<usize>,
 }
 
-/// Keys of the tags in JSON lines, the first that a row has.
+/// Keys of the tags in JSON lines; the first one present is used.
 const TAG_KEYS: [&str; 5] = ["tags", "ner_tags", "labels", "pos_tags", "chunk_tags"];
 /// Keys of the words.
 const WORD_KEYS: [&str; 2] = ["tokens", "words"];
-/// Extensions that are CoNLL columns whatever the tags are.
+/// Extensions of CoNLL files, whatever their tags.
 const CONLL: [&str; 4] = ["conll", "bio", "iob", "iob2"];
 
-/// Whether a file holds words with tags: JSON lines with `tokens` or `words`, a name that ends in `.conll`, `.bio`, `.iob`
-/// or `.iob2`, or any other text of at least two columns whose last is an entity tag (`O`, `B-PER`) in every line.
+/// Whether a file contains tagged words: JSON lines with `tokens` or `words`, a name that ends in `.conll`,
+/// `.bio`, `.iob` or `.iob2`, or any other text of at least two columns whose last is an entity tag (`O`,
+/// `B-PER`) in every line.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -80,18 +81,19 @@ pub fn is_tagged(path: &Path) -> Result<bool> {
         }))
 }
 
-/// Reads sentences of two files.
+/// Reads the sentences of two files.
 ///
 /// - `*.jsonl`: one object per line with `tokens` (or `words`) and `tags` (or `ner_tags`, `labels`, `pos_tags`,
 ///   `chunk_tags`), two lists of one length;
-/// - any other name: CoNLL columns, one word per line with its tag in the last column, sentences apart by empty lines;
-///   lines of `-DOCSTART-` and comments before a sentence are left out.
+/// - any other name: CoNLL columns, one word per line with its tag in the last column, sentences separated by
+///   empty lines; lines of `-DOCSTART-` and comments before a sentence are skipped.
 ///
-/// The tags are those of the train file in byte order, integers in numeric order; or `known`, where it holds all of them.
+/// The tags are those of the train file in byte order, integers in numeric order; or `known`, if it covers
+/// all of them.
 ///
 /// # Errors
-/// A missing file, a row without tag, lists of different lengths, a tag of the dev file that the train file lacks, fewer
-/// than two tags. Each names file and row.
+/// A missing file, a row without a tag, lists of different lengths, a tag of the dev file that the train file
+/// lacks, fewer than two tags. Each error names file and row.
 pub fn read_tagged(
     name: &str,
     train: &Path,
@@ -174,7 +176,7 @@ fn read(path: &Path) -> Result<Vec<RawRow>> {
     Ok(rows)
 }
 
-/// The columns of a line: parted by tabs where it has any, or else by spaces.
+/// The columns of a line, separated by tabs if it has any, otherwise by spaces.
 fn columns(line: &str) -> Vec<&str> {
     if line.contains('\t') {
         line.split('\t').map(str::trim).collect()
@@ -190,7 +192,8 @@ fn is_document(line: &str) -> bool {
 fn read_conll(path: &Path, text: &str) -> Result<Vec<RawRow>> {
     let bad = |row: usize, message: String| DataError::BadRow { path: path.to_path_buf(), row, message };
     let mut out: Vec<RawRow> = Vec::new();
-    // Columns of a word: a comment, which begins with # at the head of a sentence, has another number of them.
+    // A line with another number of columns than a word is a comment, which begins with # at the start of a
+    // sentence.
     let is_word = |line: &str| !line.trim().is_empty() && !line.starts_with('#') && !is_document(line);
     let mut width =
         rows(text).map(|(_, line)| line).find(|line| is_word(line)).map(|line| columns(line).len());
@@ -291,7 +294,7 @@ mod tests {
         assert_eq!(bare(&conll), bare(&json));
         assert_eq!(bare(&conll)[1], (vec!["#".into(), "Rome".into()], vec![2, 0]));
         assert_eq!(conll.rows[1].row, 8);
-        // A model's own labels are kept where they hold all tags.
+        // A model's own labels are kept if they cover all tags.
         let known = ["O", "B-PER", "B-LOC", "I-LOC"].map(String::from);
         let (set, _) = read_tagged("own", &paths[0], &paths[1], &known).unwrap();
         assert_eq!((set.spec.labels.names(), &set.rows[1].tags), (&known[..], &vec![0, 2]));

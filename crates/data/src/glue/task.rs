@@ -21,7 +21,7 @@ pub enum Task {
     Qqp,
     /// Natural language inference in three classes (Williams et al. 2018).
     Mnli,
-    /// Does the sentence answer the question (Rajpurkar et al. 2016).
+    /// Whether a sentence answers a question (Rajpurkar et al. 2016).
     Qnli,
     /// Textual entailment in two classes.
     Rte,
@@ -87,7 +87,7 @@ impl Task {
         }
     }
 
-    /// True for STS-B, whose labels are scores.
+    /// Whether the labels are scores; true for STS-B only.
     pub fn is_regression(self) -> bool {
         self == Self::Stsb
     }
@@ -97,14 +97,14 @@ impl Task {
         self.label_names().len().max(1)
     }
 
-    /// True when a row is a pair of texts.
+    /// Whether a row is a pair of texts.
     pub(crate) fn is_pair(self) -> bool {
         !matches!(self, Self::Sst2 | Self::Cola)
     }
 
-    /// The task's metrics as GLUE defines them, the one to select by first.
+    /// The task's metrics as defined by GLUE, the selecting one first.
     ///
-    /// MRPC and QQP select by accuracy, as the LoRA and LoTR papers report them: F1 is high for a constant answer.
+    /// MRPC and QQP select by accuracy, as in the LoRA and LoTR papers: F1 is high for a constant answer.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Cola => &[Metric::Matthews],
@@ -122,7 +122,7 @@ impl Task {
         }
     }
 
-    /// The file of `split`, or `None` where the task has no such split.
+    /// The file of `split`, or `None` if the task has no such split.
     pub fn file_name(self, split: Split) -> Option<&'static str> {
         match (self, split) {
             (_, Split::Train) => Some("train.tsv"),
@@ -136,7 +136,7 @@ impl Task {
         }
     }
 
-    /// What a training run needs to know of the task.
+    /// The properties of the task that training needs.
     pub fn spec(self) -> TaskSpec {
         let labels = if self.is_regression() {
             LabelSpace::Score
@@ -181,7 +181,7 @@ pub enum Split {
     Train,
     /// Labelled rows to evaluate on; MNLI's matched ones.
     Dev,
-    /// MNLI's rows of genres that its training set lacks.
+    /// MNLI's rows of genres that are not in its training set.
     DevMismatched,
     /// Unlabelled rows; MNLI's matched ones.
     Test,
@@ -190,7 +190,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// True where the official files carry no labels.
+    /// Whether the official files carry no labels.
     pub(crate) fn is_test(self) -> bool {
         matches!(self, Self::Test | Self::TestMismatched)
     }
@@ -208,26 +208,26 @@ impl fmt::Display for Split {
     }
 }
 
-/// A figure by which predictions are judged; `lowrank-eval` computes it.
+/// A metric of predictions; `lowrank-eval` computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// The share of right answers.
+    /// The fraction of correct answers.
     Accuracy,
-    /// F1 of the positive class, label 1; of the entities, where tokens are labelled.
+    /// F1 of the positive class, label 1; for token classification, of the entities.
     F1,
-    /// The share of the found entities that are right.
+    /// The fraction of the predicted entities that are correct.
     Precision,
-    /// The share of the entities that are found.
+    /// The fraction of the labelled entities that are predicted.
     Recall,
     /// F1 over all labels and rows together.
     F1Micro,
     /// The mean F1 of the labels.
     F1Macro,
-    /// Matthews's correlation.
+    /// Matthews correlation.
     Matthews,
-    /// Pearson's correlation of scores.
+    /// Pearson correlation of scores.
     Pearson,
-    /// Spearman's rank correlation of scores.
+    /// Spearman rank correlation of scores.
     Spearman,
 }
 
@@ -254,7 +254,7 @@ impl fmt::Display for Metric {
     }
 }
 
-/// What the labels of a task are.
+/// The kind of a task's labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelSpace {
     /// Classes with their names in label order.
@@ -295,7 +295,7 @@ impl LabelSpace {
         names.iter().any(is_kind) && names.iter().all(|name| name == "O" || is_kind(name))
     }
 
-    /// The metrics of a task of the user's own, the one to select by first.
+    /// The metrics of a user's own task, the selecting one first.
     pub fn metrics(&self) -> Vec<Metric> {
         match self {
             Self::Score => vec![Metric::Pearson, Metric::Spearman],
@@ -310,18 +310,18 @@ impl LabelSpace {
     }
 }
 
-/// What a training run needs to know of a task, be it GLUE's or the user's own.
+/// The properties of a task that training needs, for GLUE's tasks and the user's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSpec {
     /// The task's name, for folders and tables.
     pub name: String,
-    /// The GLUE task it is, if any.
+    /// The GLUE task, if it is one.
     pub task: Option<Task>,
     /// Its labels.
     pub labels: LabelSpace,
-    /// True when rows are pairs of texts.
+    /// Whether rows are pairs of texts.
     pub is_pair: bool,
-    /// Its metrics, the one to select by first; never empty.
+    /// Its metrics, the selecting one first; never empty.
     pub metrics: Vec<Metric>,
 }
 

@@ -1,4 +1,4 @@
-//! One packed batch, and the encoded rows that batches are made of.
+//! Packed batches, and the encoded rows from which they are made.
 
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ pub enum Labels {
     Scores(Vec<f32>),
     /// The classes of each sequence, shape `[sequences]`.
     Sets(Vec<Vec<u32>>),
-    /// The class of each token, where it has one, shape `[tokens]`.
+    /// The class of each token, if it has one, shape `[tokens]`.
     Tags(Vec<Option<u32>>),
 }
 
@@ -28,17 +28,17 @@ pub struct PackedBatch {
     pub ids: Vec<u32>,
     /// Segment of each token, shape `[tokens]`.
     pub type_ids: Vec<u32>,
-    /// Place of each token in its own sequence, from 0, shape `[tokens]`. A model that counts from elsewhere (RoBERTa:
-    /// from `pad_token_id + 1`) adds its offset.
+    /// Position of each token in its own sequence, from 0, shape `[tokens]`. A model that counts from
+    /// elsewhere (RoBERTa: from `pad_token_id + 1`) adds its offset.
     pub positions: Vec<u32>,
-    /// Length of each sequence, shape `[sequences]`, each at least 1, their sum is `tokens`.
+    /// Length of each sequence, shape `[sequences]`, each at least 1; their sum is `tokens`.
     pub lengths: Vec<usize>,
-    /// One label per sequence or per token, or none at all.
+    /// One label per sequence or per token, or no labels at all.
     pub labels: Labels,
 }
 
 impl PackedBatch {
-    /// Concatenates sequences and gathers their labels.
+    /// Concatenates sequences and collects their labels.
     ///
     /// # Errors
     /// [`DataError::Batch`] for no sequence, a sequence without tokens, or labels of different kinds.
@@ -84,7 +84,7 @@ impl PackedBatch {
         self.lengths.len()
     }
 
-    /// Where each sequence begins, and at the end the number of tokens; shape `[sequences + 1]`.
+    /// The offset of each sequence, followed by the number of tokens; shape `[sequences + 1]`.
     pub fn offsets(&self) -> Vec<usize> {
         let mut offsets = Vec::with_capacity(self.lengths.len() + 1);
         offsets.push(0);
@@ -109,7 +109,7 @@ impl Labels {
         }
     }
 
-    /// True when there are no labels.
+    /// Whether there are no labels.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -149,17 +149,17 @@ impl EncodedDataset {
     /// Tokenizes all rows of a data set.
     ///
     /// # Errors
-    /// Those of [`TextTokenizer::encode`].
+    /// As [`TextTokenizer::encode`].
     pub fn encode(dataset: &GlueDataset, tokenizer: &TextTokenizer) -> Result<Self> {
         let rows = tokenizer.encode_examples(dataset.examples())?;
         Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label.clone()).collect() })
     }
 
-    /// Tokenizes sentences of words; the tag of a word is that of its first token, and no other token has one. With the
-    /// rows comes the number of words that were cut off at the tokenizer's limit.
+    /// Tokenizes sentences of words; the tag of a word belongs to its first token, and no other token has
+    /// one. Also returns the number of words that were truncated at the tokenizer's limit.
     ///
     /// # Errors
-    /// Those of [`TextTokenizer::encode_words`]; a sentence that has no token for any of its words.
+    /// As [`TextTokenizer::encode_words`]; a sentence without a token for any of its words.
     pub fn encode_tagged(dataset: &TaggedDataset, tokenizer: &TextTokenizer) -> Result<(Self, usize)> {
         let encode = |row: &TaggedRow| {
             let (encoded, words) = tokenizer.encode_words(&row.words)?;
@@ -201,7 +201,7 @@ impl EncodedDataset {
         self.rows.len()
     }
 
-    /// True when there are no rows.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -216,12 +216,12 @@ impl EncodedDataset {
         &self.labels
     }
 
-    /// The number of tokens of all rows.
+    /// The total number of tokens.
     pub fn n_tokens(&self) -> usize {
         self.rows.iter().map(|row| row.ids.len()).sum()
     }
 
-    /// Packs the rows of the given indices, in that order.
+    /// Packs the rows with the given indices, in that order.
     ///
     /// # Errors
     /// [`DataError::Batch`] for an index outside the rows, and as [`PackedBatch::collate`].

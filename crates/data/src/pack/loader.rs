@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{DataError, Result};
 use crate::pack::batch::{EncodedDataset, PackedBatch};
 
-/// A batch of an evaluation and the rows it came from.
+/// An evaluation batch and its rows.
 #[derive(Debug, Clone)]
 pub struct EvalBatch {
     /// The packed sequences.
@@ -14,7 +14,7 @@ pub struct EvalBatch {
     pub indices: Vec<usize>,
 }
 
-/// Every row once, in batches of like lengths; [`restore_order`] undoes the sorting.
+/// Every row once, in batches of similar lengths; [`restore_order`] undoes the sorting.
 #[derive(Debug, Clone)]
 pub struct EvalBatches {
     data: Arc<EncodedDataset>,
@@ -24,8 +24,8 @@ pub struct EvalBatches {
 }
 
 impl EvalBatches {
-    /// Batches of at most `batch_size` rows; with `bucket`, the longest rows come first (so that memory peaks at once),
-    /// rows of one length in their own order, otherwise all in their own order.
+    /// Batches of at most `batch_size` rows; with `bucket`, the longest rows come first (so that memory peaks
+    /// at once) and rows of equal length keep their order, otherwise all rows keep their order.
     ///
     /// # Errors
     /// [`DataError::OutOfRange`] for a batch size of 0.

@@ -1,5 +1,5 @@
-//! Which rows an optimizer step takes: a function of the step alone, so that a resumed training sees the rows that an
-//! uninterrupted one would.
+//! The rows of an optimizer step: a function of the step alone, so that a resumed run sees the same rows as
+//! an uninterrupted one.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,9 +9,9 @@ use lowrank_spec::rng::SplitMix64;
 /// The size of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchSize {
-    /// This many rows.
+    /// A number of rows.
     Rows(usize),
-    /// Rows of similar length, of at most this many tokens together.
+    /// Rows of similar length, with at most this many tokens in total.
     Tokens(usize),
 }
 
@@ -24,12 +24,13 @@ pub struct StepRows {
     pub epoch: f64,
 }
 
-/// Batches of rows, shuffled anew in each epoch.
+/// Batches of rows, reshuffled in each epoch.
 ///
 /// The order of epoch `e` is the Fisher–Yates shuffle of the rows by [`SplitMix64::keyed`]`(seed, [e])`. With
-/// [`BatchSize::Rows`] it is cut into micro-batches. With [`BatchSize::Tokens`], stretches of it are sorted by length, cut
-/// where the tokens are full, and the batches shuffled. A step takes `accum` micro-batches of one epoch; the last of an
-/// epoch may have fewer, so that an accumulated step has the rows of one large batch.
+/// [`BatchSize::Rows`] it is divided into micro-batches. With [`BatchSize::Tokens`], stretches of it are
+/// sorted by length, divided at the token limit, and the batches are shuffled. A step takes `accum`
+/// micro-batches of one epoch; the last step of an epoch may have fewer, so that an accumulated step has the
+/// rows of one large batch.
 ///
 /// ```
 /// use lowrank_data::pack::{BatchPlan, BatchSize};
@@ -46,7 +47,7 @@ pub struct BatchPlan {
     size: BatchSize,
     accum: usize,
     seed: u64,
-    /// The epoch that was asked for last, and the first step of each epoch so far.
+    /// The most recently requested epoch, and the first step of each epoch so far.
     cache: Mutex<Cache>,
 }
 
@@ -56,7 +57,7 @@ struct Cache {
     epoch: Option<(u64, Vec<Vec<usize>>)>,
 }
 
-/// Micro-batches whose rows are sorted by length together.
+/// Number of micro-batches whose rows are sorted by length together.
 const BUCKET: usize = 16;
 
 impl BatchPlan {
@@ -95,7 +96,7 @@ impl BatchPlan {
         self.lengths.len()
     }
 
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub fn steps_in(&self, epoch: u64) -> usize {
         match self.size {
             BatchSize::Rows(rows) => self.lengths.len().div_ceil(rows).div_ceil(self.accum),
@@ -103,7 +104,7 @@ impl BatchPlan {
         }
     }
 
-    /// Steps that `epochs` take, at least one; a part of an epoch is rounded up.
+    /// Number of steps for `epochs`, at least one; a part of an epoch is rounded up.
     pub fn steps_for(&self, epochs: f64) -> usize {
         let whole = epochs.floor() as u64;
         let full: usize = match self.size {
@@ -131,7 +132,7 @@ impl BatchPlan {
         }
     }
 
-    /// Epoch of a step, and its place in it.
+    /// Epoch of a step, and its position in it.
     fn locate(&self, step: usize, cache: &mut Cache) -> (u64, usize) {
         if let BatchSize::Rows(_) = self.size {
             let per_epoch = self.steps_in(0);
@@ -140,7 +141,7 @@ impl BatchPlan {
         if cache.starts.is_empty() {
             cache.starts.push(0);
         }
-        // `starts` has one more entry than there are epochs known.
+        // `starts` has one more entry than there are known epochs.
         while cache.starts.last().is_some_and(|&end| end <= step) {
             let epoch = cache.starts.len() - 1;
             let end = cache.starts[epoch] + self.steps_in(epoch as u64);
@@ -264,7 +265,7 @@ mod tests {
         assert_ne!(epoch_order(10, 2, 0), PINNED);
         assert_ne!(epoch_order(10, 1, 1), PINNED);
     }
-    /// Changes only if runs may stop being repeatable: then say so in the changelog.
+    /// May change only if runs need not stay reproducible: then say so in the changelog.
     const PINNED: [usize; 10] = [3, 8, 6, 9, 4, 7, 0, 1, 2, 5];
 
     #[test]

@@ -1,4 +1,4 @@
-//! Rows as tokens, with a flag for each token that the model learns to say.
+//! Rows as tokens, with a flag on each target token.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use crate::chat::{ChatTemplate, Message, RenderOptions};
 use crate::error::{DataError, Result};
 use crate::tokenize::TextTokenizer;
 
-/// Which tokens of a conversation or completion are learnt. Plain text is learnt whole.
+/// The target tokens of a conversation or completion. In plain text all tokens are targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossOn {
-    /// The completion: what the row names so, or else the last answer of a conversation.
+    /// The completion: the row's `completion`, or otherwise the last answer of a conversation.
     #[default]
     Completion,
     /// Every answer of the assistant.
@@ -42,8 +42,8 @@ impl FromStr for LossOn {
 pub struct TokenRow {
     /// Token ids, shape `[tokens]`.
     pub ids: Vec<u32>,
-    /// Whether the model is to predict the token from those before it, shape `[tokens]`. The first token has nothing
-    /// before it and is never learnt.
+    /// Whether the token is a target, to be predicted from those before it, shape `[tokens]`. The first token
+    /// has nothing before it and is never a target.
     pub is_learnt: Vec<bool>,
 }
 
@@ -55,17 +55,17 @@ impl TokenRow {
         Self { ids, is_learnt }
     }
 
-    /// The number of tokens to predict.
+    /// The number of target tokens.
     pub fn n_learnt(&self) -> usize {
         self.is_learnt.iter().filter(|&&learnt| learnt).count()
     }
 
-    /// Whether the row begins with a prompt: the first token that could be learnt is not.
+    /// Whether the row begins with a prompt: the first possible target is not one.
     pub fn has_prompt(&self) -> bool {
         self.is_learnt.get(1).is_some_and(|learnt| !learnt)
     }
 
-    /// The text, with `⟦` and `⟧` around what is learnt.
+    /// The text, with `⟦` and `⟧` around the targets.
     ///
     /// # Errors
     /// As [`TextTokenizer::decode`].
@@ -94,9 +94,9 @@ impl TokenRow {
 /// The tokens of a preference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPair {
-    /// The better one.
+    /// The chosen side.
     pub chosen: TokenRow,
-    /// The worse one.
+    /// The rejected side.
     pub rejected: TokenRow,
 }
 
@@ -105,11 +105,11 @@ pub struct TokenPair {
 pub struct EncodedRows {
     /// The rows in order; a long plain text gives several.
     pub rows: Vec<TokenRow>,
-    /// For each, the index of its row in the file.
+    /// The index of each row in the file.
     pub sources: Vec<usize>,
-    /// Rows cut at the longest length.
+    /// Number of rows truncated to the maximum length.
     pub n_cut: usize,
-    /// Rows left out because nothing of them would be learnt after the cut.
+    /// Number of rows left out because truncation leaves no target.
     pub n_left_out: usize,
 }
 
@@ -118,11 +118,11 @@ pub struct EncodedRows {
 pub struct PairRows {
     /// The pairs in order.
     pub pairs: Vec<TokenPair>,
-    /// For each, the index of its row in the file.
+    /// The index of each pair in the file.
     pub sources: Vec<usize>,
-    /// Pairs of which a side was cut.
+    /// Number of pairs with a truncated side.
     pub n_cut: usize,
-    /// Pairs left out because nothing of a side would be learnt after the cut.
+    /// Number of pairs left out because truncation leaves no target on a side.
     pub n_left_out: usize,
 }
 
@@ -135,12 +135,12 @@ pub struct RowEncoder<'a> {
     max_length: usize,
     /// Added before and after a plain text.
     frame: (Vec<u32>, Vec<u32>),
-    /// Roles that the template was seen to write out.
+    /// Roles that the template is known to render.
     roles: Mutex<HashSet<String>>,
 }
 
 impl<'a> RowEncoder<'a> {
-    /// An encoder that cuts at `max_length` tokens. Conversations need the model's template.
+    /// An encoder that truncates at `max_length` tokens. Conversations need the model's template.
     ///
     /// # Errors
     /// A `max_length` below 2; a tokenizer that cannot encode.
@@ -162,8 +162,8 @@ impl<'a> RowEncoder<'a> {
     /// Encodes a file's rows on all cores.
     ///
     /// # Errors
-    /// Rows that are preferences, a conversation without a template or one that the template refuses, and a file of
-    /// which nothing is left to learn. Each names file and row.
+    /// Rows that are preferences, a conversation without a template or one that the template refuses, and a
+    /// file without any target left. Each error names file and row.
     pub fn encode(&self, rows: &Rows) -> Result<EncodedRows> {
         let parts: Vec<Vec<TokenRow>> = (0..rows.len())
             .into_par_iter()
@@ -185,7 +185,7 @@ impl<'a> RowEncoder<'a> {
         Ok(encoded)
     }
 
-    /// Encodes a file's preferences on all cores. What is learnt on each side is the completion.
+    /// Encodes a file's preferences on all cores. The targets of each side are its completion.
     ///
     /// # Errors
     /// As [`RowEncoder::encode`]; rows that are not preferences.
@@ -212,7 +212,7 @@ impl<'a> RowEncoder<'a> {
     fn check_left(&self, rows: &Rows, is_empty: bool) -> Result<()> {
         if is_empty {
             let remedy = format!(
-                "none of its rows has a token to learn within {} tokens; raise the maximal length",
+                "none of its rows has a target token within {} tokens; raise the maximum length",
                 self.max_length
             );
             return Err(DataError::Empty { path: rows.path().to_path_buf(), remedy });
@@ -230,9 +230,9 @@ impl<'a> RowEncoder<'a> {
                 Ok(vec![self.instruction(instruction, input, output)?])
             }
             Row::Chat(conversation) => Ok(vec![self.chat(conversation, self.loss_on)?]),
-            Row::PreferenceText { .. } | Row::PreferenceChat { .. } => {
-                Err(unfit("the row is a preference (chosen, rejected), which this objective does not take"))
-            }
+            Row::PreferenceText { .. } | Row::PreferenceChat { .. } => Err(unfit(
+                "the row is a preference (chosen, rejected), which this objective does not support",
+            )),
         }
     }
 
@@ -250,8 +250,8 @@ impl<'a> RowEncoder<'a> {
         }
     }
 
-    /// A text in pieces of at most the longest length, each with the tokens that the tokenizer puts around a text; the
-    /// last ends with the end-of-text token, where the tokenizer has one.
+    /// A text in pieces of at most the maximum length, each with the tokens that the tokenizer adds to a
+    /// text; the last ends with the end-of-text token, if the tokenizer has one.
     fn text(&self, text: &str) -> Result<Vec<TokenRow>> {
         let (mut ids, _) = self.tokenizer.encode_spans(text)?;
         let (before, after) = &self.frame;
@@ -266,12 +266,11 @@ impl<'a> RowEncoder<'a> {
         Ok(ids.chunks(self.max_length - before.len() - after.len()).map(piece).collect())
     }
 
-    /// Prompt and completion as they stand, with what the tokenizer puts before a text, and the end-of-text token.
+    /// Literal prompt and completion, with the tokens that the tokenizer adds before a text, and the
+    /// end-of-text token.
     fn completion(&self, prompt: &str, completion: &str, loss_on: LossOn) -> Result<TokenRow> {
         let eos = self.tokenizer.special_ids().eos.ok_or_else(|| {
-            unfit(
-                "the tokenizer names no eos_token to end a completion with; set it in tokenizer_config.json",
-            )
+            unfit("the tokenizer has no eos_token to end a completion with; set it in tokenizer_config.json")
         })?;
         let text = format!("{prompt}{completion}");
         let (ids, offsets) = self.tokenizer.encode_spans(&text)?;
@@ -303,7 +302,7 @@ impl<'a> RowEncoder<'a> {
     fn chat(&self, conversation: &Conversation, loss_on: LossOn) -> Result<TokenRow> {
         let template = self.template.ok_or_else(|| {
             unfit(
-                "the model has no chat template to write a conversation with; add chat_template.jinja to its folder, or \
+                "the model has no chat template for a conversation; add chat_template.jinja to its folder, or \
                  give prompt and completion as strings",
             )
         })?;
@@ -311,7 +310,7 @@ impl<'a> RowEncoder<'a> {
         self.check_roles(template, &conversation.messages, &options)?;
         let answers = template.answers(&conversation.messages, &options)?;
         let n_answers = answers.spans.len();
-        // Answers of the prompt are given, not learnt.
+        // Answers of the prompt are given, not targets.
         let is_answer = |message: &&Message| message.role() == "assistant";
         let given = conversation.n_prompt.map_or(n_answers.saturating_sub(1), |n| {
             conversation.messages[..n].iter().filter(is_answer).count()
@@ -330,8 +329,8 @@ impl<'a> RowEncoder<'a> {
         Ok(TokenRow::new(ids, is_learnt))
     }
 
-    /// Marks the tokens of a span. What follows the turn's last special token (the line feed after `<|im_end|>`) is never
-    /// generated and not learnt.
+    /// Marks the tokens of a span as targets. Text after the turn's last special token (the line feed after
+    /// `<|im_end|>`) is never generated and is not a target.
     fn mark(
         &self,
         ids: &[u32],
@@ -350,7 +349,7 @@ impl<'a> RowEncoder<'a> {
         }
     }
 
-    /// Refuses a role whose messages the template leaves out; each role is tried once.
+    /// Refuses a role whose messages the template omits; each role is tried once.
     fn check_roles(
         &self,
         template: &ChatTemplate,
@@ -362,7 +361,7 @@ impl<'a> RowEncoder<'a> {
             return Ok(());
         }
         if let Some(role) = template.dropped_role(messages, options)? {
-            let message = format!("the chat template leaves out messages of role '{role}'; remove them");
+            let message = format!("the chat template omits messages of role '{role}'; remove them");
             return Err(DataError::Template { path: template.path().to_path_buf(), message });
         }
         if let Ok(mut seen) = self.roles.lock() {
@@ -388,7 +387,7 @@ fn alpaca_prompt(instruction: &str, input: &str, has_input: bool) -> String {
     }
 }
 
-/// Whether a token stands for some of a span; a token that stands for nothing belongs to what is before it.
+/// Whether a token covers a part of a span; a token without text belongs to the one before it.
 fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
     if token.is_empty() {
         span.start < token.end && token.end <= span.end
@@ -401,7 +400,7 @@ fn unfit(message: &str) -> DataError {
     DataError::Batch { message: message.to_owned() }
 }
 
-/// The error with file and row in front.
+/// The error prefixed with file and row.
 fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
     match error {
         DataError::Batch { message } | DataError::Template { message, .. } => rows.error(index, message),

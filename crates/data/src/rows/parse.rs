@@ -1,11 +1,11 @@
-//! One JSON object as a row: which form it has, and whether it can be learnt from.
+//! One JSON object as a row: its format, and whether it is valid for training.
 
 use serde_json::Value;
 
 use super::{Conversation, Row};
 use crate::chat::Message;
 
-/// ShareGPT's names of roles, and the field's.
+/// ShareGPT's names of roles, and the common names.
 const SHAREGPT: [(&str, &str); 10] = [
     ("human", "user"),
     ("user", "user"),
@@ -24,10 +24,10 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "i
 
 const ASSISTANT: &str = "assistant";
 
-/// Reads a row.
+/// Parses a row.
 ///
 /// # Errors
-/// What is wrong with it and what to do.
+/// The problem and the remedy.
 pub(super) fn row(value: &Value) -> Result<Row, String> {
     let object = value.as_object().ok_or("a row is an object, such as {\"prompt\": …, \"completion\": …}")?;
     let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
@@ -61,14 +61,14 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
     } else {
         let found = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         return Err(format!(
-            "a row of no known form (keys {found}); expected messages, conversations, instruction and output, prompt and \
+            "a row of unknown format (keys {found}); expected messages, conversations, instruction and output, prompt and \
              completion, text, or prompt with chosen and rejected"
         ));
     };
     if let Row::Chat(conversation) = &row
         && !conversation.messages.iter().any(|message| message.role() == ASSISTANT)
     {
-        return Err("the conversation has no message of the assistant; there is nothing to learn".into());
+        return Err("the conversation has no assistant message; there is nothing to train on".into());
     }
     Ok(row)
 }
@@ -95,14 +95,12 @@ fn preference(value: &Value) -> Result<Row, String> {
         _ => false,
     };
     if is_same {
-        return Err(
-            "'chosen' and 'rejected' are equal; there is no preference to learn, remove the row".into()
-        );
+        return Err("'chosen' and 'rejected' are equal; remove the row".into());
     }
     Ok(with_common_prompt(row))
 }
 
-/// Preferences that hold whole conversations share their beginning: that is the prompt.
+/// Preferences that contain whole conversations have a common beginning, which is the prompt.
 fn with_common_prompt(row: Row) -> Row {
     match row {
         Row::PreferenceChat { mut chosen, mut rejected } if chosen.n_prompt.is_none() => {
@@ -115,7 +113,8 @@ fn with_common_prompt(row: Row) -> Row {
     }
 }
 
-/// The messages of `prompt` (or `conversations`, or `messages`), where the row has one, and those of `key` after them.
+/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one, followed by those of
+/// `key`.
 fn joined(value: &Value, key: &str, tools: Option<Value>) -> Result<Conversation, String> {
     let prompt_key = ["prompt", "conversations", "messages"].into_iter().find(|key| !value[*key].is_null());
     let prompt = match prompt_key {
@@ -128,12 +127,12 @@ fn joined(value: &Value, key: &str, tools: Option<Value>) -> Result<Conversation
         None => None,
     };
     let answer = match &value[key] {
-        // ShareGPT's preferences hold one message.
+        // ShareGPT's preferences contain one message.
         Value::Object(_) => messages(&Value::Array(vec![value[key].clone()]), key)?,
         other => messages(other, key)?,
     };
     if answer.last().is_none_or(|message| message.role() != ASSISTANT) {
-        return Err(format!("'{key}' does not end with a message of the assistant"));
+        return Err(format!("'{key}' does not end with an assistant message"));
     }
     let n_prompt = prompt.as_ref().map(Vec::len);
     let messages = prompt.into_iter().flatten().chain(answer).collect();
@@ -175,7 +174,7 @@ fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(items)) if items.is_empty() => Ok(None),
         Some(tools @ Value::Array(_)) => Ok(Some(tools.clone())),
-        // Data sets in tables keep them as text.
+        // Tabular data sets store them as text.
         Some(Value::String(text)) => match serde_json::from_str(text) {
             Ok(Value::Array(items)) => Ok((!items.is_empty()).then_some(Value::Array(items))),
             _ => Err("'tools' is not a JSON list".into()),

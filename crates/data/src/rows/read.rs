@@ -8,7 +8,7 @@ use super::{Row, Rows, at, parse};
 use crate::error::{DataError, Result};
 use crate::io::{read_text, rows};
 
-/// Reads a file by its ending.
+/// Reads a file according to its extension.
 pub(super) fn file(path: &Path) -> Result<Rows> {
     if !path.is_file() {
         let remedy = "give a .jsonl, .json or .txt file of rows".to_owned();
@@ -18,7 +18,7 @@ pub(super) fn file(path: &Path) -> Result<Rows> {
     let text = match ending.as_str() {
         "txt" | "jsonl" | "json" | "ndjson" => read_text(path)?,
         _ => {
-            let message = "the name of a file of rows ends in .jsonl, .json or .txt".to_owned();
+            let message = "the name of a file of rows must end in .jsonl, .json or .txt".to_owned();
             return Err(DataError::Config { path: path.to_path_buf(), message });
         }
     };
@@ -36,7 +36,7 @@ pub(super) fn file(path: &Path) -> Result<Rows> {
     };
     if let Some(other) = rows.rows.iter().position(|(_, row)| row.is_preference() != first.is_preference()) {
         let message =
-            "some rows are preferences (chosen, rejected) and some are not; part them into two files";
+            "some rows are preferences (chosen, rejected) and some are not; split them into two files";
         return Err(rows.error(other, message));
     }
     Ok(rows)

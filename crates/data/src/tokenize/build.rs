@@ -1,4 +1,5 @@
-//! Tokenizers made from a bare vocabulary, as transformers makes them, and settings that override a `tokenizer.json`.
+//! Tokenizers built from a bare vocabulary, as in transformers, and settings that override a
+//! `tokenizer.json`.
 
 use std::path::Path;
 
@@ -66,8 +67,8 @@ pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokeni
     tokenizer.map_err(|e| DataError::tokenizer(path, e))
 }
 
-/// BERT's tokenizer for Japanese where it needs no dictionary: words between spaces and punctuation, of pieces or of
-/// characters.
+/// BERT's tokenizer for Japanese if it needs no dictionary: words between spaces and punctuation, split into
+/// pieces or characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Japanese {
     Pieces,
@@ -101,7 +102,7 @@ impl Japanese {
     }
 }
 
-/// Puts BERT's normalizer, splitter, template and decoder around a WordPiece model.
+/// Adds BERT's normalizer, splitter, template and decoder to a WordPiece model.
 pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
     let config = config.with_defaults(BERT);
     let mut tokenizer = Tokenizer::new(model);
@@ -127,7 +128,8 @@ pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> toke
     Ok(tokenizer)
 }
 
-/// Lets what `tokenizer_config.json` states outright win over `tokenizer.json`, as transformers does.
+/// Lets explicit settings of `tokenizer_config.json` take precedence over `tokenizer.json`, as in
+/// transformers.
 pub(crate) fn apply_config(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     if let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() {
         let mut normalizer = *stored;
@@ -146,7 +148,8 @@ pub(crate) fn apply_config(tokenizer: &mut Tokenizer, config: &TokenizerConfig) 
     Ok(())
 }
 
-/// Adds what stands beside a `tokenizer.json` and is not in it. Flags of tokens that are in it stay.
+/// Adds tokens from the files beside a `tokenizer.json` that it does not contain. Flags of existing tokens
+/// are unchanged.
 pub(crate) fn add_named_tokens(
     tokenizer: &mut Tokenizer,
     config: &TokenizerConfig,

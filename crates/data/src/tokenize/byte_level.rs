@@ -1,4 +1,4 @@
-//! Tokenizers of `vocab.json` and `merges.txt`, by their class: how a text is normalised and split, and what goes around it.
+//! Tokenizers of `vocab.json` and `merges.txt`, by their class: normalization, splitting, and the template.
 
 use std::path::Path;
 
@@ -17,10 +17,10 @@ use super::build::{add_tokens, id_of, unknown_class};
 use super::config::TokenizerConfig;
 use crate::error::{DataError, Result};
 
-/// How Qwen2 splits a text: single digits, line ends with the punctuation before them.
+/// Splitting rule of Qwen2: single digits, line ends with the punctuation before them.
 const QWEN2_PATTERN: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\
                              \\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-/// What CLIP keeps of a text; spaces go.
+/// The characters that CLIP keeps; spaces are removed.
 const CLIP_PATTERN: &str = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+";
 
 /// The default special tokens of RoBERTa.
@@ -57,7 +57,7 @@ enum Family {
 
 /// The tokenizer of two files.
 ///
-/// Where no class is named, a vocabulary with RoBERTa's `<s>` and `</s>` is RoBERTa's, any other GPT-2's.
+/// Without a class, a vocabulary with RoBERTa's `<s>` and `</s>` is RoBERTa's, any other is GPT-2's.
 pub(super) fn from_files(vocab: &Path, merges: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
     let error = |e: tokenizers::Error| DataError::tokenizer(vocab, e);
     let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
@@ -85,7 +85,7 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &TokenizerConfig) 
     Ok(tokenizer)
 }
 
-/// Puts normaliser, splitter, decoder, added tokens and template around the model.
+/// Adds normalizer, splitter, decoder, added tokens and template to the model.
 fn assemble(tokenizer: &mut Tokenizer, family: Family, config: &TokenizerConfig) -> tokenizers::Result<()> {
     let config = config.with_defaults(match family {
         Family::Gpt2 => GPT2,

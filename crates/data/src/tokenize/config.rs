@@ -1,4 +1,4 @@
-//! `tokenizer_config.json` and `special_tokens_map.json`: what of them bears on encoding.
+//! `tokenizer_config.json` and `special_tokens_map.json`: the parts that affect encoding.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -107,14 +107,14 @@ enum ExtraTokens {
 /// An object of tokens, in the order of the file.
 type IndexedTokens = serde_json::Map<String, Value>;
 
-/// `config.json` may name the class where `tokenizer_config.json` does not.
+/// `config.json` may name the class if `tokenizer_config.json` does not.
 #[derive(Default, Deserialize)]
 struct ModelConfig {
     tokenizer_class: Option<String>,
 }
 
 impl TokenizerConfig {
-    /// Reads both files of a folder; a missing one counts as empty, and the first named wins.
+    /// Reads both files of a folder; a missing one counts as empty, and the first one takes precedence.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let map: Self = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
@@ -177,7 +177,7 @@ impl TokenizerConfig {
         }
     }
 
-    /// Fills roles that the files leave open.
+    /// Fills roles that the files leave unset.
     pub(crate) fn with_defaults(&self, defaults: &[(&str, &str)]) -> Self {
         let mut config = self.clone();
         for (role, token) in defaults {
@@ -191,7 +191,7 @@ impl TokenizerConfig {
         self.role(role).map_or("", TokenEntry::content)
     }
 
-    /// The tokenizer's class without `Tokenizer` and `Fast`; `None` where the files name none, or one that says nothing.
+    /// The tokenizer's class without `Tokenizer` and `Fast`; `None` if the files name none, or a generic one.
     pub(crate) fn class(&self) -> Option<&str> {
         let class = self.tokenizer_class.as_deref()?;
         let class = class.strip_suffix("Fast").unwrap_or(class);
@@ -199,12 +199,13 @@ impl TokenizerConfig {
         (!["PreTrained", "TokenizersBackend", ""].contains(&class)).then_some(class)
     }
 
-    /// The tokenizer's class as the files name it.
+    /// The tokenizer's class as named in the files.
     pub(crate) fn class_name(&self) -> &str {
         self.tokenizer_class.as_deref().unwrap_or_default()
     }
 
-    /// The tokens of the roles, and the further special ones, in the order in which transformers adds them.
+    /// The tokens of the roles, and the additional special ones, in the order in which transformers adds
+    /// them.
     fn specials(&self) -> Vec<TokenEntry> {
         let roles = ROLES.iter().filter_map(|role| self.role(role)).cloned();
         let additional = self.additional_special_tokens.iter().flatten().cloned();
@@ -230,7 +231,7 @@ impl TokenizerConfig {
         added
     }
 
-    /// The first token that a tokenizer has under another id than the files give it, with both ids.
+    /// The first token whose id in a tokenizer differs from that in the files, with both ids.
     pub(crate) fn misplaced(&self, tokenizer: &Tokenizer) -> Option<(String, u32, Option<u32>)> {
         self.added_tokens_decoder.iter().find_map(|(&id, entry)| {
             let found = tokenizer.token_to_id(entry.content());
@@ -256,12 +257,12 @@ impl TokenizerConfig {
         tokens
     }
 
-    /// The limit, where it is one.
+    /// The limit, if it is a real one.
     pub(crate) fn model_max_length(&self) -> Option<usize> {
         self.model_max_length.filter(|&n| (1.0..NO_LIMIT).contains(&n)).map(|n| n as usize)
     }
 
-    /// The roles' ids: by the files' names, or else by the names that are usual.
+    /// The roles' ids: by the files' names, or otherwise by the usual names.
     pub(crate) fn special_ids(&self, tokenizer: &Tokenizer) -> SpecialIds {
         let id = |role: &str, usual: &[&str]| match self.role(role) {
             Some(entry) => tokenizer.token_to_id(entry.content()),

@@ -1,4 +1,4 @@
-//! The wire format of protocol buffers, as far as a SentencePiece model needs it.
+//! The wire format of protocol buffers, to the extent that a SentencePiece model needs it.
 
 /// The value of a field.
 #[derive(Debug, PartialEq)]

@@ -1,5 +1,5 @@
-//! SentencePiece models (Kudo and Richardson 2018) as the tokenizers that transformers makes of them: Llama's BPE with
-//! bytes for what is unknown, and T5's Unigram.
+//! SentencePiece models (Kudo and Richardson 2018) as the tokenizers into which transformers converts them:
+//! Llama's BPE with byte fallback, and T5's Unigram.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::tokenize::build::{add_tokens, id_of, unknown_class};
 use crate::tokenize::config::TokenizerConfig;
 use crate::tokenize::protobuf::{Fields, Value};
 
-/// What stands for a space.
+/// The character that stands for a space.
 const SPACE: char = '▁';
 /// The default special tokens of Llama.
 const LLAMA: &[(&str, &str)] = &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")];
@@ -37,20 +37,20 @@ struct Piece {
     kind: u64,
 }
 
-/// `ModelProto.SentencePiece.Type`: a token that text never gives.
+/// `ModelProto.SentencePiece.Type`: a token that no text produces.
 const CONTROL: u64 = 3;
-/// A symbol that is always one token.
+/// A symbol that is always a single token.
 const USER_DEFINED: u64 = 4;
 /// `TrainerSpec.ModelType`.
 const UNIGRAM: u64 = 1;
 const BYTE_PAIRS: u64 = 2;
 
-/// The parts of a `ModelProto` that tokenizers are made of.
+/// The parts of a `ModelProto` from which tokenizers are built.
 struct Model {
     pieces: Vec<Piece>,
     kind: u64,
     unk_id: usize,
-    /// Rules of normalisation, compiled; empty if the model has none.
+    /// Compiled normalization rules; empty if the model has none.
     rules: Vec<u8>,
 }
 
@@ -86,7 +86,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Control tokens, which are special, and symbols of the user's.
+    /// Control tokens, which are special, and user-defined symbols.
     fn added(&self) -> Vec<AddedToken> {
         let added = self.pieces.iter().filter(|piece| [CONTROL, USER_DEFINED].contains(&piece.kind));
         added
@@ -94,8 +94,8 @@ impl Model {
             .collect()
     }
 
-    /// The merges that the order of the pieces stands for: the parts of every piece that are pieces too, earlier pieces
-    /// first.
+    /// The merges implied by the order of the pieces: the parts of every piece that are pieces too, earlier
+    /// pieces first.
     fn merges(&self) -> Vec<(String, String)> {
         let ids: HashMap<&str, usize> =
             self.pieces.iter().enumerate().map(|(id, piece)| (piece.text.as_str(), id)).collect();

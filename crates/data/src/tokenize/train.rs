@@ -1,4 +1,4 @@
-//! A byte-level BPE learnt from texts, as GPT-2's (Sennrich et al. 2016, Radford et al. 2019).
+//! Byte-level BPE trained on texts, as for GPT-2 (Sennrich et al. 2016, Radford et al. 2019).
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ use crate::error::{DataError, Result};
 type ByteLevelBpe =
     TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// Learns a byte-level BPE; the result is the content of a `tokenizer.json`, the same for the same texts.
+/// Trains a byte-level BPE; the result is the content of a `tokenizer.json`, identical for identical texts.
 ///
-/// The special tokens have the first ids, then come the 256 bytes. Fewer than `vocab_size` tokens result where the texts have
-/// no more pairs to merge.
+/// The special tokens have the first ids, followed by the 256 bytes. The result has fewer than `vocab_size`
+/// tokens if the texts have no more pairs to merge.
 ///
 /// # Errors
-/// [`DataError::OutOfRange`] for a vocabulary without room for bytes and special tokens, [`DataError::Tokenizer`] where the
-/// texts cannot be learnt from.
+/// [`DataError::OutOfRange`] for a vocabulary without room for bytes and special tokens,
+/// [`DataError::Tokenizer`] if the training fails.
 ///
 /// ```
 /// let json = lowrank_data::tokenize::train_byte_level(["low rank", "low lows"], 260, &["<eos>"])?;

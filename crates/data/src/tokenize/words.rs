@@ -1,4 +1,4 @@
-//! Words and their tokens: sentences that come as words, and texts that are taken apart into words.
+//! Words and their tokens: sentences given as words, and texts split into words.
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error, trun
 /// A word of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WordSpan {
-    /// Its characters in the text (not its bytes), as transformers counts.
+    /// Its character range in the text (not bytes), as in transformers.
     pub characters: Range<usize>,
     /// Its first token.
     pub token: usize,
 }
 
 impl TextTokenizer {
-    /// Encodes a sentence of words with the model's special tokens; with each token comes its word.
+    /// Encodes a sentence of words with the model's special tokens; each token comes with its word.
     ///
     /// Equal to transformers' `is_split_into_words`, with `add_prefix_space` for GPT-2's and RoBERTa's tokenizers, which
-    /// ask for it: every word but the first follows a space in a text.
+    /// require it: in a text every word but the first follows a space.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -31,9 +31,9 @@ impl TextTokenizer {
         Ok((encoded(&encoding), words))
     }
 
-    /// Encodes a text with the model's special tokens, and finds its words: what the tokenizer splits a text into before
-    /// it looks for tokens, or what stands between spaces where it does not split. The first word gets the space that it has
-    /// in [`encode_words`](Self::encode_words).
+    /// Encodes a text with the model's special tokens, and finds its words: the tokenizer's pre-tokenized
+    /// parts, or the parts between spaces if it does not pre-tokenize. The first word gets the space that it
+    /// has in [`encode_words`](Self::encode_words).
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -53,7 +53,7 @@ impl TextTokenizer {
         let tokens = encoding.get_word_ids().iter().zip(encoding.get_offsets()).enumerate();
         for (token, (word, &(start, end))) in tokens {
             let Some(word) = word else { continue };
-            // A token that takes the space before a word begins at the space.
+            // A token that includes the space before a word begins at the space.
             let blank = characters[start..end].iter().take_while(|c| c.is_whitespace()).count();
             let (start, word) = match chunks.get(start + blank) {
                 Some(chunk) if !is_split => (start + blank, *chunk),
@@ -77,7 +77,7 @@ impl TextTokenizer {
         self.of_words.get_or_init(|| with_prefix_space(&self.inner)).as_ref().unwrap_or(&self.inner)
     }
 
-    /// A single text, cut at the limit.
+    /// A single text, truncated at the limit.
     fn cut(&self, mut encoding: Encoding) -> Encoding {
         if let Some(max_length) = self.max_length {
             truncate(&mut encoding, None, max_length - added_tokens(&self.inner, false));
@@ -85,7 +85,7 @@ impl TextTokenizer {
         encoding
     }
 
-    /// A single text with the special tokens around it, and their number before it.
+    /// A single text with the special tokens around it, and the number of those before it.
     fn framed(&self, encoding: Encoding) -> Result<(Encoding, usize)> {
         let encoding = self.inner.post_process(encoding, None, true).map_err(encoding_error)?;
         let before = encoding.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
@@ -97,13 +97,14 @@ fn encoded(encoding: &Encoding) -> Encoded {
     Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() }
 }
 
-/// A byte-level tokenizer that puts a space before every word; `None` where the tokenizer is another, or does so itself.
+/// A byte-level tokenizer that puts a space before every word; `None` if the tokenizer is of another kind, or
+/// does so itself.
 fn with_prefix_space(tokenizer: &Tokenizer) -> Option<Tokenizer> {
     match tokenizer.get_pre_tokenizer() {
         Some(PreTokenizerWrapper::ByteLevel(bytes)) if !bytes.add_prefix_space => {
             let mut spaced = tokenizer.clone();
             spaced.with_pre_tokenizer(Some(bytes.add_prefix_space(true)));
-            // What trims the spaces off the places of tokens has to know of the one that the text does not have.
+            // Trimming the spaces off token offsets must account for the space that the text does not have.
             match tokenizer.get_post_processor().cloned() {
                 Some(PostProcessorWrapper::Roberta(around)) => {
                     spaced.with_post_processor(Some(around.add_prefix_space(true)));
