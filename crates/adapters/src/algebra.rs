@@ -167,7 +167,7 @@ impl<B: Backend> AdapterSet<B> {
             let Some(site) = sites.iter().position(|s| s.path == update.site.path) else { continue };
             slots.push(Slot { site, path: update.site.path, adapter: adapters.len(), slice: 0 });
             let [a, b] = [update.factors.left(), update.factors.right()].map(|m| from_mat::<B>(m, device));
-            // A bias is scaled with the update; with a scale of zero there is none.
+            // A bias is scaled with the update; with a scale of zero it vanishes.
             let bias = update.bias.filter(|_| update.scale != 0.0).map(|bias| {
                 let n = bias.len();
                 let bias = Tensor::from_data(TensorData::new(bias, [n]), device);

@@ -122,7 +122,7 @@ pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<Strin
     })?;
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     if let Some(role) = template.dropped_role(messages, &options)? {
-        bail!("{}: the chat template leaves out messages of role '{role}'", template.path().display());
+        bail!("{}: the chat template omits messages of role '{role}'", template.path().display());
     }
     Ok(template.render(messages, &options)?)
 }
