@@ -1,4 +1,5 @@
-//! Files and folders that appear whole or not at all: written beside their place, synced, renamed.
+//! Files and folders that are written completely or not at all: written beside their destination, synced,
+//! renamed.
 
 use std::{
     ffi::OsStr,
@@ -11,10 +12,10 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::CheckpointError;
 
-/// Writes a file, replacing one that is there: readers see the old content or the new, never a part.
+/// Writes a file, replacing an existing one: readers see the old content or the new, never a part.
 ///
 /// # Errors
-/// [`Io`](CheckpointError::Io); the destination is then as it was.
+/// [`Io`](CheckpointError::Io); the destination is then unchanged.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), CheckpointError> {
     let path = path.as_ref();
     let mut temporary = temporary_file(path)?;
@@ -29,8 +30,8 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(
 /// expression, `Ok::<_, MyError>(…)`.
 ///
 /// # Errors
-/// [`DestinationExists`](CheckpointError::DestinationExists), [`Io`](CheckpointError::Io), or what `build` says; in
-/// each case nothing remains.
+/// [`DestinationExists`](CheckpointError::DestinationExists), [`Io`](CheckpointError::Io), or the error of
+/// `build`; in each case nothing remains.
 pub fn write_dir_atomic<T, E: From<CheckpointError>>(
     destination: impl AsRef<Path>,
     build: impl FnOnce(&Path) -> Result<T, E>,
@@ -38,11 +39,11 @@ pub fn write_dir_atomic<T, E: From<CheckpointError>>(
     write_dir(destination.as_ref(), false, build)
 }
 
-/// As [`write_dir_atomic`], but a folder that is there is replaced, whatever it holds. It is moved aside and removed
-/// once the new one is in place; between the two renames there is no folder of the name.
+/// Like [`write_dir_atomic`], but an existing folder is replaced, whatever its contents. It is moved aside
+/// and removed once the new one is in place; between the two renames no folder of the name exists.
 ///
 /// # Errors
-/// As [`write_dir_atomic`]; after an error the old folder is in its place.
+/// As [`write_dir_atomic`]; after an error the old folder is still in place.
 pub fn replace_dir_atomic<T, E: From<CheckpointError>>(
     destination: impl AsRef<Path>,
     build: impl FnOnce(&Path) -> Result<T, E>,
@@ -56,7 +57,7 @@ fn write_dir<T, E: From<CheckpointError>>(
     build: impl FnOnce(&Path) -> Result<T, E>,
 ) -> Result<T, E> {
     let (parent, name) = split(destination)?;
-    // Before the work, so that hours are not spent for a place that is taken; and again at the rename.
+    // Before the work, so that hours are not spent on a destination that is taken; and again at the rename.
     check_free(destination, replace)?;
     fs::create_dir_all(&parent).map_err(|e| CheckpointError::io(&parent, "create folder", e))?;
     let mut builder = Builder::new();
@@ -75,7 +76,7 @@ fn write_dir<T, E: From<CheckpointError>>(
     Ok(value)
 }
 
-/// Refuses a destination that holds something.
+/// Refuses a destination that is not empty.
 pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), CheckpointError> {
     match fs::read_dir(destination) {
         Ok(mut entries) => match entries.next() {
@@ -93,7 +94,7 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path) -> Result<(), Che
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
     };
-    // Succeeds on an empty folder only, which is then out of the way on every system.
+    // Succeeds on an empty folder only, which is then removed on every system.
     if fs::remove_dir(destination).is_err() && destination.exists() {
         let aside = Builder::new()
             .prefix(&prefix(name))
@@ -117,7 +118,7 @@ pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointErr
     let prefix = prefix(name);
     let mut builder = Builder::new();
     builder.prefix(&prefix);
-    // The default is readable by the owner only, which the renamed file would inherit; the umask still applies.
+    // By default only the owner may read it, which the renamed file would inherit; the umask still applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a file in", e))
@@ -131,7 +132,7 @@ pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), Check
     sync_folder(&parent)
 }
 
-/// Makes renames in a folder durable, where folders can be opened.
+/// Makes renames in a folder durable, on systems that can open folders.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| CheckpointError::io(folder, "sync", e))?;
@@ -170,7 +171,7 @@ pub(crate) fn split(path: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
     Ok((parent, name))
 }
 
-/// `.NAME.tmp-`: hidden, and of a kind to be recognised when a killed process has left one.
+/// `.NAME.tmp-`: hidden, and recognisable if a killed process has left one.
 fn prefix(name: &OsStr) -> std::ffi::OsString {
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);

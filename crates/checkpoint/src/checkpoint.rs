@@ -19,13 +19,13 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// Bytes that are converted before their pages are let go, but for a rest of a unit.
+/// Bytes that are converted before their pages are released, rounded to whole units.
 const SPAN: usize = 4 << 20;
 
 /// The tensors of a file or folder, of which only the headers have been read.
 ///
-/// Opening reads and checks headers only. Each read copies one tensor out of the map, converted, and lets the
-/// file's pages go behind it, so that what stays resident is what the caller keeps. Shared by reference between
+/// Opening reads and checks headers only. Each read copies one tensor out of the map, converted, and releases
+/// the file's pages behind it, so that only the caller's data stay resident. Shared by reference between
 /// threads.
 ///
 /// Files of more than 16 MiB are mapped, smaller ones are copied into memory. A mapped file must not be changed in place
@@ -38,10 +38,10 @@ const SPAN: usize = 4 << 20;
 /// is interpreted by a machine that knows tensors, dictionaries, lists, strings and numbers and executes nothing.
 /// Big-endian files, sparse tensors, PyTorch's quantised ones and whole pickled modules are refused.
 ///
-/// Weights that GPTQ (2, 3, 4 and 8 bits), AWQ (4 bits, GEMM layout) or bitsandbytes (NF4 and FP4, also with quantised
-/// scales; INT8) left in several tensors are handed out as one, under the name of the weight and in the type of its scales
-/// or in that in which bitsandbytes computes; reads in f32 and f64 are not rounded to it. Its values are put together anew at
-/// each read.
+/// Weights that GPTQ (2, 3, 4 and 8 bits), AWQ (4 bits, GEMM layout) or bitsandbytes (NF4 and FP4, also with
+/// quantised scales; INT8) stored as several tensors are returned as one, under the name of the weight and in
+/// the type of its scales or in bitsandbytes' compute type; reads in f32 and f64 are not rounded to it. Its
+/// values are assembled at each read.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<Bytes>,
@@ -50,20 +50,21 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a tensor file, a shard index (`*.index.json`), or a folder. In a folder the first of these counts:
-    /// `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin`, `pytorch_model.bin.index.json`,
-    /// `adapter_model.safetensors`, `adapter_model.bin`.
+    /// Opens a tensor file, a shard index (`*.index.json`), or a folder. In a folder the first of these is
+    /// used: `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin`,
+    /// `pytorch_model.bin.index.json`, `adapter_model.safetensors`, `adapter_model.bin`.
     ///
-    /// With an index, the index says which tensors there are; others in its shards are left out.
+    /// With an index, the index defines the tensors; others in its shards are ignored.
     ///
     /// # Errors
-    /// [`NoCheckpoint`](CheckpointError::NoCheckpoint) with what was looked for; `Malformed`, `BadTensor` or
+    /// [`NoCheckpoint`](CheckpointError::NoCheckpoint) with the names tried; `Malformed`, `BadTensor` or
     /// `ForbiddenGlobal` for a file that breaks its format; `Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         resolve::open(path.as_ref(), Prefer::Model)
     }
 
-    /// As [`open`](Self::open), but in a folder that holds both a model and an adapter, the adapter's files count.
+    /// Like [`open`](Self::open), but in a folder with both a model and an adapter, the adapter's files are
+    /// used.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -71,7 +72,7 @@ impl Checkpoint {
         resolve::open(path.as_ref(), Prefer::Adapter)
     }
 
-    /// A checkpoint in memory, in any of the formats; `label` stands for the path in messages.
+    /// A checkpoint in memory, in any of the formats; `label` replaces the path in messages.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -94,13 +95,13 @@ impl Checkpoint {
         self.tensors.len()
     }
 
-    /// Whether there is no tensor at all.
+    /// Whether there are no tensors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
 
-    /// The bytes of all tensors together, as stored; a tensor under two names counts twice.
+    /// The total bytes of all tensors, as stored; a tensor under two names counts twice.
     #[must_use]
     pub fn byte_size(&self) -> usize {
         self.tensors.values().fold(0, |sum, entry| sum.saturating_add(entry.info.byte_size()))
@@ -118,7 +119,7 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// The file that was opened; for a folder, the file or index inside that was chosen.
+    /// The opened file; for a folder, the selected file or index inside it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -159,8 +160,8 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// A matrix `[a, b]` as the row-major f32 elements of its transpose `[b, a]`: PyTorch keeps a linear layer's
-    /// weight as `[d_output, d_input]`.
+    /// A matrix `[a, b]` as the row-major f32 elements of its transpose `[b, a]`: PyTorch stores a linear
+    /// layer's weight as `[d_output, d_input]`.
     ///
     /// # Errors
     /// [`MissingTensor`](CheckpointError::MissingTensor), and [`BadTensor`](CheckpointError::BadTensor) for a tensor
@@ -185,7 +186,7 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// The elements of an f16 or bf16 tensor in row-major order as their bits, which nothing rounds.
+    /// The elements of an f16 or bf16 tensor in row-major order as their bits, without rounding.
     ///
     /// # Errors
     /// [`MissingTensor`](CheckpointError::MissingTensor), and [`BadTensor`](CheckpointError::BadTensor) for another
@@ -236,9 +237,9 @@ impl Checkpoint {
         Ok(entry)
     }
 
-    /// The little-endian bytes of a tensor in row-major order, borrowed from the map where they lie so.
+    /// The little-endian bytes of a tensor in row-major order, borrowed from the map if they are stored so.
     ///
-    /// Borrowed bytes stay resident once touched; [`release`](Self::release) lets them go.
+    /// Borrowed bytes stay resident once touched; [`release`](Self::release) releases them.
     ///
     /// # Errors
     /// [`MissingTensor`](CheckpointError::MissingTensor).
@@ -247,8 +248,8 @@ impl Checkpoint {
         Ok(entry.bytes(&self.files))
     }
 
-    /// Lets go of the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
-    /// nothing to let go. The bytes remain readable, they are fetched again.
+    /// Releases the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
+    /// ignored. The bytes remain readable and are fetched again.
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name)
             && let Layout::Contiguous { .. } = entry.layout
@@ -260,8 +261,8 @@ impl Checkpoint {
 
     /// A hash of the tensors' names, types, shapes and elements, as 32 hexadecimal digits (XXH3, 128 bits).
     ///
-    /// It identifies a model, whichever format, sharding or order of the files it is stored in; metadata are left
-    /// out. It does not protect against a deliberate collision. Reads every byte.
+    /// It identifies a model, whatever the format, sharding or order of its files; metadata are
+    /// excluded. It does not protect against a deliberate collision. Reads every byte.
     #[must_use]
     pub fn content_hash(&self) -> String {
         let mut hash = Xxh3Default::new();
@@ -289,7 +290,7 @@ impl Checkpoint {
         })
     }
 
-    /// Hands out a tensor's bytes in spans of whole elements, letting each span's pages go after it.
+    /// Passes a tensor's bytes on in spans of whole elements, releasing each span's pages after it.
     fn each_span(&self, entry: &Entry, mut f: impl FnMut(&[u8])) {
         let Ok(()) = self.spans(entry, |span| {
             f(span);
@@ -297,7 +298,7 @@ impl Checkpoint {
         });
     }
 
-    /// As [`each_span`](Self::each_span), by name, up to the first error.
+    /// Like [`each_span`](Self::each_span), by name, up to the first error.
     pub(crate) fn try_each_span(
         &self,
         name: &str,

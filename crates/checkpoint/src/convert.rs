@@ -1,10 +1,10 @@
-//! Little-endian bytes to numbers and back, without any demand on alignment.
+//! Little-endian bytes to numbers and back, without alignment requirements.
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::dtype::{Dtype, FloatType};
 
-/// Elements that are converted through the stack at a time.
+/// Number of elements converted through the stack at a time.
 const BLOCK: usize = 1024;
 
 /// Appends the elements as f32. Doubles and integers are rounded to nearest; a boolean is 0 or 1.
@@ -93,14 +93,14 @@ fn each_f16_block(bytes: &[u8], mut f: impl FnMut(&[f16])) {
     }
 }
 
-/// Rows and columns of a tile: a tile of f32 fits the second-level cache with room to spare.
+/// Rows and columns of a tile: a tile of f32 fits the L2 cache with room to spare.
 const TILE_ROWS: usize = 64;
 const TILE_COLUMNS: usize = 128;
 /// Distance of two rows in the scratch tile; not a power of two, so that a column does not fall into one cache set.
 const PITCH: usize = TILE_COLUMNS + 16;
 
 /// Transposes row-major `[rows, columns]` elements of `size` bytes into `[columns, rows]`, tile by tile; `extend`
-/// appends the elements of some bytes. `done` is told after each band of rows how many bytes it was.
+/// appends the elements of some bytes. `done` is called after each band of rows with its number of bytes.
 pub(crate) fn transpose<T: Copy + Default>(
     size: usize,
     bytes: &[u8],
@@ -135,7 +135,7 @@ pub(crate) fn transpose<T: Copy + Default>(
     }
 }
 
-/// Rows of blocks that are transposed at a time.
+/// Number of block rows that are transposed at a time.
 const LINES: usize = 16;
 
 /// [`transpose`] into f32 from any type.
@@ -148,7 +148,8 @@ pub(crate) fn transpose_f32(
 ) {
     let shape = [rows, columns];
     if let Dtype::Block(_) = dtype {
-        // A tile of the transposition would cut through blocks: some rows are read whole, then put into their columns.
+        // A tile of the transposition would split blocks: some rows are read completely, then written to
+        // their columns.
         let row_bytes = columns / dtype.unit_len() * dtype.size();
         let mut lines = Vec::with_capacity(LINES * columns);
         for (band, bytes) in bytes.chunks((LINES * row_bytes).max(1)).enumerate() {
@@ -165,7 +166,7 @@ pub(crate) fn transpose_f32(
     transpose(dtype.size(), bytes, shape, out, |bytes, line| extend_f32(dtype, bytes, line), done);
 }
 
-/// Appends elements of two bytes as their bits.
+/// Appends two-byte elements as their bits.
 pub(crate) fn extend_bits(bytes: &[u8], out: &mut Vec<u16>) {
     out.extend(bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)));
 }

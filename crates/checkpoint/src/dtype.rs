@@ -33,12 +33,12 @@ pub enum Dtype {
     U8,
     /// One byte, 0 or 1.
     Bool,
-    /// Blocks of few bits along the last dimension, which is a multiple of a block's length.
+    /// Quantised blocks along the last dimension, which is a multiple of a block's length.
     Block(BlockFormat),
 }
 
 impl Dtype {
-    /// Elements of the smallest unit that is stored in whole bytes: 1, or a block's.
+    /// Elements of the smallest unit stored in whole bytes: 1, or a block's length.
     #[must_use]
     pub(crate) const fn unit_len(self) -> usize {
         match self {
@@ -65,8 +65,8 @@ impl Dtype {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::Block(_))
     }
 
-    /// The name in a safetensors header (`F32`, `BF16`, `BOOL`, …); llama.cpp's of blocks, which safetensors files
-    /// cannot hold.
+    /// The name in a safetensors header (`F32`, `BF16`, `BOOL`, …); llama.cpp's name for blocks, which
+    /// safetensors files cannot contain.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -126,7 +126,7 @@ pub enum FloatType {
 }
 
 impl FloatType {
-    /// The name as the command line has it: `f32`, `f16`, `bf16`.
+    /// The name on the command line: `f32`, `f16`, `bf16`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -188,7 +188,8 @@ impl TensorInfo {
     }
 }
 
-/// The product of the dimensions, or none where it overflows. A zero anywhere makes zero, whatever the rest.
+/// The product of the dimensions, or `None` if it overflows. A zero anywhere makes it zero, whatever the
+/// rest.
 pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);
@@ -196,7 +197,7 @@ pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))
 }
 
-/// The bytes of a contiguous tensor, or none where the product overflows.
+/// The bytes of a contiguous tensor, or `None` if the product overflows.
 pub(crate) fn byte_size(shape: &[usize], dtype: Dtype) -> Option<usize> {
     (numel(shape)? / dtype.unit_len()).checked_mul(dtype.size())
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a tensor file; every message is one line that says where, what and what to do next.
+//! Errors of tensor files; every message is one line with the place, the problem and the remedy.
 
 use std::{
     io,
@@ -7,17 +7,17 @@ use std::{
 
 /// An error of reading or writing tensor files.
 ///
-/// Names that come out of a file are escaped and shortened before they are shown, so that a hostile file can
+/// Names from a file are escaped and shortened before they are shown, so that a hostile file can
 /// neither break the line nor flood the log.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The operating system refused; the message of a full disk is here.
+    /// An error of the operating system, such as a full disk.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done, as a verb: «open», «write», «rename to …».
+        /// The attempted operation, as a verb: «open», «write», «rename to …».
         action: String,
         /// The system's own error.
         source: io::Error,
@@ -25,30 +25,30 @@ pub enum CheckpointError {
     /// A folder without a checkpoint, or a path that does not exist.
     #[error("{}: no checkpoint found; looked for {looked_for}", path.display())]
     NoCheckpoint {
-        /// The path that was given.
+        /// The given path.
         path: PathBuf,
         /// The names tried, in order.
         looked_for: String,
     },
-    /// The file as a whole breaks its format.
+    /// The file as a whole violates its format.
     #[error("{}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do about it.
+        /// The problem and the remedy.
         reason: String,
     },
-    /// One tensor of the file breaks the format, or has a type that is not supported.
+    /// One tensor of the file violates the format, or has an unsupported type.
     #[error("{}: tensor '{tensor}': {reason}", path.display())]
     BadTensor {
         /// The file.
         path: PathBuf,
-        /// The tensor's name, made fit to print.
+        /// The tensor's name, escaped for printing.
         tensor: String,
-        /// What is wrong and what to do about it.
+        /// The problem and the remedy.
         reason: String,
     },
-    /// A pickle wants something that is not tensor data. Nothing was executed.
+    /// A pickle refers to something that is not tensor data. Nothing was executed.
     #[error(
         "{}: the pickle refers to '{global}', which is not plain tensor data, and nothing of it is executed; \
          save model.state_dict() alone, or convert the file to safetensors", path.display()
@@ -56,17 +56,17 @@ pub enum CheckpointError {
     ForbiddenGlobal {
         /// The file.
         path: PathBuf,
-        /// `module.name` of the Python object, made fit to print.
+        /// `module.name` of the Python object, escaped for printing.
         global: String,
     },
-    /// A tensor was asked for that the checkpoint lacks.
+    /// A requested tensor that the checkpoint lacks.
     #[error("{}: no tensor '{tensor}' among {count}; nearest: {nearest}", path.display())]
     MissingTensor {
         /// The checkpoint.
         path: PathBuf,
-        /// The name asked for.
+        /// The requested name.
         tensor: String,
-        /// How many tensors there are.
+        /// Number of tensors.
         count: usize,
         /// The name with the smallest edit distance, or «none».
         nearest: String,
@@ -80,11 +80,11 @@ pub enum CheckpointError {
         tensor: String,
         /// The offending value.
         value: f32,
-        /// The type asked for.
+        /// The requested type.
         dtype: &'static str,
     },
-    /// The destination exists and holds something.
-    #[error("{}: is there already and not empty; choose another path", path.display())]
+    /// The destination exists and is not empty.
+    #[error("{}: already exists and is not empty; choose another path", path.display())]
     DestinationExists {
         /// The destination.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub enum CheckpointError {
     CannotResume {
         /// The partial output.
         path: PathBuf,
-        /// Why, and what to do about it.
+        /// The reason and the remedy.
         reason: String,
     },
     /// A stream was finished before every planned tensor was written.
@@ -102,7 +102,7 @@ pub enum CheckpointError {
     Unfinished {
         /// The file or folder being written.
         path: PathBuf,
-        /// How many are missing.
+        /// Number of missing tensors.
         missing: usize,
         /// The first of them, in the plan's order.
         first: String,
@@ -123,7 +123,7 @@ impl CheckpointError {
     }
 }
 
-/// What a parser found, before anyone has said which file it was.
+/// The finding of a parser, before the file is named.
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// The file as a whole.
@@ -143,7 +143,7 @@ impl Fault {
         Self::Tensor(name.to_owned(), reason.into())
     }
 
-    /// Names the file.
+    /// Adds the name of the file.
     pub(crate) fn at(self, path: &Path) -> CheckpointError {
         match self {
             Self::File(reason) => CheckpointError::malformed(path, reason),
@@ -155,12 +155,13 @@ impl Fault {
     }
 }
 
-/// Text out of a file as it may be printed: what is not plainly visible escaped, at most 120 characters.
+/// Text from a file as it may be printed: characters that are not plainly visible are escaped, at most 120
+/// characters.
 pub(crate) fn printable(text: &str) -> String {
     const LIMIT: usize = 120;
     let mut shown = String::new();
     for c in text.chars().take(LIMIT) {
-        // Quotes and backslashes are visible, and text that has been through here must not change again.
+        // Quotes and backslashes are visible, and text that has already been escaped must not change again.
         if matches!(c, '\'' | '"' | '\\') {
             shown.push(c);
         } else {

@@ -1,4 +1,5 @@
-//! Fuzz bodies: any bytes in, no panic; what opens must read, and agree with itself.
+//! Fuzz bodies: arbitrary bytes must not panic; a file that opens must be readable and consistent with
+//! itself.
 //!
 //! Run for hours by cargo-fuzz (`fuzz/`), and for seconds on mutated files by the tests.
 
@@ -11,7 +12,7 @@ pub fn safetensors(data: &[u8]) {
     walk(data, header::parse(data));
 }
 
-/// A GGUF file: its tensors, and the small files that it stands for.
+/// A GGUF file: its tensors, and the small files that it represents.
 pub fn gguf(data: &[u8]) {
     match gguf::table(data) {
         Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
@@ -38,7 +39,7 @@ pub fn torch(data: &[u8]) {
 pub fn any(data: &[u8]) {
     match Checkpoint::from_bytes("fuzz", data.to_vec()) {
         Err(error) => check_message(&error.to_string()),
-        // Weights that are put together of others are here alone.
+        // Weights assembled from other tensors are checked only here.
         Ok(checkpoint) => checkpoint.names().for_each(|name| {
             assert_eq!(
                 checkpoint.read_f32(name).map(|x| Some(x.len())).ok(),
@@ -62,7 +63,7 @@ pub fn index(data: &[u8]) {
     }
 }
 
-/// Reads everything that parsing let through.
+/// Reads everything that parsing accepted.
 fn walk(data: &[u8], parsed: Result<Table, Fault>) {
     let table = match parsed {
         Ok(table) => table,

@@ -19,7 +19,7 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// The same limit as the reference implementation has.
+/// The same limit as in the reference implementation.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// Reads and validates the header of a whole safetensors file.
@@ -45,7 +45,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Table, Fault> {
     layout(header, 8 + length, data.len())
 }
 
-/// Checks that the tensors tile the data section, and gives each its place in the file.
+/// Checks that the tensors tile the data section, and computes each one's position in the file.
 fn layout(header: Header, start: usize, len: usize) -> Result<Table, Fault> {
     let mut table = Table { metadata: header.metadata, ..Table::default() };
     let mut spans = Vec::with_capacity(header.tensors.len());
@@ -109,7 +109,7 @@ fn share(table: &mut Table) {
     table.tensors.extend(shared);
 }
 
-/// A shape as it is shown in messages: at most eight dimensions, since a hostile header may have millions.
+/// A shape for messages: at most eight dimensions, since a hostile header may have millions.
 struct Dims<'a>(&'a [usize]);
 
 impl fmt::Debug for Dims<'_> {
@@ -120,7 +120,7 @@ impl fmt::Debug for Dims<'_> {
     }
 }
 
-/// A tensor as the header has it; other keys are passed over, as the reference implementation does.
+/// A tensor entry of the header; other keys are ignored, as in the reference implementation.
 #[derive(Deserialize)]
 struct RawTensor {
     dtype: String,
@@ -154,7 +154,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut tensors = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                // Writers without metadata may say null.
+                // Writers without metadata may write null.
                 let strings: Option<Strings> = map.next_value()?;
                 if metadata.replace(strings.map_or_else(BTreeMap::new, |strings| strings.0)).is_some() {
                     return Err(de::Error::custom("two __metadata__ sections"));

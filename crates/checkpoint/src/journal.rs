@@ -1,8 +1,8 @@
-//! The journal of a stream: which tensors are in the partial files, so that an interrupted job goes on.
+//! The journal of a stream: the tensors in the partial files, so that an interrupted job can resume.
 //!
-//! Lines of JSON: first `{"plan": FINGERPRINT}`, then `{"tensor": NAME, "hash": XXH3}` after each tensor. The hash is
-//! what makes a line worth something after a crash of the machine, when the journal may have reached the disk and the
-//! tensor not. A last line cut short is ignored.
+//! Lines of JSON: first `{"plan": FINGERPRINT}`, then `{"tensor": NAME, "hash": XXH3}` after each tensor. The
+//! hash makes a line trustworthy after a crash of the machine, when the journal may have reached the disk and
+//! the tensor not. A truncated last line is ignored.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::CheckpointError;
 
-/// An open journal, locked against other processes for as long as it lives.
+/// An open journal, locked against other processes for its lifetime.
 #[derive(Debug)]
 pub(crate) struct Journal {
     file: File,
@@ -34,7 +34,7 @@ struct Line {
 }
 
 impl Journal {
-    /// Starts a new journal; what an older one says is forgotten.
+    /// Starts a new journal, discarding an older one.
     pub(crate) fn create(path: PathBuf, fingerprint: &str) -> Result<Self, CheckpointError> {
         let mut journal = Self::open(path)?;
         journal.restart(fingerprint)?;
@@ -44,7 +44,8 @@ impl Journal {
     /// Continues a journal, with the hashes of the tensors it has; starts a new one if the file does not exist.
     ///
     /// # Errors
-    /// [`CannotResume`](CheckpointError::CannotResume) if it belongs to a different plan, or to a process that runs.
+    /// [`CannotResume`](CheckpointError::CannotResume) if it belongs to a different plan, or to a running
+    /// process.
     pub(crate) fn resume(
         path: PathBuf,
         fingerprint: &str,
@@ -64,7 +65,7 @@ impl Journal {
             return Err(CheckpointError::CannotResume {
                 path: journal.path,
                 reason: "the partial output was made from other input or with other settings; \
-                         use the same ones, or start anew without resuming"
+                         use the same ones, or start again without resuming"
                     .to_owned(),
             });
         }
@@ -97,7 +98,7 @@ impl Journal {
         self.line(&Start { plan: fingerprint.to_owned() })
     }
 
-    /// Notes that a tensor is written.
+    /// Records that a tensor is written.
     pub(crate) fn note(&mut self, tensor: &str, hash: String) -> Result<(), CheckpointError> {
         self.line(&Line { tensor: tensor.to_owned(), hash })
     }

@@ -1,17 +1,20 @@
-//! Tensor files of the Hugging Face world, as host arrays: read strictly and lazily, written whole or not at all.
+//! Tensor files of the Hugging Face ecosystem, as host arrays: read strictly and lazily, written completely
+//! or not at all.
 //!
-//! - **Reading.** [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin` in both its
-//!   formats; llama.cpp's GGUF, see [`gguf`]) and hands out one tensor at a time, converted. Files are mapped; what has been read is let go, so that
-//!   loading a model takes the memory of its weights and little more.
-//! - **Writing.** [`write_safetensors`] writes one file; [`StreamWriter`] writes checkpoints larger than memory, in
-//!   shards if asked, and resumes when interrupted. [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`] do for
-//!   other files and folders what these do for tensors: a reader sees all or nothing.
-//! - **Trust.** A file is believed only as far as it has been checked: header lengths, offsets, shapes and views are
-//!   compared with the file's size before anything is allocated, shards cannot lie outside their folder, and a pickle
-//!   is never executed: any name in it that does not stand for tensor data is an error. Errors are one line with the
-//!   file, the tensor and what to do.
+//! - **Reading.** [`Checkpoint`] opens a file or a folder (safetensors, sharded or not; PyTorch's `.bin` in
+//!   both its formats; llama.cpp's GGUF, see [`gguf`]) and returns one tensor at a time, converted. Files are
+//!   mapped; pages are released after they are read, so that loading a model takes the memory of its weights
+//!   and little more.
+//! - **Writing.** [`write_safetensors`] writes one file; [`StreamWriter`] writes checkpoints larger than
+//!   memory, in shards if requested, and can resume. [`write_atomic`], [`write_dir_atomic`] and [`StagedDir`]
+//!   do the same for other files and folders: a reader sees all or nothing.
+//! - **Trust.** Nothing in a file is trusted before it is checked: header lengths, offsets, shapes and views
+//!   are compared with the file's size before anything is allocated, shards cannot be outside their folder,
+//!   and a pickle is never executed: any name in it that is not tensor data is an error. Errors are one line
+//!   with the file, the tensor and the remedy.
 //!
-//! Nothing here knows about adapters or a tensor library, and about models only what GGUF files leave out.
+//! The crate does not depend on adapters or a tensor library, and knows about models only what GGUF files
+//! leave out.
 //!
 //! ```
 //! use std::collections::BTreeMap;

@@ -10,17 +10,17 @@ use memmap2::Mmap;
 
 use crate::{CheckpointError, gguf};
 
-/// Files of at most this many bytes are copied into memory: adapters and small models, which training scripts write
-/// again in place. Their copy is not worth the risk that [`map_file`] describes.
+/// Files of at most this many bytes are copied into memory: adapters and small models, which training scripts
+/// rewrite in place. Mapping them would not be worth the risk that [`map_file`] describes.
 const COPIED: u64 = 16 << 20;
 
-/// The content of a regular file, or of one of the [`MEMBERS`](crate::gguf::MEMBERS) of a GGUF file; a pipe, which would
-/// be waited for, and a device, which may have no end, are refused.
+/// The content of a regular file, or of one of the [`MEMBERS`](crate::gguf::MEMBERS) of a GGUF file. A pipe,
+/// which could block, and a device, which may have no end, are refused.
 ///
 /// # Errors
-/// As [`std::fs::read`], [`InvalidInput`](std::io::ErrorKind::InvalidInput) for anything but a regular file, and
-/// [`InvalidData`](std::io::ErrorKind::InvalidData) for a GGUF file that does not have the member in a form that is
-/// understood.
+/// As [`std::fs::read`], [`InvalidInput`](std::io::ErrorKind::InvalidInput) for anything but a regular file,
+/// and [`InvalidData`](std::io::ErrorKind::InvalidData) for a GGUF file that does not have the member in a
+/// supported form.
 pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
     let path = path.as_ref();
     if let Some((file, name)) = member_of(path) {
@@ -35,7 +35,7 @@ pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-/// Whether [`read_file`] finds something: a regular file, or a member of a GGUF file.
+/// Whether [`read_file`] would find something: a regular file, or a member of a GGUF file.
 #[must_use]
 pub fn has_file(path: impl AsRef<Path>) -> bool {
     let path = path.as_ref();
@@ -45,25 +45,25 @@ pub fn has_file(path: impl AsRef<Path>) -> bool {
     path.is_file() || member_of(path).is_some_and(has_member)
 }
 
-/// A GGUF file and the name of one of its members, if the path is such a one.
+/// A GGUF file and the name of one of its members, if the path has this form.
 fn member_of(path: &Path) -> Option<(&Path, &str)> {
     let (file, name) = (path.parent()?, path.file_name()?.to_str()?);
     (gguf::MEMBERS.contains(&name) && gguf::is_gguf(file)).then_some((file, name))
 }
 
-/// Bytes that stay where they are for the life of a checkpoint.
+/// Bytes that do not move during the life of a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Bytes {
     /// A mapped file.
     Mapped(Mmap),
-    /// A small file, or bytes that a caller handed over.
+    /// A small file, or bytes from the caller.
     Owned(Vec<u8>),
 }
 
 impl Bytes {
     /// The content of a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        // Asked before opening: opening a pipe would wait for a writer, and a device may have no end.
+        // Checked before opening: opening a pipe would wait for a writer, and a device may have no end.
         let meta = fs::metadata(path).map_err(|e| CheckpointError::io(path, "open", e))?;
         if !meta.is_file() {
             return Err(CheckpointError::malformed(path, "not a regular file"));
@@ -96,10 +96,10 @@ impl Bytes {
         }
     }
 
-    /// Lets go of the pages that `part` lies in, so that reading a large file does not keep a second copy of it
-    /// resident. They come back from the file when touched again.
+    /// Releases the pages of `part`, so that reading a large file does not keep a second copy of it
+    /// resident. They are read from the file again when touched.
     ///
-    /// The pages just before go too: the first touch of `part` brought them back.
+    /// The pages just before it are released too: the first touch of `part` brought them back.
     pub(crate) fn release(&self, part: &[u8]) {
         if let Self::Mapped(map) = self {
             let start = (part.as_ptr().addr()).wrapping_sub(map.as_ptr().addr());
@@ -111,8 +111,8 @@ impl Bytes {
     }
 }
 
-/// Linux maps pages of a file that it has in memory by runs around the one touched, and runs of large pages reach as
-/// far as this.
+/// Linux maps cached pages of a file in runs around the touched one; with large pages, runs extend
+/// as far as this.
 const MAPPED_AROUND: usize = 2 << 20;
 
 #[allow(unsafe_code, reason = "mapping a file has no safe form")]
@@ -133,7 +133,7 @@ fn release_range(map: &Mmap, start: usize, len: usize) {
     // SAFETY: the range lies inside the map (checked by the caller), and the map is a read-only one of a file, so
     // that the dropped pages are read back from the file with the same content.
     let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
-    // Advice is a hint: where the system does not take it, only memory is lost.
+    // Advice is a hint: if the system ignores it, only memory is lost.
     drop(advised);
 }
 

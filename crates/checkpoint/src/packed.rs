@@ -1,5 +1,5 @@
-//! Weights that GPTQ, AWQ and bitsandbytes keep in few bits, handed out as floats: of the type of their scales, or of the
-//! one that bitsandbytes computes in; reads in f32 are exact.
+//! Quantised weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in bitsandbytes'
+//! compute type; reads in f32 are exact.
 //!
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
 //! bitsandbytes (Dettmers et al. 2022, 2023).
@@ -18,7 +18,7 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// A weight `[d_output, d_input]` and what it is made of.
+/// A weight `[d_output, d_input]` and its parts.
 #[derive(Debug)]
 pub(crate) enum Packed {
     /// `s·(q − z)` for each group of inputs.
@@ -39,10 +39,10 @@ pub(crate) struct Groups {
     values: Entry,
     zeros: Entry,
     scales: Entry,
-    /// The group of each input, where they are not in order.
+    /// The group of each input, if they are not in order.
     index: Option<Entry>,
     group_size: usize,
-    /// What is added to a stored zero point.
+    /// Offset of a stored zero point.
     zero_offset: u32,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Codes {
     nested: Option<Nested>,
 }
 
-/// Factors of blocks that are themselves in 8 bits.
+/// Block factors that are themselves in 8 bits.
 #[derive(Debug)]
 struct Nested {
     table: Entry,
@@ -81,10 +81,10 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 /// The nibble that holds each of eight neighbouring outputs.
 const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// Puts the parts of quantised weights together under the names of the weights.
+/// Combines the parts of quantised weights under the names of the weights.
 ///
 /// # Errors
-/// Parts that are missing or do not fit each other, a variant that is not supported.
+/// Parts that are missing or do not match, an unsupported variant.
 pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result<(), CheckpointError> {
     let names = |end: &str| -> Vec<String> {
         table.tensors.keys().filter_map(|name| name.strip_suffix(end)).map(str::to_owned).collect()
@@ -144,16 +144,16 @@ fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Resul
     Ok(())
 }
 
-/// What of a `quantization_config` the tensors do not say.
+/// The settings of a `quantization_config` that the tensors do not determine.
 #[derive(Debug, Default)]
 struct Settings {
     group_size: Option<usize>,
-    /// Whether zero points are stored as they are, and not less 1.
+    /// Whether zero points are stored unchanged instead of minus 1.
     has_plain_zeros: bool,
 }
 
 impl Settings {
-    /// Of the config beside a checkpoint.
+    /// From the config beside a checkpoint.
     fn read(checkpoint: &Path) -> Result<Self, String> {
         let folder = checkpoint.parent().unwrap_or(Path::new(""));
         let json =
@@ -196,7 +196,7 @@ impl Groups {
         if n_groups == 0 || d_output == 0 || words == 0 {
             return Err("is empty".into());
         }
-        // Modules of one checkpoint may differ in both, whatever the config says of all.
+        // Modules of one checkpoint may differ in both, whatever the config says for all.
         let bits = zeros.info.shape.get(1).map_or(0, |n| n.saturating_mul(32) / d_output);
         let is_awq = width != d_output;
         if !(if is_awq { &[4][..] } else { &[2, 3, 4, 8] }).contains(&bits) {
@@ -248,7 +248,7 @@ impl Groups {
         };
         let zero_words = d_output * bits / 32;
         let mut out = vec![0f32; d_output * d_input];
-        // A few outputs at a time: their words lie side by side.
+        // A few outputs at a time: their words are adjacent.
         const BAND: usize = 16;
         for first in (0..d_output).step_by(BAND) {
             for i in 0..d_input {
@@ -293,7 +293,7 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
     let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     let values = take(table, &name)?;
     let (table_of_codes, scales) = (take(table, &part("quant_map"))?, take(table, &part("absmax"))?);
-    // The bytes may be kept under any type (`bnb_4bit_quant_storage`).
+    // The bytes may be stored under any type (`bnb_4bit_quant_storage`).
     if json.blocksize == 0 || values.info.byte_size() != numel.div_ceil(2) {
         return Err(format!(
             "a weight {:?} of 4 bits does not fit its {:?} bytes",

@@ -1,4 +1,4 @@
-//! Which tensors a stream will write, and where each goes: shards, headers, offsets.
+//! The tensors that a stream will write, and their positions: shards, headers, offsets.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{CheckpointError, Dtype, dtype::byte_size, write::encode_header};
 
-/// A tensor to come: its elements are not needed yet, its name, shape and type are.
+/// A planned tensor: only its name, shape and type are needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPlan {
     /// The key in the file.
@@ -22,18 +22,19 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// A plan from anything that is a name and a shape.
+    /// A plan from any type with a name and a shape.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, dtype: impl Into<Dtype>) -> Self {
         Self { name: name.into(), shape: shape.into(), dtype: dtype.into() }
     }
 }
 
-/// How a [`StreamWriter`](crate::StreamWriter) names, cuts and keeps its files.
+/// Naming, sharding and retention of the files of a [`StreamWriter`](crate::StreamWriter).
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
     /// File name without `.safetensors`; `model` unless changed.
     pub stem: String,
-    /// Cut into shards of at most this many bytes of tensors, a larger tensor alone in its own; one file if none.
+    /// Split into shards of at most this many bytes of tensors, a larger tensor in a shard of its own; one
+    /// file if `None`.
     pub max_shard_bytes: Option<u64>,
     /// Strings for the header of each file; `"format": "pt"` is added.
     pub metadata: BTreeMap<String, String>,
@@ -61,7 +62,7 @@ pub(crate) struct Shard {
     pub(crate) file_size: u64,
 }
 
-/// The place of one tensor.
+/// The position of one tensor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) shard: usize,
@@ -71,21 +72,21 @@ pub(crate) struct Slot {
     pub(crate) len: u64,
 }
 
-/// A plan laid out.
+/// A plan with its layout.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) tensors: Vec<TensorPlan>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) by_name: HashMap<String, usize>,
     pub(crate) shards: Vec<Shard>,
-    /// Bytes of all tensors.
+    /// Total bytes of all tensors.
     pub(crate) total: u64,
-    /// Identifies plan and options, so that only the same job resumes.
+    /// Identifies plan and options, so that only the same job can resume.
     pub(crate) fingerprint: String,
 }
 
-/// Lays out a plan: shards in the plan's order; in a shard the widest types first, which keeps every tensor aligned,
-/// then by name.
+/// Lays out a plan: shards in the plan's order; within a shard the widest types first, which keeps every
+/// tensor aligned, then by name.
 pub(crate) fn lay_out(
     folder: &Path,
     tensors: Vec<TensorPlan>,
@@ -153,7 +154,7 @@ fn group(sizes: &[u64], limit: Option<u64>) -> Vec<Vec<usize>> {
     groups
 }
 
-/// File names and headers say all there is to say about a job: names, types, shapes, order, metadata, shards.
+/// File names and headers determine a job completely: names, types, shapes, order, metadata, shards.
 fn fingerprint(shards: &[Shard]) -> String {
     let mut hash = Xxh3Default::new();
     for shard in shards {

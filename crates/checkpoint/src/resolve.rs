@@ -1,4 +1,5 @@
-//! From a path to a checkpoint: which file of a folder counts, which format a file has, what an index names.
+//! From a path to a checkpoint: selection of a folder's file, detection of its format, and the contents of an
+//! index.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +20,17 @@ use crate::{
     torch,
 };
 
-/// The file names of a model folder, best first.
+/// The file names of a model folder, in order of precedence.
 const MODEL: [&str; 4] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 ];
-/// The file names of an adapter folder, best first.
+/// The file names of an adapter folder, in order of precedence.
 const ADAPTER: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// Whose files come first in a folder that has both.
+/// Which files take precedence in a folder that has both.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Prefer {
     Model,
@@ -42,7 +43,7 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
             Prefer::Model => MODEL.into_iter().chain(ADAPTER).collect(),
             Prefer::Adapter => ADAPTER.into_iter().chain(MODEL).collect(),
         };
-        // A folder of this name, or a broken link, is an error and must not be passed over.
+        // A folder of this name, or a broken link, is an error and must not be skipped.
         match order.iter().map(|name| path.join(name)).find(|file| file.symlink_metadata().is_ok()) {
             Some(file) => open_file(&file),
             None => {
@@ -61,7 +62,7 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
     }
 }
 
-/// The first file of a folder, by name, that has a tensor file's extension.
+/// The first file of a folder, by name, with the extension of a tensor file.
 fn other_tensor_file(folder: &Path) -> Option<String> {
     let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names
@@ -76,7 +77,7 @@ fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     of_bytes(path.to_owned(), Bytes::open(path)?)
 }
 
-/// A checkpoint of the bytes of a file.
+/// A checkpoint from the bytes of a file.
 pub(crate) fn of_bytes(path: PathBuf, file: Bytes) -> Result<Checkpoint, CheckpointError> {
     if gguf::recognises(file.as_slice()) {
         let (table, beside) = gguf::table(file.as_slice()).map_err(|fault| fault.at(&path))?;
@@ -88,7 +89,7 @@ pub(crate) fn of_bytes(path: PathBuf, file: Bytes) -> Result<Checkpoint, Checkpo
     Ok(Checkpoint::new(path, files, table))
 }
 
-/// Parses a file by its content.
+/// Parses a file according to its content.
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Table, CheckpointError> {
     // A safetensors file has the opening brace of its header at byte 8; neither a zip (a compression method) nor
     // the old torch format (the middle of a magic number) can.
@@ -117,7 +118,7 @@ struct Index {
     weight_map: Strings,
 }
 
-/// What an index says: its metadata as strings, and the tensors of each shard.
+/// The contents of an index: its metadata as strings, and the tensors of each shard.
 type Shards = (BTreeMap<String, String>, BTreeMap<String, Vec<String>>);
 
 pub(crate) fn parse_index(text: &[u8]) -> Result<Shards, Fault> {

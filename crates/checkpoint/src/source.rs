@@ -1,4 +1,4 @@
-//! Where a tensor's bytes are: the table that every format's parser yields.
+//! Positions of tensors' bytes: the table produced by the parser of every format.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
@@ -7,14 +7,14 @@ use crate::dtype::{Dtype, TensorInfo};
 use crate::map::Bytes;
 use crate::packed::Packed;
 
-/// What a parser found in one file.
+/// The finding of a parser in one file.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) tensors: BTreeMap<String, Entry>,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-/// One tensor: what it is and where it lies.
+/// One tensor: its description and position.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) info: TensorInfo,
@@ -23,24 +23,24 @@ pub(crate) struct Entry {
     pub(crate) layout: Layout,
 }
 
-/// The place of a tensor's elements in its file; parsers have checked that it lies inside.
+/// The position of a tensor's elements in its file; parsers have checked that it is inside.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
     /// Row-major, without gaps: first byte and number of bytes.
     Contiguous { start: usize, len: usize },
     /// A view: byte of the first element, and the step of each dimension in elements.
     Strided { start: usize, strides: Vec<usize> },
-    /// Rows without gaps in another order.
+    /// Contiguous rows in another order.
     Rows { start: usize, order: RowOrder },
-    /// The row-major transpose of a matrix, of elements of this type; blocks are read as f32.
+    /// The row-major transpose of a matrix, with elements of this type; blocks are read as f32.
     Transposed { start: usize, len: usize, stored: Dtype },
-    /// Put together of other tensors, of any file.
+    /// Assembled from other tensors, of any file.
     Packed(Arc<Packed>),
 }
 
-/// Where the rows of a tensor are in its file: row `(i, j, k)` of [`dims`](Self::dims) is the stored row
-/// `i·strides[0] + j·strides[1] + k·strides[2]`. The parsers have checked that the dimensions make the rows, and that all
-/// of these are among them.
+/// Positions of the rows of a tensor in its file: row `(i, j, k)` of [`dims`](Self::dims) is the stored row
+/// `i·strides[0] + j·strides[1] + k·strides[2]`. The parsers have checked that the dimensions match the
+/// number of rows, and that all of these are among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowOrder {
     pub(crate) dims: [usize; 3],
@@ -65,7 +65,7 @@ impl RowOrder {
 }
 
 impl Entry {
-    /// The elements in f32 where they are put together, and so exact in no stored type.
+    /// The elements in f32 if they are assembled, and so not exact in any stored type.
     pub(crate) fn exact(&self, files: &[Bytes]) -> Option<Vec<f32>> {
         match &self.layout {
             Layout::Packed(packed) => Some(packed.floats(files)),
@@ -73,10 +73,11 @@ impl Entry {
         }
     }
 
-    /// The tensor's bytes in row-major order: borrowed from the file where they lie so, gathered where not.
+    /// The tensor's bytes in row-major order: borrowed from the file if they are stored so, otherwise
+    /// gathered.
     ///
-    /// An empty answer for a place outside the file cannot happen after the parsers' checks; it is there so that a
-    /// mistake in them is a wrong length rather than a panic.
+    /// An empty result for a position outside the file cannot happen after the parsers' checks; it turns a
+    /// mistake in them into a wrong length instead of a panic.
     pub(crate) fn bytes<'a>(&self, files: &'a [Bytes]) -> Cow<'a, [u8]> {
         let file = files.get(self.source).map(Bytes::as_slice).unwrap_or_default();
         match &self.layout {
@@ -101,7 +102,7 @@ fn span(file: &[u8], start: usize, len: usize) -> &[u8] {
     start.checked_add(len).and_then(|end| file.get(start..end)).unwrap_or_default()
 }
 
-/// The transpose of a matrix, of which `info` is what it becomes.
+/// The transpose of a matrix; `info` describes the result.
 fn transposed(bytes: &[u8], info: &TensorInfo, stored: Dtype) -> Vec<u8> {
     let &[columns, rows] = info.shape.as_slice() else { return Vec::new() };
     if info.dtype == stored {

@@ -1,4 +1,4 @@
-//! A folder in the making that may outlive an interruption.
+//! A folder under construction that may survive an interruption.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -11,15 +11,15 @@ use crate::{
     atomic::{check_free, move_into_place, split, sync_tree},
 };
 
-/// The file inside the folder whose lock says that a process is at work.
+/// The file inside the folder whose lock marks it as in use.
 const LOCK: &str = ".lock";
 
 /// A folder beside its destination, `.NAME.partial`, that becomes the destination when it is
 /// [committed](Self::commit).
 ///
-/// For work that takes hours: where [`write_dir_atomic`](crate::write_dir_atomic) leaves nothing behind, this can be
-/// kept and taken up again. Dropped without a commit the folder is removed, unless [`keep`](Self::keep) was called; a
-/// killed process leaves it. One process at a time may hold it.
+/// For work that takes hours: unlike [`write_dir_atomic`](crate::write_dir_atomic), which leaves nothing
+/// behind, it can be kept and resumed. Dropped without a commit the folder is removed, unless
+/// [`keep`](Self::keep) was called; a killed process leaves it. Only one process at a time may hold it.
 ///
 /// ```
 /// use lowrank_checkpoint::{Checkpoint, Dtype, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic};
@@ -47,28 +47,28 @@ pub struct StagedDir {
     path: PathBuf,
     destination: PathBuf,
     replace: bool,
-    /// Held for as long as this lives, and let go before the folder moves.
+    /// Held for the lifetime of this value, and released before the folder moves.
     lock: Option<File>,
     keep: bool,
 }
 
 impl StagedDir {
-    /// Starts anew, removing what an earlier attempt left. The destination must not exist or be an empty folder;
-    /// with `replace` it may be any folder. Parents are created.
+    /// Starts again, removing the remains of an earlier attempt. The destination must not exist or be an
+    /// empty folder; with `replace` it may be any folder. Parents are created.
     ///
     /// # Errors
     /// [`DestinationExists`](CheckpointError::DestinationExists); [`CannotResume`](CheckpointError::CannotResume) if
     /// another process is at work on the same destination; [`Io`](CheckpointError::Io).
     pub fn create(destination: impl AsRef<Path>, replace: bool) -> Result<Self, CheckpointError> {
         let mut staged = Self::resume(destination, replace)?;
-        // Until it is empty it is somebody's work, not to be removed for an error here.
+        // Until it is empty it is somebody's work, not to be removed because of an error here.
         staged.keep = true;
         clear(&staged.path).map_err(|e| CheckpointError::io(&staged.path, "clear", e))?;
         staged.keep = false;
         Ok(staged)
     }
 
-    /// Takes up what an earlier attempt left, or starts anew where there is nothing.
+    /// Resumes an earlier attempt, or starts a new one if there was no attempt.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -100,7 +100,7 @@ impl StagedDir {
         &self.path
     }
 
-    /// From now on the folder stays if this is dropped without a commit.
+    /// From now on the folder is kept if this is dropped without a commit.
     pub fn keep(&mut self) {
         self.keep = true;
     }
@@ -108,8 +108,8 @@ impl StagedDir {
     /// Syncs the folder and gives it its name.
     ///
     /// # Errors
-    /// [`DestinationExists`](CheckpointError::DestinationExists) if the destination has been filled meanwhile;
-    /// [`Io`](CheckpointError::Io). The folder is then kept or removed as on a drop.
+    /// [`DestinationExists`](CheckpointError::DestinationExists) if the destination has been filled in the
+    /// meantime; [`Io`](CheckpointError::Io). The folder is then kept or removed as on a drop.
     pub fn commit(mut self) -> Result<(), CheckpointError> {
         sync_tree(&self.path)?;
         check_free(&self.destination, self.replace)?;
@@ -126,7 +126,7 @@ impl Drop for StagedDir {
     fn drop(&mut self) {
         self.lock = None;
         if !self.keep {
-            // Nothing can be reported from here; what remains is hidden and cleared by the next attempt.
+            // No error can be reported from here; remains are hidden and removed by the next attempt.
             let _removed = fs::remove_dir_all(&self.path);
         }
     }

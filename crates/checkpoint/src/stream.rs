@@ -20,11 +20,11 @@ use crate::{
 
 /// Writes safetensors files into a folder, one tensor at a time.
 ///
-/// Names, shapes and types are planned first, since the header comes first in the file; the tensors then come in any
-/// order, each once. Until [`finish`](Self::finish) the files have hidden temporary names; it syncs and renames them
-/// and writes the index of a sharded checkpoint last, so that no reader takes a part for the whole. Dropped before,
-/// the writer removes what it wrote, unless [`StreamOptions::keep_partial`] asks to keep it for
-/// [`resume`](Self::resume).
+/// Names, shapes and types are planned first, since the header comes first in the file; the tensors then come
+/// in any order, each once. Until [`finish`](Self::finish) the files have hidden temporary names; it syncs
+/// and renames them and writes the index of a sharded checkpoint last, so that no reader mistakes a part for
+/// the whole. If dropped before, the writer removes its files, unless [`StreamOptions::keep_partial`] asks to
+/// keep them for [`resume`](Self::resume).
 ///
 /// ```
 /// use lowrank_checkpoint::{Checkpoint, Dtype, StreamOptions, StreamWriter, TensorPlan};
@@ -46,12 +46,12 @@ pub struct StreamWriter {
     files: Vec<File>,
     journal: Journal,
     written: Vec<bool>,
-    /// Whether dropping must leave the files alone.
+    /// Whether dropping must keep the files.
     finished: bool,
 }
 
 impl StreamWriter {
-    /// Starts anew in an existing folder; partial files of an earlier attempt are overwritten.
+    /// Starts again in an existing folder; partial files of an earlier attempt are overwritten.
     ///
     /// # Errors
     /// [`DestinationExists`](CheckpointError::DestinationExists) if the folder has a finished checkpoint of this stem;
@@ -65,10 +65,12 @@ impl StreamWriter {
         Self::start(folder.as_ref(), plan, options, false)
     }
 
-    /// Goes on where an earlier attempt with the same plan and options was interrupted, or had just finished; starts
-    /// anew if there was none. Tensors that are in place by their hash are not [`missing`](Self::missing) any more.
+    /// Resumes an interrupted or just finished attempt with the same plan and options; otherwise starts a
+    /// new one. Tensors that are in place according to their hash are no longer
+    /// [`missing`](Self::missing).
     ///
-    /// Put what the tensors depend on (the source's hash, the settings) into the metadata: it is compared.
+    /// Put everything that the tensors depend on (the source's hash, the settings) into the metadata: it is
+    /// compared.
     ///
     /// # Errors
     /// As [`create`](Self::create), and [`CannotResume`](CheckpointError::CannotResume) if the earlier attempt had
@@ -91,7 +93,7 @@ impl StreamWriter {
         let journal_path = folder.join(format!(".{}.journal", options.stem));
         let (interrupted, finished) = match (resume, journal_path.exists()) {
             (true, true) => (true, false),
-            // Nothing to go on with, unless the same job has been finished here.
+            // Nothing to resume, unless the same job has been finished here.
             (true, false) => {
                 (false, layout.shards.iter().all(|shard| is_whole(&folder.join(&shard.file_name), shard)))
             }
@@ -142,7 +144,7 @@ impl StreamWriter {
     fn open_partial(&self, shard: &Shard, resume: bool) -> Result<File, CheckpointError> {
         let partial = self.partial_path(shard);
         let place = self.folder.join(&shard.file_name);
-        // Interrupted between renaming shards: take it back.
+        // Interrupted between renaming shards: undo the renaming.
         if resume && !partial.exists() && place.exists() {
             fs::rename(&place, &partial).map_err(|e| CheckpointError::io(&place, "rename", e))?;
         }
@@ -184,13 +186,13 @@ impl StreamWriter {
             .map(|(t, _)| t.name.as_str())
     }
 
-    /// Whether a tensor has been written, in this attempt or the one that was resumed.
+    /// Whether a tensor has been written, in this attempt or the resumed one.
     #[must_use]
     pub fn is_written(&self, name: &str) -> bool {
         self.layout.by_name.get(name).is_some_and(|&i| self.written[i])
     }
 
-    /// The bytes of all planned tensors.
+    /// The total bytes of all planned tensors.
     #[must_use]
     pub fn byte_size(&self) -> u64 {
         self.layout.total
@@ -234,8 +236,8 @@ impl StreamWriter {
         self.fill(i, |sink| sink.write_all(bytes).map_err(|e| CheckpointError::io(&path, "write", e)))
     }
 
-    /// Copies a tensor out of a checkpoint, unchanged and without holding it in memory. Its type must be the planned
-    /// one, its shape may differ as long as the number of elements is the same.
+    /// Copies a tensor from a checkpoint, unchanged and without holding it in memory. Its type must be the
+    /// planned one; its shape may differ if the number of elements is the same.
     ///
     /// # Errors
     /// As [`write_f32`](Self::write_f32), and [`MissingTensor`](CheckpointError::MissingTensor).
@@ -256,7 +258,7 @@ impl StreamWriter {
                 );
                 return Err(self.fault(name, reason));
             }
-            // The read below says it is missing, and what is near.
+            // The read below reports it as missing, with the nearest name.
             None => {}
         }
         let path = self.shard_path(i);
@@ -314,7 +316,7 @@ impl StreamWriter {
         Ok(i)
     }
 
-    /// Lets `write` fill a tensor's slot, and notes the hash of what it wrote.
+    /// Lets `write` fill a tensor's slot, and records the hash of the written bytes.
     fn fill(
         &mut self,
         i: usize,
@@ -332,7 +334,7 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// The hash of what a partial file has in a slot.
+    /// The hash of a slot of a partial file.
     fn hash_of(&self, slot: Slot) -> Result<String, CheckpointError> {
         let path = self.partial_path(&self.layout.shards[slot.shard]);
         let mut file = &self.files[slot.shard];
@@ -365,7 +367,8 @@ impl Drop for StreamWriter {
         if self.finished || self.options.keep_partial {
             return;
         }
-        // Nothing can be reported from here; what cannot be removed stays hidden and is overwritten next time.
+        // No error can be reported from here; files that cannot be removed stay hidden and are overwritten
+        // next time.
         for shard in &self.layout.shards {
             let _removed = fs::remove_file(self.partial_path(shard));
         }
@@ -383,7 +386,7 @@ impl fmt::Debug for StreamWriter {
     }
 }
 
-/// Whether a finished file is what the plan asks for, as far as its header says.
+/// Whether a finished file matches the plan, according to its header.
 fn is_whole(path: &Path, shard: &Shard) -> bool {
     let matches = || {
         let file = File::open(path)?;
@@ -395,7 +398,7 @@ fn is_whole(path: &Path, shard: &Shard) -> bool {
     matches().unwrap_or(false)
 }
 
-/// A file that hashes what goes into it.
+/// A file that hashes the bytes written to it.
 struct Hashing<'a> {
     file: &'a mut File,
     hash: Xxh3Default,

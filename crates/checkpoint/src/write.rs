@@ -14,18 +14,18 @@ use crate::{
     header::MAX_HEADER,
 };
 
-/// Elements converted and written at a time.
+/// Number of elements converted and written at a time.
 pub(crate) const BATCH: usize = 1 << 18;
 
-/// Writes one safetensors file, whole or not at all, replacing one that is there.
+/// Writes one safetensors file completely or not at all, replacing an existing one.
 ///
-/// `metadata` gets the entry `"format": "pt"` that transformers asks for, unless it has one. Tensors are laid out by
-/// name, whatever order they come in, so that the same tensors give the same file.
+/// `metadata` gets the entry `"format": "pt"` that transformers requires, unless it has one. Tensors are laid
+/// out by name, whatever their order, so that the same tensors give the same file.
 ///
 /// # Errors
 /// [`BadTensor`](CheckpointError::BadTensor) for a name given twice or a shape that disagrees with the elements;
 /// [`Overflow`](CheckpointError::Overflow) for a finite value that `dtype` cannot hold;
-/// [`Io`](CheckpointError::Io), a full disk among them. The destination is then as it was.
+/// [`Io`](CheckpointError::Io), including a full disk. The destination is then unchanged.
 pub fn write_safetensors(
     path: impl AsRef<Path>,
     tensors: Vec<HostTensor<'_>>,
@@ -35,7 +35,7 @@ pub fn write_safetensors(
     write_safetensors_with(path, tensors, dtype, Vec::new(), metadata)
 }
 
-/// A tensor as the bytes that a file holds, little-endian and in row-major order.
+/// A tensor as the bytes of a file, little-endian and in row-major order.
 #[derive(Clone, Debug)]
 pub struct RawTensor<'a> {
     /// The key in the file.
@@ -48,7 +48,7 @@ pub struct RawTensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// As [`write_safetensors`], with tensors that are written as they are after those in `dtype`.
+/// Like [`write_safetensors`], with additional tensors that are written unchanged after those in `dtype`.
 ///
 /// # Errors
 /// As [`write_safetensors`].
@@ -89,7 +89,7 @@ pub fn write_safetensors_with(
     persist(temporary, path)
 }
 
-/// Encodes and writes elements, a batch at a time.
+/// Encodes and writes elements, one batch at a time.
 pub(crate) fn write_values(
     path: &Path,
     name: &str,
@@ -111,7 +111,7 @@ pub(crate) fn write_values(
     Ok(())
 }
 
-/// The length and the header of a file that holds these tensors in this order, padded so that data begin at a
+/// The length and the header of a file with these tensors in this order, padded so that the data begin at a
 /// multiple of eight.
 pub(crate) fn encode_header<'a>(
     path: &Path,

@@ -1,27 +1,27 @@
 //! The crate's error type.
 
-/// A selection of layers or a description of weights that does not hold.
+/// An invalid selection of layers or description of weights.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpecError {
     /// A pattern that matches no site.
     #[error("no layer matches '{pattern}'; nearest: {nearest}")]
     NoMatch {
-        /// The pattern that was given.
+        /// The given pattern.
         pattern: String,
-        /// The most similar module names of the model, with how many layers carry each.
+        /// The most similar module names of the model, with the number of layers of each.
         nearest: String,
     },
-    /// The exclusion or the choice of layers leaves nothing of what the pattern matches.
-    #[error("nothing that '{pattern}' matches is left; check the exclusion and the choice of layers")]
+    /// The exclusion or the choice of layers removes everything that the pattern matches.
+    #[error("no match of '{pattern}' is left; check the exclusion and the choice of layers")]
     NothingLeft {
-        /// The pattern of what is taken.
+        /// The pattern of the selection.
         pattern: String,
     },
     /// A layer that the model does not have.
     #[error("layer {layer} does not exist: the model has {n_layers} layers, counted from 0")]
     NoLayer {
-        /// The layer asked for.
+        /// The requested layer.
         layer: usize,
         /// The model's number of layers.
         n_layers: usize,
@@ -31,7 +31,7 @@ pub enum SpecError {
     BadRegex {
         /// The expression.
         pattern: String,
-        /// What the regex engine reports.
+        /// The error of the regex engine.
         reason: String,
     },
     /// Lengths of sequences that do not add up to the tokens of their batch.

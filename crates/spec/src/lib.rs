@@ -1,4 +1,4 @@
-//! The vocabulary that the lowrank crates share.
+//! The common vocabulary of the lowrank crates.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 

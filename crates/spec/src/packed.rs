@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, SpecError};
 
-/// Where each sequence of a packed batch lies. Offsets and totals are computed once; a clone shares them.
+/// Position of each sequence in a packed batch. Offsets and totals are computed once; a clone shares them.
 ///
 /// ```
 /// use lowrank_spec::PackedTokens;
@@ -22,7 +22,7 @@ pub struct PackedTokens {
 }
 
 impl PackedTokens {
-    /// Sequences of these lengths that hold `n_tokens` tokens in all.
+    /// Sequences of these lengths, with `n_tokens` tokens in total.
     ///
     /// # Errors
     /// [`SpecError::Packed`] if the lengths do not add up to that.
@@ -40,7 +40,7 @@ impl PackedTokens {
         self.offsets.len() - 1
     }
 
-    /// Number of tokens of all sequences.
+    /// Total number of tokens.
     pub fn n_tokens(&self) -> usize {
         self.offsets[self.offsets.len() - 1]
     }
@@ -88,7 +88,7 @@ impl PackedTokens {
         self.offsets.windows(2).map(|ends| ends[0]..ends[1])
     }
 
-    /// The last row of each sequence that has one.
+    /// The last row of each nonempty sequence.
     pub fn last_rows(&self) -> impl Iterator<Item = usize> {
         self.all_rows().filter(|rows| !rows.is_empty()).map(|rows| rows.end - 1)
     }
@@ -100,7 +100,7 @@ impl PackedTokens {
 }
 
 impl FromIterator<usize> for PackedTokens {
-    /// Sequences of these lengths. A sum beyond `usize`, which no data can have, saturates.
+    /// Sequences of these lengths. A sum beyond `usize`, which no real data can have, saturates.
     fn from_iter<I: IntoIterator<Item = usize>>(lengths: I) -> Self {
         let mut longest = 0;
         let mut offsets = vec![0_usize];

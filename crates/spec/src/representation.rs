@@ -1,4 +1,4 @@
-//! The `lowrank` section of `config.json`: which modules of a compressed model are factors, and of what shape.
+//! The `lowrank` section of `config.json`: the factored modules of a compressed model, and their shapes.
 //!
 //! ```json
 //! "lowrank": {"version": 1, "method": "whitened", "source": "<hash>", "modules": {
@@ -7,7 +7,7 @@
 //!   "model.embed_tokens": {"kind": "tensor_train", "cores": [[1, 16, 8, 9], [9, 32, 8, 1]]}}}
 //! ```
 //!
-//! Modules that are not named are dense, in floats. A module is named as the checkpoint names it, without `.weight`.
+//! Modules that are not listed are dense floats. A module has its name in the checkpoint, without `.weight`.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ use serde_json::{Map, Value};
 
 use crate::error::{Result, SpecError};
 
-/// The version of the section that this crate writes, and the last that it reads.
+/// The version of the section that this crate writes, and the latest that it reads.
 ///
 /// Version 2 added [`Representation::Sum`] and [`ModuleEntry::formats`]; a section without them is written as version 1.
 pub const VERSION: u32 = 2;
 
 /// Largest number accepted for a rank or a side of a core.
 const MAX_SIDE: usize = 1 << 24;
-/// Most cores of a tensor train.
+/// Maximum number of cores of a tensor train.
 const MAX_CORES: usize = 16;
 
 /// How the weight `W` `[d_input, d_output]` of a module is stored (for an embedding, `d_input` is the vocabulary).
@@ -36,7 +36,7 @@ pub enum Representation {
     /// `W = A·B`, or with two ranks `W = A·C·B`, under `<module>.lowrank_a.weight` `(r, in)`,
     /// `<module>.lowrank_c.weight` `(r_b, r_a)` and `<module>.lowrank_b.weight` `(out, r)`.
     LowRank {
-        /// The inner width, or the widths of `A` and `B` with a core between them.
+        /// The inner dimension, or the widths of `A` and `B` with a core between them.
         ranks: Vec<usize>,
         /// The module whose `A` this one shares.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,10 +45,10 @@ pub enum Representation {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         b_of: Option<String>,
     },
-    /// `W = M + A·B`: one matrix under `<module>.weight`, in most cases in blocks of few bits, and the two factors of
+    /// `W = M + A·B`: one matrix under `<module>.weight`, usually quantised, and the two factors of
     /// [`LowRank`](Self::LowRank) that correct it.
     Sum {
-        /// The inner width of `A·B`.
+        /// The inner dimension of `A·B`.
         rank: usize,
     },
     /// `W[(i_1 … i_d), (j_1 … j_d)] = G_1[i_1, j_1]·…·G_d[i_d, j_d]`, digits most significant first, under
@@ -60,12 +60,12 @@ pub enum Representation {
 }
 
 impl Representation {
-    /// `W = A·B` of an inner width.
+    /// `W = A·B` with an inner dimension.
     pub fn low_rank(rank: usize) -> Self {
         Self::LowRank { ranks: vec![rank], a_of: None, b_of: None }
     }
 
-    /// Numbers stored for a weight `[d_input, d_output]`; what is shared counts where it is owned.
+    /// Number of stored entries for a weight `[d_input, d_output]`; a shared factor counts at its owner.
     pub fn parameters(&self, [d_input, d_output]: [usize; 2]) -> usize {
         match self {
             Self::Dense => d_input * d_output,
@@ -84,7 +84,7 @@ impl Representation {
     /// Checks ranks and cores against each other and against the shape `[d_input, d_output]`.
     ///
     /// # Errors
-    /// [`SpecError::Representation`] naming what does not fit.
+    /// [`SpecError::Representation`] naming the mismatch.
     pub fn check(&self, [d_input, d_output]: [usize; 2]) -> Result<()> {
         let side = |n: usize| (1..=MAX_SIDE).contains(&n);
         let fault = |reason: String| Err(SpecError::Representation(reason));
@@ -122,32 +122,33 @@ impl Representation {
     }
 }
 
-/// What the section says about one module.
+/// Entry of one module in the section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModuleEntry {
-    /// How the weight is stored.
+    /// Storage of the weight.
     #[serde(flatten)]
     pub representation: Representation,
-    /// Relative error of the representation, where it is known.
+    /// Relative error of the representation, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
-    /// Block formats by the [names](crate::names::WeightPart::name) of the parts that are stored in blocks, such as
-    /// `{"weight": "Q4_K"}`. Parts that are not named are floats.
+    /// Block formats by the [names](crate::names::WeightPart::name) of the quantised parts, such as
+    /// `{"weight": "Q4_K"}`. Parts that are not listed are floats.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub formats: BTreeMap<String, String>,
 }
 
 impl ModuleEntry {
-    /// An entry of a representation in floats, without a known error.
+    /// An entry of an unquantised representation, without a known error.
     pub fn new(representation: Representation) -> Self {
         Self { representation, ..Self::default() }
     }
 }
 
-/// The section as a whole; empty for a model that was never compressed.
+/// The whole section; empty for a model that was never compressed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LowrankSection {
-    /// At most [`VERSION`]. [`write`](Self::write) writes the first version that has what the modules use.
+    /// At most [`VERSION`]. [`write`](Self::write) writes the first version that supports what the modules
+    /// use.
     pub version: u32,
     /// Name of the method.
     #[serde(default)]
@@ -158,7 +159,7 @@ pub struct LowrankSection {
     /// By module path.
     #[serde(default)]
     pub modules: BTreeMap<String, ModuleEntry>,
-    /// Whatever else is there.
+    /// All other keys.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -170,7 +171,7 @@ impl LowrankSection {
     /// Reads the section of a config; empty if the config has none.
     ///
     /// # Errors
-    /// [`SpecError::Section`] where it is malformed or of a later version.
+    /// [`SpecError::Section`] if it is malformed or of a later version.
     pub fn of_config(raw: &Map<String, Value>) -> Result<Self> {
         let Some(value) = raw.get(SECTION) else { return Ok(Self::default()) };
         let section: Self =
@@ -187,7 +188,7 @@ impl LowrankSection {
     /// Writes the section into a config; an empty one is left out.
     ///
     /// # Errors
-    /// None for values that JSON can hold.
+    /// None for values that JSON can represent.
     pub fn write(&self, raw: &mut Map<String, Value>) -> Result<()> {
         if self.modules.is_empty() {
             raw.remove(SECTION);
@@ -203,7 +204,7 @@ impl LowrankSection {
         Ok(())
     }
 
-    /// The entry of a module, also where the section leaves out the model's prefix (`bert.`, `model.`).
+    /// The entry of a module, even if the section omits the model's prefix (`bert.`, `model.`).
     pub fn find(&self, path: &str) -> Option<(&str, &ModuleEntry)> {
         let bare = path.split_once('.').map(|(_, rest)| rest);
         [Some(path), bare]

@@ -1,8 +1,9 @@
 //! Every random number of the lowrank crates: seeded, counter-based, the same on every platform and backend.
 //!
-//! What a seed stands for (a shuffle, a mask, an initial value, a generated data set) must not change with a
-//! dependency's version, so SplitMix64 is written out: Steele, Lea and Flood, "Fast splittable pseudorandom number
-//! generators", OOPSLA 2014. Initial values of tensors come from ChaCha8, one stream for each tensor's name.
+//! The meaning of a seed (a shuffle, a mask, an initial value, a generated data set) must not change with a
+//! dependency's version, so SplitMix64 is implemented here: Steele, Lea and Flood, "Fast splittable
+//! pseudorandom number generators", OOPSLA 2014. Initial values of tensors come from ChaCha8, one stream per
+//! tensor name.
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -69,7 +70,7 @@ impl SplitMix64 {
         self.below(denominator) < numerator
     }
 
-    /// Fisher and Yates's shuffle, from the last element down.
+    /// Fisher–Yates shuffle, from the last element down.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.index(last + 1));
@@ -85,7 +86,7 @@ pub struct NormalSource {
 }
 
 impl NormalSource {
-    /// The numbers that `seed` stands for.
+    /// The sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { uniform: SplitMix64::new(seed), spare: None }
     }
@@ -119,8 +120,8 @@ pub const fn mix(seed: u64, stream: u64) -> u64 {
     finalize(seed.wrapping_add(stream.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
-/// The generator for the tensor called `key`: a stream of its own, so that values do not depend on the order in which
-/// tensors are made.
+/// The generator for the tensor called `key`: a separate stream, so that values do not depend on the order in
+/// which tensors are created.
 fn tensor_rng(seed: u64, key: &str) -> ChaCha8Rng {
     // FNV-1a over the key.
     let hash =
@@ -128,7 +129,7 @@ fn tensor_rng(seed: u64, key: &str) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(mix(seed, hash))
 }
 
-/// Uniform in `(0, 1]`, 24 bits, made of integers alone.
+/// Uniform in `(0, 1]` with 24 bits, computed from integers only.
 fn unit24(rng: &mut ChaCha8Rng) -> f64 {
     f64::from((rng.random::<u32>() >> 8) + 1) / f64::from(1u32 << 24)
 }

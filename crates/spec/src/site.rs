@@ -1,4 +1,4 @@
-//! Where an adapter can sit: the linear maps and embeddings of a model.
+//! Sites of adapters: the linear maps and embeddings of a model.
 
 /// One linear map (or embedding) of a model that can carry an adapter.
 ///
@@ -15,7 +15,7 @@ pub struct Site {
     pub d_output: usize,
     /// Whether the map belongs to the task head, which `all-linear` leaves out.
     pub head: bool,
-    /// Whether it is an embedding: `d_input` rows that token ids pick, each of width `d_output`.
+    /// Whether it is an embedding: `d_input` rows selected by token ids, each of width `d_output`.
     pub embedding: bool,
 }
 
@@ -25,7 +25,7 @@ impl Site {
         self.d_input.min(self.d_output)
     }
 
-    /// Last segment of the path, the name users know (`query`, `q_proj`).
+    /// Last segment of the path, the name that users know (`query`, `q_proj`).
     pub fn name(&self) -> &str {
         self.path.rsplit('.').next().unwrap_or(&self.path)
     }

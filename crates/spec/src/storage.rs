@@ -1,4 +1,4 @@
-//! How the weights of a checkpoint are stored, as far as its config tells.
+//! Storage of a checkpoint's weights, according to its config.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use crate::error::{Result, SpecError};
 /// Keys of a config that describe quantised weights.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// The name of the method by which the weights of a checkpoint are quantised, by its `config.json`.
+/// The name of the method by which the weights of a checkpoint are quantised, according to its `config.json`.
 pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
     let section = KEYS.into_iter().find_map(|key| raw.get(key).filter(|section| !section.is_null()))?;
     let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -23,8 +23,8 @@ pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
     })
 }
 
-/// Takes `quantization_config` out of the object of a `config.json`: what readers hand out are floats, and what is
-/// written of them is not quantised that way.
+/// Removes `quantization_config` from the object of a `config.json`: readers return floats, and a model
+/// written from them is not quantised that way.
 ///
 /// # Errors
 /// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.

@@ -1,4 +1,4 @@
-//! Which sites an adapter takes: names, suffixes, a regular expression or every linear layer.
+//! Selection of sites for an adapter: names, suffixes, a regular expression or every linear layer.
 
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, SpecError};
 use crate::site::Site;
 
-/// Selection of sites, as PEFT's `target_modules` has it.
+/// Selection of sites, like PEFT's `target_modules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Pattern {
@@ -16,14 +16,14 @@ pub enum Pattern {
     Expression(String),
 }
 
-/// Whether a site is taken.
+/// Whether a site is selected.
 type Matcher = Box<dyn Fn(&Site) -> bool>;
 
-/// The word that takes every linear layer but the head.
+/// The word that selects every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Pattern {
-    /// Reads the command line's form: `all-linear`, a comma-separated list of names, or else a regular
+    /// Parses the command line's form: `all-linear`, a comma-separated list of names, or otherwise a regular
     /// expression over whole paths.
     pub fn parse(text: &str) -> Self {
         let text = text.trim();
@@ -36,7 +36,7 @@ impl Pattern {
         }
     }
 
-    /// Whether it takes a site; an expression that does not compile takes none.
+    /// Whether it selects a site; an expression that does not compile selects none.
     pub fn takes(&self, site: &Site) -> bool {
         self.matcher().is_ok_and(|matcher| matcher(site))
     }
@@ -73,7 +73,7 @@ impl std::fmt::Display for Pattern {
     }
 }
 
-/// Whether a name of a list takes a site; `all-linear` may stand in a list too.
+/// Whether a name in a list selects a site; `all-linear` is allowed in a list too.
 fn is_named(site: &Site, name: &str) -> bool {
     if name == ALL_LINEAR { !site.head && !site.embedding } else { has_suffix(&site.path, name) }
 }
@@ -83,7 +83,7 @@ pub fn has_suffix(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Compiles an expression of Python's syntax, look-around included; `shown` is what an error names.
+/// Compiles an expression in Python's syntax, look-around included; errors name `shown`.
 pub(crate) fn compile(expression: &str, shown: &str) -> Result<Regex> {
     Regex::new(expression).map_err(|error| {
         let text = error.to_string();
@@ -93,14 +93,14 @@ pub(crate) fn compile(expression: &str, shown: &str) -> Result<Regex> {
     })
 }
 
-/// Which sites to adapt.
+/// The sites to adapt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Targets {
-    /// What to take.
+    /// The sites to select.
     pub include: Pattern,
-    /// What to leave out of it.
+    /// The sites to exclude.
     pub exclude: Option<Pattern>,
-    /// Transformer layers to take, all when absent.
+    /// Transformer layers to select; all by default.
     pub layers: Option<Vec<usize>>,
 }
 
@@ -110,10 +110,10 @@ impl Targets {
         Self { include, exclude: None, layers: None }
     }
 
-    /// Indices of the sites taken, in the model's order.
+    /// Indices of the selected sites, in the model's order.
     ///
     /// # Errors
-    /// [`SpecError::NoMatch`] naming the nearest modules where a name or expression finds none,
+    /// [`SpecError::NoMatch`] with the nearest modules if a name or expression matches nothing,
     /// [`SpecError::NoLayer`], [`SpecError::NothingLeft`] and [`SpecError::BadRegex`].
     pub fn select(&self, sites: &[Site]) -> Result<Vec<usize>> {
         let include = self.include.matcher()?;
@@ -124,13 +124,13 @@ impl Targets {
             (None, _) => true,
         };
         let is_idle = |name: &&String| !sites.iter().any(|site| is_named(site, name));
-        // Each name must find something: a misspelt one among several would pass unseen.
+        // Each name must match something: a misspelt one among several would go unnoticed.
         if let Pattern::Names(names) = &self.include
             && let Some(name) = names.iter().find(is_idle)
         {
             return Err(no_match(name, sites));
         }
-        // What is left out by habit (`lm_head`) need not be there, but may be misspelt.
+        // A customary exclusion (`lm_head`) need not exist, but may be misspelt.
         if let Some(Pattern::Names(names)) = &self.exclude {
             names
                 .iter()
@@ -257,8 +257,8 @@ mod tests {
     }
 
     #[rstest]
-    #[case("query", Some("query"), None, "nothing that 'query' matches is left")]
-    #[case("classifier", None, Some(vec![1]), "nothing that 'classifier' matches is left")]
+    #[case("query", Some("query"), None, "no match of 'query' is left")]
+    #[case("classifier", None, Some(vec![1]), "no match of 'classifier' is left")]
     #[case("query", None, Some(vec![1, 9]), "layer 9 does not exist: the model has 3 layers, counted from 0")]
     fn what_leaves_nothing_is_blamed(
         #[case] include: &str,

@@ -14,7 +14,7 @@ pub struct HostTensor<'a> {
 }
 
 impl<'a> HostTensor<'a> {
-    /// A tensor of a name, a shape and elements.
+    /// Creates a tensor from a name, a shape and elements.
     pub fn new(
         name: impl Into<String>,
         shape: impl Into<Vec<usize>>,

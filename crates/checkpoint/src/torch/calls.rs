@@ -1,4 +1,4 @@
-//! The few things that the pickles of torch call, made without calling anything.
+//! The few constructors in the pickles of torch, interpreted without calling anything.
 
 use super::value::{Arena, Global, Id, Storage, Value, View};
 use crate::{
@@ -6,13 +6,13 @@ use crate::{
     error::{Fault, printable},
 };
 
-/// Dimensions of a tensor. Shapes are the one thing that many tensors copy from one place in the pickle.
+/// Dimensions of a tensor. Shapes are the only values that many tensors copy from one place in the pickle.
 const MAX_DIMS: usize = 16;
 /// Bytes of a storage's key; torch writes small numbers.
 pub(crate) const MAX_KEY: usize = 256;
 
 impl<'a> Arena<'a> {
-    /// The value that a call would make.
+    /// The value that a call would return.
     pub(crate) fn call(&mut self, function: Id, arguments: Id) -> Result<Value<'a>, Fault> {
         let (&Value::Global(function), Value::Tuple(arguments)) = (self.get(function), self.get(arguments))
         else {
@@ -123,7 +123,7 @@ impl<'a> Arena<'a> {
     }
 }
 
-/// The short list of names that are tensor data.
+/// The short list of names that stand for tensor data.
 pub(crate) fn global(module: &str, name: &str) -> Result<Global, Fault> {
     let known = match (module, name) {
         ("collections", "OrderedDict") => Some(Global::OrderedDict),

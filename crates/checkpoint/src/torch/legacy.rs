@@ -1,4 +1,4 @@
-//! The format of `torch.save` before torch 1.6: five pickles, then the storages one after the other.
+//! The format of `torch.save` before torch 1.6: five pickles, followed by the storages.
 //!
 //! The pickles are a magic number, a protocol version, facts about the machine, the object, and the list of storage
 //! keys in the order in which their elements follow, each run preceded by its number of elements (64 bits).
@@ -53,7 +53,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Table, Fault> {
     state_dict::table(&arena, top, |storage| places.get(storage.key).cloned())
 }
 
-/// Walks the runs of elements behind the last pickle.
+/// Visits the runs of elements after the last pickle.
 fn storages<'a>(
     cursor: &mut Cursor<'a>,
     described: impl Iterator<Item = &'a Storage<'a>>,

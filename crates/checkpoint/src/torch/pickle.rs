@@ -1,9 +1,9 @@
-//! A machine for the pickles that `torch.save` writes. It executes nothing.
+//! An interpreter of the pickles written by `torch.save`. It executes nothing.
 //!
-//! Opcodes: CPython's `pickletools`, protocols 2 to 5. Python's own machine imports what a `GLOBAL` names and calls
-//! what a `REDUCE` asks for, which makes a pickle a program. This one knows the handful of names that stand for
-//! tensor data; any other ends the reading. Values live in an arena and refer to each other by index, so nothing
-//! here recurses, cycles are harmless, and memory is linear in the length of the pickle.
+//! Opcodes: CPython's `pickletools`, protocols 2 to 5. Python's own interpreter imports the name of a
+//! `GLOBAL` and calls the target of a `REDUCE`, which makes a pickle a program. This one knows only the names
+//! that stand for tensor data; any other ends the reading. Values live in an arena and refer to each other by
+//! index, so nothing here recurses, cycles are harmless, and memory is linear in the length of the pickle.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::Fault;
 
-/// Runs a pickle up to its `STOP`, leaving the cursor behind it.
+/// Runs a pickle up to its `STOP`, leaving the cursor after it.
 pub(crate) fn load<'a>(cursor: &mut Cursor<'a>) -> Result<(Arena<'a>, Id), Fault> {
     let mut machine = Machine::default();
     loop {
@@ -67,7 +67,7 @@ impl<'a> Machine<'a> {
             0x8a => self.long(cursor, 1)?,
             0x8b => self.long(cursor, 4)?,
             b'G' => {
-                // Alone among the numbers, big-endian.
+                // The only big-endian number.
                 let bits = cursor.u64()?.swap_bytes();
                 self.push(Value::Float(f64::from_bits(bits)))?;
             }
@@ -167,7 +167,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The lowest height of the stack that opcodes other than those for marks may reach.
+    /// The lowest stack height accessible to opcodes other than those for marks.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }

@@ -9,9 +9,9 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// Keys under which training scripts put the state dict, best first.
+/// Keys under which training scripts store the state dict, in order of precedence.
 const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
-/// How deep such wrappers may be nested.
+/// Maximum nesting depth of such wrappers.
 const MAX_DEPTH: usize = 4;
 
 /// Builds the table of tensors; `place` finds a storage's bytes in the file.
@@ -21,7 +21,7 @@ pub(crate) fn table<'a>(
     place: impl Fn(&Storage<'a>) -> Option<Range<usize>>,
 ) -> Result<Table, Fault> {
     let mut table = Table::default();
-    // A collection may stand under many names; looking into it once is enough.
+    // A collection may be stored under many names; checking it once is enough.
     let mut searched = HashSet::new();
     for &(key, value) in find(arena, top)? {
         let name = match arena.get(key) {
@@ -50,7 +50,7 @@ pub(crate) fn table<'a>(
             Value::Bool(flag) => {
                 table.metadata.insert(name.to_owned(), flag.to_string());
             }
-            // What a module keeps besides its weights, in a form that only the module knows.
+            // Extra state of a module besides its weights, in a form that only the module understands.
             _ if name.ends_with("_extra_state") => {}
             inner if searched.insert(value) && holds_tensors(arena, inner) => {
                 return Err(Fault::tensor(
@@ -64,7 +64,7 @@ pub(crate) fn table<'a>(
     Ok(table)
 }
 
-/// The dictionary whose values are tensors: the object itself, or what it holds under a usual key.
+/// The dictionary whose values are tensors: the object itself, or its entry under a usual key.
 fn find<'b>(arena: &'b Arena<'_>, mut at: Id) -> Result<&'b [(Id, Id)], Fault> {
     for _ in 0..MAX_DEPTH {
         let Value::Dict(entries) = arena.get(at) else {
@@ -97,7 +97,7 @@ fn holds_tensors(arena: &Arena<'_>, value: &Value<'_>) -> bool {
     }
 }
 
-/// Checks one view against its storage and gives it its place in the file.
+/// Checks one view against its storage and computes its position in the file.
 fn entry<'a>(
     arena: &Arena<'a>,
     name: &str,
@@ -135,7 +135,7 @@ fn entry<'a>(
     if numel > 0 && last.is_none_or(|last| last >= available) || view.offset > available {
         return Err(fault(format!("reaches beyond the {available} elements of its storage")));
     }
-    // What a view repeats would be many times larger in memory than in the file.
+    // The repetitions of a view would take many times more memory than the file.
     if numel > available {
         return Err(fault(format!(
             "an expanded view, {numel} elements of {available}; save tensor.contiguous()"
@@ -150,7 +150,8 @@ fn entry<'a>(
     Ok(Entry { info: TensorInfo { shape: view.shape.clone(), dtype }, source: 0, layout })
 }
 
-/// The index of the last element of a view in its storage, or none where that overflows. Strides are not negative.
+/// The index of the last element of a view in its storage, or `None` if it overflows. Strides are not
+/// negative.
 fn last_element(view: &View) -> Option<usize> {
     view.shape.iter().zip(&view.strides).try_fold(view.offset, |last, (&dim, &stride)| {
         dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))

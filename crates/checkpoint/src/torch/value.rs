@@ -1,8 +1,8 @@
-//! What a pickle is made of, as far as tensor data goes.
+//! The values of a pickle, restricted to tensor data.
 
 use crate::{Dtype, error::Fault};
 
-/// Values a pickle may make: enough for a hundred thousand tensors, a bound for a hostile file.
+/// Maximum number of values of a pickle: enough for a hundred thousand tensors, a bound for a hostile file.
 const MAX_VALUES: usize = 4_000_000;
 const TOO_MANY: &str = "pickle: more than four million values; convert the file to safetensors";
 
@@ -20,7 +20,7 @@ pub(crate) enum Value<'a> {
     BigInt(&'a [u8]),
     Float(f64),
     Text(&'a str),
-    /// Raw bytes; no part of a tensor is one, so what they are is not kept.
+    /// Raw bytes; no part of a tensor, so their content is dropped.
     Bytes,
     Tuple(Vec<Id>),
     /// A list or a set.
@@ -31,7 +31,7 @@ pub(crate) enum Value<'a> {
     Tensor(View),
 }
 
-/// The Python names that are known.
+/// The known Python names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Global {
     /// `collections.OrderedDict`
@@ -50,7 +50,7 @@ pub(crate) struct Storage<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) key: &'a str,
     pub(crate) numel: usize,
-    /// A part of the storage, first element and number of elements; in old files only.
+    /// A part of the storage, first element and number of elements; only in old files.
     pub(crate) part: Option<(usize, usize)>,
 }
 
@@ -67,12 +67,12 @@ pub(crate) struct View {
 #[derive(Debug, Default)]
 pub(crate) struct Arena<'a> {
     values: Vec<Value<'a>>,
-    /// Entries copied from one value into another, which a pickle can ask for without end.
+    /// Number of entries copied from one value into another, which a pickle could request without end.
     copied: usize,
 }
 
 impl<'a> Arena<'a> {
-    /// The value of an index; indices are only made by [`push`](Self::push).
+    /// The value of an index; indices are only created by [`push`](Self::push).
     pub(crate) fn get(&self, id: Id) -> &Value<'a> {
         self.values.get(id.0 as usize).unwrap_or(&Value::None)
     }
@@ -91,7 +91,7 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// Counts entries that are about to be in two values.
+    /// Counts entries that are about to be shared by two values.
     pub(crate) fn count_copies(&mut self, entries: usize) -> Result<(), Fault> {
         self.copied += entries;
         if self.copied > MAX_VALUES { Err(Fault::file(TOO_MANY)) } else { Ok(()) }

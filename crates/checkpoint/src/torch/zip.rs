@@ -1,14 +1,14 @@
-//! The directory of a zip file whose records are stored, not compressed: what `torch.save` writes.
+//! The directory of a zip file whose records are stored without compression, as written by `torch.save`.
 //!
-//! Format: PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3 (zip64). A record is used where it lies in the file, so
-//! only the place of its data is looked for. Checksums are not verified: torch itself may leave them out.
+//! Format: PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3 (zip64). A record is used in place, so
+//! only the position of its data is needed. Checksums are not verified: torch itself may omit them.
 
 use std::{collections::HashMap, ops::Range};
 
 use super::cursor::Cursor;
 use crate::error::{Fault, printable};
 
-/// The records of an archive by name, each with the place of its data.
+/// The records of an archive by name, each with the position of its data.
 pub(crate) type Records<'a> = HashMap<&'a str, Range<usize>>;
 
 const LOCAL: u32 = 0x0403_4b50;
@@ -18,7 +18,7 @@ const END_64: u32 = 0x0606_4b50;
 const LOCATOR_64: u32 = 0x0706_4b50;
 /// Length of the end record without its comment.
 const END_LENGTH: usize = 22;
-/// Length of the zip64 locator, which lies right before the end record.
+/// Length of the zip64 locator, which immediately precedes the end record.
 const LOCATOR_LENGTH: usize = 20;
 
 /// Reads the central directory.

@@ -1,7 +1,7 @@
-//! Blocks of few bits: the layouts of llama.cpp's files.
+//! Quantised blocks in the layouts of llama.cpp's files.
 //!
-//! A row is cut into blocks of 32 or 256 elements, each with its own scale (and, in some formats, offset). An element is
-//! `scale·q + offset` with a small integer `q`.
+//! A row is divided into blocks of 32 or 256 elements, each with its own scale (and, in some formats,
+//! offset). An element is `scale·q + offset` with a small integer `q`.
 
 #[doc(hidden)]
 pub mod format;
@@ -13,7 +13,7 @@ use std::fmt;
 
 use format::{Chunk, Format, with_format};
 
-/// What can be wrong with data for blocks.
+/// Error of data for blocks.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockError {
@@ -25,7 +25,7 @@ pub enum BlockError {
         /// Elements of a row.
         columns: usize,
     },
-    /// Another number of elements than a shape has.
+    /// A number of elements that does not match the shape.
     #[error("{elements} elements for a {rows} x {columns} matrix")]
     Elements {
         /// Rows of the matrix.
@@ -58,27 +58,27 @@ pub enum BlockError {
 /// A block format, by llama.cpp's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlockFormat {
-    /// 8 bits and an f16 scale for 32 elements: 8.5 bits an element.
+    /// 8 bits and an f16 scale for 32 elements: 8.5 bits per element.
     Q8_0,
-    /// 4 bits and an f16 scale for 32 elements: 4.5 bits an element.
+    /// 4 bits and an f16 scale for 32 elements: 4.5 bits per element.
     Q4_0,
-    /// 4 bits, an f16 scale and an f16 offset for 32 elements: 5 bits an element.
+    /// 4 bits, an f16 scale and an f16 offset for 32 elements: 5 bits per element.
     Q4_1,
-    /// 5 bits and an f16 scale for 32 elements: 5.5 bits an element.
+    /// 5 bits and an f16 scale for 32 elements: 5.5 bits per element.
     Q5_0,
-    /// 5 bits, an f16 scale and an f16 offset for 32 elements: 6 bits an element.
+    /// 5 bits, an f16 scale and an f16 offset for 32 elements: 6 bits per element.
     Q5_1,
-    /// Q2_K: 2 bits, a scale and an offset of 4 bits for 16 of 256 elements: 2.625 bits an element.
+    /// Q2_K: 2 bits, a scale and an offset of 4 bits for 16 of 256 elements: 2.625 bits per element.
     Q2K,
-    /// Q3_K: 3 bits, a scale of 6 bits for 16 of 256 elements: 3.4375 bits an element.
+    /// Q3_K: 3 bits, a scale of 6 bits for 16 of 256 elements: 3.4375 bits per element.
     Q3K,
-    /// Q4_K: 4 bits, a scale and an offset of 6 bits for 32 of 256 elements: 4.5 bits an element.
+    /// Q4_K: 4 bits, a scale and an offset of 6 bits for 32 of 256 elements: 4.5 bits per element.
     Q4K,
-    /// Q5_K: 5 bits, a scale and an offset of 6 bits for 32 of 256 elements: 5.5 bits an element.
+    /// Q5_K: 5 bits, a scale and an offset of 6 bits for 32 of 256 elements: 5.5 bits per element.
     Q5K,
-    /// Q6_K: 6 bits, a scale of 8 bits for 16 of 256 elements: 6.5625 bits an element.
+    /// Q6_K: 6 bits, a scale of 8 bits for 16 of 256 elements: 6.5625 bits per element.
     Q6K,
-    /// IQ4_NL: 4 bits that number the values of a table denser near zero, and an f16 scale for 32 elements: 4.5 bits an
+    /// IQ4_NL: 4-bit indices into a table denser near zero, and an f16 scale for 32 elements: 4.5 bits per
     /// element.
     Iq4Nl,
 }
@@ -116,7 +116,7 @@ impl BlockFormat {
         }
     }
 
-    /// The format of llama.cpp's name.
+    /// The format with llama.cpp's name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
@@ -138,22 +138,22 @@ impl BlockFormat {
         }
     }
 
-    /// The format of a number in a GGUF file.
+    /// The format with a number in a GGUF file.
     pub fn from_ggml_type(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.ggml_type() == number)
     }
 
-    /// Elements of a block.
+    /// Elements per block.
     pub const fn block_len(self) -> usize {
         with_format!(self, F => F::LEN)
     }
 
-    /// Bytes of a block.
+    /// Bytes per block.
     pub const fn block_bytes(self) -> usize {
         with_format!(self, F => F::BYTES)
     }
 
-    /// Bytes of a row.
+    /// Bytes per row.
     ///
     /// # Errors
     /// [`BlockError::Width`] if the columns are not a multiple of a block's length.
@@ -165,8 +165,9 @@ impl BlockFormat {
         Ok(columns / block * self.block_bytes())
     }
 
-    /// This format, or where rows of `columns` elements are not a multiple of its blocks, one of 32 elements with
-    /// no fewer bits (for Q4_K and more the one that llama.cpp takes in its place); `None` if they are not a multiple of 32 either.
+    /// This format, or, if rows of `columns` elements are not a multiple of its blocks, one with blocks of 32
+    /// elements and at least as many bits (for Q4_K and more llama.cpp's fallback); `None` if they are not a
+    /// multiple of 32 either.
     ///
     /// ```
     /// use lowrank_spec::BlockFormat;
@@ -185,7 +186,7 @@ impl BlockFormat {
         Some(self).filter(fits).or_else(|| Some(instead).filter(fits))
     }
 
-    /// Appends the elements of whole blocks; a rest of bytes is left alone.
+    /// Appends the elements of whole blocks; trailing bytes are ignored.
     pub fn dequantize(self, blocks: &[u8], values: &mut Vec<f32>) {
         with_format!(self, F => {
             for block in blocks.chunks_exact(F::BYTES) {
@@ -197,7 +198,8 @@ impl BlockFormat {
         });
     }
 
-    /// Rounds a row-major matrix `[rows, columns]` to the nearest values, as llama.cpp's reference quantisation does.
+    /// Rounds a row-major matrix `[rows, columns]` to the nearest values, like llama.cpp's reference
+    /// quantisation.
     ///
     /// # Errors
     /// [`BlockError::Width`] if the columns are not a multiple of a block's length, [`BlockError::NonFinite`] for NaN
@@ -216,8 +218,8 @@ impl BlockFormat {
         self.quantize_under(shape, values, None)
     }
 
-    /// As [`quantize`](Self::quantize), for the least squared error in which each column has a weight: how much its input
-    /// matters. Scales and offsets are searched for in all formats.
+    /// Like [`quantize`](Self::quantize), for the least squared error weighted by column, that is by the
+    /// importance of its input. Scales and offsets are searched for in all formats.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize); another number of weights than there are columns is
@@ -234,7 +236,8 @@ impl BlockFormat {
         if let Some(column) = importance.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
             return Err(BlockError::NonFinite { row: 0, column, value: importance[column] });
         }
-        // Of order 1, so that no square leaves the range of f32; what never matters still does a little.
+        // Of order 1, so that no square leaves the range of f32; columns without importance still count a
+        // little.
         let mean = importance.iter().map(|&w| f64::from(w)).sum::<f64>() / importance.len().max(1) as f64;
         let scaled = |&w: &f32| if mean > 0.0 { (f64::from(w) / mean) as f32 + 1e-4 } else { 1.0 };
         let importance: Vec<f32> = importance.iter().map(scaled).collect();

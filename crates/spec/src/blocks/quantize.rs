@@ -6,7 +6,7 @@ use super::format::IQ4_NL_VALUES;
 use super::{BlockFormat, quantize_k, weighted};
 
 /// Appends the blocks of `values`, whose length is a multiple of a block's; the error is the index of the block and the
-/// scale that does not fit f16. `importance` weighs the columns of a row, again for each row.
+/// scale that does not fit f16. `importance` weights the columns of a row and is repeated for each row.
 pub(super) fn extend(
     format: BlockFormat,
     values: &[f32],
@@ -39,7 +39,7 @@ pub(super) fn extend(
                 quantize_k::groups_of_32(values, of_super_block, 31.0, bytes)
             }
             (BlockFormat::Q6K, _, Some(values)) => quantize_k::groups_of_16(values, of_super_block, bytes),
-            // Every block has its length.
+            // Every block has the full length.
             _ => Ok(()),
         };
         fits.map_err(|value| (i, value))?;
@@ -47,7 +47,7 @@ pub(super) fn extend(
     Ok(())
 }
 
-/// A block of 32 elements under weights; `None` for the formats of super-blocks.
+/// A weighted block of 32 elements; `None` for the formats of super-blocks.
 fn under_weights(
     format: BlockFormat,
     x: &[f32; 32],
@@ -92,7 +92,7 @@ fn under_weights(
     }
 }
 
-/// Appends a scale or an offset, and returns it as it was rounded; the error is the value that does not fit.
+/// Appends a scale or an offset, and returns its rounded value; the error is the value that does not fit.
 pub(super) fn push(value: f32, bytes: &mut Vec<u8>) -> Result<f32, f32> {
     let narrow = f16::from_f32(value);
     bytes.extend(narrow.to_le_bytes());
@@ -111,7 +111,7 @@ fn signed_bytes(values: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
     Ok(())
 }
 
-/// Q4_0 and Q5_0: the value of largest magnitude becomes `-half`, the end that reaches farther.
+/// Q4_0 and Q5_0: the value of largest magnitude becomes `-half`, the end with the larger range.
 fn signed(values: &[f32; 32], half: f32, bytes: &mut Vec<u8>) -> Result<(), f32> {
     let max = values.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     let scale = max / -half;
@@ -132,8 +132,8 @@ fn unsigned(values: &[f32; 32], most: f32, bytes: &mut Vec<u8>) -> Result<(), f3
     Ok(())
 }
 
-/// IQ4_NL: the scale that fits best under weights, those of the reference being the squares, the better of several first ones
-/// (`quantize_row_iq4_nl_impl`).
+/// IQ4_NL: the scale with the least weighted error, with the squares as the reference's weights, the best of
+/// several initial ones (`quantize_row_iq4_nl_impl`).
 fn from_table(values: &[f32; 32], weights: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
     let max = values.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
@@ -164,7 +164,7 @@ fn from_table(values: &[f32; 32], weights: &[f32; 32], bytes: &mut Vec<u8>) -> R
     Ok(())
 }
 
-/// The number of the value of the table that is nearest to `x`.
+/// The index of the table's value nearest to `x`.
 fn nearest(x: f32) -> usize {
     let above = IQ4_NL_VALUES.partition_point(|&value| f32::from(value) <= x);
     if above == 0 || above == IQ4_NL_VALUES.len() {
@@ -174,7 +174,8 @@ fn nearest(x: f32) -> usize {
     if x - low < high - x { above - 1 } else { above }
 }
 
-/// Appends the fifth bits, if there are, and then the low four bits of elements `i` and `i + 16` in one byte.
+/// Appends the fifth bits, if there are any, and then the low four bits of elements `i` and `i + 16` in one
+/// byte.
 fn pack(q: &[u8; 32], with_fifth: bool, bytes: &mut Vec<u8>) {
     if with_fifth {
         let fifth = q.iter().enumerate().fold(0_u32, |bits, (i, q)| bits | u32::from(q >> 4 & 1) << i);

@@ -2,8 +2,8 @@
 
 use super::quantize::push;
 
-/// What the differences of a group count under the importance of its columns (`quantize_row_q*_K_impl`): more where the
-/// value is large.
+/// The weights of a group's differences under the importance of its columns (`quantize_row_q*_K_impl`):
+/// larger for large values.
 fn under<const N: usize>(importance: &[f32; 256], at: usize, x: &[f32; N], values: &[f32; 256]) -> [f32; N] {
     let spread = 2.0 * values.iter().map(|x| x * x).sum::<f32>() / 256.0;
     std::array::from_fn(|i| importance[at + i] * (spread + x[i] * x[i]).sqrt())
@@ -134,7 +134,7 @@ pub(super) fn three_bits(
     for (i, (q, x)) in q.as_chunks_mut::<16>().0.iter_mut().zip(groups).enumerate() {
         let scale = d * (f32::from(rounded[i]) - 32.0);
         *q = if scale == 0.0 {
-            // What the search found; the scale makes it zero.
+            // The scale found by the search was rounded to zero.
             found[i].1.map(|q| (q + 4).cast_unsigned())
         } else {
             x.map(|x| ((x / scale).round_ties_even().clamp(-4.0, 3.0) + 4.0) as u8)
@@ -152,8 +152,8 @@ pub(super) fn three_bits(
     Ok(())
 }
 
-/// The scale that fits a group best and its integers: those of a first scale, each then set where it lessens the error,
-/// under weights, those of the reference being the squares (`make_q3_quants`).
+/// The scale with the least error for a group and its integers: those of an initial scale, each then changed
+/// if that reduces the error, with the squares as the reference's weights (`make_q3_quants`).
 fn refined_scale(x: &[f32; 16], weights: &[f32; 16]) -> (f32, [i8; 16]) {
     let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
@@ -190,10 +190,10 @@ fn refined_scale(x: &[f32; 16], weights: &[f32; 16]) -> (f32, [i8; 16]) {
     (if qq > 0.0 { qx / qq } else { 0.0 }, q.map(|q| q as i8))
 }
 
-/// The scale and the offset below zero that fit a group best, with weights that grow with the magnitude: the better
-/// of several first scales, each refined by least squares (`make_qkx2_quants`).
+/// The scale and the negative offset with the least error for a group, with weights that grow with the
+/// magnitude: the best of several initial scales, each refined by least squares (`make_qkx2_quants`).
 ///
-/// The error is the weighted sum of what `distance` makes of the differences.
+/// The error is the weighted sum of `distance` over the differences.
 fn scale_and_offset<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -277,8 +277,8 @@ pub(super) fn groups_of_16(
     Ok(())
 }
 
-/// The scale that fits a group best: the better of several first scales, each refined by least squares under
-/// weights, those of the reference being the squares (`make_qx_quants`).
+/// The scale with the least error for a group: the best of several initial scales, each refined by least
+/// squares, with the squares as the reference's weights (`make_qx_quants`).
 fn signed_scale(x: &[f32; 16], weights: &[f32; 16]) -> f32 {
     let max = x.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {

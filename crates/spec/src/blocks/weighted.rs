@@ -1,15 +1,15 @@
-//! Rounding under weights: what an importance of each column adds to the reference quantisation.
+//! Weighted rounding: the importance of each column in addition to the reference quantisation.
 //!
-//! Of a block of 32 elements `x` with weights `w`, the scale (and offset) of least `Σ w·(x − (scale·q + offset))²` among
-//! several first guesses, each refined by least squares in turn with the integers `q`. Super-blocks of 256 elements take
-//! the weights into the search of their groups' scales (`quantize_k`).
+//! For a block of 32 elements `x` with weights `w`, the scale (and offset) of least `Σ w·(x − (scale·q +
+//! offset))²` among several initial guesses, each refined by least squares alternating with the integers `q`.
+//! Super-blocks of 256 elements use the weights in the search for their groups' scales (`quantize_k`).
 
 use half::f16;
 
-/// Rounds of least squares after a first guess.
+/// Rounds of least squares after an initial guess.
 const ROUNDS: usize = 3;
 
-/// Scale and offset as the file holds them, and the weighted squared error.
+/// Scale and offset as stored in the file, and the weighted squared error.
 #[derive(Clone, Copy)]
 struct Fit {
     scale: f32,
@@ -32,7 +32,7 @@ fn error(x: &[f32; 32], w: &[f32; 32], scale: f32, offset: f32, range: [f32; 2])
     (0..32).map(|i| w[i] * (x[i] - (scale * q[i] + offset)).powi(2)).sum()
 }
 
-/// Least squares for given integers; `None` where they leave the scale open.
+/// Least squares for given integers; `None` if they do not determine the scale.
 fn solve(x: &[f32; 32], w: &[f32; 32], q: &[f32; 32], has_offset: bool) -> Option<(f32, f32)> {
     let sum = |f: &dyn Fn(usize) -> f32| -> f32 { (0..32).map(|i| w[i] * f(i)).sum() };
     let (qq, qx) = (sum(&|i| q[i] * q[i]), sum(&|i| q[i] * x[i]));
@@ -45,7 +45,7 @@ fn solve(x: &[f32; 32], w: &[f32; 32], q: &[f32; 32], has_offset: bool) -> Optio
         .then(|| ((all * qx - sum_q * sum_x) / determinant, (qq * sum_x - sum_q * qx) / determinant))
 }
 
-/// The better of what is known and a first guess with its refinements.
+/// The better of the best so far and an initial guess with its refinements.
 fn improve(
     best: Fit,
     x: &[f32; 32],
@@ -135,7 +135,7 @@ mod tests {
         each.map(|(i, (x, q))| f64::from(weights[i % weights.len()] * (x - q).powi(2))).sum()
     }
 
-    /// Whatever the format, weights that differ between columns lower the weighted error.
+    /// In every format, weights that differ between columns lower the weighted error.
     #[test]
     fn the_weighted_error_is_lower_than_the_references() {
         let shape = [8, 512];
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// A row on a format's own grid stays what it is; groups of zeros and of equal values as well, nearly.
+    /// A row on a format's own grid is unchanged; groups of zeros and of equal values nearly so.
     #[test]
     fn what_is_on_a_grid_stays_there() {
         let shape = [4, 256];
