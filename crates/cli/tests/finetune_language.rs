@@ -272,7 +272,10 @@ fn wrong_options_and_rows_are_one_line() {
 }
 
 #[rstest]
-#[case(r#"{"question": "a", "answer": "b"}"#, "rows.jsonl:2: a row of no known form (keys question, answer)")]
+#[case(
+    r#"{"question": "a", "answer": "b"}"#,
+    "rows.jsonl:2: a row of unknown format (keys question, answer)"
+)]
 #[case(r#"{"prompt": "a", "completion": " "}"#, "rows.jsonl:2: 'completion' is empty")]
 #[case(r#"{"prompt": "a", "completion": "b"#, "rows.jsonl:2: ")]
 #[case(r#"{"messages": [{"role": "wizard", "content": "a"}]}"#, "rows.jsonl:2: unknown role 'wizard'")]

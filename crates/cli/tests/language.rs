@@ -154,7 +154,7 @@ fn mistakes_are_told_in_one_line() {
     fails(&["generate", "--model", "no/such-model", "--prompt", "a"], "no such folder");
     fails(&["perplexity", "--model", m], "nothing to do");
     fails(&["perplexity", "--model", m, "--text", "a", "--max-length", "1"], "leaves nothing to predict");
-    fails(&["perplexity", "--model", m, "--text", ""], "no predicted tokens");
+    fails(&["perplexity", "--model", m, "--text", ""], "at least one predicted token");
     fails(&["perplexity", "--model", m, "--file", s(&file)], "line 1 is not UTF-8 text");
     fails(&["perplexity", "--model", m, "--file", s(&file.with_extension("no"))], "bytes.no");
     fails(&["predict", "--model", m, "--text", "a"], "no trained head");
