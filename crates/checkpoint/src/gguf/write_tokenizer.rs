@@ -286,7 +286,7 @@ fn scores(vocab: &Vocab, model: &Json) -> Result<Vec<f32>> {
     }
 }
 
-/// The same of a processor that is no template: BERT's and RoBERTa's name their tokens, a byte-level one adds none.
+/// The same for a processor without a template: BERT's and RoBERTa's name their tokens, a byte-level one adds none.
 fn frame_of_parts(processor: &Json, ends: [Option<u32>; 2]) -> Result<[bool; 2]> {
     let parts: Vec<&Json> = match processor["type"].as_str() {
         Some("Sequence") => inner(processor).collect(),
