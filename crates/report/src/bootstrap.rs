@@ -1,15 +1,15 @@
-//! Does one method beat another? A paired bootstrap over seeds.
+//! Comparison of two methods by a paired bootstrap over seeds.
 
 use lowrank_spec::rng::SplitMix64;
 
-/// Resamples that are drawn where there are too many to go through all.
+/// Number of resamples drawn if there are too many to enumerate.
 const RESAMPLES: usize = 10_000;
-/// The part of the resamples that the interval holds.
+/// Fraction of the resamples inside the interval.
 const CONFIDENCE: f64 = 0.95;
 /// Seed of the resamples.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The mean of paired differences, and how far chance may have moved it.
+/// The mean of paired differences, with its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairedInterval {
     /// Mean difference.
@@ -18,19 +18,19 @@ pub struct PairedInterval {
     pub low: f64,
     /// Upper end of the 95 % interval.
     pub high: f64,
-    /// The part of the resamples whose mean is above 0, half of those with 0 counted.
+    /// The fraction of the resamples whose mean is above 0, counting half of those with 0.
     pub above: f64,
-    /// Pairs.
+    /// Number of pairs.
     pub pairs: usize,
 }
 
 /// The percentile bootstrap of the mean of `differences`, one per seed.
 ///
 /// *Method*: Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 13. Up to five pairs all resamples
-/// are gone through; beyond, 10,000 are drawn by a generator of fixed seed, so that a report can be repeated. With
-/// a few seeds the interval is narrow for its name: two pairs can only ever give four resamples.
+/// are enumerated; beyond, 10,000 are drawn with a fixed seed, so that a report is reproducible. With
+/// a few seeds the interval is too narrow for its nominal level: two pairs give only four resamples.
 ///
-/// `None` below two pairs, or where one is not finite.
+/// `None` for fewer than two pairs, or if one is not finite.
 pub fn paired_bootstrap(differences: &[f64]) -> Option<PairedInterval> {
     let pairs = differences.len();
     if pairs < 2 || differences.iter().any(|difference| !difference.is_finite()) {

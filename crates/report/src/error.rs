@@ -5,21 +5,21 @@ use std::{io, path::PathBuf};
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong when logs and records are read or written.
+/// Error of reading or writing logs and records.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder could not be read, written or made.
+    /// A file or folder could not be read, written or created.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was attempted, as a verb: "read", "write", "create".
+        /// The attempted operation, as a verb: "read", "write", "create".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,
     },
-    /// A `run.json` is not JSON of the documented shape.
+    /// A `run.json` that does not have the documented format.
     #[error("{} is not a run record: {source}", path.display())]
     Record {
         /// The file.
@@ -27,20 +27,20 @@ pub enum Error {
         /// The parser's reason, with line and column.
         source: serde_json::Error,
     },
-    /// A `run.json` was written in another version of the format.
+    /// A `run.json` in another version of the format.
     #[error("{} has format {found}, this build reads format {expected}; use the build that wrote it", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// The `format` it carries, as written.
+        /// Its `format` as written.
         found: String,
         /// The format that this build reads.
         expected: u32,
     },
-    /// A log tree cannot be converted as it was asked for.
+    /// A log tree that cannot be converted as requested.
     #[error("{0}")]
     Logs(String),
-    /// A report cannot be written as it was asked for.
+    /// A report that cannot be written as requested.
     #[error("{0}")]
     Report(String),
     /// An event tag cannot be written.

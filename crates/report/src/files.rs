@@ -1,4 +1,4 @@
-//! Writing files so that a reader sees a whole one or none, and the order of their names.
+//! Atomic file writes, and the order of file names.
 
 use std::{
     cmp::Ordering,
@@ -10,25 +10,26 @@ use std::{
 
 use crate::{Error, Result};
 
-/// A name in the same folder that nobody else uses.
+/// A unique name in the same folder.
 pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", process::id()));
     path.with_file_name(name)
 }
 
-/// Writes `bytes` under a temporary name and renames that to `path`; what was there before stays on an error.
+/// Writes `bytes` under a temporary name and renames that to `path`; after an error the previous file is
+/// still there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_together(&[(path, bytes)])
 }
 
-/// Writes files of different names: all under temporary names, which are renamed when the last of them is whole, the
-/// first file at the end.
+/// Writes files of different names: all under temporary names, which are renamed when the last of them is
+/// complete, the first file last.
 pub(crate) fn write_together(files: &[(impl AsRef<Path>, impl AsRef<[u8]>)]) -> Result<()> {
     let temporaries: Vec<PathBuf> = files.iter().map(|(path, _)| temporary_name(path.as_ref())).collect();
     let write = || {
         for ((path, bytes), temporary) in files.iter().zip(&temporaries) {
-            // What could only be found when others have their names.
+            // Conditions that would otherwise be found only after other files are renamed.
             if path.as_ref().is_dir() {
                 return Err(Error::io("write", path.as_ref())(io::ErrorKind::IsADirectory.into()));
             }
@@ -43,13 +44,13 @@ pub(crate) fn write_together(files: &[(impl AsRef<Path>, impl AsRef<[u8]>)]) -> 
     };
     write().inspect_err(|_| {
         for temporary in &temporaries {
-            // The error that is reported is the first one.
+            // The first error is reported.
             let _ = fs::remove_file(temporary);
         }
     })
 }
 
-/// The order of paths in which numbers in their last parts count as numbers: 9 before 10.
+/// The order of paths in which numbers in their last parts compare as numbers: 9 before 10.
 pub(crate) fn natural_order(one: &Path, other: &Path) -> Ordering {
     let names = [one, other].map(|path| path.file_name().unwrap_or_default().as_encoded_bytes());
     let [a, b] = names.map(pieces);
@@ -59,7 +60,7 @@ pub(crate) fn natural_order(one: &Path, other: &Path) -> Ordering {
 /// A piece of a name.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Piece<'a> {
-    /// Digits without leading zeros, after their count, by which numbers compare first.
+    /// Digits without leading zeros, preceded by their count, by which numbers compare first.
     Number(usize, &'a [u8]),
     Text(&'a [u8]),
 }

@@ -1,4 +1,4 @@
-//! What training runs leave behind, and what is made of it.
+//! Logs and records of training runs, and reports made from them.
 //!
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]

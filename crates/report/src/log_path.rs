@@ -1,8 +1,8 @@
-//! Where the events of a run lie in a log tree.
+//! Location of a run's events in a log tree.
 
 use std::path::{Path, PathBuf};
 
-/// What tells the runs of a log tree apart, in the order of the path's segments.
+/// The settings that distinguish the runs of a log tree, in the order of the path's segments.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogKey<'a> {
     /// The model, a folder or a hub name; its last component names the segment.
@@ -21,8 +21,8 @@ pub struct LogKey<'a> {
 
 /// `<root>/<model>/<method>/<task>/<lr>/<rank>/<seed>`, the learning rate in scientific notation (`5e-4`).
 ///
-/// Runs that differ in another setting share a folder; the hyper-parameters in their event files tell them apart, and
-/// [`event_files`](crate::run::TrainInfo::event_files) says whose a file is.
+/// Runs that differ in another setting share a folder; the hyper-parameters in their event files distinguish
+/// them, and [`event_files`](crate::run::TrainInfo::event_files) names the files of each.
 ///
 /// ```
 /// use lowrank_report::{LogKey, log_path};
@@ -47,7 +47,7 @@ pub fn model_name(model: &str) -> &str {
     parts.next().unwrap_or("model")
 }
 
-/// `text` as one segment of a path on any system.
+/// `text` as one valid path segment on any system.
 fn segment(text: &str) -> String {
     let keep =
         |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '=') { c } else { '-' };

@@ -1,6 +1,6 @@
-//! How a metric reads in a table.
+//! Presentation of a metric in a table.
 
-/// A metric's name, with what a table must know of it.
+/// A metric's name, with its properties in a table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Metric(String);
 
@@ -15,13 +15,13 @@ impl Metric {
         &self.0
     }
 
-    /// Whether a larger value is a better one: not for losses and perplexities.
+    /// Whether larger values are better: not for losses and perplexities.
     pub fn higher_is_better(&self) -> bool {
         !self.is_loss()
     }
 
-    /// What values are multiplied by when shown: 100 for scores of the unit interval, as the GLUE tables have
-    /// it.
+    /// Factor on the values shown: 100 for scores in the unit interval, as in the GLUE
+    /// tables.
     pub fn scale(&self) -> f64 {
         if self.is_loss() { 1.0 } else { 100.0 }
     }

@@ -1,7 +1,7 @@
 //! The record of one run: `run.json`.
 //!
-//! Written by the run itself, again after every evaluation, under a temporary name that is then renamed: a
-//! reader sees a whole record or none.
+//! Written by the run itself, and again after every evaluation, under a temporary name that is then renamed:
+//! a reader sees a complete record or none.
 
 use std::{
     collections::BTreeMap,
@@ -20,23 +20,23 @@ pub const FORMAT: u32 = 1;
 /// The file's name within a run's folder.
 pub const FILE_NAME: &str = "run.json";
 
-/// A run: what was asked for, what came of it, and on what.
+/// A run: its settings, its results, its environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// Version of this layout, [`FORMAT`].
     pub format: u32,
-    /// What was asked for.
+    /// The settings.
     #[serde(default)]
     pub run_info: RunInfo,
-    /// What came of it.
+    /// The results.
     #[serde(default)]
     pub train_info: TrainInfo,
-    /// On what it was done.
+    /// The environment.
     #[serde(default)]
     pub meta_info: MetaInfo,
 }
 
-/// What was asked for.
+/// Settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunInfo {
@@ -46,46 +46,46 @@ pub struct RunInfo {
     pub config: Map<String, Value>,
     /// Version of the program.
     pub version: String,
-    /// Commit of the sources, where it is known.
+    /// Commit of the sources, if known.
     pub commit: Option<String>,
     /// The backend of the build: flex, ndarray, cuda.
     pub backend: String,
-    /// When it began, RFC 3339 in UTC.
+    /// Start time, RFC 3339 in UTC.
     pub started: String,
-    /// When it ended; absent while it runs.
+    /// End time; absent while it runs.
     pub finished: Option<String>,
 }
 
-/// How far a run has come.
+/// Status of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It runs, or was killed.
+    /// Running, or killed.
     #[default]
     Running,
-    /// It ended as it should.
+    /// Finished.
     Done,
-    /// It ended with an error.
+    /// Failed with an error.
     Failed,
 }
 
-/// What came of a run. A number that is not finite is `null` in the file and absent here.
+/// Results of a run. A number that is not finite is `null` in the file and absent here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainInfo {
-    /// How far it has come.
+    /// Its status.
     pub status: Status,
     /// The error that ended it.
     pub error: Option<String>,
-    /// Optimiser steps made.
+    /// Completed optimizer steps.
     pub steps: u64,
     /// Its evaluations, in order.
     pub evals: Vec<Evaluation>,
     /// The task's primary metric.
     pub metric_name: String,
-    /// The primary metric of what the run left behind.
+    /// The primary metric of the saved result.
     pub metric: Option<f64>,
-    /// The best that the primary metric was at any evaluation.
+    /// The best value of the primary metric at any evaluation.
     pub best_metric: Option<f64>,
     /// The step of that evaluation.
     pub best_step: Option<u64>,
@@ -95,18 +95,18 @@ pub struct TrainInfo {
     pub total: u64,
     /// Median duration of a step in milliseconds.
     pub ms_per_step_median: Option<f64>,
-    /// Real tokens per second of training, padding not counted.
+    /// Real tokens per second of training, without padding.
     pub tokens_per_second: Option<f64>,
     /// Peak resident memory in MB (10⁶ bytes).
     pub peak_rss_mb: Option<f64>,
     /// Duration of the whole run in seconds.
     pub wall_s: Option<f64>,
-    /// Bytes of the file that it saved: an adapter's, or a compressed model's weights.
+    /// Bytes of the saved file: an adapter's, or a compressed model's weights.
     pub adapter_bytes: Option<u64>,
-    /// What a language model wrote after it.
+    /// Texts that a language model generated after it.
     pub text: Option<String>,
-    /// Names of the event files that it wrote: runs that differ in another setting than those of a log path share
-    /// its folder. Empty where they are not known.
+    /// Names of the event files that it wrote: runs that differ in a setting outside the log path share
+    /// its folder. Empty if unknown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_files: Vec<String>,
 }
@@ -115,22 +115,22 @@ pub struct TrainInfo {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Evaluation {
-    /// After how many steps.
+    /// Number of completed steps.
     pub step: u64,
     /// Every metric of the task; one that is not finite is absent.
     pub metrics: BTreeMap<String, Option<f64>>,
     /// Mean loss.
     pub loss: Option<f64>,
-    /// Texts that a language model wrote: prompts with their continuations.
+    /// Texts generated by a language model: prompts with their continuations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<String>,
 }
 
-/// On what a run was done.
+/// Environment of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MetaInfo {
-    /// The model as it was named.
+    /// The model as given.
     pub model: String,
     /// Hash of its weights.
     pub model_hash: String,
@@ -142,7 +142,7 @@ pub struct MetaInfo {
     pub method: String,
     /// The machine.
     pub hardware: Hardware,
-    /// Versions of what the numbers depend on.
+    /// Versions on which the numbers depend.
     pub versions: BTreeMap<String, String>,
 }
 
@@ -152,19 +152,19 @@ pub struct MetaInfo {
 pub struct Hardware {
     /// The processor's name.
     pub cpu: String,
-    /// Its cores.
+    /// Number of cores.
     pub cores: u64,
-    /// Its memory in MB (10⁶ bytes).
+    /// Memory in MB (10⁶ bytes).
     pub memory_mb: u64,
 }
 
 impl RunRecord {
-    /// A record of a run that begins.
+    /// The record of a starting run.
     pub fn new(run_info: RunInfo, meta_info: MetaInfo) -> Self {
         Self { format: FORMAT, run_info, train_info: TrainInfo::default(), meta_info }
     }
 
-    /// Reads a record; keys that this build does not know are passed over.
+    /// Reads a record; unknown keys are ignored.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Record`] for a file that is not a record, [`Error::Format`] for another version.
@@ -173,7 +173,7 @@ impl RunRecord {
         let not_a_record = |source| Error::Record { path: path.to_owned(), source };
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(not_a_record)?;
-        // Looked at first: a later format's shape would be reported as nonsense.
+        // Checked first: a later format would be reported as malformed otherwise.
         match value.get("format") {
             Some(found) if found.as_u64() != Some(u64::from(FORMAT)) => {
                 Err(Error::Format { path: path.to_owned(), found: found.to_string(), expected: FORMAT })
@@ -185,7 +185,7 @@ impl RunRecord {
     /// Writes the record under a temporary name in the same folder and renames it to `path`.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file that was there before stays as it was.
+    /// [`Error::Io`]; the previous file is then unchanged.
     pub fn write_atomic(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut bytes = serde_json::to_vec_pretty(self)
@@ -194,8 +194,8 @@ impl RunRecord {
         write_atomic(path, &bytes)
     }
 
-    /// The name under which the run is shown: its label where it has one, `untrained` for a head on an
-    /// encoder of random weights, else the method.
+    /// The displayed name of the run: its label if it has one, `untrained` for a head on an
+    /// encoder with random weights, otherwise the method.
     pub fn label(&self) -> &str {
         let config = &self.run_info.config;
         if let Some(label) = config.get("label").and_then(Value::as_str) {
@@ -204,7 +204,7 @@ impl RunRecord {
         if self.is_random() && self.meta_info.method == "head" { "untrained" } else { &self.meta_info.method }
     }
 
-    /// Whether it began with random weights in place of the model's.
+    /// Whether it started from random weights instead of the model's.
     pub(crate) fn is_random(&self) -> bool {
         self.run_info.config.get("random_init").and_then(Value::as_bool).unwrap_or(false)
     }
@@ -214,7 +214,7 @@ impl RunRecord {
         model_name(&self.meta_info.model)
     }
 
-    /// Its rank, where the method has one.
+    /// Its rank, if the method has one.
     pub fn rank(&self) -> Option<u64> {
         self.run_info.config.get("rank").and_then(Value::as_u64).filter(|rank| *rank > 0)
     }
@@ -230,7 +230,7 @@ impl RunRecord {
     }
 }
 
-/// A record and the folder that it lies in.
+/// A record and its folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadedRun {
     /// The run's folder.
@@ -239,12 +239,12 @@ pub struct LoadedRun {
     pub record: RunRecord,
 }
 
-/// Every record in `root` and the folders below it, in the order of their paths, and what could not be read.
+/// Every record in `root` and the folders below it, sorted by path, and the records that could not be read.
 ///
-/// Folders inside a run's folder, and links to folders, are not looked into.
+/// Folders inside a run's folder, and links to folders, are not visited.
 ///
 /// # Errors
-/// [`Error::Io`] when `root` itself cannot be read. A record below it that cannot be read is in the second
+/// [`Error::Io`] if `root` itself cannot be read. A record below it that cannot be read is in the second
 /// list.
 pub fn load_runs(root: impl AsRef<Path>) -> Result<(Vec<LoadedRun>, Vec<Error>)> {
     let root = root.as_ref();

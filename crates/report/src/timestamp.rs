@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
-/// `time` in UTC as RFC 3339 has it, to the second: `2026-03-21T09:05:00Z`. Times before 1970 give 1970.
+/// `time` in UTC in RFC 3339 format, to the second: `2026-03-21T09:05:00Z`. Times before 1970 give 1970.
 pub fn rfc3339_utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (year, month, day) = civil_date(seconds / SECONDS_PER_DAY);

@@ -1,4 +1,4 @@
-//! How runs went: their evaluations, and the training loss of their event files.
+//! Curves of the runs: their evaluations, and the training loss of their event files.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +15,13 @@ use crate::{
     tfevents::{Logged, read_events},
 };
 
-/// Places that a curve has at most: more cannot be told apart.
+/// Maximum number of points of a curve: more cannot be distinguished.
 const PLACES: usize = 60;
 
 /// Step and value, by step.
 pub(super) type Curve = Vec<(f64, f64)>;
 
-/// The metric of the runs' evaluations, its mean where several runs have a step.
+/// The metric of the runs' evaluations, averaged if several runs have a step.
 pub(super) fn evaluations(runs: &[LoadedRun], metric: &Metric) -> Curve {
     let evaluations = runs.iter().flat_map(|run| &run.record.train_info.evals);
     mean_by_step(evaluations.filter_map(|evaluation| {
@@ -46,7 +46,7 @@ fn mean_by_step(points: impl Iterator<Item = (i64, f64)>) -> Curve {
     sums.into_iter().map(|(step, (sum, count))| (step as f64, sum / count)).collect()
 }
 
-/// Neighbours as their mean, so that [`PLACES`] are left.
+/// Averages neighbours, so that [`PLACES`] are left.
 fn thin(curve: Curve) -> Curve {
     let group = curve.len().div_ceil(PLACES).max(1);
     let mean = |points: &[(f64, f64)]| {
@@ -56,8 +56,8 @@ fn thin(curve: Curve) -> Curve {
     curve.chunks(group).map(mean).collect()
 }
 
-/// What a run logged as `train/loss`; nothing where its events are not found. Of a step that was logged twice,
-/// because the run was resumed, the later value.
+/// The values that a run logged as `train/loss`; empty if its events are not found. For a step that was
+/// logged twice, because the run was resumed, the later value.
 fn training_loss(root: &Path, run: &LoadedRun) -> BTreeMap<i64, f64> {
     let mut losses = BTreeMap::new();
     let mut folders = vec![run.folder.clone()];
@@ -65,7 +65,7 @@ fn training_loss(root: &Path, run: &LoadedRun) -> BTreeMap<i64, f64> {
     let own = &run.record.train_info.event_files;
     let files = folders.iter().map(|folder| event_files(folder, own)).find(|files| !files.is_empty());
     for file in files.unwrap_or_default() {
-        // A file that cannot be read leaves its curve out; `lowrank logs` tells why.
+        // A file that cannot be read is left out of the curve; `lowrank logs` reports why.
         let _ = read_events(file, |logged| {
             match logged {
                 Logged::Scalar(scalar) if scalar.tag == "train/loss" => {
@@ -92,7 +92,7 @@ fn log_folder(root: &Path, record: &RunRecord) -> Option<PathBuf> {
     Some(log_path(root.join("logs"), &key))
 }
 
-/// The event files of a folder, by the numbers in their names: those in `own`, where there are any.
+/// The event files of a folder, by the numbers in their names: those in `own`, if there are any.
 fn event_files(folder: &Path, own: &[String]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();

@@ -1,4 +1,4 @@
-//! The sections of a report that are pictures.
+//! The figures of a report.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use crate::{
     table::{Column, GridTable, Row},
 };
 
-/// The looks of the series of a report: a method has one colour in all figures.
+/// Styles of the series of a report: a method has one colour in all figures.
 pub(super) struct Looks {
     methods: Vec<(String, String)>,
     several_models: bool,
@@ -37,7 +37,8 @@ impl Looks {
         (row.model.clone(), row.method.clone() + &Self::without_ratio(row))
     }
 
-    /// The settings but for how much is compressed, which is to a compression what the rank is to an adapter.
+    /// The settings without the amount of compression, which is to a compression what the rank is to an
+    /// adapter.
     fn without_ratio(row: &Row) -> String {
         let settings = row.settings.split(", ").filter(|setting| !setting.starts_with("ratio="));
         settings.collect::<Vec<_>>().join(", ")
@@ -66,20 +67,21 @@ impl Looks {
     }
 }
 
-/// The rows that figures show: ours, and what others published for a model that is among ours.
+/// The rows shown in figures: ours, and published ones for a model that is among ours.
 fn drawn(table: &GridTable) -> impl Iterator<Item = &Row> {
     let ours: BTreeSet<&str> =
         table.rows.iter().filter(|row| !row.published).map(|row| row.model.as_str()).collect();
     table.rows.iter().filter(move |row| !row.published || ours.contains(row.model.as_str()))
 }
 
-/// How a column's scores are named at an axis.
+/// The axis label of a column's scores.
 fn score_label(column: &Column) -> String {
     let name = column.metric.name();
     if column.metric.scale() == 1.0 { name.to_owned() } else { format!("{name} × 100") }
 }
 
-/// A figure per task: what the trained parameters buy; where nothing was trained, what taking parameters away costs.
+/// One figure per task: score over trained parameters, or, if nothing was trained, over the parameters
+/// removed.
 pub(super) fn score_against_parameters(table: &GridTable) -> String {
     let looks = Looks::new(table);
     let trains = table.rows.iter().any(|row| !row.published && row.cost.trainable > 0);
@@ -138,7 +140,7 @@ pub(super) fn score_against_parameters(table: &GridTable) -> String {
     section(heading, &figures("parameters", &plots))
 }
 
-/// Two figures per task: the score and the loss while it was trained.
+/// Two figures per task: the score and the loss during training.
 pub(super) fn training(root: &Path, table: &GridTable) -> String {
     let looks = Looks::new(table);
     let mut body = String::new();
@@ -164,7 +166,7 @@ pub(super) fn training(root: &Path, table: &GridTable) -> String {
     if body.is_empty() { body } else { section("Training", &body) }
 }
 
-/// A figure per task with a curve per row.
+/// One figure per task with one curve per row.
 fn curve_plots(
     table: &GridTable,
     looks: &Looks,
@@ -178,7 +180,8 @@ fn curve_plots(
         let mut series = Vec::new();
         for row in table.rows.iter().filter(|row| !row.published) {
             let colour = looks.colour(row) % COLOURS;
-            // The ranks of a method share its colour and differ by dash and marker, as do methods beyond the colours.
+            // The ranks of a method share its colour and differ by dash and marker, as do methods beyond the
+            // number of colours.
             let dash = ranks.entry(colour).or_default();
             let name = looks.row(row);
             let point = |(x, y): (f64, f64)| Point {
@@ -193,7 +196,7 @@ fn curve_plots(
         }
         series.retain(|series| !series.points.is_empty());
         let (y_label, wants_log) = label(column);
-        // A logarithmic side would leave out what is not positive.
+        // A logarithmic axis would leave out values that are not positive.
         let y_log = wants_log && series.iter().flat_map(|series| &series.points).all(|point| point.y > 0.0);
         let title = format!("{}: {y_label} over the optimiser steps", column.task);
         let plot = Plot { title, x_label: "step".to_owned(), y_label, x_log: false, y_log, series };
@@ -204,7 +207,7 @@ fn curve_plots(
     plots
 }
 
-/// What curves show, as tables: a row per step, a column per curve.
+/// The data of curves as tables: one row per step, one column per curve.
 fn curve_tables(id: &str, decimals: usize, plots: &[(String, Plot)]) -> String {
     let one = |(index, (caption, plot)): (usize, &(String, Plot))| {
         let mut steps: Vec<f64> =

@@ -1,4 +1,4 @@
-//! The report of a grid: one HTML file that needs nothing else, and the same tables for papers and programs.
+//! The report of a grid: one self-contained HTML file, and the same tables for papers and programs.
 
 mod curves;
 mod figures;
@@ -17,34 +17,34 @@ use crate::{
     table::GridTable,
 };
 
-/// How to write a report.
+/// Options of a report.
 #[derive(Clone, Debug, Default)]
 pub struct ReportOptions {
-    /// Its title; the runs' folder where it is not given.
+    /// Its title; the runs' folder by default.
     pub title: Option<String>,
-    /// Leaves out the numbers that others published.
+    /// Whether to leave out published numbers.
     pub without_published: bool,
 }
 
-/// What was written.
+/// The result of writing a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportSummary {
     /// The table of the runs, without published rows.
     pub table: GridTable,
-    /// Records that could not be read; what else a reader must know is in the table's notes.
+    /// Records that could not be read; the table's notes hold all other remarks.
     pub warnings: Vec<String>,
-    /// The files, the one that was asked for first.
+    /// The files, the requested one first.
     pub written: Vec<PathBuf>,
 }
 
 /// Reads the runs below `root` and writes their report to `output`.
 ///
-/// The extension says what is written: `.md`, `.csv` and `.tex` the table alone, `.html` the whole report and
-/// beside it the table in the three other formats.
+/// The extension selects the format: `.md`, `.csv` and `.tex` give only the table, `.html` gives the whole
+/// report and the table in the three other formats beside it.
 ///
 /// # Errors
-/// [`Error::Report`] for another extension and for a folder without a single run; [`Error::Io`] when a folder
-/// cannot be read or a file cannot be written: the others are not written then either.
+/// [`Error::Report`] for another extension and for a folder without a single run; [`Error::Io`] if a folder
+/// cannot be read or a file cannot be written, in which case no file is written.
 pub fn write_report(
     root: impl AsRef<Path>,
     output: impl AsRef<Path>,
@@ -107,7 +107,7 @@ enum Format {
 }
 
 impl Format {
-    /// What to write for an output of this name, the output itself first.
+    /// The files to write for an output of this name, the output itself first.
     fn of(output: &Path) -> Result<Vec<Self>> {
         match output.extension().and_then(|extension| extension.to_str()) {
             Some("html") => Ok(vec![Self::Html, Self::Markdown, Self::Csv, Self::Latex]),

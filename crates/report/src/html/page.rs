@@ -1,10 +1,10 @@
-//! The page around the sections, and the parts that several of them use.
+//! The page around the sections, and their common parts.
 
 use std::fmt::Write;
 
 use crate::svg::{Plot, Series, escape, swatch};
 
-/// A whole page; it refers to nothing outside itself.
+/// A whole, self-contained page.
 pub(super) fn page(title: &str, body: &str) -> String {
     let title = escape(title);
     let css = include_str!("page.css");
@@ -25,7 +25,7 @@ pub(super) fn paragraph(text: &str) -> String {
     format!("<p>{}</p>\n", escape(text))
 }
 
-/// A table's cell: its text, and whether it stands out.
+/// A table cell: its text, and whether it is highlighted.
 pub(super) struct Cell {
     pub(super) html: String,
     pub(super) class: &'static str,
@@ -39,9 +39,9 @@ impl Cell {
 
 /// A row of a table.
 pub(super) enum TableRow {
-    /// What the rows below it have in common.
+    /// The common label of the rows below it.
     Group(String),
-    /// Names, then numbers; set apart where others published them.
+    /// Names, followed by numbers; marked if published by others.
     Cells { cells: Vec<Cell>, published: bool },
 }
 
@@ -51,8 +51,8 @@ impl TableRow {
     }
 }
 
-/// A table whose first column names the rows, with its caption above; it scrolls by itself where it is wider than
-/// the page. `id` is its own in the page.
+/// A table whose first column names the rows, with its caption above; it scrolls separately if it is wider
+/// than the page. `id` is unique in the page.
 pub(super) fn table(id: &str, caption: &str, headers: &[String], rows: &[TableRow]) -> String {
     let mut out = format!(
         "<p class=\"faint\" id=\"{id}\">{}</p>\n\
@@ -97,7 +97,7 @@ pub(super) fn figures(prefix: &str, plots: &[(String, Plot)]) -> String {
     for series in plots.iter().flat_map(|(_, plot)| &plot.series) {
         match shown.iter_mut().find(|known| known.name == series.name) {
             None => shown.push(series),
-            // A line says more of a series than the lonely point that it has elsewhere.
+            // A line represents a series better than the single point that it has elsewhere.
             Some(known) if known.points.len() < series.points.len() => *known = series,
             Some(_) => {}
         }
@@ -119,7 +119,7 @@ pub(super) fn figures(prefix: &str, plots: &[(String, Plot)]) -> String {
     out
 }
 
-/// What is shown on demand.
+/// A collapsible part.
 pub(super) fn details(summary: &str, body: &str) -> String {
     format!("<details>\n<summary>{}</summary>\n{body}</details>\n", escape(summary))
 }

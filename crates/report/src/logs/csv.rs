@@ -17,7 +17,7 @@ use crate::{Error, Result, table::csv_field};
 pub(super) struct CsvTable<W> {
     file: W,
     path: PathBuf,
-    /// What every row of a run begins with.
+    /// The beginning of every row of a run.
     prefixes: Vec<String>,
     wall_time: bool,
     line: String,

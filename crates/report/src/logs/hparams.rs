@@ -1,4 +1,4 @@
-//! Hyper-parameters as columns, and runs of one folder that only they tell apart.
+//! Hyper-parameters as columns, and runs of one folder that only they distinguish.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,15 +25,16 @@ type Hparams = BTreeMap<String, Hparam>;
 /// A run of a folder.
 #[derive(Debug, Default)]
 struct Group {
-    /// What its sessions say; absent where its files tell nothing.
+    /// Contents of its sessions; absent if its files have none.
     session: Option<Session>,
     files: Files,
 }
 
-/// Splits the folders into runs: the event files of a folder that tell other hyper-parameters are another run's, unless
-/// both name one session group. Returns the names of the columns that this takes, and of those that were asked for.
+/// Splits the folders into runs: event files of a folder with different hyper-parameters belong to different
+/// runs, unless both name one session group. Returns the names of the columns needed for this, and of the
+/// requested ones.
 ///
-/// A folder without hyper-parameters has those of the nearest folder above it that has some.
+/// A folder without hyper-parameters inherits those of the nearest folder above it that has some.
 pub(super) fn tell_apart(
     found: Vec<Found>,
     options: &LogsOptions,
@@ -45,7 +46,7 @@ pub(super) fn tell_apart(
         found.iter().zip(&sessions).map(|(folder, sessions)| groups(&folder.files, sessions)).collect();
     let telling: BTreeSet<String> = folders.iter().flat_map(|groups| differing(groups)).collect();
     if !wanted && !telling.is_empty() {
-        // The columns need a value from every other run also.
+        // The columns need a value from every other run too.
         sessions = read(&found, options, |_| true, false);
         folders =
             found.iter().zip(&sessions).map(|(folder, sessions)| groups(&folder.files, sessions)).collect();
@@ -100,8 +101,8 @@ pub(super) fn tell_apart(
     Ok((names.into_iter().map(column).collect(), runs))
 }
 
-/// The session of each event file of the folders that `look` chooses: the first that it holds, or with `whole` unset the
-/// first before its scalars.
+/// The session of each event file in the folders that `look` selects: the first in the file, or with `whole`
+/// unset the first before its scalars.
 fn read(
     found: &[Found],
     options: &LogsOptions,
@@ -118,7 +119,7 @@ fn read(
             .chunks(each)
             .map(|part| scope.spawn(|| part.iter().map(&read).collect::<Vec<_>>()))
             .collect();
-        // A reader does not panic; without its answer the folders hold one run each.
+        // A reader does not panic; without its result each folder holds one run.
         let joined = parts.into_iter().zip(found.chunks(each)).map(|(thread, part)| {
             thread
                 .join()
@@ -142,7 +143,8 @@ fn session(file: &Path, whole: bool) -> Option<Session> {
     found
 }
 
-/// The runs of a folder. Files without a session belong to the one run that has one, or else are a run by themselves.
+/// The runs of a folder. Files without a session belong to its only run that has one, or else form a run by
+/// themselves.
 fn groups(files: &Files, sessions: &[Option<Session>]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut silent = Files::new();
@@ -160,7 +162,7 @@ fn groups(files: &Files, sessions: &[Option<Session>]) -> Vec<Group> {
         match groups.iter_mut().find(is_same) {
             Some(group) => {
                 group.files.push(file.clone());
-                // A run that was resumed with other settings goes by the last ones.
+                // A run resumed with other settings has the last ones.
                 group.session = Some(session.clone());
             }
             None => groups.push(Group { session: Some(session.clone()), files: vec![file.clone()] }),
@@ -205,7 +207,7 @@ fn inherited(found: &[Found], folders: &[Vec<Group>]) -> Vec<Option<Hparams>> {
 /// The largest integer below which every integer is a double.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// What all values of a hyper-parameter are.
+/// The kind of all values of a hyper-parameter.
 pub(super) fn kind<'a>(cells: impl Iterator<Item = &'a Cell> + Clone) -> ColumnType {
     let number = |cell: &Cell| if let Hparam::Number(number) = cell { Some(*number) } else { None };
     let is_integer = |number: f64| number.fract() == 0.0 && number.abs() <= EXACT;

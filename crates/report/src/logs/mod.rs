@@ -1,13 +1,15 @@
-//! A tree of event files as one table: a column per segment of the path, then `tag`, `step` and `value`.
+//! A tree of event files as one table: one column per segment of the path, followed by `tag`, `step` and
+//! `value`.
 //!
-//! The tree is `<root>/<name 1>/…/<name n>/events.out.tfevents.*`, whoever wrote the files. A run that is less deep has
-//! no value in the last columns; one that is deeper, as those of `add_scalars` and `add_hparams`, has the rest of its
-//! path in a column `sub_run`. Files of one folder whose hyper-parameters differ are different runs, which columns of
-//! those hyper-parameters tell apart. What a restart declares void (`purge_step`) is left out, as TensorBoard leaves it
-//! out: for every tag the values logged before it whose step is that of the restart or a later one.
+//! The tree is `<root>/<name 1>/…/<name n>/events.out.tfevents.*`, by any writer. A run at a smaller depth
+//! has no value in the last columns; one at a larger depth, as from `add_scalars` and `add_hparams`, has the
+//! rest of its path in a column `sub_run`. Files of one folder with different hyper-parameters are different
+//! runs, distinguished by columns of those hyper-parameters. Values voided by a restart (`purge_step`) are
+//! left out, as in TensorBoard: for every tag the values logged before it whose step is that of the restart
+//! or a later one.
 //!
 //! Runs are read in parallel and written in the order of the table, which is sorted by the columns from left to right,
-//! missing values first; a few runs are held in memory at a time, not the tree.
+//! missing values first; only a few runs are in memory at a time.
 
 mod csv;
 mod hparams;
@@ -33,43 +35,43 @@ use self::{run::RunLog, tree::Tree};
 pub use self::{tags::TagFilter, tree::ColumnType};
 use crate::{Error, Result, files::temporary_name};
 
-/// What to do with several values of a tag at one step, as a run leaves them that was resumed or started again
+/// Treatment of several values of a tag at one step, as from a run that was resumed or started again
 /// in the same folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Duplicates {
-    /// Keep them all, in the order in which they were written.
+    /// Keep them all, in the order of writing.
     #[default]
     Keep,
-    /// Keep the one that was written last.
+    /// Keep the last one.
     Last,
 }
 
-/// Which hyper-parameters of the runs become columns. Those that runs of one folder differ in always do.
+/// The hyper-parameters of the runs that become columns. Those in which runs of one folder differ always do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HparamColumns {
     /// No others.
     #[default]
     None,
-    /// All that some run has.
+    /// All that any run has.
     All,
     /// These.
     Named(Vec<String>),
 }
 
-/// How to convert a tree.
+/// Options of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct LogsOptions {
     /// Names of the columns that the segments of a run's path become, from the root down.
     pub names: Vec<String>,
-    /// Which tags to take.
+    /// The tags to select.
     pub tags: TagFilter,
-    /// What to do with a step that occurs twice.
+    /// Treatment of a step that occurs twice.
     pub duplicates: Duplicates,
-    /// Hyper-parameters as columns, before `tag`; one whose name is taken is called `hparams/NAME`.
+    /// Hyper-parameters as columns, before `tag`; one whose name is already used is called `hparams/NAME`.
     pub hparams: HparamColumns,
     /// Whether a column `wall_time`, in seconds since 1970, follows `value`.
     pub wall_time: bool,
-    /// Threads that read; one per core where it is not given.
+    /// Number of reading threads; one per core by default.
     pub threads: Option<usize>,
 }
 
@@ -79,7 +81,7 @@ impl LogsOptions {
     }
 }
 
-/// What was converted.
+/// The result of a conversion.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogsSummary {
     /// The columns and their types.
@@ -88,30 +90,30 @@ pub struct LogsSummary {
     pub runs: u64,
     /// Event files.
     pub files: u64,
-    /// Bytes of them.
+    /// Their total bytes.
     pub bytes: u64,
     /// Rows of the table.
     pub rows: u64,
-    /// Values that are not scalars and were left out.
+    /// Number of values that are not scalars and were left out.
     pub no_scalars: u64,
-    /// What a user should know, each naming the file or folder that it is about.
+    /// Warnings, each naming the file or folder concerned.
     pub warnings: Vec<String>,
 }
 
-/// How far a conversion is.
+/// Progress of a conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogsProgress {
-    /// Runs that are written.
+    /// Runs written so far.
     pub runs: u64,
     /// Runs of the tree.
     pub of: u64,
-    /// Bytes of event files that were read for them.
+    /// Bytes of event files read for them.
     pub bytes: u64,
 }
 
-/// Converts the tree at `root` into `output`, whose extension says the format: `.parquet` or `.csv`.
+/// Converts the tree at `root` into `output`, whose extension selects the format: `.parquet` or `.csv`.
 ///
-/// The table appears under its name when it is whole. `progress` is called from time to time.
+/// The table appears under its name when it is complete. `progress` is called from time to time.
 ///
 /// # Errors
 /// [`Error::Logs`] for an unknown extension, names that are empty, repeated or those of the table's own
@@ -142,7 +144,7 @@ pub fn convert(
     let written = write_table(&tree, format, &temporary, options, &mut summary, &mut progress)
         .and_then(|()| fs::rename(&temporary, output).map_err(Error::io("write", output)));
     written.inspect_err(|_| {
-        // The error that is reported is the first one.
+        // The first error is reported.
         let _ = fs::remove_file(&temporary);
     })?;
     Ok(summary)
@@ -167,12 +169,12 @@ fn write_table(
     table.finish()
 }
 
-/// A table that takes the runs in order.
+/// A table that receives the runs in order.
 trait Table {
     /// Adds the rows of the `index`-th run of the tree.
     fn add(&mut self, index: usize, run: &RunLog) -> Result<()>;
 
-    /// Writes what is left.
+    /// Writes the remaining rows.
     fn finish(self: Box<Self>) -> Result<()>;
 }
 

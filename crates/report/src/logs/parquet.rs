@@ -27,9 +27,9 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Rows of a row group: what a reader decodes at a time.
+/// Rows per row group: the unit that a reader decodes.
 const ROW_GROUP: usize = 1 << 20;
-/// Rows that are given to the writer at a time.
+/// Rows passed to the writer at a time.
 const BATCH: usize = 1 << 16;
 
 /// A Parquet file whose text columns are dictionaries.
@@ -42,24 +42,24 @@ pub(super) struct ParquetTable<W: Write + Send> {
     rows: Rows,
 }
 
-/// A column of which each run has one value.
+/// A column with one value per run.
 struct PerRun {
     values: PerRunValues,
-    /// Which runs have a value; absent where all have.
+    /// Which runs have a value; absent if all have.
     valid: Option<Vec<bool>>,
 }
 
-/// The value per run, texts as places in the dictionary.
+/// The value per run, texts as indices into the dictionary.
 enum PerRunValues {
     Integer(Vec<i64>),
     Float(Vec<f64>),
     Text { keys: Vec<i32>, texts: Arc<StringArray> },
 }
 
-/// Rows that are not written yet.
+/// Rows not written yet.
 #[derive(Default)]
 struct Rows {
-    /// The run of each row, as pieces of run and count.
+    /// The run of each row, as pairs of run and count.
     runs: Vec<(usize, usize)>,
     tags: Dictionary,
     steps: Vec<i64>,
@@ -106,7 +106,7 @@ impl<W: Write + Send> ParquetTable<W> {
             .set_max_row_group_row_count(Some(ROW_GROUP))
             .set_sorting_columns(Some(sorted))
             .set_created_by("lowrank logs".to_owned())
-            // Steps rise by a constant, and values hardly repeat: a dictionary would only cost.
+            // Steps increase by a constant, and values rarely repeat: a dictionary would only add cost.
             .set_column_dictionary_enabled(step.clone(), false)
             .set_column_encoding(step, Encoding::DELTA_BINARY_PACKED)
             .set_column_dictionary_enabled(value.clone(), false)
@@ -135,13 +135,13 @@ impl<W: Write + Send> ParquetTable<W> {
     }
 }
 
-/// An error of the Parquet writer as one of ours.
+/// Converts an error of the Parquet writer.
 fn failed(path: &Path) -> impl FnOnce(ParquetError) -> Error {
     move |error| Error::io("write", path)(std::io::Error::other(error))
 }
 
 fn dictionary(keys: Int32Array, texts: Arc<StringArray>) -> ArrayRef {
-    // The keys are places in the texts: nothing to check.
+    // The keys are indices into the texts: nothing to check.
     Arc::new(DictionaryArray::<Int32Type>::new(keys, texts))
 }
 

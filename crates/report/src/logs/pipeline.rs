@@ -11,10 +11,10 @@ use super::{
 };
 use crate::Result;
 
-/// Rows that may wait to be written before readers pause; what is read meanwhile comes on top.
+/// Rows that may wait to be written before readers pause; runs being read meanwhile are added to them.
 const AHEAD: usize = 1 << 20;
 
-/// What the readers and the writer share.
+/// State shared by the readers and the writer.
 #[derive(Default)]
 struct Shared {
     /// The next run to read.
@@ -25,11 +25,11 @@ struct Shared {
     read: BTreeMap<usize, RunLog>,
     /// Rows of them.
     rows: usize,
-    /// Whether the readers shall stop: the writer has failed, or is done.
+    /// Whether the readers must stop: the writer has failed, or is done.
     stop: bool,
 }
 
-/// Reads every run of the tree and gives it to the table; what became of the tags.
+/// Reads every run of the tree and passes it to the table; returns the state of the tags.
 pub(super) fn run(
     tree: &Tree,
     options: &LogsOptions,
@@ -58,11 +58,12 @@ fn wait<'a>(changed: &Condvar, guard: MutexGuard<'a, Shared>) -> MutexGuard<'a, 
     changed.wait(guard).unwrap_or_else(|broken| broken.into_inner())
 }
 
-/// A reader's life.
+/// The loop of a reader.
 fn read(tree: &Tree, options: &LogsOptions, shared: &Mutex<Shared>, changed: &Condvar) {
     loop {
         let mut guard = lock(shared);
-        // The run that the writer waits for is always read: nobody pauses for somebody who pauses.
+        // The run that the writer waits for is always read, so that readers and writer never wait for each
+        // other.
         while !guard.stop && guard.rows > AHEAD && guard.next != guard.wanted {
             guard = wait(changed, guard);
         }

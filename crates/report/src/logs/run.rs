@@ -12,22 +12,22 @@ use crate::{
     tfevents::{Logged, read_events},
 };
 
-/// What a run has logged, in the order of the table.
+/// The values of a run, in the order of the table.
 #[derive(Debug, Default)]
 pub(super) struct RunLog {
     /// By name.
     pub(super) tags: Vec<TagLog>,
     /// Event files.
     pub(super) files: u64,
-    /// Bytes of them.
+    /// Their total bytes.
     pub(super) bytes: u64,
-    /// Values that are not scalars.
+    /// Number of values that are not scalars.
     pub(super) no_scalars: u64,
-    /// Files that hold neither scalars nor hyper-parameters.
+    /// Files with neither scalars nor hyper-parameters.
     pub(super) without_scalars: Vec<PathBuf>,
-    /// What became of its tags.
+    /// State of its tags.
     pub(super) seen: TagsSeen,
-    /// What a user should know.
+    /// Warnings.
     pub(super) warnings: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct RunLog {
 #[derive(Debug, Default)]
 pub(super) struct TagLog {
     pub(super) tag: String,
-    /// By step; of the same step, in the order in which they were written.
+    /// By step; within a step, in the order of writing.
     pub(super) points: Vec<Point>,
 }
 
@@ -53,7 +53,7 @@ impl RunLog {
         self.tags.iter().map(|tag| tag.points.len()).sum()
     }
 
-    /// Reads the files of a run, one after the other.
+    /// Reads the files of a run in sequence.
     pub(super) fn read(files: &Files, options: &LogsOptions) -> Self {
         let mut log = Self::default();
         let mut tags = Tags::default();
@@ -98,8 +98,7 @@ impl RunLog {
         // A tag's scalars may be in an earlier file or a later one.
         for (tag, path) in no_scalars.iter().filter(|(tag, _)| tags.has(tag)) {
             let path = path.display();
-            log.warnings
-                .push(format!("{path}: {tag} is a scalar and something else; the scalars were taken"));
+            log.warnings.push(format!("{path}: {tag} is a scalar and something else; using the scalars"));
         }
         log.warnings.extend(voided.warning());
         log.tags = tags.logs;
@@ -142,9 +141,9 @@ impl RunLog {
 #[derive(Default)]
 struct Tags {
     logs: Vec<TagLog>,
-    /// Where in `logs` a tag is; nowhere when it is not wanted.
+    /// Index of a tag in `logs`; `None` if it is not selected.
     places: HashMap<String, Option<usize>>,
-    /// The place after that of the tag before: writers log the same tags in turn.
+    /// The index after that of the previous tag: writers log the same tags in turn.
     expected: usize,
     seen: TagsSeen,
 }
@@ -174,7 +173,7 @@ impl Tags {
         place
     }
 
-    /// Takes back the values of `step` and later ones; how many there were.
+    /// Voids the values of `step` and later ones; returns their number.
     fn void(&mut self, step: i64) -> usize {
         let void = |log: &mut TagLog| {
             let before = log.points.len();
@@ -189,11 +188,11 @@ impl Tags {
     }
 }
 
-/// The values that restarts have taken back.
+/// Number of values voided by restarts.
 #[derive(Default)]
 struct Voided<'a> {
     values: usize,
-    /// The file and the step of each restart that took something back.
+    /// The file and the step of each restart that voided values.
     restarts: Vec<(&'a Path, i64)>,
 }
 
@@ -209,10 +208,12 @@ impl<'a> Voided<'a> {
         let ((path, step), others) = self.restarts.split_first()?;
         let (path, values) = (path.display(), self.values);
         Some(match others.len() {
-            0 => format!("{path}: its restart at step {step} voids {values} earlier values; left out"),
+            0 => format!(
+                "{path}: its restart at step {step} voids {values} earlier values, which are left out"
+            ),
             more => {
                 format!(
-                    "{path}: {} restarts, the first at step {step}, void {values} values; left out",
+                    "{path}: {} restarts, the first at step {step}, void {values} values, which are left out",
                     more + 1
                 )
             }

@@ -1,4 +1,4 @@
-//! Which tags to take.
+//! Selection of tags.
 
 use std::collections::BTreeSet;
 
@@ -6,19 +6,19 @@ use regex::RegexSet;
 
 use crate::{Error, Result};
 
-/// Chooses tags by glob patterns and regular expressions; without any, takes all.
+/// Selects tags by glob patterns and regular expressions; without any, selects all.
 #[derive(Clone, Debug, Default)]
 pub struct TagFilter {
     /// Absent: every tag passes.
     patterns: Option<RegexSet>,
-    /// The patterns as they were given.
+    /// The given patterns.
     given: Vec<String>,
 }
 
-/// Tags that an error names at most.
+/// Maximum number of tags named in an error.
 const NAMED: usize = 5;
 
-/// What became of the tags of scalars.
+/// State of the tags of scalars.
 #[derive(Debug, Default)]
 pub(super) struct TagsSeen {
     /// The patterns that some tag matches, by number.
@@ -28,7 +28,7 @@ pub(super) struct TagsSeen {
 }
 
 impl TagsSeen {
-    /// Keeps whether the filter takes a tag, and says so.
+    /// Records whether the filter selects a tag, and returns it.
     pub(super) fn note(&mut self, tag: &str, filter: &TagFilter) -> bool {
         let Some(patterns) = &filter.patterns else { return true };
         let matches = patterns.matches(tag);
@@ -52,22 +52,22 @@ impl TagsSeen {
         }
     }
 
-    /// What the filter's patterns did not find: an error where none found a tag though there are some, else a warning
-    /// for each that found none.
+    /// Reports patterns that matched nothing: an error if none matched a tag though there are some, otherwise
+    /// a warning for each.
     pub(super) fn check(&self, filter: &TagFilter) -> Result<Vec<String>> {
         let missed = filter.given.iter().enumerate().filter(|(index, _)| !self.matched.contains(index));
         let missed: Vec<String> = missed.map(|(_, pattern)| format!("{pattern:?}")).collect();
         if self.matched.is_empty() && !self.left_out.is_empty() {
             let tags: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
             let (patterns, tags) = (missed.join(", "), tags.join(", "));
-            return Err(Error::Logs(format!("no tag matches {patterns}; there are tags as {tags}")));
+            return Err(Error::Logs(format!("no tag matches {patterns}; the tags include {tags}")));
         }
         Ok(missed.into_iter().map(|pattern| format!("no tag matches {pattern}")).collect())
     }
 }
 
 impl TagFilter {
-    /// A filter that a tag passes which any of the patterns matches as a whole: in a glob, `*` stands for any
+    /// A filter that passes a tag if any of the patterns matches it as a whole: in a glob, `*` stands for any
     /// text, slashes included, `?` for one character, `[ab]` and `[!ab]` for one of a set.
     ///
     /// # Errors
@@ -81,11 +81,11 @@ impl TagFilter {
         let globs = globs.iter().map(|glob| from_glob(glob.as_ref()));
         let regexes = regexes.iter().map(|regex| format!("^(?:{})$", regex.as_ref()));
         let patterns = RegexSet::new(globs.chain(regexes))
-            .map_err(|error| Error::Logs(format!("no pattern for tags: {error}")))?;
+            .map_err(|error| Error::Logs(format!("invalid pattern for tags: {error}")))?;
         Ok(Self { patterns: Some(patterns), given })
     }
 
-    /// Whether to take the tag.
+    /// Whether the tag is selected.
     pub fn passes(&self, tag: &str) -> bool {
         self.patterns.as_ref().is_none_or(|patterns| patterns.is_match(tag))
     }
@@ -100,7 +100,7 @@ fn from_glob(glob: &str) -> String {
             '*' => out.push_str(".*"),
             '?' => out.push('.'),
             '[' => {
-                // A bracket without its partner is a bracket.
+                // A bracket without its partner is literal.
                 let text = rest.as_str();
                 let Some(end) = text.char_indices().skip(1).find(|(_, c)| *c == ']').map(|(end, _)| end)
                 else {

@@ -85,7 +85,7 @@ fn patterns_that_no_tag_matches_are_refused() {
     };
     let output = dir.path().join("out.csv");
     let error = convert(&tree, &output, &with(&["evl/*"], &["x+"]), |_| {}).unwrap_err().to_string();
-    assert_eq!(error, r#"no tag matches "evl/*", "x+"; there are tags as a, b, c, d, e"#);
+    assert_eq!(error, r#"no tag matches "evl/*", "x+"; the tags include a, b, c, d, e"#);
     assert!(!output.exists());
     let (csv, summary) = to_csv(&tree, &with(&["evl/*"], &["eval/.*"]));
     assert_eq!(csv.lines().count(), 2);
@@ -126,7 +126,7 @@ fn a_tag_of_two_kinds_is_noticed_in_any_order() {
         let file = tree.join("a").join(name);
         fs::write(&file, &text).unwrap();
         let (_, summary) = to_csv(&tree, &options(&["run"]));
-        let expect = format!("{}: t is a scalar and something else; the scalars were taken", file.display());
+        let expect = format!("{}: t is a scalar and something else; using the scalars", file.display());
         assert!(summary.warnings.contains(&expect), "{:?}", summary.warnings);
     }
 }
@@ -186,7 +186,7 @@ fn what_a_restart_declares_void_is_left_out() {
     let expect =
         "run,sub_run,tag,step,value\na,,t,0,0\na,,t,1,1\na,,t,2,2\na,,t,3,30\na,,v,2,1\na,sub,t,4,4\n";
     let path = again.path().display().to_string();
-    let warning = format!("{path}: its restart at step 3 voids 4 earlier values; left out");
+    let warning = format!("{path}: its restart at step 3 voids 4 earlier values, which are left out");
     for duplicates in [Duplicates::Keep, Duplicates::Last] {
         let (csv, summary) = to_csv(&tree, &LogsOptions { duplicates, ..options(&["run"]) });
         assert_eq!((csv.as_str(), summary.warnings), (expect, vec![warning.clone()]));
@@ -197,7 +197,7 @@ fn what_a_restart_declares_void_is_left_out() {
     again.scalar("t", 0, 7.0, 0.0).unwrap();
     let (csv, summary) = to_csv(&tree, &options(&["run"]));
     assert_eq!(csv, "run,sub_run,tag,step,value\na,,t,0,7\na,sub,t,4,4\n");
-    let warning = format!("{path}: 2 restarts, the first at step 3, void 9 values; left out");
+    let warning = format!("{path}: 2 restarts, the first at step 3, void 9 values, which are left out");
     assert_eq!(summary.warnings, [warning]);
 }
 

@@ -1,4 +1,4 @@
-//! The runs of a log tree, and the columns that tell them apart.
+//! The runs of a log tree, and the columns that distinguish them.
 
 use std::{
     cmp::Ordering,
@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{Error, Result, files::natural_order};
 
-/// The column of what a path has below its last name: the sub-runs of `add_scalars` and `add_hparams`.
+/// The column of a path's part below its last name: the sub-runs of `add_scalars` and `add_hparams`.
 pub(super) const SUB_RUN: &str = "sub_run";
 
-/// What the values of a column are.
+/// Kind of the values of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// 64-bit integers.
@@ -26,14 +26,15 @@ pub enum ColumnType {
     Text,
 }
 
-/// A column of which each run has one value.
+/// A column with one value per run.
 #[derive(Debug)]
 pub(super) struct Column {
     /// Its name.
     pub(super) name: String,
-    /// What its values are.
+    /// Kind of its values.
     pub(super) kind: ColumnType,
-    /// A value per run, in the order of the runs; absent where a path is shorter, or a hyper-parameter is not set.
+    /// One value per run, in the order of the runs; absent if a path is shorter, or a hyper-parameter is not
+    /// set.
     pub(super) values: Vec<Option<Value>>,
 }
 
@@ -71,7 +72,7 @@ fn order(a: &[Option<Value>], b: &[Option<Value>]) -> Ordering {
 pub(super) struct Run {
     /// The names of the folders from the root down.
     pub(super) segments: Vec<String>,
-    /// A hyper-parameter for each column of them.
+    /// One hyper-parameter for each such column.
     pub(super) hparams: Vec<Option<hparams::Cell>>,
     /// Its event files.
     pub(super) files: Files,
@@ -136,9 +137,9 @@ impl Tree {
                 (path.chain(hparams).collect(), run.files)
             })
             .collect();
-        // Runs of equal values by folder, whose order is not the file system's.
+        // Runs of equal values by folder, whose order must not depend on the file system.
         rows.sort_by(|(a, files), (b, others)| order(a, b).then_with(|| files.cmp(others)));
-        // Names that differ may stand for one number, as 1e-3 and 0.001.
+        // Different names may stand for one number, as 1e-3 and 0.001.
         rows.dedup_by(|(later, files), (earlier, kept)| {
             let same = order(later, earlier).is_eq();
             if same {
@@ -160,12 +161,12 @@ impl Tree {
     }
 }
 
-/// Whether some event file lies as deep as there are names: else the names are those of another tree.
+/// Checks that some event file is as deep as there are names: otherwise the names are those of another tree.
 fn check_depth(root: &Path, found: &[Found], wanted: usize) -> Result<()> {
     if found.iter().any(|folder| folder.segments.len() == wanted) {
         return Ok(());
     }
-    // By depth: how many event files lie there, and the first of them.
+    // By depth: the number of event files, and the first of them.
     let mut depths: BTreeMap<usize, (usize, &PathBuf)> = BTreeMap::new();
     for folder in found {
         let (count, first) = depths.entry(folder.segments.len()).or_insert((0, &folder.files[0]));
@@ -180,7 +181,7 @@ fn check_depth(root: &Path, found: &[Found], wanted: usize) -> Result<()> {
     Err(Error::Logs(format!("no event file {wanted} folders below {}{hint}", root.display())))
 }
 
-/// What all of the texts are.
+/// The kind of all of the texts.
 fn kind<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> ColumnType {
     if texts.clone().all(|text| integer(text).is_some()) {
         ColumnType::Integer
@@ -200,12 +201,12 @@ fn value(text: String, kind: ColumnType) -> Value {
     .unwrap_or(Value::Text(text))
 }
 
-/// An integer as it is written out again: 007 is a name.
+/// An integer in canonical form: 007 is a name.
 fn integer(text: &str) -> Option<i64> {
     text.parse().ok().filter(|number: &i64| number.to_string() == text)
 }
 
-/// A number with digits: neither `inf`, which may be a model, nor 007, nor an integer that would become another.
+/// A number with digits: not `inf`, which may be a model, nor 007, nor an integer that would become another.
 fn float(text: &str) -> Option<f64> {
     let digits = text.trim_start_matches('-');
     let begins = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.');

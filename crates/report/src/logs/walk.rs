@@ -1,4 +1,4 @@
-//! Looking for event files.
+//! Search for event files.
 
 use std::{
     fs::{self, DirEntry},
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, Result, files::natural_order};
 
-/// The event files of a folder, by the numbers in their names: the time, then what a writer counts up.
+/// The event files of a folder, by the numbers in their names: the time, followed by a writer's counter.
 pub(super) type Files = Vec<PathBuf>;
 
 /// A folder with event files.
@@ -20,17 +20,17 @@ pub(super) struct Found {
     pub(super) files: Files,
 }
 
-/// What the walk has passed over.
+/// Entries that were skipped.
 #[derive(Default)]
 struct LeftOut {
     /// Files of any other kind.
     foreign: Vec<PathBuf>,
-    /// What cannot be read, and why.
+    /// Entries that cannot be read, and why.
     warnings: Vec<String>,
 }
 
-/// The folders with event files in `root` and below it, in no particular order; links are followed. What is not an event
-/// file or cannot be read is left out with a warning, one for all files of other kinds.
+/// The folders with event files in `root` and below it, in no particular order; links are followed. Entries
+/// that are not event files or cannot be read are left out with a warning, one for all files of other kinds.
 pub(super) fn walk(root: &Path, warnings: &mut Vec<String>) -> Result<Vec<Found>> {
     let (mut found, mut passed) = (Vec::new(), LeftOut::default());
     let real = root.canonicalize().map_err(Error::io("read", root))?;
@@ -47,7 +47,7 @@ pub(super) fn walk(root: &Path, warnings: &mut Vec<String>) -> Result<Vec<Found>
     Ok(found)
 }
 
-/// One warning about files that share a fault, which names the first of them.
+/// One warning about files with a common fault, which names the first of them.
 pub(super) fn together(mut files: Vec<PathBuf>, one: &str, several: &str) -> Option<String> {
     files.sort();
     let (first, others) = files.split_first()?;
@@ -57,12 +57,12 @@ pub(super) fn together(mut files: Vec<PathBuf>, one: &str, several: &str) -> Opt
     })
 }
 
-/// A folder of the tree that is yet to be looked into.
+/// A folder of the tree that is yet to be visited.
 struct Folder {
     path: PathBuf,
     /// The names from the root down.
     segments: Vec<String>,
-    /// Where it and the folders above it really lie: a link may lead elsewhere.
+    /// The real paths of it and of the folders above it: a link may lead elsewhere.
     real: Vec<PathBuf>,
 }
 
@@ -91,7 +91,7 @@ impl Folder {
         files
     }
 
-    /// Puts an entry where it belongs; else why it is left out.
+    /// Classifies an entry; the error is the reason for leaving it out.
     fn sort_in(
         &self,
         entry: &DirEntry,

@@ -1,4 +1,4 @@
-//! The protobuf wire format, as far as event files need it.
+//! The protobuf wire format, to the extent that event files need it.
 //!
 //! Source: <https://protobuf.dev/programming-guides/encoding/>.
 
@@ -10,11 +10,11 @@ pub(crate) use read::{Field, Fields, Malformed, varints};
 pub(crate) use write::put_varint;
 pub(crate) use write::{put_bytes, put_double, put_float, put_int64};
 
-/// A value in base 128, as long as it takes.
+/// A variable-length value in base 128.
 const VARINT: u64 = 0;
-/// A value of eight bytes.
+/// An eight-byte value.
 const FIXED64: u64 = 1;
-/// A value with its length before it.
+/// A length-prefixed value.
 const BYTES: u64 = 2;
-/// A value of four bytes.
+/// A four-byte value.
 const FIXED32: u64 = 5;

@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
                 let length = usize::try_from(take_varint(&mut self.rest)?).map_err(|_| Malformed)?;
                 Field::Bytes(self.rest.split_off(..length).ok_or(Malformed)?)
             }
-            // Groups, which no message of ours has, and numbers that mean nothing.
+            // Groups, which our messages do not use, and invalid numbers.
             _ => return Err(Malformed),
         };
         Ok((key >> 3, field))

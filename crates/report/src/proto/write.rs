@@ -15,7 +15,7 @@ fn put_key(out: &mut Vec<u8>, field: u32, wire: u64) {
     put_varint(out, u64::from(field) << 3 | wire);
 }
 
-/// Appends an `int64` field; negative numbers take ten bytes, as protobuf has it.
+/// Appends an `int64` field; negative numbers take ten bytes, as protobuf requires.
 pub(crate) fn put_int64(out: &mut Vec<u8>, field: u32, value: i64) {
     put_key(out, field, VARINT);
     put_varint(out, value as u64);

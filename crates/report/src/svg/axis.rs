@@ -1,6 +1,6 @@
-//! From numbers to places on an axis, and the numbers that are written at it.
+//! Positions of numbers on an axis, and the numbers at its ticks.
 
-/// From where on numbers are shortened.
+/// Magnitude from which on numbers are abbreviated.
 const LONG: f64 = 1e4;
 
 /// An axis from `low` to `high`, which are its first and last places.
@@ -9,13 +9,13 @@ pub(crate) struct Axis {
     low: f64,
     high: f64,
     log: bool,
-    /// Numbers written at the axis, and how.
+    /// Numbers at the ticks of the axis, and their format.
     pub(crate) ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// An axis with room for all of `values`, those that are not finite (or, on a logarithmic one, not positive)
-    /// apart, with at most `count` ticks or so.
+    /// An axis with room for all of `values`, except those that are not finite (or, on a logarithmic one, not
+    /// positive), with about `count` ticks at most.
     pub(crate) fn new(values: impl Iterator<Item = f64>, log: bool, count: usize) -> Self {
         let usable = values.filter(|value| value.is_finite() && (!log || *value > 0.0));
         let range = usable.fold(None, |range: Option<(f64, f64)>, value| {
@@ -30,7 +30,7 @@ impl Axis {
         let step = nice_step((high - low) / count.max(1) as f64);
         let (first, last) = ((low / step).floor(), (high / step).ceil());
         let largest = (first * step).abs().max((last * step).abs());
-        // Three digits must tell the numbers apart.
+        // Three digits must distinguish the numbers.
         let is_short = largest >= LONG && step * 100.1 > 10_f64.powf(largest.log10().floor());
         let decimals = (-step.log10().floor()).max(0.0) as usize;
         let text = |value: f64| if is_short { short(value) } else { format!("{value:.decimals$}") };
@@ -49,7 +49,7 @@ impl Axis {
         Self { low, high, log: true, ticks }
     }
 
-    /// Where a number lies, 0 at the axis' beginning and 1 at its end; nowhere where it has no place.
+    /// Position of a number, 0 at the beginning of the axis and 1 at its end; `None` if it has none.
     pub(crate) fn place(&self, value: f64) -> Option<f64> {
         let map = |value: f64| if self.log { value.log10() } else { value };
         let place = (map(value) - map(self.low)) / (map(self.high) - map(self.low));
@@ -57,8 +57,8 @@ impl Axis {
     }
 }
 
-/// Numbers for a logarithmic axis, three at least, as two do not show the scale: powers of ten, else their parts, else
-/// places at equal distances.
+/// Numbers for a logarithmic axis, at least three, as two do not show the scale: powers of ten, otherwise
+/// their parts, otherwise equally spaced positions.
 fn logarithmic_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let powers = (low.log10().ceil() as i32)..=(high.log10().floor() as i32);
     let most = (powers.clone().count() / count + 1) as i32;
@@ -108,7 +108,7 @@ pub(crate) fn short(value: f64) -> String {
     trimmed(value)
 }
 
-/// A number to three digits, without zeros at its end.
+/// A number to three digits, without trailing zeros.
 fn trimmed(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
@@ -117,7 +117,7 @@ fn trimmed(value: f64) -> String {
     without_zeros(&format!("{value:.decimals$}")).to_owned()
 }
 
-/// Digits without zeros after the point.
+/// Digits without trailing zeros after the point.
 fn without_zeros(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }

@@ -1,14 +1,14 @@
-//! Plots as SVG, to stand in a page that gives them their colours.
+//! Plots as SVG, for a page that defines their colours.
 //!
-//! A plot names its colours by the classes `s0` … `s7` and takes what it is drawn on from `currentColor`, so that
-//! one picture serves a light and a dark page. Series differ by marker and dash as well as by colour.
+//! A plot names its colours by the classes `s0` … `s7` and its foreground by `currentColor`, so that
+//! one image serves a light and a dark page. Series differ by marker and dash as well as by colour.
 
 mod axis;
 mod plot;
 
 pub(crate) use plot::{COLOURS, Plot, Point, Series, swatch};
 
-/// Text as it may stand in HTML and SVG.
+/// Text escaped for HTML and SVG.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -7,49 +7,49 @@ use super::{axis::Axis, escape};
 /// A plot's size in its own units; a page scales it to its column.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 240.0;
-/// What the axes' texts need at each side; at the left more where a number is long.
+/// Margins for the labels of the axes; larger at the left if a number is long.
 const LEFT: f64 = 57.0;
-/// What the side's label and the gaps beside the numbers need, and a digit.
+/// Width of the side label with its gaps, and of a digit.
 const LABEL: f64 = 19.0;
 const DIGIT: f64 = 6.3;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 44.0;
 
-/// Colours that a page defines.
+/// Number of colours that a page defines.
 pub(crate) const COLOURS: usize = 8;
-/// Dashes that a page defines.
+/// Number of dashes that a page defines.
 const DASHES: usize = 8;
 /// Shapes of markers.
 const MARKERS: usize = 6;
 
-/// A picture of some series.
+/// A plot of some series.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plot {
-    /// What the picture shows, read out where it cannot be seen.
+    /// Description of the plot, for screen readers.
     pub(crate) title: String,
-    /// What lies along the bottom.
+    /// Label of the horizontal axis.
     pub(crate) x_label: String,
-    /// What lies along the side.
+    /// Label of the vertical axis.
     pub(crate) y_label: String,
-    /// Whether the bottom is logarithmic.
+    /// Whether the horizontal axis is logarithmic.
     pub(crate) x_log: bool,
-    /// Whether the side is logarithmic.
+    /// Whether the vertical axis is logarithmic.
     pub(crate) y_log: bool,
-    /// What is drawn, the first below the others.
+    /// The series, the first below the others.
     pub(crate) series: Vec<Series>,
 }
 
-/// Points that belong together.
+/// A series of points.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Series {
     /// Its name.
     pub(crate) name: String,
-    /// Its colour, by number.
+    /// Index of its colour.
     pub(crate) colour: usize,
-    /// Its dash, by number; colour and dash make its marker.
+    /// Index of its dash; colour and dash determine its marker.
     pub(crate) dash: usize,
-    /// Whether others published it: its markers are hollow.
+    /// Whether it was published by others: its markers are hollow.
     pub(crate) hollow: bool,
     /// Whether its points have markers.
     pub(crate) markers: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Point {
     pub(crate) y: f64,
     /// Half the height of its error bar.
     pub(crate) error: Option<f64>,
-    /// What it is, shown by a pointer that rests on it.
+    /// Description, shown as a tooltip.
     pub(crate) label: String,
 }
 
@@ -74,13 +74,13 @@ impl Plot {
         self.series.iter().all(|series| series.points.is_empty())
     }
 
-    /// The picture, with `id` for the elements that it refers to.
+    /// The plot, with `id` for the elements that it refers to.
     pub(crate) fn to_svg(&self, id: &str) -> String {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Axis::new(points().map(|point| point.x), self.x_log, if self.x_log { 8 } else { 5 });
         let ends = |point: &Point| {
             let error = point.error.unwrap_or(0.0);
-            // The point itself too: on a logarithmic side the bar's lower end may have no place.
+            // The point itself too: on a logarithmic axis the bar's lower end may have no position.
             [point.y - error, point.y, point.y + error]
         };
         let y = Axis::new(points().flat_map(ends), self.y_log, 5);
@@ -99,7 +99,7 @@ impl Plot {
     }
 }
 
-/// The part of a plot where the points are.
+/// The area of the points.
 struct Frame {
     x: Axis,
     y: Axis,
@@ -109,7 +109,7 @@ struct Frame {
 impl Frame {
     fn new(x: Axis, y: Axis) -> Self {
         let longest = y.ticks.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
-        // Half of the picture is the points'.
+        // The points get at least half of the plot.
         let left = (LABEL + DIGIT * longest as f64).clamp(LEFT, WIDTH / 2.0);
         Self { x, y, left }
     }
@@ -171,7 +171,8 @@ impl Frame {
             if let Some(error) = point.error.filter(|error| *error > 0.0)
                 && let Some((_, high)) = self.place(point.x, point.y + error)
             {
-                // A logarithmic side has no place for what is not positive: the bar ends at the frame.
+                // A logarithmic axis has no position for values that are not positive: the bar ends at the
+                // frame.
                 let low = self.place(point.x, point.y - error).map_or(HEIGHT - BOTTOM, |(_, low)| low);
                 let _ = write!(out, "<path class=\"line\" d=\"M{x:.1} {high:.1}V{low:.1}\"/>");
             }
@@ -194,7 +195,7 @@ fn marker(series: &Series, x: f64, y: f64, inside: &str) -> String {
         4 => format!("M{x} {}l4.5-8h-9z", y + 5.0),
         _ => format!("M{} {}h3v-3h3v3h3v3h-3v3h-3v-3h-3z", x - 4.5, y - 1.5),
     };
-    // When a colour's shapes are used up, they come again hollow.
+    // When a colour's shapes are used up, they repeat as hollow ones.
     let is_hollow = series.hollow || series.dash / MARKERS % 2 == 1;
     let class = if is_hollow { "hollow" } else { "dot" };
     format!("<path class=\"{class}\" d=\"{}\">{inside}</path>", shorten(&shape))
@@ -223,7 +224,7 @@ fn shorten(path: &str) -> String {
     out
 }
 
-/// A series as it looks, for a legend.
+/// The sample of a series for a legend.
 pub(crate) fn swatch(series: &Series) -> String {
     let is_point = series.points.len() == 1;
     let line = if is_point {

@@ -1,7 +1,8 @@
-//! The table of a grid: a row per method and rank, a column per task, then what each method costs.
+//! The table of a grid: one row per method and rank, one column per task, followed by the cost of each
+//! method.
 //!
-//! A cell is the mean over seeds of the task's primary metric. Where a grid tried several learning rates, a
-//! cell shows the one whose mean is best, as papers on adapters do, and the notes say so.
+//! A cell is the mean over seeds of the task's primary metric. If a grid tried several learning rates, a
+//! cell shows the one with the best mean, as in papers on adapters, with a note.
 
 mod build;
 mod names;
@@ -20,7 +21,7 @@ pub struct GridTable {
     pub columns: Vec<Column>,
     /// The rows: by model, then kind of method, then rank.
     pub rows: Vec<Row>,
-    /// What a reader must know: failed and unfinished runs, several learning rates, mixed versions.
+    /// Notes for the reader: failed and unfinished runs, several learning rates, mixed versions.
     pub notes: Vec<String>,
 }
 
@@ -29,30 +30,31 @@ pub struct GridTable {
 pub struct Column {
     /// The task.
     pub task: String,
-    /// What its cells show.
+    /// The metric of its cells.
     pub metric: Metric,
 }
 
-/// A method of a certain rank on a model.
+/// A method with a certain rank on a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Short name of the model: the last part of its path, and the folders above it where other models end alike.
+    /// Short name of the model: the last part of its path, with the folders above it if other models have the
+    /// same.
     pub model: String,
     /// Method or label.
     pub method: String,
-    /// Rank, where the method has one.
+    /// Rank, if the method has one.
     pub rank: Option<u64>,
-    /// Further settings that tell this row from others of the same method and rank, as `key=value, …`.
+    /// Further settings that distinguish this row from others of the same method and rank, as `key=value, …`.
     pub settings: String,
     /// A cell per column.
     pub cells: Vec<Option<Cell>>,
-    /// Mean of the cells; absent where one is missing or the metrics do not mix.
+    /// Mean of the cells; absent if one is missing or the metrics cannot be averaged.
     pub average: Option<f64>,
     /// Whether no other row of the model has a better average.
     pub best_average: bool,
     /// What the runs cost.
     pub cost: Cost,
-    /// Whether others published it.
+    /// Whether it was published by others.
     pub published: bool,
 }
 
@@ -65,16 +67,16 @@ pub struct Cell {
     pub lr: Option<f64>,
     /// Whether no other row of the model shows a better mean, to the digits shown.
     pub best: bool,
-    /// The runs behind it, one per seed; none where the number was published by others.
+    /// The runs behind it, one per seed; empty if the number was published by others.
     pub runs: Vec<LoadedRun>,
 }
 
 /// What the runs of a row cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Trained parameters, the most over the tasks: a head's size depends on its labels.
+    /// Trained parameters, the maximum over the tasks: a head's size depends on its labels.
     pub trainable: u64,
-    /// All parameters, the most over the tasks.
+    /// All parameters, the maximum over the tasks.
     pub total: u64,
     /// Mean over the runs of their median step in milliseconds.
     pub ms_per_step: Option<f64>,
@@ -85,12 +87,12 @@ pub struct Cost {
 }
 
 impl GridTable {
-    /// The table of the finished ones among `runs`.
+    /// The table of the finished runs.
     pub fn from_runs(runs: &[LoadedRun]) -> Self {
         build::table(runs)
     }
 
-    /// The same table with rows of published numbers at its end, where there are any for its tasks.
+    /// The same table with rows of published numbers at its end, if there are any for its tasks.
     pub fn with_published(mut self) -> Self {
         published::add(&mut self);
         self
@@ -106,7 +108,7 @@ impl GridTable {
         render::markdown(self)
     }
 
-    /// As CSV with plain numbers, a column of its own for every mean, standard deviation and count.
+    /// As CSV with plain numbers, with separate columns for every mean, standard deviation and count.
     pub fn to_csv(&self) -> String {
         render::csv(self)
     }

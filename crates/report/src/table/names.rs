@@ -1,20 +1,20 @@
-//! Names of models, long enough to tell them apart.
+//! Model names, long enough to be distinct.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::run::LoadedRun;
 
-/// The parts of a model's path, those apart that lead nowhere.
+/// The parts of a model's path, without redundant ones.
 type Parts<'a> = Vec<&'a str>;
 
-/// The names of the models of runs: the last part of the path, and the folders above it where other weights lie at
-/// another path of that end.
+/// The names of the models of runs: the last part of the path, with the folders above it if other weights
+/// have a path with the same end.
 pub(super) struct ModelNames<'a> {
-    /// By path; those that keep their last part are absent.
+    /// By path; those that keep only their last part are absent.
     longer: BTreeMap<Parts<'a>, String>,
 }
 
-/// Paths at which the same weights lie.
+/// Paths with the same weights.
 struct Weights<'a> {
     paths: BTreeSet<Parts<'a>>,
     hashes: BTreeSet<&'a str>,
@@ -47,12 +47,12 @@ fn path(run: &LoadedRun) -> Option<Parts<'_>> {
     (!is_made_of_it).then(|| parts.map(|(_, part)| part).collect())
 }
 
-/// The hash of the model's weights, where it is known.
+/// The hash of the model's weights, if known.
 fn hash(run: &LoadedRun) -> Option<&str> {
     Some(run.record.meta_info.model_hash.as_str()).filter(|hash| !["", "random"].contains(hash))
 }
 
-/// Adds a path; models that it shows to be the same become one.
+/// Adds a path; models that it shows to be identical are merged.
 fn add<'a>(models: &mut Vec<Weights<'a>>, path: Parts<'a>, hash: Option<&'a str>) {
     let is_same =
         |model: &Weights| model.paths.contains(&path) || hash.is_some_and(|hash| model.hashes.contains(hash));
@@ -66,7 +66,7 @@ fn add<'a>(models: &mut Vec<Weights<'a>>, path: Parts<'a>, hash: Option<&'a str>
     models.push(merged);
 }
 
-/// Names for models whose paths have the same last part, with as many parts as tell them apart.
+/// Names for models whose paths have the same last part, with as many parts as needed to be distinct.
 fn lengthened<'a>(models: &[Weights<'a>]) -> Vec<(Parts<'a>, String)> {
     let shown = || models.iter().filter_map(|model| model.paths.first());
     let most = shown().map(Vec::len).max().unwrap_or(0);

@@ -1,9 +1,9 @@
-//! Numbers that others published, to stand beside ours.
+//! Published numbers, for comparison with ours.
 
 use super::{Cell, Column, Cost, GridTable, Row};
 use crate::Summary;
 
-/// What a source reports of a method: scores by task, × 100 unless they are perplexities.
+/// The results of a source for a method: scores by task, × 100 unless they are perplexities.
 struct Published {
     source: &'static str,
     model: &'static str,
@@ -17,7 +17,7 @@ struct Published {
 
 type Scores = &'static [(&'static str, f64)];
 
-/// Where rows come from, for the notes.
+/// Sources of the rows, for the notes.
 const LOTR: &str = "roberta-base from the code repository of the LoTR paper";
 const STUDY: &str =
     "bert-base-uncased (1000 steps, learning rate 5e-5) from the study that the experiment `study` repeats";
@@ -103,7 +103,7 @@ const fn llama(method: &'static str, settings: &'static str, scores: Scores) -> 
     }
 }
 
-/// A row of the BERT study; 0 where it does not count the trained parameters.
+/// A row of the BERT study; 0 if it does not report the trained parameters.
 const fn study(method: &'static str, rank: Option<u64>, trainable: u64, scores: Scores) -> Published {
     Published {
         source: STUDY,

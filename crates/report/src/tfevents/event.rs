@@ -1,4 +1,4 @@
-//! The scalars of an event, whatever its writer.
+//! The scalars of an event, from any writer.
 //!
 //! Field numbers are those of TensorFlow's `event.proto`, `summary.proto`, `tensor.proto` and `types.proto`. A
 //! scalar is a `simple_value` (TensorFlow 1, PyTorch, ourselves) or a tensor of one numeric element
@@ -15,22 +15,23 @@ use crate::proto::{Field, Fields, Malformed, varints};
 pub(crate) struct Value<'a> {
     /// Its name.
     pub(crate) tag: &'a str,
-    /// Its number; absent for an image, a histogram, a text and the like.
+    /// Its number; absent for an image, a histogram, a text and so on.
     number: Option<f64>,
-    /// Whether it is a tensor, whose meaning a plugin tells.
+    /// Whether it is a tensor, whose meaning depends on a plugin.
     is_tensor: bool,
-    /// Whether its metadata name a plugin other than the one for scalars; absent where they name none.
+    /// Whether its metadata name a plugin other than the one for scalars; absent if they name none.
     other_plugin: Option<bool>,
-    /// The content of its metadata, where they name the plugin of hyper-parameters.
+    /// The content of its metadata, if they name the plugin of hyper-parameters.
     pub(crate) hparams: Option<&'a [u8]>,
 }
 
-/// Which tags of a file belong to a plugin other than the one for scalars: writers name it with a tag's first value.
+/// Tags of a file that belong to a plugin other than the one for scalars: writers name it with a tag's first
+/// value.
 #[derive(Debug, Default)]
 pub(crate) struct Plugins(HashMap<String, bool>);
 
 impl Plugins {
-    /// A value's number, where it is a scalar; to be asked for the values of a file in their order.
+    /// A value's number, if it is a scalar; must be called for the values of a file in their order.
     pub(crate) fn scalar(&mut self, value: &Value) -> Option<f64> {
         if let Some(other) = value.other_plugin {
             match self.0.get_mut(value.tag) {
@@ -43,14 +44,14 @@ impl Plugins {
     }
 }
 
-/// What an event says besides its values.
+/// The contents of an event other than its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Event<'a> {
     /// Seconds since 1970.
     pub(crate) wall_time: f64,
     /// The training step.
     pub(crate) step: i64,
-    /// Whether it is a `SessionLog` of status START: what was logged before for its step or later is void.
+    /// Whether it is a `SessionLog` with status START: earlier values of its step or later are void.
     pub(crate) restarts: bool,
     /// The message `Summary`, to be read by [`values`].
     summary: &'a [u8],
@@ -82,7 +83,7 @@ fn is_start(session_log: &[u8]) -> Result<bool, Malformed> {
     Ok(status == 1)
 }
 
-/// The values of an event, none for one that cannot be read; an error ends them.
+/// The values of an event, none if it cannot be read; an error ends them.
 pub(crate) fn values<'a>(event: &Event<'a>) -> impl Iterator<Item = Result<Option<Value<'a>>, Malformed>> {
     Fields::new(event.summary).filter_map(|field| match field {
         Ok((1, Field::Bytes(message))) => Some(Ok(value(message).ok())),
@@ -113,7 +114,7 @@ fn value(message: &[u8]) -> Result<Value<'_>, Malformed> {
     Ok(value)
 }
 
-/// The name of the plugin that the metadata of a value name, and what they say to it.
+/// The plugin named in the metadata of a value, and the content for it.
 fn plugin(metadata: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let (mut name, mut content): (&[u8], &[u8]) = (b"", b"");
     for field in Fields::new(metadata) {
@@ -134,9 +135,9 @@ fn plugin(metadata: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 struct Tensor<'a> {
     dtype: u64,
     shape: &'a [u8],
-    /// The elements as they lie in memory, little-endian.
+    /// The elements in their memory layout, little-endian.
     content: &'a [u8],
-    /// The first of the elements that are given one by one, as its bits; which field they are in depends on the
+    /// The first of the individually stored elements, as its bits; their field depends on the
     /// type.
     first: Option<u64>,
 }
@@ -179,14 +180,14 @@ impl<'a> Tensor<'a> {
         self.first.get_or_insert(bits);
     }
 
-    /// The number, where the tensor is of one number.
+    /// The number, if the tensor has one element.
     fn scalar(&self) -> Result<Option<f64>, Malformed> {
         let Some(bytes) = width(self.dtype) else { return Ok(None) };
         if elements(self.shape)? != 1 || self.content.len() > bytes {
             return Ok(None);
         }
         let bits = if self.content.is_empty() {
-            // A value that is left out is zero.
+            // An omitted value is zero.
             self.first.unwrap_or(0)
         } else {
             let mut word = [0; 8];
@@ -208,7 +209,7 @@ fn width(dtype: u64) -> Option<usize> {
     })
 }
 
-/// The number that `bits` stand for; 64-bit integers beyond 2⁵³ are rounded.
+/// The number represented by `bits`; 64-bit integers beyond 2⁵³ are rounded.
 fn number(dtype: u64, bits: u64) -> Option<f64> {
     Some(match dtype {
         1 => f64::from(f32::from_bits(bits as u32)),
@@ -228,7 +229,7 @@ fn number(dtype: u64, bits: u64) -> Option<f64> {
     })
 }
 
-/// How many elements a `TensorShapeProto` has room for; none where the rank is unknown.
+/// Number of elements of a `TensorShapeProto`; `None` if the rank is unknown.
 fn elements(shape: &[u8]) -> Result<u64, Malformed> {
     let mut product = 1_u64;
     for field in Fields::new(shape) {

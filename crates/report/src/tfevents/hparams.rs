@@ -1,4 +1,4 @@
-//! Hyper-parameters of a run, as TensorBoard's HParams plugin has them in an event file.
+//! Hyper-parameters of a run in an event file, in the format of TensorBoard's HParams plugin.
 //!
 //! They are the content of the metadata of a value `_hparams_/session_start_info`: an `HParamsPluginData` of the
 //! plugin's `plugin_data.proto`, whose `SessionStartInfo` maps names to `google.protobuf.Value`.
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::proto::{Field, Fields, Malformed, put_bytes, put_double, put_int64};
 
-/// The tag of the value that carries them.
+/// The tag of the value that contains them.
 pub(super) const TAG: &str = "_hparams_/session_start_info";
 
 /// A hyper-parameter.
@@ -17,16 +17,16 @@ pub(super) const TAG: &str = "_hparams_/session_start_info";
 pub enum Hparam {
     /// A number; integers are exact up to 2⁵³.
     Number(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// Anything else, as text.
+    /// Any other value, as text.
     Text(String),
 }
 
-/// What a run says of itself when it begins to log.
+/// The session of a run at the beginning of its log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Session {
-    /// Sessions of one group are one run, as a resumed run is; empty where a writer names none.
+    /// Sessions of one group are one run, such as a resumed run; empty if a writer names none.
     pub group: String,
     /// Its hyper-parameters.
     pub hparams: BTreeMap<String, Hparam>,
@@ -40,7 +40,7 @@ impl Session {
             Value::Bool(truth) => Some(Hparam::Bool(*truth)),
             Value::String(text) => Some(Hparam::Text(text.clone())),
             Value::Number(number) => {
-                // A seed of 64 bits may not be a double.
+                // A 64-bit seed may not be exact as a double.
                 let exact = number.as_f64().filter(|float| match (number.as_u64(), number.as_i64()) {
                     (Some(integer), _) => *float as u64 == integer,
                     (_, Some(integer)) => *float as i64 == integer,
@@ -54,7 +54,8 @@ impl Session {
         Self { group: group.into(), hparams: hparams.collect() }
     }
 
-    /// Reads the content of a plugin's metadata; `None` where it describes something other than a session's start.
+    /// Parses the content of a plugin's metadata; `None` if it describes something other than a session's
+    /// start.
     pub(super) fn read(content: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut session = None;
         for field in Fields::new(content) {
@@ -80,7 +81,7 @@ impl Session {
         Ok(session)
     }
 
-    /// The content that [`read`](Self::read) reads.
+    /// The content that [`read`](Self::read) parses.
     pub(super) fn content(&self) -> Vec<u8> {
         let mut info = Vec::new();
         for (name, hparam) in &self.hparams {

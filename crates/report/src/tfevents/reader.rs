@@ -14,15 +14,15 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// A larger record is passed over unread: it is an image or a graph, and would cost its size in memory.
+/// Maximum size of a record; a larger one, such as an image or a graph, is skipped unread.
 const LARGEST: u64 = 64 << 20;
-/// Bytes that are read at once.
+/// Bytes read at once.
 const CHUNK: usize = 256 << 10;
 
 /// A value of an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalar<'a> {
-    /// Its name, as `train/loss`.
+    /// Its name, e.g. `train/loss`.
     pub tag: &'a str,
     /// The training step.
     pub step: i64,
@@ -32,14 +32,14 @@ pub struct Scalar<'a> {
     pub wall_time: f64,
 }
 
-/// What an event file tells, one after the other.
+/// The contents of an event file, in sequence.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Logged<'a> {
     /// A value.
     Scalar(Scalar<'a>),
-    /// The run was started again: every value before this one whose step is `step` or later is void, in the earlier
-    /// files of the run also (`purge_step` of PyTorch's `SummaryWriter`).
+    /// The run was started again: every value before this one whose step is `step` or later is void,
+    /// including earlier files of the run (`purge_step` of PyTorch's `SummaryWriter`).
     Restart {
         /// The first step that is void.
         step: i64,
@@ -48,26 +48,26 @@ pub enum Logged<'a> {
     Session(Session),
 }
 
-/// How the reading of a file ended.
+/// Result of reading a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileReport {
     /// Whole records.
     pub records: u64,
     /// Bytes of the file up to the last whole record.
     pub bytes: u64,
-    /// What a user should know, without the file's name: cut short at which byte, damaged records, ….
+    /// Warnings, without the file's name: the byte at which it is cut short, damaged records, ….
     pub warnings: Vec<String>,
 }
 
-/// Calls `visit` for everything an event file tells, in order, until it breaks off.
+/// Calls `visit` for everything in an event file, in order, until the file ends or breaks off.
 ///
-/// A file that is cut short, or is still being written, is read up to its last whole record. A record whose
-/// checksum is wrong is passed over, as is a value that is malformed or whose tag is not text; after a length whose
-/// checksum is wrong nothing more can be found.
+/// A file that is cut short, or is still being written, is read up to its last whole record. A record with a
+/// wrong checksum is skipped, as is a value that is malformed or whose tag is not text; after a length with a
+/// wrong checksum nothing more can be found.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, or is a pipe or the like. What is wrong in it is in the report's
-/// warnings.
+/// [`Error::Io`] if the file cannot be read, or is a pipe or the like. Faults in its contents are in the
+/// report's warnings.
 pub fn read_events(
     path: impl AsRef<Path>,
     mut visit: impl FnMut(Logged) -> ControlFlow<()>,
@@ -153,7 +153,7 @@ pub fn read_events(
     Ok(report)
 }
 
-/// How many records or values have a fault, and where the record of the first is.
+/// Number of records or values with a fault, and position of the first record.
 #[derive(Default)]
 struct Count {
     number: u64,
@@ -176,7 +176,7 @@ impl Count {
     }
 }
 
-/// What stands at a place where a record should begin.
+/// The finding at the expected start of a record.
 enum Record<'a> {
     /// A record's data.
     Data(&'a [u8]),
@@ -193,18 +193,18 @@ enum Record<'a> {
 /// A file read in chunks.
 struct Source {
     file: File,
-    /// As long as the file was when it was opened; what is appended meanwhile is left for the next time.
+    /// The length of the file when it was opened; later additions are left for the next time.
     length: u64,
-    /// Where the next record begins.
+    /// Start of the next record.
     position: u64,
     buffer: Vec<u8>,
-    /// The part of the buffer that is not used yet.
+    /// The unused part of the buffer.
     start: usize,
 }
 
 impl Source {
     fn open(path: &Path) -> io::Result<Self> {
-        // A pipe would be waited for.
+        // Opening a pipe would block.
         if !fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -217,7 +217,7 @@ impl Source {
         self.length - self.position
     }
 
-    /// The next record; `position` moves behind it unless none is whole.
+    /// The next record; `position` moves behind it unless none is complete.
     fn next_record(&mut self) -> io::Result<Record<'_>> {
         if self.left() < HEADER as u64 || !self.fill(HEADER)? {
             return Ok(Record::CutShort);
@@ -247,7 +247,7 @@ impl Source {
         Ok(if word(checksum) == masked_crc32c(data) { Record::Data(data) } else { Record::Damaged })
     }
 
-    /// Sees to it that the buffer holds `wanted` unused bytes; false where the file has shrunk meanwhile.
+    /// Ensures that the buffer holds `wanted` unused bytes; false if the file has shrunk in the meantime.
     fn fill(&mut self, wanted: usize) -> io::Result<bool> {
         let held = self.buffer.len() - self.start;
         if held >= wanted {

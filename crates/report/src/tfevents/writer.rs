@@ -18,7 +18,7 @@ use crate::{
     proto::{put_bytes, put_double, put_float, put_int64},
 };
 
-/// Tells apart the files that one process opens within a second.
+/// Distinguishes the files that one process opens within a second.
 static FILES: AtomicU32 = AtomicU32::new(0);
 
 /// Seconds since 1970, the wall time of an event.
@@ -26,9 +26,9 @@ pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Writes scalars to an event file of its own.
+/// Writes scalars to a new event file.
 ///
-/// Each event goes to the file whole, in one write: a process that is killed leaves whole records behind.
+/// Each event is written in one write, so that a killed process leaves complete records behind.
 ///
 /// ```
 /// # fn main() -> lowrank_report::Result<()> {
@@ -50,10 +50,10 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Makes a new event file in `dir`, which is created where it is missing.
+    /// Creates a new event file in `dir`, which is created if missing.
     ///
     /// # Errors
-    /// [`Error::Io`] when the folder or the file cannot be made.
+    /// [`Error::Io`] if the folder or the file cannot be created.
     pub fn create(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -70,10 +70,11 @@ impl EventWriter {
         &self.path
     }
 
-    /// Writes one value; tags are named as Hugging Face's trainer names them: `train/loss`, `eval/accuracy`.
+    /// Writes one value; tags are named as in Hugging Face's trainer: `train/loss`, `eval/accuracy`.
     ///
     /// # Errors
-    /// [`Error::Tag`] for a tag that no reader could show, [`Error::Io`] when the file cannot be written.
+    /// [`Error::Tag`] for an empty tag or one with control characters, [`Error::Io`] if the file cannot be
+    /// written.
     pub fn scalar(&mut self, tag: &str, step: i64, value: f32, wall_time: f64) -> Result<()> {
         if tag.is_empty() || tag.contains(char::is_control) {
             return Err(Error::Tag { tag: tag.to_owned() });
@@ -91,11 +92,11 @@ impl EventWriter {
         self.write_event()
     }
 
-    /// Writes the run's hyper-parameters, which TensorBoard shows under HPARAMS and which tell runs apart that log into
-    /// one folder.
+    /// Writes the run's hyper-parameters, which TensorBoard shows under HPARAMS and which distinguish runs
+    /// that log into one folder.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn session(&mut self, session: &Session) -> Result<()> {
         let (mut plugin, mut metadata, mut value, mut summary) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -112,11 +113,11 @@ impl EventWriter {
         self.write_event()
     }
 
-    /// Declares void what the run has logged so far for `step` and later ones, as a run does that is resumed from a
+    /// Voids the values logged so far for `step` and later ones, for a run that is resumed from a
     /// checkpoint before them.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn restart(&mut self, step: i64) -> Result<()> {
         let mut session_log = Vec::new();
         put_int64(&mut session_log, 1, 1);
@@ -127,10 +128,10 @@ impl EventWriter {
         self.write_event()
     }
 
-    /// Waits until all that was written is on the disk.
+    /// Waits until all data are on disk.
     ///
     /// # Errors
-    /// [`Error::Io`] when the disk refuses.
+    /// [`Error::Io`] if the disk refuses.
     pub fn flush(&mut self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("write", &self.path))
     }
@@ -142,7 +143,7 @@ impl EventWriter {
     }
 }
 
-/// A new file under the name that TensorBoard looks for; another process's file is never appended to.
+/// A new file under the name that TensorBoard expects; another process's file is never appended to.
 fn create_file(dir: &Path) -> Result<(File, PathBuf)> {
     let seconds = now() as u64;
     let host = host_name();
