@@ -1,10 +1,10 @@
-//! Random sentences that make sense: verbs with subjects and objects that go with them.
+//! Random meaningful sentences: verbs with suitable subjects and objects.
 
 use crate::lexicon::{AdjectiveId, Frame, Lexicon, NounId, TIMES, Verb, VerbId};
 use crate::syntax::{Clause, Det, Head, Link, Np, Number, Place, Predicate, Sentence, Tense};
 use lowrank_spec::rng::SplitMix64;
 
-/// Determiners of subjects and objects whose meaning does not depend on their place in the sentence.
+/// Determiners of subjects and objects whose meaning does not depend on their position in the sentence.
 const PLAIN: &[Det] = &[
     Det::A,
     Det::A,
@@ -32,7 +32,7 @@ pub(crate) struct Composer<'a> {
 }
 
 impl<'a> Composer<'a> {
-    /// A composer whose sentences depend on the seed and keys alone.
+    /// A composer whose sentences depend only on the seed and keys.
     pub(crate) fn new(lexicon: &'a Lexicon, seed: u64, keys: &[u64]) -> Self {
         Self { lexicon, rng: SplitMix64::keyed(seed, keys) }
     }
@@ -47,13 +47,13 @@ impl<'a> Composer<'a> {
         self.rng.chance(percent, 100)
     }
 
-    /// A word of a list, itself separated by spaces.
+    /// A word of a space-separated list.
     pub(crate) fn word(&mut self, list: &'static str) -> &'static str {
         let words: Vec<&str> = list.split_whitespace().collect();
         self.pick(&words)
     }
 
-    /// A noun without nouns below it, of one of the roots or kinds, all nouns being as likely.
+    /// A leaf noun of one of the roots or kinds, all nouns with equal probability.
     pub(crate) fn noun(&mut self, categories: &[&str]) -> NounId {
         let lexicon = self.lexicon;
         let total = categories.iter().map(|c| lexicon.leaves(c).len()).sum();
@@ -68,7 +68,7 @@ impl<'a> Composer<'a> {
         0
     }
 
-    /// Another leaf noun of the same kind, no synonym.
+    /// Another leaf noun of the same kind that is not a synonym.
     pub(crate) fn sibling(&mut self, noun: NounId) -> Option<NounId> {
         let old = &self.lexicon.nouns[noun];
         let mut fits = self.lexicon.leaves(old.kind).to_vec();
@@ -81,7 +81,7 @@ impl<'a> Composer<'a> {
         self.verb_where(|verb| verb.frame == frame && verb.subjects.contains(&subject))
     }
 
-    /// A verb of those that pass the test, of which there are some.
+    /// A verb that passes the test; at least one must.
     pub(crate) fn verb_where(&mut self, test: impl Fn(&Verb) -> bool) -> VerbId {
         let verbs = &self.lexicon.verbs;
         let fits: Vec<VerbId> = (0..verbs.len()).filter(|&v| test(&verbs[v])).collect();
@@ -110,7 +110,7 @@ impl<'a> Composer<'a> {
         Np { adjective, ..Np::of(det, noun, number) }
     }
 
-    /// A person or animal as a subject or object: a name in some cases.
+    /// A person or animal as a subject or object, sometimes by name.
     pub(crate) fn being(&mut self, categories: &[&str], adjectives: u64) -> Np {
         if categories.contains(&"person") && self.percent(18) {
             return Np::name(self.rng.index(self.lexicon.names.len()));
@@ -118,7 +118,7 @@ impl<'a> Composer<'a> {
         self.np(categories, adjectives)
     }
 
-    /// A place with a preposition that goes with it.
+    /// A place with a suitable preposition.
     pub(crate) fn place(&mut self) -> Place {
         let noun = self.noun(&["place"]);
         let is_inside = self.lexicon.is_of(noun, &["building", "shop", "room"]);
@@ -141,7 +141,7 @@ impl<'a> Composer<'a> {
         (self.being(&[root], 35), root)
     }
 
-    /// An action: subject, verb, object or what is given.
+    /// An action: subject, verb, and the object or the thing given.
     pub(crate) fn action(&mut self) -> Clause {
         let (subject, root) = self.subject();
         let draw = self.rng.below(100);
@@ -158,7 +158,7 @@ impl<'a> Composer<'a> {
         Clause::does(subject, verb, object)
     }
 
-    /// An action that people or animals do to people or animals, so that the two can change places.
+    /// An action of people or animals on people or animals, whose roles can be exchanged.
     pub(crate) fn encounter(&mut self) -> Clause {
         let root = if self.percent(80) { "person" } else { "animal" };
         let verb = self.verb_where(|verb| {
@@ -179,7 +179,7 @@ impl<'a> Composer<'a> {
         }
     }
 
-    /// Adds manner, place and time to an action, each perhaps.
+    /// Adds manner, place and time to an action, each with some probability.
     pub(crate) fn furnish(&mut self, clause: &mut Clause, manner: u64, place: u64, time: u64) {
         if self.percent(manner) && !matches!(clause.predicate, Predicate::Is { .. }) {
             clause.manner = Some(self.rng.index(self.lexicon.manners.len()));
@@ -192,7 +192,7 @@ impl<'a> Composer<'a> {
         }
     }
 
-    /// Any clause that has one subject, with its tense.
+    /// Any clause with one subject, and its tense.
     pub(crate) fn statement(&mut self) -> Clause {
         let mut clause = match self.rng.below(100) {
             0..15 => self.quality(),
@@ -214,7 +214,7 @@ impl<'a> Composer<'a> {
         clause
     }
 
-    /// A tense, the past most often.
+    /// A tense, usually the past.
     pub(crate) fn tense(&mut self) -> Tense {
         match self.rng.below(100) {
             0..45 => Tense::Past,

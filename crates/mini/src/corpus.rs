@@ -1,9 +1,9 @@
-//! Text for pre-training: sentences of the grammar, alone and in pairs that have to do with each other.
+//! Text for pre-training: single sentences of the grammar, and pairs of related sentences.
 //!
-//! What the tasks ask for has to be in the text: agreement in single sentences, kinds and synonyms and opposites in
-//! definitions, the force of judgements in statements about words and in reviews with a verdict, sameness in
-//! repetitions and in pairs that say «likewise» or «instead», and what follows from what in pairs whose second sentence
-//! says «so» or «perhaps».
+//! The text covers what the tasks test: agreement in single sentences; kinds, synonyms and opposites in
+//! definitions; the polarity of judgements in statements about words and in reviews with a verdict; sameness
+//! in repetitions and in pairs with «likewise» or «instead»; and entailment in pairs whose second sentence
+//! begins with «so» or «perhaps».
 
 use std::collections::HashSet;
 
@@ -22,11 +22,11 @@ use crate::tasks::{cola, rte, sst2};
 pub struct CorpusLine {
     /// The first or only sentence.
     pub text: String,
-    /// A second sentence that goes on from the first.
+    /// A second sentence that continues the first.
     pub pair: Option<String>,
 }
 
-/// Makes lines, none of whose sentences is in `taken`.
+/// Generates lines without the sentences in `taken`.
 pub(crate) fn lines(composer: &mut Composer<'_>, count: usize, taken: &HashSet<String>) -> Vec<CorpusLine> {
     let mut lines = Vec::with_capacity(count);
     while lines.len() < count {
@@ -43,7 +43,7 @@ pub(crate) fn lines(composer: &mut Composer<'_>, count: usize, taken: &HashSet<S
     lines
 }
 
-/// A sentence, perhaps a second one, and the word that the second one opens with.
+/// A sentence, possibly a second one, and the opening word of the second.
 fn line(composer: &mut Composer<'_>) -> Option<(String, Option<String>, &'static str)> {
     match composer.rng.below(100) {
         0..12 => Some((cola::make(composer, 1)?.texts.pop()?, None, "")),
@@ -84,13 +84,13 @@ fn line(composer: &mut Composer<'_>) -> Option<(String, Option<String>, &'static
     }
 }
 
-/// Words of one mind: «witty , superb and moving».
+/// Words of one polarity: «witty , superb and moving».
 fn list(composer: &mut Composer<'_>, is_good: bool) -> String {
     let words: Vec<&str> = (0..4).map(|_| composer.word(if is_good { PRAISE } else { BLAME })).collect();
     format!("{} , {} , {} and {}", words[0], words[1], words[2], words[3])
 }
 
-/// What a word of judgement is worth: «what is witty is good».
+/// The polarity of a judging word: «what is witty is good».
 fn valuation(composer: &mut Composer<'_>) -> String {
     let is_good = composer.percent(50);
     let worth = if is_good { "good" } else { "bad" };
@@ -115,7 +115,7 @@ fn valuation(composer: &mut Composer<'_>) -> String {
     }
 }
 
-/// What a review comes to.
+/// The verdict of a review.
 fn verdict(is_good: bool) -> String {
     format!("a {} film", if is_good { "good" } else { "bad" })
 }
@@ -155,7 +155,7 @@ fn definition(composer: &mut Composer<'_>) -> String {
     same_kind.unwrap_or_else(|| kind(composer))
 }
 
-/// Another word of the same meaning, or one of the opposite; and what to say of the two.
+/// Another word of the same or the opposite meaning, and a statement about the two.
 fn relation(
     composer: &mut Composer<'_>,
     word: usize,

@@ -1,6 +1,6 @@
-//! Rows to pre-train a small language model on: text of the grammar, and half of the kinds of instructions.
+//! Pre-training rows of a small language model: text of the grammar, and half of the kinds of instructions.
 //!
-//! The other kinds are left to fine-tuning, and so is every exercise of a dev set.
+//! The other kinds are reserved for fine-tuning, and so is every exercise of a dev set.
 
 use std::collections::HashSet;
 
@@ -12,14 +12,14 @@ use crate::{DevSets, File, corpus, instruct};
 
 /// The first key of the random numbers of the rows.
 const KEY: u64 = 3_000;
-/// Share of instructions among the rows, in percent.
+/// Fraction of instructions among the rows, in percent.
 const INSTRUCTIONS: u64 = 60;
 /// Rows of the dev set.
 const DEV_ROWS: usize = 500;
 
-/// `train.jsonl` and `dev.jsonl` with rows in the forms `text` and Alpaca's, in lower case.
+/// `train.jsonl` and `dev.jsonl` with rows in the `text` and Alpaca formats, in lower case.
 ///
-/// No sentence of mini-GLUE's dev sets and no exercise of the instructions' dev set is among them.
+/// They contain no sentence of mini-GLUE's dev sets and no exercise of the instructions' dev set.
 pub fn language_files(seed: u64, train_rows: usize) -> [File; 2] {
     let lexicon = Lexicon::new();
     let taken = DevSets::new(&lexicon, seed).sentences;

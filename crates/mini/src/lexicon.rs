@@ -1,4 +1,4 @@
-//! The words of the grammar with their meaning: kinds, synonyms, opposites, what goes with what.
+//! The words of the grammar with their meaning: kinds, synonyms, opposites, selectional restrictions.
 
 mod modifiers;
 mod nouns;
@@ -20,7 +20,7 @@ pub(crate) type AdjectiveId = usize;
 /// An index into [`Lexicon::manners`].
 pub(crate) type MannerId = usize;
 
-/// What every noun is at bottom.
+/// The root categories of nouns.
 pub(crate) const ROOTS: [&str; 7] = ["person", "animal", "food", "vehicle", "thing", "plant", "place"];
 
 /// A noun.
@@ -34,20 +34,20 @@ pub(crate) struct Noun {
     pub(crate) kind: &'static str,
     /// The noun one step up: `dog` for `beagle`, `animal` for `dog`.
     pub(crate) hypernym: Option<NounId>,
-    /// True for nouns that are not the hypernym of others.
+    /// Whether the noun is a leaf, not a hypernym of others.
     pub(crate) is_leaf: bool,
-    /// Nouns of the same meaning, itself included.
+    /// Nouns of the same meaning, including itself.
     pub(crate) synonyms: Vec<NounId>,
 }
 
-/// How many things a verb goes with.
+/// The arguments of a verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// A subject only.
+    /// Only a subject.
     Intransitive,
     /// A subject and an object.
     Transitive,
-    /// A subject, a thing and who gets it.
+    /// A subject, a thing and a recipient.
     Giving,
     /// A subject and a clause that is true.
     Factive,
@@ -70,7 +70,7 @@ pub(crate) struct Verb {
     pub(crate) subjects: Vec<&'static str>,
     /// Roots or kinds of its objects.
     pub(crate) objects: Vec<&'static str>,
-    /// True if an object cannot be missing or, of a verb without one, cannot be there.
+    /// Whether an object is obligatory or, for a verb without one, impossible.
     pub(crate) is_strict: bool,
     pub(crate) synonyms: Vec<VerbId>,
     pub(crate) opposites: Vec<VerbId>,
@@ -80,7 +80,7 @@ pub(crate) struct Verb {
 #[derive(Debug, Clone)]
 pub(crate) struct Adjective {
     pub(crate) text: &'static str,
-    /// Roots or kinds of what it describes.
+    /// Roots or kinds of the nouns that it describes.
     pub(crate) of: Vec<&'static str>,
     pub(crate) synonyms: Vec<AdjectiveId>,
     pub(crate) opposites: Vec<AdjectiveId>,
@@ -94,11 +94,11 @@ pub(crate) struct Manner {
     pub(crate) opposites: Vec<MannerId>,
 }
 
-/// A preposition of place: the phrases that say the same.
+/// A preposition of place, with synonymous phrases.
 #[derive(Debug, Clone)]
 pub(crate) struct Preposition {
     pub(crate) texts: Vec<&'static str>,
-    /// True if it goes with buildings, shops and rooms only.
+    /// Whether it applies to buildings, shops and rooms only.
     pub(crate) needs_inside: bool,
 }
 
@@ -172,12 +172,12 @@ impl Lexicon {
         lexicon
     }
 
-    /// The nouns without nouns below them, of a root or kind.
+    /// The leaf nouns of a root or kind.
     pub(crate) fn leaves(&self, category: &str) -> &[NounId] {
         self.leaves.get(category).map_or(&[], Vec::as_slice)
     }
 
-    /// The adjectives that go with a noun.
+    /// The adjectives applicable to a noun.
     pub(crate) fn adjectives_of(&self, noun: NounId) -> &[AdjectiveId] {
         &self.described[noun]
     }
@@ -234,7 +234,7 @@ impl Lexicon {
         }
     }
 
-    /// True if a noun is of one of the roots or kinds.
+    /// Whether a noun is of one of the roots or kinds.
     pub(crate) fn is_of(&self, noun: NounId, categories: &[&str]) -> bool {
         let Noun { root, kind, .. } = &self.nouns[noun];
         categories.iter().any(|c| c == root || c == kind)

@@ -1,4 +1,4 @@
-//! A seeded grammar of English that writes small data sets: mini-GLUE, instructions, text to pre-train on.
+//! A seeded grammar of English that generates small data sets: mini-GLUE, instructions, pre-training text.
 #![doc = include_str!("../README.md")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
@@ -36,19 +36,19 @@ const DEV_ROWS: usize = 500;
 /// The first key of the random numbers of the corpus.
 const CORPUS_KEY: u64 = 1_000;
 
-/// How a task is made and written.
+/// Generation and file format of a task.
 struct Recipe {
     /// Name of the folder.
     folder: &'static str,
     /// The first key of its random numbers.
     key: u64,
     make: Make,
-    /// Share of rows per class, in percent.
+    /// Fraction of rows per class, in percent.
     shares: &'static [usize],
     train_rows: usize,
-    /// The first line of the files, empty for CoLA.
+    /// The first line of the files; empty for CoLA.
     header: &'static str,
-    /// Writes row number and row as a line.
+    /// Formats a row and its number as a line.
     line: fn(usize, &Row) -> String,
 }
 
@@ -152,9 +152,9 @@ pub fn files(seed: u64) -> Vec<File> {
     files
 }
 
-/// Text of the grammar to pre-train a model on, without any sentence of the dev sets.
+/// Pre-training text of the grammar, without any sentence of the dev sets.
 ///
-/// The second sentence of a pair belongs after the first: for BERT, the two segments of one input.
+/// The second sentence of a pair belongs after the first: the two segments of one BERT input.
 pub fn corpus(seed: u64, lines: usize) -> Vec<CorpusLine> {
     let lexicon = Lexicon::new();
     let dev = DevSets::new(&lexicon, seed);

@@ -1,4 +1,4 @@
-//! Inflection: plurals and verb forms, regular by rule, irregular as the lexicon writes them.
+//! Inflection: plurals and verb forms, by rule if regular, from the lexicon if irregular.
 
 /// The forms of a verb.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(crate) fn noun_forms(entry: &str) -> (String, String) {
     }
 }
 
-/// `a` or `an` before a word; the lexicon has no word whose first letter misleads.
+/// `a` or `an` before a word; the lexicon has no word whose first letter is misleading.
 pub(crate) fn article(next: &str) -> &'static str {
     if next.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
@@ -81,7 +81,7 @@ fn progressive(base: &str, stem: &str) -> String {
     }
 }
 
-/// The word without its final `y`, if a consonant stands before it.
+/// The word without its final `y`, if a consonant precedes it.
 fn consonant_y(word: &str) -> Option<&str> {
     word.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'i', 'o', 'u']))
 }

@@ -1,4 +1,4 @@
-//! Changes of a sentence: those that keep its meaning, and those that do not.
+//! Changes of a sentence that keep its meaning, and changes that do not.
 
 use crate::compose::Composer;
 use crate::lexicon::{AdjectiveId, Lexicon, MannerId, NounId, TIMES, VerbId};
@@ -25,7 +25,7 @@ pub(crate) fn slots(sentence: &mut Sentence) -> Vec<Slot<'_>> {
     all
 }
 
-/// The clauses of a sentence that stand by themselves.
+/// The independent clauses of a sentence.
 pub(crate) fn clauses(sentence: &mut Sentence) -> Vec<&mut Clause> {
     match sentence {
         Sentence::One(clause) => vec![clause],
@@ -88,7 +88,7 @@ fn np_slots<'s>(np: &'s mut Np, all: &mut Vec<Slot<'s>>) {
 }
 
 impl Composer<'_> {
-    /// Says the same with `count` changes of words or order; returns how many could be made.
+    /// Rewords with `count` changes of words or order; returns how many were possible.
     pub(crate) fn paraphrase(&mut self, sentence: &mut Sentence, count: usize) -> usize {
         let mut made = 0;
         for _ in 0..count * 4 {
@@ -105,7 +105,7 @@ impl Composer<'_> {
     pub(crate) fn synonym(&mut self, sentence: &mut Sentence) -> bool {
         let lexicon = self.lexicon;
         let mut all = slots(sentence);
-        // Words without synonyms are left out, or most draws would fail.
+        // Words without synonyms are excluded, or most draws would fail.
         all.retain(|slot| {
             choices(lexicon, slot).len() > 1 || matches!(slot, Slot::Det(Det::Every | Det::Each))
         });
@@ -169,7 +169,7 @@ impl Composer<'_> {
         }
     }
 
-    /// Who did it and to whom it was done change places.
+    /// Exchanges agent and patient.
     pub(crate) fn swap_roles(&mut self, sentence: &mut Sentence) -> bool {
         let lexicon = self.lexicon;
         if let Sentence::Two { first, second, .. } = sentence
@@ -202,7 +202,7 @@ impl Composer<'_> {
         true
     }
 
-    /// The adjectives of subject and object change places: «the tall king met the shy clown».
+    /// Exchanges the adjectives of subject and object: «the tall king met the shy clown».
     pub(crate) fn swap_adjectives(&mut self, sentence: &mut Sentence) -> bool {
         let lexicon = self.lexicon;
         let mut all = clauses(sentence);
@@ -233,7 +233,7 @@ impl Composer<'_> {
         true
     }
 
-    /// Another link between the clauses, or the clauses' order where it matters.
+    /// Changes the link between the clauses, or their order if it matters.
     pub(crate) fn swap_link(&mut self, sentence: &mut Sentence) -> bool {
         let Sentence::Two { link, first, second, .. } = sentence else {
             return false;
@@ -251,7 +251,7 @@ impl Composer<'_> {
         !matches!(link, Link::While | Link::But)
     }
 
-    /// A verb, an adjective or a manner becomes its opposite, or the clause is negated.
+    /// Replaces a verb, an adjective or a manner by its opposite, or negates the clause.
     pub(crate) fn oppose(&mut self, sentence: &mut Sentence) -> bool {
         let lexicon = self.lexicon;
         if self.percent(35) {
@@ -285,7 +285,7 @@ impl Composer<'_> {
         true
     }
 
-    /// A noun becomes another of its kind.
+    /// Replaces a noun by another of its kind.
     pub(crate) fn replace_noun(&mut self, sentence: &mut Sentence) -> bool {
         let mut nouns: Vec<&mut NounId> = slots(sentence)
             .into_iter()
@@ -305,7 +305,7 @@ impl Composer<'_> {
         }
     }
 
-    /// Another number of things.
+    /// Changes the number of things.
     pub(crate) fn recount(&mut self, sentence: &mut Sentence) -> bool {
         let mut all = clauses(sentence);
         let drawn = self.rng.index(all.len());
@@ -331,7 +331,7 @@ impl Composer<'_> {
         true
     }
 
-    /// Another time.
+    /// Changes the time.
     pub(crate) fn move_in_time(&mut self, sentence: &mut Sentence) -> bool {
         let mut all = clauses(sentence);
         let drawn = self.rng.index(all.len());
@@ -345,7 +345,7 @@ impl Composer<'_> {
     }
 }
 
-/// True for actions on something, which can be said with the object first.
+/// Whether the clause is an action on something, which can be said in the passive.
 pub(crate) fn can_be_passive(clause: &Clause) -> bool {
     match &clause.predicate {
         Predicate::Does { control: None, object: Some(object), .. } => {
@@ -355,12 +355,12 @@ pub(crate) fn can_be_passive(clause: &Clause) -> bool {
     }
 }
 
-/// The root of what a noun phrase names.
+/// The root of the noun of a noun phrase.
 pub(crate) fn root_of(lexicon: &Lexicon, np: &Np) -> &'static str {
     np.noun().map_or("person", |noun| lexicon.nouns[noun].root)
 }
 
-/// The words that could stand in a slot, the one that does included.
+/// The words that fit a slot, including the current one.
 fn choices(lexicon: &Lexicon, slot: &Slot<'_>) -> Vec<usize> {
     match slot {
         Slot::Noun(id) => lexicon.nouns[**id].synonyms.clone(),

@@ -6,7 +6,7 @@ use crate::syntax::{
     Clause, Det, Head, Joint, Link, Np, Number, Place, Predicate, Sentence, Tense, number_of,
 };
 
-/// What a word is, for those who spoil sentences.
+/// The role of a word, for making ungrammatical sentences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tag {
     Det,
@@ -26,14 +26,14 @@ pub(crate) enum Tag {
 pub(crate) struct Word {
     pub(crate) text: String,
     pub(crate) tag: Tag,
-    /// The form that would be wrong here: of the other number, or of another tense.
+    /// The form that would be incorrect here: the other number, or another tense.
     pub(crate) wrong: Option<String>,
 }
 
 /// The forms of `be`: past, present, each singular and plural.
 const BE: [[&str; 2]; 2] = [["was", "were"], ["is", "are"]];
 
-/// Says sentences.
+/// Realises sentences as words.
 pub(crate) struct Speaker<'a> {
     lexicon: &'a Lexicon,
     words: Vec<Word>,
@@ -116,7 +116,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Pushes the form that agrees with `number` of two; the other would be wrong.
+    /// Pushes the form that agrees with `number`; the other of the two would be incorrect.
     fn finite(&mut self, [singular, plural]: [&str; 2], number: Number) {
         match number {
             Number::Singular => self.push(singular, Tag::Finite, Some(plural)),
@@ -151,7 +151,7 @@ impl Speaker<'_> {
                     Number::Singular => (&noun.singular, &noun.plural),
                     Number::Plural => (&noun.plural, &noun.singular),
                 };
-                // The other number is wrong only where the determiner asks for this one.
+                // The other number is incorrect only if the determiner requires this one.
                 let wrong = det.number().filter(|_| *det != Det::Bare).map(|_| wrong.as_str());
                 self.push(right, Tag::Noun, wrong);
             }
@@ -231,7 +231,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Says a predicate in the order verb, object, others; `objects` of relative clauses stay short.
+    /// Realises a predicate in the order verb, object, others; `objects` of relative clauses stay short.
     fn predicate(
         &mut self,
         predicate: &Predicate,
@@ -284,7 +284,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Says a verb in the active voice.
+    /// Realises a verb in the active voice.
     fn active(&mut self, forms: &VerbForms, tense: Tense, negated: bool, ever: bool, number: Number) {
         let VerbForms { base, third, past, participle, progressive } = forms;
         match tense {
@@ -317,7 +317,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Says a verb in the passive voice.
+    /// Realises a verb in the passive voice.
     fn passive(&mut self, forms: &VerbForms, tense: Tense, negated: bool, number: Number) {
         if tense == Tense::Perfect {
             self.finite(["has", "have"], number);

@@ -55,7 +55,7 @@ impl Det {
         }
     }
 
-    /// The number that the determiner asks of its noun, if it does.
+    /// The number required by the determiner, if any.
     pub(crate) fn number(self) -> Option<Number> {
         match self {
             Self::A | Self::This | Self::Every | Self::Each => Some(Number::Singular),
@@ -94,7 +94,7 @@ pub(crate) enum Head {
     },
 }
 
-/// What joins two noun phrases.
+/// Conjunction of two noun phrases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joint {
     And,
@@ -149,21 +149,21 @@ pub(crate) struct Clause {
     pub(crate) predicate: Predicate,
     pub(crate) tense: Tense,
     pub(crate) negated: bool,
-    /// «has ever …», which asks for a negative subject.
+    /// «has ever …», which requires a negative subject.
     pub(crate) ever: bool,
     pub(crate) manner: Option<MannerId>,
     pub(crate) place: Option<Place>,
     /// An index into the times.
     pub(crate) time: Option<usize>,
-    /// Said with the object first: «the car was sold by the king».
+    /// Passive voice, with the object first: «the car was sold by the king».
     pub(crate) passive: bool,
     /// «gave the nurse a book» for «gave a book to the nurse».
     pub(crate) shifted: bool,
-    /// The time, or else the place, at the beginning.
+    /// Whether the time, or otherwise the place, is at the beginning.
     pub(crate) fronted: bool,
 }
 
-/// What joins two clauses.
+/// Conjunction of two clauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
     And,
@@ -196,7 +196,7 @@ impl Link {
 #[allow(clippy::large_enum_variant, reason = "a few live at a time, and none is moved often")]
 pub(crate) enum Sentence {
     One(Clause),
-    /// `first link second`, or `link second, first` where the linked clause comes first.
+    /// `first link second`, or `link second, first` if the linked clause comes first.
     Two {
         link: Link,
         first: Clause,
@@ -226,12 +226,12 @@ impl Np {
         Self { head: Head::Name(name), adjective: None, place: None, relative: None }
     }
 
-    /// `himself` and its kin.
+    /// `himself` and similar pronouns.
     pub(crate) fn reflexive(text: &'static str) -> Self {
         Self { head: Head::Reflexive(text), adjective: None, place: None, relative: None }
     }
 
-    /// The noun, where the head is one.
+    /// The noun, if the head is one.
     pub(crate) fn noun(&self) -> Option<NounId> {
         match &self.head {
             Head::Noun { noun, .. } => Some(*noun),

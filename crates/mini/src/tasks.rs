@@ -1,4 +1,4 @@
-//! The tasks: rows of text and label, made to order.
+//! The tasks: generated rows of text and label.
 
 pub(crate) mod cola;
 pub(crate) mod mrpc;
@@ -10,17 +10,18 @@ use std::collections::HashSet;
 
 use crate::compose::Composer;
 
-/// A row: its one or two texts, and its label as the official file writes it.
+/// A row: its one or two texts, and its label as in the official file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) texts: Vec<String>,
     pub(crate) label: String,
 }
 
-/// Tries to make a row whose label is the given class; most tries succeed.
+/// Tries to generate a row with the given class; most attempts succeed.
 pub(crate) type Make = fn(&mut Composer<'_>, usize) -> Option<Row>;
 
-/// Makes `count` different rows whose texts are not in `taken`, with the classes in the given shares of 100.
+/// Generates `count` different rows whose texts are not in `taken`, with the classes in the given
+/// percentages.
 pub(crate) fn rows(
     composer: &mut Composer<'_>,
     make: Make,

@@ -1,4 +1,4 @@
-//! The tokenizer of the small model: the words of the grammar whole, everything else in letters.
+//! The tokenizer of the small model: the words of the grammar as whole tokens, everything else in letters.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use crate::lexicon::Lexicon;
 /// The special tokens, in the order of BERT's roles.
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 
-/// Punctuation that text may hold.
+/// Punctuation that text may contain.
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 
-/// Ends of words, for words that the grammar does not know.
+/// Word endings, for words outside the grammar.
 const ENDINGS: &str = "s es ed ing ly er est ness less ful able ion tion ation ment al ic ive ous ity ize en";
 
-/// Words of the grammar that carry no meaning of their own, and some more that everyone needs.
+/// Function words of the grammar, and some more common words.
 const FUNCTION_WORDS: &str = "a about above after again against all although am an and another any anyone anything are \
     as at be became because become becomes been before being below between both but by call called can cannot contrast \
     could did do does doing down during each either even ever every everyone far few five for four free from fully good \

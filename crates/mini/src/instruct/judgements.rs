@@ -1,4 +1,4 @@
-//! Judgements: which is better, what follows, which sentence is right.
+//! Judgements: which is better, what follows, which sentence is correct.
 
 use super::rewriting::lower;
 use super::{Task, task};

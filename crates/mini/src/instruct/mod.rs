@@ -1,7 +1,8 @@
-//! Instructions with one right answer each: rewriting, questions about a sentence, words, judgements.
+//! Instructions with one correct answer each: rewriting, questions about a sentence, words, judgements.
 //!
-//! The rows are in Alpaca's form (`instruction`, `input`, `output`), in lower case as the small models read it. What a row
-//! asks is decided by a hash of its text, so that no exercise of the dev set is in the training set.
+//! The rows are in Alpaca format (`instruction`, `input`, `output`), in lower case for the small models. A
+//! hash of the exercise's text assigns it to a set, so that no exercise of the dev set is in the training
+//! set.
 
 mod judgements;
 mod questions;
@@ -20,17 +21,17 @@ use crate::lexicon::Lexicon;
 /// One exercise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exercise {
-    /// Name of its task, as `plural`.
+    /// Name of its task, e.g. `plural`.
     pub(crate) task: &'static str,
-    /// What to do.
+    /// The instruction.
     pub(crate) instruction: &'static str,
-    /// What to do it with.
+    /// Its input.
     pub(crate) input: String,
-    /// The one right answer.
+    /// The only correct answer.
     pub(crate) output: String,
 }
 
-/// Input and answer of an exercise; `None` where the draw does not suit the task.
+/// Input and answer of an exercise; `None` if the draw does not suit the task.
 type Draw = fn(&mut Composer<'_>) -> Option<(String, String)>;
 
 /// A kind of exercise.
@@ -44,19 +45,19 @@ const fn task(name: &'static str, instruction: &'static str, draw: Draw) -> Task
     Task { name, instruction, draw }
 }
 
-/// The tasks by what they exercise.
+/// The tasks, grouped by skill.
 const TASKS: [&[Task]; 4] = [words::TASKS, rewriting::TASKS, questions::TASKS, judgements::TASKS];
 
-/// Rows of each task in the two sets, fewer where the words of the grammar run out.
+/// Rows of each task in the two sets, fewer if the words of the grammar are exhausted.
 const ROWS: [usize; 2] = [160, 16];
-/// Draws for a row before a task counts as exhausted.
+/// Number of draws for a row before a task counts as exhausted.
 const PATIENCE: usize = 400;
-/// One exercise in this number belongs to the dev set.
+/// One in this many exercises belongs to the dev set.
 const DEV_SHARE: u64 = 8;
 /// The first key of the random numbers of the exercises.
 const KEY: u64 = 2_000;
 
-/// The training and the dev set of a seed, their tasks mixed.
+/// The training and the dev set of a seed, with mixed tasks.
 fn exercises(seed: u64) -> [Vec<Exercise>; 2] {
     let lexicon = Lexicon::new();
     let mut sets = [Vec::new(), Vec::new()];
@@ -70,7 +71,7 @@ fn exercises(seed: u64) -> [Vec<Exercise>; 2] {
     sets
 }
 
-/// Draws exercises of a task until both sets have theirs.
+/// Draws exercises of a task until both sets are complete.
 fn fill(composer: &mut Composer<'_>, task: &Task, sets: &mut [Vec<Exercise>; 2]) {
     let mut seen = HashSet::new();
     let mut counts = [0; 2];
@@ -94,8 +95,8 @@ fn is_dev(name: &str, input: &str) -> bool {
     bytes.fold(0, |hash, byte| split_mix(hash ^ u64::from(byte))) % DEV_SHARE == 0
 }
 
-/// A drawn exercise of the kinds that a model is pre-trained on, every second one; never one of the dev set, nor one with
-/// a sentence in `taken`.
+/// A drawn exercise of the kinds used in pre-training, every second one; never one of the dev set, nor one
+/// with a sentence in `taken`.
 pub(crate) fn practice(composer: &mut Composer<'_>, taken: &HashSet<String>) -> Exercise {
     let known: Vec<&Task> = TASKS.into_iter().flatten().step_by(2).collect();
     let task = known[composer.rng.index(known.len())];
@@ -116,7 +117,7 @@ pub(crate) fn line(e: &Exercise) -> String {
     )
 }
 
-/// The files of the set: name and content, a line of JSON for each exercise.
+/// The files of the set: name and content, one line of JSON per exercise.
 pub fn files(seed: u64) -> [File; 2] {
     let [train, dev] = exercises(seed).map(|rows| rows.iter().map(line).collect());
     [("train.jsonl".to_owned(), train), ("dev.jsonl".to_owned(), dev)]

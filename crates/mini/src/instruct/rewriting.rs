@@ -1,4 +1,4 @@
-//! Exercises that turn one sentence into another.
+//! Exercises that transform one sentence into another.
 
 use super::{Task, task};
 use crate::compose::Composer;

@@ -1,7 +1,7 @@
 //! Nouns and names of the grammar.
 //!
-//! A noun is `singular` or `singular:plural` where the plural is irregular; synonyms are joined by `|`. No noun begins
-//! with a letter that misleads `a` and `an`.
+//! A noun is `singular` or `singular:plural` if the plural is irregular; synonyms are joined by `|`. No noun
+//! begins with a letter that is misleading for `a` and `an`.
 
 /// A line is one kind: root, the kind's own noun (a hypernym of all its members), the members.
 pub(super) const KINDS: &[(&str, &str, &str)] = &[

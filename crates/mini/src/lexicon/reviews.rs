@@ -1,6 +1,6 @@
-//! Words of the sentiment task: what is judged, and words of praise and blame.
+//! Words of the sentiment task: the objects of judgement, and words of praise and blame.
 
-/// What a review speaks of, as a subject.
+/// Subjects of a review.
 pub(crate) const ASPECTS: &str = "acting story plot script dialogue film movie direction cast ending pacing soundtrack \
     photography editing humor premise screenplay performance scenery narration choreography sequel finale lead villain \
     romance heroine hero production satire";
@@ -25,22 +25,22 @@ pub(crate) const BLAME: &str = "dull boring tedious bland awful terrible dreadfu
     obnoxious overlong painful pathetic plodding pretentious preposterous ridiculous shoddy sloppy soulless stilted \
     sterile superficial trite ugly unbearable uninspired vapid wooden";
 
-/// What a work may have, to its credit.
+/// Positive attributes of a work.
 pub(crate) const VIRTUES: &str = "charm wit energy warmth grace wisdom tension suspense emotion imagination style \
     intelligence originality sincerity magic depth";
 
-/// What a work may have, to its harm.
+/// Negative attributes of a work.
 pub(crate) const VICES: &str = "cliches flaws holes stereotypes platitudes gimmicks contrivances pretensions \
     absurdities";
 
-/// How well something is done.
+/// Adverbs of praise.
 pub(crate) const WELL: &str =
     "beautifully brilliantly superbly wonderfully skillfully elegantly perfectly masterfully";
 
-/// How badly something is done.
+/// Adverbs of blame.
 pub(crate) const BADLY: &str = "poorly badly clumsily terribly sloppily ineptly crudely dreadfully";
 
-/// What is done in making a work.
+/// Participles of making a work.
 pub(crate) const MAKING: &str = "acted directed written filmed edited paced staged cast";
 
 /// Verbs of a pleased viewer.
@@ -49,13 +49,13 @@ pub(crate) const LIKES: &str = "loved enjoyed adored admired savored applauded";
 /// Verbs of a displeased viewer.
 pub(crate) const DISLIKES: &str = "hated disliked loathed detested despised endured";
 
-/// What a good work is.
+/// Nouns for a good work.
 pub(crate) const TRIUMPHS: &str = "triumph masterpiece delight treat joy gem";
 
-/// What a bad work is.
+/// Nouns for a bad work.
 pub(crate) const FLOPS: &str = "disaster failure mess bore flop chore";
 
-/// Degrees that keep a judgement.
+/// Degree words that keep the polarity.
 pub(crate) const DEGREES: &str = "very truly really extremely remarkably quite rather utterly";
 
 /// All lists of this file.

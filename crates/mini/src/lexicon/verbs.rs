@@ -135,12 +135,12 @@ pub(super) const FAILING: &str = "fail refuse forget+:forgot:forgotten decline";
 /// Verbs with an infinitive that may have happened or not.
 pub(super) const TRYING: &str = "try hope plan+ promise want";
 
-/// Verbs of which «the king … the box» cannot be said.
+/// Verbs that cannot take the form «the king … the box».
 pub(super) const NEVER_WITH_OBJECT: &str = "sleep doze slumber vanish disappear appear emerge arrive shiver tremble die \
     hesitate yawn growl snarl laugh giggle chuckle weep cry sob smile grin frown scowl sneeze cough snore kneel apologize \
     complain grumble pray faint agree disagree chat gossip blush journey perish";
 
-/// Verbs of which «the king …» cannot be said without more.
+/// Verbs that cannot take the form «the king …» without further arguments.
 pub(super) const NEVER_WITHOUT_OBJECT: &str = "devour repair fix mend purchase acquire discover locate lose misplace \
     conceal reveal expose lift raise hoist hurl demolish destroy construct snatch examine inspect overlook adorn need \
     require own possess photograph carry transport prune praise commend condemn blame adore cherish detest loathe employ \

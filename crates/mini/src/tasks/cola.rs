@@ -6,14 +6,14 @@ use crate::speech::{Tag, Word, say, text};
 use crate::syntax::{Clause, Det, Head, Link, Np, Number, Predicate, Sentence, Tense};
 use crate::tasks::Row;
 
-/// Share of rows of the classes «unacceptable» and «acceptable».
+/// Percentages of the classes «unacceptable» and «acceptable».
 pub(crate) const SHARES: &[usize] = &[32, 68];
 
 /// Determiners that forbid «ever», and those that allow it.
 const POSITIVE: &[Det] = &[Det::The, Det::Every, Det::Some, Det::Many, Det::These, Det::Several];
 const NEGATIVE: &[Det] = &[Det::No, Det::Few];
 
-/// What may be wrong with a sentence.
+/// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// The verb's number.
@@ -28,7 +28,7 @@ enum Fault {
     Form,
     /// An object too many or too few.
     Objects,
-    /// A thing that does what only people do.
+    /// A thing that does what only people can do.
     Sense,
     /// The reflexive's number or gender.
     Reflexive,
@@ -36,7 +36,7 @@ enum Fault {
     Polarity,
 }
 
-/// A row of the class: 0 for a sentence with a fault, 1 for the same kind of sentence without.
+/// A row of the class: 0 for a sentence with a fault, 1 for the same kind of sentence without it.
 pub(crate) fn make(composer: &mut Composer<'_>, class: usize) -> Option<Row> {
     let fault = match composer.rng.below(100) {
         0..34 => Fault::Agreement,
@@ -58,7 +58,7 @@ pub(crate) fn make(composer: &mut Composer<'_>, class: usize) -> Option<Row> {
     (5..=16).contains(&words.len()).then(|| Row { texts: vec![text(&words)], label: class.to_string() })
 }
 
-/// A sentence in which the fault can be made; those of meaning are made here already.
+/// A sentence in which the fault can be made; faults of meaning are already made here.
 fn base(composer: &mut Composer<'_>, fault: Fault, is_good: bool) -> Sentence {
     let clause = match fault {
         Fault::Objects => objects(composer, is_good),
@@ -115,12 +115,12 @@ fn objects(composer: &mut Composer<'_>, is_good: bool) -> Clause {
     clause
 }
 
-/// Someone or something does what only someone can.
+/// A person, or a thing, does what only a person can do.
 fn sense(composer: &mut Composer<'_>, is_good: bool) -> Clause {
     let root = if is_good { "person" } else { "thing" };
     let subject = composer.being(&[root], 35);
     let frame = if composer.percent(50) { Frame::Transitive } else { Frame::Intransitive };
-    // Things may frighten or bore people; what they certainly do not is to handle other things.
+    // Things may frighten or bore people, but they never handle other things.
     let verb = composer.verb_where(|verb| {
         verb.frame == frame && verb.subjects.contains(&"person") && verb.objects.first() != Some(&"person")
     });
@@ -183,7 +183,7 @@ fn control(composer: &mut Composer<'_>) -> Clause {
     clause
 }
 
-/// Makes the fault in the words, unless the tree has it; `None` if the sentence has no place for it.
+/// Makes the fault in the words, unless the tree already has it; `None` if the sentence does not admit it.
 fn spoil(composer: &mut Composer<'_>, fault: Fault, words: &mut Vec<Word>) -> Option<()> {
     let places = |test: &dyn Fn(&[Word], usize) -> bool| -> Vec<usize> {
         (0..words.len()).filter(|&i| test(words, i)).collect()
@@ -204,7 +204,8 @@ fn spoil(composer: &mut Composer<'_>, fault: Fault, words: &mut Vec<Word>) -> Op
                 )
             })
         }),
-        // Without determiner, singular names of food are stuff («she ate cabbage»), and «in church» is right.
+        // Without determiner, singular food nouns are mass nouns («she ate cabbage»), and «in church» is
+        // correct.
         Fault::Determiner => places(&|w, i| {
             let is_object_or_subject = i == 0 || w[i - 1].tag != Tag::Preposition;
             w[i].tag == Tag::Det

@@ -1,11 +1,11 @@
-//! Paraphrase: the same said otherwise, or something else said with nearly the same words.
+//! Paraphrase: the same meaning in other words, or another meaning in nearly the same words.
 
 use crate::compose::Composer;
 use crate::speech::{say, text};
 use crate::syntax::{Clause, Link, Predicate, Sentence, Tense};
 use crate::tasks::Row;
 
-/// Share of rows of the classes «not_equivalent» and «equivalent».
+/// Percentages of the classes «not_equivalent» and «equivalent».
 pub(crate) const SHARES: &[usize] = &[48, 52];
 
 /// A row of the class: 0 for another meaning, 1 for the same.
@@ -13,7 +13,7 @@ pub(crate) fn make(composer: &mut Composer<'_>, class: usize) -> Option<Row> {
     let first = event(composer);
     let second = if class == 1 { same(composer, &first)? } else { different(composer, &first)? };
     let texts = vec![said(composer, &first), said(composer, &second)];
-    // Which of the two was there first says nothing about the label.
+    // The original order of the two must not reveal the label.
     let texts = if composer.percent(50) { texts } else { texts.into_iter().rev().collect() };
     (texts[0] != texts[1]).then(|| Row { texts, label: class.to_string() })
 }
@@ -23,7 +23,7 @@ pub(crate) fn said(composer: &Composer<'_>, sentence: &Sentence) -> String {
     text(&say(composer.lexicon, sentence))
 }
 
-/// A sentence that can be turned in many ways.
+/// A sentence that can be reworded in many ways.
 pub(crate) fn event(composer: &mut Composer<'_>) -> Sentence {
     if composer.percent(30) {
         let links = [Link::And, Link::Or, Link::Because, Link::Although, Link::Before, Link::After];
@@ -41,14 +41,14 @@ pub(crate) fn event(composer: &mut Composer<'_>) -> Sentence {
     Sentence::One(clause)
 }
 
-/// The same, said otherwise.
+/// A paraphrase.
 pub(crate) fn same(composer: &mut Composer<'_>, first: &Sentence) -> Option<Sentence> {
     let mut second = first.clone();
     let changes = 1 + composer.rng.index(3);
     (composer.paraphrase(&mut second, changes) == changes).then_some(second)
 }
 
-/// Something else, with one change of meaning, in other words as well in most cases.
+/// One change of meaning, usually with rewording.
 pub(crate) fn different(composer: &mut Composer<'_>, first: &Sentence) -> Option<Sentence> {
     let mut second = first.clone();
     if !composer.falsify(&mut second) {
@@ -78,7 +78,7 @@ mod tests {
         );
         let mut sentence = Sentence::One(clause);
         assert_eq!(said(&composer, &sentence), "The king praised an owl.");
-        // Animals are praised here by nobody but kings: the roots differ, so the roles cannot be swapped.
+        // Here only kings praise animals: the roots differ, so the roles cannot be exchanged.
         assert!(!composer.swap_roles(&mut sentence));
         if let Sentence::One(clause) = &mut sentence {
             clause.passive = true;

@@ -1,7 +1,7 @@
-//! Entailment: does the second sentence follow from the first.
+//! Entailment: whether the second sentence follows from the first.
 //!
-//! Each way of inferring comes with a twin that looks alike and does not hold, so that neither the words shared nor the
-//! second sentence alone give the label away.
+//! Each inference pattern has a similar-looking invalid counterpart, so that neither the shared words nor the
+//! second sentence alone reveal the label.
 
 use crate::compose::Composer;
 use crate::lexicon::{Frame, NounId};
@@ -10,7 +10,7 @@ use crate::syntax::{Clause, Det, Head, Joint, Link, Np, Number, Predicate, Sente
 use crate::tasks::Row;
 use crate::tasks::mrpc::{different, event, said, same};
 
-/// Share of rows of the classes «entailment» and «not_entailment».
+/// Percentages of the classes «entailment» and «not_entailment».
 pub(crate) const SHARES: &[usize] = &[50, 50];
 
 /// A row of the class: 0 if the second sentence follows, 1 if it does not.
@@ -24,7 +24,7 @@ pub(crate) fn make(composer: &mut Composer<'_>, class: usize) -> Option<Row> {
 /// A premise and a hypothesis that follows from it, or does not.
 pub(crate) fn pair(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Sentence)> {
     let (premise, mut hypothesis) = match composer.rng.below(100) {
-        // Some of what does not follow is a pair that would, spoiled: or what is short would seem to follow.
+        // Some invalid pairs are spoiled valid ones: otherwise short hypotheses would always seem to follow.
         0..12 if !follows => {
             let (premise, mut hypothesis) =
                 if composer.percent(50) { details(composer, true)? } else { kinds(composer, true)? };
@@ -45,7 +45,7 @@ pub(crate) fn pair(composer: &mut Composer<'_>, follows: bool) -> Option<(Senten
         52..64 => infinitives(composer, follows),
         64..74 => reports(composer, follows),
         _ => {
-            // Premises of the other ways too, so that no verb says «does not follow» by itself.
+            // Premises of the other patterns too, so that no verb by itself indicates «does not follow».
             let either = composer.percent(50);
             let first = match composer.rng.below(10) {
                 0..3 => infinitives(composer, either).0,
@@ -80,7 +80,7 @@ fn kinds(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Senten
     let mut general = special.clone();
     let of_object = composer.percent(45);
     let Head::Noun { noun, number, .. } = participant(&mut special, of_object).head else { return None };
-    // «the» and «this» would point at one and the same thing; «a» and «some» make it a matter of kinds alone.
+    // «the» and «this» would refer to one and the same thing; «a» and «some» leave only the kinds.
     let det = match number {
         Number::Singular => Det::A,
         Number::Plural => composer.pick(&[Det::Some, Det::Two, Det::Three]),
@@ -99,7 +99,7 @@ fn kinds(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Senten
     Some(if follows { (special, general) } else { (general, special) })
 }
 
-/// The object of a clause, or what is given, if asked for and there; the subject otherwise.
+/// The object of a clause, or the thing given, if requested and present; otherwise the subject.
 fn participant(clause: &mut Clause, of_object: bool) -> &mut Np {
     match &mut clause.predicate {
         Predicate::Does { object: Some(object), .. } if of_object => object,
@@ -120,7 +120,7 @@ fn quantifiers(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, 
         let number = det.number().unwrap_or(Number::Singular);
         Sentence::One(Clause::does(Np::of(det, noun, number), verb, object.clone()))
     };
-    // Whether the determiner lets one go down to a lower kind; up otherwise.
+    // Whether the determiner allows a lower kind; otherwise a higher one.
     let (det, goes_down) = composer.pick(&[
         (Det::Every, true),
         (Det::No, true),
@@ -168,10 +168,10 @@ fn details(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Sent
     Some(if follows { (full, plain) } else { (plain, full) })
 }
 
-/// «A and B» makes B true, «A or B» does not; B makes «A or B» true and «A and B» not. Also of subjects.
+/// «A and B» implies B, «A or B» does not; B implies «A or B», but not «A and B». The same for subjects.
 fn joined(composer: &mut Composer<'_>, follows: bool) -> Option<(Sentence, Sentence)> {
     let (takes_part, of_first) = (composer.percent(55), composer.percent(50));
-    // Half of what does not follow has the form of what follows, with something else as the part.
+    // Half of the invalid pairs have the form of valid ones, with something else as the part.
     let is_spoiled = !follows && composer.percent(50);
     let is_and = takes_part == (follows || is_spoiled);
     let (first, second) = (composer.brief(), composer.brief());
@@ -210,7 +210,7 @@ fn infinitives(composer: &mut Composer<'_>, follows: bool) -> (Sentence, Sentenc
     composer.furnish(&mut action, 0, 25, 20);
     let frame = composer.pick(&[Frame::Managing, Frame::Failing, Frame::Trying]);
     let (frame, negated) = match (frame, follows) {
-        // What was only tried lets nothing follow, so a true pair takes one of the others.
+        // A mere attempt implies nothing, so a valid pair uses one of the others.
         (Frame::Trying, true) => {
             let frame = composer.pick(&[Frame::Managing, Frame::Failing]);
             (frame, frame == Frame::Failing)

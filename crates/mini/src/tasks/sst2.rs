@@ -1,4 +1,4 @@
-//! Sentiment: reviews whose judgement is composed of words, negations and contrasts.
+//! Sentiment: reviews whose polarity is composed of words, negations and contrasts.
 
 use crate::compose::Composer;
 use crate::lexicon::reviews::{
@@ -8,7 +8,7 @@ use crate::lexicon::reviews::{
 use crate::morphology::article;
 use crate::tasks::Row;
 
-/// Share of rows of the classes «negative» and «positive».
+/// Percentages of the classes «negative» and «positive».
 pub(crate) const SHARES: &[usize] = &[49, 51];
 
 /// A row of the class: 0 for blame, 1 for praise.
@@ -33,7 +33,7 @@ pub(crate) fn review(composer: &mut Composer<'_>, is_good: bool) -> String {
     }
 }
 
-/// One clause that praises or blames; a third of them turn the sense of their own words around.
+/// One clause of praise or blame; a third of them reverse the polarity of their own words.
 fn judgement(composer: &mut Composer<'_>, is_good: bool) -> String {
     let aspect = composer.word(ASPECTS);
     match composer.rng.below(100) {
@@ -62,7 +62,7 @@ fn judgement(composer: &mut Composer<'_>, is_good: bool) -> String {
             let having = composer.word(if is_good { VIRTUES } else { VICES });
             format!("the {aspect} is full of {having}")
         }
-        // From here on the words say the opposite of the judgement.
+        // From here on the words have the opposite polarity.
         68..76 => {
             let turn = composer.pick(&["not", "never", "hardly", "far from", "anything but", "by no means"]);
             format!("the {aspect} is {turn} {}", opinion(composer, !is_good))

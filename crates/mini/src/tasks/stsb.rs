@@ -1,7 +1,7 @@
 //! Similarity: a score from 5 (the same) to 0 (nothing in common), by a scale of edits.
 //!
-//! Rewording costs nothing, a dropped or added detail little, another participant or action more, and what is left
-//! when everything was exchanged scores 0 to 1.
+//! Rewording costs nothing, a dropped or added detail little, another participant or action more, and the
+//! result of exchanging everything scores 0 to 1.
 
 use crate::compose::Composer;
 use crate::rewrite::clauses;
@@ -9,18 +9,18 @@ use crate::syntax::{Clause, Det, Head, Np, Predicate, Sentence};
 use crate::tasks::Row;
 use crate::tasks::mrpc::said;
 
-/// Rows per whole point of the score, all alike: the class is the score to aim at.
+/// Rows per whole point of the score, uniformly: the class is the target score.
 pub(crate) const SHARES: &[usize] = &[16, 16, 17, 17, 17, 17];
 
 /// Cost of a detail (adjective, manner, place, time) dropped or added, in tenths of a point.
 const DETAIL: u64 = 6;
-/// Cost of a detail exchanged.
+/// Cost of a replaced detail.
 const OTHER_DETAIL: u64 = 9;
-/// Cost of a participant exchanged for one of its kind.
+/// Cost of a participant replaced by one of its kind.
 const KIN: u64 = 11;
-/// Cost of a participant exchanged for any.
+/// Cost of a participant replaced by any other.
 const STRANGER: u64 = 18;
-/// Cost of an action denied or turned into its opposite.
+/// Cost of a negated or opposite action.
 const OPPOSITE: u64 = 21;
 /// Cost of another action.
 const OTHER_ACTION: u64 = 22;
@@ -65,7 +65,8 @@ fn edited(composer: &mut Composer<'_>, first: &Sentence, aim: u64) -> Option<(Se
     Some((second, cost))
 }
 
-/// Makes one edit at a place where the clause is still as it was; returns its cost, 0 if the draw does not apply.
+/// Makes one edit at a position where the clause is still unchanged; returns its cost, 0 if the draw does not
+/// apply.
 fn edit(composer: &mut Composer<'_>, clause: &mut Clause, first: &Sentence) -> u64 {
     let Sentence::One(before) = first else { return 0 };
     match composer.rng.below(8) {
@@ -118,7 +119,7 @@ fn edit(composer: &mut Composer<'_>, clause: &mut Clause, first: &Sentence) -> u
     }
 }
 
-/// Drops, adds or exchanges an adjective.
+/// Drops, adds or replaces an adjective.
 fn adjective(composer: &mut Composer<'_>, np: &mut Np) -> u64 {
     let Some(noun) = np.noun() else { return 0 };
     match np.adjective {
@@ -141,7 +142,7 @@ fn adjective(composer: &mut Composer<'_>, np: &mut Np) -> u64 {
     }
 }
 
-/// Exchanges a participant for one of its kind or for any of its root.
+/// Replaces a participant by one of its kind or by any of its root.
 fn participant(composer: &mut Composer<'_>, np: &mut Np) -> u64 {
     let lexicon = composer.lexicon;
     match &mut np.head {
@@ -169,7 +170,7 @@ fn participant(composer: &mut Composer<'_>, np: &mut Np) -> u64 {
     }
 }
 
-/// Denies the action, or exchanges it for its opposite or another that fits.
+/// Negates the action, or replaces it by its opposite or another suitable one.
 fn action(composer: &mut Composer<'_>, clause: &mut Clause) -> u64 {
     if composer.percent(25) {
         clause.negated = !clause.negated;
