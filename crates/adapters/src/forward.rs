@@ -9,19 +9,20 @@ use crate::host::host_values;
 use crate::route::{PickedRows, order};
 use crate::set::{AdapterSet, Member, Pair, Slot};
 
-/// The frozen linear map under an adapter, in whatever form its weight is.
+/// The frozen linear map under an adapter, in any form of its weight.
 pub trait BaseLinear<B: Kernels> {
-    /// `x·W`, and the bias where it is asked for and there is one.
+    /// `x·W`, and the bias if requested and present.
     ///
     /// # Shapes
     /// - `x`: `[rows, d_input]`
     /// - output: `[rows, d_output]`
     fn apply(&self, x: Tensor<B, 2>, bias: bool) -> Tensor<B, 2>;
 
-    /// `W` `[d_input, d_output]`, where it is one tensor.
+    /// `W` `[d_input, d_output]`, if it is one tensor.
     fn dense(&self) -> Option<Tensor<B, 2>>;
 
-    /// `W`, where it is one matrix in any storage, blocks of few bits among them: base and adapter are then one step.
+    /// `W`, if it is one matrix in any storage, quantised or not: base and adapter are then one fused
+    /// operation.
     fn weight(&self) -> Option<Weight<Tensor<B, 2>>> {
         self.dense().map(Weight::Float)
     }
@@ -48,7 +49,8 @@ impl<B: Kernels> AdapterSet<B> {
         self.forward_rows(site, x, None, base, mode)
     }
 
-    /// As [`forward`](Self::forward), where `x` holds some rows of the step alone: a routed set then knows whose they are.
+    /// Like [`forward`](Self::forward), if `x` has only some rows of the step: a routed set then knows their
+    /// sequences.
     ///
     /// # Shapes
     /// - `x`: `[picked rows, d_input]`
@@ -102,7 +104,7 @@ impl<B: Kernels> AdapterSet<B> {
         self.sum(site, &active, x, base, mode)
     }
 
-    /// Base output and the updates of `active`: the first of them in one step with the base.
+    /// Base output and the updates of `active`: the first of them fused with the base.
     fn sum(
         &self,
         site: usize,
@@ -131,7 +133,7 @@ impl<B: Kernels> AdapterSet<B> {
         y
     }
 
-    /// Rows of an embedding, and the enabled updates of the ids that they stand for. `through_base` multiplies rows by
+    /// Rows of an embedding, and the enabled updates of their ids. `through_base` multiplies rows by
     /// the table.
     ///
     /// # Shapes
@@ -218,7 +220,7 @@ pub(crate) fn dropped<B: Kernels>(x: Tensor<B, 2>, drop: Option<Dropout>) -> Ten
     }
 }
 
-/// The dropout of a site's input; `place` counts the members that are added up there.
+/// The dropout of a site's input; `place` counts the members that are summed there.
 fn drop_of(site: usize, place: usize, member: &Member, mode: Mode) -> Option<Dropout> {
     mode.dropout(member.dropout, Stream::Adapter { site, member: place })
 }

@@ -22,7 +22,7 @@ pub use config::{AdapterConfig, Grouping, Init};
 pub use conv::{LoraConv1d, LoraConv2d};
 pub use error::{AdapterError, Result};
 pub use forward::BaseLinear;
-/// The fused steps that forward passes are made of, and the trait of backends that have them.
+/// The fused operations used by forward passes, and the trait of backends that provide them.
 pub use lowrank_kernels as kernels;
 pub use lowrank_spec::{HostTensor, Mode, Pattern, Site, SuffixMap, Targets};
 pub use methods::{Adapter, FactorRole, Method};

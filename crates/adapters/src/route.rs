@@ -1,4 +1,4 @@
-//! Which adapter each sequence of a batch uses.
+//! Assignment of adapters to the sequences of a batch.
 
 /// A member, or none, for each sequence of a packed batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -7,12 +7,12 @@ pub(crate) struct Route {
     lengths: Vec<usize>,
 }
 
-/// Some rows of a step: those that an expert was chosen for.
+/// Some rows of a step: those routed to an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PickedRows<'a> {
-    /// Which rows, in the order in which they are given.
+    /// Indices of the rows, in their given order.
     pub rows: &'a [i32],
-    /// Of how many rows.
+    /// Total number of rows.
     pub of: usize,
 }
 
@@ -28,8 +28,8 @@ impl Route {
         Self { rows, lengths: lengths.to_vec() }
     }
 
-    /// The route of a step over some of the sequences: `lengths[i]` tokens of sequence `active[i]`. A sequence that the batch
-    /// does not have uses no member.
+    /// The route of a step over some of the sequences: `lengths[i]` tokens of sequence `active[i]`. A
+    /// sequence outside the batch uses no member.
     pub(crate) fn of_step(&self, active: &[usize], lengths: &[usize]) -> Self {
         Self::new(active.iter().map(|&s| self.rows.get(s).copied().flatten()).collect(), lengths)
     }
@@ -38,7 +38,7 @@ impl Route {
     /// sequence.
     ///
     /// # Panics
-    /// With another number of rows: then the set was routed for another batch.
+    /// If the number of rows differs: the set was then routed for another batch.
     #[track_caller]
     pub(crate) fn groups_of(&self, n_rows: usize, picked: Option<PickedRows<'_>>) -> Vec<Group> {
         let Some(PickedRows { rows, of }) = picked else { return self.groups(n_rows) };
@@ -57,7 +57,7 @@ impl Route {
         groups
     }
 
-    /// As [`groups_of`](Self::groups_of), for all rows of a step.
+    /// Like [`groups_of`](Self::groups_of), for all rows of a step.
     #[track_caller]
     pub(crate) fn groups(&self, n_rows: usize) -> Vec<Group> {
         let tokens: usize = self.lengths.iter().sum();
@@ -81,7 +81,7 @@ impl Route {
     }
 }
 
-/// For the rows of groups laid end to end: where each row of the step lies.
+/// For the concatenated rows of groups: the position of each row of the step.
 pub(crate) fn order(groups: &[Group]) -> Vec<i32> {
     let laid = groups.iter().flat_map(|g| &g.rows);
     let mut order = vec![0; groups.iter().map(|g| g.rows.len()).sum()];

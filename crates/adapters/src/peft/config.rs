@@ -18,22 +18,22 @@ use crate::methods::Method;
 pub struct PeftConfig {
     /// `LORA`, `VERA`, one of our own, or `HEAD` for a task head without adapters.
     pub peft_type: String,
-    /// Inner width where no pattern says otherwise.
+    /// Inner dimension, unless a pattern sets another.
     #[serde(default = "eight")]
     pub r: usize,
-    /// Alpha where no pattern says otherwise.
+    /// Alpha, unless a pattern sets another.
     #[serde(default = "eight_f64")]
     pub lora_alpha: f64,
     /// Dropout on the adapter's input in training.
     #[serde(default, alias = "vera_dropout")]
     pub lora_dropout: f64,
-    /// Where the adapter sits.
+    /// The sites of the adapter.
     #[serde(default)]
     pub target_modules: Option<Pattern>,
-    /// What of that is left out.
+    /// The sites to exclude.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude_modules: Option<Pattern>,
-    /// Transformer layers it is limited to.
+    /// Transformer layers to which it is limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Layers>,
     /// Scale by alpha/√r.
@@ -42,7 +42,7 @@ pub struct PeftConfig {
     /// Weight-decomposed LoRA.
     #[serde(default)]
     pub use_dora: bool,
-    /// Which biases the adapter carries: `none`, `all`, `lora_only`.
+    /// Which biases the adapter contains: `none`, `all`, `lora_only`.
     #[serde(default = "none")]
     pub bias: String,
     /// Whether the second factor has a bias.
@@ -57,7 +57,7 @@ pub struct PeftConfig {
     /// Alpha by suffix of the module path.
     #[serde(default)]
     pub alpha_pattern: SuffixMap<f64>,
-    /// How the factors started, which changes the base for some initialisations.
+    /// Initialization of the factors, which changes the base in some cases.
     #[serde(default = "plain_init")]
     pub init_lora_weights: Value,
     /// Modules trained and saved in full.
@@ -75,10 +75,10 @@ pub struct PeftConfig {
     /// The base model.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
-    /// True for an adapter that is to be used, not trained further.
+    /// Whether the adapter is only for inference, not for further training.
     #[serde(default)]
     pub inference_mode: bool,
-    /// Paths of each group, where there are several (LoTR, LoRTA).
+    /// Paths of each group, if there are several (LoTR, LoRTA).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Vec<String>>,
     /// Everything else in the file.
@@ -96,7 +96,7 @@ pub enum Layers {
     Many(Vec<usize>),
 }
 
-/// Rows of the input embedding, or of tables by the end of their path.
+/// Rows of the input embedding, or of tables by path suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenIndices {
@@ -163,7 +163,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// Options of newer PEFT versions that change what an adapter computes, and that are not supported.
+/// Options of newer PEFT versions that change an adapter's computation and are not supported.
 const UNSUPPORTED: [&str; 8] = [
     "layer_replication",
     "target_parameters",
@@ -175,17 +175,17 @@ const UNSUPPORTED: [&str; 8] = [
     "monteclora_config",
 ];
 
-/// Keys of `other` that hold for an adapter whose factors were computed anew.
+/// Keys of `other` that remain valid for an adapter with recomputed factors.
 const LASTING: [&str; 3] = ["auto_mapping", "revision", "megatron_core"];
 
-/// Switches that PEFT reads as false where they are null.
+/// Switches for which PEFT reads null as false.
 const SWITCHES: [&str; 6] =
     ["use_rslora", "use_dora", "fan_in_fan_out", "inference_mode", "lora_bias", "ensure_weight_tying"];
 
-/// Whether a value is of a key's type.
+/// Whether a value has a key's type.
 type Fits = fn(&Value) -> bool;
 
-/// Keys and what they hold, for messages.
+/// Keys and their expected values, for messages.
 const KEYS: [(&str, &str, Fits); 20] = [
     ("r", "an integer", is::<usize>),
     ("lora_alpha", "a number", is::<f64>),
@@ -213,7 +213,7 @@ fn is<T: serde::de::DeserializeOwned>(value: &Value) -> bool {
     serde_json::from_value::<T>(value.clone()).is_ok()
 }
 
-/// The types that are read and written.
+/// The supported types.
 fn known_types() -> Vec<&'static str> {
     let mut types: Vec<&str> = Vec::new();
     for name in Method::all().map(|method| method.peft_type).chain(["HEAD"]) {
@@ -225,11 +225,11 @@ fn known_types() -> Vec<&'static str> {
 }
 
 impl PeftConfig {
-    /// Reads the file's text; the reason names the key where something is wrong.
+    /// Parses the file's text; the error names the key at fault.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut map: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| format!("is not a JSON object: {e}"))?;
-        // What kind of adapter it is decides which keys mean what.
+        // The kind of adapter determines the meaning of some keys.
         match map.get("peft_type").and_then(Value::as_str) {
             Some(name) if known_types().contains(&name) => {}
             Some(name) => {
@@ -258,7 +258,7 @@ impl PeftConfig {
         }
     }
 
-    /// What of the config cannot be honoured, if anything.
+    /// The first unsupported setting of the config, if any.
     fn unsupported(&self) -> Option<String> {
         if self.r == 0 && self.peft_type != "HEAD" {
             return Some("r = 0 is out of range; expected 1 or more".into());
@@ -296,7 +296,7 @@ impl PeftConfig {
         Some(format!("{found} is not supported"))
     }
 
-    /// What the initialisation does to the base at load.
+    /// Change of the base by the initialization at load.
     pub(crate) fn init_tag(&self) -> InitTag {
         match self.peft_type.as_str() {
             "LORA" => InitTag::parse(&self.init_lora_weights).unwrap_or_default(),
@@ -332,7 +332,7 @@ impl PeftConfig {
         saved.into_iter().any(|name| has_suffix(module, name) || within(module, name))
     }
 
-    /// Whether a bias of a module (not of `lora_bias`) comes with the adapter.
+    /// Whether a bias of a module (not of `lora_bias`) is saved with the adapter.
     pub(super) fn carries_bias(&self, is_adapted: bool) -> bool {
         match self.bias.as_str() {
             "all" => true,
@@ -341,11 +341,11 @@ impl PeftConfig {
         }
     }
 
-    /// The config of several adapters in one: what any of them carries besides factors, the combined one does.
+    /// The config of several combined adapters: it contains what any of them contains besides factors.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] for adapters that do not go together: other tasks, other trained rows, tied and untied
-    /// tables.
+    /// [`AdapterError::Incompatible`] for adapters with different tasks, different trained rows, or tied and
+    /// untied tables.
     pub fn united(configs: &[&Self]) -> Result<Self, AdapterError> {
         let Some((first, rest)) = configs.split_first() else { return Ok(Self::default()) };
         let mut united = (*first).clone();
@@ -391,7 +391,7 @@ impl PeftConfig {
         Ok(united)
     }
 
-    /// The same for factors that were computed anew: without the keys of another initialisation or layout.
+    /// The same for recomputed factors: without the keys of another initialization or layout.
     pub(super) fn renewed(self) -> Self {
         let other = self.other.into_iter().filter(|(key, _)| LASTING.contains(&key.as_str())).collect();
         Self {
@@ -433,13 +433,13 @@ impl PeftConfig {
     }
 }
 
-/// Whether a pattern takes a site; an adapter made over the bare encoder has no prefix in its paths.
+/// Whether a pattern selects a site; an adapter made over the bare encoder has no prefix in its paths.
 fn hits(pattern: &Pattern, site: &Site) -> bool {
     let bare = site.path.split_once('.').map_or(site.path.as_str(), |(_, rest)| rest);
     pattern.takes(site) || pattern.takes(&Site { path: bare.to_string(), ..site.clone() })
 }
 
-/// Whether `name` is a run of whole segments of `path`.
+/// Whether `name` is a sequence of whole segments of `path`.
 fn within(path: &str, name: &str) -> bool {
     format!(".{path}.").contains(&format!(".{name}."))
 }

@@ -1,10 +1,11 @@
-//! Adapters on experts as PEFT writes them for transformers 5, which holds the maps of all experts of a layer in one
-//! tensor: their factors lie in one tensor too, `A` `(experts·r, in)` expert after expert and `B` `(out, r·experts)` with the
-//! expert as the last index. They become factors of each expert's maps, under the names that the files of the hub have.
+//! Adapters on experts as written by PEFT for transformers 5, which stores the maps of all experts of a layer
+//! in one tensor. Their factors are stored in one tensor too, `A` `(experts·r, in)` expert by expert and `B`
+//! `(out, r·experts)` with the expert as the last index. They are split into factors of each expert's maps,
+//! under the names of the hub's files.
 //!
 //! | key below `<layer>.mlp.experts` | serves |
 //! |---|---|
-//! | `base_layer.lora_A.weight` | gate and inner values in one, or else the map back, whichever has its shape |
+//! | `base_layer.lora_A.weight` | gate and up in one, or otherwise the down map, whichever has its shape |
 //! | `lora_A.weight` | the other |
 
 use std::collections::BTreeMap;
@@ -16,16 +17,16 @@ use serde_json::Value;
 
 use super::folder::AdapterFolder;
 
-/// Ends of the names of parameters that stand for maps.
+/// Suffixes of parameters that represent maps.
 const PARAMETERS: [&str; 3] = ["gate_up_proj", "down_proj", "gate.weight"];
 
-/// Whether the parameters that a config targets are those of experts and routers, which are known as maps.
+/// Whether the parameters that a config targets are those of experts and routers, which are treated as maps.
 pub(super) fn are_maps(parameters: &Value) -> bool {
     let is_map = |name: &str| PARAMETERS.iter().any(|end| has_suffix(name, end));
     parameters.as_array().is_some_and(|all| all.iter().all(|name| name.as_str().is_some_and(is_map)))
 }
 
-/// The modules of a folder that hold the factors of all experts of a layer.
+/// The modules of a folder with factors of all experts of a layer.
 fn fused(folder: &AdapterFolder) -> Vec<String> {
     let modules = folder.tensors.keys().filter_map(|key| key.strip_suffix(".lora_A.weight"));
     let is_fused = |module: &&str| module.ends_with(".experts") || module.ends_with(".experts.base_layer");
@@ -33,12 +34,12 @@ fn fused(folder: &AdapterFolder) -> Vec<String> {
 }
 
 impl AdapterFolder {
-    /// Whether there are factors of all experts in one tensor, which only their model can take apart.
+    /// Whether factors of all experts are in one tensor, which can be split only with their model.
     pub(super) fn is_fused(&self) -> bool {
         !fused(self).is_empty()
     }
 
-    /// Puts factors of a router under the name of the files of the hub, where transformers 5 has another (Mixtral's
+    /// Moves factors of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
         for factor in [".lora_A.weight", ".lora_B.weight"] {
@@ -61,10 +62,10 @@ impl AdapterFolder {
         }
     }
 
-    /// Gives each expert its own factors.
+    /// Splits the factors by expert.
     ///
     /// # Errors
-    /// Factors whose shapes are not those of the model's experts.
+    /// Factors whose shapes do not match the model's experts.
     pub(super) fn unfuse(&mut self, sites: &[Site]) -> Result<(), String> {
         let modules = fused(self);
         let (mut ranks, mut alphas) = (BTreeMap::new(), BTreeMap::new());
@@ -125,7 +126,7 @@ impl AdapterFolder {
     }
 }
 
-/// The layer that a path lies in.
+/// The layer of a path.
 fn layer_of(path: &str) -> Option<usize> {
     path.split('.').find_map(|segment| segment.parse().ok())
 }
@@ -143,8 +144,8 @@ fn experts(sites: &[Site], layer: Option<usize>) -> Vec<Vec<&Site>> {
     experts.into_iter().map(|(_, maps)| maps).collect()
 }
 
-/// The parameter that factors of this shape serve, and the maps that it stands for: gate and inner values in one, or the map
-/// back.
+/// The parameter that factors of this shape adapt, and the maps that it represents: gate and up in one, or
+/// the down map.
 fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&'static str, Vec<&'s Site>)> {
     let [gate, up, down] = maps else { return None };
     if [gate.d_input, gate.d_output + up.d_output] == [d_input, d_output] {

@@ -3,12 +3,12 @@
 //! Keys are `base_model.model.<module path>.lora_A.weight` `(r, in)` and `.lora_B.weight` `(out, r)` in
 //! PyTorch's layout, `.lora_magnitude_vector` for DoRA, `.lora_embedding_A` and `_B` for embeddings; modules
 //! trained in full (the task head) are saved under their own path and named in `modules_to_save`. VeRA is
-//! PEFT's too, with its projections in the file. What PEFT does not know uses the same layout under a
-//! `peft_type` of its own, which the method's module in [`methods`](crate::methods) describes; `HEAD` is a task head
-//! without adapters.
+//! PEFT's too, with its projections in the file. Methods unknown to PEFT use the same layout under a
+//! `peft_type` of their own, described in the method's module in [`methods`](crate::methods); `HEAD` is a
+//! task head without adapters.
 //!
-//! Of several groups of sites that share factors, those after the first are `lotr.1`, `lotr.2`, …, and `groups` in the
-//! config lists the paths of each. Full-size corrections of low rank are written as the LoRA that they are.
+//! With several groups of sites that share factors, those after the first are `lotr.1`, `lotr.2`, …, and
+//! `groups` in the config lists the paths of each. Full-size low-rank corrections are written as LoRAs.
 
 mod config;
 mod experts;
@@ -32,7 +32,7 @@ pub use self::tied::TiedUse;
 pub use self::write::Writer;
 pub use crate::host::host_values;
 
-/// Head of the keys of a group's shared factors.
+/// Prefix of the keys of a group's shared factors.
 pub(crate) fn group_key(name: &str, index: usize) -> String {
     if index == 0 { name.to_string() } else { format!("{name}.{index}") }
 }

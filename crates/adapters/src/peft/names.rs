@@ -1,11 +1,13 @@
-//! Keys of adapter files: what PEFT's versions and loralib put around a module path and a factor's name.
+//! Keys of adapter files: the parts that PEFT's versions and loralib add to a module path and a factor's
+//! name.
 
 use crate::methods::Method;
 
-/// The prefix that PEFT's keys have.
+/// The prefix of PEFT's keys.
 pub(super) const PREFIX: &str = "base_model.model.";
 
-/// What follows a module's path in a canonical key: the name of a factor, and what follows the adapter's name.
+/// The suffix after a module's path in a canonical key: the name of a factor, and the part after the
+/// adapter's name.
 fn factor_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     let keys = Method::all().flat_map(|method| method.keys.iter());
     keys.filter_map(|key| {
@@ -16,7 +18,7 @@ fn factor_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     })
 }
 
-/// A key as today's PEFT has it, without its prefix; `None` for a tensor that is a copy of the base's.
+/// A key in the format of current PEFT, without its prefix; `None` for a tensor that is a copy of the base's.
 ///
 /// Adapters are saved with the adapter's name in their keys (`lora_A.default.weight`), without `.weight`
 /// (loralib), with the wrappers of modules (`base_layer`, `modules_to_save.default`, `original_module`).

@@ -19,17 +19,17 @@ use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, MethodSpec};
 use crate::set::{AdapterSet, Slot};
 
-/// How many problems an error lists.
+/// Maximum number of problems listed in an error.
 const SHOWN: usize = 12;
 
 impl AdapterFolder {
     /// The set of this folder over a model's sites, and the tensors that are the model's own (heads, biases).
     ///
-    /// `base` gives the weights that DoRA, PiSSA and OLoRA need.
+    /// `base` provides the weights that DoRA, PiSSA and OLoRA need.
     ///
     /// # Errors
-    /// [`AdapterError::Tensors`] listing keys that are missing, unexpected or of the wrong shape, or sites that the
-    /// config names and the file has no factors for; [`AdapterError::NoWeight`].
+    /// [`AdapterError::Tensors`] listing keys that are missing, unexpected or of the wrong shape, or sites of
+    /// the config without factors in the file; [`AdapterError::NoWeight`].
     pub fn into_set<B: Backend>(
         self,
         dir: &Path,
@@ -81,7 +81,7 @@ impl AdapterFolder {
     }
 }
 
-/// A folder on its way into adapters: methods take their tensors from it, and what they leave is the model's.
+/// A folder being read: methods take their tensors from it, and the remaining ones are the model's.
 pub struct Reader<'a, B: Backend> {
     folder: AdapterFolder,
     sites: &'a [Site],
@@ -92,7 +92,7 @@ pub struct Reader<'a, B: Backend> {
     slots: Vec<Slot>,
 }
 
-/// A module of the file and the site that it is.
+/// A module of the file and its site.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Path in the file.
@@ -118,12 +118,12 @@ impl<'a, B: Backend> Reader<'a, B> {
         &self.folder.config
     }
 
-    /// The folder, as far as its tensors have not been taken.
+    /// The folder, with the tensors that have not been taken.
     pub fn folder(&self) -> &AdapterFolder {
         &self.folder
     }
 
-    /// Where tensors go.
+    /// Device of the tensors.
     pub fn device(&self) -> &'a B::Device {
         self.device
     }
@@ -136,7 +136,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     /// The base's weight of a site, `[d_input, d_output]`.
     ///
     /// # Errors
-    /// [`AdapterError::NoWeight`] naming `what` needs it.
+    /// [`AdapterError::NoWeight`] with `what` as the method that needs it.
     pub fn weight(&self, found: &Found, what: &str) -> Result<Tensor<B, 2>> {
         self.base.weight(found.site).ok_or_else(|| AdapterError::NoWeight {
             site: self.site(found).path.clone(),
@@ -144,12 +144,12 @@ impl<'a, B: Backend> Reader<'a, B> {
         })
     }
 
-    /// Notes something that does not fit.
+    /// Records a problem.
     pub fn problem(&mut self, text: String) {
         self.problems.push(text);
     }
 
-    /// Adds an adapter that serves these modules, a slice each.
+    /// Adds an adapter that serves these modules, one slice each.
     pub fn push(&mut self, adapter: Adapter<B>, modules: &[&Found]) {
         let index = self.adapters.len();
         self.adapters.push(adapter);
@@ -199,7 +199,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         found
     }
 
-    /// A layer that the config names must have its factors: else it would silently stay as it was.
+    /// A layer that the config names must have its factors: otherwise it would silently stay unchanged.
     fn check_targets(&mut self, found: &[Found]) {
         for (index, site) in self.sites.iter().enumerate() {
             let is_found = found.iter().any(|f| f.site == index);
@@ -209,7 +209,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
-    /// Splits the modules into the config's groups and reads each under the head of its keys.
+    /// Splits the modules into the config's groups and reads each with its key prefix.
     pub fn grouped(
         &mut self,
         found: &[Found],
@@ -235,7 +235,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
-    /// Takes a tensor of a shape.
+    /// Takes a tensor with a given shape.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Option<HostTensor<'static>> {
         match self.take_any(name) {
             None => {
@@ -250,12 +250,12 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
-    /// Takes a tensor of any shape, where there is one.
+    /// Takes a tensor of any shape, if it exists.
     pub(crate) fn take_any(&mut self, name: &str) -> Option<HostTensor<'static>> {
         self.folder.tensors.remove(name)
     }
 
-    /// Takes a tensor as it is in the file.
+    /// Takes a tensor unchanged from the file.
     pub fn plain<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
         let tensor = self.take(name, &shape)?;
         Some(Tensor::from_data(TensorData::new(tensor.data.into_owned(), shape), self.device))
@@ -270,7 +270,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 }
 
-/// The site at a path, also where one side carries the model's prefix (`bert.`) and the other does not.
+/// The site at a path, even if only one side has the model's prefix (`bert.`).
 fn find_site(path: &str, sites: &[Site]) -> Option<usize> {
     sites.iter().position(|s| s.path == path).or_else(|| {
         let mut hits = sites

@@ -1,4 +1,4 @@
-//! The sites that an adapter file speaks of, without a model: for algebra on adapters alone.
+//! The sites of an adapter file, without a model: for algebra on adapters alone.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::folder::AdapterFolder;
 use crate::error::{AdapterError, Result};
 use crate::methods::Adapter;
 
-/// An adapted module, by what the file alone tells.
+/// An adapted module, as described by the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnSite {
     /// Path of the module.
@@ -24,7 +24,8 @@ impl AdapterFolder {
     /// A site for each adapted module, its widths taken from the factors' shapes.
     ///
     /// # Errors
-    /// [`AdapterError::Config`] for files that do not tell how wide a layer is (VeRA), or hold no factors.
+    /// [`AdapterError::Config`] for files that do not determine the width of a layer (VeRA), or contain no
+    /// factors.
     pub fn own_sites<B: Backend>(&self, path: &Path) -> Result<Vec<Site>> {
         let bad = |reason: &str| AdapterError::Config { path: path.to_path_buf(), reason: reason.into() };
         if self.is_fused() {

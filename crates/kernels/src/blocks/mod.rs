@@ -1,7 +1,8 @@
-//! Matrices in blocks of few bits: the layouts of llama.cpp's files, computed on as they are.
+//! Quantised matrices in the block layouts of llama.cpp's files, used in computations without conversion.
 //!
-//! A row is cut into blocks of 32 or 256 elements, each with its own scale (and, in some formats, offset), so that a
-//! GGUF tensor is used without conversion. An element is `scale·q + offset` with a small integer `q`.
+//! A row is divided into blocks of 32 or 256 elements, each with its own scale (and, in some formats,
+//! offset), so that a GGUF tensor is used without conversion. An element is `scale·q + offset` with a small
+//! integer `q`.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,7 +16,7 @@ use crate::error::KernelError;
 /// Bytes that a [`BlockMatrix`] shares with others, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A frozen matrix in blocks along its stored rows, or the transpose of one. A clone shares the bytes.
+/// A frozen matrix quantised along its stored rows, or the transpose of one. A clone shares the bytes.
 ///
 /// Products with few rows round the input to 8 bits, block by block, as llama.cpp does; see
 /// [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
@@ -23,7 +24,7 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 #[derive(Clone)]
 pub struct BlockMatrix {
     format: BlockFormat,
-    /// Shape of what is stored.
+    /// Shape of the stored matrix.
     stored: [usize; 2],
     transposed: bool,
     exact: bool,
@@ -63,8 +64,8 @@ impl BlockMatrix {
         }
     }
 
-    /// Rounds a row-major matrix `[rows, columns]` to the nearest values of a format, as llama.cpp's reference
-    /// quantisation does.
+    /// Rounds a row-major matrix `[rows, columns]` to the nearest values of a format, like llama.cpp's
+    /// reference quantisation.
     ///
     /// # Errors
     /// [`KernelError::Block`] for a shape or a value that the format cannot hold.
@@ -87,30 +88,30 @@ impl BlockMatrix {
         self.format
     }
 
-    /// Shape: that of what is stored, or of its transpose.
+    /// Shape of this matrix: that of the stored matrix, or of its transpose.
     pub fn dims(&self) -> [usize; 2] {
         let [rows, columns] = self.stored;
         if self.transposed { [columns, rows] } else { [rows, columns] }
     }
 
-    /// Shape of what is stored, whose rows are cut into blocks.
+    /// Shape of the stored matrix, whose rows are divided into blocks.
     pub fn stored_dims(&self) -> [usize; 2] {
         self.stored
     }
 
-    /// Whether this is the transpose of what is stored. A linear layer stored as `[d_output, d_input]` is used as the
-    /// transpose.
+    /// Whether this is the transpose of the stored matrix. A linear layer stored as `[d_output, d_input]` is
+    /// used as the transpose.
     pub fn is_transposed(&self) -> bool {
         self.transposed
     }
 
-    /// The transpose, of the same bytes.
+    /// The transpose, over the same bytes.
     pub fn transpose(mut self) -> Self {
         self.transposed = !self.transposed;
         self
     }
 
-    /// The same matrix whose products never round their input to 8 bits.
+    /// The same matrix, with products that never round their input to 8 bits.
     pub fn with_exact_products(mut self) -> Self {
         self.exact = true;
         self

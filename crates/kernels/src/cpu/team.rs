@@ -1,9 +1,10 @@
 //! Threads that share one computation at a time.
 //!
-//! A training step is some hundred computations of 20 to 2000 µs, between which little happens. The threads
-//! of the team therefore watch for the next one for a while before they go to sleep, which a general pool
-//! cannot afford. Work is handed out unit by unit, so a thread that the machine has no time for just takes
-//! fewer of them; every unit writes its own part of the result, so who does it makes no difference to it.
+//! A training step consists of some hundred computations of 20 to 2000 µs, with short pauses between them.
+//! The threads of the team therefore poll for the next one for a while before they go to sleep, which a
+//! general pool cannot afford. Work is handed out unit by unit, so a thread that the machine does not
+//! schedule simply takes fewer of them; every unit writes its own part of the result, so the assignment does
+//! not affect the result.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long an idle thread watches for work before it sleeps: longer than it takes to choose a token, as long as a few
-/// wake-ups.
+/// How long an idle thread polls for work before it sleeps: longer than choosing a token takes, as long as a
+/// few wake-ups.
 const WATCH: Duration = Duration::from_micros(200);
 
 /// Number of threads that take part, the calling one included: `RAYON_NUM_THREADS`, or one per core.
@@ -30,7 +31,8 @@ pub(crate) fn threads() -> usize {
 
 /// Calls `unit(i)` for each `i` below `units`, on all threads if `worthwhile`.
 ///
-/// A call made while the team is busy, by a unit of its own or by another thread, does all the work itself.
+/// A call made while the team is busy, by one of its own units or by another thread, does all the work
+/// itself.
 pub(crate) fn for_each(units: usize, worthwhile: bool, unit: impl Fn(usize) + Sync) {
     if worthwhile
         && units > 1
@@ -56,7 +58,7 @@ impl Team {
     /// The team, unless it is busy.
     ///
     /// A panic in a unit poisons the lock and leaves the members in order, since they are recalled as it unwinds: the
-    /// team is as good as before.
+    /// team remains usable.
     fn lock() -> Option<MutexGuard<'static, Team>> {
         match Team::get().try_lock() {
             Ok(team) => Some(team),
@@ -83,7 +85,7 @@ impl Team {
     }
 }
 
-/// Takes the work back from the members, waiting for those that are at it.
+/// Takes the work back from the members, waiting for those that are working.
 struct RecallGuard<'a> {
     members: &'a [Arc<Member>],
 }
@@ -116,15 +118,15 @@ impl Work<'_> {
     }
 }
 
-/// What a member is at.
+/// State of a member.
 mod state {
-    /// Watching for work.
+    /// Polling for work.
     pub(super) const WATCHING: u32 = 0;
     /// Sleeping until woken.
     pub(super) const ASLEEP: u32 = 1;
-    /// Work is on offer.
+    /// Offered work.
     pub(super) const OFFERED: u32 = 2;
-    /// At work.
+    /// Working.
     pub(super) const WORKING: u32 = 3;
 }
 
@@ -142,7 +144,7 @@ unsafe impl Sync for Member {}
 unsafe impl Send for Member {}
 
 impl Member {
-    /// Starts a thread; none if the system refuses, and the team is the smaller.
+    /// Starts a thread; `None` if the system refuses, and the team is then smaller.
     fn start(index: usize) -> Option<Arc<Self>> {
         let member = Arc::new(Self {
             state: AtomicU32::new(state::WATCHING),
@@ -169,7 +171,7 @@ impl Member {
     }
 
     fn recall(&self) {
-        // A member that has not begun need not: there is nothing left to do.
+        // A member that has not begun need not start: no work is left.
         let untouched =
             self.state.compare_exchange(state::OFFERED, state::WATCHING, Ordering::AcqRel, Ordering::Acquire);
         if untouched.is_err() {
@@ -201,7 +203,7 @@ impl Member {
             }
             std::hint::spin_loop();
             rounds = rounds.wrapping_add(1);
-            // The clock is read once in a while only.
+            // The clock is read only occasionally.
             if rounds.is_multiple_of(64)
                 && idle_since.elapsed() > WATCH
                 && self.exchange(state::WATCHING, state::ASLEEP)
