@@ -1,4 +1,4 @@
-//! Cargo, and what it builds.
+//! Cargo and its build products.
 
 use std::{
     env,
@@ -33,7 +33,7 @@ impl Backend {
         }
     }
 
-    /// Cargo's arguments for it, given the package whose feature it is.
+    /// Cargo's arguments for it, given the package that has the feature.
     pub(crate) fn features(self) -> Vec<String> {
         match self {
             Self::Flex => Vec::new(),
@@ -42,7 +42,7 @@ impl Backend {
     }
 }
 
-/// Which `lowrank` to run.
+/// Selection of the `lowrank` executable.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Build {
     /// Backend to build `lowrank` with
@@ -51,13 +51,13 @@ pub(crate) struct Build {
     /// Cargo profile to build `lowrank` with
     #[arg(long, default_value = "release")]
     pub(crate) profile: String,
-    /// Run this `lowrank` rather than building one
+    /// Run this `lowrank` instead of building one
     #[arg(long, value_name = "FILE", overrides_with = "lowrank")]
     pub(crate) lowrank: Option<PathBuf>,
 }
 
 impl Build {
-    /// The path of the executable, which is built first where it is not given.
+    /// The path of the executable, which is built first unless given.
     pub(crate) fn lowrank(&self) -> Result<PathBuf> {
         match &self.lowrank {
             Some(path) => path.canonicalize().with_context(|| format!("no executable {}", path.display())),
@@ -65,7 +65,7 @@ impl Build {
         }
     }
 
-    /// The path of an example of `lowrank`'s package, which is built.
+    /// The path of an example of `lowrank`'s package, after building it.
     pub(crate) fn example(&self, name: &str) -> Result<PathBuf> {
         self.build(name, &["--example", name])
     }
@@ -96,10 +96,11 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Cargo, the one that runs us where there is one, on this workspace.
+/// Cargo, the one that runs this program if there is one, on this workspace.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    // What `cargo run` says of xtask; build scripts that look at it (ring's) would run again for every other caller.
+    // Variables that `cargo run` sets for xtask would make build scripts that read them (ring's) run again
+    // for other callers.
     let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);

@@ -1,6 +1,6 @@
 //! Task runner: `cargo xtask COMMAND`.
 //!
-//! It spawns cargo, `lowrank` and Python; it links neither burn nor the lowrank crates, so that it is built
+//! It spawns cargo, `lowrank` and Python; it links neither burn nor the lowrank crates, so that it builds
 //! in seconds.
 
 #![allow(clippy::print_stdout, reason = "a program's output")]
@@ -28,28 +28,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format and lints, as CI asks for them
+    /// Check formatting and lints, as in CI
     Check,
-    /// All tests of the workspace, and the totals
+    /// Run all tests of the workspace and print the totals
     Test {
         /// Backend of the `lowrank` command under test
         #[arg(long, value_enum, default_value_t)]
         backend: Backend,
-        /// Arguments for cargo test, as `-p lowrank-report` or `-- table`
+        /// Arguments for cargo test, e.g. `-p lowrank-report` or `-- table`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Benches
+    /// Run benches
     Bench {
-        /// Arguments for cargo bench, as `-p lowrank-factor -- svd`
+        /// Arguments for cargo bench, e.g. `-p lowrank-factor -- svd`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Generate the embedded data sets and the embedded model anew, bit for bit
+    /// Regenerate the embedded data sets and models, bit for bit
     Datasets {
         #[command(flatten)]
         build: Build,
-        /// Where to
+        /// Output folder
         #[arg(short, long, default_value = "datasets")]
         output: String,
     },
@@ -59,14 +59,14 @@ enum Command {
     Peers(peers::Options),
     /// List the public items of the crates that nothing outside their own sources uses
     Surface {
-        /// Also items that only the crate's own tests, examples and benches use
+        /// Include items that only the crate's own tests, examples and benches use
         #[arg(long)]
         tests: bool,
     },
 }
 
 fn main() -> ExitCode {
-    // A reader that has enough, as `head`, ends the program quietly.
+    // A reader that has enough, like `head`, ends the program quietly.
     sigpipe::reset();
     let done = match Cli::parse().command {
         Command::Check => tasks::check(),

@@ -1,4 +1,4 @@
-//! Python's libraries as peers: checks of what we read and write, and comparisons of speed.
+//! Python's libraries as peers: checks of our files and results, and comparisons of speed.
 
 use std::{
     fs,
@@ -11,20 +11,20 @@ use clap::Args;
 
 use crate::cargo::{Build, root};
 
-/// Where scripts are looked for: checks, then comparisons of speed.
+/// Folders of scripts: checks first, then comparisons of speed.
 const FOLDERS: [&str; 2] = ["tests/peers", "benches/peers"];
 /// The checks that need no arguments, in the first of the folders.
 const CHECKS: &str = "all.sh";
-/// What holds the environment's packages to the versions that the project was checked with.
+/// The file that pins the environment's packages to the versions used to check the project.
 const SETUP: &str = "setup.sh";
 const REQUIREMENTS: &str = "requirements.txt";
 
-/// What to compare.
+/// Options of a comparison.
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     build: Build,
-    /// Script of tests/peers or benches/peers, by name or path; without it, all the checks
+    /// Script of tests/peers or benches/peers, by name or path [default: all checks]
     script: Option<String>,
     /// Its arguments; a shell script gets the Python and the `lowrank` before them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -81,7 +81,7 @@ fn scripts(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The Python of `.venv`, which is made where it is missing or older than its requirements.
+/// The Python of `.venv`, which is created if missing or older than its requirements.
 fn environment() -> Result<PathBuf> {
     let (folder, checks) = (root().join(".venv"), root().join(FOLDERS[0]));
     let python = folder.join("bin/python");

@@ -1,7 +1,7 @@
 //! `cargo xtask surface`: public items of the crates that nothing outside their own sources names.
 //!
-//! It compares words, not types: an item counts as used where its name occurs, so that the list may be too short but is
-//! never too long by more than what macros write.
+//! It compares words, not types: an item counts as used if its name occurs, so that the list may be too short
+//! but is too long only by items used in macros.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -110,7 +110,7 @@ fn add_words(path: &Path, words: &mut HashSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// The text of a source without its unit tests, which stand at the end.
+/// The text of a source without its unit tests, which are at the end.
 fn code(text: &str) -> String {
     text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text).to_owned()
 }

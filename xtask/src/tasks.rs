@@ -1,4 +1,4 @@
-//! The tasks that are a command or two: check, test, bench, datasets.
+//! The tasks of one or two commands: check, test, bench, datasets.
 
 use std::{
     io::{BufRead, BufReader, Write, stdout},
@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 
 use crate::cargo::{Backend, Build, cargo};
 
-/// Runs a command; whether it succeeded.
+/// Runs a command; returns whether it succeeded.
 fn succeeds(command: &mut Command) -> Result<bool> {
     let program = command.get_program().to_string_lossy().into_owned();
     Ok(command.status().with_context(|| format!("cannot run {program}"))?.success())
 }
 
-/// Format, then lints with warnings denied.
+/// Formatting, then lints with warnings denied.
 pub(crate) fn check() -> Result<bool> {
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     Ok(succeeds(cargo().args(["fmt", "--all", "--check"]))? && succeeds(cargo().args(lints))?)
@@ -30,7 +30,7 @@ pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
     if !picks_packages {
         command.arg("--workspace");
     }
-    // Without it, cargo stops at the first program with a failure and the totals would be partial.
+    // Without it, cargo stops at the first failing program and the totals would be partial.
     command.arg("--no-fail-fast").args(args);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
@@ -47,7 +47,7 @@ pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
     Ok(success)
 }
 
-/// What the test programs counted.
+/// The counts of the test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Totals {
     programs: u64,
@@ -57,7 +57,8 @@ struct Totals {
 }
 
 impl Totals {
-    /// Counts a line `test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; …`; others count nothing.
+    /// Counts a line `test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; …`; other lines are
+    /// ignored.
     fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         self.programs += 1;

@@ -1,5 +1,5 @@
-//! Grids: what is skipped, what fails, what a kill leaves behind. Most of them are of a stand-in for `lowrank`, the last
-//! is of the program itself.
+//! Grids: skipped cells, failures, and the state after a kill. Most tests use a stand-in for `lowrank`, the
+//! last uses the program itself.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A grid's folder and what is needed to run it.
+/// A grid's folder and the inputs needed to run it.
 struct Bench {
     dir: tempfile::TempDir,
 }
@@ -70,7 +70,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Cells' ids depend on where the test's data lie.
+/// Cells' ids depend on the location of the test's data.
 fn without_hashes(text: &str) -> String {
     let word = |word: &str| match word.rsplit_once("-") {
         Some((name, hash)) if hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()) => {
@@ -234,8 +234,8 @@ fn kill(child: &mut Child, with_cells: bool) {
     child.wait().unwrap();
 }
 
-/// Kills what `command` starts twenty times, or until it ends by itself, and looks at what is left each time; the
-/// number of kills.
+/// Kills the processes of `command` twenty times, or until it ends by itself, and checks the state each time;
+/// returns the number of kills.
 fn kill_twenty_times(
     command: impl Fn() -> Command,
     with_cells: bool,
@@ -259,7 +259,7 @@ fn kill_twenty_times(
     20
 }
 
-/// Kills a grid twenty times, then lets it end; its table.
+/// Kills a grid twenty times, then lets it finish; returns its table.
 fn table_after_kills(with_cells: bool) -> (Bench, String) {
     const GRID: [&str; 2] = ["--seeds", "0,1,2,3,4,5,6,7,8,9"];
     let bench = Bench::new();

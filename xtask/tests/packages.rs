@@ -1,4 +1,4 @@
-//! The crates as someone outside the workspace gets them: packaged, and one at a time.
+//! The crates as seen by someone outside the workspace: packaged, and one at a time.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
@@ -18,7 +18,7 @@ struct Alone {
     features: &'static str,
     /// Other dependencies, of the workspace's versions.
     others: &'static [&'static str],
-    /// What cargo does with it.
+    /// The cargo command for it.
     subcommand: &'static str,
 }
 
@@ -53,7 +53,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The same of cargo: without the network where everything is fetched already, else with it.
+/// The same for cargo: offline if everything is fetched already, otherwise with the network.
 #[track_caller]
 fn cargo(folder: &Path, args: &[&str], target: &Path) -> String {
     let command = |more: &[&str]| {
@@ -65,7 +65,7 @@ fn cargo(folder: &Path, args: &[&str], target: &Path) -> String {
     if offline.status.success() { String::from_utf8(offline.stdout).unwrap() } else { run(&mut command(&[])) }
 }
 
-/// Packages every library and the program, and unpacks them into `folder`; their folders there.
+/// Packages every library and the program, and unpacks them into `folder`; returns their folders there.
 fn package(folder: &Path) -> Vec<PathBuf> {
     let args = ["package", "--workspace", "--exclude", "xtask", "--exclude", "lowrank-tests"];
     cargo(root(), &[&args[..], &["--no-verify", "--allow-dirty"]].concat(), folder);

@@ -1,4 +1,4 @@
-//! What no compiler checks: file headers, layers, leftovers, documented commands.
+//! Checks that no compiler makes: file headers, layers, leftovers, documented commands, wording.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
@@ -18,7 +18,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The files below `folder` of the workspace whose name ends in `extension`, builds and caches apart.
+/// The files below `folder` of the workspace whose name ends in `extension`, except builds and caches.
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -51,7 +51,7 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// The dependencies of a package that its users get: not those of its tests.
+/// The dependencies of a package for its users, without those of its tests.
 fn dependencies(package: &Value) -> impl Iterator<Item = &Value> {
     package["dependencies"].as_array().unwrap().iter().filter(|dependency| dependency["kind"] != "dev")
 }
@@ -65,7 +65,7 @@ fn every_source_says_what_it_is() {
 
 #[test]
 fn nothing_is_left_over() {
-    // Put together, so that this file does not find itself.
+    // Assembled here, so that this file does not match itself.
     let leftovers = ["dbg", "todo", "unimplemented"].map(|name| format!("{name}!(")).to_vec();
     let leftovers = [leftovers, vec![format!("#[{}", "ignore")]].concat();
     let mut found = Vec::new();
@@ -93,7 +93,7 @@ fn layers() -> BTreeMap<String, u32> {
 fn arrows_point_down() {
     let layers = layers();
     let packages = packages();
-    // The task runner and the tests of the whole stand beside the layers.
+    // The task runner and the workspace tests are beside the layers.
     let layered =
         || packages.iter().filter(|package| package["name"] != "xtask" && package["name"] != "lowrank-tests");
     let names: BTreeSet<&str> = layered().map(|package| package["name"].as_str().unwrap()).collect();
@@ -154,7 +154,7 @@ fn every_experiment_has_a_plan() {
     assert!(!experiments.is_empty());
     for path in experiments {
         let kind = path.file_stem().unwrap().to_str().unwrap();
-        // It has neither model nor data of its own.
+        // It has no model or data of its own.
         let given: &[&str] =
             if kind.ends_with("-lm") { &["--model", "org/llama", "--data", "texts"] } else { &[] };
         for smoke in [&[][..], &["--smoke"]] {
@@ -191,7 +191,7 @@ fn xtask_help(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-// The commands of `lowrank` are checked by a test of its own, which has the program.
+// The commands of `lowrank` are checked by another test, which has the program.
 #[test]
 fn documented_tasks_and_their_options_exist() {
     let help = xtask_help(&[]);
@@ -222,7 +222,7 @@ fn documented_tasks_and_their_options_exist() {
     }
 }
 
-/// Words after «is no» that make it English.
+/// Words after «is no» that make it grammatical.
 const AFTER_NO: [&str; 18] = [
     "longer",
     "more",
@@ -244,7 +244,7 @@ const AFTER_NO: [&str; 18] = [
     "need",
 ];
 
-/// The calques of docs/STYLE.md in a line of text; put together here, so that this file does not find itself.
+/// The calques of docs/STYLE.md in a line of text; assembled here, so that this file does not match itself.
 fn calque(line: &str) -> Option<String> {
     let text = line.to_lowercase().replace('’', "'");
     let parts = [

@@ -1,5 +1,5 @@
-//! What became of language models: a record for each of the two metrics of every cell, of the form of a run's, so that
-//! `lowrank report` makes a column of each.
+//! Results of language models: one record for each of the two metrics of every cell, in the format of a
+//! run's, so that `lowrank report` makes a column of each.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -15,7 +15,7 @@ use super::{
 /// The columns of the table.
 const METRICS: [&str; 2] = ["exact", "perplexity"];
 
-/// Writes `scores/<cell>-<metric>/run.json` for every cell that has ended well, and removes the records of others.
+/// Writes `scores/<cell>-<metric>/run.json` for every finished cell, and removes the records of others.
 pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
     let scores = Scores::open(grid)?;
     let mut kept = BTreeSet::new();
@@ -47,7 +47,7 @@ fn run_record(folder: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(folder.join("run.json")).ok()?).ok()
 }
 
-/// The record of a model that was scored as it was, on the rows and the machine of a tuned one.
+/// The record of an untuned model, scored on the rows and the machine of a tuned one.
 fn untouched_record(cell: &Cell, printed: &Value, like: Option<&Value>) -> Value {
     let mut meta = like.map_or_else(|| json!({ "model": cell.args[2] }), |like| like["meta_info"].clone());
     meta["method"] = cell.method.as_str().into();
@@ -66,7 +66,7 @@ fn untouched_record(cell: &Cell, printed: &Value, like: Option<&Value>) -> Value
     })
 }
 
-/// A record with one metric alone: its value at the evaluation whose weights were kept.
+/// A record with a single metric: its value at the evaluation whose weights were saved.
 fn of_metric(record: &Value, metric: &str) -> Option<Value> {
     let info = &record["train_info"];
     let best = |eval: &&Value| info["best_step"].is_null() || eval["step"] == info["best_step"];
@@ -81,7 +81,7 @@ fn of_metric(record: &Value, metric: &str) -> Option<Value> {
     info["metric_name"] = metric.into();
     info["metric"] = value.clone();
     info["best_metric"] = value;
-    // The event files lie in the cell's own folder.
+    // The event files are in the cell's own folder.
     info.as_object_mut()?.remove("event_files");
     Some(record)
 }

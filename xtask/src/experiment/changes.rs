@@ -1,5 +1,5 @@
-//! What fine-tunings changed: the largest difference of every tensor before and after, and whether nothing else moved
-//! than what the method trains.
+//! Changes made by fine-tunings: the largest difference of every tensor before and after, and whether only
+//! the method's trained tensors changed.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{plan::Cell, state::Grid};
 /// Kinds of tensors, in the order of the table.
 const KINDS: [&str; 5] = ["embeddings", "weights", "biases", "norms", "head"];
 
-/// A method on a task, and what of each kind it changed most.
+/// A method on a task, with the largest change of each kind of tensor.
 struct Row {
     name: String,
     largest: BTreeMap<&'static str, f64>,
@@ -28,7 +28,7 @@ struct Row {
 /// Prints the table of the finished fine-tunings among `cells`, and writes `changes.csv` with every tensor.
 ///
 /// # Errors
-/// A tensor that a method changed and should not have.
+/// A tensor that a method should not have changed.
 pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
     let mut csv = String::from("cell,tensor,max_difference\n");
     let mut rows: Vec<Row> = Vec::new();
@@ -44,7 +44,7 @@ pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
         let trained = trained(argument(cell, "--method").unwrap_or_default());
         for tensor in printed["tensors"].as_array().into_iter().flatten() {
             let name = tensor["name"].as_str().unwrap_or_default();
-            // A head of another width is another tensor; what is not finite is as wrong as can be.
+            // A head of another width is another tensor; a non-finite value counts as the largest error.
             let difference = tensor["max_difference"].as_f64().unwrap_or(f64::INFINITY);
             // Writing to a string cannot fail.
             let _ = writeln!(csv, "{},{name},{difference:e}", cell.id);
@@ -72,7 +72,7 @@ pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
     }
 }
 
-/// The model that a cell's training led to, its adapter merged.
+/// The model resulting from a cell's training, with its adapter merged.
 fn tuned(lowrank: &Path, grid: &Grid, cell: &Cell) -> Result<PathBuf> {
     let model = grid.folder(cell).join("model");
     if model.is_dir() {

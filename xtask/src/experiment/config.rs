@@ -1,4 +1,4 @@
-//! An experiment as data: `xtask/experiments/<kind>.json`, a file over it, flags over both.
+//! An experiment as data: `xtask/experiments/<kind>.json`, overridden by a file and then by flags.
 
 use std::{
     collections::BTreeMap,
@@ -12,16 +12,16 @@ use serde_json::{Map, Value};
 
 use crate::cargo::root;
 
-/// Settings of a `lowrank` command: `max_steps: 300` stands for `--max-steps 300`, `true` for a flag alone,
-/// `null` takes an inherited setting away, a list stands for a cell per value.
+/// Settings of a `lowrank` command: `max_steps: 300` stands for `--max-steps 300`, `true` for a flag without
+/// value, `null` removes an inherited setting, a list stands for one cell per value.
 pub(crate) type Settings = Map<String, Value>;
 
-/// A grid: models × tasks × methods × seeds × every setting that is a list. In its file, `smoke` holds what
-/// `--smoke` changes, and `extends` names the experiment whose keys it replaces.
+/// A grid: models × tasks × methods × seeds × every setting that is a list. In its file, `smoke` holds the
+/// changes of `--smoke`, and `extends` names the experiment whose keys it overrides.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// What the experiment shows.
+    /// Purpose of the experiment.
     pub(crate) about: String,
     /// Model folders or hub names.
     pub(crate) models: Vec<String>,
@@ -29,23 +29,23 @@ pub(crate) struct Config {
     pub(crate) data: String,
     /// Tasks.
     pub(crate) tasks: Vec<String>,
-    /// Names of `method`, each with ranks of its own where they are given: `lora:1:8`.
+    /// Names of `method`, each optionally with its own ranks: `lora:1:8`.
     pub(crate) methods: Vec<String>,
     /// Seeds.
     pub(crate) seeds: Vec<u64>,
-    /// Cells at once; 0 for one per core.
+    /// Number of concurrent cells; 0 for one per core.
     #[serde(default = "one")]
     pub(crate) jobs: usize,
     /// Settings of every fine-tuning.
     #[serde(default)]
     pub(crate) defaults: Settings,
-    /// Settings that a task has over `defaults`.
+    /// Settings of a task, over `defaults`.
     #[serde(default)]
     pub(crate) task: BTreeMap<String, Settings>,
-    /// Settings that a method has over `task`; `command` names another `lowrank` command than `finetune`,
-    /// `"@other"` stands for the folder that the cell of the method `other` leaves behind.
+    /// Settings of a method, over `task`; `command` names another `lowrank` command than `finetune`,
+    /// `"@other"` stands for the output folder of the cell of the method `other`.
     pub(crate) method: BTreeMap<String, Settings>,
-    /// What holds for a model of this name (the last part of its path) alone.
+    /// Settings only for a model of this name (the last part of its path).
     #[serde(default)]
     pub(crate) model: BTreeMap<String, OfModel>,
 }
@@ -71,7 +71,7 @@ fn folder() -> PathBuf {
     root().join("xtask/experiments")
 }
 
-/// The kinds of experiments there are.
+/// The existing kinds of experiments.
 pub(crate) fn kinds() -> Result<Vec<String>> {
     let mut kinds = Vec::new();
     for entry in fs::read_dir(folder()).with_context(|| format!("cannot read {}", folder().display()))? {
@@ -84,7 +84,7 @@ pub(crate) fn kinds() -> Result<Vec<String>> {
     Ok(kinds)
 }
 
-/// The experiment of a kind, with what `over` and then, on request, the smoke section change.
+/// The experiment of a kind, with the changes of `over` and, if requested, of the smoke section.
 ///
 /// # Errors
 /// An unknown kind, a file that is not an experiment; the file and the reason are named.
@@ -106,7 +106,7 @@ pub(crate) fn load(kind: &str, over: Option<&Path>, smoke: bool) -> Result<Confi
     Ok(config)
 }
 
-/// The file of a kind, and what it holds over the kind that it extends.
+/// The file of a kind, and its overrides of the kind that it extends.
 fn committed(kind: &str) -> Result<(PathBuf, Value)> {
     let path = folder().join(format!("{kind}.json"));
     if !path.is_file() {
@@ -128,7 +128,7 @@ fn read(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
-/// Takes from what an experiment says of single models the settings that `patch` has for all of them.
+/// Removes from the model-specific settings of an experiment those that `patch` sets for all models.
 fn give_way(value: &mut Value, patch: &Value) {
     let models = value.get_mut("model").and_then(Value::as_object_mut);
     for model in models.into_iter().flat_map(Map::values_mut) {
@@ -140,14 +140,14 @@ fn give_way(value: &mut Value, patch: &Value) {
     }
 }
 
-/// Takes the keys of one object from another.
+/// Removes the keys of one object from another.
 fn drop_keys(from: Option<&mut Value>, keys: Option<&Value>) {
     if let (Some(Value::Object(from)), Some(Value::Object(keys))) = (from, keys) {
         from.retain(|key, _| !keys.contains_key(key));
     }
 }
 
-/// JSON merge patch (RFC 7396), except that a `null` stays: as a setting it means something.
+/// JSON merge patch (RFC 7396), except that a `null` is kept: it has a meaning as a setting.
 fn merge(target: &mut Value, patch: Value) {
     match (target, patch) {
         (Value::Object(target), Value::Object(patch)) => {
@@ -179,12 +179,12 @@ impl Config {
         Ok(())
     }
 
-    /// What holds for this model alone.
+    /// The settings of this model only.
     pub(crate) fn of_model(&self, model: &str) -> Option<&OfModel> {
         self.model.get(Path::new(model).file_name()?.to_str()?)
     }
 
-    /// Whether a method is one of a rank.
+    /// Whether a method has a rank.
     pub(crate) fn has_rank(&self, method: &str) -> bool {
         self.method.get(method).and_then(|settings| settings.get("rank")).is_some_and(|rank| !rank.is_null())
     }
@@ -198,7 +198,7 @@ impl Config {
     }
 }
 
-/// `lora:1:8` as `lora` and the ranks 1 and 8.
+/// Parses `lora:1:8` into `lora` and the ranks 1 and 8.
 pub(crate) fn method_and_ranks(entry: &str) -> Result<(&str, Vec<u64>)> {
     let mut parts = entry.split(':');
     let name = parts.next().unwrap_or_default();
@@ -242,7 +242,7 @@ mod tests {
         assert!(!of_model.method["lora"].contains_key("lr") && of_model.method["lotr"].contains_key("lr"));
         assert_eq!((&config.defaults["max_steps"], &config.method["lora"]["lr"]), (&json!(3), &json!(7e-4)));
 
-        // What the file says of a model wins over both.
+        // Model-specific settings of the file take precedence over both.
         fs::write(
             &file,
             r#"{"defaults": {"max_steps": 3}, "model": {"mini-bert": {"defaults": {"max_steps": 4}}}}"#,

@@ -30,12 +30,12 @@ use self::{
 };
 use crate::cargo::{Build, root};
 
-/// Which grid, how, and where.
+/// Options of a grid.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Experiment: a file of xtask/experiments, as glue or lm; or toy, or spectrum
+    /// Experiment: a file of xtask/experiments, e.g. glue or lm; or toy, or spectrum
     kind: String,
-    /// JSON file whose keys replace those of the experiment's own
+    /// JSON file whose keys override the experiment's own
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Model folders or hub names
@@ -47,7 +47,7 @@ pub(crate) struct Options {
     /// Tasks
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Methods of the experiment, with ranks of their own if need be: full,lora:1:8
+    /// Methods of the experiment, optionally with their own ranks: full,lora:1:8
     #[arg(long, value_delimiter = ',')]
     methods: Vec<String>,
     /// Ranks of every method that has one
@@ -59,7 +59,7 @@ pub(crate) struct Options {
     /// Seeds
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Optimiser steps of every run
+    /// Optimizer steps of every run
     #[arg(long, value_name = "N")]
     max_steps: Option<u64>,
     /// Any other setting, for every run or for a method's: warmup_ratio=0.1 or lora.alpha=[8,16]
@@ -67,44 +67,44 @@ pub(crate) struct Options {
     settings: Vec<String>,
     #[command(flatten)]
     build: Build,
-    /// Folder of the grid's state; runs/<kind>-<model> where it is not given
+    /// Folder of the grid's state [default: runs/<kind>-<model>]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Cells at once, 0 for one per core
+    /// Number of concurrent cells, 0 for one per core
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Threads per cell; cores divided by jobs where it is not given
+    /// Threads per cell [default: cores divided by jobs]
     #[arg(long, value_name = "N", overrides_with = "threads")]
     threads: Option<usize>,
-    /// Where the cells run
+    /// Where to run the cells
     #[arg(long, value_enum, default_value = "local", overrides_with = "launcher")]
     launcher: Launcher,
-    /// Further option of sbatch, as --partition=long
+    /// Further option of sbatch, e.g. --partition=long
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     sbatch_option: Vec<String>,
-    /// Go on where the grid was left; it always does
+    /// Resume the grid; this is always done
     #[arg(long)]
     resume: bool,
     /// Print the plan only
     #[arg(long)]
     dry_run: bool,
-    /// A few steps of a few cells, to see that all is well
+    /// Run a few steps of a few cells, as a check
     #[arg(long)]
     smoke: bool,
-    /// Only the cell of this id, and what it needs
+    /// Run only the cell with this id, and those it needs
     #[arg(long, value_name = "ID")]
     cell: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Launcher {
-    /// Processes of this machine
+    /// Processes on this machine
     Local,
     /// A Slurm array
     Slurm,
 }
 
-/// Runs the experiment; whether every cell ended well.
+/// Runs the experiment; returns whether every cell succeeded.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.kind == "toy" {
         return toy::run(&options.build.example("toy")?, options.smoke, options.dry_run);
@@ -127,7 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let threads = options.threads.unwrap_or(threads);
     let data = check_data(&config);
     if options.dry_run {
-        // A plan may be made before there are data.
+        // A plan may be made before the data exist.
         if let Err(error) = data {
             eprintln!("warning: {error:#}");
         }
@@ -166,9 +166,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(outcome.failed.is_empty())
 }
 
-/// The experiment's file, what `--config` and `--smoke` make of it, and the flags over it.
+/// The experiment's file, overridden by `--config` and `--smoke`, and then by the flags.
 fn configure(options: &Options) -> Result<(Config, Overrides)> {
-    // What a language model is scored by is another matter than a classifier's.
+    // Language models and classifiers are scored differently.
     let writes =
         options.model.first().is_some_and(|model| scores::is_language_model(&plan::from_root(model)));
     let kind = if options.kind == "compress" && writes { "compress-lm" } else { &options.kind };
@@ -215,7 +215,7 @@ fn configure(options: &Options) -> Result<(Config, Overrides)> {
     Ok((config, over))
 }
 
-/// Said once here rather than by every cell; the models may be hub names, which only `lowrank` can judge.
+/// Reported once here instead of by every cell; the models may be hub names, which only `lowrank` can check.
 fn check_data(config: &Config) -> Result<()> {
     if !plan::from_root(&config.data).is_dir() {
         bail!("--data {}: no such folder; cargo xtask datasets makes the embedded ones", config.data);
@@ -229,7 +229,8 @@ fn replace<T: Clone>(target: &mut Vec<T>, given: &[T]) {
     }
 }
 
-/// `runs/glue-mini-bert` in the workspace, with the backend if it is not the default, and apart for smoke.
+/// `runs/glue-mini-bert` in the workspace, with the backend unless it is the default, and a separate one for
+/// smoke.
 fn default_output(options: &Options, models: &[String]) -> PathBuf {
     let mut parts = vec![options.kind.clone()];
     for model in models {
@@ -246,11 +247,11 @@ fn default_output(options: &Options, models: &[String]) -> PathBuf {
     if here { folder } else { root().join(folder) }
 }
 
-/// The cell `id` and, before it, those that it needs.
+/// The cell `id`, preceded by those that it needs.
 fn only(cells: Vec<Cell>, id: &str) -> Result<Vec<Cell>> {
     let mut wanted = vec![id.to_owned()];
     let mut found: Vec<Cell> = Vec::new();
-    // Cells stand after those that they need.
+    // Cells come after those that they need.
     for cell in cells.into_iter().rev() {
         if wanted.contains(&cell.id) {
             wanted.extend(cell.needs.iter().cloned());

@@ -12,19 +12,19 @@ use serde_json::Value;
 use super::config::{Config, Settings, method_and_ranks};
 use crate::cargo::root;
 
-/// Commands that leave no folder behind, only what they print.
+/// Commands without an output folder, whose result is their standard output.
 const WITHOUT_FOLDER: [&str; 6] = ["evaluate", "predict", "perplexity", "generate", "inspect", "embed"];
 
 /// One process of a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// A readable name and a hash of everything that makes the cell what it is; the name of its folder.
+    /// A readable name with a hash of everything that defines the cell; the name of its folder.
     pub(crate) id: String,
     /// The method's name in the experiment.
     pub(crate) method: String,
-    /// The task; empty for a command that knows none.
+    /// The task; empty for a command without one.
     pub(crate) task: String,
-    /// `lowrank`'s arguments, without where to write to.
+    /// `lowrank`'s arguments, without the output.
     pub(crate) args: Vec<String>,
     /// The cells whose folders it needs.
     pub(crate) needs: Vec<String>,
@@ -40,7 +40,7 @@ impl Cell {
     }
 }
 
-/// What flags change over a config.
+/// Changes of a config by flags.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
     /// Settings of every fine-tuning.
@@ -51,7 +51,7 @@ pub(crate) struct Overrides {
     pub(crate) ranks: Vec<u64>,
 }
 
-/// The cells of an experiment in the order in which they are started, those that others need first.
+/// The cells of an experiment in starting order; those needed by others come first.
 ///
 /// # Errors
 /// An unknown method, a reference to one, a circle of references.
@@ -74,14 +74,14 @@ pub(crate) fn cells(config: &Config, over: &Overrides, backend: &str, grid: &Pat
     Ok(planner.cells)
 }
 
-/// Where in the grid a cell stands, apart from its method.
+/// The position of a cell in the grid, apart from its method.
 struct Point<'a> {
     model: &'a str,
     task: &'a str,
     seed: u64,
 }
 
-/// An argument: what is passed, and what it counts as in the hash.
+/// An argument: the value passed, and its value in the hash.
 #[derive(Clone)]
 struct Arg {
     passed: String,
@@ -94,7 +94,7 @@ impl Arg {
         Self { hashed: passed.clone(), passed }
     }
 
-    /// A folder of the project or of the user: a name relative to where the program was started is the same
+    /// A folder of the project or of the user: a name relative to the working directory is the same
     /// folder as its full name.
     fn path(text: &str) -> Self {
         let path = from_root(text);
@@ -121,7 +121,7 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Adds the cells of a method at a point, and those that they need; gives their ids.
+    /// Adds the cells of a method at a point, and those that they need; returns their ids.
     fn expand(
         &mut self,
         point: &Point,
@@ -148,8 +148,8 @@ impl Planner<'_> {
         Ok(ids)
     }
 
-    /// What a method's cells are told: defaults, task, method, flags, each overriding the one before; what is given for the
-    /// model comes right after the part that it changes.
+    /// The settings of a method's cells: defaults, task, method, flags, each overriding the previous;
+    /// model-specific settings follow immediately after the part that they override.
     fn settings(&self, point: &Point, name: &str, ranks: &[u64]) -> Result<Settings> {
         let own = self.config.method(name)?;
         let of_model = self.config.of_model(point.model);
@@ -173,8 +173,8 @@ impl Planner<'_> {
         Ok(settings)
     }
 
-    /// Replaces every `"@other"` by the folder of the other method's cell; where that has several cells, so has
-    /// this one.
+    /// Replaces every `"@other"` by the folder of the other method's cell; if that method has several cells,
+    /// so does this one.
     fn with_references(
         &mut self,
         point: &Point,
@@ -203,7 +203,7 @@ impl Planner<'_> {
         Ok(found)
     }
 
-    /// Adds a cell where it is not there yet; gives its id.
+    /// Adds a cell unless it exists; returns its id.
     fn add(&mut self, point: &Point, name: &str, settings: &Settings, needs: Vec<String>) -> String {
         let mut settings = settings.clone();
         let command = match settings.remove("command") {
@@ -214,7 +214,7 @@ impl Planner<'_> {
         let mut args = vec![Arg::plain(&command)];
         let own = settings.remove("model");
         if own.is_some() && trains {
-            // Made of the model by another cell, it is the same model to a reader.
+            // A model made from this one by another cell has the same name for a reader.
             let name = Path::new(point.model).file_name().unwrap_or_default().to_string_lossy();
             settings.entry("model_name").or_insert_with(|| name.into_owned().into());
         }
@@ -222,7 +222,7 @@ impl Planner<'_> {
         args.extend([Arg::plain("--model"), self.value("model", &model, point)]);
         if trains {
             let method = settings.remove("method").unwrap_or_else(|| name.into());
-            // Rows of a language model stand in files that the settings name.
+            // Rows of a language model are in files named by the settings.
             if !settings.contains_key("train") {
                 args.extend([Arg::plain("--task"), Arg::plain(point.task)]);
                 args.extend([Arg::plain("--data"), Arg::path(&self.config.data)]);
@@ -233,7 +233,7 @@ impl Planner<'_> {
             }
             args.extend([Arg::plain("--seed"), Arg::plain(point.seed.to_string())]);
         }
-        // In an order of their own: moving a line of a file about does not make another cell.
+        // In a fixed order: moving a line of a file must not make another cell.
         for (key, value) in settings.iter().collect::<BTreeMap<_, _>>() {
             let flag = Arg::plain(format!("--{}", key.replace('_', "-")));
             match value {
@@ -295,7 +295,7 @@ impl Planner<'_> {
     }
 }
 
-/// A learning rate as papers write it, other numbers as they are.
+/// A learning rate in scientific notation, other numbers unchanged.
 fn number(value: &Value) -> String {
     match value.as_f64() {
         Some(float) if value.is_f64() && float != 0.0 && float.abs() < 1e-2 => format!("{float:e}"),
@@ -303,7 +303,7 @@ fn number(value: &Value) -> String {
     }
 }
 
-/// A setting's set of values for every choice from its lists.
+/// The settings for every combination of values from its lists.
 fn axes(settings: Settings) -> Vec<Settings> {
     let mut found = vec![settings.clone()];
     for (key, value) in &settings {

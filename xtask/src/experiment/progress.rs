@@ -1,4 +1,4 @@
-//! Bars on a terminal, plain lines otherwise.
+//! Progress bars on a terminal, otherwise plain lines.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Progress over `cells`, of which some are done before.
+    /// Progress over `cells`, some of which may be done already.
     pub(crate) fn new(cells: usize, skipped: usize) -> Self {
         let bars = MultiProgress::new();
         let total = bars.add(ProgressBar::new((cells - skipped) as u64));
@@ -54,7 +54,7 @@ impl Progress {
         self.line(&format!("[{at}/{of} {:>5.0}s] {text}", self.started.elapsed().as_secs_f64()));
     }
 
-    /// A line above the bars, or on its own without bars.
+    /// A line above the bars, or a plain line without bars.
     fn line(&self, text: &str) {
         if self.total.is_hidden() {
             eprintln!("{text}");

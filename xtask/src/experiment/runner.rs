@@ -15,52 +15,52 @@ use anyhow::{Context, Result};
 
 use super::{plan::Cell, progress::Progress, state::Grid};
 
-/// How often a running cell is looked at.
+/// Polling interval of a running cell.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Where a cell of this invocation stands.
+/// State of a cell in this invocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Nobody has it, as far as we know.
+    /// Not taken, as far as we know.
     Waiting,
-    /// Another process has it; to be looked at again then.
+    /// Taken by another process; to be checked again at this time.
     Elsewhere(Instant),
-    /// One of our threads has it.
+    /// Taken by one of our threads.
     Ours,
-    /// It ended well, now or earlier.
+    /// Finished, now or earlier.
     Done,
-    /// It failed, or cannot be tried; why.
+    /// Failed, or cannot be tried, with the reason.
     Failed(String),
 }
 
-/// How a grid ended.
+/// Result of a grid.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// Cells that were done before.
+    /// Cells that were finished before.
     pub(crate) skipped: usize,
-    /// Cells that ended well now, here or in another process.
+    /// Cells that finished now, here or in another process.
     pub(crate) done: usize,
-    /// Cells that failed, and why.
+    /// Cells that failed, with the reason.
     pub(crate) failed: Vec<(String, String)>,
 }
 
-/// What every thread needs to run a cell.
+/// State shared by the threads that run cells.
 pub(crate) struct Runner<'a> {
     /// The `lowrank` executable.
     pub(crate) lowrank: &'a Path,
     /// The grid's folder.
     pub(crate) grid: &'a Grid,
-    /// Processes at once.
+    /// Number of concurrent processes.
     pub(crate) jobs: usize,
-    /// Threads that each of them may use.
+    /// Threads per process.
     pub(crate) threads: usize,
 }
 
 impl Runner<'_> {
-    /// Runs what is not done of `cells`; a cell that fails does not stop the others.
+    /// Runs the unfinished ones of `cells`; a failing cell does not stop the others.
     ///
     /// # Errors
-    /// When the grid's folder cannot be written to.
+    /// If the grid's folder cannot be written.
     pub(crate) fn run(&self, cells: &[Cell]) -> Result<Outcome> {
         self.grid.create()?;
         let states: Vec<State> = cells
@@ -97,7 +97,7 @@ impl Runner<'_> {
         Ok(outcome)
     }
 
-    /// A thread's life: takes cells until none is left.
+    /// The loop of a thread: takes cells until none is left.
     fn work(&self, queue: &Queue, progress: &Progress) -> Result<()> {
         while let Some(next) = queue.take() {
             let Next::Cell(index) = next else {
@@ -105,7 +105,8 @@ impl Runner<'_> {
                 continue;
             };
             let cell = &queue.cells[index];
-            // An error here is the grid's own, as a full disk: every thread stops when its cell has ended.
+            // An error here concerns the whole grid, such as a full disk: every thread stops when its cell
+            // has ended.
             let state =
                 self.attempt(cell, queue.failed_before[index], progress).inspect_err(|_| queue.stop())?;
             match &state {
@@ -118,7 +119,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Runs a cell, unless another process has it or has just dealt with it.
+    /// Runs a cell, unless another process has taken it or has just finished it.
     fn attempt(&self, cell: &Cell, failed_before: Option<SystemTime>, progress: &Progress) -> Result<State> {
         let Some(lock) = self.grid.lock(cell)? else {
             return Ok(State::Elsewhere(Instant::now() + 5 * POLL));
@@ -175,7 +176,7 @@ impl Runner<'_> {
         command.env("RAYON_NUM_THREADS", self.threads.to_string());
         let create =
             |path: &Path| File::create(path).with_context(|| format!("cannot write {}", path.display()));
-        // The lock stays with the cell's process, should this one be killed.
+        // The lock stays with the cell's process if this one is killed.
         command.stdin(lock.try_clone().context("cannot share a lock")?);
         command.stdout(create(printed)?).stderr(create(&log_path)?);
         let mut child = command.spawn().with_context(|| format!("cannot run {}", self.lowrank.display()))?;
@@ -197,22 +198,23 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The cells that the threads share.
+/// The cells, shared by the threads.
 struct Queue<'a> {
     cells: &'a [Cell],
-    /// When each of them had failed before this grid began; a later failure is another process's of the same grid.
+    /// Failure times of the cells before this grid began; a later failure is that of another process of the
+    /// same grid.
     failed_before: Vec<Option<SystemTime>>,
     states: Mutex<Vec<State>>,
 }
 
-/// What a thread does next.
+/// The next action of a thread.
 enum Next {
     Cell(usize),
     Wait,
 }
 
 impl Queue<'_> {
-    /// The next cell to try; nothing when every cell is dealt with or in another thread's hands and none waits
+    /// The next cell to try; `None` if every cell is finished or taken by another thread and none waits
     /// for those.
     fn take(&self) -> Option<Next> {
         let mut states = self.states.lock().unwrap_or_else(|broken| broken.into_inner());
@@ -235,7 +237,7 @@ impl Queue<'_> {
         self.states.lock().unwrap_or_else(|broken| broken.into_inner())[index] = state;
     }
 
-    /// Leaves no cell to take.
+    /// Discards the remaining cells.
     fn stop(&self) {
         let mut states = self.states.lock().unwrap_or_else(|broken| broken.into_inner());
         for state in states.iter_mut().filter(|state| matches!(state, State::Waiting | State::Elsewhere(_))) {
@@ -251,7 +253,7 @@ impl Queue<'_> {
         self.cells[index].needs.iter().all(|id| self.position(id).is_some_and(|at| states[at] == State::Done))
     }
 
-    /// A cell whose need has failed cannot be tried.
+    /// A cell whose prerequisite has failed cannot be tried.
     fn fail_the_orphaned(&self, states: &mut [State]) {
         for (index, cell) in self.cells.iter().enumerate() {
             if states[index] != State::Waiting {
@@ -266,9 +268,9 @@ impl Queue<'_> {
     }
 }
 
-/// Seconds of the cells that are done, to tell how long the others may take.
+/// Durations of the finished cells, to estimate those of the others.
 pub(crate) struct Estimates {
-    /// By command, method and task: the sum, and of how many cells.
+    /// By command, method and task: total seconds and number of cells.
     by_kind: BTreeMap<[String; 3], (f64, usize)>,
 }
 
@@ -285,8 +287,8 @@ impl Estimates {
         Self { by_kind }
     }
 
-    /// Expected seconds of a cell: those of its method and task, else of its method, else of its command. Another
-    /// command's say nothing: scoring takes seconds where tuning takes hours.
+    /// Expected seconds of a cell: from its method and task, otherwise its method, otherwise its command.
+    /// Other commands are not comparable: scoring takes seconds where tuning takes hours.
     pub(crate) fn seconds(&self, cell: &Cell) -> Option<f64> {
         let mean = |method: Option<&str>, task: Option<&str>| {
             let found = self.by_kind.iter().filter(|([of_command, of_method, of_task], _)| {
@@ -302,14 +304,14 @@ impl Estimates {
     }
 }
 
-/// Cells and threads by a machine's cores: `jobs` of 0 stands for one per core.
+/// Number of cells and threads for a machine's cores: `jobs` of 0 stands for one per core.
 pub(crate) fn share_cores(jobs: usize) -> (usize, usize) {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let jobs = if jobs == 0 { cores } else { jobs };
     (jobs, (cores / jobs).max(1))
 }
 
-/// Whether a program can be started at all, found by name.
+/// Whether a program of this name can be started.
 pub(crate) fn can_start(program: &str) -> bool {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

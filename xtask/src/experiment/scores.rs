@@ -1,5 +1,5 @@
-//! What became of compressed models: a record for every cell that scores one, of the form of a run's, so that
-//! `lowrank report` makes the table and the figures of them.
+//! Results of compressed models: a record for every cell that scores one, in the format of a run's, so that
+//! `lowrank report` makes the table and the figures from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,18 +12,18 @@ use serde_json::{Map, Value, json};
 
 use super::{plan::Cell, state::Grid};
 
-/// Arguments of a compression that say on what, not how.
+/// Arguments of a compression that specify its input, not its method.
 const NOT_TELLING: [&str; 4] = ["model", "task", "data", "calibration"];
 
-/// The records of a grid's scores; another process of the grid waits as long as this lives.
+/// The records of a grid's scores; other processes of the grid wait for the lifetime of this value.
 pub(crate) struct Scores {
-    /// Where they lie.
+    /// Their folder.
     pub(crate) folder: PathBuf,
     _lock: File,
 }
 
 impl Scores {
-    /// The folder, made where it is missing, once no other process writes to it.
+    /// The folder, created if missing, once no other process writes to it.
     pub(crate) fn open(grid: &Grid) -> Result<Self> {
         let lock = grid.lock_scores()?;
         let folder = grid.root().join("scores");
@@ -49,7 +49,7 @@ pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
     Ok(scores)
 }
 
-/// Removes the records that are not kept.
+/// Removes the records that are not in the list.
 pub(crate) fn prune(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
@@ -60,7 +60,7 @@ pub(crate) fn prune(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file that a reader sees whole or not at all.
+/// Writes a file atomically.
 pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("json.tmp");
     fs::write(&temporary, text)
@@ -68,7 +68,7 @@ pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What a cell that ended well printed.
+/// The standard output of a finished cell.
 pub(crate) fn read_printed(grid: &Grid, cell: &Cell) -> Option<Value> {
     serde_json::from_slice(&fs::read(grid.printed(cell)).ok()?).ok()
 }
@@ -87,7 +87,7 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
         .into_iter()
         .filter(|(key, _)| !NOT_TELLING.contains(&key.as_str()) && key != "method" && key != "recover")
         .collect();
-    // The dense model's size is what every compression of it began with.
+    // The dense model's size is the starting size of every compression of it.
     let size = |part: &str| match report[part]["after"].as_u64() {
         Some(after) => Some(after),
         None => cells
@@ -99,7 +99,7 @@ fn record(grid: &Grid, cells: &[Cell], cell: &Cell, score: &Value) -> Value {
         .iter()
         .filter(|other| other.args[0] == "generate" && other.args[2] == cell.args[2])
         .find_map(|other| read_printed(grid, other)?["text"].as_str().map(str::to_owned));
-    // Behind a compression stands the model that it was made of, behind that perhaps one that was tuned first.
+    // A compression derives from its input model, which may derive from a tuned one.
     let mut source = cell;
     while let Some(before) = of(source) {
         source = before;
@@ -143,19 +143,19 @@ fn flags(args: &[String]) -> Map<String, Value> {
     flags
 }
 
-/// The seed that a cell was given.
+/// The seed of a cell.
 fn seed(args: &[String]) -> Option<u64> {
     flags(args).get("seed")?.as_str()?.parse().ok()
 }
 
-/// Whether a folder holds a language model, by its config.
+/// Whether a folder contains a language model, according to its config.
 pub(crate) fn is_language_model(folder: &Path) -> bool {
     let config = fs::read(folder.join("config.json")).ok();
     let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let writes = |name: &str| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel");
     match config["architectures"].as_array() {
         Some(names) => names.iter().filter_map(Value::as_str).any(writes),
-        // Some configs leave it out.
+        // Some configs omit it.
         None => !config["model_type"].as_str().unwrap_or("bert").contains("bert"),
     }
 }

@@ -1,7 +1,7 @@
-//! Handing the cells to a Slurm array.
+//! Submission of the cells as a Slurm array.
 //!
-//! An array element is this program again, asked for one cell: locks and states are files in the grid's folder,
-//! which all nodes see.
+//! An array element is this program again, restricted to one cell: locks and states are files in the grid's
+//! folder, which all nodes see.
 
 use std::{env, fmt::Write as _, fs, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{plan::Cell, runner::can_start, state::Grid};
 
-/// What an array job is made of.
+/// Parameters of an array job.
 pub(crate) struct Array<'a> {
     /// The grid's folder.
     pub(crate) grid: &'a Grid,
@@ -17,16 +17,16 @@ pub(crate) struct Array<'a> {
     pub(crate) again: Vec<String>,
     /// The `lowrank` executable.
     pub(crate) lowrank: &'a Path,
-    /// Elements at once.
+    /// Number of concurrent elements.
     pub(crate) jobs: usize,
-    /// Cores of an element.
+    /// Cores per element.
     pub(crate) threads: usize,
     /// Further options of `sbatch`.
     pub(crate) options: &'a [String],
 }
 
 impl Array<'_> {
-    /// Writes the script for `cells` and submits it where there is a `sbatch`.
+    /// Writes the script for `cells` and submits it if there is an `sbatch`.
     pub(crate) fn submit(&self, cells: &[&Cell]) -> Result<()> {
         self.grid.create()?;
         let logs = self.grid.root().join("slurm");
@@ -76,7 +76,7 @@ impl Array<'_> {
     }
 }
 
-/// `text` as one word of a shell.
+/// `text` quoted as one word of a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

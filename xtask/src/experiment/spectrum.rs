@@ -1,4 +1,4 @@
-//! `cargo xtask experiment spectrum`: what a model's weights would lose by truncation, as SVG and CSV.
+//! `cargo xtask experiment spectrum`: the losses of truncating a model's weights, as SVG and CSV.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::plan::from_root;
 
-/// Writes `spectrum.csv` and `spectrum.svg` of each model into `folder`, one below it for each where there are several.
+/// Writes `spectrum.csv` and `spectrum.svg` of each model into `folder`, or into subfolders if there are
+/// several.
 pub(crate) fn run(lowrank: &Path, models: &[String], folder: &Path, dry_run: bool) -> Result<bool> {
     for model in models {
         // A hub name is not a path.

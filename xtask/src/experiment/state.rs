@@ -1,4 +1,4 @@
-//! What a grid folder knows of its cells.
+//! The state of a grid's cells in its folder.
 //!
 //! ```text
 //! <grid>/cells/<id>/          what `lowrank` left: run.json, adapter, head
@@ -98,11 +98,11 @@ impl Grid {
         self.beside(cell, "seconds")
     }
 
-    /// What a cell that is done has cost: seconds, and trained parameters where it trains.
+    /// The cost of a finished cell: seconds, and trained parameters if it trains.
     pub(crate) fn cost(&self, cell: &Cell) -> Option<(f64, Option<u64>)> {
         let record = self.record(cell).unwrap_or_default();
         let info = &record["train_info"];
-        // A record counts the parts before a kill too.
+        // A record also counts the parts before a kill.
         let seconds = match info["wall_s"].as_f64() {
             Some(seconds) => seconds,
             None => fs::read_to_string(self.seconds_file(cell)).ok()?.trim().parse().ok()?,
@@ -110,14 +110,14 @@ impl Grid {
         Some((seconds, info["trainable"].as_u64()))
     }
 
-    /// Keeps how long a cell took that ended well.
+    /// Stores the duration of a finished cell.
     pub(crate) fn keep_seconds(&self, cell: &Cell, seconds: f64) -> Result<()> {
         let file = self.seconds_file(cell);
         fs::write(&file, format!("{seconds:.3}\n"))
             .with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// Locks the folder of scores; waits while another process has it.
+    /// Locks the folder of scores; waits while another process holds it.
     pub(crate) fn lock_scores(&self) -> Result<File> {
         let path = self.root.join("scores.lock");
         let open = || {
@@ -127,7 +127,7 @@ impl Grid {
         open().with_context(|| format!("cannot lock {}", path.display()))
     }
 
-    /// Locks a cell, unless somebody else has it.
+    /// Locks a cell, unless it is locked already.
     pub(crate) fn lock(&self, cell: &Cell) -> Result<Option<File>> {
         let path = self.beside(cell, "lock");
         let cannot = || format!("cannot lock {}", path.display());
@@ -140,7 +140,7 @@ impl Grid {
         }
     }
 
-    /// Whether a cell that was killed has left checkpoints to go on from. One that failed begins anew: it may have
+    /// Whether a killed cell has left checkpoints to resume from. One that failed starts again: it may have
     /// failed because of them.
     pub(crate) fn can_resume(&self, cell: &Cell) -> bool {
         let has_entries =
@@ -150,7 +150,7 @@ impl Grid {
             && !self.failure_file(cell).exists()
     }
 
-    /// Takes away what an earlier attempt at a cell left; only who holds the lock may.
+    /// Removes the remains of an earlier attempt at a cell; only the holder of the lock may do so.
     pub(crate) fn clear(&self, cell: &Cell) -> Result<()> {
         let folder = self.folder(cell);
         absent_or(fs::remove_dir_all(&folder))
@@ -161,23 +161,23 @@ impl Grid {
         Ok(())
     }
 
-    /// Keeps why a cell failed.
+    /// Stores the reason for a cell's failure.
     pub(crate) fn fail(&self, cell: &Cell, reason: &str) -> Result<()> {
         let file = self.failure_file(cell);
         fs::write(&file, reason).with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// When a cell last failed.
+    /// Time of a cell's last failure.
     pub(crate) fn failed_at(&self, cell: &Cell) -> Option<SystemTime> {
         fs::metadata(self.failure_file(cell)).and_then(|data| data.modified()).ok()
     }
 
-    /// Why a cell last failed.
+    /// Reason for a cell's last failure.
     pub(crate) fn failure(&self, cell: &Cell) -> String {
         fs::read_to_string(self.failure_file(cell)).unwrap_or_default()
     }
 
-    /// Why a cell failed: the last line of its log that is an error's, or the last one.
+    /// Reason for a cell's failure: the last error line of its log, or its last line.
     pub(crate) fn reason(&self, cell: &Cell) -> Option<String> {
         let text = tail(&self.log(cell)).ok()?;
         let error = text.lines().rev().find(|line| line.starts_with("error:"));

@@ -1,4 +1,4 @@
-//! `cargo xtask experiment toy`: what a LoRA of rank 1 does to a linear map whose every weight has moved by 1.
+//! `cargo xtask experiment toy`: a rank-1 LoRA on a linear map whose weights are all shifted by 1.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-/// Sizes of a smoke run, in place of 1001 inputs, 1000 outputs and 10,000 rows.
+/// Sizes of a smoke run, instead of 1001 inputs, 1000 outputs and 10,000 rows.
 const SMALL: [&str; 8] = ["--inputs", "101", "--outputs", "100", "--rows", "1000", "--steps", "400"];
 
-/// A claim of the study: what is measured, the words for it, and whether a value bears it out.
+/// A claim of the study: the measured value, its description, and its condition.
 struct Claim {
     key: &'static str,
     text: &'static str,
@@ -27,7 +27,7 @@ const CLAIMS: [Claim; 4] = [
     },
 ];
 
-/// Runs the study and says which of its claims hold; whether all do.
+/// Runs the study and prints which of its claims hold; returns whether all do.
 pub(crate) fn run(toy: &Path, smoke: bool, dry_run: bool) -> Result<bool> {
     let mut command = Command::new(toy);
     command.arg("--json");
