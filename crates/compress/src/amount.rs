@@ -59,12 +59,12 @@ impl FromStr for Allocation {
 ///
 /// | Variant | Purpose | Range |
 /// |---|---|---|
-/// | `Ratio` | share to remove | `(0, 1)` |
-/// | `Ranks` | a rank for each name; only what is named is touched | ≥ 1, capped at the full rank |
-/// | `Energy` | share of the squared norm that each weight keeps | `(0, 1)` |
+/// | `Ratio` | fraction to remove | `(0, 1)` |
+/// | `Ranks` | a rank for each name; only named weights are selected | ≥ 1, capped at the full rank |
+/// | `Energy` | fraction of the squared norm that each weight keeps | `(0, 1)` |
 /// | `Error` | largest relative error of each weight | `(0, 1)` |
 /// | `Bytes` | bytes that the weight files may take; formats are chosen | ≥ 1 |
-/// | `Stored` | whatever the block format of the options comes to | – |
+/// | `Stored` | the size given by the block format of the options | – |
 ///
 /// Energy and error are in the method's own norm, weighted by activations if the method is.
 #[derive(Clone, Debug, PartialEq)]

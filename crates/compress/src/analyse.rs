@@ -41,7 +41,7 @@ pub(crate) fn analyse(
         let unit = &plan.units[index];
         let analysis = match scratch.load(index, unit, &plan.rules)? {
             Some(analysis) => {
-                // Of a job that goes on: nothing weighs the error of an expert that was not reached.
+                // In a resumed job, too: the error of an expert that was not reached has no weighting.
                 let kept = scratch.kept(index, unit)?;
                 if plan.weighs_inputs() && kept.is_some_and(|kept| kept.inputs.is_empty()) {
                     plan.unreached.note(&unit.weights[0].site.path);

@@ -15,15 +15,15 @@ use crate::statistics::{InputStatistics, Weighting, Weightings};
 ///
 /// | Name | Default | Purpose |
 /// |---|---|---|
-/// | `method`, `amount` | – | how, and how much |
-/// | `allocation` | budget | how ranks are shared out under a ratio |
-/// | `targets` | every linear map inside the layers | which weights |
+/// | `method`, `amount` | – | method and amount |
+/// | `allocation` | budget | distribution of ranks under a ratio |
+/// | `targets` | every linear map inside the layers | the weights to compress |
 /// | `dtype` | that of each tensor | element type of the output |
-/// | `memory` | no cap | bytes that layers factored at the same time may take together |
-/// | `resume` | no | go on with an interrupted job of the same options |
+/// | `memory` | no cap | maximum total bytes of layers factored at the same time |
+/// | `resume` | no | resume an interrupted job with the same options |
 /// | `sides`, `tt_order` | best, 2 | forms of `shared` and `tt` |
 /// | `format` | floats | block format of weights (`quant`, `quant+lowrank`) or of factors |
-/// | `always_factor` | no | factor even where it makes a weight no smaller |
+/// | `always_factor` | no | factor even if that does not make a weight smaller |
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Compression method.

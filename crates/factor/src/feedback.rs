@@ -1,10 +1,12 @@
-//! Error feedback: what rounding some columns of a weight lost is made up for in the columns that are not rounded yet.
+//! Error feedback: the rounding errors of some columns of a weight are compensated in the columns not rounded
+//! yet.
 //!
-//! For a weight `W` `[d_output, d_input]` whose inputs have the Gram matrix `H`, the loss of an approximation `Q` is
-//! `tr((W − Q)·H·(W − Q)ᵀ)`. With `H = R·Rᵀ`, `R` upper triangular, it is the sum over blocks of columns of
-//! `‖(W' − Q)·R_bb‖²`, where `W'` are the columns of `W` after the feedback of all blocks before them: the rest is moved by
-//! `−(W' − Q)·R_bb·U_b,rest` with `U = R⁻¹`. Optimal brain surgery (Hassibi & Stork 1993) in the order and the triangular
-//! form of GPTQ (Frantar et al. 2023), a block of columns at a time.
+//! For a weight `W` `[d_output, d_input]` whose inputs have the Gram matrix `H`, the loss of an approximation
+//! `Q` is `tr((W − Q)·H·(W − Q)ᵀ)`. With `H = R·Rᵀ`, `R` upper triangular, it is the sum over blocks of
+//! columns of `‖(W' − Q)·R_bb‖²`, where `W'` are the columns of `W` after the feedback of all previous
+//! blocks: the remaining columns are changed by `−(W' − Q)·R_bb·U_b,rest` with `U = R⁻¹`. This is Optimal
+//! Brain Surgeon (Hassibi & Stork 1993) in the order and the triangular form of GPTQ (Frantar et al. 2023),
+//! one block of columns at a time.
 
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatRef, Side};
@@ -18,7 +20,7 @@ use crate::matrix::{check, parallelism};
 /// use lowrank_factor::{Feedback, Mat};
 /// let gram = Mat::from_fn(2, 2, |i, j| if i == j { 2.0 } else { 1.0 });
 /// let feedback = Feedback::new(gram.as_ref(), 0.0)?;
-/// // The first column is rounded from 0.4 to 0: the second takes half of what is lost.
+/// // The first column is rounded from 0.4 to 0: the second compensates half of the loss.
 /// let mut rest = Mat::from_fn(1, 2, |_, _| 0.4f32);
 /// let error = Mat::from_fn(1, 1, |_, _| 0.4f32);
 /// feedback.spread(&mut rest, error.as_ref(), 0);
@@ -34,12 +36,12 @@ pub struct Feedback {
 }
 
 impl Feedback {
-    /// Of a Gram matrix `[n, n]`, to whose diagonal `damping` times its mean is added; a channel that was never seen needs
-    /// some.
+    /// Factors a Gram matrix `[n, n]` after adding `damping` times its mean to its diagonal; a channel that
+    /// was never active needs some damping.
     ///
     /// # Errors
-    /// [`FactorError::NotFinite`] and [`FactorError::Empty`], as everywhere; [`FactorError::InvalidOption`] for a matrix that
-    /// is not positive definite at this damping.
+    /// [`FactorError::NonFinite`] and [`FactorError::Empty`]; [`FactorError::InvalidOption`] for a matrix
+    /// that is not positive definite at this damping.
     pub fn new(gram: MatRef<'_, f64>, damping: f64) -> Result<Self> {
         check(gram, "Gram matrix")?;
         let n = gram.nrows();
@@ -49,7 +51,7 @@ impl Feedback {
             rule: "larger: the matrix is singular",
             value: damping,
         };
-        // From the last row and column on, a lower factor is an upper one.
+        // In reverse order, a lower factor is an upper one.
         let reversed = Mat::from_fn(n, n, |i, j| {
             let [i, j] = [n - 1 - i, n - 1 - j];
             gram[(i, j)] + if i == j { damping * mean } else { 0.0 }
@@ -63,15 +65,16 @@ impl Feedback {
         Ok(Self { root: narrow(&root), inverse: narrow(&inverse) })
     }
 
-    /// What an error of each of the columns `first..first + len` counts when the columns after them make up for it: the
-    /// diagonal of `R_bb·R_bbᵀ`.
+    /// The weight of an error in each of the columns `first..first + len` if the columns after them
+    /// compensate it: the diagonal of `R_bb·R_bbᵀ`.
     pub fn weights(&self, first: usize, len: usize) -> Vec<f32> {
         let row = |i: usize| (i..first + len).map(|j| self.root[(i, j)].powi(2)).sum();
         (first..first + len).map(row).collect()
     }
 
-    /// Moves the columns after `first + len` of `rest` `[rows, n]` by the feedback of an `error` `[rows, len]` of the columns
-    /// from `first` on, and returns the loss of that error, in the units of the Gram matrix.
+    /// Changes the columns after `first + len` of `rest` `[rows, n]` by the feedback of an `error` `[rows,
+    /// len]` in the columns from `first` on, and returns the loss of that error, in the units of the Gram
+    /// matrix.
     pub fn spread(&self, rest: &mut Mat<f32>, error: MatRef<'_, f32>, first: usize) -> f64 {
         let (n, len) = (self.root.nrows(), error.ncols());
         let scaled = error * self.root.submatrix(first, first, len, len);
@@ -105,12 +108,13 @@ mod tests {
             .sum()
     }
 
-    /// The losses of the blocks add up to that of the whole, which is smaller than that of rounding without feedback.
+    /// The losses of the blocks sum to that of the whole, which is smaller than that of rounding without
+    /// feedback.
     #[test]
     fn losses_of_blocks_are_the_loss_of_the_whole() {
         let (n, rows, len) = (24, 10, 4);
         let inputs = random(60, n, 3);
-        // Channels that are much alike.
+        // Strongly correlated channels.
         let inputs = Mat::from_fn(60, n, |i, j| inputs[(i, j)] + inputs[(i, j / 6)]);
         let gram = inputs.transpose() * &inputs;
         let weight = random(rows, n, 5);
@@ -136,7 +140,7 @@ mod tests {
     fn weights_are_those_of_the_last_columns() {
         let gram = Mat::from_fn(3, 3, |i, j| if i == j { 2.0 } else { 1.0 });
         let feedback = Feedback::new(gram.as_ref(), 0.0).unwrap();
-        // With nothing after it a column counts as in the matrix; with two after it by its Schur complement, 4/3.
+        // The last column has its weight in the matrix; with two columns after it, its Schur complement, 4/3.
         assert!((feedback.weights(2, 1)[0] - 2.0).abs() < 1e-6);
         assert!((feedback.weights(0, 1)[0] - 4.0 / 3.0).abs() < 1e-6);
         assert!((feedback.weights(0, 3)[0] - 2.0).abs() < 1e-6);

@@ -1,15 +1,15 @@
-//! Names and layouts of the tensors that stand for a module's weight in a checkpoint: the one table of them.
+//! Names and layouts of the tensors that represent a module's weight in a checkpoint: the only table of them.
 //!
 //! | tensor | shape in the file | in the forward pass |
 //! |---|---|---|
-//! | `<module>.weight` | `(out, in)`, or as the architecture has it | `[in, out]` |
+//! | `<module>.weight` | `(out, in)`, or as in the architecture | `[in, out]` |
 //! | `<module>.lowrank_a.weight` | `(r_a, in)` | `A`, `[in, r_a]` |
 //! | `<module>.lowrank_c.weight` | `(r_b, r_a)` | `C`, `[r_a, r_b]` |
 //! | `<module>.lowrank_b.weight` | `(out, r_b)` | `B`, `[r_b, out]` |
 //! | `<module>.tt_cores.<k>` | `(r_{k-1}, m_k, n_k, r_k)` | the same |
 //!
-//! A matrix in blocks of few bits is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
-//! architecture does with floats. Its rows, which the blocks cut:
+//! A quantised matrix is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
+//! architecture does with floats. Its rows, which are divided into blocks:
 //!
 //! | part | of a linear map | of an embedding |
 //! |---|---|---|
@@ -17,7 +17,7 @@
 //! | `A` | `(r, in)` | `(vocabulary, r)` |
 //! | `B` | `(r, out)` | `(r, width)` |
 
-/// Which part of a weight a tensor is.
+/// Part of a weight that a tensor stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightPart {
     /// The one matrix of a dense weight.
@@ -33,7 +33,7 @@ pub enum WeightPart {
 }
 
 impl WeightPart {
-    /// The matrices: all parts but the cores, of which a train has any number.
+    /// The matrices: all parts but the cores, whose number varies.
     const MATRICES: [(Self, &'static str); 4] = [
         (Self::Dense, "weight"),
         (Self::FactorA, "lowrank_a.weight"),
@@ -41,7 +41,7 @@ impl WeightPart {
         (Self::FactorB, "lowrank_b.weight"),
     ];
 
-    /// What follows `<module>.` in the tensor's key.
+    /// Suffix after `<module>.` in the tensor's key.
     pub fn suffix(self) -> String {
         if let Self::Core(k) = self {
             return format!("{CORES}.{k}");
@@ -63,7 +63,7 @@ impl WeightPart {
         format!("{module}.{}", self.suffix())
     }
 
-    /// Takes a key apart into its module and the part of its weight; `None` for biases and anything else.
+    /// Splits a key into its module and the part of its weight; `None` for biases and anything else.
     ///
     /// ```
     /// use lowrank_spec::names::WeightPart;
@@ -84,7 +84,7 @@ impl WeightPart {
         Some((module, Self::Core(k.parse().ok()?)))
     }
 
-    /// Its name where a config tells how each part is stored: `weight`, `lowrank_a`, …
+    /// Its name in a config that describes the storage of each part: `weight`, `lowrank_a`, …
     pub fn name(self) -> &'static str {
         match self {
             Self::Dense => "weight",
@@ -95,8 +95,8 @@ impl WeightPart {
         }
     }
 
-    /// Of a part in blocks: whether the blocks lie along the columns of the matrix that the forward pass multiplies by
-    /// (its transpose is what is stored). `None` for the parts that are never in blocks.
+    /// For a quantised part: whether the blocks are along the columns of the matrix in the forward pass
+    /// (its transpose is stored). `None` for the parts that are never quantised.
     ///
     /// A product reads a column of the weight and a row of the right factor, and an embedding looks up rows.
     pub fn blocks_are_transposed(self, embedding: bool) -> Option<bool> {
@@ -107,7 +107,7 @@ impl WeightPart {
         }
     }
 
-    /// Whether the file holds the transpose of what the forward pass multiplies by.
+    /// Whether the file stores the transpose of the matrix in the forward pass.
     pub fn is_transposed(self) -> bool {
         matches!(self, Self::FactorA | Self::FactorC | Self::FactorB)
     }
@@ -116,7 +116,7 @@ impl WeightPart {
 /// The list of cores below a module.
 const CORES: &str = "tt_cores";
 
-/// Ends of the names of buffers that checkpoints hold beside parameters, of all architectures.
+/// Suffixes of the names of buffers that checkpoints of any architecture store beside parameters.
 pub(crate) const BUFFERS: [&str; 7] = [
     "embeddings.position_ids",
     "embeddings.token_type_ids",
@@ -127,7 +127,8 @@ pub(crate) const BUFFERS: [&str; 7] = [
     "attention.masked_bias",
 ];
 
-/// Whether a tensor of this name in a checkpoint is a buffer, which no model counts among its parameters.
+/// Whether a tensor of this name in a checkpoint is a buffer, which is not counted among a model's
+/// parameters.
 ///
 /// ```
 /// use lowrank_spec::names::is_buffer;
@@ -140,7 +141,7 @@ pub fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|end| is_end(end))
 }
 
-/// The expert that a module belongs to: the path down to its number. Maps of one expert see the same tokens, those of
+/// The expert of a module: the path down to its number. Maps of one expert see the same tokens, those of
 /// another see others.
 ///
 /// ```
@@ -156,8 +157,8 @@ pub fn expert_of(path: &str) -> Option<&str> {
         .then(|| &path[..start + number.len()])
 }
 
-/// Whether a module chooses among experts, or weighs one that all tokens take: a small map whose rounding moves tokens to
-/// other experts, so that it is factored and rounded only where it is named.
+/// Whether a module chooses among experts, or is the gate of a shared expert: a small map whose rounding
+/// moves tokens to other experts, so that it is factored and quantised only if named explicitly.
 ///
 /// ```
 /// use lowrank_spec::names::is_router;

@@ -1,4 +1,4 @@
-//! Values by the end of a module's path, as PEFT's `rank_pattern` and `alpha_pattern` have them.
+//! Values by suffix of a module's path, like PEFT's `rank_pattern` and `alpha_pattern`.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::targets::compile;
 
 /// A list of keys with values, in the order of the file. A key is a regular expression with the syntax of Python's `re`
-/// (look-around included) that matches the end of a module's path; the first key that matches holds.
+/// (look-around included) that matches the end of a module's path; the first matching key is used.
 ///
 /// ```
 /// use lowrank_spec::SuffixMap;

@@ -141,7 +141,7 @@ impl Observer for Sums {
 }
 
 impl Sums {
-    /// Tells which sites belong to experts, before any input is seen.
+    /// Assigns sites to experts, before any input is seen.
     pub(crate) fn observe(&self, sites: &[Site]) {
         let expert = |site: &Site| expert_of(&site.path).map(str::to_string);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).experts = sites.iter().map(expert).collect();
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(x.magnitude, [8.0, 13.0]);
     }
 
-    /// Two experts that the same token chose share nothing: one had tokens before, and has others later.
+    /// Two experts chosen by the same token share nothing: one had tokens before, and has others later.
     #[test]
     fn experts_have_sums_of_their_own() {
         let sums = Sums::default();

@@ -15,7 +15,7 @@ use crate::truncation::{Truncation, TruncationReport, tails};
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
 /// | `max_iterations` | 25 | HOOI sweeps after the HOSVD start | ≥ 0 |
-/// | `tolerance` | 1e-6 | stop when a sweep lowers the relative error by less than this share of it | ≥ 0 |
+/// | `tolerance` | 1e-6 | stop when a sweep lowers the relative error by less than this fraction of it | ≥ 0 |
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tucker2Options {
     /// Largest number of sweeps; 0 keeps the HOSVD.

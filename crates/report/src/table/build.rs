@@ -15,19 +15,19 @@ use crate::{
 /// The tasks in the order of the GLUE papers' tables.
 const TASKS: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"];
 
-/// Methods in the order of a table: the model as it was, everything trained, adapters (which sort by name), hardly anything
-/// trained.
+/// Methods in the order of a table: the untrained model, everything trained, adapters (which sort by name),
+/// hardly anything trained.
 const FIRST: [&str; 3] = ["dense", "full", "bitfit"];
 const LAST: [&str; 3] = ["head", "untouched", "untrained"];
 
-/// Settings that do not make another method of it.
+/// Settings that do not distinguish methods.
 const NOT_TELLING: [&str; 10] =
     ["lr", "seed", "model", "task", "method", "label", "rank", "output", "log_dir", "resume"];
 
-/// The setting that may name the folder of another run, which in a grid is another one for every seed.
+/// The setting that may name the folder of another run, which in a grid differs for every seed.
 const INIT_FROM: &str = "init_from";
 
-/// Model, label, rank, settings: what a row is.
+/// Key of a row: model, label, rank, settings.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct RowKey {
     model: String,
@@ -37,7 +37,7 @@ struct RowKey {
     settings: String,
 }
 
-/// Collects the rows, and what a reader must know of them.
+/// Collects the rows and the notes.
 #[derive(Default)]
 struct Builder {
     columns: Vec<Column>,
@@ -88,7 +88,7 @@ impl Builder {
         let cells: Vec<_> = (0..self.columns.len()).map(|index| self.cell(runs, index)).collect();
         let cost = match cells.iter().any(Option::is_some) {
             true => cost(cells.iter().flatten().flat_map(|cell| &cell.runs)),
-            // What ended without a score has cost something too.
+            // A run that ended without a score has a cost too.
             false => cost(runs.iter().copied()),
         };
         let average = average(&cells, &self.columns);
@@ -115,7 +115,7 @@ impl Builder {
             let (scored, without): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|run| run.record.train_info.metric.is_some());
             if !without.is_empty() {
-                // A mean over the seeds that went well would be too good.
+                // A mean over the successful seeds would be too optimistic.
                 let others = match scored.len() {
                     0 => String::new(),
                     1 => "; 1 other seed is left out with it".to_owned(),
@@ -179,7 +179,7 @@ impl Builder {
     }
 }
 
-/// A column per task, of the metric that most of its runs have.
+/// A column per task, with the metric that most of its runs have.
 fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
     let mut tasks: BTreeMap<(usize, &str), Vec<(&str, usize)>> = BTreeMap::new();
     for run in runs {
@@ -193,7 +193,7 @@ fn columns(runs: &[&LoadedRun]) -> Vec<Column> {
         }
     }
     let column = |((_, task), metrics): ((usize, &str), Vec<(&str, usize)>)| {
-        // A run that names no metric has no say; of several that as many have, the first.
+        // A run that names no metric is not counted; ties go to the first.
         let named = metrics.iter().rev().filter(|(name, _)| !name.is_empty());
         let most = named.max_by_key(|(_, count)| *count);
         Column { task: task.to_owned(), metric: Metric::new(most.map_or("", |(name, _)| *name)) }
@@ -208,7 +208,7 @@ fn mixed(runs: &[&LoadedRun], names: &ModelNames) -> Vec<String> {
     let mut programs = Versions::new();
     for run in runs {
         let meta = &run.record.meta_info;
-        // What was given the name of the model that it was made of has weights of its own.
+        // A model that was given the name of the model it was made from has weights of its own.
         let is_made_of_it = run.record.run_info.config.contains_key("model_name");
         if !run.record.is_random() && !is_made_of_it {
             let weights = hashes.entry(format!("the weights of {}", names.of(run))).or_default();
@@ -233,7 +233,7 @@ fn mixed(runs: &[&LoadedRun], names: &ModelNames) -> Vec<String> {
 /// The first run of every version or hash.
 type Versions<'a> = BTreeMap<&'a str, &'a LoadedRun>;
 
-/// Characters of a hash that are shown.
+/// Number of displayed characters of a hash.
 const HASH_SHOWN: usize = 12;
 
 /// Versions by their first `shown` characters, each with a folder of it.
@@ -246,7 +246,7 @@ fn list(versions: &Versions, shown: usize) -> String {
     versions.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// The settings in which runs of the same model, label, rank and task differ: they make rows of their own.
+/// The settings in which runs of the same model, label, rank and task differ: they define separate rows.
 fn telling_settings(runs: &[&LoadedRun], names: &ModelNames) -> BTreeSet<String> {
     let mut groups: BTreeMap<_, Vec<&LoadedRun>> = BTreeMap::new();
     for run in runs.iter().copied() {
@@ -272,8 +272,8 @@ fn telling_settings(runs: &[&LoadedRun], names: &ModelNames) -> BTreeSet<String>
     telling
 }
 
-/// Whether runs began from what tells methods apart: those of one seed from several folders, or some from a folder and
-/// some not.
+/// Whether the initial folders of runs distinguish methods: those of one seed come from several folders, or
+/// only some of them come from a folder.
 fn starts_differ(runs: &[&LoadedRun]) -> bool {
     let mut by_seed: BTreeMap<Option<u64>, String> = BTreeMap::new();
     let mut alike = |run: &LoadedRun| {
@@ -284,8 +284,8 @@ fn starts_differ(runs: &[&LoadedRun]) -> bool {
     (given > 0 && given < runs.len()) || !runs.iter().all(|run| alike(run))
 }
 
-/// A grid's cell `<model>-<method>-<task>-<settings>-s<seed>-<hash>` in a path without its task, seed and hash: what
-/// the cells of all seeds and tasks have in common.
+/// A grid's cell `<model>-<method>-<task>-<settings>-s<seed>-<hash>` in a path without its task, seed and
+/// hash: the common part of the cells of all seeds and tasks.
 fn without_seed(path: &str, task: &str) -> String {
     let part = |part: &str| {
         let name = part
@@ -303,10 +303,10 @@ fn without_seed(path: &str, task: &str) -> String {
     path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
-/// The settings that make rows of their own.
+/// The settings that define separate rows.
 struct Telling {
     keys: BTreeSet<String>,
-    /// Starts without their seed that stand for several folders of one seed.
+    /// Initial folders, without their seed, that stand for several folders of one seed.
     ambiguous: BTreeSet<String>,
 }
 
@@ -333,12 +333,12 @@ impl Telling {
             return text;
         }
         let short = without_seed(&text, &run.record.meta_info.task);
-        // A row too many is better than the mean of different things.
+        // A superfluous row is better than the mean of different things.
         if self.ambiguous.contains(&short) { text } else { short }
     }
 }
 
-/// A setting as text, empty where it is absent, or a switch that is off: an older version may not have known it.
+/// A setting as text, empty if it is absent, or a switch that is off: an older version may not have known it.
 fn setting(run: &LoadedRun, key: &str) -> String {
     match run.record.run_info.config.get(key) {
         Some(serde_json::Value::String(text)) => text.clone(),
@@ -371,7 +371,7 @@ fn row_key(run: &LoadedRun, names: &ModelNames, telling: &Telling) -> RowKey {
     }
 }
 
-/// Whether the scores of all columns are of one direction and scale, so that they have an average.
+/// Whether the scores of all columns have one direction and scale, so that they can be averaged.
 pub(super) fn are_alike(columns: &[Column]) -> bool {
     columns.windows(2).all(|pair| {
         pair[0].metric.higher_is_better() == pair[1].metric.higher_is_better()
@@ -425,7 +425,7 @@ fn mark_best(rows: &mut [Row], columns: &[Column]) {
     }
 }
 
-/// Which values are shown with the same digits as the best one.
+/// The values shown with the same digits as the best one.
 fn best_of(values: &[Option<f64>], metric: &Metric) -> Vec<bool> {
     let decimals = score_decimals(metric);
     let mut best: Option<f64> = None;

@@ -38,7 +38,7 @@ impl<'a> ModelNames<'a> {
     }
 }
 
-/// Where the model lies; nowhere for what was given the name of the model that it was made of.
+/// Real path of the model; `None` for a model that was given the name of the model it was made from.
 fn path(run: &LoadedRun) -> Option<Parts<'_>> {
     let is_made_of_it = run.record.run_info.config.contains_key("model_name");
     // A path from the root begins with an empty part.

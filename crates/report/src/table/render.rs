@@ -21,7 +21,7 @@ impl Field {
     }
 }
 
-/// What the formats for readers share: headers and fields, all as text.
+/// Common input of the formats for readers: headers and fields, all as text.
 pub(crate) struct Grid {
     pub(crate) headers: Vec<String>,
     pub(crate) rows: Vec<Vec<Field>>,
@@ -31,7 +31,7 @@ pub(crate) struct Grid {
     pub(crate) costs: usize,
 }
 
-/// What stands where there is nothing to show.
+/// Placeholder of an empty field.
 const NOTHING: &str = "–";
 
 pub(crate) fn grid(table: &GridTable) -> Grid {
@@ -67,10 +67,10 @@ pub(crate) fn grid(table: &GridTable) -> Grid {
     Grid { rows: table.rows.iter().map(row).collect(), names, costs: costs.len(), headers }
 }
 
-/// A header and what stands below it.
+/// A header and its column.
 type CostColumn = (&'static str, fn(&Cost) -> String);
 
-/// Columns of size, and of time and memory: those in which something stands. Where nothing is trained, as in
+/// Columns of size, and of time and memory: those with any value. If nothing is trained, as in
 /// compression, the size is that of the whole model.
 fn cost_columns(table: &GridTable) -> [Vec<CostColumn>; 2] {
     let is_trained = table.rows.iter().any(|row| !row.published && row.cost.trainable > 0);
@@ -120,7 +120,7 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or(NOTHING.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-/// A number of parameters, of which none is nothing to show.
+/// A number of parameters; 0 is not shown.
 fn count(value: u64) -> String {
     if value == 0 { NOTHING.to_owned() } else { thousands(value) }
 }
@@ -138,7 +138,7 @@ fn thousands(value: u64) -> String {
     out
 }
 
-/// What the cells show: `cola: matthews; sst2: accuracy; × 100; mean ± standard deviation over seeds`.
+/// Description of the cells: `cola: matthews; sst2: accuracy; × 100; mean ± standard deviation over seeds`.
 pub(crate) fn legend(table: &GridTable) -> String {
     let mut parts: Vec<String> = table
         .columns
@@ -170,7 +170,7 @@ pub(super) fn text(table: &GridTable) -> String {
         return lines(std::iter::once("no run has finished".to_owned()).chain(table.notes.clone()));
     }
     let grid = grid(table);
-    // A column's mark stands in a place of its own, so that the digits stay aligned.
+    // A column's mark has its own position, so that the digits stay aligned.
     let marked = |field: &Field| format!("{}{}", field.text, if field.best { "*" } else { " " });
     let cells: Vec<Vec<String>> = grid.rows.iter().map(|row| row.iter().map(marked).collect()).collect();
     let headers: Vec<String> = grid.headers.iter().map(|header| format!("{header} ")).collect();
@@ -224,7 +224,7 @@ pub(super) fn latex(table: &GridTable) -> String {
     let grid = grid_or_empty(table);
     let line = |fields: Vec<String>| {
         let row = fields.join(" & ");
-        // The command before the row would take these for its own.
+        // The previous row's command would take these as its own.
         let guard = if row.starts_with(['*', '[']) { "{}" } else { "" };
         format!("{guard}{row} \\\\")
     };
@@ -328,7 +328,7 @@ pub(super) fn csv(table: &GridTable) -> String {
     lines(std::iter::once(headers).chain(table.rows.iter().map(row)).map(line))
 }
 
-/// A field of a CSV file, quoted where RFC 4180 asks for it.
+/// A field of a CSV file, quoted if RFC 4180 requires it.
 pub(crate) fn csv_field(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))

@@ -105,7 +105,7 @@ impl Memory {
         let (experts, shared): (Vec<&Site>, Vec<&Site>) =
             sites.partition(|site| expert_of(&site.path).is_some());
         let width = |sites: &[&Site]| sites.iter().map(|site| site.d_output).sum::<usize>();
-        // A token takes some experts of each layer, and is copied for each of them.
+        // A token is processed by some experts of each layer, and is copied for each of them.
         let routed = config.experts.as_ref().map_or(0, |of| {
             let layers = config.layers.iter().filter(|layer| layer.experts).count();
             width(&experts) * of.top_k / of.count + 2 * layers * of.top_k * config.d_model
