@@ -26,5 +26,5 @@ pub use ops::{
     Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
     linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu, write_rows,
 };
-pub use spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+pub use spec::{AdamW, Alibi, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 pub use weight::Weight;

@@ -124,6 +124,39 @@ impl<T: Into<PackedTokens>> From<T> for Keys {
     }
 }
 
+/// Biases of scores that are linear in the position of the key (ALiBi, Press et al. 2022).
+///
+/// Head `h` adds `slope_h·(key - query)`: by what it adds at the query's own position the softmax does not change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alibi {
+    /// Slope of each head; shape `[n_heads]`.
+    pub slopes: Arc<[f32]>,
+    /// The factor on the biases where slopes, positions and their products are rounded to bfloat16, as Falcon's are.
+    pub rounded: Option<f32>,
+}
+
+impl Alibi {
+    /// What head `head` adds to the score of two positions.
+    #[inline]
+    pub(crate) fn bias(&self, head: usize, key: usize, query: usize) -> f32 {
+        let slope = self.slopes[head];
+        match self.rounded {
+            None => slope * (key as f32 - query as f32),
+            Some(factor) => {
+                let rounded = |position: usize| to_bf16(to_bf16(slope) * to_bf16(position as f32));
+                (rounded(key) - rounded(query)) * factor
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16 of a finite number, ties to even.
+#[inline]
+fn to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
 /// Layout and options of an attention over packed sequences.
 ///
 /// Queries are `[queries, n_heads * head_dim]`, keys and values `[keys, n_kv_heads * head_dim]`. The queries of a
@@ -146,6 +179,10 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// A query at position `i` sees position `j` only if `|i - j| < window`.
     pub window: Option<usize>,
+    /// Bound `c` of the scaled scores: they become `c·tanh(score / c)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// What is added to the scaled and bounded scores by position.
+    pub alibi: Option<Alibi>,
     /// Dropout on the attention probabilities.
     pub dropout: Option<Dropout>,
 }
@@ -163,6 +200,8 @@ impl AttentionSpec {
             scale: 1.0 / (head_dim as f32).sqrt(),
             causal: false,
             window: None,
+            softcap: None,
+            alibi: None,
             dropout: None,
         }
     }
@@ -202,6 +241,14 @@ impl AttentionSpec {
             self.head_dim
         );
         assert!(self.window != Some(0), "attention: a window of 0 sees nothing");
+        if let Some(Alibi { slopes, .. }) = &self.alibi {
+            assert!(
+                slopes.len() == self.n_heads,
+                "attention: {} slopes for {} heads",
+                slopes.len(),
+                self.n_heads
+            );
+        }
         assert!(
             self.queries.n_sequences() == self.keys.n_sequences()
                 && self.sequences().all(|(queries, keys)| queries.len() <= keys.len()),

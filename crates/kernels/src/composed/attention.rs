@@ -68,6 +68,10 @@ pub(crate) fn attention_grads<B: Backend>(
         None => p.clone(),
     };
     let ds = (p * (dp - along)).mul_scalar(spec.scale);
+    let ds = match spec.softcap {
+        Some(cap) => ds * padded.capped(q.clone(), k.clone(), cap).1,
+        None => ds,
+    };
     AttentionGrads {
         v: needed[2].then(|| unwrap(padded.pack_keys(dv.transpose().matmul(dy)))),
         q: needed[0].then(|| unwrap(padded.pack_queries(ds.clone().matmul(k)))),
@@ -148,7 +152,37 @@ impl<'a, B: Backend> Padded<'a, B> {
 
     /// Scaled scores, `[batch, heads, queries, keys]`: -∞ where a query does not see a key.
     fn scores(&self, q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
-        q.matmul(k.transpose()).mul_scalar(self.spec.scale) + self.mask()
+        let scores = match self.spec.softcap {
+            Some(cap) => self.capped(q, k, cap).0,
+            None => q.matmul(k.transpose()).mul_scalar(self.spec.scale),
+        };
+        match self.biases() {
+            Some(biases) => scores + biases + self.mask(),
+            None => scores + self.mask(),
+        }
+    }
+
+    /// Scores under a soft cap, and what their gradients are multiplied with.
+    fn capped(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, cap: f32) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let t = q.matmul(k.transpose()).mul_scalar(self.spec.scale).div_scalar(cap).tanh();
+        let slope = t.clone().powi_scalar(2).neg().add_scalar(1.0);
+        (t.mul_scalar(cap), slope)
+    }
+
+    /// What each head adds to its scores by distance, `[batch, heads, queries, keys]`.
+    fn biases(&self) -> Option<Tensor<B, 4>> {
+        let alibi = self.spec.alibi.as_ref()?;
+        let shape = [self.batch(), self.spec.n_heads, self.max_queries, self.max_keys];
+        let mut biases = Vec::with_capacity(shape.iter().product());
+        for (queries, keys) in self.spec.sequences() {
+            for head in 0..self.spec.n_heads {
+                for query in 0..self.max_queries {
+                    let position = keys.len() - queries.len() + query;
+                    biases.extend((0..self.max_keys).map(|key| alibi.bias(head, key, position)));
+                }
+            }
+        }
+        Some(Tensor::from_data(TensorData::new(biases, shape), (&self.device, self.dtype)))
     }
 
     /// 0 where a query sees a key and -∞ elsewhere, `[batch, 1, queries, keys]`.

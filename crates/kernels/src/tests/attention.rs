@@ -7,7 +7,7 @@ use rstest::rstest;
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
 use crate::kernels::Kernels;
 use crate::ops::attention;
-use crate::spec::{AttentionSpec, Dropout, Keys};
+use crate::spec::{Alibi, AttentionSpec, Dropout, Keys};
 
 #[test]
 fn keys_with_gaps_between_give_what_they_give_without() {
@@ -42,6 +42,15 @@ fn specs() -> Vec<AttentionSpec> {
         spec.queries = queries.into();
         spec
     };
+    let capped = |spec: AttentionSpec, cap| AttentionSpec { softcap: Some(cap), ..spec };
+    let sloped = |spec: AttentionSpec| {
+        let slopes = (0..spec.n_heads).map(|head| 0.3 * 0.4f32.powi(head as i32)).collect();
+        AttentionSpec { alibi: Some(Alibi { slopes, rounded: None }), ..spec }
+    };
+    let rounded = |spec: AttentionSpec| {
+        let alibi = Alibi { slopes: [0.8, 0.3].into(), rounded: Some(0.25) };
+        AttentionSpec { alibi: Some(alibi), ..spec }
+    };
     let windowed = |spec: AttentionSpec, window| AttentionSpec { window: Some(window), ..spec };
     vec![
         AttentionSpec::encoder([1], 1, 1),
@@ -58,12 +67,30 @@ fn specs() -> Vec<AttentionSpec> {
         cached(windowed(AttentionSpec::decoder([700], 2, 1, 64), 100), &[5]),
         cached(AttentionSpec::encoder([30, 31], 2, 40), &[4, 31]),
         AttentionSpec::encoder([0, 0], 2, 16),
+        capped(AttentionSpec::decoder([40, 1, 9], 4, 2, 24), 2.5),
+        capped(windowed(AttentionSpec { dropout, ..AttentionSpec::decoder([300], 2, 1, 16) }, 20), 50.0),
+        sloped(AttentionSpec::decoder([70, 5], 4, 4, 32)),
+        sloped(capped(windowed(AttentionSpec::decoder([500], 3, 1, 16), 90), 4.0)),
+        sloped(AttentionSpec::encoder([30, 0, 8], 2, 8)),
+        rounded(AttentionSpec::decoder([600, 3], 2, 1, 8)),
+        cached(sloped(capped(AttentionSpec::decoder([50, 9, 4], 8, 2, 32), 1.5)), &[1, 3, 0]),
     ]
 }
 
 struct Expected {
     y: Vec<f64>,
     log_sums: Vec<f64>,
+}
+
+fn bias(alibi: &Alibi, head: usize, key: usize, query: usize) -> f64 {
+    let slope = alibi.slopes[head];
+    let Some(factor) = alibi.rounded else {
+        // Biases are floats of single precision in every backend.
+        return f64::from(slope * (key as f32 - query as f32));
+    };
+    let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+    let [key, query] = [key, query].map(|at| f64::from(rounded(rounded(slope) * rounded(at as f32))));
+    (key - query) * f64::from(factor)
 }
 
 fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
@@ -83,7 +110,12 @@ fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
                 };
                 let score = |key: usize| -> f64 {
                     let dot: f64 = (0..head_dim).map(|i| q[at + i] * k[kv_at(key) + i]).sum();
-                    dot * f64::from(spec.scale)
+                    let score = dot * f64::from(spec.scale);
+                    let score = spec.softcap.map_or(score, |cap| {
+                        let cap = f64::from(cap);
+                        cap * (score / cap).tanh()
+                    });
+                    score + spec.alibi.as_ref().map_or(0.0, |alibi| bias(alibi, head, key, position))
                 };
                 let visible: Vec<usize> = (0..keys).filter(sees).collect();
                 let sum: f64 = visible.iter().map(|&key| score(key).exp()).sum();
@@ -198,6 +230,7 @@ fn large_scores_are_finite() {
 #[rstest]
 #[case(AttentionSpec { n_kv_heads: 2, ..AttentionSpec::encoder([3], 3, 4) }, "3 heads over 2 key heads")]
 #[case(AttentionSpec { window: Some(0), ..AttentionSpec::encoder([3], 1, 4) }, "window of 0")]
+#[case(AttentionSpec { alibi: Some(Alibi { slopes: [0.5; 2].into(), rounded: None }), ..AttentionSpec::encoder([3], 1, 4) }, "2 slopes for 1 heads")]
 #[case(AttentionSpec { queries: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
 #[case(AttentionSpec::encoder([2], 1, 4), "expected [2, 4]")]
 #[case(AttentionSpec { keys: Keys::Cached(std::iter::once(1..4).collect()), ..AttentionSpec::encoder([3], 1, 4) }, "expected at least 4")]

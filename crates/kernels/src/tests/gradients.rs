@@ -9,7 +9,7 @@ use crate::ops::{
     add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
     rms_norm, rope, swiglu,
 };
-use crate::spec::{AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
+use crate::spec::{Alibi, AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
 
 /// A function of some matrices with one row for vectors, whose output is weighted and summed up.
 pub(super) trait Case {
@@ -231,6 +231,14 @@ fn attentions() {
     check_case(&Attention(AttentionSpec { dropout, ..AttentionSpec::encoder([5, 9], 2, 8) }));
     check_case(&Attention(AttentionSpec::decoder([7, 4], 4, 2, 8)));
     check_case(&Attention(AttentionSpec { window: Some(3), ..AttentionSpec::decoder([12], 2, 1, 8) }));
+    check_case(&Attention(AttentionSpec { softcap: Some(1.5), ..AttentionSpec::decoder([7, 4], 4, 2, 8) }));
+    check_case(&Attention(AttentionSpec {
+        softcap: Some(0.8),
+        alibi: Some(Alibi { slopes: [0.5, 0.125].into(), rounded: None }),
+        window: Some(5),
+        dropout,
+        ..AttentionSpec::decoder([9], 2, 1, 8)
+    }));
     check_case(&Attention(AttentionSpec {
         queries: [2, 4].into(),
         ..AttentionSpec::decoder([7, 4], 2, 2, 8)

@@ -8,7 +8,7 @@ use super::super::math;
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
 use super::super::team;
 use super::forward::grow;
-use super::{Block, Head, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
+use super::{Block, Head, Score, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
 use crate::spec::AttentionSpec;
 
 /// What the backward pass starts from; `y` is the output and `dy` its gradient.
@@ -25,7 +25,7 @@ pub(crate) struct Saved<'a> {
 /// Gradients of the queries, keys and values, those that are needed.
 ///
 /// With P the probabilities and M the dropout factors: `dV = (P ∘ M)ᵀ·dY`, `dP = (dY·Vᵀ) ∘ M`,
-/// `dS = P ∘ (dP - rowsum(dY ∘ Y))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`.
+/// `dS = P ∘ (dP - rowsum(dY ∘ Y))·scale` (under a soft cap c times `1 - (score / c)²`), `dQ = dS·K`, `dK = dSᵀ·Q`.
 pub(crate) fn attention_grads(
     saved: Saved<'_>,
     spec: &AttentionSpec,
@@ -115,7 +115,7 @@ impl Kernel for Backward<'_> {
                         let scores = i * block.stride..(i + 1) * block.stride;
                         let row = SoftmaxRow {
                             visible: block.visible(spec, *sequence, query),
-                            scale: spec.scale,
+                            score: Score::new(spec, *sequence, head, query, block.keys.start),
                             log_sum: log_sums[row],
                             along,
                             mask: spec.dropout.map(|dropout| Mask::new(simd, dropout, row as u64)),
@@ -165,9 +165,9 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// What the softmax of one query is differentiated with.
-struct SoftmaxRow<S: Simd> {
+struct SoftmaxRow<'a, S: Simd> {
     visible: Range<usize>,
-    scale: f32,
+    score: Score<'a>,
     log_sum: f32,
     /// `Σ y·dy`.
     along: f32,
@@ -175,18 +175,19 @@ struct SoftmaxRow<S: Simd> {
     keys: Range<usize>,
 }
 
-impl<S: Simd> SoftmaxRow<S> {
+impl<S: Simd> SoftmaxRow<'_, S> {
     /// Turns scores into probabilities with dropout, and the gradients of those into gradients of the dot
     /// products.
     #[inline(always)]
     fn backward(self, simd: S, scores: &mut [f32], grads: &mut [f32]) {
-        let Self { visible, scale, log_sum, along, mask, keys } = self;
+        let Self { visible, score: of_dots, log_sum, along, mask, keys } = self;
         let count = keys.len().div_ceil(LANES);
         let ((scores, _), (grads, _)) = (scores.as_chunks_mut::<LANES>(), grads.as_chunks_mut::<LANES>());
-        let (factor, log_sum, along) = (simd.splat(scale), simd.splat(log_sum), simd.splat(along));
+        let (log_sum, along) = (simd.splat(log_sum), simd.splat(along));
         for (i, (score, grad)) in scores.iter_mut().zip(grads).enumerate().take(count) {
             // Of the rounded product, as in the forward pass: never above `log_sum`.
-            let p = math::exp(simd, simd.sub(simd.mul(simd.load(score), factor), log_sum));
+            let (s, slope) = of_dots.of(simd, simd.load(score), i * LANES);
+            let p = math::exp(simd, simd.sub(s, log_sum));
             let p = only_visible(simd, p, i * LANES, &visible, 0.0);
             let (mut dropped, mut dp) = (p, simd.load(grad));
             if let Some(mask) = mask {
@@ -194,7 +195,7 @@ impl<S: Simd> SoftmaxRow<S> {
                 (dropped, dp) = (mask.apply(simd, p, at), mask.apply(simd, dp, at));
             }
             simd.store(dropped, score);
-            simd.store(simd.mul(simd.mul(p, simd.sub(dp, along)), factor), grad);
+            simd.store(simd.mul(simd.mul(p, simd.sub(dp, along)), slope), grad);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::super::elementwise::Mask;
 use super::super::math;
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
 use super::super::team;
-use super::{Block, Head, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
+use super::{Block, Head, Score, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
 use crate::spec::AttentionSpec;
 
 /// Attention of queries `[queries, n_heads · head_dim]`; keys and values are `[keys, n_kv_heads · head_dim]`.
@@ -92,7 +92,14 @@ impl Kernel for Forward<'_> {
                         let mask = spec.dropout.map(|dropout| Mask::new(simd, dropout, row as u64));
                         let visible = block.visible(spec, *sequence, query);
                         let p = &mut scratch.scores[i * block.stride..(i + 1) * block.stride];
-                        let log_sum = softmax(simd, p, visible, spec.scale, mask, block.keys.clone());
+                        let score = Score::new(spec, *sequence, head, query, block.keys.start);
+                        let scale = if score.is_plain() {
+                            spec.scale
+                        } else {
+                            transform(simd, p, score, block.keys.len());
+                            1.0
+                        };
+                        let log_sum = softmax(simd, p, visible, scale, mask, block.keys.clone());
                         if let Some(log_sums) = log_sums {
                             // SAFETY: row is below queries · heads, and no other task has it.
                             unsafe { log_sums.add(row).write(log_sum) };
@@ -115,6 +122,16 @@ impl Kernel for Forward<'_> {
 pub(super) fn grow(room: &mut Vec<f32>, len: usize) {
     if room.len() < len {
         room.resize(len, 0.0);
+    }
+}
+
+/// Turns a row of dot products of this many keys into scores.
+#[inline(always)]
+fn transform<S: Simd>(simd: S, row: &mut [f32], score: Score<'_>, keys: usize) {
+    let (lanes, _) = row.as_chunks_mut::<LANES>();
+    for (i, dots) in lanes[..keys.div_ceil(LANES)].iter_mut().enumerate() {
+        let (scores, _) = score.of(simd, simd.load(dots), i * LANES);
+        simd.store(scores, dots);
     }
 }
 

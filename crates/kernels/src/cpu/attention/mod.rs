@@ -17,6 +17,7 @@ pub(crate) use forward::attention;
 use super::gemm::pack::{Panels, Places};
 use super::gemm::tile::{Strip, multiply};
 use super::gemm::{Right, Weights};
+use super::math;
 use super::simd::{LANES, Simd};
 use super::team;
 use crate::spec::AttentionSpec;
@@ -231,6 +232,54 @@ unsafe fn combine<S: Simd>(
         };
         // SAFETY: the caller's.
         unsafe { multiply(simd, strip) };
+    }
+}
+
+/// What happens to the scores of one query before the softmax.
+#[derive(Clone, Copy)]
+struct Score<'a> {
+    spec: &'a AttentionSpec,
+    head: usize,
+    /// Position of the query.
+    position: usize,
+    /// Position of the first key of the row.
+    first_key: usize,
+}
+
+impl<'a> Score<'a> {
+    /// For query `query` of a sequence and head `head`, whose row of scores begins at key `first_key`.
+    fn new(
+        spec: &'a AttentionSpec,
+        sequence: Sequence,
+        head: usize,
+        query: usize,
+        first_key: usize,
+    ) -> Self {
+        Self { spec, head, position: sequence.kv_length - sequence.q_length + query, first_key }
+    }
+
+    /// Whether a score is its product by `scale` and nothing more.
+    const fn is_plain(&self) -> bool {
+        self.spec.softcap.is_none() && self.spec.alibi.is_none()
+    }
+
+    /// The scores of dot products, from key `at` of the row on, and their slopes.
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, dots: S::V, at: usize) -> (S::V, S::V) {
+        let mut slope = simd.splat(self.spec.scale);
+        let mut score = simd.mul(dots, slope);
+        if let Some(cap) = self.spec.softcap {
+            let t = math::tanh(simd, simd.mul(score, simd.splat(1.0 / cap)));
+            slope = simd.mul(slope, simd.fnma(t, t, simd.splat(1.0)));
+            score = simd.mul(t, simd.splat(cap));
+        }
+        if let Some(alibi) = &self.spec.alibi {
+            let key = self.first_key + at;
+            let biases: [f32; LANES] =
+                std::array::from_fn(|lane| alibi.bias(self.head, key + lane, self.position));
+            score = simd.add(score, simd.load(&biases));
+        }
+        (score, slope)
     }
 }
 
