@@ -5,14 +5,17 @@
 mod common;
 
 use common::{TOLERANCE, check_logits, forward, golden};
-use lowrank_adapters::AdapterSet;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::Tensor;
+use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
+use lowrank_models::config::QkvNames;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Stack, Tokens};
-use lowrank_tests::{assert_close, fixture};
+use lowrank_tests::{assert_close, fixture, random};
 use rstest::rstest;
 
 type Flex = burn_flex::Flex;
@@ -23,9 +26,6 @@ fn load<B: Kernels>(name: &str) -> Decoder<B> {
     let config = DecoderConfig::read(&folder).unwrap();
     Decoder::load(&folder, config, WeightType::F32, &Default::default()).unwrap()
 }
-
-/// Fixtures of architectures that are not supported: each is refused by name.
-const REFUSED: [&str; 1] = ["gemma2"];
 
 /// Every folder of a language model with what transformers made of it.
 fn decoders() -> Vec<String> {
@@ -42,21 +42,9 @@ fn decoders() -> Vec<String> {
     names
 }
 
-fn supported() -> Vec<String> {
-    decoders().into_iter().filter(|name| !REFUSED.contains(&name.as_str())).collect()
-}
-
-#[test]
-fn what_is_not_supported_is_refused_by_name() {
-    for name in decoders().iter().filter(|name| REFUSED.contains(&name.as_str())) {
-        let error = DecoderConfig::read(&fixture(name)).unwrap_err().to_string();
-        assert!(error.contains("is not supported: "), "{name}: {error}");
-    }
-}
-
 #[test]
 fn equals_transformers() {
-    for name in &supported() {
+    for name in &decoders() {
         let golden = golden(name);
         check_logits(name, &load::<Flex>(name), &AdapterSet::empty(), &golden);
         check_logits(name, &load::<NdArray>(name), &AdapterSet::empty(), &golden);
@@ -65,7 +53,7 @@ fn equals_transformers() {
 
 #[test]
 fn tokenizers_give_the_ids() {
-    for name in &supported() {
+    for name in &decoders() {
         let tokenizer = TextTokenizer::from_folder(&fixture(name), None).unwrap();
         for case in golden(name).cases {
             assert_eq!(
@@ -112,7 +100,7 @@ fn check_generation<B: Kernels>(name: &str) {
 
 #[test]
 fn greedy_tokens_equal_transformers_with_a_cache_and_without() {
-    supported().iter().for_each(|name| check_generation::<Flex>(name));
+    decoders().iter().for_each(|name| check_generation::<Flex>(name));
 }
 
 #[test]
@@ -182,6 +170,46 @@ fn an_adapter_from_peft_gives_its_logits(#[case] name: &str) {
     }
     check::<Flex>(name);
     check::<NdArray>(name);
+}
+
+/// Over the maps that PEFT adapts unless it is told otherwise: queries and values, or the map that makes both.
+#[test]
+fn an_adapter_merges_into_every_architecture() {
+    struct Draw(usize);
+    impl<B: burn::tensor::backend::Backend> ModuleMapper<B> for Draw {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            self.0 += 1;
+            let shape: [usize; D] = param.dims();
+            param.map(|_| random(&format!("factor {}", self.0), shape, 0.3))
+        }
+    }
+    for name in &decoders() {
+        let model = load::<Flex>(name);
+        let targets = match model.config().architecture.names.qkv {
+            QkvNames::Separate([query, _, value]) => vec![query, value],
+            QkvNames::Fused { name, .. } => vec![name],
+        };
+        let targets: Vec<&str> = targets.iter().map(|path| path.rsplit('.').next().unwrap()).collect();
+        let config = AdapterConfig {
+            rank: 2,
+            alpha: 5.0,
+            ..AdapterConfig::new(Method::LORA, Targets::new(Pattern::parse(&targets.join(","))))
+        };
+        let set = AdapterSet::init(&config, model.sites(), &model.base_weights(), &Default::default());
+        let set = set.unwrap().map(&mut Draw(0));
+        let covered = (0..model.sites().len()).filter(|&site| set.covers(site)).count();
+        assert_eq!(covered, targets.len() * model.config().n_layers, "{name}");
+        let ids = &golden(name).cases[0].input_ids;
+        let logits = |model: &Decoder<Flex>, set: &AdapterSet<Flex>| {
+            forward(model, ids, &[ids.len()], Rows::All, set)
+        };
+        let (plain, adapted) = (logits(&model, &AdapterSet::empty()), logits(&model, &set));
+        assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-2), "{name}: nothing changes");
+        let merged = logits(&model.merged(&set).unwrap(), &AdapterSet::empty());
+        // Larger weights than the fixtures' own, whose rounding grows through the layers.
+        assert_close(name, &merged, &adapted, 4.0 * TOLERANCE);
+        assert_eq!(logits(&model, &AdapterSet::empty()), plain);
+    }
 }
 
 /// Each prompt has its adapter to its end, whichever of them ends first.

@@ -45,10 +45,10 @@ impl<B: Backend> Body<B> {
     }
 
     /// Makes room for a vocabulary of another size.
-    pub(crate) fn resize_vocabulary(&mut self, rows: usize, d_model: usize) -> Result<()> {
+    pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         match self {
             Self::Encoder(body) => body.resize_vocabulary(rows),
-            Self::Decoder(body) => body.resize_vocabulary(rows, d_model),
+            Self::Decoder(body) => body.resize_vocabulary(rows),
         }
     }
 
@@ -96,10 +96,10 @@ impl<B: Kernels> Body<B> {
         }
     }
 
-    pub(crate) fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         match self {
-            Self::Encoder(body) => body.finish(x),
-            Self::Decoder(body) => body.finish(x),
+            Self::Encoder(body) => body.finish(x, run),
+            Self::Decoder(body) => body.finish(x, run),
         }
     }
 }

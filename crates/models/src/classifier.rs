@@ -347,7 +347,7 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
     }
 
     fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
-        self.body.resize_vocabulary(rows, self.info.config.d_model())?;
+        self.body.resize_vocabulary(rows)?;
         self.info.sites[self.body.word_site()].d_input = rows;
         self.info.config.set_vocab_size(rows);
         Ok(())

@@ -283,7 +283,7 @@ impl<B: Kernels> Encoder<B> {
     }
 
     /// What comes after the last layer: nothing, since layers end in norms.
-    pub(crate) fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn finish(&self, x: Tensor<B, 2>, _run: Run<'_, B>) -> Tensor<B, 2> {
         x
     }
 

@@ -12,25 +12,27 @@ use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
 #[derive(Module, Debug)]
 pub struct Norm<B: Backend> {
     /// Shape `[d_model]`.
-    pub gamma: Param<Tensor<B, 1>>,
-    /// Shape `[d_model]`; an RMS norm has none.
-    pub beta: Option<Param<Tensor<B, 1>>>,
+    gamma: Option<Param<Tensor<B, 1>>>,
+    /// Shape `[d_model]`.
+    beta: Option<Param<Tensor<B, 1>>>,
     eps: f64,
-    /// Whether the gain is stored as its difference from 1.
-    plus_one: bool,
+    #[module(skip)]
+    kind: NormKind,
 }
 
 impl<B: Backend> Norm<B> {
     /// Gain 1, offset 0.
     pub fn init(kind: NormKind, d_model: usize, eps: f64, device: &B::Device) -> Self {
-        let beta = (kind == NormKind::Layer).then(|| lazy_full([d_model], 0.0, device));
-        let plus_one = kind == NormKind::RmsPlusOne;
-        let gamma = lazy_full([d_model], if plus_one { 0.0 } else { 1.0 }, device);
-        Self { gamma, beta, eps, plus_one }
+        let gain = if kind.is_plus_one() { 0.0 } else { 1.0 };
+        let gamma = kind.has_gain().then(|| lazy_full([d_model], gain, device));
+        let beta = kind.has_offset().then(|| lazy_full([d_model], 0.0, device));
+        Self { gamma, beta, eps, kind }
     }
 
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, at: ModulePath<'_>, visitor: &mut V) {
-        visitor.visit(&at.parameter(Role::Gain, Layout::Same, None), &mut self.gamma);
+        if let Some(gamma) = &mut self.gamma {
+            visitor.visit(&at.parameter(Role::Gain, Layout::Same, None), gamma);
+        }
         if let Some(beta) = &mut self.beta {
             visitor.visit(&at.parameter(Role::Offset, Layout::Same, None), beta);
         }
@@ -43,10 +45,19 @@ impl<B: Kernels> Norm<B> {
     /// # Shapes
     /// - x, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        match &self.beta {
-            Some(_) => self.forward_residual(x, None, None),
-            None if self.plus_one => rms_norm(x, self.gamma.val() + 1.0, self.eps),
-            None => rms_norm(x, self.gamma.val(), self.eps),
+        if self.kind.is_centered() {
+            return self.forward_residual(x, None, None);
+        }
+        let gain = self.gain(&x);
+        rms_norm(x, gain, self.eps)
+    }
+
+    /// What normed rows of the width of `x` are multiplied with.
+    fn gain(&self, x: &Tensor<B, 2>) -> Tensor<B, 1> {
+        match &self.gamma {
+            Some(gamma) if self.kind.is_plus_one() => gamma.val() + 1.0,
+            Some(gamma) => gamma.val(),
+            None => Tensor::ones([x.dims()[1]], (&x.device(), x.dtype())),
         }
     }
 
@@ -57,6 +68,7 @@ impl<B: Kernels> Norm<B> {
         residual: Option<Tensor<B, 2>>,
         drop: Option<Dropout>,
     ) -> Tensor<B, 2> {
-        layer_norm(x, residual, self.gamma.val(), self.beta.as_ref().map(Param::val), self.eps, drop)
+        let gain = self.gain(&x);
+        layer_norm(x, residual, gain, self.beta.as_ref().map(Param::val), self.eps, drop)
     }
 }

@@ -99,6 +99,11 @@ fn lazy<B: Backend, const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), false, shape.into())
 }
 
+/// Whether `missing` is what some end of a prefix lacks: whole parts of it from its start on.
+pub(crate) fn is_beginning(missing: &str, prefix: &str) -> bool {
+    prefix.starts_with(missing) && (missing.is_empty() || missing.ends_with('.'))
+}
+
 /// Magnitude from which f16 rounds to infinity: halfway between its largest number and the next power of two.
 const F16_LIMIT: f32 = 65_520.0;
 
@@ -107,8 +112,8 @@ pub struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     device: &'a B::Device,
     prefix: &'a str,
-    /// Whether the checkpoint's names have the prefix.
-    is_prefixed: bool,
+    /// The end of the prefix that the checkpoint's names have.
+    stored_prefix: &'a str,
     weights: WeightType,
     /// Which parts of which modules are in blocks.
     section: Option<&'a LowrankSection>,
@@ -147,13 +152,17 @@ const OTHER_HEADS: [&str; 9] = [
 const EXTRA_STATE: &str = "_extra_state";
 
 impl<'a, B: Backend> Loader<'a, B> {
-    /// A loader from `checkpoint` onto `device`; the checkpoint may hold the keys with or without `prefix`.
+    /// A loader from `checkpoint` onto `device`; the checkpoint may hold the keys with `prefix`, its end or without.
     pub fn new(checkpoint: &'a Checkpoint, prefix: &'a str, device: &'a B::Device) -> Self {
+        let mut stored_prefix = prefix;
+        while !checkpoint.names().any(|name| name.starts_with(stored_prefix)) {
+            stored_prefix = stored_prefix.split_once('.').map_or("", |(_, end)| end);
+        }
         Self {
             checkpoint,
             device,
             prefix,
-            is_prefixed: checkpoint.names().any(|name| name.starts_with(prefix)),
+            stored_prefix,
             weights: WeightType::F32,
             section: None,
             used: BTreeSet::new(),
@@ -193,7 +202,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// The name under which the checkpoint would hold `key`.
     pub fn stored_key<'k>(&self, key: &'k str) -> &'k str {
-        if self.is_prefixed { key } else { key.strip_prefix(self.prefix).unwrap_or(key) }
+        if key.starts_with(self.prefix) { &key[self.prefix.len() - self.stored_prefix.len()..] } else { key }
     }
 
     /// The name under which the checkpoint holds `key`, also by the old names of layer norms.

@@ -5,11 +5,13 @@ use burn::tensor::TensorData;
 
 use crate::config::RopeConfig;
 
-/// Cosines and sines of the angles of positions; shapes `[tokens, rotary_dim / 2]`.
+/// Cosines and sines of the angles of positions; shapes `[tokens, rotary_dim / 2]`. With them what queries are multiplied
+/// with, `[tokens, 1]`, where they grow with their position.
 #[derive(Clone, Debug)]
 pub(crate) struct Angles<B: Backend> {
     pub(crate) cos: Tensor<B, 2>,
     pub(crate) sin: Tensor<B, 2>,
+    pub(crate) query_factors: Option<Tensor<B, 2>>,
 }
 
 /// One kind of rotary positions, ready to give angles.
@@ -54,6 +56,10 @@ impl Rotary {
             }
         }
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
-        Angles { cos: tensor(cos), sin: tensor(sin) }
+        let query_factors = self.config.query_growth.map(|growth| {
+            let factors: Vec<f32> = positions.iter().map(|&position| growth.at(position)).collect();
+            Tensor::from_data(TensorData::new(factors, [positions.len(), 1]), device)
+        });
+        Angles { cos: tensor(cos), sin: tensor(sin), query_factors }
     }
 }

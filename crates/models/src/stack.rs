@@ -113,11 +113,13 @@ pub trait Stack<B: Kernels>: Parameters<B> {
         run: Run<'_, B>,
     ) -> Tensor<B, 2>;
 
-    /// What comes after the last layer and before any head: the final norm, where there is one.
+    /// What comes after the last layer and before any head: the final norm and the map to the width of the embedding, where
+    /// there are such.
     ///
     /// # Shapes
-    /// - x, output: `[rows, d_model]`
-    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
+    /// - x: `[rows, d_model]`
+    /// - output: the same, or `[rows, embedding_width]` of a decoder whose embedding is of another width
+    fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2>;
 
     /// Hidden states of the whole model: embedded, through all layers, finished.
     ///
@@ -129,7 +131,7 @@ pub trait Stack<B: Kernels>: Parameters<B> {
             let rows = if index + 1 == n { rows } else { Rows::All };
             self.layer(index, x, batch, rows, run)
         });
-        self.finish(x)
+        self.finish(x, run)
     }
 }
 
@@ -168,8 +170,8 @@ macro_rules! stack_of_body {
                 self.body.layer(index, x, batch, rows, run)
             }
 
-            fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-                self.body.finish(x)
+            fn finish(&self, x: Tensor<B, 2>, run: $crate::Run<'_, B>) -> Tensor<B, 2> {
+                self.body.finish(x, run)
             }
         }
     };

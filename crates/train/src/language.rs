@@ -374,7 +374,7 @@ where
     let leaf = |x: Tensor<B::InnerBackend, 2>| Tensor::<B, 2>::from_inner(x).require_grad();
     let last = leaf(last);
     let (targets, weights) = batch.labels(&device);
-    let loss = decoder.nll_sum(decoder.finish(last.clone()), targets, weights, run) * scale;
+    let loss = decoder.nll_sum(decoder.finish(last.clone(), run), targets, weights, run) * scale;
     let mut dx = note(loss.backward(), Some(&last));
     let packed = decoder.batch(tokens, &device)?;
     for (index, input) in inputs.into_iter().enumerate().rev() {

@@ -154,8 +154,9 @@ impl<B: Backend> Network<B> {
             })
         });
         let loader = Loader::new(checkpoint, config.prefix(), device);
+        let is_decoder = matches!(config, Config::Decoder(_));
         let is_tied = matches!(config, Config::Decoder(config) if config.tied);
-        let mut io = PartLoader { loader, own: own.collect(), part, is_tied, device };
+        let mut io = PartLoader { loader, own: own.collect(), part, is_decoder, is_tied, device };
         network.visit_params(&mut io);
         // Parts that are not wanted were not visited, so nothing else can be missing.
         let missing = io.loader.finish(|_| part != Part::Head, |_| true)?;
@@ -228,7 +229,7 @@ impl<B: Kernels> Network<B> {
     pub(crate) fn finish(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
         let run = Run::eval(adapters);
         match self {
-            Self::Decoder(model) => model.logits(model.finish(x), run),
+            Self::Decoder(model) => model.logits(model.finish(x, run), run),
             Self::Classifier(model, _) => model.head(x, run),
         }
     }
@@ -246,7 +247,10 @@ impl<B: Kernels> Network<B> {
     ) -> Result<Tensor<B, 1>> {
         let none = AdapterSet::empty();
         match self {
-            Self::Decoder(model) => Ok(model.nll_sum(model.finish(x), targets, weights, Run::eval(&none))),
+            Self::Decoder(model) => {
+                let run = Run::eval(&none);
+                Ok(model.nll_sum(model.finish(x, run), targets, weights, run))
+            }
             Self::Classifier(..) => {
                 Err(CompressError::Input("an encoder does not predict next tokens".into()))
             }
@@ -259,6 +263,7 @@ struct PartLoader<'a, B: Backend> {
     loader: Loader<'a, B>,
     own: HashMap<String, (&'a [usize], &'a [f32])>,
     part: Part,
+    is_decoder: bool,
     is_tied: bool,
     device: &'a B::Device,
 }
@@ -266,7 +271,12 @@ struct PartLoader<'a, B: Backend> {
 impl<B: Backend> PartLoader<'_, B> {
     fn is_wanted(&self, at: &Parameter<'_>) -> bool {
         match self.part {
-            Part::Outside => at.module.part == lowrank_models::Part::Embeddings,
+            // A decoder's embedding may be projected before the layers and after them.
+            Part::Outside => match at.module.part {
+                lowrank_models::Part::Embeddings => true,
+                lowrank_models::Part::Body => self.is_decoder && at.module.layer.is_none(),
+                lowrank_models::Part::Head => false,
+            },
             // A tied head is the embedding.
             Part::Head => {
                 let is_table = at.module.part == lowrank_models::Part::Embeddings;

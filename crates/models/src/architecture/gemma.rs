@@ -44,3 +44,8 @@ pub(super) fn common(
         ..common
     })
 }
+
+/// The factor on attention scores of Gemma 2 and 3.
+pub(super) fn score_scale(keys: &Keys<'_>) -> Result<f32, String> {
+    Ok(keys.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32)
+}

@@ -12,6 +12,7 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     class: "Gemma3Text",
     names: DecoderNames { norms: NORMS, ..gemma::ARCHITECTURE.names },
     config,
+    ..gemma::ARCHITECTURE
 };
 
 /// Gemma 2 has the same.
@@ -23,6 +24,7 @@ pub(super) const NORMS: LayerNorms = LayerNorms {
 };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+    // A key that transformers reads and does not use.
     if keys.number("attn_logit_softcapping")?.is_some() {
         return Err("attn_logit_softcapping is not supported; expected null".into());
     }
@@ -34,20 +36,21 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         RopeConfig::read_kind(keys, "full_attention", common.head_dim, global)?,
         RopeConfig::read_kind(keys, "sliding_attention", common.head_dim, local)?,
     ];
-    let scale = keys.number_or("query_pre_attn_scalar", 256.0)?;
-    if scale <= 0.0 {
-        return Err(format!("query_pre_attn_scalar = {scale} is out of range; expected above 0"));
-    }
+    let scale = gemma::score_scale(keys)?;
     let pattern = keys.size_or("sliding_window_pattern", 6)?;
     let window = match keys.has("sliding_window") {
         true => keys.optional_size("sliding_window", MAX_DIM)?,
         false => Some(4096),
     };
-    let logit_softcap = keys.number("final_logit_softcapping")?;
-    let config = DecoderConfig { qk_norm: Some(QkNorm::Head), ropes, logit_softcap, ..common };
+    let config = DecoderConfig {
+        qk_norm: Some(QkNorm::Head),
+        ropes,
+        logit_softcap: keys.positive("final_logit_softcapping")?,
+        ..common
+    };
     let mut config = config.with_windows(keys, window, |layer| !(layer + 1).is_multiple_of(pattern))?;
     for layer in &mut config.layers {
-        layer.scale = scale.powf(-0.5) as f32;
+        layer.scale = scale;
         layer.rope = Some(usize::from(layer.window.is_some()));
     }
     Ok(config)

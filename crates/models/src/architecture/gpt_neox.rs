@@ -1,8 +1,9 @@
 //! GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): one map for query, key and value, head by head.
 
+use super::llama;
 use crate::config::{
-    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Keys, LayerNorms, NormKind, QkvNames,
-    Residual, RopeConfig, RopeKeys, lookup,
+    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Keys, NormKind, QkvNames, Residual,
+    RopeConfig, RopeKeys, lookup,
 };
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
@@ -11,22 +12,18 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     names: DecoderNames {
         prefix: "gpt_neox.",
         embedding: "embed_in",
-        positions: None,
-        layers: "layers",
-        norms: LayerNorms::before("input_layernorm", "post_attention_layernorm"),
         qkv: QkvNames::Fused { name: "attention.query_key_value", by_head: true },
-        qk_norms: ["", ""],
         output: "attention.dense",
         gate: None,
         up: "mlp.dense_h_to_4h",
-        up_has_gate: false,
         down: "mlp.dense_4h_to_h",
         norm: "final_layer_norm",
         head: "embed_out",
-        conv1d: false,
         buffers: &["attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"],
+        ..llama::NAMES
     },
     config,
+    ..llama::ARCHITECTURE
 };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {

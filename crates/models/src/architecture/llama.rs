@@ -3,12 +3,14 @@
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, QkvNames};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "llama", class: "Llama", names: NAMES, config };
+    DecoderArchitecture { model_type: "llama", class: "Llama", config_keys: &[], names: NAMES, config };
 
 /// Most later decoders have these, or most of them.
 pub(super) const NAMES: DecoderNames = DecoderNames {
     prefix: "model.",
     embedding: "embed_tokens",
+    embedding_norm: None,
+    embedding_projections: ["", ""],
     positions: None,
     layers: "layers",
     norms: LayerNorms::before("input_layernorm", "post_attention_layernorm"),

@@ -2,19 +2,43 @@
 //! add one.
 
 mod albert;
+mod arcee;
 mod bert;
+mod bloom;
+mod cohere;
+mod cohere2;
+mod cwm;
 mod distilbert;
 mod electra;
+mod ernie4_5;
+mod exaone4;
+mod falcon;
 mod gemma;
+mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
 mod gpt_neox;
+mod gptj;
 mod granite;
+mod helium;
+mod hunyuan_v1_dense;
+mod jais2;
 mod llama;
+mod ministral;
+mod ministral3;
 mod mistral;
 mod mixtral;
+mod mpt;
+mod nemotron;
 mod olmo2;
+mod olmo3;
+mod olmo;
 mod olmoe;
+mod opt;
 mod phi;
 mod phi3;
 mod qwen2;
@@ -22,10 +46,12 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod unknown;
+mod vaultgemma;
 
 use std::path::Path;
 
@@ -34,7 +60,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     BodyConfig, ClassifierConfig, DecoderArchitecture, DecoderConfig, EncoderArchitecture, EncoderConfig,
-    HeadLevel, Keys, read_labels, read_object,
+    HeadLevel, Keys, as_in_file, read_labels, read_object, renamed,
 };
 use crate::error::{ModelError, Result};
 
@@ -68,6 +94,32 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &qwen2_moe::ARCHITECTURE,
     &qwen3_moe::ARCHITECTURE,
     &olmoe::ARCHITECTURE,
+    &gemma2::ARCHITECTURE,
+    &vaultgemma::ARCHITECTURE,
+    &cohere::ARCHITECTURE,
+    &cohere2::ARCHITECTURE,
+    &glm::ARCHITECTURE,
+    &glm4::ARCHITECTURE,
+    &olmo::ARCHITECTURE,
+    &olmo3::ARCHITECTURE,
+    &exaone4::ARCHITECTURE,
+    &ministral::ARCHITECTURE,
+    &ministral3::ARCHITECTURE,
+    &seed_oss::ARCHITECTURE,
+    &arcee::ARCHITECTURE,
+    &nemotron::ARCHITECTURE,
+    &jais2::ARCHITECTURE,
+    &helium::ARCHITECTURE,
+    &ernie4_5::ARCHITECTURE,
+    &hunyuan_v1_dense::ARCHITECTURE,
+    &cwm::ARCHITECTURE,
+    &opt::ARCHITECTURE,
+    &gptj::ARCHITECTURE,
+    &gpt_neo::ARCHITECTURE,
+    &gpt_bigcode::ARCHITECTURE,
+    &falcon::ARCHITECTURE,
+    &bloom::ARCHITECTURE,
+    &mpt::ARCHITECTURE,
 ];
 
 /// Ends of the names of buffers that an encoder's checkpoint may hold.
@@ -168,9 +220,13 @@ impl DecoderConfig {
         let keys = Keys::new(&raw);
         let model_type = keys.text("model_type")?.ok_or("model_type is missing")?;
         let architecture = decoder(model_type)?;
-        let config = Self { raw: raw.clone(), ..(architecture.config)(architecture, &keys)? };
-        config.check()?;
-        Ok(config)
+        let names = architecture.config_keys;
+        let renamed = renamed(&raw, names);
+        let config = (architecture.config)(architecture, &Keys::new(&renamed)).and_then(|config| {
+            let config = Self { raw: raw.clone(), ..config };
+            config.check().map(|()| config)
+        });
+        config.map_err(|error| as_in_file(error, &raw, names))
     }
 }
 

@@ -4,7 +4,7 @@ use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, QkNorm};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "olmo2", class: "Olmo2", names: NAMES, config };
+    DecoderArchitecture { model_type: "olmo2", class: "Olmo2", names: NAMES, config, ..llama::ARCHITECTURE };
 
 const NAMES: DecoderNames = DecoderNames {
     norms: LayerNorms {
@@ -16,7 +16,10 @@ const NAMES: DecoderNames = DecoderNames {
     ..llama::NAMES
 };
 
-fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+pub(super) fn config(
+    architecture: &'static DecoderArchitecture,
+    keys: &Keys<'_>,
+) -> Result<DecoderConfig, String> {
     let defaults = Defaults { norm_eps: 1e-5, ..Defaults::DEFAULT };
     Ok(DecoderConfig { qk_norm: Some(QkNorm::All), ..llama::with(architecture, keys, defaults)? })
 }

@@ -8,7 +8,7 @@ use crate::config::{
 };
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "phi", class: "Phi", names: NAMES, config };
+    DecoderArchitecture { model_type: "phi", class: "Phi", names: NAMES, config, ..llama::ARCHITECTURE };
 
 const NAMES: DecoderNames = DecoderNames {
     norms: LayerNorms { mlp: None, ..llama::NAMES.norms },

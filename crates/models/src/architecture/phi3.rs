@@ -5,7 +5,7 @@ use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, QkvNames};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "phi3", class: "Phi3", names: NAMES, config };
+    DecoderArchitecture { model_type: "phi3", class: "Phi3", names: NAMES, config, ..llama::ARCHITECTURE };
 
 const NAMES: DecoderNames = DecoderNames {
     qkv: QkvNames::Fused { name: "self_attn.qkv_proj", by_head: false },

@@ -126,3 +126,74 @@ fn every_buffer_of_an_architecture_is_known_as_one() {
         assert!(is_buffer(&format!("model.{}", end.trim_start_matches('.'))), "{end}");
     }
 }
+
+/// The least that a decoder's config must say, under Llama's names, and changes.
+fn decoder_config(model_type: &str, changes: &str) -> std::result::Result<DecoderConfig, String> {
+    let mut base: Map<String, Value> = serde_json::from_str(
+        r#"{"vocab_size":9,"hidden_size":32,"num_hidden_layers":4,"num_attention_heads":4,"intermediate_size":16}"#,
+    )
+    .unwrap();
+    base.insert("model_type".into(), model_type.into());
+    base.extend(serde_json::from_str::<Map<String, Value>>(changes).unwrap());
+    DecoderConfig::parse(base)
+}
+
+#[rstest]
+#[case("falcon", r#"{"new_decoder_architecture":true,"parallel_attn":false}"#, "parallel_attn = false")]
+#[case("falcon", r#"{"num_ln_in_parallel_attn":2}"#, "num_ln_in_parallel_attn = 2")]
+#[case("bloom", r#"{"apply_residual_connection_post_layernorm":true}"#, "apply_residual_connection")]
+#[case("mpt", r#"{"attn_config":{"alibi":false}}"#, "attn_config: alibi = false is not supported")]
+#[case("mpt", r#"{"attn_config":{"attn_type":"multiquery_attention"}}"#, "'multiquery_attention'")]
+#[case("mpt", r#"{"attn_config":{"alibi_bias_max":16}}"#, "attn_config: alibi_bias_max = 16")]
+#[case("mpt", r#"{"expansion_ratio":2}"#, "expansion_ratio = 2")]
+#[case("mpt", r#"{"no_bias":false}"#, "no_bias = false")]
+#[case("mpt", r#"{"logit_scale":"inv_sqrt_d_model"}"#, "logit_scale")]
+#[case("gptj", r#"{"tie_word_embeddings":true}"#, "tie_word_embeddings = true")]
+#[case("gptj", r#"{"rotary_dim":10}"#, "rotary_dim = 10")]
+#[case("gptj", r#"{"hidden_size":null,"n_embd":"wide"}"#, "n_embd = \"wide\"")]
+#[case("gpt_neo", r#"{"attention_types":[[["global","local"],3]]}"#, "attention_types has 6 entries for 4 layers")]
+#[case("gpt_neo", r#"{"attention_types":[[["near"],4]]}"#, "expected lists of 'global' and 'local'")]
+#[case("gpt_neo", r#"{"attention_types":[3]}"#, "expected lists of 'global' and 'local'")]
+#[case("gpt_bigcode", r#"{"add_cross_attention":true}"#, "add_cross_attention")]
+#[case("ministral3", "{}", "rope_parameters is missing")]
+#[case("ministral3", r#"{"rope_parameters":{"rope_theta":1e4}}"#, "llama_4_scaling_beta is missing")]
+#[case("cwm", "{}", "rope_parameters is missing")]
+#[case("olmo", r#"{"clip_qkv":-1}"#, "clip_qkv = -1")]
+#[case("gemma2", r#"{"attn_logit_softcapping":0}"#, "attn_logit_softcapping = 0")]
+#[case("gemma2", r#"{"use_bidirectional_attention":true}"#, "use_bidirectional_attention")]
+#[case("exaone4", r#"{"sliding_window_pattern":"LLLG"}"#, "sliding_window_pattern")]
+fn options_of_decoders_that_cannot_be_run_are_refused(
+    #[case] model_type: &str,
+    #[case] changes: &str,
+    #[case] message: &str,
+) {
+    let error = decoder_config(model_type, changes).unwrap_err();
+    assert!(error.contains(message) && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn soft_caps_are_there_unless_they_are_null() {
+    let caps = |changes| {
+        let config = decoder_config("gemma2", changes).unwrap();
+        (config.attention_softcap, config.logit_softcap)
+    };
+    assert_eq!(caps("{}"), (Some(50.0), Some(30.0)));
+    assert_eq!(caps(r#"{"attn_logit_softcapping":null,"final_logit_softcapping":7}"#), (None, Some(7.0)));
+}
+
+#[test]
+fn windows_and_rotations_go_by_layer() {
+    let kinds = |model_type, changes| -> Vec<(Option<usize>, Option<usize>)> {
+        let config = decoder_config(model_type, changes).unwrap();
+        config.layers.iter().map(|layer| (layer.window, layer.rope)).collect()
+    };
+    let near = (Some(4096), Some(0));
+    assert_eq!(kinds("cohere2", "{}"), [near, near, near, (None, None)]);
+    assert_eq!(kinds("cohere2", r#"{"sliding_window":null}"#), [(None, None); 4]);
+    assert_eq!(kinds("exaone4", r#"{"sliding_window":null}"#), [(None, Some(0)); 4]);
+    let own = (Some(4096), Some(1));
+    assert_eq!(kinds("olmo3", "{}"), [own, own, own, (None, Some(0))]);
+    let (full, window) = ((None, Some(0)), (Some(8192), Some(0)));
+    assert_eq!(kinds("cwm", r#"{"rope_scaling":{"type":"linear","factor":2}}"#), [full, window, window, window]);
+    assert_eq!(kinds("gemma2", "{}"), [near, (None, Some(0)), near, (None, Some(0))]);
+}

@@ -4,7 +4,6 @@ use super::{DECODERS, ENCODERS};
 
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
 const RELATIVES: &[(&str, &str)] = &[
-    ("gemma2", "the nearest supported architecture is gemma3_text; soft caps on attention scores differ"),
     ("gemma3", "the model also reads images; give its text model (gemma3_text)"),
     ("gemma3n", "the nearest supported architecture is gemma3_text; per-layer embeddings and AltUp differ"),
     ("gemma4", "the nearest supported architecture is gemma3_text"),
@@ -17,18 +16,13 @@ const RELATIVES: &[(&str, &str)] = &[
         "gpt_oss",
         "the nearest supported architecture is mixtral; attention sinks and the experts' activation differ",
     ),
-    ("bloom", "the nearest supported architecture is gpt_neox; ALiBi positions differ"),
-    (
-        "falcon",
-        "the nearest supported architecture is gpt_neox; one key head for all queries and its names differ",
-    ),
-    (
-        "gptj",
-        "the nearest supported architecture is gpt_neox; interleaved rotary positions and one norm differ",
-    ),
-    ("gpt_neo", "the nearest supported architecture is gpt2; local attention and its names differ"),
-    ("opt", "the nearest supported architecture is gpt2; positions from 2 on and its names differ"),
-    ("gpt_bigcode", "the nearest supported architecture is gpt2; one key head for all queries differs"),
+    ("exaone", "the nearest supported architecture is llama; its names differ"),
+    ("chatglm", "the nearest supported architecture is glm; its names differ"),
+    ("internlm2", "the nearest supported architecture is llama; its names and its fused map differ"),
+    ("apertus", "the nearest supported architecture is arcee; learnt activations and norms differ"),
+    ("codegen", "the nearest supported architecture is gptj; the order of its fused map differs"),
+    ("RefinedWeb", "the nearest supported architecture is falcon, under which newer files have it"),
+    ("RefinedWebModel", "the nearest supported architecture is falcon, under which newer files have it"),
     ("mamba", "it has no attention; no supported architecture is near"),
     ("t5", "encoder-decoder models are not supported"),
     ("mt5", "encoder-decoder models are not supported"),

@@ -11,6 +11,8 @@ pub enum Activation {
     Gelu(Gelu),
     /// Rectifier.
     Relu,
+    /// Square of the rectifier (So et al. 2021).
+    ReluSquared,
     /// Sigmoid-weighted linear unit.
     Silu,
     /// Hyperbolic tangent.
@@ -18,13 +20,14 @@ pub enum Activation {
 }
 
 impl Activation {
-    pub(crate) const NAMES: [(&'static str, Self); 9] = [
+    pub(crate) const NAMES: [(&'static str, Self); 10] = [
         ("gelu", Self::Gelu(Gelu::Erf)),
         ("gelu_python", Self::Gelu(Gelu::Erf)),
         ("gelu_new", Self::Gelu(Gelu::Tanh)),
         ("gelu_pytorch_tanh", Self::Gelu(Gelu::Tanh)),
         ("gelu_fast", Self::Gelu(Gelu::Tanh)),
         ("relu", Self::Relu),
+        ("relu2", Self::ReluSquared),
         ("silu", Self::Silu),
         ("swish", Self::Silu),
         ("tanh", Self::Tanh),
@@ -35,6 +38,7 @@ impl Activation {
         match self {
             Self::Gelu(kind) => gelu(x, kind),
             Self::Relu => relu(x),
+            Self::ReluSquared => relu(x).powi_scalar(2),
             Self::Silu => silu(x),
             Self::Tanh => x.tanh(),
         }

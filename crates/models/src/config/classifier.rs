@@ -69,11 +69,11 @@ impl ClassifierConfig {
         self.raw_mut().insert("vocab_size".into(), rows.into());
     }
 
-    /// Hidden width.
+    /// Width of the hidden states that a head reads.
     pub const fn d_model(&self) -> usize {
         match &self.body {
             BodyConfig::Encoder(config) => config.d_model,
-            BodyConfig::Decoder(config) => config.d_model,
+            BodyConfig::Decoder(config) => config.embedding_width,
         }
     }
 

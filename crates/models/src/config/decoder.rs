@@ -9,6 +9,7 @@ use crate::config::keys::Keys;
 use crate::config::layer::{LayerKind, NormKind};
 use crate::config::names::DecoderArchitecture;
 use crate::config::rope::{RopeConfig, RopeKeys};
+use lowrank_kernels::Alibi;
 use lowrank_spec::LowrankSection;
 
 /// How the two parts of a layer meet the residual stream.
@@ -18,13 +19,19 @@ pub enum Residual {
     Sequential,
     /// `x + attention(norm(x)) + mlp(norm'(x))`; a layer without the second norm uses the first for both.
     Parallel,
+    /// `h = norm(x + attention(x))`, `norm'(h + mlp(h))`.
+    PostNorm,
 }
 
-/// Norms of queries and keys before the rotation.
+/// Norms of queries and keys, before the rotation unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
     /// Each head by itself; the gain has the width of a head.
     Head,
+    /// The same after the rotation.
+    HeadAfterRotation,
+    /// Each head by itself, as a layer norm, with a gain of its own; gains are `[heads, head_dim]`.
+    HeadGains,
     /// All heads together.
     All,
 }
@@ -43,6 +50,8 @@ pub struct DecoderConfig {
     pub architecture: &'static DecoderArchitecture,
     /// Rows of the word embedding.
     pub vocab_size: usize,
+    /// Width of the word embedding, which is projected to the hidden width where they differ.
+    pub embedding_width: usize,
     /// Hidden width.
     pub d_model: usize,
     /// Transformer layers.
@@ -59,6 +68,8 @@ pub struct DecoderConfig {
     pub experts: Option<ExpertsConfig>,
     /// Positions the model was made for.
     pub max_positions: usize,
+    /// Row of a sequence's first token in a table of positions, which has as many rows more.
+    pub position_offset: usize,
     /// Which norm.
     pub norm: NormKind,
     /// Added to the variance in norms.
@@ -75,8 +86,16 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// How a layer's parts meet the residual stream.
     pub residual: Residual,
+    /// Whether there is a norm after the last layer.
+    pub final_norm: bool,
     /// Norms of queries and keys.
     pub qk_norm: Option<QkNorm>,
+    /// Bound of queries, keys and values, to which larger ones are cut.
+    pub clip_qkv: Option<f64>,
+    /// Bound `c` of the scaled attention scores: they become `c·tanh(score / c)`.
+    pub attention_softcap: Option<f32>,
+    /// Biases of the attention scores by position.
+    pub alibi: Option<Alibi>,
     /// The layers, first to last.
     pub layers: Vec<LayerKind>,
     /// Factor on embedded tokens.
@@ -120,6 +139,8 @@ pub(crate) struct Defaults {
     pub(crate) tied: bool,
     /// Positions the model was made for.
     pub(crate) max_positions: usize,
+    /// Inner width over the hidden width where no key gives the former; the key must be there if `None`.
+    pub(crate) widening: Option<usize>,
 }
 
 impl Defaults {
@@ -133,6 +154,7 @@ impl Defaults {
         rope: RopeKeys::DEFAULT,
         tied: false,
         max_positions: 2048,
+        widening: None,
     };
 }
 
@@ -156,6 +178,11 @@ impl DecoderConfig {
         let d_model = keys.size("hidden_size")?;
         let n_layers = keys.size_within("num_hidden_layers", MAX_LAYERS)?;
         let head_dim = keys.size_or("head_dim", defaults.head_dim.unwrap_or(d_model / n_heads))?;
+        let d_ff = match (keys.optional_size("intermediate_size", MAX_DIM)?, defaults.widening) {
+            (Some(d_ff), _) => d_ff,
+            (None, Some(widening)) => widening * d_model,
+            (None, None) => return Err("intermediate_size is missing".into()),
+        };
         let activation = keys.text(defaults.activation_key)?.unwrap_or(defaults.activation);
         let layer = LayerKind {
             window: None,
@@ -167,14 +194,16 @@ impl DecoderConfig {
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
+            embedding_width: d_model,
             d_model,
             n_layers,
             n_heads,
             n_kv_heads: keys.size_or("num_key_value_heads", n_heads)?,
             head_dim,
-            d_ff: keys.size("intermediate_size")?,
+            d_ff,
             experts: None,
             max_positions: keys.size_or("max_position_embeddings", defaults.max_positions)?,
+            position_offset: 0,
             norm: NormKind::Rms,
             norm_eps: keys.number_or(defaults.norm_eps_key, defaults.norm_eps)?,
             ropes: vec![RopeConfig::read_with(keys, head_dim, defaults.rope)?],
@@ -183,7 +212,11 @@ impl DecoderConfig {
             output_bias: false,
             mlp_bias: false,
             residual: Residual::Sequential,
+            final_norm: true,
             qk_norm: None,
+            clip_qkv: None,
+            attention_softcap: None,
+            alibi: None,
             layers: vec![layer; n_layers],
             embedding_scale: 1.0,
             residual_scale: 1.0,
@@ -216,6 +249,13 @@ impl DecoderConfig {
             layer.window = window.filter(|_| slides);
         }
         Ok(self)
+    }
+
+    /// The same without rotary positions.
+    pub(crate) fn without_ropes(mut self) -> Self {
+        self.ropes.clear();
+        self.layers.iter_mut().for_each(|layer| layer.rope = None);
+        self
     }
 
     pub(crate) fn check(&self) -> std::result::Result<(), String> {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::config::activation::Activation;
 use crate::config::file::{MAX_LAYERS, lookup};
-use crate::config::keys::Keys;
+use crate::config::keys::{Keys, as_in_file, renamed};
 use crate::config::labels::{self, Problem};
 use crate::config::names::EncoderArchitecture;
 use lowrank_spec::LowrankSection;
@@ -63,22 +63,11 @@ impl EncoderConfig {
         architecture: &'static EncoderArchitecture,
         raw: Map<String, Value>,
     ) -> std::result::Result<Self, String> {
-        let mut renamed = raw.clone();
-        for (own, key) in architecture.config_keys {
-            if let Some(value) = renamed.remove(*own) {
-                renamed.insert((*key).into(), value);
-            }
+        let names = architecture.config_keys;
+        match Self::of_keys(architecture, &Keys::new(&renamed(&raw, names))) {
+            Ok(config) => Ok(Self { raw, ..config }),
+            Err(error) => Err(as_in_file(error, &raw, names)),
         }
-        // Errors name the keys as the file has them.
-        Self::of_keys(architecture, &Keys::new(&renamed)).map(|config| Self { raw, ..config }).map_err(
-            |error| {
-                let names = architecture.config_keys.iter().filter(|(own, _)| !renamed.contains_key(*own));
-                names.fold(error, |error, (own, key)| match error.strip_prefix(key) {
-                    Some(rest) if rest.starts_with(' ') => format!("{own}{rest}"),
-                    _ => error,
-                })
-            },
-        )
     }
 
     fn of_keys(

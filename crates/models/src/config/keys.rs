@@ -7,6 +7,26 @@ use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
 
+/// A config in which keys have the names of another architecture's: `own` ones by pairs of own and other name.
+pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
+    let mut renamed = raw.clone();
+    for (own, key) in names {
+        if let Some(value) = renamed.remove(*own) {
+            renamed.insert((*key).into(), value);
+        }
+    }
+    renamed
+}
+
+/// An error about a [renamed](renamed) config, with the names of the keys that the file has.
+pub(crate) fn as_in_file(error: String, raw: &Map<String, Value>, names: &[(&str, &str)]) -> String {
+    let others = names.iter().filter(|(_, key)| !raw.contains_key(*key));
+    others.fold(error, |error, (own, key)| match error.strip_prefix(key) {
+        Some(rest) if rest.starts_with(' ') => format!("{own}{rest}"),
+        _ => error,
+    })
+}
+
 /// The keys of a config.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys<'a> {
@@ -42,6 +62,14 @@ impl<'a> Keys<'a> {
     /// A number.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a finite number", |value| value.as_f64().filter(|x| x.is_finite()))
+    }
+
+    /// A number above 0.
+    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(x) if x <= 0.0 => Err(format!("{key} = {x} is out of range; expected above 0")),
+            x => Ok(x),
+        }
     }
 
     /// A list of numbers.

@@ -7,10 +7,38 @@ use crate::config::names::LayerNorms;
 pub enum NormKind {
     /// Layer norm with gain and offset (Ba et al. 2016).
     Layer,
+    /// Layer norm with a gain alone (Cohere, MPT).
+    LayerGain,
+    /// Layer norm with gain and offset whose stored gain is the difference from 1 (Nemotron).
+    LayerPlusOne,
+    /// Layer norm without parameters (OLMo 1).
+    LayerPlain,
     /// RMS norm with gain (Zhang & Sennrich 2019).
     Rms,
     /// RMS norm whose stored gain is the difference from 1 (Gemma).
     RmsPlusOne,
+}
+
+impl NormKind {
+    /// Whether the mean is subtracted.
+    pub(crate) const fn is_centered(self) -> bool {
+        !matches!(self, Self::Rms | Self::RmsPlusOne)
+    }
+
+    /// Whether there is a gain.
+    pub(crate) const fn has_gain(self) -> bool {
+        !matches!(self, Self::LayerPlain)
+    }
+
+    /// Whether there is an offset.
+    pub(crate) const fn has_offset(self) -> bool {
+        matches!(self, Self::Layer | Self::LayerPlusOne)
+    }
+
+    /// Whether the gain is stored as its difference from 1.
+    pub(crate) const fn is_plus_one(self) -> bool {
+        matches!(self, Self::LayerPlusOne | Self::RmsPlusOne)
+    }
 }
 
 /// One layer of a decoder.

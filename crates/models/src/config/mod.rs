@@ -25,8 +25,9 @@ pub use names::{
     DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, ExpertNames, HeadNames, LayerNorms,
     MaskedLmNames, MlpNames, QkvNames, SharedExpertNames, SharedLayers,
 };
-pub use rope::{RopeConfig, RopeKeys, RopeScaling};
+pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};
 
 pub(crate) use decoder::Defaults;
-pub(crate) use file::{MAX_DIM, MAX_LAYERS, lookup, read_object};
+pub(crate) use file::{MAX_DIM, lookup, read_object};
+pub(crate) use keys::{as_in_file, renamed};
 pub(crate) use labels::read as read_labels;

@@ -117,6 +117,8 @@ pub struct DecoderArchitecture {
     pub model_type: &'static str,
     /// Beginning of the class names in `architectures` (`Llama` of `LlamaForCausalLM`).
     pub class: &'static str,
+    /// Keys of `config.json` that have other names in Llama's.
+    pub config_keys: &'static [(&'static str, &'static str)],
     /// Where the tensors are.
     pub names: DecoderNames,
     /// Reads the config's keys.
@@ -136,6 +138,10 @@ pub struct DecoderNames {
     pub prefix: &'static str,
     /// The word embedding.
     pub embedding: &'static str,
+    /// The norm over it, where there is one.
+    pub embedding_norm: Option<&'static str>,
+    /// The maps from the width of the embedding and back, in models in which it differs from the hidden width.
+    pub embedding_projections: [&'static str; 2],
     /// The table of positions, where they are not rotary.
     pub positions: Option<&'static str>,
     /// The layers.
@@ -243,7 +249,7 @@ pub enum QkvNames {
     Fused {
         /// Its path below a layer.
         name: &'static str,
-        /// Whether query, key and value of a head lie side by side, not those of all heads.
+        /// Whether the queries, the key and the value of a key head lie side by side, not those of all heads.
         by_head: bool,
     },
 }

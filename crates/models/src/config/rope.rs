@@ -13,6 +13,24 @@ pub struct RopeConfig {
     pub interleaved: bool,
     /// How frequencies are changed for longer texts than the model was first trained on.
     pub scaling: RopeScaling,
+    /// How queries grow with their position.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// Queries at position `p` are multiplied by `1 + beta·ln(1 + ⌊p / length⌋)` (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    /// How fast they grow.
+    pub beta: f64,
+    /// The length the model was first trained on.
+    pub length: usize,
+}
+
+impl QueryGrowth {
+    /// The factor at a position.
+    pub(crate) fn at(self, position: usize) -> f32 {
+        (1.0 + self.beta * (1.0 + (position / self.length) as f64).ln()) as f32
+    }
 }
 
 /// How frequencies are changed.
@@ -77,6 +95,8 @@ pub struct RopeKeys {
     pub partial: &'static str,
     /// That part where no key gives it.
     pub default_partial: f64,
+    /// Whether element `2i` is rotated with `2i + 1`.
+    pub interleaved: bool,
 }
 
 impl RopeKeys {
@@ -86,6 +106,7 @@ impl RopeKeys {
         default_theta: 10_000.0,
         partial: "partial_rotary_factor",
         default_partial: 1.0,
+        interleaved: false,
     };
 }
 
@@ -140,7 +161,7 @@ impl RopeConfig {
             Some(own) => RopeScaling::read(&own, keys, theta, rotary_dim)?,
             None => RopeScaling::None,
         };
-        Ok(Self { theta, rotary_dim, interleaved: false, scaling })
+        Ok(Self { theta, rotary_dim, interleaved: names.interleaved, scaling, query_growth: None })
     }
 
     /// Angle of each pair of elements at position 1 in a sequence of `length` tokens; shape `[rotary_dim / 2]`.

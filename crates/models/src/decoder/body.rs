@@ -11,7 +11,7 @@ use crate::config::{DecoderConfig, DecoderNames};
 use crate::decoder::layer::DecoderLayer;
 use crate::embedding::Embedding;
 use crate::error::Result;
-use crate::linear::SiteList;
+use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::rope::Rotary;
 use crate::run::Run;
@@ -21,10 +21,13 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 #[derive(Module, Debug)]
 pub(crate) struct DecoderBody<B: Backend> {
     pub(crate) embedding: Embedding<B>,
-    /// `[max_positions, d_model]`, where positions are not rotary.
+    embedding_norm: Option<Norm<B>>,
+    /// From the width of the embedding and back, where it is not the hidden width.
+    projections: Option<[Linear<B>; 2]>,
+    /// `[max_positions + offset, d_model]`, where positions are not rotary.
     positions: Option<Embedding<B>>,
     layers: Vec<DecoderLayer<B>>,
-    norm: Norm<B>,
+    norm: Option<Norm<B>>,
     embedding_scale: f64,
     #[module(skip)]
     names: DecoderNames,
@@ -40,18 +43,30 @@ pub(crate) struct DecoderBody<B: Backend> {
 impl<B: Backend> DecoderBody<B> {
     pub(crate) fn init(config: &DecoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
         let (d, names) = (config.d_model, config.architecture.names);
-        let mut table = |name: &str, rows: usize| {
-            Embedding::init(&format!("{}{name}", names.prefix), [rows, d], sites, seed, device)
-        };
-        let embedding = table(names.embedding, config.vocab_size);
-        let positions = names.positions.map(|name| table(name, config.max_positions));
+        let path = |name: &str| format!("{}{name}", names.prefix);
+        let mut table = |name, shape| Embedding::init(&path(name), shape, sites, seed, device);
+        let embedding = table(names.embedding, [config.vocab_size, config.embedding_width]);
+        let rows = config.max_positions + config.position_offset;
+        let positions = names.positions.map(|name| table(name, [rows, d]));
+        let norm_of = |width| Norm::init(config.norm, width, config.norm_eps, device);
+        let width = config.embedding_width;
+        let projections = (width != d).then(|| {
+            let [there, back] = names.embedding_projections;
+            [(there, [width, d]), (back, [d, width])].map(|(name, shape)| {
+                let path = &path(name);
+                let spec = LinearSpec { path, layer: None, shape, bias: false, head: false, conv1d: false };
+                sites.linear(spec, seed, device)
+            })
+        });
         Self {
             embedding,
+            embedding_norm: names.embedding_norm.map(|_| norm_of(width)),
+            projections,
             positions,
             layers: (0..config.n_layers)
                 .map(|i| DecoderLayer::init(config, i, sites, seed, device))
                 .collect(),
-            norm: Norm::init(config.norm, d, config.norm_eps, device),
+            norm: config.final_norm.then(|| norm_of(d)),
             embedding_scale: config.embedding_scale,
             names,
             rotary: config.ropes.iter().map(Rotary::new).collect(),
@@ -59,7 +74,7 @@ impl<B: Backend> DecoderBody<B> {
                 vocab_size: config.vocab_size,
                 max_tokens: config.is_bounded().then_some(config.max_positions),
                 types: None,
-                first_position: names.positions.map(|_| 0),
+                first_position: names.positions.map(|_| config.position_offset),
             },
             padding: config.padding,
         }
@@ -69,18 +84,27 @@ impl<B: Backend> DecoderBody<B> {
         let names = self.names;
         let path = |name: &str| format!("{}{name}", names.prefix);
         self.embedding.visit_params(&path(names.embedding), visitor);
+        if let (Some(norm), Some(name)) = (&mut self.embedding_norm, names.embedding_norm) {
+            norm.visit_params(ModulePath::new(&path(name), Part::Embeddings), visitor);
+        }
+        for (map, name) in self.projections.iter_mut().flatten().zip(names.embedding_projections) {
+            map.visit_params(ModulePath::new(&path(name), Part::Body), visitor);
+        }
         if let (Some(positions), Some(name)) = (&mut self.positions, names.positions) {
             positions.visit_params(&path(name), visitor);
         }
         for layer in &mut self.layers {
             layer.visit_params(visitor);
         }
-        self.norm.visit_params(ModulePath::new(&path(names.norm), Part::Body), visitor);
+        if let Some(norm) = &mut self.norm {
+            norm.visit_params(ModulePath::new(&path(names.norm), Part::Body), visitor);
+        }
     }
 
     /// Makes room for a vocabulary of another size.
-    pub(crate) fn resize_vocabulary(&mut self, rows: usize, d_model: usize) -> Result<()> {
-        self.embedding.projection = self.embedding.projection.with_shape([rows, d_model])?;
+    pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        let [_, width] = self.embedding.projection.dims();
+        self.embedding.projection = self.embedding.projection.with_shape([rows, width])?;
         self.limits.vocab_size = rows;
         Ok(())
     }
@@ -116,6 +140,14 @@ impl<B: Kernels> DecoderBody<B> {
     pub(crate) fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
         let x = self.embedding.forward(batch.ids.clone(), run.adapters);
         let x = if self.embedding_scale == 1.0 { x } else { x * self.embedding_scale };
+        let x = match &self.embedding_norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let x = match &self.projections {
+            Some([there, _]) => there.forward(x, run),
+            None => x,
+        };
         match (&self.positions, &batch.positions) {
             (Some(table), Some(rows)) => x + table.forward(rows.clone(), run.adapters),
             _ => x,
@@ -133,8 +165,15 @@ impl<B: Kernels> DecoderBody<B> {
         self.layers[index].forward(x, batch, rows, None, run)
     }
 
-    pub(crate) fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.norm.forward(x)
+    pub(crate) fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let x = match &self.norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        match &self.projections {
+            Some([_, back]) => back.forward(x, run),
+            None => x,
+        }
     }
 
     /// Hidden states of the last token of each sequence, whose keys and values a cache holds.
@@ -149,6 +188,6 @@ impl<B: Kernels> DecoderBody<B> {
             let rows = if index + 1 == self.layers.len() { Rows::Last } else { Rows::All };
             x = layer.forward(x, batch, rows, Some(cache), run);
         }
-        self.finish(x)
+        self.finish(x, run)
     }
 }

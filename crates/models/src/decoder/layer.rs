@@ -1,17 +1,19 @@
 //! The blocks that decoders share: attention with grouped heads, layers.
 
+use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{AttentionSpec, Kernels, Keys, RopeSpec, attention, rope};
+use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, attention, rope};
 
 use crate::batch::{Rows, TokenBatch};
 use crate::cache::KvCache;
-use crate::config::{DecoderConfig, DecoderNames, LayerKind, QkNorm, QkvNames, Residual};
+use crate::config::{DecoderConfig, DecoderNames, LayerKind, NormKind, QkNorm, QkvNames, Residual};
 use crate::decoder::mlp::FeedForward;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
+use crate::params::lazy_full;
 use crate::rope::Angles;
 use crate::run::Run;
-use crate::visit::{Module as ModulePath, ParamVisitor};
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
 
 /// Causal self-attention with grouped heads.
 #[derive(Module, Debug)]
@@ -20,14 +22,22 @@ pub struct Attention<B: Backend> {
     qkv: Vec<Linear<B>>,
     /// Norms of queries and keys.
     qk_norms: Option<[Norm<B>; 2]>,
+    /// Gains of their heads; shapes `[n_heads, head_dim]` and `[n_kv_heads, head_dim]`.
+    qk_gains: Option<[Param<Tensor<B, 2>>; 2]>,
     output: Linear<B>,
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
-    /// Whether a fused map has query, key and value of a head side by side, not of all heads.
+    /// Whether a fused map has queries, key and value of a key head side by side, not of all heads.
     by_head: bool,
-    /// Whether queries and keys are normed head by head.
-    norms_heads: bool,
+    #[module(skip)]
+    qk_norm: Option<QkNorm>,
+    #[module(skip)]
+    clip: Option<f64>,
+    #[module(skip)]
+    softcap: Option<f32>,
+    #[module(skip)]
+    alibi: Option<Alibi>,
     #[module(skip)]
     kind: LayerKind,
     #[module(skip)]
@@ -89,8 +99,13 @@ impl<B: Backend> DecoderLayer<B> {
         };
         let norm_of = |width| Norm::init(config.norm, width, config.norm_eps, device);
         let qk_norms = config.qk_norm.map(|norm| match norm {
-            QkNorm::Head => [config.head_dim, config.head_dim].map(norm_of),
+            QkNorm::Head | QkNorm::HeadAfterRotation => [config.head_dim; 2].map(norm_of),
+            QkNorm::HeadGains => [config.head_dim; 2]
+                .map(|width| Norm::init(NormKind::LayerPlain, width, config.norm_eps, device)),
             QkNorm::All => [q_width, kv_width].map(norm_of),
+        });
+        let qk_gains = (config.qk_norm == Some(QkNorm::HeadGains)).then(|| {
+            [config.n_heads, config.n_kv_heads].map(|heads| lazy_full([heads, config.head_dim], 1.0, device))
         });
         let rope = kind.rope.map(|angles| {
             let rope = &config.ropes[angles];
@@ -99,12 +114,16 @@ impl<B: Backend> DecoderLayer<B> {
         let attention = Attention {
             qkv,
             qk_norms,
+            qk_gains,
             output: linear(names.output, [q_width, d], config.output_bias),
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
             by_head,
-            norms_heads: config.qk_norm == Some(QkNorm::Head),
+            qk_norm: config.qk_norm,
+            clip: config.clip_qkv,
+            softcap: config.attention_softcap,
+            alibi: config.alibi.clone(),
             kind,
             rope: rope.filter(|rope| rope.rotary_dim > 0),
         };
@@ -140,6 +159,11 @@ impl<B: Backend> DecoderLayer<B> {
         for (norm, name) in self.attention.qk_norms.iter_mut().flatten().zip(names.qk_norms) {
             norm.visit_params(ModulePath::in_layer(&path(name), index), visitor);
         }
+        for (gain, name) in self.attention.qk_gains.iter_mut().flatten().zip(names.qk_norms) {
+            let path = path(name);
+            let module = ModulePath::in_layer(&path, index);
+            visitor.visit(&module.parameter(Role::Gain, Layout::Same, None), gain);
+        }
         self.attention.output.visit_params(ModulePath::in_layer(&path(names.output), index), visitor);
         norm(&mut self.attention_output_norm, kind.norms.attention_output, visitor);
         norm(&mut self.mlp_norm, kind.norms.mlp, visitor);
@@ -149,30 +173,52 @@ impl<B: Backend> DecoderLayer<B> {
 }
 
 impl<B: Kernels> Attention<B> {
+    /// What the maps to queries, keys and values give, cut to the bound.
+    fn clipped(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.clip {
+            Some(bound) => x.clamp(-bound, bound),
+            None => x,
+        }
+    }
+
     /// Queries of `x_query` `[rows, n_heads * head_dim]`, keys and values of `x` `[tokens, n_kv_heads * head_dim]`.
     fn project(&self, x_query: Tensor<B, 2>, x: Tensor<B, 2>, run: Run<'_, B>) -> [Tensor<B, 2>; 3] {
         if let [q, k, v] = &self.qkv[..] {
-            return [q.forward(x_query, run), k.forward(x.clone(), run), v.forward(x, run)];
+            return [q.forward(x_query, run), k.forward(x.clone(), run), v.forward(x, run)]
+                .map(|x| self.clipped(x));
         }
         let [q_width, kv_width] = [self.n_heads, self.n_kv_heads].map(|n| n * self.head_dim);
-        let all = self.qkv[0].forward(x, run);
+        let all = self.clipped(self.qkv[0].forward(x, run));
         let [tokens, _] = all.dims();
         if self.by_head {
-            let all = all.reshape([tokens, self.n_heads, 3, self.head_dim]);
-            return [0, 1, 2].map(|i| all.clone().narrow(2, i, 1).reshape([tokens, q_width]));
+            let group = self.n_heads / self.n_kv_heads;
+            let all = all.reshape([tokens, self.n_kv_heads, group + 2, self.head_dim]);
+            return [(0, group, q_width), (group, 1, kv_width), (group + 1, 1, kv_width)]
+                .map(|(start, n, width)| all.clone().narrow(2, start, n).reshape([tokens, width]));
         }
         let (k, v) = (q_width, q_width + kv_width);
         [(0, q_width), (k, kv_width), (v, kv_width)].map(|(start, width)| all.clone().narrow(1, start, width))
     }
 
-    /// The norms of queries or keys.
-    fn normed(&self, x: Tensor<B, 2>, norm: &Norm<B>) -> Tensor<B, 2> {
-        if !self.norms_heads {
-            return norm.forward(x);
+    /// Normed queries and keys.
+    fn normed(&self, [q, k]: [Tensor<B, 2>; 2]) -> [Tensor<B, 2>; 2] {
+        let Some([q_norm, k_norm]) = &self.qk_norms else { return [q, k] };
+        if self.qk_norm == Some(QkNorm::All) {
+            return [q_norm.forward(q), k_norm.forward(k)];
         }
-        let [rows, width] = x.dims();
-        let heads = width / self.head_dim;
-        norm.forward(x.reshape([rows * heads, self.head_dim])).reshape([rows, width])
+        let by_head = |x: Tensor<B, 2>, norm: &Norm<B>| {
+            let [rows, width] = x.dims();
+            let heads = width / self.head_dim;
+            norm.forward(x.reshape([rows * heads, self.head_dim])).reshape([rows, width])
+        };
+        let [q, k] = [by_head(q, q_norm), by_head(k, k_norm)];
+        match &self.qk_gains {
+            Some([of_q, of_k]) => {
+                let row = |gain: &Param<Tensor<B, 2>>| gain.val().reshape([1, -1]);
+                [q * row(of_q), k * row(of_k)]
+            }
+            None => [q, k],
+        }
     }
 
     fn rotated(
@@ -201,20 +247,29 @@ impl<B: Kernels> Attention<B> {
         if is_fused {
             q = batch.select(q, rows);
         }
-        if let Some([q_norm, k_norm]) = &self.qk_norms {
-            (q, k) = (self.normed(q, q_norm), self.normed(k, k_norm));
+        let norms_last = self.qk_norm == Some(QkNorm::HeadAfterRotation);
+        if !norms_last {
+            [q, k] = self.normed([q, k]);
         }
-        if let Some((rotation, Angles { cos, sin })) =
+        if let Some((rotation, Angles { cos, sin, query_factors })) =
             self.rope.and_then(|rotation| Some((rotation, batch.angles.get(rotation.angles)?)))
         {
             let of_queries = [cos, sin].map(|table| batch.select(table.clone(), rows));
             q = self.rotated(q, self.n_heads, rotation, of_queries);
             k = self.rotated(k, self.n_kv_heads, rotation, [cos.clone(), sin.clone()]);
+            if let Some(factors) = query_factors {
+                q = q * batch.select(factors.clone(), rows);
+            }
+        }
+        if norms_last {
+            [q, k] = self.normed([q, k]);
         }
         let mut spec = AttentionSpec {
             queries: batch.queries(rows),
             scale: self.kind.scale,
             window: self.kind.window,
+            softcap: self.softcap,
+            alibi: self.alibi.clone(),
             ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
         let context = match (cache, &batch.writes) {
@@ -256,13 +311,21 @@ impl<B: Kernels> DecoderLayer<B> {
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let cache = cache.map(|cache| (cache, self.index));
-        let before = normed(self.attention_norm.as_ref(), x.clone());
+        let before = match self.residual {
+            Residual::PostNorm => x.clone(),
+            _ => normed(self.attention_norm.as_ref(), x.clone()),
+        };
         let attended = self.attention.forward(before.clone(), batch, rows, cache, run);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
         let h = x.clone() + attended;
+        if self.residual == Residual::PostNorm {
+            let h = normed(self.attention_norm.as_ref(), h);
+            let inner = self.mlp.forward(h.clone(), run);
+            return normed(self.mlp_norm.as_ref(), h + self.added(None, inner));
+        }
         let mlp_input = match (self.residual, &self.mlp_norm) {
-            (Residual::Sequential, norm) => normed(norm.as_ref(), h.clone()),
+            (Residual::Sequential | Residual::PostNorm, norm) => normed(norm.as_ref(), h.clone()),
             (Residual::Parallel, Some(norm)) => norm.forward(x),
             (Residual::Parallel, None) => batch.select(before, rows),
         };

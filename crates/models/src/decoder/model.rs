@@ -17,7 +17,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::body::DecoderBody;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Loader, WeightType};
+use crate::params::{Loader, WeightType, is_beginning};
 use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
@@ -50,13 +50,12 @@ impl<B: Backend> Decoder<B> {
     pub fn init(config: DecoderConfig, seed: u64, device: &B::Device) -> std::result::Result<Self, String> {
         let names = &config.architecture.names;
         let mut sites = SiteList::new(config.lowrank.clone());
-        let d = config.d_model;
         let body = DecoderBody::init(&config, &mut sites, seed, device);
         let head = (!config.tied).then(|| {
             let spec = LinearSpec {
                 path: names.head,
                 layer: None,
-                shape: [d, config.vocab_size],
+                shape: [config.embedding_width, config.vocab_size],
                 bias: config.head_bias,
                 head: true,
                 conv1d: false,
@@ -84,8 +83,12 @@ impl<B: Backend> Decoder<B> {
         let table = format!("{}{}.weight", names.prefix, names.embedding);
         let head = format!("{}.weight", names.head);
         // As transformers does: a head of its own in the file is kept, whatever the config says.
-        let stored =
-            checkpoint.names().find(|name| *name == table || table.strip_prefix(names.prefix) == Some(name));
+        let is_table = |name: &str| {
+            // With all of the prefix or its end.
+            let missing = table.strip_suffix(name);
+            missing.is_some_and(|missing| is_beginning(missing, names.prefix))
+        };
+        let stored = checkpoint.names().find(|name| is_table(name));
         if config.tied && has_own_head(&checkpoint, stored, &head, &config)? {
             config.tied = false;
         }
@@ -212,10 +215,10 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
 
     fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         let mut info = Info::clone(&self.info);
-        self.body.resize_vocabulary(rows, info.config.d_model)?;
+        self.body.resize_vocabulary(rows)?;
         info.sites[self.body.embedding.site].d_input = rows;
         if let Some(head) = &mut self.head {
-            head.projection = head.projection.with_shape([info.config.d_model, rows])?;
+            head.projection = head.projection.with_shape([info.config.embedding_width, rows])?;
             info.sites[head.site].d_output = rows;
         }
         info.config.vocab_size = rows;

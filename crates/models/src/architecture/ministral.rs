@@ -1,0 +1,7 @@
+//! Ministral 8B (Mistral AI 2024): Mistral whose layers say which of them have a window.
+
+use super::mistral;
+use crate::config::DecoderArchitecture;
+
+pub(super) const ARCHITECTURE: DecoderArchitecture =
+    DecoderArchitecture { model_type: "ministral", class: "Ministral", ..mistral::ARCHITECTURE };

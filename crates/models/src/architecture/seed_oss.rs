@@ -1,0 +1,16 @@
+//! Seed-OSS (ByteDance Seed 2025): Llama with biases on queries, keys and values and a head width of its own.
+
+use super::llama;
+use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys};
+
+pub(super) const ARCHITECTURE: DecoderArchitecture =
+    DecoderArchitecture { model_type: "seed_oss", class: "SeedOss", config, ..llama::ARCHITECTURE };
+
+fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
+    let defaults = Defaults { head_dim: Some(128), max_positions: 524_288, ..Defaults::DEFAULT };
+    Ok(DecoderConfig {
+        qkv_bias: keys.flag_or("attention_bias", true)?,
+        output_bias: keys.flag_or("attention_out_bias", false)?,
+        ..llama::with(architecture, keys, defaults)?
+    })
+}
