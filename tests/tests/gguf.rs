@@ -15,6 +15,7 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig, ModelFolder};
 use lowrank_tests::fixture;
+use rstest::rstest;
 use serde_json::{Map, Value, json};
 
 /// Fixtures with a GGUF file, and whether it says all of their config: llama.cpp has no windows here.
@@ -24,8 +25,8 @@ fn cases() -> Vec<(String, bool)> {
     let mut names: Vec<String> =
         files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
-    // It has a test of its own.
-    names.retain(|name| name != "gemma3");
+    // They have a test of their own.
+    names.retain(|name| !["gemma2", "gemma3"].contains(&name.as_str()));
     assert!(names.len() >= 16, "{names:?}");
     names
         .into_iter()
@@ -90,26 +91,27 @@ fn files_of_ours_hold_the_tensors_of_llama_cpp() {
     }
 }
 
-/// Gemma 3 as llama.cpp can run it: with the usual scale and the usual layers.
-#[test]
-fn gemma3_goes_there_and_back() {
-    let mut keys = config(&fixture("gemma3"));
-    keys.insert("query_pre_attn_scalar".into(), 10.into());
-    keys.insert("layer_types".into(), json!(["sliding_attention", "sliding_attention", "sliding_attention"]));
-    let weights = Checkpoint::open(fixture("gemma3")).unwrap();
+/// Gemma 2 and 3 as llama.cpp can run them: with the usual scale and the usual layers.
+#[rstest]
+#[case("gemma2", json!({"query_pre_attn_scalar": 8}))]
+#[case("gemma3", json!({"query_pre_attn_scalar": 10, "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention"]}))]
+fn gemma_goes_there_and_back(#[case] name: &str, #[case] changes: Value) {
+    let mut keys = config(&fixture(name));
+    keys.extend(changes.as_object().unwrap().clone());
+    let weights = Checkpoint::open(fixture(name)).unwrap();
     let kind = FloatType::F32.into();
-    let parts = ModelParts { name: "gemma3", config: &keys, weights: &weights, tokenizer: None, kind };
+    let parts = ModelParts { name, config: &keys, weights: &weights, tokenizer: None, kind };
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model.gguf");
     write_model(&out, &parts).unwrap();
     let expected = DecoderConfig::parse(keys.clone()).unwrap();
     let expected =
-        Decoder::<Flex>::load(&fixture("gemma3"), expected, WeightType::F32, &Default::default()).unwrap();
-    let ids = &golden("gemma3").cases[0].input_ids;
+        Decoder::<Flex>::load(&fixture(name), expected, WeightType::F32, &Default::default()).unwrap();
+    let ids = &golden(name).cases[0].input_ids;
     let logits = |model: &Decoder<Flex>| {
         common::forward(model, ids, &[ids.len()], lowrank_models::Rows::All, &AdapterSet::empty())
     };
-    for file in [out, converted("gemma3")] {
+    for file in [out, converted(name)] {
         let (got, expected) = (logits(&load(&file)), logits(&expected));
         let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off < common::TOLERANCE, "{}: {off}", file.display());
@@ -212,6 +214,7 @@ fn what_llama_cpp_cannot_run_is_refused_by_name() {
         ),
         ("llama", "model_type", json!("bloom"), "model_type 'bloom' cannot be written"),
         ("llama", "model_type", json!("phi3"), "has no such tensor"),
+        ("gemma2", "query_pre_attn_scalar", json!(10), "query_pre_attn_scalar = 10"),
         ("gemma3", "query_pre_attn_scalar", json!(3), "query_pre_attn_scalar = 3"),
         ("smollm3", "no_rope_layer_interval", json!(2), "every fourth layer"),
         ("phi-norms", "vocab_size", json!(82), "phi2"),

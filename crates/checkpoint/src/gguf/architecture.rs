@@ -103,6 +103,30 @@ const EXPERTS: Architecture = Architecture {
     ..LLAMA
 };
 
+const GEMMA3: Architecture = Architecture {
+    name: "gemma3",
+    model_type: "gemma3_text",
+    class: "Gemma3ForCausalLM",
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ],
+    activation: ("hidden_activation", "gelu_pytorch_tanh"),
+    changes: Changes::PlusOne,
+    ..LLAMA
+};
+
 /// All that are known. Of several with one name in llama.cpp, the first is what a file is read as.
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     LLAMA,
@@ -161,27 +185,66 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         changes: Changes::PlusOne,
         ..LLAMA
     },
+    GEMMA3,
     Architecture {
-        name: "gemma3",
-        model_type: "gemma3_text",
-        class: "Gemma3ForCausalLM",
+        name: "gemma2",
+        model_type: "gemma2",
+        class: "Gemma2ForCausalLM",
+        // Gemma 3's without norms on queries and keys, which a file that has none does not hold.
+        ..GEMMA3
+    },
+    Architecture {
+        name: "glm4",
+        model_type: "glm4",
+        class: "Glm4ForCausalLM",
         layer: &[
             ("attn_norm", "input_layernorm"),
             ("attn_q", "self_attn.q_proj"),
             ("attn_k", "self_attn.k_proj"),
             ("attn_v", "self_attn.v_proj"),
             ("attn_output", "self_attn.o_proj"),
-            ("attn_q_norm", "self_attn.q_norm"),
-            ("attn_k_norm", "self_attn.k_norm"),
+            ("post_attention_norm", "post_self_attn_layernorm"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_up", "mlp.gate_up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+            ("post_ffw_norm", "post_mlp_layernorm"),
+        ],
+        changes: Changes::None,
+        ..LLAMA
+    },
+    Architecture {
+        name: "seed_oss",
+        model_type: "seed_oss",
+        class: "SeedOssForCausalLM",
+        layer: &[
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
             ("post_attention_norm", "post_attention_layernorm"),
-            ("ffn_norm", "pre_feedforward_layernorm"),
             ("ffn_gate", "mlp.gate_proj"),
             ("ffn_up", "mlp.up_proj"),
             ("ffn_down", "mlp.down_proj"),
-            ("post_ffw_norm", "post_feedforward_layernorm"),
         ],
-        activation: ("hidden_activation", "gelu_pytorch_tanh"),
-        changes: Changes::PlusOne,
+        changes: Changes::None,
+        ..LLAMA
+    },
+    Architecture {
+        name: "arcee",
+        model_type: "arcee",
+        class: "ArceeForCausalLM",
+        layer: &[
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_up", "mlp.up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ],
+        activation: ("hidden_act", "relu2"),
         ..LLAMA
     },
     Architecture {

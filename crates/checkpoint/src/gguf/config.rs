@@ -228,7 +228,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             return Err(Fault::file(reason));
         }
         let part_key = if name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
-        if rotated != head || matches!(name, "gptneox" | "stablelm" | "phi2") {
+        if rotated != head || matches!(name, "gptneox" | "stablelm" | "phi2" | "glm4") {
             config.insert(part_key.into(), number(part_of(rotated, head)));
         }
         if let Some(scaling) = self.scaling(file, config)? {
@@ -346,11 +346,18 @@ impl<'a, 'f> Keys<'a, 'f> {
         }
         let mut set = |key: &str, value: Json| drop(config.insert(key.into(), value));
         match self.architecture.name {
-            "llama" | "granite" | "smollm3" => {
+            "llama" | "granite" | "smollm3" | "arcee" => {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("mlp_bias", first("ffn_down", "bias").into());
             }
-            "qwen3" | "qwen3moe" | "olmoe" | "gemma" => set("attention_bias", first("attn_q", "bias").into()),
+            "seed_oss" => {
+                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_out_bias", first("attn_output", "bias").into());
+                set("mlp_bias", first("ffn_down", "bias").into());
+            }
+            "qwen3" | "qwen3moe" | "olmoe" | "gemma" | "glm4" => {
+                set("attention_bias", first("attn_q", "bias").into());
+            }
             "olmo2" if window.is_some() => {
                 return Err(Fault::file("OLMo 3 (olmo2 with a sliding window) is not supported"));
             }
@@ -386,19 +393,20 @@ impl<'a, 'f> Keys<'a, 'f> {
                     set(hub, number(scale.unwrap_or(usual)));
                 }
             }
+            "gemma2" => {
+                set("attention_bias", first("attn_q", "bias").into());
+                set("sliding_window", window.unwrap_or(4096).into());
+                set("query_pre_attn_scalar", self.scalar(46)?.into());
+                for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+                    set(key, self.number(key)?.map_or(Json::Null, number));
+                }
+            }
             "gemma3" => {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("sliding_window", window.map_or(Json::Null, Json::from));
                 let pattern = self.count("attention.sliding_window_pattern").ok().flatten().unwrap_or(6);
                 set("sliding_window_pattern", pattern.into());
-                // llama.cpp knows the model of 27 billion parameters by its layers.
-                let (heads, layers) =
-                    (self.required_count("attention.head_count")?, self.required_count("block_count")?);
-                let scalar = match layers {
-                    62 => self.required_count("embedding_length")? / heads.max(1),
-                    _ => self.head_width()?,
-                };
-                set("query_pre_attn_scalar", scalar.into());
+                set("query_pre_attn_scalar", self.scalar(62)?.into());
                 if let Some(cap) = self.number("final_logit_softcapping")? {
                     set("final_logit_softcapping", number(cap));
                 }
@@ -406,6 +414,16 @@ impl<'a, 'f> Keys<'a, 'f> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The scale of Gemma's scores: the width of a head, or in the model of this many layers that of the hidden states by
+    /// heads.
+    fn scalar(&self, of_largest: u64) -> Result<u64, Fault> {
+        if self.required_count("block_count")? == of_largest {
+            let heads = self.required_count("attention.head_count")?;
+            return Ok(self.required_count("embedding_length")? / heads.max(1));
+        }
+        self.head_width()
     }
 
     /// Ids of tokens with a role.

@@ -37,21 +37,23 @@ pub(crate) fn describe(
         (keys.there(layers?, names[0])?, keys.there(width?, names[2])?, keys.there(heads?, names[3])?);
     let length = length?.unwrap_or(match architecture.name {
         "gpt2" => 1024,
-        "gemma" => 8192,
-        "gemma3" => 131_072,
+        "gemma" | "gemma2" => 8192,
+        "gemma3" | "glm4" => 131_072,
+        "seed_oss" => 524_288,
         "smollm3" => 32_768,
-        "phi3" | "starcoder2" => 4096,
+        "phi3" | "starcoder2" | "arcee" => 4096,
         _ => 2048,
     });
     let inner = match architecture.name {
         "gpt2" => keys.count("n_inner")?.unwrap_or(4 * width),
         _ => keys.there(keys.count("intermediate_size")?, "intermediate_size")?,
     };
-    let key_heads = keys.count("num_key_value_heads")?.unwrap_or(heads);
+    let usual = if architecture.name == "glm4" { 2 } else { heads };
+    let key_heads = keys.count("num_key_value_heads")?.unwrap_or(usual);
     let head = match (keys.count("head_dim")?, architecture.name) {
         (Some(head), _) => head,
-        (None, "gemma" | "gemma3") => 256,
-        (None, "qwen3") => 128,
+        (None, "gemma" | "gemma2" | "gemma3") => 256,
+        (None, "qwen3" | "glm4" | "seed_oss") => 128,
         (None, _) => width / heads.max(1),
     };
     let mut put = |key: &str, value: Meta| metadata.push((format!("{}.{key}", architecture.name), value));
@@ -86,7 +88,7 @@ pub(crate) fn describe(
         let part_key = if architecture.name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
         let default = match architecture.name {
             "gptneox" | "stablelm" => 0.25,
-            "phi2" => 0.5,
+            "phi2" | "glm4" => 0.5,
             _ => 1.0,
         };
         let part = match keys.in_rope("partial_rotary_factor")? {
@@ -104,10 +106,10 @@ pub(crate) fn describe(
     }
     let (own, hub) = architecture.norm_eps;
     let default = if architecture.name == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
-    let default = if matches!(architecture.model_type, "phi3" | "olmo2" | "olmoe" | "mixtral") {
-        1e-5
-    } else {
-        default
+    let default = match architecture.model_type {
+        "phi3" | "olmo2" | "olmoe" | "mixtral" | "arcee" => 1e-5,
+        "glm4" => 1.562_5e-7,
+        _ => default,
     };
     put(own, Meta::F32(keys.number(hub)?.unwrap_or(default) as f32));
     keys.options(architecture, [head, layers, length], &mut put, &mut warnings)?;
@@ -383,6 +385,7 @@ impl Keys<'_> {
                 }
             }
             "gemma3" => self.gemma3(head, layers, put)?,
+            "gemma2" => self.gemma2(head, layers, put)?,
             "phi3" => put("attention.sliding_window", Meta::U32(window.unwrap_or(0) as u32)),
             "gptneox" => {
                 let parallel = self.get("use_parallel_residual").and_then(Json::as_bool).unwrap_or(true);
@@ -412,20 +415,61 @@ impl Keys<'_> {
         Ok(())
     }
 
-    fn gemma3(&self, head: u64, layers: u64, put: &mut impl FnMut(&str, Meta)) -> Result<()> {
+    fn gemma2(&self, head: u64, layers: u64, put: &mut impl FnMut(&str, Meta)) -> Result<()> {
+        self.check_scalar(head, layers == 46)?;
+        for (hub, own, usual) in [
+            ("attn_logit_softcapping", "attn_logit_softcapping", 50.0),
+            ("final_logit_softcapping", "final_logit_softcapping", 30.0),
+        ] {
+            match self.config.contains_key(hub) {
+                true => {
+                    let cap = self.number(hub)?;
+                    let cap = cap.ok_or_else(|| format!("{hub} = null: llama.cpp's gemma2 has one"))?;
+                    put(own, Meta::F32(cap as f32));
+                }
+                false => put(own, Meta::F32(usual)),
+            }
+        }
+        let types = self.get("layer_types").and_then(Json::as_array);
+        let usual = types.is_none_or(|types| {
+            let expected = |i: usize| if i.is_multiple_of(2) { "sliding_attention" } else { "full_attention" };
+            types.iter().enumerate().all(|(i, kind)| kind.as_str() == Some(expected(i)))
+        });
+        if !usual {
+            return Err("llama.cpp's gemma2 has windows in every other layer from the first on".into());
+        }
+        match self.config.contains_key("sliding_window") {
+            true => {
+                let window = self.count("sliding_window")?;
+                let window = window.ok_or("llama.cpp's gemma2 has windows; sliding_window is null")?;
+                put("attention.sliding_window", Meta::U32(window as u32));
+            }
+            false => put("attention.sliding_window", Meta::U32(4096)),
+        }
+        Ok(())
+    }
+
+    /// Checks the scale of the scores: llama.cpp knows the model whose heads have another width than the scale by its
+    /// layers.
+    fn check_scalar(&self, head: u64, is_largest: bool) -> Result<()> {
         let scalar = self.number("query_pre_attn_scalar")?.unwrap_or(256.0);
-        let expected = match layers {
-            62 => {
+        let expected = match is_largest {
+            true => {
                 self.count("hidden_size")?.unwrap_or(0)
                     / self.count("num_attention_heads")?.unwrap_or(1).max(1)
             }
-            _ => head,
+            false => head,
         };
-        if scalar != expected as f64 {
-            return Err(format!(
+        match scalar == expected as f64 {
+            true => Ok(()),
+            false => Err(format!(
                 "query_pre_attn_scalar = {scalar}: llama.cpp takes the width of a head, {expected}"
-            ));
+            )),
         }
+    }
+
+    fn gemma3(&self, head: u64, layers: u64, put: &mut impl FnMut(&str, Meta)) -> Result<()> {
+        self.check_scalar(head, layers == 62)?;
         let local =
             match self.get("rope_parameters").and_then(|all| all["sliding_attention"]["rope_theta"].as_f64())
             {
