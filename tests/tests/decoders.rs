@@ -285,6 +285,24 @@ fn what_a_model_cannot_take_is_refused() {
     }
 }
 
+/// The first files of OPT lack the beginning of their names, or all of it.
+#[test]
+fn names_may_lack_their_beginning() {
+    let (golden, device) = (golden("opt"), Default::default());
+    for lacking in ["model.", "model.decoder."] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tensors = load::<Flex>("opt").tensors_where(|_| true);
+        tensors.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace(lacking, ""));
+        let path = folder.path().join("model.safetensors");
+        write_safetensors(path, tensors, FloatType::F32, &Default::default()).unwrap();
+        std::fs::copy(fixture("opt").join("config.json"), folder.path().join("config.json")).unwrap();
+        let config = DecoderConfig::read(folder.path()).unwrap();
+        let model = Decoder::<Flex>::load(folder.path(), config, WeightType::F32, &device).unwrap();
+        assert!(model.config().tied);
+        check_logits(lacking, &model, &AdapterSet::empty(), &golden);
+    }
+}
+
 /// A head of its own in the file counts, whatever the config says of tying; so does a head alone for both.
 #[test]
 fn tying_is_what_the_file_says() {

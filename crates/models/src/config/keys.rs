@@ -20,7 +20,7 @@ pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<S
 
 /// An error about a [renamed](renamed) config, with the names of the keys that the file has.
 pub(crate) fn as_in_file(error: String, raw: &Map<String, Value>, names: &[(&str, &str)]) -> String {
-    let others = names.iter().filter(|(_, key)| !raw.contains_key(*key));
+    let others = names.iter().filter(|(_, key)| raw.get(*key).is_none_or(Value::is_null));
     others.fold(error, |error, (own, key)| match error.strip_prefix(key) {
         Some(rest) if rest.starts_with(' ') => format!("{own}{rest}"),
         _ => error,
