@@ -4,15 +4,15 @@
 
 mod common;
 
-use common::{TOLERANCE, check_logits, forward, golden};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
+use common::{TOLERANCE, check_logits, forward, golden};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
-use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
 use lowrank_models::config::QkvNames;
+use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Stack, Tokens};
 use lowrank_tests::{assert_close, fixture, random};
@@ -200,9 +200,8 @@ fn an_adapter_merges_into_every_architecture() {
         let covered = (0..model.sites().len()).filter(|&site| set.covers(site)).count();
         assert_eq!(covered, targets.len() * model.config().n_layers, "{name}");
         let ids = &golden(name).cases[0].input_ids;
-        let logits = |model: &Decoder<Flex>, set: &AdapterSet<Flex>| {
-            forward(model, ids, &[ids.len()], Rows::All, set)
-        };
+        let logits =
+            |model: &Decoder<Flex>, set: &AdapterSet<Flex>| forward(model, ids, &[ids.len()], Rows::All, set);
         let (plain, adapted) = (logits(&model, &AdapterSet::empty()), logits(&model, &set));
         assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-2), "{name}: nothing changes");
         let merged = logits(&model.merged(&set).unwrap(), &AdapterSet::empty());

@@ -432,7 +432,8 @@ impl Keys<'_> {
         }
         let types = self.get("layer_types").and_then(Json::as_array);
         let usual = types.is_none_or(|types| {
-            let expected = |i: usize| if i.is_multiple_of(2) { "sliding_attention" } else { "full_attention" };
+            let expected =
+                |i: usize| if i.is_multiple_of(2) { "sliding_attention" } else { "full_attention" };
             types.iter().enumerate().all(|(i, kind)| kind.as_str() == Some(expected(i)))
         });
         if !usual {

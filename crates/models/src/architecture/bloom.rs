@@ -2,9 +2,7 @@
 //! by head.
 
 use super::{falcon, gpt2};
-use crate::config::{
-    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, NormKind,
-};
+use crate::config::{Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, NormKind};
 use lowrank_kernels::{Alibi, Gelu};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
@@ -22,9 +20,7 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     if keys.flag_or("apply_residual_connection_post_layernorm", false)? {
-        return Err(
-            "apply_residual_connection_post_layernorm = true is not supported; expected false".into()
-        );
+        return Err("apply_residual_connection_post_layernorm = true is not supported; expected false".into());
     }
     let defaults = Defaults { activation_key: "", max_positions: 2048, ..gpt2::DEFAULTS };
     let common = DecoderConfig::with(architecture, keys, defaults)?.without_ropes();

@@ -7,8 +7,13 @@ use crate::config::{
     RopeKeys,
 };
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "cohere", class: "Cohere", names: NAMES, config, ..llama::ARCHITECTURE };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "cohere",
+    class: "Cohere",
+    names: NAMES,
+    config,
+    ..llama::ARCHITECTURE
+};
 
 const NAMES: DecoderNames =
     DecoderNames { norms: LayerNorms { mlp: None, ..llama::NAMES.norms }, ..llama::NAMES };

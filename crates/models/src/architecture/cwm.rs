@@ -18,10 +18,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         ..Defaults::DEFAULT
     };
     let window = keys.size_or("sliding_window", 8192)?;
-    let config = DecoderConfig {
-        qkv_bias: false,
-        output_bias: false,
-        ..llama::with(architecture, keys, defaults)?
-    };
+    let config =
+        DecoderConfig { qkv_bias: false, output_bias: false, ..llama::with(architecture, keys, defaults)? };
     config.with_windows(keys, Some(window), |layer| !layer.is_multiple_of(4))
 }

@@ -3,7 +3,8 @@
 
 use super::{bloom, gpt2, llama};
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames, Residual,
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames,
+    Residual,
 };
 use lowrank_kernels::Alibi;
 
@@ -38,8 +39,10 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let is_new = keys.flag_or("new_decoder_architecture", false)?;
     let is_parallel = keys.flag_or("parallel_attn", true)?;
     if is_new && !is_parallel {
-        return Err("parallel_attn = false with new_decoder_architecture = true is not supported; expected true"
-            .into());
+        return Err(
+            "parallel_attn = false with new_decoder_architecture = true is not supported; expected true"
+                .into(),
+        );
     }
     let n_kv_heads = match (is_new, keys.flag_or("multi_query", true)?) {
         (true, _) => keys.size_or("num_kv_heads", common.n_heads)?,

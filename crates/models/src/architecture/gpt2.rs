@@ -5,13 +5,8 @@ use crate::config::{
     DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames,
 };
 
-pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
-    model_type: "gpt2",
-    class: "GPT2",
-    config_keys: KEYS,
-    names: NAMES,
-    config,
-};
+pub(super) const ARCHITECTURE: DecoderArchitecture =
+    DecoderArchitecture { model_type: "gpt2", class: "GPT2", config_keys: KEYS, names: NAMES, config };
 
 /// What OpenAI's names are in Llama's configs.
 pub(super) const KEYS: &[(&str, &str)] = &[

@@ -42,7 +42,9 @@ fn local_layers(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<bool>, String> {
         None => kinds.extend((0..n_layers).map(|layer| !layer.is_multiple_of(2))),
         Some(types) => {
             let wrong = || {
-                format!("attention_types = {types}; expected lists of 'global' and 'local' with their numbers")
+                format!(
+                    "attention_types = {types}; expected lists of 'global' and 'local' with their numbers"
+                )
             };
             for item in types.as_array().ok_or_else(wrong)? {
                 let (Some(names), Some(times)) = (item[0].as_array(), item[1].as_u64()) else {

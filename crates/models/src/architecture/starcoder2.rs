@@ -3,8 +3,13 @@
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, NormKind};
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "starcoder2", class: "Starcoder2", names: NAMES, config, ..llama::ARCHITECTURE };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "starcoder2",
+    class: "Starcoder2",
+    names: NAMES,
+    config,
+    ..llama::ARCHITECTURE
+};
 
 const NAMES: DecoderNames = DecoderNames { gate: None, up: "mlp.c_fc", down: "mlp.c_proj", ..llama::NAMES };
 

@@ -151,7 +151,11 @@ fn decoder_config(model_type: &str, changes: &str) -> std::result::Result<Decode
 #[case("gptj", r#"{"tie_word_embeddings":true}"#, "tie_word_embeddings = true")]
 #[case("gptj", r#"{"rotary_dim":10}"#, "rotary_dim = 10")]
 #[case("gptj", r#"{"hidden_size":null,"n_embd":"wide"}"#, "n_embd = \"wide\"")]
-#[case("gpt_neo", r#"{"attention_types":[[["global","local"],3]]}"#, "attention_types has 6 entries for 4 layers")]
+#[case(
+    "gpt_neo",
+    r#"{"attention_types":[[["global","local"],3]]}"#,
+    "attention_types has 6 entries for 4 layers"
+)]
 #[case("gpt_neo", r#"{"attention_types":[[["near"],4]]}"#, "expected lists of 'global' and 'local'")]
 #[case("gpt_neo", r#"{"attention_types":[3]}"#, "expected lists of 'global' and 'local'")]
 #[case("gpt_bigcode", r#"{"add_cross_attention":true}"#, "add_cross_attention")]
@@ -194,6 +198,9 @@ fn windows_and_rotations_go_by_layer() {
     let own = (Some(4096), Some(1));
     assert_eq!(kinds("olmo3", "{}"), [own, own, own, (None, Some(0))]);
     let (full, window) = ((None, Some(0)), (Some(8192), Some(0)));
-    assert_eq!(kinds("cwm", r#"{"rope_scaling":{"type":"linear","factor":2}}"#), [full, window, window, window]);
+    assert_eq!(
+        kinds("cwm", r#"{"rope_scaling":{"type":"linear","factor":2}}"#),
+        [full, window, window, window]
+    );
     assert_eq!(kinds("gemma2", "{}"), [near, (None, Some(0)), near, (None, Some(0))]);
 }

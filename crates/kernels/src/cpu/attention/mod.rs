@@ -248,13 +248,7 @@ struct Score<'a> {
 
 impl<'a> Score<'a> {
     /// For query `query` of a sequence and head `head`, whose row of scores begins at key `first_key`.
-    fn new(
-        spec: &'a AttentionSpec,
-        sequence: Sequence,
-        head: usize,
-        query: usize,
-        first_key: usize,
-    ) -> Self {
+    fn new(spec: &'a AttentionSpec, sequence: Sequence, head: usize, query: usize, first_key: usize) -> Self {
         Self { spec, head, position: sequence.kv_length - sequence.q_length + query, first_key }
     }
 
