@@ -41,7 +41,7 @@ fn variant(method: Method, init: Init) -> Variant {
     Variant { method, init, options }
 }
 
-/// Every registered method with each of its initialisations and with each of its switches on.
+/// Every registered method with each of its initializations and with each of its switches on.
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for method in Method::all() {
@@ -186,7 +186,7 @@ fn check_laws<B: Kernels>(variant: &Variant, model: &impl Subject<B>, targets: &
 
     let set = randomised(set);
     let adapted = model.run(&set);
-    assert!(distance(&adapted, &plain) > 1e-3 * scale, "{}", what("a randomised adapter changes the output"));
+    assert!(distance(&adapted, &plain) > 1e-3 * scale, "{}", what("a randomized adapter changes the output"));
     // Updates much larger than the weights widen the rounding.
     let rounding = rounding * largest(&adapted) * 4.0;
 

@@ -1,5 +1,5 @@
-//! Adapters that PEFT wrote, over decoders: what an adapter carries, what its initialisation does to the base, tied heads.
-//! Every folder `peft-small-*` is walked: loaded, merged, written and loaded again.
+//! Adapters that PEFT wrote, over decoders: what an adapter carries, what its initialization does to the
+//! base, tied heads. Every folder `peft-small-*` is walked: loaded, merged, written and loaded again.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
@@ -104,7 +104,7 @@ fn one(name: &str) {
 }
 
 /// The set and what its folder carried, in a folder of our own over the untouched base. Its config no longer names an
-/// initialisation.
+/// initialization.
 fn write_again(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Value) {
     let carried = set.carried().next().unwrap();
     if carried.has_token_rows() {

@@ -75,7 +75,7 @@ pub enum AdapterError {
     NoWeight {
         /// The site.
         site: String,
-        /// Method or initialisation.
+        /// Method or initialization.
         method: String,
     },
     /// Several adapters that cannot be combined.

@@ -21,7 +21,7 @@ pub trait BaseLinear<B: Kernels> {
     /// `W` `[d_input, d_output]`, if it is one tensor.
     fn dense(&self) -> Option<Tensor<B, 2>>;
 
-    /// `W`, if it is one matrix in any storage, quantised or not: base and adapter are then one fused
+    /// `W`, if it is one matrix in any storage, quantized or not: base and adapter are then one fused
     /// operation.
     fn weight(&self) -> Option<Weight<Tensor<B, 2>>> {
         self.dense().map(Weight::Float)

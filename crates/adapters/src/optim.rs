@@ -1,4 +1,4 @@
-//! Low-rank optimisation of any module: an optimizer of full-size matrices with a projection onto low rank
+//! Low-rank optimization of any module: an optimizer of full-size matrices with a projection onto low rank
 //! after every step.
 //!
 //! The update is that of the inner optimizer in the full space, which also holds its state (Adam's moments):

@@ -171,7 +171,7 @@ pub(crate) fn split(path: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
     Ok((parent, name))
 }
 
-/// `.NAME.tmp-`: hidden, and recognisable if a killed process has left one.
+/// `.NAME.tmp-`: hidden, and recognizable if a killed process has left one.
 fn prefix(name: &OsStr) -> std::ffi::OsString {
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);

@@ -36,10 +36,10 @@ const SPAN: usize = 4 << 20;
 /// By content, not by name: safetensors; llama.cpp's GGUF, under Hugging Face's names ([`gguf`](crate::gguf)); the zip
 /// files of `torch.save` and its format from before 1.6, whose pickle
 /// is interpreted by a machine that knows tensors, dictionaries, lists, strings and numbers and executes nothing.
-/// Big-endian files, sparse tensors, PyTorch's quantised ones and whole pickled modules are refused.
+/// Big-endian files, sparse tensors, PyTorch's quantized ones and whole pickled modules are refused.
 ///
 /// Weights that GPTQ (2, 3, 4 and 8 bits), AWQ (4 bits, GEMM layout) or bitsandbytes (NF4 and FP4, also with
-/// quantised scales; INT8) stored as several tensors are returned as one, under the name of the weight and in
+/// quantized scales; INT8) stored as several tensors are returned as one, under the name of the weight and in
 /// the type of its scales or in bitsandbytes' compute type; reads in f32 and f64 are not rounded to it. Its
 /// values are assembled at each read.
 pub struct Checkpoint {

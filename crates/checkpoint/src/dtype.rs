@@ -33,7 +33,7 @@ pub enum Dtype {
     U8,
     /// One byte, 0 or 1.
     Bool,
-    /// Quantised blocks along the last dimension, which is a multiple of a block's length.
+    /// Quantized blocks along the last dimension, which is a multiple of a block's length.
     Block(BlockFormat),
 }
 

@@ -1,5 +1,5 @@
-//! Quantised weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in bitsandbytes'
-//! compute type; reads in f32 are exact.
+//! Quantized weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in
+//! bitsandbytes' compute type; reads in f32 are exact.
 //!
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
 //! bitsandbytes (Dettmers et al. 2022, 2023).
@@ -81,7 +81,7 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 /// The nibble that holds each of eight neighbouring outputs.
 const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// Combines the parts of quantised weights under the names of the weights.
+/// Combines the parts of quantized weights under the names of the weights.
 ///
 /// # Errors
 /// Parts that are missing or do not match, an unsupported variant.

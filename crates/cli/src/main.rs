@@ -53,7 +53,7 @@ enum Command {
     Chat(command::chat::Args),
     /// Show layers, shapes and parameters of a model or an adapter
     Inspect(command::inspect::Args),
-    /// Compress a model into low-rank factors, tensor trains or quantised blocks
+    /// Compress a model into low-rank factors, tensor trains or quantized blocks
     Compress(Box<command::compress::Args>),
     /// Merge an adapter into its model's weights
     Merge(command::merge::Args),

@@ -43,7 +43,7 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
     assert!(error.contains("instead of Q4_K"), "{error}");
     fails(
         &["convert", "--model", s(&again), "--to", "gguf", "-o", s(&file)],
-        "the weights are quantised; choose their new type",
+        "the weights are quantized; choose their new type",
     );
     fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&file)], "the output is the input");
     fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(dir.path())], "-o must be a file");

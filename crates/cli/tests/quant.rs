@@ -153,7 +153,8 @@ fn a_base_in_blocks_is_tuned_and_merged() {
     assert!(!bench.path("dry/run.json").exists());
 }
 
-/// Folders of GPTQ, AWQ and bitsandbytes are bases as any other; what is written of them is not quantised their way.
+/// Folders of GPTQ, AWQ and bitsandbytes are bases as any other; what is written of them is not quantized
+/// their way.
 #[rstest]
 fn bases_of_other_quantisers_are_used(
     #[values("gptq-act-order", "gptq-v2", "awq", "nf4", "fp4", "int8")] kind: &str,
@@ -187,12 +188,12 @@ fn what_would_train_blocks_is_refused() {
     refused(
         &small,
         &["--method", "full"],
-        "--method full trains 'model.embed_tokens.weight', which is quantised",
+        "--method full trains 'model.embed_tokens.weight', which is quantized",
     );
     refused(
         &small,
         &["--method", "head"],
-        "--method head trains 'model.embed_tokens.weight', which is quantised",
+        "--method head trains 'model.embed_tokens.weight', which is quantized",
     );
     refused(&dense, &["--method", "full", "--base-bits", "4"], "--base-bits freezes the base");
     refused(&dense, &["--method", "lora", "--base-bits", "5"], "choose 4 or 8");

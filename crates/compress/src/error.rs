@@ -26,7 +26,7 @@ pub enum CompressError {
     Factor {
         /// The module, as named in the checkpoint.
         module: String,
-        /// The error of the factorisation.
+        /// The error of the factorization.
         source: FactorError,
     },
     /// A budget that cannot be met.
@@ -75,7 +75,7 @@ pub enum CompressError {
 /// Result with [`CompressError`].
 pub type Result<T, E = CompressError> = std::result::Result<T, E>;
 
-/// Adds the name of the module to a factorisation's error.
+/// Adds the name of the module to a factorization's error.
 pub(crate) fn at(module: &str) -> impl FnOnce(FactorError) -> CompressError {
     let module = module.to_string();
     move |source| CompressError::Factor { module, source }

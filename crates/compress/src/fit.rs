@@ -290,7 +290,7 @@ pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usiz
         Representation::TensorTrain { cores } => {
             cores.iter().enumerate().map(|(k, core)| (WeightPart::Core(k).suffix(), core.to_vec())).collect()
         }
-        // A dense weight is copied, and sums are written by the quantising methods.
+        // A dense weight is copied, and sums are written by the quantizing methods.
         Representation::Dense | Representation::Sum { .. } => Vec::new(),
     };
     choice.representations(unit).into_iter().map(of).collect()

@@ -34,7 +34,7 @@ pub(crate) fn check_output(model: &Path, output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `config.json` of a model folder, without the quantisation of its weights, which are read as floats.
+/// `config.json` of a model folder, without the quantization of its weights, which are read as floats.
 pub(crate) fn read_config(model: &Path) -> Result<Map<String, Value>> {
     let path = model.join("config.json");
     let text = read_file(&path).map_err(io(&path))?;
@@ -44,7 +44,7 @@ pub(crate) fn read_config(model: &Path) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
-/// `config.json` of a model folder whose weights are neither quantised nor factored.
+/// `config.json` of a model folder whose weights are neither quantized nor factored.
 ///
 /// # Errors
 /// As [`read_config`], and for a model that is compressed already.
@@ -131,7 +131,7 @@ pub(crate) fn set_dtype(config: &mut Map<String, Value>, dtype: FloatType) {
 /// Suffixes of weight files, in any framework's format.
 const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "h5", "msgpack", "onnx", "gguf", "index.json"];
 
-/// Files that tell how the weights of the source were quantised, which those of the output are not.
+/// Files that tell how the weights of the source were quantized, which those of the output are not.
 const QUANTISERS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
 
 /// Copies the files other than weights: tokenizer, generation config, licence.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 /// Method of factoring weights.
 ///
-/// | Name | Minimises | Needs |
+/// | Name | Minimizes | Needs |
 /// |---|---|---|
 /// | `svd` | `‖ΔW‖` (Eckart–Young 1936) | nothing |
 /// | `asvd` | `‖ΔW·diag(s)‖`, `s = (mean ∣x∣)^½` (ASVD, Yuan et al. 2023) | calibration text |
@@ -34,9 +34,9 @@ pub enum Method {
     Tt,
     /// The best form for each weight.
     Auto,
-    /// Quantised blocks.
+    /// Quantized blocks.
     Quant,
-    /// Quantised blocks with a low-rank correction.
+    /// Quantized blocks with a low-rank correction.
     QuantLowRank,
 }
 
@@ -75,7 +75,7 @@ impl Method {
         matches!(self, Self::Asvd | Self::Whitened | Self::Auto | Self::Quant | Self::QuantLowRank)
     }
 
-    /// Whether weights are rounded to quantised blocks, alone or with a correction.
+    /// Whether weights are rounded to quantized blocks, alone or with a correction.
     pub const fn is_quant(self) -> bool {
         matches!(self, Self::Quant | Self::QuantLowRank)
     }

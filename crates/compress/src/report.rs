@@ -54,7 +54,7 @@ pub struct Report {
     pub dense: usize,
     /// Weights that are not in the given block format, and why: one line per reason and format.
     pub instead: Vec<String>,
-    /// Maps of experts that no token of the calibration text reached: they are factored or quantised
+    /// Maps of experts that no token of the calibration text reached: they are factored or quantized
     /// unweighted.
     pub unreached: Vec<String>,
 }

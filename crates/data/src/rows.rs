@@ -1,4 +1,4 @@
-//! Training rows of a language model: the common formats, recognised by their keys, and their tokens with
+//! Training rows of a language model: the common formats, recognized by their keys, and their tokens with
 //! target flags.
 //!
 //! | keys | form |

@@ -2,7 +2,7 @@
 //!
 //! They are methods of a sealed trait with one body for each element type, so that faer's generic code
 //! becomes part of this crate instead of every crate that calls it, which saves build time. faer's SIMD loops
-//! are closures, which are vectorised only if they are inlined within one codegen unit.
+//! are closures, which are vectorized only if they are inlined within one codegen unit.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};

@@ -1,6 +1,6 @@
 //! The error type of the crate: one variant for each failure of an input or an iteration.
 
-/// Error of a factorisation.
+/// Error of a factorization.
 ///
 /// Every function that takes external data checks it once, before any arithmetic, and returns one of these
 /// variants instead of panicking.

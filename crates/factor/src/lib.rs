@@ -1,4 +1,4 @@
-//! Low-rank and tensor-train factorisations of real matrices, in `f32` and `f64`.
+//! Low-rank and tensor-train factorizations of real matrices, in `f32` and `f64`.
 //!
 //! | Task | Entry points |
 //! |---|---|
@@ -32,7 +32,7 @@
 //! `burn`: `DeviceMatrix`, randomized methods whose large products run on the device of a burn tensor.
 //!
 //! # Speed
-//! faer's SIMD loops are closures, which are vectorised only if they are inlined within one codegen unit. A
+//! faer's SIMD loops are closures, which are vectorized only if they are inlined within one codegen unit. A
 //! program whose release profile uses several (this workspace uses 16) can build this package in one:
 //!
 //! ```toml

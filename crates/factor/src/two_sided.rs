@@ -1,8 +1,9 @@
 //! Low-rank approximation weighted on both sides: by the inputs of a linear map and by the gradients of its outputs.
 //!
-//! For a weight `W` `[m, n]` whose columns face the inputs, `A = E[x·xᵀ]` `[n, n]` over inputs and `B = E[g·gᵀ]`
-//! `[m, m]` over gradients of a loss with respect to outputs, [`TwoSided`] minimises `‖B^½·(W − Ŵ)·A^½‖²_F`, the
-//! second-order change of the loss where the curvature of the layer is `A ⊗ B` (Martens, Grosse 2015).
+//! For a weight `W` `[m, n]` whose columns face the inputs, `A = E[x·xᵀ]` `[n, n]` over inputs and `B =
+//! E[g·gᵀ]` `[m, m]` over gradients of a loss with respect to outputs, [`TwoSided`] minimizes `‖B^½·(W −
+//! Ŵ)·A^½‖²_F`, the second-order change of the loss where the curvature of the layer is `A ⊗ B` (Martens,
+//! Grosse 2015).
 //!
 //! # Algorithm
 //! With any roots `B = F·Fᵀ`, `A = G·Gᵀ` and `Fᵀ·W·G = U·S·Vᵀ`, the best rank-k solution is `Ŵ =
@@ -136,7 +137,7 @@ impl TwoSided {
             if i >= j { (1.0 - shrinkage) * self.own[(i, j)] + identity } else { 0.0 }
         });
         f64::cholesky(root.as_mut(), Par::Seq)
-            .ok_or(FactorError::NoConvergence { algorithm: "Cholesky factorisation of a Gram matrix" })?;
+            .ok_or(FactorError::NoConvergence { algorithm: "Cholesky factorization of a Gram matrix" })?;
         zero_upper(&mut root);
         let other = Mat::from_fn(s, s, |i, j| {
             (1.0 - shrinkage) * self.other[(i, j)] + shrinkage * other_mean * self.plain[(i, j)]

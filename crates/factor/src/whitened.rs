@@ -2,13 +2,13 @@
 //!
 //! A layer's error matters where its inputs live. For a weight `A` of shape `m × n` whose *columns* face
 //! the inputs (PyTorch's `[out, in]`; pass the transposed view for the other layout), these functions
-//! minimise `‖(A − Â)·F‖_F` with `F = diag(w)` (ASVD; Fisher weights) or `F·Fᵀ = G = Σ x·xᵀ` over
+//! minimize `‖(A − Â)·F‖_F` with `F = diag(w)` (ASVD; Fisher weights) or `F·Fᵀ = G = Σ x·xᵀ` over
 //! calibration inputs `x`.
 //!
 //! # Algorithm
 //! The best rank-k solution is `Â = U_k·U_kᵀ·A` with the leading left singular vectors `U_k` of `A·F`
 //! (eigenvectors of `A·G·Aᵀ`). Neither `F⁻¹` nor a Cholesky factor is formed, so zero weights, singular
-//! Gram matrices and fewer samples than channels need no regularisation. The squared loss is exactly the
+//! Gram matrices and fewer samples than channels need no regularization. The squared loss is exactly the
 //! sum of the dropped eigenvalues; spectra of several layers are therefore comparable and feed
 //! [`allocate_ranks`](crate::allocate_ranks) directly.
 
@@ -90,7 +90,7 @@ impl<T: Scalar> Whitened<'_, T> {
     }
 }
 
-/// Weighted by a diagonal: minimises `‖(A − Â)·diag(w)‖_F`.
+/// Weighted by a diagonal: minimizes `‖(A − Â)·diag(w)‖_F`.
 ///
 /// # Shapes
 /// `a` m × n, `weights` length n, at least zero.
@@ -120,7 +120,7 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
     left(a, weighted.as_ref())
 }
 
-/// Weighted by a Gram matrix: minimises `Σ ‖(A − Â)·x‖²` over the inputs `x` behind `G = Σ x·xᵀ`.
+/// Weighted by a Gram matrix: minimizes `Σ ‖(A − Â)·x‖²` over the inputs `x` behind `G = Σ x·xᵀ`.
 ///
 /// # Shapes
 /// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding; it may be accumulated in a wider

@@ -10,7 +10,7 @@ use crate::weight::Weight;
 /// What the backward pass of a norm needs.
 #[derive(Clone, Debug)]
 pub struct NormState<T> {
-    /// The normalised input, before gamma and beta: `[tokens, d_model]`.
+    /// The normalized input, before gamma and beta: `[tokens, d_model]`.
     pub x_hat: T,
     /// One over the standard deviation (or root mean square) of each row: `[tokens, 1]`.
     pub inv_std: T,

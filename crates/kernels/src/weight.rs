@@ -15,12 +15,12 @@ use crate::spec::{Gelu, LoraSpec};
 pub enum Weight<T> {
     /// Floats: f32, f16 or bf16; row-major or, as a transposed view, column-major.
     Float(T),
-    /// Quantised blocks. They are frozen: they get no gradient.
+    /// Quantized blocks. They are frozen: they get no gradient.
     Blocks(BlockMatrix),
 }
 
 impl<T> Weight<T> {
-    /// The floats, unless the weight is quantised.
+    /// The floats, unless the weight is quantized.
     pub fn float(&self) -> Option<&T> {
         match self {
             Self::Float(tensor) => Some(tensor),

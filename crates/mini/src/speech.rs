@@ -33,7 +33,7 @@ pub(crate) struct Word {
 /// The forms of `be`: past, present, each singular and plural.
 const BE: [[&str; 2]; 2] = [["was", "were"], ["is", "are"]];
 
-/// Realises sentences as words.
+/// Realizes sentences as words.
 pub(crate) struct Speaker<'a> {
     lexicon: &'a Lexicon,
     words: Vec<Word>,
@@ -231,7 +231,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Realises a predicate in the order verb, object, others; `objects` of relative clauses stay short.
+    /// Realizes a predicate in the order verb, object, others; `objects` of relative clauses stay short.
     fn predicate(
         &mut self,
         predicate: &Predicate,
@@ -284,7 +284,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Realises a verb in the active voice.
+    /// Realizes a verb in the active voice.
     fn active(&mut self, forms: &VerbForms, tense: Tense, negated: bool, ever: bool, number: Number) {
         let VerbForms { base, third, past, participle, progressive } = forms;
         match tense {
@@ -317,7 +317,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// Realises a verb in the passive voice.
+    /// Realizes a verb in the passive voice.
     fn passive(&mut self, forms: &VerbForms, tense: Tense, negated: bool, number: Number) {
         if tense == Tense::Perfect {
             self.finite(["has", "have"], number);

@@ -21,7 +21,7 @@ use crate::norm::Norm;
 use crate::run::Run;
 use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 
-/// Word, position and type embeddings, normalised.
+/// Word, position and type embeddings, normalized.
 #[derive(Module, Debug)]
 pub struct Embeddings<B: Backend> {
     /// Shape `[vocab_size, d_embedding]`.

@@ -385,7 +385,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let (missing, newly_initialized): (Vec<_>, Vec<_>) =
             self.missing.into_iter().partition(|k| required(k));
         let unused = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
-        // A bias of zeros, which some quantisers write for every map, is none.
+        // A bias of zeros, which some quantizers write for every map, is none.
         let is_nothing = |n: &str| {
             let values = || self.checkpoint.read_f32(n).unwrap_or_default();
             n.ends_with(".bias") && self.used.contains(&format!("{}weight", &n[..n.len() - 4])) && {

@@ -8,7 +8,7 @@
 //! | `<module>.lowrank_b.weight` | `(out, r_b)` | `B`, `[r_b, out]` |
 //! | `<module>.tt_cores.<k>` | `(r_{k-1}, m_k, n_k, r_k)` | the same |
 //!
-//! A quantised matrix is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
+//! A quantized matrix is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
 //! architecture does with floats. Its rows, which are divided into blocks:
 //!
 //! | part | of a linear map | of an embedding |
@@ -95,8 +95,8 @@ impl WeightPart {
         }
     }
 
-    /// For a quantised part: whether the blocks are along the columns of the matrix in the forward pass
-    /// (its transpose is stored). `None` for the parts that are never quantised.
+    /// For a quantized part: whether the blocks are along the columns of the matrix in the forward pass
+    /// (its transpose is stored). `None` for the parts that are never quantized.
     ///
     /// A product reads a column of the weight and a row of the right factor, and an embedding looks up rows.
     pub fn blocks_are_transposed(self, embedding: bool) -> Option<bool> {
@@ -158,7 +158,7 @@ pub fn expert_of(path: &str) -> Option<&str> {
 }
 
 /// Whether a module chooses among experts, or is the gate of a shared expert: a small map whose rounding
-/// moves tokens to other experts, so that it is factored and quantised only if named explicitly.
+/// moves tokens to other experts, so that it is factored and quantized only if named explicitly.
 ///
 /// ```
 /// use lowrank_spec::names::is_router;

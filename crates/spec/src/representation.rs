@@ -45,7 +45,7 @@ pub enum Representation {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         b_of: Option<String>,
     },
-    /// `W = M + A·B`: one matrix under `<module>.weight`, usually quantised, and the two factors of
+    /// `W = M + A·B`: one matrix under `<module>.weight`, usually quantized, and the two factors of
     /// [`LowRank`](Self::LowRank) that correct it.
     Sum {
         /// The inner dimension of `A·B`.
@@ -131,14 +131,14 @@ pub struct ModuleEntry {
     /// Relative error of the representation, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
-    /// Block formats by the [names](crate::names::WeightPart::name) of the quantised parts, such as
+    /// Block formats by the [names](crate::names::WeightPart::name) of the quantized parts, such as
     /// `{"weight": "Q4_K"}`. Parts that are not listed are floats.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub formats: BTreeMap<String, String>,
 }
 
 impl ModuleEntry {
-    /// An entry of an unquantised representation, without a known error.
+    /// An entry of an unquantized representation, without a known error.
     pub fn new(representation: Representation) -> Self {
         Self { representation, ..Self::default() }
     }

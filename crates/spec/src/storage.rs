@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Result, SpecError};
 
-/// Keys of a config that describe quantised weights.
+/// Keys of a config that describe quantized weights.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// The name of the method by which the weights of a checkpoint are quantised, according to its `config.json`.
+/// The name of the method by which the weights of a checkpoint are quantized, according to its `config.json`.
 pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
     let section = KEYS.into_iter().find_map(|key| raw.get(key).filter(|section| !section.is_null()))?;
     let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -24,14 +24,14 @@ pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
 }
 
 /// Removes `quantization_config` from the object of a `config.json`: readers return floats, and a model
-/// written from them is not quantised that way.
+/// written from them is not quantized that way.
 ///
 /// # Errors
 /// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.
 pub fn take_storage(raw: &mut Map<String, Value>) -> Result<()> {
     if let Some(name) = quantiser(raw).filter(|name| !["GPTQ", "AWQ", "bitsandbytes"].contains(name)) {
         return Err(SpecError::Storage(format!(
-            "quantization_config: the weights are quantised with {name}, which is not supported; \
+            "quantization_config: the weights are quantized with {name}, which is not supported; \
              give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"
         )));
     }

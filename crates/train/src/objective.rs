@@ -89,7 +89,7 @@ pub(crate) fn scalar<B: Backend>(tensor: Tensor<B, 1>) -> f64 {
     tensor.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
-/// A training objective over any burn module, which [`train`](crate::train()) minimises.
+/// A training objective over any burn module, which [`train`](crate::train()) minimizes.
 ///
 /// The loss of a step is `Σ wᵢ·lᵢ / Σ wᵢ` over its micro-batches, `lᵢ` being the mean that
 /// [`loss`](Self::loss) returns and `wᵢ` the [weight](MicroBatch::weight): a short micro-batch counts in

@@ -1,4 +1,4 @@
-//! Direct preference optimisation as an objective.
+//! Direct preference optimization as an objective.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -46,7 +46,7 @@ pub struct Outcome {
     pub step_tokens: Vec<usize>,
 }
 
-/// Minimises an objective; the returned model has the weights of the best evaluation, or the last ones if
+/// Minimizes an objective; the returned model has the weights of the best evaluation, or the last ones if
 /// there was no evaluation.
 ///
 /// # Algorithm

@@ -44,7 +44,7 @@ impl InitTag {
                 refused("it changes the base by input statistics that the file does not contain")
             }
             "lora_ga" => refused("it changes the base by a gradient that the file does not contain"),
-            "loftq" => refused("it belongs to a quantised base that cannot be reconstructed from the file"),
+            "loftq" => refused("it belongs to a quantized base that cannot be reconstructed from the file"),
             _ => refused("its effect on the base is unknown"),
         }
     }

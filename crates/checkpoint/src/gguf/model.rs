@@ -1,4 +1,4 @@
-//! Writing a model: a checkpoint under llama.cpp's names, quantised, with its config and tokenizer.
+//! Writing a model: a checkpoint under llama.cpp's names, quantized, with its config and tokenizer.
 
 use std::path::Path;
 

@@ -132,7 +132,7 @@ fn describe<'a>(reader: &mut Reader<'a>) -> Result<Described<'a>, Fault> {
         let name_of_type = known.map_or_else(|| format!("number {number}"), str::to_owned);
         Fault::tensor(
             name,
-            format!("type {name_of_type} is not supported; quantise the model again to one of {}", types()),
+            format!("type {name_of_type} is not supported; quantize the model again to one of {}", types()),
         )
     })?;
     let row = shape.last().copied().unwrap_or(1);

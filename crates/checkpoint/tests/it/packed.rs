@@ -1,4 +1,4 @@
-//! Weights that quantisers of the hub leave in several tensors.
+//! Weights that quantizers of the hub leave in several tensors.
 
 use std::fs;
 use std::path::Path;

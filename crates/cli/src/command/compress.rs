@@ -33,7 +33,7 @@ pub(crate) struct Args {
     method: Option<Method>,
     #[command(flatten)]
     amount: AmountArgs,
-    /// Quantise to this many bits (8, 6, 5, 4, 3 or 2): the weights under quant and quant+lowrank, the
+    /// Quantize to this many bits (8, 6, 5, 4, 3 or 2): the weights under quant and quant+lowrank, the
     /// factors under low-rank methods
     #[arg(long, conflicts_with = "type")]
     bits: Option<u8>,
@@ -275,7 +275,7 @@ impl Args {
             bail!("--tt-order requires --method tt or auto; leave it out with {name}");
         }
         if is_quant && self.always_factor {
-            bail!("--always-factor applies to methods that factor; leave it out with quantisation by {name}");
+            bail!("--always-factor applies to methods that factor; leave it out with quantization by {name}");
         }
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
             bail!(
@@ -284,7 +284,7 @@ impl Args {
             );
         }
         if is_quant && self.calibration.is_sequential() {
-            bail!("quantisation by {name} uses the inputs of the original model; leave out --sequential");
+            bail!("quantization by {name} uses the inputs of the original model; leave out --sequential");
         }
         if self.amount.bytes.is_some() && !(is_quant && (method.is_quant() || method == Method::Auto)) {
             bail!("--bytes requires quant, quant+lowrank or auto; with {name} use --ratio with --of file");

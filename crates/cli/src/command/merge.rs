@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Type of the written weights [default: that of the model]
     #[arg(long, value_name = "f32|f16|bf16")]
     dtype: Option<FloatType>,
-    /// Quantise merged weights again in their block formats [default: they become floats]
+    /// Quantize merged weights again in their block formats [default: they become floats]
     #[arg(long)]
     requantize: bool,
     /// Output folder
@@ -135,10 +135,10 @@ fn merge<M: Probed>(
         blocks.iter().map(|block| (block.key(), block.matrix.format())).collect();
     ensure!(
         !args.requantize || !in_blocks.is_empty(),
-        "--requantize: the model has no quantised weights; compress the merged model with --method quant"
+        "--requantize: the model has no quantized weights; compress the merged model with --method quant"
     );
     let mut merged = merged;
-    // Weights that lost a quantised part in `model`.
+    // Weights that lost a quantized part in `model`.
     let in_floats = |model: &M| -> usize {
         let kept: BTreeSet<String> = model.blocks_where(|_| true).iter().map(|block| block.key()).collect();
         let lost = blocks.iter().filter(|block| !kept.contains(&block.key()));
@@ -179,7 +179,7 @@ fn merge<M: Probed>(
     }
     if !in_blocks.is_empty() {
         println!(
-            "{to_floats} of {} quantised weights became {}; {} were quantised again",
+            "{to_floats} of {} quantized weights became {}; {} were quantized again",
             blocks.iter().map(|block| &block.module).collect::<BTreeSet<_>>().len(),
             dtype.name(),
             changed - to_floats

@@ -17,7 +17,7 @@ use lowrank_train::FineTuner;
 use super::labels::{classifier_config, warn_other_base};
 use crate::adapter::{load_adapter, warn_ignored};
 
-/// Opens a model, like [`ModelFolder::open`]; notes once per model how its weights are quantised, if they are
+/// Opens a model, like [`ModelFolder::open`]; notes once per model how its weights are quantized, if they are
 /// read as floats.
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -25,7 +25,7 @@ pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     if let Some(method) = quantiser(folder.config())
         && TOLD.lock().is_ok_and(|mut told| told.insert(folder.path().to_path_buf()))
     {
-        eprintln!("note: {}: weights quantised with {method} are read as floats", folder.path().display());
+        eprintln!("note: {}: weights quantized with {method} are read as floats", folder.path().display());
     }
     Ok(folder)
 }

@@ -1,4 +1,4 @@
-//! Quantised factors of low-rank methods.
+//! Quantized factors of low-rank methods.
 
 use lowrank_checkpoint::{Dtype, StreamWriter, TensorPlan};
 use lowrank_spec::names::WeightPart;
@@ -54,7 +54,7 @@ impl InFile {
         }
     }
 
-    /// The name of the format, if it is quantised.
+    /// The name of the format, if it is quantized.
     pub(crate) fn format(self) -> Option<&'static str> {
         match self {
             Self::Blocks { format, .. } => Some(format.name()),
@@ -62,7 +62,7 @@ impl InFile {
         }
     }
 
-    /// The blocks of a factor, if it is quantised, and its values as they will be read.
+    /// The blocks of a factor, if it is quantized, and its values as they will be read.
     pub(crate) fn stored(self, factor: &Factor, key: &str) -> Result<(Option<Vec<u8>>, Vec<f32>)> {
         match (self, factor.shape.as_slice()) {
             (Self::Blocks { format, is_turned }, &[rows, columns]) => {

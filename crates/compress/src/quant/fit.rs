@@ -1,4 +1,4 @@
-//! One quantised weight, with or without a correction.
+//! One quantized weight, with or without a correction.
 
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::{from_row_major, to_row_major};
@@ -48,7 +48,7 @@ pub(crate) struct Made {
     pub(crate) error: f64,
 }
 
-/// The two factors of a correction, quantised if their rows allow it.
+/// The two factors of a correction, quantized if their rows allow it.
 pub(crate) struct Factors {
     /// `Lᵀ`, `[rank, rows]`.
     pub(crate) left: Factor,
@@ -89,7 +89,7 @@ impl<'a> Rows<'a> {
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             let (path, [_, columns]) = (&weight.site.path, shape);
             return Err(CompressError::Input(format!(
-                "'{path}': row {}, column {} is {}; a quantised weight must be finite",
+                "'{path}': row {}, column {} is {}; a quantized weight must be finite",
                 at / columns,
                 at % columns,
                 values[at]
@@ -144,7 +144,7 @@ impl<'a> Rows<'a> {
         Ok(if loss(&moved) < loss(&plain) { moved } else { plain })
     }
 
-    /// Blocks by columns of blocks, each quantised after the error feedback of the previous ones.
+    /// Blocks by columns of blocks, each quantized after the error feedback of the previous ones.
     fn round_with_feedback(
         &self,
         values: &[f32],
@@ -286,7 +286,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The values minus the dequantised blocks.
+/// The values minus the dequantized blocks.
 fn difference(values: &[f32], format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
     let mut rounded = Vec::with_capacity(values.len());
     format.dequantize(blocks, &mut rounded);

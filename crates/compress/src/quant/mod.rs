@@ -1,4 +1,4 @@
-//! Quantised weights, alone or with a low-rank correction: `W ≈ Q` and `W ≈ Q + A·B`.
+//! Quantized weights, alone or with a low-rank correction: `W ≈ Q` and `W ≈ Q + A·B`.
 //!
 //! # Algorithm
 //! `Q` is rounded to the nearest values of a block format under an importance of each input channel, the diagonal of

@@ -1,4 +1,4 @@
-//! The weights to quantise and their formats.
+//! The weights to quantize and their formats.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(crate) enum Goal {
     Bytes { bytes: u64, with_correction: bool },
 }
 
-/// A quantisation whose only open decisions are those of a budget.
+/// A quantization whose only open decisions are those of a budget.
 pub(crate) struct QuantPlan<'a> {
     pub(crate) model: &'a Path,
     pub(crate) config: Map<String, Value>,
@@ -131,7 +131,7 @@ fn is_read(weight: &Weight, is_tied: bool) -> bool {
     !(is_tied && weight.role == Role::Head && LM_HEADS.contains(&weight.site.path.as_str()))
 }
 
-/// Weights that are quantised by default: linear maps inside layers, token tables, language-model heads.
+/// Weights that are quantized by default: linear maps inside layers, token tables, language-model heads.
 fn is_taken(weight: &Weight) -> bool {
     match weight.role {
         Role::Block | Role::Embedding => true,

@@ -1,4 +1,4 @@
-//! The output folder of a quantisation.
+//! The output folder of a quantization.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::options::{Calibrator, Progress};
 use crate::report::{Change, ModuleReport, Report};
 use crate::weights::Weight;
 
-/// Quantises and writes every weight. Without a calibrator, errors are weighted by `known`.
+/// Quantizes and writes every weight. Without a calibrator, errors are weighted by `known`.
 ///
 /// # Errors
 /// Errors of reading, rounding and writing weights.

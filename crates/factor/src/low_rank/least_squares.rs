@@ -39,7 +39,7 @@ pub struct AlternatingReport {
 }
 
 impl<T: Scalar> LowRank<T> {
-    /// Replaces `R` by the minimiser of `‖A − L·R‖_F` for the current `L`: `R = L⁺·A`.
+    /// Replaces `R` by the minimizer of `‖A − L·R‖_F` for the current `L`: `R = L⁺·A`.
     ///
     /// This leaves the factors of a truncated SVD unchanged (Eckart–Young). Directions of `L` below
     /// the usual cut-off `max(m, r)·ε·σ₁` are ignored, so a rank-deficient `L` gives the minimum-norm
@@ -60,7 +60,7 @@ impl<T: Scalar> LowRank<T> {
         Self::new(self.left.clone(), right)
     }
 
-    /// Replaces `L` by the minimiser of `‖A − L·R‖_F` for the current `R`.
+    /// Replaces `L` by the minimizer of `‖A − L·R‖_F` for the current `R`.
     ///
     /// # Errors
     /// As [`LowRank::refit_right`].

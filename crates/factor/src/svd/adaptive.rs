@@ -41,7 +41,7 @@ impl Default for AdaptiveOptions {
 /// Decomposition of the smallest rank found to meet a relative error or energy target.
 ///
 /// # Algorithm
-/// randQB_EI (Yu, Gu, Li 2018): blocks of a QB factorisation, each orthogonalised against those before
+/// randQB_EI (Yu, Gu, Li 2018): blocks of a QB factorization, each orthogonalized against those before
 /// it, with the residual tracked as `‖A‖² − ‖B‖²`; below about `30·√ε`, where that difference is lost in
 /// rounding, the residual is formed explicitly. The SVD of `B` then drops what the target does not need.
 ///
@@ -107,7 +107,7 @@ impl AdaptiveOptions {
     }
 }
 
-/// The growing factorisation `A ≈ Q·Bᵀ`.
+/// The growing factorization `A ≈ Q·Bᵀ`.
 struct Blocks<T: Scalar> {
     /// Shape `m × r`, orthonormal columns.
     q: Mat<T>,

@@ -1,4 +1,4 @@
-//! Randomized SVD with QR-normalised power iterations.
+//! Randomized SVD with QR-normalized power iterations.
 
 use faer::{Mat, MatRef};
 
@@ -85,7 +85,7 @@ impl<T: Scalar> RandomizedSvd<T> {
 ///
 /// # Algorithm
 /// Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1: `Y = (A·Aᵀ)^q·A·Ω` with a Gaussian `Ω` of
-/// `rank + oversampling` columns, QR-normalised after every half-step. One more half-step, from the basis
+/// `rank + oversampling` columns, QR-normalized after every half-step. One more half-step, from the basis
 /// `Q` of `Y` to the basis `P` of `AᵀQ`, shows whether the subspace has settled; the result is the exact SVD
 /// of `A·P·Pᵀ`.
 ///

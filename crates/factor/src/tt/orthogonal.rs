@@ -1,4 +1,4 @@
-//! Orthogonalisation and rounding.
+//! Orthogonalization and rounding.
 
 use faer::Mat;
 
@@ -47,7 +47,7 @@ impl<T: Scalar> TensorTrain<T> {
         Ok(Self::from_parts(cores))
     }
 
-    /// Frobenius norm, from an orthogonalised copy: accurate even for the difference of two nearly equal
+    /// Frobenius norm, from an orthogonalized copy: accurate even for the difference of two nearly equal
     /// trains.
     pub fn norm(&self) -> f64 {
         match self.orthogonalize(0) {
@@ -60,7 +60,7 @@ impl<T: Scalar> TensorTrain<T> {
     /// The train of smallest ranks under a truncation.
     ///
     /// # Algorithm
-    /// TT-rounding (Oseledets 2011, algorithm 2): orthogonalisation from the right, then truncated SVDs
+    /// TT-rounding (Oseledets 2011, algorithm 2): orthogonalization from the right, then truncated SVDs
     /// from the left.
     ///
     /// # Error bound

@@ -1,4 +1,4 @@
-//! Quantised matrices in the block layouts of llama.cpp's files, used in computations without conversion.
+//! Quantized matrices in the block layouts of llama.cpp's files, used in computations without conversion.
 //!
 //! A row is divided into blocks of 32 or 256 elements, each with its own scale (and, in some formats,
 //! offset), so that a GGUF tensor is used without conversion. An element is `scale·q + offset` with a small
@@ -16,7 +16,7 @@ use crate::error::KernelError;
 /// Bytes that a [`BlockMatrix`] shares with others, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A frozen matrix quantised along its stored rows, or the transpose of one. A clone shares the bytes.
+/// A frozen matrix quantized along its stored rows, or the transpose of one. A clone shares the bytes.
 ///
 /// Products with few rows round the input to 8 bits, block by block, as llama.cpp does; see
 /// [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
@@ -65,7 +65,7 @@ impl BlockMatrix {
     }
 
     /// Rounds a row-major matrix `[rows, columns]` to the nearest values of a format, like llama.cpp's
-    /// reference quantisation.
+    /// reference quantization.
     ///
     /// # Errors
     /// [`KernelError::Block`] for a shape or a value that the format cannot hold.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::simd::{LANES, Simd};
 use super::team;
 
-/// A result under construction: `len` floats, not yet initialised.
+/// A result under construction: `len` floats, not yet initialized.
 pub(crate) struct Buffer {
     /// Has capacity for `len` floats and length 0.
     room: Vec<f32>,

@@ -7,7 +7,7 @@ use super::norm;
 /// Number of logits in memory at a time, unless fewer than [`MIN_ROWS`] rows fit.
 const LOGITS: usize = 8 * 1024 * 1024;
 
-/// Minimum number of rows that amortises reading the head.
+/// Minimum number of rows that amortizes reading the head.
 const MIN_ROWS: usize = 64;
 
 /// A matrix `[k, n]` in its memory layout; `transposed` if the memory holds `[n, k]`.

@@ -57,7 +57,7 @@ pub(crate) fn norm(norm: Norm<'_>) -> Vec<f32> {
     y
 }
 
-/// The norm, the normalised input and the inverse standard deviations.
+/// The norm, the normalized input and the inverse standard deviations.
 pub(crate) fn norm_saving(norm: Norm<'_>) -> [Vec<f32>; 3] {
     let width = norm.gamma.len();
     // SAFETY: the kernel stores all of its parts, and the deviation is set.

@@ -1,4 +1,4 @@
-//! Matrices in blocks: what the bytes mean, and every step beside the same one over dequantised floats.
+//! Matrices in blocks: what the bytes mean, and every step beside the same one over dequantized floats.
 
 use std::sync::Arc;
 
@@ -419,7 +419,7 @@ fn bad_input_is_named() {
     let mut numbers = [0.0; 64];
     numbers[33] = f32::NEG_INFINITY;
     let error = BlockMatrix::quantize(format, [2, 32], &numbers).unwrap_err();
-    assert_eq!(error.to_string(), "row 1, column 1 is -inf; a matrix to quantise must be finite");
+    assert_eq!(error.to_string(), "row 1, column 1 is -inf; a matrix to quantize must be finite");
     numbers[33] = 1e7;
     assert!(matches!(
         BlockMatrix::quantize(format, [2, 32], &numbers),

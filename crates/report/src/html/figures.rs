@@ -198,7 +198,7 @@ fn curve_plots(
         let (y_label, wants_log) = label(column);
         // A logarithmic axis would leave out values that are not positive.
         let y_log = wants_log && series.iter().flat_map(|series| &series.points).all(|point| point.y > 0.0);
-        let title = format!("{}: {y_label} over the optimiser steps", column.task);
+        let title = format!("{}: {y_label} over the optimizer steps", column.task);
         let plot = Plot { title, x_label: "step".to_owned(), y_label, x_log: false, y_log, series };
         if !plot.is_empty() {
             plots.push((column.task.clone(), plot));

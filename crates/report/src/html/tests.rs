@@ -170,7 +170,7 @@ fn perplexity_plot(first: f64) -> String {
     }
     record.write_atomic(&file).unwrap();
     let html = html_of(dir.path());
-    html.split("text: perplexity over the optimiser steps</title>").nth(1).unwrap().to_owned()
+    html.split("text: perplexity over the optimizer steps</title>").nth(1).unwrap().to_owned()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Quantised blocks in the layouts of llama.cpp's files.
+//! Quantized blocks in the layouts of llama.cpp's files.
 //!
 //! A row is divided into blocks of 32 or 256 elements, each with its own scale (and, in some formats,
 //! offset). An element is `scale·q + offset` with a small integer `q`.
@@ -36,7 +36,7 @@ pub enum BlockError {
         elements: usize,
     },
     /// A value that no block can hold.
-    #[error("row {row}, column {column} is {value}; a matrix to quantise must be finite")]
+    #[error("row {row}, column {column} is {value}; a matrix to quantize must be finite")]
     NonFinite {
         /// Row of the first such value.
         row: usize,
@@ -199,7 +199,7 @@ impl BlockFormat {
     }
 
     /// Rounds a row-major matrix `[rows, columns]` to the nearest values, like llama.cpp's reference
-    /// quantisation.
+    /// quantization.
     ///
     /// # Errors
     /// [`BlockError::Width`] if the columns are not a multiple of a block's length, [`BlockError::NonFinite`] for NaN

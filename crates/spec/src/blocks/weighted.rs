@@ -1,4 +1,4 @@
-//! Weighted rounding: the importance of each column in addition to the reference quantisation.
+//! Weighted rounding: the importance of each column in addition to the reference quantization.
 //!
 //! For a block of 32 elements `x` with weights `w`, the scale (and offset) of least `Σ w·(x − (scale·q +
 //! offset))²` among several initial guesses, each refined by least squares alternating with the integers `q`.

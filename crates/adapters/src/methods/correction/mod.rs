@@ -1,4 +1,4 @@
-//! Low-rank optimisation: full-size corrections that are projected after every step.
+//! Low-rank optimization: full-size corrections that are projected after every step.
 //!
 //! Files: a LoRA, which represents the projected corrections exactly.
 

@@ -79,7 +79,7 @@ pub struct LotrShape<'a> {
 }
 
 impl<B: Backend> Lotr<B> {
-    /// A newly initialized group whose update is zero, after the initialisations of the authors' code:
+    /// A newly initialized group whose update is zero, after the initializations of the authors' code:
     /// trivial (`L`, `R` normal, `M_s` zero), neutral (`L` normal, `M_s` the identity, `R` zero), or normal
     /// (all three, with the initial update subtracted).
     ///

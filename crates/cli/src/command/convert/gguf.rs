@@ -66,7 +66,7 @@ fn model_file(args: &Args) -> Result<()> {
         Some(kind) => kind,
         None => stored(&folder.checkpoint()?).with_context(|| {
             format!(
-                "{}: the weights are quantised; choose their new type with --type",
+                "{}: the weights are quantized; choose their new type with --type",
                 folder.path().display()
             )
         })?,
@@ -77,7 +77,7 @@ fn model_file(args: &Args) -> Result<()> {
     };
     if args.merge && in_blocks(&folder.checkpoint()?) {
         bail!(
-            "{}: its weights are quantised; merge into the original model, or leave out --merge and \
+            "{}: its weights are quantized; merge into the original model, or leave out --merge and \
              write the adapter alone",
             folder.path().display()
         );
@@ -108,7 +108,7 @@ fn name(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The type of most of the weights; `None` if these are quantised.
+/// The type of most of the weights; `None` if these are quantized.
 fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
     let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
     let count =

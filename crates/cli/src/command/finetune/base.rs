@@ -18,7 +18,7 @@ use crate::method::Method;
 /// Options of the base.
 #[derive(clap::Args)]
 pub(crate) struct BaseArgs {
-    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, quantised while
+    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, quantized while
     /// reading
     #[arg(long, value_name = "4|8")]
     base_bits: Option<u8>,
@@ -50,7 +50,7 @@ impl BaseArgs {
         };
         ensure!(
             !args.random_init,
-            "--base-bits quantises the weights of a checkpoint; leave it out with --random-init"
+            "--base-bits quantizes the weights of a checkpoint; leave it out with --random-init"
         );
         ensure!(
             args.method != Method::Full,
@@ -60,7 +60,7 @@ impl BaseArgs {
     }
 }
 
-/// Refuses a method that would train a quantised matrix.
+/// Refuses a method that would train a quantized matrix.
 pub(super) fn check_frozen<B: burn::prelude::Backend>(
     method: Method,
     model: &impl Parameters<B>,
@@ -68,7 +68,7 @@ pub(super) fn check_frozen<B: burn::prelude::Backend>(
 ) -> Result<()> {
     if let Some(block) = model.blocks_where(|at| trains(at)).first() {
         bail!(
-            "--method {} trains '{}', which is quantised ({}) and frozen; choose an adapter method, e.g. lora, or give the \
+            "--method {} trains '{}', which is quantized ({}) and frozen; choose an adapter method, e.g. lora, or give the \
              model in floats",
             method.name(),
             block.key(),
@@ -98,7 +98,7 @@ impl Memory {
         let config = decoder.config();
         let trained = model.count().0;
         // Inputs of the backward pass per token: the outputs of a layer's linear maps (of which attention and
-        // the activation save theirs, and the maps after them their inputs), the widest input, two normalised
+        // the activation save theirs, and the maps after them their inputs), the widest input, two normalized
         // states.
         let sites = decoder.sites().iter().filter(|site| site.layer.is_some());
         let widest = sites.clone().map(|site| site.d_input).max().unwrap_or(0);

@@ -136,7 +136,7 @@ fn transform<S: Simd>(simd: S, row: &mut [f32], score: Score<'_>, keys: usize) {
 }
 
 /// Turns a row of scores, of which those of the `visible` keys count, into probabilities with dropout, and
-/// returns the logarithm of their sum before they were normalised. The row's keys are `keys`.
+/// returns the logarithm of their sum before they were normalized. The row's keys are `keys`.
 #[inline(always)]
 fn softmax<S: Simd>(
     simd: S,

@@ -17,7 +17,7 @@ use super::team;
 use crate::blocks::{BlockMatrix, with_format};
 use formats::Dots;
 
-/// Rows up to which this is faster than tiles of dequantised elements.
+/// Rows up to which this is faster than tiles of dequantized elements.
 pub(crate) const MAX_ROWS: usize = 4;
 
 /// Bytes of a unit of work, and below which a second thread is not worth its while.

@@ -16,7 +16,7 @@ pub(crate) enum Weights<'a> {
     F16(&'a [u16]),
     /// Bits of bfloat16 numbers.
     Bf16(&'a [u16]),
-    /// Quantised blocks; each row has a whole number of them.
+    /// Quantized blocks; each row has a whole number of them.
     Blocks(BlockFormat, &'a [u8]),
 }
 
