@@ -1,4 +1,4 @@
-//! Adapters over a model, whatever its architecture: loading, the weights that some methods start from, merging.
+//! Adapters over a model of any architecture: loading, the weights that some methods start from, merging.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,23 +18,23 @@ use crate::stack::Parameters;
 use crate::stored::Stored;
 use crate::visit::{Layout, ParamVisitor, Parameter, Role};
 
-/// A model that adapters can be put on.
+/// A model that can have adapters.
 pub trait Adaptable<B: Backend>: Parameters<B> {
-    /// Told of the keys whose values came with an adapter.
+    /// Called with the keys whose values came with an adapter.
     fn loaded(&mut self, _keys: &[String]) {}
 
-    /// PEFT's names of the tasks that the model's head is made for; an adapter of another task is refused. Empty where any
-    /// will do.
+    /// PEFT's task names for the model's head; an adapter of another task is refused. Empty if any task
+    /// is accepted.
     fn tasks(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// Paths of the input embedding and of the head, where the head is the embedding's table.
+    /// Paths of the input embedding and of the head, if the head is tied to the embedding.
     fn tied(&self) -> Option<[String; 2]> {
         None
     }
 
-    /// Gives a tied head weights of its own, equal to the table's, and a site; nothing for a model without a tied head.
+    /// Gives a tied head separate weights, equal to the table's, and a site; does nothing for an untied head.
     ///
     /// # Errors
     /// [`ModelError::Input`] for a table whose form cannot be turned into a head's.
@@ -42,12 +42,12 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Ok(())
     }
 
-    /// Path of the input embedding whose table an adapter may replace by one of another vocabulary.
+    /// Path of the input embedding whose table an adapter may replace by one with another vocabulary.
     fn vocabulary(&self) -> Option<&Site> {
         None
     }
 
-    /// Makes room for a vocabulary of another size; the rows are undefined until they are loaded.
+    /// Resizes the vocabulary; the new rows are undefined until they are loaded.
     ///
     /// # Errors
     /// [`ModelError::Input`] for a model whose tables cannot be replaced.
@@ -55,8 +55,8 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Err(ModelError::Input("an adapter with a resized vocabulary is not supported for this model".into()))
     }
 
-    /// Arranges the model for an adapter and the folder's tensors for the model: a head with weights of its own where the
-    /// adapter moves one use of a tied table alone, tables of the adapter's vocabulary.
+    /// Prepares the model for an adapter and the folder's tensors for the model: a head with separate weights
+    /// if the adapter changes only one use of a tied table, tables of the adapter's vocabulary.
     ///
     /// # Errors
     /// A reason: a task that is not this model's, tables that contradict each other.
@@ -85,17 +85,17 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         ModelWeights(RefCell::new(self.clone()))
     }
 
-    /// Loads an adapter folder (or loralib's tensors) over this model: its adapters, and what of the model's own
-    /// weights it carries: a head, biases, modules trained in full.
+    /// Loads an adapter folder (or loralib's tensors) over this model: its adapters, and the model weights
+    /// that it contains: a head, biases, modules trained in full.
     ///
     /// # Errors
-    /// Whatever does not fit this model; the model is then as it was.
+    /// Contents that do not fit this model; the model is then unchanged.
     fn load_adapter(&mut self, path: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
         let folder = AdapterFolder::read(path).map_err(|e| adapter_error(path, &e))?;
         self.load_adapter_folder(folder, path, device)
     }
 
-    /// The same for a folder that has been read.
+    /// The same for a folder that has already been read.
     ///
     /// # Errors
     /// As [`Adaptable::load_adapter`].
@@ -120,7 +120,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     /// Replaces weights of the model by tensors saved with an adapter.
     ///
     /// # Errors
-    /// A tensor that is missing, misshaped or of no known name; the model is then as it was.
+    /// A tensor that is missing, misshaped or unknown; the model is then unchanged.
     fn load_saved(&mut self, saved: Saved, source: &Path, device: &B::Device) -> Result<()> {
         let mut reader =
             SavedReader { saved, device: device.clone(), loaded: Vec::new(), problems: Vec::new() };
@@ -135,7 +135,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Err(ModelError::Tensors { path: source.to_path_buf(), details: summary(&reader.problems) })
     }
 
-    /// Folds the update of one site into its two factors, at their own rank. Returns whether there are two.
+    /// Folds the update of one site into its two factors, at their rank. Returns whether there are two.
     ///
     /// # Errors
     /// Factors that other modules share, values that are not finite.
@@ -155,11 +155,11 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Ok(true)
     }
 
-    /// The model with the updates of the enabled adapters folded into its weights, in f32: also those that were in blocks
-    /// of few bits. A weight of two factors stays one, of the same rank, and is never formed; of a sum of a matrix and
-    /// factors, the matrix takes the update. This model shares what
-    /// was not touched, and stays as it was: to unmerge, go back to it. A head that is tied to an adapted embedding gets
-    /// the table as it was, since the adapter moves the embedding alone.
+    /// The model with the updates of the enabled adapters folded into its weights, in f32, including those
+    /// that were quantized. A weight of two factors stays factored, with the same rank, and is never formed;
+    /// in a sum of a matrix and factors, the matrix takes the update. The result shares everything unchanged
+    /// with this model, which is not modified: to unmerge, go back to it. A head that is tied to an adapted
+    /// embedding keeps the original table, since the adapter changes only the embedding.
     ///
     /// # Errors
     /// A site whose weight is not a single matrix, a merged weight that is not finite, an update of a bias that the layer does
@@ -171,7 +171,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         {
             model.untie()?;
         }
-        // An untied head is a site more.
+        // An untied head is an additional site.
         let n_sites = model.sites().len();
         let mut sums = FindSums { dense: vec![false; n_sites], factors: BTreeMap::new() };
         model.visit_params(&mut sums);
@@ -207,7 +207,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     }
 }
 
-/// Number of rows of the table that a folder carries for an embedding, where it is not the model's.
+/// Number of rows of the table that a folder contains for an embedding, if it differs from the model's.
 fn resized(folder: &AdapterFolder, site: &Site) -> Option<usize> {
     let bare = site.path.split_once('.').map_or("", |(_, rest)| rest);
     let keys = [site.path.as_str(), bare].map(|path| format!("{path}.weight"));
@@ -239,7 +239,7 @@ impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
     }
 }
 
-/// Finds the weight of one site: a matrix, or factors in the order of their product, or both, whose sum it is.
+/// Finds the weight of one site: a matrix, or factors in the order of their product, or both, to be summed.
 struct FindWeight<'a, B: Backend> {
     site: usize,
     path: &'a str,
@@ -472,7 +472,7 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
             }
             return;
         };
-        // The floats are made only where rows of them stay.
+        // Floats are created only if some rows are kept.
         let dims = matrix.dims();
         let init =
             move |device: &B::Device, _| Tensor::from_data(TensorData::new(matrix.to_floats(), dims), device);

@@ -1,4 +1,4 @@
-//! A stack under a head, whatever kind it is.
+//! A stack under a head, of either kind.
 
 use burn::module::Module;
 use burn::prelude::*;
@@ -44,7 +44,7 @@ impl<B: Backend> Body<B> {
         }
     }
 
-    /// Makes room for a vocabulary of another size.
+    /// Resizes the vocabulary.
     pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         match self {
             Self::Encoder(body) => body.resize_vocabulary(rows),

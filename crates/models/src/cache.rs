@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that have been read, so that each is computed once.
+//! Keys and values of the processed tokens, so that each is computed once.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, write_rows};
 
-/// Positions by which the room of a sequence grows.
+/// Number of positions by which the capacity of a sequence grows.
 const BLOCK: usize = 64;
 
-/// The cache of a batch of sequences: for each layer a table of keys and one of values, in which each sequence has room
-/// for as many positions as it needs.
+/// The cache of a batch of sequences: for each layer one table of keys and one of values, in which each
+/// sequence has capacity for the positions that it needs.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
     layers: Vec<LayerCache<B>>,
-    /// Positions held, by sequence.
+    /// Number of positions held, by sequence.
     lengths: Vec<usize>,
-    /// Positions that each sequence has room for.
+    /// Capacity of each sequence in positions.
     rooms: Vec<usize>,
-    /// Row at which each sequence begins.
+    /// First row of each sequence.
     starts: Vec<usize>,
 }
 
@@ -28,7 +28,7 @@ struct LayerCache<B: Backend> {
     tables: [Tensor<B, 2>; 2],
 }
 
-/// Where the rows of a step go: made once for all layers.
+/// Destinations of the rows of a step: computed once for all layers.
 #[derive(Clone, Debug)]
 pub(crate) struct Writes {
     /// First row in the table, first row of the step, number of rows.
@@ -52,7 +52,7 @@ fn starts(rooms: &[usize]) -> Vec<usize> {
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache with room for `capacities[i]` positions of sequence `i`.
+    /// An empty cache with capacity for `capacities[i]` positions of sequence `i`.
     pub(crate) fn new(n_layers: usize, width: usize, capacities: &[usize], device: &B::Device) -> Self {
         let rooms: Vec<usize> = capacities.iter().map(|n| n.next_multiple_of(BLOCK)).collect();
         let rows = rooms.iter().sum();
@@ -61,12 +61,12 @@ impl<B: Backend> KvCache<B> {
         Self { layers, lengths: vec![0; rooms.len()], starts: starts(&rooms), rooms }
     }
 
-    /// Positions held of a sequence.
+    /// Number of positions held for a sequence.
     pub fn length(&self, sequence: usize) -> usize {
         self.lengths[sequence]
     }
 
-    /// Makes room for `counts[i]` more positions of sequence `active[i]`, and says where they go.
+    /// Reserves `counts[i]` more positions for sequence `active[i]`, and returns their destinations.
     pub(crate) fn begin(&mut self, active: &[usize], counts: &[usize]) -> Writes {
         let mut rooms = self.rooms.clone();
         for (&sequence, count) in active.iter().zip(counts) {
@@ -140,7 +140,7 @@ mod tests {
         let table = cache.write(0, &writes, [rows(5, 1.0), rows(5, 2.0)])[0].clone();
         assert_eq!(writes.keys[..], [0..3, 64..66]);
         assert_eq!(table.sum().into_scalar(), 5.0);
-        // The first grows; the second moves with what it holds.
+        // The first grows; the second moves with its contents.
         let writes = cache.begin(&[0], &[100]);
         let table = cache.write(0, &writes, [rows(100, 1.0), rows(100, 2.0)])[0].clone();
         assert_eq!(cache.rooms.iter().sum::<usize>(), 128 + 1024);

@@ -1,4 +1,4 @@
-//! Merging an adapter into a weight that is two factors: concatenated, then cut to the same rank, never dense.
+//! Merging an adapter into a two-factor weight: concatenated, then truncated to the same rank, never dense.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -10,7 +10,7 @@ use lowrank_factor::{FactorError, LowRank, SigmaPlacement, Truncation, svd};
 /// The best factors of the same rank for `A·B + ΔW`.
 ///
 /// # Shapes
-/// - `a`: `[d_input, rank]`, `b`: `[rank, d_output]`, as the result
+/// - `a`: `[d_input, rank]`, `b`: `[rank, d_output]`, like the result
 ///
 /// # Errors
 /// Values that are not finite.
@@ -64,7 +64,7 @@ mod tests {
         let tensor =
             |values, shape: [usize; 2]| Tensor::<Flex, 2>::from_data(TensorData::new(values, shape), &device);
         let mut a = wave(7 * 3, 0.7);
-        // The third direction is none.
+        // The third direction vanishes.
         a.iter_mut().skip(2).step_by(3).for_each(|x| *x = 0.0);
         let (a, b) = (tensor(a, [7, 3]), tensor(wave(3 * 5, 1.3), [3, 5]));
         let site = Site {
@@ -84,7 +84,7 @@ mod tests {
         let expected = a.clone().matmul(b.clone()) + set.delta_weight(0).unwrap();
         let difference = host_values(left.matmul(right) - expected);
         assert!(difference.iter().all(|d| d.abs() < 1e-5), "{difference:?}");
-        // What is switched off is not merged.
+        // Disabled adapters are not merged.
         let mut off = set.clone();
         off.set_all_enabled(false);
         let [left, right] = merge_factors(&off, 0, a.clone(), b.clone()).unwrap();

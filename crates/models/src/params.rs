@@ -1,4 +1,4 @@
-//! Loading and saving of parameters, by the visit of a model.
+//! Loading and saving of parameters by visiting a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::linear::block_format;
 use crate::stored::Stored;
 use crate::visit::{Layout, ParamVisitor, Parameter, Part};
 
-/// The type in which matrices are kept; arithmetic is in f32 whatever it is.
+/// The storage type of matrices; arithmetic is always in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightType {
     /// 4 bytes.
@@ -28,13 +28,14 @@ pub enum WeightType {
     F16,
     /// 2 bytes: 8 bits of precision, the range of f32.
     Bf16,
-    /// Dense linear maps inside the layers but routers are rounded to blocks of few bits, and frozen; other matrices keep the type of
-    /// the file. Rows that are not a multiple of the format's blocks take the [format in its place](BlockFormat::fitting).
+    /// Dense linear maps inside the layers, except routers, are quantized and frozen; other matrices keep the
+    /// type of the file. Rows that are not a multiple of the format's blocks take the [fallback
+    /// format](BlockFormat::fitting).
     Blocks(BlockFormat),
 }
 
 impl WeightType {
-    /// The type of floats; `stored` is that of the file.
+    /// The float type; `stored` is that of the file.
     fn dtype(self, stored: Option<Dtype>) -> DType {
         match (self, stored) {
             (Self::F16, _) | (Self::Blocks(_), Some(Dtype::F16)) => DType::F16,
@@ -66,7 +67,7 @@ impl std::str::FromStr for WeightType {
     }
 }
 
-/// A parameter that is drawn (normal, standard deviation `std`) only if nothing is loaded into it.
+/// A parameter that is randomly initialized (normal, standard deviation `std`) unless a value is loaded.
 pub(crate) fn lazy_normal<B: Backend, const D: usize>(
     seed: u64,
     key: &str,
@@ -78,7 +79,7 @@ pub(crate) fn lazy_normal<B: Backend, const D: usize>(
     lazy(shape, device, move |n| normal_values(seed, &key, n, std))
 }
 
-/// A parameter that is filled with `value` only if nothing is loaded into it.
+/// A parameter that is filled with `value` unless a value is loaded.
 pub(crate) fn lazy_full<B: Backend, const D: usize>(
     shape: [usize; D],
     value: f32,
@@ -99,7 +100,7 @@ fn lazy<B: Backend, const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), false, shape.into())
 }
 
-/// Whether `missing` is what some end of a prefix lacks: whole parts of it from its start on.
+/// Whether `missing` is the beginning of a prefix, in whole parts.
 pub(crate) fn is_beginning(missing: &str, prefix: &str) -> bool {
     prefix.starts_with(missing) && (missing.is_empty() || missing.ends_with('.'))
 }
@@ -107,35 +108,35 @@ pub(crate) fn is_beginning(missing: &str, prefix: &str) -> bool {
 /// Magnitude from which f16 rounds to infinity: halfway between its largest number and the next power of two.
 const F16_LIMIT: f32 = 65_520.0;
 
-/// Fills a model from a checkpoint, a tensor at a time, and notes what does not fit.
+/// Loads a model from a checkpoint, one tensor at a time, and records mismatches.
 pub struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     device: &'a B::Device,
     prefix: &'a str,
-    /// The end of the prefix that the checkpoint's names have.
+    /// The part of the prefix that the checkpoint's names have.
     stored_prefix: &'a str,
     weights: WeightType,
-    /// Which parts of which modules are in blocks.
+    /// The quantized parts of modules.
     section: Option<&'a LowrankSection>,
     used: BTreeSet<String>,
-    /// Factors that have been loaded, by their names in the file: others may share them.
+    /// Loaded factors, by their names in the file: others may share them.
     factors: BTreeMap<String, Stored<B>>,
-    /// Keys that are read from a tensor of another name where the checkpoint does not hold them.
+    /// Keys that are read from a tensor of another name if the checkpoint does not contain them.
     aliases: BTreeMap<String, String>,
     missing: Vec<String>,
     problems: Vec<String>,
 }
 
-/// What a checkpoint and a model do not share.
+/// Differences between a checkpoint and a model.
 #[derive(Clone, Debug, Default)]
 pub struct Unmatched {
-    /// Parameters of the model that the checkpoint does not hold.
+    /// Parameters of the model that the checkpoint does not contain.
     pub newly_initialized: Vec<String>,
     /// Tensors of the checkpoint that belong to a head that the model does not have.
     pub ignored: Vec<String>,
 }
 
-/// Beginnings of the names of heads that a checkpoint may hold beside the one that is loaded.
+/// Prefixes of heads that a checkpoint may contain beside the one that is loaded.
 const OTHER_HEADS: [&str; 9] = [
     "qa_outputs.",
     "v_head.",
@@ -148,11 +149,12 @@ const OTHER_HEADS: [&str; 9] = [
     "generator_predictions.",
 ];
 
-/// End of the names of entries in which some layers keep state other than parameters.
+/// Suffix of entries in which some layers store state other than parameters.
 const EXTRA_STATE: &str = "_extra_state";
 
 impl<'a, B: Backend> Loader<'a, B> {
-    /// A loader from `checkpoint` onto `device`; the checkpoint may hold the keys with `prefix`, its end or without.
+    /// A loader from `checkpoint` onto `device`; the checkpoint may have the keys with `prefix`, its end or
+    /// without.
     pub fn new(checkpoint: &'a Checkpoint, prefix: &'a str, device: &'a B::Device) -> Self {
         let mut stored_prefix = prefix;
         while !checkpoint.names().any(|name| name.starts_with(stored_prefix)) {
@@ -173,21 +175,21 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
-    /// Reads `key` from the tensor `other` where the checkpoint does not hold it.
+    /// Reads `key` from the tensor `other` if the checkpoint does not contain it.
     pub(crate) fn alias(&mut self, key: String, other: String) {
         self.aliases.insert(key, other);
     }
 
-    /// Reads what the section of the model's config says is in blocks as blocks.
+    /// Reads the parts that the section of the model's config lists as quantized without conversion.
     pub(crate) fn with_section(mut self, section: &'a LowrankSection) -> Self {
         self.section = Some(section);
         self
     }
 
-    /// Keeps matrices in this type.
+    /// Stores matrices in this type.
     ///
     /// # Errors
-    /// [`ModelError::Input`] where the backend has no tensors of it.
+    /// [`ModelError::Input`] if the backend does not support it.
     pub fn with_weights(mut self, weights: WeightType) -> Result<Self> {
         let dtype = weights.dtype(None);
         if !B::supports_dtype(self.device, dtype) {
@@ -200,12 +202,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(self)
     }
 
-    /// The name under which the checkpoint would hold `key`.
+    /// The name under which the checkpoint would store `key`.
     pub fn stored_key<'k>(&self, key: &'k str) -> &'k str {
         if key.starts_with(self.prefix) { &key[self.prefix.len() - self.stored_prefix.len()..] } else { key }
     }
 
-    /// The name under which the checkpoint holds `key`, also by the old names of layer norms.
+    /// The name under which the checkpoint stores `key`, including the old names of layer norms.
     fn resolve(&self, key: &str) -> Option<String> {
         let alias = self.aliases.get(key).filter(|other| self.checkpoint.contains(other));
         let key = self.stored_key(key);
@@ -258,7 +260,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(())
     }
 
-    /// Loads a matrix in whatever it is to be stored.
+    /// Loads a matrix in its storage type.
     fn load_stored(&mut self, name: &str, at: &Parameter<'_>, stored: &mut Stored<B>) -> Result<()> {
         let entry = self.section.and_then(|section| section.find(at.module.path));
         let format = at.weight().zip(entry).and_then(|(part, (_, entry))| entry.formats.get(part.name()));
@@ -294,7 +296,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(())
     }
 
-    /// The format that a matrix of floats is to be rounded to.
+    /// The format to which a float matrix is quantized.
     fn rounds_to(&self, at: &Parameter<'_>) -> Option<BlockFormat> {
         let is_map = at.module.part == Part::Body && at.module.layer.is_some() && !is_router(at.module.path);
         match self.weights {
@@ -303,7 +305,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
-    /// A matrix in blocks: bytes of the shape `(rows, bytes of a row)`.
+    /// A quantized matrix: bytes of the shape `(rows, bytes of a row)`.
     fn read_blocks(
         &self,
         name: &str,
@@ -365,7 +367,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
-    /// Elements of two bytes as they are stored, without a detour over f32, which would take twice the memory.
+    /// Two-byte elements in their stored type, without conversion to f32, which would take twice the memory.
     fn read_halves<T>(&self, name: &str, layout: Layout, from_bits: impl Fn(u16) -> T) -> Result<Vec<T>> {
         let bits = match layout {
             Layout::Same => self.checkpoint.read_bits(name)?,
@@ -375,8 +377,8 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(bits.into_iter().map(from_bits).collect())
     }
 
-    /// Ends the loading: an error if anything was misshaped, a key in `required` was missing, or the
-    /// checkpoint holds a tensor that `is_extra` does not excuse and that belongs to no other head.
+    /// Finishes loading: an error if anything was misshaped, a key in `required` was missing, or the
+    /// checkpoint contains a tensor that `is_extra` does not accept and that belongs to no other head.
     pub fn finish(
         mut self,
         required: impl Fn(&str) -> bool,
@@ -385,7 +387,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let (missing, newly_initialized): (Vec<_>, Vec<_>) =
             self.missing.into_iter().partition(|k| required(k));
         let unused = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
-        // A bias of zeros, which some quantizers write for every map, is none.
+        // A zero bias, which some quantizers write for every map, counts as absent.
         let is_nothing = |n: &str| {
             let values = || self.checkpoint.read_f32(n).unwrap_or_default();
             n.ends_with(".bias") && self.used.contains(&format!("{}weight", &n[..n.len() - 4])) && {
@@ -408,7 +410,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 }
 
 impl<B: Backend> Loader<'_, B> {
-    /// Loads a parameter from the tensor of its name, and notes what was missing or wrong.
+    /// Loads a parameter from the tensor of its name, and records what was missing or wrong.
     fn fill(&mut self, at: &Parameter<'_>, load: impl FnOnce(&mut Self, &str) -> Result<()>) {
         let key = at.key();
         let Some(name) = self.resolve(&key) else {
@@ -435,7 +437,7 @@ impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
         match self.factors.get(self.stored_key(&at.key())) {
             Some(factor) if factor.dims() == stored.dims() => {
                 *stored = match (factor, &*stored) {
-                    // A parameter of its own on the same memory.
+                    // A separate parameter over the same memory.
                     (Stored::Float(owner), Stored::Float(own)) => {
                         Param::initialized(own.id, owner.val()).into()
                     }
@@ -447,7 +449,7 @@ impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
     }
 }
 
-/// [`BlockMatrix::quantize`], the rows shared out among the processor's cores.
+/// [`BlockMatrix::quantize`], with the rows distributed over the processor's cores.
 fn quantize(
     format: BlockFormat,
     [rows, columns]: [usize; 2],
@@ -460,14 +462,14 @@ fn quantize(
         let handles: Vec<_> = values.chunks(each).map(|values| scope.spawn(move || part(values))).collect();
         handles.into_iter().map(|handle| handle.join().ok().flatten()).collect()
     });
-    // The error names its place in the whole matrix.
+    // The error names the position in the whole matrix.
     let Some(bytes) = parts.into_iter().collect::<Option<Vec<Vec<u8>>>>() else {
         return BlockMatrix::quantize(format, [rows, columns], values);
     };
     BlockMatrix::new(format, [rows, columns], std::sync::Arc::new(bytes.concat()), 0)
 }
 
-/// `[rows, columns]` of what blocks cut, from the shape in the model.
+/// `[rows, columns]` of the matrix that is divided into blocks, from the shape in the model.
 pub(crate) fn in_rows(dims: [usize; 2], layout: Layout) -> [usize; 2] {
     match layout {
         Layout::Same => dims,
@@ -475,7 +477,7 @@ pub(crate) fn in_rows(dims: [usize; 2], layout: Layout) -> [usize; 2] {
     }
 }
 
-/// A matrix in blocks as the model multiplies by it.
+/// A quantized matrix as used by the model's products.
 pub(crate) fn oriented(matrix: BlockMatrix, layout: Layout) -> BlockMatrix {
     match layout {
         Layout::Same => matrix,
@@ -483,7 +485,7 @@ pub(crate) fn oriented(matrix: BlockMatrix, layout: Layout) -> BlockMatrix {
     }
 }
 
-/// Reads a parameter as it lies in the checkpoint.
+/// Reads a parameter in the checkpoint's layout.
 pub(crate) fn host_tensor<B: Backend, const D: usize>(
     at: &Parameter<'_>,
     param: &Param<Tensor<B, D>>,
@@ -497,17 +499,17 @@ pub(crate) fn host_tensor<B: Backend, const D: usize>(
     HostTensor::new(at.key(), shape, data)
 }
 
-/// Gathers the tensors that a predicate wants, in PyTorch's layout; a shared factor at its owner.
+/// Collects the tensors selected by a predicate, in PyTorch's layout; a shared factor at its owner.
 pub struct Gather<F> {
     wanted: F,
     /// The floats.
     pub tensors: Vec<HostTensor<'static>>,
-    /// What is in blocks.
+    /// The quantized matrices.
     pub blocks: Vec<InBlocks>,
 }
 
 impl<F: Fn(&Parameter<'_>) -> bool> Gather<F> {
-    /// Gathers where `wanted` says so.
+    /// Collects the tensors selected by `wanted`.
     pub const fn new(wanted: F) -> Self {
         Self { wanted, tensors: Vec::new(), blocks: Vec::new() }
     }
@@ -529,7 +531,7 @@ impl<B: Backend, F: Fn(&Parameter<'_>) -> bool> ParamVisitor<B> for Gather<F> {
     }
 }
 
-/// Calls a function for each parameter, with whether it is trained, and sets whether it is.
+/// Calls a function for each parameter with its current trainability, and sets the returned one.
 pub struct Choose<F>(
     /// The choice.
     pub F,
@@ -545,7 +547,7 @@ impl<B: Backend, F: FnMut(&Parameter<'_>, bool) -> bool> ParamVisitor<B> for Cho
     }
 }
 
-/// Turns matrices in blocks into floats: what is to be changed or trained.
+/// Dequantizes matrices that are to be changed or trained.
 pub struct ToFloats;
 
 impl<B: Backend> ParamVisitor<B> for ToFloats {
@@ -558,15 +560,15 @@ impl<B: Backend> ParamVisitor<B> for ToFloats {
     }
 }
 
-/// Rounds matrices of floats to blocks of few bits, where a function says to which.
+/// Quantizes float matrices to the formats chosen by a function.
 pub struct ToBlocks<F> {
     choose: F,
-    /// What could not be rounded.
+    /// Matrices that could not be quantized.
     pub problems: Vec<String>,
 }
 
 impl<F: Fn(&Parameter<'_>) -> Option<BlockFormat>> ToBlocks<F> {
-    /// Rounds to the formats that `choose` gives.
+    /// Quantizes to the formats returned by `choose`.
     pub const fn new(choose: F) -> Self {
         Self { choose, problems: Vec::new() }
     }

@@ -1,7 +1,7 @@
 //! A weight `W` `[d_input, d_output]` in one of its forms, whose leaves are matrices in any storage. Every product is
-//! taken on what is stored; `W` itself is never formed.
+//! computed on the stored matrices; `W` itself is never formed.
 //!
-//! | form | leaves | in blocks |
+//! | form | leaves | quantized |
 //! |---|---|---|
 //! | dense | `W` | yes |
 //! | low rank | `A`, `B`, and `C` between them | `A`, `B` |
@@ -32,11 +32,11 @@ pub struct Dense<B: Backend> {
 pub struct LowRank<B: Backend> {
     /// Shape `[d_input, rank_a]`.
     pub a: Stored<B>,
-    /// Shape `[rank_a, rank_b]`; without it the two ranks are one.
+    /// Shape `[rank_a, rank_b]`; without it the two ranks are equal.
     pub core: Option<Stored<B>>,
     /// Shape `[rank_b, d_output]`.
     pub b: Stored<B>,
-    /// The modules that own `a` and `b`, where this one only shares them.
+    /// The modules that own `a` and `b`, if this one only shares them.
     #[module(skip)]
     owners: [Option<String>; 2],
 }
@@ -50,7 +50,7 @@ pub struct Sum<B: Backend> {
     pub low_rank: LowRank<B>,
 }
 
-/// A linear map in one of its forms; forward passes multiply by what is stored.
+/// A linear map in one of its forms; forward passes multiply by the stored matrices.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful in each layer; burn's modules cannot be boxed")]
 pub enum Projection<B: Backend> {
@@ -64,7 +64,7 @@ pub enum Projection<B: Backend> {
     TensorTrain(TensorTrain<B>),
 }
 
-/// Whose weight a projection is.
+/// The module of a projection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WeightOf<'a> {
     pub(crate) module: ModulePath<'a>,
@@ -98,7 +98,7 @@ impl<B: Backend> Projection<B> {
             }
             Representation::LowRank { ranks, a_of, b_of } => {
                 let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
-                // Each further factor keeps the size of what goes through it.
+                // Each further factor preserves the scale of its input.
                 Self::LowRank(LowRank {
                     a: matrix(WeightPart::FactorA, [d_input, first], INIT_STD),
                     core: (ranks.len() == 2)
@@ -121,7 +121,8 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// Visits what is stored under the keys of [`WeightPart`]; `dense` is the layout of a single matrix in the file.
+    /// Visits the stored tensors under the keys of [`WeightPart`]; `dense` is the layout of a single matrix
+    /// in the file.
     pub(crate) fn visit_params<V: ParamVisitor<B>>(
         &mut self,
         at: WeightOf<'_>,
@@ -141,10 +142,10 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// The same weight turned round, `Wᵀ`, on the same tensors: a head of the weights of an embedding.
+    /// The transposed weight, `Wᵀ`, over the same tensors: a head tied to an embedding.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for a tensor train, or for factors that other modules share.
+    /// [`ModelError::Input`] for a tensor train, or for factors shared with other modules.
     pub fn transposed(&self) -> Result<Self> {
         match self {
             Self::Dense(Dense { weight }) => Ok(Self::Dense(Dense { weight: weight.transposed() })),
@@ -154,10 +155,10 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// One matrix of zeros of another shape, for a vocabulary of another size.
+    /// A zero matrix of another shape, for a vocabulary of another size.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for a weight in factors.
+    /// [`ModelError::Input`] for a factored weight.
     pub(crate) fn with_shape(&self, shape: [usize; 2]) -> Result<Self> {
         match self {
             Self::Dense(Dense { weight }) => {
@@ -202,7 +203,7 @@ impl<B: Backend> LowRank<B> {
         factor(WeightPart::FactorB, b_of.as_ref(), &mut self.b);
     }
 
-    /// The two factors, where they are in f32 and can be applied in one step with another matrix.
+    /// The two factors, if they are in f32 and can be applied in one operation with another matrix.
     fn floats(&self) -> Option<[Tensor<B, 2>; 2]> {
         let float = |stored: &Stored<B>| match stored {
             Stored::Float(param) => Some(param.val()).filter(|tensor| tensor.dtype() == DType::F32),
@@ -264,7 +265,7 @@ impl<B: Kernels> Projection<B> {
         }
     }
 
-    /// `x·Wᵀ`: what a head tied to an embedding computes.
+    /// `x·Wᵀ`: the product of a head tied to an embedding.
     ///
     /// # Shapes
     /// - x: `[tokens, d_output]`
@@ -280,7 +281,7 @@ impl<B: Kernels> Projection<B> {
         }
     }
 
-    /// Rows of `W`: what an embedding looks up.
+    /// Rows of `W`: an embedding lookup.
     ///
     /// # Shapes
     /// - rows: `[tokens]`, below `d_input`

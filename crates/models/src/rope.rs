@@ -5,8 +5,8 @@ use burn::tensor::TensorData;
 
 use crate::config::RopeConfig;
 
-/// Cosines and sines of the angles of positions; shapes `[tokens, rotary_dim / 2]`. With them what queries are multiplied
-/// with, `[tokens, 1]`, where they grow with their position.
+/// Cosines and sines of the angles of positions; shapes `[tokens, rotary_dim / 2]`. Also the factors on the
+/// queries, `[tokens, 1]`, if they grow with their position.
 #[derive(Clone, Debug)]
 pub(crate) struct Angles<B: Backend> {
     pub(crate) cos: Tensor<B, 2>,
@@ -14,7 +14,7 @@ pub(crate) struct Angles<B: Backend> {
     pub(crate) query_factors: Option<Tensor<B, 2>>,
 }
 
-/// One kind of rotary positions, ready to give angles.
+/// One kind of rotary positions, ready to compute angles.
 #[derive(Clone, Debug)]
 pub(crate) struct Rotary {
     config: RopeConfig,
@@ -42,7 +42,7 @@ impl Rotary {
         for &n in lengths {
             let (own, later) = rest.split_at(n);
             rest = later;
-            // What a sequence gives does not depend on the others in the batch, nor do its frequencies.
+            // The result of a sequence does not depend on the others in the batch, nor do its frequencies.
             let length = own.last().map_or(0, |last| last + 1);
             let own_frequencies = self.config.depends_on_length().then(|| self.config.frequencies(length));
             let frequencies = own_frequencies.as_deref().unwrap_or(&self.frequencies);

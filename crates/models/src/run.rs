@@ -1,18 +1,18 @@
-//! What travels with a forward pass beside its tokens.
+//! Context of a forward pass besides its tokens.
 
 use burn::prelude::*;
 use lowrank_adapters::{AdapterSet, PickedRows};
 use lowrank_kernels::{Dropout, Kernels, dropout};
 use lowrank_spec::{Mode, Stream};
 
-/// How a forward pass runs: the adapters over the model, and whether it trains.
+/// Mode of a forward pass: the adapters over the model, and whether it trains.
 #[derive(Debug)]
 pub struct Run<'a, B: Backend> {
     /// Adapters over the model's sites.
     pub adapters: &'a AdapterSet<B>,
     /// Evaluation, or training with a seed for every random choice.
     pub mode: Mode,
-    /// Which rows of the step a part of the model sees, where it does not see all of them.
+    /// The rows of the step that a part of the model sees, if it does not see all of them.
     pub rows: Option<PickedRows<'a>>,
 }
 
@@ -40,14 +40,14 @@ impl<'a, B: Backend> Run<'a, B> {
         Self { rows: Some(rows), ..self }
     }
 
-    /// The dropout of one place of the model, `None` in evaluation or at `p = 0`.
+    /// The dropout at one place of the model, `None` in evaluation or at `p = 0`.
     pub(crate) fn dropout(&self, p: f64, stream: Stream) -> Option<Dropout> {
         self.mode.dropout(p, stream)
     }
 }
 
 impl<B: Kernels> Run<'_, B> {
-    /// `x` after the dropout of one place of the model.
+    /// `x` after the dropout at one place of the model.
     pub(crate) fn drop(&self, x: Tensor<B, 2>, p: f64, stream: Stream) -> Tensor<B, 2> {
         match self.dropout(p, stream) {
             Some(drop) => dropout(x, drop),

@@ -1,4 +1,5 @@
-//! What encoders and decoders share: tokens are embedded, go through layers, and are finished by a last norm.
+//! The common structure of encoders and decoders: tokens are embedded, processed by layers, and finished by a
+//! last norm.
 
 use std::path::Path;
 
@@ -38,38 +39,38 @@ pub trait Parameters<B: Backend>: Clone {
         &[]
     }
 
-    /// Sets which parameters are trained, given each one and whether it was so far.
+    /// Sets which parameters are trained; called with each one and its current state.
     fn choose_trained(&mut self, choose: impl FnMut(&Parameter<'_>, bool) -> bool) {
         self.visit_params(&mut Choose(choose));
     }
 
-    /// The wanted matrices that are in blocks of few bits, which are never trained.
+    /// The selected quantized matrices, which are never trained.
     fn blocks_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<InBlocks> {
         let mut gather = GatherBlocks { wanted, blocks: Vec::new() };
         self.clone().visit_params(&mut gather);
         gather.blocks
     }
 
-    /// Bytes that the parameters take as they are kept.
+    /// Bytes of the parameters in their storage types.
     fn kept_bytes(&self) -> usize {
         let mut bytes = Bytes::default();
         self.clone().visit_params(&mut bytes);
         bytes.0
     }
 
-    /// The wanted parameters that are floats, in PyTorch's layout.
+    /// The selected float parameters, in PyTorch's layout.
     fn tensors_where(&self, wanted: impl Fn(&Parameter<'_>) -> bool) -> Vec<HostTensor<'static>> {
         let mut gather = Gather::new(wanted);
         self.clone().visit_params(&mut gather);
         gather.tensors
     }
 
-    /// Writes a Hugging Face folder: weights of type `dtype` but for the
+    /// Writes a Hugging Face folder: weights of type `dtype` except for the
     /// [newly initialized](Self::newly_initialized) ones, config, and the tokenizer and generation files of `source`.
-    /// Matrices in blocks are written as they are, and the config's `lowrank` section says which they are.
+    /// Quantized matrices are written unchanged, and the config's `lowrank` section lists them.
     ///
     /// # Errors
-    /// When a file cannot be written, or a value is beyond the range of `dtype`.
+    /// If a file cannot be written, or a value is beyond the range of `dtype`.
     fn save(&self, dir: &Path, source: &Path, dtype: FloatType) -> Result<()> {
         let left_out = self.newly_initialized();
         let mut gather = Gather::new(|at: &Parameter<'_>| !left_out.contains(&at.key()));
@@ -78,15 +79,16 @@ pub trait Parameters<B: Backend>: Clone {
     }
 }
 
-/// A transformer, taken apart into the steps that run over it.
+/// A transformer, split into its stages.
 pub trait Stack<B: Kernels>: Parameters<B> {
     /// Number of layers.
     fn n_layers(&self) -> usize;
 
-    /// Longest sequence that the model takes; `None` where positions are unbounded.
+    /// Maximum sequence length of the model; `None` if positions are unbounded.
     fn max_tokens(&self) -> Option<usize>;
 
-    /// Checks packed tokens and moves them to the device. Everything after this takes them as valid.
+    /// Validates packed tokens and moves them to the device. Everything after this assumes that they are
+    /// valid.
     ///
     /// # Errors
     /// [`ModelError::Input`](crate::ModelError::Input) for an id outside the vocabulary, a sequence that is empty or
@@ -99,7 +101,7 @@ pub trait Stack<B: Kernels>: Parameters<B> {
     /// - output: `[tokens, d_model]`
     fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2>;
 
-    /// One layer; `rows` says which of its outputs are wanted.
+    /// One layer; `rows` selects the outputs to compute.
     ///
     /// # Shapes
     /// - x: `[tokens, d_model]`
@@ -113,12 +115,12 @@ pub trait Stack<B: Kernels>: Parameters<B> {
         run: Run<'_, B>,
     ) -> Tensor<B, 2>;
 
-    /// What comes after the last layer and before any head: the final norm and the map to the width of the embedding, where
-    /// there are such.
+    /// The part after the last layer and before any head: the final norm and the map to the width of the
+    /// embedding, if present.
     ///
     /// # Shapes
     /// - x: `[rows, d_model]`
-    /// - output: the same, or `[rows, embedding_width]` of a decoder whose embedding is of another width
+    /// - output: the same, or `[rows, embedding_width]` for a decoder whose embedding has another width
     fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2>;
 
     /// Hidden states of the whole model: embedded, through all layers, finished.

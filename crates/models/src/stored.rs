@@ -1,23 +1,23 @@
-//! Leaves of the forms: a matrix in floats, or in blocks of few bits.
+//! Leaves of the forms: float or quantized matrices.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::DType;
 use lowrank_kernels::{BlockMatrix, Weight};
 
-/// A frozen matrix in blocks of few bits, of the shape that the forward pass multiplies by.
+/// A frozen quantized matrix, with the shape of the forward pass.
 #[derive(Module, Clone, Debug)]
 pub struct Blocks {
     matrix: BlockMatrix,
 }
 
-/// A matrix of a form, as it is stored.
+/// A stored matrix of a form.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful in each layer; burn's modules cannot be boxed")]
 pub enum Stored<B: Backend> {
-    /// f32, f16 or bf16; trained where it requires a gradient.
+    /// f32, f16 or bf16; trained if it requires a gradient.
     Float(Param<Tensor<B, 2>>),
-    /// Blocks of few bits, always frozen.
+    /// Quantized blocks, always frozen.
     Blocks(Blocks),
 }
 
@@ -34,7 +34,7 @@ impl<B: Backend> From<Param<Tensor<B, 2>>> for Stored<B> {
 }
 
 impl<B: Backend> Stored<B> {
-    /// Floats that require no gradient.
+    /// Floats that do not require a gradient.
     pub(crate) fn of_tensor(tensor: Tensor<B, 2>) -> Self {
         Self::Float(Param::initialized(ParamId::new(), tensor))
     }
@@ -47,7 +47,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// The blocks, if it is these.
+    /// The blocks, if it is quantized.
     pub fn blocks(&self) -> Option<&BlockMatrix> {
         match self {
             Self::Float(_) => None,
@@ -55,7 +55,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// The matrix as the kernels take it, on the same memory.
+    /// The matrix in the form expected by the kernels, over the same memory.
     pub fn weight(&self) -> Weight<Tensor<B, 2>> {
         match self {
             Self::Float(param) => Weight::Float(param.val()),
@@ -71,7 +71,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// The transpose, on the same memory.
+    /// The transpose, over the same memory.
     pub fn transposed(&self) -> Self {
         match self {
             Self::Float(param) => Self::of_tensor(param.val().transpose()),

@@ -24,7 +24,7 @@ pub struct TensorTrain<B: Backend> {
 }
 
 impl<B: Backend> TensorTrain<B> {
-    /// Fresh cores whose product has entries of the standard deviation [`INIT_STD`].
+    /// Newly initialized cores whose product has entries with standard deviation [`INIT_STD`].
     pub(crate) fn init(
         path: &str,
         [d_input, d_output]: [usize; 2],
@@ -67,7 +67,7 @@ impl<B: Kernels> TensorTrain<B> {
         contract(x, self.cores.iter().map(|core| core.val().swap_dims(1, 2)).collect(), self.d_input)
     }
 
-    /// Rows of `W`, each the product of the slices that its digits select.
+    /// Rows of `W`, each the product of the slices selected by its digits.
     pub(crate) fn rows(&self, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let [tokens] = rows.dims();
         let mut stride: usize = self.cores.iter().map(|core| shape(core)[1]).product();
@@ -97,15 +97,15 @@ fn shape<B: Backend>(core: &Param<Tensor<B, 4>>) -> [usize; 4] {
     core.lazy_shape().dims()
 }
 
-/// What taking the cores in one direction comes to, for one row.
+/// Cost of applying the cores in one direction, for one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cost {
     multiply_adds: usize,
-    /// Numbers of the largest state between two cores.
+    /// Number of entries of the largest state between two cores.
     widest: usize,
 }
 
-/// From the first core to the last, and the other way round.
+/// From the first core to the last, and in reverse.
 fn costs(shapes: &[[usize; 4]]) -> [Cost; 2] {
     let cost = |forward: bool| {
         let mut outputs = 1;
@@ -127,10 +127,10 @@ fn costs(shapes: &[[usize; 4]]) -> [Cost; 2] {
     [cost(true), cost(false)]
 }
 
-/// Numbers of a state that rows are taken together for: more of them cost memory and win nothing.
+/// Number of entries of a state for which rows are processed together: more cost memory and gain nothing.
 const STATE: usize = 1 << 22;
 
-/// `x·W` for `x` `[tokens, ≤ Π m_k]`, cut to `columns`, in the cheaper of the two directions.
+/// `x·W` for `x` `[tokens, ≤ Π m_k]`, truncated to `columns`, in the cheaper of the two directions.
 fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usize) -> Tensor<B, 2> {
     let shapes: Vec<[usize; 4]> = cores.iter().map(Tensor::dims).collect();
     let [first, last] = costs(&shapes);
@@ -144,7 +144,7 @@ fn contract<B: Kernels>(x: Tensor<B, 2>, cores: Vec<Tensor<B, 4>>, columns: usiz
     Tensor::cat(parts.collect(), 0)
 }
 
-/// [`contract`] of so few rows that their states fit.
+/// [`contract`] of few enough rows that their states fit.
 fn contract_rows<B: Kernels>(
     x: Tensor<B, 2>,
     cores: Vec<Tensor<B, 4>>,
