@@ -20,9 +20,11 @@ use formats::Dots;
 /// Rows up to which this is faster than tiles of dequantized elements.
 pub(crate) const MAX_ROWS: usize = 4;
 
-/// Bytes of a unit of work, and below which a second thread is not worth its while.
+/// Most bytes of a unit of work.
 const WORK: usize = 64 * 1024;
-const ALONE: usize = 64 * 1024;
+
+/// Bytes of the matrix below which a second thread is not worth its while.
+const ALONE: usize = 32 * 1024;
 
 /// Rows of the matrix times rows of the input that are summed up at once.
 const SUMS: usize = 4;
@@ -46,7 +48,8 @@ fn product_of<F: Dots>(x: &[f32], bytes: &[u8], [m, n, k]: [usize; 3]) -> Vec<f3
     let mut y = Buffer::new(m * n);
     let start = Start(y.as_mut_ptr());
     let row_bytes = bytes.len() / n.max(1);
-    let most = n.div_ceil(2 * team::threads()).next_multiple_of(SUMS);
+    // Several units a thread, so that none waits long for the last.
+    let most = n.div_ceil(4 * team::threads()).next_multiple_of(SUMS);
     let rows_a_unit = (WORK / row_bytes.max(1)).next_multiple_of(SUMS).clamp(SUMS, most.max(SUMS));
     team::for_each(n.div_ceil(rows_a_unit), bytes.len() > ALONE, |unit| {
         let range = unit * rows_a_unit..n.min((unit + 1) * rows_a_unit);
