@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong when a model is loaded or saved.
+/// Error of loading or saving a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -11,15 +11,15 @@ pub enum ModelError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said, and what to do.
+        /// The error of the system, and the remedy.
         reason: String,
     },
-    /// A config that is malformed, or asks for what is not supported.
+    /// A config that is malformed, or requests something unsupported.
     #[error("{}: {reason}", path.display())]
     Config {
         /// The config file.
         path: PathBuf,
-        /// What is wrong and what would be right.
+        /// The problem and the expected value.
         reason: String,
     },
     /// Tensors that are missing, unexpected or of the wrong shape.
@@ -30,7 +30,7 @@ pub enum ModelError {
         /// Every problem found.
         details: String,
     },
-    /// An input the model cannot take.
+    /// An input that the model does not accept.
     #[error("{0}")]
     Input(String),
     /// A tokenizer or a chat template that cannot be used.
@@ -44,7 +44,7 @@ pub enum ModelError {
 /// Result with [`ModelError`].
 pub type Result<T> = std::result::Result<T, ModelError>;
 
-/// Problems on one line, the first dozen of them.
+/// Problems on one line, at most a dozen.
 pub(crate) fn summary(problems: &[String]) -> String {
     const SHOWN: usize = 12;
     let more = problems.len().saturating_sub(SHOWN);

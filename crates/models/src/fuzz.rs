@@ -1,4 +1,4 @@
-//! Fuzz bodies: any bytes in, no panic, no large allocation; errors are one line.
+//! Fuzz bodies: arbitrary bytes cause no panic and no large allocation; errors are one line.
 //!
 //! Run for hours by cargo-fuzz (`fuzz/`), and for seconds on mutated files by the tests.
 
@@ -12,10 +12,10 @@ use crate::decoder::Decoder;
 use crate::params::WeightType;
 use crate::{Classifier, MaskedLm};
 
-/// Most layers of a model that is built: more are legal, and slow.
+/// Maximum number of layers of a built model: more are valid, but slow.
 const LAYERS: usize = 64;
 
-/// A `config.json`: what is accepted can be built, which allocates no weights.
+/// A `config.json`: an accepted one can be built, which allocates no weights.
 pub fn config<B: Kernels>(data: &[u8]) {
     let Ok(Value::Object(raw)) = serde_json::from_slice(data) else { return };
     let device = Default::default();
@@ -32,7 +32,7 @@ pub fn config<B: Kernels>(data: &[u8]) {
     }
 }
 
-/// A model folder: it loads, or says why not.
+/// A model folder: it loads, or returns an error.
 pub fn folder<B: Kernels>(folder: &Path) {
     let device = Default::default();
     let decoder = DecoderConfig::read(folder).and_then(|config| {

@@ -1,4 +1,4 @@
-//! What a model keeps in memory, asked without copying it to the host.
+//! The tensors that a model keeps in memory, queried without copying them to the host.
 
 use burn::module::Param;
 use burn::prelude::*;
@@ -9,21 +9,21 @@ use lowrank_spec::names::WeightPart;
 use crate::stored::Stored;
 use crate::visit::{Layout, ParamVisitor, Parameter};
 
-/// A matrix of a model that is in blocks.
+/// A quantized matrix of a model.
 #[derive(Clone, Debug)]
 pub struct InBlocks {
     /// Path of its module.
     pub module: String,
-    /// What it is of the module's weight.
+    /// Its part of the module's weight.
     pub part: WeightPart,
-    /// The blocks, as the forward pass multiplies by them.
+    /// The blocks, in the form of the forward pass.
     pub matrix: BlockMatrix,
-    /// Whether its rows lie as the file has them; otherwise it cannot be saved.
+    /// Whether its rows are in the file's order; otherwise it cannot be saved.
     pub is_in_order: bool,
 }
 
 impl InBlocks {
-    /// A matrix of a visit, where it is in blocks.
+    /// A matrix of a visit, if it is quantized.
     pub(crate) fn of<B: Backend>(at: &Parameter<'_>, part: WeightPart, stored: &Stored<B>) -> Option<Self> {
         let matrix = stored.blocks()?;
         let layout = if matrix.is_transposed() { Layout::Transposed } else { Layout::Same };
@@ -41,7 +41,7 @@ impl InBlocks {
     }
 }
 
-/// Gathers the matrices in blocks that a predicate wants; a shared factor at its owner.
+/// Collects the quantized matrices selected by a predicate; a shared factor at its owner.
 pub(crate) struct GatherBlocks<F> {
     pub(crate) wanted: F,
     pub(crate) blocks: Vec<InBlocks>,
@@ -57,7 +57,7 @@ impl<B: Backend, F: Fn(&Parameter<'_>) -> bool> ParamVisitor<B> for GatherBlocks
     }
 }
 
-/// Adds up the bytes of parameters; a shared factor counts at its owner.
+/// Sums the bytes of parameters; a shared factor counts at its owner.
 #[derive(Default)]
 pub(crate) struct Bytes(pub(crate) usize);
 

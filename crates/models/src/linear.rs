@@ -1,4 +1,4 @@
-//! Linear maps of a model: a projection with several representations, a bias, and room for an adapter.
+//! Linear maps of a model: a projection in one of several representations, a bias, and a site for an adapter.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ pub struct Linear<B: Backend> {
     pub conv1d: bool,
 }
 
-/// Hands out sites and representations while a model is built.
+/// Assigns sites and representations while a model is built.
 #[derive(Debug, Default)]
 pub struct SiteList {
     /// The sites so far.
@@ -39,7 +39,7 @@ pub struct SiteList {
     problems: Vec<String>,
 }
 
-/// What [`SiteList::linear`] is to build.
+/// Description of a linear map for [`SiteList::linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct LinearSpec<'a> {
     /// Hugging Face module path.

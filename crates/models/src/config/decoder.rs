@@ -12,7 +12,7 @@ use crate::config::rope::{RopeConfig, RopeKeys};
 use lowrank_kernels::Alibi;
 use lowrank_spec::LowrankSection;
 
-/// How the two parts of a layer meet the residual stream.
+/// Residual structure of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residual {
     /// `h = x + attention(norm(x))`, `h + mlp(norm'(h))`.
@@ -26,11 +26,11 @@ pub enum Residual {
 /// Norms of queries and keys, before the rotation unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// Each head by itself; the gain has the width of a head.
+    /// Each head separately; the norm weight has the width of a head.
     Head,
     /// The same after the rotation.
     HeadAfterRotation,
-    /// Each head by itself, as a layer norm, with a gain of its own; gains are `[heads, head_dim]`.
+    /// Each head separately, as a layer norm with its own weights of shape `[heads, head_dim]`.
     HeadGains,
     /// All heads together.
     All,
@@ -43,14 +43,14 @@ pub enum QkNorm {
 /// | d_model | hidden width |
 /// | n_heads, n_kv_heads | heads of the queries, and of the keys and values, which divide them |
 /// | head_dim | width of a head |
-/// | d_ff | inner width of the feed-forward part |
+/// | d_ff | inner width of the feed-forward layer |
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
-    /// Which architecture.
+    /// The architecture.
     pub architecture: &'static DecoderArchitecture,
     /// Rows of the word embedding.
     pub vocab_size: usize,
-    /// Width of the word embedding, which is projected to the hidden width where they differ.
+    /// Width of the word embedding, which is projected to the hidden width if they differ.
     pub embedding_width: usize,
     /// Hidden width.
     pub d_model: usize,
@@ -62,21 +62,21 @@ pub struct DecoderConfig {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Inner width of the feed-forward part.
+    /// Inner width of the feed-forward layer.
     pub d_ff: usize,
-    /// The experts of the layers that have some.
+    /// The experts of the layers that have any.
     pub experts: Option<ExpertsConfig>,
-    /// Positions the model was made for.
+    /// Maximum number of positions of the model.
     pub max_positions: usize,
-    /// Row of a sequence's first token in a table of positions, which has as many rows more.
+    /// Row of a sequence's first token in the position table, which has this many additional rows.
     pub position_offset: usize,
-    /// Which norm.
+    /// Kind of norm.
     pub norm: NormKind,
     /// Added to the variance in norms.
     pub norm_eps: f64,
-    /// Kinds of rotary positions that layers refer to; none in an architecture with a table of positions.
+    /// Kinds of rotary positions used by the layers; empty in an architecture with a position table.
     pub ropes: Vec<RopeConfig>,
-    /// Feed-forward activation, on the gate where there is one.
+    /// Feed-forward activation, on the gate if there is one.
     pub activation: Activation,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
@@ -84,13 +84,13 @@ pub struct DecoderConfig {
     pub output_bias: bool,
     /// Whether the feed-forward maps have a bias.
     pub mlp_bias: bool,
-    /// How a layer's parts meet the residual stream.
+    /// Residual structure of a layer.
     pub residual: Residual,
     /// Whether there is a norm after the last layer.
     pub final_norm: bool,
     /// Norms of queries and keys.
     pub qk_norm: Option<QkNorm>,
-    /// Bound of queries, keys and values, to which larger ones are cut.
+    /// Bound to which queries, keys and values are clipped.
     pub clip_qkv: Option<f64>,
     /// Bound `c` of the scaled attention scores: they become `c·tanh(score / c)`.
     pub attention_softcap: Option<f32>,
@@ -98,25 +98,25 @@ pub struct DecoderConfig {
     pub alibi: Option<Alibi>,
     /// The layers, first to last.
     pub layers: Vec<LayerKind>,
-    /// Factor on embedded tokens.
+    /// Multiplier on embedded tokens.
     pub embedding_scale: f64,
-    /// Factor on what each part of a layer adds to the residual stream.
+    /// Multiplier on the output of each sublayer before it is added to the residual stream.
     pub residual_scale: f64,
-    /// Factor on the logits.
+    /// Multiplier on the logits.
     pub logit_scale: f64,
     /// Bound `c` of the logits: they become `c·tanh(logit / c)`.
     pub logit_softcap: Option<f64>,
     /// Whether an untied head has a bias.
     pub head_bias: bool,
-    /// Whether the head is the word embedding.
+    /// Whether the head is tied to the word embedding.
     pub tied: bool,
     /// First token of a text.
     pub bos: Option<u32>,
     /// Tokens that end a text.
     pub eos: Vec<u32>,
-    /// The token that fills texts of a batch up to one length in other implementations.
+    /// The padding token of other implementations.
     pub padding: Option<u32>,
-    /// Which modules are factors.
+    /// The factored modules.
     pub lowrank: LowrankSection,
     /// The whole file.
     pub raw: Map<String, Value>,
@@ -127,19 +127,19 @@ pub struct DecoderConfig {
 pub(crate) struct Defaults {
     /// Width of a head; the hidden width divided by the heads if `None`.
     pub(crate) head_dim: Option<usize>,
-    /// The key of the feed-forward activation, and its value where the key is absent.
+    /// The key of the feed-forward activation, and its default.
     pub(crate) activation_key: &'static str,
     pub(crate) activation: &'static str,
-    /// The key of the norms' epsilon, and its value where the key is absent.
+    /// The key of the norms' epsilon, and its default.
     pub(crate) norm_eps_key: &'static str,
     pub(crate) norm_eps: f64,
     /// Rotary positions.
     pub(crate) rope: RopeKeys,
-    /// Whether the head is the word embedding.
+    /// Whether the head is tied to the word embedding.
     pub(crate) tied: bool,
-    /// Positions the model was made for.
+    /// Maximum number of positions of the model.
     pub(crate) max_positions: usize,
-    /// Inner width over the hidden width where no key gives the former; the key must be there if `None`.
+    /// Ratio of inner to hidden width if no key gives the former; the key is required if `None`.
     pub(crate) widening: Option<usize>,
 }
 
@@ -159,7 +159,7 @@ impl Defaults {
 }
 
 impl DecoderConfig {
-    /// A config by the keys that most architectures share: RMS norms, no biases, rotary positions over the
+    /// A config from the keys that most architectures share: RMS norms, no biases, rotary positions over the
     /// whole head, sequential residuals, an untied head.
     pub(crate) fn common(
         architecture: &'static DecoderArchitecture,
@@ -232,8 +232,8 @@ impl DecoderConfig {
         })
     }
 
-    /// Sets the window of the layers that the config gives one: those called `sliding_attention` in `layer_types`, or
-    /// where there is no such list, those that `is_sliding` names.
+    /// Sets the window of the layers to which the config gives one: those called `sliding_attention` in
+    /// `layer_types`, or, without such a list, those selected by `is_sliding`.
     pub(crate) fn with_windows(
         mut self,
         keys: &Keys<'_>,
@@ -283,8 +283,8 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Whether a sequence may not be longer than [`max_positions`](Self::max_positions): a table of positions
-    /// ends there, rotary ones do not.
+    /// Whether sequences are limited to [`max_positions`](Self::max_positions): a position table
+    /// ends there, rotary positions do not.
     pub fn is_bounded(&self) -> bool {
         self.architecture.names.positions.is_some()
     }

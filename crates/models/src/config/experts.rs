@@ -1,32 +1,33 @@
-//! Mixtures of experts: how many there are and how a token chooses.
+//! Mixtures of experts: their number and the routing of tokens.
 
 use crate::config::decoder::DecoderConfig;
 use crate::config::file::MAX_DIM;
 use crate::config::keys::Keys;
 use crate::config::names::ExpertNames;
 
-/// Most experts of a layer.
+/// Maximum number of experts per layer.
 const MAX_EXPERTS: usize = 1024;
 
 /// The experts of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertsConfig {
-    /// Where their tensors are.
+    /// Names of their tensors.
     pub names: &'static ExpertNames,
     /// Number of experts.
     pub count: usize,
-    /// Experts that a token takes.
+    /// Number of experts per token.
     pub top_k: usize,
     /// Inner width of an expert.
     pub d_ff: usize,
-    /// Inner width of the expert that all tokens take, where there is one.
+    /// Inner width of the shared expert, if there is one.
     pub shared_d_ff: Option<usize>,
-    /// Whether the weights of a token's experts are divided by their sum.
+    /// Whether the weights of a token's experts are normalized to sum to 1.
     pub normalizes: bool,
 }
 
 impl ExpertsConfig {
-    /// Experts whose inner width is under the key `d_ff`. Their number is called `num_experts` or `num_local_experts`.
+    /// Experts with their inner width under the key `d_ff`. Their number is called `num_experts` or
+    /// `num_local_experts`.
     pub(crate) fn read(keys: &Keys<'_>, names: &'static ExpertNames, d_ff: &str) -> Result<Self, String> {
         let count = ["num_experts", "num_local_experts"].iter().find(|key| keys.get(key).is_some());
         let count = keys.size_within(count.unwrap_or(&"num_experts"), MAX_EXPERTS)?;

@@ -1,4 +1,4 @@
-//! Reading JSON files of a model folder, with the limits on what is believed.
+//! Reading JSON files of a model folder, with limits on accepted values.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::{ModelError, Result};
 pub(crate) const MAX_DIM: usize = 1 << 24;
 /// Largest number of layers accepted.
 pub(crate) const MAX_LAYERS: usize = 4096;
-/// Largest config that is read; real ones are a few kilobytes, labels included.
+/// Largest config that is read; real ones are a few kilobytes, including labels.
 const MAX_CONFIG: u64 = 64 << 20;
 
 /// The JSON object in a file of a model folder.

@@ -7,7 +7,7 @@ use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// A config in which keys have the names of another architecture's: `own` ones by pairs of own and other name.
+/// A config with the key names of another architecture: pairs of own and other name.
 pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
     let mut renamed = raw.clone();
     for (own, key) in names {
@@ -18,7 +18,7 @@ pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<S
     renamed
 }
 
-/// An error about a [renamed](renamed) config, with the names of the keys that the file has.
+/// An error about a [renamed](renamed) config, with the names of the keys in the file.
 pub(crate) fn as_in_file(error: String, raw: &Map<String, Value>, names: &[(&str, &str)]) -> String {
     let others = names.iter().filter(|(_, key)| raw.get(*key).is_none_or(Value::is_null));
     others.fold(error, |error, (own, key)| match error.strip_prefix(key) {
@@ -34,7 +34,7 @@ pub struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Of an object.
+    /// The keys of an object.
     pub const fn new(raw: &'a Map<String, Value>) -> Self {
         Self { raw }
     }
@@ -44,7 +44,7 @@ impl<'a> Keys<'a> {
         self.raw.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether there is such a key, be it null.
+    /// Whether the key exists, even if null.
     pub fn has(&self, key: &str) -> bool {
         self.raw.contains_key(key)
     }
@@ -88,44 +88,44 @@ impl<'a> Keys<'a> {
         self.raw.iter()
     }
 
-    /// Whether there is no key.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty()
     }
 
-    /// A number, or what it is where the key is absent.
+    /// A number, or a default if the key is absent.
     pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64> {
         Ok(self.number(key)?.unwrap_or(default))
     }
 
-    /// A truth value.
+    /// A boolean.
     pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
-    /// A size that must be there.
+    /// A required size.
     pub fn size(&self, key: &str) -> Result<usize> {
         self.size_within(key, MAX_DIM)
     }
 
-    /// A size of at most `max` that must be there.
+    /// A required size of at most `max`.
     pub(crate) fn size_within(&self, key: &str, max: usize) -> Result<usize> {
         self.optional_size(key, max)?.ok_or_else(|| format!("{key} is missing"))
     }
 
-    /// A size, or what it is where the key is absent.
+    /// A size, or a default if the key is absent.
     pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize> {
         Ok(self.optional_size(key, MAX_DIM)?.unwrap_or(default))
     }
 
-    /// A size, if the key is there.
+    /// A size, if the key exists.
     pub(crate) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let size = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
         size.map(Some).ok_or_else(|| format!("{key} = {value} is out of range; expected 1..={max}"))
     }
 
-    /// A probability of dropping, below 1.
+    /// A dropout probability, below 1.
     pub fn dropout(&self, key: &str) -> Result<Option<f64>> {
         match self.number(key)? {
             Some(p) if !(0.0..1.0).contains(&p) => {
@@ -135,7 +135,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A token id, or a list of them; none where the key is absent or -1.
+    /// A token id, or a list of them; empty if the key is absent or -1.
     pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(value) = self.get(key).filter(|value| value.as_i64() != Some(-1)) else {
             return Ok(Vec::new());
@@ -148,7 +148,7 @@ impl<'a> Keys<'a> {
         ids.ok_or_else(|| format!("{key} = {value}; expected a token id or a list of them"))
     }
 
-    /// `layer_types`: what the attention of each layer is called.
+    /// `layer_types`: the kind of attention of each layer.
     pub fn layer_types(&self, n_layers: usize) -> Result<Option<Vec<&'a str>>> {
         let Some(types) = self.typed("layer_types", "a list of names", |value| {
             value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()

@@ -1,16 +1,16 @@
-//! Labels of a classification head, and what its logits mean.
+//! Labels of a classification head, and the meaning of its logits.
 
 use serde_json::{Map, Value};
 
 use crate::config::keys::Keys;
 
-/// What the logits of a head mean.
+/// Meaning of a head's logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Problem {
-    /// One class of several: a softmax.
+    /// One of several classes: a softmax.
     #[default]
     SingleLabel,
-    /// Any number of labels: a sigmoid each.
+    /// Any number of labels: one sigmoid each.
     MultiLabel,
     /// Numbers.
     Regression,
@@ -38,7 +38,7 @@ impl Problem {
     }
 }
 
-/// What a head labels.
+/// The unit that a head labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadLevel {
     /// A whole sequence.
@@ -49,14 +49,14 @@ pub enum HeadLevel {
 }
 
 impl HeadLevel {
-    /// The level of the head that the class in `architectures` names, `None` where it names neither.
+    /// The level of the head named by the class in `architectures`, `None` if it names neither.
     pub fn named(raw: &Map<String, Value>) -> Option<Self> {
         let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let class = classes.filter_map(Value::as_str).next()?;
         [Self::Sequence, Self::Token].into_iter().find(|level| class.ends_with(level.class()))
     }
 
-    /// End of the names of transformers' classes with such a head.
+    /// Suffix of transformers' class names with such a head.
     pub const fn class(self) -> &'static str {
         match self {
             Self::Sequence => "ForSequenceClassification",
@@ -64,7 +64,7 @@ impl HeadLevel {
         }
     }
 
-    /// The level of a `task_type` of PEFT's, `None` for other tasks.
+    /// The level of PEFT's `task_type`, `None` for other tasks.
     pub fn of_task(task_type: Option<&str>) -> Option<Self> {
         [Self::Sequence, Self::Token].into_iter().find(|level| task_type == Some(level.task_type()))
     }
@@ -78,8 +78,8 @@ impl HeadLevel {
     }
 }
 
-/// Reads `id2label` or `num_labels`, and `problem_type`. transformers' default is two labels called `LABEL_0` and
-/// `LABEL_1`; a single label is a regression.
+/// Reads `id2label` or `num_labels`, and `problem_type`. As in transformers, the default is two labels called
+/// `LABEL_0` and `LABEL_1`; a single label is a regression.
 pub(crate) fn read(keys: &Keys<'_>) -> Result<(Vec<String>, Problem), String> {
     let labels = names(keys)?;
     let problem = match keys.text("problem_type")? {
@@ -102,7 +102,7 @@ fn names(keys: &Keys<'_>) -> Result<Vec<String>, String> {
         let slot = slot.ok_or_else(|| format!("id2label has the key '{id}'; expected 0, 1, …"))?;
         *slot = Some(match label {
             Value::String(text) => text.clone(),
-            // Names that are numbers are read as transformers writes them again.
+            // Numeric names are read as transformers writes them again.
             Value::Number(number) => number.to_string(),
             other => return Err(format!("id2label['{id}'] = {other}; expected a name")),
         });

@@ -1,4 +1,4 @@
-//! Rotary positions (Su et al. 2021): what a config says of them, and their frequencies.
+//! Rotary positions (Su et al. 2021): their config and frequencies.
 
 use crate::config::keys::Keys;
 
@@ -9,20 +9,20 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Width of the part of a head that is rotated, from its start; even.
     pub rotary_dim: usize,
-    /// Whether element `2i` is rotated with `2i + 1`, and not `i` with `i + rotary_dim / 2`.
+    /// Whether element `2i` is rotated with `2i + 1` instead of `i` with `i + rotary_dim / 2`.
     pub interleaved: bool,
-    /// How frequencies are changed for longer texts than the model was first trained on.
+    /// Scaling of the frequencies for longer texts than the original training length.
     pub scaling: RopeScaling,
-    /// How queries grow with their position.
+    /// Growth of the queries with their position.
     pub query_growth: Option<QueryGrowth>,
 }
 
 /// Queries at position `p` are multiplied by `1 + beta·ln(1 + ⌊p / length⌋)` (Llama 4, Ministral 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryGrowth {
-    /// How fast they grow.
+    /// Rate of growth.
     pub beta: f64,
-    /// The length the model was first trained on.
+    /// The original training length.
     pub length: usize,
 }
 
@@ -33,10 +33,10 @@ impl QueryGrowth {
     }
 }
 
-/// How frequencies are changed.
+/// Scaling of the frequencies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// None.
     None,
     /// All divided by a factor.
     Linear {
@@ -45,7 +45,7 @@ pub enum RopeScaling {
     },
     /// The base grows with the text beyond the model's length (NTK-aware scaling).
     Dynamic {
-        /// How far texts of `factor · max_positions` tokens are compressed.
+        /// Compression of texts of `factor · max_positions` tokens.
         factor: f64,
         /// The model's length.
         max_positions: f64,
@@ -55,18 +55,18 @@ pub enum RopeScaling {
     Yarn {
         /// Divisor of the low ones.
         factor: f64,
-        /// First pair that is not wholly kept, and last that is not wholly divided.
+        /// First pair that is not fully kept, and last that is not fully divided.
         ramp: [f64; 2],
         /// Factor on cosines and sines.
         attention_factor: f64,
     },
     /// A divisor for each pair, one list up to the first length and another beyond (Ding et al. 2024).
     LongRope {
-        /// Divisors up to the first length.
+        /// Divisors up to the original length.
         short: Vec<f64>,
         /// Divisors beyond it.
         long: Vec<f64>,
-        /// The length the model was first trained on.
+        /// The original training length.
         original_length: usize,
         /// Factor on cosines and sines.
         attention_factor: f64,
@@ -75,25 +75,25 @@ pub enum RopeScaling {
     Llama3 {
         /// Divisor of the low ones.
         factor: f64,
-        /// Wavelengths above the first length divided by this are low frequencies.
+        /// Wavelengths above the original length divided by this are low frequencies.
         low_freq_factor: f64,
-        /// Wavelengths below the first length divided by this are high frequencies.
+        /// Wavelengths below the original length divided by this are high frequencies.
         high_freq_factor: f64,
-        /// The length the model was first trained on.
+        /// The original training length.
         original_length: f64,
     },
 }
 
-/// Where a config keeps the parameters of rotary positions, and what they are where it does not say.
+/// Keys of the rotary parameters in a config, and their defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeKeys {
     /// The base.
     pub theta: &'static str,
-    /// The base where no key gives it.
+    /// The default base.
     pub default_theta: f64,
-    /// The rotated part of a head.
+    /// The key of the rotated fraction of a head.
     pub partial: &'static str,
-    /// That part where no key gives it.
+    /// The default of that fraction.
     pub default_partial: f64,
     /// Whether element `2i` is rotated with `2i + 1`.
     pub interleaved: bool,
@@ -111,17 +111,17 @@ impl RopeKeys {
 }
 
 impl RopeConfig {
-    /// From `rope_theta`, `rope_scaling` and `partial_rotary_factor`, or from `rope_parameters`, which holds them all in
-    /// newer configs.
+    /// From `rope_theta`, `rope_scaling` and `partial_rotary_factor`, or from `rope_parameters`, which
+    /// contains them all in newer configs.
     pub(crate) fn read_with(keys: &Keys<'_>, head_dim: usize, names: RopeKeys) -> Result<Self, String> {
         let (new, old) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
-        // transformers reads `rope_scaling` where it has entries, and `rope_parameters` otherwise.
+        // transformers reads `rope_scaling` if it has entries, and `rope_parameters` otherwise.
         let chosen = old.filter(|keys| !keys.is_empty()).or(new);
         Self::build(keys, chosen, head_dim, names)
     }
 
-    /// The positions of the layers of one kind, where `rope_parameters` holds an object for each kind. `rope_scaling` of an
-    /// older config belongs to `full_attention`.
+    /// The positions of the layers of one kind, if `rope_parameters` holds an object for each kind.
+    /// `rope_scaling` of an older config belongs to `full_attention`.
     pub(crate) fn read_kind(
         keys: &Keys<'_>,
         kind: &str,
@@ -198,7 +198,7 @@ impl RopeConfig {
 impl RopeScaling {
     fn read(own: &Keys<'_>, config: &Keys<'_>, theta: f64, rotary_dim: usize) -> Result<Self, String> {
         let kind = match own.text("rope_type")?.or(own.text("type")?).unwrap_or("default") {
-            // Phi-3's first configs call it so.
+            // Phi-3's first configs use this name.
             "yarn" | "su" if own.has("long_factor") => "longrope",
             kind => kind,
         };
@@ -213,7 +213,7 @@ impl RopeScaling {
         };
         let positive = |key: &str| optional(key)?.ok_or_else(|| at(format!("{key} is missing")));
         let max_positions = || config.size_or("max_position_embeddings", 2048).map(|n| n as f64);
-        // Phi-3 keeps the first length outside, and it counts for more there.
+        // Phi-3 stores the original length outside, and that one takes precedence.
         let original_length = || -> Result<f64, String> {
             match config.number("original_max_position_embeddings")? {
                 Some(length) if length > 1.0 => Ok(length),
@@ -315,7 +315,7 @@ impl RopeScaling {
                 frequency / if length > *original_length { long[pair] } else { short[pair] }
             }
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_length } => {
-                // How many turns the pair makes over the first length.
+                // Number of turns of the pair over the original length.
                 let turns = original_length * frequency / std::f64::consts::TAU;
                 let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
                 frequency * (keep + (1.0 - keep) / factor)

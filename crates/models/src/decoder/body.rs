@@ -1,4 +1,4 @@
-//! What decoders share below their heads: embeddings, layers, final norm.
+//! The common part of decoders below their heads: embeddings, layers, final norm.
 
 use std::sync::Arc;
 
@@ -22,9 +22,9 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 pub(crate) struct DecoderBody<B: Backend> {
     pub(crate) embedding: Embedding<B>,
     embedding_norm: Option<Norm<B>>,
-    /// From the width of the embedding and back, where it is not the hidden width.
+    /// From the width of the embedding and back, if it differs from the hidden width.
     projections: Option<[Linear<B>; 2]>,
-    /// `[max_positions + offset, d_model]`, where positions are not rotary.
+    /// `[max_positions + offset, d_model]`, if positions are not rotary.
     positions: Option<Embedding<B>>,
     layers: Vec<DecoderLayer<B>>,
     norm: Option<Norm<B>>,
@@ -35,7 +35,7 @@ pub(crate) struct DecoderBody<B: Backend> {
     rotary: Arc<[Rotary]>,
     #[module(skip)]
     limits: Limits,
-    /// The token that fills texts up in other implementations, where there is one.
+    /// The padding token of other implementations, if there is one.
     #[module(skip)]
     padding: Option<u32>,
 }
@@ -101,7 +101,7 @@ impl<B: Backend> DecoderBody<B> {
         }
     }
 
-    /// Makes room for a vocabulary of another size.
+    /// Resizes the vocabulary.
     pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         let [_, width] = self.embedding.projection.dims();
         self.embedding.projection = self.embedding.projection.with_shape([rows, width])?;
@@ -117,7 +117,7 @@ impl<B: Backend> DecoderBody<B> {
         self.limits.max_tokens
     }
 
-    /// Tokens that come after `past` others of their sequence.
+    /// Tokens that follow `past` others of their sequence.
     pub(crate) fn batch_after(
         &self,
         tokens: Tokens<'_>,

@@ -1,17 +1,17 @@
-//! Tokens that are ruled out before one is chosen.
+//! Tokens excluded before one is chosen.
 
-/// Which tokens may not come next.
+/// Constraints on the next token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Constraints {
-    /// No run of this many tokens occurs twice in a sequence; 0 allows it.
+    /// Length of token sequences that may not occur twice; 0 allows all.
     pub no_repeat_ngram_size: usize,
-    /// Tokens that never come.
+    /// Tokens that are always excluded.
     pub suppressed: Vec<u32>,
-    /// Tokens that do not come first.
+    /// Tokens that are excluded in the first position.
     pub suppressed_first: Vec<u32>,
-    /// Tokens to add before an end of text may come.
+    /// Minimum number of new tokens before an end of text.
     pub min_new_tokens: usize,
-    /// Tokens that prompt and continuation have before an end of text may come.
+    /// Minimum number of tokens of prompt and continuation before an end of text.
     pub min_length: usize,
 }
 

@@ -1,9 +1,9 @@
-//! A mixture of experts (Shazeer et al. 2017; Jiang et al. 2024): a router gives every token a probability for each
-//! expert, the `k` likeliest of which compute it, weighted by their probabilities.
+//! A mixture of experts (Shazeer et al. 2017; Jiang et al. 2024): a router assigns every token a probability
+//! for each expert, and the `k` most probable ones process it, weighted by their probabilities.
 //!
-//! Tokens are brought together by expert, so that an expert is one feed-forward part over the tokens that chose it, and one
-//! that no token chose is not computed at all. The choice is made on the host. Gradients go through the weights of the
-//! chosen experts to the router, as in transformers; the choice itself has none.
+//! Tokens are grouped by expert, so that an expert is one feed-forward layer over the tokens routed to it,
+//! and an expert without tokens is not computed. The choice is made on the host. Gradients flow through the
+//! weights of the chosen experts to the router, as in transformers; the choice itself has no gradient.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -24,15 +24,15 @@ pub(crate) struct Experts<B: Backend> {
     router: Linear<B>,
     experts: Vec<Mlp<B>>,
     shared: Option<Shared<B>>,
-    /// Experts that a token takes.
+    /// Number of experts per token.
     top_k: usize,
-    /// Whether the weights of a token's experts add up to 1.
+    /// Whether the weights of a token's experts are normalized to sum to 1.
     normalizes: bool,
     #[module(skip)]
     names: ExpertNames,
 }
 
-/// An expert that all tokens take, beside those that they choose: `sigmoid(gate(x))·mlp(x)`.
+/// A shared expert for all tokens, in addition to those chosen: `sigmoid(gate(x))·mlp(x)`.
 #[derive(Module, Debug)]
 struct Shared<B: Backend> {
     mlp: Mlp<B>,
@@ -132,19 +132,19 @@ impl<B: Kernels> Experts<B> {
     }
 }
 
-/// Which rows go to which expert.
+/// Assignment of rows to experts.
 #[derive(Debug, PartialEq)]
 struct Choice {
-    /// The experts of each row, the likeliest first.
+    /// The experts of each row, the most probable first.
     chosen: Vec<i32>,
     /// The rows of each expert, in ascending order.
     rows: Vec<Vec<i32>>,
-    /// Where each entry of `chosen` lies when the rows of all experts are laid end to end.
+    /// Position of each entry of `chosen` in the concatenated rows of all experts.
     places: Vec<i32>,
 }
 
 impl Choice {
-    /// Of `probabilities` `[rows, experts]`; of equal ones the first expert's counts.
+    /// Routes by `probabilities` `[rows, experts]`; ties go to the first expert.
     fn of(probabilities: &[f32], experts: usize, k: usize) -> Self {
         let mut chosen: Vec<i32> = Vec::with_capacity(probabilities.len() / experts * k);
         let mut order: Vec<i32> = Vec::with_capacity(experts);

@@ -10,16 +10,16 @@ use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
 use crate::run::Run;
 
-/// How prompts are continued.
+/// Options of generation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationOptions {
-    /// How each token is chosen.
+    /// Sampling options.
     pub sampling: Sampling,
-    /// Which tokens are ruled out.
+    /// Constraints on tokens.
     pub constraints: Constraints,
-    /// Maximum number of new tokens to a prompt.
+    /// Maximum number of new tokens per prompt.
     pub max_new_tokens: usize,
-    /// Most tokens of a prompt and its continuation.
+    /// Maximum number of tokens of a prompt and its continuation.
     pub max_length: Option<usize>,
     /// Continue past the end-of-text token.
     pub ignore_eos: bool,
@@ -32,16 +32,16 @@ impl GenerationOptions {
     }
 }
 
-/// Why a continuation ended.
+/// Reason for the end of a continuation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The number of tokens asked for.
+    /// The maximum number of tokens.
     Length,
     /// An end of text, which is the last token.
     EndOfText,
-    /// The caller said so.
+    /// Stopped by the caller.
     Stopped,
-    /// The end of the table of positions.
+    /// The end of the position table.
     Full,
 }
 
@@ -50,11 +50,11 @@ pub enum Finish {
 pub struct Generated {
     /// The new tokens.
     pub ids: Vec<u32>,
-    /// Why there are no more.
+    /// Reason for its end.
     pub finish: Finish,
 }
 
-/// A continuation under way.
+/// A continuation in progress.
 struct Continuation {
     sampler: Sampler,
     /// Prompt and new tokens.
@@ -64,15 +64,15 @@ struct Continuation {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// Continues prompts, all at once; what one prompt gives does not depend on the others. A routed set of adapters
-    /// gives each prompt its own.
+    /// Continues all prompts at once; the result for one prompt does not depend on the others. A routed set
+    /// of adapters assigns one to each prompt.
     ///
-    /// The prompts are read in one pass. `on_tokens` is told each new token with the number of its prompt and all
-    /// new tokens of it so far, and ends that continuation by returning `false`.
+    /// The prompts are processed in one pass. `on_tokens` is called for each new token with the number of its
+    /// prompt and all its new tokens so far, and ends that continuation by returning `false`.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for options out of range, prompts that the model does not take, logits that are
-    /// not finite.
+    /// [`ModelError::Input`] for options out of range, prompts that the model does not accept, logits that
+    /// are not finite.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -83,7 +83,7 @@ impl<B: Kernels> Decoder<B> {
     ) -> Result<Vec<Generated>> {
         options.sampling.check().map_err(ModelError::Input)?;
         let config = self.config();
-        // Room for what is likely to come; the cache grows if it is more.
+        // Capacity for the expected length; the cache grows if necessary.
         let rooms: Vec<usize> =
             prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
         let mut cache = self.cache(&rooms, device);
@@ -127,7 +127,7 @@ impl<B: Kernels> Decoder<B> {
                 } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
                     Some(Finish::Length)
                 } else if config.is_bounded() && run.ids.len() > config.max_positions {
-                    // The token just chosen has no position to be read at.
+                    // There is no position left to process the token just chosen.
                     Some(Finish::Full)
                 } else {
                     None

@@ -10,19 +10,20 @@ use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::Stack;
 
-/// Rows of logits that are turned into likelihoods at a time: a vocabulary of 128,000 takes 64 MB.
+/// Number of logit rows processed at a time: a vocabulary of 128,000 takes 64 MB.
 const ROWS: usize = 128;
 
 /// `−ln p` of each token given those before it.
 pub type TokenNll = Vec<f64>;
 
 impl<B: Kernels> Decoder<B> {
-    /// `−ln p` of each token of whole sequences but their first, sequence by sequence.
+    /// `−ln p` of each token of whole sequences except their first, sequence by sequence.
     ///
-    /// Logits are made a few rows at a time, so that `[tokens, vocab_size]` of a long text is never formed.
+    /// Logits are computed a few rows at a time, so that `[tokens, vocab_size]` of a long text is never
+    /// formed.
     ///
     /// # Errors
-    /// [`ModelError::Input`](crate::ModelError::Input) for tokens that the model does not take.
+    /// [`ModelError::Input`](crate::ModelError::Input) for tokens that the model does not accept.
     pub fn token_nll(
         &self,
         tokens: Tokens<'_>,
@@ -55,12 +56,12 @@ impl<B: Kernels> Decoder<B> {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// `Σ wᵢ·(−ln pᵢ)` of the tokens that follow hidden states. Logits exist a few rows at a time, unless the head is
-    /// factored, adapted or scaled.
+    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens of hidden states. Logits exist only a few rows at a time, unless
+    /// the head is factored, adapted or scaled.
     ///
     /// # Shapes
     /// - hidden: `[rows, d_model]`, as [`hidden_states`](Stack::hidden_states) returns them
-    /// - targets, weights: `[rows]`; a row of weight 0 has no part
+    /// - targets, weights: `[rows]`; a row of weight 0 is ignored
     /// - output: `[1]`
     pub fn nll_sum(
         &self,
@@ -75,7 +76,7 @@ impl<B: Kernels> Decoder<B> {
         }
     }
 
-    /// The head, where it is one matrix without an adapter.
+    /// The head, if it is one matrix without an adapter.
     fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
         let config = self.config();
         let (projection, bias, transposed) = match self.head() {

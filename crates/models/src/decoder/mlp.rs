@@ -1,4 +1,4 @@
-//! The feed-forward part of a layer: one gated or plain map, or a mixture of experts.
+//! The feed-forward layer: one gated or ungated map, or a mixture of experts.
 
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, swiglu};
@@ -21,13 +21,13 @@ pub struct Mlp<B: Backend> {
     names: MlpNames,
 }
 
-/// The feed-forward part of a layer.
+/// The feed-forward layer.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "one in each layer; burn's modules cannot be boxed")]
 pub(crate) enum FeedForward<B: Backend> {
     /// One for all tokens.
     Dense(Mlp<B>),
-    /// Several, of which each token takes a few.
+    /// Several, of which each token uses a few.
     Experts(Experts<B>),
 }
 
@@ -73,7 +73,7 @@ impl<B: Kernels> FeedForward<B> {
 }
 
 impl<B: Backend> Mlp<B> {
-    /// Newly initialized weights of inner width `d_ff`; `at` is what comes before the names of the maps, and the layer.
+    /// Newly initialized weights of inner width `d_ff`; `at` is the prefix of the maps' names, and the layer.
     pub(crate) fn init(
         config: &DecoderConfig,
         names: MlpNames,

@@ -27,13 +27,13 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
     body: DecoderBody<B>,
-    /// `None` where it is the word embedding.
+    /// `None` if it is tied to the word embedding.
     head: Option<Linear<B>>,
     #[module(skip)]
     info: Arc<Info>,
 }
 
-/// What a decoder knows besides its weights.
+/// State of a decoder besides its weights.
 #[derive(Clone, Debug)]
 struct Info {
     config: DecoderConfig,
@@ -43,7 +43,7 @@ struct Info {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// A model of drawn weights.
+    /// A model with newly initialized weights.
     ///
     /// # Errors
     /// A `lowrank` section that does not fit the model.
@@ -66,11 +66,11 @@ impl<B: Backend> Decoder<B> {
         Ok(Self { body, head, info })
     }
 
-    /// Loads a Hugging Face folder, a tensor at a time.
+    /// Loads a Hugging Face folder, one tensor at a time.
     ///
     /// # Errors
-    /// Tensors that are missing, misshaped or belong to no known part; a `lowrank` section that does not fit;
-    /// weights kept in a type that the backend does not support.
+    /// Tensors that are missing, misshaped or unknown; a `lowrank` section that does not fit;
+    /// a storage type that the backend does not support.
     pub fn load(
         folder: &Path,
         config: DecoderConfig,
@@ -82,7 +82,7 @@ impl<B: Backend> Decoder<B> {
         let names = &config.architecture.names;
         let table = format!("{}{}.weight", names.prefix, names.embedding);
         let head = format!("{}.weight", names.head);
-        // As transformers does: a head of its own in the file is kept, whatever the config says.
+        // As in transformers: a separate head in the file is used, whatever the config says.
         let is_table = |name: &str| {
             // With all of the prefix or its end.
             let missing = table.strip_suffix(name);
@@ -110,12 +110,12 @@ impl<B: Backend> Decoder<B> {
         Ok(model)
     }
 
-    /// The shape.
+    /// The config.
     pub fn config(&self) -> &DecoderConfig {
         &self.info.config
     }
 
-    /// The head, where it is not the word embedding.
+    /// The head, unless it is tied to the word embedding.
     pub(crate) fn head(&self) -> Option<&Linear<B>> {
         self.head.as_ref()
     }
@@ -125,7 +125,7 @@ impl<B: Backend> Decoder<B> {
         &self.body.embedding.projection
     }
 
-    /// An empty cache with room for `capacities[i]` positions of sequence `i`; it grows where they are more.
+    /// An empty cache with capacity for `capacities[i]` positions of sequence `i`; it grows if necessary.
     pub fn cache(&self, capacities: &[usize], device: &B::Device) -> KvCache<B> {
         let config = self.config();
         KvCache::new(config.n_layers, config.n_kv_heads * config.head_dim, capacities, device)
@@ -157,7 +157,7 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
     }
 }
 
-/// Whether a checkpoint holds a head that is not the embedding's table once more.
+/// Whether a checkpoint has a head that is not a copy of the embedding's table.
 fn has_own_head(
     checkpoint: &Checkpoint,
     table: Option<&str>,
@@ -231,7 +231,7 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
 stack_of_body!(Decoder);
 
 impl<B: Kernels> Decoder<B> {
-    /// Logits of the next tokens after [`hidden_states`](Stack::hidden_states).
+    /// Logits of the next tokens from [`hidden_states`](Stack::hidden_states).
     ///
     /// # Shapes
     /// - hidden: `[rows, d_model]`
@@ -259,14 +259,14 @@ impl<B: Kernels> Decoder<B> {
         self.logits(self.hidden_states(batch, rows, run), run)
     }
 
-    /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache, which holds
-    /// them afterwards.
+    /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache,
+    /// which contains them afterwards.
     ///
     /// # Shapes
     /// - output: `[active, vocab_size]`
     ///
     /// # Errors
-    /// [`ModelError::Input`] for tokens that the model does not take; the cache is as it was.
+    /// [`ModelError::Input`] for tokens that the model does not accept; the cache is then unchanged.
     pub fn advance(
         &self,
         tokens: Tokens<'_>,
@@ -275,7 +275,7 @@ impl<B: Kernels> Decoder<B> {
         run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        // Of a batch with an adapter for each sequence, those that have ended take no part.
+        // In a batch with an adapter for each sequence, finished ones take no part.
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
         let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();

@@ -2,26 +2,26 @@
 
 use lowrank_spec::rng::mix;
 
-/// How the next token is chosen.
+/// Options of choosing the next token.
 ///
 /// | name | default | purpose | range |
 /// |---|---|---|---|
 /// | `temperature` | 0 | divides the logits; 0 takes the most likely token | ≥ 0 |
-/// | `top_k` | none | the k most likely alone | ≥ 1 |
-/// | `top_p` | 1 | the fewest most likely of at least this probability (Holtzman et al. 2020) | 0 < p ≤ 1 |
-/// | `repetition_penalty` | 1 | logits of tokens that were there: divided if positive, else multiplied (Keskar et al. 2019) | > 0 |
-/// | `seed` | 0 | of the draws | |
+/// | `top_k` | none | only the k most likely tokens | ≥ 1 |
+/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020) | 0 < p ≤ 1 |
+/// | `repetition_penalty` | 1 | on logits of previous tokens: divides positive ones, multiplies negative ones (Keskar et al. 2019) | > 0 |
+/// | `seed` | 0 | of the sampling | |
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Softmax temperature; 0 for greedy decoding.
     pub temperature: f64,
-    /// The k most likely alone.
+    /// Only the k most likely tokens.
     pub top_k: Option<usize>,
-    /// The fewest most likely of at least this probability.
+    /// The smallest set of most likely tokens with at least this probability.
     pub top_p: f64,
-    /// On tokens that were there.
+    /// Penalty on previous tokens.
     pub repetition_penalty: f64,
-    /// Of the draws.
+    /// Seed of the sampling.
     pub seed: u64,
 }
 
@@ -35,7 +35,7 @@ impl Sampling {
     /// Checks the values.
     ///
     /// # Errors
-    /// A line that names the first out of its range.
+    /// A one-line message for the first value out of range.
     pub fn check(&self) -> Result<(), String> {
         let Self { temperature, top_k, top_p, repetition_penalty, .. } = self;
         if !(temperature.is_finite() && *temperature >= 0.0) {
@@ -54,8 +54,8 @@ impl Sampling {
     }
 }
 
-/// Chooses the tokens of one sequence. Draws depend on the seed, the sequence's number and the number of the
-/// draw alone, so that a batch gives what one by one gives.
+/// Chooses the tokens of one sequence. Draws depend only on the seed, the sequence's number and the number of
+/// the draw, so that a batch gives the same results as single sequences.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -72,7 +72,7 @@ impl Sampler {
 
     /// The next token after `logits`; `seen` are the tokens of the sequence so far.
     ///
-    /// `None` if no logit is a finite number.
+    /// `None` if no logit is finite.
     pub fn next(&mut self, logits: &mut [f32], seen: &[u32]) -> Option<u32> {
         if self.sampling.repetition_penalty != 1.0 {
             penalise(logits, seen, self.sampling.repetition_penalty as f32);
@@ -86,7 +86,7 @@ impl Sampler {
             .filter(|(_, logit)| logit.is_finite())
             .map(|(id, &logit)| (id, f64::from(logit)))
             .collect();
-        // The most likely first, of equals the lower id.
+        // The most likely first; ties in order of id.
         let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(k) = self.sampling.top_k.filter(|&k| k < candidates.len()) {
             candidates.select_nth_unstable_by(k - 1, order);
@@ -125,7 +125,7 @@ impl Sampler {
 
 /// The first of the largest finite logits.
 fn largest(logits: &[f32]) -> Option<u32> {
-    // Side by side, as a vocabulary is long and this is done for every token.
+    // Vectorized, as a vocabulary is large and this is done for every token.
     let mut tops = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
     for chunk in chunks {

@@ -1,4 +1,4 @@
-//! `generation_config.json`: how a model asks to be sampled.
+//! `generation_config.json`: the model's sampling defaults.
 
 use std::path::Path;
 
@@ -8,27 +8,27 @@ use super::optional_json;
 use crate::decoder::{Constraints, Sampling};
 use crate::error::{ModelError, Result};
 
-/// transformers' `top_k` where sampling is on and the file does not say it.
+/// transformers' default of `top_k` if sampling is on.
 const DEFAULT_TOP_K: usize = 50;
 
-/// What `generation_config.json` asks for.
+/// Contents of `generation_config.json`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct GenerationConfig {
-    /// How tokens are chosen; greedy unless the file has `do_sample`.
+    /// Sampling options; greedy unless the file has `do_sample`.
     pub sampling: Sampling,
-    /// Which tokens are ruled out when.
+    /// Constraints on tokens.
     pub constraints: Constraints,
-    /// Most new tokens.
+    /// Maximum number of new tokens.
     pub max_new_tokens: Option<usize>,
-    /// Most tokens of prompt and continuation.
+    /// Maximum number of tokens of prompt and continuation.
     pub max_length: Option<usize>,
     /// Texts that end a continuation.
     pub stop_strings: Vec<String>,
-    /// Keys whose values ask for what is not supported, with these values; they are ignored.
+    /// Unsupported keys with their values; they are ignored.
     pub ignored: Vec<String>,
 }
 
-/// Keys that say nothing about which tokens are generated.
+/// Keys that do not affect the generated tokens.
 const SILENT: [&str; 16] = [
     "_from_model_config",
     "bos_token_id",
@@ -48,7 +48,7 @@ const SILENT: [&str; 16] = [
     "disable_compile",
 ];
 
-/// Keys that are not supported, with the number at which they ask for nothing.
+/// Unsupported keys, with the value at which they have no effect.
 const NEUTRAL: [(&str, f64); 13] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
@@ -66,7 +66,7 @@ const NEUTRAL: [(&str, f64); 13] = [
 ];
 
 impl GenerationConfig {
-    /// Reads the file of a folder; a missing one asks for nothing.
+    /// Reads the file of a folder; a missing one has no settings.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
@@ -80,7 +80,7 @@ impl GenerationConfig {
     fn parse(keys: &Map<String, Value>) -> std::result::Result<Self, String> {
         let mut reader = Reader { keys, read: Vec::new() };
         let is_sampled = reader.flag("do_sample")?.unwrap_or(false);
-        // Without do_sample, transformers heeds none of these three.
+        // Without do_sample, transformers ignores these three.
         let temperature = reader.number("temperature")?.unwrap_or(1.0);
         let top_k = reader.count("top_k")?.unwrap_or(DEFAULT_TOP_K);
         let top_p = reader.number("top_p")?.unwrap_or(1.0);
@@ -165,7 +165,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The other keys that ask for something, as `key = value`.
+    /// The other keys with an effect, as `key = value`.
     fn rest(&self) -> Vec<String> {
         let asks = |(key, value): &(&String, &Value)| {
             let neutral = NEUTRAL.iter().find(|(name, _)| name == key).map(|(_, neutral)| *neutral);

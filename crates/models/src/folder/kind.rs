@@ -1,10 +1,10 @@
-//! Which kind of model a config describes.
+//! The kind of model described by a config.
 
 use serde_json::{Map, Value};
 
 use crate::architecture::{DECODERS, ENCODERS};
 
-/// What a model folder holds.
+/// Kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
     /// An encoder without a head.
@@ -24,7 +24,8 @@ pub enum ModelKind {
 }
 
 impl ModelKind {
-    /// The kind by `model_type`, or where it is missing by the class, and by the head that the class names.
+    /// The kind according to `model_type`, or to the class if that is missing, and to the head named by the
+    /// class.
     pub(super) fn of(config: &Map<String, Value>) -> Self {
         let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let class = classes.filter_map(Value::as_str).next().unwrap_or_default();
@@ -34,7 +35,7 @@ impl ModelKind {
             Some(name) if ENCODERS.iter().flat_map(|a| a.model_types).any(|(known, _)| *known == name) => {
                 false
             }
-            // Not supported, whatever it is: the config's own error says so.
+            // Unsupported: the config's own error reports it.
             _ => class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"),
         };
         match class.split_once("For").map(|(_, head)| head) {
@@ -48,7 +49,7 @@ impl ModelKind {
         }
     }
 
-    /// Whether the config's `model_type` is one that can be run; one without a type is read by its class.
+    /// Whether the config's `model_type` is supported; one without a type is read by its class.
     pub(super) fn is_known(config: &Map<String, Value>) -> bool {
         config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
             DECODERS.iter().any(|a| a.model_type == name)
@@ -56,12 +57,12 @@ impl ModelKind {
         })
     }
 
-    /// Whether tokens see only those before them.
+    /// Whether tokens attend only to those before them.
     pub const fn is_decoder(self) -> bool {
         matches!(self, Self::Decoder | Self::DecoderClassifier | Self::DecoderTokenClassifier)
     }
 
-    /// What it is, for messages.
+    /// Its description, for messages.
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Encoder => "an encoder without a head",

@@ -1,7 +1,8 @@
-//! One door to a model: what a Hugging Face folder holds, and which kind of model it is.
+//! The single entry point to a model: the contents of a Hugging Face folder, and its kind of model.
 //!
-//! Every command asks here whether a folder holds an encoder or a decoder and which head is on it, so that one folder means
-//! the same everywhere. Nothing but small JSON files is read until a part is asked for.
+//! Every command determines here whether a folder holds an encoder or a decoder and which head it has, so
+//! that one folder is interpreted the same way everywhere. Only small JSON files are read until a part is
+//! requested.
 
 mod generation;
 #[cfg(feature = "hub")]
@@ -44,15 +45,16 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder with `config.json`, the folder of a run (its `model` folder is taken), a GGUF file, or, with the
-    /// feature `hub`, a model by its name on the Hugging Face hub, from the hub's cache or fetched into it.
+    /// Opens a folder with `config.json`, the folder of a run (its `model` folder is used), a GGUF file, or,
+    /// with the feature `hub`, a model by its name on the Hugging Face hub, from the hub's cache or
+    /// downloaded into it.
     ///
-    /// A GGUF file stands for the folder that it was made from: its config, tokenizer and chat template come from its
-    /// metadata ([`lowrank_checkpoint::gguf`]).
+    /// A GGUF file represents the folder that it was converted from: its config, tokenizer and chat template
+    /// come from its metadata ([`lowrank_checkpoint::gguf`]).
     ///
     /// # Errors
-    /// [`ModelError::File`] where there is no such folder or name, or no `config.json` in it;
-    /// [`ModelError::Config`] where `config.json` is malformed.
+    /// [`ModelError::File`] if there is no such folder or name, or no `config.json` in it;
+    /// [`ModelError::Config`] if `config.json` is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         if is_gguf(path) {
             return Self::of_folder(path.to_path_buf());
@@ -89,17 +91,17 @@ impl ModelFolder {
         Ok(Self { kind: ModelKind::of(&config), path, config })
     }
 
-    /// Where the folder is, or the GGUF file.
+    /// Path of the folder, or of the GGUF file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which kind of model it holds.
+    /// The kind of model.
     pub fn kind(&self) -> ModelKind {
         self.kind
     }
 
-    /// Whether the model is of an architecture that can be run.
+    /// Whether the model's architecture is supported.
     pub fn is_supported(&self) -> bool {
         ModelKind::is_known(&self.config)
     }
@@ -133,7 +135,7 @@ impl ModelFolder {
         ClassifierConfig::read(&self.path)
     }
 
-    /// The longest sequence that positions allow, `None` where they are unbounded.
+    /// The longest sequence that positions allow, `None` if they are unbounded.
     ///
     /// # Errors
     /// As those of the config.
@@ -145,7 +147,7 @@ impl ModelFolder {
         Ok(Some(self.encoder_config()?.max_tokens()))
     }
 
-    /// The tokenizer. It cuts at `max_length` tokens, or nowhere.
+    /// The tokenizer. It truncates at `max_length` tokens, or not at all.
     ///
     /// # Errors
     /// Files that are missing or malformed.
@@ -153,11 +155,11 @@ impl ModelFolder {
         Ok(TextTokenizer::from_folder(&self.path, max_length)?)
     }
 
-    /// The tokenizer, cutting at `max_length` tokens or else at the smallest limit that the folder states: positions,
-    /// `model_max_length`, `max_seq_length` of a sentence embedder.
+    /// The tokenizer, truncating at `max_length` tokens or otherwise at the smallest limit stated in the
+    /// folder: positions, `model_max_length`, `max_seq_length` of a sentence embedder.
     ///
     /// # Errors
-    /// As [`tokenizer`](Self::tokenizer); a `max_length` beyond what the model takes.
+    /// As [`tokenizer`](Self::tokenizer); a `max_length` beyond the model's limit.
     pub fn cutting_tokenizer(&self, max_length: Option<usize>) -> Result<TextTokenizer> {
         let limit = self.max_tokens()?;
         if let (Some(n), Some(limit)) = (max_length, limit)
@@ -179,12 +181,12 @@ impl ModelFolder {
     /// The chat template, `None` if the folder has none.
     ///
     /// # Errors
-    /// A template that is malformed.
+    /// A malformed template.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         Ok(ChatTemplate::from_folder(&self.path)?)
     }
 
-    /// How the folder asks for text to be generated.
+    /// The folder's generation defaults.
     ///
     /// # Errors
     /// A `generation_config.json` that is malformed or out of range.
@@ -192,10 +194,11 @@ impl ModelFolder {
         GenerationConfig::read(&self.path)
     }
 
-    /// How hidden states become an embedding of a text: as the files of sentence-transformers say, or else their mean.
+    /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers,
+    /// or the mean.
     ///
     /// # Errors
-    /// Files that are malformed or ask for a module that is not supported.
+    /// Files that are malformed or contain an unsupported module.
     pub fn pooling(&self) -> Result<SentencePooling> {
         SentencePooling::read(&self.path)
     }
@@ -209,10 +212,10 @@ impl ModelFolder {
     }
 }
 
-/// Largest JSON file that is read; real ones are a few kilobytes, labels included.
+/// Largest JSON file that is read; real ones are a few kilobytes, including labels.
 const MAX_JSON: u64 = 64 << 20;
 
-/// A JSON file of a folder, `None` where it is missing.
+/// A JSON file of a folder, `None` if it is missing.
 fn optional_json(path: &Path) -> Result<Option<Value>> {
     if !path.exists() && !has_file(path) {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! How a sentence embedder makes one vector of a text's hidden states: the files of sentence-transformers.
+//! Pooling of a text's hidden states into one vector by a sentence embedder: the files of
+//! sentence-transformers.
 
 use std::path::Path;
 
@@ -9,16 +10,16 @@ use serde_json::Value;
 use super::optional_json;
 use crate::error::{ModelError, Result};
 
-/// How hidden states of a text become one vector.
+/// Pooling of a text's hidden states into one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolingMode {
     /// The first token's.
     First,
-    /// The largest of each dimension.
+    /// The maximum of each dimension.
     Max,
     /// The mean.
     Mean,
-    /// The sum over the square root of the number of tokens.
+    /// The sum divided by the square root of the number of tokens.
     MeanSqrtLen,
     /// The mean weighted by position, from 1.
     WeightedMean,
@@ -36,10 +37,10 @@ const MODES: [(&str, &str, PoolingMode); 6] = [
     ("pooling_mode_lasttoken", "lasttoken", PoolingMode::Last),
 ];
 
-/// What makes an embedding of a text's hidden states.
+/// The computation of an embedding from a text's hidden states.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentencePooling {
-    /// The vectors that are joined, one after the other.
+    /// The vectors to concatenate.
     pub modes: Vec<PoolingMode>,
     /// Whether the embedding is divided by its norm.
     pub normalize: bool,
@@ -100,7 +101,7 @@ impl SentencePooling {
     }
 }
 
-/// Least norm that an embedding is divided by.
+/// Minimum norm by which an embedding is divided.
 const LEAST_NORM: f64 = 1e-12;
 
 impl SentencePooling {
@@ -144,7 +145,7 @@ impl PoolingMode {
     }
 }
 
-/// The modes that are switched on.
+/// The enabled modes.
 fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
     let wrong = |reason: String| ModelError::Config { path: path.to_path_buf(), reason };
     let named = |name: &str| MODES.iter().find(|(_, short, _)| *short == name).map(|(_, _, mode)| *mode);
