@@ -4,7 +4,6 @@ use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_spec::names::is_router;
-use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{Pattern, Site, Targets, transpose};
 use serde_json::{Map, Value};
 
@@ -180,9 +179,7 @@ pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weigh
         return Ok(blocks);
     };
     let sites: Vec<Site> = weights.iter().map(|w| w.site.clone()).collect();
-    let takes_all = targets.include.to_string() == ALL_LINEAR;
-    let taken = targets.select(&sites)?.into_iter().map(|i| weights[i].clone());
-    Ok(taken.filter(|weight| !(takes_all && weight.role == Role::Router)).collect())
+    Ok(targets.select(&sites)?.into_iter().map(|i| weights[i].clone()).collect())
 }
 
 /// Refuses a head that the model does not read, because its config ties it to the embedding although the file

@@ -4,6 +4,7 @@ use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, SpecError};
+use crate::names::is_router;
 use crate::site::Site;
 
 /// Selection of sites, like PEFT's `target_modules`.
@@ -19,7 +20,7 @@ pub enum Pattern {
 /// Whether a site is selected.
 type Matcher = Box<dyn Fn(&Site) -> bool>;
 
-/// The word that selects every linear layer but the head.
+/// The word that selects every linear layer but the head and the [routers](is_router) of experts, which must be named.
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Pattern {
@@ -75,7 +76,10 @@ impl std::fmt::Display for Pattern {
 
 /// Whether a name in a list selects a site; `all-linear` is allowed in a list too.
 fn is_named(site: &Site, name: &str) -> bool {
-    if name == ALL_LINEAR { !site.head && !site.embedding } else { has_suffix(&site.path, name) }
+    match name {
+        ALL_LINEAR => !site.head && !site.embedding && !is_router(&site.path),
+        name => has_suffix(&site.path, name),
+    }
 }
 
 /// Whether `path` is `name` or ends in `.name`.
@@ -231,6 +235,16 @@ mod tests {
     #[case(r".*layer\.(?!1\.)\d+\..*query", &[0, 6])]
     fn selects(#[case] pattern: &str, #[case] expect: &[usize]) {
         assert_eq!(Targets::new(Pattern::parse(pattern)).select(&sites()).unwrap(), expect);
+    }
+
+    #[test]
+    fn a_router_is_taken_by_its_name_alone() {
+        let mut sites = sites();
+        sites[0].path = "bert.encoder.layer.0.mlp.gate".into();
+        let select = |pattern: &str| Targets::new(Pattern::parse(pattern)).select(&sites).unwrap();
+        assert_eq!(select("all-linear"), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(select("gate"), [0]);
+        assert_eq!(select("all-linear,gate"), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]

@@ -12,6 +12,15 @@ const RELATIVES: &[(&str, &str)] = &[
         "deepseek_v3",
         "the nearest supported architecture is qwen2_moe; latent attention and groups of experts differ",
     ),
+    ("phimoe", "the nearest supported architecture is mixtral; how the router chooses and its norms differ"),
+    ("granitemoe", "the nearest supported architecture is granite; experts in one tensor differ"),
+    ("flex_olmo", "the nearest supported architecture is olmoe; norms after each part differ"),
+    (
+        "glm4_moe",
+        "the nearest supported architecture is qwen3_moe; a router of sigmoids and its offsets differ",
+    ),
+    ("ernie4_5_moe", "the nearest supported architecture is qwen2_moe; offsets of the router differ"),
+    ("qwen3_next", "the nearest supported architecture is qwen3_moe; linear attention differs"),
     (
         "gpt_oss",
         "the nearest supported architecture is mixtral; attention sinks and the experts' activation differ",
