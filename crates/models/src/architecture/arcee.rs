@@ -1,4 +1,4 @@
-//! AFM (Arcee AI 2025): Llama with a plain feed-forward part of a squared rectifier.
+//! AFM (Arcee AI 2025): Llama with an ungated feed-forward layer with squared ReLU.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys};

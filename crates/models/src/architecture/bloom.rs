@@ -1,5 +1,5 @@
-//! BLOOM (BigScience 2022): ALiBi in place of positions, a norm over the embedding, query, key and value in one map head
-//! by head.
+//! BLOOM (BigScience 2022): ALiBi instead of positions, a norm over the embedding, query, key and value in
+//! one map head by head.
 
 use super::{falcon, gpt2};
 use crate::config::{Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, NormKind};

@@ -1,5 +1,5 @@
-//! Cohere's Command R (2024): layer norms without offsets, attention and feed-forward part side by side over one norm,
-//! rotated pairs of neighbours, a factor on the logits, norms on the heads of queries and keys by option.
+//! Cohere's Command R (2024): layer norms without offsets, parallel attention and feed-forward over one norm,
+//! interleaved rotary pairs, a logit scale, optional norms on the heads of queries and keys.
 
 use super::llama;
 use crate::config::{
@@ -23,7 +23,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     Ok(DecoderConfig { qk_norm, ..common(architecture, keys, 500_000.0)? })
 }
 
-/// What all of them have.
+/// Their common config.
 pub(super) fn common(
     architecture: &'static DecoderArchitecture,
     keys: &Keys<'_>,

@@ -1,4 +1,4 @@
-//! ELECTRA (Clark et al. 2020): BERT with embeddings of a width of their own, and RoBERTa's head with GELU.
+//! ELECTRA (Clark et al. 2020): BERT with embeddings of a separate width, and RoBERTa's head with GELU.
 
 use lowrank_kernels::Gelu;
 

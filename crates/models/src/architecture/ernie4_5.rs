@@ -1,4 +1,5 @@
-//! ERNIE 4.5, the dense models (Baidu 2025): Llama with rotated pairs of neighbours, biases by one option, a tied head.
+//! ERNIE 4.5, the dense models (Baidu 2025): Llama with interleaved rotary pairs, optional biases, a tied
+//! head.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, RopeKeys};

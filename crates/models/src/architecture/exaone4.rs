@@ -1,5 +1,5 @@
-//! EXAONE 4 (LG AI Research 2025): norms after each part and on the heads of queries and keys; where some layers have a
-//! window, the others have no positions.
+//! EXAONE 4 (LG AI Research 2025): norms after each sublayer and on the heads of queries and keys; if some
+//! layers have a window, the others have no positions.
 
 use super::olmo2;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, MAX_DIM, QkNorm};

@@ -1,4 +1,5 @@
-//! Gemma (Gemma Team 2024): Llama with scaled embeddings, gains stored as their difference from 1, and a tied head.
+//! Gemma (Gemma Team 2024): Llama with scaled embeddings, norm weights stored as their difference from 1, and
+//! a tied head.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, NormKind};
@@ -6,7 +7,7 @@ use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, NormKind
 pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "gemma", class: "Gemma", config, ..llama::ARCHITECTURE };
 
-/// What all Gemmas have.
+/// The common config of all Gemmas.
 pub(super) const DEFAULTS: Defaults = Defaults {
     head_dim: Some(256),
     activation_key: "hidden_activation",

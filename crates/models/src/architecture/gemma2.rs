@@ -1,4 +1,5 @@
-//! Gemma 2 (Gemma Team 2024): soft caps on scores and logits, norms around each part, a window in every other layer.
+//! Gemma 2 (Gemma Team 2024): soft caps on scores and logits, norms around each sublayer, a window in every
+//! other layer.
 
 use super::{gemma, gemma3};
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Keys, MAX_DIM};

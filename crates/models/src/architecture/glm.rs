@@ -1,5 +1,5 @@
-//! GLM-4 9B and GLM-Edge (GLM Team 2024): Llama with biases on queries, keys and values, rotated pairs of neighbours over
-//! half of the head, one map for gate and inner values.
+//! GLM-4 9B and GLM-Edge (GLM Team 2024): Llama with biases on queries, keys and values, interleaved rotary
+//! pairs over half of the head, one map for gate and up.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, RopeKeys};

@@ -1,4 +1,4 @@
-//! GLM-4-0414 (Zhipu AI 2025): GLM with norms after each part too.
+//! GLM-4-0414 (Zhipu AI 2025): GLM with norms after each sublayer too.
 
 use super::{glm, llama};
 use crate::config::{DecoderArchitecture, DecoderNames, LayerNorms};

@@ -1,4 +1,4 @@
-//! GPT-2 (Radford et al. 2019): a table of positions, `Conv1D` maps, the head tied to the embedding.
+//! GPT-2 (Radford et al. 2019): a learned position table, `Conv1D` maps, the head tied to the embedding.
 
 use super::llama;
 use crate::config::{
@@ -8,7 +8,7 @@ use crate::config::{
 pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "gpt2", class: "GPT2", config_keys: KEYS, names: NAMES, config };
 
-/// What OpenAI's names are in Llama's configs.
+/// OpenAI's key names and their counterparts in Llama's configs.
 pub(super) const KEYS: &[(&str, &str)] = &[
     ("n_embd", "hidden_size"),
     ("n_layer", "num_hidden_layers"),
@@ -34,7 +34,7 @@ pub(super) const NAMES: DecoderNames = DecoderNames {
     ..llama::NAMES
 };
 
-/// What the models of this family share.
+/// The common config of this family.
 pub(super) const DEFAULTS: Defaults = Defaults {
     activation_key: "activation_function",
     activation: "gelu_new",
@@ -56,7 +56,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     Ok(common)
 }
 
-/// Layer norms, biases everywhere, a table of positions, plain scores by option.
+/// Layer norms, biases everywhere, a learned position table, optionally unscaled scores.
 pub(super) fn common(
     architecture: &'static DecoderArchitecture,
     keys: &Keys<'_>,

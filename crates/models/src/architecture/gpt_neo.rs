@@ -1,4 +1,4 @@
-//! GPT-Neo (Black et al. 2021): GPT-2 with scores that are not scaled and a window in every other layer.
+//! GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores and a window in every other layer.
 
 use super::gpt2;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Keys, NormKind, QkvNames};

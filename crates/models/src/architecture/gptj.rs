@@ -1,5 +1,5 @@
-//! GPT-J (Wang & Komatsuzaki 2021): attention and feed-forward part side by side over one norm, rotated pairs of
-//! neighbours, a head with a bias.
+//! GPT-J (Wang & Komatsuzaki 2021): parallel attention and feed-forward over one norm, interleaved
+//! rotary pairs, a head with a bias.
 
 use super::gpt2;
 use crate::config::{

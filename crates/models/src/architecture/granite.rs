@@ -1,4 +1,4 @@
-//! Granite 3 (IBM 2024): Llama with factors on embeddings, scores, residuals and logits.
+//! Granite 3 (IBM 2024): Llama with multipliers on embeddings, scores, residuals and logits.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys};

@@ -1,4 +1,4 @@
-//! Helium (Kyutai 2025): Llama with rotated pairs of neighbours.
+//! Helium (Kyutai 2025): Llama with interleaved rotary pairs.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, RopeKeys};

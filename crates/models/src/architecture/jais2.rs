@@ -1,4 +1,5 @@
-//! Jais 2 (Inception 2025): Llama with layer norms, biases and a plain feed-forward part of a squared rectifier.
+//! Jais 2 (Inception 2025): Llama with layer norms, biases and an ungated feed-forward layer with squared
+//! ReLU.
 
 use super::arcee;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, NormKind};

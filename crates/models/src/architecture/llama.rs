@@ -5,7 +5,7 @@ use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "llama", class: "Llama", config_keys: &[], names: NAMES, config };
 
-/// Most later decoders have these, or most of them.
+/// Most later decoders use all or most of these.
 pub(super) const NAMES: DecoderNames = DecoderNames {
     prefix: "model.",
     embedding: "embed_tokens",

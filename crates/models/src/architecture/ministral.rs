@@ -1,4 +1,4 @@
-//! Ministral 8B (Mistral AI 2024): Mistral whose layers say which of them have a window.
+//! Ministral 8B (Mistral AI 2024): Mistral with windows by layer.
 
 use super::mistral;
 use crate::config::DecoderArchitecture;

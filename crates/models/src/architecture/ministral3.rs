@@ -1,4 +1,4 @@
-//! Ministral 3 (Mistral AI 2025): Llama whose queries grow with their position.
+//! Ministral 3 (Mistral AI 2025): Llama with queries scaled by position.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, MAX_DIM, QueryGrowth};

@@ -1,4 +1,4 @@
-//! Mistral (Jiang et al. 2023): Llama with a sliding window and a head width of its own.
+//! Mistral (Jiang et al. 2023): Llama with a sliding window and a separate head width.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, MAX_DIM};

@@ -1,4 +1,4 @@
-//! Mixtral (Jiang et al. 2024): Mistral with experts, two of which each token takes.
+//! Mixtral (Jiang et al. 2024): Mistral with experts, two of which are used per token.
 
 use super::llama;
 use crate::config::{

@@ -1,4 +1,4 @@
-//! MPT (MosaicML 2023): ALiBi in place of positions, layer norms without offsets, no biases.
+//! MPT (MosaicML 2023): ALiBi instead of positions, layer norms without offsets, no biases.
 
 use super::{gpt2, llama};
 use crate::config::{

@@ -1,5 +1,5 @@
-//! Nemotron-4 and Minitron (NVIDIA 2024): layer norms with gains stored as their difference from 1, a plain feed-forward
-//! part of a squared rectifier, rotary positions over half of the head.
+//! Nemotron-4 and Minitron (NVIDIA 2024): layer norms with weights stored as their difference from 1, an
+//! ungated feed-forward layer with squared ReLU, rotary positions over half of the head.
 
 use super::{arcee, llama};
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, NormKind, RopeKeys};

@@ -1,5 +1,5 @@
-//! OLMo 1 (Groeneveld et al. 2024): Llama with layer norms that have no parameters; queries, keys and values cut to a
-//! bound by option.
+//! OLMo 1 (Groeneveld et al. 2024): Llama with layer norms that have no parameters; optionally clipped
+//! queries, keys and values.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, NormKind};

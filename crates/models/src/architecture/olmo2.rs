@@ -1,4 +1,4 @@
-//! OLMo 2 (OLMo Team 2024): norms after each part, not before, and over all queries and all keys.
+//! OLMo 2 (OLMo Team 2024): norms after each sublayer, not before, and over all queries and all keys.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, QkNorm};

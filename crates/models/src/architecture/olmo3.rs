@@ -1,4 +1,4 @@
-//! OLMo 3 (OLMo Team 2025): OLMo 2 with a window in three of four layers; scaled rotary positions in the others alone.
+//! OLMo 3 (OLMo Team 2025): OLMo 2 with a window in three of four layers; scaled rotary positions only in the others.
 
 use super::olmo2;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, MAX_DIM, RopeConfig, RopeKeys};

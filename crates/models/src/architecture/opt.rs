@@ -1,5 +1,5 @@
-//! OPT (Zhang et al. 2022): a table of positions that begins at its third row, norms before or after each part, an
-//! embedding of a width of its own by option.
+//! OPT (Zhang et al. 2022): a learned position table that begins at its third row, norms before or after each
+//! sublayer, optionally embeddings with their own width.
 
 use super::llama;
 use crate::config::{

@@ -1,5 +1,5 @@
-//! Phi-1 and Phi-2 (Gunasekar et al. 2023): layer norms, biases everywhere, attention and feed-forward part side by side
-//! over one norm, rotary positions over a part of the head.
+//! Phi-1 and Phi-2 (Gunasekar et al. 2023): layer norms, biases everywhere, parallel attention and feed-forward
+//! over one norm, rotary positions over part of the head.
 
 use super::llama;
 use crate::config::{

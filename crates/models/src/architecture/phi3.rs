@@ -1,5 +1,5 @@
-//! Phi-3, Phi-3.5 and Phi-4 (Abdin et al. 2024): Llama with one map for query, key and value and one for gate and inner
-//! values.
+//! Phi-3, Phi-3.5 and Phi-4 (Abdin et al. 2024): Llama with one map for query, key and value and one for gate and
+//! up.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, QkvNames};

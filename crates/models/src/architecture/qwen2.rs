@@ -11,7 +11,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     windows(common, keys)
 }
 
-/// Windows in the layers from `max_window_layers` on, where `use_sliding_window` says so.
+/// Windows in the layers from `max_window_layers` on, if `use_sliding_window` is set.
 pub(super) fn windows(config: DecoderConfig, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let window = match keys.flag_or("use_sliding_window", false)? {
         true => Some(keys.size_or("sliding_window", 4096)?),

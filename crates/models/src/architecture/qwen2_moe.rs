@@ -1,4 +1,4 @@
-//! Qwen2-MoE and Qwen1.5-MoE (Yang et al. 2024): Qwen2 with experts, and one expert that all tokens take.
+//! Qwen2-MoE and Qwen1.5-MoE (Yang et al. 2024): Qwen2 with experts, and a shared expert for all tokens.
 
 use super::llama;
 use crate::config::{
@@ -9,7 +9,7 @@ use crate::config::{
 pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "qwen2_moe", class: "Qwen2Moe", config, ..llama::ARCHITECTURE };
 
-/// Most later architectures have these.
+/// Most later architectures use these.
 pub(super) const EXPERTS: ExpertNames = ExpertNames {
     router: "mlp.gate",
     experts: "mlp.experts",
@@ -31,13 +31,13 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let bias = keys.flag_or("qkv_bias", true)?;
     let common = DecoderConfig { qkv_bias: bias, ..DecoderConfig::common(architecture, keys)? };
     let full_from = keys.number_or("max_window_layers", 28.0)? as usize;
-    // transformers gives windows to the layers of even index alone, where no list says which.
+    // transformers gives windows to the layers of even index only, if no list specifies it.
     let windows =
         common.with_windows(keys, window(keys)?, |layer| layer.is_multiple_of(2) && layer < full_from)?;
     windows.with_sparse_layers(keys, experts)
 }
 
-/// The window, where `use_sliding_window` asks for one.
+/// The window, if `use_sliding_window` is set.
 pub(super) fn window(keys: &Keys<'_>) -> Result<Option<usize>, String> {
     match keys.flag_or("use_sliding_window", false)? {
         true if keys.has("sliding_window") => keys.optional_size("sliding_window", MAX_DIM),

@@ -1,4 +1,4 @@
-//! Qwen3 (Yang et al. 2025): Qwen2 with norms on the heads of queries and keys, and a head width of its own.
+//! Qwen3 (Yang et al. 2025): Qwen2 with norms on the heads of queries and keys, and a separate head width.
 
 use super::{llama, qwen2};
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, QkNorm};

@@ -1,4 +1,4 @@
-//! Seed-OSS (ByteDance Seed 2025): Llama with biases on queries, keys and values and a head width of its own.
+//! Seed-OSS (ByteDance Seed 2025): Llama with biases on queries, keys and values and a separate head width.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys};

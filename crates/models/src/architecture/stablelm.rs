@@ -1,4 +1,4 @@
-//! StableLM (Stability AI 2023): Llama with layer norms and rotary positions over a part of the head.
+//! StableLM (Stability AI 2023): Llama with layer norms and rotary positions over part of the head.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, Keys, NormKind, Residual, RopeConfig, RopeKeys};

@@ -1,4 +1,4 @@
-//! StarCoder2 (Lozhkov et al. 2024): layer norms, biases, a plain feed-forward part, a window by option.
+//! StarCoder2 (Lozhkov et al. 2024): layer norms, biases, an ungated feed-forward layer, an optional window.
 
 use super::llama;
 use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, NormKind};

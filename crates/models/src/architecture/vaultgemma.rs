@@ -1,4 +1,4 @@
-//! VaultGemma (Sinha et al. 2025): Gemma 2 without the norms after each part.
+//! VaultGemma (Sinha et al. 2025): Gemma 2 without the norms after each sublayer.
 
 use super::{gemma, gemma2};
 use crate::config::{DecoderArchitecture, DecoderNames, LayerNorms};
