@@ -170,7 +170,9 @@ impl<'a> Pair<'a> {
     /// The head tied to a table, if there is one.
     fn tied_head(&self, table: &str) -> Option<&'static str> {
         let leaf = table.rsplit('.').next().unwrap_or(table);
-        let is_table = TOKEN_TABLES.contains(&leaf);
+        // BLOOM and Falcon; an encoder keeps its table deeper, and its head is another.
+        let is_outer = matches!(table, "word_embeddings" | "transformer.word_embeddings");
+        let is_table = TOKEN_TABLES.contains(&leaf) || is_outer;
         if !is_table || !is_tied(&self.config) || has_other_head(&self.config) {
             return None;
         }
@@ -188,7 +190,9 @@ impl<'a> Pair<'a> {
         if !after.iter().chain(&before).all(|v| v.is_finite()) {
             return Err(CompressError::Input(format!("'{name}' holds values that are not finite")));
         }
-        let (Some(path), &[rows, columns]) = (name.strip_suffix(".weight"), &info.shape[..]) else {
+        // A norm by head is a matrix and no linear map.
+        let map = name.strip_suffix(".weight").filter(|path| !path.ends_with("norm"));
+        let (Some(path), &[rows, columns]) = (map, &info.shape[..]) else {
             if before != after && !is_buffer(name) {
                 // PEFT saves biases individually and norms as modules.
                 if name.ends_with(".bias") {

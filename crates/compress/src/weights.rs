@@ -100,14 +100,16 @@ impl Weight {
 
 /// Modules that hold a token embedding table.
 const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
-/// Tables that are not linear maps and stay unchanged.
-const TABLES: [&str; 6] = [
+/// Tables and norms by head, which are not linear maps and stay unchanged.
+const TABLES: [&str; 8] = [
     "position_embeddings",
     "token_type_embeddings",
     "wpe",
     "embed_positions",
     "relative_attention_bias",
     "rotary_emb",
+    "q_norm",
+    "k_norm",
 ];
 /// First segments of a head's path.
 const HEADS: [&str; 7] =
