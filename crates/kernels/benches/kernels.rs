@@ -9,8 +9,8 @@ use burn_flex::Flex;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use lowrank_kernels::{
-    AdamW, AdamWState, AttentionSpec, Dropout, Gelu, Kernels, Weight, adamw_step, attention, cross_entropy,
-    gelu, layer_norm, linear, linear_gelu,
+    AdamW, AdamWState, AttentionSpec, AttentionTensors, Dropout, Gelu, Kernels, Weight, adamw_step,
+    attention, cross_entropy, gelu, layer_norm, linear, linear_gelu,
 };
 
 #[global_allocator]
@@ -251,10 +251,12 @@ mod attentions {
         let (tensors, spec) = arguments(shape);
         let dy = tensors[0].clone().into_primitive().tensor();
         let [q, k, v] = tensors.map(|tensor| tensor.into_primitive().tensor());
-        let (y, log_sums) = Flex::attention_saving(q.clone(), k.clone(), v.clone(), &spec);
+        let tensors = AttentionTensors::new(q, k, v);
+        let (y, log_sums) = Flex::attention_saving(tensors.clone(), &spec);
+        let needed = [true, true, true, false, false];
         bencher.counter(work(shape)).bench(|| {
-            let (q, k, v, y) = (q.clone(), k.clone(), v.clone(), y.clone());
-            Flex::attention_grads(q, k, v, y, log_sums.clone(), dy.clone(), &spec, [true; 3])
+            let (tensors, y, log_sums) = (tensors.clone(), y.clone(), log_sums.clone());
+            Flex::attention_grads(tensors, y, log_sums, dy.clone(), &spec, needed)
         });
     }
 

@@ -40,16 +40,46 @@ pub struct HeadTensors<T> {
     pub update: Option<[T; 2]>,
 }
 
-/// Gradients of an attention's arguments; `None` where not asked for.
-#[derive(Clone, Debug)]
-pub struct AttentionGrads<T> {
-    /// Gradient of the queries.
-    pub q: Option<T>,
-    /// Gradient of the keys.
-    pub k: Option<T>,
-    /// Gradient of the values.
-    pub v: Option<T>,
+/// The tensors of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionTensors<T> {
+    /// The queries, `[queries, n_heads * head_dim]`.
+    pub q: T,
+    /// The keys, `[keys, n_kv_heads * head_dim]`.
+    pub k: T,
+    /// The values, like the keys.
+    pub v: T,
+    /// What is added to the scaled scores by query and distance, `[n_heads, queries, buckets]`.
+    pub by_query: Option<T>,
+    /// What is added to them by key and distance, `[n_heads, keys, buckets]`.
+    pub by_key: Option<T>,
 }
+
+impl<T> AttentionTensors<T> {
+    /// Without terms by distance.
+    pub const fn new(q: T, k: T, v: T) -> Self {
+        Self { q, k, v, by_query: None, by_key: None }
+    }
+
+    /// All of them, in the order of the fields.
+    pub(crate) const fn all(&self) -> [Option<&T>; 5] {
+        [Some(&self.q), Some(&self.k), Some(&self.v), self.by_query.as_ref(), self.by_key.as_ref()]
+    }
+
+    /// The same of other tensors.
+    pub(crate) fn map<U>(self, mut f: impl FnMut(T) -> U) -> AttentionTensors<U> {
+        AttentionTensors {
+            q: f(self.q),
+            k: f(self.k),
+            v: f(self.v),
+            by_query: self.by_query.map(&mut f),
+            by_key: self.by_key.map(f),
+        }
+    }
+}
+
+/// Gradients of an attention's arguments, in the order of [`AttentionTensors`]; `None` where not asked for.
+pub type AttentionGrads<T> = [Option<T>; 5];
 
 /// The state of AdamW for one parameter.
 #[derive(Clone, Debug)]
@@ -215,40 +245,33 @@ pub trait Kernels: Backend {
 
     /// Scaled dot-product attention over packed sequences.
     fn attention_forward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        tensors: AttentionTensors<FloatTensor<Self>>,
         spec: &AttentionSpec,
     ) -> FloatTensor<Self> {
-        composed::attention_saving::<Self>(q, k, v, spec).0
+        Self::attention_saving(tensors, spec).0
     }
 
     /// [`attention_forward`](Kernels::attention_forward) and the logarithm of each query's softmax denominator, `[queries, n_heads]`.
     fn attention_saving(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        tensors: AttentionTensors<FloatTensor<Self>>,
         spec: &AttentionSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::attention_saving::<Self>(q, k, v, spec)
+        composed::attention_saving::<Self>(tensors, spec)
     }
 
     /// Gradients of an attention from its arguments, its output, the `log_sums` of
     /// [`attention_saving`](Kernels::attention_saving), and the output's gradient `dy`.
     ///
-    /// `needed` says whether the gradients of q, k and v are wanted.
-    #[allow(clippy::too_many_arguments, reason = "they are the step's arguments and results")]
+    /// `needed` says which of the arguments' gradients are wanted.
     fn attention_grads(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        tensors: AttentionTensors<FloatTensor<Self>>,
         y: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         spec: &AttentionSpec,
-        needed: [bool; 3],
+        needed: [bool; 5],
     ) -> AttentionGrads<FloatTensor<Self>> {
-        composed::attention_grads::<Self>([q, k, v], y, log_sums, dy, spec, needed)
+        composed::attention_grads::<Self>(tensors, y, log_sums, dy, spec, needed)
     }
 
     /// Sum over rows of the cross-entropy of `softmax(logits)` and a target class, each times the row's weight, `[1]`.

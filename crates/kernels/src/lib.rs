@@ -21,10 +21,13 @@ mod weight;
 
 pub use blocks::{BlockFormat, BlockMatrix, SharedBytes};
 pub use error::KernelError;
-pub use kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, LoraWeights, NormState};
+pub use kernels::{
+    AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, LoraWeights, NormState,
+};
 pub use ops::{
     Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
-    linear, linear_cross_entropy, linear_gelu, linear_lora, rms_norm, rope, swiglu, write_rows,
+    linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope, swiglu,
+    write_rows,
 };
-pub use spec::{AdamW, Alibi, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+pub use spec::{AdamW, Alibi, AttentionSpec, Distances, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 pub use weight::Weight;

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::{AdamWState, HeadTensors, Kernels, LoraWeights};
+use crate::kernels::{AdamWState, AttentionTensors, HeadTensors, Kernels, LoraWeights};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
@@ -173,8 +173,33 @@ pub fn attention<B: Kernels>(
     v: Tensor<B, 2>,
     spec: &AttentionSpec,
 ) -> Tensor<B, 2> {
+    relative_attention(q, k, v, [None, None], spec)
+}
+
+/// Attention with terms that depend on the distance of query and key: the scaled score of query `i` and key `j` of a head
+/// gets `by_query[head, i, b] + by_key[head, j, b]` added, where `b` is the bucket of `j - i` in `spec.distances`.
+///
+/// T5's bias is a term by query that is the same for all of them; DeBERTa's disentangled attention (He et al. 2021) has both.
+///
+/// # Shapes
+/// - q, k, v, output: as in [`attention`]
+/// - by_query: `[n_heads, queries, buckets]`, by_key: `[n_heads, keys, buckets]`
+#[track_caller]
+pub fn relative_attention<B: Kernels>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    [by_query, by_key]: [Option<Tensor<B, 3>>; 2],
+    spec: &AttentionSpec,
+) -> Tensor<B, 2> {
     spec.check(q.dims(), k.dims(), v.dims());
-    wrap(B::attention_forward(unwrap(q), unwrap(k), unwrap(v), spec))
+    spec.check_terms([&by_query, &by_key].map(|terms| terms.as_ref().map(Tensor::dims)), k.dims()[0]);
+    let tensors = AttentionTensors {
+        by_query: by_query.map(unwrap),
+        by_key: by_key.map(unwrap),
+        ..AttentionTensors::new(unwrap(q), unwrap(k), unwrap(v))
+    };
+    wrap(B::attention_forward(tensors, spec))
 }
 
 /// Mean over rows of the cross-entropy of `softmax(logits)` and the target class.

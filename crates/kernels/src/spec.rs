@@ -157,10 +157,45 @@ fn to_bf16(x: f32) -> f32 {
     f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
 }
 
+/// Buckets of the distances between queries and keys: terms of the scores that depend on the relative position (T5's bias,
+/// DeBERTa's disentangled attention) have one value for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distances {
+    /// The bucket of each `key - query` from `1 - longest` on; shape `[2 · longest - 1]`.
+    buckets: Arc<[u32]>,
+    n_buckets: usize,
+}
+
+impl Distances {
+    /// Those of sequences of at most `longest` tokens, by a function from `key - query` to a bucket.
+    pub fn new(longest: usize, bucket: impl Fn(isize) -> u32) -> Self {
+        let longest = longest.max(1) as isize;
+        let buckets: Arc<[u32]> = (1 - longest..longest).map(bucket).collect();
+        let n_buckets = buckets.iter().max().map_or(0, |&last| last as usize + 1);
+        Self { buckets, n_buckets }
+    }
+
+    /// Number of buckets.
+    pub const fn n_buckets(&self) -> usize {
+        self.n_buckets
+    }
+
+    /// Length of the longest sequence that they are for.
+    pub fn longest(&self) -> usize {
+        self.buckets.len().div_ceil(2)
+    }
+
+    /// The buckets of the keys from position `first_key` on, as position `query` sees them.
+    pub(crate) fn seen_from(&self, query: usize, first_key: usize) -> &[u32] {
+        &self.buckets[self.longest() - 1 + first_key - query..]
+    }
+}
+
 /// Layout and options of an attention over packed sequences.
 ///
 /// Queries are `[queries, n_heads * head_dim]`, keys and values `[keys, n_kv_heads * head_dim]`. The queries of a
-/// sequence are at its last positions, so that a step with a cache of keys and values has fewer queries than keys.
+/// sequence are at its last positions, so that a step with a cache of keys and values has fewer queries than keys, or
+/// where `queries_first` says so at its first ones.
 #[derive(Clone, Debug)]
 pub struct AttentionSpec {
     /// The queries of each sequence.
@@ -175,6 +210,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores before the softmax, usually `1/√head_dim`.
     pub scale: f32,
+    /// Whether the queries of a sequence are at its first positions, and not at its last.
+    pub queries_first: bool,
     /// Whether a query sees only its own and earlier positions.
     pub causal: bool,
     /// A query at position `i` sees position `j` only if `|i - j| < window`.
@@ -183,6 +220,8 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// What is added to the scaled and bounded scores by position.
     pub alibi: Option<Alibi>,
+    /// Which of the terms by distance belongs to a query and a key, where there are such terms.
+    pub distances: Option<Distances>,
     /// Dropout on the attention probabilities.
     pub dropout: Option<Dropout>,
 }
@@ -198,10 +237,12 @@ impl AttentionSpec {
             n_kv_heads: n_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            queries_first: false,
             causal: false,
             window: None,
             softcap: None,
             alibi: None,
+            distances: None,
             dropout: None,
         }
     }
@@ -221,13 +262,41 @@ impl AttentionSpec {
         self.queries.all_rows().enumerate().map(|(i, queries)| (queries, self.keys.rows(i)))
     }
 
+    /// The position of query `query` of a sequence with these lengths.
+    pub const fn position(&self, query: usize, q_length: usize, kv_length: usize) -> usize {
+        if self.queries_first { query } else { kv_length - q_length + query }
+    }
+
     /// The keys that query `query` of a sequence with these lengths sees, as a range of positions.
     pub fn visible(&self, query: usize, q_length: usize, kv_length: usize) -> Range<usize> {
-        let position = kv_length - q_length + query;
+        let position = self.position(query, q_length, kv_length);
         let window = self.window.unwrap_or(usize::MAX);
         let first = (position + 1).saturating_sub(window);
         let last = if self.causal { position + 1 } else { position.saturating_add(window).min(kv_length) };
         first..last
+    }
+
+    /// Checks the shapes of terms by distance: of the queries' and of the keys'.
+    #[track_caller]
+    pub(crate) fn check_terms(&self, terms: [Option<[usize; 3]>; 2], key_rows: usize) {
+        let Some(distances) = &self.distances else {
+            assert!(terms == [None, None], "attention: terms by distance without buckets of distances");
+            return;
+        };
+        assert!(self.softcap.is_none(), "attention: terms by distance under a soft cap are not supported");
+        let longest = self.keys.longest();
+        assert!(
+            distances.longest() >= longest,
+            "attention: buckets of distances in sequences of {}, keys of {longest}",
+            distances.longest()
+        );
+        for (got, rows) in terms.into_iter().zip([self.queries.n_tokens(), key_rows]) {
+            let expected = [self.n_heads, rows, distances.n_buckets];
+            assert!(
+                got.is_none_or(|got| got == expected),
+                "attention: terms by distance are {got:?}, expected {expected:?}"
+            );
+        }
     }
 
     /// Checks the layout against itself and the tensors' shapes.

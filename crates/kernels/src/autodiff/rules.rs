@@ -6,7 +6,7 @@ use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
-use crate::kernels::{AdamWState, AttentionGrads, HeadTensors, Kernels, NormState};
+use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
@@ -147,20 +147,18 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     }
 
     fn attention_forward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        tensors: AttentionTensors<FloatTensor<Self>>,
         spec: &AttentionSpec,
     ) -> FloatTensor<Self> {
-        record::<Attention, B, C, 3>([Some(&q), Some(&k), Some(&v)], |tracked| {
-            let (q, k, v) = (q.primitive.clone(), k.primitive.clone(), v.primitive.clone());
+        record::<Attention, B, C, 5>(tensors.all(), |tracked| {
+            let tensors = tensors.clone().map(|tensor| tensor.primitive);
             if tracked.contains(&true) {
                 let is_packed = matches!(spec.keys, Keys::Packed(_));
                 assert!(is_packed, "attention: keys in a cache have no gradient");
-                let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
-                (y.clone(), Some(AttentionState { q, k, v, y, log_sums, spec: spec.clone() }))
+                let (y, log_sums) = B::attention_saving(tensors.clone(), spec);
+                (y.clone(), Some(AttentionState { tensors, y, log_sums, spec: spec.clone() }))
             } else {
-                (B::attention_forward(q, k, v, spec), None)
+                (B::attention_forward(tensors, spec), None)
             }
         })
     }
@@ -446,9 +444,7 @@ impl<B: Kernels> Rule<B, 1> for DropoutRule {
 
 #[derive(Clone, Debug)]
 struct AttentionState<T> {
-    q: T,
-    k: T,
-    v: T,
+    tensors: AttentionTensors<T>,
     y: T,
     log_sums: T,
     spec: AttentionSpec,
@@ -457,13 +453,12 @@ struct AttentionState<T> {
 #[derive(Debug)]
 struct Attention;
 
-impl<B: Kernels> Rule<B, 3> for Attention {
+impl<B: Kernels> Rule<B, 5> for Attention {
     type State = AttentionState<FloatTensor<B>>;
 
-    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
-        let AttentionState { q, k, v, y, log_sums, spec } = state;
-        let AttentionGrads { q, k, v } = B::attention_grads(q, k, v, y, log_sums, dy, &spec, needed);
-        [q, k, v]
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 5]) -> AttentionGrads<FloatTensor<B>> {
+        let AttentionState { tensors, y, log_sums, spec } = state;
+        B::attention_grads(tensors, y, log_sums, dy, &spec, needed)
     }
 }
 

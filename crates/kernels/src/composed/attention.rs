@@ -4,27 +4,27 @@ use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::{unwrap, wrap};
-use crate::kernels::AttentionGrads;
-use crate::spec::AttentionSpec;
+use crate::kernels::{AttentionGrads, AttentionTensors};
+use crate::spec::{AttentionSpec, Distances};
 
 pub(crate) fn attention_saving<B: Backend>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
+    tensors: AttentionTensors<FloatTensor<B>>,
     spec: &AttentionSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let q: Tensor<B, 2> = wrap(q);
+    let q: Tensor<B, 2> = wrap(tensors.q.clone());
     let (device, dtype) = (q.device(), q.dtype());
     if spec.queries.n_tokens() == 0 {
         let log_sums = Tensor::<B, 2>::zeros([0, spec.n_heads], (&device, dtype));
         return (unwrap(q), unwrap(log_sums));
     }
     let padded = Padded::<B>::new(spec, &device, dtype);
+    let AttentionTensors { k, v, by_query, by_key, .. } = tensors;
+    let terms = padded.terms(by_query, by_key);
     let (k, v) = (padded.keys(wrap(k)), padded.keys(wrap(v))); // [batch, heads, keys, head_dim]
-    let scores = padded.scores(padded.queries(q), k);
+    let scores = padded.scores(padded.queries(q), k, terms);
     let max = scores.clone().max_dim(3); // [batch, heads, queries, 1]
     let exp = (scores - max.clone()).exp();
     let sums = exp.clone().sum_dim(3);
@@ -37,28 +37,37 @@ pub(crate) fn attention_saving<B: Backend>(
 }
 
 pub(crate) fn attention_grads<B: Backend>(
-    [q, k, v]: [FloatTensor<B>; 3],
+    tensors: AttentionTensors<FloatTensor<B>>,
     y: FloatTensor<B>,
     log_sums: FloatTensor<B>,
     dy: FloatTensor<B>,
     spec: &AttentionSpec,
-    needed: [bool; 3],
+    needed: [bool; 5],
 ) -> AttentionGrads<FloatTensor<B>> {
+    if spec.queries.n_tokens() == 0 {
+        let zeros = |x: FloatTensor<B>| unwrap(wrap::<B, 2>(x).zeros_like());
+        let zeros_3 = |x: FloatTensor<B>| unwrap(wrap::<B, 3>(x).zeros_like());
+        let AttentionTensors { q, k, v, by_query, by_key } = tensors;
+        return [
+            needed[0].then(|| zeros(q)),
+            needed[1].then(|| zeros(k)),
+            needed[2].then(|| zeros(v)),
+            by_query.filter(|_| needed[3]).map(zeros_3),
+            by_key.filter(|_| needed[4]).map(zeros_3),
+        ];
+    }
+    let AttentionTensors { q, k, v, by_query, by_key } = tensors;
     let (q, k, v): (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 2>) = (wrap(q), wrap(k), wrap(v));
     let (device, dtype) = (q.device(), q.dtype());
-    if spec.queries.n_tokens() == 0 {
-        return AttentionGrads {
-            q: needed[0].then(|| unwrap(q)),
-            k: needed[1].then(|| unwrap(k.zeros_like())),
-            v: needed[2].then(|| unwrap(v.zeros_like())),
-        };
-    }
     let padded = Padded::<B>::new(spec, &device, dtype);
+    let terms_needed = [by_query.is_some() && needed[3], by_key.is_some() && needed[4]];
+    let key_rows = k.dims()[0];
+    let terms = padded.terms(by_query, by_key);
     let (q, k, v) = (padded.queries(q), padded.keys(k), padded.keys(v));
     let dy = padded.queries(wrap(dy)); // [batch, heads, queries, head_dim]
     let along = (dy.clone() * padded.queries(wrap(y))).sum_dim(3); // [batch, heads, queries, 1]
     let log_sums = padded.row_values(wrap(log_sums));
-    let p = (padded.scores(q.clone(), k.clone()) - log_sums).exp();
+    let p = (padded.scores(q.clone(), k.clone(), terms) - log_sums).exp();
     let mut dp = dy.clone().matmul(v.transpose());
     let dv = match padded.dropout_factors() {
         Some(mask) => {
@@ -67,16 +76,19 @@ pub(crate) fn attention_grads<B: Backend>(
         }
         None => p.clone(),
     };
-    let ds = (p * (dp - along)).mul_scalar(spec.scale);
+    let d_scores = p * (dp - along); // [batch, heads, queries, keys]
+    let ds = d_scores.clone().mul_scalar(spec.scale);
     let ds = match spec.softcap {
         Some(cap) => ds * padded.capped(q.clone(), k.clone(), cap).1,
         None => ds,
     };
-    AttentionGrads {
-        v: needed[2].then(|| unwrap(padded.pack_keys(dv.transpose().matmul(dy)))),
-        q: needed[0].then(|| unwrap(padded.pack_queries(ds.clone().matmul(k)))),
-        k: needed[1].then(|| unwrap(padded.pack_keys(ds.transpose().matmul(q)))),
-    }
+    [
+        needed[0].then(|| unwrap(padded.pack_queries(ds.clone().matmul(k)))),
+        needed[1].then(|| unwrap(padded.pack_keys(ds.transpose().matmul(q)))),
+        needed[2].then(|| unwrap(padded.pack_keys(dv.transpose().matmul(dy)))),
+        terms_needed[0].then(|| unwrap(padded.query_term_grads(d_scores.clone()))),
+        terms_needed[1].then(|| unwrap(padded.key_term_grads(d_scores, key_rows))),
+    ]
 }
 
 /// The padded layout of a packed batch.
@@ -151,13 +163,17 @@ impl<'a, B: Backend> Padded<'a, B> {
     }
 
     /// Scaled scores, `[batch, heads, queries, keys]`: -∞ where a query does not see a key.
-    fn scores(&self, q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
+    fn scores(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, terms: Option<Tensor<B, 4>>) -> Tensor<B, 4> {
         let scores = match self.spec.softcap {
             Some(cap) => self.capped(q, k, cap).0,
             None => q.matmul(k.transpose()).mul_scalar(self.spec.scale),
         };
-        match self.biases() {
-            Some(biases) => scores + biases + self.mask(),
+        let scores = match self.biases() {
+            Some(biases) => scores + biases,
+            None => scores,
+        };
+        match terms {
+            Some(terms) => scores + terms + self.mask(),
             None => scores + self.mask(),
         }
     }
@@ -177,12 +193,89 @@ impl<'a, B: Backend> Padded<'a, B> {
         for (queries, keys) in self.spec.sequences() {
             for head in 0..self.spec.n_heads {
                 for query in 0..self.max_queries {
-                    let position = keys.len() - queries.len() + query;
+                    let position = self.spec.position(query, queries.len(), keys.len());
                     biases.extend((0..self.max_keys).map(|key| alibi.bias(head, key, position)));
                 }
             }
         }
         Some(Tensor::from_data(TensorData::new(biases, shape), (&self.device, self.dtype)))
+    }
+
+    /// The terms by distance, `[batch, heads, queries, keys]`; any where a query does not see a key.
+    fn terms(
+        &self,
+        by_query: Option<FloatTensor<B>>,
+        by_key: Option<FloatTensor<B>>,
+    ) -> Option<Tensor<B, 4>> {
+        let distances = self.spec.distances.as_ref()?;
+        let n = distances.n_buckets();
+        let gather = |terms: FloatTensor<B>, rows: Tensor<B, 1, Int>, index: Tensor<B, 4, Int>| {
+            let max = index.dims()[2];
+            let padded = wrap::<B, 3>(terms).select(1, rows); // [heads, batch · rows, buckets]
+            padded.reshape([self.spec.n_heads, self.batch(), max, n]).swap_dims(0, 1).gather(3, index)
+        };
+        let by_query = by_query.map(|terms| {
+            let rows = self.index(self.spec.queries.all_rows(), self.max_queries);
+            gather(terms, rows, self.buckets(distances))
+        });
+        let by_key = by_key.map(|terms| {
+            let rows = self.index(self.spec.sequences().map(|(_, keys)| keys), self.max_keys);
+            gather(terms, rows, self.buckets(distances).swap_dims(2, 3)).swap_dims(2, 3)
+        });
+        match (by_query, by_key) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The bucket of each query and key, `[batch, heads, queries, keys]`; 0 where there is no such query or key.
+    fn buckets(&self, distances: &Distances) -> Tensor<B, 4, Int> {
+        let shape = [self.batch(), self.spec.n_heads, self.max_queries, self.max_keys];
+        let mut buckets = vec![0; shape[0] * shape[2] * shape[3]];
+        for (sequence, (queries, keys)) in self.spec.sequences().enumerate() {
+            let (q_length, kv_length) = (queries.len(), keys.len());
+            for query in 0..q_length {
+                let row = (sequence * self.max_queries + query) * self.max_keys;
+                let seen = distances.seen_from(self.spec.position(query, q_length, kv_length), 0);
+                for (to, &bucket) in buckets[row..row + kv_length].iter_mut().zip(seen) {
+                    *to = bucket as i32;
+                }
+            }
+        }
+        let data = TensorData::new(buckets, [shape[0], 1, shape[2], shape[3]]);
+        Tensor::<B, 4, Int>::from_data(data, &self.device).expand(shape)
+    }
+
+    /// Gradients of the terms by query from those of the scores, `[heads, queries, buckets]`.
+    fn query_term_grads(&self, d_scores: Tensor<B, 4>) -> Tensor<B, 3> {
+        let index = self.spec.distances.as_ref().map(|distances| self.buckets(distances));
+        let rows = self.pack_index(self.spec.queries.lengths(), self.max_queries);
+        self.scattered(d_scores, index, rows)
+    }
+
+    /// Gradients of the terms by key, `[heads, rows, buckets]`.
+    fn key_term_grads(&self, d_scores: Tensor<B, 4>, key_rows: usize) -> Tensor<B, 3> {
+        let index = self.spec.distances.as_ref().map(|distances| self.buckets(distances).swap_dims(2, 3));
+        let rows = self.pack_index(self.spec.sequences().map(|(_, keys)| keys.len()), self.max_keys);
+        debug_assert_eq!(rows.dims(), [key_rows]);
+        self.scattered(d_scores.swap_dims(2, 3), index, rows)
+    }
+
+    /// Sums of `d_scores` `[batch, heads, rows, others]` by bucket, of the packed rows: `[heads, packed, buckets]`.
+    fn scattered(
+        &self,
+        d_scores: Tensor<B, 4>,
+        index: Option<Tensor<B, 4, Int>>,
+        rows: Tensor<B, 1, Int>,
+    ) -> Tensor<B, 3> {
+        let [batch, heads, max, _] = d_scores.dims();
+        let n = self.spec.distances.as_ref().map_or(0, Distances::n_buckets);
+        let zeros = Tensor::<B, 4>::zeros([batch, heads, max, n], (&self.device, self.dtype));
+        let sums = match index {
+            Some(index) => zeros.scatter(3, index, d_scores, IndexingUpdateOp::Add),
+            None => zeros,
+        };
+        sums.swap_dims(0, 1).reshape([heads, batch * max, n]).select(1, rows)
     }
 
     /// 0 where a query sees a key and -∞ elsewhere, `[batch, 1, queries, keys]`.

@@ -5,9 +5,9 @@ use burn_autodiff::Autodiff;
 use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
-use crate::kernels::Kernels;
-use crate::ops::attention;
-use crate::spec::{Alibi, AttentionSpec, Dropout, Keys};
+use crate::kernels::{AttentionTensors, Kernels};
+use crate::ops::{attention, relative_attention};
+use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Keys};
 
 #[test]
 fn keys_with_gaps_between_give_what_they_give_without() {
@@ -52,7 +52,20 @@ fn specs() -> Vec<AttentionSpec> {
         AttentionSpec { alibi: Some(alibi), ..spec }
     };
     let windowed = |spec: AttentionSpec, window| AttentionSpec { window: Some(window), ..spec };
+    let first = |spec: AttentionSpec| AttentionSpec { queries_first: true, ..spec };
+    // Some distances share a bucket, and keys before a query have others than those after it.
+    let by_distance = |spec: AttentionSpec| {
+        let bucket = |d: isize| (d.unsigned_abs().min(9) / 2 + if d > 0 { 5 } else { 0 }) as u32;
+        let distances = Some(Distances::new(spec.keys.longest() + 2, bucket));
+        AttentionSpec { distances, ..spec }
+    };
     vec![
+        by_distance(AttentionSpec::encoder([14, 1, 0, 21], 3, 24)),
+        by_distance(AttentionSpec { dropout, ..AttentionSpec::encoder([300], 2, 16) }),
+        by_distance(windowed(AttentionSpec::encoder([120, 7], 2, 32), 9)),
+        by_distance(sloped(AttentionSpec::decoder([70, 5], 4, 2, 8))),
+        by_distance(cached(AttentionSpec::decoder([50, 9, 4], 4, 2, 16), &[1, 3, 0])),
+        by_distance(first(cached(AttentionSpec::encoder([40, 9, 4], 2, 16), &[1, 3, 4]))),
         AttentionSpec::encoder([1], 1, 1),
         AttentionSpec::encoder([14, 3, 0, 21], 12, 32),
         AttentionSpec { dropout, ..AttentionSpec::encoder([14, 3, 21], 2, 64) },
@@ -66,6 +79,8 @@ fn specs() -> Vec<AttentionSpec> {
         cached(AttentionSpec::decoder([50, 9, 4], 8, 2, 32), &[1, 3, 0]),
         cached(windowed(AttentionSpec::decoder([700], 2, 1, 64), 100), &[5]),
         cached(AttentionSpec::encoder([30, 31], 2, 40), &[4, 31]),
+        first(cached(windowed(AttentionSpec::encoder([80, 3], 2, 16), 11), &[1, 1])),
+        first(cached(windowed(AttentionSpec::encoder([300, 40], 2, 16), 30), &[200, 6])),
         AttentionSpec::encoder([0, 0], 2, 16),
         capped(AttentionSpec::decoder([40, 1, 9], 4, 2, 24), 2.5),
         capped(windowed(AttentionSpec { dropout, ..AttentionSpec::decoder([300], 2, 1, 16) }, 20), 50.0),
@@ -93,7 +108,7 @@ fn bias(alibi: &Alibi, head: usize, key: usize, query: usize) -> f64 {
     (key - query) * f64::from(factor)
 }
 
-fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
+fn expected([q, k, v]: [&[f64]; 3], [by_query, by_key]: [Vec<f64>; 2], spec: &AttentionSpec) -> Expected {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
     let (mut y, mut log_sums) = (vec![0.0; q.len()], vec![0.0; spec.queries.n_tokens() * n_heads]);
     let (mut first_query, mut first_key) = (0, 0);
@@ -103,19 +118,26 @@ fn expected(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Expected {
                 let at = ((first_query + query) * n_heads + head) * head_dim;
                 let kv_at =
                     |key: usize| ((first_key + key) * n_kv_heads + head * n_kv_heads / n_heads) * head_dim;
-                let position = keys - queries + query;
+                let position = if spec.queries_first { query } else { keys - queries + query };
                 let sees = |key: &usize| {
                     let near = spec.window.is_none_or(|window| position.abs_diff(*key) < window);
                     near && (!spec.causal || *key <= position)
                 };
                 let score = |key: usize| -> f64 {
                     let dot: f64 = (0..head_dim).map(|i| q[at + i] * k[kv_at(key) + i]).sum();
+                    let term = spec.distances.as_ref().map_or(0.0, |distances| {
+                        let (n, bucket) =
+                            (distances.n_buckets(), distances.seen_from(position, 0)[key] as usize);
+                        let row = |rows: usize, row: usize| (head * rows + row) * n + bucket;
+                        by_query[row(spec.queries.n_tokens(), first_query + query)]
+                            + by_key[row(spec.keys.end(), first_key + key)]
+                    });
                     let score = dot * f64::from(spec.scale);
                     let score = spec.softcap.map_or(score, |cap| {
                         let cap = f64::from(cap);
                         cap * (score / cap).tanh()
                     });
-                    score + spec.alibi.as_ref().map_or(0.0, |alibi| bias(alibi, head, key, position))
+                    score + term + spec.alibi.as_ref().map_or(0.0, |alibi| bias(alibi, head, key, position))
                 };
                 let visible: Vec<usize> = (0..keys).filter(sees).collect();
                 let sum: f64 = visible.iter().map(|&key| score(key).exp()).sum();
@@ -148,16 +170,32 @@ fn arguments<B: Kernels>(spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
     ]
 }
 
+/// Terms by distance, where the attention has any.
+fn terms<B: Kernels>(spec: &AttentionSpec) -> [Option<Tensor<B, 3>>; 2] {
+    [(spec.queries.n_tokens(), 5), (spec.keys.end(), 6)].map(|(rows, seed)| {
+        let distances = spec.distances.as_ref()?;
+        Some(random([spec.n_heads, rows, distances.n_buckets()], seed))
+    })
+}
+
+fn primitives<B: Kernels>(spec: &AttentionSpec) -> AttentionTensors<B::FloatTensorPrimitive> {
+    let [q, k, v] = arguments::<B>(spec).map(|tensor| tensor.into_primitive().tensor());
+    let [by_query, by_key] = terms::<B>(spec).map(|terms| terms.map(|t| t.into_primitive().tensor()));
+    AttentionTensors { q, k, v, by_query, by_key }
+}
+
 #[test]
 fn outputs_are_those_of_double_precision() {
     fn check<B: Kernels>(epsilon: f64) {
         for spec in specs() {
             let [q, k, v] = arguments::<B>(&spec);
-            let expected = expected(&values(q.clone()), &values(k.clone()), &values(v.clone()), &spec);
-            let y = attention(q.clone(), k.clone(), v.clone(), &spec);
+            let flat = [&q, &k, &v].map(|tensor| values(tensor.clone()));
+            let terms = terms::<B>(&spec);
+            let flat_terms = terms.clone().map(|terms| terms.map(values).unwrap_or_default());
+            let expected = expected(flat.each_ref().map(Vec::as_slice), flat_terms, &spec);
+            let y = relative_attention(q, k, v, terms, &spec);
             assert_close(&values(y), &expected.y, epsilon, &format!("{spec:?}"));
-            let [q, k, v] = [q, k, v].map(|tensor| tensor.into_primitive().tensor());
-            let (y, log_sums) = B::attention_saving(q, k, v, &spec);
+            let (y, log_sums) = B::attention_saving(primitives::<B>(&spec), &spec);
             let wrap = |tensor| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(tensor));
             assert_close(&values(wrap(y)), &expected.y, epsilon, &format!("{spec:?}, saving"));
             assert_close(
@@ -175,21 +213,22 @@ fn outputs_are_those_of_double_precision() {
 
 #[test]
 fn gradients_are_those_of_the_composed_default() {
-    fn grads<B: Kernels>(spec: &AttentionSpec, needed: [bool; 3]) -> [Option<Vec<f64>>; 3] {
-        let tensors = arguments::<B>(spec);
-        let dy = random::<B, 2>(tensors[0].dims(), 4).into_primitive().tensor();
-        let [q, k, v] = tensors.map(|tensor| tensor.into_primitive().tensor());
-        let (y, log_sums) = B::attention_saving(q.clone(), k.clone(), v.clone(), spec);
-        let grads = B::attention_grads(q, k, v, y, log_sums, dy, spec, needed);
-        [grads.q, grads.k, grads.v]
-            .map(|grad| grad.map(|grad| values(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad)))))
+    fn grads<B: Kernels>(spec: &AttentionSpec, needed: [bool; 5]) -> [Option<Vec<f64>>; 5] {
+        let tensors = primitives::<B>(spec);
+        let dy = random::<B, 2>([spec.queries.n_tokens(), spec.n_heads * spec.head_dim], 4);
+        let (y, log_sums) = B::attention_saving(tensors.clone(), spec);
+        let grads = B::attention_grads(tensors, y, log_sums, dy.into_primitive().tensor(), spec, needed);
+        let data = |grad| Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(grad)).into_data();
+        grads.map(|grad| grad.map(|grad| data(grad).convert::<f64>().into_vec().unwrap()))
     }
     fn check<B: Kernels>() {
         for spec in specs() {
-            let expected = grads::<Exact>(&spec, [true; 3]);
-            for needed in [[true; 3], [true, false, false], [false, true, false], [false, false, true]] {
+            let has_terms = spec.distances.is_some();
+            let expected = grads::<Exact>(&spec, [true; 5]);
+            let single = (0..5).map(|wanted| std::array::from_fn(|i| i == wanted));
+            for needed in single.chain([[true; 5], [false, true, false, false, true]]) {
                 for (i, (got, expected)) in grads::<B>(&spec, needed).iter().zip(&expected).enumerate() {
-                    assert_eq!(got.is_some(), needed[i]);
+                    assert_eq!(got.is_some(), needed[i] && (i < 3 || has_terms));
                     if let (Some(got), Some(expected)) = (got, expected) {
                         let what = format!("gradient {i} of {spec:?}");
                         // Keys and values get sums over the queries.
@@ -233,11 +272,14 @@ fn large_scores_are_finite() {
 #[case(AttentionSpec { alibi: Some(Alibi { slopes: [0.5; 2].into(), rounded: None }), ..AttentionSpec::encoder([3], 1, 4) }, "2 slopes for 1 heads")]
 #[case(AttentionSpec { queries: [4].into(), ..AttentionSpec::encoder([3], 1, 4) }, "as many keys as queries")]
 #[case(AttentionSpec::encoder([2], 1, 4), "expected [2, 4]")]
+#[case(AttentionSpec { distances: Some(Distances::new(2, |_| 0)), ..AttentionSpec::encoder([3], 1, 4) }, "sequences of 2, keys of 3")]
+#[case(AttentionSpec { distances: Some(Distances::new(3, |_| 0)), ..AttentionSpec::encoder([3], 1, 4) }, "expected [1, 3, 1]")]
 #[case(AttentionSpec { keys: Keys::Cached(std::iter::once(1..4).collect()), ..AttentionSpec::encoder([3], 1, 4) }, "expected at least 4")]
 fn layouts_that_cannot_be_are_refused(#[case] spec: AttentionSpec, #[case] message: &str) {
     let run = || {
         let x = random::<burn_flex::Flex, 2>([3, 4], 1);
-        attention(x.clone(), x.clone(), x, &spec)
+        let terms = spec.distances.as_ref().map(|_| random::<burn_flex::Flex, 3>([1, 3, 4], 2));
+        relative_attention(x.clone(), x.clone(), x, [terms, None], &spec)
     };
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
     let text = panic

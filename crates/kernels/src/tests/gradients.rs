@@ -7,9 +7,9 @@ use super::{Exact, assert_close, on_backends, random, tensor, values};
 use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{
     add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
-    rms_norm, rope, swiglu,
+    relative_attention, rms_norm, rope, swiglu,
 };
-use crate::spec::{Alibi, AttentionSpec, Dropout, Gelu, LoraSpec, RopeSpec};
+use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Gelu, LoraSpec, RopeSpec};
 
 /// A function of some matrices with one row for vectors, whose output is weighted and summed up.
 pub(super) trait Case {
@@ -224,6 +224,57 @@ impl Case for Attention {
     }
 }
 
+struct RelativeAttention {
+    spec: AttentionSpec,
+    by_query: bool,
+    by_key: bool,
+}
+
+impl RelativeAttention {
+    /// Shapes of the terms by query and by key.
+    fn terms(&self) -> [Option<[usize; 3]>; 2] {
+        let n = self.spec.distances.as_ref().map_or(0, Distances::n_buckets);
+        let shape = |rows| [self.spec.n_heads, rows, n];
+        [
+            self.by_query.then(|| shape(self.spec.queries.n_tokens())),
+            self.by_key.then(|| shape(self.spec.keys.end())),
+        ]
+    }
+}
+
+impl Case for RelativeAttention {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let mut shapes = Attention(self.spec.clone()).shapes();
+        shapes.extend(self.terms().into_iter().flatten().map(|[heads, rows, n]| [heads * rows, n]));
+        shapes
+    }
+
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let mut arguments = arguments.into_iter();
+        let [q, k, v] = std::array::from_fn(|_| arguments.next().unwrap());
+        let terms = self.terms().map(|shape| shape.map(|shape| arguments.next().unwrap().reshape(shape)));
+        relative_attention(q, k, v, terms, &self.spec)
+    }
+}
+
+#[test]
+fn relative_attentions() {
+    let bucket = |d: isize| (d + 3).clamp(0, 5) as u32;
+    let distances = Some(Distances::new(9, bucket));
+    let with = |spec: AttentionSpec, by_query, by_key| {
+        let spec = AttentionSpec { distances: distances.clone(), ..spec };
+        check_case(&RelativeAttention { spec, by_query, by_key });
+    };
+    let dropout = Some(Dropout { p: 0.25, seed: 6 });
+    with(AttentionSpec::encoder([5, 9], 2, 8), true, true);
+    with(AttentionSpec { dropout, ..AttentionSpec::encoder([5, 9], 2, 8) }, true, false);
+    with(AttentionSpec { window: Some(3), ..AttentionSpec::encoder([5, 9], 2, 8) }, false, true);
+    let first =
+        AttentionSpec { queries: [1, 1].into(), queries_first: true, ..AttentionSpec::encoder([7, 4], 2, 8) };
+    with(first, true, true);
+    with(AttentionSpec::decoder([7, 4], 4, 2, 8), true, true);
+}
+
 #[test]
 fn attentions() {
     let dropout = Some(Dropout { p: 0.25, seed: 6 });
@@ -242,6 +293,12 @@ fn attentions() {
     check_case(&Attention(AttentionSpec {
         queries: [2, 4].into(),
         ..AttentionSpec::decoder([7, 4], 2, 2, 8)
+    }));
+    check_case(&Attention(AttentionSpec {
+        queries: [2, 3].into(),
+        queries_first: true,
+        window: Some(3),
+        ..AttentionSpec::encoder([7, 4], 2, 8)
     }));
 }
 

@@ -6,88 +6,82 @@ use burn::tensor::ops::FloatTensor;
 use super::{HostTensor, all_f32};
 use crate::composed;
 use crate::cpu::attention;
-use crate::kernels::{AttentionGrads, Kernels};
+use crate::kernels::{AttentionGrads, AttentionTensors, Kernels};
 use crate::spec::AttentionSpec;
 
 /// The attention of `f32` tensors, with the logarithms of its softmax denominators if asked to.
 fn attend<T: HostTensor>(
-    q: &T,
-    k: &T,
-    v: &T,
+    tensors: &AttentionTensors<T>,
     spec: &AttentionSpec,
     with_log_sums: bool,
 ) -> Option<(T, Option<T>)> {
-    if !all_f32([q, k, v]) {
+    if !all_f32(tensors.all().into_iter().flatten()) {
         return None;
     }
-    let shape = q.shape().to_vec();
-    let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().in_rows());
-    let (y, log_sums) = attention::attention(q.floats(), k.floats(), v.floats(), spec, with_log_sums);
+    let shape = tensors.q.shape().to_vec();
+    let tensors = tensors.clone().map(HostTensor::in_rows);
+    let (y, log_sums) = attention::attention(floats(&tensors), spec, with_log_sums);
     let log_sums = log_sums.map(|log_sums| T::from_floats(log_sums, vec![shape[0], spec.n_heads]));
     Some((T::from_floats(y, shape), log_sums))
 }
 
+fn floats<T: HostTensor>(tensors: &AttentionTensors<T>) -> AttentionTensors<&[f32]> {
+    let AttentionTensors { q, k, v, by_query, by_key } = tensors;
+    AttentionTensors { q, k, v, by_query: by_query.as_ref(), by_key: by_key.as_ref() }.map(HostTensor::floats)
+}
+
 pub(in crate::backends) fn attention_forward<B: Kernels>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
+    tensors: AttentionTensors<FloatTensor<B>>,
     spec: &AttentionSpec,
 ) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
 {
-    match attend(&q, &k, &v, spec, false) {
+    match attend(&tensors, spec, false) {
         Some((y, _)) => y,
-        None => composed::attention_saving::<B>(q, k, v, spec).0,
+        None => composed::attention_saving::<B>(tensors, spec).0,
     }
 }
 
 pub(in crate::backends) fn attention_saving<B: Kernels>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
+    tensors: AttentionTensors<FloatTensor<B>>,
     spec: &AttentionSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>)
 where
     FloatTensor<B>: HostTensor,
 {
-    match attend(&q, &k, &v, spec, true) {
+    match attend(&tensors, spec, true) {
         Some((y, Some(log_sums))) => (y, log_sums),
-        _ => composed::attention_saving::<B>(q, k, v, spec),
+        _ => composed::attention_saving::<B>(tensors, spec),
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "those of the trait")]
 pub(in crate::backends) fn attention_grads<B: Kernels>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
+    tensors: AttentionTensors<FloatTensor<B>>,
     y: FloatTensor<B>,
     log_sums: FloatTensor<B>,
     dy: FloatTensor<B>,
     spec: &AttentionSpec,
-    needed: [bool; 3],
+    needed: [bool; 5],
 ) -> AttentionGrads<FloatTensor<B>>
 where
     FloatTensor<B>: HostTensor,
 {
-    if !all_f32([&q, &k, &v, &y, &log_sums, &dy]) {
-        return composed::attention_grads::<B>([q, k, v], y, log_sums, dy, spec, needed);
+    if !all_f32(tensors.all().into_iter().flatten().chain([&y, &log_sums, &dy])) {
+        return composed::attention_grads::<B>(tensors, y, log_sums, dy, spec, needed);
     }
-    let (q_shape, kv_shape) = (q.shape().to_vec(), k.shape().to_vec());
-    let [q, k, v, y, log_sums, dy] = [q, k, v, y, log_sums, dy].map(HostTensor::in_rows);
+    let shapes = tensors.all().map(|tensor| tensor.map(|tensor| tensor.shape().to_vec()));
+    let tensors = tensors.map(HostTensor::in_rows);
+    let [y, log_sums, dy] = [y, log_sums, dy].map(HostTensor::in_rows);
     let saved = attention::Saved {
-        q: q.floats(),
-        k: k.floats(),
-        v: v.floats(),
+        tensors: floats(&tensors),
         y: y.floats(),
         log_sums: log_sums.floats(),
         dy: dy.floats(),
     };
-    let [q, k, v] = attention::attention_grads(saved, spec, needed);
-    AttentionGrads {
-        q: q.map(|q| HostTensor::from_floats(q, q_shape)),
-        k: k.map(|k| HostTensor::from_floats(k, kv_shape.clone())),
-        v: v.map(|v| HostTensor::from_floats(v, kv_shape)),
-    }
+    let mut shapes = shapes.into_iter();
+    attention::attention_grads(saved, spec, needed).map(|grad| {
+        let shape = shapes.next().flatten();
+        grad.zip(shape).map(|(grad, shape)| HostTensor::from_floats(grad, shape))
+    })
 }

@@ -163,34 +163,28 @@ macro_rules! host_kernels {
         }
 
         fn attention_forward(
-            q: ::burn::tensor::ops::FloatTensor<Self>,
-            k: ::burn::tensor::ops::FloatTensor<Self>,
-            v: ::burn::tensor::ops::FloatTensor<Self>,
+            tensors: $crate::AttentionTensors<::burn::tensor::ops::FloatTensor<Self>>,
             spec: &$crate::AttentionSpec,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
-            $crate::backends::host::attention_forward::<Self>(q, k, v, spec)
+            $crate::backends::host::attention_forward::<Self>(tensors, spec)
         }
 
         fn attention_saving(
-            q: ::burn::tensor::ops::FloatTensor<Self>,
-            k: ::burn::tensor::ops::FloatTensor<Self>,
-            v: ::burn::tensor::ops::FloatTensor<Self>,
+            tensors: $crate::AttentionTensors<::burn::tensor::ops::FloatTensor<Self>>,
             spec: &$crate::AttentionSpec,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, ::burn::tensor::ops::FloatTensor<Self>) {
-            $crate::backends::host::attention_saving::<Self>(q, k, v, spec)
+            $crate::backends::host::attention_saving::<Self>(tensors, spec)
         }
 
         fn attention_grads(
-            q: ::burn::tensor::ops::FloatTensor<Self>,
-            k: ::burn::tensor::ops::FloatTensor<Self>,
-            v: ::burn::tensor::ops::FloatTensor<Self>,
+            tensors: $crate::AttentionTensors<::burn::tensor::ops::FloatTensor<Self>>,
             y: ::burn::tensor::ops::FloatTensor<Self>,
             log_sums: ::burn::tensor::ops::FloatTensor<Self>,
             dy: ::burn::tensor::ops::FloatTensor<Self>,
             spec: &$crate::AttentionSpec,
-            needed: [bool; 3],
+            needed: [bool; 5],
         ) -> $crate::AttentionGrads<::burn::tensor::ops::FloatTensor<Self>> {
-            $crate::backends::host::attention_grads::<Self>(q, k, v, y, log_sums, dy, spec, needed)
+            $crate::backends::host::attention_grads::<Self>(tensors, y, log_sums, dy, spec, needed)
         }
 
         fn cross_entropy_forward(
@@ -308,8 +302,8 @@ macro_rules! host_kernels {
 pub(super) use host_kernels;
 
 /// Whether all these tensors are of type `f32`.
-fn all_f32<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
-    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+fn all_f32<'a, T: TensorMetadata + 'a>(tensors: impl IntoIterator<Item = &'a T>) -> bool {
+    tensors.into_iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
 /// `[d_input, d_output]`.

@@ -7,36 +7,38 @@ use super::super::elementwise::Mask;
 use super::super::math;
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
 use super::super::team;
-use super::forward::grow;
+use super::forward::{grow, transform};
+use super::terms::Terms;
 use super::{Block, Head, Score, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
-use crate::spec::AttentionSpec;
+use crate::kernels::AttentionTensors;
+use crate::spec::{AttentionSpec, Distances};
 
 /// What the backward pass starts from; `y` is the output and `dy` its gradient.
 #[derive(Clone, Copy)]
 pub(crate) struct Saved<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
+    pub(crate) tensors: AttentionTensors<&'a [f32]>,
     pub(crate) y: &'a [f32],
     pub(crate) log_sums: &'a [f32],
     pub(crate) dy: &'a [f32],
 }
 
-/// Gradients of the queries, keys and values, those that are needed.
+/// Gradients of the tensors, those that are needed.
 ///
 /// With P the probabilities and M the dropout factors: `dV = (P ∘ M)ᵀ·dY`, `dP = (dY·Vᵀ) ∘ M`,
-/// `dS = P ∘ (dP - rowsum(dY ∘ Y))·scale` (under a soft cap c times `1 - (score / c)²`), `dQ = dS·K`, `dK = dSᵀ·Q`.
+/// `dS = P ∘ (dP - rowsum(dY ∘ Y))·scale` (under a soft cap c times `1 - (score / c)²`), `dQ = dS·K`, `dK = dSᵀ·Q`. A term
+/// by distance gets the sum of `dS / scale` over the scores that it was added to.
 pub(crate) fn attention_grads(
     saved: Saved<'_>,
     spec: &AttentionSpec,
-    needed: [bool; 3],
-) -> [Option<Vec<f32>>; 3] {
-    let Saved { q, k, v, y, log_sums, dy } = saved;
+    needed: [bool; 5],
+) -> [Option<Vec<f32>>; 5] {
+    let Saved { tensors, y, log_sums, dy } = saved;
+    let AttentionTensors { q, k, v, .. } = tensors;
     let queries = spec.queries.n_tokens() * spec.n_heads;
     assert!(q.len() == queries * spec.head_dim && y.len() == q.len() && dy.len() == q.len());
     assert!(log_sums.len() == queries);
     assert!(k.len() == spec.keys.end() * spec.n_kv_heads * spec.head_dim && v.len() == k.len());
-    let mut grads = [q, k, v].map(|like| Buffer::new(like.len()));
+    let mut grads = tensors.all().map(|like| Buffer::new(like.map_or(0, |like| like.len())));
     let starts = grads.each_mut().map(|grad| Start(grad.as_mut_ptr()));
     let tasks = tasks(spec, false);
     team::for_each(tasks.len(), 5 * super::work(spec) / 2 > super::ALONE, |unit| {
@@ -46,7 +48,8 @@ pub(crate) fn attention_grads(
     let mut index = 0;
     grads.map(|grad| {
         index += 1;
-        // SAFETY: the tasks cover each sequence and head once, and write all of its gradients.
+        // SAFETY: the tasks cover each sequence and head once, and write all of its gradients; those of absent terms
+        // are empty.
         needed[index - 1].then(|| unsafe { grad.finish() })
     })
 }
@@ -55,7 +58,7 @@ struct Backward<'a> {
     saved: Saved<'a>,
     spec: &'a AttentionSpec,
     task: &'a Task,
-    grads: [Option<*mut f32>; 3],
+    grads: [Option<*mut f32>; 5],
     scratch: &'a mut Scratch,
 }
 
@@ -64,10 +67,11 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { saved: Saved { q, k, v, y, log_sums, dy }, spec, task, grads, scratch } = self;
+        let Self { saved: Saved { tensors, y, log_sums, dy }, spec, task, grads, scratch } = self;
+        let AttentionTensors { q, k, v, .. } = tensors;
         let Task { sequence, kv_heads, .. } = task;
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
-        let [d_queries, d_keys, d_values] = grads;
+        let [d_queries, d_keys, d_values, d_by_query, d_by_key] = grads;
         let group = n_heads / n_kv_heads;
         let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
         let q_rows = sequence.q_start..sequence.q_start + sequence.q_length;
@@ -92,6 +96,22 @@ impl Kernel for Backward<'_> {
                 let y_head = Head::new(y, q_width, q_rows.clone(), head, head_dim);
                 let queries = q_head.panels(simd, &mut scratch.queries);
                 let dys = dy_head.panels(simd, &mut scratch.dy);
+                let terms = Terms::new(spec, &tensors, head);
+                let n_buckets = spec.distances.as_ref().map_or(0, Distances::n_buckets);
+                let cleared = |grad: Option<*mut f32>, like: Option<&[f32]>, rows: &Range<usize>| {
+                    let (grad, like) = (grad?, like?);
+                    let start = head * (like.len() / n_heads) + rows.start * n_buckets;
+                    let len = rows.len() * n_buckets;
+                    assert!(start + len <= like.len());
+                    // SAFETY: these are the gradients of this head's terms in this sequence, which no other task has.
+                    unsafe {
+                        let start = grad.add(start);
+                        std::ptr::write_bytes(start, 0, len);
+                        Some(std::slice::from_raw_parts_mut(start, len))
+                    }
+                };
+                let mut d_by_query = cleared(d_by_query, tensors.by_query, &q_rows);
+                let mut d_by_key = cleared(d_by_key, tensors.by_key, &kv_rows);
                 let mut first = 0;
                 while first < sequence.q_length {
                     let sizes = [S::TILE_ROWS, panel_width::<S>()];
@@ -113,9 +133,16 @@ impl Kernel for Backward<'_> {
                         let range = query * q_width..query * q_width + head_dim;
                         let along = dot(simd, &y_head.elements[range.clone()], &dy_head.elements[range]);
                         let scores = i * block.stride..(i + 1) * block.stride;
+                        let score = Score::new(spec, *sequence, head, query, block.keys.start);
+                        let place = terms.map(|terms| (terms, block.place(spec, *sequence, query)));
+                        if let Some((terms, place)) = &place {
+                            let row = &mut scratch.scores[scores.clone()];
+                            let scale = transform(simd, row, score, block.keys.len());
+                            terms.apply(row, place, scale);
+                        }
                         let row = SoftmaxRow {
                             visible: block.visible(spec, *sequence, query),
-                            score: Score::new(spec, *sequence, head, query, block.keys.start),
+                            score: place.is_none().then_some(score),
                             log_sum: log_sums[row],
                             along,
                             mask: spec.dropout.map(|dropout| Mask::new(simd, dropout, row as u64)),
@@ -124,8 +151,14 @@ impl Kernel for Backward<'_> {
                         row.backward(
                             simd,
                             &mut scratch.scores[scores.clone()],
-                            &mut scratch.d_scores[scores],
+                            &mut scratch.d_scores[scores.clone()],
                         );
+                        if let Some((terms, place)) = &place {
+                            let row = &mut scratch.d_scores[scores];
+                            let grads = [d_by_query.as_deref_mut(), d_by_key.as_deref_mut()];
+                            terms.add_grads(grads, [q_rows.start, kv_rows.start], row, place);
+                            row.iter_mut().for_each(|grad| *grad *= spec.scale);
+                        }
                     }
                     let p = (scratch.scores.as_ptr(), block.stride);
                     let ds = (scratch.d_scores.as_ptr(), block.stride);
@@ -167,7 +200,8 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
 /// What the softmax of one query is differentiated with.
 struct SoftmaxRow<'a, S: Simd> {
     visible: Range<usize>,
-    score: Score<'a>,
+    /// What makes a score of a dot product, where that has not been done.
+    score: Option<Score<'a>>,
     log_sum: f32,
     /// `Σ y·dy`.
     along: f32,
@@ -186,7 +220,10 @@ impl<S: Simd> SoftmaxRow<'_, S> {
         let (log_sum, along) = (simd.splat(log_sum), simd.splat(along));
         for (i, (score, grad)) in scores.iter_mut().zip(grads).enumerate().take(count) {
             // Of the rounded product, as in the forward pass: never above `log_sum`.
-            let (s, slope) = of_dots.of(simd, simd.load(score), i * LANES);
+            let (s, slope) = match of_dots {
+                Some(of_dots) => of_dots.of(simd, simd.load(score), i * LANES),
+                None => (simd.load(score), simd.splat(1.0)),
+            };
             let p = math::exp(simd, simd.sub(s, log_sum));
             let p = only_visible(simd, p, i * LANES, &visible, 0.0);
             let (mut dropped, mut dp) = (p, simd.load(grad));

@@ -7,20 +7,21 @@ use super::super::elementwise::Mask;
 use super::super::math;
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
 use super::super::team;
+use super::terms::Terms;
 use super::{Block, Head, Score, Scratch, Task, combine, only_visible, panel_width, scores, tasks};
+use crate::kernels::AttentionTensors;
 use crate::spec::AttentionSpec;
 
-/// Attention of queries `[queries, n_heads · head_dim]`; keys and values are `[keys, n_kv_heads · head_dim]`.
+/// Attention of tensors in the order of rows.
 ///
 /// Returns the output, like the queries, and, if asked to, the logarithms of the softmax denominators,
 /// `[queries, n_heads]`.
 pub(crate) fn attention(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    tensors: AttentionTensors<&[f32]>,
     spec: &AttentionSpec,
     with_log_sums: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
+    let AttentionTensors { q, k, v, .. } = tensors;
     let width = spec.n_kv_heads * spec.head_dim;
     assert_eq!(q.len(), spec.queries.n_tokens() * spec.n_heads * spec.head_dim);
     assert!(k.len() >= spec.keys.end() * width && v.len() == k.len());
@@ -32,9 +33,7 @@ pub(crate) fn attention(
     team::for_each(tasks.len(), super::work(spec) > super::ALONE, |unit| {
         Scratch::with(|scratch| {
             dispatch(Forward {
-                q,
-                k,
-                v,
+                tensors,
                 spec,
                 task: &tasks[unit],
                 y: y_start.get(),
@@ -48,9 +47,7 @@ pub(crate) fn attention(
 }
 
 struct Forward<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    tensors: AttentionTensors<&'a [f32]>,
     spec: &'a AttentionSpec,
     task: &'a Task,
     y: *mut f32,
@@ -63,7 +60,8 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { q, k, v, spec, task: Task { sequence, kv_heads, queries }, y, log_sums, scratch } = self;
+        let Self { tensors, spec, task: Task { sequence, kv_heads, queries }, y, log_sums, scratch } = self;
+        let AttentionTensors { q, k, v, .. } = tensors;
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
         let group = n_heads / n_kv_heads;
         let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
@@ -76,6 +74,7 @@ impl Kernel for Forward<'_> {
             let values = values.panels(simd, &mut scratch.values);
             for head in kv_head * group..(kv_head + 1) * group {
                 let q_head = Head::new(q, q_width, q_rows.clone(), head, head_dim);
+                let terms = Terms::new(spec, &tensors, head);
                 let mut first = queries.start;
                 while first < queries.end {
                     let block =
@@ -93,11 +92,10 @@ impl Kernel for Forward<'_> {
                         let visible = block.visible(spec, *sequence, query);
                         let p = &mut scratch.scores[i * block.stride..(i + 1) * block.stride];
                         let score = Score::new(spec, *sequence, head, query, block.keys.start);
-                        let scale = if score.is_plain() {
-                            spec.scale
-                        } else {
-                            transform(simd, p, score, block.keys.len());
-                            1.0
+                        let mut scale = transform(simd, p, score, block.keys.len());
+                        if let Some(terms) = &terms {
+                            terms.apply(p, &block.place(spec, *sequence, query), scale);
+                            scale = 1.0;
                         };
                         let log_sum = softmax(simd, p, visible, scale, mask, block.keys.clone());
                         if let Some(log_sums) = log_sums {
@@ -125,14 +123,18 @@ pub(super) fn grow(room: &mut Vec<f32>, len: usize) {
     }
 }
 
-/// Turns a row of dot products of this many keys into scores.
+/// Turns a row of dot products of this many keys into scores, but for a factor, which it returns.
 #[inline(always)]
-fn transform<S: Simd>(simd: S, row: &mut [f32], score: Score<'_>, keys: usize) {
+pub(super) fn transform<S: Simd>(simd: S, row: &mut [f32], score: Score<'_>, keys: usize) -> f32 {
+    if score.is_plain() {
+        return score.spec.scale;
+    }
     let (lanes, _) = row.as_chunks_mut::<LANES>();
     for (i, dots) in lanes[..keys.div_ceil(LANES)].iter_mut().enumerate() {
         let (scores, _) = score.of(simd, simd.load(dots), i * LANES);
         simd.store(scores, dots);
     }
+    1.0
 }
 
 /// Turns a row of scores, of which those of the `visible` keys count, into probabilities with dropout, and

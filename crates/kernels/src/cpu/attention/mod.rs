@@ -7,6 +7,7 @@
 
 mod backward;
 mod forward;
+mod terms;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -20,6 +21,8 @@ use super::gemm::{Right, Weights};
 use super::math;
 use super::simd::{LANES, Simd};
 use super::team;
+use terms::Place;
+
 use crate::spec::AttentionSpec;
 
 /// Floating-point operations of a unit of work.
@@ -249,7 +252,7 @@ struct Score<'a> {
 impl<'a> Score<'a> {
     /// For query `query` of a sequence and head `head`, whose row of scores begins at key `first_key`.
     fn new(spec: &'a AttentionSpec, sequence: Sequence, head: usize, query: usize, first_key: usize) -> Self {
-        Self { spec, head, position: sequence.kv_length - sequence.q_length + query, first_key }
+        Self { spec, head, position: spec.position(query, sequence.q_length, sequence.kv_length), first_key }
     }
 
     /// Whether a score is its product by `scale` and nothing more.
@@ -310,6 +313,17 @@ impl Block {
     fn visible(&self, spec: &AttentionSpec, sequence: Sequence, query: usize) -> Range<usize> {
         let visible = spec.visible(query, sequence.q_length, sequence.kv_length);
         visible.start - self.keys.start..visible.end - self.keys.start
+    }
+
+    /// Where the row of scores of a query is.
+    fn place(&self, spec: &AttentionSpec, sequence: Sequence, query: usize) -> Place {
+        let Sequence { q_start, q_length, kv_start, kv_length } = sequence;
+        Place {
+            query_row: q_start + query,
+            key_row: kv_start + self.keys.start,
+            positions: [spec.position(query, q_length, kv_length), self.keys.start],
+            visible: self.visible(spec, sequence, query),
+        }
     }
 }
 
