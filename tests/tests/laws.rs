@@ -282,6 +282,20 @@ fn laws(
     }
 }
 
+/// One map for queries, keys and values, and one for gate and inner values; maps that relative positions go through too.
+#[rstest]
+#[case("modernbert-cls", "Wqkv,Wi")]
+#[case("modernbert-biases", "attn.Wo,mlp.Wo")]
+#[case("mpnet-cls", "attn.q,attn.v")]
+#[case("deberta-v3-cls", "query_proj,value_proj,key_proj")]
+#[case("deberta-v2-cls", "pos_key_proj,value_proj")]
+fn laws_over_further_encoders(#[case] base: &str, #[case] targets: &str) {
+    for variant in &variants() {
+        check_laws(variant, &load::<Flex>(base).0, targets, Weights::Full);
+        check_training::<Flex>(variant, base, targets);
+    }
+}
+
 /// Grouped keys and values; `Conv1D`, which stores its weights the other way round; biases.
 #[rstest]
 #[case("small-llama", "q_proj,v_proj")]

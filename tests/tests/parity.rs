@@ -237,8 +237,9 @@ fn a_language_model_gets_a_head() {
     assert_eq!(trained, [("score.weight".to_string(), Part::Head)]);
 }
 
-#[test]
-fn masked_language_models_equal_transformers() {
+#[rstest]
+#[case("bert-mlm")]
+fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);
         let golden: serde_json::Value =
@@ -256,6 +257,6 @@ fn masked_language_models_equal_transformers() {
             assert_close(&format!("{name}/{}", case["name"]), &got, &logits.concat(), TOLERANCE);
         }
     }
-    check::<Flex>("bert-mlm");
-    check::<NdArray>("bert-mlm");
+    check::<Flex>(name);
+    check::<NdArray>(name);
 }

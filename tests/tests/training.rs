@@ -200,21 +200,22 @@ fn a_decoder_learns_as_in_pytorch(#[case] case: &str, #[case] has_adapter: bool,
 }
 
 #[rstest]
-#[case("train-bert-lora", true)]
-#[case("train-bert-full", false)]
-fn an_encoder_learns_as_in_pytorch(#[case] case: &str, #[case] has_adapter: bool) {
+#[case("train-bert", "train-bert-lora", true)]
+#[case("train-bert", "train-bert-full", false)]
+#[case("train-modernbert", "train-modernbert-lora", true)]
+fn an_encoder_learns_as_in_pytorch(#[case] base: &str, #[case] case: &str, #[case] has_adapter: bool) {
     let golden = expected(case);
     let config = config(&golden);
     let row = |row: &Value| {
-        let row =
-            (ids(&row["input_ids"]), ids(&row["token_type_ids"]), row["label"].as_u64().unwrap() as u32);
-        (Encoded { ids: row.0, type_ids: row.1 }, Label::Class(row.2))
+        let (ids, label) = (ids(&row["input_ids"]), row["label"].as_u64().unwrap() as u32);
+        let types = row.get("token_type_ids").map_or_else(|| vec![0; ids.len()], self::ids);
+        (Encoded { ids, type_ids: types }, Label::Class(label))
     };
     let rows: Vec<(Encoded, Label)> = golden["rows"].as_array().unwrap().iter().map(row).collect();
     let ordered = Arc::new(EncodedDataset::labelled(in_plan_order(&golden, &config, &rows)));
     let dev = DevSet { suffix: String::new(), data: Arc::new(EncodedDataset::labelled(rows)) };
     let objective = Classification::new(ordered, vec![dev], vec![Metric::Accuracy], &config).unwrap();
-    let (folder, device) = (fixture("train-bert"), Default::default());
+    let (folder, device) = (fixture(base), Default::default());
     let mut model =
         Classifier::<B>::load(&folder, EncoderConfig::read(&folder).unwrap(), 0, &device).unwrap();
     let adapters = match has_adapter {

@@ -101,9 +101,11 @@ impl Weight {
 /// Modules that hold a token embedding table.
 const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
 /// Tables and norms by head, which are not linear maps and stay unchanged.
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 10] = [
     "position_embeddings",
     "token_type_embeddings",
+    "task_type_embeddings",
+    "rel_embeddings",
     "wpe",
     "embed_positions",
     "relative_attention_bias",

@@ -5,6 +5,7 @@ use burn::tensor::TensorData;
 use lowrank_spec::PackedTokens;
 
 use crate::cache::Writes;
+use crate::encoder::BatchDistances;
 use crate::error::{ModelError, Result};
 use crate::rope::Angles;
 
@@ -49,6 +50,8 @@ pub struct TokenBatch<B: Backend> {
     pub(crate) positions: Option<Tensor<B, 1, Int>>,
     /// Rotary angles of the tokens, for each kind of rotary position in the model.
     pub(crate) angles: Vec<Angles<B>>,
+    /// The distances between tokens, in models with relative positions.
+    pub(crate) distances: Option<BatchDistances<B>>,
     /// The rows of each sequence.
     pub(crate) packed: PackedTokens,
     /// The rows of each sequence where one of each is wanted.
@@ -132,6 +135,7 @@ impl<B: Backend> TokenBatch<B> {
             type_ids: limits.types.map(types),
             positions: limits.first_position.map(table),
             angles: Vec::new(),
+            distances: None,
             packed: lengths.into(),
             single: std::iter::repeat_n(1, lengths.len()).collect(),
             unpadded: None,

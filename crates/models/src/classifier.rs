@@ -16,9 +16,13 @@ use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch, int_tensor};
 use crate::body::Body;
-use crate::config::{BodyConfig, ClassifierConfig, EncoderConfig, HeadLevel, HeadNames, read_object};
+use crate::config::{
+    BodyConfig, ClassifierConfig, EncoderConfig, HeadInput, HeadLevel, HeadNames, MaskedLmNames, read_object,
+};
 use crate::error::{ModelError, Result};
+use crate::folder::SentencePooling;
 use crate::linear::{Linear, LinearSpec, SiteList};
+use crate::norm::Norm;
 use crate::params::{Choose, Gather, Loader, ToFloats, Unmatched, WeightType};
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
@@ -27,14 +31,17 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part, Role};
 
 /// A stack with a classification head.
 ///
-/// A head over sequences is, on an encoder, `output(dropout(act(dense(first token))))`, with the parts that
-/// [`HeadNames`](crate::config::HeadNames) says; on a decoder `score(last token)`, the last one that is not padding. A
-/// head over tokens is `output(dropout(h))` for the hidden state `h` of every token.
+/// A head over sequences is, on an encoder, `output(dropout(norm(act(dense(first token)))))`, or of the mean over tokens,
+/// with the parts that [`HeadNames`](crate::config::HeadNames) says; on a decoder `score(last token)`, the last one that
+/// is not padding. A head over tokens is `output(dropout(h))` for the hidden state `h` of every token, after dense map and
+/// norm where the architecture has them there too.
 #[derive(Module, Debug)]
 pub struct Classifier<B: Backend> {
     body: Body<B>,
-    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`; `None` over decoders and for tokens.
+    /// BERT's pooler, RoBERTa's `classifier.dense`, DistilBERT's `pre_classifier`; `None` over decoders and mostly for tokens.
     dense: Option<Linear<B>>,
+    /// After that, in heads that have one (ModernBERT).
+    norm: Option<Norm<B>>,
     /// To the labels.
     output: Linear<B>,
     #[module(skip)]
@@ -66,7 +73,6 @@ const TOKEN_CLASSIFIER: &str = "classifier";
 const DECODER_DROPOUT: f64 = 0.1;
 
 impl Info {
-    /// The head of an encoder over sequences.
     fn names(&self) -> Option<&'static HeadNames> {
         names(&self.config)
     }
@@ -74,17 +80,13 @@ impl Info {
     fn output(&self) -> &'static str {
         output(&self.config)
     }
-
-    fn dense(&self) -> &'static str {
-        self.names().map_or("", |head| head.dense)
-    }
 }
 
+/// The names of a head with more than the map to the labels.
 fn names(config: &ClassifierConfig) -> Option<&'static HeadNames> {
-    match (&config.body, config.level) {
-        (BodyConfig::Encoder(config), HeadLevel::Sequence) => Some(&config.architecture.head),
-        _ => None,
-    }
+    let BodyConfig::Encoder(encoder) = &config.body else { return None };
+    let head = &encoder.architecture.head;
+    (config.level == HeadLevel::Sequence || head.for_tokens).then_some(head)
 }
 
 /// Path of the map to the labels.
@@ -114,10 +116,21 @@ impl<B: Backend> Classifier<B> {
         let spec =
             LinearSpec { layer: None, bias: true, conv1d: false, path: SCORE, shape: [d, d], head: true };
         let head = names(&config);
+        let options = match &config.body {
+            BodyConfig::Encoder(config) => Some(config.head),
+            BodyConfig::Decoder(_) => None,
+        };
         let dense = head.map(|head| {
-            let spec = LinearSpec { path: head.dense, head: head.dense_is_head, ..spec };
+            let bias = options.is_none_or(|options| options.bias);
+            let spec = LinearSpec { path: head.dense, head: head.dense_is_head, bias, ..spec };
             sites.linear(spec, seed, device)
         });
+        let norm = match &config.body {
+            BodyConfig::Encoder(config) => head
+                .and_then(|head| head.norm)
+                .map(|_| Norm::init(config.norm_kind(), d, config.norm_eps, device)),
+            BodyConfig::Decoder(_) => None,
+        };
         let shape = [d, config.labels.len()];
         let output = LinearSpec { path: output(&config), bias: has_bias(&config), shape, ..spec };
         let output = sites.linear(output, seed, device);
@@ -129,7 +142,7 @@ impl<B: Backend> Classifier<B> {
             dense_in_head: true,
             other_width: None,
         };
-        (Self { body, dense, output, info }, sites)
+        (Self { body, dense, norm, output, info }, sites)
     }
 
     /// Loads a Hugging Face folder: with this head, with another head, or without any.
@@ -194,15 +207,12 @@ impl<B: Backend> Classifier<B> {
             .with_section(&section)
             .with_weights(weights)?;
         model.body.visit_params(&mut loader);
-        let module = |path| ModulePath::new(path, Part::Head);
-        if let (Some(dense), Some(head)) = (&mut model.dense, head) {
-            dense.visit_params(module(head.dense), &mut loader);
-        }
+        model.visit_dense(Part::Head, &mut loader);
         if head_fits {
-            model.output.visit_params(module(output_path), &mut loader);
+            model.output.visit_params(ModulePath::new(output_path, Part::Head), &mut loader);
         }
-        let dense_path = model.info.dense();
-        let is_dense = |key: &str| !dense_path.is_empty() && key.starts_with(dense_path);
+        let paths = [head.map(|head| head.dense), head.and_then(|head| head.norm)];
+        let is_dense = |key: &str| paths.into_iter().flatten().any(|path| key.starts_with(path));
         let is_head = |key: &str| is_dense(key) || key.starts_with(output_path);
         let is_extra = |name: &str| is_extra(name, &model.info.config) || name.starts_with(output_path);
         let Unmatched { newly_initialized: mut fresh, ignored } =
@@ -229,9 +239,20 @@ impl<B: Backend> Classifier<B> {
         self.info.other_width
     }
 
+    /// Visits what the head has before its map to the labels.
+    fn visit_dense<V: ParamVisitor<B>>(&mut self, part: Part, visitor: &mut V) {
+        let Some(head) = self.info.names() else { return };
+        if let Some(dense) = &mut self.dense {
+            dense.visit_params(ModulePath::new(head.dense, part), visitor);
+        }
+        if let (Some(norm), Some(path)) = (&mut self.norm, head.norm) {
+            norm.visit_params(ModulePath::new(path, part), visitor);
+        }
+    }
+
     fn visit_head<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        if let Some(dense) = self.dense.as_mut().filter(|_| self.info.dense_in_head) {
-            dense.visit_params(ModulePath::new(self.info.dense(), Part::Head), visitor);
+        if self.info.dense_in_head {
+            self.visit_dense(Part::Head, visitor);
         }
         self.output.visit_params(ModulePath::new(self.info.output(), Part::Head), visitor);
     }
@@ -241,7 +262,10 @@ impl<B: Backend> Classifier<B> {
         let Some(head) = self.info.names() else { return vec![self.info.output().into()] };
         match (head.saved_as, self.info.dense_in_head) {
             (Some(name), _) => vec![name.into()],
-            (None, true) => vec![head.dense.into(), head.output.into()],
+            (None, true) => {
+                let parts = [Some(head.dense), head.norm, Some(head.output)];
+                parts.into_iter().flatten().map(str::to_string).collect()
+            }
             (None, false) => vec![head.output.into()],
         }
     }
@@ -307,11 +331,8 @@ impl<B: Backend> Parameters<B> for Classifier<B> {
 
     fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
         self.body.visit_params(visitor);
-        if let Some(dense) = &mut self.dense {
-            // A pooler that the checkpoint holds is the encoder's own, and has its learning rate.
-            let part = if self.info.dense_in_head { Part::Head } else { Part::Body };
-            dense.visit_params(ModulePath::new(self.info.dense(), part), visitor);
-        }
+        // A pooler that the checkpoint holds is the encoder's own, and has its learning rate.
+        self.visit_dense(if self.info.dense_in_head { Part::Head } else { Part::Body }, visitor);
         self.output.visit_params(ModulePath::new(self.info.output(), Part::Head), visitor);
     }
 
@@ -430,11 +451,37 @@ fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> 
     let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
     let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.contains("pooler");
+    let MaskedLmNames { transform, norm, bias, bias_copy, decoder } = architecture.masked_lm;
     ENCODER_BUFFERS.contains(&bare)
+        || architecture.extras.iter().any(|extra| bare.starts_with(extra))
         || (bare.starts_with("pooler.") && !pooler_is_used)
-        || ["cls.", "lm_head.", "vocab_", "predictions.", "sop_classifier."]
+        || ["cls.", "lm_head.", "sop_classifier.", transform, norm, bias, bias_copy, decoder]
             .iter()
             .any(|p| name.starts_with(p))
+}
+
+impl HeadInput {
+    /// The rows of the last layer that it needs.
+    pub const fn rows(self) -> Rows {
+        match self {
+            Self::First => Rows::First,
+            Self::Mean => Rows::All,
+        }
+    }
+
+    /// What the head reads of these rows of the finished hidden states.
+    ///
+    /// # Shapes
+    /// - x: `[rows, d_model]`, output: `[sequences, d_model]`
+    pub fn read<B: Backend>(self, x: Tensor<B, 2>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
+        match self {
+            Self::First => x,
+            Self::Mean => {
+                let lengths: Vec<usize> = batch.packed().lengths().collect();
+                SentencePooling::default().pool(x, &lengths)
+            }
+        }
+    }
 }
 
 impl<B: Kernels> Classifier<B> {
@@ -446,7 +493,10 @@ impl<B: Kernels> Classifier<B> {
         let config = &self.info.config;
         let hidden = match (config.level, &config.body) {
             (HeadLevel::Token, _) => self.hidden_states(batch, Rows::All, run),
-            (HeadLevel::Sequence, BodyConfig::Encoder(_)) => self.hidden_states(batch, Rows::First, run),
+            (HeadLevel::Sequence, BodyConfig::Encoder(config)) => {
+                let rows = config.head.input.rows();
+                config.head.input.read(self.hidden_states(batch, rows, run), batch)
+            }
             (HeadLevel::Sequence, BodyConfig::Decoder(_)) => {
                 batch.select_last(self.hidden_states(batch, batch.last_rows(), run))
             }
@@ -454,31 +504,28 @@ impl<B: Kernels> Classifier<B> {
         self.head(hidden, run)
     }
 
-    /// Logits after the hidden states of the tokens that the head reads: all of them, the first of each sequence in an
-    /// encoder, or the last in a decoder.
+    /// Logits after the hidden states that the head reads: those of all tokens, of the first of each sequence or their mean
+    /// in an encoder, or of the last in a decoder.
     ///
     /// # Shapes
     /// - x: `[rows, d_model]`
     /// - output: `[rows, labels]`
     pub fn head(&self, mut x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         let (level, drop) = (self.info.config.level, |x, p, place| run.drop(x, p, Stream::Head(place)));
-        let config = match (&self.info.config.body, level) {
-            (BodyConfig::Encoder(config), HeadLevel::Sequence) => config,
-            (BodyConfig::Encoder(config), HeadLevel::Token) => {
-                return self.output.forward(drop(x, config.classifier_dropout, 0), run);
-            }
-            (BodyConfig::Decoder(_), HeadLevel::Token) => {
-                return self.output.forward(drop(x, DECODER_DROPOUT, 0), run);
-            }
-            (BodyConfig::Decoder(_), HeadLevel::Sequence) => return self.output.forward(x, run),
+        let BodyConfig::Encoder(config) = &self.info.config.body else {
+            let x = if level == HeadLevel::Token { drop(x, DECODER_DROPOUT, 0) } else { x };
+            return self.output.forward(x, run);
         };
-        let head = &config.architecture.head;
-        if head.drops_input {
-            x = drop(x, config.classifier_dropout, 0);
+        if level == HeadLevel::Sequence {
+            x = drop(x, config.head.input_dropout, 0);
         }
         if let Some(dense) = &self.dense {
-            x = head.activation.apply(dense.forward(x, run));
+            x = config.head.activation.apply(dense.forward(x, run));
         }
-        self.output.forward(drop(x, config.classifier_dropout, 1), run)
+        if let Some(norm) = &self.norm {
+            x = norm.forward(x);
+        }
+        let place = if level == HeadLevel::Token { 0 } else { 1 };
+        self.output.forward(drop(x, config.classifier_dropout, place), run)
     }
 }

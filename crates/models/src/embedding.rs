@@ -27,7 +27,12 @@ impl<B: Backend> Embedding<B> {
 
     /// Visits the table; a single matrix is stored as it is.
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, path: &str, visitor: &mut V) {
-        let module = ModulePath::new(path, Part::Embeddings);
+        self.visit_as(path, Part::Embeddings, visitor);
+    }
+
+    /// Visits the table as one of another part of the model.
+    pub(crate) fn visit_as<V: ParamVisitor<B>>(&mut self, path: &str, part: Part, visitor: &mut V) {
+        let module = ModulePath::new(path, part);
         self.projection.visit_params(WeightOf { module, site: self.site }, Layout::Same, visitor);
     }
 }

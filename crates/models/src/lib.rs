@@ -34,7 +34,7 @@ pub mod visit;
 pub use adapt::Adaptable;
 pub use batch::{Rows, TokenBatch, Tokens};
 pub use classifier::{Classifier, Trainable};
-pub use config::{ClassifierConfig, DecoderConfig, EncoderConfig, HeadLevel, Problem};
+pub use config::{ClassifierConfig, DecoderConfig, EncoderConfig, HeadInput, HeadLevel, Problem};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use folder::{GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling};

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::adapt::Adaptable;
 use crate::architecture::ENCODER_BUFFERS;
 use crate::batch::{Rows, TokenBatch};
-use crate::config::{EncoderConfig, NormKind};
+use crate::config::{EncoderConfig, MaskedLmOptions};
 use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
@@ -29,7 +29,7 @@ pub struct MaskedLm<B: Backend> {
     transform: Linear<B>,
     norm: Norm<B>,
     /// Shape `[vocab_size]`.
-    bias: Param<Tensor<B, 1>>,
+    bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     config: EncoderConfig,
     #[module(skip)]
@@ -46,14 +46,15 @@ impl<B: Backend> MaskedLm<B> {
         let body = Encoder::init(&config, &mut sites, seed, device);
         let (d, width) = (config.d_model, config.embedding_size);
         let path = config.architecture.masked_lm.transform;
-        let spec = LinearSpec { path, layer: None, shape: [d, width], bias: true, head: true, conv1d: false };
+        let MaskedLmOptions { transform_bias: bias, .. } = config.masked_lm;
+        let spec = LinearSpec { path, layer: None, shape: [d, width], bias, head: true, conv1d: false };
         let transform = sites.linear(spec, seed, device);
         let sites = sites.finish().map_err(ModelError::Input)?;
         Ok(Self {
             body,
             transform,
-            norm: Norm::init(NormKind::Layer, width, config.norm_eps, device),
-            bias: lazy_full([config.vocab_size], 0.0, device),
+            norm: Norm::init(config.norm_kind(), width, config.norm_eps, device),
+            bias: config.masked_lm.bias.then(|| lazy_full([config.vocab_size], 0.0, device)),
             config,
             sites,
         })
@@ -75,12 +76,31 @@ impl<B: Backend> MaskedLm<B> {
             let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
             [head.bias_copy, head.decoder].contains(&name)
                 || ENCODER_BUFFERS.contains(&bare)
+                || architecture.extras.iter().any(|extra| bare.starts_with(extra))
                 || ["pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier."]
                     .iter()
                     .any(|part| bare.starts_with(part))
         };
         loader.finish(|_| true, is_extra)?;
+        model.check_tied(&checkpoint)?;
         Ok(model)
+    }
+
+    /// Refuses a checkpoint whose head has a table that is not that of the words.
+    fn check_tied(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let names = self.config.architecture;
+        let (decoder, words) = (names.masked_lm.decoder, names.names.embeddings.words);
+        let table = [format!("{}{words}.weight", names.names.prefix), format!("{words}.weight")]
+            .into_iter()
+            .find(|name| checkpoint.contains(name));
+        let (Some(table), true) = (table, checkpoint.contains(decoder)) else { return Ok(()) };
+        if checkpoint.read_f32(&table)? == checkpoint.read_f32(decoder)? {
+            return Ok(());
+        }
+        Err(ModelError::Tensors {
+            path: checkpoint.path().to_path_buf(),
+            details: format!("'{decoder}' differs from '{table}'; expected a head that is tied to the words"),
+        })
     }
 
     /// The shape.
@@ -100,7 +120,9 @@ impl<B: Backend> Parameters<B> for MaskedLm<B> {
         self.body.visit_params(visitor);
         self.transform.visit_params(module(head.transform), visitor);
         self.norm.visit_params(module(head.norm), visitor);
-        visitor.visit(&module(head.bias).parameter(Role::Bias, Layout::Same, None), &mut self.bias);
+        if let Some(bias) = &mut self.bias {
+            visitor.visit(&module(head.bias).parameter(Role::Bias, Layout::Same, None), bias);
+        }
     }
 
     fn config_json(&self) -> Map<String, Value> {
@@ -123,8 +145,11 @@ impl<B: Kernels> MaskedLm<B> {
     /// - output: `[n, vocab_size]`
     pub fn forward(&self, batch: &TokenBatch<B>, masked: Tensor<B, 1, Int>, run: Run<'_, B>) -> Tensor<B, 2> {
         let hidden = self.hidden_states(batch, Rows::All, run).select(0, masked); // [n, d_model]
-        let x = self.transform.forward_activated(hidden, self.config.activation, run);
-        let x = self.norm.forward(x);
-        self.body.word_embedding().logits(x) + self.bias.val().unsqueeze()
+        let x = self.transform.forward_activated(hidden, self.config.masked_lm.activation, run);
+        let logits = self.body.word_embedding().logits(self.norm.forward(x));
+        match &self.bias {
+            Some(bias) => logits + bias.val().unsqueeze(),
+            None => logits,
+        }
     }
 }

@@ -33,6 +33,8 @@ pub enum Role {
 pub enum Part {
     /// Tables of words, positions and token types, and the norm over them.
     Embeddings,
+    /// A table of relative positions, which all layers read, and its norm.
+    Relative,
     /// The transformer's layers, the final norm, and an encoder's own pooler.
     #[default]
     Body,
@@ -101,7 +103,8 @@ impl Parameter<'_> {
 
     /// How the rows that blocks cut lie to the matrix of the forward pass; `None` for what is never in blocks.
     pub fn blocks_layout(&self) -> Option<Layout> {
-        let is_transposed = self.weight()?.blocks_are_transposed(self.module.part == Part::Embeddings)?;
+        let is_table = matches!(self.module.part, Part::Embeddings | Part::Relative);
+        let is_transposed = self.weight()?.blocks_are_transposed(is_table)?;
         Some(if is_transposed { Layout::Transposed } else { Layout::Same })
     }
 

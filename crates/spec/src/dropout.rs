@@ -64,9 +64,12 @@ pub enum Stream {
     Layer {
         /// The layer, from 0 on.
         layer: usize,
-        /// The place in it: 0 attention scores, 1 attention output, 2 feed-forward output.
+        /// The place in it: 0 attention scores, 1 attention output, 2 feed-forward output, 3 inner values or relative
+        /// positions.
         place: u64,
     },
+    /// A convolution beside the first layer.
+    Convolution,
     /// A place of the task head.
     Head(u64),
     /// The input of an adapter.
@@ -85,6 +88,7 @@ impl Stream {
             Self::Embeddings => 0,
             Self::Layer { layer, place } => 1 + layer as u64 * 4 + place,
             Self::Head(place) => (1 << 30) + place,
+            Self::Convolution => 1 << 31,
             Self::Adapter { site, member } => ((1 + member as u64) << 32) + site as u64,
         }
     }

@@ -20,8 +20,8 @@ use lowrank_adapters::Observer;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
+use lowrank_models::TokenBatch;
 use lowrank_models::batch::int_tensor;
-use lowrank_models::{Rows, TokenBatch};
 use lowrank_spec::names::expert_of;
 use tempfile::TempDir;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -80,7 +80,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         let config = Config::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let is_decoder = matches!(config, Config::Decoder(_));
-        if matches!(config, Config::Classifier(_, Rows::All)) {
+        if matches!(config, Config::Classifier(_, None)) {
             return Err(CompressError::Input(
                 "two-sided needs the gradients of a task, and the model has no trained head; fine-tune it first or \
                  choose whitened"
@@ -486,7 +486,8 @@ mod tests {
             let adapters = AdapterSet::empty().observed(tap.clone());
             let Tokens { ids, lengths, .. } = &batch.tokens;
             let tokens = model.batch(lowrank_models::Tokens::new(ids, lengths), &device).unwrap();
-            let logits = model.forward(&tokens, Rows::All, lowrank_models::Run::eval(&adapters));
+            let logits =
+                model.forward(&tokens, lowrank_models::Rows::All, lowrank_models::Run::eval(&adapters));
             let Wanted::Next(next) = Wanted::of(batch) else { panic!("{:?}", batch.answers) };
             let predicting = (0..ids.len()).filter(|&row| next[row].1 > 0.0);
             let (rows, classes): (Vec<i32>, Vec<u32>) =

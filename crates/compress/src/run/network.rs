@@ -11,7 +11,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_models::params::Loader;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Layout, ModelFolder, ModelKind,
+    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, HeadInput, Layout, ModelFolder, ModelKind,
     ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
@@ -34,15 +34,15 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 pub(crate) enum Config {
     Decoder(Box<DecoderConfig>),
-    /// With the rows of the last layer that are read after it.
-    Classifier(Box<EncoderConfig>, Rows),
+    /// With what its head reads; the hidden states of all tokens where it has none for sequences.
+    Classifier(Box<EncoderConfig>, Option<HeadInput>),
 }
 
 /// A model of either kind.
 pub(crate) enum Network<B: Backend> {
     Decoder(Box<Decoder<B>>),
-    /// With the rows of the last layer that are read after it.
-    Classifier(Box<Classifier<B>>, Rows),
+    /// With what its head reads; the hidden states of all tokens where it has none for sequences.
+    Classifier(Box<Classifier<B>>, Option<HeadInput>),
 }
 
 /// The parameters to load.
@@ -62,7 +62,9 @@ impl Config {
         Ok(if model.kind().is_decoder() {
             Self::Decoder(Box::new(model.decoder_config()?))
         } else {
-            Self::Classifier(Box::new(model.encoder_config()?), last_rows(&model)?)
+            let config = model.encoder_config()?;
+            let input = has_sequence_head(&model)?.then_some(config.head.input);
+            Self::Classifier(Box::new(config), input)
         })
     }
 
@@ -86,13 +88,19 @@ impl Config {
             Self::Classifier(config, _) => config.architecture.names.prefix,
         }
     }
+
+    /// Path of the norm after an encoder's last layer, where it has one.
+    fn final_norm(&self) -> Option<String> {
+        let Self::Classifier(config, _) = self else { return None };
+        let names = &config.architecture.names;
+        names.final_norm.map(|name| format!("{}{name}", names.prefix))
+    }
 }
 
-/// The rows of an encoder's last layer that are read after it: the first of each sequence if the checkpoint
-/// has a sequence head, otherwise all of them, for an embedding that averages them.
-fn last_rows(model: &ModelFolder) -> Result<Rows> {
+/// Whether an encoder's checkpoint has a head for sequences.
+fn has_sequence_head(model: &ModelFolder) -> Result<bool> {
     let has_head = model.checkpoint()?.names().any(|name| name.starts_with("classifier."));
-    Ok(if has_head && model.kind() != ModelKind::TokenClassifier { Rows::First } else { Rows::All })
+    Ok(has_head && model.kind() != ModelKind::TokenClassifier)
 }
 
 /// The maximum number of tokens per sequence for the model of a folder.
@@ -156,7 +164,8 @@ impl<B: Backend> Network<B> {
         let loader = Loader::new(checkpoint, config.prefix(), device);
         let is_decoder = matches!(config, Config::Decoder(_));
         let is_tied = matches!(config, Config::Decoder(config) if config.tied);
-        let mut io = PartLoader { loader, own: own.collect(), part, is_decoder, is_tied, device };
+        let final_norm = config.final_norm().filter(|_| part == Part::Layer(config.n_layers() - 1));
+        let mut io = PartLoader { loader, own: own.collect(), part, is_decoder, is_tied, final_norm, device };
         network.visit_params(&mut io);
         // Parts that are not wanted were not visited, so nothing else can be missing.
         let missing = io.loader.finish(|_| part != Part::Head, |_| true)?;
@@ -206,7 +215,7 @@ impl<B: Kernels> Network<B> {
         })
     }
 
-    /// Hidden states after a layer; after an encoder's last layer, only those that are read.
+    /// Hidden states after a layer; of an encoder's last layer, what its head reads.
     pub(crate) fn layer(
         &self,
         index: usize,
@@ -217,15 +226,21 @@ impl<B: Kernels> Network<B> {
         let run = Run::eval(adapters);
         match self {
             Self::Decoder(model) => model.layer(index, x, batch, Rows::All, run),
-            Self::Classifier(model, last) => {
-                let is_last = index + 1 == model.n_layers();
-                let rows = if is_last { *last } else { Rows::All };
-                model.layer(index, x, batch, rows, run)
+            Self::Classifier(model, _) if index + 1 < model.n_layers() => {
+                model.layer(index, x, batch, Rows::All, run)
+            }
+            Self::Classifier(model, input) => {
+                let rows = input.map_or(Rows::All, HeadInput::rows);
+                let x = model.finish(model.layer(index, x, batch, rows, run), run);
+                match input {
+                    Some(input) => input.read(x, batch),
+                    None => x,
+                }
             }
         }
     }
 
-    /// Logits from the hidden states of the last layer.
+    /// Logits after [`layer`](Self::layer) of the last one.
     pub(crate) fn finish(&self, x: Tensor<B, 2>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
         let run = Run::eval(adapters);
         match self {
@@ -265,6 +280,8 @@ struct PartLoader<'a, B: Backend> {
     part: Part,
     is_decoder: bool,
     is_tied: bool,
+    /// Path of the norm after the last layer, which goes with that layer.
+    final_norm: Option<String>,
     device: &'a B::Device,
 }
 
@@ -275,14 +292,18 @@ impl<B: Backend> PartLoader<'_, B> {
             Part::Outside => match at.module.part {
                 lowrank_models::Part::Embeddings => true,
                 lowrank_models::Part::Body => self.is_decoder && at.module.layer.is_none(),
-                lowrank_models::Part::Head => false,
+                lowrank_models::Part::Relative | lowrank_models::Part::Head => false,
             },
             // A tied head is the embedding.
             Part::Head => {
                 let is_table = at.module.part == lowrank_models::Part::Embeddings;
                 at.module.layer.is_none() && (self.is_tied || !is_table)
             }
-            Part::Layer(wanted) => at.module.layer == Some(wanted),
+            Part::Layer(wanted) => {
+                at.module.layer == Some(wanted)
+                    || at.module.part == lowrank_models::Part::Relative
+                    || self.final_norm.as_deref() == Some(at.module.path)
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 //! ALBERT (Lan et al. 2020): layers that share their weights, embeddings of a width of their own.
 
 use super::bert;
-use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, SharedLayers};
+use crate::config::{
+    Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, QkvNames, SharedLayers,
+};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &[("albert", "Albert")],
@@ -9,7 +11,8 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     names: EncoderNames {
         prefix: "albert.",
         layers: "encoder.albert_layer_groups",
-        attention: ["attention.query", "attention.key", "attention.value", "attention.dense"],
+        qkv: QkvNames::Separate(["attention.query", "attention.key", "attention.value"]),
+        output: "attention.dense",
         attention_norm: "attention.LayerNorm",
         feed_forward: ["ffn", "ffn_output"],
         feed_forward_norm: "full_layer_layer_norm",

@@ -1,6 +1,9 @@
 //! DistilBERT (Sanh et al. 2019): BERT without token types and pooler.
 
-use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
+use super::bert;
+use crate::config::{
+    Activation, EmbeddingNames, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, QkvNames,
+};
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &[("distilbert", "DistilBert")],
@@ -14,28 +17,23 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         ("attention_dropout", "attention_probs_dropout_prob"),
         ("seq_classif_dropout", "classifier_dropout"),
     ],
-    positions_after_padding: false,
     names: EncoderNames {
         prefix: "distilbert.",
+        embeddings: EmbeddingNames { types: None, ..bert::EMBEDDINGS },
         layers: "transformer.layer",
-        attention: ["attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"],
+        qkv: QkvNames::Separate(["attention.q_lin", "attention.k_lin", "attention.v_lin"]),
+        output: "attention.out_lin",
         attention_norm: "sa_layer_norm",
         feed_forward: ["ffn.lin1", "ffn.lin2"],
         feed_forward_norm: "output_layer_norm",
-        has_types: false,
-        embedding_projection: None,
-        projects_equal_widths: false,
-        shared_layers: None,
-        drops_feed_forward: true,
         drops_attention_output: false,
+        ..bert::NAMES
     },
     head: HeadNames {
         dense: "pre_classifier",
-        output: "classifier",
-        saved_as: None,
         dense_is_head: true,
         activation: Activation::Relu,
-        drops_input: false,
+        ..bert::ARCHITECTURE.head
     },
     masked_lm: MaskedLmNames {
         transform: "vocab_transform",
@@ -44,4 +42,5 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         bias_copy: "vocab_projector.bias",
         decoder: "vocab_projector.weight",
     },
+    ..bert::ARCHITECTURE
 };

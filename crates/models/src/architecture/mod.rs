@@ -65,7 +65,7 @@ use crate::config::{
 use crate::error::{ModelError, Result};
 
 /// Every encoder.
-pub const ENCODERS: [&EncoderArchitecture; 5] = [
+pub const ENCODERS: &[&EncoderArchitecture] = &[
     &bert::ARCHITECTURE,
     &roberta::ARCHITECTURE,
     &distilbert::ARCHITECTURE,
@@ -141,7 +141,8 @@ pub fn decoder(model_type: &str) -> std::result::Result<&'static DecoderArchitec
 /// A line with the types that are known.
 pub fn encoder(model_type: &str) -> std::result::Result<&'static EncoderArchitecture, String> {
     ENCODERS
-        .into_iter()
+        .iter()
+        .copied()
         .find(|a| a.model_types.iter().any(|(name, _)| *name == model_type))
         .ok_or_else(|| unknown::encoder(model_type))
 }

@@ -5,7 +5,6 @@ use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, Ma
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &[("roberta", "Roberta"), ("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert")],
-    config_keys: &[],
     positions_after_padding: true,
     names: EncoderNames { prefix: "roberta.", ..bert::NAMES },
     head: HEAD,
@@ -16,14 +15,17 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         bias_copy: "lm_head.decoder.bias",
         decoder: "lm_head.decoder.weight",
     },
+    ..bert::ARCHITECTURE
 };
 
 /// ELECTRA has the same but for its activation.
 pub(super) const HEAD: HeadNames = HeadNames {
     dense: "classifier.dense",
+    norm: None,
     output: "classifier.out_proj",
     saved_as: Some("classifier"),
     dense_is_head: true,
+    for_tokens: false,
     activation: Activation::Tanh,
     drops_input: true,
 };

@@ -4,7 +4,7 @@ use rstest::rstest;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::config::{Activation, Problem};
+use crate::config::{Activation, DistanceBuckets, Problem};
 use lowrank_kernels::Gelu;
 
 fn config(changes: &str) -> std::result::Result<EncoderConfig, String> {
@@ -43,9 +43,40 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"position_embedding_type":"relative_key"}"#, "relative_key")]
 #[case(r#"{"id2label":{"0":"a","2":"b"}}"#, "id2label has the key '2'")]
 #[case(r#"{"model_type":"roberta","pad_token_id":511}"#, "no position")]
+#[case(
+    "position_buckets = 1"
+)]
 fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
     let error = config(changes).unwrap_err();
     assert!(error.contains(message), "{error}");
+}
+
+#[test]
+fn the_table_of_architectures_has_every_encoder() {
+    let table = include_str!("../../../../docs/architectures.md");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    for (model_type, _) in ENCODERS.iter().flat_map(|architecture| architecture.model_types) {
+        let names =
+            |row: &&&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&format!("`{model_type}`")));
+        assert_eq!(rows.iter().filter(names).count(), 1, "{model_type}");
+    }
+}
+
+/// Older configs write the terms as one string, and numbers below 1 for none.
+#[test]
+    let v3 = |terms: &str| {
+        config(&format!(
+                "max_relative_positions":-1,"share_att_key":true,"norm_rel_ebd":"layer_norm"}}"#
+        ))
+        .unwrap()
+    };
+    let (listed, written) = (v3(r#"["p2c","c2p"]"#), v3(r#""p2c|c2p""#));
+    assert_eq!(listed.relative, written.relative);
+    assert_eq!(
+        listed.relative.unwrap().buckets,
+        DistanceBuckets::Centred { span: 256, logarithmic: Some(512) }
+    );
+    assert_eq!((listed.score_scale, listed.norm_eps, listed.type_vocab_size), (1.0 / 24f32.sqrt(), 1e-7, 0));
 }
 
 #[test]

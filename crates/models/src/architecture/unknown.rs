@@ -40,9 +40,7 @@ const RELATIVES: &[(&str, &str)] = &[
     ("whisper", "speech models are not supported"),
     ("vit", "vision models are not supported"),
     ("clip", "vision models are not supported"),
-    ("deberta", "the nearest supported encoder is roberta; disentangled attention differs"),
-    ("deberta-v2", "the nearest supported encoder is roberta; disentangled attention differs"),
-    ("mpnet", "the nearest supported encoder is roberta; relative position biases differ"),
+    ("deberta", "the nearest supported encoder is deberta-v2; one map for queries, keys and values differs"),
 ];
 
 /// Why a decoder of this type is refused.

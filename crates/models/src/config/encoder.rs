@@ -6,7 +6,10 @@ use crate::config::activation::Activation;
 use crate::config::file::{MAX_LAYERS, lookup};
 use crate::config::keys::{Keys, as_in_file, renamed};
 use crate::config::labels::{self, Problem};
+use crate::config::layer::NormKind;
 use crate::config::names::EncoderArchitecture;
+use crate::config::relative::RelativePositions;
+use crate::config::rope::RopeConfig;
 use lowrank_spec::LowrankSection;
 
 /// Shape and hyper-parameters of an encoder.
@@ -27,24 +30,42 @@ pub struct EncoderConfig {
     pub n_layers: usize,
     /// Groups of layers that share their weights, and the layers of each; as many groups of one as layers where none do.
     pub groups: [usize; 2],
+    /// What each stored layer is like.
+    pub layers: Vec<EncoderLayerKind>,
+    /// The kinds of rotary positions that layers refer to.
+    pub ropes: Vec<RopeConfig>,
+    /// Relative positions, in models that have them.
+    pub relative: Option<RelativePositions>,
+    /// The convolution beside the first layer, in models that have one.
+    pub convolution: Option<ConvolutionOptions>,
     /// Attention heads.
     pub n_heads: usize,
+    /// Factor on the attention scores before the softmax.
+    pub score_scale: f32,
     /// Inner width of the feed-forward part.
     pub d_ff: usize,
-    /// Rows of the position embedding.
+    /// Rows of the position embedding; where there is none, the length that the model was made for.
     pub max_positions: usize,
-    /// Rows of the token-type embedding.
+    /// Whether there is a position embedding.
+    pub has_positions: bool,
+    /// Rows of the token-type embedding, 0 where there is none.
     pub type_vocab_size: usize,
+    /// Rows of the table of tasks, 0 where there is none.
+    pub task_types: usize,
     /// Added to the variance in layer norms.
     pub norm_eps: f64,
     /// Feed-forward activation.
     pub activation: Activation,
-    /// Dropout on hidden states.
-    pub hidden_dropout: f64,
-    /// Dropout on attention probabilities.
-    pub attention_dropout: f64,
+    /// Which maps and norms have biases.
+    pub biases: EncoderBiases,
+    /// Dropouts in the embeddings and the layers.
+    pub dropouts: EncoderDropouts,
     /// Dropout before the classifier.
     pub classifier_dropout: f64,
+    /// The sequence classification head.
+    pub head: HeadOptions,
+    /// The masked language modelling head.
+    pub masked_lm: MaskedLmOptions,
     /// Position of a sequence's first token (RoBERTa counts from `pad_token_id + 1`).
     pub position_offset: usize,
     /// Label names by class index.
@@ -57,6 +78,91 @@ pub struct EncoderConfig {
     pub raw: Map<String, Value>,
 }
 
+/// What may differ from one layer of an encoder to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderLayerKind {
+    /// A token at position `i` sees position `j` only if `|i - j| < window`; all of them without.
+    pub window: Option<usize>,
+    /// Index of its rotary positions in the config's list; `None` for a layer without.
+    pub rope: Option<usize>,
+    /// Whether the attention has its norm.
+    pub attention_norm: bool,
+}
+
+/// Which maps and norms of an encoder have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderBiases {
+    /// The maps to queries, keys and values.
+    pub qkv: bool,
+    /// The attention's output map.
+    pub output: bool,
+    /// The first map of the feed-forward part, and its gate.
+    pub up: bool,
+    /// Its second map.
+    pub down: bool,
+    /// All norms.
+    pub norms: bool,
+}
+
+/// Probabilities of dropping.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EncoderDropouts {
+    /// After the embeddings.
+    pub embeddings: f64,
+    /// On attention probabilities.
+    pub attention: f64,
+    /// After the attention's output map.
+    pub attention_output: f64,
+    /// On the inner values of the feed-forward part.
+    pub inner: f64,
+    /// After its second map.
+    pub output: f64,
+    /// On the rows of the table of relative positions.
+    pub relative: f64,
+}
+
+/// A convolution over neighbouring tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvolutionOptions {
+    /// Neighbours that it sees, the token itself among them; odd.
+    pub kernel: usize,
+    /// After it.
+    pub activation: Activation,
+}
+
+/// What a sequence classification head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadInput {
+    /// The first token.
+    First,
+    /// The mean over tokens.
+    Mean,
+}
+
+/// Options of a sequence classification head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadOptions {
+    /// What it reads.
+    pub input: HeadInput,
+    /// Dropout on that.
+    pub input_dropout: f64,
+    /// Whether the first map has a bias.
+    pub bias: bool,
+    /// After the first map.
+    pub activation: Activation,
+}
+
+/// Options of a masked language modelling head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaskedLmOptions {
+    /// Whether the map before the norm has a bias.
+    pub transform_bias: bool,
+    /// After that map.
+    pub activation: Activation,
+    /// Whether the logits have a bias.
+    pub bias: bool,
+}
+
 impl EncoderConfig {
     /// The config of an architecture by the object of a `config.json`.
     pub(crate) fn of(
@@ -64,7 +170,12 @@ impl EncoderConfig {
         raw: Map<String, Value>,
     ) -> std::result::Result<Self, String> {
         let names = architecture.config_keys;
-        match Self::of_keys(architecture, &Keys::new(&renamed(&raw, names))) {
+        let mut renamed = renamed(&raw, names);
+        for (key, value) in (architecture.defaults)() {
+            renamed.entry(key).or_insert(value);
+        }
+        let keys = Keys::new(&renamed);
+        match Self::of_keys(architecture, &keys).and_then(|config| (architecture.options)(config, &keys)) {
             Ok(config) => Ok(Self { raw, ..config }),
             Err(error) => Err(as_in_file(error, &raw, names)),
         }
@@ -99,21 +210,7 @@ impl EncoderConfig {
             }
         }
         let max_positions = keys.size_or("max_position_embeddings", 512)?;
-        let position_offset = if architecture.positions_after_padding {
-            // An id of -1 marks no token as padding, and positions count from 0.
-            match keys.number_or("pad_token_id", 1.0)? {
-                id if id >= -1.0 && id.fract() == 0.0 => (id + 1.0) as usize,
-                id => return Err(format!("pad_token_id = {id}; expected a token id, or -1 for none")),
-            }
-        } else {
-            0
-        };
-        if position_offset >= max_positions {
-            return Err(format!(
-                "pad_token_id = {} leaves no position of the {max_positions} for a token",
-                position_offset - 1
-            ));
-        }
+        let position_offset = position_offset(architecture, keys, max_positions)?;
         let (labels, problem) = labels::read(keys)?;
         let runs = keys.size_within("num_hidden_layers", MAX_LAYERS)?;
         let groups = match architecture.names.shared_layers {
@@ -127,25 +224,59 @@ impl EncoderConfig {
                 groups[0], groups[1]
             ));
         }
+        let names = &architecture.names;
+        let activation =
+            lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"), &Activation::NAMES)?;
+        let classifier_dropout = keys.dropout("classifier_dropout")?.unwrap_or(hidden_dropout);
+        let dropped = |is_dropped: bool| if is_dropped { hidden_dropout } else { 0.0 };
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
             d_model,
-            embedding_size: match architecture.names.embedding_projection {
+            embedding_size: match names.embedding_projection {
                 Some(_) => keys.size_or("embedding_size", 128)?,
                 None => d_model,
             },
             n_layers: runs * groups[1],
             groups,
+            layers: vec![
+                EncoderLayerKind { window: None, rope: None, attention_norm: true };
+                groups[0] * groups[1]
+            ],
+            ropes: Vec::new(),
+            relative: None,
+            convolution: None,
             n_heads,
+            score_scale: 1.0 / ((d_model / n_heads) as f32).sqrt(),
             d_ff: keys.size("intermediate_size")?,
             max_positions,
-            type_vocab_size: keys.size_or("type_vocab_size", 2)?,
+            has_positions: names.embeddings.positions.is_some(),
+            type_vocab_size: match names.embeddings.types {
+                // 0 stands for no such table.
+                Some(_) if keys.number("type_vocab_size")? == Some(0.0) => 0,
+                Some(_) => keys.size_or("type_vocab_size", 2)?,
+                None => 0,
+            },
+            task_types: 0,
             norm_eps,
-            activation: lookup("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"), &Activation::NAMES)?,
-            hidden_dropout,
-            attention_dropout: keys.dropout("attention_probs_dropout_prob")?.unwrap_or(0.1),
-            classifier_dropout: keys.dropout("classifier_dropout")?.unwrap_or(hidden_dropout),
+            activation,
+            biases: EncoderBiases { qkv: true, output: true, up: true, down: true, norms: true },
+            dropouts: EncoderDropouts {
+                embeddings: hidden_dropout,
+                attention: keys.dropout("attention_probs_dropout_prob")?.unwrap_or(0.1),
+                attention_output: dropped(names.drops_attention_output),
+                inner: 0.0,
+                output: dropped(names.drops_feed_forward),
+                relative: 0.0,
+            },
+            classifier_dropout,
+            head: HeadOptions {
+                input: HeadInput::First,
+                input_dropout: if architecture.head.drops_input { classifier_dropout } else { 0.0 },
+                bias: true,
+                activation: architecture.head.activation,
+            },
+            masked_lm: MaskedLmOptions { transform_bias: true, activation, bias: true },
             position_offset,
             labels,
             problem,
@@ -173,8 +304,36 @@ impl EncoderConfig {
         run * groups / runs * in_group + inner
     }
 
-    /// Longest sequence the position embedding allows.
+    /// The kind of the norms.
+    pub(crate) const fn norm_kind(&self) -> NormKind {
+        if self.biases.norms { NormKind::Layer } else { NormKind::LayerGain }
+    }
+
+    /// Longest sequence that the model was made for.
     pub const fn max_tokens(&self) -> usize {
         self.max_positions - self.position_offset
     }
+}
+
+/// The row of the position embedding for the first token of a sequence.
+fn position_offset(
+    architecture: &EncoderArchitecture,
+    keys: &Keys<'_>,
+    max_positions: usize,
+) -> std::result::Result<usize, String> {
+    if !architecture.positions_after_padding {
+        return Ok(0);
+    }
+    // An id of -1 marks no token as padding, and positions count from 0.
+    let offset = match keys.number_or("pad_token_id", 1.0)? {
+        id if id >= -1.0 && id.fract() == 0.0 => (id + 1.0) as usize,
+        id => return Err(format!("pad_token_id = {id}; expected a token id, or -1 for none")),
+    };
+    if offset >= max_positions {
+        return Err(format!(
+            "pad_token_id = {} leaves no position of the {max_positions} for a token",
+            offset as i64 - 1
+        ));
+    }
+    Ok(offset)
 }

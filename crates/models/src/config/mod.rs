@@ -11,20 +11,25 @@ mod keys;
 mod labels;
 mod layer;
 mod names;
+mod relative;
 mod rope;
 
 pub use activation::Activation;
 pub use classifier::{BodyConfig, ClassifierConfig};
 pub use decoder::{DecoderConfig, QkNorm, Residual};
-pub use encoder::EncoderConfig;
+pub use encoder::{
+    ConvolutionOptions, EncoderBiases, EncoderConfig, EncoderDropouts, EncoderLayerKind, HeadInput,
+    HeadOptions, MaskedLmOptions,
+};
 pub use experts::ExpertsConfig;
 pub use keys::Keys;
 pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
-    DecoderArchitecture, DecoderNames, EncoderArchitecture, EncoderNames, ExpertNames, HeadNames, LayerNorms,
-    MaskedLmNames, MlpNames, QkvNames, SharedExpertNames, SharedLayers,
+    DecoderArchitecture, DecoderNames, EmbeddingNames, EncoderArchitecture, EncoderNames, ExpertNames,
+    HeadNames, LayerNorms, MaskedLmNames, MlpNames, QkvNames, RelativeNames, SharedExpertNames, SharedLayers,
 };
+pub use relative::{DistanceBuckets, RelativeKind, RelativePositions};
 pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};
 
 pub(crate) use decoder::Defaults;

@@ -1,7 +1,10 @@
 //! Where an architecture keeps what: names of modules in checkpoints, and the type that carries them.
 
+use serde_json::Value;
+
 use crate::config::activation::Activation;
 use crate::config::decoder::DecoderConfig;
+use crate::config::encoder::EncoderConfig;
 use crate::config::keys::Keys;
 
 /// What an encoder architecture has of its own over the shared [`Encoder`](crate::encoder::Encoder).
@@ -14,6 +17,12 @@ pub struct EncoderArchitecture {
     pub config_keys: &'static [(&'static str, &'static str)],
     /// Whether positions count from `pad_token_id + 1`.
     pub positions_after_padding: bool,
+    /// Values of absent keys, where they are not BERT's.
+    pub defaults: fn() -> Vec<(&'static str, Value)>,
+    /// Reads what the config has beside BERT's keys, which have been read.
+    pub options: fn(EncoderConfig, &Keys<'_>) -> Result<EncoderConfig, String>,
+    /// Beginnings of names that a checkpoint may hold and nobody needs, with or without the prefix.
+    pub extras: &'static [&'static str],
     /// Where the encoder's tensors are.
     pub names: EncoderNames,
     /// The sequence classification head.
@@ -33,28 +42,72 @@ impl PartialEq for EncoderArchitecture {
 pub struct EncoderNames {
     /// Prefix of the encoder's keys in a checkpoint with a head.
     pub prefix: &'static str,
+    /// The embeddings, below the prefix.
+    pub embeddings: EmbeddingNames,
     /// The layers, below the prefix.
     pub layers: &'static str,
-    /// Query, key, value and output, below a layer.
-    pub attention: [&'static str; 4],
-    /// Norm after the attention.
+    /// The maps to queries, keys and values, below a layer.
+    pub qkv: QkvNames,
+    /// The attention's output map.
+    pub output: &'static str,
+    /// Whether the norms of a layer come before its two parts, and not after them.
+    pub norms_before: bool,
+    /// Norm before or after the attention.
     pub attention_norm: &'static str,
+    /// The gate of the feed-forward part, where it has one of its own.
+    pub gate: Option<&'static str>,
     /// The two maps of the feed-forward part.
     pub feed_forward: [&'static str; 2],
-    /// Norm after the feed-forward part.
+    /// Whether the first of them computes the gate too.
+    pub up_has_gate: bool,
+    /// Whether that gate comes after the inner values, and not before them.
+    pub gate_is_last: bool,
+    /// Norm before or after the feed-forward part.
     pub feed_forward_norm: &'static str,
-    /// Whether there is a token-type embedding.
-    pub has_types: bool,
+    /// Norm after the last layer, below the prefix.
+    pub final_norm: Option<&'static str>,
     /// The map from embeddings of another width than the layers', below the prefix; the widths are equal where it is absent.
     pub embedding_projection: Option<&'static str>,
     /// Whether that map is there for equal widths as well.
     pub projects_equal_widths: bool,
+    /// The table of relative positions and what goes with it, in models that have one.
+    pub relative: Option<RelativeNames>,
+    /// The convolution beside the first layer and its norm, below the prefix, in models that have one.
+    pub convolution: Option<[&'static str; 2]>,
     /// Layers that share their weights, in groups.
     pub shared_layers: Option<SharedLayers>,
-    /// Whether there is dropout between the feed-forward part's second map and its norm.
+    /// Whether there is dropout after the feed-forward part's second map.
     pub drops_feed_forward: bool,
-    /// Whether there is dropout between the attention's output map and its norm.
+    /// Whether there is dropout after the attention's output map.
     pub drops_attention_output: bool,
+}
+
+/// The tables of an encoder's embeddings and the norm over their sum.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingNames {
+    /// Words.
+    pub words: &'static str,
+    /// Positions, where they have a table.
+    pub positions: Option<&'static str>,
+    /// Token types, where there are any.
+    pub types: Option<&'static str>,
+    /// Tasks, of which there is one here (ERNIE).
+    pub tasks: Option<&'static str>,
+    /// The norm, where there is one.
+    pub norm: Option<&'static str>,
+}
+
+/// The modules of relative positions.
+#[derive(Clone, Copy, Debug)]
+pub struct RelativeNames {
+    /// The table, below the prefix.
+    pub table: &'static str,
+    /// The norm over its rows, below the prefix.
+    pub norm: &'static str,
+    /// Its map to keys, below a layer.
+    pub key: &'static str,
+    /// Its map to queries, below a layer.
+    pub query: &'static str,
 }
 
 /// Groups of layers, each of which is run several times in a row: `num_hidden_layers` runs of `num_hidden_groups` groups of
@@ -78,25 +131,29 @@ impl EncoderNames {
     }
 }
 
-/// A sequence classification head: `output(dropout(act(dense(first token))))`.
-#[derive(Debug)]
+/// A sequence classification head: `output(dropout(norm(act(dense(first token)))))`, or of the mean over tokens.
+#[derive(Clone, Copy, Debug)]
 pub struct HeadNames {
     /// Path of the first map.
     pub dense: &'static str,
+    /// Path of the norm after its activation, in heads that have one.
+    pub norm: Option<&'static str>,
     /// Path of the map to the labels.
     pub output: &'static str,
     /// Name of the whole head in PEFT's `modules_to_save`, where it is a module of its own.
     pub saved_as: Option<&'static str>,
     /// Whether the first map belongs to the head (BERT's pooler belongs to the encoder).
     pub dense_is_head: bool,
-    /// After the first map.
+    /// Whether the head over tokens has the first map too.
+    pub for_tokens: bool,
+    /// After the first map, where the config does not say.
     pub activation: Activation,
     /// Whether there is dropout before the first map too.
     pub drops_input: bool,
 }
 
 /// A masked language modelling head: `norm(act(transform(h)))·embeddingᵀ + bias`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct MaskedLmNames {
     /// Path of the map before the norm.
     pub transform: &'static str,

@@ -47,17 +47,18 @@ pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<Pat
 /// Default targets: the maps that compute queries and values.
 pub(super) fn default_targets(config: &ClassifierConfig) -> String {
     match &config.body {
-        BodyConfig::Encoder(config) => {
-            let [query, _, value, _] = config.architecture.names.attention;
-            format!("{},{}", last(query), last(value))
-        }
+        BodyConfig::Encoder(config) => query_and_value(&config.architecture.names.qkv),
         BodyConfig::Decoder(config) => decoder_targets(config),
     }
 }
 
 /// The same for a language model; queries, keys and values together if one map computes them.
 pub(super) fn decoder_targets(config: &DecoderConfig) -> String {
-    match &config.architecture.names.qkv {
+    query_and_value(&config.architecture.names.qkv)
+}
+
+fn query_and_value(names: &QkvNames) -> String {
+    match names {
         QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
         QkvNames::Fused { name, .. } => last(name).to_string(),
     }
