@@ -62,6 +62,8 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("albert-cls")]
 #[case("albert-groups")]
 #[case("albert-square")]
+#[case("modernbert-cls")]
+#[case("modernbert-biases")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -71,6 +73,8 @@ fn equals_transformers(#[case] name: &str) {
 #[case("bert-cls")]
 #[case("roberta-cls")]
 #[case("distilbert-cls")]
+#[case("modernbert-cls")]
+#[case("modernbert-biases")]
 fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);
@@ -160,6 +164,7 @@ fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] clas
 #[rstest]
 #[case("bert-token-cls", "BertForTokenClassification")]
 #[case("roberta-token-cls", "RobertaForTokenClassification")]
+#[case("modernbert-token-cls", "ModernBertForTokenClassification")]
 fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str) {
     let folder = lowrank_tests::fixture(name);
     let golden: serde_json::Value =
@@ -239,6 +244,7 @@ fn a_language_model_gets_a_head() {
 
 #[rstest]
 #[case("bert-mlm")]
+#[case("modernbert-mlm")]
 fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);

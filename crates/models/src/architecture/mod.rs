@@ -32,6 +32,7 @@ mod ministral;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod modernbert;
 mod mpt;
 mod nemotron;
 mod olmo;
@@ -71,6 +72,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &distilbert::ARCHITECTURE,
     &electra::ARCHITECTURE,
     &albert::ARCHITECTURE,
+    &modernbert::ARCHITECTURE,
 ];
 
 /// Every decoder.
