@@ -64,6 +64,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("albert-square")]
 #[case("modernbert-cls")]
 #[case("modernbert-biases")]
+#[case("mpnet-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -75,6 +76,7 @@ fn equals_transformers(#[case] name: &str) {
 #[case("distilbert-cls")]
 #[case("modernbert-cls")]
 #[case("modernbert-biases")]
+#[case("mpnet-cls")]
 fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);
@@ -165,6 +167,7 @@ fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] clas
 #[case("bert-token-cls", "BertForTokenClassification")]
 #[case("roberta-token-cls", "RobertaForTokenClassification")]
 #[case("modernbert-token-cls", "ModernBertForTokenClassification")]
+#[case("mpnet-token-cls", "MPNetForTokenClassification")]
 fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str) {
     let folder = lowrank_tests::fixture(name);
     let golden: serde_json::Value =
@@ -245,6 +248,7 @@ fn a_language_model_gets_a_head() {
 #[rstest]
 #[case("bert-mlm")]
 #[case("modernbert-mlm")]
+#[case("mpnet-mlm")]
 fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);

@@ -33,6 +33,7 @@ mod ministral3;
 mod mistral;
 mod mixtral;
 mod modernbert;
+mod mpnet;
 mod mpt;
 mod nemotron;
 mod olmo;
@@ -73,6 +74,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &electra::ARCHITECTURE,
     &albert::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
+    &mpnet::ARCHITECTURE,
 ];
 
 /// Every decoder.

@@ -45,6 +45,8 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"roberta","pad_token_id":511}"#, "no position")]
 #[case(r#"{"model_type":"modernbert","classifier_pooling":"max"}"#, "classifier_pooling 'max'")]
 #[case(r#"{"model_type":"modernbert","norm_eps":-1}"#, "norm_eps = -1")]
+#[case(r#"{"model_type":"mpnet","relative_attention_num_buckets":16}"#, "expected 32")]
+#[case(r#"{"model_type":"mpnet","max_position_embeddings":2}"#, "no position")]
 #[case(
     "position_buckets = 1"
 )]
