@@ -65,6 +65,9 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("modernbert-cls")]
 #[case("modernbert-biases")]
 #[case("mpnet-cls")]
+#[case("deberta-v3-cls")]
+#[case("deberta-v2-cls")]
+#[case("deberta-plain-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -77,6 +80,8 @@ fn equals_transformers(#[case] name: &str) {
 #[case("modernbert-cls")]
 #[case("modernbert-biases")]
 #[case("mpnet-cls")]
+#[case("deberta-v3-cls")]
+#[case("deberta-v2-cls")]
 fn a_packed_batch_equals_one_by_one(#[case] name: &str) {
     let golden = golden(name);
     let (model, _) = load::<Flex>(name);
@@ -168,6 +173,7 @@ fn classifiers_over_decoders_equal_transformers(#[case] name: &str, #[case] clas
 #[case("roberta-token-cls", "RobertaForTokenClassification")]
 #[case("modernbert-token-cls", "ModernBertForTokenClassification")]
 #[case("mpnet-token-cls", "MPNetForTokenClassification")]
+#[case("deberta-token-cls", "DebertaV2ForTokenClassification")]
 fn token_classifiers_equal_transformers(#[case] name: &str, #[case] class: &str) {
     let folder = lowrank_tests::fixture(name);
     let golden: serde_json::Value =
@@ -249,6 +255,7 @@ fn a_language_model_gets_a_head() {
 #[case("bert-mlm")]
 #[case("modernbert-mlm")]
 #[case("mpnet-mlm")]
+#[case("deberta-mlm")]
 fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);

@@ -25,7 +25,8 @@ pub use train::train_byte_level;
 pub use words::WordSpan;
 
 /// Names of SentencePiece models.
-const SENTENCE_PIECE: [&str; 3] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+const SENTENCE_PIECE: [&str; 4] =
+    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", sentencepiece::DEBERTA_FILE];
 
 /// The tokens of one text or pair, special tokens included, never padded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,7 +74,8 @@ pub struct TextTokenizer {
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
     /// `vocab.txt` (BERT's WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2,
-    /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's or T5's, by the class).
+    /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's, T5's or DeBERTa's, by the
+    /// class).
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present
     /// (tokens that are not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`,
     /// `add_prefix_space`).

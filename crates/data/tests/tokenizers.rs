@@ -26,6 +26,7 @@ fn ids_are_those_of_transformers() {
         "roberta-vocab-space",
         "sentencepiece-bpe",
         "sentencepiece-bpe-legacy",
+        "sentencepiece-deberta",
         "sentencepiece-unigram",
     ];
     let mut wrong = Vec::new();

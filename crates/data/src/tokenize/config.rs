@@ -74,6 +74,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) strip_accents: Option<bool>,
     pub(crate) tokenize_chinese_chars: Option<bool>,
     pub(crate) add_prefix_space: Option<bool>,
+    pub(crate) split_by_punct: Option<bool>,
     pub(crate) trim_offsets: Option<bool>,
     pub(crate) legacy: Option<bool>,
     pub(crate) add_bos_token: Option<bool>,

@@ -1,5 +1,5 @@
 //! SentencePiece models (Kudo and Richardson 2018) as the tokenizers into which transformers converts them:
-//! Llama's BPE with byte fallback, and T5's Unigram.
+//! Llama's BPE with byte fallback, and the Unigrams of T5 and DeBERTa.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,13 +10,17 @@ use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::Precompiled;
-use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::normalizers::{
+    Lowercase, NFC, NormalizerWrapper, Precompiled, Sequence as Normalizers, Strip as StripSpaces,
+};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
 use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::tokenize::build::{add_tokens, id_of, unknown_class};
@@ -29,6 +33,19 @@ const SPACE: char = '▁';
 const LLAMA: &[(&str, &str)] = &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")];
 /// The default special tokens of T5.
 const T5: &[(&str, &str)] = &[("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")];
+
+/// The default special tokens of DeBERTa v2 and v3.
+const DEBERTA: &[(&str, &str)] = &[
+    ("bos_token", "[CLS]"),
+    ("eos_token", "[SEP]"),
+    ("unk_token", "[UNK]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("cls_token", "[CLS]"),
+    ("mask_token", "[MASK]"),
+];
+/// The name under which DeBERTa's model is published, mostly without a class beside it.
+pub(super) const DEBERTA_FILE: &str = "spm.model";
 
 /// A piece of the vocabulary.
 struct Piece {
@@ -139,6 +156,8 @@ pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokeniz
     let build = match (config.class(), model.kind) {
         (Some("Llama" | "CodeLlama"), BYTE_PAIRS) => llama,
         (Some("T5"), UNIGRAM) => t5,
+        (Some("DebertaV2"), UNIGRAM) => deberta,
+        (None, UNIGRAM) if path.ends_with(DEBERTA_FILE) => deberta,
         (Some(class), _) => return Err(error(unknown_class(config.class_name(), class))),
         (None, _) => {
             return Err(error(
@@ -213,6 +232,47 @@ fn t5(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> 
         .try_single(format!("$A {eos}"))?
         .try_pair(format!("$A {eos} $B {eos}"))?
         .special_tokens(vec![(eos.clone(), id_of(&tokenizer, &eos)?)])
+        .build()?;
+    tokenizer.with_post_processor(Some(template));
+    Ok(tokenizer)
+}
+
+/// transformers 5 takes the pieces of the model and none of its rules.
+fn deberta(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
+    let config = config.with_defaults(DEBERTA);
+    let vocab: Vec<(String, f64)> =
+        model.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
+    let unk_token = config.token("unk_token");
+    // As transformers: the id of a later default where the vocabulary has no such token of score 0.
+    let unk_id = vocab.iter().position(|(text, score)| text == unk_token && *score == 0.0).unwrap_or(1);
+    let mut tokenizer = Tokenizer::new(Unigram::from(vocab, Some(unk_id), false)?);
+    let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+    if config.do_lower_case.unwrap_or(false) {
+        normalizers.push(Lowercase.into());
+    }
+    let spaces = ReplacePattern::Regex(r"\s{2,}|[\n\r\t]".to_owned());
+    normalizers.extend([Replace::new(spaces, " ")?.into(), NFC.into(), StripSpaces::new(false, true).into()]);
+    tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
+    let scheme =
+        if config.add_prefix_space.unwrap_or(true) { PrependScheme::Always } else { PrependScheme::First };
+    let spaces = || Metaspace::new(SPACE, scheme, true);
+    let mut splitters: Vec<PreTokenizerWrapper> = Vec::new();
+    if config.split_by_punct.unwrap_or(false) {
+        splitters.push(Punctuation::new(SplitDelimiterBehavior::Isolated).into());
+    }
+    splitters.push(spaces().into());
+    tokenizer.with_pre_tokenizer(Some(Splitters::new(splitters)));
+    tokenizer.with_decoder(Some(spaces()));
+    add_tokens(&mut tokenizer, model.added())?;
+    add_tokens(&mut tokenizer, config.added_tokens())?;
+    let (cls, sep) = (config.token("cls_token").to_owned(), config.token("sep_token").to_owned());
+    let template = TemplateProcessing::builder()
+        .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
+        .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
+        .special_tokens(vec![
+            (cls.clone(), id_of(&tokenizer, &cls)?),
+            (sep.clone(), id_of(&tokenizer, &sep)?),
+        ])
         .build()?;
     tokenizer.with_post_processor(Some(template));
     Ok(tokenizer)

@@ -8,6 +8,7 @@ mod bloom;
 mod cohere;
 mod cohere2;
 mod cwm;
+mod deberta;
 mod distilbert;
 mod electra;
 mod ernie4_5;
@@ -75,6 +76,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &albert::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
     &mpnet::ARCHITECTURE,
+    &deberta::ARCHITECTURE,
 ];
 
 /// Every decoder.

@@ -47,9 +47,15 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"modernbert","norm_eps":-1}"#, "norm_eps = -1")]
 #[case(r#"{"model_type":"mpnet","relative_attention_num_buckets":16}"#, "expected 32")]
 #[case(r#"{"model_type":"mpnet","max_position_embeddings":2}"#, "no position")]
+#[case(r#"{"model_type":"deberta-v2","pos_att_type":["c2c"]}"#, "pos_att_type: 'c2c'")]
+#[case(r#"{"model_type":"deberta-v2","conv_kernel_size":3,"conv_groups":2}"#, "conv_groups = 2")]
+#[case(r#"{"model_type":"deberta-v2","conv_kernel_size":4}"#, "conv_kernel_size = 4")]
+#[case(r#"{"model_type":"deberta-v2","embedding_size":16}"#, "embedding_size = 16")]
 #[case(
+    r#"{"model_type":"deberta-v2","relative_attention":true,"position_buckets":1}"#,
     "position_buckets = 1"
 )]
+#[case(r#"{"model_type":"deberta-v2","relative_attention":true,"norm_rel_ebd":"rms"}"#, "norm_rel_ebd 'rms'")]
 fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
     let error = config(changes).unwrap_err();
     assert!(error.contains(message), "{error}");
@@ -68,8 +74,10 @@ fn the_table_of_architectures_has_every_encoder() {
 
 /// Older configs write the terms as one string, and numbers below 1 for none.
 #[test]
+fn terms_of_deberta_are_read_in_both_ways() {
     let v3 = |terms: &str| {
         config(&format!(
+            r#"{{"model_type":"deberta-v2","relative_attention":true,"pos_att_type":{terms},"position_buckets":256,
                 "max_relative_positions":-1,"share_att_key":true,"norm_rel_ebd":"layer_norm"}}"#
         ))
         .unwrap()

@@ -17,7 +17,7 @@ const WEIGHTS: [&str; 4] = [
 ];
 
 /// What may lie beside the weights.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -35,6 +35,7 @@ const FILES: [&str; 17] = [
     "tokenizer.model",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "spm.model",
 ];
 
 /// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.
