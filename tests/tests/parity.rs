@@ -68,6 +68,9 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("deberta-v3-cls")]
 #[case("deberta-v2-cls")]
 #[case("deberta-plain-cls")]
+#[case("nomic-cls")]
+#[case("gte-cls")]
+#[case("jina-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -256,6 +259,7 @@ fn a_language_model_gets_a_head() {
 #[case("modernbert-mlm")]
 #[case("mpnet-mlm")]
 #[case("deberta-mlm")]
+#[case("gte-mlm")]
 fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);

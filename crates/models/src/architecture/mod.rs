@@ -25,9 +25,11 @@ mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod gte;
 mod helium;
 mod hunyuan_v1_dense;
 mod jais2;
+mod jina;
 mod llama;
 mod ministral;
 mod ministral3;
@@ -37,6 +39,7 @@ mod modernbert;
 mod mpnet;
 mod mpt;
 mod nemotron;
+mod nomic;
 mod olmo;
 mod olmo2;
 mod olmo3;
@@ -77,6 +80,9 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &modernbert::ARCHITECTURE,
     &mpnet::ARCHITECTURE,
     &deberta::ARCHITECTURE,
+    &nomic::ARCHITECTURE,
+    &gte::ARCHITECTURE,
+    &jina::ARCHITECTURE,
 ];
 
 /// Every decoder.
