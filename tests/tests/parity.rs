@@ -71,6 +71,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("nomic-cls")]
 #[case("gte-cls")]
 #[case("jina-cls")]
+#[case("roformer-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);
@@ -260,6 +261,7 @@ fn a_language_model_gets_a_head() {
 #[case("mpnet-mlm")]
 #[case("deberta-mlm")]
 #[case("gte-mlm")]
+#[case("roformer-mlm")]
 fn masked_language_models_equal_transformers(#[case] name: &str) {
     fn check<B: Backend + Kernels>(name: &str) {
         let folder = lowrank_tests::fixture(name);

@@ -52,6 +52,7 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;
+mod roformer;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -83,6 +84,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &nomic::ARCHITECTURE,
     &gte::ARCHITECTURE,
     &jina::ARCHITECTURE,
+    &roformer::ARCHITECTURE,
 ];
 
 /// Every decoder.

@@ -58,6 +58,7 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"deberta-v2","relative_attention":true,"norm_rel_ebd":"rms"}"#, "norm_rel_ebd 'rms'")]
 #[case(r#"{"model_type":"nomic_bert","prenorm":true}"#, "prenorm = true")]
 #[case(r#"{"model_type":"nomic_bert","rotary_scaling_factor":2}"#, "rotary_scaling_factor = 2")]
+#[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
 fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
     let error = config(changes).unwrap_err();
     assert!(error.contains(message), "{error}");
