@@ -72,6 +72,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("gte-cls")]
 #[case("jina-cls")]
 #[case("roformer-cls")]
+#[case("ernie-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);

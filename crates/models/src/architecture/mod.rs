@@ -11,6 +11,7 @@ mod cwm;
 mod deberta;
 mod distilbert;
 mod electra;
+mod ernie;
 mod ernie4_5;
 mod exaone4;
 mod falcon;
@@ -85,6 +86,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &gte::ARCHITECTURE,
     &jina::ARCHITECTURE,
     &roformer::ARCHITECTURE,
+    &ernie::ARCHITECTURE,
 ];
 
 /// Every decoder.
