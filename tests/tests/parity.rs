@@ -73,6 +73,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("jina-cls")]
 #[case("roformer-cls")]
 #[case("ernie-cls")]
+#[case("xlm-roberta-xl-cls")]
 fn equals_transformers(#[case] name: &str) {
     check::<Flex>(name);
     check::<NdArray>(name);

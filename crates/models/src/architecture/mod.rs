@@ -60,6 +60,7 @@ mod stablelm;
 mod starcoder2;
 mod unknown;
 mod vaultgemma;
+mod xlm_roberta_xl;
 
 use std::path::Path;
 
@@ -87,6 +88,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &jina::ARCHITECTURE,
     &roformer::ARCHITECTURE,
     &ernie::ARCHITECTURE,
+    &xlm_roberta_xl::ARCHITECTURE,
 ];
 
 /// Every decoder.
