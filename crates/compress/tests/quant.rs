@@ -228,17 +228,27 @@ fn weights_of_errors_lower_the_error() {
 #[test]
 fn errors_are_made_up_for_in_later_columns() {
     let model = model();
-    let inputs = weightings(false);
+    // Channels that all follow two common ones, which is where feedback pays.
+    let correlated = |n: usize| {
+        let common = normal_values(12, "common", 2 * n, 1.0);
+        let gram = Mat::from_fn(n, n, |i, j| {
+            let shared: f64 =
+                (0..2).map(|k| f64::from(common[2 * i + k]) * f64::from(common[2 * j + k])).sum();
+            50.0 * (shared + 0.1 * f64::from(u8::from(i == j)))
+        });
+        Arc::new(InputStatistics { gram, magnitude: vec![50.0; n], rows: 50 })
+    };
     let roots = |inputs: &InputStatistics| -> Vec<f32> {
         (0..inputs.gram.nrows()).map(|i| (inputs.gram[(i, i)] / inputs.rows as f64).sqrt() as f32).collect()
     };
-    let channels: Weightings = inputs
-        .iter()
-        .map(|(path, weighting)| match weighting {
-            Weighting::Inputs(inputs) => (path.clone(), Weighting::Channels(roots(inputs))),
-            _ => unreachable!("made of inputs"),
+    let modules = || {
+        (0..LAYERS).flat_map(|layer| {
+            WIDTHS.map(|(name, [d_in, _])| (format!("model.layers.{layer}.{name}"), correlated(d_in)))
         })
-        .collect();
+    };
+    let channels: Weightings =
+        modules().map(|(path, inputs)| (path, Weighting::Channels(roots(&inputs)))).collect();
+    let inputs: Weightings = modules().map(|(path, inputs)| (path, Weighting::Inputs(inputs))).collect();
     for format in [BlockFormat::Q4_0, BlockFormat::Q8_0, BlockFormat::Iq4Nl] {
         let by_channel = run(model.path(), &quant(format), Some(channels.clone())).unwrap();
         let made = run(model.path(), &quant(format), Some(inputs.clone())).unwrap();
@@ -246,7 +256,7 @@ fn errors_are_made_up_for_in_later_columns() {
             let module = format!("model.layers.1.{name}");
             let [by_channel, made] =
                 [&by_channel, &made].map(|made| error(model.path(), made, &module, Some(&inputs)));
-            assert!(made < 0.98 * by_channel, "{format} {module}: {made}, {by_channel}");
+            assert!(made < 0.9 * by_channel, "{format} {module}: {made}, {by_channel}");
         }
     }
 }
