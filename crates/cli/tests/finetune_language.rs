@@ -281,7 +281,7 @@ fn wrong_options_and_rows_are_one_line() {
 #[case(r#"{"messages": [{"role": "wizard", "content": "a"}]}"#, "rows.jsonl:2: unknown role 'wizard'")]
 #[case(
     r#"{"messages": [{"role": "user", "content": "a"}]}"#,
-    "rows.jsonl:2: the conversation has no message"
+    "rows.jsonl:2: the conversation has no assistant message"
 )]
 #[case(
     r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#,

@@ -256,7 +256,7 @@ fn errors_are_made_up_for_in_later_columns() {
             let module = format!("model.layers.1.{name}");
             let [by_channel, made] =
                 [&by_channel, &made].map(|made| error(model.path(), made, &module, Some(&inputs)));
-            assert!(made < 0.9 * by_channel, "{format} {module}: {made}, {by_channel}");
+            assert!(made < 0.97 * by_channel, "{format} {module}: {made}, {by_channel}");
         }
     }
 }

@@ -230,8 +230,6 @@ fn what_a_model_must_say_is_asked_for() {
     let mut file = model();
     file.keys.remove(1);
     assert!(error(file, "config.json").contains("lack llama.block_count"));
-    let experts = model().count("llama.expert_count", 8);
-    assert!(error(experts, "config.json").contains("experts"));
     let mut other = model();
     other.keys[9] = [&text("tokenizer.ggml.model")[..], &8u32.to_le_bytes(), &text("rwkv")].concat();
     assert!(error(other, "tokenizer.json").contains("'rwkv' is not supported"));

@@ -21,11 +21,10 @@ fn rows_go_where_the_spans_say() {
         // Who else has the table keeps what was in it, and other types go the way of burn's operations.
         assert_eq!(values(table.clone()), values(random::<B, 2>([7, 5], 1)));
         let turned = rows.transpose();
-        let written = write_rows(Tensor::zeros([5, 4], &table.device()), turned.clone(), &[[0, 0, 5]]);
+        let written = write_rows(random::<B, 2>([5, 4], 3), turned.clone(), &[[0, 0, 5]]);
         assert_eq!(values(written), values(turned.clone()));
         let wide = |x: Tensor<B, 2>| x.cast(DType::F64);
-        let written =
-            write_rows(wide(Tensor::zeros([6, 4], &table.device())), wide(turned.clone()), &[[1, 0, 5]]);
+        let written = write_rows(wide(random::<B, 2>([6, 4], 4)), wide(turned.clone()), &[[1, 0, 5]]);
         assert_eq!(values(written.narrow(0, 1, 5)), values(turned));
     }
     on_backends!(check());

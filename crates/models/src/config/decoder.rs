@@ -271,6 +271,7 @@ impl DecoderConfig {
                 "hidden_size = {d_model} is not a multiple of num_attention_heads = {n_heads}"
             ));
         }
+        self.ropes.iter().try_for_each(RopeConfig::check)?;
         for (what, heads) in [("queries", n_heads), ("keys", n_kv_heads)] {
             let width = heads.saturating_mul(head_dim);
             if width > MAX_DIM {

@@ -175,7 +175,10 @@ impl EncoderConfig {
             renamed.entry(key).or_insert(value);
         }
         let keys = Keys::new(&renamed);
-        match Self::of_keys(architecture, &keys).and_then(|config| (architecture.options)(config, &keys)) {
+        let config = Self::of_keys(architecture, &keys)
+            .and_then(|config| (architecture.options)(config, &keys))
+            .and_then(|config| config.ropes.iter().try_for_each(RopeConfig::check).map(|()| config));
+        match config {
             Ok(config) => Ok(Self { raw, ..config }),
             Err(error) => Err(as_in_file(error, &raw, names)),
         }

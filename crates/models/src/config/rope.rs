@@ -154,14 +154,19 @@ impl RopeConfig {
             return Err(format!("{} = {part} is out of range; expected 0..=1", names.partial));
         }
         let rotary_dim = (head_dim as f64 * part) as usize;
-        if !rotary_dim.is_multiple_of(2) {
-            return Err(format!("rotary positions over {rotary_dim} elements; expected an even number"));
-        }
         let scaling = match own {
             Some(own) => RopeScaling::read(&own, keys, theta, rotary_dim)?,
             None => RopeScaling::None,
         };
         Ok(Self { theta, rotary_dim, interleaved: names.interleaved, scaling, query_growth: None })
+    }
+
+    /// Refuses an odd number of rotated elements; a model without rotary positions may have heads of any width.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.rotary_dim.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(format!("rotary positions over {} elements; expected an even number", self.rotary_dim))
     }
 
     /// Angle of each pair of elements at position 1 in a sequence of `length` tokens; shape `[rotary_dim / 2]`.
