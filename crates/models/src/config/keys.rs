@@ -21,10 +21,9 @@ pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<S
 /// An error about a [renamed](renamed) config, with the names of the keys in the file.
 pub(crate) fn as_in_file(error: String, raw: &Map<String, Value>, names: &[(&str, &str)]) -> String {
     let others = names.iter().filter(|(_, key)| raw.get(*key).is_none_or(Value::is_null));
-    others.fold(error, |error, (own, key)| match error.strip_prefix(key) {
-        Some(rest) if rest.starts_with(' ') => format!("{own}{rest}"),
-        _ => error,
-    })
+    let renamed = |word: &str| others.clone().find(|(_, key)| *key == word).map(|(own, _)| (*own).to_owned());
+    let words = error.split(' ').map(|word| renamed(word).unwrap_or_else(|| word.to_owned()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The keys of a config.

@@ -403,7 +403,7 @@ mod tests {
     #[case(json!({"partial_rotary_factor": 2.0}), "0..=1")]
     #[case(json!({"rope_scaling": 3}), "expected an object")]
     fn what_is_not_understood_is_refused(#[case] value: Value, #[case] part: &str) {
-        let error = read(value).unwrap_err();
+        let error = read(value).and_then(|rope| rope.check()).unwrap_err();
         assert!(error.contains(part), "{error}");
     }
 }
