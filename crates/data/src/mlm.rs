@@ -72,7 +72,7 @@ impl Masker {
     ///
     /// # Errors
     /// [`DataError::OutOfRange`] if there is no token to draw from.
-    pub(crate) fn from_ids(mask: u32, reserved: &[u32], vocab_size: usize) -> Result<Self> {
+    pub fn from_ids(mask: u32, reserved: &[u32], vocab_size: usize) -> Result<Self> {
         let mut is_reserved = vec![false; vocab_size];
         for &id in reserved {
             if let Some(flag) = is_reserved.get_mut(id as usize) {

@@ -42,7 +42,7 @@ impl PackedBatch {
     ///
     /// # Errors
     /// [`DataError::Batch`] for no sequence, a sequence without tokens, or labels of different kinds.
-    pub(crate) fn collate<'a>(rows: impl IntoIterator<Item = (&'a Encoded, Option<Label>)>) -> Result<Self> {
+    pub fn collate<'a>(rows: impl IntoIterator<Item = (&'a Encoded, Option<Label>)>) -> Result<Self> {
         let mut batch = Self {
             ids: Vec::new(),
             type_ids: Vec::new(),

@@ -44,13 +44,13 @@ pub struct EncoderConfig {
     pub score_scale: f32,
     /// Inner width of the feed-forward part.
     pub d_ff: usize,
-    /// Rows of the position embedding; where there is none, the length that the model was made for.
+    /// Rows of the position embedding; where it is absent, the length that the model was made for.
     pub max_positions: usize,
     /// Whether there is a position embedding.
     pub has_positions: bool,
-    /// Rows of the token-type embedding, 0 where there is none.
+    /// Rows of the token-type embedding, 0 where it is absent.
     pub type_vocab_size: usize,
-    /// Rows of the table of tasks, 0 where there is none.
+    /// Rows of the table of tasks, 0 where it is absent.
     pub task_types: usize,
     /// Added to the variance in layer norms.
     pub norm_eps: f64,

@@ -141,7 +141,7 @@ impl<B: Backend> Encoder<B> {
     }
 
     /// The word embedding.
-    pub fn word_embedding(&self) -> &Embedding<B> {
+    pub(crate) fn word_embedding(&self) -> &Embedding<B> {
         &self.embeddings.words
     }
 
