@@ -302,7 +302,7 @@ fn names_may_lack_their_beginning() {
     }
 }
 
-/// A head of its own in the file counts, whatever the config says of tying; so does a head alone for both.
+/// A head stored in the file is used, whatever the config says about tying; a head without an embedding serves as both.
 #[test]
 fn tying_is_what_the_file_says() {
     let (name, device) = ("llama-tied", Default::default());

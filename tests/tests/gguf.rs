@@ -25,7 +25,7 @@ fn cases() -> Vec<(String, bool)> {
     let mut names: Vec<String> =
         files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
-    // They have a test of their own.
+    // They have a separate test.
     names.retain(|name| !["gemma2", "gemma3"].contains(&name.as_str()));
     assert!(names.len() >= 16, "{names:?}");
     names
@@ -240,7 +240,7 @@ fn what_llama_cpp_cannot_run_is_refused_by_name() {
     }
 }
 
-/// llama.cpp wants a head of its own in some architectures, and none in others.
+/// llama.cpp requires `output.weight` for some architectures and rejects it for others.
 #[test]
 fn heads_are_written_where_llama_cpp_wants_them() {
     let folder = tempfile::tempdir().unwrap();

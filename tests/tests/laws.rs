@@ -517,7 +517,7 @@ fn lora_to_lotr_is_exact_where_the_ranks_suffice() {
     assert!(errors.iter().all(|e| *e < 1e-5), "{errors:?}");
     let (x, y) = (model.run(&again), model.run(&set));
     assert_close("the group", &x, &y, 5000.0 * f32::EPSILON * largest(&y));
-    // Four pairs of their own do not share factors of rank 3.
+    // Four independent pairs do not share factors of rank 3.
     let lora = randomised(fresh(&variant(Method::LORA, Init::Default), &model, "query,value"));
     let updates: Vec<Update> = lora.updates(model.sites(), |_| None).unwrap();
     let (_, errors) =

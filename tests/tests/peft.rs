@@ -120,7 +120,7 @@ fn write_again(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Val
     check(&format!("{name} written again"), &again, &set, expect);
 }
 
-/// A tied head that gets weights of its own says so in the config that the model is written with.
+/// Untying a head is recorded in the config that is written.
 #[test]
 fn a_head_that_parts_from_its_table_unties_the_config() {
     for (name, is_tied) in [

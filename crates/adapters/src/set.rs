@@ -377,7 +377,7 @@ impl<B: Backend> AdapterSet<B> {
         Ok(self)
     }
 
-    /// Whether there is something to project.
+    /// Whether any update is projected to low rank.
     pub fn needs_projection(&self) -> bool {
         self.adapters.iter().any(Adapter::needs_projection)
     }

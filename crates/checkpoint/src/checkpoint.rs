@@ -95,7 +95,7 @@ impl Checkpoint {
         self.tensors.len()
     }
 
-    /// Whether there are no tensors.
+    /// Whether the checkpoint is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
@@ -113,7 +113,7 @@ impl Checkpoint {
         self.tensors.get(name).map(|entry| &entry.info)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether the checkpoint has a tensor of this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

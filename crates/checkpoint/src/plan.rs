@@ -33,8 +33,8 @@ impl TensorPlan {
 pub struct StreamOptions {
     /// File name without `.safetensors`; `model` unless changed.
     pub stem: String,
-    /// Split into shards of at most this many bytes of tensors, a larger tensor in a shard of its own; one
-    /// file if `None`.
+    /// Split into shards of at most this many bytes of tensors, a larger tensor gets a separate shard;
+    /// `None` writes one file.
     pub max_shard_bytes: Option<u64>,
     /// Strings for the header of each file; `"format": "pt"` is added.
     pub metadata: BTreeMap<String, String>,

@@ -66,7 +66,7 @@ impl StreamWriter {
     }
 
     /// Resumes an interrupted or just finished attempt with the same plan and options; otherwise starts a
-    /// new one. Tensors that are in place according to their hash are no longer
+    /// new one. Tensors already written, as verified by their hash, are not
     /// [`missing`](Self::missing).
     ///
     /// Put everything that the tensors depend on (the source's hash, the settings) into the metadata: it is

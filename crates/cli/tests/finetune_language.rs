@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use common::{fixture, s};
 
-/// Rows in a folder of their own, and runs beside them.
+/// A folder with rows, and runs beside them.
 struct Bench {
     dir: TempDir,
 }

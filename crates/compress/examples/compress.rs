@@ -1,5 +1,5 @@
 //! Compresses a model folder by plain SVD: `cargo run -p lowrank-compress --example compress -- MODEL OUTPUT 0.2`. Without
-//! arguments it makes a small model of its own first.
+//! arguments it first generates a small model.
 
 #![allow(clippy::print_stdout, reason = "a program's output")]
 

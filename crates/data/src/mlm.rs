@@ -71,7 +71,7 @@ impl Masker {
     /// vocabulary.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] if there is no token to draw from.
+    /// [`DataError::OutOfRange`] if every token of the vocabulary is reserved.
     pub fn from_ids(mask: u32, reserved: &[u32], vocab_size: usize) -> Result<Self> {
         let mut is_reserved = vec![false; vocab_size];
         for &id in reserved {

@@ -123,7 +123,7 @@ impl Rows {
         self.rows.len()
     }
 
-    /// Whether there are no rows; a file that was read has some.
+    /// Whether the set is empty, which no set read from a file is.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

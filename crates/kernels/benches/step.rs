@@ -84,7 +84,7 @@ impl Layer {
     }
 }
 
-/// Sequences, their length, and whether there is dropout.
+/// Sequences, their length, and whether dropout is on.
 #[divan::bench(args = [(31, 14, false), (31, 14, true), (32, 128, true), (8, 512, true)], max_time = 20)]
 fn lora_step(bencher: Bencher, (sequences, length, with_dropout): (usize, usize, bool)) {
     let layers: Vec<Layer> = (0..LAYERS).map(|_| Layer::new()).collect();

@@ -55,7 +55,7 @@ pub(crate) fn linear_gelu_of<B: Kernels>(
 
 /// A linear step with a low-rank adapter (LoRA, Hu et al. 2021): `x·w + bias + scale·dropout(x)·a·b`.
 ///
-/// Neither the adapter's output nor its part of the input's gradient is ever a tensor of its own.
+/// Neither the adapter's output nor its part of the input's gradient is ever materialized as a tensor.
 ///
 /// # Shapes
 /// - x: `[tokens, d_input]`, w: `[d_input, d_output]`, bias: `[d_output]`

@@ -135,7 +135,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Err(ModelError::Tensors { path: source.to_path_buf(), details: summary(&reader.problems) })
     }
 
-    /// Folds the update of one site into its two factors, at their rank. Returns whether there are two.
+    /// Folds the update of one site into its two factors, at their rank. Returns `false` if it has no pair of factors.
     ///
     /// # Errors
     /// Factors that other modules share, values that are not finite.

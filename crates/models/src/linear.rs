@@ -48,7 +48,7 @@ pub struct LinearSpec<'a> {
     pub layer: Option<usize>,
     /// `[d_input, d_output]`.
     pub shape: [usize; 2],
-    /// Whether there is a bias.
+    /// Whether the map has a bias.
     pub bias: bool,
     /// Whether it belongs to the task head.
     pub head: bool,
@@ -62,7 +62,7 @@ impl SiteList {
         Self { section, ..Self::default() }
     }
 
-    /// Builds a linear map with newly initialized weights and a site of its own, in the representation that the section
+    /// Builds a linear map with newly initialized weights and a new site, in the representation that the section
     /// names.
     pub fn linear<B: Backend>(&mut self, spec: LinearSpec<'_>, seed: u64, device: &B::Device) -> Linear<B> {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;

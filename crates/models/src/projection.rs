@@ -150,7 +150,7 @@ impl<B: Backend> Projection<B> {
         match self {
             Self::Dense(Dense { weight }) => Ok(Self::Dense(Dense { weight: weight.transposed() })),
             _ => Err(ModelError::Input(
-                "the head is tied to an embedding in factors; it cannot get weights of its own".into(),
+                "the head is tied to an embedding in factors; it cannot be given separate weights".into(),
             )),
         }
     }

@@ -55,7 +55,7 @@ fn hash(key: (u32, u32), column: u32) -> u32 {
 /// Multipliers of the two rounds of the hash, for vectorized versions of [`Dropout::row_mask`].
 pub const HASH_FACTORS: [u32; 2] = [0x7feb_352d, 0x846c_a68b];
 
-/// A place of a model that has a dropout of its own.
+/// A location in a model with its own dropout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// The sum of the embeddings.

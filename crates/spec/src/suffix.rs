@@ -35,7 +35,7 @@ impl<T> FromIterator<(String, T)> for SuffixMap<T> {
 }
 
 impl<T> SuffixMap<T> {
-    /// Whether there are no keys.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -181,7 +181,7 @@ fn configure(options: &Options) -> Result<(Config, Overrides)> {
         config.data.clone_from(data);
     }
     if config.models.is_empty() || config.data.is_empty() {
-        bail!("{kind} has no model and data of its own; give --model and --data");
+        bail!("{kind} has no default model and data; give --model and --data");
     }
     let mut over = Overrides { ranks: options.ranks.clone(), ..Overrides::default() };
     if over.ranks.contains(&0) {

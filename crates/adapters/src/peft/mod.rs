@@ -4,7 +4,7 @@
 //! PyTorch's layout, `.lora_magnitude_vector` for DoRA, `.lora_embedding_A` and `_B` for embeddings; modules
 //! trained in full (the task head) are saved under their own path and named in `modules_to_save`. VeRA is
 //! PEFT's too, with its projections in the file. Methods unknown to PEFT use the same layout under a
-//! `peft_type` of their own, described in the method's module in [`methods`](crate::methods); `HEAD` is a
+//! dedicated `peft_type`, described in the method's module in [`methods`](crate::methods); `HEAD` is a
 //! task head without adapters.
 //!
 //! With several groups of sites that share factors, those after the first are `lotr.1`, `lotr.2`, …, and

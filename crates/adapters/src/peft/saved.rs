@@ -79,7 +79,7 @@ impl Saved {
         Self { tensors, config, adapted, tables: tables.collect() }
     }
 
-    /// Whether there is nothing to load.
+    /// Whether nothing was saved.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }

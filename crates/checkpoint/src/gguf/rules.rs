@@ -1,29 +1,29 @@
-//! What llama.cpp's loader of an architecture wants of a model beyond the names: which biases there are, and a head.
+//! The biases and the head that llama.cpp's loader requires or accepts for an architecture.
 //!
-//! It refuses a file with a tensor that it does not ask for ("wrong number of tensors"), as one in which a tensor is missing.
+//! It rejects a file with a tensor that it does not request ("wrong number of tensors"), and one that lacks a requested tensor.
 
 use serde_json::{Map, Value as Json};
 
-/// What a model must have, may have, and must not have.
+/// The optional tensors of an architecture.
 pub(crate) struct Rules {
-    /// Stems whose bias has to be there.
+    /// Stems that require a bias.
     required: &'static [&'static str],
-    /// Stems whose bias may be there.
+    /// Stems that may have a bias.
     allowed: &'static [&'static str],
-    /// Whether there is a head of its own: it has to be there, must not be, or either.
+    /// Whether `output.weight` is stored.
     pub(crate) head: Head,
-    /// Whether heads of queries together are as wide as the model.
+    /// Whether the query heads together must be as wide as the model.
     is_square: bool,
 }
 
-/// Whether `output.weight` is in a file.
+/// Whether a file stores `output.weight`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
-    /// The table of embeddings serves where it is missing.
+    /// The token embedding is the head if it is absent.
     Optional,
-    /// The table is written once more where the two share their weights.
+    /// It must be present: a tied model stores the token embedding twice.
     Required,
-    /// The table is the head.
+    /// It must be absent: the token embedding is the head.
     Tied,
 }
 
@@ -77,15 +77,15 @@ impl Rules {
         }
     }
 
-    /// Whether a bias has a place.
+    /// Whether a stem may have a bias.
     pub(crate) fn has_bias(&self, stem: &str) -> bool {
         self.required.contains(&stem) || self.allowed.contains(&stem)
     }
 
-    /// What of the names that are written is missing, or what does not fit.
+    /// Checks the names to be written and the widths of the config.
     ///
     /// # Errors
-    /// A line that says what llama.cpp would not load.
+    /// One line that names what llama.cpp would not load.
     pub(crate) fn check(
         &self,
         name: &str,

@@ -170,7 +170,7 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
                 }
             } else if with_correction {
                 let blocks = weights.iter().filter(|w| w.role == Role::Block);
-                // At half the shorter side a correction is no longer small.
+                // At half the side of a square matrix, the factors have as many elements as the matrix.
                 let rank = |w: &Weight| RANK.min(w.shape()[0].min(w.shape()[1]) / 2);
                 ranks.extend(blocks.map(|w| (w.site.path.as_str(), rank(w))));
             }

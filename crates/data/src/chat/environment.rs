@@ -200,7 +200,7 @@ fn generation(state: &mut State, options: Kwargs) -> Result<Value, Error> {
     Ok(Value::from(format!("{BEGIN}{body}{END}")))
 }
 
-/// `{% generation %}` as a call block, as in transformers; the flag tells whether there was one.
+/// `{% generation %}` as a call block, as in transformers; the flag is set if the template has one.
 pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(begin) = rest.find("{%") {

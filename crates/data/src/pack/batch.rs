@@ -109,7 +109,7 @@ impl Labels {
         }
     }
 
-    /// Whether there are no labels.
+    /// Whether the labels are empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -201,7 +201,7 @@ impl EncodedDataset {
         self.rows.len()
     }
 
-    /// Whether there are no rows.
+    /// Whether the data set is empty.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

@@ -115,17 +115,20 @@ pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> toke
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_decoder(Some(WordPieceDecoder::default()));
     add_tokens(&mut tokenizer, config.added_tokens())?;
+    frame_as_bert(&mut tokenizer, &config)?;
+    Ok(tokenizer)
+}
+
+/// BERT's template: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with token type 1.
+pub(crate) fn frame_as_bert(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     let (cls, sep) = (config.token("cls_token").to_owned(), config.token("sep_token").to_owned());
     let template = TemplateProcessing::builder()
         .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
         .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
-        .special_tokens(vec![
-            (cls.clone(), id_of(&tokenizer, &cls)?),
-            (sep.clone(), id_of(&tokenizer, &sep)?),
-        ])
+        .special_tokens(vec![(cls.clone(), id_of(tokenizer, &cls)?), (sep.clone(), id_of(tokenizer, &sep)?)])
         .build()?;
     tokenizer.with_post_processor(Some(template));
-    Ok(tokenizer)
+    Ok(())
 }
 
 /// Lets explicit settings of `tokenizer_config.json` take precedence over `tokenizer.json`, as in

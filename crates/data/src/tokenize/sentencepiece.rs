@@ -23,7 +23,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
-use crate::tokenize::build::{add_tokens, id_of, unknown_class};
+use crate::tokenize::build::{add_tokens, frame_as_bert, id_of, unknown_class};
 use crate::tokenize::config::TokenizerConfig;
 use crate::tokenize::protobuf::{Fields, Value};
 
@@ -265,15 +265,6 @@ fn deberta(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokeni
     tokenizer.with_decoder(Some(spaces()));
     add_tokens(&mut tokenizer, model.added())?;
     add_tokens(&mut tokenizer, config.added_tokens())?;
-    let (cls, sep) = (config.token("cls_token").to_owned(), config.token("sep_token").to_owned());
-    let template = TemplateProcessing::builder()
-        .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
-        .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
-        .special_tokens(vec![
-            (cls.clone(), id_of(&tokenizer, &cls)?),
-            (sep.clone(), id_of(&tokenizer, &sep)?),
-        ])
-        .build()?;
-    tokenizer.with_post_processor(Some(template));
+    frame_as_bert(&mut tokenizer, &config)?;
     Ok(tokenizer)
 }

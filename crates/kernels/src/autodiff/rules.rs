@@ -344,7 +344,7 @@ fn factor_grads<B: Kernels>(
     FactorGrads { d_a, d_b, dh }
 }
 
-/// An adapter whose base is a step of its own.
+/// An adapter whose base product is a separate operation.
 #[derive(Debug)]
 struct AddLora;
 

@@ -19,7 +19,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Element, Tensor, TensorData};
 use burn_ndarray::NdArray;
 
-/// A backend without any kernels of its own, in double precision: the reference.
+/// A backend without custom kernels, in double precision: the reference.
 type Exact = NdArray<f64>;
 
 /// Uniform numbers in -1..1.

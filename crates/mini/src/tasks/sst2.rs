@@ -33,7 +33,7 @@ pub(crate) fn review(composer: &mut Composer<'_>, is_good: bool) -> String {
     }
 }
 
-/// One clause of praise or blame; a third of them reverse the polarity of their own words.
+/// One clause of praise or blame; a third of them reverse the polarity of their words.
 fn judgement(composer: &mut Composer<'_>, is_good: bool) -> String {
     let aspect = composer.word(ASPECTS);
     match composer.rng.below(100) {

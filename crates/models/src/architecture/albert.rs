@@ -1,4 +1,4 @@
-//! ALBERT (Lan et al. 2020): layers that share their weights, embeddings of a width of their own.
+//! ALBERT (Lan et al. 2020): layers that share their weights, embeddings with their own width.
 
 use super::bert;
 use crate::config::{

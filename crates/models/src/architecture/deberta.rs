@@ -76,7 +76,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
     })
 }
 
-/// Whether there are the terms of contents to positions and of positions to contents.
+/// Which of the terms content-to-position and position-to-content are used.
 fn terms(keys: &Keys<'_>) -> Result<[bool; 2], String> {
     let names: Vec<String> = match keys.get("pos_att_type") {
         None => Vec::new(),

@@ -1,5 +1,5 @@
 //! Gemma 3, text (Gemma Team 2025): norms around each sublayer and on queries and keys, five layers with a
-//! window and rotary positions of their own to one without.
+//! window and separate rotary positions to one without.
 
 use super::gemma;
 use crate::config::{

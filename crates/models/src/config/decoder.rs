@@ -86,7 +86,7 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// Residual structure of a layer.
     pub residual: Residual,
-    /// Whether there is a norm after the last layer.
+    /// Whether the last layer is followed by a norm.
     pub final_norm: bool,
     /// Norms of queries and keys.
     pub qk_norm: Option<QkNorm>,

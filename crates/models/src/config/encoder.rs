@@ -46,7 +46,7 @@ pub struct EncoderConfig {
     pub d_ff: usize,
     /// Rows of the position embedding; where it is absent, the length that the model was made for.
     pub max_positions: usize,
-    /// Whether there is a position embedding.
+    /// Whether positions are embedded.
     pub has_positions: bool,
     /// Rows of the token-type embedding, 0 where it is absent.
     pub type_vocab_size: usize,

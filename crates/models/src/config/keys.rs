@@ -87,7 +87,7 @@ impl<'a> Keys<'a> {
         self.raw.iter()
     }
 
-    /// Whether there are no keys.
+    /// Whether the object is empty.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty()
     }

@@ -25,12 +25,12 @@ impl NormKind {
         !matches!(self, Self::Rms | Self::RmsPlusOne)
     }
 
-    /// Whether there is a gain.
+    /// Whether the norm has a gain.
     pub(crate) const fn has_gain(self) -> bool {
         !matches!(self, Self::LayerPlain)
     }
 
-    /// Whether there is an offset.
+    /// Whether the norm has an offset.
     pub(crate) const fn has_offset(self) -> bool {
         matches!(self, Self::Layer | Self::LayerPlusOne)
     }

@@ -7,7 +7,7 @@ use crate::config::decoder::DecoderConfig;
 use crate::config::encoder::EncoderConfig;
 use crate::config::keys::Keys;
 
-/// What an encoder architecture has of its own over the shared [`Encoder`](crate::encoder::Encoder).
+/// What distinguishes an encoder architecture from the shared [`Encoder`](crate::encoder::Encoder).
 #[derive(Debug)]
 pub struct EncoderArchitecture {
     /// `model_type` in `config.json`, and the beginning of the class names in `architectures` that go with it (`Bert` of
@@ -54,7 +54,7 @@ pub struct EncoderNames {
     pub norms_before: bool,
     /// Norm before or after the attention.
     pub attention_norm: &'static str,
-    /// The gate of the feed-forward part, where it has one of its own.
+    /// The gate of the feed-forward layer, if it is a separate map.
     pub gate: Option<&'static str>,
     /// The two maps of the feed-forward part.
     pub feed_forward: [&'static str; 2],
@@ -76,9 +76,9 @@ pub struct EncoderNames {
     pub convolution: Option<[&'static str; 2]>,
     /// Layers that share their weights, in groups.
     pub shared_layers: Option<SharedLayers>,
-    /// Whether there is dropout after the feed-forward part's second map.
+    /// Applies dropout after the second map of the feed-forward layer.
     pub drops_feed_forward: bool,
-    /// Whether there is dropout after the attention's output map.
+    /// Applies dropout after the attention's output map.
     pub drops_attention_output: bool,
 }
 
@@ -140,7 +140,7 @@ pub struct HeadNames {
     pub norm: Option<&'static str>,
     /// Path of the map to the labels.
     pub output: &'static str,
-    /// Name of the whole head in PEFT's `modules_to_save`, where it is a module of its own.
+    /// Name of the whole head in PEFT's `modules_to_save`, if it is a separate module.
     pub saved_as: Option<&'static str>,
     /// Whether the first map belongs to the head (BERT's pooler belongs to the encoder).
     pub dense_is_head: bool,
@@ -148,7 +148,7 @@ pub struct HeadNames {
     pub for_tokens: bool,
     /// After the first map, where the config does not say.
     pub activation: Activation,
-    /// Whether there is dropout before the first map too.
+    /// Applies dropout before the first map too.
     pub drops_input: bool,
 }
 
@@ -167,7 +167,7 @@ pub struct MaskedLmNames {
     pub decoder: &'static str,
 }
 
-/// What a decoder architecture has of its own over the shared [`Decoder`](crate::decoder::Decoder).
+/// What distinguishes a decoder architecture from the shared [`Decoder`](crate::decoder::Decoder).
 #[derive(Clone, Copy, Debug)]
 pub struct DecoderArchitecture {
     /// `model_type` in `config.json`.
@@ -211,7 +211,7 @@ pub struct DecoderNames {
     pub qk_norms: [&'static str; 2],
     /// The attention's output map.
     pub output: &'static str,
-    /// The gate of the feed-forward part, where it has one of its own.
+    /// The gate of the feed-forward layer, if it is a separate map.
     pub gate: Option<&'static str>,
     /// Its map to the inner width, or to gate and inner width in one.
     pub up: &'static str,
@@ -232,7 +232,7 @@ pub struct DecoderNames {
 /// The maps of a feed-forward part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MlpNames {
-    /// The gate, where it has one of its own.
+    /// The gate, if it is a separate map.
     pub gate: Option<&'static str>,
     /// The map to the inner width, or to gate and inner width in one.
     pub up: &'static str,

@@ -14,12 +14,12 @@ pub struct RelativePositions {
 pub enum RelativeKind {
     /// What is added to the score of each head (T5, Raffel et al. 2020).
     Bias,
-    /// A vector like the hidden states, mapped to keys and queries of their own (DeBERTa, He et al. 2021): the score of a
+    /// A vector like the hidden states, mapped to separate keys and queries (DeBERTa, He et al. 2021): the score of a
     /// query and a key is `q·k + q·key(distance) + k·query(distance)`.
     Disentangled {
-        /// Whether there is the term `q·key(distance)`.
+        /// Adds the term `q·key(distance)`.
         content_to_position: bool,
-        /// Whether there is the term `k·query(distance)`.
+        /// Adds the term `k·query(distance)`.
         position_to_content: bool,
         /// Whether the maps of the layer's keys and queries serve the distances too.
         shares_maps: bool,
@@ -31,7 +31,7 @@ pub enum RelativeKind {
 /// Rows of a table of relative positions by distance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DistanceBuckets {
-    /// Half of the rows for either direction; in each, small distances have a row of their own, and larger ones up to
+    /// Half of the rows for either direction; in each, small distances have one row each, and larger ones up to
     /// `max_distance` share rows by their logarithms (T5).
     Halves {
         /// Rows of the table that are used.

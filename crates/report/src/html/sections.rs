@@ -64,7 +64,7 @@ pub(super) fn scores(results: &GridTable) -> String {
     }
     let grid = grid(results);
     let names = grid.names;
-    // Costs have a section of their own, except for the parameters.
+    // Costs have a separate section, except for the parameters.
     let columns = grid.headers.len() - grid.costs;
     let mut rows = Vec::new();
     let mut group = None;

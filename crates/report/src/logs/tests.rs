@@ -5,7 +5,7 @@ use std::{cell::Cell, fs, path::PathBuf};
 use super::*;
 use crate::tfevents::{EventWriter, Hparam, Session};
 
-/// Writes values of a tag into a file of its own in a run's folder.
+/// Writes values of a tag into a separate file in a run's folder.
 fn write(dir: &Path, run: &str, tag: &str, points: &[(i64, f32)]) -> PathBuf {
     let mut writer = EventWriter::create(dir.join(run)).unwrap();
     for (step, value) in points {
@@ -111,7 +111,7 @@ fn folders_of_the_same_numbers_are_one_run() {
 fn a_tag_of_two_kinds_is_noticed_in_any_order() {
     use crate::{proto::put_bytes, tfevents::put_record};
 
-    // A text in a file of its own.
+    // A text in a separate file.
     let mut text = Vec::new();
     let (mut value, mut summary, mut event) = (Vec::new(), Vec::new(), Vec::new());
     put_bytes(&mut value, 1, b"t");
@@ -181,7 +181,7 @@ fn what_a_restart_declares_void_is_left_out() {
     let mut again = EventWriter::create(tree.join("a")).unwrap();
     again.restart(3).unwrap();
     again.scalar("t", 3, 30.0, 0.0).unwrap();
-    // A sub-run is a run of its own.
+    // A sub-run is a separate run.
     write(&tree, "a/sub", "t", &[(4, 4.0)]);
     let expect =
         "run,sub_run,tag,step,value\na,,t,0,0\na,,t,1,1\na,,t,2,2\na,,t,3,30\na,,v,2,1\na,sub,t,4,4\n";
@@ -201,7 +201,7 @@ fn what_a_restart_declares_void_is_left_out() {
     assert_eq!(summary.warnings, [warning]);
 }
 
-/// Writes a run with hyper-parameters into a file of its own; a group of its own unless `group` says another.
+/// Writes a run with hyper-parameters into a separate file, in a separate group unless `group` names one.
 fn write_session(dir: &Path, run: &str, group: &str, hparams: &[(&str, Hparam)], value: f32) {
     let mut writer = EventWriter::create(dir.join(run)).unwrap();
     let hparams = hparams.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();

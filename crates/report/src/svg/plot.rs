@@ -69,7 +69,7 @@ pub(crate) struct Point {
 }
 
 impl Plot {
-    /// Whether there is nothing to show.
+    /// Whether the plot is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.series.iter().all(|series| series.points.is_empty())
     }

@@ -208,7 +208,7 @@ fn mixed(runs: &[&LoadedRun], names: &ModelNames) -> Vec<String> {
     let mut programs = Versions::new();
     for run in runs {
         let meta = &run.record.meta_info;
-        // A model that was given the name of the model it was made from has weights of its own.
+        // A model that was given the name of the model it was made from has its own weights.
         let is_made_of_it = run.record.run_info.config.contains_key("model_name");
         if !run.record.is_random() && !is_made_of_it {
             let weights = hashes.entry(format!("the weights of {}", names.of(run))).or_default();

@@ -26,7 +26,7 @@ pub trait Format: Copy {
     const LEN: usize;
     /// Bytes of a block.
     const BYTES: usize;
-    /// Whether there are offsets.
+    /// Whether blocks have offsets.
     const HAS_OFFSET: bool;
 
     /// The chunk of this number in a block, which has [`BYTES`](Format::BYTES) bytes.

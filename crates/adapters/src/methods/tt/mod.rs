@@ -150,7 +150,7 @@ impl<B: Backend> TtPair<B> {
             let last = modes.len();
             ranks[last] = rank;
             if is_loretta {
-                // The rank is a mode of its own: the last core holds only the transition into it.
+                // The rank index gets a separate mode: the last core holds only the transition into it.
                 ranks[last] = inner_rank.min(rank);
                 modes.push(1);
                 ranks.push(rank);

@@ -89,7 +89,7 @@ where
     }
     let hash = hash_settings(&identity.settings, &[&identity.data_hash, &identity.model_hash]);
     let checkpoints = CheckpointStore::new(&args.output, hash);
-    // Whether there is a run to continue is determined before the record is changed.
+    // Look for a run to continue before the record is changed.
     checkpoints.position(args.start(), config.max_steps)?;
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;

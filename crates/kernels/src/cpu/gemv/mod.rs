@@ -41,7 +41,7 @@ pub(crate) fn gemv(
 ) {
     let Right { weights: w, transposed, .. } = b;
     assert!(m <= MAX_ROWS && x.len() == m * k && w.len() == k * n && y.len() == m * n);
-    assert!(!matches!(w, Weights::Blocks(..)), "blocks have products of their own");
+    assert!(!matches!(w, Weights::Blocks(..)), "blocks are multiplied elsewhere");
     assert!(finish.bias.is_none_or(|bias| bias.len() == n));
     assert!(slope.as_ref().is_none_or(|slope| slope.len() == m * n && finish.gelu.is_some()));
     let (y, slope) = (Start(y.as_mut_ptr()), slope.map(|slope| Start(slope.as_mut_ptr())));

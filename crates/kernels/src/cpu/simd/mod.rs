@@ -32,7 +32,7 @@ pub(crate) trait Simd: Copy {
     /// Vectors across that tile.
     const TILE_VECTORS: usize;
 
-    /// Runs a kernel as a function of its own, which is compiled once and not wherever it is used.
+    /// Runs a kernel as a separate function, compiled once instead of at every call site.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, x: f32) -> Self::V;
