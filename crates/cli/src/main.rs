@@ -19,7 +19,7 @@ mod stream;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Pages returned to the system are cleared again when they are next needed, which costs a fifth of a
 /// training step; mimalloc keeps them. Its huge pages are disabled: they make a model's memory a sixth larger
@@ -76,7 +76,9 @@ enum Command {
 fn main() -> ExitCode {
     // A reader that has enough, like `head`, ends the program quietly.
     sigpipe::reset();
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    context::record_given(&matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // A missing driver is reported by our own error, once.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "warn,cubecl_common=off".into());

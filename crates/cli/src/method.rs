@@ -150,6 +150,24 @@ pub(crate) struct AdapterArgs {
     pub(crate) own: MethodArgs,
 }
 
+impl AdapterArgs {
+    /// The fields that every adapter method has in common.
+    pub(crate) const OPTIONS: [&'static str; 12] = [
+        "rank",
+        "alpha",
+        "rslora",
+        "dropout",
+        "targets",
+        "exclude",
+        "layers",
+        "init",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+        "by_kind",
+    ];
+}
+
 /// Options of individual methods, as listed in the registry.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MethodArgs(Options);

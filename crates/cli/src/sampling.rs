@@ -5,6 +5,8 @@ use clap::Args;
 use lowrank_models::GenerationConfig;
 use lowrank_models::decoder::{GenerationOptions, Sampling};
 
+use crate::context::warn_unused;
+
 /// Sampling options. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
 pub(crate) struct SamplingArgs {
@@ -67,6 +69,11 @@ impl SamplingArgs {
         }
         let sampling = self.sampling(&config);
         sampling.check().map_err(anyhow::Error::msg)?;
+        warn_unused(
+            sampling.temperature > 0.0,
+            &["top_k", "top_p", "seed"],
+            "requires a temperature above 0",
+        );
         // The number of new tokens takes precedence over the total length, as in transformers.
         let new = self.max_new_tokens.or(config.max_new_tokens);
         let max_length = config.max_length.filter(|_| new.is_none());

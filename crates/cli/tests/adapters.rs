@@ -7,15 +7,15 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use assert_cmd::Command;
+use assert_cmd::assert::Assert;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fixture, json_of, s};
+use common::{copy, fixture, json_of, lowrank, s};
 
-fn run(args: &[&str]) -> assert_cmd::assert::Assert {
-    Command::cargo_bin("lowrank").unwrap().args(args).assert()
+fn run(args: &[&str]) -> Assert {
+    lowrank(args).assert()
 }
 
 const TEXTS: [&str; 4] = ["--text", "The cat sat on the red mat.", "--text", "it was bad"];

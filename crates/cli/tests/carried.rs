@@ -8,24 +8,14 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::Value;
 
-use common::{copy, fixture, s};
-
-fn run(args: &[&str]) -> assert_cmd::assert::Assert {
-    Command::cargo_bin("lowrank").unwrap().args(args).assert()
-}
-
-fn json_of(args: &[&str]) -> Value {
-    let output = run(&[args, &["--json"]].concat()).success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
+use common::{copy, fixture, json_of, lowrank, run, s};
 
 fn error_of(args: &[&str]) -> String {
-    let error = String::from_utf8(run(args).code(1).get_output().stderr.clone()).unwrap();
+    let error = String::from_utf8(lowrank(args).assert().code(1).get_output().stderr.clone()).unwrap();
     assert_eq!(error.lines().count(), 1, "{error}");
     error
 }
@@ -82,25 +72,25 @@ fn every_command_keeps_what_an_adapter_says(
     let path = |name: &str| out.path().join(name);
 
     let merged = path("merged");
-    run(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]).success();
+    run(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]);
     assert_near("merged", &nll(&merged, None), &expect);
     let tied = config_of(&merged, "config.json")["tie_word_embeddings"].as_bool().unwrap_or(true);
     assert_eq!(tied, stays_tied);
 
     let with_model = ["--adapter", s(&adapter), "--model", s(&base), "-o"];
     let lora = path("lora");
-    run(&[&["convert", "--to", "lora"], &with_model[..], &[s(&lora)]].concat()).success();
+    run(&[&["convert", "--to", "lora"], &with_model[..], &[s(&lora)]].concat());
     assert_near("as a LoRA", &nll(&base, Some(&lora)), &expect);
     let init = &config_of(&lora, "adapter_config.json")["init_lora_weights"];
     assert_eq!(*init, Value::Bool(true), "a tag that no longer holds");
 
     let resized = path("resized");
-    run(&[&["resize", "--energy", "1"], &with_model[..], &[s(&resized)]].concat()).success();
+    run(&[&["resize", "--energy", "1"], &with_model[..], &[s(&resized)]].concat());
     assert_near("resized", &nll(&base, Some(&resized)), &expect);
 
     let combined = path("combined");
     let whole = format!("{}=1", s(&adapter));
-    run(&["combine", "--adapter", &whole, "--model", s(&base), "--how", "cat", "-o", s(&combined)]).success();
+    run(&["combine", "--adapter", &whole, "--model", s(&base), "--how", "cat", "-o", s(&combined)]);
     assert_near("combined", &nll(&base, Some(&combined)), &expect);
 }
 
@@ -129,7 +119,7 @@ fn combining_keeps_what_any_of_them_carries() {
         let dir = out.path().join(name);
         let [a, b] = [first, second].map(|path| format!("{}=0.5", s(path)));
         let args = ["combine", "--adapter", &a, "--adapter", &b, "--how", "linear", "-o", s(&dir)];
-        run(&args).success();
+        run(&args);
         nll(&base, Some(&dir))
     };
     let one = combined("one", &plain, &full);
@@ -193,8 +183,7 @@ fn what_an_adapter_carries_goes_on_with_it() {
         "1e-12",
         "-o",
         s(&run_dir),
-    ])
-    .success();
+    ]);
     let written = run_dir.join("adapter");
     assert_eq!(config_of(&written, "adapter_config.json")["bias"], "all");
     assert_near("gone on with", &logits(&base, &written), &logits(&base, &adapter));
@@ -267,7 +256,7 @@ fn a_resized_vocabulary_of_an_encoder() {
     let expect = logits(&base, &["--adapter", s(&fixture("peft-bert-lora"))]);
     assert_near("adapted", &logits(&base, &["--adapter", s(adapter.path())]), &expect);
     let merged = adapter.path().join("merged");
-    run(&["merge", "--model", s(&base), "--adapter", s(adapter.path()), "-o", s(&merged)]).success();
+    run(&["merge", "--model", s(&base), "--adapter", s(adapter.path()), "-o", s(&merged)]);
     assert_eq!(config_of(&merged, "config.json")["vocab_size"], rows + 3);
     assert_near("merged", &logits(&merged, &[]), &expect);
 }

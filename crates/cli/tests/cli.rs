@@ -355,13 +355,10 @@ fn merging_keeps_the_predictions() {
         let logit = |v: &Value| v["rows"][0]["logits"][i].as_f64().unwrap();
         assert!((logit(&with) - logit(&without)).abs() < 1e-5);
     }
-    fails(
-        &["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)],
-        "the output would be inside",
-    );
+    fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&model)], "is the input");
     let dotted = merged.parent().unwrap().join(".").join("merged");
     fails(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&dotted)], "is not empty");
-    fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "would be inside");
+    fails(&["merge", "--model", s(&merged), "--adapter", s(&adapter), "-o", s(&dotted)], "is the input");
 }
 
 fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {

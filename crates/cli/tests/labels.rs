@@ -155,7 +155,7 @@ fn the_head_of_an_adapter_to_start_from_is_read_by_name() {
     assert!((loss - 2f64.ln()).abs() < 1e-3, "{loss}: {zero}");
 }
 
-/// A batch in which every word has weight 0 changes nothing, and does not end the run.
+/// A batch in which every word has weight 0 does not end the run.
 #[test]
 fn a_class_may_count_for_nothing() {
     let rows = "a O\nb O\n\nking B-PER\nran O\n\nc O\nd O\n";
@@ -164,7 +164,8 @@ fn a_class_may_count_for_nothing() {
     let more = ["--method", "head", "--max-steps", "4", "--class-weights", "O=0", "--batch-size", "1"];
     let base = fixture("bert-encoder");
     let head = ["finetune", "--model", s(&base), "--train", &train, "--dev", &train, "-o", &out];
-    assert_eq!(json_of(&[&head[..], &more].concat())["steps"], 4);
+    let report = json_of(&[&head[..], &more].concat());
+    assert!(report["steps"] == 4 && report["metric"].is_f64(), "{report}");
 }
 
 #[test]
@@ -360,4 +361,20 @@ fn a_head_of_more_rows_than_labels_says_so() {
         error.contains("its head has 3 rows, the task has 2 labels; the head is newly initialized"),
         "{error}"
     );
+}
+
+/// A label anywhere in the file makes its rows rows with labels: they are never learnt as texts.
+#[test]
+fn a_label_in_a_later_row_counts() {
+    let plain = "{\"text\": \"the cat\"}\n";
+    let labelled = "{\"text\": \"the dog\", \"label\": 1}\n";
+    let list = "[{\"text\": \"the cat\"}, {\"text\": \"the dog\", \"label\": 1}]";
+    let files =
+        Files::new(&[("t.jsonl", &format!("{plain}{labelled}")), ("t.json", list), ("d.jsonl", labelled)]);
+    let (model, out, dev) = (fixture("llama"), files.path("run"), files.path("d.jsonl"));
+    for (name, part) in [("t.jsonl", "t.jsonl:1: no 'label'"), ("t.json", "give them as .jsonl or .tsv")] {
+        let train = files.path(name);
+        let run = ["finetune", "--model", s(&model), "--train", &train, "--dev", &dev, "-o", &out];
+        fails_after_warnings(&[&run[..], &["--method", "lora", "--max-steps", "1"]].concat(), part);
+    }
 }

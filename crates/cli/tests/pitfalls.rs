@@ -221,6 +221,11 @@ fn options_that_would_do_nothing_are_refused() {
     let combine = ["combine", "--adapter", adapter, "--adapter", adapter, "--how", "linear", "--rank", "3"];
     fails_after_warnings(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
     fails_after_warnings(&["inspect", adapter, "--method", "lora"], "are for models");
+    let perplexity = ["perplexity", "--model", s(&model)];
+    let rows = ["--rows", "rows.jsonl", "--stride", "8"];
+    fails_after_warnings(&[&perplexity[..], &rows].concat(), "--stride requires --file");
+    let loss = ["--text", "a", "--loss-on", "all"];
+    fails_after_warnings(&[&perplexity[..], &loss].concat(), "--loss-on requires --rows");
     let compress = ["compress", "--model", s(&model), "-o", &to];
     fails_after_warnings(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
     fails_after_warnings(
@@ -231,9 +236,57 @@ fn options_that_would_do_nothing_are_refused() {
     fs::write(&text, "the cat\n").unwrap();
     let calibrated = [&compress[..], &["--ratio", "0.3", "--calibration", s(&text)]].concat();
     let recover = ["--recover", "distill", "--recover-lr", "0"];
+    for (more, part) in [
+        (&["--recover", "distill", "--recover-rank", "4"][..], "--recover-rank requires --recover lora"),
+        (&["--recover-steps", "3"], "--recover-steps requires --recover"),
+        (&["--sides", "one"], "--sides requires --method shared"),
+        (&["--tt-order", "3"], "--tt-order requires --method tt or auto"),
+    ] {
+        fails_after_warnings(&[&calibrated[..], more].concat(), part);
+    }
+    for (more, part) in [
+        (&["--energy", "0.9", "--allocation", "uniform"][..], "--allocation requires --ratio"),
+        (&["--error", "0.1", "--of", "file"], "--of requires --ratio"),
+        (&["--bits", "4", "--always-factor"], "--always-factor applies to methods that factor"),
+    ] {
+        fails_after_warnings(&[&compress[..], more].concat(), part);
+    }
     fails_after_warnings(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
     let (_, warning) = run(&calibrated);
     assert!(warning.contains("tokens of calibration text"), "{warning}");
+}
+
+/// Options that another method would use are named, and the command runs.
+#[test]
+fn options_that_the_method_ignores_are_named() {
+    let out = tempfile::tempdir().unwrap();
+    let (adapter, model, data) = (fixture("peft-bert-lora"), fixture("llama"), sst2());
+    let (adapter, model, data) = (s(&adapter), s(&model), s(data.path()));
+    let bert = fixture("bert-encoder");
+    let adapters = ["--adapter", adapter, "--adapter", adapter];
+    let combine = [&["combine", "--how", "linear", "--density", "0.5"], &adapters[..]].concat();
+    let compress = ["compress", "--model", model, "--ratio", "0.3", "--method", "svd"];
+    let finetune = ["finetune", "--model", s(&bert), "--task", "sst2", "--data", data, "--method", "head"];
+    for (i, (command, more, part)) in [
+        (&combine[..], &["--seed", "5"][..], "--seed applies to dare"),
+        (&combine, &[], "--density applies to ties and dare"),
+        (&["convert", "--adapter", adapter, "--to", "lora"], &["--by-kind"], "--by-kind applies to lotr"),
+        (&compress, &["--samples", "4"], "--samples requires calibration data"),
+        (&compress, &["--sequential"], "--sequential requires calibration data"),
+        (&finetune, &["--max-steps", "1", "--rank", "4"], "--rank requires an adapter method"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = folder(&out, &i.to_string());
+        let (_, warning) = run(&[command, more, &["-o", &to]].concat());
+        assert!(warning.contains(&format!("warning: {part}")), "{warning}");
+    }
+    let (_, warning) = run(&["inspect", model, "--rank", "4"]);
+    assert!(warning.contains("warning: --rank requires --method"), "{warning}");
+    let generate = ["generate", "--model", model, "--prompt", "a", "--max-new-tokens", "1"];
+    let (_, warning) = run(&[&generate[..], &["--temperature", "0", "--top-k", "5"]].concat());
+    assert!(warning.contains("warning: --top-k requires a temperature above 0"), "{warning}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::{LABELS_FILE, new_folder, print_json};
+use crate::context::{LABELS_FILE, new_folder, print_json, warn_unused};
 
 /// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,6 +78,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         truncation.is_none() || !matches!(args.how, How::Linear | How::Cat),
         "--rank and --energy are for svd, ties and dare; linear and cat keep every rank (lowrank resize truncates)"
     );
+    warn_unused(matches!(args.how, How::Ties | How::Dare), &["density"], "applies to ties and dare");
+    warn_unused(args.how == How::Dare, &["seed"], "applies to dare");
     let given = args.adapter.iter().map(|text| parse(text)).collect::<Result<Vec<_>>>()?;
     let inputs: Vec<&Path> = given.iter().map(|(path, _)| path.as_path()).collect();
     new_folder(&args.output, &inputs)?;

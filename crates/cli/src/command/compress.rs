@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
-use crate::context::{model_folder, open_model, print_json};
+use crate::context::{check_effect, model_folder, open_model, print_json, warn_unused};
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
 
@@ -42,11 +42,11 @@ pub(crate) struct Args {
     r#type: Option<BlockFormat>,
     /// Reference of --ratio: layers (parameters of the selected weights), model (all parameters), file
     /// (bytes)
-    #[arg(long, default_value = "layers", requires = "ratio")]
+    #[arg(long, default_value = "layers")]
     of: Of,
     /// Ranks under a ratio: budget (least error, weighted with calibration text by its effect on the layer's
     /// output or the loss) or uniform (the same ratio for every weight)
-    #[arg(long, default_value = "budget", requires = "ratio")]
+    #[arg(long, default_value = "budget")]
     allocation: Allocation,
     #[command(flatten)]
     calibration: CalibrationArgs,
@@ -63,13 +63,13 @@ pub(crate) struct Args {
     #[arg(long)]
     recover: Option<Recover>,
     /// Steps of --recover per layer
-    #[arg(long, default_value_t = 300, requires = "recover")]
+    #[arg(long, default_value_t = 300)]
     recover_steps: usize,
     /// Rank of the adapters of --recover lora
-    #[arg(long, default_value_t = 8, requires = "recover")]
+    #[arg(long, default_value_t = 8)]
     recover_rank: usize,
     /// Learning rate of --recover
-    #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true, requires = "recover")]
+    #[arg(long, default_value_t = 1e-3, allow_hyphen_values = true)]
     recover_lr: f64,
     /// Element type of the output: f32, f16 or bf16 [default: that of each tensor]
     #[arg(long)]
@@ -221,6 +221,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     } else {
         lowrank_compress::compress(&model, &target, &options, calibrator, &progress)?
     };
+    if let Some(first) = report.unreached.first() {
+        eprintln!(
+            "warning: {} expert layers received no calibration token and are compressed unweighted, the first is \
+             '{first}'; more text or --samples may reach them",
+            report.unreached.len()
+        );
+    }
     let recovery = samples.map(|samples| args.recover_from(&model, &target, &samples, &progress));
     if args.recover.is_some() {
         std::fs::remove_dir_all(&target).with_context(|| target.display().to_string())?;
@@ -255,6 +262,13 @@ impl Args {
     /// Refuses options that cannot be combined.
     fn check(&self, method: Method, has_text: bool) -> Result<()> {
         let name = method.name();
+        check_effect(self.amount.ratio.is_some(), &["of", "allocation"], "requires --ratio")?;
+        check_effect(self.recover.is_some(), &["recover_steps", "recover_lr"], "requires --recover")?;
+        check_effect(self.recover == Some(Recover::Lora), &["recover_rank"], "requires --recover lora")?;
+        warn_unused(self.calibration.has_task(), &["data"], "requires --task");
+        let selection = ["samples", "seed", "max_length", "sequential"];
+        warn_unused(has_text, &selection, "requires calibration data (--calibration, or --task and --data)");
+        warn_unused(method != Method::Fwsvd, &["sequential"], "does not apply to fwsvd");
         if method.needs_gradients() && !has_text {
             bail!(
                 "{name} needs the gradients of a task; give --task and --data, or --calibration for a language model"
@@ -268,15 +282,13 @@ impl Args {
             bail!("{name} does not use calibration text; leave it out or choose whitened");
         }
         let is_quant = method.is_quant() || self.amount.bytes.is_some();
-        if self.sides != Sides::Best && method != Method::Shared {
-            bail!("--sides requires --method shared; leave it out with {name}");
-        }
-        if self.tt_order != 2 && !matches!(method, Method::Tt | Method::Auto) {
-            bail!("--tt-order requires --method tt or auto; leave it out with {name}");
-        }
-        if is_quant && self.always_factor {
-            bail!("--always-factor applies to methods that factor; leave it out with quantization by {name}");
-        }
+        check_effect(method == Method::Shared, &["sides"], "requires --method shared")?;
+        check_effect(
+            matches!(method, Method::Tt | Method::Auto),
+            &["tt_order"],
+            "requires --method tt or auto",
+        )?;
+        check_effect(!is_quant, &["always_factor"], "applies to methods that factor")?;
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
             bail!(
                 "--recover trains factors in floats; compress without --bits and --bytes, or tune an adapter over the \
@@ -393,13 +405,6 @@ fn print_report(report: &Report, output: &Path, wall_s: f64) {
     }
     for line in &report.instead {
         println!("{line}");
-    }
-    if let Some(first) = report.unreached.first() {
-        println!(
-            "{} maps of experts were reached by no token of the calibration text and are weighed by nothing, '{first}' \
-             the first of them; more text or --samples may reach them",
-            report.unreached.len()
-        );
     }
     if report.dense > 0 {
         println!("{} weights stay dense floats", report.dense);

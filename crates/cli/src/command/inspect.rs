@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter;
 use crate::backend::{Inner, device};
-use crate::context::{adapter_folder, model_folder, open_model, print_json};
+use crate::context::{adapter_folder, model_folder, open_model, print_json, warn_unused};
 use crate::layers;
 use crate::method::{AdapterArgs, Method};
 
@@ -56,6 +56,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let object = difference(&args.path, other)?;
         return if args.json { print_json(&object) } else { print_difference(&object) };
     }
+    warn_unused(args.method.is_some(), &AdapterArgs::OPTIONS, "requires --method");
     ensure!(args.labels != Some(0), "--labels 0 is out of range; expected 1 or more");
     let is_counted = args.method.is_some() || args.factored.is_some() || args.labels.is_some();
     let object = match adapter_folder(&args.path) {

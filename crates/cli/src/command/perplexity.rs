@@ -11,7 +11,7 @@ use lowrank_train::{TunedDecoder, evaluate_rows};
 use serde_json::{Value, json};
 
 use crate::backend::{Device, device};
-use crate::context::{open_model, print_json, read_text};
+use crate::context::{check_effect, open_model, print_json, read_text};
 use crate::language::{Language, LanguageArgs};
 use crate::machine::peak_rss_mb;
 
@@ -34,10 +34,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file"])]
     rows: Option<PathBuf>,
     /// Tokens of --rows that count: completion, assistant (every answer) or all
-    #[arg(long, value_name = "TOKENS", requires = "rows", default_value = "completion")]
+    #[arg(long, value_name = "TOKENS", default_value = "completion")]
     loss_on: LossOn,
     /// Read the file as one long text in sliding windows with this stride in tokens
-    #[arg(long, requires = "file", conflicts_with = "text")]
+    #[arg(long, conflicts_with = "text")]
     stride: Option<usize>,
     /// Truncate texts, or limit windows, to this many tokens [default: the model's limit]
     #[arg(long)]
@@ -56,6 +56,8 @@ struct Row {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    check_effect(args.rows.is_some(), &["loss_on"], "requires --rows")?;
+    check_effect(args.file.is_some(), &["stride"], "requires --file")?;
     if let Some(path) = &args.rows {
         return rows(&args, path);
     }
@@ -114,7 +116,7 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
     let encoded = encoder.encode(&rows)?;
     if encoded.n_cut + encoded.n_left_out > 0 {
         eprintln!(
-            "{}: {} rows cut at {window} tokens, {} left out because none of their tokens counts",
+            "{}: {} rows cut at {window} tokens, {} left out because they have no target token",
             path.display(),
             encoded.n_cut,
             encoded.n_left_out

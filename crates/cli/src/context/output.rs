@@ -17,10 +17,10 @@ pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
     let place = output.canonicalize().ok();
     let is_it = |input: &&&Path| place.is_some() && input.canonicalize().ok() == place;
     if let Some(input) = inputs.iter().find(is_it) {
-        bail!("{}: the output would be inside {}; give another folder", output.display(), input.display());
+        bail!("{}: is the input {}; give another folder", output.display(), input.display());
     }
     if output.is_file() {
-        bail!("{}: is a file; -o names a folder", output.display());
+        bail!("{}: is a file; -o must be a folder", output.display());
     }
     if output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{}: is not empty; give a new folder", output.display());

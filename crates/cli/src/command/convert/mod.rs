@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::adapter::DetachedAdapter;
 use crate::backend::{Inner, device};
-use crate::context::{new_folder, print_json};
+use crate::context::{new_folder, print_json, warn_unused};
 
 /// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,6 +65,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
+    warn_unused(args.to == Target::Lotr, &["by_kind"], "applies to lotr");
+    warn_unused(args.adapter.is_some(), &["alpha", "rank"], "requires --adapter");
     if args.to == Target::Gguf {
         return gguf::run(&args);
     }

@@ -23,7 +23,7 @@ use lowrank_report::run::{FILE_NAME, RunRecord, Status};
 use lowrank_train::{SchedulerKind, ShowWatch, Start, TrainConfig};
 
 use crate::backend::device;
-use crate::context::{model_folder, new_folder, open_model};
+use crate::context::{model_folder, new_folder, open_model, warn_unused};
 use crate::method::{AdapterArgs, Method};
 
 use self::base::BaseArgs;
@@ -166,6 +166,10 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let clock = Clock::start();
+    let is_adapter = args.method.adapter().is_some();
+    warn_unused(is_adapter, &AdapterArgs::OPTIONS, "requires an adapter method");
+    warn_unused(is_adapter, &["lora_plus"], "requires an adapter method");
+    warn_unused(args.task.is_some(), &["data"], "requires --task");
     let device = device()?;
     let folder = model_folder(&args.model)?;
     #[cfg(feature = "tui")]

@@ -1,7 +1,7 @@
 //! The rows of a run: those of a GLUE task, or the user's own.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,26 +86,41 @@ pub(super) fn extension(path: &Path) -> String {
     path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase()
 }
 
-/// Whether the rows are to be classified: those of a task, of a table, of JSON lines with a label, or of
-/// tagged words.
+/// Whether the rows are to be classified: those of a task, of a table, of JSON lines any of which has a label,
+/// or of tagged words.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// A file that cannot be read; a `.json` file with labels.
 pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     let Some(path) = args.train.as_ref().filter(|_| args.task.is_none()) else { return Ok(true) };
     match extension(path).as_str() {
         "tsv" => Ok(true),
         "jsonl" => {
             let file = File::open(path).with_context(|| path.display().to_string())?;
-            let mut first = String::new();
             // A line that cannot be read or parsed is reported with its number by the reader of its rows.
-            let is_read = BufReader::new(file.take(1 << 20)).read_line(&mut first).is_ok();
-            let row: Option<Value> = serde_json::from_str(&first).ok().filter(|_| is_read);
-            let row = row.unwrap_or_default();
-            Ok(row.get("label").is_some() || row.get("labels").is_some() || is_tagged(path)?)
+            let mut lines = BufReader::new(file).lines().map_while(Result::ok);
+            Ok(lines.any(|line| has_label(&line)) || is_tagged(path)?)
+        }
+        "json" => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            if has_label(&text) {
+                bail!("{}: has rows with labels; give them as .jsonl or .tsv", path.display());
+            }
+            Ok(false)
         }
         _ => Ok(is_tagged(path)?),
     }
+}
+
+/// Whether an object of the text, a JSON value, has a label.
+fn has_label(text: &str) -> bool {
+    // Most rows of a large file are not worth parsing.
+    if !text.contains("\"label") {
+        return false;
+    }
+    let value = serde_json::from_str(text).unwrap_or_default();
+    let rows = if let Value::Array(rows) = &value { rows } else { std::slice::from_ref(&value) };
+    rows.iter().any(|row| row.get("label").or_else(|| row.get("labels")).is_some())
 }
 
 /// Hash of tokens, row boundaries and labels.
