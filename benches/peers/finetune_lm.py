@@ -207,7 +207,7 @@ def peer(args):
 
 
 def first_adapter(args, folder):
-    """LoRA on every linear layer as PEFT initialises it, saved for both sides."""
+    """LoRA on every linear layer as PEFT initializes it, saved for both sides."""
     import peft
     import torch
     import transformers

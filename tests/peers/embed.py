@@ -6,7 +6,7 @@
 
 The first form prints {"rows": [{"text", "tokens", "embedding", "normalized"}]}, one text at a time, in f32, special
 tokens counted in the mean. The second computes the same for the texts and compares them with the `embedding`s that
-`lowrank embed --json` printed for them (normalised ones with --normalized); exit 1 on a difference.
+`lowrank embed --json` printed for them (normalized ones with --normalized); exit 1 on a difference.
 --cross-check compares with sentence-transformers' own mean pooling as well.
 """
 
@@ -74,7 +74,7 @@ def main():
     p.add_argument("--file", type=Path, help="one text per line")
     p.add_argument("--max-length", type=int, help="default: the model's number of positions")
     p.add_argument("--check", metavar="OURS.json")
-    p.add_argument("--normalized", action="store_true", help="compare with the normalised embeddings")
+    p.add_argument("--normalized", action="store_true", help="compare with the normalized embeddings")
     p.add_argument("--tolerance", type=float, default=1e-4)
     p.add_argument("--cross-check", action="store_true")
     args = p.parse_args()

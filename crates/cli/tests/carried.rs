@@ -95,7 +95,7 @@ fn every_command_keeps_what_an_adapter_says(
 }
 
 #[test]
-fn an_initialisation_that_changes_the_base_needs_it() {
+fn an_initialization_that_changes_the_base_needs_it() {
     let (adapter, out) = (fixture("peft-small-llama-pissa"), tempfile::tempdir().unwrap());
     let to = out.path().join("lora");
     let error = error_of(&["convert", "--adapter", s(&adapter), "--to", "lora", "-o", s(&to)]);

@@ -117,7 +117,7 @@ fn a_trained_head_over_words_is_read_by_name() {
     assert_eq!(labels["labels"], json!(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]));
 }
 
-/// The same adapter with its labels in another order, continued: nothing is learnt anew, and a head of zeros is one.
+/// The same adapter with its labels in another order, continued: its head is kept, and `--zero-head` resets it.
 #[test]
 fn the_head_of_an_adapter_to_start_from_is_read_by_name() {
     let base = fixture("bert-encoder");

@@ -156,7 +156,7 @@ fn a_base_in_blocks_is_tuned_and_merged() {
 /// Folders of GPTQ, AWQ and bitsandbytes are bases as any other; what is written of them is not quantized
 /// their way.
 #[rstest]
-fn bases_of_other_quantisers_are_used(
+fn bases_of_other_quantizers_are_used(
     #[values("gptq-act-order", "gptq-v2", "awq", "nf4", "fp4", "int8")] kind: &str,
 ) {
     let name = format!("quantised-{kind}");

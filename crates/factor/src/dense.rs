@@ -1,8 +1,7 @@
 //! The dense kernels of faer, compiled only here.
 //!
 //! They are methods of a sealed trait with one body for each element type, so that faer's generic code
-//! becomes part of this crate instead of every crate that calls it, which saves build time. faer's SIMD loops
-//! are closures, which are vectorized only if they are inlined within one codegen unit.
+//! becomes part of this crate instead of every crate that calls it, which saves build time.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};

@@ -32,13 +32,8 @@
 //! `burn`: `DeviceMatrix`, randomized methods whose large products run on the device of a burn tensor.
 //!
 //! # Speed
-//! faer's SIMD loops are closures, which are vectorized only if they are inlined within one codegen unit. A
-//! program whose release profile uses several (this workspace uses 16) can build this package in one:
-//!
-//! ```toml
-//! [profile.release.package.lowrank-factor]
-//! codegen-units = 1
-//! ```
+//! faer's SIMD loops are closures, which are vectorized only if they are inlined. The number of codegen units hardly
+//! matters: an exact SVD with one is 2 to 5 % faster than with 16, which this workspace uses (docs/LOG.md).
 //!
 //! # Threads
 //! Large operations use the current rayon pool; run them inside `ThreadPool::install` to limit their threads.

@@ -8,7 +8,7 @@ use crate::error::{Result, SpecError};
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
 /// The name of the method by which the weights of a checkpoint are quantized, according to its `config.json`.
-pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
+pub fn quantizer(raw: &Map<String, Value>) -> Option<&str> {
     let section = KEYS.into_iter().find_map(|key| raw.get(key).filter(|section| !section.is_null()))?;
     let is_set = |key: &str| section.get(key).and_then(Value::as_bool).unwrap_or(false);
     Some(match section.get("quant_method").and_then(Value::as_str) {
@@ -29,7 +29,7 @@ pub fn quantiser(raw: &Map<String, Value>) -> Option<&str> {
 /// # Errors
 /// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.
 pub fn take_storage(raw: &mut Map<String, Value>) -> Result<()> {
-    if let Some(name) = quantiser(raw).filter(|name| !["GPTQ", "AWQ", "bitsandbytes"].contains(name)) {
+    if let Some(name) = quantizer(raw).filter(|name| !["GPTQ", "AWQ", "bitsandbytes"].contains(name)) {
         return Err(SpecError::Storage(format!(
             "quantization_config: the weights are quantized with {name}, which is not supported; \
              give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"

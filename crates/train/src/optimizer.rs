@@ -167,8 +167,8 @@ where
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let grad = self.grads.remove::<B::InnerBackend, D>(param.id);
         let optimizer = &mut *self.optimizer;
-        // A gradient of 0 for an expert that no token of this step chose, as in transformers, where the experts of a layer are
-        // one tensor.
+        // An expert without tokens in this step has a gradient of 0 and keeps moving by its moments, as in transformers, where
+        // the experts of a layer are one tensor.
         if grad.is_none() && !optimizer.moments.contains_key(&param.id) {
             return param;
         }

@@ -1,4 +1,4 @@
-//! The training loop against AdamW written out in f64, and where it stops.
+//! The training loop against AdamW written out in f64, and when it stops.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
@@ -196,7 +196,7 @@ fn steps_are_those_of_adamw(#[case] config: TrainConfig, #[case] weights: &[f64]
     }
 }
 
-/// The cases above differ in what they test.
+/// The cases above give different results.
 #[test]
 fn clipping_and_groups_are_seen() {
     let script = Script::new(&[1.0], &[], Better::Higher);
@@ -227,7 +227,7 @@ fn evaluated(early_stopping: Option<usize>, max_steps: usize) -> TrainConfig {
     TrainConfig { eval_every: 1, early_stopping, max_steps, ..base() }
 }
 
-/// The steps that a training made, the best of its evaluations, and whether the weights of that are what came back.
+/// The steps taken, the best evaluation, and whether its weights were returned.
 #[rstest]
 #[case::patience(Some(2), Better::Higher, &[0.1, 0.5, 0.4, 0.5, 0.9, 0.9], 4, 2)]
 #[case::lower(Some(2), Better::Lower, &[0.9, 0.5, 0.6, 0.4, 0.5, 0.5, 0.1], 6, 4)]

@@ -8,7 +8,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, write_atomic, write_safetensors}
 use lowrank_spec::HostTensor;
 
 use super::config::PeftConfig;
-use super::names::{PREFIX, normalise};
+use super::names::{PREFIX, normalize};
 use crate::error::{AdapterError, Result};
 use crate::methods::Method;
 
@@ -196,7 +196,7 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
     let file = Checkpoint::open(path)?;
     let mut tensors = BTreeMap::new();
     for key in file.names() {
-        let Some(name) = normalise(key) else { continue };
+        let Some(name) = normalize(key) else { continue };
         let shape = file.info(key).map(|i| i.shape.clone()).unwrap_or_default();
         let tensor = HostTensor::new(name.clone(), shape, file.read_f32(key)?);
         // PEFT writes the biases of a saved module twice, with equal values.

@@ -22,7 +22,7 @@ fn factor_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
 ///
 /// Adapters are saved with the adapter's name in their keys (`lora_A.default.weight`), without `.weight`
 /// (loralib), with the wrappers of modules (`base_layer`, `modules_to_save.default`, `original_module`).
-pub(super) fn normalise(key: &str) -> Option<String> {
+pub(super) fn normalize(key: &str) -> Option<String> {
     let mut rest = key;
     for prefix in [PREFIX, "base_model.", "module."] {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
@@ -81,6 +81,6 @@ mod tests {
     )]
     #[case("base_model.vera_A", Some("vera_A"))]
     fn keys_of_every_version_are_one(#[case] key: &str, #[case] expect: Option<&str>) {
-        assert_eq!(normalise(key).as_deref(), expect);
+        assert_eq!(normalize(key).as_deref(), expect);
     }
 }

@@ -132,7 +132,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             println!("{prompt}{text}");
         }
     }
-    eprintln!("{tokens} tokens, {speed:.1} a second");
+    eprintln!("{tokens} tokens, {speed:.1} tokens/s");
     Ok(())
 }
 

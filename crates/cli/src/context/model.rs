@@ -11,7 +11,7 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::is_adapter;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::{Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameters};
-use lowrank_spec::storage::quantiser;
+use lowrank_spec::storage::quantizer;
 use lowrank_train::FineTuner;
 
 use super::labels::{classifier_config, warn_other_base};
@@ -22,7 +22,7 @@ use crate::adapter::{load_adapter, warn_ignored};
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let folder = ModelFolder::open(path)?;
-    if let Some(method) = quantiser(folder.config())
+    if let Some(method) = quantizer(folder.config())
         && TOLD.lock().is_ok_and(|mut told| told.insert(folder.path().to_path_buf()))
     {
         eprintln!("note: {}: weights quantized with {method} are read as floats", folder.path().display());

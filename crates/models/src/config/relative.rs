@@ -23,7 +23,7 @@ pub enum RelativeKind {
         position_to_content: bool,
         /// Whether the maps of the layer's keys and queries serve the distances too.
         shares_maps: bool,
-        /// Whether the table is normalised.
+        /// Whether the table is normalized.
         norm: bool,
     },
 }

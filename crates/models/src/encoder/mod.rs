@@ -33,7 +33,7 @@ pub use layer::EncoderLayer;
 pub(crate) use relative::BatchDistances;
 pub use relative::{PositionMaps, RelativeTable};
 
-/// Word, position and type embeddings, normalised.
+/// Word, position and type embeddings, normalized.
 #[derive(Module, Debug)]
 pub struct Embeddings<B: Backend> {
     /// Shape `[vocab_size, d_embedding]`.

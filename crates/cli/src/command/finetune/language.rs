@@ -268,8 +268,8 @@ fn check_balance(folder: &Path, config: &DecoderConfig) -> Result<()> {
     let asks = config.raw.get("output_router_logits").and_then(Value::as_bool).unwrap_or(false);
     ensure!(
         config.experts.is_none() || !asks,
-        "{}: config.json asks for the loss that balances the load of experts (output_router_logits = true), which is not \
-         computed here; set it to false to train on the next token alone",
+        "{}: config.json asks for the load-balancing loss of experts (output_router_logits = true), which is not supported; \
+         set it to false to train on the next token alone",
         folder.display()
     );
     Ok(())

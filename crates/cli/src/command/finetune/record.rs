@@ -98,7 +98,7 @@ pub(super) fn print_result(args: &Args, record: &RunRecord) -> Result<()> {
         }));
     }
     println!(
-        "{} {:.4} at step {} of {}; {} of {} parameters trained; {:.0} ms a step, {:.0} tokens/s, {:.0} MB, {:.0} s",
+        "{} {:.4} at step {} of {}; {} of {} parameters trained; {:.0} ms per step, {:.0} tokens/s, {:.0} MB, {:.0} s",
         info.metric_name,
         info.metric.unwrap_or(f64::NAN),
         info.best_step.unwrap_or(0),
