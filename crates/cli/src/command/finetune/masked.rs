@@ -121,7 +121,7 @@ fn build(
         let head = config.architecture.masked_lm.transform;
         ensure!(
             checkpoint.names().any(|name| name.starts_with(head)),
-            "{}: has no masked-language-modelling head ({head} is missing); to train on plain text, give a model with one, such as \
+            "{}: has no masked language modelling head ({head} is missing); to train on plain text, give a model with one, such as \
              …ForMaskedLM, and labelled rows by any encoder",
             weights.display()
         );
