@@ -46,6 +46,7 @@ def options():
     p.add_argument("--loss-on", choices=["completion", "all"], default="completion")
     p.add_argument("--recompute", action="store_true", help="recomputation here, gradient checkpointing there")
     p.add_argument("--dtype", default="float32", help="type of PyTorch's base")
+    p.add_argument("--peer-rows", type=int, help="rows that PyTorch runs at once: a step of --batch-size rows accumulates, nothing is padded at 1")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=1)
@@ -184,14 +185,21 @@ def peer(args):
     losses, times, tokens = [], [], 0
     for chosen in steps:
         began = time.perf_counter()
-        loss = model(**collate([rows[i] for i in chosen])).loss
-        loss.backward()
+        batch = [rows[i] for i in chosen]
+        # The first token is never predicted, so a row's targets are its learnt tokens.
+        learnt = sum(sum(learn) for _, learn in batch)
+        loss = 0.0
+        for at in range(0, len(batch), args.peer_rows or len(batch)):
+            part = collate(batch[at : at + (args.peer_rows or len(batch))])
+            part_loss = model(**part, num_items_in_batch=torch.tensor(learnt)).loss
+            part_loss.backward()
+            loss += part_loss.item()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
-        losses.append(loss.item())
+        losses.append(loss)
         tokens += sum(len(rows[i][0]) for i in chosen)
     model.eval()
     total, weight = 0.0, 0
@@ -262,6 +270,7 @@ def main():
             passed += ["--" + name.replace("_", "-"), getattr(args, name)]
         passed += ["--epochs", args.epochs] if args.epochs is not None else ["--steps", args.steps]
         passed += ["--recompute"] if args.recompute else []
+        passed += ["--peer-rows", args.peer_rows] if args.peer_rows else []
         got = rounds(args.rounds, {
             "lowrank": lambda: ours(args, binary, adapter, scratch),
             "PyTorch + PEFT": lambda: run_json([sys.executable, "-W", "ignore", __file__, *passed], args.threads),

@@ -12,6 +12,7 @@ mod language;
 mod layers;
 mod machine;
 mod method;
+mod processes;
 mod sampling;
 mod spectrum;
 mod stream;
@@ -89,8 +90,16 @@ fn main() -> ExitCode {
         .with_ansi(ansi)
         .without_time()
         .init();
+    let is_parallel = matches!(cli.command, Command::Finetune(_));
+    let processes = match processes::Processes::start(is_parallel) {
+        Ok(processes) => processes,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match cli.command {
-        Command::Finetune(args) => command::finetune::run(*args),
+        Command::Finetune(args) => command::finetune::run(*args, processes.team()),
         Command::Evaluate(args) => command::evaluate::run(args),
         Command::Predict(args) => command::predict::run(args),
         Command::Embed(args) => command::embed::run(args),
@@ -108,13 +117,7 @@ fn main() -> ExitCode {
         Command::Report(args) => command::report::run(args),
         Command::Datasets(args) => command::datasets::run(args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    processes.end(result.err().map(|error| one_line(&error)).as_deref())
 }
 
 /// An error with its causes, each printed once.

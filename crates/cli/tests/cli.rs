@@ -437,6 +437,27 @@ fn usage_errors_exit_with_2() {
     lowrank(&["fly"]).assert().code(2);
 }
 
+/// A launcher's processes would write to one output.
+#[test]
+fn several_processes_need_a_command_and_a_build_that_divide_the_work() {
+    let model = fixture("llama");
+    for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let mut command = lowrank(&["inspect", s(&model)]);
+        let output = command.env(variable, "4").assert().code(1).get_output().stderr.clone();
+        let error = String::from_utf8(output).unwrap();
+        assert!(error.starts_with("error: the launcher started 4 processes"), "{error}");
+        assert_eq!(error.lines().count(), 1);
+        lowrank(&["inspect", s(&model)]).env(variable, "1").assert().success();
+    }
+    if !cfg!(feature = "mpi") {
+        let finetune = ["finetune", "--model", s(&model), "--method", "lora", "-o", "run"];
+        let mut command = lowrank(&finetune);
+        let output = command.env("PMI_SIZE", "2").assert().code(1).get_output().stderr.clone();
+        let error = String::from_utf8(output).unwrap();
+        assert!(error.contains("build with --features mpi"), "{error}");
+    }
+}
+
 #[test]
 fn inspect_counts_parameters() {
     let adapter = json_of(&["inspect", s(&fixture("peft-bert-lora"))]);

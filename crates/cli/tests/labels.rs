@@ -12,16 +12,10 @@ use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fails_after_warnings, fixture, json_of, run, s};
+use common::{copy, edit, fails_after_warnings, fixture, json_of, run, s};
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
-
-fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
-    let mut value = read_json(path);
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
 }
 
 /// A folder of small data files.

@@ -13,13 +13,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, fails_after_warnings, fixture, json_of, run, s};
-
-fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
-    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
+use common::{copy, edit, fails_after_warnings, fixture, json_of, run, s};
 
 fn folder(parent: &TempDir, name: &str) -> String {
     s(&parent.path().join(name)).to_owned()

@@ -28,6 +28,26 @@ pub struct MlmBatch {
     pub targets: Vec<u32>,
 }
 
+impl MlmBatch {
+    /// Some sequences of the batch, in ascending order; `None` if no token of theirs is to be predicted.
+    pub fn select(&self, sequences: &[usize]) -> Option<Self> {
+        let offsets = self.batch.offsets();
+        let batch = self.batch.select(sequences)?;
+        let (mut places, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+        for &sequence in sequences {
+            let tokens = offsets[sequence]..offsets[sequence + 1];
+            for (&place, &target) in self.places.iter().zip(&self.targets) {
+                if tokens.contains(&place) {
+                    places.push(place - tokens.start + start);
+                    targets.push(target);
+                }
+            }
+            start += tokens.len();
+        }
+        (!places.is_empty()).then_some(Self { batch, places, targets })
+    }
+}
+
 /// Masks tokens of batches, by seed and step.
 ///
 /// ```

@@ -6,4 +6,4 @@ mod plan;
 
 pub use batch::{EncodedDataset, Labels, PackedBatch};
 pub use loader::{EvalBatch, EvalBatches, restore_order};
-pub use plan::{BatchPlan, BatchSize, StepRows};
+pub use plan::{BatchPlan, BatchSize, Shard, StepRows};

@@ -93,6 +93,9 @@ pub struct TrainInfo {
     pub trainable: u64,
     /// All parameters, trained or frozen.
     pub total: u64,
+    /// The number of processes that trained together; absent if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
     /// Median duration of a step in milliseconds.
     pub ms_per_step_median: Option<f64>,
     /// Real tokens per second of training, without padding.

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
 use lowrank_data::glue::{Label, Metric};
-use lowrank_data::pack::{BatchPlan, EncodedDataset, PackedBatch};
+use lowrank_data::pack::{BatchPlan, EncodedDataset, PackedBatch, Shard};
 use lowrank_kernels::Kernels;
 
 use crate::config::TrainConfig;
@@ -86,8 +86,8 @@ where
     type Model = FineTuner<B>;
     type Batch = PackedBatch;
 
-    fn batches(&self, step: usize) -> Result<StepBatches<PackedBatch>> {
-        let rows = self.plan.step(step);
+    fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<PackedBatch>> {
+        let rows = self.plan.shard_of_step(step, shard);
         let micro = rows.micro.iter().map(|rows| {
             let data = self.train.batch(rows)?;
             let weight = weight(&data.labels, self.class_weights.as_deref());

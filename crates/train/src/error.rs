@@ -37,6 +37,9 @@ pub enum TrainError {
     /// A batch or a record that does not fit the model.
     #[error("{0}")]
     Batch(String),
+    /// A process of a data-parallel training that cannot be reached.
+    #[error("{0}")]
+    Team(String),
     /// The data.
     #[error(transparent)]
     Data(#[from] lowrank_data::DataError),

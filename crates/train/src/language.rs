@@ -6,7 +6,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_data::pack::BatchPlan;
+use lowrank_data::pack::{BatchPlan, Shard};
 use lowrank_data::rows::TokenRow;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
@@ -285,8 +285,8 @@ where
     type Model = TunedDecoder<B>;
     type Batch = LearntTokens;
 
-    fn batches(&self, step: usize) -> Result<StepBatches<LearntTokens>> {
-        let rows = self.plan.step(step);
+    fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<LearntTokens>> {
+        let rows = self.plan.shard_of_step(step, shard);
         let micro = rows.micro.iter().map(|rows| {
             let data = LearntTokens::pack(rows.iter().map(|&row| &self.train[row]));
             MicroBatch { weight: data.n_learnt(), tokens: data.ids.len(), data }

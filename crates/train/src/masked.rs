@@ -6,7 +6,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
 use lowrank_data::mlm::{Masker, MlmBatch};
-use lowrank_data::pack::{BatchPlan, EncodedDataset};
+use lowrank_data::pack::{BatchPlan, EncodedDataset, Shard};
 use lowrank_kernels::{Kernels, cross_entropy};
 use lowrank_models::batch::int_tensor;
 use lowrank_models::{MaskedLm, Run, Stack, Tokens};
@@ -109,14 +109,25 @@ where
     type Model = TunedMaskedLm<B>;
     type Batch = MlmBatch;
 
-    fn batches(&self, step: usize) -> Result<StepBatches<MlmBatch>> {
+    fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<MlmBatch>> {
         let rows = self.plan.step(step);
-        let micro = rows.micro.iter().enumerate().map(|(place, rows)| {
+        let mut micro = Vec::with_capacity(rows.micro.len());
+        for (place, rows) in rows.micro.iter().enumerate() {
             let number = (step * self.accum + place) as u64;
-            let data = self.masker.mask(self.train.batch(rows)?, self.seed, number)?;
-            Ok(MicroBatch { weight: data.targets.len() as f64, tokens: data.batch.n_tokens(), data })
-        });
-        Ok(StepBatches { micro: micro.collect::<Result<_>>()?, epoch: rows.epoch })
+            // The whole batch is masked in every process: which tokens are masked depends on all of its rows.
+            let masked = self.masker.mask(self.train.batch(rows)?, self.seed, number)?;
+            let data = if shard.is_whole() {
+                Some(masked)
+            } else {
+                masked.select(&shard.of_lengths(&masked.batch.lengths))
+            };
+            micro.extend(data.map(|data| MicroBatch {
+                weight: data.targets.len() as f64,
+                tokens: data.batch.n_tokens(),
+                data,
+            }));
+        }
+        Ok(StepBatches { micro, epoch: rows.epoch })
     }
 
     fn loss(&self, model: &TunedMaskedLm<B>, masked: &MlmBatch, mode: Mode) -> Result<Tensor<B, 1>> {

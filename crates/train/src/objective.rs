@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use lowrank_adapters::Mode;
+use lowrank_data::pack::Shard;
 
 use crate::error::Result;
 use crate::groups::Groups;
@@ -25,7 +26,7 @@ pub struct MicroBatch<T> {
 /// The micro-batches of an optimizer step.
 #[derive(Clone, Debug)]
 pub struct StepBatches<T> {
-    /// The micro-batches, at least one.
+    /// The micro-batches; at least one, unless they are the shard of one process.
     pub micro: Vec<MicroBatch<T>>,
     /// Epochs of data seen at the end of the step.
     pub epoch: f64,
@@ -103,12 +104,12 @@ pub trait Objective<B: AutodiffBackend> {
     /// A micro-batch on the host.
     type Batch;
 
-    /// The micro-batches of step `step`, counted from 0: a function of the step alone, so that a resumed run
-    /// sees the same batches as an uninterrupted one.
+    /// The shard of one process of the micro-batches of step `step`, counted from 0: a function of the step, so
+    /// that a resumed run sees the same batches as an uninterrupted one, and the shards together are the whole.
     ///
     /// # Errors
     /// Rows that cannot be batched.
-    fn batches(&self, step: usize) -> Result<StepBatches<Self::Batch>>;
+    fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<Self::Batch>>;
 
     /// The mean loss over the weighted units of the batch, shape `[1]`.
     ///

@@ -8,7 +8,7 @@ use burn::tensor::TensorData;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_data::pack::BatchPlan;
+use lowrank_data::pack::{BatchPlan, Shard};
 use lowrank_data::rows::TokenPair;
 use lowrank_kernels::Kernels;
 use lowrank_models::Decoder;
@@ -191,8 +191,8 @@ where
     type Model = TunedDecoder<B>;
     type Batch = PairBatch;
 
-    fn batches(&self, step: usize) -> Result<StepBatches<PairBatch>> {
-        let rows = self.plan.step(step);
+    fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<PairBatch>> {
+        let rows = self.plan.shard_of_step(step, shard);
         let micro = rows.micro.iter().map(|rows| MicroBatch {
             data: self.batch(rows.iter().map(|&row| Pair::Train(row)).collect()),
             weight: rows.len() as f64,

@@ -13,10 +13,11 @@ use lowrank_spec::rng::mix;
 use crate::checkpoint::{CheckpointStore, Position, Start};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
-use crate::objective::{Objective, Selection};
+use crate::objective::{Objective, Selection, scalar};
 use crate::optimizer::GroupedAdamW;
 use crate::record::TrainedRecord;
 use crate::schedule::Schedule;
+use crate::team::{Team, sum_gradients};
 use crate::watch::{StepReport, Watch};
 
 /// Setup of a training run.
@@ -29,8 +30,10 @@ pub struct Training<'a> {
     pub start: Start,
     /// Keep a checkpoint of the last step, from which training can be extended.
     pub keep_last: bool,
-    /// Receives progress events.
+    /// Receives progress events, in process 0 only.
     pub watch: &'a mut dyn Watch,
+    /// The processes that share the training.
+    pub team: &'a dyn Team,
 }
 
 /// The result of training, beside the model.
@@ -51,7 +54,11 @@ pub struct Outcome {
 ///
 /// # Algorithm
 /// AdamW on the gradient of `Σ wᵢ·lᵢ / Σ wᵢ` over the micro-batches of a step (see [`Objective`]), with the rate of
-/// [`Schedule`]. Dropout's seed is a function of the run's seed and the index of the micro-batch.
+/// [`Schedule`]. Dropout's seed is a function of the run's seed, the index of the micro-batch and the process.
+///
+/// With several processes the micro-batches are divided among them, and gradients are summed over all: up to
+/// rounding, and dropout, the result is that of one process. Process 0 evaluates, writes checkpoints and has the best
+/// weights; the others return the last ones.
 ///
 /// # Errors
 /// Invalid hyper-parameters, data that do not fit the model, a loss that is not finite, files that cannot be written.
@@ -141,14 +148,14 @@ where
         let config = self.training.config;
         while self.outcome.steps < config.max_steps {
             let report = self.step()?;
-            self.training.watch.step(&report)?;
+            if self.is_first() {
+                self.training.watch.step(&report)?;
+            }
             let step = report.step;
             let at_end = step == config.max_steps;
             let mut stop = false;
             if step.is_multiple_of(config.eval_every) || at_end {
-                self.evaluate(step)?;
-                stop = config.early_stopping.is_some_and(|patience| self.stale >= patience)
-                    || self.training.watch.should_stop();
+                stop = self.evaluate(step)?;
             }
             let last = (at_end || stop) && self.training.keep_last;
             if last || config.save_every.is_some_and(|n| step.is_multiple_of(n)) && !at_end && !stop {
@@ -168,20 +175,32 @@ where
         let index = self.outcome.steps;
         let step = index + 1;
         let lr = self.schedule.at(index);
-        let batches = self.objective.batches(index)?;
-        let total: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
+        let team = self.training.team;
+        let shard = team.shard();
+        let batches = self.objective.batches(index, shard)?;
+        let weight: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
+        let tokens: usize = batches.micro.iter().map(|micro| micro.tokens).sum();
+        let mut sums = [weight, tokens as f64];
+        team.sum_f64(&mut sums)?;
+        let [total, tokens] = sums;
         if total.is_nan() || total < 0.0 {
             return Err(TrainError::Batch(format!("the batch of step {step} has weight {total}")));
         }
         // A batch in which all classes have weight 0 has zero gradients.
         let share = |weight: f64| if total > 0.0 { weight / total } else { 0.0 };
-        let tokens = batches.micro.iter().map(|micro| micro.tokens).sum();
         let model = self.model.as_ref().ok_or_else(no_model)?;
         let mut accumulator = GradientsAccumulator::new();
         let (mut grads, mut sum) = (None, None::<Tensor<B::InnerBackend, 1>>);
         let n_micro = batches.micro.len();
         for (place, micro) in batches.micro.iter().enumerate() {
-            let seed = mix(config.seed, (index * config.grad_accum + place + 1) as u64);
+            // The mean loss of nothing is not a number.
+            if micro.weight == 0.0 && !shard.is_whole() {
+                continue;
+            }
+            let mut seed = mix(config.seed, (index * config.grad_accum + place + 1) as u64);
+            if !self.is_first() {
+                seed = mix(seed, shard.index() as u64);
+            }
             let mode = Mode::train(seed);
             let (loss, part) = self.objective.gradients(model, &micro.data, mode, share(micro.weight))?;
             sum = Some(match sum {
@@ -195,22 +214,38 @@ where
             }
         }
         let grads = grads.unwrap_or_else(|| accumulator.grads());
+        let grads = sum_gradients::<B, _>(team, model, grads)?;
         // The optimizer gets the only handle on the weights, so that it can update them in place.
         let model = self.model()?;
         let model = self.objective.constrain(self.optimizer.step::<B, _>(lr, model, grads))?;
         self.model = Some(model);
-        let loss = sum.and_then(|sum| sum.into_data().iter::<f64>().next()).unwrap_or(f64::NAN);
+        let mut loss = [sum.map_or(0.0, scalar)];
+        team.sum_f64(&mut loss)?;
+        let [loss] = loss;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, loss, lr });
         }
         self.outcome.steps = step;
         self.outcome.step_times.push(begun.elapsed());
+        let tokens = tokens as usize;
         self.outcome.step_tokens.push(tokens);
         Ok(StepReport { step, of: config.max_steps, loss, lr, epoch: batches.epoch, tokens })
     }
 
-    /// Evaluates, if the objective has a selecting metric, and records the best weights.
-    fn evaluate(&mut self, step: usize) -> Result<()> {
+    /// Evaluates, if the objective has a selecting metric, and records the best weights; whether to stop.
+    fn evaluate(&mut self, step: usize) -> Result<bool> {
+        let mut stop = false;
+        if self.is_first() {
+            self.evaluate_here(step)?;
+            stop = self.training.config.early_stopping.is_some_and(|patience| self.stale >= patience)
+                || self.training.watch.should_stop();
+        }
+        let mut decision = [f64::from(u8::from(stop))];
+        self.training.team.broadcast(&mut decision)?;
+        Ok(decision != [0.0])
+    }
+
+    fn evaluate_here(&mut self, step: usize) -> Result<()> {
         let Some(Selection { metric, better }) = &self.selection else { return Ok(()) };
         let model = self.model.as_ref().ok_or_else(no_model)?;
         let result = self.objective.evaluate(&model.valid())?;
@@ -226,7 +261,15 @@ where
         Ok(())
     }
 
+    /// Whether this is process 0.
+    fn is_first(&self) -> bool {
+        self.training.team.shard().index() == 0
+    }
+
     fn save(&self, step: usize) -> Result<()> {
+        if !self.is_first() {
+            return Ok(());
+        }
         let Some(store) = self.training.checkpoints else { return Ok(()) };
         let model = self.model.as_ref().ok_or_else(no_model)?;
         let position = Position { step, best: self.outcome.best, stale: self.stale };

@@ -2,143 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+mod script;
 
-use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, Param};
-use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
-use burn_flex::Flex;
-use lowrank_adapters::Mode;
-use lowrank_spec::rng::normal_values;
 use lowrank_train::{
-    Better, CheckpointStore, EvalOutput, Group, Groups, MicroBatch, Objective, Outcome, Rate, Result,
-    SchedulerKind, Selection, Start, StepBatches, StepReport, TrainConfig, Training, Watch, train,
+    Alone, Better, CheckpointStore, Outcome, Result, SchedulerKind, Start, StepReport, TrainConfig, Training,
+    Watch, train,
 };
 use rstest::rstest;
 
-type B = Autodiff<Flex>;
-
-const WIDTH: usize = 3;
-const PARTS: usize = 4;
-
-/// A matrix, a vector, a head and the second factor of a pair.
-#[derive(Module, Debug)]
-struct Parts<B: Backend> {
-    matrix: Param<Tensor<B, 2>>,
-    vector: Param<Tensor<B, 1>>,
-    head: Param<Tensor<B, 2>>,
-    second: Param<Tensor<B, 2>>,
-}
-
-fn start(part: usize) -> Vec<f64> {
-    (0..WIDTH).map(|i| 1.0 - 0.2 * (part * WIDTH + i) as f64).collect()
-}
-
-fn values<const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
-}
-
-impl Parts<B> {
-    fn new() -> Self {
-        let device = Default::default();
-        let data = |part| start(part).into_iter().map(|x| x as f32).collect::<Vec<f32>>();
-        let matrix =
-            |part| Param::from_tensor(Tensor::from_data(TensorData::new(data(part), [1, WIDTH]), &device));
-        let vector = Param::from_tensor(Tensor::from_data(TensorData::new(data(1), [WIDTH]), &device));
-        Self { matrix: matrix(0), vector, head: matrix(2), second: matrix(3) }
-    }
-
-    fn values(&self) -> [Vec<f64>; PARTS] {
-        [
-            values(self.matrix.val()),
-            values(self.vector.val()),
-            values(self.head.val()),
-            values(self.second.val()),
-        ]
-    }
-}
-
-/// The gradient of each element of each part in a micro-batch; its size changes from step to step.
-fn slopes(step: usize, micro: usize) -> [Vec<f64>; PARTS] {
-    let size = [0.1, 5.0, 1.0][step % 3];
-    [0, 1, 2, 3].map(|part| {
-        let values = normal_values(5, &format!("{step} {micro} {part}"), WIDTH, size);
-        values.into_iter().map(f64::from).collect()
-    })
-}
-
-/// A sum of the parameters with given slopes, and scripted evaluations.
-struct Script {
-    /// Weights of the micro-batches of a step.
-    weights: Vec<f64>,
-    /// The metric at each evaluation.
-    metric: Vec<f64>,
-    better: Better,
-    evaluations: Cell<usize>,
-    steps: RefCell<Vec<usize>>,
-}
-
-impl Script {
-    fn new(weights: &[f64], metric: &[f64], better: Better) -> Self {
-        Self {
-            weights: weights.to_vec(),
-            metric: metric.to_vec(),
-            better,
-            evaluations: Cell::new(0),
-            steps: RefCell::default(),
-        }
-    }
-}
-
-impl Objective<B> for Script {
-    type Model = Parts<B>;
-    type Batch = [Vec<f64>; PARTS];
-
-    fn batches(&self, step: usize) -> Result<StepBatches<Self::Batch>> {
-        self.steps.borrow_mut().push(step);
-        let micro = self.weights.iter().enumerate().map(|(place, &weight)| MicroBatch {
-            data: slopes(step, place),
-            weight,
-            tokens: 1,
-        });
-        Ok(StepBatches { micro: micro.collect(), epoch: 0.0 })
-    }
-
-    fn loss(&self, model: &Parts<B>, slopes: &Self::Batch, _mode: Mode) -> Result<Tensor<B, 1>> {
-        let device = Default::default();
-        let row = |part: usize| {
-            let data: Vec<f32> = slopes[part].iter().map(|&x| x as f32).collect();
-            Tensor::<B, 2>::from_data(TensorData::new(data, [1, WIDTH]), &device)
-        };
-        let sum = (model.matrix.val() * row(0)).sum()
-            + (model.vector.val().unsqueeze::<2>() * row(1)).sum()
-            + (model.head.val() * row(2)).sum()
-            + (model.second.val() * row(3)).sum();
-        Ok(sum)
-    }
-
-    fn selection(&self) -> Option<Selection> {
-        (!self.metric.is_empty()).then(|| Selection { metric: "score".into(), better: self.better })
-    }
-
-    fn evaluate(&self, _model: &<Parts<B> as AutodiffModule<B>>::InnerModule) -> Result<EvalOutput> {
-        let index = self.evaluations.replace(self.evaluations.get() + 1);
-        let values = BTreeMap::from([("score".to_string(), self.metric[index])]);
-        Ok(EvalOutput { values, samples: Vec::new() })
-    }
-
-    fn groups(&self, model: &Parts<B>) -> Groups {
-        let mut groups = Groups::default();
-        groups.insert(model.head.id, Group { rate: Rate::Head, decays: true });
-        groups.insert(model.second.id, Group { rate: Rate::SecondFactor, decays: false });
-        groups
-    }
-}
+use script::{B, PARTS, Parts, Script, WIDTH, slopes, start};
 
 fn run(script: &Script, config: &TrainConfig, watch: &mut dyn Watch) -> (Parts<B>, Outcome) {
-    let training = Training { config, checkpoints: None, start: Start::Fresh, keep_last: false, watch };
+    let training =
+        Training { config, checkpoints: None, start: Start::Fresh, keep_last: false, watch, team: &Alone };
     train::<B, _>(script, Parts::new(), training).unwrap()
 }
 
@@ -292,6 +168,7 @@ fn patience_survives_a_resumption(#[values(2, 3, 4)] interrupted: usize) {
         start,
         keep_last: false,
         watch,
+        team: &Alone,
     };
     let first = Script::new(&[1.0], &metric, Better::Higher);
     let mut cut = Fails(interrupted);

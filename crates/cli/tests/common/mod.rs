@@ -58,6 +58,13 @@ pub(crate) fn s(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Changes a JSON file.
+pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
 /// A copy of a fixture that a test may change.
 pub(crate) fn copy(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();

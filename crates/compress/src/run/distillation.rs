@@ -9,8 +9,8 @@ use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
 use lowrank_models::{ParamVisitor, Parameter, TokenBatch};
 use lowrank_train::{
-    MicroBatch, Objective, SchedulerKind, Start, StepBatches, StepReport, TrainConfig, TrainError, Training,
-    Watch, train,
+    Alone, MicroBatch, Objective, SchedulerKind, Shard, Start, StepBatches, StepReport, TrainConfig,
+    TrainError, Training, Watch, train,
 };
 
 use super::network::Network;
@@ -121,6 +121,7 @@ where
             start: Start::Fresh,
             keep_last: false,
             watch: &mut watch,
+            team: &Alone,
         };
         let (model, diverged) = match train::<B, _>(&self, model, training) {
             Ok((model, _)) => (model, false),
@@ -150,11 +151,13 @@ where
     type Model = Layer<B>;
     type Batch = usize;
 
-    fn batches(&self, step: usize) -> lowrank_train::Result<StepBatches<usize>> {
+    fn batches(&self, step: usize, shard: Shard) -> lowrank_train::Result<StepBatches<usize>> {
         let data = step % self.states.len();
         let tokens = self.states[data][1].dims()[0];
         let epoch = (step + 1) as f64 / self.states.len() as f64;
-        Ok(StepBatches { micro: vec![MicroBatch { data, weight: 1.0, tokens }], epoch })
+        // A layer's states are not divided.
+        let micro = (shard.index() == 0).then_some(MicroBatch { data, weight: 1.0, tokens });
+        Ok(StepBatches { micro: micro.into_iter().collect(), epoch })
     }
 
     fn loss(&self, model: &Layer<B>, &batch: &usize, _mode: Mode) -> lowrank_train::Result<Tensor<B, 1>> {

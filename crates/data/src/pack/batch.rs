@@ -74,6 +74,21 @@ impl PackedBatch {
         Ok(batch)
     }
 
+    /// Some of the sequences, without labels; `None` without sequences.
+    pub(crate) fn select(&self, sequences: &[usize]) -> Option<Self> {
+        let offsets = self.offsets();
+        let tokens = |values: &[u32]| -> Vec<u32> {
+            sequences.iter().flat_map(|&s| &values[offsets[s]..offsets[s + 1]]).copied().collect()
+        };
+        (!sequences.is_empty()).then(|| Self {
+            ids: tokens(&self.ids),
+            type_ids: tokens(&self.type_ids),
+            positions: tokens(&self.positions),
+            lengths: sequences.iter().map(|&s| self.lengths[s]).collect(),
+            labels: Labels::None,
+        })
+    }
+
     /// The number of tokens, special ones included.
     pub fn n_tokens(&self) -> usize {
         self.ids.len()

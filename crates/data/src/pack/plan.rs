@@ -24,6 +24,63 @@ pub struct StepRows {
     pub epoch: f64,
 }
 
+/// The share of one process in every batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    index: usize,
+    of: usize,
+}
+
+impl Shard {
+    /// The only shard.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// Shard `index`, counted from 0, of `of`.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] unless `index < of`.
+    pub fn new(index: usize, of: usize) -> Result<Self> {
+        if index < of {
+            return Ok(Self { index, of });
+        }
+        let expected = format!("expected a number below {of}");
+        Err(DataError::OutOfRange { what: "shard of a batch", got: index.to_string(), expected })
+    }
+
+    /// Its number, from 0.
+    pub fn index(self) -> usize {
+        self.index
+    }
+
+    /// The number of shards.
+    pub fn of(self) -> usize {
+        self.of
+    }
+
+    /// Whether there are no other shards.
+    pub fn is_whole(self) -> bool {
+        self.of == 1
+    }
+
+    /// The places of this shard's rows among rows of these lengths, ascending: the longest row first, each is given to the
+    /// shard with the fewest tokens so far.
+    pub fn of_lengths(self, lengths: &[usize]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&place| std::cmp::Reverse(lengths[place]));
+        let mut tokens = vec![0; self.of];
+        let mut mine = Vec::new();
+        for place in order {
+            let least = (0..self.of).min_by_key(|&shard| tokens[shard]).unwrap_or(0);
+            tokens[least] += lengths[place];
+            if least == self.index {
+                mine.push(place);
+            }
+        }
+        mine.sort_unstable();
+        mine
+    }
+}
+
 /// Batches of rows, reshuffled in each epoch.
 ///
 /// The order of epoch `e` is the Fisher–Yates shuffle of the rows by [`SplitMix64::keyed`]`(seed, [e])`. With
@@ -132,6 +189,19 @@ impl BatchPlan {
         }
     }
 
+    /// The rows of one shard of step `step`; micro-batches of which it has no rows are left out.
+    pub fn shard_of_step(&self, step: usize, shard: Shard) -> StepRows {
+        let mut rows = self.step(step);
+        if !shard.is_whole() {
+            for micro in &mut rows.micro {
+                let lengths: Vec<usize> = micro.iter().map(|&row| self.lengths[row]).collect();
+                *micro = shard.of_lengths(&lengths).into_iter().map(|place| micro[place]).collect();
+            }
+            rows.micro.retain(|micro| !micro.is_empty());
+        }
+        rows
+    }
+
     /// Epoch of a step, and its position in it.
     fn locate(&self, step: usize, cache: &mut Cache) -> (u64, usize) {
         if let BatchSize::Rows(_) = self.size {
@@ -192,6 +262,25 @@ fn epoch_order(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shards_of_a_step_are_the_whole_and_of_similar_size() {
+        let lengths: Vec<usize> = (0..37).map(|row| 5 + row * row % 61).collect();
+        let plan = BatchPlan::new(lengths.clone(), BatchSize::Rows(8), 2, 3).unwrap();
+        for (step, of) in [(0, 2), (1, 3), (2, 4), (2, 9)] {
+            let shards: Vec<StepRows> =
+                (0..of).map(|index| plan.shard_of_step(step, Shard::new(index, of).unwrap())).collect();
+            let mut rows = shards.iter().flat_map(|shard| shard.micro.concat()).collect::<Vec<usize>>();
+            let mut whole = plan.step(step).micro.concat();
+            rows.sort_unstable();
+            whole.sort_unstable();
+            assert_eq!(rows, whole);
+            assert!(shards.iter().all(|shard| shard.epoch == plan.step(step).epoch));
+        }
+        let shard = |index| Shard::new(index, 2).unwrap().of_lengths(&[9, 1, 1, 7, 2]);
+        assert_eq!([shard(0), shard(1)], [vec![0, 1], vec![2, 3, 4]]);
+        assert!(Shard::new(2, 2).is_err());
+    }
 
     fn rows_of_epoch(plan: &BatchPlan, first: usize, steps: usize) -> Vec<usize> {
         let mut rows: Vec<usize> = (first..first + steps).flat_map(|s| plan.step(s).micro.concat()).collect();

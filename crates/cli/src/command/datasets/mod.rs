@@ -9,7 +9,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use lowrank_mini::{File, files, instruct};
-use lowrank_train::{CheckpointStore, Objective, Start, StepReport, TrainConfig, Training, Watch, train};
+use lowrank_train::{
+    Alone, CheckpointStore, Objective, Start, StepReport, TrainConfig, Training, Watch, train,
+};
 
 use crate::backend::{Inner, Train};
 
@@ -105,6 +107,7 @@ where
         start: Start::Resume,
         keep_last: false,
         watch: &mut watch,
+        team: &Alone,
     };
     Ok(train(objective, model, training)?.0)
 }

@@ -7,7 +7,7 @@ use lowrank_data::glue::LabelSpace;
 use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
-use super::job::{self, Clock, Identity};
+use super::job::{self, Identity, Process};
 use super::model::{build, default_targets, save, sources};
 use super::record::settings;
 use super::rows::{self, read_spec};
@@ -18,7 +18,7 @@ use crate::command::evaluate::class_order;
 use crate::context::{classifier_config, open_model, tokenizer};
 use crate::method::Method;
 
-pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
+pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
     let level = if rows::are_tagged(args)? { HeadLevel::Token } else { HeadLevel::Sequence };
     let base = open_model(folder)?.classifier_config()?;
     let tokenizer = tokenizer(folder, &base, args.max_length)?;
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
     };
     let hash = built.hash;
     let save = |model: &FineTuner<Inner>| save(args, folder, model, &hash);
-    job::run(args, &config, identity, &objective, built.model, save, clock)
+    job::run(args, &config, identity, &objective, built.model, save, process)
 }
 
 /// Positions of the data's classes among the labels of the model's head; `None` if they are in order, or if

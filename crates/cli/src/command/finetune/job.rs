@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 use lowrank_data::rows::Rows;
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
-use lowrank_train::{CheckpointStore, EventWatch, Objective, Outcome, TrainConfig, Training, Watch};
+use lowrank_train::{CheckpointStore, EventWatch, Objective, Outcome, Team, TrainConfig, Training, Watch};
 use serde_json::{Map, Value};
 
 use super::Args;
@@ -20,15 +20,29 @@ use crate::backend::{Inner, NAME, Train};
 use crate::machine::{hardware, peak_rss_mb};
 use crate::method::Method;
 
-/// Start time of the command.
-pub(super) struct Clock {
+/// The process of the command: its start time, and the processes that it trains with.
+pub(super) struct Process<'a> {
     begun: Instant,
     started: SystemTime,
+    team: &'a dyn Team,
 }
 
-impl Clock {
-    pub(super) fn start() -> Self {
-        Self { begun: Instant::now(), started: SystemTime::now() }
+impl<'a> Process<'a> {
+    pub(super) fn start(team: &'a dyn Team) -> Self {
+        Self { begun: Instant::now(), started: SystemTime::now(), team }
+    }
+
+    /// Waits for the others, which must have read the same rows, weights and settings.
+    fn meet(&self, hash: &str) -> Result<()> {
+        let own = hash.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let n = self.team.shard().of() as f64;
+        let mut sum = [f64::from(own)];
+        self.team.sum_f64(&mut sum)?;
+        ensure!(
+            sum == [n * f64::from(own)],
+            "the processes have different rows, weights or settings; give all of them the same files"
+        );
+        Ok(())
     }
 }
 
@@ -73,13 +87,13 @@ pub(super) fn run<O: Objective<Train>>(
     objective: &O,
     model: O::Model,
     save: impl FnOnce(&Trained<O>) -> Result<u64>,
-    clock: Clock,
+    process: Process<'_>,
 ) -> Result<()>
 where
     Inner: lowrank_kernels::Kernels,
 {
     let file = args.output.join(FILE_NAME);
-    let mut record = new_record(args, &identity, &clock);
+    let mut record = new_record(args, &identity, &process);
     if args.start() != lowrank_train::Start::Fresh
         && let Ok(before) = RunRecord::read(&file)
     {
@@ -88,17 +102,23 @@ where
         record.train_info.event_files = before.train_info.event_files;
     }
     let hash = hash_settings(&identity.settings, &[&identity.data_hash, &identity.model_hash]);
-    let checkpoints = CheckpointStore::new(&args.output, hash);
+    let checkpoints = CheckpointStore::new(&args.output, hash.clone());
     // Look for a run to continue before the record is changed.
     checkpoints.position(args.start(), config.max_steps)?;
+    process.meet(&hash)?;
+    if process.team.shard().index() > 0 {
+        let mut quiet = ();
+        let training = training(args, config, &checkpoints, &mut quiet, process.team);
+        return Ok(lowrank_train::train(objective, model, training).map(|_| ())?);
+    }
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));
-    let result = train(args, config, &identity, objective, model, &checkpoints, &record);
+    let result = train(args, config, &identity, objective, model, &checkpoints, &record, process.team);
     let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
-    record.train_info.wall_s = Some(clock.begun.elapsed().as_secs_f64());
+    record.train_info.wall_s = Some(process.begun.elapsed().as_secs_f64());
     record.train_info.peak_rss_mb = peak_rss_mb();
     let saved = result.and_then(|(model, outcome)| Ok((save(&model)?, outcome)));
     match saved {
@@ -117,7 +137,8 @@ where
     }
 }
 
-fn new_record(args: &Args, identity: &Identity, clock: &Clock) -> RunRecord {
+fn new_record(args: &Args, identity: &Identity, process: &Process<'_>) -> RunRecord {
+    let n = process.team.shard().of();
     let mut record = RunRecord::new(
         RunInfo {
             command: std::env::args().collect(),
@@ -125,7 +146,7 @@ fn new_record(args: &Args, identity: &Identity, clock: &Clock) -> RunRecord {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: option_env!("LOWRANK_COMMIT").map(str::to_string),
             backend: NAME.into(),
-            started: rfc3339_utc(clock.started),
+            started: rfc3339_utc(process.started),
             finished: None,
         },
         MetaInfo {
@@ -139,6 +160,7 @@ fn new_record(args: &Args, identity: &Identity, clock: &Clock) -> RunRecord {
         },
     );
     record.train_info.metric_name = identity.metric.clone();
+    record.train_info.processes = (n > 1).then_some(n as u64);
     record.train_info.trainable = identity.count.0 as u64;
     record.train_info.total = identity.count.1 as u64;
     record
@@ -153,6 +175,7 @@ fn train<O: Objective<Train>>(
     model: O::Model,
     checkpoints: &CheckpointStore,
     record: &Arc<Mutex<RunRecord>>,
+    team: &dyn Team,
 ) -> Result<(Trained<O>, Outcome)> {
     let label = args.label.clone().unwrap_or_else(|| args.method.name());
     let log_folder = match &args.log_dir {
@@ -183,19 +206,24 @@ fn train<O: Objective<Train>>(
         Box::new(EventWatch::new(events)),
         Box::new(RecordWatch::new(record.clone(), file)),
     ];
-    // The state of a full training is several times the model: it is stored only if checkpoints are
-    // requested.
-    let keep_last = args.save_every.is_some() || args.method != Method::Full;
-    let training = Training {
-        config,
-        checkpoints: Some(checkpoints),
-        start: args.start(),
-        keep_last,
-        watch: &mut watch,
-    };
+    let training = training(args, config, checkpoints, &mut watch, team);
+    let keep_last = training.keep_last;
     let (model, outcome) = lowrank_train::train(objective, model, training)?;
     checkpoints.end(keep_last)?;
     Ok((model.valid(), outcome))
+}
+
+fn training<'a>(
+    args: &Args,
+    config: &'a TrainConfig,
+    checkpoints: &'a CheckpointStore,
+    watch: &'a mut dyn Watch,
+    team: &'a dyn Team,
+) -> Training<'a> {
+    // The state of a full training is several times the model: it is stored only if checkpoints are
+    // requested.
+    let keep_last = args.save_every.is_some() || args.method != Method::Full;
+    Training { config, checkpoints: Some(checkpoints), start: args.start(), keep_last, watch, team }
 }
 
 /// Identifies a run, resumed or not: its folder.

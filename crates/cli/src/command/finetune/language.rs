@@ -16,7 +16,7 @@ use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, Tune
 use serde_json::{Value, json};
 
 use super::base::{check_frozen, recomputes, report};
-use super::job::{self, Clock, Identity};
+use super::job::{self, Identity, Process};
 use super::model::{adapt, adapted_paths, decoder_targets, file_size, save_adapter, sources};
 use super::record::{fnv, settings};
 use super::start::StartAdapter;
@@ -78,7 +78,7 @@ const LENGTH: usize = 1024;
 /// Maximum length of a generated sample at an evaluation, in tokens.
 const SAMPLE_TOKENS: usize = 64;
 
-pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
+pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
     let lr = if args.method == Method::Full { 2e-5 } else { 2e-4 };
     let mut config = args.train_config(lr, 8)?;
     check_output(args)?;
@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
                 config.max_steps = objective.plan().steps_for(epochs);
             }
             let identity = identity(&config, data_hash);
-            job::run(args, &config, identity, &objective, built.model.clone(), save, clock)
+            job::run(args, &config, identity, &objective, built.model.clone(), save, process)
         }
         Encoded::Pairs(train, dev) => {
             let reference = built.model.model().valid();
@@ -142,7 +142,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
                 config.max_steps = objective.plan().steps_for(epochs);
             }
             let identity = identity(&config, data_hash);
-            job::run(args, &config, identity, &objective, built.model.clone(), save, clock)
+            job::run(args, &config, identity, &objective, built.model.clone(), save, process)
         }
     }
 }

@@ -15,7 +15,7 @@ use lowrank_models::{MaskedLm, Parameters, Part};
 use lowrank_train::{Masked, TunedMaskedLm};
 use serde_json::Value;
 
-use super::job::{self, Clock, Identity};
+use super::job::{self, Identity, Process};
 use super::language::task_name;
 use super::model::{adapt, adapted_paths, default_targets, file_size, save_adapter, sources};
 use super::record::settings;
@@ -26,7 +26,7 @@ use crate::backend::{Device, Inner, Train};
 use crate::context::{open_model, read_text};
 use crate::method::Method;
 
-pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> Result<()> {
+pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
     let lr = match args.method {
         Method::Full => 5e-5,
         Method::Head => 1e-3,
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, clock: Clock) -> 
         warnings: Vec::new(),
     };
     let save = |model: &TunedMaskedLm<Inner>| save(args, folder, model);
-    job::run(args, &config, identity, &objective, model, save, clock)
+    job::run(args, &config, identity, &objective, model, save, process)
 }
 
 /// Whether the training rows are plain text for an encoder: running text, or JSON rows that contain only

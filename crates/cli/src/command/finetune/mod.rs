@@ -20,14 +20,14 @@ use clap::ValueEnum;
 use lowrank_data::glue::Task;
 use lowrank_models::ModelKind;
 use lowrank_report::run::{FILE_NAME, RunRecord, Status};
-use lowrank_train::{SchedulerKind, ShowWatch, Start, TrainConfig};
+use lowrank_train::{SchedulerKind, ShowWatch, Start, Team, TrainConfig};
 
 use crate::backend::device;
 use crate::context::{model_folder, new_folder, open_model, warn_unused};
 use crate::method::{AdapterArgs, Method};
 
 use self::base::BaseArgs;
-use self::job::Clock;
+use self::job::Process;
 use self::language::LanguageArgs;
 use self::weights::ClassWeights;
 
@@ -164,8 +164,8 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> Result<()> {
-    let clock = Clock::start();
+pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
+    let process = Process::start(team);
     let is_adapter = args.method.adapter().is_some();
     warn_unused(is_adapter, &AdapterArgs::OPTIONS, "requires an adapter method");
     warn_unused(is_adapter, &["lora_plus"], "requires an adapter method");
@@ -182,17 +182,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
         "--class-weights applies to classification; these are texts of a language model"
     );
     if is_written {
-        language::run(&args, &folder, &device, clock)
+        language::run(&args, &folder, &device, process)
     } else if is_masked {
         args.language.check_unused()?;
-        masked::run(&args, &folder, &device, clock)
+        masked::run(&args, &folder, &device, process)
     } else {
         args.language.check_unused()?;
         ensure!(
             !args.base.is_dry(),
             "--dry-run applies to next-token training only; these rows are classified"
         );
-        classify::run(&args, &folder, &device, clock)
+        classify::run(&args, &folder, &device, process)
     }
 }
 
