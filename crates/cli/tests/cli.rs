@@ -450,7 +450,8 @@ fn several_processes_need_a_command_and_a_build_that_divide_the_work() {
         lowrank(&["inspect", s(&model)]).env(variable, "1").assert().success();
     }
     if !cfg!(feature = "mpi") {
-        let finetune = ["finetune", "--model", s(&model), "--method", "lora", "-o", "run"];
+        let rows = ["--train", "a.txt", "--dev", "a.txt", "-o", "run"];
+        let finetune = [&["finetune", "--model", s(&model), "--method", "lora"][..], &rows].concat();
         let mut command = lowrank(&finetune);
         let output = command.env("PMI_SIZE", "2").assert().code(1).get_output().stderr.clone();
         let error = String::from_utf8(output).unwrap();
