@@ -22,6 +22,10 @@ pub(crate) enum Backend {
     Ndarray,
     /// An NVIDIA GPU
     Cuda,
+    /// A GPU through Vulkan
+    Vulkan,
+    /// An Apple GPU
+    Metal,
 }
 
 impl Backend {
@@ -30,6 +34,8 @@ impl Backend {
             Self::Flex => "flex",
             Self::Ndarray => "ndarray",
             Self::Cuda => "cuda",
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
         }
     }
 
@@ -37,7 +43,9 @@ impl Backend {
     pub(crate) fn features(self) -> Vec<String> {
         match self {
             Self::Flex => Vec::new(),
-            Self::Ndarray | Self::Cuda => vec!["--features".into(), format!("lowrank/{}", self.name())],
+            Self::Ndarray | Self::Cuda | Self::Vulkan | Self::Metal => {
+                vec!["--features".into(), format!("lowrank/{}", self.name())]
+            }
         }
     }
 }

@@ -122,12 +122,12 @@ fn libraries_leave_the_backend_to_the_program() {
             dependencies(package).filter(|dependency| !dependency["optional"].as_bool().unwrap())
         {
             let features = dependency["features"].as_array().unwrap();
-            let backend = features
-                .iter()
-                .find(|feature| ["flex", "ndarray", "cuda"].contains(&feature.as_str().unwrap()));
+            let backend = features.iter().find(|feature| {
+                ["flex", "ndarray", "cuda", "vulkan", "metal"].contains(&feature.as_str().unwrap())
+            });
             assert!(backend.is_none(), "{} enables {backend:?} of {}", package["name"], dependency["name"]);
-            let is_backend =
-                ["burn-flex", "burn-ndarray", "burn-cuda"].contains(&dependency["name"].as_str().unwrap());
+            let is_backend = ["burn-flex", "burn-ndarray", "burn-cuda", "burn-wgpu"]
+                .contains(&dependency["name"].as_str().unwrap());
             assert!(!is_backend, "{} always builds {}", package["name"], dependency["name"]);
         }
     }

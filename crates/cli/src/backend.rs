@@ -1,4 +1,4 @@
-//! The backend of this build: a requested backend takes precedence over the default (cuda, then ndarray, then
+//! The backend of this build: a requested backend takes precedence over the default (cuda, vulkan, metal, ndarray,
 //! flex).
 
 use anyhow::{Result, bail};
@@ -9,15 +9,25 @@ mod chosen {
     pub(crate) type Inner = burn_cuda::Cuda;
     pub(crate) const NAME: &str = "cuda";
 }
-#[cfg(all(feature = "ndarray", not(feature = "cuda")))]
+#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+mod chosen {
+    pub(crate) type Inner = burn_wgpu::Vulkan;
+    pub(crate) const NAME: &str = "vulkan";
+}
+#[cfg(all(feature = "metal", not(any(feature = "cuda", feature = "vulkan"))))]
+mod chosen {
+    pub(crate) type Inner = burn_wgpu::Metal;
+    pub(crate) const NAME: &str = "metal";
+}
+#[cfg(all(feature = "ndarray", not(any(feature = "cuda", feature = "vulkan", feature = "metal"))))]
 mod chosen {
     pub(crate) type Inner = burn_ndarray::NdArray;
     pub(crate) const NAME: &str = "ndarray";
 }
-#[cfg(not(any(feature = "cuda", feature = "ndarray")))]
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "ndarray")))]
 mod chosen {
     #[cfg(not(feature = "flex"))]
-    compile_error!("a build needs one of the features flex, ndarray and cuda");
+    compile_error!("a build needs one of the features flex, ndarray, vulkan, metal and cuda");
     pub(crate) type Inner = burn_flex::Flex;
     pub(crate) const NAME: &str = "flex";
 }
@@ -32,20 +42,26 @@ pub(crate) type Device = burn::tensor::Device<Inner>;
 /// The device to run on.
 ///
 /// # Errors
-/// In a CUDA build on a machine without a CUDA driver.
+/// In a build for GPUs on a machine without a driver.
 pub(crate) fn device() -> Result<Device> {
     let device = Device::default();
-    if NAME == "cuda" && !answers(&device) {
+    let driver = match NAME {
+        "cuda" => "CUDA driver",
+        "vulkan" => "Vulkan device",
+        "metal" => "Metal device",
+        _ => return Ok(device),
+    };
+    if !answers(&device) {
         bail!(
-            "no CUDA driver was found on this machine; build for the CPU with `cargo build --release -p lowrank`, \
-             or run where an NVIDIA driver is installed"
+            "no {driver} was found on this machine; build for the CPU with `cargo build --release -p lowrank`, \
+             or run where one is installed"
         );
     }
     Ok(device)
 }
 
-/// Whether the device can add numbers: the CUDA runtime reports a missing driver by panicking on a thread of
-/// its own.
+/// Whether the device can add numbers: GPU runtimes report a missing driver by panicking on a thread of their
+/// own.
 #[allow(clippy::clone_on_copy, reason = "not every backend's device is Copy")]
 fn answers(device: &Device) -> bool {
     let device = device.clone();

@@ -48,7 +48,7 @@ pub struct RunInfo {
     pub version: String,
     /// Commit of the sources, if known.
     pub commit: Option<String>,
-    /// The backend of the build: flex, ndarray, cuda.
+    /// The backend of the build: flex, ndarray, cuda, vulkan, metal.
     pub backend: String,
     /// Start time, RFC 3339 in UTC.
     pub started: String,

@@ -8,3 +8,5 @@ mod flex;
 mod host;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+#[cfg(any(feature = "vulkan", feature = "metal"))]
+mod wgpu;
