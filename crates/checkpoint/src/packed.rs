@@ -1,4 +1,6 @@
-//! Quantized weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in
+//! Weights that several tensors store, read as the one matrix that they stand for.
+//!
+//! Pivoted factors of our own compressed models, and quantized weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in
 //! bitsandbytes' compute type; reads in f32 are exact.
 //!
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
@@ -7,6 +9,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use half::{bf16, f16};
+use lowrank_spec::names::{PIVOTS, WeightPart};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -27,6 +30,8 @@ pub(crate) enum Packed {
     Codes(Codes),
     /// 8 bits with a factor for each row: `q·s/127`.
     Rows { values: Entry, scales: Entry },
+    /// A factor of a compressed model without its rows of the identity.
+    Pivots { rest: Entry, mask: Entry },
 }
 
 /// GPTQ's or AWQ's words.
@@ -90,6 +95,7 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
         table.tensors.keys().filter_map(|name| name.strip_suffix(end)).map(str::to_owned).collect()
     };
     let (groups, rows) = (names(".qweight"), names(".SCB"));
+    let pivoted = names(&format!(".{PIVOTS}"));
     let states: Vec<String> = table.tensors.keys().filter(|name| name.contains(STATE)).cloned().collect();
     if !groups.is_empty() {
         let settings = Settings::read(path).map_err(|reason| CheckpointError::malformed(path, reason))?;
@@ -104,6 +110,10 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
     for module in rows {
         let fault = |reason: String| Fault::tensor(&format!("{module}.SCB"), reason).at(path);
         take_rows(table, &module, files).map_err(fault)?;
+    }
+    for module in pivoted {
+        let fault = |reason: String| Fault::tensor(&format!("{module}.{PIVOTS}"), reason).at(path);
+        take_pivots(table, &module, files).map_err(fault)?;
     }
     for name in states {
         let fault = |reason: String| Fault::tensor(&name, reason).at(path);
@@ -284,6 +294,46 @@ fn take_rows(table: &mut Table, module: &str, files: &[Bytes]) -> Result<(), Str
     insert(table, &weight, vec![rows, columns], Dtype::F16, Packed::Rows { values, scales })
 }
 
+fn take_pivots(table: &mut Table, module: &str, files: &[Bytes]) -> Result<(), String> {
+    let name = WeightPart::FactorB.key(module);
+    let (mask, rest) = (take(table, &format!("{module}.{PIVOTS}"))?, take(table, &name)?);
+    let &[others, rank] = &*rest.info.shape else { return Err("expected a matrix as lowrank_b".into()) };
+    let rows = others.checked_add(rank).ok_or("the factor has too many rows")?;
+    expect(&mask, "the mask", &[Dtype::U8], &[rows.div_ceil(8)])?;
+    if !rest.info.dtype.is_float() {
+        return Err(format!("lowrank_b is {}; expected floats", rest.info.dtype.name()));
+    }
+    let bytes = mask.bytes(files);
+    let ones: usize = bytes.iter().map(|byte| byte.count_ones() as usize).sum();
+    let beyond = (rows..bytes.len() * 8).any(|row| is_set(&bytes, row));
+    if ones != rank || beyond {
+        return Err(format!("the mask has {ones} pivots among {rows} outputs; expected {rank}"));
+    }
+    let dtype = rest.info.dtype;
+    insert(table, &name, vec![rows, rank], dtype, Packed::Pivots { rest, mask })
+}
+
+fn is_set(mask: &[u8], place: usize) -> bool {
+    mask[place / 8] >> (place % 8) & 1 == 1
+}
+
+/// `[out, r]`, with the identity at the pivots.
+fn with_identity(rest: &Entry, mask: &Entry, files: &[Bytes]) -> Vec<f32> {
+    let (values, mask) = (read_floats(rest, files), mask.bytes(files));
+    let (others, rank) = (rest.info.shape[0], rest.info.shape[1]);
+    let mut out = vec![0.0; (others + rank) * rank];
+    let (mut values, mut pivot) = (values.chunks_exact(rank.max(1)), 0);
+    for (place, row) in out.chunks_exact_mut(rank.max(1)).enumerate() {
+        if is_set(&mask, place) {
+            row[pivot] = 1.0;
+            pivot += 1;
+        } else if let Some(stored) = values.next() {
+            row.copy_from_slice(stored);
+        }
+    }
+    out
+}
+
 fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), String> {
     let name = state.split(STATE).next().unwrap_or_default().to_owned();
     let part = |part: &str| format!("{name}.{part}");
@@ -346,6 +396,7 @@ impl Packed {
         match self {
             Self::Groups(groups) => groups.floats(files),
             Self::Codes(codes) => codes.floats(files),
+            Self::Pivots { rest, mask } => with_identity(rest, mask, files),
             Self::Rows { values, scales } => {
                 let (mut values, scales) = (read_floats(values, files), read_floats(scales, files));
                 let columns = values.len() / scales.len().max(1);

@@ -67,15 +67,15 @@ pub(crate) fn at_rank(unit: &Unit, form: &Form, rank: usize, always: bool) -> Ch
 /// The choice for a fraction of the unit's parameters, in a form whose cost is proportional to its rank.
 pub(crate) fn low_rank_at_share(unit: &Unit, share: f64, always: bool) -> Choice {
     let form = Form::LowRank;
-    let cost = unit.cost_per_rank(&form).unwrap_or(1);
-    let rank = rank_at_share(unit, share, cost, unit.max_rank(&form));
+    let rank = rank_at_share(unit, share, &form, unit.max_rank(&form));
     keep_if_smaller(unit, Choice::Rank(form, rank), always)
 }
 
-fn rank_at_share(unit: &Unit, share: f64, cost: u64, max: usize) -> usize {
+/// The rank of a form for a fraction of the unit's parameters.
+pub(crate) fn rank_at_share(unit: &Unit, share: f64, form: &Form, max: usize) -> usize {
     // Rounding must not cost a rank if the exact product is an integer.
     let parameters = (unit.numel() as f64 * share + 1e-6).floor() as u64;
-    ((parameters / cost) as usize).clamp(1, max)
+    unit.rank_within(form, parameters).min(max)
 }
 
 fn keep_if_smaller(unit: &Unit, choice: Choice, always: bool) -> Choice {
@@ -99,8 +99,7 @@ fn best<'a>(unit: &Unit, analysis: &'a Analysis, share: f64) -> &'a Curve {
     let loss = |curve: &Curve| match curve {
         Curve::Point { loss, .. } => *loss,
         Curve::PerRank { form, squared, weight } => {
-            let cost = unit.cost_per_rank(form).unwrap_or(1);
-            let rank = rank_at_share(unit, share, cost, squared.len());
+            let rank = rank_at_share(unit, share, form, squared.len());
             weight * squared[rank..].iter().sum::<f64>()
         }
     };
@@ -117,8 +116,7 @@ fn at_share(unit: &Unit, curve: &Curve, share: f64) -> Choice {
     match curve {
         Curve::Point { choice, .. } => choice.clone(),
         Curve::PerRank { form, squared, .. } => {
-            let cost = unit.cost_per_rank(form).unwrap_or(1);
-            Choice::Rank(form.clone(), rank_at_share(unit, share, cost, squared.len()))
+            Choice::Rank(form.clone(), rank_at_share(unit, share, form, squared.len()))
         }
     }
 }
@@ -156,7 +154,7 @@ fn meet(unit: &Unit, analysis: &Analysis, truncation: &Truncation) -> Result<Cho
 fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64) -> Result<()> {
     let least = |(unit, curve): (&Unit, &&Curve)| match curve {
         Curve::Point { choice, .. } => choice.parameters(unit).min(unit.numel()),
-        Curve::PerRank { form, .. } => unit.cost_per_rank(form).unwrap_or(1).min(unit.numel()),
+        Curve::PerRank { form, .. } => unit.cost(form, 1).unwrap_or(1).min(unit.numel()),
     };
     let minimum: u64 = units.iter().zip(best).map(least).sum();
     if budget >= 0 && minimum <= budget as u64 {
@@ -176,11 +174,11 @@ fn optimal(units: &[Unit], best: &[&Curve], importances: &[f64], budget: u64) ->
             Curve::Point { choice, .. } => left = left.saturating_sub(choice.parameters(unit)),
             Curve::PerRank { form, squared, weight } => {
                 let cost = unit.cost_per_rank(form).unwrap_or(1);
-                let last = (unit.numel().div_ceil(cost).saturating_sub(1) as usize).clamp(1, squared.len());
+                let last = unit.rank_within(form, unit.numel() - 1).min(squared.len());
                 let item = RankItem::from_squared(squared.clone(), cost).map_err(at(&unit.name()))?;
-                items.push(
-                    item.with_weight(weight * importance).with_range(1, last).with_dense_cost(unit.numel()),
-                );
+                let item = item.with_weight(weight * importance).with_range(1, last);
+                let item = if unit.is_pivoted(form) { item.with_pivots() } else { item };
+                items.push(item.with_dense_cost(unit.numel()));
             }
         }
     }

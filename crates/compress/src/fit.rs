@@ -7,6 +7,7 @@ use lowrank_factor::tucker::{SharedSide, Tucker2Options, shared_basis, tucker2, 
 use lowrank_factor::{MatRef, Subspace, Truncation, subspace, whitened};
 use lowrank_spec::names::{WeightPart, expert_of};
 
+use crate::allocate;
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
 use crate::rounding::with_rounding;
@@ -153,9 +154,8 @@ fn low_rank_subspace(
             Ok((diagonal(weights.clone())?, None))
         }
         (Method::TwoSided, Weighting::Both { sums, held_out, .. }) => {
-            let [d_input, d_output] = unit.shape();
-            let share = d_input as f64 * d_output as f64 * rules.share / (d_input + d_output) as f64;
-            let rank = (share as usize).clamp(1, d_input.min(d_output));
+            let form = Form::LowRank;
+            let rank = allocate::rank_at_share(unit, rules.share, &form, unit.max_rank(&form));
             let (kept, shrinkage) = sided::subspace(a, sums, held_out.as_ref(), known, rank).map_err(fail)?;
             Ok((kept, Some(shrinkage)))
         }
@@ -196,7 +196,9 @@ pub(crate) fn analyse(
             let [d_input, d_output] = unit.shape();
             // The vectors beyond it are needed only for ranks that save no parameters.
             if !rules.always_factor {
-                kept.subspace = kept.subspace.shortened(break_even_rank(d_output, d_input));
+                let last =
+                    if unit.pivots { d_input.min(d_output) } else { break_even_rank(d_output, d_input) };
+                kept.subspace = kept.subspace.shortened(last);
             }
             let mut made = Analysis::low_rank(method, squared, Some(kept));
             made.shrinkage = shrinkage;
@@ -268,12 +270,12 @@ pub(crate) fn factor(
     }
 }
 
-/// The tensors that a choice will write for each weight, without their values.
+/// The tensors that a choice will write for each weight, without their values and before pivots are taken out.
 pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usize>)>> {
     use lowrank_spec::representation::Representation;
     let [d_input, d_output] = unit.shape();
     let of = |representation: Representation| match representation {
-        Representation::LowRank { ranks, a_of, b_of } => {
+        Representation::LowRank { ranks, a_of, b_of, .. } => {
             let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
             let mut tensors = Vec::new();
             if a_of.is_none() {

@@ -88,7 +88,7 @@ pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<Flo
 }
 
 /// The files that hold the tensors: the opened one, or the index and its shards.
-fn weight_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
+pub(crate) fn weight_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     let path = checkpoint.path().to_owned();
     if path.extension().is_none_or(|extension| extension != "json") {
         return Ok(vec![path]);

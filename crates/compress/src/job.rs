@@ -10,9 +10,10 @@ use crate::analyse::analyse;
 use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::options::{Calibrator, Options, Progress};
+use crate::pivots;
 use crate::plan::Plan;
 use crate::quant::quantize;
-use crate::report::Report;
+use crate::report::{Change, Report};
 use crate::scratch::Scratch;
 use crate::write::write;
 
@@ -77,7 +78,13 @@ fn run(
             )?
         }
     };
-    let report = write(plan, &choices, staged, &scratch, &identity, calibrator, progress)?;
+    let mut report = write(plan, &choices, staged, &scratch, &identity, calibrator, progress)?;
+    if plan.options.pivots {
+        let dtypes = plan.units.iter().flat_map(|unit| &unit.weights).map(|weight| {
+            (weight.site.path.clone(), folder::output_dtype(weight.dtype, plan.options.dtype, true))
+        });
+        report.file = Change::new(plan.sizes.file, pivots::take_out(staged, &dtypes.collect())?);
+    }
     std::fs::remove_dir_all(&scratch_folder).map_err(folder::io(&scratch_folder))?;
     folder::remove_identity(staged)?;
     Ok(report)

@@ -14,6 +14,7 @@ pub mod method;
 pub mod options;
 mod parallel;
 mod pass;
+mod pivots;
 mod plan;
 mod quant;
 pub mod report;

@@ -24,6 +24,7 @@ use crate::statistics::{InputStatistics, Weighting, Weightings};
 /// | `sides`, `tt_order` | best, 2 | forms of `shared` and `tt` |
 /// | `format` | floats | block format of weights (`quant`, `quant+lowrank`) or of factors |
 /// | `always_factor` | no | factor even if that does not make a weight smaller |
+/// | `pivots` | no | store pairs of factors without the identity at their [pivots](lowrank_factor::pivoted) |
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Compression method.
@@ -48,6 +49,8 @@ pub struct Options {
     pub always_factor: bool,
     /// Block format of weights or factors.
     pub format: Option<BlockFormat>,
+    /// Store pairs of factors with pivots: `r²` parameters less.
+    pub pivots: bool,
 }
 
 impl Options {
@@ -65,6 +68,7 @@ impl Options {
             tt_order: 2,
             always_factor: false,
             format: None,
+            pivots: false,
         }
     }
 }

@@ -56,6 +56,14 @@ impl<'a> Plan<'a> {
                 options.method.name()
             )));
         }
+        let is_plain = !matches!(options.method, Method::Tt | Method::Shared) && options.format.is_none();
+        if options.pivots && !is_plain {
+            return Err(CompressError::Input(format!(
+                "pivots apply to pairs of float factors; leave them out with {}{}",
+                options.method.name(),
+                if options.format.is_some() { " in bits" } else { "" }
+            )));
+        }
         let config = folder::read_dense_config(model)?;
         let checkpoint = Checkpoint::open(model)?;
         let (taken, ranks) = touched(&find(&checkpoint, &config), options)?;
@@ -73,7 +81,7 @@ impl<'a> Plan<'a> {
         if let Some(format) = options.format {
             sizes.bytes_each = format.block_bytes() as f64 / format.block_len() as f64;
         }
-        let units = units(taken.clone(), options.method == Method::Shared);
+        let units = units(taken.clone(), options.method == Method::Shared, options.pivots);
         let rank_of = |unit: &Unit| {
             let first = &unit.weights[0].site.path;
             taken.iter().position(|w| w.site.path == *first).and_then(|i| ranks.get(i)).copied().unwrap_or(0)
@@ -118,11 +126,12 @@ impl<'a> Plan<'a> {
             tt_order,
             always_factor,
             format,
+            pivots,
             ..
         } = self.options;
         format!(
             "source {}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
-             {always_factor}, {format:?}, {calibration}",
+             {always_factor}, {format:?}, {pivots}, {calibration}",
             self.source
         )
     }
@@ -174,8 +183,7 @@ impl<'a> Plan<'a> {
             }
             Amount::Ratio { ratio, of } if *allocation == Allocation::Uniform && method.is_low_rank() => {
                 let budget = self.sizes.budget(*ratio, *of);
-                let cheapest =
-                    |unit: &Unit| unit.cost_per_rank(&Form::LowRank).unwrap_or(1).min(unit.numel());
+                let cheapest = |unit: &Unit| unit.cost(&Form::LowRank, 1).unwrap_or(1).min(unit.numel());
                 let minimum: u64 = self.units.iter().map(cheapest).sum();
                 if budget < 0 || minimum > budget as u64 {
                     let total = self.sizes.touched;
@@ -265,6 +273,7 @@ mod tests {
         for changed in [
             Options { always_factor: true, ..base.clone() },
             Options { amount: Amount::Error(0.2), ..base.clone() },
+            Options { pivots: true, ..base.clone() },
             Options { dtype: Some(lowrank_checkpoint::FloatType::BF16), ..base.clone() },
         ] {
             assert_ne!(first, identity(&changed), "{changed:?}");

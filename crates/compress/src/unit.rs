@@ -9,6 +9,8 @@ use crate::weights::Weight;
 #[derive(Clone, Debug)]
 pub(crate) struct Unit {
     pub(crate) weights: Vec<Weight>,
+    /// Whether factors of one weight are stored with pivots.
+    pub(crate) pivots: bool,
 }
 
 impl Unit {
@@ -56,7 +58,32 @@ impl Unit {
         }
     }
 
-    /// Parameters per rank of a form, if they are proportional to the rank.
+    /// Whether a rank `r` of a form saves `r²` parameters.
+    pub(crate) fn is_pivoted(&self, form: &Form) -> bool {
+        self.pivots && *form == Form::LowRank
+    }
+
+    /// Parameters of a form at a rank, if it has one rank.
+    pub(crate) fn cost(&self, form: &Form, rank: usize) -> Option<u64> {
+        let saved = if self.is_pivoted(form) { (rank * rank) as u64 } else { 0 };
+        Some((self.cost_per_rank(form)? * rank as u64).saturating_sub(saved))
+    }
+
+    /// The largest rank of a form that costs at most `parameters`, at least 1.
+    pub(crate) fn rank_within(&self, form: &Form, parameters: u64) -> usize {
+        let (mut low, mut high) = (1, self.max_rank(form).max(1));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if self.cost(form, middle).is_some_and(|cost| cost <= parameters) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
+    }
+
+    /// Parameters per rank of a form, if they are proportional to the rank; without what pivots save.
     pub(crate) fn cost_per_rank(&self, form: &Form) -> Option<u64> {
         let ([d_input, d_output], s) = (self.shape(), self.weights.len());
         match form {
@@ -111,19 +138,32 @@ impl Choice {
         };
         match self {
             Self::Dense => each(&|_| Representation::Dense),
-            Self::Rank(Form::SharedA, rank) => {
-                each(&|of| Representation::LowRank { ranks: vec![*rank], a_of: of, b_of: None })
-            }
-            Self::Rank(Form::SharedB, rank) => {
-                each(&|of| Representation::LowRank { ranks: vec![*rank], a_of: None, b_of: of })
-            }
+            Self::Rank(Form::SharedA, rank) => each(&|of| Representation::LowRank {
+                ranks: vec![*rank],
+                a_of: of,
+                b_of: None,
+                pivots: false,
+            }),
+            Self::Rank(Form::SharedB, rank) => each(&|of| Representation::LowRank {
+                ranks: vec![*rank],
+                a_of: None,
+                b_of: of,
+                pivots: false,
+            }),
             Self::Rank(Form::TensorTrain(shape), rank) => {
                 each(&|_| Representation::TensorTrain { cores: core_shapes(shape, &[*rank]) })
             }
+            // At the full rank there is no other row to store.
+            Self::Rank(Form::LowRank, rank) if unit.pivots && *rank < unit.shape()[1] => each(&|_| {
+                Representation::LowRank { ranks: vec![*rank], a_of: None, b_of: None, pivots: true }
+            }),
             Self::Rank(Form::LowRank | Form::Tucker, rank) => each(&|_| Representation::low_rank(*rank)),
-            Self::Tucker(ranks) => {
-                each(&|of| Representation::LowRank { ranks: ranks.to_vec(), a_of: of.clone(), b_of: of })
-            }
+            Self::Tucker(ranks) => each(&|of| Representation::LowRank {
+                ranks: ranks.to_vec(),
+                a_of: of.clone(),
+                b_of: of,
+                pivots: false,
+            }),
             Self::Train(shape, ranks) => {
                 each(&|_| Representation::TensorTrain { cores: core_shapes(shape, ranks) })
             }
@@ -145,7 +185,7 @@ fn core_shapes(shape: &TtShape, ranks: &[usize]) -> Vec<[usize; 4]> {
 }
 
 /// Groups the weights: all of a kind and shape together if factors are shared, otherwise each alone.
-pub(crate) fn units(weights: Vec<Weight>, is_shared: bool) -> Vec<Unit> {
+pub(crate) fn units(weights: Vec<Weight>, is_shared: bool, pivots: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     for weight in weights {
         let same = |unit: &&mut Unit| {
@@ -157,7 +197,7 @@ pub(crate) fn units(weights: Vec<Weight>, is_shared: bool) -> Vec<Unit> {
         };
         match units.iter_mut().find(same).filter(|_| is_shared) {
             Some(unit) => unit.weights.push(weight),
-            None => units.push(Unit { weights: vec![weight] }),
+            None => units.push(Unit { weights: vec![weight], pivots }),
         }
     }
     units

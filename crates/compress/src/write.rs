@@ -72,7 +72,7 @@ impl Writing<'_> {
         let mut plan = Vec::new();
         for (unit, choice) in self.units().filter(|(_, choice)| **choice != Choice::Dense) {
             for (weight, tensors) in unit.weights.iter().zip(fit::planned(unit, choice)) {
-                let dtype = folder::output_dtype(weight.dtype, wanted, true);
+                let dtype = self.factor_dtype(weight);
                 plan.extend(tensors.into_iter().map(|(suffix, shape)| {
                     let key = format!("{}.{suffix}", weight.site.path);
                     self.in_file(weight, &suffix, &shape, dtype).plan(key, shape)
@@ -89,6 +89,12 @@ impl Writing<'_> {
         let metadata = BTreeMap::from([("lowrank".to_string(), identity.to_string())]);
         let options = StreamOptions { metadata, keep_partial: true, ..StreamOptions::default() };
         Ok(StreamWriter::resume(staged, plan, options)?)
+    }
+
+    /// The type of a weight's factors; those with pivots are rounded when these are taken out.
+    fn factor_dtype(&self, weight: &Weight) -> Dtype {
+        let options = self.plan.options;
+        if options.pivots { Dtype::F32 } else { folder::output_dtype(weight.dtype, options.dtype, true) }
     }
 
     /// Storage of a factor in the file.
@@ -187,7 +193,7 @@ impl Writing<'_> {
         let values = plan.read(unit)?;
         let mut fitted = fit::factor(&plan.rules, unit, &values, choice, kept.as_ref(), weightings)?;
         drop(values);
-        let dtype = folder::output_dtype(first.dtype, plan.options.dtype, true);
+        let dtype = self.factor_dtype(first);
         let stored = |(i, factors): (usize, &Vec<Factor>)| {
             let one = |factor: &Factor| {
                 let file = self.in_file(&unit.weights[i], &factor.suffix, &factor.shape, dtype);

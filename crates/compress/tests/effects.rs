@@ -30,7 +30,7 @@ fn factored(folder: &Path, module: &str, rank: usize) -> CompressedModule {
     let (left, right) = fit.factors.to_row_major();
     CompressedModule {
         module: module.into(),
-        representation: Representation::LowRank { ranks: vec![rank], a_of: None, b_of: None },
+        representation: Representation::low_rank(rank),
         tensors: vec![
             ("lowrank_a.weight".into(), vec![rank, columns], right),
             ("lowrank_b.weight".into(), vec![rows, rank], left),

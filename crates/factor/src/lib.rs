@@ -53,6 +53,7 @@ pub mod feedback;
 pub mod low_rank;
 pub mod matrix;
 mod pass;
+pub mod pivoted;
 pub mod products;
 pub mod qr;
 mod random;

@@ -96,7 +96,7 @@ impl<B: Backend> Projection<B> {
             Representation::Dense => {
                 Self::Dense(Dense { weight: matrix(WeightPart::Dense, [d_input, d_output], INIT_STD) })
             }
-            Representation::LowRank { ranks, a_of, b_of } => {
+            Representation::LowRank { ranks, a_of, b_of, .. } => {
                 let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
                 // Each further factor preserves the scale of its input.
                 Self::LowRank(LowRank {

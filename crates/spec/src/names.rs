@@ -6,6 +6,7 @@
 //! | `<module>.lowrank_a.weight` | `(r_a, in)` | `A`, `[in, r_a]` |
 //! | `<module>.lowrank_c.weight` | `(r_b, r_a)` | `C`, `[r_a, r_b]` |
 //! | `<module>.lowrank_b.weight` | `(out, r_b)` | `B`, `[r_b, out]` |
+//! | `<module>.lowrank_pivots` | bytes of `out` bits, the lowest first | – |
 //! | `<module>.tt_cores.<k>` | `(r_{k-1}, m_k, n_k, r_k)` | the same |
 //!
 //! A quantized matrix is stored row by row as bytes (U8), `(rows, bytes of a row)`, whatever the
@@ -112,6 +113,9 @@ impl WeightPart {
         matches!(self, Self::FactorA | Self::FactorC | Self::FactorB)
     }
 }
+
+/// Suffix of the mask of pivots of a factor `B` that lacks the rows of the identity.
+pub const PIVOTS: &str = "lowrank_pivots";
 
 /// The list of cores below a module.
 const CORES: &str = "tt_cores";

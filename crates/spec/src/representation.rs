@@ -18,8 +18,9 @@ use crate::error::{Result, SpecError};
 
 /// The version of the section that this crate writes, and the latest that it reads.
 ///
-/// Version 2 added [`Representation::Sum`] and [`ModuleEntry::formats`]; a section without them is written as version 1.
-pub const VERSION: u32 = 2;
+/// Version 2 added [`Representation::Sum`] and [`ModuleEntry::formats`], version 3 the pivots of
+/// [`Representation::LowRank`]; a section is written as the first version that has what it uses.
+pub const VERSION: u32 = 3;
 
 /// Largest number accepted for a rank or a side of a core.
 const MAX_SIDE: usize = 1 << 24;
@@ -44,6 +45,11 @@ pub enum Representation {
         /// The module whose `B` this one shares.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         b_of: Option<String>,
+        /// `B` is stored without its rows at `r` pivots, which are those of the identity: the file has
+        /// `<module>.lowrank_b.weight` `(out − r, r)` and `<module>.lowrank_pivots`, one bit for each output, the lowest of a
+        /// byte first.
+        #[serde(default, skip_serializing_if = "is_false")]
+        pivots: bool,
     },
     /// `W = M + A·B`: one matrix under `<module>.weight`, usually quantized, and the two factors of
     /// [`LowRank`](Self::LowRank) that correct it.
@@ -62,15 +68,21 @@ pub enum Representation {
 impl Representation {
     /// `W = A·B` with an inner dimension.
     pub fn low_rank(rank: usize) -> Self {
-        Self::LowRank { ranks: vec![rank], a_of: None, b_of: None }
+        Self::LowRank { ranks: vec![rank], a_of: None, b_of: None, pivots: false }
+    }
+
+    /// Whether `B` is stored without the identity at its pivots.
+    pub fn is_pivoted(&self) -> bool {
+        matches!(self, Self::LowRank { pivots: true, .. })
     }
 
     /// Number of stored entries for a weight `[d_input, d_output]`; a shared factor counts at its owner.
     pub fn parameters(&self, [d_input, d_output]: [usize; 2]) -> usize {
         match self {
             Self::Dense => d_input * d_output,
-            Self::LowRank { ranks, a_of, b_of } => {
+            Self::LowRank { ranks, a_of, b_of, pivots } => {
                 let (first, last) = (ranks.first().copied().unwrap_or(0), ranks.last().copied().unwrap_or(0));
+                let d_output = if *pivots { d_output.saturating_sub(last) } else { d_output };
                 let a = if a_of.is_none() { d_input * first } else { 0 };
                 let b = if b_of.is_none() { last * d_output } else { 0 };
                 let core = if ranks.len() == 2 { first * last } else { 0 };
@@ -90,6 +102,13 @@ impl Representation {
         let fault = |reason: String| Err(SpecError::Representation(reason));
         match self {
             Self::Dense => Ok(()),
+            Self::LowRank { ranks, a_of, b_of, pivots: true }
+                if ranks.len() != 1 || ranks[0] >= d_output || a_of.is_some() || b_of.is_some() =>
+            {
+                fault(format!(
+                    "ranks {ranks:?} with pivots; expected one below {d_output}, and no shared factors"
+                ))
+            }
             Self::LowRank { ranks, .. } => {
                 if matches!(ranks.len(), 1 | 2) && ranks.iter().all(|&r| side(r)) {
                     return Ok(());
@@ -120,6 +139,10 @@ impl Representation {
             }
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Entry of one module in the section.
@@ -197,7 +220,11 @@ impl LowrankSection {
         let is_later = |entry: &ModuleEntry| {
             !entry.formats.is_empty() || matches!(entry.representation, Representation::Sum { .. })
         };
-        let version = if self.modules.values().any(is_later) { 2 } else { 1 };
+        let version = match () {
+            () if self.modules.values().any(|entry| entry.representation.is_pivoted()) => 3,
+            () if self.modules.values().any(is_later) => 2,
+            () => 1,
+        };
         let value = serde_json::to_value(Self { version, ..self.clone() })
             .map_err(|e| SpecError::Section(e.to_string()))?;
         raw.insert(SECTION.into(), value);
@@ -228,7 +255,15 @@ mod tests {
     fn written_and_read_again_it_is_the_same() {
         let entries = [
             ("a", Representation::low_rank(3)),
-            ("b", Representation::LowRank { ranks: vec![3, 4], a_of: Some("a".into()), b_of: None }),
+            (
+                "b",
+                Representation::LowRank {
+                    ranks: vec![3, 4],
+                    a_of: Some("a".into()),
+                    b_of: None,
+                    pivots: false,
+                },
+            ),
             ("c", Representation::TensorTrain { cores: vec![[1, 2, 3, 2], [2, 2, 2, 1]] }),
         ];
         let modules = entries
@@ -263,9 +298,24 @@ mod tests {
     }
 
     #[test]
+    fn pivots_save_the_square_of_the_rank() {
+        let pivoted =
+            |rank| Representation::LowRank { ranks: vec![rank], a_of: None, b_of: None, pivots: true };
+        assert_eq!(pivoted(3).parameters([10, 20]), 3 * (10 + 20 - 3));
+        assert!(pivoted(3).check([10, 20]).is_ok() && pivoted(20).check([30, 20]).is_err());
+        let modules = [("a".to_string(), ModuleEntry::new(pivoted(3)))].into();
+        let mut raw = Map::new();
+        LowrankSection { modules, ..Default::default() }.write(&mut raw).unwrap();
+        assert_eq!(raw["lowrank"]["version"], 3);
+        assert_eq!(raw["lowrank"]["modules"]["a"], json!({"kind": "low_rank", "ranks": [3], "pivots": true}));
+        assert!(LowrankSection::of_config(&raw).unwrap().modules["a"].representation.is_pivoted());
+    }
+
+    #[test]
     fn what_is_shared_counts_once() {
         let own = Representation::low_rank(3);
-        let shared = Representation::LowRank { ranks: vec![3, 4], a_of: Some("x".into()), b_of: None };
+        let shared =
+            Representation::LowRank { ranks: vec![3, 4], a_of: Some("x".into()), b_of: None, pivots: false };
         assert_eq!(own.parameters([10, 20]), 90);
         assert_eq!(shared.parameters([10, 20]), 12 + 80);
         assert_eq!(
@@ -275,7 +325,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case(json!({"version": 3}), "version 3 is later")]
+    #[case(json!({"version": 4}), "version 4 is later")]
     #[case(json!({"version": 1, "modules": {"a": {"kind": "magic"}}}), "magic")]
     #[case(json!({"version": 1, "modules": {"a": {"kind": "low_rank", "ranks": [-1]}}}), "-1")]
     #[case(json!(3), "lowrank")]
@@ -285,7 +335,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case(Representation::LowRank { ranks: vec![], a_of: None, b_of: None }, "expected one or two")]
+    #[case(Representation::LowRank { ranks: vec![], a_of: None, b_of: None, pivots: false }, "expected one or two")]
     #[case(Representation::low_rank(0), "expected one or two")]
     #[case(Representation::TensorTrain { cores: vec![] }, "0 cores")]
     #[case(Representation::TensorTrain { cores: vec![[1, 6, 8, 2]] }, "do not meet")]

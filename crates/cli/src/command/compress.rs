@@ -89,6 +89,10 @@ pub(crate) struct Args {
     /// Factor weights even if that does not make them smaller
     #[arg(long)]
     always_factor: bool,
+    /// Store a pair of factors of rank r in r² numbers less, without the identity at its pivots; the same size
+    /// then has higher ranks
+    #[arg(long)]
+    pivots: bool,
     /// Output folder
     #[arg(short, long)]
     output: PathBuf,
@@ -288,7 +292,7 @@ impl Args {
             &["tt_order"],
             "requires --method tt or auto",
         )?;
-        check_effect(!is_quant, &["always_factor"], "applies to methods that factor")?;
+        check_effect(!is_quant, &["always_factor", "pivots"], "applies to methods that factor")?;
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
             bail!(
                 "--recover trains factors in floats; compress without --bits and --bytes, or tune an adapter over the \
@@ -386,6 +390,7 @@ impl Args {
             sides: self.sides,
             tt_order: self.tt_order,
             always_factor: self.always_factor,
+            pivots: self.pivots,
             format,
             ..Options::new(method, amount)
         })

@@ -2,6 +2,7 @@
 //! memory, no labels.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::prelude::*;
@@ -20,6 +21,7 @@ use super::network::{Config, Network, Part, Tokens};
 use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::options::Progress;
+use crate::pivots;
 
 /// The trained parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +121,7 @@ where
                 .into(),
         ));
     }
+    let is_pivoted = section.modules.values().any(|entry| entry.representation.is_pivoted());
     let source = Checkpoint::open(compressed)?;
     let staged = StagedDir::create(output, false)?;
     let plan = source.names().filter_map(|name| {
@@ -147,6 +150,9 @@ where
         std::fs::read(compressed.join("config.json")).map_err(folder::io(&compressed.join("config.json")))?;
     lowrank_checkpoint::write_atomic(staged.path().join("config.json"), config)?;
     folder::copy_files(compressed, staged.path())?;
+    if is_pivoted {
+        pivots::take_out(staged.path(), &BTreeMap::new())?;
+    }
     staged.commit()?;
     Ok(layers)
 }

@@ -36,6 +36,8 @@ pub struct RankItem {
     max_rank: usize,
     multiple: usize,
     dense_cost: Option<u64>,
+    /// Whether a rank `r` costs `r²` less.
+    is_pivoted: bool,
 }
 
 impl RankItem {
@@ -66,7 +68,16 @@ impl RankItem {
             });
         }
         let max_rank = squared.len();
-        Ok(Self { squared, cost_per_rank, weight: 1.0, min_rank: 1, max_rank, multiple: 1, dense_cost: None })
+        Ok(Self {
+            squared,
+            cost_per_rank,
+            weight: 1.0,
+            min_rank: 1,
+            max_rank,
+            multiple: 1,
+            dense_cost: None,
+            is_pivoted: false,
+        })
     }
 
     /// Sets the factor on the squared loss.
@@ -84,6 +95,12 @@ impl RankItem {
     /// Restricts ranks to multiples of this number.
     pub fn with_multiple(mut self, multiple: usize) -> Self {
         self.multiple = multiple;
+        self
+    }
+
+    /// Counts the factors as [pivoted](crate::pivoted): rank `r` costs `r²` less than `r` times the cost per rank.
+    pub fn with_pivots(mut self) -> Self {
+        self.is_pivoted = true;
         self
     }
 
@@ -112,6 +129,8 @@ impl RankItem {
             .map(|rank| {
                 let cost = (rank as u64).checked_mul(self.cost_per_rank);
                 let cost = cost.ok_or(FactorError::Overflow { what: "cost of a rank" })?;
+                let saved = if self.is_pivoted { (rank as u64).saturating_mul(rank as u64) } else { 0 };
+                let cost = cost.saturating_sub(saved);
                 Ok(Choice { rank: Some(rank), cost, loss: self.weight * tails[rank] })
             })
             .collect::<Result<_>>()?;
