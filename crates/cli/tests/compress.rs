@@ -61,6 +61,53 @@ fn every_kind_of_decoder_is_compressed_and_run(#[case] name: &str) {
     assert!(after != before && (after - before).abs() < 0.1, "{name}: {before} became {after}");
 }
 
+/// Factors with pivots through the commands that read a model.
+#[rstest]
+#[case("llama")]
+#[case("gpt2")]
+fn factors_with_pivots_are_used_everywhere(#[case] name: &str) {
+    let (texts, model) = (texts(), fixture(name));
+    let lines = texts.path().join("lines.txt");
+    let make = |to: &str, more: &[&str]| {
+        let out = texts.path().join(to);
+        let compress =
+            ["compress", "--model", s(&model), "--calibration", s(&lines), "--ratio", "0.2", "-o", s(&out)];
+        (json_of(&[&compress[..], more].concat()), out)
+    };
+    let nll = |model: &Path| {
+        let text = ["--text", "the cat sat on the mat"];
+        json_of(&[&["perplexity", "--model", s(model)], &text[..]].concat())["rows"][0]["mean_nll"]
+            .as_f64()
+            .unwrap()
+    };
+    let (report, out) = make("pivots", &["--pivots"]);
+    assert!(report["layers"]["ratio"].as_f64().unwrap() >= 0.2);
+    let (plain, _) = make("plain", &[]);
+    let ranks = |report: &Value| -> u64 {
+        let modules = report["modules"].as_array().unwrap();
+        modules.iter().flat_map(|m| m["ranks"].as_array().unwrap().clone()).map(|r| r.as_u64().unwrap()).sum()
+    };
+    assert!(ranks(&report) > ranks(&plain), "{report} {plain}");
+    let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["lowrank"]["version"], 3);
+    let before = nll(&out);
+    assert!((before - nll(&model)).abs() < 0.5);
+    // Merged, it is dense; trained further and recovered, it stays what it was.
+    let recover = ["--pivots", "--recover", "distill", "--recover-steps", "3"];
+    let (_, recovered) = make("recovered", &recover);
+    assert!(nll(&recovered).is_finite());
+    let sizes =
+        [&out, &recovered].map(|folder| fs::metadata(folder.join("model.safetensors")).unwrap().len());
+    assert!(sizes[0].abs_diff(sizes[1]) < 1000, "{sizes:?}");
+    let tuned = texts.path().join("tuned");
+    let finetune =
+        ["finetune", "--model", s(&out), "--train", s(&lines), "--dev", s(&lines), "-o", s(&tuned)];
+    json_of(&[&finetune[..], &["--method", "full", "--max-steps", "1", "--lr", "1e-9"]].concat());
+    assert!((nll(&tuned.join("model")) - before).abs() < 1e-4);
+    let sequential = make("sequential", &["--pivots", "--sequential"]).1;
+    assert!((nll(&sequential) - before).abs() < 0.5);
+}
+
 #[rstest]
 #[case("llama")]
 #[case("gpt2")]

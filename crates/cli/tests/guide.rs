@@ -23,7 +23,7 @@ fn blocks(text: &str) -> Vec<(&str, &str)> {
     fenced.map(|block| block.split_once('\n').unwrap()).collect()
 }
 
-/// The commands of a page's shell blocks, without those that build, need a download, or name a model of the reader's.
+/// The commands of a page's shell blocks, without those that build, need MPI or a download, or name a model of the reader's.
 fn script(text: &str) -> String {
     let mut script = String::from("set -euo pipefail\nmkdir -p runs\n");
     for (_, body) in blocks(text).into_iter().filter(|(info, _)| *info == "sh") {
@@ -34,7 +34,7 @@ fn script(text: &str) -> String {
             if line.ends_with('\\') {
                 continue;
             }
-            let is_run = !["cargo ", "L="].iter().any(|start| command.starts_with(start));
+            let is_run = !["cargo ", "L=", "mpirun "].iter().any(|start| command.starts_with(start));
             if is_run && !command.contains("path/to") && !command.contains("train.tsv --dev dev.tsv") {
                 script += &fewer_steps(&command);
             }

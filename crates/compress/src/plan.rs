@@ -81,6 +81,10 @@ impl<'a> Plan<'a> {
         if let Some(format) = options.format {
             sizes.bytes_each = format.block_bytes() as f64 / format.block_len() as f64;
         }
+        if options.pivots {
+            // The mask of each weight and its line in the header.
+            sizes.other_bytes += taken.iter().map(|w| w.site.d_output as u64 / 8 + 128).sum::<u64>();
+        }
         let units = units(taken.clone(), options.method == Method::Shared, options.pivots);
         let rank_of = |unit: &Unit| {
             let first = &unit.weights[0].site.path;

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
+use lowrank_checkpoint::{
+    Checkpoint, Dtype, FloatType, HostTensor, StreamOptions, StreamWriter, TensorPlan, write_safetensors,
+};
 use lowrank_compress::{
     Allocation, Amount, CompressError, Method, Of, Options, Progress, Report, Sides, Weighting, Weightings,
     compress,
@@ -177,6 +179,98 @@ fn ratios_count_what_they_are_of() {
     assert!((0.6..0.63).contains(&report.file.ratio), "{}", report.file.ratio);
     let checkpoint = Checkpoint::open(&out).unwrap();
     assert!(checkpoint.names().all(|name| checkpoint.info(name).unwrap().dtype == Dtype::BF16));
+}
+
+/// The same product in `r²` numbers less.
+#[rstest]
+#[case(None, 1e-5)]
+#[case(Some(FloatType::BF16), 2e-2)]
+fn pivots_store_the_same_product_in_less(#[case] dtype: Option<FloatType>, #[case] tolerance: f32) {
+    let amount = Amount::Ranks(vec![("q_proj".into(), 14), ("0.mlp.up_proj".into(), 20)]);
+    let plain = Options { dtype, ..Options::new(Method::Svd, amount) };
+    let pivoted = Options { pivots: true, ..plain.clone() };
+    let ((_a, whole, before), (_b, out, after)) = (run("llama", &plain), run("llama", &pivoted));
+    assert_eq!(before.layers.after - after.layers.after, 14 * 14 * 2 + 20 * 20);
+    assert!(after.file.after < before.file.after);
+    assert!(after.modules.iter().all(|module| module.error.is_finite()));
+    let size: u64 = fs::metadata(out.join("model.safetensors")).unwrap().len();
+    assert_eq!(size, after.file.after, "the report has the size of the file");
+    for module in &after.modules {
+        let (a, b) = (rebuilt(&whole, &module.module), rebuilt(&out, &module.module));
+        let error = (&a - &b).norm_l2() / a.norm_l2();
+        assert!(error < tolerance, "{}: {error}", module.module);
+    }
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    let b = checkpoint.info("model.layers.0.self_attn.q_proj.lowrank_b.weight").unwrap();
+    assert_eq!(
+        b.shape,
+        Checkpoint::open(&whole)
+            .unwrap()
+            .info("model.layers.0.self_attn.q_proj.lowrank_b.weight")
+            .unwrap()
+            .shape
+    );
+    assert!(!checkpoint.names().any(|name| name.ends_with("lowrank_pivots")));
+}
+
+#[test]
+fn a_budget_with_pivots_has_higher_ranks() {
+    for (allocation, of) in
+        [(Allocation::Budget, Of::Layers), (Allocation::Uniform, Of::Layers), (Allocation::Budget, Of::File)]
+    {
+        let plain = Options { allocation, ..Options::new(Method::Svd, Amount::Ratio { ratio: 0.2, of }) };
+        let pivoted = Options { pivots: true, ..plain.clone() };
+        let ((_a, _, before), (_b, _, after)) = (run("llama", &plain), run("llama", &pivoted));
+        let loss = |report: &Report| report.modules.iter().map(|m| m.error * m.error).sum::<f64>();
+        // Of so small a model's file, masks and their headers are a large part.
+        assert!(
+            of == Of::File || loss(&after) < 0.8 * loss(&before),
+            "{allocation:?} {of:?}: {} {}",
+            loss(&after),
+            loss(&before)
+        );
+        let ratio = if of == Of::File { after.file.ratio } else { after.layers.ratio };
+        assert!((0.2..0.24).contains(&ratio), "{ratio}");
+    }
+    for refused in [
+        Options { pivots: true, ..Options::new(Method::Tt, ratio(0.3)) },
+        Options { pivots: true, ..Options::new(Method::Shared, ratio(0.3)) },
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = compress(&fixture("llama"), &dir.path().join("out"), &refused, None, &()).unwrap_err();
+        assert!(error.to_string().contains("pivots apply to pairs"), "{error}");
+    }
+}
+
+#[test]
+fn masks_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ([2usize, 2], vec![0b0101u8], None),
+        ([2, 2], vec![0b0111], Some("3 pivots among 4 outputs; expected 2")),
+        ([2, 2], vec![0b1_0001], Some("among 4 outputs")),
+        ([2, 2], vec![5, 0], Some("expected U8 [1]")),
+    ];
+    for (i, (shape, mask, fault)) in cases.into_iter().enumerate() {
+        let folder = dir.path().join(i.to_string());
+        fs::create_dir(&folder).unwrap();
+        let plan = vec![
+            TensorPlan::new("m.lowrank_b.weight", shape, Dtype::F32),
+            TensorPlan::new("m.lowrank_pivots", [mask.len()], Dtype::U8),
+        ];
+        let mut writer = StreamWriter::create(&folder, plan, StreamOptions::default()).unwrap();
+        writer.write_f32("m.lowrank_b.weight", &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        writer.write_bytes("m.lowrank_pivots", &mask).unwrap();
+        writer.finish().unwrap();
+        match (Checkpoint::open(&folder), fault) {
+            (Ok(checkpoint), None) => {
+                let b = checkpoint.read_f32("m.lowrank_b.weight").unwrap();
+                assert_eq!(b, [1.0, 0.0, 1.0, 2.0, 0.0, 1.0, 3.0, 4.0]);
+            }
+            (Err(error), Some(fault)) => assert!(error.to_string().contains(fault), "{error}"),
+            (result, _) => panic!("case {i}: {result:?}"),
+        }
+    }
 }
 
 #[test]
