@@ -12,7 +12,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{fails, fixture, json_of, s};
+use common::{fails, fixture, json_of, run, s};
 
 /// Lines to calibrate on, and a GLUE root whose SST-2 a word gives away.
 fn texts() -> TempDir {
@@ -92,7 +92,7 @@ fn factors_with_pivots_are_used_everywhere(#[case] name: &str) {
     assert_eq!(config["lowrank"]["version"], 3);
     let before = nll(&out);
     assert!((before - nll(&model)).abs() < 0.5);
-    // Merged, it is dense; trained further and recovered, it stays what it was.
+    // Recovered, it has them too.
     let recover = ["--pivots", "--recover", "distill", "--recover-steps", "3"];
     let (_, recovered) = make("recovered", &recover);
     assert!(nll(&recovered).is_finite());
@@ -104,6 +104,18 @@ fn factors_with_pivots_are_used_everywhere(#[case] name: &str) {
         ["finetune", "--model", s(&out), "--train", s(&lines), "--dev", s(&lines), "-o", s(&tuned)];
     json_of(&[&finetune[..], &["--method", "full", "--max-steps", "1", "--lr", "1e-9"]].concat());
     assert!((nll(&tuned.join("model")) - before).abs() < 1e-4);
+    // What was trained or merged is written without them.
+    let adapter = texts.path().join("lora");
+    let finetune =
+        ["finetune", "--model", s(&out), "--train", s(&lines), "--dev", s(&lines), "-o", s(&adapter)];
+    json_of(&[&finetune[..], &["--method", "lora", "--max-steps", "1", "--rank", "2"]].concat());
+    let merged = texts.path().join("merged");
+    run(&["merge", "--model", s(&out), "--adapter", s(&adapter), "-o", s(&merged)]);
+    for folder in [tuned.join("model"), merged] {
+        let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["lowrank"]["version"], 1, "{}", folder.display());
+        assert!((nll(&folder) - before).abs() < 0.1);
+    }
     let sequential = make("sequential", &["--pivots", "--sequential"]).1;
     assert!((nll(&sequential) - before).abs() < 0.5);
 }

@@ -78,7 +78,7 @@ fn raw_tensors(blocks: &[InBlocks]) -> Vec<RawTensor<'_>> {
     tensors.collect()
 }
 
-/// Brings the block formats of a config's section in line with what the model holds.
+/// Brings the section of a config in line with what the model holds: block formats, and whole factors.
 fn note_formats(config: &mut Map<String, Value>, blocks: &[InBlocks]) -> Result<()> {
     let input = |e: lowrank_spec::SpecError| ModelError::Input(e.to_string());
     if let Some(block) = blocks.iter().find(|block| !block.is_in_order) {
@@ -92,7 +92,10 @@ fn note_formats(config: &mut Map<String, Value>, blocks: &[InBlocks]) -> Result<
     if section.modules.is_empty() && blocks.is_empty() {
         return Ok(());
     }
-    section.modules.values_mut().for_each(|entry| entry.formats.clear());
+    for entry in section.modules.values_mut() {
+        entry.formats.clear();
+        entry.representation.forget_pivots();
+    }
     for block in blocks {
         let known = section.find(&block.module).map(|(name, _)| name.to_string());
         let entry = section.modules.entry(known.unwrap_or_else(|| block.module.clone())).or_default();

@@ -76,6 +76,13 @@ impl Representation {
         matches!(self, Self::LowRank { pivots: true, .. })
     }
 
+    /// The same with `B` stored whole.
+    pub fn forget_pivots(&mut self) {
+        if let Self::LowRank { pivots, .. } = self {
+            *pivots = false;
+        }
+    }
+
     /// Number of stored entries for a weight `[d_input, d_output]`; a shared factor counts at its owner.
     pub fn parameters(&self, [d_input, d_output]: [usize; 2]) -> usize {
         match self {
