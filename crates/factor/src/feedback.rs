@@ -8,7 +8,7 @@
 //! Brain Surgeon (Hassibi & Stork 1993) in the order and the triangular form of GPTQ (Frantar et al. 2023),
 //! one block of columns at a time.
 
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Mat, MatRef, Side};
 
 use crate::error::{FactorError, Result};
@@ -51,18 +51,19 @@ impl Feedback {
             rule: "larger: the matrix is singular",
             value: damping,
         };
-        // In reverse order, a lower factor is an upper one.
+        // In reverse order, a lower factor is an upper one, and so is its inverse.
         let reversed = Mat::from_fn(n, n, |i, j| {
             let [i, j] = [n - 1 - i, n - 1 - j];
             gram[(i, j)] + if i == j { damping * mean } else { 0.0 }
         });
         let lower = reversed.llt(Side::Lower).map_err(|_| singular())?;
-        let lower = lower.L();
-        let root = Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] } else { 0.0 });
+        drop(reversed);
         let mut inverse = Mat::<f64>::identity(n, n);
-        solve_upper_triangular_in_place(root.as_ref(), inverse.as_mut(), parallelism(n * n * n / 3));
-        let narrow = |m: &Mat<f64>| Mat::from_fn(n, n, |i, j| m[(i, j)] as f32);
-        Ok(Self { root: narrow(&root), inverse: narrow(&inverse) })
+        solve_lower_triangular_in_place(lower.L(), inverse.as_mut(), parallelism(n * n * n / 3));
+        let upper = |lower: MatRef<'_, f64>| {
+            Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] as f32 } else { 0.0 })
+        };
+        Ok(Self { root: upper(lower.L()), inverse: upper(inverse.as_ref()) })
     }
 
     /// The weight of an error in each of the columns `first..first + len` if the columns after them
@@ -73,19 +74,16 @@ impl Feedback {
     }
 
     /// Changes the columns after `first + len` of `rest` `[rows, n]` by the feedback of an `error` `[rows,
-    /// len]` in the columns from `first` on, and returns the loss of that error, in the units of the Gram
-    /// matrix.
-    pub fn spread(&self, rest: &mut Mat<f32>, error: MatRef<'_, f32>, first: usize) -> f64 {
+    /// len]` in the columns from `first` on.
+    pub fn spread(&self, rest: &mut Mat<f32>, error: MatRef<'_, f32>, first: usize) {
         let (n, len) = (self.root.nrows(), error.ncols());
-        let scaled = error * self.root.submatrix(first, first, len, len);
         let after = first + len;
         if after < n {
+            let scaled = error * self.root.submatrix(first, first, len, len);
             let change = &scaled * self.inverse.submatrix(first, after, len, n - after);
             let mut rest = rest.subcols_mut(after, n - after);
             rest -= &change;
         }
-        let column = |j: usize| scaled.col(j).iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
-        (0..len).map(column).sum()
     }
 }
 
@@ -128,7 +126,9 @@ mod tests {
             for (i, j) in (0..rows).flat_map(|i| (0..len).map(move |j| (i, j))) {
                 rounded[(i, first + j)] = f64::from(round(rest[(i, first + j)]));
             }
-            sum += feedback.spread(&mut rest, error.as_ref(), first);
+            let scaled = &error * feedback.root.submatrix(first, first, len, len);
+            sum += scaled.col_iter().flat_map(|c| c.iter()).map(|&x| f64::from(x).powi(2)).sum::<f64>();
+            feedback.spread(&mut rest, error.as_ref(), first);
         }
         let whole = loss(&(&weight - &rounded), &gram);
         assert!((sum - whole).abs() < 1e-3 * whole, "{sum}, {whole}");

@@ -1,5 +1,6 @@
 //! The weight of an error in each element of a matrix.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use lowrank_factor::{Feedback, Mat};
@@ -20,12 +21,22 @@ pub(crate) struct ErrorWeights {
     is_in_loss: bool,
 }
 
-/// Second moments of inputs, in the precision of the sums and in that of errors.
+/// Second moments of inputs, in the precision of the sums and in that of errors. A clone shares what is computed of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Gram {
     pub(crate) statistics: Arc<InputStatistics>,
-    pub(crate) narrow: Arc<Mat<f32>>,
+    narrow: Arc<OnceLock<Mat<f32>>>,
     feedback: Arc<OnceLock<Option<Feedback>>>,
+}
+
+/// The Gram matrices of a layer: maps with the same input share one.
+#[derive(Debug, Default)]
+pub(crate) struct Grams(HashMap<*const InputStatistics, Gram>);
+
+impl Grams {
+    fn of(&mut self, statistics: &Arc<InputStatistics>) -> Gram {
+        self.0.entry(Arc::as_ptr(statistics)).or_insert_with(|| Gram::new(statistics)).clone()
+    }
 }
 
 /// Addition to the diagonal of a Gram matrix, as a fraction of its mean; the value of GPTQ.
@@ -33,9 +44,15 @@ const DAMPING: f64 = 0.01;
 
 impl Gram {
     fn new(statistics: &Arc<InputStatistics>) -> Self {
-        let gram = &statistics.gram;
-        let narrow = Mat::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)] as f32);
-        Self { statistics: statistics.clone(), narrow: Arc::new(narrow), feedback: Arc::default() }
+        Self { statistics: statistics.clone(), narrow: Arc::default(), feedback: Arc::default() }
+    }
+
+    /// In the precision of errors.
+    pub(crate) fn narrow(&self) -> &Mat<f32> {
+        self.narrow.get_or_init(|| {
+            let gram = &self.statistics.gram;
+            Mat::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)] as f32)
+        })
     }
 
     /// The factors by which errors are fed back; `None` if no input was seen.
@@ -46,7 +63,7 @@ impl Gram {
 }
 
 impl ErrorWeights {
-    pub(crate) fn new(weight: &Weight, weighting: &Weighting) -> Self {
+    pub(crate) fn new(weight: &Weight, weighting: &Weighting, grams: &mut Grams) -> Self {
         match weighting {
             Weighting::None => Self::default(),
             Weighting::Channels(factors) => {
@@ -58,12 +75,12 @@ impl ErrorWeights {
                 }
             }
             Weighting::Inputs(inputs) => {
-                Self { columns: means(inputs), gram: Some(Gram::new(inputs)), ..Self::default() }
+                Self { columns: means(inputs), gram: Some(grams.of(inputs)), ..Self::default() }
             }
             Weighting::Both { sums, share, .. } => Self {
                 columns: means(&sums.inputs),
                 rows: means(&sums.outputs).into_iter().map(|mean| mean * *share as f32).collect(),
-                gram: Some(Gram::new(&sums.inputs)),
+                gram: Some(grams.of(&sums.inputs)),
                 is_in_loss: true,
             },
         }
@@ -93,4 +110,23 @@ fn means(statistics: &InputStatistics) -> Vec<f32> {
     let (n, rows) = (statistics.gram.nrows(), statistics.rows.max(1) as f64);
     let mean = (0..n).map(|i| statistics.gram[(i, i)]).sum::<f64>() / n.max(1) as f64;
     (0..n).map(|i| ((statistics.gram[(i, i)] + 1e-4 * mean) / rows) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_of_one_input_share_its_factors() {
+        let statistics = |x: f64| {
+            let gram = Mat::from_fn(2, 2, |i, j| if i == j { 2.0 * x } else { x });
+            Arc::new(InputStatistics { gram, magnitude: vec![x; 2], rows: 1 })
+        };
+        let (one, other) = (statistics(1.0), statistics(1.0));
+        let mut grams = Grams::default();
+        let [query, key, up] = [&one, &one, &other].map(|inputs| grams.of(inputs));
+        assert!(std::ptr::eq(query.feedback().unwrap(), key.feedback().unwrap()));
+        assert!(std::ptr::eq(query.narrow(), key.narrow()));
+        assert!(!std::ptr::eq(query.feedback().unwrap(), up.feedback().unwrap()));
+    }
 }

@@ -38,6 +38,15 @@ pub(crate) struct Rows<'a> {
     shape: [usize; 2],
 }
 
+/// A matrix in blocks.
+struct Rounded {
+    blocks: Vec<u8>,
+    /// The matrix minus the dequantized blocks.
+    residual: Vec<f32>,
+    /// The weighted squared norm of the residual.
+    loss: f64,
+}
+
 /// The result for a weight.
 pub(crate) struct Made {
     /// The blocks, row after row.
@@ -74,7 +83,7 @@ impl Factor {
     }
 }
 
-fn named(path: &str) -> impl Fn(lowrank_spec::blocks::BlockError) -> CompressError {
+pub(crate) fn named(path: &str) -> impl Fn(lowrank_spec::blocks::BlockError) -> CompressError {
     let path = path.to_string();
     move |e| CompressError::Input(format!("'{path}': {e}"))
 }
@@ -118,7 +127,7 @@ impl<'a> Rows<'a> {
         let [_, columns] = self.shape;
         if let Some(gram) = &weights.gram {
             let scale = 1.0 / gram.statistics.rows.max(1) as f64;
-            return gram_rows(error, self.shape, &gram.narrow)
+            return gram_rows(error, self.shape, gram.narrow())
                 .into_iter()
                 .enumerate()
                 .map(|(row, squared)| weights.row(row) * squared * scale)
@@ -131,17 +140,20 @@ impl<'a> Rows<'a> {
         error.chunks_exact(columns).enumerate().map(row).sum()
     }
 
-    /// The blocks of a matrix of this weight's shape: with error feedback if inputs are known, unless that
-    /// increases the loss.
-    fn quantize(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Vec<u8>> {
-        let plain = self.round(values, format, weights)?;
+    /// A matrix of this weight's shape in blocks: with error feedback if inputs are known, unless that increases the loss.
+    fn quantize(&self, values: &[f32], format: BlockFormat, weights: &ErrorWeights) -> Result<Rounded> {
+        let rounded = |blocks: Vec<u8>| {
+            let residual = difference(values, format, &blocks);
+            let loss = self.loss(&residual, weights);
+            Rounded { blocks, residual, loss }
+        };
+        let plain = rounded(self.round(values, format, weights)?);
         let feedback = weights.gram.as_ref().and_then(|gram| gram.feedback());
         let Some(feedback) = feedback.filter(|_| self.shape[1] > format.block_len()) else {
             return Ok(plain);
         };
-        let moved = self.round_with_feedback(values, format, feedback)?;
-        let loss = |blocks: &[u8]| self.loss(&difference(values, format, blocks), weights);
-        Ok(if loss(&moved) < loss(&plain) { moved } else { plain })
+        let moved = rounded(self.round_with_feedback(values, format, feedback)?);
+        Ok(if moved.loss < plain.loss { moved } else { plain })
     }
 
     /// Blocks by columns of blocks, each quantized after the error feedback of the previous ones.
@@ -153,7 +165,7 @@ impl<'a> Rows<'a> {
     ) -> Result<Vec<u8>> {
         let ([rows, columns], len, size) = (self.shape, format.block_len(), format.block_bytes());
         let mut rest = Mat::from_fn(rows, columns, |i, j| values[i * columns + j]);
-        let row_bytes = columns / len * size;
+        let row_bytes = format.row_bytes(columns).map_err(named(self.path()))?;
         let mut blocks = vec![0; rows * row_bytes];
         for (place, first) in (0..columns).step_by(len).enumerate() {
             let part = to_row_major(rest.subcols(first, len));
@@ -180,11 +192,6 @@ impl<'a> Rows<'a> {
         made.map_err(named(self.path()))
     }
 
-    /// `W − Q` for blocks.
-    fn residual(&self, format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
-        difference(&self.values, format, blocks)
-    }
-
     /// The losses of a format alone and with corrections of these ranks.
     pub(crate) fn losses(
         &self,
@@ -193,8 +200,8 @@ impl<'a> Rows<'a> {
         weights: &ErrorWeights,
     ) -> Result<Vec<(Target, f64)>> {
         let Some(format) = format else { return Ok(vec![(Target::FLOATS, 0.0)]) };
-        let residual = self.residual(format, &self.quantize(&self.values, format, weights)?);
-        let mut found = vec![(Target { format: Some(format), rank: 0 }, self.loss(&residual, weights))];
+        let Rounded { residual, loss, .. } = self.quantize(&self.values, format, weights)?;
+        let mut found = vec![(Target { format: Some(format), rank: 0 }, loss)];
         let most = self.shape[0].min(self.shape[1]) / 2;
         let ranks: Vec<usize> = ranks.iter().copied().filter(|&rank| rank <= most).collect();
         if ranks.is_empty() {
@@ -214,11 +221,9 @@ impl<'a> Rows<'a> {
     pub(crate) fn make(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
         let total = self.total(weights);
         let relative = |loss: f64| if total > 0.0 { (loss / total).sqrt() } else { 0.0 };
-        let mut blocks = self.quantize(&self.values, format, weights)?;
-        let mut residual = self.residual(format, &blocks);
+        let Rounded { mut blocks, mut residual, loss } = self.quantize(&self.values, format, weights)?;
         if rank == 0 {
-            let error = relative(self.loss(&residual, weights));
-            return Ok(Made { blocks, factors: None, error });
+            return Ok(Made { blocks, factors: None, error: relative(loss) });
         }
         let mut best: Option<(f64, Vec<u8>, Factors)> = None;
         for turn in 0..TURNS {
@@ -231,8 +236,8 @@ impl<'a> Rows<'a> {
                 break;
             }
             if turn + 1 < TURNS {
-                blocks = self.quantize(&corrected, format, weights)?;
-                residual = self.residual(format, &blocks);
+                blocks = self.quantize(&corrected, format, weights)?.blocks;
+                residual = difference(&self.values, format, &blocks);
             } else {
                 break;
             }

@@ -1,12 +1,23 @@
 //! One pass over all weights, layer by layer with a calibrator.
 
-use super::errors::ErrorWeights;
+use std::collections::HashMap;
+
+use super::errors::{ErrorWeights, Grams};
 use super::plan::QuantPlan;
 use crate::error::Result;
 use crate::options::{Calibrator, Progress};
 use crate::parallel;
 use crate::pass::by_layer;
 use crate::statistics::{Weighting, Weightings, lookup};
+use crate::weights::Weight;
+
+/// Bytes that work on a weight takes.
+fn need(weight: &Weight, weights: &ErrorWeights) -> u64 {
+    let width = weights.gram.as_ref().map_or(0, |gram| gram.statistics.gram.nrows());
+    // Values, rounded values, errors, and the same after error feedback; of the Gram matrix its sums, the sums in f32, and a
+    // Cholesky factor and its inverse in both precisions.
+    (28 * weight.numel() + 36 * width * width) as u64
+}
 
 /// Runs `work` on every weight and returns the results in the order of the weights.
 ///
@@ -23,13 +34,6 @@ pub(crate) fn each<T: Send>(
         calibrator.prepare(progress)?;
     }
     progress.stage(stage, plan.weights.iter().map(|w| w.numel() as u64).sum());
-    let need = |index: usize| {
-        let weight = &plan.weights[index];
-        // A table's inputs are tokens, which have no Gram matrix.
-        let width = if weight.site.embedding { 0 } else { weight.shape()[0] };
-        // Values, rounded values, errors; the Gram matrix in both precisions and its factors.
-        (20 * weight.numel() + 20 * width * width) as u64
-    };
     let is_calibrated = calibrator.is_some();
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());
@@ -39,8 +43,9 @@ pub(crate) fn each<T: Send>(
             (Some(calibrator), Some(layer)) => calibrator.weightings(layer)?,
             (Some(calibrator), None) => calibrator.outside()?,
         };
-        let made = parallel::map(&indices, plan.options.memory, need, |index| {
-            let weight = &plan.weights[index];
+        let mut grams = Grams::default();
+        let of = |index: &usize| {
+            let weight = &plan.weights[*index];
             let weighting = match lookup(&weightings, &weight.site.path) {
                 // Token frequencies say nothing about a tied table's use as a head.
                 Weighting::Channels(_) if plan.is_tied && weight.site.embedding => Weighting::None,
@@ -49,7 +54,13 @@ pub(crate) fn each<T: Send>(
             if is_calibrated && matches!(weighting, Weighting::None) {
                 plan.unreached.note(&weight.site.path);
             }
-            let made = work(index, &ErrorWeights::new(weight, &weighting))?;
+            (*index, ErrorWeights::new(weight, &weighting, &mut grams))
+        };
+        let weights: HashMap<usize, ErrorWeights> = indices.iter().map(of).collect();
+        let need = |index: usize| need(&plan.weights[index], &weights[&index]);
+        let made = parallel::map(&indices, plan.options.memory, need, |index| {
+            let weight = &plan.weights[index];
+            let made = work(index, &weights[&index])?;
             progress.done(&weight.site.path, None, weight.numel() as u64);
             Ok(made)
         })?;

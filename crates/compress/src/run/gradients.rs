@@ -51,6 +51,9 @@ pub struct GradientCalibrator<B: AutodiffBackend> {
     contexts: Vec<TokenBatch<B>>,
     /// Per batch: the gradient with respect to the output of the layer before `next`.
     gradients: Vec<Tensor<B::InnerBackend, 2>>,
+    /// Per batch: the gradient with respect to the last hidden states, from which a further pass starts; empty before the
+    /// first.
+    last: Vec<Tensor<B::InnerBackend, 2>>,
     /// The layers below it are yet to be processed.
     next: usize,
     identity: String,
@@ -116,6 +119,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
             folder,
             contexts: Vec::new(),
             gradients: Vec::new(),
+            last: Vec::new(),
             next: 0,
             identity,
             device,
@@ -227,18 +231,24 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
 
 impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
     fn prepare(&mut self, progress: &dyn Progress) -> Result<()> {
+        if !self.last.is_empty() {
+            self.gradients = self.last.clone();
+            self.next = self.config.n_layers();
+            return Ok(());
+        }
         let states = self.forward(progress)?;
         let head = Network::load_head(&self.config, &self.checkpoint, &self.device)?.ok_or_else(|| {
             CompressError::Input(
                 "the checkpoint does not have a complete head; fine-tune the model first".into(),
             )
         })?;
-        self.gradients.clear();
+        let mut last = Vec::with_capacity(self.batches.len());
         for (x, batch) in states.into_iter().zip(&self.batches) {
-            let gradient = self.head(&head, x, batch)?;
-            self.gradients.push(gradient);
+            last.push(self.head(&head, x, batch)?);
             progress.done("head", None, batch.tokens.ids.len() as u64);
         }
+        self.gradients = last.clone();
+        self.last = last;
         self.next = self.config.n_layers();
         Ok(())
     }
@@ -539,6 +549,38 @@ mod tests {
         assert!(seen >= 8);
         drop(made);
         assert_eq!(dir.path().read_dir().unwrap().count(), 0, "and gone afterwards");
+    }
+
+    /// A byte budget makes two passes: the second goes back from the states of the first.
+    #[test]
+    fn a_second_pass_does_not_run_the_model_forward() {
+        struct Stages(std::sync::Mutex<Vec<String>>);
+        impl Progress for Stages {
+            fn stage(&self, name: &str, _: u64) {
+                self.0.lock().unwrap().push(name.into());
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens { ids: (5..29).collect(), type_ids: vec![0; 24], lengths: vec![12, 12] };
+        let samples = vec![(tokens, Answers::NextTokens)];
+        let mut made =
+            GradientCalibrator::<B>::new(&fixture("llama"), samples, dir.path(), Default::default()).unwrap();
+        let stages = Stages(std::sync::Mutex::default());
+        let mut pass = || {
+            made.prepare(&stages).unwrap();
+            let mut sums: Vec<_> = made.weightings(1).unwrap().into_iter().collect();
+            sums.sort_by(|a, b| a.0.cmp(&b.0));
+            sums.into_iter()
+                .map(|(path, weighting)| {
+                    let Weighting::Both { sums, .. } = weighting else { panic!("{path}") };
+                    (path, sums.outputs.gram.norm_l2(), sums.inputs.gram.norm_l2())
+                })
+                .collect::<Vec<_>>()
+        };
+        let first = pass();
+        assert!(!first.is_empty());
+        assert_eq!(first, pass());
+        assert_eq!(*stages.0.lock().unwrap(), ["calibration"]);
     }
 
     #[test]
