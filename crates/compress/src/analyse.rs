@@ -73,7 +73,7 @@ pub(crate) fn analyse(
     let unreached = plan.unreached.paths();
     for ((unit, analysis), effect) in plan.units.iter().zip(&mut analyses).zip(effects) {
         let path = &unit.weights[0].site.path;
-        // What no text has used must not look worthless: it gets the share that all would get.
+        // An expert that the calibration text never reached is not worthless: it gets the uniform share.
         if plan.shares_out() && expert_of(path).is_some() && (unreached.contains(path) || effect == Some(0.0))
         {
             plan.unreached.note(path);

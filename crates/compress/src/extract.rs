@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{CompressError, Result, at};
 use crate::folder;
-use crate::weights::{LM_HEADS, is_tied};
+use crate::weights::{LM_HEADS, is_tied, settle_tie};
 
 /// The update of one module.
 #[derive(Clone, Debug)]
@@ -51,6 +51,7 @@ pub struct Extracted {
 /// models with identical matrices.
 pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
     let pair = Pair::open(base, tuned)?;
+    pair.check_whole()?;
     let mut made = Extracted {
         saved_modules: pair.without_counterpart()?,
         modules: Vec::new(),
@@ -101,8 +102,8 @@ struct Pair<'a> {
 
 impl<'a> Pair<'a> {
     fn open(base: &'a Path, tuned: &'a Path) -> Result<Self> {
-        let config = folder::read_config(tuned)?;
-        for (folder, config) in [(base, &folder::read_config(base)?), (tuned, &config)] {
+        let (mut config, mut base_config) = (folder::read_config(tuned)?, folder::read_config(base)?);
+        for (folder, config) in [(base, &base_config), (tuned, &config)] {
             if config.contains_key("lowrank") {
                 return Err(CompressError::Input(format!(
                     "{}: its weights are already factored; start from dense models",
@@ -112,8 +113,41 @@ impl<'a> Pair<'a> {
         }
         let folders = [base, tuned];
         let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+        let ties = [settle_tie(&base, &mut base_config)?, settle_tie(&tuned, &mut config)?];
+        let has_head = LM_HEADS.iter().any(|head| base.contains(&format!("{head}.weight")));
+        if ties == [false, true] && has_head && !has_other_head(&config) {
+            return Err(CompressError::Input(format!(
+                "the head of {} is tied to its embedding and that of {} is not; give one model before and after \
+                 fine-tuning",
+                folders[1].display(),
+                folders[0].display()
+            )));
+        }
         let prefix = missing_prefix(&base, &tuned);
         Ok(Self { folders, config, base, tuned, prefix })
+    }
+
+    /// Refuses a tuned model whose layers lack a tensor of the base, such as one with fewer layers.
+    fn check_whole(&self) -> Result<()> {
+        let has = |name: &str| {
+            let prefixed =
+                self.prefix.as_ref().is_some_and(|prefix| self.tuned.contains(&format!("{prefix}{name}")));
+            prefixed || self.tuned.contains(name)
+        };
+        // Outside the layers are heads, which differ from task to task.
+        let is_of_layer = |name: &str| name.split('.').any(|part| part.parse::<usize>().is_ok());
+        let lost = self
+            .base
+            .names()
+            .find(|name| is_of_layer(name) && !has(name) && !is_head(name) && !is_buffer(name));
+        match lost {
+            None => Ok(()),
+            Some(name) => Err(CompressError::Input(format!(
+                "'{name}' of {} has no counterpart in {}; give one model before and after fine-tuning",
+                self.folders[0].display(),
+                self.folders[1].display()
+            ))),
+        }
     }
 
     fn named_alike(&self, name: &str) -> Option<&str> {
@@ -161,7 +195,7 @@ impl<'a> Pair<'a> {
         self.tuned.names().filter(is_ignored).map(str::to_string).collect()
     }
 
-    /// Whether a tensor is a language model's head that is tied to the embedding and stored nevertheless.
+    /// Whether a tensor is the stored copy of a table to which the language model's head is tied.
     fn is_tied_copy(&self, name: &str) -> bool {
         let is_head = name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path));
         is_head && is_tied(&self.config)

@@ -15,7 +15,7 @@ use crate::method::{Method, Sides};
 use crate::options::Options;
 use crate::statistics::Unreached;
 use crate::unit::{Choice, Form, Unit, units};
-use crate::weights::{Weight, check_tied, find, named, select};
+use crate::weights::{Weight, check_tied, find, named, select, settle_tie};
 
 /// A compression whose only open decision is its ranks.
 pub(crate) struct Plan<'a> {
@@ -64,8 +64,9 @@ impl<'a> Plan<'a> {
                 if options.format.is_some() { " in bits" } else { "" }
             )));
         }
-        let config = folder::read_dense_config(model)?;
+        let mut config = folder::read_dense_config(model)?;
         let checkpoint = Checkpoint::open(model)?;
+        settle_tie(&checkpoint, &mut config)?;
         let (taken, ranks) = touched(&find(&checkpoint, &config), options)?;
         check_tied(&checkpoint, &config, &taken)?;
         if let Some(outer) = taken.iter().find(|w| w.site.layer.is_none())

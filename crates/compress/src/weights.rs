@@ -186,8 +186,8 @@ pub fn select(weights: &[Weight], targets: Option<&Targets>) -> Result<Vec<Weigh
     Ok(targets.select(&sites)?.into_iter().map(|i| weights[i].clone()).collect())
 }
 
-/// Refuses a head that the model does not read, because its config ties it to the embedding although the file
-/// stores it too.
+/// Refuses a head that the model does not read, because it is tied to the embedding and stored only as a copy of it.
+/// `config` is that of [`settle_tie`].
 ///
 /// # Errors
 /// [`CompressError::Input`](crate::CompressError::Input) naming the head and the table.
@@ -203,8 +203,7 @@ pub(crate) fn check_tied(
     else {
         return Ok(());
     };
-    let is_table = |path: &&str| path.rsplit('.').next().is_some_and(|last| EMBEDDINGS.contains(&last));
-    let table = checkpoint.names().filter_map(|name| name.strip_suffix(".weight")).find(is_table);
+    let table = token_table(checkpoint).and_then(|name| name.strip_suffix(".weight"));
     Err(crate::CompressError::Input(format!(
         "'{}' is tied to '{}', and the model never reads the copy in the file; compress the embedding, or set \
          tie_word_embeddings to false in config.json",
@@ -216,11 +215,60 @@ pub(crate) fn check_tied(
 /// Heads over the vocabulary, which may be tied to the embedding.
 pub(crate) const LM_HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
-/// Whether the config of a language model ties its head to its embedding.
+/// Architectures whose head is tied where their config does not say it; Llama's relatives state it explicitly.
+const TIED_BY_DEFAULT: [&str; 10] = [
+    "gpt2",
+    "starcoder2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "opt",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+];
+
+/// Whether the config of a language model ties its head to its embedding; a file may nevertheless hold a trained head
+/// ([`settle_tie`]).
 pub(crate) fn is_tied(config: &Map<String, Value>) -> bool {
     let kind = config.get("model_type").and_then(Value::as_str);
-    // Tied by default in GPT-2 and its relatives; Llama and later models state it explicitly.
-    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(matches!(kind, Some("gpt2")))
+    let default = kind.is_some_and(|kind| TIED_BY_DEFAULT.contains(&kind));
+    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(default)
+}
+
+/// Whether the head is the embedding's table: the config ties them, and the file does not hold a head with other elements.
+/// Such a head is used whatever the config says, as in transformers, and `config` is changed to say so.
+///
+/// # Errors
+/// Errors of reading the checkpoint.
+pub(crate) fn settle_tie(checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<bool> {
+    if !is_tied(config) {
+        return Ok(false);
+    }
+    let heads = LM_HEADS.map(|path| format!("{path}.weight"));
+    let Some(head) = heads.iter().find(|name| checkpoint.contains(name)) else { return Ok(true) };
+    let is_copy = match token_table(checkpoint) {
+        Some(table) => {
+            checkpoint.info(table) == checkpoint.info(head)
+                && checkpoint.bytes(table)? == checkpoint.bytes(head)?
+        }
+        None => false,
+    };
+    if !is_copy {
+        config.insert("tie_word_embeddings".into(), false.into());
+    }
+    Ok(is_copy)
+}
+
+/// Name of the token embedding's table.
+fn token_table(checkpoint: &Checkpoint) -> Option<&str> {
+    let is_table = |name: &&str| {
+        name.strip_suffix(".weight")
+            .and_then(|path| path.rsplit('.').next())
+            .is_some_and(|last| EMBEDDINGS.contains(&last))
+    };
+    checkpoint.names().find(is_table)
 }
 
 /// The weights whose path ends in `name`.

@@ -29,8 +29,13 @@ const WIDTHS: [(&str, [usize; 2]); 4] = [
     ("mlp.down_proj", [256, 64]),
 ];
 
-/// A folder with the names of a Llama, tied.
+/// A folder with the names of a Llama, tied, with a copy of its table as a head.
 fn model() -> TempDir {
+    model_with_head(true)
+}
+
+/// The same, whose head is a copy of the table or has other elements; the config says that it is tied in either case.
+fn model_with_head(is_copy: bool) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let matrix = |name: String, shape: [usize; 2]| {
         let values = normal_values(3, &name, shape[0] * shape[1], 0.05);
@@ -44,9 +49,9 @@ fn model() -> TempDir {
         let norm = format!("model.layers.{layer}.input_layernorm.weight");
         tensors.push(HostTensor::new(norm, [64], vec![1.0; 64]));
     }
-    // The copy of a tied table, which no model reads.
-    let table = tensors[0].data.clone();
-    tensors.push(HostTensor::new("lm_head.weight", [96, 64], table));
+    // No model reads the copy of a tied table.
+    let head = HostTensor::new("lm_head.weight", [96, 64], tensors[0].data.clone());
+    tensors.push(if is_copy { head } else { matrix("lm_head.weight".into(), [96, 64]) });
     write_safetensors(dir.path().join("model.safetensors"), tensors, FloatType::F32, &BTreeMap::new())
         .unwrap();
     let config = json!({"model_type": "llama", "tie_word_embeddings": true});
@@ -203,6 +208,27 @@ fn weights_are_rounded_and_the_rest_is_copied(#[values(true, false)] with_inputs
         assert_eq!(made.report.file.after, size);
         let others = made.report.modules.iter().filter(|module| module.format != Some(format.name())).count();
         assert_eq!(made.report.instead.is_empty(), others == 0, "{format}: {:?}", made.report.instead);
+    }
+}
+
+/// As in transformers, a head in the file that differs from the table is used, whatever the config says.
+#[test]
+fn a_trained_head_is_kept_under_a_config_that_ties_it() {
+    let model = model_with_head(false);
+    let made = run(model.path(), &quant(BlockFormat::Q8_0), None).unwrap();
+    assert_eq!(made.report.modules.len(), 4 * LAYERS + 2, "all maps, the table and the head");
+    assert!(error(model.path(), &made, "lm_head", None) < 0.01);
+    let budget = Options::new(Method::Quant, Amount::Bytes(60_000));
+    let made = run(model.path(), &budget, None).unwrap();
+    assert!(made.report.file.after <= 60_000 && error(model.path(), &made, "lm_head", None) < 0.5);
+    // Also where other weights alone are compressed, and where it is itself factored.
+    let ratio = Amount::Ratio { ratio: 0.5, of: lowrank_compress::Of::Layers };
+    for targets in [None, Some(Targets::new(Pattern::parse("lm_head")))] {
+        let made = run(model.path(), &Options { targets, ..Options::new(Method::Svd, ratio.clone()) }, None)
+            .unwrap();
+        assert!(error(model.path(), &made, "lm_head", None) < 0.99);
+        let config = fs::read_to_string(made.folder().join("config.json")).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&config).unwrap()["tie_word_embeddings"], false);
     }
 }
 

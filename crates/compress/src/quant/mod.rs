@@ -109,7 +109,7 @@ fn candidates(
             let ranks: &[usize] =
                 if with_correction && rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
             for (target, loss) in rows.losses(format, ranks, weights)? {
-                found.push(Candidate { target, bytes: plan.bytes(index, target), loss });
+                found.push(Candidate { target, bytes: plan.bytes(index, target)?, loss });
             }
         }
         Ok((found, total, weights.without_gram()))

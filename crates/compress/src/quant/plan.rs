@@ -7,14 +7,14 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_spec::blocks::BlockFormat;
 use serde_json::{Map, Value};
 
-use super::fit::{FACTORS, Target};
+use super::fit::{FACTORS, Target, named as named_fault};
 use crate::amount::{Amount, Sizes};
 use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::method::Method;
 use crate::options::Options;
 use crate::statistics::Unreached;
-use crate::weights::{LM_HEADS, Role, Weight, find, is_tied, named, select};
+use crate::weights::{LM_HEADS, Role, Weight, find, named, select, settle_tie};
 
 /// The target of the formats.
 pub(crate) enum Goal {
@@ -34,7 +34,7 @@ pub(crate) struct QuantPlan<'a> {
     pub(crate) weights: Vec<Weight>,
     pub(crate) sizes: Sizes,
     pub(crate) goal: Goal,
-    /// Whether the head of the language model is tied to its embedding table.
+    /// Whether the head of the language model is its embedding table; the config says the same.
     pub(crate) is_tied: bool,
     /// Maps of experts that no token of the calibration text reached.
     pub(crate) unreached: Unreached,
@@ -50,7 +50,7 @@ impl<'a> QuantPlan<'a> {
     /// Options that cannot be combined with the methods or match nothing, a model that is already compressed.
     pub(crate) fn new(model: &'a Path, options: &'a Options) -> Result<Self> {
         options.amount.validate()?;
-        let config = folder::read_dense_config(model)?;
+        let mut config = folder::read_dense_config(model)?;
         if options.resume {
             let method = options.method.name();
             return Err(CompressError::Input(format!(
@@ -58,7 +58,7 @@ impl<'a> QuantPlan<'a> {
             )));
         }
         let checkpoint = Checkpoint::open(model)?;
-        let is_tied = is_tied(&config);
+        let is_tied = settle_tie(&checkpoint, &mut config)?;
         let all: Vec<Weight> =
             find(&checkpoint, &config).into_iter().filter(|weight| is_read(weight, is_tied)).collect();
         let weights = match &options.targets {
@@ -98,19 +98,23 @@ impl<'a> QuantPlan<'a> {
     }
 
     /// Bytes of a weight in a target.
-    pub(crate) fn bytes(&self, index: usize, target: Target) -> u64 {
+    ///
+    /// # Errors
+    /// Rows that the target's format cannot hold.
+    pub(crate) fn bytes(&self, index: usize, target: Target) -> Result<u64> {
         let weight = &self.weights[index];
         let [rows, columns] = weight.row_shape();
         let float = folder::output_dtype(weight.dtype, self.options.dtype, target.rank > 0).size();
         let of = |format: Option<BlockFormat>, rows: usize, columns: usize| match format {
-            Some(format) => rows * (columns / format.block_len()) * format.block_bytes(),
-            None => rows * columns * float,
+            Some(format) => Ok(rows * format.row_bytes(columns).map_err(named_fault(&weight.site.path))?),
+            None => Ok::<_, CompressError>(rows * columns * float),
         };
         let factor = |width: usize| {
-            of(Some(FACTORS).filter(|f| width.is_multiple_of(f.block_len())), target.rank, width) + ENTRY
+            let format = Some(FACTORS).filter(|f| width.is_multiple_of(f.block_len()));
+            of(format, target.rank, width).map(|bytes| bytes + ENTRY)
         };
-        let correction = if target.rank > 0 { factor(rows) + factor(columns) } else { 0 };
-        (of(target.format, rows, columns) + correction) as u64
+        let correction = if target.rank > 0 { factor(rows)? + factor(columns)? } else { 0 };
+        Ok((of(target.format, rows, columns)? + correction) as u64)
     }
 
     /// Bytes of the file other than the selected weights.

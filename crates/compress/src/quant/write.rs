@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use lowrank_checkpoint::{Dtype, StreamOptions, StreamWriter, TensorPlan, write_atomic};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::representation::{SECTION, VERSION};
-use lowrank_spec::{LowrankSection, ModuleEntry, Representation, transpose};
+use lowrank_spec::{BlockFormat, LowrankSection, ModuleEntry, Representation, transpose};
 use serde_json::Map;
 
 use super::errors::ErrorWeights;
-use super::fit::{FACTORS, Factor, Made, Rows, Target};
+use super::fit::{FACTORS, Factor, Made, Rows, Target, named};
 use super::pass;
 use super::plan::QuantPlan;
 use crate::error::{CompressError, Result};
@@ -71,20 +71,18 @@ fn rest<'p>(plan: &'p QuantPlan<'_>, changed: &'p BTreeSet<String>) -> impl Iter
 }
 
 /// The tensors of a weight in its target.
-fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Vec<TensorPlan> {
-    let Some(format) = target.format else { return Vec::new() };
+fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Result<Vec<TensorPlan>> {
+    let Some(format) = target.format else { return Ok(Vec::new()) };
     let [rows, columns] = weight.row_shape();
     let path = &weight.site.path;
-    let bytes = |format: lowrank_spec::blocks::BlockFormat, columns: usize| {
-        columns / format.block_len() * format.block_bytes()
-    };
-    let mut tensors = vec![TensorPlan::new(weight.key(), [rows, bytes(format, columns)], Dtype::U8)];
+    let bytes = |format: BlockFormat, columns: usize| format.row_bytes(columns).map_err(named(path));
+    let mut tensors = vec![TensorPlan::new(weight.key(), [rows, bytes(format, columns)?], Dtype::U8)];
     if target.rank > 0 {
         let float = folder::output_dtype(weight.dtype, plan.options.dtype, true);
         for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
             let key = part.key(path);
             tensors.push(if width.is_multiple_of(FACTORS.block_len()) {
-                TensorPlan::new(key, [target.rank, bytes(FACTORS, width)], Dtype::U8)
+                TensorPlan::new(key, [target.rank, bytes(FACTORS, width)?], Dtype::U8)
             } else if part == WeightPart::FactorA {
                 TensorPlan::new(key, [target.rank, width], float)
             } else {
@@ -92,14 +90,14 @@ fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Vec<TensorP
             });
         }
     }
-    tensors
+    Ok(tensors)
 }
 
 fn open(plan: &QuantPlan<'_>, targets: &[Target], staged: &Path) -> Result<StreamWriter> {
     let mut tensors = Vec::new();
     let mut changed = BTreeSet::new();
     for (weight, target) in plan.weights.iter().zip(targets) {
-        let planned = planned(plan, weight, *target);
+        let planned = planned(plan, weight, *target)?;
         if !planned.is_empty() {
             changed.insert(weight.key());
         }

@@ -18,6 +18,7 @@ use lowrank_spec::{ModuleEntry, transpose};
 
 use crate::error::{CompressError, Result};
 use crate::options::CompressedModule;
+use crate::weights::settle_tie;
 
 /// Packed sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +61,14 @@ impl Config {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let model = ModelFolder::open(folder)?;
         Ok(if model.kind().is_decoder() {
-            Self::Decoder(Box::new(model.decoder_config()?))
+            let mut config = model.decoder_config()?;
+            if config.tied {
+                let mut raw = config.raw.clone();
+                raw.insert("tie_word_embeddings".into(), true.into());
+                config.tied = settle_tie(&Checkpoint::open(folder)?, &mut raw)?;
+                config.raw = raw;
+            }
+            Self::Decoder(Box::new(config))
         } else {
             let config = model.encoder_config()?;
             let input = has_sequence_head(&model)?.then_some(config.head.input);
