@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    convert::Infallible,
     fmt,
     path::{Path, PathBuf},
 };
@@ -142,7 +141,7 @@ impl Checkpoint {
             return Ok(exact);
         }
         let mut out = Vec::with_capacity(entry.info.numel());
-        self.each_span(entry, |span| extend_f32(entry.info.dtype, span, &mut out));
+        self.each_span(name, entry, |span| extend_f32(entry.info.dtype, span, &mut out))?;
         Ok(out)
     }
 
@@ -156,7 +155,7 @@ impl Checkpoint {
             return Ok(exact.into_iter().map(f64::from).collect());
         }
         let mut out = Vec::with_capacity(entry.info.numel());
-        self.each_span(entry, |span| extend_f64(entry.info.dtype, span, &mut out));
+        self.each_span(name, entry, |span| extend_f64(entry.info.dtype, span, &mut out))?;
         Ok(out)
     }
 
@@ -169,15 +168,12 @@ impl Checkpoint {
     pub fn read_f32_transposed(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
-        let mut out = vec![0f32; entry.info.numel()];
         if let Some(exact) = entry.exact(&self.files) {
             let [rows, columns] = shape;
-            for (i, row) in exact.chunks_exact(columns.max(1)).enumerate() {
-                row.iter().enumerate().for_each(|(j, &x)| out[j * rows + i] = x);
-            }
-            return Ok(out);
+            return Ok(lowrank_spec::transpose(&exact, rows, columns));
         }
-        match entry.bytes(&self.files) {
+        let mut out = vec![0f32; entry.info.numel()];
+        match self.stored(name, entry)? {
             Cow::Borrowed(bytes) => {
                 transpose_f32(entry.info.dtype, bytes, shape, &mut out, |band| file.release(band));
             }
@@ -194,7 +190,7 @@ impl Checkpoint {
     pub fn read_bits(&self, name: &str) -> Result<Vec<u16>, CheckpointError> {
         let entry = self.half(name)?;
         let mut out = Vec::with_capacity(entry.info.numel());
-        self.each_span(entry, |span| extend_bits(span, &mut out));
+        self.each_span(name, entry, |span| extend_bits(span, &mut out))?;
         Ok(out)
     }
 
@@ -208,7 +204,7 @@ impl Checkpoint {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
         let mut out = vec![0u16; entry.info.numel()];
-        match entry.bytes(&self.files) {
+        match self.stored(name, entry)? {
             Cow::Borrowed(bytes) => {
                 transpose(2, bytes, shape, &mut out, extend_bits, |band| file.release(band));
             }
@@ -245,7 +241,7 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let entry = self.entry(name)?;
-        Ok(entry.bytes(&self.files))
+        self.stored(name, entry)
     }
 
     /// Releases the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
@@ -253,7 +249,7 @@ impl Checkpoint {
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name)
             && let Layout::Contiguous { .. } = entry.layout
-            && let Cow::Borrowed(bytes) = entry.bytes(&self.files)
+            && let Ok(Cow::Borrowed(bytes)) = entry.bytes(&self.files)
         {
             self.files[entry.source].release(bytes);
         }
@@ -275,7 +271,11 @@ impl Checkpoint {
             for &dim in &entry.info.shape {
                 hash.update(&(dim as u64).to_le_bytes());
             }
-            self.each_span(entry, |span| hash.update(span));
+            if self.each_span(name, entry, |span| hash.update(span)).is_err() {
+                // Values outside the range of their type are hashed in f32.
+                let exact = entry.exact(&self.files).unwrap_or_default();
+                exact.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+            }
         }
         format!("{:032x}", hash.digest128())
     }
@@ -291,11 +291,11 @@ impl Checkpoint {
     }
 
     /// Passes a tensor's bytes on in spans of whole elements, releasing each span's pages after it.
-    fn each_span(&self, entry: &Entry, mut f: impl FnMut(&[u8])) {
-        let Ok(()) = self.spans(entry, |span| {
+    fn each_span(&self, name: &str, entry: &Entry, mut f: impl FnMut(&[u8])) -> Result<(), CheckpointError> {
+        self.spans(name, entry, |span| {
             f(span);
-            Ok::<_, Infallible>(())
-        });
+            Ok(())
+        })
     }
 
     /// Like [`each_span`](Self::each_span), by name, up to the first error.
@@ -304,12 +304,27 @@ impl Checkpoint {
         name: &str,
         f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        self.spans(self.entry(name)?, f)
+        self.spans(name, self.entry(name)?, f)
     }
 
-    fn spans<E>(&self, entry: &Entry, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    /// The bytes of a tensor in its type.
+    fn stored(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        entry.bytes(&self.files).map_err(|value| CheckpointError::Overflow {
+            path: self.path.clone(),
+            tensor: printable(name),
+            value,
+            dtype: entry.info.dtype.name(),
+        })
+    }
+
+    fn spans(
+        &self,
+        name: &str,
+        entry: &Entry,
+        mut f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
         let file = &self.files[entry.source];
-        match entry.bytes(&self.files) {
+        match self.stored(name, entry)? {
             Cow::Borrowed(bytes) => {
                 bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
                     f(span)?;

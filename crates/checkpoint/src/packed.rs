@@ -8,14 +8,14 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use half::{bf16, f16};
 use lowrank_spec::names::{PIVOTS, WeightPart};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     CheckpointError, Dtype, TensorInfo,
-    convert::extend_f32,
+    convert::{encode, extend_f32},
+    dtype::FloatType,
     error::{Fault, printable},
     map::Bytes,
     source::{Entry, Layout, Table},
@@ -285,7 +285,7 @@ fn take_rows(table: &mut Table, module: &str, files: &[Bytes]) -> Result<(), Str
         && let Some(layout) = read_floats(&format, files).into_iter().find(|&layout| layout != 0.0)
     {
         return Err(format!(
-            "weight_format is {layout}, a tiled layout, which is not supported; save the model anew"
+            "weight_format is {layout}, a tiled layout, which is not supported; expected 0 (row-major)"
         ));
     }
     let &[rows, columns] = &*values.info.shape else { return Err("expected a matrix as its weight".into()) };
@@ -303,7 +303,7 @@ fn take_pivots(table: &mut Table, module: &str, files: &[Bytes]) -> Result<(), S
     if !rest.info.dtype.is_float() {
         return Err(format!("lowrank_b is {}; expected floats", rest.info.dtype.name()));
     }
-    let bytes = mask.bytes(files);
+    let bytes = mask.plain_bytes(files);
     let ones: usize = bytes.iter().map(|byte| byte.count_ones() as usize).sum();
     let beyond = (rows..bytes.len() * 8).any(|row| is_set(&bytes, row));
     if ones != rank || beyond {
@@ -319,7 +319,7 @@ fn is_set(mask: &[u8], place: usize) -> bool {
 
 /// `[out, r]`, with the identity at the pivots.
 fn with_identity(rest: &Entry, mask: &Entry, files: &[Bytes]) -> Vec<f32> {
-    let (values, mask) = (read_floats(rest, files), mask.bytes(files));
+    let (values, mask) = (read_floats(rest, files), mask.plain_bytes(files));
     let (others, rank) = (rest.info.shape[0], rest.info.shape[1]);
     let mut out = vec![0.0; (others + rank) * rank];
     let (mut values, mut pivot) = (values.chunks_exact(rank.max(1)), 0);
@@ -338,7 +338,7 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
     let name = state.split(STATE).next().unwrap_or_default().to_owned();
     let part = |part: &str| format!("{name}.{part}");
     let json = take(table, state)?;
-    let json: QuantState = serde_json::from_slice(&json.bytes(files))
+    let json: QuantState = serde_json::from_slice(&json.plain_bytes(files))
         .map_err(|e| format!("malformed JSON: {}", printable(&e.to_string())))?;
     let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     let values = take(table, &name)?;
@@ -376,7 +376,7 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
 
 impl Codes {
     fn floats(&self, files: &[Bytes]) -> Vec<f32> {
-        let (values, table) = (self.values.bytes(files), read_floats(&self.table, files));
+        let (values, table) = (self.values.plain_bytes(files), read_floats(&self.table, files));
         let mut scales = read_floats(&self.scales, files);
         if let Some(nested) = &self.nested {
             let (codes, factors) = (read_floats(&nested.table, files), read_floats(&nested.scales, files));
@@ -408,24 +408,27 @@ impl Packed {
         }
     }
 
-    /// The little-endian bytes of the elements in a float type.
-    pub(crate) fn bytes(&self, files: &[Bytes], dtype: Dtype) -> Vec<u8> {
-        let floats = self.floats(files).into_iter();
-        match dtype {
-            Dtype::F16 => floats.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-            Dtype::BF16 => floats.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-            _ => floats.flat_map(f32::to_le_bytes).collect(),
-        }
+    /// The little-endian bytes of the elements in a float type. The error is an element outside its range.
+    pub(crate) fn bytes(&self, files: &[Bytes], dtype: Dtype) -> Result<Vec<u8>, f32> {
+        let floats = self.floats(files);
+        let float = match dtype {
+            Dtype::F16 => FloatType::F16,
+            Dtype::BF16 => FloatType::BF16,
+            _ => FloatType::F32,
+        };
+        let mut bytes = Vec::with_capacity(floats.len() * dtype.size());
+        encode(&floats, float, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
 fn read_floats(entry: &Entry, files: &[Bytes]) -> Vec<f32> {
     let mut out = Vec::with_capacity(entry.info.numel());
-    extend_f32(entry.info.dtype, &entry.bytes(files), &mut out);
+    extend_f32(entry.info.dtype, &entry.plain_bytes(files), &mut out);
     out
 }
 
 fn read_words(entry: &Entry, files: &[Bytes]) -> Vec<u32> {
     let word = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).unwrap_or_default();
-    entry.bytes(files).chunks_exact(4).map(word).collect()
+    entry.plain_bytes(files).chunks_exact(4).map(word).collect()
 }

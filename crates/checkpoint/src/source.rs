@@ -77,11 +77,19 @@ impl Entry {
     /// gathered.
     ///
     /// An empty result for a position outside the file cannot happen after the parsers' checks; it turns a
-    /// mistake in them into a wrong length instead of a panic.
-    pub(crate) fn bytes<'a>(&self, files: &'a [Bytes]) -> Cow<'a, [u8]> {
+    /// mistake in them into a wrong length instead of a panic. The error is an assembled element outside the range of the type.
+    pub(crate) fn bytes<'a>(&self, files: &'a [Bytes]) -> Result<Cow<'a, [u8]>, f32> {
+        if let Layout::Packed(packed) = &self.layout {
+            return Ok(Cow::Owned(packed.bytes(files, self.info.dtype)?));
+        }
+        Ok(self.plain_bytes(files))
+    }
+
+    /// The same of a tensor that is not assembled from others.
+    pub(crate) fn plain_bytes<'a>(&self, files: &'a [Bytes]) -> Cow<'a, [u8]> {
         let file = files.get(self.source).map(Bytes::as_slice).unwrap_or_default();
         match &self.layout {
-            Layout::Packed(packed) => Cow::Owned(packed.bytes(files, self.info.dtype)),
+            Layout::Packed(_) => Cow::Borrowed(&[]),
             Layout::Contiguous { start, len } => Cow::Borrowed(span(file, *start, *len)),
             Layout::Rows { start, order } => {
                 let len = self.info.byte_size();

@@ -152,3 +152,18 @@ fn rows_have_their_factors() {
     parts[1] = ("m.SCB", Dtype::F32, vec![3], floats(&[1.0; 3]));
     check_error(open(dir.path(), &parts, "{}"), &["SCB is F32 [3]; expected F32 [2]"]);
 }
+
+/// The elements fit f32, but not the type of the scales, in which the tensor would be copied.
+#[test]
+fn elements_outside_the_type_of_the_scales_are_refused_as_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts = gptq();
+    let scales = [half::f16::from_f32(60_000.0); 16];
+    let bytes = scales.into_iter().flat_map(half::f16::to_le_bytes).collect();
+    parts[2] = ("m.scales", Dtype::F16, vec![2, 8], bytes);
+    let checkpoint = open(dir.path(), &parts, "{}").unwrap();
+    assert!(checkpoint.read_f32("m.weight").unwrap().iter().any(|x| *x > 65_504.0));
+    check_error(checkpoint.bytes("m.weight"), &["'m.weight'", "F16"]);
+    check_error(checkpoint.read_bits("m.weight"), &["'m.weight'", "F16"]);
+    assert_eq!(checkpoint.content_hash().len(), 32);
+}
