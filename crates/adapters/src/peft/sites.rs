@@ -30,13 +30,13 @@ impl AdapterFolder {
         let bad = |reason: &str| AdapterError::Config { path: path.to_path_buf(), reason: reason.into() };
         if self.is_fused() {
             return Err(bad(
-                "holds the factors of all experts of a layer in one tensor, which only the model takes apart; merge it into \
+                "holds the factors of all experts of a layer in one tensor, which only the model can split; merge it into \
                  the model",
             ));
         }
         let own = Adapter::<B>::own_sites(self).map_err(|error| bad(&error.to_string()))?;
         if own.is_empty() {
-            return Err(bad("holds no factors: a head alone, or nothing"));
+            return Err(bad("holds no factors, at most a head"));
         }
         let site = |OwnSite { path, widths: [d_input, d_output], embedding }| Site {
             layer: path.split('.').find_map(|segment| segment.parse().ok()),

@@ -27,10 +27,10 @@ pub struct Pair {
     pub scale: f64,
 }
 
-/// An adapter that goes into a file.
+/// An adapter to write.
 #[derive(Debug)]
 pub struct AdapterParts<'a> {
-    /// What the adapter is called.
+    /// Name of the adapter.
     pub name: &'a str,
     /// `config.json` of the base.
     pub config: &'a Map<String, Json>,
@@ -38,7 +38,7 @@ pub struct AdapterParts<'a> {
     pub tied: bool,
     /// The factors.
     pub pairs: &'a [Pair],
-    /// What the factors become.
+    /// Type of the factors in the file.
     pub dtype: FloatType,
 }
 
@@ -55,7 +55,7 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
         .map_err(|reason| fault(format!("config of the base: {reason}")))?;
     let alphas = adapter.pairs.iter().map(|pair| pair.scale * pair.rank as f64);
     let alpha = alphas.clone().next().unwrap_or(0.0);
-    // One alpha for all, or 0, with which llama.cpp does not scale.
+    // A common alpha, or 0, with which llama.cpp does not scale.
     let shared = alpha != 0.0 && alphas.clone().all(|other| (other - alpha).abs() <= 1e-6 * alpha.abs());
     let mut metadata = general(architecture, adapter.name);
     metadata.retain(|(key, _)| key != "general.type");
@@ -67,17 +67,17 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
         let wrong = |reason: String| CheckpointError::tensor(path, &pair.path, reason);
         let own = architecture.to_llama(&format!("{}.weight", pair.path));
         let (own, stem) =
-            own.ok_or_else(|| wrong(format!("llama.cpp's {} has no such map", architecture.name)))?;
+            own.ok_or_else(|| wrong(format!("llama.cpp's {} has no such map", architecture.name())))?;
         if stem.ends_with("_exps") {
             return Err(wrong(
-                "adapts one expert of many, which is not supported in llama.cpp's files; merge the adapter into the \
-                 model and convert that"
+                "adapts a single expert, which a GGUF LoRA cannot; merge the adapter into the model and convert the \
+                 result"
                     .into(),
             ));
         }
         if stem == "output" && adapter.tied {
             return Err(wrong(
-                "the head is the table of embeddings, which llama.cpp cannot adapt apart".into(),
+                "the head is tied to the embedding, and llama.cpp cannot adapt it alone".into(),
             ));
         }
         if pair.rank == 0

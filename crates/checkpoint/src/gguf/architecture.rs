@@ -1,12 +1,41 @@
-//! What llama.cpp calls an architecture, and what Hugging Face calls it and its tensors.
+//! Names of architectures and their tensors in llama.cpp and in Hugging Face's transformers.
+
+use std::collections::BTreeSet;
 
 use super::value::Metadata;
+use crate::error::printable;
 
-/// An architecture in both worlds.
+/// The architectures of llama.cpp that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    Llama,
+    Qwen2,
+    Qwen3,
+    Qwen2Moe,
+    Qwen3Moe,
+    Olmoe,
+    Granite,
+    SmolLm3,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    Glm4,
+    SeedOss,
+    Arcee,
+    Olmo2,
+    StableLm,
+    Starcoder2,
+    Phi2,
+    Phi3,
+    GptNeoX,
+    Gpt2,
+}
+
+/// An architecture under both names.
 #[derive(Debug)]
 pub(crate) struct Architecture {
-    /// `general.architecture`.
-    pub(crate) name: &'static str,
+    /// What llama.cpp runs it as.
+    pub(crate) family: Family,
     /// `model_type` of a config.
     pub(crate) model_type: &'static str,
     /// The class in `architectures` of a config.
@@ -19,7 +48,7 @@ pub(crate) struct Architecture {
     pub(crate) layer: &'static [(&'static str, &'static str)],
     /// Key of the norms' epsilon: llama.cpp's after the architecture, Hugging Face's.
     pub(crate) norm_eps: (&'static str, &'static str),
-    /// Feed-forward activation, which llama.cpp's files do not say: Hugging Face's key and value.
+    /// Feed-forward activation, which a GGUF file does not record: Hugging Face's key and value.
     pub(crate) activation: (&'static str, &'static str),
     /// What llama.cpp's conversion changes in the tensors.
     pub(crate) changes: Changes,
@@ -30,7 +59,7 @@ pub(crate) struct Architecture {
 pub(crate) enum Changes {
     /// Nothing.
     None,
-    /// Rows of queries and keys: the halves of a head alternate, as interleaved rotary positions want them.
+    /// Rows of queries and keys: the two halves of a head alternate, for interleaved rotary positions.
     Interleaved,
     /// Rows of the map of queries, keys and values: by part and not by head.
     ByPart,
@@ -83,7 +112,7 @@ macro_rules! with_experts {
 }
 
 const LLAMA: Architecture = Architecture {
-    name: "llama",
+    family: Family::Llama,
     model_type: "llama",
     class: "LlamaForCausalLM",
     outer: LLAMA_OUTER,
@@ -104,7 +133,7 @@ const EXPERTS: Architecture = Architecture {
 };
 
 const GEMMA3: Architecture = Architecture {
-    name: "gemma3",
+    family: Family::Gemma3,
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
     layer: &[
@@ -127,19 +156,19 @@ const GEMMA3: Architecture = Architecture {
     ..LLAMA
 };
 
-/// All that are known. Of several with one name in llama.cpp, the first is what a file is read as.
+/// All known architectures. A file is read as the first of those that share its name in llama.cpp.
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     LLAMA,
     Architecture { model_type: "mistral", class: "MistralForCausalLM", ..LLAMA },
     Architecture {
-        name: "qwen2",
+        family: Family::Qwen2,
         model_type: "qwen2",
         class: "Qwen2ForCausalLM",
         changes: Changes::None,
         ..LLAMA
     },
     Architecture {
-        name: "qwen3",
+        family: Family::Qwen3,
         model_type: "qwen3",
         class: "Qwen3ForCausalLM",
         changes: Changes::None,
@@ -159,7 +188,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "qwen2moe",
+        family: Family::Qwen2Moe,
         model_type: "qwen2_moe",
         class: "Qwen2MoeForCausalLM",
         layer: with_experts!(
@@ -173,12 +202,17 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         changes: Changes::None,
         ..LLAMA
     },
-    Architecture { name: "qwen3moe", model_type: "qwen3_moe", class: "Qwen3MoeForCausalLM", ..EXPERTS },
-    Architecture { name: "olmoe", model_type: "olmoe", class: "OlmoeForCausalLM", ..EXPERTS },
-    Architecture { name: "granite", model_type: "granite", class: "GraniteForCausalLM", ..LLAMA },
-    Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
     Architecture {
-        name: "gemma",
+        family: Family::Qwen3Moe,
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        ..EXPERTS
+    },
+    Architecture { family: Family::Olmoe, model_type: "olmoe", class: "OlmoeForCausalLM", ..EXPERTS },
+    Architecture { family: Family::Granite, model_type: "granite", class: "GraniteForCausalLM", ..LLAMA },
+    Architecture { family: Family::SmolLm3, model_type: "smollm3", class: "SmolLM3ForCausalLM", ..LLAMA },
+    Architecture {
+        family: Family::Gemma,
         model_type: "gemma",
         class: "GemmaForCausalLM",
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
@@ -187,14 +221,14 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     },
     GEMMA3,
     Architecture {
-        name: "gemma2",
+        family: Family::Gemma2,
         model_type: "gemma2",
         class: "Gemma2ForCausalLM",
-        // Gemma 3's without norms on queries and keys, which a file that has none does not hold.
+        // Gemma 3's layer without the norms of queries and keys.
         ..GEMMA3
     },
     Architecture {
-        name: "glm4",
+        family: Family::Glm4,
         model_type: "glm4",
         class: "Glm4ForCausalLM",
         layer: &[
@@ -213,7 +247,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "seed_oss",
+        family: Family::SeedOss,
         model_type: "seed_oss",
         class: "SeedOssForCausalLM",
         layer: &[
@@ -231,7 +265,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "arcee",
+        family: Family::Arcee,
         model_type: "arcee",
         class: "ArceeForCausalLM",
         layer: &[
@@ -248,7 +282,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "olmo2",
+        family: Family::Olmo2,
         model_type: "olmo2",
         class: "Olmo2ForCausalLM",
         layer: &[
@@ -268,7 +302,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "stablelm",
+        family: Family::StableLm,
         model_type: "stablelm",
         class: "StableLmForCausalLM",
         norm_eps: (LAYER, "layer_norm_eps"),
@@ -276,7 +310,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "starcoder2",
+        family: Family::Starcoder2,
         model_type: "starcoder2",
         class: "Starcoder2ForCausalLM",
         layer: &[
@@ -295,7 +329,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "phi2",
+        family: Family::Phi2,
         model_type: "phi",
         class: "PhiForCausalLM",
         outer: &[
@@ -318,7 +352,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "phi3",
+        family: Family::Phi3,
         model_type: "phi3",
         class: "Phi3ForCausalLM",
         layer: &[
@@ -333,7 +367,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..LLAMA
     },
     Architecture {
-        name: "gptneox",
+        family: Family::GptNeoX,
         model_type: "gpt_neox",
         class: "GPTNeoXForCausalLM",
         outer: &[
@@ -355,7 +389,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         changes: Changes::ByPart,
     },
     Architecture {
-        name: "gpt2",
+        family: Family::Gpt2,
         model_type: "gpt2",
         class: "GPT2LMHeadModel",
         outer: &[
@@ -380,12 +414,97 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
 ];
 
 impl Architecture {
-    /// The architecture of a file: of its name in llama.cpp, with experts where the file counts some.
+    /// `general.architecture`.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self.family {
+            Family::Llama => "llama",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Qwen2Moe => "qwen2moe",
+            Family::Qwen3Moe => "qwen3moe",
+            Family::Olmoe => "olmoe",
+            Family::Granite => "granite",
+            Family::SmolLm3 => "smollm3",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3",
+            Family::Glm4 => "glm4",
+            Family::SeedOss => "seed_oss",
+            Family::Arcee => "arcee",
+            Family::Olmo2 => "olmo2",
+            Family::StableLm => "stablelm",
+            Family::Starcoder2 => "starcoder2",
+            Family::Phi2 => "phi2",
+            Family::Phi3 => "phi3",
+            Family::GptNeoX => "gptneox",
+            Family::Gpt2 => "gpt2",
+        }
+    }
+
+    /// Whether a layer may lack the weight of a stem.
+    fn is_optional(&self, stem: &str) -> bool {
+        use Family::{Gemma3, Olmo2, Olmoe, Qwen3, Qwen3Moe, StableLm};
+        match stem {
+            "attn_q_norm" | "attn_k_norm" => {
+                !matches!(self.family, Qwen3 | Qwen3Moe | Olmoe | Gemma3 | Olmo2)
+            }
+            // Parallel layers have one norm.
+            "ffn_norm" => self.family == StableLm,
+            _ => false,
+        }
+    }
+
+    fn lacks(&self, name: &str) -> String {
+        let hub = self.to_hub(name).map_or_else(String::new, |(hub, _)| format!(" ({hub})"));
+        format!("lacks the tensor '{name}'{hub}")
+    }
+
+    /// Whether the head is the token embedding where a config does not say it.
+    pub(crate) fn is_tied_by_default(&self) -> bool {
+        use Family::{Gemma, Gemma2, Gemma3, Gpt2, SmolLm3, Starcoder2};
+        matches!(self.family, Gemma | Gemma2 | Gemma3 | Gpt2 | SmolLm3 | Starcoder2)
+    }
+
+    /// Checks that llama.cpp's names of a model's weights are those of so many layers: none is missing, and no layer is
+    /// left over. The head is a matter of the [rules](super::rules::Rules).
+    ///
+    /// # Errors
+    /// One line that names the tensor.
+    pub(crate) fn check_complete<'n>(
+        &self,
+        layers: u64,
+        names: impl Iterator<Item = &'n str>,
+    ) -> Result<(), String> {
+        let names: BTreeSet<&str> = names.collect();
+        let outer = self.outer.iter().map(|(own, _)| *own).filter(|own| *own != "output");
+        if let Some(missing) = outer.map(|own| format!("{own}.weight")).find(|name| !names.contains(&**name))
+        {
+            return Err(self.lacks(&missing));
+        }
+        let required: Vec<&str> =
+            self.layer.iter().map(|(own, _)| *own).filter(|own| !self.is_optional(own)).collect();
+        for layer in 0..layers {
+            let has = |stem: &str| names.contains(&*format!("blk.{layer}.{stem}.weight"));
+            let is_fused = |stem: &str| matches!(stem, "attn_q" | "attn_k" | "attn_v") && has("attn_qkv");
+            if let Some(stem) = required.iter().find(|stem| !has(stem) && !is_fused(stem)) {
+                return Err(self.lacks(&format!("blk.{layer}.{stem}.weight")));
+            }
+        }
+        let extra = names.iter().find(|name| layer_of(name).is_some_and(|(layer, _)| layer as u64 >= layers));
+        match extra {
+            Some(name) => {
+                Err(format!("has the tensor '{}', and its config {layers} layers", printable(name)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The architecture of a file, by its name in llama.cpp; with experts if the file has an expert count.
     pub(crate) fn of_file(metadata: &Metadata<'_>) -> Option<&'static Self> {
         let name = metadata.get("general.architecture")?.as_text()?;
         let count = metadata.get(format!("{name}.expert_count").as_str());
         let has_experts = count.and_then(|count| count.as_count()).is_some_and(|count| count > 0);
-        let mut found = ARCHITECTURES.iter().filter(|architecture| architecture.name == name);
+        let mut found = ARCHITECTURES.iter().filter(|architecture| architecture.name() == name);
         let first = found.clone().next();
         found.find(|architecture| architecture.has_experts() == has_experts).or(first)
     }
@@ -400,9 +519,9 @@ impl Architecture {
         ARCHITECTURES.iter().find(|architecture| architecture.model_type == model_type)
     }
 
-    /// llama.cpp's names of all.
+    /// llama.cpp's names of all architectures.
     pub(crate) fn known() -> String {
-        let mut names: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+        let mut names: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name()).collect();
         names.dedup();
         names.join(", ")
     }
@@ -410,8 +529,7 @@ impl Architecture {
     /// Hugging Face's name of a tensor of llama.cpp, with the stem of the latter.
     pub(crate) fn to_hub<'n>(&self, name: &'n str) -> Option<(String, &'n str)> {
         let (stem, end) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
-        if let Some((layer, inner)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-            let layer = number(layer)?;
+        if let Some((layer, inner)) = layer_of(stem) {
             let (_, hub) = self.layer.iter().find(|(own, _)| *own == inner)?;
             return Some((format!("{}.{layer}.{hub}.{end}", self.layers), inner));
         }
@@ -433,16 +551,22 @@ impl Architecture {
     }
 }
 
-/// A layer's number, written as such are: `07` is another name.
+/// The layer of one of llama.cpp's names, and the rest of the name: `blk.3.ffn_up.weight` is `ffn_up.weight` of layer 3.
+pub(crate) fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((number(layer)?, rest))
+}
+
+/// A number in canonical form: `07` belongs to another name.
 fn number(layer: &str) -> Option<usize> {
     layer.parse().ok().filter(|number: &usize| number.to_string() == layer)
 }
 
-/// Whether a path is what a name stands for, the number of an expert at its place.
+/// Whether a path matches a name in which `*` stands for the number of an expert.
 fn is_named(name: &str, path: &str) -> bool {
     let Some((before, after)) = name.split_once('*') else { return name == path };
     let expert = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-    expert.is_some_and(|expert| expert == "*" || number(expert).is_some())
+    expert.and_then(number).is_some()
 }
 
 #[cfg(test)]
@@ -456,15 +580,41 @@ mod tests {
             let layer = architecture.layer.iter().map(|(own, _)| format!("blk.11.{own}.bias"));
             for name in outer.chain(layer) {
                 let (hub, stem) = architecture.to_hub(&name).unwrap();
+                // The file has all experts in one tensor.
+                let hub = hub.replace('*', "7");
                 assert_eq!(architecture.to_llama(&hub), Some((name.clone(), stem_of(&name))), "{hub}");
                 assert_eq!(stem, stem_of(&name));
             }
         }
         let own = EXPERTS.to_llama("model.layers.3.mlp.experts.12.up_proj.weight");
         assert_eq!(own, Some(("blk.3.ffn_up_exps.weight".into(), "ffn_up_exps")));
+        assert_eq!(EXPERTS.to_llama("model.layers.3.mlp.experts.*.up_proj.weight"), None);
+        assert_eq!(EXPERTS.to_llama("model.layers.3.mlp.experts.07.up_proj.weight"), None);
         assert_eq!(LLAMA.to_hub("blk.3.ffn_gate_inp.weight"), None);
         assert_eq!(LLAMA.to_hub("rope_freqs.weight"), None);
         assert_eq!(LLAMA.to_hub("blk.03.ffn_up.weight"), None);
+    }
+
+    #[test]
+    fn a_model_with_a_hole_is_named() {
+        for architecture in ARCHITECTURES {
+            let outer = architecture.outer.iter().map(|(own, _)| format!("{own}.weight"));
+            let layers = (0..2).flat_map(|layer| {
+                architecture.layer.iter().map(move |(own, _)| format!("blk.{layer}.{own}.weight"))
+            });
+            let names: Vec<String> = outer.chain(layers).collect();
+            let check = |layers: u64, without: &str| {
+                architecture.check_complete(layers, names.iter().map(|n| &**n).filter(|n| *n != without))
+            };
+            assert_eq!(check(2, ""), Ok(()));
+            for name in &names {
+                let stem = name.trim_end_matches(".weight").rsplit('.').next().unwrap();
+                let is_needed = stem != "output" && !architecture.is_optional(stem);
+                assert_eq!(check(2, name).is_err(), is_needed, "{} without {name}", architecture.name());
+            }
+            assert!(check(3, "").unwrap_err().contains("lacks the tensor 'blk.2."));
+            assert!(check(1, "").unwrap_err().contains("has the tensor 'blk.1."));
+        }
     }
 
     fn stem_of(name: &str) -> &'static str {

@@ -1,14 +1,15 @@
-//! The `config.json` that a GGUF file stands for.
+//! The `config.json` of a GGUF file, from its metadata and tensors.
 
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::architecture::Architecture;
 use super::read::Parsed;
+use super::rules::Rules;
 use super::value::Value;
 use crate::convert::extend_f32;
 use crate::error::{Fault, printable};
 
-/// Texts of tokens that end a turn or a text, beside those that the metadata name: llama.cpp stops at them too.
+/// Tokens that end a turn or a text beyond those that the metadata name, as in llama.cpp.
 const ENDS: [&str; 12] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -32,6 +33,7 @@ pub(crate) fn config(file: &[u8], parsed: &Parsed<'_>) -> Result<Map<String, Jso
     config.insert("model_type".into(), architecture.model_type.into());
     config.insert("architectures".into(), json!([architecture.class]));
     keys.sizes(&mut config)?;
+    keys.check_complete()?;
     let (own, hub) = architecture.norm_eps;
     config.insert(hub.into(), keys.required_number(own)?);
     let (key, activation) = architecture.activation;
@@ -79,7 +81,7 @@ impl<'a, 'f> Keys<'a, 'f> {
     }
 
     fn full(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture.name)
+        format!("{}.{key}", self.architecture.name())
     }
 
     fn wrong(&self, key: &str, expected: &str) -> Fault {
@@ -118,13 +120,22 @@ impl<'a, 'f> Keys<'a, 'f> {
         self.number(key)?.map(number).ok_or_else(|| self.wrong(key, "a number"))
     }
 
+    /// Checks that every layer has its tensors, and that the head is stored as llama.cpp expects it.
+    fn check_complete(&self) -> Result<(), Fault> {
+        let layers = self.required_count("block_count")?;
+        let names = self.parsed.tensors.keys().copied();
+        self.architecture.check_complete(layers, names).map_err(Fault::file)?;
+        let rules = Rules::of(self.architecture.family);
+        rules.check_head(self.architecture.name(), self.has_tensor("output.weight")).map_err(Fault::file)
+    }
+
     /// Widths, layers and heads.
     fn sizes(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         let [width, layers, heads, length] =
             ["embedding_length", "block_count", "attention.head_count", "context_length"]
                 .map(|key| self.required_count(key));
         let (width, layers, heads, length) = (width?, layers?, heads?, length?);
-        // The tensor knows better than the key, which llama.cpp's conversion of GPT-2 and Phi sets without looking.
+        // The tensor's shape is reliable; llama.cpp's conversion of GPT-2 and Phi assumes a value for the key.
         let down = self.parsed.tensors.get("blk.0.ffn_down.weight").and_then(|t| t.shape.last().copied());
         let inner = match down {
             Some(inner) => inner as u64,
@@ -134,7 +145,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         let vocab = vocab.ok_or_else(|| Fault::file("lacks the tensor 'token_embd.weight'"))?;
         self.experts(config)?;
         config.insert("vocab_size".into(), vocab.into());
-        let names = match self.architecture.name {
+        let names = match self.architecture.name() {
             "gpt2" => ["n_embd", "n_layer", "n_head", "n_positions", "n_inner"],
             _ => [
                 "hidden_size",
@@ -147,7 +158,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         for (name, value) in names.into_iter().zip([width, layers, heads, length, inner]) {
             config.insert(name.into(), value.into());
         }
-        if self.architecture.name == "gpt2" {
+        if self.architecture.name() == "gpt2" {
             return Ok(());
         }
         let keys = self.count("attention.head_count_kv")?.unwrap_or(heads);
@@ -163,7 +174,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         Ok(())
     }
 
-    /// Experts, where the architecture has some.
+    /// Keys of experts.
     fn experts(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         if !self.architecture.has_experts() {
             return match self.count("expert_count")?.unwrap_or(0) {
@@ -176,7 +187,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             let key = self.full("expert_weights_scale");
             return Err(Fault::file(format!("{key} = {scale} is not supported; expected 1")));
         }
-        let name = self.architecture.name;
+        let name = self.architecture.name();
         let count_key = if name == "llama" { "num_local_experts" } else { "num_experts" };
         config.insert(count_key.into(), self.required_count("expert_count")?.into());
         config.insert("num_experts_per_tok".into(), self.required_count("expert_used_count")?.into());
@@ -206,7 +217,7 @@ impl<'a, 'f> Keys<'a, 'f> {
 
     /// Rotary positions.
     fn positions(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<(), Fault> {
-        let name = self.architecture.name;
+        let name = self.architecture.name();
         if name == "gpt2" {
             return Ok(());
         }
@@ -241,7 +252,7 @@ impl<'a, 'f> Keys<'a, 'f> {
     fn scaling(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<Option<Json>, Fault> {
         let length = self.required_count("context_length")?;
         let original = self.count("rope.scaling.original_context_length")?.unwrap_or(length);
-        // As llama.cpp: without a type the scaling is linear, and a factor of 0 is none.
+        // As in llama.cpp: the default type is linear, and a factor of 0 means no scaling.
         let kind = self.get("rope.scaling.type").and_then(|kind| kind.as_text()).unwrap_or("linear");
         let factor = match self.number("rope.scaling.factor")? {
             Some(factor) => factor,
@@ -282,7 +293,7 @@ impl<'a, 'f> Keys<'a, 'f> {
                     if let Some(beta) = self.number(&key)?.filter(|beta| *beta != usual) {
                         let key = self.full(&key);
                         return Err(Fault::file(format!(
-                            "{key} = {beta} is not supported; llama.cpp takes {usual}"
+                            "{key} = {beta} is not supported; expected {usual}"
                         )));
                     }
                 }
@@ -302,7 +313,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         }
     }
 
-    /// Divisors of the frequencies: those of Llama 3.1 by its parameters where they are these, or else as they are.
+    /// Divisors of the frequencies: as parameters if they are those of Llama 3.1, otherwise as a list.
     fn by_frequency(&self, divisors: &[f64]) -> Result<Json, Fault> {
         let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
         let factor = divisors.iter().copied().fold(1.0, f64::max);
@@ -333,7 +344,7 @@ impl<'a, 'f> Keys<'a, 'f> {
         Ok(Some(values.into_iter().map(|x| shortest(x.into())).collect()))
     }
 
-    /// What only some architectures have.
+    /// Keys of single architectures.
     fn options(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         let first = |stem: &str, end: &str| self.has_tensor(&format!("blk.0.{stem}.{end}"));
         let window = self.count("attention.sliding_window")?.filter(|&window| window > 0);
@@ -341,11 +352,11 @@ impl<'a, 'f> Keys<'a, 'f> {
             let key = self.full("attention.causal");
             return Err(Fault::file(format!("{key} = false is not supported; expected a decoder")));
         }
-        if self.number("attention.scale")?.is_some() && self.architecture.name != "granite" {
+        if self.number("attention.scale")?.is_some() && self.architecture.name() != "granite" {
             return Err(Fault::file(format!("{} is not supported", self.full("attention.scale"))));
         }
         let mut set = |key: &str, value: Json| drop(config.insert(key.into(), value));
-        match self.architecture.name {
+        match self.architecture.name() {
             "llama" | "granite" | "smollm3" | "arcee" => {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("mlp_bias", first("ffn_down", "bias").into());
@@ -377,7 +388,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             }
             _ => {}
         }
-        match self.architecture.name {
+        match self.architecture.name() {
             "granite" => {
                 let scales = [
                     ("attention.scale", "attention_multiplier"),
@@ -397,8 +408,9 @@ impl<'a, 'f> Keys<'a, 'f> {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("sliding_window", window.unwrap_or(4096).into());
                 set("query_pre_attn_scalar", self.scalar(46)?.into());
-                for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-                    set(key, self.number(key)?.map_or(Json::Null, number));
+                // The defaults of llama.cpp.
+                for (key, usual) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+                    set(key, number(self.number(key)?.unwrap_or(usual)));
                 }
             }
             "gemma3" => {
@@ -416,8 +428,8 @@ impl<'a, 'f> Keys<'a, 'f> {
         Ok(())
     }
 
-    /// The scale of Gemma's scores: the width of a head, or in the model of this many layers that of the hidden states by
-    /// heads.
+    /// The scale of Gemma's attention scores: the width of a head, or, in the model with this number of layers, the hidden width
+    /// divided by the number of heads.
     fn scalar(&self, of_largest: u64) -> Result<u64, Fault> {
         if self.required_count("block_count")? == of_largest {
             let heads = self.required_count("attention.head_count")?;
@@ -452,7 +464,7 @@ impl<'a, 'f> Keys<'a, 'f> {
     }
 }
 
-/// What Llama 3.1 divides its frequencies by (`rope_freqs` of llama.cpp).
+/// The divisors of Llama 3.1's rotary frequencies (`rope_freqs` of llama.cpp).
 pub(crate) fn llama3_divisors(
     theta: f64,
     dim: usize,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use lowrank_spec::BlockFormat;
 use lowrank_spec::BlockFormat::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
+use super::architecture::layer_of;
 use crate::dtype::{Dtype, FloatType};
 
 /// The type of a file, as llama.cpp's `llama-quantize` names it: what most of its matrices are.
@@ -150,10 +151,8 @@ impl FileType {
                 _ => Q6K,
             };
         }
-        let Some((layer, stem)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
-            return base;
-        };
-        let (i, n) = (layer.parse::<usize>().unwrap_or(0), model.layers);
+        let Some((i, stem)) = layer_of(name) else { return base };
+        let n = model.layers;
         let more = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
         let is_shared = model.heads / model.key_heads.max(1) >= 4;
         let has_eight = model.experts == 8;
@@ -227,6 +226,60 @@ mod tests {
         assert_eq!("q4_k".parse::<FileType>().unwrap().name(), "Q4_K_M");
         assert!("Q9".parse::<FileType>().unwrap_err().contains("Q4_K_M"));
         assert_eq!(FileType::from(FloatType::BF16).name(), "BF16");
+    }
+
+    /// The types that `llama-quantize` chose for a Mixtral of 16 layers, 8 heads, and 2 heads of keys with 8 experts or 4 with 12:
+    /// of queries, keys, values, output, gates and down projections. Digits are the bits of `Qn_K` in each layer.
+    #[test]
+    fn mixes_of_experts_are_those_of_llama_quantize() {
+        let golden: [(usize, &str, [&str; 6]); 22] = [
+            (8, "Q2_K", ["Q2_K", "Q8_0", "Q8_0", "Q5_K", "Q2_K", "Q3_K"]),
+            (8, "Q3_K_S", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "Q3_K"]),
+            (8, "Q3_K_M", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "5444444444444444"]),
+            (8, "Q3_K_L", ["Q3_K", "Q8_0", "Q8_0", "Q3_K", "Q3_K", "Q5_K"]),
+            (8, "Q4_K_S", ["Q4_K", "Q8_0", "Q8_0", "Q5_K", "Q4_K", "5544444444444444"]),
+            (8, "Q4_K_M", ["Q4_K", "Q8_0", "Q8_0", "Q5_K", "Q4_K", "6644644644644666"]),
+            (8, "Q5_K_S", ["Q5_K", "Q8_0", "Q8_0", "Q5_K", "Q5_K", "Q5_K"]),
+            (8, "Q5_K_M", ["Q5_K", "Q8_0", "Q8_0", "Q5_K", "Q5_K", "6655655655655666"]),
+            (8, "IQ4_NL", ["IQ4_NL", "Q8_0", "Q8_0", "Q5_K", "IQ4_NL", "55--------------"]),
+            (8, "Q4_0", ["Q4_0", "Q8_0", "Q8_0", "Q4_0", "Q4_0", "Q4_0"]),
+            (8, "Q6_K", ["Q6_K", "Q8_0", "Q8_0", "Q6_K", "Q6_K", "Q6_K"]),
+            (12, "Q2_K", ["Q2_K", "Q2_K", "Q3_K", "Q3_K", "Q2_K", "Q3_K"]),
+            (12, "Q3_K_S", ["Q3_K"; 6]),
+            (12, "Q3_K_M", ["Q3_K", "Q3_K", "5544444444444444", "Q4_K", "Q3_K", "5444444444444444"]),
+            (12, "Q3_K_L", ["Q3_K", "Q3_K", "Q5_K", "Q5_K", "Q3_K", "Q5_K"]),
+            (12, "Q4_K_S", ["Q4_K", "Q4_K", "5555444444444444", "Q4_K", "Q4_K", "5544444444444444"]),
+            (12, "Q4_K_M", ["Q4_K", "Q4_K", "6644644644644666", "Q4_K", "Q4_K", "6644644644644666"]),
+            (12, "Q5_K_S", ["Q5_K"; 6]),
+            (12, "Q5_K_M", ["Q5_K", "Q5_K", "6655655655655666", "Q5_K", "Q5_K", "6655655655655666"]),
+            (12, "IQ4_NL", ["IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "55--------------"]),
+            (12, "Q4_0", ["Q4_0"; 6]),
+            (12, "Q6_K", ["Q6_K"; 6]),
+        ];
+        let stems = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_down_exps"];
+        for (experts, kind, types) in golden {
+            let key_heads = if experts == 8 { 2 } else { 4 };
+            let model = Shape { layers: 16, heads: 8, key_heads, tied: false, experts };
+            let file: FileType = kind.parse().unwrap();
+            let of = |name: &str, dims: &[usize]| file.of(name, dims, model).1.name();
+            for (stem, expected) in stems.into_iter().zip(types) {
+                for layer in 0..16 {
+                    let expected = match expected.as_bytes().get(layer) {
+                        Some(bits) if expected.len() == 16 && bits.is_ascii_digit() => {
+                            format!("Q{}_K", char::from(*bits))
+                        }
+                        Some(_) if expected.len() == 16 => kind.to_owned(),
+                        _ => expected.to_owned(),
+                    };
+                    let dims: &[usize] =
+                        if stem.ends_with("exps") { &[experts, 256, 256] } else { &[256, 256] };
+                    let name = format!("blk.{layer}.{stem}.weight");
+                    assert_eq!(of(&name, dims), expected, "{kind} of {experts} experts: {name}");
+                }
+            }
+            assert_eq!(of("output.weight", &[64, 256]), "Q6_K");
+            assert_eq!(of("blk.3.ffn_gate_inp.weight", &[experts, 256]), "F32");
+        }
     }
 
     /// What `llama-quantize` made of a model of 30 layers of width 576.

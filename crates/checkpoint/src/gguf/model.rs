@@ -1,13 +1,14 @@
 //! Writing a model: a checkpoint under llama.cpp's names, quantized, with its config and tokenizer.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
 use lowrank_spec::BlockFormat;
-use lowrank_spec::names::is_buffer;
+use lowrank_spec::names::{expert_of, is_buffer};
 
-use super::architecture::{Architecture, Changes};
+use super::architecture::{Architecture, Changes, layer_of};
 use super::mix::FileType;
 use super::rules::{Head, Rules};
 use super::write::{Meta, Planned, write_file};
@@ -28,39 +29,41 @@ pub struct ModelParts<'a> {
     pub config: &'a Map<String, Json>,
     /// The weights, under Hugging Face's names.
     pub weights: &'a Checkpoint,
-    /// The tokenizer; none makes a file that reads ids alone.
+    /// The tokenizer; a file without one takes and returns token ids only.
     pub tokenizer: Option<TokenizerParts<'a>>,
-    /// What matrices become.
+    /// The type of the matrices.
     pub kind: FileType,
 }
 
-/// What was written.
+/// The result of writing a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Bytes of the file.
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
-    /// How many matrices have another type than their mix wants, since their width is not a multiple of a block: wanted, got,
-    /// number.
+    /// Matrices in another type than their mix prescribes, because their width is not a multiple of its block: prescribed type,
+    /// type, number of matrices.
     pub fallbacks: Vec<(Dtype, Dtype, usize)>,
-    /// What llama.cpp will do otherwise than the config asks for.
+    /// Where llama.cpp will deviate from the config.
     pub warnings: Vec<String>,
 }
 
-/// A tensor on its way.
+/// How the elements of a tensor are made.
 struct Step {
-    /// Its name in the checkpoint, or the elements of one that the config stands for.
     from: From,
     order: Option<RowOrder>,
     plus_one: bool,
     transposed: bool,
 }
 
+/// The source of a tensor's elements.
 enum From {
+    /// A tensor of the checkpoint.
     Tensor(String),
-    /// One map of each expert, one after the other.
+    /// The maps of all experts, in their order.
     Experts(Vec<String>),
+    /// Elements derived from the config.
     Values(Vec<f32>),
 }
 
@@ -73,17 +76,19 @@ enum From {
 pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, CheckpointError> {
     let fault = |reason: String| CheckpointError::malformed(model.weights.path(), reason);
     let architecture = architecture(model.config).map_err(fault)?;
-    let rules = Rules::of(architecture.name);
-    let names = names(architecture, model.weights, rules.as_ref())?;
+    let rules = Rules::of(architecture.family);
+    let is_tied = model.config.get("tie_word_embeddings").and_then(Json::as_bool);
+    let is_tied = is_tied.unwrap_or(architecture.is_tied_by_default());
+    let names = names(architecture, model.weights, &rules, is_tied)?;
     let tied = !names.iter().any(|(_, own, _)| own == "output.weight");
     let described = write_config::describe(architecture, model.config, tied)
         .map_err(|reason| fault(format!("config: {reason}")))?;
-    if let Some(rules) = &rules {
-        let has = |wanted: &str| names.iter().any(|(_, own, _)| own == wanted);
-        rules.check(architecture.name, described.shape.layers, has, model.config).map_err(fault)?;
-    }
-    let rows = names.iter().find(|(_, own, _)| own == "token_embd.weight");
-    let rows = rows.and_then(|(name, ..)| model.weights.info(name)?.shape.first().copied());
+    let layers = described.shape.layers;
+    let owns: BTreeSet<&str> = names.iter().map(|(_, own, _)| own.as_str()).collect();
+    architecture.check_complete(layers as u64, owns.iter().copied()).map_err(fault)?;
+    rules.check_biases(architecture.name(), layers, |name| owns.contains(name)).map_err(fault)?;
+    let rows =
+        find(&names, "token_embd.weight").and_then(|name| model.weights.info(name)?.shape.first().copied());
     let rows = rows.ok_or_else(|| fault("has no table of token embeddings".into()))?;
     let mut metadata = general(architecture, &model_name(model));
     metadata.extend(described.metadata);
@@ -114,10 +119,19 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
         if stem.ends_with("_exps") {
             let count = described.shape.experts;
             let is_odd = |name: &&String| model.weights.info(name).is_none_or(|other| other.shape != shape);
-            let odd = names.iter().find(is_odd);
-            if names.len() != count || odd.is_some() {
-                let reason = format!("is one of {} experts; expected {count} of one shape", names.len());
-                return Err(CheckpointError::tensor(model.weights.path(), odd.unwrap_or(&name), reason));
+            if let Some(odd) = names.iter().find(is_odd) {
+                let reason = format!("has another shape than '{}'", printable(&name));
+                return Err(CheckpointError::tensor(model.weights.path(), odd, reason));
+            }
+            let gap = names.iter().enumerate().find(|(place, name)| expert_number(name) != Some(*place));
+            if names.len() != count || gap.is_some() {
+                let of = gap.map_or(&name, |(_, name)| name);
+                let reason = format!(
+                    "is one of {} experts; expected those from 0 to {}",
+                    names.len(),
+                    count.saturating_sub(1)
+                );
+                return Err(CheckpointError::tensor(model.weights.path(), of, reason));
             }
             shape.insert(0, names.len());
             step.from = From::Experts(names);
@@ -137,7 +151,7 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     Ok(Written { bytes, tensors: planned.len(), fallbacks, warnings: described.warnings })
 }
 
-/// The name to write. llama.cpp takes a model called phi3 for one with Phi-3's tokens, and fails where these are missing.
+/// The name to write. llama.cpp assumes Phi-3's special tokens in any model called phi3, and fails if they are missing.
 fn model_name(model: &ModelParts<'_>) -> String {
     let is_called_phi = ["phi3", "phi-3"].iter().any(|part| model.name.to_lowercase().contains(part));
     let has_tokens = model.tokenizer.as_ref().is_some_and(|tokenizer| {
@@ -159,7 +173,7 @@ pub(crate) fn architecture(config: &Map<String, Json>) -> Result<&'static Archit
 /// The first entries of a file.
 pub(crate) fn general(architecture: &Architecture, name: &str) -> Vec<(String, Meta)> {
     vec![
-        ("general.architecture".into(), Meta::text(architecture.name)),
+        ("general.architecture".into(), Meta::text(architecture.name())),
         ("general.type".into(), Meta::text("model")),
         ("general.name".into(), Meta::text(name)),
     ]
@@ -169,7 +183,8 @@ pub(crate) fn general(architecture: &Architecture, name: &str) -> Vec<(String, M
 fn names(
     architecture: &'static Architecture,
     weights: &Checkpoint,
-    rules: Option<&Rules>,
+    rules: &Rules,
+    is_tied: bool,
 ) -> Result<Vec<(String, String, &'static str)>, CheckpointError> {
     let prefix = architecture.layers.split_once('.').map_or("", |(prefix, _)| prefix);
     let is_prefixed =
@@ -182,46 +197,58 @@ fn names(
             format!("{prefix}.{name}")
         };
         let Some((own, stem)) = architecture.to_llama(&full) else {
-            let reason = format!("llama.cpp's {} has no such tensor", architecture.name);
+            let reason = format!("llama.cpp's {} has no such tensor", architecture.name());
             return Err(CheckpointError::tensor(weights.path(), name, reason));
         };
         if let Some(info) = weights.info(name).filter(|info| !info.dtype.is_float()) {
             let reason = format!("is stored as {}; expected floats, or blocks of a GGUF file", info.dtype);
             return Err(CheckpointError::tensor(weights.path(), name, reason));
         }
-        if own.ends_with(".bias") && rules.is_some_and(|rules| !rules.has_bias(stem)) {
+        if own.ends_with(".bias") && !rules.has_bias(stem) {
             if weights.read_f32(name)?.iter().all(|&x| x == 0.0) {
                 continue;
             }
-            let reason = format!("llama.cpp's {} has no such bias", architecture.name);
+            let reason = format!("llama.cpp's {} has no such bias", architecture.name());
             return Err(CheckpointError::tensor(weights.path(), name, reason));
         }
         names.push((name.to_owned(), own, stem));
     }
-    let find = |own: &str| names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.clone());
-    // A head that is the table once more is not written.
-    if let (Some(table), Some(head)) = (find("token_embd.weight"), find("output.weight"))
-        && weights.info(&table) == weights.info(&head)
-        && weights.bytes(&table)? == weights.bytes(&head)?
+    let [table, mut head] =
+        ["token_embd.weight", "output.weight"].map(|own| find(&names, own).map(str::to_owned));
+    if head.is_none() && !is_tied {
+        let reason = "has no head, and its config does not tie it to the embedding (tie_word_embeddings)";
+        return Err(CheckpointError::malformed(weights.path(), reason));
+    }
+    // A head that is a copy of the table is not written.
+    if let (Some(table), Some(copy)) = (&table, &head)
+        && weights.info(table) == weights.info(copy)
+        && weights.bytes(table)? == weights.bytes(copy)?
     {
         names.retain(|(_, own, _)| own != "output.weight");
+        head = None;
     }
-    let [head, table] = ["output.weight", "token_embd.weight"]
-        .map(|own| names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.clone()));
-    match (rules.map(|rules| rules.head), head, table) {
-        (Some(Head::Required), None, Some(table)) => names.push((table, "output.weight".into(), "output")),
-        (Some(Head::Tied), Some(head), _) => {
-            let reason = format!("llama.cpp's {} has no head but the table of embeddings", architecture.name);
+    match (rules.head, head, table) {
+        (Head::Required, None, Some(table)) => names.push((table, "output.weight".into(), "output")),
+        (Head::Tied, Some(head), _) => {
+            let name = architecture.name();
+            let reason = format!("is a separate head; the head of llama.cpp's {name} is the token embedding");
             return Err(CheckpointError::tensor(weights.path(), &head, reason));
         }
         _ => {}
     }
-    let place = |own: &str| {
-        let layer = own.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
-        layer.map_or(0, |layer| layer + 1)
-    };
+    let place = |own: &str| layer_of(own).map_or(0, |(layer, _)| layer + 1);
     names.sort_by(|a, b| (place(&a.1), &a.1).cmp(&(place(&b.1), &b.1)));
     Ok(names)
+}
+
+/// The checkpoint's name of one of llama.cpp's tensors.
+fn find<'n>(names: &'n [(String, String, &'static str)], own: &str) -> Option<&'n str> {
+    names.iter().find(|(_, other, _)| other == own).map(|(name, ..)| name.as_str())
+}
+
+/// The number of the expert that a tensor belongs to.
+fn expert_number(name: &str) -> Option<usize> {
+    expert_of(name)?.rsplit('.').next()?.parse().ok()
 }
 
 /// The names of the checkpoint's tensors that become one of llama.cpp's: one, or one for each expert, in their order.
@@ -233,17 +260,13 @@ fn by_tensor(names: Vec<(String, String, &'static str)>) -> Vec<(Vec<String>, St
             _ => tensors.push((vec![name], own, stem)),
         }
     }
-    let number = |name: &String| {
-        let after = name.split_once(".experts.").map_or("", |(_, after)| after);
-        after.split('.').next().and_then(|number| number.parse::<usize>().ok())
-    };
     for (names, ..) in &mut tensors {
-        names.sort_by_key(number);
+        names.sort_by_key(|name| expert_number(name));
     }
     tensors
 }
 
-/// What llama.cpp's conversion does to a tensor.
+/// How llama.cpp's conversion changes a tensor.
 fn step(
     architecture: &Architecture,
     name: &str,

@@ -1,14 +1,16 @@
 //! The tensors of a GGUF file under Hugging Face's names, with what llama.cpp's conversion changed in them undone.
 
+use std::collections::btree_map::Entry as Slot;
+
 use super::architecture::{Architecture, Changes};
 use super::read::{Parsed, Tensor};
 use super::value::Value;
 use crate::dtype::{Dtype, TensorInfo};
-use crate::error::Fault;
+use crate::error::{Fault, printable};
 use crate::map::Bytes;
 use crate::source::{Entry, Layout, RowOrder, Table};
 
-/// Tensors that belong to the config, or to nothing.
+/// Tensors that are part of the config.
 const WITHOUT_MODULE: [&str; 3] =
     ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 /// End of the names of a layer's frequencies, which follow from the config.
@@ -24,6 +26,19 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
         parsed.metadata.get("general.architecture").and_then(|value| value.as_text()).unwrap_or_default();
     let is_model = parsed.metadata.get("general.type").is_none_or(|kind| kind.as_text() == Some("model"));
     let known = Architecture::of_file(&parsed.metadata).filter(|_| is_model);
+    let heads = Heads::of(architecture, parsed);
+    let experts_key = format!("{architecture}.expert_count");
+    let expert_count = parsed.metadata.get(experts_key.as_str()).and_then(|count| count.as_count());
+    let mut insert = |name: &str, hub: String, entry: Entry| match table.tensors.entry(hub) {
+        Slot::Vacant(slot) => {
+            slot.insert(entry);
+            Ok(())
+        }
+        Slot::Occupied(slot) => {
+            let reason = format!("another tensor stands for '{}' as well", printable(slot.key()));
+            Err(Fault::tensor(name, reason))
+        }
+    };
     for (&name, tensor) in &parsed.tensors {
         let entry = Entry {
             info: TensorInfo { shape: tensor.shape.clone(), dtype: tensor.dtype },
@@ -31,31 +46,38 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
             layout: Layout::Contiguous { start: tensor.start, len: tensor.len },
         };
         let Some(known) = known else {
-            table.tensors.insert(name.to_owned(), entry);
+            insert(name, name.to_owned(), entry)?;
             continue;
         };
         if WITHOUT_MODULE.contains(&name) || name.ends_with(FREQUENCIES) {
             continue;
         }
-        let heads = Heads::of(architecture, parsed);
         if let Some((hub, stem)) = known.to_hub(name) {
             if let Some((before, after)) = hub.split_once('*') {
                 let parts = experts(tensor).map_err(|reason| Fault::tensor(name, reason))?;
-                let parts = parts.enumerate().map(|(i, part)| (format!("{before}{i}{after}"), part));
-                table.tensors.extend(parts);
+                let count = tensor.shape[0] as u64;
+                if let Some(expected) = expert_count.filter(|expected| *expected != count) {
+                    let reason = format!("holds {count} experts, and {experts_key} is {expected}");
+                    return Err(Fault::tensor(name, printable(&reason)));
+                }
+                for (i, part) in parts.enumerate() {
+                    insert(name, format!("{before}{i}{after}"), part)?;
+                }
                 continue;
             }
             let entry = changed(known, stem, tensor, entry, heads, file, &mut beside)
                 .map_err(|reason| Fault::tensor(name, reason))?;
-            if table.tensors.insert(hub.clone(), entry).is_some() {
-                return Err(Fault::tensor(name, format!("another tensor stands for '{hub}' as well")));
-            }
+            insert(name, hub, entry)?;
             continue;
         }
         match split(known, name, tensor, heads)? {
-            Some(parts) => table.tensors.extend(parts),
-            // The model that is built says that it has no such part.
-            None => drop(table.tensors.insert(name.to_owned(), entry)),
+            Some(parts) => {
+                for (hub, part) in parts {
+                    insert(name, hub, part)?;
+                }
+            }
+            // The model reports a tensor that it does not have.
+            None => insert(name, name.to_owned(), entry)?,
         }
     }
     Ok((table, Bytes::Owned(beside)))
@@ -74,7 +96,7 @@ fn strings(parsed: &Parsed<'_>) -> std::collections::BTreeMap<String, String> {
     parsed.metadata.iter().filter_map(|(key, value)| Some(((*key).to_owned(), text(value)?))).collect()
 }
 
-/// Heads of queries and of keys; 0 where the file does not say it.
+/// Numbers of heads of queries and of keys; 0 if the file does not give them.
 #[derive(Clone, Copy, Debug)]
 struct Heads {
     queries: usize,
@@ -199,7 +221,10 @@ fn split(
     let all = heads.queries.saturating_add(heads.keys.saturating_mul(2));
     if all == 0 || !rows.is_multiple_of(all) {
         let Heads { queries, keys } = heads;
-        return Err(Fault::tensor(name, format!("{rows} rows are no {queries} queries and {keys} keys")));
+        let reason = format!(
+            "{rows} rows do not divide into {queries} heads of queries and 2·{keys} of keys and values"
+        );
+        return Err(Fault::tensor(name, reason));
     }
     let (width, row_bytes) = (rows / all, tensor.len / rows.max(1));
     let mut start = tensor.start;

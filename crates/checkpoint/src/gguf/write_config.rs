@@ -1,22 +1,23 @@
-//! The metadata of a config, the other way round.
+//! The metadata of a GGUF file, from a `config.json`.
 
 use serde_json::{Map, Value as Json};
 
-use super::architecture::{Architecture, Changes};
+use super::architecture::{Architecture, Changes, Family};
 use super::config::llama3_divisors;
 use super::mix::Shape;
+use super::rules::Rules;
 use super::write::Meta;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// What a config becomes.
+/// A config in GGUF's terms.
 #[derive(Debug)]
 pub(crate) struct Described {
     pub(crate) metadata: Vec<(String, Meta)>,
-    /// Vectors that hold what the config says of rotary positions.
+    /// Tensors with the factors of rotary positions.
     pub(crate) vectors: Vec<(&'static str, Vec<f32>)>,
     pub(crate) shape: Shape,
-    /// What llama.cpp will do otherwise than the config asks for.
+    /// Where llama.cpp will deviate from the config.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -26,16 +27,16 @@ pub(crate) fn describe(
     config: &Map<String, Json>,
     tied: bool,
 ) -> Result<Described> {
-    let keys = Keys { config, name: architecture.name };
+    let keys = Keys { config, name: architecture.name() };
     let (mut metadata, mut warnings) = (Vec::new(), Vec::new());
-    let names = match architecture.name {
+    let names = match architecture.name() {
         "gpt2" => ["n_layer", "n_positions", "n_embd", "n_head"],
         _ => ["num_hidden_layers", "max_position_embeddings", "hidden_size", "num_attention_heads"],
     };
     let [layers, length, width, heads] = names.map(|name| keys.count(name));
     let (layers, width, heads) =
         (keys.there(layers?, names[0])?, keys.there(width?, names[2])?, keys.there(heads?, names[3])?);
-    let length = length?.unwrap_or(match architecture.name {
+    let length = length?.unwrap_or(match architecture.name() {
         "gpt2" => 1024,
         "gemma" | "gemma2" => 8192,
         "gemma3" | "glm4" => 131_072,
@@ -44,19 +45,20 @@ pub(crate) fn describe(
         "phi3" | "starcoder2" | "arcee" => 4096,
         _ => 2048,
     });
-    let inner = match architecture.name {
+    let inner = match architecture.name() {
         "gpt2" => keys.count("n_inner")?.unwrap_or(4 * width),
         _ => keys.there(keys.count("intermediate_size")?, "intermediate_size")?,
     };
-    let usual = if architecture.name == "glm4" { 2 } else { heads };
+    let usual = if architecture.name() == "glm4" { 2 } else { heads };
     let key_heads = keys.count("num_key_value_heads")?.unwrap_or(usual);
-    let head = match (keys.count("head_dim")?, architecture.name) {
+    let head = match (keys.count("head_dim")?, architecture.name()) {
         (Some(head), _) => head,
         (None, "gemma" | "gemma2" | "gemma3") => 256,
         (None, "qwen3" | "glm4" | "seed_oss") => 128,
         (None, _) => width / heads.max(1),
     };
-    let mut put = |key: &str, value: Meta| metadata.push((format!("{}.{key}", architecture.name), value));
+    Rules::of(architecture.family).check_width(architecture.name(), [heads, head, width])?;
+    let mut put = |key: &str, value: Meta| metadata.push((format!("{}.{key}", architecture.name()), value));
     let mut count = |key: &str, n: u64| -> Result<()> {
         let n = u32::try_from(n).map_err(|_| format!("{key} = {n} does not fit a GGUF file"))?;
         put(key, Meta::U32(n));
@@ -70,23 +72,23 @@ pub(crate) fn describe(
     if let Some(vocab) = keys.count("vocab_size")? {
         count("vocab_size", vocab)?;
     }
-    if !matches!(architecture.name, "gpt2" | "gptneox") {
+    if !matches!(architecture.name(), "gpt2" | "gptneox") {
         count("attention.head_count_kv", key_heads)?;
     } else if key_heads != heads {
         return Err(format!(
             "num_key_value_heads = {key_heads} is not supported by llama.cpp's {}",
-            architecture.name
+            architecture.name()
         ));
     }
-    if head * heads != width || architecture.name.starts_with("gemma") {
+    if heads.checked_mul(head) != Some(width) || architecture.name().starts_with("gemma") {
         count("attention.key_length", head)?;
         count("attention.value_length", head)?;
     }
     let experts = keys.experts(architecture, &mut count)?;
     let mut vectors = Vec::new();
-    if architecture.name != "gpt2" {
-        let part_key = if architecture.name == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
-        let default = match architecture.name {
+    if architecture.name() != "gpt2" {
+        let part_key = if architecture.name() == "gptneox" { "rotary_pct" } else { "partial_rotary_factor" };
+        let default = match architecture.name() {
             "gptneox" | "stablelm" => 0.25,
             "phi2" | "glm4" => 0.5,
             _ => 1.0,
@@ -95,7 +97,7 @@ pub(crate) fn describe(
             Some(part) => part,
             None => keys.number(part_key)?.unwrap_or(default),
         };
-        if architecture.name == "llama" && part != 1.0 {
+        if architecture.name() == "llama" && part != 1.0 {
             return Err(format!("partial_rotary_factor = {part} is not supported by llama.cpp's llama"));
         }
         count("rope.dimension_count", (head as f64 * part) as u64)?;
@@ -105,7 +107,7 @@ pub(crate) fn describe(
         keys.scaling(architecture, theta, rotated, length, &mut put, &mut vectors)?;
     }
     let (own, hub) = architecture.norm_eps;
-    let default = if architecture.name == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
+    let default = if architecture.name() == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
     let default = match architecture.model_type {
         "phi3" | "olmo2" | "olmoe" | "mixtral" | "arcee" => 1e-5,
         "glm4" => 1.562_5e-7,
@@ -146,7 +148,7 @@ impl Keys<'_> {
         self.get(key).and_then(Json::as_bool).unwrap_or(false)
     }
 
-    /// Writes what there is to say of experts; returns their number.
+    /// Writes the keys of experts and returns their number.
     fn experts(
         &self,
         architecture: &Architecture,
@@ -155,7 +157,7 @@ impl Keys<'_> {
         if !architecture.has_experts() {
             return Ok(0);
         }
-        let name = architecture.name;
+        let name = architecture.name();
         let number = match self.count("num_experts")? {
             Some(number) => number,
             None => self.there(self.count("num_local_experts")?, "num_experts")?,
@@ -169,7 +171,7 @@ impl Keys<'_> {
             let is_dense =
                 self.get("mlp_only_layers").and_then(Json::as_array).is_some_and(|all| !all.is_empty());
             if is_dense || self.count("decoder_sparse_step")?.unwrap_or(1) != 1 {
-                return Err(format!("llama.cpp's {name} has experts in all layers, and this model in some"));
+                return Err(format!("llama.cpp's {name} has experts in all layers, this model only in some"));
             }
         }
         if name == "qwen2moe" {
@@ -188,7 +190,7 @@ impl Keys<'_> {
                 .count("num_key_value_heads")?
                 .is_some_and(|n| Some(n) != self.count("num_attention_heads").ok().flatten())
         {
-            return Err("llama.cpp's olmoe has as many heads of keys as of queries".into());
+            return Err("llama.cpp's olmoe requires num_key_value_heads = num_attention_heads".into());
         }
         if let Some(clip) = self.number("clip_qkv")? {
             return Err(format!("clip_qkv = {clip} is not supported by llama.cpp's {name}"));
@@ -196,7 +198,7 @@ impl Keys<'_> {
         usize::try_from(number).map_err(|_| format!("num_experts = {number} is out of range"))
     }
 
-    /// The object that describes rotary positions; that of full attention, where there is one for each kind of layer.
+    /// The object that describes rotary positions; that of full attention if each kind of layer has its own.
     fn rope(&self) -> Option<&Map<String, Json>> {
         let old = self.get("rope_scaling").and_then(Json::as_object).filter(|keys| !keys.is_empty());
         let new = || {
@@ -214,7 +216,7 @@ impl Keys<'_> {
     }
 
     fn theta(&self, architecture: &Architecture) -> Result<f64> {
-        let (key, default) = match architecture.name {
+        let (key, default) = match architecture.name() {
             "gptneox" => ("rotary_emb_base", 10_000.0),
             "gemma3" => ("rope_theta", 1_000_000.0),
             "llama" if architecture.model_type == "mixtral" => ("rope_theta", 1_000_000.0),
@@ -249,6 +251,13 @@ impl Keys<'_> {
                 None => Ok(self.number("original_max_position_embeddings")?.unwrap_or(length as f64)),
             }
         };
+        let check_divisors = || match architecture.family {
+            Family::Llama | Family::Granite | Family::Arcee => Ok(()),
+            // llama.cpp would refuse the tensor, and without it compute other positions.
+            _ => {
+                Err(format!("rope scaling '{kind}' is not supported by llama.cpp's {}", architecture.name()))
+            }
+        };
         match kind {
             "default" => {}
             "linear" => {
@@ -263,7 +272,7 @@ impl Keys<'_> {
                 for (key, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
                     if let Some(beta) = self.in_rope(key)?.filter(|beta| *beta != usual) {
                         return Err(format!(
-                            "rope scaling 'yarn' with {key} = {beta}: llama.cpp takes {usual}"
+                            "rope scaling 'yarn' with {key} = {beta}: llama.cpp uses {usual}"
                         ));
                     }
                 }
@@ -275,7 +284,7 @@ impl Keys<'_> {
                 if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {
                     return Err("rope scaling 'yarn' with mscale cannot be written".into());
                 }
-                // llama.cpp multiplies what is written by the factor that is usual.
+                // llama.cpp multiplies this value by YaRN's usual factor.
                 if let Some(attention) = self.in_rope("attention_factor")? {
                     let usual = 0.1 * factor.max(1.0).ln() + 1.0;
                     put("rope.scaling.attn_factor", Meta::F32((attention / usual) as f32));
@@ -284,6 +293,7 @@ impl Keys<'_> {
             "llama3" => {
                 let frequencies = [required("low_freq_factor")?, required("high_freq_factor")?];
                 let divisors = llama3_divisors(theta, rotated, required("factor")?, frequencies, original()?);
+                check_divisors()?;
                 vectors.push(("rope_freqs.weight", divisors.iter().map(|x| *x as f32).collect()));
             }
             "longrope" | "su" => {
@@ -306,17 +316,18 @@ impl Keys<'_> {
                     None if factor <= 1.0 => 1.0,
                     None => (1.0 + factor.ln() / original.ln()).sqrt(),
                 };
-                if architecture.name == "phi3" {
+                if architecture.name() == "phi3" {
                     put("rope.scaling.original_context_length", Meta::U32(original as u32));
                     put("rope.scaling.attn_factor", Meta::F32(attention as f32));
                     vectors.push(("rope_factors_long.weight", long));
                     vectors.push(("rope_factors_short.weight", short));
                 } else if short == long && attention == 1.0 {
+                    check_divisors()?;
                     vectors.push(("rope_freqs.weight", short));
                 } else {
                     return Err(format!(
                         "rope scaling 'longrope' is not supported by llama.cpp's {}",
-                        architecture.name
+                        architecture.name()
                     ));
                 }
             }
@@ -328,7 +339,7 @@ impl Keys<'_> {
     fn activation(&self, architecture: &Architecture) -> Result<()> {
         let (key, expected) = architecture.activation;
         let given = match self.get(key).and_then(Json::as_str) {
-            // Gemma's first releases say `gelu` in another key, and mean this one.
+            // Gemma's first releases have `gelu` under another key and mean the tanh approximation.
             Some(given) => given,
             None if architecture.changes == Changes::PlusOne => return Ok(()),
             None => self.get("hidden_act").and_then(Json::as_str).unwrap_or(expected),
@@ -341,7 +352,7 @@ impl Keys<'_> {
             || (gelu.contains(&expected) && gelu.contains(&given));
         match is_same {
             true => Ok(()),
-            false => Err(format!("{key} '{given}': llama.cpp's {} computes {expected}", architecture.name)),
+            false => Err(format!("{key} '{given}': llama.cpp's {} computes {expected}", architecture.name())),
         }
     }
 
@@ -352,10 +363,10 @@ impl Keys<'_> {
         put: &mut impl FnMut(&str, Meta),
         warnings: &mut Vec<String>,
     ) -> Result<()> {
-        let name = architecture.name;
+        let name = architecture.name();
         let window = match self.config.contains_key("sliding_window") {
             true => self.count("sliding_window")?,
-            // What transformers takes where a config does not say it.
+            // The default of transformers.
             false => Some(4096).filter(|_| architecture.model_type == "mistral"),
         };
         let slides = match architecture.model_type {
@@ -367,7 +378,7 @@ impl Keys<'_> {
         };
         if slides && window.is_some_and(|window| window < length) {
             warnings.push(format!(
-                "llama.cpp's {name} has no sliding window: tokens see all before them, not {} of them",
+                "llama.cpp's {name} has no sliding window: a token attends to all previous ones, not to {}",
                 window.unwrap_or(0)
             ));
         }
@@ -380,7 +391,7 @@ impl Keys<'_> {
                     ("logits_scaling", "logit_scale"),
                 ];
                 for (hub, own) in scales {
-                    // llama.cpp takes 0 for none, and that for other values than 1.
+                    // llama.cpp reads 0 as unset and then skips the scaling.
                     put(own, Meta::F32(self.number(hub)?.unwrap_or(1.0) as f32));
                 }
             }
@@ -407,7 +418,9 @@ impl Keys<'_> {
                     list.iter().enumerate().all(|(i, has)| has.as_u64() == Some(has_rope(i)))
                 });
                 if !usual || self.count("no_rope_layer_interval")?.unwrap_or(4) != 4 {
-                    return Err("llama.cpp leaves out the positions of every fourth layer alone".into());
+                    return Err(
+                        "llama.cpp's smollm3 omits rotary positions in exactly every fourth layer".into()
+                    );
                 }
             }
             _ => {}
@@ -424,7 +437,8 @@ impl Keys<'_> {
             match self.config.contains_key(hub) {
                 true => {
                     let cap = self.number(hub)?;
-                    let cap = cap.ok_or_else(|| format!("{hub} = null: llama.cpp's gemma2 has one"))?;
+                    let cap =
+                        cap.ok_or_else(|| format!("{hub} = null: llama.cpp's gemma2 requires a value"))?;
                     put(own, Meta::F32(cap as f32));
                 }
                 false => put(own, Meta::F32(usual)),
@@ -437,12 +451,15 @@ impl Keys<'_> {
             types.iter().enumerate().all(|(i, kind)| kind.as_str() == Some(expected(i)))
         });
         if !usual {
-            return Err("llama.cpp's gemma2 has windows in every other layer from the first on".into());
+            return Err(
+                "llama.cpp's gemma2 has sliding windows in every other layer, beginning with the first"
+                    .into(),
+            );
         }
         match self.config.contains_key("sliding_window") {
             true => {
                 let window = self.count("sliding_window")?;
-                let window = window.ok_or("llama.cpp's gemma2 has windows; sliding_window is null")?;
+                let window = window.ok_or("sliding_window = null: llama.cpp's gemma2 requires a value")?;
                 put("attention.sliding_window", Meta::U32(window as u32));
             }
             false => put("attention.sliding_window", Meta::U32(4096)),
@@ -450,8 +467,8 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// Checks the scale of the scores: llama.cpp knows the model whose heads have another width than the scale by its
-    /// layers.
+    /// Checks the scale of the attention scores: llama.cpp derives it from the width of a head, except in the model that it
+    /// recognizes by its number of layers.
     fn check_scalar(&self, head: u64, is_largest: bool) -> Result<()> {
         let scalar = self.number("query_pre_attn_scalar")?.unwrap_or(256.0);
         let expected = match is_largest {
@@ -463,9 +480,7 @@ impl Keys<'_> {
         };
         match scalar == expected as f64 {
             true => Ok(()),
-            false => Err(format!(
-                "query_pre_attn_scalar = {scalar}: llama.cpp takes the width of a head, {expected}"
-            )),
+            false => Err(format!("query_pre_attn_scalar = {scalar}: llama.cpp uses {expected}")),
         }
     }
 
@@ -497,8 +512,8 @@ impl Keys<'_> {
                 put("attention.sliding_window", Meta::U32(window as u32));
                 Ok(())
             }
-            Some(_) => Err("llama.cpp's gemma3 has windows in all layers but every sixth".into()),
-            None => Err("llama.cpp's gemma3 has windows; sliding_window is null".into()),
+            Some(_) => Err("llama.cpp's gemma3 has sliding windows in all layers except every sixth".into()),
+            None => Err("sliding_window = null: llama.cpp's gemma3 requires a value".into()),
         }
     }
 }

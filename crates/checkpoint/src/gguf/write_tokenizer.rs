@@ -1,4 +1,4 @@
-//! The metadata of a tokenizer, the other way round.
+//! The tokenizer metadata of a GGUF file, from a `tokenizer.json`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,7 +1,7 @@
 //! GGUF files by hand: what is read, and what is refused.
 
-use lowrank_checkpoint::gguf::is_gguf;
-use lowrank_checkpoint::{Checkpoint, has_file, read_file};
+use lowrank_checkpoint::gguf::{ModelParts, is_gguf, write_model};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, has_file, read_file, write_safetensors};
 use lowrank_spec::BlockFormat;
 
 use crate::check_error;
@@ -111,6 +111,16 @@ fn model() -> File {
         .tensor("rope_freqs.weight", &[2], 0, &floats([1.0, 2.0]))
 }
 
+/// The same with all tensors of its layer.
+fn whole_model() -> File {
+    let zeros = |n: usize| floats(vec![0.0; n]);
+    ["attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+        .into_iter()
+        .fold(model(), |file, stem| file.tensor(&format!("blk.0.{stem}.weight"), &[32, 8], 0, &zeros(256)))
+        .tensor("blk.0.ffn_norm.weight", &[32], 0, &zeros(32))
+        .tensor("output_norm.weight", &[32], 0, &zeros(32))
+}
+
 /// Files that mutation starts from.
 pub(crate) fn files() -> [Vec<u8>; 3] {
     let blocks = |format: BlockFormat| format.quantize([3, 256], &vec![0.25; 768]).unwrap();
@@ -155,7 +165,7 @@ fn a_model_is_read_by_the_names_of_its_folder() {
 fn the_files_of_a_folder_are_derived() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    std::fs::write(&path, model().bytes()).unwrap();
+    std::fs::write(&path, whole_model().bytes()).unwrap();
     assert!(
         is_gguf(&path)
             && has_file(path.join("config.json"))
@@ -250,7 +260,7 @@ fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     let path = folder.path().join("m.gguf");
     let number = |file: File, key: &str, value: f32| file.raw(key, 6, &value.to_le_bytes());
     let plain = || {
-        let mut file = model();
+        let mut file = whole_model();
         file.tensors.retain(|(name, ..)| name != "rope_freqs.weight");
         file
     };
@@ -275,7 +285,7 @@ fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     let refused: [(File, &str); 5] = [
         (number(yarn(), "llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast = 16"),
         (number(plain(), "llama.rope.scaling.attn_factor", 0.5), "without yarn is not supported"),
-        (factor(model(), 4.0), "beside rope_freqs.weight"),
+        (factor(whole_model(), 4.0), "beside rope_freqs.weight"),
         (plain().raw("llama.attention.causal", 7, &[0]), "attention.causal = false"),
         (factor(kind("dynamic"), 4.0), "'dynamic' with the factor 4"),
     ];
@@ -294,4 +304,130 @@ fn two_tensors_for_one_weight_are_refused() {
     );
     let factors = model().tensor("blk.0.rope_factors_long.weight", &[2], 0, &[0; 8]);
     assert!(factors.open().unwrap().contains("blk.0.rope_factors_long.weight"));
+    let fused = model().tensor("blk.0.attn_qkv.weight", &[32, 16], 0, &[0; 2048]);
+    check_error(
+        fused.open(),
+        &["another tensor stands for 'model.layers.0.self_attn.q_proj.weight' as well"],
+    );
+}
+
+#[test]
+fn a_config_is_derived_from_complete_files_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let error = |file: File| {
+        std::fs::write(&path, file.bytes()).unwrap();
+        read_file(path.join("config.json")).unwrap_err().to_string()
+    };
+    for (name, hub) in [
+        ("blk.0.ffn_up.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("blk.0.attn_v.weight", "model.layers.0.self_attn.v_proj.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+    ] {
+        let mut file = whole_model();
+        file.tensors.retain(|(own, ..)| own != name);
+        let error = error(file);
+        assert!(error.contains(&format!("lacks the tensor '{name}' ({hub})")), "{error}");
+    }
+    let more = whole_model().tensor("blk.1.ffn_up.weight", &[32, 8], 0, &floats(vec![0.0; 256]));
+    assert!(error(more).contains("has the tensor 'blk.1.ffn_up.weight', and its config 1 layers"));
+    let experts = File::new()
+        .text("general.architecture", "qwen3moe")
+        .count("qwen3moe.expert_count", 3)
+        .tensor("blk.0.ffn_up_exps.weight", &[4, 4, 2], 0, &floats(vec![0.0; 32]));
+    check_error(
+        experts.open(),
+        &["'blk.0.ffn_up_exps.weight'", "holds 2 experts, and qwen3moe.expert_count is 3"],
+    );
+}
+
+/// A folder's weights and config: a Mixtral of width 4 with these experts.
+fn mixture(experts: &[usize]) -> (Vec<HostTensor<'static>>, serde_json::Map<String, serde_json::Value>) {
+    let tensor = |name: &str, shape: &[usize], value: f32| {
+        HostTensor::new(name, shape.to_vec(), vec![value; shape.iter().product()])
+    };
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let mut tensors = vec![
+        tensor("model.embed_tokens.weight", &[6, 4], 0.5),
+        tensor("lm_head.weight", &[6, 4], 0.25),
+        tensor("model.norm.weight", &[4], 1.0),
+        tensor(&layer("input_layernorm"), &[4], 1.0),
+        tensor(&layer("post_attention_layernorm"), &[4], 1.0),
+        tensor(&layer("block_sparse_moe.gate"), &[12, 4], 0.0),
+    ];
+    for map in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+        tensors.push(tensor(&layer(&format!("self_attn.{map}")), &[4, 4], 0.0));
+    }
+    for expert in experts {
+        for map in ["w1", "w2", "w3"] {
+            let name = layer(&format!("block_sparse_moe.experts.{expert}.{map}"));
+            tensors.push(tensor(&name, &[4, 4], *expert as f32));
+        }
+    }
+    let config = serde_json::json!({
+        "model_type": "mixtral", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 4, "num_local_experts": 12, "num_experts_per_tok": 2, "vocab_size": 6,
+        "num_key_value_heads": 2, "tie_word_embeddings": false, "rms_norm_eps": 1e-5,
+    });
+    (tensors, config.as_object().unwrap().clone())
+}
+
+fn write(
+    folder: &std::path::Path,
+    tensors: Vec<HostTensor<'_>>,
+    config: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Checkpoint, String> {
+    let (source, out) = (folder.join("model.safetensors"), folder.join("model.gguf"));
+    write_safetensors(&source, tensors, FloatType::F32, &Default::default()).unwrap();
+    let weights = Checkpoint::open(&source).unwrap();
+    let kind = FloatType::F32.into();
+    let parts = ModelParts { name: "m", config, weights: &weights, tokenizer: None, kind };
+    write_model(&out, &parts).map_err(|e| e.to_string())?;
+    Ok(Checkpoint::open(&out).unwrap())
+}
+
+/// The tenth and later experts are in the order of their numbers, not of their names.
+#[test]
+fn twelve_experts_keep_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let all: Vec<usize> = (0..12).collect();
+    let (tensors, config) = mixture(&all);
+    let written = write(folder.path(), tensors, &config).unwrap();
+    for expert in all {
+        let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.w2.weight");
+        assert_eq!(written.read_f32(&name).unwrap(), [expert as f32; 16]);
+    }
+    let read = read_file(folder.path().join("model.gguf/config.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&read).unwrap()["num_local_experts"], 12);
+}
+
+#[test]
+fn an_incomplete_model_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut with_gap: Vec<usize> = (0..11).collect();
+    with_gap.push(12);
+    for experts in [with_gap, (0..11).collect()] {
+        let (tensors, config) = mixture(&experts);
+        let error = write(folder.path(), tensors, &config).unwrap_err();
+        assert!(error.contains("experts; expected those from 0 to 11"), "{error}");
+    }
+    let without = |name: &str, change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let (mut tensors, mut config) = mixture(&(0..12).collect::<Vec<_>>());
+        tensors.retain(|tensor| tensor.name != name);
+        change(&mut config);
+        write(folder.path(), tensors, &config)
+    };
+    let error = without("model.layers.0.self_attn.v_proj.weight", &|_| ()).unwrap_err();
+    assert!(error.contains("lacks the tensor 'blk.0.attn_v.weight'"), "{error}");
+    let more_layers = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        drop(config.insert("num_hidden_layers".into(), 2.into()))
+    };
+    assert!(without("", &more_layers).unwrap_err().contains("lacks the tensor 'blk.1."));
+    let error = without("lm_head.weight", &|_| ()).unwrap_err();
+    assert!(error.contains("has no head, and its config does not tie it"), "{error}");
+    let tie = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        drop(config.insert("tie_word_embeddings".into(), true.into()));
+    };
+    assert!(!without("lm_head.weight", &tie).unwrap().contains("lm_head.weight"));
+    assert!(without("", &tie).unwrap().contains("lm_head.weight"), "a trained head is kept");
 }
