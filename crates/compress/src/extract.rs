@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{CompressError, Result, at};
 use crate::folder;
-use crate::weights::{LM_HEADS, is_tied, settle_tie};
+use crate::weights::{LM_HEADS, is_tied, settle_tie, token_table};
 
 /// The update of one module.
 #[derive(Clone, Debug)]
@@ -114,6 +114,16 @@ impl<'a> Pair<'a> {
         let folders = [base, tuned];
         let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
         let ties = [settle_tie(&base, &mut base_config)?, settle_tie(&tuned, &mut config)?];
+        for (folder, (checkpoint, is_tied)) in folders.iter().zip([&base, &tuned].into_iter().zip(ties)) {
+            let head = LM_HEADS.iter().find(|head| checkpoint.contains(&format!("{head}.weight")));
+            if let Some(head) = head.filter(|_| is_tied && token_table(checkpoint).is_none()) {
+                return Err(CompressError::Input(format!(
+                    "{}: the table of its embedding is stored as '{head}.weight', to which it is tied; expected it under \
+                     the embedding's name",
+                    folder.display()
+                )));
+            }
+        }
         let has_head = LM_HEADS.iter().any(|head| base.contains(&format!("{head}.weight")));
         if ties == [false, true] && has_head && !has_other_head(&config) {
             return Err(CompressError::Input(format!(

@@ -253,7 +253,8 @@ pub(crate) fn settle_tie(checkpoint: &Checkpoint, config: &mut Map<String, Value
             checkpoint.info(table) == checkpoint.info(head)
                 && checkpoint.bytes(table)? == checkpoint.bytes(head)?
         }
-        None => false,
+        // The table is stored under the name of the head alone.
+        None => true,
     };
     if !is_copy {
         config.insert("tie_word_embeddings".into(), false.into());
@@ -262,7 +263,7 @@ pub(crate) fn settle_tie(checkpoint: &Checkpoint, config: &mut Map<String, Value
 }
 
 /// Name of the token embedding's table.
-fn token_table(checkpoint: &Checkpoint) -> Option<&str> {
+pub(crate) fn token_table(checkpoint: &Checkpoint) -> Option<&str> {
     let is_table = |name: &&str| {
         name.strip_suffix(".weight")
             .and_then(|path| path.rsplit('.').next())

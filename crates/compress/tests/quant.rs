@@ -232,6 +232,37 @@ fn a_trained_head_is_kept_under_a_config_that_ties_it() {
     }
 }
 
+/// Some files hold a tied table under the name of the head alone; it is kept in floats.
+#[test]
+fn a_table_under_the_name_of_the_head_is_kept() {
+    let model = model();
+    let source = Checkpoint::open(model.path()).unwrap();
+    let kept = source.names().filter(|name| *name != "model.embed_tokens.weight");
+    let tensors = kept.map(|name| {
+        let shape = source.info(name).unwrap().shape.clone();
+        HostTensor::new(name, shape, source.read_f32(name).unwrap())
+    });
+    let folder = tempfile::tempdir().unwrap();
+    write_safetensors(
+        folder.path().join("model.safetensors"),
+        tensors.collect(),
+        FloatType::F32,
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    fs::copy(model.path().join("config.json"), folder.path().join("config.json")).unwrap();
+    let ratio = Amount::Ratio { ratio: 0.5, of: lowrank_compress::Of::Layers };
+    for options in [quant(BlockFormat::Q4_0), Options::new(Method::Svd, ratio)] {
+        let made = run(folder.path(), &options, None).unwrap();
+        let written = Checkpoint::open(made.folder()).unwrap();
+        assert_eq!(written.bytes("lm_head.weight").unwrap(), source.bytes("lm_head.weight").unwrap());
+        let config = fs::read_to_string(made.folder().join("config.json")).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&config).unwrap()["tie_word_embeddings"], true);
+    }
+    let same = lowrank_compress::extract(folder.path(), folder.path(), &lowrank_factor::Truncation::Rank(1));
+    assert!(same.unwrap_err().to_string().contains("is stored as 'lm_head.weight'"));
+}
+
 #[test]
 fn weights_of_errors_lower_the_error() {
     let model = model();

@@ -14,7 +14,7 @@ use crate::folder;
 use crate::method::Method;
 use crate::options::Options;
 use crate::statistics::Unreached;
-use crate::weights::{LM_HEADS, Role, Weight, find, named, select, settle_tie};
+use crate::weights::{LM_HEADS, Role, Weight, find, named, select, settle_tie, token_table};
 
 /// The target of the formats.
 pub(crate) enum Goal {
@@ -36,6 +36,8 @@ pub(crate) struct QuantPlan<'a> {
     pub(crate) goal: Goal,
     /// Whether the head of the language model is its embedding table; the config says the same.
     pub(crate) is_tied: bool,
+    /// Whether the file holds such a table and may hold a copy of it as a head; some hold the table under the head's name alone.
+    has_copy: bool,
     /// Maps of experts that no token of the calibration text reached.
     pub(crate) unreached: Unreached,
 }
@@ -59,6 +61,7 @@ impl<'a> QuantPlan<'a> {
         }
         let checkpoint = Checkpoint::open(model)?;
         let is_tied = settle_tie(&checkpoint, &mut config)?;
+        let has_copy = is_tied && token_table(&checkpoint).is_some();
         let all: Vec<Weight> =
             find(&checkpoint, &config).into_iter().filter(|weight| is_read(weight, is_tied)).collect();
         let weights = match &options.targets {
@@ -81,6 +84,7 @@ impl<'a> QuantPlan<'a> {
             sizes,
             goal,
             is_tied,
+            has_copy,
             unreached: Unreached::default(),
         })
     }
@@ -94,7 +98,7 @@ impl<'a> QuantPlan<'a> {
 
     /// Whether a tensor is left out: the copy of a tied table as a head, which the model never reads.
     pub(crate) fn is_left_out(&self, name: &str) -> bool {
-        self.is_tied && name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path))
+        self.has_copy && name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path))
     }
 
     /// Bytes of a weight in a target.
