@@ -133,15 +133,21 @@ pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), Check
 }
 
 /// Makes renames in a folder durable, on systems that can open folders.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
+///
+/// # Errors
+/// [`Io`](CheckpointError::Io).
+pub fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| CheckpointError::io(folder, "sync", e))?;
     }
     Ok(())
 }
 
-/// Syncs every file and folder of a tree.
-pub(crate) fn sync_tree(folder: &Path) -> Result<(), CheckpointError> {
+/// Syncs every file and folder of a tree, so that it can be renamed to its final name.
+///
+/// # Errors
+/// [`Io`](CheckpointError::Io).
+pub fn sync_tree(folder: &Path) -> Result<(), CheckpointError> {
     let io = |e| CheckpointError::io(folder, "sync", e);
     for entry in fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;

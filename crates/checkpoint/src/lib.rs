@@ -60,11 +60,11 @@ mod write;
 pub use lowrank_spec::HostTensor;
 
 pub use self::{
-    atomic::{replace_dir_atomic, write_atomic, write_dir_atomic},
+    atomic::{replace_dir_atomic, sync_folder, sync_tree, write_atomic, write_dir_atomic},
     checkpoint::Checkpoint,
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
-    map::{has_file, read_file},
+    map::{has_file, read_file, read_file_within},
     plan::{StreamOptions, TensorPlan},
     staged::StagedDir,
     stream::StreamWriter,

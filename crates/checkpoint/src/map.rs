@@ -1,10 +1,6 @@
 //! The bytes of a file: mapped, or held in memory.
 
-use std::{
-    fs::{self, File},
-    io::Read,
-    path::Path,
-};
+use std::{fs::File, io::Read, path::Path};
 
 use memmap2::Mmap;
 
@@ -22,6 +18,14 @@ const COPIED: u64 = 16 << 20;
 /// and [`InvalidData`](std::io::ErrorKind::InvalidData) for a GGUF file that does not have the member in a
 /// supported form.
 pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
+    read_file_within(path, u64::MAX)
+}
+
+/// The same for a file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read_file`], and [`InvalidData`](std::io::ErrorKind::InvalidData) for a larger file.
+pub fn read_file_within(path: impl AsRef<Path>, limit: u64) -> std::io::Result<Vec<u8>> {
     let path = path.as_ref();
     if let Some((file, name)) = member_of(path) {
         let invalid = |error: CheckpointError| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
@@ -29,20 +33,17 @@ pub fn read_file(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
         let member = gguf::member(bytes.as_slice(), name).map_err(|fault| invalid(fault.at(file)))?;
         return member.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound));
     }
-    if !fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    fs::read(path)
+    lowrank_spec::read_file_within(path, limit)
 }
 
-/// Whether [`read_file`] would find something: a regular file, or a member of a GGUF file.
+/// Whether [`read_file`] has something to read or to refuse: anything of this name, or a member of a GGUF file.
 #[must_use]
 pub fn has_file(path: impl AsRef<Path>) -> bool {
     let path = path.as_ref();
     let has_member = |(file, name): (&Path, &str)| {
         Bytes::open(file).is_ok_and(|bytes| gguf::has_member(bytes.as_slice(), name))
     };
-    path.is_file() || member_of(path).is_some_and(has_member)
+    lowrank_spec::is_present(path) || member_of(path).is_some_and(has_member)
 }
 
 /// A GGUF file and the name of one of its members, if the path has this form.
@@ -63,15 +64,14 @@ pub(crate) enum Bytes {
 impl Bytes {
     /// The content of a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        // Checked before opening: opening a pipe would wait for a writer, and a device may have no end.
-        let meta = fs::metadata(path).map_err(|e| CheckpointError::io(path, "open", e))?;
-        if !meta.is_file() {
-            return Err(CheckpointError::malformed(path, "not a regular file"));
-        }
+        let file = lowrank_spec::open_file(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::InvalidInput => CheckpointError::malformed(path, e.to_string()),
+            _ => CheckpointError::io(path, "open", e),
+        })?;
+        let meta = file.metadata().map_err(|e| CheckpointError::io(path, "open", e))?;
         if meta.len() == 0 {
             return Err(CheckpointError::malformed(path, "empty file; download or write it again"));
         }
-        let file = File::open(path).map_err(|e| CheckpointError::io(path, "open", e))?;
         if meta.len() > COPIED {
             let map = map_file(&file).map_err(|e| CheckpointError::io(path, "map", e))?;
             return Ok(Self::Mapped(map));

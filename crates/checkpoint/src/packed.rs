@@ -6,7 +6,7 @@
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
 //! bitsandbytes (Dettmers et al. 2022, 2023).
 
-use std::{fs, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use lowrank_spec::names::{PIVOTS, WeightPart};
 use serde::Deserialize;
@@ -166,8 +166,9 @@ impl Settings {
     /// From the config beside a checkpoint.
     fn read(checkpoint: &Path) -> Result<Self, String> {
         let folder = checkpoint.parent().unwrap_or(Path::new(""));
-        let json =
-            |name: &str| -> Option<Value> { serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok() };
+        let json = |name: &str| -> Option<Value> {
+            serde_json::from_slice(&lowrank_spec::read_file(folder.join(name)).ok()?).ok()
+        };
         let section = json("config.json").and_then(|config| config.get("quantization_config").cloned());
         let Some(section) = section.or_else(|| json("quantize_config.json")) else {
             return Ok(Self::default());

@@ -151,11 +151,8 @@ fn is_inside(shard: &str) -> bool {
 }
 
 fn open_index(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let meta = fs::metadata(path).map_err(|e| CheckpointError::io(path, "open", e))?;
-    if !meta.is_file() || meta.len() > MAX_HEADER {
-        return Err(CheckpointError::malformed(path, format!("not a file of at most {MAX_HEADER} bytes")));
-    }
-    let text = fs::read(path).map_err(|e| CheckpointError::io(path, "read", e))?;
+    let text =
+        lowrank_spec::read_file_within(path, MAX_HEADER).map_err(|e| CheckpointError::io(path, "read", e))?;
     let (metadata, shards) = parse_index(&text).map_err(|fault| fault.at(path))?;
     let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
     let mut files = Vec::with_capacity(shards.len());

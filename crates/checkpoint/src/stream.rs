@@ -389,7 +389,7 @@ impl fmt::Debug for StreamWriter {
 /// Whether a finished file matches the plan, according to its header.
 fn is_whole(path: &Path, shard: &Shard) -> bool {
     let matches = || {
-        let file = File::open(path)?;
+        let file = lowrank_spec::open_file(path)?;
         let length = file.metadata()?.len();
         let mut header = Vec::new();
         file.take(shard.header.len() as u64).read_to_end(&mut header)?;

@@ -115,8 +115,8 @@ impl DetachedAdapter {
     pub(crate) fn write(&self, set: &AdapterSet<Inner>, dir: &Path) -> Result<()> {
         write_adapter(set, &self.sites, self.config.clone(), self.saved.clone(), dir)?;
         let labels = self.path.join(LABELS_FILE);
-        if labels.is_file() {
-            let bytes = std::fs::read(&labels).with_context(|| labels.display().to_string())?;
+        if lowrank_spec::is_present(&labels) {
+            let bytes = lowrank_spec::read_file(&labels).with_context(|| labels.display().to_string())?;
             write_atomic(dir.join(LABELS_FILE), &bytes)?;
         }
         Ok(())

@@ -2,6 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "a program's output")]
 
+#[macro_use]
+mod terminal;
+
 mod adapter;
 mod backend;
 mod bars;
@@ -77,6 +80,7 @@ enum Command {
 fn main() -> ExitCode {
     // A reader that has enough, like `head`, ends the program quietly.
     sigpipe::reset();
+    terminal::survive_size_limit();
     let matches = Cli::command().get_matches();
     context::record_given(&matches);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -98,7 +102,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = match cli.command {
+    let result = terminal::ends_with_output(|| run(cli.command, &processes));
+    processes.end(result.err().map(|error| one_line(&error)).as_deref())
+}
+
+fn run(command: Command, processes: &processes::Processes) -> anyhow::Result<()> {
+    match command {
         Command::Finetune(args) => command::finetune::run(*args, processes.team()),
         Command::Evaluate(args) => command::evaluate::run(args),
         Command::Predict(args) => command::predict::run(args),
@@ -116,11 +125,10 @@ fn main() -> ExitCode {
         Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
         Command::Datasets(args) => command::datasets::run(args),
-    };
-    processes.end(result.err().map(|error| one_line(&error)).as_deref())
+    }
 }
 
-/// An error with its causes, each printed once.
+/// An error with its causes on one line, each printed once.
 fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -129,8 +137,8 @@ fn one_line(error: &anyhow::Error) -> String {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&part.replace('\n', " "));
+            text.push_str(&part);
         }
     }
-    text
+    terminal::one_line(&text)
 }

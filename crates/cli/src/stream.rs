@@ -1,8 +1,8 @@
 //! Streaming of a continuation to the terminal.
 
-use std::io::Write;
+use anyhow::Result;
 
-use anyhow::{Context, Result};
+use crate::terminal::print_text;
 
 /// The text written so far.
 #[derive(Default)]
@@ -13,8 +13,7 @@ pub(crate) struct Stream {
 impl Stream {
     /// Writes a text at once.
     pub(crate) fn show(&self, text: &str) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+        print_text(text)
     }
 
     /// Writes the new text, except an incomplete character and a possible beginning of a stop text.

@@ -93,8 +93,8 @@ pub(crate) fn weight_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     if path.extension().is_none_or(|extension| extension != "json") {
         return Ok(vec![path]);
     }
-    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-    let index: Value = serde_json::from_str(&text)
+    let text = read_file(&path).map_err(io(&path))?;
+    let index: Value = serde_json::from_slice(&text)
         .map_err(|e| CompressError::File { path: path.clone(), reason: e.to_string() })?;
     let folder = path.parent().map(Path::to_owned).unwrap_or_default();
     let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
@@ -153,11 +153,11 @@ pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
             || QUANTISERS.contains(&name)
             || name.starts_with('.')
             || is_weights
-            || !path.is_file()
+            || path.is_dir()
         {
             continue;
         }
-        write_atomic(to.join(name), std::fs::read(&path).map_err(io(&path))?)?;
+        write_atomic(to.join(name), read_file(&path).map_err(io(&path))?)?;
     }
     Ok(())
 }

@@ -4,8 +4,10 @@
 //! A template comes from `chat_template.jinja`, `additional_chat_templates/*.jinja` or `chat_template` of
 //! `tokenizer_config.json`. It runs in an environment like that of `apply_chat_template` (Jinja2, sandboxed, with
 //! `trim_blocks` and `lstrip_blocks`): Python's string and dictionary methods, loop controls, `raise_exception`,
-//! `strftime_now`, `tojson` as `json.dumps` writes it, and `{% generation %}`. Fuel bounds its steps and its memory.
+//! `strftime_now`, `tojson` as `json.dumps` writes it, and `{% generation %}`. Fuel bounds its steps and
+//! its memory, and values nest to a bounded depth.
 
+mod bounds;
 mod environment;
 mod message;
 mod python;
@@ -111,6 +113,10 @@ impl ChatTemplate {
         for (name, source) in templates {
             let (source, found) = environment::without_generation_tags(&source);
             has_generation |= found;
+            let source = bounds::guarded(&source).map_err(|message| DataError::Template {
+                path: path.to_path_buf(),
+                message: format!("the chat template fails: {message}"),
+            })?;
             environment.add_template_owned(name.clone(), source).map_err(|e| template_error(path, &e))?;
             names.push(name);
         }

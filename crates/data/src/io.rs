@@ -1,6 +1,5 @@
 //! Whole-file reading with errors that name the bad line.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -27,7 +26,7 @@ const HEAD: u64 = 1 << 20;
 /// The beginning of a text file up to its last complete line, for detecting its format.
 pub(crate) fn read_head(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(DataError::io("read", path))?;
+    let file = lowrank_spec::open_file(path).map_err(DataError::io("read", path))?;
     file.take(HEAD).read_to_end(&mut bytes).map_err(DataError::io("read", path))?;
     let end = if bytes.len() as u64 == HEAD {
         bytes.iter().rposition(|&b| b == b'\n').unwrap_or(0)

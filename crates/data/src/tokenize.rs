@@ -102,13 +102,13 @@ impl TextTokenizer {
                 .and_then(|()| build::add_named_tokens(&mut inner, &config))
                 .map_err(|e| DataError::tokenizer(&json, e))?;
             (json, inner)
-        } else if vocab_txt.is_file() {
+        } else if has_file(&vocab_txt) {
             let inner = build::word_piece(&vocab_txt, &config)?;
             (vocab_txt, inner)
-        } else if vocab_json.is_file() && merges.is_file() {
+        } else if has_file(&vocab_json) && has_file(&merges) {
             let inner = byte_level::from_files(&vocab_json, &merges, &config)?;
             (vocab_json, inner)
-        } else if let Some(name) = SENTENCE_PIECE.iter().find(|name| folder.join(name).is_file()) {
+        } else if let Some(name) = SENTENCE_PIECE.iter().find(|name| has_file(folder.join(name))) {
             let path = folder.join(name);
             let inner = sentencepiece::from_file(&path, &config)?;
             (path, inner)
@@ -135,7 +135,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::from_folder`].
     pub fn from_file(path: &Path, max_length: Option<usize>) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+        let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
         Self::from_bytes(path, &bytes, max_length)
     }
 

@@ -94,3 +94,84 @@ fn texts_and_errors_are_those_of_transformers() {
     }
     assert!(n > 500 && wrong.is_empty(), "{} of {n}\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Renders a template for one short message.
+fn rendered(source: &str) -> Result<String, String> {
+    let template =
+        ChatTemplate::new("x.jinja".as_ref(), source, Map::default()).map_err(|e| e.to_string())?;
+    template.render(&[Message::new("user", "hi")], &RenderOptions::default()).map_err(|e| e.to_string())
+}
+
+/// A loop that assigns `step` to `ns.x` many times, and a use of it.
+fn grown(first: &str, step: &str, end: &str) -> String {
+    format!(
+        "{{% set ns = namespace(x={first}) %}}{{% for i in range(90000) %}}{{% set ns.x = {step} %}}{{% endfor %}}{end}"
+    )
+}
+
+#[test]
+fn templates_without_end_are_refused() {
+    let (fuel, deep) = ("too many steps or too much memory", "nested more than 200 levels deep");
+    let share = grown("['a' * 16]", "[ns.x, ns.x]", "");
+    let sources = [
+        ("{% for i in range(10**9) %}x{% endfor %}".to_owned(), "too many elements"),
+        ("{{ 'a' * 10**9 }}".to_owned(), fuel),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(), "recursion limit"),
+        ("{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('aaaa') }}".to_owned(), ""),
+        (grown("'aaaa'", "ns.x ~ ns.x", ""), fuel),
+        (grown("'aaaa'", "ns.x.join([ns.x, ns.x, ns.x])", ""), fuel),
+        // Lazy sums and repetitions.
+        (grown("[1]", "ns.x + ns.x", "{{ ns.x|length }}"), fuel),
+        (grown("[1]", "ns.x[0:1]", "{{ ns.x|length }}"), ""),
+        // Nesting overflows the stack where a value is dropped, printed or compared.
+        (grown("[1]", "[ns.x]", ""), deep),
+        (grown("1", "{'a': ns.x}", ""), deep),
+        (grown("1", "(ns.x, 1)", ""), deep),
+        (share, deep),
+        // A value of 2⁶⁰ items in sixty lists.
+        (
+            "{% macro f(x, n) %}{% if n > 0 %}{{ f([x, x], n - 1) }}{% else %}{{ x ~ '' }}{% endif %}{% endmacro %}\
+             {{ f('a', 60) }}"
+                .to_owned(),
+            fuel,
+        ),
+        (format!("{}{{{{ x }}}}", "{% set x = [x, x] %}".repeat(60)), fuel),
+        (format!("{}{{{{ x|tojson }}}}", "{% set x = {'a': x, 'b': x} %}".repeat(60)), fuel),
+        (format!("{}{{{{ x|string|length }}}}", "{%- set x = [x, x] -%}".repeat(60)), fuel),
+        // A namespace that contains itself.
+        ("{% set a = namespace(x=1) %}{% set a.x = a %}{{ a }}".to_owned(), "not supported"),
+        ("{% set a = namespace(x=1) %}{% set a.x = [a] %}{{ a|tojson }}".to_owned(), "not supported"),
+        ("{{ '{:>10000000000}'.format(3) }}".to_owned(), "exceeds 10000"),
+        (format!("{{{{ '{}'.format(3) }}}}", "{0:>9999}".repeat(9000)), fuel),
+        // Chains that overflow the compiler's stack.
+        (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "operators"),
+        (format!("{{{{ 1{} }}}}", "+1".repeat(100_000)), "operators"),
+        (format!("{{{{ 1{} }}}}", ".a".repeat(100_000)), "operators"),
+        (format!("{{{{ 1{} }}}}", "**1".repeat(100_000)), "operators"),
+        (format!("{{% if {}1 %}}{{% endif %}}", "not ".repeat(100_000)), "operators"),
+        ("x".repeat(2 << 20), "the limit is"),
+    ];
+    for (source, part) in sources {
+        let start = std::time::Instant::now();
+        let result = rendered(&source);
+        let shown: String = source.chars().take(200).collect();
+        match result {
+            Err(error) => assert!(error.contains(part) && error.lines().count() == 1, "{shown}: {error}"),
+            Ok(_) => assert!(part.is_empty(), "{shown}"),
+        }
+        assert!(start.elapsed().as_secs() < 5, "{shown}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn what_templates_really_do_is_within_the_limits() {
+    let long = "{% set ns = namespace(seen=[]) %}{% for i in range(500) %}{% set ns.seen = ns.seen + [i] %}{% endfor %}\
+                {{ ns.seen|length }} {{ ns.seen[-1] }} {{ '{:>5}|{}'.format(3, 'x') }}";
+    assert_eq!(rendered(long).unwrap(), "500 499     3|x");
+    let lists = "{% set a, b = [1, 2], {'k': [1, {'n': none}]} %}{% set t = (1, 2) %}{% set s = 'ab'[::-1] %}\
+                 {% set d = b.items()|list %}{{ a }} {{ b }} {{ t }} {{ s }} {{ d }}{% set x = missing %}{{ x is defined }}";
+    assert_eq!(
+        rendered(lists).unwrap(),
+        "[1, 2] {'k': [1, {'n': None}]} [1, 2] ba [['k', [1, {'n': None}]]]False"
+    );
+}

@@ -19,6 +19,8 @@ pub const FORMAT: u32 = 1;
 
 /// The file's name within a run's folder.
 pub const FILE_NAME: &str = "run.json";
+/// Largest record that is read; one of a long run has some hundred kilobytes.
+const MAX_RECORD: u64 = 256 << 20;
 
 /// A run: its settings, its results, its environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,7 +176,7 @@ impl RunRecord {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let not_a_record = |source| Error::Record { path: path.to_owned(), source };
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = lowrank_spec::read_file_within(path, MAX_RECORD).map_err(Error::io("read", path))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(not_a_record)?;
         // Checked first: a later format would be reported as malformed otherwise.
         match value.get("format") {
@@ -256,7 +258,7 @@ pub fn load_runs(root: impl AsRef<Path>) -> Result<(Vec<LoadedRun>, Vec<Error>)>
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         let file = folder.join(FILE_NAME);
-        if file.is_file() {
+        if lowrank_spec::is_present(&file) {
             match RunRecord::read(&file) {
                 Ok(record) => runs.push(LoadedRun { folder, record }),
                 Err(error) => errors.push(error),

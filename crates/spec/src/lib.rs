@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod dropout;
 pub mod error;
+pub mod file;
 pub mod names;
 pub mod packed;
 pub mod representation;
@@ -18,6 +19,7 @@ pub mod tensor;
 pub use blocks::BlockFormat;
 pub use dropout::{Dropout, Mode, Stream};
 pub use error::{Result, SpecError};
+pub use file::{is_present, open_file, read_file, read_file_within};
 pub use packed::PackedTokens;
 pub use representation::{LowrankSection, ModuleEntry, Representation};
 pub use site::Site;

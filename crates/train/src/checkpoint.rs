@@ -1,6 +1,7 @@
 //! Checkpoints of a training run: trained tensors, optimizer state, the best weights so far and the position.
 //!
-//! A checkpoint is a folder `step-<n>`, written under a temporary name and renamed, so that it is always complete.
+//! A checkpoint is a folder `step-<n>`, written under a temporary name, synced and renamed, so that it is
+//! always complete.
 
 use std::path::{Path, PathBuf};
 
@@ -116,8 +117,8 @@ impl CheckpointStore {
             return Ok(None);
         };
         let path = path.join("state.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| self.error(&path, e))?;
-        let state: State = serde_json::from_str(&text).map_err(|e| self.error(&path, e))?;
+        let text = lowrank_spec::read_file(&path).map_err(|e| self.error(&path, e))?;
+        let state: State = serde_json::from_slice(&text).map_err(|e| self.error(&path, e))?;
         if state.config_hash != self.config_hash {
             let reason =
                 "belongs to a run with other settings or data; use the same ones, or give a new folder";
@@ -173,7 +174,9 @@ impl CheckpointStore {
         if path.exists() {
             std::fs::remove_dir_all(&path).map_err(|e| failed(&e))?;
         }
+        lowrank_checkpoint::sync_tree(&temporary).map_err(|e| failed(&e))?;
         std::fs::rename(&temporary, &path).map_err(|e| failed(&e))?;
+        lowrank_checkpoint::sync_folder(&self.folder).map_err(|e| failed(&e))?;
         let steps = self.steps();
         for &old in &steps[..steps.len().saturating_sub(KEPT)] {
             std::fs::remove_dir_all(self.path(old)).map_err(|e| failed(&e))?;
@@ -217,6 +220,7 @@ impl CheckpointStore {
             std::fs::create_dir_all(&self.ended).map_err(|e| self.error(&self.ended, e))?;
             let to = self.ended.join(format!("step-{step}"));
             std::fs::rename(&path, &to).map_err(|e| self.error(&to, e))?;
+            lowrank_checkpoint::sync_folder(&self.ended).map_err(|e| self.error(&self.ended, e))?;
         } else if !keep {
             remove(&self.ended)?;
         }

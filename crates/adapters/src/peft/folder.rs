@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, FloatType, write_atomic, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, has_file, write_atomic, write_safetensors};
 use lowrank_spec::HostTensor;
 
 use super::config::PeftConfig;
@@ -32,7 +32,7 @@ pub struct AdapterFolder {
 
 /// Whether a path is an adapter: a folder with `adapter_config.json`, or loralib's tensors as a file or alone in a folder.
 pub fn is_adapter(path: &Path) -> bool {
-    path.join(CONFIG_FILE).is_file() || loralib_file(path).is_some()
+    has_file(path.join(CONFIG_FILE)) || loralib_file(path).is_some()
 }
 
 /// The tensor file of a loralib adapter.
@@ -74,10 +74,10 @@ impl AdapterFolder {
         if let Some(alpha) = alpha.filter(|alpha| !(*alpha > 0.0 && alpha.is_finite())) {
             return Err(bad(format!("alpha {alpha} is out of range; expected a number above 0")));
         }
-        if alpha.is_some() && config_path.is_file() {
+        if alpha.is_some() && has_file(&config_path) {
             return Err(bad("the adapter has its own alpha; leave --alpha out".into()));
         }
-        if !config_path.is_file()
+        if !has_file(&config_path)
             && let Some(file) = loralib_file(path)
         {
             return Self::read_loralib(&file, alpha);
@@ -189,7 +189,7 @@ impl AdapterFolder {
 /// The adapter's own file in a folder, which may also contain the base's `model.safetensors`.
 fn tensor_file(path: &Path) -> PathBuf {
     let names = [TENSOR_FILE, "adapter_model.bin"];
-    names.iter().map(|name| path.join(name)).find(|file| file.is_file()).unwrap_or_else(|| path.to_path_buf())
+    names.iter().map(|name| path.join(name)).find(|file| has_file(file)).unwrap_or_else(|| path.to_path_buf())
 }
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {

@@ -42,9 +42,7 @@ pub const MEMBERS: [&str; 3] = ["config.json", "tokenizer.json", "tokenizer_conf
 #[must_use]
 pub fn is_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
-    // Asked first: opening a pipe would wait for a writer.
-    path.is_file()
-        && std::fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
+    lowrank_spec::open_file(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
         && magic == *read::MAGIC
 }
 

@@ -133,10 +133,10 @@ fn united_labels(adapters: &[(DetachedAdapter, f64)]) -> Result<Option<Vec<u8>>>
     let mut found: Option<(&Path, Vec<u8>, Value)> = None;
     for (adapter, _) in adapters {
         let path = adapter.path.join(LABELS_FILE);
-        if !path.is_file() {
+        if !lowrank_spec::is_present(&path) {
             continue;
         }
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let bytes = lowrank_spec::read_file(&path).with_context(|| path.display().to_string())?;
         let value: Value = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
         match &found {
             Some((other, _, labels)) => ensure!(

@@ -15,6 +15,7 @@ use crate::context::{open_model, print_json, read_text};
 use crate::language::{LanguageArgs, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
+use crate::terminal::print_text;
 
 /// Options of `generate`.
 #[derive(clap::Args)]
@@ -49,8 +50,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         if args.json {
             return print_json(&json!({ "prompt": prompt }));
         }
-        println!("{prompt}");
-        return Ok(());
+        return print_text(&(prompt.clone() + "\n"));
     }
     let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
     options.ignore_eos = args.ignore_eos;
@@ -129,7 +129,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!();
     } else {
         for (prompt, (text, _)) in shown.iter().zip(&rows) {
-            println!("{prompt}{text}");
+            print_text(&format!("{prompt}{text}\n"))?;
         }
     }
     eprintln!("{tokens} tokens, {speed:.1} tokens/s");

@@ -314,7 +314,9 @@ fn model(path: &Path) -> Result<Value> {
         // architecture.
         match open_model(path) {
             Ok(folder) => (folder.path().to_path_buf(), layers::describe(&folder)?),
-            Err(error) if path.join("config.json").is_file() || !path.exists() => return Err(error),
+            Err(error) if lowrank_spec::is_present(path.join("config.json")) || !path.exists() => {
+                return Err(error);
+            }
             Err(_) => (path.to_path_buf(), Map::new()),
         }
     };
@@ -347,9 +349,10 @@ fn model(path: &Path) -> Result<Value> {
     Ok(object.into())
 }
 
-/// The config of a model folder, if there is a readable one.
+/// The config of a model folder, if it has a readable one.
 fn read_config(path: &Path) -> Option<Map<String, Value>> {
-    serde_json::from_slice(&std::fs::read(path.join("config.json")).ok()?).ok()
+    serde_json::from_slice(&lowrank_checkpoint::read_file_within(path.join("config.json"), 64 << 20).ok()?)
+        .ok()
 }
 
 /// The block format of a tensor.

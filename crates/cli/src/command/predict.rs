@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
 use crate::context::{Loaded, ModelArgs, TextArgs, Texts, print_json};
+use crate::terminal::one_line;
 
 /// Options of `predict`.
 #[derive(clap::Args)]
@@ -66,7 +67,7 @@ fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
             .map(|labels| labels.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
         let several = several.map(|labels| if labels.is_empty() { "-".to_owned() } else { labels });
         let label = several.unwrap_or_else(|| row["label"].as_str().unwrap_or_default().to_owned());
-        let score = row["score"].as_f64();
+        let (label, score) = (one_line(&label), row["score"].as_f64());
         println!("{label}\t{:.4}\t{text}{pair}", score.unwrap_or(f64::NAN));
     }
     Ok(())
@@ -108,7 +109,7 @@ fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
             println!(
                 "{}\t{}\t{:.4}",
                 text("word"),
-                text("label"),
+                one_line(text("label")),
                 word["score"].as_f64().unwrap_or(f64::NAN)
             );
         }

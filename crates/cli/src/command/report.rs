@@ -38,6 +38,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let rows = summary.table.rows.iter().filter(|row| !row.published).count();
         return print_json(&json!({"output": args.output, "rows": rows, "warnings": summary.warnings}));
     }
-    print!("{}", summary.table.to_text());
+    crate::terminal::print(&crate::terminal::visible(&summary.table.to_text()));
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result
 pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
     let task = |name: &str| -> Result<Option<String>> {
         let path = dir.join(name);
-        if !path.is_file() {
+        if !lowrank_spec::is_present(&path) {
             return Ok(None);
         }
         let value: Value =
@@ -61,7 +61,7 @@ const BASE_HASH: &str = "base_hash";
 
 /// Warns if one of our adapters is used over other weights than it was trained over.
 pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
-    let saved = std::fs::read(dir.join(LABELS_FILE)).ok();
+    let saved = lowrank_spec::read_file(dir.join(LABELS_FILE)).ok();
     let saved: Option<Value> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(hash) = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str()) else { return Ok(()) };
     if hash != Checkpoint::open(folder)?.content_hash() {
@@ -77,9 +77,9 @@ pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
 /// Labels and kind of an adapter's task, if they are not the base's.
 fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, Problem)>> {
     let path = dir.join(LABELS_FILE);
-    if path.is_file() {
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let value: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    if lowrank_spec::is_present(&path) {
+        let text = lowrank_spec::read_file(&path).with_context(|| path.display().to_string())?;
+        let value: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         let labels = value["labels"].as_array().into_iter().flatten();
         let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
         let labels = labels.filter(|l| !l.is_empty());

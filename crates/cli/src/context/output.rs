@@ -9,7 +9,7 @@ use serde_json::Value;
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").context("cannot write to standard output")
+    writeln!(out, "{value}").context(crate::terminal::FAILED)
 }
 
 /// Refuses an output that is one of the inputs, is a file, or is not empty: files of two outputs would mix.

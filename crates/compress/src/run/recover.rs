@@ -146,8 +146,8 @@ where
         writer.copy(&name, &source, &name)?;
     }
     writer.finish()?;
-    let config =
-        std::fs::read(compressed.join("config.json")).map_err(folder::io(&compressed.join("config.json")))?;
+    let config = lowrank_checkpoint::read_file(compressed.join("config.json"))
+        .map_err(folder::io(&compressed.join("config.json")))?;
     lowrank_checkpoint::write_atomic(staged.path().join("config.json"), config)?;
     folder::copy_files(compressed, staged.path())?;
     if is_pivoted {

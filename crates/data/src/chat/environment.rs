@@ -7,6 +7,7 @@ use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, Value, Val
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 use minijinja_contrib::pycompat;
 
+use super::bounds;
 use super::python::{Dumps, float_repr, repr};
 
 /// Marks the beginning of a `{% generation %}` block in the output. A noncharacter, which real text never
@@ -24,8 +25,8 @@ pub(super) const NOW: &str = "__now";
 const GENERATION: &str = "__generation";
 
 /// Base number of template steps, before the length of the conversation. A step is an instruction or 64
-/// bytes, so that all strings created by one rendering stay below 256 MiB.
-const BASE_FUEL: u64 = 4 << 20;
+/// bytes, so that all strings created by one rendering stay below 32 MiB.
+const BASE_FUEL: u64 = 1 << 19;
 
 /// Fuel for a conversation of `size` bytes.
 pub(super) fn fuel(size: usize) -> u64 {
@@ -45,6 +46,7 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_function(GENERATION, generation);
+    bounds::add_functions(&mut environment);
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", string);
     environment.add_filter("trim", trim);
@@ -104,6 +106,7 @@ fn python_str(value: &Value) -> Option<String> {
 
 /// Formats printed values as Python does.
 fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    bounds::charge(state, value)?;
     match python_str(value) {
         Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
         None => minijinja::escape_formatter(out, state, value),
@@ -123,22 +126,27 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             });
             Ok(Value::from(title.collect::<String>()))
         }
+        Some(text) if name == "format" => {
+            bounds::check_format(state, text)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }
 }
 
 /// `string`: Python's `str`.
-fn string(value: &Value) -> String {
-    python_str(value).unwrap_or_else(|| value.to_string())
+fn string(state: &State, value: &Value) -> Result<String, Error> {
+    bounds::charge(state, value)?;
+    Ok(python_str(value).unwrap_or_else(|| value.to_string()))
 }
 
 /// `trim`: Python's `str(value).strip(chars)`.
-fn trim(value: &Value, chars: Option<&str>) -> String {
-    let text = string(value);
-    match chars {
+fn trim(state: &State, value: &Value, chars: Option<&str>) -> Result<String, Error> {
+    let text = string(state, value)?;
+    Ok(match chars {
         None => text.trim().to_owned(),
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
-    }
+    })
 }
 
 fn raise_exception(message: &str) -> Result<Value, Error> {
@@ -156,7 +164,8 @@ fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    bounds::charge(state, value)?;
     let invalid = |message: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {message}"));
     if value.is_undefined() {
         return Err(invalid("the value is undefined".into()));

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_checkpoint::has_file;
 use serde_json::Value;
 
 use crate::error::{DataError, Result};
@@ -20,9 +21,9 @@ pub(super) struct Found {
 pub(super) fn find(folder: &Path) -> Result<Option<Found>> {
     let file = folder.join("chat_template.jinja");
     let more = named_files(&folder.join("additional_chat_templates"))?;
-    if file.is_file() || !more.is_empty() {
+    if has_file(&file) || !more.is_empty() {
         let mut templates = Vec::new();
-        if file.is_file() {
+        if has_file(&file) {
             templates.push((super::DEFAULT.to_owned(), read_text(&file)?));
         }
         templates.extend(more);

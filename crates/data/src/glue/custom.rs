@@ -97,7 +97,7 @@ pub(super) fn class_by_name(names: &[String], label: &str) -> Option<usize> {
 impl<'a> RawRows<'a> {
     /// Reads a file in either format.
     fn read(path: &'a Path) -> Result<Self> {
-        if !path.is_file() {
+        if !lowrank_spec::is_present(path) {
             return Err(DataError::NotFound {
                 what: "data file".to_owned(),
                 path: path.to_path_buf(),

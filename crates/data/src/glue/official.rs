@@ -95,7 +95,7 @@ fn locate(root: &Path, task: Task, split: Split) -> Result<PathBuf> {
         return missing(format!("folder of task {task}"), &folder, remedy);
     }
     let path = folder.join(file);
-    if !path.is_file() {
+    if !lowrank_spec::is_present(&path) {
         let remedy = format!("the {split} split of {task} is that file");
         return missing(format!("file of task {task}"), &path, remedy);
     }

@@ -59,7 +59,7 @@ pub fn is_tagged(path: &Path) -> Result<bool> {
     if CONLL.contains(&extension.as_str()) {
         return Ok(true);
     }
-    if extension == "json" || !path.is_file() {
+    if extension == "json" || !lowrank_spec::is_present(path) {
         return Ok(false);
     }
     let text = read_head(path)?;
@@ -153,7 +153,7 @@ fn resolve(
 }
 
 fn read(path: &Path) -> Result<Vec<RawRow>> {
-    if !path.is_file() {
+    if !lowrank_spec::is_present(path) {
         return Err(DataError::NotFound {
             what: "data file".to_owned(),
             path: path.to_path_buf(),

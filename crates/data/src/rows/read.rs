@@ -10,7 +10,7 @@ use crate::io::{read_text, rows};
 
 /// Reads a file according to its extension.
 pub(super) fn file(path: &Path) -> Result<Rows> {
-    if !path.is_file() {
+    if !lowrank_spec::is_present(path) {
         let remedy = "give a .jsonl, .json or .txt file of rows".to_owned();
         return Err(DataError::NotFound { what: "data file".to_owned(), path: path.to_path_buf(), remedy });
     }

@@ -43,7 +43,7 @@ const WORD_PIECE_CLASSES: [&str; 10] = [
 
 /// BERT's tokenizer from `vocab.txt`, one token per line.
 pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
     let japanese = Japanese::of(config);
     let is_other = |class: &&str| !WORD_PIECE_CLASSES.contains(class) && japanese.is_none();
     if let Some(class) = config.class().filter(is_other) {

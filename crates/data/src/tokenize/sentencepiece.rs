@@ -150,7 +150,7 @@ impl Piece {
 
 /// The tokenizer of a SentencePiece model, by the class that the files beside it name.
 pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
     let error = |message: String| DataError::tokenizer(path, message);
     let model = Model::parse(&bytes).map_err(error)?;
     let build = match (config.class(), model.kind) {

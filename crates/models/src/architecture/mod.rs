@@ -217,7 +217,7 @@ impl DecoderConfig {
         let path = folder.join("config.json");
         let mut config = Self::parse(read_object(folder, "config.json")?)
             .map_err(|reason| ModelError::Config { path, reason })?;
-        if folder.join("generation_config.json").is_file() {
+        if lowrank_checkpoint::has_file(folder.join("generation_config.json")) {
             let generation = read_object(folder, "generation_config.json")?;
             let eos = Keys::new(&generation).ids("eos_token_id").map_err(|reason| ModelError::Config {
                 path: folder.join("generation_config.json"),

@@ -24,14 +24,8 @@ pub(crate) fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value
         });
     }
     let unread = |reason: String| ModelError::File { path: path.clone(), reason };
-    let size = match is_gguf {
-        true => 0,
-        false => std::fs::metadata(&path).map_err(|e| unread(format!("cannot be read: {e}")))?.len(),
-    };
-    if size > MAX_CONFIG {
-        return Err(unread(format!("the file has {size} bytes; the limit is {MAX_CONFIG}")));
-    }
-    let text = lowrank_checkpoint::read_file(&path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let text = lowrank_checkpoint::read_file_within(&path, MAX_CONFIG)
+        .map_err(|e| unread(format!("cannot be read: {e}")))?;
     let malformed = |reason: String| ModelError::Config { path: path.clone(), reason };
     match serde_json::from_slice(&text).map_err(|e| malformed(format!("malformed JSON: {e}")))? {
         Value::Object(object) => Ok(object),

@@ -60,7 +60,7 @@ impl ModelFolder {
             return Self::of_folder(path.to_path_buf());
         }
         let place = [path.to_path_buf(), path.join("model")];
-        if let Some(folder) = place.into_iter().find(|folder| folder.join("config.json").exists()) {
+        if let Some(folder) = place.into_iter().find(|folder| has_file(folder.join("config.json"))) {
             return Self::of_folder(folder);
         }
         let refused =
@@ -217,19 +217,12 @@ const MAX_JSON: u64 = 64 << 20;
 
 /// A JSON file of a folder, `None` if it is missing.
 fn optional_json(path: &Path) -> Result<Option<Value>> {
-    if !path.exists() && !has_file(path) {
+    if !has_file(path) {
         return Ok(None);
     }
     let unread = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
-    let size = match path.exists() {
-        true => std::fs::metadata(path).map_err(|e| unread(format!("cannot be read: {e}")))?.len(),
-        // A member of a GGUF file.
-        false => 0,
-    };
-    if size > MAX_JSON {
-        return Err(unread(format!("is {size} bytes; the limit is {MAX_JSON}")));
-    }
-    let text = lowrank_checkpoint::read_file(path).map_err(|e| unread(format!("cannot be read: {e}")))?;
+    let text = lowrank_checkpoint::read_file_within(path, MAX_JSON)
+        .map_err(|e| unread(format!("cannot be read: {e}")))?;
     let malformed =
         |e| ModelError::Config { path: path.to_path_buf(), reason: format!("malformed JSON: {e}") };
     serde_json::from_slice(&text).map(Some).map_err(malformed)

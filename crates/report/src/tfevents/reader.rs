@@ -1,7 +1,7 @@
 //! Reading event files.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom},
     ops::ControlFlow,
     path::Path,
@@ -204,11 +204,7 @@ struct Source {
 
 impl Source {
     fn open(path: &Path) -> io::Result<Self> {
-        // Opening a pipe would block.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let file = File::open(path)?;
+        let file = lowrank_spec::open_file(path)?;
         let length = file.metadata()?.len();
         Ok(Self { file, length, position: 0, buffer: Vec::new(), start: 0 })
     }

@@ -171,7 +171,7 @@ fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
 
 /// The base that an adapter names, if it is a local folder.
 fn base_of(adapter: &Path) -> Option<PathBuf> {
-    let text = std::fs::read(adapter.join(CONFIG_FILE)).ok()?;
+    let text = lowrank_spec::read_file(adapter.join(CONFIG_FILE)).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let base = PathBuf::from(config["base_model_name_or_path"].as_str()?);
     base.exists().then_some(base)

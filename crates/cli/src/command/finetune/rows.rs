@@ -1,6 +1,5 @@
 //! The rows of a run: those of a GLUE task, or the user's own.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use serde_json::Value;
 use super::Args;
 use super::record::fnv;
 use crate::command::evaluate;
+use crate::context::read_text;
 
 /// The task's rows.
 pub(super) struct Rows {
@@ -96,13 +96,13 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     match extension(path).as_str() {
         "tsv" => Ok(true),
         "jsonl" => {
-            let file = File::open(path).with_context(|| path.display().to_string())?;
+            let file = lowrank_spec::open_file(path).with_context(|| path.display().to_string())?;
             // A line that cannot be read or parsed is reported with its number by the reader of its rows.
             let mut lines = BufReader::new(file).lines().map_while(Result::ok);
             Ok(lines.any(|line| has_label(&line)) || is_tagged(path)?)
         }
         "json" => {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let text = read_text(path)?;
             if has_label(&text) {
                 bail!("{}: has rows with labels; give them as .jsonl or .tsv", path.display());
             }
