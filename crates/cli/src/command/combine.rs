@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::{LABELS_FILE, new_folder, print_json, warn_unused};
+use crate::context::{LABELS_FILE, new_folder, print_json, warn_unused, write_folder};
 
 /// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,10 +111,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (mut first, _) = adapters.swap_remove(0);
     (first.sites, first.saved, first.config) = (sites, saved, config);
     let set = AdapterSet::<Inner>::from_updates(updates, &first.sites, &device()?);
-    first.write(&set, &args.output)?;
-    if let Some(labels) = labels {
-        write_atomic(args.output.join(LABELS_FILE), &labels)?;
-    }
+    write_folder(&args.output, |dir| {
+        first.write(&set, dir)?;
+        if let Some(labels) = labels {
+            write_atomic(dir.join(LABELS_FILE), &labels)?;
+        }
+        Ok(())
+    })?;
     let layers = set.slots().len();
     if args.json {
         let object = json!({"output": args.output, "modules": layers, "rank": rank, "relative_error": error});

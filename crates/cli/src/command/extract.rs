@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::adapter::{TruncationArgs, warn_unused, write_adapter};
 use crate::backend::{Inner, device};
-use crate::context::{model_folder, new_folder, open_model, print_json, write_labels};
+use crate::context::{model_folder, new_folder, open_model, print_json, write_folder, write_labels};
 
 /// Options of `extract`.
 #[derive(clap::Args)]
@@ -59,11 +59,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         inference_mode: true,
         ..PeftConfig::default()
     };
-    write_adapter(&set, &sites, adapter, saved, &args.output)?;
     let is_encoder = |config: &ClassifierConfig| matches!(config.body, BodyConfig::Encoder(_));
-    if let Some(tuned) = tuned.filter(|config| saves_head || is_encoder(config)) {
-        write_labels(&args.output, &tuned, Some(&base_hash))?;
-    }
+    write_folder(&args.output, |dir| {
+        write_adapter(&set, &sites, adapter, saved, dir)?;
+        match tuned.filter(|config| saves_head || is_encoder(config)) {
+            Some(tuned) => write_labels(dir, &tuned, Some(&base_hash)),
+            None => Ok(()),
+        }
+    })?;
     if args.json {
         let rows: Vec<_> = rows
             .iter()

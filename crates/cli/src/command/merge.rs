@@ -18,7 +18,7 @@ use lowrank_spec::{BlockFormat, LowrankSection, Representation};
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
 use crate::context::{
-    ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, open_model, print_json,
+    ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, open_model, print_json, write_folder,
 };
 
 /// Options of `merge`.
@@ -160,7 +160,7 @@ fn merge<M: Probed>(
         bail!("'{key}' holds values that {} cannot; give --dtype f32 or bf16", dtype.name());
     }
     let difference = largest_difference(&outputs, &rounded.probe(&AdapterSet::empty(), device)?)?;
-    merged.save(&args.output, source, dtype)?;
+    write_folder(&args.output, |dir| Ok(merged.save(dir, source, dtype)?))?;
     let layers = adapters.slots().len();
     if args.json {
         return print_json(&serde_json::json!({

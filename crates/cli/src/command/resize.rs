@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
-use crate::context::{new_folder, print_json};
+use crate::context::{new_folder, print_json, write_folder};
 
 /// Options of `resize`.
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         updates.push(resized);
     }
     let set = AdapterSet::<Inner>::from_updates(updates, &adapter.sites, &device()?);
-    adapter.write(&set, &args.output)?;
+    write_folder(&args.output, |dir| adapter.write(&set, dir))?;
     if args.json {
         return print_json(&json!({"output": args.output, "modules": rows}));
     }

@@ -9,5 +9,5 @@ mod texts;
 pub(crate) use given::{check_effect, record_given, warn_unused};
 pub(crate) use labels::{LABELS_FILE, adapter_level, classifier_config, write_labels};
 pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, open_model, tokenizer};
-pub(crate) use output::{new_folder, print_json};
+pub(crate) use output::{new_folder, print_json, write_folder};
 pub(crate) use texts::{TextArgs, Texts, read_text};

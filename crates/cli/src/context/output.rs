@@ -4,12 +4,21 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use lowrank_checkpoint::StagedDir;
 use serde_json::Value;
 
 /// Prints one JSON object on standard output.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{value}").context(crate::terminal::FAILED)
+}
+
+/// Writes a folder that appears under its name when all of its files are written. What a killed process leaves is hidden
+/// and removed by the next one; two processes cannot write to the same folder.
+pub(crate) fn write_folder(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let staged = StagedDir::create(output, false)?;
+    write(staged.path())?;
+    Ok(staged.commit()?)
 }
 
 /// Refuses an output that is one of the inputs, is a file, or is not empty: files of two outputs would mix.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::adapter::DetachedAdapter;
 use crate::backend::{Inner, device};
-use crate::context::{new_folder, print_json, warn_unused};
+use crate::context::{new_folder, print_json, warn_unused, write_folder};
 
 /// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         // Written above.
         Target::Gguf => return Ok(()),
     };
-    adapter.write(&set, &args.output)?;
+    write_folder(&args.output, |dir| adapter.write(&set, dir))?;
     let layers = set.slots().len();
     if args.json {
         return print_json(&json!({"output": args.output, "modules": layers, "relative_error": error}));
