@@ -156,6 +156,35 @@ fn a_cache_grows_without_a_trace() {
     }
 }
 
+/// Phi-3 reads a text anew when it outgrows the original length, whose rotation is another.
+#[test]
+fn phi3_continues_over_its_original_length_as_without_a_cache() {
+    let (name, device) = ("phi3", Default::default());
+    let text = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
+    let mut raw: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let pairs = DecoderConfig::read(&fixture(name)).unwrap().ropes[0].rotary_dim / 2;
+    let (short, long) = (vec![1.0; pairs], (0..pairs).map(|i| 2.0 + i as f64).collect::<Vec<_>>());
+    raw.remove("rope_parameters");
+    raw.insert("original_max_position_embeddings".into(), 20.into());
+    let scaling = serde_json::json!({"type": "longrope", "short_factor": short, "long_factor": long});
+    raw.insert("rope_scaling".into(), scaling);
+    let config = DecoderConfig::parse(raw).unwrap();
+    assert_eq!(config.restart_length, Some(20));
+    let model = Decoder::<Flex>::load(&fixture(name), config, WeightType::F32, &device).unwrap();
+    let prompts: Vec<Vec<u32>> = [12, 17, 25].map(|n| (0..n).map(|i| 5 + i * 7 % 60).collect()).to_vec();
+    let none = AdapterSet::empty();
+    let together = model.generate(&prompts, &greedy(16), &none, &device, |_, _| true).unwrap();
+    for (prompt, got) in prompts.iter().zip(&together) {
+        let mut ids = prompt.clone();
+        for &id in &got.ids {
+            let logits = forward(&model, &ids, &[ids.len()], Rows::Last, &none);
+            let best = logits.iter().copied().fold(f32::MIN, f32::max);
+            assert!(best - logits[id as usize] <= TOLERANCE, "{} tokens", ids.len());
+            ids.push(id);
+        }
+    }
+}
+
 #[rstest]
 #[case("peft-gpt2-lora")]
 #[case("peft-gpt2-dora")]
@@ -238,14 +267,19 @@ fn a_routed_generation_is_that_of_each_prompt() {
 #[case(WeightType::Bf16, 2e-1)]
 fn weights_in_half_precision_give_nearly_the_same(#[case] weights: WeightType, #[case] tolerance: f32) {
     // Rounding a weight changes it by 2⁻¹¹ or 2⁻⁸ of itself; logits are sums of tens of them, of size 3.
-    for name in ["gpt2", "llama-tied", "gpt-neox"] {
+    for name in &decoders() {
         let (golden, device) = (golden(name), Default::default());
         let config = DecoderConfig::read(&fixture(name)).unwrap();
+        // Rounding the router changes which experts a token takes.
+        let has_experts = config.experts.is_some();
         let model = Decoder::<Flex>::load(&fixture(name), config, weights, &device).unwrap();
         for case in &golden.cases {
             let n = [case.input_ids.len()];
             let logits = forward(&model, &case.input_ids, &n, Rows::Last, &AdapterSet::empty());
-            assert_close(name, &logits, &case.last_logits, tolerance);
+            assert!(logits.iter().all(|x| x.is_finite()), "{name}");
+            if !has_experts {
+                assert_close(name, &logits, &case.last_logits, tolerance);
+            }
             assert_ne!(logits, case.last_logits);
         }
     }

@@ -66,6 +66,11 @@ impl<B: Backend> KvCache<B> {
         self.lengths[sequence]
     }
 
+    /// Forgets the positions of a sequence.
+    pub(crate) fn clear(&mut self, sequence: usize) {
+        self.lengths[sequence] = 0;
+    }
+
     /// Reserves `counts[i]` more positions for sequence `active[i]`, and returns their destinations.
     pub(crate) fn begin(&mut self, active: &[usize], counts: &[usize]) -> Writes {
         let mut rooms = self.rooms.clone();

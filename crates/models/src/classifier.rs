@@ -63,14 +63,11 @@ struct Info {
     other_width: Option<usize>,
 }
 
-/// Path of a decoder's head.
+/// Path of a decoder's head over sequences.
 const SCORE: &str = "score";
 
 /// Path of an encoder's head over tokens.
 const TOKEN_CLASSIFIER: &str = "classifier";
-
-/// Dropout before a decoder's head over tokens.
-const DECODER_DROPOUT: f64 = 0.1;
 
 impl Info {
     fn names(&self) -> Option<&'static HeadNames> {
@@ -94,13 +91,22 @@ fn output(config: &ClassifierConfig) -> &'static str {
     match (&config.body, config.level) {
         (BodyConfig::Encoder(config), HeadLevel::Sequence) => config.architecture.head.output,
         (BodyConfig::Encoder(_), HeadLevel::Token) => TOKEN_CLASSIFIER,
-        (BodyConfig::Decoder(_), _) => SCORE,
+        (BodyConfig::Decoder(_), HeadLevel::Sequence) => SCORE,
+        (BodyConfig::Decoder(config), HeadLevel::Token) => config.architecture.token_head.path,
     }
 }
 
 /// Whether the map to the labels has a bias.
 fn has_bias(config: &ClassifierConfig) -> bool {
-    matches!(config.body, BodyConfig::Encoder(_)) || config.level == HeadLevel::Token
+    let is_off = |key| config.raw().get(key).and_then(Value::as_bool) == Some(false);
+    match (&config.body, config.level) {
+        (BodyConfig::Encoder(_), _) => true,
+        (BodyConfig::Decoder(_), HeadLevel::Sequence) => false,
+        // The key belongs to the heads of this name.
+        (BodyConfig::Decoder(_), HeadLevel::Token) => {
+            output(config) != SCORE || !is_off("token_classification_bias")
+        }
+    }
 }
 
 impl<B: Backend> Classifier<B> {
@@ -451,7 +457,7 @@ fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> 
     let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
     let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.contains("pooler");
-    let MaskedLmNames { transform, norm, bias, bias_copy, decoder } = architecture.masked_lm;
+    let MaskedLmNames { transform, norm, bias, bias_copy, decoder, .. } = architecture.masked_lm;
     ENCODER_BUFFERS.contains(&bare)
         || architecture.extras.iter().any(|extra| bare.starts_with(extra))
         || (bare.starts_with("pooler.") && !pooler_is_used)
@@ -512,9 +518,12 @@ impl<B: Kernels> Classifier<B> {
     /// - output: `[rows, labels]`
     pub fn head(&self, mut x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         let (level, drop) = (self.info.config.level, |x, p, place| run.drop(x, p, Stream::Head(place)));
-        let BodyConfig::Encoder(config) = &self.info.config.body else {
-            let x = if level == HeadLevel::Token { drop(x, DECODER_DROPOUT, 0) } else { x };
-            return self.output.forward(x, run);
+        let config = match &self.info.config.body {
+            BodyConfig::Encoder(config) => config,
+            BodyConfig::Decoder(config) => {
+                let x = if level == HeadLevel::Token { drop(x, config.dropouts.token_head, 0) } else { x };
+                return self.output.forward(x, run);
+            }
         };
         if level == HeadLevel::Sequence {
             x = drop(x, config.head.input_dropout, 0);
@@ -525,7 +534,10 @@ impl<B: Kernels> Classifier<B> {
         if let Some(norm) = &self.norm {
             x = norm.forward(x);
         }
-        let place = if level == HeadLevel::Token { 0 } else { 1 };
-        self.output.forward(drop(x, config.classifier_dropout, place), run)
+        let (p, place) = match level {
+            HeadLevel::Token => (config.token_dropout, 0),
+            HeadLevel::Sequence => (config.classifier_dropout, 1),
+        };
+        self.output.forward(drop(x, p, place), run)
     }
 }

@@ -230,9 +230,9 @@ impl<'a, B: Backend> Loader<'a, B> {
         let layout = at.layout;
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
         self.check_shape(name, &shape, layout)?;
-        // Vectors are small, and their arithmetic is not that of the matrix kernels.
+        // Only the kernels of weights read other types; everything else takes part in f32 arithmetic.
         let stored = self.checkpoint.info(name).map(|info| info.dtype);
-        let dtype = if D >= 2 { self.weights.dtype(stored) } else { DType::F32 };
+        let dtype = if D >= 2 && at.weight().is_some() { self.weights.dtype(stored) } else { DType::F32 };
         let dtype = if B::supports_dtype(self.device, dtype) { dtype } else { DType::F32 };
         let data = self.read(name, layout, dtype, shape)?;
         let tensor: Tensor<B, D> = Tensor::from_data(data, (self.device, dtype));

@@ -2,12 +2,24 @@
 
 use super::bert;
 use crate::config::{
-    Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, QkvNames, SharedLayers,
+    Activation, EncoderArchitecture, EncoderConfig, EncoderNames, HeadNames, MaskedLmNames, QkvNames,
+    SharedLayers,
 };
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &[("albert", "Albert")],
-    config_keys: &[("classifier_dropout_prob", "classifier_dropout")],
+    defaults: || {
+        vec![
+            ("hidden_act", "gelu_new".into()),
+            ("hidden_dropout_prob", 0.0.into()),
+            ("attention_probs_dropout_prob", 0.0.into()),
+            ("classifier_dropout_prob", 0.1.into()),
+        ]
+    },
+    options: |config, keys| {
+        let dropout = keys.dropout("classifier_dropout_prob")?.unwrap_or(config.dropouts.embeddings);
+        Ok(EncoderConfig { classifier_dropout: dropout, token_dropout: dropout, ..config })
+    },
     names: EncoderNames {
         prefix: "albert.",
         layers: "encoder.albert_layer_groups",
@@ -25,6 +37,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     head: HeadNames { dense: "albert.pooler", activation: Activation::Tanh, ..bert::ARCHITECTURE.head },
     masked_lm: MaskedLmNames {
         transform: "predictions.dense",
+        activation: None,
         norm: "predictions.LayerNorm",
         bias: "predictions",
         bias_copy: "predictions.decoder.bias",

@@ -24,6 +24,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     },
     masked_lm: MaskedLmNames {
         transform: "cls.predictions.transform.dense",
+        activation: None,
         norm: "cls.predictions.transform.LayerNorm",
         bias: "cls.predictions",
         bias_copy: "cls.predictions.decoder.bias",

@@ -2,7 +2,9 @@
 //! one map head by head.
 
 use super::{falcon, gpt2};
-use crate::config::{Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, NormKind};
+use crate::config::{
+    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, NormKind,
+};
 use lowrank_kernels::{Alibi, Gelu};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
@@ -15,6 +17,11 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         ("seq_length", "max_position_embeddings"),
     ],
     names: DecoderNames { embedding_norm: Some("word_embeddings_layernorm"), ..falcon::ARCHITECTURE.names },
+    dropouts: DropoutKeys {
+        attention_output: Some(("hidden_dropout", 0.0)),
+        ..falcon::ARCHITECTURE.dropouts
+    },
+    token_head: falcon::TOKEN_HEAD,
     config,
 };
 

@@ -10,7 +10,7 @@ use crate::config::{
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     model_types: &[("deberta-v2", "DebertaV2")],
-    config_keys: &[("cls_dropout", "classifier_dropout")],
+    config_keys: &[],
     defaults: || vec![("layer_norm_eps", 1e-7.into()), ("type_vocab_size", 0.into())],
     options,
     // Published checkpoints hold the heads of their pre-training, and a table of positions that is not used.
@@ -62,6 +62,8 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
     };
     let hidden_dropout = config.dropouts.embeddings;
     Ok(EncoderConfig {
+        classifier_dropout: keys.dropout("cls_dropout")?.unwrap_or(hidden_dropout),
+        token_dropout: hidden_dropout,
         has_positions: keys.flag_or("position_biased_input", true)?,
         score_scale: 1.0 / ((head_dim * n_products) as f32).sqrt(),
         relative,

@@ -2,7 +2,8 @@
 
 use super::bert;
 use crate::config::{
-    Activation, EmbeddingNames, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames, QkvNames,
+    Activation, EmbeddingNames, EncoderArchitecture, EncoderConfig, EncoderNames, HeadNames, MaskedLmNames,
+    QkvNames,
 };
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
@@ -15,8 +16,16 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         ("activation", "hidden_act"),
         ("dropout", "hidden_dropout_prob"),
         ("attention_dropout", "attention_probs_dropout_prob"),
-        ("seq_classif_dropout", "classifier_dropout"),
     ],
+    options: |config, keys| {
+        Ok(EncoderConfig {
+            // transformers has this number in the code.
+            norm_eps: 1e-12,
+            classifier_dropout: keys.dropout("seq_classif_dropout")?.unwrap_or(0.2),
+            token_dropout: config.dropouts.embeddings,
+            ..config
+        })
+    },
     names: EncoderNames {
         prefix: "distilbert.",
         embeddings: EmbeddingNames { types: None, ..bert::EMBEDDINGS },
@@ -37,6 +46,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     },
     masked_lm: MaskedLmNames {
         transform: "vocab_transform",
+        activation: None,
         norm: "vocab_layer_norm",
         bias: "vocab_projector",
         bias_copy: "vocab_projector.bias",

@@ -16,6 +16,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     head: HeadNames { activation: Activation::Gelu(Gelu::Erf), ..roberta::HEAD },
     masked_lm: MaskedLmNames {
         transform: "generator_predictions.dense",
+        activation: Some(Activation::Gelu(Gelu::Erf)),
         norm: "generator_predictions.LayerNorm",
         bias: "generator_lm_head",
         bias_copy: "generator_lm_head.decoder.bias",

@@ -2,10 +2,15 @@
 //! head.
 
 use super::llama;
-use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys, RopeKeys};
+use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, DropoutKeys, Keys, RopeKeys};
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "ernie4_5", class: "Ernie4_5", config, ..llama::ARCHITECTURE };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "ernie4_5",
+    class: "Ernie4_5",
+    dropouts: DropoutKeys { attention: None, ..llama::DROPOUTS },
+    config,
+    ..llama::ARCHITECTURE
+};
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let defaults = Defaults {

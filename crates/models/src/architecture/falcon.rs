@@ -3,8 +3,8 @@
 
 use super::{bloom, gpt2, llama};
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames,
-    Residual,
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, LayerNorms, NormKind,
+    QkvNames, Residual, TokenHead,
 };
 use lowrank_kernels::Alibi;
 
@@ -29,8 +29,19 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         norm: "ln_f",
         ..llama::NAMES
     },
+    dropouts: DropoutKeys {
+        // In layers whose parts are sequential; those of parallel parts are set below.
+        attention_output: Some(("attention_dropout", 0.0)),
+        mlp_output: Some(("hidden_dropout", 0.0)),
+        ..llama::DROPOUTS
+    },
+    token_head: TOKEN_HEAD,
     config,
 };
+
+/// The dropout has the default of the hidden states'.
+pub(super) const TOKEN_HEAD: TokenHead =
+    TokenHead { path: "classifier", dropout: &[("classifier_dropout", None), ("hidden_dropout", Some(0.0))] };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let defaults =
@@ -57,6 +68,11 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         ..common
     };
     config.layers.iter_mut().for_each(|layer| layer.norms = norms);
+    if is_parallel {
+        // On the sum of both parts.
+        config.dropouts.attention_output = config.dropouts.mlp_output;
+        config.dropouts.shares_mask = true;
+    }
     let bias = keys.flag_or("bias", false)?;
     (config.qkv_bias, config.output_bias, config.mlp_bias) = (bias, bias, bias);
     if keys.flag_or("alibi", false)? {

@@ -30,8 +30,8 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     }
     let defaults = Defaults { max_positions: 131_072, ..gemma::DEFAULTS };
     let common = gemma::common(architecture, keys, defaults)?;
-    let global = RopeKeys { default_theta: 1_000_000.0, ..RopeKeys::DEFAULT };
-    let local = RopeKeys { theta: "rope_local_base_freq", default_theta: 10_000.0, ..RopeKeys::DEFAULT };
+    let global = RopeKeys { default_theta: 1_000_000.0, max_positions: 131_072, ..RopeKeys::DEFAULT };
+    let local = RopeKeys { theta: "rope_local_base_freq", default_theta: 10_000.0, ..global };
     let ropes = vec![
         RopeConfig::read_kind(keys, "full_attention", common.head_dim, global)?,
         RopeConfig::read_kind(keys, "sliding_attention", common.head_dim, local)?,

@@ -17,7 +17,7 @@ pub(super) fn config(
     let defaults = Defaults {
         head_dim: Some(128),
         norm_eps: 1.562_5e-7,
-        rope: RopeKeys { default_partial: 0.5, interleaved: true, ..RopeKeys::DEFAULT },
+        rope: RopeKeys { interleaved: true, ..RopeKeys::partial(0.5) },
         max_positions: 131_072,
         ..Defaults::DEFAULT
     };

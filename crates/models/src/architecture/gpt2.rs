@@ -2,11 +2,32 @@
 
 use super::llama;
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames,
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, LayerNorms, NormKind,
+    QkvNames, TokenHead,
 };
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "gpt2", class: "GPT2", config_keys: KEYS, names: NAMES, config };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "gpt2",
+    class: "GPT2",
+    config_keys: KEYS,
+    names: NAMES,
+    dropouts: dropouts(0.1),
+    token_head: TOKEN_HEAD,
+    config,
+};
+
+/// OpenAI's dropouts with a default.
+pub(super) const fn dropouts(default: f64) -> DropoutKeys {
+    DropoutKeys {
+        embeddings: Some(("embd_pdrop", default)),
+        attention: Some(("attn_pdrop", default)),
+        attention_output: Some(("resid_pdrop", default)),
+        mlp_output: Some(("resid_pdrop", default)),
+    }
+}
+
+/// Llama's with another name.
+pub(super) const TOKEN_HEAD: TokenHead = TokenHead { path: "classifier", ..llama::TOKEN_HEAD };
 
 /// OpenAI's key names and their counterparts in Llama's configs.
 pub(super) const KEYS: &[(&str, &str)] = &[

@@ -1,7 +1,9 @@
 //! GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores and a window in every other layer.
 
 use super::gpt2;
-use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Keys, NormKind, QkvNames};
+use crate::config::{
+    DecoderArchitecture, DecoderConfig, DecoderNames, DropoutKeys, Keys, NormKind, QkvNames, TokenHead,
+};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     model_type: "gpt_neo",
@@ -14,8 +16,19 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         buffers: &["attention.bias", "attention.masked_bias"],
         ..gpt2::NAMES
     },
+    dropouts: DropoutKeys {
+        embeddings: Some(("embed_dropout", 0.0)),
+        attention: Some(("attention_dropout", 0.0)),
+        attention_output: Some(("resid_dropout", 0.0)),
+        mlp_output: Some(("resid_dropout", 0.0)),
+    },
+    token_head: TOKEN_HEAD,
     config,
 };
+
+/// The default of the dropout is its own.
+pub(super) const TOKEN_HEAD: TokenHead =
+    TokenHead { path: "classifier", dropout: &[("classifier_dropout", Some(0.1))] };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let defaults = crate::config::Defaults { max_positions: 2048, ..gpt2::DEFAULTS };

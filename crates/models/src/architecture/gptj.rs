@@ -1,7 +1,7 @@
 //! GPT-J (Wang & Komatsuzaki 2021): parallel attention and feed-forward over one norm, interleaved
 //! rotary pairs, a head with a bias.
 
-use super::gpt2;
+use super::{gpt2, llama};
 use crate::config::{
     DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkvNames,
     Residual, RopeConfig, RopeScaling,
@@ -20,6 +20,8 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         conv1d: false,
         ..gpt2::NAMES
     },
+    dropouts: gpt2::dropouts(0.0),
+    token_head: llama::TOKEN_HEAD,
     config,
     ..gpt2::ARCHITECTURE
 };
@@ -29,6 +31,9 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let common = DecoderConfig::with(architecture, keys, defaults)?;
     if common.tied {
         return Err("tie_word_embeddings = true is not supported; expected false".into());
+    }
+    if keys.has("rotary_dim") && keys.get("rotary_dim").is_none() {
+        return Err("rotary_dim = null is not supported; expected an even number".into());
     }
     let rotary_dim = keys.size_or("rotary_dim", 64)?;
     if rotary_dim > common.head_dim || !rotary_dim.is_multiple_of(2) {

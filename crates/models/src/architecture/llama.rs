@@ -1,9 +1,31 @@
 //! Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024).
 
-use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, QkvNames};
+use crate::config::{
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, LayerNorms, QkvNames,
+    TokenHead,
+};
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "llama", class: "Llama", config_keys: &[], names: NAMES, config };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "llama",
+    class: "Llama",
+    config_keys: &[],
+    names: NAMES,
+    dropouts: DROPOUTS,
+    token_head: TOKEN_HEAD,
+    config,
+};
+
+/// Most later decoders have only this one.
+pub(super) const DROPOUTS: DropoutKeys = DropoutKeys {
+    embeddings: None,
+    attention: Some(("attention_dropout", 0.0)),
+    attention_output: None,
+    mlp_output: None,
+};
+
+/// Most later decoders have this one.
+pub(super) const TOKEN_HEAD: TokenHead =
+    TokenHead { path: "score", dropout: &[("classifier_dropout", None), ("hidden_dropout", None)] };
 
 /// Most later decoders use all or most of these.
 pub(super) const NAMES: DecoderNames = DecoderNames {

@@ -7,7 +7,8 @@ pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "ministral3", class: "Ministral3", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let defaults = Defaults { head_dim: Some(128), norm_eps: 1e-5, ..Defaults::DEFAULT };
+    let defaults =
+        Defaults { head_dim: Some(128), norm_eps: 1e-5, max_positions: 262_144, ..Defaults::DEFAULT };
     let positions = keys.object("rope_parameters")?.ok_or("rope_parameters is missing")?;
     let at = |reason: String| format!("rope_parameters: {reason}");
     let beta = positions.number("llama_4_scaling_beta").map_err(at)?;
@@ -19,6 +20,5 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let mut config = DecoderConfig::with(architecture, keys, defaults)?;
     config.ropes.iter_mut().for_each(|rope| rope.query_growth = Some(growth));
     // transformers reads no `layer_types` here.
-    config.layers.iter_mut().for_each(|layer| layer.window = window);
-    Ok(config)
+    Ok(config.with_window(window))
 }

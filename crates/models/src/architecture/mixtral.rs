@@ -18,10 +18,8 @@ const EXPERTS: ExpertNames = ExpertNames {
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
     let rope = RopeKeys { default_theta: 1e6, ..RopeKeys::DEFAULT };
-    let defaults = Defaults { norm_eps: 1e-5, rope, ..Defaults::DEFAULT };
+    let defaults = Defaults { norm_eps: 1e-5, rope, max_positions: 131_072, ..Defaults::DEFAULT };
     let window = keys.optional_size("sliding_window", MAX_DIM)?;
     let experts = ExpertsConfig::read(keys, &EXPERTS, "intermediate_size")?;
-    Ok(DecoderConfig::with(architecture, keys, defaults)?
-        .with_windows(keys, window, |_| true)?
-        .with_experts(experts))
+    Ok(DecoderConfig::with(architecture, keys, defaults)?.with_window(window).with_experts(experts))
 }

@@ -44,6 +44,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     },
     masked_lm: MaskedLmNames {
         transform: "head.dense",
+        activation: None,
         norm: "head.norm",
         bias: "decoder",
         bias_copy: "decoder.bias",
@@ -51,7 +52,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     },
 };
 
-/// The keys that BERT has not, or for which it has other defaults.
+/// Keys that BERT does not have, or that have other defaults.
 fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, String> {
     let n = config.n_layers;
     let every = keys.size_or("global_attn_every_n_layers", 3)?;
@@ -62,7 +63,8 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
     // Half of it on either side, and the token itself.
     let window = keys.size_or("local_attention", 128)? / 2 + 1;
     let rope = |kind: &str, theta, default_theta| {
-        let names = RopeKeys { theta, default_theta, ..RopeKeys::DEFAULT };
+        let max_positions = config.max_positions;
+        let names = RopeKeys { theta, default_theta, max_positions, ..RopeKeys::DEFAULT };
         RopeConfig::read_kind(keys, kind, config.d_model / config.n_heads, names)
     };
     let ropes = vec![
@@ -104,6 +106,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
             relative: 0.0,
         },
         classifier_dropout: dropout("classifier_dropout")?,
+        token_dropout: dropout("classifier_dropout")?,
         head: HeadOptions {
             input: match keys.text("classifier_pooling")?.unwrap_or("cls") {
                 "cls" => HeadInput::First,

@@ -2,8 +2,8 @@
 
 use super::{bert, roberta};
 use crate::config::{
-    DistanceBuckets, EmbeddingNames, EncoderArchitecture, EncoderConfig, EncoderNames, Keys, QkvNames,
-    RelativeKind, RelativeNames, RelativePositions,
+    DistanceBuckets, EmbeddingNames, EncoderArchitecture, EncoderConfig, EncoderNames, HeadOptions, Keys,
+    QkvNames, RelativeKind, RelativeNames, RelativePositions,
 };
 
 pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
@@ -49,6 +49,8 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
         position_offset,
         // Its heads drop as the layers do.
         classifier_dropout: config.dropouts.embeddings,
+        token_dropout: config.dropouts.embeddings,
+        head: HeadOptions { input_dropout: config.dropouts.embeddings, ..config.head },
         relative: Some(RelativePositions { buckets, kind: RelativeKind::Bias }),
         ..config
     })

@@ -2,8 +2,8 @@
 
 use super::{gpt2, llama};
 use crate::config::{
-    Activation, DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind,
-    QkvNames,
+    Activation, DecoderArchitecture, DecoderConfig, DecoderDropouts, DecoderNames, Defaults, DropoutKeys,
+    Keys, LayerNorms, NormKind, QkvNames,
 };
 use lowrank_kernels::{Alibi, Gelu};
 use serde_json::Map;
@@ -30,6 +30,9 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         norm: "norm_f",
         ..llama::NAMES
     },
+    // In `attn_config`.
+    dropouts: DropoutKeys { attention: None, ..llama::DROPOUTS },
+    token_head: gpt2::TOKEN_HEAD,
     config,
 };
 
@@ -43,7 +46,15 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     if let Some(scale) = scale {
         common.layers.iter_mut().for_each(|layer| layer.scale = scale as f32);
     }
+    let dropout = attention.dropout("attn_pdrop").map_err(|reason| format!("attn_config: {reason}"))?;
+    let dropout = dropout.unwrap_or(0.0);
     Ok(DecoderConfig {
+        dropouts: DecoderDropouts {
+            attention: dropout,
+            attention_output: dropout,
+            mlp_output: dropout,
+            ..common.dropouts
+        },
         d_ff: 4 * common.d_model,
         norm: NormKind::LayerGain,
         activation: Activation::Gelu(Gelu::Erf),

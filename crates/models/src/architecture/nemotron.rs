@@ -12,7 +12,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         activation: "relu2",
         norm_eps_key: "norm_eps",
         norm_eps: 1e-5,
-        rope: RopeKeys { default_partial: 0.5, ..RopeKeys::DEFAULT },
+        rope: RopeKeys::partial(0.5),
         max_positions: 4096,
         ..Defaults::DEFAULT
     };

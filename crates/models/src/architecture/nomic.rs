@@ -53,7 +53,7 @@ pub(super) fn rotary(
     keys: &Keys<'_>,
     default_theta: f64,
 ) -> Result<EncoderConfig, String> {
-    let names = RopeKeys { default_theta, ..RopeKeys::DEFAULT };
+    let names = RopeKeys { default_theta, max_positions: config.max_positions, ..RopeKeys::DEFAULT };
     let rope = RopeConfig::read_with(keys, config.d_model / config.n_heads, names)?;
     let mut layers = config.layers;
     layers.iter_mut().for_each(|layer| layer.rope = Some(0));
@@ -71,7 +71,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
     rotary(EncoderConfig { biases, ..config }, keys, 1000.0)
 }
 
-/// Refuses what the model's own code has options for and transformers has not.
+/// Refuses options of the model's own code that transformers does not have.
 fn check_published(keys: &Keys<'_>) -> Result<(), String> {
     const OFF: [&str; 8] = [
         "qkv_proj_bias",

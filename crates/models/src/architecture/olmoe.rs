@@ -14,7 +14,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         normalizes: keys.flag_or("norm_topk_prob", false)?,
         ..ExpertsConfig::read(keys, &qwen2_moe::EXPERTS, "intermediate_size")?
     };
-    let defaults = Defaults { norm_eps: 1e-5, ..Defaults::DEFAULT };
+    let defaults = Defaults { norm_eps: 1e-5, max_positions: 4096, ..Defaults::DEFAULT };
     let config = DecoderConfig { qk_norm: Some(QkNorm::All), ..llama::with(architecture, keys, defaults)? };
     Ok(config.with_experts(experts))
 }

@@ -3,7 +3,8 @@
 
 use super::llama;
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, Residual,
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, LayerNorms, NormKind,
+    Residual,
 };
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
@@ -22,6 +23,12 @@ pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
         norm: "final_layer_norm",
         ..llama::NAMES
     },
+    dropouts: DropoutKeys {
+        attention_output: Some(("dropout", 0.1)),
+        mlp_output: Some(("dropout", 0.1)),
+        ..llama::DROPOUTS
+    },
+    token_head: llama::TOKEN_HEAD,
     config,
 };
 

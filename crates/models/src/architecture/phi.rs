@@ -3,12 +3,25 @@
 
 use super::llama;
 use crate::config::{
-    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, LayerNorms, NormKind, QkNorm, Residual,
-    RopeKeys,
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, LayerNorms, NormKind,
+    QkNorm, Residual, RopeKeys,
 };
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "phi", class: "Phi", names: NAMES, config, ..llama::ARCHITECTURE };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "phi",
+    class: "Phi",
+    names: NAMES,
+    dropouts: DROPOUTS,
+    config,
+    ..llama::ARCHITECTURE
+};
+
+const DROPOUTS: DropoutKeys = DropoutKeys {
+    embeddings: Some(("embd_pdrop", 0.0)),
+    attention_output: Some(("resid_pdrop", 0.0)),
+    mlp_output: Some(("resid_pdrop", 0.0)),
+    ..llama::DROPOUTS
+};
 
 const NAMES: DecoderNames = DecoderNames {
     norms: LayerNorms { mlp: None, ..llama::NAMES.norms },
@@ -26,7 +39,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         activation: "gelu_new",
         norm_eps_key: "layer_norm_eps",
         norm_eps: 1e-5,
-        rope: RopeKeys { default_partial: 0.5, ..RopeKeys::DEFAULT },
+        rope: RopeKeys::partial(0.5),
         ..Defaults::DEFAULT
     };
     Ok(DecoderConfig {

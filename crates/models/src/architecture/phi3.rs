@@ -2,10 +2,26 @@
 //! up.
 
 use super::llama;
-use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, QkvNames};
+use crate::config::{
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, MAX_DIM, QkvNames,
+    RopeKeys, RopeScaling,
+};
 
-pub(super) const ARCHITECTURE: DecoderArchitecture =
-    DecoderArchitecture { model_type: "phi3", class: "Phi3", names: NAMES, config, ..llama::ARCHITECTURE };
+pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
+    model_type: "phi3",
+    class: "Phi3",
+    names: NAMES,
+    dropouts: DROPOUTS,
+    config,
+    ..llama::ARCHITECTURE
+};
+
+// `embd_pdrop` is in the config and not in the model.
+const DROPOUTS: DropoutKeys = DropoutKeys {
+    attention_output: Some(("resid_pdrop", 0.0)),
+    mlp_output: Some(("resid_pdrop", 0.0)),
+    ..llama::DROPOUTS
+};
 
 const NAMES: DecoderNames = DecoderNames {
     qkv: QkvNames::Fused { name: "self_attn.qkv_proj", by_head: false },
@@ -16,7 +32,13 @@ const NAMES: DecoderNames = DecoderNames {
 };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let defaults = Defaults { norm_eps: 1e-5, max_positions: 4096, ..Defaults::DEFAULT };
+    let rope = RopeKeys { original_length: Some(4096), ..RopeKeys::partial(1.0) };
+    let defaults = Defaults { norm_eps: 1e-5, max_positions: 4096, rope, ..Defaults::DEFAULT };
     let window = keys.optional_size("sliding_window", MAX_DIM)?;
-    DecoderConfig::with(architecture, keys, defaults)?.with_windows(keys, window, |_| true)
+    let config = DecoderConfig::with(architecture, keys, defaults)?.with_window(window);
+    let restart_length = config.ropes.iter().find_map(|rope| match rope.scaling {
+        RopeScaling::LongRope { original_length, .. } => Some(original_length),
+        _ => None,
+    });
+    Ok(DecoderConfig { restart_length, ..config })
 }

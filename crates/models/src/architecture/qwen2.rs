@@ -1,13 +1,16 @@
 //! Qwen2 (Yang et al. 2024): Llama with biases on queries, keys and values, and windows in some layers.
 
 use super::llama;
-use crate::config::{DecoderArchitecture, DecoderConfig, Keys};
+use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "qwen2", class: "Qwen2", config, ..llama::ARCHITECTURE };
 
+/// Later ones have the same.
+pub(super) const DEFAULTS: Defaults = Defaults { max_positions: 32_768, ..Defaults::DEFAULT };
+
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let common = DecoderConfig { qkv_bias: true, ..DecoderConfig::common(architecture, keys)? };
+    let common = DecoderConfig { qkv_bias: true, ..DecoderConfig::with(architecture, keys, DEFAULTS)? };
     windows(common, keys)
 }
 

@@ -1,6 +1,6 @@
 //! Qwen2-MoE and Qwen1.5-MoE (Yang et al. 2024): Qwen2 with experts, and a shared expert for all tokens.
 
-use super::llama;
+use super::{llama, qwen2};
 use crate::config::{
     DecoderArchitecture, DecoderConfig, ExpertNames, ExpertsConfig, Keys, MAX_DIM, MlpNames,
     SharedExpertNames,
@@ -29,7 +29,8 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         ..ExpertsConfig::read(keys, &WITH_SHARED, "moe_intermediate_size")?
     };
     let bias = keys.flag_or("qkv_bias", true)?;
-    let common = DecoderConfig { qkv_bias: bias, ..DecoderConfig::common(architecture, keys)? };
+    let common =
+        DecoderConfig { qkv_bias: bias, ..DecoderConfig::with(architecture, keys, qwen2::DEFAULTS)? };
     let full_from = keys.number_or("max_window_layers", 28.0)? as usize;
     // transformers gives windows to the layers of even index only, if no list specifies it.
     let windows =

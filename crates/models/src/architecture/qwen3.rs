@@ -7,7 +7,7 @@ pub(super) const ARCHITECTURE: DecoderArchitecture =
     DecoderArchitecture { model_type: "qwen3", class: "Qwen3", config, ..llama::ARCHITECTURE };
 
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let defaults = Defaults { head_dim: Some(128), ..Defaults::DEFAULT };
+    let defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
     let bias = keys.flag_or("attention_bias", false)?;
     let config = DecoderConfig {
         qkv_bias: bias,

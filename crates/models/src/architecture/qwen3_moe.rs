@@ -1,6 +1,6 @@
 //! Qwen3-MoE (Yang et al. 2025): Qwen3 with experts in all layers, or in some.
 
-use super::{llama, qwen2_moe};
+use super::{llama, qwen2, qwen2_moe};
 use crate::config::{DecoderArchitecture, DecoderConfig, ExpertsConfig, Keys, QkNorm};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
@@ -16,7 +16,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         qkv_bias: bias,
         output_bias: bias,
         qk_norm: Some(QkNorm::Head),
-        ..DecoderConfig::common(architecture, keys)?
+        ..DecoderConfig::with(architecture, keys, qwen2::DEFAULTS)?
     };
-    config.with_windows(keys, qwen2_moe::window(keys)?, |_| true)?.with_sparse_layers(keys, experts)
+    config.with_window(qwen2_moe::window(keys)?).with_sparse_layers(keys, experts)
 }

@@ -1,5 +1,7 @@
 //! RoBERTa, and what shares its shape: XLM-R, CamemBERT (Liu et al. 2019; Conneau et al. 2020).
 
+use lowrank_kernels::Gelu;
+
 use super::bert;
 use crate::config::{Activation, EncoderArchitecture, EncoderNames, HeadNames, MaskedLmNames};
 
@@ -10,6 +12,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     head: HEAD,
     masked_lm: MaskedLmNames {
         transform: "lm_head.dense",
+        activation: Some(Activation::Gelu(Gelu::Erf)),
         norm: "lm_head.layer_norm",
         bias: "lm_head",
         bias_copy: "lm_head.decoder.bias",

@@ -25,8 +25,11 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
         return Err("rotary_value = true is not supported for roformer; expected false".into());
     }
     let embedding_size = keys.size_or("embedding_size", config.d_model)?;
-    let head = HeadOptions { activation: config.activation, ..config.head };
-    let mut config = nomic::rotary(EncoderConfig { embedding_size, head, ..config }, keys, 10_000.0)?;
+    let dropout = config.dropouts.embeddings;
+    let head = HeadOptions { activation: config.activation, input_dropout: dropout, ..config.head };
+    let config =
+        EncoderConfig { embedding_size, head, classifier_dropout: dropout, token_dropout: dropout, ..config };
+    let mut config = nomic::rotary(config, keys, 10_000.0)?;
     for rope in &mut config.ropes {
         rope.interleaved = true;
         if rope.scaling != RopeScaling::None || rope.theta != 10_000.0 {

@@ -1,12 +1,20 @@
 //! StarCoder2 (Lozhkov et al. 2024): layer norms, biases, an ungated feed-forward layer, an optional window.
 
 use super::llama;
-use crate::config::{DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, Keys, MAX_DIM, NormKind};
+use crate::config::{
+    DecoderArchitecture, DecoderConfig, DecoderNames, Defaults, DropoutKeys, Keys, MAX_DIM, NormKind,
+};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture = DecoderArchitecture {
     model_type: "starcoder2",
     class: "Starcoder2",
     names: NAMES,
+    dropouts: DropoutKeys {
+        embeddings: Some(("embedding_dropout", 0.0)),
+        attention_output: Some(("residual_dropout", 0.0)),
+        mlp_output: Some(("residual_dropout", 0.0)),
+        ..llama::DROPOUTS
+    },
     config,
     ..llama::ARCHITECTURE
 };
@@ -31,5 +39,5 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         mlp_bias: bias,
         ..DecoderConfig::with(architecture, keys, defaults)?
     };
-    config.with_windows(keys, window, |_| true)
+    Ok(config.with_window(window))
 }

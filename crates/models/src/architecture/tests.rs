@@ -4,7 +4,7 @@ use rstest::rstest;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::config::{Activation, DistanceBuckets, Problem};
+use crate::config::{Activation, DistanceBuckets, Problem, RopeScaling};
 use lowrank_kernels::Gelu;
 
 fn config(changes: &str) -> std::result::Result<EncoderConfig, String> {
@@ -59,6 +59,15 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"nomic_bert","prenorm":true}"#, "prenorm = true")]
 #[case(r#"{"model_type":"nomic_bert","rotary_scaling_factor":2}"#, "rotary_scaling_factor = 2")]
 #[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
+#[case(r#"{"model_type":"nomic_bert","partial_rotary_factor":0.5}"#, "partial_rotary_factor = 0.5")]
+#[case(
+    r#"{"problem_type":"single_label_classification","num_labels":1}"#,
+    "expected at least two labels, or regression"
+)]
+#[case(
+    r#"{"model_type":"albert","num_hidden_layers":4096,"num_hidden_groups":4096,"inner_group_num":4096}"#,
+    "at most 4096 layers in all"
+)]
 fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
     let error = config(changes).unwrap_err();
     assert!(error.contains(message), "{error}");
@@ -196,6 +205,14 @@ fn decoder_config(model_type: &str, changes: &str) -> std::result::Result<Decode
 #[case("mpt", r#"{"logit_scale":"inv_sqrt_d_model"}"#, "logit_scale")]
 #[case("gptj", r#"{"tie_word_embeddings":true}"#, "tie_word_embeddings = true")]
 #[case("gptj", r#"{"rotary_dim":10}"#, "rotary_dim = 10")]
+#[case("gptj", r#"{"rotary_dim":null}"#, "rotary_dim = null")]
+#[case("llama", r#"{"partial_rotary_factor":0.5}"#, "partial_rotary_factor = 0.5")]
+#[case("qwen2", r#"{"rope_parameters":{"partial_rotary_factor":0.5}}"#, "partial_rotary_factor = 0.5")]
+#[case(
+    "mixtral",
+    r#"{"num_hidden_layers":4096,"num_local_experts":1024,"num_experts_per_tok":2}"#,
+    "4194304 experts in all layers"
+)]
 #[case("gptj", r#"{"hidden_size":null,"n_embd":"wide"}"#, "n_embd = \"wide\"")]
 #[case(
     "gpt_neo",
@@ -219,6 +236,105 @@ fn options_of_decoders_that_cannot_be_run_are_refused(
 ) {
     let error = decoder_config(model_type, changes).unwrap_err();
     assert!(error.contains(message) && !error.contains('\n'), "{error}");
+}
+
+/// Dropouts of the heads over sequences and over tokens, and that on the input of the former; by the sources of transformers.
+#[rstest]
+#[case("bert", r#"{"hidden_dropout_prob":0.2}"#, [0.2, 0.2, 0.0])]
+#[case("bert", r#"{"hidden_dropout_prob":0.2,"classifier_dropout":0.3}"#, [0.3, 0.3, 0.0])]
+#[case("roberta", r#"{"hidden_dropout_prob":0.2,"classifier_dropout":0.3}"#, [0.3, 0.3, 0.3])]
+#[case("deberta-v2", r#"{"hidden_dropout_prob":0.2,"cls_dropout":0.3,"classifier_dropout":0.4}"#, [0.3, 0.2, 0.0])]
+#[case("deberta-v2", r#"{"hidden_dropout_prob":0.2,"classifier_dropout":0.4}"#, [0.2, 0.2, 0.0])]
+#[case("distilbert", r#"{"dropout":0.3,"classifier_dropout":0.4}"#, [0.2, 0.3, 0.0])]
+#[case("distilbert", r#"{"dropout":0.3,"seq_classif_dropout":0.4}"#, [0.4, 0.3, 0.0])]
+#[case("roformer", r#"{"hidden_dropout_prob":0.2,"classifier_dropout":0.4}"#, [0.2, 0.2, 0.2])]
+#[case("mpnet", r#"{"hidden_dropout_prob":0.2,"classifier_dropout":0.4}"#, [0.2, 0.2, 0.2])]
+#[case("albert", r#"{"classifier_dropout":0.4}"#, [0.1, 0.1, 0.0])]
+#[case("albert", r#"{"classifier_dropout_prob":0.3}"#, [0.3, 0.3, 0.0])]
+#[case("modernbert", r#"{"classifier_dropout":0.3}"#, [0.3, 0.3, 0.0])]
+fn heads_have_their_dropouts(#[case] model_type: &str, #[case] changes: &str, #[case] expected: [f64; 3]) {
+    let mut changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
+    changes.insert("model_type".into(), model_type.into());
+    let c = config(&Value::from(changes).to_string()).unwrap();
+    assert_eq!([c.classifier_dropout, c.token_dropout, c.head.input_dropout], expected);
+}
+
+#[test]
+fn masked_lm_heads_have_their_activations() {
+    let head = |model_type: &str| {
+        let changes = json!({"model_type": model_type, "hidden_act": "relu", "activation": "relu"});
+        config(&changes.to_string()).unwrap().masked_lm.activation
+    };
+    let fixed = ["roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "gte", "electra"];
+    for model_type in fixed.into_iter().chain(["jina_embeddings_v3"]) {
+        assert_eq!(head(model_type), Activation::Gelu(Gelu::Erf), "{model_type}");
+    }
+    for model_type in ["bert", "albert", "deberta-v2", "distilbert", "roformer", "nomic_bert", "ernie"] {
+        assert_eq!(head(model_type), Activation::Relu, "{model_type}");
+    }
+}
+
+#[test]
+fn albert_and_distilbert_have_defaults_of_their_own() {
+    let albert = config(r#"{"model_type":"albert"}"#).unwrap();
+    assert_eq!(albert.activation, Activation::Gelu(Gelu::Tanh));
+    assert_eq!((albert.dropouts.embeddings, albert.dropouts.attention), (0.0, 0.0));
+    let distilbert = config(r#"{"model_type":"distilbert","layer_norm_eps":0.1}"#).unwrap();
+    assert_eq!(distilbert.norm_eps, 1e-12);
+}
+
+#[rstest]
+#[case("llama", 2048)]
+#[case("qwen2", 32_768)]
+#[case("qwen3", 32_768)]
+#[case("mistral", 131_072)]
+#[case("stablelm", 4096)]
+#[case("arcee", 4096)]
+fn an_absent_length_is_the_architecture_s(#[case] model_type: &str, #[case] length: usize) {
+    let changes = r#"{"rope_parameters":{"rope_type":"dynamic","factor":2.0}}"#;
+    let config = decoder_config(model_type, changes).unwrap();
+    assert_eq!(config.max_positions, length);
+    let scaling = RopeScaling::Dynamic { factor: 2.0, max_positions: length as f64 };
+    assert_eq!(config.ropes[0].scaling, scaling);
+}
+
+/// Its original length stands beside the rotary parameters, with a default, and overrides theirs.
+#[test]
+fn the_original_length_of_phi3_is_4096_by_default() {
+    let original = |changes: Value| {
+        let mut all = json!({"max_position_embeddings": 16384, "rope_parameters": {"rope_type": "longrope",
+            "original_max_position_embeddings": 7, "short_factor": [1, 1, 1, 1], "long_factor": [1, 1, 1, 1]}});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        match &decoder_config("phi3", &all.to_string()).unwrap().ropes[0].scaling {
+            RopeScaling::LongRope { original_length, .. } => *original_length,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(original(json!({})), 4096);
+    assert_eq!(original(json!({"original_max_position_embeddings": 64})), 64);
+}
+
+#[rstest]
+#[case("mistral", [true; 4])]
+#[case("mixtral", [true; 4])]
+#[case("phi3", [true; 4])]
+#[case("starcoder2", [true; 4])]
+#[case("qwen3_moe", [true; 4])]
+#[case("ministral", [true, false, true, false])]
+#[case("qwen3", [true, false, true, false])]
+fn lists_of_layers_are_read_where_transformers_reads_them(
+    #[case] model_type: &str,
+    #[case] expected: [bool; 4],
+) {
+    let config = decoder_config(
+        model_type,
+        r#"{"sliding_window":7,"use_sliding_window":true,"num_experts":2,"num_experts_per_tok":1,
+            "moe_intermediate_size":8,
+            "layer_types":["sliding_attention","full_attention","sliding_attention","full_attention"]}"#,
+    )
+    .unwrap();
+    let has_window: Vec<bool> = config.layers.iter().map(|layer| layer.window.is_some()).collect();
+    assert_eq!(has_window, expected);
 }
 
 #[test]

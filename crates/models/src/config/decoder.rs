@@ -12,6 +12,9 @@ use crate::config::rope::{RopeConfig, RopeKeys};
 use lowrank_kernels::Alibi;
 use lowrank_spec::LowrankSection;
 
+/// Maximum number of experts in all layers.
+const MAX_ALL_EXPERTS: usize = 1 << 16;
+
 /// Residual structure of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residual {
@@ -34,6 +37,46 @@ pub enum QkNorm {
     HeadGains,
     /// All heads together.
     All,
+}
+
+/// Probabilities of dropping an element in training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecoderDropouts {
+    /// After the embeddings.
+    pub embeddings: f64,
+    /// On attention probabilities.
+    pub attention: f64,
+    /// After the attention's output map.
+    pub attention_output: f64,
+    /// After the feed-forward layer.
+    pub mlp_output: f64,
+    /// Whether the outputs of both parts have the same mask, as a dropout on their sum has (Falcon).
+    pub shares_mask: bool,
+    /// Before the head of a token classifier.
+    pub token_head: f64,
+}
+
+impl DecoderDropouts {
+    /// From the keys of an architecture; null stands for 0.
+    fn read(architecture: &DecoderArchitecture, keys: &Keys<'_>) -> std::result::Result<Self, String> {
+        let names = architecture.dropouts;
+        let read = |key: Option<(&str, f64)>| match key {
+            Some((key, _)) if keys.has(key) => Ok(keys.dropout(key)?.unwrap_or(0.0)),
+            key => Ok::<_, String>(key.map_or(0.0, |(_, default)| default)),
+        };
+        let mut token_head = None;
+        for (key, default) in architecture.token_head.dropout {
+            token_head = token_head.or(keys.dropout(key)?.or(*default));
+        }
+        Ok(Self {
+            embeddings: read(names.embeddings)?,
+            attention: read(names.attention)?,
+            attention_output: read(names.attention_output)?,
+            mlp_output: read(names.mlp_output)?,
+            shares_mask: false,
+            token_head: token_head.unwrap_or(0.1),
+        })
+    }
 }
 
 /// Shape and hyper-parameters of a decoder.
@@ -96,6 +139,10 @@ pub struct DecoderConfig {
     pub attention_softcap: Option<f32>,
     /// Biases of the attention scores by position.
     pub alibi: Option<Alibi>,
+    /// Length beyond which the keys of all tokens are computed anew, since their rotation changes (Phi-3).
+    pub restart_length: Option<usize>,
+    /// Dropouts in training.
+    pub dropouts: DecoderDropouts,
     /// The layers, first to last.
     pub layers: Vec<LayerKind>,
     /// Multiplier on embedded tokens.
@@ -159,16 +206,8 @@ impl Defaults {
 }
 
 impl DecoderConfig {
-    /// A config from the keys that most architectures share: RMS norms, no biases, rotary positions over the
-    /// whole head, sequential residuals, an untied head.
-    pub(crate) fn common(
-        architecture: &'static DecoderArchitecture,
-        keys: &Keys<'_>,
-    ) -> std::result::Result<Self, String> {
-        Self::with(architecture, keys, Defaults::DEFAULT)
-    }
-
-    /// The same with other names and defaults of some keys.
+    /// A config from the keys that most architectures share, under the names and with the defaults of `defaults`: RMS
+    /// norms, no biases, rotary positions, sequential residuals, an untied head.
     pub(crate) fn with(
         architecture: &'static DecoderArchitecture,
         keys: &Keys<'_>,
@@ -184,6 +223,7 @@ impl DecoderConfig {
             (None, None) => return Err("intermediate_size is missing".into()),
         };
         let activation = keys.text(defaults.activation_key)?.unwrap_or(defaults.activation);
+        let rope = RopeKeys { max_positions: defaults.max_positions, ..defaults.rope };
         let layer = LayerKind {
             window: None,
             rope: Some(0),
@@ -206,7 +246,7 @@ impl DecoderConfig {
             position_offset: 0,
             norm: NormKind::Rms,
             norm_eps: keys.number_or(defaults.norm_eps_key, defaults.norm_eps)?,
-            ropes: vec![RopeConfig::read_with(keys, head_dim, defaults.rope)?],
+            ropes: vec![RopeConfig::read_with(keys, head_dim, rope)?],
             activation: lookup(defaults.activation_key, activation, &Activation::NAMES)?,
             qkv_bias: false,
             output_bias: false,
@@ -217,6 +257,8 @@ impl DecoderConfig {
             clip_qkv: None,
             attention_softcap: None,
             alibi: None,
+            restart_length: None,
+            dropouts: DecoderDropouts::read(architecture, keys)?,
             layers: vec![layer; n_layers],
             embedding_scale: 1.0,
             residual_scale: 1.0,
@@ -251,6 +293,12 @@ impl DecoderConfig {
         Ok(self)
     }
 
+    /// Gives every layer the same window; `layer_types` is not read.
+    pub(crate) fn with_window(mut self, window: Option<usize>) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.window = window);
+        self
+    }
+
     /// The same without rotary positions.
     pub(crate) fn without_ropes(mut self) -> Self {
         self.ropes.clear();
@@ -272,6 +320,10 @@ impl DecoderConfig {
             ));
         }
         self.ropes.iter().try_for_each(RopeConfig::check)?;
+        let experts = self.experts.map_or(0, |experts| experts.count).saturating_mul(self.n_layers);
+        if experts > MAX_ALL_EXPERTS {
+            return Err(format!("{experts} experts in all layers; expected at most {MAX_ALL_EXPERTS}"));
+        }
         for (what, heads) in [("queries", n_heads), ("keys", n_kv_heads)] {
             let width = heads.saturating_mul(head_dim);
             if width > MAX_DIM {

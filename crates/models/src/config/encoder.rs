@@ -60,8 +60,10 @@ pub struct EncoderConfig {
     pub biases: EncoderBiases,
     /// Dropouts in the embeddings and the layers.
     pub dropouts: EncoderDropouts,
-    /// Dropout before the classifier.
+    /// Dropout before the classifier of sequences.
     pub classifier_dropout: f64,
+    /// Dropout before the classifier of tokens.
+    pub token_dropout: f64,
     /// The sequence classification head.
     pub head: HeadOptions,
     /// The masked language modelling head.
@@ -220,10 +222,10 @@ impl EncoderConfig {
             Some(_) => [keys.size_or("num_hidden_groups", 1)?, keys.size_or("inner_group_num", 1)?],
             None => [runs, 1],
         };
-        if groups[0] > runs || groups[1] > MAX_LAYERS {
+        if groups[0] > runs || runs.saturating_mul(groups[1]) > MAX_LAYERS {
             return Err(format!(
                 "num_hidden_groups = {} of inner_group_num = {} layers for num_hidden_layers = {runs}; expected no more groups \
-                 than layers",
+                 than layers, and at most {MAX_LAYERS} layers in all",
                 groups[0], groups[1]
             ));
         }
@@ -273,13 +275,18 @@ impl EncoderConfig {
                 relative: 0.0,
             },
             classifier_dropout,
+            token_dropout: classifier_dropout,
             head: HeadOptions {
                 input: HeadInput::First,
                 input_dropout: if architecture.head.drops_input { classifier_dropout } else { 0.0 },
                 bias: true,
                 activation: architecture.head.activation,
             },
-            masked_lm: MaskedLmOptions { transform_bias: true, activation, bias: true },
+            masked_lm: MaskedLmOptions {
+                transform_bias: true,
+                activation: architecture.masked_lm.activation.unwrap_or(activation),
+                bias: true,
+            },
             position_offset,
             labels,
             problem,

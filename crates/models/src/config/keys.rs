@@ -83,7 +83,7 @@ impl<'a> Keys<'a> {
     }
 
     /// All keys and values.
-    pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
         self.raw.iter()
     }
 

@@ -16,7 +16,7 @@ mod rope;
 
 pub use activation::Activation;
 pub use classifier::{BodyConfig, ClassifierConfig};
-pub use decoder::{DecoderConfig, QkNorm, Residual};
+pub use decoder::{DecoderConfig, DecoderDropouts, QkNorm, Residual};
 pub use encoder::{
     ConvolutionOptions, EncoderBiases, EncoderConfig, EncoderDropouts, EncoderLayerKind, HeadInput,
     HeadOptions, MaskedLmOptions,
@@ -26,8 +26,9 @@ pub use keys::Keys;
 pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
-    DecoderArchitecture, DecoderNames, EmbeddingNames, EncoderArchitecture, EncoderNames, ExpertNames,
-    HeadNames, LayerNorms, MaskedLmNames, MlpNames, QkvNames, RelativeNames, SharedExpertNames, SharedLayers,
+    DecoderArchitecture, DecoderNames, DropoutKeys, EmbeddingNames, EncoderArchitecture, EncoderNames,
+    ExpertNames, HeadNames, LayerNorms, MaskedLmNames, MlpNames, QkvNames, RelativeNames, SharedExpertNames,
+    SharedLayers, TokenHead,
 };
 pub use relative::{DistanceBuckets, RelativeKind, RelativePositions};
 pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};

@@ -157,6 +157,8 @@ pub struct HeadNames {
 pub struct MaskedLmNames {
     /// Path of the map before the norm.
     pub transform: &'static str,
+    /// Activation after that map; the layers' if `None`.
+    pub activation: Option<Activation>,
     /// Path of the norm.
     pub norm: &'static str,
     /// Path of the module that the bias is stored under.
@@ -178,6 +180,10 @@ pub struct DecoderArchitecture {
     pub config_keys: &'static [(&'static str, &'static str)],
     /// Where the tensors are.
     pub names: DecoderNames,
+    /// Keys of the dropouts.
+    pub dropouts: DropoutKeys,
+    /// The head of a token classifier.
+    pub token_head: TokenHead,
     /// Reads the config's keys.
     pub config: fn(&'static DecoderArchitecture, &Keys<'_>) -> Result<DecoderConfig, String>,
 }
@@ -186,6 +192,28 @@ impl PartialEq for DecoderArchitecture {
     fn eq(&self, other: &Self) -> bool {
         self.model_type == other.model_type
     }
+}
+
+/// Keys of a decoder's dropouts, with their defaults; `None` for a place without dropout.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKeys {
+    /// After the embeddings.
+    pub embeddings: Option<(&'static str, f64)>,
+    /// On attention probabilities.
+    pub attention: Option<(&'static str, f64)>,
+    /// After the attention's output map.
+    pub attention_output: Option<(&'static str, f64)>,
+    /// After the feed-forward layer.
+    pub mlp_output: Option<(&'static str, f64)>,
+}
+
+/// The head of a token classifier over a decoder: a dropout and a linear map.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenHead {
+    /// Path of the map.
+    pub path: &'static str,
+    /// Keys of the dropout, of which the first with a value or a default counts; 0.1 if there is none.
+    pub dropout: &'static [(&'static str, Option<f64>)],
 }
 
 /// The modules of a decoder.

@@ -1,5 +1,7 @@
 //! Rotary positions (Su et al. 2021): their config and frequencies.
 
+use serde_json::{Map, Value};
+
 use crate::config::keys::Keys;
 
 /// Rotary positions of a model, or of some of its layers.
@@ -57,7 +59,7 @@ pub enum RopeScaling {
         factor: f64,
         /// First pair that is not fully kept, and last that is not fully divided.
         ramp: [f64; 2],
-        /// Factor on cosines and sines.
+        /// Multiplier on cosines and sines.
         attention_factor: f64,
     },
     /// A divisor for each pair, one list up to the first length and another beyond (Ding et al. 2024).
@@ -68,7 +70,7 @@ pub enum RopeScaling {
         long: Vec<f64>,
         /// The original training length.
         original_length: usize,
-        /// Factor on cosines and sines.
+        /// Multiplier on cosines and sines.
         attention_factor: f64,
     },
     /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
@@ -91,22 +93,33 @@ pub struct RopeKeys {
     pub theta: &'static str,
     /// The default base.
     pub default_theta: f64,
-    /// The key of the rotated fraction of a head.
-    pub partial: &'static str,
+    /// The key of the rotated fraction of a head; `None` if whole heads are rotated.
+    pub partial: Option<&'static str>,
     /// The default of that fraction.
     pub default_partial: f64,
     /// Whether element `2i` is rotated with `2i + 1`.
     pub interleaved: bool,
+    /// The default of `max_position_embeddings`.
+    pub max_positions: usize,
+    /// The default of `original_max_position_embeddings` beside the rotary parameters, which overrides theirs.
+    pub original_length: Option<usize>,
 }
 
 impl RopeKeys {
+    /// Part of each head under the usual key.
+    pub(crate) const fn partial(default_partial: f64) -> Self {
+        Self { partial: Some("partial_rotary_factor"), default_partial, ..Self::DEFAULT }
+    }
+
     /// Llama's.
     pub(crate) const DEFAULT: Self = Self {
         theta: "rope_theta",
         default_theta: 10_000.0,
-        partial: "partial_rotary_factor",
+        partial: None,
         default_partial: 1.0,
         interleaved: false,
+        max_positions: 2048,
+        original_length: None,
     };
 }
 
@@ -121,7 +134,7 @@ impl RopeConfig {
     }
 
     /// The positions of the layers of one kind, if `rope_parameters` holds an object for each kind.
-    /// `rope_scaling` of an older config belongs to `full_attention`.
+    /// The entries of an older config's `rope_scaling` replace those of `full_attention`.
     pub(crate) fn read_kind(
         keys: &Keys<'_>,
         kind: &str,
@@ -130,7 +143,9 @@ impl RopeConfig {
     ) -> Result<Self, String> {
         let own = keys.object("rope_parameters")?.map_or(Ok(None), |all| all.object(kind))?;
         let old = keys.object("rope_scaling")?.filter(|old| kind == "full_attention" && !old.is_empty());
-        Self::build(keys, old.or(own), head_dim, names)
+        let entries = [own, old].into_iter().flatten().flat_map(|keys| keys.entries());
+        let merged: Map<String, Value> = entries.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Self::build(keys, Some(Keys::new(&merged)), head_dim, names)
     }
 
     fn build(
@@ -149,13 +164,17 @@ impl RopeConfig {
         if theta <= 0.0 {
             return Err(format!("rope_theta = {theta} is out of range; expected above 0"));
         }
-        let part = own_or("partial_rotary_factor", names.partial, names.default_partial)?;
+        let key = names.partial.unwrap_or("partial_rotary_factor");
+        let part = own_or("partial_rotary_factor", key, names.default_partial)?;
+        if names.partial.is_none() && part != 1.0 {
+            return Err(format!("{key} = {part} is not supported for this architecture; expected 1"));
+        }
         if !(0.0..=1.0).contains(&part) {
-            return Err(format!("{} = {part} is out of range; expected 0..=1", names.partial));
+            return Err(format!("{key} = {part} is out of range; expected 0..=1"));
         }
         let rotary_dim = (head_dim as f64 * part) as usize;
         let scaling = match own {
-            Some(own) => RopeScaling::read(&own, keys, theta, rotary_dim)?,
+            Some(own) => RopeScaling::read(&own, keys, theta, rotary_dim, names)?,
             None => RopeScaling::None,
         };
         Ok(Self { theta, rotary_dim, interleaved: names.interleaved, scaling, query_growth: None })
@@ -189,7 +208,7 @@ impl RopeConfig {
         matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
     }
 
-    /// Factor on cosines and sines.
+    /// Multiplier on cosines and sines.
     pub const fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
@@ -201,7 +220,13 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
-    fn read(own: &Keys<'_>, config: &Keys<'_>, theta: f64, rotary_dim: usize) -> Result<Self, String> {
+    fn read(
+        own: &Keys<'_>,
+        config: &Keys<'_>,
+        theta: f64,
+        rotary_dim: usize,
+        names: RopeKeys,
+    ) -> Result<Self, String> {
         let kind = match own.text("rope_type")?.or(own.text("type")?).unwrap_or("default") {
             // Phi-3's first configs use this name.
             "yarn" | "su" if own.has("long_factor") => "longrope",
@@ -217,10 +242,12 @@ impl RopeScaling {
             }
         };
         let positive = |key: &str| optional(key)?.ok_or_else(|| at(format!("{key} is missing")));
-        let max_positions = || config.size_or("max_position_embeddings", 2048).map(|n| n as f64);
+        let max_positions =
+            || config.size_or("max_position_embeddings", names.max_positions).map(|n| n as f64);
         // Phi-3 stores the original length outside, and that one takes precedence.
         let original_length = || -> Result<f64, String> {
-            match config.number("original_max_position_embeddings")? {
+            let outer = config.number("original_max_position_embeddings")?;
+            match outer.or(names.original_length.map(|n| n as f64)) {
                 Some(length) if length > 1.0 => Ok(length),
                 _ => Ok(match optional("original_max_position_embeddings")? {
                     Some(length) => length,
@@ -333,10 +360,10 @@ impl RopeScaling {
 mod tests {
     use super::*;
     use rstest::rstest;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn read(value: Value) -> Result<RopeConfig, String> {
-        RopeConfig::read_with(&Keys::new(value.as_object().unwrap()), 8, RopeKeys::DEFAULT)
+        RopeConfig::read_with(&Keys::new(value.as_object().unwrap()), 8, RopeKeys::partial(1.0))
     }
 
     #[test]
@@ -349,6 +376,32 @@ mod tests {
         assert_eq!(read(json!({"rope_parameters": new})).unwrap(), old);
         assert_eq!(read(json!({"rope_scaling": null})).unwrap().theta, 10_000.0);
         assert_eq!(read(json!({"partial_rotary_factor": 0.25})).unwrap().rotary_dim, 2);
+    }
+
+    #[test]
+    fn a_fraction_is_refused_where_whole_heads_are_rotated() {
+        let read = |value: Value| {
+            RopeConfig::read_with(&Keys::new(value.as_object().unwrap()), 8, RopeKeys::DEFAULT)
+        };
+        assert_eq!(read(json!({"partial_rotary_factor": 1.0})).unwrap().rotary_dim, 8);
+        for value in [
+            json!({"partial_rotary_factor": 0.5}),
+            json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
+        ] {
+            assert!(read(value).unwrap_err().contains("partial_rotary_factor = 0.5 is not supported"));
+        }
+    }
+
+    #[test]
+    fn rope_scaling_changes_some_entries_of_the_layers_without_a_window() {
+        let both = json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}});
+        let of =
+            |kind| RopeConfig::read_kind(&Keys::new(both.as_object().unwrap()), kind, 8, RopeKeys::DEFAULT);
+        let (full, sliding) = (of("full_attention").unwrap(), of("sliding_attention").unwrap());
+        assert_eq!((full.theta, full.scaling), (500.0, RopeScaling::Linear { factor: 2.0 }));
+        assert_eq!((sliding.theta, sliding.scaling), (100.0, RopeScaling::None));
     }
 
     #[test]

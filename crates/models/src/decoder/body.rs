@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::prelude::*;
 use lowrank_kernels::Kernels;
+use lowrank_spec::Stream;
 
 use crate::batch::{Limits, Rows, TokenBatch, Tokens};
 use crate::config::{DecoderConfig, DecoderNames};
@@ -29,6 +30,8 @@ pub(crate) struct DecoderBody<B: Backend> {
     layers: Vec<DecoderLayer<B>>,
     norm: Option<Norm<B>>,
     embedding_scale: f64,
+    /// After the embeddings.
+    dropout: f64,
     #[module(skip)]
     names: DecoderNames,
     #[module(skip)]
@@ -68,6 +71,7 @@ impl<B: Backend> DecoderBody<B> {
                 .collect(),
             norm: config.final_norm.then(|| norm_of(d)),
             embedding_scale: config.embedding_scale,
+            dropout: config.dropouts.embeddings,
             names,
             rotary: config.ropes.iter().map(Rotary::new).collect(),
             limits: Limits {
@@ -148,10 +152,11 @@ impl<B: Kernels> DecoderBody<B> {
             Some([there, _]) => there.forward(x, run),
             None => x,
         };
-        match (&self.positions, &batch.positions) {
+        let x = match (&self.positions, &batch.positions) {
             (Some(table), Some(rows)) => x + table.forward(rows.clone(), run.adapters),
             _ => x,
-        }
+        };
+        run.drop(x, self.dropout, Stream::Embeddings)
     }
 
     pub(crate) fn layer(

@@ -102,6 +102,15 @@ impl<B: Kernels> Decoder<B> {
             if active.is_empty() {
                 break;
             }
+            if let Some(limit) = config.restart_length {
+                // As in transformers: the keys held so far have the rotation of short sequences.
+                for &i in &active {
+                    if read[i] <= limit && runs[i].ids.len() > limit {
+                        cache.clear(i);
+                        read[i] = 0;
+                    }
+                }
+            }
             let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
             let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
             let run = Run::eval(adapters);

@@ -3,10 +3,13 @@
 use burn::module::Param;
 use burn::prelude::*;
 use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, attention, rope};
+use lowrank_spec::Stream;
 
 use crate::batch::{Rows, TokenBatch};
 use crate::cache::KvCache;
-use crate::config::{DecoderConfig, DecoderNames, LayerKind, NormKind, QkNorm, QkvNames, Residual};
+use crate::config::{
+    DecoderConfig, DecoderDropouts, DecoderNames, LayerKind, NormKind, QkNorm, QkvNames, Residual,
+};
 use crate::decoder::mlp::FeedForward;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
@@ -38,6 +41,7 @@ pub struct Attention<B: Backend> {
     softcap: Option<f32>,
     #[module(skip)]
     alibi: Option<Alibi>,
+    dropout: f64,
     #[module(skip)]
     kind: LayerKind,
     #[module(skip)]
@@ -63,6 +67,8 @@ pub struct DecoderLayer<B: Backend> {
     mlp: FeedForward<B>,
     mlp_output_norm: Option<Norm<B>>,
     residual_scale: f64,
+    #[module(skip)]
+    dropouts: DecoderDropouts,
     #[module(skip)]
     residual: Residual,
     #[module(skip)]
@@ -124,6 +130,7 @@ impl<B: Backend> DecoderLayer<B> {
             clip: config.clip_qkv,
             softcap: config.attention_softcap,
             alibi: config.alibi.clone(),
+            dropout: config.dropouts.attention,
             kind,
             rope: rope.filter(|rope| rope.rotary_dim > 0),
         };
@@ -137,6 +144,7 @@ impl<B: Backend> DecoderLayer<B> {
             mlp,
             mlp_output_norm: norm(kind.norms.mlp_output),
             residual_scale: config.residual_scale,
+            dropouts: config.dropouts,
             residual: config.residual,
             names,
             index,
@@ -237,7 +245,8 @@ impl<B: Kernels> Attention<B> {
         x: Tensor<B, 2>,
         batch: &TokenBatch<B>,
         rows: Rows,
-        cache: Option<(&mut KvCache<B>, usize)>,
+        layer: usize,
+        cache: Option<&mut KvCache<B>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         // A fused map computes all rows at once; its queries are picked afterwards.
@@ -270,10 +279,11 @@ impl<B: Kernels> Attention<B> {
             window: self.kind.window,
             softcap: self.softcap,
             alibi: self.alibi.clone(),
+            dropout: run.dropout(self.dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
         let context = match (cache, &batch.writes) {
-            (Some((cache, layer)), Some(writes)) => {
+            (Some(cache), Some(writes)) => {
                 let [k, v] = cache.write(layer, writes, [k, v]);
                 spec.keys = Keys::Cached(writes.keys.clone());
                 attention(q, k, v, &spec)
@@ -310,18 +320,24 @@ impl<B: Kernels> DecoderLayer<B> {
         cache: Option<&mut KvCache<B>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let cache = cache.map(|cache| (cache, self.index));
+        // The two parts, each with its dropout.
+        let drop = |y, p, place| run.drop(y, p, Stream::Layer { layer: self.index, place });
+        let feed_forward = |x: Tensor<B, 2>| {
+            let place = if self.dropouts.shares_mask { 1 } else { 2 };
+            drop(self.mlp.forward(x, run), self.dropouts.mlp_output, place)
+        };
         let before = match self.residual {
             Residual::PostNorm => x.clone(),
             _ => normed(self.attention_norm.as_ref(), x.clone()),
         };
-        let attended = self.attention.forward(before.clone(), batch, rows, cache, run);
+        let attended = self.attention.forward(before.clone(), batch, rows, self.index, cache, run);
+        let attended = drop(attended, self.dropouts.attention_output, 1);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
         let h = x.clone() + attended;
         if self.residual == Residual::PostNorm {
             let h = normed(self.attention_norm.as_ref(), h);
-            let inner = self.mlp.forward(h.clone(), run);
+            let inner = feed_forward(h.clone());
             return normed(self.mlp_norm.as_ref(), h + self.added(None, inner));
         }
         let mlp_input = match (self.residual, &self.mlp_norm) {
@@ -329,7 +345,7 @@ impl<B: Kernels> DecoderLayer<B> {
             (Residual::Parallel, Some(norm)) => norm.forward(x),
             (Residual::Parallel, None) => batch.select(before, rows),
         };
-        let inner = self.mlp.forward(mlp_input, run);
+        let inner = feed_forward(mlp_input);
         h + self.added(self.mlp_output_norm.as_ref(), inner)
     }
 }

@@ -38,12 +38,14 @@ impl ModelKind {
             // Unsupported: the config's own error reports it.
             _ => class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"),
         };
-        match class.split_once("For").map(|(_, head)| head) {
+        match class.rsplit_once("For").map(|(_, head)| head) {
             Some("SequenceClassification") if is_decoder => Self::DecoderClassifier,
             Some("TokenClassification") if is_decoder => Self::DecoderTokenClassifier,
             _ if is_decoder => Self::Decoder,
             Some("SequenceClassification") => Self::SequenceClassifier,
             Some("TokenClassification") => Self::TokenClassifier,
+            // ELECTRA's pre-training head tells replaced tokens.
+            Some("PreTraining") if class.starts_with("Electra") => Self::Encoder,
             Some("MaskedLM" | "PreTraining") => Self::MaskedLm,
             _ => Self::Encoder,
         }
@@ -89,6 +91,11 @@ mod tests {
     #[case(json!({"model_type": "bert", "architectures": ["BertForPreTraining"]}), ModelKind::MaskedLm)]
     #[case(json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"]}), ModelKind::SequenceClassifier)]
     #[case(json!({"model_type": "bert", "architectures": ["BertForTokenClassification"]}), ModelKind::TokenClassifier)]
+    #[case(json!({"model_type": "roformer", "architectures": ["RoFormerForSequenceClassification"]}), ModelKind::SequenceClassifier)]
+    #[case(json!({"model_type": "roformer", "architectures": ["RoFormerForMaskedLM"]}), ModelKind::MaskedLm)]
+    #[case(json!({"model_type": "roformer", "architectures": ["RoFormerModel"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "electra", "architectures": ["ElectraForPreTraining"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "electra", "architectures": ["ElectraForMaskedLM"]}), ModelKind::MaskedLm)]
     #[case(json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}), ModelKind::Decoder)]
     #[case(json!({"model_type": "llama"}), ModelKind::Decoder)]
     #[case(json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), ModelKind::DecoderClassifier)]
