@@ -1,4 +1,4 @@
-//! The trait [`Kernels`]: the fused steps on tensor primitives, each with a composed default.
+//! The trait [`Kernels`]: the fused operations on tensor primitives, each with a composed default.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};

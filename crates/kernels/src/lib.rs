@@ -1,6 +1,6 @@
-//! Fused transformer steps on packed tokens, for any burn backend.
+//! Fused transformer operations on packed tokens, for any burn backend.
 //!
-//! [`Kernels`] holds the steps on tensor primitives, with defaults of burn operations; the CPU backends replace them,
+//! [`Kernels`] holds the operations on tensor primitives, with defaults of burn operations; the CPU backends replace them,
 //! and `Autodiff<B>` adds a backward rule to each, whatever `B` is. A rule computes and saves only what is needed: any
 //! tensor argument may be untracked (a frozen base), and a step whose arguments are all untracked saves nothing.
 #![cfg_attr(all(feature = "flex", feature = "ndarray"), doc = include_str!("../README.md"))]

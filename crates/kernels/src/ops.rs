@@ -1,4 +1,4 @@
-//! The fused steps as free functions over burn tensors.
+//! The fused operations as free functions over burn tensors.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};

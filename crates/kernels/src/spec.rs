@@ -1,4 +1,4 @@
-//! Options of the fused steps: dropout, the form of GELU, norms, and the layout of a packed attention.
+//! Options of the fused operations: dropout, the form of GELU, norms, and the layout of a packed attention.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -17,7 +17,16 @@ pub(crate) fn rope(
 ) -> Vec<f32> {
     let rows = x.len().checked_div(width).unwrap_or(0);
     let half = spec.rotary_dim / 2;
-    assert!(cos.len() == rows * half && sin.len() == cos.len());
+    assert!(x.len() == rows * width && cos.len() == rows * half && sin.len() == cos.len());
+    assert!(
+        spec.n_heads > 0
+            && width.is_multiple_of(spec.n_heads)
+            && spec.rotary_dim == 2 * half
+            && spec.rotary_dim <= width / spec.n_heads,
+        "rope: {} heads in a width of {width}, of which {} elements are rotated",
+        spec.n_heads,
+        spec.rotary_dim
+    );
     // SAFETY: the kernel stores all of its part.
     let [y] = unsafe {
         fill_rows(rows, [width], 12 * width, |range, [mut y]| {

@@ -14,6 +14,7 @@ mod norm;
 mod optimizer;
 mod reproducible;
 mod rope;
+mod unsound;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Element, Tensor, TensorData};

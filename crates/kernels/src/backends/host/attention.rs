@@ -3,11 +3,11 @@
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
-use super::{HostTensor, all_f32};
+use super::{HostTensor, all_f32, dims2};
 use crate::composed;
 use crate::cpu::attention;
 use crate::kernels::{AttentionGrads, AttentionTensors, Kernels};
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, Keys};
 
 /// The attention of `f32` tensors, with the logarithms of its softmax denominators if asked to.
 fn attend<T: HostTensor>(
@@ -18,11 +18,31 @@ fn attend<T: HostTensor>(
     if !all_f32(tensors.all().into_iter().flatten()) {
         return None;
     }
+    check(tensors, spec);
     let shape = tensors.q.shape().to_vec();
     let tensors = tensors.clone().map(HostTensor::in_rows);
     let (y, log_sums) = attention::attention(floats(&tensors), spec, with_log_sums);
     let log_sums = log_sums.map(|log_sums| T::from_floats(log_sums, vec![shape[0], spec.n_heads]));
     Some((T::from_floats(y, shape), log_sums))
+}
+
+/// Checks the shapes, on which the unchecked reads and writes of the kernels rely.
+#[track_caller]
+fn check<T: HostTensor>(tensors: &AttentionTensors<T>, spec: &AttentionSpec) {
+    let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(dims2);
+    spec.check(q, k, v);
+    let terms = [&tensors.by_query, &tensors.by_key].map(|terms| {
+        terms.as_ref().map(|terms| {
+            let shape = terms.shape();
+            assert!(
+                shape.num_dims() == 3,
+                "attention: terms by distance have {} dimensions",
+                shape.num_dims()
+            );
+            [shape[0], shape[1], shape[2]]
+        })
+    });
+    spec.check_terms(terms, k[0]);
 }
 
 fn floats<T: HostTensor>(tensors: &AttentionTensors<T>) -> AttentionTensors<&[f32]> {
@@ -70,6 +90,8 @@ where
     if !all_f32(tensors.all().into_iter().flatten().chain([&y, &log_sums, &dy])) {
         return composed::attention_grads::<B>(tensors, y, log_sums, dy, spec, needed);
     }
+    check(&tensors, spec);
+    assert!(matches!(spec.keys, Keys::Packed(_)), "attention: gradients over cached keys");
     let shapes = tensors.all().map(|tensor| tensor.map(|tensor| tensor.shape().to_vec()));
     let tensors = tensors.map(HostTensor::in_rows);
     let [y, log_sums, dy] = [y, log_sums, dy].map(HostTensor::in_rows);

@@ -28,7 +28,7 @@ use crate::spec::AttentionSpec;
 /// Floating-point operations of a unit of work.
 const UNIT: usize = 2_000_000;
 
-/// Operations below which a second thread is not worth its while.
+/// Operations below which a second thread does not pay.
 const ALONE: usize = 400_000;
 
 /// Scores that are computed at a time, so that they stay in the second cache.

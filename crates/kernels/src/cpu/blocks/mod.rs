@@ -23,7 +23,7 @@ pub(crate) const MAX_ROWS: usize = 4;
 /// Most bytes of a unit of work.
 const WORK: usize = 64 * 1024;
 
-/// Bytes of the matrix below which a second thread is not worth its while.
+/// Bytes of the matrix below which a second thread does not pay.
 const ALONE: usize = 32 * 1024;
 
 /// Rows of the matrix times rows of the input that are summed up at once.

@@ -25,7 +25,7 @@ const ROWS: usize = 8;
 const MIN_COLUMNS: usize = 256;
 const MAX_COLUMNS: usize = 2048;
 
-/// Bytes of the matrix below which a second thread is not worth its while.
+/// Bytes of the matrix below which a second thread does not pay.
 const ALONE: usize = 128 * 1024;
 
 /// `x·w + bias` with an activation, for an `[m, k]` matrix of at most [`MAX_ROWS`] rows.
