@@ -95,7 +95,7 @@ fn each_place_drops_in_training_alone(#[case] name: &str) {
     let p = 0.02;
     for (what, dropouts) in [
         ("embeddings", DecoderDropouts { embeddings: p, ..NONE }),
-        ("attention", DecoderDropouts { attention: 0.2, ..NONE }),
+        ("attention", DecoderDropouts { attention: 0.05, ..NONE }),
         ("attention output", DecoderDropouts { attention_output: p, ..NONE }),
         ("feed-forward output", DecoderDropouts { mlp_output: p, ..NONE }),
     ] {
