@@ -5,7 +5,7 @@
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_checkpoint::FloatType;
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use lowrank_data::glue::{Label, read_tagged_file};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::tokenize::TextTokenizer;
@@ -14,7 +14,7 @@ use lowrank_models::{
     Adaptable, Classifier, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, Stack,
     Tokens, Trainable,
 };
-use lowrank_tests::{Case, assert_close, golden, load, pack, values};
+use lowrank_tests::{Case, assert_close, fixture, golden, load, pack, values};
 use rstest::rstest;
 
 type Flex = burn_flex::Flex;
@@ -239,6 +239,32 @@ fn words_are_aligned_as_in_transformers(#[case] name: &str) {
 }
 
 /// A head for a language model's checkpoint is drawn, trained alone by default, and saved under its name.
+/// The model computes its rotary angles: a checkpoint with other ones is not that model.
+#[test]
+fn another_table_of_angles_is_refused() {
+    let load = |change: f32| {
+        let (folder, source) = (tempfile::tempdir().unwrap(), fixture("roformer-cls"));
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let tensors: Vec<HostTensor<'static>> = checkpoint
+            .names()
+            .map(|name| {
+                let mut data = checkpoint.read_f32(name).unwrap();
+                if name.ends_with("embed_positions.weight") {
+                    data[9] += change;
+                }
+                HostTensor::new(name, checkpoint.info(name).unwrap().shape.clone(), data)
+            })
+            .collect();
+        let path = folder.path().join("model.safetensors");
+        write_safetensors(path, tensors, FloatType::F32, &Default::default()).unwrap();
+        let config = ClassifierConfig::read(&source).unwrap();
+        Classifier::<Flex>::load(folder.path(), config, 0, &Default::default()).map(|_| ())
+    };
+    load(0.0).unwrap();
+    let error = load(0.1).unwrap_err().to_string();
+    assert!(error.contains("embed_positions.weight' is not the table"), "{error}");
+}
+
 #[test]
 fn a_language_model_gets_a_head() {
     let folder = lowrank_tests::fixture("small-llama");

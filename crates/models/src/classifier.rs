@@ -53,7 +53,7 @@ pub struct Classifier<B: Backend> {
 struct Info {
     config: ClassifierConfig,
     sites: Vec<Site>,
-    /// Keys that the checkpoint did not hold: their values are drawn.
+    /// Keys missing from the checkpoint, which are newly initialized.
     newly_initialized: Vec<String>,
     /// Tensors of other heads in the checkpoint.
     ignored: Vec<String>,
@@ -110,7 +110,7 @@ fn has_bias(config: &ClassifierConfig) -> bool {
 }
 
 impl<B: Backend> Classifier<B> {
-    /// A model of drawn weights.
+    /// A newly initialized model.
     pub fn init(config: impl Into<ClassifierConfig>, seed: u64, device: &B::Device) -> Self {
         Self::build(config.into(), seed, device).0
     }
@@ -285,7 +285,7 @@ impl<B: Backend> Classifier<B> {
         gather.tensors
     }
 
-    /// The model with a head of zeros: what is learnt over it is the head's whole answer.
+    /// The model with a head of zeros, so that its output is only what is learned.
     pub fn with_zero_head(mut self) -> Self {
         let output = self.info.output();
         self.output.visit_params(ModulePath::new(output, Part::Head), &mut ToFloats);
@@ -312,7 +312,7 @@ impl<B: Backend> Classifier<B> {
         Ok(self)
     }
 
-    /// Marks what is trained.
+    /// Sets which parameters are trained.
     pub fn with_trainable(mut self, trainable: Trainable) -> Self {
         // A factor that others borrow is their copy too: trained here alone, it would no longer be theirs.
         let mut borrowed = Borrowed::default();
@@ -435,7 +435,7 @@ impl<B: Backend> ParamVisitor<B> for Reorder<'_> {
 pub enum Trainable {
     /// Every weight: full fine-tuning.
     All,
-    /// The head, and whatever the checkpoint did not hold.
+    /// The head, and all parameters missing from the checkpoint.
     Head,
     /// The biases (BitFit, Ben Zaken et al. 2021) and the head.
     Bias,

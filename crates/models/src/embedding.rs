@@ -18,7 +18,7 @@ pub struct Embedding<B: Backend> {
 }
 
 impl<B: Backend> Embedding<B> {
-    /// Fresh values, in the representation that the config's `lowrank` section names.
+    /// Newly initialized values, in the representation given by the config's `lowrank` section.
     pub fn init(path: &str, shape: [usize; 2], sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
         let representation = sites.representation(path, shape, true);
         let projection = Projection::init(path, shape, &representation, seed, device);

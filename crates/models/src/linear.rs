@@ -90,7 +90,7 @@ impl SiteList {
         self.sites.len() - 1
     }
 
-    /// The representation of a module; dense where the section's does not fit, which is a problem noted.
+    /// The representation of a module; dense if the section's does not fit, which is recorded as a problem.
     pub(crate) fn representation(
         &mut self,
         path: &str,

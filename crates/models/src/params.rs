@@ -149,6 +149,12 @@ const OTHER_HEADS: [&str; 9] = [
     "generator_predictions.",
 ];
 
+/// Suffix of a table of rotary angles that some checkpoints hold.
+const SINUSOIDS: &str = "encoder.embed_positions.weight";
+
+/// Rounding to bf16 changes a number of size 1 by up to 2⁻⁸.
+const SINUSOID_TOLERANCE: f64 = 5e-3;
+
 /// Suffix of entries in which some layers store state other than parameters.
 const EXTRA_STATE: &str = "_extra_state";
 
@@ -384,6 +390,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         required: impl Fn(&str) -> bool,
         is_extra: impl Fn(&str) -> bool,
     ) -> Result<Unmatched> {
+        self.check_sinusoids();
         let (missing, newly_initialized): (Vec<_>, Vec<_>) =
             self.missing.into_iter().partition(|k| required(k));
         let unused = self.checkpoint.names().filter(|n| !self.used.contains(*n) && !is_extra(n));
@@ -410,6 +417,25 @@ impl<'a, B: Backend> Loader<'a, B> {
 }
 
 impl<B: Backend> Loader<'_, B> {
+    /// Records a stored table of sines and cosines that are not those of the model, which computes its own (RoFormer): in
+    /// row `p` of width `d`, `sin(p / 10000^(2i/d))` for `i` below `d / 2`, then the cosines.
+    fn check_sinusoids(&mut self) {
+        let Some(name) = self.checkpoint.names().find(|name| name.ends_with(SINUSOIDS)) else { return };
+        let Some(&[_, width]) = self.checkpoint.info(name).map(|info| &info.shape[..]) else { return };
+        let Ok(table) = self.checkpoint.read_f32(name) else { return };
+        let half = width / 2;
+        let is_off = |(at, &x): (usize, &f32)| {
+            let (row, column) = (at / width, at % width);
+            let angle = row as f64 / 10_000f64.powf(2.0 * (column % half.max(1)) as f64 / width as f64);
+            let expected = if column < half { angle.sin() } else { angle.cos() };
+            (f64::from(x) - expected).abs() > SINUSOID_TOLERANCE || !x.is_finite()
+        };
+        if table.iter().enumerate().any(is_off) {
+            self.problems
+                .push(format!("'{name}' is not the table of sines and cosines that the model computes"));
+        }
+    }
+
     /// Loads a parameter from the tensor of its name, and records what was missing or wrong.
     fn fill(&mut self, at: &Parameter<'_>, load: impl FnOnce(&mut Self, &str) -> Result<()>) {
         let key = at.key();

@@ -11,7 +11,7 @@ use crate::error::{ModelError, Result};
 use crate::kept::InBlocks;
 
 /// Files of a model folder that go with any weights: tokenizer, templates, generation settings, pooling.
-const COMPANIONS: [&str; 18] = [
+pub(crate) const COMPANIONS: [&str; 18] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -124,7 +124,7 @@ pub trait ParamVisitor<B: Backend> {
     /// Visits a parameter.
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>);
 
-    /// Visits a matrix of a form, in whatever it is stored. Unless this is overridden, floats are visited as parameters,
+    /// Visits a matrix in any storage. Unless this is overridden, floats are visited as parameters,
     /// and blocks, which are always frozen, not at all.
     fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
         if let Stored::Float(param) = stored {

@@ -179,7 +179,7 @@ impl EncoderConfig {
     /// Takes the object of a `config.json`.
     ///
     /// # Errors
-    /// A line that says what is wrong.
+    /// A one-line reason.
     pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
         take_storage(&mut raw).map_err(|e| e.to_string())?;
         let architecture = encoder(&encoder_type(&raw)?)?;
@@ -233,7 +233,7 @@ impl DecoderConfig {
     /// Takes the object of a `config.json`.
     ///
     /// # Errors
-    /// A line that says what is wrong.
+    /// A one-line reason.
     pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
         take_storage(&mut raw).map_err(|e| e.to_string())?;
         let keys = Keys::new(&raw);
@@ -262,7 +262,7 @@ impl ClassifierConfig {
     /// Takes the object of a `config.json`.
     ///
     /// # Errors
-    /// A line that says what is wrong.
+    /// A one-line reason.
     pub fn parse(raw: Map<String, Value>) -> std::result::Result<Self, String> {
         let model_type = Keys::new(&raw).text("model_type")?;
         if !model_type.is_some_and(|name| DECODERS.iter().any(|a| a.model_type == name)) {

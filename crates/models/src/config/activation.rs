@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, silu};
-use lowrank_kernels::{Gelu, Kernels, gelu};
+use lowrank_kernels::{Gelu, Kernels, gelu, swiglu};
 
 /// Activation of a feed-forward part or a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,14 @@ impl Activation {
             Self::ReluSquared => relu(x).powi_scalar(2),
             Self::Silu => silu(x),
             Self::Tanh => x.tanh(),
+        }
+    }
+
+    /// `act(gate) ∘ up`, of equal shapes.
+    pub(crate) fn gated<B: Kernels>(self, gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Self::Silu => swiglu(gate, up),
+            activation => activation.apply(gate) * up,
         }
     }
 }

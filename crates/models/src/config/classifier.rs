@@ -93,7 +93,7 @@ impl ClassifierConfig {
         }
     }
 
-    /// Longest sequence that the model was made for.
+    /// Maximum sequence length of the model.
     pub const fn max_tokens(&self) -> usize {
         match &self.body {
             BodyConfig::Encoder(config) => config.max_tokens(),

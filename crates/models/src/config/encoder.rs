@@ -40,11 +40,11 @@ pub struct EncoderConfig {
     pub convolution: Option<ConvolutionOptions>,
     /// Attention heads.
     pub n_heads: usize,
-    /// Factor on the attention scores before the softmax.
+    /// Multiplier on the attention scores before the softmax.
     pub score_scale: f32,
     /// Inner width of the feed-forward part.
     pub d_ff: usize,
-    /// Rows of the position embedding; where it is absent, the length that the model was made for.
+    /// Rows of the position table; without one, the maximum length of the model.
     pub max_positions: usize,
     /// Whether positions are embedded.
     pub has_positions: bool,
@@ -319,7 +319,7 @@ impl EncoderConfig {
         if self.biases.norms { NormKind::Layer } else { NormKind::LayerGain }
     }
 
-    /// Longest sequence that the model was made for.
+    /// Maximum sequence length of the model.
     pub const fn max_tokens(&self) -> usize {
         self.max_positions - self.position_offset
     }

@@ -7,7 +7,7 @@ use crate::config::names::LayerNorms;
 pub enum NormKind {
     /// Layer norm with gain and offset (Ba et al. 2016).
     Layer,
-    /// Layer norm with a gain alone (Cohere, MPT).
+    /// Layer norm with a gain only (Cohere, MPT).
     LayerGain,
     /// Layer norm with gain and offset whose stored gain is the difference from 1 (Nemotron).
     LayerPlusOne,
@@ -48,7 +48,7 @@ pub struct LayerKind {
     pub window: Option<usize>,
     /// Index of its rotary positions in the config's list; `None` for a layer without.
     pub rope: Option<usize>,
-    /// Factor on the attention scores before the softmax.
+    /// Multiplier on the attention scores before the softmax.
     pub scale: f32,
     /// The norms around its two parts.
     pub norms: LayerNorms,

@@ -34,6 +34,6 @@ pub use relative::{DistanceBuckets, RelativeKind, RelativePositions};
 pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};
 
 pub(crate) use decoder::Defaults;
-pub(crate) use file::{MAX_DIM, lookup, read_object};
+pub(crate) use file::{MAX_DIM, lookup, read_json, read_object};
 pub(crate) use keys::{as_in_file, renamed};
 pub(crate) use labels::read as read_labels;

@@ -17,11 +17,11 @@ pub struct EncoderArchitecture {
     pub config_keys: &'static [(&'static str, &'static str)],
     /// Whether positions count from `pad_token_id + 1`.
     pub positions_after_padding: bool,
-    /// Values of absent keys, where they are not BERT's.
+    /// Defaults of keys that differ from BERT's.
     pub defaults: fn() -> Vec<(&'static str, Value)>,
-    /// Reads what the config has beside BERT's keys, which have been read.
+    /// Reads the keys that BERT's config does not have.
     pub options: fn(EncoderConfig, &Keys<'_>) -> Result<EncoderConfig, String>,
-    /// Beginnings of names that a checkpoint may hold and nobody needs, with or without the prefix.
+    /// Prefixes of tensor names that are ignored, with or without the prefix of the model.
     pub extras: &'static [&'static str],
     /// Where the encoder's tensors are.
     pub names: EncoderNames,

@@ -1,7 +1,7 @@
 //! The feed-forward layer: one gated or ungated map, or a mixture of experts.
 
 use burn::prelude::*;
-use lowrank_kernels::{Kernels, swiglu};
+use lowrank_kernels::Kernels;
 
 use crate::config::{Activation, DecoderConfig, MlpNames};
 use crate::decoder::experts::Experts;
@@ -118,21 +118,18 @@ impl<B: Kernels> Mlp<B> {
     /// # Shapes
     /// - x, output: `[rows, d_model]`
     pub(crate) fn forward(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let gated = |gate: Tensor<B, 2>, up: Tensor<B, 2>| match self.activation {
-            Activation::Silu => swiglu(gate, up),
-            activation => activation.apply(gate) * up,
-        };
         let inner = match &self.gate {
             None if self.names.up_has_gate => {
                 let both = self.up.forward(x, run);
                 let width = both.dims()[1] / 2;
-                gated(both.clone().narrow(1, 0, width), both.narrow(1, width, width))
+                self.activation.gated(both.clone().narrow(1, 0, width), both.narrow(1, width, width))
             }
             None => self.up.forward_activated(x, self.activation, run),
             Some(gate) => {
                 let up = self.up.forward(x.clone(), run);
                 match self.activation {
-                    Activation::Silu => swiglu(gate.forward(x, run), up),
+                    Activation::Silu => self.activation.gated(gate.forward(x, run), up),
+                    // The activation in one operation with the map.
                     activation => gate.forward_activated(x, activation, run) * up,
                 }
             }

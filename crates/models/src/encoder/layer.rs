@@ -1,7 +1,7 @@
 //! The blocks that encoders share: self-attention, feed-forward parts, and layers with their norms before or after them.
 
 use burn::prelude::*;
-use lowrank_kernels::{AttentionSpec, Dropout, Kernels, RopeSpec, relative_attention, rope, swiglu};
+use lowrank_kernels::{AttentionSpec, Dropout, Kernels, RopeSpec, relative_attention, rope};
 use lowrank_spec::Stream;
 
 use super::relative::{Layer as RelativeLayer, PositionMaps, RelativeTable};
@@ -23,7 +23,7 @@ pub struct SelfAttention<B: Backend> {
     output: Linear<B>,
     n_heads: usize,
     head_dim: usize,
-    /// Factor on the scores.
+    /// Multiplier on the attention scores before the softmax.
     scale: f32,
     #[module(skip)]
     kind: EncoderLayerKind,
@@ -233,10 +233,7 @@ impl<B: Kernels> FeedForward<B> {
             }
             Some(gate) => (gate.forward(x.clone(), run), self.up.forward(x, run)),
         };
-        match self.activation {
-            Activation::Silu => swiglu(gate, up),
-            activation => activation.apply(gate) * up,
-        }
+        self.activation.gated(gate, up)
     }
 }
 

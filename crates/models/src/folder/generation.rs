@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::optional_json;
+use crate::config::read_json;
 use crate::decoder::{Constraints, Sampling};
 use crate::error::{ModelError, Result};
 
@@ -70,7 +70,7 @@ impl GenerationConfig {
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
-        match optional_json(&path)? {
+        match read_json(&path)? {
             None => Ok(Self::default()),
             Some(Value::Object(keys)) => Self::parse(&keys).map_err(wrong),
             Some(_) => Err(wrong("expected a JSON object".into())),

@@ -7,6 +7,7 @@ use hf_hub::{Cache, Repo};
 use lowrank_checkpoint::Checkpoint;
 
 use crate::error::{ModelError, Result};
+use crate::save::COMPANIONS;
 
 /// Weights, best first: of each entry, the first name decides whether a repository has it.
 const WEIGHTS: [&str; 4] = [
@@ -16,27 +17,10 @@ const WEIGHTS: [&str; 4] = [
     "pytorch_model.bin.index.json",
 ];
 
-/// What may lie beside the weights.
-const FILES: [&str; 18] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "spm.model",
-];
+/// Whether a repository's file goes with any weights.
+fn is_beside(file: &str) -> bool {
+    file == "config.json" || COMPANIONS.contains(&file)
+}
 
 /// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.
 pub(super) fn name(path: &Path) -> Option<&str> {
@@ -51,9 +35,9 @@ pub(super) fn name(path: &Path) -> Option<&str> {
     (parts.len() <= 2 && parts.iter().all(|part| is_part(part))).then_some(name)
 }
 
-/// The folder of a model in the hub's cache; what is not there yet is fetched.
+/// The folder of a model in the hub's cache; missing files are downloaded.
 ///
-/// With `HF_HUB_OFFLINE` set the cache alone is looked at.
+/// With `HF_HUB_OFFLINE` set, only the cache is searched.
 pub(super) fn fetch(name: &str) -> Result<PathBuf> {
     let cache = Cache::from_env();
     if let Some(folder) = cached(&cache, name) {
@@ -84,11 +68,10 @@ pub(super) fn fetch(name: &str) -> Result<PathBuf> {
         Some((stem, extension)) => (format!("{stem}-"), format!(".{extension}")),
         None => (String::new(), "\0".into()),
     };
-    let is_wanted = |file: &str| {
-        FILES.contains(&file) || file == *weights || (file.starts_with(&stem) && file.ends_with(&end))
-    };
+    let is_wanted =
+        |file: &str| is_beside(file) || file == *weights || (file.starts_with(&stem) && file.ends_with(&end));
     let mut folder = None;
-    let is_here = |file: &str| FILES.contains(&file) || !file.contains(['/', '\\']);
+    let is_here = |file: &str| is_beside(file) || !file.contains(['/', '\\']);
     for file in files.into_iter().filter(|file| is_wanted(file) && is_here(file)) {
         let path = repo
             .get(file)

@@ -19,6 +19,7 @@ use lowrank_data::chat::ChatTemplate;
 use lowrank_data::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
+use crate::config::read_json;
 use crate::error::{ModelError, Result};
 use crate::{ClassifierConfig, DecoderConfig, EncoderConfig};
 
@@ -85,7 +86,7 @@ impl ModelFolder {
 
     fn of_folder(path: PathBuf) -> Result<Self> {
         let file = path.join("config.json");
-        let Some(Value::Object(config)) = optional_json(&file)? else {
+        let Some(Value::Object(config)) = read_json(&file)? else {
             return Err(ModelError::Config { path: file, reason: "expected a JSON object".into() });
         };
         Ok(Self { kind: ModelKind::of(&config), path, config })
@@ -210,20 +211,4 @@ impl ModelFolder {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::open(&self.path)?)
     }
-}
-
-/// Largest JSON file that is read; real ones are a few kilobytes, including labels.
-const MAX_JSON: u64 = 64 << 20;
-
-/// A JSON file of a folder, `None` if it is missing.
-fn optional_json(path: &Path) -> Result<Option<Value>> {
-    if !has_file(path) {
-        return Ok(None);
-    }
-    let unread = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
-    let text = lowrank_checkpoint::read_file_within(path, MAX_JSON)
-        .map_err(|e| unread(format!("cannot be read: {e}")))?;
-    let malformed =
-        |e| ModelError::Config { path: path.to_path_buf(), reason: format!("malformed JSON: {e}") };
-    serde_json::from_slice(&text).map(Some).map_err(malformed)
 }

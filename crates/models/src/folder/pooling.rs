@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use serde_json::Value;
 
-use super::optional_json;
+use crate::config::read_json;
 use crate::error::{ModelError, Result};
 
 /// Pooling of a text's hidden states into one vector.
@@ -59,11 +59,11 @@ impl SentencePooling {
     /// Reads `modules.json` and the configs that it names.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("modules.json");
-        let transformer = optional_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let transformer = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
         let lower_case = transformer["do_lower_case"].as_bool().unwrap_or(false);
-        let Some(modules) = optional_json(&path)? else {
+        let Some(modules) = read_json(&path)? else {
             let pooling = folder.join("1_Pooling/config.json");
-            let modes = optional_json(&pooling)?.map(|config| modes(&pooling, &config)).transpose()?;
+            let modes = read_json(&pooling)?.map(|config| modes(&pooling, &config)).transpose()?;
             let default = Self { lower_case, ..Self::default() };
             return Ok(Self { modes: modes.unwrap_or(default.modes), ..default });
         };
@@ -82,7 +82,7 @@ impl SentencePooling {
                 }
                 "Pooling" => {
                     let file = folder.join(place).join("config.json");
-                    let config = optional_json(&file)?.ok_or_else(|| ModelError::File {
+                    let config = read_json(&file)?.ok_or_else(|| ModelError::File {
                         path: file.clone(),
                         reason: "no such file; modules.json names it".into(),
                     })?;
@@ -176,7 +176,7 @@ fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
 
 /// `max_seq_length` of `sentence_bert_config.json`.
 pub(super) fn max_length(folder: &Path) -> Result<Option<usize>> {
-    let config = optional_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    let config = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
     Ok(config["max_seq_length"].as_u64().filter(|&n| n > 0).map(|n| n as usize))
 }
 
