@@ -86,6 +86,7 @@ fn sharing(path: &str, d_out: usize, owner: &str, a: &Matrix) -> Module {
             ranks: vec![a[0].len(), 5],
             a_of: Some(owner.into()),
             b_of: None,
+            pivots: false,
         },
         a: a.clone(),
     }
@@ -273,7 +274,7 @@ fn an_encoder_of_factors_is_saved_as_factors() {
 #[case("model.norm", Representation::low_rank(2), "unknown module")]
 #[case(
     "model.layers.0.self_attn.q_proj",
-    Representation::LowRank { ranks: vec![2], a_of: Some("model.elsewhere".into()), b_of: None },
+    Representation::LowRank { ranks: vec![2], a_of: Some("model.elsewhere".into()), b_of: None, pivots: false },
     "unknown module 'model.elsewhere'"
 )]
 fn sections_that_do_not_fit_are_refused(

@@ -46,7 +46,7 @@ fn forms() -> [Representation; 4] {
     [
         Representation::Dense,
         Representation::low_rank(32),
-        Representation::LowRank { ranks: vec![32, 8], a_of: None, b_of: None },
+        Representation::LowRank { ranks: vec![32, 8], a_of: None, b_of: None, pivots: false },
         Representation::Sum { rank: 32 },
     ]
 }

@@ -106,16 +106,16 @@ where
     // Look for a run to continue before the record is changed.
     checkpoints.position(args.start(), config.max_steps)?;
     process.meet(&hash)?;
+    let setup = Setup { args, config, checkpoints: &checkpoints, team: process.team };
     if process.team.shard().index() > 0 {
         let mut quiet = ();
-        let training = training(args, config, &checkpoints, &mut quiet, process.team);
-        return Ok(lowrank_train::train(objective, model, training).map(|_| ())?);
+        return Ok(lowrank_train::train(objective, model, setup.training(&mut quiet)).map(|_| ())?);
     }
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));
-    let result = train(args, config, &identity, objective, model, &checkpoints, &record, process.team);
+    let result = train(&setup, &identity, objective, model, &record);
     let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
     record.train_info.wall_s = Some(process.begun.elapsed().as_secs_f64());
@@ -166,17 +166,33 @@ fn new_record(args: &Args, identity: &Identity, process: &Process<'_>) -> RunRec
     record
 }
 
+/// What the training of every process has in common.
+struct Setup<'a> {
+    args: &'a Args,
+    config: &'a TrainConfig,
+    checkpoints: &'a CheckpointStore,
+    team: &'a dyn Team,
+}
+
+impl Setup<'_> {
+    fn training<'a>(&'a self, watch: &'a mut dyn Watch) -> Training<'a> {
+        let &Self { args, config, checkpoints, team } = self;
+        // The state of a full training is several times the model: it is stored only if checkpoints are
+        // requested.
+        let keep_last = args.save_every.is_some() || args.method != Method::Full;
+        Training { config, checkpoints: Some(checkpoints), start: args.start(), keep_last, watch, team }
+    }
+}
+
 /// Trains; evaluations are added to the record as they come.
 fn train<O: Objective<Train>>(
-    args: &Args,
-    config: &TrainConfig,
+    setup: &Setup<'_>,
     identity: &Identity,
     objective: &O,
     model: O::Model,
-    checkpoints: &CheckpointStore,
     record: &Arc<Mutex<RunRecord>>,
-    team: &dyn Team,
 ) -> Result<(Trained<O>, Outcome)> {
+    let &Setup { args, config, checkpoints, .. } = setup;
     let label = args.label.clone().unwrap_or_else(|| args.method.name());
     let log_folder = match &args.log_dir {
         Some(root) => log_path(
@@ -206,24 +222,11 @@ fn train<O: Objective<Train>>(
         Box::new(EventWatch::new(events)),
         Box::new(RecordWatch::new(record.clone(), file)),
     ];
-    let training = training(args, config, checkpoints, &mut watch, team);
+    let training = setup.training(&mut watch);
     let keep_last = training.keep_last;
     let (model, outcome) = lowrank_train::train(objective, model, training)?;
     checkpoints.end(keep_last)?;
     Ok((model.valid(), outcome))
-}
-
-fn training<'a>(
-    args: &Args,
-    config: &'a TrainConfig,
-    checkpoints: &'a CheckpointStore,
-    watch: &'a mut dyn Watch,
-    team: &'a dyn Team,
-) -> Training<'a> {
-    // The state of a full training is several times the model: it is stored only if checkpoints are
-    // requested.
-    let keep_last = args.save_every.is_some() || args.method != Method::Full;
-    Training { config, checkpoints: Some(checkpoints), start: args.start(), keep_last, watch, team }
 }
 
 /// Identifies a run, resumed or not: its folder.
