@@ -465,8 +465,8 @@ impl Architecture {
         matches!(self.family, Gemma | Gemma2 | Gemma3 | Gpt2 | SmolLm3 | Starcoder2)
     }
 
-    /// Checks that llama.cpp's names of a model's weights are those of so many layers: none is missing, and no layer is
-    /// left over. The head is a matter of the [rules](super::rules::Rules).
+    /// Checks that llama.cpp's names of a model's weights are those of this number of layers: no weight is missing, and no layer
+    /// is left over. The head is a matter of the [rules](super::rules::Rules).
     ///
     /// # Errors
     /// One line that names the tensor.

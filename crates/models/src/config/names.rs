@@ -212,7 +212,7 @@ pub struct DropoutKeys {
 pub struct TokenHead {
     /// Path of the map.
     pub path: &'static str,
-    /// Keys of the dropout, of which the first with a value or a default counts; 0.1 if there is none.
+    /// Keys of the dropout, of which the first with a value or a default counts; 0.1 by default.
     pub dropout: &'static [(&'static str, Option<f64>)],
 }
 
