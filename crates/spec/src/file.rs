@@ -1,7 +1,7 @@
 //! The one way in which the crates open files that they did not write themselves.
 //!
 //! A path may come from anyone: a config, a link in a downloaded folder, a command line. A pipe waits for a writer, a
-//! device may have no end, and a folder is no file; all are refused before they are opened. Links are followed, since
+//! device may have no end, and a folder cannot be read; all are refused before they are opened. Links are followed, since
 //! the hub's cache consists of them.
 
 use std::fs::{self, File};

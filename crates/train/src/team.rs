@@ -89,7 +89,7 @@ where
     Ok(summed.grads)
 }
 
-/// The gradients of the trained parameters in the order of the module, zeros where there are none.
+/// The gradients of the trained parameters in the order of the module, zeros for a parameter without one.
 struct Flatten<'a> {
     grads: &'a GradientsParams,
     /// 1 or 0 for each trained parameter.
