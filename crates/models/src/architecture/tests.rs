@@ -61,10 +61,6 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
 #[case(r#"{"model_type":"nomic_bert","partial_rotary_factor":0.5}"#, "partial_rotary_factor = 0.5")]
 #[case(
-    r#"{"problem_type":"single_label_classification","num_labels":1}"#,
-    "expected at least two labels, or regression"
-)]
-#[case(
     r#"{"model_type":"albert","num_hidden_layers":4096,"num_hidden_groups":4096,"inner_group_num":4096}"#,
     "at most 4096 layers in all"
 )]

@@ -87,12 +87,6 @@ pub(crate) fn read(keys: &Keys<'_>) -> Result<(Vec<String>, Problem), String> {
         None if labels.len() == 1 => Problem::Regression,
         None => Problem::SingleLabel,
     };
-    if problem == Problem::SingleLabel && labels.len() == 1 {
-        return Err(format!(
-            "problem_type = {} with one label has nothing to tell apart; expected at least two labels, or regression",
-            problem.name()
-        ));
-    }
     Ok((labels, problem))
 }
 
