@@ -72,7 +72,7 @@ fn several_processes_train_as_one(#[case] model: &str, #[case] file: usize, #[va
     let dir = tempfile::tempdir().unwrap();
     let file = &rows(dir.path())[file];
     let (model, whole, divided) = (copy(model), dir.path().join("one"), dir.path().join("many"));
-    // Processes draw dropout of their own.
+    // Each process draws different dropout masks.
     edit(&model.path().join("config.json"), |config| {
         for key in ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"] {
             if config.get(key).is_some() {

@@ -153,7 +153,7 @@ impl Choice {
             Self::Rank(Form::TensorTrain(shape), rank) => {
                 each(&|_| Representation::TensorTrain { cores: core_shapes(shape, &[*rank]) })
             }
-            // At the full rank there is no other row to store.
+            // At full rank every row is a pivot, and the form is not defined.
             Self::Rank(Form::LowRank, rank) if unit.pivots && *rank < unit.shape()[1] => each(&|_| {
                 Representation::LowRank { ranks: vec![*rank], a_of: None, b_of: None, pivots: true }
             }),

@@ -10,7 +10,7 @@ use faer::{Conj, Mat, MatRef};
 use crate::error::{FactorError, Result};
 use crate::matrix::check;
 
-/// `L·R` `[m, n]` as `r` of its own rows, and the other rows as combinations of them.
+/// `L·R` `[m, n]` as `r` of its rows, and the coefficients that express the remaining rows in terms of these.
 #[derive(Clone, Debug)]
 pub struct Pivoted {
     /// The rows that are kept, ascending, `r` of them.

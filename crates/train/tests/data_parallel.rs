@@ -161,7 +161,7 @@ fn a_run_resumes_with_another_number_of_processes(#[values(1, 4)] of: usize) {
         let steps = script.steps.borrow().clone();
         result.map(|(model, _)| (model.values(), steps))
     };
-    // The first three steps as a run of their own: all processes end together.
+    // A complete run of three steps, since an error in one process would leave the others waiting.
     let three = TrainConfig { max_steps: 3, ..config.clone() };
     in_threads(2, |team| {
         let store = CheckpointStore::new(dir.path(), "hash".into());

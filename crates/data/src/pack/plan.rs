@@ -57,7 +57,7 @@ impl Shard {
         self.of
     }
 
-    /// Whether there are no other shards.
+    /// Whether this shard is the whole batch.
     pub fn is_whole(self) -> bool {
         self.of == 1
     }
