@@ -8,6 +8,7 @@ mod gradients;
 mod measure;
 mod network;
 mod recover;
+mod samples;
 mod sums;
 
 pub use calibrate::ModelCalibrator;
