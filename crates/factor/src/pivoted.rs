@@ -76,13 +76,10 @@ pub fn pivoted(left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> Result<Pivoted>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::NormalSource;
 
     fn matrix(rows: usize, columns: usize, seed: u64) -> Mat<f32> {
-        let mut state = seed;
-        Mat::from_fn(rows, columns, |_, _| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 24) as f32) * 2.0 - 1.0
-        })
+        NormalSource::new(seed).matrix(rows, columns)
     }
 
     #[test]
