@@ -73,6 +73,21 @@ impl Feedback {
         (first..first + len).map(row).collect()
     }
 
+    /// The factors of the feedback inside the columns `first..first + len`: an error `e` in column `first + i` changes
+    /// column `first + j` after it by `−e` times entry `(i, j)`; the other entries are zero.
+    pub fn within(&self, first: usize, len: usize) -> Mat<f32> {
+        let entry = |i: usize, j: usize| self.root[(i, i)] * self.inverse[(i, j)];
+        Mat::from_fn(len, len, |i, j| if i < j { entry(first + i, first + j) } else { 0.0 })
+    }
+
+    /// The loss of each row of an `error` `[rows, len]` in the columns from `first` on if the columns after them
+    /// compensate it.
+    pub fn losses(&self, error: MatRef<'_, f32>, first: usize) -> Vec<f64> {
+        let scaled = error * self.root.submatrix(first, first, error.ncols(), error.ncols());
+        let row = |i: usize| (0..scaled.ncols()).map(|j| f64::from(scaled[(i, j)]).powi(2)).sum();
+        (0..scaled.nrows()).map(row).collect()
+    }
+
     /// Changes the columns after `first + len` of `rest` `[rows, n]` by the feedback of an `error` `[rows,
     /// len]` in the columns from `first` on.
     pub fn spread(&self, rest: &mut Mat<f32>, error: MatRef<'_, f32>, first: usize) {
@@ -134,6 +149,33 @@ mod tests {
         assert!((sum - whole).abs() < 1e-3 * whole, "{sum}, {whole}");
         let plain = Mat::from_fn(rows, n, |i, j| weight[(i, j)] - f64::from(round(weight[(i, j)] as f32)));
         assert!(whole < 0.8 * loss(&plain, &gram), "{whole}, {}", loss(&plain, &gram));
+    }
+
+    /// Rounding column by column, the factors inside a block give the loss of the whole as `spread` does.
+    #[test]
+    fn feedback_inside_a_block_is_that_of_its_columns() {
+        let n = 12;
+        let inputs = random(40, n, 8);
+        let gram = inputs.transpose() * &inputs;
+        let feedback = Feedback::new(gram.as_ref(), 0.0).unwrap();
+        let weight = random(1, n, 9);
+        let mut by_spread = Mat::from_fn(1, n, |_, j| weight[(0, j)] as f32);
+        let mut inside: Vec<f32> = (0..n).map(|j| weight[(0, j)] as f32).collect();
+        let factors = feedback.within(0, n);
+        let mut error = Mat::<f32>::zeros(1, n);
+        for j in 0..n {
+            let e = inside[j] - (inside[j] * 4.0).round() / 4.0;
+            let column = Mat::from_fn(1, 1, |_, _| e);
+            feedback.spread(&mut by_spread, column.as_ref(), j);
+            (j + 1..n).for_each(|k| inside[k] -= e * factors[(j, k)]);
+            if j + 1 < n {
+                assert!((inside[j + 1] - by_spread[(0, j + 1)]).abs() < 1e-4);
+            }
+            error[(0, j)] = weight[(0, j)] as f32 - (inside[j] - e);
+        }
+        let wide = Mat::from_fn(1, n, |_, j| f64::from(error[(0, j)]));
+        let (found, expected) = (feedback.losses(error.as_ref(), 0)[0], loss(&wide, &gram));
+        assert!((found - expected).abs() < 1e-4 * expected, "{found}, {expected}");
     }
 
     #[test]

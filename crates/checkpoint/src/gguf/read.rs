@@ -167,7 +167,7 @@ pub(crate) fn number_of(dtype: Dtype) -> Option<u32> {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::BF16 => 30,
-        Dtype::Block(format) => format.ggml_type(),
+        Dtype::Block(format) => return format.ggml_type(),
         Dtype::I8 => 24,
         Dtype::I16 => 25,
         Dtype::I32 => 26,
@@ -201,7 +201,8 @@ const OTHER_TYPES: [(u32, &str); 18] = [
 
 /// The types that can be read.
 fn types() -> String {
-    let blocks = BlockFormat::ALL.map(BlockFormat::name);
+    let blocks =
+        BlockFormat::ALL.into_iter().filter(|format| format.ggml_type().is_some()).map(BlockFormat::name);
     ["F32", "F16", "BF16"].into_iter().chain(blocks).collect::<Vec<_>>().join(", ")
 }
 

@@ -126,7 +126,10 @@ pub(crate) fn files() -> [Vec<u8>; 3] {
     let blocks = |format: BlockFormat| format.quantize([3, 256], &vec![0.25; 768]).unwrap();
     let all =
         BlockFormat::ALL.iter().fold(File::new().text("general.architecture", "other"), |file, format| {
-            file.tensor(format.name(), &[256, 3], format.ggml_type(), &blocks(*format))
+            match format.ggml_type() {
+                Some(number) => file.tensor(format.name(), &[256, 3], number, &blocks(*format)),
+                None => file,
+            }
         });
     let gpt2 = File::new()
         .text("general.architecture", "gpt2")

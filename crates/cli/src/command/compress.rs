@@ -37,7 +37,8 @@ pub(crate) struct Args {
     /// factors under low-rank methods
     #[arg(long, conflicts_with = "type")]
     bits: Option<u8>,
-    /// The same by llama.cpp's name: Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, Q3_K, Q2_K
+    /// The same by name: llama.cpp's Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, Q3_K, Q2_K, or NF4, NF3, NF2
+    /// (for rows of any multiple of 32; not for GGUF files)
     #[arg(long, value_name = "FORMAT", value_parser = block_format)]
     r#type: Option<BlockFormat>,
     /// Reference of --ratio: layers (parameters of the selected weights), model (all parameters), file
@@ -146,7 +147,7 @@ impl AmountArgs {
     }
 }
 
-/// A block format by llama.cpp's name, in either case.
+/// A block format by its name, in either case.
 fn block_format(name: &str) -> Result<BlockFormat, String> {
     let known = || BlockFormat::ALL.map(BlockFormat::name).join(", ");
     let found = BlockFormat::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));

@@ -149,14 +149,15 @@ impl<'a> Rows<'a> {
         };
         let plain = rounded(self.round(values, format, weights)?);
         let feedback = weights.gram.as_ref().and_then(|gram| gram.feedback());
-        let Some(feedback) = feedback.filter(|_| self.shape[1] > format.block_len()) else {
+        let Some(feedback) = feedback else {
             return Ok(plain);
         };
         let moved = rounded(self.round_with_feedback(values, format, feedback)?);
         Ok(if moved.loss < plain.loss { moved } else { plain })
     }
 
-    /// Blocks by columns of blocks, each quantized after the error feedback of the previous ones.
+    /// Blocks by columns of blocks, each quantized after the error feedback of the previous ones; inside a block, elements
+    /// are rounded in turn with feedback where that lowers the loss.
     fn round_with_feedback(
         &self,
         values: &[f32],
@@ -169,17 +170,38 @@ impl<'a> Rows<'a> {
         let mut blocks = vec![0; rows * row_bytes];
         for (place, first) in (0..columns).step_by(len).enumerate() {
             let part = to_row_major(rest.subcols(first, len));
-            let made = format
+            let mut made = format
                 .quantize_weighted([rows, len], &part, &feedback.weights(first, len))
                 .map_err(named(self.path()))?;
+            let mut error = self.error(&part, format, &made);
+            let mut in_turn = made.clone();
+            let factors = to_row_major(feedback.within(first, len).as_ref());
+            for (block, part) in in_turn.chunks_exact_mut(size).zip(part.chunks_exact(len)) {
+                format.round_in_turn(block, &mut part.to_vec(), |i, error, rest| {
+                    let factors = &factors[i * len + i + 1..(i + 1) * len];
+                    rest.iter_mut().zip(factors).for_each(|(rest, factor)| *rest -= error * factor);
+                });
+            }
+            let error_in_turn = self.error(&part, format, &in_turn);
+            let [losses, losses_in_turn] =
+                [&error, &error_in_turn].map(|error| feedback.losses(error.as_ref(), first));
+            for row in (0..rows).filter(|&row| losses_in_turn[row] < losses[row]) {
+                made[row * size..][..size].copy_from_slice(&in_turn[row * size..][..size]);
+                error.row_mut(row).copy_from(error_in_turn.row(row));
+            }
             for (row, block) in made.chunks_exact(size).enumerate() {
                 blocks[row * row_bytes + place * size..][..size].copy_from_slice(block);
             }
-            let error = difference(&part, format, &made);
-            let error = Mat::from_fn(rows, len, |i, j| error[i * len + j]);
             feedback.spread(&mut rest, error.as_ref(), first);
         }
         Ok(blocks)
+    }
+
+    /// The error of some columns of blocks, `[rows, columns]`.
+    fn error(&self, values: &[f32], format: BlockFormat, blocks: &[u8]) -> Mat<f32> {
+        let (rows, error) = (self.shape[0], difference(values, format, blocks));
+        let columns = error.len() / rows.max(1);
+        Mat::from_fn(rows, columns, |i, j| error[i * columns + j])
     }
 
     /// Blocks by rounding alone.

@@ -50,6 +50,9 @@ fn step(format: BlockFormat) -> f32 {
         BlockFormat::Q6K => 32.0 / 2.5,
         // The widest gap of the table.
         BlockFormat::Iq4Nl => 127.0 / 24.0 / 2.5,
+        BlockFormat::Nf4 => 127.0 / 39.0 / 2.5,
+        BlockFormat::Nf3 => 127.0 / 51.0 / 2.5,
+        BlockFormat::Nf2 => 127.0 / 91.0 / 2.5,
     };
     // The signed formats reach one step less far to one side, and cut what is beyond.
     3.0 / levels * if matches!(format, BlockFormat::Q4_0 | BlockFormat::Q5_0) { 1.0 } else { 0.5 } + 3e-3
@@ -67,7 +70,8 @@ fn rounding_stays_within_half_a_step() {
             assert!((x - y).abs() <= step(format), "{format}: {x} became {y}");
         }
         // What is on the grid stays near it.
-        let is_searched = format.block_len() > 32 || format == BlockFormat::Iq4Nl;
+        let has_byte_scale = matches!(format, BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2);
+        let is_searched = format.block_len() > 32 || format == BlockFormat::Iq4Nl || has_byte_scale;
         let again = BlockMatrix::quantize(format, shape, &matrix.to_floats()).unwrap().to_floats();
         let off = again.iter().zip(matrix.to_floats()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(off <= 2e-3 + if is_searched { step(format) } else { 0.0 }, "{format}: {off}");
@@ -75,7 +79,13 @@ fn rounding_stays_within_half_a_step() {
         let flat = BlockMatrix::quantize(format, [2, n], &[vec![0.0; n], vec![-1.5; n]].concat()).unwrap();
         assert_eq!(flat.to_floats()[..n], vec![0.0; n], "{format}");
         let off = flat.to_floats()[n..].iter().map(|x| (x + 1.5).abs()).fold(0.0, f32::max);
-        assert!(off < if format == BlockFormat::Q6K { 1.5 / 127.0 } else { 2e-3 }, "{format}: {off}");
+        let most = match format {
+            BlockFormat::Q6K => 1.5 / 127.0,
+            // Three bits of mantissa.
+            _ if has_byte_scale => 1.5 / 16.0,
+            _ => 2e-3,
+        };
+        assert!(off < most, "{format}: {off}");
     }
 }
 
@@ -202,9 +212,32 @@ fn bytes_mean_what_they_mean_in_llama_cpp() {
     );
 }
 
+/// Bytes of our own formats by hand. 0x70 is 0.5 with a sign and seven more bits of mantissa in f16.
+#[test]
+fn bytes_of_our_formats() {
+    use lowrank_spec::blocks::format::{NF2_VALUES, NF3_VALUES, NF4_VALUES};
+    let read = |format, bytes: &[u8]| {
+        BlockMatrix::new(format, [1, 32], Arc::new(bytes.to_vec()), 0).unwrap().to_floats()
+    };
+    let of = |table: &[i8; 16], index: &dyn Fn(usize) -> usize| -> Vec<f32> {
+        (0..32).map(|i| 0.5 * f32::from(table[index(i)])).collect()
+    };
+    let halves: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+    let nf4 = of(&NF4_VALUES, &|i| if i < 16 { i } else { 31 - i });
+    assert_eq!(read(BlockFormat::Nf4, &[&[0x70], &halves[..]].concat()), nf4);
+    // In each byte, the elements of the four groups of eight have the indices 1, 2, 0 and 3.
+    let pairs = [0b11_10_00_01; 8];
+    let index = |i: usize| [1, 2, 0, 3][i / 8];
+    assert_eq!(read(BlockFormat::Nf2, &[&[0x70], &pairs[..]].concat()), of(&NF2_VALUES, &index));
+    // The third bit of elements 1 and 31.
+    let third = (1_u32 << 1 | 1 << 31).to_le_bytes();
+    let index = |i: usize| index(i) + if [1, 31].contains(&i) { 4 } else { 0 };
+    assert_eq!(read(BlockFormat::Nf3, &[&[0x70], &third[..], &pairs].concat()), of(&NF3_VALUES, &index));
+}
+
 #[rstest]
 fn products_are_those_of_the_floats(
-    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] format: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)] format: usize,
     #[values(1, 3, 5, 40)] m: usize,
     #[values(false, true)] transposed: bool,
 ) {
@@ -280,6 +313,7 @@ fn rounded_products_give_the_same_bits_everywhere() {
 fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
     let at: &[usize] = match format {
         BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Iq4Nl => &[0],
+        BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2 => &[],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
         BlockFormat::Q2K => &[80, 82],
         BlockFormat::Q3K => &[108],
@@ -290,6 +324,10 @@ fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -
     for (i, block) in bytes.chunks_exact_mut(format.block_bytes()).enumerate() {
         for (j, &at) in at.iter().enumerate() {
             block[at..at + 2].copy_from_slice(&halves[(3 * i + j) % halves.len()].to_le_bytes());
+        }
+        if at.is_empty() {
+            // The upper bits alone, without the sign.
+            block[0] = (halves[i % halves.len()] >> 7) as u8;
         }
     }
     BlockMatrix::new(format, [rows, blocks * format.block_len()], Arc::new(bytes), 0).unwrap()

@@ -1,4 +1,4 @@
-//! What the bytes of a block mean (llama.cpp, `ggml-common.h` and `dequantize_row_*`).
+//! What the bytes of a block mean (llama.cpp, `ggml-common.h` and `dequantize_row_*`; the NF formats are ours).
 //!
 //! Everything is `inline(always)`: the loops are compiled for the instruction set of the kernel that uses them.
 
@@ -326,6 +326,83 @@ impl Format for Iq4Nl {
     }
 }
 
+/// The sixteen values of [`Nf4`]: those of QLoRA's NormalFloat (Dettmers et al. 2023, appendix E), times 127.
+pub const NF4_VALUES: [i8; 16] = [-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127];
+/// The eight values of [`Nf3`], twice: of least squared error for blocks of 32 normal numbers, each with its best
+/// scale (Lloyd 1982, Max 1960).
+pub const NF3_VALUES: [i8; 16] = [-127, -76, -42, -13, 13, 42, 76, 127, -127, -76, -42, -13, 13, 42, 76, 127];
+/// The four values of [`Nf2`], four times, found like [`NF3_VALUES`].
+pub const NF2_VALUES: [i8; 16] =
+    [-127, -36, 36, 127, -127, -36, 36, 127, -127, -36, 36, 127, -127, -36, 36, 127];
+
+/// The scale in a byte: the upper bits of a positive f16, of which five are the exponent and three the mantissa.
+#[inline(always)]
+fn byte_scale(byte: u8) -> f32 {
+    let [low, high] = (u16::from(byte) << 7).to_le_bytes();
+    f16(low, high)
+}
+
+/// 2-bit indices of 32 elements in eight bytes: elements `8·i` to `8·i + 7` begin at bit 0, 4, 2 or 6 of a byte.
+#[inline(always)]
+fn two_bits(bytes: [u8; 8], chunk: usize) -> [u8; 16] {
+    each(|i| bytes[i % 8] >> (2 * chunk + 4 * (i / 8)) & 3)
+}
+
+/// A byte of scale, halves as in [`Q4_0`] that number the values of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Nf4;
+
+impl Format for Nf4 {
+    const LEN: usize = 32;
+    const BYTES: usize = 17;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<17>() else { return Chunk::ZERO };
+        let low = nibbles(&part(block, 1), chunk == 1);
+        let q = each(|i| NF4_VALUES[usize::from(low[i] & 15)]);
+        Chunk { q, scale: byte_scale(block[0]), offset: 0.0 }
+    }
+}
+
+/// A byte of scale, the third bits of 32 elements, low two bits as in [`Nf2`].
+#[derive(Clone, Copy, Debug)]
+pub struct Nf3;
+
+impl Format for Nf3 {
+    const LEN: usize = 32;
+    const BYTES: usize = 13;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<13>() else { return Chunk::ZERO };
+        let (low, third) = (two_bits(part(block, 5), chunk), fifth_bits(part(block, 1), chunk == 1));
+        let q = each(|i| NF3_VALUES[usize::from(low[i] | third[i] >> 2)]);
+        Chunk { q, scale: byte_scale(block[0]), offset: 0.0 }
+    }
+}
+
+/// A byte of scale, 2-bit indices: elements 0 to 7 in the lowest bits of eight bytes, 8 to 15 from bit 4, 16 to 23 from
+/// bit 2 and 24 to 31 from bit 6 on.
+#[derive(Clone, Copy, Debug)]
+pub struct Nf2;
+
+impl Format for Nf2 {
+    const LEN: usize = 32;
+    const BYTES: usize = 9;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<9>() else { return Chunk::ZERO };
+        let low = two_bits(part(block, 1), chunk);
+        let q = each(|i| NF2_VALUES[usize::from(low[i])]);
+        Chunk { q, scale: byte_scale(block[0]), offset: 0.0 }
+    }
+}
+
 /// Evaluates an expression with the type of a format.
 #[doc(hidden)]
 #[macro_export]
@@ -370,6 +447,18 @@ macro_rules! with_block_format {
             }
             $crate::blocks::BlockFormat::Q6K => {
                 type $F = $crate::blocks::format::Q6K;
+                $body
+            }
+            $crate::blocks::BlockFormat::Nf4 => {
+                type $F = $crate::blocks::format::Nf4;
+                $body
+            }
+            $crate::blocks::BlockFormat::Nf3 => {
+                type $F = $crate::blocks::format::Nf3;
+                $body
+            }
+            $crate::blocks::BlockFormat::Nf2 => {
+                type $F = $crate::blocks::format::Nf2;
                 $body
             }
             $crate::blocks::BlockFormat::Iq4Nl => {

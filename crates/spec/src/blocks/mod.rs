@@ -1,10 +1,13 @@
-//! Quantized blocks in the layouts of llama.cpp's files.
+//! Quantized blocks: the layouts of llama.cpp's files, and three of ours.
 //!
 //! A row is divided into blocks of 32 or 256 elements, each with its own scale (and, in some formats,
-//! offset). An element is `scale·q + offset` with a small integer `q`.
+//! offset). An element is `scale·q + offset` with a small integer `q`. llama.cpp's formats below 4 bits need rows of
+//! whole blocks of 256 elements; ours (NF4, NF3, NF2) fit every multiple of 32, with scales of 8 bits.
 
+mod codes;
 #[doc(hidden)]
 pub mod format;
+mod normal_float;
 mod quantize;
 mod quantize_k;
 mod weighted;
@@ -55,7 +58,7 @@ pub enum BlockError {
     },
 }
 
-/// A block format, by llama.cpp's name.
+/// A block format, by llama.cpp's name where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlockFormat {
     /// 8 bits and an f16 scale for 32 elements: 8.5 bits per element.
@@ -81,11 +84,20 @@ pub enum BlockFormat {
     /// IQ4_NL: 4-bit indices into a table denser near zero, and an f16 scale for 32 elements: 4.5 bits per
     /// element.
     Iq4Nl,
+    /// NF4: 4-bit indices into QLoRA's table of values for normal numbers (Dettmers et al. 2023), and a scale of 8 bits
+    /// for 32 elements: 4.25 bits per element. Not in llama.cpp.
+    Nf4,
+    /// NF3: 3-bit indices into a table for normal numbers, and a scale of 8 bits for 32 elements: 3.25 bits per element.
+    /// Not in llama.cpp.
+    Nf3,
+    /// NF2: 2-bit indices into a table for normal numbers, and a scale of 8 bits for 32 elements: 2.25 bits per element.
+    /// Not in llama.cpp.
+    Nf2,
 }
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Q8_0,
         Self::Q4_0,
         Self::Q4_1,
@@ -97,9 +109,12 @@ impl BlockFormat {
         Self::Q5K,
         Self::Q6K,
         Self::Iq4Nl,
+        Self::Nf4,
+        Self::Nf3,
+        Self::Nf2,
     ];
 
-    /// llama.cpp's name.
+    /// The name, llama.cpp's where it has the format.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Q8_0 => "Q8_0",
@@ -113,17 +128,20 @@ impl BlockFormat {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::Iq4Nl => "IQ4_NL",
+            Self::Nf4 => "NF4",
+            Self::Nf3 => "NF3",
+            Self::Nf2 => "NF2",
         }
     }
 
-    /// The format with llama.cpp's name.
+    /// The format with a name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
-    /// The number of the type in a GGUF file (`ggml_type`).
-    pub const fn ggml_type(self) -> u32 {
-        match self {
+    /// The number of the type in a GGUF file (`ggml_type`); `None` for formats that llama.cpp does not have.
+    pub const fn ggml_type(self) -> Option<u32> {
+        Some(match self {
             Self::Q4_0 => 2,
             Self::Q4_1 => 3,
             Self::Q5_0 => 6,
@@ -135,12 +153,13 @@ impl BlockFormat {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Iq4Nl => 20,
-        }
+            Self::Nf4 | Self::Nf3 | Self::Nf2 => return None,
+        })
     }
 
     /// The format with a number in a GGUF file.
     pub fn from_ggml_type(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.ggml_type() == number)
+        Self::ALL.into_iter().find(|format| format.ggml_type() == Some(number))
     }
 
     /// Elements per block.
@@ -199,7 +218,7 @@ impl BlockFormat {
     }
 
     /// Rounds a row-major matrix `[rows, columns]` to the nearest values, like llama.cpp's reference
-    /// quantization.
+    /// quantization; NF formats search for the scale of least squared error.
     ///
     /// # Errors
     /// [`BlockError::Width`] if the columns are not a multiple of a block's length, [`BlockError::NonFinite`] for NaN

@@ -2,8 +2,9 @@
 
 use half::f16;
 
+use super::codes::{bits_of_32, halves_of_32};
 use super::format::IQ4_NL_VALUES;
-use super::{BlockFormat, quantize_k, weighted};
+use super::{BlockFormat, normal_float, quantize_k, weighted};
 
 /// Appends the blocks of `values`, whose length is a multiple of a block's; the error is the index of the block and the
 /// scale that does not fit f16. `importance` weights the columns of a row and is repeated for each row.
@@ -30,6 +31,9 @@ pub(super) fn extend(
             (BlockFormat::Q4_1, Some(values), _) => unsigned(values, 15.0, bytes),
             (BlockFormat::Q5_1, Some(values), _) => unsigned(values, 31.0, bytes),
             (BlockFormat::Iq4Nl, Some(values), _) => from_table(values, &values.map(|x| x * x), bytes),
+            (BlockFormat::Nf4, Some(values), _) => normal_float::four_bits(values, &[1.0; 32], bytes),
+            (BlockFormat::Nf3, Some(values), _) => normal_float::three_bits(values, &[1.0; 32], bytes),
+            (BlockFormat::Nf2, Some(values), _) => normal_float::two_bits(values, &[1.0; 32], bytes),
             (BlockFormat::Q2K, _, Some(values)) => quantize_k::two_bits(values, of_super_block, bytes),
             (BlockFormat::Q3K, _, Some(values)) => quantize_k::three_bits(values, of_super_block, bytes),
             (BlockFormat::Q4K, _, Some(values)) => {
@@ -88,6 +92,9 @@ fn under_weights(
             let spread = 2.0 * x.iter().map(|x| x * x).sum::<f32>() / 32.0;
             Some(from_table(x, &std::array::from_fn(|i| weights[i] * (spread + x[i] * x[i]).sqrt()), bytes))
         }
+        BlockFormat::Nf4 => Some(normal_float::four_bits(x, weights, bytes)),
+        BlockFormat::Nf3 => Some(normal_float::three_bits(x, weights, bytes)),
+        BlockFormat::Nf2 => Some(normal_float::two_bits(x, weights, bytes)),
         _ => None,
     }
 }
@@ -178,8 +185,7 @@ fn nearest(x: f32) -> usize {
 /// byte.
 fn pack(q: &[u8; 32], with_fifth: bool, bytes: &mut Vec<u8>) {
     if with_fifth {
-        let fifth = q.iter().enumerate().fold(0_u32, |bits, (i, q)| bits | u32::from(q >> 4 & 1) << i);
-        bytes.extend(fifth.to_le_bytes());
+        bytes.extend(bits_of_32(q, 4));
     }
-    bytes.extend((0..16).map(|i| q[i] & 15 | (q[i + 16] & 15) << 4));
+    bytes.extend(halves_of_32(q));
 }

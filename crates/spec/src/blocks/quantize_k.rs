@@ -1,5 +1,6 @@
 //! Rounding to blocks of 256 elements whose scales are rounded as well (llama.cpp, `quantize_row_q*_K_ref`).
 
+use super::codes::{bits_of_256, halves_of_256, six_bits_of_256, two_bits_of_256};
 use super::quantize::push;
 
 /// The weights of a group's differences under the importance of its columns (`quantize_row_q*_K_impl`):
@@ -45,21 +46,17 @@ pub(super) fn groups_of_32(
         }
     }
     bytes.extend(packed);
-    let mut q = [[0_u8; 32]; 8];
-    for ((q, group), [scale, offset]) in q.iter_mut().zip(groups).zip(rounded) {
+    let mut q = [0_u8; 256];
+    for ((q, group), [scale, offset]) in q.as_chunks_mut::<32>().0.iter_mut().zip(groups).zip(rounded) {
         let (scale, offset) = (d * f32::from(scale), d_min * f32::from(offset));
         if scale > 0.0 {
             *q = group.map(|x| ((x + offset) / scale).round_ties_even().clamp(0.0, most) as u8);
         }
     }
     if most > 15.0 {
-        let fifth =
-            |i: usize| q.iter().enumerate().fold(0, |bits, (group, q)| bits | (q[i] >> 4 & 1) << group);
-        bytes.extend((0..32).map(fifth));
+        bytes.extend(bits_of_256(&q, 4));
     }
-    for [low, high] in q.as_chunks::<2>().0 {
-        bytes.extend((0..32).map(|i| low[i] & 15 | (high[i] & 15) << 4));
-    }
+    bytes.extend(halves_of_256(&q));
     Ok(())
 }
 
@@ -96,16 +93,9 @@ pub(super) fn two_bits(
         }
     }
     bytes.extend(rounded.map(|[scale, offset]| scale | offset << 4));
-    extend_two_bits(&q, bytes);
+    bytes.extend(two_bits_of_256(&q));
     bytes.extend(factors);
     Ok(())
-}
-
-/// Two bits of each element: in each half, those of elements `i`, `i + 32`, `i + 64` and `i + 96` in one byte.
-fn extend_two_bits(q: &[u8; 256], bytes: &mut Vec<u8>) {
-    for half in q.as_chunks::<128>().0 {
-        bytes.extend((0..32).map(|i| (0..4).fold(0, |bits, g| bits | (half[32 * g + i] & 3) << (2 * g))));
-    }
 }
 
 /// Q3_K: groups of 16 with a scale of 6 bits.
@@ -140,8 +130,8 @@ pub(super) fn three_bits(
             x.map(|x| ((x / scale).round_ties_even().clamp(-4.0, 3.0) + 4.0) as u8)
         };
     }
-    bytes.extend((0..32).map(|i| (0..8).fold(0, |bits, g| bits | (q[32 * g + i] >> 2) << g)));
-    extend_two_bits(&q, bytes);
+    bytes.extend(bits_of_256(&q, 2));
+    bytes.extend(two_bits_of_256(&q));
     let mut scales = [0_u8; 12];
     for (j, scale) in rounded.into_iter().enumerate() {
         scales[j % 8] |= (scale & 15) << (4 * (j / 8));
@@ -264,14 +254,9 @@ pub(super) fn groups_of_16(
             if scale == 0.0 { 32 } else { ((x / scale).round_ties_even().clamp(-32.0, 31.0) + 32.0) as u8 }
         });
     }
-    for half in q.as_chunks::<128>().0 {
-        bytes.extend((0..64).map(|i| half[i] & 15 | (half[i + 64] & 15) << 4));
-    }
-    for half in q.as_chunks::<128>().0 {
-        bytes.extend(
-            (0..32).map(|i| (0..4).fold(0, |bits, group| bits | half[32 * group + i] >> 4 << (2 * group))),
-        );
-    }
+    let (low, high) = six_bits_of_256(&q);
+    bytes.extend(low);
+    bytes.extend(high);
     bytes.extend(rounded.map(i8::cast_unsigned));
     bytes.extend(factor);
     Ok(())

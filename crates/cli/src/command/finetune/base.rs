@@ -18,8 +18,8 @@ use crate::method::Method;
 /// Options of the base.
 #[derive(clap::Args)]
 pub(crate) struct BaseArgs {
-    /// Keep the frozen base in blocks of 4 or 8 bits (QLoRA): linear maps inside the layers, quantized while
-    /// reading
+    /// Keep the frozen base in blocks of 4 bits (NF4, as in QLoRA) or 8 (Q8_0): linear maps inside the layers, quantized
+    /// while reading
     #[arg(long, value_name = "4|8")]
     base_bits: Option<u8>,
     /// Print how much memory a language model's run will need, and exit
@@ -44,7 +44,7 @@ impl BaseArgs {
     pub(super) fn weights(&self, args: &Args, otherwise: WeightType) -> Result<WeightType> {
         let format = match self.base_bits {
             None => return Ok(otherwise),
-            Some(4) => BlockFormat::Q4K,
+            Some(4) => BlockFormat::Nf4,
             Some(8) => BlockFormat::Q8_0,
             Some(bits) => bail!("--base-bits {bits} is not supported; choose 4 or 8"),
         };

@@ -4,7 +4,8 @@ use super::super::buffer;
 use super::super::simd::{LANES, Simd};
 use super::input::{Large, Quad};
 use lowrank_spec::blocks::format::{
-    IQ4_NL_VALUES, Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+    IQ4_NL_VALUES, Iq4Nl, NF2_VALUES, NF3_VALUES, NF4_VALUES, Nf2, Nf3, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0,
+    Q5_1, Q5K, Q6K, Q8_0,
 };
 
 /// A format as products with rounded inputs take it.
@@ -136,6 +137,18 @@ fn halves<const N: usize>(blocks: [&[u8; N]; 4], at: usize) -> [u16; 4] {
     [half(blocks[0], at), half(blocks[1], at), half(blocks[2], at), half(blocks[3], at)]
 }
 
+/// The number at the beginning of each of four blocks.
+#[inline(always)]
+fn first_halves<const N: usize>(blocks: [&[u8; N]; 4]) -> [u16; 4] {
+    halves(blocks, 0)
+}
+
+/// The same where it is only the upper byte of a positive number, without its sign.
+#[inline(always)]
+fn first_bytes<const N: usize>([a, b, c, d]: [&[u8; N]; 4]) -> [u16; 4] {
+    [u16::from(a[0]) << 7, u16::from(b[0]) << 7, u16::from(c[0]) << 7, u16::from(d[0]) << 7]
+}
+
 /// `N` bytes of a block; those past its end are zero, and never asked for.
 #[inline(always)]
 fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
@@ -174,7 +187,7 @@ fn joined([a, b, c, d]: [u16; 4]) -> u64 {
 }
 
 macro_rules! small {
-    ($Format:ident, $bytes:literal, subtracted $subtracted:literal, offset $has_offset:literal, signed $signed:literal,
+    ($Format:ident, $bytes:literal, scales $scales:expr, subtracted $subtracted:literal, offset $has_offset:literal, signed $signed:literal,
      $q:expr) => {
         impl Small for $Format {
             type Block = [u8; $bytes];
@@ -191,7 +204,7 @@ macro_rules! small {
             #[inline(always)]
             fn weights<S: Simd>(simd: S, blocks: [&Self::Block; 4]) -> Weights<S> {
                 let offsets = if $has_offset { simd.spread_f16(halves(blocks, 2)) } else { simd.splat(0.0) };
-                Weights { q: $q(simd, blocks), scales: simd.spread_f16(halves(blocks, 0)), offsets }
+                Weights { q: $q(simd, blocks), scales: simd.spread_f16($scales(blocks)), offsets }
             }
         }
 
@@ -227,12 +240,51 @@ fn iq4_nl<S: Simd>(simd: S, blocks: [&[u8; 18]; 4]) -> [S::B; 2] {
     [simd.look_up(&IQ4_NL_VALUES, low), simd.look_up(&IQ4_NL_VALUES, high)]
 }
 
-small!(Q8_0, 34, subtracted 128, offset false, signed true, q8_0);
-small!(Iq4Nl, 18, subtracted 128, offset false, signed true, iq4_nl);
-small!(Q4_0, 18, subtracted 8, offset false, signed false, nibbles);
-small!(Q4_1, 20, subtracted 0, offset true, signed false, nibbles);
-small!(Q5_0, 22, subtracted 16, offset false, signed false, with_fifth_bits);
-small!(Q5_1, 24, subtracted 0, offset true, signed false, with_fifth_bits);
+#[inline(always)]
+fn nf4<S: Simd>(simd: S, blocks: [&[u8; 17]; 4]) -> [S::B; 2] {
+    let [low, high] = nibbles(simd, blocks);
+    [simd.look_up(&NF4_VALUES, low), simd.look_up(&NF4_VALUES, high)]
+}
+
+/// The 2-bit indices in the last eight bytes of four blocks: first halves and second halves.
+#[inline(always)]
+fn indices<S: Simd, const N: usize>(simd: S, blocks: [&[u8; N]; 4]) -> [S::B; 2] {
+    let [a, b, c, d] = [spread(blocks[0]), spread(blocks[1]), spread(blocks[2]), spread(blocks[3])];
+    let both = simd.quarters([&a, &b, &c, &d]);
+    [simd.field::<0, 0>(both, 3), simd.field::<2, 2>(both, 3)]
+}
+
+/// Low halves of the last eight bytes, then high halves.
+#[inline(always)]
+fn spread<const N: usize>(block: &[u8; N]) -> [u8; 16] {
+    let eight = u64::from_le_bytes(*bytes(block, N - 8));
+    let low = u64::from_le_bytes([15; 8]);
+    (u128::from(eight & low) | u128::from(eight >> 4 & low) << 64).to_le_bytes()
+}
+
+#[inline(always)]
+fn nf3<S: Simd>(simd: S, blocks: [&[u8; 13]; 4]) -> [S::B; 2] {
+    let [low, high] = indices(simd, blocks);
+    let [first, second] = [joined(halves(blocks, 1)), joined(halves(blocks, 3))];
+    let [low, high] = [simd.add_where(low, first, 4), simd.add_where(high, second, 4)];
+    [simd.look_up(&NF3_VALUES, low), simd.look_up(&NF3_VALUES, high)]
+}
+
+#[inline(always)]
+fn nf2<S: Simd>(simd: S, blocks: [&[u8; 9]; 4]) -> [S::B; 2] {
+    let [low, high] = indices(simd, blocks);
+    [simd.look_up(&NF2_VALUES, low), simd.look_up(&NF2_VALUES, high)]
+}
+
+small!(Q8_0, 34, scales first_halves, subtracted 128, offset false, signed true, q8_0);
+small!(Iq4Nl, 18, scales first_halves, subtracted 128, offset false, signed true, iq4_nl);
+small!(Q4_0, 18, scales first_halves, subtracted 8, offset false, signed false, nibbles);
+small!(Q4_1, 20, scales first_halves, subtracted 0, offset true, signed false, nibbles);
+small!(Q5_0, 22, scales first_halves, subtracted 16, offset false, signed false, with_fifth_bits);
+small!(Q5_1, 24, scales first_halves, subtracted 0, offset true, signed false, with_fifth_bits);
+small!(Nf4, 17, scales first_bytes, subtracted 128, offset false, signed true, nf4);
+small!(Nf3, 13, scales first_bytes, subtracted 128, offset false, signed true, nf3);
+small!(Nf2, 9, scales first_bytes, subtracted 128, offset false, signed true, nf2);
 
 /// A block of 256: weights in four vectors, scales and offsets of their sixteen chunks.
 struct Super<S: Simd> {
