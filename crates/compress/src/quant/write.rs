@@ -203,7 +203,14 @@ fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
         let reason = if columns.is_multiple_of(given.block_len()) {
             "tables and heads keep at least 6 bits".to_string()
         } else {
-            format!("rows of {columns} elements do not fill blocks of {}", given.block_len())
+            let alternative = match given {
+                _ if !columns.is_multiple_of(BlockFormat::Nf4.block_len()) => "",
+                BlockFormat::Q4K => "; NF4 would fit",
+                BlockFormat::Q3K => "; NF3 would fit",
+                BlockFormat::Q2K => "; NF2 would fit",
+                _ => "",
+            };
+            format!("rows of {columns} elements do not fill blocks of {}{alternative}", given.block_len())
         };
         let format = target.format.map_or("floats".to_string(), |format| format.to_string());
         *counts.entry((reason, format)).or_default() += 1;
