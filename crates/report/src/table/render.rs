@@ -328,12 +328,15 @@ pub(super) fn csv(table: &GridTable) -> String {
     lines(std::iter::once(headers).chain(table.rows.iter().map(row)).map(line))
 }
 
-/// A field of a CSV file, quoted if RFC 4180 requires it.
+/// A field of a CSV file, quoted if RFC 4180 requires it. A spreadsheet would run a text that begins like a formula: such a
+/// text gets an apostrophe in front, as OWASP recommends, and numbers stay as they are.
 pub(crate) fn csv_field(text: &str) -> String {
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err();
+    let mark = if is_formula { "'" } else { "" };
     if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
+        format!("\"{mark}{}\"", text.replace('"', "\"\""))
     } else {
-        text.to_owned()
+        format!("{mark}{text}")
     }
 }
 
