@@ -262,7 +262,7 @@ fn an_encoder_learns_as_in_pytorch(#[case] base: &str, #[case] case: &str, #[cas
     };
     let rows: Vec<(Encoded, Label)> = golden["rows"].as_array().unwrap().iter().map(row).collect();
     let ordered = Arc::new(EncodedDataset::labelled(in_plan_order(&golden, &config, &rows)));
-    let dev = DevSet { suffix: String::new(), data: Arc::new(EncodedDataset::labelled(rows)) };
+    let dev = DevSet::new(Arc::new(EncodedDataset::labelled(rows)));
     let objective = Classification::new(ordered, vec![dev], vec![Metric::Accuracy], &config).unwrap();
     let (folder, device) = (fixture(base), Default::default());
     let mut model =

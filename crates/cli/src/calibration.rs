@@ -9,6 +9,7 @@ use lowrank_compress::{
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
+use lowrank_models::ModelKind;
 use lowrank_spec::rng::SplitMix64;
 
 use crate::backend::{Inner, Train, device};
@@ -151,7 +152,14 @@ impl CalibrationArgs {
         };
         let tokenizer = self.tokenizer(model)?;
         let folder = open_model(model)?;
-        if !folder.kind().is_decoder() {
+        let kind = folder.kind();
+        if matches!(kind, ModelKind::TokenClassifier | ModelKind::QuestionAnswering) {
+            bail!(
+                "the model is {}; {task} has one label per text; give --calibration TEXTS",
+                kind.describe()
+            );
+        }
+        if !kind.is_decoder() {
             let config = folder.encoder_config()?;
             let (has, wants) = (config.labels.len(), task.spec().labels.width());
             if has != wants {
@@ -167,7 +175,7 @@ impl CalibrationArgs {
             let answers = match batch.labels {
                 Labels::Classes(classes) => Answers::Classes(classes),
                 Labels::Scores(scores) => Answers::Scores(scores),
-                Labels::Sets(_) | Labels::Tags(_) | Labels::None => {
+                Labels::Sets(_) | Labels::Tags(_) | Labels::Spans(_) | Labels::None => {
                     bail!("{task} has no labels to compute gradients from")
                 }
             };

@@ -8,6 +8,7 @@ pub mod glue;
 mod io;
 pub mod mlm;
 pub mod pack;
+pub mod questions;
 pub mod rows;
 pub mod tokenize;
 

@@ -4,6 +4,6 @@ mod batch;
 mod loader;
 mod plan;
 
-pub use batch::{EncodedDataset, Labels, PackedBatch};
+pub use batch::{EncodedDataset, Labels, PackedBatch, SpanLabel};
 pub use loader::{EvalBatch, EvalBatches, restore_order};
 pub use plan::{BatchPlan, BatchSize, Shard, StepRows};

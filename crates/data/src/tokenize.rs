@@ -6,6 +6,7 @@ mod config;
 mod protobuf;
 mod sentencepiece;
 mod train;
+mod windows;
 mod words;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use crate::glue::Example;
 use config::TokenizerConfig;
 
 pub use train::train_byte_level;
+pub use windows::Window;
 pub use words::WordSpan;
 
 /// Names of SentencePiece models.
@@ -302,6 +304,11 @@ impl TextTokenizer {
     /// [`DataError::Tokenizer`] for a part that cannot be serialized.
     pub fn to_json(&self) -> Result<serde_json::Value> {
         serde_json::to_value(&self.inner).map_err(|e| encoding_error(e.into()))
+    }
+
+    /// The length in tokens at which texts are truncated.
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_length
     }
 
     /// `model_max_length` of `tokenizer_config.json`, if it is a real limit.

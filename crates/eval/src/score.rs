@@ -93,6 +93,7 @@ impl Predictions {
                 }
                 Self::Sets { counts, exact, rows: logits.len() }
             }
+            Label::Span { .. } => return Err(kind("answers to questions")),
             Label::Tags(_) => {
                 let mut counts = vec![[0; 3]; names.len()];
                 let (mut entities, mut right, mut tokens) = (EntityCounts::default(), 0, 0);

@@ -1,4 +1,4 @@
-//! Classification and regression over any stack: of whole sequences, or of every token.
+//! Classification and regression over any stack: of whole sequences, of every token, or of the spans that answer questions.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,7 +34,7 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Parameter, Part, Role};
 /// A head over sequences is, on an encoder, `output(dropout(norm(act(dense(first token)))))`, or of the mean over tokens,
 /// with the parts that [`HeadNames`](crate::config::HeadNames) says; on a decoder `score(last token)`, the last one that
 /// is not padding. A head over tokens is `output(dropout(h))` for the hidden state `h` of every token, after dense map and
-/// norm where the architecture has them there too.
+/// norm where the architecture has them there too; so is a head over spans, with two outputs for the start and the end.
 #[derive(Module, Debug)]
 pub struct Classifier<B: Backend> {
     body: Body<B>,
@@ -66,6 +66,9 @@ struct Info {
 /// Path of a decoder's head over sequences.
 const SCORE: &str = "score";
 
+/// Path of a decoder's head over spans.
+const DECODER_SPANS: &str = "qa_outputs";
+
 /// Path of an encoder's head over tokens.
 const TOKEN_CLASSIFIER: &str = "classifier";
 
@@ -91,8 +94,10 @@ fn output(config: &ClassifierConfig) -> &'static str {
     match (&config.body, config.level) {
         (BodyConfig::Encoder(config), HeadLevel::Sequence) => config.architecture.head.output,
         (BodyConfig::Encoder(_), HeadLevel::Token) => TOKEN_CLASSIFIER,
+        (BodyConfig::Encoder(config), HeadLevel::Span) => config.architecture.head.spans,
         (BodyConfig::Decoder(_), HeadLevel::Sequence) => SCORE,
         (BodyConfig::Decoder(config), HeadLevel::Token) => config.architecture.token_head.path,
+        (BodyConfig::Decoder(_), HeadLevel::Span) => DECODER_SPANS,
     }
 }
 
@@ -106,6 +111,7 @@ fn has_bias(config: &ClassifierConfig) -> bool {
         (BodyConfig::Decoder(_), HeadLevel::Token) => {
             output(config) != SCORE || !is_off("token_classification_bias")
         }
+        (BodyConfig::Decoder(_), HeadLevel::Span) => true,
     }
 }
 
@@ -366,6 +372,7 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
         match self.info.config.level {
             HeadLevel::Sequence => &["SEQ_CLS", "FEATURE_EXTRACTION"],
             HeadLevel::Token => &["TOKEN_CLS", "FEATURE_EXTRACTION"],
+            HeadLevel::Span => &["QUESTION_ANS", "FEATURE_EXTRACTION"],
         }
     }
 
@@ -494,11 +501,11 @@ impl<B: Kernels> Classifier<B> {
     /// Logits of each sequence, or of each token.
     ///
     /// # Shapes
-    /// - output: `[sequences, labels]`, or `[tokens, labels]`
+    /// - output: `[sequences, labels]`, or `[tokens, labels]`; over spans `[tokens, 2]`
     pub fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
         let config = &self.info.config;
         let hidden = match (config.level, &config.body) {
-            (HeadLevel::Token, _) => self.hidden_states(batch, Rows::All, run),
+            (HeadLevel::Token | HeadLevel::Span, _) => self.hidden_states(batch, Rows::All, run),
             (HeadLevel::Sequence, BodyConfig::Encoder(config)) => {
                 let rows = config.head.input.rows();
                 config.head.input.read(self.hidden_states(batch, rows, run), batch)
@@ -536,6 +543,7 @@ impl<B: Kernels> Classifier<B> {
         }
         let (p, place) = match level {
             HeadLevel::Token => (config.token_dropout, 0),
+            HeadLevel::Span => (config.span_dropout, 0),
             HeadLevel::Sequence => (config.classifier_dropout, 1),
         };
         self.output.forward(drop(x, p, place), run)

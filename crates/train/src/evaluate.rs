@@ -5,6 +5,8 @@ use std::sync::Arc;
 use lowrank_adapters::Mode;
 use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::{EncodedDataset, EvalBatches, restore_order};
+use lowrank_data::questions::Asked;
+use lowrank_eval::{AnswerOptions, answers, score_answers};
 use lowrank_kernels::Kernels;
 use lowrank_models::HeadLevel;
 use lowrank_models::batch::int_tensor;
@@ -20,9 +22,18 @@ pub struct DevSet {
     pub suffix: String,
     /// The encoded rows, with labels.
     pub data: Arc<EncodedDataset>,
+    /// If the rows are windows over the contexts of questions, these, and how they are answered.
+    pub asked: Option<(Arc<Asked>, AnswerOptions)>,
 }
 
-/// Rows of logits of a data set, in its own order, and its mean loss if it is labelled. A token classifier
+impl DevSet {
+    /// The only dev set.
+    pub fn new(data: Arc<EncodedDataset>) -> Self {
+        Self { suffix: String::new(), data, asked: None }
+    }
+}
+
+/// Rows of logits of a data set, in its own order, and its mean loss if it is labelled. A head over tokens or spans
 /// returns the logits of all tokens of a row, concatenated.
 ///
 /// # Errors
@@ -44,7 +55,7 @@ fn predict_in_order<B: Kernels>(
     let labelled = data.labels().iter().all(Option::is_some) && !data.is_empty();
     let mut rows = Vec::with_capacity(data.len());
     let mut indices = Vec::with_capacity(data.len());
-    let of_tokens = model.model().config().level == HeadLevel::Token;
+    let of_tokens = model.model().config().level != HeadLevel::Sequence;
     let (mut sum, mut count) = (0.0, 0.0);
     for batch in EvalBatches::new(data.clone(), batch_size, true)? {
         let batch = batch?;
@@ -96,6 +107,12 @@ pub fn evaluate<B: Kernels>(
         let (rows, loss) = predict_in_order(model, &set.data, order, batch_size)?;
         let loss = loss.ok_or_else(|| TrainError::Batch("the evaluation data has no labels".into()))?;
         output.values.insert(format!("loss{}", set.suffix), loss);
+        if let Some((asked, options)) = &set.asked {
+            for (metric, value) in score_answers(asked, &answers(asked, &rows, *options)?) {
+                output.values.insert(format!("{metric}{}", set.suffix), value);
+            }
+            continue;
+        }
         let labels: Vec<Label> = set.data.labels().iter().flatten().cloned().collect();
         for (metric, value) in lowrank_eval::score(metrics, &rows, &labels, &names)? {
             output.values.insert(format!("{metric}{}", set.suffix), value);

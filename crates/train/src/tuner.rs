@@ -5,7 +5,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::activation::log_sigmoid;
 use lowrank_adapters::{AdapterSet, Mode};
-use lowrank_data::pack::{Labels, PackedBatch};
+use lowrank_data::pack::{Labels, PackedBatch, SpanLabel};
 use lowrank_kernels::{Kernels, cross_entropy_sum};
 use lowrank_models::batch::int_tensor;
 use lowrank_models::{Classifier, Parameters, Run, Stack, TokenBatch, Tokens};
@@ -104,7 +104,8 @@ pub fn weight(labels: &Labels, class_weights: Option<&[f32]>) -> f64 {
 /// Mean loss of a batch over its [weight]. Shape `[1]`.
 ///
 /// Cross-entropy of classes, squared error of scores, and for label sets the mean over the labels of the
-/// binary cross-entropy of each, as in PyTorch's `BCEWithLogitsLoss`. Class weights apply to each example, as
+/// binary cross-entropy of each, as in PyTorch's `BCEWithLogitsLoss`; for answers the mean of the cross-entropies of their
+/// start and end among the tokens of their sequence. Class weights apply to each example, as
 /// in PyTorch's `CrossEntropyLoss`: the sum of weighted losses over the sum of weights.
 ///
 /// # Errors
@@ -153,8 +154,42 @@ pub fn loss<B: Kernels>(
             let absent = Tensor::<B, 2>::from_data(TensorData::new(absent, [n, width]), &device);
             Ok((logits.clone() * absent - log_sigmoid(logits)).mean())
         }
+        Labels::Spans(spans) => Ok(mean(span_loss(logits, spans))),
         Labels::None => Err(TrainError::Batch("a batch without labels has no loss".into())),
     }
+}
+
+/// A logit that takes no part in a softmax.
+const ABSENT: f32 = -1e30;
+
+/// Sum over sequences of the mean of two cross-entropies, of the start and of the end among the tokens of each sequence.
+///
+/// # Shapes
+/// - logits: `[tokens, 2]`, output: `[1]`
+fn span_loss<B: Kernels>(logits: Tensor<B, 2>, spans: &[SpanLabel]) -> Tensor<B, 1> {
+    let device = logits.device();
+    let longest = spans.iter().map(|span| span.tokens as usize).max().unwrap_or(1);
+    let n = 2 * spans.len();
+    // A row for each start and each end, padded to the longest sequence.
+    let (mut places, mut absent) = (vec![0_i32; n * longest], vec![ABSENT; n * longest]);
+    let mut targets = Vec::with_capacity(n);
+    let mut first = 0;
+    for (row, span) in spans.iter().enumerate() {
+        for (side, target) in [span.start, span.end].into_iter().enumerate() {
+            let start = (2 * row + side) * longest;
+            for token in 0..span.tokens as usize {
+                places[start + token] = (2 * (first + token) + side) as i32;
+                absent[start + token] = 0.0;
+            }
+            targets.push(target as i32);
+        }
+        first += span.tokens as usize;
+    }
+    let [tokens, width] = logits.dims();
+    let rows = logits.reshape([tokens * width]).select(0, int_tensor(places, &device));
+    let absent = Tensor::<B, 2>::from_data(TensorData::new(absent, [n, longest]), &device);
+    let rows = rows.reshape([n, longest]) + absent;
+    cross_entropy_sum(rows, int_tensor(targets, &device), None).div_scalar(2.0)
 }
 
 /// The packed batch on the device.
@@ -197,6 +232,21 @@ mod tests {
         assert_eq!(weight(&labels, None), 2.0);
         // Far from 0 it stays finite.
         check(value(&[-200.0, 200.0], 2, &Labels::Sets(vec![vec![0]]), None), 200.0);
+    }
+
+    #[test]
+    fn starts_and_ends_compete_within_their_sequence() {
+        let nll =
+            |logits: &[f64], target: usize| logits.iter().map(|l| l.exp()).sum::<f64>().ln() - logits[target];
+        let span = |start, end, tokens| SpanLabel { start, end, tokens };
+        let labels = Labels::Spans(vec![span(1, 1, 2), span(0, 2, 3)]);
+        let starts = [0.5, -1.0, 2.0, 0.0, 1.0];
+        let ends = [1.5, 0.25, -3.0, 40.0, 0.75];
+        let logits: Vec<f32> = starts.iter().zip(ends).flat_map(|(s, e)| [*s as f32, e as f32]).collect();
+        let expect = nll(&starts[..2], 1) + nll(&ends[..2], 1) + nll(&starts[2..], 0) + nll(&ends[2..], 2);
+        let got = value(&logits, 2, &labels, None);
+        assert!((got - expect / 4.0).abs() < 1e-5, "{got}, by hand {}", expect / 4.0);
+        assert_eq!(weight(&labels, None), 2.0);
     }
 
     #[test]

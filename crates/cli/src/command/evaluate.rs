@@ -9,13 +9,15 @@ use lowrank_data::glue::{
     GlueDataset, LabelSpace, Metric, Split, TaggedDataset, Task, is_tagged, read_labelled, read_tagged_file,
 };
 use lowrank_data::pack::EncodedDataset;
+use lowrank_data::questions::{Asked, QuestionSet, WindowOptions, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
+use lowrank_eval::AnswerOptions;
 use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{Loaded, ModelArgs, print_json};
+use crate::context::{Loaded, ModelArgs, SpanArgs, print_json};
 
 /// Options of `evaluate`.
 #[derive(clap::Args)]
@@ -31,6 +33,11 @@ pub(crate) struct Args {
     /// Labelled rows of your own, in the formats of finetune --dev; labels are matched to the model's by name
     #[arg(long, conflicts_with = "data")]
     dev: Option<PathBuf>,
+    #[command(flatten)]
+    spans: SpanArgs,
+    /// Question answering: allow no answer [default: if the model was trained on questions without one]
+    #[arg(long)]
+    handle_impossible_answer: bool,
     /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
@@ -45,7 +52,7 @@ pub(crate) fn dev_sets(root: &Path, task: Task, tokenizer: &TextTokenizer) -> Re
         .iter()
         .map(|&split| {
             let data = Arc::new(EncodedDataset::encode(&GlueDataset::read(root, task, split)?, tokenizer)?);
-            Ok(DevSet { suffix: suffix(split).into(), data })
+            Ok(DevSet { suffix: suffix(split).into(), ..DevSet::new(data) })
         })
         .collect()
 }
@@ -80,12 +87,15 @@ struct Rows {
 pub(crate) fn run(args: Args) -> Result<()> {
     let loaded = args.model.load::<Inner>(&device()?)?;
     loaded.require_head()?;
+    args.spans.check(loaded.level())?;
     let Rows { task, sets, metrics, order } = match (args.task, &args.data, &args.dev) {
         (Some(task), Some(root), _) => of_task(&loaded, task, root)?,
+        (_, _, Some(file)) if loaded.level() == HeadLevel::Span => of_questions(&args, &loaded, file)?,
         (_, _, Some(file)) => of_file(&loaded, file)?,
         _ => bail!("give --task and --data, or --dev"),
     };
-    let rows: usize = sets.iter().map(|s| s.data.len()).sum();
+    let count = |set: &DevSet| set.asked.as_ref().map_or(set.data.len(), |(asked, _)| asked.rows.len());
+    let rows: usize = sets.iter().map(count).sum();
     let tokens: usize = sets.iter().map(|s| s.data.n_tokens()).sum();
     let start = Instant::now();
     let output = lowrank_train::evaluate(&loaded.model, &sets, &metrics, order.as_deref(), args.batch_size)?;
@@ -109,10 +119,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
     let config = loaded.model.model().config();
-    ensure!(
-        config.level == HeadLevel::Sequence,
-        "the model is a token classifier, which labels every word; {task} has one label per row"
-    );
+    match config.level {
+        HeadLevel::Sequence => {}
+        HeadLevel::Token => {
+            bail!("the model is a token classifier, which labels every word; {task} has one label per row")
+        }
+        HeadLevel::Span => bail!("the model answers questions; {task} has one label per row"),
+    }
     ensure!(
         config.problem != Problem::MultiLabel,
         "the model is a multi-label classifier (multi_label_classification); {task} has exactly one label per row"
@@ -138,6 +151,11 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
     let config = loaded.model.model().config();
     let name = file.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
     let labels = config.labels.clone();
+    ensure!(
+        !are_questions(file)?,
+        "{}: holds questions with their contexts, and the model labels texts; give a question answering model",
+        file.display()
+    );
     let (data, metrics) = if config.level == HeadLevel::Token {
         let set = read_tagged_file(&name, file, &labels)?;
         (encode_tagged(&set, &loaded.tokenizer)?, set.spec.metrics)
@@ -155,8 +173,35 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
         let set = read_labelled(&name, file, &space)?;
         (EncodedDataset::encode(&set, &loaded.tokenizer)?, set.spec().metrics.clone())
     };
-    let sets = vec![DevSet { suffix: String::new(), data: Arc::new(data) }];
+    let sets = vec![DevSet::new(Arc::new(data))];
     Ok(Rows { task: name, sets, metrics, order: None })
+}
+
+fn of_questions(args: &Args, loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
+    let set = read_questions(file)?;
+    let may_be_none = args.handle_impossible_answer || loaded.model.model().config().may_not_answer();
+    if set.has_unanswerable() && !may_be_none {
+        eprintln!(
+            "warning: {}: some questions have no answer, and the model always gives one; --handle-impossible-answer lets it \
+             give none",
+            file.display()
+        );
+    }
+    let windows = args.spans.windows(args.model.max_length, &loaded.tokenizer);
+    let dev = ask(&set, &loaded.tokenizer, windows, args.spans.answers(may_be_none))?;
+    let task = file.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
+    Ok(Rows { task, sets: vec![dev], metrics: LabelSpace::Spans.metrics(), order: None })
+}
+
+/// Questions as a dev set.
+pub(crate) fn ask(
+    set: &QuestionSet,
+    tokenizer: &TextTokenizer,
+    windows: WindowOptions,
+    options: AnswerOptions,
+) -> Result<DevSet> {
+    let (asked, data) = Asked::encode(set, tokenizer, windows)?;
+    Ok(DevSet { asked: Some((Arc::new(asked), options)), ..DevSet::new(Arc::new(data)) })
 }
 
 /// Positions of the task's classes among the model's labels: already in order (`Some(None)`), the position of

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Error, Result, bail, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, Site};
 use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Parameters, Part};
+use lowrank_models::{Classifier, Decoder, HeadLevel, ModelKind, ParamVisitor, Parameter, Parameters, Part};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::{BlockFormat, LowrankSection};
 use serde_json::{Map, Value, json};
@@ -115,22 +115,27 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = open_model(&args.path)?;
     let device = device()?;
-    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) =
-        if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
-            let config = folder.decoder_config()?;
-            let heads = config.n_heads;
-            let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
-            (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
-        } else {
-            let config = folder.classifier_config()?;
-            let config = match args.labels {
-                Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
-                None => config,
-            };
-            let heads = config.n_heads();
-            let mut model = Classifier::<Inner>::init(config, 0, &device);
-            (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind()
+        == ModelKind::Decoder
+        && args.labels.is_none()
+    {
+        let config = folder.decoder_config()?;
+        let heads = config.n_heads;
+        let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
+        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+    } else {
+        let config = folder.classifier_config()?;
+        let config = match args.labels {
+            Some(n) if config.level == HeadLevel::Span => {
+                bail!("--labels {n}: the model answers questions, and its head has two outputs; leave it out")
+            }
+            Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
+            None => config,
         };
+        let heads = config.n_heads();
+        let mut model = Classifier::<Inner>::init(config, 0, &device);
+        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+    };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
         let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, "query,value")).transpose()?;

@@ -1,17 +1,18 @@
-//! `lowrank predict`: classify texts, or the words of texts.
+//! `lowrank predict`: classify texts, or the words of texts; answer questions.
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use lowrank_data::glue::LabelSpace;
 use lowrank_data::pack::EncodedDataset;
+use lowrank_data::questions::Asked;
 use lowrank_data::tokenize::WordSpan;
-use lowrank_eval::{argmax, entities, predicted_set};
+use lowrank_eval::{answers, argmax, entities, predicted_set};
 use lowrank_models::{HeadLevel, Problem};
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{Loaded, ModelArgs, TextArgs, Texts, print_json};
+use crate::context::{Loaded, ModelArgs, SpanArgs, TextArgs, Texts, check_question, print_json};
 use crate::terminal::one_line;
 
 /// Options of `predict`.
@@ -21,6 +22,11 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     texts: TextArgs,
+    #[command(flatten)]
+    spans: SpanArgs,
+    /// Question answering: allow no answer [default: if the model was trained on questions without one]
+    #[arg(long)]
+    handle_impossible_answer: bool,
     /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
@@ -34,9 +40,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let texts = args.texts.texts()?;
     let loaded = args.model.load::<Inner>(&device()?)?;
     loaded.require_head()?;
+    args.spans.check(loaded.level())?;
     match loaded.level() {
         HeadLevel::Sequence => sequences(&args, &texts, &loaded),
         HeadLevel::Token => words(&args, &texts, &loaded),
+        HeadLevel::Span => questions(&args, &texts, &loaded),
     }
 }
 
@@ -113,6 +121,49 @@ fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
                 word["score"].as_f64().unwrap_or(f64::NAN)
             );
         }
+    }
+    Ok(())
+}
+
+/// Answers questions, the first texts, from their contexts, the second ones.
+fn questions(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
+    let pairs: Vec<(&str, &str)> = texts
+        .rows
+        .iter()
+        .enumerate()
+        .map(|(row, (question, context))| {
+            let context = check_question(&texts.place(row), question, context.as_deref())?;
+            Ok((question.as_str(), context))
+        })
+        .collect::<Result<_>>()?;
+    let windows = args.spans.windows(args.model.max_length, &loaded.tokenizer);
+    let (asked, data) = Asked::encode_pairs(&pairs, &loaded.tokenizer, windows)
+        .map_err(|(row, error)| anyhow!("{}: {error}", texts.place(row)))?;
+    let (logits, _) = lowrank_train::predict(&loaded.model, &Arc::new(data), args.batch_size)?;
+    let may_be_none = args.handle_impossible_answer || loaded.model.model().config().may_not_answer();
+    let found = answers(&asked, &logits, args.spans.answers(may_be_none))?;
+    if args.json {
+        let rows = found.iter().enumerate().map(|(row, answer)| {
+            let of_row = asked.windows.iter().zip(&logits).filter(|(window, _)| window.question == row);
+            let side = |logits: &[f32], side: usize| -> Value {
+                logits.iter().skip(side).step_by(2).copied().collect::<Vec<f32>>().into()
+            };
+            let windows: Vec<Value> = of_row
+                .map(|(_, logits)| json!({"start_logits": side(logits, 0), "end_logits": side(logits, 1)}))
+                .collect();
+            let mut object = json!({
+                "answer": answer.text, "start": answer.start, "end": answer.end, "score": answer.score, "windows": windows,
+            });
+            if may_be_none {
+                object["null_score"] = json!(answer.none_score);
+            }
+            object
+        });
+        return print_json(&json!({ "rows": rows.collect::<Vec<Value>>() }));
+    }
+    for (answer, (question, _)) in found.iter().zip(&pairs) {
+        let text = if answer.text.is_empty() { "-".to_owned() } else { one_line(&answer.text).to_string() };
+        println!("{text}\t{:.4}\t{}-{}\t{question}", answer.score, answer.start, answer.end);
     }
     Ok(())
 }

@@ -16,12 +16,18 @@ pub(crate) const LABELS_FILE: &str = "labels.json";
 
 /// Writes [`LABELS_FILE`].
 pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Option<&str>) -> Result<()> {
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "labels": config.labels,
         "problem_type": config.problem.name(),
         "task_type": config.level.task_type(),
         BASE_HASH: base_hash,
+        MAY_NOT_ANSWER: config.may_not_answer(),
     });
+    if config.level != HeadLevel::Span
+        && let Some(object) = value.as_object_mut()
+    {
+        object.shift_remove(MAY_NOT_ANSWER);
+    }
     let text = serde_json::to_string_pretty(&value)?;
     Ok(lowrank_checkpoint::write_atomic(dir.join(LABELS_FILE), text.as_bytes())?)
 }
@@ -35,6 +41,11 @@ pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result
         (None, Some(level)) => config.at_level(level),
         _ => config,
     };
+    if config.level == HeadLevel::Span {
+        let may_not_answer = read_labels(dir)?.and_then(|saved| saved[MAY_NOT_ANSWER].as_bool());
+        let known = config.may_not_answer();
+        return Ok(config.with_no_answer(may_not_answer.unwrap_or(known)));
+    }
     Ok(match saved_labels(dir, &config)? {
         Some((labels, problem)) => config.with_problem(labels, problem),
         None => config,
@@ -54,6 +65,19 @@ pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
     };
     let name = task(CONFIG_FILE)?.or(task(LABELS_FILE)?);
     Ok(HeadLevel::of_task(name.as_deref()))
+}
+
+/// Key of [`LABELS_FILE`] that says whether the adapter was trained on questions without an answer too.
+const MAY_NOT_ANSWER: &str = "handle_impossible_answer";
+
+/// [`LABELS_FILE`], if the adapter has one.
+fn read_labels(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join(LABELS_FILE);
+    if !lowrank_spec::is_present(&path) {
+        return Ok(None);
+    }
+    let text = lowrank_spec::read_file(&path).with_context(|| path.display().to_string())?;
+    Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
 }
 
 /// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
@@ -77,9 +101,7 @@ pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
 /// Labels and kind of an adapter's task, if they are not the base's.
 fn saved_labels(dir: &Path, base: &ClassifierConfig) -> Result<Option<(Vec<String>, Problem)>> {
     let path = dir.join(LABELS_FILE);
-    if lowrank_spec::is_present(&path) {
-        let text = lowrank_spec::read_file(&path).with_context(|| path.display().to_string())?;
-        let value: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    if let Some(value) = read_labels(dir)? {
         let labels = value["labels"].as_array().into_iter().flatten();
         let labels: Option<Vec<String>> = labels.map(|l| l.as_str().map(str::to_string)).collect();
         let labels = labels.filter(|l| !l.is_empty());

@@ -1,11 +1,13 @@
 //! Shared by the commands: finding models and adapters, reading texts, printing JSON.
 
+mod answers;
 mod given;
 mod labels;
 mod model;
 mod output;
 mod texts;
 
+pub(crate) use answers::{SpanArgs, check_question};
 pub(crate) use given::{check_effect, record_given, warn_unused};
 pub(crate) use labels::{LABELS_FILE, adapter_level, classifier_config, write_labels};
 pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, open_model, tokenizer};

@@ -85,7 +85,15 @@ impl<B: Backend> Loaded<B> {
         if missing.is_empty() {
             return Ok(());
         }
-        let labels = self.model.model().config().labels.len();
+        let config = self.model.model().config();
+        if config.level == HeadLevel::Span
+            && let Some(rows) = self.model.model().other_head_width()
+        {
+            bail!(
+                "the head in the checkpoint has {rows} rows; expected two, for the start and the end of an answer"
+            );
+        }
+        let labels = config.labels.len();
         if let Some(rows) = self.model.model().other_head_width() {
             bail!(
                 "the head in the checkpoint has {rows} rows, but config.json (or the adapter) names {labels} labels; name \

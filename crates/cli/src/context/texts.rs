@@ -23,6 +23,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 pub(crate) struct Texts {
     /// Texts, each with its optional second text.
     pub(crate) rows: Vec<(String, Option<String>)>,
+    /// The file that the last of them come from, and the number of those before.
+    file: Option<(PathBuf, usize)>,
 }
 
 impl Texts {
@@ -39,7 +41,8 @@ impl Texts {
                 }
             }
         }
-        if let Some(path) = file {
+        let file = file.map(|path| (path.to_path_buf(), rows.len()));
+        if let Some((path, _)) = &file {
             let text = read_text(path)?;
             if text.is_empty() {
                 bail!("{}: is empty; expected one text per line", path.display());
@@ -52,7 +55,15 @@ impl Texts {
         if rows.is_empty() {
             bail!("nothing to do: give --text or --file");
         }
-        Ok(Self { rows })
+        Ok(Self { rows, file })
+    }
+
+    /// Where a text comes from: its line of the file, or its number.
+    pub(crate) fn place(&self, index: usize) -> String {
+        match &self.file {
+            Some((path, before)) if index >= *before => format!("{}:{}", path.display(), index - before + 1),
+            _ => format!("text {}", index + 1),
+        }
     }
 
     /// Converts every text to lower case.

@@ -73,8 +73,8 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         let is_decoder = matches!(config, Config::Decoder(_));
         if matches!(config, Config::Classifier(_, None)) {
             return Err(CompressError::Input(
-                "two-sided needs the gradients of a task, and the model has no trained head; fine-tune it first or \
-                 choose whitened"
+                "two-sided needs the gradients of a task, and the model has no trained head over sequences; fine-tune it \
+                 first or choose whitened"
                     .into(),
             ));
         }

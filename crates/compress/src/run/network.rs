@@ -108,7 +108,8 @@ impl Config {
 /// Whether an encoder's checkpoint has a head for sequences.
 fn has_sequence_head(model: &ModelFolder) -> Result<bool> {
     let has_head = model.checkpoint()?.names().any(|name| name.starts_with("classifier."));
-    Ok(has_head && model.kind() != ModelKind::TokenClassifier)
+    let is_of_tokens = matches!(model.kind(), ModelKind::TokenClassifier | ModelKind::QuestionAnswering);
+    Ok(has_head && !is_of_tokens)
 }
 
 /// The maximum number of tokens per sequence for the model of a folder.

@@ -189,6 +189,10 @@ impl<'a> RawRows<'a> {
                     set.dedup();
                     Label::Set(set)
                 }
+                (LabelSpace::Spans, _) => {
+                    let message = "not a question; expected question, context and answers".to_owned();
+                    return Err(self.bad(raw.row, message));
+                }
                 (LabelSpace::Tags(_), _) => {
                     let message = "has no tagged words; expected a tag for every word".to_owned();
                     return Err(self.bad(raw.row, message));

@@ -20,6 +20,13 @@ pub enum Label {
     /// A class for each token; `None` for tokens without one: special tokens, and all but the first of a
     /// word.
     Tags(Vec<Option<u32>>),
+    /// The first and last token of the answer to a question.
+    Span {
+        /// The first token.
+        start: u32,
+        /// The last token.
+        end: u32,
+    },
 }
 
 /// One row of a task.

@@ -213,7 +213,8 @@ impl fmt::Display for Split {
 pub enum Metric {
     /// The fraction of correct answers.
     Accuracy,
-    /// F1 of the positive class, label 1; for token classification, of the entities.
+    /// F1 of the positive class, label 1; for token classification, of the entities; for question answering, of the words
+    /// of an answer.
     F1,
     /// The fraction of the predicted entities that are correct.
     Precision,
@@ -223,6 +224,8 @@ pub enum Metric {
     F1Micro,
     /// The mean F1 of the labels.
     F1Macro,
+    /// The fraction of the answers that equal a right one, by SQuAD's normalization.
+    ExactMatch,
     /// Matthews correlation.
     Matthews,
     /// Pearson correlation of scores.
@@ -241,6 +244,7 @@ impl Metric {
             Self::Recall => "recall",
             Self::F1Micro => "f1_micro",
             Self::F1Macro => "f1_macro",
+            Self::ExactMatch => "exact_match",
             Self::Matthews => "matthews",
             Self::Pearson => "pearson",
             Self::Spearman => "spearman",
@@ -265,22 +269,25 @@ pub enum LabelSpace {
     Sets(Vec<String>),
     /// One of these classes for each word, in label order.
     Tags(Vec<String>),
+    /// The span of a context that answers a question.
+    Spans,
 }
 
 impl LabelSpace {
-    /// The width of the head: the number of classes, or 1 for a score.
+    /// The width of the head: the number of classes, 1 for a score, or 2 for the start and end of a span.
     pub fn width(&self) -> usize {
         match self {
             Self::Classes(names) | Self::Sets(names) | Self::Tags(names) => names.len(),
             Self::Score => 1,
+            Self::Spans => 2,
         }
     }
 
-    /// Names in label order; none for a score.
+    /// Names in label order; none for a score or a span.
     pub fn names(&self) -> &[String] {
         match self {
             Self::Classes(names) | Self::Sets(names) | Self::Tags(names) => names,
-            Self::Score => &[],
+            Self::Score | Self::Spans => &[],
         }
     }
 
@@ -306,6 +313,7 @@ impl LabelSpace {
                 vec![Metric::F1, Metric::Precision, Metric::Recall, Metric::Accuracy]
             }
             Self::Tags(_) => vec![Metric::Accuracy, Metric::F1Macro],
+            Self::Spans => vec![Metric::F1, Metric::ExactMatch],
         }
     }
 }

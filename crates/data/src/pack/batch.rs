@@ -19,6 +19,19 @@ pub enum Labels {
     Sets(Vec<Vec<u32>>),
     /// The class of each token, if it has one, shape `[tokens]`.
     Tags(Vec<Option<u32>>),
+    /// The answer of each sequence, shape `[sequences]`.
+    Spans(Vec<SpanLabel>),
+}
+
+/// The first and last token of an answer, and the tokens of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanLabel {
+    /// The first token, counted within the sequence.
+    pub start: u32,
+    /// The last token.
+    pub end: u32,
+    /// The number of tokens of the sequence.
+    pub tokens: u32,
 }
 
 /// A batch without padding: the concatenation of its sequences.
@@ -62,7 +75,13 @@ impl PackedBatch {
                 let message = format!("a sequence has {len} ids and {} type ids", row.type_ids.len());
                 return Err(DataError::Batch { message });
             }
-            batch.labels.push(label, batch.lengths.is_empty())?;
+            if let Some(Label::Span { start, end }) = &label
+                && (start > end || *end as usize >= len)
+            {
+                let message = format!("the answer is at tokens {start} to {end} of a sequence of {len}");
+                return Err(DataError::Batch { message });
+            }
+            batch.labels.push(label, len as u32, batch.lengths.is_empty())?;
             batch.ids.extend_from_slice(&row.ids);
             batch.type_ids.extend_from_slice(&row.type_ids);
             batch.positions.extend(0..len as u32);
@@ -121,6 +140,7 @@ impl Labels {
             Self::Scores(scores) => scores.len(),
             Self::Sets(sets) => sets.len(),
             Self::Tags(tags) => tags.len(),
+            Self::Spans(spans) => spans.len(),
         }
     }
 
@@ -129,19 +149,23 @@ impl Labels {
         self.len() == 0
     }
 
-    fn push(&mut self, label: Option<Label>, is_first: bool) -> Result<()> {
+    fn push(&mut self, label: Option<Label>, tokens: u32, is_first: bool) -> Result<()> {
         match (&mut *self, label) {
             (Self::None, None) => {}
             (Self::Classes(classes), Some(Label::Class(class))) => classes.push(class),
             (Self::Scores(scores), Some(Label::Score(score))) => scores.push(score),
             (Self::Sets(sets), Some(Label::Set(set))) => sets.push(set),
             (Self::Tags(all), Some(Label::Tags(tags))) => all.extend(tags),
+            (Self::Spans(spans), Some(Label::Span { start, end })) => {
+                spans.push(SpanLabel { start, end, tokens });
+            }
             (Self::None, Some(label)) if is_first => {
                 *self = match label {
                     Label::Class(class) => Self::Classes(vec![class]),
                     Label::Score(score) => Self::Scores(vec![score]),
                     Label::Set(set) => Self::Sets(vec![set]),
                     Label::Tags(tags) => Self::Tags(tags),
+                    Label::Span { start, end } => Self::Spans(vec![SpanLabel { start, end, tokens }]),
                 };
             }
             _ => {
@@ -275,10 +299,14 @@ mod tests {
         let mixed = [Some(Label::Class(1)), Some(Label::Score(1.0))];
         assert!(PackedBatch::collate([(&a, Some(Label::Tags(vec![None, Some(1)])))]).is_err());
         assert!(PackedBatch::collate([Label::Set(vec![]), Label::Class(0)].map(|l| (&a, Some(l)))).is_err());
+        let span = Some(Label::Span { start: 0, end: 0 });
+        assert!(PackedBatch::collate([(&a, span.clone())]).is_ok());
+        assert!(PackedBatch::collate([(&a, span), (&a, Some(Label::Class(0)))]).is_err());
         assert!(PackedBatch::collate(mixed.map(|l| (&a, l))).is_err());
         assert!(PackedBatch::collate([(&a, None), (&a, Some(Label::Class(0)))]).is_err());
         assert!(PackedBatch::collate([(&a, Some(Label::Class(0))), (&a, None)]).is_err());
         assert!(PackedBatch::collate([]).is_err());
+        assert!(PackedBatch::collate([(&a, Some(Label::Span { start: 0, end: 1 }))]).is_err());
         assert!(PackedBatch::collate([(&row(&[]), None)]).is_err());
         assert!(EncodedDataset::unlabelled(vec![a]).batch(&[1]).is_err());
     }

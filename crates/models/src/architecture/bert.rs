@@ -16,6 +16,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         dense: "bert.pooler.dense",
         norm: None,
         output: "classifier",
+        spans: "qa_outputs",
         saved_as: None,
         dense_is_head: false,
         for_tokens: false,

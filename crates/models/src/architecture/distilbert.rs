@@ -23,6 +23,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
             norm_eps: 1e-12,
             classifier_dropout: keys.dropout("seq_classif_dropout")?.unwrap_or(0.2),
             token_dropout: config.dropouts.embeddings,
+            span_dropout: keys.dropout("qa_dropout")?.unwrap_or(0.1),
             ..config
         })
     },

@@ -270,6 +270,13 @@ impl ClassifierConfig {
         }
         let (labels, problem) = read_labels(&Keys::new(&raw))?;
         let level = HeadLevel::named(&raw).unwrap_or_default();
+        if level == HeadLevel::Span {
+            return Err(
+                "architectures names a head for question answering, which is supported over encoders only; \
+                        give an encoder"
+                    .into(),
+            );
+        }
         Ok(Self { labels, problem, level, body: BodyConfig::Decoder(DecoderConfig::parse(raw)?) })
     }
 }

@@ -38,6 +38,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     head: HeadNames {
         dense: "head.dense",
         norm: Some("head.norm"),
+        spans: "classifier",
         for_tokens: true,
         activation: Activation::Gelu(lowrank_kernels::Gelu::Erf),
         ..bert::ARCHITECTURE.head
@@ -107,6 +108,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
         },
         classifier_dropout: dropout("classifier_dropout")?,
         token_dropout: dropout("classifier_dropout")?,
+        span_dropout: dropout("classifier_dropout")?,
         head: HeadOptions {
             input: match keys.text("classifier_pooling")?.unwrap_or("cls") {
                 "cls" => HeadInput::First,

@@ -26,6 +26,7 @@ pub(super) const HEAD: HeadNames = HeadNames {
     dense: "classifier.dense",
     norm: None,
     output: "classifier.out_proj",
+    spans: "qa_outputs",
     saved_as: Some("classifier"),
     dense_is_head: true,
     for_tokens: false,

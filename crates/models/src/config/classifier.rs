@@ -29,10 +29,33 @@ pub struct ClassifierConfig {
     pub level: HeadLevel,
 }
 
+/// Key of a model that may give no answer, named as the option of transformers' question answering pipeline.
+const NO_ANSWER: &str = "handle_impossible_answer";
+
 impl ClassifierConfig {
     /// A head at another level. Where the checkpoint has one at the level so far, it is not this head.
-    pub const fn at_level(mut self, level: HeadLevel) -> Self {
+    pub fn at_level(mut self, level: HeadLevel) -> Self {
         self.level = level;
+        if level != HeadLevel::Span {
+            return self.with_no_answer(false);
+        }
+        labels::remove(self.raw_mut());
+        (self.labels, self.problem) = (labels::of_spans(), Problem::SingleLabel);
+        self
+    }
+
+    /// Whether the model was trained on questions without an answer, so that it may give none.
+    pub fn may_not_answer(&self) -> bool {
+        self.raw().get(NO_ANSWER).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// Sets whether the model may give no answer, in a key of `config.json` that transformers ignores.
+    pub fn with_no_answer(mut self, may_not_answer: bool) -> Self {
+        if may_not_answer {
+            self.raw_mut().insert(NO_ANSWER.into(), true.into());
+        } else {
+            self.raw_mut().shift_remove(NO_ANSWER);
+        }
         self
     }
 
@@ -151,11 +174,7 @@ impl ClassifierConfig {
 impl From<EncoderConfig> for ClassifierConfig {
     fn from(config: EncoderConfig) -> Self {
         let level = HeadLevel::named(&config.raw).unwrap_or_default();
-        Self {
-            labels: config.labels.clone(),
-            problem: config.problem,
-            level,
-            body: BodyConfig::Encoder(config),
-        }
+        let (labels, problem) = (config.labels.clone(), config.problem);
+        Self { labels, problem, level, body: BodyConfig::Encoder(config) }.at_level(level)
     }
 }

@@ -64,6 +64,8 @@ pub struct EncoderConfig {
     pub classifier_dropout: f64,
     /// Dropout before the classifier of tokens.
     pub token_dropout: f64,
+    /// Dropout before the map to the start and end of an answer.
+    pub span_dropout: f64,
     /// The sequence classification head.
     pub head: HeadOptions,
     /// The masked language modelling head.
@@ -276,6 +278,7 @@ impl EncoderConfig {
             },
             classifier_dropout,
             token_dropout: classifier_dropout,
+            span_dropout: 0.0,
             head: HeadOptions {
                 input: HeadInput::First,
                 input_dropout: if architecture.head.drops_input { classifier_dropout } else { 0.0 },

@@ -46,14 +46,21 @@ pub enum HeadLevel {
     Sequence,
     /// Every token.
     Token,
+    /// The span of a text that answers a question: two logits for each token, of its start and its end.
+    Span,
 }
 
+/// Labels of a head over spans.
+const SPAN_LABELS: [&str; 2] = ["start", "end"];
+
 impl HeadLevel {
-    /// The level of the head named by the class in `architectures`, `None` if it names neither.
+    const ALL: [Self; 3] = [Self::Sequence, Self::Token, Self::Span];
+
+    /// The level of the head named by the class in `architectures`, `None` if it names none of them.
     pub fn named(raw: &Map<String, Value>) -> Option<Self> {
         let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let class = classes.filter_map(Value::as_str).next()?;
-        [Self::Sequence, Self::Token].into_iter().find(|level| class.ends_with(level.class()))
+        Self::ALL.into_iter().find(|level| class.ends_with(level.class()))
     }
 
     /// Suffix of transformers' class names with such a head.
@@ -61,12 +68,13 @@ impl HeadLevel {
         match self {
             Self::Sequence => "ForSequenceClassification",
             Self::Token => "ForTokenClassification",
+            Self::Span => "ForQuestionAnswering",
         }
     }
 
     /// The level of PEFT's `task_type`, `None` for other tasks.
     pub fn of_task(task_type: Option<&str>) -> Option<Self> {
-        [Self::Sequence, Self::Token].into_iter().find(|level| task_type == Some(level.task_type()))
+        Self::ALL.into_iter().find(|level| task_type == Some(level.task_type()))
     }
 
     /// PEFT's `task_type`.
@@ -74,6 +82,7 @@ impl HeadLevel {
         match self {
             Self::Sequence => "SEQ_CLS",
             Self::Token => "TOKEN_CLS",
+            Self::Span => "QUESTION_ANS",
         }
     }
 }
@@ -112,6 +121,19 @@ fn names(keys: &Keys<'_>) -> Result<Vec<String>, String> {
         .collect::<Option<Vec<String>>>()
         .filter(|l| !l.is_empty())
         .ok_or("id2label is empty; expected a name for each class".into())
+}
+
+/// The outputs of a head over spans.
+pub(crate) fn of_spans() -> Vec<String> {
+    SPAN_LABELS.map(str::to_owned).into()
+}
+
+/// Removes the labels of another task from a `config.json`: transformers gives a head over spans one output per label, and
+/// two by default.
+pub(crate) fn remove(raw: &mut Map<String, Value>) {
+    for key in ["id2label", "label2id", "num_labels", "problem_type"] {
+        raw.shift_remove(key);
+    }
 }
 
 /// Writes labels into a `config.json`.

@@ -140,11 +140,13 @@ pub struct HeadNames {
     pub norm: Option<&'static str>,
     /// Path of the map to the labels.
     pub output: &'static str,
+    /// Path of the map to the start and end of an answer.
+    pub spans: &'static str,
     /// Name of the whole head in PEFT's `modules_to_save`, if it is a separate module.
     pub saved_as: Option<&'static str>,
     /// Whether the first map belongs to the head (BERT's pooler belongs to the encoder).
     pub dense_is_head: bool,
-    /// Whether the head over tokens has the first map too.
+    /// Whether the heads over tokens and spans have the first map too.
     pub for_tokens: bool,
     /// After the first map, where the config does not say.
     pub activation: Activation,

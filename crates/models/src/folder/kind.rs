@@ -13,6 +13,8 @@ pub enum ModelKind {
     SequenceClassifier,
     /// An encoder with a head for every token.
     TokenClassifier,
+    /// An encoder with a head for the span that answers a question.
+    QuestionAnswering,
     /// An encoder with its masked language modelling head.
     MaskedLm,
     /// A language model.
@@ -44,6 +46,7 @@ impl ModelKind {
             _ if is_decoder => Self::Decoder,
             Some("SequenceClassification") => Self::SequenceClassifier,
             Some("TokenClassification") => Self::TokenClassifier,
+            Some("QuestionAnswering") => Self::QuestionAnswering,
             // ELECTRA's pre-training head tells replaced tokens.
             Some("PreTraining") if class.starts_with("Electra") => Self::Encoder,
             Some("MaskedLM" | "PreTraining") => Self::MaskedLm,
@@ -70,6 +73,7 @@ impl ModelKind {
             Self::Encoder => "an encoder without a head",
             Self::SequenceClassifier => "a sequence classifier",
             Self::TokenClassifier => "a token classifier",
+            Self::QuestionAnswering => "a question answering model",
             Self::MaskedLm => "a masked language model",
             Self::Decoder => "a language model (decoder)",
             Self::DecoderClassifier => "a sequence classifier over a decoder",
@@ -92,6 +96,7 @@ mod tests {
     #[case(json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"]}), ModelKind::SequenceClassifier)]
     #[case(json!({"model_type": "bert", "architectures": ["BertForTokenClassification"]}), ModelKind::TokenClassifier)]
     #[case(json!({"model_type": "roformer", "architectures": ["RoFormerForSequenceClassification"]}), ModelKind::SequenceClassifier)]
+    #[case(json!({"model_type": "bert", "architectures": ["BertForQuestionAnswering"]}), ModelKind::QuestionAnswering)]
     #[case(json!({"model_type": "roformer", "architectures": ["RoFormerForMaskedLM"]}), ModelKind::MaskedLm)]
     #[case(json!({"model_type": "roformer", "architectures": ["RoFormerModel"]}), ModelKind::Encoder)]
     #[case(json!({"model_type": "electra", "architectures": ["ElectraForPreTraining"]}), ModelKind::Encoder)]

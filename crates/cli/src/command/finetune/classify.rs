@@ -1,4 +1,4 @@
-//! Classification and regression over an encoder or a decoder, of texts and of words.
+//! Classification and regression over an encoder or a decoder, of texts and of words, and answers to questions.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use lowrank_train::{Classification, FineTuner};
 use super::job::{self, Identity, Process};
 use super::model::{build, default_targets, save, sources};
 use super::record::settings;
-use super::rows::{self, read_spec};
+use super::rows::read_spec;
 use super::weights::recorded;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner};
@@ -18,8 +18,13 @@ use crate::command::evaluate::class_order;
 use crate::context::{classifier_config, open_model, tokenizer};
 use crate::method::Method;
 
-pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
-    let level = if rows::are_tagged(args)? { HeadLevel::Token } else { HeadLevel::Sequence };
+pub(super) fn run(
+    args: &Args,
+    folder: &Path,
+    level: HeadLevel,
+    device: &Device,
+    process: Process<'_>,
+) -> Result<()> {
     let base = open_model(folder)?.classifier_config()?;
     let tokenizer = tokenizer(folder, &base, args.max_length)?;
     check_output(args)?;
@@ -46,13 +51,17 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let problem = match &spec.labels {
         LabelSpace::Score => Problem::Regression,
         LabelSpace::Sets(_) => Problem::MultiLabel,
-        LabelSpace::Classes(_) | LabelSpace::Tags(_) => Problem::SingleLabel,
+        LabelSpace::Classes(_) | LabelSpace::Tags(_) | LabelSpace::Spans => Problem::SingleLabel,
     };
     let targets = default_targets(&base);
     let order = label_order(trained, &spec.labels);
-    let built =
-        build(args, folder, base.at_level(level).with_problem(labels.clone(), problem), order, device)?;
-    let rows = read.encode(spec, &tokenizer)?;
+    let headed = base.at_level(level);
+    let headed = match spec.labels {
+        LabelSpace::Spans => headed.with_no_answer(read.has_unanswerable()),
+        _ => headed.with_problem(labels.clone(), problem),
+    };
+    let built = build(args, folder, headed, order, device)?;
+    let rows = read.encode(args, spec, &tokenizer)?;
     let metrics = rows.spec.metrics.clone();
     let weights = args.class_weights.as_ref().map(|weights| weights.resolve(&labels, &rows.train));
     let mut objective = Classification::new(rows.train, rows.dev, metrics, &config)?;

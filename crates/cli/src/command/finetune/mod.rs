@@ -18,12 +18,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use lowrank_data::glue::Task;
-use lowrank_models::ModelKind;
+use lowrank_models::{HeadLevel, ModelKind};
 use lowrank_report::run::{FILE_NAME, RunRecord, Status};
 use lowrank_train::{SchedulerKind, ShowWatch, Start, Team, TrainConfig};
 
 use crate::backend::device;
-use crate::context::{model_folder, new_folder, open_model, warn_unused};
+use crate::context::{SpanArgs, model_folder, new_folder, open_model, warn_unused};
 use crate::method::{AdapterArgs, Method};
 
 use self::base::BaseArgs;
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
     /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels
     /// (comma-separated), or .jsonl with the same keys; for token classification CoNLL columns or .jsonl with
-    /// tokens and tags; for a language model .txt, .jsonl or .json with text, messages, conversations,
+    /// tokens and tags; for question answering SQuAD's .json, or .jsonl with question, context and answers; for a language model .txt, .jsonl or .json with text, messages, conversations,
     /// instruction, prompt/completion or prompt/chosen/rejected; for masked language modelling .txt, or
     /// .jsonl with text only
     #[arg(long, requires = "dev")]
@@ -145,6 +145,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "balanced|LABEL=WEIGHT,…")]
     class_weights: Option<ClassWeights>,
     #[command(flatten)]
+    spans: SpanArgs,
+    #[command(flatten)]
     base: BaseArgs,
     #[command(flatten)]
     language: LanguageArgs,
@@ -175,6 +177,14 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     #[cfg(feature = "tui")]
     ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
     let kind = open_model(&folder)?.kind();
+    let level = rows::level(&args)?;
+    args.spans.check(level)?;
+    ensure!(
+        level != HeadLevel::Span || !kind.is_decoder(),
+        "{}: is {}, and the rows are questions with the spans of their contexts that answer them; give an encoder",
+        args.model.display(),
+        kind.describe()
+    );
     let is_masked = !kind.is_decoder() && masked::is_plain_text(&args)?;
     let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
     ensure!(
@@ -192,7 +202,7 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
             !args.base.is_dry(),
             "--dry-run applies to next-token training only; these rows are classified"
         );
-        classify::run(&args, &folder, &device, process)
+        classify::run(&args, &folder, level, &device, process)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
+use lowrank_eval::MAX_ANSWER_TOKENS;
 use lowrank_report::run::{Evaluation, RunRecord, Status};
 use lowrank_train::{Better, EvalOutput, Outcome, TrainConfig, Watch};
 use serde_json::{Map, Value, json};
@@ -152,6 +153,12 @@ pub(super) fn settings(
         }
     }
     map.insert("max_length".into(), json!(args.max_length));
+    if let Some(stride) = args.spans.doc_stride {
+        map.insert("doc_stride".into(), json!(stride));
+    }
+    if args.spans.max_answer_len != MAX_ANSWER_TOKENS {
+        map.insert("max_answer_len".into(), json!(args.spans.max_answer_len));
+    }
     map.insert("init_from".into(), json!(args.init_from));
     map.insert("random_init".into(), json!(args.random_init));
     map.insert("zero_head".into(), json!(args.zero_head));

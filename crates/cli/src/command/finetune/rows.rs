@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use lowrank_data::glue::{
-    GlueDataset, Label, Split, TaggedDataset, Task, TaskSpec, is_tagged, read_custom, read_tagged,
+    GlueDataset, Label, LabelSpace, Split, TaggedDataset, Task, TaskSpec, is_tagged, read_custom, read_tagged,
 };
 use lowrank_data::pack::EncodedDataset;
+use lowrank_data::questions::{Asked, QuestionSet, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::HeadLevel;
 use lowrank_train::DevSet;
 use serde_json::Value;
 
@@ -31,14 +33,19 @@ pub(super) enum Source {
     Glue { root: PathBuf, task: Task, train: GlueDataset },
     Files { train: GlueDataset, dev: GlueDataset },
     Tagged { train: TaggedDataset, dev: TaggedDataset },
+    Questions { train: QuestionSet, dev: QuestionSet },
 }
 
-/// Whether the training rows are words with tags.
+/// What the training rows label: words with tags, questions with spans of their contexts, or whole texts.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(super) fn are_tagged(args: &Args) -> Result<bool> {
-    Ok(args.train.as_deref().map(is_tagged).transpose()?.unwrap_or(false))
+pub(super) fn level(args: &Args) -> Result<HeadLevel> {
+    Ok(match args.train.as_deref() {
+        Some(train) if is_tagged(train)? => HeadLevel::Token,
+        Some(train) if are_questions(train)? => HeadLevel::Span,
+        _ => HeadLevel::Sequence,
+    })
 }
 
 /// Reads the rows; tags are numbered as in `known`, the labels of a token head, if these cover them all.
@@ -55,12 +62,23 @@ pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Sour
         let (train, dev) = read_tagged(&name, train, dev, known)?;
         return Ok((train.spec.clone(), Source::Tagged { train, dev }));
     }
+    if are_questions(train)? {
+        let (train, dev) = (read_questions(train)?, read_questions(dev)?);
+        let labels = LabelSpace::Spans;
+        let spec = TaskSpec { name, task: None, metrics: labels.metrics(), labels, is_pair: true };
+        return Ok((spec, Source::Questions { train, dev }));
+    }
     let (train, dev) = read_custom(&name, train, dev)?;
     Ok((train.spec().clone(), Source::Files { train, dev }))
 }
 
 impl Source {
-    pub(super) fn encode(self, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
+    /// Whether some questions of the training rows have no answer.
+    pub(super) fn has_unanswerable(&self) -> bool {
+        matches!(self, Self::Questions { train, .. } if train.has_unanswerable())
+    }
+
+    pub(super) fn encode(self, args: &Args, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
         let encode = |set: &GlueDataset| -> Result<Arc<EncodedDataset>> {
             Ok(Arc::new(EncodedDataset::encode(set, tokenizer)?))
         };
@@ -70,10 +88,22 @@ impl Source {
             }
             Self::Tagged { train, dev } => {
                 let encode = |set: &TaggedDataset| evaluate::encode_tagged(set, tokenizer).map(Arc::new);
-                (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
+                (encode(&train)?, vec![DevSet::new(encode(&dev)?)])
             }
-            Self::Files { train, dev } => {
-                (encode(&train)?, vec![DevSet { suffix: String::new(), data: encode(&dev)? }])
+            Self::Files { train, dev } => (encode(&train)?, vec![DevSet::new(encode(&dev)?)]),
+            Self::Questions { train, dev } => {
+                let windows = args.spans.windows(args.max_length, tokenizer);
+                let may_be_none = train.has_unanswerable();
+                if dev.has_unanswerable() && !may_be_none {
+                    eprintln!(
+                        "warning: {}: some questions have no answer, and every training row has one: the model learns \
+                         to give one always",
+                        dev.path.display()
+                    );
+                }
+                let (_, train) = Asked::encode(&train, tokenizer, windows)?;
+                let dev = evaluate::ask(&dev, tokenizer, windows, args.spans.answers(may_be_none))?;
+                (Arc::new(train), vec![dev])
             }
         };
         let hash = hash_rows(std::iter::once(&train).chain(dev.iter().map(|d| &d.data)));
@@ -87,12 +117,15 @@ pub(super) fn extension(path: &Path) -> String {
 }
 
 /// Whether the rows are to be classified: those of a task, of a table, of JSON lines any of which has a label,
-/// or of tagged words.
+/// of tagged words, or questions with answers.
 ///
 /// # Errors
 /// A file that cannot be read; a `.json` file with labels.
 pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     let Some(path) = args.train.as_ref().filter(|_| args.task.is_none()) else { return Ok(true) };
+    if are_questions(path)? {
+        return Ok(true);
+    }
     match extension(path).as_str() {
         "tsv" => Ok(true),
         "jsonl" => {
@@ -135,6 +168,7 @@ pub(super) fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>)
             Some(Label::Tags(tags)) => {
                 [4].into_iter().chain(tags.iter().map(|tag| tag.map_or(0, |tag| tag + 1))).collect()
             }
+            Some(Label::Span { start, end }) => vec![5, *start, *end],
         };
         let numbers = [row.ids.len() as u32].into_iter().chain(row.ids.iter().copied()).chain(label);
         numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()

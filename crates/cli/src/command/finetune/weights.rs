@@ -46,7 +46,7 @@ impl ClassWeights {
     pub(super) fn check(&self, labels: &LabelSpace) -> Result<()> {
         let (LabelSpace::Classes(names) | LabelSpace::Tags(names)) = labels else {
             bail!(
-                "--class-weights applies to rows or words of one class each; these have scores or several labels"
+                "--class-weights applies to rows or words of one class each; these have scores or several labels, or are questions"
             );
         };
         let Self::Named(named) = self else { return Ok(()) };
@@ -70,7 +70,7 @@ impl ClassWeights {
                     match label {
                         Label::Class(class) => counts[*class as usize] += 1,
                         Label::Tags(tags) => tags.iter().flatten().for_each(|tag| counts[*tag as usize] += 1),
-                        Label::Score(_) | Label::Set(_) => {}
+                        Label::Score(_) | Label::Set(_) | Label::Span { .. } => {}
                     }
                 }
                 let present = counts.iter().filter(|count| **count > 0).count();
