@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::PeftConfig;
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::base::{check_frozen, recomputes, report};
 use super::job::{self, Identity, Process};
-use super::model::{adapt, adapted_paths, decoder_targets, file_size, save_adapter, sources};
+use super::model::{adapt, adapted_paths, decoder_targets, save_adapter, save_model, sources};
 use super::record::{fnv, settings};
 use super::start::StartAdapter;
 use super::{Args, check_output};
@@ -345,11 +345,10 @@ fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
 fn save(args: &Args, source: &Path, tuned: &TunedDecoder<Inner>) -> Result<u64> {
     let (model, set): (_, &AdapterSet<Inner>) = (tuned.model(), tuned.adapters());
     if args.method.adapter().is_none() {
-        let dir = args.output.join("model");
-        model.save(&dir, source, FloatType::F32)?;
-        return file_size(&dir.join("model.safetensors"));
+        return save_model(args, |dir| Ok(model.save(dir, source, FloatType::F32)?));
     }
-    let dir = args.output.join("adapter");
     let config = PeftConfig { task_type: Some("CAUSAL_LM".into()), ..PeftConfig::default() };
-    save_adapter(args, model, set, config, Vec::new(), &dir)
+    replace_dir_atomic(args.output.join("adapter"), |dir| {
+        save_adapter(args, model, set, config, Vec::new(), dir)
+    })
 }

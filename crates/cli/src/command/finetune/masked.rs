@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use lowrank_adapters::peft::PeftConfig;
-use lowrank_checkpoint::{Checkpoint, FloatType};
+use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
 use lowrank_data::mlm::Masker;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows};
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::job::{self, Identity, Process};
 use super::language::task_name;
-use super::model::{adapt, adapted_paths, default_targets, file_size, save_adapter, sources};
+use super::model::{adapt, adapted_paths, default_targets, save_adapter, save_model, sources};
 use super::record::settings;
 use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
@@ -147,9 +147,9 @@ fn build(
 fn save(args: &Args, source: &Path, tuned: &TunedMaskedLm<Inner>) -> Result<u64> {
     let (model, set) = (tuned.model(), tuned.adapters());
     if args.method.adapter().is_none() {
-        let dir = args.output.join("model");
-        model.save(&dir, source, FloatType::F32)?;
-        return file_size(&dir.join("model.safetensors"));
+        return save_model(args, |dir| Ok(model.save(dir, source, FloatType::F32)?));
     }
-    save_adapter(args, model, set, PeftConfig::default(), Vec::new(), &args.output.join("adapter"))
+    replace_dir_atomic(args.output.join("adapter"), |dir| {
+        save_adapter(args, model, set, PeftConfig::default(), Vec::new(), dir)
+    })
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
-use lowrank_checkpoint::{Checkpoint, FloatType};
+use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
 use lowrank_models::config::{BodyConfig, QkvNames};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
@@ -189,19 +189,27 @@ pub(super) fn adapted_paths<B: Backend>(adapters: &AdapterSet<B>) -> BTreeSet<St
 /// bytes.
 pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_hash: &str) -> Result<u64> {
     if matches!(args.method, Method::Full | Method::Bitfit) {
-        let dir = args.output.join("model");
-        tuner.model().save(&dir, source, FloatType::F32)?;
-        return file_size(&dir.join("model.safetensors"));
+        return save_model(args, |dir| Ok(tuner.model().save(dir, source, FloatType::F32)?));
     }
     let (set, model) = (tuner.adapters(), tuner.model());
     let saved = model.head_tensors();
     let level = model.config().level;
     let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted_paths(set), level);
     let config = PeftConfig { modules_to_save: Some(modules_to_save), task_type, ..PeftConfig::default() };
-    let dir = args.output.join("adapter");
-    let bytes = save_adapter(args, model, set, config, saved, &dir)?;
-    write_labels(&dir, model.config(), Some(base_hash))?;
-    Ok(bytes)
+    replace_dir_atomic(args.output.join("adapter"), |dir| {
+        let bytes = save_adapter(args, model, set, config, saved, dir)?;
+        write_labels(dir, model.config(), Some(base_hash))?;
+        Ok(bytes)
+    })
+}
+
+/// Writes the folder of a tuned model, completely or not at all, over that of an earlier part of the run. Returns the bytes of
+/// its weights.
+pub(super) fn save_model(args: &Args, write: impl FnOnce(&Path) -> Result<()>) -> Result<u64> {
+    replace_dir_atomic(args.output.join("model"), |dir| {
+        write(dir)?;
+        file_size(&dir.join("model.safetensors"))
+    })
 }
 
 /// Writes adapters with the trained biases and the extras of the initial adapter. Returns their bytes.
@@ -261,6 +269,6 @@ fn head_in_peft(
     (in_full.map(str::to_string).collect(), None)
 }
 
-pub(super) fn file_size(path: &Path) -> Result<u64> {
+fn file_size(path: &Path) -> Result<u64> {
     Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
 }
