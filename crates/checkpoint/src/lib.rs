@@ -39,6 +39,7 @@ struct Readme;
 
 mod atomic;
 mod checkpoint;
+mod companions;
 mod convert;
 mod dtype;
 mod error;
@@ -62,6 +63,7 @@ pub use lowrank_spec::HostTensor;
 pub use self::{
     atomic::{replace_dir_atomic, sync_folder, sync_tree, write_atomic, write_dir_atomic},
     checkpoint::Checkpoint,
+    companions::{is_nested_companion, nested_companions},
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
     map::{has_file, read_file, read_file_within},

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, gguf, has_file, read_file, write_atomic};
+use lowrank_checkpoint::{
+    Checkpoint, Dtype, FloatType, gguf, has_file, nested_companions, read_file, write_atomic,
+};
 use lowrank_spec::LowrankSection;
 use lowrank_spec::names::is_buffer;
 use serde_json::{Map, Value};
@@ -158,6 +160,12 @@ pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
             continue;
         }
         write_atomic(to.join(name), read_file(&path).map_err(io(&path))?)?;
+    }
+    for name in nested_companions(from).map_err(io(from))? {
+        let (path, to) = (from.join(&name), to.join(&name));
+        let folder = to.parent().unwrap_or(&to);
+        std::fs::create_dir_all(folder).map_err(io(folder))?;
+        write_atomic(&to, read_file(&path).map_err(io(&path))?)?;
     }
     Ok(())
 }

@@ -1,17 +1,20 @@
 //! Writing a model folder that transformers reads.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lowrank_checkpoint::{Dtype, FloatType, RawTensor, has_file, write_atomic, write_safetensors_with};
+use lowrank_checkpoint::{
+    Dtype, FloatType, RawTensor, has_file, nested_companions, write_atomic, write_safetensors_with,
+};
 use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
 use crate::kept::InBlocks;
 
-/// Files of a model folder that go with any weights: tokenizer, templates, generation settings, pooling.
-pub(crate) const COMPANIONS: [&str; 18] = [
+/// Files of a model folder that go with any weights, beside those in folders below it: tokenizer, templates, generation
+/// settings, pooling.
+pub(crate) const COMPANIONS: [&str; 17] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -29,7 +32,6 @@ pub(crate) const COMPANIONS: [&str; 18] = [
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
 ];
 
 /// Writes weights, config, and the files of `source` that go with them.
@@ -55,10 +57,14 @@ pub(crate) fn write_folder(
     }
     let json = serde_json::to_string_pretty(&config).map_err(|e| file_error(dir, e.into()))?;
     write_atomic(dir.join("config.json"), format!("{json}\n").as_bytes())?;
-    for name in COMPANIONS {
-        let from = source.join(name);
+    let mut companions: Vec<PathBuf> = COMPANIONS.map(PathBuf::from).to_vec();
+    if source.is_dir() {
+        companions.extend(nested_companions(source).map_err(|e| file_error(source, e))?);
+    }
+    for name in companions {
+        let from = source.join(&name);
         if source != dir && has_file(&from) {
-            let to = dir.join(name);
+            let to = dir.join(&name);
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(|e| file_error(parent, e))?;
             }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
-use lowrank_checkpoint::Checkpoint;
+use lowrank_checkpoint::{Checkpoint, is_nested_companion};
 
 use crate::error::{ModelError, Result};
 use crate::save::COMPANIONS;
@@ -19,7 +19,7 @@ const WEIGHTS: [&str; 4] = [
 
 /// Whether a repository's file goes with any weights.
 fn is_beside(file: &str) -> bool {
-    file == "config.json" || COMPANIONS.contains(&file)
+    file == "config.json" || COMPANIONS.contains(&file) || is_nested_companion(file)
 }
 
 /// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.
