@@ -101,18 +101,19 @@ fn candidates(
         // Errors of rounding alone are independent of each other, so diagonals are as informative as whole
         // matrices.
         let diagonals = weights.without_gram();
-        let weights = if with_correction { weights } else { &diagonals };
         let rows = fit::Rows::read(weight, &plan.checkpoint)?;
-        let total = rows.total(weights);
+        let plain = worthwhile(plan, index, &rows, &diagonals)?;
+        if !with_correction {
+            return Ok((plain, rows.total(&diagonals), diagonals));
+        }
         let mut found = Vec::new();
-        for format in plan.formats(index) {
-            let ranks: &[usize] =
-                if with_correction && rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
+        for format in plain.iter().map(|candidate| candidate.target.format) {
+            let ranks: &[usize] = if rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
             for (target, loss) in rows.losses(format, ranks, weights)? {
                 found.push(Candidate { target, bytes: plan.bytes(index, target)?, loss });
             }
         }
-        Ok((found, total, weights.without_gram()))
+        Ok((found, rows.total(weights), diagonals))
     })?;
     let totals: Vec<f64> = made.iter().map(|(_, total, _)| *total).collect();
     let with_gradients: Vec<bool> = made.iter().map(|(_, _, weights)| weights.is_in_loss()).collect();
@@ -130,6 +131,26 @@ fn candidates(
         found.iter_mut().for_each(|candidate| candidate.loss *= scale);
     }
     Ok((all, known))
+}
+
+/// The formats of a weight without corrections, and without those that another one beats in bytes and in loss: no budget would
+/// choose these, and corrections are costly to try.
+fn worthwhile(
+    plan: &QuantPlan<'_>,
+    index: usize,
+    rows: &fit::Rows<'_>,
+    weights: &ErrorWeights,
+) -> Result<Vec<Candidate>> {
+    let mut all = Vec::new();
+    for format in plan.formats(index) {
+        for (target, loss) in rows.losses(format, &[], weights)? {
+            all.push(Candidate { target, bytes: plan.bytes(index, target)?, loss });
+        }
+    }
+    let beats = |a: &Candidate, b: &Candidate| {
+        a.bytes <= b.bytes && a.loss <= b.loss && (a.bytes, a.loss) != (b.bytes, b.loss)
+    };
+    Ok(all.iter().filter(|candidate| !all.iter().any(|other| beats(other, candidate))).copied().collect())
 }
 
 /// Importance of a loss of 1 of a weight without gradients relative to those with gradients: measured on the
