@@ -26,8 +26,8 @@ pub(crate) fn linear<B: Backend>(
     let w = w.map(wrap::<B, 2>).to_tensor(&x.device(), x.dtype());
     let y = product(x, w);
     unwrap(match bias {
-        // An empty tensor cannot be unsqueezed.
-        Some(bias) if y.dims()[1] > 0 => y + wrap::<B, 1>(bias).unsqueeze(),
+        // An empty tensor cannot be unsqueezed, and some backends take one row for none.
+        Some(bias) if !y.dims().contains(&0) => y + wrap::<B, 1>(bias).unsqueeze(),
         _ => y,
     })
 }
@@ -45,6 +45,11 @@ pub(crate) fn linear_weight_grad<B: Backend>(x: FloatTensor<B>, dy: FloatTensor<
 
 pub(crate) fn sum_rows<B: Backend>(dy: FloatTensor<B>) -> FloatTensor<B> {
     let dy: Tensor<B, 2> = wrap(dy);
+    let [rows, columns] = dy.dims();
+    // Some backends refuse to sum up nothing.
+    if rows == 0 {
+        return unwrap(Tensor::<B, 1>::zeros([columns], (&dy.device(), dy.dtype())));
+    }
     unwrap(dy.sum_dim(0).squeeze_dim::<1>(0))
 }
 

@@ -6,10 +6,9 @@ use burn::tensor::{Bool, DType, Int, Tensor};
 
 use super::linear::product;
 use super::{unwrap, wrap};
-use crate::kernels::HeadTensors;
+use crate::kernels::{HeadTensors, Kernels};
 
 /// Targets and weights of rows; rows of weight zero get class 0.
-#[derive(Clone)]
 struct Targets<B: Backend> {
     /// `[rows]`.
     classes: Tensor<B, 1, Int>,
@@ -27,15 +26,6 @@ impl<B: Backend> Targets<B> {
         let ignored = weights.clone().equal_elem(0.0);
         let classes = classes.mask_fill(ignored.clone(), 0);
         Self { classes, weights: Some((weights.unsqueeze_dim(1), ignored.unsqueeze_dim(1))) }
-    }
-
-    fn narrow(&self, start: usize, length: usize) -> Self {
-        let weights = self.weights.clone();
-        Self {
-            classes: self.classes.clone().narrow(0, start, length),
-            weights: weights
-                .map(|(w, ignored)| (w.narrow(0, start, length), ignored.narrow(0, start, length))),
-        }
     }
 
     /// Multiplies rows by their weights; rows of weight zero become zero even if they are not finite.
@@ -98,7 +88,7 @@ const LOGITS: usize = 8 * 1024 * 1024;
 const MIN_ROWS: usize = 64;
 
 /// The loss of a head and those of its gradients that are needed, in chunks of rows.
-pub(crate) fn head_loss<B: Backend>(
+pub(crate) fn head_loss<B: Kernels>(
     HeadTensors { x, w, bias, update }: HeadTensors<FloatTensor<B>>,
     targets: IntTensor<B>,
     weights: Option<FloatTensor<B>>,
@@ -110,7 +100,20 @@ pub(crate) fn head_loss<B: Backend>(
     let w = w.map(wrap::<B, 2>).to_tensor(&x.device(), dtype);
     let bias = bias.map(wrap::<B, 1>);
     let update = update.map(|tensors| tensors.map(wrap::<B, 2>));
-    let targets = Targets::<B>::new(targets, weights, dtype);
+    let targets = Tensor::<B, 1, Int>::from_primitive(targets);
+    let weights = weights.map(wrap::<B, 1>);
+    // A row of weight zero may hold anything, and zero times that may be NaN.
+    let counted = |x: Tensor<B, 2>| match &weights {
+        Some(weights) => {
+            let ignored = weights.clone().equal_elem(0.0).unsqueeze_dim::<2>(1);
+            let width = x.dims()[1];
+            x.mask_fill(ignored.repeat_dim(1, width), 0.0)
+        }
+        None => x,
+    };
+    let x = counted(x);
+    let update = update.map(|[h, b]| [counted(h), b]);
+    let one = Tensor::<B, 1>::ones([1], (&x.device(), dtype));
     let ([rows, _], [_, vocab]) = (x.dims(), w.dims());
     let rows_a_chunk = (LOGITS / vocab.max(1)).max(MIN_ROWS);
     let mut loss = Tensor::<B, 1>::zeros([1], (&x.device(), dtype));
@@ -120,7 +123,9 @@ pub(crate) fn head_loss<B: Backend>(
     let (mut d_w, mut d_bias, mut d_b) = (None, None, None);
     for start in (0..rows).step_by(rows_a_chunk) {
         let count = rows_a_chunk.min(rows - start);
-        let (x, targets) = (x.clone().narrow(0, start, count), targets.narrow(start, count));
+        let x = x.clone().narrow(0, start, count);
+        let targets = || targets.clone().narrow(0, start, count).into_primitive();
+        let weights = || weights.clone().map(|weights| unwrap(weights.narrow(0, start, count)));
         let h = update.as_ref().map(|[h, _]| h.clone().narrow(0, start, count));
         let mut logits = product(x.clone(), w.clone()); // [count, vocab]
         if let Some(bias) = &bias {
@@ -132,12 +137,13 @@ pub(crate) fn head_loss<B: Backend>(
         if let Some(cap) = soft_cap {
             logits = (logits / cap).tanh() * cap;
         }
-        let (part, log_sums) = targets.loss(logits.clone());
-        loss = loss + part;
+        let (part, log_sums) = B::cross_entropy_saving(unwrap(logits.clone()), targets(), weights());
+        loss = loss + wrap(part);
         if !needed.contains(&true) {
             continue;
         }
-        let mut grad = targets.grad(logits.clone(), log_sums);
+        let (all, scale) = (unwrap(logits.clone()), unwrap(one.clone()));
+        let mut grad: Tensor<B, 2> = wrap(B::cross_entropy_grad(all, targets(), weights(), log_sums, scale));
         if let Some(cap) = soft_cap {
             grad = grad * ((logits / cap).square().neg() + 1.0);
         }
