@@ -1,7 +1,7 @@
 //! Fused transformer operations on packed tokens, for any burn backend.
 //!
-//! [`Kernels`] holds the operations on tensor primitives, with defaults of burn operations; the CPU backends replace them,
-//! and `Autodiff<B>` adds a backward rule to each, whatever `B` is. A rule computes and saves only what is needed: any
+//! [`Kernels`] holds the operations on tensor primitives, with defaults of burn operations; the CPU and GPU backends
+//! replace them, and `Autodiff<B>` adds a backward rule to each, whatever `B` is. A rule computes and saves only what is needed: any
 //! tensor argument may be untracked (a frozen base), and a step whose arguments are all untracked saves nothing.
 #![cfg_attr(all(feature = "flex", feature = "ndarray"), doc = include_str!("../README.md"))]
 
@@ -12,6 +12,8 @@ mod composed;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
 mod error;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod gpu;
 mod kernels;
 mod ops;
 mod spec;

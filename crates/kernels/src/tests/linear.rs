@@ -198,7 +198,7 @@ fn gelu_is_that_of_double_precision(#[values(Gelu::Erf, Gelu::Tanh)] kind: Gelu)
     on_backends!(check(kind));
 }
 
-/// Fusing changes no bit.
+/// Fusing changes no bit, but on GPUs, whose compilers contract sums of products as they like.
 #[rstest]
 fn fused_gelu_equals_its_parts(
     #[values(Gelu::Erf, Gelu::Tanh)] kind: Gelu,
@@ -208,7 +208,15 @@ fn fused_gelu_equals_its_parts(
         let (x, w, bias) = (random::<B, 2>([m, k], 1), random::<B, 2>([k, n], 2), random::<B, 1>([n], 3));
         let parts = gelu(linear(x.clone(), w.clone(), Some(bias.clone())), kind);
         let fused = linear_gelu(x.clone(), w.clone(), Some(bias.clone()), kind);
-        assert_eq!(values(parts.clone()), values(fused));
+        let equal = |got: Vec<f64>, expected: Vec<f64>| match cfg!(any(
+            feature = "cuda",
+            feature = "vulkan",
+            feature = "metal"
+        )) {
+            true => assert_close(&got, &expected, tolerance(k), "fused"),
+            false => assert_eq!(got, expected),
+        };
+        equal(values(parts.clone()), values(fused));
         let primitive = |tensor: Tensor<B, 2>| tensor.into_primitive().tensor();
         let bias = bias.into_primitive().tensor();
         let (y, slope) = B::linear_gelu_saving(
@@ -218,9 +226,9 @@ fn fused_gelu_equals_its_parts(
             kind,
         );
         let wrap = |tensor| Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(tensor));
-        assert_eq!(values(parts), values(wrap(y)));
+        equal(values(parts), values(wrap(y)));
         let linear = B::linear_forward(primitive(x), Weight::Float(primitive(w)), Some(bias));
-        assert_eq!(values(wrap(B::gelu_saving(linear, kind).1)), values(wrap(slope)));
+        equal(values(wrap(B::gelu_saving(linear, kind).1)), values(wrap(slope)));
     }
     on_backends!(check(shape, kind));
 }

@@ -23,6 +23,14 @@ use burn_ndarray::NdArray;
 /// A backend without custom kernels, in double precision: the reference.
 type Exact = NdArray<f64>;
 
+/// The GPU of a build for one. Without a card, `CUBECL_WGPU_DEFAULT_DEVICE=Cpu` selects Mesa's lavapipe.
+#[cfg(feature = "cuda")]
+type Gpu = burn_cuda::Cuda;
+#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+type Gpu = burn_wgpu::Vulkan;
+#[cfg(all(feature = "metal", not(any(feature = "cuda", feature = "vulkan"))))]
+type Gpu = burn_wgpu::Metal;
+
 /// Uniform numbers in -1..1.
 fn numbers(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -68,10 +76,19 @@ fn tolerance(terms: usize) -> f64 {
 }
 
 /// Calls a generic check for each backend with kernels.
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
 macro_rules! on_backends {
     ($check:ident($($argument:expr),* $(,)?)) => {
         $check::<burn_flex::Flex>($($argument),*);
         $check::<burn_ndarray::NdArray>($($argument),*);
+    };
+}
+
+/// Calls a generic check for the backend of a build for GPUs; those of the CPU are checked in a build without.
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+macro_rules! on_backends {
+    ($check:ident($($argument:expr),* $(,)?)) => {
+        $check::<$crate::tests::Gpu>($($argument),*);
     };
 }
 use on_backends;

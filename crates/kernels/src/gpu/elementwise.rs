@@ -1,0 +1,310 @@
+//! Steps element by element: activations, dropout, rotary positions, AdamW.
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::cubecl;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::launch::{dims2, elements, empty_like, owned, packed, spread};
+use super::math::{gelu, gelu_slope, keeps, row_key, sigmoid};
+use crate::kernels::AdamWState;
+use crate::spec::{AdamW, Dropout, Gelu, RopeSpec};
+
+#[cube(launch_unchecked)]
+fn gelu_kernel(x: &Array<f32>, y: &mut Array<f32>, #[comptime] tanh: bool) {
+    if ABSOLUTE_POS < y.len() {
+        y[ABSOLUTE_POS] = gelu(x[ABSOLUTE_POS], tanh);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn gelu_saving_kernel(x: &Array<f32>, y: &mut Array<f32>, slope: &mut Array<f32>, #[comptime] tanh: bool) {
+    if ABSOLUTE_POS < y.len() {
+        let value = x[ABSOLUTE_POS];
+        y[ABSOLUTE_POS] = gelu(value, tanh);
+        slope[ABSOLUTE_POS] = gelu_slope(value, tanh);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn swiglu_kernel(gate: &Array<f32>, up: &Array<f32>, y: &mut Array<f32>) {
+    if ABSOLUTE_POS < y.len() {
+        let value = gate[ABSOLUTE_POS];
+        y[ABSOLUTE_POS] = value * sigmoid(value) * up[ABSOLUTE_POS];
+    }
+}
+
+#[cube(launch_unchecked)]
+fn swiglu_grads_kernel(
+    gate: &Array<f32>,
+    up: &Array<f32>,
+    dy: &Array<f32>,
+    d_gate: &mut Array<f32>,
+    d_up: &mut Array<f32>,
+) {
+    if ABSOLUTE_POS < d_gate.len() {
+        let s = sigmoid(gate[ABSOLUTE_POS]);
+        let silu = gate[ABSOLUTE_POS] * s;
+        d_gate[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * up[ABSOLUTE_POS] * (silu * (1.0 - s) + s);
+        d_up[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * silu;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn dropout_kernel(
+    x: &Array<f32>,
+    y: &mut Array<f32>,
+    width: usize,
+    seed_low: u32,
+    seed_high: u32,
+    threshold: u32,
+    scale: f32,
+) {
+    if ABSOLUTE_POS < y.len() {
+        let key = row_key(seed_low, seed_high, ABSOLUTE_POS / width);
+        let factor = select(keeps(key, ABSOLUTE_POS % width, threshold), scale, 0.0);
+        y[ABSOLUTE_POS] = x[ABSOLUTE_POS] * factor;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn rope_kernel(
+    x: &Array<f32>,
+    cos: &Array<f32>,
+    sin: &Array<f32>,
+    y: &mut Array<f32>,
+    width: usize,
+    head_dim: usize,
+    half: usize,
+    distance: usize,
+    direction: f32,
+    #[comptime] interleaved: bool,
+) {
+    if ABSOLUTE_POS < y.len() {
+        let at = (ABSOLUTE_POS % width) % head_dim;
+        if at < half * 2 {
+            // The first of a pair gets a·cos - b·sin, the second b·cos + a·sin.
+            let pair = if comptime!(interleaved) { at / 2 } else { at % half };
+            let is_first = if comptime!(interleaved) { at % 2 == 0 } else { at < half };
+            let angle = ABSOLUTE_POS / width * half + pair;
+            let other = select(is_first, ABSOLUTE_POS + distance, ABSOLUTE_POS - distance);
+            let sine = select(is_first, 0.0 - direction, direction) * sin[angle];
+            y[ABSOLUTE_POS] = x[ABSOLUTE_POS] * cos[angle] + x[other] * sine;
+        } else {
+            y[ABSOLUTE_POS] = x[ABSOLUTE_POS];
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn adamw_kernel(
+    grad: &Array<f32>,
+    param: &mut Array<f32>,
+    mean: &mut Array<f32>,
+    square: &mut Array<f32>,
+    grad_scale: f32,
+    beta1: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    keep: f32,
+    rate: f32,
+    inverse_root: f32,
+    eps: f32,
+) {
+    if ABSOLUTE_POS < param.len() {
+        let g = grad[ABSOLUTE_POS] * grad_scale;
+        let m = mean[ABSOLUTE_POS] * beta1 + g * rest1;
+        let s = square[ABSOLUTE_POS] * beta2 + g * g * rest2;
+        mean[ABSOLUTE_POS] = m;
+        square[ABSOLUTE_POS] = s;
+        param[ABSOLUTE_POS] = param[ABSOLUTE_POS] * keep - m / (s.sqrt() * inverse_root + eps) * rate;
+    }
+}
+
+pub(super) fn gelu_forward<R: CubeRuntime>(x: CubeTensor<R>, kind: Gelu) -> CubeTensor<R> {
+    let x = packed(x);
+    let y = empty_like(&x);
+    let (client, (count, dim)) = (x.client.clone(), spread(&x));
+    if elements(&x) > 0 {
+        // SAFETY: both arrays have as many elements, and no unit goes past the end.
+        unsafe {
+            gelu_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                x.into_array_arg(),
+                y.clone().into_array_arg(),
+                kind == Gelu::Tanh,
+            );
+        }
+    }
+    y
+}
+
+pub(super) fn gelu_saving<R: CubeRuntime>(x: CubeTensor<R>, kind: Gelu) -> (CubeTensor<R>, CubeTensor<R>) {
+    let x = packed(x);
+    let (y, slope) = (empty_like(&x), empty_like(&x));
+    let (client, (count, dim)) = (x.client.clone(), spread(&x));
+    if elements(&x) > 0 {
+        // SAFETY: all arrays have as many elements, and no unit goes past the end.
+        unsafe {
+            gelu_saving_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                x.into_array_arg(),
+                y.clone().into_array_arg(),
+                slope.clone().into_array_arg(),
+                kind == Gelu::Tanh,
+            );
+        }
+    }
+    (y, slope)
+}
+
+pub(super) fn swiglu_forward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>) -> CubeTensor<R> {
+    let (gate, up) = (packed(gate), packed(up));
+    let y = empty_like(&gate);
+    let (client, (count, dim)) = (gate.client.clone(), spread(&gate));
+    if elements(&gate) > 0 {
+        // SAFETY: gate and up have one shape, which the caller compared, and no unit goes past the end.
+        unsafe {
+            swiglu_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                gate.into_array_arg(),
+                up.into_array_arg(),
+                y.clone().into_array_arg(),
+            );
+        }
+    }
+    y
+}
+
+pub(super) fn swiglu_grads<R: CubeRuntime>(
+    gate: CubeTensor<R>,
+    up: CubeTensor<R>,
+    dy: CubeTensor<R>,
+) -> [CubeTensor<R>; 2] {
+    let [gate, up, dy] = [gate, up, dy].map(packed);
+    let (d_gate, d_up) = (empty_like(&gate), empty_like(&gate));
+    let (client, (count, dim)) = (gate.client.clone(), spread(&gate));
+    if elements(&gate) > 0 {
+        // SAFETY: the arrays have one shape, which the caller compared, and no unit goes past the end.
+        unsafe {
+            swiglu_grads_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                gate.into_array_arg(),
+                up.into_array_arg(),
+                dy.into_array_arg(),
+                d_gate.clone().into_array_arg(),
+                d_up.clone().into_array_arg(),
+            );
+        }
+    }
+    [d_gate, d_up]
+}
+
+pub(super) fn dropout_forward<R: CubeRuntime>(x: CubeTensor<R>, dropout: Dropout) -> CubeTensor<R> {
+    let x = packed(x);
+    let y = empty_like(&x);
+    let [_, width] = dims2(&x);
+    let (client, (count, dim)) = (x.client.clone(), spread(&x));
+    if elements(&x) > 0 {
+        // SAFETY: both arrays have as many elements, and no unit goes past the end.
+        unsafe {
+            dropout_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                x.into_array_arg(),
+                y.clone().into_array_arg(),
+                width,
+                dropout.seed as u32,
+                (dropout.seed >> 32) as u32,
+                dropout.threshold(),
+                dropout.scale(),
+            );
+        }
+    }
+    y
+}
+
+/// Heads fill the width, and cosines and sines are `[tokens, rotary_dim / 2]`: the caller has checked.
+pub(super) fn rope_forward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    cos: CubeTensor<R>,
+    sin: CubeTensor<R>,
+    spec: RopeSpec,
+    inverse: bool,
+) -> CubeTensor<R> {
+    let [x, cos, sin] = [x, cos, sin].map(packed);
+    let y = empty_like(&x);
+    let [_, width] = dims2(&x);
+    let (client, (count, dim)) = (x.client.clone(), spread(&x));
+    if elements(&x) > 0 {
+        // SAFETY: x and y have as many elements, no unit goes past the end, pairs lie within a head, and there is an
+        // angle for each pair of each token.
+        unsafe {
+            rope_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                x.into_array_arg(),
+                cos.into_array_arg(),
+                sin.into_array_arg(),
+                y.clone().into_array_arg(),
+                width,
+                width / spec.n_heads,
+                spec.rotary_dim / 2,
+                if spec.interleaved { 1 } else { spec.rotary_dim / 2 },
+                if inverse { -1.0 } else { 1.0 },
+                spec.interleaved,
+            );
+        }
+    }
+    y
+}
+
+/// All tensors are of one shape, which the caller has checked.
+pub(super) fn adamw_update<R: CubeRuntime>(
+    param: CubeTensor<R>,
+    grad: CubeTensor<R>,
+    state: AdamWState<CubeTensor<R>>,
+    options: &AdamW,
+) -> (CubeTensor<R>, AdamWState<CubeTensor<R>>) {
+    let AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale, .. } = *options;
+    let [correction1, correction2] = options.corrections();
+    let grad = packed(grad);
+    let [param, mean, square] = [param, state.mean, state.square].map(owned);
+    let (client, (count, dim)) = (grad.client.clone(), spread(&grad));
+    if elements(&grad) > 0 {
+        // SAFETY: the arrays have as many elements, no unit goes past the end, and nothing else has the three that
+        // are written.
+        unsafe {
+            adamw_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                grad.into_array_arg(),
+                param.clone().into_array_arg(),
+                mean.clone().into_array_arg(),
+                square.clone().into_array_arg(),
+                grad_scale as f32,
+                beta1 as f32,
+                (1.0 - beta1) as f32,
+                beta2 as f32,
+                (1.0 - beta2) as f32,
+                (1.0 - lr * weight_decay) as f32,
+                (lr / correction1) as f32,
+                (1.0 / correction2.sqrt()) as f32,
+                eps as f32,
+            );
+        }
+    }
+    (param, AdamWState { mean, square })
+}

@@ -1,0 +1,242 @@
+//! GPUs: kernels written once in cubecl for all its runtimes (CUDA, Vulkan, Metal).
+//!
+//! They are for `f32`; other types, and what a kernel does not have, take the composed default. Products of matrices are
+//! burn's.
+
+#![allow(clippy::too_many_arguments, reason = "arguments of a launch")]
+
+mod attention;
+mod elementwise;
+mod launch;
+mod math;
+mod packed;
+mod rows;
+
+use burn::tensor::TensorMetadata;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use crate::composed;
+use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, NormSpec, RopeSpec};
+use launch::{elements, fit, has_u64};
+
+impl<R, F, I, T> Kernels for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
+        if fit([&x]) { elementwise::gelu_forward(x, kind) } else { composed::gelu::<Self>(x, kind) }
+    }
+
+    fn gelu_saving(x: FloatTensor<Self>, kind: Gelu) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if fit([&x]) { elementwise::gelu_saving(x, kind) } else { composed::gelu_saving::<Self>(x, kind) }
+    }
+
+    fn norm_forward(
+        x: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        beta: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        if norm_fits([Some(&x), residual.as_ref(), Some(&gamma), beta.as_ref()], dropout) {
+            rows::norm(x, residual, gamma, beta, dropout, spec, None)
+        } else {
+            composed::norm_saving::<Self>(x, residual, gamma, beta, dropout, spec).0
+        }
+    }
+
+    fn norm_saving(
+        x: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        beta: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout>,
+        spec: NormSpec,
+    ) -> (FloatTensor<Self>, NormState<FloatTensor<Self>>) {
+        if norm_fits([Some(&x), residual.as_ref(), Some(&gamma), beta.as_ref()], dropout) {
+            rows::norm_saving(x, residual, gamma, beta, dropout, spec)
+        } else {
+            composed::norm_saving::<Self>(x, residual, gamma, beta, dropout, spec)
+        }
+    }
+
+    fn norm_input_grad(
+        dy: FloatTensor<Self>,
+        state: NormState<FloatTensor<Self>>,
+        gamma: FloatTensor<Self>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        let one_shape = dy.shape() == state.x_hat.shape();
+        if one_shape && norm_fits([Some(&dy), Some(&state.x_hat), Some(&gamma), None], None) {
+            rows::norm_input_grad(dy, state, gamma, spec)
+        } else {
+            composed::norm_input_grad::<Self>(dy, state, gamma, spec)
+        }
+    }
+
+    fn dropout_forward(x: FloatTensor<Self>, dropout: Dropout) -> FloatTensor<Self> {
+        if fit([&x]) && has_u64(&x) {
+            elementwise::dropout_forward(x, dropout)
+        } else {
+            composed::dropout::<Self>(x, dropout)
+        }
+    }
+
+    fn attention_saving(
+        tensors: AttentionTensors<FloatTensor<Self>>,
+        spec: &AttentionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        check_attention(&tensors, spec);
+        if packed::fits(&tensors, spec) {
+            packed::attention(tensors, spec)
+        } else {
+            composed::attention_saving::<Self>(tensors, spec)
+        }
+    }
+
+    fn attention_grads(
+        tensors: AttentionTensors<FloatTensor<Self>>,
+        y: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        spec: &AttentionSpec,
+        needed: [bool; 5],
+    ) -> AttentionGrads<FloatTensor<Self>> {
+        assert!(matches!(spec.keys, Keys::Packed(_)), "attention: gradients over cached keys");
+        check_attention(&tensors, spec);
+        let one_shape = y.shape() == tensors.q.shape()
+            && dy.shape() == tensors.q.shape()
+            && elements(&log_sums) == spec.queries.n_tokens() * spec.n_heads;
+        if one_shape && fit([&y, &log_sums, &dy]) && packed::fits(&tensors, spec) {
+            packed::grads(tensors, y, log_sums, dy, spec, needed)
+        } else {
+            composed::attention_grads::<Self>(tensors, y, log_sums, dy, spec, needed)
+        }
+    }
+
+    fn cross_entropy_saving(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if losses_fit(&logits, &targets, weights.as_ref()) {
+            let (losses, log_sums) = rows::cross_entropies(logits, targets, weights);
+            (Self::float_sum(losses), log_sums)
+        } else {
+            composed::cross_entropy_saving::<Self>(logits, targets, weights)
+        }
+    }
+
+    fn cross_entropy_grad(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        log_sums: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [rows, _] = logits.shape().dims();
+        let rest_fits = fit([&log_sums, &dy]) && elements(&log_sums) == rows && elements(&dy) == 1;
+        if rest_fits && losses_fit(&logits, &targets, weights.as_ref()) {
+            rows::cross_entropy_grad(logits, targets, weights, log_sums, dy)
+        } else {
+            composed::cross_entropy_grad::<Self>(logits, targets, weights, log_sums, dy)
+        }
+    }
+
+    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        if fit([&gate, &up]) && gate.shape() == up.shape() {
+            elementwise::swiglu_forward(gate, up)
+        } else {
+            composed::swiglu::<Self>(gate, up)
+        }
+    }
+
+    fn swiglu_grads(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        if fit([&gate, &up, &dy]) && gate.shape() == up.shape() && gate.shape() == dy.shape() {
+            elementwise::swiglu_grads(gate, up, dy)
+        } else {
+            composed::swiglu_grads::<Self>(gate, up, dy)
+        }
+    }
+
+    fn rope_forward(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        spec: RopeSpec,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        let [tokens, width] = x.shape().dims();
+        let angles = tokens * (spec.rotary_dim / 2);
+        let layout = spec.rotary_dim > 0
+            && spec.n_heads > 0
+            && width.is_multiple_of(spec.n_heads)
+            && spec.rotary_dim.is_multiple_of(2)
+            && spec.rotary_dim <= width / spec.n_heads
+            && elements(&cos) == angles
+            && elements(&sin) == angles;
+        if layout && fit([&x, &cos, &sin]) {
+            elementwise::rope_forward(x, cos, sin, spec, inverse)
+        } else {
+            composed::rope::<Self>(x, cos, sin, spec, inverse)
+        }
+    }
+
+    fn adamw_update(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        state: AdamWState<FloatTensor<Self>>,
+        options: &AdamW,
+    ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
+        let all = [&param, &grad, &state.mean, &state.square];
+        if fit(all) && all.iter().all(|tensor| tensor.shape() == param.shape()) {
+            elementwise::adamw_update(param, grad, state, options)
+        } else {
+            composed::adamw::<Self>(param, grad, state, options)
+        }
+    }
+}
+
+/// Whether the kernels take a norm of `x`, a residual of its shape, and a gamma and a beta of its width.
+fn norm_fits<R: CubeRuntime>(
+    [x, like_x, gamma, beta]: [Option<&CubeTensor<R>>; 4],
+    dropout: Option<Dropout>,
+) -> bool {
+    let Some(x) = x else { return false };
+    let width = x.shape().dims::<2>()[1];
+    fit([Some(x), like_x, gamma, beta].into_iter().flatten())
+        && like_x.is_none_or(|tensor| tensor.shape() == x.shape())
+        && [gamma, beta].into_iter().flatten().all(|tensor| elements(tensor) == width)
+        && (dropout.is_none() || has_u64(x))
+}
+
+/// Whether the kernels take a cross-entropy.
+fn losses_fit<R: CubeRuntime>(
+    logits: &CubeTensor<R>,
+    targets: &CubeTensor<R>,
+    weights: Option<&CubeTensor<R>>,
+) -> bool {
+    let [rows, _] = logits.shape().dims();
+    fit([Some(logits), weights].into_iter().flatten())
+        && elements(logits) > 0
+        && elements(targets) == rows
+        && weights.is_none_or(|weights| elements(weights) == rows)
+}
+
+/// The kernels read and write where the spec says.
+#[track_caller]
+fn check_attention<R: CubeRuntime>(tensors: &AttentionTensors<CubeTensor<R>>, spec: &AttentionSpec) {
+    let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|tensor| tensor.shape().dims());
+    spec.check(q, k, v);
+}
