@@ -102,7 +102,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = terminal::ends_with_output(|| run(cli.command, &processes));
+    let result = terminal::ends_with_output(|| backend::with_failures(|| run(cli.command, &processes)));
     processes.end(result.err().map(|error| one_line(&error)).as_deref())
 }
 
