@@ -13,6 +13,19 @@ use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use serde::Deserialize;
 use serde_json::json;
 
+/// The backend of the tests that compare models and trainings with PyTorch: that of a GPU in a build for one.
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+pub type Tested = burn_flex::Flex;
+#[cfg(feature = "cuda")]
+/// CUDA.
+pub type Tested = burn_cuda::Cuda;
+#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+/// Vulkan. Without a card, `CUBECL_WGPU_DEFAULT_DEVICE=Cpu` selects Mesa's lavapipe.
+pub type Tested = burn_wgpu::Vulkan;
+#[cfg(all(feature = "metal", not(any(feature = "cuda", feature = "vulkan"))))]
+/// Metal.
+pub type Tested = burn_wgpu::Metal;
+
 /// One text with what transformers made of it.
 #[derive(Debug, Deserialize)]
 pub struct Case {

@@ -15,7 +15,7 @@ use lowrank_models::config::QkvNames;
 use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Stack, Tokens};
-use lowrank_tests::{assert_close, fixture, random};
+use lowrank_tests::{Tested, assert_close, fixture, random};
 use rstest::rstest;
 
 type Flex = burn_flex::Flex;
@@ -46,7 +46,7 @@ fn decoders() -> Vec<String> {
 fn equals_transformers() {
     for name in &decoders() {
         let golden = golden(name);
-        check_logits(name, &load::<Flex>(name), &AdapterSet::empty(), &golden);
+        check_logits(name, &load::<Tested>(name), &AdapterSet::empty(), &golden);
         check_logits(name, &load::<NdArray>(name), &AdapterSet::empty(), &golden);
     }
 }
@@ -100,7 +100,7 @@ fn check_generation<B: Kernels>(name: &str) {
 
 #[test]
 fn greedy_tokens_equal_transformers_with_a_cache_and_without() {
-    decoders().iter().for_each(|name| check_generation::<Flex>(name));
+    decoders().iter().for_each(|name| check_generation::<Tested>(name));
 }
 
 #[test]

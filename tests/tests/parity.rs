@@ -14,7 +14,7 @@ use lowrank_models::{
     Adaptable, Classifier, ClassifierConfig, EncoderConfig, MaskedLm, Parameters, Part, Rows, Run, Stack,
     Tokens, Trainable,
 };
-use lowrank_tests::{Case, assert_close, fixture, golden, load, pack, values};
+use lowrank_tests::{Case, Tested, assert_close, fixture, golden, load, pack, values};
 use rstest::rstest;
 
 type Flex = burn_flex::Flex;
@@ -75,7 +75,7 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("ernie-cls")]
 #[case("xlm-roberta-xl-cls")]
 fn equals_transformers(#[case] name: &str) {
-    check::<Flex>(name);
+    check::<Tested>(name);
     check::<NdArray>(name);
 }
 

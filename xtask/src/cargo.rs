@@ -39,13 +39,19 @@ impl Backend {
         }
     }
 
-    /// Cargo's arguments for it, given the package that has the feature.
-    pub(crate) fn features(self) -> Vec<String> {
+    /// Whether it is a GPU's.
+    pub(crate) fn is_gpu(self) -> bool {
+        matches!(self, Self::Cuda | Self::Vulkan | Self::Metal)
+    }
+
+    /// Cargo's arguments for it, given the packages whose feature of its name is to be enabled.
+    pub(crate) fn features(self, packages: &[&str]) -> Vec<String> {
         match self {
             Self::Flex => Vec::new(),
-            Self::Ndarray | Self::Cuda | Self::Vulkan | Self::Metal => {
-                vec!["--features".into(), format!("lowrank/{}", self.name())]
-            }
+            Self::Ndarray | Self::Cuda | Self::Vulkan | Self::Metal => packages
+                .iter()
+                .flat_map(|name| ["--features".into(), format!("{name}/{}", self.name())])
+                .collect(),
         }
     }
 }
@@ -82,7 +88,7 @@ impl Build {
         eprintln!("building {name} ({}, {})", self.backend.name(), self.profile);
         let mut command = cargo();
         command.args(["build", "--package", "lowrank", "--profile", &self.profile]).args(target);
-        command.args(self.backend.features()).arg("--message-format=json-render-diagnostics");
+        command.args(self.backend.features(&["lowrank"])).arg("--message-format=json-render-diagnostics");
         let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
         let output = child.stdout.take().context("cargo has no output")?;
         let mut executable = None;

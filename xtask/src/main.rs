@@ -32,7 +32,8 @@ enum Command {
     Check,
     /// Run all tests of the workspace and print the totals
     Test {
-        /// Backend of the `lowrank` command under test
+        /// Backend of the `lowrank` command under test, and for a GPU of kernels, models and trainings as well; without
+        /// a card, CUBECL_WGPU_DEFAULT_DEVICE=Cpu selects Mesa's lavapipe for vulkan
         #[arg(long, value_enum, default_value_t)]
         backend: Backend,
         /// Arguments for cargo test, e.g. `-p lowrank-report` or `-- table`

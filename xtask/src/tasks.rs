@@ -25,11 +25,12 @@ pub(crate) fn check() -> Result<bool> {
 pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
     let mut command = cargo();
     // The profile of the experiments: burn is built once for both, and numeric tests are fast.
-    command.args(["test", "--release"]).args(backend.features());
-    let picks_packages = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
-    if !picks_packages {
+    command.args(["test", "--release"]);
+    let picked = packages(args);
+    if picked.is_empty() {
         command.arg("--workspace");
     }
+    command.args(backend.features(&tested(backend, &picked)));
     // Without it, cargo stops at the first failing program and the totals would be partial.
     command.arg("--no-fail-fast").args(args);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
@@ -45,6 +46,29 @@ pub(crate) fn test(backend: Backend, args: &[String]) -> Result<bool> {
     let success = child.wait()?.success();
     writeln!(out, "\ntotal: {totals}")?;
     Ok(success)
+}
+
+/// The packages that arguments for cargo pick: `-p NAME`, `-pNAME`, `--package NAME`, `--package=NAME`.
+fn packages(args: &[String]) -> Vec<&str> {
+    let mut args = args.iter().map(String::as_str).take_while(|&arg| arg != "--");
+    let mut names = Vec::new();
+    while let Some(arg) = args.next() {
+        match arg {
+            "-p" | "--package" => names.extend(args.next()),
+            _ => names.extend(arg.strip_prefix("--package=").or_else(|| arg.strip_prefix("-p"))),
+        }
+    }
+    names
+}
+
+/// The packages whose tests are to run on a backend: those picked, or the command and, for GPUs, those whose tests
+/// choose a backend by themselves.
+fn tested<'a>(backend: Backend, picked: &[&'a str]) -> Vec<&'a str> {
+    match (picked, backend.is_gpu()) {
+        ([], true) => vec!["lowrank", "lowrank-kernels", "lowrank-tests"],
+        ([], false) => vec!["lowrank"],
+        (picked, _) => picked.to_vec(),
+    }
 }
 
 /// The counts of the test programs.
@@ -101,6 +125,23 @@ pub(crate) fn datasets(build: &Build, output: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_are_those_of_the_packages_under_test() {
+        let of = |backend: Backend, args: &str| {
+            let args: Vec<String> = args.split_whitespace().map(String::from).collect();
+            backend.features(&tested(backend, &packages(&args))).join(" ")
+        };
+        assert_eq!(of(Backend::Flex, "-p lowrank"), "");
+        assert_eq!(of(Backend::Ndarray, "-- -p name"), "--features lowrank/ndarray");
+        assert_eq!(
+            of(Backend::Vulkan, "-p lowrank-kernels --package=lowrank-tests --lib"),
+            "--features lowrank-kernels/vulkan --features lowrank-tests/vulkan"
+        );
+        let all =
+            "--features lowrank/vulkan --features lowrank-kernels/vulkan --features lowrank-tests/vulkan";
+        assert_eq!(of(Backend::Vulkan, "--no-run"), all);
+    }
 
     #[test]
     fn totals_add_up_over_programs() {
