@@ -141,6 +141,10 @@ fn preferences_raise_the_margin() {
     let margin = |eval: &Value| eval["metrics"]["margin"].as_f64().unwrap();
     assert!(margin(&evals[evals.len() - 1]) > margin(&evals[0]), "{evals:?}");
     assert!(margin(&evals[evals.len() - 1]) > 0.0);
+    bench.run("pairs.jsonl", "pairs-dev.jsonl", "again", &[&extra[..], &["--recompute"]].concat());
+    for (a, b) in evals.iter().zip(bench.evals("again")) {
+        assert!((margin(a) - margin(&b)).abs() < 1e-4, "{a} {b}");
+    }
 }
 
 #[test]
@@ -266,8 +270,8 @@ fn wrong_options_and_rows_are_one_line() {
         &bench,
         "pairs.jsonl",
         "pairs-dev.jsonl",
-        &with(&["--memory", "1G"]),
-        "do not apply to preferences",
+        &with(&["--write-samples", "1"]),
+        "does not apply to preferences",
     );
 }
 

@@ -1,7 +1,6 @@
 //! Next-token prediction as an objective: plain text, completions and conversations.
 
-use burn::module::Param;
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
@@ -12,12 +11,13 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::{Rows, int_tensor};
 use lowrank_models::decoder::{Generated, GenerationOptions};
-use lowrank_models::{Decoder, ParamVisitor, Parameter, Parameters, Part, Run, Stack, Tokens};
+use lowrank_models::{Decoder, Run, Stack, Tokens};
 
 use crate::config::TrainConfig;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::groups::Groups;
 use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, backward, scalar};
+use crate::recompute::layer_by_layer;
 use crate::tuner::Tuned;
 
 /// A language model with its adapters.
@@ -56,7 +56,7 @@ impl LearntTokens {
     }
 
     /// Targets and weights on a device.
-    pub(crate) fn labels<B: Backend>(&self, device: &B::Device) -> (Tensor<B, 1, Int>, Tensor<B, 1>) {
+    fn labels<B: Backend>(&self, device: &B::Device) -> (Tensor<B, 1, Int>, Tensor<B, 1>) {
         let n = self.weights.len();
         let weights = Tensor::from_data(TensorData::new(self.weights.clone(), [n]), device);
         (int_tensor(self.targets.clone(), device), weights)
@@ -84,8 +84,18 @@ impl<'a, B: Kernels> Scored<'a, B> {
         let run = Run::new(adapters, mode);
         let tokens = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
         let hidden = model.hidden_states(&tokens, Rows::All, run);
-        let (targets, weights) = batch.labels(device);
-        Ok(Self { model, run, hidden, targets, weights })
+        Ok(Self::of_hidden(model, run, hidden, batch))
+    }
+
+    /// Of the hidden states of a batch, shape `[tokens, d_model]`.
+    pub(crate) fn of_hidden(
+        model: &'a Decoder<B>,
+        run: Run<'a, B>,
+        hidden: Tensor<B, 2>,
+        batch: &LearntTokens,
+    ) -> Self {
+        let (targets, weights) = batch.labels(&hidden.device());
+        Self { model, run, hidden, targets, weights }
     }
 
     /// `Σ −ln p` of the target tokens, shape `[1]`.
@@ -307,7 +317,8 @@ where
         share: f64,
     ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
         if self.recompute {
-            return layer_by_layer(model, batch, mode, share / batch.n_learnt());
+            let scale = share / batch.n_learnt();
+            return layer_by_layer(model, batch, mode, |scored| scored.nll_sum() * scale);
         }
         backward(self.loss(model, batch, mode)? * share, model)
     }
@@ -336,76 +347,4 @@ where
 /// Groups of a language model: its head has the head's rate if it is not tied.
 pub(crate) fn decoder_groups<B: Kernels>(model: &TunedDecoder<B>) -> Groups {
     Groups::default().with_adapters(model.adapters()).with_model(model.model())
-}
-
-/// Loss and gradients of `scale · Σ −ln p`, of which the backward pass recomputes each layer from its input
-/// (Chen et al. 2016, «Training Deep Nets with Sublinear Memory Cost»). Random choices are functions of the
-/// mode's seed, so the recomputed layer is identical to the original one.
-fn layer_by_layer<B>(
-    model: &TunedDecoder<B>,
-    batch: &LearntTokens,
-    mode: Mode,
-    scale: f64,
-) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
-    let device = model.device()?;
-    let (decoder, run) = (model.model(), Run::new(model.adapters(), mode));
-    let tokens = Tokens::new(&batch.ids, &batch.lengths);
-    let mut inputs = Vec::with_capacity(decoder.n_layers());
-    let frozen = burn::module::AutodiffModule::valid(model);
-    let last = {
-        let (decoder, run) = (frozen.model(), Run::new(frozen.adapters(), mode));
-        let packed = decoder.batch(tokens, &device)?;
-        (0..decoder.n_layers()).fold(decoder.embed(&packed, run), |x, index| {
-            inputs.push(x.clone());
-            decoder.layer(index, x, &packed, Rows::All, run)
-        })
-    };
-    drop(frozen);
-    let mut accumulator = GradientsAccumulator::new();
-    let mut note = |mut grads: B::Gradients, x: Option<&Tensor<B, 2>>| {
-        let dx = x.and_then(|x| x.grad_remove(&mut grads));
-        accumulator.accumulate(model, GradientsParams::from_grads(grads, model));
-        dx
-    };
-    let leaf = |x: Tensor<B::InnerBackend, 2>| Tensor::<B, 2>::from_inner(x).require_grad();
-    let last = leaf(last);
-    let (targets, weights) = batch.labels(&device);
-    let loss = decoder.nll_sum(decoder.finish(last.clone(), run), targets, weights, run) * scale;
-    let mut dx = note(loss.backward(), Some(&last));
-    let packed = decoder.batch(tokens, &device)?;
-    for (index, input) in inputs.into_iter().enumerate().rev() {
-        let Some(dy) = dx else {
-            return Err(TrainError::Batch("the loss does not depend on the layers".into()));
-        };
-        let input = leaf(input);
-        let y = decoder.layer(index, input.clone(), &packed, Rows::All, run);
-        dx = note((y * Tensor::from_inner(dy)).sum().backward(), Some(&input));
-    }
-    if let (Some(dy), true) = (dx, trains_embeddings(model)) {
-        note((decoder.embed(&packed, run) * Tensor::from_inner(dy)).sum().backward(), None);
-    }
-    Ok((loss.inner(), accumulator.grads()))
-}
-
-/// Whether a table, or an adapter of one, is trained.
-fn trains_embeddings<B: Kernels>(model: &TunedDecoder<B>) -> bool {
-    let sites = model.model().sites();
-    if model.adapters().slots().iter().any(|slot| sites[slot.site].embedding) {
-        return true;
-    }
-    let mut tables = TrainedTables(false);
-    model.model().clone().visit_params(&mut tables);
-    tables.0
-}
-
-struct TrainedTables(bool);
-
-impl<B: Backend> ParamVisitor<B> for TrainedTables {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
-        self.0 |= at.module.part == Part::Embeddings && param.is_require_grad();
-    }
 }

@@ -14,6 +14,7 @@ pub mod masked;
 pub mod objective;
 pub mod optimizer;
 pub mod preference;
+mod recompute;
 pub mod record;
 mod renderer;
 pub mod schedule;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::activation::log_sigmoid;
@@ -17,7 +18,8 @@ use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::groups::Groups;
 use crate::language::{LearntTokens, Scored, TunedDecoder, decoder_groups, eval_order};
-use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, scalar};
+use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, backward, scalar};
+use crate::recompute::layer_by_layer;
 
 /// Hyper-parameters of the loss.
 ///
@@ -69,9 +71,10 @@ pub struct Preference<B: AutodiffBackend> {
     train: Vec<TokenPair>,
     dev: Vec<TokenPair>,
     reference: Decoder<B::InnerBackend>,
-    known: Mutex<HashMap<Pair, [f64; 2]>>,
+    known: Mutex<HashMap<Pair, f64>>,
     config: DpoConfig,
     eval_batch: usize,
+    recompute: bool,
 }
 
 /// A pair of the training or dev rows.
@@ -81,10 +84,10 @@ enum Pair {
     Dev(usize),
 }
 
-/// Pairs of a batch: the chosen and the rejected completions.
+/// Pairs of a batch: all chosen completions, then all rejected ones.
 #[derive(Clone, Debug)]
 pub struct PairBatch {
-    sides: [LearntTokens; 2],
+    sides: LearntTokens,
     pairs: Vec<Pair>,
 }
 
@@ -93,7 +96,8 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    /// Training and evaluation pairs; `reference` is the model before training.
+    /// Training and evaluation pairs; `reference` is the model before training, and `recompute` keeps only the input of each
+    /// layer for the backward pass.
     ///
     /// # Errors
     /// No pairs, a batch size that they do not fit, a loss out of range.
@@ -103,11 +107,13 @@ where
         reference: Decoder<B::InnerBackend>,
         config: &TrainConfig,
         loss: DpoConfig,
+        recompute: bool,
     ) -> Result<Self> {
         loss.validate()?;
         let plan = config.plan(train.iter().map(length))?;
         let known = Mutex::default();
-        Ok(Self { plan, train, dev, reference, known, config: loss, eval_batch: config.batch_size })
+        let eval_batch = config.batch_size;
+        Ok(Self { plan, train, dev, reference, known, config: loss, eval_batch, recompute })
     }
 
     /// The order of the training pairs.
@@ -123,25 +129,24 @@ where
     }
 
     fn batch(&self, pairs: Vec<Pair>) -> PairBatch {
-        let chosen = LearntTokens::pack(pairs.iter().map(|&pair| &self.pair(pair).chosen));
-        let rejected = LearntTokens::pack(pairs.iter().map(|&pair| &self.pair(pair).rejected));
-        PairBatch { sides: [chosen, rejected], pairs }
+        let chosen = pairs.iter().map(|&pair| &self.pair(pair).chosen);
+        let rejected = pairs.iter().map(|&pair| &self.pair(pair).rejected);
+        PairBatch { sides: LearntTokens::pack(chosen.chain(rejected)), pairs }
     }
 
-    /// Log-probabilities of both sides of each pair under the reference.
-    fn reference(&self, batch: &PairBatch, device: &B::Device) -> Result<Vec<[f64; 2]>> {
+    /// How much more probable the chosen side of each pair is under the reference, as the logarithm of a ratio.
+    fn reference(&self, batch: &PairBatch, device: &B::Device) -> Result<Vec<f64>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let new: Vec<Pair> = batch.pairs.iter().copied().filter(|pair| !known.contains_key(pair)).collect();
         if !new.is_empty() {
             let missing = self.batch(new);
             let none = AdapterSet::empty();
-            let [chosen, rejected] = missing.sides.each_ref().map(|side| {
-                let scored = Scored::new(&self.reference, &none, side, Mode::EVAL, device)?;
-                let values = scored.log_probabilities(&side.lengths).into_data();
-                Ok::<Vec<f64>, TrainError>(values.iter::<f64>().collect())
-            });
-            for ((pair, chosen), rejected) in missing.pairs.iter().zip(chosen?).zip(rejected?) {
-                known.insert(*pair, [chosen, rejected]);
+            let scored = Scored::new(&self.reference, &none, &missing.sides, Mode::EVAL, device)?;
+            let values = scored.log_probabilities(&missing.sides.lengths).into_data();
+            let values: Vec<f64> = values.iter::<f64>().collect();
+            let (chosen, rejected) = values.split_at(missing.pairs.len());
+            for ((pair, chosen), rejected) in missing.pairs.iter().zip(chosen).zip(rejected) {
+                known.insert(*pair, chosen - rejected);
             }
         }
         Ok(batch.pairs.iter().map(|pair| known[pair]).collect())
@@ -156,14 +161,8 @@ where
     ) -> Result<Tensor<C, 1>> {
         let device = model.device()?;
         let reference = self.reference(batch, &device)?;
-        let [chosen, rejected] = batch.sides.each_ref().map(|side| {
-            let scored = Scored::new(model.model(), model.adapters(), side, mode, &device)?;
-            Ok::<_, TrainError>(scored.log_probabilities(&side.lengths))
-        });
-        let reference: Vec<f32> =
-            reference.iter().map(|[chosen, rejected]| (chosen - rejected) as f32).collect();
-        let n = reference.len();
-        Ok(chosen? - rejected? - Tensor::from_data(TensorData::new(reference, [n]), &device))
+        let scored = Scored::new(model.model(), model.adapters(), &batch.sides, mode, &device)?;
+        Ok(margins(&scored, batch, &reference))
     }
 
     /// Mean loss of margins, shape `[1]`.
@@ -177,6 +176,15 @@ where
         let wrong = log_sigmoid(scaled.neg()).mean();
         (right * (1.0 - label_smoothing) + wrong * label_smoothing).neg()
     }
+}
+
+/// The margins of a batch over those of the reference, shape `[pairs]`.
+fn margins<C: Kernels>(scored: &Scored<'_, C>, batch: &PairBatch, reference: &[f64]) -> Tensor<C, 1> {
+    let values = scored.log_probabilities(&batch.sides.lengths);
+    let n = batch.pairs.len();
+    let reference: Vec<f32> = reference.iter().map(|&margin| margin as f32).collect();
+    let reference = Tensor::from_data(TensorData::new(reference, [n]), &values.device());
+    values.clone().narrow(0, 0, n) - values.narrow(0, n, n) - reference
 }
 
 fn length(pair: &TokenPair) -> usize {
@@ -203,6 +211,22 @@ where
 
     fn loss(&self, model: &TunedDecoder<B>, batch: &PairBatch, mode: Mode) -> Result<Tensor<B, 1>> {
         Ok(self.loss_of(self.margins(model, batch, mode)?))
+    }
+
+    fn gradients(
+        &self,
+        model: &TunedDecoder<B>,
+        batch: &PairBatch,
+        mode: Mode,
+        share: f64,
+    ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
+        if !self.recompute {
+            return backward(self.loss(model, batch, mode)? * share, model);
+        }
+        let reference = self.reference(batch, &model.device()?)?;
+        layer_by_layer(model, &batch.sides, mode, |scored| {
+            self.loss_of(margins(&scored, batch, &reference)) * share
+        })
     }
 
     fn selection(&self) -> Option<Selection> {

@@ -96,7 +96,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
     let built = build(args, folder, base, device)?;
     let recompute = match args.language.memory {
-        Some(limit) if !args.language.recompute && matches!(rows, Encoded::Rows(..)) => {
+        Some(limit) if !args.language.recompute => {
             recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
         }
         _ => args.language.recompute,
@@ -137,7 +137,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         }
         Encoded::Pairs(train, dev) => {
             let reference = built.model.model().valid();
-            let objective = Preference::<Train>::new(train, dev, reference, &config, loss)?;
+            let objective = Preference::<Train>::new(train, dev, reference, &config, loss, recompute)?;
             if let Some(epochs) = args.epochs {
                 config.max_steps = objective.plan().steps_for(epochs);
             }
@@ -223,10 +223,8 @@ fn encode(
     };
     if train.are_preferences() {
         ensure!(
-            !args.language.recompute
-                && args.language.memory.is_none()
-                && args.language.write_samples.is_none(),
-            "--recompute, --memory and --write-samples do not apply to preferences; leave them out"
+            args.language.write_samples.is_none(),
+            "--write-samples does not apply to preferences; leave it out"
         );
         ensure!(
             args.language.loss_on.is_none(),
