@@ -74,6 +74,8 @@ fn check<B: Backend + Kernels>(name: &str) {
 #[case("roformer-cls")]
 #[case("ernie-cls")]
 #[case("xlm-roberta-xl-cls")]
+#[case("t5-encoder")]
+#[case("t5-gated")]
 fn equals_transformers(#[case] name: &str) {
     check::<Tested>(name);
     check::<NdArray>(name);

@@ -140,6 +140,26 @@ fn no_answer_is_an_answer_if_trained() {
     );
 }
 
+/// A base with the head of another task gets the new one, and so does its adapter later.
+#[test]
+fn a_base_with_another_head_is_trained_and_read() {
+    let files = Files::new(&[("t.jsonl", &lines(&rows(false)))]);
+    let (train, base, out, merged) =
+        (files.path("t.jsonl"), fixture("bert-cls"), files.path("run"), files.path("merged"));
+    let lora = ["--method", "lora", "--rank", "4", "--alpha", "8", "--max-steps", "120"];
+    assert_eq!(json_of(&finetune(s(&base), &train, &out, &lora))["metric"], 1.0);
+    let with = ["--model", s(&base), "--adapter", &out];
+    run(&[&["merge", "-o", &merged][..], &with].concat());
+    for model in [&with[..], &["--model", &merged]] {
+        assert_eq!(json_of(&[&["evaluate", "--dev", &train][..], model].concat())["f1"], 1.0);
+    }
+    let again = files.path("again");
+    let start = [&lora[..6], &["--max-steps", "1", "--lr", "1e-9", "--head-lr", "1e-9", "--init-from", &out]]
+        .concat();
+    let head = ["finetune", "--model", s(&base), "--train", &train, "--dev", &train, "-o", &again];
+    assert_eq!(json_of(&[&head[..], &start].concat())["metric"], 1.0);
+}
+
 /// Long contexts are read in windows, whose limits are options; offsets count characters.
 #[test]
 fn long_contexts_are_read_in_windows() {
@@ -222,6 +242,7 @@ fn bad_questions_are_refused_in_one_line() {
         &[],
         "is a language model (decoder), and the rows are questions",
     );
+    refused(&fixture("t5-encoder"), "ok.jsonl", &[], "heads over T5 are not supported, only its embeddings");
     let qa = fixture("bert-qa");
     let predict = |more: &[&str], part: &str| {
         fails_after_warnings(&[&["predict", "--model", s(&qa)][..], more].concat(), part);

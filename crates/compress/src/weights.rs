@@ -99,7 +99,8 @@ impl Weight {
 }
 
 /// Modules that hold a token embedding table.
-const EMBEDDINGS: [&str; 5] = ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings"];
+const EMBEDDINGS: [&str; 6] =
+    ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings", "shared"];
 /// Tables and norms by head, which are not linear maps and stay unchanged.
 const TABLES: [&str; 10] = [
     "position_embeddings",

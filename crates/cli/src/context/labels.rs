@@ -33,12 +33,14 @@ pub(crate) fn write_labels(dir: &Path, config: &ClassifierConfig, base_hash: Opt
 }
 
 /// The classifier formed by a model and an adapter: the unit that is labelled is given by the model's head,
-/// or else by the adapter's task; labels saved with the adapter replace the model's own.
+/// or by the adapter's task if the model has none or the adapter was trained over it; labels saved with the adapter replace the model's own.
 pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result<ClassifierConfig> {
     let config = open_model(folder)?.classifier_config()?;
     let Some(dir) = adapter else { return Ok(config) };
     let config = match (HeadLevel::named(config.raw()), adapter_level(dir)?) {
         (None, Some(level)) => config.at_level(level),
+        // Training for another kind of task replaced the base's own head.
+        (Some(own), Some(level)) if own != level && was_trained_over(dir, folder)? => config.at_level(level),
         _ => config,
     };
     if config.level == HeadLevel::Span {
@@ -82,6 +84,16 @@ fn read_labels(dir: &Path) -> Result<Option<Value>> {
 
 /// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.
 const BASE_HASH: &str = "base_hash";
+
+/// Whether the adapter is ours and was trained over the weights of this folder.
+fn was_trained_over(dir: &Path, folder: &Path) -> Result<bool> {
+    let saved = read_labels(dir)?;
+    let hash = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str());
+    Ok(match hash {
+        Some(hash) => hash == Checkpoint::open(folder)?.content_hash(),
+        None => false,
+    })
+}
 
 /// Warns if one of our adapters is used over other weights than it was trained over.
 pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {

@@ -11,6 +11,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     defaults: Vec::new,
     options: |config, _| Ok(config),
     extras: &[],
+    has_heads: true,
     names: NAMES,
     head: HeadNames {
         dense: "bert.pooler.dense",

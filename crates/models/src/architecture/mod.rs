@@ -58,6 +58,7 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
 mod unknown;
 mod vaultgemma;
 mod xlm_roberta_xl;
@@ -89,6 +90,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &roformer::ARCHITECTURE,
     &ernie::ARCHITECTURE,
     &xlm_roberta_xl::ARCHITECTURE,
+    &t5::ARCHITECTURE,
 ];
 
 /// Every decoder.

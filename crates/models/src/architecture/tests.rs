@@ -59,6 +59,12 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"nomic_bert","prenorm":true}"#, "prenorm = true")]
 #[case(r#"{"model_type":"nomic_bert","rotary_scaling_factor":2}"#, "rotary_scaling_factor = 2")]
 #[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
+#[case(
+    r#"{"model_type":"t5","architectures":["T5ForConditionalGeneration"]}"#,
+    "is more than an encoder; only T5EncoderModel"
+)]
+#[case(r#"{"model_type":"mt5","relative_attention_num_buckets":7}"#, "relative_attention_num_buckets = 7")]
+#[case(r#"{"model_type":"t5","feed_forward_proj":"gated-no"}"#, "feed_forward_proj 'no'")]
 #[case(r#"{"model_type":"nomic_bert","partial_rotary_factor":0.5}"#, "partial_rotary_factor = 0.5")]
 #[case(
     r#"{"model_type":"albert","num_hidden_layers":4096,"num_hidden_groups":4096,"inner_group_num":4096}"#,

@@ -14,7 +14,7 @@ use lowrank_spec::LowrankSection;
 
 /// Shape and hyper-parameters of an encoder.
 ///
-/// Dimensions: `d_model` hidden width, `n_heads` attention heads of `d_model / n_heads`, `d_ff` inner width of
+/// Dimensions: `d_model` hidden width, `n_heads` attention heads of `head_dim`, `d_ff` inner width of
 /// the feed-forward part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
@@ -40,6 +40,8 @@ pub struct EncoderConfig {
     pub convolution: Option<ConvolutionOptions>,
     /// Attention heads.
     pub n_heads: usize,
+    /// Width of an attention head: `d_model / n_heads`, except in T5.
+    pub head_dim: usize,
     /// Multiplier on the attention scores before the softmax.
     pub score_scale: f32,
     /// Inner width of the feed-forward part.
@@ -54,6 +56,8 @@ pub struct EncoderConfig {
     pub task_types: usize,
     /// Added to the variance in layer norms.
     pub norm_eps: f64,
+    /// Whether norms are RMS norms.
+    pub norm_is_rms: bool,
     /// Feed-forward activation.
     pub activation: Activation,
     /// Which maps and norms have biases.
@@ -193,7 +197,8 @@ impl EncoderConfig {
         keys: &Keys<'_>,
     ) -> std::result::Result<Self, String> {
         let (d_model, n_heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
-        if !d_model.is_multiple_of(n_heads) {
+        let head_dim = keys.has("d_kv").then(|| keys.size("d_kv")).transpose()?;
+        if head_dim.is_none() && !d_model.is_multiple_of(n_heads) {
             return Err(format!(
                 "hidden_size = {d_model} is not a multiple of the {n_heads} attention heads"
             ));
@@ -254,6 +259,7 @@ impl EncoderConfig {
             relative: None,
             convolution: None,
             n_heads,
+            head_dim: head_dim.unwrap_or(d_model / n_heads),
             score_scale: 1.0 / ((d_model / n_heads) as f32).sqrt(),
             d_ff: keys.size("intermediate_size")?,
             max_positions,
@@ -266,6 +272,7 @@ impl EncoderConfig {
             },
             task_types: 0,
             norm_eps,
+            norm_is_rms: false,
             activation,
             biases: EncoderBiases { qkv: true, output: true, up: true, down: true, norms: true },
             dropouts: EncoderDropouts {
@@ -319,7 +326,11 @@ impl EncoderConfig {
 
     /// The kind of the norms.
     pub(crate) const fn norm_kind(&self) -> NormKind {
-        if self.biases.norms { NormKind::Layer } else { NormKind::LayerGain }
+        match (self.norm_is_rms, self.biases.norms) {
+            (true, _) => NormKind::Rms,
+            (false, true) => NormKind::Layer,
+            (false, false) => NormKind::LayerGain,
+        }
     }
 
     /// Maximum sequence length of the model.

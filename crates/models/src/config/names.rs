@@ -23,6 +23,8 @@ pub struct EncoderArchitecture {
     pub options: fn(EncoderConfig, &Keys<'_>) -> Result<EncoderConfig, String>,
     /// Prefixes of tensor names that are ignored, with or without the prefix of the model.
     pub extras: &'static [&'static str],
+    /// Whether heads can be trained over it; otherwise it serves embeddings only.
+    pub has_heads: bool,
     /// Where the encoder's tensors are.
     pub names: EncoderNames,
     /// The sequence classification head.

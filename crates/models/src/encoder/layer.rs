@@ -78,14 +78,16 @@ impl<B: Backend> EncoderLayer<B> {
             sites.linear(spec, seed, device)
         };
         let fused = if let QkvNames::Fused { .. } = names.qkv { 3 } else { 1 };
-        let qkv = names.qkv.paths().iter().map(|name| linear(name, [d, fused * d], biases.qkv)).collect();
-        let head_dim = d / config.n_heads;
+        let head_dim = config.head_dim;
+        let d_heads = config.n_heads * head_dim;
+        let qkv =
+            names.qkv.paths().iter().map(|name| linear(name, [d, fused * d_heads], biases.qkv)).collect();
         let rope = kind.rope.map(|rope| &config.ropes[rope]).filter(|rope| rope.rotary_dim > 0);
         let maps = PositionMaps::init(config, &mut |name| linear(name, [d, d], biases.qkv));
         let attention = SelfAttention {
             qkv,
             maps,
-            output: linear(names.output, [d, d], biases.output),
+            output: linear(names.output, [d_heads, d], biases.output),
             n_heads: config.n_heads,
             head_dim,
             scale: config.score_scale,
@@ -150,7 +152,7 @@ impl<B: Backend> EncoderLayer<B> {
 }
 
 impl<B: Kernels> SelfAttention<B> {
-    /// Queries of the wanted rows, keys and values of all tokens; each `[rows, d_model]`.
+    /// Queries of the wanted rows, keys and values of all tokens; each `[rows, n_heads · head_dim]`.
     fn project(
         &self,
         x: Tensor<B, 2>,

@@ -5,7 +5,7 @@
 //! | tokens | sum of the sequence lengths |
 //! | d_model | hidden width |
 //! | d_embedding | width of the embeddings, d_model where they are not projected |
-//! | n_heads | attention heads of d_model / n_heads |
+//! | n_heads | attention heads of head_dim, d_model / n_heads in most models |
 //! | d_ff | inner width of the feed-forward part |
 
 mod convolution;

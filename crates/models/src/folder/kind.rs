@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::architecture::{DECODERS, ENCODERS};
+use crate::config::EncoderArchitecture;
 
 /// Kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +55,15 @@ impl ModelKind {
         }
     }
 
-    /// Whether the config's `model_type` is supported; one without a type is read by its class.
+    /// Whether the config's `model_type` is supported; one without a type is read by its class. Of an architecture without
+    /// heads (T5) the bare encoder is.
     pub(super) fn is_known(config: &Map<String, Value>) -> bool {
+        let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+        let is_bare = classes.filter_map(Value::as_str).all(|class| class.ends_with("EncoderModel"));
         config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
+            let is_named = |a: &&EncoderArchitecture| a.model_types.iter().any(|(known, _)| *known == name);
             DECODERS.iter().any(|a| a.model_type == name)
-                || ENCODERS.iter().flat_map(|a| a.model_types).any(|(known, _)| *known == name)
+                || ENCODERS.iter().copied().any(|a| is_named(&a) && (a.has_heads || is_bare))
         })
     }
 
@@ -88,6 +93,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[rstest]
+    #[case(json!({"model_type": "t5", "architectures": ["T5EncoderModel"]}), true)]
+    #[case(json!({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}), false)]
+    #[case(json!({"model_type": "bert", "architectures": ["BertModel"]}), true)]
+    #[case(json!({"model_type": "newer"}), false)]
+    fn known_models_are_told(#[case] config: Value, #[case] expect: bool) {
+        assert_eq!(ModelKind::is_known(config.as_object().unwrap()), expect);
+    }
 
     #[rstest]
     #[case(json!({"model_type": "bert"}), ModelKind::Encoder)]

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lowrank_data::glue::LabelSpace;
+use lowrank_models::config::BodyConfig;
 use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
@@ -26,6 +27,14 @@ pub(super) fn run(
     process: Process<'_>,
 ) -> Result<()> {
     let base = open_model(folder)?.classifier_config()?;
+    if let BodyConfig::Encoder(encoder) = &base.body {
+        ensure!(
+            encoder.architecture.has_heads,
+            "{}: heads over {} are not supported, only its embeddings (embed); give another encoder",
+            folder.display(),
+            base.class()
+        );
+    }
     let tokenizer = tokenizer(folder, &base, args.max_length)?;
     check_output(args)?;
     // All options are validated before the rows are encoded.
