@@ -4,6 +4,16 @@
 //! burn's.
 
 #![allow(clippy::too_many_arguments, reason = "arguments of a launch")]
+#![allow(
+    clippy::assign_op_pattern,
+    clippy::collapsible_if,
+    clippy::eq_op,
+    clippy::excessive_precision,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::unnecessary_cast,
+    reason = "kernels are in cubecl's subset of Rust"
+)]
 
 mod attention;
 mod elementwise;
