@@ -11,6 +11,7 @@ mod bars;
 mod calibration;
 mod command;
 mod context;
+mod failures;
 mod language;
 mod layers;
 mod machine;
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = terminal::ends_with_output(|| backend::with_failures(|| run(cli.command, &processes)));
+    let result = terminal::ends_with_output(|| failures::with_failures(|| run(cli.command, &processes)));
     processes.end(result.err().map(|error| one_line(&error)).as_deref())
 }
 
