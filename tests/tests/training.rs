@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn_flex::Flex;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{Adapter, AdapterSet, Mode};
 use lowrank_checkpoint::Checkpoint;
@@ -18,7 +17,7 @@ use lowrank_models::config::DecoderDropouts;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, Parameters, Trainable};
 use lowrank_spec::HostTensor;
-use lowrank_tests::fixture;
+use lowrank_tests::{Tested, fixture};
 use lowrank_train::{
     Alone, Classification, DevSet, DpoConfig, FineTuner, NextToken, Objective, Preference, Shard, Start,
     StepReport, TrainConfig, Training, TunedDecoder, Watch, train,
@@ -26,7 +25,7 @@ use lowrank_train::{
 use rstest::rstest;
 use serde_json::Value;
 
-type B = Autodiff<Flex>;
+type B = Autodiff<Tested>;
 
 fn expected(case: &str) -> Value {
     let text = std::fs::read_to_string(fixture(case).join("expected.json")).unwrap();
@@ -149,7 +148,7 @@ fn check_final<'a>(
 }
 
 fn adapter_tensors(
-    set: &AdapterSet<Flex>,
+    set: &AdapterSet<Tested>,
     sites: &[lowrank_spec::Site],
 ) -> Vec<(String, HostTensor<'static>)> {
     let folder = AdapterFolder::from_set(set, sites, PeftConfig::default(), Vec::new()).unwrap();
@@ -318,7 +317,7 @@ fn preferences_have_the_gradients_of_pytorch(
             let end = format!("{}.{name}.weight", slot.path);
             let key = file.names().find(|key| key.ends_with(&end)).unwrap();
             let expected: Vec<f64> = file.read_f32(key).unwrap().iter().map(|&v| f64::from(v)).collect();
-            let grad = grads.get::<Flex, 2>(factor.id).unwrap();
+            let grad = grads.get::<Tested, 2>(factor.id).unwrap();
             let grad = grad.transpose().into_data();
             close(&grad.iter::<f64>().collect::<Vec<_>>(), &expected, 2e-5);
             n += 1;
