@@ -96,6 +96,11 @@ impl ErrorWeights {
         Self { gram: None, ..self.clone() }
     }
 
+    /// Of every `step`-th row, without the Gram matrix.
+    pub(crate) fn of_rows(&self, step: usize) -> Self {
+        Self { rows: self.rows.iter().step_by(step).copied().collect(), ..self.without_gram() }
+    }
+
     pub(crate) fn row(&self, row: usize) -> f64 {
         self.rows.get(row).map_or(1.0, |&weight| weight.into())
     }

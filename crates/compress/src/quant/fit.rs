@@ -28,6 +28,8 @@ pub(crate) const FACTORS: BlockFormat = BlockFormat::Q8_0;
 pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
 /// Alternations of matrix and correction.
 const TURNS: usize = 4;
+/// Elements of a weight by which its formats are compared.
+const SAMPLE: usize = 1 << 17;
 /// Bits from which on a correction is never worth its bytes.
 const ENOUGH_BITS: f64 = 6.0;
 
@@ -109,6 +111,15 @@ impl<'a> Rows<'a> {
 
     fn path(&self) -> &str {
         &self.weight.site.path
+    }
+
+    /// Every `step`-th row, about [`SAMPLE`] elements in all, and the step.
+    pub(crate) fn sample(&self) -> (Self, usize) {
+        let [rows, columns] = self.shape;
+        let step = (rows * columns).div_ceil(SAMPLE).clamp(1, rows.max(1));
+        let values: Vec<f32> =
+            self.values.chunks_exact(columns.max(1)).step_by(step).flatten().copied().collect();
+        (Self { weight: self.weight, values, shape: [rows.div_ceil(step), columns] }, step)
     }
 
     /// Whether a low-rank correction is worth trying for a matrix in this format.

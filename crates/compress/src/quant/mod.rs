@@ -134,17 +134,24 @@ fn candidates(
 }
 
 /// The formats of a weight without corrections, and without those that another one beats in bytes and in loss: no budget would
-/// choose these, and corrections are costly to try.
+/// choose these, and corrections are costly to try. The losses relative to the weight itself are those of some of its rows.
 fn worthwhile(
     plan: &QuantPlan<'_>,
     index: usize,
     rows: &fit::Rows<'_>,
     weights: &ErrorWeights,
 ) -> Result<Vec<Candidate>> {
+    let (sample, step) = rows.sample();
+    let of_sample = weights.of_rows(step);
+    let seen = sample.total(&of_sample);
+    let (rows, weights, scale) = match seen > 0.0 {
+        true => (&sample, &of_sample, rows.total(weights) / seen),
+        false => (rows, weights, 1.0),
+    };
     let mut all = Vec::new();
     for format in plan.formats(index) {
         for (target, loss) in rows.losses(format, &[], weights)? {
-            all.push(Candidate { target, bytes: plan.bytes(index, target)?, loss });
+            all.push(Candidate { target, bytes: plan.bytes(index, target)?, loss: loss * scale });
         }
     }
     let beats = |a: &Candidate, b: &Candidate| {
