@@ -6,7 +6,7 @@ mod common;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
-use common::{TOLERANCE, check_logits, forward, golden};
+use common::{TOLERANCE, check_logits, decoders, forward, golden};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
@@ -25,21 +25,6 @@ fn load<B: Kernels>(name: &str) -> Decoder<B> {
     let folder = fixture(name);
     let config = DecoderConfig::read(&folder).unwrap();
     Decoder::load(&folder, config, WeightType::F32, &Default::default()).unwrap()
-}
-
-/// Every folder of a language model with what transformers made of it.
-fn decoders() -> Vec<String> {
-    let is_decoder = |name: &String| {
-        let read = |file: &str| std::fs::read_to_string(fixture(name).join(file)).ok();
-        let Some(expected) = read("config.json").and_then(|_| read("expected.json")) else { return false };
-        let value: serde_json::Value = serde_json::from_str(&expected).unwrap();
-        value["cases"][0]["greedy"].is_array()
-    };
-    let names = fixture("").read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(is_decoder).collect();
-    names.sort();
-    assert!(names.len() >= 20, "{names:?}");
-    names
 }
 
 #[test]

@@ -31,6 +31,21 @@ pub(crate) struct Golden {
     pub(crate) cases: Vec<Case>,
 }
 
+/// Every folder of a language model with what transformers made of it.
+pub(crate) fn decoders() -> Vec<String> {
+    let is_decoder = |name: &String| {
+        let read = |file: &str| std::fs::read_to_string(fixture(name).join(file)).ok();
+        let Some(expected) = read("config.json").and_then(|_| read("expected.json")) else { return false };
+        let value: serde_json::Value = serde_json::from_str(&expected).unwrap();
+        value["cases"][0]["greedy"].is_array()
+    };
+    let names = fixture("").read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(is_decoder).collect();
+    names.sort();
+    assert!(names.len() >= 20, "{names:?}");
+    names
+}
+
 pub(crate) fn golden(name: &str) -> Golden {
     serde_json::from_str(&std::fs::read_to_string(fixture(name).join("expected.json")).unwrap()).unwrap()
 }
