@@ -160,7 +160,7 @@ fn table() -> String {
         row.gguf |= of.gguf;
     }
     let mut text = String::from(
-        "| `model_type` | models | outputs | gradients, five steps | factored | in blocks | GGUF |\n|---|---|---|---|---|---|---|\n",
+        "| `model_type` | models | outputs | five steps | factored | in blocks | GGUF |\n|---|---|---|---|---|---|---|\n",
     );
     let mark = |is_shown: bool| if is_shown { "✓" } else { "–" };
     for (model_type, row) in shown {

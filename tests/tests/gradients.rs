@@ -1,11 +1,12 @@
-//! Gradients of every parameter of every decoder, and the losses of five steps, beside PyTorch's
-//! (`fixtures/make_gradients.py`).
+//! Gradients of every parameter of every decoder, and the losses of five steps of decoders and classifiers, beside
+//! PyTorch's (`fixtures/make_gradients.py`).
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::module::Param;
@@ -14,15 +15,20 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_flex::Flex;
 use common::golden;
 use lowrank_adapters::AdapterSet;
+use lowrank_data::glue::{Label, Metric};
+use lowrank_data::pack::EncodedDataset;
 use lowrank_data::rows::TokenRow;
-use lowrank_models::config::DecoderDropouts;
+use lowrank_data::tokenize::Encoded;
+use lowrank_models::config::{BodyConfig, DecoderDropouts, EncoderDropouts};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Decoder, DecoderConfig, Layout, ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Tokens,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, Layout, ModelFolder, ModelKind, ParamVisitor,
+    Parameter, Parameters, Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_tests::{fixture, values};
 use lowrank_train::{
-    Alone, NextToken, SchedulerKind, Start, StepReport, TrainConfig, Training, TunedDecoder, Watch, train,
+    Alone, Classification, DevSet, FineTuner, NextToken, Objective, SchedulerKind, Start, StepReport,
+    TrainConfig, Training, TunedDecoder, Watch, train,
 };
 use serde::Deserialize;
 
@@ -30,7 +36,7 @@ type B = Autodiff<Flex>;
 
 #[derive(Deserialize)]
 struct Expected {
-    /// Norm and `Σ gᵢ·cos(i)` by name; none for models with experts.
+    /// Norm and `Σ gᵢ·cos(i)` by name; none for classifiers and models with experts.
     gradients: BTreeMap<String, [f64; 2]>,
     /// Of the steps of a training on one text.
     losses: Vec<f64>,
@@ -55,10 +61,7 @@ impl ParamVisitor<B> for Gather<'_> {
     }
 }
 
-/// The model of a fixture, all of it trained, without dropout.
-fn trained(name: &str) -> Decoder<B> {
-    let (folder, device) = (fixture(name), Default::default());
-    let mut config = DecoderConfig::read(&folder).unwrap();
+fn without_dropout(config: &mut DecoderConfig) {
     config.dropouts = DecoderDropouts {
         embeddings: 0.0,
         attention: 0.0,
@@ -66,6 +69,13 @@ fn trained(name: &str) -> Decoder<B> {
         mlp_output: 0.0,
         ..config.dropouts
     };
+}
+
+/// The model of a fixture, all of it trained, without dropout.
+fn trained(name: &str) -> Decoder<B> {
+    let (folder, device) = (fixture(name), Default::default());
+    let mut config = DecoderConfig::read(&folder).unwrap();
+    without_dropout(&mut config);
     let mut model = Decoder::<B>::load(&folder, config, WeightType::F32, &device).unwrap();
     model.choose_trained(|_, _| true);
     model
@@ -119,9 +129,9 @@ impl Watch for Losses {
     }
 }
 
-fn check_losses(name: &str, expected: &Expected, recompute: bool) {
+fn config(expected: &Expected) -> TrainConfig {
     let n = expected.losses.len();
-    let config = TrainConfig {
+    TrainConfig {
         lr: 1e-3,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
@@ -131,27 +141,67 @@ fn check_losses(name: &str, expected: &Expected, recompute: bool) {
         eval_every: n,
         batch_size: 1,
         ..TrainConfig::default()
-    };
-    let ids = golden(name).cases[0].input_ids.clone();
-    let row = TokenRow { is_learnt: (0..ids.len()).map(|i| i > 0).collect(), ids };
-    let objective = NextToken::new(vec![row.clone()], vec![row], &config, recompute).unwrap();
+    }
+}
+
+fn check_losses<O: Objective<B>>(what: &str, expected: &Expected, objective: &O, model: O::Model) {
     let mut watch = Losses::default();
     let training = Training {
-        config: &config,
+        config: &config(expected),
         checkpoints: None,
         start: Start::Fresh,
         keep_last: false,
         watch: &mut watch,
         team: &Alone,
     };
-    train(&objective, TunedDecoder::new(trained(name), AdapterSet::empty()), training).unwrap();
+    train(objective, model, training).unwrap();
     let worst = watch.0.iter().zip(&expected.losses).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(
-        watch.0.len() == n && worst < 1e-4,
-        "{name}, recompute {recompute}: off by {worst:e}: {:?}, expected {:?}",
+        watch.0.len() == expected.losses.len() && worst < 1e-4,
+        "{what}: off by {worst:e}: {:?}, expected {:?}",
         watch.0,
         expected.losses
     );
+}
+
+fn check_decoder(name: &str, expected: &Expected, recompute: bool) {
+    let ids = golden(name).cases[0].input_ids.clone();
+    let row = TokenRow { is_learnt: (0..ids.len()).map(|i| i > 0).collect(), ids };
+    let objective = NextToken::new(vec![row.clone()], vec![row], &config(expected), recompute).unwrap();
+    let model = TunedDecoder::new(trained(name), AdapterSet::empty());
+    check_losses(&format!("{name}, recompute {recompute}"), expected, &objective, model);
+}
+
+fn check_classifier(name: &str, expected: &Expected) {
+    let mut config = ClassifierConfig::read(&fixture(name)).unwrap();
+    match &mut config.body {
+        BodyConfig::Encoder(config) => {
+            config.dropouts = EncoderDropouts {
+                embeddings: 0.0,
+                attention: 0.0,
+                attention_output: 0.0,
+                inner: 0.0,
+                output: 0.0,
+                relative: 0.0,
+            };
+            (config.classifier_dropout, config.head.input_dropout) = (0.0, 0.0);
+        }
+        BodyConfig::Decoder(config) => without_dropout(config),
+    }
+    let (label, metric) = match config.labels.len() {
+        1 => (Label::Score(0.0), Metric::Pearson),
+        _ => (Label::Class(0), Metric::Accuracy),
+    };
+    let case = lowrank_tests::golden(name).cases.remove(0);
+    let type_ids =
+        if case.token_type_ids.is_empty() { vec![0; case.input_ids.len()] } else { case.token_type_ids };
+    let row = (Encoded { ids: case.input_ids, type_ids }, label);
+    let rows = Arc::new(EncodedDataset::labelled([row]));
+    let dev = vec![DevSet::new(rows.clone())];
+    let objective = Classification::new(rows, dev, vec![metric], &self::config(expected)).unwrap();
+    let model = Classifier::<B>::load(&fixture(name), config, 0, &Default::default()).unwrap();
+    let model = FineTuner::new(model.with_trainable(Trainable::All), AdapterSet::empty());
+    check_losses(name, expected, &objective, model);
 }
 
 fn all() -> BTreeMap<String, Expected> {
@@ -169,10 +219,16 @@ fn equal_pytorch() {
 
 #[test]
 fn five_steps_have_the_losses_of_pytorch() {
-    let all = all();
-    assert!(all.len() > 66, "{}", all.len());
-    for (name, expected) in &all {
-        check_losses(name, expected, false);
-        check_losses(name, expected, true);
+    let (mut decoders, mut classifiers) = (0, 0);
+    for (name, expected) in &all() {
+        if ModelFolder::open(&fixture(name)).unwrap().kind() == ModelKind::Decoder {
+            check_decoder(name, expected, false);
+            check_decoder(name, expected, true);
+            decoders += 1;
+        } else {
+            check_classifier(name, expected);
+            classifiers += 1;
+        }
     }
+    assert!(decoders > 70 && classifiers > 20, "{decoders}, {classifiers}");
 }
