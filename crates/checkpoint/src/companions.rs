@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Whether a file below a model folder, by its path with `/`, goes with any weights: a chat template of transformers'
-/// (`additional_chat_templates/NAME.jinja`), or the config of a module of sentence-transformers' (`1_Pooling/config.json`).
+/// (`additional_chat_templates/NAME.jinja`), or the config or weights of a module of sentence-transformers'
+/// (`1_Pooling/config.json`, `2_Dense/model.safetensors`).
 ///
 /// ```
 /// use lowrank_checkpoint::is_nested_companion;
@@ -21,7 +22,10 @@ pub fn is_nested_companion(path: &str) -> bool {
     let number = folder.find(|c: char| !c.is_ascii_digit()).unwrap_or(0);
     match folder {
         "additional_chat_templates" => file.ends_with(".jinja"),
-        _ => number > 0 && folder[number..].starts_with('_') && file == "config.json",
+        _ => {
+            let is_of_module = ["config.json", "model.safetensors", "pytorch_model.bin"].contains(&file);
+            number > 0 && folder[number..].starts_with('_') && is_of_module
+        }
     }
 }
 
@@ -60,6 +64,7 @@ mod tests {
             "config.json",
             "1_Pooling/config.json",
             "1_Pooling/other.json",
+            "2_Dense/model.safetensors",
             "2_Normalize/readme.md",
             "additional_chat_templates/rag.jinja",
             "additional_chat_templates/note.txt",
@@ -71,7 +76,9 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        let expected = ["1_Pooling/config.json", "additional_chat_templates/rag.jinja"].map(PathBuf::from);
+        let expected =
+            ["1_Pooling/config.json", "2_Dense/model.safetensors", "additional_chat_templates/rag.jinja"]
+                .map(PathBuf::from);
         assert_eq!(nested_companions(root.path()).unwrap(), expected);
         assert!(nested_companions(&root.path().join("none")).is_err());
     }

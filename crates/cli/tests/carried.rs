@@ -12,7 +12,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::Value;
 
-use common::{copy, fixture, json_of, lowrank, run, s};
+use common::{config_of, copy, fixture, json_of, lowrank, run, s};
 
 fn error_of(args: &[&str]) -> String {
     let error = String::from_utf8(lowrank(args).assert().code(1).get_output().stderr.clone()).unwrap();
@@ -43,10 +43,6 @@ fn nll(model: &Path, adapter: Option<&Path>) -> Vec<f64> {
 fn assert_near(what: &str, got: &[f64], expect: &[f64]) {
     let off = got.iter().zip(expect).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(got.len() == expect.len() && off < 1e-4, "{what}: {got:?}, expected {expect:?}");
-}
-
-fn config_of(dir: &Path, file: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(dir.join(file)).unwrap()).unwrap()
 }
 
 /// Merged, resized, converted and combined, every adapter answers as it did.

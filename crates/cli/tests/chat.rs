@@ -118,36 +118,3 @@ fn fails_with(file: &Path, config: &Value, model: &str, part: &str) {
     fs::write(file, config.to_string()).unwrap();
     fails(&["generate", "--model", model, "--prompt", "a"], part);
 }
-
-#[test]
-fn embeddings_are_pooled_as_the_folder_says() {
-    for (name, mode) in [("bert-encoder", "pooling_mode_cls_token"), ("llama3", "pooling_mode_lasttoken")] {
-        let folder = copy(name);
-        let embed = |model: &Path| {
-            let rows = json_of(&["embed", "--model", s(model), "--text", "the cat sat"]);
-            serde_json::from_value::<Vec<f64>>(rows["rows"][0]["embedding"].clone()).unwrap()
-        };
-        let mean = embed(folder.path());
-        let modules = json!([
-            {"path": "", "type": "sentence_transformers.models.Transformer"},
-            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-        ]);
-        fs::create_dir(folder.path().join("1_Pooling")).unwrap();
-        fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
-        fs::write(folder.path().join("1_Pooling/config.json"), json!({mode: true}).to_string()).unwrap();
-        let pooled = embed(folder.path());
-        let norm = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
-        // A norm of f32 numbers.
-        assert!((norm - 1.0).abs() < 1e-5, "{name}: {norm}");
-        assert_eq!(mean.len(), pooled.len());
-        let distance = |a: &[f64]| a.iter().zip(&pooled).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(distance(&mean) > 1e-3, "{name}");
-        // A compressed model is pooled like its original.
-        let output = tempfile::tempdir().unwrap();
-        let made = output.path().join("made");
-        let svd = ["--method", "svd", "--energy", "0.9999999", "--always-factor"];
-        json_of(&[&["compress", "--model", s(folder.path())], &svd[..], &["-o", s(&made)]].concat());
-        assert!(distance(&embed(&made)) < 1e-3, "{name}");
-    }
-}

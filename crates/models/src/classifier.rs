@@ -491,7 +491,7 @@ impl HeadInput {
             Self::First => x,
             Self::Mean => {
                 let lengths: Vec<usize> = batch.packed().lengths().collect();
-                SentencePooling::default().pool(x, &lengths)
+                SentencePooling::default().pool(x, &lengths, 0)
             }
         }
     }

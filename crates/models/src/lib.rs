@@ -37,7 +37,9 @@ pub use classifier::{Classifier, Trainable};
 pub use config::{ClassifierConfig, DecoderConfig, EncoderConfig, HeadInput, HeadLevel, Problem};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
-pub use folder::{GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling};
+pub use folder::{
+    Dense, EmbeddingStep, GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling,
+};
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;

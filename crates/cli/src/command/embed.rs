@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
 use lowrank_adapters::AdapterSet;
 use lowrank_data::pack::{EncodedDataset, PackedBatch};
+use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::{Decoder, ModelFolder, Rows, Run, SentencePooling, Stack, Tokens};
 use lowrank_train::tuner::to_device;
 use serde_json::{Value, json};
@@ -21,6 +22,9 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     texts: TextArgs,
+    /// Put the model's prompt of this name before every text, e.g. query [default: the one that the model says, if any]
+    #[arg(long, value_name = "NAME")]
+    prompt_name: Option<String>,
     /// Sequences per batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
@@ -36,13 +40,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let device = device()?;
     let folder = open_model(&args.model.model)?;
     let pooling = folder.pooling()?;
+    let prompt = match pooling.prompt(args.prompt_name.as_deref()) {
+        Ok(prompt) => prompt.to_owned(),
+        Err(known) => bail!("--prompt-name {}: {known}", args.prompt_name.as_deref().unwrap_or_default()),
+    };
+    let prompt = if pooling.lower_case { prompt.to_lowercase() } else { prompt };
     if pooling.lower_case {
         texts.lower_case();
     }
+    texts.prepend(&prompt);
     let (rows, tokens_per_second) = if folder.kind().is_decoder() {
-        decoder(&args, &folder, &pooling, &texts, &device)?
+        decoder(&args, &folder, &pooling, &prompt, &texts, &device)?
     } else {
-        encoder(&args, &pooling, &texts, &device)?
+        encoder(&args, &pooling, &prompt, &texts, &device)?
     };
     if args.json {
         let rows: Vec<Value> = rows.iter().map(|r| json!({ "embedding": r })).collect();
@@ -58,13 +68,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn encoder(
     args: &Args,
     pooling: &SentencePooling,
+    prompt: &str,
     texts: &Texts,
     device: &Device,
 ) -> Result<(Vec<Vec<f32>>, f64)> {
     let loaded = args.model.load::<Inner>(device)?;
     let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
     let data = texts.encode(&loaded.tokenizer)?;
-    embed(args, pooling, &data, |batch| {
+    let skip = skipped(pooling, prompt, &loaded.tokenizer)?;
+    embed(args, pooling, &data, skip, |batch| {
         Ok(model.hidden_states(&to_device(model, batch, device)?, Rows::All, Run::eval(adapters)))
     })
 }
@@ -73,6 +85,7 @@ fn decoder(
     args: &Args,
     folder: &ModelFolder,
     pooling: &SentencePooling,
+    prompt: &str,
     texts: &Texts,
     device: &Device,
 ) -> Result<(Vec<Vec<f32>>, f64)> {
@@ -84,10 +97,21 @@ fn decoder(
         None => AdapterSet::empty(),
     };
     let data = texts.encode(&tokenizer)?;
-    embed(args, pooling, &data, |batch| {
+    let skip = skipped(pooling, prompt, &tokenizer)?;
+    embed(args, pooling, &data, skip, |batch| {
         let batch = model.batch(Tokens::new(&batch.ids, &batch.lengths), device)?;
         Ok(model.hidden_states(&batch, Rows::All, Run::eval(&adapters)))
     })
+}
+
+/// Number of first tokens that are not pooled: those of the prompt, without a special token at its end.
+fn skipped(pooling: &SentencePooling, prompt: &str, tokenizer: &TextTokenizer) -> Result<usize> {
+    if pooling.pools_prompt || prompt.is_empty() {
+        return Ok(0);
+    }
+    let ids = tokenizer.encode(prompt, None)?.ids;
+    let ends_special = ids.last().is_some_and(|&id| tokenizer.is_special(id));
+    Ok(ids.len() - usize::from(ends_special))
 }
 
 /// The embedding of every text, and the tokens processed per second.
@@ -95,6 +119,7 @@ fn embed(
     args: &Args,
     pooling: &SentencePooling,
     data: &EncodedDataset,
+    skip: usize,
     hidden_states: impl Fn(&PackedBatch) -> Result<Tensor<Inner, 2>>,
 ) -> Result<(Vec<Vec<f32>>, f64)> {
     let start = Instant::now();
@@ -102,7 +127,14 @@ fn embed(
     let indices: Vec<usize> = (0..data.len()).collect();
     for chunk in indices.chunks(args.batch_size) {
         let batch = data.batch(chunk)?;
-        let pooled = pooling.pool(hidden_states(&batch)?, &batch.lengths); // [sequences, width]
+        if let Some(at) = batch.lengths.iter().position(|&n| n <= skip) {
+            bail!(
+                "text {}: only its prompt is left of {} tokens; raise --max-length",
+                chunk[at] + 1,
+                batch.lengths[at]
+            );
+        }
+        let pooled = pooling.pool(hidden_states(&batch)?, &batch.lengths, skip); // [sequences, width]
         let width = pooled.dims()[1];
         let values: Vec<f32> = pooled.into_data().iter::<f32>().collect();
         for row in values.chunks(width) {

@@ -74,6 +74,13 @@ impl Texts {
         }
     }
 
+    /// Puts a prompt before every text.
+    pub(crate) fn prepend(&mut self, prompt: &str) {
+        for (text, _) in self.rows.iter_mut().filter(|_| !prompt.is_empty()) {
+            text.insert_str(0, prompt);
+        }
+    }
+
     /// Encodes the texts.
     pub(crate) fn encode(&self, tokenizer: &TextTokenizer) -> Result<Arc<EncodedDataset>> {
         let rows: Vec<Encoded> = self

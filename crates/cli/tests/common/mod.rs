@@ -58,6 +58,12 @@ pub(crate) fn s(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// The contents of a JSON file.
+#[track_caller]
+pub(crate) fn config_of(folder: &Path, file: &str) -> Value {
+    serde_json::from_slice(&fs::read(folder.join(file)).unwrap()).unwrap()
+}
+
 /// Changes a JSON file.
 pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();

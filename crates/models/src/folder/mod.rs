@@ -8,6 +8,7 @@ mod generation;
 #[cfg(feature = "hub")]
 mod hub;
 mod kind;
+mod modules;
 mod pooling;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::{ClassifierConfig, DecoderConfig, EncoderConfig};
 
 pub use generation::GenerationConfig;
 pub use kind::ModelKind;
+pub use modules::{Dense, EmbeddingStep};
 pub use pooling::{PoolingMode, SentencePooling};
 
 /// A model folder, opened.
@@ -199,9 +201,14 @@ impl ModelFolder {
     /// or the mean.
     ///
     /// # Errors
-    /// Files that are malformed or contain an unsupported module.
+    /// Files that are malformed or contain an unsupported module; as those of the config.
     pub fn pooling(&self) -> Result<SentencePooling> {
-        SentencePooling::read(&self.path)
+        let width = if self.kind.is_decoder() {
+            self.decoder_config()?.d_model
+        } else {
+            self.encoder_config()?.d_model
+        };
+        SentencePooling::read(&self.path, width)
     }
 
     /// The weights.

@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use serde_json::Value;
 
+use super::modules::EmbeddingStep;
 use crate::config::read_json;
 use crate::error::{ModelError, Result};
 
@@ -38,38 +39,57 @@ const MODES: [(&str, &str, PoolingMode); 6] = [
 ];
 
 /// The computation of an embedding from a text's hidden states.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SentencePooling {
     /// The vectors to concatenate.
     pub modes: Vec<PoolingMode>,
-    /// Whether the embedding is divided by its norm.
-    pub normalize: bool,
+    /// What follows, in this order.
+    pub steps: Vec<EmbeddingStep>,
+    /// Numbers of an embedding that are kept, the first ones.
+    pub truncate: Option<usize>,
     /// Whether texts are lower-cased before they are tokenized.
     pub lower_case: bool,
+    /// Texts to put before others, by name.
+    pub prompts: Vec<(String, String)>,
+    /// The name of the prompt that is used unless another is requested.
+    pub default_prompt: Option<String>,
+    /// Whether the tokens of a prompt are pooled too.
+    pub pools_prompt: bool,
 }
 
 impl Default for SentencePooling {
     /// The mean over tokens.
     fn default() -> Self {
-        Self { modes: vec![PoolingMode::Mean], normalize: false, lower_case: false }
+        Self {
+            modes: vec![PoolingMode::Mean],
+            steps: Vec::new(),
+            truncate: None,
+            lower_case: false,
+            prompts: Vec::new(),
+            default_prompt: None,
+            pools_prompt: true,
+        }
     }
 }
 
 impl SentencePooling {
-    /// Reads `modules.json` and the configs that it names.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    /// Reads `modules.json` and the configs that it names. `width`: that of a hidden state.
+    pub(super) fn read(folder: &Path, width: usize) -> Result<Self> {
         let path = folder.join("modules.json");
         let transformer = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
-        let lower_case = transformer["do_lower_case"].as_bool().unwrap_or(false);
+        let mut pooling =
+            Self { lower_case: transformer["do_lower_case"].as_bool().unwrap_or(false), ..Self::default() };
+        pooling.read_prompts(&folder.join("config_sentence_transformers.json"))?;
         let Some(modules) = read_json(&path)? else {
-            let pooling = folder.join("1_Pooling/config.json");
-            let modes = read_json(&pooling)?.map(|config| modes(&pooling, &config)).transpose()?;
-            let default = Self { lower_case, ..Self::default() };
-            return Ok(Self { modes: modes.unwrap_or(default.modes), ..default });
+            let file = folder.join("1_Pooling/config.json");
+            if let Some(config) = read_json(&file)? {
+                pooling.read_pooling(&file, &config)?;
+            }
+            return Ok(pooling);
         };
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         let modules = modules.as_array().ok_or_else(|| wrong("expected a list of modules".into()))?;
-        let mut pooling = Self { normalize: false, lower_case, ..Self::default() };
+        let mut n_pooled = None;
         for module in modules {
             let kind = module["type"].as_str().unwrap_or_default();
             let place = module["path"].as_str().unwrap_or_default();
@@ -86,59 +106,120 @@ impl SentencePooling {
                         path: file.clone(),
                         reason: "no such file; modules.json names it".into(),
                     })?;
-                    pooling.modes = modes(&file, &config)?;
+                    pooling.read_pooling(&file, &config)?;
+                    n_pooled = Some(width * pooling.modes.len());
                 }
-                "Normalize" => pooling.normalize = true,
+                name if EmbeddingStep::knows(name) => {
+                    let before =
+                        n_pooled.ok_or_else(|| wrong(format!("module '{kind}' is not after a pooling")))?;
+                    if let Some(step) = EmbeddingStep::read(name, &folder.join(place))? {
+                        let after = step.output_width(before).map_err(|expected| {
+                            wrong(format!(
+                                "'{place}' expects vectors of {expected} numbers; here they have {before}"
+                            ))
+                        })?;
+                        n_pooled = Some(after);
+                        pooling.steps.push(step);
+                    }
+                }
                 _ => {
                     let kind = if kind.is_empty() { "?" } else { kind };
                     return Err(wrong(format!(
-                        "module '{kind}' is not supported; expected Transformer, Pooling and Normalize"
+                        "module '{kind}' is not supported; expected Transformer, Pooling, Dense, LayerNorm, Dropout and \
+                         Normalize"
                     )));
                 }
             }
         }
         Ok(pooling)
     }
+
+    fn read_pooling(&mut self, path: &Path, config: &Value) -> Result<()> {
+        self.modes = modes(path, config)?;
+        self.pools_prompt = config["include_prompt"].as_bool().unwrap_or(true);
+        Ok(())
+    }
+
+    /// The prompts, and the number of numbers of an embedding.
+    fn read_prompts(&mut self, path: &Path) -> Result<()> {
+        let wrong = |reason: String| ModelError::Config { path: path.to_path_buf(), reason };
+        let Some(config) = read_json(path)? else { return Ok(()) };
+        for (name, text) in config["prompts"].as_object().into_iter().flatten() {
+            let text = text
+                .as_str()
+                .ok_or_else(|| wrong(format!("the prompt '{name}' is {text}; expected a text")))?;
+            self.prompts.push((name.clone(), text.into()));
+        }
+        match &config["default_prompt_name"] {
+            Value::Null => {}
+            Value::String(name) => {
+                self.prompt(Some(name))
+                    .map_err(|known| wrong(format!("default_prompt_name '{name}': {known}")))?;
+                self.default_prompt = Some(name.clone());
+            }
+            other => return Err(wrong(format!("default_prompt_name is {other}; expected a name"))),
+        }
+        self.truncate = match &config["truncate_dim"] {
+            Value::Null => None,
+            value => match value.as_u64() {
+                Some(n) if n > 0 => Some(n as usize),
+                _ => return Err(wrong(format!("truncate_dim is {value}; expected a positive number"))),
+            },
+        };
+        Ok(())
+    }
+
+    /// The text to put before every text: the prompt of this name, or the default one.
+    ///
+    /// # Errors
+    /// The known names, if this is none of them.
+    pub fn prompt(&self, name: Option<&str>) -> std::result::Result<&str, String> {
+        let Some(name) = name.or(self.default_prompt.as_deref()) else { return Ok("") };
+        let found = self.prompts.iter().find(|(known, _)| known == name);
+        found.map(|(_, text)| text.as_str()).ok_or_else(|| {
+            let names: Vec<&str> = self.prompts.iter().map(|(name, _)| name.as_str()).collect();
+            match names.is_empty() {
+                true => "the model has no prompts".into(),
+                false => format!("there is no such prompt; choose {}", names.join(", ")),
+            }
+        })
+    }
 }
 
-/// Minimum norm by which an embedding is divided.
-const LEAST_NORM: f64 = 1e-12;
-
 impl SentencePooling {
-    /// The embeddings of packed sequences of these lengths.
+    /// The embeddings of packed sequences of these lengths, without their first `skip` tokens, of which each must have more.
     ///
     /// # Shapes
     /// - hidden: `[tokens, d_model]`
-    /// - output: `[sequences, modes · d_model]`
-    pub fn pool<B: Backend>(&self, hidden: Tensor<B, 2>, lengths: &[usize]) -> Tensor<B, 2> {
+    /// - output: `[sequences, width]`
+    pub fn pool<B: Backend>(&self, hidden: Tensor<B, 2>, lengths: &[usize], skip: usize) -> Tensor<B, 2> {
         let mut first = 0;
         let rows = lengths.iter().map(|&n| {
-            let states = hidden.clone().narrow(0, first, n); // [n, d_model]
+            let states = hidden.clone().narrow(0, first + skip, n - skip); // [n - skip, d_model]
             first += n;
-            Tensor::cat(self.modes.iter().map(|mode| mode.pool(states.clone(), n)).collect(), 1)
+            Tensor::cat(self.modes.iter().map(|mode| mode.pool(states.clone(), skip, n)).collect(), 1)
         });
         let pooled = Tensor::cat(rows.collect(), 0);
-        if !self.normalize {
-            return pooled;
-        }
-        let norm = pooled.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(LEAST_NORM); // [sequences, 1]
-        pooled / norm
+        let embedding = self.steps.iter().fold(pooled, |x, step| step.apply(x));
+        let width = embedding.dims()[1];
+        embedding.narrow(1, 0, self.truncate.map_or(width, |n| n.min(width)))
     }
 }
 
 impl PoolingMode {
-    /// One vector of the states of a text of `n` tokens.
-    fn pool<B: Backend>(self, states: Tensor<B, 2>, n: usize) -> Tensor<B, 2> {
+    /// One vector of the states of a text of `n` tokens after its first `skip`.
+    fn pool<B: Backend>(self, states: Tensor<B, 2>, skip: usize, n: usize) -> Tensor<B, 2> {
+        let pooled = n - skip;
         match self {
             Self::First => states.narrow(0, 0, 1),
-            Self::Last => states.narrow(0, n - 1, 1),
+            Self::Last => states.narrow(0, pooled - 1, 1),
             Self::Max => states.max_dim(0),
             Self::Mean => states.mean_dim(0),
-            Self::MeanSqrtLen => states.sum_dim(0) / (n as f64).sqrt(),
+            Self::MeanSqrtLen => states.sum_dim(0) / (pooled as f64).sqrt(),
             Self::WeightedMean => {
-                let total = (n * (n + 1) / 2) as f32;
-                let weights: Vec<f32> = (1..=n).map(|place| place as f32 / total).collect();
-                let weights = Tensor::from_data(TensorData::new(weights, [n, 1]), &states.device());
+                let total = (skip + 1..=n).sum::<usize>() as f32;
+                let weights: Vec<f32> = (skip + 1..=n).map(|place| place as f32 / total).collect();
+                let weights = Tensor::from_data(TensorData::new(weights, [pooled, 1]), &states.device());
                 (states * weights).sum_dim(0)
             }
         }
@@ -192,7 +273,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
-        SentencePooling::read(dir.path())
+        SentencePooling::read(dir.path(), 2)
     }
 
     const MODULES: &str = r#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
@@ -204,11 +285,12 @@ mod tests {
         assert_eq!(read(&[]).unwrap(), SentencePooling::default());
         let first = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
         let pooling = read(&[("modules.json", MODULES), ("1_Pooling/config.json", first)]).unwrap();
-        assert_eq!((pooling.modes.as_slice(), pooling.normalize), ([PoolingMode::First].as_slice(), true));
+        assert_eq!(pooling.modes, [PoolingMode::First]);
+        assert_eq!(pooling.steps, [EmbeddingStep::Normalize]);
         let last = r#"{"pooling_mode_lasttoken": true, "pooling_mode_max_tokens": true}"#;
         let pooling = read(&[("1_Pooling/config.json", last)]).unwrap();
         assert_eq!(pooling.modes, [PoolingMode::Max, PoolingMode::Last]);
-        assert!(!pooling.normalize);
+        assert!(pooling.steps.is_empty());
         let newer = read(&[("1_Pooling/config.json", r#"{"pooling_mode": "weightedmean"}"#)]).unwrap();
         assert_eq!(newer.modes, [PoolingMode::WeightedMean]);
     }
@@ -220,8 +302,9 @@ mod tests {
         // Texts of two tokens and of one.
         let hidden = Tensor::<B, 2>::from_floats([[1.0, 4.0], [3.0, -2.0], [3.0, 4.0]], &device);
         let check = |mode: PoolingMode, normalize: bool, expect: [f32; 4]| {
-            let pooling = SentencePooling { modes: vec![mode], normalize, lower_case: false };
-            let got: Vec<f32> = pooling.pool(hidden.clone(), &[2, 1]).into_data().iter::<f32>().collect();
+            let steps = if normalize { vec![EmbeddingStep::Normalize] } else { Vec::new() };
+            let pooling = SentencePooling { modes: vec![mode], steps, ..SentencePooling::default() };
+            let got: Vec<f32> = pooling.pool(hidden.clone(), &[2, 1], 0).into_data().iter::<f32>().collect();
             // A few roundings of f32.
             assert!(got.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-6), "{mode:?}: {got:?}");
         };
@@ -237,7 +320,9 @@ mod tests {
             modes: vec![PoolingMode::First, PoolingMode::Last],
             ..SentencePooling::default()
         };
-        assert_eq!(both.pool(hidden.clone(), &[2, 1]).dims(), [2, 4]);
+        assert_eq!(both.pool(hidden.clone(), &[2, 1], 0).dims(), [2, 4]);
+        let short = SentencePooling { truncate: Some(1), ..both };
+        assert_eq!(short.pool(hidden, &[2, 1], 0).dims(), [2, 1]);
     }
 
     #[test]
@@ -248,9 +333,18 @@ mod tests {
         };
         refused(&[("modules.json", MODULES)], "modules.json names it");
         refused(
-            &[("modules.json", r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#)],
-            "models.Dense' is not supported",
+            &[("modules.json", r#"[{"type": "sentence_transformers.models.CNN", "path": "2_CNN"}]"#)],
+            "models.CNN' is not supported",
         );
+        refused(
+            &[("modules.json", r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#)],
+            "is not after a pooling",
+        );
+        let prompts = |config: &'static str| [("config_sentence_transformers.json", config)];
+        refused(&prompts(r#"{"prompts": {"query": 1}}"#), "'query' is 1");
+        refused(&prompts(r#"{"default_prompt_name": "q"}"#), "no prompts");
+        refused(&prompts(r#"{"prompts": {"a": "", "b": ""}, "default_prompt_name": "q"}"#), "choose a, b");
+        refused(&prompts(r#"{"truncate_dim": 0}"#), "truncate_dim is 0");
         refused(&[("1_Pooling/config.json", "{}")], "no pooling mode");
         refused(&[("modules.json", "{")], "malformed JSON");
     }

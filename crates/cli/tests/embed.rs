@@ -1,0 +1,151 @@
+//! `embed`: the modules and prompts of sentence-transformers.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{config_of, copy, edit, fails, fixture, json_of, s};
+
+#[test]
+fn embeddings_are_pooled_as_the_folder_says() {
+    for (name, mode) in [("bert-encoder", "pooling_mode_cls_token"), ("llama3", "pooling_mode_lasttoken")] {
+        let folder = copy(name);
+        let embed = |model: &Path| {
+            let rows = json_of(&["embed", "--model", s(model), "--text", "the cat sat"]);
+            serde_json::from_value::<Vec<f64>>(rows["rows"][0]["embedding"].clone()).unwrap()
+        };
+        let mean = embed(folder.path());
+        let modules = json!([
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ]);
+        fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
+        fs::write(folder.path().join("1_Pooling/config.json"), json!({mode: true}).to_string()).unwrap();
+        let pooled = embed(folder.path());
+        let norm = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
+        // A norm of f32 numbers.
+        assert!((norm - 1.0).abs() < 1e-5, "{name}: {norm}");
+        assert_eq!(mean.len(), pooled.len());
+        let distance = |a: &[f64]| a.iter().zip(&pooled).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(distance(&mean) > 1e-3, "{name}");
+        // A compressed model is pooled like its original.
+        let output = tempfile::tempdir().unwrap();
+        let made = output.path().join("made");
+        let svd = ["--method", "svd", "--energy", "0.9999999", "--always-factor"];
+        json_of(&[&["compress", "--model", s(folder.path())], &svd[..], &["-o", s(&made)]].concat());
+        assert!(distance(&embed(&made)) < 1e-3, "{name}");
+    }
+}
+
+/// `bert-encoder` with the files of a case.
+fn embedder(case: &str) -> TempDir {
+    let folder = copy("bert-encoder");
+    let mut open = vec![(fixture(case), folder.path().to_path_buf())];
+    while let Some((from, to)) = open.pop() {
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                open.push((entry.path(), to));
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+fn distance(got: &Value, expected: &Value) -> f64 {
+    let [got, expected] = [&got["rows"], expected].map(|rows| rows.as_array().unwrap());
+    assert_eq!(got.len(), expected.len());
+    let rows = got.iter().zip(expected).flat_map(|(got, expected)| {
+        let [got, expected] = [&got["embedding"], expected].map(|row| row.as_array().unwrap());
+        assert_eq!(got.len(), expected.len());
+        got.iter().zip(expected).map(|(a, b)| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs())
+    });
+    rows.fold(0.0, f64::max)
+}
+
+/// The files are those of `fixtures/make_embedders.py`.
+#[rstest]
+#[case("embedder-dense")]
+#[case("embedder-prompts")]
+fn embeddings_equal_sentence_transformers(#[case] case: &str) {
+    let folder = embedder(case);
+    let expected = config_of(&fixture(case), "expected.json");
+    let texts =
+        expected["texts"].as_array().unwrap().iter().flat_map(|text| ["--text", text.as_str().unwrap()]);
+    let texts: Vec<&str> = texts.collect();
+    let embed = |model: &Path, prompt: &[&str]| {
+        json_of(&[&["embed", "--model", s(model)], &texts[..], prompt].concat())
+    };
+    for (name, expected) in expected["embeddings"].as_object().unwrap() {
+        let prompt = if name.is_empty() { vec![] } else { vec!["--prompt-name", name.as_str()] };
+        let off = distance(&embed(folder.path(), &prompt), expected);
+        assert!(off < 1e-5, "{case} '{name}': off by {off}");
+    }
+    // The modules go with every model that is written.
+    let output = tempfile::tempdir().unwrap();
+    let made = output.path().join("made");
+    let svd = ["--method", "svd", "--energy", "0.9999999", "--always-factor"];
+    json_of(&[&["compress", "--model", s(folder.path())], &svd[..], &["-o", s(&made)]].concat());
+    let off = distance(&embed(&made, &[]), &expected["embeddings"][""]);
+    assert!(off < 2e-3, "{case} compressed: off by {off}");
+}
+
+#[test]
+fn prompts_and_modules_that_do_not_fit_are_named() {
+    let prompts = embedder("embedder-prompts");
+    let with = |options: &[&'static str]| {
+        let own: Vec<String> =
+            ["embed", "--model", s(prompts.path()), "--text", "a b c"].map(str::to_owned).to_vec();
+        own.into_iter().chain(options.iter().map(|option| (*option).to_owned())).collect::<Vec<_>>()
+    };
+    let refused = |options: &[&'static str], part: &str| {
+        let args = with(options);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    refused(&["--prompt-name", "passage"], "choose query, document");
+    // No special token ends the texts of this decoder.
+    let decoder = copy("llama3");
+    fs::create_dir(decoder.path().join("1_Pooling")).unwrap();
+    let pooling = json!({"pooling_mode_lasttoken": true, "include_prompt": false});
+    fs::write(decoder.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    let said = json!({"prompts": {"q": "find this text: "}, "default_prompt_name": "q"});
+    fs::write(decoder.path().join("config_sentence_transformers.json"), said.to_string()).unwrap();
+    let short = ["embed", "--model", s(decoder.path()), "--text", "a b c", "--max-length", "3"];
+    fails(&short, "text 1: only its prompt is left of 3 tokens");
+    let dense = embedder("embedder-dense");
+    let change = |key: &str, value: Value| {
+        edit(&dense.path().join("2_Dense/config.json"), |config| config[key] = value);
+    };
+    let embed = ["embed", "--model", s(dense.path()), "--text", "a"];
+    fails(&[&embed[..], &["--prompt-name", "passage"]].concat(), "choose document, query");
+    for (key, value, part) in [
+        ("activation_function", json!("my.module.Tanh"), "expected a class of torch.nn"),
+        ("activation_function", json!("torch.nn.modules.activation.Softmax"), "'Softmax' is not supported"),
+        ("module_input_name", json!("token_embeddings"), "expected sentence_embedding"),
+        ("bias", json!("yes"), "expected true or false"),
+    ] {
+        let before = config_of(dense.path(), "2_Dense/config.json")[key].clone();
+        change(key, value);
+        fails(&embed, part);
+        change(key, before);
+    }
+    json_of(&embed);
+    // The second map after the first pooling alone.
+    let modules = config_of(dense.path(), "modules.json");
+    let without: Vec<&Value> =
+        modules.as_array().unwrap().iter().filter(|m| m["path"] != "2_Dense").collect();
+    fs::write(dense.path().join("modules.json"), json!(without).to_string()).unwrap();
+    fails(&embed, "expects vectors of 6 numbers");
+}
