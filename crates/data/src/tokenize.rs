@@ -61,12 +61,13 @@ pub struct SpecialIds {
 /// A model's tokenizer, equal to `transformers`' fast tokenizers on the same files.
 ///
 /// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is
-/// truncated longest-first, on the right, to `max_length` tokens including special ones; nothing is ever
-/// padded. Special tokens that are written out in a text are parsed as such.
+/// truncated longest-first, on the side that the files name (`truncation_side`), to `max_length` tokens including
+/// special ones; nothing is ever padded. Special tokens that are written out in a text are parsed as such.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
     max_length: Option<usize>,
+    truncated_side: TruncationDirection,
     special: SpecialIds,
     model_max_length: Option<usize>,
     /// The tokenizer of words, if it is a different one.
@@ -161,6 +162,8 @@ impl TextTokenizer {
                 .map_err(|e| DataError::tokenizer(&path, e.to_string()))?;
             check_templates(&post_processor).map_err(|e| DataError::tokenizer(&path, e))?;
         }
+        let own_side = inner.get_truncation().map(|truncation| truncation.direction);
+        let side = config.truncation_side().map_err(|e| DataError::tokenizer(&path, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| DataError::tokenizer(&path, e))?;
         let added = added_tokens(&inner, true);
@@ -174,6 +177,7 @@ impl TextTokenizer {
         let tokenizer = Self {
             inner,
             max_length,
+            truncated_side: side.or(own_side).unwrap_or(TruncationDirection::Right),
             special,
             model_max_length: config.model_max_length(),
             of_words: OnceLock::new(),
@@ -199,7 +203,8 @@ impl TextTokenizer {
         let mut second =
             pair.map(|pair| self.inner.encode_fast(pair, false)).transpose().map_err(encoding_error)?;
         if let Some(max_length) = self.max_length {
-            truncate(&mut first, second.as_mut(), max_length - added_tokens(&self.inner, pair.is_some()));
+            let room = max_length - added_tokens(&self.inner, pair.is_some());
+            truncate(&mut first, second.as_mut(), room, self.truncated_side);
         }
         if let Some(second) = &mut second {
             second.set_type_ids(vec![1; second.len()]);
@@ -376,10 +381,10 @@ fn added_tokens(tokenizer: &Tokenizer, is_pair: bool) -> usize {
 }
 
 /// Truncates a text, or the longer of two texts token by token until both fit; the first of two equally long
-/// ones.
-fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize) {
+/// ones. The tokens of one side are cut off.
+fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize, side: TruncationDirection) {
     let cut = |encoding: &mut Encoding, len: usize| {
-        encoding.truncate(len, 0, TruncationDirection::Right);
+        encoding.truncate(len, 0, side);
         // The post-processor would combine the truncated parts of two texts in all ways.
         encoding.set_overflowing(Vec::new());
     };

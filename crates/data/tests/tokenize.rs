@@ -95,6 +95,43 @@ fn what_the_configuration_states_wins_over_tokenizer_json() {
     assert_eq!(ids(Some("{\"do_lower_case\": true}")), lower);
 }
 
+/// As transformers: the last tokens of each text are kept, of a pair as many of each as on the right.
+#[test]
+fn the_files_name_the_side_that_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| std::fs::write(folder.path().join(name), content).unwrap();
+    let json = std::fs::read_to_string(shared("bert-cls").join("tokenizer.json")).unwrap();
+    let encode = |max_length: Option<usize>, pair: Option<&str>| {
+        let tokenizer = TextTokenizer::from_folder(folder.path(), max_length).unwrap();
+        tokenizer.encode("the cat sat on the mat", pair).unwrap().ids
+    };
+    write("tokenizer.json", &json);
+    let [full, both] = [None, Some("a dog ran")].map(|pair| encode(None, pair));
+    let (n, m) = (full.len() - 2, both.len() - full.len() - 1);
+    let [right, right_pair] = [None, Some("a dog ran")].map(|pair| encode(Some(7), pair));
+    assert_eq!((&right[..6], right_pair.len()), (&full[..6], 7));
+    let check = || {
+        assert_eq!(encode(Some(7), None), [&full[..1], &full[1 + n - 5..]].concat());
+        let pair = [&both[..1], &full[1 + n - 2..], &both[full.len() + m - 2..]].concat();
+        assert_eq!(encode(Some(7), Some("a dog ran")), pair);
+    };
+    write("tokenizer_config.json", r#"{"truncation_side": "left"}"#);
+    check();
+    // transformers takes it from tokenizer.json if the config says nothing.
+    write("tokenizer_config.json", "{}");
+    let mut value: Value = serde_json::from_str(&json).unwrap();
+    value["truncation"] = serde_json::json!(
+        {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    );
+    write("tokenizer.json", &value.to_string());
+    check();
+    write("tokenizer_config.json", r#"{"truncation_side": "right"}"#);
+    assert_eq!(encode(Some(7), None), right);
+    write("tokenizer_config.json", r#"{"truncation_side": "middle"}"#);
+    let error = TextTokenizer::from_folder(folder.path(), None).unwrap_err().to_string();
+    assert!(error.contains("'middle'; expected left or right"), "{error}");
+}
+
 #[test]
 fn roles_and_sizes_come_from_the_files() {
     let tokenizer = TextTokenizer::from_folder(&shared("roberta-cls"), None).unwrap();

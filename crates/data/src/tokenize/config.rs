@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer, TruncationDirection};
 
 use crate::error::Result;
 use crate::io::read_json;
@@ -84,6 +84,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) subword_tokenizer_type: Option<String>,
     tokenizer_class: Option<String>,
     model_max_length: Option<f64>,
+    truncation_side: Option<String>,
     bos_token: Option<TokenEntry>,
     eos_token: Option<TokenEntry>,
     unk_token: Option<TokenEntry>,
@@ -256,6 +257,19 @@ impl TokenizerConfig {
             );
         }
         tokens
+    }
+
+    /// The side of a long text that is cut off, if the config gives one.
+    ///
+    /// # Errors
+    /// A side other than left and right.
+    pub(crate) fn truncation_side(&self) -> Result<Option<TruncationDirection>, String> {
+        match self.truncation_side.as_deref() {
+            None => Ok(None),
+            Some("left") => Ok(Some(TruncationDirection::Left)),
+            Some("right") => Ok(Some(TruncationDirection::Right)),
+            Some(other) => Err(format!("truncation_side is '{other}'; expected left or right")),
+        }
     }
 
     /// The limit, if it is a real one.

@@ -80,7 +80,8 @@ impl TextTokenizer {
     /// A single text, truncated at the limit.
     fn cut(&self, mut encoding: Encoding) -> Encoding {
         if let Some(max_length) = self.max_length {
-            truncate(&mut encoding, None, max_length - added_tokens(&self.inner, false));
+            let room = max_length - added_tokens(&self.inner, false);
+            truncate(&mut encoding, None, room, self.truncated_side);
         }
         encoding
     }
