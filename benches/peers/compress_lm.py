@@ -424,7 +424,7 @@ def main():
     # Cut where a character is whole.
     text = args.text.read_bytes()[: args.bytes].decode("utf-8", errors="ignore")
     held_out = one_line[-args.held_out :]
-    ids, rows = model.ids(text), [model.ids(row) for row in held_out]
+    ids, rows = model.ids(text), [model.ids(row, model.config.max_position_embeddings) for row in held_out]
     results = []
 
     def tell(method, ratio, seed, found):

@@ -38,6 +38,11 @@ pub enum WeightType {
 }
 
 impl WeightType {
+    /// Whether a backend can keep weights in this type.
+    pub fn is_kept_by<B: Backend>(self, device: &B::Device) -> bool {
+        B::supports_dtype(device, self.dtype(None))
+    }
+
     /// The float type; `stored` is that of the file.
     fn dtype(self, stored: Option<Dtype>) -> DType {
         match (self, stored) {
@@ -200,11 +205,11 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// # Errors
     /// [`ModelError::Input`] if the backend does not support it.
     pub fn with_weights(mut self, weights: WeightType) -> Result<Self> {
-        let dtype = weights.dtype(None);
-        if !B::supports_dtype(self.device, dtype) {
+        if !weights.is_kept_by::<B>(self.device) {
             return Err(ModelError::Input(format!(
-                "the backend {} cannot keep weights in {dtype:?}; keep them in f32",
+                "the backend {} cannot keep weights in {:?}; keep them in f32",
                 B::name(self.device),
+                weights.dtype(None)
             )));
         }
         self.weights = weights;

@@ -292,7 +292,7 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
         (model, "random".to_string())
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
-        let kept = args.base.weights(args, kept_type(args.method, &checkpoint))?;
+        let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
         (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
@@ -321,8 +321,8 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     Ok(Built { model, start, hash, default_targets })
 }
 
-/// The storage type of a base: that of its float matrices in the checkpoint, if it is frozen.
-fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
+/// The storage type of a base: that of its float matrices in the checkpoint, if it is frozen and the backend has the type.
+fn kept_type(method: Method, checkpoint: &Checkpoint, device: &Device) -> WeightType {
     if method.adapter().is_none() {
         return WeightType::F32;
     }
@@ -333,7 +333,8 @@ fn kept_type(method: Method, checkpoint: &Checkpoint) -> WeightType {
     let mut types = matrices.map(|info| info.dtype);
     match types.next() {
         Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {
-            if first == Dtype::F16 { WeightType::F16 } else { WeightType::Bf16 }
+            let stored = if first == Dtype::F16 { WeightType::F16 } else { WeightType::Bf16 };
+            if stored.is_kept_by::<Train>(device) { stored } else { WeightType::F32 }
         }
         _ => WeightType::F32,
     }
