@@ -84,7 +84,7 @@ pub fn pack<B: Kernels>(model: &impl Stack<B>, cases: &[&Case]) -> TokenBatch<B>
     };
     let type_ids: Vec<u32> = cases.iter().flat_map(types).collect();
     let lengths: Vec<usize> = cases.iter().map(|c| c.input_ids.len()).collect();
-    let tokens = Tokens { ids: &ids, type_ids: &type_ids, lengths: &lengths };
+    let tokens = Tokens { ids: &ids, type_ids: &type_ids, lengths: &lengths, pixels: &[] };
     model.batch(tokens, &Default::default()).unwrap()
 }
 

@@ -22,8 +22,8 @@ use lowrank_data::tokenize::Encoded;
 use lowrank_models::config::{BodyConfig, DecoderDropouts, EncoderDropouts};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Classifier, ClassifierConfig, Decoder, DecoderConfig, Layout, ModelFolder, ModelKind, ParamVisitor,
-    Parameter, Parameters, Rows, Run, Stack, Tokens, Trainable,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter,
+    Parameters, Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_tests::{fixture, values};
 use lowrank_train::{
@@ -53,7 +53,7 @@ impl ParamVisitor<B> for Gather<'_> {
         let grad = param.val().grad(self.grads).unwrap_or_else(|| panic!("{}: no gradient", at.key()));
         let dims = grad.dims();
         let mut values = values(grad);
-        if at.layout == Layout::Transposed {
+        if at.layout.is_transposed() {
             let [rows, columns] = [dims[0], dims[1]];
             values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
         }

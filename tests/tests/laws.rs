@@ -556,7 +556,7 @@ fn counts_are_those_of_the_formulas() {
             d_input: 768,
             d_output: 768,
             head: false,
-            embedding: false,
+            ..Site::default()
         })
         .collect();
     let count = |method, rank| {

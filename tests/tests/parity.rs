@@ -303,8 +303,9 @@ fn masked_language_models_equal_transformers(#[case] name: &str) {
             let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
             let types: Vec<u32> = serde_json::from_value(case["token_type_ids"].clone()).unwrap();
             let logits: Vec<Vec<f32>> = serde_json::from_value(case["logits"].clone()).unwrap();
-            let batch =
-                model.batch(Tokens { ids: &ids, type_ids: &types, lengths: &[ids.len()] }, &device).unwrap();
+            let batch = model
+                .batch(Tokens { ids: &ids, type_ids: &types, lengths: &[ids.len()], pixels: &[] }, &device)
+                .unwrap();
             let rows = lowrank_models::batch::int_tensor((0..ids.len() as i32).collect(), &device);
             let got = values(model.forward(&batch, rows, Run::eval(&AdapterSet::empty())));
             assert_close(&format!("{name}/{}", case["name"]), &got, &logits.concat(), TOLERANCE);

@@ -25,7 +25,7 @@ impl BaseLinear<B> for MyLinear {
 fn main() -> Result<(), lowrank_adapters::AdapterError> {
     let device = Default::default();
     let path = "fc".to_owned();
-    let site = Site { path, layer: None, d_input: 16, d_output: 8, head: false, embedding: false };
+    let site = Site { path, layer: None, d_input: 16, d_output: 8, head: false, ..Site::default() };
     let targets = Targets::new(Pattern::parse("fc"));
     let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::LORA, targets) };
     let mut set = AdapterSet::<B>::init(&config, &[site], &NoWeights, &device)?;

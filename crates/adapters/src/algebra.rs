@@ -402,7 +402,7 @@ mod tests {
 
     fn update(values: [f32; 4]) -> Update {
         let site =
-            Site { path: "q".into(), layer: None, d_input: 2, d_output: 2, head: false, embedding: false };
+            Site { path: "q".into(), layer: None, d_input: 2, d_output: 2, head: false, ..Site::default() };
         let matrix = Mat::from_fn(2, 2, |i, j| values[2 * i + j]);
         Update::of_matrix(site, matrix.as_ref(), &Truncation::Rank(2)).unwrap().0
     }

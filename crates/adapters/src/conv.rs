@@ -70,6 +70,38 @@ macro_rules! lora_conv {
                 })
             }
 
+            /// The pair of these factors, as PEFT stores them.
+            ///
+            /// # Errors
+            /// [`AdapterError::BadValue`] for factors of different ranks, a `B` of another size than 1, or groups.
+            pub fn from_factors(
+                a: Tensor<B, $weight>,
+                b: Tensor<B, $weight>,
+                options: &ConvOptions<$dims>,
+                scale: f64,
+            ) -> Result<Self> {
+                let bad = |name, value: String, expected| AdapterError::BadValue { name, value, expected };
+                let (rank, shape) = (a.dims()[0], b.dims());
+                if shape[1] != rank || shape[2..].iter().any(|&size| size != 1) {
+                    return Err(bad(
+                        "shape of B",
+                        format!("{shape:?}"),
+                        "outputs, the rank of A, and sizes of 1",
+                    ));
+                }
+                if options.groups != 1 {
+                    return Err(bad("groups", options.groups.to_string(), "1"));
+                }
+                Ok(Self {
+                    a: Param::from_tensor(a),
+                    b: Param::from_tensor(b),
+                    scale,
+                    stride: options.stride,
+                    padding: options.padding,
+                    dilation: options.dilation,
+                })
+            }
+
             /// The update of the convolution's output, on the factors; to be added to it.
             ///
             /// # Shapes
@@ -143,5 +175,9 @@ mod tests {
         assert!(LoraConv1d::<Flex>::init([4, 4], [3], &options, (2, 1.0), 0, &device).is_err());
         let options = ConvOptions::new([1], [0], [1], 1);
         assert!(LoraConv1d::<Flex>::init([4, 4], [3], &options, (0, 1.0), 0, &device).is_err());
+        let factors = |rank| [[2, 4, 3], [4, rank, 1]].map(|shape| Tensor::<Flex, 3>::zeros(shape, &device));
+        let ([a, b], [c, d]) = (factors(2), factors(3));
+        assert!(LoraConv1d::from_factors(a, b, &options, 1.0).is_ok());
+        assert!(LoraConv1d::from_factors(c, d, &options, 1.0).is_err());
     }
 }

@@ -264,7 +264,7 @@ impl<B: Backend> AdapterSet<B> {
     /// # use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
     /// # use lowrank_adapters::methods::FactorRole;
     /// # type B = burn_flex::Flex;
-    /// # let site = Site { path: "q".into(), layer: None, d_input: 4, d_output: 6, head: false, embedding: false };
+    /// # let site = Site { path: "q".into(), layer: None, d_input: 4, d_output: 6, head: false, ..Site::default() };
     /// # let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::LORA, Targets::new(Pattern::parse("q"))) };
     /// # let set = AdapterSet::<B>::init(&config, &[site], &NoWeights, &Default::default())?;
     /// let faster: Vec<_> = set.roles().into_iter().filter(|(_, role)| *role == FactorRole::Second).collect();

@@ -155,7 +155,7 @@ fn study(args: &Args) -> Result<Value> {
         d_input: args.inputs,
         d_output: args.outputs,
         head: false,
-        embedding: false,
+        ..Site::default()
     };
     let targets = Targets::new(Pattern::parse("theta"));
     let config =

@@ -7,13 +7,14 @@ use lowrank_compress::{
     Answers, Calibrator, GradientCalibrator, Method, ModelCalibrator, Tokens, Weightings, fisher, token_limit,
 };
 use lowrank_data::glue::{GlueDataset, Split, Task};
+use lowrank_data::images::find_images;
 use lowrank_data::pack::{EncodedDataset, Labels};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
-use lowrank_models::ModelKind;
+use lowrank_models::{ModelFolder, ModelKind};
 use lowrank_spec::rng::SplitMix64;
 
 use crate::backend::{Inner, Train, device};
-use crate::context::{open_model, read_text};
+use crate::context::{Pictures, open_model, read_text, refuse_pictures};
 
 /// Number of calibration tokens processed together.
 const BATCH_TOKENS: usize = 2048;
@@ -21,7 +22,7 @@ const BATCH_TOKENS: usize = 2048;
 /// Source of the activations.
 #[derive(clap::Args)]
 pub(crate) struct CalibrationArgs {
-    /// Calibration text, one sample per line
+    /// Calibration text, one sample per line; for a model of pictures a folder of them
     #[arg(long)]
     calibration: Option<PathBuf>,
     /// Task whose training rows are used for calibration instead
@@ -75,6 +76,10 @@ impl CalibrationArgs {
 
     /// The samples, encoded and packed.
     pub(crate) fn batches(&self, model: &Path) -> Result<Vec<Tokens>> {
+        let folder = open_model(model)?;
+        if folder.reads_pictures() {
+            return self.pictures(&folder);
+        }
         let tokenizer = self.tokenizer(model)?;
         let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
             (Some(path), ..) => {
@@ -103,6 +108,34 @@ impl CalibrationArgs {
         Ok(pack(rows))
     }
 
+    /// The pictures of a folder, cut into patches.
+    fn pictures(&self, model: &ModelFolder) -> Result<Vec<Tokens>> {
+        let Some(path) = &self.calibration else {
+            bail!("{}: reads pictures; give --calibration with a folder of them", model.path().display());
+        };
+        if self.samples == 0 {
+            bail!("--samples 0 is out of range; expected 1 or more");
+        }
+        if self.max_length.is_some() {
+            bail!("--max-length applies to texts, and the model reads pictures; leave it out");
+        }
+        let pictures = Pictures::open(model.path(), &model.classifier_config()?)?;
+        let mut files = find_images(path)?;
+        if files.len() > self.samples {
+            SplitMix64::new(self.seed).shuffle(&mut files);
+            files.truncate(self.samples);
+        }
+        let n = files.len();
+        let rows = pictures.read(files, vec![None; n])?;
+        let each = (BATCH_TOKENS / rows.lengths()[0]).max(1);
+        let order: Vec<usize> = (0..n).collect();
+        let batches = order.chunks(each).map(|indices| {
+            let batch = rows.batch(indices)?;
+            Ok(Tokens { lengths: batch.lengths, pixels: batch.pixels, ..Tokens::default() })
+        });
+        batches.collect()
+    }
+
     /// The error weighting of the method, if there is calibration text for it; `output` is the location of
     /// the result.
     pub(crate) fn calibrator(
@@ -111,6 +144,12 @@ impl CalibrationArgs {
         model: &Path,
         output: &Path,
     ) -> Result<Option<Box<dyn Calibrator>>> {
+        if method.needs_gradients() {
+            refuse_pictures(
+                &open_model(model)?,
+                "gradients are those of texts; give --method whitened, which needs pictures alone",
+            )?;
+        }
         if method == Method::TwoSided {
             if self.sequential {
                 bail!("two-sided processes the layers backwards; leave out --sequential");
@@ -179,7 +218,8 @@ impl CalibrationArgs {
                     bail!("{task} has no labels to compute gradients from")
                 }
             };
-            Ok((Tokens { ids: batch.ids, type_ids: batch.type_ids, lengths: batch.lengths }, answers))
+            let (ids, type_ids, lengths) = (batch.ids, batch.type_ids, batch.lengths);
+            Ok((Tokens { ids, type_ids, lengths, ..Tokens::default() }, answers))
         });
         batches.collect()
     }
@@ -204,7 +244,12 @@ fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
                 batch.ids.extend(row.ids);
                 batch.type_ids.extend(row.type_ids);
             }
-            _ => batches.push(Tokens { lengths: vec![row.ids.len()], ids: row.ids, type_ids: row.type_ids }),
+            _ => batches.push(Tokens {
+                lengths: vec![row.ids.len()],
+                ids: row.ids,
+                type_ids: row.type_ids,
+                ..Tokens::default()
+            }),
         }
     }
     batches

@@ -46,7 +46,7 @@ enum Command {
     Finetune(Box<command::finetune::Args>),
     /// Evaluate a model on a task's dev set
     Evaluate(command::evaluate::Args),
-    /// Classify texts
+    /// Classify texts or pictures
     Predict(command::predict::Args),
     /// Compute sentence embeddings
     Embed(command::embed::Args),

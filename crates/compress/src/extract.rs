@@ -255,8 +255,15 @@ impl<'a> Pair<'a> {
         let embedding = EMBEDDINGS.iter().any(|part| leaf.contains(part));
         // GPT-2 stores its linear maps as (in, out), but not its embeddings and head.
         let is_conv1d = self.config.get("model_type").and_then(Value::as_str) == Some("gpt2");
-        let site =
-            Site { path: path.into(), layer: None, d_input: rows, d_output: columns, head: false, embedding };
+        let site = Site {
+            path: path.into(),
+            layer: None,
+            d_input: rows,
+            d_output: columns,
+            head: false,
+            embedding,
+            ..Site::default()
+        };
         let update = if embedding || (is_conv1d && leaf.starts_with("c_")) {
             update(site, &difference, truncation)?
         } else {

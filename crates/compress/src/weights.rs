@@ -3,7 +3,7 @@
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
-use lowrank_spec::names::is_router;
+use lowrank_spec::names::{PATCHES, is_router};
 use lowrank_spec::{Pattern, Site, Targets, transpose};
 use serde_json::{Map, Value};
 
@@ -138,7 +138,16 @@ pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight>
 fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> {
     let path = name.strip_suffix(".weight")?;
     let info = checkpoint.info(name)?;
-    let &[rows, columns] = info.shape.as_slice() else { return None };
+    // A convolution over patches is a matrix of one row per output.
+    let kernel = match info.shape[..] {
+        [_, channels, height, width] if path.ends_with(PATCHES) => Some([channels, height, width]),
+        _ => None,
+    };
+    let (rows, columns) = match (&info.shape[..], kernel) {
+        (&[rows, columns], _) => (rows, columns),
+        (&[rows, ..], Some(kernel)) => (rows, kernel.iter().product()),
+        _ => return None,
+    };
     if !info.dtype.is_float() || rows == 0 || columns == 0 {
         return None;
     }
@@ -163,7 +172,7 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     let (stored, d_input, d_output) =
         if is_in_out { (Stored::InOut, rows, columns) } else { (Stored::OutIn, columns, rows) };
     let (head, embedding) = (role == Role::Head, role == Role::Embedding);
-    let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding };
+    let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding, kernel };
     Some(Weight { site, role, dtype: info.dtype, stored })
 }
 

@@ -24,7 +24,7 @@ fn fixture(name: &str) -> PathBuf {
 
 fn tokens() -> Tokens {
     let ids: Vec<u32> = (0..160).map(|i| 5 + (i * i + 3 * i) % 40).collect();
-    Tokens { type_ids: vec![0; ids.len()], lengths: vec![16; 10], ids }
+    Tokens { type_ids: vec![0; ids.len()], lengths: vec![16; 10], ids, ..Tokens::default() }
 }
 
 fn calibrator(folder: &Path) -> ModelCalibrator<Flex> {
@@ -321,7 +321,7 @@ fn both_sides_reach_what_is_asked_or_say_why_not() {
 #[case::two_sided(Method::TwoSided)]
 fn an_expert_that_no_token_reached_keeps_its_share_and_is_named(#[case] method: Method) {
     let (folder, dir) = (fixture("olmoe"), tempfile::tempdir().unwrap());
-    let few = Tokens { ids: vec![5; 8], type_ids: vec![0; 8], lengths: vec![4, 4] };
+    let few = Tokens { ids: vec![5; 8], type_ids: vec![0; 8], lengths: vec![4, 4], ..Tokens::default() };
     let mut calibrator: Box<dyn Calibrator> = if method == Method::TwoSided {
         let samples = vec![(few, Answers::NextTokens)];
         let made =

@@ -39,7 +39,8 @@ fn factored(folder: &Path, module: &str, rank: usize) -> CompressedModule {
 }
 
 fn calibrator(folder: &Path, is_sequential: bool) -> ModelCalibrator<Flex> {
-    let tokens = Tokens { ids: (5..25).collect(), type_ids: vec![0; 20], lengths: vec![8, 12] };
+    let tokens =
+        Tokens { ids: (5..25).collect(), type_ids: vec![0; 20], lengths: vec![8, 12], ..Tokens::default() };
     ModelCalibrator::new(folder, vec![tokens], is_sequential, Default::default()).unwrap()
 }
 

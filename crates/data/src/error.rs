@@ -111,6 +111,14 @@ pub enum DataError {
         /// The remedy.
         remedy: String,
     },
+    /// A picture, or a folder of pictures, cannot be used.
+    #[error("'{}' {message}", path.display())]
+    Image {
+        /// The file or folder.
+        path: PathBuf,
+        /// The problem and the remedy.
+        message: String,
+    },
     /// A task name is unknown.
     #[error("no task '{name}'; tasks are {known}")]
     UnknownTask {

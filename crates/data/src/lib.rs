@@ -5,6 +5,7 @@
 pub mod chat;
 mod error;
 pub mod glue;
+pub mod images;
 mod io;
 pub mod mlm;
 pub mod pack;

@@ -403,10 +403,8 @@ impl<B: Backend> SavedReader<B> {
         rows: TableRows,
     ) {
         let shape: [usize; D] = param.dims();
-        let (vocabulary, width) = match layout {
-            Layout::Same => (shape[0], shape[1]),
-            Layout::Transposed => (shape[1], shape[0]),
-        };
+        let (vocabulary, width) =
+            if layout.is_transposed() { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         if rows.values.shape[1] != width || rows.indices.iter().any(|&row| row >= vocabulary) {
             self.problems.push(format!(
                 "'{}' has rows {:?} of width {}, and '{key}' is {vocabulary} rows of width {width}",
@@ -417,10 +415,8 @@ impl<B: Backend> SavedReader<B> {
         let mut values = host_values(param.val());
         for (&row, new) in rows.indices.iter().zip(rows.values.data.chunks_exact(width)) {
             for (column, value) in new.iter().enumerate() {
-                let at = match layout {
-                    Layout::Same => row * width + column,
-                    Layout::Transposed => column * vocabulary + row,
-                };
+                let at =
+                    if layout.is_transposed() { column * vocabulary + row } else { row * width + column };
                 values[at] = *value;
             }
         }
@@ -449,16 +445,13 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
         let HostTensor { shape: got, data, .. } = tensor;
         let mut data = data.into_owned();
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        let mut wanted = shape.clone();
-        if layout == Layout::Transposed {
-            wanted.reverse();
-        }
+        let wanted = layout.in_file(&shape);
         if got != wanted {
             self.problems.push(format!("'{key}' has shape {got:?}, expected {wanted:?}"));
             return;
         }
-        if layout == Layout::Transposed {
-            data = transpose(&data, wanted[0], wanted[1]);
+        if layout.is_transposed() {
+            data = transpose(&data, shape[1], shape[0]);
         }
         let tensor = Tensor::from_data(TensorData::new(data, shape), &self.device);
         *param = Param::initialized(param.id, tensor);

@@ -5,25 +5,34 @@ use burn::tensor::TensorData;
 use lowrank_spec::PackedTokens;
 
 use crate::cache::Writes;
+use crate::config::PatchOptions;
 use crate::encoder::BatchDistances;
 use crate::error::{ModelError, Result};
 use crate::rope::Angles;
 
 /// Packed sequences on the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tokens<'a> {
     /// Token ids of all sequences, one after the other.
     pub ids: &'a [u32],
     /// Token types, as many as ids, or none where all are 0. Models without token types ignore them.
     pub type_ids: &'a [u32],
-    /// Length of each sequence.
+    /// Length of each sequence; of a picture, its patches and the class token.
     pub lengths: &'a [usize],
+    /// Values of all patches of all pictures, each in the order channel, row, column; for models of pictures, which take no
+    /// ids.
+    pub pixels: &'a [f32],
 }
 
 impl<'a> Tokens<'a> {
     /// Sequences whose tokens are all of type 0.
     pub const fn new(ids: &'a [u32], lengths: &'a [usize]) -> Self {
-        Self { ids, type_ids: &[], lengths }
+        Self { ids, type_ids: &[], lengths, pixels: &[] }
+    }
+
+    /// Pictures, of as many tokens each.
+    pub const fn pictures(pixels: &'a [f32], lengths: &'a [usize]) -> Self {
+        Self { ids: &[], type_ids: &[], lengths, pixels }
     }
 }
 
@@ -44,6 +53,8 @@ pub enum Rows {
 pub struct TokenBatch<B: Backend> {
     /// Token ids of all sequences; shape `[tokens]`.
     pub(crate) ids: Tensor<B, 1, Int>,
+    /// Patches of all pictures; shape `[patches, channels · height · width]`.
+    pub(crate) pixels: Option<Tensor<B, 2>>,
     /// Token types; shape `[tokens]`.
     pub(crate) type_ids: Option<Tensor<B, 1, Int>>,
     /// Rows of the table of positions; shape `[tokens]`.
@@ -78,7 +89,10 @@ pub(crate) struct Limits {
 impl Limits {
     /// Checks tokens that come after `past` others of their sequence.
     pub(crate) fn check(&self, tokens: Tokens<'_>, past: impl Iterator<Item = usize>) -> Result<()> {
-        let Tokens { ids, type_ids, lengths } = tokens;
+        let Tokens { ids, type_ids, lengths, pixels } = tokens;
+        if !pixels.is_empty() {
+            return Err(ModelError::Input("the model reads texts; pictures were given".into()));
+        }
         let total: usize = lengths.iter().sum();
         if ids.len() != total {
             return Err(ModelError::Input(format!("{} ids for sequences of {total} tokens", ids.len())));
@@ -119,7 +133,7 @@ impl<B: Backend> TokenBatch<B> {
         device: &B::Device,
     ) -> Result<(Self, Vec<usize>)> {
         limits.check(tokens, past.clone())?;
-        let Tokens { ids, type_ids, lengths } = tokens;
+        let Tokens { ids, type_ids, lengths, .. } = tokens;
         let positions: Vec<usize> = past.zip(lengths).flat_map(|(past, n)| past..past + n).collect();
         let table =
             |first: usize| int_tensor(positions.iter().map(|&p| (p + first) as i32).collect(), device);
@@ -132,6 +146,7 @@ impl<B: Backend> TokenBatch<B> {
         };
         let batch = Self {
             ids: int_tensor(ids.iter().map(|&id| id as i32).collect(), device),
+            pixels: None,
             type_ids: limits.types.map(types),
             positions: limits.first_position.map(table),
             angles: Vec::new(),
@@ -142,6 +157,44 @@ impl<B: Backend> TokenBatch<B> {
             writes: None,
         };
         Ok((batch, positions))
+    }
+
+    /// Moves pictures to the device.
+    pub(crate) fn of_pictures(
+        options: &PatchOptions,
+        tokens: Tokens<'_>,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let Tokens { ids, lengths, pixels, .. } = tokens;
+        if !ids.is_empty() {
+            return Err(ModelError::Input("the model reads pictures; a text was given".into()));
+        }
+        let (patches, width) = (options.n_patches(), options.width());
+        if let Some(length) = lengths.iter().find(|&&length| length != patches + 1) {
+            return Err(ModelError::Input(format!(
+                "a picture of {length} tokens; the model takes {patches} patches and the class token"
+            )));
+        }
+        let rows = lengths.len() * patches;
+        if rows == 0 || pixels.len() != rows * width {
+            return Err(ModelError::Input(format!(
+                "{} values for {} pictures of {patches} patches of {width} values",
+                pixels.len(),
+                lengths.len()
+            )));
+        }
+        Ok(Self {
+            ids: Tensor::zeros([lengths.len() * (patches + 1)], device),
+            pixels: Some(Tensor::from_data(TensorData::new(pixels.to_vec(), [rows, width]), device)),
+            type_ids: None,
+            positions: None,
+            angles: Vec::new(),
+            distances: None,
+            packed: lengths.into(),
+            single: std::iter::repeat_n(1, lengths.len()).collect(),
+            unpadded: None,
+            writes: None,
+        })
     }
 
     /// The rows of each sequence.

@@ -36,11 +36,11 @@ impl<B: Backend> Body<B> {
         }
     }
 
-    /// Site of the word embedding.
-    pub(crate) fn word_site(&self) -> usize {
+    /// Site of the word embedding, in models that have one.
+    pub(crate) fn word_site(&self) -> Option<usize> {
         match self {
-            Self::Encoder(body) => body.word_embedding().site,
-            Self::Decoder(body) => body.embedding.site,
+            Self::Encoder(body) => body.word_embedding().map(|words| words.site),
+            Self::Decoder(body) => Some(body.embedding.site),
         }
     }
 

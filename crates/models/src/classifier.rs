@@ -86,7 +86,7 @@ impl Info {
 fn names(config: &ClassifierConfig) -> Option<&'static HeadNames> {
     let BodyConfig::Encoder(encoder) = &config.body else { return None };
     let head = &encoder.architecture.head;
-    (config.level == HeadLevel::Sequence || head.for_tokens).then_some(head)
+    (!head.is_bare && (config.level == HeadLevel::Sequence || head.for_tokens)).then_some(head)
 }
 
 /// Path of the map to the labels.
@@ -352,8 +352,7 @@ impl<B: Backend> Parameters<B> for Classifier<B> {
         let config = &self.info.config;
         let mut raw = config.raw().clone();
         if self.info.newly_initialized.is_empty() {
-            let class = format!("{}{}", config.class(), config.level.class());
-            raw.insert("architectures".into(), vec![class].into());
+            raw.insert("architectures".into(), vec![config.class_name()].into());
         }
         raw
     }
@@ -377,12 +376,14 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
     }
 
     fn vocabulary(&self) -> Option<&Site> {
-        Some(&self.info.sites[self.body.word_site()])
+        Some(&self.info.sites[self.body.word_site()?])
     }
 
     fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
         self.body.resize_vocabulary(rows)?;
-        self.info.sites[self.body.word_site()].d_input = rows;
+        if let Some(site) = self.body.word_site() {
+            self.info.sites[site].d_input = rows;
+        }
         self.info.config.set_vocab_size(rows);
         Ok(())
     }
@@ -463,7 +464,8 @@ fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
 fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
     let architecture = config.architecture;
     let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
-    let pooler_is_used = level == HeadLevel::Sequence && architecture.head.dense.contains("pooler");
+    let head = &architecture.head;
+    let pooler_is_used = level == HeadLevel::Sequence && !head.is_bare && head.dense.contains("pooler");
     let MaskedLmNames { transform, norm, bias, bias_copy, decoder, .. } = architecture.masked_lm;
     ENCODER_BUFFERS.contains(&bare)
         || architecture.extras.iter().any(|extra| bare.starts_with(extra))

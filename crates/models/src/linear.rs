@@ -27,6 +27,9 @@ pub struct Linear<B: Backend> {
     pub site: usize,
     /// Whether a single matrix is stored as `(in, out)`.
     pub conv1d: bool,
+    /// Channels, height and width, if a single matrix is stored as the kernel of a convolution.
+    #[module(skip)]
+    pub kernel: Option<[usize; 3]>,
 }
 
 /// Assigns sites and representations while a model is built.
@@ -68,13 +71,30 @@ impl SiteList {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;
         let representation = self.representation(path, shape, false);
         let [d_input, d_output] = shape;
-        self.sites.push(Site { path: path.into(), layer, d_input, d_output, head, embedding: false });
+        self.sites.push(Site { path: path.into(), layer, d_input, d_output, head, ..Site::default() });
         Linear {
             projection: Projection::init(path, shape, &representation, seed, device),
             bias: bias.then(|| lazy_full([d_output], 0.0, device)),
             site: self.sites.len() - 1,
             conv1d,
+            kernel: None,
         }
+    }
+
+    /// A map of patches, which files hold as a convolution whose stride is its kernel of these channels, height and width.
+    pub(crate) fn patches<B: Backend>(
+        &mut self,
+        path: &str,
+        kernel: [usize; 3],
+        d_output: usize,
+        seed: u64,
+        device: &B::Device,
+    ) -> Linear<B> {
+        let shape = [kernel.iter().product(), d_output];
+        let spec = LinearSpec { path, layer: None, shape, bias: true, head: false, conv1d: false };
+        let linear = self.linear(spec, seed, device);
+        self.sites[linear.site].kernel = Some(kernel);
+        Linear { kernel: Some(kernel), ..linear }
     }
 
     /// A site for the table of an embedding; its index.
@@ -86,6 +106,7 @@ impl SiteList {
             d_output,
             head: false,
             embedding: true,
+            ..Site::default()
         });
         self.sites.len() - 1
     }
@@ -182,7 +203,11 @@ pub(crate) fn block_format(name: &str) -> std::result::Result<BlockFormat, Strin
 impl<B: Backend> Linear<B> {
     /// Visits the weight and the bias.
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, module: ModulePath<'_>, visitor: &mut V) {
-        let dense = if self.conv1d { Layout::Same } else { Layout::Transposed };
+        let dense = match self.kernel {
+            Some(kernel) => Layout::Kernel(kernel),
+            None if self.conv1d => Layout::Same,
+            None => Layout::Transposed,
+        };
         self.projection.visit_params(WeightOf { module, site: self.site }, dense, visitor);
         if let Some(bias) = &mut self.bias {
             visitor.visit(&module.parameter(Role::Bias, Layout::Same, Some(self.site)), bias);

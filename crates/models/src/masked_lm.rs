@@ -42,6 +42,11 @@ impl<B: Backend> MaskedLm<B> {
     /// # Errors
     /// A `lowrank` section that does not fit the model.
     pub fn init(config: EncoderConfig, seed: u64, device: &B::Device) -> Result<Self> {
+        if config.patches.is_some() {
+            return Err(ModelError::Input(
+                "a model of pictures has no masked language modelling head".into(),
+            ));
+        }
         let mut sites = SiteList::new(config.lowrank.clone());
         let body = Encoder::init(&config, &mut sites, seed, device);
         let (d, width) = (config.d_model, config.embedding_size);
@@ -146,7 +151,8 @@ impl<B: Kernels> MaskedLm<B> {
     pub fn forward(&self, batch: &TokenBatch<B>, masked: Tensor<B, 1, Int>, run: Run<'_, B>) -> Tensor<B, 2> {
         let hidden = self.hidden_states(batch, Rows::All, run).select(0, masked); // [n, d_model]
         let x = self.transform.forward_activated(hidden, self.config.masked_lm.activation, run);
-        let logits = self.body.word_embedding().logits(self.norm.forward(x));
+        let Some(words) = self.body.word_embedding() else { unreachable!("init refuses models of pictures") };
+        let logits = words.logits(self.norm.forward(x));
         match &self.bias {
             Some(bias) => logits + bias.val().unsqueeze(),
             None => logits,

@@ -73,7 +73,7 @@ mod tests {
             d_input: 7,
             d_output: 5,
             head: false,
-            embedding: false,
+            ..Site::default()
         };
         let targets = Targets::new(Pattern::parse("q"));
         let config =

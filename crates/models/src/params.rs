@@ -256,10 +256,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// Checks the shape of a tensor in the file against that in the model.
     fn check_shape(&self, name: &str, shape: &[usize], layout: Layout) -> Result<()> {
-        let mut wanted = shape.to_vec();
-        if layout == Layout::Transposed {
-            wanted.reverse();
-        }
+        let wanted = layout.in_file(shape);
         let Some(info) = self.checkpoint.info(name) else { return Ok(()) };
         if info.dtype == Dtype::U8 && shape.len() == 2 {
             return Err(ModelError::Input(format!(
@@ -293,7 +290,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             && let Some(format) = format.fitting(columns)
         {
             self.check_shape(name, &stored.dims(), at.layout)?;
-            let values = if layout == at.layout {
+            let values = if layout.is_transposed() == at.layout.is_transposed() {
                 self.checkpoint.read_f32(name)?
             } else {
                 self.checkpoint.read_f32_transposed(name)?
@@ -359,16 +356,20 @@ impl<'a, B: Backend> Loader<'a, B> {
             return Err(ModelError::Input(format!("'{name}' is stored as {stored}; expected floats")));
         }
         match (stored, dtype) {
-            (Some(Dtype::F16), DType::F16) => {
+            (Some(Dtype::F16), DType::F16) if !matches!(layout, Layout::Kernel(_)) => {
                 Ok(TensorData::new(self.read_halves(name, layout, f16::from_bits)?, shape))
             }
-            (Some(Dtype::BF16), DType::BF16) => {
+            (Some(Dtype::BF16), DType::BF16) if !matches!(layout, Layout::Kernel(_)) => {
                 Ok(TensorData::new(self.read_halves(name, layout, bf16::from_bits)?, shape))
             }
             _ => {
                 let values = match layout {
                     Layout::Same => self.checkpoint.read_f32(name)?,
                     Layout::Transposed => self.checkpoint.read_f32_transposed(name)?,
+                    Layout::Kernel(_) => {
+                        let [inputs, outputs] = [shape[0], shape[1]];
+                        transpose(&self.checkpoint.read_f32(name)?, outputs, inputs)
+                    }
                 };
                 let data = TensorData::new(values, shape);
                 if dtype == DType::F16 && data.iter::<f32>().any(|x| x.is_finite() && x.abs() >= F16_LIMIT) {
@@ -385,7 +386,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     fn read_halves<T>(&self, name: &str, layout: Layout, from_bits: impl Fn(u16) -> T) -> Result<Vec<T>> {
         let bits = match layout {
             Layout::Same => self.checkpoint.read_bits(name)?,
-            Layout::Transposed => self.checkpoint.read_bits_transposed(name)?,
+            Layout::Transposed | Layout::Kernel(_) => self.checkpoint.read_bits_transposed(name)?,
         };
         // The standard library collects into the same memory.
         Ok(bits.into_iter().map(from_bits).collect())
@@ -507,7 +508,7 @@ fn quantize(
 pub(crate) fn in_rows(dims: [usize; 2], layout: Layout) -> [usize; 2] {
     match layout {
         Layout::Same => dims,
-        Layout::Transposed => [dims[1], dims[0]],
+        Layout::Transposed | Layout::Kernel(_) => [dims[1], dims[0]],
     }
 }
 
@@ -515,7 +516,7 @@ pub(crate) fn in_rows(dims: [usize; 2], layout: Layout) -> [usize; 2] {
 pub(crate) fn oriented(matrix: BlockMatrix, layout: Layout) -> BlockMatrix {
     match layout {
         Layout::Same => matrix,
-        Layout::Transposed => matrix.transpose(),
+        Layout::Transposed | Layout::Kernel(_) => matrix.transpose(),
     }
 }
 
@@ -524,11 +525,10 @@ pub(crate) fn host_tensor<B: Backend, const D: usize>(
     at: &Parameter<'_>,
     param: &Param<Tensor<B, D>>,
 ) -> HostTensor<'static> {
-    let mut shape: Vec<usize> = param.dims().to_vec();
+    let shape: Vec<usize> = param.dims().to_vec();
     let mut data = host_values(param.val());
-    if at.layout == Layout::Transposed {
+    if at.layout.is_transposed() {
         data = transpose(&data, shape[0], shape[1]);
-        shape.reverse();
     }
-    HostTensor::new(at.key(), shape, data)
+    HostTensor::new(at.key(), at.layout.in_file(&shape), data)
 }

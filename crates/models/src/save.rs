@@ -13,8 +13,9 @@ use crate::error::{ModelError, Result};
 use crate::kept::InBlocks;
 
 /// Files of a model folder that go with any weights, beside those in folders below it: tokenizer, templates, generation
-/// settings, pooling.
-pub(crate) const COMPANIONS: [&str; 17] = [
+/// settings, pooling, the preparation of pictures.
+pub(crate) const COMPANIONS: [&str; 18] = [
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -13,6 +13,25 @@ pub enum Layout {
     Same,
     /// A linear weight: `(out, in)` in the file, `[in, out]` in the model.
     Transposed,
+    /// The kernel of a convolution over patches: `(out, channels, height, width)` in the file,
+    /// `[channels · height · width, out]` in the model. Holds channels, height and width.
+    Kernel([usize; 3]),
+}
+
+impl Layout {
+    /// Whether the file holds the transpose of the matrix in the model.
+    pub const fn is_transposed(self) -> bool {
+        matches!(self, Self::Transposed | Self::Kernel(_))
+    }
+
+    /// The shape in the file of what has this shape in the model.
+    pub fn in_file(self, shape: &[usize]) -> Vec<usize> {
+        match (self, shape) {
+            (Self::Kernel(kernel), &[_, outputs]) => [outputs].into_iter().chain(kernel).collect(),
+            (Self::Same, shape) => shape.to_vec(),
+            (_, shape) => shape.iter().rev().copied().collect(),
+        }
+    }
 }
 
 /// What a parameter is to its module.
@@ -26,6 +45,8 @@ pub enum Role {
     Gain,
     /// The offset of a norm.
     Offset,
+    /// A parameter without a module of its own: the class token, the positions of patches.
+    Bare,
 }
 
 /// Which part of a model a module belongs to.
@@ -90,6 +111,7 @@ impl Parameter<'_> {
             Role::Weight(part) => part.key(path),
             Role::Gain => format!("{path}.weight"),
             Role::Bias | Role::Offset => format!("{path}.bias"),
+            Role::Bare => path.to_owned(),
         }
     }
 
@@ -108,9 +130,9 @@ impl Parameter<'_> {
         Some(if is_transposed { Layout::Transposed } else { Layout::Same })
     }
 
-    /// Whether weight decay applies to it: to weights, not to biases and norms.
+    /// Whether weight decay applies to it: not to biases and norms.
     pub fn decays(&self) -> bool {
-        matches!(self.role, Role::Weight(_))
+        matches!(self.role, Role::Weight(_) | Role::Bare)
     }
 
     /// Whether it is the bias of a linear map or the offset of a norm, which BitFit trains.

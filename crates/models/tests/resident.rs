@@ -9,7 +9,7 @@ use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use lowrank_checkpoint::{Dtype, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, Layout, ParamVisitor, Parameter, Parameters};
+use lowrank_models::{Decoder, DecoderConfig, ParamVisitor, Parameter, Parameters};
 
 const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 8000, "hidden_size": 384, "num_hidden_layers": 8,
     "num_attention_heads": 6, "intermediate_size": 1024, "max_position_embeddings": 64}"#;
@@ -28,7 +28,7 @@ struct Shapes(Vec<(String, Vec<usize>)>);
 impl<B: Backend> ParamVisitor<B> for Shapes {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        if at.layout == Layout::Transposed {
+        if at.layout.is_transposed() {
             shape.reverse();
         }
         self.0.push((at.key(), shape));

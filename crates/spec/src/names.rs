@@ -114,6 +114,54 @@ impl WeightPart {
     }
 }
 
+/// End of the path of a ViT's convolution over patches, whose stride is its kernel.
+pub const PATCHES: &str = "patch_embeddings.projection";
+
+/// Modules of a ViT's layer: in files, and in transformers 5, which calls them otherwise than the files that it writes.
+const VIT_MODULES: [(&str, &str); 6] = [
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+];
+
+/// Layers of a ViT, in files and in transformers 5.
+const VIT_LAYERS: [&str; 2] = ["vit.encoder.layer.", "vit.layers."];
+
+/// Path of a module or parameter in transformers 5 and in PEFT's adapters over it, if it differs from that in the files of
+/// models.
+///
+/// ```
+/// use lowrank_spec::names::path_in_module;
+/// let path = "vit.encoder.layer.3.attention.attention.query.bias";
+/// assert_eq!(path_in_module(path).as_deref(), Some("vit.layers.3.attention.q_proj.bias"));
+/// assert_eq!(path_in_module("bert.encoder.layer.3.output.dense"), None);
+/// ```
+pub fn path_in_module(path: &str) -> Option<String> {
+    renamed(path, VIT_LAYERS, |(file, module)| (file, module))
+}
+
+/// Path in the files of models of a module or parameter named as in transformers 5, if it differs.
+pub fn path_in_files(path: &str) -> Option<String> {
+    renamed(path, [VIT_LAYERS[1], VIT_LAYERS[0]], |(file, module)| (module, file))
+}
+
+fn renamed(
+    path: &str,
+    [from, to]: [&str; 2],
+    order: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Option<String> {
+    let (index, inner) = path.strip_prefix(from)?.split_once('.')?;
+    let other = VIT_MODULES.into_iter().map(order).find_map(|(from, to)| {
+        let rest = inner.strip_prefix(from).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+        Some(format!("{to}{rest}"))
+    });
+    // Norms have the same names.
+    Some(format!("{to}{index}.{}", other.as_deref().unwrap_or(inner)))
+}
+
 /// Suffix of the mask of pivots of a factor `B` that lacks the rows of the identity.
 pub const PIVOTS: &str = "lowrank_pivots";
 

@@ -3,7 +3,7 @@
 /// One linear map (or embedding) of a model that can carry an adapter.
 ///
 /// Row-vector convention: `y = x·W + b` with `W` of shape `[d_input, d_output]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
     /// Hugging Face module path, e.g. `bert.encoder.layer.0.attention.self.query`.
     pub path: String,
@@ -17,6 +17,9 @@ pub struct Site {
     pub head: bool,
     /// Whether it is an embedding: `d_input` rows selected by token ids, each of width `d_output`.
     pub embedding: bool,
+    /// Channels, height and width of the kernel of a convolution whose stride is its kernel: a map of patches, whose
+    /// `d_input` is their product.
+    pub kernel: Option<[usize; 3]>,
 }
 
 impl Site {
@@ -54,7 +57,7 @@ mod tests {
             d_input: 4,
             d_output: 6,
             head: false,
-            embedding: false,
+            ..Site::default()
         };
         assert_eq!(site.kind(), "attention.self.query");
         assert_eq!(site.name(), "query");

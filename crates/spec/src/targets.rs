@@ -4,7 +4,7 @@ use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, SpecError};
-use crate::names::is_router;
+use crate::names::{is_router, path_in_module};
 use crate::site::Site;
 
 /// Selection of sites, like PEFT's `target_modules`.
@@ -20,7 +20,8 @@ pub enum Pattern {
 /// Whether a site is selected.
 type Matcher = Box<dyn Fn(&Site) -> bool>;
 
-/// The word that selects every linear layer but the head and the [routers](is_router) of experts, which must be named.
+/// The word that selects every linear layer but the head, convolutions and the [routers](is_router) of experts, which must
+/// be named.
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Pattern {
@@ -59,7 +60,10 @@ impl Pattern {
             Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| is_named(site, ALL_LINEAR))),
             Self::Expression(text) => {
                 let regex = compile(&format!("^(?:{text})$"), text)?;
-                Ok(Box::new(move |site| regex.is_match(&site.path).unwrap_or(false)))
+                Ok(Box::new(move |site| {
+                    let is_match = |path: &str| regex.is_match(path).unwrap_or(false);
+                    is_match(&site.path) || path_in_module(&site.path).is_some_and(|path| is_match(&path))
+                }))
             }
         }
     }
@@ -74,11 +78,15 @@ impl std::fmt::Display for Pattern {
     }
 }
 
-/// Whether a name in a list selects a site; `all-linear` is allowed in a list too.
+/// Whether a name in a list selects a site, by its path in files or in transformers 5; `all-linear` is allowed in a list
+/// too.
 fn is_named(site: &Site, name: &str) -> bool {
     match name {
-        ALL_LINEAR => !site.head && !site.embedding && !is_router(&site.path),
-        name => has_suffix(&site.path, name),
+        ALL_LINEAR => !site.head && !site.embedding && site.kernel.is_none() && !is_router(&site.path),
+        name => {
+            has_suffix(&site.path, name)
+                || path_in_module(&site.path).is_some_and(|path| has_suffix(&path, name))
+        }
     }
 }
 
@@ -210,7 +218,7 @@ mod tests {
                     d_input: 8,
                     d_output: 8,
                     head: false,
-                    embedding: false,
+                    ..Site::default()
                 })
             })
             .collect();
@@ -220,7 +228,7 @@ mod tests {
             d_input: 8,
             d_output: 2,
             head: true,
-            embedding: false,
+            ..Site::default()
         });
         sites
     }

@@ -45,8 +45,7 @@ impl Classification {
         if metrics.is_empty() {
             return Err(TrainError::Batch("the task has no metric".into()));
         }
-        let lengths = train.rows().iter().map(|row| row.ids.len()).collect();
-        let plan = BatchPlan::new(lengths, config.size(), config.grad_accum, config.seed)?;
+        let plan = BatchPlan::new(train.lengths(), config.size(), config.grad_accum, config.seed)?;
         Ok(Self { plan, train, dev, metrics, eval_batch: config.batch_size, class_weights: None })
     }
 

@@ -85,7 +85,7 @@ mod tests {
             d_input: 4,
             d_output: 6,
             head: false,
-            embedding: false,
+            ..Site::default()
         };
         let targets = Targets::new(Pattern::parse("query"));
         let config = AdapterConfig { rank: 2, ..AdapterConfig::new(Method::LORA, targets) };

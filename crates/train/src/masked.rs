@@ -66,7 +66,7 @@ fn predict<B: Kernels>(
 ) -> Result<(Tensor<B, 2>, Tensor<B, 1, Int>)> {
     let device = model.device()?;
     let batch = &masked.batch;
-    let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths };
+    let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths, pixels: &[] };
     let tokens = model.model().batch(tokens, &device)?;
     let places = int_tensor(masked.places.iter().map(|&p| p as i32).collect(), &device);
     let targets = int_tensor(masked.targets.iter().map(|&t| t as i32).collect(), &device);

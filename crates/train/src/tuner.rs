@@ -201,7 +201,8 @@ pub fn to_device<B: Kernels>(
     batch: &PackedBatch,
     device: &B::Device,
 ) -> Result<TokenBatch<B>> {
-    let tokens = Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths };
+    let tokens =
+        Tokens { ids: &batch.ids, type_ids: &batch.type_ids, lengths: &batch.lengths, pixels: &batch.pixels };
     Ok(model.batch(tokens, device)?)
 }
 

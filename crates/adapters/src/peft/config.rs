@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lowrank_spec::names::path_in_module;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{Pattern, Site, SuffixMap};
 use serde::{Deserialize, Serialize};
@@ -305,11 +306,11 @@ impl PeftConfig {
     }
 
     pub(crate) fn rank_of(&self, path: &str) -> usize {
-        self.rank_pattern.get(path).unwrap_or(self.r)
+        at(&self.rank_pattern, path).unwrap_or(self.r)
     }
 
     pub(crate) fn scale_of(&self, path: &str) -> f64 {
-        let alpha = self.alpha_pattern.get(path).unwrap_or(self.lora_alpha);
+        let alpha = at(&self.alpha_pattern, path).unwrap_or(self.lora_alpha);
         scale(alpha, self.rank_of(path), self.use_rslora)
     }
 
@@ -407,6 +408,18 @@ impl PeftConfig {
     }
 
     /// The file's text.
+    /// The config with the paths that modules have in transformers 5.
+    pub(super) fn in_modules(&self) -> Self {
+        let path = |path: String| path_in_module(&path).unwrap_or(path);
+        let target_modules = match self.target_modules.clone() {
+            Some(Pattern::Names(names)) => Some(Pattern::Names(names.into_iter().map(path).collect())),
+            other => other,
+        };
+        let rank_pattern = self.rank_pattern.entries().map(|(key, rank)| (path(key), rank)).collect();
+        let alpha_pattern = self.alpha_pattern.entries().map(|(key, alpha)| (path(key), alpha)).collect();
+        Self { target_modules, rank_pattern, alpha_pattern, ..self.clone() }
+    }
+
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         let mut value = serde_json::to_value(self)?;
         if let (Value::Object(map), "VERA") = (&mut value, self.peft_type.as_str()) {
@@ -431,6 +444,11 @@ impl PeftConfig {
         }
         serde_json::to_string_pretty(&value)
     }
+}
+
+/// The value of a module by its path in the files of models, or by that in transformers 5.
+fn at<T: Copy>(map: &SuffixMap<T>, path: &str) -> Option<T> {
+    map.get(path).or_else(|| map.get(&path_in_module(path)?))
 }
 
 /// Whether a pattern selects a site; an adapter made over the bare encoder has no prefix in its paths.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, FloatType, has_file, write_atomic, write_safetensors};
 use lowrank_spec::HostTensor;
+use lowrank_spec::names::path_in_module;
 
 use super::config::PeftConfig;
 use super::names::{PREFIX, normalize};
@@ -154,22 +155,28 @@ impl AdapterFolder {
             })
             .collect();
         write_safetensors(dir.join(TENSOR_FILE), tensors, FloatType::F32, &BTreeMap::new())?;
-        let json = self.config.to_json().map_err(|e| io(e.into()))?;
+        let json = self.config.in_modules().to_json().map_err(|e| io(e.into()))?;
         write_atomic(&path, json.as_bytes())?;
         Ok(())
     }
 
     /// The key of a tensor in the file.
     fn key(&self, name: &str) -> String {
+        let module = path_in_module(name);
+        self.key_of(name, module.as_deref().unwrap_or(name))
+    }
+
+    /// The key of the tensor `name`, which is `shown` to PEFT.
+    fn key_of(&self, name: &str, shown: &str) -> String {
         match name {
             // PEFT stores VeRA's shared factors beside the model, not in it.
             "vera_A" | "vera_B" => format!("base_model.{name}"),
-            _ => match name.rsplit_once('.') {
+            _ => match (name.rsplit_once('.'), shown.rsplit_once('.')) {
                 // An adapted module is inside PEFT's wrapper.
-                Some((module, leaf @ ("weight" | "bias"))) if self.is_wrapped(module) => {
-                    format!("{PREFIX}{module}.base_layer.{leaf}")
+                (Some((module, leaf @ ("weight" | "bias"))), Some((shown, _))) if self.is_wrapped(module) => {
+                    format!("{PREFIX}{shown}.base_layer.{leaf}")
                 }
-                _ => format!("{PREFIX}{name}"),
+                _ => format!("{PREFIX}{shown}"),
             },
         }
     }

@@ -1,6 +1,8 @@
 //! Keys of adapter files: the parts that PEFT's versions and loralib add to a module path and a factor's
 //! name.
 
+use lowrank_spec::names::path_in_files;
+
 use crate::methods::Method;
 
 /// The prefix of PEFT's keys.
@@ -18,11 +20,17 @@ fn factor_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     })
 }
 
-/// A key in the format of current PEFT, without its prefix; `None` for a tensor that is a copy of the base's.
+/// A key in the format of current PEFT, without its prefix and with the module's path in the files of models; `None` for a
+/// tensor that is a copy of the base's.
 ///
 /// Adapters are saved with the adapter's name in their keys (`lora_A.default.weight`), without `.weight`
 /// (loralib), with the wrappers of modules (`base_layer`, `modules_to_save.default`, `original_module`).
 pub(super) fn normalize(key: &str) -> Option<String> {
+    let key = without_wrappers(key)?;
+    Some(path_in_files(&key).unwrap_or(key))
+}
+
+fn without_wrappers(key: &str) -> Option<String> {
     let mut rest = key;
     for prefix in [PREFIX, "base_model.", "module."] {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
@@ -80,6 +88,14 @@ mod tests {
         Some("l.0.mlp.experts.base_layer.lora_A.weight")
     )]
     #[case("base_model.vera_A", Some("vera_A"))]
+    #[case(
+        "base_model.model.vit.layers.1.attention.o_proj.lora_A.weight",
+        Some("vit.encoder.layer.1.attention.output.dense.lora_A.weight")
+    )]
+    #[case(
+        "base_model.model.vit.layers.1.layernorm_after.bias",
+        Some("vit.encoder.layer.1.layernorm_after.bias")
+    )]
     fn keys_of_every_version_are_one(#[case] key: &str, #[case] expect: Option<&str>) {
         assert_eq!(normalize(key).as_deref(), expect);
     }

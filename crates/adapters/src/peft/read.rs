@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use lowrank_spec::names::path_in_module;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
@@ -255,6 +256,13 @@ impl<'a, B: Backend> Reader<'a, B> {
         self.folder.tensors.remove(name)
     }
 
+    /// Brings a tensor of one shape into another, of as many elements; other shapes are left for the reader to refuse.
+    pub(crate) fn reshape(&mut self, name: &str, from: &[usize], to: &[usize]) {
+        if let Some(tensor) = self.folder.tensors.get_mut(name).filter(|tensor| tensor.shape == from) {
+            tensor.shape = to.to_vec();
+        }
+    }
+
     /// Takes a tensor unchanged from the file.
     pub fn plain<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
         let tensor = self.take(name, &shape)?;
@@ -276,7 +284,11 @@ fn find_site(path: &str, sites: &[Site]) -> Option<usize> {
         let mut hits = sites
             .iter()
             .enumerate()
-            .filter(|(_, s)| has_suffix(&s.path, path) || has_suffix(path, &s.path))
+            .filter(|(_, s)| {
+                let other = path_in_module(&s.path);
+                let other = other.as_deref().is_some_and(|other| has_suffix(other, path));
+                has_suffix(&s.path, path) || has_suffix(path, &s.path) || other
+            })
             .map(|(index, _)| index);
         hits.next().filter(|_| hits.next().is_none())
     })

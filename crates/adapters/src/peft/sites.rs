@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
+use lowrank_spec::names::PATCHES;
 use lowrank_spec::{Pattern, Site};
 
 use super::folder::AdapterFolder;
@@ -45,8 +46,22 @@ impl AdapterFolder {
             d_output,
             head: false,
             embedding,
+            ..Site::default()
         };
-        Ok(own.into_iter().map(site).collect())
+        let kernel = |path: &str| match self.tensors.get(&format!("{path}.lora_A.weight"))?.shape[..] {
+            [_, channels, height, width] => Some([channels, height, width]),
+            _ => None,
+        };
+        let sites: Vec<Site> =
+            own.into_iter().map(site).map(|site| Site { kernel: kernel(&site.path), ..site }).collect();
+        // A LoRA of it has the shape of the kernel.
+        match sites.iter().find(|site| site.path.ends_with(PATCHES) && site.kernel.is_none()) {
+            Some(site) => Err(bad(&format!(
+                "adapts the convolution '{}', whose kernel only the model knows; give it with --model",
+                site.path
+            ))),
+            None => Ok(sites),
+        }
     }
 
     /// Modules that share factors: the config's groups, or one group of all modules that have a separate tensor.
@@ -63,9 +78,10 @@ impl AdapterFolder {
         }
     }
 
-    /// A side of a matrix.
+    /// A side of a matrix, or of a kernel as a matrix of one row per output.
     pub(crate) fn side(&self, key: &str, at: usize) -> Option<usize> {
-        self.tensors.get(key).filter(|t| t.shape.len() == 2).map(|t| t.shape[at])
+        let shape = &self.tensors.get(key).filter(|t| matches!(t.shape.len(), 2 | 4))?.shape;
+        if at == 0 { Some(shape[0]) } else { shape[1..].iter().try_fold(1, |n: usize, d| n.checked_mul(*d)) }
     }
 }
 

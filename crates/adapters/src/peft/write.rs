@@ -102,8 +102,15 @@ impl Writer<'_> {
             ("lora_A.weight", "lora_B.weight")
         };
         self.note("LORA", slot, b.dims()[0], scale);
-        self.transposed(format!("{}.{a_name}", slot.path), a);
-        self.transposed(format!("{}.{b_name}", slot.path), b);
+        let kernel = self.site(slot).kernel;
+        for (name, factor) in [(a_name, a), (b_name, b)] {
+            self.transposed(format!("{}.{name}", slot.path), factor);
+        }
+        // PEFT's factors of a convolution are convolutions, the second of size 1.
+        if let (Some([channels, height, width]), [.., a, b]) = (kernel, &mut self.tensors[..]) {
+            a.shape = vec![a.shape[0], channels, height, width];
+            b.shape.extend([1, 1]);
+        }
     }
 
     fn finish<B: Backend>(mut self, set: &AdapterSet<B>) -> Result<AdapterFolder> {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
-use crate::context::{check_effect, model_folder, open_model, print_json, warn_unused};
+use crate::context::{check_effect, model_folder, open_model, print_json, refuse_pictures, warn_unused};
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
 
@@ -193,6 +193,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let model = model_folder(&args.model)?;
     let given = args.calibration.is_given();
+    let opened = open_model(&model)?;
+    if args.calibration.has_task() {
+        refuse_pictures(&opened, "its calibration takes pictures; give --calibration with a folder of them")?;
+    }
     let has_format = args.bits.is_some() || args.r#type.is_some();
     let method = args.method.unwrap_or(match given {
         _ if args.amount.bytes.is_some() => Method::Auto,
@@ -210,7 +214,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
-    if !given && !open_model(&model)?.is_supported() {
+    if !given && !opened.is_supported() {
         eprintln!(
             "warning: {}: unsupported architecture: its weights can be compressed, but lowrank cannot \
              run the result",

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, open_model, print_json};
+use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, open_model, print_json, refuse_pictures};
 
 /// Options of `embed`.
 #[derive(clap::Args)]
@@ -39,6 +39,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
     let device = device()?;
     let folder = open_model(&args.model.model)?;
+    refuse_pictures(&folder, "embeddings are of texts; give a model that reads them")?;
     let pooling = folder.pooling()?;
     let prompt = match pooling.prompt(args.prompt_name.as_deref()) {
         Ok(prompt) => prompt.to_owned(),
@@ -74,8 +75,9 @@ fn encoder(
 ) -> Result<(Vec<Vec<f32>>, f64)> {
     let loaded = args.model.load::<Inner>(device)?;
     let (model, adapters) = (loaded.model.model(), loaded.model.adapters());
-    let data = texts.encode(&loaded.tokenizer)?;
-    let skip = skipped(pooling, prompt, &loaded.tokenizer)?;
+    let tokenizer = loaded.tokenizer()?;
+    let data = texts.encode(tokenizer)?;
+    let skip = skipped(pooling, prompt, tokenizer)?;
     embed(args, pooling, &data, skip, |batch| {
         Ok(model.hidden_states(&to_device(model, batch, device)?, Rows::All, Run::eval(adapters)))
     })

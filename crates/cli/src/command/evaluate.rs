@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use lowrank_data::glue::{
     GlueDataset, LabelSpace, Metric, Split, TaggedDataset, Task, is_tagged, read_labelled, read_tagged_file,
 };
+use lowrank_data::images::ImageFolder;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::questions::{Asked, QuestionSet, WindowOptions, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
@@ -17,20 +18,24 @@ use lowrank_train::DevSet;
 use serde_json::{Map, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{Loaded, ModelArgs, SpanArgs, print_json};
+use crate::context::{
+    Loaded, ModelArgs, Pictures, SpanArgs, TaskName, check_kind, check_task, dev_folder, open_model,
+    print_json,
+};
 
 /// Options of `evaluate`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
-    #[arg(long, requires = "data", conflicts_with = "dev", required_unless_present = "dev")]
-    task: Option<Task>,
-    /// GLUE root with the official folders
+    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli, or images
+    #[arg(long, required_unless_present = "dev")]
+    task: Option<TaskName>,
+    /// GLUE root with the official folders; for images a folder with validation, val, dev or test
     #[arg(long, requires = "task")]
     data: Option<PathBuf>,
-    /// Labelled rows of your own, in the formats of finetune --dev; labels are matched to the model's by name
+    /// Labelled rows of your own, in the formats of finetune --dev, or with --task images a folder with a folder of
+    /// pictures for each class; labels are matched to the model's by name
     #[arg(long, conflicts_with = "data")]
     dev: Option<PathBuf>,
     #[command(flatten)]
@@ -85,11 +90,16 @@ struct Rows {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    check_task(args.task, args.data.as_deref(), args.dev.as_deref(), "--dev <DEV>");
+    check_kind(&open_model(&args.model.model)?, args.task)?;
     let loaded = args.model.load::<Inner>(&device()?)?;
     loaded.require_head()?;
     args.spans.check(loaded.level())?;
     let Rows { task, sets, metrics, order } = match (args.task, &args.data, &args.dev) {
-        (Some(task), Some(root), _) => of_task(&loaded, task, root)?,
+        (Some(TaskName::Images), root, dev) => {
+            of_images(&loaded, &dev_folder(root.as_deref(), dev.as_deref())?)?
+        }
+        (Some(TaskName::Glue(task)), Some(root), _) => of_task(&loaded, task, root)?,
         (_, _, Some(file)) if loaded.level() == HeadLevel::Span => of_questions(&args, &loaded, file)?,
         (_, _, Some(file)) => of_file(&loaded, file)?,
         _ => bail!("give --task and --data, or --dev"),
@@ -115,6 +125,32 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("{name:12} {value:.4}");
     }
     Ok(())
+}
+
+fn of_images(loaded: &Loaded<Inner>, dir: &Path) -> Result<Rows> {
+    let config = loaded.model.model().config();
+    ensure!(
+        config.problem == Problem::SingleLabel,
+        "the model's problem_type is {}; folders of pictures have one class for each picture",
+        config.problem.name()
+    );
+    let pictures = Pictures::open(&loaded.folder, config)?;
+    let classes = ImageFolder::class_names(dir)?;
+    let places = if config.labels.len() == classes.len() {
+        class_order(&config.labels, &LabelSpace::Classes(classes.clone()))
+            .map(|order| order.unwrap_or_default())
+    } else {
+        None
+    };
+    let by_order = |name: &str| {
+        let class = classes.iter().position(|class| class == name)?;
+        Some(places.as_ref()?.get(class).copied().unwrap_or(class))
+    };
+    let place = |name: &str| by_order(name).or_else(|| place_of(&config.labels, name));
+    let folder = ImageFolder::read_known(dir, &config.labels, place)?;
+    let task = dir.file_name().map_or_else(|| "images".into(), |name| name.to_string_lossy().into_owned());
+    let sets = vec![DevSet::new(pictures.read_folder(&folder)?)];
+    Ok(Rows { task, sets, metrics: vec![Metric::Accuracy], order: None })
 }
 
 fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
@@ -143,7 +179,7 @@ fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
         config.labels.join(", "),
         task.label_names().join(", ")
     );
-    let sets = dev_sets(root, task, &loaded.tokenizer)?;
+    let sets = dev_sets(root, task, loaded.tokenizer()?)?;
     Ok(Rows { task: task.name().into(), sets, metrics: task.metrics().to_vec(), order: order.flatten() })
 }
 
@@ -158,7 +194,7 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
     );
     let (data, metrics) = if config.level == HeadLevel::Token {
         let set = read_tagged_file(&name, file, &labels)?;
-        (encode_tagged(&set, &loaded.tokenizer)?, set.spec.metrics)
+        (encode_tagged(&set, loaded.tokenizer()?)?, set.spec.metrics)
     } else {
         ensure!(
             !is_tagged(file)?,
@@ -171,7 +207,7 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
             Problem::Regression => LabelSpace::Score,
         };
         let set = read_labelled(&name, file, &space)?;
-        (EncodedDataset::encode(&set, &loaded.tokenizer)?, set.spec().metrics.clone())
+        (EncodedDataset::encode(&set, loaded.tokenizer()?)?, set.spec().metrics.clone())
     };
     let sets = vec![DevSet::new(Arc::new(data))];
     Ok(Rows { task: name, sets, metrics, order: None })
@@ -187,8 +223,8 @@ fn of_questions(args: &Args, loaded: &Loaded<Inner>, file: &Path) -> Result<Rows
             file.display()
         );
     }
-    let windows = args.spans.windows(args.model.max_length, &loaded.tokenizer);
-    let dev = ask(&set, &loaded.tokenizer, windows, args.spans.answers(may_be_none))?;
+    let windows = args.spans.windows(args.model.max_length, loaded.tokenizer()?);
+    let dev = ask(&set, loaded.tokenizer()?, windows, args.spans.answers(may_be_none))?;
     let task = file.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
     Ok(Rows { task, sets: vec![dev], metrics: LabelSpace::Spans.metrics(), order: None })
 }
@@ -204,6 +240,13 @@ pub(crate) fn ask(
     Ok(DevSet { asked: Some((Arc::new(asked), options)), ..DevSet::new(Arc::new(data)) })
 }
 
+/// The position of a class among the model's labels by its name, in any spelling.
+fn place_of(model: &[String], class: &str) -> Option<usize> {
+    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
+    let exact = model.iter().position(|label| label == class);
+    exact.or_else(|| model.iter().position(|label| plain(label) == plain(class)))
+}
+
 /// Positions of the task's classes among the model's labels: already in order (`Some(None)`), the position of
 /// each class (`Some(Some(_))`), or `None` if the labels have other names.
 pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
@@ -212,9 +255,7 @@ pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<
     if model.iter().all(|label| label.starts_with("LABEL_")) {
         return Some(None);
     }
-    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
-    let place = |class: &String| model.iter().position(|label| plain(label) == plain(class));
-    let places: Vec<usize> = classes.iter().map(place).collect::<Option<_>>()?;
+    let places: Vec<usize> = classes.iter().map(|class| place_of(model, class)).collect::<Option<_>>()?;
     let is_same = places.iter().enumerate().all(|(class, place)| class == *place);
     Some((!is_same).then_some(places))
 }

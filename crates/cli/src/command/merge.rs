@@ -59,6 +59,12 @@ trait Probed: Adaptable<Inner> {
 impl Probed for Classifier<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
+        if let Some(patches) = config.patches() {
+            let n = patches.n_patches() * patches.width();
+            let pixels: Vec<f32> = (0..n).map(|i| ((i * 7919 + 1) % 255) as f32 / 127.5 - 1.0).collect();
+            let batch = self.batch(Tokens::pictures(&pixels, &[1 + patches.n_patches()]), device)?;
+            return Ok(host_values(self.forward(&batch, Run::eval(adapters))));
+        }
         let ids = probe_ids(config.vocab_size(), config.max_tokens());
         let batch = self.batch(Tokens::new(&ids, &[ids.len()]), device)?;
         Ok(host_values(self.forward(&batch, Run::eval(adapters))))

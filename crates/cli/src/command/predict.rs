@@ -1,5 +1,6 @@
-//! `lowrank predict`: classify texts, or the words of texts; answer questions.
+//! `lowrank predict`: classify texts, the words of texts, or pictures; answer questions.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
@@ -12,7 +13,10 @@ use lowrank_models::{HeadLevel, Problem};
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{Loaded, ModelArgs, SpanArgs, TextArgs, Texts, check_question, print_json};
+use crate::context::{
+    Loaded, ModelArgs, Pictures, SpanArgs, TaskName, TextArgs, Texts, check_kind, check_question, open_model,
+    print_json, refuse_pictures,
+};
 use crate::terminal::one_line;
 
 /// Options of `predict`.
@@ -22,6 +26,9 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     texts: TextArgs,
+    /// Pictures (PNG or JPEG) for a model of pictures
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    image: Vec<PathBuf>,
     #[command(flatten)]
     spans: SpanArgs,
     /// Question answering: allow no answer [default: if the model was trained on questions without one]
@@ -37,6 +44,18 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    if !args.image.is_empty() {
+        ensure!(
+            args.texts.is_empty(),
+            "--image and texts cannot be given together; the model reads one of them"
+        );
+        check_kind(&open_model(&args.model.model)?, Some(TaskName::Images))?;
+        let loaded = args.model.load::<Inner>(&device()?)?;
+        loaded.require_head()?;
+        args.spans.check(loaded.level())?;
+        return pictures(&args, &loaded);
+    }
+    refuse_pictures(&open_model(&args.model.model)?, "give --image FILE")?;
     let texts = args.texts.texts()?;
     let loaded = args.model.load::<Inner>(&device()?)?;
     loaded.require_head()?;
@@ -49,8 +68,27 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
-    let data = texts.encode(&loaded.tokenizer)?;
-    let (rows, _) = lowrank_train::predict(&loaded.model, &data, args.batch_size)?;
+    let shown = texts.rows.iter().map(|(text, pair)| match pair {
+        Some(pair) => format!("{text} | {pair}"),
+        None => text.clone(),
+    });
+    classes(args, loaded, &texts.encode(loaded.tokenizer()?)?, shown)
+}
+
+fn pictures(args: &Args, loaded: &Loaded<Inner>) -> Result<()> {
+    let pictures = Pictures::open(&loaded.folder, loaded.model.model().config())?;
+    let data = pictures.read(args.image.clone(), vec![None; args.image.len()])?;
+    classes(args, loaded, &Arc::new(data), args.image.iter().map(|path| path.display().to_string()))
+}
+
+/// Classifies rows, which are `shown` in the table.
+fn classes(
+    args: &Args,
+    loaded: &Loaded<Inner>,
+    data: &Arc<EncodedDataset>,
+    shown: impl Iterator<Item = String>,
+) -> Result<()> {
+    let (rows, _) = lowrank_train::predict(&loaded.model, data, args.batch_size)?;
     let config = loaded.model.model().config();
     let described = rows
         .iter()
@@ -68,15 +106,14 @@ fn sequences(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     if args.json {
         return print_json(&json!({ "rows": described }));
     }
-    for ((text, pair), row) in texts.rows.iter().zip(&described) {
-        let pair = pair.as_ref().map(|p| format!(" | {p}")).unwrap_or_default();
+    for (shown, row) in shown.zip(&described) {
         let several = row["labels"]
             .as_array()
             .map(|labels| labels.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
         let several = several.map(|labels| if labels.is_empty() { "-".to_owned() } else { labels });
         let label = several.unwrap_or_else(|| row["label"].as_str().unwrap_or_default().to_owned());
         let (label, score) = (one_line(&label), row["score"].as_f64());
-        println!("{label}\t{:.4}\t{text}{pair}", score.unwrap_or(f64::NAN));
+        println!("{label}\t{:.4}\t{shown}", score.unwrap_or(f64::NAN));
     }
     Ok(())
 }
@@ -86,7 +123,7 @@ fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     let (mut encoded, mut spans) = (Vec::new(), Vec::new());
     for (row, (text, pair)) in texts.rows.iter().enumerate() {
         ensure!(pair.is_none(), "text {}: a token classifier labels single texts, not pairs", row + 1);
-        let (tokens, words) = loaded.tokenizer.encode_with_words(text)?;
+        let (tokens, words) = loaded.tokenizer()?.encode_with_words(text)?;
         let end = words.last().map_or(0, |word| word.characters.end);
         if text.chars().skip(end).any(|c| !c.is_whitespace()) {
             eprintln!(
@@ -136,8 +173,8 @@ fn questions(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
             Ok((question.as_str(), context))
         })
         .collect::<Result<_>>()?;
-    let windows = args.spans.windows(args.model.max_length, &loaded.tokenizer);
-    let (asked, data) = Asked::encode_pairs(&pairs, &loaded.tokenizer, windows)
+    let windows = args.spans.windows(args.model.max_length, loaded.tokenizer()?);
+    let (asked, data) = Asked::encode_pairs(&pairs, loaded.tokenizer()?, windows)
         .map_err(|(row, error)| anyhow!("{}: {error}", texts.place(row)))?;
     let (logits, _) = lowrank_train::predict(&loaded.model, &Arc::new(data), args.batch_size)?;
     let may_be_none = args.handle_impossible_answer || loaded.model.model().config().may_not_answer();

@@ -2,6 +2,7 @@
 
 mod answers;
 mod given;
+mod images;
 mod labels;
 mod model;
 mod output;
@@ -9,6 +10,7 @@ mod texts;
 
 pub(crate) use answers::{SpanArgs, check_question};
 pub(crate) use given::{check_effect, record_given, warn_unused};
+pub(crate) use images::{Pictures, TaskName, check_kind, check_task, dev_folder, refuse_pictures};
 pub(crate) use labels::{LABELS_FILE, adapter_level, classifier_config, write_labels};
 pub(crate) use model::{Loaded, ModelArgs, adapter_folder, model_folder, open_model, tokenizer};
 pub(crate) use output::{new_folder, print_json, write_folder};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use lowrank_adapters::AdapterSet;
@@ -69,11 +69,19 @@ pub(crate) fn tokenizer(
 pub(crate) struct Loaded<B: Backend> {
     /// Model and adapters.
     pub(crate) model: FineTuner<B>,
-    /// Tokenizer.
-    pub(crate) tokenizer: TextTokenizer,
+    /// `None` for a model of pictures.
+    tokenizer: Option<TextTokenizer>,
+    /// The model's folder.
+    pub(crate) folder: PathBuf,
 }
 
 impl<B: Backend> Loaded<B> {
+    /// The tokenizer of a model of texts.
+    pub(crate) fn tokenizer(&self) -> Result<&TextTokenizer> {
+        let none = || format!("{}: reads pictures; give pictures (--image)", self.folder.display());
+        self.tokenizer.as_ref().with_context(none)
+    }
+
     /// The unit of text that the head labels.
     pub(crate) fn level(&self) -> HeadLevel {
         self.model.model().config().level
@@ -127,7 +135,15 @@ impl ModelArgs {
         let folder = open_model(&self.model)?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         let config = classifier_config(folder.path(), adapter.as_deref())?;
-        let tokenizer = folder.cutting_tokenizer(self.max_length)?;
+        let tokenizer = if folder.reads_pictures() {
+            ensure!(
+                self.max_length.is_none(),
+                "--max-length applies to texts, and the model reads pictures; leave it out"
+            );
+            None
+        } else {
+            Some(folder.cutting_tokenizer(self.max_length)?)
+        };
         if let Some(dir) = &adapter {
             warn_other_base(dir, folder.path())?;
         }
@@ -137,6 +153,6 @@ impl ModelArgs {
             Some(dir) => load_adapter(&mut model, dir, device)?,
             None => AdapterSet::empty(),
         };
-        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer })
+        Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer, folder: folder.path().to_path_buf() })
     }
 }

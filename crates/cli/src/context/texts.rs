@@ -109,6 +109,11 @@ pub(crate) struct TextArgs {
 }
 
 impl TextArgs {
+    /// Whether no text was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty() && self.file.is_none()
+    }
+
     /// The texts, in the order in which they were given.
     pub(crate) fn texts(&self) -> Result<Texts> {
         Texts::gather(&self.order, self.file.as_deref())

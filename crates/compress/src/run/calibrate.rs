@@ -11,7 +11,7 @@ use lowrank_models::TokenBatch;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::network::{Config, Network, Part, Tokens};
-use super::sums::Sums;
+use super::sums::{Sum, Sums};
 use crate::error::{CompressError, Result};
 use crate::options::{Calibrator, CompressedModule};
 use crate::statistics::{Weighting, Weightings};
@@ -45,7 +45,7 @@ impl<B: Kernels> ModelCalibrator<B> {
     /// # Errors
     /// A folder without a model of a known architecture, no texts, tokens that the model does not accept.
     pub fn new(folder: &Path, batches: Vec<Tokens>, is_sequential: bool, device: B::Device) -> Result<Self> {
-        if batches.iter().all(|batch| batch.ids.is_empty()) {
+        if batches.iter().all(|batch| batch.n_tokens() == 0) {
             return Err(CompressError::Input(
                 "the calibration text is empty; give some lines of text".into(),
             ));
@@ -82,7 +82,7 @@ impl<B: Kernels> ModelCalibrator<B> {
 
     /// Number of tokens.
     pub fn n_tokens(&self) -> usize {
-        self.batches.iter().map(|batch| batch.ids.len()).sum()
+        self.batches.iter().map(Tokens::n_tokens).sum()
     }
 
     /// Width of a hidden state, the narrowest input that is accumulated.
@@ -194,6 +194,12 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         for site in network.sites().iter().filter(|site| site.embedding) {
             weightings.insert(site.path.clone(), Weighting::Channels(self.frequencies(site.d_input)));
         }
+        // The patches are the pixels.
+        for site in network.sites().iter().filter(|site| site.kernel.is_some()) {
+            let mut sum = Sum::new(site.d_input);
+            self.batches.iter().for_each(|batch| sum.add(&batch.pixels));
+            weightings.insert(site.path.clone(), Weighting::Inputs(Arc::new(sum.finish())));
+        }
         Ok(weightings)
     }
 
@@ -217,6 +223,7 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
             hash.update(&(batch.lengths.len() as u64).to_le_bytes());
             batch.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
             batch.ids.iter().chain(&batch.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
+            batch.pixels.iter().for_each(|value| hash.update(&value.to_le_bytes()));
         }
         let given = self.given.as_ref().map(|given| format!(", {}", given.identity())).unwrap_or_default();
         format!("texts {:032x}, sequential {}{given}", hash.digest128(), self.is_sequential)

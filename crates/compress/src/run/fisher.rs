@@ -120,8 +120,7 @@ fn loss<B: AutodiffBackend + Kernels>(
             Ok(cross_entropy(logits.select(0, int_tensor(rows, device)), &next, device))
         }
         (Network::Classifier(model, _), answers) => {
-            let Tokens { ids, type_ids, lengths } = tokens;
-            let batch = model.batch(lowrank_models::Tokens { ids, type_ids, lengths }, device)?;
+            let batch = model.batch(tokens.view(), device)?;
             let logits = model.forward(&batch, Run::eval(&none));
             let [rows, width] = logits.dims();
             match answers {

@@ -451,7 +451,12 @@ mod tests {
     fn gradients_taken_back_layer_by_layer_are_those_of_the_whole_model(#[case] model: &str) {
         let folder = fixture(model);
         let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens { ids: (5..29).collect(), type_ids: vec![0; 24], lengths: vec![8, 1, 12, 3] };
+        let tokens = Tokens {
+            ids: (5..29).collect(),
+            type_ids: vec![0; 24],
+            lengths: vec![8, 1, 12, 3],
+            ..Tokens::default()
+        };
         let samples = vec![(tokens, Answers::NextTokens)];
         let mut made =
             GradientCalibrator::<B>::new(&folder, samples, dir.path(), Default::default()).unwrap();
@@ -492,7 +497,12 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens { ids: (5..29).collect(), type_ids: vec![0; 24], lengths: vec![12, 12] };
+        let tokens = Tokens {
+            ids: (5..29).collect(),
+            type_ids: vec![0; 24],
+            lengths: vec![12, 12],
+            ..Tokens::default()
+        };
         let samples = vec![(tokens, Answers::NextTokens)];
         let mut made =
             GradientCalibrator::<B>::new(&fixture("llama"), samples, dir.path(), Default::default()).unwrap();
@@ -522,7 +532,8 @@ mod tests {
             let made = GradientCalibrator::<B>::new(&fixture(model), samples, dir.path(), Default::default());
             made.err().unwrap().to_string()
         };
-        let single = Tokens { ids: vec![5, 6], type_ids: vec![0; 2], lengths: vec![1, 1] };
+        let single =
+            Tokens { ids: vec![5, 6], type_ids: vec![0; 2], lengths: vec![1, 1], ..Tokens::default() };
         let error = refused("llama", single.clone(), Answers::NextTokens);
         assert!(error.contains("nothing to predict"), "{error}");
         let error = refused("llama", single.clone(), Answers::Classes(vec![0, 1]));
@@ -536,7 +547,7 @@ mod tests {
         let sample = |i: u32| {
             let ids = vec![i; 300];
             (
-                Tokens { ids, type_ids: vec![0; 300], lengths: vec![100, 200] },
+                Tokens { ids, type_ids: vec![0; 300], lengths: vec![100, 200], ..Tokens::default() },
                 Answers::Classes(vec![i, i + 1]),
             )
         };
@@ -553,7 +564,7 @@ mod tests {
             assert!(batch.tokens.ids.len() <= BATCH_TOKENS);
         }
         assert!(!batches(vec![sample(1)]).is_empty());
-        let one = Tokens { ids: vec![1, 2], type_ids: vec![0; 2], lengths: vec![2] };
+        let one = Tokens { ids: vec![1, 2], type_ids: vec![0; 2], lengths: vec![2], ..Tokens::default() };
         assert!(batches(vec![(one, Answers::NextTokens)]).iter().all(|batch| !batch.is_held_out));
     }
 }

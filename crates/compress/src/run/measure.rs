@@ -20,9 +20,8 @@ pub fn mean_nll<B: Kernels>(folder: &Path, texts: &[Tokens], device: &B::Device)
     let model = Decoder::<B>::load(folder, config, WeightType::F32, device)?;
     let none = AdapterSet::empty();
     let (mut sum, mut n) = (0.0, 0);
-    for Tokens { ids, type_ids, lengths } in texts {
-        let tokens = lowrank_models::Tokens { ids, type_ids, lengths };
-        for nll in model.token_nll(tokens, Run::eval(&none), device)? {
+    for tokens in texts {
+        for nll in model.token_nll(tokens.view(), Run::eval(&none), device)? {
             sum += nll.iter().sum::<f64>();
             n += nll.len();
         }

@@ -21,14 +21,28 @@ use crate::options::CompressedModule;
 use crate::weights::settle_tie;
 
 /// Packed sequences.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
-    /// Token ids, all sequences concatenated.
+    /// Token ids, all sequences concatenated; none of pictures.
     pub ids: Vec<u32>,
     /// Token types, as many; ignored by a decoder.
     pub type_ids: Vec<u32>,
-    /// Number of tokens of each sequence.
+    /// Number of tokens of each sequence; of a picture, its patches and the class token.
     pub lengths: Vec<usize>,
+    /// Values of the patches of all pictures, for a model of pictures.
+    pub pixels: Vec<f32>,
+}
+
+impl Tokens {
+    /// Number of tokens of all sequences.
+    pub fn n_tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    pub(super) fn view(&self) -> lowrank_models::Tokens<'_> {
+        let Self { ids, type_ids, lengths, pixels } = self;
+        lowrank_models::Tokens { ids, type_ids, lengths, pixels }
+    }
 }
 
 /// A config of either kind.
@@ -208,8 +222,7 @@ impl<B: Backend> Network<B> {
 impl<B: Kernels> Network<B> {
     /// Embedded tokens.
     pub(crate) fn begin(&self, tokens: &Tokens, device: &B::Device) -> Result<(Tensor<B, 2>, TokenBatch<B>)> {
-        let Tokens { ids, type_ids, lengths } = tokens;
-        let tokens = lowrank_models::Tokens { ids, type_ids, lengths };
+        let tokens = tokens.view();
         let none = AdapterSet::empty();
         let run = Run::eval(&none);
         Ok(match self {
@@ -323,6 +336,7 @@ impl<B: Backend> PartLoader<'_, B> {
         let Some((shape, values)) = self.own.get(key).or_else(|| self.own.get(bare)) else { return false };
         let values = match (at.layout, *shape) {
             (Layout::Transposed, &[rows, columns]) => transpose(values, rows, columns),
+            (Layout::Kernel(_), &[rows, ..]) => transpose(values, rows, values.len() / rows.max(1)),
             _ => values.to_vec(),
         };
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();

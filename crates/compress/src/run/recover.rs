@@ -109,7 +109,7 @@ where
     B::InnerBackend: Kernels,
 {
     options.validate()?;
-    if batches.iter().all(|batch| batch.ids.is_empty()) {
+    if batches.iter().all(|batch| batch.n_tokens() == 0) {
         return Err(CompressError::Input("the calibration text is empty; give some lines of text".into()));
     }
     folder::check_output(compressed, output)?;
@@ -190,7 +190,7 @@ where
         let [first, second] = outside;
         let (first, second) = (first?, second?);
         let (mut states, mut contexts) = (Vec::new(), Vec::new());
-        for batch in batches.iter().filter(|batch| !batch.ids.is_empty()) {
+        for batch in batches.iter().filter(|batch| batch.n_tokens() > 0) {
             let (x, context) = first.begin(batch, device)?;
             states.push([x, second.begin(batch, device)?.0]);
             contexts.push(context);

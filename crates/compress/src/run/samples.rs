@@ -59,6 +59,7 @@ fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
             ids: tokens.ids[range.clone()].to_vec(),
             type_ids: tokens.type_ids.get(range).map(<[u32]>::to_vec).unwrap_or_default(),
             lengths: vec![length],
+            ..Tokens::default()
         };
         parts.push((part, answers.nth(i)));
     }

@@ -221,7 +221,7 @@ mod tests {
             d_input: 1,
             d_output: 1,
             head: false,
-            embedding: false,
+            ..Site::default()
         };
         sums.observe(&["l.0.experts.0.w1", "l.0.experts.0.w3", "l.0.experts.1.w1"].map(site));
         for (site, x) in [(0, 1.0), (1, 1.0), (0, 2.0), (1, 2.0), (2, 2.0), (0, 3.0), (1, 3.0)] {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::{DataError, Result};
 use crate::glue::{GlueDataset, Label, TaggedDataset, TaggedRow};
+use crate::images::ImageSet;
 use crate::tokenize::{Encoded, TextTokenizer};
 
 /// The labels of a batch, one per sequence or per token.
@@ -48,6 +49,9 @@ pub struct PackedBatch {
     pub lengths: Vec<usize>,
     /// One label per sequence or per token, or no labels at all.
     pub labels: Labels,
+    /// Values of the patches of pictures, which have no ids and as many tokens as patches and one; shape
+    /// `[patches, channels · height · width]`.
+    pub pixels: Vec<f32>,
 }
 
 impl PackedBatch {
@@ -62,6 +66,7 @@ impl PackedBatch {
             positions: Vec::new(),
             lengths: Vec::new(),
             labels: Labels::None,
+            pixels: Vec::new(),
         };
         for (row, label) in rows {
             let len = row.ids.len();
@@ -105,12 +110,13 @@ impl PackedBatch {
             positions: tokens(&self.positions),
             lengths: sequences.iter().map(|&s| self.lengths[s]).collect(),
             labels: Labels::None,
+            pixels: Vec::new(),
         })
     }
 
     /// The number of tokens, special ones included.
     pub fn n_tokens(&self) -> usize {
-        self.ids.len()
+        self.lengths.iter().sum()
     }
 
     /// The number of sequences.
@@ -177,11 +183,13 @@ impl Labels {
     }
 }
 
-/// The tokenized rows of a split, kept for the whole run.
+/// The tokenized rows of a split, or its pictures, kept for the whole run.
 #[derive(Debug, Clone, Default)]
 pub struct EncodedDataset {
+    /// Empty for pictures.
     rows: Vec<Encoded>,
     labels: Vec<Option<Label>>,
+    images: Option<ImageSet>,
 }
 
 impl EncodedDataset {
@@ -191,7 +199,8 @@ impl EncodedDataset {
     /// As [`TextTokenizer::encode`].
     pub fn encode(dataset: &GlueDataset, tokenizer: &TextTokenizer) -> Result<Self> {
         let rows = tokenizer.encode_examples(dataset.examples())?;
-        Ok(Self { rows, labels: dataset.examples().iter().map(|e| e.label.clone()).collect() })
+        let labels = dataset.examples().iter().map(|e| e.label.clone()).collect();
+        Ok(Self { rows, labels, images: None })
     }
 
     /// Tokenizes sentences of words; the tag of a word belongs to its first token, and no other token has
@@ -226,26 +235,51 @@ impl EncodedDataset {
     /// Rows encoded elsewhere, with a label each.
     pub fn labelled(rows: impl IntoIterator<Item = (Encoded, Label)>) -> Self {
         let (rows, labels) = rows.into_iter().map(|(row, label)| (row, Some(label))).unzip();
-        Self { rows, labels }
+        Self { rows, labels, images: None }
     }
 
     /// Rows encoded elsewhere, without labels.
     pub fn unlabelled(rows: Vec<Encoded>) -> Self {
         let labels = vec![None; rows.len()];
-        Self { rows, labels }
+        Self { rows, labels, images: None }
+    }
+
+    /// Pictures, each with its label, if it has one.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] unless there are as many labels as pictures.
+    pub fn of_images(images: ImageSet, labels: Vec<Option<Label>>) -> Result<Self> {
+        if images.len() != labels.len() {
+            let message = format!("{} labels for {} pictures", labels.len(), images.len());
+            return Err(DataError::Batch { message });
+        }
+        Ok(Self { rows: Vec::new(), labels, images: Some(images) })
     }
 
     /// The number of rows.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.labels.len()
     }
 
     /// Whether the data set is empty.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.labels.is_empty()
     }
 
-    /// All rows in order.
+    /// Tokens of each row.
+    pub fn lengths(&self) -> Vec<usize> {
+        match &self.images {
+            Some(images) => vec![images.n_tokens(); images.len()],
+            None => self.rows.iter().map(|row| row.ids.len()).collect(),
+        }
+    }
+
+    /// The pictures, if the rows are pictures.
+    pub fn images(&self) -> Option<&ImageSet> {
+        self.images.as_ref()
+    }
+
+    /// All tokenized rows in order; none of pictures.
     pub fn rows(&self) -> &[Encoded] {
         &self.rows
     }
@@ -257,7 +291,7 @@ impl EncodedDataset {
 
     /// The total number of tokens.
     pub fn n_tokens(&self) -> usize {
-        self.rows.iter().map(|row| row.ids.len()).sum()
+        self.lengths().iter().sum()
     }
 
     /// Packs the rows with the given indices, in that order.
@@ -265,11 +299,32 @@ impl EncodedDataset {
     /// # Errors
     /// [`DataError::Batch`] for an index outside the rows, and as [`PackedBatch::collate`].
     pub fn batch(&self, indices: &[usize]) -> Result<PackedBatch> {
-        if let Some(index) = indices.iter().find(|&&i| i >= self.rows.len()) {
-            let message = format!("row {index} of {}", self.rows.len());
+        if let Some(index) = indices.iter().find(|&&i| i >= self.len()) {
+            let message = format!("row {index} of {}", self.len());
             return Err(DataError::Batch { message });
         }
+        if let Some(images) = &self.images {
+            return self.batch_of_images(images, indices);
+        }
         PackedBatch::collate(indices.iter().map(|&i| (&self.rows[i], self.labels[i].clone())))
+    }
+
+    fn batch_of_images(&self, images: &ImageSet, indices: &[usize]) -> Result<PackedBatch> {
+        if indices.is_empty() {
+            return Err(DataError::Batch { message: "it has no sequences".to_owned() });
+        }
+        let mut labels = Labels::None;
+        for (place, &index) in indices.iter().enumerate() {
+            labels.push(self.labels[index].clone(), images.n_tokens() as u32, place == 0)?;
+        }
+        Ok(PackedBatch {
+            ids: Vec::new(),
+            type_ids: Vec::new(),
+            positions: Vec::new(),
+            lengths: vec![images.n_tokens(); indices.len()],
+            labels,
+            pixels: images.patches(indices)?,
+        })
     }
 }
 

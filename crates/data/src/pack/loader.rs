@@ -33,7 +33,8 @@ impl EvalBatches {
         check_positive("batch size", batch_size)?;
         let mut order: Vec<usize> = (0..data.len()).collect();
         if bucket {
-            order.sort_by_key(|&i| std::cmp::Reverse(data.rows()[i].ids.len()));
+            let lengths = data.lengths();
+            order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
         }
         Ok(Self { data, batch_size, order, next: 0 })
     }

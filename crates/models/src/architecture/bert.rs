@@ -20,6 +20,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
         spans: "qa_outputs",
         saved_as: None,
         dense_is_head: false,
+        is_bare: false,
         for_tokens: false,
         activation: Activation::Tanh,
         drops_input: false,
@@ -38,6 +39,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
 pub(super) const NAMES: EncoderNames = EncoderNames {
     prefix: "bert.",
     embeddings: EMBEDDINGS,
+    patches: None,
     layers: "encoder.layer",
     qkv: QkvNames::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
     output: "attention.output.dense",

@@ -61,6 +61,7 @@ mod starcoder2;
 mod t5;
 mod unknown;
 mod vaultgemma;
+mod vit;
 mod xlm_roberta_xl;
 
 use std::path::Path;
@@ -91,6 +92,7 @@ pub const ENCODERS: &[&EncoderArchitecture] = &[
     &ernie::ARCHITECTURE,
     &xlm_roberta_xl::ARCHITECTURE,
     &t5::ARCHITECTURE,
+    &vit::ARCHITECTURE,
 ];
 
 /// Every decoder.

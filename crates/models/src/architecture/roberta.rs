@@ -29,6 +29,7 @@ pub(super) const HEAD: HeadNames = HeadNames {
     spans: "qa_outputs",
     saved_as: Some("classifier"),
     dense_is_head: true,
+    is_bare: false,
     for_tokens: false,
     activation: Activation::Tanh,
     drops_input: true,

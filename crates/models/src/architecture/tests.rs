@@ -77,7 +77,8 @@ fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
 
 #[test]
 fn the_table_of_architectures_has_every_encoder() {
-    let table = include_str!("../../../../docs/architectures.md");
+    // A second table, of what is tested, follows a comment.
+    let table = include_str!("../../../../docs/architectures.md").split("<!--").next().unwrap();
     let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
     for (model_type, _) in ENCODERS.iter().flat_map(|architecture| architecture.model_types) {
         let names =

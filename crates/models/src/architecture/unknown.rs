@@ -38,8 +38,11 @@ const RELATIVES: &[(&str, &str)] = &[
     ("bart", "encoder-decoder models are not supported; the nearest supported encoder is roberta"),
     ("mbart", "encoder-decoder models are not supported; the nearest supported encoder is xlm-roberta"),
     ("whisper", "speech models are not supported"),
-    ("vit", "vision models are not supported"),
-    ("clip", "vision models are not supported"),
+    ("deit", "the nearest supported model of pictures is vit; a distillation token differs"),
+    ("beit", "the nearest supported model of pictures is vit; relative positions and layer scales differ"),
+    ("dinov2", "the nearest supported model of pictures is vit; layer scales differ"),
+    ("swin", "the nearest supported model of pictures is vit; shifted windows differ"),
+    ("clip", "models of pictures and texts are not supported; the nearest model of pictures is vit"),
     ("deberta", "the nearest supported encoder is deberta-v2; one map for queries, keys and values differs"),
 ];
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::decoder::DecoderConfig;
-use crate::config::encoder::EncoderConfig;
+use crate::config::encoder::{EncoderConfig, PatchOptions};
 use crate::config::labels::{self, HeadLevel, Problem};
 use lowrank_spec::LowrankSection;
 
@@ -160,6 +160,20 @@ impl ClassifierConfig {
             BodyConfig::Encoder(config) => &mut config.raw,
             BodyConfig::Decoder(config) => &mut config.raw,
         }
+    }
+
+    /// How pictures are cut into patches, in models that read them.
+    pub const fn patches(&self) -> Option<PatchOptions> {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.patches,
+            BodyConfig::Decoder(_) => None,
+        }
+    }
+
+    /// Name of the model's class in transformers.
+    pub fn class_name(&self) -> String {
+        let head = if self.patches().is_some() { labels::OF_PICTURES } else { self.level.class() };
+        format!("{}{head}", self.class())
     }
 
     /// Beginning of the names of the model's classes in transformers.

@@ -20,8 +20,10 @@ use lowrank_spec::LowrankSection;
 pub struct EncoderConfig {
     /// Which architecture.
     pub architecture: &'static EncoderArchitecture,
-    /// Rows of the word embedding.
+    /// Rows of the word embedding; 0 in models of pictures.
     pub vocab_size: usize,
+    /// How pictures are cut into patches, in models that read them.
+    pub patches: Option<PatchOptions>,
     /// Hidden width.
     pub d_model: usize,
     /// Width of the embeddings, where they are projected to the hidden width.
@@ -127,6 +129,39 @@ pub struct EncoderDropouts {
     pub output: f64,
     /// On the rows of the table of relative positions.
     pub relative: f64,
+}
+
+/// How pictures are cut into patches, which are the tokens after the class token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatchOptions {
+    /// Height and width of a picture in pixels.
+    pub picture: [usize; 2],
+    /// Height and width of a patch.
+    pub patch: [usize; 2],
+    /// Values of a pixel.
+    pub channels: usize,
+}
+
+impl PatchOptions {
+    /// Rows and columns of patches; pixels beyond the last whole patch are not read.
+    pub const fn grid(&self) -> [usize; 2] {
+        [self.picture[0] / self.patch[0], self.picture[1] / self.patch[1]]
+    }
+
+    /// Patches of a picture.
+    pub const fn n_patches(&self) -> usize {
+        self.grid()[0] * self.grid()[1]
+    }
+
+    /// Channels, height and width of a patch.
+    pub const fn kernel(&self) -> [usize; 3] {
+        [self.channels, self.patch[0], self.patch[1]]
+    }
+
+    /// Values of a patch.
+    pub const fn width(&self) -> usize {
+        self.channels * self.patch[0] * self.patch[1]
+    }
 }
 
 /// A convolution over neighbouring tokens.
@@ -243,7 +278,8 @@ impl EncoderConfig {
         let dropped = |is_dropped: bool| if is_dropped { hidden_dropout } else { 0.0 };
         Ok(Self {
             architecture,
-            vocab_size: keys.size("vocab_size")?,
+            vocab_size: if names.patches.is_some() { 0 } else { keys.size("vocab_size")? },
+            patches: None,
             d_model,
             embedding_size: match names.embedding_projection {
                 Some(_) => keys.size_or("embedding_size", 128)?,

@@ -41,7 +41,7 @@ impl Problem {
 /// The unit that a head labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadLevel {
-    /// A whole sequence.
+    /// A whole sequence, or a picture.
     #[default]
     Sequence,
     /// Every token.
@@ -49,6 +49,9 @@ pub enum HeadLevel {
     /// The span of a text that answers a question: two logits for each token, of its start and its end.
     Span,
 }
+
+/// Suffix of transformers' class names with a head over pictures.
+pub(crate) const OF_PICTURES: &str = "ForImageClassification";
 
 /// Labels of a head over spans.
 const SPAN_LABELS: [&str; 2] = ["start", "end"];
@@ -60,6 +63,9 @@ impl HeadLevel {
     pub fn named(raw: &Map<String, Value>) -> Option<Self> {
         let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let class = classes.filter_map(Value::as_str).next()?;
+        if class.ends_with(OF_PICTURES) {
+            return Some(Self::Sequence);
+        }
         Self::ALL.into_iter().find(|level| class.ends_with(level.class()))
     }
 

@@ -19,7 +19,7 @@ pub use classifier::{BodyConfig, ClassifierConfig};
 pub use decoder::{DecoderConfig, DecoderDropouts, QkNorm, Residual};
 pub use encoder::{
     ConvolutionOptions, EncoderBiases, EncoderConfig, EncoderDropouts, EncoderLayerKind, HeadInput,
-    HeadOptions, MaskedLmOptions,
+    HeadOptions, MaskedLmOptions, PatchOptions,
 };
 pub use experts::ExpertsConfig;
 pub use keys::Keys;
@@ -27,8 +27,8 @@ pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
     DecoderArchitecture, DecoderNames, DropoutKeys, EmbeddingNames, EncoderArchitecture, EncoderNames,
-    ExpertNames, HeadNames, LayerNorms, MaskedLmNames, MlpNames, QkvNames, RelativeNames, SharedExpertNames,
-    SharedLayers, TokenHead,
+    ExpertNames, HeadNames, LayerNorms, MaskedLmNames, MlpNames, PatchNames, QkvNames, RelativeNames,
+    SharedExpertNames, SharedLayers, TokenHead,
 };
 pub use relative::{DistanceBuckets, RelativeKind, RelativePositions};
 pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};

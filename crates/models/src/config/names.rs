@@ -44,8 +44,10 @@ impl PartialEq for EncoderArchitecture {
 pub struct EncoderNames {
     /// Prefix of the encoder's keys in a checkpoint with a head.
     pub prefix: &'static str,
-    /// The embeddings, below the prefix.
+    /// The embeddings of tokens, below the prefix.
     pub embeddings: EmbeddingNames,
+    /// The embedding of pictures in their place, in models that read them.
+    pub patches: Option<PatchNames>,
     /// The layers, below the prefix.
     pub layers: &'static str,
     /// The maps to queries, keys and values, below a layer.
@@ -99,6 +101,17 @@ pub struct EmbeddingNames {
     pub norm: Option<&'static str>,
 }
 
+/// The embedding of pictures, below the prefix.
+#[derive(Clone, Copy, Debug)]
+pub struct PatchNames {
+    /// The convolution over patches.
+    pub projection: &'static str,
+    /// The class token, a parameter.
+    pub class: &'static str,
+    /// The positions of class token and patches, a parameter.
+    pub positions: &'static str,
+}
+
 /// The modules of relative positions.
 #[derive(Clone, Copy, Debug)]
 pub struct RelativeNames {
@@ -148,6 +161,8 @@ pub struct HeadNames {
     pub saved_as: Option<&'static str>,
     /// Whether the first map belongs to the head (BERT's pooler belongs to the encoder).
     pub dense_is_head: bool,
+    /// Whether the map to the labels is the whole head.
+    pub is_bare: bool,
     /// Whether the heads over tokens and spans have the first map too.
     pub for_tokens: bool,
     /// After the first map, where the config does not say.

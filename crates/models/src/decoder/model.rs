@@ -200,11 +200,12 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
             d_input,
             d_output,
             head: true,
-            embedding: false,
+            ..Site::default()
         });
         info.config.tied = false;
         info.config.raw.insert("tie_word_embeddings".into(), false.into());
-        self.head = Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false });
+        self.head =
+            Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false, kernel: None });
         self.info = Arc::new(info);
         Ok(())
     }

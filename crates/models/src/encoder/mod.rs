@@ -10,6 +10,7 @@
 
 mod convolution;
 mod layer;
+mod patches;
 mod relative;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use lowrank_spec::Stream;
 use crate::batch::{Limits, Rows, TokenBatch, Tokens, int_tensor};
 use crate::config::{EncoderConfig, EncoderNames};
 use crate::embedding::Embedding;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::rope::Rotary;
@@ -30,6 +31,7 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 
 pub use convolution::Convolution;
 pub use layer::EncoderLayer;
+pub use patches::PatchEmbeddings;
 pub(crate) use relative::BatchDistances;
 pub use relative::{PositionMaps, RelativeTable};
 
@@ -51,10 +53,18 @@ pub struct Embeddings<B: Backend> {
     dropout: f64,
 }
 
+/// What the first layer reads.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one in each model; burn's modules cannot be boxed")]
+enum Inputs<B: Backend> {
+    Tokens(Embeddings<B>),
+    Pictures(PatchEmbeddings<B>),
+}
+
 /// Embeddings and layers.
 #[derive(Module, Debug)]
 pub struct Encoder<B: Backend> {
-    embeddings: Embeddings<B>,
+    embeddings: Inputs<B>,
     layers: Vec<EncoderLayer<B>>,
     /// Relative positions, which all layers read.
     relative: Option<RelativeTable<B>>,
@@ -77,9 +87,8 @@ pub struct Encoder<B: Backend> {
     padding: Option<u32>,
 }
 
-impl<B: Backend> Encoder<B> {
-    /// Newly initialized weights under the names of the config's architecture.
-    pub fn init(config: &EncoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
+impl<B: Backend> Embeddings<B> {
+    fn init(config: &EncoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
         let (d, names) = (config.d_model, &config.architecture.names);
         let norm_of = |width| Norm::init(config.norm_kind(), width, config.norm_eps, device);
         let has_types = config.type_vocab_size > 0;
@@ -88,7 +97,7 @@ impl<B: Backend> Encoder<B> {
             Embedding::init(&path, [rows, config.embedding_size], sites, seed, device)
         };
         let tables = &names.embeddings;
-        let mut embeddings = Embeddings {
+        let mut embeddings = Self {
             words: table(tables.words, config.vocab_size),
             positions: tables
                 .positions
@@ -108,6 +117,41 @@ impl<B: Backend> Encoder<B> {
             let spec = LinearSpec { path, layer: None, shape, bias: true, head: false, conv1d: false };
             embeddings.projection = Some(sites.linear(spec, seed, device));
         }
+        embeddings
+    }
+
+    fn visit_params<V: ParamVisitor<B>>(&mut self, names: &EncoderNames, visitor: &mut V) {
+        let tables = &names.embeddings;
+        let path = |name: &str| format!("{}{name}", names.prefix);
+        let optional = [
+            (&mut self.positions, tables.positions),
+            (&mut self.types, tables.types),
+            (&mut self.tasks, tables.tasks),
+        ];
+        self.words.visit_params(&path(tables.words), visitor);
+        for (table, name) in optional {
+            if let (Some(table), Some(name)) = (table, name) {
+                table.visit_params(&path(name), visitor);
+            }
+        }
+        if let (Some(norm), Some(name)) = (&mut self.norm, tables.norm) {
+            norm.visit_params(ModulePath::new(&path(name), Part::Embeddings), visitor);
+        }
+        if let (Some(projection), Some(name)) = (&mut self.projection, names.embedding_projection) {
+            projection.visit_params(ModulePath::new(&path(name), Part::Embeddings), visitor);
+        }
+    }
+}
+
+impl<B: Backend> Encoder<B> {
+    /// Newly initialized weights under the names of the config's architecture.
+    pub fn init(config: &EncoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
+        let (d, names) = (config.d_model, &config.architecture.names);
+        let norm_of = |width| Norm::init(config.norm_kind(), width, config.norm_eps, device);
+        let embeddings = match PatchEmbeddings::init(config, sites, seed, device) {
+            Some(patches) => Inputs::Pictures(patches),
+            None => Inputs::Tokens(Embeddings::init(config, sites, seed, device)),
+        };
         let [groups, in_group] = config.groups;
         let layers = (0..groups * in_group)
             .map(|index| EncoderLayer::init(config, index, sites, seed, device))
@@ -117,7 +161,7 @@ impl<B: Backend> Encoder<B> {
         let limits = Limits {
             vocab_size: config.vocab_size,
             max_tokens: config.has_positions.then(|| config.max_tokens()),
-            types: has_types.then_some(config.type_vocab_size),
+            types: (config.type_vocab_size > 0).then_some(config.type_vocab_size),
             first_position: config.has_positions.then_some(config.position_offset),
         };
         // Its row is the last before those of the positions.
@@ -140,32 +184,20 @@ impl<B: Backend> Encoder<B> {
         }
     }
 
-    /// The word embedding.
-    pub(crate) fn word_embedding(&self) -> &Embedding<B> {
-        &self.embeddings.words
+    /// The word embedding, in models that have one.
+    pub(crate) fn word_embedding(&self) -> Option<&Embedding<B>> {
+        match &self.embeddings {
+            Inputs::Tokens(tokens) => Some(&tokens.words),
+            Inputs::Pictures(_) => None,
+        }
     }
 
     /// Visits every parameter.
     pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        let (e, names) = (&mut self.embeddings, self.names);
-        let tables = &names.embeddings;
-        let path = |name: &str| format!("{}{name}", names.prefix);
-        let optional = [
-            (&mut e.positions, tables.positions),
-            (&mut e.types, tables.types),
-            (&mut e.tasks, tables.tasks),
-        ];
-        e.words.visit_params(&path(tables.words), visitor);
-        for (table, name) in optional {
-            if let (Some(table), Some(name)) = (table, name) {
-                table.visit_params(&path(name), visitor);
-            }
-        }
-        if let (Some(norm), Some(name)) = (&mut e.norm, tables.norm) {
-            norm.visit_params(ModulePath::new(&path(name), Part::Embeddings), visitor);
-        }
-        if let (Some(projection), Some(name)) = (&mut e.projection, names.embedding_projection) {
-            projection.visit_params(ModulePath::new(&path(name), Part::Embeddings), visitor);
+        let names = self.names;
+        match &mut self.embeddings {
+            Inputs::Tokens(tokens) => tokens.visit_params(names, visitor),
+            Inputs::Pictures(pictures) => pictures.visit_params(names, visitor),
         }
         if let Some(relative) = &mut self.relative {
             relative.visit_params(names, visitor);
@@ -177,13 +209,15 @@ impl<B: Backend> Encoder<B> {
             convolution.visit_params(names, visitor);
         }
         if let (Some(norm), Some(name)) = (&mut self.norm, names.final_norm) {
-            norm.visit_params(ModulePath::new(&path(name), Part::Body), visitor);
+            norm.visit_params(ModulePath::new(&format!("{}{name}", names.prefix), Part::Body), visitor);
         }
     }
 
     /// Makes room for a vocabulary of another size.
     pub(crate) fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
-        let words = &mut self.embeddings.words;
+        let Inputs::Tokens(Embeddings { words, .. }) = &mut self.embeddings else {
+            return Err(ModelError::Input("a model of pictures has no vocabulary".into()));
+        };
         let [_, width] = words.projection.dims();
         words.projection = words.projection.with_shape([rows, width])?;
         self.limits.vocab_size = rows;
@@ -199,6 +233,9 @@ impl<B: Backend> Encoder<B> {
     }
 
     pub(crate) fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
+        if let Inputs::Pictures(pictures) = &self.embeddings {
+            return TokenBatch::of_pictures(pictures.options(), tokens, device);
+        }
         let (mut batch, positions) = TokenBatch::new(&self.limits, tokens, std::iter::repeat(0), device)?;
         if let Some(padding) = self.padding.filter(|padding| tokens.ids.contains(padding)) {
             batch.positions = Some(int_tensor(positions_around(tokens, padding), device));
@@ -259,7 +296,10 @@ impl<B: Kernels> Encoder<B> {
     /// # Shapes
     /// - output: `[tokens, d_model]`
     pub(crate) fn embed(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
-        self.embeddings.forward(batch, run)
+        match &self.embeddings {
+            Inputs::Tokens(tokens) => tokens.forward(batch, run),
+            Inputs::Pictures(pictures) => pictures.forward(batch, run),
+        }
     }
 
     /// What comes after the last layer: the final norm, where there is one.

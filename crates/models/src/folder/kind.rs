@@ -12,6 +12,8 @@ pub enum ModelKind {
     Encoder,
     /// An encoder with a sequence classification or regression head.
     SequenceClassifier,
+    /// An encoder of pictures with a head for their class.
+    ImageClassifier,
     /// An encoder with a head for every token.
     TokenClassifier,
     /// An encoder with a head for the span that answers a question.
@@ -46,6 +48,7 @@ impl ModelKind {
             Some("TokenClassification") if is_decoder => Self::DecoderTokenClassifier,
             _ if is_decoder => Self::Decoder,
             Some("SequenceClassification") => Self::SequenceClassifier,
+            Some("ImageClassification") => Self::ImageClassifier,
             Some("TokenClassification") => Self::TokenClassifier,
             Some("QuestionAnswering") => Self::QuestionAnswering,
             // ELECTRA's pre-training head tells replaced tokens.
@@ -77,6 +80,7 @@ impl ModelKind {
         match self {
             Self::Encoder => "an encoder without a head",
             Self::SequenceClassifier => "a sequence classifier",
+            Self::ImageClassifier => "an image classifier",
             Self::TokenClassifier => "a token classifier",
             Self::QuestionAnswering => "a question answering model",
             Self::MaskedLm => "a masked language model",
@@ -120,6 +124,8 @@ mod tests {
     #[case(json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), ModelKind::DecoderClassifier)]
     #[case(json!({"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}), ModelKind::DecoderTokenClassifier)]
     #[case(json!({"architectures": ["RobertaModel"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "vit", "architectures": ["ViTForImageClassification"]}), ModelKind::ImageClassifier)]
+    #[case(json!({"model_type": "vit", "architectures": ["ViTModel"]}), ModelKind::Encoder)]
     #[case(json!({"model_type": "newer", "architectures": ["NewerForCausalLM"]}), ModelKind::Decoder)]
     fn kinds_are_told(#[case] config: Value, #[case] kind: ModelKind) {
         assert_eq!(ModelKind::of(config.as_object().unwrap()), kind);

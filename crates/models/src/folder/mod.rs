@@ -20,6 +20,7 @@ use lowrank_data::chat::ChatTemplate;
 use lowrank_data::tokenize::TextTokenizer;
 use serde_json::{Map, Value};
 
+use crate::architecture::ENCODERS;
 use crate::config::read_json;
 use crate::error::{ModelError, Result};
 use crate::{ClassifierConfig, DecoderConfig, EncoderConfig};
@@ -107,6 +108,15 @@ impl ModelFolder {
     /// Whether the model's architecture is supported.
     pub fn is_supported(&self) -> bool {
         ModelKind::is_known(&self.config)
+    }
+
+    /// Whether the model reads pictures.
+    pub fn reads_pictures(&self) -> bool {
+        self.kind == ModelKind::ImageClassifier
+            || self.config.get("model_type").and_then(Value::as_str).is_some_and(|name| {
+                let mut all = ENCODERS.iter().filter(|a| a.names.patches.is_some());
+                all.any(|a| a.model_types.iter().any(|(known, _)| *known == name))
+            })
     }
 
     /// `config.json`.

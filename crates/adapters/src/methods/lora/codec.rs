@@ -47,6 +47,13 @@ fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Re
     } else {
         ("lora_A.weight", "lora_B.weight")
     };
+    if let Some([channels, height, width]) = site.kernel {
+        // PEFT's factors of a convolution are convolutions.
+        let d = site.d_output;
+        file.reshape(&key(a_name), &[rank, channels, height, width], &[rank, site.d_input]);
+        file.reshape(&key(b_name), &[d, rank, 1, 1], &[d, rank]);
+        file.reshape(&key("lora_magnitude_vector"), &[1, d, 1, 1], &[d]);
+    }
     let a = file.transposed(&key(a_name), [rank, site.d_input]);
     let b = file.transposed(&key(b_name), [site.d_output, rank]);
     let magnitude = dora.then(|| file.plain(&key("lora_magnitude_vector"), [site.d_output]));
@@ -77,7 +84,14 @@ pub(super) fn write<B: Backend>(lora: &Lora<B>, slot: &Slot, file: &mut Writer<'
     let (a, b) = lora.factors();
     file.pair(slot, a, b, lora.scale);
     if let Some(magnitude) = &lora.magnitude {
-        file.plain(format!("{}.lora_magnitude_vector", slot.path), magnitude.value.val());
+        let (name, value) = (format!("{}.lora_magnitude_vector", slot.path), magnitude.value.val());
+        match file.site(slot).kernel {
+            Some(_) => {
+                let d = value.dims()[0];
+                file.plain(name, value.reshape([1, d, 1, 1]));
+            }
+            None => file.plain(name, value),
+        }
     }
     if let Some(bias) = &lora.bias {
         file.config.lora_bias = true;

@@ -271,6 +271,7 @@ mod tests {
             d_output: 4,
             head: false,
             embedding: true,
+            ..Site::default()
         }
     }
 

@@ -11,12 +11,12 @@ use lowrank_train::{Classification, FineTuner};
 use super::job::{self, Identity, Process};
 use super::model::{build, default_targets, save, sources};
 use super::record::settings;
-use super::rows::read_spec;
+use super::rows::{Reader, read_spec};
 use super::weights::recorded;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner};
 use crate::command::evaluate::class_order;
-use crate::context::{classifier_config, open_model, tokenizer};
+use crate::context::{classifier_config, open_model};
 use crate::method::Method;
 
 pub(super) fn run(
@@ -35,7 +35,7 @@ pub(super) fn run(
             base.class()
         );
     }
-    let tokenizer = tokenizer(folder, &base, args.max_length)?;
+    let reader = Reader::open(args, folder, &base)?;
     check_output(args)?;
     // All options are validated before the rows are encoded.
     let lr = match args.method {
@@ -70,7 +70,7 @@ pub(super) fn run(
         _ => headed.with_problem(labels.clone(), problem),
     };
     let built = build(args, folder, headed, order, device)?;
-    let rows = read.encode(args, spec, &tokenizer)?;
+    let rows = read.encode(args, spec, &reader)?;
     let metrics = rows.spec.metrics.clone();
     let weights = args.class_weights.as_ref().map(|weights| weights.resolve(&labels, &rows.train));
     let mut objective = Classification::new(rows.train, rows.dev, metrics, &config)?;

@@ -17,13 +17,14 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
-use lowrank_data::glue::Task;
 use lowrank_models::{HeadLevel, ModelKind};
 use lowrank_report::run::{FILE_NAME, RunRecord, Status};
 use lowrank_train::{SchedulerKind, ShowWatch, Start, Team, TrainConfig};
 
 use crate::backend::device;
-use crate::context::{SpanArgs, model_folder, new_folder, open_model, warn_unused};
+use crate::context::{
+    SpanArgs, TaskName, check_kind, check_task, model_folder, new_folder, open_model, warn_unused,
+};
 use crate::method::{AdapterArgs, Method};
 
 use self::base::BaseArgs;
@@ -48,17 +49,17 @@ pub(crate) struct Args {
     /// Model folder (config.json, weights, tokenizer)
     #[arg(long)]
     model: PathBuf,
-    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli
-    #[arg(long, requires = "data", conflicts_with = "train", required_unless_present = "train")]
-    task: Option<Task>,
-    /// GLUE root with the official folders
+    /// Task: sst2 cola mrpc stsb qqp mnli qnli rte wnli, or images
+    #[arg(long, required_unless_present = "train")]
+    task: Option<TaskName>,
+    /// GLUE root with the official folders; for images a folder with train and validation (val, dev, test)
     #[arg(long)]
     data: Option<PathBuf>,
     /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels
     /// (comma-separated), or .jsonl with the same keys; for token classification CoNLL columns or .jsonl with
     /// tokens and tags; for question answering SQuAD's .json, or .jsonl with question, context and answers; for a language model .txt, .jsonl or .json with text, messages, conversations,
     /// instruction, prompt/completion or prompt/chosen/rejected; for masked language modelling .txt, or
-    /// .jsonl with text only
+    /// .jsonl with text only; with --task images a folder with a folder of pictures for each class
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
     /// Dev rows, in the same format
@@ -168,6 +169,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     let process = Process::start(team);
+    check_task(args.task, args.data.as_deref(), args.train.as_deref(), "--train <TRAIN>");
     let is_adapter = args.method.adapter().is_some();
     warn_unused(is_adapter, &AdapterArgs::OPTIONS, "requires an adapter method");
     warn_unused(is_adapter, &["lora_plus"], "requires an adapter method");
@@ -176,7 +178,19 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     let folder = model_folder(&args.model)?;
     #[cfg(feature = "tui")]
     ensure!(!args.tui || std::io::stdout().is_terminal(), "--tui needs a terminal for its dashboard");
-    let kind = open_model(&folder)?.kind();
+    let opened = open_model(&folder)?;
+    check_kind(&opened, args.task)?;
+    let kind = opened.kind();
+    if args.task == Some(TaskName::Images) {
+        args.spans.check(HeadLevel::Sequence)?;
+        args.language.check_unused()?;
+        ensure!(
+            !args.base.is_dry(),
+            "--dry-run applies to next-token training only; pictures are classified"
+        );
+        ensure!(args.max_length.is_none(), "--max-length applies to texts; leave it out");
+        return classify::run(&args, &folder, HeadLevel::Sequence, &device, process);
+    }
     let level = rows::level(&args)?;
     args.spans.check(level)?;
     ensure!(

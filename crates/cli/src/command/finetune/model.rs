@@ -176,7 +176,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
 /// Whether a model's head is among the targets.
 fn names_head(targets: &Targets, head: &str) -> bool {
     let path = head.to_owned();
-    let site = Site { path, layer: None, d_input: 1, d_output: 1, head: true, embedding: false };
+    let site = Site { path, layer: None, d_input: 1, d_output: 1, head: true, ..Site::default() };
     let is_left_out = targets.layers.is_some() || targets.exclude.as_ref().is_some_and(|e| e.takes(&site));
     targets.include.takes(&site) && !is_left_out
 }
@@ -195,6 +195,8 @@ pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_ha
     let saved = model.head_tensors();
     let level = model.config().level;
     let (modules_to_save, task_type) = head_in_peft(model.head_modules(), &saved, &adapted_paths(set), level);
+    // PEFT has no task for pictures.
+    let task_type = task_type.filter(|_| model.config().patches().is_none());
     let config = PeftConfig { modules_to_save: Some(modules_to_save), task_type, ..PeftConfig::default() };
     replace_dir_atomic(args.output.join("adapter"), |dir| {
         let bytes = save_adapter(args, model, set, config, saved, dir)?;

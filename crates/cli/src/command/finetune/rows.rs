@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use lowrank_data::glue::{
-    GlueDataset, Label, LabelSpace, Split, TaggedDataset, Task, TaskSpec, is_tagged, read_custom, read_tagged,
+    GlueDataset, Label, LabelSpace, Metric, Split, TaggedDataset, Task, TaskSpec, is_tagged, read_custom,
+    read_tagged,
 };
+use lowrank_data::images::{ImageFolder, find_splits};
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::questions::{Asked, QuestionSet, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::HeadLevel;
+use lowrank_models::{ClassifierConfig, HeadLevel};
 use lowrank_train::DevSet;
 use serde_json::Value;
 
 use super::Args;
 use super::record::fnv;
 use crate::command::evaluate;
-use crate::context::read_text;
+use crate::context::{Pictures, TaskName, read_text, tokenizer};
 
 /// The task's rows.
 pub(super) struct Rows {
@@ -34,6 +36,23 @@ pub(super) enum Source {
     Files { train: GlueDataset, dev: GlueDataset },
     Tagged { train: TaggedDataset, dev: TaggedDataset },
     Questions { train: QuestionSet, dev: QuestionSet },
+    Images { train: ImageFolder, dev: ImageFolder },
+}
+
+/// What makes rows into tokens.
+pub(super) enum Reader {
+    Texts(TextTokenizer),
+    Images(Pictures),
+}
+
+impl Reader {
+    /// That of a model's folder.
+    pub(super) fn open(args: &Args, folder: &Path, config: &ClassifierConfig) -> Result<Self> {
+        if config.patches().is_some() {
+            return Ok(Self::Images(Pictures::open(folder, config)?));
+        }
+        Ok(Self::Texts(tokenizer(folder, config, args.max_length)?))
+    }
 }
 
 /// What the training rows label: words with tags, questions with spans of their contexts, or whole texts.
@@ -50,7 +69,10 @@ pub(super) fn level(args: &Args) -> Result<HeadLevel> {
 
 /// Reads the rows; tags are numbered as in `known`, the labels of a token head, if these cover them all.
 pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Source)> {
-    if let (Some(task), Some(root)) = (args.task, &args.data) {
+    if args.task == Some(TaskName::Images) {
+        return read_images(args);
+    }
+    if let (Some(task), Some(root)) = (args.task.and_then(TaskName::glue), &args.data) {
         let train = GlueDataset::read(root, task, Split::Train)?;
         return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
     }
@@ -72,13 +94,42 @@ pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Sour
     Ok((train.spec().clone(), Source::Files { train, dev }))
 }
 
+/// Lists the pictures; the classes are the folders to train on.
+fn read_images(args: &Args) -> Result<(TaskSpec, Source)> {
+    let [train, dev] = match (&args.data, &args.train, &args.dev) {
+        (Some(root), ..) => find_splits(root)?,
+        (None, Some(train), Some(dev)) => [train.clone(), dev.clone()],
+        _ => bail!("give --data, or --train and --dev"),
+    };
+    let root = args.data.as_ref().unwrap_or(&train);
+    let name = root.file_name().map_or_else(|| "images".into(), |name| name.to_string_lossy().into_owned());
+    let train = ImageFolder::read(&train)?;
+    let classes = train.classes().to_vec();
+    let dev = ImageFolder::read_known(&dev, &classes, |name| classes.iter().position(|class| class == name))?;
+    let metrics = vec![Metric::Accuracy];
+    let spec = TaskSpec { name, task: None, metrics, labels: LabelSpace::Classes(classes), is_pair: false };
+    Ok((spec, Source::Images { train, dev }))
+}
+
 impl Source {
     /// Whether some questions of the training rows have no answer.
     pub(super) fn has_unanswerable(&self) -> bool {
         matches!(self, Self::Questions { train, .. } if train.has_unanswerable())
     }
 
-    pub(super) fn encode(self, args: &Args, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
+    pub(super) fn encode(self, args: &Args, spec: TaskSpec, reader: &Reader) -> Result<Rows> {
+        match (reader, self) {
+            (Reader::Images(pictures), Self::Images { train, dev }) => {
+                let (train, dev) = (pictures.read_folder(&train)?, pictures.read_folder(&dev)?);
+                let hash = hash_rows([&train, &dev].into_iter());
+                Ok(Rows { spec, train, dev: vec![DevSet::new(dev)], hash })
+            }
+            (Reader::Texts(tokenizer), source) => source.encode_texts(args, spec, tokenizer),
+            (Reader::Images(_), _) => bail!("the model reads pictures; give --task images"),
+        }
+    }
+
+    fn encode_texts(self, args: &Args, spec: TaskSpec, tokenizer: &TextTokenizer) -> Result<Rows> {
         let encode = |set: &GlueDataset| -> Result<Arc<EncodedDataset>> {
             Ok(Arc::new(EncodedDataset::encode(set, tokenizer)?))
         };
@@ -91,6 +142,9 @@ impl Source {
                 (encode(&train)?, vec![DevSet::new(encode(&dev)?)])
             }
             Self::Files { train, dev } => (encode(&train)?, vec![DevSet::new(encode(&dev)?)]),
+            Self::Images { .. } => {
+                bail!("the model reads texts; --task images needs a model of pictures (vit)")
+            }
             Self::Questions { train, dev } => {
                 let windows = args.spans.windows(args.max_length, tokenizer);
                 let may_be_none = train.has_unanswerable();
@@ -158,8 +212,9 @@ fn has_label(text: &str) -> bool {
 
 /// Hash of tokens, row boundaries and labels.
 pub(super) fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>) -> String {
-    let rows = sets.flat_map(|set| set.rows().iter().zip(set.labels()));
-    let bytes = rows.flat_map(|(row, label)| {
+    let rows = sets.flat_map(|set| (0..set.len()).map(move |row| (set, row)));
+    let bytes = rows.flat_map(|(set, row)| {
+        let label = &set.labels()[row];
         let label = match label {
             None => vec![0, 0],
             Some(Label::Class(class)) => vec![1, *class],
@@ -170,7 +225,11 @@ pub(super) fn hash_rows<'a>(sets: impl Iterator<Item = &'a Arc<EncodedDataset>>)
             }
             Some(Label::Span { start, end }) => vec![5, *start, *end],
         };
-        let numbers = [row.ids.len() as u32].into_iter().chain(row.ids.iter().copied()).chain(label);
+        let content: Vec<u32> = match set.images() {
+            Some(images) => vec![images.hashes()[row] as u32, (images.hashes()[row] >> 32) as u32],
+            None => set.rows()[row].ids.clone(),
+        };
+        let numbers = [content.len() as u32].into_iter().chain(content).chain(label);
         numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
     });
     format!("{:016x}", fnv(bytes))

@@ -1,0 +1,140 @@
+//! Resizing with Pillow's arithmetic.
+
+use super::decode::Bitmap;
+
+/// A resampling filter, by Pillow's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// 0: the nearest pixel, without smoothing.
+    Nearest,
+    /// 1: windowed sinc over three pixels.
+    Lanczos,
+    /// 2: triangles.
+    Bilinear,
+    /// 3: cubic polynomials.
+    Bicubic,
+    /// 4: means.
+    Box,
+    /// 5: a windowed cosine, sharper than triangles.
+    Hamming,
+}
+
+impl Filter {
+    /// In the order of Pillow's numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
+
+    /// Pixels on either side that it reads, at equal size.
+    const fn support(self) -> f64 {
+        match self {
+            Self::Nearest | Self::Box => 0.5,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn at(self, x: f64) -> f64 {
+        let sinc = |x: f64| {
+            if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) }
+        };
+        let distance = x.abs();
+        match self {
+            Self::Nearest | Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
+            Self::Bilinear => (1.0 - distance).max(0.0),
+            Self::Hamming if distance >= 1.0 => 0.0,
+            Self::Hamming => sinc(distance) * (0.54 + 0.46 * (distance * std::f64::consts::PI).cos()),
+            Self::Bicubic => {
+                let a = -0.5;
+                if distance < 1.0 {
+                    ((a + 2.0) * distance - (a + 3.0)) * distance * distance + 1.0
+                } else if distance < 2.0 {
+                    (((distance - 5.0) * distance + 8.0) * distance - 4.0) * a
+                } else {
+                    0.0
+                }
+            }
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Lanczos => 0.0,
+        }
+    }
+}
+
+/// Bits after the point of a weight.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// The first input of an output and the weights of it and those after it.
+type Weights = (usize, Vec<i32>);
+
+/// Brings a picture to another size; the values are those of Pillow's `resize`, which smooths when it makes a picture
+/// smaller, and rounds to 8 bits after the columns and after the rows.
+pub fn resize(picture: &Bitmap, [height, width]: [usize; 2], filter: Filter) -> Bitmap {
+    if [height, width] == [picture.height, picture.width] {
+        return picture.clone();
+    }
+    if filter == Filter::Nearest {
+        return nearest(picture, [height, width]);
+    }
+    let mut rgb = picture.rgb.clone();
+    let mut row_length = picture.width;
+    if width != picture.width {
+        let weights = weights(picture.width, width, filter);
+        let rows = rgb.chunks_exact(3 * picture.width);
+        rgb = rows.flat_map(|row| weights.iter().flat_map(|of| sums(of, |x| 3 * x, row))).collect();
+        row_length = width;
+    }
+    if height != picture.height {
+        let weights = weights(picture.height, height, filter);
+        let stride = 3 * row_length;
+        let columns = || (0..row_length).map(|x| 3 * x);
+        rgb = weights
+            .iter()
+            .flat_map(|of| columns().flat_map(|column| sums(of, |y| y * stride + column, &rgb)))
+            .collect();
+    }
+    Bitmap { height, width, rgb }
+}
+
+/// One pixel: the weighted sums of the three channels at these places.
+fn sums((first, weights): &Weights, place: impl Fn(usize) -> usize, values: &[u8]) -> [u8; 3] {
+    let mut sums = [1_i32 << (PRECISION - 1); 3];
+    for (k, &weight) in weights.iter().enumerate() {
+        let at = place(first + k);
+        for (sum, &value) in sums.iter_mut().zip(&values[at..at + 3]) {
+            *sum += i32::from(value) * weight;
+        }
+    }
+    sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8)
+}
+
+fn weights(from: usize, to: usize, filter: Filter) -> Vec<Weights> {
+    let scale = from as f64 / to as f64;
+    let stretch = scale.max(1.0);
+    let support = filter.support() * stretch;
+    let of = |output: usize| {
+        let center = (output as f64 + 0.5) * scale;
+        let first = (center - support + 0.5).max(0.0) as usize;
+        let end = ((center + support + 0.5) as usize).min(from);
+        let values: Vec<f64> =
+            (first..end).map(|x| filter.at((x as f64 - center + 0.5) * (1.0 / stretch))).collect();
+        let sum: f64 = values.iter().sum();
+        let fixed = |value: f64| {
+            let value = if sum == 0.0 { value } else { value / sum } * f64::from(1_u32 << PRECISION);
+            (value + if value < 0.0 { -0.5 } else { 0.5 }) as i32
+        };
+        (first, values.into_iter().map(fixed).collect())
+    };
+    (0..to).map(of).collect()
+}
+
+fn nearest(picture: &Bitmap, [height, width]: [usize; 2]) -> Bitmap {
+    let place = |output: usize, from: usize, to: usize| {
+        (((output as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1)
+    };
+    let pixel = |y: usize, x: usize| {
+        let at = 3 * (place(y, picture.height, height) * picture.width + place(x, picture.width, width));
+        [picture.rgb[at], picture.rgb[at + 1], picture.rgb[at + 2]]
+    };
+    let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(y, x))).collect();
+    Bitmap { height, width, rgb }
+}
