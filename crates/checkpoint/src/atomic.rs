@@ -70,7 +70,8 @@ fn write_dir<T, E: From<CheckpointError>>(
     let value = build(temporary.path())?;
     sync_tree(temporary.path())?;
     check_free(destination, replace)?;
-    move_into_place(temporary.path(), destination)?;
+    move_into_place(temporary.path(), destination, replace)?;
+    sync_folder(&parent)?;
     // It has been renamed; there is nothing left to remove.
     let _renamed: PathBuf = temporary.keep();
     Ok(value)
@@ -88,14 +89,16 @@ pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), Checkp
     }
 }
 
-/// Renames a finished folder to its destination; an existing folder is moved aside and removed afterwards.
-pub(crate) fn move_into_place(from: &Path, destination: &Path) -> Result<(), CheckpointError> {
+/// Renames a finished folder to its destination; an existing folder is moved aside and removed afterwards if it may be
+/// replaced. Another process may have filled it since the last check.
+pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) -> Result<(), CheckpointError> {
     let (parent, name) = split(destination)?;
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
     };
     // Succeeds on an empty folder only, which is then removed on every system.
     if fs::remove_dir(destination).is_err() && destination.exists() {
+        check_free(destination, replace)?;
         let aside = Builder::new()
             .prefix(&prefix(name))
             .tempdir_in(&parent)
@@ -109,7 +112,7 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path) -> Result<(), Che
     } else {
         rename(from, destination)?;
     }
-    sync_folder(&parent)
+    Ok(())
 }
 
 /// A hidden file beside `path`, removed when dropped.
@@ -175,6 +178,11 @@ pub(crate) fn split(path: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
         _ => PathBuf::from("."),
     };
     Ok((parent, name))
+}
+
+/// Whether a name is one that a killed process may have left.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with('.') && name.contains(".tmp-"))
 }
 
 /// `.NAME.tmp-`: hidden, and recognizable if a killed process has left one.

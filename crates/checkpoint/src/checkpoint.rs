@@ -28,8 +28,9 @@ const SPAN: usize = 4 << 20;
 /// threads.
 ///
 /// Files of more than 16 MiB are mapped, smaller ones are copied into memory. A mapped file must not be changed in place
-/// while the checkpoint is open (the writers of this crate never do that, they replace files): truncating it ends the
-/// process with SIGBUS on most systems, and writing to it is undefined behaviour.
+/// while the checkpoint is open (the writers of this crate never do that, they replace files): reads fail once its size or
+/// time of modification has changed, but writing to it during a read is undefined behaviour, and truncating it then is a
+/// SIGBUS on most systems, which ends the process; see [`report_cut_files`](crate::report_cut_files).
 ///
 /// # Formats
 /// By content, not by name: safetensors; llama.cpp's GGUF, under Hugging Face's names ([`gguf`](crate::gguf)); the zip
@@ -137,7 +138,7 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let entry = self.entry(name)?;
-        if let Some(exact) = entry.exact(&self.files) {
+        if let Some(exact) = self.exact(entry)? {
             return Ok(exact);
         }
         let mut out = Vec::with_capacity(entry.info.numel());
@@ -151,7 +152,7 @@ impl Checkpoint {
     /// [`MissingTensor`](CheckpointError::MissingTensor).
     pub fn read_f64(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
         let entry = self.entry(name)?;
-        if let Some(exact) = entry.exact(&self.files) {
+        if let Some(exact) = self.exact(entry)? {
             return Ok(exact.into_iter().map(f64::from).collect());
         }
         let mut out = Vec::with_capacity(entry.info.numel());
@@ -168,7 +169,7 @@ impl Checkpoint {
     pub fn read_f32_transposed(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let (entry, shape) = self.matrix(name)?;
         let file = &self.files[entry.source];
-        if let Some(exact) = entry.exact(&self.files) {
+        if let Some(exact) = self.exact(entry)? {
             let [rows, columns] = shape;
             return Ok(lowrank_spec::transpose(&exact, rows, columns));
         }
@@ -179,6 +180,7 @@ impl Checkpoint {
             }
             Cow::Owned(bytes) => transpose_f32(entry.info.dtype, &bytes, shape, &mut out, |_| ()),
         }
+        file.check_unchanged()?;
         Ok(out)
     }
 
@@ -210,6 +212,7 @@ impl Checkpoint {
             }
             Cow::Owned(bytes) => transpose(2, &bytes, shape, &mut out, extend_bits, |_| ()),
         }
+        file.check_unchanged()?;
         Ok(out)
     }
 
@@ -307,8 +310,25 @@ impl Checkpoint {
         self.spans(name, self.entry(name)?, f)
     }
 
+    /// As [`Entry::exact`].
+    fn exact(&self, entry: &Entry) -> Result<Option<Vec<f32>>, CheckpointError> {
+        self.check_unchanged(entry)?;
+        let exact = entry.exact(&self.files);
+        self.check_unchanged(entry)?;
+        Ok(exact)
+    }
+
+    /// Refuses the tensor if a file that it is read from has been changed.
+    fn check_unchanged(&self, entry: &Entry) -> Result<(), CheckpointError> {
+        match entry.layout {
+            Layout::Packed(_) => self.files.iter().try_for_each(Bytes::check_unchanged),
+            _ => self.files[entry.source].check_unchanged(),
+        }
+    }
+
     /// The bytes of a tensor in its type.
     fn stored(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        self.check_unchanged(entry)?;
         entry.bytes(&self.files).map_err(|value| CheckpointError::Overflow {
             path: self.path.clone(),
             tensor: printable(name),
@@ -330,10 +350,11 @@ impl Checkpoint {
                     f(span)?;
                     file.release(span);
                     Ok(())
-                })
+                })?;
             }
-            Cow::Owned(bytes) => f(&bytes),
+            Cow::Owned(bytes) => f(&bytes)?,
         }
+        self.check_unchanged(entry)
     }
 }
 

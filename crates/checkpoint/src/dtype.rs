@@ -188,9 +188,15 @@ impl TensorInfo {
     }
 }
 
-/// The product of the dimensions, or `None` if it overflows. A zero anywhere makes it zero, whatever the
-/// rest.
+/// Largest number of dimensions, PyTorch's; a hostile header may have millions.
+const MAX_DIMS: usize = 64;
+
+/// The product of the dimensions, or `None` if it overflows or they are more than any tensor has. A zero anywhere makes it
+/// zero, whatever the rest.
 pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
+    if shape.len() > MAX_DIMS {
+        return None;
+    }
     if shape.contains(&0) {
         return Some(0);
     }
@@ -211,6 +217,7 @@ mod tests {
         assert_eq!(numel(&[]), Some(1));
         assert_eq!(numel(&[2, 3]), Some(6));
         assert_eq!(numel(&[usize::MAX, 2]), None);
+        assert_eq!((numel(&[1; 64]), numel(&[1; 65])), (Some(1), None));
         assert_eq!(numel(&[usize::MAX, 2, 0]), Some(0));
         assert_eq!(byte_size(&[usize::MAX / 4], Dtype::F64), None);
     }

@@ -89,7 +89,13 @@ pub enum CheckpointError {
         /// The destination.
         path: PathBuf,
     },
-    /// A partial output was made by a different job, or is in use by one that runs.
+    /// A folder is in use by a running process.
+    #[error("{}: another process is writing here; wait for it or choose another path", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A partial output was made by a different job.
     #[error("{}: cannot resume: {reason}", path.display())]
     CannotResume {
         /// The partial output.

@@ -44,8 +44,8 @@ impl Journal {
     /// Continues a journal, with the hashes of the tensors it has; starts a new one if the file does not exist.
     ///
     /// # Errors
-    /// [`CannotResume`](CheckpointError::CannotResume) if it belongs to a different plan, or to a running
-    /// process.
+    /// [`CannotResume`](CheckpointError::CannotResume) if it belongs to a different plan,
+    /// [`InUse`](CheckpointError::InUse) if to a running process.
     pub(crate) fn resume(
         path: PathBuf,
         fingerprint: &str,
@@ -85,10 +85,7 @@ impl Journal {
         let file = file.map_err(|e| CheckpointError::io(&path, "open", e))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { file, path }),
-            Err(TryLockError::WouldBlock) => Err(CheckpointError::CannotResume {
-                path,
-                reason: "another process is writing here; wait for it or choose another path".to_owned(),
-            }),
+            Err(TryLockError::WouldBlock) => Err(CheckpointError::InUse { path }),
             Err(TryLockError::Error(e)) => Err(CheckpointError::io(&path, "lock", e)),
         }
     }

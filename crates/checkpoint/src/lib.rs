@@ -43,6 +43,7 @@ mod companions;
 mod convert;
 mod dtype;
 mod error;
+mod fault;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gguf;
@@ -66,9 +67,10 @@ pub use self::{
     companions::{is_nested_companion, nested_companions},
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
+    fault::report_cut_files,
     map::{has_file, read_file, read_file_within},
     plan::{StreamOptions, TensorPlan},
-    staged::StagedDir,
+    staged::{FolderLock, StagedDir},
     stream::StreamWriter,
     write::{RawTensor, write_safetensors, write_safetensors_with},
 };

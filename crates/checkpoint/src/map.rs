@@ -1,10 +1,15 @@
 //! The bytes of a file: mapped, or held in memory.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use memmap2::Mmap;
 
-use crate::{CheckpointError, gguf};
+use crate::{CheckpointError, fault::Region, gguf};
 
 /// Files of at most this many bytes are copied into memory: adapters and small models, which training scripts
 /// rewrite in place. Mapping them would not be worth the risk that [`map_file`] describes.
@@ -56,9 +61,34 @@ fn member_of(path: &Path) -> Option<(&Path, &str)> {
 #[derive(Debug)]
 pub(crate) enum Bytes {
     /// A mapped file.
-    Mapped(Mmap),
+    Mapped(Mapped),
     /// A small file, or bytes from the caller.
     Owned(Vec<u8>),
+}
+
+/// A mapped file, with what shows that it was changed in place.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    /// Before the map: a region is forgotten before it is unmapped.
+    _region: Region,
+    map: Mmap,
+    file: File,
+    path: PathBuf,
+    /// Size and time of modification when it was opened.
+    state: (u64, Option<SystemTime>),
+}
+
+impl Mapped {
+    fn new(file: File, path: &Path) -> std::io::Result<Self> {
+        let state = state_of(&file)?;
+        let map = map_file(&file)?;
+        let _region = Region::new(&map, path);
+        Ok(Self { _region, map, file, path: path.to_owned(), state })
+    }
+}
+
+fn state_of(file: &File) -> std::io::Result<(u64, Option<SystemTime>)> {
+    file.metadata().map(|meta| (meta.len(), meta.modified().ok()))
 }
 
 impl Bytes {
@@ -73,8 +103,8 @@ impl Bytes {
             return Err(CheckpointError::malformed(path, "empty file; download or write it again"));
         }
         if meta.len() > COPIED {
-            let map = map_file(&file).map_err(|e| CheckpointError::io(path, "map", e))?;
-            return Ok(Self::Mapped(map));
+            let mapped = Mapped::new(file, path).map_err(|e| CheckpointError::io(path, "map", e))?;
+            return Ok(Self::Mapped(mapped));
         }
         let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
         file.take(COPIED + 1).read_to_end(&mut bytes).map_err(|e| CheckpointError::io(path, "read", e))?;
@@ -91,9 +121,21 @@ impl Bytes {
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(mapped) => &mapped.map,
             Self::Owned(bytes) => bytes,
         }
+    }
+
+    /// Refuses a mapped file that another process has changed in place since it was opened: its values would be a mixture of
+    /// two files. A file that was replaced by renaming is still the old one here.
+    pub(crate) fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        let Self::Mapped(mapped) = self else { return Ok(()) };
+        let state = state_of(&mapped.file).map_err(|e| CheckpointError::io(&mapped.path, "read", e))?;
+        if state == mapped.state {
+            return Ok(());
+        }
+        let reason = "was changed while it was read; wait until it is written, and start again";
+        Err(CheckpointError::malformed(&mapped.path, reason))
     }
 
     /// Releases the pages of `part`, so that reading a large file does not keep a second copy of it
@@ -101,7 +143,7 @@ impl Bytes {
     ///
     /// The pages just before it are released too: the first touch of `part` brought them back.
     pub(crate) fn release(&self, part: &[u8]) {
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(Mapped { map, .. }) = self {
             let start = (part.as_ptr().addr()).wrapping_sub(map.as_ptr().addr());
             if start <= map.len() && part.len() <= map.len() - start {
                 let from = start.saturating_sub(MAPPED_AROUND);
@@ -120,9 +162,10 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only and of a regular file, and this crate's writers replace files by renaming, which
     // leaves an open map as it is. What no check can rule out is a process that changes the file in place while it is
     // mapped: writing to it is a data race, undefined behaviour in the language's terms, and truncating it makes the
-    // next access past the new end a SIGBUS, which ends the process. Both are accepted for files of more than `COPIED`
-    // bytes, since copying would double the memory of a large model; [`Checkpoint`](crate::Checkpoint) says so to its
-    // callers. The parsers bound the damage of changed bytes: every length and offset is checked against the map before
+    // next access past the new end a SIGBUS. Both are accepted for files of more than `COPIED` bytes, since copying
+    // would double the memory of a large model; [`Checkpoint`](crate::Checkpoint) says so to its callers. A changed file
+    // is noticed around each read (`check_unchanged`), and a program can turn the signal into a message
+    // (`report_cut_files`). The parsers bound the damage of changed bytes: every length and offset is checked against the map before
     // use, and elements are read as integers of any bit pattern.
     unsafe { Mmap::map(file) }
 }

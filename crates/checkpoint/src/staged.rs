@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     CheckpointError,
-    atomic::{check_free, move_into_place, split, sync_tree},
+    atomic::{check_free, is_temporary, move_into_place, split, sync_folder, sync_tree},
 };
 
 /// The file inside the folder whose lock marks it as in use.
@@ -47,7 +47,7 @@ pub struct StagedDir {
     path: PathBuf,
     destination: PathBuf,
     replace: bool,
-    /// Held for the lifetime of this value, and released before the folder moves.
+    /// Held for the lifetime of this value.
     lock: Option<File>,
     keep: bool,
 }
@@ -57,8 +57,8 @@ impl StagedDir {
     /// empty folder; with `replace` it may be any folder. Parents are created.
     ///
     /// # Errors
-    /// [`DestinationExists`](CheckpointError::DestinationExists); [`CannotResume`](CheckpointError::CannotResume) if
-    /// another process is at work on the same destination; [`Io`](CheckpointError::Io).
+    /// [`DestinationExists`](CheckpointError::DestinationExists); [`InUse`](CheckpointError::InUse) if another process is at
+    /// work on the same destination; [`Io`](CheckpointError::Io).
     pub fn create(destination: impl AsRef<Path>, replace: bool) -> Result<Self, CheckpointError> {
         let mut staged = Self::resume(destination, replace)?;
         // Until it is empty it is somebody's work, not to be removed because of an error here.
@@ -84,13 +84,12 @@ impl StagedDir {
         let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(|e| CheckpointError::io(&lock_path, "create", e))?;
         match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let reason = "another process is writing here; wait for it or choose another path".to_owned();
-                return Err(CheckpointError::CannotResume { path, reason });
-            }
+            // The file may be one that its holder has just moved or removed.
+            Ok(()) if is_at(&lock, &lock_path) => {}
+            Ok(()) | Err(TryLockError::WouldBlock) => return Err(CheckpointError::InUse { path }),
             Err(TryLockError::Error(e)) => return Err(CheckpointError::io(&lock_path, "lock", e)),
         }
+        sweep(&path, true).map_err(|e| CheckpointError::io(&path, "clear", e))?;
         Ok(Self { path, destination: destination.to_owned(), replace, lock: Some(lock), keep: false })
     }
 
@@ -113,22 +112,116 @@ impl StagedDir {
     pub fn commit(mut self) -> Result<(), CheckpointError> {
         sync_tree(&self.path)?;
         check_free(&self.destination, self.replace)?;
-        self.lock = None;
-        let lock = self.path.join(LOCK);
-        fs::remove_file(&lock).map_err(|e| CheckpointError::io(&lock, "remove", e))?;
-        move_into_place(&self.path, &self.destination)?;
-        self.keep = true;
-        Ok(())
+        let remove_lock = |folder: &Path| {
+            let lock = folder.join(LOCK);
+            fs::remove_file(&lock).map_err(|e| CheckpointError::io(&lock, "remove", e))
+        };
+        // Released before the move, another process could take the folder and clear it.
+        if cfg!(unix) {
+            move_into_place(&self.path, &self.destination, self.replace)?;
+            self.keep = true;
+            remove_lock(&self.destination)?;
+        } else {
+            // Where a folder with an open file cannot be renamed.
+            self.lock = None;
+            remove_lock(&self.path)?;
+            move_into_place(&self.path, &self.destination, self.replace)?;
+            self.keep = true;
+        }
+        sync_folder(&split(&self.destination)?.0)
     }
 }
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        self.lock = None;
+        if !cfg!(unix) {
+            self.lock = None;
+        }
         if !self.keep {
             // No error can be reported from here; remains are hidden and removed by the next attempt.
             let _removed = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+/// Removes what a killed process was writing: it would become a part of the folder.
+fn sweep(folder: &Path, below: bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_folder = entry.file_type()?.is_dir();
+        match (is_temporary(&entry.file_name()), is_folder) {
+            (true, true) => fs::remove_dir_all(entry.path())?,
+            (true, false) => fs::remove_file(entry.path())?,
+            (false, true) if below => sweep(&entry.path(), true)?,
+            (false, _) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether an open file is the one of this name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let (open, named) = (file.metadata().map(place), fs::metadata(path).map(place));
+    matches!((open, named), (Ok(open), Ok(named)) if open == named)
+}
+
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> bool {
+    true
+}
+
+/// Keeps other processes from writing into a folder that is filled file by file. The lock is on the folder itself and
+/// ends with this value or the process, however it ends; no file is added. What a killed process was writing is removed.
+///
+/// ```
+/// use lowrank_checkpoint::FolderLock;
+///
+/// let folder = tempfile::tempdir()?;
+/// let lock = FolderLock::take(folder.path())?;
+/// # #[cfg(unix)]
+/// assert!(FolderLock::take(folder.path()).is_err());
+/// drop(lock);
+/// FolderLock::take(folder.path())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct FolderLock {
+    path: PathBuf,
+    folder: Option<File>,
+}
+
+impl FolderLock {
+    /// Locks an existing folder. Where a folder cannot be locked (NFS, other systems than Unix), nothing is.
+    ///
+    /// # Errors
+    /// [`InUse`](CheckpointError::InUse) if another process holds it.
+    pub fn take(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let path = path.as_ref().to_owned();
+        let Ok(folder) = File::open(&path) else { return Ok(Self { path, folder: None }) };
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(CheckpointError::InUse { path }),
+            Ok(()) => sweep(&path, false).map_err(|e| CheckpointError::io(&path, "clear", e))?,
+            // Others may be writing.
+            Err(TryLockError::Error(_)) => {}
+        }
+        Ok(Self { path, folder: Some(folder) })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the folder still has its name: if it was removed or replaced, further files would be lost, or appear in
+    /// another one.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.folder.as_ref().is_none_or(|folder| is_at(folder, &self.path))
     }
 }
 

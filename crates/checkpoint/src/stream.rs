@@ -56,7 +56,7 @@ impl StreamWriter {
     /// # Errors
     /// [`DestinationExists`](CheckpointError::DestinationExists) if the folder has a finished checkpoint of this stem;
     /// [`BadTensor`](CheckpointError::BadTensor) for a plan with a repeated name or a shape that overflows;
-    /// [`CannotResume`](CheckpointError::CannotResume) if another process writes here; [`Io`](CheckpointError::Io).
+    /// [`InUse`](CheckpointError::InUse) if another process writes here; [`Io`](CheckpointError::Io).
     pub fn create(
         folder: impl AsRef<Path>,
         plan: Vec<TensorPlan>,

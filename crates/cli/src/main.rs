@@ -76,12 +76,16 @@ enum Command {
     Report(command::report::Args),
     /// Generate the embedded data sets and models
     Datasets(command::datasets::Args),
+    /// Write the man pages and the shell completions
+    #[command(hide = true)]
+    Manual(command::manual::Args),
 }
 
 fn main() -> ExitCode {
     // A reader that has enough, like `head`, ends the program quietly.
     sigpipe::reset();
     terminal::survive_size_limit();
+    lowrank_checkpoint::report_cut_files();
     let matches = Cli::command().get_matches();
     context::record_given(&matches);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -126,6 +130,7 @@ fn run(command: Command, processes: &processes::Processes) -> anyhow::Result<()>
         Command::Logs(args) => command::logs::run(args),
         Command::Report(args) => command::report::run(args),
         Command::Datasets(args) => command::datasets::run(args),
+        Command::Manual(args) => command::manual::run(&args),
     }
 }
 

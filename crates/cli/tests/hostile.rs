@@ -231,6 +231,97 @@ fn a_full_disk_is_an_error_of_one_line() {
     }
 }
 
+/// What another process holds is left alone.
+#[test]
+fn two_processes_do_not_write_to_one_output() {
+    let (llama, adapter) = (fixture("small-llama"), fixture("peft-small-llama-lora-head"));
+    let dir = tempfile::tempdir().unwrap();
+    let [rows, out, partial] = ["rows.jsonl", "out", ".out.partial"].map(|name| dir.path().join(name));
+    fs::write(&rows, "{\"prompt\":\"hi\",\"completion\":\"x y z\"}\n".repeat(8)).unwrap();
+    fs::create_dir(&partial).unwrap();
+    let lock = fs::File::create(partial.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    fs::write(partial.join("work"), "mine").unwrap();
+    for args in [
+        &["compress", "--model", s(&llama), "--method", "svd", "--ratio", "0.5"][..],
+        &["compress", "--model", s(&llama), "--method", "svd", "--ratio", "0.5", "--resume"],
+        &["compress", "--model", s(&llama), "--method", "quant", "--bits", "4"],
+        &["merge", "--model", s(&llama), "--adapter", s(&adapter)],
+        &["resize", "--rank", "1", "--adapter", s(&adapter)],
+    ] {
+        refused(&[args, &["-o", s(&out)]].concat(), "another process is writing here");
+    }
+    assert_eq!(fs::read(partial.join("work")).unwrap(), b"mine");
+    // The parts of the data sets are staged like everything else.
+    let glue = dir.path().join("data/.mini-glue.partial");
+    fs::create_dir_all(&glue).unwrap();
+    let other = fs::File::create(glue.join(".lock")).unwrap();
+    other.lock().unwrap();
+    let data = dir.path().join("data");
+    refused(&["datasets", "--texts-only", "-o", s(&data)], "another process is writing here");
+    drop(other);
+    common::run(&["datasets", "--texts-only", "-o", s(&data)]);
+    fs::write(data.join("mini-instruct/notes.txt"), "mine").unwrap();
+    refused(&["datasets", "--texts-only", "-o", s(&data)], "notes.txt: is not a part");
+    assert_eq!(fs::read(data.join("mini-instruct/notes.txt")).unwrap(), b"mine");
+
+    fs::create_dir(&out).unwrap();
+    let lock = fs::File::open(&out).unwrap();
+    lock.lock().unwrap();
+    let train =
+        ["finetune", "--model", s(&llama), "--train", s(&rows), "--dev", s(&rows), "--method", "lora"];
+    let output = lowrank(&[&train[..], &["--max-steps", "1", "-o", s(&out)]].concat()).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.trim_end().ends_with("another process is writing here; wait for it or choose another path")
+    );
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "{error}");
+}
+
+#[test]
+fn a_run_whose_folder_is_removed_ends() {
+    let llama = fixture("small-llama");
+    let dir = tempfile::tempdir().unwrap();
+    let [rows, out] = ["rows.jsonl", "out"].map(|name| dir.path().join(name));
+    fs::write(&rows, "{\"prompt\":\"hi\",\"completion\":\"x y z\"}\n".repeat(8)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lowrank"))
+        .args(["finetune", "--model", s(&llama), "--train", s(&rows), "--dev", s(&rows), "--method", "lora"])
+        .args(["--max-steps", "10000000", "--save-every", "100000", "-o", s(&out)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The event file is the last one before the first step.
+    let begun = std::time::Instant::now();
+    let has_events = || {
+        fs::read_dir(&out).is_ok_and(|mut files| {
+            files.any(|file| file.unwrap().file_name().to_string_lossy().starts_with("events"))
+        })
+    };
+    while !has_events() && begun.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    while out.exists() {
+        // A file may be added meanwhile.
+        let _removed = fs::remove_dir_all(&out);
+    }
+    let waited = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if waited.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let last = error.lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: ") && last.contains("was removed or replaced"), "{error}");
+    assert!(!out.exists());
+}
+
 /// The limit on the size of files stands for a full disk: a write fails in the middle of a file.
 #[test]
 fn a_write_that_fails_leaves_nothing() {

@@ -8,6 +8,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::truncation::break_even_rank;
 use lowrank_factor::{Spectrum, svd};
 use lowrank_spec::Targets;
+use lowrank_spec::text::{csv_field, xml};
 use serde::Serialize;
 
 use crate::error::{Result, at};
@@ -104,10 +105,10 @@ pub fn of_values(module: String, shape: [usize; 2], values: &[f32]) -> Result<Mo
 pub fn to_csv(spectra: &[ModuleSpectrum]) -> String {
     let mut out = String::from("module,rank,singular_value,energy,relative_error\n");
     for spectrum in spectra {
+        let name = csv_field(&spectrum.module);
         for (i, (value, error)) in spectrum.singular_values.iter().zip(errors(spectrum).skip(1)).enumerate() {
             // Writing to a string cannot fail.
-            let _ =
-                writeln!(out, "{},{},{value:e},{:e},{error:e}", spectrum.module, i + 1, 1.0 - error * error);
+            let _ = writeln!(out, "{name},{},{value:e},{:e},{error:e}", i + 1, 1.0 - error * error);
         }
     }
     out
@@ -186,7 +187,7 @@ pub fn to_svg(spectra: &[ModuleSpectrum]) -> String {
         );
     }
     for (index, kind) in kinds.iter().enumerate() {
-        let kind = kind.replace('&', "&amp;").replace('<', "&lt;");
+        let kind = xml(kind);
         let y = TOP + 16.0 * index as f64;
         let _ =
             writeln!(out, "<text x=\"{}\" y=\"{y}\" fill=\"{}\">{kind}</text>", RIGHT + 14.0, colour(index));
@@ -198,4 +199,36 @@ pub fn to_svg(spectra: &[ModuleSpectrum]) -> String {
 fn colour(index: usize) -> String {
     // Hues a golden angle apart never come close to each other.
     format!("hsl({:.0},70%,40%)", (index as f64 * 137.508) % 360.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_break_out_of_the_files() {
+        let module = "h.0.=cmd|' /c calc'!\"a\",<svg onload=\"x\">\u{1b}[2J".to_owned();
+        let spectra = [ModuleSpectrum {
+            module: module.clone(),
+            shape: [1, 1],
+            break_even_rank: 1,
+            effective_rank: 1.0,
+            energy_ranks: BTreeMap::new(),
+            ratio_errors: BTreeMap::new(),
+            singular_values: vec![2.0],
+        }];
+        let csv = to_csv(&spectra);
+        assert_eq!(
+            csv.lines().nth(1),
+            Some("\"h.0.=cmd|' /c calc'!\"\"a\"\",<svg onload=\"\"x\"\">\u{fffd}[2J\",1,2e0,1e0,0e0")
+        );
+        let formula = to_csv(&[ModuleSpectrum { module: "=1+1".into(), ..spectra[0].clone() }]);
+        assert!(formula.contains("\n'=1+1,1,"), "{formula}");
+        let svg = to_svg(&spectra);
+        assert!(
+            svg.contains("=cmd|&#39; /c calc&#39;!&quot;a&quot;,&lt;svg onload=&quot;x&quot;&gt;"),
+            "{svg}"
+        );
+        assert!(!svg.contains("<svg onload") && !svg.contains('\u{1b}'), "{svg}");
+    }
 }

@@ -3,6 +3,7 @@
 mod build;
 mod byte_level;
 mod config;
+mod long;
 mod protobuf;
 mod sentencepiece;
 mod train;
@@ -198,10 +199,11 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
         // The library's own truncation stops tokenizing early and then picks the wrong one of two over-long
         // texts as the longer (tokenizers 0.23.2), so each text is tokenized completely and truncated here,
-        // by transformers' rule.
-        let mut first = self.inner.encode_fast(text, false).map_err(encoding_error)?;
-        let mut second =
-            pair.map(|pair| self.inner.encode_fast(pair, false)).transpose().map_err(encoding_error)?;
+        // by transformers' rule. Only of a single text whose end is cut off is the beginning enough.
+        let is_beginning = pair.is_none() && matches!(self.truncated_side, TruncationDirection::Right);
+        let room = self.max_length.filter(|_| is_beginning);
+        let mut first = self.part(text, room)?;
+        let mut second = pair.map(|pair| self.part(pair, None)).transpose()?;
         if let Some(max_length) = self.max_length {
             let room = max_length - added_tokens(&self.inner, pair.is_some());
             truncate(&mut first, second.as_mut(), room, self.truncated_side);
@@ -219,6 +221,10 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        if text.len() > long::LONG {
+            let (ids, offsets) = self.long_spans(text)?;
+            return Ok((ids, offsets.into_iter().map(|(start, end)| start..end).collect()));
+        }
         let encoding = self.inner.encode(text, false).map_err(encoding_error)?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), offsets))

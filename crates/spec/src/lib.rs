@@ -15,6 +15,7 @@ pub mod storage;
 pub mod suffix;
 pub mod targets;
 pub mod tensor;
+pub mod text;
 
 pub use blocks::BlockFormat;
 pub use dropout::{Dropout, Mode, Stream};

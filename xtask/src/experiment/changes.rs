@@ -47,7 +47,8 @@ pub(crate) fn check(lowrank: &Path, grid: &Grid, cells: &[Cell]) -> Result<()> {
             // A head of another width is another tensor; a non-finite value counts as the largest error.
             let difference = tensor["max_difference"].as_f64().unwrap_or(f64::INFINITY);
             // Writing to a string cannot fail.
-            let _ = writeln!(csv, "{},{name},{difference:e}", cell.id);
+            let quoted = name.replace('"', "\"\"");
+            let _ = writeln!(csv, "{},\"{quoted}\",{difference:e}", cell.id);
             let kind = kind(name);
             let largest = row.largest.entry(kind).or_insert(0.0);
             *largest = largest.max(difference);

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+#[cfg(unix)]
+use lowrank_checkpoint::FolderLock;
 use lowrank_checkpoint::{CheckpointError, StagedDir, replace_dir_atomic, write_atomic, write_dir_atomic};
 
 use crate::{check_error, listing};
@@ -140,4 +142,67 @@ fn a_staged_folder_is_removed_kept_or_committed() {
     staged.commit().unwrap();
     assert_eq!(listing(&out), ["b"]);
     assert_eq!(listing(folder.path()), ["out"]);
+}
+
+#[test]
+fn what_a_killed_writer_left_is_not_part_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut staged = StagedDir::create(&out, false).unwrap();
+    staged.keep();
+    fs::create_dir_all(staged.path().join("part/.b.tmp-1")).unwrap();
+    for name in ["a", ".a.tmp-x9", "part/.a.tmp-x9", "part/.b.tmp-1/c", "part/.hidden"] {
+        fs::write(staged.path().join(name), "").unwrap();
+    }
+    drop(staged);
+    StagedDir::resume(&out, false).unwrap().commit().unwrap();
+    assert_eq!(listing(&out), ["a", "part"]);
+    assert_eq!(listing(&out.join("part")), [".hidden"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_staged_folder_is_locked_until_it_has_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..50 {
+        let out = folder.path().join(format!("out{round}"));
+        let staged = StagedDir::create(&out, false).unwrap();
+        write(staged.path()).unwrap();
+        let others = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                // As another process: it may come too early or too late, but not in between.
+                loop {
+                    match StagedDir::create(&out, false) {
+                        Ok(staged) => return staged.commit(),
+                        Err(CheckpointError::InUse { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            });
+            staged.commit().unwrap();
+            other.join().unwrap()
+        });
+        // Its folder may have moved while it was at it; the finished one has all of its files.
+        others.unwrap_err();
+        assert_eq!(listing(&out), ["a"], "round {round}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_locked_folder_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join(".model.tmp-1"), "").unwrap();
+    let lock = FolderLock::take(&out).unwrap();
+    assert_eq!(listing(&out), [""; 0]);
+    assert!(lock.is_in_place());
+    check_error(FolderLock::take(&out), &["another process"]);
+    fs::remove_dir(&out).unwrap();
+    assert!(!lock.is_in_place());
+    fs::create_dir(&out).unwrap();
+    assert!(!lock.is_in_place());
+    FolderLock::take(&out).unwrap();
+    drop(lock);
 }

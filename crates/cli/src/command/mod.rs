@@ -12,6 +12,7 @@ pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logs;
+pub(crate) mod manual;
 pub(crate) mod merge;
 pub(crate) mod perplexity;
 pub(crate) mod predict;

@@ -6,6 +6,7 @@ use tokenizers::{Encoding, TruncationDirection};
 
 use crate::error::{DataError, Result};
 use crate::questions::WindowOptions;
+use crate::tokenize::long::check_length;
 use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error};
 
 /// A question with a part of its context.
@@ -41,7 +42,7 @@ impl TextTokenizer {
     /// `options.max_length` tokens: transformers' `truncation="only_second"` with `stride`.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] if the question leaves no room for the context, no token of a window would be new,
+    /// [`DataError::OutOfRange`] if the text has more than 8 MiB, the question leaves no room for the context, no token of a window would be new,
     /// or the context has no token; and as [`TextTokenizer::encode`].
     pub fn encode_windows(
         &self,
@@ -49,6 +50,7 @@ impl TextTokenizer {
         context: &str,
         options: WindowOptions,
     ) -> Result<Vec<Window>> {
+        check_length(question.len() + context.len())?;
         let question = self.inner.encode_char_offsets(question, false).map_err(encoding_error)?;
         let mut text = self.inner.encode_char_offsets(context, false).map_err(encoding_error)?;
         if text.is_empty() {

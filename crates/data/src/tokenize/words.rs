@@ -5,6 +5,7 @@ use std::ops::Range;
 use tokenizers::{Encoding, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
 use crate::error::Result;
+use crate::tokenize::long::check_length;
 use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error, truncate};
 
 /// A word of a text.
@@ -25,6 +26,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn encode_words(&self, words: &[String]) -> Result<(Encoded, Vec<Option<usize>>)> {
+        check_length(words.iter().map(String::len).sum())?;
         let encoding = self.for_words().encode(words, false).map_err(encoding_error)?;
         let (encoding, _) = self.framed(self.cut(encoding))?;
         let words = encoding.get_word_ids().iter().map(|word| word.map(|word| word as usize)).collect();
@@ -38,6 +40,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn encode_with_words(&self, text: &str) -> Result<(Encoded, Vec<WordSpan>)> {
+        check_length(text.len())?;
         let encoding = self.for_words().encode_char_offsets(text, false).map_err(encoding_error)?;
         let encoding = self.cut(encoding);
         let characters: Vec<char> = text.chars().collect();

@@ -6,12 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lowrank_spec::text::csv_field;
+
 use super::{
     TAKEN, Table,
     run::{Point, RunLog},
     tree::{Tree, Value},
 };
-use crate::{Error, Result, table::csv_field};
+use crate::{Error, Result};
 
 /// A CSV file with a header.
 pub(super) struct CsvTable<W> {

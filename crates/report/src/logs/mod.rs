@@ -142,6 +142,7 @@ pub fn convert(
     }
     let temporary = temporary_name(output);
     let written = write_table(&tree, format, &temporary, options, &mut summary, &mut progress)
+        .and_then(|()| File::open(&temporary).and_then(|f| f.sync_all()).map_err(Error::io("write", output)))
         .and_then(|()| fs::rename(&temporary, output).map_err(Error::io("write", output)));
     written.inspect_err(|_| {
         // The first error is reported.

@@ -458,7 +458,7 @@ fn parquet_holds_what_csv_holds() {
             assert!((0..6).all(|column| batch.column(column).is_valid(row)));
             csv += &format!(
                 "{},{:e},{},{},{},{}\n",
-                crate::table::csv_field(&words(0, row)),
+                lowrank_spec::text::csv_field(&words(0, row)),
                 batch.column(1).as_primitive::<Float64Type>().value(row),
                 batch.column(2).as_primitive::<Int64Type>().value(row),
                 words(3, row),

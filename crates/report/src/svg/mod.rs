@@ -6,21 +6,5 @@
 mod axis;
 mod plot;
 
+pub(crate) use lowrank_spec::text::xml as escape;
 pub(crate) use plot::{COLOURS, Plot, Point, Series, swatch};
-
-/// Text escaped for HTML and SVG.
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
-}

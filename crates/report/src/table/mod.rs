@@ -11,7 +11,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::render::{csv_field, grid, legend, score_decimals};
+pub(crate) use self::render::{grid, legend, score_decimals};
 use crate::{Metric, Summary, run::LoadedRun};
 
 /// The table of a grid of runs.

@@ -1,6 +1,8 @@
 //! A table as text, Markdown, CSV and LaTeX.
 
 use super::build::are_alike;
+use lowrank_spec::text::{csv_field, printable};
+
 use super::{Cell, Cost, GridTable, Row};
 use crate::Metric;
 
@@ -256,7 +258,7 @@ fn grid_or_empty(table: &GridTable) -> Grid {
 
 /// Line breaks, which would end a row or a comment, as spaces.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    printable(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn markdown_escape(text: &str) -> String {
@@ -326,18 +328,6 @@ pub(super) fn csv(table: &GridTable) -> String {
     let line =
         |fields: Vec<String>| fields.iter().map(|field| csv_field(field)).collect::<Vec<_>>().join(",");
     lines(std::iter::once(headers).chain(table.rows.iter().map(row)).map(line))
-}
-
-/// A field of a CSV file, quoted if RFC 4180 requires it. A spreadsheet would run a text that begins like a formula: such a
-/// text gets an apostrophe in front, as OWASP recommends, and numbers stay as they are.
-pub(crate) fn csv_field(text: &str) -> String {
-    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err();
-    let mark = if is_formula { "'" } else { "" };
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{mark}{}\"", text.replace('"', "\"\""))
-    } else {
-        format!("{mark}{text}")
-    }
 }
 
 fn lines(lines: impl IntoIterator<Item = String>) -> String {

@@ -438,20 +438,3 @@ fn published_perplexities_stand_beside_perplexities_alone() {
     assert_eq!(sst2.iter().filter(|model| *model == "bert-base-uncased").count(), 6);
     assert_eq!(sst2.iter().filter(|model| *model == "all-MiniLM-L6-v2").count(), 1);
 }
-
-#[test]
-fn csv_fields_are_no_formulas() {
-    for (text, field) in [
-        ("plain", "plain"),
-        ("a,b", "\"a,b\""),
-        ("-1.5e-3", "-1.5e-3"),
-        ("+2", "+2"),
-        ("a=b", "a=b"),
-        ("=1+2", "'=1+2"),
-        ("-2+cmd", "'-2+cmd"),
-        ("@sum", "'@sum"),
-        ("=HYPERLINK(\"x\",1)", "\"'=HYPERLINK(\"\"x\"\",1)\""),
-    ] {
-        assert_eq!(super::csv_field(text), field);
-    }
-}

@@ -6,8 +6,9 @@ mod llama;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use lowrank_checkpoint::StagedDir;
 use lowrank_mini::{File, files, instruct};
 use lowrank_train::{
     Alone, CheckpointStore, Objective, Start, StepReport, TrainConfig, Training, Watch, train,
@@ -47,8 +48,8 @@ const SEED: u64 = 1;
 /// Runs the command. An interrupted training resumes; a complete model is trained again only after all are
 /// complete.
 pub(crate) fn run(args: Args) -> Result<()> {
-    write(&args.output.join("mini-glue"), &files(SEED))?;
-    write(&args.output.join("mini-instruct"), &instruct::files(SEED))?;
+    write_texts(&args.output.join("mini-glue"), &files(SEED))?;
+    write_texts(&args.output.join("mini-instruct"), &instruct::files(SEED))?;
     if args.texts_only {
         return Ok(());
     }
@@ -64,21 +65,51 @@ pub(crate) fn run(args: Args) -> Result<()> {
             eprintln!("{name} is complete");
             continue;
         }
+        // Also keeps another process from the same training.
+        let staged = StagedDir::create(&folder, true)?;
         std::fs::create_dir_all(&state).with_context(|| state.display().to_string())?;
         match model {
-            Model::MiniBert => bert::make(&folder, &state, args.steps)?,
-            Model::MiniLlama => llama::make(&folder, &state, args.steps)?,
+            Model::MiniBert => bert::make(staged.path(), &state, args.steps)?,
+            Model::MiniLlama => llama::make(staged.path(), &state, args.steps)?,
         }
+        check_replaced(&folder, |name| staged.path().join(name).exists())?;
+        staged.commit()?;
         std::fs::write(&done, "").with_context(|| done.display().to_string())?;
     }
     std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())
+}
+
+/// Writes a folder of texts, all of them or none, in place of an older one.
+fn write_texts(folder: &Path, files: &[File]) -> Result<()> {
+    let staged = StagedDir::create(folder, true)?;
+    write(staged.path(), files)?;
+    check_replaced(folder, |name| staged.path().join(name).exists())?;
+    Ok(staged.commit()?)
+}
+
+/// Refuses to replace a folder that contains anything but what is written now: it may be someone's work.
+fn check_replaced(folder: &Path, is_written: impl Fn(&Path) -> bool) -> Result<()> {
+    for entry in folder.read_dir().into_iter().flatten() {
+        let path = entry.with_context(|| folder.display().to_string())?.path();
+        if let Some(name) = path.file_name()
+            && !is_written(name.as_ref())
+        {
+            bail!(
+                "{}: is not a part of what {} is to be replaced by; move it away, or give another folder",
+                path.display(),
+                folder.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Writes files below a folder.
 fn write(folder: &Path, files: &[File]) -> Result<()> {
     for (name, content) in files {
         let path = folder.join(name);
-        std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        let parent = path.parent().unwrap_or(folder);
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         lowrank_checkpoint::write_atomic(&path, content)?;
     }
     Ok(())

@@ -7,11 +7,15 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
+use lowrank_checkpoint::FolderLock;
 use lowrank_data::rows::Rows;
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
 use lowrank_report::tfevents::{EventWriter, Session};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
-use lowrank_train::{CheckpointStore, EventWatch, Objective, Outcome, Team, TrainConfig, Training, Watch};
+use lowrank_train::{
+    CheckpointStore, EventWatch, Objective, Outcome, StepReport, Team, TrainConfig, TrainError, Training,
+    Watch,
+};
 use serde_json::{Map, Value};
 
 use super::Args;
@@ -113,14 +117,20 @@ where
     }
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    let lock = Arc::new(FolderLock::take(&args.output)?);
+    // Another process may have finished since the first look.
+    super::check_output(args)?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));
-    let result = train(&setup, &identity, objective, model, &record);
+    let result = train(&setup, &identity, objective, model, &record, &lock);
     let mut record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     record.run_info.finished = Some(rfc3339_utc(SystemTime::now()));
     record.train_info.wall_s = Some(process.begun.elapsed().as_secs_f64());
     record.train_info.peak_rss_mb = peak_rss_mb();
-    let saved = result.and_then(|(model, outcome)| Ok((save(&model)?, outcome)));
+    let saved = result.and_then(|(model, outcome)| {
+        Present(Arc::clone(&lock)).check()?;
+        Ok((save(&model)?, outcome))
+    });
     match saved {
         Ok((bytes, outcome)) => {
             record.train_info.adapter_bytes = Some(bytes);
@@ -131,7 +141,10 @@ where
         Err(error) => {
             record.train_info.status = Status::Failed;
             record.train_info.error = Some(format!("{error:#}"));
-            record.write_atomic(&file)?;
+            // The first error is reported, and often prevents this one too.
+            if lock.is_in_place() {
+                let _written = record.write_atomic(&file);
+            }
             Err(error)
         }
     }
@@ -191,6 +204,7 @@ fn train<O: Objective<Train>>(
     objective: &O,
     model: O::Model,
     record: &Arc<Mutex<RunRecord>>,
+    lock: &Arc<FolderLock>,
 ) -> Result<(Trained<O>, Outcome)> {
     let &Setup { args, config, checkpoints, .. } = setup;
     let label = args.label.clone().unwrap_or_else(|| args.method.name());
@@ -218,6 +232,7 @@ fn train<O: Objective<Train>>(
         record.write_atomic(&file)?;
     }
     let mut watch: Vec<Box<dyn Watch>> = vec![
+        Box::new(Present(Arc::clone(lock))),
         Box::new(args.show()),
         Box::new(EventWatch::new(events)),
         Box::new(RecordWatch::new(record.clone(), file)),
@@ -227,6 +242,25 @@ fn train<O: Objective<Train>>(
     let (model, outcome) = lowrank_train::train(objective, model, training)?;
     checkpoints.end(keep_last)?;
     Ok((model.valid(), outcome))
+}
+
+/// Ends a run whose folder is gone.
+struct Present(Arc<FolderLock>);
+
+impl Present {
+    fn check(&self) -> lowrank_train::Result<()> {
+        if self.0.is_in_place() {
+            return Ok(());
+        }
+        let reason = "was removed or replaced while the run wrote to it; start the run again".into();
+        Err(TrainError::Checkpoint { path: self.0.path().to_owned(), reason })
+    }
+}
+
+impl Watch for Present {
+    fn step(&mut self, _: &StepReport) -> lowrank_train::Result<()> {
+        self.check()
+    }
 }
 
 /// Identifies a run, resumed or not: its folder.
