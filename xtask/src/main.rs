@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may end on the first surprise"))]
 
 mod cargo;
+mod dist;
 mod experiment;
 mod peers;
 mod surface;
@@ -58,6 +59,8 @@ enum Command {
     Experiment(Box<experiment::Options>),
     /// Compare with PyTorch, transformers and PEFT: install them into .venv and run a script
     Peers(peers::Options),
+    /// Build a release: an archive with the program, man pages and licences, its bill of materials, checksums
+    Dist(dist::Options),
     /// List the public items of the crates that nothing outside their own sources uses
     Surface {
         /// Include items that only the crate's own tests, examples and benches use
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Datasets { build, output } => tasks::datasets(&build, &output),
         Command::Experiment(options) => experiment::run(&options),
         Command::Peers(options) => peers::run(&options),
+        Command::Dist(options) => dist::run(&options),
         Command::Surface { tests } => surface::run(std::path::Path::new("."), tests),
     };
     match done {
