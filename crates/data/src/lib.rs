@@ -4,6 +4,8 @@
 
 pub mod chat;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod glue;
 pub mod images;
 mod io;

@@ -6,6 +6,8 @@
 mod bootstrap;
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod html;
 mod log_path;
 pub mod logs;

@@ -225,6 +225,15 @@ fn known_types() -> Vec<&'static str> {
     types
 }
 
+/// Fuzz body: any bytes as an `adapter_config.json` are refused in one line, or are parsed.
+#[doc(hidden)]
+pub fn fuzz_config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Err(message) = PeftConfig::parse(text) {
+        assert!(!message.contains('\n'), "{message:?}");
+    }
+}
+
 impl PeftConfig {
     /// Parses the file's text; the error names the key at fault.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
@@ -499,5 +508,15 @@ mod tests {
         let config = PeftConfig::parse(text).unwrap();
         assert_eq!(config.rank_of("model.zq_proj"), 2);
         assert_eq!(config.rank_of("model.q_proj"), 4);
+    }
+
+    #[test]
+    fn mutated_configs_are_parsed_or_refused() {
+        let text = r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q", "v"], "use_dora": true,
+            "rank_pattern": {"q": 4}, "init_lora_weights": "pissa_niter_4", "modules_to_save": ["head"], "bias": "none"}"#;
+        let mut random = lowrank_checkpoint::fuzz::Random::new(11);
+        for _ in 0..5000 {
+            fuzz_config(&lowrank_checkpoint::fuzz::mutate(text.as_bytes(), &mut random));
+        }
     }
 }

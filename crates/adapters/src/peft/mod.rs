@@ -21,6 +21,8 @@ mod sites;
 mod tied;
 mod write;
 
+#[doc(hidden)]
+pub use self::config::fuzz_config;
 pub use self::config::{PeftConfig, TokenIndices};
 pub use self::folder::{AdapterFolder, CONFIG_FILE, LORALIB_ALPHA, TENSOR_FILE, is_adapter};
 pub use self::init_tag::InitTag;
