@@ -41,7 +41,7 @@ pub(super) enum Source {
 
 /// What makes rows into tokens.
 pub(super) enum Reader {
-    Texts(TextTokenizer),
+    Texts(Box<TextTokenizer>),
     Images(Pictures),
 }
 
@@ -51,7 +51,7 @@ impl Reader {
         if config.patches().is_some() {
             return Ok(Self::Images(Pictures::open(folder, config)?));
         }
-        Ok(Self::Texts(tokenizer(folder, config, args.max_length)?))
+        Ok(Self::Texts(Box::new(tokenizer(folder, config, args.max_length)?)))
     }
 }
 
