@@ -9,7 +9,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelKind, Parameters};
+use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelKind, Parameters, Seq2Seq};
 use lowrank_spec::HostTensor;
 
 use crate::backend::{Inner, device};
@@ -145,6 +145,13 @@ fn base(
     if folder.kind() == ModelKind::Decoder && level.is_none() {
         let mut model =
             Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
+        warn_ignored(&model, folder.path());
+        model.prepare(adapter)?;
+        return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
+    }
+    if folder.kind() == ModelKind::Seq2Seq {
+        let mut model =
+            Seq2Seq::<Inner>::load(folder.path(), folder.seq2seq_config()?, Default::default(), device)?;
         warn_ignored(&model, folder.path());
         model.prepare(adapter)?;
         return Ok((model.sites().to_vec(), Box::new(model.base_weights())));

@@ -7,21 +7,94 @@ use clap::Args;
 use lowrank_adapters::AdapterSet;
 use lowrank_data::chat::{Message, RenderOptions};
 use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::decoder::{Generated, GenerationOptions};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, ModelFolder, ModelKind};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, Seq2Seq};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
 use crate::context::adapter_folder;
 
 /// A language model with an adapter over it, and its tokenizer, which does not truncate.
-pub(crate) struct Language {
+pub(crate) struct Language<M = Decoder<Inner>> {
     /// The model.
-    pub(crate) model: Decoder<Inner>,
+    pub(crate) model: M,
     /// Its adapters.
     pub(crate) adapters: AdapterSet<Inner>,
     /// Tokenizer.
     pub(crate) tokenizer: TextTokenizer,
+}
+
+/// A model that writes texts.
+pub(crate) trait Writer: Adaptable<Inner> {
+    /// Whether it continues the text of its prompt; otherwise it writes another text.
+    const CONTINUES: bool;
+
+    /// Loads a model of its kind.
+    fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self>;
+
+    /// The config of the part that writes.
+    fn decoder(&self) -> &DecoderConfig;
+
+    /// The tokens that follow each prompt, as [`Decoder::generate`] gives them.
+    fn write(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<Inner>,
+        device: &Device,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>>;
+}
+
+impl Writer for Decoder<Inner> {
+    const CONTINUES: bool = true;
+
+    fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
+        let config = folder.decoder_config()?;
+        if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
+            bail!("{}: is {}; expected a language model", folder.path().display(), folder.kind().describe());
+        }
+        Ok(Self::load(folder.path(), config, dtype, device)?)
+    }
+
+    fn decoder(&self) -> &DecoderConfig {
+        self.config()
+    }
+
+    fn write(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<Inner>,
+        device: &Device,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>> {
+        Ok(self.generate(prompts, options, adapters, device, on_tokens)?)
+    }
+}
+
+impl Writer for Seq2Seq<Inner> {
+    const CONTINUES: bool = false;
+
+    fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
+        Ok(Self::load(folder.path(), folder.seq2seq_config()?, dtype, device)?)
+    }
+
+    fn decoder(&self) -> &DecoderConfig {
+        &self.config().decoder
+    }
+
+    fn write(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<Inner>,
+        device: &Device,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>> {
+        Ok(self.generate(prompts, options, adapters, device, on_tokens)?)
+    }
 }
 
 /// `--model`, `--adapter` and `--dtype`.
@@ -39,14 +112,15 @@ pub(crate) struct LanguageArgs {
 }
 
 impl LanguageArgs {
-    /// Loads the given model and adapter.
+    /// Loads the given language model and adapter.
     pub(crate) fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Language> {
-        let config = folder.decoder_config()?;
-        if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
-            bail!("{}: is {}; expected a language model", folder.path().display(), folder.kind().describe());
-        }
+        self.load_as(folder, device)
+    }
+
+    /// Loads the given model of a kind and adapter.
+    pub(crate) fn load_as<M: Writer>(&self, folder: &ModelFolder, device: &Device) -> Result<Language<M>> {
+        let mut model = M::load(folder, self.dtype, device)?;
         let tokenizer = folder.tokenizer(None)?;
-        let mut model = Decoder::load(folder.path(), config, self.dtype, device)?;
         warn_ignored(&model, folder.path());
         let adapters = match self.adapter.as_deref().map(adapter_folder).transpose()? {
             Some(dir) => load_adapter(&mut model, &dir, device)?,
@@ -56,7 +130,7 @@ impl LanguageArgs {
     }
 }
 
-impl Language {
+impl<M: Writer> Language<M> {
     /// The tokens of a text, at least one: if the tokenizer adds no first token, an empty text gets the
     /// model's own.
     pub(crate) fn prompt(&self, text: &str) -> Result<Vec<u32>> {
@@ -64,9 +138,10 @@ impl Language {
         if !ids.is_empty() {
             return Ok(ids);
         }
+        ensure!(M::CONTINUES, "the prompt is empty; give a text");
         let bos = self
             .model
-            .config()
+            .decoder()
             .bos
             .context("the prompt is empty and the model has no first token; give a text")?;
         Ok(vec![bos])
@@ -85,11 +160,14 @@ impl Language {
         let Some(template) = folder.chat_template()? else { return Ok(None) };
         let ids = self.tokenizer.encode_spans(&template.turn_end()?)?.0;
         let end = ids.into_iter().find(|&id| self.tokenizer.is_special(id));
-        Ok(end.filter(|id| !self.model.config().eos.contains(id)))
+        Ok(end.filter(|id| !self.model.decoder().eos.contains(id)))
     }
 
-    /// The text of new tokens after a prompt: a word keeps the space before it.
+    /// The text of new tokens after a prompt that they continue: a word keeps the space before it.
     pub(crate) fn continuation(&self, prompt: &[u32], new: &[u32]) -> Result<String> {
+        if !M::CONTINUES {
+            return Ok(self.tokenizer.decode(new, true)?);
+        }
         let before = self.tokenizer.decode(prompt, true)?;
         let all = self.tokenizer.decode(&[prompt, new].concat(), true)?;
         Ok(match all.strip_prefix(&before) {
@@ -97,7 +175,9 @@ impl Language {
             None => self.tokenizer.decode(new, true)?,
         })
     }
+}
 
+impl Language {
     /// The longest text that the model supports, or `asked` if it is not longer.
     pub(crate) fn window(&self, asked: Option<usize>) -> Result<usize> {
         let config = self.model.config();

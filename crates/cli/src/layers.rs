@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lowrank_adapters::Site;
-use lowrank_models::{Classifier, Decoder, ModelFolder, Parameters};
+use lowrank_models::{Classifier, Decoder, ModelFolder, ModelKind, Parameters, Seq2Seq};
 use lowrank_spec::{LowrankSection, Representation};
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,11 @@ pub(crate) fn describe(folder: &ModelFolder) -> Result<Map<String, Value>> {
         return Ok(object);
     }
     let device = Device::default();
-    let (raw, sites, section) = if folder.kind().is_decoder() {
+    let (raw, sites, section) = if folder.kind() == ModelKind::Seq2Seq {
+        let config = folder.seq2seq_config()?;
+        let model = Seq2Seq::<Inner>::init(config.clone(), 0, &device).map_err(anyhow::Error::msg)?;
+        (config.raw, model.sites().to_vec(), config.lowrank)
+    } else if folder.kind().is_decoder() {
         let config = folder.decoder_config()?;
         let model = Decoder::<Inner>::init(config.clone(), 0, &device).map_err(anyhow::Error::msg)?;
         (config.raw, model.sites().to_vec(), config.lowrank)

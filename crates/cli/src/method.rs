@@ -9,6 +9,7 @@ use clap::builder::PossibleValue;
 use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
 use lowrank_models::Parameter;
+use lowrank_models::config::QkvNames;
 use serde_json::{Map, Value, json};
 
 /// Which parameters are trained.
@@ -313,6 +314,19 @@ pub(crate) fn parse_layers(text: &str) -> Result<Vec<usize>> {
         layers.extend(from..=to);
     }
     Ok(layers)
+}
+
+/// The maps to queries and values, the targets of adapters where none are named.
+pub(crate) fn query_and_value(names: &QkvNames) -> String {
+    match names {
+        QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
+        QkvNames::Fused { name, .. } => last(name).to_string(),
+    }
+}
+
+/// The last segment of a module's path.
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 #[cfg(test)]

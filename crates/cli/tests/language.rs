@@ -179,3 +179,89 @@ fn a_hub_name_is_found_in_the_cache() {
     let error = String::from_utf8(run("someone/other").code(1).get_output().stderr.clone()).unwrap();
     assert!(error.contains("is not in the hub's cache") && error.contains("HF_HUB_OFFLINE"), "{error}");
 }
+
+#[test]
+fn encoder_decoder_models_write_as_transformers_does() {
+    for name in ["seq2seq-t5", "seq2seq-t5-head", "seq2seq-mt5", "seq2seq-bart", "seq2seq-mbart"] {
+        let (model, golden) = (fixture(name), golden(name));
+        let mut args = vec!["generate", "--model", s(&model)];
+        let cases = golden["cases"].as_array().unwrap();
+        cases.iter().for_each(|case| args.extend(["--prompt", case["source"].as_str().unwrap()]));
+        if name != "seq2seq-bart" {
+            args.extend(["--max-new-tokens", "9"]);
+        }
+        let got = json_of(&args);
+        for (got, case) in got["rows"].as_array().unwrap().iter().zip(cases) {
+            assert_eq!(got["ids"], case["generated"], "{name}");
+            assert!(got["text"].is_string() && got["finish"].is_string());
+        }
+    }
+}
+
+#[test]
+fn an_encoder_decoder_model_is_inspected_merged_and_compressed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, adapter) = (fixture("seq2seq-bart"), fixture("peft-seq2seq-bart-lora"));
+    let [merged, factored] = ["merged", "factored"].map(|name| folder.path().join(name));
+    let object = json_of(&["inspect", s(&model), "--method", "lora", "--rank", "2"]);
+    // Queries and values of two encoder layers and of two attentions in two decoder layers, each 24 wide.
+    assert_eq!(object["adapter_parameters"], 12 * 2 * 48);
+    let prompt = ["--prompt", "The cat sat on the red mat.", "--max-new-tokens", "8"];
+    let ids = |args: &[&str]| json_of(&[&["generate"], args, &prompt].concat())["ids"].clone();
+    let adapted = ids(&["--model", s(&model), "--adapter", s(&adapter)]);
+    json_of(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]);
+    assert_eq!(ids(&["--model", s(&merged)]), adapted);
+    let report = json_of(&[
+        "compress",
+        "--model",
+        s(&merged),
+        "--method",
+        "svd",
+        "--ratio",
+        "0.5",
+        "-o",
+        s(&factored),
+    ]);
+    assert_eq!(report["output"], s(&factored));
+    let layers = json_of(&["inspect", s(&factored)]);
+    let kinds: Vec<&Value> =
+        layers["layers"].as_array().unwrap().iter().map(|layer| &layer["kind"]).collect();
+    assert!(kinds.iter().any(|kind| *kind == "low_rank"), "{kinds:?}");
+    assert!(!ids(&["--model", s(&factored)]).as_array().unwrap().is_empty());
+}
+
+#[test]
+fn what_encoder_decoder_models_do_not_do_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, output) = (folder.path().join("rows.jsonl"), folder.path().join("out"));
+    fs::write(&rows, "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
+    for name in ["seq2seq-t5", "seq2seq-bart"] {
+        let model = fixture(name);
+        let model = s(&model);
+        fails(&["chat", "--model", model], "is an encoder-decoder model, which does not hold conversations");
+        fails(&["generate", "--model", model, "--messages", s(&rows)], "does not hold conversations");
+        fails(
+            &[
+                "finetune",
+                "--model",
+                model,
+                "--train",
+                s(&rows),
+                "--dev",
+                s(&rows),
+                "--method",
+                "lora",
+                "-o",
+                s(&output),
+            ],
+            "is an encoder-decoder model, which finetune does not train",
+        );
+        fails(
+            &["compress", "--model", model, "--ratio", "0.2", "--calibration", s(&rows), "-o", s(&output)],
+            "is compressed without data only",
+        );
+        fails(&["embed", "--model", model, "--text", "a"], "an encoder-decoder model is taken by generate");
+        fails(&["perplexity", "--model", model, "--text", "a"], "encoder-decoder model");
+        assert!(!output.exists());
+    }
+}

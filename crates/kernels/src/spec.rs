@@ -195,12 +195,13 @@ impl Distances {
 ///
 /// Queries are `[queries, n_heads * head_dim]`, keys and values `[keys, n_kv_heads * head_dim]`. The queries of a
 /// sequence are at its last positions, so that a step with a cache of keys and values has fewer queries than keys, or
-/// where `queries_first` says so at its first ones.
+/// where `queries_first` says so at its first ones. Queries that see all keys may be of another sequence
+/// ([`cross`](AttentionSpec::cross)).
 #[derive(Clone, Debug)]
 pub struct AttentionSpec {
     /// The queries of each sequence.
     pub queries: PackedTokens,
-    /// The keys of each sequence, at least as many as its queries.
+    /// The keys of each sequence, at least as many as its queries where positions matter.
     pub keys: Keys,
     /// Heads of the queries, a multiple of `n_kv_heads`.
     pub n_heads: usize,
@@ -255,6 +256,26 @@ impl AttentionSpec {
         head_dim: usize,
     ) -> Self {
         Self { n_kv_heads, causal: true, ..Self::encoder(sequences, n_heads, head_dim) }
+    }
+
+    /// Attention of a decoder over the states of an encoder: every query sees all keys of its sequence, however many
+    /// there are of each.
+    pub fn cross(
+        queries: impl Into<PackedTokens>,
+        keys: impl Into<Keys>,
+        n_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        Self { keys: keys.into(), queries_first: true, ..Self::encoder(queries, n_heads, head_dim) }
+    }
+
+    /// Whether a query sees all keys of its sequence, wherever it is.
+    fn sees_all(&self) -> bool {
+        self.queries_first
+            && !self.causal
+            && self.window.is_none()
+            && self.alibi.is_none()
+            && self.distances.is_none()
     }
 
     /// The rows of the queries and of the keys of each sequence.
@@ -320,8 +341,10 @@ impl AttentionSpec {
         }
         assert!(
             self.queries.n_sequences() == self.keys.n_sequences()
-                && self.sequences().all(|(queries, keys)| queries.len() <= keys.len()),
-            "attention: each sequence needs at least as many keys as queries"
+                && self.sequences().all(|(queries, keys)| {
+                    queries.len() <= keys.len() || self.sees_all() && !keys.is_empty()
+                }),
+            "attention: each sequence needs at least as many keys as queries, or some that each of them sees"
         );
         let queries = [self.queries.n_tokens(), self.n_heads * self.head_dim];
         assert!(q == queries, "attention: queries are {q:?}, expected {queries:?}");

@@ -26,6 +26,7 @@ pub mod projection;
 mod rope;
 mod run;
 mod save;
+pub mod seq2seq;
 mod stack;
 mod stored;
 pub mod tensor_train;
@@ -34,7 +35,9 @@ pub mod visit;
 pub use adapt::Adaptable;
 pub use batch::{Rows, TokenBatch, Tokens};
 pub use classifier::{Classifier, Trainable};
-pub use config::{ClassifierConfig, DecoderConfig, EncoderConfig, HeadInput, HeadLevel, Problem};
+pub use config::{
+    ClassifierConfig, DecoderConfig, EncoderConfig, HeadInput, HeadLevel, Problem, Seq2SeqConfig,
+};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use folder::{
@@ -43,6 +46,7 @@ pub use folder::{
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;
+pub use seq2seq::Seq2Seq;
 pub use stack::{Parameters, Stack};
 pub use stored::{Blocks, Stored};
 pub use visit::{Layout, ParamVisitor, Parameter, Part, Role};

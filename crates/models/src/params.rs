@@ -429,7 +429,8 @@ impl<B: Backend> Loader<'_, B> {
     /// Records a stored table of sines and cosines that are not those of the model, which computes its own (RoFormer): in
     /// row `p` of width `d`, `sin(p / 10000^(2i/d))` for `i` below `d / 2`, then the cosines.
     fn check_sinusoids(&mut self) {
-        let Some(name) = self.checkpoint.names().find(|name| name.ends_with(SINUSOIDS)) else { return };
+        let is_stored = |name: &&str| name.ends_with(SINUSOIDS) && !self.used.contains(*name);
+        let Some(name) = self.checkpoint.names().find(is_stored) else { return };
         let Some(&[_, width]) = self.checkpoint.info(name).map(|info| &info.shape[..]) else { return };
         let Ok(table) = self.checkpoint.read_f32(name) else { return };
         let half = width / 2;

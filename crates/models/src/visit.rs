@@ -47,6 +47,8 @@ pub enum Role {
     Offset,
     /// A parameter without a module of its own: the class token, the positions of patches.
     Bare,
+    /// A tensor of its own name that is stored and never trained.
+    Constant,
 }
 
 /// Which part of a model a module belongs to.
@@ -112,6 +114,7 @@ impl Parameter<'_> {
             Role::Gain => format!("{path}.weight"),
             Role::Bias | Role::Offset => format!("{path}.bias"),
             Role::Bare => path.to_owned(),
+            Role::Constant => path.to_string(),
         }
     }
 
@@ -174,5 +177,6 @@ mod tests {
         assert_eq!(key(Role::Weight(WeightPart::Core(2))), "h.3.q.tt_cores.2");
         assert_eq!([key(Role::Bias), key(Role::Offset)], ["h.3.q.bias"; 2]);
         assert_eq!(key(Role::Gain), "h.3.q.weight");
+        assert_eq!(key(Role::Constant), "h.3.q");
     }
 }

@@ -70,6 +70,16 @@ pub enum Stream {
     },
     /// A convolution beside the first layer.
     Convolution,
+    /// One of two places of a decoder layer's attention over an encoder's states: 0 scores, 1 output.
+    Cross {
+        /// The layer, counted with the encoder's.
+        layer: usize,
+        /// The place in it.
+        place: u64,
+    },
+    /// A place outside of the layers of an encoder-decoder model: 0 the decoder's embeddings, 1 the encoder's states, 2 the
+    /// decoder's.
+    Outside(u64),
     /// A place of the task head.
     Head(u64),
     /// The input of an adapter.
@@ -89,6 +99,8 @@ impl Stream {
             Self::Layer { layer, place } => 1 + layer as u64 * 4 + place,
             Self::Head(place) => (1 << 30) + place,
             Self::Convolution => 1 << 31,
+            Self::Cross { layer, place } => (1 << 31) + 1 + layer as u64 * 2 + place,
+            Self::Outside(place) => (3 << 30) + place,
             Self::Adapter { site, member } => ((1 + member as u64) << 32) + site as u64,
         }
     }
@@ -131,6 +143,12 @@ mod tests {
             Stream::Layer { layer: 1, place: 0 },
             Stream::Head(0),
             Stream::Head(1),
+            Stream::Convolution,
+            Stream::Cross { layer: 0, place: 0 },
+            Stream::Cross { layer: 0, place: 1 },
+            Stream::Cross { layer: 1, place: 0 },
+            Stream::Outside(0),
+            Stream::Outside(2),
             Stream::Adapter { site: 0, member: 0 },
             Stream::Adapter { site: 0, member: 1 },
             Stream::Adapter { site: 1, member: 0 },

@@ -22,6 +22,9 @@ pub struct Site {
     pub kernel: Option<[usize; 3]>,
 }
 
+/// The part of a path that the layers of a decoder have.
+const DECODER: &str = "decoder";
+
 impl Site {
     /// Largest rank that a factored update of this shape can have.
     pub fn max_rank(&self) -> usize {
@@ -33,13 +36,15 @@ impl Site {
         self.path.rsplit('.').next().unwrap_or(&self.path)
     }
 
-    /// The path relative to its layer (`attention.self.query`): equal for the same map of every layer.
+    /// The path relative to its layer (`attention.self.query`): equal for the same map of every layer. The layers of a
+    /// decoder keep that part of their path, which tells them from those of an encoder beside it.
     pub fn kind(&self) -> String {
-        match self.layer {
-            Some(layer) => {
-                let marker = format!(".{layer}.");
-                self.path.split_once(&marker).map_or(self.path.as_str(), |(_, rest)| rest).to_string()
+        let Some(layer) = self.layer else { return self.path.clone() };
+        match self.path.split_once(&format!(".{layer}.")) {
+            Some((stack, rest)) if stack.split('.').any(|part| part == DECODER) => {
+                format!("{DECODER}.{rest}")
             }
+            Some((_, rest)) => rest.to_string(),
             None => self.path.clone(),
         }
     }
@@ -60,6 +65,10 @@ mod tests {
             ..Site::default()
         };
         assert_eq!(site.kind(), "attention.self.query");
+        let path = |stack: &str| format!("{stack}.block.11.layer.0.SelfAttention.q");
+        let kind = |stack: &str| Site { path: path(stack), ..site.clone() }.kind();
+        assert_eq!(kind("encoder"), "layer.0.SelfAttention.q");
+        assert_eq!(kind("decoder"), "decoder.layer.0.SelfAttention.q");
         assert_eq!(site.name(), "query");
         assert_eq!(site.max_rank(), 4);
     }

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lowrank_data::chat::Message;
-use lowrank_models::ModelFolder;
 use lowrank_models::decoder::GenerationOptions;
+use lowrank_models::{ModelFolder, ModelKind};
 use serde_json::Value;
 use signal_hook::consts::SIGINT;
 
@@ -79,6 +79,12 @@ struct Chat<'a> {
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
     let folder = open_model(&args.model.model)?;
+    ensure!(
+        folder.kind() != ModelKind::Seq2Seq,
+        "{}: is {}, which does not hold conversations; give its source with generate --prompt",
+        folder.path().display(),
+        folder.kind().describe()
+    );
     let system = args.system.as_deref().map(|text| Message::new("system", text));
     // A missing template, or one that refuses a conversation, is reported before the weights are read.
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lowrank_checkpoint::FloatType;
 use lowrank_compress::{
     Allocation, Amount, Calibrator, DistillOptions, LayerRecovery, Measure, Method, Of, Options, Report,
@@ -212,6 +212,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("{}: already exists and is not empty; choose another output", args.output.display());
     }
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
+    let kind = open_model(&model)?.kind();
+    ensure!(
+        !given || kind != ModelKind::Seq2Seq,
+        "{}: is {}, which is compressed without data only; leave out --calibration, --task and --recover",
+        model.display(),
+        kind.describe()
+    );
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
     if !given && !opened.is_supported() {

@@ -1,18 +1,19 @@
-//! `lowrank generate`: continue prompts, or answer a conversation, with a language model.
+//! `lowrank generate`: continue prompts, or answer a conversation, with a language model; write the targets of sources with
+//! an encoder-decoder model.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lowrank_data::chat::Message;
-use lowrank_models::ModelFolder;
 use lowrank_models::decoder::Finish;
+use lowrank_models::{Decoder, ModelFolder, ModelKind, Seq2Seq};
 use serde_json::{Value, json};
 
-use crate::backend::device;
+use crate::backend::{Inner, device};
 use crate::context::{open_model, print_json, read_text};
-use crate::language::{LanguageArgs, render};
+use crate::language::{Language, LanguageArgs, Writer, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
 use crate::terminal::print_text;
@@ -22,7 +23,7 @@ use crate::terminal::print_text;
 pub(crate) struct Args {
     #[command(flatten)]
     model: LanguageArgs,
-    /// Prompt to continue; may be repeated
+    /// Prompt to continue, or the source of an encoder-decoder model; may be repeated
     #[arg(long, required_unless_present = "messages", allow_hyphen_values = true)]
     prompt: Vec<String>,
     /// A conversation to answer: a JSON list of objects with role and content
@@ -45,6 +46,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
     let folder = open_model(&args.model.model)?;
+    if folder.kind() == ModelKind::Seq2Seq {
+        ensure!(
+            args.messages.is_none(),
+            "{}: is an encoder-decoder model, which does not hold conversations; give its source with --prompt",
+            folder.path().display()
+        );
+        return write::<Seq2Seq<Inner>>(&args, &folder, None);
+    }
     let rendered = args.messages.as_deref().map(|path| conversation(&folder, path)).transpose()?;
     if let (Some(prompt), true) = (&rendered, args.render) {
         if args.json {
@@ -52,17 +61,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         return print_text(&(prompt.clone() + "\n"));
     }
+    write::<Decoder<Inner>>(&args, &folder, rendered)
+}
+
+/// Writes and prints the texts of the prompts, or of one rendered conversation.
+fn write<M: Writer>(args: &Args, folder: &ModelFolder, rendered: Option<String>) -> Result<()> {
     let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
     options.ignore_eos = args.ignore_eos;
     let device = device()?;
-    let language = args.model.load(&folder, &device)?;
+    let language: Language<M> = args.model.load_as(folder, &device)?;
     let (prompts, turn_end): (Vec<Vec<u32>>, Option<u32>) = match &rendered {
-        Some(prompt) => (vec![language.rendered_prompt(prompt)?], language.turn_end(&folder)?),
+        Some(prompt) => (vec![language.rendered_prompt(prompt)?], language.turn_end(folder)?),
         None => (args.prompt.iter().map(|prompt| language.prompt(prompt)).collect::<Result<_>>()?, None),
     };
     let turn_end = turn_end.filter(|_| !args.ignore_eos);
     let shown: Vec<&str> = match &rendered {
         Some(_) => vec![""],
+        None if !M::CONTINUES => vec![""; prompts.len()],
         None => args.prompt.iter().map(String::as_str).collect(),
     };
     stops.dedup();
@@ -75,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut failure = None;
     let began = Instant::now();
     let generated =
-        language.model.generate(&prompts, &options, &language.adapters, &device, |number, new| {
+        language.model.write(&prompts, &options, &language.adapters, &device, |number, new| {
             let mut step = || -> Result<bool> {
                 if turn_end.is_some() && new.last().copied() == turn_end {
                     return Ok(false);

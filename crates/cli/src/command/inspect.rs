@@ -10,7 +10,9 @@ use lowrank_adapters::{AdapterConfig, AdapterSet, BaseWeights, Init, NoWeights, 
 use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
-use lowrank_models::{Classifier, Decoder, HeadLevel, ModelKind, ParamVisitor, Parameter, Parameters, Part};
+use lowrank_models::{
+    Classifier, Decoder, HeadLevel, ModelKind, ParamVisitor, Parameter, Parameters, Part, Role, Seq2Seq,
+};
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::{BlockFormat, LowrankSection};
 use serde_json::{Map, Value, json};
@@ -19,7 +21,7 @@ use crate::adapter;
 use crate::backend::{Inner, device};
 use crate::context::{adapter_folder, model_folder, open_model, print_json, warn_unused};
 use crate::layers;
-use crate::method::{AdapterArgs, Method};
+use crate::method::{AdapterArgs, Method, query_and_value};
 
 /// Options of `inspect`.
 #[derive(clap::Args)]
@@ -115,10 +117,17 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = open_model(&args.path)?;
     let device = device()?;
+    let mut targets = "query,value".to_string();
     let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind()
-        == ModelKind::Decoder
+        == ModelKind::Seq2Seq
         && args.labels.is_none()
     {
+        let config = folder.seq2seq_config()?;
+        let heads = config.decoder.n_heads;
+        targets = query_and_value(&config.decoder.architecture.names.qkv);
+        let mut model = Seq2Seq::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
+        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+    } else if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
         let config = folder.decoder_config()?;
         let heads = config.n_heads;
         let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
@@ -138,7 +147,7 @@ fn architecture(args: &Args) -> Result<Value> {
     };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
-        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, "query,value")).transpose()?;
+        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, &targets)).transpose()?;
         let (adapters, adapted) = match config {
             // The initial values of the factors do not affect their number.
             Some(config) => count_adapters(&AdapterConfig { init: Init::Default, ..config }, &sites)?,
@@ -205,6 +214,9 @@ impl Count {
 
 impl Count {
     fn add(&mut self, at: &Parameter<'_>, n: usize) {
+        if at.role == Role::Constant {
+            return;
+        }
         self.parameters += n;
         let is_head = at.module.part == Part::Head;
         let trained = match self.method {

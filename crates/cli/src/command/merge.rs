@@ -11,7 +11,8 @@ use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Rows, Run, Stack, Stored, Tokens,
+    Adaptable, Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Rows, Run, Seq2Seq, Stack, Stored,
+    Tokens,
 };
 use lowrank_spec::{BlockFormat, LowrankSection, Representation};
 
@@ -88,6 +89,22 @@ impl Probed for Decoder<Inner> {
     }
 }
 
+impl Probed for Seq2Seq<Inner> {
+    fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
+        let config = self.config();
+        let [source, target] =
+            config.limits().map(|limit| probe_ids(config.decoder.vocab_size, limit.unwrap_or(PROBE)));
+        let run = Run::eval(adapters);
+        let memory = self.encode(&self.source(Tokens::new(&source, &[source.len()]), device)?, run);
+        let target = self.target(Tokens::new(&target, &[target.len()]), device)?;
+        Ok(host_values(self.logits(self.hidden_states(&memory, &target, Rows::All, run), run)))
+    }
+
+    fn factored(&self) -> &LowrankSection {
+        &self.config().lowrank
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let adapter = args.model.adapter.as_deref().context("nothing to merge: give --adapter")?;
@@ -95,6 +112,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
     let folder = open_model(&source)?;
+    if folder.kind() == ModelKind::Seq2Seq {
+        let mut model =
+            Seq2Seq::<Inner>::load(&source, folder.seq2seq_config()?, Default::default(), &device)?;
+        warn_ignored(&model, &source);
+        let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+        return merge(&args, &model, &adapters, &source, &device);
+    }
     if folder.kind() != ModelKind::Decoder || adapter_level(&adapter_folder(adapter)?)?.is_some() {
         let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
         return merge(&args, &model, &adapters, &source, &device);

@@ -290,6 +290,8 @@ fn attentions() {
         dropout,
         ..AttentionSpec::decoder([9], 2, 1, 8)
     }));
+    check_case(&Attention(AttentionSpec::cross([7, 2], [3, 9], 2, 8)));
+    check_case(&Attention(AttentionSpec { dropout, ..AttentionSpec::cross([4, 1], [2, 1], 2, 16) }));
     check_case(&Attention(AttentionSpec {
         queries: [2, 4].into(),
         ..AttentionSpec::decoder([7, 4], 2, 2, 8)

@@ -39,6 +39,7 @@ pub(super) const NAMES: DecoderNames = DecoderNames {
     qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     qk_norms: ["self_attn.q_norm", "self_attn.k_norm"],
     output: "self_attn.o_proj",
+    cross: None,
     gate: Some("mlp.gate_proj"),
     up: "mlp.up_proj",
     up_has_gate: false,

@@ -3,6 +3,7 @@
 
 mod albert;
 mod arcee;
+mod bart;
 mod bert;
 mod bloom;
 mod cohere;
@@ -71,7 +72,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     BodyConfig, ClassifierConfig, DecoderArchitecture, DecoderConfig, EncoderArchitecture, EncoderConfig,
-    HeadLevel, Keys, as_in_file, read_labels, read_object, renamed,
+    HeadLevel, Keys, Seq2SeqArchitecture, Seq2SeqConfig, as_in_file, read_labels, read_object, renamed,
 };
 use crate::error::{ModelError, Result};
 
@@ -144,6 +145,25 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &mpt::ARCHITECTURE,
 ];
 
+/// Every encoder-decoder model.
+pub const SEQ2SEQ: &[&Seq2SeqArchitecture] = &[&t5::SEQ2SEQ, &bart::BART, &bart::MBART];
+
+/// Whether a config is that of a supported encoder-decoder model: by its class, or without one by `is_encoder_decoder`.
+pub(crate) fn is_seq2seq(config: &Map<String, Value>) -> bool {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let Some((_, prefix)) =
+        SEQ2SEQ.iter().flat_map(|a| a.model_types).find(|(name, _)| Some(*name) == model_type)
+    else {
+        return false;
+    };
+    let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    match classes.filter_map(Value::as_str).next() {
+        Some(class) => ["ForConditionalGeneration", "WithLMHeadModel", "Model"]
+            .contains(&class.strip_prefix(prefix).unwrap_or_default()),
+        None => config.get("is_encoder_decoder").and_then(Value::as_bool).unwrap_or(false),
+    }
+}
+
 /// Ends of the names of buffers that an encoder's checkpoint may hold.
 pub(crate) const ENCODER_BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
 
@@ -211,6 +231,52 @@ fn encoder_type(raw: &Map<String, Value>) -> std::result::Result<String, String>
     })
 }
 
+impl Seq2SeqConfig {
+    /// Reads `config.json` of a model folder, and the start and ends of text of `generation_config.json` beside it.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] where it cannot be read, [`ModelError::Config`] where it is malformed, names an
+    /// architecture or an option that is not supported, or has absurd sizes.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let mut config = Self::parse(read_object(folder, "config.json")?)
+            .map_err(|reason| ModelError::Config { path, reason })?;
+        let path = folder.join("generation_config.json");
+        if lowrank_checkpoint::has_file(&path) {
+            let generation = read_object(folder, "generation_config.json")?;
+            let ids = |key| {
+                Keys::new(&generation)
+                    .ids(key)
+                    .map_err(|reason| ModelError::Config { path: path.clone(), reason })
+            };
+            let (eos, start) = (ids("eos_token_id")?, ids("decoder_start_token_id")?);
+            if !eos.is_empty() {
+                config.decoder.eos = eos;
+            }
+            config.start = start.first().copied().or(config.start);
+        }
+        Ok(config)
+    }
+
+    /// Takes the object of a `config.json`.
+    ///
+    /// # Errors
+    /// A one-line reason.
+    pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
+        take_storage(&mut raw).map_err(|e| e.to_string())?;
+        let model_type = Keys::new(&raw).text("model_type")?.unwrap_or_default();
+        let known = || SEQ2SEQ.iter().flat_map(|a| a.model_types).map(|(name, _)| *name);
+        let found = SEQ2SEQ.iter().find(|a| a.model_types.iter().any(|(name, _)| *name == model_type));
+        let architecture = found.copied().ok_or_else(|| {
+            format!(
+                "model_type '{model_type}' is not supported for encoder-decoder models; expected one of {}",
+                known().collect::<Vec<_>>().join(", ")
+            )
+        })?;
+        Self::of(architecture, raw)
+    }
+}
+
 impl DecoderConfig {
     /// Reads `config.json` of a model folder, and the ends of text of `generation_config.json` beside it.
     ///
@@ -240,9 +306,16 @@ impl DecoderConfig {
     /// A one-line reason.
     pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
         take_storage(&mut raw).map_err(|e| e.to_string())?;
-        let keys = Keys::new(&raw);
-        let model_type = keys.text("model_type")?.ok_or("model_type is missing")?;
+        let model_type = Keys::new(&raw).text("model_type")?.ok_or("model_type is missing")?;
         let architecture = decoder(model_type)?;
+        Self::of(architecture, raw)
+    }
+
+    /// The config of an architecture by the object of a `config.json`.
+    pub(crate) fn of(
+        architecture: &'static DecoderArchitecture,
+        raw: Map<String, Value>,
+    ) -> std::result::Result<Self, String> {
         let names = architecture.config_keys;
         let renamed = renamed(&raw, names);
         let config = (architecture.config)(architecture, &Keys::new(&renamed)).and_then(|config| {

@@ -106,6 +106,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
             inner: dropout("mlp_dropout")?,
             output: 0.0,
             relative: 0.0,
+            last: 0.0,
         },
         classifier_dropout: dropout("classifier_dropout")?,
         token_dropout: dropout("classifier_dropout")?,

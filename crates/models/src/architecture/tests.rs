@@ -61,7 +61,7 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
 #[case(
     r#"{"model_type":"t5","architectures":["T5ForConditionalGeneration"]}"#,
-    "is more than an encoder; only T5EncoderModel"
+    "is more than an encoder: an encoder-decoder model"
 )]
 #[case(r#"{"model_type":"mt5","relative_attention_num_buckets":7}"#, "relative_attention_num_buckets = 7")]
 #[case(r#"{"model_type":"t5","feed_forward_proj":"gated-no"}"#, "feed_forward_proj 'no'")]
@@ -72,6 +72,47 @@ fn roberta_counts_positions_from_the_padding() {
 )]
 fn what_cannot_be_run_is_refused(#[case] changes: &str, #[case] message: &str) {
     let error = config(changes).unwrap_err();
+    assert!(error.contains(message), "{error}");
+}
+
+fn seq2seq(changes: &str) -> std::result::Result<Seq2SeqConfig, String> {
+    let mut base: Map<String, Value> = serde_json::from_str(
+        r#"{"model_type":"t5","vocab_size":100,"d_model":32,"num_layers":3,"num_heads":4,"d_kv":6,"d_ff":64,
+            "encoder_layers":2,"decoder_layers":5,"encoder_attention_heads":4,"decoder_attention_heads":2,
+            "encoder_ffn_dim":40,"decoder_ffn_dim":48}"#,
+    )
+    .unwrap();
+    base.extend(serde_json::from_str::<Map<String, Value>>(changes).unwrap());
+    Seq2SeqConfig::parse(base)
+}
+
+#[test]
+fn both_halves_are_read() {
+    let c = seq2seq(r#"{"num_decoder_layers":null,"pad_token_id":7}"#).unwrap();
+    assert_eq!((c.decoder.n_layers, c.decoder.first_layer, c.decoder.head_dim, c.start), (3, 3, 6, Some(7)));
+    assert_eq!(c.decoder.logit_scale, 32f64.powf(-0.5));
+    assert_eq!(seq2seq(r#"{"num_decoder_layers":1}"#).unwrap().decoder.n_layers, 1);
+    assert_eq!(seq2seq(r#"{"tie_word_embeddings":false}"#).unwrap().decoder.logit_scale, 1.0);
+    let saved = seq2seq(r#"{"tie_word_embeddings":true,"scale_decoder_outputs":false}"#).unwrap();
+    assert_eq!(saved.decoder.logit_scale, 1.0);
+    assert_eq!(seq2seq(r#"{"model_type":"mt5"}"#).unwrap().decoder.logit_scale, 1.0);
+    let c = seq2seq(r#"{"model_type":"bart","scale_embedding":true,"max_position_embeddings":9}"#).unwrap();
+    assert_eq!((c.encoder.n_layers, c.decoder.n_layers, c.limits()), (2, 5, [Some(9); 2]));
+    assert_eq!((c.encoder.n_heads, c.decoder.n_heads, c.start), (4, 2, Some(2)));
+    assert_eq!(c.encoder.embedding_scale, c.decoder.embedding_scale);
+    assert_eq!(seq2seq(r#"{"model_type":"mbart"}"#).unwrap().start, None);
+}
+
+#[rstest]
+#[case(r#"{"model_type":"pegasus"}"#, "model_type 'pegasus' is not supported for encoder-decoder models")]
+#[case(r#"{"num_decoder_layers":0}"#, "num_decoder_layers = 0 is out of range")]
+#[case(r#"{"feed_forward_proj":"gated-no"}"#, "feed_forward_proj 'no'")]
+#[case(r#"{"is_encoder_decoder":false}"#, "is_encoder_decoder = false")]
+#[case(r#"{"model_type":"bart","d_kv":null,"decoder_attention_heads":3}"#, "not a multiple of")]
+#[case(r#"{"model_type":"bart","normalize_before":true}"#, "normalize_before = true")]
+#[case(r#"{"model_type":"bart","dropout":2}"#, "dropout = 2")]
+fn halves_that_cannot_be_run_are_refused(#[case] changes: &str, #[case] message: &str) {
+    let error = seq2seq(changes).unwrap_err();
     assert!(error.contains(message), "{error}");
 }
 

@@ -2,6 +2,10 @@
 
 use super::{DECODERS, ENCODERS};
 
+/// What serves an encoder-decoder model.
+pub(super) const SEQ2SEQ: &str =
+    "an encoder-decoder model is taken by generate, inspect, merge, compress and convert only";
+
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
 const RELATIVES: &[(&str, &str)] = &[
     ("gemma3", "the model also reads images; give its text model (gemma3_text)"),
@@ -33,10 +37,11 @@ const RELATIVES: &[(&str, &str)] = &[
     ("RefinedWeb", "the nearest supported architecture is falcon, under which newer files have it"),
     ("RefinedWebModel", "the nearest supported architecture is falcon, under which newer files have it"),
     ("mamba", "it has no attention; no supported architecture is near"),
-    ("t5", "encoder-decoder models are not supported"),
-    ("mt5", "encoder-decoder models are not supported"),
-    ("bart", "encoder-decoder models are not supported; the nearest supported encoder is roberta"),
-    ("mbart", "encoder-decoder models are not supported; the nearest supported encoder is xlm-roberta"),
+    ("bart", SEQ2SEQ),
+    ("mbart", SEQ2SEQ),
+    ("pegasus", "the nearest supported encoder-decoder model is mbart; its table of positions differs"),
+    ("marian", "the nearest supported encoder-decoder model is bart; its table of positions differs"),
+    ("longt5", "the nearest supported encoder-decoder model is t5; its local attention differs"),
     ("whisper", "speech models are not supported"),
     ("deit", "the nearest supported model of pictures is vit; a distillation token differs"),
     ("beit", "the nearest supported model of pictures is vit; relative positions and layer scales differ"),
@@ -48,6 +53,9 @@ const RELATIVES: &[(&str, &str)] = &[
 
 /// Why a decoder of this type is refused.
 pub(super) fn decoder(model_type: &str) -> String {
+    if super::SEQ2SEQ.iter().flat_map(|a| a.model_types).any(|(name, _)| *name == model_type) {
+        return format!("model_type '{model_type}' is not a decoder alone (a language model): {SEQ2SEQ}");
+    }
     if ENCODERS.iter().flat_map(|a| a.model_types).any(|(name, _)| *name == model_type) {
         return format!(
             "model_type '{model_type}' is an encoder; a decoder (a language model) is needed here"

@@ -8,6 +8,7 @@ use crate::config::file::{MAX_DIM, MAX_LAYERS, lookup};
 use crate::config::keys::Keys;
 use crate::config::layer::{LayerKind, NormKind};
 use crate::config::names::DecoderArchitecture;
+use crate::config::relative::DistanceBuckets;
 use crate::config::rope::{RopeConfig, RopeKeys};
 use lowrank_kernels::Alibi;
 use lowrank_spec::LowrankSection;
@@ -48,8 +49,12 @@ pub struct DecoderDropouts {
     pub attention: f64,
     /// After the attention's output map.
     pub attention_output: f64,
+    /// On the inner values of the feed-forward layer, if it is not a mixture of experts.
+    pub mlp_inner: f64,
     /// After the feed-forward layer.
     pub mlp_output: f64,
+    /// After the final norm, in an encoder-decoder model.
+    pub last: f64,
     /// Whether the outputs of both parts have the same mask, as a dropout on their sum has (Falcon).
     pub shares_mask: bool,
     /// Before the head of a token classifier.
@@ -72,7 +77,9 @@ impl DecoderDropouts {
             embeddings: read(names.embeddings)?,
             attention: read(names.attention)?,
             attention_output: read(names.attention_output)?,
+            mlp_inner: 0.0,
             mlp_output: read(names.mlp_output)?,
+            last: 0.0,
             shares_mask: false,
             token_head: token_head.unwrap_or(0.1),
         })
@@ -117,6 +124,10 @@ pub struct DecoderConfig {
     pub norm: NormKind,
     /// Added to the variance in norms.
     pub norm_eps: f64,
+    /// Rows of a table of relative positions, in an encoder-decoder model that has one.
+    pub relative: Option<DistanceBuckets>,
+    /// Number of layers before the first, those of the encoder in an encoder-decoder model.
+    pub first_layer: usize,
     /// Kinds of rotary positions used by the layers; empty in an architecture with a position table.
     pub ropes: Vec<RopeConfig>,
     /// Feed-forward activation, on the gate if there is one.
@@ -246,6 +257,8 @@ impl DecoderConfig {
             position_offset: 0,
             norm: NormKind::Rms,
             norm_eps: keys.number_or(defaults.norm_eps_key, defaults.norm_eps)?,
+            relative: None,
+            first_layer: 0,
             ropes: vec![RopeConfig::read_with(keys, head_dim, rope)?],
             activation: lookup(defaults.activation_key, activation, &Activation::NAMES)?,
             qkv_bias: false,
@@ -314,7 +327,9 @@ impl DecoderConfig {
                  multiple of the key heads, and heads of some width"
             ));
         }
-        if Keys::new(&self.raw).get("head_dim").is_none() && !d_model.is_multiple_of(n_heads) {
+        let keys = Keys::new(&self.raw);
+        let is_derived = ["head_dim", "d_kv"].iter().all(|key| keys.get(key).is_none());
+        if is_derived && head_dim == d_model / n_heads && !d_model.is_multiple_of(n_heads) {
             return Err(format!(
                 "hidden_size = {d_model} is not a multiple of num_attention_heads = {n_heads}"
             ));

@@ -28,6 +28,8 @@ pub struct EncoderConfig {
     pub d_model: usize,
     /// Width of the embeddings, where they are projected to the hidden width.
     pub embedding_size: usize,
+    /// Multiplier on the embedded words.
+    pub embedding_scale: f64,
     /// Transformer layers, as they are run.
     pub n_layers: usize,
     /// Groups of layers that share their weights, and the layers of each; as many groups of one as layers where none do.
@@ -129,6 +131,8 @@ pub struct EncoderDropouts {
     pub output: f64,
     /// On the rows of the table of relative positions.
     pub relative: f64,
+    /// After the final norm.
+    pub last: f64,
 }
 
 /// How pictures are cut into patches, which are the tokens after the class token.
@@ -285,6 +289,7 @@ impl EncoderConfig {
                 Some(_) => keys.size_or("embedding_size", 128)?,
                 None => d_model,
             },
+            embedding_scale: 1.0,
             n_layers: runs * groups[1],
             groups,
             layers: vec![
@@ -318,6 +323,7 @@ impl EncoderConfig {
                 inner: 0.0,
                 output: dropped(names.drops_feed_forward),
                 relative: 0.0,
+                last: 0.0,
             },
             classifier_dropout,
             token_dropout: classifier_dropout,

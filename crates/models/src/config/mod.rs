@@ -13,6 +13,7 @@ mod layer;
 mod names;
 mod relative;
 mod rope;
+mod seq2seq;
 
 pub use activation::Activation;
 pub use classifier::{BodyConfig, ClassifierConfig};
@@ -26,12 +27,13 @@ pub use keys::Keys;
 pub use labels::{HeadLevel, Problem};
 pub use layer::{LayerKind, NormKind};
 pub use names::{
-    DecoderArchitecture, DecoderNames, DropoutKeys, EmbeddingNames, EncoderArchitecture, EncoderNames,
-    ExpertNames, HeadNames, LayerNorms, MaskedLmNames, MlpNames, PatchNames, QkvNames, RelativeNames,
-    SharedExpertNames, SharedLayers, TokenHead,
+    CrossNames, DecoderArchitecture, DecoderNames, DropoutKeys, EmbeddingNames, EncoderArchitecture,
+    EncoderNames, ExpertNames, HeadNames, LayerNorms, MaskedLmNames, MlpNames, PatchNames, QkvNames,
+    RelativeNames, Seq2SeqArchitecture, SharedExpertNames, SharedLayers, TokenHead,
 };
 pub use relative::{DistanceBuckets, RelativeKind, RelativePositions};
 pub use rope::{QueryGrowth, RopeConfig, RopeKeys, RopeScaling};
+pub use seq2seq::Seq2SeqConfig;
 
 pub(crate) use decoder::Defaults;
 pub(crate) use file::{MAX_DIM, lookup, read_json, read_object};

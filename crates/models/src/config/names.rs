@@ -258,6 +258,8 @@ pub struct DecoderNames {
     pub qk_norms: [&'static str; 2],
     /// The attention's output map.
     pub output: &'static str,
+    /// The attention over an encoder's states, in the decoder of an encoder-decoder model.
+    pub cross: Option<CrossNames>,
     /// The gate of the feed-forward layer, if it is a separate map.
     pub gate: Option<&'static str>,
     /// Its map to the inner width, or to gate and inner width in one.
@@ -274,6 +276,42 @@ pub struct DecoderNames {
     pub conv1d: bool,
     /// Ends of the names of buffers that a checkpoint may hold.
     pub buffers: &'static [&'static str],
+}
+
+/// The attention over an encoder's states, below a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossNames {
+    /// The maps to queries, keys and values.
+    pub qkv: [&'static str; 3],
+    /// The output map.
+    pub output: &'static str,
+    /// The norm before or after it.
+    pub norm: &'static str,
+}
+
+/// What distinguishes an encoder-decoder architecture from the shared [`Seq2Seq`](crate::Seq2Seq).
+#[derive(Debug)]
+pub struct Seq2SeqArchitecture {
+    /// `model_type` in `config.json`, and the beginning of the class names in `architectures`.
+    pub model_types: &'static [(&'static str, &'static str)],
+    /// The encoder, which owns the table of words.
+    pub encoder: &'static EncoderArchitecture,
+    /// The decoder.
+    pub decoder: &'static DecoderArchitecture,
+    /// Path of a table of relative positions in the decoder.
+    pub relative: Option<&'static str>,
+    /// Name of a buffer that is added to the logits.
+    pub logits_bias: Option<&'static str>,
+    /// Tables that a checkpoint may hold as copies of that of the words.
+    pub copies: &'static [&'static str],
+    /// The first token of the decoder where no file gives one, by the keys of the config.
+    pub start: fn(&Keys<'_>) -> Result<Option<u32>, String>,
+}
+
+impl PartialEq for Seq2SeqArchitecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_types == other.model_types
+    }
 }
 
 /// The maps of a feed-forward part.

@@ -39,6 +39,13 @@ pub enum DistanceBuckets {
         /// The distance from which on all have the last row.
         max_distance: usize,
     },
+    /// All rows for keys at or before the query, as either half of [`Halves`](Self::Halves) has them (T5's decoder).
+    Earlier {
+        /// Rows of the table.
+        n_buckets: usize,
+        /// The distance from which on all have the last row.
+        max_distance: usize,
+    },
     /// Distance 0 in the middle of `2 · span` rows.
     Centred {
         /// Rows on either side.
@@ -53,7 +60,7 @@ impl DistanceBuckets {
     /// Rows of the table.
     pub const fn rows(&self) -> usize {
         match *self {
-            Self::Halves { n_buckets, .. } => n_buckets,
+            Self::Halves { n_buckets, .. } | Self::Earlier { n_buckets, .. } => n_buckets,
             Self::Centred { span, .. } => 2 * span,
         }
     }
@@ -65,6 +72,9 @@ impl DistanceBuckets {
                 let half = n_buckets / 2;
                 let start = if distance > 0 { half } else { 0 };
                 start + one_sided(distance.unsigned_abs(), half, max_distance)
+            }
+            Self::Earlier { n_buckets, max_distance } => {
+                one_sided(distance.min(0).unsigned_abs(), n_buckets, max_distance)
             }
             Self::Centred { span, logarithmic } => {
                 let relative = -distance;
@@ -116,6 +126,14 @@ mod tests {
             [0, 1, 7, 8, 8, 9, 10, 12, 14, 15, 15, 15]
         );
         assert_eq!(rows(&[1, 7, 8, 16, 33, 500]), [17, 23, 24, 26, 28, 31]);
+    }
+
+    #[test]
+    fn earlier_keys_have_all_rows_of_t5s_decoder() {
+        let buckets = DistanceBuckets::Earlier { n_buckets: 32, max_distance: 128 };
+        let rows = [0, -1, -15, -16, -17, -20, -32, -64, -127, -128, -4000, 1, 9].map(|d| buckets.row(d));
+        // Of `relative_position_bucket(d, bidirectional=False)` in transformers 5.24.
+        assert_eq!(rows, [0, 1, 15, 16, 16, 17, 21, 26, 31, 31, 31, 0, 0]);
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl<B: Kernels> DecoderBody<B> {
         rows: Rows,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        self.layers[index].forward(x, batch, rows, None, run)
+        self.layers[index].forward(x, batch, rows, None, None, run)
     }
 
     pub(crate) fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
@@ -191,7 +191,7 @@ impl<B: Kernels> DecoderBody<B> {
         let mut x = self.embed(batch, run);
         for (index, layer) in self.layers.iter().enumerate() {
             let rows = if index + 1 == self.layers.len() { Rows::Last } else { Rows::All };
-            x = layer.forward(x, batch, rows, Some(cache), run);
+            x = layer.forward(x, batch, rows, Some(cache), None, run);
         }
         self.finish(x, run)
     }

@@ -1,4 +1,4 @@
-//! Tokens excluded before one is chosen.
+//! Tokens excluded or forced before one is chosen.
 
 /// Constraints on the next token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,10 @@ pub struct Constraints {
     pub min_new_tokens: usize,
     /// Minimum number of tokens of prompt and continuation before an end of text.
     pub min_length: usize,
+    /// The token after a single one: the first that a decoder with one start token writes.
+    pub forced_first: Option<u32>,
+    /// Tokens of which one is the last where the maximum length ends a continuation.
+    pub forced_last: Vec<u32>,
 }
 
 impl Constraints {
@@ -24,7 +28,9 @@ impl Constraints {
             }
         };
         self.suppressed.iter().copied().for_each(&mut forbid);
-        if ids.len() == prompt {
+        // As in transformers, a forced first token is not the first that is chosen.
+        let first = prompt + usize::from(prompt == 1 && self.forced_first.is_some());
+        if ids.len() == first {
             self.suppressed_first.iter().copied().for_each(&mut forbid);
         }
         if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
@@ -36,6 +42,27 @@ impl Constraints {
             let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
             runs.map(|run| run[n - 1]).for_each(&mut forbid);
         }
+    }
+
+    /// Leaves only forced tokens among the logits of the one after `ids`, whatever was excluded before; `is_last` where it
+    /// fills the maximum length.
+    pub(crate) fn force(&self, logits: &mut [f32], ids: &[u32], is_last: bool) {
+        let first = self.forced_first.as_slice();
+        let forced = [(ids.len() == 1, first), (is_last, &self.forced_last)];
+        for (_, tokens) in forced.into_iter().filter(|(applies, tokens)| *applies && !tokens.is_empty()) {
+            logits.fill(f32::NEG_INFINITY);
+            for &id in tokens {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = 0.0;
+                }
+            }
+        }
+    }
+
+    /// A forced token outside of a vocabulary.
+    pub(crate) fn unknown(&self, vocab_size: usize) -> Option<u32> {
+        let mut forced = self.forced_first.iter().chain(&self.forced_last);
+        forced.find(|&&id| id as usize >= vocab_size).copied()
     }
 }
 
@@ -63,5 +90,28 @@ mod tests {
         let pairs = Constraints { no_repeat_ngram_size: 2, ..none.clone() };
         assert_eq!(allowed(&pairs, &[1, 2, 1, 3, 1], 1), [0, 1, 4, 5]);
         assert_eq!(allowed(&Constraints { no_repeat_ngram_size: 1, ..none }, &[1, 4], 1), [0, 2, 3, 5]);
+    }
+
+    #[test]
+    fn forced_tokens_are_the_only_ones() {
+        let constraints = Constraints {
+            forced_first: Some(3),
+            forced_last: vec![2, 5],
+            suppressed: vec![3],
+            suppressed_first: vec![1],
+            ..Constraints::default()
+        };
+        let left = |ids: &[u32], is_last| {
+            let mut logits = [1.0; 6];
+            constraints.apply(&mut logits, ids, 1, &[5]);
+            constraints.force(&mut logits, ids, is_last);
+            (0..6).filter(|&id| logits[id as usize].is_finite()).collect::<Vec<u32>>()
+        };
+        assert_eq!(left(&[9], false), [3]);
+        assert_eq!(left(&[9, 3], false), [0, 2, 4, 5]);
+        assert_eq!(left(&[9, 3, 1], false), [0, 1, 2, 4, 5]);
+        assert_eq!(left(&[9, 3, 1], true), [2, 5]);
+        assert_eq!(constraints.unknown(5), Some(5));
+        assert_eq!(constraints.unknown(6), None);
     }
 }

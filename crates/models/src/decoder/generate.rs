@@ -1,9 +1,12 @@
 //! Continuing prompts token by token over a cache.
 
+use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
 use crate::batch::Tokens;
+use crate::cache::KvCache;
+use crate::config::DecoderConfig;
 use crate::decoder::constraints::Constraints;
 use crate::decoder::model::Decoder;
 use crate::decoder::sample::{Sampler, Sampling};
@@ -79,74 +82,106 @@ impl<B: Kernels> Decoder<B> {
         options: &GenerationOptions,
         adapters: &AdapterSet<B>,
         device: &B::Device,
-        mut on_tokens: impl FnMut(usize, &[u32]) -> bool,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Generated>> {
-        options.sampling.check().map_err(ModelError::Input)?;
-        let config = self.config();
-        // Capacity for the expected length; the cache grows if necessary.
-        let rooms: Vec<usize> =
-            prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
-        let mut cache = self.cache(&rooms, device);
-        let mut runs: Vec<Continuation> = (0u64..)
-            .zip(prompts)
-            .map(|(number, prompt)| Continuation {
-                sampler: Sampler::new(options.sampling.clone(), number),
-                ids: prompt.clone(),
-                prompt: prompt.len(),
-                finish: options.is_full(prompt.len(), 0).then_some(Finish::Length),
-            })
-            .collect();
-        let mut read = vec![0; runs.len()];
-        loop {
-            let active: Vec<usize> = (0..runs.len()).filter(|&i| runs[i].finish.is_none()).collect();
-            if active.is_empty() {
-                break;
-            }
-            if let Some(limit) = config.restart_length {
-                // As in transformers: the keys held so far have the rotation of short sequences.
-                for &i in &active {
-                    if read[i] <= limit && runs[i].ids.len() > limit {
-                        cache.clear(i);
-                        read[i] = 0;
-                    }
+        let step = |tokens: Tokens<'_>, active: &[usize], cache: &mut KvCache<B>| {
+            self.advance(tokens, active, cache, Run::eval(adapters), device)
+        };
+        continued(self.config(), prompts, options, device, step, on_tokens)
+    }
+}
+
+/// The continuations of prompts by a decoder with this config, of which `step` gives the logits of the last of the next
+/// tokens of the active sequences, `[active, vocab_size]`.
+///
+/// # Errors
+/// As [`Decoder::generate`].
+pub(crate) fn continued<B: Kernels>(
+    config: &DecoderConfig,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    device: &B::Device,
+    step: impl Fn(Tokens<'_>, &[usize], &mut KvCache<B>) -> Result<Tensor<B, 2>>,
+    mut on_tokens: impl FnMut(usize, &[u32]) -> bool,
+) -> Result<Vec<Generated>> {
+    options.sampling.check().map_err(ModelError::Input)?;
+    if let Some(id) = options.constraints.unknown(config.vocab_size) {
+        return Err(ModelError::Input(format!(
+            "the forced token {id} is outside the vocabulary of {}; correct generation_config.json",
+            config.vocab_size
+        )));
+    }
+    // Capacity for the expected length; the cache grows if necessary.
+    let rooms: Vec<usize> =
+        prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
+    let width = config.n_kv_heads * config.head_dim;
+    let mut cache = KvCache::new(config.n_layers, width, &rooms, device);
+    let mut runs: Vec<Continuation> = (0u64..)
+        .zip(prompts)
+        .map(|(number, prompt)| Continuation {
+            sampler: Sampler::new(options.sampling.clone(), number),
+            ids: prompt.clone(),
+            prompt: prompt.len(),
+            finish: options.is_full(prompt.len(), 0).then_some(Finish::Length),
+        })
+        .collect();
+    let mut read = vec![0; runs.len()];
+    loop {
+        let active: Vec<usize> = (0..runs.len()).filter(|&i| runs[i].finish.is_none()).collect();
+        if active.is_empty() {
+            break;
+        }
+        if let Some(limit) = config.restart_length {
+            // As in transformers: the keys held so far have the rotation of short sequences.
+            for &i in &active {
+                if read[i] <= limit && runs[i].ids.len() > limit {
+                    cache.clear(i);
+                    read[i] = 0;
                 }
             }
-            let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
-            let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-            let run = Run::eval(adapters);
-            let logits = self.advance(Tokens::new(&ids, &lengths), &active, &mut cache, run, device)?;
-            let logits = logits.into_data();
-            let mut logits: Vec<f32> = match logits.as_slice() {
-                Ok(logits) => logits.to_vec(),
-                Err(_) => logits.iter::<f32>().collect(),
-            };
-            for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
-                let run = &mut runs[i];
-                read[i] = run.ids.len();
-                options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
-                let id = run.sampler.next(logits, &run.ids).ok_or_else(|| {
-                    ModelError::Input("non-finite logits; check the checkpoint for NaN or Inf".into())
-                })?;
-                run.ids.push(id);
-                let goes_on = on_tokens(i, &run.ids[run.prompt..]);
-                run.finish = if !goes_on {
-                    Some(Finish::Stopped)
-                } else if config.eos.contains(&id) && !options.ignore_eos {
-                    Some(Finish::EndOfText)
-                } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
-                    Some(Finish::Length)
-                } else if config.is_bounded() && run.ids.len() > config.max_positions {
-                    // There is no position left to process the token just chosen.
-                    Some(Finish::Full)
-                } else {
-                    None
-                };
-            }
         }
-        let generated = |run: Continuation| Generated {
-            ids: run.ids[run.prompt..].to_vec(),
-            finish: run.finish.unwrap_or(Finish::Length),
+        let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
+        let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
+        let logits = step(Tokens::new(&ids, &lengths), &active, &mut cache)?.into_data();
+        let mut logits: Vec<f32> = match logits.as_slice() {
+            Ok(logits) => logits.to_vec(),
+            Err(_) => logits.iter::<f32>().collect(),
         };
-        Ok(runs.into_iter().map(generated).collect())
+        for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
+            let run = &mut runs[i];
+            read[i] = run.ids.len();
+            // Before a token is forced, which hides what the logits were.
+            if logits.iter().all(|x| !x.is_finite()) {
+                return Err(not_finite());
+            }
+            options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
+            let new = run.ids.len() - run.prompt;
+            let is_last = !options.ignore_eos && options.is_full(run.ids.len() + 1, new + 1);
+            options.constraints.force(logits, &run.ids, is_last);
+            let id = run.sampler.next(logits, &run.ids).ok_or_else(not_finite)?;
+            run.ids.push(id);
+            let goes_on = on_tokens(i, &run.ids[run.prompt..]);
+            run.finish = if !goes_on {
+                Some(Finish::Stopped)
+            } else if config.eos.contains(&id) && !options.ignore_eos {
+                Some(Finish::EndOfText)
+            } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
+                Some(Finish::Length)
+            } else if config.is_bounded() && run.ids.len() > config.max_positions {
+                // There is no position left to process the token just chosen.
+                Some(Finish::Full)
+            } else {
+                None
+            };
+        }
     }
+    let generated = |run: Continuation| Generated {
+        ids: run.ids[run.prompt..].to_vec(),
+        finish: run.finish.unwrap_or(Finish::Length),
+    };
+    Ok(runs.into_iter().map(generated).collect())
+}
+
+fn not_finite() -> ModelError {
+    ModelError::Input("non-finite logits; check the checkpoint for NaN or Inf".into())
 }

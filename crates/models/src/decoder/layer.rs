@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, attention, rope};
+use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope};
 use lowrank_spec::Stream;
 
 use crate::batch::{Rows, TokenBatch};
@@ -10,6 +10,7 @@ use crate::cache::KvCache;
 use crate::config::{
     DecoderConfig, DecoderDropouts, DecoderNames, LayerKind, NormKind, QkNorm, QkvNames, Residual,
 };
+use crate::decoder::cross::{Beside, CrossAttention};
 use crate::decoder::mlp::FeedForward;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
@@ -63,6 +64,8 @@ pub struct DecoderLayer<B: Backend> {
     attention_norm: Option<Norm<B>>,
     attention: Attention<B>,
     attention_output_norm: Option<Norm<B>>,
+    /// Over the states of an encoder.
+    cross: Option<CrossAttention<B>>,
     mlp_norm: Option<Norm<B>>,
     mlp: FeedForward<B>,
     mlp_output_norm: Option<Norm<B>>,
@@ -74,6 +77,8 @@ pub struct DecoderLayer<B: Backend> {
     #[module(skip)]
     names: DecoderNames,
     index: usize,
+    /// Number of layers before the first of the decoder.
+    first_layer: usize,
 }
 
 impl<B: Backend> DecoderLayer<B> {
@@ -140,6 +145,7 @@ impl<B: Backend> DecoderLayer<B> {
             attention_norm: norm(kind.norms.attention),
             attention,
             attention_output_norm: norm(kind.norms.attention_output),
+            cross: names.cross.map(|cross| CrossAttention::init(config, cross, index, sites, seed, device)),
             mlp_norm: norm(kind.norms.mlp),
             mlp,
             mlp_output_norm: norm(kind.norms.mlp_output),
@@ -148,7 +154,13 @@ impl<B: Backend> DecoderLayer<B> {
             residual: config.residual,
             names,
             index,
+            first_layer: config.first_layer,
         }
+    }
+
+    /// The attention over an encoder's states.
+    pub(crate) fn cross(&self) -> Option<&CrossAttention<B>> {
+        self.cross.as_ref()
     }
 
     /// Visits every parameter.
@@ -174,6 +186,9 @@ impl<B: Backend> DecoderLayer<B> {
         }
         self.attention.output.visit_params(ModulePath::in_layer(&path(names.output), index), visitor);
         norm(&mut self.attention_output_norm, kind.norms.attention_output, visitor);
+        if let Some(cross) = &mut self.cross {
+            cross.visit_params((&path(""), index), visitor);
+        }
         norm(&mut self.mlp_norm, kind.norms.mlp, visitor);
         self.mlp.visit_params((&path(""), index), visitor);
         norm(&mut self.mlp_output_norm, kind.norms.mlp_output, visitor);
@@ -245,8 +260,9 @@ impl<B: Kernels> Attention<B> {
         x: Tensor<B, 2>,
         batch: &TokenBatch<B>,
         rows: Rows,
-        layer: usize,
+        (index, layer): (usize, usize),
         cache: Option<&mut KvCache<B>>,
+        beside: Option<&Beside<'_, B>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         // A fused map computes all rows at once; its queries are picked afterwards.
@@ -273,22 +289,25 @@ impl<B: Kernels> Attention<B> {
         if norms_last {
             [q, k] = self.normed([q, k]);
         }
+        let relative = beside.and_then(|beside| beside.relative).zip(batch.distances.as_ref());
+        let terms = [relative.map(|(table, distances)| table.biases(q.dims()[0], distances, run)), None];
         let mut spec = AttentionSpec {
             queries: batch.queries(rows),
             scale: self.kind.scale,
             window: self.kind.window,
             softcap: self.softcap,
             alibi: self.alibi.clone(),
+            distances: relative.map(|(_, distances)| distances.distances.clone()),
             dropout: run.dropout(self.dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
         let context = match (cache, &batch.writes) {
             (Some(cache), Some(writes)) => {
-                let [k, v] = cache.write(layer, writes, [k, v]);
+                let [k, v] = cache.write(index, writes, [k, v]);
                 spec.keys = Keys::Cached(writes.keys.clone());
-                attention(q, k, v, &spec)
+                relative_attention(q, k, v, terms, &spec)
             }
-            _ => attention(q, k, v, &spec),
+            _ => relative_attention(q, k, v, terms, &spec),
         }; // [rows, n_heads * head_dim]
         self.output.forward(context, run)
     }
@@ -318,10 +337,12 @@ impl<B: Kernels> DecoderLayer<B> {
         batch: &TokenBatch<B>,
         rows: Rows,
         cache: Option<&mut KvCache<B>>,
+        beside: Option<&Beside<'_, B>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         // The two parts, each with its dropout.
-        let drop = |y, p, place| run.drop(y, p, Stream::Layer { layer: self.index, place });
+        let layer = self.first_layer + self.index;
+        let drop = |y, p, place| run.drop(y, p, Stream::Layer { layer, place });
         let feed_forward = |x: Tensor<B, 2>| {
             let place = if self.dropouts.shares_mask { 1 } else { 2 };
             drop(self.mlp.forward(x, run), self.dropouts.mlp_output, place)
@@ -330,13 +351,21 @@ impl<B: Kernels> DecoderLayer<B> {
             Residual::PostNorm => x.clone(),
             _ => normed(self.attention_norm.as_ref(), x.clone()),
         };
-        let attended = self.attention.forward(before.clone(), batch, rows, self.index, cache, run);
+        let places = (self.index, layer);
+        let attended = self.attention.forward(before.clone(), batch, rows, places, cache, beside, run);
         let attended = drop(attended, self.dropouts.attention_output, 1);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
         let h = x.clone() + attended;
+        let h = match self.residual {
+            Residual::PostNorm => normed(self.attention_norm.as_ref(), h),
+            _ => h,
+        };
+        let h = match (&self.cross, beside) {
+            (Some(cross), Some(beside)) => cross.forward(h, &batch.queries(rows), self.index, beside, run),
+            _ => h,
+        };
         if self.residual == Residual::PostNorm {
-            let h = normed(self.attention_norm.as_ref(), h);
             let inner = feed_forward(h.clone());
             return normed(self.mlp_norm.as_ref(), h + self.added(None, inner));
         }

@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 use lowrank_kernels::Kernels;
+use lowrank_spec::Stream;
 
 use crate::config::{Activation, DecoderConfig, MlpNames};
 use crate::decoder::experts::Experts;
@@ -19,6 +20,10 @@ pub struct Mlp<B: Backend> {
     activation: Activation,
     #[module(skip)]
     names: MlpNames,
+    /// On the inner values.
+    dropout: f64,
+    /// Index of the layer among all of the model.
+    layer: usize,
 }
 
 /// The feed-forward layer.
@@ -97,6 +102,8 @@ impl<B: Backend> Mlp<B> {
             down: linear(names.down, [d_ff, d]),
             activation: config.activation,
             names,
+            dropout: config.dropouts.mlp_inner,
+            layer: config.first_layer + layer,
         }
     }
 
@@ -134,6 +141,7 @@ impl<B: Kernels> Mlp<B> {
                 }
             }
         }; // [rows, d_ff]
+        let inner = run.drop(inner, self.dropout, Stream::Layer { layer: self.layer, place: 3 });
         self.down.forward(inner, run)
     }
 }

@@ -2,8 +2,9 @@
 
 pub(crate) mod body;
 mod constraints;
+pub(crate) mod cross;
 mod experts;
-mod generate;
+pub(crate) mod generate;
 mod layer;
 mod likelihood;
 mod mlp;
@@ -12,6 +13,7 @@ mod sample;
 
 pub use crate::cache::KvCache;
 pub use constraints::Constraints;
+pub use cross::CrossAttention;
 pub use generate::{Finish, Generated, GenerationOptions};
 pub use layer::{Attention, DecoderLayer};
 pub use likelihood::TokenNll;

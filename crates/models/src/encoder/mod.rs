@@ -51,6 +51,8 @@ pub struct Embeddings<B: Backend> {
     /// Shape `[d_embedding, d_model]`, where the two differ.
     pub projection: Option<Linear<B>>,
     dropout: f64,
+    /// Multiplier on the words.
+    scale: f64,
 }
 
 /// What the first layer reads.
@@ -72,6 +74,8 @@ pub struct Encoder<B: Backend> {
     convolution: Option<Convolution<B>>,
     /// After the last layer, in models with norms before the parts of a layer.
     norm: Option<Norm<B>>,
+    /// After that norm.
+    last_dropout: f64,
     /// The layer of each run: in order, or one several times.
     order: Vec<usize>,
     /// Layers of a group that shares weights.
@@ -108,6 +112,7 @@ impl<B: Backend> Embeddings<B> {
             norm: tables.norm.map(|_| norm_of(config.embedding_size)),
             projection: None,
             dropout: config.dropouts.embeddings,
+            scale: config.embedding_scale,
         };
         if let Some(name) =
             names.embedding_projection.filter(|_| names.projects_equal_widths || config.embedding_size != d)
@@ -166,6 +171,7 @@ impl<B: Backend> Encoder<B> {
         };
         // Its row is the last before those of the positions.
         let padding = config.position_offset.checked_sub(1).map(|id| id as u32);
+        let padding = padding.filter(|_| config.architecture.positions_after_padding);
         let order = (0..config.n_layers).map(|index| config.stored_layer(index)).collect();
         let norm = names.final_norm.map(|_| norm_of(d));
         let rotary = config.ropes.iter().map(Rotary::new).collect();
@@ -175,6 +181,7 @@ impl<B: Backend> Encoder<B> {
             relative,
             convolution,
             norm,
+            last_dropout: config.dropouts.last,
             order,
             in_group,
             names,
@@ -270,6 +277,9 @@ fn positions_around(tokens: Tokens<'_>, padding: u32) -> Vec<i32> {
 impl<B: Kernels> Embeddings<B> {
     fn forward(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
         let mut x = self.words.forward(batch.ids.clone(), run.adapters); // [tokens, d_embedding]
+        if self.scale != 1.0 {
+            x = x * self.scale;
+        }
         for (table, rows) in [(&self.positions, &batch.positions), (&self.types, &batch.type_ids)] {
             if let (Some(table), Some(rows)) = (table, rows) {
                 x = x + table.forward(rows.clone(), run.adapters);
@@ -303,11 +313,12 @@ impl<B: Kernels> Encoder<B> {
     }
 
     /// What comes after the last layer: the final norm, where there is one.
-    pub(crate) fn finish(&self, x: Tensor<B, 2>, _run: Run<'_, B>) -> Tensor<B, 2> {
-        match &self.norm {
+    pub(crate) fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let x = match &self.norm {
             Some(norm) => norm.forward(x),
             None => x,
-        }
+        };
+        run.drop(x, self.last_dropout, Stream::Outside(1))
     }
 
     /// One layer; `rows` says which of its outputs are wanted.

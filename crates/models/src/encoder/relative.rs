@@ -66,6 +66,24 @@ impl<B: Backend> RelativeTable<B> {
         })
     }
 
+    /// A table of biases for `n_heads` heads.
+    pub(crate) fn of_biases(
+        path: &str,
+        buckets: DistanceBuckets,
+        n_heads: usize,
+        sites: &mut SiteList,
+        seed: u64,
+        device: &B::Device,
+    ) -> Self {
+        let table = Embedding::init(path, [buckets.rows(), n_heads], sites, seed, device);
+        Self { table, norm: None, buckets, kind: RelativeKind::Bias, dropout: 0.0 }
+    }
+
+    /// Visits the table of biases.
+    pub(crate) fn visit_table<V: ParamVisitor<B>>(&mut self, path: &str, visitor: &mut V) {
+        self.table.visit_as(path, Part::Relative, visitor);
+    }
+
     pub(super) fn visit_params<V: ParamVisitor<B>>(&mut self, names: &EncoderNames, visitor: &mut V) {
         let Some(RelativeNames { table, norm, .. }) = names.relative else { return };
         let path = |name: &str| format!("{}{name}", names.prefix);
@@ -76,7 +94,7 @@ impl<B: Backend> RelativeTable<B> {
     }
 
     /// The distances in sequences of at most `longest` tokens.
-    pub(super) fn distances(&self, longest: usize, device: &B::Device) -> BatchDistances<B> {
+    pub(crate) fn distances(&self, longest: usize, device: &B::Device) -> BatchDistances<B> {
         let longest = longest.max(1);
         let rows = || (1 - longest as isize..longest as isize).map(|d| self.buckets.row(d));
         let first = rows().min().unwrap_or(0);
@@ -138,6 +156,16 @@ pub(super) struct Layer<'a, B: Backend> {
 }
 
 impl<B: Kernels> RelativeTable<B> {
+    /// The biases of these distances, the same for each of `queries` queries.
+    ///
+    /// # Shapes
+    /// - output: `[n_heads, queries, buckets]`
+    pub(crate) fn biases(&self, queries: usize, batch: &BatchDistances<B>, run: Run<'_, B>) -> Tensor<B, 3> {
+        let rows = self.table.forward(batch.rows.clone(), run.adapters); // [buckets, n_heads]
+        let [buckets, heads] = rows.dims();
+        rows.transpose().reshape([heads, 1, buckets]).expand([heads, queries, buckets])
+    }
+
     /// The terms of a layer's scores, by query and by key, of these queries and keys `[rows, d_model]`.
     ///
     /// # Shapes
@@ -150,13 +178,12 @@ impl<B: Kernels> RelativeTable<B> {
         batch: &BatchDistances<B>,
         run: Run<'_, B>,
     ) -> [Option<Tensor<B, 3>>; 2] {
+        if self.kind == RelativeKind::Bias {
+            return [Some(self.biases(q.dims()[0], batch, run)), None];
+        }
         let rows = self.table.forward(batch.rows.clone(), run.adapters); // [buckets, width]
         let (content_to_position, position_to_content) = match self.kind {
-            RelativeKind::Bias => {
-                let [buckets, heads] = rows.dims();
-                let bias = rows.transpose().reshape([heads, 1, buckets]);
-                return [Some(bias.expand([heads, q.dims()[0], buckets])), None];
-            }
+            RelativeKind::Bias => (false, false),
             RelativeKind::Disentangled { content_to_position, position_to_content, .. } => {
                 (content_to_position, position_to_content)
             }

@@ -65,13 +65,43 @@ const NEUTRAL: [(&str, f64); 13] = [
     ("min_p", 0.0),
 ];
 
+/// Keys of generation that the config of an encoder-decoder model may hold.
+const SETTINGS: [&str; 15] = [
+    "bad_words_ids",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
 impl GenerationConfig {
-    /// Reads the file of a folder; a missing one has no settings.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as encoder-decoder
+    /// models have them there.
+    pub(super) fn read(folder: &Path, config: Option<&Map<String, Value>>) -> Result<Self> {
         let path = folder.join("generation_config.json");
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         match read_json(&path)? {
-            None => Ok(Self::default()),
+            None => {
+                let is_setting = |(key, value): &(&String, &Value)| {
+                    let is_neutral =
+                        NEUTRAL.iter().any(|(name, neutral)| name == key && value.as_f64() == Some(*neutral));
+                    SETTINGS.contains(&key.as_str()) && !is_neutral
+                };
+                let keys = config.into_iter().flatten().filter(is_setting);
+                let keys = keys.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let wrong = |reason| ModelError::Config { path: folder.join("config.json"), reason };
+                Self::parse(&keys).map_err(wrong)
+            }
             Some(Value::Object(keys)) => Self::parse(&keys).map_err(wrong),
             Some(_) => Err(wrong("expected a JSON object".into())),
         }
@@ -99,6 +129,8 @@ impl GenerationConfig {
             suppressed_first: reader.ids("begin_suppress_tokens")?,
             min_new_tokens: reader.count("min_new_tokens")?.unwrap_or(0),
             min_length,
+            forced_first: reader.ids("forced_bos_token_id")?.first().copied(),
+            forced_last: reader.ids("forced_eos_token_id")?,
         };
         let mut config = Self {
             sampling,
@@ -146,9 +178,11 @@ impl Reader<'_> {
 
     fn ids(&mut self, key: &'static str) -> std::result::Result<Vec<u32>, String> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
-        let ids =
-            value.as_array().into_iter().flatten().map(|id| id.as_u64().and_then(|id| id.try_into().ok()));
-        let ids = value.is_array().then(|| ids.collect::<Option<Vec<u32>>>()).flatten();
+        let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match value {
+            Value::Array(values) => values.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
         ids.ok_or_else(|| format!("{key} = {value}; expected a list of token ids"))
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::architecture::{DECODERS, ENCODERS};
+use crate::architecture::{DECODERS, ENCODERS, is_seq2seq};
 use crate::config::EncoderArchitecture;
 
 /// Kind of a model.
@@ -26,12 +26,17 @@ pub enum ModelKind {
     DecoderClassifier,
     /// A decoder with a head for every token.
     DecoderTokenClassifier,
+    /// An encoder and a decoder that attends to its states.
+    Seq2Seq,
 }
 
 impl ModelKind {
     /// The kind according to `model_type`, or to the class if that is missing, and to the head named by the
     /// class.
     pub(super) fn of(config: &Map<String, Value>) -> Self {
+        if is_seq2seq(config) {
+            return Self::Seq2Seq;
+        }
         let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let class = classes.filter_map(Value::as_str).next().unwrap_or_default();
         let model_type = config.get("model_type").and_then(Value::as_str);
@@ -63,11 +68,13 @@ impl ModelKind {
     pub(super) fn is_known(config: &Map<String, Value>) -> bool {
         let classes = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
         let is_bare = classes.filter_map(Value::as_str).all(|class| class.ends_with("EncoderModel"));
-        config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
-            let is_named = |a: &&EncoderArchitecture| a.model_types.iter().any(|(known, _)| *known == name);
-            DECODERS.iter().any(|a| a.model_type == name)
-                || ENCODERS.iter().copied().any(|a| is_named(&a) && (a.has_heads || is_bare))
-        })
+        is_seq2seq(config)
+            || config.get("model_type").and_then(Value::as_str).is_none_or(|name| {
+                let is_named =
+                    |a: &&EncoderArchitecture| a.model_types.iter().any(|(known, _)| *known == name);
+                DECODERS.iter().any(|a| a.model_type == name)
+                    || ENCODERS.iter().copied().any(|a| is_named(&a) && (a.has_heads || is_bare))
+            })
     }
 
     /// Whether tokens attend only to those before them.
@@ -87,6 +94,7 @@ impl ModelKind {
             Self::Decoder => "a language model (decoder)",
             Self::DecoderClassifier => "a sequence classifier over a decoder",
             Self::DecoderTokenClassifier => "a token classifier over a decoder",
+            Self::Seq2Seq => "an encoder-decoder model",
         }
     }
 }
@@ -100,7 +108,9 @@ mod tests {
 
     #[rstest]
     #[case(json!({"model_type": "t5", "architectures": ["T5EncoderModel"]}), true)]
-    #[case(json!({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}), false)]
+    #[case(json!({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}), true)]
+    #[case(json!({"model_type": "t5", "architectures": ["T5ForSequenceClassification"]}), false)]
+    #[case(json!({"model_type": "bart", "architectures": ["BartForSequenceClassification"]}), false)]
     #[case(json!({"model_type": "bert", "architectures": ["BertModel"]}), true)]
     #[case(json!({"model_type": "newer"}), false)]
     fn known_models_are_told(#[case] config: Value, #[case] expect: bool) {
@@ -126,6 +136,12 @@ mod tests {
     #[case(json!({"architectures": ["RobertaModel"]}), ModelKind::Encoder)]
     #[case(json!({"model_type": "vit", "architectures": ["ViTForImageClassification"]}), ModelKind::ImageClassifier)]
     #[case(json!({"model_type": "vit", "architectures": ["ViTModel"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "t5", "architectures": ["T5EncoderModel"]}), ModelKind::Encoder)]
+    #[case(json!({"model_type": "t5", "architectures": ["T5WithLMHeadModel"]}), ModelKind::Seq2Seq)]
+    #[case(json!({"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}), ModelKind::Seq2Seq)]
+    #[case(json!({"model_type": "bart", "architectures": ["BartModel"]}), ModelKind::Seq2Seq)]
+    #[case(json!({"model_type": "mbart", "is_encoder_decoder": true}), ModelKind::Seq2Seq)]
+    #[case(json!({"model_type": "bart", "architectures": ["BartForSequenceClassification"]}), ModelKind::SequenceClassifier)]
     #[case(json!({"model_type": "newer", "architectures": ["NewerForCausalLM"]}), ModelKind::Decoder)]
     fn kinds_are_told(#[case] config: Value, #[case] kind: ModelKind) {
         assert_eq!(ModelKind::of(config.as_object().unwrap()), kind);

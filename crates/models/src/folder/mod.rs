@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use crate::architecture::ENCODERS;
 use crate::config::read_json;
 use crate::error::{ModelError, Result};
-use crate::{ClassifierConfig, DecoderConfig, EncoderConfig};
+use crate::{ClassifierConfig, DecoderConfig, EncoderConfig, Seq2SeqConfig};
 
 pub use generation::GenerationConfig;
 pub use kind::ModelKind;
@@ -140,6 +140,14 @@ impl ModelFolder {
         DecoderConfig::read(&self.path)
     }
 
+    /// The config of an encoder-decoder model, with the start and ends of text of `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a config that is malformed, not supported, or not such a model's.
+    pub fn seq2seq_config(&self) -> Result<Seq2SeqConfig> {
+        Seq2SeqConfig::read(&self.path)
+    }
+
     /// The config of a model that is, or is to be, a classifier.
     ///
     /// # Errors
@@ -156,6 +164,10 @@ impl ModelFolder {
         if self.kind.is_decoder() {
             let config = self.decoder_config()?;
             return Ok(config.is_bounded().then_some(config.max_positions));
+        }
+        if self.kind == ModelKind::Seq2Seq {
+            let config = self.seq2seq_config()?.encoder;
+            return Ok(config.has_positions.then(|| config.max_tokens()));
         }
         Ok(Some(self.encoder_config()?.max_tokens()))
     }
@@ -204,7 +216,8 @@ impl ModelFolder {
     /// # Errors
     /// A `generation_config.json` that is malformed or out of range.
     pub fn generation(&self) -> Result<GenerationConfig> {
-        GenerationConfig::read(&self.path)
+        let config = (self.kind == ModelKind::Seq2Seq).then_some(&self.config);
+        GenerationConfig::read(&self.path, config)
     }
 
     /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers,

@@ -9,7 +9,7 @@ use lowrank_kernels::BlockFormat;
 use super::{host_tensor, in_rows, oriented, quantize};
 use crate::kept::InBlocks;
 use crate::stored::Stored;
-use crate::visit::{Layout, ParamVisitor, Parameter};
+use crate::visit::{Layout, ParamVisitor, Parameter, Role};
 
 /// Collects the tensors selected by a predicate, in PyTorch's layout; a shared factor at its owner.
 pub struct Gather<F> {
@@ -52,7 +52,7 @@ pub struct Choose<F>(
 impl<B: Backend, F: FnMut(&Parameter<'_>, bool) -> bool> ParamVisitor<B> for Choose<F> {
     fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
         let was = param.is_require_grad();
-        let trained = (self.0)(at, was);
+        let trained = at.role != Role::Constant && (self.0)(at, was);
         if trained != was {
             *param = param.clone().set_require_grad(trained);
         }

@@ -181,6 +181,12 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     let opened = open_model(&folder)?;
     check_kind(&opened, args.task)?;
     let kind = opened.kind();
+    ensure!(
+        kind != ModelKind::Seq2Seq,
+        "{}: is {}, which finetune does not train; give an encoder or a decoder, or load an adapter trained with PEFT",
+        args.model.display(),
+        kind.describe()
+    );
     if args.task == Some(TaskName::Images) {
         args.spans.check(HeadLevel::Sequence)?;
         args.language.check_unused()?;

@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
-use lowrank_models::config::{BodyConfig, QkvNames};
+use lowrank_models::config::BodyConfig;
 use lowrank_models::params::WeightType;
 use lowrank_models::{
     Adaptable, Classifier, ClassifierConfig, DecoderConfig, HeadLevel, Parameter, Parameters, Trainable,
@@ -21,7 +21,7 @@ use super::base::check_frozen;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
-use crate::method::Method;
+use crate::method::{Method, query_and_value};
 
 /// A model to train.
 pub(super) struct Built {
@@ -55,18 +55,6 @@ pub(super) fn default_targets(config: &ClassifierConfig) -> String {
 /// The same for a language model; queries, keys and values together if one map computes them.
 pub(super) fn decoder_targets(config: &DecoderConfig) -> String {
     query_and_value(&config.architecture.names.qkv)
-}
-
-fn query_and_value(names: &QkvNames) -> String {
-    match names {
-        QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
-        QkvNames::Fused { name, .. } => last(name).to_string(),
-    }
-}
-
-/// The last segment of a module's path.
-fn last(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// The model with its trained parameters marked, and the adapters over it.

@@ -1,0 +1,75 @@
+//! `config.json` of an encoder-decoder model: those of its two halves, and what joins them.
+
+use serde_json::{Map, Value};
+
+use crate::config::decoder::DecoderConfig;
+use crate::config::encoder::EncoderConfig;
+use crate::config::keys::Keys;
+use crate::config::names::Seq2SeqArchitecture;
+use lowrank_spec::LowrankSection;
+
+/// Shape and hyper-parameters of an encoder-decoder model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seq2SeqConfig {
+    /// The architecture.
+    pub architecture: &'static Seq2SeqArchitecture,
+    /// The encoder.
+    pub encoder: EncoderConfig,
+    /// The decoder, whose hidden states are multiplied by its `logit_scale` before the head.
+    pub decoder: DecoderConfig,
+    /// The first token of the decoder.
+    pub start: Option<u32>,
+    /// Which modules are factors.
+    pub lowrank: LowrankSection,
+    /// The whole file.
+    pub raw: Map<String, Value>,
+}
+
+impl Seq2SeqConfig {
+    /// Takes the object of a `config.json` of this architecture.
+    pub(crate) fn of(
+        architecture: &'static Seq2SeqArchitecture,
+        mut raw: Map<String, Value>,
+    ) -> Result<Self, String> {
+        // transformers writes null for some keys that it would rather leave out.
+        let whole = raw.clone();
+        raw.retain(|_, value| !value.is_null());
+        let encoder = EncoderConfig::of(architecture.encoder, raw.clone())?;
+        let mut own = raw.clone();
+        if own.contains_key("num_decoder_layers") {
+            own.shift_remove("num_layers");
+        }
+        let decoder = DecoderConfig::of(architecture.decoder, own)?;
+        if !Keys::new(&raw).flag_or("is_encoder_decoder", true)? {
+            return Err("is_encoder_decoder = false is not supported for this class; expected true".into());
+        }
+        let decoder = DecoderConfig { first_layer: encoder.n_layers, ..decoder };
+        let keys = Keys::new(&raw);
+        let start = match keys.ids("decoder_start_token_id")?.first() {
+            Some(start) => Some(*start),
+            None => (architecture.start)(&keys)?,
+        };
+        Ok(Self { architecture, encoder, start, lowrank: keys.section()?, decoder, raw: whole })
+    }
+
+    /// Beginning of the names of this model's classes in transformers.
+    pub fn class(&self) -> &'static str {
+        let own = self.raw.get("model_type").and_then(Value::as_str);
+        let types = self.architecture.model_types;
+        types.iter().find(|(name, _)| Some(*name) == own).unwrap_or(&types[0]).1
+    }
+
+    /// Path of the table of words.
+    pub fn words(&self) -> String {
+        let names = &self.encoder.architecture.names;
+        format!("{}{}", names.prefix, names.embeddings.words)
+    }
+
+    /// The longest source and the longest target that the model takes, where positions bound them.
+    pub fn limits(&self) -> [Option<usize>; 2] {
+        [
+            self.encoder.has_positions.then(|| self.encoder.max_tokens()),
+            self.decoder.is_bounded().then_some(self.decoder.max_positions),
+        ]
+    }
+}

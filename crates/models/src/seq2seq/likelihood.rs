@@ -1,0 +1,44 @@
+//! Negative log-likelihood of target tokens.
+
+use burn::module::Param;
+use burn::prelude::*;
+use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
+
+use crate::projection::Projection;
+use crate::run::Run;
+use crate::seq2seq::Seq2Seq;
+
+impl<B: Kernels> Seq2Seq<B> {
+    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens of hidden states. Logits exist only a few rows at a time, unless
+    /// the head is factored or adapted.
+    ///
+    /// # Shapes
+    /// - hidden: `[rows, d_model]`, as [`hidden_states`](Self::hidden_states) returns them
+    /// - targets, weights: `[rows]`; a row of weight 0 is ignored
+    /// - output: `[1]`
+    pub fn nll_sum(
+        &self,
+        hidden: Tensor<B, 2>,
+        targets: Tensor<B, 1, Int>,
+        weights: Tensor<B, 1>,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 1> {
+        match self.plain_head(run) {
+            Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
+            None => cross_entropy_sum(self.logits(hidden, run), targets, Some(weights)),
+        }
+    }
+
+    /// The head, if it is one matrix without an adapter.
+    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
+        let (projection, is_table) = match &self.head {
+            Some(head) if run.adapters.covers(head.site) => return None,
+            Some(head) => (&head.projection, false),
+            None => (&self.encoder.word_embedding().projection, true),
+        };
+        let Projection::Dense(dense) = projection else { return None };
+        let weight = dense.weight.weight();
+        let bias = self.logits_bias.as_ref().map(Param::val).map(|bias| bias.squeeze_dim::<1>(0));
+        Some(Head { bias, ..Head::new(if is_table { weight.transpose() } else { weight }) })
+    }
+}

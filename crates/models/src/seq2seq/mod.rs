@@ -1,0 +1,354 @@
+//! Encoder-decoder models: the source passes through an encoder once, and a decoder attends to its states while it writes
+//! the target.
+
+mod decoder;
+mod generate;
+mod likelihood;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::prelude::*;
+use lowrank_adapters::Site;
+use lowrank_checkpoint::Checkpoint;
+use lowrank_kernels::{Kernels, Keys};
+use lowrank_spec::PackedTokens;
+use serde_json::{Map, Value};
+
+use self::decoder::CrossDecoder;
+use crate::adapt::Adaptable;
+use crate::batch::{Rows, TokenBatch, Tokens};
+use crate::cache::KvCache;
+use crate::config::Seq2SeqConfig;
+use crate::encoder::Encoder;
+use crate::error::{ModelError, Result};
+use crate::linear::{Linear, LinearSpec, SiteList};
+use crate::params::{Loader, WeightType, is_beginning, lazy_full};
+use crate::run::Run;
+use crate::stack::Parameters;
+use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part, Role};
+
+/// An encoder-decoder language model.
+#[derive(Module, Debug)]
+pub struct Seq2Seq<B: Backend> {
+    /// With the table of words.
+    encoder: Encoder<B>,
+    decoder: CrossDecoder<B>,
+    /// `None` if it is tied to the table of words.
+    head: Option<Linear<B>>,
+    /// Added to the logits; shape `[1, vocab_size]`.
+    logits_bias: Option<Param<Tensor<B, 2>>>,
+    #[module(skip)]
+    info: Arc<Info>,
+}
+
+/// State of a model besides its weights.
+#[derive(Clone, Debug)]
+struct Info {
+    config: Seq2SeqConfig,
+    sites: Vec<Site>,
+    /// Tensors of other heads in the checkpoint.
+    ignored: Vec<String>,
+}
+
+/// What the decoder reads of sources: the keys and values of the encoder's states, computed once.
+#[derive(Clone, Debug)]
+pub struct Memory<B: Backend> {
+    /// By layer, each `[tokens, n_heads * head_dim]`.
+    keys_values: Vec<[Tensor<B, 2>; 2]>,
+    packed: PackedTokens,
+}
+
+impl<B: Backend> Memory<B> {
+    /// The keys of some sequences.
+    fn keys_of(&self, sequences: &[usize]) -> Keys {
+        Keys::Cached(sequences.iter().map(|&sequence| self.packed.rows(sequence)).collect())
+    }
+}
+
+/// Path of the head.
+const HEAD: &str = "lm_head";
+
+impl<B: Backend> Seq2Seq<B> {
+    /// A model with newly initialized weights.
+    ///
+    /// # Errors
+    /// A `lowrank` section that does not fit the model.
+    pub fn init(config: Seq2SeqConfig, seed: u64, device: &B::Device) -> std::result::Result<Self, String> {
+        let mut sites = SiteList::new(config.lowrank.clone());
+        let encoder = Encoder::init(&config.encoder, &mut sites, seed, device);
+        let decoder = CrossDecoder::init(&config, &mut sites, seed, device);
+        let (d_model, vocab_size) = (config.decoder.d_model, config.decoder.vocab_size);
+        let head = (!config.decoder.tied).then(|| {
+            let shape = [d_model, vocab_size];
+            let spec = LinearSpec { path: HEAD, layer: None, shape, bias: false, head: true, conv1d: false };
+            sites.linear(spec, seed, device)
+        });
+        let logits_bias = config.architecture.logits_bias.map(|_| lazy_full([1, vocab_size], 0.0, device));
+        let info = Arc::new(Info { sites: sites.finish()?, ignored: Vec::new(), config });
+        Ok(Self { encoder, decoder, head, logits_bias, info })
+    }
+
+    /// Loads a Hugging Face folder, one tensor at a time.
+    ///
+    /// # Errors
+    /// Tensors that are missing, misshaped or unknown, copies of the table of words that differ from it; a `lowrank`
+    /// section that does not fit; a storage type that the backend does not support.
+    pub fn load(
+        folder: &Path,
+        mut config: Seq2SeqConfig,
+        weights: WeightType,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let tables = Tables::find(&checkpoint, &config);
+        // As in transformers: a separate head in the file is used, whatever the config says.
+        config.decoder.tied =
+            !config.lowrank.modules.contains_key(HEAD) && tables.head_is_copy(&checkpoint)?;
+        let prefix = config.encoder.architecture.names.prefix;
+        let buffers = config.decoder.architecture.names.buffers;
+        let words = format!("{}.weight", config.words());
+        let bias = config.architecture.logits_bias;
+        let mut model = Self::init(config, 0, device)
+            .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })?;
+        let section = model.info.config.lowrank.clone();
+        let mut loader =
+            Loader::new(&checkpoint, prefix, device).with_section(&section).with_weights(weights)?;
+        let is_tied = model.head.is_none();
+        if tables.words.is_none()
+            && let Some(other) = tables.other(is_tied)
+        {
+            loader.alias(words, other.to_string());
+        }
+        model.visit_params(&mut loader);
+        let is_extra = |name: &str| {
+            tables.copies.iter().any(|copy| copy == name)
+                || is_tied && tables.head.as_deref() == Some(name)
+                || buffers.iter().any(|buffer| name.ends_with(buffer))
+        };
+        let unmatched = loader.finish(|key| Some(key) != bias, is_extra)?;
+        tables.check(&checkpoint)?;
+        model.info = Arc::new(Info { ignored: unmatched.ignored, ..Info::clone(&model.info) });
+        Ok(model)
+    }
+
+    /// The config.
+    pub fn config(&self) -> &Seq2SeqConfig {
+        &self.info.config
+    }
+
+    /// Source texts on the device.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for an id outside the vocabulary, a sequence that is empty or longer than the model takes, or
+    /// lengths that do not add up.
+    pub fn source(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
+        self.encoder.batch(tokens, device)
+    }
+
+    /// The decoder's tokens on the device, whole sequences: the start, and the target up to its last token.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source).
+    pub fn target(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
+        self.decoder.batch(tokens, std::iter::repeat(0), device)
+    }
+}
+
+/// Where a checkpoint holds the table of words and the head.
+struct Tables {
+    words: Option<String>,
+    /// Copies of the table.
+    copies: Vec<String>,
+    head: Option<String>,
+}
+
+impl Tables {
+    fn find(checkpoint: &Checkpoint, config: &Seq2SeqConfig) -> Self {
+        let prefix = config.encoder.architecture.names.prefix;
+        // With all of the prefix or its end.
+        let stored = |name: &str| {
+            let whole = format!("{prefix}{name}.weight");
+            let is_it =
+                |name: &&str| whole.strip_suffix(*name).is_some_and(|missing| is_beginning(missing, prefix));
+            checkpoint.names().find(is_it).map(str::to_string)
+        };
+        let head = format!("{HEAD}.weight");
+        Self {
+            words: stored(config.encoder.architecture.names.embeddings.words),
+            copies: config.architecture.copies.iter().filter_map(|name| stored(name)).collect(),
+            head: checkpoint.contains(&head).then_some(head),
+        }
+    }
+
+    /// What serves as the table where it is not under its own name.
+    fn other(&self, is_tied: bool) -> Option<&str> {
+        self.copies.first().or(self.head.as_ref().filter(|_| is_tied)).map(String::as_str)
+    }
+
+    /// Whether there is no head beside the table.
+    fn head_is_copy(&self, checkpoint: &Checkpoint) -> Result<bool> {
+        let Some((head, table)) = self.head.as_ref().zip(self.words.as_ref().or(self.copies.first())) else {
+            return Ok(true);
+        };
+        equal(checkpoint, head, table)
+    }
+
+    /// Refuses copies that differ from the table.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let Some(table) = self.words.as_ref().or(self.copies.first()) else { return Ok(()) };
+        for copy in &self.copies {
+            if !equal(checkpoint, copy, table)? {
+                return Err(ModelError::Tensors {
+                    path: checkpoint.path().to_path_buf(),
+                    details: format!(
+                        "'{copy}' differs from '{table}'; expected one table of words for both halves"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two tensors of a checkpoint are the same.
+fn equal(checkpoint: &Checkpoint, a: &str, b: &str) -> Result<bool> {
+    let same_kind = checkpoint
+        .info(a)
+        .zip(checkpoint.info(b))
+        .is_some_and(|(a, b)| (&a.shape, a.dtype) == (&b.shape, b.dtype));
+    Ok(same_kind && checkpoint.bytes(a)? == checkpoint.bytes(b)?)
+}
+
+impl<B: Backend> Parameters<B> for Seq2Seq<B> {
+    fn sites(&self) -> &[Site] {
+        &self.info.sites
+    }
+
+    fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
+        self.encoder.visit_params(visitor);
+        self.decoder.visit_params(visitor);
+        if let Some(head) = &mut self.head {
+            head.visit_params(ModulePath::new(HEAD, Part::Head), visitor);
+        }
+        if let (Some(bias), Some(name)) = (&mut self.logits_bias, self.info.config.architecture.logits_bias) {
+            let module = ModulePath::new(name, Part::Head);
+            visitor.visit(&module.parameter(Role::Constant, Layout::Same, None), bias);
+        }
+    }
+
+    fn ignored(&self) -> &[String] {
+        &self.info.ignored
+    }
+
+    fn config_json(&self) -> Map<String, Value> {
+        let config = self.config();
+        let mut raw = config.raw.clone();
+        raw.insert(
+            "architectures".into(),
+            vec![format!("{}ForConditionalGeneration", config.class())].into(),
+        );
+        // T5's files say by this key whether states are scaled, and tie what has no head.
+        if config.decoder.relative.is_none() {
+            raw.insert("tie_word_embeddings".into(), config.decoder.tied.into());
+        }
+        raw
+    }
+}
+
+impl<B: Backend> Adaptable<B> for Seq2Seq<B> {
+    fn tasks(&self) -> &'static [&'static str] {
+        &["SEQ_2_SEQ_LM"]
+    }
+
+    fn tied(&self) -> Option<[String; 2]> {
+        self.head.is_none().then(|| [self.config().words(), HEAD.to_string()])
+    }
+
+    fn untie(&mut self) -> Result<()> {
+        if self.head.is_some() {
+            return Ok(());
+        }
+        let projection = self.encoder.word_embedding().projection.transposed()?;
+        let mut info = Info::clone(&self.info);
+        let [d_input, d_output] = projection.dims();
+        let path = HEAD.to_string();
+        info.sites.push(Site { path, layer: None, d_input, d_output, head: true, embedding: false });
+        info.config.decoder.tied = false;
+        self.head = Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false });
+        self.info = Arc::new(info);
+        Ok(())
+    }
+}
+
+impl<B: Kernels> Seq2Seq<B> {
+    /// What the decoder reads of source texts.
+    pub fn encode(&self, source: &TokenBatch<B>, run: Run<'_, B>) -> Memory<B> {
+        let n = self.encoder.n_layers();
+        let x = (0..n).fold(self.encoder.embed(source, run), |x, index| {
+            self.encoder.layer(index, x, source, Rows::All, run)
+        });
+        let states = self.encoder.finish(x, run);
+        Memory { keys_values: self.decoder.keys_values(&states, run), packed: source.packed().clone() }
+    }
+
+    /// Hidden states of the decoder over whole sequences, one for each source, as the head takes them.
+    ///
+    /// # Shapes
+    /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for a row of each sequence
+    pub fn hidden_states(
+        &self,
+        memory: &Memory<B>,
+        target: &TokenBatch<B>,
+        rows: Rows,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2> {
+        let keys = Keys::Packed(memory.packed.clone());
+        self.decoder.forward(self.encoder.word_embedding(), target, (memory, keys), rows, None, run)
+    }
+
+    /// Logits of the next tokens from [`hidden_states`](Self::hidden_states).
+    ///
+    /// # Shapes
+    /// - hidden: `[rows, d_model]`
+    /// - output: `[rows, vocab_size]`
+    pub fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden, run),
+            None => self.encoder.word_embedding().logits(hidden),
+        };
+        match &self.logits_bias {
+            Some(bias) => logits + bias.val(),
+            None => logits,
+        }
+    }
+
+    /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache,
+    /// which contains them afterwards; `memory` holds the sources of all sequences.
+    ///
+    /// # Shapes
+    /// - output: `[active, vocab_size]`
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for tokens that the model does not accept; the cache is then unchanged.
+    pub fn advance(
+        &self,
+        memory: &Memory<B>,
+        tokens: Tokens<'_>,
+        active: &[usize],
+        cache: &mut KvCache<B>,
+        run: Run<'_, B>,
+        device: &B::Device,
+    ) -> Result<Tensor<B, 2>> {
+        let routed = run.adapters.for_step(active, tokens.lengths);
+        let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
+        let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
+        let mut batch = self.decoder.batch(tokens, past.into_iter(), device)?;
+        batch.writes = Some(cache.begin(active, tokens.lengths));
+        let words = self.encoder.word_embedding();
+        let sources = (memory, memory.keys_of(active));
+        let hidden = self.decoder.forward(words, &batch, sources, Rows::Last, Some(cache), run);
+        Ok(self.logits(hidden, run))
+    }
+}
