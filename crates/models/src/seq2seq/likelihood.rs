@@ -34,7 +34,7 @@ impl<B: Kernels> Seq2Seq<B> {
         let (projection, is_table) = match &self.head {
             Some(head) if run.adapters.covers(head.site) => return None,
             Some(head) => (&head.projection, false),
-            None => (&self.encoder.word_embedding().projection, true),
+            None => (&self.words().projection, true),
         };
         let Projection::Dense(dense) = projection else { return None };
         let weight = dense.weight.weight();

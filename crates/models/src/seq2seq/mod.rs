@@ -21,6 +21,7 @@ use crate::adapt::Adaptable;
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::Seq2SeqConfig;
+use crate::embedding::Embedding;
 use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
@@ -131,6 +132,14 @@ impl<B: Backend> Seq2Seq<B> {
         tables.check(&checkpoint)?;
         model.info = Arc::new(Info { ignored: unmatched.ignored, ..Info::clone(&model.info) });
         Ok(model)
+    }
+
+    /// The table of words of both halves.
+    fn words(&self) -> &Embedding<B> {
+        let Some(words) = self.encoder.word_embedding() else {
+            unreachable!("no architecture here reads pictures")
+        };
+        words
     }
 
     /// The config.
@@ -270,13 +279,22 @@ impl<B: Backend> Adaptable<B> for Seq2Seq<B> {
         if self.head.is_some() {
             return Ok(());
         }
-        let projection = self.encoder.word_embedding().projection.transposed()?;
+        let projection = self.words().projection.transposed()?;
         let mut info = Info::clone(&self.info);
         let [d_input, d_output] = projection.dims();
         let path = HEAD.to_string();
-        info.sites.push(Site { path, layer: None, d_input, d_output, head: true, embedding: false });
+        info.sites.push(Site {
+            path,
+            layer: None,
+            d_input,
+            d_output,
+            head: true,
+            embedding: false,
+            kernel: None,
+        });
         info.config.decoder.tied = false;
-        self.head = Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false });
+        self.head =
+            Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false, kernel: None });
         self.info = Arc::new(info);
         Ok(())
     }
@@ -305,7 +323,7 @@ impl<B: Kernels> Seq2Seq<B> {
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let keys = Keys::Packed(memory.packed.clone());
-        self.decoder.forward(self.encoder.word_embedding(), target, (memory, keys), rows, None, run)
+        self.decoder.forward(self.words(), target, (memory, keys), rows, None, run)
     }
 
     /// Logits of the next tokens from [`hidden_states`](Self::hidden_states).
@@ -316,7 +334,7 @@ impl<B: Kernels> Seq2Seq<B> {
     pub fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         let logits = match &self.head {
             Some(head) => head.forward(hidden, run),
-            None => self.encoder.word_embedding().logits(hidden),
+            None => self.words().logits(hidden),
         };
         match &self.logits_bias {
             Some(bias) => logits + bias.val(),
@@ -346,7 +364,7 @@ impl<B: Kernels> Seq2Seq<B> {
         let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
         let mut batch = self.decoder.batch(tokens, past.into_iter(), device)?;
         batch.writes = Some(cache.begin(active, tokens.lengths));
-        let words = self.encoder.word_embedding();
+        let words = self.words();
         let sources = (memory, memory.keys_of(active));
         let hidden = self.decoder.forward(words, &batch, sources, Rows::Last, Some(cache), run);
         Ok(self.logits(hidden, run))
