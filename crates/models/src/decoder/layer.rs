@@ -258,8 +258,7 @@ impl<B: Kernels> Attention<B> {
     fn forward(
         &self,
         x: Tensor<B, 2>,
-        batch: &TokenBatch<B>,
-        rows: Rows,
+        (batch, rows): (&TokenBatch<B>, Rows),
         (index, layer): (usize, usize),
         cache: Option<&mut KvCache<B>>,
         beside: Option<&Beside<'_, B>>,
@@ -352,7 +351,7 @@ impl<B: Kernels> DecoderLayer<B> {
             _ => normed(self.attention_norm.as_ref(), x.clone()),
         };
         let places = (self.index, layer);
-        let attended = self.attention.forward(before.clone(), batch, rows, places, cache, beside, run);
+        let attended = self.attention.forward(before.clone(), (batch, rows), places, cache, beside, run);
         let attended = drop(attended, self.dropouts.attention_output, 1);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
