@@ -183,6 +183,7 @@ fn check_classifier(name: &str, expected: &Expected) {
                 inner: 0.0,
                 output: 0.0,
                 relative: 0.0,
+                last: 0.0,
             };
             (config.classifier_dropout, config.head.input_dropout) = (0.0, 0.0);
         }
