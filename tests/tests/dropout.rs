@@ -72,6 +72,8 @@ const NONE: DecoderDropouts = DecoderDropouts {
     mlp_output: 0.0,
     shares_mask: false,
     token_head: 0.0,
+    mlp_inner: 0.0,
+    last: 0.0,
 };
 
 fn logits(name: &str, dropouts: DecoderDropouts, mode: Mode) -> Vec<f32> {

@@ -67,6 +67,8 @@ fn without_dropout(config: &mut DecoderConfig) {
         attention: 0.0,
         attention_output: 0.0,
         mlp_output: 0.0,
+        mlp_inner: 0.0,
+        last: 0.0,
         ..config.dropouts
     };
 }
