@@ -189,7 +189,7 @@ fn the_table_of_the_document_is_what_holds() {
     assert_eq!(written, table, "UPDATE_DOCS=1 writes the table anew");
     // The table of files names the same architectures.
     let listed = before.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | `"));
-    // Models of pictures have a test of their own, pictures.rs.
+    // pictures.rs covers ViT.
     let listed = listed.flat_map(|(types, _)| types.split('`').step_by(1)).filter(|t| {
         !t.is_empty()
             && *t != "vit"

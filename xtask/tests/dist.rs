@@ -29,7 +29,7 @@ fn dist(folder: &Path, program: &str, more: &[&str]) -> Output {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.arg("dist").arg("-o").arg(folder.join("out")).arg("--program").arg(&path).args(more);
-    // Into a folder of its own, so that tests do not meet there.
+    // Each test writes to a separate folder, since tests run at the same time.
     command.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap()
 }
 

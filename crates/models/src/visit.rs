@@ -45,9 +45,9 @@ pub enum Role {
     Gain,
     /// The offset of a norm.
     Offset,
-    /// A parameter without a module of its own: the class token, the positions of patches.
+    /// A parameter that its parent module holds directly: the class token, the positions of patches.
     Bare,
-    /// A tensor of its own name that is stored and never trained.
+    /// A stored tensor that is never trained, such as the bias on BART's logits.
     Constant,
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn document(packages: &[Package]) -> Result<String> {
     if !without.is_empty() {
         let _ = writeln!(
             out,
-            "\nWithout a text of their own, under the standard text of the licence named above: {}",
+            "\nThese packages contain no licence text; the standard text of the licence named above applies: {}",
             without.join(", ")
         );
     }

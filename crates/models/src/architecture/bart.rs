@@ -123,7 +123,7 @@ static DECODER_BEFORE: DecoderArchitecture = DecoderArchitecture {
     ..DECODER
 };
 
-/// Refuses what is not implemented.
+/// Refuses config options that change the layers; transformers no longer reads them.
 fn check(keys: &Keys<'_>) -> Result<(), String> {
     for key in
         ["add_final_layer_norm", "normalize_before", "static_position_embeddings", "extra_pos_embeddings"]

@@ -168,7 +168,7 @@ pub(crate) fn continued<B: Kernels>(
             } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
                 Some(Finish::Length)
             } else if config.is_bounded() && run.ids.len() > config.max_positions {
-                // There is no position left to process the token just chosen.
+                // The last position is used up: the token just chosen cannot be processed.
                 Some(Finish::Full)
             } else {
                 None

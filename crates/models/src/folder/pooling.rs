@@ -180,7 +180,7 @@ impl SentencePooling {
             let names: Vec<&str> = self.prompts.iter().map(|(name, _)| name.as_str()).collect();
             match names.is_empty() {
                 true => "the model has no prompts".into(),
-                false => format!("there is no such prompt; choose {}", names.join(", ")),
+                false => format!("unknown prompt; choose {}", names.join(", ")),
             }
         })
     }

@@ -196,7 +196,7 @@ impl Tables {
         self.copies.first().or(self.head.as_ref().filter(|_| is_tied)).map(String::as_str)
     }
 
-    /// Whether there is no head beside the table.
+    /// Whether the head is tied to the table: missing from the file, or equal to it.
     fn head_is_copy(&self, checkpoint: &Checkpoint) -> Result<bool> {
         let Some((head, table)) = self.head.as_ref().zip(self.words.as_ref().or(self.copies.first())) else {
             return Ok(true);
