@@ -2,12 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test tools end a test on the first surprise")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::module::Param;
+use burn::tensor::{
+    Tensor,
+    backend::{AutodiffBackend, Backend},
+};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
-use lowrank_models::{Classifier, ClassifierConfig, DecoderConfig, Stack, TokenBatch, Tokens};
+use lowrank_models::{
+    Classifier, ClassifierConfig, DecoderConfig, ParamVisitor, Parameter, Parameters, Role, Stack,
+    TokenBatch, Tokens,
+};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 use serde::Deserialize;
@@ -118,6 +126,58 @@ pub fn random<B: Backend, const D: usize>(key: &str, shape: [usize; D], std: f64
         burn::tensor::TensorData::new(normal_values(11, key, n, std), shape),
         &Default::default(),
     )
+}
+
+/// Gradients in the file's layout, by key; constants must have none.
+struct Gradients<'a, B: AutodiffBackend> {
+    grads: &'a B::Gradients,
+    found: BTreeMap<String, Vec<f32>>,
+}
+
+impl<B: AutodiffBackend> ParamVisitor<B> for Gradients<'_, B> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
+        let grad = param.val().grad(self.grads);
+        if at.role == Role::Constant {
+            assert!(grad.is_none(), "{}", at.key());
+            return;
+        }
+        let grad = grad.unwrap_or_else(|| panic!("{}: no gradient", at.key()));
+        let dims = grad.dims();
+        let mut values = values(grad);
+        if at.layout.is_transposed() {
+            let [rows, columns] = [dims[0], dims[1]];
+            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
+        }
+        self.found.insert(at.key(), values);
+    }
+}
+
+/// Compares the gradients of all parameters of a model with PyTorch's, each given by its norm and by `Σ gᵢ·cos(i)` over its
+/// elements in the file's order. Returns the keys of the parameters.
+pub fn check_gradients<B: AutodiffBackend>(
+    what: &str,
+    model: &mut impl Parameters<B>,
+    grads: &B::Gradients,
+    expected: &BTreeMap<String, [f64; 2]>,
+) -> Vec<String> {
+    let mut gradients = Gradients { grads, found: BTreeMap::new() };
+    model.visit_params(&mut gradients);
+    let found = gradients.found;
+    let missing: Vec<&String> = expected.keys().filter(|key| !found.contains_key(*key)).collect();
+    assert!(missing.is_empty(), "{what}: no parameters {missing:?}");
+    for (key, grad) in &found {
+        // A bias that no output depends on has none in PyTorch, or one of rounding errors.
+        let [norm, along] = expected.get(key).copied().unwrap_or_default();
+        let tolerance = 1e-4 * (1.0 + norm);
+        let sum = |f: &dyn Fn(usize, f64) -> f64| -> f64 {
+            grad.iter().enumerate().map(|(i, &g)| f(i, f64::from(g))).sum()
+        };
+        let own = [sum(&|_, g| g * g).sqrt(), sum(&|i, g| g * (i as f64).cos())];
+        for (own, expected) in own.into_iter().zip([norm, along]) {
+            assert!((own - expected).abs() < tolerance, "{what}: {key}: {own}, expected {expected}");
+        }
+    }
+    found.into_keys().collect()
 }
 
 /// A Llama of width 1024 with a vocabulary of 256 whose block linears are factors of the ranks that take away `ratio`

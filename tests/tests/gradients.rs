@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
-use burn::module::Param;
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use burn_flex::Flex;
 use common::golden;
 use lowrank_adapters::AdapterSet;
@@ -22,10 +20,10 @@ use lowrank_data::tokenize::Encoded;
 use lowrank_models::config::{BodyConfig, DecoderDropouts, EncoderDropouts};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Classifier, ClassifierConfig, Decoder, DecoderConfig, ModelFolder, ModelKind, ParamVisitor, Parameter,
-    Parameters, Rows, Run, Stack, Tokens, Trainable,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, ModelFolder, ModelKind, Parameters, Rows, Run,
+    Stack, Tokens, Trainable,
 };
-use lowrank_tests::{fixture, values};
+use lowrank_tests::{check_gradients, fixture};
 use lowrank_train::{
     Alone, Classification, DevSet, FineTuner, NextToken, Objective, SchedulerKind, Start, StepReport,
     TrainConfig, Training, TunedDecoder, Watch, train,
@@ -40,25 +38,6 @@ struct Expected {
     gradients: BTreeMap<String, [f64; 2]>,
     /// Of the steps of a training on one text.
     losses: Vec<f64>,
-}
-
-/// The gradients of the parameters it visits, in the file's layout.
-struct Gather<'a> {
-    grads: &'a <B as AutodiffBackend>::Gradients,
-    found: BTreeMap<String, Vec<f32>>,
-}
-
-impl ParamVisitor<B> for Gather<'_> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
-        let grad = param.val().grad(self.grads).unwrap_or_else(|| panic!("{}: no gradient", at.key()));
-        let dims = grad.dims();
-        let mut values = values(grad);
-        if at.layout.is_transposed() {
-            let [rows, columns] = [dims[0], dims[1]];
-            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
-        }
-        self.found.insert(at.key(), values);
-    }
 }
 
 fn without_dropout(config: &mut DecoderConfig) {
@@ -83,7 +62,7 @@ fn trained(name: &str) -> Decoder<B> {
     model
 }
 
-fn check_gradients(name: &str, expected: &Expected) {
+fn check_backward(name: &str, expected: &Expected) {
     let (model, device) = (trained(name), Default::default());
     let ids = &golden(name).cases[0].input_ids;
     let n = ids.len();
@@ -98,27 +77,7 @@ fn check_gradients(name: &str, expected: &Expected) {
     let off = f64::from(loss.clone().into_scalar()) - expected.losses[0];
     assert!(off.abs() < 1e-4, "{name}: the loss is off by {off}");
     let grads = loss.backward();
-    let mut gather = Gather { grads: &grads, found: BTreeMap::new() };
-    model.clone().visit_params(&mut gather);
-    let found = gather.found;
-    assert!(
-        expected.gradients.keys().all(|key| found.contains_key(key)),
-        "{name}: {:?} for {:?}",
-        found.keys(),
-        expected.gradients.keys()
-    );
-    for (key, grad) in &found {
-        // A bias that no output depends on has none in PyTorch, or one of rounding errors.
-        let [norm, along] = expected.gradients.get(key).copied().unwrap_or_default();
-        let got = |f: &dyn Fn(usize) -> f64| {
-            grad.iter().enumerate().map(|(i, &g)| f64::from(g) * f(i)).sum::<f64>()
-        };
-        let own_norm = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        let tolerance = 1e-4 * (1.0 + norm);
-        assert!((own_norm - norm).abs() < tolerance, "{name}: {key}: norm {own_norm}, expected {norm}");
-        let own_along = got(&|i| (i as f64).cos());
-        assert!((own_along - along).abs() < tolerance, "{name}: {key}: {own_along}, expected {along}");
-    }
+    check_gradients(name, &mut model.clone(), &grads, &expected.gradients);
 }
 
 #[derive(Default)]
@@ -217,7 +176,7 @@ fn equal_pytorch() {
     let all = all();
     let compared: Vec<_> = all.iter().filter(|(_, expected)| !expected.gradients.is_empty()).collect();
     assert!(compared.len() > 60, "{}", compared.len());
-    compared.into_iter().for_each(|(name, expected)| check_gradients(name, expected));
+    compared.into_iter().for_each(|(name, expected)| check_backward(name, expected));
 }
 
 #[test]

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::backend::Autodiff;
-use burn::module::Param;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::Backend;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, TensorData};
@@ -19,10 +18,8 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_data::images::{Filter, ImageProcessor, ImageSet, PatchSize, decode, resize};
 use lowrank_data::pack::{EncodedDataset, PackedBatch};
 use lowrank_kernels::Kernels;
-use lowrank_models::{
-    Adaptable, Classifier, ClassifierConfig, ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Tokens,
-};
-use lowrank_tests::{Tested, assert_close, fixture, values};
+use lowrank_models::{Adaptable, Classifier, ClassifierConfig, Parameters, Rows, Run, Stack, Tokens};
+use lowrank_tests::{Tested, assert_close, check_gradients, fixture, values};
 use lowrank_train::tuner::{loss, to_device};
 use serde::Deserialize;
 
@@ -176,24 +173,6 @@ fn a_bare_encoder_of_one_channel_equals_transformers() {
 
 type B = Autodiff<Flex>;
 
-struct Gather<'a> {
-    grads: &'a <B as AutodiffBackend>::Gradients,
-    found: BTreeMap<String, Vec<f32>>,
-}
-
-impl ParamVisitor<B> for Gather<'_> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) {
-        let grad = param.val().grad(self.grads).unwrap_or_else(|| panic!("{}: no gradient", at.key()));
-        let dims = grad.dims();
-        let mut values = values(grad);
-        if at.layout.is_transposed() {
-            let [rows, columns] = [dims[0], dims[1]];
-            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
-        }
-        self.found.insert(at.key(), values);
-    }
-}
-
 #[test]
 fn gradients_equal_pytorchs() {
     let golden = golden();
@@ -211,17 +190,8 @@ fn gradients_equal_pytorchs() {
     let off = f64::from(loss.clone().into_scalar()) - golden.loss;
     assert!(off.abs() < 1e-4, "the loss is off by {off}");
     let grads = loss.backward();
-    let mut gather = Gather { grads: &grads, found: BTreeMap::new() };
-    model.visit_params(&mut gather);
-    assert_eq!(gather.found.keys().collect::<Vec<_>>(), golden.gradients.keys().collect::<Vec<_>>());
-    for (key, grad) in &gather.found {
-        let [norm, along] = golden.gradients[key];
-        let tolerance = 1e-4 * (1.0 + norm);
-        let own_norm = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        let own_along: f64 = grad.iter().enumerate().map(|(i, &g)| f64::from(g) * (i as f64).cos()).sum();
-        assert!((own_norm - norm).abs() < tolerance, "{key}: norm {own_norm}, expected {norm}");
-        assert!((own_along - along).abs() < tolerance, "{key}: {own_along}, expected {along}");
-    }
+    let found = check_gradients("vit-cls", &mut model, &grads, &golden.gradients);
+    assert_eq!(found, golden.gradients.into_keys().collect::<Vec<_>>());
 }
 
 /// Golden pixels, so that decoders of JPEG play no part.

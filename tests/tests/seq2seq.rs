@@ -5,20 +5,15 @@
 use std::collections::BTreeMap;
 
 use burn::backend::Autodiff;
-use burn::module::Param;
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
-use lowrank_models::{
-    Adaptable, Layout, ModelFolder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, Seq2Seq,
-    Seq2SeqConfig, Tokens,
-};
-use lowrank_tests::{Tested, assert_close, fixture, values};
+use lowrank_models::{Adaptable, ModelFolder, Parameters, Rows, Run, Seq2Seq, Seq2SeqConfig, Tokens};
+use lowrank_tests::{Tested, assert_close, check_gradients, fixture, values};
 use rstest::rstest;
 use serde::Deserialize;
 
@@ -197,30 +192,6 @@ fn settings_in_the_config_hold_where_there_is_no_other_file() {
     assert_eq!(opened.seq2seq_config().unwrap().start, Some(5));
 }
 
-/// The gradients of the parameters it visits, in the file's layout.
-struct Gather<'a> {
-    grads: &'a <Autodiff<Tested> as AutodiffBackend>::Gradients,
-    found: BTreeMap<String, Vec<f32>>,
-}
-
-impl ParamVisitor<Autodiff<Tested>> for Gather<'_> {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Autodiff<Tested>, D>>) {
-        let grad = param.val().grad(self.grads);
-        if at.role == Role::Constant {
-            assert!(grad.is_none(), "{}", at.key());
-            return;
-        }
-        let grad = grad.unwrap_or_else(|| panic!("{}: no gradient", at.key()));
-        let dims = grad.dims();
-        let mut values = values(grad);
-        if at.layout == Layout::Transposed {
-            let [rows, columns] = [dims[0], dims[1]];
-            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
-        }
-        self.found.insert(at.key(), values);
-    }
-}
-
 #[test]
 fn gradients_of_every_parameter_equal_pytorchs() {
     for name in MODELS {
@@ -239,21 +210,7 @@ fn gradients_of_every_parameter_equal_pytorchs() {
         let off = f64::from(values(loss.clone())[0]) - case.loss;
         assert!(off.abs() < 1e-4, "{name}: the loss is off by {off}");
         let grads = loss.backward();
-        let mut gather = Gather { grads: &grads, found: BTreeMap::new() };
-        model.visit_params(&mut gather);
-        assert!(golden.gradients.keys().all(|key| gather.found.contains_key(key)), "{name}");
-        for (key, grad) in &gather.found {
-            // A bias that no output depends on has none in PyTorch, or one of rounding errors.
-            let [norm, along] = golden.gradients.get(key).copied().unwrap_or_default();
-            let sum = |f: &dyn Fn(usize, f64) -> f64| -> f64 {
-                grad.iter().enumerate().map(|(i, &g)| f(i, f64::from(g))).sum()
-            };
-            let tolerance = 1e-4 * (1.0 + norm);
-            let own = [sum(&|_, g| g * g).sqrt(), sum(&|i, g| g * (i as f64).cos())];
-            for (own, expected) in own.into_iter().zip([norm, along]) {
-                assert!((own - expected).abs() < tolerance, "{name}: {key}: {own}, expected {expected}");
-            }
-        }
+        check_gradients(name, &mut model, &grads, &golden.gradients);
     }
 }
 

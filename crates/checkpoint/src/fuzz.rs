@@ -7,6 +7,20 @@ use std::path::Path;
 
 use crate::{Checkpoint, Dtype, error::Fault, gguf, header, map::Bytes, resolve, source::Table, torch};
 
+/// Passes `data` to a body as a file of this name: in memory where the system has such a folder, and over that of the
+/// previous call.
+///
+/// # Panics
+/// The file cannot be written.
+#[allow(clippy::expect_used, reason = "a fuzzer without files cannot go on")]
+pub fn on_file(name: &str, data: &[u8], body: impl FnOnce(&Path)) {
+    let shared = Path::new("/dev/shm");
+    let folder = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
+    let path = folder.join(format!("lowrank-fuzz-{}-{name}", std::process::id()));
+    std::fs::write(&path, data).expect("the fuzzer's file can be written");
+    body(&path);
+}
+
 /// A safetensors file.
 pub fn safetensors(data: &[u8]) {
     walk(data, header::parse(data));

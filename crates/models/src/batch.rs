@@ -145,18 +145,27 @@ impl<B: Backend> TokenBatch<B> {
             int_tensor(all, device)
         };
         let batch = Self {
-            ids: int_tensor(ids.iter().map(|&id| id as i32).collect(), device),
-            pixels: None,
             type_ids: limits.types.map(types),
             positions: limits.first_position.map(table),
+            ..Self::of_ids(int_tensor(ids.iter().map(|&id| id as i32).collect(), device), lengths)
+        };
+        Ok((batch, positions))
+    }
+
+    /// A batch of ids alone.
+    fn of_ids(ids: Tensor<B, 1, Int>, lengths: &[usize]) -> Self {
+        Self {
+            ids,
+            pixels: None,
+            type_ids: None,
+            positions: None,
             angles: Vec::new(),
             distances: None,
             packed: lengths.into(),
             single: std::iter::repeat_n(1, lengths.len()).collect(),
             unpadded: None,
             writes: None,
-        };
-        Ok((batch, positions))
+        }
     }
 
     /// Moves pictures to the device.
@@ -184,16 +193,8 @@ impl<B: Backend> TokenBatch<B> {
             )));
         }
         Ok(Self {
-            ids: Tensor::zeros([lengths.len() * (patches + 1)], device),
             pixels: Some(Tensor::from_data(TensorData::new(pixels.to_vec(), [rows, width]), device)),
-            type_ids: None,
-            positions: None,
-            angles: Vec::new(),
-            distances: None,
-            packed: lengths.into(),
-            single: std::iter::repeat_n(1, lengths.len()).collect(),
-            unpadded: None,
-            writes: None,
+            ..Self::of_ids(Tensor::zeros([lengths.len() * (patches + 1)], device), lengths)
         })
     }
 

@@ -70,10 +70,7 @@ impl<B: Kernels> Decoder<B> {
         weights: Tensor<B, 1>,
         run: Run<'_, B>,
     ) -> Tensor<B, 1> {
-        match self.plain_head(run) {
-            Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
-            None => cross_entropy_sum(self.logits(hidden, run), targets, Some(weights)),
-        }
+        nll_of_head(self.plain_head(run), hidden, targets, weights, |hidden| self.logits(hidden, run))
     }
 
     /// The head, if it is one matrix without an adapter.
@@ -91,6 +88,23 @@ impl<B: Kernels> Decoder<B> {
         let weight = dense.weight.weight();
         let soft_cap = config.logit_softcap.map(|cap| cap as f32);
         Some(Head { bias, soft_cap, ..Head::new(if transposed { weight.transpose() } else { weight }) })
+    }
+}
+
+/// `Σ wᵢ·(−ln pᵢ)` through a head of one matrix, or from the logits where there is none.
+///
+/// # Shapes
+/// - hidden: `[rows, d_model]`; targets, weights: `[rows]`; output: `[1]`
+pub(crate) fn nll_of_head<B: Kernels>(
+    head: Option<Head<B>>,
+    hidden: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    weights: Tensor<B, 1>,
+    logits: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+) -> Tensor<B, 1> {
+    match head {
+        Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
+        None => cross_entropy_sum(logits(hidden), targets, Some(weights)),
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod cross;
 mod experts;
 pub(crate) mod generate;
 mod layer;
-mod likelihood;
+pub(crate) mod likelihood;
 mod mlp;
 mod model;
 mod sample;

@@ -279,9 +279,7 @@ impl<B: Kernels> Decoder<B> {
         // In a batch with an adapter for each sequence, finished ones take no part.
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
-        let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
-        let mut batch = self.body.batch_after(tokens, past.into_iter(), device)?;
-        batch.writes = Some(cache.begin(active, tokens.lengths));
+        let batch = cache.step(active, tokens.lengths, |past| self.body.batch_after(tokens, past, device))?;
         Ok(self.logits(self.body.step(&batch, cache, run), run))
     }
 }

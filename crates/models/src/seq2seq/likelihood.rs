@@ -2,8 +2,9 @@
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
+use lowrank_kernels::{Head, Kernels};
 
+use crate::decoder::likelihood::nll_of_head;
 use crate::projection::Projection;
 use crate::run::Run;
 use crate::seq2seq::Seq2Seq;
@@ -23,10 +24,7 @@ impl<B: Kernels> Seq2Seq<B> {
         weights: Tensor<B, 1>,
         run: Run<'_, B>,
     ) -> Tensor<B, 1> {
-        match self.plain_head(run) {
-            Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
-            None => cross_entropy_sum(self.logits(hidden, run), targets, Some(weights)),
-        }
+        nll_of_head(self.plain_head(run), hidden, targets, weights, |hidden| self.logits(hidden, run))
     }
 
     /// The head, if it is one matrix without an adapter.

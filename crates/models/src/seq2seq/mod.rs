@@ -361,9 +361,7 @@ impl<B: Kernels> Seq2Seq<B> {
     ) -> Result<Tensor<B, 2>> {
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
-        let past: Vec<usize> = active.iter().map(|&s| cache.length(s)).collect();
-        let mut batch = self.decoder.batch(tokens, past.into_iter(), device)?;
-        batch.writes = Some(cache.begin(active, tokens.lengths));
+        let batch = cache.step(active, tokens.lengths, |past| self.decoder.batch(tokens, past, device))?;
         let words = self.words();
         let sources = (memory, memory.keys_of(active));
         let hidden = self.decoder.forward(words, &batch, sources, Rows::Last, Some(cache), run);
