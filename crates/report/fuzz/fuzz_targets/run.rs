@@ -4,4 +4,4 @@
 use lowrank_checkpoint::fuzz::on_file;
 use lowrank_report::fuzz;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| on_file("a.json", data, |file| fuzz::record(file, data)));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| on_file("a.json", data, fuzz::record));
