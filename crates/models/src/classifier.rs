@@ -488,7 +488,7 @@ impl HeadInput {
     ///
     /// # Shapes
     /// - x: `[rows, d_model]`, output: `[sequences, d_model]`
-    pub fn read<B: Backend>(self, x: Tensor<B, 2>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
+    pub fn read<B: Kernels>(self, x: Tensor<B, 2>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
         match self {
             Self::First => x,
             Self::Mean => {

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use burn::tensor::activation::{gelu, relu, sigmoid, silu};
+use burn::tensor::activation::sigmoid;
 use lowrank_checkpoint::Checkpoint;
+use lowrank_kernels::{Gelu, Kernels, layer_norm, linear};
 use serde_json::Value;
 
-use crate::config::{lookup, read_json};
+use crate::config::{Activation, lookup, read_json};
 use crate::error::{ModelError, Result};
 
 /// A step from the pooled vector to the embedding.
@@ -27,19 +28,19 @@ pub enum EmbeddingStep {
     },
 }
 
-/// `act(x·Wᵀ + b)`, to which `x`, or `x·Rᵀ`, may be added.
+/// `act(x·W + b)`, to which `x`, or `x·R`, may be added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dense {
     weight: Matrix,
     bias: Option<Vec<f32>>,
-    activation: Activation,
+    activation: DenseActivation,
     residual: Residual,
 }
 
-/// `[out, in]`, row-major.
+/// `[d_input, d_output]`, row-major.
 #[derive(Clone, Debug, PartialEq)]
 struct Matrix {
-    rows: usize,
+    shape: [usize; 2],
     values: Vec<f32>,
 }
 
@@ -51,23 +52,35 @@ enum Residual {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Activation {
+enum DenseActivation {
     Identity,
-    Tanh,
-    Relu,
-    Gelu,
     Sigmoid,
-    Silu,
+    Of(Activation),
 }
 
 /// Classes of `torch.nn`.
-const ACTIVATIONS: [(&str, Activation); 6] = [
-    ("Identity", Activation::Identity),
-    ("Tanh", Activation::Tanh),
-    ("ReLU", Activation::Relu),
-    ("GELU", Activation::Gelu),
-    ("Sigmoid", Activation::Sigmoid),
-    ("SiLU", Activation::Silu),
+const ACTIVATIONS: [(&str, DenseActivation); 6] = [
+    ("Identity", DenseActivation::Identity),
+    ("Tanh", DenseActivation::Of(Activation::Tanh)),
+    ("ReLU", DenseActivation::Of(Activation::Relu)),
+    ("GELU", DenseActivation::Of(Activation::Gelu(Gelu::Erf))),
+    ("Sigmoid", DenseActivation::Sigmoid),
+    ("SiLU", DenseActivation::Of(Activation::Silu)),
+];
+
+/// Reads a module from its folder; `None` for one that changes nothing.
+type Reader = fn(&Path) -> Result<Option<EmbeddingStep>>;
+
+/// The supported modules by class name.
+pub(super) const MODULES: [(&str, Reader); 4] = [
+    ("Dense", |folder| Dense::read(folder).map(|dense| Some(EmbeddingStep::Dense(dense)))),
+    ("LayerNorm", |folder| {
+        let checkpoint = Checkpoint::open(folder)?;
+        let [weight, bias] = ["norm.weight", "norm.bias"].map(|name| checkpoint.read_f32(name));
+        Ok(Some(EmbeddingStep::LayerNorm { weight: weight?, bias: bias? }))
+    }),
+    ("Dropout", |_| Ok(None)),
+    ("Normalize", |_| Ok(Some(EmbeddingStep::Normalize))),
 ];
 
 /// Minimum norm by which an embedding is divided.
@@ -76,48 +89,17 @@ const LEAST_NORM: f64 = 1e-12;
 const LAYER_NORM_EPS: f64 = 1e-5;
 
 impl EmbeddingStep {
-    /// The module of a kind in a folder, for vectors of `width` numbers if that is known, and the width of its output. `None`
-    /// for a module that changes nothing.
-    ///
-    /// # Errors
-    /// A kind that is not supported, configs and weights that are missing or do not fit.
-    pub(super) fn read(kind: &str, folder: &Path) -> Result<Option<Self>> {
-        match kind {
-            "Normalize" => Ok(Some(Self::Normalize)),
-            "Dropout" => Ok(None),
-            "Dense" => Dense::read(folder).map(|dense| Some(Self::Dense(dense))),
-            _ => {
-                let checkpoint = Checkpoint::open(folder)?;
-                let [weight, bias] = ["norm.weight", "norm.bias"].map(|name| checkpoint.read_f32(name));
-                Ok(Some(Self::LayerNorm { weight: weight?, bias: bias? }))
-            }
-        }
-    }
-
-    /// Whether modules of this kind are supported.
-    pub(super) fn knows(kind: &str) -> bool {
-        ["Normalize", "Dropout", "Dense", "LayerNorm"].contains(&kind)
-    }
-
     /// The width of the output for inputs of `width`.
     ///
     /// # Errors
-    /// The width that is expected instead.
+    /// The width that is expected instead, or a bias of another width than the norm's weight.
     pub(super) fn output_width(&self, width: usize) -> std::result::Result<usize, usize> {
-        match self {
-            Self::Normalize => Ok(width),
-            Self::Dense(dense) => {
-                let expected = dense.weight.columns();
-                if expected == width { Ok(dense.weight.rows) } else { Err(expected) }
-            }
-            Self::LayerNorm { weight, .. } => {
-                if weight.len() == width {
-                    Ok(width)
-                } else {
-                    Err(weight.len())
-                }
-            }
-        }
+        let (expected, output) = match self {
+            Self::Normalize => (width, width),
+            Self::Dense(dense) => (dense.weight.shape[0], dense.weight.shape[1]),
+            Self::LayerNorm { weight, bias } => (weight.len().max(bias.len()), bias.len()),
+        };
+        if expected == width { Ok(output) } else { Err(expected) }
     }
 
     /// The step on rows.
@@ -125,7 +107,7 @@ impl EmbeddingStep {
     /// # Shapes
     /// - x: `[sequences, width]`
     /// - output: `[sequences, width of the output]`
-    pub(super) fn apply<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(super) fn apply<B: Kernels>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Normalize => {
                 let norm = x.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(LEAST_NORM); // [sequences, 1]
@@ -133,41 +115,32 @@ impl EmbeddingStep {
             }
             Self::Dense(dense) => dense.apply(x),
             Self::LayerNorm { weight, bias } => {
-                let [weight, bias] = [weight, bias].map(|values| row(values, &x.device()));
-                let centred = x.clone() - x.mean_dim(1);
-                let variance = centred.clone().powi_scalar(2).mean_dim(1);
-                centred / (variance + LAYER_NORM_EPS).sqrt() * weight + bias
+                let [weight, bias] = [weight, bias].map(|values| vector(values, &x.device()));
+                layer_norm(x, None, weight, Some(bias), LAYER_NORM_EPS, None)
             }
         }
     }
 }
 
-fn row<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 2> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), device)
+fn vector<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
+    Tensor::from_floats(values, device)
 }
 
 impl Matrix {
     fn read(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
-        let values = checkpoint.read_f32(name)?;
-        let shape = checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
-        match shape[..] {
-            [rows, columns] if rows > 0 && columns > 0 => Ok(Self { rows, values }),
+        let values = checkpoint.read_f32_transposed(name)?;
+        match checkpoint.info(name).map(|info| info.shape.as_slice()) {
+            Some(&[rows, columns]) => Ok(Self { shape: [columns, rows], values }),
             _ => Err(ModelError::Tensors {
                 path: checkpoint.path().to_path_buf(),
-                details: format!("'{name}' has the shape {shape:?}; expected a matrix"),
+                details: format!("'{name}' is not a matrix"),
             }),
         }
     }
 
-    fn columns(&self) -> usize {
-        self.values.len() / self.rows
-    }
-
-    /// `x·Wᵀ`.
-    fn map<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let data = TensorData::new(self.values.clone(), [self.rows, self.columns()]);
-        let weight = Tensor::<B, 2>::from_data(data, &x.device());
-        x.matmul(weight.transpose())
+    fn map<B: Kernels>(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+        let weight = Tensor::from_data(TensorData::new(self.values.clone(), self.shape), &x.device());
+        linear(x, weight, bias)
     }
 }
 
@@ -177,11 +150,9 @@ impl Dense {
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         let config =
             read_json(&path)?.ok_or_else(|| wrong("no such file; modules.json names its folder".into()))?;
-        for (key, usual) in
-            [("module_input_name", "sentence_embedding"), ("module_output_name", "sentence_embedding")]
-        {
-            if let Some(name) = config[key].as_str().filter(|name| *name != usual) {
-                return Err(wrong(format!("{key} '{name}' is not supported; expected {usual}")));
+        for key in ["module_input_name", "module_output_name"] {
+            if let Some(name) = config[key].as_str().filter(|name| *name != "sentence_embedding") {
+                return Err(wrong(format!("{key} '{name}' is not supported; expected sentence_embedding")));
             }
         }
         let class = config["activation_function"].as_str().unwrap_or("torch.nn.Tanh");
@@ -199,43 +170,39 @@ impl Dense {
         };
         let checkpoint = Checkpoint::open(folder)?;
         let weight = Matrix::read(&checkpoint, "linear.weight")?;
+        let [d_input, d_output] = weight.shape;
         let bias = is_on("bias", true)?.then(|| checkpoint.read_f32("linear.bias")).transpose()?;
-        let residual = match (is_on("use_residual", false)?, weight.rows == weight.columns()) {
-            (false, _) => Residual::None,
-            (true, true) => Residual::Same,
-            (true, false) => Residual::Mapped(Matrix::read(&checkpoint, "residual.weight")?),
+        let residual = match is_on("use_residual", false)? {
+            false => Residual::None,
+            true if d_input == d_output => Residual::Same,
+            true => Residual::Mapped(Matrix::read(&checkpoint, "residual.weight")?),
         };
-        let fits = bias.as_ref().is_none_or(|bias| bias.len() == weight.rows)
+        let fits = bias.as_ref().is_none_or(|bias| bias.len() == d_output)
             && match &residual {
-                Residual::Mapped(map) => (map.rows, map.columns()) == (weight.rows, weight.columns()),
-                _ => true,
+                Residual::Mapped(map) => map.shape == weight.shape,
+                Residual::None | Residual::Same => true,
             };
         if !fits {
             return Err(ModelError::Tensors {
                 path: folder.to_path_buf(),
-                details: format!("the bias or residual map does not fit the {} outputs", weight.rows),
+                details: format!("the bias or residual map does not fit the {d_output} outputs"),
             });
         }
         Ok(Self { weight, bias, activation, residual })
     }
 
-    fn apply<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let mut y = self.weight.map(x.clone());
-        if let Some(bias) = &self.bias {
-            y = y + row(bias, &x.device());
-        }
+    fn apply<B: Kernels>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let bias = self.bias.as_ref().map(|bias| vector(bias, &x.device()));
+        let y = self.weight.map(x.clone(), bias);
         let y = match self.activation {
-            Activation::Identity => y,
-            Activation::Tanh => y.tanh(),
-            Activation::Relu => relu(y),
-            Activation::Gelu => gelu(y),
-            Activation::Sigmoid => sigmoid(y),
-            Activation::Silu => silu(y),
+            DenseActivation::Identity => y,
+            DenseActivation::Sigmoid => sigmoid(y),
+            DenseActivation::Of(activation) => activation.apply(y),
         };
         match &self.residual {
             Residual::None => y,
             Residual::Same => y + x,
-            Residual::Mapped(map) => y + map.map(x),
+            Residual::Mapped(map) => y + map.map(x, None),
         }
     }
 }

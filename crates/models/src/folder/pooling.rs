@@ -5,9 +5,10 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use lowrank_kernels::Kernels;
 use serde_json::Value;
 
-use super::modules::EmbeddingStep;
+use super::modules::{EmbeddingStep, MODULES};
 use crate::config::read_json;
 use crate::error::{ModelError, Result};
 
@@ -45,11 +46,11 @@ pub struct SentencePooling {
     pub modes: Vec<PoolingMode>,
     /// What follows, in this order.
     pub steps: Vec<EmbeddingStep>,
-    /// Numbers of an embedding that are kept, the first ones.
+    /// Width to which embeddings are truncated.
     pub truncate: Option<usize>,
     /// Whether texts are lower-cased before they are tokenized.
     pub lower_case: bool,
-    /// Texts to put before others, by name.
+    /// Prompts, each prepended to a text, by name.
     pub prompts: Vec<(String, String)>,
     /// The name of the prompt that is used unless another is requested.
     pub default_prompt: Option<String>,
@@ -73,8 +74,8 @@ impl Default for SentencePooling {
 }
 
 impl SentencePooling {
-    /// Reads `modules.json` and the configs that it names. `width`: that of a hidden state.
-    pub(super) fn read(folder: &Path, width: usize) -> Result<Self> {
+    /// Reads `modules.json` and the configs that it names.
+    pub(super) fn read(folder: &Path, d_model: usize) -> Result<Self> {
         let path = folder.join("modules.json");
         let transformer = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
         let mut pooling =
@@ -89,7 +90,7 @@ impl SentencePooling {
         };
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         let modules = modules.as_array().ok_or_else(|| wrong("expected a list of modules".into()))?;
-        let mut n_pooled = None;
+        let mut width = None;
         for module in modules {
             let kind = module["type"].as_str().unwrap_or_default();
             let place = module["path"].as_str().unwrap_or_default();
@@ -107,27 +108,27 @@ impl SentencePooling {
                         reason: "no such file; modules.json names it".into(),
                     })?;
                     pooling.read_pooling(&file, &config)?;
-                    n_pooled = Some(width * pooling.modes.len());
+                    width = Some(d_model * pooling.modes.len());
                 }
-                name if EmbeddingStep::knows(name) => {
+                name => {
+                    let Some((_, read)) = MODULES.iter().find(|(known, _)| *known == name) else {
+                        let kind = if kind.is_empty() { "?" } else { kind };
+                        let known = MODULES.map(|(name, _)| name).join(", ");
+                        return Err(wrong(format!(
+                            "module '{kind}' is not supported; expected Transformer, Pooling, {known}"
+                        )));
+                    };
                     let before =
-                        n_pooled.ok_or_else(|| wrong(format!("module '{kind}' is not after a pooling")))?;
-                    if let Some(step) = EmbeddingStep::read(name, &folder.join(place))? {
+                        width.ok_or_else(|| wrong(format!("module '{kind}' is not after a pooling")))?;
+                    if let Some(step) = read(&folder.join(place))? {
                         let after = step.output_width(before).map_err(|expected| {
                             wrong(format!(
                                 "'{place}' expects vectors of {expected} numbers; here they have {before}"
                             ))
                         })?;
-                        n_pooled = Some(after);
+                        width = Some(after);
                         pooling.steps.push(step);
                     }
-                }
-                _ => {
-                    let kind = if kind.is_empty() { "?" } else { kind };
-                    return Err(wrong(format!(
-                        "module '{kind}' is not supported; expected Transformer, Pooling, Dense, LayerNorm, Dropout and \
-                         Normalize"
-                    )));
                 }
             }
         }
@@ -140,7 +141,7 @@ impl SentencePooling {
         Ok(())
     }
 
-    /// The prompts, and the number of numbers of an embedding.
+    /// The prompts, and the width to which embeddings are truncated.
     fn read_prompts(&mut self, path: &Path) -> Result<()> {
         let wrong = |reason: String| ModelError::Config { path: path.to_path_buf(), reason };
         let Some(config) = read_json(path)? else { return Ok(()) };
@@ -169,7 +170,7 @@ impl SentencePooling {
         Ok(())
     }
 
-    /// The text to put before every text: the prompt of this name, or the default one.
+    /// The prompt of this name, or the default one; empty if there is none.
     ///
     /// # Errors
     /// The known names, if this is none of them.
@@ -184,15 +185,13 @@ impl SentencePooling {
             }
         })
     }
-}
 
-impl SentencePooling {
     /// The embeddings of packed sequences of these lengths, without their first `skip` tokens, of which each must have more.
     ///
     /// # Shapes
     /// - hidden: `[tokens, d_model]`
     /// - output: `[sequences, width]`
-    pub fn pool<B: Backend>(&self, hidden: Tensor<B, 2>, lengths: &[usize], skip: usize) -> Tensor<B, 2> {
+    pub fn pool<B: Kernels>(&self, hidden: Tensor<B, 2>, lengths: &[usize], skip: usize) -> Tensor<B, 2> {
         let mut first = 0;
         let rows = lengths.iter().map(|&n| {
             let states = hidden.clone().narrow(0, first + skip, n - skip); // [n - skip, d_model]
