@@ -91,7 +91,7 @@ impl<B: Kernels> Decoder<B> {
     }
 }
 
-/// `Σ wᵢ·(−ln pᵢ)` through a head of one matrix, or from the logits where there is none.
+/// `Σ wᵢ·(−ln pᵢ)` through a head of one matrix, or from the logits of any other.
 ///
 /// # Shapes
 /// - hidden: `[rows, d_model]`; targets, weights: `[rows]`; output: `[1]`

@@ -170,7 +170,7 @@ impl SentencePooling {
         Ok(())
     }
 
-    /// The prompt of this name, or the default one; empty if there is none.
+    /// The prompt of this name, else the default one, else empty.
     ///
     /// # Errors
     /// The known names, if this is none of them.
