@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{} tensors, {} bytes, hash {}",
         checkpoint.len(),
         checkpoint.byte_size(),
-        checkpoint.content_hash()
+        checkpoint.content_hash()?
     );
     Ok(())
 }

@@ -247,23 +247,24 @@ impl Checkpoint {
         self.stored(name, entry)
     }
 
-    /// Releases the mapped pages of a tensor that was read through [`bytes`](Self::bytes); an unknown name is
-    /// ignored. The bytes remain readable and are fetched again.
-    pub fn release(&self, name: &str) {
-        if let Some(entry) = self.tensors.get(name)
-            && let Layout::Contiguous { .. } = entry.layout
-            && let Ok(Cow::Borrowed(bytes)) = entry.bytes(&self.files)
-        {
-            self.files[entry.source].release(bytes);
-        }
+    /// A copy of a tensor's bytes, whose mapped pages are released.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes), and a file that was changed in the meantime.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let mut copy = Vec::new();
+        self.each_span(name, self.entry(name)?, |span| copy.extend_from_slice(span))?;
+        Ok(copy)
     }
 
     /// A hash of the tensors' names, types, shapes and elements, as 32 hexadecimal digits (XXH3, 128 bits).
     ///
     /// It identifies a model, whatever the format, sharding or order of its files; metadata are
     /// excluded. It does not protect against a deliberate collision. Reads every byte.
-    #[must_use]
-    pub fn content_hash(&self) -> String {
+    ///
+    /// # Errors
+    /// A file that was changed in the meantime.
+    pub fn content_hash(&self) -> Result<String, CheckpointError> {
         let mut hash = Xxh3Default::new();
         for (name, entry) in &self.tensors {
             // Lengths come before what they count, so that no two contents give the same stream.
@@ -274,13 +275,16 @@ impl Checkpoint {
             for &dim in &entry.info.shape {
                 hash.update(&(dim as u64).to_le_bytes());
             }
-            if self.each_span(name, entry, |span| hash.update(span)).is_err() {
+            match self.each_span(name, entry, |span| hash.update(span)) {
                 // Values outside the range of their type are hashed in f32.
-                let exact = entry.exact(&self.files).unwrap_or_default();
-                exact.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+                Err(CheckpointError::Overflow { .. }) => {
+                    let exact = self.exact(entry)?.unwrap_or_default();
+                    exact.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+                }
+                result => result?,
             }
         }
-        format!("{:032x}", hash.digest128())
+        Ok(format!("{:032x}", hash.digest128()))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
@@ -344,17 +348,19 @@ impl Checkpoint {
         mut f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
         let file = &self.files[entry.source];
-        match self.stored(name, entry)? {
+        let result = match self.stored(name, entry)? {
             Cow::Borrowed(bytes) => {
                 bytes.chunks(SPAN - SPAN % entry.info.dtype.size()).try_for_each(|span| {
                     f(span)?;
                     file.release(span);
                     Ok(())
-                })?;
+                })
             }
-            Cow::Owned(bytes) => f(&bytes)?,
-        }
-        self.check_unchanged(entry)
+            Cow::Owned(bytes) => f(&bytes),
+        };
+        // First, since a system call that reads a map past a file's new end fails too.
+        self.check_unchanged(entry)?;
+        result
     }
 }
 

@@ -1,4 +1,4 @@
-//! A mapped file that is cut short while it is read: a message of one line in place of a bare signal.
+//! A mapped file that is truncated while it is being read: a message of one line in place of a bare signal.
 //!
 //! Past the new end of such a file, and where a disk or a server fails to deliver a page, an access raises SIGBUS. The
 //! handler looks the address up among the mapped files. It may run between any two instructions, so that it may neither
@@ -42,7 +42,7 @@ impl Region {
         let Some(index) = TABLE.iter().position(is_free) else { return Self(None) };
         let name = path.display().to_string();
         let message = format!(
-            "error: {}: was cut short while it was read, or its disk fails; wait until it is written, and start again\n",
+            "error: {}: was truncated while it was being read, or the disk returned an error; wait until it is written, and start again\n",
             name.escape_debug()
         );
         let slot = &TABLE[index];
@@ -63,17 +63,17 @@ impl Drop for Region {
     }
 }
 
-/// From now on a mapped file that is cut short while it is read, or whose disk fails, ends the process with a line on
-/// standard error and status 1, where the system would end it with SIGBUS. For programs; other faults remain the
-/// system's, and so does this one where it cannot be told apart (on other systems than Linux and macOS).
+/// From now on a mapped file that is truncated while it is being read, or whose disk returns an error, ends the process with a line on
+/// standard error and status 1, where the system would end it with SIGBUS. For programs. Other faults remain the
+/// system's. Only on Linux: elsewhere the signal may be that of a stack's end, whose handler needs a stack to itself.
 ///
 /// Nothing is unwound: what the process was writing is left as by a kill.
 pub fn report_cut_files() {
-    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    #[cfg(target_os = "linux")]
     handle();
 }
 
-#[cfg(any(target_os = "linux", target_os = "macos"))]
+#[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "a handler of signals has no safe form")]
 fn handle() {
     let action = |info: &libc::siginfo_t| {

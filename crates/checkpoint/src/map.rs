@@ -134,7 +134,7 @@ impl Bytes {
         if state == mapped.state {
             return Ok(());
         }
-        let reason = "was changed while it was read; wait until it is written, and start again";
+        let reason = "was changed while it was read (its size or time of modification differs); wait until it is written, and start again";
         Err(CheckpointError::malformed(&mapped.path, reason))
     }
 

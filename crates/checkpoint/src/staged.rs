@@ -11,15 +11,14 @@ use crate::{
     atomic::{check_free, is_temporary, move_into_place, split, sync_folder, sync_tree},
 };
 
-/// The file inside the folder whose lock marks it as in use.
-const LOCK: &str = ".lock";
-
 /// A folder beside its destination, `.NAME.partial`, that becomes the destination when it is
 /// [committed](Self::commit).
 ///
 /// For work that takes hours: unlike [`write_dir_atomic`](crate::write_dir_atomic), which leaves nothing
 /// behind, it can be kept and resumed. Dropped without a commit the folder is removed, unless
-/// [`keep`](Self::keep) was called; a killed process leaves it. Only one process at a time may hold it.
+/// [`keep`](Self::keep) was called; a killed process leaves it. Only one process at a time may hold it: it locks a file
+/// beside the folder, `.NAME.partial.lock`, which it removes at the end. Where files cannot be locked (some network
+/// file systems), nothing is.
 ///
 /// ```
 /// use lowrank_checkpoint::{Checkpoint, Dtype, StagedDir, StreamOptions, StreamWriter, TensorPlan, write_atomic};
@@ -47,9 +46,9 @@ pub struct StagedDir {
     path: PathBuf,
     destination: PathBuf,
     replace: bool,
-    /// Held for the lifetime of this value.
-    lock: Option<File>,
     keep: bool,
+    /// Held for the lifetime of this value.
+    _lock: FileLock,
 }
 
 impl StagedDir {
@@ -76,21 +75,20 @@ impl StagedDir {
         let destination = destination.as_ref();
         let (parent, name) = split(destination)?;
         check_free(destination, replace)?;
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(".partial");
-        let path = parent.join(partial);
+        let beside = |ending: &str| {
+            let mut path = std::ffi::OsString::from(".");
+            path.push(name);
+            path.push(ending);
+            parent.join(path)
+        };
+        let path = beside(".partial");
+        fs::create_dir_all(&parent).map_err(|e| CheckpointError::io(&parent, "create folder", e))?;
+        let Some(lock) = FileLock::take(beside(".partial.lock"))? else {
+            return Err(CheckpointError::InUse { path });
+        };
         fs::create_dir_all(&path).map_err(|e| CheckpointError::io(&path, "create folder", e))?;
-        let lock_path = path.join(LOCK);
-        let lock = File::create(&lock_path).map_err(|e| CheckpointError::io(&lock_path, "create", e))?;
-        match lock.try_lock() {
-            // The file may be one that its holder has just moved or removed.
-            Ok(()) if is_at(&lock, &lock_path) => {}
-            Ok(()) | Err(TryLockError::WouldBlock) => return Err(CheckpointError::InUse { path }),
-            Err(TryLockError::Error(e)) => return Err(CheckpointError::io(&lock_path, "lock", e)),
-        }
         sweep(&path, true).map_err(|e| CheckpointError::io(&path, "clear", e))?;
-        Ok(Self { path, destination: destination.to_owned(), replace, lock: Some(lock), keep: false })
+        Ok(Self { path, destination: destination.to_owned(), replace, keep: false, _lock: lock })
     }
 
     /// The folder to write into.
@@ -112,35 +110,47 @@ impl StagedDir {
     pub fn commit(mut self) -> Result<(), CheckpointError> {
         sync_tree(&self.path)?;
         check_free(&self.destination, self.replace)?;
-        let remove_lock = |folder: &Path| {
-            let lock = folder.join(LOCK);
-            fs::remove_file(&lock).map_err(|e| CheckpointError::io(&lock, "remove", e))
-        };
-        // Released before the move, another process could take the folder and clear it.
-        if cfg!(unix) {
-            move_into_place(&self.path, &self.destination, self.replace)?;
-            self.keep = true;
-            remove_lock(&self.destination)?;
-        } else {
-            // Where a folder with an open file cannot be renamed.
-            self.lock = None;
-            remove_lock(&self.path)?;
-            move_into_place(&self.path, &self.destination, self.replace)?;
-            self.keep = true;
-        }
+        move_into_place(&self.path, &self.destination, self.replace)?;
+        self.keep = true;
         sync_folder(&split(&self.destination)?.0)
     }
 }
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        if !cfg!(unix) {
-            self.lock = None;
-        }
         if !self.keep {
             // No error can be reported from here; remains are hidden and removed by the next attempt.
             let _removed = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+/// A file that exists while it is locked; a killed process leaves it unlocked.
+#[derive(Debug)]
+struct FileLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl FileLock {
+    /// Nothing if another process holds it.
+    fn take(path: PathBuf) -> Result<Option<Self>, CheckpointError> {
+        loop {
+            let file = File::create(&path).map_err(|e| CheckpointError::io(&path, "create", e))?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                // Its holder has removed it since it was opened.
+                Ok(()) if !is_at(&file, &path) => {}
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(Some(Self { path, _file: file })),
+            }
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Before it is released: another process's file must not be removed. Without it the next attempt takes the file.
+        let _removed = fs::remove_file(&self.path);
     }
 }
 
@@ -159,14 +169,17 @@ fn sweep(folder: &Path, below: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an open file is the one of this name.
+/// Whether an open file still has this name; what cannot be looked up counts as unchanged.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
 
     let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    let (open, named) = (file.metadata().map(place), fs::metadata(path).map(place));
-    matches!((open, named), (Ok(open), Ok(named)) if open == named)
+    match (file.metadata().map(place), fs::metadata(path).map(place)) {
+        (Ok(open), Ok(named)) => open == named,
+        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        _ => true,
+    }
 }
 
 #[cfg(not(unix))]
@@ -230,7 +243,7 @@ fn clear(folder: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
-        } else if entry.file_name() != LOCK {
+        } else {
             fs::remove_file(entry.path())?;
         }
     }

@@ -15,7 +15,8 @@ use std::{
 };
 
 use lowrank_checkpoint::{
-    Checkpoint, CheckpointError, FloatType, HostTensor, report_cut_files, write_safetensors,
+    Checkpoint, CheckpointError, Dtype, FloatType, HostTensor, StreamOptions, StreamWriter, TensorPlan,
+    report_cut_files, write_safetensors,
 };
 
 /// Enough for a file that is mapped and not copied.
@@ -70,6 +71,27 @@ fn a_file_that_was_changed_is_not_read() {
     }
 }
 
+#[test]
+fn a_source_cut_short_stops_its_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = large(dir.path());
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let plan = ["a", "b"].map(|name| TensorPlan::new(name, [LEN / 2], Dtype::F32)).to_vec();
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let mut copy = StreamWriter::create(&out, plan, StreamOptions::default()).unwrap();
+    copy.copy("a", &checkpoint, "a").unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let error = copy.copy("b", &checkpoint, "b").unwrap_err();
+    assert!(error.to_string().contains("large.safetensors: was changed while it was read"), "{error}");
+    // Identity and copies in memory need every byte too.
+    for error in
+        [checkpoint.content_hash().map(drop), checkpoint.read_bytes("b").map(drop)].map(Result::unwrap_err)
+    {
+        assert!(error.to_string().contains("was changed"), "{error}");
+    }
+}
+
 /// The variable that makes this program the one whose file is cut.
 const CUT: &str = "LOWRANK_TEST_CUT";
 
@@ -95,6 +117,6 @@ fn a_file_cut_short_during_a_read_is_reported() {
         .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.starts_with("error: ") && error.contains("large.safetensors: was cut short"), "{error}");
+    assert!(error.starts_with("error: ") && error.contains("large.safetensors: was truncated"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
 }

@@ -73,8 +73,16 @@ fn a_killed_command_leaves_its_output_whole_or_absent() {
             sleep(lasted * moment / MOMENTS);
             child.kill().unwrap();
             child.wait().unwrap();
-            // The folders of the data sets appear one by one.
-            if out.exists() && args[0] != "datasets" {
+            if args[0] == "datasets" {
+                // The folders of the data sets appear one by one, each whole.
+                for folder in fs::read_dir(&out).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+                    if !folder.file_name().unwrap().to_str().unwrap().starts_with('.') {
+                        let mut expected = whole.clone();
+                        expected.retain(|file, _| Path::new(file).starts_with(&folder));
+                        assert!(files(&folder) == expected, "{} after {moment} tenths", folder.display());
+                    }
+                }
+            } else if out.exists() {
                 assert!(files(&out) == whole, "{args:?}: a part of the output, killed after {moment} tenths");
                 fs::remove_dir_all(&out).or_else(|_| fs::remove_file(&out)).unwrap();
             }

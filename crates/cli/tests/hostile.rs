@@ -239,7 +239,7 @@ fn two_processes_do_not_write_to_one_output() {
     let [rows, out, partial] = ["rows.jsonl", "out", ".out.partial"].map(|name| dir.path().join(name));
     fs::write(&rows, "{\"prompt\":\"hi\",\"completion\":\"x y z\"}\n".repeat(8)).unwrap();
     fs::create_dir(&partial).unwrap();
-    let lock = fs::File::create(partial.join(".lock")).unwrap();
+    let lock = fs::File::create(dir.path().join(".out.partial.lock")).unwrap();
     lock.lock().unwrap();
     fs::write(partial.join("work"), "mine").unwrap();
     for args in [
@@ -253,17 +253,19 @@ fn two_processes_do_not_write_to_one_output() {
     }
     assert_eq!(fs::read(partial.join("work")).unwrap(), b"mine");
     // The parts of the data sets are staged like everything else.
-    let glue = dir.path().join("data/.mini-glue.partial");
-    fs::create_dir_all(&glue).unwrap();
-    let other = fs::File::create(glue.join(".lock")).unwrap();
-    other.lock().unwrap();
     let data = dir.path().join("data");
+    fs::create_dir_all(&data).unwrap();
+    let other = fs::File::create(data.join(".mini-glue.partial.lock")).unwrap();
+    other.lock().unwrap();
     refused(&["datasets", "--texts-only", "-o", s(&data)], "another process is writing here");
     drop(other);
     common::run(&["datasets", "--texts-only", "-o", s(&data)]);
-    fs::write(data.join("mini-instruct/notes.txt"), "mine").unwrap();
-    refused(&["datasets", "--texts-only", "-o", s(&data)], "notes.txt: is not a part");
-    assert_eq!(fs::read(data.join("mini-instruct/notes.txt")).unwrap(), b"mine");
+    for notes in ["mini-instruct/notes.txt", "mini-glue/CoLA/notes.txt"].map(|name| data.join(name)) {
+        fs::write(&notes, "mine").unwrap();
+        refused(&["datasets", "--texts-only", "-o", s(&data)], "notes.txt: would be lost");
+        assert_eq!(fs::read(&notes).unwrap(), b"mine");
+        fs::remove_file(notes).unwrap();
+    }
 
     fs::create_dir(&out).unwrap();
     let lock = fs::File::open(&out).unwrap();

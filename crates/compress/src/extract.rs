@@ -58,7 +58,7 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
         saved: Vec::new(),
         biases_differ: false,
         ignored: pair.ignored(),
-        base_hash: pair.base.content_hash(),
+        base_hash: pair.base.content_hash()?,
     };
     for name in pair.tuned.names() {
         let Some(before) = pair.counterpart(name).filter(|_| !made.saved_modules.contains(&module_of(name)))

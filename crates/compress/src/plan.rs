@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
             truncation: options.amount.truncation(),
             always_factor: options.always_factor,
         };
-        let source = checkpoint.content_hash();
+        let source = checkpoint.content_hash()?;
         Ok(Self {
             model,
             config,

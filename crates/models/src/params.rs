@@ -343,8 +343,7 @@ impl<'a, B: Backend> Loader<'a, B> {
                 }));
             }
         }
-        let bytes = self.checkpoint.bytes(name)?.into_owned();
-        self.checkpoint.release(name);
+        let bytes = self.checkpoint.read_bytes(name)?;
         let matrix = BlockMatrix::new(format, [rows, columns], std::sync::Arc::new(bytes), 0);
         Ok(oriented(matrix.map_err(|e| ModelError::Input(format!("'{name}': {e}")))?, layout))
     }

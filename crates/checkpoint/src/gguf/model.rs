@@ -327,18 +327,12 @@ fn tensor(
             let one = Planned { name: planned.name.clone(), shape, dtype: planned.dtype };
             let mut bytes = Vec::new();
             for name in names {
-                let values = weights.read_f32(name)?;
-                weights.release(name);
-                bytes.extend(encode_values(path, &one, &values)?);
+                bytes.extend(encode_values(path, &one, &weights.read_f32(name)?)?);
             }
             return Ok(bytes);
         }
         From::Tensor(name) if step.transposed => weights.read_f32_transposed(name)?,
-        From::Tensor(name) => {
-            let values = weights.read_f32(name)?;
-            weights.release(name);
-            values
-        }
+        From::Tensor(name) => weights.read_f32(name)?,
     };
     if step.plus_one {
         values.iter_mut().for_each(|x| *x += 1.0);

@@ -118,7 +118,10 @@ fn a_staged_folder_is_removed_kept_or_committed() {
     drop(StagedDir::create(&out, false).unwrap());
     assert_eq!(listing(folder.path()), [""; 0]);
 
+    // A killed process leaves its file, unlocked.
+    fs::write(folder.path().join(".out.partial.lock"), "").unwrap();
     let mut staged = StagedDir::create(&out, false).unwrap();
+    assert_eq!(listing(folder.path()), [".out.partial", ".out.partial.lock"]);
     write(staged.path()).unwrap();
     check_error(StagedDir::resume(&out, false), &["another process"]);
     staged.keep();

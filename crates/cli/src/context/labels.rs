@@ -90,7 +90,7 @@ fn was_trained_over(dir: &Path, folder: &Path) -> Result<bool> {
     let saved = read_labels(dir)?;
     let hash = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str());
     Ok(match hash {
-        Some(hash) => hash == Checkpoint::open(folder)?.content_hash(),
+        Some(hash) => hash == Checkpoint::open(folder)?.content_hash()?,
         None => false,
     })
 }
@@ -100,7 +100,7 @@ pub(super) fn warn_other_base(dir: &Path, folder: &Path) -> Result<()> {
     let saved = lowrank_spec::read_file(dir.join(LABELS_FILE)).ok();
     let saved: Option<Value> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(hash) = saved.as_ref().and_then(|saved| saved[BASE_HASH].as_str()) else { return Ok(()) };
-    if hash != Checkpoint::open(folder)?.content_hash() {
+    if hash != Checkpoint::open(folder)?.content_hash()? {
         eprintln!(
             "warning: {}: was trained on a base other than {}; see base_model_name_or_path in its adapter_config.json",
             dir.display(),

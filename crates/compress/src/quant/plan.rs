@@ -73,7 +73,7 @@ impl<'a> QuantPlan<'a> {
         };
         let sizes = folder::sizes(&checkpoint, &weights, options.dtype)?;
         let goal = goal(options, &all, &weights)?;
-        let source = checkpoint.content_hash();
+        let source = checkpoint.content_hash()?;
         Ok(Self {
             model,
             config,

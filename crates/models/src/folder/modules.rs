@@ -77,7 +77,14 @@ pub(super) const MODULES: [(&str, Reader); 4] = [
     ("LayerNorm", |folder| {
         let checkpoint = Checkpoint::open(folder)?;
         let [weight, bias] = ["norm.weight", "norm.bias"].map(|name| checkpoint.read_f32(name));
-        Ok(Some(EmbeddingStep::LayerNorm { weight: weight?, bias: bias? }))
+        let (weight, bias) = (weight?, bias?);
+        if weight.len() != bias.len() {
+            return Err(ModelError::Tensors {
+                path: folder.to_path_buf(),
+                details: format!("norm.weight has {} numbers, norm.bias {}", weight.len(), bias.len()),
+            });
+        }
+        Ok(Some(EmbeddingStep::LayerNorm { weight, bias }))
     }),
     ("Dropout", |_| Ok(None)),
     ("Normalize", |_| Ok(Some(EmbeddingStep::Normalize))),
@@ -92,12 +99,12 @@ impl EmbeddingStep {
     /// The width of the output for inputs of `width`.
     ///
     /// # Errors
-    /// The width that is expected instead, or a bias of another width than the norm's weight.
+    /// The width that is expected instead.
     pub(super) fn output_width(&self, width: usize) -> std::result::Result<usize, usize> {
         let (expected, output) = match self {
             Self::Normalize => (width, width),
             Self::Dense(dense) => (dense.weight.shape[0], dense.weight.shape[1]),
-            Self::LayerNorm { weight, bias } => (weight.len().max(bias.len()), bias.len()),
+            Self::LayerNorm { weight, .. } => (weight.len(), weight.len()),
         };
         if expected == width { Ok(output) } else { Err(expected) }
     }

@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             Model::MiniBert => bert::make(staged.path(), &state, args.steps)?,
             Model::MiniLlama => llama::make(staged.path(), &state, args.steps)?,
         }
-        check_replaced(&folder, |name| staged.path().join(name).exists())?;
+        check_replaced(&folder, staged.path())?;
         staged.commit()?;
         std::fs::write(&done, "").with_context(|| done.display().to_string())?;
     }
@@ -83,21 +83,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn write_texts(folder: &Path, files: &[File]) -> Result<()> {
     let staged = StagedDir::create(folder, true)?;
     write(staged.path(), files)?;
-    check_replaced(folder, |name| staged.path().join(name).exists())?;
+    check_replaced(folder, staged.path())?;
     Ok(staged.commit()?)
 }
 
-/// Refuses to replace a folder that contains anything but what is written now: it may be someone's work.
-fn check_replaced(folder: &Path, is_written: impl Fn(&Path) -> bool) -> Result<()> {
+/// Refuses to replace a folder that contains, at any depth, a file that `new` does not: it may be someone's work.
+fn check_replaced(folder: &Path, new: &Path) -> Result<()> {
     for entry in folder.read_dir().into_iter().flatten() {
         let path = entry.with_context(|| folder.display().to_string())?.path();
-        if let Some(name) = path.file_name()
-            && !is_written(name.as_ref())
-        {
+        let counterpart = new.join(path.file_name().unwrap_or_default());
+        if path.is_dir() && counterpart.is_dir() {
+            check_replaced(&path, &counterpart)?;
+        } else if path.is_dir() || !counterpart.is_file() {
             bail!(
-                "{}: is not a part of what {} is to be replaced by; move it away, or give another folder",
-                path.display(),
-                folder.display()
+                "{}: would be lost, since this folder is replaced; move it away, or give another folder",
+                path.display()
             );
         }
     }

@@ -293,7 +293,7 @@ fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> 
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
         let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
-        (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash())
+        (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash()?)
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, config.n_heads, device)?;

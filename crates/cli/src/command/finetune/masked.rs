@@ -125,7 +125,7 @@ fn build(
              …ForMaskedLM, and labelled rows by any encoder",
             weights.display()
         );
-        let hash = checkpoint.content_hash();
+        let hash = checkpoint.content_hash()?;
         (MaskedLm::<Train>::load(&weights, config, device)?, hash)
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;

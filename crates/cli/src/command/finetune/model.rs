@@ -72,7 +72,7 @@ pub(super) fn build(
     let (mut model, hash) = if args.random_init {
         (Classifier::<Train>::init(config, args.seed, device), "random".to_string())
     } else {
-        let hash = Checkpoint::open(&weights)?.content_hash();
+        let hash = Checkpoint::open(&weights)?.content_hash()?;
         (Classifier::<Train>::load_as(&weights, config, kept, args.seed, device)?, hash)
     };
     let other = model.other_head_width().filter(|_| adapter.is_none());
