@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -148,4 +150,14 @@ fn prompts_and_modules_that_do_not_fit_are_named() {
         modules.as_array().unwrap().iter().filter(|m| m["path"] != "2_Dense").collect();
     fs::write(dense.path().join("modules.json"), json!(without).to_string()).unwrap();
     fails(&embed, "expects vectors of 6 numbers");
+    // A bias of another length than its norm's weight, the vectors' length or 1.
+    for lengths in [[32, 1], [1, 32]] {
+        let prompts = embedder("embedder-prompts");
+        let tensors = ["weight", "bias"].iter().zip(lengths);
+        let tensors = tensors.map(|(name, n)| HostTensor::new(format!("norm.{name}"), [n], vec![1.0; n]));
+        let path = prompts.path().join("3_LayerNorm/model.safetensors");
+        write_safetensors(&path, tensors.collect(), FloatType::F32, &BTreeMap::new()).unwrap();
+        let said = format!("norm.weight has {} numbers, norm.bias {}", lengths[0], lengths[1]);
+        fails(&["embed", "--model", s(prompts.path()), "--text", "a"], &said);
+    }
 }
