@@ -3,22 +3,31 @@
 //!
 //! Run for hours by cargo-fuzz (`fuzz/`), and for seconds on mutated files by the tests.
 
-use std::path::Path;
+use std::{io::Write, path::Path};
 
 use crate::{Checkpoint, Dtype, error::Fault, gguf, header, map::Bytes, resolve, source::Table, torch};
 
-/// Passes `data` to a body as a file of this name: in memory where the system has such a folder, and over that of the
-/// previous call.
+/// Passes `data` to a body as a file whose name ends like this: in memory where the system has such a folder.
 ///
 /// # Panics
 /// The file cannot be written.
 #[allow(clippy::expect_used, reason = "a fuzzer without files cannot go on")]
-pub fn on_file(name: &str, data: &[u8], body: impl FnOnce(&Path)) {
+pub fn on_file(ending: &str, data: &[u8], body: impl FnOnce(&Path)) {
     let shared = Path::new("/dev/shm");
     let folder = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
-    let path = folder.join(format!("lowrank-fuzz-{}-{name}", std::process::id()));
-    std::fs::write(&path, data).expect("the fuzzer's file can be written");
-    body(&path);
+    let file = tempfile::Builder::new().suffix(ending).tempfile_in(folder);
+    let mut file = file.expect("the fuzzer's file can be made");
+    file.write_all(data).expect("the fuzzer's file can be written");
+    body(file.path());
+}
+
+/// Passes a file to a body, then this many mutations of it.
+pub fn on_mutations(seed: u64, rounds: usize, file: &[u8], mut body: impl FnMut(&[u8])) {
+    body(file);
+    let mut random = Random::new(seed);
+    for _ in 0..rounds {
+        body(&mutate(file, &mut random));
+    }
 }
 
 /// A safetensors file.
@@ -147,7 +156,7 @@ impl Random {
     }
 
     /// Below `n`, or 0.
-    pub fn below(&mut self, n: usize) -> usize {
+    fn below(&mut self, n: usize) -> usize {
         (self.draw() % n.max(1) as u64) as usize
     }
 }
@@ -156,7 +165,7 @@ impl Random {
 const TELLING: [u8; 12] = [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'}', b'.', b'(', b'R'];
 
 /// One to four changes: flips, telling bytes, cuts, insertions, repeated or moved pieces.
-pub fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
+fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
     let mut file = file.to_vec();
     for _ in 0..=random.below(4) {
         let at = random.below(file.len());

@@ -231,6 +231,18 @@ fn a_full_disk_is_an_error_of_one_line() {
     }
 }
 
+#[test]
+fn a_text_that_cannot_be_tokenized_is_named_by_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("texts.txt");
+    fs::write(&file, format!("the cat\n{}\n", "the cat ".repeat((8 << 20) / 8 + 1))).unwrap();
+    let tagger = fixture("bert-token-cls");
+    refused(
+        &["predict", "--model", s(&tagger), "--file", s(&file)],
+        "texts.txt:2: the text cannot be tokenized: it has 8388616 bytes; split it into parts of at most 8388608",
+    );
+}
+
 /// What another process holds is left alone.
 #[test]
 fn two_processes_do_not_write_to_one_output() {

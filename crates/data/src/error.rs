@@ -153,6 +153,14 @@ pub enum DataError {
         /// The problem.
         message: String,
     },
+    /// A text that a tokenizer refuses, or ids that it cannot decode.
+    #[error("{what} cannot be tokenized: {message}")]
+    Encoding {
+        /// The text: its row, where it is one of several.
+        what: String,
+        /// The problem.
+        message: String,
+    },
     /// Incompatible rows in one batch.
     #[error("cannot pack the batch: {message}")]
     Batch {
@@ -180,9 +188,25 @@ impl DataError {
 
     /// Wraps an error of the tokenizers crate, flattened to one line.
     pub(crate) fn tokenizer(path: &Path, message: impl std::fmt::Display) -> Self {
-        let message = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        Self::Tokenizer { path: path.to_path_buf(), message }
+        Self::Tokenizer { path: path.to_path_buf(), message: one_line(message) }
     }
+
+    /// The same of one text.
+    pub(crate) fn encoding(message: impl std::fmt::Display) -> Self {
+        Self::Encoding { what: "the text".to_owned(), message: one_line(message) }
+    }
+
+    /// This error of the row at an index of its list.
+    pub(crate) fn of_row(self, index: usize) -> Self {
+        match self {
+            Self::Encoding { message, .. } => Self::Encoding { what: format!("row {}", index + 1), message },
+            other => other,
+        }
+    }
+}
+
+fn one_line(message: impl std::fmt::Display) -> String {
+    message.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The result of this crate's fallible functions.

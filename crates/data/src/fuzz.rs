@@ -66,23 +66,12 @@ fn check(error: &DataError) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use lowrank_checkpoint::fuzz::{Random, mutate};
+    use lowrank_checkpoint::fuzz::{on_file, on_mutations};
 
     use super::*;
 
     fn run(name: &str, rounds: usize, file: &str, body: fn(&Path)) {
-        // Thousands of files: in memory where the system has such a folder.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = dir.path().join(name);
-        let mut random = Random::new(3);
-        for round in 0..rounds {
-            let data =
-                if round == 0 { file.as_bytes().to_vec() } else { mutate(file.as_bytes(), &mut random) };
-            fs::write(&path, &data).unwrap();
-            body(&path);
-        }
+        on_mutations(3, rounds, file.as_bytes(), |data| on_file(name, data, body));
     }
 
     #[test]
@@ -112,12 +101,6 @@ mod tests {
              <|{{ m['role'] | upper }}|>{{ m.content.strip() ~ '' }}{% generation %}{{ loop.index }}{% endgeneration %}</s>\
              {% else %}{{ raise_exception('none' ) }}{% endfor %}{% macro f(a, b=[1]) %}{{ a * 3 }}{{ b | tojson }}{% endmacro %}\
              {{ f('x') }}{{ strftime_now('%Y') }}{{ '{:>5}'.format(1) }}{% if add_generation_prompt %}<|a|>{% endif %}";
-        let mut random = Random::new(5);
-        for round in 0..3000 {
-            match round {
-                0 => template(source.as_bytes()),
-                _ => template(&mutate(source.as_bytes(), &mut random)),
-            }
-        }
+        on_mutations(5, 3000, source.as_bytes(), template);
     }
 }

@@ -186,7 +186,7 @@ impl TextTokenizer {
         // Encoding anything detects a vocabulary without its unknown token now instead of at some row of a
         // data set.
         tokenizer.encode("\u{10FFFD} a", None).map_err(|e| match e {
-            DataError::Tokenizer { message, .. } => DataError::Tokenizer { path, message },
+            DataError::Encoding { message, .. } => DataError::Tokenizer { path, message },
             other => other,
         })?;
         Ok(tokenizer)
@@ -195,7 +195,7 @@ impl TextTokenizer {
     /// Encodes a text or a pair with the model's special tokens.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] if the tokenizer's model refuses the text.
+    /// [`DataError::Encoding`] if the tokenizer's model refuses the text.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
         // The library's own truncation stops tokenizing early and then picks the wrong one of two over-long
         // texts as the longer (tokenizers 0.23.2), so each text is tokenized completely and truncated here,
@@ -211,7 +211,7 @@ impl TextTokenizer {
         if let Some(second) = &mut second {
             second.set_type_ids(vec![1; second.len()]);
         }
-        let encoding = self.inner.post_process(first, second, true).map_err(encoding_error)?;
+        let encoding = self.inner.post_process(first, second, true).map_err(DataError::encoding)?;
         Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
     }
 
@@ -225,7 +225,7 @@ impl TextTokenizer {
             let (ids, offsets) = self.long_spans(text)?;
             return Ok((ids, offsets.into_iter().map(|(start, end)| start..end).collect()));
         }
-        let encoding = self.inner.encode(text, false).map_err(encoding_error)?;
+        let encoding = self.inner.encode(text, false).map_err(DataError::encoding)?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), offsets))
     }
@@ -233,13 +233,16 @@ impl TextTokenizer {
     /// Encodes many texts or pairs on all cores, in order.
     ///
     /// # Errors
-    /// As [`TextTokenizer::encode`].
+    /// As [`TextTokenizer::encode`], with the number of the row.
     pub fn encode_batch<'s>(
         &self,
         rows: impl IntoIterator<Item = (&'s str, Option<&'s str>)>,
     ) -> Result<Vec<Encoded>> {
         let rows: Vec<(&str, Option<&str>)> = rows.into_iter().collect();
-        rows.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+        let encode = |(index, (text, pair)): (usize, &(&str, Option<&str>))| {
+            self.encode(text, *pair).map_err(|error| error.of_row(index))
+        };
+        rows.par_iter().enumerate().map(encode).collect()
     }
 
     /// Encodes the rows of a task.
@@ -253,9 +256,9 @@ impl TextTokenizer {
     /// Decodes ids into text, without the special tokens if `skip_special`.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] if the tokenizer's decoder refuses the ids.
+    /// [`DataError::Encoding`] if the tokenizer's decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(encoding_error)
+        self.inner.decode(ids, skip_special).map_err(DataError::encoding)
     }
 
     /// The ids that the tokenizer adds before and after a single text.
@@ -263,7 +266,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode`].
     pub fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
-        let encoding = self.inner.encode("a", true).map_err(encoding_error)?;
+        let encoding = self.inner.encode("a", true).map_err(DataError::encoding)?;
         let is_added = encoding.get_special_tokens_mask();
         let (ids, n) = (encoding.get_ids(), is_added.len());
         let before = is_added.iter().take_while(|&&added| added == 1).count();
@@ -314,7 +317,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`DataError::Tokenizer`] for a part that cannot be serialized.
     pub fn to_json(&self) -> Result<serde_json::Value> {
-        serde_json::to_value(&self.inner).map_err(|e| encoding_error(e.into()))
+        serde_json::to_value(&self.inner).map_err(|e| DataError::tokenizer(Path::new("tokenizer.json"), e))
     }
 
     /// The length in tokens at which texts are truncated.
@@ -410,8 +413,4 @@ fn truncate(first: &mut Encoding, second: Option<&mut Encoding>, room: usize, si
         cut(first, shorter);
         cut(second, room - shorter);
     }
-}
-
-fn encoding_error(error: tokenizers::Error) -> DataError {
-    DataError::tokenizer(Path::new("(loaded)"), error)
 }

@@ -48,7 +48,7 @@ fn check(message: &str) {
 mod tests {
     use std::fs;
 
-    use lowrank_checkpoint::fuzz::{Random, mutate};
+    use lowrank_checkpoint::fuzz::{on_file, on_mutations};
     use serde_json::json;
 
     use super::*;
@@ -56,15 +56,7 @@ mod tests {
     use crate::tfevents::{EventWriter, Session};
 
     fn run(rounds: usize, file: &[u8], body: fn(&Path)) {
-        // Thousands of files: in memory where the system has such a folder.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = dir.path().join("file");
-        let mut random = Random::new(7);
-        for round in 0..rounds {
-            let data = if round == 0 { file.to_vec() } else { mutate(file, &mut random) };
-            fs::write(&path, &data).unwrap();
-            body(&path);
-        }
+        on_mutations(7, rounds, file, |data| on_file("file", data, body));
     }
 
     #[test]

@@ -514,9 +514,6 @@ mod tests {
     fn mutated_configs_are_parsed_or_refused() {
         let text = r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q", "v"], "use_dora": true,
             "rank_pattern": {"q": 4}, "init_lora_weights": "pissa_niter_4", "modules_to_save": ["head"], "bias": "none"}"#;
-        let mut random = lowrank_checkpoint::fuzz::Random::new(11);
-        for _ in 0..5000 {
-            fuzz_config(&lowrank_checkpoint::fuzz::mutate(text.as_bytes(), &mut random));
-        }
+        lowrank_checkpoint::fuzz::on_mutations(11, 5000, text.as_bytes(), fuzz_config);
     }
 }

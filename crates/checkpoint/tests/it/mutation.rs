@@ -1,17 +1,14 @@
 //! The fuzz bodies on a few thousand seeded mutations of valid files: a short run of what `fuzz/` does for hours.
 
-use lowrank_checkpoint::fuzz::{self, Random, mutate};
+use lowrank_checkpoint::fuzz::{self, Random};
 
 use crate::raw_safetensors;
 
 fn run(seed: u64, rounds: usize, file: &[u8], body: fn(&[u8])) {
-    body(file);
-    let mut random = Random::new(seed);
-    for _ in 0..rounds {
-        let mutated = mutate(file, &mut random);
-        body(&mutated);
-        fuzz::any(&mutated);
-    }
+    fuzz::on_mutations(seed, rounds, file, |data| {
+        body(data);
+        fuzz::any(data);
+    });
 }
 
 /// Every prefix of a file, up to this many.

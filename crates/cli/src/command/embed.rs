@@ -22,7 +22,7 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     texts: TextArgs,
-    /// Put the model's prompt of this name before every text, e.g. query [default: the one that the model says, if any]
+    /// Put the model's prompt of this name before every text, e.g. query [default: the default prompt of the model]
     #[arg(long, value_name = "NAME")]
     prompt_name: Option<String>,
     /// Sequences per batch

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use lowrank_data::glue::LabelSpace;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::questions::Asked;
@@ -122,15 +122,12 @@ fn classes(
 fn words(args: &Args, texts: &Texts, loaded: &Loaded<Inner>) -> Result<()> {
     let (mut encoded, mut spans) = (Vec::new(), Vec::new());
     for (row, (text, pair)) in texts.rows.iter().enumerate() {
-        ensure!(pair.is_none(), "text {}: a token classifier labels single texts, not pairs", row + 1);
-        let (tokens, words) = loaded.tokenizer()?.encode_with_words(text)?;
+        let place = || texts.place(row);
+        ensure!(pair.is_none(), "{}: a token classifier labels single texts, not pairs", place());
+        let (tokens, words) = loaded.tokenizer()?.encode_with_words(text).with_context(place)?;
         let end = words.last().map_or(0, |word| word.characters.end);
         if text.chars().skip(end).any(|c| !c.is_whitespace()) {
-            eprintln!(
-                "warning: text {}: cut at {} tokens; the rest is not labelled",
-                row + 1,
-                tokens.ids.len()
-            );
+            eprintln!("warning: {}: cut at {} tokens; the rest is not labelled", place(), tokens.ids.len());
         }
         encoded.push(tokens);
         spans.push(words);

@@ -83,11 +83,10 @@ impl Texts {
 
     /// Encodes the texts.
     pub(crate) fn encode(&self, tokenizer: &TextTokenizer) -> Result<Arc<EncodedDataset>> {
-        let rows: Vec<Encoded> = self
-            .rows
-            .iter()
-            .map(|(text, pair)| tokenizer.encode(text, pair.as_deref()))
-            .collect::<lowrank_data::Result<_>>()?;
+        let encode = |(index, (text, pair)): (usize, &(String, Option<String>))| {
+            tokenizer.encode(text, pair.as_deref()).with_context(|| self.place(index))
+        };
+        let rows = self.rows.iter().enumerate().map(encode).collect::<Result<Vec<Encoded>>>()?;
         Ok(Arc::new(EncodedDataset::unlabelled(rows)))
     }
 }

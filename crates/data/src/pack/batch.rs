@@ -210,7 +210,12 @@ impl EncodedDataset {
     /// As [`TextTokenizer::encode_words`]; a sentence without a token for any of its words.
     pub fn encode_tagged(dataset: &TaggedDataset, tokenizer: &TextTokenizer) -> Result<(Self, usize)> {
         let encode = |row: &TaggedRow| {
-            let (encoded, words) = tokenizer.encode_words(&row.words)?;
+            let bad = |message| DataError::BadRow { path: dataset.path.clone(), row: row.row, message };
+            let encoded = tokenizer.encode_words(&row.words).map_err(|error| match error {
+                error @ DataError::Encoding { .. } => bad(error.to_string()),
+                other => other,
+            });
+            let (encoded, words) = encoded?;
             let mut tags = vec![None; words.len()];
             let (mut last, mut seen) = (None, 0);
             for (tag, word) in tags.iter_mut().zip(words) {
@@ -223,7 +228,7 @@ impl EncodedDataset {
             if tags.iter().all(Option::is_none) {
                 let message =
                     "the tokenizer gives no token for any of its words; remove the sentence".to_owned();
-                return Err(DataError::BadRow { path: dataset.path.clone(), row: row.row, message });
+                return Err(bad(message));
             }
             Ok((encoded, Label::Tags(tags), row.words.len() - seen))
         };

@@ -91,7 +91,9 @@ impl Asked {
     ) -> Result<(Self, EncodedDataset)> {
         let windows = |row: &Question| {
             tokenizer.encode_windows(&row.question, &row.context, options).map_err(|error| match error {
-                DataError::OutOfRange { .. } => set.error(row.row, error.to_string()),
+                DataError::OutOfRange { .. } | DataError::Encoding { .. } => {
+                    set.error(row.row, error.to_string())
+                }
                 other => other,
             })
         };

@@ -404,6 +404,7 @@ fn unfit(message: &str) -> DataError {
 fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
     match error {
         DataError::Batch { message } | DataError::Template { message, .. } => rows.error(index, message),
+        error @ DataError::Encoding { .. } => rows.error(index, error.to_string()),
         other => other,
     }
 }

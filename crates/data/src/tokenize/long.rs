@@ -1,4 +1,4 @@
-//! Long texts, in memory that does not grow with them.
+//! Long texts, in memory of a few times their size.
 //!
 //! While it normalizes and splits a text, the library takes about a hundred bytes for each of its bytes. A long text is
 //! therefore tokenized in overlapping windows, which are joined where both agree: at the first run of tokens with the same
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use tokenizers::Encoding;
 
 use crate::error::{DataError, Result};
-use crate::tokenize::{TextTokenizer, encoding_error};
+use crate::tokenize::TextTokenizer;
 
 /// Bytes of the longest text that is tokenized at once.
 pub(super) const LONG: usize = 2 << 20;
@@ -47,11 +47,11 @@ impl TextTokenizer {
     /// A text without special tokens, for an encoding that keeps at most `room` of its tokens.
     pub(super) fn part(&self, text: &str, room: Option<usize>) -> Result<Encoding> {
         if text.len() <= LONG {
-            return self.inner.encode_fast(text, false).map_err(encoding_error);
+            return self.inner.encode_fast(text, false).map_err(DataError::encoding);
         }
         if let Some(room) = room {
             let beginning = &text[..boundary(text, SIZES.window)];
-            let mut encoding = self.inner.encode_fast(beginning, false).map_err(encoding_error)?;
+            let mut encoding = self.inner.encode_fast(beginning, false).map_err(DataError::encoding)?;
             if encoding.len() >= room + UNCERTAIN {
                 encoding.truncate(room + 1, 0, tokenizers::TruncationDirection::Right);
                 encoding.set_overflowing(Vec::new());
@@ -91,10 +91,10 @@ impl TextTokenizer {
                 let bytes = last.bytes.start..next.bytes.end;
                 if bytes.len() > sizes.largest {
                     let message = format!(
-                        "the text has a part of {} MB in which no word ends; split it",
+                        "it has a part of {} MB in which no word ends; split it",
                         bytes.len().div_ceil(1_000_000)
                     );
-                    return Err(encoding_error(message.into()));
+                    return Err(DataError::encoding(message));
                 }
                 joined.pop();
                 next = self.window_at(text, bytes)?;
@@ -107,7 +107,7 @@ impl TextTokenizer {
     }
 
     fn window_at(&self, text: &str, bytes: Range<usize>) -> Result<Window> {
-        let encoding = self.inner.encode(&text[bytes.clone()], false).map_err(encoding_error)?;
+        let encoding = self.inner.encode(&text[bytes.clone()], false).map_err(DataError::encoding)?;
         let moved = |&(start, end): &(usize, usize)| (start + bytes.start, end + bytes.start);
         let offsets = encoding.get_offsets().iter().map(moved).collect();
         let ids = encoding.get_ids().to_vec();
@@ -118,11 +118,10 @@ impl TextTokenizer {
 /// Refuses a text that is processed as a whole.
 pub(super) fn check_length(bytes: usize) -> Result<()> {
     if bytes > SIZES.largest {
-        return Err(DataError::OutOfRange {
-            what: "the number of bytes of a text",
-            got: bytes.to_string(),
-            expected: format!("split it into parts of at most {}", SIZES.largest),
-        });
+        return Err(DataError::encoding(format!(
+            "it has {bytes} bytes; split it into parts of at most {}",
+            SIZES.largest
+        )));
     }
     Ok(())
 }
@@ -162,6 +161,8 @@ fn common(one: &Window, other: &Window) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use tokenizers::TruncationDirection;
 
     use super::*;
 
@@ -216,8 +217,9 @@ mod tests {
         for folder in folders {
             let Ok(tokenizer) = TextTokenizer::from_folder(&folder, None) else { continue };
             tried += 1;
-            for (seed, words) in [(1, 400), (2, 1500)] {
+            for (seed, words) in [(1, 800), (2, 1500)] {
                 let text = sample(seed, words);
+                assert!(text.len() > 2 * SMALL.window, "{}", text.len());
                 let (ids, offsets) = tokenizer.in_windows(&text, SMALL).unwrap();
                 let whole = tokenizer.inner.encode(text.as_str(), false).unwrap();
                 assert_eq!(ids, whole.get_ids(), "{}", folder.display());
@@ -244,6 +246,25 @@ mod tests {
         let first = cut.encode(&text[..text.floor_char_boundary(10_000)], None).unwrap();
         assert_eq!(cut.encode(&text, None).unwrap(), first);
         assert_eq!(first.ids.len(), 40);
+        // Of a pair the other text, and of a text whose beginning is cut off the end, must be tokenized too.
+        let pair = cut.encode(&text, Some("the cat")).unwrap();
+        assert_eq!(pair, cut.encode(&text[..text.floor_char_boundary(10_000)], Some("the cat")).unwrap());
+        let mut left = cut;
+        left.truncated_side = TruncationDirection::Left;
+        let room = 40 - before.len() - after.len();
+        let last = [before.as_slice(), &ids[ids.len() - room..], &after].concat();
+        assert_eq!(left.encode(&text, None).unwrap().ids, last);
+    }
+
+    #[test]
+    fn whole_windows_are_joined_only_where_words_end() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models/mini-bert");
+        let tokenizer = TextTokenizer::from_folder(&folder, None).unwrap();
+        // Far more windows than may be united.
+        let text = sample(7, 8000);
+        assert!(text.len() > 2 * SMALL.largest);
+        let (ids, _) = tokenizer.in_windows(&text, SMALL).unwrap();
+        assert_eq!(ids, tokenizer.inner.encode(text.as_str(), false).unwrap().get_ids());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokenizers::{Encoding, TruncationDirection};
 use crate::error::{DataError, Result};
 use crate::questions::WindowOptions;
 use crate::tokenize::long::check_length;
-use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error};
+use crate::tokenize::{Encoded, TextTokenizer, added_tokens};
 
 /// A question with a part of its context.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +42,8 @@ impl TextTokenizer {
     /// `options.max_length` tokens: transformers' `truncation="only_second"` with `stride`.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] if the text has more than 8 MiB, the question leaves no room for the context, no token of a window would be new,
-    /// or the context has no token; and as [`TextTokenizer::encode`].
+    /// [`DataError::OutOfRange`] if the question leaves no room for the context, no token of a window would be new, or the
+    /// context has no token; as [`TextTokenizer::encode`], for texts of more than 8 MiB too.
     pub fn encode_windows(
         &self,
         question: &str,
@@ -51,8 +51,8 @@ impl TextTokenizer {
         options: WindowOptions,
     ) -> Result<Vec<Window>> {
         check_length(question.len() + context.len())?;
-        let question = self.inner.encode_char_offsets(question, false).map_err(encoding_error)?;
-        let mut text = self.inner.encode_char_offsets(context, false).map_err(encoding_error)?;
+        let question = self.inner.encode_char_offsets(question, false).map_err(DataError::encoding)?;
+        let mut text = self.inner.encode_char_offsets(context, false).map_err(DataError::encoding)?;
         if text.is_empty() {
             return Err(DataError::OutOfRange {
                 what: "the number of tokens of the context",
@@ -98,7 +98,7 @@ impl TextTokenizer {
         part.set_type_ids(vec![1; part.len()]);
         // A second post-processing would trim the space off the offsets once more.
         let (offsets, of) = (part.get_offsets().to_vec(), part.get_word_ids().to_vec());
-        let whole = self.inner.post_process(question, Some(part), true).map_err(encoding_error)?;
+        let whole = self.inner.post_process(question, Some(part), true).map_err(DataError::encoding)?;
         let start = whole.get_sequence_ids().iter().position(|id| *id == Some(1)).unwrap_or(0);
         let end = start + offsets.len();
         let trimmed = |&(start, end): &(usize, usize)| {

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use tokenizers::{Encoding, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
-use crate::error::Result;
+use crate::error::{DataError, Result};
 use crate::tokenize::long::check_length;
-use crate::tokenize::{Encoded, TextTokenizer, added_tokens, encoding_error, truncate};
+use crate::tokenize::{Encoded, TextTokenizer, added_tokens, truncate};
 
 /// A word of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl TextTokenizer {
     /// As [`TextTokenizer::encode`].
     pub fn encode_words(&self, words: &[String]) -> Result<(Encoded, Vec<Option<usize>>)> {
         check_length(words.iter().map(String::len).sum())?;
-        let encoding = self.for_words().encode(words, false).map_err(encoding_error)?;
+        let encoding = self.for_words().encode(words, false).map_err(DataError::encoding)?;
         let (encoding, _) = self.framed(self.cut(encoding))?;
         let words = encoding.get_word_ids().iter().map(|word| word.map(|word| word as usize)).collect();
         Ok((encoded(&encoding), words))
@@ -41,7 +41,7 @@ impl TextTokenizer {
     /// As [`TextTokenizer::encode`].
     pub fn encode_with_words(&self, text: &str) -> Result<(Encoded, Vec<WordSpan>)> {
         check_length(text.len())?;
-        let encoding = self.for_words().encode_char_offsets(text, false).map_err(encoding_error)?;
+        let encoding = self.for_words().encode_char_offsets(text, false).map_err(DataError::encoding)?;
         let encoding = self.cut(encoding);
         let characters: Vec<char> = text.chars().collect();
         let mut chunks = Vec::with_capacity(characters.len());
@@ -91,7 +91,7 @@ impl TextTokenizer {
 
     /// A single text with the special tokens around it, and the number of those before it.
     fn framed(&self, encoding: Encoding) -> Result<(Encoding, usize)> {
-        let encoding = self.inner.post_process(encoding, None, true).map_err(encoding_error)?;
+        let encoding = self.inner.post_process(encoding, None, true).map_err(DataError::encoding)?;
         let before = encoding.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
         Ok((encoding, before))
     }
