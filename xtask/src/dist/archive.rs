@@ -54,15 +54,15 @@ fn tree(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The checksums of the files of a folder, as `sha256sum` writes them.
-pub(crate) fn sums(folder: &Path) -> Result<String> {
+/// The checksums of the files of a folder whose names begin with `prefix`, as `sha256sum` writes them.
+pub(crate) fn sums(folder: &Path, prefix: &str) -> Result<String> {
     let mut out = String::new();
-    for path in tree(folder)?.iter().filter(|path| path.is_file()) {
+    for path in tree(folder)? {
         let name = path.strip_prefix(folder)?.to_string_lossy().into_owned();
-        if name == super::SUMS {
+        if !path.is_file() || !name.starts_with(prefix) {
             continue;
         }
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let digits: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         out.push_str(&format!("{digits}  {name}\n"));
     }

@@ -9,24 +9,33 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::packages::Package;
+use super::{packages::Package, runtime::Runtime};
 
 /// Beginnings of the names of files with licences and the notices that they require.
 const NAMES: [&str; 7] = ["license", "licence", "copying", "notice", "unlicense", "copyright", "authors"];
 
-/// The document for the packages that are not the workspace's.
-pub(crate) fn document(packages: &[Package]) -> Result<String> {
+/// Endings of files of code, whatever their names.
+const CODE: [&str; 6] = ["rs", "c", "h", "py", "sh", "toml"];
+
+/// The document for the packages that are not the workspace's, and what comes with the compiler.
+pub(crate) fn document(packages: &[Package], runtime: &[Runtime]) -> Result<String> {
     let others: Vec<&Package> = packages.iter().filter(|package| !package.is_ours).collect();
     let mut out = format!(
         "lowrank contains these {} packages, or was built with them. Below are the texts that they come with.\n\n",
-        others.len()
+        others.len() + runtime.len()
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for library in runtime {
+        let name = [library.name, library.version.as_deref().unwrap_or_default()].join(" ");
+        let name = name.trim_end();
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{name}: {}", library.licence);
+        texts.entry(library.notices.clone()).or_default().push(name.to_owned());
+    }
     let mut without = Vec::new();
     for package in others {
         let name = format!("{} {}", package.name, package.version);
         let licence = if package.licence.is_empty() { "see its text" } else { &package.licence };
-        // Writing to a string cannot fail.
         let _ = writeln!(out, "{name}: {licence}");
         let files = files(&package.folder)?;
         if files.is_empty() {
@@ -35,7 +44,7 @@ pub(crate) fn document(packages: &[Package]) -> Result<String> {
         for file in files {
             let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let text = String::from_utf8_lossy(&bytes).replace("\r\n", "\n");
-            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let file = file.strip_prefix(&package.folder)?.display();
             texts.entry(text.trim().to_owned()).or_default().push(format!("{name} ({file})"));
         }
     }
@@ -56,16 +65,47 @@ pub(crate) fn document(packages: &[Package]) -> Result<String> {
     Ok(out)
 }
 
-/// The licence files of a package, sorted.
+/// The licence files of a package, sorted: also those of code that it has taken over, in its folders.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_file() && NAMES.iter().any(|begin| name.starts_with(begin)) && !name.ends_with(".rs") {
-            found.push(path);
+    let (mut found, mut open) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = open.pop() {
+        let is_of_licences = is_licence(&folder);
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for path in entries.map(|entry| entry.map(|entry| entry.path())) {
+            let path = path?;
+            let is_text = path.extension().is_none_or(|end| !CODE.iter().any(|code| end == *code));
+            if path.is_dir() {
+                open.push(path);
+            } else if is_text && (is_of_licences || is_licence(&path)) {
+                found.push(path);
+            }
         }
     }
     found.sort();
     Ok(found)
+}
+
+fn is_licence(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    NAMES.iter().any(|begin| name.starts_with(begin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn licences_are_found_at_every_depth() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in
+            ["LICENSE", "src/license.rs", "c/lib/COPYING.txt", "LICENSES/MIT.txt", "src/lib.rs", "README.md"]
+        {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        let found = files(folder.path()).unwrap();
+        let names: Vec<_> = found.iter().map(|path| path.strip_prefix(folder.path()).unwrap()).collect();
+        assert_eq!(names, ["LICENSE", "LICENSES/MIT.txt", "c/lib/COPYING.txt"].map(Path::new));
+    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! <output>/lowrank-<version>-<target>.tar.gz     the program, README, licences, man pages, completions
 //! <output>/lowrank-<version>-<target>.cdx.json   the bill of materials
-//! <output>/SHA256SUMS                            of everything in the folder
+//! <output>/SHA256SUMS                            of all targets of this version
 //! ```
 //!
 //! The program is linked statically against musl on Linux, so that it runs on any distribution and in an empty
@@ -12,6 +12,7 @@
 mod archive;
 mod licences;
 mod packages;
+mod runtime;
 mod sbom;
 
 use std::{
@@ -23,6 +24,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use self::runtime::Runtime;
 use crate::cargo::{cargo, root};
 
 /// The list of checksums.
@@ -61,6 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         program.display()
     );
     let packages = packages::of_build(&target)?;
+    let runtime = Runtime::of_target(&target)?;
     let version = &packages.first().context("a build without packages")?.version;
     let name = format!("lowrank-{version}-{target}");
     let time = time()?;
@@ -78,22 +81,24 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if runs_here {
         check_version(&program, version)?;
     }
-    let ending = if target.contains("windows") { ".exe" } else { "" };
-    write(&work.join(format!("lowrank{ending}")), &bytes)?;
+    write(&work.join(program_name(&target)), &bytes)?;
     for file in ["README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
         write(
             &work.join(file),
             &fs::read(root().join(file)).with_context(|| format!("cannot read {file}"))?,
         )?;
     }
-    write(&work.join("THIRD-PARTY.txt"), licences::document(&packages)?.as_bytes())?;
+    write(&work.join("THIRD-PARTY.txt"), licences::document(&packages, &runtime)?.as_bytes())?;
 
     let archive = options.output.join(format!("{name}.tar.gz"));
     write(&archive, &archive::pack(&work, &name, time)?)?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot clear {}", work.display()))?;
-    let bill = sbom::document(&packages, &target, &rfc3339(time))?;
+    let bill = sbom::document(&packages, &runtime, &target, &rfc3339(time))?;
     write(&options.output.join(format!("{name}.cdx.json")), bill.as_bytes())?;
-    write(&options.output.join(SUMS), archive::sums(&options.output)?.as_bytes())?;
+    write(
+        &options.output.join(SUMS),
+        archive::sums(&options.output, &format!("lowrank-{version}-"))?.as_bytes(),
+    )?;
     let size = fs::metadata(&archive)?.len();
     println!(
         "{}: {:.1} MB, {}, {} packages",
@@ -132,9 +137,9 @@ fn default_target(host: &str) -> String {
     host.strip_suffix("-linux-gnu").map_or(host.to_owned(), |begin| format!("{begin}-linux-musl"))
 }
 
-/// Whether a program for the target runs on the host.
+/// Whether a program for the target runs on the host: a static one needs no C library.
 fn is_runnable(target: &str, host: &str) -> bool {
-    target == host || default_target(target) == default_target(host)
+    target == host || target == default_target(host)
 }
 
 /// Builds `lowrank` for a target, from the lock file.
@@ -155,8 +160,11 @@ fn build(target: &str, host: &str) -> Result<PathBuf> {
     command.args(["--target", target, "--", "-C", "strip=symbols"]);
     ensure!(command.status().context("cannot run cargo")?.success(), "lowrank cannot be built for {target}");
     let folder = env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), |dir| root().join(dir));
-    let ending = if target.contains("windows") { ".exe" } else { "" };
-    Ok(folder.join(target).join("release").join(format!("lowrank{ending}")))
+    Ok(folder.join(target).join("release").join(program_name(target)))
+}
+
+fn program_name(target: &str) -> &'static str {
+    if target.contains("windows") { "lowrank.exe" } else { "lowrank" }
 }
 
 /// Chooses the C compiler and the linker for another target; a few dependencies are in C.
@@ -282,6 +290,7 @@ mod tests {
         assert_eq!(default_target("x86_64-unknown-linux-gnu"), "x86_64-unknown-linux-musl");
         assert_eq!(default_target("aarch64-apple-darwin"), "aarch64-apple-darwin");
         assert!(is_runnable("x86_64-unknown-linux-musl", "x86_64-unknown-linux-gnu"));
+        assert!(!is_runnable("x86_64-unknown-linux-gnu", "x86_64-unknown-linux-musl"));
         assert!(!is_runnable("aarch64-unknown-linux-musl", "x86_64-unknown-linux-gnu"));
     }
 

@@ -6,18 +6,29 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::packages::Package;
+use super::{packages::Package, runtime::Runtime};
 
 /// The document for a program: `packages` begins with its own package. `time` in RFC 3339. The same input gives the same
 /// bytes.
-pub(crate) fn document(packages: &[Package], target: &str, time: &str) -> Result<String> {
+pub(crate) fn document(
+    packages: &[Package],
+    runtime: &[Runtime],
+    target: &str,
+    time: &str,
+) -> Result<String> {
     let (program, others) = packages.split_first().context("a build without packages")?;
     let purls: BTreeMap<&str, String> =
         packages.iter().map(|package| (package.id.as_str(), package.purl())).collect();
     let dependency = |package: &Package| {
-        let on: Vec<&String> = package.dependencies.iter().filter_map(|id| purls.get(id.as_str())).collect();
+        let mut on: Vec<String> =
+            package.dependencies.iter().filter_map(|id| purls.get(id.as_str()).cloned()).collect();
+        if package.id == program.id {
+            on.extend(runtime.iter().map(Runtime::purl));
+        }
         json!({"ref": package.purl(), "dependsOn": on})
     };
+    let components = others.iter().map(|package| component(package, "library"));
+    let leaves = runtime.iter().map(|library| json!({"ref": library.purl(), "dependsOn": []}));
     let mut main = component(program, "application");
     main["properties"] = json!([{"name": "lowrank:target", "value": target}]);
     let mut document = json!({
@@ -30,8 +41,8 @@ pub(crate) fn document(packages: &[Package], target: &str, time: &str) -> Result
             "tools": {"components": [{"type": "application", "name": "cargo xtask dist"}]},
             "component": main,
         },
-        "components": others.iter().map(|package| component(package, "library")).collect::<Vec<_>>(),
-        "dependencies": packages.iter().map(dependency).collect::<Vec<_>>(),
+        "components": components.chain(runtime.iter().map(Runtime::component)).collect::<Vec<_>>(),
+        "dependencies": packages.iter().map(dependency).chain(leaves).collect::<Vec<_>>(),
     });
     document["serialNumber"] = format!("urn:uuid:{}", uuid(document.to_string().as_bytes())).into();
     Ok(serde_json::to_string_pretty(&document)? + "\n")
