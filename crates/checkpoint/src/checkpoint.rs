@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::{
     CheckpointError, Dtype, TensorInfo,
     convert::{extend_bits, extend_f32, extend_f64, transpose, transpose_f32},
-    error::{nearest, printable},
+    error::{excerpt, nearest},
     map::Bytes,
     resolve::{self, Prefer},
     source::{Entry, Layout, Table},
@@ -290,10 +290,10 @@ impl Checkpoint {
     fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
         self.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
             path: self.path.clone(),
-            tensor: printable(name),
+            tensor: excerpt(name),
             count: self.tensors.len(),
             nearest: nearest(name, self.names())
-                .map_or_else(|| "none".to_owned(), |near| format!("'{}'", printable(near))),
+                .map_or_else(|| "none".to_owned(), |near| format!("'{}'", excerpt(near))),
         })
     }
 
@@ -335,7 +335,7 @@ impl Checkpoint {
         self.check_unchanged(entry)?;
         entry.bytes(&self.files).map_err(|value| CheckpointError::Overflow {
             path: self.path.clone(),
-            tensor: printable(name),
+            tensor: excerpt(name),
             value,
             dtype: entry.info.dtype.name(),
         })

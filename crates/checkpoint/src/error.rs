@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use lowrank_spec::text::excerpt;
+
 /// An error of reading or writing tensor files.
 ///
 /// Names from a file are escaped and shortened before they are shown, so that a hostile file can
@@ -125,7 +127,7 @@ impl CheckpointError {
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Self {
-        Self::BadTensor { path: path.to_owned(), tensor: printable(tensor), reason: reason.into() }
+        Self::BadTensor { path: path.to_owned(), tensor: excerpt(tensor), reason: reason.into() }
     }
 }
 
@@ -155,29 +157,10 @@ impl Fault {
             Self::File(reason) => CheckpointError::malformed(path, reason),
             Self::Tensor(name, reason) => CheckpointError::tensor(path, &name, reason),
             Self::Global(global) => {
-                CheckpointError::ForbiddenGlobal { path: path.to_owned(), global: printable(&global) }
+                CheckpointError::ForbiddenGlobal { path: path.to_owned(), global: excerpt(&global) }
             }
         }
     }
-}
-
-/// Text from a file as it may be printed: characters that are not plainly visible are escaped, at most 120
-/// characters.
-pub(crate) fn printable(text: &str) -> String {
-    const LIMIT: usize = 120;
-    let mut shown = String::new();
-    for c in text.chars().take(LIMIT) {
-        // Quotes and backslashes are visible, and text that has already been escaped must not change again.
-        if matches!(c, '\'' | '"' | '\\') {
-            shown.push(c);
-        } else {
-            shown.extend(c.escape_debug());
-        }
-    }
-    if text.chars().nth(LIMIT).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// The name with the smallest edit distance to `wanted`, if any.
@@ -207,11 +190,11 @@ mod tests {
 
     #[test]
     fn hostile_names_stay_on_one_short_line() {
-        let shown = printable(&format!("a\n\u{1b}[31m{}", "x".repeat(1000)));
+        let shown = excerpt(&format!("a\n\u{1b}[31m{}", "x".repeat(1000)));
         assert!(shown.starts_with("a\\n\\u{1b}[31mxx"), "{shown}");
         assert!(shown.chars().count() < 140 && shown.ends_with('…'));
-        assert_eq!(printable("it's \"0\""), "it's \"0\"");
-        assert_eq!(printable(&printable("a\nb")), "a\\nb");
+        assert_eq!(excerpt("it's \"0\""), "it's \"0\"");
+        assert_eq!(excerpt(&excerpt("a\nb")), "a\\nb");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::{
 
 use crate::{
     dtype::{Dtype, TensorInfo, byte_size},
-    error::{Fault, printable},
+    error::{Fault, excerpt},
     source::{Entry, Layout, Table},
 };
 
@@ -41,7 +41,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Table, Fault> {
         )));
     };
     let header: Header = serde_json::from_slice(header)
-        .map_err(|e| Fault::file(format!("safetensors header: {}", printable(&e.to_string()))))?;
+        .map_err(|e| Fault::file(format!("safetensors header: {}", excerpt(&e.to_string()))))?;
     layout(header, 8 + length, data.len())
 }
 
@@ -53,7 +53,7 @@ fn layout(header: Header, start: usize, len: usize) -> Result<Table, Fault> {
         let Some(dtype) = Dtype::from_name(&raw.dtype) else {
             return Err(Fault::tensor(
                 &name,
-                format!("type '{}' is not supported; convert it to F32, F16 or BF16", printable(&raw.dtype)),
+                format!("type '{}' is not supported; convert it to F32, F16 or BF16", excerpt(&raw.dtype)),
             ));
         };
         let [begin, end] = raw.data_offsets;
@@ -166,7 +166,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                     slot.insert(map.next_value()?);
                 }
                 Slot::Occupied(slot) => {
-                    return Err(de::Error::custom(format!("two tensors named '{}'", printable(slot.key()))));
+                    return Err(de::Error::custom(format!("two tensors named '{}'", excerpt(slot.key()))));
                 }
             }
         }
@@ -200,7 +200,7 @@ impl<'de> Visitor<'de> for StringsVisitor {
                     slot.insert(map.next_value()?);
                 }
                 Slot::Occupied(slot) => {
-                    return Err(de::Error::custom(format!("two entries named '{}'", printable(slot.key()))));
+                    return Err(de::Error::custom(format!("two entries named '{}'", excerpt(slot.key()))));
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::{
     CheckpointError, Dtype, TensorInfo,
     convert::{encode, extend_f32},
     dtype::FloatType,
-    error::{Fault, printable},
+    error::{Fault, excerpt},
     map::Bytes,
     source::{Entry, Layout, Table},
 };
@@ -133,12 +133,12 @@ fn insert(
     let entry = Entry { info, source: 0, layout: Layout::Packed(Arc::new(packed)) };
     match table.tensors.insert(name.to_owned(), entry) {
         None => Ok(()),
-        Some(_) => Err(format!("'{}' is there as well; expected one of them", printable(name))),
+        Some(_) => Err(format!("'{}' is there as well; expected one of them", excerpt(name))),
     }
 }
 
 fn take(table: &mut Table, name: &str) -> Result<Entry, String> {
-    table.tensors.remove(name).ok_or_else(|| format!("'{}' is missing", printable(name)))
+    table.tensors.remove(name).ok_or_else(|| format!("'{}' is missing", excerpt(name)))
 }
 
 fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<(), String> {
@@ -179,14 +179,14 @@ impl Settings {
         if let Some(version) =
             text("version").filter(|version| is_awq && !version.eq_ignore_ascii_case("gemm"))
         {
-            return Err(format!("AWQ in its layout '{}' is not supported; gemm is", printable(version)));
+            return Err(format!("AWQ in its layout '{}' is not supported; gemm is", excerpt(version)));
         }
         // The former is the newer name; some write both.
         let format = text("format").or(text("checkpoint_format")).unwrap_or("gptq");
         if !is_awq && !["gptq", "gptq_v2"].contains(&format) {
             return Err(format!(
                 "GPTQ in the format '{}' is not supported; gptq and gptq_v2 are",
-                printable(format)
+                excerpt(format)
             ));
         }
         Ok(Self {
@@ -340,7 +340,7 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
     let part = |part: &str| format!("{name}.{part}");
     let json = take(table, state)?;
     let json: QuantState = serde_json::from_slice(&json.plain_bytes(files))
-        .map_err(|e| format!("malformed JSON: {}", printable(&e.to_string())))?;
+        .map_err(|e| format!("malformed JSON: {}", excerpt(&e.to_string())))?;
     let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     let values = take(table, &name)?;
     let (table_of_codes, scales) = (take(table, &part("quant_map"))?, take(table, &part("absmax"))?);

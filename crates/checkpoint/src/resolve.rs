@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     Checkpoint, CheckpointError,
-    error::{Fault, printable},
+    error::{Fault, excerpt},
     gguf,
     header::{self, MAX_HEADER, Strings},
     map::Bytes,
@@ -49,7 +49,7 @@ pub(crate) fn open(path: &Path, prefer: Prefer) -> Result<Checkpoint, Checkpoint
             None => {
                 let mut looked_for = order.join(", ");
                 if let Some(other) = other_tensor_file(path) {
-                    looked_for += &format!("; to open '{}' name the file itself", printable(&other));
+                    looked_for += &format!("; to open '{}' name the file itself", excerpt(&other));
                 }
                 Err(CheckpointError::NoCheckpoint { path: path.to_owned(), looked_for })
             }
@@ -123,13 +123,13 @@ type Shards = (BTreeMap<String, String>, BTreeMap<String, Vec<String>>);
 
 pub(crate) fn parse_index(text: &[u8]) -> Result<Shards, Fault> {
     let index: Index = serde_json::from_slice(text)
-        .map_err(|e| Fault::file(format!("shard index: {}", printable(&e.to_string()))))?;
+        .map_err(|e| Fault::file(format!("shard index: {}", excerpt(&e.to_string()))))?;
     let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (tensor, shard) in index.weight_map.0 {
         if !is_inside(&shard) {
             return Err(Fault::tensor(
                 &tensor,
-                format!("the index names the shard '{}', which is outside its folder", printable(&shard)),
+                format!("the index names the shard '{}', which is outside its folder", excerpt(&shard)),
             ));
         }
         shards.entry(shard).or_default().push(tensor);
@@ -162,7 +162,7 @@ fn open_index(path: &Path) -> Result<Checkpoint, CheckpointError> {
         if !shard_path.exists() {
             let reason = format!(
                 "the index names the shard '{}', which is missing; download it again",
-                printable(&shard)
+                excerpt(&shard)
             );
             return Err(CheckpointError::malformed(path, reason));
         }

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::{
     Checkpoint, CheckpointError, Dtype, FloatType, StreamOptions, TensorPlan,
     atomic::{sync_folder, write_atomic},
-    error::{nearest, printable},
+    error::{excerpt, nearest},
     journal::Journal,
     plan::{Layout, Shard, Slot, lay_out},
     write::write_values,
@@ -252,7 +252,7 @@ impl StreamWriter {
                     "{:?} {} planned, '{}' is {:?} {}",
                     planned.shape,
                     planned.dtype,
-                    printable(source_name),
+                    excerpt(source_name),
                     info.shape,
                     info.dtype
                 );
@@ -278,7 +278,7 @@ impl StreamWriter {
             return Err(CheckpointError::Unfinished {
                 path: self.folder.clone(),
                 missing: self.missing().count(),
-                first: printable(first),
+                first: excerpt(first),
             });
         }
         for (file, shard) in self.files.iter().zip(&self.layout.shards) {
@@ -307,7 +307,7 @@ impl StreamWriter {
     fn pending(&self, name: &str) -> Result<usize, CheckpointError> {
         let Some(&i) = self.layout.by_name.get(name) else {
             let names = self.layout.tensors.iter().map(|t| t.name.as_str());
-            let near = nearest(name, names).map(|near| format!("; nearest: '{}'", printable(near)));
+            let near = nearest(name, names).map(|near| format!("; nearest: '{}'", excerpt(near)));
             return Err(self.fault(name, format!("not planned{}", near.unwrap_or_default())));
         };
         if self.written[i] {

@@ -10,7 +10,7 @@ use crate::{
     atomic::{persist, temporary_file},
     convert::encode,
     dtype::{byte_size, numel},
-    error::printable,
+    error::excerpt,
     header::MAX_HEADER,
 };
 
@@ -102,7 +102,7 @@ pub(crate) fn write_values(
         buffer.clear();
         encode(batch, dtype, &mut buffer).map_err(|value| CheckpointError::Overflow {
             path: path.to_owned(),
-            tensor: printable(name),
+            tensor: excerpt(name),
             value,
             dtype: dtype.name(),
         })?;

@@ -10,6 +10,7 @@
 mod bounds;
 mod environment;
 mod message;
+mod methods;
 mod python;
 mod source;
 mod spans;
@@ -64,7 +65,7 @@ pub struct Answers {
 pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
-    /// Names of the templates; the first is the default.
+    /// Names of the templates.
     names: Vec<String>,
     special_tokens: Map<String, serde_json::Value>,
     has_generation: bool,
@@ -111,6 +112,8 @@ impl ChatTemplate {
         let mut has_generation = false;
         let mut names = Vec::new();
         for (name, source) in templates {
+            // Jinja writes its own line breaks.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
             let (source, found) = environment::without_generation_tags(&source);
             has_generation |= found;
             let source = bounds::guarded(&source).map_err(|message| DataError::Template {
@@ -119,9 +122,6 @@ impl ChatTemplate {
             })?;
             environment.add_template_owned(name.clone(), source).map_err(|e| template_error(path, &e))?;
             names.push(name);
-        }
-        if let Some(place) = names.iter().position(|name| name == DEFAULT) {
-            names.swap(0, place);
         }
         Ok(Self { path: path.to_path_buf(), environment, names, special_tokens, has_generation })
     }
@@ -175,7 +175,9 @@ impl ChatTemplate {
         options: &RenderOptions<'_>,
     ) -> Result<Option<&'m str>> {
         for (index, message) in messages.iter().enumerate() {
+            // Templates may leave out what accompanies a call.
             if message.content().is_some_and(|content| !content.trim().is_empty())
+                && !message.has_tool_calls()
                 && !self.marked_raw(&spans::probe(messages, index), options)?.contains(spans::PROBE)
             {
                 return Ok(Some(message.role()));
@@ -211,14 +213,36 @@ impl ChatTemplate {
         Ok(Answers { text, spans })
     }
 
+    /// Content in parts is passed as it is to templates that handle it, and joined for the others.
     fn marked_raw(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
-        let is_tool_use = options.tools.is_some() && self.names.iter().any(|name| name == TOOL_USE);
-        let name = if is_tool_use { TOOL_USE } else { &self.names[0] };
+        let parts: Vec<String> = messages.iter().filter_map(Message::parts).map(python::repr).collect();
+        let rendered = self.rendered(messages, options);
+        let is_taken = |text: &String| !parts.iter().any(|part| text.contains(part));
+        if parts.is_empty() || rendered.as_ref().is_ok_and(is_taken) {
+            return rendered;
+        }
+        match messages.iter().map(Message::joined).collect::<Option<Vec<_>>>() {
+            Some(joined) => self.rendered(&joined, options),
+            None => rendered,
+        }
+    }
+
+    fn rendered(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        let is_named = |wanted: &&str| self.names.iter().any(|name| name == wanted);
+        let tool_use = Some(TOOL_USE).filter(|_| options.tools.is_some());
+        let name = tool_use.filter(is_named).or(Some(DEFAULT).filter(is_named));
+        let name = name.ok_or_else(|| DataError::Template {
+            path: self.path.clone(),
+            message: format!(
+                "has the chat templates {} and none named '{DEFAULT}'; name the one to use so",
+                self.names.join(", ")
+            ),
+        })?;
         // transformers: special tokens first, then the caller's variables, then the standard variables of
         // every template.
         let mut context = self.special_tokens.clone();
         context.extend(options.variables.clone());
-        context.insert("messages".into(), messages.iter().map(Message::to_json).collect());
+        context.insert("messages".into(), messages.iter().map(Message::for_template).collect());
         context.insert("tools".into(), options.tools.cloned().unwrap_or_default());
         context.entry("documents").or_insert(serde_json::Value::Null);
         if let Some(now) = options.now {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_spec::text::{escaped, excerpt};
+
 /// Error of reading, tokenizing or writing data.
 ///
 /// Rows are 1-based line numbers of the file, including its header, as in an editor.
@@ -64,7 +66,7 @@ pub enum DataError {
         got: usize,
     },
     /// A label that the task does not have.
-    #[error("{}:{row}: unknown label '{label}'; expected {expected}", path.display())]
+    #[error("{}:{row}: unknown label '{}'; expected {}", path.display(), excerpt(label), escaped(expected))]
     UnknownLabel {
         /// The file.
         path: PathBuf,
@@ -76,7 +78,7 @@ pub enum DataError {
         expected: String,
     },
     /// A row of a JSONL file is malformed.
-    #[error("{}:{row}: {message}", path.display())]
+    #[error("{}:{row}: {}", path.display(), escaped(message))]
     BadRow {
         /// The file.
         path: PathBuf,
@@ -86,7 +88,7 @@ pub enum DataError {
         message: String,
     },
     /// An item of a JSON list is malformed.
-    #[error("{}: item {item}: {message}", path.display())]
+    #[error("{}: item {item}: {}", path.display(), escaped(message))]
     BadItem {
         /// The file.
         path: PathBuf,

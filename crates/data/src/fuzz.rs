@@ -86,6 +86,16 @@ mod tests {
         run("q.jsonl", 2000, questions, rows);
     }
 
+    /// Found by the fuzzer: names from a file that broke the line of a message.
+    #[test]
+    fn names_from_a_file_stay_on_one_line() {
+        let rows_file = "{\"question\":\"a\",\"a\\nswers\":1}\n";
+        on_file("a.jsonl", rows_file.as_bytes(), rows);
+        for file in ["{\"tokens\":[\"a\"],\"tags\":[\"_\\n\"]}\n", "{\"text\":\"a\",\"label\":\"b\\nc\"}\n"] {
+            on_file("a.jsonl", file.as_bytes(), table);
+        }
+    }
+
     #[test]
     fn mutated_tables_are_read_or_refused() {
         run("a.tsv", 2000, "text\ttext_pair\tlabel\na\tb\tx\nc d\te\ty\nf\t\"g\tx\n", table);

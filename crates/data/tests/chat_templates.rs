@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::chat::{ChatTemplate, Message, RenderOptions};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/chat-templates")
@@ -173,5 +173,47 @@ fn what_templates_really_do_is_within_the_limits() {
     assert_eq!(
         rendered(lists).unwrap(),
         "[1, 2] {'k': [1, {'n': None}]} [1, 2] ba [['k', [1, {'n': None}]]]False"
+    );
+}
+
+/// The texts are those of `apply_chat_template` in transformers 5.23.
+#[test]
+fn messages_reach_a_template_as_in_transformers() {
+    let render = |source: &str, messages: Value| {
+        let template = ChatTemplate::new("t.jinja".as_ref(), source, Map::new()).unwrap();
+        let messages: Vec<Message> =
+            messages.as_array().unwrap().iter().map(|message| Message::from_json(message).unwrap()).collect();
+        let dropped = template.dropped_role(&messages, &RenderOptions::default()).unwrap();
+        assert_eq!(dropped, None, "{source}");
+        template.render(&messages, &RenderOptions::default()).unwrap()
+    };
+    let parts = json!([{"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": " world"}]}]);
+    let trimmed = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
+                   {% for c in m.content %}{{ c.text | trim }}{% endfor %}{% endif %}{% endfor %}";
+    assert_eq!(render(trimmed, parts.clone()), "Helloworld");
+    assert_eq!(render("{{ messages[0]['content'][0]['text'] }}", parts.clone()), "Hello ");
+    // Templates for texts alone: transformers writes Python's list or fails.
+    for texts_alone in
+        ["{{ messages[0].content }}", "{{ messages[0].content.strip() }}", "{{ 'a' + messages[0].content }}"]
+    {
+        assert!(render(texts_alone, parts.clone()).ends_with("Hello  world"), "{texts_alone}");
+    }
+    let calls = json!([{"role": "assistant", "content": null, "tool_calls": [1], "name": null}]);
+    assert_eq!(
+        render(
+            "{% for m in messages %}{{ m | tojson }}{{ m.content }}{{ m.name is defined }}{% endfor %}",
+            calls
+        ),
+        "{\"role\": \"assistant\", \"tool_calls\": [1]}False"
+    );
+    let reasoned = json!([{"role": "assistant", "content": "b", "reasoning": "R"}, {"role": "assistant", "thinking": "T"}]);
+    assert_eq!(
+        render("{% for m in messages %}{{ m | tojson }}{% endfor %}{{ messages[0].content }}", reasoned),
+        "{\"thinking\": \"R\", \"role\": \"assistant\", \"content\": \"b\", \"reasoning\": \"R\", \"reasoning_content\": \"R\"}\
+         {\"thinking\": \"T\", \"role\": \"assistant\", \"reasoning_content\": \"T\"}b"
+    );
+    assert_eq!(
+        render("a\r\n{{ messages[0].content }}\rb", json!([{"role": "user", "content": "x"}])),
+        "a\nx\nb"
     );
 }

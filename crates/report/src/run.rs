@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result, files::write_atomic, model_name};
@@ -183,7 +183,9 @@ impl RunRecord {
             Some(found) if found.as_u64() != Some(u64::from(FORMAT)) => {
                 Err(Error::Format { path: path.to_owned(), found: found.to_string(), expected: FORMAT })
             }
-            _ => serde_json::from_value(value).map_err(not_a_record),
+            _ if value.is_object() => serde_json::from_value(value).map_err(not_a_record),
+            // A list of the fields' values would be taken.
+            _ => Err(not_a_record(serde_json::Error::custom("expected an object"))),
         }
     }
 
@@ -312,6 +314,18 @@ mod tests {
         record().write_atomic(&path).unwrap();
         assert_eq!(RunRecord::read(&path).unwrap(), record());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    /// Found by the fuzzer: a list of the fields' values was taken for a record.
+    #[test]
+    fn a_list_is_not_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for text in ["[2]", "[]", "1", "null"] {
+            fs::write(&path, text).unwrap();
+            let error = RunRecord::read(&path).unwrap_err().to_string();
+            assert!(error.contains("is not a run record: expected an object"), "{text}: {error}");
+        }
     }
 
     #[test]

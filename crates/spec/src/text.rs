@@ -1,10 +1,12 @@
 //! Names from files of others, inside the files that are written for readers and other programs.
 //!
 //! ```
-//! use lowrank_spec::text::{csv_field, printable, xml};
+//! use lowrank_spec::text::{csv_field, escaped, excerpt, printable, xml};
 //!
 //! assert_eq!(csv_field("=1+2,\u{1b}[2J"), "\"'=1+2,\u{fffd}[2J\"");
 //! assert_eq!(xml("a<b\u{7}"), "a&lt;b\u{fffd}");
+//! assert_eq!(escaped("it's\na\\b\u{1b}"), "it's\\na\\b\\u{1b}");
+//! assert_eq!(excerpt(&"é".repeat(121)), "é".repeat(120) + "…");
 //! assert_eq!(printable("a\u{1b}[31mb\tc\n"), "a\u{fffd}[31mb\tc\n");
 //! ```
 
@@ -17,6 +19,29 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     match text.contains(acts) {
         true => Cow::Owned(text.replace(acts, "\u{fffd}")),
         false => Cow::Borrowed(text),
+    }
+}
+
+/// A text on one line: what is not plainly visible is escaped.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Quotes and backslashes are visible, and text that has already been escaped must not change again.
+        if matches!(c, '\'' | '"' | '\\') {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_debug());
+        }
+    }
+    shown
+}
+
+/// The first 120 characters of a text, [escaped], for messages.
+pub fn excerpt(text: &str) -> String {
+    const LIMIT: usize = 120;
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => escaped(&text[..end]) + "…",
+        None => escaped(text),
     }
 }
 

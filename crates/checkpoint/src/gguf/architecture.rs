@@ -5,7 +5,7 @@ mod table;
 use std::collections::BTreeSet;
 
 use super::value::Metadata;
-use crate::error::printable;
+use crate::error::excerpt;
 
 pub(crate) use self::table::ARCHITECTURES;
 
@@ -152,9 +152,7 @@ impl Architecture {
         }
         let extra = names.iter().find(|name| layer_of(name).is_some_and(|(layer, _)| layer as u64 >= layers));
         match extra {
-            Some(name) => {
-                Err(format!("has the tensor '{}', and its config {layers} layers", printable(name)))
-            }
+            Some(name) => Err(format!("has the tensor '{}', and its config {layers} layers", excerpt(name))),
             None => Ok(()),
         }
     }

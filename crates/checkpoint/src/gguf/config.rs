@@ -7,7 +7,7 @@ use super::read::Parsed;
 use super::rules::Rules;
 use super::value::Value;
 use crate::convert::extend_f32;
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 
 /// Tokens that end a turn or a text beyond those that the metadata name, as in llama.cpp.
 const ENDS: [&str; 12] = [
@@ -58,13 +58,13 @@ impl<'a, 'f> Keys<'a, 'f> {
         if let Some(kind) = parsed.metadata.get("general.type").and_then(|kind| kind.as_text())
             && kind != "model"
         {
-            let reason = format!("holds a GGUF file of the kind '{}'; expected a model", printable(kind));
+            let reason = format!("holds a GGUF file of the kind '{}'; expected a model", excerpt(kind));
             return Err(Fault::file(reason));
         }
         let architecture = Architecture::of_file(&parsed.metadata).ok_or_else(|| {
             Fault::file(format!(
                 "llama.cpp's architecture '{}' is not supported; expected one of {}",
-                printable(name),
+                excerpt(name),
                 Architecture::known()
             ))
         })?;
@@ -308,7 +308,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             (kind, factor) => Err(Fault::file(format!(
                 "{} '{}' with the factor {factor} is not supported",
                 self.full("rope.scaling.type"),
-                printable(kind)
+                excerpt(kind)
             ))),
         }
     }

@@ -31,7 +31,7 @@ pub use model::{ModelParts, Written, write_model};
 pub use value::{Array, Value};
 pub use write_tokenizer::TokenizerParts;
 
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 use crate::map::Bytes;
 use crate::source::Table;
 
@@ -89,7 +89,7 @@ fn refuse_part(parsed: &read::Parsed<'_>) -> Result<(), Fault> {
     if count > 1 {
         let number = parsed.metadata.get("split.no").and_then(|number| number.as_count()).unwrap_or(0);
         let reason = format!("is part {} of {count}; join them with `llama-gguf-split --merge`", number + 1);
-        return Err(Fault::file(printable(&reason)));
+        return Err(Fault::file(excerpt(&reason)));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::{write_config, write_tokenizer};
 use crate::Checkpoint;
 use crate::convert::encode;
 use crate::dtype::{Dtype, FloatType};
-use crate::error::{CheckpointError, printable};
+use crate::error::{CheckpointError, excerpt};
 use crate::source::RowOrder;
 
 /// A model that goes into a file.
@@ -120,7 +120,7 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
             let count = described.shape.experts;
             let is_odd = |name: &&String| model.weights.info(name).is_none_or(|other| other.shape != shape);
             if let Some(odd) = names.iter().find(is_odd) {
-                let reason = format!("has another shape than '{}'", printable(&name));
+                let reason = format!("has another shape than '{}'", excerpt(&name));
                 return Err(CheckpointError::tensor(model.weights.path(), odd, reason));
             }
             let gap = names.iter().enumerate().find(|(place, name)| expert_number(name) != Some(*place));
@@ -166,7 +166,7 @@ pub(crate) fn architecture(config: &Map<String, Json>) -> Result<&'static Archit
     let kind = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
     Architecture::of_model_type(kind).ok_or_else(|| {
         let known = Architecture::known();
-        format!("model_type '{}' cannot be written as GGUF; llama.cpp's {known} can", printable(kind))
+        format!("model_type '{}' cannot be written as GGUF; llama.cpp's {known} can", excerpt(kind))
     })
 }
 
@@ -359,7 +359,7 @@ pub(crate) fn encode_values(
     let mut bytes = Vec::with_capacity(values.len() * planned.dtype.size());
     encode(values, float, &mut bytes).map_err(|value| CheckpointError::Overflow {
         path: path.to_owned(),
-        tensor: printable(&planned.name),
+        tensor: excerpt(&planned.name),
         value,
         dtype: name,
     })?;

@@ -10,7 +10,7 @@ use lowrank_spec::BlockFormat;
 
 use super::value::{Array, Kind, Metadata, Value};
 use crate::dtype::{Dtype, byte_size};
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 
 /// First bytes of a file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
@@ -95,7 +95,7 @@ fn metadata<'a>(reader: &mut Reader<'a>, count: u64) -> Result<Metadata<'a>, Fau
         match metadata.entry(key) {
             Slot::Vacant(slot) => drop(slot.insert(value)),
             Slot::Occupied(_) => {
-                return Err(Fault::file(format!("two entries '{}' in the metadata", printable(key))));
+                return Err(Fault::file(format!("two entries '{}' in the metadata", excerpt(key))));
             }
         }
     }
@@ -105,7 +105,7 @@ fn metadata<'a>(reader: &mut Reader<'a>, count: u64) -> Result<Metadata<'a>, Fau
 /// Names the key of a value that cannot be read.
 fn at_key(key: &str, fault: Fault) -> Fault {
     match fault {
-        Fault::File(reason) => Fault::file(format!("metadata '{}': {reason}", printable(key))),
+        Fault::File(reason) => Fault::file(format!("metadata '{}': {reason}", excerpt(key))),
         other => other,
     }
 }
@@ -303,9 +303,8 @@ impl<'a> Reader<'a> {
 
     fn kind(&mut self, key: &str) -> Result<Kind, Fault> {
         let number = self.u32()?;
-        Kind::from_number(number).ok_or_else(|| {
-            Fault::file(format!("metadata '{}' has the unknown type {number}", printable(key)))
-        })
+        Kind::from_number(number)
+            .ok_or_else(|| Fault::file(format!("metadata '{}' has the unknown type {number}", excerpt(key))))
     }
 
     fn array(&mut self, key: &str) -> Result<Array<'a>, Fault> {
@@ -321,7 +320,7 @@ impl<'a> Reader<'a> {
                 }
             }
             None => {
-                let reason = format!("metadata '{}': lists of lists are not supported", printable(key));
+                let reason = format!("metadata '{}': lists of lists are not supported", excerpt(key));
                 return Err(Fault::file(reason));
             }
         }

@@ -6,7 +6,7 @@ use super::architecture::{Architecture, Changes};
 use super::read::{Parsed, Tensor};
 use super::value::Value;
 use crate::dtype::{Dtype, TensorInfo};
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 use crate::map::Bytes;
 use crate::source::{Entry, Layout, RowOrder, Table};
 
@@ -35,7 +35,7 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
             Ok(())
         }
         Slot::Occupied(slot) => {
-            let reason = format!("another tensor stands for '{}' as well", printable(slot.key()));
+            let reason = format!("another tensor stands for '{}' as well", excerpt(slot.key()));
             Err(Fault::tensor(name, reason))
         }
     };
@@ -58,7 +58,7 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
                 let count = tensor.shape[0] as u64;
                 if let Some(expected) = expert_count.filter(|expected| *expected != count) {
                     let reason = format!("holds {count} experts, and {experts_key} is {expected}");
-                    return Err(Fault::tensor(name, printable(&reason)));
+                    return Err(Fault::tensor(name, excerpt(&reason)));
                 }
                 for (i, part) in parts.enumerate() {
                     insert(name, format!("{before}{i}{after}"), part)?;

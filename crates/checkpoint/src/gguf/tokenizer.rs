@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::pre::Pre;
 use super::read::Parsed;
 use super::sentence_piece::merges_by_score;
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 
 /// What a token is (`llama_token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub(crate) fn tokenizer(parsed: &Parsed<'_>) -> Result<Option<Json>, Fault> {
         return match serde_json::from_str(own) {
             Ok(json) => Ok(Some(json)),
             Err(error) => {
-                Err(Fault::file(format!("tokenizer.huggingface.json: {}", printable(&error.to_string()))))
+                Err(Fault::file(format!("tokenizer.huggingface.json: {}", excerpt(&error.to_string()))))
             }
         };
     }
@@ -71,7 +71,7 @@ pub(crate) fn tokenizer(parsed: &Parsed<'_>) -> Result<Option<Json>, Fault> {
         Some("bert") => vocabulary.word_piece().map(Some),
         other => Err(Fault::file(format!(
             "tokenizer.ggml.model '{}' is not supported; expected gpt2, llama or bert",
-            printable(other.unwrap_or("of another type"))
+            excerpt(other.unwrap_or("of another type"))
         ))),
     }
 }
@@ -159,7 +159,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
             }
             let id = u32::try_from(id).map_err(|_| Fault::file("more than 2³² tokens"))?;
             if let Some(first) = ids.insert(token, id) {
-                let reason = format!("tokens {first} and {id} are both '{}'", printable(token));
+                let reason = format!("tokens {first} and {id} are both '{}'", excerpt(token));
                 return Err(Fault::file(reason));
             }
         }
@@ -207,7 +207,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
             let known = super::pre::ALL.iter().map(|pre| pre.names[0]).collect::<Vec<_>>().join(", ");
             Fault::file(format!(
                 "tokenizer.ggml.pre '{}' is not supported; expected one of {known} or a name of the same",
-                printable(name)
+                excerpt(name)
             ))
         })?;
         let merges = self.parsed.metadata.get("tokenizer.ggml.merges").and_then(|list| list.as_array());
@@ -314,7 +314,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
                 _ => format!("##{token}"),
             };
             if vocab.insert(own, id.into()).is_some() {
-                let reason = format!("the token '{}' is there twice", printable(token));
+                let reason = format!("the token '{}' is there twice", excerpt(token));
                 return Err(Fault::file(reason));
             }
         }

@@ -3,7 +3,7 @@
 use super::value::{Arena, Global, Id, Storage, Value, View};
 use crate::{
     Dtype,
-    error::{Fault, printable},
+    error::{Fault, excerpt},
 };
 
 /// Dimensions of a tensor. Shapes are the only values that many tensors copy from one place in the pickle.
@@ -145,5 +145,5 @@ pub(crate) fn global(module: &str, name: &str) -> Result<Global, Fault> {
         .map(Global::StorageType),
         _ => None,
     };
-    known.ok_or_else(|| Fault::Global(format!("{}.{}", printable(module), printable(name))))
+    known.ok_or_else(|| Fault::Global(format!("{}.{}", excerpt(module), excerpt(name))))
 }

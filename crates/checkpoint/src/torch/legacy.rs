@@ -12,7 +12,7 @@ use super::{
     value::{Storage, Value},
 };
 use crate::{
-    error::{Fault, printable},
+    error::{Fault, excerpt},
     source::Table,
 };
 
@@ -69,7 +69,7 @@ fn storages<'a>(
             Value::Text(key) if key.len() <= MAX_KEY => *key,
             _ => return Err(Fault::file("a storage key that is not a short text")),
         };
-        let fault = |what: &str| Fault::file(format!("storage '{}' {what}", printable(key)));
+        let fault = |what: &str| Fault::file(format!("storage '{}' {what}", excerpt(key)));
         let size = sizes.get(key).ok_or_else(|| fault("belongs to no tensor, so its size is unknown"))?;
         let numel = cursor.length(8)?;
         let start = cursor.position();

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use super::cursor::Cursor;
-use crate::error::{Fault, printable};
+use crate::error::{Fault, excerpt};
 
 /// The records of an archive by name, each with the position of its data.
 pub(crate) type Records<'a> = HashMap<&'a str, Range<usize>>;
@@ -29,7 +29,7 @@ pub(crate) fn records(file: &[u8]) -> Result<Records<'_>, Fault> {
     while cursor.position() < directory.end {
         let (name, place) = record(file, &mut cursor, directory.start)?;
         if records.insert(name, place).is_some() {
-            return Err(Fault::file(format!("zip: two records named '{}'", printable(name))));
+            return Err(Fault::file(format!("zip: two records named '{}'", excerpt(name))));
         }
     }
     Ok(records)
@@ -95,7 +95,7 @@ fn record<'a>(
     cursor.take(comment_length)?;
     widen(extra, [&mut size, &mut stored, &mut header])?;
 
-    let fault = |what: &str| Fault::file(format!("zip: record '{}' {what}", printable(name)));
+    let fault = |what: &str| Fault::file(format!("zip: record '{}' {what}", excerpt(name)));
     if flags & 1 != 0 {
         return Err(fault("is encrypted; save the file without a password"));
     }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
-use minijinja_contrib::pycompat;
 
-use super::bounds;
 use super::python::{Dumps, float_repr, repr};
+use super::{bounds, methods};
 
 /// Marks the beginning of a `{% generation %}` block in the output. A noncharacter, which real text never
 /// contains.
@@ -41,12 +40,13 @@ pub(super) fn new() -> Environment<'static> {
     );
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(method);
+    environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(format);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_function(GENERATION, generation);
     bounds::add_functions(&mut environment);
+    methods::add_to(&mut environment);
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", string);
     environment.add_filter("trim", trim);
@@ -96,7 +96,7 @@ fn dictionary(object: serde_json::Map<String, serde_json::Value>) -> Dictionary 
 
 /// Python's `str` of a number, list or dictionary, which minijinja formats differently; `None` for all other
 /// values.
-fn python_str(value: &Value) -> Option<String> {
+pub(super) fn python_str(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => f64::try_from(value.clone()).ok().map(float_repr),
         ValueKind::Seq | ValueKind::Map => serde_json::to_value(value).ok().map(|value| repr(&value)),
@@ -110,27 +110,6 @@ fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Erro
     match python_str(value) {
         Some(text) => out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string())),
         None => minijinja::escape_formatter(out, state, value),
-    }
-}
-
-/// Python's methods of strings, lists and dictionaries; `title` begins a word after every non-letter.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    match value.as_str() {
-        Some(text) if name == "title" && args.is_empty() => {
-            let mut is_inside = false;
-            let title = text.chars().flat_map(|c| {
-                let cased: String =
-                    if is_inside { c.to_lowercase().collect() } else { c.to_uppercase().collect() };
-                is_inside = c.is_alphabetic();
-                cased.chars().collect::<Vec<_>>()
-            });
-            Ok(Value::from(title.collect::<String>()))
-        }
-        Some(text) if name == "format" => {
-            bounds::check_format(state, text)?;
-            pycompat::unknown_method_callback(state, value, name, args)
-        }
-        _ => pycompat::unknown_method_callback(state, value, name, args),
     }
 }
 
@@ -164,18 +143,21 @@ fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    ensure_ascii: Option<Value>,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, Error> {
     bounds::charge(state, value)?;
     let invalid = |message: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {message}"));
     if value.is_undefined() {
         return Err(invalid("the value is undefined".into()));
     }
-    let indent = match indent {
-        None => options.get::<Option<Value>>("indent")?,
-        // transformers' first positional parameter is ensure_ascii.
-        Some(first) if first.kind() == ValueKind::Bool => None,
-        indent => indent,
-    };
+    let indent = indent.map_or_else(|| options.get::<Option<Value>>("indent"), |indent| Ok(Some(indent)))?;
+    let ensure_ascii =
+        ensure_ascii.map_or_else(|| options.get::<Option<Value>>("ensure_ascii"), |value| Ok(Some(value)))?;
     let indent = match indent {
         None => None,
         Some(value) if value.is_none() => None,
@@ -193,7 +175,7 @@ fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) 
         Some(_) => return Err(invalid("separators are not two strings".into())),
     };
     let dumps = Dumps {
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        ensure_ascii: ensure_ascii.is_some_and(|value| value.is_true()),
         indent,
         separators,
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),

@@ -1,5 +1,7 @@
 //! One message of a conversation, with every key that its row had.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -17,25 +19,22 @@ impl Message {
         Self(object)
     }
 
-    /// Creates a message from a JSON object with `role`, and `content` or `tool_calls`. Content in parts is
-    /// joined if all parts are text.
+    /// Creates a message from a JSON object with `role`, and `content`, `tool_calls` or reasoning. Content may be in parts
+    /// of text. Keys without a value are left out, as in transformers.
     ///
     /// # Errors
     /// A short description of the problem.
     pub fn from_json(value: &Value) -> std::result::Result<Self, String> {
         let mut object = value.as_object().ok_or("a message is not an object")?.clone();
+        object.retain(|_, value| !value.is_null());
         if object.get("role").and_then(Value::as_str).is_none_or(str::is_empty) {
             return Err("a message has no string 'role'".into());
         }
-        let has_calls = object.get("tool_calls").is_some_and(|calls| !calls.is_null());
-        let content = match object.get("content") {
-            Some(Value::Array(parts)) => Some(joined(parts)?),
-            Some(Value::String(_)) => None,
-            None | Some(Value::Null) if has_calls => None,
+        match object.get("content") {
+            Some(Value::Array(parts)) => drop(joined(parts)?),
+            Some(Value::String(_)) => {}
+            None if object.contains_key("tool_calls") || reasoning(&object).is_some() => {}
             _ => return Err("a message has no 'content' (a string or a list of text parts)".into()),
-        };
-        if let Some(content) = content {
-            object.insert("content".into(), content.into());
         }
         Ok(Self(object))
     }
@@ -46,14 +45,37 @@ impl Message {
     }
 
     /// The text; `None` for a message that only calls tools.
-    pub fn content(&self) -> Option<&str> {
-        self.0.get("content").and_then(Value::as_str)
+    pub fn content(&self) -> Option<Cow<'_, str>> {
+        match self.0.get("content")? {
+            Value::Array(parts) => joined(parts).ok().map(Cow::Owned),
+            content => content.as_str().map(Cow::Borrowed),
+        }
     }
 
-    /// The message with other content.
-    pub(crate) fn with_content(&self, content: &str) -> Self {
+    /// Content that is in parts.
+    pub(super) fn parts(&self) -> Option<&Value> {
+        self.0.get("content").filter(|content| content.is_array())
+    }
+
+    /// The message with its parts as one text; `None` if some are not text.
+    pub(super) fn joined(&self) -> Option<Self> {
+        match self.parts() {
+            Some(_) => self.content().map(|content| self.with(content.into())),
+            None => Some(self.clone()),
+        }
+    }
+
+    /// The message with another text, in a part if its content is in parts.
+    pub(super) fn with_content(&self, content: &str) -> Self {
+        self.with(match self.parts() {
+            Some(_) => serde_json::json!([{"type": "text", "text": content}]),
+            None => content.into(),
+        })
+    }
+
+    fn with(&self, content: Value) -> Self {
         let mut object = self.0.clone();
-        object.insert("content".into(), content.into());
+        object.insert("content".into(), content);
         Self(object)
     }
 
@@ -62,8 +84,14 @@ impl Message {
         self.0.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
     }
 
-    pub(crate) fn to_json(&self) -> Value {
-        Value::Object(self.0.clone())
+    /// What a template sees: reasoning has all names that templates read, in transformers' order.
+    pub(super) fn for_template(&self) -> Value {
+        let Some(reasoning) = reasoning(&self.0).cloned() else { return Value::Object(self.0.clone()) };
+        let mut object = Map::new();
+        object.insert("thinking".into(), reasoning.clone());
+        object.extend(self.0.clone());
+        object.insert("reasoning_content".into(), reasoning);
+        Value::Object(object)
     }
 
     /// Total bytes of its strings.
@@ -77,10 +105,16 @@ impl Message {
     }
 }
 
+/// The reasoning of a message, by the first of its names that is there.
+fn reasoning(message: &Map<String, Value>) -> Option<&Value> {
+    ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| message.get(*name))
+}
+
+/// The text of content in parts, which may be plain strings.
 fn joined(parts: &[Value]) -> std::result::Result<String, String> {
     parts
         .iter()
-        .map(|part| match (part["type"].as_str(), part["text"].as_str()) {
+        .map(|part| match (part["type"].as_str(), part.as_str().or(part["text"].as_str())) {
             (None | Some("text"), Some(text)) => Ok(text),
             (kind, _) => Err(format!("content of type '{}' is not text", kind.unwrap_or("?"))),
         })

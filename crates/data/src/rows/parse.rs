@@ -1,5 +1,6 @@
 //! One JSON object as a row: its format, and whether it is valid for training.
 
+use lowrank_spec::text::excerpt;
 use serde_json::Value;
 
 use super::{Conversation, Row};
@@ -59,7 +60,7 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
         }
         Row::Text(text)
     } else {
-        let found = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let found = excerpt(&object.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
         return Err(format!(
             "a row of unknown format (keys {found}); expected messages, conversations, instruction and output, prompt and \
              completion, text, or prompt with chosen and rejected"
