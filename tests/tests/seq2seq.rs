@@ -21,7 +21,15 @@ type NdArray = burn_ndarray::NdArray;
 type Flex = burn_flex::Flex;
 
 const TOLERANCE: f32 = 1e-4;
-const MODELS: [&str; 5] = ["seq2seq-t5", "seq2seq-t5-head", "seq2seq-mt5", "seq2seq-bart", "seq2seq-mbart"];
+const MODELS: [&str; 7] = [
+    "seq2seq-t5",
+    "seq2seq-t5-head",
+    "seq2seq-mt5",
+    "seq2seq-bart",
+    "seq2seq-bart-head",
+    "seq2seq-mbart",
+    "seq2seq-mbart-bos",
+];
 
 #[derive(Deserialize)]
 struct Case {
@@ -180,16 +188,66 @@ fn settings_in_the_config_hold_where_there_is_no_other_file() {
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(fixture("seq2seq-bart").join("config.json")).unwrap();
     let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
-    config.insert("forced_bos_token_id".into(), 7.into());
-    config.insert("num_beams".into(), 4.into());
-    config.insert("decoder_start_token_id".into(), 5.into());
+    let keys = r#"{"forced_bos_token_id": 7, "num_beams": 4, "decoder_start_token_id": 5, "min_new_tokens": 3,
+        "suppress_tokens": [8], "begin_suppress_tokens": [9], "stop_strings": "x", "max_new_tokens": 6,
+        "typical_p": 0.5, "num_return_sequences": 1, "renormalize_logits": true}"#;
+    config.extend(serde_json::from_str::<serde_json::Map<_, _>>(keys).unwrap());
     std::fs::write(folder.path().join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
     let opened = ModelFolder::open(folder.path()).unwrap();
     let settings = opened.generation().unwrap();
-    assert_eq!(settings.constraints.forced_first, Some(7));
-    assert_eq!(settings.constraints.forced_last, [2]);
-    assert_eq!(settings.ignored, ["num_beams = 4"]);
+    let constraints = Constraints {
+        forced_first: Some(7),
+        forced_last: vec![2],
+        min_new_tokens: 3,
+        suppressed: vec![8],
+        suppressed_first: vec![9],
+        ..Constraints::default()
+    };
+    assert_eq!(settings.constraints, constraints);
+    assert_eq!((settings.max_new_tokens, &settings.stop_strings[..]), (Some(6), &["x".to_string()][..]));
+    let mut ignored = settings.ignored.clone();
+    ignored.sort();
+    assert_eq!(ignored, ["num_beams = 4", "renormalize_logits = true", "typical_p = 0.5"]);
+    assert_eq!(settings.source.file(), "config.json");
     assert_eq!(opened.seq2seq_config().unwrap().start, Some(5));
+}
+
+/// As transformers 5 has it (`generation/utils.py`): the start of `generation_config.json`, else its `bos_token_id`; those
+/// of `config.json` only without the other file.
+#[rstest]
+#[case("t5", "{}", None, Some(3))]
+#[case("t5", r#"{"bos_token_id": 6}"#, None, Some(6))]
+#[case("t5", r#"{"bos_token_id": 6, "decoder_start_token_id": 5}"#, None, Some(5))]
+#[case("t5", r#"{"decoder_start_token_id": 5}"#, Some(r#"{"decoder_start_token_id": 9}"#), Some(9))]
+#[case("t5", r#"{"decoder_start_token_id": 5}"#, Some(r#"{"bos_token_id": 9}"#), Some(9))]
+#[case("t5", r#"{"decoder_start_token_id": 5}"#, Some("{}"), None)]
+#[case("t5", "{}", Some("{}"), Some(3))]
+#[case("bart", "{}", None, None)]
+#[case("bart", r#"{"bos_token_id": 6}"#, None, Some(6))]
+#[case("mbart", r#"{"bos_token_id": 6}"#, Some("{}"), None)]
+#[case("mbart", "{}", Some(r#"{"decoder_start_token_id": [9]}"#), Some(9))]
+fn the_first_token_is_that_of_transformers(
+    #[case] name: &str,
+    #[case] config: &str,
+    #[case] generation: Option<&str>,
+    #[case] expect: Option<u32>,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(fixture(&format!("seq2seq-{name}")).join("config.json")).unwrap();
+    let mut own: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for key in ["decoder_start_token_id", "bos_token_id"] {
+        own.shift_remove(key);
+    }
+    own.extend(serde_json::from_str::<serde_json::Map<_, _>>(config).unwrap());
+    std::fs::write(folder.path().join("config.json"), serde_json::to_string(&own).unwrap()).unwrap();
+    if let Some(generation) = generation {
+        std::fs::write(folder.path().join("generation_config.json"), generation).unwrap();
+    }
+    assert_eq!(Seq2SeqConfig::read(folder.path()).unwrap().start, expect);
+    let several = r#"{"decoder_start_token_id": [9, 10]}"#;
+    std::fs::write(folder.path().join("generation_config.json"), several).unwrap();
+    let error = Seq2SeqConfig::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json") && error.contains("expected one token"), "{error}");
 }
 
 #[test]
@@ -264,6 +322,36 @@ fn a_saved_model_is_the_same_when_loaded() {
     }
 }
 
+/// A head beside a factored table is not tied to it.
+#[test]
+fn a_head_beside_factors_of_the_words_is_used() {
+    for name in ["seq2seq-t5-head", "seq2seq-bart-head"] {
+        let (folder, device) = (tempfile::tempdir().unwrap(), Default::default());
+        let mut tensors = load::<Flex>(name).tensors_where(|_| true);
+        let place = tensors.iter().position(|tensor| tensor.name.ends_with("shared.weight")).unwrap();
+        let table = tensors.remove(place);
+        let (path, [rows, width]) =
+            (table.name.trim_end_matches(".weight"), [table.shape[0], table.shape[1]]);
+        let transposed = (0..width * rows).map(|at| table.data[at % rows * width + at / rows]);
+        let identity = (0..width * width).map(|at| f32::from(u8::from(at % (width + 1) == 0)));
+        let factor = |leaf: &str, shape: [usize; 2], data: Vec<f32>| {
+            HostTensor::new(format!("{path}.{leaf}.weight"), shape.to_vec(), data)
+        };
+        tensors.push(factor("lowrank_a", [width, rows], transposed.collect()));
+        tensors.push(factor("lowrank_b", [width, width], identity.collect()));
+        let file = folder.path().join("model.safetensors");
+        write_safetensors(file, tensors, FloatType::F32, &Default::default()).unwrap();
+        let text = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["lowrank"] = serde_json::json!({"version": 1, "method": "svd", "source": "0", "modules": {}});
+        config["lowrank"]["modules"][path] = serde_json::json!({"kind": "low_rank", "ranks": [width]});
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let config = Seq2SeqConfig::read(folder.path()).unwrap();
+        let model = Seq2Seq::<Flex>::load(folder.path(), config, WeightType::F32, &device).unwrap();
+        check_logits(name, &model, &AdapterSet::empty(), &golden(name));
+    }
+}
+
 /// Copies of the table of words, a table under another name, names without a prefix, a buffer of old checkpoints.
 #[test]
 fn checkpoints_of_other_origins_are_read() {
@@ -316,6 +404,9 @@ fn checkpoints_of_other_origins_are_read() {
             tensors.iter_mut().for_each(|tensor| tensor.name = bare(&tensor.name))
         }),
     );
+    // transformers would draw the head anew.
+    let error = read("seq2seq-bart-head", &|tensors| tensors.retain(|t| t.name != "lm_head.weight"));
+    assert!(error.unwrap_err().contains("missing 'lm_head.weight'"));
     let error = read(t5, &|tensors| {
         tensors.retain(|t| !t.name.contains("decoder.block.1.layer.1.EncDecAttention.k"))
     });

@@ -64,8 +64,8 @@ impl SamplingArgs {
     pub(crate) fn resolve(&self, config: GenerationConfig) -> Result<(GenerationOptions, Vec<String>)> {
         let config = if self.no_generation_config { GenerationConfig::default() } else { config };
         if !config.ignored.is_empty() {
-            let ignored = config.ignored.join(", ");
-            eprintln!("warning: generation_config.json: not supported and ignored: {ignored}");
+            let (file, ignored) = (config.source.file(), config.ignored.join(", "));
+            eprintln!("warning: {file}: not supported and ignored: {ignored}");
         }
         let sampling = self.sampling(&config);
         sampling.check().map_err(anyhow::Error::msg)?;

@@ -5,8 +5,11 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
-use serde_json::Value;
+use lowrank_checkpoint::{Checkpoint, FloatType, write_safetensors};
+use lowrank_spec::HostTensor;
+use serde_json::{Value, json};
 
 use common::{fails, fixture, json_of, lowrank, s};
 
@@ -182,12 +185,21 @@ fn a_hub_name_is_found_in_the_cache() {
 
 #[test]
 fn encoder_decoder_models_write_as_transformers_does() {
-    for name in ["seq2seq-t5", "seq2seq-t5-head", "seq2seq-mt5", "seq2seq-bart", "seq2seq-mbart"] {
+    for name in [
+        "seq2seq-t5",
+        "seq2seq-t5-head",
+        "seq2seq-mt5",
+        "seq2seq-bart",
+        "seq2seq-bart-head",
+        "seq2seq-mbart",
+        "seq2seq-mbart-bos",
+    ] {
         let (model, golden) = (fixture(name), golden(name));
         let mut args = vec!["generate", "--model", s(&model)];
         let cases = golden["cases"].as_array().unwrap();
         cases.iter().for_each(|case| args.extend(["--prompt", case["source"].as_str().unwrap()]));
-        if name != "seq2seq-bart" {
+        // The others' own settings bound the length.
+        if !["seq2seq-bart", "seq2seq-mbart-bos"].contains(&name) {
             args.extend(["--max-new-tokens", "9"]);
         }
         let got = json_of(&args);
@@ -202,7 +214,7 @@ fn encoder_decoder_models_write_as_transformers_does() {
 fn an_encoder_decoder_model_is_inspected_merged_and_compressed() {
     let folder = tempfile::tempdir().unwrap();
     let (model, adapter) = (fixture("seq2seq-bart"), fixture("peft-seq2seq-bart-lora"));
-    let [merged, factored] = ["merged", "factored"].map(|name| folder.path().join(name));
+    let [merged, full, factored] = ["merged", "full", "factored"].map(|name| folder.path().join(name));
     let object = json_of(&["inspect", s(&model), "--method", "lora", "--rank", "2"]);
     // Queries and values of two encoder layers and of two attentions in two decoder layers, each 24 wide.
     assert_eq!(object["adapter_parameters"], 12 * 2 * 48);
@@ -211,23 +223,95 @@ fn an_encoder_decoder_model_is_inspected_merged_and_compressed() {
     let adapted = ids(&["--model", s(&model), "--adapter", s(&adapter)]);
     json_of(&["merge", "--model", s(&model), "--adapter", s(&adapter), "-o", s(&merged)]);
     assert_eq!(ids(&["--model", s(&merged)]), adapted);
-    let report = json_of(&[
-        "compress",
-        "--model",
-        s(&merged),
-        "--method",
-        "svd",
-        "--ratio",
-        "0.5",
-        "-o",
-        s(&factored),
-    ]);
-    assert_eq!(report["output"], s(&factored));
-    let layers = json_of(&["inspect", s(&factored)]);
-    let kinds: Vec<&Value> =
-        layers["layers"].as_array().unwrap().iter().map(|layer| &layer["kind"]).collect();
-    assert!(kinds.iter().any(|kind| *kind == "low_rank"), "{kinds:?}");
-    assert!(!ids(&["--model", s(&factored)]).as_array().unwrap().is_empty());
+    let compress = |options: &[&str], output: &Path| {
+        let args = ["compress", "--model", s(&merged), "--method", "svd", "-o", s(output)];
+        let report = json_of(&[&args, options].concat());
+        assert_eq!(report["output"], s(output));
+        let layers = json_of(&["inspect", s(output)])["layers"].clone();
+        let is_factored = |layer: &&Value| layer["kind"] == "low_rank";
+        layers.as_array().unwrap().iter().filter(is_factored).count()
+    };
+    // Six maps of each encoder layer, ten of each of the decoder, and the table of words.
+    let all = ["--energy", "0.9999999", "--always-factor", "--targets", "all-linear,shared"];
+    assert_eq!(compress(&all, &full), 2 * 6 + 2 * 10 + 1);
+    assert_eq!(ids(&["--model", s(&full)]), adapted);
+    assert!(compress(&["--ratio", "0.5"], &factored) > 0);
+    assert_ne!(ids(&["--model", s(&factored)]), adapted);
+}
+
+/// The head of T5 is used beside a factored table of words.
+#[test]
+fn a_head_beside_a_compressed_table_is_used() {
+    let (folder, name) = (tempfile::tempdir().unwrap(), "seq2seq-t5-head");
+    let (model, output, golden) = (fixture(name), folder.path().join("out"), golden(name));
+    let options = ["--energy", "0.9999999", "--always-factor", "--targets", "shared"];
+    let args = ["compress", "--model", s(&model), "--method", "svd", "-o", s(&output)];
+    json_of(&[&args[..], &options].concat());
+    for case in golden["cases"].as_array().unwrap() {
+        let prompt = ["--prompt", case["source"].as_str().unwrap(), "--max-new-tokens", "9"];
+        let got = json_of(&[&["generate", "--model", s(&output)][..], &prompt].concat());
+        assert_eq!(got["ids"], case["generated"]);
+    }
+}
+
+/// transformers calls copies of the table of words, not the table: PEFT's adapter of it has no effect.
+#[test]
+fn an_adapter_of_the_table_of_words_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = |name: &str, config: &Value, tensors: Vec<HostTensor<'static>>| {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
+        let file = path.join("adapter_model.safetensors");
+        write_safetensors(file, tensors, FloatType::F32, &Default::default()).unwrap();
+        path
+    };
+    let tensor = |name: String, shape: [usize; 2]| {
+        HostTensor::new(format!("base_model.model.{name}"), shape.to_vec(), vec![0.1; shape[0] * shape[1]])
+    };
+    let mut expect = vec![("seq2seq-t5", "shared", "encoder.embed_tokens and decoder.embed_tokens")];
+    expect.push(("seq2seq-bart", "model.shared", expect[0].2));
+    expect.push(("t5-encoder", "shared", "encoder.embed_tokens"));
+    for (name, path, called) in expect {
+        let model = fixture(name);
+        let command = if name == "t5-encoder" { ["embed", "--text"] } else { ["generate", "--prompt"] };
+        let table = Checkpoint::open(&model).unwrap();
+        let shape = &table.info(&format!("{path}.weight")).unwrap().shape;
+        let [rows, width] = [shape[0], shape[1]];
+        let lora = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["shared"]});
+        let factors = vec![
+            tensor(format!("{path}.lora_embedding_A"), [2, rows]),
+            tensor(format!("{path}.lora_embedding_B"), [width, 2]),
+        ];
+        let saved = json!({"peft_type": "LORA", "r": 2, "target_modules": [], "modules_to_save": ["shared"]});
+        let copy = vec![tensor(format!("{path}.weight"), [rows, width])];
+        for (kind, config, tensors) in [("lora", lora, factors), ("saved", saved, copy)] {
+            let adapter = adapter(&format!("{name}-{kind}"), &config, tensors);
+            let args = [command[0], "--model", s(&model), "--adapter", s(&adapter), command[1], "a"];
+            fails(&args, &format!("the adapter changes '{path}', which has no effect in transformers"));
+            fails(&args, &format!("the model calls {called} in its place"));
+        }
+    }
+}
+
+/// Settings that are not supported are named with the file that has them.
+#[test]
+fn settings_of_an_old_config_are_named_with_their_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("seq2seq-bart");
+    for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model.join(file), folder.path().join(file)).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(model.join("config.json")).unwrap()).unwrap();
+    config["num_beams"] = 4.into();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let run = lowrank(&["generate", "--model", s(folder.path()), "--prompt", "a"]).assert().success();
+    let warnings = String::from_utf8(run.get_output().stderr.clone()).unwrap();
+    assert!(
+        warnings.contains("warning: config.json: not supported and ignored: num_beams = 4"),
+        "{warnings}"
+    );
 }
 
 #[test]

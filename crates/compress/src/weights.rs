@@ -267,6 +267,10 @@ pub(crate) fn settle_tie(checkpoint: &Checkpoint, config: &mut Map<String, Value
         None => true,
     };
     if !is_copy {
+        // T5's states are scaled where that key is not false, or this one says so.
+        if config.get("model_type").and_then(Value::as_str) == Some("t5") {
+            config.entry("scale_decoder_outputs").or_insert(true.into());
+        }
         config.insert("tie_word_embeddings".into(), false.into());
     }
     Ok(is_copy)

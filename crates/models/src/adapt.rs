@@ -42,6 +42,12 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Ok(())
     }
 
+    /// Path of a table that transformers' model holds and does not call, and the paths of the modules that it calls in its
+    /// place: an adapter of the table has no effect there.
+    fn uncalled(&self) -> Option<(String, &'static [&'static str])> {
+        None
+    }
+
     /// Path of the input embedding whose table an adapter may replace by one with another vocabulary.
     fn vocabulary(&self) -> Option<&Site> {
         None
@@ -66,6 +72,15 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
             return Err(ModelError::Input(format!(
                 "the adapter's task_type is {task}, and this model is for {}; give a model of that task",
                 self.tasks().join(" or ")
+            )));
+        }
+        if let Some((table, called)) = self.uncalled()
+            && folder.changes(&table)
+        {
+            return Err(ModelError::Input(format!(
+                "the adapter changes '{table}', which has no effect in transformers: the model calls {} in its place; train an \
+                 adapter of other modules",
+                called.join(" and ")
             )));
         }
         if let Some([embedding, head]) = self.tied()

@@ -375,6 +375,15 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
         }
     }
 
+    fn uncalled(&self) -> Option<(String, &'static [&'static str])> {
+        let called = match &self.info.config.body {
+            BodyConfig::Encoder(config) => config.architecture.words_copies,
+            BodyConfig::Decoder(_) => &[],
+        };
+        let words = &self.info.sites[self.body.word_site()?];
+        (!called.is_empty()).then(|| (words.path.clone(), called))
+    }
+
     fn vocabulary(&self) -> Option<&Site> {
         Some(&self.info.sites[self.body.word_site()?])
     }

@@ -41,7 +41,8 @@ pub use config::{
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use folder::{
-    Dense, EmbeddingStep, GenerationConfig, ModelFolder, ModelKind, PoolingMode, SentencePooling,
+    Dense, EmbeddingStep, GenerationConfig, GenerationSource, ModelFolder, ModelKind, PoolingMode,
+    SentencePooling,
 };
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;

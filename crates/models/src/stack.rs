@@ -39,6 +39,11 @@ pub trait Parameters<B: Backend>: Clone {
         &[]
     }
 
+    /// The key of a tensor that files hold under other names too, and these names.
+    fn copied(&self) -> Option<(String, Vec<String>)> {
+        None
+    }
+
     /// Sets which parameters are trained; called with each one and its current state.
     fn choose_trained(&mut self, choose: impl FnMut(&Parameter<'_>, bool) -> bool) {
         self.visit_params(&mut Choose(choose));
@@ -75,6 +80,11 @@ pub trait Parameters<B: Backend>: Clone {
         let left_out = self.newly_initialized();
         let mut gather = Gather::new(|at: &Parameter<'_>| !left_out.contains(&at.key()));
         self.clone().visit_params(&mut gather);
+        if let Some((key, names)) = self.copied()
+            && let Some(tensor) = gather.tensors.iter().find(|tensor| tensor.name == key).cloned()
+        {
+            gather.tensors.extend(names.into_iter().map(|name| HostTensor { name, ..tensor.clone() }));
+        }
         save::write_folder(dir, source, gather.tensors, &gather.blocks, self.config_json(), dtype)
     }
 }

@@ -187,6 +187,16 @@ impl AdapterFolder {
         factors.iter().any(|factor| self.tensors.contains_key(&format!("{module}{factor}")))
     }
 
+    /// Whether the adapter has factors of a module, trains rows of its table, or is of a copy of it (`modules_to_save`); not
+    /// where the file merely holds the base's weight (`save_embedding_layers`).
+    pub fn changes(&self, module: &str) -> bool {
+        let is_own = |key: &String| {
+            let rest = key.strip_prefix(module).filter(|rest| rest.starts_with('.'));
+            rest.is_some_and(|rest| ![".weight", ".base_layer.weight"].contains(&rest))
+        };
+        self.tensors.keys().any(is_own) || self.config.saves(module)
+    }
+
     /// Number of values in all tensors.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|t| t.data.len()).sum()

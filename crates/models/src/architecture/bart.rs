@@ -15,15 +15,14 @@ pub(super) static BART: Seq2SeqArchitecture = Seq2SeqArchitecture {
     relative: None,
     logits_bias: Some("final_logits_bias"),
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
-    start: |keys| Ok(keys.ids("eos_token_id")?.first().copied().or(Some(2))),
+    starts_with_padding: false,
+    says_tied: true,
 };
 
 pub(super) static MBART: Seq2SeqArchitecture = Seq2SeqArchitecture {
     model_types: &[("mbart", "MBart")],
     encoder: &ENCODER_BEFORE,
     decoder: &DECODER_BEFORE,
-    // As transformers generates; published models say another.
-    start: |keys| Ok(keys.ids("bos_token_id")?.first().copied()),
     ..BART
 };
 
@@ -125,19 +124,23 @@ static DECODER_BEFORE: DecoderArchitecture = DecoderArchitecture {
 
 /// Refuses config options that change the layers; transformers no longer reads them.
 fn check(keys: &Keys<'_>) -> Result<(), String> {
-    for key in
-        ["add_final_layer_norm", "normalize_before", "static_position_embeddings", "extra_pos_embeddings"]
-    {
-        let is_set = keys.get(key).is_some_and(|value| value.as_bool() == Some(true));
-        // mBART was published with the first two, and has both anyway.
-        if is_set
-            && !(keys.text("model_type")? == Some("mbart")
-                && ["add_final_layer_norm", "normalize_before"].contains(&key))
-        {
+    let is_mbart = keys.text("model_type")? == Some("mbart");
+    // mBART was published with the last two, and has both anyway.
+    let refused = ["static_position_embeddings", "add_final_layer_norm", "normalize_before"];
+    for key in &refused[..if is_mbart { 1 } else { 3 }] {
+        if keys.flag_or(key, false)? {
             return Err(format!("{key} = true is not supported; expected false"));
         }
     }
-    Ok(())
+    if !keys.flag_or("normalize_embedding", true)? {
+        return Err("normalize_embedding = false is not supported; expected true".into());
+    }
+    match keys.number("extra_pos_embeddings")? {
+        Some(rows) if rows != OFFSET as f64 => {
+            Err(format!("extra_pos_embeddings = {rows} is not supported; expected {OFFSET}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn embedding_scale(keys: &Keys<'_>, d_model: usize) -> Result<f64, String> {

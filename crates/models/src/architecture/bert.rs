@@ -11,6 +11,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     defaults: Vec::new,
     options: |config, _| Ok(config),
     extras: &[],
+    words_copies: &[],
     has_heads: true,
     names: NAMES,
     head: HeadNames {

@@ -239,21 +239,14 @@ impl Seq2SeqConfig {
     /// architecture or an option that is not supported, or has absurd sizes.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let mut config = Self::parse(read_object(folder, "config.json")?)
+        let config = Self::parse(read_object(folder, "config.json")?)
             .map_err(|reason| ModelError::Config { path, reason })?;
         let path = folder.join("generation_config.json");
         if lowrank_checkpoint::has_file(&path) {
             let generation = read_object(folder, "generation_config.json")?;
-            let ids = |key| {
-                Keys::new(&generation)
-                    .ids(key)
-                    .map_err(|reason| ModelError::Config { path: path.clone(), reason })
-            };
-            let (eos, start) = (ids("eos_token_id")?, ids("decoder_start_token_id")?);
-            if !eos.is_empty() {
-                config.decoder.eos = eos;
-            }
-            config.start = start.first().copied().or(config.start);
+            return config
+                .with_generation(&Keys::new(&generation))
+                .map_err(|reason| ModelError::Config { path, reason });
         }
         Ok(config)
     }

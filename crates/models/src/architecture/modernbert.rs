@@ -15,6 +15,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     defaults: || vec![("layer_norm_eps", 1e-5.into()), ("max_position_embeddings", 8192.into())],
     options,
     extras: &[],
+    words_copies: &[],
     has_heads: true,
     names: EncoderNames {
         prefix: "model.",

@@ -25,6 +25,7 @@ pub(super) const ARCHITECTURE: EncoderArchitecture = EncoderArchitecture {
     defaults: || vec![("layer_norm_eps", 1e-6.into()), ("d_kv", 64.into())],
     options: alone,
     extras: &["encoder.embed_tokens."],
+    words_copies: &["encoder.embed_tokens"],
     has_heads: false,
     names: EncoderNames {
         prefix: "",
@@ -70,7 +71,9 @@ pub(super) static SEQ2SEQ: Seq2SeqArchitecture = Seq2SeqArchitecture {
     relative: Some("decoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
     logits_bias: None,
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
-    start: |keys| Ok(keys.ids("pad_token_id")?.first().copied().or(Some(0))),
+    starts_with_padding: true,
+    // T5's files say by that key whether states are scaled.
+    says_tied: false,
 };
 
 /// The encoder under a decoder.
@@ -187,17 +190,20 @@ fn buckets(keys: &Keys<'_>) -> Result<(usize, usize), String> {
     Ok((n_buckets, max_distance))
 }
 
-/// The activation of the feed-forward part, and whether it has a gate.
+/// The activation of the feed-forward part, and whether it has a gate. As in transformers, `dense_act_fn` and `is_gated_act`,
+/// which `save_pretrained` writes beside `feed_forward_proj`, hold over it.
 fn feed_forward(keys: &Keys<'_>) -> Result<(Activation, bool), String> {
     // mT5's configuration has another default.
     let default = if keys.text("model_type")? == Some("mt5") { "gated-gelu" } else { "relu" };
     let projection = keys.text("feed_forward_proj")?.unwrap_or(default);
-    Ok(match projection.strip_prefix("gated-") {
+    let gated = projection.strip_prefix("gated-");
+    let activation = match (keys.text("dense_act_fn")?, gated) {
+        (Some(name), _) => lookup("dense_act_fn", name, &Activation::NAMES)?,
         // transformers reads this name as the approximation by tanh.
-        Some("gelu") => (Activation::Gelu(Gelu::Tanh), true),
-        Some(name) => (lookup("feed_forward_proj", name, &Activation::NAMES)?, true),
-        None => (lookup("feed_forward_proj", projection, &Activation::NAMES)?, false),
-    })
+        (None, Some("gelu")) => Activation::Gelu(Gelu::Tanh),
+        (None, name) => lookup("feed_forward_proj", name.unwrap_or(projection), &Activation::NAMES)?,
+    };
+    Ok((activation, keys.flag_or("is_gated_act", gated.is_some())?))
 }
 
 fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, String> {

@@ -98,9 +98,36 @@ fn both_halves_are_read() {
     assert_eq!(seq2seq(r#"{"model_type":"mt5"}"#).unwrap().decoder.logit_scale, 1.0);
     let c = seq2seq(r#"{"model_type":"bart","scale_embedding":true,"max_position_embeddings":9}"#).unwrap();
     assert_eq!((c.encoder.n_layers, c.decoder.n_layers, c.limits()), (2, 5, [Some(9); 2]));
-    assert_eq!((c.encoder.n_heads, c.decoder.n_heads, c.start), (4, 2, Some(2)));
+    assert_eq!((c.encoder.n_heads, c.decoder.n_heads, c.start), (4, 2, None));
     assert_eq!(c.encoder.embedding_scale, c.decoder.embedding_scale);
     assert_eq!(seq2seq(r#"{"model_type":"mbart"}"#).unwrap().start, None);
+}
+
+/// Options of the first published models at the values that all have.
+#[test]
+fn old_keys_of_bart_are_accepted() {
+    let keys = r#""extra_pos_embeddings":2,"normalize_embedding":true,"static_position_embeddings":false"#;
+    seq2seq(&format!(r#"{{"model_type":"bart","normalize_before":false,{keys}}}"#)).unwrap();
+    seq2seq(&format!(
+        r#"{{"model_type":"mbart","normalize_before":true,"add_final_layer_norm":true,{keys}}}"#
+    ))
+    .unwrap();
+}
+
+/// Of `T5Config` and `MT5Config` in transformers 5.23: the two keys that it derives hold where a file has them.
+#[rstest]
+#[case("{}", Activation::Relu, false)]
+#[case(r#"{"model_type":"mt5"}"#, Activation::Gelu(Gelu::Tanh), true)]
+#[case(r#"{"feed_forward_proj":"gated-silu"}"#, Activation::Silu, true)]
+#[case(r#"{"feed_forward_proj":"gated-gelu","dense_act_fn":"silu"}"#, Activation::Silu, true)]
+#[case(r#"{"feed_forward_proj":"gated-gelu","is_gated_act":false}"#, Activation::Gelu(Gelu::Tanh), false)]
+#[case(r#"{"dense_act_fn":"gelu_new","is_gated_act":true}"#, Activation::Gelu(Gelu::Tanh), true)]
+#[case(r#"{"feed_forward_proj":"relu","dense_act_fn":"gelu"}"#, Activation::Gelu(Gelu::Erf), false)]
+fn the_feed_forward_part_of_t5(#[case] keys: &str, #[case] activation: Activation, #[case] is_gated: bool) {
+    let c = seq2seq(keys).unwrap();
+    assert_eq!([c.encoder.activation, c.decoder.activation], [activation; 2]);
+    let gates = [c.encoder.architecture.names.gate, c.decoder.architecture.names.gate];
+    assert_eq!(gates.map(|gate| gate.is_some()), [is_gated; 2]);
 }
 
 #[rstest]
@@ -111,6 +138,18 @@ fn both_halves_are_read() {
 #[case(r#"{"model_type":"bart","d_kv":null,"decoder_attention_heads":3}"#, "not a multiple of")]
 #[case(r#"{"model_type":"bart","normalize_before":true}"#, "normalize_before = true")]
 #[case(r#"{"model_type":"bart","dropout":2}"#, "dropout = 2")]
+#[case(
+    r#"{"model_type":"bart","extra_pos_embeddings":1}"#,
+    "extra_pos_embeddings = 1 is not supported; expected 2"
+)]
+#[case(
+    r#"{"model_type":"bart","extra_pos_embeddings":true}"#,
+    "extra_pos_embeddings = true; expected a finite number"
+)]
+#[case(r#"{"model_type":"mbart","normalize_embedding":false}"#, "normalize_embedding = false")]
+#[case(r#"{"model_type":"mbart","static_position_embeddings":true}"#, "static_position_embeddings = true")]
+#[case(r#"{"decoder_start_token_id":[1,2]}"#, "decoder_start_token_id = [1, 2]")]
+#[case(r#"{"dense_act_fn":"no"}"#, "dense_act_fn 'no'")]
 fn halves_that_cannot_be_run_are_refused(#[case] changes: &str, #[case] message: &str) {
     let error = seq2seq(changes).unwrap_err();
     assert!(error.contains(message), "{error}");

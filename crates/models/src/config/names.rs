@@ -23,6 +23,8 @@ pub struct EncoderArchitecture {
     pub options: fn(EncoderConfig, &Keys<'_>) -> Result<EncoderConfig, String>,
     /// Prefixes of tensor names that are ignored, with or without the prefix of the model.
     pub extras: &'static [&'static str],
+    /// Modules that transformers calls in place of the table of words, of which they are copies.
+    pub words_copies: &'static [&'static str],
     /// Whether heads can be trained over it; otherwise it serves embeddings only.
     pub has_heads: bool,
     /// Where the encoder's tensors are.
@@ -304,8 +306,10 @@ pub struct Seq2SeqArchitecture {
     pub logits_bias: Option<&'static str>,
     /// Tables that a checkpoint may hold as copies of that of the words.
     pub copies: &'static [&'static str],
-    /// The first token of the decoder where no file gives one, by the keys of the config.
-    pub start: fn(&Keys<'_>) -> Result<Option<u32>, String>,
+    /// Whether the decoder begins with the padding token where no file gives a first token.
+    pub starts_with_padding: bool,
+    /// Whether `tie_word_embeddings` says that the head is tied to the words; otherwise it is tied if the file has no head.
+    pub says_tied: bool,
 }
 
 impl PartialEq for Seq2SeqArchitecture {

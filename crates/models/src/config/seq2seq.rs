@@ -17,7 +17,7 @@ pub struct Seq2SeqConfig {
     pub encoder: EncoderConfig,
     /// The decoder, whose hidden states are multiplied by its `logit_scale` before the head.
     pub decoder: DecoderConfig,
-    /// The first token of the decoder.
+    /// The first token of the decoder, if the files give one.
     pub start: Option<u32>,
     /// Which modules are factors.
     pub lowrank: LowrankSection,
@@ -45,11 +45,26 @@ impl Seq2SeqConfig {
         }
         let decoder = DecoderConfig { first_layer: encoder.n_layers, ..decoder };
         let keys = Keys::new(&raw);
-        let start = match keys.ids("decoder_start_token_id")?.first() {
-            Some(start) => Some(*start),
-            None => (architecture.start)(&keys)?,
+        let start = match first_token(&keys)? {
+            None if architecture.starts_with_padding => {
+                Some(keys.ids("pad_token_id")?.first().copied().unwrap_or(0))
+            }
+            start => start,
         };
         Ok(Self { architecture, encoder, start, lowrank: keys.section()?, decoder, raw: whole })
+    }
+
+    /// Takes the start and ends of text of a `generation_config.json`. As in transformers, its start holds, even if it has
+    /// none, and that of `config.json` only without such a file.
+    pub(crate) fn with_generation(mut self, generation: &Keys<'_>) -> Result<Self, String> {
+        let eos = generation.ids("eos_token_id")?;
+        if !eos.is_empty() {
+            self.decoder.eos = eos;
+        }
+        let is_given = first_token(&Keys::new(&self.raw))?.is_some();
+        let padding = self.start.filter(|_| !is_given);
+        self.start = first_token(generation)?.or(padding);
+        Ok(self)
     }
 
     /// Beginning of the names of this model's classes in transformers.
@@ -57,6 +72,11 @@ impl Seq2SeqConfig {
         let own = self.raw.get("model_type").and_then(Value::as_str);
         let types = self.architecture.model_types;
         types.iter().find(|(name, _)| Some(*name) == own).unwrap_or(&types[0]).1
+    }
+
+    /// Path of the head.
+    pub fn head(&self) -> &'static str {
+        self.decoder.architecture.names.head
     }
 
     /// Path of the table of words.
@@ -72,4 +92,15 @@ impl Seq2SeqConfig {
             self.decoder.is_bounded().then_some(self.decoder.max_positions),
         ]
     }
+}
+
+/// The first token of a decoder by the keys of a file: `decoder_start_token_id`, else `bos_token_id`.
+fn first_token(keys: &Keys<'_>) -> Result<Option<u32>, String> {
+    let start = keys.ids("decoder_start_token_id")?;
+    if start.len() > 1 {
+        return Err(format!(
+            "decoder_start_token_id = {start:?} has a token for each source of a batch; expected one token"
+        ));
+    }
+    Ok(start.first().copied().or(keys.ids("bos_token_id")?.first().copied()))
 }

@@ -107,7 +107,7 @@ pub(crate) fn continued<B: Kernels>(
     options.sampling.check().map_err(ModelError::Input)?;
     if let Some(id) = options.constraints.unknown(config.vocab_size) {
         return Err(ModelError::Input(format!(
-            "the forced token {id} is outside the vocabulary of {}; correct generation_config.json",
+            "the forced token {id} is outside the vocabulary of {}; correct forced_bos_token_id and forced_eos_token_id",
             config.vocab_size
         )));
     }

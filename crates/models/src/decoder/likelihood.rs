@@ -4,9 +4,9 @@ use burn::prelude::*;
 use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
 
 use crate::batch::{Rows, Tokens};
+use crate::decoder::head;
 use crate::decoder::model::Decoder;
 use crate::error::Result;
-use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::Stack;
 
@@ -76,18 +76,11 @@ impl<B: Kernels> Decoder<B> {
     /// The head, if it is one matrix without an adapter.
     fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
         let config = self.config();
-        let (projection, bias, transposed) = match self.head() {
-            Some(head) if run.adapters.covers(head.site) => return None,
-            Some(head) => (&head.projection, head.bias.as_ref().map(|bias| bias.val()), false),
-            None => (self.table(), None, true),
-        };
-        let Projection::Dense(dense) = projection else { return None };
         if config.logit_scale != 1.0 {
             return None;
         }
-        let weight = dense.weight.weight();
         let soft_cap = config.logit_softcap.map(|cap| cap as f32);
-        Some(Head { bias, soft_cap, ..Head::new(if transposed { weight.transpose() } else { weight }) })
+        Some(Head { soft_cap, ..head::plain(self.head(), self.table(), run)? })
     }
 }
 

@@ -5,6 +5,7 @@ mod constraints;
 pub(crate) mod cross;
 mod experts;
 pub(crate) mod generate;
+pub(crate) mod head;
 mod layer;
 pub(crate) mod likelihood;
 mod mlp;

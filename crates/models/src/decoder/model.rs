@@ -15,9 +15,10 @@ use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::DecoderConfig;
 use crate::decoder::body::DecoderBody;
+use crate::decoder::head;
 use crate::error::{ModelError, Result};
-use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Loader, WeightType, is_beginning};
+use crate::linear::{Linear, SiteList};
+use crate::params::{Loader, WeightType};
 use crate::projection::Projection;
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
@@ -52,15 +53,8 @@ impl<B: Backend> Decoder<B> {
         let mut sites = SiteList::new(config.lowrank.clone());
         let body = DecoderBody::init(&config, &mut sites, seed, device);
         let head = (!config.tied).then(|| {
-            let spec = LinearSpec {
-                path: names.head,
-                layer: None,
-                shape: [config.embedding_width, config.vocab_size],
-                bias: config.head_bias,
-                head: true,
-                conv1d: false,
-            };
-            sites.linear(spec, seed, device)
+            let shape = [config.embedding_width, config.vocab_size];
+            head::init(names.head, shape, config.head_bias, &mut sites, (seed, device))
         });
         let info = Arc::new(Info { sites: sites.finish()?, ignored: Vec::new(), config });
         Ok(Self { body, head, info })
@@ -82,14 +76,7 @@ impl<B: Backend> Decoder<B> {
         let names = &config.architecture.names;
         let table = format!("{}{}.weight", names.prefix, names.embedding);
         let head = format!("{}.weight", names.head);
-        // As in transformers: a separate head in the file is used, whatever the config says.
-        let is_table = |name: &str| {
-            // With all of the prefix or its end.
-            let missing = table.strip_suffix(name);
-            missing.is_some_and(|missing| is_beginning(missing, names.prefix))
-        };
-        let stored = checkpoint.names().find(|name| is_table(name));
-        if config.tied && has_own_head(&checkpoint, stored, &head, &config)? {
+        if config.tied && has_own_head(&checkpoint, &head, &config)? {
             config.tied = false;
         }
         let mut model = Self::init(config, 0, device)
@@ -157,22 +144,18 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
     }
 }
 
-/// Whether a checkpoint has a head that is not a copy of the embedding's table.
-fn has_own_head(
-    checkpoint: &Checkpoint,
-    table: Option<&str>,
-    head: &str,
-    config: &DecoderConfig,
-) -> Result<bool> {
-    if config.lowrank.modules.contains_key(config.architecture.names.head) {
+/// Whether a checkpoint has a head that is not a copy of the embedding's table. As in transformers, it is used whatever
+/// the config says.
+fn has_own_head(checkpoint: &Checkpoint, head: &str, config: &DecoderConfig) -> Result<bool> {
+    let names = &config.architecture.names;
+    if config.lowrank.modules.contains_key(names.head) {
         return Ok(true);
     }
-    let Some(table) = table.filter(|_| checkpoint.contains(head)) else { return Ok(false) };
-    let same_kind = checkpoint
-        .info(table)
-        .zip(checkpoint.info(head))
-        .is_some_and(|(a, b)| (&a.shape, a.dtype) == (&b.shape, b.dtype));
-    Ok(!same_kind || checkpoint.bytes(table)? != checkpoint.bytes(head)?)
+    let table = head::stored_table(checkpoint, names.prefix, names.embedding);
+    match table.filter(|_| checkpoint.contains(head)) {
+        Some(table) => Ok(!head::are_equal(checkpoint, &table, head)?),
+        None => Ok(false),
+    }
 }
 
 impl<B: Backend> Adaptable<B> for Decoder<B> {
@@ -190,22 +173,11 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
         if self.head.is_some() {
             return Ok(());
         }
-        let projection = self.body.embedding.projection.transposed()?;
         let mut info = Info::clone(&self.info);
-        let [d_input, d_output] = projection.dims();
         let path = info.config.architecture.names.head;
-        info.sites.push(Site {
-            path: path.into(),
-            layer: None,
-            d_input,
-            d_output,
-            head: true,
-            ..Site::default()
-        });
+        self.head = Some(head::untied(&self.body.embedding, path, &mut info.sites)?);
         info.config.tied = false;
         info.config.raw.insert("tie_word_embeddings".into(), false.into());
-        self.head =
-            Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false, kernel: None });
         self.info = Arc::new(info);
         Ok(())
     }

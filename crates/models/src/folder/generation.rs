@@ -1,4 +1,4 @@
-//! `generation_config.json`: the model's sampling defaults.
+//! `generation_config.json`: the model's sampling defaults, of encoder-decoder models also in `config.json`.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::error::{ModelError, Result};
 /// transformers' default of `top_k` if sampling is on.
 const DEFAULT_TOP_K: usize = 50;
 
-/// Contents of `generation_config.json`.
+/// Contents of `generation_config.json`, or the settings of generation in `config.json`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct GenerationConfig {
     /// Sampling options; greedy unless the file has `do_sample`.
@@ -26,6 +26,28 @@ pub struct GenerationConfig {
     pub stop_strings: Vec<String>,
     /// Unsupported keys with their values; they are ignored.
     pub ignored: Vec<String>,
+    /// The file that holds the keys.
+    pub source: GenerationSource,
+}
+
+/// The file that holds a model's settings of generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GenerationSource {
+    /// `generation_config.json`.
+    #[default]
+    Own,
+    /// `config.json`, of a model without the other.
+    Config,
+}
+
+impl GenerationSource {
+    /// The name of the file.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Own => "generation_config.json",
+            Self::Config => "config.json",
+        }
+    }
 }
 
 /// Keys that do not affect the generated tokens.
@@ -65,49 +87,43 @@ const NEUTRAL: [(&str, f64); 13] = [
     ("min_p", 0.0),
 ];
 
-/// Keys of generation that the config of an encoder-decoder model may hold.
-const SETTINGS: [&str; 15] = [
+/// Unsupported keys without such a value; in `config.json`, other keys are not about generation.
+const UNSUPPORTED: [&str; 15] = [
     "bad_words_ids",
-    "diversity_penalty",
-    "do_sample",
+    "constraints",
+    "dola_layers",
     "early_stopping",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
+    "exponential_decay_length_penalty",
+    "force_words_ids",
+    "forced_decoder_ids",
+    "max_time",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "sequence_bias",
+    "token_healing",
+    "watermarking_config",
 ];
 
 impl GenerationConfig {
-    /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as encoder-decoder
-    /// models have them there.
+    /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as old
+    /// encoder-decoder models have them there.
     pub(super) fn read(folder: &Path, config: Option<&Map<String, Value>>) -> Result<Self> {
         let path = folder.join("generation_config.json");
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         match read_json(&path)? {
-            None => {
-                let is_setting = |(key, value): &(&String, &Value)| {
-                    let is_neutral =
-                        NEUTRAL.iter().any(|(name, neutral)| name == key && value.as_f64() == Some(*neutral));
-                    SETTINGS.contains(&key.as_str()) && !is_neutral
-                };
-                let keys = config.into_iter().flatten().filter(is_setting);
-                let keys = keys.map(|(key, value)| (key.clone(), value.clone())).collect();
-                let wrong = |reason| ModelError::Config { path: folder.join("config.json"), reason };
-                Self::parse(&keys).map_err(wrong)
-            }
-            Some(Value::Object(keys)) => Self::parse(&keys).map_err(wrong),
+            None => match config {
+                None => Ok(Self::default()),
+                Some(keys) => Self::parse(keys, GenerationSource::Config)
+                    .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason }),
+            },
+            Some(Value::Object(keys)) => Self::parse(&keys, GenerationSource::Own).map_err(wrong),
             Some(_) => Err(wrong("expected a JSON object".into())),
         }
     }
 
-    fn parse(keys: &Map<String, Value>) -> std::result::Result<Self, String> {
+    fn parse(keys: &Map<String, Value>, source: GenerationSource) -> std::result::Result<Self, String> {
         let mut reader = Reader { keys, read: Vec::new() };
         let is_sampled = reader.flag("do_sample")?.unwrap_or(false);
         // Without do_sample, transformers ignores these three.
@@ -139,8 +155,19 @@ impl GenerationConfig {
             max_length: reader.count("max_length")?,
             stop_strings: reader.texts("stop_strings")?,
             ignored: Vec::new(),
+            source,
         };
-        config.ignored = reader.rest();
+        if source == GenerationSource::Config && reader.flag("force_bos_token_to_be_generated")? == Some(true)
+        {
+            // BART's first published models.
+            config.constraints.forced_first = reader.ids("bos_token_id")?.first().copied();
+        }
+        let is_setting = |key: &str| {
+            source == GenerationSource::Own
+                || NEUTRAL.iter().any(|(name, _)| *name == key)
+                || UNSUPPORTED.contains(&key)
+        };
+        config.ignored = reader.rest(is_setting);
         Ok(config)
     }
 }
@@ -199,15 +226,15 @@ impl Reader<'_> {
         }
     }
 
-    /// The other keys with an effect, as `key = value`.
-    fn rest(&self) -> Vec<String> {
+    /// The other settings with an effect, as `key = value`.
+    fn rest(&self, is_setting: impl Fn(&str) -> bool) -> Vec<String> {
         let asks = |(key, value): &(&String, &Value)| {
             let neutral = NEUTRAL.iter().find(|(name, _)| name == key).map(|(_, neutral)| *neutral);
             let is_neutral = neutral.is_some_and(|neutral| value.as_f64() == Some(neutral));
             let is_known = self.read.contains(&key.as_str()) || SILENT.contains(&key.as_str());
             let is_off = matches!(value, Value::Null | Value::Bool(false))
                 || value.as_array().is_some_and(Vec::is_empty);
-            !is_known && !is_neutral && !is_off
+            is_setting(key) && !is_known && !is_neutral && !is_off
         };
         self.keys.iter().filter(asks).map(|(key, value)| format!("{key} = {value}")).collect()
     }
@@ -220,7 +247,7 @@ mod tests {
     use super::*;
 
     fn parse(value: Value) -> std::result::Result<GenerationConfig, String> {
-        GenerationConfig::parse(value.as_object().unwrap())
+        GenerationConfig::parse(value.as_object().unwrap(), GenerationSource::Own)
     }
 
     #[test]

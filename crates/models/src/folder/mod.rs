@@ -25,7 +25,7 @@ use crate::config::read_json;
 use crate::error::{ModelError, Result};
 use crate::{ClassifierConfig, DecoderConfig, EncoderConfig, Seq2SeqConfig};
 
-pub use generation::GenerationConfig;
+pub use generation::{GenerationConfig, GenerationSource};
 pub use kind::ModelKind;
 pub use modules::{Dense, EmbeddingStep};
 pub use pooling::{PoolingMode, SentencePooling};

@@ -54,7 +54,8 @@ impl<B: Kernels> Seq2Seq<B> {
     pub fn start(&self) -> Result<u32> {
         self.config().start.ok_or_else(|| {
             ModelError::Input(
-                "the model has no decoder_start_token_id; set it in generation_config.json or config.json"
+                "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
+                 generation_config.json, or in config.json if there is no such file"
                     .into(),
             )
         })

@@ -4,8 +4,8 @@ use burn::module::Param;
 use burn::prelude::*;
 use lowrank_kernels::{Head, Kernels};
 
+use crate::decoder::head;
 use crate::decoder::likelihood::nll_of_head;
-use crate::projection::Projection;
 use crate::run::Run;
 use crate::seq2seq::Seq2Seq;
 
@@ -29,14 +29,7 @@ impl<B: Kernels> Seq2Seq<B> {
 
     /// The head, if it is one matrix without an adapter.
     fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
-        let (projection, is_table) = match &self.head {
-            Some(head) if run.adapters.covers(head.site) => return None,
-            Some(head) => (&head.projection, false),
-            None => (&self.words().projection, true),
-        };
-        let Projection::Dense(dense) = projection else { return None };
-        let weight = dense.weight.weight();
         let bias = self.logits_bias.as_ref().map(Param::val).map(|bias| bias.squeeze_dim::<1>(0));
-        Some(Head { bias, ..Head::new(if is_table { weight.transpose() } else { weight }) })
+        Some(Head { bias, ..head::plain(self.head.as_ref(), &self.words().projection, run)? })
     }
 }

@@ -21,11 +21,12 @@ use crate::adapt::Adaptable;
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::Seq2SeqConfig;
+use crate::decoder::head;
 use crate::embedding::Embedding;
 use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
-use crate::linear::{Linear, LinearSpec, SiteList};
-use crate::params::{Loader, WeightType, is_beginning, lazy_full};
+use crate::linear::{Linear, SiteList};
+use crate::params::{Loader, WeightType, lazy_full};
 use crate::run::Run;
 use crate::stack::Parameters;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part, Role};
@@ -68,9 +69,6 @@ impl<B: Backend> Memory<B> {
     }
 }
 
-/// Path of the head.
-const HEAD: &str = "lm_head";
-
 impl<B: Backend> Seq2Seq<B> {
     /// A model with newly initialized weights.
     ///
@@ -81,11 +79,8 @@ impl<B: Backend> Seq2Seq<B> {
         let encoder = Encoder::init(&config.encoder, &mut sites, seed, device);
         let decoder = CrossDecoder::init(&config, &mut sites, seed, device);
         let (d_model, vocab_size) = (config.decoder.d_model, config.decoder.vocab_size);
-        let head = (!config.decoder.tied).then(|| {
-            let shape = [d_model, vocab_size];
-            let spec = LinearSpec { path: HEAD, layer: None, shape, bias: false, head: true, conv1d: false };
-            sites.linear(spec, seed, device)
-        });
+        let head = (!config.decoder.tied)
+            .then(|| head::init(config.head(), [d_model, vocab_size], false, &mut sites, (seed, device)));
         let logits_bias = config.architecture.logits_bias.map(|_| lazy_full([1, vocab_size], 0.0, device));
         let info = Arc::new(Info { sites: sites.finish()?, ignored: Vec::new(), config });
         Ok(Self { encoder, decoder, head, logits_bias, info })
@@ -94,8 +89,9 @@ impl<B: Backend> Seq2Seq<B> {
     /// Loads a Hugging Face folder, one tensor at a time.
     ///
     /// # Errors
-    /// Tensors that are missing, misshaped or unknown, copies of the table of words that differ from it; a `lowrank`
-    /// section that does not fit; a storage type that the backend does not support.
+    /// Tensors that are missing (a head where the config does not tie it), misshaped or unknown, copies of the table of
+    /// words that differ from it; a `lowrank` section that does not fit; a storage type that the backend does not
+    /// support.
     pub fn load(
         folder: &Path,
         mut config: Seq2SeqConfig,
@@ -105,8 +101,7 @@ impl<B: Backend> Seq2Seq<B> {
         let checkpoint = Checkpoint::open(folder)?;
         let tables = Tables::find(&checkpoint, &config);
         // As in transformers: a separate head in the file is used, whatever the config says.
-        config.decoder.tied =
-            !config.lowrank.modules.contains_key(HEAD) && tables.head_is_copy(&checkpoint)?;
+        config.decoder.tied &= !tables.has_own_head(&checkpoint, &config)?;
         let prefix = config.encoder.architecture.names.prefix;
         let buffers = config.decoder.architecture.names.buffers;
         let words = format!("{}.weight", config.words());
@@ -175,17 +170,11 @@ struct Tables {
 
 impl Tables {
     fn find(checkpoint: &Checkpoint, config: &Seq2SeqConfig) -> Self {
-        let prefix = config.encoder.architecture.names.prefix;
-        // With all of the prefix or its end.
-        let stored = |name: &str| {
-            let whole = format!("{prefix}{name}.weight");
-            let is_it =
-                |name: &&str| whole.strip_suffix(*name).is_some_and(|missing| is_beginning(missing, prefix));
-            checkpoint.names().find(is_it).map(str::to_string)
-        };
-        let head = format!("{HEAD}.weight");
+        let names = &config.encoder.architecture.names;
+        let stored = |name: &str| head::stored_table(checkpoint, names.prefix, name);
+        let head = format!("{}.weight", config.head());
         Self {
-            words: stored(config.encoder.architecture.names.embeddings.words),
+            words: stored(names.embeddings.words),
             copies: config.architecture.copies.iter().filter_map(|name| stored(name)).collect(),
             head: checkpoint.contains(&head).then_some(head),
         }
@@ -196,19 +185,28 @@ impl Tables {
         self.copies.first().or(self.head.as_ref().filter(|_| is_tied)).map(String::as_str)
     }
 
-    /// Whether the head is tied to the table: missing from the file, or equal to it.
-    fn head_is_copy(&self, checkpoint: &Checkpoint) -> Result<bool> {
-        let Some((head, table)) = self.head.as_ref().zip(self.words.as_ref().or(self.copies.first())) else {
+    /// Whether the file has a head that is not a copy of the table.
+    fn has_own_head(&self, checkpoint: &Checkpoint, config: &Seq2SeqConfig) -> Result<bool> {
+        let factored = &config.lowrank;
+        if factored.find(config.head()).is_some() {
             return Ok(true);
-        };
-        equal(checkpoint, head, table)
+        }
+        let Some(head) = &self.head else { return Ok(false) };
+        // Factors are compared with nothing: a head beside them was not factored with them.
+        if factored.find(&config.words()).is_some() {
+            return Ok(true);
+        }
+        match self.words.as_ref().or(self.copies.first()) {
+            Some(table) => Ok(!head::are_equal(checkpoint, head, table)?),
+            None => Ok(false),
+        }
     }
 
     /// Refuses copies that differ from the table.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let Some(table) = self.words.as_ref().or(self.copies.first()) else { return Ok(()) };
         for copy in &self.copies {
-            if !equal(checkpoint, copy, table)? {
+            if !head::are_equal(checkpoint, copy, table)? {
                 return Err(ModelError::Tensors {
                     path: checkpoint.path().to_path_buf(),
                     details: format!(
@@ -221,15 +219,6 @@ impl Tables {
     }
 }
 
-/// Whether two tensors of a checkpoint are the same.
-fn equal(checkpoint: &Checkpoint, a: &str, b: &str) -> Result<bool> {
-    let same_kind = checkpoint
-        .info(a)
-        .zip(checkpoint.info(b))
-        .is_some_and(|(a, b)| (&a.shape, a.dtype) == (&b.shape, b.dtype));
-    Ok(same_kind && checkpoint.bytes(a)? == checkpoint.bytes(b)?)
-}
-
 impl<B: Backend> Parameters<B> for Seq2Seq<B> {
     fn sites(&self) -> &[Site] {
         &self.info.sites
@@ -239,7 +228,8 @@ impl<B: Backend> Parameters<B> for Seq2Seq<B> {
         self.encoder.visit_params(visitor);
         self.decoder.visit_params(visitor);
         if let Some(head) = &mut self.head {
-            head.visit_params(ModulePath::new(HEAD, Part::Head), visitor);
+            let path = self.info.config.head();
+            head.visit_params(ModulePath::new(path, Part::Head), visitor);
         }
         if let (Some(bias), Some(name)) = (&mut self.logits_bias, self.info.config.architecture.logits_bias) {
             let module = ModulePath::new(name, Part::Head);
@@ -251,6 +241,16 @@ impl<B: Backend> Parameters<B> for Seq2Seq<B> {
         &self.info.ignored
     }
 
+    /// Without ties transformers initializes the table of either half anew where a file does not hold it.
+    fn copied(&self) -> Option<(String, Vec<String>)> {
+        let Seq2SeqConfig { architecture, encoder, decoder, .. } = self.config();
+        let key = |path: &str| format!("{}{path}.weight", encoder.architecture.names.prefix);
+        (architecture.says_tied && !decoder.tied).then(|| {
+            let copies = architecture.copies.iter().map(|path| key(path));
+            (key(encoder.architecture.names.embeddings.words), copies.collect())
+        })
+    }
+
     fn config_json(&self) -> Map<String, Value> {
         let config = self.config();
         let mut raw = config.raw.clone();
@@ -258,8 +258,7 @@ impl<B: Backend> Parameters<B> for Seq2Seq<B> {
             "architectures".into(),
             vec![format!("{}ForConditionalGeneration", config.class())].into(),
         );
-        // T5's files say by this key whether states are scaled, and tie what has no head.
-        if config.decoder.relative.is_none() {
+        if config.architecture.says_tied {
             raw.insert("tie_word_embeddings".into(), config.decoder.tied.into());
         }
         raw
@@ -271,30 +270,21 @@ impl<B: Backend> Adaptable<B> for Seq2Seq<B> {
         &["SEQ_2_SEQ_LM"]
     }
 
+    fn uncalled(&self) -> Option<(String, &'static [&'static str])> {
+        Some((self.config().words(), self.config().architecture.copies))
+    }
+
     fn tied(&self) -> Option<[String; 2]> {
-        self.head.is_none().then(|| [self.config().words(), HEAD.to_string()])
+        self.head.is_none().then(|| [self.config().words(), self.config().head().to_string()])
     }
 
     fn untie(&mut self) -> Result<()> {
         if self.head.is_some() {
             return Ok(());
         }
-        let projection = self.words().projection.transposed()?;
         let mut info = Info::clone(&self.info);
-        let [d_input, d_output] = projection.dims();
-        let path = HEAD.to_string();
-        info.sites.push(Site {
-            path,
-            layer: None,
-            d_input,
-            d_output,
-            head: true,
-            embedding: false,
-            kernel: None,
-        });
+        self.head = Some(head::untied(self.words(), info.config.head(), &mut info.sites)?);
         info.config.decoder.tied = false;
-        self.head =
-            Some(Linear { projection, bias: None, site: info.sites.len() - 1, conv1d: false, kernel: None });
         self.info = Arc::new(info);
         Ok(())
     }
