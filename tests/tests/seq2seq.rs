@@ -83,8 +83,8 @@ fn forward<B: Kernels>(
     let targets: Vec<u32> = cases.iter().flat_map(|case| shifted(model, &case.labels)).collect();
     let lengths: Vec<usize> = cases.iter().map(|case| case.labels.len()).collect();
     let target = model.target(Tokens::new(&targets, &lengths), &device).unwrap();
-    let memory = model.encode(&source, run);
-    values(model.logits(model.hidden_states(&memory, &target, rows, run), run))
+    let states = model.encode(&source, run);
+    values(model.logits(model.hidden_states(&states, &target, rows, run), run))
 }
 
 fn check_logits<B: Kernels>(name: &str, model: &Seq2Seq<B>, adapters: &AdapterSet<B>, golden: &Golden) {
@@ -145,6 +145,29 @@ fn logits_and_greedy_tokens_equal_transformers() {
         let model = load::<NdArray>(name);
         check_logits(name, &model, &AdapterSet::empty(), &golden);
         check_generation(name, &model, &AdapterSet::empty(), &golden);
+    }
+}
+
+/// Steps over a cache, whose distances grow with it, choose the tokens that whole sequences give.
+#[test]
+fn long_targets_equal_whole_sequences() {
+    let (name, device, none) = ("seq2seq-t5", Default::default(), AdapterSet::empty());
+    let (model, golden) = (load::<Flex>(name), golden(name));
+    let options = GenerationOptions { max_new_tokens: 150, ignore_eos: true, ..GenerationOptions::default() };
+    let prompts = sources(&golden)[..2].to_vec();
+    let got = model.generate(&prompts, &options, &none, &device, |_, _| true).unwrap();
+    for (source, got) in prompts.iter().zip(got) {
+        let (run, target) = (Run::eval(&none), shifted(&model, &got.ids));
+        let batch = model.source(Tokens::new(source, &[source.len()]), &device).unwrap();
+        let target = model.target(Tokens::new(&target, &[150]), &device).unwrap();
+        let states = model.encode(&batch, run);
+        let logits = values(model.logits(model.hidden_states(&states, &target, Rows::All, run), run));
+        for (step, (row, &id)) in
+            logits.chunks_exact(model.config().decoder.vocab_size).zip(&got.ids).enumerate()
+        {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert!(top - row[id as usize] < TOLERANCE, "step {step}");
+        }
     }
 }
 
@@ -260,8 +283,8 @@ fn gradients_of_every_parameter_equal_pytorchs() {
         let (n, m) = (case.source_ids.len(), case.labels.len());
         let source = model.source(Tokens::new(&case.source_ids, &[n]), &device).unwrap();
         let target = model.target(Tokens::new(&shifted(&model, &case.labels), &[m]), &device).unwrap();
-        let memory = model.encode(&source, run);
-        let hidden = model.hidden_states(&memory, &target, Rows::All, run);
+        let states = model.encode(&source, run);
+        let hidden = model.hidden_states(&states, &target, Rows::All, run);
         let labels: Vec<i32> = case.labels.iter().map(|&id| id as i32).collect();
         let weights = Tensor::full([m], 1.0 / m as f32, &device);
         let loss = model.nll_sum(hidden, Tensor::from_ints(labels.as_slice(), &device), weights, run);

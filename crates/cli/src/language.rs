@@ -25,19 +25,19 @@ pub(crate) struct Language<M = Decoder<Inner>> {
     pub(crate) tokenizer: TextTokenizer,
 }
 
-/// A model that writes texts.
-pub(crate) trait Writer: Adaptable<Inner> {
-    /// Whether it continues the text of its prompt; otherwise it writes another text.
+/// A model that generates texts.
+pub(crate) trait Generator: Adaptable<Inner> {
+    /// Whether it continues the text of its prompt; otherwise it generates a text of its own.
     const CONTINUES: bool;
 
     /// Loads a model of its kind.
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self>;
 
-    /// The config of the part that writes.
+    /// The config of the decoder.
     fn decoder(&self) -> &DecoderConfig;
 
     /// The tokens that follow each prompt, as [`Decoder::generate`] gives them.
-    fn write(
+    fn generate(
         &self,
         prompts: &[Vec<u32>],
         options: &GenerationOptions,
@@ -47,7 +47,7 @@ pub(crate) trait Writer: Adaptable<Inner> {
     ) -> Result<Vec<Generated>>;
 }
 
-impl Writer for Decoder<Inner> {
+impl Generator for Decoder<Inner> {
     const CONTINUES: bool = true;
 
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
@@ -62,7 +62,7 @@ impl Writer for Decoder<Inner> {
         self.config()
     }
 
-    fn write(
+    fn generate(
         &self,
         prompts: &[Vec<u32>],
         options: &GenerationOptions,
@@ -70,11 +70,11 @@ impl Writer for Decoder<Inner> {
         device: &Device,
         on_tokens: impl FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Generated>> {
-        Ok(self.generate(prompts, options, adapters, device, on_tokens)?)
+        Ok(Self::generate(self, prompts, options, adapters, device, on_tokens)?)
     }
 }
 
-impl Writer for Seq2Seq<Inner> {
+impl Generator for Seq2Seq<Inner> {
     const CONTINUES: bool = false;
 
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
@@ -85,7 +85,7 @@ impl Writer for Seq2Seq<Inner> {
         &self.config().decoder
     }
 
-    fn write(
+    fn generate(
         &self,
         prompts: &[Vec<u32>],
         options: &GenerationOptions,
@@ -93,7 +93,7 @@ impl Writer for Seq2Seq<Inner> {
         device: &Device,
         on_tokens: impl FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Generated>> {
-        Ok(self.generate(prompts, options, adapters, device, on_tokens)?)
+        Ok(Self::generate(self, prompts, options, adapters, device, on_tokens)?)
     }
 }
 
@@ -118,7 +118,7 @@ impl LanguageArgs {
     }
 
     /// Loads the given model of a kind and adapter.
-    pub(crate) fn load_as<M: Writer>(&self, folder: &ModelFolder, device: &Device) -> Result<Language<M>> {
+    pub(crate) fn load_as<M: Generator>(&self, folder: &ModelFolder, device: &Device) -> Result<Language<M>> {
         let mut model = M::load(folder, self.dtype, device)?;
         let tokenizer = folder.tokenizer(None)?;
         warn_ignored(&model, folder.path());
@@ -130,7 +130,7 @@ impl LanguageArgs {
     }
 }
 
-impl<M: Writer> Language<M> {
+impl<M: Generator> Language<M> {
     /// The tokens of a text, at least one: if the tokenizer adds no first token, an empty text gets the
     /// model's own.
     pub(crate) fn prompt(&self, text: &str) -> Result<Vec<u32>> {

@@ -344,7 +344,10 @@ fn what_encoder_decoder_models_do_not_do_is_refused() {
             &["compress", "--model", model, "--ratio", "0.2", "--calibration", s(&rows), "-o", s(&output)],
             "is compressed without data only",
         );
-        fails(&["embed", "--model", model, "--text", "a"], "an encoder-decoder model is taken by generate");
+        fails(
+            &["embed", "--model", model, "--text", "a"],
+            "encoder-decoder models are supported by generate",
+        );
         fails(&["perplexity", "--model", model, "--text", "a"], "encoder-decoder model");
         assert!(!output.exists());
     }

@@ -7,6 +7,7 @@ use burn::prelude::*;
 use lowrank_kernels::{Kernels, write_rows};
 
 use crate::batch::TokenBatch;
+use crate::encoder::BatchDistances;
 use crate::error::Result;
 
 /// Number of positions by which the capacity of a sequence grows.
@@ -23,6 +24,8 @@ pub struct KvCache<B: Backend> {
     rooms: Vec<usize>,
     /// First row of each sequence.
     starts: Vec<usize>,
+    /// The distances in sequences of at least the lengths held, in models with relative positions.
+    distances: Option<BatchDistances<B>>,
 }
 
 /// Keys and values of one layer, each `[Σ rooms, n_kv_heads * head_dim]`.
@@ -61,7 +64,7 @@ impl<B: Backend> KvCache<B> {
         let rows = rooms.iter().sum();
         let table = || Tensor::zeros([rows, width], device);
         let layers = (0..n_layers).map(|_| LayerCache { tables: [table(), table()] }).collect();
-        Self { layers, lengths: vec![0; rooms.len()], starts: starts(&rooms), rooms }
+        Self { layers, lengths: vec![0; rooms.len()], starts: starts(&rooms), rooms, distances: None }
     }
 
     /// Number of positions held for a sequence.
@@ -89,6 +92,16 @@ impl<B: Backend> KvCache<B> {
         let mut batch = batch(past.into_iter())?;
         batch.writes = Some(self.begin(active, counts));
         Ok(batch)
+    }
+
+    /// The distances in the sequences held; `make` gives those of sequences up to a length, which at least doubles so that
+    /// all steps together cost no more than the last.
+    pub(crate) fn distances(&mut self, make: impl FnOnce(usize) -> BatchDistances<B>) -> BatchDistances<B> {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        match &self.distances {
+            Some(known) if known.distances.longest() >= longest => known.clone(),
+            _ => self.distances.insert(make(longest.max(BLOCK).next_power_of_two())).clone(),
+        }
     }
 
     /// Reserves `counts[i]` more positions for sequence `active[i]`, and returns their destinations.
@@ -154,6 +167,22 @@ impl<B: Kernels> KvCache<B> {
 mod tests {
     use super::*;
     use burn_flex::Flex;
+
+    #[test]
+    fn distances_are_computed_for_twice_the_length_at_least() {
+        let device = Default::default();
+        let mut cache = KvCache::<Flex>::new(1, 1, &[1, 1], &device);
+        let mut sizes = Vec::new();
+        for _ in 0..300 {
+            cache.begin(&[1], &[1]);
+            let known = cache.distances(|longest| {
+                sizes.push(longest);
+                BatchDistances::of(longest, |_| 0, &device)
+            });
+            assert!(known.distances.longest() >= cache.length(1));
+        }
+        assert_eq!(sizes, [64, 128, 256, 512]);
+    }
 
     #[test]
     fn each_sequence_has_its_own_room() {

@@ -1,5 +1,5 @@
-//! `lowrank generate`: continue prompts, or answer a conversation, with a language model; write the targets of sources with
-//! an encoder-decoder model.
+//! `lowrank generate`: continue prompts, or answer a conversation, with a language model; generate the targets of sources
+//! with an encoder-decoder model.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
 use crate::context::{open_model, print_json, read_text};
-use crate::language::{Language, LanguageArgs, Writer, render};
+use crate::language::{Generator, Language, LanguageArgs, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
 use crate::terminal::print_text;
@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "{}: is an encoder-decoder model, which does not hold conversations; give its source with --prompt",
             folder.path().display()
         );
-        return write::<Seq2Seq<Inner>>(&args, &folder, None);
+        return generate::<Seq2Seq<Inner>>(&args, &folder, None);
     }
     let rendered = args.messages.as_deref().map(|path| conversation(&folder, path)).transpose()?;
     if let (Some(prompt), true) = (&rendered, args.render) {
@@ -61,11 +61,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         return print_text(&(prompt.clone() + "\n"));
     }
-    write::<Decoder<Inner>>(&args, &folder, rendered)
+    generate::<Decoder<Inner>>(&args, &folder, rendered)
 }
 
-/// Writes and prints the texts of the prompts, or of one rendered conversation.
-fn write<M: Writer>(args: &Args, folder: &ModelFolder, rendered: Option<String>) -> Result<()> {
+/// Generates and prints the texts of the prompts, or of one rendered conversation.
+fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<String>) -> Result<()> {
     let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
     options.ignore_eos = args.ignore_eos;
     let device = device()?;
@@ -89,8 +89,13 @@ fn write<M: Writer>(args: &Args, folder: &ModelFolder, rendered: Option<String>)
     }
     let mut failure = None;
     let began = Instant::now();
-    let generated =
-        language.model.write(&prompts, &options, &language.adapters, &device, |number, new| {
+    let generated = Generator::generate(
+        &language.model,
+        &prompts,
+        &options,
+        &language.adapters,
+        &device,
+        |number, new| {
             let mut step = || -> Result<bool> {
                 if turn_end.is_some() && new.last().copied() == turn_end {
                     return Ok(false);
@@ -108,7 +113,8 @@ fn write<M: Writer>(args: &Args, folder: &ModelFolder, rendered: Option<String>)
                 failure = Some(error);
                 false
             })
-        })?;
+        },
+    )?;
     let seconds = began.elapsed().as_secs_f64();
     if let Some(error) = failure {
         return Err(error);

@@ -95,9 +95,9 @@ impl Probed for Seq2Seq<Inner> {
         let [source, target] =
             config.limits().map(|limit| probe_ids(config.decoder.vocab_size, limit.unwrap_or(PROBE)));
         let run = Run::eval(adapters);
-        let memory = self.encode(&self.source(Tokens::new(&source, &[source.len()]), device)?, run);
+        let states = self.encode(&self.source(Tokens::new(&source, &[source.len()]), device)?, run);
         let target = self.target(Tokens::new(&target, &[target.len()]), device)?;
-        Ok(host_values(self.logits(self.hidden_states(&memory, &target, Rows::All, run), run)))
+        Ok(host_values(self.logits(self.hidden_states(&states, &target, Rows::All, run), run)))
     }
 
     fn factored(&self) -> &LowrankSection {

@@ -12,7 +12,6 @@ pub(super) static BART: Seq2SeqArchitecture = Seq2SeqArchitecture {
     model_types: &[("bart", "Bart")],
     encoder: &ENCODER,
     decoder: &DECODER,
-    relative: None,
     logits_bias: Some("final_logits_bias"),
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
     starts_with_padding: false,

@@ -34,6 +34,7 @@ pub(super) const NAMES: DecoderNames = DecoderNames {
     embedding_norm: None,
     embedding_projections: ["", ""],
     positions: None,
+    relative: None,
     layers: "layers",
     norms: LayerNorms::before("input_layernorm", "post_attention_layernorm"),
     qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),

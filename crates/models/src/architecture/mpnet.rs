@@ -44,7 +44,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
             config.max_positions
         ));
     }
-    let buckets = DistanceBuckets::Halves { n_buckets: N_BUCKETS, max_distance: 128 };
+    let buckets = DistanceBuckets::Bidirectional { n_buckets: N_BUCKETS, max_distance: 128 };
     Ok(EncoderConfig {
         position_offset,
         // Its heads drop as the layers do.

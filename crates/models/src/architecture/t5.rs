@@ -68,7 +68,6 @@ pub(super) static SEQ2SEQ: Seq2SeqArchitecture = Seq2SeqArchitecture {
     model_types: &[("t5", "T5"), ("mt5", "MT5")],
     encoder: &HALF,
     decoder: &DECODER,
-    relative: Some("decoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
     logits_bias: None,
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
     starts_with_padding: true,
@@ -94,6 +93,7 @@ static DECODER: DecoderArchitecture = DecoderArchitecture {
     names: DecoderNames {
         prefix: "",
         embedding: "shared",
+        relative: Some("decoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
         layers: "decoder.block",
         norms: LayerNorms::before("layer.0.layer_norm", "layer.2.layer_norm"),
         qkv: QkvNames::Separate([
@@ -152,7 +152,7 @@ fn decoder(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Resul
         architecture: if is_gated { &GATED_DECODER } else { architecture },
         activation,
         n_kv_heads: common.n_heads,
-        relative: Some(DistanceBuckets::Earlier { n_buckets, max_distance }),
+        relative: Some(DistanceBuckets::Causal { n_buckets, max_distance }),
         layers: common.layers.iter().map(|layer| LayerKind { scale: 1.0, ..*layer }).collect(),
         dropouts: DecoderDropouts { mlp_inner: dropout, last: dropout, ..common.dropouts },
         logit_scale: if is_scaled { (common.d_model as f64).powf(-0.5) } else { 1.0 },
@@ -167,7 +167,7 @@ fn alone(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, String
     let mut classes = classes.filter_map(|class| class.as_str());
     if let Some(class) = classes.find(|class| !class.ends_with("EncoderModel")) {
         return Err(format!(
-            "the class '{class}' is more than an encoder: {}, its encoder alone by embed and compress: save it with \
+            "the class '{class}' is not that of an encoder alone; {}; for embed, save the encoder with \
              T5EncoderModel.from_pretrained(FOLDER).save_pretrained(NEW) of transformers",
             unknown::SEQ2SEQ
         ));
@@ -210,7 +210,7 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
     let (n_buckets, max_distance) = buckets(keys)?;
     let (activation, is_gated) = feed_forward(keys)?;
     let dropout = config.dropouts.embeddings;
-    let buckets = DistanceBuckets::Halves { n_buckets, max_distance };
+    let buckets = DistanceBuckets::Bidirectional { n_buckets, max_distance };
     Ok(EncoderConfig {
         architecture: if is_gated { &GATED } else { config.architecture },
         activation,

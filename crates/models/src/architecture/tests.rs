@@ -61,7 +61,7 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"model_type":"roformer","rotary_value":true}"#, "rotary_value")]
 #[case(
     r#"{"model_type":"t5","architectures":["T5ForConditionalGeneration"]}"#,
-    "is more than an encoder: an encoder-decoder model"
+    "is not that of an encoder alone; encoder-decoder models are supported by generate"
 )]
 #[case(r#"{"model_type":"mt5","relative_attention_num_buckets":7}"#, "relative_attention_num_buckets = 7")]
 #[case(r#"{"model_type":"t5","feed_forward_proj":"gated-no"}"#, "feed_forward_proj 'no'")]

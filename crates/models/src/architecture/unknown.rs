@@ -2,9 +2,9 @@
 
 use super::{DECODERS, ENCODERS};
 
-/// What serves an encoder-decoder model.
+/// The commands that support encoder-decoder models.
 pub(super) const SEQ2SEQ: &str =
-    "an encoder-decoder model is taken by generate, inspect, merge, compress and convert only";
+    "encoder-decoder models are supported by generate, inspect, merge, compress, and convert of an adapter";
 
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
 const RELATIVES: &[(&str, &str)] = &[
@@ -54,7 +54,9 @@ const RELATIVES: &[(&str, &str)] = &[
 /// Why a decoder of this type is refused.
 pub(super) fn decoder(model_type: &str) -> String {
     if super::SEQ2SEQ.iter().flat_map(|a| a.model_types).any(|(name, _)| *name == model_type) {
-        return format!("model_type '{model_type}' is not a decoder alone (a language model): {SEQ2SEQ}");
+        return format!(
+            "model_type '{model_type}' is an encoder-decoder model; a decoder (a language model) is needed here; {SEQ2SEQ}"
+        );
     }
     if ENCODERS.iter().flat_map(|a| a.model_types).any(|(name, _)| *name == model_type) {
         return format!(

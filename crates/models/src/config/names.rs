@@ -250,6 +250,8 @@ pub struct DecoderNames {
     pub embedding_projections: [&'static str; 2],
     /// The table of positions, where they are not rotary.
     pub positions: Option<&'static str>,
+    /// The table of biases by relative position, which all layers read.
+    pub relative: Option<&'static str>,
     /// The layers.
     pub layers: &'static str,
     /// The norms of a layer.
@@ -300,8 +302,6 @@ pub struct Seq2SeqArchitecture {
     pub encoder: &'static EncoderArchitecture,
     /// The decoder.
     pub decoder: &'static DecoderArchitecture,
-    /// Path of a table of relative positions in the decoder.
-    pub relative: Option<&'static str>,
     /// Name of a buffer that is added to the logits.
     pub logits_bias: Option<&'static str>,
     /// Tables that a checkpoint may hold as copies of that of the words.

@@ -33,14 +33,14 @@ pub enum RelativeKind {
 pub enum DistanceBuckets {
     /// Half of the rows for either direction; in each, small distances have one row each, and larger ones up to
     /// `max_distance` share rows by their logarithms (T5).
-    Halves {
+    Bidirectional {
         /// Rows of the table that are used.
         n_buckets: usize,
         /// The distance from which on all have the last row.
         max_distance: usize,
     },
-    /// All rows for keys at or before the query, as either half of [`Halves`](Self::Halves) has them (T5's decoder).
-    Earlier {
+    /// All rows for keys at or before the query, as either half of [`Bidirectional`](Self::Bidirectional) has them (T5's decoder).
+    Causal {
         /// Rows of the table.
         n_buckets: usize,
         /// The distance from which on all have the last row.
@@ -60,7 +60,7 @@ impl DistanceBuckets {
     /// Rows of the table.
     pub const fn rows(&self) -> usize {
         match *self {
-            Self::Halves { n_buckets, .. } | Self::Earlier { n_buckets, .. } => n_buckets,
+            Self::Bidirectional { n_buckets, .. } | Self::Causal { n_buckets, .. } => n_buckets,
             Self::Centred { span, .. } => 2 * span,
         }
     }
@@ -68,12 +68,12 @@ impl DistanceBuckets {
     /// The row of `key - query`. Logarithms are rounded as the reference implementations round them, to f32.
     pub fn row(&self, distance: isize) -> usize {
         match *self {
-            Self::Halves { n_buckets, max_distance } => {
+            Self::Bidirectional { n_buckets, max_distance } => {
                 let half = n_buckets / 2;
                 let start = if distance > 0 { half } else { 0 };
                 start + one_sided(distance.unsigned_abs(), half, max_distance)
             }
-            Self::Earlier { n_buckets, max_distance } => {
+            Self::Causal { n_buckets, max_distance } => {
                 one_sided(distance.min(0).unsigned_abs(), n_buckets, max_distance)
             }
             Self::Centred { span, logarithmic } => {
@@ -117,8 +117,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_those_of_t5() {
-        let buckets = DistanceBuckets::Halves { n_buckets: 32, max_distance: 128 };
+    fn bidirectional_buckets_are_those_of_t5() {
+        let buckets = DistanceBuckets::Bidirectional { n_buckets: 32, max_distance: 128 };
         let rows = |distances: &[isize]| distances.iter().map(|&d| buckets.row(d)).collect::<Vec<_>>();
         // Of `relative_position_bucket` in transformers 5.23.
         assert_eq!(
@@ -129,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn earlier_keys_have_all_rows_of_t5s_decoder() {
-        let buckets = DistanceBuckets::Earlier { n_buckets: 32, max_distance: 128 };
+    fn causal_buckets_are_those_of_t5s_decoder() {
+        let buckets = DistanceBuckets::Causal { n_buckets: 32, max_distance: 128 };
         let rows = [0, -1, -15, -16, -17, -20, -32, -64, -127, -128, -4000, 1, 9].map(|d| buckets.row(d));
         // Of `relative_position_bucket(d, bidirectional=False)` in transformers 5.24.
         assert_eq!(rows, [0, 1, 15, 16, 16, 17, 21, 26, 31, 31, 31, 0, 0]);

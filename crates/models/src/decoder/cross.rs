@@ -5,7 +5,6 @@ use lowrank_kernels::{AttentionSpec, Kernels, Keys, attention};
 use lowrank_spec::{PackedTokens, Stream};
 
 use crate::config::{CrossNames, DecoderConfig, Residual};
-use crate::encoder::RelativeTable;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::run::Run;
@@ -33,11 +32,9 @@ pub struct CrossAttention<B: Backend> {
     names: CrossNames,
 }
 
-/// What the layers of an encoder-decoder model's decoder read beside their tokens.
-pub(crate) struct Beside<'a, B: Backend> {
-    /// Biases of the self-attention by relative position.
-    pub(crate) relative: Option<&'a RelativeTable<B>>,
-    /// Keys and values of the encoder's states, by layer.
+/// What the attention over an encoder's states reads of them.
+pub(crate) struct CrossInputs<'a, B: Backend> {
+    /// Keys and values by layer, each `[tokens, n_heads * head_dim]`.
     pub(crate) keys_values: &'a [[Tensor<B, 2>; 2]],
     /// The rows of each sequence's keys.
     pub(crate) keys: Keys,
@@ -112,16 +109,16 @@ impl<B: Kernels> CrossAttention<B> {
         h: Tensor<B, 2>,
         queries: &PackedTokens,
         index: usize,
-        beside: &Beside<'_, B>,
+        inputs: &CrossInputs<'_, B>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let stream = |place| Stream::Cross { layer: self.layer, place };
         let x = if self.norm_last { h.clone() } else { self.norm.forward(h.clone()) };
-        let [k, v] = beside.keys_values[index].clone();
+        let [k, v] = inputs.keys_values[index].clone();
         let spec = AttentionSpec {
             scale: self.scale,
             dropout: run.dropout(self.dropouts[0], stream(0)),
-            ..AttentionSpec::cross(queries.clone(), beside.keys.clone(), self.n_heads, self.head_dim)
+            ..AttentionSpec::cross(queries.clone(), inputs.keys.clone(), self.n_heads, self.head_dim)
         };
         let context = attention(self.query.forward(x, run), k, v, &spec); // [queries, n_heads * head_dim]
         let y = run.drop(self.output.forward(context, run), self.dropouts[1], stream(1));

@@ -10,14 +10,28 @@ use crate::cache::KvCache;
 use crate::config::{
     DecoderConfig, DecoderDropouts, DecoderNames, LayerKind, NormKind, QkNorm, QkvNames, Residual,
 };
-use crate::decoder::cross::{Beside, CrossAttention};
+use crate::decoder::cross::{CrossAttention, CrossInputs};
 use crate::decoder::mlp::FeedForward;
+use crate::encoder::of_queries;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
 use crate::params::lazy_full;
 use crate::rope::Angles;
 use crate::run::Run;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
+
+/// What all layers of a decoder read beside their tokens.
+pub(crate) struct LayerInputs<'a, B: Backend> {
+    /// Biases of the self-attention by relative position, `[n_heads, 1, buckets]`.
+    pub(crate) biases: Option<Tensor<B, 3>>,
+    /// Of an encoder's states.
+    pub(crate) cross: Option<CrossInputs<'a, B>>,
+}
+
+impl<B: Backend> LayerInputs<'_, B> {
+    /// Of a decoder that reads its tokens alone.
+    pub(crate) const NONE: Self = Self { biases: None, cross: None };
+}
 
 /// Causal self-attention with grouped heads.
 #[derive(Module, Debug)]
@@ -261,7 +275,7 @@ impl<B: Kernels> Attention<B> {
         (batch, rows): (&TokenBatch<B>, Rows),
         (index, layer): (usize, usize),
         cache: Option<&mut KvCache<B>>,
-        beside: Option<&Beside<'_, B>>,
+        biases: Option<&Tensor<B, 3>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         // A fused map computes all rows at once; its queries are picked afterwards.
@@ -288,15 +302,14 @@ impl<B: Kernels> Attention<B> {
         if norms_last {
             [q, k] = self.normed([q, k]);
         }
-        let relative = beside.and_then(|beside| beside.relative).zip(batch.distances.as_ref());
-        let terms = [relative.map(|(table, distances)| table.biases(q.dims()[0], distances, run)), None];
+        let terms = [biases.map(|biases| of_queries(biases, q.dims()[0])), None];
         let mut spec = AttentionSpec {
             queries: batch.queries(rows),
             scale: self.kind.scale,
             window: self.kind.window,
             softcap: self.softcap,
             alibi: self.alibi.clone(),
-            distances: relative.map(|(_, distances)| distances.distances.clone()),
+            distances: biases.and(batch.distances.as_ref()).map(|batch| batch.distances.clone()),
             dropout: run.dropout(self.dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
@@ -336,7 +349,7 @@ impl<B: Kernels> DecoderLayer<B> {
         batch: &TokenBatch<B>,
         rows: Rows,
         cache: Option<&mut KvCache<B>>,
-        beside: Option<&Beside<'_, B>>,
+        inputs: &LayerInputs<'_, B>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         // The two parts, each with its dropout.
@@ -351,7 +364,8 @@ impl<B: Kernels> DecoderLayer<B> {
             _ => normed(self.attention_norm.as_ref(), x.clone()),
         };
         let places = (self.index, layer);
-        let attended = self.attention.forward(before.clone(), (batch, rows), places, cache, beside, run);
+        let biases = inputs.biases.as_ref();
+        let attended = self.attention.forward(before.clone(), (batch, rows), places, cache, biases, run);
         let attended = drop(attended, self.dropouts.attention_output, 1);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
@@ -360,8 +374,8 @@ impl<B: Kernels> DecoderLayer<B> {
             Residual::PostNorm => normed(self.attention_norm.as_ref(), h),
             _ => h,
         };
-        let h = match (&self.cross, beside) {
-            (Some(cross), Some(beside)) => cross.forward(h, &batch.queries(rows), self.index, beside, run),
+        let h = match (&self.cross, &inputs.cross) {
+            (Some(cross), Some(inputs)) => cross.forward(h, &batch.queries(rows), self.index, inputs, run),
             _ => h,
         };
         if self.residual == Residual::PostNorm {

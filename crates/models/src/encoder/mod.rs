@@ -32,7 +32,7 @@ use crate::visit::{Module as ModulePath, ParamVisitor, Part};
 pub use convolution::Convolution;
 pub use layer::EncoderLayer;
 pub use patches::PatchEmbeddings;
-pub(crate) use relative::BatchDistances;
+pub(crate) use relative::{BatchDistances, of_queries};
 pub use relative::{PositionMaps, RelativeTable};
 
 /// Word, position and type embeddings, normalized.
@@ -161,7 +161,7 @@ impl<B: Backend> Encoder<B> {
         let layers = (0..groups * in_group)
             .map(|index| EncoderLayer::init(config, index, sites, seed, device))
             .collect();
-        let relative = RelativeTable::init(config, sites, seed, device);
+        let relative = RelativeTable::of_encoder(config, sites, seed, device);
         let convolution = Convolution::init(config, seed, device);
         let limits = Limits {
             vocab_size: config.vocab_size,
@@ -206,8 +206,9 @@ impl<B: Backend> Encoder<B> {
             Inputs::Tokens(tokens) => tokens.visit_params(names, visitor),
             Inputs::Pictures(pictures) => pictures.visit_params(names, visitor),
         }
-        if let Some(relative) = &mut self.relative {
-            relative.visit_params(names, visitor);
+        if let (Some(relative), Some(at)) = (&mut self.relative, names.relative) {
+            let [table, norm] = [at.table, at.norm].map(|name| format!("{}{name}", names.prefix));
+            relative.visit_params([&table, &norm], visitor);
         }
         for layer in &mut self.layers {
             layer.visit_params(names, self.in_group, visitor);

@@ -5,7 +5,7 @@ use lowrank_kernels::{Distances, Kernels};
 use lowrank_spec::Stream;
 
 use crate::batch::int_tensor;
-use crate::config::{DistanceBuckets, EncoderConfig, EncoderNames, RelativeKind, RelativeNames};
+use crate::config::{DistanceBuckets, EncoderConfig, EncoderNames, RelativeKind, RelativePositions};
 use crate::embedding::Embedding;
 use crate::linear::{Linear, SiteList};
 use crate::norm::Norm;
@@ -43,8 +43,21 @@ pub(crate) struct BatchDistances<B: Backend> {
 }
 
 impl<B: Backend> RelativeTable<B> {
-    /// Newly initialized weights; `None` for a model without relative positions.
-    pub(super) fn init(
+    /// Newly initialized weights of a table at `path`, of biases for each head, or with vectors as wide as the hidden states.
+    pub(crate) fn init(
+        path: &str,
+        relative: &RelativePositions,
+        width: usize,
+        sites: &mut SiteList,
+        seed: u64,
+        device: &B::Device,
+    ) -> Self {
+        let table = Embedding::init(path, [relative.buckets.rows(), width], sites, seed, device);
+        Self { table, norm: None, buckets: relative.buckets, kind: relative.kind, dropout: 0.0 }
+    }
+
+    /// That of an encoder; `None` for a model without relative positions.
+    pub(super) fn of_encoder(
         config: &EncoderConfig,
         sites: &mut SiteList,
         seed: u64,
@@ -56,51 +69,34 @@ impl<B: Backend> RelativeTable<B> {
             RelativeKind::Bias => (config.n_heads, false),
             RelativeKind::Disentangled { norm, .. } => (config.d_model, norm),
         };
-        let shape = [relative.buckets.rows(), width];
-        Some(Self {
-            table: Embedding::init(&path, shape, sites, seed, device),
-            norm: has_norm.then(|| Norm::init(config.norm_kind(), width, config.norm_eps, device)),
-            buckets: relative.buckets,
-            kind: relative.kind,
-            dropout: config.dropouts.relative,
-        })
+        let norm = has_norm.then(|| Norm::init(config.norm_kind(), width, config.norm_eps, device));
+        let table = Self::init(&path, relative, width, sites, seed, device);
+        Some(Self { norm, dropout: config.dropouts.relative, ..table })
     }
 
-    /// A table of biases for `n_heads` heads.
-    pub(crate) fn of_biases(
-        path: &str,
-        buckets: DistanceBuckets,
-        n_heads: usize,
-        sites: &mut SiteList,
-        seed: u64,
-        device: &B::Device,
-    ) -> Self {
-        let table = Embedding::init(path, [buckets.rows(), n_heads], sites, seed, device);
-        Self { table, norm: None, buckets, kind: RelativeKind::Bias, dropout: 0.0 }
-    }
-
-    /// Visits the table of biases.
-    pub(crate) fn visit_table<V: ParamVisitor<B>>(&mut self, path: &str, visitor: &mut V) {
-        self.table.visit_as(path, Part::Relative, visitor);
-    }
-
-    pub(super) fn visit_params<V: ParamVisitor<B>>(&mut self, names: &EncoderNames, visitor: &mut V) {
-        let Some(RelativeNames { table, norm, .. }) = names.relative else { return };
-        let path = |name: &str| format!("{}{name}", names.prefix);
-        self.table.visit_as(&path(table), Part::Relative, visitor);
+    /// Visits every parameter; the paths are those of the table and of its norm.
+    pub(crate) fn visit_params<V: ParamVisitor<B>>(&mut self, [table, norm]: [&str; 2], visitor: &mut V) {
+        self.table.visit_as(table, Part::Relative, visitor);
         if let Some(layer_norm) = &mut self.norm {
-            layer_norm.visit_params(ModulePath::new(&path(norm), Part::Relative), visitor);
+            layer_norm.visit_params(ModulePath::new(norm, Part::Relative), visitor);
         }
     }
 
     /// The distances in sequences of at most `longest` tokens.
     pub(crate) fn distances(&self, longest: usize, device: &B::Device) -> BatchDistances<B> {
+        BatchDistances::of(longest, |distance| self.buckets.row(distance), device)
+    }
+}
+
+impl<B: Backend> BatchDistances<B> {
+    /// Those in sequences of at most `longest` tokens, by the row of each `key - query`.
+    pub(crate) fn of(longest: usize, row: impl Fn(isize) -> usize, device: &B::Device) -> Self {
         let longest = longest.max(1);
-        let rows = || (1 - longest as isize..longest as isize).map(|d| self.buckets.row(d));
+        let rows = || (1 - longest as isize..longest as isize).map(&row);
         let first = rows().min().unwrap_or(0);
         let last = rows().max().unwrap_or(0);
-        BatchDistances {
-            distances: Distances::new(longest, |d| (self.buckets.row(d) - first) as u32),
+        Self {
+            distances: Distances::new(longest, |d| (row(d) - first) as u32),
             rows: int_tensor((first..=last).map(|row| row as i32).collect(), device),
         }
     }
@@ -156,14 +152,14 @@ pub(super) struct Layer<'a, B: Backend> {
 }
 
 impl<B: Kernels> RelativeTable<B> {
-    /// The biases of these distances, the same for each of `queries` queries.
+    /// The biases of these distances, the same for every query.
     ///
     /// # Shapes
-    /// - output: `[n_heads, queries, buckets]`
-    pub(crate) fn biases(&self, queries: usize, batch: &BatchDistances<B>, run: Run<'_, B>) -> Tensor<B, 3> {
+    /// - output: `[n_heads, 1, buckets]`
+    pub(crate) fn biases(&self, batch: &BatchDistances<B>, run: Run<'_, B>) -> Tensor<B, 3> {
         let rows = self.table.forward(batch.rows.clone(), run.adapters); // [buckets, n_heads]
         let [buckets, heads] = rows.dims();
-        rows.transpose().reshape([heads, 1, buckets]).expand([heads, queries, buckets])
+        rows.transpose().reshape([heads, 1, buckets])
     }
 
     /// The terms of a layer's scores, by query and by key, of these queries and keys `[rows, d_model]`.
@@ -179,7 +175,7 @@ impl<B: Kernels> RelativeTable<B> {
         run: Run<'_, B>,
     ) -> [Option<Tensor<B, 3>>; 2] {
         if self.kind == RelativeKind::Bias {
-            return [Some(self.biases(q.dims()[0], batch, run)), None];
+            return [Some(of_queries(&self.biases(batch, run), q.dims()[0])), None];
         }
         let rows = self.table.forward(batch.rows.clone(), run.adapters); // [buckets, width]
         let (content_to_position, position_to_content) = match self.kind {
@@ -205,6 +201,12 @@ impl<B: Kernels> RelativeTable<B> {
             term(position_to_content, own_query, shared.map(|[query, _]| query), k),
         ]
     }
+}
+
+/// Biases `[n_heads, 1, buckets]` as the term of each of `queries` queries, `[n_heads, queries, buckets]`.
+pub(crate) fn of_queries<B: Backend>(biases: &Tensor<B, 3>, queries: usize) -> Tensor<B, 3> {
+    let [heads, _, buckets] = biases.dims();
+    biases.clone().expand([heads, queries, buckets])
 }
 
 /// `[rows, d_model]` to `[n_heads, rows, head_dim]`.

@@ -39,9 +39,9 @@ impl<B: Kernels> Seq2Seq<B> {
         let source = self.source(Tokens::new(&sources.concat(), &lengths), device)?;
         let all: Vec<usize> = (0..sources.len()).collect();
         let routed = adapters.for_step(&all, &lengths);
-        let memory = self.encode(&source, Run::eval(routed.as_ref().unwrap_or(adapters)));
+        let states = self.encode(&source, Run::eval(routed.as_ref().unwrap_or(adapters)));
         let step = |tokens: Tokens<'_>, active: &[usize], cache: &mut KvCache<B>| -> Result<Tensor<B, 2>> {
-            self.advance(&memory, tokens, active, cache, Run::eval(adapters), device)
+            self.advance(&states, tokens, active, cache, Run::eval(adapters), device)
         };
         let starts = vec![vec![start]; sources.len()];
         continued(&self.config().decoder, &starts, options, device, step, on_tokens)

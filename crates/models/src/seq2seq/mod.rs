@@ -1,7 +1,6 @@
 //! Encoder-decoder models: the source passes through an encoder once, and a decoder attends to its states while it writes
 //! the target.
 
-mod decoder;
 mod generate;
 mod likelihood;
 
@@ -16,11 +15,12 @@ use lowrank_kernels::{Kernels, Keys};
 use lowrank_spec::PackedTokens;
 use serde_json::{Map, Value};
 
-use self::decoder::CrossDecoder;
 use crate::adapt::Adaptable;
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::Seq2SeqConfig;
+use crate::decoder::body::DecoderTrunk;
+use crate::decoder::cross::CrossInputs;
 use crate::decoder::head;
 use crate::embedding::Embedding;
 use crate::encoder::Encoder;
@@ -36,7 +36,7 @@ use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part, Role};
 pub struct Seq2Seq<B: Backend> {
     /// With the table of words.
     encoder: Encoder<B>,
-    decoder: CrossDecoder<B>,
+    decoder: DecoderTrunk<B>,
     /// `None` if it is tied to the table of words.
     head: Option<Linear<B>>,
     /// Added to the logits; shape `[1, vocab_size]`.
@@ -54,16 +54,16 @@ struct Info {
     ignored: Vec<String>,
 }
 
-/// What the decoder reads of sources: the keys and values of the encoder's states, computed once.
+/// The encoder's states of sources, as the decoder reads them: their keys and values, computed once.
 #[derive(Clone, Debug)]
-pub struct Memory<B: Backend> {
+pub struct EncoderStates<B: Backend> {
     /// By layer, each `[tokens, n_heads * head_dim]`.
     keys_values: Vec<[Tensor<B, 2>; 2]>,
     packed: PackedTokens,
 }
 
-impl<B: Backend> Memory<B> {
-    /// The keys of some sequences.
+impl<B: Backend> EncoderStates<B> {
+    /// The rows of the keys of some sequences.
     fn keys_of(&self, sequences: &[usize]) -> Keys {
         Keys::Cached(sequences.iter().map(|&sequence| self.packed.rows(sequence)).collect())
     }
@@ -77,7 +77,7 @@ impl<B: Backend> Seq2Seq<B> {
     pub fn init(config: Seq2SeqConfig, seed: u64, device: &B::Device) -> std::result::Result<Self, String> {
         let mut sites = SiteList::new(config.lowrank.clone());
         let encoder = Encoder::init(&config.encoder, &mut sites, seed, device);
-        let decoder = CrossDecoder::init(&config, &mut sites, seed, device);
+        let decoder = DecoderTrunk::init(&config.decoder, &mut sites, seed, device);
         let (d_model, vocab_size) = (config.decoder.d_model, config.decoder.vocab_size);
         let head = (!config.decoder.tied)
             .then(|| head::init(config.head(), [d_model, vocab_size], false, &mut sites, (seed, device)));
@@ -156,7 +156,7 @@ impl<B: Backend> Seq2Seq<B> {
     /// # Errors
     /// As [`source`](Self::source).
     pub fn target(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
-        self.decoder.batch(tokens, std::iter::repeat(0), device)
+        self.decoder.batch(tokens, device)
     }
 }
 
@@ -291,14 +291,14 @@ impl<B: Backend> Adaptable<B> for Seq2Seq<B> {
 }
 
 impl<B: Kernels> Seq2Seq<B> {
-    /// What the decoder reads of source texts.
-    pub fn encode(&self, source: &TokenBatch<B>, run: Run<'_, B>) -> Memory<B> {
+    /// The encoder's states of source texts.
+    pub fn encode(&self, source: &TokenBatch<B>, run: Run<'_, B>) -> EncoderStates<B> {
         let n = self.encoder.n_layers();
         let x = (0..n).fold(self.encoder.embed(source, run), |x, index| {
             self.encoder.layer(index, x, source, Rows::All, run)
         });
         let states = self.encoder.finish(x, run);
-        Memory { keys_values: self.decoder.keys_values(&states, run), packed: source.packed().clone() }
+        EncoderStates { keys_values: self.decoder.keys_values(&states, run), packed: source.packed().clone() }
     }
 
     /// Hidden states of the decoder over whole sequences, one for each source, as the head takes them.
@@ -307,13 +307,31 @@ impl<B: Kernels> Seq2Seq<B> {
     /// - output: `[tokens, d_model]`, or `[sequences, d_model]` for a row of each sequence
     pub fn hidden_states(
         &self,
-        memory: &Memory<B>,
+        states: &EncoderStates<B>,
         target: &TokenBatch<B>,
         rows: Rows,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let keys = Keys::Packed(memory.packed.clone());
-        self.decoder.forward(self.words(), target, (memory, keys), rows, None, run)
+        let keys = Keys::Packed(states.packed.clone());
+        self.decode(target, (states, keys), rows, None, run)
+    }
+
+    /// The same with the rows of each sequence's keys, after the positions that a cache holds.
+    fn decode(
+        &self,
+        batch: &TokenBatch<B>,
+        (states, keys): (&EncoderStates<B>, Keys),
+        rows: Rows,
+        cache: Option<&mut KvCache<B>>,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2> {
+        let x = self.words().forward(batch.ids.clone(), run.adapters); // [tokens, d_model]
+        let x = self.decoder.embed(x, batch, run);
+        let cross = CrossInputs { keys_values: &states.keys_values, keys };
+        let x = self.decoder.layers(x, batch, rows, cache, Some(cross), run);
+        let x = self.decoder.finish(x, run);
+        let scale = self.config().decoder.logit_scale;
+        if scale == 1.0 { x } else { x * scale }
     }
 
     /// Logits of the next tokens from [`hidden_states`](Self::hidden_states).
@@ -333,7 +351,7 @@ impl<B: Kernels> Seq2Seq<B> {
     }
 
     /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache,
-    /// which contains them afterwards; `memory` holds the sources of all sequences.
+    /// which contains them afterwards; `states` are those of the sources of all sequences.
     ///
     /// # Shapes
     /// - output: `[active, vocab_size]`
@@ -342,7 +360,7 @@ impl<B: Kernels> Seq2Seq<B> {
     /// [`ModelError::Input`] for tokens that the model does not accept; the cache is then unchanged.
     pub fn advance(
         &self,
-        memory: &Memory<B>,
+        states: &EncoderStates<B>,
         tokens: Tokens<'_>,
         active: &[usize],
         cache: &mut KvCache<B>,
@@ -351,10 +369,8 @@ impl<B: Kernels> Seq2Seq<B> {
     ) -> Result<Tensor<B, 2>> {
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
-        let batch = cache.step(active, tokens.lengths, |past| self.decoder.batch(tokens, past, device))?;
-        let words = self.words();
-        let sources = (memory, memory.keys_of(active));
-        let hidden = self.decoder.forward(words, &batch, sources, Rows::Last, Some(cache), run);
-        Ok(self.logits(hidden, run))
+        let batch = self.decoder.step(tokens, active, cache, device)?;
+        let sources = (states, states.keys_of(active));
+        Ok(self.logits(self.decode(&batch, sources, Rows::Last, Some(cache), run), run))
     }
 }
