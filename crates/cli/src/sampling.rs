@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use lowrank_models::GenerationConfig;
-use lowrank_models::decoder::{GenerationOptions, Sampling};
+use lowrank_models::decoder::{Cutoffs, GenerationOptions, Sampling};
 
 use crate::context::warn_unused;
 
@@ -22,6 +22,9 @@ pub(crate) struct SamplingArgs {
     /// Sample from the smallest set of tokens with at least this total probability
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
+    /// Leave out tokens less than P times as likely as the most likely
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
     /// Penalty on tokens already in the sequence; 1 disables it
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f64>,
@@ -54,6 +57,7 @@ impl SamplingArgs {
             temperature: self.temperature.unwrap_or(own.temperature),
             top_k: self.top_k.or(own.top_k),
             top_p: self.top_p.unwrap_or(own.top_p),
+            cutoffs: Cutoffs { min_p: self.min_p.unwrap_or(own.cutoffs.min_p), ..own.cutoffs },
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             seed: self.seed,
         }
@@ -71,7 +75,7 @@ impl SamplingArgs {
         sampling.check().map_err(anyhow::Error::msg)?;
         warn_unused(
             sampling.temperature > 0.0,
-            &["top_k", "top_p", "seed"],
+            &["top_k", "top_p", "min_p", "seed"],
             "requires a temperature above 0",
         );
         // The number of new tokens takes precedence over the total length, as in transformers.

@@ -1,10 +1,17 @@
 //! Tokens excluded or forced before one is chosen.
 
 /// Constraints on the next token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Constraints {
     /// Length of token sequences that may not occur twice; 0 allows all.
     pub no_repeat_ngram_size: usize,
+    /// Token sequences that may not occur; a single end of text is not one of them.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Added to the logit of the last token of a sequence where its other tokens precede.
+    pub sequence_biases: Vec<(Vec<u32>, f32)>,
+    /// A number of new tokens and a factor: after them, the logit x of an end of text grows to x + |x|·(factorᵏ − 1), where k
+    /// counts the further tokens.
+    pub length_penalty: Option<(usize, f64)>,
     /// Tokens that are always excluded.
     pub suppressed: Vec<u32>,
     /// Tokens that are excluded in the first position.
@@ -20,6 +27,15 @@ pub struct Constraints {
 }
 
 impl Constraints {
+    /// Adds the biases of what may follow `ids`, before anything else.
+    pub(crate) fn bias(&self, logits: &mut [f32], ids: &[u32]) {
+        for (sequence, bias) in &self.sequence_biases {
+            if let Some(logit) = completed(sequence, ids).and_then(|id| logits.get_mut(id as usize)) {
+                *logit += bias;
+            }
+        }
+    }
+
     /// Sets the logits of tokens that may not follow `ids`, of which the first `prompt` were given, to −∞.
     pub(crate) fn apply(&self, logits: &mut [f32], ids: &[u32], prompt: usize, eos: &[u32]) {
         let mut forbid = |id: u32| {
@@ -36,11 +52,22 @@ impl Constraints {
         if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
             eos.iter().copied().for_each(&mut forbid);
         }
+        let is_end = |words: &[u32]| matches!(words, [id] if eos.contains(id));
+        let bad = self.bad_words.iter().filter(|words| !is_end(words));
+        bad.filter_map(|words| completed(words, ids)).for_each(&mut forbid);
         let n = self.no_repeat_ngram_size;
         if n > 0 && ids.len() >= n {
             let last = &ids[ids.len() - (n - 1)..];
             let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
             runs.map(|run| run[n - 1]).for_each(&mut forbid);
+        }
+        let new = ids.len() - prompt;
+        if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
+            for &id in eos {
+                if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
+                    *logit += logit.abs() * (factor.powf((new - start) as f64) - 1.0) as f32;
+                }
+            }
         }
     }
 
@@ -59,11 +86,19 @@ impl Constraints {
         }
     }
 
-    /// A forced token outside of a vocabulary.
+    /// A token outside of a vocabulary that is forced or part of a sequence.
     pub(crate) fn unknown(&self, vocab_size: usize) -> Option<u32> {
-        let mut forced = self.forced_first.iter().chain(&self.forced_last);
-        forced.find(|&&id| id as usize >= vocab_size).copied()
+        let forced = self.forced_first.iter().chain(&self.forced_last);
+        let sequences =
+            self.bad_words.iter().chain(self.sequence_biases.iter().map(|(sequence, _)| sequence));
+        forced.chain(sequences.flatten()).find(|&&id| id as usize >= vocab_size).copied()
     }
+}
+
+/// The last token of a sequence whose other tokens are the last of `ids`.
+fn completed(sequence: &[u32], ids: &[u32]) -> Option<u32> {
+    let (&last, before) = sequence.split_last()?;
+    ids.ends_with(before).then_some(last)
 }
 
 #[cfg(test)]
@@ -89,7 +124,33 @@ mod tests {
         assert_eq!(allowed(&least, &[1, 2, 3, 4], 2), [0, 1, 2, 3, 4, 5]);
         let pairs = Constraints { no_repeat_ngram_size: 2, ..none.clone() };
         assert_eq!(allowed(&pairs, &[1, 2, 1, 3, 1], 1), [0, 1, 4, 5]);
-        assert_eq!(allowed(&Constraints { no_repeat_ngram_size: 1, ..none }, &[1, 4], 1), [0, 2, 3, 5]);
+        assert_eq!(
+            allowed(&Constraints { no_repeat_ngram_size: 1, ..none.clone() }, &[1, 4], 1),
+            [0, 2, 3, 5]
+        );
+        let bad = Constraints { bad_words: vec![vec![0], vec![4, 1, 2], vec![9, 3], vec![5]], ..none };
+        assert_eq!(allowed(&bad, &[4, 1], 1), [1, 3, 4, 5]);
+        assert_eq!(allowed(&bad, &[1], 1), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn logits_are_biased() {
+        let biased = Constraints {
+            sequence_biases: vec![(vec![0], 1.5), (vec![3, 1], -2.0)],
+            length_penalty: Some((1, 2.0)),
+            ..Constraints::default()
+        };
+        let after = |ids: &[u32]| {
+            let mut logits = [1.0, 1.0, -3.0];
+            biased.bias(&mut logits, ids);
+            biased.apply(&mut logits, ids, 1, &[2]);
+            logits
+        };
+        assert_eq!(after(&[3]), [2.5, -1.0, -3.0]);
+        assert_eq!(after(&[3, 4]), [2.5, 1.0, -3.0]);
+        assert_eq!(after(&[3, 4, 4]), [2.5, 1.0, 0.0]);
+        assert_eq!(after(&[3, 4, 4, 4]), [2.5, 1.0, 6.0]);
+        assert_eq!(biased.unknown(3), Some(3));
     }
 
     #[test]

@@ -107,8 +107,15 @@ pub(crate) fn continued<B: Kernels>(
     options.sampling.check().map_err(ModelError::Input)?;
     if let Some(id) = options.constraints.unknown(config.vocab_size) {
         return Err(ModelError::Input(format!(
-            "the forced token {id} is outside the vocabulary of {}; correct forced_bos_token_id and forced_eos_token_id",
+            "token {id} is outside the vocabulary of {}; correct forced_bos_token_id, forced_eos_token_id, bad_words_ids and \
+             sequence_bias",
             config.vocab_size
+        )));
+    }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    if let Some(most) = options.max_length.filter(|most| *most <= longest) {
+        return Err(ModelError::Input(format!(
+            "max_length = {most} leaves no room after {longest} tokens; give a number of new tokens"
         )));
     }
     // Capacity for the expected length; the cache grows if necessary.
@@ -154,11 +161,13 @@ pub(crate) fn continued<B: Kernels>(
             if logits.iter().all(|x| !x.is_finite()) {
                 return Err(not_finite());
             }
+            options.constraints.bias(logits, &run.ids);
+            run.sampler.penalise(logits, &run.ids);
             options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
             let new = run.ids.len() - run.prompt;
             let is_last = !options.ignore_eos && options.is_full(run.ids.len() + 1, new + 1);
             options.constraints.force(logits, &run.ids, is_last);
-            let id = run.sampler.next(logits, &run.ids).ok_or_else(not_finite)?;
+            let id = run.sampler.next(logits).ok_or_else(not_finite)?;
             run.ids.push(id);
             let goes_on = on_tokens(i, &run.ids[run.prompt..]);
             run.finish = if !goes_on {

@@ -20,4 +20,4 @@ pub use layer::{Attention, DecoderLayer};
 pub use likelihood::TokenNll;
 pub use mlp::Mlp;
 pub use model::Decoder;
-pub use sample::{Sampler, Sampling};
+pub use sample::{Cutoffs, Sampler, Sampling};

@@ -8,7 +8,8 @@ use lowrank_spec::rng::mix;
 /// |---|---|---|---|
 /// | `temperature` | 0 | divides the logits; 0 takes the most likely token | ≥ 0 |
 /// | `top_k` | none | only the k most likely tokens | ≥ 1 |
-/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020) | 0 < p ≤ 1 |
+/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020), one at least | 0 ≤ p ≤ 1 |
+/// | `cutoffs` | none | [other ways](Cutoffs) to leave out unlikely tokens | |
 /// | `repetition_penalty` | 1 | on logits of previous tokens: divides positive ones, multiplies negative ones (Keskar et al. 2019) | > 0 |
 /// | `seed` | 0 | of the sampling | |
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// The smallest set of most likely tokens with at least this probability.
     pub top_p: f64,
+    /// Other cutoffs.
+    pub cutoffs: Cutoffs,
     /// Penalty on previous tokens.
     pub repetition_penalty: f64,
     /// Seed of the sampling.
@@ -27,8 +30,129 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            cutoffs: Cutoffs::default(),
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
+}
+
+/// Ways to leave out unlikely tokens, after the temperature; each renormalizes what the one before it has left. `top_h` is
+/// applied before `top_k` and `top_p`, the others after them in the order of the table. The most likely token stays.
+///
+/// | name | default | tokens that stay | range |
+/// |---|---|---|---|
+/// | `top_h` | none | of the 100 most likely, the first whose terms of the entropy sum up to at most this part of it (Potraghloo et al. 2025) | 0 < h ≤ 1 |
+/// | `min_p` | 0 | those at least this times as likely as the most likely (Nguyen et al. 2024) | 0 ≤ p ≤ 1 |
+/// | `typical_p` | 1 | those whose information is nearest to the entropy, with this probability in total (Meister et al. 2023) | 0 < p ≤ 1 |
+/// | `epsilon` | 0 | those at least this likely (Hewitt et al. 2022) | 0 ≤ ε < 1 |
+/// | `eta` | 0 | those with `p ≥ min(η, √η·exp(−entropy))` (Hewitt et al. 2022) | 0 ≤ η < 1 |
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cutoffs {
+    /// Part of the entropy.
+    pub top_h: Option<f64>,
+    /// Least probability, relative to the largest.
+    pub min_p: f64,
+    /// Probability of the locally typical tokens.
+    pub typical_p: f64,
+    /// Least probability.
+    pub epsilon: f64,
+    /// Least probability, lower where the entropy is high.
+    pub eta: f64,
+}
+
+impl Default for Cutoffs {
+    fn default() -> Self {
+        Self { top_h: None, min_p: 0.0, typical_p: 1.0, epsilon: 0.0, eta: 0.0 }
+    }
+}
+
+/// Candidates of [`Cutoffs::top_h`].
+const TOP_H: usize = 100;
+
+impl Cutoffs {
+    fn check(&self) -> Result<(), String> {
+        let Self { top_h, min_p, typical_p, epsilon, eta } = *self;
+        let is_part = |x: f64| x > 0.0 && x <= 1.0;
+        for (name, value, is_valid, expected) in [
+            ("top-h", top_h.unwrap_or(1.0), top_h.is_none_or(is_part), "0 < h <= 1"),
+            ("min-p", min_p, (0.0..=1.0).contains(&min_p), "0 <= p <= 1"),
+            ("typical-p", typical_p, is_part(typical_p), "0 < p <= 1"),
+            ("epsilon cutoff", epsilon, (0.0..1.0).contains(&epsilon), "0 <= x < 1"),
+            ("eta cutoff", eta, (0.0..1.0).contains(&eta), "0 <= x < 1"),
+        ] {
+            if !is_valid {
+                return Err(format!("{name} {value} is out of range; expected {expected}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of weights in descending order, which are those of the most likely tokens.
+    fn apply_top_h(&self, candidates: &mut Vec<(u32, f64)>) {
+        let Some(part) = self.top_h else { return };
+        candidates.truncate(TOP_H);
+        let terms: Vec<f64> = entropy_terms(candidates);
+        let limit = part * terms.iter().sum::<f64>();
+        let mut sum = 0.0;
+        let kept = terms.iter().take_while(|term| {
+            sum += *term;
+            sum <= limit
+        });
+        let kept = kept.count().max(1);
+        candidates.truncate(kept);
+    }
+
+    /// Of weights in descending order.
+    fn apply(&self, candidates: &mut Vec<(u32, f64)>) {
+        let Some(&(_, top)) = candidates.first() else { return };
+        if self.min_p > 0.0 {
+            candidates.retain(|(_, p)| *p >= self.min_p * top);
+        }
+        if self.typical_p < 1.0 {
+            self.keep_typical(candidates);
+        }
+        if self.epsilon > 0.0 {
+            let least = self.epsilon * total(candidates);
+            candidates.retain(|(_, p)| *p >= least || *p >= top);
+        }
+        if self.eta > 0.0 {
+            let entropy: f64 = entropy_terms(candidates).iter().sum();
+            let least = self.eta.min(self.eta.sqrt() * (-entropy).exp()) * total(candidates);
+            candidates.retain(|(_, p)| *p >= least || *p >= top);
+        }
+    }
+
+    fn keep_typical(&self, candidates: &mut Vec<(u32, f64)>) {
+        let sum = total(candidates);
+        let entropy: f64 = entropy_terms(candidates).iter().sum();
+        let distance = |p: f64| (-(p / sum).ln() - entropy).abs();
+        let mut order: Vec<f64> = candidates.iter().map(|(_, p)| *p).collect();
+        order.sort_by(|a, b| distance(*a).total_cmp(&distance(*b)));
+        let mut mass = 0.0;
+        let before = order.iter().take_while(|p| {
+            mass += *p;
+            mass < self.typical_p * sum
+        });
+        let last = before.count().min(order.len() - 1);
+        let (limit, nearest) = (distance(order[last]), order[0]);
+        candidates.retain(|(_, p)| distance(*p) <= limit || *p == nearest);
+    }
+}
+
+fn total(candidates: &[(u32, f64)]) -> f64 {
+    candidates.iter().map(|(_, p)| p).sum()
+}
+
+/// `−p·ln p` of each.
+fn entropy_terms(candidates: &[(u32, f64)]) -> Vec<f64> {
+    let total = total(candidates);
+    let term = |p: f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
+    candidates.iter().map(|(_, p)| term(p / total)).collect()
 }
 
 impl Sampling {
@@ -37,16 +161,17 @@ impl Sampling {
     /// # Errors
     /// A one-line message for the first value out of range.
     pub fn check(&self) -> Result<(), String> {
-        let Self { temperature, top_k, top_p, repetition_penalty, .. } = self;
+        let Self { temperature, top_k, top_p, cutoffs, repetition_penalty, .. } = self;
         if !(temperature.is_finite() && *temperature >= 0.0) {
             return Err(format!("temperature {temperature} is out of range; expected 0 or more"));
         }
         if *top_k == Some(0) {
             return Err("top-k 0 leaves no token; expected 1 or more".into());
         }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            return Err(format!("top-p {top_p} is out of range; expected 0 < p <= 1"));
+        if !(0.0..=1.0).contains(top_p) {
+            return Err(format!("top-p {top_p} is out of range; expected 0 <= p <= 1"));
         }
+        cutoffs.check()?;
         if !(repetition_penalty.is_finite() && *repetition_penalty > 0.0) {
             return Err(format!("repetition penalty {repetition_penalty} is out of range; expected above 0"));
         }
@@ -70,13 +195,15 @@ impl Sampler {
         Self { sampling, seed, draws: 0 }
     }
 
-    /// The next token after `logits`; `seen` are the tokens of the sequence so far.
-    ///
-    /// `None` if no logit is finite.
-    pub fn next(&mut self, logits: &mut [f32], seen: &[u32]) -> Option<u32> {
+    /// Penalises the logits of `seen`, the tokens of the sequence so far.
+    pub fn penalise(&self, logits: &mut [f32], seen: &[u32]) {
         if self.sampling.repetition_penalty != 1.0 {
             penalise(logits, seen, self.sampling.repetition_penalty as f32);
         }
+    }
+
+    /// The next token after `logits`; `None` if no logit is finite.
+    pub fn next(&mut self, logits: &[f32]) -> Option<u32> {
         if self.sampling.temperature == 0.0 {
             return largest(logits);
         }
@@ -88,27 +215,33 @@ impl Sampler {
             .collect();
         // The most likely first; ties in order of id.
         let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if let Some(k) = self.sampling.top_k.filter(|&k| k < candidates.len()) {
-            candidates.select_nth_unstable_by(k - 1, order);
-            candidates.truncate(k);
+        let cutoffs = &self.sampling.cutoffs;
+        let most = match (cutoffs.top_h, self.sampling.top_k) {
+            (Some(_), _) => TOP_H,
+            (None, top_k) => top_k.unwrap_or(usize::MAX),
+        };
+        if most < candidates.len() {
+            candidates.select_nth_unstable_by(most - 1, order);
+            candidates.truncate(most);
         }
         candidates.sort_unstable_by(order);
         let top = candidates.first()?.1;
         // Differences first: the quotient of a logit and a tiny temperature overflows.
         candidates.iter_mut().for_each(|(_, x)| *x = ((*x - top) / self.sampling.temperature).exp());
-        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
+        cutoffs.apply_top_h(&mut candidates);
+        candidates.truncate(self.sampling.top_k.unwrap_or(usize::MAX));
         if self.sampling.top_p < 1.0 {
-            let mut sum = 0.0;
+            let (total, mut sum) = (total(&candidates), 0.0);
             let kept = candidates.iter().take_while(|(_, p)| {
                 let before = sum;
                 sum += p;
                 before < self.sampling.top_p * total
             });
-            let kept = kept.count();
+            let kept = kept.count().max(1);
             candidates.truncate(kept);
         }
-        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
-        let mut rest = draw * total;
+        cutoffs.apply(&mut candidates);
+        let mut rest = draw * total(&candidates);
         let chosen = candidates.iter().find(|(_, p)| {
             rest -= p;
             rest < 0.0
@@ -158,13 +291,13 @@ mod tests {
 
     fn draws(sampling: &Sampling, n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling.clone(), 0);
-        (0..n).map(|_| sampler.next(&mut LOGITS.clone(), &[]).unwrap()).collect()
+        (0..n).map(|_| sampler.next(&LOGITS).unwrap()).collect()
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(draws(&Sampling::default(), 2), [1, 1]);
-        let greedy = |logits: &[f32]| Sampler::new(Sampling::default(), 0).next(&mut logits.to_vec(), &[]);
+        let greedy = |logits: &[f32]| Sampler::new(Sampling::default(), 0).next(logits);
         assert_eq!(greedy(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), None);
         let mut many = [f32::NEG_INFINITY; 40];
         assert_eq!(greedy(&many), None);
@@ -201,8 +334,36 @@ mod tests {
     // At temperature 1: probabilities 0.40, 0.40, 0.15, 0.05 of tokens 1, 4, 3, 0.
     #[case(Sampling { top_p: 0.5, temperature: 1.0, ..hot() }, &[1, 4])]
     #[case(Sampling { top_p: 0.9, temperature: 1.0, ..hot() }, &[1, 3, 4])]
+    #[case(Sampling { top_p: 0.0, ..hot() }, &[1])]
+    #[case(with(Cutoffs { min_p: 0.3, ..Cutoffs::default() }), &[1, 3, 4])]
+    #[case(with(Cutoffs { min_p: 0.4, ..Cutoffs::default() }), &[1, 4])]
+    #[case(with(Cutoffs { epsilon: 0.06, ..Cutoffs::default() }), &[1, 3, 4])]
+    #[case(with(Cutoffs { epsilon: 0.9, ..Cutoffs::default() }), &[1, 4])]
     fn the_unlikely_are_left_out(#[case] sampling: Sampling, #[case] expect: &[u32]) {
         let mut drawn = draws(&sampling, 3000);
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn, expect);
+    }
+
+    fn with(cutoffs: Cutoffs) -> Sampling {
+        Sampling { cutoffs, temperature: 1.0, ..Sampling::default() }
+    }
+
+    /// The tokens that transformers' processors leave (5.23, at temperature 1), of ln(0.4, 0.25, 0.15, 0.1, 0.06, 0.04).
+    #[rstest]
+    #[case(Cutoffs { typical_p: 0.2, ..Cutoffs::default() }, &[1])]
+    #[case(Cutoffs { typical_p: 0.5, ..Cutoffs::default() }, &[0, 1, 2])]
+    #[case(Cutoffs { typical_p: 0.9, ..Cutoffs::default() }, &[0, 1, 2, 3])]
+    #[case(Cutoffs { eta: 0.1, ..Cutoffs::default() }, &[0, 1, 2, 3])]
+    #[case(Cutoffs { eta: 0.5, ..Cutoffs::default() }, &[0, 1])]
+    #[case(Cutoffs { top_h: Some(0.3), ..Cutoffs::default() }, &[0])]
+    #[case(Cutoffs { top_h: Some(0.7), ..Cutoffs::default() }, &[0, 1, 2])]
+    #[case(Cutoffs { min_p: 0.2, typical_p: 0.5, eta: 0.4, ..Cutoffs::default() }, &[0, 1])]
+    fn cutoffs_leave_what_transformers_leaves(#[case] cutoffs: Cutoffs, #[case] expect: &[u32]) {
+        let logits = [0.4f32, 0.25, 0.15, 0.1, 0.06, 0.04].map(f32::ln);
+        let mut sampler = Sampler::new(with(cutoffs), 0);
+        let mut drawn: Vec<u32> = (0..3000).map(|_| sampler.next(&logits).unwrap()).collect();
         drawn.sort_unstable();
         drawn.dedup();
         assert_eq!(drawn, expect);
@@ -233,7 +394,12 @@ mod tests {
     #[case(Sampling { temperature: -1.0, ..Default::default() }, "temperature")]
     #[case(Sampling { temperature: f64::NAN, ..Default::default() }, "temperature")]
     #[case(Sampling { top_k: Some(0), ..Default::default() }, "top-k")]
-    #[case(Sampling { top_p: 0.0, ..Default::default() }, "top-p")]
+    #[case(Sampling { top_p: -0.1, ..Default::default() }, "top-p")]
+    #[case(with(Cutoffs { min_p: 1.5, ..Cutoffs::default() }), "min-p")]
+    #[case(with(Cutoffs { typical_p: 0.0, ..Cutoffs::default() }), "typical-p")]
+    #[case(with(Cutoffs { epsilon: 1.0, ..Cutoffs::default() }), "epsilon")]
+    #[case(with(Cutoffs { eta: f64::NAN, ..Cutoffs::default() }), "eta")]
+    #[case(with(Cutoffs { top_h: Some(0.0), ..Cutoffs::default() }), "top-h")]
     #[case(Sampling { repetition_penalty: 0.0, ..Default::default() }, "repetition")]
     fn values_out_of_range_are_refused(#[case] sampling: Sampling, #[case] part: &str) {
         assert!(sampling.check().unwrap_err().contains(part));

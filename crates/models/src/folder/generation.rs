@@ -1,11 +1,11 @@
-//! `generation_config.json`: the model's sampling defaults, of encoder-decoder models also in `config.json`.
+//! `generation_config.json`: the model's sampling defaults, which old models have in `config.json`.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::config::read_json;
-use crate::decoder::{Constraints, Sampling};
+use crate::decoder::{Constraints, Cutoffs, Sampling};
 use crate::error::{ModelError, Result};
 
 /// transformers' default of `top_k` if sampling is on.
@@ -50,8 +50,8 @@ impl GenerationSource {
     }
 }
 
-/// Keys that do not affect the generated tokens.
-const SILENT: [&str; 16] = [
+/// Keys that do not affect the generated tokens, without beams.
+const SILENT: [&str; 22] = [
     "_from_model_config",
     "bos_token_id",
     "cache_implementation",
@@ -68,56 +68,47 @@ const SILENT: [&str; 16] = [
     "use_cache",
     "cache_config",
     "disable_compile",
+    "early_stopping",
+    "length_penalty",
+    "low_memory",
+    "max_matching_ngram_size",
+    "prompt_lookup_num_tokens",
+    "renormalize_logits",
 ];
 
 /// Unsupported keys, with the value at which they have no effect.
-const NEUTRAL: [(&str, f64); 13] = [
+const NEUTRAL: [(&str, f64); 7] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
     ("num_return_sequences", 1.0),
     ("diversity_penalty", 0.0),
-    ("length_penalty", 1.0),
-    ("typical_p", 1.0),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
     ("encoder_repetition_penalty", 1.0),
     ("encoder_no_repeat_ngram_size", 0.0),
     ("guidance_scale", 1.0),
-    ("top_h", 1.0),
-    ("min_p", 0.0),
 ];
 
 /// Unsupported keys without such a value; in `config.json`, other keys are not about generation.
-const UNSUPPORTED: [&str; 15] = [
-    "bad_words_ids",
+const UNSUPPORTED: [&str; 9] = [
     "constraints",
     "dola_layers",
-    "early_stopping",
-    "exponential_decay_length_penalty",
     "force_words_ids",
     "forced_decoder_ids",
     "max_time",
     "penalty_alpha",
-    "prompt_lookup_num_tokens",
     "remove_invalid_values",
-    "renormalize_logits",
-    "sequence_bias",
     "token_healing",
     "watermarking_config",
 ];
 
 impl GenerationConfig {
-    /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as old
-    /// encoder-decoder models have them there.
-    pub(super) fn read(folder: &Path, config: Option<&Map<String, Value>>) -> Result<Self> {
+    /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as old models
+    /// have them there.
+    pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<Self> {
         let path = folder.join("generation_config.json");
         let wrong = |reason: String| ModelError::Config { path: path.clone(), reason };
         match read_json(&path)? {
-            None => match config {
-                None => Ok(Self::default()),
-                Some(keys) => Self::parse(keys, GenerationSource::Config)
-                    .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason }),
-            },
+            None => Self::parse(config, GenerationSource::Config)
+                .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason }),
             Some(Value::Object(keys)) => Self::parse(&keys, GenerationSource::Own).map_err(wrong),
             Some(_) => Err(wrong("expected a JSON object".into())),
         }
@@ -126,23 +117,39 @@ impl GenerationConfig {
     fn parse(keys: &Map<String, Value>, source: GenerationSource) -> std::result::Result<Self, String> {
         let mut reader = Reader { keys, read: Vec::new() };
         let is_sampled = reader.flag("do_sample")?.unwrap_or(false);
-        // Without do_sample, transformers ignores these three.
-        let temperature = reader.number("temperature")?.unwrap_or(1.0);
-        let top_k = reader.count("top_k")?.unwrap_or(DEFAULT_TOP_K);
-        let top_p = reader.number("top_p")?.unwrap_or(1.0);
         let mut sampling = Sampling {
             repetition_penalty: reader.number("repetition_penalty")?.unwrap_or(1.0),
             ..Sampling::default()
         };
+        // Without do_sample, transformers ignores them, whatever their values.
+        reader.read.extend(SAMPLED);
         if is_sampled {
-            sampling = Sampling { temperature, top_k: (top_k > 0).then_some(top_k), top_p, ..sampling };
+            let top_k = reader.count("top_k")?.unwrap_or(DEFAULT_TOP_K);
+            let none = Cutoffs::default();
+            let cutoff = |value: Option<f64>| value.filter(|value| *value < 1.0).unwrap_or(0.0);
+            sampling = Sampling {
+                temperature: reader.number("temperature")?.unwrap_or(1.0),
+                top_k: (top_k > 0).then_some(top_k),
+                top_p: reader.number("top_p")?.unwrap_or(1.0),
+                cutoffs: Cutoffs {
+                    top_h: reader.number("top_h")?,
+                    min_p: reader.number("min_p")?.unwrap_or(none.min_p),
+                    typical_p: reader.number("typical_p")?.unwrap_or(none.typical_p).min(1.0),
+                    epsilon: cutoff(reader.number("epsilon_cutoff")?),
+                    eta: cutoff(reader.number("eta_cutoff")?),
+                },
+                ..sampling
+            };
         }
         sampling.check()?;
         let min_length = reader.count("min_length")?.unwrap_or(0);
         let constraints = Constraints {
             no_repeat_ngram_size: reader.count("no_repeat_ngram_size")?.unwrap_or(0),
-            suppressed: reader.ids("suppress_tokens")?,
-            suppressed_first: reader.ids("begin_suppress_tokens")?,
+            bad_words: reader.sequences("bad_words_ids")?,
+            sequence_biases: reader.biases()?,
+            length_penalty: reader.length_penalty()?,
+            suppressed: reader.present_ids("suppress_tokens")?,
+            suppressed_first: reader.present_ids("begin_suppress_tokens")?,
             min_new_tokens: reader.count("min_new_tokens")?.unwrap_or(0),
             min_length,
             forced_first: reader.ids("forced_bos_token_id")?.first().copied(),
@@ -172,6 +179,19 @@ impl GenerationConfig {
     }
 }
 
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// Token ids, one at least.
+fn sequence(value: &Value) -> Option<Vec<u32>> {
+    value.as_array()?.iter().map(id).collect::<Option<Vec<u32>>>().filter(|ids| !ids.is_empty())
+}
+
+/// Keys of sampling.
+const SAMPLED: [&str; 8] =
+    ["temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"];
+
 struct Reader<'a> {
     keys: &'a Map<String, Value>,
     read: Vec<&'static str>,
@@ -195,22 +215,66 @@ impl Reader<'_> {
         self.value(key).map(read).transpose()
     }
 
+    /// A whole number; negative ones are 0, as which transformers treats them.
     fn count(&mut self, key: &'static str) -> std::result::Result<Option<usize>, String> {
         let read = |value: &Value| {
             let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
-            count.ok_or_else(|| format!("{key} = {value}; expected a count"))
+            let whole = value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15);
+            count
+                .or(whole.map(|x| x.max(0.0) as usize))
+                .ok_or_else(|| format!("{key} = {value}; expected a count"))
         };
         self.value(key).map(read).transpose()
     }
 
     fn ids(&mut self, key: &'static str) -> std::result::Result<Vec<u32>, String> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
-        let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
             Value::Array(values) => values.iter().map(id).collect(),
             one => id(one).map(|id| vec![id]),
         };
         ids.ok_or_else(|| format!("{key} = {value}; expected a list of token ids"))
+    }
+
+    /// The same, without the negative numbers that no token has.
+    fn present_ids(&mut self, key: &'static str) -> std::result::Result<Vec<u32>, String> {
+        let Some(Value::Array(values)) = self.value(key) else { return self.ids(key) };
+        let present = values.iter().filter(|value| value.as_i64().is_none_or(|id| id >= 0));
+        let ids: Option<Vec<u32>> = present.map(id).collect();
+        ids.ok_or_else(|| format!("{key} = {}; expected a list of token ids", Value::from(values.clone())))
+    }
+
+    fn sequences(&mut self, key: &'static str) -> std::result::Result<Vec<Vec<u32>>, String> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let found: Option<Vec<Vec<u32>>> =
+            value.as_array().and_then(|items| items.iter().map(sequence).collect());
+        found.ok_or_else(|| format!("{key} = {value}; expected a list of lists of token ids"))
+    }
+
+    /// `sequence_bias`: a list of pairs, as JSON has no keys that are lists.
+    fn biases(&mut self) -> std::result::Result<Vec<(Vec<u32>, f32)>, String> {
+        let Some(value) = self.value("sequence_bias") else { return Ok(Vec::new()) };
+        let pair = |item: &Value| match item.as_array()?.as_slice() {
+            [tokens, bias] => Some((sequence(tokens)?, bias.as_f64()? as f32)),
+            _ => None,
+        };
+        let found: Option<Vec<(Vec<u32>, f32)>> =
+            value.as_array().and_then(|items| items.iter().map(pair).collect());
+        found.ok_or_else(|| {
+            format!("sequence_bias = {value}; expected a list of pairs of token ids and a bias")
+        })
+    }
+
+    fn length_penalty(&mut self) -> std::result::Result<Option<(usize, f64)>, String> {
+        let Some(value) = self.value("exponential_decay_length_penalty") else { return Ok(None) };
+        let pair = match value.as_array().map(Vec::as_slice) {
+            Some([start, factor]) => start.as_u64().zip(factor.as_f64()),
+            _ => None,
+        };
+        let read = pair.and_then(|(start, factor)| Some((usize::try_from(start).ok()?, factor)));
+        read.map(Some).ok_or_else(|| {
+            format!("exponential_decay_length_penalty = {value}; expected a number of tokens and a factor")
+        })
     }
 
     fn texts(&mut self, key: &'static str) -> std::result::Result<Vec<String>, String> {
@@ -261,14 +325,38 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_those_that_transformers_takes() {
+        let config = parse(json!({
+            "top_k": -1, "temperature": -3, "min_length": -1, "max_new_tokens": 10.0, "suppress_tokens": [-1, 4],
+            "bad_words_ids": [[1], [2, 3]], "sequence_bias": [[[1, 2], -1.5]], "early_stopping": true,
+            "exponential_decay_length_penalty": [3, 1.1], "renormalize_logits": true, "min_p": 7,
+        }))
+        .unwrap();
+        assert_eq!((config.sampling, config.max_new_tokens), (Sampling::default(), Some(10)));
+        assert_eq!(config.ignored, [""; 0]);
+        let constraints = Constraints {
+            suppressed: vec![4],
+            bad_words: vec![vec![1], vec![2, 3]],
+            sequence_biases: vec![(vec![1, 2], -1.5)],
+            length_penalty: Some((3, 1.1)),
+            ..Constraints::default()
+        };
+        assert_eq!(config.constraints, constraints);
+        let config =
+            parse(json!({"do_sample": true, "min_p": 0.1, "typical_p": 0.9, "eta_cutoff": 0.2})).unwrap();
+        let cutoffs = Cutoffs { min_p: 0.1, typical_p: 0.9, eta: 0.2, ..Cutoffs::default() };
+        assert_eq!(config.sampling.cutoffs, cutoffs);
+    }
+
+    #[test]
     fn other_keys_are_named_where_they_ask_for_something() {
         let config = parse(json!({
             "num_beams": 4, "length_penalty": 1.0, "early_stopping": false, "forced_eos_token_id": null,
-            "bad_words_ids": [[5]], "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2], "max_length": 20,
+            "bad_words_ids": [[5]], "watermarking_config": {"bias": 2}, "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2], "max_length": 20,
             "stop_strings": "\n", "transformers_version": "5.0",
         }))
         .unwrap();
-        assert_eq!(config.ignored, ["num_beams = 4", "bad_words_ids = [[5]]"]);
+        assert_eq!(config.ignored, ["num_beams = 4", "watermarking_config = {\"bias\":2}"]);
         assert_eq!(config.constraints.no_repeat_ngram_size, 3);
         assert_eq!(config.constraints.suppressed, [1, 2]);
         assert_eq!((config.max_length, config.stop_strings), (Some(20), vec!["\n".to_owned()]));
@@ -278,7 +366,12 @@ mod tests {
     fn values_out_of_range_name_their_key() {
         for (value, part) in [
             (json!({"do_sample": true, "temperature": -1}), "temperature"),
-            (json!({"suppress_tokens": [-1]}), "suppress_tokens = [-1]; expected a list of token ids"),
+            (json!({"suppress_tokens": [0.5]}), "suppress_tokens = [0.5]; expected a list of token ids"),
+            (json!({"bad_words_ids": [[]]}), "bad_words_ids = [[]]; expected a list of lists of token ids"),
+            (json!({"sequence_bias": [[[1], "x"]]}), "sequence_bias"),
+            (json!({"exponential_decay_length_penalty": [1]}), "a number of tokens and a factor"),
+            (json!({"max_new_tokens": 1.5}), "max_new_tokens = 1.5; expected a count"),
+            (json!({"do_sample": true, "min_p": 2}), "min-p 2"),
             (json!({"max_new_tokens": "many"}), "max_new_tokens"),
         ] {
             let error = parse(value).unwrap_err();

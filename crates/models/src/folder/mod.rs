@@ -216,8 +216,7 @@ impl ModelFolder {
     /// # Errors
     /// A `generation_config.json` that is malformed or out of range.
     pub fn generation(&self) -> Result<GenerationConfig> {
-        let config = (self.kind == ModelKind::Seq2Seq).then_some(&self.config);
-        GenerationConfig::read(&self.path, config)
+        GenerationConfig::read(&self.path, &self.config)
     }
 
     /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers,
