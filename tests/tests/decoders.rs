@@ -12,7 +12,7 @@ use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::config::QkvNames;
-use lowrank_models::decoder::{Finish, GenerationOptions, Sampling};
+use lowrank_models::decoder::{Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Stack, Tokens};
 use lowrank_tests::{Tested, assert_close, fixture, random};
@@ -364,4 +364,43 @@ fn tying_is_what_the_file_says() {
         tensors.push(HostTensor::new("model.layers.0.mlp._extra_state", vec![1], vec![0.0]));
     });
     assert_eq!((beside.1, beside.2), (plain.1, vec!["v_head.summary.weight".to_string()]));
+}
+
+/// The ids are those of `generate` in transformers 5.23 (f64).
+#[rstest]
+#[case(Constraints { bad_words: vec![vec![319], vec![160, 238], vec![39]], ..Constraints::default() }, 1.0,
+       &[56, 197, 207, 235, 353, 172, 315, 172, 98, 56])]
+#[case(Constraints { sequence_biases: vec![(vec![319], -5.0), (vec![30, 7], 20.0), (vec![7, 8], 9.5)], ..Constraints::default() },
+       1.0, &[7, 8, 50, 207, 247, 50, 105, 233, 261, 210])]
+#[case(Constraints { sequence_biases: vec![(vec![319], -0.5)], ..Constraints::default() }, 1.4,
+       &[56, 197, 207, 235, 353, 172, 319, 20, 329, 316])]
+#[case(Constraints { length_penalty: Some((3, 1.9)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 21, 219, 100, 2])]
+#[case(Constraints { length_penalty: Some((2, 3.5)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 2])]
+fn constraints_act_as_in_transformers(
+    #[case] constraints: Constraints,
+    #[case] repetition_penalty: f64,
+    #[case] expected: &[u32],
+) {
+    let device = Default::default();
+    let folder = fixture("llama");
+    let config = DecoderConfig::read(&folder).unwrap();
+    let model = Decoder::<Tested>::load(&folder, config, WeightType::F32, &device).unwrap();
+    let sampling = Sampling { repetition_penalty, ..Sampling::default() };
+    let options = GenerationOptions { constraints, sampling, ignore_eos: false, ..greedy(10) };
+    let prompts = [vec![5, 17, 9, 30]];
+    let got = model.generate(&prompts, &options, &AdapterSet::empty(), &device, |_, _| true).unwrap();
+    assert_eq!(got[0].ids, expected);
+    // What cannot be a token, and no room for one.
+    let outside = Constraints { bad_words: vec![vec![99_999]], ..Constraints::default() };
+    for (options, part) in [
+        (GenerationOptions { constraints: outside, ..greedy(1) }, "token 99999 is outside the vocabulary"),
+        (
+            GenerationOptions { max_length: Some(4), ..greedy(1) },
+            "max_length = 4 leaves no room after 4 tokens",
+        ),
+    ] {
+        let error =
+            model.generate(&prompts, &options, &AdapterSet::empty(), &device, |_, _| true).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
 }
