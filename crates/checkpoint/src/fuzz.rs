@@ -156,7 +156,7 @@ impl Random {
     }
 
     /// Below `n`, or 0.
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.draw() % n.max(1) as u64) as usize
     }
 }
@@ -165,7 +165,7 @@ impl Random {
 const TELLING: [u8; 12] = [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'}', b'.', b'(', b'R'];
 
 /// One to four changes: flips, telling bytes, cuts, insertions, repeated or moved pieces.
-fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
+pub fn mutate(file: &[u8], random: &mut Random) -> Vec<u8> {
     let mut file = file.to_vec();
     for _ in 0..=random.below(4) {
         let at = random.below(file.len());
