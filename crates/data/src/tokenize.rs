@@ -2,8 +2,10 @@
 
 mod build;
 mod byte_level;
+mod class;
 mod config;
 mod long;
+mod parts;
 mod protobuf;
 mod sentencepiece;
 mod train;
@@ -101,10 +103,8 @@ impl TextTokenizer {
         let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let (path, inner) = if has_file(&json) {
-            let mut inner = parse(&json, &read_file(&json).map_err(DataError::io("read", &json))?)?;
-            build::apply_config(&mut inner, &config)
-                .and_then(|()| build::add_named_tokens(&mut inner, &config))
-                .map_err(|e| DataError::tokenizer(&json, e))?;
+            let file = parse(&json, &read_file(&json).map_err(DataError::io("read", &json))?)?;
+            let inner = build::from_json(file, &config).map_err(|e| DataError::tokenizer(&json, e))?;
             (json, inner)
         } else if has_file(&vocab_txt) {
             let inner = build::word_piece(&vocab_txt, &config)?;
@@ -331,7 +331,7 @@ impl TextTokenizer {
     }
 }
 
-/// The special tokens of a model folder by role (`bos_token`, …, `additional_special_tokens`), as passed to
+/// The special tokens of a model folder by role (`bos_token`) or other name (`image_token`), as passed to
 /// templates.
 pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     Ok(TokenizerConfig::read(folder)?.special_tokens())

@@ -79,6 +79,7 @@ fn without_tokenizer_json_the_vocabulary_gives_the_same() {
     }
 }
 
+/// As transformers 5: settings count where the class is one that builds its own rules.
 #[test]
 fn what_the_configuration_states_wins_over_tokenizer_json() {
     let folder = tempfile::tempdir().unwrap();
@@ -89,10 +90,11 @@ fn what_the_configuration_states_wins_over_tokenizer_json() {
         }
         TextTokenizer::from_folder(folder.path(), None).unwrap().encode("The", None).unwrap().ids
     };
-    let (lower, cased) = (ids(None), ids(Some("{\"do_lower_case\": false}")));
+    let lower = ids(None);
     assert_eq!(lower, [2, 69, 3]);
-    assert_ne!(cased, lower);
-    assert_eq!(ids(Some("{\"do_lower_case\": true}")), lower);
+    assert_eq!(ids(Some(r#"{"do_lower_case": false}"#)), lower);
+    assert_ne!(ids(Some(r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#)), lower);
+    assert_eq!(ids(Some(r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": true}"#)), lower);
 }
 
 /// As transformers: the last tokens of each text are kept, of a pair as many of each as on the right.

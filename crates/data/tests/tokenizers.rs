@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_data::chat::{ChatTemplate, RenderOptions};
 use lowrank_data::tokenize::TextTokenizer;
 use serde_json::Value;
 
@@ -46,6 +47,87 @@ fn ids_are_those_of_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// RFC 7386: null removes a key.
+fn merge(base: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *base = patch.clone();
+        return;
+    };
+    if !base.is_object() {
+        *base = Value::Object(serde_json::Map::new());
+    }
+    let base = base.as_object_mut().unwrap();
+    for (key, value) in patch {
+        if value.is_null() {
+            base.remove(key);
+        } else {
+            merge(base.entry(key).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// Which class a folder means, what it keeps of a `tokenizer.json`, and the special tokens that templates see.
+#[test]
+fn classes_are_those_of_transformers() {
+    let table: Value =
+        serde_json::from_slice(&std::fs::read(fixtures().join("classes.json")).unwrap()).unwrap();
+    let rows = table["rows"].as_array().unwrap();
+    let mut names: Vec<&String> = rows.iter().flat_map(|row| row["special"].as_object().unwrap().keys()).collect();
+    let additional = "additional_special_tokens".to_owned();
+    names.push(&additional);
+    names.sort_unstable();
+    names.dedup();
+    let template: String =
+        names.iter().map(|name| format!("{{{{ '{name}=' ~ {name} ~ ' ' if {name} is defined }}}}")).collect();
+    let mut wrong = Vec::new();
+    for row in rows {
+        let name = row["name"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let base = fixtures().join("..").join(row["base"].as_str().unwrap());
+        let copied = row["copied"].as_array().unwrap();
+        for file in copied.iter().filter_map(Value::as_str) {
+            std::fs::copy(base.join(file), folder.path().join(file)).unwrap();
+        }
+        if copied.is_empty() {
+            let json = std::fs::read(base.join("tokenizer.json")).unwrap();
+            let mut json: Value = serde_json::from_slice(&json).unwrap();
+            merge(&mut json, &row["patch"]);
+            std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        }
+        std::fs::write(folder.path().join("chat_template.jinja"), &template).unwrap();
+        for (file, content) in row["files"].as_object().unwrap() {
+            std::fs::write(folder.path().join(file), content.to_string()).unwrap();
+        }
+        let tokenizer = match TextTokenizer::from_folder(folder.path(), None) {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => {
+                wrong.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        if tokenizer.vocab_size() as u64 != row["length"].as_u64().unwrap() {
+            wrong.push(format!("{name}: {} tokens instead of {}", tokenizer.vocab_size(), row["length"]));
+        }
+        for (text, ids) in table["texts"].as_array().unwrap().iter().zip(row["ids"].as_array().unwrap()) {
+            let got = tokenizer.encode(text.as_str().unwrap(), None).unwrap().ids;
+            if serde_json::json!(got) != *ids {
+                wrong.push(format!("{name}: {text}\n  {got:?}\n  {ids}"));
+            }
+        }
+        let special = row["special"].as_object().unwrap();
+        let expected: String = names
+            .iter()
+            .filter_map(|name| Some(format!("{name}={} ", special.get(*name)?.as_str()?)))
+            .collect();
+        let template = ChatTemplate::from_folder(folder.path()).unwrap().unwrap();
+        let got = template.render(&[], &RenderOptions::default()).unwrap();
+        if got != expected {
+            wrong.push(format!("{name}: {got} instead of {expected}"));
+        }
+    }
+    assert!(rows.len() > 100 && wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[track_caller]

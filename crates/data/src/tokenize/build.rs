@@ -1,32 +1,21 @@
-//! Tokenizers built from a bare vocabulary, as in transformers, and settings that override a
-//! `tokenizer.json`.
+//! Tokenizers built from a bare vocabulary or a `tokenizer.json`, as in transformers.
 
 use std::path::Path;
 
-use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::unicode::{NFC, NFKC};
 use tokenizers::normalizers::utils::Sequence as Normalizers;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
-use crate::tokenize::config::TokenizerConfig;
+use crate::tokenize::config::{Tokens, TokenizerConfig};
+use crate::tokenize::parts::Parts;
 
-/// The default special tokens of BERT.
-const BERT: &[(&str, &str)] = &[
-    ("unk_token", "[UNK]"),
-    ("sep_token", "[SEP]"),
-    ("pad_token", "[PAD]"),
-    ("cls_token", "[CLS]"),
-    ("mask_token", "[MASK]"),
-];
 /// Classes whose `vocab.txt` is BERT's WordPiece with BERT's template.
 const WORD_PIECE_CLASSES: [&str; 10] = [
     "Bert",
@@ -50,7 +39,7 @@ pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokeni
         return Err(DataError::tokenizer(path, unknown_class(config.class_name(), class)));
     }
     let vocab = WordPiece::read_bytes(&bytes).map_err(|e| DataError::tokenizer(path, e))?;
-    let config = config.with_defaults(BERT);
+    let config = config.with_defaults(Parts::Bert.defaults());
     let unk = config.token("unk_token").to_owned();
     if !vocab.contains_key(&unk) {
         return Err(DataError::tokenizer(path, format!("the vocabulary lacks the unknown token '{unk}'")));
@@ -104,18 +93,12 @@ impl Japanese {
 
 /// Adds BERT's normalizer, splitter, template and decoder to a WordPiece model.
 pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(BERT);
+    let config = config.with_defaults(Parts::Bert.defaults());
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(BertNormalizer::new(
-        true,
-        config.tokenize_chinese_chars.unwrap_or(true),
-        config.strip_accents,
-        config.do_lower_case.unwrap_or(true),
-    )))?;
-    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    tokenizer.with_decoder(Some(WordPieceDecoder::default()));
-    add_tokens(&mut tokenizer, config.added_tokens())?;
-    frame_as_bert(&mut tokenizer, &config)?;
+    Parts::Bert.dress(&mut tokenizer, &config, None)?;
+    let added = config.added_tokens(&tokenizer, &Tokens::new());
+    tokenizer.add_tokens(added)?;
+    Parts::Bert.frame(&mut tokenizer, &config, None)?;
     Ok(tokenizer)
 }
 
@@ -131,35 +114,21 @@ pub(crate) fn frame_as_bert(tokenizer: &mut Tokenizer, config: &TokenizerConfig)
     Ok(())
 }
 
-/// Lets explicit settings of `tokenizer_config.json` take precedence over `tokenizer.json`, as in
-/// transformers.
-pub(crate) fn apply_config(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
-    if let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() {
-        let mut normalizer = *stored;
-        normalizer.lowercase = config.do_lower_case.unwrap_or(normalizer.lowercase);
-        normalizer.strip_accents = config.strip_accents.or(normalizer.strip_accents);
-        normalizer.handle_chinese_chars =
-            config.tokenize_chinese_chars.unwrap_or(normalizer.handle_chinese_chars);
-        tokenizer.with_normalizer(Some(normalizer))?;
+/// The tokenizer of a `tokenizer.json`: as it is, or rebuilt around its vocabulary by the class that the
+/// files beside it mean; with the added tokens of those files and their flags.
+pub(super) fn from_json(mut file: Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
+    if let Some(parts) = config.parts() {
+        return parts.rebuild(&file, config);
     }
-    if let Some(PreTokenizerWrapper::ByteLevel(stored)) = tokenizer.get_pre_tokenizer()
-        && let Some(add_prefix_space) = config.add_prefix_space
-    {
-        let splitter = stored.add_prefix_space(add_prefix_space);
-        tokenizer.with_pre_tokenizer(Some(splitter));
-    }
-    Ok(())
+    let own: Tokens = file.get_added_tokens_decoder().into_iter().collect();
+    let added = config.added_tokens(&file, &own);
+    file.add_tokens(added)?;
+    Ok(file)
 }
 
-/// Adds tokens from the files beside a `tokenizer.json` that it does not contain. Flags of existing tokens
-/// are unchanged.
-pub(crate) fn add_named_tokens(
-    tokenizer: &mut Tokenizer,
-    config: &TokenizerConfig,
-) -> tokenizers::Result<()> {
-    let known = tokenizer.get_added_tokens_decoder();
-    let is_new = |token: &AddedToken| !known.values().any(|own| own.content == token.content);
-    add_tokens(tokenizer, config.added_tokens().into_iter().filter(is_new).collect())
+/// Whether a class, without `Tokenizer`, takes a `tokenizer.json` as it is.
+pub(super) fn is_generic(class: &str) -> bool {
+    ["", "PreTrained", "TokenizersBackend", "PythonBackend", "Bloom"].contains(&class)
 }
 
 /// The error for a class whose bare vocabulary cannot be read.
@@ -170,17 +139,6 @@ pub(super) fn unknown_class(name: &str, class: &str) -> String {
         "save it as tokenizer.json once, with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
     };
     format!("tokenizer_class '{name}' is not known by its vocabulary alone: {remedy}")
-}
-
-pub(super) fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<AddedToken>) -> tokenizers::Result<()> {
-    for token in tokens {
-        if token.special {
-            tokenizer.add_special_tokens([token])?;
-        } else {
-            tokenizer.add_tokens([token])?;
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn id_of(tokenizer: &Tokenizer, token: &str) -> tokenizers::Result<u32> {

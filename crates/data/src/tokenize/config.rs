@@ -7,9 +7,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer, TruncationDirection};
 
-use crate::error::Result;
+use lowrank_checkpoint::gguf::is_gguf;
+use lowrank_checkpoint::{has_file, read_file};
+
+use crate::error::{DataError, Result};
 use crate::io::read_json;
 use crate::tokenize::SpecialIds;
+use crate::tokenize::build::is_generic;
+use crate::tokenize::class::{chosen, stem};
+use crate::tokenize::parts::Parts;
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -22,7 +28,7 @@ pub(crate) enum TokenEntry {
     Flags(TokenFlags),
 }
 
-/// The object form of a special token.
+/// The object form of a special token; what it leaves out is what `AddedToken` of transformers takes.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct TokenFlags {
     content: String,
@@ -33,18 +39,17 @@ pub(crate) struct TokenFlags {
     #[serde(default)]
     rstrip: bool,
     #[serde(default)]
-    normalized: bool,
+    normalized: Option<bool>,
     #[serde(default)]
-    special: Option<bool>,
-}
-
-impl TokenFlags {
-    fn of(content: String) -> Self {
-        Self { content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: None }
-    }
+    special: bool,
 }
 
 impl TokenEntry {
+    /// A string, or an object with a `content`.
+    fn of(value: &Value) -> Option<Self> {
+        serde_json::from_value(value.clone()).ok()
+    }
+
     fn content(&self) -> &str {
         match self {
             Self::Text(text) => text,
@@ -52,20 +57,27 @@ impl TokenEntry {
         }
     }
 
-    fn to_added(&self, special: bool) -> AddedToken {
+    fn to_added(&self) -> AddedToken {
         match self {
-            Self::Text(text) => AddedToken::from(text.as_str(), special),
-            Self::Flags(f) => AddedToken::from(f.content.as_str(), f.special.unwrap_or(special))
+            Self::Text(text) => AddedToken::from(text.as_str(), true),
+            Self::Flags(f) => AddedToken::from(f.content.as_str(), f.special)
                 .single_word(f.single_word)
                 .lstrip(f.lstrip)
                 .rstrip(f.rstrip)
-                .normalized(f.normalized),
+                .normalized(f.normalized.unwrap_or(!f.special)),
         }
+    }
+
+    fn into_special(mut self) -> Self {
+        if let Self::Flags(flags) = &mut self {
+            flags.special = true;
+        }
+        self
     }
 }
 
 /// The roles in the order in which transformers adds their tokens.
-const ROLES: [&str; 7] =
+pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -74,6 +86,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) strip_accents: Option<bool>,
     pub(crate) tokenize_chinese_chars: Option<bool>,
     pub(crate) add_prefix_space: Option<bool>,
+    pub(crate) keep_accents: Option<bool>,
     pub(crate) split_by_punct: Option<bool>,
     pub(crate) trim_offsets: Option<bool>,
     pub(crate) legacy: Option<bool>,
@@ -82,20 +95,29 @@ pub(crate) struct TokenizerConfig {
     pub(crate) extra_ids: Option<usize>,
     pub(crate) word_tokenizer_type: Option<String>,
     pub(crate) subword_tokenizer_type: Option<String>,
+    pub(crate) unk_id: Option<usize>,
     tokenizer_class: Option<String>,
+    auto_map: Option<Value>,
     model_max_length: Option<f64>,
     truncation_side: Option<String>,
-    bos_token: Option<TokenEntry>,
-    eos_token: Option<TokenEntry>,
-    unk_token: Option<TokenEntry>,
-    sep_token: Option<TokenEntry>,
-    pad_token: Option<TokenEntry>,
-    cls_token: Option<TokenEntry>,
-    mask_token: Option<TokenEntry>,
     additional_special_tokens: Option<Vec<TokenEntry>>,
     extra_special_tokens: Option<ExtraTokens>,
-    #[serde(default)]
-    added_tokens_decoder: BTreeMap<u32, TokenEntry>,
+    model_specific_special_tokens: Option<IndexedTokens>,
+    added_tokens_decoder: Option<BTreeMap<u32, TokenEntry>>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+    /// The tokens of roles and names (`image_token`); `None` where the files say null.
+    #[serde(skip)]
+    roles: Vec<(String, Option<TokenEntry>)>,
+    /// Special tokens without a role, if a list of them is given.
+    #[serde(skip)]
+    extra: Option<Vec<TokenEntry>>,
+    /// The tokens of `added_tokens.json`, where it counts.
+    #[serde(skip)]
+    listed: BTreeMap<u32, TokenEntry>,
+    /// The class whose rules take the place of those of `tokenizer.json`.
+    #[serde(skip)]
+    parts: Option<Parts>,
 }
 
 /// `extra_special_tokens`: by name, or a list.
@@ -106,86 +128,226 @@ enum ExtraTokens {
     Named(IndexedTokens),
 }
 
+impl ExtraTokens {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::List(list) => list.is_empty(),
+            Self::Named(named) => named.is_empty(),
+        }
+    }
+}
+
 /// An object of tokens, in the order of the file.
-type IndexedTokens = serde_json::Map<String, Value>;
+type IndexedTokens = Map<String, Value>;
 
 /// `config.json` may name the class if `tokenizer_config.json` does not.
 #[derive(Default, Deserialize)]
 struct ModelConfig {
     tokenizer_class: Option<String>,
+    model_type: Option<String>,
+}
+
+/// The part of a `tokenizer.json` that names a token by its role.
+#[derive(Default, Deserialize)]
+struct Padded {
+    padding: Option<Padding>,
+}
+
+#[derive(Deserialize)]
+struct Padding {
+    pad_token: String,
 }
 
 impl TokenizerConfig {
-    /// Reads both files of a folder; a missing one counts as empty, and the first one takes precedence.
+    /// Reads the files of a folder beside its vocabulary; a missing one counts as empty.
+    ///
+    /// As transformers: `special_tokens_map.json` and `added_tokens.json` count if `tokenizer_config.json` has
+    /// no `added_tokens_decoder`, and the map then takes precedence over it.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        let map: Self = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-        for role in ROLES {
-            if config.role(role).is_none()
-                && let Some(entry) = map.role(role)
-            {
-                let entry = entry.clone();
-                *config.role_mut(role) = Some(entry);
-            }
+        let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
+        let is_wrong = |(role, value): (&str, &Value)| {
+            (ROLES.contains(&role) && !value.is_null() && TokenEntry::of(value).is_none()).then(|| role.to_owned())
+        };
+        if let Some(role) = config.rest.iter().find_map(|(role, value)| is_wrong((role, value))) {
+            let path = folder.join("tokenizer_config.json");
+            return Err(DataError::tokenizer(&path, format!("{role} is neither a token nor null")));
         }
-        if config.additional_special_tokens.is_none() {
-            config.additional_special_tokens = map.additional_special_tokens;
+        config.take_roles();
+        if config.added_tokens_decoder.is_none() {
+            let map: IndexedTokens = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
+            config.take_map(map);
         }
-        if config.tokenizer_class.is_none() {
-            let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
-            config.tokenizer_class = model.tokenizer_class;
+        let json = folder.join("tokenizer.json");
+        let json = if has_file(&json) {
+            read_file(&json).map_err(DataError::io("read", &json))?
+        } else {
+            Vec::new()
+        };
+        // What a GGUF file holds is made for it, and no file of the same content in transformers.
+        if !is_gguf(folder) {
+            let named = config.tokenizer_class.as_deref().or(model.tokenizer_class.as_deref());
+            let model_type = model.model_type.as_deref().unwrap_or_default();
+            let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
+            config.parts = chosen(named, model_type, has_bytes(&json)).as_deref().and_then(Parts::of);
         }
-        if config.added_tokens_decoder.is_empty() {
+        if let Some(parts) = config.parts {
+            config = config.with_defaults(parts.defaults());
+            config.take_flags(parts);
+        }
+        if let Some(additional) = config.additional_special_tokens.take() {
+            config.extra.get_or_insert(additional);
+        }
+        // GPT-2's class states that it has none.
+        if config.slot("pad_token").is_none() && config.parts != Some(Parts::Gpt2) {
+            let padded: Padded = serde_json::from_slice(&json).unwrap_or_default();
+            config.roles.extend(padded.padding.map(|p| ("pad_token".into(), Some(TokenEntry::Text(p.pad_token)))));
+        }
+        config.tokenizer_class = config.tokenizer_class.or(model.tokenizer_class);
+        if config.added_tokens_decoder.is_none() {
             let named: BTreeMap<String, u32> =
                 read_json(&folder.join("added_tokens.json"))?.unwrap_or_default();
             let special: Vec<String> =
                 config.specials().into_iter().map(|entry| entry.content().into()).collect();
             let entry = |content: String| {
-                let is_special = special.contains(&content);
-                let flags = TokenFlags {
-                    normalized: !is_special,
-                    special: Some(is_special),
-                    ..TokenFlags::of(content)
-                };
-                TokenEntry::Flags(flags)
+                let special = special.contains(&content);
+                TokenEntry::Flags(TokenFlags {
+                    content,
+                    single_word: false,
+                    lstrip: false,
+                    rstrip: false,
+                    normalized: Some(!special),
+                    special,
+                })
             };
-            config.added_tokens_decoder =
-                named.into_iter().map(|(content, id)| (id, entry(content))).collect();
+            config.listed = named.into_iter().map(|(content, id)| (id, entry(content))).collect();
         }
         Ok(config)
     }
 
+    /// Whether the class is code beside the files, which transformers does not run unasked.
+    fn has_own_code(&self) -> bool {
+        match &self.auto_map {
+            Some(Value::Array(_)) => true,
+            Some(map) => map.get("AutoTokenizer").is_some_and(|code| !code.is_null()),
+            None => false,
+        }
+    }
+
+    /// Sorts the tokens of `tokenizer_config.json` into roles, named ones and others.
+    fn take_roles(&mut self) {
+        let rest = std::mem::take(&mut self.rest);
+        let is_role = |key: &str| ROLES.contains(&key);
+        for role in ROLES {
+            if let Some(value) = rest.get(role) {
+                self.roles.push((role.to_owned(), TokenEntry::of(value)));
+            }
+        }
+        let mut named: Vec<(String, Option<TokenEntry>)> = rest
+            .iter()
+            .filter(|(key, _)| key.ends_with("_token") && !is_role(key))
+            .filter_map(|(key, value)| Some((key.clone(), Some(TokenEntry::of(value)?))))
+            .collect();
+        let given = self.extra_special_tokens.take();
+        let is_list = matches!(given, Some(ExtraTokens::List(_)));
+        let extra = given.filter(|extra| !extra.is_empty());
+        let additional = self.additional_special_tokens.take().map(ExtraTokens::List);
+        match extra.or(additional).or_else(|| is_list.then(|| ExtraTokens::List(Vec::new()))) {
+            Some(ExtraTokens::List(list)) => self.extra = Some(list),
+            Some(ExtraTokens::Named(tokens)) => put_all(&mut named, &tokens),
+            None => {}
+        }
+        if let Some(tokens) = self.model_specific_special_tokens.take().filter(|_| named.is_empty()) {
+            put_all(&mut named, &tokens);
+        }
+        self.roles.append(&mut named);
+    }
+
+    /// Takes the tokens of a `special_tokens_map.json` before those of `tokenizer_config.json`.
+    fn take_map(&mut self, map: IndexedTokens) {
+        let mut additional = None;
+        for (key, value) in map {
+            let entry = TokenEntry::of(&value).map(TokenEntry::into_special);
+            match (key.as_str(), value) {
+                ("extra_special_tokens", Value::Array(list)) => {
+                    let extra = self.extra.get_or_insert_default();
+                    for entry in list.iter().filter_map(TokenEntry::of) {
+                        if !extra.iter().any(|own| own.content() == entry.content()) {
+                            extra.push(entry.into_special());
+                        }
+                    }
+                }
+                ("additional_special_tokens", Value::Array(list)) => {
+                    additional = Some(list.iter().filter_map(TokenEntry::of).collect());
+                }
+                ("extra_special_tokens", Value::Object(named)) => put_all(&mut self.roles, &named),
+                (role, _) if ROLES.contains(&role) => put(&mut self.roles, role, entry),
+                (name, _) if name.ends_with("_token") && entry.is_some() && self.slot(name).is_none() => {
+                    self.roles.push((key, entry));
+                }
+                _ => {}
+            }
+        }
+        self.additional_special_tokens = additional;
+    }
+
+    /// The flags and additional tokens that a class gives where the files do not.
+    fn take_flags(&mut self, parts: Parts) {
+        if self.extra.is_none() {
+            let mut extra = self.additional_special_tokens.take();
+            let is_sentinel = |entry: &TokenEntry| entry.content().contains("<extra_id_");
+            if parts == Parts::T5 && !extra.iter().flatten().any(is_sentinel) {
+                let sentinels = (0..self.extra_ids.unwrap_or(100)).map(|i| format!("<extra_id_{i}>"));
+                extra.get_or_insert_default().extend(sentinels.map(TokenEntry::Text));
+            }
+            self.extra = extra;
+        }
+        for (role, entry) in &mut self.roles {
+            let is_mask = role == "mask_token";
+            let is_flagged = match parts {
+                Parts::Blenderbot => is_mask,
+                Parts::MpNet => ROLES.contains(&role.as_str()),
+                _ => false,
+            };
+            if let Some(TokenEntry::Text(content)) = entry
+                && is_flagged
+            {
+                // The mask takes the space before it.
+                *entry = Some(TokenEntry::Flags(TokenFlags {
+                    content: std::mem::take(content),
+                    single_word: false,
+                    lstrip: is_mask,
+                    rstrip: false,
+                    normalized: (parts == Parts::Blenderbot).then_some(false),
+                    special: false,
+                }));
+            }
+        }
+    }
+
+    /// What the files say of a role: nothing, null, or a token.
+    fn slot(&self, role: &str) -> Option<&Option<TokenEntry>> {
+        self.roles.iter().find(|(own, _)| own == role).map(|(_, entry)| entry)
+    }
+
     fn role(&self, role: &str) -> Option<&TokenEntry> {
-        match role {
-            "bos_token" => self.bos_token.as_ref(),
-            "eos_token" => self.eos_token.as_ref(),
-            "unk_token" => self.unk_token.as_ref(),
-            "sep_token" => self.sep_token.as_ref(),
-            "pad_token" => self.pad_token.as_ref(),
-            "cls_token" => self.cls_token.as_ref(),
-            _ => self.mask_token.as_ref(),
-        }
+        self.slot(role)?.as_ref()
     }
 
-    fn role_mut(&mut self, role: &str) -> &mut Option<TokenEntry> {
-        match role {
-            "bos_token" => &mut self.bos_token,
-            "eos_token" => &mut self.eos_token,
-            "unk_token" => &mut self.unk_token,
-            "sep_token" => &mut self.sep_token,
-            "pad_token" => &mut self.pad_token,
-            "cls_token" => &mut self.cls_token,
-            _ => &mut self.mask_token,
-        }
-    }
-
-    /// Fills roles that the files leave unset.
+    /// Fills roles that the files do not mention; one that is null stays without a token.
     pub(crate) fn with_defaults(&self, defaults: &[(&str, &str)]) -> Self {
         let mut config = self.clone();
         for (role, token) in defaults {
-            config.role_mut(role).get_or_insert_with(|| TokenEntry::Text((*token).to_owned()));
+            if config.slot(role).is_none() {
+                config.roles.push(((*role).to_owned(), Some(TokenEntry::Text((*token).to_owned()))));
+            }
         }
         config
+    }
+
+    /// The class whose rules take the place of those of `tokenizer.json`, if any.
+    pub(crate) fn parts(&self) -> Option<Parts> {
+        self.parts
     }
 
     /// The token of a role, empty if the config names none.
@@ -196,9 +358,7 @@ impl TokenizerConfig {
     /// The tokenizer's class without `Tokenizer` and `Fast`; `None` if the files name none, or a generic one.
     pub(crate) fn class(&self) -> Option<&str> {
         let class = self.tokenizer_class.as_deref()?;
-        let class = class.strip_suffix("Fast").unwrap_or(class);
-        let class = class.strip_suffix("Tokenizer").unwrap_or(class);
-        (!["PreTrained", "TokenizersBackend", ""].contains(&class)).then_some(class)
+        Some(stem(class)).filter(|class| !is_generic(class))
     }
 
     /// The tokenizer's class as named in the files.
@@ -206,57 +366,67 @@ impl TokenizerConfig {
         self.tokenizer_class.as_deref().unwrap_or_default()
     }
 
-    /// The tokens of the roles, and the additional special ones, in the order in which transformers adds
-    /// them.
+    /// The tokens with a role, those with another name, and the others, in the order in which transformers
+    /// adds them.
     fn specials(&self) -> Vec<TokenEntry> {
-        let roles = ROLES.iter().filter_map(|role| self.role(role)).cloned();
-        let additional = self.additional_special_tokens.iter().flatten().cloned();
-        let extra: Vec<TokenEntry> = match &self.extra_special_tokens {
-            None => Vec::new(),
-            Some(ExtraTokens::List(list)) => list.clone(),
-            Some(ExtraTokens::Named(named)) => {
-                named.values().filter_map(|value| serde_json::from_value(value.clone()).ok()).collect()
-            }
-        };
-        roles.chain(additional).chain(extra).collect()
+        self.named().into_iter().map(|(_, entry)| entry).chain(self.extra.iter().flatten()).cloned().collect()
     }
 
-    /// The tokens to add to a vocabulary: those listed with an id first, then the special ones.
-    pub(crate) fn added_tokens(&self) -> Vec<AddedToken> {
+    fn named(&self) -> Vec<(&str, &TokenEntry)> {
+        let roles = ROLES.iter().filter_map(|role| Some((*role, self.role(role)?)));
+        let others = self.roles.iter().filter(|(name, _)| !ROLES.contains(&name.as_str()));
+        roles.chain(others.filter_map(|(name, entry)| Some((name.as_str(), entry.as_ref()?)))).collect()
+    }
+
+    /// The tokens to add to a tokenizer beside those that it has with the same flags: those listed with an id
+    /// first, then the special ones.
+    ///
+    /// `own` are the added tokens of the `tokenizer.json`, which count unless `tokenizer_config.json` lists its own.
+    pub(crate) fn added_tokens(&self, tokenizer: &Tokenizer, own: &Tokens) -> Vec<AddedToken> {
+        let present = tokenizer.get_added_tokens_decoder();
+        let mut listed: Tokens = self.listed().iter().map(|(id, entry)| (*id, entry.to_added())).collect();
+        if self.added_tokens_decoder.is_none() {
+            listed.extend(own.iter().map(|(id, token)| (*id, token.clone())));
+        }
         let mut added: Vec<AddedToken> =
-            self.added_tokens_decoder.values().map(|entry| entry.to_added(false)).collect();
+            listed.into_values().filter(|token| !present.values().any(|own| own == token)).collect();
         for entry in self.specials() {
-            if !added.iter().any(|token| token.content == entry.content()) {
-                added.push(entry.to_added(true).special(true));
+            let is_known = |token: &AddedToken| token.content == entry.content();
+            if !present.values().any(is_known) && !added.iter().any(is_known) {
+                added.push(entry.to_added());
             }
+        }
+        let named = self.named();
+        for token in &mut added {
+            token.special |= named.iter().any(|(_, entry)| entry.content() == token.content);
         }
         added
     }
 
+    /// The special tokens with the flags that classes give them which add them once more: Qwen2 every one as a
+    /// string, Cohere those without flags of their own.
+    pub(crate) fn special_added(&self, bare: bool) -> Vec<AddedToken> {
+        let entries = self.specials().into_iter();
+        let bared = |entry: TokenEntry| if bare { TokenEntry::Text(entry.content().to_owned()) } else { entry };
+        entries.map(|entry| bared(entry).to_added().special(true)).collect()
+    }
+
+    /// The tokens that a file beside the vocabulary lists with their ids.
+    fn listed(&self) -> &BTreeMap<u32, TokenEntry> {
+        self.added_tokens_decoder.as_ref().unwrap_or(&self.listed)
+    }
+
     /// The first token whose id in a tokenizer differs from that in the files, with both ids.
     pub(crate) fn misplaced(&self, tokenizer: &Tokenizer) -> Option<(String, u32, Option<u32>)> {
-        self.added_tokens_decoder.iter().find_map(|(&id, entry)| {
+        self.listed().iter().find_map(|(&id, entry)| {
             let found = tokenizer.token_to_id(entry.content());
             (found != Some(id)).then(|| (entry.content().to_owned(), id, found))
         })
     }
 
-    /// The special tokens by role, as transformers' `special_tokens_map`.
+    /// The special tokens by role or name, as transformers' `special_tokens_map`.
     pub(crate) fn special_tokens(&self) -> Map<String, Value> {
-        let mut tokens = Map::new();
-        for role in ROLES {
-            if let Some(entry) = self.role(role) {
-                tokens.insert(role.into(), entry.content().into());
-            }
-        }
-        if let Some(additional) = self.additional_special_tokens.as_ref().filter(|tokens| !tokens.is_empty())
-        {
-            tokens.insert(
-                "additional_special_tokens".into(),
-                additional.iter().map(TokenEntry::content).collect(),
-            );
-        }
-        tokens
+        self.named().into_iter().map(|(name, entry)| (name.to_owned(), entry.content().into())).collect()
     }
 
     /// The side of a long text that is cut off, if the config gives one.
@@ -293,4 +463,30 @@ impl TokenizerConfig {
             eos: id("eos_token", &["</s>", "<|end_of_text|>", "<|endoftext|>"]),
         }
     }
+}
+
+/// Added tokens by id.
+pub(super) type Tokens = BTreeMap<u32, AddedToken>;
+
+/// Sets a role's token.
+fn put(roles: &mut Vec<(String, Option<TokenEntry>)>, role: &str, entry: Option<TokenEntry>) {
+    match roles.iter_mut().find(|(own, _)| own == role) {
+        Some((_, own)) => *own = entry,
+        None => roles.push((role.to_owned(), entry)),
+    }
+}
+
+/// Sets the tokens of an object by their names.
+fn put_all(roles: &mut Vec<(String, Option<TokenEntry>)>, named: &IndexedTokens) {
+    for (name, value) in named {
+        if let Some(entry) = TokenEntry::of(value) {
+            put(roles, name, Some(entry));
+        }
+    }
+}
+
+/// Whether a `tokenizer.json` has a byte-level part.
+fn has_bytes(json: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"ByteLevel\"";
+    json.windows(NAME.len()).any(|part| part == NAME)
 }

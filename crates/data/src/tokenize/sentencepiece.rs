@@ -4,46 +4,17 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use tokenizers::decoders::byte_fallback::ByteFallback;
-use tokenizers::decoders::fuse::Fuse;
-use tokenizers::decoders::sequence::Sequence as Decoders;
-use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::replace::{Replace, ReplacePattern};
-use tokenizers::normalizers::{
-    Lowercase, NFC, NormalizerWrapper, Precompiled, Sequence as Normalizers, Strip as StripSpaces,
-};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::pre_tokenizers::punctuation::Punctuation;
-use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
-use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
-use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::normalizers::Precompiled;
+use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use crate::error::{DataError, Result};
-use crate::tokenize::build::{add_tokens, frame_as_bert, id_of, unknown_class};
-use crate::tokenize::config::TokenizerConfig;
+use crate::tokenize::build::unknown_class;
+use crate::tokenize::config::{Tokens, TokenizerConfig};
+use crate::tokenize::parts::Parts;
 use crate::tokenize::protobuf::{Fields, Value};
 
-/// The character that stands for a space.
-const SPACE: char = '▁';
-/// The default special tokens of Llama.
-const LLAMA: &[(&str, &str)] = &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")];
-/// The default special tokens of T5.
-const T5: &[(&str, &str)] = &[("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")];
-
-/// The default special tokens of DeBERTa v2 and v3.
-const DEBERTA: &[(&str, &str)] = &[
-    ("bos_token", "[CLS]"),
-    ("eos_token", "[SEP]"),
-    ("unk_token", "[UNK]"),
-    ("sep_token", "[SEP]"),
-    ("pad_token", "[PAD]"),
-    ("cls_token", "[CLS]"),
-    ("mask_token", "[MASK]"),
-];
 /// The name under which DeBERTa's model is published, mostly without a class beside it.
 pub(super) const DEBERTA_FILE: &str = "spm.model";
 
@@ -111,6 +82,11 @@ impl Model {
             .collect()
     }
 
+    /// The pieces with their scores.
+    fn scores(&self) -> Vec<(String, f64)> {
+        self.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect()
+    }
+
     /// The merges implied by the order of the pieces: the parts of every piece that are pieces too, earlier
     /// pieces first.
     fn merges(&self) -> Vec<(String, String)> {
@@ -171,100 +147,45 @@ pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokeniz
 }
 
 fn llama(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(LLAMA);
+    let parts = if config.class() == Some("CodeLlama") { Parts::CodeLlama } else { Parts::Llama };
     let vocab: Vocab = (0..).zip(&model.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect();
-    let bpe =
-        BPE::builder().vocab_and_merges(vocab, model.merges()).fuse_unk(true).byte_fallback(true).build()?;
-    let mut tokenizer = Tokenizer::new(bpe);
-    let spaced = config.add_prefix_space.unwrap_or(true);
-    let scheme = match (spaced, config.legacy.unwrap_or(false)) {
-        (false, _) => PrependScheme::Never,
-        (true, true) => PrependScheme::Always,
-        (true, false) => PrependScheme::First,
-    };
-    tokenizer.with_pre_tokenizer(Some(Metaspace::new(SPACE, scheme, false)));
-    let mut decoders =
-        vec![Replace::new(SPACE.to_string(), " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
-    if spaced {
-        decoders.push(Strip::new(' ', 1, 0).into());
-    }
-    tokenizer.with_decoder(Some(Decoders::new(decoders)));
-    add_tokens(&mut tokenizer, model.added())?;
-    add_tokens(&mut tokenizer, config.added_tokens())?;
-    let frame = |wanted: bool, role: &str| wanted.then(|| config.token(role).to_owned());
-    let bos = frame(config.add_bos_token.unwrap_or(true), "bos_token");
-    let eos = frame(config.add_eos_token.unwrap_or(false), "eos_token");
-    let part = |text: &str, segment: usize| -> String {
-        let token = |token: &Option<String>| token.as_ref().map(|token| format!("{token}:{segment} "));
-        let (bos, eos) = (token(&bos).unwrap_or_default(), token(&eos).unwrap_or_default());
-        format!("{bos}{text}:{segment} {eos}").trim().to_owned()
-    };
-    let special = [&bos, &eos].into_iter().flatten();
-    let special = special.map(|token| Ok((token.clone(), id_of(&tokenizer, token)?)));
-    let template = TemplateProcessing::builder()
-        .try_single(part("$A", 0))?
-        .try_pair(format!("{} {}", part("$A", 0), part("$B", 1)))?
-        .special_tokens(special.collect::<tokenizers::Result<Vec<_>>>()?)
-        .build()?;
-    tokenizer.with_post_processor(Some(template));
-    Ok(tokenizer)
+    let bpe = BPE::builder().vocab_and_merges(vocab, model.merges()).build()?;
+    let config = config.with_defaults(parts.defaults());
+    assemble(parts, parts.of_pairs(bpe, &config), model, &[], &config)
 }
 
 fn t5(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(T5);
     let extra: Vec<String> =
         (0..config.extra_ids.unwrap_or(100)).map(|i| format!("<extra_id_{i}>")).collect();
-    let mut vocab: Vec<(String, f64)> =
-        model.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
+    let mut vocab = model.scores();
     vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));
-    let mut tokenizer = Tokenizer::new(Unigram::from(vocab, Some(2), false)?);
-    if !model.rules.is_empty() {
-        tokenizer.with_normalizer(Some(Precompiled::from(&model.rules)?))?;
-    }
-    let spaces = || Metaspace::new(SPACE, PrependScheme::Always, true);
-    tokenizer.with_pre_tokenizer(Some(Splitters::new(vec![WhitespaceSplit.into(), spaces().into()])));
-    tokenizer.with_decoder(Some(spaces()));
-    add_tokens(&mut tokenizer, model.added())?;
-    add_tokens(&mut tokenizer, extra.iter().map(|token| AddedToken::from(token.as_str(), true)).collect())?;
-    add_tokens(&mut tokenizer, config.added_tokens())?;
-    let eos = config.token("eos_token").to_owned();
-    let template = TemplateProcessing::builder()
-        .try_single(format!("$A {eos}"))?
-        .try_pair(format!("$A {eos} $B {eos}"))?
-        .special_tokens(vec![(eos.clone(), id_of(&tokenizer, &eos)?)])
-        .build()?;
-    tokenizer.with_post_processor(Some(template));
-    Ok(tokenizer)
+    let config = config.with_defaults(Parts::T5.defaults());
+    let unk_id = Parts::T5.unknown(&vocab, &config);
+    assemble(Parts::T5, Unigram::from(vocab, Some(unk_id), false)?, model, &extra, &config)
 }
 
-/// transformers 5 takes the pieces of the model and none of its rules.
 fn deberta(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(DEBERTA);
-    let vocab: Vec<(String, f64)> =
-        model.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
-    let unk_token = config.token("unk_token");
-    // As transformers: the id of a later default where the vocabulary has no such token of score 0.
-    let unk_id = vocab.iter().position(|(text, score)| text == unk_token && *score == 0.0).unwrap_or(1);
-    let mut tokenizer = Tokenizer::new(Unigram::from(vocab, Some(unk_id), false)?);
-    let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
-    if config.do_lower_case.unwrap_or(false) {
-        normalizers.push(Lowercase.into());
-    }
-    let spaces = ReplacePattern::Regex(r"\s{2,}|[\n\r\t]".to_owned());
-    normalizers.extend([Replace::new(spaces, " ")?.into(), NFC.into(), StripSpaces::new(false, true).into()]);
-    tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
-    let scheme =
-        if config.add_prefix_space.unwrap_or(true) { PrependScheme::Always } else { PrependScheme::First };
-    let spaces = || Metaspace::new(SPACE, scheme, true);
-    let mut splitters: Vec<PreTokenizerWrapper> = Vec::new();
-    if config.split_by_punct.unwrap_or(false) {
-        splitters.push(Punctuation::new(SplitDelimiterBehavior::Isolated).into());
-    }
-    splitters.push(spaces().into());
-    tokenizer.with_pre_tokenizer(Some(Splitters::new(splitters)));
-    tokenizer.with_decoder(Some(spaces()));
-    add_tokens(&mut tokenizer, model.added())?;
-    add_tokens(&mut tokenizer, config.added_tokens())?;
-    frame_as_bert(&mut tokenizer, &config)?;
+    let config = config.with_defaults(Parts::DebertaV2.defaults());
+    let vocab = model.scores();
+    let unk_id = Parts::DebertaV2.unknown(&vocab, &config);
+    assemble(Parts::DebertaV2, Unigram::from(vocab, Some(unk_id), false)?, model, &[], &config)
+}
+
+/// The class's tokenizer around a vocabulary, with added tokens of the model and `extra` ones.
+fn assemble(
+    parts: Parts,
+    vocabulary: impl Into<ModelWrapper>,
+    model: &Model,
+    extra: &[String],
+    config: &TokenizerConfig,
+) -> tokenizers::Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::new(vocabulary);
+    let rules = (!model.rules.is_empty()).then(|| Precompiled::from(&model.rules)).transpose()?;
+    parts.dress(&mut tokenizer, config, rules)?;
+    tokenizer.add_tokens(model.added())?;
+    tokenizer.add_tokens(extra.iter().map(|token| AddedToken::from(token.as_str(), true)))?;
+    let added = config.added_tokens(&tokenizer, &Tokens::new());
+    tokenizer.add_tokens(added)?;
+    parts.frame(&mut tokenizer, config, None)?;
     Ok(tokenizer)
 }
