@@ -82,9 +82,11 @@ impl TextTokenizer {
     /// `vocab.txt` (BERT's WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2,
     /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's, T5's or DeBERTa's, by the
     /// class).
-    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present
-    /// (tokens that are not in `tokenizer.json`, `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`,
-    /// `add_prefix_space`).
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present.
+    ///
+    /// A `tokenizer.json` is taken as it is, or rebuilt around its vocabulary, as transformers 5 does by
+    /// `tokenizer_class` and `model_type`; `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`,
+    /// `add_prefix_space` and `legacy` count in the latter case.
     ///
     /// `max_length` counts special tokens; with `None` nothing is truncated.
     ///

@@ -74,7 +74,8 @@ fn classes_are_those_of_transformers() {
     let table: Value =
         serde_json::from_slice(&std::fs::read(fixtures().join("classes.json")).unwrap()).unwrap();
     let rows = table["rows"].as_array().unwrap();
-    let mut names: Vec<&String> = rows.iter().flat_map(|row| row["special"].as_object().unwrap().keys()).collect();
+    let mut names: Vec<&String> =
+        rows.iter().flat_map(|row| row["special"].as_object().unwrap().keys()).collect();
     let additional = "additional_special_tokens".to_owned();
     names.push(&additional);
     names.sort_unstable();

@@ -13,7 +13,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
-use crate::tokenize::config::{Tokens, TokenizerConfig};
+use crate::tokenize::config::{TokenizerConfig, Tokens};
 use crate::tokenize::parts::Parts;
 
 /// Classes whose `vocab.txt` is BERT's WordPiece with BERT's template.

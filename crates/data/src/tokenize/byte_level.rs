@@ -6,7 +6,7 @@ use tokenizers::Tokenizer;
 use tokenizers::models::bpe::BPE;
 
 use super::build::unknown_class;
-use super::config::{Tokens, TokenizerConfig};
+use super::config::{TokenizerConfig, Tokens};
 use super::parts::Parts;
 use crate::error::{DataError, Result};
 

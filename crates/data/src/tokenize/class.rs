@@ -86,10 +86,7 @@ const REGISTERED: &[(&str, &[&str])] = &[
         ],
     ),
     ("GPTNeoXJapanese", &["gpt_neox_japanese"]),
-    (
-        "GPTNeoX",
-        &["falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"],
-    ),
+    ("GPTNeoX", &["falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"]),
     ("GPTSw3", &["gpt-sw3"]),
     (
         "Gemma",
@@ -276,15 +273,8 @@ const REGISTERED: &[(&str, &[&str])] = &[
 
 /// Model types whose published class is known to be wrong, so that the registered one is taken. Those that
 /// are registered as generic need no entry.
-const PUBLISHED_WRONG: [&str; 7] = [
-    "hyperclovax_vision_v2",
-    "qwen2",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_5_moe_text",
-    "qwen4_exp",
-    "siglip2",
-];
+const PUBLISHED_WRONG: [&str; 7] =
+    ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "siglip2"];
 
 /// The registered class of a model type.
 fn registered(model_type: &str) -> Option<&'static str> {

@@ -167,7 +167,8 @@ impl TokenizerConfig {
         let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
         let is_wrong = |(role, value): (&str, &Value)| {
-            (ROLES.contains(&role) && !value.is_null() && TokenEntry::of(value).is_none()).then(|| role.to_owned())
+            (ROLES.contains(&role) && !value.is_null() && TokenEntry::of(value).is_none())
+                .then(|| role.to_owned())
         };
         if let Some(role) = config.rest.iter().find_map(|(role, value)| is_wrong((role, value))) {
             let path = folder.join("tokenizer_config.json");
@@ -201,7 +202,9 @@ impl TokenizerConfig {
         // GPT-2's class states that it has none.
         if config.slot("pad_token").is_none() && config.parts != Some(Parts::Gpt2) {
             let padded: Padded = serde_json::from_slice(&json).unwrap_or_default();
-            config.roles.extend(padded.padding.map(|p| ("pad_token".into(), Some(TokenEntry::Text(p.pad_token)))));
+            config
+                .roles
+                .extend(padded.padding.map(|p| ("pad_token".into(), Some(TokenEntry::Text(p.pad_token)))));
         }
         config.tokenizer_class = config.tokenizer_class.or(model.tokenizer_class);
         if config.added_tokens_decoder.is_none() {
@@ -407,7 +410,8 @@ impl TokenizerConfig {
     /// string, Cohere those without flags of their own.
     pub(crate) fn special_added(&self, bare: bool) -> Vec<AddedToken> {
         let entries = self.specials().into_iter();
-        let bared = |entry: TokenEntry| if bare { TokenEntry::Text(entry.content().to_owned()) } else { entry };
+        let bared =
+            |entry: TokenEntry| if bare { TokenEntry::Text(entry.content().to_owned()) } else { entry };
         entries.map(|entry| bared(entry).to_added().special(true)).collect()
     }
 

@@ -30,7 +30,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{Model, ModelWrapper, SplitDelimiterBehavior, Tokenizer};
 
 use super::build::{frame_as_bert, id_of};
-use super::config::{Tokens, TokenizerConfig};
+use super::config::{TokenizerConfig, Tokens};
 
 /// The character that stands for a space.
 const SPACE: char = '▁';
@@ -395,11 +395,8 @@ impl Parts {
         match self {
             Self::Bert | Self::DebertaV2 => frame_as_bert(tokenizer, config),
             Self::Clip | Self::MpNet | Self::Roberta => {
-                let roles = if self == Self::Clip {
-                    ["bos_token", "eos_token"]
-                } else {
-                    ["cls_token", "sep_token"]
-                };
+                let roles =
+                    if self == Self::Clip { ["bos_token", "eos_token"] } else { ["cls_token", "sep_token"] };
                 let [first, last] = around(tokenizer, roles)?;
                 let (trims, spaced) = match self {
                     Self::Roberta => {
@@ -443,7 +440,8 @@ impl Parts {
             }
             _ => {
                 let default = [self == Self::CodeLlama, false];
-                let stated = [config.add_bos_token, config.add_eos_token].map(|it| it.filter(|_| file.is_none()));
+                let stated =
+                    [config.add_bos_token, config.add_eos_token].map(|it| it.filter(|_| file.is_none()));
                 let is_stated = default[0] || stated.iter().any(Option::is_some);
                 match file.and_then(|file| file.get_post_processor()) {
                     Some(stored) if !is_stated && self != Self::GptNeoX => {

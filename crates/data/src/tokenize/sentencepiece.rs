@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::tokenize::build::unknown_class;
-use crate::tokenize::config::{Tokens, TokenizerConfig};
+use crate::tokenize::config::{TokenizerConfig, Tokens};
 use crate::tokenize::parts::Parts;
 use crate::tokenize::protobuf::{Fields, Value};
 
