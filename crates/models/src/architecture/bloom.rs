@@ -29,6 +29,12 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     if keys.flag_or("apply_residual_connection_post_layernorm", false)? {
         return Err("apply_residual_connection_post_layernorm = true is not supported; expected false".into());
     }
+    let parts = keys.size_or("pretraining_tp", 1)?;
+    if parts > 1 && keys.flag_or("slow_but_exact", false)? {
+        return Err(format!(
+            "slow_but_exact = true with pretraining_tp = {parts} is not supported; expected false or 1"
+        ));
+    }
     let defaults = Defaults { activation_key: "", max_positions: 2048, ..gpt2::DEFAULTS };
     let common = DecoderConfig::with(architecture, keys, defaults)?.without_ropes();
     Ok(DecoderConfig {

@@ -1,5 +1,7 @@
 //! GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores and a window in every other layer.
 
+use serde_json::Value;
+
 use super::gpt2;
 use crate::config::{
     DecoderArchitecture, DecoderConfig, DecoderNames, DropoutKeys, Keys, NormKind, QkvNames, TokenHead,
@@ -48,8 +50,15 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     })
 }
 
-/// Which layers have a window, by `attention_types`: lists of kinds, each with how often it comes.
+/// Which layers have a window: by `attention_layers`, a kind for each, or by `attention_types`, lists of kinds, each with how
+/// often it comes.
 fn local_layers(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<bool>, String> {
+    if let Some(list) = keys.get("attention_layers") {
+        let kinds = list.as_array().and_then(|list| list.iter().map(is_local).collect::<Option<Vec<_>>>());
+        return kinds.filter(|kinds| kinds.len() == n_layers).ok_or_else(|| {
+            format!("attention_layers = {list}; expected 'global' or 'local' for each of {n_layers} layers")
+        });
+    }
     let mut kinds = Vec::new();
     match keys.get("attention_types") {
         None => kinds.extend((0..n_layers).map(|layer| !layer.is_multiple_of(2))),
@@ -65,11 +74,7 @@ fn local_layers(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<bool>, String> {
                 };
                 for _ in 0..times.min(n_layers as u64 + 1) {
                     for name in names {
-                        kinds.push(match name.as_str() {
-                            Some("global") => false,
-                            Some("local") => true,
-                            _ => return Err(wrong()),
-                        });
+                        kinds.push(is_local(name).ok_or_else(wrong)?);
                     }
                 }
             }
@@ -79,4 +84,12 @@ fn local_layers(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<bool>, String> {
         return Err(format!("attention_types has {} entries for {n_layers} layers", kinds.len()));
     }
     Ok(kinds)
+}
+
+fn is_local(name: &Value) -> Option<bool> {
+    match name.as_str() {
+        Some("global") => Some(false),
+        Some("local") => Some(true),
+        _ => None,
+    }
 }

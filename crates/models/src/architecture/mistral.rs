@@ -16,5 +16,6 @@ pub(super) fn config(
         false => Some(4096),
     };
     let defaults = Defaults { max_positions: 131_072, ..Defaults::DEFAULT };
-    Ok(DecoderConfig::with(architecture, keys, defaults)?.with_window(window))
+    // With a list of layers transformers reads a Mistral as a Ministral.
+    DecoderConfig::with(architecture, keys, defaults)?.with_windows(keys, window, |_| true)
 }

@@ -20,6 +20,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let rope = RopeKeys { default_theta: 1e6, ..RopeKeys::DEFAULT };
     let defaults = Defaults { norm_eps: 1e-5, rope, max_positions: 131_072, ..Defaults::DEFAULT };
     let window = keys.optional_size("sliding_window", MAX_DIM)?;
-    let experts = ExpertsConfig::read(keys, &EXPERTS, "intermediate_size")?;
+    let counts = ["num_experts", "num_local_experts"];
+    let experts = ExpertsConfig::read(keys, &EXPERTS, "intermediate_size", &counts, [8, 2])?;
     Ok(DecoderConfig::with(architecture, keys, defaults)?.with_window(window).with_experts(experts))
 }

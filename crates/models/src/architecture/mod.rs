@@ -206,7 +206,8 @@ impl EncoderConfig {
     /// A one-line reason.
     pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
         take_storage(&mut raw).map_err(|e| e.to_string())?;
-        let architecture = encoder(&encoder_type(&raw)?)?;
+        let architecture =
+            encoder(&encoder_type(&raw)?).map_err(|error| unknown::of_parts(&raw).unwrap_or(error))?;
         Self::of(architecture, raw)
     }
 }
@@ -282,13 +283,11 @@ impl DecoderConfig {
             .map_err(|reason| ModelError::Config { path, reason })?;
         if lowrank_checkpoint::has_file(folder.join("generation_config.json")) {
             let generation = read_object(folder, "generation_config.json")?;
-            let eos = Keys::new(&generation).ids("eos_token_id").map_err(|reason| ModelError::Config {
+            // As in transformers: where the file exists, it determines the ends, if only that there are none.
+            config.eos = Keys::new(&generation).ids("eos_token_id").map_err(|reason| ModelError::Config {
                 path: folder.join("generation_config.json"),
                 reason,
             })?;
-            if !eos.is_empty() {
-                config.eos = eos;
-            }
         }
         Ok(config)
     }
@@ -300,7 +299,7 @@ impl DecoderConfig {
     pub fn parse(mut raw: Map<String, Value>) -> std::result::Result<Self, String> {
         take_storage(&mut raw).map_err(|e| e.to_string())?;
         let model_type = Keys::new(&raw).text("model_type")?.ok_or("model_type is missing")?;
-        let architecture = decoder(model_type)?;
+        let architecture = decoder(model_type).map_err(|error| unknown::of_parts(&raw).unwrap_or(error))?;
         Self::of(architecture, raw)
     }
 

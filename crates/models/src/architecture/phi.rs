@@ -42,6 +42,12 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         rope: RopeKeys::partial(0.5),
         ..Defaults::DEFAULT
     };
+    let common = DecoderConfig::with(architecture, keys, defaults)?;
+    if common.tied {
+        return Err(
+            "tie_word_embeddings = true is not supported beside the head's bias; expected false".into()
+        );
+    }
     Ok(DecoderConfig {
         norm: NormKind::Layer,
         qk_norm: keys.flag_or("qk_layernorm", false)?.then_some(QkNorm::Head),
@@ -50,6 +56,6 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         mlp_bias: true,
         head_bias: true,
         residual: Residual::Parallel,
-        ..DecoderConfig::with(architecture, keys, defaults)?
+        ..common
     })
 }

@@ -1,6 +1,6 @@
 //! Qwen2 (Yang et al. 2024): Llama with biases on queries, keys and values, and windows in some layers.
 
-use super::llama;
+use super::{llama, qwen2_moe};
 use crate::config::{DecoderArchitecture, DecoderConfig, Defaults, Keys};
 
 pub(super) const ARCHITECTURE: DecoderArchitecture =
@@ -16,10 +16,6 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
 
 /// Windows in the layers from `max_window_layers` on, if `use_sliding_window` is set.
 pub(super) fn windows(config: DecoderConfig, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    let window = match keys.flag_or("use_sliding_window", false)? {
-        true => Some(keys.size_or("sliding_window", 4096)?),
-        false => None,
-    };
     let full = keys.number_or("max_window_layers", 28.0)? as usize;
-    config.with_windows(keys, window, |layer| layer >= full)
+    config.with_windows(keys, qwen2_moe::window(keys)?, |layer| layer >= full)
 }

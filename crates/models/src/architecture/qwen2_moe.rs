@@ -26,7 +26,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     let experts = ExpertsConfig {
         shared_d_ff: Some(keys.size("shared_expert_intermediate_size")?),
         normalizes: keys.flag_or("norm_topk_prob", false)?,
-        ..ExpertsConfig::read(keys, &WITH_SHARED, "moe_intermediate_size")?
+        ..ExpertsConfig::read(keys, &WITH_SHARED, "moe_intermediate_size", &["num_experts"], [60, 4])?
     };
     let bias = keys.flag_or("qkv_bias", true)?;
     let common =

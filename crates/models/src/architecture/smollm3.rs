@@ -25,9 +25,8 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
     for (layer, &has_rope) in config.layers.iter_mut().zip(&has_rope) {
         layer.rope = layer.rope.filter(|_| has_rope);
     }
-    let window = match keys.flag_or("use_sliding_window", false)? {
-        true => keys.optional_size("sliding_window", MAX_DIM)?,
-        false => None,
-    };
+    // The flag counts where the layers are not listed.
+    let has_windows = keys.flag_or("use_sliding_window", false)? || keys.get("layer_types").is_some();
+    let window = keys.optional_size("sliding_window", MAX_DIM)?.filter(|_| has_windows);
     config.with_windows(keys, window, |layer| !has_rope[layer])
 }

@@ -42,6 +42,7 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"hidden_dropout_prob":1.5}"#, "hidden_dropout_prob = 1.5")]
 #[case(r#"{"position_embedding_type":"relative_key"}"#, "relative_key")]
 #[case(r#"{"id2label":{"0":"a","2":"b"}}"#, "id2label has the key '2'")]
+#[case(r#"{"num_labels":16777216}"#, "num_labels = 16777216 is out of range")]
 #[case(r#"{"model_type":"roberta","pad_token_id":511}"#, "no position")]
 #[case(r#"{"model_type":"modernbert","classifier_pooling":"max"}"#, "classifier_pooling 'max'")]
 #[case(r#"{"model_type":"modernbert","norm_eps":-1}"#, "norm_eps = -1")]
@@ -312,6 +313,24 @@ fn decoder_config(model_type: &str, changes: &str) -> std::result::Result<Decode
 #[case("gemma2", r#"{"attn_logit_softcapping":0}"#, "attn_logit_softcapping = 0")]
 #[case("gemma2", r#"{"use_bidirectional_attention":true}"#, "use_bidirectional_attention")]
 #[case("exaone4", r#"{"sliding_window_pattern":"LLLG"}"#, "sliding_window_pattern")]
+#[case("llama", r#"{"is_causal":false}"#, "is_causal = false")]
+#[case("gpt2", r#"{"is_causal":null}"#, "is_causal = false or null")]
+#[case("gemma3_text", r#"{"is_causal":false}"#, "is_causal = false")]
+#[case("bloom", r#"{"slow_but_exact":true,"pretraining_tp":4}"#, "pretraining_tp = 4")]
+#[case("phi", r#"{"tie_word_embeddings":true}"#, "tie_word_embeddings = true")]
+#[case("gpt_neo", r#"{"attention_layers":["local"]}"#, "attention_layers = [\"local\"]")]
+#[case("gemma3_text", r#"{"rope_scaling":{"type":"linear","factor":2}}"#, "type 'linear' without rope_type")]
+#[case("olmo3", r#"{"rope_scaling":{"type":"yarn","factor":2}}"#, "type 'yarn' without rope_type")]
+#[case(
+    "qwen3",
+    r#"{"layer_types":["sliding_attention","full_attention","full_attention","full_attention"],"use_sliding_window":false}"#,
+    "set sliding_window and use_sliding_window"
+)]
+#[case(
+    "mistral",
+    r#"{"layer_types":["sliding_attention","full_attention","full_attention","full_attention"],"sliding_window":null}"#,
+    "layer_types has sliding_attention"
+)]
 fn options_of_decoders_that_cannot_be_run_are_refused(
     #[case] model_type: &str,
     #[case] changes: &str,
@@ -398,7 +417,8 @@ fn the_original_length_of_phi3_is_4096_by_default() {
 }
 
 #[rstest]
-#[case("mistral", [true; 4])]
+#[case("mistral", [true, false, true, false])]
+#[case("smollm3", [true, false, true, false])]
 #[case("mixtral", [true; 4])]
 #[case("phi3", [true; 4])]
 #[case("starcoder2", [true; 4])]
@@ -448,4 +468,112 @@ fn windows_and_rotations_go_by_layer() {
         [full, window, window, window]
     );
     assert_eq!(kinds("gemma2", "{}"), [near, (None, Some(0)), near, (None, Some(0))]);
+}
+
+#[test]
+fn a_list_of_layers_makes_smollm3_s_flag_for_windows_void() {
+    let windows = |changes| -> Vec<Option<usize>> {
+        decoder_config("smollm3", changes).unwrap().layers.iter().map(|layer| layer.window).collect()
+    };
+    let list = r#"{"sliding_window":7,"use_sliding_window":false,
+        "layer_types":["full_attention","sliding_attention","full_attention","full_attention"]}"#;
+    assert_eq!(windows(list), [None, Some(7), None, None]);
+    assert_eq!(windows(r#"{"sliding_window":7}"#), [None; 4]);
+}
+
+#[test]
+fn a_null_window_of_qwen2_is_none() {
+    let window = |changes| decoder_config("qwen2", changes).unwrap().layers[3].window;
+    assert_eq!(window(r#"{"use_sliding_window":true,"max_window_layers":3,"sliding_window":null}"#), None);
+    assert_eq!(window(r#"{"use_sliding_window":true,"max_window_layers":3}"#), Some(4096));
+}
+
+/// The values are those of transformers 5.23 for the same files.
+#[test]
+fn second_names_of_keys_give_way_to_the_common_ones() {
+    let heads =
+        |model_type, own: &str| decoder_config(model_type, &format!(r#"{{"{own}":2}}"#)).unwrap().n_heads;
+    for (model_type, own) in
+        [("gpt2", "n_head"), ("gpt_neo", "num_heads"), ("bloom", "n_head"), ("mpt", "n_heads")]
+    {
+        assert_eq!(heads(model_type, own), 4, "{model_type}");
+    }
+    // These are separate keys.
+    let config = decoder_config("gpt2", r#"{"n_inner":8}"#).unwrap();
+    assert_eq!(config.d_ff, 8);
+    assert_eq!(decoder_config("opt", r#"{"ffn_dim":8}"#).unwrap().d_ff, 8);
+    assert_eq!(decoder_config("bloom", r#"{"n_embed":8}"#).unwrap().d_model, 8);
+    assert_eq!(decoder_config("gpt2", r#"{"n_head":2,"num_attention_heads":null}"#).unwrap().n_heads, 2);
+    let bart = seq2seq(r#"{"model_type":"bart","num_hidden_layers":3,"num_attention_heads":8}"#).unwrap();
+    assert_eq!((bart.encoder.n_layers, bart.decoder.n_layers, bart.decoder.first_layer), (3, 5, 3));
+    assert_eq!((bart.encoder.n_heads, bart.decoder.n_heads), (8, 2));
+}
+
+#[test]
+fn layers_of_gpt_neo_are_those_of_the_longer_list() {
+    let windows = |changes| -> Vec<bool> {
+        decoder_config("gpt_neo", changes)
+            .unwrap()
+            .layers
+            .iter()
+            .map(|layer| layer.window.is_some())
+            .collect()
+    };
+    let both = r#"{"attention_types":[[["global","local"],2]],"attention_layers":["local","local","global","local"]}"#;
+    assert_eq!(windows(both), [true, true, false, true]);
+    assert_eq!(windows(r#"{"attention_types":[[["global","local"],2]]}"#), [false, true, false, true]);
+}
+
+#[rstest]
+#[case("mixtral", "{}", [8, 2])]
+#[case("mixtral", r#"{"num_local_experts":4,"num_experts":3}"#, [3, 2])]
+#[case("olmoe", r#"{"num_local_experts":9,"num_experts":16}"#, [9, 8])]
+#[case("qwen3_moe", "{}", [128, 8])]
+#[case("qwen2_moe", r#"{"num_local_experts":9}"#, [60, 4])]
+fn numbers_of_experts_are_those_of_transformers(
+    #[case] model_type: &str,
+    #[case] changes: &str,
+    #[case] expected: [usize; 2],
+) {
+    let mut changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
+    changes.insert("moe_intermediate_size".into(), 8.into());
+    changes.insert("shared_expert_intermediate_size".into(), 8.into());
+    let experts = decoder_config(model_type, &Value::from(changes).to_string()).unwrap().experts.unwrap();
+    assert_eq!([experts.count, experts.top_k], expected);
+}
+
+#[rstest]
+#[case(json!({"model_type": "llava", "text_config": {"model_type": "llama"}}), "(text_config.model_type = 'llama') as a folder")]
+#[case(json!({"model_type": "mistral3", "text_config": {"model_type": "newer"}}), "'newer') is not supported either")]
+#[case(json!({"model_type": "qwen2_vl", "vision_config": {}}), "the model reads more than text")]
+fn models_of_several_parts_are_called_so(#[case] raw: Value, #[case] part: &str) {
+    let raw = raw.as_object().unwrap();
+    for error in
+        [DecoderConfig::parse(raw.clone()).unwrap_err(), EncoderConfig::parse(raw.clone()).unwrap_err()]
+    {
+        assert!(error.contains(part) && error.contains("reads more than text"), "{error}");
+    }
+}
+
+/// `from_pretrained` of transformers 5.23 gives the same ends.
+#[rstest]
+#[case(None, &[7])]
+#[case(Some("{}"), &[])]
+#[case(Some(r#"{"eos_token_id":null}"#), &[])]
+#[case(Some(r#"{"eos_token_id":[3,4]}"#), &[3, 4])]
+fn ends_are_those_of_the_generation_config_where_there_is_one(
+    #[case] generation: Option<&str>,
+    #[case] expected: &[u32],
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    if let Some(text) = generation {
+        write("generation_config.json", text);
+    }
+    let raw = decoder_config("llama", r#"{"eos_token_id":7}"#).unwrap().raw;
+    write("config.json", &Value::from(raw).to_string());
+    assert_eq!(DecoderConfig::read(folder.path()).unwrap().eos, expected);
+    let raw = seq2seq(r#"{"eos_token_id":7,"pad_token_id":0}"#).unwrap().raw;
+    write("config.json", &Value::from(raw).to_string());
+    assert_eq!(Seq2SeqConfig::read(folder.path()).unwrap().decoder.eos, expected);
 }

@@ -1,5 +1,7 @@
 //! Errors for models that are not supported: what the model is, and the nearest supported one.
 
+use serde_json::{Map, Value};
+
 use super::{DECODERS, ENCODERS};
 
 /// The commands that support encoder-decoder models.
@@ -50,6 +52,28 @@ const RELATIVES: &[(&str, &str)] = &[
     ("clip", "models of pictures and texts are not supported; the nearest model of pictures is vit"),
     ("deberta", "the nearest supported encoder is deberta-v2; one map for queries, keys and values differs"),
 ];
+
+/// Why a model of several parts, with a section of the config for each, is refused; `None` for other models.
+pub(super) fn of_parts(config: &Map<String, Value>) -> Option<String> {
+    let model_type = config.get("model_type").and_then(Value::as_str)?;
+    if RELATIVES.iter().any(|(name, _)| *name == model_type) {
+        return None;
+    }
+    let refused = |rest: &str| {
+        format!("model_type '{model_type}' is not supported: the model reads more than text{rest}")
+    };
+    let part = |key: &str| config.get(key).filter(|part| part.is_object());
+    let text = part("text_config").and_then(|text| text.get("model_type")).and_then(Value::as_str);
+    match text {
+        Some(text) if DECODERS.iter().any(|a| a.model_type == text) => Some(refused(&format!(
+            "; give its text model (text_config.model_type = '{text}') as a folder of its own"
+        ))),
+        Some(text) => Some(refused(&format!(
+            ", and its text model (text_config.model_type = '{text}') is not supported either"
+        ))),
+        None => ["vision_config", "audio_config"].iter().any(|key| part(key).is_some()).then(|| refused("")),
+    }
+}
 
 /// Why a decoder of this type is refused.
 pub(super) fn decoder(model_type: &str) -> String {

@@ -224,6 +224,10 @@ impl DecoderConfig {
         keys: &Keys<'_>,
         defaults: Defaults,
     ) -> std::result::Result<Self, String> {
+        // transformers takes null, too, for a model whose tokens see those after them.
+        if keys.has("is_causal") && !(keys.get("is_causal").is_some() && keys.flag_or("is_causal", true)?) {
+            return Err("is_causal = false or null is not supported for decoders; expected true".into());
+        }
         let n_heads = keys.size("num_attention_heads")?;
         let d_model = keys.size("hidden_size")?;
         let n_layers = keys.size_within("num_hidden_layers", MAX_LAYERS)?;
@@ -288,7 +292,8 @@ impl DecoderConfig {
     }
 
     /// Sets the window of the layers to which the config gives one: those called `sliding_attention` in
-    /// `layer_types`, or, without such a list, those selected by `is_sliding`.
+    /// `layer_types`, or, without such a list, those selected by `is_sliding`. A list that asks for a window where the config
+    /// has none is refused.
     pub(crate) fn with_windows(
         mut self,
         keys: &Keys<'_>,
@@ -296,6 +301,15 @@ impl DecoderConfig {
         is_sliding: impl Fn(usize) -> bool,
     ) -> std::result::Result<Self, String> {
         let types = keys.layer_types(self.n_layers)?;
+        if window.is_none() && types.iter().flatten().any(|name| *name == "sliding_attention") {
+            let gate = match keys.get("use_sliding_window") {
+                Some(_) => " and use_sliding_window",
+                None => "",
+            };
+            return Err(format!(
+                "layer_types has sliding_attention, and the config switches the window off; set sliding_window{gate}"
+            ));
+        }
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let slides = match &types {
                 Some(types) => types[index] == "sliding_attention",

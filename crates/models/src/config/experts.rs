@@ -26,12 +26,19 @@ pub struct ExpertsConfig {
 }
 
 impl ExpertsConfig {
-    /// Experts with their inner width under the key `d_ff`. Their number is called `num_experts` or
-    /// `num_local_experts`.
-    pub(crate) fn read(keys: &Keys<'_>, names: &'static ExpertNames, d_ff: &str) -> Result<Self, String> {
-        let count = ["num_experts", "num_local_experts"].iter().find(|key| keys.get(key).is_some());
-        let count = keys.size_within(count.unwrap_or(&"num_experts"), MAX_EXPERTS)?;
-        let top_k = keys.size("num_experts_per_tok")?;
+    /// Experts with their inner width under the key `d_ff`, and their number under the first of the keys `counts` that the
+    /// config has; both numbers have defaults: of experts, and per token.
+    pub(crate) fn read(
+        keys: &Keys<'_>,
+        names: &'static ExpertNames,
+        d_ff: &str,
+        counts: &[&str],
+        defaults: [usize; 2],
+    ) -> Result<Self, String> {
+        let count = counts.iter().find(|key| keys.get(key).is_some());
+        let count =
+            count.map_or(Ok(None), |key| keys.optional_size(key, MAX_EXPERTS))?.unwrap_or(defaults[0]);
+        let top_k = keys.size_or("num_experts_per_tok", defaults[1])?;
         if top_k > count {
             return Err(format!(
                 "num_experts_per_tok = {top_k} is out of range; expected 1..={count}, the number of experts"

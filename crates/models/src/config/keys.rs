@@ -7,11 +7,32 @@ use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
 
+/// Names that transformers takes for second names of the common ones, which hold where a file has both. Other own names are
+/// separate keys there, and hold themselves.
+const SECOND_NAMES: &[&str] = &[
+    "n_embd",
+    "d_model",
+    "dim",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "n_positions",
+    "d_kv",
+];
+
 /// A config with the key names of another architecture: pairs of own and other name.
 pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
     let mut renamed = raw.clone();
     for (own, key) in names {
-        if let Some(value) = renamed.remove(*own) {
+        let has_common = renamed.get(*key).is_some_and(|value| !value.is_null());
+        if let Some(value) = renamed.remove(*own)
+            && !(has_common && SECOND_NAMES.contains(own))
+        {
             renamed.insert((*key).into(), value);
         }
     }

@@ -4,6 +4,9 @@ use serde_json::{Map, Value};
 
 use crate::config::keys::Keys;
 
+/// Maximum number of labels without names.
+const MAX_LABELS: usize = 1 << 20;
+
 /// Meaning of a head's logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Problem {
@@ -108,7 +111,7 @@ pub(crate) fn read(keys: &Keys<'_>) -> Result<(Vec<String>, Problem), String> {
 /// Label names in class order.
 fn names(keys: &Keys<'_>) -> Result<Vec<String>, String> {
     let Some(map) = keys.object("id2label")? else {
-        let n = keys.size_or("num_labels", 2)?;
+        let n = keys.optional_size("num_labels", MAX_LABELS)?.unwrap_or(2);
         return Ok((0..n).map(|i| format!("LABEL_{i}")).collect());
     };
     let mut labels = vec![None; map.len()];

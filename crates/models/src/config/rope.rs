@@ -143,6 +143,15 @@ impl RopeConfig {
     ) -> Result<Self, String> {
         let own = keys.object("rope_parameters")?.map_or(Ok(None), |all| all.object(kind))?;
         let old = keys.object("rope_scaling")?.filter(|old| kind == "full_attention" && !old.is_empty());
+        // transformers gives the object of an older config the type `default` before it reads `type`.
+        let is_unread = |old: &Keys<'_>| own.is_none() && old.get("rope_type").is_none();
+        if let Some(name) = old.filter(is_unread).map_or(Ok(None), |old| old.text("type"))?
+            && name != "default"
+        {
+            return Err(format!(
+                "rope_scaling: type '{name}' without rope_type is not supported for this architecture; name it rope_type"
+            ));
+        }
         let entries = [own, old].into_iter().flatten().flat_map(|keys| keys.entries());
         let merged: Map<String, Value> = entries.map(|(key, value)| (key.clone(), value.clone())).collect();
         Self::build(keys, Some(Keys::new(&merged)), head_dim, names)
@@ -266,13 +275,19 @@ impl RopeScaling {
                     None => max_positions()? / length,
                 };
                 let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let attention_factor =
-                    match (optional("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
-                        (Some(given), _, _) => given,
-                        (None, Some(one), Some(all)) => mscale(one) / mscale(all),
-                        _ => mscale(1.0),
-                    };
-                let turns = [optional("beta_fast")?.unwrap_or(32.0), optional("beta_slow")?.unwrap_or(1.0)];
+                // As in transformers, 0 stands for none in these.
+                let unless_zero = |key: &str| match own.number(key) {
+                    Ok(Some(0.0)) => Ok(None),
+                    _ => optional(key),
+                };
+                let mscales = (unless_zero("mscale")?, unless_zero("mscale_all_dim")?);
+                let attention_factor = match (optional("attention_factor")?, mscales) {
+                    (Some(given), _) => given,
+                    (None, (Some(one), Some(all))) => mscale(one) / mscale(all),
+                    _ => mscale(1.0),
+                };
+                let turns =
+                    [unless_zero("beta_fast")?.unwrap_or(32.0), unless_zero("beta_slow")?.unwrap_or(1.0)];
                 let dim = rotary_dim as f64;
                 // The pair that makes this number of turns over the original length.
                 let pair =
@@ -444,6 +459,26 @@ mod tests {
         .unwrap();
         assert_eq!(long.frequencies(17)[3], long.frequencies(16)[3] / 8.0);
         assert!((long.attention_factor() - 1.5f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn zeros_of_yarn_are_unset() {
+        let yarn = |changes: Value| {
+            let mut scaling =
+                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+            scaling.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            read(json!({"rope_theta": 100.0, "rope_parameters": scaling})).unwrap().scaling
+        };
+        let usual = yarn(json!({}));
+        for zero in [
+            json!({"mscale": 0, "mscale_all_dim": 1.0}),
+            json!({"mscale": 1.0, "mscale_all_dim": 0.0}),
+            json!({"beta_fast": 0, "beta_slow": 0}),
+        ] {
+            assert_eq!(yarn(zero), usual);
+        }
+        let RopeScaling::Yarn { attention_factor, .. } = usual else { panic!("{usual:?}") };
+        assert!((attention_factor - 1.138_629_436_111_989).abs() < 1e-12);
     }
 
     #[rstest]
