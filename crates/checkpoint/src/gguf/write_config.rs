@@ -29,9 +29,14 @@ pub(crate) fn describe(
 ) -> Result<Described> {
     let keys = Keys { config, name: architecture.name() };
     let (mut metadata, mut warnings) = (Vec::new(), Vec::new());
+    let common = ["num_hidden_layers", "max_position_embeddings", "hidden_size", "num_attention_heads"];
+    // The common names hold where a file has both.
     let names = match architecture.name() {
-        "gpt2" => ["n_layer", "n_positions", "n_embd", "n_head"],
-        _ => ["num_hidden_layers", "max_position_embeddings", "hidden_size", "num_attention_heads"],
+        "gpt2" => {
+            let own = ["n_layer", "n_positions", "n_embd", "n_head"];
+            std::array::from_fn(|i| if keys.get(common[i]).is_some() { common[i] } else { own[i] })
+        }
+        _ => common,
     };
     let [layers, length, width, heads] = names.map(|name| keys.count(name));
     let (layers, width, heads) =
@@ -158,12 +163,17 @@ impl Keys<'_> {
             return Ok(0);
         }
         let name = architecture.name();
-        let number = match self.count("num_experts")? {
-            Some(number) => number,
-            None => self.there(self.count("num_local_experts")?, "num_experts")?,
+        // transformers takes one name for the other, and the second name holds where a file has both.
+        let (keys, default, per_token): (&[&str], _, _) = match architecture.model_type {
+            "mixtral" => (&["num_experts", "num_local_experts"], 8, 2),
+            "qwen2_moe" => (&["num_experts"], 60, 4),
+            "qwen3_moe" => (&["num_local_experts", "num_experts"], 128, 8),
+            _ => (&["num_local_experts", "num_experts"], 64, 8),
         };
+        let key = keys.iter().find(|key| self.get(key).is_some());
+        let number = key.map_or(Ok(None), |key| self.count(key))?.unwrap_or(default);
         count("expert_count", number)?;
-        let used = self.there(self.count("num_experts_per_tok")?, "num_experts_per_tok")?;
+        let used = self.count("num_experts_per_tok")?.unwrap_or(per_token);
         count("expert_used_count", used)?;
         if name.starts_with("qwen") {
             let inner = self.there(self.count("moe_intermediate_size")?, "moe_intermediate_size")?;
@@ -338,8 +348,9 @@ impl Keys<'_> {
 
     fn activation(&self, architecture: &Architecture) -> Result<()> {
         let (key, expected) = architecture.activation;
+        // Gemma's first version reads this key alone; its first releases have `gelu` there and mean the tanh approximation.
+        let key = if architecture.model_type == "gemma" { "hidden_act" } else { key };
         let given = match self.get(key).and_then(Json::as_str) {
-            // Gemma's first releases have `gelu` under another key and mean the tanh approximation.
             Some(given) => given,
             None if architecture.changes == Changes::PlusOne => return Ok(()),
             None => self.get("hidden_act").and_then(Json::as_str).unwrap_or(expected),
@@ -370,6 +381,10 @@ impl Keys<'_> {
             false => Some(4096).filter(|_| architecture.model_type == "mistral"),
         };
         let slides = match architecture.model_type {
+            "mistral" | "smollm3" if self.get("layer_types").is_some() => {
+                let mut types = self.get("layer_types").and_then(Json::as_array).into_iter().flatten();
+                types.any(|name| name.as_str() == Some("sliding_attention"))
+            }
             "mistral" | "mixtral" | "starcoder2" | "phi3" => window.is_some(),
             "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "smollm3" => {
                 self.flag("use_sliding_window") && window.is_some()
@@ -521,5 +536,52 @@ impl Keys<'_> {
 impl std::fmt::Debug for Keys<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Keys({})", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn described(changes: Json) -> Result<Described> {
+        let mut config = json!({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 16, "vocab_size": 9, "head_dim": 16});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let config = config.as_object().unwrap();
+        let model_type = config["model_type"].as_str().unwrap();
+        describe(Architecture::of_model_type(model_type).unwrap(), config, true)
+    }
+
+    fn count(described: &Described, key: &str) -> Option<u32> {
+        described.metadata.iter().find_map(|(name, value)| match value {
+            Meta::U32(n) if name == key => Some(*n),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn gemma_is_written_with_its_own_activation_only() {
+        let of = |act: &str| {
+            described(
+                json!({"model_type": "gemma", "hidden_act": act, "hidden_activation": "gelu_pytorch_tanh"}),
+            )
+        };
+        for same in ["gelu", "gelu_pytorch_tanh"] {
+            assert!(of(same).is_ok(), "{same}");
+        }
+        assert!(of("relu").unwrap_err().contains("hidden_act 'relu'"));
+        // The key that Gemma does not read.
+        assert!(described(json!({"model_type": "gemma", "hidden_activation": "relu"})).is_ok());
+    }
+
+    #[test]
+    fn second_names_give_way_and_absent_numbers_have_defaults() {
+        let gpt2 = described(json!({"model_type": "gpt2", "n_head": 2, "n_layer": 3, "n_embd": 8})).unwrap();
+        assert_eq!(count(&gpt2, "gpt2.attention.head_count"), Some(4));
+        assert_eq!(count(&gpt2, "gpt2.block_count"), Some(2));
+        let mixtral = described(json!({"model_type": "mixtral"})).unwrap();
+        assert_eq!(count(&mixtral, "llama.expert_count"), Some(8));
+        assert_eq!(count(&mixtral, "llama.expert_used_count"), Some(2));
     }
 }
