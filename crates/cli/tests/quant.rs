@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
 
-use common::{fails, fixture, json_of, lowrank, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, s};
 
 /// A model in blocks, and rows beside it.
 struct Bench {
@@ -175,6 +175,20 @@ fn bases_of_other_quantizers_are_used(
     };
     close(&merged, perplexity(&base, Some(&adapter)), 1e-3);
     close(&bench.path("small"), perplexity(&base, None), 0.05);
+}
+
+/// The note on quantized weights would contradict the error, which is the only line.
+#[rstest]
+#[case("quant_method", "fp8", "quantized with FP8")]
+#[case("version", "gemv", "layout 'gemv'")]
+fn a_method_that_cannot_be_read_has_an_error_and_no_note(
+    #[case] key: &str,
+    #[case] value: &str,
+    #[case] part: &str,
+) {
+    let folder = copy("quantised-awq");
+    edit(&folder.path().join("config.json"), |config| config["quantization_config"][key] = value.into());
+    fails(&["perplexity", "--model", s(folder.path()), "--text", "a cat"], part);
 }
 
 #[test]

@@ -9,9 +9,10 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::is_adapter;
+use lowrank_checkpoint::Checkpoint;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::{Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameters};
-use lowrank_spec::storage::quantizer;
+use lowrank_spec::storage::{quantizer, take_storage};
 use lowrank_train::FineTuner;
 
 use super::labels::{classifier_config, warn_other_base};
@@ -22,8 +23,13 @@ use crate::adapter::{load_adapter, warn_ignored};
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let folder = ModelFolder::open(path)?;
+    // Weights that cannot be read have an error of their own.
+    let is_readable =
+        || take_storage(&mut folder.config().clone()).is_ok() && Checkpoint::open(folder.path()).is_ok();
     if let Some(method) = quantizer(folder.config())
-        && TOLD.lock().is_ok_and(|mut told| told.insert(folder.path().to_path_buf()))
+        && TOLD.lock().is_ok_and(|mut told| {
+            !told.contains(folder.path()) && is_readable() && told.insert(folder.path().to_path_buf())
+        })
     {
         eprintln!("note: {}: weights quantized with {method} are read as floats", folder.path().display());
     }
