@@ -54,13 +54,10 @@ impl Seq2SeqConfig {
         Ok(Self { architecture, encoder, start, lowrank: keys.section()?, decoder, raw: whole })
     }
 
-    /// Takes the start and ends of text of a `generation_config.json`. As in transformers, its start holds, even if it has
-    /// none, and that of `config.json` only without such a file.
+    /// Takes the start and ends of text of a `generation_config.json`. As in transformers, they hold even if it has
+    /// none, and those of `config.json` only without such a file.
     pub(crate) fn with_generation(mut self, generation: &Keys<'_>) -> Result<Self, String> {
-        let eos = generation.ids("eos_token_id")?;
-        if !eos.is_empty() {
-            self.decoder.eos = eos;
-        }
+        self.decoder.eos = generation.ids("eos_token_id")?;
         let is_given = first_token(&Keys::new(&self.raw))?.is_some();
         let padding = self.start.filter(|_| !is_given);
         self.start = first_token(generation)?.or(padding);
