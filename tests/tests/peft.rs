@@ -8,11 +8,15 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use lowrank_adapters::algebra::{Combination, Truncation, Update, combine};
-use lowrank_adapters::peft::{AdapterFolder, is_adapter};
-use lowrank_adapters::{AdapterSet, NoWeights};
-use lowrank_checkpoint::Checkpoint;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Run, Stack, Tokens};
+use lowrank_adapters::peft::{AdapterFolder, PeftConfig, is_adapter};
+use lowrank_adapters::{AdapterSet, NoWeights, Site};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor};
+use lowrank_models::{
+    Adaptable, Decoder, DecoderConfig, EncoderConfig, MaskedLm, Parameters, Rows, Run, Stack, Tokens,
+};
+use lowrank_spec::Pattern;
 use lowrank_tests::{assert_close, fixture, values};
+use rstest::rstest;
 use serde_json::Value;
 
 type B = burn_flex::Flex;
@@ -211,4 +215,77 @@ fn combinations_are_those_of_peft() {
         }
     }
     assert!(checked >= 12, "{checked} deltas were compared");
+}
+
+/// A LoRA of one module in memory.
+fn lora_of(site: &Site, [a, b]: [&str; 2]) -> AdapterFolder {
+    let factor = |name: &str, shape: [usize; 2]| {
+        let name = format!("{}.{name}", site.path);
+        let data = (0..shape[0] * shape[1]).map(|i| 0.1 * (i % 7) as f32 - 0.2).collect::<Vec<f32>>();
+        (name.clone(), HostTensor::new(name, shape, data))
+    };
+    let config = PeftConfig {
+        r: 1,
+        target_modules: Some(Pattern::Names(vec![site.path.clone()])),
+        ..PeftConfig::default()
+    };
+    let tensors = [factor(a, [1, site.d_input]), factor(b, [site.d_output, 1])].into_iter().collect();
+    AdapterFolder { config, tensors, alpha_is_assumed: false }
+}
+
+/// A merged masked language model keeps its head; an adapter of one use of its shared table is not merged.
+#[rstest]
+#[case("bert-mlm", "query", "word_embeddings")]
+#[case("modernbert-mlm", "attn.Wo", "tok_embeddings")]
+fn a_merged_masked_language_model_keeps_its_head(
+    #[case] base: &str,
+    #[case] module: &str,
+    #[case] words: &str,
+) {
+    let (source, device, dir) = (fixture(base), Default::default(), tempfile::tempdir().unwrap());
+    let load = || MaskedLm::<B>::load(&source, EncoderConfig::read(&source).unwrap(), &device).unwrap();
+    let site = |end: &str| load().sites().iter().find(|site| site.path.ends_with(end)).unwrap().clone();
+    let mut model = load();
+    let folder = lora_of(&site(module), ["lora_A.weight", "lora_B.weight"]);
+    let set = model.load_adapter_folder(folder, dir.path(), &device).unwrap();
+    let merged = model.merged(&set).unwrap();
+    let other = HostTensor::new("cls.seq_relationship.bias", [2], vec![1.0, 2.0]);
+    merged.save_beside(dir.path(), &source, FloatType::F32, vec![other]).unwrap();
+    let [before, after] = [&source, dir.path()].map(|path| Checkpoint::open(path).unwrap());
+    assert_eq!(after.read_f32("cls.seq_relationship.bias").unwrap(), [1.0, 2.0]);
+    let is_head = |key: &&str| ["cls.", "head.", "decoder.bias"].iter().any(|part| key.starts_with(part));
+    let is_copy = |key: &&str| key.contains("predictions.decoder") || *key == "decoder.weight";
+    let head: Vec<&str> = before.names().filter(is_head).filter(|key| !is_copy(key)).collect();
+    assert!(head.len() > 1, "{head:?}");
+    for key in head {
+        assert_eq!(before.read_f32(key).unwrap(), after.read_f32(key).unwrap(), "{key}");
+    }
+    let key = format!("{}.weight", site(module).path);
+    assert_ne!(before.read_f32(&key).unwrap(), after.read_f32(&key).unwrap());
+
+    let folder = lora_of(&site(words), ["lora_embedding_A", "lora_embedding_B"]);
+    let set = model.load_adapter_folder(folder, dir.path(), &device).unwrap();
+    assert!(model.merged(&set).err().unwrap().to_string().contains("decoder"));
+}
+
+/// Factors that the config leaves out are those that PEFT does not apply.
+#[test]
+fn factors_that_the_config_leaves_out_are_refused() {
+    let (name, device) = ("peft-small-llama-layers-pattern", Default::default());
+    for (text, other) in [
+        ("\"q_proj\"", "\"k_proj\""),
+        ("\"exclude_modules\": null", "\"exclude_modules\": [\"q_proj\"]"),
+        ("\"layers_pattern\": \"layers\"", "\"layers_pattern\": \"h\""),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in fixture(name).read_dir().unwrap().map(|e| e.unwrap()) {
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let path = dir.path().join("adapter_config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        assert!(config.contains(text), "{text}");
+        fs::write(&path, config.replace(text, other)).unwrap();
+        let error = base("small-llama").load_adapter(dir.path(), &device).unwrap_err().to_string();
+        assert!(error.contains("leave out"), "{error}");
+    }
 }

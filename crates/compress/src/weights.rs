@@ -172,7 +172,8 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     let (stored, d_input, d_output) =
         if is_in_out { (Stored::InOut, rows, columns) } else { (Stored::OutIn, columns, rows) };
     let (head, embedding) = (role == Role::Head, role == Role::Embedding);
-    let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding, kernel };
+    let conv1d = is_in_out && !embedding;
+    let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding, kernel, conv1d };
     Some(Weight { site, role, dtype: info.dtype, stored })
 }
 

@@ -83,6 +83,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
                 called.join(" and ")
             )));
         }
+        folder.rename_head(self.sites());
         if let Some([embedding, head]) = self.tied()
             && folder.untie(&embedding, &head).map_err(|e| ModelError::Input(e.to_string()))?
                 == TiedUse::Apart
@@ -92,6 +93,9 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         if let Some(rows) = self.vocabulary().and_then(|site| resized(folder, site)) {
             self.resize_vocabulary(rows)?;
         }
+        // Methods that read the base's weights read those that come with the adapter.
+        let device = Default::default();
+        self.visit_params(&mut SiteWeights { folder, device: &device });
         Ok(())
     }
 
@@ -137,8 +141,13 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     /// # Errors
     /// A tensor that is missing, misshaped or unknown; the model is then unchanged.
     fn load_saved(&mut self, saved: Saved, source: &Path, device: &B::Device) -> Result<()> {
-        let mut reader =
-            SavedReader { saved, device: device.clone(), loaded: Vec::new(), problems: Vec::new() };
+        let mut reader = SavedReader {
+            saved,
+            device: device.clone(),
+            new: self.newly_initialized().to_vec(),
+            loaded: Vec::new(),
+            problems: Vec::new(),
+        };
         let mut model = self.clone();
         model.visit_params(&mut reader);
         reader.problems.extend(reader.saved.tensors.iter().map(|t| format!("unexpected '{}'", t.name)));
@@ -400,10 +409,47 @@ impl<B: Backend> ParamVisitor<B> for SetFactors<B> {
     }
 }
 
+/// Sets the weights of sites for which a folder has a whole matrix.
+struct SiteWeights<'a, B: Backend> {
+    folder: &'a AdapterFolder,
+    device: &'a B::Device,
+}
+
+impl<B: Backend> ParamVisitor<B> for SiteWeights<'_, B> {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if at.site.is_none() || at.weight() != Some(WeightPart::Dense) {
+            return;
+        }
+        let key = at.key();
+        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        let Some(tensor) = [key.as_str(), bare].iter().find_map(|key| self.folder.tensors.get(*key)) else {
+            return;
+        };
+        let shape = stored.dims();
+        if tensor.shape != at.layout.in_file(&shape) {
+            return;
+        }
+        let data = if at.layout.is_transposed() {
+            transpose(&tensor.data, shape[1], shape[0])
+        } else {
+            tensor.data.to_vec()
+        };
+        let tensor = Tensor::from_data(TensorData::new(data, shape), self.device);
+        *stored = match stored {
+            Stored::Float(param) => Param::initialized(param.id, tensor).into(),
+            Stored::Blocks(_) => Stored::of_tensor(tensor),
+        };
+    }
+}
+
 /// Fills parameters from tensors saved with an adapter.
 struct SavedReader<B: Backend> {
     saved: Saved,
     device: B::Device,
+    /// Keys that the model's checkpoint does not have.
+    new: Vec<String>,
     loaded: Vec<String>,
     problems: Vec<String>,
 }
@@ -452,7 +498,7 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
                 Some(Err(problem)) => return self.problems.push(problem.to_string()),
                 Some(Ok(None)) | None => {}
             }
-            if self.saved.expects(key) {
+            if self.saved.expects(key, self.new.iter().any(|new| new == key)) {
                 self.problems.push(format!("missing '{key}'"));
             }
             return;
@@ -471,6 +517,12 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
         let tensor = Tensor::from_data(TensorData::new(data, shape), &self.device);
         *param = Param::initialized(param.id, tensor);
         self.loaded.push(key.to_string());
+        // A resized table comes with the rows that were trained.
+        match key.strip_suffix(".weight").filter(|_| D == 2).map(|table| self.saved.take_rows(table)) {
+            Some(Ok(Some(rows))) => self.set_rows(key, layout, param, rows),
+            Some(Err(problem)) => self.problems.push(problem.to_string()),
+            Some(Ok(None)) | None => {}
+        }
     }
 
     fn visit_stored(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {

@@ -71,7 +71,15 @@ impl SiteList {
         let LinearSpec { path, layer, shape, bias, head, conv1d } = spec;
         let representation = self.representation(path, shape, false);
         let [d_input, d_output] = shape;
-        self.sites.push(Site { path: path.into(), layer, d_input, d_output, head, ..Site::default() });
+        self.sites.push(Site {
+            path: path.into(),
+            layer,
+            d_input,
+            d_output,
+            head,
+            conv1d,
+            ..Site::default()
+        });
         Linear {
             projection: Projection::init(path, shape, &representation, seed, device),
             bias: bias.then(|| lazy_full([d_output], 0.0, device)),

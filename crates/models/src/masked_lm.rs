@@ -138,7 +138,22 @@ impl<B: Backend> Parameters<B> for MaskedLm<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for MaskedLm<B> {}
+impl<B: Backend> Adaptable<B> for MaskedLm<B> {
+    fn tied(&self) -> Option<[String; 2]> {
+        let words = self.body.word_embedding()?;
+        let decoder = self.config.architecture.masked_lm.decoder;
+        let head = decoder.strip_suffix(".weight").unwrap_or(decoder);
+        Some([self.sites[words.site].path.clone(), head.to_string()])
+    }
+
+    fn untie(&mut self) -> Result<()> {
+        Err(ModelError::Input(
+            "the adapter changes the word embedding or the decoder of a masked language model, but not both, and the two are \
+             one table here; keep the adapter beside the model, or adapt other layers"
+                .into(),
+        ))
+    }
+}
 
 stack_of_body!(MaskedLm);
 

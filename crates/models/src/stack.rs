@@ -11,6 +11,7 @@ use lowrank_spec::HostTensor;
 use serde_json::{Map, Value};
 
 use crate::batch::{Rows, TokenBatch, Tokens};
+use crate::config::read_object;
 use crate::error::Result;
 use crate::kept::{Bytes, GatherBlocks, InBlocks};
 use crate::params::{Choose, Gather};
@@ -77,6 +78,20 @@ pub trait Parameters<B: Backend>: Clone {
     /// # Errors
     /// If a file cannot be written, or a value is beyond the range of `dtype`.
     fn save(&self, dir: &Path, source: &Path, dtype: FloatType) -> Result<()> {
+        self.save_beside(dir, source, dtype, Vec::new())
+    }
+
+    /// The same beside tensors of heads that the model does not have: with any, the folder is of the class of `source`.
+    ///
+    /// # Errors
+    /// As [`Parameters::save`].
+    fn save_beside(
+        &self,
+        dir: &Path,
+        source: &Path,
+        dtype: FloatType,
+        others: Vec<HostTensor<'static>>,
+    ) -> Result<()> {
         let left_out = self.newly_initialized();
         let mut gather = Gather::new(|at: &Parameter<'_>| !left_out.contains(&at.key()));
         self.clone().visit_params(&mut gather);
@@ -85,7 +100,14 @@ pub trait Parameters<B: Backend>: Clone {
         {
             gather.tensors.extend(names.into_iter().map(|name| HostTensor { name, ..tensor.clone() }));
         }
-        save::write_folder(dir, source, gather.tensors, &gather.blocks, self.config_json(), dtype)
+        let mut config = self.config_json();
+        if !others.is_empty()
+            && let Some(classes) = read_object(source, "config.json")?.remove("architectures")
+        {
+            config.insert("architectures".into(), classes);
+        }
+        let tensors = gather.tensors.into_iter().chain(others).collect();
+        save::write_folder(dir, source, tensors, &gather.blocks, config, dtype)
     }
 }
 

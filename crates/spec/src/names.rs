@@ -130,20 +130,27 @@ const VIT_MODULES: [(&str, &str); 6] = [
 /// Layers of a ViT, in files and in transformers 5.
 const VIT_LAYERS: [&str; 2] = ["vit.encoder.layer.", "vit.layers."];
 
+/// The head of GPT-NeoX, in files and in transformers 5.
+pub const NEOX_HEAD: [&str; 2] = ["embed_out", "lm_head"];
+
 /// Path of a module or parameter in transformers 5 and in PEFT's adapters over it, if it differs from that in the files of
 /// models.
 ///
 /// ```
 /// use lowrank_spec::names::path_in_module;
+/// assert_eq!(path_in_module("embed_out.weight").as_deref(), Some("lm_head.weight"));
 /// let path = "vit.encoder.layer.3.attention.attention.query.bias";
 /// assert_eq!(path_in_module(path).as_deref(), Some("vit.layers.3.attention.q_proj.bias"));
 /// assert_eq!(path_in_module("bert.encoder.layer.3.output.dense"), None);
 /// ```
 pub fn path_in_module(path: &str) -> Option<String> {
-    renamed(path, VIT_LAYERS, |(file, module)| (file, module))
+    let [file, module] = NEOX_HEAD;
+    let head = path.strip_prefix(file).filter(|rest| rest.is_empty() || rest.starts_with('.'));
+    head.map(|rest| format!("{module}{rest}"))
+        .or_else(|| renamed(path, VIT_LAYERS, |(file, module)| (file, module)))
 }
 
-/// Path in the files of models of a module or parameter named as in transformers 5, if it differs.
+/// Path in the files of models of a module or parameter named as in transformers 5, if it differs whatever the model.
 pub fn path_in_files(path: &str) -> Option<String> {
     renamed(path, [VIT_LAYERS[1], VIT_LAYERS[0]], |(file, module)| (module, file))
 }

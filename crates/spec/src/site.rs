@@ -20,6 +20,8 @@ pub struct Site {
     /// Channels, height and width of the kernel of a convolution whose stride is its kernel: a map of patches, whose
     /// `d_input` is their product.
     pub kernel: Option<[usize; 3]>,
+    /// Whether files store its matrix as `(in, out)` (GPT-2's `Conv1D`).
+    pub conv1d: bool,
 }
 
 /// The part of a path that the layers of a decoder have.

@@ -39,10 +39,10 @@ impl AdapterFolder {
         !fused(self).is_empty()
     }
 
-    /// Moves factors of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
+    /// Moves factors or the weight of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
-        for factor in [".lora_A.weight", ".lora_B.weight"] {
+        for factor in [".lora_A.weight", ".lora_B.weight", ".weight"] {
             let named = |key: &String| Some(key.strip_suffix(factor)?.to_string());
             for module in
                 self.tensors.keys().filter_map(named).filter(|path| is_router(path)).collect::<Vec<_>>()
@@ -95,9 +95,9 @@ impl AdapterFolder {
                 let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
                 let mut row = 0;
                 for site in parts {
-                    ranks.insert(kind(site), (self.config.rank_of(&target), rank));
+                    ranks.insert(pattern(site), (self.config.rank_of(&target), rank));
                     let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
-                    alphas.insert(kind(site), alpha);
+                    alphas.insert(pattern(site), alpha);
                     let own_a = a.data[i * rank * d_input..(i + 1) * rank * d_input].to_vec();
                     let cells = (row..row + site.d_output)
                         .flat_map(|o| (0..rank).map(move |r| o * all + r * count + i));
@@ -112,15 +112,13 @@ impl AdapterFolder {
                 }
             }
         }
-        if let Some((kind, (said, found))) = ranks.iter().find(|(_, (said, found))| said != found) {
-            return Err(format!("the factors of '{kind}' have rank {found}, and the config gives {said}"));
+        if let Some((maps, (said, found))) = ranks.iter().find(|(_, (said, found))| said != found) {
+            return Err(format!("the factors of '{maps}' have rank {found}, and the config gives {said}"));
         }
         let config = &mut self.config;
-        let pattern = |kind: &str| format!(r".*\.experts\.\d+\.{kind}");
-        let ranks = ranks.into_iter().map(|(kind, (rank, _))| (pattern(&kind), rank));
+        let ranks = ranks.into_iter().map(|(maps, (rank, _))| (maps, rank));
         config.rank_pattern = ranks.chain(config.rank_pattern.entries()).collect();
-        let alphas = alphas.into_iter().map(|(kind, alpha)| (pattern(&kind), alpha));
-        config.alpha_pattern = alphas.chain(config.alpha_pattern.entries()).collect();
+        config.alpha_pattern = alphas.into_iter().chain(config.alpha_pattern.entries()).collect();
         config.other.remove("target_parameters");
         Ok(())
     }
@@ -154,7 +152,8 @@ fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&
     ([down.d_input, down.d_output] == [d_input, d_output]).then(|| ("down_proj", vec![*down]))
 }
 
-/// The name of an expert's map.
-fn kind(site: &Site) -> String {
-    site.name().to_string()
+/// The expression for this map of all experts of a layer.
+fn pattern(site: &Site) -> String {
+    let list = expert_of(&site.path).and_then(|expert| expert.rsplit_once('.')).map_or("", |(list, _)| list);
+    format!(r"{}\.\d+\.{}", list.replace('.', r"\."), site.name())
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lowrank_checkpoint::{Checkpoint, FloatType, has_file, write_atomic, write_safetensors};
-use lowrank_spec::HostTensor;
-use lowrank_spec::names::path_in_module;
+use lowrank_spec::names::{NEOX_HEAD, path_in_module};
+use lowrank_spec::{HostTensor, Site};
 
-use super::config::PeftConfig;
+use super::config::{PeftConfig, TokenIndices};
 use super::names::{PREFIX, normalize};
+use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
 use crate::methods::Method;
 
@@ -155,9 +156,38 @@ impl AdapterFolder {
             })
             .collect();
         write_safetensors(dir.join(TENSOR_FILE), tensors, FloatType::F32, &BTreeMap::new())?;
-        let json = self.config.in_modules().to_json().map_err(|e| io(e.into()))?;
+        let mut config = self.config.in_modules();
+        for name in config.modules_to_save.iter_mut().flatten() {
+            *name = path_in_module(name).unwrap_or_else(|| std::mem::take(name));
+        }
+        let json = config.to_json().map_err(|e| io(e.into()))?;
         write_atomic(&path, json.as_bytes())?;
         Ok(())
+    }
+
+    /// Gives the head of GPT-NeoX, which has another name in transformers 5, its name in the files of models.
+    pub fn rename_head(&mut self, sites: &[Site]) {
+        let [file, module] = NEOX_HEAD;
+        if !sites.iter().any(|site| site.path == file || site.path.starts_with("gpt_neox.")) {
+            return;
+        }
+        let rest =
+            |key: &str| key.strip_prefix(module).filter(|rest| rest.starts_with('.')).map(str::to_string);
+        let keys: Vec<(String, String)> = self
+            .tensors
+            .keys()
+            .filter_map(|key| Some((key.clone(), format!("{file}{}", rest(key)?))))
+            .collect();
+        for (from, to) in keys {
+            if let Some(tensor) = self.tensors.remove(&from) {
+                self.tensors.insert(to.clone(), HostTensor { name: to, ..tensor });
+            }
+        }
+        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
+            && let Some(indices) = tables.remove(module)
+        {
+            tables.insert(file.into(), indices);
+        }
     }
 
     /// The key of a tensor in the file.
@@ -175,6 +205,11 @@ impl AdapterFolder {
                 // An adapted module is inside PEFT's wrapper.
                 (Some((module, leaf @ ("weight" | "bias"))), Some((shown, _))) if self.is_wrapped(module) => {
                     format!("{PREFIX}{shown}.base_layer.{leaf}")
+                }
+                (Some((module, "weight")), Some((shown, _)))
+                    if self.tensors.contains_key(&format!("{module}{TOKEN_ROWS}")) =>
+                {
+                    format!("{PREFIX}{shown}.token_adapter.base_layer.weight")
                 }
                 _ => format!("{PREFIX}{shown}"),
             },

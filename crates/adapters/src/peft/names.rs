@@ -45,6 +45,10 @@ fn without_wrappers(key: &str) -> Option<String> {
     if segments.contains(&"original_module") {
         return None;
     }
+    // The table below its trained rows.
+    if segments.ends_with(&["token_adapter", "weight"]) {
+        segments.remove(segments.len() - 2);
+    }
     if let Some(at) = segments.iter().position(|s| *s == "modules_to_save") {
         segments.remove(at);
         // The adapter's name follows, unless a parameter does.
@@ -79,6 +83,11 @@ mod tests {
     #[case("base_model.model.classifier.modules_to_save.default.weight", Some("classifier.weight"))]
     #[case("base_model.model.classifier.modules_to_save.dense.bias", Some("classifier.dense.bias"))]
     #[case("base_model.model.classifier.original_module.weight", None)]
+    #[case("base_model.model.embed.token_adapter.base_layer.weight", Some("embed.weight"))]
+    #[case(
+        "base_model.model.embed.token_adapter.trainable_tokens_delta",
+        Some("embed.token_adapter.trainable_tokens_delta")
+    )]
     #[case("base_model.model.q.lora_B.bias", Some("q.lora_B.bias"))]
     #[case("base_model.model.q.lora_B.default.bias", Some("q.lora_B.bias"))]
     #[case("base_model.model.bert.l.0.tt_left.2", Some("bert.l.0.tt_left.2"))]

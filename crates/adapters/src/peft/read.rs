@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use lowrank_spec::names::path_in_module;
+use lowrank_spec::names::{expert_of, is_router, path_in_module};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
-use super::config::PeftConfig;
+use super::config::{Outer, PeftConfig};
 use super::folder::AdapterFolder;
 use super::group_key;
 use super::saved::Saved;
@@ -39,6 +39,7 @@ impl AdapterFolder {
         device: &B::Device,
     ) -> Result<(AdapterSet<B>, Saved)> {
         let mut folder = self;
+        let by_parameter = folder.config.other.get("target_parameters").is_some_and(|value| !value.is_null());
         folder.rename_routers(sites);
         if folder.is_fused() {
             let fault = |details| AdapterError::Tensors { path: dir.to_path_buf(), details };
@@ -49,6 +50,7 @@ impl AdapterFolder {
             sites,
             base,
             device,
+            by_parameter,
             problems: Vec::new(),
             adapters: Vec::new(),
             slots: Vec::new(),
@@ -88,6 +90,8 @@ pub struct Reader<'a, B: Backend> {
     sites: &'a [Site],
     base: &'a dyn BaseWeights<B>,
     device: &'a B::Device,
+    /// Whether the config targets parameters: experts and routers.
+    by_parameter: bool,
     problems: Vec<String>,
     adapters: Vec<Adapter<B>>,
     slots: Vec<Slot>,
@@ -200,13 +204,44 @@ impl<'a, B: Backend> Reader<'a, B> {
         found
     }
 
-    /// A layer that the config names must have its factors: otherwise it would silently stay unchanged.
+    /// A layer that the config names must have its factors: otherwise it would silently stay unchanged. Factors of a layer that
+    /// it does not name are those that PEFT leaves out.
     fn check_targets(&mut self, found: &[Found]) {
+        let config = &self.folder.config;
+        let difference = |f: &Found| Outer::of(&f.path, &self.sites[f.site].path);
+        let differences: Vec<Outer> = found.iter().map(difference).filter(|o| *o != Outer::Same).collect();
+        let outer = differences.first().unwrap_or(&Outer::Same);
+        // transformers 5 keeps the experts of a layer in one parameter, which names of modules do not select.
+        let expert_layers: BTreeSet<Option<usize>> = found
+            .iter()
+            .map(|f| &self.sites[f.site])
+            .filter(|site| expert_of(&site.path).is_some())
+            .map(|site| site.layer)
+            .collect();
         for (index, site) in self.sites.iter().enumerate() {
             let is_found = found.iter().any(|f| f.site == index);
-            if !is_found && !site.head && self.folder.config.targets(site) {
+            let may_lack = expert_of(&site.path).is_some() && !expert_layers.contains(&site.layer);
+            if !is_found && !site.head && !may_lack && config.targets(site, outer) {
                 self.problems.push(format!("missing factors of '{}'", site.path));
             }
+        }
+        let is_parameter = |path: &str| self.by_parameter && (expert_of(path).is_some() || is_router(path));
+        let modules: Vec<(&str, &Site)> = found
+            .iter()
+            .map(|f| (f.path.as_str(), &self.sites[f.site]))
+            .filter(|(_, site)| !is_parameter(&site.path))
+            // The other use of a tied table has the adapter of the one that is named.
+            .filter(|(_, site)| !(config.ensure_weight_tying && (site.head || site.embedding)))
+            .collect();
+        if config.target_modules.is_some() {
+            let left_out =
+                modules.iter().filter(|(path, site)| !config.selects(site, &Outer::of(path, &site.path)));
+            self.problems.extend(left_out.map(|(path, _)| {
+                format!("factors of '{path}', which target_modules, exclude_modules or layers_to_transform leave out")
+            }));
+        } else if config.groups.is_empty() && !is_default(modules.iter().map(|(_, site)| site.name())) {
+            self.problems
+                .push("no target_modules in the config; expected the names of the adapted layers".into());
         }
     }
 
@@ -276,6 +311,25 @@ impl<'a, B: Backend> Reader<'a, B> {
         let values = transpose(&tensor.data, rows, columns);
         Some(Tensor::from_data(TensorData::new(values, [columns, rows]), self.device))
     }
+}
+
+/// PEFT's targets for models of known types, where a config names none.
+const DEFAULT_TARGETS: [&[&str]; 9] = [
+    &["q", "v"],
+    &["q_proj", "v_proj"],
+    &["q_proj", "v_proj", "fc1", "fc2"],
+    &["query", "value"],
+    &["query_proj", "value_proj"],
+    &["query_key_value"],
+    &["c_attn"],
+    &["in_proj"],
+    &["Wqkv"],
+];
+
+/// Whether modules of these names are those that PEFT adapts by default.
+fn is_default<'n>(names: impl Iterator<Item = &'n str>) -> bool {
+    let names: BTreeSet<&str> = names.collect();
+    names.is_empty() || DEFAULT_TARGETS.iter().any(|set| names == set.iter().copied().collect())
 }
 
 /// The site at a path, even if only one side has the model's prefix (`bert.`).

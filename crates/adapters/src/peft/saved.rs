@@ -10,7 +10,7 @@ use super::config::{PeftConfig, TokenIndices};
 use crate::error::{AdapterError, Result};
 
 /// Suffix after a table's path in the key of its trained rows.
-const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
+pub(super) const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// Names of input embeddings and heads of language models.
 const TABLES: [&str; 6] = ["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"];
@@ -93,10 +93,10 @@ impl Saved {
     }
 
     /// Whether a parameter of the model must be among the tensors: its module is saved in full, or it is a bias of the
-    /// trained kind.
-    pub fn expects(&self, key: &str) -> bool {
+    /// trained kind. `is_new`: the checkpoint does not have it, so that the adapter's model may not have it either.
+    pub fn expects(&self, key: &str, is_new: bool) -> bool {
         let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
-        (name == "bias" && self.config.carries_bias(self.adapted.contains(module)))
+        (name == "bias" && !is_new && self.config.carries_bias(self.adapted.contains(module)))
             || self.config.saves(module)
     }
 

@@ -11,6 +11,8 @@ use lowrank_spec::HostTensor;
 
 use super::config::TokenIndices;
 use super::folder::AdapterFolder;
+use super::init_tag::InitTag;
+use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
 
 /// State of a tied table under an adapter.
@@ -58,7 +60,19 @@ impl AdapterFolder {
             return Ok(TiedUse::Apart);
         }
         if !kept_together && (adapts_head || saves_head || saves_embedding || rows_apart) {
+            let has_table =
+                [embedding, head].iter().any(|p| self.tensors.contains_key(&format!("{p}.weight")));
+            if adapts_head && !has_table && self.config.init_tag() != InitTag::Plain {
+                let init = self.config.init_lora_weights.as_str().unwrap_or_default();
+                return Err(AdapterError::Incompatible(format!(
+                    "init_lora_weights '{init}' of '{head}' changed the table that it shares with '{embedding}', which the \
+                     adapter does not contain; save it with save_embedding_layers"
+                )));
+            }
             self.share_table(embedding, head, [saves_embedding, saves_head])?;
+            if adapts_head && !(saves_head || saves_embedding || rows_apart) {
+                self.share_rows(embedding, head);
+            }
             return Ok(TiedUse::Apart);
         }
         self.join_table(embedding, head)?;
@@ -81,15 +95,37 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// One table for both uses: the file may have it under either name, or under both with equal values.
+    /// Trained rows of the shared table are those of both uses, whatever adapts the head.
+    fn share_rows(&mut self, embedding: &str, head: &str) {
+        let keys = [embedding, head].map(|path| format!("{path}{TOKEN_ROWS}"));
+        let Some(rows) = self.tensors.get(&keys[0]).filter(|_| !self.tensors.contains_key(&keys[1])) else {
+            return;
+        };
+        let rows = HostTensor { name: keys[1].clone(), ..rows.clone() };
+        self.tensors.insert(keys[1].clone(), rows);
+        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
+            && let Some((_, indices)) = tables.iter().find(|(name, _)| embedding.ends_with(name.as_str()))
+        {
+            let indices = indices.clone();
+            tables.insert(head.to_string(), indices);
+        }
+    }
+
+    /// One table for both uses, and one set of its trained rows: the file may have it under either name, or under both with
+    /// equal values.
     fn join_table(&mut self, embedding: &str, head: &str) -> Result<()> {
-        let Some(table) = self.tensors.remove(&format!("{head}.weight")) else { return Ok(()) };
-        let key = format!("{embedding}.weight");
+        self.join(embedding, head, TOKEN_ROWS)?;
+        self.join(embedding, head, ".weight")
+    }
+
+    fn join(&mut self, embedding: &str, head: &str, end: &str) -> Result<()> {
+        let Some(table) = self.tensors.remove(&format!("{head}{end}")) else { return Ok(()) };
+        let key = format!("{embedding}{end}");
         match self.tensors.get(&key) {
             Some(other) if other.data == table.data => {}
             Some(_) => {
                 return Err(AdapterError::Incompatible(format!(
-                    "'{head}.weight' and '{key}' differ, and the model has one table for both"
+                    "'{head}{end}' and '{key}' differ, and the model has one table for both"
                 )));
             }
             None => {
@@ -181,6 +217,32 @@ mod tests {
         assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
         assert_eq!(folder.tensors["lm_head.lora_A.weight"].shape, [1, 2]);
         assert_eq!(folder.tensors["lm_head.lora_B.weight"].shape, [5, 1]);
+    }
+
+    #[test]
+    fn an_initialization_that_changed_a_shared_table_needs_it() {
+        let config = PeftConfig { init_lora_weights: "pissa".into(), ..PeftConfig::default() };
+        let factor = ("lm_head.lora_A.weight", [1, 2], 1.0);
+        let error = folder(config.clone(), &[factor]).untie("model.embed_tokens", "lm_head").unwrap_err();
+        assert!(error.to_string().contains("pissa"), "{error}");
+        let mut with_table = folder(config, &[factor, HEAD]);
+        assert_eq!(with_table.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
+        assert_eq!(
+            with_table.tensors["model.embed_tokens.weight"].data,
+            with_table.tensors["lm_head.weight"].data
+        );
+    }
+
+    #[test]
+    fn rows_of_a_shared_table_reach_an_adapted_head() {
+        let config = PeftConfig {
+            trainable_token_indices: Some(TokenIndices::Input(vec![3])),
+            ..PeftConfig::default()
+        };
+        let rows = ("model.embed_tokens.token_adapter.trainable_tokens_delta", [1, 2], 1.0);
+        let mut folder = folder(config, &[rows, ("lm_head.lora_A.weight", [1, 2], 1.0)]);
+        assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
+        assert!(folder.tensors.contains_key("lm_head.token_adapter.trainable_tokens_delta"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
+use lowrank_spec::names::expert_of;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
 use super::config::PeftConfig;
@@ -131,6 +132,11 @@ impl Writer<'_> {
         if self.config.groups.len() == 1 {
             self.config.groups.clear();
         }
+        if let Some((path, why)) = self.strengths.iter().find_map(|(path, ..)| Some((path, unread(path)?))) {
+            tracing::warn!(
+                "'{path}' is written as the files of models name it: {why}, and PEFT may leave it out"
+            );
+        }
         self.note_strengths();
         if self.config.lora_bias {
             self.complete_biases();
@@ -173,6 +179,17 @@ impl Writer<'_> {
     }
 }
 
+/// Why PEFT over transformers 5 has no module of this path.
+fn unread(path: &str) -> Option<&'static str> {
+    // PEFT converts those of Mixtral.
+    let is_converted = path.ends_with(".w1") || path.ends_with(".w2") || path.ends_with(".w3");
+    if expert_of(path).is_some() && !is_converted {
+        return Some("transformers 5 keeps the experts of a layer in one parameter");
+    }
+    let is_split = path.starts_with("nomic_bert.") || path.starts_with("gte.") || path.contains(".mixer.");
+    is_split.then_some("transformers 5 gives the modules of this architecture other names")
+}
+
 /// Twelve digits: the precision to which a quotient and its product with the divisor agree.
 fn rounded(alpha: f64) -> f64 {
     if alpha == 0.0 {
@@ -200,6 +217,22 @@ fn commonest<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_peft_would_leave_out_is_known() {
+        for path in [
+            "model.layers.0.mlp.experts.3.up_proj",
+            "nomic_bert.encoder.layers.0.attn.Wqkv",
+            "gte.encoder.layer.0.attention.qkv_proj",
+            "roberta.encoder.layers.0.mixer.Wqkv",
+        ] {
+            assert!(unread(path).is_some(), "{path}");
+        }
+        for path in ["model.layers.0.mlp.up_proj", "model.layers.0.block_sparse_moe.experts.1.w2", "lm_head"]
+        {
+            assert!(unread(path).is_none(), "{path}");
+        }
+    }
 
     #[test]
     fn alphas_are_rounded_to_what_a_quotient_keeps() {

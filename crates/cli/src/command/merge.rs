@@ -9,12 +9,13 @@ use burn::tensor::{Tensor, TensorData, bf16, f16};
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
+use lowrank_models::batch::int_tensor;
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, ModelKind, ParamVisitor, Parameter, Rows, Run, Seq2Seq, Stack, Stored,
-    Tokens,
+    Adaptable, Classifier, Decoder, MaskedLm, ModelKind, ParamVisitor, Parameter, Rows, Run, Seq2Seq, Stack,
+    Stored, Tokens,
 };
-use lowrank_spec::{BlockFormat, LowrankSection, Representation};
+use lowrank_spec::{BlockFormat, HostTensor, LowrankSection, Representation};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
@@ -76,6 +77,20 @@ impl Probed for Classifier<Inner> {
     }
 }
 
+impl Probed for MaskedLm<Inner> {
+    fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
+        let config = self.config();
+        let ids = probe_ids(config.vocab_size, config.max_tokens());
+        let batch = self.batch(Tokens::new(&ids, &[ids.len()]), device)?;
+        let all = int_tensor((0..ids.len() as i32).collect(), device);
+        Ok(host_values(self.forward(&batch, all, Run::eval(adapters))))
+    }
+
+    fn factored(&self) -> &LowrankSection {
+        &self.config().lowrank
+    }
+}
+
 impl Probed for Decoder<Inner> {
     fn probe(&self, adapters: &AdapterSet<Inner>, device: &Device) -> Result<Vec<f32>> {
         let config = self.config();
@@ -119,7 +134,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
         return merge(&args, &model, &adapters, &source, &device);
     }
-    if folder.kind() != ModelKind::Decoder || adapter_level(&adapter_folder(adapter)?)?.is_some() {
+    let level = adapter_level(&adapter_folder(adapter)?)?;
+    if folder.kind() == ModelKind::MaskedLm && level.is_none() {
+        let config = folder.encoder_config()?;
+        let head = config.architecture.masked_lm.transform;
+        if Checkpoint::open(&source)?.names().any(|name| name.starts_with(head)) {
+            let mut model = MaskedLm::<Inner>::load(&source, config, &device)?;
+            let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+            return merge(&args, &model, &adapters, &source, &device);
+        }
+    }
+    if folder.kind() != ModelKind::Decoder || level.is_some() {
         let (model, adapters) = args.model.load::<Inner>(&device)?.model.into_parts();
         return merge(&args, &model, &adapters, &source, &device);
     }
@@ -190,7 +215,11 @@ fn merge<M: Probed>(
         bail!("'{key}' holds values that {} cannot; give --dtype f32 or bf16", dtype.name());
     }
     let difference = largest_difference(&outputs, &rounded.probe(&AdapterSet::empty(), device)?)?;
-    write_folder(&args.output, |dir| Ok(merged.save(dir, source, dtype)?))?;
+    let others = match adapter_level(&adapter_folder(args.model.adapter.as_deref().unwrap_or(source))?)? {
+        Some(_) => Vec::new(),
+        None => other_heads(&merged, &Checkpoint::open(source)?)?,
+    };
+    write_folder(&args.output, |dir| Ok(merged.save_beside(dir, source, dtype, others)?))?;
     let layers = adapters.slots().len();
     if args.json {
         return print_json(&serde_json::json!({
@@ -237,6 +266,23 @@ fn worst_layer<M: Probed>(model: &M, adapters: &AdapterSet<Inner>, device: &Devi
         }
     }
     Ok(worst)
+}
+
+/// Tensors of a checkpoint's heads of pre-training that the merged model does not have.
+fn other_heads<M: Probed>(merged: &M, checkpoint: &Checkpoint) -> Result<Vec<HostTensor<'static>>> {
+    let heads = ["pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions."];
+    let is_head = |name: &str| heads.iter().any(|head| name.starts_with(head));
+    let bare = |name: &str| name.split_once('.').is_some_and(|(_, rest)| is_head(rest));
+    let is_other = |name: &str| is_head(name) || bare(name);
+    let written = merged.tensors_where(|at| is_other(&at.key()));
+    let is_written = |name: &str| written.iter().any(|t| t.name.ends_with(name) || name.ends_with(&t.name));
+    let names = checkpoint.names().filter(|name| is_other(name) && !is_written(name));
+    names
+        .map(|name| {
+            let shape = checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+            Ok(HostTensor::new(name, shape, checkpoint.read_f32(name)?))
+        })
+        .collect()
 }
 
 /// The type of most of a checkpoint's elements; f32 if it cannot be written.

@@ -40,7 +40,7 @@ fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Re
     let site = file.site(module);
     let config = file.config();
     let (rank, scale) = (config.rank_of(&module.path), config.scale_of(&module.path));
-    let (dora, has_bias, is_conv1d) = (config.use_dora, config.lora_bias, config.fan_in_fan_out);
+    let (dora, has_bias) = (config.use_dora, config.lora_bias);
     let key = |name: &str| format!("{}.{name}", module.path);
     let (a_name, b_name) = if site.embedding {
         ("lora_embedding_A", "lora_embedding_B")
@@ -69,12 +69,13 @@ fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Re
             Some(Magnitude { value, ..Magnitude::of_weight(file.weight(module, "dora")?) })
         }
     };
-    // PEFT's embeddings do not support this initialization.
-    let start = if site.embedding || rank > site.max_rank() {
+    // PEFT's embeddings do not support this initialization. A weight in the file is what the initialization left.
+    let has_weight = file.folder().tensors.contains_key(&key("weight"));
+    let start = if site.embedding || has_weight || rank > site.max_rank() {
         None
     } else {
         let what = || file.config().init_lora_weights.as_str().unwrap_or_default().to_string();
-        Start::of_tag(&tag, || file.weight(module, &what()), rank, scale, is_conv1d)?
+        Start::of_tag(&tag, || file.weight(module, &what()), rank, scale, site.conv1d)?
     };
     let bias = bias.flatten().map(Param::from_tensor);
     Ok(Some(Lora { magnitude, start, bias, ..Lora::from_factors(a, b, scale) }))
