@@ -283,7 +283,7 @@ impl DecoderConfig {
             .map_err(|reason| ModelError::Config { path, reason })?;
         if lowrank_checkpoint::has_file(folder.join("generation_config.json")) {
             let generation = read_object(folder, "generation_config.json")?;
-            // As in transformers: where the file exists, it determines the ends, if only that there are none.
+            // As in transformers, the file determines the ends where it exists, even if it names no token.
             config.eos = Keys::new(&generation).ids("eos_token_id").map_err(|reason| ModelError::Config {
                 path: folder.join("generation_config.json"),
                 reason,
