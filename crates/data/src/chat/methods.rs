@@ -56,7 +56,7 @@ fn of_string(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Op
             let most = most.and_then(|most| usize::try_from(most).ok());
             let by = by.filter(|by| !by.is_none());
             match by.as_ref().map(|by| by.as_str().filter(|by| !by.is_empty())) {
-                Some(None) => return Err(invalid(format!("{name}: the separator is no text or empty"))),
+                Some(None) => return Err(invalid(format!("{name}: the separator is empty or not a text"))),
                 Some(Some(by)) => list(split_by(text, by, most, name == "rsplit")),
                 None => list(split_words(text, most, name == "rsplit")),
             }
