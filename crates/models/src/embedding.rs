@@ -33,7 +33,11 @@ impl<B: Backend> Embedding<B> {
     /// Visits the table as one of another part of the model.
     pub(crate) fn visit_as<V: ParamVisitor<B>>(&mut self, path: &str, part: Part, visitor: &mut V) {
         let module = ModulePath::new(path, part);
-        self.projection.visit_params(WeightOf { module, site: self.site }, Layout::Same, visitor);
+        self.projection.visit_params(
+            WeightOf { module, site: self.site, is_table: true },
+            Layout::Same,
+            visitor,
+        );
     }
 }
 

@@ -216,7 +216,8 @@ impl<B: Backend> Linear<B> {
             None if self.conv1d => Layout::Same,
             None => Layout::Transposed,
         };
-        self.projection.visit_params(WeightOf { module, site: self.site }, dense, visitor);
+        let at = WeightOf { module, site: self.site, is_table: false };
+        self.projection.visit_params(at, dense, visitor);
         if let Some(bias) = &mut self.bias {
             visitor.visit(&module.parameter(Role::Bias, Layout::Same, Some(self.site)), bias);
         }

@@ -69,11 +69,13 @@ pub enum Projection<B: Backend> {
 pub(crate) struct WeightOf<'a> {
     pub(crate) module: ModulePath<'a>,
     pub(crate) site: usize,
+    pub(crate) is_table: bool,
 }
 
 impl<'a> WeightOf<'a> {
     pub(crate) const fn part(self, part: WeightPart, layout: Layout) -> Parameter<'a> {
-        self.module.parameter(Role::Weight(part), layout, Some(self.site))
+        let parameter = self.module.parameter(Role::Weight(part), layout, Some(self.site));
+        Parameter { is_table: self.is_table, ..parameter }
     }
 }
 
@@ -184,13 +186,12 @@ impl<B: Backend> Projection<B> {
 
 impl<B: Backend> LowRank<B> {
     fn visit_params<V: ParamVisitor<B>>(&mut self, at: WeightOf<'_>, visitor: &mut V) {
-        let WeightOf { module, site } = at;
         let [a_of, b_of] = &self.owners;
         let mut factor = |part: WeightPart, owner: Option<&String>, stored: &mut Stored<B>| {
             let layout = Layout::Transposed;
             match owner {
                 Some(path) => {
-                    let owner = WeightOf { module: ModulePath { path, ..module }, site };
+                    let owner = WeightOf { module: ModulePath { path, ..at.module }, ..at };
                     visitor.visit_shared(&owner.part(part, layout), stored);
                 }
                 None => visitor.visit_stored(&at.part(part, layout), stored),

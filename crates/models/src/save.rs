@@ -14,8 +14,9 @@ use crate::kept::InBlocks;
 
 /// Files of a model folder that go with any weights, beside those in folders below it: tokenizer, templates, generation
 /// settings, pooling, the preparation of pictures.
-pub(crate) const COMPANIONS: [&str; 18] = [
+pub(crate) const COMPANIONS: [&str; 19] = [
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -88,7 +88,7 @@ impl<'a> Module<'a> {
     }
 
     pub(crate) const fn parameter(self, role: Role, layout: Layout, site: Option<usize>) -> Parameter<'a> {
-        Parameter { module: self, role, layout, site }
+        Parameter { module: self, role, layout, site, is_table: false }
     }
 }
 
@@ -103,6 +103,8 @@ pub struct Parameter<'a> {
     pub layout: Layout,
     /// Index of the module's site, where it has one.
     pub site: Option<usize>,
+    /// Whether it belongs to a table, whose rows are looked up; the embeddings of a model also hold linear maps.
+    pub is_table: bool,
 }
 
 impl Parameter<'_> {
@@ -128,8 +130,7 @@ impl Parameter<'_> {
 
     /// How the rows that blocks cut lie to the matrix of the forward pass; `None` for what is never in blocks.
     pub fn blocks_layout(&self) -> Option<Layout> {
-        let is_table = matches!(self.module.part, Part::Embeddings | Part::Relative);
-        let is_transposed = self.weight()?.blocks_are_transposed(is_table)?;
+        let is_transposed = self.weight()?.blocks_are_transposed(self.is_table)?;
         Some(if is_transposed { Layout::Transposed } else { Layout::Same })
     }
 

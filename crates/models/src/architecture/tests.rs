@@ -43,6 +43,7 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"position_embedding_type":"relative_key"}"#, "relative_key")]
 #[case(r#"{"id2label":{"0":"a","2":"b"}}"#, "id2label has the key '2'")]
 #[case(r#"{"num_labels":16777216}"#, "num_labels = 16777216 is out of range")]
+#[case(r#"{"id2label":{"0":"a","00":"b"}}"#, "id2label has the key '00'")]
 #[case(r#"{"model_type":"roberta","pad_token_id":511}"#, "no position")]
 #[case(r#"{"model_type":"modernbert","classifier_pooling":"max"}"#, "classifier_pooling 'max'")]
 #[case(r#"{"model_type":"modernbert","norm_eps":-1}"#, "norm_eps = -1")]

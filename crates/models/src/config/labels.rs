@@ -116,7 +116,8 @@ fn names(keys: &Keys<'_>) -> Result<Vec<String>, String> {
     };
     let mut labels = vec![None; map.len()];
     for (id, label) in map.entries() {
-        let slot = id.parse::<usize>().ok().and_then(|i| labels.get_mut(i));
+        let index = id.parse::<usize>().ok().filter(|i| i.to_string() == *id);
+        let slot = index.and_then(|i| labels.get_mut(i));
         let slot = slot.ok_or_else(|| format!("id2label has the key '{id}'; expected 0, 1, …"))?;
         *slot = Some(match label {
             Value::String(text) => text.clone(),
