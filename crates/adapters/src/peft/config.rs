@@ -460,7 +460,6 @@ impl PeftConfig {
         }
     }
 
-    /// The file's text.
     /// The config with the paths that modules have in transformers 5.
     pub(super) fn in_modules(&self) -> Self {
         let path = |path: String| path_in_module(&path).unwrap_or(path);
@@ -470,9 +469,11 @@ impl PeftConfig {
         };
         let rank_pattern = self.rank_pattern.entries().map(|(key, rank)| (path(key), rank)).collect();
         let alpha_pattern = self.alpha_pattern.entries().map(|(key, alpha)| (path(key), alpha)).collect();
-        Self { target_modules, rank_pattern, alpha_pattern, ..self.clone() }
+        let groups = self.groups.iter().map(|group| group.iter().cloned().map(path).collect()).collect();
+        Self { target_modules, rank_pattern, alpha_pattern, groups, ..self.clone() }
     }
 
+    /// The file's text.
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         let mut value = serde_json::to_value(self)?;
         if let (Value::Object(map), "VERA") = (&mut value, self.peft_type.as_str()) {

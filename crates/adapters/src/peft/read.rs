@@ -256,8 +256,22 @@ impl<'a, B: Backend> Reader<'a, B> {
         let groups: Vec<Vec<&Found>> = if listed.is_empty() {
             vec![found.iter().collect()]
         } else {
-            let of_group = |paths: &Vec<String>| found.iter().filter(|f| paths.contains(&f.path)).collect();
-            listed.iter().map(of_group).collect()
+            // A module has one name in files of models and another in transformers 5, but one site.
+            let sites_of = |paths: &Vec<String>| {
+                paths.iter().map(|path| find_site(path, self.sites)).collect::<Vec<_>>()
+            };
+            let sites: Vec<Vec<Option<usize>>> = listed.iter().map(sites_of).collect();
+            for module in found {
+                let n = sites.iter().flatten().filter(|site| **site == Some(module.site)).count();
+                if n != 1 {
+                    self.problems
+                        .push(format!("'{}' is in {n} groups of the config, expected 1", module.path));
+                }
+            }
+            let of_group = |sites: &Vec<Option<usize>>| {
+                found.iter().filter(|f| sites.contains(&Some(f.site))).collect::<Vec<_>>()
+            };
+            sites.iter().map(of_group).collect()
         };
         for (index, group) in groups.iter().enumerate() {
             let key = group_key(name, index);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
-use lowrank_spec::names::PATCHES;
+use lowrank_spec::names::{PATCHES, path_in_files};
 use lowrank_spec::{Pattern, Site};
 
 use super::folder::AdapterFolder;
@@ -66,14 +66,18 @@ impl AdapterFolder {
 
     /// Modules that share factors: the config's groups, or one group of all modules that have a separate tensor.
     pub(crate) fn own_groups(&self, key: &str) -> Vec<Vec<String>> {
+        // The paths of sites are those in the files of models.
+        let in_files = |paths: &Vec<String>| -> Vec<String> {
+            paths.iter().map(|path| path_in_files(path).unwrap_or_else(|| path.clone())).collect()
+        };
         if !self.config.groups.is_empty() {
-            return self.config.groups.clone();
+            return self.config.groups.iter().map(in_files).collect();
         }
         let mut own: Vec<String> =
             self.tensors.keys().filter_map(|name| name.strip_suffix(key)).map(str::to_string).collect();
         sort_by_layer(&mut own);
         match (&self.config.target_modules, own.is_empty()) {
-            (Some(Pattern::Names(names)), true) => vec![names.clone()],
+            (Some(Pattern::Names(names)), true) => vec![in_files(names)],
             _ => vec![own],
         }
     }
