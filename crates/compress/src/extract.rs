@@ -68,9 +68,7 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
         pair.compare(before, name, truncation, &mut made)?;
     }
     if made.modules.is_empty() {
-        return Err(CompressError::Input(
-            "the two models have identical matrices: nothing to extract".into(),
-        ));
+        return Err(CompressError::Input(made.without_matrices()));
     }
     let is_saved = |name: &&str| {
         made.saved_modules.contains(&module_of(name)) || (made.biases_differ && name.ends_with(".bias"))
@@ -81,6 +79,24 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
     });
     made.saved = saved.collect::<Result<_>>()?;
     Ok(made)
+}
+
+impl Extracted {
+    /// Why there is nothing to extract.
+    fn without_matrices(&self) -> String {
+        let mut others: Vec<String> = self.saved_modules.iter().map(|name| format!("'{name}'")).collect();
+        if self.biases_differ {
+            others.push("biases".into());
+        }
+        if others.is_empty() {
+            return "the two models have identical matrices: nothing to extract".into();
+        }
+        format!(
+            "the two models differ in {} only, which are not matrices of linear maps and would be stored in full: nothing to \
+             extract; use the tuned model itself",
+            others.join(", ")
+        )
+    }
 }
 
 /// Lookup tables indexed by ids, by substrings of their names in the known architectures.
