@@ -21,6 +21,7 @@ use lowrank_kernels::Kernels;
 use lowrank_models::{Adaptable, Classifier, ClassifierConfig, Parameters, Rows, Run, Stack, Tokens};
 use lowrank_tests::{Tested, assert_close, check_gradients, fixture, values};
 use lowrank_train::tuner::{loss, to_device};
+use rstest::rstest;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -116,6 +117,17 @@ fn pictures_are_prepared_as_by_pillow() {
     }
     let step = 1.0 / 255.0 / 0.22;
     assert_close("pixels", &planes, &golden.first_pixels, f32::from(JPEG) * step);
+}
+
+#[rstest]
+#[case("large-text.png", "has a text 'XML:com.adobe.xmp' that cannot be read")]
+#[case("profile.png", "has a 'Raw profile type exif' that cannot be read")]
+#[case("exif.png", "has EXIF data that cannot be read")]
+#[case("checksum.png", "cannot be decoded: Corrupt deflate stream")]
+#[case("named-rgb.jpg", "has channels named RGB in a JFIF file")]
+fn what_cannot_be_told_is_refused(#[case] name: &str, #[case] part: &str) {
+    let error = decode(&fixture("vit-refused").join(name)).unwrap_err().to_string();
+    assert!(error.contains(part), "{error}");
 }
 
 #[test]

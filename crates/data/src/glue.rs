@@ -7,11 +7,13 @@
 
 mod custom;
 mod dataset;
+mod labels;
 mod official;
 mod tagged;
 mod task;
 
 pub use custom::{read_custom, read_labelled};
 pub use dataset::{Example, GlueDataset, Label};
+pub use labels::{class_number, class_places, generic_places};
 pub use tagged::{TaggedDataset, TaggedRow, is_tagged, read_tagged, read_tagged_file};
 pub use task::{LabelSpace, Metric, Split, Task, TaskSpec};

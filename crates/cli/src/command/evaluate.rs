@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use lowrank_data::glue::{
-    GlueDataset, LabelSpace, Metric, Split, TaggedDataset, Task, is_tagged, read_labelled, read_tagged_file,
+    GlueDataset, LabelSpace, Metric, Split, TaggedDataset, Task, class_number, class_places, generic_places,
+    is_tagged, read_labelled, read_tagged_file,
 };
 use lowrank_data::images::ImageFolder;
 use lowrank_data::pack::EncodedDataset;
@@ -136,17 +137,11 @@ fn of_images(loaded: &Loaded<Inner>, dir: &Path) -> Result<Rows> {
     );
     let pictures = Pictures::open(&loaded.folder, config)?;
     let classes = ImageFolder::class_names(dir)?;
-    let places = if config.labels.len() == classes.len() {
-        class_order(&config.labels, &LabelSpace::Classes(classes.clone()))
-            .map(|order| order.unwrap_or_default())
-    } else {
-        None
-    };
-    let by_order = |name: &str| {
+    let places = folder_places(dir, &config.labels, &classes)?;
+    let place = |name: &str| {
         let class = classes.iter().position(|class| class == name)?;
-        Some(places.as_ref()?.get(class).copied().unwrap_or(class))
+        places.get(class).copied().flatten()
     };
-    let place = |name: &str| by_order(name).or_else(|| place_of(&config.labels, name));
     let folder = ImageFolder::read_known(dir, &config.labels, place)?;
     let task = dir.file_name().map_or_else(|| "images".into(), |name| name.to_string_lossy().into_owned());
     let sets = vec![DevSet::new(pictures.read_folder(&folder)?)];
@@ -171,7 +166,7 @@ fn of_task(loaded: &Loaded<Inner>, task: Task, root: &Path) -> Result<Rows> {
         width == wanted,
         "the model has {width} labels and {task} has {wanted}; give an adapter or model trained on it"
     );
-    let order = class_order(&config.labels, &task.spec().labels);
+    let order = class_order(&config.labels, &task.spec().labels)?;
     ensure!(
         order.is_some(),
         "the model's labels ({}) are not those of {task} ({}); rename id2label in its config.json, or give a model that \
@@ -240,24 +235,43 @@ pub(crate) fn ask(
     Ok(DevSet { asked: Some((Arc::new(asked), options)), ..DevSet::new(Arc::new(data)) })
 }
 
-/// The position of a class among the model's labels by its name, in any spelling.
-fn place_of(model: &[String], class: &str) -> Option<usize> {
-    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
-    let exact = model.iter().position(|label| label == class);
-    exact.or_else(|| model.iter().position(|label| plain(label) == plain(class)))
+/// The label of each folder of pictures; by the order of their names if the model's labels have none.
+fn folder_places(dir: &Path, labels: &[String], classes: &[String]) -> Result<Vec<Option<usize>>> {
+    let places = class_places(labels, classes).map_err(|message| anyhow!("{}: {message}", dir.display()))?;
+    // Numbers that are not those of the labels may be counted in the order of their names or of their values.
+    let is_ordered = classes.iter().map(|class| class_number(class)).collect::<Option<Vec<_>>>();
+    let is_ordered = is_ordered.is_none_or(|numbers| numbers.is_sorted());
+    if places.iter().any(Option::is_none)
+        && is_ordered
+        && labels.len() == classes.len()
+        && let Some(generic) = generic_places(labels, classes.len())
+    {
+        eprintln!(
+            "warning: {}: the model's labels have no names (LABEL_0, LABEL_1, …); the folders are taken in the order of \
+             their names ({}); name id2label in the model's config.json",
+            dir.display(),
+            classes.join(", ")
+        );
+        return Ok(generic.into_iter().map(Some).collect());
+    }
+    Ok(places)
 }
 
 /// Positions of the task's classes among the model's labels: already in order (`Some(None)`), the position of
 /// each class (`Some(Some(_))`), or `None` if the labels have other names.
-pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Option<Option<Vec<usize>>> {
+///
+/// # Errors
+/// A class that is the name of several labels.
+pub(crate) fn class_order(model: &[String], task: &LabelSpace) -> Result<Option<Option<Vec<usize>>>> {
     let classes = task.names();
-    // Generic names are matched by position.
-    if model.iter().all(|label| label.starts_with("LABEL_")) {
-        return Some(None);
-    }
-    let places: Vec<usize> = classes.iter().map(|class| place_of(model, class)).collect::<Option<_>>()?;
-    let is_same = places.iter().enumerate().all(|(class, place)| class == *place);
-    Some((!is_same).then_some(places))
+    let found = class_places(model, classes).map_err(Error::msg)?;
+    // Labels without names are those of the task in its order.
+    let places =
+        found.into_iter().collect::<Option<Vec<usize>>>().or_else(|| generic_places(model, classes.len()));
+    Ok(places.map(|places| {
+        let is_same = places.iter().enumerate().all(|(class, place)| class == *place);
+        (!is_same).then_some(places)
+    }))
 }
 
 #[cfg(test)]
@@ -268,11 +282,15 @@ mod tests {
     fn classes_are_found_by_their_names() {
         let order = |model: &[&str]| {
             let model: Vec<String> = model.iter().map(|label| (*label).to_string()).collect();
-            class_order(&model, &Task::Mnli.spec().labels)
+            class_order(&model, &Task::Mnli.spec().labels).unwrap()
         };
         assert_eq!(order(&["LABEL_0", "LABEL_1", "LABEL_2"]), Some(None));
         assert_eq!(order(&["entailment", "neutral", "contradiction"]), Some(None));
         assert_eq!(order(&["CONTRADICTION", "Neutral", "entailment"]), Some(Some(vec![2, 1, 0])));
         assert_eq!(order(&["yes", "no", "perhaps"]), None);
+        assert_eq!(order(&["LABEL_2", "LABEL_0", "LABEL_1"]), Some(Some(vec![1, 2, 0])));
+        let twice = ["neutral", "entailment", "neutral", "contradiction"].map(str::to_owned);
+        let error = class_order(&twice, &Task::Mnli.spec().labels).unwrap_err().to_string();
+        assert!(error.contains("'neutral' is the name of several labels of the model, 0"), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::{DataError, Result};
 use crate::glue::dataset::{Example, GlueDataset, Label};
+use crate::glue::labels::class_place;
 use crate::glue::task::{LabelSpace, TaskSpec};
 use crate::io::{read_text, rows};
 
@@ -63,7 +64,7 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
     }
     let space = label_space(&train)?;
     let width = train.indicator_width();
-    let same = |names: &[String], label: &str| names.iter().position(|name| name == label);
+    let same = |names: &[String], label: &str| Ok(names.iter().position(|name| name == label));
     let expected = "a label of the train file";
     let set = |file: RawRows<'_>| file.resolve(name, &space, width, same, expected);
     Ok((set(train)?, set(dev)?))
@@ -71,27 +72,15 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
 
 /// Reads a labelled file for a model whose labels are `space`.
 ///
-/// Names are matched ignoring case, `-`, `_` and spaces; if the model's are `LABEL_0`, `LABEL_1`, …,
+/// Names are matched exactly, or else ignoring case, `-`, `_` and spaces; if the model's are `LABEL_0`, `LABEL_1`, …,
 /// the file's may be numbers.
 ///
 /// # Errors
-/// As [`read_custom`]; labels that the model does not have.
+/// As [`read_custom`]; labels that the model does not have, or has several times.
 pub fn read_labelled(name: &str, path: &Path, space: &LabelSpace) -> Result<GlueDataset> {
     let file = RawRows::read(path)?;
     let width = file.indicator_width().filter(|width| *width == space.width());
-    file.resolve(name, space, width, class_by_name, "a label of the model")
-}
-
-/// The class with the file's label `label`.
-pub(super) fn class_by_name(names: &[String], label: &str) -> Option<usize> {
-    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
-    let exact = names.iter().position(|name| name == label);
-    let like = || names.iter().position(|name| plain(name) == plain(label));
-    let numbered = || {
-        let places = names.iter().all(|name| name.starts_with("LABEL_"));
-        label.parse::<usize>().ok().filter(|place| places && *place < names.len())
-    };
-    exact.or_else(like).or_else(numbered)
+    file.resolve(name, space, width, class_place, "a label of the model")
 }
 
 impl<'a> RawRows<'a> {
@@ -153,7 +142,7 @@ impl<'a> RawRows<'a> {
         name: &str,
         space: &LabelSpace,
         indicators: Option<usize>,
-        class: impl Fn(&[String], &str) -> Option<usize>,
+        class: impl Fn(&[String], &str) -> std::result::Result<Option<usize>, String>,
         expected: &str,
     ) -> Result<GlueDataset> {
         let names = space.names();
@@ -163,10 +152,11 @@ impl<'a> RawRows<'a> {
             label: label.to_owned(),
             expected,
         };
-        let one = |row: usize, label: &str| match class(names, label) {
-            Some(class) => Ok(class as u32),
-            None => Err(unknown(row, label, format!("{expected}: {}", names.join(", ")))),
-        };
+        let one =
+            |row: usize, label: &str| match class(names, label).map_err(|message| self.bad(row, message))? {
+                Some(class) => Ok(class as u32),
+                None => Err(unknown(row, label, format!("{expected}: {}", names.join(", ")))),
+            };
         let resolve = |raw: &RawRow| -> Result<Label> {
             let label = match (space, &raw.label) {
                 (LabelSpace::Score, RawLabel::One(label)) => match label.parse::<f32>() {

@@ -1,10 +1,10 @@
 //! PNG and JPEG files as RGB of 8 bits, converted as by Pillow's `convert("RGB")`.
 
-use std::io::Cursor;
 use std::path::Path;
+use std::sync::{Condvar, Mutex, PoisonError};
 
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader};
-
+use super::orientation::upright;
+use super::{jpeg, png};
 use crate::error::{DataError, Result};
 
 /// Most pixels of a picture; Pillow warns of larger ones as decompression bombs.
@@ -24,7 +24,7 @@ pub struct Bitmap {
     pub rgb: Vec<u8>,
 }
 
-/// Decodes a PNG or JPEG file, whatever its extension, upright as its EXIF orientation says.
+/// Decodes a PNG or JPEG file, whatever its extension, upright as its EXIF data, or its XMP packet, say.
 ///
 /// As in Pillow, transparency is dropped and not composed with a background, channels of 16 bits lose their lower byte, and
 /// greys of 16 bits are cut at 255.
@@ -32,85 +32,108 @@ pub struct Bitmap {
 /// # Errors
 /// [`DataError::Image`] for a file that is neither, is damaged or truncated, or has more than [`MAX_PIXELS`].
 pub fn decode(path: &Path) -> Result<Bitmap> {
+    Ok(decode_held(path)?.0)
+}
+
+/// The same; the picture counts among those in memory until the permit is dropped.
+pub(super) fn decode_held(path: &Path) -> Result<(Bitmap, Permit)> {
     let fault = |message: String| DataError::Image { path: path.to_path_buf(), message };
     let bytes = lowrank_checkpoint::read_file_within(path, MAX_BYTES).map_err(DataError::io("read", path))?;
     if bytes.is_empty() {
         return Err(fault("is empty; remove it or fetch it again".into()));
     }
-    let format = image::guess_format(&bytes).ok();
-    match format {
-        Some(ImageFormat::Png) => {}
-        Some(ImageFormat::Jpeg) if is_whole_jpeg(&bytes) => {}
-        Some(ImageFormat::Jpeg) => return Err(fault("is truncated; fetch it again".into())),
-        Some(other) => {
-            let name = other.extensions_str().first().copied().unwrap_or("picture of another kind");
-            return Err(fault(format!("is a {name}; PNG and JPEG files are read")));
-        }
-        None => return Err(fault("is not a picture that can be read; expected PNG or JPEG".into())),
-    }
-    let damaged = |error: image::ImageError| {
-        let text = error.to_string();
-        fault(format!("cannot be decoded: {}", text.split_whitespace().collect::<Vec<_>>().join(" ")))
+    let found = match kind(&bytes) {
+        Some("png") => png::decode(&bytes),
+        Some("jpg") => jpeg::decode(bytes),
+        Some(other) => Err(format!("is a {other}; PNG and JPEG files are read")),
+        None => Err("is not a picture that can be read; expected PNG or JPEG".into()),
     };
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
-    let mut reader = reader.map_err(|e| damaged(image::ImageError::IoError(e)))?;
-    reader.no_limits();
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-    let (width, height) = decoder.dimensions();
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > MAX_PIXELS {
-        return Err(fault(format!(
-            "has {width} x {height} pixels; at most {MAX_PIXELS} are decoded, make it smaller"
-        )));
-    }
-    if pixels == 0 {
-        return Err(fault(format!("has {width} x {height} pixels")));
-    }
-    let is_wide_grey =
-        decoder.original_color_type() == ExtendedColorType::L16 || decoder.color_type() == ColorType::L16;
-    let orientation = decoder.orientation().map_err(damaged)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    Ok(Bitmap { height, width, rgb: to_rgb(&picture, is_wide_grey) })
+    let (picture, metadata, permit) = found.map_err(fault)?;
+    let orientation = metadata.orientation().map_err(fault)?;
+    Ok((upright(picture, orientation), permit))
 }
 
-fn to_rgb(picture: &DynamicImage, is_wide_grey: bool) -> Vec<u8> {
-    let grey = |v: u8| [v; 3];
-    let wide = |v: u16| if is_wide_grey { v.min(255) as u8 } else { (v >> 8) as u8 };
-    match picture {
-        DynamicImage::ImageLuma8(p) => p.pixels().flat_map(|p| grey(p.0[0])).collect(),
-        DynamicImage::ImageLumaA8(p) => p.pixels().flat_map(|p| grey(p.0[0])).collect(),
-        DynamicImage::ImageRgb8(p) => p.as_raw().clone(),
-        DynamicImage::ImageRgba8(p) => p.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
-        DynamicImage::ImageLuma16(p) => p.pixels().flat_map(|p| grey(wide(p.0[0]))).collect(),
-        DynamicImage::ImageLumaA16(p) => p.pixels().flat_map(|p| grey(wide(p.0[0]))).collect(),
-        DynamicImage::ImageRgb16(p) => p.as_raw().iter().map(|&v| wide(v)).collect(),
-        DynamicImage::ImageRgba16(p) => p.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]].map(wide)).collect(),
-        // Of no PNG or JPEG.
-        other => other.to_rgb8().into_raw(),
+/// The kind of a picture by its first bytes.
+fn kind(bytes: &[u8]) -> Option<&'static str> {
+    let is_riff = bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
+    let brand = bytes.get(4..12).and_then(|bytes| bytes.strip_prefix(b"ftyp"));
+    match bytes {
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("png"),
+        [0xff, 0xd8, 0xff, ..] => Some("jpg"),
+        [b'G', b'I', b'F', b'8', ..] => Some("gif"),
+        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Some("tiff"),
+        [b'B', b'M', ..] => Some("bmp"),
+        _ if is_riff => Some("webp"),
+        _ => match brand? {
+            b"avif" | b"avis" => Some("avif"),
+            b"heic" | b"heix" | b"mif1" => Some("heic"),
+            _ => None,
+        },
     }
 }
 
-/// Whether a JPEG's marker of its end follows its data: the decoder fills what is missing with grey.
-fn is_whole_jpeg(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    loop {
-        // The next marker, which padding may precede; coded data hold 0xff only before 0 or a restart.
-        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) else {
-            return false;
-        };
-        at += found + 1;
-        match bytes.get(at) {
-            None => return false,
-            Some(0xff) => {}
-            Some(0xd9) => return true,
-            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 1,
-            // A segment with its length.
-            Some(_) => match bytes.get(at + 1..at + 3) {
-                Some(&[high, low]) => at += 1 + usize::from(u16::from_be_bytes([high, low])).max(2),
-                _ => return false,
-            },
+/// Most pixels of all pictures that are decoded at the same time, on whatever threads.
+const MAX_IN_FLIGHT: u64 = 2 * MAX_PIXELS;
+
+static IN_FLIGHT: Mutex<u64> = Mutex::new(0);
+static LANDED: Condvar = Condvar::new();
+
+/// The right to have a picture of some pixels in memory.
+#[derive(Debug)]
+pub(super) struct Permit(u64);
+
+impl Permit {
+    /// Waits until the other pictures leave room; whoever holds one waits for nobody.
+    ///
+    /// # Errors
+    /// A picture without pixels or with more than [`MAX_PIXELS`].
+    pub(super) fn of(width: u32, height: u32) -> std::result::Result<Self, String> {
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > MAX_PIXELS {
+            return Err(format!(
+                "has {width} x {height} pixels; at most {MAX_PIXELS} are decoded, make it smaller"
+            ));
         }
+        if pixels == 0 {
+            return Err(format!("has {width} x {height} pixels"));
+        }
+        let in_flight = IN_FLIGHT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = LANDED
+            .wait_while(in_flight, |in_flight| *in_flight + pixels > MAX_IN_FLIGHT)
+            .unwrap_or_else(PoisonError::into_inner);
+        *in_flight += pixels;
+        Ok(Self(pixels))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *IN_FLIGHT.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        LANDED.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn large_pictures_wait_for_each_other() {
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let _permit = Permit::of(9459, 9459).unwrap();
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(5));
+                    now.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert!((1..=2).contains(&most.into_inner()));
+        assert!(Permit::of(9460, 9460).unwrap_err().contains("at most 89478485"));
     }
 }

@@ -5,6 +5,9 @@
 
 mod decode;
 mod folder;
+mod jpeg;
+mod orientation;
+mod png;
 mod processor;
 mod resize;
 mod set;

@@ -1,5 +1,7 @@
 //! Resizing with Pillow's arithmetic.
 
+use std::borrow::Cow;
+
 use super::decode::Bitmap;
 
 /// A resampling filter, by Pillow's number.
@@ -75,24 +77,29 @@ pub fn resize(picture: &Bitmap, [height, width]: [usize; 2], filter: Filter) -> 
     if filter == Filter::Nearest {
         return nearest(picture, [height, width]);
     }
-    let mut rgb = picture.rgb.clone();
+    let mut rgb = Cow::Borrowed(&picture.rgb);
     let mut row_length = picture.width;
     if width != picture.width {
         let weights = weights(picture.width, width, filter);
         let rows = rgb.chunks_exact(3 * picture.width);
-        rgb = rows.flat_map(|row| weights.iter().flat_map(|of| sums(of, |x| 3 * x, row))).collect();
+        let mut out = Vec::with_capacity(3 * width * picture.height);
+        out.extend(rows.flat_map(|row| weights.iter().flat_map(|of| sums(of, |x| 3 * x, row))));
+        rgb = Cow::Owned(out);
         row_length = width;
     }
     if height != picture.height {
         let weights = weights(picture.height, height, filter);
         let stride = 3 * row_length;
         let columns = || (0..row_length).map(|x| 3 * x);
-        rgb = weights
-            .iter()
-            .flat_map(|of| columns().flat_map(|column| sums(of, |y| y * stride + column, &rgb)))
-            .collect();
+        let mut out = Vec::with_capacity(height * stride);
+        out.extend(
+            weights
+                .iter()
+                .flat_map(|of| columns().flat_map(|column| sums(of, |y| y * stride + column, &rgb))),
+        );
+        rgb = Cow::Owned(out);
     }
-    Bitmap { height, width, rgb }
+    Bitmap { height, width, rgb: rgb.into_owned() }
 }
 
 /// One pixel: the weighted sums of the three channels at these places.

@@ -29,9 +29,11 @@ impl ImageSet {
     pub fn read(files: Vec<PathBuf>, processor: ImageProcessor, size: PatchSize) -> Result<Self> {
         let bytes = 3 * size.picture[0] * size.picture[1];
         let n_kept = KEPT_BYTES / bytes.max(1);
+        // Other means or scales make other pictures of the same bytes.
+        let start = processor.values().flat_map(f32::to_le_bytes).fold(FNV, add);
         let read = |(index, file): (usize, &PathBuf)| {
             let picture = processor.read(file, size.picture)?;
-            let hash = hash(&picture.rgb);
+            let hash = picture.rgb.iter().copied().fold(start, add);
             Ok(((index < n_kept).then_some(picture.rgb), hash))
         };
         let read: Vec<_> = files.par_iter().enumerate().map(read).collect::<Result<_>>()?;
@@ -54,7 +56,7 @@ impl ImageSet {
         1 + self.size.n_patches()
     }
 
-    /// Hash of each prepared picture.
+    /// Hash of each prepared picture and the values that its bytes stand for.
     pub fn hashes(&self) -> &[u64] {
         &self.hashes
     }
@@ -64,24 +66,26 @@ impl ImageSet {
     /// # Errors
     /// A file that has become unreadable.
     pub fn patches(&self, indices: &[usize]) -> Result<Vec<f32>> {
-        let parts = indices.par_iter().map(|&index| {
-            let mut out = Vec::new();
+        let each = self.size.n_values();
+        let mut out = vec![0.0; indices.len() * each];
+        out.par_chunks_mut(each.max(1)).zip(indices).try_for_each(|(out, &index)| {
             match &self.kept[index] {
-                Some(rgb) => self.processor.append_patches(rgb, &self.size, &mut out),
+                Some(rgb) => self.processor.write_patches(rgb, &self.size, out),
                 None => {
                     let picture = self.processor.read(&self.files[index], self.size.picture)?;
-                    self.processor.append_patches(&picture.rgb, &self.size, &mut out);
+                    self.processor.write_patches(&picture.rgb, &self.size, out);
                 }
             }
-            Ok(out)
-        });
-        Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+            Ok(())
+        })?;
+        Ok(out)
     }
 }
 
-/// FNV-1a.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+/// Start of FNV-1a.
+const FNV: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// A step of it.
+fn add(hash: u64, byte: u8) -> u64 {
+    (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
 }

@@ -63,7 +63,7 @@ pub(super) fn run(
         LabelSpace::Classes(_) | LabelSpace::Tags(_) | LabelSpace::Spans => Problem::SingleLabel,
     };
     let targets = default_targets(&base);
-    let order = label_order(trained, &spec.labels);
+    let order = label_order(trained, &spec.labels)?;
     let headed = base.at_level(level);
     let headed = match spec.labels {
         LabelSpace::Spans => headed.with_no_answer(read.has_unanswerable()),
@@ -98,12 +98,15 @@ pub(super) fn run(
 
 /// Positions of the data's classes among the labels of the model's head; `None` if they are in order, or if
 /// the head was not trained on them.
-fn label_order(trained: &[String], labels: &LabelSpace) -> Option<Vec<usize>> {
+///
+/// # Errors
+/// A class that is the name of several labels.
+fn label_order(trained: &[String], labels: &LabelSpace) -> Result<Option<Vec<usize>>> {
     let classes = labels.names();
     if classes.is_empty() || trained.len() != classes.len() {
-        return None;
+        return Ok(None);
     }
-    let order = class_order(trained, labels);
+    let order = class_order(trained, labels)?;
     if order.is_none() && classes.iter().any(|class| class.parse::<usize>().is_err()) {
         eprintln!(
             "warning: the model's labels ({}) differ from the data's ({}); the trained head is used in this order",
@@ -111,5 +114,5 @@ fn label_order(trained: &[String], labels: &LabelSpace) -> Option<Vec<usize>> {
             classes.join(", ")
         );
     }
-    order.flatten()
+    Ok(order.flatten())
 }

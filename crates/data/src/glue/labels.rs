@@ -1,0 +1,145 @@
+//! The classes of data among the labels of a model.
+
+/// The place of each class among a model's labels, `None` for a class that is not there.
+///
+/// All classes are found in the same way, the first of these that finds them all: by their exact names; ignoring case, `-`,
+/// `_` and spaces; by their numbers, where every label is a number or `LABEL_` with one.
+///
+/// # Errors
+/// A class that is the name of several labels, a label that is the name of several classes; the message gives their indices.
+pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<usize>>, String> {
+    let mut places: Vec<Option<usize>> =
+        classes.iter().map(|class| by_name(labels, class)).collect::<Result<_, _>>()?;
+    if places.contains(&None) {
+        let numbered = classes.iter().map(|class| by_number(labels, class));
+        let numbered: Vec<Option<usize>> = numbered.collect::<Result<_, _>>()?;
+        if !numbered.contains(&None) {
+            places = numbered;
+        }
+    }
+    for (index, place) in places.iter().enumerate() {
+        let before = places[..index].iter().position(|other| place.is_some() && other == place);
+        if let (Some(before), Some(place)) = (before, *place) {
+            return Err(format!(
+                "'{}' and '{}' are both label {place} of the model, '{}'; rename one of them",
+                classes[before], classes[index], labels[place]
+            ));
+        }
+    }
+    Ok(places)
+}
+
+/// The place of one class: by its exact name, by its name in another spelling, by its number.
+///
+/// # Errors
+/// As [`class_places`].
+pub(super) fn class_place(labels: &[String], class: &str) -> Result<Option<usize>, String> {
+    match by_name(labels, class)? {
+        Some(place) => Ok(Some(place)),
+        None => by_number(labels, class),
+    }
+}
+
+/// Places of `n` classes in the order of labels that are all named `LABEL_0`, `LABEL_1`, …; `None` for other labels.
+pub fn generic_places(labels: &[String], n: usize) -> Option<Vec<usize>> {
+    let numbers: Vec<usize> = labels
+        .iter()
+        .map(|label| label.strip_prefix(GENERIC).and_then(|rest| rest.parse().ok()))
+        .collect::<Option<_>>()?;
+    (0..n).map(|class| numbers.iter().position(|number| *number == class)).collect()
+}
+
+/// The number of a class or a generic label.
+pub fn class_number(name: &str) -> Option<usize> {
+    let digits = name.strip_prefix(GENERIC).unwrap_or(name);
+    digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Start of the names that transformers gives to labels without names.
+const GENERIC: &str = "LABEL_";
+
+/// By the exact name, or else in another spelling.
+fn by_name(labels: &[String], class: &str) -> Result<Option<usize>, String> {
+    match only(labels, class, |label| label == class)? {
+        Some(place) => Ok(Some(place)),
+        None => only(labels, class, |label| is_like(label, class)),
+    }
+}
+
+fn is_like(label: &str, class: &str) -> bool {
+    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
+    plain(label) == plain(class)
+}
+
+fn by_number(labels: &[String], class: &str) -> Result<Option<usize>, String> {
+    let Some(number) = class_number(class) else { return Ok(None) };
+    if labels.iter().any(|label| class_number(label).is_none()) {
+        return Ok(None);
+    }
+    only(labels, class, |label| class_number(label) == Some(number))
+}
+
+/// The one label that matches a class.
+fn only(labels: &[String], class: &str, matches: impl Fn(&str) -> bool) -> Result<Option<usize>, String> {
+    let hits: Vec<usize> = (0..labels.len()).filter(|&place| matches(&labels[place])).collect();
+    match hits[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        [..] => {
+            let shown: Vec<String> =
+                hits.iter().map(|&place| format!("{place} ('{}')", labels[place])).collect();
+            Err(format!(
+                "'{class}' is the name of several labels of the model, {}; rename them in id2label of its config.json",
+                shown.join(", ")
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[rstest]
+    #[case(&["a", "b"], &["b", "a"], &[Some(1), Some(0)])]
+    #[case(&["Big Cat", "DOG"], &["big_cat", "dog"], &[Some(0), Some(1)])]
+    // The exact name comes first.
+    #[case(&["dog", "Dog"], &["Dog", "dog"], &[Some(1), Some(0)])]
+    #[case(&["LABEL_0", "LABEL_1", "LABEL_10", "LABEL_2"], &["10", "2"], &[Some(2), Some(3)])]
+    #[case(&["LABEL_1", "LABEL_0"], &["LABEL_0", "LABEL_1"], &[Some(1), Some(0)])]
+    #[case(&["0", "1", "10"], &["00", "01", "10"], &[Some(0), Some(1), Some(2)])]
+    #[case(&["1", "0"], &["LABEL_0", "LABEL_1"], &[Some(1), Some(0)])]
+    #[case(&["cat", "1"], &["cat", "LABEL_1"], &[Some(0), None])]
+    #[case(&["LABEL_0", "LABEL_1"], &["1", "2"], &[None, None])]
+    #[case(&["a", "b"], &["c", "a"], &[None, Some(0)])]
+    fn classes_are_found(
+        #[case] labels: &[&str],
+        #[case] classes: &[&str],
+        #[case] expect: &[Option<usize>],
+    ) {
+        assert_eq!(class_places(&names(labels), &names(classes)).unwrap(), expect);
+    }
+
+    #[rstest]
+    #[case(&["crane", "x", "crane"], &["crane"], "0 ('crane'), 2 ('crane')")]
+    #[case(&["a-b", "a_b"], &["A B"], "0 ('a-b'), 1 ('a_b')")]
+    #[case(&["a_b", "c"], &["a-b", "a_b"], "'a-b' and 'a_b' are both label 0 of the model, 'a_b'")]
+    #[case(&["LABEL_1", "1", "LABEL_01"], &["001"], "1 ('1'), 2 ('LABEL_01')")]
+    fn names_of_several_are_refused(#[case] labels: &[&str], #[case] classes: &[&str], #[case] part: &str) {
+        let error = class_places(&names(labels), &names(classes)).unwrap_err();
+        assert!(error.contains(part), "{error}");
+        assert!(classes.len() > 1 || class_place(&names(labels), classes[0]).unwrap_err() == error);
+    }
+
+    #[test]
+    fn generic_labels_have_an_order() {
+        assert_eq!(generic_places(&names(&["LABEL_1", "LABEL_0"]), 2), Some(vec![1, 0]));
+        assert_eq!(generic_places(&names(&["LABEL_1", "no"]), 2), None);
+        assert_eq!(generic_places(&names(&["LABEL_1", "LABEL_2"]), 2), None);
+    }
+}
