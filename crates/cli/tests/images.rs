@@ -12,7 +12,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{edit, fails, fixture, json_of, lowrank, run, s};
+use common::{edit, fails, fails_after_warnings, fixture, json_of, lowrank, run, s};
 
 const CLASSES: [&str; 3] = ["dark", "rows", "stripes"];
 
@@ -267,6 +267,8 @@ fn models_and_tasks_that_do_not_belong_together_are_refused() {
 #[case("image_std", json!([0.5, 0.0, 0.5]), "image_std has a 0")]
 #[case("image_mean", json!([0.5, 0.5]), "expected three finite numbers")]
 #[case("image_processor_type", json!("BlipImageProcessor"), "'BlipImageProcessor' is not supported")]
+#[case("image_processor_type", json!(3), "image_processor_type 3 is not supported")]
+#[case("resample", json!(null), "resample = null, and do_resize is true")]
 fn what_a_processor_asks_for_is_done_or_refused(#[case] key: &str, #[case] value: Value, #[case] part: &str) {
     let model = copy_files();
     let picture = model.path().join("picture.png");
@@ -323,4 +325,279 @@ fn copy_files() -> TempDir {
         fs::copy(fixture("vit-cls").join(name), dir.path().join(name)).unwrap();
     }
     dir
+}
+
+/// A model whose patches have 192 values and whose maps have rows of whole blocks, trained for a step on eleven classes.
+fn blocky() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 16, "patch_size": 8,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "initializer_range": 0.5,
+    });
+    let base = dir.path().join("base");
+    fs::create_dir(&base).unwrap();
+    fs::write(base.join("config.json"), config.to_string()).unwrap();
+    fs::write(base.join("preprocessor_config.json"), json!({"size": 16}).to_string()).unwrap();
+    let data = dir.path().join("data");
+    for class in 0..11 {
+        let folder = data.join(format!("class {class}"));
+        fs::create_dir_all(&folder).unwrap();
+        draw(CLASSES[class % 3], class as u32).save(folder.join("1.png")).unwrap();
+    }
+    let out = dir.path().join("run");
+    let model = ["finetune", "--model", s(&base), "--random-init", "--method", "full", "--max-steps", "2"];
+    let rows = ["--task", "images", "--train", s(&data), "--dev", s(&data), "--lr", "1e-2", "-o", s(&out)];
+    run(&[&model[..], &rows].concat());
+    (dir, out.join("model"))
+}
+
+/// Logits of the first picture of a folder of classes.
+#[track_caller]
+fn logits(model: &Path, adapter: Option<&Path>, picture: &Path) -> Vec<f64> {
+    let with = adapter.map_or(vec![], |adapter| vec!["--adapter", s(adapter)]);
+    let found = json_of(&[&["predict", "--model", s(model), "--image", s(picture)][..], &with].concat());
+    found["rows"][0]["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+fn assert_near(a: &[f64], b: &[f64], allowed: f64) {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= allowed), "{a:?} {b:?}");
+}
+
+#[test]
+fn a_patch_embedding_in_blocks_is_read_again() {
+    let (dir, model) = blocky();
+    let picture = dir.path().join("data/class 1/1.png");
+    let before = logits(&model, None, &picture);
+    let spread = before.iter().map(|x| x.abs()).fold(0.0, f64::max);
+    let cases: [&[&str]; 5] = [
+        &["--bits", "8", "--targets", "projection"],
+        &["--bits", "8", "--targets", "projection,all-linear"],
+        &[
+            "--method",
+            "svd",
+            "--ranks",
+            "projection=32",
+            "--targets",
+            "projection",
+            "--bits",
+            "8",
+            "--always-factor",
+        ],
+        &["--method", "quant+lowrank", "--bits", "8", "--targets", "projection", "--ranks", "projection=4"],
+        &["--type", "NF4", "--targets", "projection"],
+    ];
+    for (index, options) in cases.iter().enumerate() {
+        let out = dir.path().join(format!("small-{index}"));
+        run(&[&["compress", "--model", s(&model), "-o", s(&out)][..], options].concat());
+        let allowed = if index == 4 { 0.3 } else { 0.05 } * spread;
+        let after = logits(&out, None, &picture);
+        assert_near(&before, &after, allowed);
+        assert_ne!(before, after, "{options:?}");
+        // Training keeps the blocks and saves them with the adapter merged or apart.
+        if index == 0 {
+            let tuned = dir.path().join("tuned");
+            let data = dir.path().join("data");
+            let rows = ["--task", "images", "--train", s(&data), "--dev", s(&data), "--max-steps", "1"];
+            let lora = ["finetune", "--method", "lora", "--targets", "projection,query", "-o", s(&tuned)];
+            run(&[&lora[..], &["--model", s(&out)], &rows].concat());
+            logits(&out, Some(&tuned), &picture);
+        }
+    }
+}
+
+#[test]
+fn groups_of_adapters_are_read_again() {
+    let (dir, model) = blocky();
+    let (data, picture) = (dir.path().join("data"), dir.path().join("data/class 1/1.png"));
+    let before = logits(&model, None, &picture);
+    for (index, (method, targets)) in [
+        ("lorta", "query,intermediate.dense"),
+        ("lorta", "projection,query,value"),
+        ("meta-tt", "query,intermediate.dense"),
+        ("meta-tt", "projection,query,value"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.path().join(format!("adapted-{index}"));
+        let rows =
+            ["--task", "images", "--train", s(&data), "--dev", s(&data), "--max-steps", "3", "--lr", "1e-1"];
+        let with =
+            ["finetune", "--model", s(&model), "--method", method, "--targets", targets, "-o", s(&out)];
+        run(&[&with[..], &rows].concat());
+        let adapter = out.join("adapter");
+        let after = logits(&model, Some(&adapter), &picture);
+        assert_ne!(before, after, "{method} {targets}");
+        // Without a model the sites come from the config.
+        let lora = dir.path().join(format!("lora-{index}"));
+        let convert =
+            ["convert", "--adapter", s(&adapter), "--to", "lora", "--model", s(&model), "-o", s(&lora)];
+        run(&convert);
+        assert_near(&after, &logits(&model, Some(&lora), &picture), 1e-3);
+        if !targets.contains("projection") {
+            let alone = dir.path().join(format!("alone-{index}"));
+            run(&["convert", "--adapter", s(&adapter), "--to", "lora", "-o", s(&alone)]);
+            assert_near(&after, &logits(&model, Some(&alone), &picture), 1e-3);
+        }
+        // Files of earlier versions, whose groups had the names of files.
+        let config = adapter.join("adapter_config.json");
+        edit(&config, |config| {
+            for path in
+                config["groups"].as_array_mut().unwrap().iter_mut().flat_map(|g| g.as_array_mut().unwrap())
+            {
+                let name = path.as_str().unwrap();
+                let name = name
+                    .replace("vit.layers.", "vit.encoder.layer.")
+                    .replace("mlp.fc1", "intermediate.dense");
+                *path = name.replace("q_proj", "attention.query").replace("v_proj", "attention.value").into();
+            }
+        });
+        assert_eq!(after, logits(&model, Some(&adapter), &picture));
+        edit(&config, |config| config["groups"][0].as_array_mut().unwrap().clear());
+        let command = ["predict", "--model", s(&model), "--adapter", s(&adapter), "--image", s(&picture)];
+        fails(&command, "is in 0 groups of the config");
+    }
+}
+
+#[test]
+fn folders_are_matched_by_name_then_by_number() {
+    let (dir, model) = blocky();
+    let picture = dir.path().join("data/class 1/1.png");
+    let name = |names: &dyn Fn(usize) -> String| {
+        edit(&model.join("config.json"), |config| {
+            let labels = (0..11).map(|i| (i.to_string(), names(i).into()));
+            config["id2label"] = Value::Object(labels.collect());
+        });
+        let said = json_of(&["predict", "--model", s(&model), "--image", s(&picture)]);
+        said["rows"][0]["label"].as_str().unwrap().to_owned()
+    };
+    // Eleven folders, one of which has the picture.
+    let accuracy = |folders: &dyn Fn(usize) -> String, holder: &str| {
+        let data = tempfile::tempdir().unwrap();
+        (0..11).for_each(|i| fs::create_dir(data.path().join(folders(i))).unwrap());
+        fs::copy(&picture, data.path().join(holder).join("1.png")).unwrap();
+        let command =
+            ["evaluate", "--model", s(&model), "--task", "images", "--dev", s(data.path()), "--json"];
+        let (output, said) = run(&command);
+        let value: Value = serde_json::from_str(&output).unwrap();
+        (value["accuracy"].as_f64().unwrap(), said)
+    };
+    let right = (1.0, String::new());
+    // Whatever the model says, it is at another place among the sorted names.
+    for shift in [2, 5] {
+        let generic = |i: usize| format!("LABEL_{}", (i + shift) % 11);
+        let said = name(&generic);
+        assert_eq!(accuracy(&|i| format!("LABEL_{i}"), &said), right);
+        let number = said.strip_prefix("LABEL_").unwrap();
+        assert_eq!(accuracy(&|i| i.to_string(), number), right);
+        let padded = format!("{:0>2}", number);
+        assert_eq!(accuracy(&|i| format!("{i:02}"), &padded), right);
+        // Without names and numbers the order remains, and is said.
+        let letter = |i: usize| char::from(b'a' + i as u8).to_string();
+        let (got, said) = accuracy(&letter, &letter(number.parse().unwrap()));
+        assert_eq!(got, 1.0);
+        assert!(said.contains("are taken in the order of their names (a, b, c"), "{said}");
+        let numbers = |i: usize| (i + shift).to_string();
+        let data = tempfile::tempdir().unwrap();
+        (0..11).for_each(|i| fs::create_dir(data.path().join(numbers(i))).unwrap());
+        fs::copy(&picture, data.path().join(numbers(0)).join("1.png")).unwrap();
+        let command = ["evaluate", "--model", s(&model), "--task", "images", "--dev", s(data.path())];
+        fails(&command, "is not a class of the training data or the model");
+    }
+    name(&|i| if i == 7 { "b1".into() } else { format!("b{i}") });
+    let data = tempfile::tempdir().unwrap();
+    for class in ["b1", "b2"] {
+        fs::create_dir(data.path().join(class)).unwrap();
+        fs::copy(&picture, data.path().join(class).join("1.png")).unwrap();
+    }
+    let command = ["evaluate", "--model", s(&model), "--task", "images", "--dev", s(data.path())];
+    fails(&command, "'b1' is the name of several labels of the model, 1 ('b1'), 7 ('b1')");
+}
+
+/// Classes of the data in another order than the head's; a step of no length changes nothing.
+#[test]
+fn a_head_is_reused_in_the_order_of_the_data() {
+    let (model, data) = (copy_files(), tempfile::tempdir().unwrap());
+    edit(&model.path().join("config.json"), |config| {
+        config["id2label"] = json!({"0": "LABEL_2", "1": "LABEL_0", "2": "LABEL_1"});
+    });
+    for (class, kind) in CLASSES.iter().enumerate() {
+        fs::create_dir(data.path().join(class.to_string())).unwrap();
+        draw(kind, 1).save(data.path().join(class.to_string()).join("1.png")).unwrap();
+    }
+    let out = data.path().join(".run");
+    let rows = ["--task", "images", "--train", s(data.path()), "--dev", s(data.path()), "-o", s(&out)];
+    let head =
+        ["finetune", "--model", s(model.path()), "--method", "full", "--max-steps", "1", "--lr", "1e-12"];
+    run(&[&head[..], &rows].concat());
+    let picture = data.path().join("0/1.png");
+    let (before, after) = (logits(model.path(), None, &picture), logits(&out.join("model"), None, &picture));
+    assert_near(&[before[1], before[2], before[0]], &after, 1e-5);
+}
+
+#[test]
+fn another_preparation_is_other_data() {
+    let (data, model) = (pictures(), copy_files());
+    let out = data.path().join("run");
+    let extended = |steps: &'static str, more: &[&'static str]| {
+        let base = ["finetune", "--model", s(model.path()), "--task", "images", "--data", s(data.path())];
+        let options = [
+            "--method",
+            "lora",
+            "--save-every",
+            "1",
+            "--eval-every",
+            "1",
+            "--scheduler",
+            "constant",
+            "--warmup-ratio",
+            "0",
+        ];
+        let command = [&base[..], &options, &["--max-steps", steps, "-o", s(&out)], more].concat();
+        command.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let words = |command: &[String]| lowrank(&command.iter().map(String::as_str).collect::<Vec<_>>());
+    words(&extended("2", &[])).assert().success();
+    let file = model.path().join("preprocessor_config.json");
+    let before = fs::read(&file).unwrap();
+    edit(&file, |config| config["image_mean"][0] = json!(0.25));
+    let more = extended("4", &["--extend"]);
+    fails_after_warnings(&more.iter().map(String::as_str).collect::<Vec<_>>(), "settings or data");
+    fs::write(&file, before).unwrap();
+    words(&more).assert().success();
+}
+
+#[test]
+fn a_saved_model_keeps_its_processor() {
+    let model = copy_files();
+    let keys: Value =
+        serde_json::from_slice(&fs::read(model.path().join("preprocessor_config.json")).unwrap()).unwrap();
+    fs::remove_file(model.path().join("preprocessor_config.json")).unwrap();
+    fs::write(model.path().join("processor_config.json"), json!({"image_processor": keys}).to_string())
+        .unwrap();
+    let (others, picture) = (tempfile::tempdir().unwrap(), model.path().join("1.png"));
+    let out = others.path().join("out");
+    draw("rows", 1).save(&picture).unwrap();
+    run(&["compress", "--model", s(model.path()), "--method", "svd", "--ratio", "0.1", "-o", s(&out)]);
+    logits(&out, None, &picture);
+    assert_eq!(logits(model.path(), None, &picture), logits(&fixture("vit-cls"), None, &picture));
+}
+
+#[test]
+fn a_changed_convolution_alone_is_no_low_rank_change() {
+    let (model, tuned) = (model(), copy_files());
+    let file = tuned.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let name = "vit.embeddings.patch_embeddings.projection";
+    let start = header[format!("{name}.weight")]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + length + start] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let out = tuned.path().join("out");
+    let command = ["extract", "--base", s(&model), "--tuned", s(tuned.path()), "--rank", "2", "-o", s(&out)];
+    fails(&command, &format!("differ in '{name}' only"));
 }
