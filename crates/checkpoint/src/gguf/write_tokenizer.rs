@@ -29,6 +29,7 @@ pub(crate) fn describe(parts: &TokenizerParts<'_>, rows: usize) -> Result<Vec<(S
     let mut out: Vec<(String, Meta)> = Vec::new();
     let mut put = |key: &str, value: Meta| out.push((format!("tokenizer.ggml.{key}"), value));
     let vocab = Vocab::read(json, rows)?;
+    let roles = || parts.roles.iter().filter(|(_, id)| (*id as usize) < rows);
     let kind =
         model["type"].as_str().unwrap_or(if model["merges"].is_array() { "BPE" } else { "of no type" });
     let byte_level = has_type(&json["pre_tokenizer"], "ByteLevel") || has_type(&json["decoder"], "ByteLevel");
@@ -45,7 +46,10 @@ pub(crate) fn describe(parts: &TokenizerParts<'_>, rows: usize) -> Result<Vec<(S
             put("pre", Meta::text("default"));
             put("scores", Meta::F32s(scores(&vocab, model)?));
             put("add_space_prefix", Meta::Bool(space_prefix(json)?));
-            (vocab.types(true, model["unk_token"].as_str()), true)
+            // Llama's class leaves the unknown token to its role.
+            let of_role = roles().find(|(role, _)| *role == "unknown");
+            let of_role = of_role.and_then(|(_, id)| vocab.tokens.get(*id as usize)).map(String::as_str);
+            (vocab.types(true, model["unk_token"].as_str().or(of_role)), true)
         }
         other => {
             return Err(format!(
@@ -56,10 +60,10 @@ pub(crate) fn describe(parts: &TokenizerParts<'_>, rows: usize) -> Result<Vec<(S
     };
     put("tokens", Meta::Texts(vocab.tokens.clone()));
     put("token_type", Meta::I32s(types.iter().map(|kind| *kind as i32).collect()));
-    for (role, id) in parts.roles {
+    for (role, id) in roles() {
         put(&format!("{role}_token_id"), Meta::U32(*id));
     }
-    let role = |name: &str| parts.roles.iter().find(|(role, _)| *role == name).map(|(_, id)| *id);
+    let role = |name: &str| roles().find(|(role, _)| *role == name).map(|(_, id)| *id);
     let [first, last] = frame(&json["post_processor"], [role("bos"), role("eos")])?;
     if first || begins {
         put("add_bos_token", Meta::Bool(first));
@@ -109,6 +113,10 @@ impl Vocab {
         }
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let content = token["content"].as_str().ok_or("an added token has no content")?;
+            // A class may add tokens that the model has no row for, as CodeLlama's does.
+            if token["id"].as_u64().is_some_and(|id| id >= rows as u64) {
+                continue;
+            }
             let id = set(content, token["id"].as_u64())?;
             added.insert(id, token["special"].as_bool().unwrap_or(false));
         }
