@@ -256,3 +256,114 @@ fn a_resized_vocabulary_of_an_encoder() {
     assert_eq!(config_of(&merged, "config.json")["vocab_size"], rows + 3);
     assert_near("merged", &logits(&merged, &[]), &expect);
 }
+
+/// A LoRA of one layer of an encoder; factors that the config leaves out are refused.
+fn lora_of(dir: &Path, module: &str, [d_input, d_output]: [usize; 2], keys: &str) {
+    let config = format!(r#"{{"peft_type": "LORA", "r": 1, "lora_alpha": 2{keys}}}"#);
+    fs::write(dir.join("adapter_config.json"), config).unwrap();
+    let factor = |name: &str, shape: [usize; 2]| {
+        let data = (0..shape[0] * shape[1]).map(|i| 0.1 * (i % 7) as f32 - 0.2).collect::<Vec<f32>>();
+        HostTensor::new(format!("base_model.model.{module}.{name}.weight"), shape, data)
+    };
+    let tensors = vec![factor("lora_A", [1, d_input]), factor("lora_B", [d_output, 1])];
+    write_safetensors(dir.join("adapter_model.safetensors"), tensors, FloatType::F32, &Default::default())
+        .unwrap();
+}
+
+/// A merged masked language model keeps its head; an adapter of one use of the shared table is refused.
+#[rstest]
+#[case("bert-mlm", "bert.encoder.layer.0.attention.self.query", "bert.embeddings.word_embeddings")]
+#[case("modernbert-mlm", "model.layers.0.attn.Wo", "model.embeddings.tok_embeddings")]
+fn merging_keeps_the_head_of_a_masked_language_model(
+    #[case] base: &str,
+    #[case] module: &str,
+    #[case] words: &str,
+) {
+    let (base, out) = (fixture(base), tempfile::tempdir().unwrap());
+    let before = Checkpoint::open(&base).unwrap();
+    let shape = |key: &str| before.info(&format!("{key}.weight")).unwrap().shape.clone();
+    let (adapter, merged) = (out.path().join("adapter"), out.path().join("merged"));
+    fs::create_dir(&adapter).unwrap();
+    let name = module.rsplit('.').next().unwrap();
+    let sides = shape(module);
+    lora_of(&adapter, module, [sides[1], sides[0]], &format!(r#", "target_modules": ["{module}"]"#));
+    run(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]);
+    let after = Checkpoint::open(&merged).unwrap();
+    let is_same =
+        |key: &str| after.contains(key) && before.read_f32(key).unwrap() == after.read_f32(key).unwrap();
+    let is_head = |key: &&str| ["cls.", "head.", "decoder.bias"].iter().any(|part| key.starts_with(part));
+    // The decoder's table is that of the words.
+    let head: Vec<&str> =
+        before.names().filter(is_head).filter(|key| !key.contains("decoder.weight")).collect();
+    let copies = |key: &&str| key.ends_with("cls.predictions.decoder.bias");
+    assert!(head.len() > 2 && head.iter().filter(|k| !copies(k)).all(|key| is_same(key)), "{head:?}");
+    assert!(!is_same(&format!("{module}.weight")), "nothing was merged");
+    let classes = |dir: &Path| config_of(dir, "config.json")["architectures"].clone();
+    assert_eq!(classes(&base), classes(&merged));
+
+    // The same factors under a config that does not name their layer.
+    let refused = ["embed", "--model", s(&base), "--adapter", s(&adapter), "--text", "a"];
+    for keys in [
+        r#", "target_modules": ["other"]"#.to_string(),
+        String::new(),
+        format!(r#", "target_modules": ["{name}"], "exclude_modules": ["{module}"]"#),
+        format!(r#", "target_modules": ["{name}"], "layers_to_transform": [1]"#),
+    ] {
+        lora_of(&adapter, module, [sides[1], sides[0]], &keys);
+        let error = error_of(&refused);
+        assert!(error.contains("target_modules"), "{keys}: {error}");
+    }
+
+    let sides = shape(words);
+    let tables = out.path().join("tables");
+    fs::create_dir(&tables).unwrap();
+    lora_of(&tables, words, [sides[0], sides[1]], &format!(r#", "target_modules": ["{words}"]"#));
+    let file = tables.join("adapter_model.safetensors");
+    let factors = Checkpoint::open(&file).unwrap();
+    let renamed = |key: &str| key.replace("lora_", "lora_embedding_").replace(".weight", "");
+    let tensor = |key: &str| {
+        HostTensor::new(
+            renamed(key),
+            factors.info(key).unwrap().shape.clone(),
+            factors.read_f32(key).unwrap(),
+        )
+    };
+    let tensors: Vec<HostTensor<'static>> = factors.names().map(tensor).collect();
+    write_safetensors(&file, tensors, FloatType::F32, &Default::default()).unwrap();
+    let to = out.path().join("none");
+    let error = error_of(&["merge", "--model", s(&base), "--adapter", s(&tables), "-o", s(&to)]);
+    assert!(error.contains("decoder") && !to.exists(), "{error}");
+}
+
+/// An adapter of all biases over a bare encoder has none of a head that the encoder lacks.
+#[test]
+fn biases_of_a_head_that_the_encoder_lacks_are_not_expected() {
+    let (base, dir) = (fixture("bert-encoder"), tempfile::tempdir().unwrap());
+    let module = "encoder.layer.0.attention.self.query";
+    let before = Checkpoint::open(&base).unwrap();
+    let find = |end: &str| before.names().find(|name| name.ends_with(end)).unwrap().to_string();
+    let sides = before.info(&find(&format!("{module}.weight"))).unwrap().shape.clone();
+    lora_of(
+        dir.path(),
+        module,
+        [sides[1], sides[0]],
+        r#", "target_modules": ["query"], "layers_to_transform": [0], "bias": "all""#,
+    );
+    let file = dir.path().join("adapter_model.safetensors");
+    let factors = Checkpoint::open(&file).unwrap();
+    let copy = |from: &Checkpoint, key: &str, to: String| {
+        HostTensor::new(to, from.info(key).unwrap().shape.clone(), from.read_f32(key).unwrap())
+    };
+    let mut tensors: Vec<HostTensor<'static>> =
+        factors.names().map(|key| copy(&factors, key, key.to_string())).collect();
+    for key in before.names().filter(|key| key.ends_with(".bias")) {
+        let bare = key.strip_prefix("bert.").unwrap_or(key);
+        let bare = bare
+            .strip_suffix("query.bias")
+            .filter(|_| bare.contains("layer.0."))
+            .map_or(bare.to_string(), |m| format!("{m}query.base_layer.bias"));
+        tensors.push(copy(&before, key, format!("base_model.model.{bare}")));
+    }
+    write_safetensors(&file, tensors, FloatType::F32, &Default::default()).unwrap();
+    run(&["embed", "--model", s(&base), "--adapter", s(dir.path()), "--text", "a"]);
+}
