@@ -174,6 +174,8 @@ fn tokenizers_survive_the_way_there_and_back() {
             "ünïcode 🦙",
             "",
         ] {
+            // llama.cpp puts a space before every text of SentencePiece, transformers 5 not before a space.
+            let text = if name.contains("llama") && name != "llama3" { text.trim_start() } else { text };
             let expected = own.encode(text, None).unwrap();
             assert_eq!(tokenizer.encode(text, None).unwrap(), expected, "{name}: {text:?}");
             let ids = &expected.ids;

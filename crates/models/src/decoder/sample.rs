@@ -8,7 +8,7 @@ use lowrank_spec::rng::mix;
 /// |---|---|---|---|
 /// | `temperature` | 0 | divides the logits; 0 takes the most likely token | ≥ 0 |
 /// | `top_k` | none | only the k most likely tokens | ≥ 1 |
-/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020), one at least | 0 ≤ p ≤ 1 |
+/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020), one at least | 0 < p ≤ 1 |
 /// | `cutoffs` | none | [other ways](Cutoffs) to leave out unlikely tokens | |
 /// | `repetition_penalty` | 1 | on logits of previous tokens: divides positive ones, multiplies negative ones (Keskar et al. 2019) | > 0 |
 /// | `seed` | 0 | of the sampling | |
@@ -168,8 +168,8 @@ impl Sampling {
         if *top_k == Some(0) {
             return Err("top-k 0 leaves no token; expected 1 or more".into());
         }
-        if !(0.0..=1.0).contains(top_p) {
-            return Err(format!("top-p {top_p} is out of range; expected 0 <= p <= 1"));
+        if !(*top_p > 0.0 && *top_p <= 1.0) {
+            return Err(format!("top-p {top_p} is out of range; expected 0 < p <= 1"));
         }
         cutoffs.check()?;
         if !(repetition_penalty.is_finite() && *repetition_penalty > 0.0) {
@@ -334,7 +334,7 @@ mod tests {
     // At temperature 1: probabilities 0.40, 0.40, 0.15, 0.05 of tokens 1, 4, 3, 0.
     #[case(Sampling { top_p: 0.5, temperature: 1.0, ..hot() }, &[1, 4])]
     #[case(Sampling { top_p: 0.9, temperature: 1.0, ..hot() }, &[1, 3, 4])]
-    #[case(Sampling { top_p: 0.0, ..hot() }, &[1])]
+    #[case(Sampling { top_p: f64::MIN_POSITIVE, ..hot() }, &[1])]
     #[case(with(Cutoffs { min_p: 0.3, ..Cutoffs::default() }), &[1, 3, 4])]
     #[case(with(Cutoffs { min_p: 0.4, ..Cutoffs::default() }), &[1, 4])]
     #[case(with(Cutoffs { epsilon: 0.06, ..Cutoffs::default() }), &[1, 3, 4])]
@@ -394,7 +394,7 @@ mod tests {
     #[case(Sampling { temperature: -1.0, ..Default::default() }, "temperature")]
     #[case(Sampling { temperature: f64::NAN, ..Default::default() }, "temperature")]
     #[case(Sampling { top_k: Some(0), ..Default::default() }, "top-k")]
-    #[case(Sampling { top_p: -0.1, ..Default::default() }, "top-p")]
+    #[case(Sampling { top_p: 0.0, ..Default::default() }, "top-p")]
     #[case(with(Cutoffs { min_p: 1.5, ..Cutoffs::default() }), "min-p")]
     #[case(with(Cutoffs { typical_p: 0.0, ..Cutoffs::default() }), "typical-p")]
     #[case(with(Cutoffs { epsilon: 1.0, ..Cutoffs::default() }), "epsilon")]

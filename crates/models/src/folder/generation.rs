@@ -130,7 +130,8 @@ impl GenerationConfig {
             sampling = Sampling {
                 temperature: reader.number("temperature")?.unwrap_or(1.0),
                 top_k: (top_k > 0).then_some(top_k),
-                top_p: reader.number("top_p")?.unwrap_or(1.0),
+                // In transformers 0 leaves one token.
+                top_p: reader.number("top_p")?.map_or(1.0, |p| if p == 0.0 { f64::MIN_POSITIVE } else { p }),
                 cutoffs: Cutoffs {
                     top_h: reader.number("top_h")?,
                     min_p: reader.number("min_p")?.unwrap_or(none.min_p),
