@@ -495,7 +495,7 @@ fn folders_are_matched_by_name_then_by_number() {
         assert_eq!(accuracy(&|i| i.to_string(), number), right);
         let padded = format!("{:0>2}", number);
         assert_eq!(accuracy(&|i| format!("{i:02}"), &padded), right);
-        // Without names and numbers the order remains, and is said.
+        // Without names and numbers the order remains, with a warning.
         let letter = |i: usize| char::from(b'a' + i as u8).to_string();
         let (got, said) = accuracy(&letter, &letter(number.parse().unwrap()));
         assert_eq!(got, 1.0);
