@@ -39,11 +39,6 @@ fn equals_transformers() {
 #[test]
 fn tokenizers_give_the_ids() {
     for name in &decoders() {
-        // These two have Llama's tokenizer, which transformers 5 rebuilds for the type qwen2; that is tested with the classes
-        // of tokenizers.
-        if ["rope-yarn-attention", "small-qwen2"].contains(&name.as_str()) {
-            continue;
-        }
         let tokenizer = TextTokenizer::from_folder(&fixture(name), None).unwrap();
         for case in golden(name).cases {
             assert_eq!(
