@@ -27,7 +27,7 @@ pub(crate) struct Language<M = Decoder<Inner>> {
 
 /// A model that generates texts.
 pub(crate) trait Generator: Adaptable<Inner> {
-    /// Whether it continues the text of its prompt; otherwise it generates a text of its own.
+    /// Whether it continues its prompt (decoder-only) or generates a separate text (encoder–decoder).
     const CONTINUES: bool;
 
     /// Loads a model of its kind.

@@ -17,6 +17,7 @@ mod init_tag;
 mod names;
 mod read;
 mod saved;
+mod selection;
 mod sites;
 mod tied;
 mod write;

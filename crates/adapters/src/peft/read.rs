@@ -11,10 +11,11 @@ use lowrank_spec::names::{expert_of, is_router, path_in_module};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
-use super::config::{Outer, PeftConfig};
+use super::config::PeftConfig;
 use super::folder::AdapterFolder;
 use super::group_key;
 use super::saved::Saved;
+use super::selection::Outer;
 use crate::build::BaseWeights;
 use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, MethodSpec};

@@ -23,7 +23,7 @@ use crate::adapter::{load_adapter, warn_ignored};
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let folder = ModelFolder::open(path)?;
-    // Weights that cannot be read have an error of their own.
+    // Reading the weights reports those that cannot be read.
     let is_readable =
         || take_storage(&mut folder.config().clone()).is_ok() && Checkpoint::open(folder.path()).is_ok();
     if let Some(method) = quantizer(folder.config())

@@ -406,8 +406,7 @@ impl TokenizerConfig {
         added
     }
 
-    /// The special tokens with the flags that classes give them which add them once more: Qwen2 every one as a
-    /// string, Cohere those without flags of their own.
+    /// The special tokens, which some classes add again: with the flags of the config, or without if `bare`.
     pub(crate) fn special_added(&self, bare: bool) -> Vec<AddedToken> {
         let entries = self.specials().into_iter();
         let bared =

@@ -379,8 +379,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Sets the template. That of a file counts where the class has none of its own; `add_bos_token` and
-    /// `add_eos_token` count where there is no file.
+    /// Sets the post-processor: the class's, else the one in tokenizer.json. `add_bos_token` and `add_eos_token` apply to
+    /// folders without a tokenizer.json.
     pub(super) fn frame(
         self,
         tokenizer: &mut Tokenizer,

@@ -66,7 +66,7 @@ pub(super) fn of_parts(config: &Map<String, Value>) -> Option<String> {
     let text = part("text_config").and_then(|text| text.get("model_type")).and_then(Value::as_str);
     match text {
         Some(text) if DECODERS.iter().any(|a| a.model_type == text) => Some(refused(&format!(
-            "; give its text model (text_config.model_type = '{text}') as a folder of its own"
+            "; save its text model (text_config.model_type = '{text}') as a separate folder and give that"
         ))),
         Some(text) => Some(refused(&format!(
             ", and its text model (text_config.model_type = '{text}') is not supported either"

@@ -27,7 +27,7 @@ pub(crate) struct DecoderBody<B: Backend> {
     pub(crate) embedding: Embedding<B>,
     /// From the width of the embedding and back, if it differs from the hidden width.
     projections: Option<[Linear<B>; 2]>,
-    trunk: DecoderTrunk<B>,
+    pub(super) trunk: DecoderTrunk<B>,
 }
 
 /// A decoder between its table of words and its head. In an encoder-decoder model the encoder owns the table.
@@ -100,17 +100,6 @@ impl<B: Backend> DecoderBody<B> {
 
     pub(crate) fn batch(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
         self.trunk.batch(tokens, device)
-    }
-
-    /// The next tokens of the sequences `active[i]` of a cache.
-    pub(crate) fn step(
-        &self,
-        tokens: Tokens<'_>,
-        active: &[usize],
-        cache: &mut KvCache<B>,
-        device: &B::Device,
-    ) -> Result<TokenBatch<B>> {
-        self.trunk.step(tokens, active, cache, device)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The head of a language model: a map of its own, or the table of words, to which it is then tied.
+//! The head of a language model: a separate linear map, or one tied to the token embeddings.
 
 use burn::module::Param;
 use burn::prelude::*;

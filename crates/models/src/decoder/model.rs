@@ -251,7 +251,7 @@ impl<B: Kernels> Decoder<B> {
         // In a batch with an adapter for each sequence, finished ones take no part.
         let routed = run.adapters.for_step(active, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
-        let batch = self.body.step(tokens, active, cache, device)?;
+        let batch = self.body.trunk.step(tokens, active, cache, device)?;
         Ok(self.logits(self.body.advance(&batch, cache, run), run))
     }
 }

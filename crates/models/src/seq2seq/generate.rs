@@ -55,7 +55,7 @@ impl<B: Kernels> Seq2Seq<B> {
         self.config().start.ok_or_else(|| {
             ModelError::Input(
                 "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
-                 generation_config.json, or in config.json if there is no such file"
+                 generation_config.json, or in config.json if the folder has no generation_config.json"
                     .into(),
             )
         })
