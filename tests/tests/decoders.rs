@@ -393,10 +393,13 @@ fn constraints_act_as_in_transformers(
     // What cannot be a token, and no room for one.
     let outside = Constraints { bad_words: vec![vec![99_999]], ..Constraints::default() };
     for (options, part) in [
-        (GenerationOptions { constraints: outside, ..greedy(1) }, "token 99999 is outside the vocabulary"),
+        (
+            GenerationOptions { constraints: outside, ..greedy(1) },
+            "bad_words_ids has token 99999; expected ids below",
+        ),
         (
             GenerationOptions { max_length: Some(4), ..greedy(1) },
-            "max_length = 4 leaves no room after 4 tokens",
+            "max_length = 4 leaves no room after a prompt of 4 tokens",
         ),
     ] {
         let error =

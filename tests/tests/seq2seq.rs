@@ -453,7 +453,7 @@ fn what_is_beyond_the_model_is_refused() {
     assert_eq!((got[0].finish, got[0].ids.len()), (Finish::Full, 40));
     let constraints = Constraints { forced_first: Some(99_999), ..Constraints::default() };
     let error = generate(&[vec![5]], &GenerationOptions { constraints, ..options }).unwrap_err();
-    assert!(error.contains("token 99999 is outside the vocabulary"), "{error}");
+    assert!(error.contains("forced_bos_token_id has token 99999; expected ids below"), "{error}");
     let mut config = Seq2SeqConfig::read(&fixture("seq2seq-bart")).unwrap();
     config.start = None;
     let silent = Seq2Seq::<Flex>::init(config, 0, &device).unwrap();

@@ -238,7 +238,7 @@ impl Checkpoint {
 
     /// The little-endian bytes of a tensor in row-major order, borrowed from the map if they are stored so.
     ///
-    /// Borrowed bytes stay resident once touched; [`release`](Self::release) releases them.
+    /// Borrowed bytes stay resident once touched; [`read_bytes`](Self::read_bytes) copies and releases them.
     ///
     /// # Errors
     /// [`MissingTensor`](CheckpointError::MissingTensor).
@@ -252,8 +252,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`bytes`](Self::bytes), and a file that was changed in the meantime.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let mut copy = Vec::new();
-        self.each_span(name, self.entry(name)?, |span| copy.extend_from_slice(span))?;
+        let entry = self.entry(name)?;
+        let mut copy = Vec::with_capacity(entry.info.byte_size());
+        self.each_span(name, entry, |span| copy.extend_from_slice(span))?;
         Ok(copy)
     }
 

@@ -65,7 +65,7 @@ impl Drop for Region {
 
 /// From now on a mapped file that is truncated while it is being read, or whose disk returns an error, ends the process with a line on
 /// standard error and status 1, where the system would end it with SIGBUS. For programs. Other faults remain the
-/// system's. Only on Linux: elsewhere the signal may be that of a stack's end, whose handler needs a stack to itself.
+/// system's. Only on Linux: elsewhere the signal may mean a stack overflow, whose handler needs an alternate stack.
 ///
 /// Nothing is unwound: what the process was writing is left as by a kill.
 pub fn report_cut_files() {

@@ -149,7 +149,7 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Before it is released: another process's file must not be removed. Without it the next attempt takes the file.
+        // Before it is released: another process's file must not be removed. If that fails, the next attempt reuses the file.
         let _removed = fs::remove_file(&self.path);
     }
 }

@@ -1,6 +1,6 @@
 //! The sampling options of `generate` and `chat`, which override `generation_config.json`.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use lowrank_models::GenerationConfig;
 use lowrank_models::decoder::{Cutoffs, GenerationOptions, Sampling};
@@ -48,6 +48,8 @@ const MAX_NEW_TOKENS: usize = 128;
 impl SamplingArgs {
     /// Refuses values out of range before anything is loaded.
     pub(crate) fn check(&self) -> Result<()> {
+        // In a model's file 0 leaves one token; here it is a mistake for greedy decoding.
+        ensure!(self.top_p != Some(0.0), "--top-p 0 is out of range; expected 0 < p <= 1");
         self.sampling(&GenerationConfig::default()).check().map_err(anyhow::Error::msg)
     }
 

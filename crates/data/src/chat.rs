@@ -15,13 +15,15 @@ mod python;
 mod source;
 mod spans;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use minijinja::{Environment, ErrorKind};
 use serde_json::Map;
 
-use crate::error::{DataError, Result};
+use crate::error::{DataError, Result, one_line};
 pub use message::Message;
 
 /// Inputs of a template besides the messages.
@@ -69,6 +71,8 @@ pub struct ChatTemplate {
     names: Vec<String>,
     special_tokens: Map<String, serde_json::Value>,
     has_generation: bool,
+    /// Whether content in parts is handled, by role, as far as it was tried.
+    part_roles: Arc<Mutex<HashMap<String, bool>>>,
 }
 
 /// The sources of a model folder's templates by name; empty if it has no template.
@@ -123,7 +127,14 @@ impl ChatTemplate {
             environment.add_template_owned(name.clone(), source).map_err(|e| template_error(path, &e))?;
             names.push(name);
         }
-        Ok(Self { path: path.to_path_buf(), environment, names, special_tokens, has_generation })
+        Ok(Self {
+            path: path.to_path_buf(),
+            environment,
+            names,
+            special_tokens,
+            has_generation,
+            part_roles: Arc::default(),
+        })
     }
 
     /// The file that the template came from.
@@ -175,9 +186,7 @@ impl ChatTemplate {
         options: &RenderOptions<'_>,
     ) -> Result<Option<&'m str>> {
         for (index, message) in messages.iter().enumerate() {
-            // Templates may leave out what accompanies a call.
-            if message.content().is_some_and(|content| !content.trim().is_empty())
-                && !message.has_tool_calls()
+            if message.must_show()
                 && !self.marked_raw(&spans::probe(messages, index), options)?.contains(spans::PROBE)
             {
                 return Ok(Some(message.role()));
@@ -213,18 +222,44 @@ impl ChatTemplate {
         Ok(Answers { text, spans })
     }
 
-    /// Content in parts is passed as it is to templates that handle it, and joined for the others.
+    /// Content in parts is passed as it is where the template handles it, and joined elsewhere.
     fn marked_raw(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
-        let parts: Vec<String> = messages.iter().filter_map(Message::parts).map(python::repr).collect();
-        let rendered = self.rendered(messages, options);
-        let is_taken = |text: &String| !parts.iter().any(|part| text.contains(part));
-        if parts.is_empty() || rendered.as_ref().is_ok_and(is_taken) {
-            return rendered;
+        if messages.iter().all(|message| message.parts().is_none()) {
+            return self.rendered(messages, options);
         }
-        match messages.iter().map(Message::joined).collect::<Option<Vec<_>>>() {
-            Some(joined) => self.rendered(&joined, options),
-            None => rendered,
+        let Some(joined) = messages.iter().map(Message::joined).collect::<Option<Vec<_>>>() else {
+            return self.rendered(messages, options);
+        };
+        let prepared = messages.iter().zip(&joined).enumerate().map(|(index, (message, text))| {
+            let is_raw = message.parts().is_some() && self.takes_parts(message, index, &joined, options);
+            if is_raw { message.clone() } else { text.clone() }
+        });
+        self.rendered(&prepared.collect::<Vec<_>>(), options)
+    }
+
+    /// Whether the template handles parts in messages of a role: it writes their text, and not the list as Python does.
+    /// `texts`: the conversation without parts. Tried once for each role.
+    fn takes_parts(
+        &self,
+        message: &Message,
+        index: usize,
+        texts: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> bool {
+        if let Some(known) = self.part_roles.lock().ok().and_then(|roles| roles.get(message.role()).copied())
+        {
+            return known;
         }
+        let mut messages = texts.to_vec();
+        messages[index] = message.with_content(&spans::PROBE.to_string());
+        let list = format!("'text': '{}'", spans::PROBE);
+        let is_taken = self
+            .rendered(&messages, options)
+            .is_ok_and(|text| text.contains(spans::PROBE) && !text.to_lowercase().contains(&list));
+        if let Ok(mut roles) = self.part_roles.lock() {
+            roles.insert(message.role().to_owned(), is_taken);
+        }
+        is_taken
     }
 
     fn rendered(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
@@ -234,7 +269,7 @@ impl ChatTemplate {
         let name = name.ok_or_else(|| DataError::Template {
             path: self.path.clone(),
             message: format!(
-                "has the chat templates {} and none named '{DEFAULT}'; name the one to use so",
+                "has the chat templates {}, none of them named '{DEFAULT}'; rename the one to use to '{DEFAULT}'",
                 self.names.join(", ")
             ),
         })?;
@@ -276,6 +311,5 @@ fn template_error(path: &Path, error: &minijinja::Error) -> DataError {
             format!("the chat template fails: {}{detail}{line}", cause.kind())
         }
     };
-    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    DataError::Template { path: path.to_path_buf(), message }
+    DataError::Template { path: path.to_path_buf(), message: one_line(message) }
 }

@@ -193,21 +193,22 @@ impl DataError {
         Self::Tokenizer { path: path.to_path_buf(), message: one_line(message) }
     }
 
-    /// The same of one text.
+    /// A text that the tokenizers crate refuses.
     pub(crate) fn encoding(message: impl std::fmt::Display) -> Self {
         Self::Encoding { what: "the text".to_owned(), message: one_line(message) }
     }
 
-    /// This error of the row at an index of its list.
-    pub(crate) fn of_row(self, index: usize) -> Self {
+    /// Names the text, by its index in a list.
+    pub(crate) fn of_text(self, index: usize) -> Self {
         match self {
-            Self::Encoding { message, .. } => Self::Encoding { what: format!("row {}", index + 1), message },
+            Self::Encoding { message, .. } => Self::Encoding { what: format!("text {}", index + 1), message },
             other => other,
         }
     }
 }
 
-fn one_line(message: impl std::fmt::Display) -> String {
+/// A message of a library on one line.
+pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
     message.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

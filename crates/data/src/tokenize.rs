@@ -235,14 +235,14 @@ impl TextTokenizer {
     /// Encodes many texts or pairs on all cores, in order.
     ///
     /// # Errors
-    /// As [`TextTokenizer::encode`], with the number of the row.
+    /// As [`TextTokenizer::encode`], with the number of the text, from 1.
     pub fn encode_batch<'s>(
         &self,
         rows: impl IntoIterator<Item = (&'s str, Option<&'s str>)>,
     ) -> Result<Vec<Encoded>> {
         let rows: Vec<(&str, Option<&str>)> = rows.into_iter().collect();
         let encode = |(index, (text, pair)): (usize, &(&str, Option<&str>))| {
-            self.encode(text, *pair).map_err(|error| error.of_row(index))
+            self.encode(text, *pair).map_err(|error| error.of_text(index))
         };
         rows.par_iter().enumerate().map(encode).collect()
     }

@@ -198,6 +198,16 @@ fn messages_reach_a_template_as_in_transformers() {
     {
         assert!(render(texts_alone, parts.clone()).ends_with("Hello  world"), "{texts_alone}");
     }
+    // Upper case hides neither; each role is tried, and an empty list is in many texts.
+    assert_eq!(render("{{ messages[0].content | upper }}[]", parts.clone()), "HELLO  WORLD[]");
+    let mixed = json!([{"role": "system", "content": [{"type": "text", "text": "S"}]}, parts[0]]);
+    let by_role = "{% for m in messages %}{% if m.role == 'user' %}{% for c in m.content %}<{{ c.text }}>{% endfor %}\
+                   {% else %}{{ m.content }}{% endif %}{% endfor %}";
+    assert_eq!(render(by_role, mixed), "S<Hello >< world>");
+    // What accompanies a call may be left out, and is kept by others.
+    let called = json!([{"role": "assistant", "content": "aside", "tool_calls": [{"name": "f"}]}]);
+    assert_eq!(render("{% for m in messages %}{{ m.tool_calls[0].name }}{% endfor %}", called.clone()), "f");
+    assert_eq!(render("{{ messages[0].content }}", called), "aside");
     let calls = json!([{"role": "assistant", "content": null, "tool_calls": [1], "name": null}]);
     assert_eq!(
         render(

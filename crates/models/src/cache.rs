@@ -6,9 +6,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, write_rows};
 
-use crate::batch::TokenBatch;
 use crate::encoder::BatchDistances;
-use crate::error::Result;
 
 /// Number of positions by which the capacity of a sequence grows.
 const BLOCK: usize = 64;
@@ -77,23 +75,6 @@ impl<B: Backend> KvCache<B> {
         self.lengths[sequence] = 0;
     }
 
-    /// The batch of a step of `counts[i]` tokens of sequence `active[i]`, which `batch` makes of the numbers of positions
-    /// held before, with the destinations of its keys and values.
-    ///
-    /// # Errors
-    /// Those of `batch`; the cache is then unchanged.
-    pub(crate) fn step(
-        &mut self,
-        active: &[usize],
-        counts: &[usize],
-        batch: impl FnOnce(std::vec::IntoIter<usize>) -> Result<TokenBatch<B>>,
-    ) -> Result<TokenBatch<B>> {
-        let past: Vec<usize> = active.iter().map(|&s| self.lengths[s]).collect();
-        let mut batch = batch(past.into_iter())?;
-        batch.writes = Some(self.begin(active, counts));
-        Ok(batch)
-    }
-
     /// The distances in the sequences held; `make` gives those of sequences up to a length, which at least doubles so that
     /// all steps together cost no more than the last.
     pub(crate) fn distances(&mut self, make: impl FnOnce(usize) -> BatchDistances<B>) -> BatchDistances<B> {
@@ -105,7 +86,7 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// Reserves `counts[i]` more positions for sequence `active[i]`, and returns their destinations.
-    fn begin(&mut self, active: &[usize], counts: &[usize]) -> Writes {
+    pub(crate) fn begin(&mut self, active: &[usize], counts: &[usize]) -> Writes {
         let mut rooms = self.rooms.clone();
         for (&sequence, count) in active.iter().zip(counts) {
             let (needed, room) = (self.lengths[sequence] + count, rooms[sequence]);

@@ -155,9 +155,8 @@ fn tojson(
     if value.is_undefined() {
         return Err(invalid("the value is undefined".into()));
     }
-    let indent = indent.map_or_else(|| options.get::<Option<Value>>("indent"), |indent| Ok(Some(indent)))?;
-    let ensure_ascii =
-        ensure_ascii.map_or_else(|| options.get::<Option<Value>>("ensure_ascii"), |value| Ok(Some(value)))?;
+    let indent = methods::given(indent, &options, "indent")?;
+    let ensure_ascii = methods::given(ensure_ascii, &options, "ensure_ascii")?;
     let indent = match indent {
         None => None,
         Some(value) if value.is_none() => None,

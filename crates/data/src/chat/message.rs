@@ -79,6 +79,11 @@ impl Message {
         Self(object)
     }
 
+    /// Whether a template that leaves the text out drops something: what accompanies a call may be left out.
+    pub(crate) fn must_show(&self) -> bool {
+        !self.has_tool_calls() && self.content().is_some_and(|content| !content.trim().is_empty())
+    }
+
     /// Whether the message calls tools.
     pub(crate) fn has_tool_calls(&self) -> bool {
         self.0.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())

@@ -1,6 +1,6 @@
 //! Python's methods of strings, lists and dictionaries, and Jinja's filters, where the library lacks or bounds them.
 
-use minijinja::value::{Kwargs, Value, ValueKind, from_args};
+use minijinja::value::{ArgType, Kwargs, Rest, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
@@ -50,8 +50,7 @@ fn of_string(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Op
         }
         "split" | "rsplit" => {
             let (by, most, options): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
-            let by = by.map_or_else(|| options.get::<Option<Value>>("sep"), |by| Ok(Some(by)))?;
-            let most = most.map_or_else(|| options.get::<Option<i64>>("maxsplit"), |most| Ok(Some(most)))?;
+            let (by, most) = (given(by, &options, "sep")?, given(most, &options, "maxsplit")?);
             options.assert_all_used()?;
             let most = most.and_then(|most| usize::try_from(most).ok());
             let by = by.filter(|by| !by.is_none());
@@ -149,13 +148,13 @@ fn split_by(text: &str, by: &str, most: Option<usize>, from_end: bool) -> Vec<St
 
 /// At runs of white space; what is left after the last split keeps those inside and at its far end.
 fn split_words(text: &str, most: Option<usize>, from_end: bool) -> Vec<String> {
-    let near = |text: &'_ str| if from_end { text.trim_end() } else { text.trim_start() }.to_owned();
+    let near = |text| if from_end { str::trim_end(text) } else { str::trim_start(text) };
     let (mut parts, mut rest) = (Vec::new(), near(text));
     while !rest.is_empty() {
         let place = if from_end { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
         let is_last = most.is_some_and(|most| parts.len() >= most);
         let Some(place) = place.filter(|_| !is_last) else {
-            parts.push(rest);
+            parts.push(rest.to_owned());
             break;
         };
         let (left, right) = rest.split_at(place);
@@ -207,24 +206,39 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
+/// An argument by its place or its name; none is as good as absent.
+pub(super) fn given<'a, T>(
+    positional: Option<T>,
+    options: &'a Kwargs,
+    name: &'a str,
+) -> Result<Option<T>, Error>
+where
+    Option<T>: ArgType<'a, Output = Option<T>>,
+{
+    positional.map_or_else(|| options.get(name), |value| Ok(Some(value)))
+}
+
 /// `default(value, default_value="", boolean=False)`.
-fn default(
-    value: Value,
-    other: Option<Value>,
-    boolean: Option<bool>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    let other =
-        other.map_or_else(|| options.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
-    let boolean =
-        boolean.map_or_else(|| options.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?;
+fn default(value: Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let arguments = arguments.into_values();
+    let (arguments, options) = from_args::<(&[Value], Kwargs)>(&arguments)?;
+    let argument = |place: usize, name: &str| match arguments.get(place) {
+        Some(value) => Ok(value.clone()),
+        None if options.has(name) => options.get::<Value>(name),
+        None => Ok(Value::UNDEFINED),
+    };
+    let (other, boolean) = (argument(0, "default_value")?, argument(1, "boolean")?);
     options.assert_all_used()?;
-    let is_missing = value.is_undefined() || boolean.unwrap_or(false) && !value.is_true();
-    Ok(if is_missing { other.unwrap_or_else(|| "".into()) } else { value })
+    let is_missing = value.is_undefined() || boolean.is_true() && !value.is_true();
+    Ok(match (is_missing, other.is_undefined()) {
+        (false, _) => value,
+        (true, false) => other,
+        (true, true) => "".into(),
+    })
 }
 
 /// `int(value, default=0)`.
-fn int(value: &Value, default: Option<Value>) -> Value {
+fn int(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let number = value.as_str().map_or_else(
         || i64::try_from(value.clone()).ok().or_else(|| f64::try_from(value.clone()).ok().map(|x| x as i64)),
         |text| {
@@ -233,16 +247,33 @@ fn int(value: &Value, default: Option<Value>) -> Value {
             whole.or_else(|| text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|x| x as i64))
         },
     );
-    number.map_or_else(|| default.unwrap_or_else(|| 0.into()), Value::from)
+    fallback(number, arguments, 0)
 }
 
 /// `float(value, default=0.0)`.
-fn float(value: &Value, default: Option<Value>) -> Value {
+fn float(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let number = match value.as_str() {
         Some(text) => text.trim().parse::<f64>().ok(),
         None => f64::try_from(value.clone()).ok(),
     };
-    number.map_or_else(|| default.unwrap_or_else(|| 0.0.into()), Value::from)
+    fallback(number, arguments, 0.0)
+}
+
+/// A number, or else the argument `default`, which may be none.
+fn fallback<T: Into<Value>>(
+    number: Option<T>,
+    arguments: Rest<ValueOrKwargs>,
+    zero: T,
+) -> Result<Value, Error> {
+    let arguments = arguments.into_values();
+    let (arguments, options) = from_args::<(&[Value], Kwargs)>(&arguments)?;
+    let named = if options.has("default") { Some(options.get::<Value>("default")?) } else { None };
+    options.assert_all_used()?;
+    Ok(match (number, arguments.first().cloned().or(named)) {
+        (Some(number), _) => number.into(),
+        (None, Some(default)) => default,
+        (None, None) => zero.into(),
+    })
 }
 
 /// `indent(s, width=4, first=False, blank=False)`; a text as the width is put before the lines.
@@ -253,9 +284,8 @@ fn indent(
     blank: Option<bool>,
     options: Kwargs,
 ) -> Result<String, Error> {
-    let width = width.map_or_else(|| options.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
-    let first = first.map_or_else(|| options.get::<Option<bool>>("first"), |first| Ok(Some(first)))?;
-    let blank = blank.map_or_else(|| options.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?;
+    let width = given(width, &options, "width")?;
+    let (first, blank) = (given(first, &options, "first")?, given(blank, &options, "blank")?);
     options.assert_all_used()?;
     let before = match width {
         None => " ".repeat(4),
@@ -302,6 +332,14 @@ mod tests {
             ("{{ 'aBß'.swapcase() }}{{ 'Straße'.casefold() }}", "AbSSstrasse"),
             ("{{ 'abc'.startswith('b', 1) }}{{ 'abc'.endswith('b', 0, -1) }}", "TrueTrue"),
             ("{{ x | default('a') }}{{ '' | default('b', boolean=True) }}{{ '' | d('c', true) }}", "abc"),
+            (
+                "{{ x | default(none) is none }}{{ none | default('a', 1) }}{{ x | d(default_value=2) }}",
+                "Truea2",
+            ),
+            (
+                "{{ 'z' | int(none) is none }}{{ 'z' | int(default=3) }}{{ 'z' | float(none) is none }}",
+                "True3True",
+            ),
             ("{{ 'z' | int }}{{ 'z' | int(5) }}{{ '3.9' | int }}{{ 2.7 | int }}", "0532"),
             ("{{ 'x' | float }}{{ '1.5' | float }}", "0.01.5"),
             ("{{ 'a\nb\n\nc' | indent('>>') }}", "a\n>>b\n\n>>c"),

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::orientation::upright;
 use super::{jpeg, png};
-use crate::error::{DataError, Result};
+use crate::error::{DataError, Result, one_line};
 
 /// Most pixels of a picture; Pillow warns of larger ones as decompression bombs.
 pub const MAX_PIXELS: u64 = 89_478_485;
@@ -83,7 +83,7 @@ static LANDED: Condvar = Condvar::new();
 pub(super) struct Permit(u64);
 
 impl Permit {
-    /// Waits until the other pictures leave room; whoever holds one waits for nobody.
+    /// Waits until the other pictures leave room; a holder never waits, so there is no deadlock.
     ///
     /// # Errors
     /// A picture without pixels or with more than [`MAX_PIXELS`].
@@ -111,6 +111,12 @@ impl Drop for Permit {
         *IN_FLIGHT.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
         LANDED.notify_all();
     }
+}
+
+/// The message of a decoder's error.
+#[allow(clippy::needless_pass_by_value, reason = "an argument of map_err")]
+pub(super) fn damaged(error: impl std::fmt::Display) -> String {
+    format!("cannot be decoded: {}", one_line(error))
 }
 
 #[cfg(test)]

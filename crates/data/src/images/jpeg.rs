@@ -1,12 +1,11 @@
 //! JPEG files.
 
 use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::decode::{Bitmap, Permit};
+use super::decode::{Bitmap, Permit, damaged};
 use super::orientation::Metadata;
 
 const APP0: u8 = 0xe0;
@@ -19,7 +18,7 @@ const SOS: u8 = 0xda;
 /// Where Adobe's segment says how its channels are to be transformed.
 const ADOBE_TRANSFORM: usize = 11;
 
-/// Decodes a file; the second is how it is turned.
+/// The picture, its orientation metadata and its permit.
 ///
 /// # Errors
 /// A message about what is wrong with the file.
@@ -66,12 +65,6 @@ fn read(bytes: &[u8], options: DecoderOptions) -> Result<(Bitmap, Permit), Strin
     decoder.decode_into(&mut raw).map_err(damaged)?;
     let rgb = if is_grey { raw.iter().flat_map(|&v| [v; 3]).collect() } else { raw };
     Ok((Bitmap { height, width, rgb }, permit))
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "an argument of map_err")]
-fn damaged(error: DecodeErrors) -> String {
-    let text = error.to_string();
-    format!("cannot be decoded: {}", text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// What the segments before the first scan say.

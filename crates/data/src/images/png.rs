@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Info, Limits, Transformations};
 
-use super::decode::{Bitmap, Permit};
+use super::decode::{Bitmap, Permit, damaged};
 use super::orientation::Metadata;
 
 /// Largest text of a picture, once it is unpacked; Pillow reads no more than this.
@@ -13,7 +13,7 @@ const MAX_TEXT: usize = 1 << 20;
 /// What chunks may take in memory beside pixels.
 const MAX_CHUNKS: usize = 64 << 20;
 
-/// Decodes a file; the second is how it is turned.
+/// The picture, its orientation metadata and its permit.
 ///
 /// # Errors
 /// A message about what is wrong with the file.
@@ -39,12 +39,6 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Bitmap, Metadata, Permit), String>
     let metadata = metadata(reader.info())?;
     let rgb = to_rgb(raw, of.color_type, of.bit_depth, is_wide_grey);
     Ok((Bitmap { height, width, rgb }, metadata, permit))
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "an argument of map_err")]
-fn damaged(error: DecodingError) -> String {
-    let text = error.to_string();
-    format!("cannot be decoded: {}", text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Red, green and blue: transparency is dropped, of 16 bits the upper eight remain, but greys are cut at 255.
@@ -91,15 +85,16 @@ fn texts(info: &Info<'_>) -> Result<Vec<(String, String)>, String> {
         plain.map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect();
     let fault =
         |keyword: &str, error: &DecodingError| format!("has a text '{keyword}' that cannot be read: {error}");
-    for chunk in info.compressed_latin1_text.iter().filter(|chunk| is_wanted(&chunk.keyword)) {
-        let mut chunk = chunk.clone();
+    let mut add = |keyword: &str, text: Result<String, DecodingError>| {
+        text.map(|text| texts.push((keyword.to_owned(), text))).map_err(|error| fault(keyword, &error))
+    };
+    for mut chunk in info.compressed_latin1_text.iter().filter(|chunk| is_wanted(&chunk.keyword)).cloned() {
         let text = chunk.decompress_text_with_limit(MAX_TEXT).and_then(|()| chunk.get_text());
-        texts.push((chunk.keyword.clone(), text.map_err(|e| fault(&chunk.keyword, &e))?));
+        add(&chunk.keyword, text)?;
     }
-    for chunk in info.utf8_text.iter().filter(|chunk| is_wanted(&chunk.keyword)) {
-        let mut chunk = chunk.clone();
+    for mut chunk in info.utf8_text.iter().filter(|chunk| is_wanted(&chunk.keyword)).cloned() {
         let text = chunk.decompress_text_with_limit(MAX_TEXT).and_then(|()| chunk.get_text());
-        texts.push((chunk.keyword.clone(), text.map_err(|e| fault(&chunk.keyword, &e))?));
+        add(&chunk.keyword, text)?;
     }
     Ok(texts)
 }

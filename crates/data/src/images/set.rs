@@ -85,7 +85,7 @@ impl ImageSet {
 /// Start of FNV-1a.
 const FNV: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// A step of it.
+/// One FNV-1a step.
 fn add(hash: u64, byte: u8) -> u64 {
     (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
 }

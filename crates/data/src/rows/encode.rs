@@ -356,7 +356,9 @@ impl<'a> RowEncoder<'a> {
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<()> {
-        let is_known = |seen: &HashSet<String>| messages.iter().all(|message| seen.contains(message.role()));
+        let is_known = |seen: &HashSet<String>| {
+            messages.iter().all(|message| !message.must_show() || seen.contains(message.role()))
+        };
         if self.roles.lock().is_ok_and(|seen| is_known(&seen)) {
             return Ok(());
         }
@@ -365,7 +367,8 @@ impl<'a> RowEncoder<'a> {
             return Err(DataError::Template { path: template.path().to_path_buf(), message });
         }
         if let Ok(mut seen) = self.roles.lock() {
-            seen.extend(messages.iter().map(|message| message.role().to_owned()));
+            let tried = messages.iter().filter(|message| message.must_show());
+            seen.extend(tried.map(|message| message.role().to_owned()));
         }
         Ok(())
     }

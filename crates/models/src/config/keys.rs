@@ -7,8 +7,7 @@ use lowrank_spec::LowrankSection;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Names that transformers takes for second names of the common ones, which hold where a file has both. Other own names are
-/// separate keys there, and hold themselves.
+/// Aliases in transformers: where a file has both, the common name wins. Other names are independent keys.
 const SECOND_NAMES: &[&str] = &[
     "n_embd",
     "d_model",

@@ -187,7 +187,9 @@ impl<B: Backend> DecoderTrunk<B> {
         cache: &mut KvCache<B>,
         device: &B::Device,
     ) -> Result<TokenBatch<B>> {
-        let mut batch = cache.step(active, tokens.lengths, |past| self.batch_after(tokens, past, device))?;
+        let past: Vec<usize> = active.iter().map(|&sequence| cache.length(sequence)).collect();
+        let mut batch = self.batch_after(tokens, past.into_iter(), device)?;
+        batch.writes = Some(cache.begin(active, tokens.lengths));
         batch.distances =
             self.relative.as_ref().map(|table| cache.distances(|longest| table.distances(longest, device)));
         Ok(batch)

@@ -65,7 +65,10 @@ impl Constraints {
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
             for &id in eos {
                 if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
-                    *logit += logit.abs() * (factor.powf((new - start) as f64) - 1.0) as f32;
+                    // Bounded, since what is not finite is never chosen.
+                    let x = f64::from(*logit);
+                    let grown = x + x.abs() * (factor.powf((new - start) as f64) - 1.0);
+                    *logit = grown.min(f64::from(f32::MAX)) as f32;
                 }
             }
         }
@@ -86,12 +89,13 @@ impl Constraints {
         }
     }
 
-    /// A token outside of a vocabulary that is forced or part of a sequence.
-    pub(crate) fn unknown(&self, vocab_size: usize) -> Option<u32> {
-        let forced = self.forced_first.iter().chain(&self.forced_last);
-        let sequences =
-            self.bad_words.iter().chain(self.sequence_biases.iter().map(|(sequence, _)| sequence));
-        forced.chain(sequences.flatten()).find(|&&id| id as usize >= vocab_size).copied()
+    /// A token outside of a vocabulary, after the setting that names it.
+    pub(crate) fn unknown(&self, vocab_size: usize) -> Option<(&'static str, u32)> {
+        let sequences = self.bad_words.iter().flatten().map(|id| ("bad_words_ids", *id));
+        let biased = self.sequence_biases.iter().flat_map(|(ids, _)| ids).map(|id| ("sequence_bias", *id));
+        let first = self.forced_first.iter().map(|id| ("forced_bos_token_id", *id));
+        let last = self.forced_last.iter().map(|id| ("forced_eos_token_id", *id));
+        first.chain(last).chain(sequences).chain(biased).find(|(_, id)| *id as usize >= vocab_size)
     }
 }
 
@@ -150,7 +154,9 @@ mod tests {
         assert_eq!(after(&[3, 4]), [2.5, 1.0, -3.0]);
         assert_eq!(after(&[3, 4, 4]), [2.5, 1.0, 0.0]);
         assert_eq!(after(&[3, 4, 4, 4]), [2.5, 1.0, 6.0]);
-        assert_eq!(biased.unknown(3), Some(3));
+        // No power of the factor makes an end of text impossible.
+        assert_eq!(after(&[4; 2000])[2], f32::MAX);
+        assert_eq!(biased.unknown(3), Some(("sequence_bias", 3)));
     }
 
     #[test]
@@ -172,7 +178,7 @@ mod tests {
         assert_eq!(left(&[9, 3], false), [0, 2, 4, 5]);
         assert_eq!(left(&[9, 3, 1], false), [0, 1, 2, 4, 5]);
         assert_eq!(left(&[9, 3, 1], true), [2, 5]);
-        assert_eq!(constraints.unknown(5), Some(5));
+        assert_eq!(constraints.unknown(5), Some(("forced_eos_token_id", 5)));
         assert_eq!(constraints.unknown(6), None);
     }
 }

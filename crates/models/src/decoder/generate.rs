@@ -105,17 +105,15 @@ pub(crate) fn continued<B: Kernels>(
     mut on_tokens: impl FnMut(usize, &[u32]) -> bool,
 ) -> Result<Vec<Generated>> {
     options.sampling.check().map_err(ModelError::Input)?;
-    if let Some(id) = options.constraints.unknown(config.vocab_size) {
-        return Err(ModelError::Input(format!(
-            "token {id} is outside the vocabulary of {}; correct forced_bos_token_id, forced_eos_token_id, bad_words_ids and \
-             sequence_bias",
-            config.vocab_size
-        )));
+    if let Some((setting, id)) = options.constraints.unknown(config.vocab_size) {
+        let size = config.vocab_size;
+        return Err(ModelError::Input(format!("{setting} has token {id}; expected ids below {size}")));
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     if let Some(most) = options.max_length.filter(|most| *most <= longest) {
         return Err(ModelError::Input(format!(
-            "max_length = {most} leaves no room after {longest} tokens; give a number of new tokens"
+            "max_length = {most} leaves no room after a prompt of {longest} tokens; set the number of new tokens \
+             (max_new_tokens)"
         )));
     }
     // Capacity for the expected length; the cache grows if necessary.

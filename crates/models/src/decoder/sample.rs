@@ -8,7 +8,7 @@ use lowrank_spec::rng::mix;
 /// |---|---|---|---|
 /// | `temperature` | 0 | divides the logits; 0 takes the most likely token | ≥ 0 |
 /// | `top_k` | none | only the k most likely tokens | ≥ 1 |
-/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020), one at least | 0 < p ≤ 1 |
+/// | `top_p` | 1 | the smallest set of most likely tokens with at least this probability (Holtzman et al. 2020), one at least | 0 ≤ p ≤ 1 |
 /// | `cutoffs` | none | [other ways](Cutoffs) to leave out unlikely tokens | |
 /// | `repetition_penalty` | 1 | on logits of previous tokens: divides positive ones, multiplies negative ones (Keskar et al. 2019) | > 0 |
 /// | `seed` | 0 | of the sampling | |
@@ -42,11 +42,11 @@ impl Default for Sampling {
 }
 
 /// Ways to leave out unlikely tokens, after the temperature; each renormalizes what the one before it has left. `top_h` is
-/// applied before `top_k` and `top_p`, the others after them in the order of the table. The most likely token stays.
+/// applied before `top_k` and `top_p`, the others after them in the order of the table. `typical_p` may drop the most likely token, the others never do.
 ///
 /// | name | default | tokens that stay | range |
 /// |---|---|---|---|
-/// | `top_h` | none | of the 100 most likely, the first whose terms of the entropy sum up to at most this part of it (Potraghloo et al. 2025) | 0 < h ≤ 1 |
+/// | `top_h` | none | of the 100 most likely, the longest prefix whose share of the entropy is at most h, one at least (Potraghloo et al. 2025) | 0 < h ≤ 1 |
 /// | `min_p` | 0 | those at least this times as likely as the most likely (Nguyen et al. 2024) | 0 ≤ p ≤ 1 |
 /// | `typical_p` | 1 | those whose information is nearest to the entropy, with this probability in total (Meister et al. 2023) | 0 < p ≤ 1 |
 /// | `epsilon` | 0 | those at least this likely (Hewitt et al. 2022) | 0 ≤ ε < 1 |
@@ -107,41 +107,48 @@ impl Cutoffs {
         candidates.truncate(kept);
     }
 
-    /// Of weights in descending order.
+    /// Expects weights in descending order.
     fn apply(&self, candidates: &mut Vec<(u32, f64)>) {
-        let Some(&(_, top)) = candidates.first() else { return };
         if self.min_p > 0.0 {
+            let top = candidates.first().map_or(0.0, |(_, p)| *p);
             candidates.retain(|(_, p)| *p >= self.min_p * top);
         }
         if self.typical_p < 1.0 {
             self.keep_typical(candidates);
         }
         if self.epsilon > 0.0 {
-            let least = self.epsilon * total(candidates);
-            candidates.retain(|(_, p)| *p >= least || *p >= top);
+            keep_likely(candidates, self.epsilon);
         }
         if self.eta > 0.0 {
             let entropy: f64 = entropy_terms(candidates).iter().sum();
-            let least = self.eta.min(self.eta.sqrt() * (-entropy).exp()) * total(candidates);
-            candidates.retain(|(_, p)| *p >= least || *p >= top);
+            keep_likely(candidates, self.eta.min(self.eta.sqrt() * (-entropy).exp()));
         }
     }
 
+    /// Expects weights in descending order, and leaves them so.
     fn keep_typical(&self, candidates: &mut Vec<(u32, f64)>) {
         let sum = total(candidates);
         let entropy: f64 = entropy_terms(candidates).iter().sum();
-        let distance = |p: f64| (-(p / sum).ln() - entropy).abs();
-        let mut order: Vec<f64> = candidates.iter().map(|(_, p)| *p).collect();
-        order.sort_by(|a, b| distance(*a).total_cmp(&distance(*b)));
+        // A token's distance from the entropy, and its weight.
+        let mut order: Vec<(f64, f64)> =
+            candidates.iter().map(|(_, p)| ((-(p / sum).ln() - entropy).abs(), *p)).collect();
+        let distances: Vec<f64> = order.iter().map(|(distance, _)| *distance).collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut mass = 0.0;
-        let before = order.iter().take_while(|p| {
-            mass += *p;
+        let before = order.iter().take_while(|(_, p)| {
+            mass += p;
             mass < self.typical_p * sum
         });
-        let last = before.count().min(order.len() - 1);
-        let (limit, nearest) = (distance(order[last]), order[0]);
-        candidates.retain(|(_, p)| distance(*p) <= limit || *p == nearest);
+        let Some(&(limit, _)) = order.get(before.count().min(order.len().saturating_sub(1))) else { return };
+        let mut distances = distances.into_iter();
+        candidates.retain(|_| distances.next().is_some_and(|distance| distance <= limit));
     }
+}
+
+/// Drops candidates below this part of the total, except the most likely ones.
+fn keep_likely(candidates: &mut Vec<(u32, f64)>, part: f64) {
+    let (least, top) = (part * total(candidates), candidates.first().map_or(0.0, |(_, p)| *p));
+    candidates.retain(|(_, p)| *p >= least || *p >= top);
 }
 
 fn total(candidates: &[(u32, f64)]) -> f64 {
@@ -168,8 +175,8 @@ impl Sampling {
         if *top_k == Some(0) {
             return Err("top-k 0 leaves no token; expected 1 or more".into());
         }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            return Err(format!("top-p {top_p} is out of range; expected 0 < p <= 1"));
+        if !(0.0..=1.0).contains(top_p) {
+            return Err(format!("top-p {top_p} is out of range; expected 0 <= p <= 1"));
         }
         cutoffs.check()?;
         if !(repetition_penalty.is_finite() && *repetition_penalty > 0.0) {
@@ -334,7 +341,7 @@ mod tests {
     // At temperature 1: probabilities 0.40, 0.40, 0.15, 0.05 of tokens 1, 4, 3, 0.
     #[case(Sampling { top_p: 0.5, temperature: 1.0, ..hot() }, &[1, 4])]
     #[case(Sampling { top_p: 0.9, temperature: 1.0, ..hot() }, &[1, 3, 4])]
-    #[case(Sampling { top_p: f64::MIN_POSITIVE, ..hot() }, &[1])]
+    #[case(Sampling { top_p: 0.0, ..hot() }, &[1])]
     #[case(with(Cutoffs { min_p: 0.3, ..Cutoffs::default() }), &[1, 3, 4])]
     #[case(with(Cutoffs { min_p: 0.4, ..Cutoffs::default() }), &[1, 4])]
     #[case(with(Cutoffs { epsilon: 0.06, ..Cutoffs::default() }), &[1, 3, 4])]
@@ -359,6 +366,7 @@ mod tests {
     #[case(Cutoffs { eta: 0.5, ..Cutoffs::default() }, &[0, 1])]
     #[case(Cutoffs { top_h: Some(0.3), ..Cutoffs::default() }, &[0])]
     #[case(Cutoffs { top_h: Some(0.7), ..Cutoffs::default() }, &[0, 1, 2])]
+    #[case(Cutoffs { typical_p: 0.3, epsilon: 0.7, ..Cutoffs::default() }, &[1])]
     #[case(Cutoffs { min_p: 0.2, typical_p: 0.5, eta: 0.4, ..Cutoffs::default() }, &[0, 1])]
     fn cutoffs_leave_what_transformers_leaves(#[case] cutoffs: Cutoffs, #[case] expect: &[u32]) {
         let logits = [0.4f32, 0.25, 0.15, 0.1, 0.06, 0.04].map(f32::ln);
@@ -394,7 +402,7 @@ mod tests {
     #[case(Sampling { temperature: -1.0, ..Default::default() }, "temperature")]
     #[case(Sampling { temperature: f64::NAN, ..Default::default() }, "temperature")]
     #[case(Sampling { top_k: Some(0), ..Default::default() }, "top-k")]
-    #[case(Sampling { top_p: 0.0, ..Default::default() }, "top-p")]
+    #[case(Sampling { top_p: -0.1, ..Default::default() }, "top-p")]
     #[case(with(Cutoffs { min_p: 1.5, ..Cutoffs::default() }), "min-p")]
     #[case(with(Cutoffs { typical_p: 0.0, ..Cutoffs::default() }), "typical-p")]
     #[case(with(Cutoffs { epsilon: 1.0, ..Cutoffs::default() }), "epsilon")]

@@ -130,8 +130,7 @@ impl GenerationConfig {
             sampling = Sampling {
                 temperature: reader.number("temperature")?.unwrap_or(1.0),
                 top_k: (top_k > 0).then_some(top_k),
-                // In transformers 0 leaves one token.
-                top_p: reader.number("top_p")?.map_or(1.0, |p| if p == 0.0 { f64::MIN_POSITIVE } else { p }),
+                top_p: reader.number("top_p")?.unwrap_or(1.0),
                 cutoffs: Cutoffs {
                     top_h: reader.number("top_h")?,
                     min_p: reader.number("min_p")?.unwrap_or(none.min_p),
@@ -216,7 +215,7 @@ impl Reader<'_> {
         self.value(key).map(read).transpose()
     }
 
-    /// A whole number; negative ones are 0, as which transformers treats them.
+    /// A whole number; negative values count as 0, as in transformers.
     fn count(&mut self, key: &'static str) -> std::result::Result<Option<usize>, String> {
         let read = |value: &Value| {
             let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
@@ -256,7 +255,10 @@ impl Reader<'_> {
     fn biases(&mut self) -> std::result::Result<Vec<(Vec<u32>, f32)>, String> {
         let Some(value) = self.value("sequence_bias") else { return Ok(Vec::new()) };
         let pair = |item: &Value| match item.as_array()?.as_slice() {
-            [tokens, bias] => Some((sequence(tokens)?, bias.as_f64()? as f32)),
+            [tokens, bias] => {
+                let bias = bias.as_f64()? as f32;
+                bias.is_finite().then_some((sequence(tokens)?, bias))
+            }
             _ => None,
         };
         let found: Option<Vec<(Vec<u32>, f32)>> =
@@ -370,6 +372,7 @@ mod tests {
             (json!({"suppress_tokens": [0.5]}), "suppress_tokens = [0.5]; expected a list of token ids"),
             (json!({"bad_words_ids": [[]]}), "bad_words_ids = [[]]; expected a list of lists of token ids"),
             (json!({"sequence_bias": [[[1], "x"]]}), "sequence_bias"),
+            (json!({"sequence_bias": [[[1], 1e39]]}), "sequence_bias"),
             (json!({"exponential_decay_length_penalty": [1]}), "a number of tokens and a factor"),
             (json!({"max_new_tokens": 1.5}), "max_new_tokens = 1.5; expected a count"),
             (json!({"do_sample": true, "min_p": 2}), "min-p 2"),

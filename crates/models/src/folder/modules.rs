@@ -135,13 +135,17 @@ fn vector<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
 
 impl Matrix {
     fn read(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
-        let values = checkpoint.read_f32_transposed(name)?;
-        match checkpoint.info(name).map(|info| info.shape.as_slice()) {
-            Some(&[rows, columns]) => Ok(Self { shape: [columns, rows], values }),
-            _ => Err(ModelError::Tensors {
+        let shape = checkpoint.info(name).map(|info| info.shape.clone());
+        match shape.as_deref() {
+            Some(&[rows, columns]) if rows > 0 && columns > 0 => {
+                Ok(Self { shape: [columns, rows], values: checkpoint.read_f32_transposed(name)? })
+            }
+            Some(other) => Err(ModelError::Tensors {
                 path: checkpoint.path().to_path_buf(),
-                details: format!("'{name}' is not a matrix"),
+                details: format!("'{name}' has shape {other:?}; expected a matrix"),
             }),
+            // Names the nearest one.
+            None => Ok(Self { shape: [0, 0], values: checkpoint.read_f32_transposed(name)? }),
         }
     }
 
