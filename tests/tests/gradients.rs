@@ -15,18 +15,18 @@ use common::golden;
 use lowrank_adapters::AdapterSet;
 use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::EncodedDataset;
-use lowrank_data::rows::TokenRow;
+use lowrank_data::rows::{SourceTarget, TokenRow};
 use lowrank_data::tokenize::Encoded;
 use lowrank_models::config::{BodyConfig, DecoderDropouts, EncoderDropouts};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
     Classifier, ClassifierConfig, Decoder, DecoderConfig, ModelFolder, ModelKind, Parameters, Rows, Run,
-    Stack, Tokens, Trainable,
+    Seq2Seq, Seq2SeqConfig, Stack, Tokens, Trainable,
 };
 use lowrank_tests::{check_gradients, fixture};
 use lowrank_train::{
-    Alone, Classification, DevSet, FineTuner, NextToken, Objective, SchedulerKind, Start, StepReport,
-    TrainConfig, Training, TunedDecoder, Watch, train,
+    Alone, Classification, DevSet, FineTuner, NextToken, Objective, SchedulerKind, SequencePairs, Start,
+    StepReport, TrainConfig, Training, TunedDecoder, TunedSeq2Seq, Watch, train,
 };
 use serde::Deserialize;
 
@@ -90,7 +90,17 @@ impl Watch for Losses {
     }
 }
 
-fn config(expected: &Expected) -> TrainConfig {
+const NO_DROPOUT: EncoderDropouts = EncoderDropouts {
+    embeddings: 0.0,
+    attention: 0.0,
+    attention_output: 0.0,
+    inner: 0.0,
+    output: 0.0,
+    relative: 0.0,
+    last: 0.0,
+};
+
+fn config_of(expected: &Expected) -> TrainConfig {
     let n = expected.losses.len();
     TrainConfig {
         lr: 1e-3,
@@ -106,9 +116,19 @@ fn config(expected: &Expected) -> TrainConfig {
 }
 
 fn check_losses<O: Objective<B>>(what: &str, expected: &Expected, objective: &O, model: O::Model) {
+    check_losses_with(what, expected, &config_of(expected), objective, model);
+}
+
+fn check_losses_with<O: Objective<B>>(
+    what: &str,
+    expected: &Expected,
+    config: &TrainConfig,
+    objective: &O,
+    model: O::Model,
+) {
     let mut watch = Losses::default();
     let training = Training {
-        config: &config(expected),
+        config,
         checkpoints: None,
         start: Start::Fresh,
         keep_last: false,
@@ -128,7 +148,7 @@ fn check_losses<O: Objective<B>>(what: &str, expected: &Expected, objective: &O,
 fn check_decoder(name: &str, expected: &Expected, recompute: bool) {
     let ids = golden(name).cases[0].input_ids.clone();
     let row = TokenRow { is_learnt: (0..ids.len()).map(|i| i > 0).collect(), ids };
-    let objective = NextToken::new(vec![row.clone()], vec![row], &config(expected), recompute).unwrap();
+    let objective = NextToken::new(vec![row.clone()], vec![row], &config_of(expected), recompute).unwrap();
     let model = TunedDecoder::new(trained(name), AdapterSet::empty());
     check_losses(&format!("{name}, recompute {recompute}"), expected, &objective, model);
 }
@@ -137,15 +157,7 @@ fn check_classifier(name: &str, expected: &Expected) {
     let mut config = ClassifierConfig::read(&fixture(name)).unwrap();
     match &mut config.body {
         BodyConfig::Encoder(config) => {
-            config.dropouts = EncoderDropouts {
-                embeddings: 0.0,
-                attention: 0.0,
-                attention_output: 0.0,
-                inner: 0.0,
-                output: 0.0,
-                relative: 0.0,
-                last: 0.0,
-            };
+            config.dropouts = NO_DROPOUT;
             (config.classifier_dropout, config.head.input_dropout) = (0.0, 0.0);
         }
         BodyConfig::Decoder(config) => without_dropout(config),
@@ -160,10 +172,37 @@ fn check_classifier(name: &str, expected: &Expected) {
     let row = (Encoded { ids: case.input_ids, type_ids }, label);
     let rows = Arc::new(EncodedDataset::labelled([row]));
     let dev = vec![DevSet::new(rows.clone())];
-    let objective = Classification::new(rows, dev, vec![metric], &self::config(expected)).unwrap();
+    let objective = Classification::new(rows, dev, vec![metric], &config_of(expected)).unwrap();
     let model = Classifier::<B>::load(&fixture(name), config, 0, &Default::default()).unwrap();
     let model = FineTuner::new(model.with_trainable(Trainable::All), AdapterSet::empty());
     check_losses(name, expected, &objective, model);
+}
+
+/// All pairs of a fixture in one batch.
+fn check_seq2seq(name: &str, expected: &Expected) {
+    let (folder, device) = (fixture(name), Default::default());
+    let mut config = Seq2SeqConfig::read(&folder).unwrap();
+    without_dropout(&mut config.decoder);
+    config.encoder.dropouts = NO_DROPOUT;
+    let mut model = Seq2Seq::<B>::load(&folder, config, WeightType::F32, &device).unwrap();
+    model.choose_trained(|_, _| true);
+    #[derive(Deserialize)]
+    struct Case {
+        source_ids: Vec<u32>,
+        labels: Vec<u32>,
+    }
+    #[derive(Deserialize)]
+    struct Golden {
+        cases: Vec<Case>,
+    }
+    let golden = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let golden: Golden = serde_json::from_str(&golden).unwrap();
+    let rows =
+        golden.cases.into_iter().map(|case| SourceTarget { source: case.source_ids, target: case.labels });
+    let rows: Vec<SourceTarget> = rows.collect();
+    let config = TrainConfig { batch_size: rows.len(), ..config_of(expected) };
+    let objective = SequencePairs::new(rows.clone(), rows, &config).unwrap();
+    check_losses_with(name, expected, &config, &objective, TunedSeq2Seq::new(model, AdapterSet::empty()));
 }
 
 fn all() -> BTreeMap<String, Expected> {
@@ -181,16 +220,23 @@ fn equal_pytorch() {
 
 #[test]
 fn five_steps_have_the_losses_of_pytorch() {
-    let (mut decoders, mut classifiers) = (0, 0);
+    let (mut decoders, mut classifiers, mut pairs) = (0, 0, 0);
     for (name, expected) in &all() {
-        if ModelFolder::open(&fixture(name)).unwrap().kind() == ModelKind::Decoder {
-            check_decoder(name, expected, false);
-            check_decoder(name, expected, true);
-            decoders += 1;
-        } else {
-            check_classifier(name, expected);
-            classifiers += 1;
+        match ModelFolder::open(&fixture(name)).unwrap().kind() {
+            ModelKind::Decoder => {
+                check_decoder(name, expected, false);
+                check_decoder(name, expected, true);
+                decoders += 1;
+            }
+            ModelKind::Seq2Seq => {
+                check_seq2seq(name, expected);
+                pairs += 1;
+            }
+            _ => {
+                check_classifier(name, expected);
+                classifiers += 1;
+            }
         }
     }
-    assert!(decoders > 70 && classifiers > 20, "{decoders}, {classifiers}");
+    assert!(decoders > 70 && classifiers > 20 && pairs == 7, "{decoders}, {classifiers}, {pairs}");
 }

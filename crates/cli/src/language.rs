@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use lowrank_adapters::AdapterSet;
 use lowrank_data::chat::{Message, RenderOptions};
+use lowrank_data::rows::{LossOn, RowEncoder, Rows, SourceTarget};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::decoder::{Generated, GenerationOptions};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, Seq2Seq};
+use lowrank_models::{Decoder, LanguageModel, ModelFolder, ModelKind, Seq2Seq, Seq2SeqConfig};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
@@ -26,30 +26,12 @@ pub(crate) struct Language<M = Decoder<Inner>> {
 }
 
 /// A model that generates texts.
-pub(crate) trait Generator: Adaptable<Inner> {
-    /// Whether it continues its prompt (decoder-only) or generates a separate text (encoder–decoder).
-    const CONTINUES: bool;
-
+pub(crate) trait Generator: LanguageModel<Inner> {
     /// Loads a model of its kind.
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self>;
-
-    /// The config of the decoder.
-    fn decoder(&self) -> &DecoderConfig;
-
-    /// The tokens that follow each prompt, as [`Decoder::generate`] gives them.
-    fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerationOptions,
-        adapters: &AdapterSet<Inner>,
-        device: &Device,
-        on_tokens: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<Vec<Generated>>;
 }
 
 impl Generator for Decoder<Inner> {
-    const CONTINUES: bool = true;
-
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
         let config = folder.decoder_config()?;
         if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
@@ -57,43 +39,11 @@ impl Generator for Decoder<Inner> {
         }
         Ok(Self::load(folder.path(), config, dtype, device)?)
     }
-
-    fn decoder(&self) -> &DecoderConfig {
-        self.config()
-    }
-
-    fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerationOptions,
-        adapters: &AdapterSet<Inner>,
-        device: &Device,
-        on_tokens: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<Vec<Generated>> {
-        Ok(Self::generate(self, prompts, options, adapters, device, on_tokens)?)
-    }
 }
 
 impl Generator for Seq2Seq<Inner> {
-    const CONTINUES: bool = false;
-
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
         Ok(Self::load(folder.path(), folder.seq2seq_config()?, dtype, device)?)
-    }
-
-    fn decoder(&self) -> &DecoderConfig {
-        &self.config().decoder
-    }
-
-    fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerationOptions,
-        adapters: &AdapterSet<Inner>,
-        device: &Device,
-        on_tokens: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<Vec<Generated>> {
-        Ok(Self::generate(self, prompts, options, adapters, device, on_tokens)?)
     }
 }
 
@@ -205,4 +155,32 @@ pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<Strin
         bail!("{}: the chat template omits messages of role '{role}'", template.path().display());
     }
     Ok(template.render(messages, &options)?)
+}
+
+/// The longest source or target of an encoder-decoder, or `asked` if it is not longer.
+pub(crate) fn pair_window(
+    asked: Option<usize>,
+    config: &Seq2SeqConfig,
+    tokenizer: &TextTokenizer,
+) -> Result<usize> {
+    let limit = config.limits().into_iter().flatten().min().unwrap_or(usize::MAX);
+    match asked {
+        Some(n) if n > limit => bail!("--max-length {n} exceeds the model's limit of {limit} tokens"),
+        Some(n) => Ok(n),
+        None => Ok(tokenizer.model_max_length().unwrap_or(usize::MAX).min(limit)),
+    }
+}
+
+/// The sources and targets of rows, each of at most `max_length` tokens.
+pub(crate) fn encode_pairs(
+    rows: &Rows,
+    tokenizer: &TextTokenizer,
+    max_length: usize,
+) -> Result<Vec<SourceTarget>> {
+    let encoded = RowEncoder::new(tokenizer, None, LossOn::Completion, max_length)?.encode_targets(rows)?;
+    if encoded.n_cut > 0 {
+        let path = rows.path().display();
+        eprintln!("{path}: {} rows with a text cut at {max_length} tokens", encoded.n_cut);
+    }
+    Ok(encoded.rows)
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::Args;
 use lowrank_models::GenerationConfig;
-use lowrank_models::decoder::{Cutoffs, GenerationOptions, Sampling};
+use lowrank_models::decoder::{Beams, Cutoffs, EarlyStopping, GenerationOptions, Sampling};
 
 use crate::context::warn_unused;
 
@@ -94,9 +94,61 @@ impl SamplingArgs {
             max_new_tokens: new.unwrap_or(default),
             max_length,
             ignore_eos: false,
+            beams: config.beams,
         };
         let stops = self.stop.iter().chain(&config.stop_strings).filter(|stop| !stop.is_empty()).cloned();
         Ok((options, stops.collect()))
+    }
+}
+
+/// Options of beam search. Those not given are taken from the model's generation_config.json.
+#[derive(Args)]
+pub(crate) struct BeamArgs {
+    /// Follow N continuations at once and give the most likely one; 1 for none [default: generation_config.json's, or 1]
+    #[arg(long, value_name = "N")]
+    num_beams: Option<usize>,
+    /// Beam search: divide scores by the number of new tokens to this power [default: generation_config.json's, or 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// Beam search: end at N complete continuations (true), when better ones are unlikely (false) or impossible
+    /// (never) [default: generation_config.json's, or false]
+    #[arg(long, value_name = "WHEN", value_parser = early_stopping)]
+    early_stopping: Option<EarlyStopping>,
+}
+
+fn early_stopping(text: &str) -> std::result::Result<EarlyStopping, String> {
+    match text {
+        "true" => Ok(EarlyStopping::Complete),
+        "false" => Ok(EarlyStopping::Heuristic),
+        "never" => Ok(EarlyStopping::Never),
+        _ => Err("expected true, false or never".into()),
+    }
+}
+
+impl BeamArgs {
+    /// Merges the options over those of the model's file. A temperature above 0 on the command line turns the file's beams
+    /// off.
+    pub(crate) fn add_to(&self, options: &mut GenerationOptions) -> Result<()> {
+        let is_sampled = options.sampling.temperature > 0.0;
+        let own = options.beams.filter(|_| !is_sampled);
+        if let (Some(beams), None) = (options.beams, own) {
+            eprintln!("warning: num_beams = {} is ignored, since tokens are sampled", beams.count);
+        }
+        let count = self.num_beams.unwrap_or_else(|| own.map_or(1, |beams| beams.count));
+        ensure!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
+        ensure!(
+            count == 1 || !is_sampled,
+            "--num-beams {count} does not sample; set --temperature 0, or leave one of them out"
+        );
+        let beams = own.unwrap_or(Beams::new(count));
+        options.beams = (count > 1).then_some(Beams {
+            count,
+            length_penalty: self.length_penalty.unwrap_or(beams.length_penalty),
+            early_stopping: self.early_stopping.unwrap_or(beams.early_stopping),
+            ..beams
+        });
+        warn_unused(count > 1, &["length_penalty", "early_stopping"], "requires --num-beams");
+        Ok(())
     }
 }
 

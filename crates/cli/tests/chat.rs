@@ -102,9 +102,35 @@ fn the_folder_says_how_text_is_generated() {
     assert_eq!((greedy.len(), silent.as_str()), (3, ""));
     let (ids, _) = generate(json!({"max_new_tokens": 3, "suppress_tokens": [greedy[0]]}), &[]);
     assert!(!ids.contains(&greedy[0]));
-    let (ids, warning) = generate(json!({"max_new_tokens": 3, "num_beams": 4}), &["--max-new-tokens", "2"]);
+    let several = json!({"max_new_tokens": 3, "num_return_sequences": 4});
+    let (ids, warning) = generate(several, &["--max-new-tokens", "2"]);
     assert_eq!(ids, greedy[..2]);
-    assert!(warning.contains("not supported and ignored: num_beams = 4"), "{warning}");
+    assert!(warning.contains("not supported and ignored: num_return_sequences = 4"), "{warning}");
+    // Beams of the file and of the command line.
+    let beams = json!({"max_new_tokens": 6, "num_beams": 4, "length_penalty": 0.5, "early_stopping": true});
+    let (searched, silent) = generate(beams.clone(), &[]);
+    assert_eq!(silent, "");
+    let options = ["--num-beams", "4", "--length-penalty", "0.5", "--early-stopping", "true"];
+    assert_eq!(generate(json!({"max_new_tokens": 6}), &options).0, searched);
+    let (greedy, _) = generate(json!({"max_new_tokens": 6}), &[]);
+    assert_eq!(generate(beams.clone(), &["--num-beams", "1"]).0, greedy);
+    let (_, warning) = generate(beams.clone(), &["--temperature", "0.5"]);
+    assert!(warning.contains("num_beams = 4 is ignored, since tokens are sampled"), "{warning}");
+    let (_, warning) = generate(json!({}), &["--max-new-tokens", "2", "--length-penalty", "2"]);
+    assert!(warning.contains("--length-penalty requires --num-beams"), "{warning}");
+    let mut chat = lowrank(&["chat", "--model", model, "--max-new-tokens", "2"]);
+    fs::write(&file, beams.to_string()).unwrap();
+    let output = chat.write_stdin("hello\n").assert().success().get_output().clone();
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(warning.contains("num_beams = 4 is ignored, since answers are shown"), "{warning}");
+    let mixed = ["generate", "--model", model, "--prompt", "a", "--num-beams", "2", "--temperature", "1"];
+    fails(&mixed, "--num-beams 2 does not sample");
+    for (config, part) in [
+        (json!({"num_beams": 0}), "num_beams = 0; expected 1 or more"),
+        (json!({"num_beams": 2, "early_stopping": 1}), "early_stopping = 1; expected a boolean or \"never\""),
+    ] {
+        fails_with(&file, &config, model, part);
+    }
     fails_with(
         &file,
         &json!({"do_sample": true, "temperature": -1}),

@@ -302,12 +302,12 @@ fn settings_of_an_old_config_are_named_with_their_file() {
     }
     let mut config: Value =
         serde_json::from_str(&fs::read_to_string(model.join("config.json")).unwrap()).unwrap();
-    config["num_beams"] = 4.into();
+    config["num_return_sequences"] = 4.into();
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let run = lowrank(&["generate", "--model", s(folder.path()), "--prompt", "a"]).assert().success();
     let warnings = String::from_utf8(run.get_output().stderr.clone()).unwrap();
     assert!(
-        warnings.contains("warning: config.json: not supported and ignored: num_beams = 4"),
+        warnings.contains("warning: config.json: not supported and ignored: num_return_sequences = 4"),
         "{warnings}"
     );
 }
@@ -322,22 +322,6 @@ fn what_encoder_decoder_models_do_not_do_is_refused() {
         let model = s(&model);
         fails(&["chat", "--model", model], "is an encoder-decoder model, which does not hold conversations");
         fails(&["generate", "--model", model, "--messages", s(&rows)], "does not hold conversations");
-        fails(
-            &[
-                "finetune",
-                "--model",
-                model,
-                "--train",
-                s(&rows),
-                "--dev",
-                s(&rows),
-                "--method",
-                "lora",
-                "-o",
-                s(&output),
-            ],
-            "is an encoder-decoder model, which finetune does not train",
-        );
         fails(
             &["compress", "--model", model, "--ratio", "0.2", "--calibration", s(&rows), "-o", s(&output)],
             "is compressed without data only",

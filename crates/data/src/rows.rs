@@ -16,6 +16,7 @@
 mod encode;
 mod parse;
 mod read;
+mod source_target;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,7 @@ use crate::chat::Message;
 use crate::error::{DataError, Result};
 
 pub use encode::{EncodedRows, LossOn, PairRows, RowEncoder, TokenPair, TokenRow};
+pub use source_target::{SourceTarget, SourceTargets};
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]

@@ -123,6 +123,19 @@ fn plain_text_is_learnt_whole_and_cut_into_pieces() {
 }
 
 #[test]
+fn sources_and_targets_keep_their_special_tokens_when_they_are_cut() {
+    let content = r#"{"prompt": "hi there is it", "completion": "yes no"}
+        {"prompt": "", "completion": "hi there is it"}"#;
+    let (_dir, rows) = rows("a.jsonl", content);
+    let tokenizer = tokenizer();
+    let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 4).unwrap();
+    let encoded = encoder.encode_targets(&rows.unwrap()).unwrap();
+    let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
+    assert_eq!(shown, ["<s> hi there is ⟦<s> yes no </s>⟧", "<s> ⟦<s> hi there </s>⟧"]);
+    assert_eq!((encoded.n_cut, encoded.rows[0].n_tokens()), (2, 8));
+}
+
+#[test]
 fn generation_blocks_win() {
     let source = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>' }}{% generation %}{{ m.content }}\
                   {{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ \"\\n\" }}{% endfor %}";

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use lowrank_kernels::{Kernels, write_rows};
 
+use crate::config::DecoderConfig;
 use crate::encoder::BatchDistances;
 
 /// Number of positions by which the capacity of a sequence grows.
@@ -22,6 +23,8 @@ pub struct KvCache<B: Backend> {
     rooms: Vec<usize>,
     /// First row of each sequence.
     starts: Vec<usize>,
+    /// Number of consecutive sequences that continue one prompt.
+    beams: usize,
     /// The distances in sequences of at least the lengths held, in models with relative positions.
     distances: Option<BatchDistances<B>>,
 }
@@ -62,7 +65,29 @@ impl<B: Backend> KvCache<B> {
         let rows = rooms.iter().sum();
         let table = || Tensor::zeros([rows, width], device);
         let layers = (0..n_layers).map(|_| LayerCache { tables: [table(), table()] }).collect();
-        Self { layers, lengths: vec![0; rooms.len()], starts: starts(&rooms), rooms, distances: None }
+        Self {
+            layers,
+            lengths: vec![0; rooms.len()],
+            starts: starts(&rooms),
+            rooms,
+            beams: 1,
+            distances: None,
+        }
+    }
+
+    /// An empty cache of a decoder.
+    pub(crate) fn of(config: &DecoderConfig, capacities: &[usize], device: &B::Device) -> Self {
+        Self::new(config.n_layers, config.n_kv_heads * config.head_dim, capacities, device)
+    }
+
+    /// The same, of which `beams` consecutive sequences continue each prompt.
+    pub(crate) fn with_beams(self, beams: usize) -> Self {
+        Self { beams, ..self }
+    }
+
+    /// The prompt that each sequence continues.
+    pub(crate) fn prompts_of(&self, sequences: &[usize]) -> Vec<usize> {
+        sequences.iter().map(|sequence| sequence / self.beams).collect()
     }
 
     /// Number of positions held for a sequence.
@@ -107,6 +132,22 @@ impl<B: Backend> KvCache<B> {
         }
         let rows = |&s: &usize| self.starts[s]..self.starts[s] + self.lengths[s];
         Writes { spans, keys: active.iter().map(rows).collect() }
+    }
+
+    /// Gives each sequence `i` what `sources[i]` holds.
+    pub(crate) fn rearrange(&mut self, sources: &[usize]) {
+        if sources.iter().enumerate().all(|(sequence, source)| sequence == *source) {
+            return;
+        }
+        for layer in &mut self.layers {
+            for table in &mut layer.tables {
+                let part = |&source: &usize| table.clone().narrow(0, self.starts[source], self.rooms[source]);
+                *table = Tensor::cat(sources.iter().filter(|&&s| self.rooms[s] > 0).map(part).collect(), 0);
+            }
+        }
+        self.lengths = sources.iter().map(|&source| self.lengths[source]).collect();
+        self.rooms = sources.iter().map(|&source| self.rooms[source]).collect();
+        self.starts = starts(&self.rooms);
     }
 
     fn grow(&mut self, rooms: Vec<usize>) {
@@ -163,6 +204,26 @@ mod tests {
             assert!(known.distances.longest() >= cache.length(1));
         }
         assert_eq!(sizes, [64, 128, 256, 512]);
+    }
+
+    #[test]
+    fn sequences_are_rearranged_with_their_room() {
+        let device = Default::default();
+        let mut cache = KvCache::<Flex>::new(1, 1, &[3, 100, 3], &device).with_beams(2);
+        let rows =
+            |values: &[f32]| Tensor::<Flex, 1>::from_floats(values, &device).reshape([values.len(), 1]);
+        let writes = cache.begin(&[0, 1, 2], &[1, 2, 1]);
+        cache.write(0, &writes, [rows(&[1.0, 2.0, 3.0, 4.0]), rows(&[0.0; 4])]);
+        cache.rearrange(&[1, 1, 0]);
+        assert_eq!((0..3).map(|i| cache.length(i)).collect::<Vec<_>>(), [2, 2, 1]);
+        let writes = cache.begin(&[2], &[1]);
+        let table = cache.write(0, &writes, [rows(&[5.0]), rows(&[0.0])])[0].clone();
+        let held: Vec<f32> = table.into_data().iter::<f32>().collect();
+        assert_eq!(
+            (&held[..2], &held[128..130], &held[256..258]),
+            (&[2.0, 3.0][..], &[2.0, 3.0][..], &[1.0, 5.0][..])
+        );
+        assert_eq!(cache.prompts_of(&[0, 1, 2]), [0, 0, 1]);
     }
 
     #[test]

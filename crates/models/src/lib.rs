@@ -17,6 +17,7 @@ mod folder;
 #[doc(hidden)]
 pub mod fuzz;
 mod kept;
+mod language;
 pub mod linear;
 pub mod masked_lm;
 mod merge_factors;
@@ -44,6 +45,7 @@ pub use folder::{
     Dense, EmbeddingStep, GenerationConfig, GenerationSource, ModelFolder, ModelKind, PoolingMode,
     SentencePooling,
 };
+pub use language::LanguageModel;
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;

@@ -1,17 +1,18 @@
 //! Next-token prediction as an objective: plain text, completions and conversations.
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_data::pack::{BatchPlan, Shard};
-use lowrank_data::rows::TokenRow;
+use lowrank_data::rows::{SourceTarget, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::{Rows, int_tensor};
 use lowrank_models::decoder::{Generated, GenerationOptions};
-use lowrank_models::{Decoder, Run, Stack, Tokens};
+use lowrank_models::{Decoder, LanguageModel, Run, Stack, Tokens};
 
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -64,8 +65,8 @@ impl LearntTokens {
 }
 
 /// A batch that has passed through a model, up to its head.
-pub(crate) struct Scored<'a, B: Kernels> {
-    model: &'a Decoder<B>,
+pub(crate) struct Scored<'a, B: Kernels, M = Decoder<B>> {
+    model: &'a M,
     run: Run<'a, B>,
     /// Shape `[tokens, d_model]`.
     hidden: Tensor<B, 2>,
@@ -86,10 +87,12 @@ impl<'a, B: Kernels> Scored<'a, B> {
         let hidden = model.hidden_states(&tokens, Rows::All, run);
         Ok(Self::of_hidden(model, run, hidden, batch))
     }
+}
 
+impl<'a, B: Kernels, M: LanguageModel<B>> Scored<'a, B, M> {
     /// Of the hidden states of a batch, shape `[tokens, d_model]`.
     pub(crate) fn of_hidden(
-        model: &'a Decoder<B>,
+        model: &'a M,
         run: Run<'a, B>,
         hidden: Tensor<B, 2>,
         batch: &LearntTokens,
@@ -163,36 +166,64 @@ pub fn evaluate_rows<B: Kernels>(
 ) -> Result<EvalOutput> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
     let device = model.device()?;
-    let (mut sum, mut learnt) = (0.0, 0.0);
-    let (mut asked, mut exact) = (0usize, 0usize);
+    let mut tally = Tally::default();
     for part in eval_order(&lengths).chunks(batch_size.max(1)) {
         let batch = LearntTokens::pack(part.iter().map(|&row| &rows[row]));
         let scored = Scored::new(model.model(), model.adapters(), &batch, Mode::EVAL, &device)?;
-        sum += scalar(scored.nll_sum());
-        learnt += batch.n_learnt();
+        tally.add(&scored, &batch, part.iter().map(|&row| rows[row].has_prompt()));
+    }
+    Ok(tally.output())
+}
+
+/// Sums over batches of an evaluation.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// `Σ −ln p` of the target tokens.
+    sum: f64,
+    learnt: f64,
+    /// Rows that begin with a prompt.
+    asked: usize,
+    /// Those of them whose answer is right.
+    exact: usize,
+}
+
+impl Tally {
+    /// Adds a batch; `has_prompt` for each of its rows.
+    pub(crate) fn add<B: Kernels, M: LanguageModel<B>>(
+        &mut self,
+        scored: &Scored<'_, B, M>,
+        batch: &LearntTokens,
+        has_prompt: impl Iterator<Item = bool>,
+    ) {
+        self.sum += scalar(scored.nll_sum());
+        self.learnt += batch.n_learnt();
         let (mut answers, mut start) = (Vec::new(), 0);
-        for row in part.iter().map(|&row| &rows[row]) {
-            if row.has_prompt() {
-                let places = start..start + row.ids.len();
+        for (&length, has_prompt) in batch.lengths.iter().zip(has_prompt) {
+            if has_prompt {
+                let places = start..start + length;
                 answers.push(places.filter(|&place| batch.weights[place] > 0.0).collect::<Vec<usize>>());
             }
-            start += row.ids.len();
+            start += length;
         }
-        let mut hits = scored.hits(&batch, &answers.concat()).into_iter();
+        let mut hits = scored.hits(batch, &answers.concat()).into_iter();
         for answer in &answers {
             // Every correct token of the answer counts, even after an incorrect one.
-            exact += usize::from(hits.by_ref().take(answer.len()).filter(|hit| !hit).count() == 0);
+            self.exact += usize::from(hits.by_ref().take(answer.len()).filter(|hit| !hit).count() == 0);
         }
-        asked += answers.len();
+        self.asked += answers.len();
     }
-    let loss = sum / learnt;
-    let mut output = EvalOutput::default();
-    output.values.insert("loss".into(), loss);
-    output.values.insert("perplexity".into(), loss.exp());
-    if asked > 0 {
-        output.values.insert("exact".into(), exact as f64 / asked as f64);
+
+    /// `loss`, `perplexity` and, if any row begins with a prompt, `exact`.
+    pub(crate) fn output(self) -> EvalOutput {
+        let loss = self.sum / self.learnt;
+        let mut output = EvalOutput::default();
+        output.values.insert("loss".into(), loss);
+        output.values.insert("perplexity".into(), loss.exp());
+        if self.asked > 0 {
+            output.values.insert("exact".into(), self.exact as f64 / self.asked as f64);
+        }
+        output
     }
-    Ok(output)
 }
 
 /// Texts that a model generates at each evaluation.
@@ -218,11 +249,28 @@ impl Samples {
         Self { prompts: rows.iter().take(n).map(prompt).collect(), tokenizer, max_new_tokens }
     }
 
-    /// The prompts with their greedy continuations.
+    /// Source texts as prompts.
+    pub fn of_sources(
+        rows: &[SourceTarget],
+        n: usize,
+        max_new_tokens: usize,
+        tokenizer: TextTokenizer,
+    ) -> Self {
+        Self {
+            prompts: rows.iter().take(n).map(|row| row.source.clone()).collect(),
+            tokenizer,
+            max_new_tokens,
+        }
+    }
+
+    /// The prompts with the greedy answers.
     ///
     /// # Errors
     /// Prompts that the model does not accept, logits that are not finite.
-    fn write<B: Kernels>(&self, model: &TunedDecoder<B>) -> Result<Vec<String>> {
+    pub(crate) fn write<B: Kernels, M: LanguageModel<B> + Module<B>>(
+        &self,
+        model: &Tuned<B, M>,
+    ) -> Result<Vec<String>> {
         let options = GenerationOptions { max_new_tokens: self.max_new_tokens, ..Default::default() };
         let device = model.device()?;
         let written =
@@ -336,7 +384,7 @@ where
     }
 
     fn groups(&self, model: &TunedDecoder<B>) -> Groups {
-        decoder_groups(model)
+        language_groups(model)
     }
 
     fn constrain(&self, model: TunedDecoder<B>) -> Result<TunedDecoder<B>> {
@@ -345,6 +393,6 @@ where
 }
 
 /// Groups of a language model: its head has the head's rate if it is not tied.
-pub(crate) fn decoder_groups<B: Kernels>(model: &TunedDecoder<B>) -> Groups {
+pub(crate) fn language_groups<B: Kernels, M: LanguageModel<B>>(model: &Tuned<B, M>) -> Groups {
     Groups::default().with_adapters(model.adapters()).with_model(model.model())
 }

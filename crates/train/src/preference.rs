@@ -17,7 +17,7 @@ use lowrank_models::Decoder;
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::groups::Groups;
-use crate::language::{LearntTokens, Scored, TunedDecoder, decoder_groups, eval_order};
+use crate::language::{LearntTokens, Scored, TunedDecoder, eval_order, language_groups};
 use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, backward, scalar};
 use crate::recompute::layer_by_layer;
 
@@ -253,7 +253,7 @@ where
     }
 
     fn groups(&self, model: &TunedDecoder<B>) -> Groups {
-        decoder_groups(model)
+        language_groups(model)
     }
 
     fn constrain(&self, model: TunedDecoder<B>) -> Result<TunedDecoder<B>> {

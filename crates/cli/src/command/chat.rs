@@ -89,7 +89,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // A missing template, or one that refuses a conversation, is reported before the weights are read.
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();
     render(&folder, &first)?;
-    let (options, stops) = args.sampling.resolve(folder.generation()?)?;
+    let (mut options, stops) = args.sampling.resolve(folder.generation()?)?;
+    if let Some(beams) = options.beams.take() {
+        eprintln!(
+            "warning: num_beams = {} is ignored, since answers are shown as they are written",
+            beams.count
+        );
+    }
     let device = device()?;
     let language = args.model.load(&folder, &device)?;
     let turn_end = language.turn_end(&folder)?;

@@ -8,13 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use lowrank_data::chat::Message;
 use lowrank_models::decoder::Finish;
-use lowrank_models::{Decoder, ModelFolder, ModelKind, Seq2Seq};
+use lowrank_models::{Decoder, LanguageModel, ModelFolder, ModelKind, Seq2Seq};
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
 use crate::context::{open_model, print_json, read_text};
 use crate::language::{Generator, Language, LanguageArgs, render};
-use crate::sampling::SamplingArgs;
+use crate::sampling::{BeamArgs, SamplingArgs};
 use crate::stream::{Stream, cut};
 use crate::terminal::print_text;
 
@@ -34,6 +34,8 @@ pub(crate) struct Args {
     render: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    beams: BeamArgs,
     /// Continue past the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
@@ -68,6 +70,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<String>) -> Result<()> {
     let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
     options.ignore_eos = args.ignore_eos;
+    args.beams.add_to(&mut options)?;
     let device = device()?;
     let language: Language<M> = args.model.load_as(folder, &device)?;
     let (prompts, turn_end): (Vec<Vec<u32>>, Option<u32>) = match &rendered {
@@ -82,14 +85,15 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
     };
     stops.dedup();
 
-    let streams = !args.json && prompts.len() == 1 && std::io::stdout().is_terminal();
+    let streams =
+        !args.json && prompts.len() == 1 && options.beams.is_none() && std::io::stdout().is_terminal();
     let mut stream = Stream::default();
     if streams {
         stream.show(shown[0])?;
     }
     let mut failure = None;
     let began = Instant::now();
-    let generated = Generator::generate(
+    let generated = LanguageModel::generate(
         &language.model,
         &prompts,
         &options,

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use lowrank_data::rows::{LossOn, RowEncoder, Rows};
+use lowrank_data::rows::{LossOn, RowEncoder, Rows, SourceTarget};
 use lowrank_eval::{Perplexity, windows};
-use lowrank_models::{Run, Tokens};
-use lowrank_train::{TunedDecoder, evaluate_rows};
+use lowrank_models::{ModelKind, Run, Seq2Seq, Tokens};
+use lowrank_train::{EvalOutput, TunedDecoder, TunedSeq2Seq, evaluate_pairs, evaluate_rows};
 use serde_json::{Value, json};
 
-use crate::backend::{Device, device};
+use crate::backend::{Device, Inner, device};
 use crate::context::{check_effect, open_model, print_json, read_text};
-use crate::language::{Language, LanguageArgs};
+use crate::language::{Language, LanguageArgs, encode_pairs, pair_window};
 use crate::machine::peak_rss_mb;
 
 /// Number of tokens processed together.
@@ -109,6 +109,15 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
     let device = device()?;
     let rows = Rows::read(path)?;
     let folder = open_model(&args.model.model)?;
+    if folder.kind() == ModelKind::Seq2Seq {
+        check_effect(false, &["loss_on"], "does not apply to an encoder-decoder, whose targets count")?;
+        let language: Language<Seq2Seq<Inner>> = args.model.load_as(&folder, &device)?;
+        let window = pair_window(args.max_length, language.model.config(), &language.tokenizer)?;
+        let rows = encode_pairs(&rows, &language.tokenizer, window)?;
+        let model = TunedSeq2Seq::new(language.model, language.adapters);
+        let lengths: Vec<usize> = rows.iter().map(SourceTarget::n_tokens).collect();
+        return score(args, &lengths, |batch| evaluate_pairs(&model, &rows, batch));
+    }
     let language = args.model.load(&folder, &device)?;
     let window = language.window(args.max_length)?;
     let template = folder.chat_template()?;
@@ -122,16 +131,24 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
             encoded.n_left_out
         );
     }
-    let start = Instant::now();
-    let tokens: usize = encoded.rows.iter().map(|row| row.ids.len()).sum();
-    let longest = encoded.rows.iter().map(|row| row.ids.len()).max().unwrap_or(1);
-    let batch = (BATCH_TOKENS / longest).max(1);
+    let lengths: Vec<usize> = encoded.rows.iter().map(|row| row.ids.len()).collect();
     let model = TunedDecoder::new(language.model, language.adapters);
-    let values = evaluate_rows(&model, &encoded.rows, batch)?.values;
+    score(args, &lengths, |batch| evaluate_rows(&model, &encoded.rows, batch))
+}
+
+/// Prints what `evaluate` finds over rows of these lengths, given a number of rows per batch.
+fn score(
+    args: &Args,
+    lengths: &[usize],
+    evaluate: impl FnOnce(usize) -> lowrank_train::Result<EvalOutput>,
+) -> Result<()> {
+    let start = Instant::now();
+    let (tokens, longest) = (lengths.iter().sum::<usize>(), lengths.iter().copied().max().unwrap_or(1));
+    let values = evaluate((BATCH_TOKENS / longest).max(1))?.values;
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
         return print_json(&json!({
-            "rows": encoded.rows.len(),
+            "rows": lengths.len(),
             "loss": values.get("loss"),
             "perplexity": values.get("perplexity"),
             "exact": values.get("exact"),

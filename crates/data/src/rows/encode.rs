@@ -129,12 +129,12 @@ pub struct PairRows {
 /// Turns rows into tokens.
 #[derive(Debug)]
 pub struct RowEncoder<'a> {
-    tokenizer: &'a TextTokenizer,
+    pub(super) tokenizer: &'a TextTokenizer,
     template: Option<&'a ChatTemplate>,
     loss_on: LossOn,
-    max_length: usize,
+    pub(super) max_length: usize,
     /// Added before and after a plain text.
-    frame: (Vec<u32>, Vec<u32>),
+    pub(super) frame: (Vec<u32>, Vec<u32>),
     /// Roles that the template is known to render.
     roles: Mutex<HashSet<String>>,
 }
@@ -269,9 +269,7 @@ impl<'a> RowEncoder<'a> {
     /// Literal prompt and completion, with the tokens that the tokenizer adds before a text, and the
     /// end-of-text token.
     fn completion(&self, prompt: &str, completion: &str, loss_on: LossOn) -> Result<TokenRow> {
-        let eos = self.tokenizer.special_ids().eos.ok_or_else(|| {
-            unfit("the tokenizer has no eos_token to end a completion with; set it in tokenizer_config.json")
-        })?;
+        let eos = self.eos()?;
         let text = format!("{prompt}{completion}");
         let (ids, offsets) = self.tokenizer.encode_spans(&text)?;
         let span = prompt.len()..text.len();
@@ -287,13 +285,20 @@ impl<'a> RowEncoder<'a> {
         Ok(TokenRow::new(ids, is_learnt))
     }
 
+    /// The token that ends a completion.
+    pub(super) fn eos(&self) -> Result<u32> {
+        self.tokenizer.special_ids().eos.ok_or_else(|| {
+            unfit("the tokenizer has no eos_token to end a completion with; set it in tokenizer_config.json")
+        })
+    }
+
     /// A conversation of two messages; without a template, Alpaca's own text around the instruction.
     fn instruction(&self, instruction: &str, input: &str, output: &str) -> Result<TokenRow> {
-        let has_input = !input.trim().is_empty();
         if self.template.is_none() {
-            return self.completion(&alpaca_prompt(instruction, input, has_input), output, self.loss_on);
+            return self.completion(&alpaca_prompt(instruction, input), output, self.loss_on);
         }
-        let user = if has_input { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
+        let user =
+            if has_input(input) { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
         let messages = vec![Message::new("user", &user), Message::new("assistant", output)];
         let conversation = Conversation { messages, n_prompt: Some(1), tools: None };
         self.chat(&conversation, self.loss_on)
@@ -374,9 +379,14 @@ impl<'a> RowEncoder<'a> {
     }
 }
 
+/// Whether an instruction's input is more than white space.
+fn has_input(input: &str) -> bool {
+    !input.trim().is_empty()
+}
+
 /// The prompts of Stanford Alpaca (Taori et al. 2023).
-fn alpaca_prompt(instruction: &str, input: &str, has_input: bool) -> String {
-    if has_input {
+pub(super) fn alpaca_prompt(instruction: &str, input: &str) -> String {
+    if has_input(input) {
         format!(
             "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
              response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### \
@@ -399,12 +409,12 @@ fn overlap(token: &Range<usize>, span: &Range<usize>) -> bool {
     }
 }
 
-fn unfit(message: &str) -> DataError {
+pub(super) fn unfit(message: &str) -> DataError {
     DataError::Batch { message: message.to_owned() }
 }
 
 /// The error prefixed with file and row.
-fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
+pub(super) fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
     match error {
         DataError::Batch { message } | DataError::Template { message, .. } => rows.error(index, message),
         error @ DataError::Encoding { .. } => rows.error(index, error.to_string()),

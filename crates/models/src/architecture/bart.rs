@@ -15,6 +15,7 @@ pub(super) static BART: Seq2SeqArchitecture = Seq2SeqArchitecture {
     logits_bias: Some("final_logits_bias"),
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
     starts_with_padding: false,
+    starts_with_last: false,
     says_tied: true,
 };
 
@@ -22,6 +23,7 @@ pub(super) static MBART: Seq2SeqArchitecture = Seq2SeqArchitecture {
     model_types: &[("mbart", "MBart")],
     encoder: &ENCODER_BEFORE,
     decoder: &DECODER_BEFORE,
+    starts_with_last: true,
     ..BART
 };
 

@@ -71,6 +71,7 @@ pub(super) static SEQ2SEQ: Seq2SeqArchitecture = Seq2SeqArchitecture {
     logits_bias: None,
     copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
     starts_with_padding: true,
+    starts_with_last: false,
     // T5's files say by that key whether states are scaled.
     says_tied: false,
 };

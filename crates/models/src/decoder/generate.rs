@@ -7,6 +7,7 @@ use lowrank_kernels::Kernels;
 use crate::batch::Tokens;
 use crate::cache::KvCache;
 use crate::config::DecoderConfig;
+use crate::decoder::beams::{Beams, searched};
 use crate::decoder::constraints::Constraints;
 use crate::decoder::model::Decoder;
 use crate::decoder::sample::{Sampler, Sampling};
@@ -26,12 +27,42 @@ pub struct GenerationOptions {
     pub max_length: Option<usize>,
     /// Continue past the end-of-text token.
     pub ignore_eos: bool,
+    /// Search with beams; otherwise each token is final.
+    pub beams: Option<Beams>,
 }
 
 impl GenerationOptions {
     /// Whether a sequence of `length` tokens, `new` of them generated, is complete.
-    fn is_full(&self, length: usize, new: usize) -> bool {
+    pub(crate) fn is_full(&self, length: usize, new: usize) -> bool {
         new >= self.max_new_tokens || self.max_length.is_some_and(|most| length >= most)
+    }
+
+    /// Applies the constraints and the repetition penalty to the logits of the token after `ids`.
+    pub(crate) fn constrain(
+        &self,
+        logits: &mut [f32],
+        ids: &[u32],
+        prompt: usize,
+        eos: &[u32],
+        penalties: &Sampler,
+    ) {
+        self.constraints.bias(logits, ids);
+        penalties.penalise(logits, ids);
+        self.constraints.apply(logits, ids, prompt, eos);
+        let is_last = !self.ignore_eos && self.is_full(ids.len() + 1, ids.len() + 1 - prompt);
+        self.constraints.force(logits, ids, is_last);
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.sampling.check()?;
+        let Some(beams) = &self.beams else { return Ok(()) };
+        beams.check()?;
+        if self.sampling.temperature > 0.0 {
+            return Err(
+                "beam search does not sample; leave out the beams, or set the temperature to 0".into()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -71,7 +102,8 @@ impl<B: Kernels> Decoder<B> {
     /// of adapters assigns one to each prompt.
     ///
     /// The prompts are processed in one pass. `on_tokens` is called for each new token with the number of its
-    /// prompt and all its new tokens so far, and ends that continuation by returning `false`.
+    /// prompt and all its new tokens so far, and ends that continuation by returning `false`. With beams it is called for
+    /// every candidate.
     ///
     /// # Errors
     /// [`ModelError::Input`] for options out of range, prompts that the model does not accept, logits that
@@ -104,7 +136,7 @@ pub(crate) fn continued<B: Kernels>(
     step: impl Fn(Tokens<'_>, &[usize], &mut KvCache<B>) -> Result<Tensor<B, 2>>,
     mut on_tokens: impl FnMut(usize, &[u32]) -> bool,
 ) -> Result<Vec<Generated>> {
-    options.sampling.check().map_err(ModelError::Input)?;
+    options.check().map_err(ModelError::Input)?;
     if let Some((setting, id)) = options.constraints.unknown(config.vocab_size) {
         let size = config.vocab_size;
         return Err(ModelError::Input(format!("{setting} has token {id}; expected ids below {size}")));
@@ -116,11 +148,13 @@ pub(crate) fn continued<B: Kernels>(
              (max_new_tokens)"
         )));
     }
+    if let Some(beams) = options.beams {
+        return searched(config, prompts, (options, beams), device, step, on_tokens);
+    }
     // Capacity for the expected length; the cache grows if necessary.
     let rooms: Vec<usize> =
         prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
-    let width = config.n_kv_heads * config.head_dim;
-    let mut cache = KvCache::new(config.n_layers, width, &rooms, device);
+    let mut cache = KvCache::of(config, &rooms, device);
     let mut runs: Vec<Continuation> = (0u64..)
         .zip(prompts)
         .map(|(number, prompt)| Continuation {
@@ -147,11 +181,7 @@ pub(crate) fn continued<B: Kernels>(
         }
         let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
         let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-        let logits = step(Tokens::new(&ids, &lengths), &active, &mut cache)?.into_data();
-        let mut logits: Vec<f32> = match logits.as_slice() {
-            Ok(logits) => logits.to_vec(),
-            Err(_) => logits.iter::<f32>().collect(),
-        };
+        let mut logits = host(step(Tokens::new(&ids, &lengths), &active, &mut cache)?);
         for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
             let run = &mut runs[i];
             read[i] = run.ids.len();
@@ -159,12 +189,7 @@ pub(crate) fn continued<B: Kernels>(
             if logits.iter().all(|x| !x.is_finite()) {
                 return Err(not_finite());
             }
-            options.constraints.bias(logits, &run.ids);
-            run.sampler.penalise(logits, &run.ids);
-            options.constraints.apply(logits, &run.ids, run.prompt, &config.eos);
-            let new = run.ids.len() - run.prompt;
-            let is_last = !options.ignore_eos && options.is_full(run.ids.len() + 1, new + 1);
-            options.constraints.force(logits, &run.ids, is_last);
+            options.constrain(logits, &run.ids, run.prompt, &config.eos, &run.sampler);
             let id = run.sampler.next(logits).ok_or_else(not_finite)?;
             run.ids.push(id);
             let goes_on = on_tokens(i, &run.ids[run.prompt..]);
@@ -189,6 +214,15 @@ pub(crate) fn continued<B: Kernels>(
     Ok(runs.into_iter().map(generated).collect())
 }
 
-fn not_finite() -> ModelError {
+/// The logits of a step.
+pub(crate) fn host<B: Backend>(logits: Tensor<B, 2>) -> Vec<f32> {
+    let logits = logits.into_data();
+    match logits.as_slice() {
+        Ok(logits) => logits.to_vec(),
+        Err(_) => logits.iter::<f32>().collect(),
+    }
+}
+
+pub(crate) fn not_finite() -> ModelError {
     ModelError::Input("non-finite logits; check the checkpoint for NaN or Inf".into())
 }

@@ -1,5 +1,6 @@
 //! Decoders: language models on packed tokens, one structure for every architecture.
 
+mod beams;
 pub(crate) mod body;
 mod constraints;
 pub(crate) mod cross;
@@ -13,6 +14,7 @@ mod model;
 mod sample;
 
 pub use crate::cache::KvCache;
+pub use beams::{Beams, EarlyStopping};
 pub use constraints::Constraints;
 pub use cross::CrossAttention;
 pub use generate::{Finish, Generated, GenerationOptions};

@@ -114,8 +114,7 @@ impl<B: Backend> Decoder<B> {
 
     /// An empty cache with capacity for `capacities[i]` positions of sequence `i`; it grows if necessary.
     pub fn cache(&self, capacities: &[usize], device: &B::Device) -> KvCache<B> {
-        let config = self.config();
-        KvCache::new(config.n_layers, config.n_kv_heads * config.head_dim, capacities, device)
+        KvCache::of(self.config(), capacities, device)
     }
 }
 
@@ -248,8 +247,8 @@ impl<B: Kernels> Decoder<B> {
         run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        // In a batch with an adapter for each sequence, finished ones take no part.
-        let routed = run.adapters.for_step(active, tokens.lengths);
+        // In a batch with an adapter for each prompt, finished ones take no part.
+        let routed = run.adapters.for_step(&cache.prompts_of(active), tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
         let batch = self.body.trunk.step(tokens, active, cache, device)?;
         Ok(self.logits(self.body.advance(&batch, cache, run), run))

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::read_json;
-use crate::decoder::{Constraints, Cutoffs, Sampling};
+use crate::decoder::{Beams, Constraints, Cutoffs, EarlyStopping, Sampling};
 use crate::error::{ModelError, Result};
 
 /// transformers' default of `top_k` if sampling is on.
@@ -18,6 +18,8 @@ pub struct GenerationConfig {
     pub sampling: Sampling,
     /// Constraints on tokens.
     pub constraints: Constraints,
+    /// Beam search, unless the file has `do_sample`.
+    pub beams: Option<Beams>,
     /// Maximum number of new tokens.
     pub max_new_tokens: Option<usize>,
     /// Maximum number of tokens of prompt and continuation.
@@ -50,7 +52,7 @@ impl GenerationSource {
     }
 }
 
-/// Keys that do not affect the generated tokens, without beams.
+/// Keys that do not affect the generated tokens unless beams are read.
 const SILENT: [&str; 22] = [
     "_from_model_config",
     "bos_token_id",
@@ -155,9 +157,12 @@ impl GenerationConfig {
             forced_first: reader.ids("forced_bos_token_id")?.first().copied(),
             forced_last: reader.ids("forced_eos_token_id")?,
         };
+        // Sampled beams are not supported: their number stays unread.
+        let beams = if is_sampled { None } else { reader.beams()? };
         let mut config = Self {
             sampling,
             constraints,
+            beams,
             max_new_tokens: reader.count("max_new_tokens")?,
             max_length: reader.count("max_length")?,
             stop_strings: reader.texts("stop_strings")?,
@@ -213,6 +218,22 @@ impl Reader<'_> {
         let read =
             |value: &Value| value.as_f64().ok_or_else(|| format!("{key} = {value}; expected a number"));
         self.value(key).map(read).transpose()
+    }
+
+    fn beams(&mut self) -> std::result::Result<Option<Beams>, String> {
+        let count = self.count("num_beams")?.unwrap_or(1);
+        if count == 0 {
+            return Err("num_beams = 0; expected 1 or more".into());
+        }
+        let early_stopping = match self.value("early_stopping") {
+            None | Some(Value::Bool(false)) => EarlyStopping::Heuristic,
+            Some(Value::Bool(true)) => EarlyStopping::Complete,
+            Some(Value::String(text)) if text == "never" => EarlyStopping::Never,
+            Some(other) => return Err(format!("early_stopping = {other}; expected a boolean or \"never\"")),
+        };
+        let length_penalty = self.number("length_penalty")?.unwrap_or(1.0);
+        let renormalize = self.flag("renormalize_logits")?.unwrap_or(false);
+        Ok((count > 1).then_some(Beams { count, length_penalty, early_stopping, renormalize }))
     }
 
     /// A whole number; negative values count as 0, as in transformers.

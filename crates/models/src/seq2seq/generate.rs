@@ -8,7 +8,7 @@ use crate::batch::Tokens;
 use crate::cache::KvCache;
 use crate::decoder::generate::continued;
 use crate::decoder::{Generated, GenerationOptions};
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::run::Run;
 use crate::seq2seq::Seq2Seq;
 
@@ -45,19 +45,5 @@ impl<B: Kernels> Seq2Seq<B> {
         };
         let starts = vec![vec![start]; sources.len()];
         continued(&self.config().decoder, &starts, options, device, step, on_tokens)
-    }
-
-    /// The first token of the decoder.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for a model without one.
-    pub fn start(&self) -> Result<u32> {
-        self.config().start.ok_or_else(|| {
-            ModelError::Input(
-                "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
-                 generation_config.json, or in config.json if the folder has no generation_config.json"
-                    .into(),
-            )
-        })
     }
 }

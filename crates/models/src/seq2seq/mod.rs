@@ -151,7 +151,32 @@ impl<B: Backend> Seq2Seq<B> {
         self.encoder.batch(tokens, device)
     }
 
-    /// The decoder's tokens on the device, whole sequences: the start, and the target up to its last token.
+    /// The first token of the decoder.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a model without one.
+    pub fn start(&self) -> Result<u32> {
+        self.config().start.ok_or_else(|| {
+            ModelError::Input(
+                "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
+                 generation_config.json, or in config.json if the folder has no generation_config.json"
+                    .into(),
+            )
+        })
+    }
+
+    /// The tokens that the decoder reads to predict those of a target: the first token, and the target up to its last; nothing
+    /// for an empty target.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn decoder_inputs(&self, target: &[u32]) -> Result<Vec<u32>> {
+        let Some((last, before)) = target.split_last() else { return Ok(Vec::new()) };
+        let first = if self.config().architecture.starts_with_last { *last } else { self.start()? };
+        Ok([&[first], before].concat())
+    }
+
+    /// The decoder's tokens on the device, whole sequences as [`decoder_inputs`](Self::decoder_inputs) gives them.
     ///
     /// # Errors
     /// As [`source`](Self::source).
@@ -367,10 +392,11 @@ impl<B: Kernels> Seq2Seq<B> {
         run: Run<'_, B>,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        let routed = run.adapters.for_step(active, tokens.lengths);
+        let prompts = cache.prompts_of(active);
+        let routed = run.adapters.for_step(&prompts, tokens.lengths);
         let run = routed.as_ref().map_or(run, |adapters| Run { adapters, ..run });
         let batch = self.decoder.step(tokens, active, cache, device)?;
-        let sources = (states, states.keys_of(active));
+        let sources = (states, states.keys_of(&prompts));
         Ok(self.logits(self.decode(&batch, sources, Rows::Last, Some(cache), run), run))
     }
 }

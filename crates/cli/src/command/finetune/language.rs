@@ -4,22 +4,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
-use lowrank_adapters::AdapterSet;
-use lowrank_adapters::peft::PeftConfig;
-use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
+use lowrank_checkpoint::Checkpoint;
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, Parameter, Parameters, Part};
+use lowrank_models::{Decoder, DecoderConfig};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::{Value, json};
 
-use super::base::{check_frozen, recomputes, report};
+use super::base::{recomputes, report};
+use super::generator::{Origin, build, save};
 use super::job::{self, Identity, Process};
-use super::model::{adapt, adapted_paths, decoder_targets, save_adapter, save_model, sources};
 use super::record::{fnv, settings};
-use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
 use crate::command::compress::Bytes;
@@ -56,31 +53,61 @@ impl LanguageArgs {
     /// Refuses the options if no language model is trained.
     pub(super) fn check_unused(&self) -> Result<()> {
         let given = [
-            ("--loss-on", self.loss_on.is_some()),
-            ("--recompute", self.recompute),
-            ("--memory", self.memory.is_some()),
             ("--show-samples", self.show_samples.is_some()),
             ("--write-samples", self.write_samples.is_some()),
-            ("--beta", self.beta.is_some()),
-            ("--label-smoothing", self.label_smoothing.is_some()),
         ];
-        match given.iter().find(|(_, given)| *given) {
+        match self.of_decoders().into_iter().chain(given).find(|(_, given)| *given) {
             Some((option, _)) => {
                 bail!("{option} applies to next-token training only; these rows are classified or masked")
             }
             None => Ok(()),
         }
     }
+
+    /// Refuses the options of decoders if an encoder-decoder is trained.
+    pub(super) fn check_for_pairs(&self) -> Result<()> {
+        match self.of_decoders().into_iter().find(|(_, given)| *given) {
+            Some((option, _)) => bail!(
+                "{option} applies to decoders only; an encoder-decoder learns every token of the completion"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The options of decoders, and whether they are given.
+    fn of_decoders(&self) -> [(&'static str, bool); 5] {
+        [
+            ("--loss-on", self.loss_on.is_some()),
+            ("--recompute", self.recompute),
+            ("--memory", self.memory.is_some()),
+            ("--beta", self.beta.is_some()),
+            ("--label-smoothing", self.label_smoothing.is_some()),
+        ]
+    }
+
+    /// Number of training rows to show.
+    pub(super) fn n_shown(&self) -> usize {
+        self.show_samples.unwrap_or(1)
+    }
+
+    /// Number of texts to write at each evaluation.
+    pub(super) fn n_samples(&self) -> usize {
+        self.write_samples.unwrap_or(1)
+    }
+}
+
+/// The default learning rate.
+pub(super) fn default_rate(method: Method) -> f64 {
+    if method == Method::Full { 2e-5 } else { 2e-4 }
 }
 
 /// Default maximum length of training rows.
-const LENGTH: usize = 1024;
+pub(super) const LENGTH: usize = 1024;
 /// Maximum length of a generated sample at an evaluation, in tokens.
-const SAMPLE_TOKENS: usize = 64;
+pub(super) const SAMPLE_TOKENS: usize = 64;
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
-    let lr = if args.method == Method::Full { 2e-5 } else { 2e-4 };
-    let mut config = args.train_config(lr, 8)?;
+    let mut config = args.train_config(default_rate(args.method), 8)?;
     check_output(args)?;
     let loss = DpoConfig {
         beta: args.language.beta.unwrap_or(DpoConfig::default().beta),
@@ -94,7 +121,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     check_balance(folder, &base)?;
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
-    let built = build(args, folder, base, device)?;
+    let built = build(args, folder, &Weights { config: base, seed: args.seed, device }, device)?;
     let recompute = match args.language.memory {
         Some(limit) if !args.language.recompute => {
             recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
@@ -126,8 +153,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let data_hash = rows.hash();
     match rows.clone() {
         Encoded::Rows(train, dev) => {
-            let samples = args.language.write_samples.unwrap_or(1);
-            let samples = Samples::new(&dev, samples, SAMPLE_TOKENS, tokenizer);
+            let samples = Samples::new(&dev, args.language.n_samples(), SAMPLE_TOKENS, tokenizer);
             let objective = NextToken::new(train, dev, &config, recompute)?.with_samples(samples);
             if let Some(epochs) = args.epochs {
                 config.max_steps = objective.plan().steps_for(epochs);
@@ -234,7 +260,7 @@ fn encode(
         counted(train.0, train.1.n_cut, train.1.n_left_out);
         counted(dev.0, dev.1.n_cut, dev.1.n_left_out);
         let sides = train.1.pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
-        show(sides, 2 * args.language.show_samples.unwrap_or(1), tokenizer)?;
+        show(sides, 2 * args.language.n_shown(), tokenizer)?;
         return Ok(Encoded::Pairs(train.1.pairs, dev.1.pairs));
     }
     ensure!(
@@ -244,7 +270,7 @@ fn encode(
     let [train, dev] = [(&train, encoder.encode(&train)?), (&dev, encoder.encode(&dev)?)];
     counted(train.0, train.1.n_cut, train.1.n_left_out);
     counted(dev.0, dev.1.n_cut, dev.1.n_left_out);
-    show(train.1.rows.iter(), args.language.show_samples.unwrap_or(1), tokenizer)?;
+    show(train.1.rows.iter(), args.language.n_shown(), tokenizer)?;
     Ok(Encoded::Rows(train.1.rows, dev.1.rows))
 }
 
@@ -273,81 +299,19 @@ fn check_balance(folder: &Path, config: &DecoderConfig) -> Result<()> {
     Ok(())
 }
 
-/// A language model to train.
-struct Built {
-    model: TunedDecoder<Train>,
-    start: Option<StartAdapter>,
-    hash: String,
-    default_targets: String,
+/// The decoder of a config.
+struct Weights<'a> {
+    config: DecoderConfig,
+    seed: u64,
+    device: &'a Device,
 }
 
-fn build(args: &Args, folder: &Path, config: DecoderConfig, device: &Device) -> Result<Built> {
-    ensure!(!args.zero_head, "--zero-head applies to classifiers only");
-    let (weights, adapter) = sources(args, folder)?;
-    let names = &config.architecture.names;
-    let default_targets = decoder_targets(&config);
-    let (mut model, hash) = if args.random_init {
-        args.base.weights(args, WeightType::F32)?;
-        let model = Decoder::<Train>::init(config.clone(), args.seed, device).map_err(anyhow::Error::msg)?;
-        (model, "random".to_string())
-    } else {
-        let checkpoint = Checkpoint::open(&weights)?;
-        let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
-        (Decoder::<Train>::load(&weights, config.clone(), kept, device)?, checkpoint.content_hash()?)
-    };
-    let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
-    let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, config.n_heads, device)?;
-    let adapted = adapted_paths(&adapters);
-    let bias = args.adapter.bias;
-    let trains = |at: &Parameter<'_>| match args.method {
-        Method::Full => true,
-        // A tied head is the embedding table.
-        Method::Head if config.tied => at.module.path == format!("{}{}", names.prefix, names.embedding),
-        Method::Head => at.module.part == Part::Head,
-        Method::Bitfit => at.is_bias(),
-        _ => {
-            !adapted.contains(at.module.path) && adapters.carried().any(|carried| carried.trains(&at.key()))
-                || bias.takes(at, |module| adapted.contains(module))
-        }
-    };
-    check_frozen(args.method, &model, trains)?;
-    model.choose_trained(|at, _| trains(at));
-    let model = TunedDecoder::new(model, adapters);
-    ensure!(
-        model.count().0 > 0,
-        "--method {}: the model has no such parameters; choose another method",
-        args.method.name()
-    );
-    Ok(Built { model, start, hash, default_targets })
-}
+impl Origin<Decoder<Train>> for Weights<'_> {
+    fn init(&self) -> Result<Decoder<Train>> {
+        Decoder::init(self.config.clone(), self.seed, self.device).map_err(anyhow::Error::msg)
+    }
 
-/// The storage type of a base: that of its float matrices in the checkpoint, if it is frozen and the backend has the type.
-fn kept_type(method: Method, checkpoint: &Checkpoint, device: &Device) -> WeightType {
-    if method.adapter().is_none() {
-        return WeightType::F32;
+    fn load(&self, weights: &Path, kept: WeightType) -> Result<Decoder<Train>> {
+        Ok(Decoder::load(weights, self.config.clone(), kept, self.device)?)
     }
-    let is_matrix = |info: &&TensorInfo| {
-        info.shape.len() == 2 && matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
-    };
-    let matrices = checkpoint.names().filter_map(|name| checkpoint.info(name)).filter(is_matrix);
-    let mut types = matrices.map(|info| info.dtype);
-    match types.next() {
-        Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {
-            let stored = if first == Dtype::F16 { WeightType::F16 } else { WeightType::Bf16 };
-            if stored.is_kept_by::<Train>(device) { stored } else { WeightType::F32 }
-        }
-        _ => WeightType::F32,
-    }
-}
-
-/// Saves what was trained: a model folder if the model's own weights were, otherwise an adapter folder.
-fn save(args: &Args, source: &Path, tuned: &TunedDecoder<Inner>) -> Result<u64> {
-    let (model, set): (_, &AdapterSet<Inner>) = (tuned.model(), tuned.adapters());
-    if args.method.adapter().is_none() {
-        return save_model(args, |dir| Ok(model.save(dir, source, FloatType::F32)?));
-    }
-    let config = PeftConfig { task_type: Some("CAUSAL_LM".into()), ..PeftConfig::default() };
-    replace_dir_atomic(args.output.join("adapter"), |dir| {
-        save_adapter(args, model, set, config, Vec::new(), dir)
-    })
 }

@@ -2,12 +2,14 @@
 
 mod base;
 mod classify;
+mod generator;
 mod job;
 mod language;
 mod masked;
 mod model;
 mod record;
 mod rows;
+mod seq2seq;
 mod start;
 mod weights;
 
@@ -57,8 +59,9 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
     /// Training rows: for a classifier .tsv with a header text[, text_pair], label or labels
     /// (comma-separated), or .jsonl with the same keys; for token classification CoNLL columns or .jsonl with
-    /// tokens and tags; for question answering SQuAD's .json, or .jsonl with question, context and answers; for a language model .txt, .jsonl or .json with text, messages, conversations,
-    /// instruction, prompt/completion or prompt/chosen/rejected; for masked language modelling .txt, or
+    /// tokens and tags; for question answering SQuAD's .json, or .jsonl with question, context and answers; for a
+    /// language model .txt, .jsonl or .json with text, messages, conversations, instruction, prompt/completion
+    /// or prompt/chosen/rejected; for an encoder-decoder instruction or prompt/completion; for masked language modelling .txt, or
     /// .jsonl with text only; with --task images a folder with a folder of pictures for each class
     #[arg(long, requires = "dev")]
     train: Option<PathBuf>,
@@ -181,12 +184,6 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     let opened = open_model(&folder)?;
     check_kind(&opened, args.task)?;
     let kind = opened.kind();
-    ensure!(
-        kind != ModelKind::Seq2Seq,
-        "{}: is {}, which finetune does not train; give an encoder or a decoder, or load an adapter trained with PEFT",
-        args.model.display(),
-        kind.describe()
-    );
     if args.task == Some(TaskName::Images) {
         args.spans.check(HeadLevel::Sequence)?;
         args.language.check_unused()?;
@@ -205,6 +202,19 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
         args.model.display(),
         kind.describe()
     );
+    if kind == ModelKind::Seq2Seq {
+        ensure!(
+            !rows::are_labelled(&args)?,
+            "{}: is {}, and the rows are classified; give prompt and completion, or an encoder",
+            args.model.display(),
+            kind.describe()
+        );
+        ensure!(
+            args.class_weights.is_none(),
+            "--class-weights applies to classification; these are texts of a language model"
+        );
+        return seq2seq::run(&args, &folder, &device, process);
+    }
     let is_masked = !kind.is_decoder() && masked::is_plain_text(&args)?;
     let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
     ensure!(

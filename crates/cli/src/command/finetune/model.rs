@@ -10,9 +10,7 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
 use lowrank_models::config::BodyConfig;
 use lowrank_models::params::WeightType;
-use lowrank_models::{
-    Adaptable, Classifier, ClassifierConfig, DecoderConfig, HeadLevel, Parameter, Parameters, Trainable,
-};
+use lowrank_models::{Adaptable, Classifier, ClassifierConfig, HeadLevel, Parameter, Parameters, Trainable};
 use lowrank_spec::{HostTensor, Site, Targets};
 use lowrank_train::FineTuner;
 
@@ -48,13 +46,8 @@ pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<Pat
 pub(super) fn default_targets(config: &ClassifierConfig) -> String {
     match &config.body {
         BodyConfig::Encoder(config) => query_and_value(&config.architecture.names.qkv),
-        BodyConfig::Decoder(config) => decoder_targets(config),
+        BodyConfig::Decoder(config) => query_and_value(&config.architecture.names.qkv),
     }
-}
-
-/// The same for a language model; queries, keys and values together if one map computes them.
-pub(super) fn decoder_targets(config: &DecoderConfig) -> String {
-    query_and_value(&config.architecture.names.qkv)
 }
 
 /// The model with its trained parameters marked, and the adapters over it.
@@ -152,6 +145,14 @@ pub(super) fn adapt<M: Adaptable<Train>>(
             model.untie()?;
         }
         let adapters = fresh(&model)?;
+        if let Some((table, called)) = model.uncalled() {
+            ensure!(
+                !adapted_paths(&adapters).contains(&table),
+                "--targets names '{table}', whose adapter would have no effect in PEFT: transformers calls {} in its place; name \
+                 other modules",
+                called.join(" and ")
+            );
+        }
         return Ok((model, adapters));
     };
     start.check(args, method)?;

@@ -1,0 +1,119 @@
+//! A model that generates texts, to train: its initial weights, its trained parameters, its saved files.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use burn::module::Module;
+use lowrank_adapters::peft::PeftConfig;
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
+use lowrank_models::params::WeightType;
+use lowrank_models::{LanguageModel, Parameter, Part};
+use lowrank_train::Tuned;
+
+use super::Args;
+use super::base::check_frozen;
+use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
+use super::start::StartAdapter;
+use crate::backend::{Device, Inner, Train};
+use crate::method::{Method, query_and_value};
+
+/// A model to train.
+pub(super) struct Built<M> {
+    pub(super) model: Tuned<Train, M>,
+    /// The adapter that it starts from.
+    pub(super) start: Option<StartAdapter>,
+    /// Hash of the weights.
+    pub(super) hash: String,
+    pub(super) default_targets: String,
+}
+
+/// Where a model's weights come from.
+pub(super) trait Origin<M> {
+    /// A new model.
+    fn init(&self) -> Result<M>;
+
+    /// That of a folder.
+    fn load(&self, weights: &Path, kept: WeightType) -> Result<M>;
+}
+
+/// The model with its trained parameters marked, and the adapters over it.
+pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
+    args: &Args,
+    folder: &Path,
+    origin: &impl Origin<M>,
+    device: &Device,
+) -> Result<Built<M>> {
+    ensure!(!args.zero_head, "--zero-head applies to classifiers only");
+    let (weights, adapter) = sources(args, folder)?;
+    let (mut model, hash) = if args.random_init {
+        args.base.weights(args, WeightType::F32)?;
+        (origin.init()?, "random".to_string())
+    } else {
+        let checkpoint = Checkpoint::open(&weights)?;
+        let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
+        (origin.load(&weights, kept)?, checkpoint.content_hash()?)
+    };
+    let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
+    let default_targets = query_and_value(&model.decoder().architecture.names.qkv);
+    let heads = model.decoder().n_heads;
+    let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, heads, device)?;
+    let adapted = adapted_paths(&adapters);
+    let (bias, tied) = (args.adapter.bias, model.tied());
+    let trains = |at: &Parameter<'_>| match args.method {
+        Method::Full => true,
+        // A tied head is the embedding table.
+        Method::Head => {
+            tied.as_ref().map_or(at.module.part == Part::Head, |[table, _]| at.module.path == table)
+        }
+        Method::Bitfit => at.is_bias(),
+        _ => {
+            !adapted.contains(at.module.path) && adapters.carried().any(|carried| carried.trains(&at.key()))
+                || bias.takes(at, |module| adapted.contains(module))
+        }
+    };
+    check_frozen(args.method, &model, trains)?;
+    model.choose_trained(|at, _| trains(at));
+    let model = Tuned::new(model, adapters);
+    ensure!(
+        model.count().0 > 0,
+        "--method {}: the model has no such parameters; choose another method",
+        args.method.name()
+    );
+    Ok(Built { model, start, hash, default_targets })
+}
+
+/// The storage type of a base: that of its float matrices in the checkpoint, if it is frozen and the backend has the type.
+fn kept_type(method: Method, checkpoint: &Checkpoint, device: &Device) -> WeightType {
+    if method.adapter().is_none() {
+        return WeightType::F32;
+    }
+    let is_matrix = |info: &&TensorInfo| {
+        info.shape.len() == 2 && matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    };
+    let matrices = checkpoint.names().filter_map(|name| checkpoint.info(name)).filter(is_matrix);
+    let mut types = matrices.map(|info| info.dtype);
+    match types.next() {
+        Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {
+            let stored = if first == Dtype::F16 { WeightType::F16 } else { WeightType::Bf16 };
+            if stored.is_kept_by::<Train>(device) { stored } else { WeightType::F32 }
+        }
+        _ => WeightType::F32,
+    }
+}
+
+/// Saves what was trained: a model folder if the model's own weights were, otherwise an adapter folder.
+pub(super) fn save<M: LanguageModel<Inner>>(
+    args: &Args,
+    source: &Path,
+    tuned: &Tuned<Inner, M>,
+) -> Result<u64> {
+    let (model, set) = (tuned.model(), tuned.adapters());
+    if args.method.adapter().is_none() {
+        return save_model(args, |dir| Ok(model.save(dir, source, FloatType::F32)?));
+    }
+    let task_type = model.tasks().first().map(|task| (*task).to_string());
+    let config = PeftConfig { task_type, ..PeftConfig::default() };
+    replace_dir_atomic(args.output.join("adapter"), |dir| {
+        save_adapter(args, model, set, config, Vec::new(), dir)
+    })
+}

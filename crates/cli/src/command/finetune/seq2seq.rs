@@ -1,0 +1,88 @@
+//! Encoder-decoders: texts written from other texts.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use lowrank_data::rows::{Rows, SourceTarget};
+use lowrank_data::tokenize::TextTokenizer;
+use lowrank_models::params::WeightType;
+use lowrank_models::{Seq2Seq, Seq2SeqConfig};
+use lowrank_train::{Samples, SequencePairs, TunedSeq2Seq};
+
+use super::generator::{Origin, build, save};
+use super::job::{self, Identity, Process};
+use super::language::{LENGTH, SAMPLE_TOKENS, default_rate, task_name};
+use super::record::{fnv, settings};
+use super::{Args, check_output};
+use crate::backend::{Device, Inner, Train};
+use crate::context::open_model;
+use crate::language::{encode_pairs, pair_window};
+
+pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
+    let mut config = args.train_config(default_rate(args.method), 8)?;
+    args.language.check_for_pairs()?;
+    ensure!(
+        !args.base.is_dry(),
+        "--dry-run applies to next-token training of decoders only; leave it out for an encoder-decoder"
+    );
+    check_output(args)?;
+    let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
+        bail!("{}: is an encoder-decoder model; give rows with --train and --dev", folder.display())
+    };
+    let base = open_model(folder)?.seq2seq_config()?;
+    let tokenizer = TextTokenizer::from_folder(folder, None)?;
+    let [train_rows, dev_rows] = [Rows::read(train)?, Rows::read(dev)?];
+    job::warn_repeated(&dev_rows, &train_rows);
+    let encoder =
+        RowEncoder::new(&tokenizer, None, LossOn::Completion, max_length(args, &base, &tokenizer)?)?;
+    let [train_rows, dev_rows] = [encode(&encoder, &train_rows)?, encode(&encoder, &dev_rows)?];
+    for row in train_rows.iter().take(args.language.n_shown()) {
+        let (source, target) = (row.source.len(), row.target.len());
+        eprintln!("sample: {source} tokens, {target} target tokens\n{}", row.show(&tokenizer)?);
+    }
+    let built = build(args, folder, &Weights { config: base, seed: args.seed, device }, device)?;
+    // Before anything is written.
+    built.model.model().decoder_inputs(&train_rows[0].target)?;
+    let data_hash = hash(train_rows.iter().chain(&dev_rows));
+    let samples = Samples::of_sources(&dev_rows, args.language.n_samples(), SAMPLE_TOKENS, tokenizer);
+    let objective = SequencePairs::new(train_rows, dev_rows, &config)?.with_samples(samples);
+    if let Some(epochs) = args.epochs {
+        config.max_steps = objective.plan().steps_for(epochs);
+    }
+    let task = task_name(train);
+    let identity = Identity {
+        settings: settings(args, &config, &task, built.start.as_ref(), &built.default_targets),
+        task,
+        metric: "loss".into(),
+        data_hash,
+        model_hash: built.hash,
+        count: built.model.count(),
+        warnings: Vec::new(),
+    };
+    let save = |model: &TunedSeq2Seq<Inner>| save(args, folder, model);
+    job::run(args, &config, identity, &objective, built.model, save, process)
+}
+
+/// Hash of tokens and of the boundaries of texts.
+fn hash<'a>(rows: impl Iterator<Item = &'a SourceTarget>) -> String {
+    let texts = rows.flat_map(|row| [&row.source, &row.target]);
+    let numbers = texts.flat_map(|ids| std::iter::once(ids.len() as u32).chain(ids.iter().copied()));
+    format!("{:016x}", fnv(numbers.flat_map(u32::to_le_bytes)))
+}
+
+/// The model of a config.
+struct Weights<'a> {
+    config: Seq2SeqConfig,
+    seed: u64,
+    device: &'a Device,
+}
+
+impl Origin<Seq2Seq<Train>> for Weights<'_> {
+    fn init(&self) -> Result<Seq2Seq<Train>> {
+        Seq2Seq::init(self.config.clone(), self.seed, self.device).map_err(anyhow::Error::msg)
+    }
+
+    fn load(&self, weights: &Path, kept: WeightType) -> Result<Seq2Seq<Train>> {
+        Ok(Seq2Seq::load(weights, self.config.clone(), kept, self.device)?)
+    }
+}

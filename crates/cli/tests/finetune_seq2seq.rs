@@ -1,0 +1,208 @@
+//! `finetune` over encoder-decoders, as a user types it.
+
+#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::{fails, fixture, json_of, lowrank, run, s};
+
+/// A folder with rows, and runs beside them.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        let words = ["cat", "dog", "mat", "hat", "sun", "day"];
+        let pairs = |range: std::ops::Range<usize>| {
+            let row = |i: usize| json!({"prompt": format!("the {}", words[i % 6]), "completion": words[(i + 1) % 6]});
+            range.map(row).collect::<Vec<Value>>()
+        };
+        bench.write("train.jsonl", &pairs(0..24));
+        bench.write("dev.jsonl", &pairs(24..30));
+        bench
+    }
+
+    fn write(&self, name: &str, rows: &[Value]) {
+        let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+        fs::write(self.path(name), lines.join("\n")).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The arguments of a training of a fixture on the rows.
+    fn args(&self, model: &str, out: &str, extra: &[&str]) -> Vec<String> {
+        let mut args: Vec<String> = ["finetune", "--model", s(&fixture(model))].map(str::to_string).into();
+        let given = [("--train", "train.jsonl"), ("--dev", "dev.jsonl"), ("--output", out)];
+        for (option, name) in given {
+            args.extend([option.to_string(), s(&self.path(name)).to_string()]);
+        }
+        args.extend(extra.iter().map(|text| (*text).to_string()));
+        let defaults =
+            [("--batch-size", "4"), ("--eval-every", "5"), ("--lr", "1e-2"), ("--show-samples", "0")];
+        for (option, value) in defaults.iter().filter(|(option, _)| !extra.contains(option)) {
+            args.extend([option.to_string(), value.to_string()]);
+        }
+        args
+    }
+
+    #[track_caller]
+    fn run(&self, model: &str, out: &str, extra: &[&str]) -> Value {
+        let args = self.args(model, out, extra);
+        json_of(&args.iter().map(String::as_str).collect::<Vec<&str>>())
+    }
+
+    #[track_caller]
+    fn fails(&self, model: &str, extra: &[&str], part: &str) {
+        let args = self.args(model, "refused", extra);
+        fails(&args.iter().map(String::as_str).collect::<Vec<&str>>(), part);
+        assert!(!self.path("refused").exists());
+    }
+
+    fn record(&self, out: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(out).join("run.json")).unwrap()).unwrap()
+    }
+
+    fn losses(&self, out: &str) -> Vec<f64> {
+        let record = self.record(out);
+        let evals = record["train_info"]["evals"].as_array().unwrap();
+        evals.iter().map(|eval| eval["loss"].as_f64().unwrap()).collect()
+    }
+}
+
+const PROMPT: [&str; 4] = ["--prompt", "the cat", "--max-new-tokens", "8"];
+
+#[rstest]
+#[case("seq2seq-t5", "lora", &["--targets", "all-linear"])]
+#[case("seq2seq-bart", "lora", &[])]
+#[case("seq2seq-mbart", "dora", &[])]
+#[case("seq2seq-mt5", "lotr", &["--rank", "4"])]
+#[case("seq2seq-t5-head", "lora", &["--base-bits", "8", "--targets", "all-linear"])]
+fn an_adapter_learns_is_loaded_and_is_merged(
+    #[case] model: &str,
+    #[case] method: &str,
+    #[case] extra: &[&str],
+) {
+    let bench = Bench::new();
+    let extra = [&["--method", method, "--max-steps", "20"], extra].concat();
+    let result = bench.run(model, "run", &extra);
+    let losses = bench.losses("run");
+    assert_eq!(result["dev_loss"].as_f64().unwrap(), losses.iter().copied().fold(f64::INFINITY, f64::min));
+    assert!(losses.last() < losses.first(), "{losses:?}");
+    let (base, adapter) = (fixture(model), bench.path("run"));
+    let dev = bench.path("dev.jsonl");
+    let scored = ["perplexity", "--model", s(&base), "--adapter", s(&adapter), "--rows", s(&dev)];
+    if !extra.contains(&"--base-bits") {
+        let off = json_of(&scored)["loss"].as_f64().unwrap() - result["dev_loss"].as_f64().unwrap();
+        assert!(off.abs() < 1e-5, "{off}");
+    }
+    if method != "lotr" {
+        let config = fs::read_to_string(adapter.join("adapter/adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["task_type"], "SEQ_2_SEQ_LM");
+    }
+    let merged = bench.path("merged");
+    run(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]);
+    let text = |args: &[&str]| run(&[&["generate", "--model"], args, &PROMPT].concat()).0;
+    let of_adapter = text(&[s(&base), "--adapter", s(&adapter)]);
+    assert_eq!(text(&[s(&merged)]), of_adapter);
+}
+
+#[rstest]
+#[case("full")]
+#[case("head")]
+#[case("bitfit")]
+fn a_models_own_weights_are_saved_as_a_model(#[case] method: &str) {
+    let bench = Bench::new();
+    bench.run("seq2seq-bart", "run", &["--method", method, "--max-steps", "30"]);
+    let losses = bench.losses("run");
+    assert!(losses.last() < losses.first(), "{losses:?}");
+    let answer = run(&[&["generate", "--model", s(&bench.path("run"))], &PROMPT[..]].concat()).0;
+    if method == "full" {
+        assert_eq!(answer.trim(), "dog");
+        let metrics = &bench.record("run")["train_info"]["evals"];
+        assert_eq!(metrics.as_array().unwrap().last().unwrap()["metrics"]["exact"], 1.0, "{metrics}");
+    }
+}
+
+#[test]
+fn parts_accumulation_and_tokens_give_one_training() {
+    let bench = Bench::new();
+    let fixed = |steps: &'static str| {
+        ["--method", "lora", "--scheduler", "constant", "--warmup-ratio", "0", "--max-steps", steps]
+    };
+    bench.run("seq2seq-t5", "whole", &fixed("10"));
+    bench.run("seq2seq-t5", "parts", &fixed("5"));
+    bench.run("seq2seq-t5", "parts", &[&fixed("10")[..], &["--extend"]].concat());
+    assert_eq!(bench.losses("whole"), bench.losses("parts"));
+    let weights = |out: &str| fs::read(bench.path(out).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(weights("whole"), weights("parts"));
+    bench.run(
+        "seq2seq-t5",
+        "small",
+        &[&fixed("10")[..], &["--batch-size", "2", "--grad-accum", "2"]].concat(),
+    );
+    for (whole, small) in bench.losses("whole").into_iter().zip(bench.losses("small")) {
+        assert!((whole - small).abs() < 1e-4, "{whole} {small}");
+    }
+    bench.run("seq2seq-t5", "tokens", &[&fixed("5")[..], &["--batch-tokens", "32"]].concat());
+    // What one run has learnt is where another begins.
+    let start = bench.path("whole");
+    bench.run("seq2seq-t5", "further", &[&fixed("5")[..], &["--init-from", s(&start)]].concat());
+    assert!(bench.losses("further").first() < bench.losses("whole").first());
+}
+
+#[test]
+fn the_first_rows_and_answers_are_shown() {
+    let bench = Bench::new();
+    let extra = ["--method", "lora", "--max-steps", "1", "--show-samples", "2", "--write-samples", "3"];
+    let args = bench.args("seq2seq-bart", "run", &extra);
+    let output = lowrank(&args.iter().map(String::as_str).collect::<Vec<&str>>()).assert().success();
+    let text = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert_eq!(text.matches("target tokens\n").count(), 2, "{text}");
+    assert!(text.contains("the cat") && text.contains("⟦"), "{text}");
+    let samples = bench.record("run")["train_info"]["evals"][0]["samples"].as_array().unwrap().len();
+    assert_eq!(samples, 3);
+}
+
+#[test]
+fn what_is_not_for_encoder_decoders_is_one_line() {
+    let bench = Bench::new();
+    let lora = ["--method", "lora"];
+    let with = |extra: &[&'static str]| [&lora[..], extra].concat();
+    for option in [&["--recompute"][..], &["--loss-on", "all"], &["--memory", "8G"], &["--beta", "0.1"]] {
+        bench.fails("seq2seq-t5", &with(option), "applies to decoders only");
+    }
+    bench.fails(
+        "seq2seq-t5",
+        &with(&["--dry-run"]),
+        "--dry-run applies to next-token training of decoders only",
+    );
+    bench.fails("seq2seq-t5", &with(&["--targets", "shared"]), "would have no effect in PEFT");
+    bench.fails("seq2seq-t5", &with(&["--zero-head"]), "applies to classifiers only");
+    bench.fails("seq2seq-bart", &with(&["--max-length", "500"]), "exceeds the model's limit of 40 tokens");
+    bench.fails("seq2seq-bart", &with(&["--class-weights", "balanced"]), "applies to classification");
+    for (row, part) in [
+        (json!({"text": "the cat"}), "train.jsonl:1: the row is plain text; an encoder-decoder learns from"),
+        (json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "the row is a preference"),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+            "a conversation",
+        ),
+        (json!({"text": "the cat", "label": "a"}), "the rows are classified; give prompt and completion"),
+        (json!({"prompt": "a", "completion": " "}), "'completion' is empty"),
+    ] {
+        bench.write("train.jsonl", &[row]);
+        bench.fails("seq2seq-t5", &lora, part);
+    }
+}
