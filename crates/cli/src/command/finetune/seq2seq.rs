@@ -33,9 +33,10 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let [train_rows, dev_rows] = [Rows::read(train)?, Rows::read(dev)?];
     job::warn_repeated(&dev_rows, &train_rows);
-    let encoder =
-        RowEncoder::new(&tokenizer, None, LossOn::Completion, max_length(args, &base, &tokenizer)?)?;
-    let [train_rows, dev_rows] = [encode(&encoder, &train_rows)?, encode(&encoder, &dev_rows)?];
+    let limit = pair_window(args.max_length, &base, &tokenizer)?;
+    let max_length = args.max_length.unwrap_or_else(|| limit.min(LENGTH));
+    let encode = |rows: &Rows| encode_pairs(rows, &tokenizer, max_length);
+    let [train_rows, dev_rows] = [encode(&train_rows)?, encode(&dev_rows)?];
     for row in train_rows.iter().take(args.language.n_shown()) {
         let (source, target) = (row.source.len(), row.target.len());
         eprintln!("sample: {source} tokens, {target} target tokens\n{}", row.show(&tokenizer)?);
