@@ -123,6 +123,7 @@ fn the_folder_says_how_text_is_generated() {
     let output = chat.write_stdin("hello\n").assert().success().get_output().clone();
     let warning = String::from_utf8(output.stderr).unwrap();
     assert!(warning.contains("num_beams = 4 is ignored, since answers are shown"), "{warning}");
+    fs::write(&file, "{}").unwrap();
     let mixed = ["generate", "--model", model, "--prompt", "a", "--num-beams", "2", "--temperature", "1"];
     fails(&mixed, "--num-beams 2 does not sample");
     for (config, part) in [

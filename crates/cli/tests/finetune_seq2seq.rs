@@ -22,12 +22,12 @@ impl Bench {
     fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap() };
         let words = ["cat", "dog", "mat", "hat", "sun", "day"];
-        let pairs = |range: std::ops::Range<usize>| {
-            let row = |i: usize| json!({"prompt": format!("the {}", words[i % 6]), "completion": words[(i + 1) % 6]});
-            range.map(row).collect::<Vec<Value>>()
+        let pairs = |article: &str, n: usize| {
+            let row = |i: usize| json!({"prompt": format!("{article} {}", words[i % 6]), "completion": words[(i + 1) % 6]});
+            (0..n).map(row).collect::<Vec<Value>>()
         };
-        bench.write("train.jsonl", &pairs(0..24));
-        bench.write("dev.jsonl", &pairs(24..30));
+        bench.write("train.jsonl", &[pairs("the", 12), pairs("my", 12)].concat());
+        bench.write("dev.jsonl", &pairs("a", 6));
         bench
     }
 
@@ -40,9 +40,11 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// The arguments of a training of a fixture on the rows.
+    /// The arguments of a training on the rows, of the model of this name in the folder or the fixtures.
     fn args(&self, model: &str, out: &str, extra: &[&str]) -> Vec<String> {
-        let mut args: Vec<String> = ["finetune", "--model", s(&fixture(model))].map(str::to_string).into();
+        let own = self.path(model);
+        let model = if own.is_dir() { own } else { fixture(model) };
+        let mut args: Vec<String> = ["finetune", "--model", s(&model)].map(str::to_string).into();
         let given = [("--train", "train.jsonl"), ("--dev", "dev.jsonl"), ("--output", out)];
         for (option, name) in given {
             args.extend([option.to_string(), s(&self.path(name)).to_string()]);
@@ -69,6 +71,19 @@ impl Bench {
         assert!(!self.path("refused").exists());
     }
 
+    /// A copy of a fixture without dropout.
+    fn without_dropout(&self, model: &str) {
+        let folder = self.path(model);
+        fs::create_dir(&folder).unwrap();
+        for file in fs::read_dir(fixture(model)).unwrap().map(|file| file.unwrap()) {
+            fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+        let path = folder.join("config.json");
+        let config =
+            fs::read_to_string(&path).unwrap().replace("\"dropout_rate\": 0.1", "\"dropout_rate\": 0.0");
+        fs::write(path, config).unwrap();
+    }
+
     fn record(&self, out: &str) -> Value {
         serde_json::from_str(&fs::read_to_string(self.path(out).join("run.json")).unwrap()).unwrap()
     }
@@ -86,7 +101,7 @@ const PROMPT: [&str; 4] = ["--prompt", "the cat", "--max-new-tokens", "8"];
 #[case("seq2seq-t5", "lora", &["--targets", "all-linear"])]
 #[case("seq2seq-bart", "lora", &[])]
 #[case("seq2seq-mbart", "dora", &[])]
-#[case("seq2seq-mt5", "lotr", &["--rank", "4"])]
+#[case("seq2seq-mt5", "lotr", &["--rank", "4", "--targets", "all-linear"])]
 #[case("seq2seq-t5-head", "lora", &["--base-bits", "8", "--targets", "all-linear"])]
 fn an_adapter_learns_is_loaded_and_is_merged(
     #[case] model: &str,
@@ -119,25 +134,36 @@ fn an_adapter_learns_is_loaded_and_is_merged(
 }
 
 #[rstest]
-#[case("full")]
-#[case("head")]
-#[case("bitfit")]
-fn a_models_own_weights_are_saved_as_a_model(#[case] method: &str) {
+#[case("full", "seq2seq-mbart", 300)]
+#[case("head", "seq2seq-t5-head", 20)]
+#[case("head", "seq2seq-bart", 20)]
+#[case("bitfit", "seq2seq-bart", 20)]
+fn a_models_own_weights_are_saved_as_a_model(
+    #[case] method: &str,
+    #[case] model: &str,
+    #[case] steps: usize,
+) {
     let bench = Bench::new();
-    bench.run("seq2seq-bart", "run", &["--method", method, "--max-steps", "30"]);
+    let steps = steps.to_string();
+    let sizes = ["--max-steps", &steps, "--batch-size", "8", "--eval-every", "10"];
+    bench.run(model, "run", &[&["--method", method][..], &sizes].concat());
     let losses = bench.losses("run");
     assert!(losses.last() < losses.first(), "{losses:?}");
-    let answer = run(&[&["generate", "--model", s(&bench.path("run"))], &PROMPT[..]].concat()).0;
+    let tuned = bench.path("run");
+    let args = ["generate", "--model", s(&tuned), "--no-generation-config"];
+    let answer = run(&[&args[..], &PROMPT].concat()).0;
     if method == "full" {
         assert_eq!(answer.trim(), "dog");
-        let metrics = &bench.record("run")["train_info"]["evals"];
-        assert_eq!(metrics.as_array().unwrap().last().unwrap()["metrics"]["exact"], 1.0, "{metrics}");
+        let record = bench.record("run");
+        let last = record["train_info"]["evals"].as_array().unwrap().last().unwrap();
+        assert!(last["metrics"]["exact"].as_f64().unwrap() > 0.5, "{last}");
     }
 }
 
 #[test]
 fn parts_accumulation_and_tokens_give_one_training() {
     let bench = Bench::new();
+    bench.without_dropout("seq2seq-t5");
     let fixed = |steps: &'static str| {
         ["--method", "lora", "--scheduler", "constant", "--warmup-ratio", "0", "--max-steps", steps]
     };

@@ -544,7 +544,7 @@ fn numbers_of_experts_are_those_of_transformers(
 }
 
 #[rstest]
-#[case(json!({"model_type": "llava", "text_config": {"model_type": "llama"}}), "(text_config.model_type = 'llama') as a folder")]
+#[case(json!({"model_type": "llava", "text_config": {"model_type": "llama"}}), "(text_config.model_type = 'llama') as a separate folder")]
 #[case(json!({"model_type": "mistral3", "text_config": {"model_type": "newer"}}), "'newer') is not supported either")]
 #[case(json!({"model_type": "qwen2_vl", "vision_config": {}}), "the model reads more than text")]
 fn models_of_several_parts_are_called_so(#[case] raw: Value, #[case] part: &str) {

@@ -370,6 +370,15 @@ mod tests {
             parse(json!({"do_sample": true, "min_p": 0.1, "typical_p": 0.9, "eta_cutoff": 0.2})).unwrap();
         let cutoffs = Cutoffs { min_p: 0.1, typical_p: 0.9, eta: 0.2, ..Cutoffs::default() };
         assert_eq!(config.sampling.cutoffs, cutoffs);
+        let config = parse(json!({
+            "num_beams": 3, "length_penalty": -0.5, "early_stopping": "never", "renormalize_logits": true
+        }));
+        let early_stopping = EarlyStopping::Never;
+        let beams = Beams { count: 3, length_penalty: -0.5, early_stopping, renormalize: true };
+        assert_eq!(config.unwrap().beams, Some(beams));
+        // Sampled beams are not supported.
+        let config = parse(json!({"do_sample": true, "num_beams": 3})).unwrap();
+        assert_eq!((config.beams, &config.ignored[..]), (None, &["num_beams = 3".to_string()][..]));
     }
 
     #[test]
@@ -380,7 +389,8 @@ mod tests {
             "stop_strings": "\n", "transformers_version": "5.0",
         }))
         .unwrap();
-        assert_eq!(config.ignored, ["num_beams = 4", "watermarking_config = {\"bias\":2}"]);
+        assert_eq!(config.ignored, ["watermarking_config = {\"bias\":2}"]);
+        assert_eq!(config.beams, Some(Beams::new(4)));
         assert_eq!(config.constraints.no_repeat_ngram_size, 3);
         assert_eq!(config.constraints.suppressed, [1, 2]);
         assert_eq!((config.max_length, config.stop_strings), (Some(20), vec!["\n".to_owned()]));
