@@ -134,22 +134,6 @@ impl<B: Backend> KvCache<B> {
         Writes { spans, keys: active.iter().map(rows).collect() }
     }
 
-    /// Gives each sequence `i` what `sources[i]` holds.
-    pub(crate) fn rearrange(&mut self, sources: &[usize]) {
-        if sources.iter().enumerate().all(|(sequence, source)| sequence == *source) {
-            return;
-        }
-        for layer in &mut self.layers {
-            for table in &mut layer.tables {
-                let part = |&source: &usize| table.clone().narrow(0, self.starts[source], self.rooms[source]);
-                *table = Tensor::cat(sources.iter().filter(|&&s| self.rooms[s] > 0).map(part).collect(), 0);
-            }
-        }
-        self.lengths = sources.iter().map(|&source| self.lengths[source]).collect();
-        self.rooms = sources.iter().map(|&source| self.rooms[source]).collect();
-        self.starts = starts(&self.rooms);
-    }
-
     fn grow(&mut self, rooms: Vec<usize>) {
         for layer in &mut self.layers {
             for table in &mut layer.tables {
@@ -172,6 +156,42 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
+    /// Gives each sequence `i` the positions that `sources[i]` holds.
+    pub(crate) fn rearrange(&mut self, sources: &[usize]) {
+        let lengths: Vec<usize> = sources.iter().map(|&source| self.lengths[source]).collect();
+        let moved = (0..).zip(sources.iter().copied());
+        let moved: Vec<(usize, usize)> =
+            moved.filter(|&(sequence, source)| sequence != source && lengths[sequence] > 0).collect();
+        if !moved.is_empty() {
+            let rooms = self.rooms.iter().zip(&lengths).map(|(room, n)| n.next_multiple_of(BLOCK).max(*room));
+            let rooms: Vec<usize> = rooms.collect();
+            if rooms != self.rooms {
+                self.grow(rooms);
+            }
+            let mut from = 0;
+            let spans: Vec<[usize; 3]> = moved
+                .iter()
+                .map(|&(sequence, _)| {
+                    let first = from;
+                    from += lengths[sequence];
+                    [self.starts[sequence], first, lengths[sequence]]
+                })
+                .collect();
+            let writes = Writes { spans, keys: Arc::default() };
+            for layer in &mut self.layers {
+                for table in &mut layer.tables {
+                    let part = |&(sequence, source): &(usize, usize)| {
+                        table.clone().narrow(0, self.starts[source], lengths[sequence])
+                    };
+                    // Copied first, since a sequence may be both source and destination.
+                    let rows = Tensor::cat(moved.iter().map(part).collect(), 0);
+                    writes.apply(table, rows);
+                }
+            }
+        }
+        self.lengths = lengths;
+    }
+
     /// Writes the step's keys and values of a layer, and returns its tables.
     pub(crate) fn write(
         &mut self,
@@ -214,13 +234,14 @@ mod tests {
             |values: &[f32]| Tensor::<Flex, 1>::from_floats(values, &device).reshape([values.len(), 1]);
         let writes = cache.begin(&[0, 1, 2], &[1, 2, 1]);
         cache.write(0, &writes, [rows(&[1.0, 2.0, 3.0, 4.0]), rows(&[0.0; 4])]);
-        cache.rearrange(&[1, 1, 0]);
-        assert_eq!((0..3).map(|i| cache.length(i)).collect::<Vec<_>>(), [2, 2, 1]);
+        cache.rearrange(&[1, 0, 0]);
+        assert_eq!((0..3).map(|i| cache.length(i)).collect::<Vec<_>>(), [2, 1, 1]);
+        cache.rearrange(&[0, 0, 1]);
         let writes = cache.begin(&[2], &[1]);
         let table = cache.write(0, &writes, [rows(&[5.0]), rows(&[0.0])])[0].clone();
         let held: Vec<f32> = table.into_data().iter::<f32>().collect();
         assert_eq!(
-            (&held[..2], &held[128..130], &held[256..258]),
+            (&held[..2], &held[64..66], &held[192..194]),
             (&[2.0, 3.0][..], &[2.0, 3.0][..], &[1.0, 5.0][..])
         );
         assert_eq!(cache.prompts_of(&[0, 1, 2]), [0, 0, 1]);
