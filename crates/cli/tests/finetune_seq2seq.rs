@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{fails, fixture, json_of, lowrank, run, s};
+use common::{edit, fails, fixture, json_of, lowrank, run, s};
 
 /// A folder with rows, and runs beside them.
 struct Bench {
@@ -78,10 +78,7 @@ impl Bench {
         for file in fs::read_dir(fixture(model)).unwrap().map(|file| file.unwrap()) {
             fs::copy(file.path(), folder.join(file.file_name())).unwrap();
         }
-        let path = folder.join("config.json");
-        let config =
-            fs::read_to_string(&path).unwrap().replace("\"dropout_rate\": 0.1", "\"dropout_rate\": 0.0");
-        fs::write(path, config).unwrap();
+        edit(&folder.join("config.json"), |config| config["dropout_rate"] = 0.0.into());
     }
 
     fn record(&self, out: &str) -> Value {

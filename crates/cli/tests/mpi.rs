@@ -44,15 +44,20 @@ fn assert_near(got: &Path, expect: &Path) {
 }
 
 /// Rows of different lengths, seven of them, in batches of three: the last batch has one.
-fn rows(dir: &Path) -> [String; 3] {
+fn rows(dir: &Path) -> [String; 4] {
     let texts =
         ["the cat sat", "a dog ran over the mat", "the sea", "the old king was here and there", "a mat"];
     let texts = texts.iter().chain(&["the dog", "a cat on the red mat of the king"]);
     let tsv = texts.clone().enumerate().map(|(i, text)| format!("{text}\t{}\n", i % 2));
+    let pairs = texts.clone().map(|text| {
+        let last = text.rsplit(' ').next().unwrap();
+        format!("{{\"prompt\": \"{text}\", \"completion\": \"{last}\"}}\n")
+    });
     let files = [
         ("text.jsonl", texts.clone().map(|text| format!("{{\"text\": \"{text}\"}}\n")).collect::<String>()),
         ("classes.tsv", format!("text\tlabel\n{}", tsv.collect::<String>())),
         ("plain.txt", texts.map(|text| format!("{text}\n")).collect()),
+        ("pairs.jsonl", pairs.collect()),
     ];
     files.map(|(name, text)| {
         fs::write(dir.join(name), text).unwrap();
@@ -63,18 +68,21 @@ fn rows(dir: &Path) -> [String; 3] {
 const LORA: [&str; 10] =
     ["--method", "lora", "--rank", "2", "--batch-size", "3", "--lr", "1e-2", "--dropout", "0"];
 
-/// Next tokens, classes and masked tokens; the last process has no row of the last batch.
+/// Next tokens, classes, masked tokens, and texts from texts; the last process has no row of the last batch.
 #[rstest]
 #[case::next_token("llama", 0)]
 #[case::classes("bert-encoder", 1)]
 #[case::masked("bert-mlm", 2)]
+#[case::texts_from_texts("seq2seq-t5", 3)]
 fn several_processes_train_as_one(#[case] model: &str, #[case] file: usize, #[values(2, 4)] n: usize) {
     let dir = tempfile::tempdir().unwrap();
     let file = &rows(dir.path())[file];
     let (model, whole, divided) = (copy(model), dir.path().join("one"), dir.path().join("many"));
     // Each process draws different dropout masks.
     edit(&model.path().join("config.json"), |config| {
-        for key in ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"] {
+        for key in
+            ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout_rate"]
+        {
             if config.get(key).is_some() {
                 config[key] = 0.0.into();
             }
