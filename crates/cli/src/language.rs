@@ -9,7 +9,7 @@ use lowrank_data::chat::{Message, RenderOptions};
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, SourceTarget};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, LanguageModel, ModelFolder, ModelKind, Seq2Seq, Seq2SeqConfig};
+use lowrank_models::{Decoder, LanguageModel, ModelFolder, Seq2Seq, Seq2SeqConfig};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
@@ -34,7 +34,7 @@ pub(crate) trait Generator: LanguageModel<Inner> {
 impl Generator for Decoder<Inner> {
     fn load(folder: &ModelFolder, dtype: WeightType, device: &Device) -> Result<Self> {
         let config = folder.decoder_config()?;
-        if matches!(folder.kind(), ModelKind::DecoderClassifier | ModelKind::DecoderTokenClassifier) {
+        if folder.kind().is_headed_decoder() {
             bail!("{}: is {}; expected a language model", folder.path().display(), folder.kind().describe());
         }
         Ok(Self::load(folder.path(), config, dtype, device)?)

@@ -62,7 +62,7 @@ fn read_json(path: &str) -> Value {
 /// Overfits four questions; the adapter is saved in PEFT's format, answers, is merged, and the merged model compressed.
 #[test]
 fn questions_are_answered() {
-    for base in ["bert-encoder", "modernbert-mlm", "mpnet-mlm"] {
+    for base in ["bert-encoder", "modernbert-mlm", "mpnet-mlm", "small-llama", "small-gpt2"] {
         let files = Files::new(&[("train.jsonl", &lines(&rows(false)))]);
         let (model, train, out) = (fixture(base), files.path("train.jsonl"), files.path("run"));
         let lora = ["--method", "lora", "--rank", "4", "--alpha", "8", "--max-steps", "160"];
@@ -237,10 +237,10 @@ fn bad_questions_are_refused_in_one_line() {
         "--max-answer-len applies to question answering only",
     );
     refused(
-        &fixture("small-llama"),
+        &fixture("seq2seq-t5"),
         "ok.jsonl",
         &[],
-        "is a language model (decoder), and the rows are questions",
+        "and the rows are classified; give prompt and completion",
     );
     refused(&fixture("t5-encoder"), "ok.jsonl", &[], "heads over T5 are not supported, only its embeddings");
     let qa = fixture("bert-qa");

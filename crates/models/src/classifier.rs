@@ -216,6 +216,7 @@ impl<B: Backend> Classifier<B> {
 
         let section = model.info.config.lowrank().clone();
         let mut loader = Loader::new(&checkpoint, model.info.config.prefix(), device)
+            .with_other_prefix(model.info.config.other_prefix())
             .with_section(&section)
             .with_weights(weights)?;
         model.body.visit_params(&mut loader);

@@ -2,6 +2,7 @@
 
 mod visitors;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Param, ParamId};
@@ -189,6 +190,15 @@ impl<'a, B: Backend> Loader<'a, B> {
         }
     }
 
+    /// The same for a checkpoint that may have the keys with this prefix too.
+    pub(crate) fn with_other_prefix(mut self, other: &'a str) -> Self {
+        let has = |prefix: &str| self.checkpoint.names().any(|name| name.starts_with(prefix));
+        if self.stored_prefix.is_empty() && has(other) {
+            self.stored_prefix = other;
+        }
+        self
+    }
+
     /// Reads `key` from the tensor `other` if the checkpoint does not contain it.
     pub(crate) fn alias(&mut self, key: String, other: String) {
         self.aliases.insert(key, other);
@@ -217,16 +227,19 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     /// The name under which the checkpoint would store `key`.
-    pub fn stored_key<'k>(&self, key: &'k str) -> &'k str {
-        if key.starts_with(self.prefix) { &key[self.prefix.len() - self.stored_prefix.len()..] } else { key }
+    pub fn stored_key<'k>(&self, key: &'k str) -> Cow<'k, str> {
+        match key.strip_prefix(self.prefix) {
+            Some(rest) if self.prefix != self.stored_prefix => format!("{}{rest}", self.stored_prefix).into(),
+            _ => key.into(),
+        }
     }
 
     /// The name under which the checkpoint stores `key`, including the old names of layer norms.
     fn resolve(&self, key: &str) -> Option<String> {
         let alias = self.aliases.get(key).filter(|other| self.checkpoint.contains(other));
         let key = self.stored_key(key);
-        if self.checkpoint.contains(key) {
-            return Some(key.to_string());
+        if self.checkpoint.contains(&key) {
+            return Some(key.into_owned());
         }
         let old = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
         old.iter()
@@ -469,7 +482,7 @@ impl<B: Backend> ParamVisitor<B> for Loader<'_, B> {
     }
 
     fn visit_shared(&mut self, at: &Parameter<'_>, stored: &mut Stored<B>) {
-        match self.factors.get(self.stored_key(&at.key())) {
+        match self.factors.get(self.stored_key(&at.key()).as_ref()) {
             Some(factor) if factor.dims() == stored.dims() => {
                 *stored = match (factor, &*stored) {
                     // A separate parameter over the same memory.

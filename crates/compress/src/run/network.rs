@@ -106,7 +106,7 @@ impl Config {
 
     fn prefix(&self) -> &'static str {
         match self {
-            Self::Decoder(config) => config.architecture.names.prefix,
+            Self::Decoder(config) => config.names().prefix,
             Self::Classifier(config, _) => config.architecture.names.prefix,
         }
     }
@@ -333,7 +333,9 @@ impl<B: Backend> PartLoader<'_, B> {
     fn set<const D: usize>(&self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) -> bool {
         let key = &*at.key();
         let bare = self.loader.stored_key(key);
-        let Some((shape, values)) = self.own.get(key).or_else(|| self.own.get(bare)) else { return false };
+        let Some((shape, values)) = self.own.get(key).or_else(|| self.own.get(bare.as_ref())) else {
+            return false;
+        };
         let values = match (at.layout, *shape) {
             (Layout::Transposed, &[rows, columns]) => transpose(values, rows, columns),
             (Layout::Kernel(_), &[rows, ..]) => transpose(values, rows, values.len() / rows.max(1)),

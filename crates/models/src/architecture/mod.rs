@@ -318,6 +318,26 @@ impl DecoderConfig {
     }
 }
 
+/// Decoders whose `…ForQuestionAnswering` in transformers has another prefix than their other classes, for compatibility with
+/// its first versions.
+const RENAMED_UNDER_SPANS: [&str; 10] = [
+    "arcee",
+    "exaone4",
+    "llama",
+    "ministral",
+    "nemotron",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "seed_oss",
+    "smollm3",
+];
+
+/// The prefix of a decoder under a head for question answering, where it is not that of the architecture.
+pub(crate) fn span_prefix(model_type: &str) -> Option<&'static str> {
+    RENAMED_UNDER_SPANS.contains(&model_type).then_some("transformer.")
+}
+
 impl ClassifierConfig {
     /// Reads `config.json` of a model folder, of an encoder or a decoder.
     ///
@@ -339,14 +359,8 @@ impl ClassifierConfig {
         }
         let (labels, problem) = read_labels(&Keys::new(&raw))?;
         let level = HeadLevel::named(&raw).unwrap_or_default();
-        if level == HeadLevel::Span {
-            return Err(
-                "architectures names a head for question answering, which is supported over encoders only; \
-                        give an encoder"
-                    .into(),
-            );
-        }
-        Ok(Self { labels, problem, level, body: BodyConfig::Decoder(DecoderConfig::parse(raw)?) })
+        let body = BodyConfig::Decoder(DecoderConfig::parse(raw)?);
+        Ok(Self { labels, problem, level, body }.at_level(level))
     }
 }
 

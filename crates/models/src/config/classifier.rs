@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::architecture::span_prefix;
 use crate::config::decoder::DecoderConfig;
 use crate::config::encoder::{EncoderConfig, PatchOptions};
 use crate::config::labels::{self, HeadLevel, Problem};
@@ -36,6 +37,10 @@ impl ClassifierConfig {
     /// A head at another level. Where the checkpoint has one at the level so far, it is not this head.
     pub fn at_level(mut self, level: HeadLevel) -> Self {
         self.level = level;
+        if let BodyConfig::Decoder(config) = &mut self.body {
+            let is_span = level == HeadLevel::Span;
+            config.prefix = if is_span { span_prefix(config.architecture.model_type) } else { None };
+        }
         if level != HeadLevel::Span {
             return self.with_no_answer(false);
         }
@@ -125,7 +130,15 @@ impl ClassifierConfig {
     }
 
     /// Prefix of the keys of the stack.
-    pub const fn prefix(&self) -> &'static str {
+    pub fn prefix(&self) -> &'static str {
+        match &self.body {
+            BodyConfig::Encoder(config) => config.architecture.names.prefix,
+            BodyConfig::Decoder(config) => config.names().prefix,
+        }
+    }
+
+    /// Prefix of these keys in files of the stack under other heads.
+    pub(crate) const fn other_prefix(&self) -> &'static str {
         match &self.body {
             BodyConfig::Encoder(config) => config.architecture.names.prefix,
             BodyConfig::Decoder(config) => config.architecture.names.prefix,

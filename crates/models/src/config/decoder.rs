@@ -7,7 +7,7 @@ use crate::config::experts::ExpertsConfig;
 use crate::config::file::{MAX_DIM, MAX_LAYERS, lookup};
 use crate::config::keys::Keys;
 use crate::config::layer::{LayerKind, NormKind};
-use crate::config::names::DecoderArchitecture;
+use crate::config::names::{DecoderArchitecture, DecoderNames};
 use crate::config::relative::DistanceBuckets;
 use crate::config::rope::{RopeConfig, RopeKeys};
 use lowrank_kernels::Alibi;
@@ -98,6 +98,8 @@ impl DecoderDropouts {
 pub struct DecoderConfig {
     /// The architecture.
     pub architecture: &'static DecoderArchitecture,
+    /// The prefix of the stack's paths, where it is not that of the architecture: under some heads for question answering.
+    pub prefix: Option<&'static str>,
     /// Rows of the word embedding.
     pub vocab_size: usize,
     /// Width of the word embedding, which is projected to the hidden width if they differ.
@@ -217,6 +219,12 @@ impl Defaults {
 }
 
 impl DecoderConfig {
+    /// The names of the modules.
+    pub fn names(&self) -> DecoderNames {
+        let names = self.architecture.names;
+        DecoderNames { prefix: self.prefix.unwrap_or(names.prefix), ..names }
+    }
+
     /// A config from the keys that most architectures share, under the names and with the defaults of `defaults`: RMS
     /// norms, no biases, rotary positions, sequential residuals, an untied head.
     pub(crate) fn with(
@@ -248,6 +256,7 @@ impl DecoderConfig {
         };
         Ok(Self {
             architecture,
+            prefix: None,
             vocab_size: keys.size("vocab_size")?,
             embedding_width: d_model,
             d_model,

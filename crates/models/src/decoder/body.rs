@@ -56,7 +56,7 @@ pub(crate) struct DecoderTrunk<B: Backend> {
 
 impl<B: Backend> DecoderBody<B> {
     pub(crate) fn init(config: &DecoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
-        let (d, names) = (config.d_model, config.architecture.names);
+        let (d, names) = (config.d_model, config.names());
         let path = |name: &str| format!("{}{name}", names.prefix);
         let width = config.embedding_width;
         let table = [config.vocab_size, width];
@@ -105,7 +105,7 @@ impl<B: Backend> DecoderBody<B> {
 
 impl<B: Backend> DecoderTrunk<B> {
     pub(crate) fn init(config: &DecoderConfig, sites: &mut SiteList, seed: u64, device: &B::Device) -> Self {
-        let (d, names) = (config.d_model, config.architecture.names);
+        let (d, names) = (config.d_model, config.names());
         let rows = config.max_positions + config.position_offset;
         let positions = names
             .positions

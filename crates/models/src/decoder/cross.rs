@@ -52,7 +52,7 @@ impl<B: Backend> CrossAttention<B> {
     ) -> Self {
         let (d, width) = (config.d_model, config.n_heads * config.head_dim);
         let mut linear = |name: &str, shape, bias| {
-            let path = &config.architecture.names.in_layer(index, name);
+            let path = &config.names().in_layer(index, name);
             let spec = LinearSpec { path, layer: Some(index), shape, bias, head: false, conv1d: false };
             sites.linear(spec, seed, device)
         };

@@ -50,7 +50,7 @@ impl<B: Backend> Experts<B> {
         device: &B::Device,
     ) -> Self {
         let (d, names) = (config.d_model, *experts.names);
-        let layer = config.architecture.names.in_layer(index, "");
+        let layer = config.names().in_layer(index, "");
         let map = |name: &str, width: usize, sites: &mut SiteList| {
             let path = &format!("{layer}{name}");
             let spec = LinearSpec {

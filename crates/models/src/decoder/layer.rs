@@ -104,7 +104,7 @@ impl<B: Backend> DecoderLayer<B> {
         seed: u64,
         device: &B::Device,
     ) -> Self {
-        let (names, kind) = (config.architecture.names, config.layers[index]);
+        let (names, kind) = (config.names(), config.layers[index]);
         let d = config.d_model;
         let [q_width, kv_width] = [config.n_heads, config.n_kv_heads].map(|n| n * config.head_dim);
         let mut linear = |name: &str, shape, bias| {

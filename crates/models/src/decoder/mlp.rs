@@ -50,7 +50,7 @@ impl<B: Backend> FeedForward<B> {
                 Self::Experts(Experts::init(config, experts, index, sites, seed, device))
             }
             _ => {
-                let names = config.architecture.names;
+                let names = config.names();
                 let at = names.in_layer(index, "");
                 Self::Dense(Mlp::init(config, names.mlp(), (&at, index), config.d_ff, sites, seed, device))
             }
@@ -89,7 +89,7 @@ impl<B: Backend> Mlp<B> {
         device: &B::Device,
     ) -> Self {
         let (d, bias) = (config.d_model, config.mlp_bias);
-        let conv1d = config.architecture.names.conv1d;
+        let conv1d = config.names().conv1d;
         let mut linear = |name: &str, shape| {
             let path = &format!("{at}{name}");
             let spec = LinearSpec { path, layer: Some(layer), shape, bias, head: false, conv1d };

@@ -49,7 +49,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// A `lowrank` section that does not fit the model.
     pub fn init(config: DecoderConfig, seed: u64, device: &B::Device) -> std::result::Result<Self, String> {
-        let names = &config.architecture.names;
+        let names = config.names();
         let mut sites = SiteList::new(config.lowrank.clone());
         let body = DecoderBody::init(&config, &mut sites, seed, device);
         let head = (!config.tied).then(|| {
@@ -73,7 +73,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
         let mut config = config;
-        let names = &config.architecture.names;
+        let names = config.names();
         let table = format!("{}{}.weight", names.prefix, names.embedding);
         let head = format!("{}.weight", names.head);
         if config.tied && has_own_head(&checkpoint, &head, &config)? {
@@ -124,7 +124,7 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
     }
 
     fn visit_params<V: ParamVisitor<B>>(&mut self, visitor: &mut V) {
-        let names = &self.info.config.architecture.names;
+        let names = self.info.config.names();
         self.body.visit_params(visitor);
         if let Some(head) = &mut self.head {
             head.visit_params(ModulePath::new(names.head, Part::Head), visitor);
@@ -146,7 +146,7 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
 /// Whether a checkpoint has a head that is not a copy of the embedding's table. As in transformers, it is used whatever
 /// the config says.
 fn has_own_head(checkpoint: &Checkpoint, head: &str, config: &DecoderConfig) -> Result<bool> {
-    let names = &config.architecture.names;
+    let names = config.names();
     if config.lowrank.modules.contains_key(names.head) {
         return Ok(true);
     }
@@ -163,7 +163,7 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
     }
 
     fn tied(&self) -> Option<[String; 2]> {
-        let names = &self.info.config.architecture.names;
+        let names = self.info.config.names();
         let path = &self.info.sites[self.body.embedding.site].path;
         self.head.is_none().then(|| [path.clone(), names.head.to_string()])
     }
@@ -173,7 +173,7 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
             return Ok(());
         }
         let mut info = Info::clone(&self.info);
-        let path = info.config.architecture.names.head;
+        let path = info.config.names().head;
         self.head = Some(head::untied(&self.body.embedding, path, &mut info.sites)?);
         info.config.tied = false;
         info.config.raw.insert("tie_word_embeddings".into(), false.into());

@@ -26,6 +26,8 @@ pub enum ModelKind {
     DecoderClassifier,
     /// A decoder with a head for every token.
     DecoderTokenClassifier,
+    /// A decoder with a head for the span that answers a question.
+    DecoderQuestionAnswering,
     /// An encoder and a decoder that attends to its states.
     Seq2Seq,
 }
@@ -51,6 +53,7 @@ impl ModelKind {
         match class.rsplit_once("For").map(|(_, head)| head) {
             Some("SequenceClassification") if is_decoder => Self::DecoderClassifier,
             Some("TokenClassification") if is_decoder => Self::DecoderTokenClassifier,
+            Some("QuestionAnswering") if is_decoder => Self::DecoderQuestionAnswering,
             _ if is_decoder => Self::Decoder,
             Some("SequenceClassification") => Self::SequenceClassifier,
             Some("ImageClassification") => Self::ImageClassifier,
@@ -79,7 +82,15 @@ impl ModelKind {
 
     /// Whether tokens attend only to those before them.
     pub const fn is_decoder(self) -> bool {
-        matches!(self, Self::Decoder | Self::DecoderClassifier | Self::DecoderTokenClassifier)
+        self.is_headed_decoder() || matches!(self, Self::Decoder)
+    }
+
+    /// Whether it is a decoder under another head than that of a language model.
+    pub const fn is_headed_decoder(self) -> bool {
+        matches!(
+            self,
+            Self::DecoderClassifier | Self::DecoderTokenClassifier | Self::DecoderQuestionAnswering
+        )
     }
 
     /// Its description, for messages.
@@ -94,6 +105,7 @@ impl ModelKind {
             Self::Decoder => "a language model (decoder)",
             Self::DecoderClassifier => "a sequence classifier over a decoder",
             Self::DecoderTokenClassifier => "a token classifier over a decoder",
+            Self::DecoderQuestionAnswering => "a question answering model over a decoder",
             Self::Seq2Seq => "an encoder-decoder model",
         }
     }
@@ -133,6 +145,7 @@ mod tests {
     #[case(json!({"model_type": "llama"}), ModelKind::Decoder)]
     #[case(json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), ModelKind::DecoderClassifier)]
     #[case(json!({"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}), ModelKind::DecoderTokenClassifier)]
+    #[case(json!({"model_type": "qwen3", "architectures": ["Qwen3ForQuestionAnswering"]}), ModelKind::DecoderQuestionAnswering)]
     #[case(json!({"architectures": ["RobertaModel"]}), ModelKind::Encoder)]
     #[case(json!({"model_type": "vit", "architectures": ["ViTForImageClassification"]}), ModelKind::ImageClassifier)]
     #[case(json!({"model_type": "vit", "architectures": ["ViTModel"]}), ModelKind::Encoder)]

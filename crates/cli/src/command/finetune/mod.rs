@@ -196,12 +196,6 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     }
     let level = rows::level(&args)?;
     args.spans.check(level)?;
-    ensure!(
-        level != HeadLevel::Span || !kind.is_decoder(),
-        "{}: is {}, and the rows are questions with the spans of their contexts that answer them; give an encoder",
-        args.model.display(),
-        kind.describe()
-    );
     if kind == ModelKind::Seq2Seq {
         ensure!(
             !rows::are_labelled(&args)?,
