@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{has_file, read_file};
 use rayon::prelude::*;
-use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
+use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{DataError, Result};
 use crate::glue::Example;
@@ -73,6 +73,8 @@ pub struct TextTokenizer {
     truncated_side: TruncationDirection,
     special: SpecialIds,
     model_max_length: Option<usize>,
+    /// Whether decoding removes spaces before punctuation (`clean_up_tokenization_spaces`).
+    cleans: bool,
     /// The tokenizer of words, if it is a different one.
     of_words: OnceLock<Option<Tokenizer>>,
 }
@@ -177,12 +179,16 @@ impl TextTokenizer {
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
         let special = config.special_ids(&inner);
+        // transformers ignores it for BPE, where it would remove spaces of the text.
+        let cleans = config.clean_up_tokenization_spaces == Some(true)
+            && !matches!(inner.get_model(), ModelWrapper::BPE(_));
         let tokenizer = Self {
             inner,
             max_length,
             truncated_side: side.or(own_side).unwrap_or(TruncationDirection::Right),
             special,
             model_max_length: config.model_max_length(),
+            cleans,
             of_words: OnceLock::new(),
         };
         // Encoding anything detects a vocabulary without its unknown token now instead of at some row of a
@@ -255,12 +261,14 @@ impl TextTokenizer {
         self.encode_batch(examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())))
     }
 
-    /// Decodes ids into text, without the special tokens if `skip_special`.
+    /// Decodes ids into text, without the special tokens if `skip_special`, and without the spaces before punctuation if
+    /// `tokenizer_config.json` asks for it (`clean_up_tokenization_spaces`).
     ///
     /// # Errors
     /// [`DataError::Encoding`] if the tokenizer's decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(DataError::encoding)
+        let text = self.inner.decode(ids, skip_special).map_err(DataError::encoding)?;
+        Ok(if self.cleans { cleaned(&text) } else { text })
     }
 
     /// The ids that the tokenizer adds before and after a single text.
@@ -337,6 +345,23 @@ impl TextTokenizer {
 /// templates.
 pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
     Ok(TokenizerConfig::read(folder)?.special_tokens())
+}
+
+/// As `clean_up_tokenization` of transformers.
+fn cleaned(text: &str) -> String {
+    const REPLACED: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    REPLACED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The tokenizer of the bytes of a `tokenizer.json`.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::unicode::{NFC, NFKC};
@@ -77,6 +78,7 @@ impl Japanese {
 
     fn tokenizer(self, model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
         let mut tokenizer = bert_tokenizer(model, config)?;
+        tokenizer.with_decoder(Some(WordPieceDecoder::new("##".to_owned(), false)));
         let words =
             BertNormalizer::new(true, false, config.strip_accents, config.do_lower_case.unwrap_or(false));
         if self == Self::Pieces {

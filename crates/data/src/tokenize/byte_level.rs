@@ -7,7 +7,7 @@ use tokenizers::models::bpe::BPE;
 
 use super::build::unknown_class;
 use super::config::{TokenizerConfig, Tokens};
-use super::parts::Parts;
+use super::parts::{CLIP_END, Parts};
 use crate::error::{DataError, Result};
 
 /// The tokenizer of two files.
@@ -35,7 +35,7 @@ pub(super) fn from_files(vocab: &Path, merges: &Path, config: &TokenizerConfig) 
             _ => return Err(DataError::tokenizer(vocab, unknown_class(config.class_name(), class))),
         },
     };
-    let suffix = if named == Some(Parts::Clip) { "</w>" } else { "" };
+    let suffix = if named == Some(Parts::Clip) { CLIP_END } else { "" };
     let model = BPE::from_file(vocab_name, merges_name)
         .end_of_word_suffix(suffix.to_owned())
         .build()

@@ -92,6 +92,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) legacy: Option<bool>,
     pub(crate) add_bos_token: Option<bool>,
     pub(crate) add_eos_token: Option<bool>,
+    pub(crate) clean_up_tokenization_spaces: Option<bool>,
     pub(crate) extra_ids: Option<usize>,
     pub(crate) word_tokenizer_type: Option<String>,
     pub(crate) subword_tokenizer_type: Option<String>,

@@ -43,6 +43,9 @@ const QWEN3_5_PATTERN: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}
 /// The characters that CLIP keeps; spaces are removed.
 const CLIP_PATTERN: &str = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+";
 
+/// What marks the end of a word in CLIP's vocabulary.
+pub(super) const CLIP_END: &str = "</w>";
+
 /// The classes of transformers that build their own tokenizer around a vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
@@ -254,7 +257,7 @@ impl Parts {
         let has_unk = matches!(self, Self::Clip | Self::CodeLlama | Self::Gemma);
         model.dropout = None;
         model.unk_token = has_unk.then(|| config.token("unk_token").to_owned());
-        model.end_of_word_suffix = (self == Self::Clip).then(|| "</w>".to_owned());
+        model.end_of_word_suffix = (self == Self::Clip).then(|| CLIP_END.to_owned());
         model.fuse_unk = is_sentence_piece;
         model.byte_fallback = is_sentence_piece;
         model.ignore_merges = false;
@@ -312,7 +315,10 @@ impl Parts {
                 let split = Split::new(regex(CLIP_PATTERN), SplitDelimiterBehavior::Removed, true)?;
                 let parts = vec![split.into(), bytes.add_prefix_space(false).into()];
                 tokenizer.with_pre_tokenizer(Some(Splitters::new(parts)));
-                tokenizer.with_decoder(Some(ByteLevelDecoder::default()));
+                let ends = Replace::new(CLIP_END, " ")?;
+                let outer = Replace::new(ReplacePattern::Regex(r"\A\s+|\s+\z".into()), "")?;
+                let parts = vec![ByteLevelDecoder::default().into(), ends.into(), outer.into()];
+                tokenizer.with_decoder(Some(Decoders::new(parts)));
             }
             Self::CodeLlama | Self::Llama => {
                 let scheme = match (is_spaced(true), config.legacy.unwrap_or(false) && self == Self::Llama) {
