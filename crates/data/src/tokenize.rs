@@ -4,6 +4,7 @@ mod build;
 mod byte_level;
 mod class;
 mod config;
+mod json;
 mod long;
 mod parts;
 mod protobuf;
@@ -17,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lowrank_checkpoint::gguf::is_gguf;
-use lowrank_checkpoint::{has_file, read_file};
+use lowrank_checkpoint::has_file;
 use rayon::prelude::*;
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{DataError, Result};
 use crate::glue::Example;
 use config::TokenizerConfig;
+use json::TokenizerJson;
 
 pub use train::train_byte_level;
 pub use windows::Window;
@@ -103,13 +105,13 @@ impl TextTokenizer {
                 remedy: "name a folder in Hugging Face layout".to_owned(),
             });
         }
-        let config = TokenizerConfig::read(folder)?;
-        let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+        let json = TokenizerJson::of(folder);
+        let config = TokenizerConfig::read(folder, &json)?;
+        let vocab_txt = folder.join("vocab.txt");
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        let (path, inner) = if has_file(&json) {
-            let file = parse(&json, &read_file(&json).map_err(DataError::io("read", &json))?)?;
-            let inner = build::from_json(file, &config).map_err(|e| DataError::tokenizer(&json, e))?;
-            (json, inner)
+        let (path, inner) = if let Some(file) = json.tokenizer()? {
+            let inner = build::from_json(file, &config).map_err(|e| DataError::tokenizer(json.path(), e))?;
+            (json.path().to_path_buf(), inner)
         } else if has_file(&vocab_txt) {
             let inner = build::word_piece(&vocab_txt, &config)?;
             (vocab_txt, inner)
@@ -152,7 +154,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::from_folder`].
     pub fn from_bytes(path: &Path, bytes: &[u8], max_length: Option<usize>) -> Result<Self> {
-        let inner = parse(path, bytes)?;
+        let inner = json::parse(path, bytes)?;
         Self::new(path.to_path_buf(), inner, &TokenizerConfig::default(), max_length)
     }
 
@@ -344,7 +346,7 @@ impl TextTokenizer {
 /// The special tokens of a model folder by role (`bos_token`) or other name (`image_token`), as passed to
 /// templates.
 pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
-    Ok(TokenizerConfig::read(folder)?.special_tokens())
+    Ok(TokenizerConfig::read(folder, &TokenizerJson::of(folder))?.special_tokens())
 }
 
 /// As `clean_up_tokenization` of transformers.
@@ -362,18 +364,6 @@ fn cleaned(text: &str) -> String {
         (" 're", "'re"),
     ];
     REPLACED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
-}
-
-/// The tokenizer of the bytes of a `tokenizer.json`.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
-    // The library panics on some malformed parts (tokenizers 0.23.2): on anything that is not JSON, and a few more.
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| DataError::tokenizer(path, e))?;
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-    parsed
-        .map_err(|_| {
-            DataError::tokenizer(path, "a part of the tokenizer is malformed; fetch the file again")
-        })?
-        .map_err(|e| DataError::tokenizer(path, e))
 }
 
 /// Checks that templates do not refer to undefined special tokens: the library panics on those when it

@@ -1,6 +1,7 @@
 //! Which tokenizer class a folder means, by the rule of `AutoTokenizer` in transformers 5.
 
 use super::build::is_generic;
+use crate::error::Result;
 
 /// Model types and the class that transformers registers for them, without `Tokenizer`; an empty name is the
 /// generic class, which takes `tokenizer.json` as it is. Types that are absent have no class.
@@ -290,13 +291,20 @@ pub(super) fn stem(class: &str) -> &str {
 /// The class of a folder, without `Tokenizer`, or `None` where `tokenizer.json` is taken as it is.
 ///
 /// `named` is the class that `tokenizer_config.json`, or else `config.json`, names; `is_byte_level` tells
-/// whether `tokenizer.json` has a byte-level part.
-pub(super) fn chosen(named: Option<&str>, model_type: &str, is_byte_level: bool) -> Option<String> {
+/// whether `tokenizer.json` has a byte-level part, which is asked for Llama's class alone.
+///
+/// # Errors
+/// Those of `is_byte_level`.
+pub(super) fn chosen(
+    named: Option<&str>,
+    model_type: &str,
+    is_byte_level: impl FnOnce() -> Result<bool>,
+) -> Result<Option<String>> {
     let named = named.map(stem);
     let own = registered(model_type);
     let class = match (named, own) {
         // Llama 3 was published with the class of Llama 2.
-        (Some("Llama"), _) if is_byte_level && !PUBLISHED_WRONG.contains(&model_type) => None,
+        (Some("Llama"), _) if !PUBLISHED_WRONG.contains(&model_type) && is_byte_level()? => None,
         (Some(named), Some(own)) if own != named => match own {
             "" => None,
             own if PUBLISHED_WRONG.contains(&model_type) => Some(own),
@@ -305,5 +313,5 @@ pub(super) fn chosen(named: Option<&str>, model_type: &str, is_byte_level: bool)
         (Some(named), _) => Some(named),
         (None, own) => own,
     };
-    class.filter(|class| !is_generic(class)).map(str::to_owned)
+    Ok(class.filter(|class| !is_generic(class)).map(str::to_owned))
 }

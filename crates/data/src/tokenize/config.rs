@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer, TruncationDirection};
 
 use lowrank_checkpoint::gguf::is_gguf;
-use lowrank_checkpoint::{has_file, read_file};
 
 use crate::error::{DataError, Result};
 use crate::io::read_json;
 use crate::tokenize::SpecialIds;
 use crate::tokenize::build::is_generic;
 use crate::tokenize::class::{chosen, stem};
+use crate::tokenize::json::TokenizerJson;
 use crate::tokenize::parts::Parts;
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
@@ -148,23 +148,13 @@ struct ModelConfig {
     model_type: Option<String>,
 }
 
-/// The part of a `tokenizer.json` that names a token by its role.
-#[derive(Default, Deserialize)]
-struct Padded {
-    padding: Option<Padding>,
-}
-
-#[derive(Deserialize)]
-struct Padding {
-    pad_token: String,
-}
-
 impl TokenizerConfig {
-    /// Reads the files of a folder beside its vocabulary; a missing one counts as empty.
+    /// Reads the files of a folder beside its vocabulary; a missing one counts as empty. `json` is the folder's
+    /// `tokenizer.json`.
     ///
     /// As transformers: `special_tokens_map.json` and `added_tokens.json` count if `tokenizer_config.json` has
     /// no `added_tokens_decoder`, and the map then takes precedence over it.
-    pub(crate) fn read(folder: &Path) -> Result<Self> {
+    pub(super) fn read(folder: &Path, json: &TokenizerJson) -> Result<Self> {
         let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
         let is_wrong = |(role, value): (&str, &Value)| {
@@ -180,18 +170,14 @@ impl TokenizerConfig {
             let map: IndexedTokens = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
             config.take_map(map);
         }
-        let json = folder.join("tokenizer.json");
-        let json = if has_file(&json) {
-            read_file(&json).map_err(DataError::io("read", &json))?
-        } else {
-            Vec::new()
-        };
-        // What a GGUF file holds is made for it, and no file of the same content in transformers.
-        if !is_gguf(folder) {
+        // A GGUF file's tokenizer.json is generated, so no class applies.
+        let is_generated = is_gguf(folder);
+        if !is_generated {
             let named = config.tokenizer_class.as_deref().or(model.tokenizer_class.as_deref());
             let model_type = model.model_type.as_deref().unwrap_or_default();
             let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
-            config.parts = chosen(named, model_type, has_bytes(&json)).as_deref().and_then(Parts::of);
+            let chosen = chosen(named, model_type, || json.has_bytes())?;
+            config.parts = chosen.as_deref().and_then(Parts::of);
         }
         if let Some(parts) = config.parts {
             config = config.with_defaults(parts.defaults());
@@ -200,12 +186,11 @@ impl TokenizerConfig {
         if let Some(additional) = config.additional_special_tokens.take() {
             config.extra.get_or_insert(additional);
         }
-        // GPT-2's class states that it has none.
-        if config.slot("pad_token").is_none() && config.parts != Some(Parts::Gpt2) {
-            let padded: Padded = serde_json::from_slice(&json).unwrap_or_default();
-            config
-                .roles
-                .extend(padded.padding.map(|p| ("pad_token".into(), Some(TokenEntry::Text(p.pad_token)))));
+        // GPT-2's class states that it has none, and a generated file does not pad.
+        let is_unpadded = is_generated || config.parts == Some(Parts::Gpt2);
+        if config.slot("pad_token").is_none() && !is_unpadded {
+            let pad = json.pad_token()?.map(|token| Some(TokenEntry::Text(token.to_owned())));
+            config.roles.extend(pad.map(|entry| ("pad_token".to_owned(), entry)));
         }
         config.tokenizer_class = config.tokenizer_class.or(model.tokenizer_class);
         if config.added_tokens_decoder.is_none() {
@@ -487,10 +472,4 @@ fn put_all(roles: &mut Vec<(String, Option<TokenEntry>)>, named: &IndexedTokens)
             put(roles, name, Some(entry));
         }
     }
-}
-
-/// Whether a `tokenizer.json` has a byte-level part.
-fn has_bytes(json: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"ByteLevel\"";
-    json.windows(NAME.len()).any(|part| part == NAME)
 }
