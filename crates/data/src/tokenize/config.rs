@@ -12,10 +12,10 @@ use lowrank_checkpoint::gguf::is_gguf;
 use crate::error::{DataError, Result};
 use crate::io::read_json;
 use crate::tokenize::SpecialIds;
-use crate::tokenize::build::is_generic;
+use crate::tokenize::build::{is_generic, unknown_class};
 use crate::tokenize::class::{chosen, stem};
 use crate::tokenize::json::TokenizerJson;
-use crate::tokenize::parts::Parts;
+use crate::tokenize::parts::{Parts, Vocabulary};
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -57,14 +57,18 @@ impl TokenEntry {
         }
     }
 
-    fn to_added(&self) -> AddedToken {
+    /// The token; special also if `is_special`.
+    fn to_added(&self, is_special: bool) -> AddedToken {
         match self {
             Self::Text(text) => AddedToken::from(text.as_str(), true),
-            Self::Flags(f) => AddedToken::from(f.content.as_str(), f.special)
-                .single_word(f.single_word)
-                .lstrip(f.lstrip)
-                .rstrip(f.rstrip)
-                .normalized(f.normalized.unwrap_or(!f.special)),
+            Self::Flags(f) => {
+                let is_special = f.special || is_special;
+                AddedToken::from(f.content.as_str(), is_special)
+                    .single_word(f.single_word)
+                    .lstrip(f.lstrip)
+                    .rstrip(f.rstrip)
+                    .normalized(f.normalized.unwrap_or(!is_special))
+            }
         }
     }
 
@@ -176,8 +180,7 @@ impl TokenizerConfig {
             let named = config.tokenizer_class.as_deref().or(model.tokenizer_class.as_deref());
             let model_type = model.model_type.as_deref().unwrap_or_default();
             let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
-            let chosen = chosen(named, model_type, || json.has_bytes())?;
-            config.parts = chosen.as_deref().and_then(Parts::of);
+            config.parts = chosen(named, model_type, || json.has_bytes())?;
         }
         if let Some(parts) = config.parts {
             config = config.with_defaults(parts.defaults());
@@ -350,6 +353,16 @@ impl TokenizerConfig {
         Some(stem(class)).filter(|class| !is_generic(class))
     }
 
+    /// The class for a vocabulary of a kind, if the files name one.
+    ///
+    /// # Errors
+    /// A class that has no such vocabulary.
+    pub(super) fn named_parts(&self, kind: Vocabulary) -> Result<Option<Parts>, String> {
+        let Some(class) = self.class() else { return Ok(None) };
+        let parts = Parts::of_vocabulary(class).filter(|parts| parts.vocabulary() == kind);
+        parts.map(Some).ok_or_else(|| unknown_class(self.class_name(), class))
+    }
+
     /// The tokenizer's class as named in the files.
     pub(crate) fn class_name(&self) -> &str {
         self.tokenizer_class.as_deref().unwrap_or_default()
@@ -373,7 +386,10 @@ impl TokenizerConfig {
     /// `own` are the added tokens of the `tokenizer.json`, which count unless `tokenizer_config.json` lists its own.
     pub(crate) fn added_tokens(&self, tokenizer: &Tokenizer, own: &Tokens) -> Vec<AddedToken> {
         let present = tokenizer.get_added_tokens_decoder();
-        let mut listed: Tokens = self.listed().iter().map(|(id, entry)| (*id, entry.to_added())).collect();
+        let named = self.named();
+        let has_name = |content: &str| named.iter().any(|(_, entry)| entry.content() == content);
+        let to_added = |entry: &TokenEntry| entry.to_added(has_name(entry.content()));
+        let mut listed: Tokens = self.listed().iter().map(|(id, entry)| (*id, to_added(entry))).collect();
         if self.added_tokens_decoder.is_none() {
             listed.extend(own.iter().map(|(id, token)| (*id, token.clone())));
         }
@@ -382,12 +398,11 @@ impl TokenizerConfig {
         for entry in self.specials() {
             let is_known = |token: &AddedToken| token.content == entry.content();
             if !present.values().any(is_known) && !added.iter().any(is_known) {
-                added.push(entry.to_added());
+                added.push(to_added(&entry));
             }
         }
-        let named = self.named();
         for token in &mut added {
-            token.special |= named.iter().any(|(_, entry)| entry.content() == token.content);
+            token.special |= has_name(&token.content);
         }
         added
     }
@@ -397,7 +412,7 @@ impl TokenizerConfig {
         let entries = self.specials().into_iter();
         let bared =
             |entry: TokenEntry| if bare { TokenEntry::Text(entry.content().to_owned()) } else { entry };
-        entries.map(|entry| bared(entry).to_added().special(true)).collect()
+        entries.map(|entry| bared(entry).to_added(false).special(true)).collect()
     }
 
     /// The tokens that a file beside the vocabulary lists with their ids.
