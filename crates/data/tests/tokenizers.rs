@@ -207,6 +207,13 @@ fn what_cannot_be_read_is_named() {
         &["BarthezTokenizer", "save_pretrained"],
     );
     refused(&[("tokenizer.model", "\n\u{3}\n\u{1}a")], &["SentencePiece", "save_pretrained"]);
+    let words = std::fs::read_to_string(fixtures().join("../bert-cls/tokenizer.json")).unwrap();
+    let by_type = ("config.json", "{\"model_type\": \"albert\"}");
+    refused(&[("tokenizer.json", &words), by_type], &["model_type", "Unigram", "PreTrainedTokenizerFast"]);
+    refused(
+        &[("tokenizer.json", &words), ("tokenizer_config.json", &class("AlbertTokenizer"))],
+        &["'AlbertTokenizer'", "Unigram", "PreTrainedTokenizerFast"],
+    );
 }
 
 /// Japanese BERT without a dictionary: ids and texts of transformers' `BertJapaneseTokenizer` for the same vocabulary.

@@ -275,10 +275,13 @@ impl Parts {
                 .into(),
             Vocabulary::Pieces => {
                 let ModelWrapper::Unigram(unigram) = file else {
-                    let class = config.class_name();
+                    let cause = match config.class_name() {
+                        "" => "the model_type in config.json".to_owned(),
+                        class => format!("the tokenizer_class '{class}'"),
+                    };
                     return Err(format!(
-                        "the class {class:?} of the files beside it needs a Unigram model, and this one is none; name \
-                         PreTrainedTokenizerFast as tokenizer_class to take the file as it is"
+                        "{cause} needs a Unigram model, and this file has another kind; name PreTrainedTokenizerFast as \
+                         tokenizer_class to take the file as it is"
                     )
                     .into());
                 };
