@@ -83,9 +83,8 @@ pub struct TextTokenizer {
 
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
-    /// `vocab.txt` (BERT's WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2,
-    /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's, T5's or DeBERTa's, by the
-    /// class).
+    /// `vocab.txt` (WordPiece of BERT or MPNet), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa,
+    /// Qwen2, CLIP and others), or else a SentencePiece model (Llama's, T5's or DeBERTa's); in each case by the class.
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present.
     ///
     /// A `tokenizer.json` is taken as it is, or rebuilt around its vocabulary, as transformers 5 does by
