@@ -4,6 +4,7 @@ mod build;
 mod byte_level;
 mod class;
 mod config;
+mod json;
 mod long;
 mod parts;
 mod protobuf;
@@ -17,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lowrank_checkpoint::gguf::is_gguf;
-use lowrank_checkpoint::{has_file, read_file};
+use lowrank_checkpoint::has_file;
 use rayon::prelude::*;
-use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
+use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{DataError, Result};
 use crate::glue::Example;
 use config::TokenizerConfig;
+use json::TokenizerJson;
 
 pub use train::train_byte_level;
 pub use windows::Window;
@@ -73,15 +75,16 @@ pub struct TextTokenizer {
     truncated_side: TruncationDirection,
     special: SpecialIds,
     model_max_length: Option<usize>,
+    /// Whether decoding removes spaces before punctuation (`clean_up_tokenization_spaces`).
+    cleans: bool,
     /// The tokenizer of words, if it is a different one.
     of_words: OnceLock<Option<Tokenizer>>,
 }
 
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
-    /// `vocab.txt` (BERT's WordPiece), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2,
-    /// RoBERTa, Qwen2 or CLIP, by the class), or else a SentencePiece model (Llama's, T5's or DeBERTa's, by the
-    /// class).
+    /// `vocab.txt` (WordPiece of BERT or MPNet), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa,
+    /// Qwen2, CLIP and others), or else a SentencePiece model (Llama's, T5's or DeBERTa's); in each case by the class.
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present.
     ///
     /// A `tokenizer.json` is taken as it is, or rebuilt around its vocabulary, as transformers 5 does by
@@ -101,13 +104,13 @@ impl TextTokenizer {
                 remedy: "name a folder in Hugging Face layout".to_owned(),
             });
         }
-        let config = TokenizerConfig::read(folder)?;
-        let (json, vocab_txt) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+        let json = TokenizerJson::of(folder);
+        let config = TokenizerConfig::read(folder, &json)?;
+        let vocab_txt = folder.join("vocab.txt");
         let (vocab_json, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        let (path, inner) = if has_file(&json) {
-            let file = parse(&json, &read_file(&json).map_err(DataError::io("read", &json))?)?;
-            let inner = build::from_json(file, &config).map_err(|e| DataError::tokenizer(&json, e))?;
-            (json, inner)
+        let (path, inner) = if let Some(file) = json.tokenizer()? {
+            let inner = build::from_json(file, &config).map_err(|e| DataError::tokenizer(json.path(), e))?;
+            (json.path().to_path_buf(), inner)
         } else if has_file(&vocab_txt) {
             let inner = build::word_piece(&vocab_txt, &config)?;
             (vocab_txt, inner)
@@ -150,7 +153,7 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::from_folder`].
     pub fn from_bytes(path: &Path, bytes: &[u8], max_length: Option<usize>) -> Result<Self> {
-        let inner = parse(path, bytes)?;
+        let inner = json::parse(path, bytes)?;
         Self::new(path.to_path_buf(), inner, &TokenizerConfig::default(), max_length)
     }
 
@@ -177,12 +180,16 @@ impl TextTokenizer {
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
         let special = config.special_ids(&inner);
+        // transformers ignores it for BPE, where it would remove spaces of the text.
+        let cleans = config.clean_up_tokenization_spaces == Some(true)
+            && !matches!(inner.get_model(), ModelWrapper::BPE(_));
         let tokenizer = Self {
             inner,
             max_length,
             truncated_side: side.or(own_side).unwrap_or(TruncationDirection::Right),
             special,
             model_max_length: config.model_max_length(),
+            cleans,
             of_words: OnceLock::new(),
         };
         // Encoding anything detects a vocabulary without its unknown token now instead of at some row of a
@@ -255,12 +262,14 @@ impl TextTokenizer {
         self.encode_batch(examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())))
     }
 
-    /// Decodes ids into text, without the special tokens if `skip_special`.
+    /// Decodes ids into text, without the special tokens if `skip_special`, and without the spaces before punctuation if
+    /// `tokenizer_config.json` asks for it (`clean_up_tokenization_spaces`).
     ///
     /// # Errors
     /// [`DataError::Encoding`] if the tokenizer's decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(DataError::encoding)
+        let text = self.inner.decode(ids, skip_special).map_err(DataError::encoding)?;
+        Ok(if self.cleans { cleaned(&text) } else { text })
     }
 
     /// The ids that the tokenizer adds before and after a single text.
@@ -336,19 +345,24 @@ impl TextTokenizer {
 /// The special tokens of a model folder by role (`bos_token`) or other name (`image_token`), as passed to
 /// templates.
 pub(crate) fn special_tokens(folder: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
-    Ok(TokenizerConfig::read(folder)?.special_tokens())
+    Ok(TokenizerConfig::read(folder, &TokenizerJson::of(folder))?.special_tokens())
 }
 
-/// The tokenizer of the bytes of a `tokenizer.json`.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
-    // The library panics on some malformed parts (tokenizers 0.23.2): on anything that is not JSON, and a few more.
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| DataError::tokenizer(path, e))?;
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-    parsed
-        .map_err(|_| {
-            DataError::tokenizer(path, "a part of the tokenizer is malformed; fetch the file again")
-        })?
-        .map_err(|e| DataError::tokenizer(path, e))
+/// As `clean_up_tokenization` of transformers.
+fn cleaned(text: &str) -> String {
+    const REPLACED: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    REPLACED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// Checks that templates do not refer to undefined special tokens: the library panics on those when it

@@ -1,19 +1,30 @@
-//! Tokenizers whose files are not one complete `tokenizer.json`, beside the ids of transformers.
+//! Tokenizers whose files are not one complete `tokenizer.json`, beside the ids and decoded texts of transformers.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
 use std::path::{Path, PathBuf};
 
 use lowrank_data::chat::{ChatTemplate, RenderOptions};
-use lowrank_data::tokenize::TextTokenizer;
-use serde_json::Value;
+use lowrank_data::tokenize::{Encoded, SpecialIds, TextTokenizer};
+use serde_json::{Value, json};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers")
 }
 
+fn read(path: PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Notes a difference, if there is one.
+fn compare(wrong: &mut Vec<String>, what: std::fmt::Arguments, got: &Value, expected: &Value) {
+    if got != expected {
+        wrong.push(format!("{what}\n  {got}\n  {expected}"));
+    }
+}
+
 #[test]
-fn ids_are_those_of_transformers() {
+fn ids_and_texts_are_those_of_transformers() {
     let names = [
         "added-decoder",
         "added-json",
@@ -34,16 +45,33 @@ fn ids_are_those_of_transformers() {
     for name in names {
         let folder = fixtures().join(name);
         let tokenizer = TextTokenizer::from_folder(&folder, None).unwrap();
-        let expected: Value =
-            serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
-        assert_eq!(tokenizer.vocab_size() as u64, expected["length"].as_u64().unwrap(), "{name}");
-        for case in expected["cases"].as_array().unwrap() {
-            let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
-            let got =
-                tokenizer.encode(case["text"].as_str().unwrap(), case["text_pair"].as_str()).unwrap().ids;
-            if got != ids {
-                wrong.push(format!("{name}: {} {}\n  {got:?}\n  {ids:?}", case["text"], case["text_pair"]));
+        let expected = read(folder.join("expected.json"));
+        compare(
+            &mut wrong,
+            format_args!("{name}: length"),
+            &json!(tokenizer.vocab_size()),
+            &expected["length"],
+        );
+        let SpecialIds { cls, sep, pad, mask, unk, bos, eos } = tokenizer.special_ids();
+        let got = json!({
+            "cls_token": cls, "sep_token": sep, "pad_token": pad, "mask_token": mask, "unk_token": unk, "bos_token": bos,
+            "eos_token": eos,
+        });
+        for (role, id) in expected["special_ids"].as_object().unwrap() {
+            // Others have a name only.
+            if let Some(got) = got.get(role) {
+                compare(&mut wrong, format_args!("{name}: {role}"), got, id);
             }
+        }
+        let cases = expected["cases"].as_array().unwrap();
+        assert!(cases.len() > 10, "{name}");
+        for case in cases {
+            let (text, pair) = (case["text"].as_str().unwrap(), case["text_pair"].as_str());
+            let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
+            let what = format_args!("{name}: {text:?} {pair:?}");
+            let encoded = tokenizer.encode(text, pair).unwrap();
+            compare(&mut wrong, what, &json!(encoded.ids), &case["input_ids"]);
+            compare(&mut wrong, what, &json!(tokenizer.decode(&ids, false).unwrap()), &case["decoded"]);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -71,8 +99,9 @@ fn merge(base: &mut Value, patch: &Value) {
 /// Which class a folder means, what it keeps of a `tokenizer.json`, and the special tokens that templates see.
 #[test]
 fn classes_are_those_of_transformers() {
-    let table: Value =
-        serde_json::from_slice(&std::fs::read(fixtures().join("classes.json")).unwrap()).unwrap();
+    let table = read(fixtures().join("classes.json"));
+    let texts: Vec<Vec<String>> = serde_json::from_value(table["texts"].clone()).unwrap();
+    assert!(texts.iter().any(|text| text.len() == 2));
     let rows = table["rows"].as_array().unwrap();
     let mut names: Vec<&String> =
         rows.iter().flat_map(|row| row["special"].as_object().unwrap().keys()).collect();
@@ -92,8 +121,7 @@ fn classes_are_those_of_transformers() {
             std::fs::copy(base.join(file), folder.path().join(file)).unwrap();
         }
         if copied.is_empty() {
-            let json = std::fs::read(base.join("tokenizer.json")).unwrap();
-            let mut json: Value = serde_json::from_slice(&json).unwrap();
+            let mut json = read(base.join("tokenizer.json"));
             merge(&mut json, &row["patch"]);
             std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
         }
@@ -108,13 +136,20 @@ fn classes_are_those_of_transformers() {
                 continue;
             }
         };
-        if tokenizer.vocab_size() as u64 != row["length"].as_u64().unwrap() {
-            wrong.push(format!("{name}: {} tokens instead of {}", tokenizer.vocab_size(), row["length"]));
-        }
-        for (text, ids) in table["texts"].as_array().unwrap().iter().zip(row["ids"].as_array().unwrap()) {
-            let got = tokenizer.encode(text.as_str().unwrap(), None).unwrap().ids;
-            if serde_json::json!(got) != *ids {
-                wrong.push(format!("{name}: {text}\n  {got:?}\n  {ids}"));
+        compare(&mut wrong, format_args!("{name}: length"), &json!(tokenizer.vocab_size()), &row["length"]);
+        let expected: Vec<Vec<u32>> = serde_json::from_value(row["ids"].clone()).unwrap();
+        assert_eq!(expected.len(), texts.len(), "{name}");
+        for (index, (text, expected)) in texts.iter().zip(&expected).enumerate() {
+            let Encoded { ids, type_ids } =
+                tokenizer.encode(&text[0], text.get(1).map(String::as_str)).unwrap();
+            let types: String = type_ids.iter().map(u32::to_string).collect();
+            for (key, got) in [
+                ("ids", json!(ids)),
+                ("type_ids", json!(types)),
+                ("decoded", json!(tokenizer.decode(expected, false).unwrap())),
+                ("unmarked", json!(tokenizer.decode(expected, true).unwrap())),
+            ] {
+                compare(&mut wrong, format_args!("{name}: {key} of {text:?}"), &got, &row[key][index]);
             }
         }
         let special = row["special"].as_object().unwrap();
@@ -172,23 +207,37 @@ fn what_cannot_be_read_is_named() {
         &["BarthezTokenizer", "save_pretrained"],
     );
     refused(&[("tokenizer.model", "\n\u{3}\n\u{1}a")], &["SentencePiece", "save_pretrained"]);
+    let words = std::fs::read_to_string(fixtures().join("../bert-cls/tokenizer.json")).unwrap();
+    let by_type = ("config.json", "{\"model_type\": \"albert\"}");
+    refused(&[("tokenizer.json", &words), by_type], &["model_type", "Unigram", "PreTrainedTokenizerFast"]);
+    refused(
+        &[("tokenizer.json", &words), ("tokenizer_config.json", &class("AlbertTokenizer"))],
+        &["'AlbertTokenizer'", "Unigram", "PreTrainedTokenizerFast"],
+    );
 }
 
-/// Japanese BERT without a dictionary: ids of transformers' `BertJapaneseTokenizer` for the same vocabulary.
+/// Japanese BERT without a dictionary: ids and texts of transformers' `BertJapaneseTokenizer` for the same vocabulary.
 #[test]
 fn japanese_without_a_dictionary() {
     let dir = tempfile::tempdir().unwrap();
-    let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n学\n生\nで\nす\nです\n##す\na\nb\n。\n##b\n";
+    let vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n学\n生\nで\nす\nです\n##す\na\nb\n。\n##b\n,\n";
     std::fs::write(dir.path().join("vocab.txt"), vocab).unwrap();
-    let ids = |subword: &str, text: &str| {
+    let open = |subword: &str| {
         let config = serde_json::json!({
             "tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic",
             "subword_tokenizer_type": subword, "do_lower_case": false,
         });
         std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        TextTokenizer::from_folder(dir.path(), None).unwrap().encode(text, None).unwrap().ids
+        TextTokenizer::from_folder(dir.path(), None).unwrap()
     };
+    let ids = |subword: &str, text: &str| open(subword).encode(text, None).unwrap().ids;
     assert_eq!(ids("character", "学生です。"), [2, 5, 6, 7, 8, 13, 3]);
     assert_eq!(ids("character", "ab aＢ"), [2, 11, 12, 11, 1, 3]);
     assert_eq!(ids("wordpiece", "です ab 学生"), [2, 9, 11, 14, 1, 3]);
+    for subword in ["character", "wordpiece"] {
+        let tokenizer = open(subword);
+        let ids = tokenizer.encode("a, b", None).unwrap().ids;
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "[CLS] a , b [SEP]", "{subword}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a , b", "{subword}");
+    }
 }

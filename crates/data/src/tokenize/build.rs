@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::unicode::{NFC, NFKC};
@@ -14,32 +15,16 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::tokenize::config::{TokenizerConfig, Tokens};
-use crate::tokenize::parts::Parts;
+use crate::tokenize::parts::{Parts, Vocabulary};
 
-/// Classes whose `vocab.txt` is BERT's WordPiece with BERT's template.
-const WORD_PIECE_CLASSES: [&str; 10] = [
-    "Bert",
-    "BertGeneration",
-    "ConvBert",
-    "DistilBert",
-    "Electra",
-    "LayoutLM",
-    "Lxmert",
-    "MobileBert",
-    "RetriBert",
-    "SqueezeBert",
-];
-
-/// BERT's tokenizer from `vocab.txt`, one token per line.
+/// The tokenizer of a `vocab.txt`, one token per line: BERT's unless the files name another class.
 pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
     let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
     let japanese = Japanese::of(config);
-    let is_other = |class: &&str| !WORD_PIECE_CLASSES.contains(class) && japanese.is_none();
-    if let Some(class) = config.class().filter(is_other) {
-        return Err(DataError::tokenizer(path, unknown_class(config.class_name(), class)));
-    }
+    let named = if japanese.is_some() { Ok(None) } else { config.named_parts(Vocabulary::Words) };
+    let parts = named.map_err(|e| DataError::tokenizer(path, e))?.unwrap_or(Parts::Bert);
     let vocab = WordPiece::read_bytes(&bytes).map_err(|e| DataError::tokenizer(path, e))?;
-    let config = config.with_defaults(Parts::Bert.defaults());
+    let config = config.with_defaults(parts.defaults());
     let unk = config.token("unk_token").to_owned();
     if !vocab.contains_key(&unk) {
         return Err(DataError::tokenizer(path, format!("the vocabulary lacks the unknown token '{unk}'")));
@@ -51,7 +36,7 @@ pub(crate) fn word_piece(path: &Path, config: &TokenizerConfig) -> Result<Tokeni
         .map_err(|e| DataError::tokenizer(path, e))?;
     let tokenizer = match japanese {
         Some(japanese) => japanese.tokenizer(model, &config),
-        None => bert_tokenizer(model, &config),
+        None => parts.assemble(model, None, Vec::new(), &config),
     };
     tokenizer.map_err(|e| DataError::tokenizer(path, e))
 }
@@ -76,7 +61,8 @@ impl Japanese {
     }
 
     fn tokenizer(self, model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-        let mut tokenizer = bert_tokenizer(model, config)?;
+        let mut tokenizer = Parts::Bert.assemble(model, None, Vec::new(), config)?;
+        tokenizer.with_decoder(Some(WordPieceDecoder::new("##".to_owned(), false)));
         let words =
             BertNormalizer::new(true, false, config.strip_accents, config.do_lower_case.unwrap_or(false));
         if self == Self::Pieces {
@@ -89,17 +75,6 @@ impl Japanese {
         tokenizer.with_pre_tokenizer(Some(Splitters::new(vec![BertPreTokenizer.into(), characters.into()])));
         Ok(tokenizer)
     }
-}
-
-/// Adds BERT's normalizer, splitter, template and decoder to a WordPiece model.
-pub(crate) fn bert_tokenizer(model: WordPiece, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(Parts::Bert.defaults());
-    let mut tokenizer = Tokenizer::new(model);
-    Parts::Bert.dress(&mut tokenizer, &config, None)?;
-    let added = config.added_tokens(&tokenizer, &Tokens::new());
-    tokenizer.add_tokens(added)?;
-    Parts::Bert.frame(&mut tokenizer, &config, None)?;
-    Ok(tokenizer)
 }
 
 /// BERT's template: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the second text with token type 1.

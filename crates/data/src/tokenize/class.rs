@@ -1,13 +1,14 @@
 //! Which tokenizer class a folder means, by the rule of `AutoTokenizer` in transformers 5.
 
-use super::build::is_generic;
+use super::parts::Parts;
+use crate::error::Result;
 
-/// Model types and the class that transformers registers for them, without `Tokenizer`; an empty name is the
-/// generic class, which takes `tokenizer.json` as it is. Types that are absent have no class.
-const REGISTERED: &[(&str, &[&str])] = &[
-    ("Albert", &["albert", "yoso"]),
+/// Model types by the class that transformers registers for them. Those of classes without parts are left out: their
+/// `tokenizer.json` is taken as it is.
+const REGISTERED: &[(Parts, &[&str])] = &[
+    (Parts::Albert, &["albert", "yoso"]),
     (
-        "Bert",
+        Parts::Bert,
         &[
             "align",
             "bark",
@@ -34,13 +35,9 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "visual_bert",
         ],
     ),
-    ("BertGeneration", &["bert-generation"]),
-    ("BigBird", &["big_bird"]),
-    ("BioGpt", &["biogpt"]),
-    ("Blenderbot", &["blenderbot"]),
-    ("BlenderbotSmall", &["blenderbot-small"]),
+    (Parts::Blenderbot, &["blenderbot"]),
     (
-        "CLIP",
+        Parts::Clip,
         &[
             "aimv2",
             "clip",
@@ -55,19 +52,11 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "xclip",
         ],
     ),
-    ("CTRL", &["ctrl"]),
-    ("Camembert", &["camembert"]),
-    ("Canine", &["canine"]),
-    ("Cohere", &["aya_vision", "cohere", "cohere2"]),
-    ("Deberta", &["deberta"]),
-    ("DebertaV2", &["deberta-v2"]),
-    ("Esm", &["esm"]),
-    ("FNet", &["fnet"]),
-    ("FSMT", &["fsmt"]),
-    ("Flaubert", &["flaubert"]),
-    ("Funnel", &["funnel"]),
+    (Parts::Cohere, &["aya_vision", "cohere", "cohere2"]),
+    (Parts::Deberta, &["deberta"]),
+    (Parts::DebertaV2, &["deberta-v2"]),
     (
-        "GPT2",
+        Parts::Gpt2,
         &[
             "blip-2",
             "codegen",
@@ -85,11 +74,12 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "starcoder2",
         ],
     ),
-    ("GPTNeoXJapanese", &["gpt_neox_japanese"]),
-    ("GPTNeoX", &["falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"]),
-    ("GPTSw3", &["gpt-sw3"]),
     (
-        "Gemma",
+        Parts::GptNeoX,
+        &["falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"],
+    ),
+    (
+        Parts::Gemma,
         &[
             "diffusion_gemma",
             "gemma",
@@ -104,24 +94,10 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "zaya",
         ],
     ),
-    ("LayoutLMv2", &["layoutlmv2"]),
-    ("LayoutLMv3", &["layoutlmv3"]),
-    ("LayoutXLM", &["layoutxlm"]),
-    ("Llama", &["idefics", "idefics2"]),
-    ("Luke", &["luke"]),
-    ("M2M100", &["m2m_100"]),
-    ("MBart", &["mbart"]),
-    ("MPNet", &["mpnet"]),
-    ("Marian", &["marian"]),
-    ("MarkupLM", &["markuplm"]),
-    ("Nllb", &["nllb-moe"]),
-    ("OpenAIGPT", &["openai-gpt"]),
-    ("PLBart", &["plbart"]),
-    ("Pegasus", &["pegasus"]),
-    ("Perceiver", &["perceiver"]),
-    ("ProphetNet", &["prophetnet"]),
+    (Parts::Llama, &["idefics", "idefics2"]),
+    (Parts::MpNet, &["mpnet"]),
     (
-        "Qwen2",
+        Parts::Qwen2,
         &[
             "audioflamingo3",
             "colqwen2",
@@ -150,13 +126,9 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "vibevoice",
         ],
     ),
-    ("Qwen3_5", &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp"]),
-    ("Reformer", &["reformer"]),
-    ("RemBert", &["rembert"]),
-    ("RoCBert", &["roc_bert"]),
-    ("RoFormer", &["roformer"]),
+    (Parts::Qwen35, &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp"]),
     (
-        "Roberta",
+        Parts::Roberta,
         &[
             "bart",
             "bridgetower",
@@ -173,113 +145,98 @@ const REGISTERED: &[(&str, &[&str])] = &[
             "roberta-prelayernorm",
         ],
     ),
-    ("SeamlessM4T", &["seamless_m4t", "seamless_m4t_v2"]),
-    ("Siglip", &["siglip"]),
-    ("Siglip2", &["siglip2"]),
-    ("Splinter", &["splinter"]),
-    ("T5", &["mt5", "musicgen", "musicgen_melody", "switch_transformers", "t5"]),
-    ("Tapas", &["tapas"]),
-    ("Udop", &["udop"]),
-    ("Whisper", &["whisper"]),
-    ("XGLM", &["xglm"]),
-    ("XLM", &["xlm"]),
-    ("XLMRoberta", &["gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"]),
-    ("XLNet", &["xlnet"]),
-    (
-        "",
-        &[
-            "arctic",
-            "aria",
-            "beam",
-            "bigbird_pegasus",
-            "canary",
-            "chatlm",
-            "cohere_asr",
-            "ernie4_5",
-            "ernie4_5_moe",
-            "flex_olmo",
-            "fuyu",
-            "glm",
-            "glm4",
-            "glm4_moe",
-            "glm4_moe_lite",
-            "glm4v",
-            "glm4v_moe",
-            "glm_image",
-            "glmasr",
-            "got_ocr2",
-            "gpt_bigcode",
-            "granite",
-            "granitemoe",
-            "granitemoehybrid",
-            "granitemoeshared",
-            "h2ovl_chat",
-            "hyperclovax",
-            "hyperclovax_vlm",
-            "internlm2",
-            "internlm3",
-            "iquestcoder",
-            "jamba",
-            "kimi_k25",
-            "kimi_linear",
-            "kosmos-2",
-            "llava",
-            "llava_next",
-            "mimo_v2_flash",
-            "minicpm3",
-            "minicpm_ocr",
-            "minicpmv",
-            "minicpmv4_6",
-            "minicpmv4_7",
-            "minimax_m2",
-            "ministral",
-            "ministral3",
-            "mistral",
-            "mistral3",
-            "mistral_large4",
-            "mixtral",
-            "modernbert",
-            "modernbert-decoder",
-            "molmo",
-            "molmo2",
-            "nemo_speechlm",
-            "nemotron",
-            "nvfp4",
-            "nystromformer",
-            "olmo2",
-            "olmo3",
-            "olmo_hybrid",
-            "opencua",
-            "openvla",
-            "paddleocr_vl",
-            "pegasus_x",
-            "persimmon",
-            "phi3",
-            "phi3_v",
-            "phimoe",
-            "pix2struct",
-            "pixtral",
-            "smolvlm",
-            "stablelm",
-            "step3_vl",
-            "umt5",
-            "vipllava",
-            "voxtral",
-            "voxtral_realtime",
-            "xlm-roberta-xl",
-        ],
-    ),
+    (Parts::T5, &["mt5", "musicgen", "musicgen_melody", "switch_transformers", "t5"]),
+    (Parts::XlmRoberta, &["gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"]),
 ];
 
-/// Model types whose published class is known to be wrong, so that the registered one is taken. Those that
-/// are registered as generic need no entry.
-const PUBLISHED_WRONG: [&str; 7] =
-    ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "siglip2"];
+/// Model types for which transformers takes `tokenizer.json` as it is, whatever class is named; and `siglip2`, whose class
+/// has no parts here.
+const GENERIC: &[&str] = &[
+    "arctic",
+    "aria",
+    "beam",
+    "bigbird_pegasus",
+    "canary",
+    "chatlm",
+    "cohere_asr",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "flex_olmo",
+    "fuyu",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm4v",
+    "glm4v_moe",
+    "glm_image",
+    "glmasr",
+    "got_ocr2",
+    "gpt_bigcode",
+    "granite",
+    "granitemoe",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "h2ovl_chat",
+    "hyperclovax",
+    "hyperclovax_vlm",
+    "internlm2",
+    "internlm3",
+    "iquestcoder",
+    "jamba",
+    "kimi_k25",
+    "kimi_linear",
+    "kosmos-2",
+    "llava",
+    "llava_next",
+    "mimo_v2_flash",
+    "minicpm3",
+    "minicpm_ocr",
+    "minicpmv",
+    "minicpmv4_6",
+    "minicpmv4_7",
+    "minimax_m2",
+    "ministral",
+    "ministral3",
+    "mistral",
+    "mistral3",
+    "mistral_large4",
+    "mixtral",
+    "modernbert",
+    "modernbert-decoder",
+    "molmo",
+    "molmo2",
+    "nemo_speechlm",
+    "nemotron",
+    "nvfp4",
+    "nystromformer",
+    "olmo2",
+    "olmo3",
+    "olmo_hybrid",
+    "opencua",
+    "openvla",
+    "paddleocr_vl",
+    "pegasus_x",
+    "persimmon",
+    "phi3",
+    "phi3_v",
+    "phimoe",
+    "pix2struct",
+    "pixtral",
+    "siglip2",
+    "smolvlm",
+    "stablelm",
+    "step3_vl",
+    "umt5",
+    "vipllava",
+    "voxtral",
+    "voxtral_realtime",
+    "xlm-roberta-xl",
+];
 
-/// The registered class of a model type.
-fn registered(model_type: &str) -> Option<&'static str> {
-    REGISTERED.iter().find(|(_, types)| types.contains(&model_type)).map(|(class, _)| *class)
-}
+/// Model types whose published class is known to be wrong, so that the registered one is taken.
+const PUBLISHED_WRONG: [&str; 6] =
+    ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"];
 
 /// The name without `Fast` and `Tokenizer`.
 pub(super) fn stem(class: &str) -> &str {
@@ -287,23 +244,27 @@ pub(super) fn stem(class: &str) -> &str {
     class.strip_suffix("Tokenizer").unwrap_or(class)
 }
 
-/// The class of a folder, without `Tokenizer`, or `None` where `tokenizer.json` is taken as it is.
+/// The class of a folder, or `None` where `tokenizer.json` is taken as it is.
 ///
 /// `named` is the class that `tokenizer_config.json`, or else `config.json`, names; `is_byte_level` tells
-/// whether `tokenizer.json` has a byte-level part.
-pub(super) fn chosen(named: Option<&str>, model_type: &str, is_byte_level: bool) -> Option<String> {
-    let named = named.map(stem);
-    let own = registered(model_type);
-    let class = match (named, own) {
+/// whether `tokenizer.json` has a byte-level part, which is asked for Llama's class alone.
+///
+/// # Errors
+/// Those of `is_byte_level`.
+pub(super) fn chosen(
+    named: Option<&str>,
+    model_type: &str,
+    is_byte_level: impl FnOnce() -> Result<bool>,
+) -> Result<Option<Parts>> {
+    if GENERIC.contains(&model_type) {
+        return Ok(None);
+    }
+    let own = REGISTERED.iter().find(|(_, types)| types.contains(&model_type)).map(|(parts, _)| *parts);
+    Ok(match named.map(stem) {
+        None => own,
+        Some(_) if PUBLISHED_WRONG.contains(&model_type) => own,
         // Llama 3 was published with the class of Llama 2.
-        (Some("Llama"), _) if is_byte_level && !PUBLISHED_WRONG.contains(&model_type) => None,
-        (Some(named), Some(own)) if own != named => match own {
-            "" => None,
-            own if PUBLISHED_WRONG.contains(&model_type) => Some(own),
-            _ => Some(named),
-        },
-        (Some(named), _) => Some(named),
-        (None, own) => own,
-    };
-    class.filter(|class| !is_generic(class)).map(str::to_owned)
+        Some("Llama") if is_byte_level()? => None,
+        Some(named) => Parts::of(named),
+    })
 }

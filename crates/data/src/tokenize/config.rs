@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer, TruncationDirection};
 
 use lowrank_checkpoint::gguf::is_gguf;
-use lowrank_checkpoint::{has_file, read_file};
 
 use crate::error::{DataError, Result};
 use crate::io::read_json;
 use crate::tokenize::SpecialIds;
-use crate::tokenize::build::is_generic;
+use crate::tokenize::build::{is_generic, unknown_class};
 use crate::tokenize::class::{chosen, stem};
-use crate::tokenize::parts::Parts;
+use crate::tokenize::json::TokenizerJson;
+use crate::tokenize::parts::{Parts, Vocabulary};
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -57,14 +57,18 @@ impl TokenEntry {
         }
     }
 
-    fn to_added(&self) -> AddedToken {
+    /// The token; special also if `is_special`.
+    fn to_added(&self, is_special: bool) -> AddedToken {
         match self {
             Self::Text(text) => AddedToken::from(text.as_str(), true),
-            Self::Flags(f) => AddedToken::from(f.content.as_str(), f.special)
-                .single_word(f.single_word)
-                .lstrip(f.lstrip)
-                .rstrip(f.rstrip)
-                .normalized(f.normalized.unwrap_or(!f.special)),
+            Self::Flags(f) => {
+                let is_special = f.special || is_special;
+                AddedToken::from(f.content.as_str(), is_special)
+                    .single_word(f.single_word)
+                    .lstrip(f.lstrip)
+                    .rstrip(f.rstrip)
+                    .normalized(f.normalized.unwrap_or(!is_special))
+            }
         }
     }
 
@@ -92,6 +96,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) legacy: Option<bool>,
     pub(crate) add_bos_token: Option<bool>,
     pub(crate) add_eos_token: Option<bool>,
+    pub(crate) clean_up_tokenization_spaces: Option<bool>,
     pub(crate) extra_ids: Option<usize>,
     pub(crate) word_tokenizer_type: Option<String>,
     pub(crate) subword_tokenizer_type: Option<String>,
@@ -147,23 +152,13 @@ struct ModelConfig {
     model_type: Option<String>,
 }
 
-/// The part of a `tokenizer.json` that names a token by its role.
-#[derive(Default, Deserialize)]
-struct Padded {
-    padding: Option<Padding>,
-}
-
-#[derive(Deserialize)]
-struct Padding {
-    pad_token: String,
-}
-
 impl TokenizerConfig {
-    /// Reads the files of a folder beside its vocabulary; a missing one counts as empty.
+    /// Reads the files of a folder beside its vocabulary; a missing one counts as empty. `json` is the folder's
+    /// `tokenizer.json`.
     ///
     /// As transformers: `special_tokens_map.json` and `added_tokens.json` count if `tokenizer_config.json` has
     /// no `added_tokens_decoder`, and the map then takes precedence over it.
-    pub(crate) fn read(folder: &Path) -> Result<Self> {
+    pub(super) fn read(folder: &Path, json: &TokenizerJson) -> Result<Self> {
         let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
         let is_wrong = |(role, value): (&str, &Value)| {
@@ -179,18 +174,13 @@ impl TokenizerConfig {
             let map: IndexedTokens = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
             config.take_map(map);
         }
-        let json = folder.join("tokenizer.json");
-        let json = if has_file(&json) {
-            read_file(&json).map_err(DataError::io("read", &json))?
-        } else {
-            Vec::new()
-        };
-        // What a GGUF file holds is made for it, and no file of the same content in transformers.
-        if !is_gguf(folder) {
+        // A GGUF file's tokenizer.json is generated, so no class applies.
+        let is_generated = is_gguf(folder);
+        if !is_generated {
             let named = config.tokenizer_class.as_deref().or(model.tokenizer_class.as_deref());
             let model_type = model.model_type.as_deref().unwrap_or_default();
             let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
-            config.parts = chosen(named, model_type, has_bytes(&json)).as_deref().and_then(Parts::of);
+            config.parts = chosen(named, model_type, || json.has_bytes())?;
         }
         if let Some(parts) = config.parts {
             config = config.with_defaults(parts.defaults());
@@ -199,12 +189,11 @@ impl TokenizerConfig {
         if let Some(additional) = config.additional_special_tokens.take() {
             config.extra.get_or_insert(additional);
         }
-        // GPT-2's class states that it has none.
-        if config.slot("pad_token").is_none() && config.parts != Some(Parts::Gpt2) {
-            let padded: Padded = serde_json::from_slice(&json).unwrap_or_default();
-            config
-                .roles
-                .extend(padded.padding.map(|p| ("pad_token".into(), Some(TokenEntry::Text(p.pad_token)))));
+        // GPT-2's class states that it has none, and a generated file does not pad.
+        let is_unpadded = is_generated || config.parts == Some(Parts::Gpt2);
+        if config.slot("pad_token").is_none() && !is_unpadded {
+            let pad = json.pad_token()?.map(|token| Some(TokenEntry::Text(token.to_owned())));
+            config.roles.extend(pad.map(|entry| ("pad_token".to_owned(), entry)));
         }
         config.tokenizer_class = config.tokenizer_class.or(model.tokenizer_class);
         if config.added_tokens_decoder.is_none() {
@@ -364,6 +353,16 @@ impl TokenizerConfig {
         Some(stem(class)).filter(|class| !is_generic(class))
     }
 
+    /// The class for a vocabulary of a kind, if the files name one.
+    ///
+    /// # Errors
+    /// A class that has no such vocabulary.
+    pub(super) fn named_parts(&self, kind: Vocabulary) -> Result<Option<Parts>, String> {
+        let Some(class) = self.class() else { return Ok(None) };
+        let parts = Parts::of_vocabulary(class).filter(|parts| parts.vocabulary() == kind);
+        parts.map(Some).ok_or_else(|| unknown_class(self.class_name(), class))
+    }
+
     /// The tokenizer's class as named in the files.
     pub(crate) fn class_name(&self) -> &str {
         self.tokenizer_class.as_deref().unwrap_or_default()
@@ -387,7 +386,10 @@ impl TokenizerConfig {
     /// `own` are the added tokens of the `tokenizer.json`, which count unless `tokenizer_config.json` lists its own.
     pub(crate) fn added_tokens(&self, tokenizer: &Tokenizer, own: &Tokens) -> Vec<AddedToken> {
         let present = tokenizer.get_added_tokens_decoder();
-        let mut listed: Tokens = self.listed().iter().map(|(id, entry)| (*id, entry.to_added())).collect();
+        let named = self.named();
+        let has_name = |content: &str| named.iter().any(|(_, entry)| entry.content() == content);
+        let to_added = |entry: &TokenEntry| entry.to_added(has_name(entry.content()));
+        let mut listed: Tokens = self.listed().iter().map(|(id, entry)| (*id, to_added(entry))).collect();
         if self.added_tokens_decoder.is_none() {
             listed.extend(own.iter().map(|(id, token)| (*id, token.clone())));
         }
@@ -396,12 +398,11 @@ impl TokenizerConfig {
         for entry in self.specials() {
             let is_known = |token: &AddedToken| token.content == entry.content();
             if !present.values().any(is_known) && !added.iter().any(is_known) {
-                added.push(entry.to_added());
+                added.push(to_added(&entry));
             }
         }
-        let named = self.named();
         for token in &mut added {
-            token.special |= named.iter().any(|(_, entry)| entry.content() == token.content);
+            token.special |= has_name(&token.content);
         }
         added
     }
@@ -411,7 +412,7 @@ impl TokenizerConfig {
         let entries = self.specials().into_iter();
         let bared =
             |entry: TokenEntry| if bare { TokenEntry::Text(entry.content().to_owned()) } else { entry };
-        entries.map(|entry| bared(entry).to_added().special(true)).collect()
+        entries.map(|entry| bared(entry).to_added(false).special(true)).collect()
     }
 
     /// The tokens that a file beside the vocabulary lists with their ids.
@@ -486,10 +487,4 @@ fn put_all(roles: &mut Vec<(String, Option<TokenEntry>)>, named: &IndexedTokens)
             put(roles, name, Some(entry));
         }
     }
-}
-
-/// Whether a `tokenizer.json` has a byte-level part.
-fn has_bytes(json: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"ByteLevel\"";
-    json.windows(NAME.len()).any(|part| part == NAME)
 }

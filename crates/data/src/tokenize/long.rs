@@ -25,7 +25,7 @@ const UNCERTAIN: usize = 256;
 struct Sizes {
     window: usize,
     overlap: usize,
-    /// Of windows that were united for want of a common run.
+    /// The largest window after merging windows without a common run.
     largest: usize,
 }
 
@@ -246,7 +246,7 @@ mod tests {
         let first = cut.encode(&text[..text.floor_char_boundary(10_000)], None).unwrap();
         assert_eq!(cut.encode(&text, None).unwrap(), first);
         assert_eq!(first.ids.len(), 40);
-        // Of a pair the other text, and of a text whose beginning is cut off the end, must be tokenized too.
+        // The beginning is not enough for a pair, nor for a text that is truncated on the left.
         let pair = cut.encode(&text, Some("the cat")).unwrap();
         assert_eq!(pair, cut.encode(&text[..text.floor_char_boundary(10_000)], Some("the cat")).unwrap());
         let mut left = cut;
@@ -260,7 +260,7 @@ mod tests {
     fn whole_windows_are_joined_only_where_words_end() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/models/mini-bert");
         let tokenizer = TextTokenizer::from_folder(&folder, None).unwrap();
-        // Far more windows than may be united.
+        // Many more windows than may be merged into one.
         let text = sample(7, 8000);
         assert!(text.len() > 2 * SMALL.largest);
         let (ids, _) = tokenizer.in_windows(&text, SMALL).unwrap();
@@ -273,7 +273,7 @@ mod tests {
         let tokenizer = TextTokenizer::from_folder(&folder, None).unwrap();
         let error = tokenizer.in_windows(&"a".repeat(20_000), SMALL).unwrap_err().to_string();
         assert!(error.contains("no word ends"), "{error}");
-        // A part that fits into united windows is one.
+        // A part that fits into merged windows is tokenized.
         let text = format!("the cat {} sat {}", "a".repeat(5000), "on the mat ".repeat(200));
         let (ids, _) = tokenizer.in_windows(&text, SMALL).unwrap();
         assert_eq!(ids, tokenizer.inner.encode(text.as_str(), false).unwrap().get_ids());

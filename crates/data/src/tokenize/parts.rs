@@ -27,7 +27,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{Model, ModelWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Model, ModelWrapper, SplitDelimiterBehavior, Tokenizer};
 
 use super::build::{frame_as_bert, id_of};
 use super::config::{TokenizerConfig, Tokens};
@@ -42,6 +42,22 @@ const QWEN3_5_PATTERN: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}
                                \u{20}?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 /// The characters that CLIP keeps; spaces are removed.
 const CLIP_PATTERN: &str = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+";
+
+/// What marks the end of a word in CLIP's vocabulary.
+pub(super) const CLIP_END: &str = "</w>";
+
+/// The kinds of vocabularies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vocabulary {
+    /// WordPiece.
+    Words,
+    /// Unigram.
+    Pieces,
+    /// BPE over bytes.
+    Bytes,
+    /// BPE over characters, with byte fallback.
+    Characters,
+}
 
 /// The classes of transformers that build their own tokenizer around a vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +107,29 @@ impl Parts {
             "XLMRoberta" => Self::XlmRoberta,
             _ => return None,
         })
+    }
+
+    /// The class of a name over a vocabulary alone, also for classes that take a `tokenizer.json` as it is.
+    pub(super) fn of_vocabulary(class: &str) -> Option<Self> {
+        Self::of(if class == "ConvBert" { "Bert" } else { class })
+    }
+
+    /// The kind of the class's vocabulary.
+    pub(super) fn vocabulary(self) -> Vocabulary {
+        match self {
+            Self::Bert | Self::MpNet => Vocabulary::Words,
+            Self::Albert | Self::DebertaV2 | Self::T5 | Self::XlmRoberta => Vocabulary::Pieces,
+            Self::Blenderbot
+            | Self::Clip
+            | Self::Cohere
+            | Self::Deberta
+            | Self::Gpt2
+            | Self::GptNeoX
+            | Self::Qwen2
+            | Self::Qwen35
+            | Self::Roberta => Vocabulary::Bytes,
+            Self::CodeLlama | Self::Gemma | Self::Llama => Vocabulary::Characters,
+        }
     }
 
     /// The class's default special tokens.
@@ -193,6 +232,24 @@ impl Parts {
         }
     }
 
+    /// The class's tokenizer over a vocabulary alone, with compiled normalization rules of SentencePiece and the tokens that
+    /// the vocabulary adds by itself.
+    pub(super) fn assemble(
+        self,
+        vocabulary: impl Into<ModelWrapper>,
+        rules: Option<Precompiled>,
+        own: Vec<AddedToken>,
+        config: &TokenizerConfig,
+    ) -> tokenizers::Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::new(vocabulary);
+        self.dress(&mut tokenizer, config, rules)?;
+        tokenizer.add_tokens(own)?;
+        let added = config.added_tokens(&tokenizer, &Tokens::new());
+        tokenizer.add_tokens(added)?;
+        self.frame(&mut tokenizer, config, None)?;
+        Ok(tokenizer)
+    }
+
     /// The class's tokenizer over the vocabulary of a `tokenizer.json`.
     pub(super) fn rebuild(self, file: &Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
         let mut tokenizer = Tokenizer::new(self.model(file.get_model(), config)?);
@@ -210,18 +267,21 @@ impl Parts {
 
     /// The class's model with the vocabulary of another.
     fn model(self, file: &ModelWrapper, config: &TokenizerConfig) -> tokenizers::Result<ModelWrapper> {
-        Ok(match self {
-            Self::Bert | Self::MpNet => WordPiece::builder()
+        Ok(match self.vocabulary() {
+            Vocabulary::Words => WordPiece::builder()
                 .vocab(vocabulary(file))
                 .unk_token(config.token("unk_token").to_owned())
                 .build()?
                 .into(),
-            Self::Albert | Self::DebertaV2 | Self::T5 | Self::XlmRoberta => {
+            Vocabulary::Pieces => {
                 let ModelWrapper::Unigram(unigram) = file else {
-                    let class = config.class_name();
+                    let cause = match config.class_name() {
+                        "" => "the model_type in config.json".to_owned(),
+                        class => format!("the tokenizer_class '{class}'"),
+                    };
                     return Err(format!(
-                        "the class {class:?} of the files beside it needs a Unigram model, and this one is none; name \
-                         PreTrainedTokenizerFast as tokenizer_class to take the file as it is"
+                        "{cause} needs a Unigram model, and this file has another kind; name PreTrainedTokenizerFast as \
+                         tokenizer_class to take the file as it is"
                     )
                     .into());
                 };
@@ -229,7 +289,7 @@ impl Parts {
                 let unk_id = self.unknown(&vocab, config);
                 Unigram::from(vocab, Some(unk_id), false)?.into()
             }
-            _ => self.of_pairs(pairs(file)?, config).into(),
+            Vocabulary::Bytes | Vocabulary::Characters => self.of_pairs(pairs(file)?, config).into(),
         })
     }
 
@@ -250,13 +310,13 @@ impl Parts {
 
     /// The class's settings of a BPE.
     pub(super) fn of_pairs(self, mut model: BPE, config: &TokenizerConfig) -> BPE {
-        let is_sentence_piece = matches!(self, Self::CodeLlama | Self::Gemma | Self::Llama);
+        let has_fallback = self.vocabulary() == Vocabulary::Characters;
         let has_unk = matches!(self, Self::Clip | Self::CodeLlama | Self::Gemma);
         model.dropout = None;
         model.unk_token = has_unk.then(|| config.token("unk_token").to_owned());
-        model.end_of_word_suffix = (self == Self::Clip).then(|| "</w>".to_owned());
-        model.fuse_unk = is_sentence_piece;
-        model.byte_fallback = is_sentence_piece;
+        model.end_of_word_suffix = (self == Self::Clip).then(|| CLIP_END.to_owned());
+        model.fuse_unk = has_fallback;
+        model.byte_fallback = has_fallback;
         model.ignore_merges = false;
         model
     }
@@ -312,7 +372,10 @@ impl Parts {
                 let split = Split::new(regex(CLIP_PATTERN), SplitDelimiterBehavior::Removed, true)?;
                 let parts = vec![split.into(), bytes.add_prefix_space(false).into()];
                 tokenizer.with_pre_tokenizer(Some(Splitters::new(parts)));
-                tokenizer.with_decoder(Some(ByteLevelDecoder::default()));
+                let ends = Replace::new(CLIP_END, " ")?;
+                let outer = Replace::new(ReplacePattern::Regex(r"\A\s+|\s+\z".into()), "")?;
+                let parts = vec![ByteLevelDecoder::default().into(), ends.into(), outer.into()];
+                tokenizer.with_decoder(Some(Decoders::new(parts)));
             }
             Self::CodeLlama | Self::Llama => {
                 let scheme = match (is_spaced(true), config.legacy.unwrap_or(false) && self == Self::Llama) {

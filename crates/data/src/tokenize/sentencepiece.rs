@@ -7,11 +7,11 @@ use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
-use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::error::{DataError, Result};
 use crate::tokenize::build::unknown_class;
-use crate::tokenize::config::{TokenizerConfig, Tokens};
+use crate::tokenize::config::TokenizerConfig;
 use crate::tokenize::parts::Parts;
 use crate::tokenize::protobuf::{Fields, Value};
 
@@ -82,6 +82,10 @@ impl Model {
             .collect()
     }
 
+    fn rules(&self) -> tokenizers::Result<Option<Precompiled>> {
+        Ok((!self.rules.is_empty()).then(|| Precompiled::from(&self.rules)).transpose()?)
+    }
+
     /// The pieces with their scores.
     fn scores(&self) -> Vec<(String, f64)> {
         self.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect()
@@ -129,13 +133,10 @@ pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokeniz
     let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
     let error = |message: String| DataError::tokenizer(path, message);
     let model = Model::parse(&bytes).map_err(error)?;
-    let build = match (config.class(), model.kind) {
-        (Some("Llama" | "CodeLlama"), BYTE_PAIRS) => llama,
-        (Some("T5"), UNIGRAM) => t5,
-        (Some("DebertaV2"), UNIGRAM) => deberta,
-        (None, UNIGRAM) if path.ends_with(DEBERTA_FILE) => deberta,
-        (Some(class), _) => return Err(error(unknown_class(config.class_name(), class))),
-        (None, _) => {
+    let parts = match config.class() {
+        Some(class) => Parts::of(class),
+        None if path.ends_with(DEBERTA_FILE) && model.kind == UNIGRAM => Some(Parts::DebertaV2),
+        None => {
             return Err(error(
                 "the folder has a SentencePiece model alone, and no file names its tokenizer_class; save it as \
                  tokenizer.json once, with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
@@ -143,49 +144,32 @@ pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokeniz
             ));
         }
     };
-    build(&model, config).map_err(|e| error(e.to_string()))
+    let built = match (parts, model.kind) {
+        (Some(parts @ (Parts::CodeLlama | Parts::Llama)), BYTE_PAIRS) => byte_pairs(parts, &model, config),
+        (Some(parts @ (Parts::DebertaV2 | Parts::T5)), UNIGRAM) => unigram(parts, &model, config),
+        _ => {
+            let class = config.class().unwrap_or_default();
+            return Err(error(unknown_class(config.class_name(), class)));
+        }
+    };
+    built.map_err(|e| error(e.to_string()))
 }
 
-fn llama(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let parts = if config.class() == Some("CodeLlama") { Parts::CodeLlama } else { Parts::Llama };
+fn byte_pairs(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
     let vocab: Vocab = (0..).zip(&model.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect();
     let bpe = BPE::builder().vocab_and_merges(vocab, model.merges()).build()?;
     let config = config.with_defaults(parts.defaults());
-    assemble(parts, parts.of_pairs(bpe, &config), model, &[], &config)
+    parts.assemble(parts.of_pairs(bpe, &config), model.rules()?, model.added(), &config)
 }
 
-fn t5(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let extra: Vec<String> =
-        (0..config.extra_ids.unwrap_or(100)).map(|i| format!("<extra_id_{i}>")).collect();
+fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
+    let n_extra = if parts == Parts::T5 { config.extra_ids.unwrap_or(100) } else { 0 };
+    let extra: Vec<String> = (0..n_extra).map(|i| format!("<extra_id_{i}>")).collect();
     let mut vocab = model.scores();
     vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));
-    let config = config.with_defaults(Parts::T5.defaults());
-    let unk_id = Parts::T5.unknown(&vocab, &config);
-    assemble(Parts::T5, Unigram::from(vocab, Some(unk_id), false)?, model, &extra, &config)
-}
-
-fn deberta(model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
-    let config = config.with_defaults(Parts::DebertaV2.defaults());
-    let vocab = model.scores();
-    let unk_id = Parts::DebertaV2.unknown(&vocab, &config);
-    assemble(Parts::DebertaV2, Unigram::from(vocab, Some(unk_id), false)?, model, &[], &config)
-}
-
-/// The class's tokenizer around a vocabulary, with added tokens of the model and `extra` ones.
-fn assemble(
-    parts: Parts,
-    vocabulary: impl Into<ModelWrapper>,
-    model: &Model,
-    extra: &[String],
-    config: &TokenizerConfig,
-) -> tokenizers::Result<Tokenizer> {
-    let mut tokenizer = Tokenizer::new(vocabulary);
-    let rules = (!model.rules.is_empty()).then(|| Precompiled::from(&model.rules)).transpose()?;
-    parts.dress(&mut tokenizer, config, rules)?;
-    tokenizer.add_tokens(model.added())?;
-    tokenizer.add_tokens(extra.iter().map(|token| AddedToken::from(token.as_str(), true)))?;
-    let added = config.added_tokens(&tokenizer, &Tokens::new());
-    tokenizer.add_tokens(added)?;
-    parts.frame(&mut tokenizer, config, None)?;
-    Ok(tokenizer)
+    let config = config.with_defaults(parts.defaults());
+    let unk_id = parts.unknown(&vocab, &config);
+    let mut own = model.added();
+    own.extend(extra.iter().map(|token| AddedToken::from(token.as_str(), true)));
+    parts.assemble(Unigram::from(vocab, Some(unk_id), false)?, model.rules()?, own, &config)
 }
