@@ -106,6 +106,19 @@ pub enum TokenIndices {
     Tables(BTreeMap<String, Vec<usize>>),
 }
 
+impl TokenIndices {
+    /// Rows of a table, which is named by the end of its path, even within a segment, as in PEFT. Rows without a name belong
+    /// to every table that the file has rows of.
+    pub(super) fn of(&self, table: &str) -> Option<&[usize]> {
+        match self {
+            Self::Input(indices) => Some(indices),
+            Self::Tables(tables) => {
+                tables.iter().find(|(name, _)| table.ends_with(name.as_str())).map(|(_, rows)| &rows[..])
+            }
+        }
+    }
+}
+
 impl Default for PeftConfig {
     fn default() -> Self {
         Self {
