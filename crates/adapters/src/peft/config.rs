@@ -408,8 +408,9 @@ impl PeftConfig {
             Some(Pattern::Names(names)) => Some(Pattern::Names(names.into_iter().map(path).collect())),
             other => other,
         };
-        let rank_pattern = self.rank_pattern.entries().map(|(key, rank)| (path(key), rank)).collect();
-        let alpha_pattern = self.alpha_pattern.entries().map(|(key, alpha)| (path(key), alpha)).collect();
+        let rank_pattern = self.rank_pattern.entries().map(|(key, &rank)| (path(key.into()), rank)).collect();
+        let alpha_pattern =
+            self.alpha_pattern.entries().map(|(key, &alpha)| (path(key.into()), alpha)).collect();
         let groups = self.groups.iter().map(|group| group.iter().cloned().map(path).collect()).collect();
         Self { target_modules, rank_pattern, alpha_pattern, groups, ..self.clone() }
     }
