@@ -40,24 +40,16 @@ impl AdapterFolder {
     /// Moves factors or the weight of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
-        for factor in [".lora_A.weight", ".lora_B.weight", ".weight"] {
-            let named = |key: &String| Some(key.strip_suffix(factor)?.to_string());
-            for module in
-                self.tensors.keys().filter_map(named).filter(|path| is_router(path)).collect::<Vec<_>>()
-            {
-                let last = module.rsplit('.').next();
-                let is_it = |site: &&Site| site.layer == layer_of(&module) && last == Some(site.name());
-                let found =
-                    sites.iter().find(|site| site.path == module).or_else(|| sites.iter().find(is_it));
-                let Some(site) = found.filter(|site| site.path != module && is_router(&site.path)) else {
-                    continue;
-                };
-                if let Some(tensor) = self.tensors.remove(&format!("{module}{factor}")) {
-                    let key = format!("{}{factor}", site.path);
-                    self.tensors.insert(key.clone(), HostTensor { name: key, ..tensor });
-                }
+        self.rename_tensors(|key| {
+            let parts = [".lora_A.weight", ".lora_B.weight", ".weight"];
+            let (module, part) = parts.iter().find_map(|part| Some((key.strip_suffix(part)?, part)))?;
+            if !is_router(module) || sites.iter().any(|site| site.path == module) {
+                return None;
             }
-        }
+            let (layer, last) = (layer_of(module), module.rsplit('.').next());
+            let site = sites.iter().find(|site| site.layer == layer && last == Some(site.name()))?;
+            is_router(&site.path).then(|| format!("{}{part}", site.path))
+        });
     }
 
     /// Splits the factors by expert.
