@@ -49,7 +49,7 @@ impl<'c> Selection<'c> {
         }
     }
 
-    /// Whether the config puts an adapter on a site, `outer` being what the paths of its model have before or lack.
+    /// Whether the config puts an adapter on a site; `outer` is the difference between the paths of the two models.
     pub(super) fn targets(&self, site: &Site, outer: &Outer) -> bool {
         // PEFT puts no adapter on what a name among the segments saves in full.
         let is_saved = self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
@@ -104,8 +104,8 @@ impl<'c> InLayers<'c> {
 }
 
 impl PeftConfig {
-    /// Whether a module is saved in full: the path to it, or to a module around it, ends in a name of `modules_to_save`,
-    /// be it within a segment, as in PEFT.
+    /// Whether a module is saved in full: its path, or that of a module around it, ends in a name of `modules_to_save`.
+    /// As in PEFT, the suffix may begin inside a segment.
     pub fn saves(&self, module: &str) -> bool {
         let is_saved = |module: &str| {
             let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
@@ -117,17 +117,17 @@ impl PeftConfig {
     }
 }
 
-/// The difference between the paths of a model and those of the model that an adapter was made over: one may be the bare
-/// encoder or decoder, whose paths have no prefix.
+/// The difference between the paths of a model and those of the model that an adapter was made for: one of them may be the
+/// bare encoder or decoder, whose paths have no prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
     /// They are the same.
     Same,
     /// The adapter's paths lack this prefix.
     Lacks(String),
-    /// The adapter's paths have this prefix before them.
+    /// The adapter's paths begin with this additional prefix.
     Has(String),
-    /// Nothing says; a prefix is optional.
+    /// Not determined: a prefix is optional.
     Unknown,
 }
 
