@@ -246,7 +246,10 @@ mod tests {
     const HEAD_ROWS: (&str, [usize; 2], f32) = ("lm_head.token_adapter.trainable_tokens_delta", [1, 2], 2.0);
     const ADAPTED_HEAD: (&str, [usize; 2], f32) = ("lm_head.lora_A.weight", [1, 2], 1.0);
 
-    /// Rows of the head after untying, by their key and indices; the error of `ensure_weight_tying` is PEFT's.
+    /// The first value of the head's rows, and their indices.
+    type HeadRows = Option<(f32, Vec<usize>)>;
+
+    /// Rows of the head after untying; the error of `ensure_weight_tying` is PEFT's.
     #[rstest]
     #[case(r#"{"embed_tokens": [3, 1]}"#, &[EMBED_ROWS], false, Ok((TiedUse::Together, None)))]
     #[case(r#"{"tokens": [3, 1]}"#, &[EMBED_ROWS], true, Ok((TiedUse::Together, None)))]
@@ -272,7 +275,7 @@ mod tests {
         #[case] tables: &str,
         #[case] tensors: &[(&str, [usize; 2], f32)],
         #[case] ensure: bool,
-        #[case] expect: std::result::Result<(TiedUse, Option<(f32, Vec<usize>)>), &str>,
+        #[case] expect: std::result::Result<(TiedUse, HeadRows), &str>,
     ) {
         let config = PeftConfig {
             trainable_token_indices: Some(serde_json::from_str(tables).unwrap()),
