@@ -146,6 +146,29 @@ fn a_head_that_parts_from_its_table_unties_the_config() {
     }
 }
 
+/// A table of another vocabulary without that of a separate head, whose new rows PEFT's users would have to draw.
+#[rstest]
+#[case("peft-small-llama-resized", None)]
+#[case("peft-small-llama-resized-saved", Some("embed_tokens"))]
+// The saved copy of a shared table parts from the head.
+#[case("peft-small-qwen2-resized-saved", Some("embed_tokens"))]
+fn a_resized_vocabulary_needs_its_head(#[case] name: &str, #[case] saved: Option<&str>) {
+    let model = base(expected(name)["base"].as_str().unwrap());
+    let mut folder = AdapterFolder::read(&fixture(name)).unwrap();
+    folder.config.modules_to_save = saved.map(|table| vec![table.to_string()]);
+    let load = |folder: AdapterFolder| {
+        let mut adapted = model.clone();
+        let result = adapted.load_adapter_folder(folder, Path::new(name), &Default::default());
+        (result.map_err(|error| error.to_string()), adapted.config().vocab_size)
+    };
+    assert!(matches!(load(folder.clone()), (Ok(_), 85)));
+    folder.tensors.retain(|key, _| !key.starts_with("lm_head."));
+    let (result, vocabulary) = load(folder);
+    let error = result.unwrap_err();
+    assert!(error.contains("no 'lm_head.weight' of 85 rows") && error.lines().count() == 1, "{error}");
+    assert_eq!(vocabulary, model.config().vocab_size, "a refused adapter leaves the model as it was");
+}
+
 /// What an adapter folder says is found beside a base's own files.
 #[test]
 fn an_adapter_beside_its_base_is_read_as_an_adapter() {

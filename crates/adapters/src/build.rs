@@ -2,7 +2,6 @@
 
 use burn::prelude::*;
 use lowrank_spec::Site;
-use lowrank_spec::suffix::matches_end;
 
 use crate::config::{AdapterConfig, Grouping};
 use crate::error::{AdapterError, Result};
@@ -39,9 +38,9 @@ impl<B: Backend> AdapterSet<B> {
         let selected = config.targets.select(sites)?;
         config.validate(selected.iter().map(|&i| &sites[i]))?;
         // A misspelt key would go unnoticed.
-        let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
-        let finds = |key: &str| selected.iter().any(|&i| matches_end(key, &sites[i].path));
-        if let Some(key) = keys.into_iter().find(|key| !finds(key)) {
+        let paths = || selected.iter().map(|&i| sites[i].path.as_str());
+        let idle = config.rank_pattern.idle_key(paths()).or_else(|| config.alpha_pattern.idle_key(paths()));
+        if let Some(key) = idle {
             return Err(AdapterError::IdlePattern { key: key.to_string() });
         }
         let mut adapters = Vec::new();

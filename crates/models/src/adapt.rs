@@ -90,8 +90,10 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         {
             self.untie()?;
         }
-        if let Some(rows) = self.vocabulary().and_then(|site| resized(folder, site)) {
+        if let Some(rows) = self.vocabulary().and_then(|site| folder.resized_rows(site)) {
+            let before = self.sites().to_vec();
             self.resize_vocabulary(rows)?;
+            folder.check_resized(&before, self.sites()).map_err(|e| ModelError::Input(e.to_string()))?;
         }
         // Methods that read the base's weights read those that come with the adapter.
         let device = Default::default();
@@ -229,15 +231,6 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
             (None, None) => Ok(model),
         }
     }
-}
-
-/// Number of rows of the table that a folder contains for an embedding, if it differs from the model's.
-fn resized(folder: &AdapterFolder, site: &Site) -> Option<usize> {
-    let bare = site.path.split_once('.').map_or("", |(_, rest)| rest);
-    let keys = [site.path.as_str(), bare].map(|path| format!("{path}.weight"));
-    let table = keys.iter().find_map(|key| folder.tensors.get(key))?;
-    (table.shape.len() == 2 && table.shape[1] == site.d_output && table.shape[0] != site.d_input)
-        .then_some(table.shape[0])
 }
 
 fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {

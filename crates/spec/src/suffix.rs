@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::targets::compile;
 
 /// A list of keys with values, in the order of the file. A key is a regular expression with the syntax of Python's `re`
-/// (look-around included) that matches the end of a module's path; the first matching key is used.
+/// (look-around included) that matches the end of a module's path; the first matching key is used. Each is compiled once.
 ///
 /// ```
 /// use lowrank_spec::SuffixMap;
@@ -19,8 +19,8 @@ use crate::targets::compile;
 /// assert_eq!(ranks.get("bert.layer.1.query"), Some(4));
 /// assert_eq!(ranks.get("bert.layer.1.key"), None);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SuffixMap<T>(Vec<(String, T)>);
+#[derive(Clone, Debug)]
+pub struct SuffixMap<T>(Vec<(Key, T)>);
 
 impl<T> Default for SuffixMap<T> {
     fn default() -> Self {
@@ -28,9 +28,17 @@ impl<T> Default for SuffixMap<T> {
     }
 }
 
+impl<T: PartialEq> PartialEq for SuffixMap<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries().eq(other.entries())
+    }
+}
+
+impl<T: Eq> Eq for SuffixMap<T> {}
+
 impl<T> FromIterator<(String, T)> for SuffixMap<T> {
     fn from_iter<I: IntoIterator<Item = (String, T)>>(entries: I) -> Self {
-        Self(entries.into_iter().collect())
+        Self(entries.into_iter().map(|(key, value)| (Key::new(key), value)).collect())
     }
 }
 
@@ -40,9 +48,9 @@ impl<T> SuffixMap<T> {
         self.0.is_empty()
     }
 
-    /// The keys, in their order.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(key, _)| key.as_str())
+    /// The keys with their values, in their order.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &T)> {
+        self.0.iter().map(|(key, value)| (key.text.as_str(), value))
     }
 
     /// The values, in the order of their keys.
@@ -50,41 +58,71 @@ impl<T> SuffixMap<T> {
         self.0.iter().map(|(_, value)| value)
     }
 
+    /// The first key that matches none of these paths.
+    pub fn idle_key<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone) -> Option<&str> {
+        let is_idle = |key: &&Key| !paths.clone().any(|path| key.matches_end(path));
+        self.0.iter().map(|(key, _)| key).find(is_idle).map(|key| key.text.as_str())
+    }
+
     /// Checks that every key is a regular expression.
     ///
     /// # Errors
     /// [`SpecError::BadRegex`](crate::SpecError::BadRegex).
     pub fn check(&self) -> Result<()> {
-        self.keys().filter(|key| !is_plain(key)).try_for_each(|key| expression(key).map(|_| ()))
+        let broken = self.0.iter().find(|(key, _)| matches!(key.matcher, Matcher::Broken));
+        broken.map_or(Ok(()), |(key, _)| expression(&key.text).map(|_| ()))
     }
 }
 
 impl<T: Copy> SuffixMap<T> {
-    /// The keys with their values, in their order.
-    pub fn entries(&self) -> impl Iterator<Item = (String, T)> {
-        self.0.iter().map(|(key, value)| (key.clone(), *value))
-    }
-
     /// The value of a module; a key that is not a regular expression matches nothing (see [`SuffixMap::check`]).
     pub fn get(&self, path: &str) -> Option<T> {
-        self.0.iter().find(|(key, _)| matches_end(key, path)).map(|(_, value)| *value)
+        self.0.iter().find(|(key, _)| key.matches_end(path)).map(|(_, value)| *value)
     }
 }
 
-/// Whether a key of a [`SuffixMap`] matches the end of a path.
-pub fn matches_end(key: &str, path: &str) -> bool {
-    if is_plain(key) {
-        // A dot of an expression stands for any character.
-        let Some(at) = path.len().checked_sub(key.len()) else { return false };
-        let ends = key.bytes().zip(path.bytes().skip(at)).all(|(k, p)| k == p || k == b'.');
-        return ends && (at == 0 || path.as_bytes()[at - 1] == b'.');
-    }
-    expression(key).is_ok_and(|regex| regex.is_match(path).unwrap_or(false))
+/// A key of a [`SuffixMap`].
+#[derive(Clone, Debug)]
+struct Key {
+    text: String,
+    matcher: Matcher,
 }
 
-/// Whether a key is a dotted name, which needs no engine.
-fn is_plain(key: &str) -> bool {
-    key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
+/// The compiled form of a key.
+#[derive(Clone, Debug)]
+enum Matcher {
+    /// A dotted name, which needs no engine.
+    Plain,
+    Expression(Regex),
+    /// Not an expression: matches nothing.
+    Broken,
+}
+
+impl Key {
+    fn new(text: String) -> Self {
+        let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+        let matcher = if is_plain {
+            Matcher::Plain
+        } else {
+            expression(&text).map_or(Matcher::Broken, Matcher::Expression)
+        };
+        Self { text, matcher }
+    }
+
+    /// Whether it matches the end of a path.
+    fn matches_end(&self, path: &str) -> bool {
+        match &self.matcher {
+            Matcher::Plain => {
+                let key = self.text.as_bytes();
+                let Some(at) = path.len().checked_sub(key.len()) else { return false };
+                // A dot of an expression stands for any character.
+                let ends = key.iter().zip(path.bytes().skip(at)).all(|(&k, p)| k == p || k == b'.');
+                ends && (at == 0 || path.as_bytes()[at - 1] == b'.')
+            }
+            Matcher::Expression(regex) => regex.is_match(path).unwrap_or(false),
+            Matcher::Broken => false,
+        }
+    }
 }
 
 fn expression(key: &str) -> Result<Regex> {
@@ -93,7 +131,7 @@ fn expression(key: &str) -> Result<Regex> {
 
 impl<T: Serialize> Serialize for SuffixMap<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+        serializer.collect_map(self.entries())
     }
 }
 
@@ -108,11 +146,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for SuffixMap<T> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
+                let mut entries: Vec<(String, T)> = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(SuffixMap(entries))
+                Ok(entries.into_iter().collect())
             }
         }
         deserializer.deserialize_map(Entries(std::marker::PhantomData))
@@ -135,7 +173,7 @@ mod tests {
     #[case("layers\\.[0-1]\\.q|k", "model.layers.7.k", true)]
     #[case("^model.q", "model.q", true)]
     fn a_key_matches_the_end_as_in_python(#[case] key: &str, #[case] path: &str, #[case] hit: bool) {
-        assert_eq!(matches_end(key, path), hit);
+        assert_eq!(Key::new(key.into()).matches_end(path), hit);
     }
 
     #[test]
@@ -149,7 +187,18 @@ mod tests {
 
     #[test]
     fn a_key_that_does_not_compile_is_an_error() {
-        let map: SuffixMap<usize> = [("(query".to_string(), 1)].into_iter().collect();
-        assert!(map.check().is_err());
+        let map: SuffixMap<usize> = [("key".to_string(), 2), ("(query".to_string(), 1)].into_iter().collect();
+        let error = map.check().unwrap_err().to_string();
+        assert!(error.starts_with("'(query'"), "{error}");
+        assert_eq!(map.get("(query"), None);
+    }
+
+    #[test]
+    fn an_idle_key_is_found() {
+        let map: SuffixMap<usize> =
+            ["query", r"l\.[0-2]\.key", "value"].map(|key| (key.to_string(), 1)).into_iter().collect();
+        let idle = |paths: &[&str]| map.idle_key(paths.iter().copied()).map(str::to_string);
+        assert_eq!(idle(&["l.0.query", "l.1.key", "l.0.value"]), None);
+        assert_eq!(idle(&["l.0.query", "l.3.key", "l.0.subvalue"]).as_deref(), Some(r"l\.[0-2]\.key"));
     }
 }

@@ -17,9 +17,6 @@ pub enum Pattern {
     Expression(String),
 }
 
-/// Whether a site is selected.
-type Matcher = Box<dyn Fn(&Site) -> bool>;
-
 /// The word that selects every linear layer but the head, convolutions and the [routers](is_router) of experts, which must
 /// be named.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -38,9 +35,10 @@ impl Pattern {
         }
     }
 
-    /// Whether it selects a site; an expression that does not compile selects none.
+    /// Whether it selects a site; an expression that does not compile selects none. For many sites, take a
+    /// [`matcher`](Pattern::matcher).
     pub fn takes(&self, site: &Site) -> bool {
-        self.matcher().is_ok_and(|matcher| matcher(site))
+        self.matcher().is_ok_and(|matcher| matcher.takes(site))
     }
 
     /// Checks that an expression compiles.
@@ -51,19 +49,39 @@ impl Pattern {
         self.matcher().map(|_| ())
     }
 
-    fn matcher(&self) -> Result<Matcher> {
-        match self {
-            Self::Names(names) => {
-                let names = names.clone();
-                Ok(Box::new(move |site| names.iter().any(|name| is_named(site, name))))
-            }
-            Self::Expression(text) if text == ALL_LINEAR => Ok(Box::new(|site| is_named(site, ALL_LINEAR))),
-            Self::Expression(text) => {
-                let regex = compile(&format!("^(?:{text})$"), text)?;
-                Ok(Box::new(move |site| {
-                    let is_match = |path: &str| regex.is_match(path).unwrap_or(false);
-                    is_match(&site.path) || path_in_module(&site.path).is_some_and(|path| is_match(&path))
-                }))
+    /// The pattern with its expression compiled.
+    ///
+    /// # Errors
+    /// [`SpecError::BadRegex`].
+    pub fn matcher(&self) -> Result<Matcher> {
+        Ok(Matcher(match self {
+            Self::Names(names) => Compiled::Names(names.clone()),
+            Self::Expression(text) if text == ALL_LINEAR => Compiled::AllLinear,
+            Self::Expression(text) => Compiled::Expression(compile(&format!("^(?:{text})$"), text)?),
+        }))
+    }
+}
+
+/// A [`Pattern`] with its expression compiled.
+#[derive(Clone, Debug)]
+pub struct Matcher(Compiled);
+
+#[derive(Clone, Debug)]
+enum Compiled {
+    Names(Vec<String>),
+    AllLinear,
+    Expression(Regex),
+}
+
+impl Matcher {
+    /// Whether it selects a site.
+    pub fn takes(&self, site: &Site) -> bool {
+        match &self.0 {
+            Compiled::Names(names) => names.iter().any(|name| is_named(site, name)),
+            Compiled::AllLinear => is_named(site, ALL_LINEAR),
+            Compiled::Expression(regex) => {
+                let is_match = |path: &str| regex.is_match(path).unwrap_or(false);
+                is_match(&site.path) || path_in_module(&site.path).is_some_and(|path| is_match(&path))
             }
         }
     }
@@ -156,13 +174,15 @@ impl Targets {
         let taken: Vec<usize> = sites
             .iter()
             .enumerate()
-            .filter(|(_, s)| include(s) && in_layers(s) && !exclude.as_ref().is_some_and(|e| e(s)))
+            .filter(|(_, s)| {
+                include.takes(s) && in_layers(s) && !exclude.as_ref().is_some_and(|e| e.takes(s))
+            })
             .map(|(index, _)| index)
             .collect();
         if !taken.is_empty() {
             return Ok(taken);
         }
-        if sites.iter().any(&include) {
+        if sites.iter().any(|site| include.takes(site)) {
             return Err(SpecError::NothingLeft { pattern: self.include.to_string() });
         }
         Err(no_match(&self.include.to_string(), sites))

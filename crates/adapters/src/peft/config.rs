@@ -106,6 +106,19 @@ pub enum TokenIndices {
     Tables(BTreeMap<String, Vec<usize>>),
 }
 
+impl TokenIndices {
+    /// Rows of a table, which is named by the end of its path, even within a segment, as in PEFT. Rows without a name belong
+    /// to every table that the file has rows of.
+    pub(super) fn of(&self, table: &str) -> Option<&[usize]> {
+        match self {
+            Self::Input(indices) => Some(indices),
+            Self::Tables(tables) => {
+                tables.iter().find(|(name, _)| table.ends_with(name.as_str())).map(|(_, rows)| &rows[..])
+            }
+        }
+    }
+}
+
 impl Default for PeftConfig {
     fn default() -> Self {
         Self {
@@ -390,15 +403,29 @@ impl PeftConfig {
 
     /// The config with the paths that modules have in transformers 5.
     pub(super) fn in_modules(&self) -> Self {
-        let path = |path: String| path_in_module(&path).unwrap_or(path);
-        let target_modules = match self.target_modules.clone() {
-            Some(Pattern::Names(names)) => Some(Pattern::Names(names.into_iter().map(path).collect())),
-            other => other,
+        let path = |path: &str| path_in_module(path).unwrap_or_else(|| path.to_string());
+        let paths = |names: &[String]| names.iter().map(|name| path(name)).collect::<Vec<_>>();
+        let pattern = |pattern: &Option<Pattern>| match pattern {
+            Some(Pattern::Names(names)) => Some(Pattern::Names(paths(names))),
+            other => other.clone(),
         };
-        let rank_pattern = self.rank_pattern.entries().map(|(key, rank)| (path(key), rank)).collect();
-        let alpha_pattern = self.alpha_pattern.entries().map(|(key, alpha)| (path(key), alpha)).collect();
-        let groups = self.groups.iter().map(|group| group.iter().cloned().map(path).collect()).collect();
-        Self { target_modules, rank_pattern, alpha_pattern, groups, ..self.clone() }
+        let trainable_token_indices = match &self.trainable_token_indices {
+            Some(TokenIndices::Tables(tables)) => {
+                let tables = tables.iter().map(|(table, rows)| (path(table), rows.clone()));
+                Some(TokenIndices::Tables(tables.collect()))
+            }
+            other => other.clone(),
+        };
+        Self {
+            target_modules: pattern(&self.target_modules),
+            exclude_modules: pattern(&self.exclude_modules),
+            modules_to_save: self.modules_to_save.as_deref().map(paths),
+            trainable_token_indices,
+            rank_pattern: self.rank_pattern.entries().map(|(key, rank)| (path(key), *rank)).collect(),
+            alpha_pattern: self.alpha_pattern.entries().map(|(key, alpha)| (path(key), *alpha)).collect(),
+            groups: self.groups.iter().map(|group| paths(group)).collect(),
+            ..self.clone()
+        }
     }
 
     /// The file's text.
@@ -463,6 +490,24 @@ mod tests {
         let config = PeftConfig::parse(text).unwrap();
         assert!(!config.use_rslora && !config.use_dora && !config.fan_in_fan_out);
         assert_eq!(config.init_tag(), InitTag::Plain);
+    }
+
+    #[test]
+    fn every_name_is_written_as_in_transformers() {
+        let head = || vec!["embed_out".to_string(), "dense".to_string()];
+        let config = PeftConfig {
+            target_modules: Some(Pattern::Names(head())),
+            exclude_modules: Some(Pattern::Names(head())),
+            modules_to_save: Some(head()),
+            trainable_token_indices: Some(TokenIndices::Tables([("embed_out".into(), vec![1])].into())),
+            rank_pattern: [("embed_out".into(), 2)].into_iter().collect(),
+            alpha_pattern: [("embed_out".into(), 2.0)].into_iter().collect(),
+            groups: vec![head()],
+            ..PeftConfig::default()
+        };
+        let text = config.in_modules().to_json().unwrap();
+        assert_eq!(text.matches("\"lm_head\"").count(), 7, "{text}");
+        assert!(!text.contains("embed_out") && text.matches("\"dense\"").count() == 4, "{text}");
     }
 
     #[test]

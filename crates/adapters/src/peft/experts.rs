@@ -8,11 +8,9 @@
 //! | `base_layer.lora_A.weight` | gate and up in one, or otherwise the down map, whichever has its shape |
 //! | `lora_A.weight` | the other |
 
-use std::collections::BTreeMap;
-
 use lowrank_spec::names::{expert_of, is_router};
 use lowrank_spec::targets::has_suffix;
-use lowrank_spec::{HostTensor, Site};
+use lowrank_spec::{HostTensor, Site, SuffixMap};
 use serde_json::Value;
 
 use super::folder::AdapterFolder;
@@ -42,35 +40,27 @@ impl AdapterFolder {
     /// Moves factors or the weight of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
-        for factor in [".lora_A.weight", ".lora_B.weight", ".weight"] {
-            let named = |key: &String| Some(key.strip_suffix(factor)?.to_string());
-            for module in
-                self.tensors.keys().filter_map(named).filter(|path| is_router(path)).collect::<Vec<_>>()
-            {
-                let last = module.rsplit('.').next();
-                let is_it = |site: &&Site| site.layer == layer_of(&module) && last == Some(site.name());
-                let found =
-                    sites.iter().find(|site| site.path == module).or_else(|| sites.iter().find(is_it));
-                let Some(site) = found.filter(|site| site.path != module && is_router(&site.path)) else {
-                    continue;
-                };
-                if let Some(tensor) = self.tensors.remove(&format!("{module}{factor}")) {
-                    let key = format!("{}{factor}", site.path);
-                    self.tensors.insert(key.clone(), HostTensor { name: key, ..tensor });
-                }
+        self.rename_tensors(|key| {
+            let parts = [".lora_A.weight", ".lora_B.weight", ".weight"];
+            let (module, part) = parts.iter().find_map(|part| Some((key.strip_suffix(part)?, part)))?;
+            if !is_router(module) || sites.iter().any(|site| site.path == module) {
+                return None;
             }
-        }
+            let (layer, last) = (layer_of(module), module.rsplit('.').next());
+            let site = sites.iter().find(|site| site.layer == layer && last == Some(site.name()))?;
+            is_router(&site.path).then(|| format!("{}{part}", site.path))
+        });
     }
 
     /// Splits the factors by expert.
     ///
     /// # Errors
-    /// Factors whose shapes do not match the model's experts.
+    /// Factors whose shapes do not match the model's experts, or whose rank is not the config's.
     pub(super) fn unfuse(&mut self, sites: &[Site]) -> Result<(), String> {
-        let modules = fused(self);
-        let (mut ranks, mut alphas) = (BTreeMap::new(), BTreeMap::new());
-        for module in modules {
-            let experts = experts(sites, layer_of(&module));
+        let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
+        for module in fused(self) {
+            let layer = layer_of(&module);
+            let experts = experts(sites, layer);
             let take = |folder: &mut Self, name: &str| {
                 let key = format!("{module}.{name}.weight");
                 let tensor = folder.tensors.remove(&key).filter(|tensor| tensor.shape.len() == 2);
@@ -92,12 +82,21 @@ impl AdapterFolder {
             let (count, rank) = (experts.len(), all / experts.len());
             for (i, maps) in experts.iter().enumerate() {
                 let Some((name, parts)) = parts_of(maps, d_input, d_output) else { return Err(misfit()) };
-                let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
+                if i == 0 {
+                    let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
+                    let given = self.config.rank_of(&target);
+                    if rank != given {
+                        let layer = layer.map_or_else(String::new, |layer| format!(" in layer {layer}"));
+                        return Err(format!(
+                            "the factors of the experts' '{name}'{layer} have rank {rank}, and the config gives {given}"
+                        ));
+                    }
+                    let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
+                    ranks.extend(parts.iter().map(|site| (*site, rank)));
+                    alphas.extend(parts.iter().map(|site| (*site, alpha)));
+                }
                 let mut row = 0;
                 for site in parts {
-                    ranks.insert(pattern(site), (self.config.rank_of(&target), rank));
-                    let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
-                    alphas.insert(pattern(site), alpha);
                     let own_a = a.data[i * rank * d_input..(i + 1) * rank * d_input].to_vec();
                     let cells = (row..row + site.d_output)
                         .flat_map(|o| (0..rank).map(move |r| o * all + r * count + i));
@@ -112,13 +111,9 @@ impl AdapterFolder {
                 }
             }
         }
-        if let Some((maps, (said, found))) = ranks.iter().find(|(_, (said, found))| said != found) {
-            return Err(format!("the factors of '{maps}' have rank {found}, and the config gives {said}"));
-        }
         let config = &mut self.config;
-        let ranks = ranks.into_iter().map(|(maps, (rank, _))| (maps, rank));
-        config.rank_pattern = ranks.chain(config.rank_pattern.entries()).collect();
-        config.alpha_pattern = alphas.into_iter().chain(config.alpha_pattern.entries()).collect();
+        config.rank_pattern = with_maps(&ranks, &config.rank_pattern);
+        config.alpha_pattern = with_maps(&alphas, &config.alpha_pattern);
         config.other.remove("target_parameters");
         Ok(())
     }
@@ -152,8 +147,121 @@ fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&
     ([down.d_input, down.d_output] == [d_input, d_output]).then(|| ("down_proj", vec![*down]))
 }
 
-/// The expression for this map of all experts of a layer.
-fn pattern(site: &Site) -> String {
+/// A pattern with the values of the experts' maps before its own entries: one key for a map whose value is the same in all
+/// layers, otherwise one for each layer.
+fn with_maps<T: Copy + PartialEq>(maps: &[(&Site, T)], pattern: &SuffixMap<T>) -> SuffixMap<T> {
+    let is_uniform = |(site, value): &(&Site, T)| {
+        maps.iter().filter(|(other, _)| other.name() == site.name()).all(|(_, other)| other == value)
+    };
+    let mut entries: Vec<(String, T)> = Vec::new();
+    for map in maps {
+        let key = key_of(map.0, is_uniform(map));
+        if entries.iter().all(|(other, _)| *other != key) {
+            entries.push((key, map.1));
+        }
+    }
+    let own = pattern.entries().map(|(key, value)| (key.to_string(), *value));
+    entries.into_iter().chain(own).collect()
+}
+
+/// The expression for a map of all experts, of its layer or of all layers.
+fn key_of(site: &Site, all_layers: bool) -> String {
     let list = expert_of(&site.path).and_then(|expert| expert.rsplit_once('.')).map_or("", |(list, _)| list);
+    let list = if all_layers { list.rsplit('.').next().unwrap_or(list) } else { list };
     format!(r"{}\.\d+\.{}", list.replace('.', r"\."), site.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peft::PeftConfig;
+    use rstest::rstest;
+
+    const LAYERS: usize = 2;
+    const EXPERTS: usize = 3;
+    const WIDTHS: [usize; 2] = [4, 5];
+
+    fn sites() -> Vec<Site> {
+        let site = |layer: usize, expert: usize, map: &str| {
+            let [d_input, d_output] = if map == "down_proj" { [WIDTHS[1], WIDTHS[0]] } else { WIDTHS };
+            let path = format!("model.layers.{layer}.mlp.experts.{expert}.{map}");
+            Site { path, layer: Some(layer), d_input, d_output, ..Site::default() }
+        };
+        let maps = |layer, expert| ["gate_proj", "up_proj", "down_proj"].map(|map| site(layer, expert, map));
+        (0..LAYERS).flat_map(|layer| (0..EXPERTS).flat_map(move |expert| maps(layer, expert))).collect()
+    }
+
+    /// Factors of `down_proj` of all experts of each layer.
+    fn folder(ranks: [usize; LAYERS], config: PeftConfig) -> AdapterFolder {
+        let factors = |(layer, rank): (usize, usize)| {
+            let all = rank * EXPERTS;
+            [("lora_A", [all, WIDTHS[1]]), ("lora_B", [WIDTHS[0], all])].map(|(factor, shape)| {
+                let key = format!("model.layers.{layer}.mlp.experts.{factor}.weight");
+                (key.clone(), HostTensor::new(key, shape, vec![1.0; shape[0] * shape[1]]))
+            })
+        };
+        let tensors = ranks.into_iter().enumerate().flat_map(factors).collect();
+        AdapterFolder { config, tensors, alpha_is_assumed: false }
+    }
+
+    fn config(ranks: &[(&str, usize)], alphas: &[(&str, f64)]) -> PeftConfig {
+        PeftConfig {
+            r: 2,
+            lora_alpha: 6.0,
+            rank_pattern: ranks.iter().map(|(key, rank)| (key.to_string(), *rank)).collect(),
+            alpha_pattern: alphas.iter().map(|(key, alpha)| (key.to_string(), *alpha)).collect(),
+            ..PeftConfig::default()
+        }
+    }
+
+    #[rstest]
+    #[case([2, 2], config(&[], &[]), &[r"experts\.\d+\.down_proj"], &[r"experts\.\d+\.down_proj"])]
+    #[case(
+        [2, 1],
+        config(&[("layers.1.mlp.experts.down_proj", 1)], &[]),
+        &[
+            r"model\.layers\.0\.mlp\.experts\.\d+\.down_proj",
+            r"model\.layers\.1\.mlp\.experts\.\d+\.down_proj",
+            "layers.1.mlp.experts.down_proj"
+        ],
+        &[r"experts\.\d+\.down_proj"]
+    )]
+    #[case(
+        [2, 2],
+        config(&[], &[("layers.0.mlp.experts.down_proj", 9.0)]),
+        &[r"experts\.\d+\.down_proj"],
+        &[
+            r"model\.layers\.0\.mlp\.experts\.\d+\.down_proj",
+            r"model\.layers\.1\.mlp\.experts\.\d+\.down_proj",
+            "layers.0.mlp.experts.down_proj"
+        ]
+    )]
+    fn a_key_is_for_all_layers_where_they_agree(
+        #[case] ranks: [usize; LAYERS],
+        #[case] config: PeftConfig,
+        #[case] rank_keys: &[&str],
+        #[case] alpha_keys: &[&str],
+    ) {
+        let mut folder = folder(ranks, config.clone());
+        folder.unfuse(&sites()).unwrap();
+        let PeftConfig { rank_pattern, alpha_pattern, .. } = &folder.config;
+        assert_eq!(rank_pattern.entries().map(|(key, _)| key).collect::<Vec<_>>(), rank_keys);
+        assert_eq!(alpha_pattern.entries().map(|(key, _)| key).collect::<Vec<_>>(), alpha_keys);
+        for (layer, rank) in ranks.into_iter().enumerate() {
+            let path = format!("model.layers.{layer}.mlp.experts.2.down_proj");
+            assert_eq!(folder.tensors[&format!("{path}.lora_A.weight")].shape, [rank, WIDTHS[1]]);
+            assert_eq!(folder.config.rank_of(&path), rank);
+            let target = format!("model.layers.{layer}.mlp.experts.down_proj");
+            assert_eq!(alpha_pattern.get(&path), Some(config.alpha_pattern.get(&target).unwrap_or(6.0)));
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_not_the_configs_names_layer_and_map() {
+        let error = folder([2, 1], config(&[], &[])).unfuse(&sites()).unwrap_err();
+        assert_eq!(
+            error,
+            "the factors of the experts' 'down_proj' in layer 1 have rank 1, and the config gives 2"
+        );
+    }
 }

@@ -156,11 +156,7 @@ impl AdapterFolder {
             })
             .collect();
         write_safetensors(dir.join(TENSOR_FILE), tensors, FloatType::F32, &BTreeMap::new())?;
-        let mut config = self.config.in_modules();
-        for name in config.modules_to_save.iter_mut().flatten() {
-            *name = path_in_module(name).unwrap_or_else(|| std::mem::take(name));
-        }
-        let json = config.to_json().map_err(|e| io(e.into()))?;
+        let json = self.config.in_modules().to_json().map_err(|e| io(e.into()))?;
         write_atomic(&path, json.as_bytes())?;
         Ok(())
     }
@@ -171,22 +167,25 @@ impl AdapterFolder {
         if !sites.iter().any(|site| site.path == file || site.path.starts_with("gpt_neox.")) {
             return;
         }
-        let rest =
-            |key: &str| key.strip_prefix(module).filter(|rest| rest.starts_with('.')).map(str::to_string);
-        let keys: Vec<(String, String)> = self
-            .tensors
-            .keys()
-            .filter_map(|key| Some((key.clone(), format!("{file}{}", rest(key)?))))
-            .collect();
-        for (from, to) in keys {
-            if let Some(tensor) = self.tensors.remove(&from) {
-                self.tensors.insert(to.clone(), HostTensor { name: to, ..tensor });
-            }
-        }
+        self.rename_tensors(|key| {
+            let rest = key.strip_prefix(module).filter(|rest| rest.starts_with('.'))?;
+            Some(format!("{file}{rest}"))
+        });
         if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
             && let Some(indices) = tables.remove(module)
         {
             tables.insert(file.into(), indices);
+        }
+    }
+
+    /// Gives the tensors for whose keys `renamed` has another key that key.
+    pub(super) fn rename_tensors(&mut self, renamed: impl Fn(&str) -> Option<String>) {
+        let keys: Vec<(String, String)> =
+            self.tensors.keys().filter_map(|key| Some((key.clone(), renamed(key)?))).collect();
+        for (from, to) in keys {
+            if let Some(tensor) = self.tensors.remove(&from) {
+                self.tensors.insert(to.clone(), HostTensor { name: to, ..tensor });
+            }
         }
     }
 

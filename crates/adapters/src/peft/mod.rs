@@ -20,6 +20,7 @@ mod saved;
 mod selection;
 mod sites;
 mod tied;
+mod vocabulary;
 mod write;
 
 #[doc(hidden)]

@@ -15,7 +15,7 @@ use super::config::PeftConfig;
 use super::folder::AdapterFolder;
 use super::group_key;
 use super::saved::Saved;
-use super::selection::Outer;
+use super::selection::{Outer, Selection};
 use crate::build::BaseWeights;
 use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, MethodSpec};
@@ -209,6 +209,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     /// it does not name are those that PEFT leaves out.
     fn check_targets(&mut self, found: &[Found]) {
         let config = &self.folder.config;
+        let selection = Selection::new(config);
         let difference = |f: &Found| Outer::of(&f.path, &self.sites[f.site].path);
         let differences: Vec<Outer> = found.iter().map(difference).filter(|o| *o != Outer::Same).collect();
         let outer = differences.first().unwrap_or(&Outer::Same);
@@ -222,7 +223,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         for (index, site) in self.sites.iter().enumerate() {
             let is_found = found.iter().any(|f| f.site == index);
             let may_lack = expert_of(&site.path).is_some() && !expert_layers.contains(&site.layer);
-            if !is_found && !site.head && !may_lack && config.targets(site, outer) {
+            if !is_found && !site.head && !may_lack && selection.targets(site, outer) {
                 self.problems.push(format!("missing factors of '{}'", site.path));
             }
         }
@@ -236,7 +237,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             .collect();
         if config.target_modules.is_some() {
             let left_out =
-                modules.iter().filter(|(path, site)| !config.selects(site, &Outer::of(path, &site.path)));
+                modules.iter().filter(|(path, site)| !selection.selects(site, &Outer::of(path, &site.path)));
             self.problems.extend(left_out.map(|(path, _)| {
                 format!("factors of '{path}', which target_modules, exclude_modules or layers_to_transform leave out")
             }));

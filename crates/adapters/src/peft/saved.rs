@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
-use super::config::{PeftConfig, TokenIndices};
+use super::config::PeftConfig;
 use crate::error::{AdapterError, Result};
 
 /// Suffix after a table's path in the key of its trained rows.
@@ -119,14 +119,7 @@ impl Saved {
         };
         let Some(at) = self.tensors.iter().position(|t| is_it(&t.name)) else { return Ok(None) };
         let values = self.tensors.swap_remove(at);
-        let indices = match &self.config.trainable_token_indices {
-            Some(TokenIndices::Input(indices)) => Some(indices.clone()),
-            Some(TokenIndices::Tables(tables)) => {
-                let find = |(name, _): &(&String, &Vec<usize>)| has_suffix(table, name);
-                tables.iter().find(find).map(|(_, indices)| indices.clone())
-            }
-            None => None,
-        };
+        let indices = self.config.trainable_token_indices.as_ref().and_then(|indices| indices.of(table));
         let indices = indices.ok_or_else(|| {
             AdapterError::Incompatible(format!(
                 "'{}' has no entry in trainable_token_indices of the config",
@@ -141,7 +134,7 @@ impl Saved {
                 indices.len()
             )));
         }
-        Ok(Some(TableRows { table: table.to_string(), indices, values }))
+        Ok(Some(TableRows { table: table.to_string(), indices: indices.to_vec(), values }))
     }
 
     /// Whether a tensor of the file is allowed. PEFT selects a module that has a saved one's name anywhere in

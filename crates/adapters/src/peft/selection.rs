@@ -1,6 +1,7 @@
 //! The modules that a config selects: PEFT's rules for paths, layers and what is saved in full.
 
 use lowrank_spec::names::path_in_module;
+use lowrank_spec::targets::Matcher;
 use lowrank_spec::{Pattern, Site};
 use serde_json::Value;
 
@@ -13,62 +14,98 @@ impl Layers {
             Self::Many(many) => many,
         }
     }
-
-    fn is_empty(&self) -> bool {
-        self.numbers().is_empty()
-    }
-
-    fn contains(&self, layer: usize) -> bool {
-        self.numbers().contains(&layer)
-    }
 }
 
-impl PeftConfig {
-    /// Whether the config puts an adapter on a site, `outer` being what the paths of its model have before or lack.
+/// The modules that a config selects, with its expressions compiled.
+#[derive(Debug)]
+pub(super) struct Selection<'c> {
+    config: &'c PeftConfig,
+    targets: Option<Matcher>,
+    exclusions: Option<Matcher>,
+    layers: InLayers<'c>,
+}
+
+/// How `layers_to_transform` limits modules.
+#[derive(Debug)]
+enum InLayers<'c> {
+    /// Not at all.
+    All,
+    /// By the first number of a path.
+    First(&'c [usize]),
+    /// By the number after one of `layers_pattern`.
+    After(Vec<Matcher>),
+}
+
+impl<'c> Selection<'c> {
+    /// The selection of a config. An expression that does not compile selects nothing; reading a config refuses it.
+    pub(super) fn new(config: &'c PeftConfig) -> Self {
+        let compiled =
+            |pattern: &Option<Pattern>| pattern.as_ref().and_then(|pattern| pattern.matcher().ok());
+        Self {
+            config,
+            targets: compiled(&config.target_modules),
+            exclusions: compiled(&config.exclude_modules),
+            layers: InLayers::new(config),
+        }
+    }
+
+    /// Whether the config puts an adapter on a site; `outer` is the difference between the paths of the two models.
     pub(super) fn targets(&self, site: &Site, outer: &Outer) -> bool {
         // PEFT puts no adapter on what a name among the segments saves in full.
-        let is_saved = self.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
+        let is_saved = self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
         !is_saved && self.selects(site, outer)
     }
 
     /// Whether the names, the exclusions and the layers of the config select a site.
     pub(super) fn selects(&self, site: &Site, outer: &Outer) -> bool {
-        let Some(pattern) = &self.target_modules else { return false };
         let sites = outer.shown(site);
-        let hits = |pattern: &Pattern| sites.iter().any(|site| pattern.takes(site));
-        let is_excluded = self.exclude_modules.as_ref().is_some_and(hits);
+        let hits = |matcher: &Option<Matcher>| {
+            matcher.as_ref().is_some_and(|matcher| sites.iter().any(|site| matcher.takes(site)))
+        };
         // PEFT limits neither whole paths nor expressions to layers.
-        let is_limited = match pattern {
-            Pattern::Names(names) => sites.iter().all(|site| !names.contains(&site.path)),
-            Pattern::Expression(_) => false,
+        let is_limited = match &self.config.target_modules {
+            Some(Pattern::Names(names)) => sites.iter().all(|site| !names.contains(&site.path)),
+            Some(Pattern::Expression(_)) | None => false,
         };
-        hits(pattern) && !is_excluded && (!is_limited || sites.iter().any(|site| self.in_layers(site)))
+        let in_layers = || sites.iter().any(|site| self.layers.contains(site));
+        hits(&self.targets) && !hits(&self.exclusions) && (!is_limited || in_layers())
     }
+}
 
-    /// Whether a module is in one of `layers_to_transform`: by the first number of its path, or by that after
-    /// `layers_pattern`.
-    fn in_layers(&self, site: &Site) -> bool {
-        let Some(layers) = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty()) else {
-            return true;
-        };
-        let patterns: Vec<&str> = match self.other.get("layers_pattern") {
+impl<'c> InLayers<'c> {
+    fn new(config: &'c PeftConfig) -> Self {
+        let numbers = config.layers_to_transform.as_ref().map_or(&[][..], Layers::numbers);
+        if numbers.is_empty() {
+            return Self::All;
+        }
+        let names: Vec<&str> = match config.other.get("layers_pattern") {
             Some(Value::String(one)) if !one.is_empty() => vec![one],
             Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        if patterns.is_empty() {
-            let own = path_in_module(&site.path);
-            return first_number(own.as_deref().unwrap_or(&site.path)).is_some_and(|n| layers.contains(n));
+        if names.is_empty() {
+            return Self::First(numbers);
         }
-        patterns.iter().any(|name| {
-            let numbers: Vec<String> = layers.numbers().iter().map(usize::to_string).collect();
-            let text = format!(r"(?:.*?\.)?(?:{name})\.(?:{})\..*", numbers.join("|"));
-            Pattern::Expression(text).takes(site)
-        })
+        let numbers = numbers.iter().map(usize::to_string).collect::<Vec<_>>().join("|");
+        let expressions = names.into_iter().map(|name| format!(r"(?:.*?\.)?(?:{name})\.(?:{numbers})\..*"));
+        Self::After(expressions.filter_map(|text| Pattern::Expression(text).matcher().ok()).collect())
     }
 
-    /// Whether a module is saved in full: the path to it, or to a module around it, ends in a name of `modules_to_save`,
-    /// be it within a segment, as in PEFT.
+    fn contains(&self, site: &Site) -> bool {
+        match self {
+            Self::All => true,
+            Self::First(layers) => {
+                let own = path_in_module(&site.path);
+                first_number(own.as_deref().unwrap_or(&site.path)).is_some_and(|n| layers.contains(&n))
+            }
+            Self::After(matchers) => matchers.iter().any(|matcher| matcher.takes(site)),
+        }
+    }
+}
+
+impl PeftConfig {
+    /// Whether a module is saved in full: its path, or that of a module around it, ends in a name of `modules_to_save`.
+    /// As in PEFT, the suffix may begin inside a segment.
     pub fn saves(&self, module: &str) -> bool {
         let is_saved = |module: &str| {
             let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
@@ -80,17 +117,17 @@ impl PeftConfig {
     }
 }
 
-/// The difference between the paths of a model and those of the model that an adapter was made over: one may be the bare
-/// encoder or decoder, whose paths have no prefix.
+/// The difference between the paths of a model and those of the model that an adapter was made for: one of them may be the
+/// bare encoder or decoder, whose paths have no prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
     /// They are the same.
     Same,
     /// The adapter's paths lack this prefix.
     Lacks(String),
-    /// The adapter's paths have this prefix before them.
+    /// The adapter's paths begin with this additional prefix.
     Has(String),
-    /// Nothing says; a prefix is optional.
+    /// Not determined: a prefix is optional.
     Unknown,
 }
 
@@ -168,7 +205,7 @@ mod tests {
     fn targets_are_those_of_peft(#[case] keys: &str, #[case] path: &str, #[case] expect: bool) {
         let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA", {keys}}}"#)).unwrap();
         let site = Site { path: path.into(), layer: Some(0), ..Site::default() };
-        assert_eq!(config.targets(&site, &Outer::Same), expect);
+        assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
     }
 
     #[rstest]
@@ -190,14 +227,14 @@ mod tests {
     #[test]
     fn an_expression_is_for_the_paths_that_the_adapter_has() {
         let site = Site { path: "bert.encoder.layer.0.query".into(), ..Site::default() };
-        let config = |text: &str| PeftConfig {
-            target_modules: Some(Pattern::Expression(text.into())),
-            ..PeftConfig::default()
+        let selects = |text: &str, outer: &Outer| {
+            let target_modules = Some(Pattern::Expression(text.into()));
+            Selection::new(&PeftConfig { target_modules, ..PeftConfig::default() }).selects(&site, outer)
         };
         let bare = Outer::of("encoder.layer.0.query", &site.path);
         assert_eq!(bare, Outer::Lacks("bert.".into()));
-        assert!(config(r"encoder\..*query").selects(&site, &bare));
-        assert!(!config(r"encoder\..*query").selects(&site, &Outer::Same));
-        assert!(config(r"m\.bert\..*query").selects(&site, &Outer::Has("m.".into())));
+        assert!(selects(r"encoder\..*query", &bare));
+        assert!(!selects(r"encoder\..*query", &Outer::Same));
+        assert!(selects(r"m\.bert\..*query", &Outer::Has("m.".into())));
     }
 }

@@ -37,29 +37,25 @@ impl AdapterFolder {
         let adapts = |path: &str| self.tensors.keys().any(|key| is_factor_of(key, path));
         let (adapts_head, adapts_embedding) = (adapts(head), adapts(embedding));
         let (saves_head, saves_embedding) = (self.config.saves(head), self.config.saves(embedding));
-        let rows_apart = match &self.config.trainable_token_indices {
-            Some(TokenIndices::Tables(tables)) => {
-                let of = |path: &str| tables.iter().find(|(name, _)| path.ends_with(name.as_str()));
-                match (of(embedding), of(head)) {
-                    (Some((_, a)), Some((_, b))) => a != b,
-                    (None, Some(_)) => true,
-                    _ => false,
-                }
-            }
-            _ => false,
-        };
+        let saves_table = saves_head || saves_embedding;
+        let rows = |path: &str| self.config.trainable_token_indices.as_ref().and_then(|rows| rows.of(path));
+        let (embedding_rows, head_rows) = (rows(embedding), rows(head));
+        let rows_apart = head_rows.is_some() && head_rows != embedding_rows;
         let kept_together = self.config.ensure_weight_tying;
-        if kept_together && rows_apart {
+        if kept_together && rows_apart && embedding_rows.is_some() {
             return Err(AdapterError::Incompatible(
                 "ensure_weight_tying with different trainable_token_indices for the tied tables".into(),
             ));
         }
-        if kept_together && !(saves_head || saves_embedding) && (adapts_head || adapts_embedding) {
+        if kept_together && !saves_table && (adapts_head || adapts_embedding) {
             self.mirror(embedding, head);
             self.share_table(embedding, head, [false, false])?;
             return Ok(TiedUse::Apart);
         }
-        if !kept_together && (adapts_head || saves_head || saves_embedding || rows_apart) {
+        // PEFT does not tie rows of the head alone.
+        let parts =
+            if kept_together { rows_apart && !saves_table } else { adapts_head || saves_table || rows_apart };
+        if parts {
             let has_table =
                 [embedding, head].iter().any(|p| self.tensors.contains_key(&format!("{p}.weight")));
             if adapts_head && !has_table && self.config.init_tag() != InitTag::Plain {
@@ -70,7 +66,7 @@ impl AdapterFolder {
                 )));
             }
             self.share_table(embedding, head, [saves_embedding, saves_head])?;
-            if adapts_head && !(saves_head || saves_embedding || rows_apart) {
+            if adapts_head && !(saves_table || rows_apart) {
                 self.share_rows(embedding, head);
             }
             return Ok(TiedUse::Apart);
@@ -166,7 +162,7 @@ fn is_factor_of(key: &str, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::PeftConfig;
+    use crate::peft::{PeftConfig, Saved};
     use rstest::rstest;
 
     fn folder(config: PeftConfig, tensors: &[(&str, [usize; 2], f32)]) -> AdapterFolder {
@@ -243,6 +239,67 @@ mod tests {
         let mut folder = folder(config, &[rows, ("lm_head.lora_A.weight", [1, 2], 1.0)]);
         assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
         assert!(folder.tensors.contains_key("lm_head.token_adapter.trainable_tokens_delta"));
+    }
+
+    const EMBED_ROWS: (&str, [usize; 2], f32) =
+        ("model.embed_tokens.token_adapter.trainable_tokens_delta", [2, 2], 1.0);
+    const HEAD_ROWS: (&str, [usize; 2], f32) = ("lm_head.token_adapter.trainable_tokens_delta", [1, 2], 2.0);
+    const ADAPTED_HEAD: (&str, [usize; 2], f32) = ("lm_head.lora_A.weight", [1, 2], 1.0);
+
+    /// The first value of the head's rows, and their indices.
+    type HeadRows = Option<(f32, Vec<usize>)>;
+
+    /// Rows of the head after untying; the error of `ensure_weight_tying` is PEFT's.
+    #[rstest]
+    #[case(r#"{"embed_tokens": [3, 1]}"#, &[EMBED_ROWS], false, Ok((TiedUse::Together, None)))]
+    #[case(r#"{"tokens": [3, 1]}"#, &[EMBED_ROWS], true, Ok((TiedUse::Together, None)))]
+    #[case(r#"{"embed_tokens": [3, 1], "lm_head": [3, 1]}"#, &[EMBED_ROWS], true, Ok((TiedUse::Together, None)))]
+    #[case(
+        r#"{"embed_tokens": [3, 1], "lm_head": [4]}"#,
+        &[EMBED_ROWS, HEAD_ROWS],
+        false,
+        Ok((TiedUse::Apart, Some((2.0, vec![4]))))
+    )]
+    #[case(r#"{"embed_tokens": [3, 1], "lm_head": [4]}"#, &[EMBED_ROWS, HEAD_ROWS], true, Err("different"))]
+    // The order counts.
+    #[case(r#"{"embed_tokens": [3, 1], "lm_head": [1, 3]}"#, &[EMBED_ROWS, HEAD_ROWS], true, Err("different"))]
+    #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], false, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
+    #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], true, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
+    #[case(
+        r#"{"embed_tokens": [3, 1]}"#,
+        &[EMBED_ROWS, ADAPTED_HEAD],
+        false,
+        Ok((TiedUse::Apart, Some((1.0, vec![3, 1]))))
+    )]
+    fn rows_of_named_tables(
+        #[case] tables: &str,
+        #[case] tensors: &[(&str, [usize; 2], f32)],
+        #[case] ensure: bool,
+        #[case] expect: std::result::Result<(TiedUse, HeadRows), &str>,
+    ) {
+        let config = PeftConfig {
+            trainable_token_indices: Some(serde_json::from_str(tables).unwrap()),
+            ensure_weight_tying: ensure,
+            ..PeftConfig::default()
+        };
+        let mut folder = folder(config, tensors);
+        let result = folder.untie("model.embed_tokens", "lm_head").map_err(|error| error.to_string());
+        let (uses, head_rows) = match (result, expect) {
+            (Ok(uses), Ok(expect)) => {
+                assert_eq!(uses, expect.0);
+                expect
+            }
+            (Err(error), Err(part)) => return assert!(error.contains(part), "{error}"),
+            (result, expect) => panic!("{result:?}, expected {expect:?}"),
+        };
+        let has_embedding = tensors.contains(&EMBED_ROWS);
+        let mut saved = Saved::new(folder.tensors.into_values().collect(), folder.config, [].into(), &[]);
+        let rows = saved.take_rows("model.embed_tokens").unwrap();
+        assert_eq!(rows.map(|rows| rows.indices), has_embedding.then(|| vec![3, 1]));
+        if uses == TiedUse::Apart {
+            let rows = saved.take_rows("lm_head").unwrap();
+            assert_eq!(rows.map(|rows| (rows.values.data[0], rows.indices)), head_rows);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{DataError, Result};
 use crate::glue::dataset::{Example, GlueDataset, Label};
-use crate::glue::labels::class_place;
+use crate::glue::labels::Labels;
 use crate::glue::task::{LabelSpace, TaskSpec};
 use crate::io::{read_text, rows};
 
@@ -64,7 +64,7 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
     }
     let space = label_space(&train)?;
     let width = train.indicator_width();
-    let same = |names: &[String], label: &str| Ok(names.iter().position(|name| name == label));
+    let same = |label: &str| Ok(space.names().iter().position(|name| name == label));
     let expected = "a label of the train file";
     let set = |file: RawRows<'_>| file.resolve(name, &space, width, same, expected);
     Ok((set(train)?, set(dev)?))
@@ -80,7 +80,8 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
 pub fn read_labelled(name: &str, path: &Path, space: &LabelSpace) -> Result<GlueDataset> {
     let file = RawRows::read(path)?;
     let width = file.indicator_width().filter(|width| *width == space.width());
-    file.resolve(name, space, width, class_place, "a label of the model")
+    let labels = Labels::new(space.names());
+    file.resolve(name, space, width, |label| labels.place(label), "a label of the model")
 }
 
 impl<'a> RawRows<'a> {
@@ -142,7 +143,7 @@ impl<'a> RawRows<'a> {
         name: &str,
         space: &LabelSpace,
         indicators: Option<usize>,
-        class: impl Fn(&[String], &str) -> std::result::Result<Option<usize>, String>,
+        class: impl Fn(&str) -> std::result::Result<Option<usize>, String>,
         expected: &str,
     ) -> Result<GlueDataset> {
         let names = space.names();
@@ -152,11 +153,10 @@ impl<'a> RawRows<'a> {
             label: label.to_owned(),
             expected,
         };
-        let one =
-            |row: usize, label: &str| match class(names, label).map_err(|message| self.bad(row, message))? {
-                Some(class) => Ok(class as u32),
-                None => Err(unknown(row, label, format!("{expected}: {}", names.join(", ")))),
-            };
+        let one = |row: usize, label: &str| match class(label).map_err(|message| self.bad(row, message))? {
+            Some(class) => Ok(class as u32),
+            None => Err(unknown(row, label, format!("{expected}: {}", names.join(", ")))),
+        };
         let resolve = |raw: &RawRow| -> Result<Label> {
             let label = match (space, &raw.label) {
                 (LabelSpace::Score, RawLabel::One(label)) => match label.parse::<f32>() {

@@ -1,5 +1,8 @@
 //! The classes of data among the labels of a model.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 /// The place of each class among a model's labels, `None` for a class that is not there.
 ///
 /// All classes are found in the same way, the first of these that finds them all: by their exact names; ignoring case, `-`,
@@ -8,10 +11,11 @@
 /// # Errors
 /// A class that is the name of several labels, a label that is the name of several classes; the message gives their indices.
 pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<usize>>, String> {
+    let model = Labels::new(labels);
     let mut places: Vec<Option<usize>> =
-        classes.iter().map(|class| by_name(labels, class)).collect::<Result<_, _>>()?;
+        classes.iter().map(|class| model.by_name(class)).collect::<Result<_, _>>()?;
     if places.contains(&None) {
-        let numbered = classes.iter().map(|class| by_number(labels, class));
+        let numbered = classes.iter().map(|class| model.by_number(class));
         let numbered: Vec<Option<usize>> = numbered.collect::<Result<_, _>>()?;
         if !numbered.contains(&None) {
             places = numbered;
@@ -29,15 +33,86 @@ pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<
     Ok(places)
 }
 
-/// The place of one class: by its exact name, by its name in another spelling, by its number.
-///
-/// # Errors
-/// As [`class_places`].
-pub(super) fn class_place(labels: &[String], class: &str) -> Result<Option<usize>, String> {
-    match by_name(labels, class)? {
-        Some(place) => Ok(Some(place)),
-        None => by_number(labels, class),
+/// The labels of a model, for looking up the classes of many rows.
+#[derive(Debug)]
+pub(super) struct Labels<'a> {
+    names: &'a [String],
+    /// Their names without differences of spelling.
+    plain: Vec<String>,
+    /// Their numbers, if all have one.
+    numbers: Option<Vec<usize>>,
+    /// Places of the classes that were looked up.
+    found: RefCell<HashMap<String, Option<usize>>>,
+}
+
+impl<'a> Labels<'a> {
+    pub(super) fn new(names: &'a [String]) -> Self {
+        Self {
+            names,
+            plain: names.iter().map(|name| plain(name)).collect(),
+            numbers: names.iter().map(|name| class_number(name)).collect(),
+            found: RefCell::default(),
+        }
     }
+
+    /// The place of a class: by its exact name, by its name in another spelling, by its number.
+    ///
+    /// # Errors
+    /// As [`class_places`].
+    pub(super) fn place(&self, class: &str) -> Result<Option<usize>, String> {
+        if let Some(place) = self.found.borrow().get(class) {
+            return Ok(*place);
+        }
+        let place = match self.by_name(class)? {
+            Some(place) => Some(place),
+            None => self.by_number(class)?,
+        };
+        self.found.borrow_mut().insert(class.to_owned(), place);
+        Ok(place)
+    }
+
+    /// By the exact name, or else in another spelling.
+    fn by_name(&self, class: &str) -> Result<Option<usize>, String> {
+        if let Some(place) = self.only(class, self.names, |name| name == class)? {
+            return Ok(Some(place));
+        }
+        let wanted = plain(class);
+        self.only(class, &self.plain, |name| *name == wanted)
+    }
+
+    fn by_number(&self, class: &str) -> Result<Option<usize>, String> {
+        match (&self.numbers, class_number(class)) {
+            (Some(numbers), Some(wanted)) => self.only(class, numbers, |number| *number == wanted),
+            _ => Ok(None),
+        }
+    }
+
+    /// The place of the only label whose key matches a class.
+    fn only<K>(
+        &self,
+        class: &str,
+        keys: &[K],
+        matches: impl Fn(&K) -> bool,
+    ) -> Result<Option<usize>, String> {
+        let hits: Vec<usize> = (0..keys.len()).filter(|&place| matches(&keys[place])).collect();
+        match hits[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            [..] => {
+                let shown: Vec<String> =
+                    hits.iter().map(|&place| format!("{place} ('{}')", self.names[place])).collect();
+                Err(format!(
+                    "'{class}' is the name of several labels of the model, {}; rename them in id2label of its config.json",
+                    shown.join(", ")
+                ))
+            }
+        }
+    }
+}
+
+/// A name without differences of spelling: case, `-`, `_` and spaces.
+fn plain(name: &str) -> String {
+    name.to_lowercase().replace(['-', ' '], "_")
 }
 
 /// Places of `n` classes in the order of labels that are all named `LABEL_0`, `LABEL_1`, …; `None` for other labels.
@@ -57,44 +132,6 @@ pub fn class_number(name: &str) -> Option<usize> {
 
 /// Start of the names that transformers gives to labels without names.
 const GENERIC: &str = "LABEL_";
-
-/// By the exact name, or else in another spelling.
-fn by_name(labels: &[String], class: &str) -> Result<Option<usize>, String> {
-    match only(labels, class, |label| label == class)? {
-        Some(place) => Ok(Some(place)),
-        None => only(labels, class, |label| is_like(label, class)),
-    }
-}
-
-fn is_like(label: &str, class: &str) -> bool {
-    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
-    plain(label) == plain(class)
-}
-
-fn by_number(labels: &[String], class: &str) -> Result<Option<usize>, String> {
-    let Some(number) = class_number(class) else { return Ok(None) };
-    if labels.iter().any(|label| class_number(label).is_none()) {
-        return Ok(None);
-    }
-    only(labels, class, |label| class_number(label) == Some(number))
-}
-
-/// The one label that matches a class.
-fn only(labels: &[String], class: &str, matches: impl Fn(&str) -> bool) -> Result<Option<usize>, String> {
-    let hits: Vec<usize> = (0..labels.len()).filter(|&place| matches(&labels[place])).collect();
-    match hits[..] {
-        [] => Ok(None),
-        [one] => Ok(Some(one)),
-        [..] => {
-            let shown: Vec<String> =
-                hits.iter().map(|&place| format!("{place} ('{}')", labels[place])).collect();
-            Err(format!(
-                "'{class}' is the name of several labels of the model, {}; rename them in id2label of its config.json",
-                shown.join(", ")
-            ))
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +170,19 @@ mod tests {
     fn names_of_several_are_refused(#[case] labels: &[&str], #[case] classes: &[&str], #[case] part: &str) {
         let error = class_places(&names(labels), &names(classes)).unwrap_err();
         assert!(error.contains(part), "{error}");
-        assert!(classes.len() > 1 || class_place(&names(labels), classes[0]).unwrap_err() == error);
+        assert!(classes.len() > 1 || Labels::new(&names(labels)).place(classes[0]).unwrap_err() == error);
+    }
+
+    #[test]
+    fn a_class_is_found_again_as_it_was_found_first() {
+        let names = names(&["Big Cat", "cat", "CAT"]);
+        let labels = Labels::new(&names);
+        for _ in 0..2 {
+            assert_eq!(labels.place("big-cat"), Ok(Some(0)));
+            assert_eq!(labels.place("cat"), Ok(Some(1)));
+            assert_eq!(labels.place("dog"), Ok(None));
+            assert!(labels.place("Cat").is_err());
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{DataError, Result};
 use crate::glue::custom::{in_numeric_order, is_missing};
-use crate::glue::labels::class_place;
+use crate::glue::labels::Labels;
 use crate::glue::task::{LabelSpace, TaskSpec};
 use crate::io::{read_head, read_text, rows};
 
@@ -112,7 +112,7 @@ pub fn read_tagged(
         let message = format!("the only tag is '{}'; a task needs two or more", names.join(""));
         return Err(DataError::BadRow { path: train.to_path_buf(), row: train_rows[0].row, message });
     }
-    let same = |names: &[String], tag: &str| Ok(names.iter().position(|name| name == tag));
+    let same = |tag: &str| Ok(names.iter().position(|name| name == tag));
     let set = |path, rows| resolve(name, path, rows, &names, same, "a tag of the train file");
     Ok((set(train, train_rows)?, set(dev, dev_rows)?))
 }
@@ -123,7 +123,8 @@ pub fn read_tagged(
 /// # Errors
 /// As [`read_tagged`]; tags that the model does not have.
 pub fn read_tagged_file(name: &str, path: &Path, names: &[String]) -> Result<TaggedDataset> {
-    resolve(name, path, read(path)?, names, class_place, "a label of the model")
+    let labels = Labels::new(names);
+    resolve(name, path, read(path)?, names, |tag| labels.place(tag), "a label of the model")
 }
 
 fn resolve(
@@ -131,11 +132,11 @@ fn resolve(
     path: &Path,
     rows: Vec<RawRow>,
     names: &[String],
-    class: impl Fn(&[String], &str) -> std::result::Result<Option<usize>, String>,
+    class: impl Fn(&str) -> std::result::Result<Option<usize>, String>,
     expected: &str,
 ) -> Result<TaggedDataset> {
     let resolve = |raw: RawRow| {
-        let tags = raw.tags.iter().zip(&raw.lines).map(|(tag, line)| match class(names, tag) {
+        let tags = raw.tags.iter().zip(&raw.lines).map(|(tag, line)| match class(tag) {
             Ok(Some(class)) => Ok(class as u32),
             Err(message) => Err(DataError::BadRow { path: path.to_path_buf(), row: *line, message }),
             Ok(None) => Err(DataError::UnknownLabel {
