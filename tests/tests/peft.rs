@@ -169,6 +169,21 @@ fn a_resized_vocabulary_needs_its_head(#[case] name: &str, #[case] saved: Option
     assert_eq!(vocabulary, model.config().vocab_size, "a refused adapter leaves the model as it was");
 }
 
+/// A bias would keep the old vocabulary.
+#[test]
+fn a_resized_vocabulary_needs_a_head_without_bias() {
+    let (mut model, name) = (base("phi"), "peft-small-llama-resized");
+    let (rows, width) = (model.config().vocab_size + 3, model.config().d_model);
+    let mut folder = AdapterFolder::read(&fixture(name)).unwrap();
+    let table = |path: &str| {
+        let key = format!("{path}.weight");
+        (key.clone(), HostTensor::new(key, vec![rows, width], vec![0.0; rows * width]))
+    };
+    folder.tensors = [table("model.embed_tokens"), table("lm_head")].into();
+    let error = model.load_adapter_folder(folder, Path::new(name), &Default::default()).unwrap_err();
+    assert!(error.to_string().contains("is not supported over a head with a bias"), "{error}");
+}
+
 /// What an adapter folder says is found beside a base's own files.
 #[test]
 fn an_adapter_beside_its_base_is_read_as_an_adapter() {

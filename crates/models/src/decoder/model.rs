@@ -186,6 +186,12 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
     }
 
     fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        if self.head.as_ref().is_some_and(|head| head.bias.is_some()) {
+            return Err(ModelError::Input(format!(
+                "an adapter with a vocabulary of {rows} tokens is not supported over a head with a bias; resize the model's \
+                 vocabulary first"
+            )));
+        }
         let mut info = Info::clone(&self.info);
         self.body.resize_vocabulary(rows)?;
         info.sites[self.body.embedding.site].d_input = rows;
