@@ -75,7 +75,7 @@ mod tests {
         #[case] expect: Option<usize>,
     ) {
         assert_eq!(folder(names).resized_rows(&site(EMBED, [rows, 2])), expect);
-        // Of another width, it is no table of this model.
+        // A table of another width does not belong to this model.
         assert_eq!(folder(names).resized_rows(&site(EMBED, [rows, 3])), None);
     }
 
