@@ -154,8 +154,15 @@ fn options_out_of_range_are_refused() {
     let endless = Beams { length_penalty: f64::NAN, early_stopping: EarlyStopping::Never, ..Beams::new(2) };
     assert!(error(&searched(endless)).contains("length penalty"));
     let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
-    let error = error(&GenerationOptions { sampling, ..searched(Beams::new(2)) });
-    assert!(error.contains("does not sample"), "{error}");
+    let sampled = error(&GenerationOptions { sampling, ..searched(Beams::new(2)) });
+    assert!(sampled.contains("does not sample"), "{sampled}");
+    let suppressed = (0..model.config().decoder.vocab_size as u32).collect();
+    let constraints = Constraints { suppressed, ..Constraints::default() };
+    for renormalize in [false, true] {
+        let beams = Beams { renormalize, ..Beams::new(2) };
+        let error = error(&GenerationOptions { constraints: constraints.clone(), ..searched(beams) });
+        assert!(error.contains("non-finite"), "{error}");
+    }
 }
 
 /// Forced tokens leave every beam the same choice.

@@ -204,7 +204,12 @@ impl Search {
         }
         let n_eos = if rules.options.ignore_eos { 0 } else { rules.config.eos.len() };
         let n = rules.beams.count;
-        let candidates: Vec<Candidate> = best(logits.iter().copied(), n * (1 + n_eos).max(2))
+        let chosen = best(logits.iter().copied(), n * (1 + n_eos).max(2));
+        // Every token is excluded.
+        if chosen.first().is_none_or(|(score, _)| !score.is_finite()) {
+            return Err(not_finite());
+        }
+        let candidates: Vec<Candidate> = chosen
             .into_iter()
             .map(|(score, place)| {
                 let (parent, id) = (place / vocab_size, (place % vocab_size) as u32);
