@@ -79,6 +79,12 @@ fn questions_are_answered() {
         assert_eq!((config.get("id2label"), config.get("handle_impossible_answer")), (None, None));
         let small = files.path("small");
         run(&["compress", "--model", &merged, "--method", "svd", "--energy", "0.9999999", "-o", &small]);
+        let texts: String = CONTEXTS.iter().map(|(_, context, _)| format!("{context}\n")).collect();
+        fs::write(files.path("texts.txt"), texts).unwrap();
+        let (texts, whitened) = (files.path("texts.txt"), files.path("whitened"));
+        let calibrated = ["--method", "whitened", "--ratio", "0.1", "--calibration", &texts, "-o", &whitened];
+        run(&[&["compress", "--model", &merged][..], &calibrated].concat());
+        json_of(&["evaluate", "--dev", &train, "--model", &whitened]);
         for model in [&with[..], &["--model", &merged], &["--model", &small]] {
             let scores = json_of(&[&["evaluate", "--dev", &train][..], model].concat());
             assert_eq!(

@@ -310,8 +310,9 @@ impl DecoderConfig {
     ) -> std::result::Result<Self, String> {
         let names = architecture.config_keys;
         let renamed = renamed(&raw, names);
+        let prefix = HeadLevel::named(&raw).and_then(|level| renamed_prefix(architecture.model_type, level));
         let config = (architecture.config)(architecture, &Keys::new(&renamed)).and_then(|config| {
-            let config = Self { raw: raw.clone(), ..config };
+            let config = Self { raw: raw.clone(), prefix, ..config };
             config.check().map(|()| config)
         });
         config.map_err(|error| as_in_file(error, &raw, names))
@@ -333,9 +334,9 @@ const RENAMED_UNDER_SPANS: [&str; 10] = [
     "smollm3",
 ];
 
-/// The prefix of a decoder under a head for question answering, where it is not that of the architecture.
-pub(crate) fn span_prefix(model_type: &str) -> Option<&'static str> {
-    RENAMED_UNDER_SPANS.contains(&model_type).then_some("transformer.")
+/// The prefix of a decoder under a head, where it is not that of the architecture.
+pub(crate) fn renamed_prefix(model_type: &str, level: HeadLevel) -> Option<&'static str> {
+    (level == HeadLevel::Span && RENAMED_UNDER_SPANS.contains(&model_type)).then_some("transformer.")
 }
 
 impl ClassifierConfig {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::architecture::span_prefix;
+use crate::architecture::renamed_prefix;
 use crate::config::decoder::DecoderConfig;
 use crate::config::encoder::{EncoderConfig, PatchOptions};
 use crate::config::labels::{self, HeadLevel, Problem};
@@ -38,8 +38,7 @@ impl ClassifierConfig {
     pub fn at_level(mut self, level: HeadLevel) -> Self {
         self.level = level;
         if let BodyConfig::Decoder(config) = &mut self.body {
-            let is_span = level == HeadLevel::Span;
-            config.prefix = if is_span { span_prefix(config.architecture.model_type) } else { None };
+            config.prefix = renamed_prefix(config.architecture.model_type, level);
         }
         if level != HeadLevel::Span {
             return self.with_no_answer(false);

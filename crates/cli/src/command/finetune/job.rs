@@ -139,12 +139,12 @@ where
             print_result(args, &record)
         }
         Err(error) => {
+            // Whatever failed in a folder that is gone, failed for that.
+            Present(lock).check()?;
             record.train_info.status = Status::Failed;
             record.train_info.error = Some(format!("{error:#}"));
             // The first error is reported, and often prevents this one too.
-            if lock.is_in_place() {
-                let _written = record.write_atomic(&file);
-            }
+            let _written = record.write_atomic(&file);
             Err(error)
         }
     }
