@@ -7,8 +7,8 @@ use burn_flex::Flex;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use lowrank_adapters::AdapterSet;
-use lowrank_models::Decoder;
 use lowrank_models::decoder::GenerationOptions;
+use lowrank_models::{Decoder, LanguageModel};
 use lowrank_tests::llama;
 
 const RATIOS: [f64; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];

@@ -14,7 +14,7 @@ use lowrank_kernels::Kernels;
 use lowrank_models::config::QkvNames;
 use lowrank_models::decoder::{Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters, Rows, Stack, Tokens};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, LanguageModel, Parameters, Rows, Stack, Tokens};
 use lowrank_tests::{Tested, assert_close, fixture, random};
 use rstest::rstest;
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn_flex::Flex;
 use lowrank_adapters::AdapterSet;
-use lowrank_models::Decoder;
 use lowrank_models::decoder::GenerationOptions;
+use lowrank_models::{Decoder, LanguageModel};
 use lowrank_tests::llama;
 
 /// The system's allocator, noting the largest request.

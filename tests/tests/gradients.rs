@@ -20,8 +20,8 @@ use lowrank_data::tokenize::Encoded;
 use lowrank_models::config::{BodyConfig, DecoderDropouts, EncoderDropouts};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Classifier, ClassifierConfig, Decoder, DecoderConfig, ModelFolder, ModelKind, Parameters, Rows, Run,
-    Seq2Seq, Seq2SeqConfig, Stack, Tokens, Trainable,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, LanguageModel, ModelFolder, ModelKind, Parameters,
+    Rows, Run, Seq2Seq, Seq2SeqConfig, Stack, Tokens, Trainable,
 };
 use lowrank_tests::{check_gradients, fixture};
 use lowrank_train::{
@@ -184,7 +184,7 @@ fn check_seq2seq(name: &str, expected: &Expected) {
     let mut config = Seq2SeqConfig::read(&folder).unwrap();
     without_dropout(&mut config.decoder);
     config.encoder.dropouts = NO_DROPOUT;
-    let mut model = Seq2Seq::<B>::load(&folder, config, WeightType::F32, &device).unwrap();
+    let mut model = Seq2Seq::<B>::load(&folder, config.clone(), WeightType::F32, &device).unwrap();
     model.choose_trained(|_, _| true);
     #[derive(Deserialize)]
     struct Case {
@@ -200,9 +200,9 @@ fn check_seq2seq(name: &str, expected: &Expected) {
     let rows =
         golden.cases.into_iter().map(|case| SourceTarget { source: case.source_ids, target: case.labels });
     let rows: Vec<SourceTarget> = rows.collect();
-    let config = TrainConfig { batch_size: rows.len(), ..config_of(expected) };
-    let objective = SequencePairs::new(rows.clone(), rows, &config).unwrap();
-    check_losses_with(name, expected, &config, &objective, TunedSeq2Seq::new(model, AdapterSet::empty()));
+    let steps = TrainConfig { batch_size: rows.len(), ..config_of(expected) };
+    let objective = SequencePairs::new(rows.clone(), rows, config, &steps).unwrap();
+    check_losses_with(name, expected, &steps, &objective, TunedSeq2Seq::new(model, AdapterSet::empty()));
 }
 
 fn all() -> BTreeMap<String, Expected> {

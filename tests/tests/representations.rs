@@ -15,8 +15,8 @@ use lowrank_kernels::Kernels;
 use lowrank_models::decoder::GenerationOptions;
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Classifier, ClassifierConfig, Decoder, DecoderConfig, EncoderConfig, ParamVisitor, Parameter, Parameters,
-    Rows, Run, Stack, Tokens, Trainable,
+    Classifier, ClassifierConfig, Decoder, DecoderConfig, EncoderConfig, LanguageModel, ParamVisitor,
+    Parameter, Parameters, Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};

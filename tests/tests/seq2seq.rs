@@ -12,7 +12,9 @@ use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Beams, Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, ModelFolder, Parameters, Rows, Run, Seq2Seq, Seq2SeqConfig, Tokens};
+use lowrank_models::{
+    Adaptable, LanguageModel, ModelFolder, Parameters, Rows, Run, Seq2Seq, Seq2SeqConfig, Tokens,
+};
 use lowrank_tests::{Tested, assert_close, check_gradients, fixture, values};
 use rstest::rstest;
 use serde::Deserialize;
@@ -66,7 +68,7 @@ fn load<B: Kernels>(name: &str) -> Seq2Seq<B> {
 
 /// The tokens that a decoder reads to write these labels.
 fn shifted<B: Kernels>(model: &Seq2Seq<B>, labels: &[u32]) -> Vec<u32> {
-    [&[model.start().unwrap()], &labels[..labels.len() - 1]].concat()
+    [&[model.config().start_token().unwrap()], &labels[..labels.len() - 1]].concat()
 }
 
 /// Logits of whole targets, all cases in one batch.

@@ -8,7 +8,7 @@ use burn_flex::Flex;
 use lowrank_adapters::AdapterSet;
 use lowrank_models::decoder::GenerationOptions;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_models::{Decoder, DecoderConfig, LanguageModel};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);

@@ -1,15 +1,14 @@
-//! What models that generate texts have in common.
+//! The interface that models which predict next tokens share.
 
 use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
 
 use crate::adapt::Adaptable;
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, Generated, GenerationOptions};
+use crate::decoder::{Generated, GenerationOptions};
 use crate::error::Result;
 use crate::run::Run;
-use crate::seq2seq::Seq2Seq;
 
 /// A model that predicts next tokens: a decoder, alone or after an encoder.
 pub trait LanguageModel<B: Kernels>: Adaptable<B> {
@@ -26,19 +25,40 @@ pub trait LanguageModel<B: Kernels>: Adaptable<B> {
     /// - output: `[rows, vocab_size]`
     fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2>;
 
-    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens of hidden states, as [`Decoder::nll_sum`] gives it.
+    /// The head, if it is one matrix that is neither adapted nor scaled.
+    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>>;
+
+    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens of hidden states. With a [plain head](Self::plain_head), logits exist only a few
+    /// rows at a time.
+    ///
+    /// # Shapes
+    /// - hidden: `[rows, d_model]`
+    /// - targets, weights: `[rows]`; a row of weight 0 is ignored
+    /// - output: `[1]`
     fn nll_sum(
         &self,
         hidden: Tensor<B, 2>,
         targets: Tensor<B, 1, Int>,
         weights: Tensor<B, 1>,
         run: Run<'_, B>,
-    ) -> Tensor<B, 1>;
+    ) -> Tensor<B, 1> {
+        match self.plain_head(run) {
+            Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
+            None => cross_entropy_sum(self.logits(hidden, run), targets, Some(weights)),
+        }
+    }
 
-    /// The tokens that follow each prompt, as [`Decoder::generate`] gives them.
+    /// Generates a text for each prompt, all at once; the result for one prompt does not depend on the others. A routed set
+    /// of adapters assigns one to each prompt.
+    ///
+    /// The prompts (the sources, of an encoder-decoder) are processed in one pass. The decoder of an encoder-decoder begins
+    /// with the config's `start`, which counts in `max_length` and `min_length` and is not in the result. `on_tokens` is
+    /// called for each new token with the number of its prompt and all its new tokens so far, and ends that text by
+    /// returning `false`. With beams it is called for every candidate.
     ///
     /// # Errors
-    /// As [`Decoder::generate`] and [`Seq2Seq::generate`].
+    /// [`ModelError::Input`](crate::ModelError::Input) for options out of range, prompts that the model does not accept, an
+    /// encoder-decoder without a start token, logits that are not finite.
     fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -48,44 +68,3 @@ pub trait LanguageModel<B: Kernels>: Adaptable<B> {
         on_tokens: impl FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Generated>>;
 }
-
-macro_rules! language_model {
-    ($model:ident, continues: $continues:literal, decoder: |$config:ident| $decoder:expr) => {
-        impl<B: Kernels> LanguageModel<B> for $model<B> {
-            const CONTINUES: bool = $continues;
-
-            fn decoder(&self) -> &DecoderConfig {
-                let $config = self.config();
-                $decoder
-            }
-
-            fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-                $model::logits(self, hidden, run)
-            }
-
-            fn nll_sum(
-                &self,
-                hidden: Tensor<B, 2>,
-                targets: Tensor<B, 1, Int>,
-                weights: Tensor<B, 1>,
-                run: Run<'_, B>,
-            ) -> Tensor<B, 1> {
-                $model::nll_sum(self, hidden, targets, weights, run)
-            }
-
-            fn generate(
-                &self,
-                prompts: &[Vec<u32>],
-                options: &GenerationOptions,
-                adapters: &AdapterSet<B>,
-                device: &B::Device,
-                on_tokens: impl FnMut(usize, &[u32]) -> bool,
-            ) -> Result<Vec<Generated>> {
-                $model::generate(self, prompts, options, adapters, device, on_tokens)
-            }
-        }
-    };
-}
-
-language_model!(Decoder, continues: true, decoder: |config| config);
-language_model!(Seq2Seq, continues: false, decoder: |config| &config.decoder);

@@ -42,13 +42,20 @@ impl LearntTokens {
     pub fn pack<'a>(rows: impl IntoIterator<Item = &'a TokenRow>) -> Self {
         let mut batch = Self::default();
         for row in rows {
-            batch.ids.extend(&row.ids);
-            batch.lengths.push(row.ids.len());
-            let next = row.ids.iter().zip(&row.is_learnt).skip(1);
-            batch.targets.extend(next.clone().map(|(id, _)| *id as i32).chain([0]));
-            batch.weights.extend(next.map(|(_, learnt)| f32::from(u8::from(*learnt))).chain([0.0]));
+            let next = row.ids.iter().copied().zip(row.is_learnt.iter().copied()).skip(1);
+            batch.push(&row.ids, next.chain([(0, false)]));
         }
         batch
+    }
+
+    /// Adds a sequence, with the next token of each of its tokens and whether that is a target.
+    pub(crate) fn push(&mut self, ids: &[u32], next: impl IntoIterator<Item = (u32, bool)>) {
+        self.ids.extend(ids);
+        self.lengths.push(ids.len());
+        for (id, is_learnt) in next {
+            self.targets.push(id as i32);
+            self.weights.push(f32::from(u8::from(is_learnt)));
+        }
     }
 
     /// Number of target tokens.

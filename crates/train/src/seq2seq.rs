@@ -7,7 +7,7 @@ use lowrank_data::pack::{BatchPlan, Shard};
 use lowrank_data::rows::SourceTarget;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::Rows;
-use lowrank_models::{Run, Seq2Seq, Tokens};
+use lowrank_models::{Run, Seq2Seq, Seq2SeqConfig, Tokens};
 
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -19,47 +19,34 @@ use crate::tuner::Tuned;
 /// An encoder-decoder with its adapters.
 pub type TunedSeq2Seq<B> = Tuned<B, Seq2Seq<B>>;
 
-/// Packed sources, and the tokens of their targets.
+/// Packed sources and their targets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PairedTokens {
     /// Token ids of the sources, all concatenated, shape `[tokens]`.
     pub source: Vec<u32>,
     /// Length of each source.
     pub lengths: Vec<usize>,
-    /// Token ids of the targets, all concatenated, shape `[tokens]`.
-    pub target: Vec<u32>,
-    /// Length of each target.
-    pub target_lengths: Vec<usize>,
+    /// What the decoder reads, and the tokens of the targets, all of which are learnt.
+    pub target: LearntTokens,
 }
 
 impl PairedTokens {
     /// Concatenates rows, which do not attend to each other.
-    pub fn pack<'a>(rows: impl IntoIterator<Item = &'a SourceTarget>) -> Self {
+    ///
+    /// # Errors
+    /// As [`Seq2SeqConfig::decoder_inputs`].
+    pub fn pack<'a>(
+        rows: impl IntoIterator<Item = &'a SourceTarget>,
+        config: &Seq2SeqConfig,
+    ) -> Result<Self> {
         let mut batch = Self::default();
         for row in rows {
             batch.source.extend(&row.source);
             batch.lengths.push(row.source.len());
-            batch.target.extend(&row.target);
-            batch.target_lengths.push(row.target.len());
+            let targets = row.target.iter().map(|&id| (id, true));
+            batch.target.push(&config.decoder_inputs(&row.target)?, targets);
         }
-        batch
-    }
-
-    /// What the decoder reads, and the tokens that it is to predict: all of the target.
-    fn learnt<B: Backend>(&self, model: &Seq2Seq<B>) -> Result<LearntTokens> {
-        let mut ids = Vec::with_capacity(self.target.len());
-        let mut rest = self.target.as_slice();
-        for &length in &self.target_lengths {
-            let (target, others) = rest.split_at(length);
-            ids.extend(model.decoder_inputs(target)?);
-            rest = others;
-        }
-        Ok(LearntTokens {
-            ids,
-            lengths: self.target_lengths.clone(),
-            targets: self.target.iter().map(|&id| id as i32).collect(),
-            weights: vec![1.0; self.target.len()],
-        })
+        Ok(batch)
     }
 }
 
@@ -69,18 +56,25 @@ pub struct SequencePairs {
     plan: BatchPlan,
     train: Vec<SourceTarget>,
     dev: Vec<SourceTarget>,
+    model: Seq2SeqConfig,
     eval_batch: usize,
     samples: Option<Samples>,
 }
 
 impl SequencePairs {
-    /// Training and evaluation rows.
+    /// Training and evaluation rows for a model of this config.
     ///
     /// # Errors
-    /// No rows, a batch size that the rows do not fit.
-    pub fn new(train: Vec<SourceTarget>, dev: Vec<SourceTarget>, config: &TrainConfig) -> Result<Self> {
+    /// No rows, a batch size that the rows do not fit, a model without a first token.
+    pub fn new(
+        train: Vec<SourceTarget>,
+        dev: Vec<SourceTarget>,
+        model: Seq2SeqConfig,
+        config: &TrainConfig,
+    ) -> Result<Self> {
         let plan = config.plan(train.iter().map(SourceTarget::n_tokens))?;
-        Ok(Self { plan, train, dev, eval_batch: config.batch_size, samples: None })
+        PairedTokens::pack(train.iter().take(1), &model)?;
+        Ok(Self { plan, train, dev, model, eval_batch: config.batch_size, samples: None })
     }
 
     /// Generates texts at each evaluation.
@@ -98,15 +92,14 @@ impl SequencePairs {
 fn score<'a, B: Kernels>(
     model: &'a TunedSeq2Seq<B>,
     batch: &PairedTokens,
-    learnt: &LearntTokens,
     mode: Mode,
 ) -> Result<Scored<'a, B, Seq2Seq<B>>> {
     let device = model.device()?;
     let (model, run) = (model.model(), Run::new(model.adapters(), mode));
     let source = model.source(Tokens::new(&batch.source, &batch.lengths), &device)?;
-    let target = model.target(Tokens::new(&learnt.ids, &learnt.lengths), &device)?;
+    let target = model.target(Tokens::new(&batch.target.ids, &batch.target.lengths), &device)?;
     let hidden = model.hidden_states(&model.encode(&source, run), &target, Rows::All, run);
-    Ok(Scored::of_hidden(model, run, hidden, learnt))
+    Ok(Scored::of_hidden(model, run, hidden, &batch.target))
 }
 
 /// `loss` (mean `−ln p` of the target tokens) and `perplexity` of rows, and `exact`, the fraction whose target greedy
@@ -122,10 +115,9 @@ pub fn evaluate_pairs<B: Kernels>(
     let lengths: Vec<usize> = rows.iter().map(SourceTarget::n_tokens).collect();
     let mut tally = Tally::default();
     for part in eval_order(&lengths).chunks(batch_size.max(1)) {
-        let batch = PairedTokens::pack(part.iter().map(|&row| &rows[row]));
-        let learnt = batch.learnt(model.model())?;
-        let scored = score(model, &batch, &learnt, Mode::EVAL)?;
-        tally.add(&scored, &learnt, std::iter::repeat_n(true, part.len()));
+        let batch = PairedTokens::pack(part.iter().map(|&row| &rows[row]), model.model().config())?;
+        let scored = score(model, &batch, Mode::EVAL)?;
+        tally.add(&scored, &batch.target, std::iter::repeat_n(true, part.len()));
     }
     Ok(tally.output())
 }
@@ -141,19 +133,15 @@ where
     fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<PairedTokens>> {
         let rows = self.plan.shard_of_step(step, shard);
         let micro = rows.micro.iter().map(|rows| {
-            let data = PairedTokens::pack(rows.iter().map(|&row| &self.train[row]));
-            MicroBatch {
-                weight: data.target.len() as f64,
-                tokens: data.source.len() + data.target.len(),
-                data,
-            }
+            let data = PairedTokens::pack(rows.iter().map(|&row| &self.train[row]), &self.model)?;
+            let tokens = data.source.len() + data.target.ids.len();
+            Ok(MicroBatch { weight: data.target.n_learnt(), tokens, data })
         });
-        Ok(StepBatches { micro: micro.collect(), epoch: rows.epoch })
+        Ok(StepBatches { micro: micro.collect::<Result<_>>()?, epoch: rows.epoch })
     }
 
     fn loss(&self, model: &TunedSeq2Seq<B>, batch: &PairedTokens, mode: Mode) -> Result<Tensor<B, 1>> {
-        let learnt = batch.learnt(model.model())?;
-        Ok(score(model, batch, &learnt, mode)?.nll_sum() / learnt.n_learnt())
+        Ok(score(model, batch, mode)?.nll_sum() / batch.target.n_learnt())
     }
 
     fn selection(&self) -> Option<Selection> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, ensure};
 use lowrank_data::chat::Message;
 use lowrank_models::decoder::GenerationOptions;
-use lowrank_models::{ModelFolder, ModelKind};
+use lowrank_models::{LanguageModel, ModelFolder, ModelKind};
 use serde_json::Value;
 use signal_hook::consts::SIGINT;
 

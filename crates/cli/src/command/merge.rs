@@ -12,8 +12,8 @@ use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_models::batch::int_tensor;
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, MaskedLm, ModelKind, ParamVisitor, Parameter, Rows, Run, Seq2Seq, Stack,
-    Stored, Tokens,
+    Adaptable, Classifier, Decoder, LanguageModel, MaskedLm, ModelKind, ParamVisitor, Parameter, Rows, Run,
+    Seq2Seq, Stack, Stored, Tokens,
 };
 use lowrank_spec::{BlockFormat, HostTensor, LowrankSection, Representation};
 

@@ -11,8 +11,8 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_models::params::Loader;
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, HeadInput, Layout, ModelFolder, ModelKind,
-    ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, TokenBatch,
+    Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfig, HeadInput, LanguageModel, Layout,
+    ModelFolder, ModelKind, ParamVisitor, Parameter, Parameters, Rows, Run, Stack, Stored, TokenBatch,
 };
 use lowrank_spec::{ModuleEntry, transpose};
 
@@ -272,7 +272,7 @@ impl<B: Kernels> Network<B> {
     }
 
     /// `Σ wᵢ·(−ln pᵢ)` of the next tokens, from the hidden states of a decoder's last layer, as
-    /// [`Decoder::nll_sum`].
+    /// [`LanguageModel::nll_sum`].
     ///
     /// # Errors
     /// An encoder, which does not predict tokens.

@@ -83,7 +83,8 @@ static LANDED: Condvar = Condvar::new();
 pub(super) struct Permit(u64);
 
 impl Permit {
-    /// Waits until the other pictures leave room; a holder never waits, so there is no deadlock.
+    /// Waits until the pictures being decoded leave room. A thread that holds room never waits for more, so this cannot
+    /// deadlock.
     ///
     /// # Errors
     /// A picture without pixels or with more than [`MAX_PIXELS`].

@@ -6,6 +6,7 @@ use crate::config::decoder::DecoderConfig;
 use crate::config::encoder::EncoderConfig;
 use crate::config::keys::Keys;
 use crate::config::names::Seq2SeqArchitecture;
+use crate::error::ModelError;
 use lowrank_spec::LowrankSection;
 
 /// Shape and hyper-parameters of an encoder-decoder model.
@@ -69,6 +70,31 @@ impl Seq2SeqConfig {
         let own = self.raw.get("model_type").and_then(Value::as_str);
         let types = self.architecture.model_types;
         types.iter().find(|(name, _)| Some(*name) == own).unwrap_or(&types[0]).1
+    }
+
+    /// The first token of a generated text.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] if neither `generation_config.json` nor `config.json` gives one.
+    pub fn start_token(&self) -> crate::error::Result<u32> {
+        self.start.ok_or_else(|| {
+            ModelError::Input(
+                "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
+                 generation_config.json, or in config.json if the folder has no generation_config.json"
+                    .into(),
+            )
+        })
+    }
+
+    /// The tokens that the decoder reads to predict those of a target: a first token, then the target without its last token.
+    /// Empty for an empty target.
+    ///
+    /// # Errors
+    /// As [`start_token`](Self::start_token), unless the first token is the target's last, its language.
+    pub fn decoder_inputs(&self, target: &[u32]) -> crate::error::Result<Vec<u32>> {
+        let Some((last, before)) = target.split_last() else { return Ok(Vec::new()) };
+        let first = if self.architecture.starts_with_last { *last } else { self.start_token()? };
+        Ok([&[first], before].concat())
     }
 
     /// Path of the head.

@@ -61,7 +61,7 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// Of beams that are to be continued only where there is no other, as in transformers: it is added to scores.
+/// Added to the score of a beam that is continued only if no other is left, as in transformers.
 const LEAST: f32 = -1e9;
 
 /// A continuation that is followed.
@@ -123,13 +123,16 @@ fn order(a: &(f32, usize), b: &(f32, usize)) -> Ordering {
 
 /// The `n` best of `scores` as pairs of score and place, in order.
 fn best(scores: impl Iterator<Item = f32>, n: usize) -> Vec<(f32, usize)> {
-    let mut pairs: Vec<(f32, usize)> = scores.zip(0..).collect();
-    if n < pairs.len() {
-        pairs.select_nth_unstable_by(n - 1, order);
-        pairs.truncate(n);
+    let mut top: Vec<(f32, usize)> = Vec::with_capacity(n + 1);
+    for pair in scores.zip(0..) {
+        // Most scores of a vocabulary end here.
+        if top.len() == n && top.last().is_some_and(|worst| order(worst, &pair).is_lt()) {
+            continue;
+        }
+        top.insert(top.partition_point(|other| order(other, &pair).is_lt()), pair);
+        top.truncate(n);
     }
-    pairs.sort_unstable_by(order);
-    pairs
+    top
 }
 
 impl Rules<'_> {
@@ -238,7 +241,7 @@ impl Search {
         Ok(parents)
     }
 
-    /// Whether complete continuations are no longer replaced.
+    /// Whether the set of complete continuations is final.
     fn is_closed(&self, rules: &Rules<'_>) -> bool {
         rules.beams.early_stopping == EarlyStopping::Complete
             && self.places.iter().all(|place| place.finish.is_some())

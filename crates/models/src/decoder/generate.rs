@@ -1,7 +1,6 @@
 //! Continuing prompts token by token over a cache.
 
 use burn::prelude::*;
-use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 
 use crate::batch::Tokens;
@@ -9,10 +8,8 @@ use crate::cache::KvCache;
 use crate::config::DecoderConfig;
 use crate::decoder::beams::{Beams, searched};
 use crate::decoder::constraints::Constraints;
-use crate::decoder::model::Decoder;
 use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
-use crate::run::Run;
 
 /// Options of generation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -97,37 +94,11 @@ struct Continuation {
     finish: Option<Finish>,
 }
 
-impl<B: Kernels> Decoder<B> {
-    /// Continues all prompts at once; the result for one prompt does not depend on the others. A routed set
-    /// of adapters assigns one to each prompt.
-    ///
-    /// The prompts are processed in one pass. `on_tokens` is called for each new token with the number of its
-    /// prompt and all its new tokens so far, and ends that continuation by returning `false`. With beams it is called for
-    /// every candidate.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for options out of range, prompts that the model does not accept, logits that
-    /// are not finite.
-    pub fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerationOptions,
-        adapters: &AdapterSet<B>,
-        device: &B::Device,
-        on_tokens: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<Vec<Generated>> {
-        let step = |tokens: Tokens<'_>, active: &[usize], cache: &mut KvCache<B>| {
-            self.advance(tokens, active, cache, Run::eval(adapters), device)
-        };
-        continued(self.config(), prompts, options, device, step, on_tokens)
-    }
-}
-
 /// The continuations of prompts by a decoder with this config, of which `step` gives the logits of the last of the next
 /// tokens of the active sequences, `[active, vocab_size]`.
 ///
 /// # Errors
-/// As [`Decoder::generate`].
+/// As [`LanguageModel::generate`](crate::LanguageModel::generate).
 pub(crate) fn continued<B: Kernels>(
     config: &DecoderConfig,
     prompts: &[Vec<u32>],

@@ -1,12 +1,11 @@
 //! Negative log-likelihood of tokens.
 
-use burn::prelude::*;
-use lowrank_kernels::{Head, Kernels, cross_entropy_sum, linear_cross_entropy};
+use lowrank_kernels::Kernels;
 
 use crate::batch::{Rows, Tokens};
-use crate::decoder::head;
 use crate::decoder::model::Decoder;
 use crate::error::Result;
+use crate::language::LanguageModel;
 use crate::run::Run;
 use crate::stack::Stack;
 
@@ -52,52 +51,6 @@ impl<B: Kernels> Decoder<B> {
                 all[start - n..start - 1].to_vec()
             })
             .collect())
-    }
-}
-
-impl<B: Kernels> Decoder<B> {
-    /// `Σ wᵢ·(−ln pᵢ)` of the next tokens of hidden states. Logits exist only a few rows at a time, unless
-    /// the head is factored, adapted or scaled.
-    ///
-    /// # Shapes
-    /// - hidden: `[rows, d_model]`, as [`hidden_states`](Stack::hidden_states) returns them
-    /// - targets, weights: `[rows]`; a row of weight 0 is ignored
-    /// - output: `[1]`
-    pub fn nll_sum(
-        &self,
-        hidden: Tensor<B, 2>,
-        targets: Tensor<B, 1, Int>,
-        weights: Tensor<B, 1>,
-        run: Run<'_, B>,
-    ) -> Tensor<B, 1> {
-        nll_of_head(self.plain_head(run), hidden, targets, weights, |hidden| self.logits(hidden, run))
-    }
-
-    /// The head, if it is one matrix without an adapter.
-    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
-        let config = self.config();
-        if config.logit_scale != 1.0 {
-            return None;
-        }
-        let soft_cap = config.logit_softcap.map(|cap| cap as f32);
-        Some(Head { soft_cap, ..head::plain(self.head(), self.table(), run)? })
-    }
-}
-
-/// `Σ wᵢ·(−ln pᵢ)` through a head of one matrix, or from the logits of any other.
-///
-/// # Shapes
-/// - hidden: `[rows, d_model]`; targets, weights: `[rows]`; output: `[1]`
-pub(crate) fn nll_of_head<B: Kernels>(
-    head: Option<Head<B>>,
-    hidden: Tensor<B, 2>,
-    targets: Tensor<B, 1, Int>,
-    weights: Tensor<B, 1>,
-    logits: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
-) -> Tensor<B, 1> {
-    match head {
-        Some(head) => linear_cross_entropy(hidden, head, targets, Some(weights)),
-        None => cross_entropy_sum(logits(hidden), targets, Some(weights)),
     }
 }
 

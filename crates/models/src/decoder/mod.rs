@@ -8,7 +8,7 @@ mod experts;
 pub(crate) mod generate;
 pub(crate) mod head;
 mod layer;
-pub(crate) mod likelihood;
+mod likelihood;
 mod mlp;
 mod model;
 mod sample;

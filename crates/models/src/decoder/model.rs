@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::prelude::*;
-use lowrank_adapters::Site;
+use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{Head, Kernels};
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
@@ -15,8 +15,10 @@ use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::DecoderConfig;
 use crate::decoder::body::DecoderBody;
+use crate::decoder::generate::{Generated, GenerationOptions, continued};
 use crate::decoder::head;
 use crate::error::{ModelError, Result};
+use crate::language::LanguageModel;
 use crate::linear::{Linear, SiteList};
 use crate::params::{Loader, WeightType};
 use crate::projection::Projection;
@@ -208,13 +210,14 @@ impl<B: Backend> Adaptable<B> for Decoder<B> {
 
 stack_of_body!(Decoder);
 
-impl<B: Kernels> Decoder<B> {
-    /// Logits of the next tokens from [`hidden_states`](Stack::hidden_states).
-    ///
-    /// # Shapes
-    /// - hidden: `[rows, d_model]`
-    /// - output: `[rows, vocab_size]`
-    pub fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+impl<B: Kernels> LanguageModel<B> for Decoder<B> {
+    const CONTINUES: bool = true;
+
+    fn decoder(&self) -> &DecoderConfig {
+        self.config()
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
         let config = self.config();
         let mut logits = match &self.head {
             Some(head) => head.forward(hidden, run),
@@ -229,6 +232,31 @@ impl<B: Kernels> Decoder<B> {
         }
     }
 
+    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
+        let config = self.config();
+        if config.logit_scale != 1.0 {
+            return None;
+        }
+        let soft_cap = config.logit_softcap.map(|cap| cap as f32);
+        Some(Head { soft_cap, ..head::plain(self.head(), self.table(), run)? })
+    }
+
+    fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<B>,
+        device: &B::Device,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>> {
+        let step = |tokens: Tokens<'_>, active: &[usize], cache: &mut KvCache<B>| {
+            self.advance(tokens, active, cache, Run::eval(adapters), device)
+        };
+        continued(self.config(), prompts, options, device, step, on_tokens)
+    }
+}
+
+impl<B: Kernels> Decoder<B> {
     /// Logits of the next tokens of whole sequences.
     ///
     /// # Shapes

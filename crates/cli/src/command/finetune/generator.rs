@@ -27,31 +27,30 @@ pub(super) struct Built<M> {
     pub(super) default_targets: String,
 }
 
-/// Where a model's weights come from.
-pub(super) trait Origin<M> {
-    /// A new model.
-    fn init(&self) -> Result<M>;
-
-    /// That of a folder.
-    fn load(&self, weights: &Path, kept: WeightType) -> Result<M>;
+/// The weights of a model to build.
+pub(super) enum Weights<'a> {
+    /// Newly initialized.
+    Random,
+    /// Those of a folder, in a storage type.
+    Stored(&'a Path, WeightType),
 }
 
-/// The model with its trained parameters marked, and the adapters over it.
+/// The model that `make` returns, with its trained parameters marked, and the adapters over it.
 pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
     args: &Args,
     folder: &Path,
-    origin: &impl Origin<M>,
     device: &Device,
+    make: impl FnOnce(Weights<'_>) -> Result<M>,
 ) -> Result<Built<M>> {
     ensure!(!args.zero_head, "--zero-head applies to classifiers only");
     let (weights, adapter) = sources(args, folder)?;
     let (mut model, hash) = if args.random_init {
         args.base.weights(args, WeightType::F32)?;
-        (origin.init()?, "random".to_string())
+        (make(Weights::Random)?, "random".to_string())
     } else {
         let checkpoint = Checkpoint::open(&weights)?;
         let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
-        (origin.load(&weights, kept)?, checkpoint.content_hash()?)
+        (make(Weights::Stored(&weights, kept))?, checkpoint.content_hash()?)
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let default_targets = query_and_value(&model.decoder().architecture.names.qkv);

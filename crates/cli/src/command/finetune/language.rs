@@ -8,13 +8,12 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::{Value, json};
 
 use super::base::{recomputes, report};
-use super::generator::{Origin, build, save};
+use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
 use super::record::{fnv, settings};
 use super::{Args, check_output};
@@ -121,7 +120,10 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     check_balance(folder, &base)?;
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
-    let built = build(args, folder, &Weights { config: base, seed: args.seed, device }, device)?;
+    let built = build(args, folder, device, |weights| match weights {
+        Weights::Random => Decoder::<Train>::init(base, args.seed, device).map_err(anyhow::Error::msg),
+        Weights::Stored(path, kept) => Ok(Decoder::load(path, base, kept, device)?),
+    })?;
     let recompute = match args.language.memory {
         Some(limit) if !args.language.recompute => {
             recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
@@ -297,21 +299,4 @@ fn check_balance(folder: &Path, config: &DecoderConfig) -> Result<()> {
         folder.display()
     );
     Ok(())
-}
-
-/// The decoder of a config.
-struct Weights<'a> {
-    config: DecoderConfig,
-    seed: u64,
-    device: &'a Device,
-}
-
-impl Origin<Decoder<Train>> for Weights<'_> {
-    fn init(&self) -> Result<Decoder<Train>> {
-        Decoder::init(self.config.clone(), self.seed, self.device).map_err(anyhow::Error::msg)
-    }
-
-    fn load(&self, weights: &Path, kept: WeightType) -> Result<Decoder<Train>> {
-        Ok(Decoder::load(weights, self.config.clone(), kept, self.device)?)
-    }
 }

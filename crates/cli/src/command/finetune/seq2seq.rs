@@ -5,11 +5,10 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use lowrank_data::rows::{Rows, SourceTarget};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::params::WeightType;
-use lowrank_models::{Seq2Seq, Seq2SeqConfig};
+use lowrank_models::Seq2Seq;
 use lowrank_train::{Samples, SequencePairs, TunedSeq2Seq};
 
-use super::generator::{Origin, build, save};
+use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
 use super::language::{LENGTH, SAMPLE_TOKENS, default_rate, task_name};
 use super::record::{fnv, settings};
@@ -41,12 +40,15 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         let (source, target) = (row.source.len(), row.target.len());
         eprintln!("sample: {source} tokens, {target} target tokens\n{}", row.show(&tokenizer)?);
     }
-    let built = build(args, folder, &Weights { config: base, seed: args.seed, device }, device)?;
-    // Before anything is written.
-    built.model.model().decoder_inputs(&train_rows[0].target)?;
+    let built = build(args, folder, device, |weights| match weights {
+        Weights::Random => {
+            Seq2Seq::<Train>::init(base.clone(), args.seed, device).map_err(anyhow::Error::msg)
+        }
+        Weights::Stored(path, kept) => Ok(Seq2Seq::load(path, base.clone(), kept, device)?),
+    })?;
     let data_hash = hash(train_rows.iter().chain(&dev_rows));
     let samples = Samples::of_sources(&dev_rows, args.language.n_samples(), SAMPLE_TOKENS, tokenizer);
-    let objective = SequencePairs::new(train_rows, dev_rows, &config)?.with_samples(samples);
+    let objective = SequencePairs::new(train_rows, dev_rows, base, &config)?.with_samples(samples);
     if let Some(epochs) = args.epochs {
         config.max_steps = objective.plan().steps_for(epochs);
     }
@@ -69,21 +71,4 @@ fn hash<'a>(rows: impl Iterator<Item = &'a SourceTarget>) -> String {
     let texts = rows.flat_map(|row| [&row.source, &row.target]);
     let numbers = texts.flat_map(|ids| std::iter::once(ids.len() as u32).chain(ids.iter().copied()));
     format!("{:016x}", fnv(numbers.flat_map(u32::to_le_bytes)))
-}
-
-/// The model of a config.
-struct Weights<'a> {
-    config: Seq2SeqConfig,
-    seed: u64,
-    device: &'a Device,
-}
-
-impl Origin<Seq2Seq<Train>> for Weights<'_> {
-    fn init(&self) -> Result<Seq2Seq<Train>> {
-        Seq2Seq::init(self.config.clone(), self.seed, self.device).map_err(anyhow::Error::msg)
-    }
-
-    fn load(&self, weights: &Path, kept: WeightType) -> Result<Seq2Seq<Train>> {
-        Ok(Seq2Seq::load(weights, self.config.clone(), kept, self.device)?)
-    }
 }

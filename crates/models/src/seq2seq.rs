@@ -1,30 +1,29 @@
 //! Encoder-decoder models: the source passes through an encoder once, and a decoder attends to its states while it writes
 //! the target.
 
-mod generate;
-mod likelihood;
-
 use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use lowrank_adapters::Site;
+use lowrank_adapters::{AdapterSet, Site};
 use lowrank_checkpoint::Checkpoint;
-use lowrank_kernels::{Kernels, Keys};
+use lowrank_kernels::{Head, Kernels, Keys};
 use lowrank_spec::PackedTokens;
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
 use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
-use crate::config::Seq2SeqConfig;
+use crate::config::{DecoderConfig, Seq2SeqConfig};
 use crate::decoder::body::DecoderTrunk;
 use crate::decoder::cross::CrossInputs;
-use crate::decoder::head;
+use crate::decoder::generate::continued;
+use crate::decoder::{Generated, GenerationOptions, head};
 use crate::embedding::Embedding;
 use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
+use crate::language::LanguageModel;
 use crate::linear::{Linear, SiteList};
 use crate::params::{Loader, WeightType, lazy_full};
 use crate::run::Run;
@@ -151,32 +150,7 @@ impl<B: Backend> Seq2Seq<B> {
         self.encoder.batch(tokens, device)
     }
 
-    /// The first token of the decoder.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for a model without one.
-    pub fn start(&self) -> Result<u32> {
-        self.config().start.ok_or_else(|| {
-            ModelError::Input(
-                "the model has neither decoder_start_token_id nor bos_token_id; set decoder_start_token_id in \
-                 generation_config.json, or in config.json if the folder has no generation_config.json"
-                    .into(),
-            )
-        })
-    }
-
-    /// The tokens that the decoder reads to predict those of a target: the first token, and the target up to its last; nothing
-    /// for an empty target.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub fn decoder_inputs(&self, target: &[u32]) -> Result<Vec<u32>> {
-        let Some((last, before)) = target.split_last() else { return Ok(Vec::new()) };
-        let first = if self.config().architecture.starts_with_last { *last } else { self.start()? };
-        Ok([&[first], before].concat())
-    }
-
-    /// The decoder's tokens on the device, whole sequences as [`decoder_inputs`](Self::decoder_inputs) gives them.
+    /// The decoder's tokens on the device, whole sequences as [`Seq2SeqConfig::decoder_inputs`] gives them.
     ///
     /// # Errors
     /// As [`source`](Self::source).
@@ -315,6 +289,54 @@ impl<B: Backend> Adaptable<B> for Seq2Seq<B> {
     }
 }
 
+impl<B: Kernels> LanguageModel<B> for Seq2Seq<B> {
+    const CONTINUES: bool = false;
+
+    fn decoder(&self) -> &DecoderConfig {
+        &self.config().decoder
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden, run),
+            None => self.words().logits(hidden),
+        };
+        match &self.logits_bias {
+            Some(bias) => logits + bias.val(),
+            None => logits,
+        }
+    }
+
+    fn plain_head(&self, run: Run<'_, B>) -> Option<Head<B>> {
+        let bias = self.logits_bias.as_ref().map(Param::val).map(|bias| bias.squeeze_dim::<1>(0));
+        Some(Head { bias, ..head::plain(self.head.as_ref(), &self.words().projection, run)? })
+    }
+
+    fn generate(
+        &self,
+        sources: &[Vec<u32>],
+        options: &GenerationOptions,
+        adapters: &AdapterSet<B>,
+        device: &B::Device,
+        on_tokens: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Generated>> {
+        let start = self.config().start_token()?;
+        if sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
+        let source = self.source(Tokens::new(&sources.concat(), &lengths), device)?;
+        let all: Vec<usize> = (0..sources.len()).collect();
+        let routed = adapters.for_step(&all, &lengths);
+        let states = self.encode(&source, Run::eval(routed.as_ref().unwrap_or(adapters)));
+        let step = |tokens: Tokens<'_>, active: &[usize], cache: &mut KvCache<B>| -> Result<Tensor<B, 2>> {
+            self.advance(&states, tokens, active, cache, Run::eval(adapters), device)
+        };
+        let starts = vec![vec![start]; sources.len()];
+        continued(&self.config().decoder, &starts, options, device, step, on_tokens)
+    }
+}
+
 impl<B: Kernels> Seq2Seq<B> {
     /// The encoder's states of source texts.
     pub fn encode(&self, source: &TokenBatch<B>, run: Run<'_, B>) -> EncoderStates<B> {
@@ -357,22 +379,6 @@ impl<B: Kernels> Seq2Seq<B> {
         let x = self.decoder.finish(x, run);
         let scale = self.config().decoder.logit_scale;
         if scale == 1.0 { x } else { x * scale }
-    }
-
-    /// Logits of the next tokens from [`hidden_states`](Self::hidden_states).
-    ///
-    /// # Shapes
-    /// - hidden: `[rows, d_model]`
-    /// - output: `[rows, vocab_size]`
-    pub fn logits(&self, hidden: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
-        let logits = match &self.head {
-            Some(head) => head.forward(hidden, run),
-            None => self.words().logits(hidden),
-        };
-        match &self.logits_bias {
-            Some(bias) => logits + bias.val(),
-            None => logits,
-        }
     }
 
     /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache,
