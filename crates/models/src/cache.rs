@@ -156,40 +156,32 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
-    /// Gives each sequence `i` the positions that `sources[i]` holds.
-    pub(crate) fn rearrange(&mut self, sources: &[usize]) {
-        let lengths: Vec<usize> = sources.iter().map(|&source| self.lengths[source]).collect();
-        let moved = (0..).zip(sources.iter().copied());
-        let moved: Vec<(usize, usize)> =
-            moved.filter(|&(sequence, source)| sequence != source && lengths[sequence] > 0).collect();
-        if !moved.is_empty() {
-            let rooms = self.rooms.iter().zip(&lengths).map(|(room, n)| n.next_multiple_of(BLOCK).max(*room));
-            let rooms: Vec<usize> = rooms.collect();
-            if rooms != self.rooms {
-                self.grow(rooms);
-            }
-            let mut from = 0;
-            let spans: Vec<[usize; 3]> = moved
-                .iter()
-                .map(|&(sequence, _)| {
-                    let first = from;
-                    from += lengths[sequence];
-                    [self.starts[sequence], first, lengths[sequence]]
-                })
-                .collect();
+    /// Copies positions between sequences of equal capacity: each move `[sequence, source, first]` gives a sequence those of
+    /// a source from position `first` on; the earlier ones must be equal. All sources are read before anything is written.
+    pub(crate) fn rearrange(&mut self, moves: &[[usize; 3]]) {
+        let moves: Vec<[usize; 3]> =
+            moves.iter().copied().filter(|[sequence, source, _]| sequence != source).collect();
+        let lengths: Vec<usize> = moves.iter().map(|&[_, source, _]| self.lengths[source]).collect();
+        let mut spans = Vec::with_capacity(moves.len());
+        let mut row = 0;
+        for (&[sequence, source, first], length) in moves.iter().zip(&lengths) {
+            debug_assert_eq!(self.rooms[sequence], self.rooms[source]);
+            spans.push([self.starts[sequence] + first, row, length - first]);
+            row += length - first;
+        }
+        if row > 0 {
             let writes = Writes { spans, keys: Arc::default() };
-            for layer in &mut self.layers {
-                for table in &mut layer.tables {
-                    let part = |&(sequence, source): &(usize, usize)| {
-                        table.clone().narrow(0, self.starts[source], lengths[sequence])
-                    };
-                    // Copied first, since a sequence may be both source and destination.
-                    let rows = Tensor::cat(moved.iter().map(part).collect(), 0);
-                    writes.apply(table, rows);
-                }
+            for table in self.layers.iter_mut().flat_map(|layer| &mut layer.tables) {
+                let parts = moves.iter().zip(&lengths).filter(|([.., first], length)| first < *length);
+                let part = |(&[_, source, first], length): (&[usize; 3], &usize)| {
+                    table.clone().narrow(0, self.starts[source] + first, length - first)
+                };
+                writes.apply(table, Tensor::cat(parts.map(part).collect(), 0));
             }
         }
-        self.lengths = lengths;
+        for ([sequence, ..], length) in moves.into_iter().zip(lengths) {
+            self.lengths[sequence] = length;
+        }
     }
 
     /// Writes the step's keys and values of a layer, and returns its tables.
@@ -227,24 +219,27 @@ mod tests {
     }
 
     #[test]
-    fn sequences_are_rearranged_with_their_room() {
+    fn positions_are_moved_between_sequences() {
         let device = Default::default();
-        let mut cache = KvCache::<Flex>::new(1, 1, &[3, 100, 3], &device).with_beams(2);
+        let mut cache = KvCache::<Flex>::new(1, 1, &[3, 3, 3], &device).with_beams(3);
         let rows =
             |values: &[f32]| Tensor::<Flex, 1>::from_floats(values, &device).reshape([values.len(), 1]);
-        let writes = cache.begin(&[0, 1, 2], &[1, 2, 1]);
-        cache.write(0, &writes, [rows(&[1.0, 2.0, 3.0, 4.0]), rows(&[0.0; 4])]);
-        cache.rearrange(&[1, 0, 0]);
-        assert_eq!((0..3).map(|i| cache.length(i)).collect::<Vec<_>>(), [2, 1, 1]);
-        cache.rearrange(&[0, 0, 1]);
+        let writes = cache.begin(&[0], &[1]);
+        cache.write(0, &writes, [rows(&[1.0]), rows(&[0.0])]);
+        cache.rearrange(&[[0, 0, 0], [1, 0, 0], [2, 0, 0]]);
+        let writes = cache.begin(&[0, 1, 2], &[2, 2, 2]);
+        cache.write(0, &writes, [rows(&[2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), rows(&[0.0; 6])]);
+        // Sources are also destinations; the last one keeps its second position.
+        cache.rearrange(&[[0, 1, 1], [1, 0, 1], [2, 0, 2]]);
+        assert_eq!((0..3).map(|i| cache.length(i)).collect::<Vec<_>>(), [3, 3, 3]);
         let writes = cache.begin(&[2], &[1]);
-        let table = cache.write(0, &writes, [rows(&[5.0]), rows(&[0.0])])[0].clone();
+        let table = cache.write(0, &writes, [rows(&[8.0]), rows(&[0.0])])[0].clone();
         let held: Vec<f32> = table.into_data().iter::<f32>().collect();
         assert_eq!(
-            (&held[..2], &held[64..66], &held[192..194]),
-            (&[2.0, 3.0][..], &[2.0, 3.0][..], &[1.0, 5.0][..])
+            [&held[..3], &held[64..67], &held[128..132]],
+            [&[1.0, 4.0, 5.0][..], &[1.0, 2.0, 3.0], &[1.0, 6.0, 3.0, 8.0]]
         );
-        assert_eq!(cache.prompts_of(&[0, 1, 2]), [0, 0, 1]);
+        assert_eq!(cache.prompts_of(&[0, 2]), [0, 0]);
     }
 
     #[test]

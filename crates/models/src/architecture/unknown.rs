@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use super::{DECODERS, ENCODERS};
 
 /// The commands that support encoder-decoder models.
-pub(super) const SEQ2SEQ: &str =
-    "encoder-decoder models are supported by generate, inspect, merge, compress, and convert of an adapter";
+pub(super) const SEQ2SEQ: &str = "encoder-decoder models are supported by generate, finetune, perplexity --rows, inspect, merge, compress, and convert \
+     of an adapter";
 
 /// Architectures that are known by name and not supported, with the supported one that is nearest and what differs.
 const RELATIVES: &[(&str, &str)] = &[

@@ -136,11 +136,13 @@ impl ClassifierConfig {
         }
     }
 
-    /// Prefix of these keys in files of the stack under other heads.
-    pub(crate) const fn other_prefix(&self) -> &'static str {
+    /// Prefix of these keys in a file with another head.
+    pub(crate) fn other_prefix(&self) -> &'static str {
         match &self.body {
             BodyConfig::Encoder(config) => config.architecture.names.prefix,
-            BodyConfig::Decoder(config) => config.architecture.names.prefix,
+            BodyConfig::Decoder(config) if config.prefix.is_some() => config.architecture.names.prefix,
+            BodyConfig::Decoder(config) => renamed_prefix(config.architecture.model_type, HeadLevel::Span)
+                .unwrap_or(config.architecture.names.prefix),
         }
     }
 

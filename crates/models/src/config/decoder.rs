@@ -219,6 +219,12 @@ impl Defaults {
 }
 
 impl DecoderConfig {
+    /// Whether a sequence whose first `read` tokens are cached has to be read again at `length` tokens: its keys have the
+    /// rotation of short sequences, as in transformers.
+    pub(crate) fn restarts(&self, read: usize, length: usize) -> bool {
+        self.restart_length.is_some_and(|limit| read <= limit && length > limit)
+    }
+
     /// The names of the modules.
     pub fn names(&self) -> DecoderNames {
         let names = self.architecture.names;

@@ -3,12 +3,13 @@
 use std::cmp::Ordering;
 
 use burn::prelude::*;
+use lowrank_adapters::peft::host_values;
 use lowrank_kernels::Kernels;
 
 use crate::batch::Tokens;
 use crate::cache::KvCache;
 use crate::config::DecoderConfig;
-use crate::decoder::generate::{Finish, Generated, GenerationOptions, host, not_finite};
+use crate::decoder::generate::{Finish, Generated, GenerationOptions, not_finite};
 use crate::decoder::sample::Sampler;
 use crate::error::Result;
 
@@ -17,16 +18,16 @@ use crate::error::Result;
 pub struct Beams {
     /// Number of continuations followed at once, 2 or more.
     pub count: usize,
-    /// The score of a complete continuation is divided by its number of new tokens to this power: above 0 longer ones gain.
+    /// The score of a complete continuation is divided by its number of new tokens to this power: a value above 0 favours longer ones.
     pub length_penalty: f64,
     /// When the search ends.
     pub early_stopping: EarlyStopping,
-    /// Whether scores are probabilities again after constraints and penalties.
+    /// Whether log-probabilities are renormalized after constraints and penalties.
     pub renormalize: bool,
 }
 
 impl Beams {
-    /// Of `count` beams, with transformers' other defaults.
+    /// `count` beams; the other options are transformers' defaults.
     pub fn new(count: usize) -> Self {
         Self { count, length_penalty: 1.0, early_stopping: EarlyStopping::default(), renormalize: false }
     }
@@ -49,7 +50,7 @@ impl Beams {
     }
 }
 
-/// The end of a beam search, apart from that of all its continuations.
+/// When a search ends although some beams could continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum EarlyStopping {
     /// Once the best running beam, at its present length, is worse than every complete continuation.
@@ -64,7 +65,7 @@ pub enum EarlyStopping {
 /// Added to the score of a beam that is continued only if no other is left, as in transformers.
 const LEAST: f32 = -1e9;
 
-/// A continuation that is followed.
+/// A running hypothesis.
 #[derive(Clone, Debug)]
 struct Beam {
     /// Prompt and new tokens.
@@ -72,17 +73,18 @@ struct Beam {
     score: f32,
 }
 
-/// A place for a complete continuation.
+/// A slot for a finished hypothesis.
 #[derive(Clone, Debug)]
 struct Place {
     beam: Beam,
-    /// Reason for its end; `None` as long as the place is not taken.
+    /// Reason for its end; `None` while the slot is empty.
     finish: Option<Finish>,
 }
 
 /// The next token of a beam.
 struct Candidate {
-    parent: usize,
+    /// The row of logits that chose it.
+    row: usize,
     beam: Beam,
     finish: Option<Finish>,
 }
@@ -100,7 +102,7 @@ struct Search {
     is_over: bool,
 }
 
-/// What is common to all searches.
+/// Options and model, shared by all searches.
 struct Rules<'a> {
     options: &'a GenerationOptions,
     beams: Beams,
@@ -108,9 +110,12 @@ struct Rules<'a> {
     penalties: Sampler,
 }
 
-/// `x − ln Σ exp x`.
+/// `x − ln Σ exp x`; nothing changes if every logit is −∞.
 fn log_softmax(logits: &mut [f32]) {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if top == f32::NEG_INFINITY {
+        return;
+    }
     let sum: f64 = logits.iter().map(|&x| f64::from(x - top).exp()).sum();
     let off = f64::from(top) + sum.ln();
     logits.iter_mut().for_each(|x| *x = (f64::from(*x) - off) as f32);
@@ -136,20 +141,6 @@ fn best(scores: impl Iterator<Item = f32>, n: usize) -> Vec<(f32, usize)> {
 }
 
 impl Rules<'_> {
-    /// Why a continuation ends with this token.
-    fn finish(&self, ids: &[u32], prompt: usize) -> Option<Finish> {
-        let last = ids.last()?;
-        if self.config.eos.contains(last) && !self.options.ignore_eos {
-            Some(Finish::EndOfText)
-        } else if self.options.is_full(ids.len(), ids.len() - prompt) {
-            Some(Finish::Length)
-        } else if self.config.is_bounded() && ids.len() > self.config.max_positions {
-            Some(Finish::Full)
-        } else {
-            None
-        }
-    }
-
     /// A sum of logarithms over a number of tokens, as complete continuations are compared.
     fn by_length(&self, score: f32, tokens: usize) -> f32 {
         score / (tokens as f64).powf(self.beams.length_penalty) as f32
@@ -186,46 +177,51 @@ impl Search {
         self.running[0].ids.len() - self.prompt
     }
 
-    /// Follows the best next tokens by the logits of each running beam, and returns the beam that each new one continues.
+    /// Follows the best next tokens by the logits of each running beam, or of the first if all are still the prompt, and
+    /// returns the row of logits that each new beam continues.
     fn advance(
         &mut self,
         rules: &Rules<'_>,
         logits: &mut [f32],
         mut on_tokens: impl FnMut(&[u32]) -> bool,
     ) -> Result<Vec<usize>> {
-        let vocab_size = rules.config.vocab_size;
-        for (beam, logits) in self.running.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+        let Rules { options, beams, config, penalties } = rules;
+        let rows = logits.len() / config.vocab_size;
+        for (beam, logits) in self.running.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
             if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
                 return Err(not_finite());
             }
             log_softmax(logits);
-            rules.options.constrain(logits, &beam.ids, self.prompt, &rules.config.eos, &rules.penalties);
-            if rules.beams.renormalize {
+            options.constrain(logits, &beam.ids, self.prompt, &config.eos, penalties);
+            if beams.renormalize {
                 log_softmax(logits);
             }
-            logits.iter_mut().for_each(|x| *x += beam.score);
         }
-        let n_eos = if rules.options.ignore_eos { 0 } else { rules.config.eos.len() };
-        let n = rules.beams.count;
-        let chosen = best(logits.iter().copied(), n * (1 + n_eos).max(2));
-        // Every token is excluded.
+        let row_of = |beam: usize| beam.min(rows - 1);
+        let scores = self.running.iter().enumerate().flat_map(|(i, beam)| {
+            let start = row_of(i) * config.vocab_size;
+            logits[start..start + config.vocab_size].iter().map(|x| x + beam.score)
+        });
+        let n_eos = if options.ignore_eos { 0 } else { config.eos.len() };
+        let n = beams.count;
+        let chosen = best(scores, n * (1 + n_eos).max(2));
         if chosen.first().is_none_or(|(score, _)| !score.is_finite()) {
+            // Every token is excluded.
             return Err(not_finite());
         }
         let candidates: Vec<Candidate> = chosen
             .into_iter()
             .map(|(score, place)| {
-                let (parent, id) = (place / vocab_size, (place % vocab_size) as u32);
+                let (parent, id) = (place / config.vocab_size, (place % config.vocab_size) as u32);
                 let ids = [self.running[parent].ids.as_slice(), &[id]].concat();
-                let stopped = || (!on_tokens(&ids[self.prompt..])).then_some(Finish::Stopped);
-                let finish = rules.finish(&ids, self.prompt).or_else(stopped);
-                Candidate { parent, finish, beam: Beam { ids, score } }
+                let finish = options.finish(config, &ids, self.prompt, on_tokens(&ids[self.prompt..]));
+                Candidate { row: row_of(parent), finish, beam: Beam { ids, score } }
             })
             .collect();
         let is_exhausted = candidates.iter().all(|candidate| candidate.finish.is_some());
         let penalty = |applies: bool| if applies { LEAST } else { 0.0 };
         let next = best(candidates.iter().map(|c| c.beam.score + penalty(c.finish.is_some())), n);
-        let parents = next.iter().map(|&(_, place)| candidates[place].parent).collect();
+        let rows = next.iter().map(|&(_, place)| candidates[place].row).collect();
         self.running = next
             .iter()
             .map(|&(score, place)| Beam { ids: candidates[place].beam.ids.clone(), score })
@@ -238,7 +234,7 @@ impl Search {
         self.can_improve &=
             self.places.iter().any(|place| hypothetical > if place.finish.is_some() { worst } else { LEAST });
         self.is_over = !self.can_improve || is_exhausted || self.is_closed(rules);
-        Ok(parents)
+        Ok(rows)
     }
 
     /// Whether the set of complete continuations is final.
@@ -287,8 +283,7 @@ pub(crate) fn searched<B: Kernels>(
 ) -> Result<Vec<Generated>> {
     let n = beams.count;
     let rules = Rules { options, beams, config, penalties: Sampler::new(options.sampling.clone(), 0) };
-    let room = |prompt: &Vec<u32>| prompt.len() + options.max_new_tokens.min(256);
-    let rooms: Vec<usize> = prompts.iter().flat_map(|prompt| vec![room(prompt); n]).collect();
+    let rooms: Vec<usize> = prompts.iter().flat_map(|prompt| vec![options.capacity(prompt); n]).collect();
     let mut cache = KvCache::of(config, &rooms, device).with_beams(n);
     let mut searches: Vec<Search> = prompts.iter().map(|prompt| Search::new(prompt, &rules)).collect();
     loop {
@@ -300,11 +295,11 @@ pub(crate) fn searched<B: Kernels>(
         for &i in &open {
             let search = &mut searches[i];
             let length = search.running[0].ids.len();
-            if config.restart_length.is_some_and(|limit| search.read <= limit && length > limit) {
+            if config.restarts(search.read, length) {
                 (i * n..(i + 1) * n).for_each(|slot| cache.clear(slot));
                 search.read = 0;
             }
-            // The beams of a prompt are one, and differ from its first token on.
+            // Until its first new token, all beams of a prompt are equal: one is computed.
             let different = if search.new_tokens() == 0 { 1 } else { n };
             for (place, beam) in search.running[..different].iter().enumerate() {
                 ids.extend(&beam.ids[search.read..]);
@@ -313,23 +308,22 @@ pub(crate) fn searched<B: Kernels>(
             }
             search.read = length;
         }
-        let logits = host(step(Tokens::new(&ids, &lengths), &slots, &mut cache)?);
-        let mut rows = logits.chunks_exact(config.vocab_size);
-        let mut sources: Vec<usize> = (0..searches.len() * n).collect();
+        let mut logits = host_values(step(Tokens::new(&ids, &lengths), &slots, &mut cache)?);
+        let mut rest = logits.as_mut_slice();
+        let mut moves = Vec::new();
         for &i in &open {
             let search = &mut searches[i];
             let is_first = search.new_tokens() == 0;
-            let mut own: Vec<f32> =
-                rows.by_ref().take(if is_first { 1 } else { n }).flatten().copied().collect();
-            if is_first {
-                own = own.repeat(n);
-            }
-            let parents = search.advance(&rules, &mut own, |new| on_tokens(i, new))?;
-            for (place, parent) in parents.into_iter().enumerate() {
-                sources[i * n + place] = i * n + if is_first { 0 } else { parent };
+            let (own, others) = rest.split_at_mut(if is_first { 1 } else { n } * config.vocab_size);
+            rest = others;
+            let rows = search.advance(&rules, own, |new| on_tokens(i, new))?;
+            if !search.is_over {
+                // All beams hold the keys of the prompt from the first step on.
+                let from = if is_first { 0 } else { search.prompt };
+                moves.extend((0..n).zip(rows).map(|(place, row)| [i * n + place, i * n + row, from]));
             }
         }
-        cache.rearrange(&sources);
+        cache.rearrange(&moves);
     }
     Ok(searches.into_iter().map(Search::result).collect())
 }

@@ -1,6 +1,7 @@
 //! Continuing prompts token by token over a cache.
 
 use burn::prelude::*;
+use lowrank_adapters::peft::host_values;
 use lowrank_kernels::Kernels;
 
 use crate::batch::Tokens;
@@ -32,6 +33,34 @@ impl GenerationOptions {
     /// Whether a sequence of `length` tokens, `new` of them generated, is complete.
     pub(crate) fn is_full(&self, length: usize, new: usize) -> bool {
         new >= self.max_new_tokens || self.max_length.is_some_and(|most| length >= most)
+    }
+
+    /// The reason for which a continuation ends with the last of `ids`, the first `prompt` of which were given; `goes_on` is
+    /// the caller's decision.
+    pub(crate) fn finish(
+        &self,
+        config: &DecoderConfig,
+        ids: &[u32],
+        prompt: usize,
+        goes_on: bool,
+    ) -> Option<Finish> {
+        if !goes_on {
+            Some(Finish::Stopped)
+        } else if !self.ignore_eos && ids.last().is_some_and(|id| config.eos.contains(id)) {
+            Some(Finish::EndOfText)
+        } else if self.is_full(ids.len(), ids.len() - prompt) {
+            Some(Finish::Length)
+        } else if config.is_bounded() && ids.len() > config.max_positions {
+            // The last position is used up: the token just chosen cannot be processed.
+            Some(Finish::Full)
+        } else {
+            None
+        }
+    }
+
+    /// Cache capacity for the expected length of a prompt and its continuation, in positions.
+    pub(crate) fn capacity(&self, prompt: &[u32]) -> usize {
+        prompt.len() + self.max_new_tokens.min(256)
     }
 
     /// Applies the constraints and the repetition penalty to the logits of the token after `ids`.
@@ -122,9 +151,7 @@ pub(crate) fn continued<B: Kernels>(
     if let Some(beams) = options.beams {
         return searched(config, prompts, (options, beams), device, step, on_tokens);
     }
-    // Capacity for the expected length; the cache grows if necessary.
-    let rooms: Vec<usize> =
-        prompts.iter().map(|prompt| prompt.len() + options.max_new_tokens.min(256)).collect();
+    let rooms: Vec<usize> = prompts.iter().map(|prompt| options.capacity(prompt)).collect();
     let mut cache = KvCache::of(config, &rooms, device);
     let mut runs: Vec<Continuation> = (0u64..)
         .zip(prompts)
@@ -141,18 +168,15 @@ pub(crate) fn continued<B: Kernels>(
         if active.is_empty() {
             break;
         }
-        if let Some(limit) = config.restart_length {
-            // As in transformers: the keys held so far have the rotation of short sequences.
-            for &i in &active {
-                if read[i] <= limit && runs[i].ids.len() > limit {
-                    cache.clear(i);
-                    read[i] = 0;
-                }
+        for &i in &active {
+            if config.restarts(read[i], runs[i].ids.len()) {
+                cache.clear(i);
+                read[i] = 0;
             }
         }
         let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
         let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-        let mut logits = host(step(Tokens::new(&ids, &lengths), &active, &mut cache)?);
+        let mut logits = host_values(step(Tokens::new(&ids, &lengths), &active, &mut cache)?);
         for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
             let run = &mut runs[i];
             read[i] = run.ids.len();
@@ -164,18 +188,7 @@ pub(crate) fn continued<B: Kernels>(
             let id = run.sampler.next(logits).ok_or_else(not_finite)?;
             run.ids.push(id);
             let goes_on = on_tokens(i, &run.ids[run.prompt..]);
-            run.finish = if !goes_on {
-                Some(Finish::Stopped)
-            } else if config.eos.contains(&id) && !options.ignore_eos {
-                Some(Finish::EndOfText)
-            } else if options.is_full(run.ids.len(), run.ids.len() - run.prompt) {
-                Some(Finish::Length)
-            } else if config.is_bounded() && run.ids.len() > config.max_positions {
-                // The last position is used up: the token just chosen cannot be processed.
-                Some(Finish::Full)
-            } else {
-                None
-            };
+            run.finish = options.finish(config, &run.ids, run.prompt, goes_on);
         }
     }
     let generated = |run: Continuation| Generated {
@@ -183,15 +196,6 @@ pub(crate) fn continued<B: Kernels>(
         finish: run.finish.unwrap_or(Finish::Length),
     };
     Ok(runs.into_iter().map(generated).collect())
-}
-
-/// The logits of a step.
-pub(crate) fn host<B: Backend>(logits: Tensor<B, 2>) -> Vec<f32> {
-    let logits = logits.into_data();
-    match logits.as_slice() {
-        Ok(logits) => logits.to_vec(),
-        Err(_) => logits.iter::<f32>().collect(),
-    }
 }
 
 pub(crate) fn not_finite() -> ModelError {

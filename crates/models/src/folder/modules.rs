@@ -135,18 +135,17 @@ fn vector<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
 
 impl Matrix {
     fn read(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
-        let shape = checkpoint.info(name).map(|info| info.shape.clone());
-        match shape.as_deref() {
-            Some(&[rows, columns]) if rows > 0 && columns > 0 => {
-                Ok(Self { shape: [columns, rows], values: checkpoint.read_f32_transposed(name)? })
-            }
-            Some(other) => Err(ModelError::Tensors {
+        let shape = checkpoint.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        if shape.contains(&0) {
+            return Err(ModelError::Tensors {
                 path: checkpoint.path().to_path_buf(),
-                details: format!("'{name}' has shape {other:?}; expected a matrix"),
-            }),
-            // Names the nearest one.
-            None => Ok(Self { shape: [0, 0], values: checkpoint.read_f32_transposed(name)? }),
+                details: format!("'{name}' has shape {shape:?}; expected a matrix with elements"),
+            });
         }
+        // Its errors name a missing tensor, or one that is not a matrix.
+        let values = checkpoint.read_f32_transposed(name)?;
+        let columns = shape.last().copied().unwrap_or(1);
+        Ok(Self { shape: [columns, values.len() / columns], values })
     }
 
     fn map<B: Kernels>(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
