@@ -121,8 +121,8 @@ fn the_caller_ends_candidates() {
     let got = got.unwrap();
     assert_eq!((got[0].finish, got[0].ids.len()), (Finish::Length, NEW));
     assert_eq!((got[1].finish, got[1].ids.len()), (Finish::Stopped, 4));
-    // Six candidates of each step that do not end it.
-    assert_eq!(seen, [6 * (NEW - 1), 6 * 4]);
+    // Six candidates of each step.
+    assert_eq!(seen, [6 * NEW, 6 * 4]);
 }
 
 /// Each source keeps its adapter in all of its beams.

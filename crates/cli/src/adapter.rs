@@ -35,10 +35,13 @@ pub(crate) fn warn_ignored<B: Backend>(model: &impl Parameters<B>, path: &Path) 
 
 /// Warns once of all tensors of a checkpoint that are left out.
 pub(crate) fn warn_unused(ignored: &[String], path: &Path) {
-    if let Some(first) = ignored.first() {
-        let more = ignored.len() - 1;
-        let more = if more > 0 { format!(" and {more} more tensors") } else { String::new() };
-        eprintln!("warning: {}: '{first}'{more} belong to a head that is not used here", path.display());
+    if let [first, others @ ..] = ignored {
+        let what = match others.len() {
+            0 => "belongs".to_owned(),
+            1 => "and another tensor belong".to_owned(),
+            more => format!("and {more} more tensors belong"),
+        };
+        eprintln!("warning: {}: '{first}' {what} to a head that is not used here", path.display());
     }
 }
 

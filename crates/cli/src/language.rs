@@ -175,12 +175,20 @@ pub(crate) fn pair_window(
 pub(crate) fn encode_pairs(
     rows: &Rows,
     tokenizer: &TextTokenizer,
+    config: &Seq2SeqConfig,
     max_length: usize,
 ) -> Result<Vec<SourceTarget>> {
-    let encoded = RowEncoder::new(tokenizer, None, LossOn::Completion, max_length)?.encode_targets(rows)?;
+    let mut encoded =
+        RowEncoder::new(tokenizer, None, LossOn::Completion, max_length)?.encode_targets(rows)?;
     if encoded.n_cut > 0 {
         let path = rows.path().display();
         eprintln!("{path}: {} rows with a text cut at {max_length} tokens", encoded.n_cut);
+    }
+    if let Some(language) = config.target_language() {
+        let ends = |id: &u32| config.decoder.eos.contains(id);
+        let last = encoded.rows.iter_mut().filter_map(|row| row.target.last_mut());
+        // The tokenizer ends every text with the language of sources.
+        last.filter(|id| !ends(id)).for_each(|id| *id = language);
     }
     Ok(encoded.rows)
 }

@@ -104,7 +104,7 @@ impl SamplingArgs {
 /// Options of beam search. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
 pub(crate) struct BeamArgs {
-    /// Follow N continuations at once and give the most likely one; 1 for none [default: generation_config.json's, or 1]
+    /// Beam search with N beams; 1 turns it off [default: generation_config.json's, or 1]
     #[arg(long, value_name = "N")]
     num_beams: Option<usize>,
     /// Beam search: divide scores by the number of new tokens to this power [default: generation_config.json's, or 1]
@@ -138,7 +138,9 @@ impl BeamArgs {
         ensure!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
         ensure!(
             count == 1 || !is_sampled,
-            "--num-beams {count} does not sample; set --temperature 0, or leave one of them out"
+            "--num-beams {count}: beam search does not sample, and the temperature is {}; add --temperature 0, or leave out \
+             --num-beams",
+            options.sampling.temperature
         );
         let beams = own.unwrap_or(Beams::new(count));
         options.beams = (count > 1).then_some(Beams {
@@ -162,6 +164,28 @@ mod tests {
     struct Line {
         #[command(flatten)]
         sampling: SamplingArgs,
+        #[command(flatten)]
+        beams: BeamArgs,
+    }
+
+    #[test]
+    fn beams_of_the_command_line_hold_over_the_file() {
+        let beams = |line: &[&str], own: Option<Beams>| {
+            let line = Line::parse_from(["x"].iter().chain(line));
+            let mut options = GenerationOptions { beams: own, ..GenerationOptions::default() };
+            line.beams.add_to(&mut options).map(|()| options.beams).map_err(|error| error.to_string())
+        };
+        let given = ["--num-beams", "4", "--length-penalty", "-0.5", "--early-stopping", "never"];
+        let early_stopping = EarlyStopping::Never;
+        let all = Beams { length_penalty: -0.5, early_stopping, ..Beams::new(4) };
+        assert_eq!(beams(&given, None), Ok(Some(all)));
+        let own = Beams { early_stopping: EarlyStopping::Complete, renormalize: true, ..Beams::new(3) };
+        assert_eq!(beams(&[], Some(own)), Ok(Some(own)));
+        assert_eq!(beams(&["--num-beams", "2"], Some(own)), Ok(Some(Beams { count: 2, ..own })));
+        let penalty = Beams { length_penalty: 2.0, ..own };
+        assert_eq!(beams(&["--length-penalty", "2"], Some(own)), Ok(Some(penalty)));
+        assert_eq!(beams(&["--num-beams", "1"], Some(own)), Ok(None));
+        assert!(beams(&["--num-beams", "0"], None).is_err_and(|error| error.contains("expected 1 or more")));
     }
 
     fn resolve(line: &[&str], config: &GenerationConfig) -> (GenerationOptions, Vec<String>) {

@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use lowrank_checkpoint::Checkpoint;
+use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -202,6 +205,31 @@ fn long_contexts_are_read_in_windows() {
     }
 }
 
+/// Stacks of decoders have another prefix under a head for questions; either head is trained over a model with the other.
+#[rstest]
+#[case("llama-qa", false)]
+#[case("small-llama-cls", true)]
+fn a_head_is_trained_over_the_stack_of_another(#[case] base: &str, #[case] answers: bool) {
+    let labelled =
+        [("the cat", "a"), ("a dog", "b")].map(|(text, label)| json!({"text": text, "label": label}));
+    let rows = if answers { rows(false) } else { labelled.into() };
+    let files = Files::new(&[("train.jsonl", &lines(&rows))]);
+    let (model, train, out) = (fixture(base), files.path("train.jsonl"), files.path("run"));
+    run(&finetune(s(&model), &train, &out, &["--method", "head", "--max-steps", "2"]));
+    let merged = files.path("merged");
+    run(&["merge", "--model", s(&model), "--adapter", &out, "-o", &merged]);
+    let prefix = |answers: bool| if answers { "transformer." } else { "model." };
+    let stack = |folder: &Path, prefix: &str| {
+        let file = Checkpoint::open(folder).unwrap();
+        let names: Vec<String> = file.names().map(str::to_owned).collect();
+        let parts = names.iter().filter_map(|name| Some((name.strip_prefix(prefix)?, name)));
+        parts.map(|(part, name)| (part.to_owned(), file.read_f32(name).unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let trained = stack(Path::new(&merged), prefix(answers));
+    assert!(trained.len() > 10);
+    assert_eq!(trained, stack(&model, prefix(!answers)));
+}
+
 #[test]
 fn bad_questions_are_refused_in_one_line() {
     let off =
@@ -246,7 +274,7 @@ fn bad_questions_are_refused_in_one_line() {
         &fixture("seq2seq-t5"),
         "ok.jsonl",
         &[],
-        "and the rows are classified; give prompt and completion",
+        "and the rows have labels; give rows with prompt and completion",
     );
     refused(&fixture("t5-encoder"), "ok.jsonl", &[], "heads over T5 are not supported, only its embeddings");
     let qa = fixture("bert-qa");

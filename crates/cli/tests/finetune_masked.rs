@@ -113,7 +113,11 @@ fn an_encoder_without_the_head_or_a_file_without_text_is_one_line() {
         assert!(!dir.path().join("run").exists(), "{error}");
     };
     fails(&fixture("bert-cls"), &["--method", "lora"], "no masked language modelling head");
-    fails(&embedded(), &["--method", "lora", "--loss-on", "all"], "--loss-on applies to next-token training");
+    fails(
+        &embedded(),
+        &["--method", "lora", "--loss-on", "all"],
+        "--loss-on applies to language models only",
+    );
     fails(&embedded(), &["--method", "lora", "--zero-head"], "--zero-head applies to classifiers");
     // Rows with a label are classified, also where the first lacks it.
     let rows = "{\"text\": \"a film\"}\n{\"text\": \"a plot\", \"label\": \"good\"}\n";

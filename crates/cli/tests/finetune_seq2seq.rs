@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{edit, fails, fixture, json_of, lowrank, run, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, run, s};
 
 /// A folder with rows, and runs beside them.
 struct Bench {
@@ -40,10 +40,9 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// The arguments of a training on the rows, of the model of this name in the folder or the fixtures.
+    /// The arguments of a training on the rows, of a fixture or the model in a folder.
     fn args(&self, model: &str, out: &str, extra: &[&str]) -> Vec<String> {
-        let own = self.path(model);
-        let model = if own.is_dir() { own } else { fixture(model) };
+        let model = fixture(model);
         let mut args: Vec<String> = ["finetune", "--model", s(&model)].map(str::to_string).into();
         let given = [("--train", "train.jsonl"), ("--dev", "dev.jsonl"), ("--output", out)];
         for (option, name) in given {
@@ -69,16 +68,6 @@ impl Bench {
         let args = self.args(model, "refused", extra);
         fails(&args.iter().map(String::as_str).collect::<Vec<&str>>(), part);
         assert!(!self.path("refused").exists());
-    }
-
-    /// A copy of a fixture without dropout.
-    fn without_dropout(&self, model: &str) {
-        let folder = self.path(model);
-        fs::create_dir(&folder).unwrap();
-        for file in fs::read_dir(fixture(model)).unwrap().map(|file| file.unwrap()) {
-            fs::copy(file.path(), folder.join(file.file_name())).unwrap();
-        }
-        edit(&folder.join("config.json"), |config| config["dropout_rate"] = 0.0.into());
     }
 
     fn record(&self, out: &str) -> Value {
@@ -160,28 +149,27 @@ fn a_models_own_weights_are_saved_as_a_model(
 #[test]
 fn parts_accumulation_and_tokens_give_one_training() {
     let bench = Bench::new();
-    bench.without_dropout("seq2seq-t5");
+    let folder = copy("seq2seq-t5");
+    edit(&folder.path().join("config.json"), |config| config["dropout_rate"] = 0.0.into());
+    let model = s(folder.path());
     let fixed = |steps: &'static str| {
         ["--method", "lora", "--scheduler", "constant", "--warmup-ratio", "0", "--max-steps", steps]
     };
-    bench.run("seq2seq-t5", "whole", &fixed("10"));
-    bench.run("seq2seq-t5", "parts", &fixed("5"));
-    bench.run("seq2seq-t5", "parts", &[&fixed("10")[..], &["--extend"]].concat());
+    bench.run(model, "whole", &fixed("10"));
+    bench.run(model, "parts", &fixed("5"));
+    bench.run(model, "parts", &[&fixed("10")[..], &["--extend"]].concat());
     assert_eq!(bench.losses("whole"), bench.losses("parts"));
     let weights = |out: &str| fs::read(bench.path(out).join("adapter/adapter_model.safetensors")).unwrap();
     assert_eq!(weights("whole"), weights("parts"));
-    bench.run(
-        "seq2seq-t5",
-        "small",
-        &[&fixed("10")[..], &["--batch-size", "2", "--grad-accum", "2"]].concat(),
-    );
+    bench.run(model, "small", &[&fixed("10")[..], &["--batch-size", "2", "--grad-accum", "2"]].concat());
     for (whole, small) in bench.losses("whole").into_iter().zip(bench.losses("small")) {
         assert!((whole - small).abs() < 1e-4, "{whole} {small}");
     }
-    bench.run("seq2seq-t5", "tokens", &[&fixed("5")[..], &["--batch-tokens", "32"]].concat());
+    bench.run(model, "tokens", &[&fixed("10")[..], &["--batch-tokens", "64"]].concat());
+    assert!(bench.losses("tokens").last() < bench.losses("tokens").first());
     // What one run has learnt is where another begins.
     let start = bench.path("whole");
-    bench.run("seq2seq-t5", "further", &[&fixed("5")[..], &["--init-from", s(&start)]].concat());
+    bench.run(model, "further", &[&fixed("5")[..], &["--init-from", s(&start)]].concat());
     assert!(bench.losses("further").first() < bench.losses("whole").first());
 }
 
@@ -196,6 +184,25 @@ fn the_first_rows_and_answers_are_shown() {
     assert!(text.contains("the cat") && text.contains("⟦"), "{text}");
     let samples = bench.record("run")["train_info"]["evals"][0]["samples"].as_array().unwrap().len();
     assert_eq!(samples, 3);
+}
+
+/// mBART's tokenizer ends sources and targets with the language of sources; targets are in that of `decoder_start_token_id`.
+#[test]
+fn targets_of_mbart_end_with_their_own_language() {
+    let bench = Bench::new();
+    let folder = copy("seq2seq-mbart");
+    edit(&folder.path().join("tokenizer.json"), |tokenizer| {
+        let piece = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let post = &mut tokenizer["post_processor"];
+        post["single"] = json!([{"Sequence": {"id": "A", "type_id": 0}}, piece("</s>"), piece(".")]);
+        post["special_tokens"]["."] = json!({"id": ".", "ids": [7], "tokens": ["."]});
+    });
+    let extra = ["--method", "lora", "--max-steps", "1", "--show-samples", "1"];
+    let args = bench.args(s(folder.path()), "run", &extra);
+    let output = lowrank(&args.iter().map(String::as_str).collect::<Vec<&str>>()).assert().success();
+    let text = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    // The fixture's first token is 9, the digit 1.
+    assert!(text.contains("the cat</s>. ⟦dog</s>1⟧"), "{text}");
 }
 
 #[test]
@@ -222,7 +229,10 @@ fn what_is_not_for_encoder_decoders_is_one_line() {
             json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
             "a conversation",
         ),
-        (json!({"text": "the cat", "label": "a"}), "the rows are classified; give prompt and completion"),
+        (
+            json!({"text": "the cat", "label": "a"}),
+            "the rows have labels; give rows with prompt and completion",
+        ),
         (json!({"prompt": "a", "completion": " "}), "'completion' is empty"),
     ] {
         bench.write("train.jsonl", &[row]);

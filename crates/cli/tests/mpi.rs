@@ -68,12 +68,12 @@ fn rows(dir: &Path) -> [String; 4] {
 const LORA: [&str; 10] =
     ["--method", "lora", "--rank", "2", "--batch-size", "3", "--lr", "1e-2", "--dropout", "0"];
 
-/// Next tokens, classes, masked tokens, and texts from texts; the last process has no row of the last batch.
+/// Next tokens, classes, masked tokens, and sequence-to-sequence; the last process has no row of the last batch.
 #[rstest]
 #[case::next_token("llama", 0)]
 #[case::classes("bert-encoder", 1)]
 #[case::masked("bert-mlm", 2)]
-#[case::texts_from_texts("seq2seq-t5", 3)]
+#[case::seq2seq("seq2seq-t5", 3)]
 fn several_processes_train_as_one(#[case] model: &str, #[case] file: usize, #[values(2, 4)] n: usize) {
     let dir = tempfile::tempdir().unwrap();
     let file = &rows(dir.path())[file];

@@ -88,7 +88,7 @@ fn a_value_head_beside_a_language_model() {
     let named = |args: &[&str]| {
         let error = run(args).1;
         assert_eq!(error.matches("v_head.summary.bias").count(), 1, "{args:?}: {error}");
-        assert!(error.contains("and 1 more tensors belong to a head that is not used here"), "{error}");
+        assert!(error.contains("and another tensor belong to a head that is not used here"), "{error}");
     };
     named(&["perplexity", "--model", model, "--text", "the cat"]);
     named(&["generate", "--model", model, "--prompt", "the cat", "--max-new-tokens", "1"]);

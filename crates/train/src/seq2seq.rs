@@ -1,4 +1,4 @@
-//! Texts written from other texts as an objective of encoder-decoders: summaries, translations, answers.
+//! Sequence-to-sequence training of encoder-decoders: summaries, translations, answers.
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;

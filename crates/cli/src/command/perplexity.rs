@@ -110,10 +110,14 @@ fn rows(args: &Args, path: &Path) -> Result<()> {
     let rows = Rows::read(path)?;
     let folder = open_model(&args.model.model)?;
     if folder.kind() == ModelKind::Seq2Seq {
-        check_effect(false, &["loss_on"], "does not apply to an encoder-decoder, whose targets count")?;
+        check_effect(
+            false,
+            &["loss_on"],
+            "does not apply to an encoder-decoder, which is scored on every target token",
+        )?;
         let language: Language<Seq2Seq<Inner>> = args.model.load_as(&folder, &device)?;
         let window = pair_window(args.max_length, language.model.config(), &language.tokenizer)?;
-        let rows = encode_pairs(&rows, &language.tokenizer, window)?;
+        let rows = encode_pairs(&rows, &language.tokenizer, language.model.config(), window)?;
         let model = TunedSeq2Seq::new(language.model, language.adapters);
         let lengths: Vec<usize> = rows.iter().map(SourceTarget::n_tokens).collect();
         return score(args, &lengths, |batch| evaluate_pairs(&model, &rows, batch));

@@ -308,7 +308,7 @@ pub struct Seq2SeqArchitecture {
     pub copies: &'static [&'static str],
     /// Whether the decoder begins with the padding token where no file gives a first token.
     pub starts_with_padding: bool,
-    /// Whether the decoder reads a target's last token, its language, before it; otherwise the first token of the config.
+    /// Whether the decoder's first token is the target's last (mBART: its language); otherwise that of the config.
     pub starts_with_last: bool,
     /// Whether `tie_word_embeddings` says that the head is tied to the words; otherwise it is tied if the file has no head.
     pub says_tied: bool,

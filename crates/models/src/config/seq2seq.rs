@@ -86,6 +86,11 @@ impl Seq2SeqConfig {
         })
     }
 
+    /// The token of the language that the model writes, in architectures whose targets end with it.
+    pub fn target_language(&self) -> Option<u32> {
+        self.start.filter(|_| self.architecture.starts_with_last)
+    }
+
     /// The tokens that the decoder reads to predict those of a target: a first token, then the target without its last token.
     /// Empty for an empty target.
     ///

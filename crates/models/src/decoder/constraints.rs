@@ -65,7 +65,7 @@ impl Constraints {
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
             for &id in eos {
                 if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
-                    // Bounded, since what is not finite is never chosen.
+                    // Clamped: a logit that is not finite is never chosen.
                     let x = f64::from(*logit);
                     let grown = x + x.abs() * (factor.powf((new - start) as f64) - 1.0);
                     *logit = grown.min(f64::from(f32::MAX)) as f32;

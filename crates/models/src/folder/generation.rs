@@ -52,7 +52,7 @@ impl GenerationSource {
     }
 }
 
-/// Keys that do not affect the generated tokens unless beams are read.
+/// Keys without effect on the tokens; those of beam search have none with one beam.
 const SILENT: [&str; 22] = [
     "_from_model_config",
     "bos_token_id",

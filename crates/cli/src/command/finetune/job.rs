@@ -139,7 +139,7 @@ where
             print_result(args, &record)
         }
         Err(error) => {
-            // Whatever failed in a folder that is gone, failed for that.
+            // If the folder was removed, that caused the error: report it instead.
             Present(lock).check()?;
             record.train_info.status = Status::Failed;
             record.train_info.error = Some(format!("{error:#}"));

@@ -57,7 +57,9 @@ impl LanguageArgs {
         ];
         match self.of_decoders().into_iter().chain(given).find(|(_, given)| *given) {
             Some((option, _)) => {
-                bail!("{option} applies to next-token training only; these rows are classified or masked")
+                bail!(
+                    "{option} applies to language models only; these rows train a classifier or a masked language model"
+                )
             }
             None => Ok(()),
         }

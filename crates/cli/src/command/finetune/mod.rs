@@ -196,26 +196,22 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     }
     let level = rows::level(&args)?;
     args.spans.check(level)?;
-    if kind == ModelKind::Seq2Seq {
-        ensure!(
-            !rows::are_labelled(&args)?,
-            "{}: is {}, and the rows are classified; give prompt and completion, or an encoder",
-            args.model.display(),
-            kind.describe()
-        );
-        ensure!(
-            args.class_weights.is_none(),
-            "--class-weights applies to classification; these are texts of a language model"
-        );
-        return seq2seq::run(&args, &folder, &device, process);
-    }
-    let is_masked = !kind.is_decoder() && masked::is_plain_text(&args)?;
-    let is_written = kind == ModelKind::Decoder && !rows::are_labelled(&args)?;
+    let is_pairs = kind == ModelKind::Seq2Seq;
+    let is_written = (is_pairs || kind == ModelKind::Decoder) && !rows::are_labelled(&args)?;
+    ensure!(
+        is_written || !is_pairs,
+        "{}: is {}, and the rows have labels; give rows with prompt and completion, or an encoder",
+        args.model.display(),
+        kind.describe()
+    );
+    let is_masked = !is_written && !kind.is_decoder() && masked::is_plain_text(&args)?;
     ensure!(
         args.class_weights.is_none() || !is_masked && !is_written,
         "--class-weights applies to classification; these are texts of a language model"
     );
-    if is_written {
+    if is_pairs {
+        seq2seq::run(&args, &folder, &device, process)
+    } else if is_written {
         language::run(&args, &folder, &device, process)
     } else if is_masked {
         args.language.check_unused()?;

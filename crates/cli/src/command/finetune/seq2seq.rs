@@ -1,4 +1,4 @@
-//! Encoder-decoders: texts written from other texts.
+//! Encoder-decoders: sequence-to-sequence training.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     job::warn_repeated(&dev_rows, &train_rows);
     let limit = pair_window(args.max_length, &base, &tokenizer)?;
     let max_length = args.max_length.unwrap_or_else(|| limit.min(LENGTH));
-    let encode = |rows: &Rows| encode_pairs(rows, &tokenizer, max_length);
+    let encode = |rows: &Rows| encode_pairs(rows, &tokenizer, &base, max_length);
     let [train_rows, dev_rows] = [encode(&train_rows)?, encode(&dev_rows)?];
     for row in train_rows.iter().take(args.language.n_shown()) {
         let (source, target) = (row.source.len(), row.target.len());
