@@ -71,8 +71,8 @@ pub struct ChatTemplate {
     names: Vec<String>,
     special_tokens: Map<String, serde_json::Value>,
     has_generation: bool,
-    /// Whether content in parts is handled, by role, as far as it was tried.
-    part_roles: Arc<Mutex<HashMap<String, bool>>>,
+    /// For each template and role tried so far, whether the template accepts content as a list of parts.
+    part_roles: Arc<Mutex<HashMap<(String, String), bool>>>,
 }
 
 /// The sources of a model folder's templates by name; empty if it has no template.
@@ -222,7 +222,8 @@ impl ChatTemplate {
         Ok(Answers { text, spans })
     }
 
-    /// Content in parts is passed as it is where the template handles it, and joined elsewhere.
+    /// Renders. A list of parts is passed unchanged for roles whose parts the template reads, and joined into one string for
+    /// the others.
     fn marked_raw(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
         if messages.iter().all(|message| message.parts().is_none()) {
             return self.rendered(messages, options);
@@ -230,49 +231,63 @@ impl ChatTemplate {
         let Some(joined) = messages.iter().map(Message::joined).collect::<Option<Vec<_>>>() else {
             return self.rendered(messages, options);
         };
-        let prepared = messages.iter().zip(&joined).enumerate().map(|(index, (message, text))| {
-            let is_raw = message.parts().is_some() && self.takes_parts(message, index, &joined, options);
-            if is_raw { message.clone() } else { text.clone() }
-        });
+        let name = self.name(options)?;
+        let is_raw = |(index, message): (usize, &Message)| {
+            message.parts().is_some() && self.takes_parts(name, message, index, &joined, options)
+        };
+        let raw: Vec<bool> = messages.iter().enumerate().map(is_raw).collect();
+        let prepared = messages.iter().zip(joined).zip(raw);
+        let prepared = prepared.map(|((message, text), is_raw)| if is_raw { message.clone() } else { text });
         self.rendered(&prepared.collect::<Vec<_>>(), options)
     }
 
-    /// Whether the template handles parts in messages of a role: it writes their text, and not the list as Python does.
-    /// `texts`: the conversation without parts. Tried once for each role.
+    /// Whether the template reads the parts of a role's messages: it writes their text, not the list itself in Python's
+    /// notation. `texts`: the conversation with joined content.
     fn takes_parts(
         &self,
+        name: &str,
         message: &Message,
         index: usize,
         texts: &[Message],
         options: &RenderOptions<'_>,
     ) -> bool {
-        if let Some(known) = self.part_roles.lock().ok().and_then(|roles| roles.get(message.role()).copied())
-        {
+        let key = (name.to_owned(), message.role().to_owned());
+        if let Some(known) = self.part_roles.lock().ok().and_then(|roles| roles.get(&key).copied()) {
             return known;
         }
-        let mut messages = texts.to_vec();
-        messages[index] = message.with_content(&spans::PROBE.to_string());
-        let list = format!("'text': '{}'", spans::PROBE);
-        let is_taken = self
-            .rendered(&messages, options)
-            .is_ok_and(|text| text.contains(spans::PROBE) && !text.to_lowercase().contains(&list));
-        if let Ok(mut roles) = self.part_roles.lock() {
-            roles.insert(message.role().to_owned(), is_taken);
+        let probe = spans::PROBE.to_string();
+        let shown = |message: &Message| {
+            let mut messages = texts.to_vec();
+            messages[index] = message.with_content(&probe);
+            self.rendered(&messages, options).ok().filter(|text| text.contains(spans::PROBE))
+        };
+        let list = format!("'text': '{probe}'");
+        let is_taken = shown(message).is_some_and(|text| !text.to_lowercase().contains(&list));
+        // Where plain text does not appear either, something other than the parts hides it.
+        if (is_taken || shown(&texts[index]).is_some())
+            && let Ok(mut roles) = self.part_roles.lock()
+        {
+            roles.insert(key, is_taken);
         }
         is_taken
     }
 
-    fn rendered(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+    /// The name of the template to render: `tool_use` for tools, if there is one, and otherwise `default`.
+    fn name(&self, options: &RenderOptions<'_>) -> Result<&str> {
         let is_named = |wanted: &&str| self.names.iter().any(|name| name == wanted);
         let tool_use = Some(TOOL_USE).filter(|_| options.tools.is_some());
         let name = tool_use.filter(is_named).or(Some(DEFAULT).filter(is_named));
-        let name = name.ok_or_else(|| DataError::Template {
+        name.ok_or_else(|| DataError::Template {
             path: self.path.clone(),
             message: format!(
                 "has the chat templates {}, none of them named '{DEFAULT}'; rename the one to use to '{DEFAULT}'",
                 self.names.join(", ")
             ),
-        })?;
+        })
+    }
+
+    fn rendered(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        let name = self.name(options)?;
         // transformers: special tokens first, then the caller's variables, then the standard variables of
         // every template.
         let mut context = self.special_tokens.clone();

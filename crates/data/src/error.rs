@@ -193,7 +193,7 @@ impl DataError {
         Self::Tokenizer { path: path.to_path_buf(), message: one_line(message) }
     }
 
-    /// A text that the tokenizers crate refuses.
+    /// A text that cannot be tokenized or decoded.
     pub(crate) fn encoding(message: impl std::fmt::Display) -> Self {
         Self::Encoding { what: "the text".to_owned(), message: one_line(message) }
     }

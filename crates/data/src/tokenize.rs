@@ -239,6 +239,19 @@ impl TextTokenizer {
         Ok((encoding.get_ids().to_vec(), offsets))
     }
 
+    /// The first `room` tokens of a text without special ones, or the last if the files say to truncate on the left; and
+    /// whether there were more.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub(crate) fn encode_within(&self, text: &str, room: usize) -> Result<(Vec<u32>, bool)> {
+        let is_right = matches!(self.truncated_side, TruncationDirection::Right);
+        let mut encoding = self.part(text, is_right.then_some(room))?;
+        let is_cut = encoding.len() > room;
+        truncate(&mut encoding, None, room, self.truncated_side);
+        Ok((encoding.get_ids().to_vec(), is_cut))
+    }
+
     /// Encodes many texts or pairs on all cores, in order.
     ///
     /// # Errors
@@ -270,6 +283,12 @@ impl TextTokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let text = self.inner.decode(ids, skip_special).map_err(DataError::encoding)?;
         Ok(if self.cleans { cleaned(&text) } else { text })
+    }
+
+    /// The number of characters at the end of a decoded text that further tokens may change, incomplete characters aside.
+    pub fn unsettled(&self) -> usize {
+        // The longest are the four of ` n '`, which becomes `n't` with ` t`.
+        if self.cleans { 4 } else { 0 }
     }
 
     /// The ids that the tokenizer adds before and after a single text.

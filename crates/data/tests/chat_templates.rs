@@ -198,13 +198,14 @@ fn messages_reach_a_template_as_in_transformers() {
     {
         assert!(render(texts_alone, parts.clone()).ends_with("Hello  world"), "{texts_alone}");
     }
-    // Upper case hides neither; each role is tried, and an empty list is in many texts.
+    // Filters on the content do not hide the list, each role is judged separately, and `[]` in the output is not mistaken for
+    // a list.
     assert_eq!(render("{{ messages[0].content | upper }}[]", parts.clone()), "HELLO  WORLD[]");
     let mixed = json!([{"role": "system", "content": [{"type": "text", "text": "S"}]}, parts[0]]);
     let by_role = "{% for m in messages %}{% if m.role == 'user' %}{% for c in m.content %}<{{ c.text }}>{% endfor %}\
                    {% else %}{{ m.content }}{% endif %}{% endfor %}";
     assert_eq!(render(by_role, mixed), "S<Hello >< world>");
-    // What accompanies a call may be left out, and is kept by others.
+    // Text beside a tool call may be omitted by the template.
     let called = json!([{"role": "assistant", "content": "aside", "tool_calls": [{"name": "f"}]}]);
     assert_eq!(render("{% for m in messages %}{{ m.tool_calls[0].name }}{% endfor %}", called.clone()), "f");
     assert_eq!(render("{{ messages[0].content }}", called), "aside");
@@ -226,4 +227,32 @@ fn messages_reach_a_template_as_in_transformers() {
         render("a\r\n{{ messages[0].content }}\rb", json!([{"role": "user", "content": "x"}])),
         "a\nx\nb"
     );
+}
+
+/// Whether parts are read is decided for each template and role, and never from a message whose text the template omits for
+/// another reason.
+#[test]
+fn parts_are_tried_for_each_template_and_role() {
+    let loops = "{% for m in messages %}{% if m.tool_calls %}call{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}\
+                 {% endif %}{% endfor %}";
+    let parts = json!([{"type": "text", "text": "Hello"}]);
+    let message = Message::from_json(&json!({"role": "assistant", "content": parts})).unwrap();
+    let calling = json!({"role": "assistant", "content": parts, "tool_calls": [{"name": "f"}]});
+    let calling = Message::from_json(&calling).unwrap();
+    let template = ChatTemplate::new("t.jinja".as_ref(), loops, Map::new()).unwrap();
+    let render =
+        |message: &Message| template.render(std::slice::from_ref(message), &RenderOptions::default());
+    assert_eq!(render(&calling).unwrap(), "call");
+    assert_eq!(render(&message).unwrap(), "Hello");
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    std::fs::write(folder.path().join("additional_chat_templates/tool_use.jinja"), loops).unwrap();
+    let template = ChatTemplate::from_folder(folder.path()).unwrap().unwrap();
+    let tools = json!([{"name": "f"}]);
+    for tools in [None, Some(&tools)] {
+        let options = RenderOptions { tools, ..RenderOptions::default() };
+        assert_eq!(template.render(std::slice::from_ref(&message), &options).unwrap(), "Hello");
+    }
 }

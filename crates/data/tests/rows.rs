@@ -22,8 +22,13 @@ fn rows(name: &str, content: &str) -> (TempDir, lowrank_data::Result<Rows>) {
     (dir, rows)
 }
 
-/// A tokenizer of single words, with special tokens in angle brackets.
+/// A tokenizer of single words, with special tokens in angle brackets and `<s>` before a text.
 fn tokenizer() -> TextTokenizer {
+    framed("<s> $A", "right")
+}
+
+/// The same with another template for single texts and another side to truncate.
+fn framed(template: &str, truncation_side: &str) -> TextTokenizer {
     let words = "hi there is it yes no good bad user assistant system what name \n \n\n 1+1? 2 . ? Answer:";
     let special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
     let mut vocab = serde_json::Map::new();
@@ -39,22 +44,31 @@ fn tokenizer() -> TextTokenizer {
                 "normalized": false, "special": true})
         })
         .collect();
+    let single: Vec<_> = template
+        .split(' ')
+        .map(|piece| match piece {
+            "$A" => serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}),
+            token => serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}}),
+        })
+        .collect();
     let json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": false},
             {"type": "Split", "pattern": {"Regex": "\\n+"}, "behavior": "Isolated", "invert": false}]},
         "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single": single,
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]},
+                "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}},
         "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
     });
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
-    let config = r#"{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}"#;
-    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let config = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "truncation_side": truncation_side});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     TextTokenizer::from_folder(dir.path(), None).unwrap()
 }
 
@@ -125,14 +139,39 @@ fn plain_text_is_learnt_whole_and_cut_into_pieces() {
 #[test]
 fn sources_and_targets_keep_their_special_tokens_when_they_are_cut() {
     let content = r#"{"prompt": "hi there is it", "completion": "yes no"}
-        {"prompt": "", "completion": "hi there is it"}"#;
+        {"prompt": "", "completion": "hi there is it"}
+        {"instruction": "hi", "input": "", "output": "yes"}"#;
     let (_dir, rows) = rows("a.jsonl", content);
-    let tokenizer = tokenizer();
-    let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 4).unwrap();
-    let encoded = encoder.encode_targets(&rows.unwrap()).unwrap();
-    let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
-    assert_eq!(shown, ["<s> hi there is ⟦<s> yes no </s>⟧", "<s> ⟦<s> hi there </s>⟧"]);
-    assert_eq!((encoded.n_cut, encoded.rows[0].n_tokens()), (2, 8));
+    let rows = rows.unwrap();
+    for (template, side, expected) in [
+        (
+            "<s> $A",
+            "right",
+            [
+                "<s> hi there is ⟦<s> yes no </s>⟧",
+                "<s> ⟦<s> hi there </s>⟧",
+                "<s> <unk> is <unk> ⟦<s> yes </s>⟧",
+            ],
+        ),
+        (
+            "$A </s>",
+            "right",
+            ["hi there is </s> ⟦yes no </s>⟧", "</s> ⟦hi there is </s>⟧", "<unk> is <unk> </s> ⟦yes </s>⟧"],
+        ),
+        (
+            "$A </s>",
+            "left",
+            ["there is it </s> ⟦yes no </s>⟧", "</s> ⟦there is it </s>⟧", "<unk> <unk> \n </s> ⟦yes </s>⟧"],
+        ),
+    ] {
+        let tokenizer = framed(template, side);
+        let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 4).unwrap();
+        let encoded = encoder.encode_targets(&rows).unwrap();
+        let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
+        assert_eq!(shown, expected, "{template} {side}");
+        assert_eq!(encoded.n_cut, 3, "{template} {side}");
+        assert!(encoded.rows.iter().all(|row| row.source.len() <= 4 && row.target.len() <= 4));
+    }
 }
 
 #[test]

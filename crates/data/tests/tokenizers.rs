@@ -16,7 +16,7 @@ fn read(path: PathBuf) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Notes a difference, if there is one.
+/// Records a mismatch.
 fn compare(wrong: &mut Vec<String>, what: std::fmt::Arguments, got: &Value, expected: &Value) {
     if got != expected {
         wrong.push(format!("{what}\n  {got}\n  {expected}"));
@@ -58,7 +58,7 @@ fn ids_and_texts_are_those_of_transformers() {
             "eos_token": eos,
         });
         for (role, id) in expected["special_ids"].as_object().unwrap() {
-            // Others have a name only.
+            // Tokens without one of the seven roles have no id in `SpecialIds`.
             if let Some(got) = got.get(role) {
                 compare(&mut wrong, format_args!("{name}: {role}"), got, id);
             }
@@ -214,6 +214,20 @@ fn what_cannot_be_read_is_named() {
         &[("tokenizer.json", &words), ("tokenizer_config.json", &class("AlbertTokenizer"))],
         &["'AlbertTokenizer'", "Unigram", "PreTrainedTokenizerFast"],
     );
+}
+
+/// DeBERTa's file is read whatever the model type, unless the files name another class.
+#[test]
+fn deberta_is_known_by_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(fixtures().join("sentencepiece-deberta/spm.model"), dir.path().join("spm.model")).unwrap();
+    for model_type in ["albert", "deberta-v2", "llama", "t5", "xlm-roberta"] {
+        let config = json!({"model_type": model_type}).to_string();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let tokenizer = TextTokenizer::from_folder(dir.path(), None).unwrap();
+        let ids = tokenizer.encode("the cat", None).unwrap().ids;
+        assert_eq!(ids[1..5], [5, 6, 31, 7], "{model_type}");
+    }
 }
 
 /// Japanese BERT without a dictionary: ids and texts of transformers' `BertJapaneseTokenizer` for the same vocabulary.

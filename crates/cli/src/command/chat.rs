@@ -178,6 +178,7 @@ impl Chat<'_> {
     fn generate(&self, pressed: &AtomicBool) -> Result<String> {
         let (language, stops) = (&self.language, &self.stops);
         let prompt = language.rendered_prompt(&render(self.folder, &self.messages)?)?;
+        let unsettled = language.tokenizer.unsettled();
         let mut stream = Stream::default();
         let mut failure = None;
         let prompts = [prompt];
@@ -192,7 +193,7 @@ impl Chat<'_> {
                         return Ok(false);
                     }
                     let text = language.continuation(&prompts[0], new)?;
-                    stream.advance(&text, stops)?;
+                    stream.advance(&text, stops, unsettled)?;
                     Ok(!pressed.load(Ordering::Relaxed) && stops.iter().all(|stop| !text.contains(stop)))
                 };
                 step().unwrap_or_else(|error| {
@@ -205,7 +206,7 @@ impl Chat<'_> {
             return Err(error);
         }
         let text = cut(language.continuation(&prompts[0], &generated[0].ids)?, stops);
-        stream.advance(&text, &[])?;
+        stream.advance(&text, &[], 0)?;
         println!();
         Ok(text)
     }

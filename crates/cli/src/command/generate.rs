@@ -87,6 +87,7 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
 
     let streams =
         !args.json && prompts.len() == 1 && options.beams.is_none() && std::io::stdout().is_terminal();
+    let unsettled = language.tokenizer.unsettled();
     let mut stream = Stream::default();
     if streams {
         stream.show(shown[0])?;
@@ -109,7 +110,7 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
                 }
                 let text = language.continuation(&prompts[number], new)?;
                 if streams {
-                    stream.advance(&text, &stops)?;
+                    stream.advance(&text, &stops, unsettled)?;
                 }
                 Ok(stops.iter().all(|stop| !text.contains(stop)))
             };
@@ -150,7 +151,7 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
         return print_json(&object);
     }
     if streams {
-        stream.advance(&rows[0].0, &[])?;
+        stream.advance(&rows[0].0, &[], 0)?;
         println!();
     } else {
         for (prompt, (text, _)) in shown.iter().zip(&rows) {

@@ -79,7 +79,7 @@ impl Message {
         Self(object)
     }
 
-    /// Whether a template that leaves the text out drops something: what accompanies a call may be left out.
+    /// Whether the template must render the content. It may omit empty text and text beside a tool call.
     pub(crate) fn must_show(&self) -> bool {
         !self.has_tool_calls() && self.content().is_some_and(|content| !content.trim().is_empty())
     }

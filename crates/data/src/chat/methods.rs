@@ -206,7 +206,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
-/// An argument by its place or its name; none is as good as absent.
+/// An argument by position or name; `none` counts as absent.
 pub(super) fn given<'a, T>(
     positional: Option<T>,
     options: &'a Kwargs,
@@ -218,62 +218,118 @@ where
     positional.map_or_else(|| options.get(name), |value| Ok(Some(value)))
 }
 
+/// The arguments of a filter, at most `most` of them by position.
+fn split(values: &[Value], most: usize) -> Result<(&[Value], Kwargs), Error> {
+    let (positional, options) = from_args::<(&[Value], Kwargs)>(values)?;
+    if positional.len() > most {
+        return Err(ErrorKind::TooManyArguments.into());
+    }
+    Ok((positional, options))
+}
+
+/// An argument by position or name, which may be `none` or undefined.
+fn argument(
+    positional: &[Value],
+    options: &Kwargs,
+    place: usize,
+    name: &str,
+) -> Result<Option<Value>, Error> {
+    match positional.get(place) {
+        Some(value) => Ok(Some(value.clone())),
+        None => options.has(name).then(|| options.get(name)).transpose(),
+    }
+}
+
 /// `default(value, default_value="", boolean=False)`.
 fn default(value: Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let arguments = arguments.into_values();
-    let (arguments, options) = from_args::<(&[Value], Kwargs)>(&arguments)?;
-    let argument = |place: usize, name: &str| match arguments.get(place) {
-        Some(value) => Ok(value.clone()),
-        None if options.has(name) => options.get::<Value>(name),
-        None => Ok(Value::UNDEFINED),
-    };
-    let (other, boolean) = (argument(0, "default_value")?, argument(1, "boolean")?);
+    let (positional, options) = split(&arguments, 2)?;
+    let other = argument(positional, &options, 0, "default_value")?;
+    let boolean = argument(positional, &options, 1, "boolean")?;
     options.assert_all_used()?;
-    let is_missing = value.is_undefined() || boolean.is_true() && !value.is_true();
-    Ok(match (is_missing, other.is_undefined()) {
-        (false, _) => value,
-        (true, false) => other,
-        (true, true) => "".into(),
-    })
+    let is_missing =
+        value.is_undefined() || boolean.is_some_and(|boolean| boolean.is_true()) && !value.is_true();
+    Ok(if is_missing { other.unwrap_or_else(|| "".into()) } else { value })
 }
 
-/// `int(value, default=0)`.
+/// `int(value, default=0, base=10)`.
 fn int(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
-    let number = value.as_str().map_or_else(
-        || i64::try_from(value.clone()).ok().or_else(|| f64::try_from(value.clone()).ok().map(|x| x as i64)),
-        |text| {
-            let text = text.trim().replace('_', "");
-            let whole = text.parse::<i64>().ok();
-            whole.or_else(|| text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|x| x as i64))
-        },
-    );
-    fallback(number, arguments, 0)
+    let arguments = arguments.into_values();
+    let (positional, options) = split(&arguments, 2)?;
+    let base = match argument(positional, &options, 1, "base")? {
+        Some(base) => u32::try_from(base).ok(),
+        None => Some(10),
+    };
+    let truncated = |x: f64| x.is_finite().then_some(x as i128);
+    let number = match value.as_str() {
+        Some(text) => base.and_then(|base| whole(text, base)).or_else(|| decimal(text).and_then(truncated)),
+        None => {
+            let whole = i128::try_from(value.clone()).ok();
+            whole.or_else(|| f64::try_from(value.clone()).ok().and_then(truncated))
+        }
+    };
+    fallback(number, positional, &options, 0)
 }
 
 /// `float(value, default=0.0)`.
 fn float(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let arguments = arguments.into_values();
+    let (positional, options) = split(&arguments, 1)?;
     let number = match value.as_str() {
-        Some(text) => text.trim().parse::<f64>().ok(),
+        Some(text) => decimal(text),
         None => f64::try_from(value.clone()).ok(),
     };
-    fallback(number, arguments, 0.0)
+    fallback(number, positional, &options, 0.0)
 }
 
-/// A number, or else the argument `default`, which may be none.
+/// The number, or the filter's `default` argument, or `zero` if it is not given.
 fn fallback<T: Into<Value>>(
     number: Option<T>,
-    arguments: Rest<ValueOrKwargs>,
+    positional: &[Value],
+    options: &Kwargs,
     zero: T,
 ) -> Result<Value, Error> {
-    let arguments = arguments.into_values();
-    let (arguments, options) = from_args::<(&[Value], Kwargs)>(&arguments)?;
-    let named = if options.has("default") { Some(options.get::<Value>("default")?) } else { None };
+    let default = argument(positional, options, 0, "default")?;
     options.assert_all_used()?;
-    Ok(match (number, arguments.first().cloned().or(named)) {
-        (Some(number), _) => number.into(),
-        (None, Some(default)) => default,
-        (None, None) => zero.into(),
-    })
+    Ok(number.map(Into::into).or(default).unwrap_or_else(|| zero.into()))
+}
+
+/// Python's `int(text, base)`.
+fn whole(text: &str, base: u32) -> Option<i128> {
+    let text = text.trim().to_ascii_lowercase();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.strip_prefix('+').unwrap_or(&text)),
+    };
+    let prefixed = [("0x", 16), ("0o", 8), ("0b", 2)]
+        .into_iter()
+        .filter(|(_, own)| [0, *own].contains(&base))
+        .find_map(|(prefix, own)| Some((digits.strip_prefix(prefix)?, own)));
+    let (digits, base) = match prefixed {
+        Some((digits, own)) => (digits.strip_prefix('_').unwrap_or(digits), own),
+        // Base 0 reads Python's literals, in which only zero may begin with 0.
+        None if base == 0 && digits.starts_with('0') && !digits.trim_matches(['0', '_']).is_empty() => {
+            return None;
+        }
+        None => (digits, if base == 0 { 10 } else { base }),
+    };
+    let is_group = |group: &str| !group.is_empty() && group.chars().all(|c| c.is_digit(base));
+    if !(2..=36).contains(&base) || !digits.split('_').all(is_group) {
+        return None;
+    }
+    i128::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), base).ok()
+}
+
+/// Python's `float(text)`: `_` may stand between two digits.
+fn decimal(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let mut separators = text.match_indices('_').map(|(at, _)| (&text[..at], &text[at + 1..]));
+    if separators.any(|(left, right)| !is_digit(left.chars().next_back()) || !is_digit(right.chars().next()))
+    {
+        return None;
+    }
+    text.replace('_', "").parse().ok()
 }
 
 /// `indent(s, width=4, first=False, blank=False)`; a text as the width is put before the lines.
@@ -341,7 +397,25 @@ mod tests {
                 "True3True",
             ),
             ("{{ 'z' | int }}{{ 'z' | int(5) }}{{ '3.9' | int }}{{ 2.7 | int }}", "0532"),
-            ("{{ 'x' | float }}{{ '1.5' | float }}", "0.01.5"),
+            (
+                "{{ 'ff' | int(0, 16) }}|{{ ' -0XfF' | int(base=16) }}|{{ '0b1' | int(0, 16) }}|{{ 'zz' | int(7, 16) }}",
+                "255|-255|177|7",
+            ),
+            (
+                "{{ '0b11' | int(0, 0) }}|{{ '+0o17' | int(5, 8) }}|{{ '017' | int(5, 0) }}|{{ '0xff' | int }}",
+                "3|15|17|0",
+            ),
+            (
+                "{{ '3.9' | int(0, 16) }}|{{ '12' | int(0, none) }}|{{ '12' | int(0, 99) }}|{{ 15 | int(0, 16) }}",
+                "3|12|12|15",
+            ),
+            (
+                "{{ '1_0' | int }}|{{ '1__0' | int }}|{{ '0x_1' | int(0, 16) }}|{{ '+-1' | int }}|{{ '_1_0' | float }}",
+                "10|0|1|0|0.0",
+            ),
+            ("{{ '99999999999999999999' | int }}|{{ '1e400' | int(4) }}", "99999999999999999999|4"),
+            ("{{ 'x' | float }}{{ '1.5' | float }}{{ '1_0' | float }}", "0.01.510.0"),
+            ("{{ x | default(y) is defined }}{{ 'z' | int(y) is defined }}", "FalseFalse"),
             ("{{ 'a\nb\n\nc' | indent('>>') }}", "a\n>>b\n\n>>c"),
             ("{{ 'a\nb' | indent(2, first=True) }}", "  a\n  b"),
             ("{{ 'two words, more' | wordcount }}{{ raise_exception is callable }}", "3True"),
@@ -351,7 +425,16 @@ mod tests {
         ] {
             assert_eq!(environment.render_str(source, ()).unwrap(), expected, "{source}");
         }
-        for source in ["{{ 'a'.center(100000000) }}", "{{ 'abc'.index('x') }}", "{{ 'a'.split('') }}"] {
+        for source in [
+            "{{ 'a'.center(100000000) }}",
+            "{{ 'abc'.index('x') }}",
+            "{{ 'a'.split('') }}",
+            "{{ 'z' | int(1, 2, 3) }}",
+            "{{ 'z' | int(1, default=2) }}",
+            "{{ 'z' | float(1, 2) }}",
+            "{{ x | default(1, 2, 3) }}",
+            "{{ 'a' | indent(2, true, true, 1) }}",
+        ] {
             assert!(environment.render_str(source, ()).is_err(), "{source}");
         }
     }

@@ -15,7 +15,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// The orientation of EXIF, 1 to 8; 1 without one or with another number, which Pillow ignores.
+    /// The orientation of EXIF, 1 to 8; 1 if the tag is missing or has another value, which Pillow ignores.
     ///
     /// # Errors
     /// EXIF data of which the orientation cannot be read.

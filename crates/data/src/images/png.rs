@@ -6,6 +6,7 @@ use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Info, Limi
 
 use super::decode::{Bitmap, Permit, damaged};
 use super::orientation::Metadata;
+use crate::error::one_line;
 
 /// Largest text of a picture, once it is unpacked; Pillow reads no more than this.
 const MAX_TEXT: usize = 1 << 20;
@@ -83,10 +84,9 @@ fn texts(info: &Info<'_>) -> Result<Vec<(String, String)>, String> {
     let plain = info.uncompressed_latin1_text.iter().filter(|chunk| is_wanted(&chunk.keyword));
     let mut texts: Vec<(String, String)> =
         plain.map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect();
-    let fault =
-        |keyword: &str, error: &DecodingError| format!("has a text '{keyword}' that cannot be read: {error}");
     let mut add = |keyword: &str, text: Result<String, DecodingError>| {
-        text.map(|text| texts.push((keyword.to_owned(), text))).map_err(|error| fault(keyword, &error))
+        text.map(|text| texts.push((keyword.to_owned(), text)))
+            .map_err(|error| format!("has a text '{keyword}' that cannot be read: {}", one_line(error)))
     };
     for mut chunk in info.compressed_latin1_text.iter().filter(|chunk| is_wanted(&chunk.keyword)).cloned() {
         let text = chunk.decompress_text_with_limit(MAX_TEXT).and_then(|()| chunk.get_text());

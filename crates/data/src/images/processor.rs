@@ -245,7 +245,7 @@ impl ImageProcessor {
         self.write_patches(rgb, size, &mut out[start..]);
     }
 
-    /// Writes them into a slice of `n_values`.
+    /// Writes the values of a picture's patches into a slice of [`PatchSize::n_values`] elements.
     pub(super) fn write_patches(&self, rgb: &[u8], size: &PatchSize, out: &mut [f32]) {
         let ([height, width], [high, wide]) = (size.picture, size.patch);
         let mut out = out.chunks_exact_mut(wide);

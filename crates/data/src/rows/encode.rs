@@ -165,10 +165,7 @@ impl<'a> RowEncoder<'a> {
     /// Rows that are preferences, a conversation without a template or one that the template refuses, and a
     /// file without any target left. Each error names file and row.
     pub fn encode(&self, rows: &Rows) -> Result<EncodedRows> {
-        let parts: Vec<Vec<TokenRow>> = (0..rows.len())
-            .into_par_iter()
-            .map(|index| self.row(&rows.rows[index].1).map_err(|e| located(rows, index, e)))
-            .collect::<Result<_>>()?;
+        let parts = each(rows, |row| self.row(row))?;
         let mut encoded = EncodedRows::default();
         for (index, part) in parts.into_iter().enumerate() {
             for mut row in part {
@@ -190,10 +187,7 @@ impl<'a> RowEncoder<'a> {
     /// # Errors
     /// As [`RowEncoder::encode`]; rows that are not preferences.
     pub fn encode_pairs(&self, rows: &Rows) -> Result<PairRows> {
-        let parts: Vec<TokenPair> = (0..rows.len())
-            .into_par_iter()
-            .map(|index| self.pair(&rows.rows[index].1).map_err(|e| located(rows, index, e)))
-            .collect::<Result<_>>()?;
+        let parts = each(rows, |row| self.pair(row))?;
         let mut encoded = PairRows::default();
         for (index, mut pair) in parts.into_iter().enumerate() {
             let is_cut = [pair.chosen.cut(self.max_length), pair.rejected.cut(self.max_length)];
@@ -413,8 +407,14 @@ pub(super) fn unfit(message: &str) -> DataError {
     DataError::Batch { message: message.to_owned() }
 }
 
+/// Maps a file's rows on all cores, in order; errors name file and row.
+pub(super) fn each<T: Send>(rows: &Rows, f: impl Fn(&Row) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let map = |(index, (_, row)): (usize, &(usize, Row))| f(row).map_err(|e| located(rows, index, e));
+    rows.rows.par_iter().enumerate().map(map).collect()
+}
+
 /// The error prefixed with file and row.
-pub(super) fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
+fn located(rows: &Rows, index: usize, error: DataError) -> DataError {
     match error {
         DataError::Batch { message } | DataError::Template { message, .. } => rows.error(index, message),
         error @ DataError::Encoding { .. } => rows.error(index, error.to_string()),

@@ -1,8 +1,8 @@
-//! Rows as the tokens of a text and of the text to be written from it, for encoder-decoders.
+//! Rows as source and target token sequences, for encoder-decoders.
 
-use rayon::prelude::*;
+use std::borrow::Cow;
 
-use super::encode::{RowEncoder, alpaca_prompt, located, unfit};
+use super::encode::{RowEncoder, alpaca_prompt, each, unfit};
 use super::{Row, Rows};
 use crate::error::{DataError, Result};
 use crate::tokenize::TextTokenizer;
@@ -37,21 +37,19 @@ impl SourceTarget {
 pub struct SourceTargets {
     /// The rows in order.
     pub rows: Vec<SourceTarget>,
-    /// Number of rows of which a text was truncated.
+    /// Number of rows with a truncated source or target.
     pub n_cut: usize,
 }
 
 impl RowEncoder<'_> {
     /// Encodes a file's rows on all cores: prompts as sources, completions as targets, each truncated at the maximum
-    /// length with its special tokens kept, as tokenizers do. An instruction is a prompt in Alpaca's own words.
+    /// length with its special tokens kept, as tokenizers do. An instruction is a prompt in Alpaca's format.
     ///
     /// # Errors
     /// Plain texts, conversations and preferences; a prompt without tokens; a tokenizer without an end-of-text token.
     /// Each error names file and row.
     pub fn encode_targets(&self, rows: &Rows) -> Result<SourceTargets> {
-        let row = |(index, row): (usize, &Row)| self.targets(row).map_err(|e| located(rows, index, e));
-        let parts: Vec<(SourceTarget, bool)> =
-            rows.iter().enumerate().collect::<Vec<_>>().into_par_iter().map(row).collect::<Result<_>>()?;
+        let parts = each(rows, |row| self.targets(row))?;
         let n_cut = parts.iter().filter(|(_, is_cut)| *is_cut).count();
         Ok(SourceTargets { rows: parts.into_iter().map(|(row, _)| row).collect(), n_cut })
     }
@@ -59,32 +57,31 @@ impl RowEncoder<'_> {
     /// The row, and whether one of its texts was truncated.
     fn targets(&self, row: &Row) -> Result<(SourceTarget, bool)> {
         let (prompt, completion) = match row {
-            Row::Completion { prompt, completion } => (prompt.clone(), completion),
-            Row::Instruction { instruction, input, output } => (alpaca_prompt(instruction, input), output),
+            Row::Completion { prompt, completion } => (Cow::Borrowed(prompt.as_str()), completion),
+            Row::Instruction { instruction, input, output } => {
+                (Cow::Owned(alpaca_prompt(instruction, input)), output)
+            }
             Row::Text(_) => return Err(refused("plain text")),
             Row::Chat(_) => return Err(refused("a conversation")),
             Row::PreferenceText { .. } | Row::PreferenceChat { .. } => return Err(refused("a preference")),
         };
-        let (before, after) = &self.frame;
+        let after = &self.frame.1;
         let source = self.framed(&prompt, after)?;
         if source.0.is_empty() {
             return Err(unfit("the prompt has no tokens; an encoder needs a text to read"));
         }
         let eos = if after.is_empty() { vec![self.eos()?] } else { after.clone() };
-        if before.len() + eos.len() >= self.max_length {
-            return Err(unfit("the maximum length leaves no token of a target; raise it"));
-        }
         let target = self.framed(completion, &eos)?;
         Ok((SourceTarget { source: source.0, target: target.0 }, source.1 || target.1))
     }
 
-    /// A text of at most the maximum length, the tokens before and `after` it included, and whether it was truncated.
+    /// The tokens of a text between the tokenizer's prefix and `after`, truncated to the maximum length in total; and
+    /// whether any were cut.
     fn framed(&self, text: &str, after: &[u32]) -> Result<(Vec<u32>, bool)> {
-        let (mut ids, _) = self.tokenizer.encode_spans(text)?;
-        let room = self.max_length.saturating_sub(self.frame.0.len() + after.len());
-        let is_cut = ids.len() > room;
-        ids.truncate(room);
-        Ok(([self.frame.0.as_slice(), &ids, after].concat(), is_cut))
+        let before = &self.frame.0;
+        let room = self.max_length - before.len() - after.len();
+        let (ids, is_cut) = self.tokenizer.encode_within(text, room)?;
+        Ok(([before.as_slice(), &ids, after].concat(), is_cut))
     }
 }
 

@@ -247,7 +247,7 @@ pub(super) fn stem(class: &str) -> &str {
 /// The class of a folder, or `None` where `tokenizer.json` is taken as it is.
 ///
 /// `named` is the class that `tokenizer_config.json`, or else `config.json`, names; `is_byte_level` tells
-/// whether `tokenizer.json` has a byte-level part, which is asked for Llama's class alone.
+/// whether `tokenizer.json` has a byte-level part, and is called only for Llama's class.
 ///
 /// # Errors
 /// Those of `is_byte_level`.

@@ -189,7 +189,7 @@ impl TokenizerConfig {
         if let Some(additional) = config.additional_special_tokens.take() {
             config.extra.get_or_insert(additional);
         }
-        // GPT-2's class states that it has none, and a generated file does not pad.
+        // GPT2Tokenizer sets pad_token to None, and the tokenizer.json generated from a GGUF file has no padding.
         let is_unpadded = is_generated || config.parts == Some(Parts::Gpt2);
         if config.slot("pad_token").is_none() && !is_unpadded {
             let pad = json.pad_token()?.map(|token| Some(TokenEntry::Text(token.to_owned())));
@@ -353,13 +353,18 @@ impl TokenizerConfig {
         Some(stem(class)).filter(|class| !is_generic(class))
     }
 
-    /// The class for a vocabulary of a kind, if the files name one.
+    /// The class for a vocabulary of a kind, if the files give one by name or model type.
     ///
     /// # Errors
-    /// A class that has no such vocabulary.
+    /// A named class that has no such vocabulary.
     pub(super) fn named_parts(&self, kind: Vocabulary) -> Result<Option<Parts>, String> {
+        let is_of_kind = |parts: &Parts| parts.vocabulary() == kind;
+        if let Some(parts) = self.parts.filter(is_of_kind) {
+            return Ok(Some(parts));
+        }
         let Some(class) = self.class() else { return Ok(None) };
-        let parts = Parts::of_vocabulary(class).filter(|parts| parts.vocabulary() == kind);
+        // transformers takes ConvBERT's tokenizer.json as it is, and builds BERT's tokenizer from its vocab.txt.
+        let parts = Parts::of(if class == "ConvBert" { "Bert" } else { class }).filter(is_of_kind);
         parts.map(Some).ok_or_else(|| unknown_class(self.class_name(), class))
     }
 
@@ -407,7 +412,8 @@ impl TokenizerConfig {
         added
     }
 
-    /// The special tokens, which some classes add again: with the flags of the config, or without if `bare`.
+    /// The special tokens as Qwen2 and Cohere add them a second time, marked special: with the flags of the config, or
+    /// without any if `bare`.
     pub(crate) fn special_added(&self, bare: bool) -> Vec<AddedToken> {
         let entries = self.specials().into_iter();
         let bared =

@@ -10,13 +10,13 @@ use lowrank_checkpoint::{has_file, read_file};
 
 use crate::error::{DataError, Result};
 
-/// The `tokenizer.json` of a folder or GGUF file, read when something is first asked of it.
+/// The `tokenizer.json` of a folder or GGUF file, read on first use.
 pub(super) struct TokenizerJson {
     path: PathBuf,
     stored: OnceCell<Option<Stored>>,
 }
 
-/// Bytes that are JSON, and the part of them that matters without the vocabulary.
+/// The file's bytes, checked to be JSON, and its `padding`.
 struct Stored {
     bytes: Vec<u8>,
     head: Head,
@@ -57,7 +57,7 @@ impl TokenizerJson {
         Ok(stored.is_some_and(|stored| stored.bytes.windows(NAME.len()).any(|part| part == NAME)))
     }
 
-    /// The token with which it pads.
+    /// `pad_token` of its `padding`.
     pub(super) fn pad_token(&self) -> Result<Option<&str>> {
         let padding = self.stored()?.and_then(|stored| stored.head.padding.as_ref());
         Ok(padding.map(|padding| padding.pad_token.as_str()))
@@ -79,8 +79,8 @@ fn head(path: &Path, bytes: &[u8]) -> Result<Head> {
     serde_json::from_slice(bytes).map_err(|e| DataError::tokenizer(path, e))
 }
 
-/// The library panics on some malformed parts (tokenizers 0.23.2): on anything that is not JSON, which [`head`] refuses, and
-/// a few more.
+/// Catches panics of tokenizers 0.23.2 on malformed parts. It also panics on bytes that are not JSON, which [`head`] refuses
+/// first.
 fn build(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
     let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
     parsed

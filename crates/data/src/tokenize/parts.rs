@@ -43,8 +43,8 @@ const QWEN3_5_PATTERN: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}
 /// The characters that CLIP keeps; spaces are removed.
 const CLIP_PATTERN: &str = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+";
 
-/// What marks the end of a word in CLIP's vocabulary.
-pub(super) const CLIP_END: &str = "</w>";
+/// End-of-word suffix of CLIP's vocabulary.
+const CLIP_END: &str = "</w>";
 
 /// The kinds of vocabularies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,11 +107,6 @@ impl Parts {
             "XLMRoberta" => Self::XlmRoberta,
             _ => return None,
         })
-    }
-
-    /// The class of a name over a vocabulary alone, also for classes that take a `tokenizer.json` as it is.
-    pub(super) fn of_vocabulary(class: &str) -> Option<Self> {
-        Self::of(if class == "ConvBert" { "Bert" } else { class })
     }
 
     /// The kind of the class's vocabulary.
@@ -232,8 +227,8 @@ impl Parts {
         }
     }
 
-    /// The class's tokenizer over a vocabulary alone, with compiled normalization rules of SentencePiece and the tokens that
-    /// the vocabulary adds by itself.
+    /// The class's tokenizer for a folder without tokenizer.json. `rules`: SentencePiece's compiled normalization rules;
+    /// `own`: tokens that the vocabulary file itself adds.
     pub(super) fn assemble(
         self,
         vocabulary: impl Into<ModelWrapper>,

@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use crate::error::{DataError, Result};
 use crate::tokenize::build::unknown_class;
 use crate::tokenize::config::TokenizerConfig;
-use crate::tokenize::parts::Parts;
+use crate::tokenize::parts::{Parts, Vocabulary};
 use crate::tokenize::protobuf::{Fields, Value};
 
 /// The name under which DeBERTa's model is published, mostly without a class beside it.
@@ -128,28 +128,27 @@ impl Piece {
     }
 }
 
-/// The tokenizer of a SentencePiece model, by the class that the files beside it name.
+/// The tokenizer of a SentencePiece model, by the class that the files beside it name or imply.
 pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokenizer> {
     let bytes = lowrank_spec::read_file(path).map_err(DataError::io("read", path))?;
     let error = |message: String| DataError::tokenizer(path, message);
     let model = Model::parse(&bytes).map_err(error)?;
+    let kind = if model.kind == UNIGRAM { Vocabulary::Pieces } else { Vocabulary::Characters };
     let parts = match config.class() {
-        Some(class) => Parts::of(class),
         None if path.ends_with(DEBERTA_FILE) && model.kind == UNIGRAM => Some(Parts::DebertaV2),
-        None => {
-            return Err(error(
-                "the folder has a SentencePiece model alone, and no file names its tokenizer_class; save it as \
-                 tokenizer.json once, with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
-                    .into(),
-            ));
-        }
+        _ => config.named_parts(kind).map_err(error)?,
     };
     let built = match (parts, model.kind) {
         (Some(parts @ (Parts::CodeLlama | Parts::Llama)), BYTE_PAIRS) => byte_pairs(parts, &model, config),
         (Some(parts @ (Parts::DebertaV2 | Parts::T5)), UNIGRAM) => unigram(parts, &model, config),
         _ => {
-            let class = config.class().unwrap_or_default();
-            return Err(error(unknown_class(config.class_name(), class)));
+            return Err(error(match config.class() {
+                Some(class) => unknown_class(config.class_name(), class),
+                None => "the folder has only a SentencePiece model, and no file names a tokenizer_class that can be built \
+                         from it; save it as tokenizer.json once, with \
+                         AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
+                    .into(),
+            }));
         }
     };
     built.map_err(|e| error(e.to_string()))
