@@ -63,6 +63,15 @@ pub struct SpecialIds {
     pub eos: Option<u32>,
 }
 
+/// The languages that a tokenizer marks in texts (mBART).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Languages {
+    /// The token of `src_lang`, which every text has.
+    pub source: u32,
+    /// The token of `tgt_lang`, which texts to be written have in its place; `None` if the files name none.
+    pub target: Option<u32>,
+}
+
 /// A model's tokenizer, equal to `transformers`' fast tokenizers on the same files.
 ///
 /// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is
@@ -74,6 +83,7 @@ pub struct TextTokenizer {
     max_length: Option<usize>,
     truncated_side: TruncationDirection,
     special: SpecialIds,
+    languages: Option<Languages>,
     model_max_length: Option<usize>,
     /// Whether decoding removes spaces before punctuation (`clean_up_tokenization_spaces`).
     cleans: bool,
@@ -84,7 +94,7 @@ pub struct TextTokenizer {
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
     /// `vocab.txt` (WordPiece of BERT or MPNet), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa,
-    /// Qwen2, CLIP and others), or else a SentencePiece model (Llama's, T5's or DeBERTa's); in each case by the class.
+    /// Qwen2, CLIP and others), or else a SentencePiece model (Llama's, T5's, DeBERTa's, XLM-RoBERTa's or mBART's); in each case by the class.
     /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are honoured if present.
     ///
     /// A `tokenizer.json` is taken as it is, or rebuilt around its vocabulary, as transformers 5 does by
@@ -180,6 +190,7 @@ impl TextTokenizer {
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
         let special = config.special_ids(&inner);
+        let languages = config.languages(&inner).map_err(|e| DataError::tokenizer(&path, e))?;
         // transformers ignores it for BPE, where it would remove spaces of the text.
         let cleans = config.clean_up_tokenization_spaces == Some(true)
             && !matches!(inner.get_model(), ModelWrapper::BPE(_));
@@ -188,6 +199,7 @@ impl TextTokenizer {
             max_length,
             truncated_side: side.or(own_side).unwrap_or(TruncationDirection::Right),
             special,
+            languages,
             model_max_length: config.model_max_length(),
             cleans,
             of_words: OnceLock::new(),
@@ -314,6 +326,11 @@ impl TextTokenizer {
     /// The ids of the tokens with special roles.
     pub fn special_ids(&self) -> SpecialIds {
         self.special
+    }
+
+    /// The languages that the tokenizer marks, if it does.
+    pub fn languages(&self) -> Option<Languages> {
+        self.languages
     }
 
     /// The ids that have no text (`[CLS]`, `[MASK]`, …), ascending.

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_data::chat::{ChatTemplate, RenderOptions};
+use lowrank_data::rows::{LossOn, RowEncoder, Rows};
 use lowrank_data::tokenize::{Encoded, SpecialIds, TextTokenizer};
 use serde_json::{Value, json};
 
@@ -118,7 +119,8 @@ fn classes_are_those_of_transformers() {
         let base = fixtures().join("..").join(row["base"].as_str().unwrap());
         let copied = row["copied"].as_array().unwrap();
         for file in copied.iter().filter_map(Value::as_str) {
-            std::fs::copy(base.join(file), folder.path().join(file)).unwrap();
+            let (from, to) = file.split_once('=').unwrap_or((file, file));
+            std::fs::copy(base.join(from), folder.path().join(to)).unwrap();
         }
         if copied.is_empty() {
             let mut json = read(base.join("tokenizer.json"));
@@ -151,6 +153,13 @@ fn classes_are_those_of_transformers() {
             ] {
                 compare(&mut wrong, format_args!("{name}: {key} of {text:?}"), &got, &row[key][index]);
             }
+        }
+        if let Some(expected) = row.get("target") {
+            let path = folder.path().join("rows.jsonl");
+            std::fs::write(&path, json!({"prompt": "x", "completion": texts[0][0]}).to_string()).unwrap();
+            let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 100).unwrap();
+            let rows = encoder.encode_targets(&Rows::read(&path).unwrap()).unwrap();
+            compare(&mut wrong, format_args!("{name}: target"), &json!(rows.rows[0].target), expected);
         }
         let special = row["special"].as_object().unwrap();
         let expected: String = names
@@ -214,6 +223,14 @@ fn what_cannot_be_read_is_named() {
         &[("tokenizer.json", &words), ("tokenizer_config.json", &class("AlbertTokenizer"))],
         &["'AlbertTokenizer'", "Unigram", "PreTrainedTokenizerFast"],
     );
+    let pieces = std::fs::read_to_string(fixtures().join("../xlm-roberta-cls/tokenizer.json")).unwrap();
+    for key in ["src_lang", "tgt_lang"] {
+        let config = format!("{{\"tokenizer_class\": \"MBartTokenizer\", \"{key}\": \"tlh\"}}");
+        refused(
+            &[("tokenizer.json", &pieces), ("tokenizer_config.json", &config)],
+            &[key, "'tlh', which is not in the vocabulary"],
+        );
+    }
 }
 
 /// DeBERTa's file is read whatever the model type, unless the files name another class.

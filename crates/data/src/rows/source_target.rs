@@ -43,7 +43,8 @@ pub struct SourceTargets {
 
 impl RowEncoder<'_> {
     /// Encodes a file's rows on all cores: prompts as sources, completions as targets, each truncated at the maximum
-    /// length with its special tokens kept, as tokenizers do. An instruction is a prompt in Alpaca's format.
+    /// length with its special tokens kept, as tokenizers do; in a target the tokenizer's `tgt_lang` replaces the language of
+    /// sources. An instruction is a prompt in Alpaca's format.
     ///
     /// # Errors
     /// Plain texts, conversations and preferences; a prompt without tokens; a tokenizer without an end-of-text token.
@@ -65,23 +66,29 @@ impl RowEncoder<'_> {
             Row::Chat(_) => return Err(refused("a conversation")),
             Row::PreferenceText { .. } | Row::PreferenceChat { .. } => return Err(refused("a preference")),
         };
-        let after = &self.frame.1;
-        let source = self.framed(&prompt, after)?;
+        let (before, after) = &self.frame;
+        let source = self.framed(&prompt, before, after)?;
         if source.0.is_empty() {
             return Err(unfit("the prompt has no tokens; an encoder needs a text to read"));
         }
         let eos = if after.is_empty() { vec![self.eos()?] } else { after.clone() };
-        let target = self.framed(completion, &eos)?;
+        let target = self.framed(completion, &self.in_target(before), &self.in_target(&eos))?;
         Ok((SourceTarget { source: source.0, target: target.0 }, source.1 || target.1))
     }
 
-    /// The tokens of a text between the tokenizer's prefix and `after`, truncated to the maximum length in total; and
+    /// The tokens of a text between `before` and `after`, truncated to the maximum length in total; and
     /// whether any were cut.
-    fn framed(&self, text: &str, after: &[u32]) -> Result<(Vec<u32>, bool)> {
-        let before = &self.frame.0;
+    fn framed(&self, text: &str, before: &[u32], after: &[u32]) -> Result<(Vec<u32>, bool)> {
         let room = self.max_length - before.len() - after.len();
         let (ids, is_cut) = self.tokenizer.encode_within(text, room)?;
-        Ok(([before.as_slice(), &ids, after].concat(), is_cut))
+        Ok(([before, &ids, after].concat(), is_cut))
+    }
+
+    /// Special tokens of a source as those of a target, which may have another language.
+    fn in_target(&self, ids: &[u32]) -> Vec<u32> {
+        let languages = self.tokenizer.languages();
+        let target = |id| languages.filter(|own| own.source == id).and_then(|own| own.target).unwrap_or(id);
+        ids.iter().map(|&id| target(id)).collect()
     }
 }
 

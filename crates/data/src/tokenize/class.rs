@@ -95,6 +95,7 @@ const REGISTERED: &[(Parts, &[&str])] = &[
         ],
     ),
     (Parts::Llama, &["idefics", "idefics2"]),
+    (Parts::MBart, &["mbart"]),
     (Parts::MpNet, &["mpnet"]),
     (
         Parts::Qwen2,

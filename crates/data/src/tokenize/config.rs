@@ -11,11 +11,11 @@ use lowrank_checkpoint::gguf::is_gguf;
 
 use crate::error::{DataError, Result};
 use crate::io::read_json;
-use crate::tokenize::SpecialIds;
 use crate::tokenize::build::{is_generic, unknown_class};
 use crate::tokenize::class::{chosen, stem};
 use crate::tokenize::json::TokenizerJson;
 use crate::tokenize::parts::{Parts, Vocabulary};
+use crate::tokenize::{Languages, SpecialIds};
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -101,6 +101,8 @@ pub(crate) struct TokenizerConfig {
     pub(crate) word_tokenizer_type: Option<String>,
     pub(crate) subword_tokenizer_type: Option<String>,
     pub(crate) unk_id: Option<usize>,
+    src_lang: Option<String>,
+    tgt_lang: Option<String>,
     tokenizer_class: Option<String>,
     auto_map: Option<Value>,
     model_max_length: Option<f64>,
@@ -292,12 +294,15 @@ impl TokenizerConfig {
                 let sentinels = (0..self.extra_ids.unwrap_or(100)).map(|i| format!("<extra_id_{i}>"));
                 extra.get_or_insert_default().extend(sentinels.map(TokenEntry::Text));
             }
+            if extra.is_none() && !parts.languages().is_empty() {
+                extra = Some(parts.languages().iter().map(|code| TokenEntry::Text((*code).into())).collect());
+            }
             self.extra = extra;
         }
         for (role, entry) in &mut self.roles {
             let is_mask = role == "mask_token";
             let is_flagged = match parts {
-                Parts::Blenderbot => is_mask,
+                Parts::Blenderbot | Parts::MBart | Parts::MBart50 => is_mask,
                 Parts::MpNet => ROLES.contains(&role.as_str()),
                 _ => false,
             };
@@ -437,6 +442,33 @@ impl TokenizerConfig {
     /// The special tokens by role or name, as transformers' `special_tokens_map`.
     pub(crate) fn special_tokens(&self) -> Map<String, Value> {
         self.named().into_iter().map(|(name, entry)| (name.to_owned(), entry.content().into())).collect()
+    }
+
+    /// The language of texts to read, in the classes that mark it.
+    pub(super) fn source_language(&self) -> &str {
+        self.src_lang.as_deref().unwrap_or("en_XX")
+    }
+
+    /// The id of a language of the vocabulary, named by a key of `tokenizer_config.json`.
+    pub(super) fn language_id(&self, tokenizer: &Tokenizer, key: &str, name: &str) -> Result<u32, String> {
+        let id = tokenizer.token_to_id(name);
+        id.ok_or_else(|| {
+            format!("{key} in tokenizer_config.json is '{name}', which is not in the vocabulary")
+        })
+    }
+
+    /// The languages of a class that marks them.
+    ///
+    /// # Errors
+    /// One that is not in the vocabulary.
+    pub(super) fn languages(&self, tokenizer: &Tokenizer) -> Result<Option<Languages>, String> {
+        if self.parts.is_none_or(|parts| parts.languages().is_empty()) {
+            return Ok(None);
+        }
+        let id = |key: &str, name: &str| self.language_id(tokenizer, key, name);
+        let source = id("src_lang", self.source_language())?;
+        let target = self.tgt_lang.as_deref().map(|name| id("tgt_lang", name)).transpose()?;
+        Ok(Some(Languages { source, target }))
     }
 
     /// The side of a long text that is cut off, if the config gives one.

@@ -46,6 +46,15 @@ const CLIP_PATTERN: &str = "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{
 /// End-of-word suffix of CLIP's vocabulary.
 const CLIP_END: &str = "</w>";
 
+/// The languages of mBART (the first 25) and mBART-50.
+const LANGUAGES: [&str; 52] = [
+    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN", "it_IT",
+    "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO", "ru_RU", "si_LK",
+    "tr_TR", "vi_VN", "zh_CN", "af_ZA", "az_AZ", "bn_IN", "fa_IR", "he_IL", "hr_HR", "id_ID", "ka_GE",
+    "km_KH", "mk_MK", "ml_IN", "mn_MN", "mr_IN", "pl_PL", "ps_AF", "pt_XX", "sv_SE", "sw_KE", "ta_IN",
+    "te_IN", "th_TH", "tl_XX", "uk_UA", "ur_PK", "xh_ZA", "gl_ES", "sl_SI",
+];
+
 /// The kinds of vocabularies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Vocabulary {
@@ -74,6 +83,8 @@ pub(crate) enum Parts {
     Gpt2,
     GptNeoX,
     Llama,
+    MBart,
+    MBart50,
     MpNet,
     Qwen2,
     Qwen35,
@@ -99,6 +110,8 @@ impl Parts {
             "GPT2" | "CodeGen" => Self::Gpt2,
             "GPTNeoX" => Self::GptNeoX,
             "Llama" => Self::Llama,
+            "MBart" => Self::MBart,
+            "MBart50" => Self::MBart50,
             "MPNet" => Self::MpNet,
             "Qwen2" => Self::Qwen2,
             "Qwen3_5" => Self::Qwen35,
@@ -113,7 +126,9 @@ impl Parts {
     pub(super) fn vocabulary(self) -> Vocabulary {
         match self {
             Self::Bert | Self::MpNet => Vocabulary::Words,
-            Self::Albert | Self::DebertaV2 | Self::T5 | Self::XlmRoberta => Vocabulary::Pieces,
+            Self::Albert | Self::DebertaV2 | Self::MBart | Self::MBart50 | Self::T5 | Self::XlmRoberta => {
+                Vocabulary::Pieces
+            }
             Self::Blenderbot
             | Self::Clip
             | Self::Cohere
@@ -155,7 +170,8 @@ impl Parts {
                 ("cls_token", "[CLS]"),
                 ("mask_token", "[MASK]"),
             ],
-            Self::Blenderbot | Self::Roberta | Self::XlmRoberta => SENTENCE,
+            Self::Blenderbot | Self::MBart | Self::Roberta | Self::XlmRoberta => SENTENCE,
+            Self::MBart50 => &SENTENCE[1..],
             Self::Clip => &[
                 ("bos_token", "<|startoftext|>"),
                 ("eos_token", "<|endoftext|>"),
@@ -227,6 +243,15 @@ impl Parts {
         }
     }
 
+    /// The class's tokens of languages, which are special unless the files list others.
+    pub(super) fn languages(self) -> &'static [&'static str] {
+        match self {
+            Self::MBart => &LANGUAGES[..25],
+            Self::MBart50 => &LANGUAGES,
+            _ => &[],
+        }
+    }
+
     /// The class's tokenizer for a folder without tokenizer.json. `rules`: SentencePiece's compiled normalization rules;
     /// `own`: tokens that the vocabulary file itself adds.
     pub(super) fn assemble(
@@ -292,7 +317,7 @@ impl Parts {
     pub(super) fn unknown(self, vocab: &[(String, f64)], config: &TokenizerConfig) -> usize {
         match self {
             Self::T5 => 2,
-            Self::XlmRoberta => 3,
+            Self::MBart | Self::MBart50 | Self::XlmRoberta => 3,
             // A later default where the vocabulary has no such token of score 0.
             Self::DebertaV2 => {
                 let unk = config.token("unk_token");
@@ -410,6 +435,19 @@ impl Parts {
                 tokenizer.with_pre_tokenizer(Some(Splitters::new(parts)));
                 tokenizer.with_decoder(Some(spaces()));
             }
+            Self::MBart | Self::MBart50 => {
+                let spaces = || Metaspace::new(SPACE, PrependScheme::Always, true);
+                if self == Self::MBart {
+                    let parts = vec![WhitespaceSplit.into(), spaces().into()];
+                    tokenizer.with_pre_tokenizer(Some(Splitters::new(parts)));
+                } else {
+                    let mut normalizers: Vec<NormalizerWrapper> = rules.into_iter().map(Into::into).collect();
+                    normalizers.push(Replace::new(ReplacePattern::Regex(" {2,}".into()), " ")?.into());
+                    tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
+                    tokenizer.with_pre_tokenizer(Some(spaces()));
+                }
+                tokenizer.with_decoder(Some(spaces()));
+            }
             // transformers 5 takes the pieces of the model and none of its rules.
             Self::DebertaV2 => {
                 let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
@@ -489,6 +527,22 @@ impl Parts {
                     .try_single(format!("$A {eos}"))?
                     .try_pair(format!("$A {eos} $B {eos}"))?
                     .special_tokens(vec![(eos.clone(), id_of(tokenizer, &eos)?)])
+                    .build()?;
+                tokenizer.with_post_processor(Some(template));
+                Ok(())
+            }
+            Self::MBart | Self::MBart50 => {
+                let eos = config.token("eos_token").to_owned();
+                let language = config.source_language().to_owned();
+                let around = |texts: &str| match self {
+                    Self::MBart => format!("{texts} {eos} {language}"),
+                    _ => format!("{language} {texts} {eos}"),
+                };
+                let ids = (id_of(tokenizer, &eos)?, config.language_id(tokenizer, "src_lang", &language)?);
+                let template = TemplateProcessing::builder()
+                    .try_single(around("$A"))?
+                    .try_pair(around("$A $B"))?
+                    .special_tokens(vec![(eos.clone(), ids.0), (language.clone(), ids.1)])
                     .build()?;
                 tokenizer.with_post_processor(Some(template));
                 Ok(())

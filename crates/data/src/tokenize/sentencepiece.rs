@@ -1,5 +1,5 @@
 //! SentencePiece models (Kudo and Richardson 2018) as the tokenizers into which transformers converts them:
-//! Llama's BPE with byte fallback, and the Unigrams of T5 and DeBERTa.
+//! Llama's BPE with byte fallback, and the Unigrams of T5, DeBERTa, XLM-RoBERTa and mBART.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -140,7 +140,10 @@ pub(super) fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Tokeniz
     };
     let built = match (parts, model.kind) {
         (Some(parts @ (Parts::CodeLlama | Parts::Llama)), BYTE_PAIRS) => byte_pairs(parts, &model, config),
-        (Some(parts @ (Parts::DebertaV2 | Parts::T5)), UNIGRAM) => unigram(parts, &model, config),
+        (
+            Some(parts @ (Parts::DebertaV2 | Parts::MBart | Parts::MBart50 | Parts::T5 | Parts::XlmRoberta)),
+            UNIGRAM,
+        ) => unigram(parts, &model, config),
         _ => {
             return Err(error(match config.class() {
                 Some(class) => unknown_class(config.class_name(), class),
@@ -164,9 +167,16 @@ fn byte_pairs(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenize
 fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
     let n_extra = if parts == Parts::T5 { config.extra_ids.unwrap_or(100) } else { 0 };
     let extra: Vec<String> = (0..n_extra).map(|i| format!("<extra_id_{i}>")).collect();
-    let mut vocab = model.scores();
-    vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));
     let config = config.with_defaults(parts.defaults());
+    let mut vocab = model.scores();
+    if matches!(parts, Parts::MBart | Parts::MBart50 | Parts::XlmRoberta) {
+        // The layout of fairseq, whose first tokens stand for the model's own three.
+        let first = ["cls_token", "pad_token", "eos_token", "unk_token"].map(|role| config.token(role));
+        vocab.splice(..vocab.len().min(3), first.map(|token| (token.to_owned(), 0.0)));
+        let last = parts.languages().iter().copied().chain([config.token("mask_token")]);
+        vocab.extend(last.map(|token| (token.to_owned(), 0.0)));
+    }
+    vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));
     let unk_id = parts.unknown(&vocab, &config);
     let mut own = model.added();
     own.extend(extra.iter().map(|token| AddedToken::from(token.as_str(), true)));
