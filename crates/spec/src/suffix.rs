@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::targets::compile;
 
 /// A list of keys with values, in the order of the file. A key is a regular expression with the syntax of Python's `re`
-/// (look-around included) that matches the end of a module's path; the first matching key is used. Each is compiled once.
+/// (look-around included) that matches the end of a module's path; the first matching key is used. Every key is compiled once,
+/// when the list is built.
 ///
 /// ```
 /// use lowrank_spec::SuffixMap;
@@ -69,7 +70,7 @@ impl<T> SuffixMap<T> {
     /// # Errors
     /// [`SpecError::BadRegex`](crate::SpecError::BadRegex).
     pub fn check(&self) -> Result<()> {
-        let broken = self.0.iter().find(|(key, _)| matches!(key.matcher, Matcher::Broken));
+        let broken = self.0.iter().find(|(key, _)| matches!(key.form, KeyForm::Broken));
         broken.map_or(Ok(()), |(key, _)| expression(&key.text).map(|_| ()))
     }
 }
@@ -85,12 +86,12 @@ impl<T: Copy> SuffixMap<T> {
 #[derive(Clone, Debug)]
 struct Key {
     text: String,
-    matcher: Matcher,
+    form: KeyForm,
 }
 
 /// The compiled form of a key.
 #[derive(Clone, Debug)]
-enum Matcher {
+enum KeyForm {
     /// A dotted name, which needs no engine.
     Plain,
     Expression(Regex),
@@ -101,26 +102,26 @@ enum Matcher {
 impl Key {
     fn new(text: String) -> Self {
         let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
-        let matcher = if is_plain {
-            Matcher::Plain
+        let form = if is_plain {
+            KeyForm::Plain
         } else {
-            expression(&text).map_or(Matcher::Broken, Matcher::Expression)
+            expression(&text).map_or(KeyForm::Broken, KeyForm::Expression)
         };
-        Self { text, matcher }
+        Self { text, form }
     }
 
     /// Whether it matches the end of a path.
     fn matches_end(&self, path: &str) -> bool {
-        match &self.matcher {
-            Matcher::Plain => {
+        match &self.form {
+            KeyForm::Plain => {
                 let key = self.text.as_bytes();
                 let Some(at) = path.len().checked_sub(key.len()) else { return false };
-                // A dot of an expression stands for any character.
+                // An unescaped dot matches any character.
                 let ends = key.iter().zip(path.bytes().skip(at)).all(|(&k, p)| k == p || k == b'.');
                 ends && (at == 0 || path.as_bytes()[at - 1] == b'.')
             }
-            Matcher::Expression(regex) => regex.is_match(path).unwrap_or(false),
-            Matcher::Broken => false,
+            KeyForm::Expression(regex) => regex.is_match(path).unwrap_or(false),
+            KeyForm::Broken => false,
         }
     }
 }

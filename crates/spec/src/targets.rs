@@ -56,7 +56,7 @@ impl Pattern {
     pub fn matcher(&self) -> Result<Matcher> {
         Ok(Matcher(match self {
             Self::Names(names) => Compiled::Names(names.clone()),
-            Self::Expression(text) if text == ALL_LINEAR => Compiled::AllLinear,
+            Self::Expression(text) if text == ALL_LINEAR => Compiled::Names(vec![text.clone()]),
             Self::Expression(text) => Compiled::Expression(compile(&format!("^(?:{text})$"), text)?),
         }))
     }
@@ -69,7 +69,6 @@ pub struct Matcher(Compiled);
 #[derive(Clone, Debug)]
 enum Compiled {
     Names(Vec<String>),
-    AllLinear,
     Expression(Regex),
 }
 
@@ -78,7 +77,6 @@ impl Matcher {
     pub fn takes(&self, site: &Site) -> bool {
         match &self.0 {
             Compiled::Names(names) => names.iter().any(|name| is_named(site, name)),
-            Compiled::AllLinear => is_named(site, ALL_LINEAR),
             Compiled::Expression(regex) => {
                 let is_match = |path: &str| regex.is_match(path).unwrap_or(false);
                 is_match(&site.path) || path_in_module(&site.path).is_some_and(|path| is_match(&path))

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use lowrank_spec::names::without_prefix;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
@@ -51,8 +52,7 @@ impl Carried {
     /// Whether the folder contained the parameter of a key; a folder made over a bare model lacks the model's
     /// prefix.
     pub fn holds(&self, key: &str) -> bool {
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
-        self.names.contains(key) || self.names.contains(bare)
+        self.names.contains(key) || self.names.contains(without_prefix(key))
     }
 
     /// Whether a parameter of the folder was trained with it: tables added by `save_embedding_layers` were
@@ -103,7 +103,7 @@ impl Saved {
     /// Takes the tensor of a parameter: under its key, or without the model's prefix.
     pub fn take(&mut self, key: &str) -> Option<HostTensor<'static>> {
         // An adapter made over the bare encoder has no prefix before its modules.
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        let bare = without_prefix(key);
         let exact = self.tensors.iter().position(|t| t.name == key);
         let index = exact.or_else(|| self.tensors.iter().position(|t| t.name == bare))?;
         Some(self.tensors.swap_remove(index))

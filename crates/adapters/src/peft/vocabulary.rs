@@ -3,6 +3,7 @@
 //! PEFT loads them only over a base that was resized before, which gives new rows to the embedding and to the head. Those of a
 //! head that the adapter does not bring are drawn at random then, so that nothing reproduces them.
 
+use lowrank_spec::names::without_prefix;
 use lowrank_spec::{HostTensor, Site};
 
 use super::folder::AdapterFolder;
@@ -39,8 +40,9 @@ impl AdapterFolder {
 
     /// The weight that the folder contains for a site, under its key or without the model's prefix.
     fn whole_weight(&self, site: &Site) -> Option<&HostTensor<'static>> {
-        let bare = site.path.split_once('.').map_or("", |(_, rest)| rest);
-        [site.path.as_str(), bare].iter().find_map(|path| self.tensors.get(&format!("{path}.weight")))
+        [site.path.as_str(), without_prefix(&site.path)]
+            .iter()
+            .find_map(|path| self.tensors.get(&format!("{path}.weight")))
     }
 }
 
