@@ -1,8 +1,5 @@
 //! The classes of data among the labels of a model.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 /// The place of each class among a model's labels, `None` for a class that is not there.
 ///
 /// All classes are found in the same way, the first of these that finds them all: by their exact names; ignoring case, `-`,
@@ -37,12 +34,10 @@ pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<
 #[derive(Debug)]
 pub(super) struct Labels<'a> {
     names: &'a [String],
-    /// Their names without differences of spelling.
+    /// Their names in lower case, with `-` and spaces replaced by `_`.
     plain: Vec<String>,
     /// Their numbers, if all have one.
     numbers: Option<Vec<usize>>,
-    /// Places of the classes that were looked up.
-    found: RefCell<HashMap<String, Option<usize>>>,
 }
 
 impl<'a> Labels<'a> {
@@ -51,7 +46,6 @@ impl<'a> Labels<'a> {
             names,
             plain: names.iter().map(|name| plain(name)).collect(),
             numbers: names.iter().map(|name| class_number(name)).collect(),
-            found: RefCell::default(),
         }
     }
 
@@ -60,15 +54,10 @@ impl<'a> Labels<'a> {
     /// # Errors
     /// As [`class_places`].
     pub(super) fn place(&self, class: &str) -> Result<Option<usize>, String> {
-        if let Some(place) = self.found.borrow().get(class) {
-            return Ok(*place);
+        match self.by_name(class)? {
+            Some(place) => Ok(Some(place)),
+            None => self.by_number(class),
         }
-        let place = match self.by_name(class)? {
-            Some(place) => Some(place),
-            None => self.by_number(class)?,
-        };
-        self.found.borrow_mut().insert(class.to_owned(), place);
-        Ok(place)
     }
 
     /// By the exact name, or else in another spelling.
@@ -110,7 +99,7 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// A name without differences of spelling: case, `-`, `_` and spaces.
+/// A name in lower case, with `-` and spaces replaced by `_`.
 fn plain(name: &str) -> String {
     name.to_lowercase().replace(['-', ' '], "_")
 }
@@ -174,15 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn a_class_is_found_again_as_it_was_found_first() {
-        let names = names(&["Big Cat", "cat", "CAT"]);
-        let labels = Labels::new(&names);
-        for _ in 0..2 {
-            assert_eq!(labels.place("big-cat"), Ok(Some(0)));
-            assert_eq!(labels.place("cat"), Ok(Some(1)));
-            assert_eq!(labels.place("dog"), Ok(None));
-            assert!(labels.place("Cat").is_err());
-        }
+    fn a_single_class_is_found_by_name_or_else_by_number() {
+        let names_of = names(&["Big Cat", "cat", "CAT"]);
+        let labels = Labels::new(&names_of);
+        assert_eq!(labels.place("big-cat"), Ok(Some(0)));
+        assert_eq!(labels.place("cat"), Ok(Some(1)));
+        assert_eq!(labels.place("dog"), Ok(None));
+        assert!(labels.place("Cat").is_err());
+        let numbered = names(&["LABEL_1", "LABEL_0"]);
+        assert_eq!(Labels::new(&numbered).place("0"), Ok(Some(1)));
     }
 
     #[test]
