@@ -8,7 +8,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, has_file, write_atomic, write_sa
 use lowrank_spec::names::{NEOX_HEAD, path_in_module};
 use lowrank_spec::{HostTensor, Site};
 
-use super::config::{PeftConfig, TokenIndices};
+use super::config::PeftConfig;
 use super::names::{PREFIX, normalize};
 use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
@@ -171,11 +171,6 @@ impl AdapterFolder {
             let rest = key.strip_prefix(module).filter(|rest| rest.starts_with('.'))?;
             Some(format!("{file}{rest}"))
         });
-        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
-            && let Some(indices) = tables.remove(module)
-        {
-            tables.insert(file.into(), indices);
-        }
     }
 
     /// Gives the tensors for whose keys `renamed` has another key that key.

@@ -1,9 +1,8 @@
 //! The modules that a config selects: PEFT's rules for paths, layers and what is saved in full.
 
 use lowrank_spec::names::path_in_module;
-use lowrank_spec::targets::Matcher;
+use lowrank_spec::targets::{LayerPatterns, Matcher};
 use lowrank_spec::{Pattern, Site};
-use serde_json::Value;
 
 use super::config::{Layers, PeftConfig};
 
@@ -22,18 +21,15 @@ pub(super) struct Selection<'c> {
     config: &'c PeftConfig,
     targets: Option<Matcher>,
     exclusions: Option<Matcher>,
-    layers: InLayers<'c>,
+    /// `layers_to_transform`, if it limits modules to layers.
+    layers: Option<InLayers<'c>>,
 }
 
-/// How `layers_to_transform` limits modules.
+/// The layers to which modules are limited, and how the layer of a path is found.
 #[derive(Debug)]
-enum InLayers<'c> {
-    /// Not at all.
-    All,
-    /// By the first number of a path.
-    First(&'c [usize]),
-    /// By the number after one of `layers_pattern`.
-    After(Vec<Matcher>),
+struct InLayers<'c> {
+    numbers: &'c [usize],
+    patterns: Option<LayerPatterns>,
 }
 
 impl<'c> Selection<'c> {
@@ -51,55 +47,40 @@ impl<'c> Selection<'c> {
 
     /// Whether the config puts an adapter on a site; `outer` is the difference between the paths of the two models.
     pub(super) fn targets(&self, site: &Site, outer: &Outer) -> bool {
-        // PEFT puts no adapter on what a name among the segments saves in full.
-        let is_saved = self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
-        !is_saved && self.selects(site, outer)
+        // PEFT does not adapt a module that is saved in full, or one inside it.
+        let shown = outer.shown(site);
+        let is_saved = |name: &String| shown.iter().any(|site| within(&site.path, name));
+        !self.config.modules_to_save.iter().flatten().any(is_saved) && self.selects(site, outer)
     }
 
     /// Whether the names, the exclusions and the layers of the config select a site.
     pub(super) fn selects(&self, site: &Site, outer: &Outer) -> bool {
-        let sites = outer.shown(site);
+        let shown = outer.shown(site);
         let hits = |matcher: &Option<Matcher>| {
-            matcher.as_ref().is_some_and(|matcher| sites.iter().any(|site| matcher.takes(site)))
+            matcher.as_ref().is_some_and(|matcher| shown.iter().any(|site| matcher.takes(site)))
         };
-        // PEFT limits neither whole paths nor expressions to layers.
-        let is_limited = match &self.config.target_modules {
-            Some(Pattern::Names(names)) => sites.iter().all(|site| !names.contains(&site.path)),
+        // PEFT limits neither expressions nor whole paths to layers.
+        let is_limited = || match &self.config.target_modules {
+            Some(Pattern::Names(names)) => shown.iter().all(|site| !names.contains(&site.path)),
             Some(Pattern::Expression(_)) | None => false,
         };
-        let in_layers = || sites.iter().any(|site| self.layers.contains(site));
-        hits(&self.targets) && !hits(&self.exclusions) && (!is_limited || in_layers())
+        let in_layers = |layers: &InLayers| shown.iter().any(|site| layers.contains(&site.path));
+        hits(&self.targets)
+            && !hits(&self.exclusions)
+            && self.layers.as_ref().is_none_or(|layers| in_layers(layers) || !is_limited())
     }
 }
 
 impl<'c> InLayers<'c> {
-    fn new(config: &'c PeftConfig) -> Self {
+    fn new(config: &'c PeftConfig) -> Option<Self> {
         let numbers = config.layers_to_transform.as_ref().map_or(&[][..], Layers::numbers);
-        if numbers.is_empty() {
-            return Self::All;
-        }
-        let names: Vec<&str> = match config.other.get("layers_pattern") {
-            Some(Value::String(one)) if !one.is_empty() => vec![one],
-            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
-            _ => Vec::new(),
-        };
-        if names.is_empty() {
-            return Self::First(numbers);
-        }
-        let numbers = numbers.iter().map(usize::to_string).collect::<Vec<_>>().join("|");
-        let expressions = names.into_iter().map(|name| format!(r"(?:.*?\.)?(?:{name})\.(?:{numbers})\..*"));
-        Self::After(expressions.filter_map(|text| Pattern::Expression(text).matcher().ok()).collect())
+        let patterns = || LayerPatterns::new(&config.layers_pattern()).ok();
+        (!numbers.is_empty()).then(|| Self { numbers, patterns: patterns() })
     }
 
-    fn contains(&self, site: &Site) -> bool {
-        match self {
-            Self::All => true,
-            Self::First(layers) => {
-                let own = path_in_module(&site.path);
-                first_number(own.as_deref().unwrap_or(&site.path)).is_some_and(|n| layers.contains(&n))
-            }
-            Self::After(matchers) => matchers.iter().any(|matcher| matcher.takes(site)),
-        }
+    fn contains(&self, path: &str) -> bool {
+        let layer = self.patterns.as_ref().and_then(|patterns| patterns.layer(path));
+        layer.is_some_and(|layer| self.numbers.contains(&layer))
     }
 }
 
@@ -134,38 +115,31 @@ pub(super) enum Outer {
 impl Outer {
     /// From the path of a module in an adapter's file, and that of its site.
     pub(super) fn of(file: &str, site: &str) -> Self {
-        if file == site {
-            return Self::Same;
-        }
-        let before = |long: &str, short: &str| long.strip_suffix(short).map(str::to_string);
-        match (before(site, file), before(file, site)) {
-            (Some(prefix), _) => Self::Lacks(prefix),
-            (_, Some(prefix)) => Self::Has(prefix),
-            _ => Self::Unknown,
-        }
-    }
-
-    /// A site as the adapter's model names it.
-    fn shown(&self, site: &Site) -> Vec<Site> {
-        let named = |path: &str| Site { path: path.to_string(), ..site.clone() };
-        match self {
-            Self::Same => vec![site.clone()],
-            Self::Lacks(prefix) => vec![named(site.path.strip_prefix(prefix.as_str()).unwrap_or(&site.path))],
-            Self::Has(prefix) => vec![named(&format!("{prefix}{}", site.path))],
-            Self::Unknown => {
-                let bare = site.path.split_once('.').map_or(site.path.as_str(), |(_, rest)| rest);
-                vec![site.clone(), named(bare)]
+        let between = |site: &str| {
+            if file == site {
+                return Some(Self::Same);
             }
-        }
+            let lacks = site.strip_suffix(file).map(|prefix| Self::Lacks(prefix.to_string()));
+            lacks.or_else(|| Some(Self::Has(file.strip_suffix(site)?.to_string())))
+        };
+        let in_module = || between(&path_in_module(site)?);
+        between(site).or_else(in_module).unwrap_or(Self::Unknown)
     }
-}
 
-/// The first segment of a path that is a number, with two or more segments before it and one after, as PEFT finds a layer.
-fn first_number(path: &str) -> Option<usize> {
-    let segments: Vec<&str> = path.split('.').collect();
-    let inner = segments.get(2..segments.len().checked_sub(1)?)?;
-    let is_number = |s: &&&str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    inner.iter().find(is_number)?.parse().ok()
+    /// A site under each name that the adapter's model may give it: as in files and as in transformers 5.
+    fn shown(&self, site: &Site) -> Vec<Site> {
+        let paths = [Some(site.path.clone()), path_in_module(&site.path)].into_iter().flatten();
+        let shown = paths.flat_map(|path| match self {
+            Self::Same => vec![path],
+            Self::Lacks(prefix) => vec![path.strip_prefix(prefix.as_str()).unwrap_or(&path).to_string()],
+            Self::Has(prefix) => vec![format!("{prefix}{path}")],
+            Self::Unknown => {
+                let bare = path.split_once('.').map(|(_, rest)| rest.to_string());
+                [Some(path), bare].into_iter().flatten().collect()
+            }
+        });
+        shown.map(|path| Site { path, ..site.clone() }).collect()
+    }
 }
 
 /// Whether `name` is a sequence of whole segments of `path`.
@@ -192,6 +166,17 @@ mod tests {
         "a.encoder.groups.1.layers.0.q",
         true
     )]
+    #[case(
+        r#""target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": "layers""#,
+        "a.layers.3.layers.0.q",
+        false
+    )]
+    #[case(
+        r#""target_modules": ["q"], "layers_to_transform": 1, "layers_pattern": ["layers", "groups"]"#,
+        "a.encoder.groups.1.layers.0.q",
+        false
+    )]
+    #[case(r#""target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": []"#, "a.h.0.q", true)]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0"#, "h.0.q", false)]
     // Neither expressions nor whole paths are limited to layers.
     #[case(r#""target_modules": ".*q", "layers_to_transform": 3"#, "model.layers.0.q", true)]
@@ -206,6 +191,46 @@ mod tests {
         let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA", {keys}}}"#)).unwrap();
         let site = Site { path: path.into(), layer: Some(0), ..Site::default() };
         assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
+    }
+
+    /// A site has one path in the files of models and another in transformers 5, and a config may use either.
+    #[rstest]
+    #[case(r#""target_modules": ["lm_head"]"#, "embed_out", true)]
+    #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["lm_head"]"#, "embed_out", false)]
+    #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["embed_out"]"#, "embed_out", false)]
+    #[case(r#""target_modules": ["lm_head"], "exclude_modules": ["embed_out"]"#, "embed_out", false)]
+    // A whole path is not limited to layers.
+    #[case(r#""target_modules": ["vit.layers.1.mlp.fc1"], "layers_to_transform": 7"#, FC1, true)]
+    #[case(
+        r#""target_modules": ["vit.encoder.layer.1.intermediate.dense"], "layers_to_transform": 7"#,
+        FC1,
+        true
+    )]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1"#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "layer""#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "layers""#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "blocks""#, FC1, false)]
+    #[case(r#""target_modules": ["fc1"], "modules_to_save": ["mlp"]"#, FC1, false)]
+    fn both_paths_of_a_site_count(#[case] keys: &str, #[case] path: &str, #[case] expect: bool) {
+        let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA", {keys}}}"#)).unwrap();
+        let site = Site { path: path.into(), ..Site::default() };
+        assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
+    }
+
+    const FC1: &str = "vit.encoder.layer.1.intermediate.dense";
+
+    /// An adapter of the bare ViT has paths without its prefix.
+    #[test]
+    fn a_bare_model_of_transformers_5_has_its_own_paths() {
+        let outer = Outer::of("layers.1.mlp.fc1", FC1);
+        assert_eq!(outer, Outer::Lacks("vit.".into()));
+        let site = Site { path: FC1.into(), ..Site::default() };
+        let selects = |text: &str| {
+            let target_modules = Some(Pattern::Expression(text.into()));
+            Selection::new(&PeftConfig { target_modules, ..PeftConfig::default() }).selects(&site, &outer)
+        };
+        assert!(selects(r"layers\.1\..*fc1") && selects(r"encoder\..*dense"));
+        assert!(!selects(r"vit\..*fc1") && !selects(r"layers\.0\..*fc1"));
     }
 
     #[rstest]

@@ -38,11 +38,20 @@ impl AdapterFolder {
         let (adapts_head, adapts_embedding) = (adapts(head), adapts(embedding));
         let (saves_head, saves_embedding) = (self.config.saves(head), self.config.saves(embedding));
         let saves_table = saves_head || saves_embedding;
-        let rows = |path: &str| self.config.trainable_token_indices.as_ref().and_then(|rows| rows.of(path));
-        let (embedding_rows, head_rows) = (rows(embedding), rows(head));
-        let rows_apart = head_rows.is_some() && head_rows != embedding_rows;
+        let indices =
+            |path: &str| self.config.trainable_token_indices.as_ref().and_then(|rows| rows.of(path));
+        let (embedding_indices, head_indices) = (indices(embedding), indices(head));
+        let differ = head_indices.is_some() && head_indices != embedding_indices;
+        // PEFT saves rows of the head if they are not the embedding's: those of other indices, and those of a name that ends
+        // within a segment.
+        let rows = |path: &str| self.tensors.get(&format!("{path}{TOKEN_ROWS}"));
+        let rows_apart = match (rows(embedding), rows(head)) {
+            (Some(embedding), Some(head)) => differ || embedding.data != head.data,
+            (None, Some(_)) => differ,
+            (_, None) => false,
+        };
         let kept_together = self.config.ensure_weight_tying;
-        if kept_together && rows_apart && embedding_rows.is_some() {
+        if kept_together && differ && embedding_indices.is_some() {
             return Err(AdapterError::Incompatible(
                 "ensure_weight_tying with different trainable_token_indices for the tied tables".into(),
             ));
@@ -66,7 +75,7 @@ impl AdapterFolder {
                 )));
             }
             self.share_table(embedding, head, [saves_embedding, saves_head])?;
-            if adapts_head && !(saves_table || rows_apart) {
+            if adapts_head && !(saves_table || differ) {
                 self.share_rows(embedding, head);
             }
             return Ok(TiedUse::Apart);
@@ -99,11 +108,13 @@ impl AdapterFolder {
         };
         let rows = HostTensor { name: keys[1].clone(), ..rows.clone() };
         self.tensors.insert(keys[1].clone(), rows);
-        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
-            && let Some((_, indices)) = tables.iter().find(|(name, _)| embedding.ends_with(name.as_str()))
+        if let Some(indices @ TokenIndices::Tables(tables)) = &self.config.trainable_token_indices
+            && indices.of(head).is_none()
+            && let Some(rows) = indices.of(embedding)
         {
-            let indices = indices.clone();
-            tables.insert(head.to_string(), indices);
+            let named = tables.entries().map(|(name, rows)| (name.to_string(), rows.clone()));
+            let named = named.chain([(head.to_string(), rows.to_vec())]).collect();
+            self.config.trainable_token_indices = Some(TokenIndices::Tables(named));
         }
     }
 
@@ -244,6 +255,10 @@ mod tests {
     const EMBED_ROWS: (&str, [usize; 2], f32) =
         ("model.embed_tokens.token_adapter.trainable_tokens_delta", [2, 2], 1.0);
     const HEAD_ROWS: (&str, [usize; 2], f32) = ("lm_head.token_adapter.trainable_tokens_delta", [1, 2], 2.0);
+    const HEAD_ROWS_TOO: (&str, [usize; 2], f32) =
+        ("lm_head.token_adapter.trainable_tokens_delta", [2, 2], 2.0);
+    const EQUAL_HEAD_ROWS: (&str, [usize; 2], f32) =
+        ("lm_head.token_adapter.trainable_tokens_delta", [2, 2], 1.0);
     const ADAPTED_HEAD: (&str, [usize; 2], f32) = ("lm_head.lora_A.weight", [1, 2], 1.0);
 
     /// The first value of the head's rows, and their indices.
@@ -265,6 +280,26 @@ mod tests {
     #[case(r#"{"embed_tokens": [3, 1], "lm_head": [1, 3]}"#, &[EMBED_ROWS, HEAD_ROWS], true, Err("different"))]
     #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], false, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
     #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], true, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
+    // Equal indices under names that are no whole paths: PEFT trains and saves the rows of both uses.
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO],
+        false,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO],
+        true,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO, ADAPTED_HEAD],
+        false,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(r#"{"tokens": [3, 1], "head": [3, 1]}"#, &[EMBED_ROWS, EQUAL_HEAD_ROWS], false, Ok((TiedUse::Together, None)))]
     #[case(
         r#"{"embed_tokens": [3, 1]}"#,
         &[EMBED_ROWS, ADAPTED_HEAD],
