@@ -48,7 +48,7 @@ impl AdapterFolder {
             }
             let (layer, last) = (layer_of(module), module.rsplit('.').next());
             let site = sites.iter().find(|site| site.layer == layer && last == Some(site.name()))?;
-            is_router(&site.path).then(|| format!("{}{part}", site.path))
+            Some(format!("{}{part}", site.path))
         });
     }
 
@@ -56,7 +56,7 @@ impl AdapterFolder {
     ///
     /// # Errors
     /// Factors whose shapes do not match the model's experts, or whose rank is not the config's.
-    pub(super) fn unfuse(&mut self, sites: &[Site]) -> Result<(), String> {
+    pub(super) fn unfuse<'s>(&mut self, sites: &'s [Site]) -> Result<(), String> {
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
         for module in fused(self) {
             let layer = layer_of(&module);
@@ -76,25 +76,26 @@ impl AdapterFolder {
             let [&[all, d_input], &[d_output, columns]] = [&a.shape[..], &b.shape[..]] else {
                 return Err(misfit());
             };
-            if experts.is_empty() || all != columns || all == 0 || !all.is_multiple_of(experts.len()) {
+            let parts_of = |maps: &Vec<&'s Site>| parts_of(maps, d_input, d_output);
+            let count = experts.len();
+            let Some((name, parts)) = experts.first().and_then(parts_of) else { return Err(misfit()) };
+            if all != columns || all == 0 || !all.is_multiple_of(count) {
                 return Err(misfit());
             }
-            let (count, rank) = (experts.len(), all / experts.len());
+            let rank = all / count;
+            let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
+            let given = self.config.rank_of(&target);
+            if rank != given {
+                let layer = layer.map_or_else(String::new, |layer| format!(" in layer {layer}"));
+                return Err(format!(
+                    "the factors of the experts' '{name}'{layer} have rank {rank}, and the config gives {given}"
+                ));
+            }
+            let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
+            ranks.extend(parts.iter().map(|site| (*site, rank)));
+            alphas.extend(parts.iter().map(|site| (*site, alpha)));
             for (i, maps) in experts.iter().enumerate() {
-                let Some((name, parts)) = parts_of(maps, d_input, d_output) else { return Err(misfit()) };
-                if i == 0 {
-                    let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
-                    let given = self.config.rank_of(&target);
-                    if rank != given {
-                        let layer = layer.map_or_else(String::new, |layer| format!(" in layer {layer}"));
-                        return Err(format!(
-                            "the factors of the experts' '{name}'{layer} have rank {rank}, and the config gives {given}"
-                        ));
-                    }
-                    let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
-                    ranks.extend(parts.iter().map(|site| (*site, rank)));
-                    alphas.extend(parts.iter().map(|site| (*site, alpha)));
-                }
+                let Some((_, parts)) = parts_of(maps) else { return Err(misfit()) };
                 let mut row = 0;
                 for site in parts {
                     let own_a = a.data[i * rank * d_input..(i + 1) * rank * d_input].to_vec();
