@@ -107,14 +107,16 @@ fn one(name: &str) {
     write_again(name, &model, &set, &expect);
 }
 
-/// The set and what its folder carried, in a folder of our own over the untouched base. Its config no longer names an
+/// End of the key of a table's trained rows.
+const ROWS: &str = ".token_adapter.trainable_tokens_delta";
+
+/// Writes the set and what its folder carried, and loads the result over the untouched base. Its config no longer names an
 /// initialization.
 fn write_again(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Value) {
     let carried = set.carried().next().unwrap();
-    if carried.has_token_rows() {
-        return;
-    }
-    let saved = model.tensors_where(|at| carried.holds(&at.key()));
+    let mut saved = model.tensors_where(|at| carried.holds(&at.key()));
+    let tensors = AdapterFolder::read(&fixture(name)).unwrap().tensors.into_values();
+    saved.extend(tensors.filter(|tensor| tensor.name.ends_with(ROWS)));
     let folder = AdapterFolder::from_set(set, model.sites(), carried.config.clone(), saved).unwrap();
     assert_eq!(folder.config.init_lora_weights, Value::Bool(true), "{name}");
     let dir = tempfile::tempdir().unwrap();
@@ -167,6 +169,29 @@ fn a_resized_vocabulary_needs_its_head(#[case] name: &str, #[case] saved: Option
     let error = result.unwrap_err();
     assert!(error.contains("no 'lm_head.weight' of 85 rows") && error.lines().count() == 1, "{error}");
     assert_eq!(vocabulary, model.config().vocab_size, "a refused adapter leaves the model as it was");
+}
+
+/// PEFT trains each table that the config names: a file without its rows is incomplete.
+#[rstest]
+#[case("peft-small-llama-tokens", "model.embed_tokens", "the input embedding")]
+#[case("peft-small-llama-tables", "lm_head", "lm_head")]
+#[case("peft-small-llama-tables", "model.embed_tokens", "model.embed_tokens")]
+// On a tied base, where the head has no site before it parts from the table.
+#[case("peft-small-qwen2-tables-head", "lm_head", "lm_head")]
+#[case("peft-small-qwen2-tables-apart", "lm_head", "lm_head")]
+#[case("peft-small-qwen2-tables-same", "model.embed_tokens", "model.embed_tokens")]
+#[case("peft-small-neox-tables", "lm_head", "embed_out")]
+fn a_file_without_the_rows_of_a_table_is_refused(
+    #[case] name: &str,
+    #[case] table: &str,
+    #[case] missing: &str,
+) {
+    let mut folder = AdapterFolder::read(&fixture(name)).unwrap();
+    assert!(folder.tensors.remove(&format!("{table}{ROWS}")).is_some());
+    let mut model = base(expected(name)["base"].as_str().unwrap());
+    let error = model.load_adapter_folder(folder, Path::new(name), &Default::default()).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains(&format!("missing rows of '{missing}'")) && error.lines().count() == 1, "{error}");
 }
 
 /// A bias would keep the old vocabulary.
