@@ -9,9 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::Result;
 use crate::targets::compile;
 
-/// A list of keys with values, in the order of the file. A key is a regular expression with the syntax of Python's `re`
-/// (look-around included) that matches the end of a module's path; the first matching key is used. Every key is compiled once,
-/// when the list is built.
+/// Keys with values, in the order of the file. A key is a regular expression in the syntax of Python's `re` (look-around
+/// included) for the end of a module's path; the first match wins. Keys are compiled when the map is built.
 ///
 /// ```
 /// use lowrank_spec::SuffixMap;
@@ -59,13 +58,13 @@ impl<T> SuffixMap<T> {
         self.0.iter().map(|(_, value)| value)
     }
 
-    /// The first key that matches none of these paths.
+    /// The first key that matches none of the paths.
     pub fn idle_key<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone) -> Option<&str> {
         let is_idle = |key: &&Key| !paths.clone().any(|path| key.matches_end(path));
         self.0.iter().map(|(key, _)| key).find(is_idle).map(|key| key.text.as_str())
     }
 
-    /// Checks that every key is a regular expression.
+    /// Checks that every key is a valid regular expression.
     ///
     /// # Errors
     /// [`SpecError::BadRegex`](crate::SpecError::BadRegex).
@@ -76,7 +75,7 @@ impl<T> SuffixMap<T> {
 }
 
 impl<T: Copy> SuffixMap<T> {
-    /// The value of a module; a key that is not a regular expression matches nothing (see [`SuffixMap::check`]).
+    /// The value for a module. An invalid key matches nothing (see [`SuffixMap::check`]).
     pub fn get(&self, path: &str) -> Option<T> {
         self.0.iter().find(|(key, _)| key.matches_end(path)).map(|(_, value)| *value)
     }
@@ -92,10 +91,10 @@ struct Key {
 /// The compiled form of a key.
 #[derive(Clone, Debug)]
 enum KeyForm {
-    /// A dotted name, which needs no engine.
+    /// A dotted name, matched without the regex engine.
     Plain,
     Expression(Regex),
-    /// Not an expression: matches nothing.
+    /// Invalid: matches nothing.
     Broken,
 }
 
@@ -110,7 +109,7 @@ impl Key {
         Self { text, form }
     }
 
-    /// Whether it matches the end of a path.
+    /// Whether the key matches the end of a path.
     fn matches_end(&self, path: &str) -> bool {
         match &self.form {
             KeyForm::Plain => {

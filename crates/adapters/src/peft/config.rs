@@ -15,7 +15,7 @@ use crate::methods::Method;
 /// The keys of `adapter_config.json` that we read and write; others are kept in `other`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeftConfig {
-    /// `LORA`, `VERA`, one of our own, or `HEAD` for a task head without adapters.
+    /// `LORA`, `VERA`, a type of ours, or `HEAD` for a task head without adapters.
     pub peft_type: String,
     /// Inner dimension, unless a pattern sets another.
     #[serde(default = "eight")]
@@ -32,7 +32,7 @@ pub struct PeftConfig {
     /// The sites to exclude.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude_modules: Option<Pattern>,
-    /// Transformer layers to which it is limited.
+    /// Transformer layers to adapt; all by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Layers>,
     /// Scale by alpha/√r.
@@ -89,13 +89,13 @@ pub struct PeftConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Layers {
-    /// One.
+    /// A single layer.
     One(usize),
-    /// Several.
+    /// Several layers.
     Many(Vec<usize>),
 }
 
-/// Rows of the input embedding, or of tables by path suffix.
+/// Trained rows of the input embedding, or of several tables by path suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenIndices {
@@ -106,7 +106,8 @@ pub enum TokenIndices {
 }
 
 impl TokenIndices {
-    /// Rows of a table by the first name for it. Rows without a name are those of every table that the file has rows of.
+    /// The row indices of a table, by the first name that matches it. Indices without a name apply to every table that has
+    /// rows in the file.
     pub(super) fn of(&self, table: &str) -> Option<&[usize]> {
         match self {
             Self::Input(indices) => Some(indices),
@@ -117,7 +118,8 @@ impl TokenIndices {
     }
 }
 
-/// Whether a name in `trainable_token_indices` is that of a table: its path ends in it, be it within a segment, as in PEFT.
+/// Whether a name in `trainable_token_indices` matches a table: the path ends with it. As in PEFT, the match may start within a
+/// segment.
 pub(super) fn is_name_of(name: &str, table: &str) -> bool {
     table.ends_with(name) || path_in_module(table).is_some_and(|table| table.ends_with(name))
 }
@@ -233,7 +235,7 @@ fn known_types() -> Vec<&'static str> {
     types
 }
 
-/// Fuzz body: any bytes as an `adapter_config.json` are refused in one line, or are parsed.
+/// Fuzz target: any bytes given as an `adapter_config.json` are parsed, or rejected in one line.
 #[doc(hidden)]
 pub fn fuzz_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -315,7 +317,7 @@ impl PeftConfig {
         Some(format!("{found} is not supported"))
     }
 
-    /// Names of the list of layers that `layers_to_transform` counts in, or expressions for them.
+    /// `layers_pattern`: names of the module list that holds the layers, or expressions for it.
     pub(super) fn layers_pattern(&self) -> Vec<&str> {
         match self.other.get("layers_pattern") {
             Some(Value::String(one)) if !one.is_empty() => vec![one],
@@ -350,7 +352,7 @@ impl PeftConfig {
         }
     }
 
-    /// The config of several combined adapters: it contains what any of them contains besides factors.
+    /// The config of several combined adapters, which covers everything that any of them saves besides factors.
     ///
     /// # Errors
     /// [`AdapterError::Incompatible`] for adapters with different tasks, different trained rows, or tied and
@@ -400,7 +402,7 @@ impl PeftConfig {
         Ok(united)
     }
 
-    /// The same for recomputed factors: without the keys of another initialization or layout.
+    /// The config for recomputed factors, without the keys of another initialization or layout.
     pub(super) fn renewed(self) -> Self {
         let other = self.other.into_iter().filter(|(key, _)| LASTING.contains(&key.as_str())).collect();
         Self {
@@ -415,7 +417,7 @@ impl PeftConfig {
         }
     }
 
-    /// The config with the paths that modules have in transformers 5.
+    /// The config with module paths as in transformers 5.
     pub(super) fn in_modules(&self) -> Self {
         let path = |path: &str| path_in_module(path).unwrap_or_else(|| path.to_string());
         let paths = |names: &[String]| names.iter().map(|name| path(name)).collect::<Vec<_>>();
@@ -446,7 +448,7 @@ impl PeftConfig {
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         let mut value = serde_json::to_value(self)?;
         if let (Value::Object(map), "VERA") = (&mut value, self.peft_type.as_str()) {
-            // PEFT refuses a config with keys of another method.
+            // PEFT rejects a config with keys of another method.
             for key in [
                 "lora_alpha",
                 "lora_dropout",
@@ -469,7 +471,7 @@ impl PeftConfig {
     }
 }
 
-/// The value of a module by its path in the files of models, or by that in transformers 5.
+/// The value for a module, by its path in model files or in transformers 5.
 fn at<T: Copy>(map: &SuffixMap<T>, path: &str) -> Option<T> {
     map.get(path).or_else(|| map.get(&path_in_module(path)?))
 }
@@ -503,13 +505,13 @@ mod tests {
         assert!(error.starts_with(start) && error.lines().count() == 1, "{error}");
     }
 
-    /// PEFT wraps a table once, under the first name that its path ends in.
+    /// PEFT wraps a table once, for the first name that matches.
     #[rstest]
     #[case(r#"{"tokens": [1], "embed_tokens": [2]}"#, "model.embed_tokens", Some(1))]
     #[case(r#"{"embed_tokens": [2], "tokens": [1]}"#, "model.embed_tokens", Some(2))]
     #[case(r#"{"embed_tokens": [2], "head": [3]}"#, "lm_head", Some(3))]
     #[case(r#"{"embed_tokens": [2]}"#, "lm_head", None)]
-    // The head of GPT-NeoX has another name in files.
+    // In model files, GPT-NeoX's head is `embed_out`.
     #[case(r#"{"lm_head": [4]}"#, "embed_out", Some(4))]
     #[case(r#"{"embed_out": [4]}"#, "embed_out", Some(4))]
     #[case(r#"{"mlp.fc1": [5]}"#, "vit.encoder.layer.0.intermediate.dense", Some(5))]

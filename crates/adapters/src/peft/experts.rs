@@ -1,7 +1,7 @@
-//! Adapters on experts as written by PEFT for transformers 5, which stores the maps of all experts of a layer
-//! in one tensor. Their factors are stored in one tensor too, `A` `(experts·r, in)` expert by expert and `B`
-//! `(out, r·experts)` with the expert as the last index. They are split into factors of each expert's maps,
-//! under the names of the hub's files.
+//! Adapters on experts as PEFT writes them for transformers 5, which stores the maps of all experts of a layer
+//! in one tensor. Their factors are fused too: `A` is `(experts·r, in)`, expert by expert, and `B` is
+//! `(out, r·experts)` with the expert as the fastest index. They are split into factors for each expert's maps,
+//! named as in the hub's files.
 //!
 //! | key below `<layer>.mlp.experts` | serves |
 //! |---|---|
@@ -18,7 +18,7 @@ use super::folder::AdapterFolder;
 /// Suffixes of parameters that represent maps.
 const PARAMETERS: [&str; 3] = ["gate_up_proj", "down_proj", "gate.weight"];
 
-/// Whether the parameters that a config targets are those of experts and routers, which are treated as maps.
+/// Whether a config's `target_parameters` are all maps of experts or routers.
 pub(super) fn are_maps(parameters: &Value) -> bool {
     let is_map = |name: &str| PARAMETERS.iter().any(|end| has_suffix(name, end));
     parameters.as_array().is_some_and(|all| all.iter().all(|name| name.as_str().is_some_and(is_map)))
@@ -37,7 +37,7 @@ impl AdapterFolder {
         !fused(self).is_empty()
     }
 
-    /// Moves factors or the weight of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
+    /// Renames a router's factors or weight to its name in the hub's files where transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
         self.rename_tensors(|key| {
@@ -52,10 +52,10 @@ impl AdapterFolder {
         });
     }
 
-    /// Splits the factors by expert.
+    /// Splits fused factors by expert.
     ///
     /// # Errors
-    /// Factors whose shapes do not match the model's experts, or whose rank is not the config's.
+    /// Factors whose shapes do not fit the model's experts, or whose rank differs from the config's.
     pub(super) fn unfuse<'s>(&mut self, sites: &'s [Site]) -> Result<(), String> {
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
         for module in fused(self) {
@@ -125,7 +125,7 @@ fn layer_of(path: &str) -> Option<usize> {
     path.split('.').find_map(|segment| segment.parse().ok())
 }
 
-/// The maps of each expert of a layer, in their order.
+/// The maps of each expert of a layer, in the model's order.
 fn experts(sites: &[Site], layer: Option<usize>) -> Vec<Vec<&Site>> {
     let mut experts: Vec<(&str, Vec<&Site>)> = Vec::new();
     for site in sites.iter().filter(|site| site.layer == layer) {
@@ -138,8 +138,7 @@ fn experts(sites: &[Site], layer: Option<usize>) -> Vec<Vec<&Site>> {
     experts.into_iter().map(|(_, maps)| maps).collect()
 }
 
-/// The parameter that factors of this shape adapt, and the maps that it represents: gate and up in one, or
-/// the down map.
+/// The parameter that factors of this shape adapt, and its maps: gate and up, or down.
 fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&'static str, Vec<&'s Site>)> {
     let [gate, up, down] = maps else { return None };
     if [gate.d_input, gate.d_output + up.d_output] == [d_input, d_output] {
@@ -148,8 +147,8 @@ fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&
     ([down.d_input, down.d_output] == [d_input, d_output]).then(|| ("down_proj", vec![*down]))
 }
 
-/// A pattern with the values of the experts' maps before its own entries: one key for a map whose value is the same in all
-/// layers, otherwise one for each layer.
+/// A pattern with the values of the experts' maps before its own entries: one key for all layers where they have the same
+/// value, otherwise a key per layer.
 fn with_maps<T: Copy + PartialEq>(maps: &[(&Site, T)], pattern: &SuffixMap<T>) -> SuffixMap<T> {
     let is_uniform = |(site, value): &(&Site, T)| {
         maps.iter().filter(|(other, _)| other.name() == site.name()).all(|(_, other)| other == value)
@@ -165,7 +164,7 @@ fn with_maps<T: Copy + PartialEq>(maps: &[(&Site, T)], pattern: &SuffixMap<T>) -
     entries.into_iter().chain(own).collect()
 }
 
-/// The expression for a map of all experts, of its layer or of all layers.
+/// The expression that matches a map of all experts, in one layer or in all.
 fn key_of(site: &Site, all_layers: bool) -> String {
     let list = expert_of(&site.path).and_then(|expert| expert.rsplit_once('.')).map_or("", |(list, _)| list);
     let list = if all_layers { list.rsplit('.').next().unwrap_or(list) } else { list };

@@ -1,4 +1,4 @@
-//! The modules that a config selects: PEFT's rules for paths, layers and what is saved in full.
+//! Which modules a config selects, by PEFT's rules for paths, layers and modules saved in full.
 
 use lowrank_spec::names::path_in_module;
 use lowrank_spec::targets::{LayerPatterns, Matcher};
@@ -25,7 +25,7 @@ pub(super) struct Selection<'c> {
     layers: Option<InLayers<'c>>,
 }
 
-/// The layers to which modules are limited, and how the layer of a path is found.
+/// The selected layers, and how the layer of a path is found.
 #[derive(Debug)]
 struct InLayers<'c> {
     numbers: &'c [usize],
@@ -33,7 +33,7 @@ struct InLayers<'c> {
 }
 
 impl<'c> Selection<'c> {
-    /// The selection of a config. An expression that does not compile selects nothing; reading a config refuses it.
+    /// Compiles the expressions of a config. An invalid one selects nothing; a config with one is rejected when it is read.
     pub(super) fn new(config: &'c PeftConfig) -> Self {
         let compiled =
             |pattern: &Option<Pattern>| pattern.as_ref().and_then(|pattern| pattern.matcher().ok());
@@ -45,21 +45,21 @@ impl<'c> Selection<'c> {
         }
     }
 
-    /// Whether the config puts an adapter on a site; `outer` is the difference between the paths of the two models.
+    /// Whether the config puts an adapter on a site. `outer` tells how the paths of the adapter's model differ.
     pub(super) fn targets(&self, site: &Site, outer: &Outer) -> bool {
-        // PEFT does not adapt a module that is saved in full, or one inside it.
-        let shown = outer.shown(site);
-        let is_saved = |name: &String| shown.iter().any(|site| within(&site.path, name));
-        !self.config.modules_to_save.iter().flatten().any(is_saved) && self.selects(site, outer)
+        // PEFT does not adapt modules that are saved in full, or modules inside them.
+        let is_saved =
+            |site: &Site| self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
+        self.selects(site, outer) && !outer.shown(site).iter().any(is_saved)
     }
 
-    /// Whether the names, the exclusions and the layers of the config select a site.
+    /// Whether a site matches `target_modules`, is not excluded, and is in one of the selected layers.
     pub(super) fn selects(&self, site: &Site, outer: &Outer) -> bool {
         let shown = outer.shown(site);
         let hits = |matcher: &Option<Matcher>| {
             matcher.as_ref().is_some_and(|matcher| shown.iter().any(|site| matcher.takes(site)))
         };
-        // PEFT limits neither expressions nor whole paths to layers.
+        // In PEFT, `layers_to_transform` applies neither to expressions nor to full paths.
         let is_limited = || match &self.config.target_modules {
             Some(Pattern::Names(names)) => shown.iter().all(|site| !names.contains(&site.path)),
             Some(Pattern::Expression(_)) | None => false,
@@ -85,8 +85,8 @@ impl<'c> InLayers<'c> {
 }
 
 impl PeftConfig {
-    /// Whether a module is saved in full: its path, or that of a module around it, ends in a name of `modules_to_save`.
-    /// As in PEFT, the suffix may begin inside a segment.
+    /// Whether a module is saved in full: its path, or that of an enclosing module, ends with a name in `modules_to_save`.
+    /// As in PEFT, the match may start within a segment.
     pub fn saves(&self, module: &str) -> bool {
         let is_saved = |module: &str| {
             let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
@@ -98,22 +98,22 @@ impl PeftConfig {
     }
 }
 
-/// The difference between the paths of a model and those of the model that an adapter was made for: one of them may be the
-/// bare encoder or decoder, whose paths have no prefix.
+/// How the paths of the model that an adapter was trained on differ from this model's: either may be the bare encoder or
+/// decoder, whose paths lack the prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
-    /// They are the same.
+    /// Not at all.
     Same,
     /// The adapter's paths lack this prefix.
     Lacks(String),
-    /// The adapter's paths begin with this additional prefix.
+    /// The adapter's paths start with this additional prefix.
     Has(String),
-    /// Not determined: a prefix is optional.
+    /// Unknown: paths are tried with and without the first segment.
     Unknown,
 }
 
 impl Outer {
-    /// From the path of a module in an adapter's file, and that of its site.
+    /// Compares the path of a module in an adapter's file with the path of its site.
     pub(super) fn of(file: &str, site: &str) -> Self {
         let between = |site: &str| {
             if file == site {
@@ -126,7 +126,7 @@ impl Outer {
         between(site).or_else(in_module).unwrap_or(Self::Unknown)
     }
 
-    /// A site under each name that the adapter's model may give it: as in files and as in transformers 5.
+    /// The site under every path that it may have in the adapter's model: as in files and as in transformers 5.
     fn shown(&self, site: &Site) -> Vec<Site> {
         let paths = [Some(site.path.clone()), path_in_module(&site.path)].into_iter().flatten();
         let shown = paths.flat_map(|path| match self {
@@ -153,12 +153,12 @@ mod tests {
 
     use super::*;
 
-    /// PEFT's rules for paths, which its `check_target_module_exists` and `_set_trainable` give.
+    /// As PEFT's `check_target_module_exists` and `_set_trainable`.
     #[rstest]
     #[case(r#""target_modules": ["query"]"#, "bert.layer.0.query", true)]
     #[case(r#""target_modules": ["query"], "layers_to_transform": [1]"#, "bert.layer.0.query", false)]
     #[case(r#""target_modules": ["query"], "layers_to_transform": []"#, "bert.layer.0.query", true)]
-    // The first number, as in ALBERT's groups, and with a pattern the number after it.
+    // The layer is the first number, as in ALBERT's groups, or the number after a match of the pattern.
     #[case(r#""target_modules": ["q"], "layers_to_transform": 1"#, "a.encoder.groups.1.layers.0.q", true)]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0"#, "a.encoder.groups.1.layers.0.q", false)]
     #[case(
@@ -178,13 +178,13 @@ mod tests {
     )]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": []"#, "a.h.0.q", true)]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0"#, "h.0.q", false)]
-    // Neither expressions nor whole paths are limited to layers.
+    // `layers_to_transform` applies neither to expressions nor to full paths.
     #[case(r#""target_modules": ".*q", "layers_to_transform": 3"#, "model.layers.0.q", true)]
     #[case(r#""target_modules": ["model.layers.0.q"], "layers_to_transform": 3"#, "model.layers.0.q", true)]
-    // An expression is for the whole path.
+    // An expression must match the full path.
     #[case(r#""target_modules": "layers\\.0\\.q""#, "model.layers.0.q", false)]
     #[case(r#""target_modules": ["q"], "exclude_modules": ".*0.*""#, "model.layers.0.q", false)]
-    // What is saved in full is not adapted, by whole segments of its path.
+    // Modules saved in full are not adapted; names must match whole segments.
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["lm_head"]"#, "lm_head", false)]
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["head"]"#, "lm_head", true)]
     fn targets_are_those_of_peft(#[case] keys: &str, #[case] path: &str, #[case] expect: bool) {
@@ -193,13 +193,13 @@ mod tests {
         assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
     }
 
-    /// A site has one path in the files of models and another in transformers 5, and a config may use either.
+    /// A config may use the path in model files or the path in transformers 5.
     #[rstest]
     #[case(r#""target_modules": ["lm_head"]"#, "embed_out", true)]
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["lm_head"]"#, "embed_out", false)]
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["embed_out"]"#, "embed_out", false)]
     #[case(r#""target_modules": ["lm_head"], "exclude_modules": ["embed_out"]"#, "embed_out", false)]
-    // A whole path is not limited to layers.
+    // A full path is exempt from `layers_to_transform`.
     #[case(r#""target_modules": ["vit.layers.1.mlp.fc1"], "layers_to_transform": 7"#, FC1, true)]
     #[case(
         r#""target_modules": ["vit.encoder.layer.1.intermediate.dense"], "layers_to_transform": 7"#,
@@ -219,9 +219,9 @@ mod tests {
 
     const FC1: &str = "vit.encoder.layer.1.intermediate.dense";
 
-    /// An adapter of the bare ViT has paths without its prefix.
+    /// The paths of the bare ViT lack the prefix.
     #[test]
-    fn a_bare_model_of_transformers_5_has_its_own_paths() {
+    fn an_expression_matches_paths_of_the_bare_model() {
         let outer = Outer::of("layers.1.mlp.fc1", FC1);
         assert_eq!(outer, Outer::Lacks("vit.".into()));
         let site = Site { path: FC1.into(), ..Site::default() };
