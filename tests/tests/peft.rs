@@ -1,5 +1,5 @@
-//! Adapters that PEFT wrote, over decoders: what an adapter carries, what its initialization does to the
-//! base, tied heads. Every folder `peft-small-*` is walked: loaded, merged, written and loaded again.
+//! Adapters written by PEFT over decoders: what an adapter contains, how its initialization changes the
+//! base, tied heads. Every folder `peft-small-*` is loaded, merged, written and loaded again.
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
@@ -56,7 +56,7 @@ fn last_logits(model: &Decoder<B>, set: &AdapterSet<B>, case: &Value) -> Vec<f32
     values(logits)
 }
 
-/// What no file but the data or another model could tell: refused by name.
+/// Adapters that cannot be restored from their files are refused by name.
 fn is_refused_by_name(name: &str, error: &str) -> bool {
     [("corda", "'corda'"), ("loftq", "'loftq'"), ("adalora", "'ADALORA'"), ("ia3", "'IA3'")]
         .iter()
@@ -66,7 +66,7 @@ fn is_refused_by_name(name: &str, error: &str) -> bool {
 fn check(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Value) {
     for case in expect["cases"].as_array().unwrap() {
         let what = format!("{name}, {}", case["name"]);
-        // Two frameworks' sums in f32, in logits of size 1 to 10.
+        // Rounding of sums in f32 in two frameworks, for logits of 1 to 10.
         assert_close(&what, &last_logits(model, set, case), &numbers(&case["last_logits"]), 2e-4);
     }
 }
@@ -107,14 +107,16 @@ fn one(name: &str) {
     write_again(name, &model, &set, &expect);
 }
 
-/// The set and what its folder carried, in a folder of our own over the untouched base. Its config no longer names an
-/// initialization.
+/// End of the key of a table's trained rows.
+const ROWS: &str = ".token_adapter.trainable_tokens_delta";
+
+/// Writes the set with everything else from its folder, and loads it over the original base. The new config no longer names
+/// an initialization.
 fn write_again(name: &str, model: &Decoder<B>, set: &AdapterSet<B>, expect: &Value) {
     let carried = set.carried().next().unwrap();
-    if carried.has_token_rows() {
-        return;
-    }
-    let saved = model.tensors_where(|at| carried.holds(&at.key()));
+    let mut saved = model.tensors_where(|at| carried.holds(&at.key()));
+    let tensors = AdapterFolder::read(&fixture(name)).unwrap().tensors.into_values();
+    saved.extend(tensors.filter(|tensor| tensor.name.ends_with(ROWS)));
     let folder = AdapterFolder::from_set(set, model.sites(), carried.config.clone(), saved).unwrap();
     assert_eq!(folder.config.init_lora_weights, Value::Bool(true), "{name}");
     let dir = tempfile::tempdir().unwrap();
@@ -146,11 +148,11 @@ fn a_head_that_parts_from_its_table_unties_the_config() {
     }
 }
 
-/// A table of another vocabulary without that of a separate head, whose new rows PEFT's users would have to draw.
+/// A resized table without that of a separate head, whose new rows would be random in PEFT.
 #[rstest]
 #[case("peft-small-llama-resized", None)]
 #[case("peft-small-llama-resized-saved", Some("embed_tokens"))]
-// The saved copy of a shared table parts from the head.
+// A saved copy of a shared table is separate from the head.
 #[case("peft-small-qwen2-resized-saved", Some("embed_tokens"))]
 fn a_resized_vocabulary_needs_its_head(#[case] name: &str, #[case] saved: Option<&str>) {
     let model = base(expected(name)["base"].as_str().unwrap());
@@ -169,6 +171,29 @@ fn a_resized_vocabulary_needs_its_head(#[case] name: &str, #[case] saved: Option
     assert_eq!(vocabulary, model.config().vocab_size, "a refused adapter leaves the model as it was");
 }
 
+/// A file must contain rows of every table that its config names.
+#[rstest]
+#[case("peft-small-llama-tokens", "model.embed_tokens", "the input embedding")]
+#[case("peft-small-llama-tables", "lm_head", "lm_head")]
+#[case("peft-small-llama-tables", "model.embed_tokens", "model.embed_tokens")]
+// On a tied base the head has a site only if it is untied.
+#[case("peft-small-qwen2-tables-head", "lm_head", "lm_head")]
+#[case("peft-small-qwen2-tables-apart", "lm_head", "lm_head")]
+#[case("peft-small-qwen2-tables-same", "model.embed_tokens", "model.embed_tokens")]
+#[case("peft-small-neox-tables", "lm_head", "embed_out")]
+fn a_file_without_the_rows_of_a_table_is_refused(
+    #[case] name: &str,
+    #[case] table: &str,
+    #[case] missing: &str,
+) {
+    let mut folder = AdapterFolder::read(&fixture(name)).unwrap();
+    assert!(folder.tensors.remove(&format!("{table}{ROWS}")).is_some());
+    let mut model = base(expected(name)["base"].as_str().unwrap());
+    let error = model.load_adapter_folder(folder, Path::new(name), &Default::default()).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains(&format!("missing rows of '{missing}'")) && error.lines().count() == 1, "{error}");
+}
+
 /// A bias would keep the old vocabulary.
 #[test]
 fn a_resized_vocabulary_needs_a_head_without_bias() {
@@ -184,7 +209,7 @@ fn a_resized_vocabulary_needs_a_head_without_bias() {
     assert!(error.to_string().contains("is not supported over a head with a bias"), "{error}");
 }
 
-/// What an adapter folder says is found beside a base's own files.
+/// The files of the base do not hide those of an adapter in the same folder.
 #[test]
 fn an_adapter_beside_its_base_is_read_as_an_adapter() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,7 +296,7 @@ fn lora_of(site: &Site, [a, b]: [&str; 2]) -> AdapterFolder {
     AdapterFolder { config, tensors, alpha_is_assumed: false }
 }
 
-/// A merged masked language model keeps its head; an adapter of one use of its shared table is not merged.
+/// A merged masked language model keeps its head; an adapter on one use of the shared table cannot be merged.
 #[rstest]
 #[case("bert-mlm", "query", "word_embeddings")]
 #[case("modernbert-mlm", "attn.Wo", "tok_embeddings")]
@@ -306,7 +331,7 @@ fn a_merged_masked_language_model_keeps_its_head(
     assert!(model.merged(&set).err().unwrap().to_string().contains("decoder"));
 }
 
-/// Factors that the config leaves out are those that PEFT does not apply.
+/// PEFT does not apply factors that the config leaves out.
 #[test]
 fn factors_that_the_config_leaves_out_are_refused() {
     let (name, device) = ("peft-small-llama-layers-pattern", Default::default());

@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use lowrank_adapters::peft::{AdapterFolder, Saved, TableRows, TiedUse, host_values};
 use lowrank_adapters::{AdapterError, AdapterSet, BaseWeights, Site};
-use lowrank_spec::names::WeightPart;
+use lowrank_spec::names::{WeightPart, without_prefix};
 use lowrank_spec::{HostTensor, transpose};
 
 use crate::error::{ModelError, Result, summary};
@@ -416,8 +416,9 @@ impl<B: Backend> ParamVisitor<B> for SiteWeights<'_, B> {
             return;
         }
         let key = at.key();
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
-        let Some(tensor) = [key.as_str(), bare].iter().find_map(|key| self.folder.tensors.get(*key)) else {
+        let Some(tensor) =
+            [key.as_str(), without_prefix(&key)].iter().find_map(|key| self.folder.tensors.get(*key))
+        else {
             return;
         };
         let shape = stored.dims();

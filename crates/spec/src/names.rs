@@ -155,6 +155,17 @@ pub fn path_in_files(path: &str) -> Option<String> {
     renamed(path, [VIT_LAYERS[1], VIT_LAYERS[0]], |(file, module)| (module, file))
 }
 
+/// A path without its first segment, as in a file made over the bare encoder or decoder; empty if it has one segment.
+///
+/// ```
+/// use lowrank_spec::names::without_prefix;
+/// assert_eq!(without_prefix("bert.embeddings.word_embeddings"), "embeddings.word_embeddings");
+/// assert_eq!(without_prefix("lm_head"), "");
+/// ```
+pub fn without_prefix(path: &str) -> &str {
+    path.split_once('.').map_or("", |(_, rest)| rest)
+}
+
 fn renamed(
     path: &str,
     [from, to]: [&str; 2],

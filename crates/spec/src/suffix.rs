@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::Result;
 use crate::targets::compile;
 
-/// A list of keys with values, in the order of the file. A key is a regular expression with the syntax of Python's `re`
-/// (look-around included) that matches the end of a module's path; the first matching key is used. Each is compiled once.
+/// Keys with values, in the order of the file. A key is a regular expression in the syntax of Python's `re` (look-around
+/// included) for the end of a module's path; the first match wins. Keys are compiled when the map is built.
 ///
 /// ```
 /// use lowrank_spec::SuffixMap;
@@ -58,24 +58,24 @@ impl<T> SuffixMap<T> {
         self.0.iter().map(|(_, value)| value)
     }
 
-    /// The first key that matches none of these paths.
+    /// The first key that matches none of the paths.
     pub fn idle_key<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone) -> Option<&str> {
         let is_idle = |key: &&Key| !paths.clone().any(|path| key.matches_end(path));
         self.0.iter().map(|(key, _)| key).find(is_idle).map(|key| key.text.as_str())
     }
 
-    /// Checks that every key is a regular expression.
+    /// Checks that every key is a valid regular expression.
     ///
     /// # Errors
     /// [`SpecError::BadRegex`](crate::SpecError::BadRegex).
     pub fn check(&self) -> Result<()> {
-        let broken = self.0.iter().find(|(key, _)| matches!(key.matcher, Matcher::Broken));
+        let broken = self.0.iter().find(|(key, _)| matches!(key.form, KeyForm::Broken));
         broken.map_or(Ok(()), |(key, _)| expression(&key.text).map(|_| ()))
     }
 }
 
 impl<T: Copy> SuffixMap<T> {
-    /// The value of a module; a key that is not a regular expression matches nothing (see [`SuffixMap::check`]).
+    /// The value for a module. An invalid key matches nothing (see [`SuffixMap::check`]).
     pub fn get(&self, path: &str) -> Option<T> {
         self.0.iter().find(|(key, _)| key.matches_end(path)).map(|(_, value)| *value)
     }
@@ -85,42 +85,42 @@ impl<T: Copy> SuffixMap<T> {
 #[derive(Clone, Debug)]
 struct Key {
     text: String,
-    matcher: Matcher,
+    form: KeyForm,
 }
 
 /// The compiled form of a key.
 #[derive(Clone, Debug)]
-enum Matcher {
-    /// A dotted name, which needs no engine.
+enum KeyForm {
+    /// A dotted name, matched without the regex engine.
     Plain,
     Expression(Regex),
-    /// Not an expression: matches nothing.
+    /// Invalid: matches nothing.
     Broken,
 }
 
 impl Key {
     fn new(text: String) -> Self {
         let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
-        let matcher = if is_plain {
-            Matcher::Plain
+        let form = if is_plain {
+            KeyForm::Plain
         } else {
-            expression(&text).map_or(Matcher::Broken, Matcher::Expression)
+            expression(&text).map_or(KeyForm::Broken, KeyForm::Expression)
         };
-        Self { text, matcher }
+        Self { text, form }
     }
 
-    /// Whether it matches the end of a path.
+    /// Whether the key matches the end of a path.
     fn matches_end(&self, path: &str) -> bool {
-        match &self.matcher {
-            Matcher::Plain => {
+        match &self.form {
+            KeyForm::Plain => {
                 let key = self.text.as_bytes();
                 let Some(at) = path.len().checked_sub(key.len()) else { return false };
-                // A dot of an expression stands for any character.
+                // An unescaped dot matches any character.
                 let ends = key.iter().zip(path.bytes().skip(at)).all(|(&k, p)| k == p || k == b'.');
                 ends && (at == 0 || path.as_bytes()[at - 1] == b'.')
             }
-            Matcher::Expression(regex) => regex.is_match(path).unwrap_or(false),
-            Matcher::Broken => false,
+            KeyForm::Expression(regex) => regex.is_match(path).unwrap_or(false),
+            KeyForm::Broken => false,
         }
     }
 }

@@ -56,7 +56,7 @@ impl Pattern {
     pub fn matcher(&self) -> Result<Matcher> {
         Ok(Matcher(match self {
             Self::Names(names) => Compiled::Names(names.clone()),
-            Self::Expression(text) if text == ALL_LINEAR => Compiled::AllLinear,
+            Self::Expression(text) if text == ALL_LINEAR => Compiled::Names(vec![text.clone()]),
             Self::Expression(text) => Compiled::Expression(compile(&format!("^(?:{text})$"), text)?),
         }))
     }
@@ -69,7 +69,6 @@ pub struct Matcher(Compiled);
 #[derive(Clone, Debug)]
 enum Compiled {
     Names(Vec<String>),
-    AllLinear,
     Expression(Regex),
 }
 
@@ -78,12 +77,47 @@ impl Matcher {
     pub fn takes(&self, site: &Site) -> bool {
         match &self.0 {
             Compiled::Names(names) => names.iter().any(|name| is_named(site, name)),
-            Compiled::AllLinear => is_named(site, ALL_LINEAR),
             Compiled::Expression(regex) => {
                 let is_match = |path: &str| regex.is_match(path).unwrap_or(false);
                 is_match(&site.path) || path_in_module(&site.path).is_some_and(|path| is_match(&path))
             }
         }
+    }
+}
+
+/// Compiled expressions for the layer of a module, like PEFT's `layers_pattern`.
+#[derive(Clone, Debug)]
+pub struct LayerPatterns(Vec<Regex>);
+
+impl LayerPatterns {
+    /// Compiles names of the list of layers (`layers`, `h`), or expressions for them. Without any, the layer is the first
+    /// number with at least two segments before it.
+    ///
+    /// # Errors
+    /// [`SpecError::BadRegex`].
+    pub fn new(patterns: &[&str]) -> Result<Self> {
+        if patterns.is_empty() {
+            let any = r"^.*?\.[^.]*\.(?P<layer>\d+)\.";
+            return Ok(Self(vec![compile(any, any)?]));
+        }
+        // PEFT puts the pattern into the expression without a group: an alternative may match without a number.
+        let compiled = |text: &&str| compile(&format!(r"^(?:(?:^|.*?\.){text}\.(?P<layer>\d+)\.)"), text);
+        Ok(Self(patterns.iter().map(compiled).collect::<Result<_>>()?))
+    }
+
+    /// The layer of a path: the first number after the first pattern that matches.
+    ///
+    /// ```
+    /// use lowrank_spec::targets::LayerPatterns;
+    /// let path = "albert.groups.1.layers.0.query";
+    /// assert_eq!(LayerPatterns::new(&[])?.layer(path), Some(1));
+    /// assert_eq!(LayerPatterns::new(&["layers", "groups"])?.layer(path), Some(0));
+    /// assert_eq!(LayerPatterns::new(&["h"])?.layer(path), None);
+    /// # Ok::<(), lowrank_spec::SpecError>(())
+    /// ```
+    pub fn layer(&self, path: &str) -> Option<usize> {
+        let found = self.0.iter().find_map(|regex| regex.captures(path).ok().flatten())?;
+        found.name("layer")?.as_str().parse().ok()
     }
 }
 
@@ -323,8 +357,35 @@ mod tests {
         assert_eq!(targets.select(&sites()).unwrap(), [1, 2, 4, 5, 7, 8]);
     }
 
+    /// The layers that the expressions of PEFT's `check_target_module_exists` find.
+    #[rstest]
+    #[case(&[], "model.layers.3.mlp.experts.7.up", Some(3))]
+    #[case(&[], "h.3.q", None)]
+    #[case(&[], "model.layers.3", None)]
+    #[case(&["layers"], "layers.3.q", Some(3))]
+    // The first occurrence, and a whole segment.
+    #[case(&["layers"], "a.layers.3.layers.0.q", Some(3))]
+    #[case(&["layers"], "a.sublayers.3.layers.0.q", Some(0))]
+    // The first pattern that matches, wherever the second does.
+    #[case(&["layers", "groups"], "a.groups.1.layers.0.q", Some(0))]
+    #[case(&["h", "groups"], "a.groups.1.layers.0.q", Some(1))]
+    #[case(&["(?:layers|h)"], "a.h.2.q", Some(2))]
+    #[case(&["(layers|h)"], "a.h.2.q", Some(2))]
+    // Alternatives outside a group are those of the whole expression.
+    #[case(&["layers|h"], "a.layers.2.q", None)]
+    #[case(&["layers|h"], "h.2.q", Some(2))]
+    fn a_layer_is_the_number_after_a_pattern(
+        #[case] patterns: &[&str],
+        #[case] path: &str,
+        #[case] expect: Option<usize>,
+    ) {
+        assert_eq!(LayerPatterns::new(patterns).unwrap().layer(path), expect);
+    }
+
     #[test]
     fn a_broken_regex_is_an_error() {
+        let error = LayerPatterns::new(&["layers", "(h"]).unwrap_err().to_string();
+        assert!(error.starts_with("'(h'") && error.lines().count() == 1, "{error}");
         let error = Targets::new(Pattern::parse("(query")).select(&sites()).unwrap_err();
         assert!(matches!(error, SpecError::BadRegex { .. }), "{error}");
     }

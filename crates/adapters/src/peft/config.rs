@@ -1,8 +1,7 @@
 //! `adapter_config.json`.
 
-use std::collections::BTreeMap;
-
 use lowrank_spec::names::path_in_module;
+use lowrank_spec::targets::LayerPatterns;
 use lowrank_spec::{Pattern, SuffixMap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -16,7 +15,7 @@ use crate::methods::Method;
 /// The keys of `adapter_config.json` that we read and write; others are kept in `other`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeftConfig {
-    /// `LORA`, `VERA`, one of our own, or `HEAD` for a task head without adapters.
+    /// `LORA`, `VERA`, a type of ours, or `HEAD` for a task head without adapters.
     pub peft_type: String,
     /// Inner dimension, unless a pattern sets another.
     #[serde(default = "eight")]
@@ -33,7 +32,7 @@ pub struct PeftConfig {
     /// The sites to exclude.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude_modules: Option<Pattern>,
-    /// Transformer layers to which it is limited.
+    /// Transformer layers to adapt; all by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Layers>,
     /// Scale by alpha/√r.
@@ -90,33 +89,39 @@ pub struct PeftConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Layers {
-    /// One.
+    /// A single layer.
     One(usize),
-    /// Several.
+    /// Several layers.
     Many(Vec<usize>),
 }
 
-/// Rows of the input embedding, or of tables by path suffix.
+/// Trained rows of the input embedding, or of several tables by path suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenIndices {
     /// Of the input embedding.
     Input(Vec<usize>),
-    /// By table.
-    Tables(BTreeMap<String, Vec<usize>>),
+    /// By table, in the order of the file.
+    Tables(SuffixMap<Vec<usize>>),
 }
 
 impl TokenIndices {
-    /// Rows of a table, which is named by the end of its path, even within a segment, as in PEFT. Rows without a name belong
-    /// to every table that the file has rows of.
+    /// The row indices of a table, by the first name that matches it. Indices without a name apply to every table that has
+    /// rows in the file.
     pub(super) fn of(&self, table: &str) -> Option<&[usize]> {
         match self {
             Self::Input(indices) => Some(indices),
             Self::Tables(tables) => {
-                tables.iter().find(|(name, _)| table.ends_with(name.as_str())).map(|(_, rows)| &rows[..])
+                tables.entries().find(|(name, _)| is_name_of(name, table)).map(|(_, rows)| &rows[..])
             }
         }
     }
+}
+
+/// Whether a name in `trainable_token_indices` matches a table: the path ends with it. As in PEFT, the match may start within a
+/// segment.
+pub(super) fn is_name_of(name: &str, table: &str) -> bool {
+    table.ends_with(name) || path_in_module(table).is_some_and(|table| table.ends_with(name))
 }
 
 impl Default for PeftConfig {
@@ -191,7 +196,7 @@ const SWITCHES: [&str; 6] =
 type Fits = fn(&Value) -> bool;
 
 /// Keys and their expected values, for messages.
-const KEYS: [(&str, &str, Fits); 20] = [
+const KEYS: [(&str, &str, Fits); 21] = [
     ("r", "an integer", is::<usize>),
     ("lora_alpha", "a number", is::<f64>),
     ("lora_dropout", "a number", is::<f64>),
@@ -199,6 +204,7 @@ const KEYS: [(&str, &str, Fits); 20] = [
     ("target_modules", "a list of names or an expression", is::<Option<Pattern>>),
     ("exclude_modules", "a list of names or an expression", is::<Option<Pattern>>),
     ("layers_to_transform", "a layer or a list of layers", is::<Option<Layers>>),
+    ("layers_pattern", "a name or a list of names", is::<Option<Pattern>>),
     ("use_rslora", "true or false", is::<bool>),
     ("use_dora", "true or false", is::<bool>),
     ("bias", "none, all or lora_only", is::<String>),
@@ -229,7 +235,7 @@ fn known_types() -> Vec<&'static str> {
     types
 }
 
-/// Fuzz body: any bytes as an `adapter_config.json` are refused in one line, or are parsed.
+/// Fuzz target: any bytes given as an `adapter_config.json` are parsed, or rejected in one line.
 #[doc(hidden)]
 pub fn fuzz_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -283,6 +289,7 @@ impl PeftConfig {
         let patterns = [&self.target_modules, &self.exclude_modules].into_iter().flatten();
         let broken = self.rank_pattern.check().and_then(|()| self.alpha_pattern.check());
         let broken = broken.and_then(|()| patterns.into_iter().try_for_each(Pattern::check));
+        let broken = broken.and_then(|()| LayerPatterns::new(&self.layers_pattern()).map(|_| ()));
         if let Err(error) = broken {
             return Some(error.to_string());
         }
@@ -308,6 +315,15 @@ impl PeftConfig {
             .iter()
             .find(|key| self.other.get(**key).is_some_and(|value| is_set(value) && !is_known(key, value)))?;
         Some(format!("{found} is not supported"))
+    }
+
+    /// `layers_pattern`: names of the module list that holds the layers, or expressions for it.
+    pub(super) fn layers_pattern(&self) -> Vec<&str> {
+        match self.other.get("layers_pattern") {
+            Some(Value::String(one)) if !one.is_empty() => vec![one],
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Change of the base by the initialization at load.
@@ -336,7 +352,7 @@ impl PeftConfig {
         }
     }
 
-    /// The config of several combined adapters: it contains what any of them contains besides factors.
+    /// The config of several combined adapters, which covers everything that any of them saves besides factors.
     ///
     /// # Errors
     /// [`AdapterError::Incompatible`] for adapters with different tasks, different trained rows, or tied and
@@ -386,7 +402,7 @@ impl PeftConfig {
         Ok(united)
     }
 
-    /// The same for recomputed factors: without the keys of another initialization or layout.
+    /// The config for recomputed factors, without the keys of another initialization or layout.
     pub(super) fn renewed(self) -> Self {
         let other = self.other.into_iter().filter(|(key, _)| LASTING.contains(&key.as_str())).collect();
         Self {
@@ -401,7 +417,7 @@ impl PeftConfig {
         }
     }
 
-    /// The config with the paths that modules have in transformers 5.
+    /// The config with module paths as in transformers 5.
     pub(super) fn in_modules(&self) -> Self {
         let path = |path: &str| path_in_module(path).unwrap_or_else(|| path.to_string());
         let paths = |names: &[String]| names.iter().map(|name| path(name)).collect::<Vec<_>>();
@@ -411,7 +427,7 @@ impl PeftConfig {
         };
         let trainable_token_indices = match &self.trainable_token_indices {
             Some(TokenIndices::Tables(tables)) => {
-                let tables = tables.iter().map(|(table, rows)| (path(table), rows.clone()));
+                let tables = tables.entries().map(|(table, rows)| (path(table), rows.clone()));
                 Some(TokenIndices::Tables(tables.collect()))
             }
             other => other.clone(),
@@ -432,7 +448,7 @@ impl PeftConfig {
     pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         let mut value = serde_json::to_value(self)?;
         if let (Value::Object(map), "VERA") = (&mut value, self.peft_type.as_str()) {
-            // PEFT refuses a config with keys of another method.
+            // PEFT rejects a config with keys of another method.
             for key in [
                 "lora_alpha",
                 "lora_dropout",
@@ -455,7 +471,7 @@ impl PeftConfig {
     }
 }
 
-/// The value of a module by its path in the files of models, or by that in transformers 5.
+/// The value for a module, by its path in model files or in transformers 5.
 fn at<T: Copy>(map: &SuffixMap<T>, path: &str) -> Option<T> {
     map.get(path).or_else(|| map.get(&path_in_module(path)?))
 }
@@ -474,13 +490,39 @@ mod tests {
     #[case(r#"{"peft_type": "LORA", "lora_dropout": null}"#, "'lora_dropout' is null; expected a number")]
     #[case(r#"{"peft_type": "LORA", "rank_pattern": {"(q": 2}}"#, "'(q' is not a valid regular expression")]
     #[case(r#"{"peft_type": "LORA", "target_modules": "(q"}"#, "'(q' is not a valid regular expression")]
+    #[case(r#"{"peft_type": "LORA", "layers_pattern": "(h"}"#, "'(h' is not a valid regular expression")]
+    #[case(
+        r#"{"peft_type": "LORA", "layers_pattern": ["h", "(h"]}"#,
+        "'(h' is not a valid regular expression"
+    )]
+    #[case(r#"{"peft_type": "LORA", "layers_pattern": 3}"#, "'layers_pattern' is 3; expected a name")]
     #[case(r#"{"peft_type": "LORA", "init_lora_weights": "loftq"}"#, "init_lora_weights 'loftq'")]
     #[case(r#"{"peft_type": "LORA", "velora_config": {"scale": 1}}"#, "velora_config is not supported")]
     #[case(r#"{"peft_type": "LORA", "init_lora_weights": "corda"}"#, "init_lora_weights 'corda'")]
     #[case(r#"{"peft_type": "LORA", "init_lora_weights": "milora"}"#, "init_lora_weights 'milora'")]
     fn an_error_names_the_key(#[case] text: &str, #[case] start: &str) {
         let error = PeftConfig::parse(text).unwrap_err();
-        assert!(error.starts_with(start), "{error}");
+        assert!(error.starts_with(start) && error.lines().count() == 1, "{error}");
+    }
+
+    /// PEFT wraps a table once, for the first name that matches.
+    #[rstest]
+    #[case(r#"{"tokens": [1], "embed_tokens": [2]}"#, "model.embed_tokens", Some(1))]
+    #[case(r#"{"embed_tokens": [2], "tokens": [1]}"#, "model.embed_tokens", Some(2))]
+    #[case(r#"{"embed_tokens": [2], "head": [3]}"#, "lm_head", Some(3))]
+    #[case(r#"{"embed_tokens": [2]}"#, "lm_head", None)]
+    // In model files, GPT-NeoX's head is `embed_out`.
+    #[case(r#"{"lm_head": [4]}"#, "embed_out", Some(4))]
+    #[case(r#"{"embed_out": [4]}"#, "embed_out", Some(4))]
+    #[case(r#"{"mlp.fc1": [5]}"#, "vit.encoder.layer.0.intermediate.dense", Some(5))]
+    fn rows_are_those_of_the_first_name(
+        #[case] tables: &str,
+        #[case] path: &str,
+        #[case] expect: Option<usize>,
+    ) {
+        let text = format!(r#"{{"peft_type": "LORA", "trainable_token_indices": {tables}}}"#);
+        let indices = PeftConfig::parse(&text).unwrap().trainable_token_indices.unwrap();
+        assert_eq!(indices.of(path), expect.map(|row| vec![row]).as_deref());
     }
 
     #[test]
@@ -499,7 +541,9 @@ mod tests {
             target_modules: Some(Pattern::Names(head())),
             exclude_modules: Some(Pattern::Names(head())),
             modules_to_save: Some(head()),
-            trainable_token_indices: Some(TokenIndices::Tables([("embed_out".into(), vec![1])].into())),
+            trainable_token_indices: Some(TokenIndices::Tables(
+                [("embed_out".to_string(), vec![1])].into_iter().collect(),
+            )),
             rank_pattern: [("embed_out".into(), 2)].into_iter().collect(),
             alpha_pattern: [("embed_out".into(), 2.0)].into_iter().collect(),
             groups: vec![head()],

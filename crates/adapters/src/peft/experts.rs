@@ -1,7 +1,7 @@
-//! Adapters on experts as written by PEFT for transformers 5, which stores the maps of all experts of a layer
-//! in one tensor. Their factors are stored in one tensor too, `A` `(experts·r, in)` expert by expert and `B`
-//! `(out, r·experts)` with the expert as the last index. They are split into factors of each expert's maps,
-//! under the names of the hub's files.
+//! Adapters on experts as PEFT writes them for transformers 5, which stores the maps of all experts of a layer
+//! in one tensor. Their factors are fused too: `A` is `(experts·r, in)`, expert by expert, and `B` is
+//! `(out, r·experts)` with the expert as the fastest index. They are split into factors for each expert's maps,
+//! named as in the hub's files.
 //!
 //! | key below `<layer>.mlp.experts` | serves |
 //! |---|---|
@@ -18,7 +18,7 @@ use super::folder::AdapterFolder;
 /// Suffixes of parameters that represent maps.
 const PARAMETERS: [&str; 3] = ["gate_up_proj", "down_proj", "gate.weight"];
 
-/// Whether the parameters that a config targets are those of experts and routers, which are treated as maps.
+/// Whether a config's `target_parameters` are all maps of experts or routers.
 pub(super) fn are_maps(parameters: &Value) -> bool {
     let is_map = |name: &str| PARAMETERS.iter().any(|end| has_suffix(name, end));
     parameters.as_array().is_some_and(|all| all.iter().all(|name| name.as_str().is_some_and(is_map)))
@@ -37,7 +37,7 @@ impl AdapterFolder {
         !fused(self).is_empty()
     }
 
-    /// Moves factors or the weight of a router to its name in the hub's files, if transformers 5 uses another (Mixtral's
+    /// Renames a router's factors or weight to its name in the hub's files where transformers 5 uses another (Mixtral's
     /// `block_sparse_moe.gate` is `mlp.gate` there).
     pub(super) fn rename_routers(&mut self, sites: &[Site]) {
         self.rename_tensors(|key| {
@@ -48,15 +48,15 @@ impl AdapterFolder {
             }
             let (layer, last) = (layer_of(module), module.rsplit('.').next());
             let site = sites.iter().find(|site| site.layer == layer && last == Some(site.name()))?;
-            is_router(&site.path).then(|| format!("{}{part}", site.path))
+            Some(format!("{}{part}", site.path))
         });
     }
 
-    /// Splits the factors by expert.
+    /// Splits fused factors by expert.
     ///
     /// # Errors
-    /// Factors whose shapes do not match the model's experts, or whose rank is not the config's.
-    pub(super) fn unfuse(&mut self, sites: &[Site]) -> Result<(), String> {
+    /// Factors whose shapes do not fit the model's experts, or whose rank differs from the config's.
+    pub(super) fn unfuse<'s>(&mut self, sites: &'s [Site]) -> Result<(), String> {
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
         for module in fused(self) {
             let layer = layer_of(&module);
@@ -76,25 +76,26 @@ impl AdapterFolder {
             let [&[all, d_input], &[d_output, columns]] = [&a.shape[..], &b.shape[..]] else {
                 return Err(misfit());
             };
-            if experts.is_empty() || all != columns || all == 0 || !all.is_multiple_of(experts.len()) {
+            let parts_of = |maps: &Vec<&'s Site>| parts_of(maps, d_input, d_output);
+            let count = experts.len();
+            let Some((name, parts)) = experts.first().and_then(parts_of) else { return Err(misfit()) };
+            if all != columns || all == 0 || !all.is_multiple_of(count) {
                 return Err(misfit());
             }
-            let (count, rank) = (experts.len(), all / experts.len());
+            let rank = all / count;
+            let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
+            let given = self.config.rank_of(&target);
+            if rank != given {
+                let layer = layer.map_or_else(String::new, |layer| format!(" in layer {layer}"));
+                return Err(format!(
+                    "the factors of the experts' '{name}'{layer} have rank {rank}, and the config gives {given}"
+                ));
+            }
+            let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
+            ranks.extend(parts.iter().map(|site| (*site, rank)));
+            alphas.extend(parts.iter().map(|site| (*site, alpha)));
             for (i, maps) in experts.iter().enumerate() {
-                let Some((name, parts)) = parts_of(maps, d_input, d_output) else { return Err(misfit()) };
-                if i == 0 {
-                    let target = format!("{}.{name}", module.trim_end_matches(".base_layer"));
-                    let given = self.config.rank_of(&target);
-                    if rank != given {
-                        let layer = layer.map_or_else(String::new, |layer| format!(" in layer {layer}"));
-                        return Err(format!(
-                            "the factors of the experts' '{name}'{layer} have rank {rank}, and the config gives {given}"
-                        ));
-                    }
-                    let alpha = self.config.alpha_pattern.get(&target).unwrap_or(self.config.lora_alpha);
-                    ranks.extend(parts.iter().map(|site| (*site, rank)));
-                    alphas.extend(parts.iter().map(|site| (*site, alpha)));
-                }
+                let Some((_, parts)) = parts_of(maps) else { return Err(misfit()) };
                 let mut row = 0;
                 for site in parts {
                     let own_a = a.data[i * rank * d_input..(i + 1) * rank * d_input].to_vec();
@@ -124,7 +125,7 @@ fn layer_of(path: &str) -> Option<usize> {
     path.split('.').find_map(|segment| segment.parse().ok())
 }
 
-/// The maps of each expert of a layer, in their order.
+/// The maps of each expert of a layer, in the model's order.
 fn experts(sites: &[Site], layer: Option<usize>) -> Vec<Vec<&Site>> {
     let mut experts: Vec<(&str, Vec<&Site>)> = Vec::new();
     for site in sites.iter().filter(|site| site.layer == layer) {
@@ -137,8 +138,7 @@ fn experts(sites: &[Site], layer: Option<usize>) -> Vec<Vec<&Site>> {
     experts.into_iter().map(|(_, maps)| maps).collect()
 }
 
-/// The parameter that factors of this shape adapt, and the maps that it represents: gate and up in one, or
-/// the down map.
+/// The parameter that factors of this shape adapt, and its maps: gate and up, or down.
 fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&'static str, Vec<&'s Site>)> {
     let [gate, up, down] = maps else { return None };
     if [gate.d_input, gate.d_output + up.d_output] == [d_input, d_output] {
@@ -147,8 +147,8 @@ fn parts_of<'s>(maps: &[&'s Site], d_input: usize, d_output: usize) -> Option<(&
     ([down.d_input, down.d_output] == [d_input, d_output]).then(|| ("down_proj", vec![*down]))
 }
 
-/// A pattern with the values of the experts' maps before its own entries: one key for a map whose value is the same in all
-/// layers, otherwise one for each layer.
+/// A pattern with the values of the experts' maps before its own entries: one key for all layers where they have the same
+/// value, otherwise a key per layer.
 fn with_maps<T: Copy + PartialEq>(maps: &[(&Site, T)], pattern: &SuffixMap<T>) -> SuffixMap<T> {
     let is_uniform = |(site, value): &(&Site, T)| {
         maps.iter().filter(|(other, _)| other.name() == site.name()).all(|(_, other)| other == value)
@@ -164,7 +164,7 @@ fn with_maps<T: Copy + PartialEq>(maps: &[(&Site, T)], pattern: &SuffixMap<T>) -
     entries.into_iter().chain(own).collect()
 }
 
-/// The expression for a map of all experts, of its layer or of all layers.
+/// The expression that matches a map of all experts, in one layer or in all.
 fn key_of(site: &Site, all_layers: bool) -> String {
     let list = expert_of(&site.path).and_then(|expert| expert.rsplit_once('.')).map_or("", |(list, _)| list);
     let list = if all_layers { list.rsplit('.').next().unwrap_or(list) } else { list };

@@ -8,7 +8,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, has_file, write_atomic, write_sa
 use lowrank_spec::names::{NEOX_HEAD, path_in_module};
 use lowrank_spec::{HostTensor, Site};
 
-use super::config::{PeftConfig, TokenIndices};
+use super::config::PeftConfig;
 use super::names::{PREFIX, normalize};
 use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
@@ -18,7 +18,7 @@ use crate::methods::Method;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensor file in a folder that we write.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-/// The alpha of loralib's published adapters; its files do not contain it.
+/// The alpha of loralib's published adapters, which their files do not store.
 pub const LORALIB_ALPHA: f64 = 16.0;
 
 /// An adapter folder in memory.
@@ -28,7 +28,7 @@ pub struct AdapterFolder {
     pub config: PeftConfig,
     /// All tensors by their key, PEFT's prefix removed.
     pub tensors: BTreeMap<String, HostTensor<'static>>,
-    /// Whether the file had no alpha (loralib), so that [`LORALIB_ALPHA`] or the caller's alpha is used.
+    /// Whether alpha is assumed to be [`LORALIB_ALPHA`]: a loralib file does not store it, and the caller gave none.
     pub alpha_is_assumed: bool,
 }
 
@@ -94,7 +94,7 @@ impl AdapterFolder {
         }
         let tensors = read_tensors(&file)?;
         let mut folder = Self { config, tensors, alpha_is_assumed: false };
-        // Some methods are saved by their authors under another method's name.
+        // The authors of some methods save them under the name of another.
         if let Some(method) = Method::all().find(|method| (method.adopts)(&folder)) {
             folder.config.peft_type = method.peft_type.into();
         }
@@ -161,7 +161,7 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// Gives the head of GPT-NeoX, which has another name in transformers 5, its name in the files of models.
+    /// Renames tensors of GPT-NeoX's head from its name in transformers 5 to that in model files.
     pub fn rename_head(&mut self, sites: &[Site]) {
         let [file, module] = NEOX_HEAD;
         if !sites.iter().any(|site| site.path == file || site.path.starts_with("gpt_neox.")) {
@@ -171,14 +171,9 @@ impl AdapterFolder {
             let rest = key.strip_prefix(module).filter(|rest| rest.starts_with('.'))?;
             Some(format!("{file}{rest}"))
         });
-        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
-            && let Some(indices) = tables.remove(module)
-        {
-            tables.insert(file.into(), indices);
-        }
     }
 
-    /// Gives the tensors for whose keys `renamed` has another key that key.
+    /// Renames every tensor for whose key `renamed` returns another.
     pub(super) fn rename_tensors(&mut self, renamed: impl Fn(&str) -> Option<String>) {
         let keys: Vec<(String, String)> =
             self.tensors.keys().filter_map(|key| Some((key.clone(), renamed(key)?))).collect();
@@ -195,13 +190,13 @@ impl AdapterFolder {
         self.key_of(name, module.as_deref().unwrap_or(name))
     }
 
-    /// The key of the tensor `name`, which is `shown` to PEFT.
+    /// The key in the file of the tensor `name`, whose path in transformers 5 is `shown`.
     fn key_of(&self, name: &str, shown: &str) -> String {
         match name {
             // PEFT stores VeRA's shared factors beside the model, not in it.
             "vera_A" | "vera_B" => format!("base_model.{name}"),
             _ => match (name.rsplit_once('.'), shown.rsplit_once('.')) {
-                // An adapted module is inside PEFT's wrapper.
+                // PEFT wraps an adapted module.
                 (Some((module, leaf @ ("weight" | "bias"))), Some((shown, _))) if self.is_wrapped(module) => {
                     format!("{PREFIX}{shown}.base_layer.{leaf}")
                 }
@@ -215,14 +210,14 @@ impl AdapterFolder {
         }
     }
 
-    /// Whether PEFT puts its wrapper around a module.
+    /// Whether PEFT wraps a module.
     fn is_wrapped(&self, module: &str) -> bool {
         let factors = [".lora_A.weight", ".lora_embedding_A"];
         factors.iter().any(|factor| self.tensors.contains_key(&format!("{module}{factor}")))
     }
 
-    /// Whether the adapter has factors of a module, trains rows of its table, or is of a copy of it (`modules_to_save`); not
-    /// where the file merely holds the base's weight (`save_embedding_layers`).
+    /// Whether the adapter changes a module: by factors, by trained rows, or by a full copy (`modules_to_save`). The base's own
+    /// weight in the file (`save_embedding_layers`) does not count.
     pub fn changes(&self, module: &str) -> bool {
         let is_own = |key: &String| {
             let rest = key.strip_prefix(module).filter(|rest| rest.starts_with('.'));
@@ -237,7 +232,7 @@ impl AdapterFolder {
     }
 }
 
-/// The adapter's own file in a folder, which may also contain the base's `model.safetensors`.
+/// The adapter's tensor file in a folder that may also contain the base's `model.safetensors`.
 fn tensor_file(path: &Path) -> PathBuf {
     let names = [TENSOR_FILE, "adapter_model.bin"];
     names.iter().map(|name| path.join(name)).find(|file| has_file(file)).unwrap_or_else(|| path.to_path_buf())

@@ -67,6 +67,12 @@ impl AdapterFolder {
                 .filter(|t| !saved.allows(&t.name))
                 .map(|t| format!("unexpected '{}'", t.name)),
         );
+        problems.extend(
+            saved
+                .missing_rows()
+                .iter()
+                .map(|table| format!("missing rows of '{table}', which trainable_token_indices names")),
+        );
         if slots.is_empty() && problems.is_empty() && folder.config.peft_type != "HEAD" {
             problems.push("no adapter tensors at all".into());
         }

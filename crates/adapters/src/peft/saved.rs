@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use lowrank_spec::names::without_prefix;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
-use super::config::PeftConfig;
+use super::config::{PeftConfig, TokenIndices, is_name_of};
 use crate::error::{AdapterError, Result};
 
 /// Suffix after a table's path in the key of its trained rows.
@@ -51,8 +52,7 @@ impl Carried {
     /// Whether the folder contained the parameter of a key; a folder made over a bare model lacks the model's
     /// prefix.
     pub fn holds(&self, key: &str) -> bool {
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
-        self.names.contains(key) || self.names.contains(bare)
+        self.names.contains(key) || self.names.contains(without_prefix(key))
     }
 
     /// Whether a parameter of the folder was trained with it: tables added by `save_embedding_layers` were
@@ -103,10 +103,34 @@ impl Saved {
     /// Takes the tensor of a parameter: under its key, or without the model's prefix.
     pub fn take(&mut self, key: &str) -> Option<HostTensor<'static>> {
         // An adapter made over the bare encoder has no prefix before its modules.
-        let bare = key.split_once('.').map_or("", |(_, rest)| rest);
+        let bare = without_prefix(key);
         let exact = self.tensors.iter().position(|t| t.name == key);
         let index = exact.or_else(|| self.tensors.iter().position(|t| t.name == bare))?;
         Some(self.tensors.swap_remove(index))
+    }
+
+    /// The tables that `trainable_token_indices` names and whose rows the file lacks.
+    pub(super) fn missing_rows(&self) -> Vec<&str> {
+        let in_file: Vec<&str> =
+            self.tensors.iter().filter_map(|t| t.name.strip_suffix(TOKEN_ROWS)).collect();
+        let named = match &self.config.trainable_token_indices {
+            Some(TokenIndices::Tables(named)) => named,
+            Some(TokenIndices::Input(rows)) if in_file.is_empty() && !rows.is_empty() => {
+                return vec!["the input embedding"];
+            }
+            Some(TokenIndices::Input(_)) | None => return Vec::new(),
+        };
+        let is_named = |table: &&str| named.entries().any(|(name, _)| is_name_of(name, table));
+        let lacks_rows = |table: &&str| !in_file.iter().any(|path| has_suffix(table, path));
+        let tables = self.tables.iter().map(String::as_str).filter(is_named).filter(lacks_rows);
+        // A name of no site: of another model, or of a tied head, whose rows PEFT saves once, as the embedding's.
+        let has_rows = |name: &str| in_file.iter().any(|path| is_name_of(name, path));
+        let is_site = |name: &str| self.tables.iter().any(|table| is_name_of(name, table));
+        let is_tied =
+            |rows: &Vec<usize>| named.entries().any(|(name, other)| other == rows && has_rows(name));
+        let others =
+            named.entries().filter(|(name, rows)| !is_site(name) && !has_rows(name) && !is_tied(rows));
+        tables.chain(others.map(|(name, _)| name)).collect()
     }
 
     /// Takes the trained rows of a table.
@@ -114,9 +138,7 @@ impl Saved {
     /// # Errors
     /// [`AdapterError::Incompatible`] for rows whose number is not that of the config's indices.
     pub fn take_rows(&mut self, table: &str) -> Result<Option<TableRows>> {
-        let is_it = |name: &str| {
-            name.strip_suffix(TOKEN_ROWS).is_some_and(|path| path == table || has_suffix(table, path))
-        };
+        let is_it = |name: &str| name.strip_suffix(TOKEN_ROWS).is_some_and(|path| has_suffix(table, path));
         let Some(at) = self.tensors.iter().position(|t| is_it(&t.name)) else { return Ok(None) };
         let values = self.tensors.swap_remove(at);
         let indices = self.config.trainable_token_indices.as_ref().and_then(|indices| indices.of(table));
@@ -157,5 +179,45 @@ impl Saved {
         let Some(path) = name.strip_suffix(".weight") else { return false };
         TABLES.iter().any(|name| has_suffix(path, name))
             || self.tables.iter().any(|table| table == path || has_suffix(table, path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const EMBEDDING: &str = "model.embed_tokens";
+
+    #[rstest]
+    #[case("[3, 1]", &[EMBEDDING], &[EMBEDDING], &[])]
+    #[case("[3, 1]", &[EMBEDDING], &[], &["the input embedding"])]
+    #[case("[]", &[EMBEDDING], &[], &[])]
+    #[case("{}", &[EMBEDDING], &[], &[])]
+    #[case(r#"{"tokens": [3]}"#, &[EMBEDDING], &[], &[EMBEDDING])]
+    // An adapter of the bare decoder.
+    #[case(r#"{"tokens": [3]}"#, &[EMBEDDING], &["embed_tokens"], &[])]
+    #[case(r#"{"embed_tokens": [3], "lm_head": [3]}"#, &[EMBEDDING, "lm_head"], &[EMBEDDING], &["lm_head"])]
+    // A tied head is no site.
+    #[case(r#"{"embed_tokens": [3], "lm_head": [3]}"#, &[EMBEDDING], &[EMBEDDING], &[])]
+    #[case(r#"{"embed_tokens": [3], "lm_head": [4]}"#, &[EMBEDDING], &[EMBEDDING], &["lm_head"])]
+    #[case(r#"{"lm_head": [4]}"#, &[EMBEDDING], &[], &["lm_head"])]
+    #[case(r#"{"lm_head": [4]}"#, &["embed_out"], &["embed_out"], &[])]
+    #[case(r#"{"lm_head": [4]}"#, &["embed_out"], &[], &["embed_out"])]
+    fn rows_that_the_config_names_must_be_in_the_file(
+        #[case] indices: &str,
+        #[case] tables: &[&str],
+        #[case] in_file: &[&str],
+        #[case] missing: &[&str],
+    ) {
+        let config = PeftConfig {
+            trainable_token_indices: Some(serde_json::from_str(indices).unwrap()),
+            ..PeftConfig::default()
+        };
+        let rows = |path: &&str| HostTensor::new(format!("{path}{TOKEN_ROWS}"), [1, 1], vec![0.0]);
+        let site = |path: &&str| Site { path: (*path).into(), embedding: true, ..Site::default() };
+        let sites: Vec<Site> = tables.iter().map(site).collect();
+        let saved = Saved::new(in_file.iter().map(rows).collect(), config, [].into(), &sites);
+        assert_eq!(saved.missing_rows(), missing);
     }
 }

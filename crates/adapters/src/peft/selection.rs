@@ -1,9 +1,8 @@
-//! The modules that a config selects: PEFT's rules for paths, layers and what is saved in full.
+//! Which modules a config selects, by PEFT's rules for paths, layers and modules saved in full.
 
 use lowrank_spec::names::path_in_module;
-use lowrank_spec::targets::Matcher;
+use lowrank_spec::targets::{LayerPatterns, Matcher};
 use lowrank_spec::{Pattern, Site};
-use serde_json::Value;
 
 use super::config::{Layers, PeftConfig};
 
@@ -22,22 +21,19 @@ pub(super) struct Selection<'c> {
     config: &'c PeftConfig,
     targets: Option<Matcher>,
     exclusions: Option<Matcher>,
-    layers: InLayers<'c>,
+    /// `layers_to_transform`, if it limits modules to layers.
+    layers: Option<InLayers<'c>>,
 }
 
-/// How `layers_to_transform` limits modules.
+/// The selected layers, and how the layer of a path is found.
 #[derive(Debug)]
-enum InLayers<'c> {
-    /// Not at all.
-    All,
-    /// By the first number of a path.
-    First(&'c [usize]),
-    /// By the number after one of `layers_pattern`.
-    After(Vec<Matcher>),
+struct InLayers<'c> {
+    numbers: &'c [usize],
+    patterns: Option<LayerPatterns>,
 }
 
 impl<'c> Selection<'c> {
-    /// The selection of a config. An expression that does not compile selects nothing; reading a config refuses it.
+    /// Compiles the expressions of a config. An invalid one selects nothing; a config with one is rejected when it is read.
     pub(super) fn new(config: &'c PeftConfig) -> Self {
         let compiled =
             |pattern: &Option<Pattern>| pattern.as_ref().and_then(|pattern| pattern.matcher().ok());
@@ -49,63 +45,48 @@ impl<'c> Selection<'c> {
         }
     }
 
-    /// Whether the config puts an adapter on a site; `outer` is the difference between the paths of the two models.
+    /// Whether the config puts an adapter on a site. `outer` tells how the paths of the adapter's model differ.
     pub(super) fn targets(&self, site: &Site, outer: &Outer) -> bool {
-        // PEFT puts no adapter on what a name among the segments saves in full.
-        let is_saved = self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
-        !is_saved && self.selects(site, outer)
+        // PEFT does not adapt modules that are saved in full, or modules inside them.
+        let is_saved =
+            |site: &Site| self.config.modules_to_save.iter().flatten().any(|name| within(&site.path, name));
+        self.selects(site, outer) && !outer.shown(site).iter().any(is_saved)
     }
 
-    /// Whether the names, the exclusions and the layers of the config select a site.
+    /// Whether a site matches `target_modules`, is not excluded, and is in one of the selected layers.
     pub(super) fn selects(&self, site: &Site, outer: &Outer) -> bool {
-        let sites = outer.shown(site);
+        let shown = outer.shown(site);
         let hits = |matcher: &Option<Matcher>| {
-            matcher.as_ref().is_some_and(|matcher| sites.iter().any(|site| matcher.takes(site)))
+            matcher.as_ref().is_some_and(|matcher| shown.iter().any(|site| matcher.takes(site)))
         };
-        // PEFT limits neither whole paths nor expressions to layers.
-        let is_limited = match &self.config.target_modules {
-            Some(Pattern::Names(names)) => sites.iter().all(|site| !names.contains(&site.path)),
+        // In PEFT, `layers_to_transform` applies neither to expressions nor to full paths.
+        let is_limited = || match &self.config.target_modules {
+            Some(Pattern::Names(names)) => shown.iter().all(|site| !names.contains(&site.path)),
             Some(Pattern::Expression(_)) | None => false,
         };
-        let in_layers = || sites.iter().any(|site| self.layers.contains(site));
-        hits(&self.targets) && !hits(&self.exclusions) && (!is_limited || in_layers())
+        let in_layers = |layers: &InLayers| shown.iter().any(|site| layers.contains(&site.path));
+        hits(&self.targets)
+            && !hits(&self.exclusions)
+            && self.layers.as_ref().is_none_or(|layers| in_layers(layers) || !is_limited())
     }
 }
 
 impl<'c> InLayers<'c> {
-    fn new(config: &'c PeftConfig) -> Self {
+    fn new(config: &'c PeftConfig) -> Option<Self> {
         let numbers = config.layers_to_transform.as_ref().map_or(&[][..], Layers::numbers);
-        if numbers.is_empty() {
-            return Self::All;
-        }
-        let names: Vec<&str> = match config.other.get("layers_pattern") {
-            Some(Value::String(one)) if !one.is_empty() => vec![one],
-            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
-            _ => Vec::new(),
-        };
-        if names.is_empty() {
-            return Self::First(numbers);
-        }
-        let numbers = numbers.iter().map(usize::to_string).collect::<Vec<_>>().join("|");
-        let expressions = names.into_iter().map(|name| format!(r"(?:.*?\.)?(?:{name})\.(?:{numbers})\..*"));
-        Self::After(expressions.filter_map(|text| Pattern::Expression(text).matcher().ok()).collect())
+        let patterns = || LayerPatterns::new(&config.layers_pattern()).ok();
+        (!numbers.is_empty()).then(|| Self { numbers, patterns: patterns() })
     }
 
-    fn contains(&self, site: &Site) -> bool {
-        match self {
-            Self::All => true,
-            Self::First(layers) => {
-                let own = path_in_module(&site.path);
-                first_number(own.as_deref().unwrap_or(&site.path)).is_some_and(|n| layers.contains(&n))
-            }
-            Self::After(matchers) => matchers.iter().any(|matcher| matcher.takes(site)),
-        }
+    fn contains(&self, path: &str) -> bool {
+        let layer = self.patterns.as_ref().and_then(|patterns| patterns.layer(path));
+        layer.is_some_and(|layer| self.numbers.contains(&layer))
     }
 }
 
 impl PeftConfig {
-    /// Whether a module is saved in full: its path, or that of a module around it, ends in a name of `modules_to_save`.
-    /// As in PEFT, the suffix may begin inside a segment.
+    /// Whether a module is saved in full: its path, or that of an enclosing module, ends with a name in `modules_to_save`.
+    /// As in PEFT, the match may start within a segment.
     pub fn saves(&self, module: &str) -> bool {
         let is_saved = |module: &str| {
             let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
@@ -117,55 +98,48 @@ impl PeftConfig {
     }
 }
 
-/// The difference between the paths of a model and those of the model that an adapter was made for: one of them may be the
-/// bare encoder or decoder, whose paths have no prefix.
+/// How the paths of the model that an adapter was trained on differ from this model's: either may be the bare encoder or
+/// decoder, whose paths lack the prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
-    /// They are the same.
+    /// Not at all.
     Same,
     /// The adapter's paths lack this prefix.
     Lacks(String),
-    /// The adapter's paths begin with this additional prefix.
+    /// The adapter's paths start with this additional prefix.
     Has(String),
-    /// Not determined: a prefix is optional.
+    /// Unknown: paths are tried with and without the first segment.
     Unknown,
 }
 
 impl Outer {
-    /// From the path of a module in an adapter's file, and that of its site.
+    /// Compares the path of a module in an adapter's file with the path of its site.
     pub(super) fn of(file: &str, site: &str) -> Self {
-        if file == site {
-            return Self::Same;
-        }
-        let before = |long: &str, short: &str| long.strip_suffix(short).map(str::to_string);
-        match (before(site, file), before(file, site)) {
-            (Some(prefix), _) => Self::Lacks(prefix),
-            (_, Some(prefix)) => Self::Has(prefix),
-            _ => Self::Unknown,
-        }
-    }
-
-    /// A site as the adapter's model names it.
-    fn shown(&self, site: &Site) -> Vec<Site> {
-        let named = |path: &str| Site { path: path.to_string(), ..site.clone() };
-        match self {
-            Self::Same => vec![site.clone()],
-            Self::Lacks(prefix) => vec![named(site.path.strip_prefix(prefix.as_str()).unwrap_or(&site.path))],
-            Self::Has(prefix) => vec![named(&format!("{prefix}{}", site.path))],
-            Self::Unknown => {
-                let bare = site.path.split_once('.').map_or(site.path.as_str(), |(_, rest)| rest);
-                vec![site.clone(), named(bare)]
+        let between = |site: &str| {
+            if file == site {
+                return Some(Self::Same);
             }
-        }
+            let lacks = site.strip_suffix(file).map(|prefix| Self::Lacks(prefix.to_string()));
+            lacks.or_else(|| Some(Self::Has(file.strip_suffix(site)?.to_string())))
+        };
+        let in_module = || between(&path_in_module(site)?);
+        between(site).or_else(in_module).unwrap_or(Self::Unknown)
     }
-}
 
-/// The first segment of a path that is a number, with two or more segments before it and one after, as PEFT finds a layer.
-fn first_number(path: &str) -> Option<usize> {
-    let segments: Vec<&str> = path.split('.').collect();
-    let inner = segments.get(2..segments.len().checked_sub(1)?)?;
-    let is_number = |s: &&&str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    inner.iter().find(is_number)?.parse().ok()
+    /// The site under every path that it may have in the adapter's model: as in files and as in transformers 5.
+    fn shown(&self, site: &Site) -> Vec<Site> {
+        let paths = [Some(site.path.clone()), path_in_module(&site.path)].into_iter().flatten();
+        let shown = paths.flat_map(|path| match self {
+            Self::Same => vec![path],
+            Self::Lacks(prefix) => vec![path.strip_prefix(prefix.as_str()).unwrap_or(&path).to_string()],
+            Self::Has(prefix) => vec![format!("{prefix}{path}")],
+            Self::Unknown => {
+                let bare = path.split_once('.').map(|(_, rest)| rest.to_string());
+                [Some(path), bare].into_iter().flatten().collect()
+            }
+        });
+        shown.map(|path| Site { path, ..site.clone() }).collect()
+    }
 }
 
 /// Whether `name` is a sequence of whole segments of `path`.
@@ -179,12 +153,12 @@ mod tests {
 
     use super::*;
 
-    /// PEFT's rules for paths, which its `check_target_module_exists` and `_set_trainable` give.
+    /// As PEFT's `check_target_module_exists` and `_set_trainable`.
     #[rstest]
     #[case(r#""target_modules": ["query"]"#, "bert.layer.0.query", true)]
     #[case(r#""target_modules": ["query"], "layers_to_transform": [1]"#, "bert.layer.0.query", false)]
     #[case(r#""target_modules": ["query"], "layers_to_transform": []"#, "bert.layer.0.query", true)]
-    // The first number, as in ALBERT's groups, and with a pattern the number after it.
+    // The layer is the first number, as in ALBERT's groups, or the number after a match of the pattern.
     #[case(r#""target_modules": ["q"], "layers_to_transform": 1"#, "a.encoder.groups.1.layers.0.q", true)]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0"#, "a.encoder.groups.1.layers.0.q", false)]
     #[case(
@@ -192,20 +166,71 @@ mod tests {
         "a.encoder.groups.1.layers.0.q",
         true
     )]
+    #[case(
+        r#""target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": "layers""#,
+        "a.layers.3.layers.0.q",
+        false
+    )]
+    #[case(
+        r#""target_modules": ["q"], "layers_to_transform": 1, "layers_pattern": ["layers", "groups"]"#,
+        "a.encoder.groups.1.layers.0.q",
+        false
+    )]
+    #[case(r#""target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": []"#, "a.h.0.q", true)]
     #[case(r#""target_modules": ["q"], "layers_to_transform": 0"#, "h.0.q", false)]
-    // Neither expressions nor whole paths are limited to layers.
+    // `layers_to_transform` applies neither to expressions nor to full paths.
     #[case(r#""target_modules": ".*q", "layers_to_transform": 3"#, "model.layers.0.q", true)]
     #[case(r#""target_modules": ["model.layers.0.q"], "layers_to_transform": 3"#, "model.layers.0.q", true)]
-    // An expression is for the whole path.
+    // An expression must match the full path.
     #[case(r#""target_modules": "layers\\.0\\.q""#, "model.layers.0.q", false)]
     #[case(r#""target_modules": ["q"], "exclude_modules": ".*0.*""#, "model.layers.0.q", false)]
-    // What is saved in full is not adapted, by whole segments of its path.
+    // Modules saved in full are not adapted; names must match whole segments.
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["lm_head"]"#, "lm_head", false)]
     #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["head"]"#, "lm_head", true)]
     fn targets_are_those_of_peft(#[case] keys: &str, #[case] path: &str, #[case] expect: bool) {
         let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA", {keys}}}"#)).unwrap();
         let site = Site { path: path.into(), layer: Some(0), ..Site::default() };
         assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
+    }
+
+    /// A config may use the path in model files or the path in transformers 5.
+    #[rstest]
+    #[case(r#""target_modules": ["lm_head"]"#, "embed_out", true)]
+    #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["lm_head"]"#, "embed_out", false)]
+    #[case(r#""target_modules": ["lm_head"], "modules_to_save": ["embed_out"]"#, "embed_out", false)]
+    #[case(r#""target_modules": ["lm_head"], "exclude_modules": ["embed_out"]"#, "embed_out", false)]
+    // A full path is exempt from `layers_to_transform`.
+    #[case(r#""target_modules": ["vit.layers.1.mlp.fc1"], "layers_to_transform": 7"#, FC1, true)]
+    #[case(
+        r#""target_modules": ["vit.encoder.layer.1.intermediate.dense"], "layers_to_transform": 7"#,
+        FC1,
+        true
+    )]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1"#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "layer""#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "layers""#, FC1, true)]
+    #[case(r#""target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "blocks""#, FC1, false)]
+    #[case(r#""target_modules": ["fc1"], "modules_to_save": ["mlp"]"#, FC1, false)]
+    fn both_paths_of_a_site_count(#[case] keys: &str, #[case] path: &str, #[case] expect: bool) {
+        let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA", {keys}}}"#)).unwrap();
+        let site = Site { path: path.into(), ..Site::default() };
+        assert_eq!(Selection::new(&config).targets(&site, &Outer::Same), expect);
+    }
+
+    const FC1: &str = "vit.encoder.layer.1.intermediate.dense";
+
+    /// The paths of the bare ViT lack the prefix.
+    #[test]
+    fn an_expression_matches_paths_of_the_bare_model() {
+        let outer = Outer::of("layers.1.mlp.fc1", FC1);
+        assert_eq!(outer, Outer::Lacks("vit.".into()));
+        let site = Site { path: FC1.into(), ..Site::default() };
+        let selects = |text: &str| {
+            let target_modules = Some(Pattern::Expression(text.into()));
+            Selection::new(&PeftConfig { target_modules, ..PeftConfig::default() }).selects(&site, &outer)
+        };
+        assert!(selects(r"layers\.1\..*fc1") && selects(r"encoder\..*dense"));
+        assert!(!selects(r"vit\..*fc1") && !selects(r"layers\.0\..*fc1"));
     }
 
     #[rstest]

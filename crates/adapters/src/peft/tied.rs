@@ -1,7 +1,7 @@
 //! Adapters over a model whose head is tied to its input embedding.
 //!
-//! PEFT adapts the two uses of the table separately: a LoRA of the embedding does not change the head, a LoRA
-//! of the head does not change the embedding, and `modules_to_save` makes a copy for the one use that it
+//! PEFT adapts the two uses of the table separately: a LoRA on the embedding does not change the head, a LoRA
+//! on the head does not change the embedding, and `modules_to_save` copies the table for the use that it
 //! names. Only `ensure_weight_tying` keeps them together. Tables added by `save_embedding_layers` are the
 //! shared table itself.
 
@@ -25,24 +25,32 @@ pub enum TiedUse {
 }
 
 impl AdapterFolder {
-    /// Whether the head of a tied model needs separate weights under this adapter, and the tensors rearranged
-    /// for it: tables of the shared weight go to both uses, and a tied adapter of the embedding is mirrored
-    /// for the head.
+    /// Determines whether the head of a tied model needs separate weights under this adapter, and rearranges the tensors
+    /// accordingly: both uses get the shared table, and a tied adapter on the embedding is mirrored for the head.
     ///
     /// `embedding` and `head` are module paths.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] for two different tables for one use, or rows that differ between tied tables.
+    /// [`AdapterError::Incompatible`] if the file has two different tables for one use, or the config different rows for
+    /// tables that must stay tied.
     pub fn untie(&mut self, embedding: &str, head: &str) -> Result<TiedUse> {
         let adapts = |path: &str| self.tensors.keys().any(|key| is_factor_of(key, path));
         let (adapts_head, adapts_embedding) = (adapts(head), adapts(embedding));
         let (saves_head, saves_embedding) = (self.config.saves(head), self.config.saves(embedding));
         let saves_table = saves_head || saves_embedding;
-        let rows = |path: &str| self.config.trainable_token_indices.as_ref().and_then(|rows| rows.of(path));
-        let (embedding_rows, head_rows) = (rows(embedding), rows(head));
-        let rows_apart = head_rows.is_some() && head_rows != embedding_rows;
+        let indices =
+            |path: &str| self.config.trainable_token_indices.as_ref().and_then(|rows| rows.of(path));
+        let (embedding_indices, head_indices) = (indices(embedding), indices(head));
+        let differ = head_indices.is_some() && head_indices != embedding_indices;
+        // PEFT saves separate rows for the head if its indices differ, or if the config does not name its full path.
+        let rows = |path: &str| self.tensors.get(&format!("{path}{TOKEN_ROWS}"));
+        let rows_apart = match (rows(embedding), rows(head)) {
+            (Some(embedding), Some(head)) => differ || embedding.data != head.data,
+            (None, Some(_)) => differ,
+            (_, None) => false,
+        };
         let kept_together = self.config.ensure_weight_tying;
-        if kept_together && rows_apart && embedding_rows.is_some() {
+        if kept_together && differ && embedding_indices.is_some() {
             return Err(AdapterError::Incompatible(
                 "ensure_weight_tying with different trainable_token_indices for the tied tables".into(),
             ));
@@ -52,7 +60,7 @@ impl AdapterFolder {
             self.share_table(embedding, head, [false, false])?;
             return Ok(TiedUse::Apart);
         }
-        // PEFT does not tie rows of the head alone.
+        // PEFT does not tie rows if only the head is named.
         let parts =
             if kept_together { rows_apart && !saves_table } else { adapts_head || saves_table || rows_apart };
         if parts {
@@ -66,7 +74,7 @@ impl AdapterFolder {
                 )));
             }
             self.share_table(embedding, head, [saves_embedding, saves_head])?;
-            if adapts_head && !(saves_table || rows_apart) {
+            if adapts_head && !(saves_table || differ) {
                 self.share_rows(embedding, head);
             }
             return Ok(TiedUse::Apart);
@@ -75,8 +83,8 @@ impl AdapterFolder {
         Ok(TiedUse::Together)
     }
 
-    /// A table of the shared weight that occurs once in the file goes to both uses, unless one is a separate
-    /// copy.
+    /// Copies a shared table that is in the file only once to the other use, unless one of the two is a copy from
+    /// `modules_to_save`.
     fn share_table(&mut self, embedding: &str, head: &str, is_own: [bool; 2]) -> Result<()> {
         let keys = [embedding, head].map(|path| format!("{path}.weight"));
         for (from, to) in [(0, 1), (1, 0)] {
@@ -91,7 +99,7 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// Trained rows of the shared table are those of both uses, whatever adapts the head.
+    /// Copies the trained rows of the embedding to an adapted head.
     fn share_rows(&mut self, embedding: &str, head: &str) {
         let keys = [embedding, head].map(|path| format!("{path}{TOKEN_ROWS}"));
         let Some(rows) = self.tensors.get(&keys[0]).filter(|_| !self.tensors.contains_key(&keys[1])) else {
@@ -99,16 +107,18 @@ impl AdapterFolder {
         };
         let rows = HostTensor { name: keys[1].clone(), ..rows.clone() };
         self.tensors.insert(keys[1].clone(), rows);
-        if let Some(TokenIndices::Tables(tables)) = &mut self.config.trainable_token_indices
-            && let Some((_, indices)) = tables.iter().find(|(name, _)| embedding.ends_with(name.as_str()))
+        if let Some(indices @ TokenIndices::Tables(tables)) = &self.config.trainable_token_indices
+            && indices.of(head).is_none()
+            && let Some(rows) = indices.of(embedding)
         {
-            let indices = indices.clone();
-            tables.insert(head.to_string(), indices);
+            let named = tables.entries().map(|(name, rows)| (name.to_string(), rows.clone()));
+            let named = named.chain([(head.to_string(), rows.to_vec())]).collect();
+            self.config.trainable_token_indices = Some(TokenIndices::Tables(named));
         }
     }
 
-    /// One table for both uses, and one set of its trained rows: the file may have it under either name, or under both with
-    /// equal values.
+    /// Keeps one table, and one set of trained rows, for both uses: the file may store them under either name, or under both
+    /// with equal values.
     fn join_table(&mut self, embedding: &str, head: &str) -> Result<()> {
         self.join(embedding, head, TOKEN_ROWS)?;
         self.join(embedding, head, ".weight")
@@ -131,7 +141,7 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// The adapter of the embedding as that of the head, or vice versa, if the file has only one:
+    /// Derives the adapter of the head from that of the embedding, or vice versa, if the file has only one:
     /// `(E + B·A)ᵀ = Eᵀ + Aᵀ·Bᵀ`.
     fn mirror(&mut self, embedding: &str, head: &str) {
         let names = [
@@ -244,12 +254,16 @@ mod tests {
     const EMBED_ROWS: (&str, [usize; 2], f32) =
         ("model.embed_tokens.token_adapter.trainable_tokens_delta", [2, 2], 1.0);
     const HEAD_ROWS: (&str, [usize; 2], f32) = ("lm_head.token_adapter.trainable_tokens_delta", [1, 2], 2.0);
+    const HEAD_ROWS_TOO: (&str, [usize; 2], f32) =
+        ("lm_head.token_adapter.trainable_tokens_delta", [2, 2], 2.0);
+    const EQUAL_HEAD_ROWS: (&str, [usize; 2], f32) =
+        ("lm_head.token_adapter.trainable_tokens_delta", [2, 2], 1.0);
     const ADAPTED_HEAD: (&str, [usize; 2], f32) = ("lm_head.lora_A.weight", [1, 2], 1.0);
 
     /// The first value of the head's rows, and their indices.
     type HeadRows = Option<(f32, Vec<usize>)>;
 
-    /// Rows of the head after untying; the error of `ensure_weight_tying` is PEFT's.
+    /// Rows of the head after untying. PEFT too rejects different rows with `ensure_weight_tying`.
     #[rstest]
     #[case(r#"{"embed_tokens": [3, 1]}"#, &[EMBED_ROWS], false, Ok((TiedUse::Together, None)))]
     #[case(r#"{"tokens": [3, 1]}"#, &[EMBED_ROWS], true, Ok((TiedUse::Together, None)))]
@@ -261,10 +275,30 @@ mod tests {
         Ok((TiedUse::Apart, Some((2.0, vec![4]))))
     )]
     #[case(r#"{"embed_tokens": [3, 1], "lm_head": [4]}"#, &[EMBED_ROWS, HEAD_ROWS], true, Err("different"))]
-    // The order counts.
+    // The order matters.
     #[case(r#"{"embed_tokens": [3, 1], "lm_head": [1, 3]}"#, &[EMBED_ROWS, HEAD_ROWS], true, Err("different"))]
     #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], false, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
     #[case(r#"{"lm_head": [4]}"#, &[HEAD_ROWS], true, Ok((TiedUse::Apart, Some((2.0, vec![4])))))]
+    // Equal indices, but names that are not full paths: PEFT trains and saves separate rows.
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO],
+        false,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO],
+        true,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(
+        r#"{"tokens": [3, 1], "head": [3, 1]}"#,
+        &[EMBED_ROWS, HEAD_ROWS_TOO, ADAPTED_HEAD],
+        false,
+        Ok((TiedUse::Apart, Some((2.0, vec![3, 1]))))
+    )]
+    #[case(r#"{"tokens": [3, 1], "head": [3, 1]}"#, &[EMBED_ROWS, EQUAL_HEAD_ROWS], false, Ok((TiedUse::Together, None)))]
     #[case(
         r#"{"embed_tokens": [3, 1]}"#,
         &[EMBED_ROWS, ADAPTED_HEAD],

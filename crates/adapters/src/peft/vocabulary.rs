@@ -1,8 +1,9 @@
-//! Adapters whose tables have another vocabulary than the model.
+//! Adapters whose tables have a different vocabulary size than the model.
 //!
-//! PEFT loads them only over a base that was resized before, which gives new rows to the embedding and to the head. Those of a
-//! head that the adapter does not bring are drawn at random then, so that nothing reproduces them.
+//! PEFT loads them only over a base that has been resized, which adds rows to the embedding and the head. If the adapter does
+//! not contain the head, its new rows are random and cannot be reproduced.
 
+use lowrank_spec::names::without_prefix;
 use lowrank_spec::{HostTensor, Site};
 
 use super::folder::AdapterFolder;
@@ -16,12 +17,12 @@ impl AdapterFolder {
             .then_some(shape[0])
     }
 
-    /// Checks that the folder contains the weights of the sites whose shape depends on the vocabulary.
+    /// Checks that the folder contains the weight of every site whose shape depends on the vocabulary.
     ///
-    /// `before` and `after` are the sites of the model with its own vocabulary and with that of the folder.
+    /// `before` and `after` are the sites of the model before and after it is resized.
     ///
     /// # Errors
-    /// [`AdapterError::Incompatible`] for a site whose shape differs and whose weight is not in the folder.
+    /// [`AdapterError::Incompatible`] for a resized site whose weight is not in the folder.
     pub fn check_resized(&self, before: &[Site], after: &[Site]) -> Result<()> {
         let shape = |site: &Site| [site.d_input, site.d_output];
         let mut resized = before.iter().zip(after).filter(|(before, after)| shape(before) != shape(after));
@@ -37,10 +38,11 @@ impl AdapterFolder {
         )))
     }
 
-    /// The weight that the folder contains for a site, under its key or without the model's prefix.
+    /// The full weight of a site in the folder, with or without the model's prefix in its key.
     fn whole_weight(&self, site: &Site) -> Option<&HostTensor<'static>> {
-        let bare = site.path.split_once('.').map_or("", |(_, rest)| rest);
-        [site.path.as_str(), bare].iter().find_map(|path| self.tensors.get(&format!("{path}.weight")))
+        [site.path.as_str(), without_prefix(&site.path)]
+            .iter()
+            .find_map(|path| self.tensors.get(&format!("{path}.weight")))
     }
 }
 
@@ -83,7 +85,7 @@ mod tests {
     #[case(&["model.embed_tokens.weight"], "lm_head", Some("from 5 to 7, and has no 'lm_head.weight'"))]
     #[case(&["model.embed_tokens.weight", "lm_head.lora_A.weight"], "lm_head", Some("'lm_head.weight'"))]
     #[case(&["model.embed_tokens.weight", "lm_head.weight"], "lm_head", None)]
-    // The head of a classifier has the number of classes.
+    // The size of a classifier's head is the number of classes.
     #[case(&["model.embed_tokens.weight"], "score", None)]
     fn a_head_of_the_old_vocabulary_is_refused(
         #[case] names: &[&str],

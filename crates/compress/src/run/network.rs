@@ -332,10 +332,8 @@ impl<B: Backend> PartLoader<'_, B> {
     /// Sets a parameter from a module that replaces the checkpoint's.
     fn set<const D: usize>(&self, at: &Parameter<'_>, param: &mut Param<Tensor<B, D>>) -> bool {
         let key = &*at.key();
-        let bare = self.loader.stored_key(key);
-        let Some((shape, values)) = self.own.get(key).or_else(|| self.own.get(bare.as_ref())) else {
-            return false;
-        };
+        let own = self.own.get(key).or_else(|| self.own.get(&*self.loader.stored_key(key)));
+        let Some((shape, values)) = own else { return false };
         let values = match (at.layout, *shape) {
             (Layout::Transposed, &[rows, columns]) => transpose(values, rows, columns),
             (Layout::Kernel(_), &[rows, ..]) => transpose(values, rows, values.len() / rows.max(1)),

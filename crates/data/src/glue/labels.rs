@@ -1,15 +1,12 @@
 //! The classes of data among the labels of a model.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
-/// The place of each class among a model's labels, `None` for a class that is not there.
+/// The index of each class among a model's labels, `None` for a class that the model does not have.
 ///
-/// All classes are found in the same way, the first of these that finds them all: by their exact names; ignoring case, `-`,
-/// `_` and spaces; by their numbers, where every label is a number or `LABEL_` with one.
+/// A class is matched by its exact name, or else ignoring case, `-`, `_` and spaces. If that leaves a class out, and every
+/// label is a number or `LABEL_` with one, all classes are matched by number, provided that this finds them all.
 ///
 /// # Errors
-/// A class that is the name of several labels, a label that is the name of several classes; the message gives their indices.
+/// A class that matches several labels, or two classes that match one label; the message gives the indices.
 pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<usize>>, String> {
     let model = Labels::new(labels);
     let mut places: Vec<Option<usize>> =
@@ -37,12 +34,10 @@ pub fn class_places(labels: &[String], classes: &[String]) -> Result<Vec<Option<
 #[derive(Debug)]
 pub(super) struct Labels<'a> {
     names: &'a [String],
-    /// Their names without differences of spelling.
+    /// Their names in lower case, with `-` and spaces replaced by `_`.
     plain: Vec<String>,
-    /// Their numbers, if all have one.
+    /// Their numbers, if every label has one.
     numbers: Option<Vec<usize>>,
-    /// Places of the classes that were looked up.
-    found: RefCell<HashMap<String, Option<usize>>>,
 }
 
 impl<'a> Labels<'a> {
@@ -51,27 +46,21 @@ impl<'a> Labels<'a> {
             names,
             plain: names.iter().map(|name| plain(name)).collect(),
             numbers: names.iter().map(|name| class_number(name)).collect(),
-            found: RefCell::default(),
         }
     }
 
-    /// The place of a class: by its exact name, by its name in another spelling, by its number.
+    /// The index of a class: by its exact name, or else in another spelling, or else by its number.
     ///
     /// # Errors
     /// As [`class_places`].
     pub(super) fn place(&self, class: &str) -> Result<Option<usize>, String> {
-        if let Some(place) = self.found.borrow().get(class) {
-            return Ok(*place);
+        match self.by_name(class)? {
+            Some(place) => Ok(Some(place)),
+            None => self.by_number(class),
         }
-        let place = match self.by_name(class)? {
-            Some(place) => Some(place),
-            None => self.by_number(class)?,
-        };
-        self.found.borrow_mut().insert(class.to_owned(), place);
-        Ok(place)
     }
 
-    /// By the exact name, or else in another spelling.
+    /// The index of a class by its exact name, or else in another spelling.
     fn by_name(&self, class: &str) -> Result<Option<usize>, String> {
         if let Some(place) = self.only(class, self.names, |name| name == class)? {
             return Ok(Some(place));
@@ -87,7 +76,7 @@ impl<'a> Labels<'a> {
         }
     }
 
-    /// The place of the only label whose key matches a class.
+    /// The index of the only label whose key matches.
     fn only<K>(
         &self,
         class: &str,
@@ -110,12 +99,12 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// A name without differences of spelling: case, `-`, `_` and spaces.
+/// A name in lower case, with `-` and spaces replaced by `_`.
 fn plain(name: &str) -> String {
     name.to_lowercase().replace(['-', ' '], "_")
 }
 
-/// Places of `n` classes in the order of labels that are all named `LABEL_0`, `LABEL_1`, …; `None` for other labels.
+/// The indices of `n` classes among labels that are all named `LABEL_0`, `LABEL_1`, …; `None` for other labels.
 pub fn generic_places(labels: &[String], n: usize) -> Option<Vec<usize>> {
     let numbers: Vec<usize> = labels
         .iter()
@@ -130,7 +119,7 @@ pub fn class_number(name: &str) -> Option<usize> {
     digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Start of the names that transformers gives to labels without names.
+/// Prefix of the names that transformers gives to unnamed labels.
 const GENERIC: &str = "LABEL_";
 
 #[cfg(test)]
@@ -145,7 +134,7 @@ mod tests {
     #[rstest]
     #[case(&["a", "b"], &["b", "a"], &[Some(1), Some(0)])]
     #[case(&["Big Cat", "DOG"], &["big_cat", "dog"], &[Some(0), Some(1)])]
-    // The exact name comes first.
+    // The exact name takes precedence.
     #[case(&["dog", "Dog"], &["Dog", "dog"], &[Some(1), Some(0)])]
     #[case(&["LABEL_0", "LABEL_1", "LABEL_10", "LABEL_2"], &["10", "2"], &[Some(2), Some(3)])]
     #[case(&["LABEL_1", "LABEL_0"], &["LABEL_0", "LABEL_1"], &[Some(1), Some(0)])]
@@ -174,15 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn a_class_is_found_again_as_it_was_found_first() {
-        let names = names(&["Big Cat", "cat", "CAT"]);
-        let labels = Labels::new(&names);
-        for _ in 0..2 {
-            assert_eq!(labels.place("big-cat"), Ok(Some(0)));
-            assert_eq!(labels.place("cat"), Ok(Some(1)));
-            assert_eq!(labels.place("dog"), Ok(None));
-            assert!(labels.place("Cat").is_err());
-        }
+    fn a_single_class_is_found_by_name_or_else_by_number() {
+        let names_of = names(&["Big Cat", "cat", "CAT"]);
+        let labels = Labels::new(&names_of);
+        assert_eq!(labels.place("big-cat"), Ok(Some(0)));
+        assert_eq!(labels.place("cat"), Ok(Some(1)));
+        assert_eq!(labels.place("dog"), Ok(None));
+        assert!(labels.place("Cat").is_err());
+        let numbered = names(&["LABEL_1", "LABEL_0"]);
+        assert_eq!(Labels::new(&numbered).place("0"), Ok(Some(1)));
     }
 
     #[test]
