@@ -558,7 +558,7 @@ mod tests {
     fn patterns_keep_the_order_of_the_file() {
         let text = r#"{"peft_type": "LORA", "rank_pattern": {"z.*proj": 2, "q_proj": 4}}"#;
         let config = PeftConfig::parse(text).unwrap();
-        assert_eq!(config.rank_of("model.zq_proj"), 2);
+        assert_eq!(config.rank_of("model.z.q_proj"), 2);
         assert_eq!(config.rank_of("model.q_proj"), 4);
     }
 

@@ -123,7 +123,7 @@ impl Saved {
         let is_named = |table: &&str| named.entries().any(|(name, _)| is_name_of(name, table));
         let lacks_rows = |table: &&str| !in_file.iter().any(|path| has_suffix(table, path));
         let tables = self.tables.iter().map(String::as_str).filter(is_named).filter(lacks_rows);
-        // A name of no site: of another model, or of a tied head, whose rows PEFT saves once, as the embedding's.
+        // A name without a site belongs to another model, or to a tied head, whose rows PEFT saves only for the embedding.
         let has_rows = |name: &str| in_file.iter().any(|path| is_name_of(name, path));
         let is_site = |name: &str| self.tables.iter().any(|table| is_name_of(name, table));
         let is_tied =
@@ -198,7 +198,7 @@ mod tests {
     // An adapter of the bare decoder.
     #[case(r#"{"tokens": [3]}"#, &[EMBEDDING], &["embed_tokens"], &[])]
     #[case(r#"{"embed_tokens": [3], "lm_head": [3]}"#, &[EMBEDDING, "lm_head"], &[EMBEDDING], &["lm_head"])]
-    // A tied head is no site.
+    // A tied head has no site.
     #[case(r#"{"embed_tokens": [3], "lm_head": [3]}"#, &[EMBEDDING], &[EMBEDDING], &[])]
     #[case(r#"{"embed_tokens": [3], "lm_head": [4]}"#, &[EMBEDDING], &[EMBEDDING], &["lm_head"])]
     #[case(r#"{"lm_head": [4]}"#, &[EMBEDDING], &[], &["lm_head"])]
