@@ -48,10 +48,10 @@ fn options(settings: &Map<String, Value>) -> GenerationOptions {
     let read = ModelFolder::open(dir.path()).unwrap().generation().unwrap();
     assert!(read.ignored.is_empty(), "{:?}", read.ignored);
     GenerationOptions {
+        beams: read.beam_search(),
         sampling: read.sampling,
         constraints: read.constraints,
         max_new_tokens: NEW,
-        beams: read.beams,
         ..GenerationOptions::default()
     }
 }

@@ -192,12 +192,12 @@ fn the_folders_settings_generate_as_in_transformers() {
         let settings = ModelFolder::open(&fixture(name)).unwrap().generation().unwrap();
         assert!(settings.ignored.is_empty(), "{:?}", settings.ignored);
         let options = GenerationOptions {
+            beams: settings.beam_search(),
             sampling: settings.sampling,
             constraints: settings.constraints,
             max_new_tokens: if settings.max_length.is_some() { usize::MAX } else { 9 },
             max_length: settings.max_length,
             ignore_eos: false,
-            beams: settings.beams,
         };
         let none = AdapterSet::empty();
         let model = load::<Flex>(name);
@@ -232,7 +232,7 @@ fn settings_in_the_config_hold_where_there_is_no_other_file() {
     assert_eq!(settings.constraints, constraints);
     assert_eq!((settings.max_new_tokens, &settings.stop_strings[..]), (Some(6), &["x".to_string()][..]));
     assert!(settings.ignored.is_empty(), "{:?}", settings.ignored);
-    assert_eq!(settings.beams, Some(Beams { renormalize: true, ..Beams::new(4) }));
+    assert_eq!(settings.beam_search(), Some(Beams { renormalize: true, ..Beams::new(4) }));
     assert_eq!(settings.source.file(), "config.json");
     assert_eq!(opened.seq2seq_config().unwrap().start, Some(5));
 }

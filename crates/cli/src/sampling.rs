@@ -65,8 +65,8 @@ impl SamplingArgs {
         }
     }
 
-    /// The options merged over the model's file, and the stop texts. Keys of the file that are not
-    /// supported are named on standard error.
+    /// The options merged over the model's file, and the stop texts; beams are those of the file, for [`BeamArgs::add_to`].
+    /// Keys of the file that are not supported are named on standard error.
     pub(crate) fn resolve(&self, config: GenerationConfig) -> Result<(GenerationOptions, Vec<String>)> {
         let config = if self.no_generation_config { GenerationConfig::default() } else { config };
         if !config.ignored.is_empty() {
@@ -94,7 +94,7 @@ impl SamplingArgs {
             max_new_tokens: new.unwrap_or(default),
             max_length,
             ignore_eos: false,
-            beams: config.beams,
+            beams: Some(config.beams),
         };
         let stops = self.stop.iter().chain(&config.stop_strings).filter(|stop| !stop.is_empty()).cloned();
         Ok((options, stops.collect()))
@@ -130,11 +130,11 @@ impl BeamArgs {
     /// off.
     pub(crate) fn add_to(&self, options: &mut GenerationOptions) -> Result<()> {
         let is_sampled = options.sampling.temperature > 0.0;
-        let own = options.beams.filter(|_| !is_sampled);
-        if let (Some(beams), None) = (options.beams, own) {
-            eprintln!("warning: num_beams = {} is ignored, since tokens are sampled", beams.count);
+        let own = options.beams.unwrap_or_default();
+        if own.count > 1 && is_sampled {
+            eprintln!("warning: num_beams = {} is ignored, since tokens are sampled", own.count);
         }
-        let count = self.num_beams.unwrap_or_else(|| own.map_or(1, |beams| beams.count));
+        let count = self.num_beams.unwrap_or(if is_sampled { 1 } else { own.count });
         ensure!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
         ensure!(
             count == 1 || !is_sampled,
@@ -142,12 +142,11 @@ impl BeamArgs {
              --num-beams",
             options.sampling.temperature
         );
-        let beams = own.unwrap_or(Beams::new(count));
         options.beams = (count > 1).then_some(Beams {
             count,
-            length_penalty: self.length_penalty.unwrap_or(beams.length_penalty),
-            early_stopping: self.early_stopping.unwrap_or(beams.early_stopping),
-            ..beams
+            length_penalty: self.length_penalty.unwrap_or(own.length_penalty),
+            early_stopping: self.early_stopping.unwrap_or(own.early_stopping),
+            ..own
         });
         warn_unused(count > 1, &["length_penalty", "early_stopping"], "requires --num-beams");
         Ok(())
@@ -185,6 +184,9 @@ mod tests {
         let penalty = Beams { length_penalty: 2.0, ..own };
         assert_eq!(beams(&["--length-penalty", "2"], Some(own)), Ok(Some(penalty)));
         assert_eq!(beams(&["--num-beams", "1"], Some(own)), Ok(None));
+        let single = Beams { count: 1, ..own };
+        assert_eq!(beams(&[], Some(single)), Ok(None));
+        assert_eq!(beams(&["--num-beams", "3"], Some(single)), Ok(Some(own)));
         assert!(beams(&["--num-beams", "0"], None).is_err_and(|error| error.contains("expected 1 or more")));
     }
 

@@ -48,6 +48,25 @@ fn embeddings_are_pooled_as_the_folder_says() {
     }
 }
 
+/// As in sentence-transformers, `max_seq_length` replaces the tokenizer's length.
+#[test]
+fn the_length_is_that_of_the_embedder() {
+    let embed = |tokenizer: Value, sentence: Value| {
+        let folder = copy("bert-encoder");
+        edit(&folder.path().join("tokenizer_config.json"), |config| config["model_max_length"] = tokenizer);
+        let sentence = json!({"max_seq_length": sentence}).to_string();
+        fs::write(folder.path().join("sentence_roberta_config.json"), sentence).unwrap();
+        let text = ["--text", "the cat sat on the red mat and the dog ran"];
+        json_of(&[&["embed", "--model", s(folder.path())], &text[..]].concat())["rows"][0]["embedding"]
+            .clone()
+    };
+    let whole = embed(json!(30), json!(null));
+    assert_eq!(embed(json!(5), json!(30)), whole);
+    let cut = embed(json!(30), json!(5));
+    assert_ne!(cut, whole);
+    assert_eq!(embed(json!(5), json!(null)), cut);
+}
+
 /// `bert-encoder` with the files of a case.
 fn embedder(case: &str) -> TempDir {
     let folder = copy("bert-encoder");

@@ -76,7 +76,8 @@ pub struct Languages {
 ///
 /// Special tokens and the templates for single texts and pairs are those of the files. Over-long input is
 /// truncated longest-first, on the side that the files name (`truncation_side`), to `max_length` tokens including
-/// special ones; nothing is ever padded. Special tokens that are written out in a text are parsed as such.
+/// special ones; nothing is ever padded. Special tokens that are written out in a text are parsed as such, unless the files
+/// say `split_special_tokens`.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
@@ -182,6 +183,7 @@ impl TextTokenizer {
         let side = config.truncation_side().map_err(|e| DataError::tokenizer(&path, e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| DataError::tokenizer(&path, e))?;
+        inner.set_encode_special_tokens(config.split_special_tokens == Some(true));
         let added = added_tokens(&inner, true);
         if let Some(max_length) = max_length
             && max_length <= added

@@ -10,11 +10,12 @@ use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
+use crate::folder::TRANSFORMER_CONFIGS;
 use crate::kept::InBlocks;
 
-/// Files of a model folder that go with any weights, beside those in folders below it: tokenizer, templates, generation
-/// settings, pooling, the preparation of pictures.
-pub(crate) const COMPANIONS: [&str; 19] = [
+/// Files of a model folder that go with any weights, beside [`TRANSFORMER_CONFIGS`] and those in folders below it:
+/// tokenizer, templates, generation settings, pooling, the preparation of pictures.
+const COMPANIONS: [&str; 18] = [
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -32,9 +33,13 @@ pub(crate) const COMPANIONS: [&str; 19] = [
     "chat_template.json",
     "generation_config.json",
     "modules.json",
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
 ];
+
+/// The names of all such files of the folder itself.
+pub(crate) fn companions() -> impl Iterator<Item = &'static str> {
+    COMPANIONS.into_iter().chain(TRANSFORMER_CONFIGS)
+}
 
 /// Writes weights, config, and the files of `source` that go with them.
 pub(crate) fn write_folder(
@@ -59,7 +64,7 @@ pub(crate) fn write_folder(
     }
     let json = serde_json::to_string_pretty(&config).map_err(|e| file_error(dir, e.into()))?;
     write_atomic(dir.join("config.json"), format!("{json}\n").as_bytes())?;
-    let mut companions: Vec<PathBuf> = COMPANIONS.map(PathBuf::from).to_vec();
+    let mut companions: Vec<PathBuf> = companions().map(PathBuf::from).collect();
     if source.is_dir() {
         companions.extend(nested_companions(source).map_err(|e| file_error(source, e))?);
     }

@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();
     render(&folder, &first)?;
     let (mut options, stops) = args.sampling.resolve(folder.generation()?)?;
-    if let Some(beams) = options.beams.take() {
+    if let Some(beams) = options.beams.take().filter(|beams| beams.count > 1) {
         eprintln!(
             "warning: num_beams = {} is ignored, since answers are shown as they are written",
             beams.count

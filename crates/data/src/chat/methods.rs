@@ -193,6 +193,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_filter("indent", indent);
+    environment.add_filter("e", escape);
+    environment.add_filter("escape", escape);
     environment.add_filter("center", |text: &str, width: Option<usize>| {
         padded(text, width.unwrap_or(80), " ", "center")
     });
@@ -332,6 +334,17 @@ fn decimal(text: &str) -> Option<f64> {
     text.replace('_', "").parse().ok()
 }
 
+/// `escape(s)`: HTML by markupsafe's table.
+fn escape(state: &State, value: &Value) -> Result<Value, Error> {
+    if value.is_safe() {
+        return Ok(value.clone());
+    }
+    bounds::charge(state, value)?;
+    let text = python_str(value).unwrap_or_else(|| value.to_string());
+    let parts = [("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ("\"", "&#34;")];
+    Ok(Value::from_safe_string(parts.iter().fold(text, |text, (from, to)| text.replace(from, to))))
+}
+
 /// `indent(s, width=4, first=False, blank=False)`; a text as the width is put before the lines.
 fn indent(
     value: &Value,
@@ -416,6 +429,7 @@ mod tests {
             ("{{ '99999999999999999999' | int }}|{{ '1e400' | int(4) }}", "99999999999999999999|4"),
             ("{{ 'x' | float }}{{ '1.5' | float }}{{ '1_0' | float }}", "0.01.510.0"),
             ("{{ x | default(y) is defined }}{{ 'z' | int(y) is defined }}", "FalseFalse"),
+            ("{{ \"'a/&\\\"<>\" | e }}|{{ '&' | escape | e }}", "&#39;a/&amp;&#34;&lt;&gt;|&amp;"),
             ("{{ 'a\nb\n\nc' | indent('>>') }}", "a\n>>b\n\n>>c"),
             ("{{ 'a\nb' | indent(2, first=True) }}", "  a\n  b"),
             ("{{ 'two words, more' | wordcount }}{{ raise_exception is callable }}", "3True"),

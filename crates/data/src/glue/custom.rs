@@ -72,7 +72,7 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
 
 /// Reads a labelled file for a model whose labels are `space`.
 ///
-/// Names are matched exactly, or else ignoring case, `-`, `_` and spaces; if the model's are `LABEL_0`, `LABEL_1`, …,
+/// Names are matched exactly, or else ignoring case and which of `-`, `_` and a space is written; if the model's are `LABEL_0`, `LABEL_1`, …,
 /// the file's may be numbers.
 ///
 /// # Errors
@@ -245,6 +245,11 @@ pub(super) fn is_missing(label: &str) -> bool {
 fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
     let header = text.lines().next().unwrap_or("");
     let names: Vec<&str> = header.split('\t').map(str::trim).collect();
+    let bad = |row: usize, message: String| DataError::BadRow { path: path.to_path_buf(), row, message };
+    let is_taken = |(at, name): &(usize, &&str)| !name.is_empty() && names[..*at].contains(name);
+    if let Some((at, name)) = names.iter().enumerate().find(is_taken) {
+        return Err(bad(1, format!("column {} has the name '{name}' of another; rename one", at + 1)));
+    }
     let find = |column: &str| names.iter().position(|name| *name == column);
     let need = |column: &str| {
         find(column).ok_or_else(|| DataError::MissingColumn {
@@ -269,6 +274,14 @@ fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
                 expected: needed,
                 got: cells.len(),
             });
+        }
+        if cells.len() > names.len() {
+            let message = format!(
+                "{} columns, and the first line names {}; replace tabs in texts by spaces",
+                cells.len(),
+                names.len()
+            );
+            return Err(bad(row, message));
         }
         let cell = cells[label_column].trim();
         let label = match several {
@@ -541,5 +554,8 @@ mod tests {
         let nulls = "{\"text\":\"a\",\"labels\":null}\n";
         fails(("a.jsonl", nulls), several, "a.jsonl:1: no 'label'");
         fails(good, ("d.tsv", "text\ttext_pair\tlabel\na\tb\tno\n"), "b.tsv:1: no column 'text_pair'");
+        let wide = ("d.tsv", "text\tlabel\na good\tfilm\tno\n");
+        fails(good, wide, "d.tsv:2: 3 columns, and the first line names 2");
+        fails(good, ("d.tsv", "text\tlabel\tlabel\na\tno\tno\n"), "d.tsv:1: column 3 has the name 'label'");
     }
 }

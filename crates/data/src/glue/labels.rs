@@ -2,7 +2,7 @@
 
 /// The index of each class among a model's labels, `None` for a class that the model does not have.
 ///
-/// A class is matched by its exact name, or else ignoring case, `-`, `_` and spaces. If that leaves a class out, and every
+/// A class is matched by its exact name, or else ignoring case and which of `-`, `_` and a space is written. If that leaves a class out, and every
 /// label is a number or `LABEL_` with one, all classes are matched by number, provided that this finds them all.
 ///
 /// # Errors

@@ -76,7 +76,11 @@ impl PackedBatch {
                 let message = format!("a sequence has {len} ids and {} tags", tags.len());
                 return Err(DataError::Batch { message });
             }
-            if len == 0 || row.type_ids.len() != len {
+            if len == 0 {
+                let message = format!("sequence {} has no tokens", batch.lengths.len() + 1);
+                return Err(DataError::Batch { message });
+            }
+            if row.type_ids.len() != len {
                 let message = format!("a sequence has {len} ids and {} type ids", row.type_ids.len());
                 return Err(DataError::Batch { message });
             }

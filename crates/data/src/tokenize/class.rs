@@ -36,6 +36,7 @@ const REGISTERED: &[(Parts, &[&str])] = &[
         ],
     ),
     (Parts::Blenderbot, &["blenderbot"]),
+    (Parts::Camembert, &["camembert"]),
     (
         Parts::Clip,
         &[

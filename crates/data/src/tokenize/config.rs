@@ -97,6 +97,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) add_bos_token: Option<bool>,
     pub(crate) add_eos_token: Option<bool>,
     pub(crate) clean_up_tokenization_spaces: Option<bool>,
+    pub(crate) split_special_tokens: Option<bool>,
     pub(crate) extra_ids: Option<usize>,
     pub(crate) word_tokenizer_type: Option<String>,
     pub(crate) subword_tokenizer_type: Option<String>,
@@ -294,15 +295,16 @@ impl TokenizerConfig {
                 let sentinels = (0..self.extra_ids.unwrap_or(100)).map(|i| format!("<extra_id_{i}>"));
                 extra.get_or_insert_default().extend(sentinels.map(TokenEntry::Text));
             }
-            if extra.is_none() && !parts.languages().is_empty() {
-                extra = Some(parts.languages().iter().map(|code| TokenEntry::Text((*code).into())).collect());
+            if extra.is_none() && !parts.additional().is_empty() {
+                extra =
+                    Some(parts.additional().iter().map(|text| TokenEntry::Text((*text).into())).collect());
             }
             self.extra = extra;
         }
         for (role, entry) in &mut self.roles {
             let is_mask = role == "mask_token";
             let is_flagged = match parts {
-                Parts::Blenderbot | Parts::MBart | Parts::MBart50 => is_mask,
+                Parts::Blenderbot | Parts::Camembert | Parts::MBart | Parts::MBart50 => is_mask,
                 Parts::MpNet => ROLES.contains(&role.as_str()),
                 _ => false,
             };
@@ -462,7 +464,7 @@ impl TokenizerConfig {
     /// # Errors
     /// One that is not in the vocabulary.
     pub(super) fn languages(&self, tokenizer: &Tokenizer) -> Result<Option<Languages>, String> {
-        if self.parts.is_none_or(|parts| parts.languages().is_empty()) {
+        if !matches!(self.parts, Some(Parts::MBart | Parts::MBart50)) {
             return Ok(None);
         }
         let id = |key: &str, name: &str| self.language_id(tokenizer, key, name);

@@ -74,6 +74,7 @@ pub(crate) enum Parts {
     Albert,
     Bert,
     Blenderbot,
+    Camembert,
     Clip,
     CodeLlama,
     Cohere,
@@ -101,6 +102,7 @@ impl Parts {
             "Bert" | "DistilBert" | "Electra" | "LayoutLM" | "Lxmert" | "MobileBert" | "SqueezeBert"
             | "DPRContextEncoder" | "DPRQuestionEncoder" | "DPRReader" => Self::Bert,
             "Blenderbot" => Self::Blenderbot,
+            "Camembert" => Self::Camembert,
             "CLIP" => Self::Clip,
             "CodeLlama" => Self::CodeLlama,
             "Cohere" => Self::Cohere,
@@ -126,9 +128,13 @@ impl Parts {
     pub(super) fn vocabulary(self) -> Vocabulary {
         match self {
             Self::Bert | Self::MpNet => Vocabulary::Words,
-            Self::Albert | Self::DebertaV2 | Self::MBart | Self::MBart50 | Self::T5 | Self::XlmRoberta => {
-                Vocabulary::Pieces
-            }
+            Self::Albert
+            | Self::Camembert
+            | Self::DebertaV2
+            | Self::MBart
+            | Self::MBart50
+            | Self::T5
+            | Self::XlmRoberta => Vocabulary::Pieces,
             Self::Blenderbot
             | Self::Clip
             | Self::Cohere
@@ -170,7 +176,7 @@ impl Parts {
                 ("cls_token", "[CLS]"),
                 ("mask_token", "[MASK]"),
             ],
-            Self::Blenderbot | Self::MBart | Self::Roberta | Self::XlmRoberta => SENTENCE,
+            Self::Blenderbot | Self::Camembert | Self::MBart | Self::Roberta | Self::XlmRoberta => SENTENCE,
             Self::MBart50 => &SENTENCE[1..],
             Self::Clip => &[
                 ("bos_token", "<|startoftext|>"),
@@ -243,9 +249,10 @@ impl Parts {
         }
     }
 
-    /// The class's tokens of languages, which are special unless the files list others.
-    pub(super) fn languages(self) -> &'static [&'static str] {
+    /// The class's additional special tokens, unless the files list others.
+    pub(super) fn additional(self) -> &'static [&'static str] {
         match self {
+            Self::Camembert => &["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"],
             Self::MBart => &LANGUAGES[..25],
             Self::MBart50 => &LANGUAGES,
             _ => &[],
@@ -318,6 +325,10 @@ impl Parts {
         match self {
             Self::T5 => 2,
             Self::MBart | Self::MBart50 | Self::XlmRoberta => 3,
+            Self::Camembert => {
+                let unk = config.token("unk_token");
+                vocab.iter().position(|(text, _)| text == unk).unwrap_or(0)
+            }
             // A later default where the vocabulary has no such token of score 0.
             Self::DebertaV2 => {
                 let unk = config.token("unk_token");
@@ -413,7 +424,7 @@ impl Parts {
                 tokenizer.with_pre_tokenizer(Some(split));
                 tokenizer.with_decoder(Some(byte_decoder(false)?));
             }
-            Self::Albert | Self::T5 | Self::XlmRoberta => {
+            Self::Albert | Self::Camembert | Self::T5 | Self::XlmRoberta => {
                 let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
                 if self == Self::Albert {
                     normalizers.extend([Replace::new("``", "\"")?.into(), Replace::new("''", "\"")?.into()]);
@@ -505,7 +516,7 @@ impl Parts {
                 tokenizer.with_post_processor(Some(processing));
                 Ok(())
             }
-            Self::Deberta | Self::XlmRoberta => {
+            Self::Camembert | Self::Deberta | Self::XlmRoberta => {
                 let roles = if self == Self::Deberta {
                     ["cls_token", "sep_token"]
                 } else {

@@ -173,7 +173,7 @@ fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers:
         // The layout of fairseq, whose first tokens stand for the model's own three.
         let first = ["cls_token", "pad_token", "eos_token", "unk_token"].map(|role| config.token(role));
         vocab.splice(..vocab.len().min(3), first.map(|token| (token.to_owned(), 0.0)));
-        let last = parts.languages().iter().copied().chain([config.token("mask_token")]);
+        let last = parts.additional().iter().copied().chain([config.token("mask_token")]);
         vocab.extend(last.map(|token| (token.to_owned(), 0.0)));
     }
     vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));

@@ -16,7 +16,7 @@ use crate::error::Result;
 /// Options of beam search, which follows the sum of the logarithms of the probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Beams {
-    /// Number of continuations followed at once, 2 or more.
+    /// Number of continuations followed at once; a search has 2 or more.
     pub count: usize,
     /// The score of a complete continuation is divided by its number of new tokens to this power: a value above 0 favours longer ones.
     pub length_penalty: f64,
@@ -24,6 +24,12 @@ pub struct Beams {
     pub early_stopping: EarlyStopping,
     /// Whether log-probabilities are renormalized after constraints and penalties.
     pub renormalize: bool,
+}
+
+impl Default for Beams {
+    fn default() -> Self {
+        Self::new(1)
+    }
 }
 
 impl Beams {

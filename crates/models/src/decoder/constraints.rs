@@ -11,7 +11,7 @@ pub struct Constraints {
     pub sequence_biases: Vec<(Vec<u32>, f32)>,
     /// A number of new tokens and a factor: after them, the logit x of an end of text grows to x + |x|·(factorᵏ − 1), where k
     /// counts the further tokens.
-    pub length_penalty: Option<(usize, f64)>,
+    pub length_penalty: Option<(f64, f64)>,
     /// Tokens that are always excluded.
     pub suppressed: Vec<u32>,
     /// Tokens that are excluded in the first position.
@@ -61,13 +61,13 @@ impl Constraints {
             let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
             runs.map(|run| run[n - 1]).for_each(&mut forbid);
         }
-        let new = ids.len() - prompt;
+        let new = (ids.len() - prompt) as f64;
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
             for &id in eos {
                 if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
                     // Clamped: a logit that is not finite is never chosen.
                     let x = f64::from(*logit);
-                    let grown = x + x.abs() * (factor.powf((new - start) as f64) - 1.0);
+                    let grown = x + x.abs() * (factor.powf(new - start) - 1.0);
                     *logit = grown.min(f64::from(f32::MAX)) as f32;
                 }
             }
@@ -141,7 +141,7 @@ mod tests {
     fn logits_are_biased() {
         let biased = Constraints {
             sequence_biases: vec![(vec![0], 1.5), (vec![3, 1], -2.0)],
-            length_penalty: Some((1, 2.0)),
+            length_penalty: Some((1.0, 2.0)),
             ..Constraints::default()
         };
         let after = |ids: &[u32]| {

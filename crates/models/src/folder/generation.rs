@@ -18,8 +18,8 @@ pub struct GenerationConfig {
     pub sampling: Sampling,
     /// Constraints on tokens.
     pub constraints: Constraints,
-    /// Beam search, unless the file has `do_sample`.
-    pub beams: Option<Beams>,
+    /// Settings of beam search; one beam for none. Sampled beams are not supported.
+    pub beams: Beams,
     /// Maximum number of new tokens.
     pub max_new_tokens: Option<usize>,
     /// Maximum number of tokens of prompt and continuation.
@@ -79,8 +79,7 @@ const SILENT: [&str; 22] = [
 ];
 
 /// Unsupported keys, with the value at which they have no effect.
-const NEUTRAL: [(&str, f64); 7] = [
-    ("num_beams", 1.0),
+const NEUTRAL: [(&str, f64); 6] = [
     ("num_beam_groups", 1.0),
     ("num_return_sequences", 1.0),
     ("diversity_penalty", 0.0),
@@ -103,6 +102,11 @@ const UNSUPPORTED: [&str; 9] = [
 ];
 
 impl GenerationConfig {
+    /// The beam search that the file sets; `None` for one beam, or if tokens are sampled.
+    pub fn beam_search(&self) -> Option<Beams> {
+        Some(self.beams).filter(|beams| beams.count > 1 && self.sampling.temperature == 0.0)
+    }
+
     /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as old models
     /// have them there.
     pub(super) fn read(folder: &Path, config: &Map<String, Value>) -> Result<Self> {
@@ -145,6 +149,7 @@ impl GenerationConfig {
         }
         sampling.check()?;
         let min_length = reader.count("min_length")?.unwrap_or(0);
+        let min_new_tokens = reader.count("min_new_tokens")?;
         let constraints = Constraints {
             no_repeat_ngram_size: reader.count("no_repeat_ngram_size")?.unwrap_or(0),
             bad_words: reader.sequences("bad_words_ids")?,
@@ -152,13 +157,13 @@ impl GenerationConfig {
             length_penalty: reader.length_penalty()?,
             suppressed: reader.present_ids("suppress_tokens")?,
             suppressed_first: reader.present_ids("begin_suppress_tokens")?,
-            min_new_tokens: reader.count("min_new_tokens")?.unwrap_or(0),
-            min_length,
+            min_new_tokens: min_new_tokens.unwrap_or(0),
+            // In transformers the other takes its place, even if it is 0.
+            min_length: if min_new_tokens.is_some() { 0 } else { min_length },
             forced_first: reader.ids("forced_bos_token_id")?.first().copied(),
             forced_last: reader.ids("forced_eos_token_id")?,
         };
-        // Sampled beams are not supported: their number stays unread.
-        let beams = if is_sampled { None } else { reader.beams()? };
+        let beams = reader.beams()?;
         let mut config = Self {
             sampling,
             constraints,
@@ -220,7 +225,7 @@ impl Reader<'_> {
         self.value(key).map(read).transpose()
     }
 
-    fn beams(&mut self) -> std::result::Result<Option<Beams>, String> {
+    fn beams(&mut self) -> std::result::Result<Beams, String> {
         let count = self.count("num_beams")?.unwrap_or(1);
         if count == 0 {
             return Err("num_beams = 0; expected 1 or more".into());
@@ -233,7 +238,7 @@ impl Reader<'_> {
         };
         let length_penalty = self.number("length_penalty")?.unwrap_or(1.0);
         let renormalize = self.flag("renormalize_logits")?.unwrap_or(false);
-        Ok((count > 1).then_some(Beams { count, length_penalty, early_stopping, renormalize }))
+        Ok(Beams { count, length_penalty, early_stopping, renormalize })
     }
 
     /// A whole number; negative values count as 0, as in transformers.
@@ -284,19 +289,23 @@ impl Reader<'_> {
         };
         let found: Option<Vec<(Vec<u32>, f32)>> =
             value.as_array().and_then(|items| items.iter().map(pair).collect());
-        found.ok_or_else(|| {
+        let found = found.ok_or_else(|| {
             format!("sequence_bias = {value}; expected a list of pairs of token ids and a bias")
-        })
+        })?;
+        // In transformers the last bias of a sequence holds.
+        let is_last = |(at, (tokens, _)): &(usize, &(Vec<u32>, f32))| {
+            found[at + 1..].iter().all(|(other, _)| other != tokens)
+        };
+        Ok(found.iter().enumerate().filter(is_last).map(|(_, pair)| pair.clone()).collect())
     }
 
-    fn length_penalty(&mut self) -> std::result::Result<Option<(usize, f64)>, String> {
+    fn length_penalty(&mut self) -> std::result::Result<Option<(f64, f64)>, String> {
         let Some(value) = self.value("exponential_decay_length_penalty") else { return Ok(None) };
         let pair = match value.as_array().map(Vec::as_slice) {
-            Some([start, factor]) => start.as_u64().zip(factor.as_f64()),
+            Some([start, factor]) => start.as_f64().zip(factor.as_f64()),
             _ => None,
         };
-        let read = pair.and_then(|(start, factor)| Some((usize::try_from(start).ok()?, factor)));
-        read.map(Some).ok_or_else(|| {
+        pair.map(Some).ok_or_else(|| {
             format!("exponential_decay_length_penalty = {value}; expected a number of tokens and a factor")
         })
     }
@@ -362,7 +371,7 @@ mod tests {
             suppressed: vec![4],
             bad_words: vec![vec![1], vec![2, 3]],
             sequence_biases: vec![(vec![1, 2], -1.5)],
-            length_penalty: Some((3, 1.1)),
+            length_penalty: Some((3.0, 1.1)),
             ..Constraints::default()
         };
         assert_eq!(config.constraints, constraints);
@@ -375,10 +384,25 @@ mod tests {
         }));
         let early_stopping = EarlyStopping::Never;
         let beams = Beams { count: 3, length_penalty: -0.5, early_stopping, renormalize: true };
-        assert_eq!(config.unwrap().beams, Some(beams));
-        // Sampled beams are not supported.
+        assert_eq!(config.unwrap().beam_search(), Some(beams));
+        // For beams that the caller asks for.
+        let config = parse(json!({"length_penalty": 2.0, "early_stopping": true})).unwrap();
+        assert_eq!((config.beam_search(), config.beams.length_penalty), (None, 2.0));
         let config = parse(json!({"do_sample": true, "num_beams": 3})).unwrap();
-        assert_eq!((config.beams, &config.ignored[..]), (None, &["num_beams = 3".to_string()][..]));
+        assert_eq!((config.beam_search(), config.beams.count), (None, 3));
+    }
+
+    /// As transformers' `generate` takes them.
+    #[test]
+    fn of_two_settings_one_holds() {
+        for (min_new_tokens, expect) in [(json!(null), (0, 9)), (json!(0), (0, 0)), (json!(2), (2, 0))] {
+            let config = parse(json!({"min_length": 9, "min_new_tokens": min_new_tokens})).unwrap();
+            assert_eq!((config.constraints.min_new_tokens, config.constraints.min_length), expect);
+        }
+        let config = parse(json!({"sequence_bias": [[[7], 1.0], [[8, 7], 2.0], [[7], 3.0]]})).unwrap();
+        assert_eq!(config.constraints.sequence_biases, [(vec![8, 7], 2.0), (vec![7], 3.0)]);
+        let config = parse(json!({"exponential_decay_length_penalty": [-1.5, 1.1]})).unwrap();
+        assert_eq!(config.constraints.length_penalty, Some((-1.5, 1.1)));
     }
 
     #[test]
@@ -390,7 +414,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(config.ignored, ["watermarking_config = {\"bias\":2}"]);
-        assert_eq!(config.beams, Some(Beams::new(4)));
+        assert_eq!(config.beam_search(), Some(Beams::new(4)));
         assert_eq!(config.constraints.no_repeat_ngram_size, 3);
         assert_eq!(config.constraints.suppressed, [1, 2]);
         assert_eq!((config.max_length, config.stop_strings), (Some(20), vec!["\n".to_owned()]));

@@ -7,7 +7,7 @@ use hf_hub::{Cache, Repo};
 use lowrank_checkpoint::{Checkpoint, is_nested_companion};
 
 use crate::error::{ModelError, Result};
-use crate::save::COMPANIONS;
+use crate::save::companions;
 
 /// Weights, best first: of each entry, the first name decides whether a repository has it.
 const WEIGHTS: [&str; 4] = [
@@ -19,7 +19,7 @@ const WEIGHTS: [&str; 4] = [
 
 /// Whether a repository's file goes with any weights.
 fn is_beside(file: &str) -> bool {
-    file == "config.json" || COMPANIONS.contains(&file) || is_nested_companion(file)
+    file == "config.json" || companions().any(|name| name == file) || is_nested_companion(file)
 }
 
 /// The path as a hub name: `name` or `owner/name`, of letters, digits, `-`, `_` and `.`.

@@ -28,6 +28,7 @@ use crate::{ClassifierConfig, DecoderConfig, EncoderConfig, Seq2SeqConfig};
 pub use generation::{GenerationConfig, GenerationSource};
 pub use kind::ModelKind;
 pub use modules::{Dense, EmbeddingStep};
+pub(crate) use pooling::TRANSFORMER_CONFIGS;
 pub use pooling::{PoolingMode, SentencePooling};
 
 /// A model folder, opened.
@@ -180,8 +181,8 @@ impl ModelFolder {
         Ok(TextTokenizer::from_folder(&self.path, max_length)?)
     }
 
-    /// The tokenizer, truncating at `max_length` tokens or otherwise at the smallest limit stated in the
-    /// folder: positions, `model_max_length`, `max_seq_length` of a sentence embedder.
+    /// The tokenizer, truncating at `max_length` tokens or otherwise at the limit stated in the folder: `max_seq_length` of a
+    /// sentence embedder or else `model_max_length`, and at most the number of positions.
     ///
     /// # Errors
     /// As [`tokenizer`](Self::tokenizer); a `max_length` beyond the model's limit.
@@ -198,8 +199,9 @@ impl ModelFolder {
             return self.tokenizer(max_length);
         }
         let tokenizer = self.tokenizer(limit)?;
-        let sentence = pooling::max_length(&self.path)?;
-        let own = [limit, tokenizer.model_max_length(), sentence].into_iter().flatten().min();
+        // As in sentence-transformers, its own length replaces the tokenizer's.
+        let named = pooling::max_length(&self.path)?.or(tokenizer.model_max_length());
+        let own = [limit, named].into_iter().flatten().min();
         if own == limit { Ok(tokenizer) } else { self.tokenizer(own) }
     }
 

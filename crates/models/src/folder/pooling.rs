@@ -77,7 +77,7 @@ impl SentencePooling {
     /// Reads `modules.json` and the configs that it names.
     pub(super) fn read(folder: &Path, d_model: usize) -> Result<Self> {
         let path = folder.join("modules.json");
-        let transformer = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+        let transformer = transformer_config(folder)?;
         let mut pooling =
             Self { lower_case: transformer["do_lower_case"].as_bool().unwrap_or(false), ..Self::default() };
         pooling.read_prompts(&folder.join("config_sentence_transformers.json"))?;
@@ -246,6 +246,10 @@ fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
             MODES.iter().filter(|(key, ..)| is_on(key)).map(|(.., mode)| *mode).collect()
         }
     };
+    let is_mode = |key: &String| key.starts_with("pooling_mode");
+    if config.as_object().is_some_and(|config| !config.keys().any(is_mode)) {
+        return Ok(vec![PoolingMode::Mean]);
+    }
     if found.is_empty() {
         return Err(wrong(
             "no pooling mode is switched on; expected pooling_mode_mean_tokens or another".into(),
@@ -254,9 +258,30 @@ fn modes(path: &Path, config: &Value) -> Result<Vec<PoolingMode>> {
     Ok(found)
 }
 
-/// `max_seq_length` of `sentence_bert_config.json`.
+/// Names of the transformer's file in sentence-transformers, of which the first that exists is read.
+pub(crate) const TRANSFORMER_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// The transformer's file, null without one.
+fn transformer_config(folder: &Path) -> Result<Value> {
+    for name in TRANSFORMER_CONFIGS {
+        if let Some(config) = read_json(&folder.join(name))? {
+            return Ok(config);
+        }
+    }
+    Ok(Value::Null)
+}
+
+/// `max_seq_length` of the transformer's file.
 pub(super) fn max_length(folder: &Path) -> Result<Option<usize>> {
-    let config = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    let config = transformer_config(folder)?;
     Ok(config["max_seq_length"].as_u64().filter(|&n| n > 0).map(|n| n as usize))
 }
 
@@ -292,6 +317,12 @@ mod tests {
         assert!(pooling.steps.is_empty());
         let newer = read(&[("1_Pooling/config.json", r#"{"pooling_mode": "weightedmean"}"#)]).unwrap();
         assert_eq!(newer.modes, [PoolingMode::WeightedMean]);
+        let unsaid = read(&[("1_Pooling/config.json", r#"{"word_embedding_dimension": 2}"#)]).unwrap();
+        assert_eq!(unsaid.modes, [PoolingMode::Mean]);
+        let older = r#"{"do_lower_case": true}"#;
+        assert!(read(&[("sentence_roberta_config.json", older)]).unwrap().lower_case);
+        let both = [("sentence_bert_config.json", "{}"), ("sentence_roberta_config.json", older)];
+        assert!(!read(&both).unwrap().lower_case);
     }
 
     #[test]
