@@ -147,7 +147,11 @@ impl Writer<'_> {
             self.complete_biases();
         }
         let tensors: BTreeMap<_, _> = self.tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-        Ok(AdapterFolder { config: self.config, tensors, alpha_is_assumed: false })
+        let mut folder = AdapterFolder { config: self.config, tensors, alpha_is_assumed: false };
+        if folder.config.ensure_weight_tying {
+            folder.part_uses(self.sites);
+        }
+        Ok(folder)
     }
 
     /// PEFT has the bias of `lora_bias` at every adapted linear layer or at none.
