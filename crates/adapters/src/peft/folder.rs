@@ -9,6 +9,7 @@ use lowrank_spec::names::{NEOX_HEAD, path_in_module};
 use lowrank_spec::{HostTensor, Site};
 
 use super::config::PeftConfig;
+use super::experts::router_in_module;
 use super::names::{PREFIX, normalize};
 use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
@@ -186,7 +187,7 @@ impl AdapterFolder {
 
     /// The key of a tensor in the file.
     fn key(&self, name: &str) -> String {
-        let module = path_in_module(name);
+        let module = path_in_module(name).or_else(|| router_in_module(name));
         self.key_of(name, module.as_deref().unwrap_or(name))
     }
 
@@ -200,9 +201,7 @@ impl AdapterFolder {
                 (Some((module, leaf @ ("weight" | "bias"))), Some((shown, _))) if self.is_wrapped(module) => {
                     format!("{PREFIX}{shown}.base_layer.{leaf}")
                 }
-                (Some((module, "weight")), Some((shown, _)))
-                    if self.tensors.contains_key(&format!("{module}{TOKEN_ROWS}")) =>
-                {
+                (Some((module, "weight")), Some((shown, _))) if self.has_token_rows(module) => {
                     format!("{PREFIX}{shown}.token_adapter.base_layer.weight")
                 }
                 _ => format!("{PREFIX}{shown}"),
@@ -224,6 +223,11 @@ impl AdapterFolder {
             rest.is_some_and(|rest| ![".weight", ".base_layer.weight"].contains(&rest))
         };
         self.tensors.keys().any(is_own) || self.config.saves(module)
+    }
+
+    /// Whether the adapter has trained rows of a table.
+    pub fn has_token_rows(&self, table: &str) -> bool {
+        self.tensors.contains_key(&format!("{table}{TOKEN_ROWS}"))
     }
 
     /// Number of values in all tensors.
