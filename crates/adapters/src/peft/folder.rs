@@ -285,7 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(peft_type, &[factor, "q_proj.weight", "q_proj.bias", "k_proj.bias"]);
         folder.write(dir.path()).unwrap();
-        let file = Checkpoint::open(&dir.path().join(TENSOR_FILE)).unwrap();
+        let file = Checkpoint::open(dir.path().join(TENSOR_FILE)).unwrap();
         let keys: Vec<&str> = file.names().collect();
         for key in ["q_proj.base_layer.weight", "q_proj.base_layer.bias", "k_proj.bias"] {
             assert!(keys.contains(&format!("{PREFIX}{key}").as_str()), "{key} in {keys:?}");
