@@ -289,6 +289,17 @@ fn an_adapter_of_the_table_of_words_is_refused() {
             fails(&args, &format!("the adapter changes '{path}', which has no effect in transformers"));
             fails(&args, &format!("the model calls {called} in its place"));
         }
+        // Rows of a table that is tied to a head do have an effect.
+        let rows = json!({
+            "peft_type": "LORA", "r": 2, "target_modules": [], "trainable_token_indices": {"shared": [1]}
+        });
+        let delta = tensor(format!("{path}.token_adapter.trainable_tokens_delta"), [1, width]);
+        let adapter = adapter(&format!("{name}-rows"), &rows, vec![delta]);
+        let args = [command[0], "--model", s(&model), "--adapter", s(&adapter), command[1], "a"];
+        fails(
+            &args,
+            &format!("the adapter trains rows of '{path}' (trainable_token_indices), which is not supported"),
+        );
     }
 }
 

@@ -77,6 +77,13 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         if let Some((table, called)) = self.uncalled()
             && folder.changes(&table)
         {
+            // Those of a head tied to it do have an effect.
+            if folder.has_token_rows(&table) {
+                return Err(ModelError::Input(format!(
+                    "the adapter trains rows of '{table}' (trainable_token_indices), which is not supported; train an adapter of \
+                     other modules"
+                )));
+            }
             return Err(ModelError::Input(format!(
                 "the adapter changes '{table}', which has no effect in transformers: the model calls {} in its place; train an \
                  adapter of other modules",
@@ -112,7 +119,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     /// # Errors
     /// Contents that do not fit this model; the model is then unchanged.
     fn load_adapter(&mut self, path: &Path, device: &B::Device) -> Result<AdapterSet<B>> {
-        let folder = AdapterFolder::read(path).map_err(|e| adapter_error(path, &e))?;
+        let folder = AdapterFolder::read(path).map_err(|e| adapter_error(path, e))?;
         self.load_adapter_folder(folder, path, device)
     }
 
@@ -132,7 +139,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
             .map_err(|e| ModelError::File { path: path.into(), reason: e.to_string() })?;
         let weights = model.base_weights();
         let (set, saved) =
-            folder.into_set(path, model.sites(), &weights, device).map_err(|e| adapter_error(path, &e))?;
+            folder.into_set(path, model.sites(), &weights, device).map_err(|e| adapter_error(path, e))?;
         model.load_saved(saved, path, device)?;
         *self = model;
         Ok(set)
@@ -233,8 +240,14 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     }
 }
 
-fn adapter_error(path: &Path, error: &AdapterError) -> ModelError {
-    ModelError::File { path: path.to_path_buf(), reason: error.to_string() }
+fn adapter_error(path: &Path, error: AdapterError) -> ModelError {
+    match error {
+        // These name the file themselves.
+        AdapterError::Tensors { .. } => ModelError::Input(error.to_string()),
+        AdapterError::Config { path, reason } => ModelError::Config { path, reason },
+        AdapterError::Checkpoint(error) => error.into(),
+        other => ModelError::File { path: path.to_path_buf(), reason: other.to_string() },
+    }
 }
 
 /// The weights of a model's sites.
@@ -536,5 +549,24 @@ impl<B: Backend> ParamVisitor<B> for SavedReader<B> {
         if self.loaded.len() > before {
             *stored = param.into();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_its_folder_once() {
+        let path = Path::new("adapter");
+        let details = "missing 'q.lora_A.weight'".to_string();
+        let error = AdapterError::Tensors { path: path.into(), details };
+        let text = adapter_error(path, error).to_string();
+        assert_eq!(text, "adapter: adapter tensors do not fit: missing 'q.lora_A.weight'");
+        let (config, reason) = (path.join("adapter_config.json"), "r = 0".to_string());
+        let error = AdapterError::Config { path: config.clone(), reason };
+        assert_eq!(adapter_error(path, error).to_string(), format!("{}: r = 0", config.display()));
+        let error = AdapterError::Incompatible("two adapters".into());
+        assert_eq!(adapter_error(path, error).to_string(), "adapter: two adapters");
     }
 }

@@ -24,6 +24,12 @@ pub(super) fn are_maps(parameters: &Value) -> bool {
     parameters.as_array().is_some_and(|all| all.iter().all(|name| name.as_str().is_some_and(is_map)))
 }
 
+/// The name in transformers 5 of a router's own weight, which PEFT does not convert as it does factors.
+pub(super) fn router_in_module(name: &str) -> Option<String> {
+    let layer = name.strip_suffix(".block_sparse_moe.gate.weight")?;
+    Some(format!("{layer}.mlp.gate.weight"))
+}
+
 /// The modules of a folder with factors of all experts of a layer.
 fn fused(folder: &AdapterFolder) -> Vec<String> {
     let modules = folder.tensors.keys().filter_map(|key| key.strip_suffix(".lora_A.weight"));
@@ -254,6 +260,28 @@ mod tests {
             let target = format!("model.layers.{layer}.mlp.experts.down_proj");
             assert_eq!(alpha_pattern.get(&path), Some(config.alpha_pattern.get(&target).unwrap_or(6.0)));
         }
+    }
+
+    #[test]
+    fn a_saved_router_has_its_name_in_transformers() {
+        let dir = tempfile::tempdir().unwrap();
+        let router = "model.layers.0.block_sparse_moe.gate";
+        let tensors = [".weight", ".lora_A.weight"].map(|part| {
+            let key = format!("{}{part}", router.replace('0', if part == ".weight" { "0" } else { "1" }));
+            (key.clone(), HostTensor::new(key, [1], vec![0.5]))
+        });
+        let config = PeftConfig { modules_to_save: Some(vec!["gate".into()]), ..PeftConfig::default() };
+        let folder = AdapterFolder { config, tensors: tensors.into(), alpha_is_assumed: false };
+        folder.write(dir.path()).unwrap();
+        let mut read = AdapterFolder::read(dir.path()).unwrap();
+        let keys: Vec<&str> = read.tensors.keys().map(String::as_str).collect();
+        // Factors are converted by PEFT.
+        assert_eq!(
+            keys,
+            ["model.layers.0.mlp.gate.weight", "model.layers.1.block_sparse_moe.gate.lora_A.weight"]
+        );
+        read.rename_routers(&[Site { path: router.into(), layer: Some(0), ..Site::default() }]);
+        assert!(read.tensors.contains_key(&format!("{router}.weight")));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use lowrank_spec::names::{NEOX_HEAD, path_in_module};
 use lowrank_spec::{HostTensor, Site};
 
 use super::config::PeftConfig;
+use super::experts::router_in_module;
 use super::names::{PREFIX, normalize};
 use super::saved::TOKEN_ROWS;
 use crate::error::{AdapterError, Result};
@@ -186,7 +187,7 @@ impl AdapterFolder {
 
     /// The key of a tensor in the file.
     fn key(&self, name: &str) -> String {
-        let module = path_in_module(name);
+        let module = path_in_module(name).or_else(|| router_in_module(name));
         self.key_of(name, module.as_deref().unwrap_or(name))
     }
 
@@ -200,9 +201,7 @@ impl AdapterFolder {
                 (Some((module, leaf @ ("weight" | "bias"))), Some((shown, _))) if self.is_wrapped(module) => {
                     format!("{PREFIX}{shown}.base_layer.{leaf}")
                 }
-                (Some((module, "weight")), Some((shown, _)))
-                    if self.tensors.contains_key(&format!("{module}{TOKEN_ROWS}")) =>
-                {
+                (Some((module, "weight")), Some((shown, _))) if self.has_token_rows(module) => {
                     format!("{PREFIX}{shown}.token_adapter.base_layer.weight")
                 }
                 _ => format!("{PREFIX}{shown}"),
@@ -212,7 +211,7 @@ impl AdapterFolder {
 
     /// Whether PEFT wraps a module.
     fn is_wrapped(&self, module: &str) -> bool {
-        let factors = [".lora_A.weight", ".lora_embedding_A"];
+        let factors = [".lora_A.weight", ".lora_embedding_A", ".vera_lambda_d"];
         factors.iter().any(|factor| self.tensors.contains_key(&format!("{module}{factor}")))
     }
 
@@ -224,6 +223,11 @@ impl AdapterFolder {
             rest.is_some_and(|rest| ![".weight", ".base_layer.weight"].contains(&rest))
         };
         self.tensors.keys().any(is_own) || self.config.saves(module)
+    }
+
+    /// Whether the adapter has trained rows of a table.
+    pub fn has_token_rows(&self, table: &str) -> bool {
+        self.tensors.contains_key(&format!("{table}{TOKEN_ROWS}"))
     }
 
     /// Number of values in all tensors.
@@ -253,4 +257,53 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor<'static>>> {
         tensors.insert(name, tensor);
     }
     Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn folder(peft_type: &str, names: &[&str]) -> AdapterFolder {
+        let tensor = |name: &&str| (name.to_string(), HostTensor::new(*name, [1], vec![0.5]));
+        AdapterFolder {
+            config: PeftConfig { peft_type: peft_type.into(), ..PeftConfig::default() },
+            tensors: names.iter().map(tensor).collect(),
+            alpha_is_assumed: false,
+        }
+    }
+
+    /// A module's own parameters are in `base_layer` where PEFT wraps it.
+    #[rstest]
+    #[case("LORA", "q_proj.lora_A.weight")]
+    #[case("LORA", "q_proj.lora_embedding_A")]
+    #[case("VERA", "q_proj.vera_lambda_d")]
+    fn parameters_of_adapted_modules_are_those_of_the_base_layer(
+        #[case] peft_type: &str,
+        #[case] factor: &str,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(peft_type, &[factor, "q_proj.weight", "q_proj.bias", "k_proj.bias"]);
+        folder.write(dir.path()).unwrap();
+        let file = Checkpoint::open(dir.path().join(TENSOR_FILE)).unwrap();
+        let keys: Vec<&str> = file.names().collect();
+        for key in ["q_proj.base_layer.weight", "q_proj.base_layer.bias", "k_proj.bias"] {
+            assert!(keys.contains(&format!("{PREFIX}{key}").as_str()), "{key} in {keys:?}");
+        }
+        let read = AdapterFolder::read(dir.path()).unwrap();
+        assert_eq!(read.tensors.keys().collect::<Vec<_>>(), folder.tensors.keys().collect::<Vec<_>>());
+    }
+
+    /// Files of earlier versions name the biases under VeRA without `base_layer`.
+    #[test]
+    fn biases_are_read_under_both_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["q_proj.vera_lambda_d", "q_proj.bias"];
+        folder("VERA", &names).write(dir.path()).unwrap();
+        let tensors = names.map(|name| HostTensor::new(format!("{PREFIX}{name}"), [1], vec![0.5]));
+        write_safetensors(dir.path().join(TENSOR_FILE), tensors.into(), FloatType::F32, &BTreeMap::new())
+            .unwrap();
+        let read = AdapterFolder::read(dir.path()).unwrap();
+        assert!(names.iter().all(|name| read.tensors.contains_key(*name)));
+    }
 }

@@ -166,19 +166,23 @@ impl Saved {
         let by_name = names.into_iter().any(|saved| name.contains(saved.as_str()));
         let is_bias = name.ends_with(".bias") && self.config.bias != "none";
         let is_rows = name.ends_with(TOKEN_ROWS) && self.config.trainable_token_indices.is_some();
-        by_name || is_bias || is_rows || self.is_table(name)
+        by_name || is_bias || is_rows || self.is_table(name) || self.is_base_layer(name)
     }
 
-    /// Whether a tensor is the table of an embedding or of a language model's head, added by PEFT's
-    /// `save_embedding_layers`, or belongs to a head under an adapter.
+    /// Whether a tensor is the table of an embedding or of a head, or a head's bias, added by PEFT's
+    /// `save_embedding_layers`.
     fn is_table(&self, name: &str) -> bool {
-        let adapted_head = |path: &str| self.adapted.contains(path) && self.tables.iter().any(|t| t == path);
-        if name.strip_suffix(".bias").is_some_and(adapted_head) {
-            return true;
-        }
-        let Some(path) = name.strip_suffix(".weight") else { return false };
-        TABLES.iter().any(|name| has_suffix(path, name))
-            || self.tables.iter().any(|table| table == path || has_suffix(table, path))
+        let Some((path, part @ ("weight" | "bias"))) = name.rsplit_once('.') else { return false };
+        (part == "weight" && TABLES.iter().any(|name| has_suffix(path, name)))
+            || self.tables.iter().any(|table| has_suffix(table, path))
+    }
+
+    /// Whether a tensor is the own weight or bias of an adapted module, PEFT's `base_layer`, whose weight is in the file: a
+    /// module that the checkpoint lacks.
+    fn is_base_layer(&self, name: &str) -> bool {
+        let Some((path, "weight" | "bias")) = name.rsplit_once('.') else { return false };
+        let is_weight = |tensor: &HostTensor<'_>| tensor.name.strip_suffix(".weight") == Some(path);
+        self.adapted.iter().any(|module| has_suffix(module, path)) && self.tensors.iter().any(is_weight)
     }
 }
 
@@ -188,6 +192,30 @@ mod tests {
     use rstest::rstest;
 
     const EMBEDDING: &str = "model.embed_tokens";
+
+    #[rstest]
+    // A table of `save_embedding_layers`, with the bias that some heads have.
+    #[case(&["lm_head.weight", "lm_head.bias"], &[])]
+    #[case(&["model.embed_tokens.weight", "embed_tokens.weight"], &[])]
+    #[case(&["model.norm.bias"], &["model.norm.bias"])]
+    // An adapted module that the checkpoint lacks.
+    #[case(&["bert.pooler.dense.weight", "bert.pooler.dense.bias"], &[])]
+    #[case(&["pooler.dense.weight", "pooler.dense.bias"], &[])]
+    #[case(&["bert.pooler.dense.bias"], &["bert.pooler.dense.bias"])]
+    #[case(&["bert.pooler.dense.scale"], &["bert.pooler.dense.scale"])]
+    #[case(&["bert.other.dense.weight"], &["bert.other.dense.weight"])]
+    fn own_weights_are_those_of_tables_and_adapted_modules(
+        #[case] in_file: &[&str],
+        #[case] unexpected: &[&str],
+    ) {
+        let tensors = in_file.iter().map(|name| HostTensor::new(*name, [1], vec![0.0])).collect();
+        let table = |path: &str, head| Site { path: path.into(), head, embedding: !head, ..Site::default() };
+        let sites = [table(EMBEDDING, false), table("lm_head", true)];
+        let adapted = ["bert.pooler.dense".to_string()].into();
+        let saved = Saved::new(tensors, PeftConfig::default(), adapted, &sites);
+        let names = saved.tensors.iter().map(|tensor| tensor.name.as_str());
+        assert_eq!(names.filter(|name| !saved.allows(name)).collect::<Vec<_>>(), unexpected);
+    }
 
     #[rstest]
     #[case("[3, 1]", &[EMBEDDING], &[EMBEDDING], &[])]

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use lowrank_spec::HostTensor;
+use lowrank_spec::{HostTensor, Site};
 
 use super::config::TokenIndices;
 use super::folder::AdapterFolder;
@@ -163,6 +163,28 @@ impl AdapterFolder {
             }
         }
     }
+
+    /// Clears `ensure_weight_tying` if the adapters of the two uses are no longer transposes of each other: PEFT would read
+    /// one of them for both.
+    pub(super) fn part_uses(&mut self, sites: &[Site]) {
+        let factor = |site: &Site, name: &str| self.tensors.get(&format!("{}.{name}", site.path));
+        let pairs = |embedding: &Site, head: &Site| {
+            let inner = (factor(embedding, "lora_embedding_A")?, factor(head, "lora_B.weight")?);
+            Some([inner, (factor(embedding, "lora_embedding_B")?, factor(head, "lora_A.weight")?)])
+        };
+        let heads = || sites.iter().filter(|site| site.head);
+        let embeddings = sites.iter().filter(|site| site.embedding);
+        let mut uses =
+            embeddings.flat_map(|embedding| heads().filter_map(move |head| pairs(embedding, head)));
+        if uses.any(|pairs| !pairs.iter().all(|(a, b)| are_transposes(a, b))) {
+            self.config.ensure_weight_tying = false;
+        }
+    }
+}
+
+fn are_transposes(a: &HostTensor<'_>, b: &HostTensor<'_>) -> bool {
+    let &[rows, columns] = &a.shape[..] else { return false };
+    b.shape == [columns, rows] && lowrank_spec::transpose(&a.data, rows, columns)[..] == b.data[..]
 }
 
 fn is_factor_of(key: &str, path: &str) -> bool {
@@ -223,6 +245,32 @@ mod tests {
         assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
         assert_eq!(folder.tensors["lm_head.lora_A.weight"].shape, [1, 2]);
         assert_eq!(folder.tensors["lm_head.lora_B.weight"].shape, [5, 1]);
+    }
+
+    #[rstest]
+    #[case(None, true)]
+    #[case(Some(("lm_head.lora_A.weight", 4.0)), false)]
+    #[case(Some(("lm_head.lora_B.weight", 4.0)), false)]
+    fn adapters_that_differ_are_written_as_untied(
+        #[case] trained: Option<(&str, f32)>,
+        #[case] expect: bool,
+    ) {
+        let config = PeftConfig { ensure_weight_tying: true, ..PeftConfig::default() };
+        let tensors = [
+            ("model.embed_tokens.lora_embedding_A", [1, 5], 2.0),
+            ("model.embed_tokens.lora_embedding_B", [2, 1], 3.0),
+        ];
+        let mut folder = folder(config, &tensors);
+        folder.untie("model.embed_tokens", "lm_head").unwrap();
+        if let Some((name, value)) = trained {
+            folder.tensors.get_mut(name).unwrap().data.to_mut().fill(value);
+        }
+        let site = |path: &str, head| Site { path: path.into(), head, embedding: !head, ..Site::default() };
+        folder.part_uses(&[site("model.embed_tokens", false), site("lm_head", true)]);
+        assert_eq!(folder.config.ensure_weight_tying, expect);
+        // Each use then has its own adapter.
+        assert_eq!(folder.untie("model.embed_tokens", "lm_head").unwrap(), TiedUse::Apart);
+        assert_eq!(folder.tensors.len(), 4);
     }
 
     #[test]

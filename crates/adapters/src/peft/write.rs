@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
 use lowrank_spec::names::expert_of;
+use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
 
 use super::config::PeftConfig;
@@ -138,11 +139,19 @@ impl Writer<'_> {
             );
         }
         self.note_strengths();
+        let paths: Vec<&str> = self.strengths.iter().map(|(path, ..)| path.as_str()).collect();
+        if let Some((path, why)) = misread(&paths, &self.config) {
+            tracing::warn!("PEFT computes other values with the factors of '{path}': {why}");
+        }
         if self.config.lora_bias {
             self.complete_biases();
         }
         let tensors: BTreeMap<_, _> = self.tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-        Ok(AdapterFolder { config: self.config, tensors, alpha_is_assumed: false })
+        let mut folder = AdapterFolder { config: self.config, tensors, alpha_is_assumed: false };
+        if folder.config.ensure_weight_tying {
+            folder.part_uses(self.sites);
+        }
+        Ok(folder)
     }
 
     /// PEFT has the bias of `lora_bias` at every adapted linear layer or at none.
@@ -181,13 +190,32 @@ impl Writer<'_> {
 
 /// Why PEFT over transformers 5 has no module of this path.
 fn unread(path: &str) -> Option<&'static str> {
-    // PEFT converts those of Mixtral.
-    let is_converted = path.ends_with(".w1") || path.ends_with(".w2") || path.ends_with(".w3");
-    if expert_of(path).is_some() && !is_converted {
+    if expert_of(path).is_some() && !is_converted(path) {
         return Some("transformers 5 keeps the experts of a layer in one parameter");
     }
     let is_split = path.starts_with("nomic_bert.") || path.starts_with("gte.") || path.contains(".mixer.");
     is_split.then_some("transformers 5 gives the modules of this architecture other names")
+}
+
+/// Whether PEFT converts the factors of this path to those of all experts: the names are Mixtral's.
+fn is_converted(path: &str) -> bool {
+    expert_of(path).is_some() && ["w1", "w2", "w3"].iter().any(|map| has_suffix(path, map))
+}
+
+/// The first adapted expert that PEFT's conversion reads with another rank or scale, or in the place of another map, and why.
+fn misread<'p>(paths: &[&'p str], config: &PeftConfig) -> Option<(&'p str, &'static str)> {
+    let experts = || paths.iter().copied().filter(|path| is_converted(path));
+    let has_own =
+        |path: &&str| config.rank_pattern.get(path).is_some() || config.alpha_pattern.get(path).is_some();
+    if let Some(path) = experts().find(has_own) {
+        return Some((path, "it gives all experts the config's r and lora_alpha"));
+    }
+    let fused = experts().find(|path| !has_suffix(path, "w2"))?;
+    if !experts().any(|path| has_suffix(path, "w2")) {
+        return Some((fused, "it expects those of w2 beside those of w1 and w3; adapt w2 too"));
+    }
+    let why = "it doubles rank and alpha of w1 and w3, which changes the scale of rsLoRA";
+    config.use_rslora.then_some((fused, why))
 }
 
 /// Twelve digits: the precision to which a quotient and its product with the divisor agree.
@@ -216,6 +244,8 @@ fn commonest<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> 
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -232,6 +262,34 @@ mod tests {
         {
             assert!(unread(path).is_none(), "{path}");
         }
+    }
+
+    /// As PEFT's `_convert_peft_config_moe`.
+    #[rstest]
+    #[case(&["w1", "w2", "w3"], "", None)]
+    #[case(&["w2"], "", None)]
+    #[case(&["w2"], r#""use_rslora": true"#, None)]
+    #[case(&["w1", "w3"], "", Some("w1"))]
+    #[case(&["w1", "w2", "w3"], r#""use_rslora": true"#, Some("w1"))]
+    #[case(&["w1", "w2", "w3"], r#""alpha_pattern": {"w2": 30}"#, Some("w2"))]
+    #[case(&["w1", "w2", "w3"], r#""rank_pattern": {"w3": 4}"#, Some("w3"))]
+    #[case(&["w1", "w2", "w3"], r#""alpha_pattern": {"q_proj": 30}"#, None)]
+    fn experts_that_peft_would_read_wrongly_are_known(
+        #[case] maps: &[&str],
+        #[case] keys: &str,
+        #[case] expect: Option<&str>,
+    ) {
+        let comma = if keys.is_empty() { "" } else { "," };
+        let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA"{comma} {keys}}}"#)).unwrap();
+        let maps: Vec<String> =
+            maps.iter().map(|map| format!("model.layers.0.block_sparse_moe.experts.1.{map}")).collect();
+        let paths: Vec<&str> =
+            ["model.layers.0.self_attn.q_proj"].into_iter().chain(maps.iter().map(String::as_str)).collect();
+        let found = misread(&paths, &config).map(|(path, _)| path.rsplit('.').next().unwrap());
+        assert_eq!(found, expect);
+        // A dense map of these names is not converted.
+        let dense = ["model.layers.0.w1", "model.layers.0.w3"];
+        assert_eq!(misread(&dense, &config), None);
     }
 
     #[test]
