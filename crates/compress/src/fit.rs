@@ -10,7 +10,7 @@ use lowrank_spec::names::{WeightPart, expert_of};
 use crate::allocate;
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
-use crate::rounding::with_rounding;
+use crate::rounding::{of_product, with_rounding};
 use crate::sided;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Form, Unit};
@@ -38,6 +38,13 @@ impl Fitted {
     /// Adds the rounding of the factors to the error; `stored` are the factors as they will be read.
     pub(crate) fn round(&mut self, stored: &[Vec<Vec<f32>>]) {
         self.error = with_rounding(self.error, &self.factors, stored, self.kept.as_ref());
+    }
+
+    /// The same for a pair that is stored as another pair of the same product.
+    pub(crate) fn round_product(&mut self, stored: &[Vec<Vec<f32>>]) {
+        if let ([factors], [stored], Some(kept)) = (self.factors.as_slice(), stored, &self.kept) {
+            self.error = (self.error * self.error + of_product(factors, stored, kept)).sqrt();
+        }
     }
 }
 

@@ -213,6 +213,23 @@ fn pivots_store_the_same_product_in_less(#[case] dtype: Option<FloatType>, #[cas
     assert!(!checkpoint.names().any(|name| name.ends_with("lowrank_pivots")));
 }
 
+/// At full rank, so that it is nothing but rounding.
+#[test]
+fn the_error_with_pivots_has_the_rounding_of_what_is_stored() {
+    let amount = Amount::Ranks(vec![("up_proj".into(), 32), ("gate_proj".into(), 32)]);
+    let exact = Options { pivots: true, always_factor: true, ..Options::new(Method::Svd, amount) };
+    let rounded = Options { dtype: Some(FloatType::BF16), ..exact.clone() };
+    let ((_a, _, before), (_b, out, after)) = (run("llama", &exact), run("llama", &rounded));
+    let model = Checkpoint::open(fixture("llama")).unwrap();
+    for (before, after) in before.modules.iter().zip(&after.modules) {
+        let original = matrix(&model, &format!("{}.weight", after.module));
+        let found = (&rebuilt(&out, &after.module) - &original).norm_l2() / original.norm_l2();
+        let said = after.error as f32;
+        assert!(before.error < 1e-5 && said > 1e-3, "{}: {} {said}", after.module, before.error);
+        assert!((found / said - 1.0).abs() < 0.1, "{}: {found} said {said}", after.module);
+    }
+}
+
 #[test]
 fn a_budget_with_pivots_has_higher_ranks() {
     for (allocation, of) in
