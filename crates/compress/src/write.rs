@@ -292,7 +292,7 @@ impl Writing<'_> {
         })
     }
 
-    /// Fallback formats of factors whose rows do not fit the blocks of the given one.
+    /// Fallback formats of factors whose rows do not fit the blocks of the given one, and factors that stay floats.
     fn instead(&self, section: &LowrankSection) -> Vec<String> {
         let Some(given) = self.plan.options.format else { return Vec::new() };
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -302,7 +302,14 @@ impl Writing<'_> {
             }
         }
         let line = |(format, n)| format!("{n} factors with rows that {given} cannot hold are in {format}");
-        counts.into_iter().map(line).collect()
+        let floats = |entry: &ModuleEntry| match entry.representation {
+            // Formats go with methods whose weights have two factors each.
+            Representation::LowRank { .. } => 2 - entry.formats.len().min(2),
+            _ => 0,
+        };
+        let n: usize = section.modules.values().map(floats).sum();
+        let floats = (n > 0).then(|| format!("{n} factors with rows that {given} cannot hold stay floats"));
+        counts.into_iter().map(line).chain(floats).collect()
     }
 
     /// Config and the other files of the model.
