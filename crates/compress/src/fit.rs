@@ -203,8 +203,11 @@ pub(crate) fn analyse(
             let [d_input, d_output] = unit.shape();
             // The vectors beyond it are needed only for ranks that save no parameters.
             if !rules.always_factor {
-                let last =
-                    if unit.pivots { d_input.min(d_output) } else { break_even_rank(d_output, d_input) };
+                let last = match unit.bytes {
+                    Some(bytes) => unit.rank_within(&Form::LowRank, bytes.dense - 1),
+                    None if unit.pivots => d_input.min(d_output),
+                    None => break_even_rank(d_output, d_input),
+                };
                 kept.subspace = kept.subspace.shortened(last);
             }
             let mut made = Analysis::low_rank(method, squared, Some(kept));
