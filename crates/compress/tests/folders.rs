@@ -231,6 +231,30 @@ fn the_error_with_pivots_has_the_rounding_of_what_is_stored() {
 }
 
 #[test]
+fn a_weight_of_zeros_takes_pivots() {
+    let (model, zeros) = (Checkpoint::open(fixture("llama")).unwrap(), "model.layers.0.mlp.gate_proj");
+    let tensor = |name: &str| {
+        let mut values = model.read_f32(name).unwrap();
+        if name == format!("{zeros}.weight") {
+            values.fill(0.0);
+        }
+        HostTensor::new(name, model.info(name).unwrap().shape.clone(), values)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = model.names().map(tensor).collect::<Vec<_>>();
+    let path = dir.path().join("model.safetensors");
+    write_safetensors(path, tensors, FloatType::BF16, &BTreeMap::new()).unwrap();
+    fs::copy(fixture("llama").join("config.json"), dir.path().join("config.json")).unwrap();
+    let amount = Amount::Ranks(vec![("gate_proj".into(), 8)]);
+    let options = Options { pivots: true, ..Options::new(Method::Svd, amount) };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let out = elsewhere.path().join("out");
+    let report = compress(dir.path(), &out, &options, None, &()).unwrap();
+    assert_eq!((report.modules[0].module.as_str(), report.modules[0].error), (zeros, 0.0));
+    assert_eq!(rebuilt(&out, zeros).norm_l2(), 0.0);
+}
+
+#[test]
 fn a_budget_with_pivots_has_higher_ranks() {
     for (allocation, of) in
         [(Allocation::Budget, Of::Layers), (Allocation::Uniform, Of::Layers), (Allocation::Budget, Of::File)]
