@@ -15,7 +15,8 @@ use crate::CheckpointError;
 /// Writes a file, replacing an existing one: readers see the old content or the new, never a part.
 ///
 /// # Errors
-/// [`Io`](CheckpointError::Io); the destination is then unchanged.
+/// [`Io`](CheckpointError::Io), [`Malformed`](CheckpointError::Malformed) for a path that exists and is not a regular
+/// file; the destination is then unchanged.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), CheckpointError> {
     let path = path.as_ref();
     let mut temporary = temporary_file(path)?;
@@ -118,6 +119,7 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) ->
 /// A hidden file beside `path`, removed when dropped.
 pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointError> {
     let (parent, name) = split(path)?;
+    check_regular(path)?;
     let prefix = prefix(name);
     let mut builder = Builder::new();
     builder.prefix(&prefix);
@@ -127,8 +129,20 @@ pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointErr
     builder.tempfile_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a file in", e))
 }
 
+/// Refuses devices, pipes, sockets and folders, which a rename would replace or fail on.
+fn check_regular(path: &Path) -> Result<(), CheckpointError> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(CheckpointError::malformed(path, "exists and is not a regular file; choose another output"))
+        }
+        // What cannot be examined cannot be written either, which the write reports.
+        _ => Ok(()),
+    }
+}
+
 /// Syncs and renames.
 pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
+    check_regular(path)?;
     temporary.as_file().sync_all().map_err(|e| CheckpointError::io(path, "sync", e))?;
     temporary.persist(path).map_err(|e| CheckpointError::io(path, "rename the finished file to", e.error))?;
     let (parent, _) = split(path)?;

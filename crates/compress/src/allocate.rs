@@ -2,7 +2,7 @@
 
 use lowrank_factor::{FactorError, RankChoice, RankItem, Truncation, allocate_ranks};
 
-use crate::amount::Allocation;
+use crate::amount::{Allocation, Sizes};
 use crate::error::{CompressError, Result, at};
 use crate::fit::{Analysis, Curve};
 use crate::unit::{Choice, Form, Unit};
@@ -10,8 +10,8 @@ use crate::unit::{Choice, Form, Unit};
 /// Criterion for the ranks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
-    /// Parameters that may remain over all units, and the ratio given by the user.
-    Budget { budget: i64, ratio: f64, allocation: Allocation },
+    /// Parameters (or bytes) that may remain over all units, and the ratio given by the user.
+    Budget { budget: i64, ratio: f64, allocation: Allocation, sizes: Sizes },
     /// Each unit on its own.
     Each(Truncation),
 }
@@ -30,9 +30,9 @@ pub(crate) fn choose(
             .zip(analyses)
             .map(|(unit, analysis)| Ok(keep_if_smaller(unit, meet(unit, analysis, &truncation)?, always)))
             .collect(),
-        Goal::Budget { budget, ratio, allocation } => {
+        Goal::Budget { budget, ratio, allocation, sizes } => {
             let best: Vec<&Curve> = units.iter().zip(analyses).map(|(u, a)| best(u, a, share)).collect();
-            check_budget(units, &best, budget, ratio)?;
+            check_budget(units, &best, budget, ratio, &sizes)?;
             match allocation {
                 Allocation::Uniform => Ok(units
                     .iter()
@@ -64,22 +64,22 @@ pub(crate) fn at_rank(unit: &Unit, form: &Form, rank: usize, always: bool) -> Ch
     keep_if_smaller(unit, choice, always)
 }
 
-/// The choice for a fraction of the unit's parameters, in a form whose cost is proportional to its rank.
+/// The choice for a fraction of the unit's cost, in a form whose cost is proportional to its rank.
 pub(crate) fn low_rank_at_share(unit: &Unit, share: f64, always: bool) -> Choice {
     let form = Form::LowRank;
     let rank = rank_at_share(unit, share, &form, unit.max_rank(&form));
     keep_if_smaller(unit, Choice::Rank(form, rank), always)
 }
 
-/// The rank of a form for a fraction of the unit's parameters.
+/// The rank of a form for a fraction of the unit's cost.
 pub(crate) fn rank_at_share(unit: &Unit, share: f64, form: &Form, max: usize) -> usize {
     // Rounding must not cost a rank if the exact product is an integer.
-    let parameters = (unit.numel() as f64 * share + 1e-6).floor() as u64;
-    unit.rank_within(form, parameters).min(max)
+    let most = (unit.dense_cost() as f64 * share + 1e-6).floor() as u64;
+    unit.rank_within(form, most).min(max)
 }
 
 fn keep_if_smaller(unit: &Unit, choice: Choice, always: bool) -> Choice {
-    if always || choice.parameters(unit) < unit.numel() { choice } else { Choice::Dense }
+    if always || unit.cost_of(&choice) < unit.dense_cost() { choice } else { Choice::Dense }
 }
 
 /// `rank` for every inner rank, as far as the shape admits.
@@ -142,7 +142,7 @@ fn meet(unit: &Unit, analysis: &Analysis, truncation: &Truncation) -> Result<Cho
                 Choice::Rank(form.clone(), rank)
             }
         };
-        let cost = choice.parameters(unit);
+        let cost = unit.cost_of(&choice);
         if found.as_ref().is_none_or(|(best, _)| cost < *best) {
             found = Some((cost, choice));
         }
@@ -151,17 +151,13 @@ fn meet(unit: &Unit, analysis: &Analysis, truncation: &Truncation) -> Result<Cho
 }
 
 /// Refuses a budget below the cheapest choices.
-fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64) -> Result<()> {
+fn check_budget(units: &[Unit], best: &[&Curve], budget: i64, ratio: f64, sizes: &Sizes) -> Result<()> {
     let least = |(unit, curve): (&Unit, &&Curve)| match curve {
-        Curve::Point { choice, .. } => choice.parameters(unit).min(unit.numel()),
-        Curve::PerRank { form, .. } => unit.cost(form, 1).unwrap_or(1).min(unit.numel()),
+        Curve::Point { choice, .. } => unit.cost_of(choice).min(unit.dense_cost()),
+        Curve::PerRank { form, .. } => unit.cost(form, 1).unwrap_or(1).min(unit.dense_cost()),
     };
     let minimum: u64 = units.iter().zip(best).map(least).sum();
-    if budget >= 0 && minimum <= budget as u64 {
-        return Ok(());
-    }
-    let total = units.iter().map(Unit::numel).sum();
-    Err(CompressError::Budget { ratio, budget, minimum, total })
+    sizes.check(ratio, budget, minimum, units.iter().any(|unit| unit.bytes.is_some()))
 }
 
 /// Ranks with the least total loss within the budget, each loss times its unit's importance; points are
@@ -171,14 +167,14 @@ fn optimal(units: &[Unit], best: &[&Curve], importances: &[f64], budget: u64) ->
     let mut items = Vec::new();
     for ((unit, curve), importance) in units.iter().zip(best).zip(importances) {
         match curve {
-            Curve::Point { choice, .. } => left = left.saturating_sub(choice.parameters(unit)),
+            Curve::Point { choice, .. } => left = left.saturating_sub(unit.cost_of(choice)),
             Curve::PerRank { form, squared, weight } => {
                 let cost = unit.cost_per_rank(form).unwrap_or(1);
-                let last = unit.rank_within(form, unit.numel() - 1).min(squared.len());
+                let last = unit.rank_within(form, unit.dense_cost() - 1).min(squared.len());
                 let item = RankItem::from_squared(squared.clone(), cost).map_err(at(&unit.name()))?;
                 let item = item.with_weight(weight * importance).with_range(1, last);
                 let item = if unit.is_pivoted(form) { item.with_pivots() } else { item };
-                items.push(item.with_dense_cost(unit.numel()));
+                items.push(item.with_dense_cost(unit.dense_cost()));
             }
         }
     }

@@ -167,12 +167,12 @@ pub(crate) struct Sizes {
     pub(crate) file: u64,
     /// Output bytes other than the selected weights: other tensors, headers.
     pub(crate) other_bytes: u64,
-    /// Output bytes per parameter of the selected weights.
+    /// Output bytes per parameter of the selected weights; 1 if budgets count bytes.
     pub(crate) bytes_each: f64,
 }
 
 impl Sizes {
-    /// Parameters that may remain in the selected weights.
+    /// Parameters (or bytes) that may remain in the selected weights.
     pub(crate) fn budget(&self, ratio: f64, of: Of) -> i64 {
         let left = match of {
             Of::Layers => self.touched as f64 * (1.0 - ratio),
@@ -181,6 +181,27 @@ impl Sizes {
         };
         // Rounding must not cost a parameter if the exact product is an integer.
         (left + 1e-6).floor() as i64
+    }
+
+    /// Refuses a budget below the least cost of the selected weights.
+    pub(crate) fn check(&self, ratio: f64, budget: i64, minimum: u64, in_bytes: bool) -> Result<()> {
+        if budget >= 0 && minimum <= budget as u64 {
+            return Ok(());
+        }
+        if in_bytes {
+            return self.check_file(ratio, minimum + self.other_bytes);
+        }
+        Err(CompressError::Budget { ratio, budget, minimum, total: self.touched })
+    }
+
+    /// Refuses files of more bytes than a ratio of the input's allows.
+    pub(crate) fn check_file(&self, ratio: f64, needed: u64) -> Result<()> {
+        let allowed = (self.file as f64 * (1.0 - ratio) + 1e-6).floor() as u64;
+        if needed <= allowed {
+            return Ok(());
+        }
+        let possible = (1000.0 * (1.0 - needed as f64 / self.file as f64)).floor() / 1000.0;
+        Err(CompressError::FileBudget { ratio, allowed, needed, possible: possible.max(0.0) })
     }
 }
 

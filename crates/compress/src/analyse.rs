@@ -96,10 +96,13 @@ fn effect(
 ) -> Result<Option<f64>> {
     let unit = &plan.units[index];
     let choice = allocate::low_rank_at_share(unit, plan.rules.share, true);
-    let (Some(kept), Choice::Rank(_, rank)) = (scratch.kept(index, unit)?, &choice) else {
+    let (Some(kept), Choice::Rank(form, rank)) = (scratch.kept(index, unit)?, choice) else {
         return Ok(None);
     };
-    let loss: f64 = kept.subspace.squared()[*rank..].iter().sum();
+    // A share of nearly all has a rank that no budget would choose.
+    let rank = rank.min(kept.subspace.basis().ncols());
+    let choice = Choice::Rank(form, rank);
+    let loss: f64 = kept.subspace.squared()[rank..].iter().sum();
     // A loss of the size of rounding errors carries no information.
     if loss <= f64::from(f32::EPSILON) * analysis.total {
         return Ok(None);

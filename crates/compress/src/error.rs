@@ -44,6 +44,21 @@ pub enum CompressError {
         /// Parameters of the selected layers.
         total: u64,
     },
+    /// A size of the weight files that cannot be met.
+    #[error(
+        "a ratio of {ratio} allows the weight files {allowed} bytes, but they would take {needed}; lower --ratio to at \
+         most {possible}, choose fewer bits or select more layers"
+    )]
+    FileBudget {
+        /// The requested ratio.
+        ratio: f64,
+        /// Bytes that it allows.
+        allowed: u64,
+        /// Bytes that the files would take.
+        needed: u64,
+        /// The ratio at which these are allowed.
+        possible: f64,
+    },
     /// A file that cannot be read or written.
     #[error("{}: {reason}", path.display())]
     File {

@@ -10,7 +10,7 @@ use lowrank_spec::names::{WeightPart, expert_of};
 use crate::allocate;
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
-use crate::rounding::with_rounding;
+use crate::rounding::{of_product, with_rounding};
 use crate::sided;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Form, Unit};
@@ -38,6 +38,13 @@ impl Fitted {
     /// Adds the rounding of the factors to the error; `stored` are the factors as they will be read.
     pub(crate) fn round(&mut self, stored: &[Vec<Vec<f32>>]) {
         self.error = with_rounding(self.error, &self.factors, stored, self.kept.as_ref());
+    }
+
+    /// The same for a pair that is stored as another pair of the same product.
+    pub(crate) fn round_product(&mut self, stored: &[Vec<Vec<f32>>]) {
+        if let ([factors], [stored], Some(kept)) = (self.factors.as_slice(), stored, &self.kept) {
+            self.error = (self.error * self.error + of_product(factors, stored, kept)).sqrt();
+        }
     }
 }
 
@@ -196,8 +203,11 @@ pub(crate) fn analyse(
             let [d_input, d_output] = unit.shape();
             // The vectors beyond it are needed only for ranks that save no parameters.
             if !rules.always_factor {
-                let last =
-                    if unit.pivots { d_input.min(d_output) } else { break_even_rank(d_output, d_input) };
+                let last = match unit.bytes {
+                    Some(bytes) => unit.rank_within(&Form::LowRank, bytes.dense - 1),
+                    None if unit.pivots => d_input.min(d_output),
+                    None => break_even_rank(d_output, d_input),
+                };
                 kept.subspace = kept.subspace.shortened(last);
             }
             let mut made = Analysis::low_rank(method, squared, Some(kept));

@@ -78,6 +78,7 @@ fn run(
             )?
         }
     };
+    plan.check_choices(&choices)?;
     let mut report = write(plan, &choices, staged, &scratch, &identity, calibrator, progress)?;
     if plan.options.pivots {
         let dtypes = plan.units.iter().flat_map(|unit| &unit.weights).map(|weight| {
@@ -85,6 +86,7 @@ fn run(
         });
         report.file = Change::new(plan.sizes.file, pivots::take_out(staged, &dtypes.collect())?);
     }
+    plan.check_file(report.file.after)?;
     std::fs::remove_dir_all(&scratch_folder).map_err(folder::io(&scratch_folder))?;
     folder::remove_identity(staged)?;
     Ok(report)

@@ -10,8 +10,10 @@ use lowrank_spec::LowrankSection;
 use lowrank_spec::names::{PIVOTS, WeightPart};
 
 use crate::error::{CompressError, Result, at};
+use crate::fit::Factor;
 use crate::folder;
 use crate::parallel;
+use crate::rounding::as_stored;
 
 /// Modules whose factors are in memory at a time.
 const AT_ONCE: usize = 8;
@@ -80,6 +82,32 @@ pub(crate) fn take_out(folder: &Path, dtypes: &BTreeMap<String, Dtype>) -> Resul
     }
     std::fs::remove_dir(&to).map_err(folder::io(&to))?;
     Ok(bytes)
+}
+
+/// The values `[A, B]` of a pair as they will be read once pivots are taken out, `B` whole; `None` if storing them is exact.
+///
+/// # Errors
+/// Factors that are not finite.
+pub(crate) fn as_read(factors: &[Factor], dtype: Dtype, module: &str) -> Result<Option<Vec<Vec<f32>>>> {
+    let [a, b] = factors else { return Ok(None) };
+    let (rank, outputs) = (a.shape[0], b.shape[0]);
+    if as_stored(&[], dtype).is_none() {
+        return Ok(None);
+    }
+    let left = from_row_major(&b.values, outputs, rank).map_err(at(module))?;
+    let right = from_row_major(&a.values, rank, a.shape[1]).map_err(at(module))?;
+    let Pivoted { pivots, rest, right } = pivoted(left, right).map_err(at(module))?;
+    let stored = |values: Vec<f32>| as_stored(&values, dtype).unwrap_or(values);
+    let rest = stored(to_row_major(rest.as_ref()));
+    let mut whole = Vec::with_capacity(outputs * rank);
+    let mut others = rest.chunks_exact(rank);
+    for row in 0..outputs {
+        match pivots.binary_search(&row) {
+            Ok(pivot) => whole.extend((0..rank).map(|j| f32::from(u8::from(j == pivot)))),
+            Err(_) => whole.extend(others.next().unwrap_or_default()),
+        }
+    }
+    Ok(Some(vec![stored(to_row_major(right.as_ref())), whole]))
 }
 
 fn of_module(source: &Checkpoint, module: &str) -> Result<Pivoted> {

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_checkpoint::Checkpoint;
+use lowrank_spec::names::WeightPart;
 use serde_json::{Map, Value};
 
 use crate::allocate::{self, Goal};
-use crate::amount::{Allocation, Amount, Sizes};
+use crate::amount::{Allocation, Amount, Of, Sizes};
 use crate::error::{CompressError, Result};
 use crate::fit::{self, Rules};
 use crate::folder;
 use crate::method::{Method, Sides};
 use crate::options::Options;
+use crate::quant::factors::InFile;
 use crate::statistics::Unreached;
-use crate::unit::{Choice, Form, Unit, units};
+use crate::unit::{Bytes, Choice, Form, Unit, units};
 use crate::weights::{Weight, check_tied, find, named, select, settle_tie};
 
 /// A compression whose only open decision is its ranks.
@@ -79,21 +81,30 @@ impl<'a> Plan<'a> {
             )));
         }
         let mut sizes = folder::sizes(&checkpoint, &taken, options.dtype)?;
-        if let Some(format) = options.format {
-            sizes.bytes_each = format.block_bytes() as f64 / format.block_len() as f64;
-        }
         if options.pivots {
             // The mask of each weight and its line in the header.
             sizes.other_bytes += taken.iter().map(|w| w.site.d_output as u64 / 8 + 128).sum::<u64>();
         }
-        let units = units(taken.clone(), options.method == Method::Shared, options.pivots);
+        let source = checkpoint.content_hash()?;
+        let mut units = units(taken.clone(), options.method == Method::Shared, options.pivots);
+        if matches!(options.amount, Amount::Ratio { of: Of::File, .. }) {
+            // The longer names of factors, large offsets, and the record of the job.
+            let record = serde_json::Value::from(identity(&source, options, "")).to_string();
+            sizes.other_bytes +=
+                (32 * taken.len() + 16 * checkpoint.names().count() + record.len() + 256) as u64;
+            if options.format.is_some() {
+                sizes.bytes_each = 1.0;
+                units.iter_mut().for_each(|unit| unit.bytes = Some(bytes(&unit.weights[0], options)));
+            }
+        }
         let rank_of = |unit: &Unit| {
             let first = &unit.weights[0].site.path;
             taken.iter().position(|w| w.site.path == *first).and_then(|i| ranks.get(i)).copied().unwrap_or(0)
         };
         let ranks = if ranks.is_empty() { ranks } else { units.iter().map(rank_of).collect() };
+        let dense: u64 = units.iter().map(Unit::dense_cost).sum();
         let share = match options.amount {
-            Amount::Ratio { ratio, of } => (sizes.budget(ratio, of) as f64 / sizes.touched as f64).max(0.0),
+            Amount::Ratio { ratio, of } => (sizes.budget(ratio, of) as f64 / dense as f64).max(0.0),
             _ => 0.5,
         };
         let rules = Rules {
@@ -104,7 +115,6 @@ impl<'a> Plan<'a> {
             truncation: options.amount.truncation(),
             always_factor: options.always_factor,
         };
-        let source = checkpoint.content_hash()?;
         Ok(Self {
             model,
             config,
@@ -121,24 +131,30 @@ impl<'a> Plan<'a> {
 
     /// The inputs that determine the output.
     pub(crate) fn identity(&self, calibration: &str) -> String {
-        let Options {
-            method,
-            amount,
-            allocation,
-            targets,
-            dtype,
-            sides,
-            tt_order,
-            always_factor,
-            format,
-            pivots,
-            ..
-        } = self.options;
-        format!(
-            "source {}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
-             {always_factor}, {format:?}, {pivots}, {calibration}",
-            self.source
-        )
+        identity(&self.source, self.options, calibration)
+    }
+
+    /// Refuses weight files of more bytes than a ratio of the file allows.
+    ///
+    /// # Errors
+    /// [`CompressError::FileBudget`].
+    pub(crate) fn check_file(&self, bytes: u64) -> Result<()> {
+        match self.options.amount {
+            Amount::Ratio { ratio, of: Of::File } => self.sizes.check_file(ratio, bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses choices whose bytes, if these are counted, are more than a ratio of the file allows.
+    ///
+    /// # Errors
+    /// [`CompressError::FileBudget`].
+    pub(crate) fn check_choices(&self, choices: &[Choice]) -> Result<()> {
+        if self.units.iter().all(|unit| unit.bytes.is_none()) {
+            return Ok(());
+        }
+        let cost: u64 = self.units.iter().zip(choices).map(|(unit, choice)| unit.cost_of(choice)).sum();
+        self.check_file(cost + self.sizes.other_bytes)
     }
 
     /// The target of the ranks, if they depend on the spectra.
@@ -151,6 +167,7 @@ impl<'a> Plan<'a> {
                 budget: self.sizes.budget(ratio, of),
                 ratio,
                 allocation: self.options.allocation,
+                sizes: self.sizes,
             }),
             (_, Some(truncation)) => Ok(Goal::Each(truncation)),
             _ => Err(CompressError::Input("ranks are given and need no analysis".into())),
@@ -176,7 +193,7 @@ impl<'a> Plan<'a> {
     /// The choices, if they do not depend on the weights' values.
     ///
     /// # Errors
-    /// [`CompressError::Budget`] below the minimum that uniform ranks leave.
+    /// [`CompressError::Budget`] or [`CompressError::FileBudget`] below the minimum that uniform ranks leave.
     pub(crate) fn known_choices(&self) -> Result<Option<Vec<Choice>>> {
         let Options { amount, allocation, method, always_factor, .. } = self.options;
         match amount {
@@ -188,12 +205,14 @@ impl<'a> Plan<'a> {
             }
             Amount::Ratio { ratio, of } if *allocation == Allocation::Uniform && method.is_low_rank() => {
                 let budget = self.sizes.budget(*ratio, *of);
-                let cheapest = |unit: &Unit| unit.cost(&Form::LowRank, 1).unwrap_or(1).min(unit.numel());
+                let cheapest = |unit: &Unit| unit.cost(&Form::LowRank, 1).unwrap_or(1).min(unit.dense_cost());
                 let minimum: u64 = self.units.iter().map(cheapest).sum();
-                if budget < 0 || minimum > budget as u64 {
-                    let total = self.sizes.touched;
-                    return Err(CompressError::Budget { ratio: *ratio, budget, minimum, total });
-                }
+                self.sizes.check(
+                    *ratio,
+                    budget,
+                    minimum,
+                    self.units.iter().any(|unit| unit.bytes.is_some()),
+                )?;
                 let choice = |unit| allocate::low_rank_at_share(unit, self.rules.share, *always_factor);
                 Ok(Some(self.units.iter().map(choice).collect()))
             }
@@ -215,6 +234,40 @@ impl<'a> Plan<'a> {
     pub(crate) fn read(&self, unit: &Unit) -> Result<Vec<Vec<f32>>> {
         unit.weights.iter().map(|weight| weight.read(&self.checkpoint)).collect()
     }
+}
+
+/// The inputs that determine the output.
+fn identity(source: &str, options: &Options, calibration: &str) -> String {
+    let Options {
+        method,
+        amount,
+        allocation,
+        targets,
+        dtype,
+        sides,
+        tt_order,
+        always_factor,
+        format,
+        pivots,
+        ..
+    } = options;
+    format!(
+        "source {source}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
+         {always_factor}, {format:?}, {pivots}, {calibration}"
+    )
+}
+
+/// Bytes of a weight as dense floats, and of each rank of its factors. A factor whose blocks would lie along the ranks counts
+/// as floats: whether they fit depends on the rank.
+fn bytes(weight: &Weight, options: &Options) -> Bytes {
+    let dtype = folder::output_dtype(weight.dtype, options.dtype, true);
+    let [d_input, d_output] = weight.shape();
+    let factors = [(WeightPart::FactorA, [1, d_input]), (WeightPart::FactorB, [d_output, 1])];
+    let of = |(part, shape): (WeightPart, [usize; 2])| {
+        InFile::of(&part.suffix(), &shape, weight.site.embedding, options.format, dtype).bytes(shape)
+    };
+    let dense = weight.numel() * folder::output_dtype(weight.dtype, options.dtype, false).size();
+    Bytes { dense: dense as u64, per_rank: factors.into_iter().map(of).sum() }
 }
 
 /// The weights to factor, and their ranks if ranks are given.
@@ -241,7 +294,6 @@ fn touched(all: &[Weight], options: &Options) -> Result<(Vec<Weight>, Vec<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amount::Of;
 
     fn llama() -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama")

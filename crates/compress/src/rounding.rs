@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use lowrank_checkpoint::Dtype;
-use lowrank_factor::SubspaceSide;
+use lowrank_factor::{MatRef, SubspaceSide};
 
 use crate::fit::{Factor, Kept};
 
@@ -66,6 +66,25 @@ pub(crate) fn with_rounding(
         }
     };
     (error * error + added).sqrt()
+}
+
+/// Squared relative error of storing another pair of the same product as `A` `[r, in]` and `B` `[out, r]`, rounded.
+pub(crate) fn of_product(factors: &[Factor], stored: &[Vec<f32>], kept: &Kept) -> f64 {
+    let ([a, b], [stored_a, stored_b]) = (factors, stored) else { return 0.0 };
+    let (rank, d_input, d_output) = (a.shape[0], a.shape[1], b.shape[0]);
+    let product = |a: &[f32], b: &[f32]| {
+        let matrix = MatRef::from_row_major_slice;
+        matrix(b, d_output, rank) * matrix(a, rank, d_input)
+    };
+    let missed = product(stored_a, stored_b) - product(&a.values, &b.values);
+    let weight = |weights: &[f32], i: usize| weights.get(i).map_or(1.0, |&w| f64::from(w));
+    let column = |j: usize| {
+        let squared = |(i, &x): (usize, &f32)| f64::from(x).powi(2) * weight(&kept.outputs, i);
+        missed.col(j).iter().enumerate().map(squared).sum::<f64>() * weight(&kept.inputs, j)
+    };
+    let (missed, total) =
+        ((0..d_input).map(column).sum::<f64>(), kept.subspace.squared().iter().sum::<f64>());
+    if total > 0.0 { missed / total } else { 0.0 }
 }
 
 /// Squared relative error of rounding `A` `[r, in]` and `B` `[out, r]`.

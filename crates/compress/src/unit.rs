@@ -11,12 +11,37 @@ pub(crate) struct Unit {
     pub(crate) weights: Vec<Weight>,
     /// Whether factors of one weight are stored with pivots.
     pub(crate) pivots: bool,
+    /// The costs of one weight in bytes, if a budget counts these instead of parameters.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+/// Bytes of a weight as it will be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bytes {
+    /// As dense floats.
+    pub(crate) dense: u64,
+    /// For each rank of [`Form::LowRank`].
+    pub(crate) per_rank: u64,
 }
 
 impl Unit {
     /// Elements of all weights.
     pub(crate) fn numel(&self) -> u64 {
         self.weights.iter().map(|w| w.numel() as u64).sum()
+    }
+
+    /// The cost of leaving the weights dense: parameters or bytes.
+    pub(crate) fn dense_cost(&self) -> u64 {
+        self.bytes.map_or_else(|| self.numel(), |bytes| bytes.dense)
+    }
+
+    /// The cost of a choice: parameters or bytes.
+    pub(crate) fn cost_of(&self, choice: &Choice) -> u64 {
+        match (self.bytes, choice) {
+            (Some(bytes), Choice::Dense) => bytes.dense,
+            (Some(bytes), Choice::Rank(Form::LowRank, rank)) => bytes.per_rank * *rank as u64,
+            _ => choice.parameters(self),
+        }
     }
 
     /// `[d_input, d_output]` of each of them.
@@ -63,18 +88,18 @@ impl Unit {
         self.pivots && *form == Form::LowRank
     }
 
-    /// Parameters of a form at a rank, if it has one rank.
+    /// Parameters (or bytes) of a form at a rank, if it has one rank.
     pub(crate) fn cost(&self, form: &Form, rank: usize) -> Option<u64> {
         let saved = if self.is_pivoted(form) { (rank * rank) as u64 } else { 0 };
         Some((self.cost_per_rank(form)? * rank as u64).saturating_sub(saved))
     }
 
-    /// The largest rank of a form that costs at most `parameters`, at least 1.
-    pub(crate) fn rank_within(&self, form: &Form, parameters: u64) -> usize {
+    /// The largest rank of a form that costs at most `most`, at least 1.
+    pub(crate) fn rank_within(&self, form: &Form, most: u64) -> usize {
         let (mut low, mut high) = (1, self.max_rank(form).max(1));
         while low < high {
             let middle = (low + high).div_ceil(2);
-            if self.cost(form, middle).is_some_and(|cost| cost <= parameters) {
+            if self.cost(form, middle).is_some_and(|cost| cost <= most) {
                 low = middle;
             } else {
                 high = middle - 1;
@@ -83,11 +108,11 @@ impl Unit {
         low
     }
 
-    /// Parameters per rank of a form, if they are proportional to the rank; without what pivots save.
+    /// Parameters (or bytes) per rank of a form, if they are proportional to the rank; without what pivots save.
     pub(crate) fn cost_per_rank(&self, form: &Form) -> Option<u64> {
         let ([d_input, d_output], s) = (self.shape(), self.weights.len());
         match form {
-            Form::LowRank => Some((d_input + d_output) as u64),
+            Form::LowRank => Some(self.bytes.map_or((d_input + d_output) as u64, |bytes| bytes.per_rank)),
             Form::SharedA => Some((d_input + s * d_output) as u64),
             Form::SharedB => Some((d_output + s * d_input) as u64),
             Form::TensorTrain(shape) if shape.order() == 2 => Some(modes(shape).iter().sum::<usize>() as u64),
@@ -197,7 +222,7 @@ pub(crate) fn units(weights: Vec<Weight>, is_shared: bool, pivots: bool) -> Vec<
         };
         match units.iter_mut().find(same).filter(|_| is_shared) {
             Some(unit) => unit.weights.push(weight),
-            None => units.push(Unit { weights: vec![weight], pivots }),
+            None => units.push(Unit { weights: vec![weight], pivots, bytes: None }),
         }
     }
     units

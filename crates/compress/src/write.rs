@@ -14,6 +14,7 @@ use crate::fit::{self, Factor, Fitted};
 use crate::folder;
 use crate::options::{Calibrator, CompressedModule, Progress};
 use crate::pass::each_unit;
+use crate::pivots;
 use crate::plan::Plan;
 use crate::quant::factors::{self, InFile};
 use crate::report::{Change, ModuleReport, Report};
@@ -72,7 +73,7 @@ impl Writing<'_> {
         let mut plan = Vec::new();
         for (unit, choice) in self.units().filter(|(_, choice)| **choice != Choice::Dense) {
             for (weight, tensors) in unit.weights.iter().zip(fit::planned(unit, choice)) {
-                let dtype = self.factor_dtype(weight);
+                let dtype = self.factor_dtype(weight, is_pivoted(unit, choice));
                 plan.extend(tensors.into_iter().map(|(suffix, shape)| {
                     let key = format!("{}.{suffix}", weight.site.path);
                     self.in_file(weight, &suffix, &shape, dtype).plan(key, shape)
@@ -92,9 +93,12 @@ impl Writing<'_> {
     }
 
     /// The type of a weight's factors; those with pivots are rounded when these are taken out.
-    fn factor_dtype(&self, weight: &Weight) -> Dtype {
-        let options = self.plan.options;
-        if options.pivots { Dtype::F32 } else { folder::output_dtype(weight.dtype, options.dtype, true) }
+    fn factor_dtype(&self, weight: &Weight, is_pivoted: bool) -> Dtype {
+        if is_pivoted {
+            Dtype::F32
+        } else {
+            folder::output_dtype(weight.dtype, self.plan.options.dtype, true)
+        }
     }
 
     /// Storage of a factor in the file.
@@ -193,7 +197,8 @@ impl Writing<'_> {
         let values = plan.read(unit)?;
         let mut fitted = fit::factor(&plan.rules, unit, &values, choice, kept.as_ref(), weightings)?;
         drop(values);
-        let dtype = self.factor_dtype(first);
+        let is_pivoted = is_pivoted(unit, choice);
+        let dtype = self.factor_dtype(first, is_pivoted);
         let stored = |(i, factors): (usize, &Vec<Factor>)| {
             let one = |factor: &Factor| {
                 let file = self.in_file(&unit.weights[i], &factor.suffix, &factor.shape, dtype);
@@ -201,9 +206,18 @@ impl Writing<'_> {
             };
             factors.iter().map(one).collect::<Result<Vec<_>>>().map(|all| all.into_iter().unzip())
         };
-        let (blocks, read): (Vec<Vec<_>>, Vec<Vec<_>>) =
+        let (blocks, mut read): (Vec<Vec<_>>, Vec<Vec<_>>) =
             fitted.factors.iter().enumerate().map(stored).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         fitted.round(&read);
+        if is_pivoted {
+            let dtype = self.factor_dtype(first, false);
+            for (factors, read) in fitted.factors.iter().zip(&mut read) {
+                if let Some(pair) = pivots::as_read(factors, dtype, &first.site.path)? {
+                    *read = pair;
+                }
+            }
+            fitted.round_product(&read);
+        }
         {
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
             for (i, (factors, blocks)) in fitted.factors.iter().zip(&blocks).enumerate() {
@@ -278,7 +292,7 @@ impl Writing<'_> {
         })
     }
 
-    /// Fallback formats of factors whose rows do not fit the blocks of the given one.
+    /// Fallback formats of factors whose rows do not fit the blocks of the given one, and factors that stay floats.
     fn instead(&self, section: &LowrankSection) -> Vec<String> {
         let Some(given) = self.plan.options.format else { return Vec::new() };
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -288,7 +302,14 @@ impl Writing<'_> {
             }
         }
         let line = |(format, n)| format!("{n} factors with rows that {given} cannot hold are in {format}");
-        counts.into_iter().map(line).collect()
+        let floats = |entry: &ModuleEntry| match entry.representation {
+            // Formats go with methods whose weights have two factors each.
+            Representation::LowRank { .. } => 2 - entry.formats.len().min(2),
+            _ => 0,
+        };
+        let n: usize = section.modules.values().map(floats).sum();
+        let floats = (n > 0).then(|| format!("{n} factors with rows that {given} cannot hold stay floats"));
+        counts.into_iter().map(line).chain(floats).collect()
     }
 
     /// Config and the other files of the model.
@@ -304,6 +325,11 @@ impl Writing<'_> {
         write_atomic(path, format!("{text}\n"))?;
         folder::copy_files(self.plan.model, staged)
     }
+}
+
+/// Whether pivots will be taken out of the factors of a choice.
+fn is_pivoted(unit: &Unit, choice: &Choice) -> bool {
+    choice.representations(unit).iter().any(Representation::is_pivoted)
 }
 
 /// The modules of a unit, from the factors of each.

@@ -213,6 +213,47 @@ fn pivots_store_the_same_product_in_less(#[case] dtype: Option<FloatType>, #[cas
     assert!(!checkpoint.names().any(|name| name.ends_with("lowrank_pivots")));
 }
 
+/// At full rank, so that it is nothing but rounding.
+#[test]
+fn the_error_with_pivots_has_the_rounding_of_what_is_stored() {
+    let amount = Amount::Ranks(vec![("up_proj".into(), 32), ("gate_proj".into(), 32)]);
+    let exact = Options { pivots: true, always_factor: true, ..Options::new(Method::Svd, amount) };
+    let rounded = Options { dtype: Some(FloatType::BF16), ..exact.clone() };
+    let ((_a, _, before), (_b, out, after)) = (run("llama", &exact), run("llama", &rounded));
+    let model = Checkpoint::open(fixture("llama")).unwrap();
+    for (before, after) in before.modules.iter().zip(&after.modules) {
+        let original = matrix(&model, &format!("{}.weight", after.module));
+        let found = (&rebuilt(&out, &after.module) - &original).norm_l2() / original.norm_l2();
+        let said = after.error as f32;
+        assert!(before.error < 1e-5 && said > 1e-3, "{}: {} {said}", after.module, before.error);
+        assert!((found / said - 1.0).abs() < 0.1, "{}: {found} said {said}", after.module);
+    }
+}
+
+#[test]
+fn a_weight_of_zeros_takes_pivots() {
+    let (model, zeros) = (Checkpoint::open(fixture("llama")).unwrap(), "model.layers.0.mlp.gate_proj");
+    let tensor = |name: &str| {
+        let mut values = model.read_f32(name).unwrap();
+        if name == format!("{zeros}.weight") {
+            values.fill(0.0);
+        }
+        HostTensor::new(name, model.info(name).unwrap().shape.clone(), values)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = model.names().map(tensor).collect::<Vec<_>>();
+    let path = dir.path().join("model.safetensors");
+    write_safetensors(path, tensors, FloatType::BF16, &BTreeMap::new()).unwrap();
+    fs::copy(fixture("llama").join("config.json"), dir.path().join("config.json")).unwrap();
+    let amount = Amount::Ranks(vec![("gate_proj".into(), 8)]);
+    let options = Options { pivots: true, ..Options::new(Method::Svd, amount) };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let out = elsewhere.path().join("out");
+    let report = compress(dir.path(), &out, &options, None, &()).unwrap();
+    assert_eq!((report.modules[0].module.as_str(), report.modules[0].error), (zeros, 0.0));
+    assert_eq!(rebuilt(&out, zeros).norm_l2(), 0.0);
+}
+
 #[test]
 fn a_budget_with_pivots_has_higher_ranks() {
     for (allocation, of) in

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
 use lowrank_compress::{
-    Amount, Calibrator, InputStatistics, Method, Options, Report, SidedStatistics, Weighting, Weightings,
-    compress, quantize,
+    Allocation, Amount, Calibrator, InputStatistics, Method, Of, Options, Report, SidedStatistics, Weighting,
+    Weightings, compress, quantize,
 };
 use lowrank_factor::Mat;
 use lowrank_spec::names::WeightPart;
@@ -420,6 +420,63 @@ fn factors_are_rounded_and_the_error_says_so() {
         assert!(found > before.error && (found / after.error - 1.0).abs() < 0.05, "{found}, {}", after.error);
     }
     assert!(made.report.file.after < plain.report.file.after);
+}
+
+/// Rows of 64 and 256, and rows that do not fill blocks.
+#[test]
+fn a_ratio_of_the_file_is_met_in_blocks() {
+    let (model, odd) = (model(), Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama"));
+    let (mut met, mut refused) = (0, 0);
+    for folder in [model.path(), &odd] {
+        for format in [BlockFormat::Q8_0, BlockFormat::Q4K, BlockFormat::Nf2] {
+            for (ratio, allocation, dtype) in [
+                (0.1, Allocation::Budget, None),
+                (0.3, Allocation::Budget, None),
+                (0.3, Allocation::Uniform, None),
+                (0.5, Allocation::Budget, None),
+                (0.65, Allocation::Uniform, Some(FloatType::BF16)),
+                (0.65, Allocation::Budget, Some(FloatType::BF16)),
+                (0.95, Allocation::Budget, None),
+            ] {
+                let amount = Amount::Ratio { ratio, of: Of::File };
+                let format = Some(format);
+                let options = Options { format, allocation, dtype, ..Options::new(Method::Svd, amount) };
+                match run(folder, &options, None) {
+                    Ok(Made { report, .. }) => {
+                        met += 1;
+                        let said = (report.file.ratio, &report.instead);
+                        assert!(report.file.ratio >= ratio, "{options:?}: {said:?}");
+                        // Full ranks in blocks may be smaller than what was asked for.
+                        let is_whole = report.modules.iter().all(|module| module.error < 0.5);
+                        assert!(report.file.ratio < ratio + 0.05 || is_whole, "{options:?}: {said:?}");
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        let possible = error.split("at most ").nth(1).and_then(|text| text.split(',').next());
+                        let possible: f64 = possible.unwrap().parse().unwrap();
+                        assert!(possible < ratio, "{options:?}: {error}");
+                        if allocation == Allocation::Budget {
+                            let amount = Amount::Ratio { ratio: possible, of: Of::File };
+                            let made = run(folder, &Options { amount, ..options }, None).unwrap();
+                            assert!(made.report.file.ratio >= possible, "{}", made.report.file.ratio);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(met >= 30 && refused >= 6, "{met} met, {refused} refused");
+}
+
+#[test]
+fn factors_that_no_block_holds_are_counted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama");
+    let amount = Amount::Ranks(vec![("down_proj".into(), 4)]);
+    let options = Options { format: Some(BlockFormat::Q4K), ..Options::new(Method::Svd, amount) };
+    let report = run(&folder, &options, None).unwrap().report;
+    let lines =
+        ["are in Q5_0", "stay floats"].map(|end| format!("2 factors with rows that Q4_K cannot hold {end}"));
+    assert_eq!(report.instead, lines);
 }
 
 #[test]

@@ -24,8 +24,29 @@ fn a_file_is_replaced() {
     check_error(write_atomic(folder.path().join(".."), ""), &["ends in a name"]);
     // A folder cannot be replaced by a file; nothing is left of the attempt.
     fs::create_dir(folder.path().join("taken")).unwrap();
-    check_error(write_atomic(folder.path().join("taken"), ""), &["taken"]);
+    check_error(write_atomic(folder.path().join("taken"), ""), &["taken", "not a regular file"]);
     assert_eq!(listing(folder.path()), ["run.json", "taken"]);
+}
+
+/// A rename would replace it, and whoever listens at it would hear nothing.
+#[cfg(unix)]
+#[test]
+fn a_special_file_is_refused_and_stays() {
+    use lowrank_checkpoint::{FloatType, write_safetensors};
+    use std::collections::BTreeMap;
+    use std::os::unix::{fs::FileTypeExt, net::UnixListener};
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, link] = ["socket", "link"].map(|name| folder.path().join(name));
+    let _listener = UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::symlink(&socket, &link).unwrap();
+    for path in [&socket, &link] {
+        check_error(write_atomic(path, "new"), &["not a regular file", "choose another output"]);
+        let written = write_safetensors(path, Vec::new(), FloatType::F32, &BTreeMap::new());
+        check_error(written, &["not a regular file"]);
+    }
+    assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(listing(folder.path()), ["link", "socket"], "nothing is left of the attempts");
 }
 
 #[cfg(unix)]

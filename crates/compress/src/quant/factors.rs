@@ -54,6 +54,15 @@ impl InFile {
         }
     }
 
+    /// Bytes of a tensor of a shape in the layout of floats.
+    pub(crate) fn bytes(self, [rows, columns]: [usize; 2]) -> u64 {
+        let bytes = match self {
+            Self::Blocks { format, .. } => rows * columns / format.block_len() * format.block_bytes(),
+            Self::Floats(dtype) => rows * columns * dtype.size(),
+        };
+        bytes as u64
+    }
+
     /// The name of the format, if it is quantized.
     pub(crate) fn format(self) -> Option<&'static str> {
         match self {
