@@ -375,7 +375,7 @@ mod tests {
         refused(&prompts(r#"{"default_prompt_name": "q"}"#), "no prompts");
         refused(&prompts(r#"{"prompts": {"a": "", "b": ""}, "default_prompt_name": "q"}"#), "choose a, b");
         refused(&prompts(r#"{"truncate_dim": 0}"#), "truncate_dim is 0");
-        refused(&[("1_Pooling/config.json", "{}")], "no pooling mode");
+        refused(&[("1_Pooling/config.json", r#"{"pooling_mode_mean_tokens": false}"#)], "no pooling mode");
         refused(&[("modules.json", "{")], "malformed JSON");
     }
 }
