@@ -374,8 +374,8 @@ fn tying_is_what_the_file_says() {
        1.0, &[7, 8, 50, 207, 247, 50, 105, 233, 261, 210])]
 #[case(Constraints { sequence_biases: vec![(vec![319], -0.5)], ..Constraints::default() }, 1.4,
        &[56, 197, 207, 235, 353, 172, 319, 20, 329, 316])]
-#[case(Constraints { length_penalty: Some((3, 1.9)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 21, 219, 100, 2])]
-#[case(Constraints { length_penalty: Some((2, 3.5)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 2])]
+#[case(Constraints { length_penalty: Some((3.0, 1.9)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 21, 219, 100, 2])]
+#[case(Constraints { length_penalty: Some((2.0, 3.5)), ..Constraints::default() }, 1.0, &[319, 160, 238, 39, 2])]
 fn constraints_act_as_in_transformers(
     #[case] constraints: Constraints,
     #[case] repetition_penalty: f64,
