@@ -184,8 +184,8 @@ pub(crate) fn encode_pairs(
         let path = rows.path().display();
         eprintln!("{path}: {} rows with a text cut at {max_length} tokens", encoded.n_cut);
     }
-    let is_told = tokenizer.languages().is_some_and(|languages| languages.target.is_some());
-    if let Some(language) = config.target_language().filter(|_| !is_told) {
+    let names_target = tokenizer.languages().is_some_and(|languages| languages.target.is_some());
+    if let Some(language) = config.target_language().filter(|_| !names_target) {
         let ends = |id: &u32| config.decoder.eos.contains(id);
         let last = encoded.rows.iter_mut().filter_map(|row| row.target.last_mut());
         // The tokenizer ends every text with the language of sources.

@@ -164,8 +164,8 @@ impl AdapterFolder {
         }
     }
 
-    /// Clears `ensure_weight_tying` if the adapters of the two uses are no longer transposes of each other: PEFT would read
-    /// one of them for both.
+    /// Clears `ensure_weight_tying` if the embedding and the head have different factors, since PEFT would load one set for
+    /// both.
     pub(super) fn part_uses(&mut self, sites: &[Site]) {
         let factor = |site: &Site, name: &str| self.tensors.get(&format!("{}.{name}", site.path));
         let pairs = |embedding: &Site, head: &Site| {
