@@ -42,6 +42,9 @@ const SPAN: usize = 4 << 20;
 /// quantized scales; INT8) stored as several tensors are returned as one, under the name of the weight and in
 /// the type of its scales or in bitsandbytes' compute type; reads in f32 and f64 are not rounded to it. Its
 /// values are assembled at each read.
+///
+/// The experts of gpt-oss, of which a layer's are fused, in floats or MXFP4 (read as bf16), are presented one by one, as
+/// `….mlp.experts.{e}.gate_proj.weight` `(out, in)` and so on; [`fuse_experts`](crate::fuse_experts) is the inverse.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<Bytes>,

@@ -85,6 +85,14 @@ pub enum CheckpointError {
         /// The requested type.
         dtype: &'static str,
     },
+    /// Experts that cannot be stored as one tensor.
+    #[error("tensor '{tensor}': {reason}")]
+    UnfusableExperts {
+        /// A tensor of an expert, escaped for printing.
+        tensor: String,
+        /// The problem and the remedy.
+        reason: String,
+    },
     /// The destination exists and is not empty.
     #[error("{}: already exists and is not empty; choose another path", path.display())]
     DestinationExists {

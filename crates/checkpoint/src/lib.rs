@@ -43,6 +43,7 @@ mod companions;
 mod convert;
 mod dtype;
 mod error;
+mod experts;
 mod fault;
 #[doc(hidden)]
 pub mod fuzz;
@@ -67,6 +68,7 @@ pub use self::{
     companions::{is_nested_companion, nested_companions},
     dtype::{Dtype, FloatType, TensorInfo},
     error::CheckpointError,
+    experts::fuse_experts,
     fault::report_cut_files,
     map::{has_file, read_file, read_file_within},
     plan::{StreamOptions, TensorPlan},

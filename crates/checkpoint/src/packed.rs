@@ -1,7 +1,7 @@
 //! Weights that several tensors store, read as the one matrix that they stand for.
 //!
-//! Pivoted factors of our own compressed models, and quantized weights of GPTQ, AWQ and bitsandbytes, read as floats in the type of their scales or in
-//! bitsandbytes' compute type; reads in f32 are exact.
+//! Pivoted factors of our own compressed models, and quantized weights of GPTQ, AWQ, bitsandbytes and MXFP4, read as floats in the type of their
+//! scales, in bitsandbytes' compute type or, for MXFP4, in bf16; reads in f32 are exact.
 //!
 //! Layouts: AutoGPTQ's `qlinear` (Frantar et al. 2023), AutoAWQ's GEMM (Lin et al. 2024), `Linear4bit` and `Linear8bitLt` of
 //! bitsandbytes (Dettmers et al. 2022, 2023).
@@ -17,6 +17,7 @@ use crate::{
     convert::{encode, extend_f32},
     dtype::FloatType,
     error::{Fault, excerpt},
+    experts,
     map::Bytes,
     source::{Entry, Layout, Table},
 };
@@ -32,6 +33,8 @@ pub(crate) enum Packed {
     Rows { values: Entry, scales: Entry },
     /// A factor of a compressed model without its rows of the identity.
     Pivots { rest: Entry, mask: Entry },
+    /// Blocks of 32 codes in 16 bytes with a power of two for each.
+    Mxfp4 { blocks: Entry, scales: Entry },
 }
 
 /// GPTQ's or AWQ's words.
@@ -86,7 +89,7 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 /// The nibble that holds each of eight neighbouring outputs.
 const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// Combines the parts of quantized weights under the names of the weights.
+/// Combines the parts of quantized weights under the names of the weights, and splits fused experts.
 ///
 /// # Errors
 /// Parts that are missing or do not match, an unsupported variant.
@@ -119,7 +122,7 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
         let fault = |reason: String| Fault::tensor(&name, reason).at(path);
         take_codes(table, &name, files).map_err(fault)?;
     }
-    Ok(())
+    experts::split(path, table)
 }
 
 fn insert(
@@ -130,18 +133,21 @@ fn insert(
     packed: Packed,
 ) -> Result<(), String> {
     let info = TensorInfo { dtype, shape };
-    let entry = Entry { info, source: 0, layout: Layout::Packed(Arc::new(packed)) };
+    put(table, name, Entry { info, source: 0, layout: Layout::Packed(Arc::new(packed)) })
+}
+
+pub(crate) fn put(table: &mut Table, name: &str, entry: Entry) -> Result<(), String> {
     match table.tensors.insert(name.to_owned(), entry) {
         None => Ok(()),
         Some(_) => Err(format!("'{}' is there as well; expected one of them", excerpt(name))),
     }
 }
 
-fn take(table: &mut Table, name: &str) -> Result<Entry, String> {
+pub(crate) fn take(table: &mut Table, name: &str) -> Result<Entry, String> {
     table.tensors.remove(name).ok_or_else(|| format!("'{}' is missing", excerpt(name)))
 }
 
-fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<(), String> {
+pub(crate) fn expect(entry: &Entry, what: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<(), String> {
     let TensorInfo { dtype, shape: found } = &entry.info;
     if found != shape || !dtypes.contains(dtype) {
         let names: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
@@ -398,6 +404,7 @@ impl Packed {
             Self::Groups(groups) => groups.floats(files),
             Self::Codes(codes) => codes.floats(files),
             Self::Pivots { rest, mask } => with_identity(rest, mask, files),
+            Self::Mxfp4 { blocks, scales } => experts::mxfp4_floats(blocks, scales, files),
             Self::Rows { values, scales } => {
                 let (mut values, scales) = (read_floats(values, files), read_floats(scales, files));
                 let columns = values.len() / scales.len().max(1);
@@ -412,6 +419,10 @@ impl Packed {
     /// The little-endian bytes of the elements in a float type. The error is an element outside its range.
     pub(crate) fn bytes(&self, files: &[Bytes], dtype: Dtype) -> Result<Vec<u8>, f32> {
         let floats = self.floats(files);
+        // MXFP4 has no infinity: it is a product beyond f32, whose range is that of bf16.
+        if let (Self::Mxfp4 { .. }, Some(beyond)) = (self, floats.iter().find(|x| x.is_infinite())) {
+            return Err(*beyond);
+        }
         let float = match dtype {
             Dtype::F16 => FloatType::F16,
             Dtype::BF16 => FloatType::BF16,

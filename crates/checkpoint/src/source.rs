@@ -121,17 +121,42 @@ fn transposed(bytes: &[u8], info: &TensorInfo, stored: Dtype) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
+/// The step of each dimension of a row-major tensor; its number of elements does not overflow.
+pub(crate) fn row_major(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    strides
+}
+
+/// Whether the elements are in row-major order without gaps. The stride of a dimension of one does not matter.
+pub(crate) fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
+    run(shape, strides).0 == 0
+}
+
+/// The first of the innermost dimensions that are without gaps, and their number of elements.
+fn run(shape: &[usize], strides: &[usize]) -> (usize, usize) {
+    let (mut axis, mut len) = (shape.len(), 1usize);
+    while axis > 0 && (shape[axis - 1] == 1 || strides[axis - 1] == len) {
+        len = len.saturating_mul(shape[axis - 1]);
+        axis -= 1;
+    }
+    (axis, len)
+}
+
 /// Copies a strided view into row-major order.
 fn gather(file: &[u8], start: usize, shape: &[usize], strides: &[usize], dtype: Dtype) -> Vec<u8> {
     let size = dtype.size();
     let numel: usize = shape.iter().product();
     let mut out = Vec::with_capacity(numel * size);
-    let mut index = vec![0usize; shape.len()];
+    let (outer, len) = run(shape, strides);
+    let mut index = vec![0usize; outer];
     let mut offset = 0usize;
-    for _ in 0..numel {
+    for _ in 0..numel.checked_div(len).unwrap_or(0) {
         let at = start + offset * size;
-        out.extend_from_slice(file.get(at..at + size).unwrap_or_default());
-        for axis in (0..shape.len()).rev() {
+        out.extend_from_slice(file.get(at..at + len * size).unwrap_or_default());
+        for axis in (0..outer).rev() {
             index[axis] += 1;
             offset += strides[axis];
             if index[axis] < shape[axis] {
@@ -156,5 +181,17 @@ mod tests {
         // Every second column, from the second row on.
         assert_eq!(gather(&file, 3, &[1, 2], &[3, 2], Dtype::U8), [3, 5]);
         assert_eq!(gather(&file, 2, &[], &[], Dtype::U8), [2]);
+        assert!(gather(&file, 0, &[2, 0], &[3, 1], Dtype::U8).is_empty());
+        // Runs of two elements, and all of them in one.
+        assert_eq!(gather(&file, 1, &[2, 1, 2], &[3, 9, 1], Dtype::U8), [1, 2, 4, 5]);
+        assert_eq!(gather(&file, 0, &[2, 3], &[3, 1], Dtype::U8), [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn gaps_are_seen() {
+        assert_eq!(row_major(&[2, 3, 4]), [12, 4, 1]);
+        assert!(is_contiguous(&[2, 3, 4], &[12, 4, 1]) && is_contiguous(&[], &[]));
+        assert!(is_contiguous(&[2, 1, 4], &[4, 99, 1]));
+        assert!(!is_contiguous(&[2, 3], &[4, 1]) && !is_contiguous(&[2, 3], &[1, 2]));
     }
 }

@@ -6,7 +6,7 @@ use super::value::{Arena, Id, Storage, Value, View};
 use crate::{
     dtype::{TensorInfo, byte_size, numel},
     error::Fault,
-    source::{Entry, Layout, Table},
+    source::{Entry, Layout, Table, is_contiguous},
 };
 
 /// Keys under which training scripts store the state dict, in order of precedence.
@@ -142,7 +142,7 @@ fn entry<'a>(
         )));
     }
     let start = place.start + (first + view.offset) * dtype.size();
-    let layout = if numel == 0 || is_contiguous(view) {
+    let layout = if numel == 0 || is_contiguous(&view.shape, &view.strides) {
         Layout::Contiguous { start, len }
     } else {
         Layout::Strided { start, strides: view.strides.clone() }
@@ -156,16 +156,4 @@ fn last_element(view: &View) -> Option<usize> {
     view.shape.iter().zip(&view.strides).try_fold(view.offset, |last, (&dim, &stride)| {
         dim.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
     })
-}
-
-/// Whether the elements lie in row-major order without gaps. The stride of a dimension of one does not matter.
-fn is_contiguous(view: &View) -> bool {
-    let mut expected = 1usize;
-    for (&dim, &stride) in view.shape.iter().zip(&view.strides).rev() {
-        if dim != 1 && stride != expected {
-            return false;
-        }
-        expected = expected.saturating_mul(dim);
-    }
-    true
 }

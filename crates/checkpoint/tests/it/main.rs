@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod atomic;
+mod experts;
 mod folders;
 mod gguf;
 mod mutation;

@@ -26,6 +26,15 @@ fn safetensors() {
     cut(&file, fuzz::safetensors);
 }
 
+/// Fused experts, which are split at opening.
+#[test]
+fn experts() {
+    for (seed, file) in crate::experts::files().into_iter().enumerate() {
+        run(seed as u64, 3000, &file, fuzz::safetensors);
+        cut(&file, fuzz::safetensors);
+    }
+}
+
 #[test]
 fn gguf() {
     for (seed, file) in crate::gguf::files().into_iter().enumerate() {

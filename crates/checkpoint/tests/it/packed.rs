@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use crate::check_error;
 
-type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
 fn words(values: &[i32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
@@ -18,7 +18,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-fn open(folder: &Path, parts: &[Part], config: &str) -> Result<Checkpoint, CheckpointError> {
+pub(crate) fn open(folder: &Path, parts: &[Part], config: &str) -> Result<Checkpoint, CheckpointError> {
     let raw = parts.iter().map(|(name, dtype, shape, bytes)| RawTensor {
         name: (*name).into(),
         dtype: *dtype,
