@@ -397,7 +397,7 @@ mod tests {
     /// Every code with every scale, against the bits that the format gives a meaning.
     #[test]
     fn codes_and_scales_are_those_of_the_format() {
-        let codes: Vec<u8> = (0..8).flat_map(|pair| vec![2 * pair | (2 * pair + 1) << 4; 2]).collect();
+        let codes: Vec<u8> = (0..8).flat_map(|pair| vec![(2 * pair) | ((2 * pair + 1) << 4); 2]).collect();
         let file = Bytes::Owned([codes.repeat(256), (0..=255).collect()].concat());
         let entry = |shape: Vec<usize>, start: usize, len: usize| Entry {
             info: TensorInfo { dtype: Dtype::U8, shape },
