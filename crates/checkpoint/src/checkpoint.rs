@@ -43,7 +43,7 @@ const SPAN: usize = 4 << 20;
 /// the type of its scales or in bitsandbytes' compute type; reads in f32 and f64 are not rounded to it. Its
 /// values are assembled at each read.
 ///
-/// The experts of gpt-oss, of which a layer's are fused, in floats or MXFP4 (read as bf16), are presented one by one, as
+/// The fused experts of gpt-oss, in floats or MXFP4 (read as bf16), are presented one by one, as
 /// `….mlp.experts.{e}.gate_proj.weight` `(out, in)` and so on; [`fuse_experts`](crate::fuse_experts) is the inverse.
 pub struct Checkpoint {
     path: PathBuf,

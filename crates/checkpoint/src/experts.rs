@@ -1,4 +1,4 @@
-//! The experts of gpt-oss, of which a layer's are stored as one tensor for each map.
+//! The experts of gpt-oss: its files store all of a layer's as one tensor for each map.
 //!
 //! | tensor | floats | MXFP4: codes, scales |
 //! |---|---|---|
@@ -257,7 +257,7 @@ const PARTS: [&str; 6] = [
     "down_proj.bias",
 ];
 
-/// The layout of gpt-oss's files from that in which [`Checkpoint`](crate::Checkpoint) presents them.
+/// Fuses experts as in gpt-oss's files; the inverse of their presentation by [`Checkpoint`](crate::Checkpoint).
 ///
 /// `P.experts.{e}.{gate_proj,up_proj,down_proj}.{weight,bias}`, weights `(out, in)`, become `P.experts.gate_up_proj`
 /// `[E, d, 2f]` with the outputs of the two maps alternating, `gate_up_proj_bias` `[E, 2f]`, `down_proj` `[E, f, d]` and
