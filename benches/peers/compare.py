@@ -130,7 +130,7 @@ def inference(args):
     script = [sys.executable, "-W", "ignore", HERE / "inference.py"]
     if not (work / f"full-{args.batches}.txt").exists():
         print(run_json([*script, "make", "--shape", args.shape, "--out", work, "--batches", args.batches], args.threads), file=sys.stderr)
-    if args.shape == "llama-160m":
+    if args.shape in ("llama-160m", "qwen3-0.6b"):
         decode(args, work, script)
     else:
         encode(args, work, script)
@@ -162,13 +162,19 @@ def encode(args, work, script):
 
 
 def decode(args, work, script):
-    """Tokens per second as each side reports them, and the wall time of a process that makes one token."""
-    prompt = " ".join(f"w{i}" for i in range(1, 17))
+    """Speeds of reading the prompt and of the tokens after it, from the time that each side reports for one new token
+    and for many, and the wall time of a process that makes one token."""
+    prompt = " ".join(f"w{i}" for i in range(1, args.prompt_tokens))  # and the token of its beginning
 
     def timed(command):
         first = run_json([*command, "--max-new-tokens", 1], args.threads)
-        many = run_json([*command, "--max-new-tokens", args.tokens], args.threads)
-        return many | {"first_token_s": first["process_wall_s"]}
+        many = run_json([*command, "--max-new-tokens", args.tokens + 1], args.threads)
+        prefill_s, all_s = 1 / first["tokens_per_second"], (args.tokens + 1) / many["tokens_per_second"]
+        return many | {
+            "prompt_tokens_per_second": args.prompt_tokens / prefill_s,
+            "new_tokens_per_second": args.tokens / (all_s - prefill_s),
+            "first_token_s": first["process_wall_s"],
+        }
 
     base = ["--model", work, "--prompt", prompt]
     where = machine()
@@ -181,10 +187,11 @@ def decode(args, work, script):
         sides["candle"] = lambda: timed([args.candle, "generate", *base])
     got = rounds(args.rounds, sides)
     same = all(result["ids"] == got["lowrank"][0]["ids"] for results in got.values() for result in results)
-    print(f"Greedy decoding, {args.shape} shape, prompt of 17 tokens, {args.tokens} new ones "
+    print(f"Greedy decoding, {args.shape} shape, prompt of {args.prompt_tokens} tokens, {args.tokens} tokens after the first "
           f"({'the same on all sides' if same else 'NOT the same on all sides'}), {args.rounds} rounds; {where}\n")
     print(table(got, [
-        ("tokens_per_second", "tokens per second", 1),
+        ("prompt_tokens_per_second", "tokens of the prompt per second", 1),
+        ("new_tokens_per_second", "new tokens per second", 1),
         ("first_token_s", "start to first token, s", 3),
         ("process_rss_mb", "peak memory, MB", 0),
     ]))
@@ -211,9 +218,11 @@ def main():
         else:
             s.add_argument("--work", required=True, help="where the random models are kept")
             s.add_argument("--candle", help="the executable of benches/peers/candle")
-            s.add_argument("--shape", choices=["minilm", "bert-base", "llama-160m"], default="minilm")
+            s.add_argument("--shape", default="minilm",
+                           choices=["minilm", "bert-base", "modernbert-base", "llama-160m", "qwen3-0.6b"])
             s.add_argument("--lengths", choices=["mixed", "full"], default="mixed")
             s.add_argument("--batches", type=int, default=9)
+            s.add_argument("--prompt-tokens", type=int, default=17)
             s.add_argument("--tokens", type=int, default=64)
     args = p.parse_args()
     {"finetune": finetune, "inference": inference}[args.what](args)

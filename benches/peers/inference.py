@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The peer of `lowrank embed` and `lowrank generate`: transformers on PyTorch, on the CPU, random weights of real size.
 
-    inference.py make     --shape minilm|bert-base|llama-160m --out DIR     the model folder and the texts of one batch
+    inference.py make     --shape SHAPE --out DIR     the model folder and the texts of one batch
     inference.py embed    --model DIR --file F                              mean over tokens of each line, batch by batch
     inference.py generate --model DIR --prompt P --max-new-tokens N         greedy, end of sequence ignored
 
@@ -21,9 +21,13 @@ from pathlib import Path
 SHAPES = {
     "minilm": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "bert-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "modernbert-base": {},
     "llama-160m": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "qwen3-0.6b": dict(hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+                       head_dim=128, intermediate_size=3072, tie_word_embeddings=True, rope_theta=1e6),
 }
-BERT_VOCAB, LLAMA_VOCAB = 30522, 32000
+DECODERS = {"llama-160m": 32000, "qwen3-0.6b": 151936}  # with their vocabularies
+ENCODERS = {"minilm": 30522, "bert-base": 30522, "modernbert-base": 50368}
 LONGEST = 128
 
 
@@ -43,19 +47,30 @@ def make(args):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+    from transformers import ModernBertConfig, ModernBertModel, Qwen3Config, Qwen3ForCausalLM
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    encoder = args.shape != "llama-160m"
+    encoder = args.shape in ENCODERS
+    size = (ENCODERS if encoder else DECODERS)[args.shape]
+    shape = SHAPES[args.shape] | {"vocab_size": size}
     if encoder:
-        specials, size = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], BERT_VOCAB
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         template, pad = ("[CLS] $A [SEP]", [("[CLS]", 2), ("[SEP]", 3)]), 0
-        model = BertModel(BertConfig(vocab_size=BERT_VOCAB, **SHAPES[args.shape]))
+        special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        if args.shape == "modernbert-base":
+            model = ModernBertModel(ModernBertConfig(**shape, **special))
+        else:
+            model = BertModel(BertConfig(**shape))
     else:
-        specials, size = ["<unk>", "<s>", "</s>"], LLAMA_VOCAB
+        specials = ["<unk>", "<s>", "</s>"]
         template, pad = ("<s> $A", [("<s>", 1)]), None
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=LLAMA_VOCAB, max_position_embeddings=2048, **SHAPES[args.shape]))
+        special = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
+        if args.shape == "qwen3-0.6b":
+            model = Qwen3ForCausalLM(Qwen3Config(**shape, **special))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**shape, **special))
     model.save_pretrained(out)
     vocab = specials + [f"w{i}" for i in range(size - len(specials))]
     tok = Tokenizer(models.WordLevel({t: i for i, t in enumerate(vocab)}, unk_token=specials[0 if pad is None else 1]))

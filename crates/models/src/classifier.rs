@@ -349,6 +349,13 @@ impl<B: Backend> Parameters<B> for Classifier<B> {
         self.output.visit_params(ModulePath::new(self.info.output(), Part::Head), visitor);
     }
 
+    fn fuses_experts(&self) -> bool {
+        match &self.info.config.body {
+            BodyConfig::Decoder(decoder) => decoder.fuses_experts(),
+            BodyConfig::Encoder(_) => false,
+        }
+    }
+
     fn config_json(&self) -> Map<String, Value> {
         let config = &self.info.config;
         let mut raw = config.raw().clone();

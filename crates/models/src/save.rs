@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lowrank_checkpoint::{
     Dtype, FloatType, RawTensor, has_file, nested_companions, write_atomic, write_safetensors_with,
 };
+use lowrank_spec::names::expert_of;
 use lowrank_spec::{HostTensor, LowrankSection, Representation};
 use serde_json::{Map, Value};
 
@@ -80,6 +81,13 @@ pub(crate) fn write_folder(
         }
     }
     Ok(())
+}
+
+/// Whether all experts are dense floats; others are written one by one, which only this program reads.
+pub(crate) fn has_dense_experts(config: &Map<String, Value>, blocks: &[InBlocks]) -> Result<bool> {
+    let section = LowrankSection::of_config(config).map_err(|e| ModelError::Input(e.to_string()))?;
+    let mut modules = section.modules.keys().chain(blocks.iter().map(|block| &block.module));
+    Ok(!modules.any(|module| expert_of(module).is_some()))
 }
 
 /// The bytes of the matrices in blocks, `(rows, bytes of a row)`.

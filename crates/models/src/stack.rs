@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::prelude::*;
 use lowrank_adapters::Site;
-use lowrank_checkpoint::FloatType;
+use lowrank_checkpoint::{FloatType, fuse_experts};
 use lowrank_kernels::Kernels;
 use lowrank_spec::HostTensor;
 use serde_json::{Map, Value};
@@ -57,6 +57,11 @@ pub trait Parameters<B: Backend>: Clone {
         gather.blocks
     }
 
+    /// Whether files of the architecture store the experts of a layer in one tensor per map.
+    fn fuses_experts(&self) -> bool {
+        false
+    }
+
     /// Bytes of the parameters in their storage types.
     fn kept_bytes(&self) -> usize {
         let mut bytes = Bytes::default();
@@ -106,7 +111,10 @@ pub trait Parameters<B: Backend>: Clone {
         {
             config.insert("architectures".into(), classes);
         }
-        let tensors = gather.tensors.into_iter().chain(others).collect();
+        let mut tensors: Vec<_> = gather.tensors.into_iter().chain(others).collect();
+        if self.fuses_experts() && save::has_dense_experts(&config, &gather.blocks)? {
+            tensors = fuse_experts(tensors)?;
+        }
         save::write_folder(dir, source, tensors, &gather.blocks, config, dtype)
     }
 }

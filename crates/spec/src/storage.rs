@@ -7,6 +7,9 @@ use crate::error::{Result, SpecError};
 /// Keys of a config that describe quantized weights.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
+/// Methods whose checkpoints can be read.
+const READ: [&str; 4] = ["GPTQ", "AWQ", "bitsandbytes", "MXFP4"];
+
 /// The name of the method by which the weights of a checkpoint are quantized, according to its `config.json`.
 pub fn quantizer(raw: &Map<String, Value>) -> Option<&str> {
     let section = KEYS.into_iter().find_map(|key| raw.get(key).filter(|section| !section.is_null()))?;
@@ -29,10 +32,10 @@ pub fn quantizer(raw: &Map<String, Value>) -> Option<&str> {
 /// # Errors
 /// [`SpecError::Storage`] naming a method whose checkpoints cannot be read.
 pub fn take_storage(raw: &mut Map<String, Value>) -> Result<()> {
-    if let Some(name) = quantizer(raw).filter(|name| !["GPTQ", "AWQ", "bitsandbytes"].contains(name)) {
+    if let Some(name) = quantizer(raw).filter(|name| !READ.contains(name)) {
         return Err(SpecError::Storage(format!(
             "quantization_config: the weights are quantized with {name}, which is not supported; \
-             give the model's original checkpoint in f32, f16 or bf16, or one of GPTQ, AWQ, bitsandbytes or GGUF"
+             give the model's original checkpoint in f32, f16 or bf16, or in GPTQ, AWQ, bitsandbytes, MXFP4 or GGUF"
         )));
     }
     for key in KEYS {
@@ -61,6 +64,7 @@ mod tests {
     #[case(json!({"a": 1, "quantization_config": null}))]
     #[case(json!({"a": 1, "quantization_config": {"quant_method": "gptq", "bits": 4}}))]
     #[case(json!({"a": 1, "quantization_config": {"quant_method": "awq"}}))]
+    #[case(json!({"a": 1, "quantization_config": {"quant_method": "mxfp4"}}))]
     #[case(json!({"a": 1, "quantization_config": {"load_in_4bit": true}}))]
     fn what_is_read_as_floats_is_said_no_longer(#[case] config: Value) {
         let mut config = config.as_object().unwrap().clone();

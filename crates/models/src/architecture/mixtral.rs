@@ -13,6 +13,7 @@ const EXPERTS: ExpertNames = ExpertNames {
     router: "block_sparse_moe.gate",
     experts: "block_sparse_moe.experts",
     maps: MlpNames { gate: Some("w1"), up: "w3", up_has_gate: false, down: "w2" },
+    is_fused: false,
     shared: None,
 };
 

@@ -25,6 +25,7 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod gte;
@@ -143,6 +144,7 @@ pub const DECODERS: &[&DecoderArchitecture] = &[
     &falcon::ARCHITECTURE,
     &bloom::ARCHITECTURE,
     &mpt::ARCHITECTURE,
+    &gpt_oss::ARCHITECTURE,
 ];
 
 /// Every encoder-decoder model.

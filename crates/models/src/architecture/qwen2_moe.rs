@@ -14,6 +14,7 @@ pub(super) const EXPERTS: ExpertNames = ExpertNames {
     router: "mlp.gate",
     experts: "mlp.experts",
     maps: MlpNames { gate: Some("gate_proj"), up: "up_proj", up_has_gate: false, down: "down_proj" },
+    is_fused: false,
     shared: None,
 };
 

@@ -227,7 +227,7 @@ fn a_config_without_a_type_is_what_its_class_says() {
 }
 
 #[rstest]
-#[case(json!({"quant_method": "mxfp4"}), "MXFP4")]
+#[case(json!({"quant_method": "hqq"}), "hqq")]
 #[case(json!({"quant_method": "fp8"}), "FP8")]
 fn quantized_checkpoints_are_called_so(#[case] section: Value, #[case] name: &str) {
     let mut raw = config("{}").unwrap().raw;

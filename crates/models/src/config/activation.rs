@@ -1,11 +1,11 @@
 //! Activations by their names in `config.json`.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{relu, silu};
+use burn::tensor::activation::{relu, sigmoid, silu};
 use lowrank_kernels::{Gelu, Kernels, gelu, swiglu};
 
 /// Activation of a feed-forward part or a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// Gaussian error linear unit, exact or by tanh.
     Gelu(Gelu),
@@ -17,6 +17,13 @@ pub enum Activation {
     Silu,
     /// Hyperbolic tangent.
     Tanh,
+    /// `x·σ(slope·x)` of `min(x, limit)`; the values that it gates are clamped to `±limit` and increased by 1 (gpt-oss).
+    ClampedSilu {
+        /// Factor in the sigmoid.
+        slope: f32,
+        /// Bound of gates and values.
+        limit: f32,
+    },
 }
 
 impl Activation {
@@ -41,6 +48,10 @@ impl Activation {
             Self::ReluSquared => relu(x).powi_scalar(2),
             Self::Silu => silu(x),
             Self::Tanh => x.tanh(),
+            Self::ClampedSilu { slope, limit } => {
+                let x = x.clamp_max(limit);
+                x.clone() * sigmoid(x * slope)
+            }
         }
     }
 
@@ -48,6 +59,7 @@ impl Activation {
     pub(crate) fn gated<B: Kernels>(self, gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Silu => swiglu(gate, up),
+            Self::ClampedSilu { limit, .. } => self.apply(gate) * (up.clamp(-limit, limit) + 1.0),
             activation => activation.apply(gate) * up,
         }
     }

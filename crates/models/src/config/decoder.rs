@@ -152,6 +152,8 @@ pub struct DecoderConfig {
     pub attention_softcap: Option<f32>,
     /// Biases of the attention scores by position.
     pub alibi: Option<Alibi>,
+    /// The attention sinks of a layer, below it, if it has any: a logit for each head that takes part in the softmax.
+    pub sinks: Option<&'static str>,
     /// Length beyond which the keys of all tokens are computed anew, since their rotation changes (Phi-3).
     pub restart_length: Option<usize>,
     /// Dropouts in training.
@@ -289,6 +291,7 @@ impl DecoderConfig {
             clip_qkv: None,
             attention_softcap: None,
             alibi: None,
+            sinks: None,
             restart_length: None,
             dropouts: DecoderDropouts::read(architecture, keys)?,
             layers: vec![layer; n_layers],

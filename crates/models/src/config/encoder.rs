@@ -169,7 +169,7 @@ impl PatchOptions {
 }
 
 /// A convolution over neighbouring tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConvolutionOptions {
     /// Neighbours that it sees, the token itself among them; odd.
     pub kernel: usize,
@@ -200,7 +200,7 @@ pub struct HeadOptions {
 }
 
 /// Options of a masked language modelling head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskedLmOptions {
     /// Whether the map before the norm has a bias.
     pub transform_bias: bool,

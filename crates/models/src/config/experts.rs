@@ -23,6 +23,8 @@ pub struct ExpertsConfig {
     pub shared_d_ff: Option<usize>,
     /// Whether the weights of a token's experts are normalized to sum to 1.
     pub normalizes: bool,
+    /// Whether the router has a bias.
+    pub router_bias: bool,
 }
 
 impl ExpertsConfig {
@@ -44,11 +46,16 @@ impl ExpertsConfig {
                 "num_experts_per_tok = {top_k} is out of range; expected 1..={count}, the number of experts"
             ));
         }
-        Ok(Self { names, count, top_k, d_ff: keys.size(d_ff)?, shared_d_ff: None, normalizes: true })
+        Ok(Self { names, count, top_k, d_ff: keys.size(d_ff)?, shared_d_ff: None, normalizes: true, router_bias: false })
     }
 }
 
 impl DecoderConfig {
+    /// Whether files store the experts of a layer in one tensor per map.
+    pub(crate) fn fuses_experts(&self) -> bool {
+        self.experts.is_some_and(|experts| experts.names.is_fused)
+    }
+
     /// Gives every layer experts.
     pub(crate) fn with_experts(mut self, experts: ExpertsConfig) -> Self {
         self.layers.iter_mut().for_each(|layer| layer.experts = true);

@@ -342,6 +342,9 @@ pub struct ExpertNames {
     pub experts: &'static str,
     /// The maps of an expert, below it.
     pub maps: MlpNames,
+    /// Whether files store the experts of a layer in one tensor per map, as gpt-oss does; they are named here as they are
+    /// [read](lowrank_checkpoint::Checkpoint).
+    pub is_fused: bool,
     /// The expert that all tokens take, in architectures that have one.
     pub shared: Option<SharedExpertNames>,
 }

@@ -51,29 +51,23 @@ impl<B: Backend> Experts<B> {
     ) -> Self {
         let (d, names) = (config.d_model, *experts.names);
         let layer = config.names().in_layer(index, "");
-        let map = |name: &str, width: usize, sites: &mut SiteList| {
+        let map = |name: &str, width: usize, bias: bool, sites: &mut SiteList| {
             let path = &format!("{layer}{name}");
-            let spec = LinearSpec {
-                path,
-                layer: Some(index),
-                shape: [d, width],
-                bias: false,
-                head: false,
-                conv1d: false,
-            };
+            let spec =
+                LinearSpec { path, layer: Some(index), shape: [d, width], bias, head: false, conv1d: false };
             sites.linear(spec, seed, device)
         };
         let mlp = |at: &str, d_ff: usize, sites: &mut SiteList| {
             Mlp::init(config, names.maps, (at, index), d_ff, sites, seed, device)
         };
         Self {
-            router: map(names.router, experts.count, sites),
+            router: map(names.router, experts.count, experts.router_bias, sites),
             experts: (0..experts.count)
                 .map(|i| mlp(&format!("{layer}{}.{i}.", names.experts), experts.d_ff, sites))
                 .collect(),
             shared: names.shared.zip(experts.shared_d_ff).map(|(shared, d_ff)| Shared {
                 mlp: mlp(&format!("{layer}{}.", shared.expert), d_ff, sites),
-                gate: map(shared.gate, 1, sites),
+                gate: map(shared.gate, 1, false, sites),
             }),
             top_k: experts.top_k,
             normalizes: experts.normalizes,

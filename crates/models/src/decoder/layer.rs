@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope};
+use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope, sink_attention};
 use lowrank_spec::Stream;
 
 use crate::batch::{Rows, TokenBatch};
@@ -42,6 +42,10 @@ pub struct Attention<B: Backend> {
     qk_norms: Option<[Norm<B>; 2]>,
     /// Gains of their heads; shapes `[n_heads, head_dim]` and `[n_kv_heads, head_dim]`.
     qk_gains: Option<[Param<Tensor<B, 2>>; 2]>,
+    /// A logit of each head in the softmax, `[n_heads]`, and its name.
+    sinks: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    sinks_name: &'static str,
     output: Linear<B>,
     n_heads: usize,
     n_kv_heads: usize,
@@ -140,6 +144,8 @@ impl<B: Backend> DecoderLayer<B> {
             qkv,
             qk_norms,
             qk_gains,
+            sinks: config.sinks.map(|_| lazy_full([config.n_heads], 0.0, device)),
+            sinks_name: config.sinks.unwrap_or_default(),
             output: linear(names.output, [q_width, d], config.output_bias),
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
@@ -197,6 +203,11 @@ impl<B: Backend> DecoderLayer<B> {
             let path = path(name);
             let module = ModulePath::in_layer(&path, index);
             visitor.visit(&module.parameter(Role::Gain, Layout::Same, None), gain);
+        }
+        if let Some(sinks) = &mut self.attention.sinks {
+            let path = path(self.attention.sinks_name);
+            let module = ModulePath::in_layer(&path, index);
+            visitor.visit(&module.parameter(Role::Bare, Layout::Same, None), sinks);
         }
         self.attention.output.visit_params(ModulePath::in_layer(&path(names.output), index), visitor);
         norm(&mut self.attention_output_norm, kind.norms.attention_output, visitor);
@@ -281,7 +292,7 @@ impl<B: Kernels> Attention<B> {
         // A fused map computes all rows at once; its queries are picked afterwards.
         let is_fused = self.qkv.len() == 1;
         let x_query = if is_fused { x.clone() } else { batch.select(x.clone(), rows) };
-        let [mut q, mut k, v] = self.project(x_query, x, run);
+        let [mut q, mut k, mut v] = self.project(x_query, x, run);
         if is_fused {
             q = batch.select(q, rows);
         }
@@ -313,13 +324,13 @@ impl<B: Kernels> Attention<B> {
             dropout: run.dropout(self.dropout, Stream::Layer { layer, place: 0 }),
             ..AttentionSpec::decoder(batch.packed.clone(), self.n_heads, self.n_kv_heads, self.head_dim)
         };
-        let context = match (cache, &batch.writes) {
-            (Some(cache), Some(writes)) => {
-                let [k, v] = cache.write(index, writes, [k, v]);
-                spec.keys = Keys::Cached(writes.keys.clone());
-                relative_attention(q, k, v, terms, &spec)
-            }
-            _ => relative_attention(q, k, v, terms, &spec),
+        if let (Some(cache), Some(writes)) = (cache, &batch.writes) {
+            [k, v] = cache.write(index, writes, [k, v]);
+            spec.keys = Keys::Cached(writes.keys.clone());
+        }
+        let context = match &self.sinks {
+            Some(sinks) => sink_attention(q, k, v, sinks.val(), &spec),
+            None => relative_attention(q, k, v, terms, &spec),
         }; // [rows, n_heads * head_dim]
         self.output.forward(context, run)
     }

@@ -135,7 +135,9 @@ impl<B: Kernels> Mlp<B> {
             Some(gate) => {
                 let up = self.up.forward(x.clone(), run);
                 match self.activation {
-                    Activation::Silu => self.activation.gated(gate.forward(x, run), up),
+                    Activation::Silu | Activation::ClampedSilu { .. } => {
+                        self.activation.gated(gate.forward(x, run), up)
+                    }
                     // The activation in one operation with the map.
                     activation => gate.forward_activated(x, activation, run) * up,
                 }

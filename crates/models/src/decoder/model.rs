@@ -137,6 +137,10 @@ impl<B: Backend> Parameters<B> for Decoder<B> {
         &self.info.ignored
     }
 
+    fn fuses_experts(&self) -> bool {
+        self.config().fuses_experts()
+    }
+
     fn config_json(&self) -> Map<String, Value> {
         let config = self.config();
         let mut raw = config.raw.clone();

@@ -51,7 +51,7 @@ enum Residual {
     Mapped(Matrix),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum DenseActivation {
     Identity,
     Sigmoid,
