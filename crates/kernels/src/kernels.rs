@@ -274,6 +274,39 @@ pub trait Kernels: Backend {
         composed::attention_grads::<Self>(tensors, y, log_sums, dy, spec, needed)
     }
 
+    /// [`attention_forward`](Kernels::attention_forward) with sinks, `[n_heads]`: logits that take part in the softmax of
+    /// each query of their head and have no value.
+    fn sink_attention_forward(
+        tensors: AttentionTensors<FloatTensor<Self>>,
+        sinks: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> FloatTensor<Self> {
+        Self::sink_attention_saving(tensors, sinks, spec).0
+    }
+
+    /// [`sink_attention_forward`](Kernels::sink_attention_forward) and the logarithm of each query's softmax denominator,
+    /// sink included, `[queries, n_heads]`: with both, [`attention_grads`](Kernels::attention_grads) gives the gradients of
+    /// `tensors`.
+    fn sink_attention_saving(
+        tensors: AttentionTensors<FloatTensor<Self>>,
+        sinks: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (y, log_sums) = Self::attention_saving(tensors, spec);
+        composed::add_sinks::<Self>(y, log_sums, sinks)
+    }
+
+    /// Gradient of an attention's sinks from what [`sink_attention_saving`](Kernels::sink_attention_saving) returned, and
+    /// the output's gradient `dy`.
+    fn sinks_grad(
+        sinks: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::sinks_grad::<Self>(sinks, y, log_sums, dy)
+    }
+
     /// Sum over rows of the cross-entropy of `softmax(logits)` and a target class, each times the row's weight, `[1]`.
     ///
     /// A row of weight zero counts for nothing, whatever its target and its logits are.

@@ -28,8 +28,8 @@ pub use kernels::{
 };
 pub use ops::{
     Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
-    linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope, swiglu,
-    write_rows,
+    linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope,
+    sink_attention, swiglu, write_rows,
 };
 pub use spec::{AdamW, Alibi, AttentionSpec, Distances, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 pub use weight::Weight;

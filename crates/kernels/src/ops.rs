@@ -202,6 +202,45 @@ pub fn relative_attention<B: Kernels>(
     wrap(B::attention_forward(tensors, spec))
 }
 
+/// Attention with a sink in each head (Xiao et al. 2024; gpt-oss): a learned logit that takes part in the softmax of every
+/// query and has no value, so that the probabilities of the keys sum up to less than one.
+///
+/// A sink of -∞ gives [`attention`]. Neither `spec.scale` nor `spec.softcap` applies to sinks, and none is dropped.
+///
+/// # Shapes
+/// - q, k, v, output: as in [`attention`]
+/// - sinks: `[n_heads]`
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::Tensor;
+/// use burn_flex::Flex;
+/// use lowrank_kernels::{AttentionSpec, sink_attention};
+///
+/// let device = Default::default();
+/// let [q, k, v] = std::array::from_fn(|_| Tensor::<Flex, 2>::ones([3, 2 * 4], &device));
+/// // Equal scores of 2: with a sink of the same size, three keys share three quarters of the probability.
+/// let sinks = Tensor::from_data([2.0, f32::NEG_INFINITY], &device);
+/// let y = sink_attention(q, k, v, sinks, &AttentionSpec::encoder([3], 2, 4));
+/// let [of_sink, without] = [0, 4].map(|at| y.clone().slice([0..1, at..at + 1]).into_scalar());
+/// assert!((of_sink - 0.75).abs() < 1e-6 && (without - 1.0).abs() < 1e-6);
+/// # }
+/// ```
+#[track_caller]
+pub fn sink_attention<B: Kernels>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    sinks: Tensor<B, 1>,
+    spec: &AttentionSpec,
+) -> Tensor<B, 2> {
+    spec.check(q.dims(), k.dims(), v.dims());
+    spec.check_terms([None, None], k.dims()[0]);
+    check_vector("sink_attention: sinks", &sinks, spec.n_heads);
+    let tensors = AttentionTensors::new(unwrap(q), unwrap(k), unwrap(v));
+    wrap(B::sink_attention_forward(tensors, unwrap(sinks), spec))
+}
+
 /// Mean over rows of the cross-entropy of `softmax(logits)` and the target class.
 ///
 /// # Shapes

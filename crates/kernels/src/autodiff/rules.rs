@@ -153,12 +153,38 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         record::<Attention, B, C, 5>(tensors.all(), |tracked| {
             let tensors = tensors.clone().map(|tensor| tensor.primitive);
             if tracked.contains(&true) {
-                let is_packed = matches!(spec.keys, Keys::Packed(_));
-                assert!(is_packed, "attention: keys in a cache have no gradient");
+                check_packed(spec);
                 let (y, log_sums) = B::attention_saving(tensors.clone(), spec);
                 (y.clone(), Some(AttentionState { tensors, y, log_sums, spec: spec.clone() }))
             } else {
                 (B::attention_forward(tensors, spec), None)
+            }
+        })
+    }
+
+    fn sink_attention_forward(
+        tensors: AttentionTensors<FloatTensor<Self>>,
+        sinks: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> FloatTensor<Self> {
+        let [q, k, v, by_query, by_key] = tensors.all();
+        record::<SinkAttention, B, C, 6>([q, k, v, by_query, by_key, Some(&sinks)], |tracked| {
+            let tensors = tensors.clone().map(|tensor| tensor.primitive);
+            let sinks = sinks.primitive.clone();
+            if tracked.contains(&true) {
+                check_packed(spec);
+                let (y, log_sums) = B::sink_attention_saving(tensors.clone(), sinks.clone(), spec);
+                let [others @ .., sinks_tracked] = tracked;
+                let state = SinkAttentionState {
+                    tensors: others.contains(&true).then_some(tensors),
+                    sinks: sinks_tracked.then_some(sinks),
+                    y: y.clone(),
+                    log_sums,
+                    spec: spec.clone(),
+                };
+                (y, Some(state))
+            } else {
+                (B::sink_attention_forward(tensors, sinks, spec), None)
             }
         })
     }
@@ -253,6 +279,11 @@ fn inner<B: Kernels, C: CheckpointStrategy, const N: usize>(
 ) -> Weight<FloatTensor<B>> {
     let w = w.clone().map(|w| w.primitive);
     if tracked.contains(&true) { w.exact() } else { w }
+}
+
+#[track_caller]
+fn check_packed(spec: &AttentionSpec) {
+    assert!(matches!(spec.keys, Keys::Packed(_)), "attention: keys in a cache have no gradient");
 }
 
 /// What the gradients of a linear step need: x if w is tracked, and w if x is.
@@ -459,6 +490,35 @@ impl<B: Kernels> Rule<B, 5> for Attention {
     fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 5]) -> AttentionGrads<FloatTensor<B>> {
         let AttentionState { tensors, y, log_sums, spec } = state;
         B::attention_grads(tensors, y, log_sums, dy, &spec, needed)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SinkAttentionState<T> {
+    /// Present if one of them is tracked.
+    tensors: Option<AttentionTensors<T>>,
+    /// Present if they are tracked.
+    sinks: Option<T>,
+    y: T,
+    log_sums: T,
+    spec: AttentionSpec,
+}
+
+#[derive(Debug)]
+struct SinkAttention;
+
+impl<B: Kernels> Rule<B, 6> for SinkAttention {
+    type State = SinkAttentionState<FloatTensor<B>>;
+
+    fn grads(state: Self::State, dy: FloatTensor<B>, needed: [bool; 6]) -> [Option<FloatTensor<B>>; 6] {
+        let SinkAttentionState { tensors, sinks, y, log_sums, spec } = state;
+        let sinks = sinks.map(|sinks| B::sinks_grad(sinks, y.clone(), log_sums.clone(), dy.clone()));
+        let [needed @ .., _] = needed;
+        let [q, k, v, by_query, by_key] = match tensors {
+            Some(tensors) => B::attention_grads(tensors, y, log_sums, dy, &spec, needed),
+            None => [const { None }; 5],
+        };
+        [q, k, v, by_query, by_key, sinks]
     }
 }
 

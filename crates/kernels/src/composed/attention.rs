@@ -91,6 +91,50 @@ pub(crate) fn attention_grads<B: Backend>(
     ]
 }
 
+/// Output and log sums of an attention, with sinks in the softmax.
+///
+/// A sink only adds to the denominator: the output shrinks by the share of the keys in it.
+pub(crate) fn add_sinks<B: Backend>(
+    y: FloatTensor<B>,
+    log_sums: FloatTensor<B>,
+    sinks: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let log_sums: Tensor<B, 2> = wrap(log_sums);
+    let [queries, n_heads] = log_sums.dims();
+    if queries == 0 {
+        return (y, unwrap(log_sums));
+    }
+    let y: Tensor<B, 2> = wrap(y);
+    let [_, width] = y.dims();
+    let sinks = wrap::<B, 1>(sinks).unsqueeze::<2>().expand([queries, n_heads]);
+    // A sink of -∞ leaves the output as it is to the last bit, and one of ∞ leaves nothing: by a division, since NdArray
+    // only approximates reciprocals.
+    let above = sinks.clone() - log_sums.clone();
+    let growth = above.clone().exp().add_scalar(1.0); // of the denominator
+    let y = y.reshape([queries, n_heads, width / n_heads]) / growth.reshape([queries, n_heads, 1]);
+    let log_sums = log_sums.max_pair(sinks) + above.abs().neg().exp().log1p();
+    (unwrap(y.reshape([queries, width])), unwrap(log_sums))
+}
+
+/// Gradients of sinks: a sink's probability takes from what all keys together add to the output.
+pub(crate) fn sinks_grad<B: Backend>(
+    sinks: FloatTensor<B>,
+    y: FloatTensor<B>,
+    log_sums: FloatTensor<B>,
+    dy: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (sinks, log_sums): (Tensor<B, 1>, Tensor<B, 2>) = (wrap(sinks), wrap(log_sums));
+    let [queries, n_heads] = log_sums.dims();
+    if queries == 0 {
+        return unwrap(sinks.zeros_like());
+    }
+    let y: Tensor<B, 2> = wrap(y);
+    let [_, width] = y.dims();
+    let along = (y * wrap(dy)).reshape([queries, n_heads, width / n_heads]).sum_dim(2);
+    let p = (sinks.unsqueeze::<2>() - log_sums).exp(); // [queries, heads]
+    unwrap((p * along.reshape([queries, n_heads])).sum_dim(0).neg().reshape([n_heads]))
+}
+
 /// The padded layout of a packed batch.
 struct Padded<'a, B: Backend> {
     spec: &'a AttentionSpec,

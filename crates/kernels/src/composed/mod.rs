@@ -10,7 +10,7 @@ mod optimizer;
 mod rope;
 
 pub(crate) use activation::{dropout, gelu, gelu_saving, swiglu, swiglu_grads};
-pub(crate) use attention::{attention_grads, attention_saving};
+pub(crate) use attention::{add_sinks, attention_grads, attention_saving, sinks_grad};
 pub(crate) use cache::write_rows;
 pub(crate) use linear::{
     add_lora, linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows,

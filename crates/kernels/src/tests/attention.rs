@@ -4,9 +4,9 @@ use burn::tensor::{Element, Tensor, TensorPrimitive};
 use burn_autodiff::Autodiff;
 use rstest::rstest;
 
-use super::{Exact, assert_close, on_backends, random, tolerance, values};
+use super::{Exact, assert_close, on_backends, random, tensor, tolerance, values};
 use crate::kernels::{AttentionTensors, Kernels};
-use crate::ops::{attention, relative_attention};
+use crate::ops::{attention, relative_attention, sink_attention};
 use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Keys};
 
 #[test]
@@ -16,7 +16,9 @@ fn keys_with_gaps_between_give_what_they_give_without() {
         spec.queries = [1, 3, 4].into();
         let q = random::<B, 2>([8, 8 * 32], 1);
         let [k, v] = [2, 3].map(|seed| random::<B, 2>([63, 2 * 32], seed));
+        let sinks = random::<B, 1>([8], 7);
         let expected = values(attention(q.clone(), k.clone(), v.clone(), &spec));
+        let with_sinks = values(sink_attention(q.clone(), k.clone(), v.clone(), sinks.clone(), &spec));
         // The second sequence first, and room before, between and behind.
         let room = |n| {
             Tensor::<B, 2>::full(
@@ -30,7 +32,9 @@ fn keys_with_gaps_between_give_what_they_give_without() {
             Tensor::cat(vec![room(2), part(50, 9), room(1), part(0, 50), room(5), part(59, 4), room(3)], 0)
         };
         spec.keys = Keys::Cached([12..62, 2..11, 67..71].into());
-        assert_eq!(values(attention(q, spread(k), spread(v), &spec)), expected);
+        let (k, v) = (spread(k), spread(v));
+        assert_eq!(values(attention(q.clone(), k.clone(), v.clone(), &spec)), expected);
+        assert_eq!(values(sink_attention(q, k, v, sinks, &spec)), with_sinks);
     }
     on_backends!(check());
 }
@@ -111,7 +115,13 @@ fn bias(alibi: &Alibi, head: usize, key: usize, query: usize) -> f64 {
     (key - query) * f64::from(factor)
 }
 
-fn expected([q, k, v]: [&[f64]; 3], [by_query, by_key]: [Vec<f64>; 2], spec: &AttentionSpec) -> Expected {
+/// The attention of each query, where `sinks` has one of each head, or none at all.
+fn expected(
+    [q, k, v]: [&[f64]; 3],
+    [by_query, by_key]: &[Vec<f64>; 2],
+    sinks: &[f64],
+    spec: &AttentionSpec,
+) -> Expected {
     let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
     let (mut y, mut log_sums) = (vec![0.0; q.len()], vec![0.0; spec.queries.n_tokens() * n_heads]);
     let (mut first_query, mut first_key) = (0, 0);
@@ -143,7 +153,8 @@ fn expected([q, k, v]: [&[f64]; 3], [by_query, by_key]: [Vec<f64>; 2], spec: &At
                     score + term + spec.alibi.as_ref().map_or(0.0, |alibi| bias(alibi, head, key, position))
                 };
                 let visible: Vec<usize> = (0..keys).filter(sees).collect();
-                let sum: f64 = visible.iter().map(|&key| score(key).exp()).sum();
+                let sink = sinks.get(head).map_or(0.0, |sink| sink.exp());
+                let sum = sink + visible.iter().map(|&key| score(key).exp()).sum::<f64>();
                 let row = (first_query + query) * n_heads + head;
                 log_sums[row] = sum.ln();
                 let kept = spec.dropout.map(|dropout| (dropout.row_mask(row as u64), dropout.scale()));
@@ -195,7 +206,7 @@ fn outputs_are_those_of_double_precision() {
             let flat = [&q, &k, &v].map(|tensor| values(tensor.clone()));
             let terms = terms::<B>(&spec);
             let flat_terms = terms.clone().map(|terms| terms.map(values).unwrap_or_default());
-            let expected = expected(flat.each_ref().map(Vec::as_slice), flat_terms, &spec);
+            let expected = expected(flat.each_ref().map(Vec::as_slice), &flat_terms, &[], &spec);
             let y = relative_attention(q, k, v, terms, &spec);
             assert_close(&values(y), &expected.y, epsilon, &format!("{spec:?}"));
             let (y, log_sums) = B::attention_saving(primitives::<B>(&spec), &spec);
@@ -212,6 +223,99 @@ fn outputs_are_those_of_double_precision() {
     // Scores are sums of up to 128 products; a probability has the relative error of its score.
     on_backends!(check(8.0 * tolerance(128)));
     check::<Exact>(1e-12);
+}
+
+/// Sinks of about the size of the scores.
+fn sinks<B: Kernels>(spec: &AttentionSpec) -> Tensor<B, 1> {
+    random([spec.n_heads], 7) * 3.0 + 1.0
+}
+
+#[test]
+fn outputs_with_sinks_are_those_of_double_precision() {
+    fn check<B: Kernels>(epsilon: f64) {
+        let wrap = |tensor| values(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(tensor)));
+        for spec in specs() {
+            let [q, k, v] = arguments::<B>(&spec);
+            let flat = [&q, &k, &v].map(|tensor| values(tensor.clone()));
+            let flat_terms = terms::<B>(&spec).map(|terms| terms.map(values).unwrap_or_default());
+            let sinks = sinks::<B>(&spec);
+            let flat_sinks = values(sinks.clone());
+            let expected = expected(flat.each_ref().map(Vec::as_slice), &flat_terms, &flat_sinks, &spec);
+            if spec.distances.is_none() {
+                let y = sink_attention(q, k, v, sinks.clone(), &spec);
+                assert_close(&values(y), &expected.y, epsilon, &format!("{spec:?}"));
+            }
+            let sinks = sinks.into_primitive().tensor();
+            let (y, log_sums) = B::sink_attention_saving(primitives::<B>(&spec), sinks, &spec);
+            assert_close(&wrap(y), &expected.y, epsilon, &format!("{spec:?}, saving"));
+            assert_close(&wrap(log_sums), &expected.log_sums, epsilon, &format!("{spec:?}, log sums"));
+        }
+    }
+    on_backends!(check(8.0 * tolerance(128)));
+    check::<Exact>(1e-12);
+}
+
+/// The output, and the gradients of queries, keys and values and, if there are any, of the sinks.
+fn attended<B: Kernels>(sinks: Option<Vec<f64>>, spec: &AttentionSpec) -> Vec<Vec<f64>> {
+    let [q, k, v] = arguments::<Autodiff<B>>(spec).map(Tensor::require_grad);
+    let sinks = sinks.map(|sinks| tensor::<Autodiff<B>, 1>(sinks, [spec.n_heads]).require_grad());
+    let y = match sinks.clone() {
+        Some(sinks) => sink_attention(q.clone(), k.clone(), v.clone(), sinks, spec),
+        None => attention(q.clone(), k.clone(), v.clone(), spec),
+    };
+    let grads = (y.clone() * random(y.dims(), 9)).backward();
+    let mut all = vec![values(y)];
+    all.extend([q, k, v].iter().map(|tensor| values(tensor.grad(&grads).unwrap())));
+    all.extend(sinks.map(|sinks| values(sinks.grad(&grads).unwrap())));
+    all
+}
+
+#[test]
+fn sinks_far_below_the_scores_change_no_bit() {
+    fn check<B: Kernels>() {
+        for spec in specs().into_iter().filter(|spec| spec.distances.is_none()) {
+            for sink in [f64::NEG_INFINITY, -1e30, -1e3] {
+                let mut expected = attended::<B>(None, &spec);
+                expected.push(vec![0.0; spec.n_heads]);
+                assert_eq!(
+                    attended::<B>(Some(vec![sink; spec.n_heads]), &spec),
+                    expected,
+                    "{sink}, {spec:?}"
+                );
+            }
+        }
+    }
+    on_backends!(check());
+    check::<Exact>();
+}
+
+#[test]
+fn sinks_far_above_the_scores_leave_nothing() {
+    fn check<B: Kernels>() {
+        for spec in [AttentionSpec::encoder([14, 40], 2, 24), AttentionSpec::decoder([33, 5], 4, 2, 16)] {
+            for sink in [1e30, 1e3] {
+                for got in attended::<B>(Some(vec![sink; spec.n_heads]), &spec) {
+                    assert!(got.iter().all(|&x| x == 0.0), "{sink}, {spec:?}: {got:?}");
+                }
+            }
+            let [q, k, v] = arguments::<B>(&spec);
+            let y = sink_attention(q, k, v, tensor(vec![f64::INFINITY; spec.n_heads], [spec.n_heads]), &spec);
+            assert!(values(y).iter().all(|&x| x == 0.0), "{spec:?}");
+        }
+    }
+    on_backends!(check());
+    check::<Exact>();
+}
+
+#[test]
+fn sinks_of_no_query_have_a_gradient_of_zero() {
+    fn check<B: Kernels>() {
+        let spec = AttentionSpec::encoder([0, 0], 2, 16);
+        let no_rows = vec![vec![]; 4];
+        assert_eq!(attended::<B>(Some(vec![0.5, 1.0]), &spec), [no_rows, vec![vec![0.0; 2]]].concat());
+    }
+    on_backends!(check());
+    check::<Exact>();
 }
 
 #[test]
@@ -290,4 +394,20 @@ fn layouts_that_cannot_be_are_refused(#[case] spec: AttentionSpec, #[case] messa
         .cloned()
         .unwrap_or_else(|| panic.downcast_ref::<&str>().unwrap().to_string());
     assert!(text.contains(message), "{text}");
+}
+
+#[test]
+#[should_panic(expected = "sink_attention: sinks has 3 elements, expected 2")]
+fn sinks_of_other_heads_are_refused() {
+    let [q, k, v] = arguments::<burn_flex::Flex>(&AttentionSpec::encoder([3], 2, 4));
+    sink_attention(q, k, v, random([3], 4), &AttentionSpec::encoder([3], 2, 4));
+}
+
+#[test]
+#[should_panic(expected = "attention: keys in a cache have no gradient")]
+fn gradients_of_cached_keys_with_sinks_are_refused() {
+    type B = Autodiff<burn_flex::Flex>;
+    let spec = AttentionSpec { keys: Keys::Cached([0..3].into()), ..AttentionSpec::encoder([3], 2, 4) };
+    let [q, k, v] = arguments::<B>(&spec);
+    sink_attention(q, k, v, random::<B, 1>([2], 4).require_grad(), &spec);
 }

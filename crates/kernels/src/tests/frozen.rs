@@ -7,7 +7,7 @@ use burn_autodiff::Autodiff;
 use burn_flex::{Flex, FlexTensor};
 
 use super::random;
-use crate::ops::{attention, dropout, layer_norm, linear, linear_gelu};
+use crate::ops::{attention, dropout, layer_norm, linear, linear_gelu, sink_attention};
 use crate::spec::{AttentionSpec, Dropout, Gelu};
 
 type B = Autodiff<Flex>;
@@ -99,4 +99,20 @@ fn a_norm_keeps_neither_its_input_nor_its_output() {
     let z = linear(y, w, None);
     assert!(inner_data.is_unique() && y_data.is_unique());
     drop(z);
+}
+
+#[test]
+fn an_attention_keeps_what_its_sinks_or_its_other_arguments_need() {
+    let spec = AttentionSpec::encoder([4], 2, 4);
+    for (q_tracked, sinks_tracked) in [(false, false), (false, true), (true, false)] {
+        let (q, q_data) = held([4, 8], 1, q_tracked);
+        let (k, k_data) = held([4, 8], 2, false);
+        let (v, v_data) = held([4, 8], 3, false);
+        let (sinks, sinks_data) = held([2], 4, sinks_tracked);
+        let y = sink_attention(q, k, v, sinks, &spec);
+        let let_go = [q_data, k_data, v_data].map(|data| data.is_unique());
+        assert_eq!(let_go, [!q_tracked; 3]);
+        assert_eq!(sinks_data.is_unique(), !sinks_tracked);
+        drop(y);
+    }
 }

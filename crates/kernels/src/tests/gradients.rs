@@ -7,7 +7,7 @@ use super::{Exact, assert_close, on_backends, random, tensor, values};
 use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{
     add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
-    relative_attention, rms_norm, rope, swiglu,
+    relative_attention, rms_norm, rope, sink_attention, swiglu,
 };
 use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Gelu, LoraSpec, RopeSpec};
 
@@ -301,6 +301,44 @@ fn attentions() {
         queries_first: true,
         window: Some(3),
         ..AttentionSpec::encoder([7, 4], 2, 8)
+    }));
+}
+
+struct SinkAttention(AttentionSpec);
+
+impl Case for SinkAttention {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        let mut shapes = Attention(self.0.clone()).shapes();
+        shapes.push([1, self.0.n_heads]);
+        shapes
+    }
+
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [q, k, v, sinks]: [_; 4] = arguments.try_into().unwrap();
+        sink_attention(q, k, v, vector(sinks) * 2.0 + 1.0, &self.0)
+    }
+}
+
+#[test]
+fn attentions_with_sinks() {
+    let dropout = Some(Dropout { p: 0.25, seed: 6 });
+    check_case(&SinkAttention(AttentionSpec::encoder([5, 0, 9], 3, 16)));
+    check_case(&SinkAttention(AttentionSpec { dropout, ..AttentionSpec::encoder([5, 9], 2, 8) }));
+    check_case(&SinkAttention(AttentionSpec::decoder([7, 4], 4, 2, 8)));
+    check_case(&SinkAttention(AttentionSpec {
+        window: Some(3),
+        dropout,
+        ..AttentionSpec::decoder([12], 4, 2, 8)
+    }));
+    check_case(&SinkAttention(AttentionSpec {
+        softcap: Some(0.8),
+        alibi: Some(Alibi { slopes: [0.5, 0.125].into(), rounded: None }),
+        ..AttentionSpec::decoder([9], 2, 1, 8)
+    }));
+    check_case(&SinkAttention(AttentionSpec::cross([7, 2], [3, 9], 2, 8)));
+    check_case(&SinkAttention(AttentionSpec {
+        queries: [2, 4].into(),
+        ..AttentionSpec::decoder([7, 4], 2, 2, 8)
     }));
 }
 
