@@ -25,7 +25,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
 }
 
 /// Tokens, inputs and outputs of linear steps.
-const LINEAR: [[usize; 3]; 10] = [
+const LINEAR: [[usize; 3]; 13] = [
     [434, 384, 384],
     [434, 384, 1536],
     [434, 1536, 384],
@@ -34,6 +34,9 @@ const LINEAR: [[usize; 3]; 10] = [
     [512, 768, 768],
     [512, 768, 3072],
     [512, 3072, 768],
+    [512, 1024, 3072],
+    [512, 3072, 1024],
+    [4096, 768, 2304],
     [434, 384, 8],
     [434, 8, 384],
 ];

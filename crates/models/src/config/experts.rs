@@ -46,7 +46,15 @@ impl ExpertsConfig {
                 "num_experts_per_tok = {top_k} is out of range; expected 1..={count}, the number of experts"
             ));
         }
-        Ok(Self { names, count, top_k, d_ff: keys.size(d_ff)?, shared_d_ff: None, normalizes: true, router_bias: false })
+        Ok(Self {
+            names,
+            count,
+            top_k,
+            d_ff: keys.size(d_ff)?,
+            shared_d_ff: None,
+            normalizes: true,
+            router_bias: false,
+        })
     }
 }
 

@@ -2,7 +2,9 @@
 
 use burn::module::Param;
 use burn::prelude::*;
-use lowrank_kernels::{Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope, sink_attention};
+use lowrank_kernels::{
+    Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope, sink_attention,
+};
 use lowrank_spec::Stream;
 
 use crate::batch::{Rows, TokenBatch};

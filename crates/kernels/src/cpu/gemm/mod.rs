@@ -23,8 +23,12 @@ use tile::Strip;
 /// Depth of the panels of B: one of them about fills the L1 cache.
 const BLOCK_K: usize = 384;
 
-/// Rows of A for which a panel of B is used: with [`BLOCK_K`] columns they fit in the L2 cache.
+/// Rows of A that all panels of B are multiplied with before the next ones: with [`BLOCK_K`] columns they fit in the L2
+/// cache.
 const BLOCK_ROWS: usize = 448;
+
+/// Most rows of A for which a copy of B is used.
+const UNIT_ROWS: usize = 2 * BLOCK_ROWS;
 
 /// Most columns of B that are copied at once; with [`BLOCK_K`] rows they also fit in the L2 cache.
 const BLOCK_COLUMNS: usize = 192;
@@ -171,11 +175,12 @@ struct Plan {
 impl Plan {
     fn new([m, n]: [usize; 2], [tile_rows, tile_columns]: [usize; 2], work: usize, threads: usize) -> Self {
         let panels = n.div_ceil(tile_columns);
-        let mut row_blocks = m.div_ceil(BLOCK_ROWS);
         // Several units per thread balance the load, but a short one does not pay for a copy of B.
         let wanted = (work / (2 * ALONE)).clamp(1, 4 * threads);
-        let column_groups = wanted.div_ceil(row_blocks).min(panels);
         let most = BLOCK_COLUMNS / tile_columns;
+        let has_many = |rows: usize| m.div_ceil(rows) * panels.div_ceil(most) >= 2 * threads;
+        let mut row_blocks = m.div_ceil(if has_many(UNIT_ROWS) { UNIT_ROWS } else { BLOCK_ROWS });
+        let column_groups = wanted.div_ceil(row_blocks).min(panels);
         let column_groups = column_groups.max(panels.div_ceil(most));
         let panels_a_group = panels.div_ceil(column_groups);
         let column_groups = panels.div_ceil(panels_a_group);
@@ -220,6 +225,7 @@ impl Kernel for Unit<'_> {
         let [rows, columns] = plan.ranges(unit);
         let width = S::TILE_VECTORS * LANES;
         let in_place = rows.len() <= S::TILE_ROWS;
+        let blocks = rows.len().div_ceil(BLOCK_ROWS);
         let empty = [Product { a: Left::Rows(&[]), b: Right::new(Weights::F32(&[]), [0, n]), k: 0 }];
         let products = if products.iter().all(|product| product.k == 0) { &empty } else { products };
         let steps: usize = products.iter().map(|product| product.k.div_ceil(BLOCK_K).max(1)).sum();
@@ -230,32 +236,36 @@ impl Kernel for Unit<'_> {
                 let finish = if step + 1 == steps { finish } else { Finish::default() };
                 let is_first = step == 0 && !accumulate;
                 step += 1;
-                let (a, by_columns) = match product.a {
-                    Left::Rows(a) => {
-                        ((a.as_ptr().wrapping_add(rows.start * product.k + first_k), product.k), false)
-                    }
-                    Left::Columns(a) => ((a.as_ptr().wrapping_add(first_k * m + rows.start), m), true),
-                };
                 let places = panels.fill(simd, &product.b, ks.clone(), columns.clone(), width, in_place);
-                for (panel, first_column) in columns.clone().step_by(width).enumerate() {
-                    let strip_columns = first_column..columns.end.min(first_column + width);
-                    let at = rows.start * n + first_column;
-                    let strip = Strip {
-                        rows: rows.len(),
-                        width: strip_columns.len(),
-                        depth: ks.len(),
-                        a,
-                        by_columns,
-                        b: places.get(panel),
-                        c: (c.wrapping_add(at), n),
-                        is_first,
-                        bias: finish.bias.map(|bias| &bias[strip_columns]),
-                        gelu: finish.gelu,
-                        slope: slope.map(|slope| (slope.wrapping_add(at), n)),
+                let first_row = |block: usize| rows.start + rows.len() * block / blocks;
+                for block in 0..blocks {
+                    let rows = first_row(block)..first_row(block + 1);
+                    let (a, by_columns) = match product.a {
+                        Left::Rows(a) => {
+                            ((a.as_ptr().wrapping_add(rows.start * product.k + first_k), product.k), false)
+                        }
+                        Left::Columns(a) => ((a.as_ptr().wrapping_add(first_k * m + rows.start), m), true),
                     };
-                    // SAFETY: `gemm` or `gemm_into`, and `start`, checked all lengths; these rows and columns are inside of C, and with
-                    // `ks` inside of A. No other unit has them.
-                    unsafe { tile::multiply(simd, strip) };
+                    for (panel, first_column) in columns.clone().step_by(width).enumerate() {
+                        let strip_columns = first_column..columns.end.min(first_column + width);
+                        let at = rows.start * n + first_column;
+                        let strip = Strip {
+                            rows: rows.len(),
+                            width: strip_columns.len(),
+                            depth: ks.len(),
+                            a,
+                            by_columns,
+                            b: places.get(panel),
+                            c: (c.wrapping_add(at), n),
+                            is_first,
+                            bias: finish.bias.map(|bias| &bias[strip_columns]),
+                            gelu: finish.gelu,
+                            slope: slope.map(|slope| (slope.wrapping_add(at), n)),
+                        };
+                        // SAFETY: `gemm` or `gemm_into`, and `start`, checked all lengths; these rows and columns are inside of C, and
+                        // with `ks` inside of A. No other unit has them.
+                        unsafe { tile::multiply(simd, strip) };
+                    }
                 }
             }
         }

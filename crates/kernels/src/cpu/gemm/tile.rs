@@ -1,5 +1,6 @@
 //! Tiles of C in registers.
 
+use super::super::buffer;
 use super::super::math;
 use super::super::simd::{Kernel, LANES, Simd};
 use crate::spec::Gelu;
@@ -75,6 +76,15 @@ unsafe fn multiply_inline<S: Simd>(simd: S, strip: Strip<'_>) {
         let a = (a.0.wrapping_add(if by_columns { first } else { first * a.1 }), a.1);
         let c = (c.0.wrapping_add(first * c.1), c.1);
         let slope = slope.map(|slope| (slope.0.wrapping_add(first * slope.1), slope.1));
+        if tile + 1 < tiles {
+            // What the next tile loads or stores first.
+            let next = c.0.wrapping_add(count * c.1);
+            for row in 0..count {
+                for v in 0..vectors {
+                    buffer::prefetch(next.wrapping_add(row * c.1 + v * LANES));
+                }
+            }
+        }
         let one = TileArgs { depth, a, b, c, is_first, bias };
         if width == vectors * LANES {
             // SAFETY: the tile is a part of the strip.
