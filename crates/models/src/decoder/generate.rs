@@ -74,9 +74,8 @@ impl GenerationOptions {
     ) {
         self.constraints.bias(logits, ids);
         penalties.penalise(logits, ids);
-        self.constraints.apply(logits, ids, prompt, eos);
         let is_last = !self.ignore_eos && self.is_full(ids.len() + 1, ids.len() + 1 - prompt);
-        self.constraints.force(logits, ids, is_last);
+        self.constraints.apply(logits, ids, prompt, eos, is_last);
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -140,6 +139,14 @@ pub(crate) fn continued<B: Kernels>(
     if let Some((setting, id)) = options.constraints.unknown(config.vocab_size) {
         let size = config.vocab_size;
         return Err(ModelError::Input(format!("{setting} has token {id}; expected ids below {size}")));
+    }
+    let forced = |prompt: &Vec<u32>| {
+        let prompt = prompt.len();
+        let is_last = |length: usize| options.is_full(length + 1, length + 1 - prompt);
+        options.constraints.contradiction(prompt, !options.ignore_eos, is_last)
+    };
+    if let Some(reason) = prompts.iter().filter(|prompt| !options.is_full(prompt.len(), 0)).find_map(forced) {
+        return Err(ModelError::Input(reason));
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     if let Some(most) = options.max_length.filter(|most| *most <= longest) {
