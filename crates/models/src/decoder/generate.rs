@@ -12,6 +12,9 @@ use crate::decoder::constraints::Constraints;
 use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
 
+/// The least temperature at which beams are sampled: their scores are divided by it.
+const LEAST_TEMPERATURE: f64 = 1e-3;
+
 /// Options of generation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationOptions {
@@ -25,7 +28,7 @@ pub struct GenerationOptions {
     pub max_length: Option<usize>,
     /// Continue past the end-of-text token.
     pub ignore_eos: bool,
-    /// Search with beams; otherwise each token is final.
+    /// Search with beams, which are drawn above temperature 0; otherwise each token is final.
     pub beams: Option<Beams>,
 }
 
@@ -82,10 +85,11 @@ impl GenerationOptions {
         self.sampling.check()?;
         let Some(beams) = &self.beams else { return Ok(()) };
         beams.check()?;
-        if self.sampling.temperature > 0.0 {
-            return Err(
-                "beam search does not sample; leave out the beams, or set the temperature to 0".into()
-            );
+        let temperature = self.sampling.temperature;
+        if temperature > 0.0 && temperature < LEAST_TEMPERATURE {
+            return Err(format!(
+                "temperature {temperature} is out of range for beams; expected 0, or {LEAST_TEMPERATURE} or more"
+            ));
         }
         Ok(())
     }
