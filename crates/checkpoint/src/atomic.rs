@@ -3,7 +3,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -11,6 +11,9 @@ use std::{
 use tempfile::{Builder, NamedTempFile};
 
 use crate::CheckpointError;
+
+/// Characters after the prefix of a temporary file.
+const RANDOM: usize = 6;
 
 /// Writes a file, replacing an existing one: readers see the old content or the new, never a part.
 ///
@@ -116,17 +119,68 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) ->
     Ok(())
 }
 
-/// A hidden file beside `path`, removed when dropped.
+/// A hidden file beside `path`, removed when dropped. It is locked until then, so that those that killed processes have
+/// left are known, and removed first.
 pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointError> {
     let (parent, name) = split(path)?;
     check_regular(path)?;
     let prefix = prefix(name);
+    // Remains are hidden, and no reason not to write.
+    let _swept = sweep(&parent, &prefix);
     let mut builder = Builder::new();
-    builder.prefix(&prefix);
+    builder.prefix(&prefix).rand_bytes(RANDOM);
     // By default only the owner may read it, which the renamed file would inherit; the umask still applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a file in", e))
+    loop {
+        let temporary =
+            builder.tempfile_in(&parent).map_err(|e| CheckpointError::io(&parent, "create a file in", e))?;
+        match temporary.as_file().try_lock() {
+            // Another process has taken it for a remnant before it was locked.
+            Err(TryLockError::WouldBlock) => {}
+            Ok(()) if !is_at(temporary.as_file(), temporary.path()) => {}
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(temporary),
+        }
+    }
+}
+
+/// Removes the temporary files of a prefix that no process has locked. Where files cannot be locked, none is removed.
+fn sweep(folder: &Path, prefix: &OsStr) -> io::Result<()> {
+    let is_remnant = |name: &OsStr| {
+        let random = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        random.is_some_and(|random| random.len() == RANDOM && random.iter().all(u8::is_ascii_alphanumeric))
+    };
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !is_remnant(&entry.file_name()) || !entry.file_type()?.is_file() {
+            continue;
+        }
+        // One that has gone, or belongs to somebody else, is passed over.
+        if let Ok(file) = File::options().write(true).open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _removed = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Whether an open file still has this name; what cannot be looked up counts as unchanged.
+#[cfg(unix)]
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match (file.metadata().map(place), fs::metadata(path).map(place)) {
+        (Ok(open), Ok(named)) => open == named,
+        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        _ => true,
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn is_at(_file: &File, _path: &Path) -> bool {
+    true
 }
 
 /// Refuses devices, pipes, sockets and folders, which a rename would replace or fail on.
@@ -205,4 +259,44 @@ fn prefix(name: &OsStr) -> std::ffi::OsString {
     prefix.push(name);
     prefix.push(".tmp-");
     prefix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_writers_left_of_a_file_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let kept = |file: NamedTempFile| file.keep().unwrap();
+        let (killed, stale) = kept(temporary_file(&path).unwrap());
+        drop(killed);
+        let (running, busy) = kept(temporary_file(&path).unwrap());
+        let (other, unrelated) = kept(temporary_file(&folder.path().join("model.gguf.tmp-x")).unwrap());
+        drop(other);
+        let named = folder.path().join(".model.gguf.tmp-mine.txt");
+        fs::write(&named, "").unwrap();
+        assert!(!stale.exists(), "removed by the second");
+        write_atomic(&path, "new").unwrap();
+        assert!(busy.exists() && unrelated.exists() && named.exists());
+        drop(running);
+        write_atomic(&path, "newer").unwrap();
+        assert!(!busy.exists() && unrelated.exists() && named.exists());
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn writers_of_one_file_do_not_remove_each_other_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || (0..100).for_each(|_| write_atomic(path, [writer; 9]).unwrap()));
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

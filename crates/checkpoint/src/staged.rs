@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     CheckpointError,
-    atomic::{check_free, is_temporary, move_into_place, split, sync_folder, sync_tree},
+    atomic::{check_free, is_at, is_temporary, move_into_place, split, sync_folder, sync_tree},
 };
 
 /// A folder beside its destination, `.NAME.partial`, that becomes the destination when it is
@@ -167,24 +167,6 @@ fn sweep(folder: &Path, below: bool) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether an open file still has this name; what cannot be looked up counts as unchanged.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-
-    let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    match (file.metadata().map(place), fs::metadata(path).map(place)) {
-        (Ok(open), Ok(named)) => open == named,
-        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
-        _ => true,
-    }
-}
-
-#[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> bool {
-    true
 }
 
 /// Keeps other processes from writing into a folder that is filled file by file. The lock is on the folder itself and

@@ -31,10 +31,6 @@ pub use train::train_byte_level;
 pub use windows::Window;
 pub use words::WordSpan;
 
-/// Names of SentencePiece models.
-const SENTENCE_PIECE: [&str; 4] =
-    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", sentencepiece::DEBERTA_FILE];
-
 /// The tokens of one text or pair, special tokens included, never padded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Encoded {
@@ -128,8 +124,7 @@ impl TextTokenizer {
         } else if has_file(&vocab_json) && has_file(&merges) {
             let inner = byte_level::from_files(&vocab_json, &merges, &config)?;
             (vocab_json, inner)
-        } else if let Some(name) = SENTENCE_PIECE.iter().find(|name| has_file(folder.join(name))) {
-            let path = folder.join(name);
+        } else if let Some(path) = sentencepiece::only_file(folder) {
             let inner = sentencepiece::from_file(&path, &config)?;
             (path, inner)
         } else {

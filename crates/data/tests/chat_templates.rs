@@ -166,6 +166,36 @@ fn dictionaries_keep_their_order() {
     );
 }
 
+/// The expected texts are those of transformers' environment on Jinja 3.1.
+#[test]
+fn containers_are_printed_as_python_prints_them() {
+    for (source, expected) in [
+        ("{{ (1, 2) }}{{ (1,) }}{{ () }}{{ [(1, 'a'), [2]] }}", "(1, 2)(1,)()[(1, 'a'), [2]]"),
+        ("{{ {1: 'a', '1': 'b'} }}", "{1: 'a', '1': 'b'}"),
+        ("{{ {True: 1, False: [none], None: 2.5} }}", "{True: 1, False: [None], None: 2.5}"),
+        ("{{ {(1, 2): 'x', 1.5: 'y', 1e16: 'z'} }}", "{(1, 2): 'x', 1.5: 'y', 1e+16: 'z'}"),
+        ("{{ {'b': 1, 'a': 2} | dictsort }}", "[('a', 2), ('b', 1)]"),
+        ("{{ {'b': 1} | items | list }}{{ {'b': 1}.items() | list }}", "[('b', 1)][('b', 1)]"),
+        ("{{ 'a=b'.partition('=') }}{{ 'ab'.rpartition('=') }}", "('a', '=', 'b')('', '', 'ab')"),
+        (
+            "{{ [{'k': 1, 'v': 2}, {'k': 1, 'v': 3}] | groupby('k') }}",
+            "[(1, [{'k': 1, 'v': 2}, {'k': 1, 'v': 3}])]",
+        ),
+        (
+            "{{ (1, 2) + (3,) }}{{ (1, 2)[:1] }}{{ (1, 2) * 2 }}{{ (1, 2) | list }}",
+            "(1, 2, 3)(1,)(1, 2, 1, 2)[1, 2]",
+        ),
+        ("{{ (1, 2) | string | length }}|{{ [(1,)] | string }}", "6|[(1,)]"),
+        ("{{ (1, 2) ~ '' }}|{{ [(1,), 'a'] | join('-') }}", "(1, 2)|(1,)-a"),
+        ("{{ (true, none, 'it\\'s') }}{% set a = (1, [2]) %}{{ a }}", "(True, None, \"it's\")(1, [2])"),
+        ("{{ [99999999999999999999, -0.0, 'nan' | float] }}", "[99999999999999999999, -0.0, nan]"),
+        ("{{ dict(a=1) }}{{ {'a': {1: {2: ()}}} }}{{ [missing] }}", "{'a': 1}{'a': {1: {2: ()}}}[Undefined]"),
+        ("{{ {1: (2, 'x')} | tojson }}{{ {true: 1} | tojson }}", "{\"1\": [2, \"x\"]}{\"true\": 1}"),
+    ] {
+        assert_eq!(rendered(source).as_deref(), Ok(expected), "{source}");
+    }
+}
+
 #[test]
 fn what_templates_really_do_is_within_the_limits() {
     let long = "{% set ns = namespace(seen=[]) %}{% for i in range(500) %}{% set ns.seen = ns.seen + [i] %}{% endfor %}\
@@ -175,7 +205,7 @@ fn what_templates_really_do_is_within_the_limits() {
                  {% set d = b.items()|list %}{{ a }} {{ b }} {{ t }} {{ s }} {{ d }}{% set x = missing %}{{ x is defined }}";
     assert_eq!(
         rendered(lists).unwrap(),
-        "[1, 2] {'k': [1, {'n': None}]} [1, 2] ba [['k', [1, {'n': None}]]]False"
+        "[1, 2] {'k': [1, {'n': None}]} (1, 2) ba [('k', [1, {'n': None}])]False"
     );
 }
 

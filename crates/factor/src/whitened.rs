@@ -124,7 +124,8 @@ pub fn by_diagonal<'a, T: Scalar>(a: MatRef<'a, T>, weights: &[T]) -> Result<Whi
 ///
 /// # Shapes
 /// `a` m × n, `gram` n × n, symmetric positive semidefinite up to rounding; it may be accumulated in a wider
-/// type than that of `a`.
+/// type than that of `a`, and should be: errors are those under `gram` as given, and the rounding of one summed in `f32`
+/// counts for up to `√ε`, 3e-4 of the norm, even where the inputs span few directions.
 ///
 /// # Algorithm
 /// Eigenvectors of `A·G·Aᵀ` if `m ≤ n`; otherwise the eigenvectors of `G` give `F = E·√Λ`, and the SVD is

@@ -6,7 +6,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
-use super::python::{Dumps, float_repr, repr};
+use super::python::{Dumps, repr};
 use super::{bounds, methods};
 
 /// Marks the beginning of a `{% generation %}` block in the output. A noncharacter, which real text never
@@ -94,12 +94,12 @@ fn dictionary(object: serde_json::Map<String, serde_json::Value>) -> Dictionary 
     Dictionary(object.into_iter().map(|(key, item)| (Value::from(key), value(item))).collect())
 }
 
-/// Python's `str` of a number, list or dictionary, which minijinja formats differently; `None` for all other
+/// Python's `str` of a number, list, tuple or dictionary, which minijinja formats differently; `None` for all other
 /// values.
 pub(super) fn python_str(value: &Value) -> Option<String> {
     match value.kind() {
-        ValueKind::Number if !value.is_integer() => f64::try_from(value.clone()).ok().map(float_repr),
-        ValueKind::Seq | ValueKind::Map => serde_json::to_value(value).ok().map(|value| repr(&value)),
+        ValueKind::Number if value.is_integer() => None,
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map => repr(value),
         _ => None,
     }
 }

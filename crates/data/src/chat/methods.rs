@@ -64,10 +64,10 @@ fn of_string(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Op
             let (by,): (&str,) = from_args(args)?;
             let is_last = name == "rpartition";
             let parts = if is_last { text.rsplit_once(by) } else { text.split_once(by) };
-            list(match (parts, is_last) {
-                (Some((before, after)), _) => vec![before.to_owned(), by.to_owned(), after.to_owned()],
-                (None, false) => vec![text.to_owned(), String::new(), String::new()],
-                (None, true) => vec![String::new(), String::new(), text.to_owned()],
+            Value::from(match (parts, is_last) {
+                (Some((before, after)), _) => (before, by, after),
+                (None, false) => (text, "", ""),
+                (None, true) => ("", "", text),
             })
         }
         "removeprefix" => text.strip_prefix(from_args::<(&str,)>(args)?.0).unwrap_or(text).into(),

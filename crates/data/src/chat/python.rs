@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use minijinja::value::{Value, ValueKind};
+use serde_json::Value as Json;
 
 /// Options of `json.dumps` that transformers' `tojson` accepts.
 #[derive(Debug, Default)]
@@ -19,24 +20,24 @@ pub(super) struct Dumps {
 
 impl Dumps {
     /// The value as `json.dumps(value, …)`.
-    pub(super) fn dump(&self, value: &Value) -> String {
+    pub(super) fn dump(&self, value: &Json) -> String {
         let mut out = String::new();
         self.write(&mut out, value, 0);
         out
     }
 
-    fn write(&self, out: &mut String, value: &Value, depth: usize) {
+    fn write(&self, out: &mut String, value: &Json, depth: usize) {
         match value {
-            Value::Null => out.push_str("null"),
-            Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
-            Value::Number(number) => out.push_str(&number_repr(number)),
-            Value::String(text) => self.string(out, text),
-            Value::Array(items) => {
+            Json::Null => out.push_str("null"),
+            Json::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Json::Number(number) => out.push_str(&number_repr(number)),
+            Json::String(text) => self.string(out, text),
+            Json::Array(items) => {
                 self.container(out, ['[', ']'], items.iter(), depth, |out, item| {
                     self.write(out, item, depth + 1)
                 });
             }
-            Value::Object(object) => {
+            Json::Object(object) => {
                 let mut entries: Vec<_> = object.iter().collect();
                 if self.sort_keys {
                     entries.sort_by_key(|(key, _)| key.as_str());
@@ -111,9 +112,10 @@ fn number_repr(number: &serde_json::Number) -> String {
 }
 
 /// `repr` of a float. Rust's shortest digits equal Python's; the exponent formats differ.
-pub(super) fn float_repr(value: f64) -> String {
+fn float_repr(value: f64) -> String {
     let text = format!("{value:?}");
     match text.split_once('e') {
+        None if value.is_nan() => "nan".into(),
         None => text,
         Some((digits, exponent)) => {
             let digits = digits.strip_suffix(".0").unwrap_or(digits);
@@ -123,19 +125,35 @@ pub(super) fn float_repr(value: f64) -> String {
     }
 }
 
-/// `repr` of a value made of JSON types.
-pub(super) fn repr(value: &Value) -> String {
-    match value {
-        Value::Null => "None".into(),
-        Value::Bool(value) => if *value { "True" } else { "False" }.into(),
-        Value::Number(number) => number_repr(number),
-        Value::String(text) => string_repr(text),
-        Value::Array(items) => format!("[{}]", items.iter().map(repr).collect::<Vec<_>>().join(", ")),
-        Value::Object(object) => {
-            let entries = object.iter().map(|(key, value)| format!("{}: {}", string_repr(key), repr(value)));
-            format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+/// `repr` of a value; `None` if it holds one that cannot be read.
+pub(super) fn repr(value: &Value) -> Option<String> {
+    Some(match value.kind() {
+        ValueKind::Undefined => "Undefined".into(),
+        ValueKind::None => "None".into(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
+        ValueKind::Number if !value.is_integer() => float_repr(f64::try_from(value.clone()).ok()?),
+        ValueKind::String => string_repr(value.as_str()?),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items = value.try_iter().ok()?.map(|item| repr(&item)).collect::<Option<Vec<_>>>()?;
+            match items.as_slice() {
+                [item] if is_tuple(value) => format!("({item},)"),
+                items if is_tuple(value) => format!("({})", items.join(", ")),
+                items => format!("[{}]", items.join(", ")),
+            }
         }
-    }
+        ValueKind::Map => {
+            let entry = |key: Value| Some(format!("{}: {}", repr(&key)?, repr(&value.get_item(&key).ok()?)?));
+            let entries = value.try_iter().ok()?.map(entry).collect::<Option<Vec<_>>>()?;
+            format!("{{{}}}", entries.join(", "))
+        }
+        ValueKind::Invalid => return None,
+        _ => value.to_string(),
+    })
+}
+
+/// Also of the pairs of `groupby`, which are no tuples of the library's.
+fn is_tuple(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().ends_with("Tuple"))
 }
 
 fn string_repr(text: &str) -> String {
@@ -163,6 +181,7 @@ fn string_repr(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use minijinja::value::Serde;
     use serde_json::json;
 
     use super::*;
@@ -189,8 +208,9 @@ mod tests {
 
     #[test]
     fn repr_is_python_s() {
-        let value = json!({"it's": ["a\"b'c", "x\ty", -1.5e-7, false, null, 3]});
-        assert_eq!(repr(&value), r#"{"it's": ['a"b\'c', 'x\ty', -1.5e-07, False, None, 3]}"#);
+        let value = Value::from(Serde(json!({"it's": ["a\"b'c", "x\ty", -1.5e-7, false, null, 3]})));
+        let expected = r#"{"it's": ['a"b\'c', 'x\ty', -1.5e-07, False, None, 3]}"#;
+        assert_eq!(repr(&value).as_deref(), Some(expected));
         assert_eq!(float_repr(1.5e300), "1.5e+300");
         assert_eq!(float_repr(100.0), "100.0");
     }

@@ -15,7 +15,7 @@ use crate::tokenize::build::{is_generic, unknown_class};
 use crate::tokenize::class::{chosen, stem};
 use crate::tokenize::json::TokenizerJson;
 use crate::tokenize::parts::{Parts, Vocabulary};
-use crate::tokenize::{Languages, SpecialIds};
+use crate::tokenize::{Languages, SpecialIds, sentencepiece};
 
 /// `model_max_length` above this means «no limit»: transformers writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -120,6 +120,9 @@ pub(crate) struct TokenizerConfig {
     /// Special tokens without a role, if a list of them is given.
     #[serde(skip)]
     extra: Option<Vec<TokenEntry>>,
+    /// Whether the files give such a list; the class may give another.
+    #[serde(skip)]
+    has_extra: bool,
     /// The tokens of `added_tokens.json`, where it counts.
     #[serde(skip)]
     listed: BTreeMap<u32, TokenEntry>,
@@ -176,7 +179,12 @@ impl TokenizerConfig {
         if config.added_tokens_decoder.is_none() {
             let map: IndexedTokens = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
             config.take_map(map);
+            if sentencepiece::only_file(folder).is_some() {
+                // The model's own added tokens take their place in transformers.
+                config.additional_special_tokens = None;
+            }
         }
+        config.has_extra = config.extra.is_some();
         // A GGUF file's tokenizer.json is generated, so no class applies.
         let is_generated = is_gguf(folder);
         if !is_generated {
@@ -322,6 +330,11 @@ impl TokenizerConfig {
                 }));
             }
         }
+    }
+
+    /// Whether the files list the special tokens without a role.
+    pub(super) fn has_extra(&self) -> bool {
+        self.has_extra
     }
 
     /// What the files say of a role: nothing, null, or a token.

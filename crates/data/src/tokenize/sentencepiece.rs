@@ -2,8 +2,9 @@
 //! Llama's BPE with byte fallback, and the Unigrams of T5, DeBERTa, XLM-RoBERTa and mBART.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use lowrank_checkpoint::has_file;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
@@ -16,7 +17,18 @@ use crate::tokenize::parts::{Parts, Vocabulary};
 use crate::tokenize::protobuf::{Fields, Value};
 
 /// The name under which DeBERTa's model is published, mostly without a class beside it.
-pub(super) const DEBERTA_FILE: &str = "spm.model";
+const DEBERTA_FILE: &str = "spm.model";
+
+/// Names of SentencePiece models.
+const NAMES: [&str; 4] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", DEBERTA_FILE];
+
+/// The SentencePiece model of a folder without any other vocabulary.
+pub(super) fn only_file(folder: &Path) -> Option<PathBuf> {
+    let has = |name: &str| has_file(folder.join(name));
+    let has_other = has("tokenizer.json") || has("vocab.txt") || (has("vocab.json") && has("merges.txt"));
+    let name = NAMES.iter().find(|name| !has_other && has(name))?;
+    Some(folder.join(name))
+}
 
 /// A piece of the vocabulary.
 struct Piece {
@@ -74,8 +86,12 @@ impl Model {
         Ok(model)
     }
 
-    /// Control tokens, which are special, and user-defined symbols.
-    fn added(&self) -> Vec<AddedToken> {
+    /// Control tokens, which are special, and user-defined symbols: the special tokens without a role, unless the files
+    /// list others.
+    fn added(&self, config: &TokenizerConfig) -> Vec<AddedToken> {
+        if config.has_extra() {
+            return Vec::new();
+        }
         let added = self.pieces.iter().filter(|piece| [CONTROL, USER_DEFINED].contains(&piece.kind));
         added
             .map(|piece| AddedToken::from(piece.text.as_str(), piece.kind == CONTROL).normalized(false))
@@ -161,7 +177,7 @@ fn byte_pairs(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenize
     let vocab: Vocab = (0..).zip(&model.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect();
     let bpe = BPE::builder().vocab_and_merges(vocab, model.merges()).build()?;
     let config = config.with_defaults(parts.defaults());
-    parts.assemble(parts.of_pairs(bpe, &config), model.rules()?, model.added(), &config)
+    parts.assemble(parts.of_pairs(bpe, &config), model.rules()?, model.added(&config), &config)
 }
 
 fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers::Result<Tokenizer> {
@@ -178,7 +194,9 @@ fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers:
     }
     vocab.extend(extra.iter().rev().map(|token| (token.clone(), 0.0)));
     let unk_id = parts.unknown(&vocab, &config);
-    let mut own = model.added();
-    own.extend(extra.iter().map(|token| AddedToken::from(token.as_str(), true)));
+    let mut own = model.added(&config);
+    if !config.has_extra() {
+        own.extend(extra.iter().map(|token| AddedToken::from(token.as_str(), true)));
+    }
     parts.assemble(Unigram::from(vocab, Some(unk_id), false)?, model.rules()?, own, &config)
 }

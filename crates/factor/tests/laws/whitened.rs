@@ -121,6 +121,31 @@ fn an_f32_gram_matrix_with_rounding_is_accepted() {
     }
 }
 
+/// Errors far below one are those of the dropped values, not differences of large sums; a Gram matrix summed in `f64` holds
+/// them down to √ε.
+#[rstest]
+#[case::wide(24, 40)]
+#[case::tall(40, 24)]
+fn small_errors_of_nearly_low_rank_matrices_are_reported(#[case] m: usize, #[case] n: usize) {
+    let (rank, x) = (4, activations(200, n));
+    let (left, right, rest) = (random::<f64>(m, rank, 1), random::<f64>(rank, n, 2), random::<f64>(m, n, 3));
+    let low = &left * &right;
+    for size in [1e-4, 1e-5, 3e-6] {
+        let narrow = Mat::from_fn(m, n, |i, j| (low[(i, j)] + size * rest[(i, j)]) as f32);
+        let a = Mat::from_fn(m, n, |i, j| f64::from(narrow[(i, j)]));
+        let fit = whitened::by_gram(narrow.as_ref(), gram(&x).as_ref()).unwrap();
+        let report = fit.low_rank(&Truncation::Rank(rank)).unwrap().report;
+        // The best factors of the same matrix in f64, whose rounding is below any of these errors.
+        let wide = whitened::by_gram(a.as_ref(), gram(&x).as_ref()).unwrap();
+        let factors = wide.low_rank(&Truncation::Rank(rank)).unwrap().factors;
+        let exact = output_error(&x, &a, &factors) / norm((&x * a.transpose()).as_ref());
+        assert!(
+            exact < size && (report.relative_error / exact - 1.0).abs() < 1e-2,
+            "{size}: {report:?} for {exact}"
+        );
+    }
+}
+
 #[test]
 fn bad_weights_are_refused() {
     let a = random::<f64>(4, 3, 1);

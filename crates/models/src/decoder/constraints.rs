@@ -36,31 +36,23 @@ impl Constraints {
         }
     }
 
-    /// Sets the logits of tokens that may not follow `ids`, of which the first `prompt` were given, to −∞.
-    pub(crate) fn apply(&self, logits: &mut [f32], ids: &[u32], prompt: usize, eos: &[u32]) {
-        let mut forbid = |id: u32| {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        };
-        self.suppressed.iter().copied().for_each(&mut forbid);
-        // As in transformers, a forced first token is not the first that is chosen.
-        let first = prompt + usize::from(prompt == 1 && self.forced_first.is_some());
-        if ids.len() == first {
-            self.suppressed_first.iter().copied().for_each(&mut forbid);
-        }
+    /// Sets the logits of tokens that may not follow `ids`, of which the first `prompt` were given, to −∞; `is_last` where the
+    /// next token fills the maximum length. The order is that of transformers: forced tokens are the only ones left,
+    /// whatever was excluded before, and suppressed ones are excluded even then.
+    pub(crate) fn apply(&self, logits: &mut [f32], ids: &[u32], prompt: usize, eos: &[u32], is_last: bool) {
         if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
-            eos.iter().copied().for_each(&mut forbid);
+            forbid(logits, eos.iter().copied());
         }
         let is_end = |words: &[u32]| matches!(words, [id] if eos.contains(id));
         let bad = self.bad_words.iter().filter(|words| !is_end(words));
-        bad.filter_map(|words| completed(words, ids)).for_each(&mut forbid);
+        forbid(logits, bad.filter_map(|words| completed(words, ids)));
         let n = self.no_repeat_ngram_size;
         if n > 0 && ids.len() >= n {
             let last = &ids[ids.len() - (n - 1)..];
             let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
-            runs.map(|run| run[n - 1]).for_each(&mut forbid);
+            forbid(logits, runs.map(|run| run[n - 1]));
         }
+        self.force(logits, ids, is_last);
         let new = (ids.len() - prompt) as f64;
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
             for &id in eos {
@@ -72,11 +64,20 @@ impl Constraints {
                 }
             }
         }
+        forbid(logits, self.suppressed.iter().copied());
+        if ids.len() == self.first_length(prompt) {
+            forbid(logits, self.suppressed_first.iter().copied());
+        }
     }
 
-    /// Leaves only forced tokens among the logits of the one after `ids`, whatever was excluded before; `is_last` where it
-    /// fills the maximum length.
-    pub(crate) fn force(&self, logits: &mut [f32], ids: &[u32], is_last: bool) {
+    /// Number of tokens before the first that is chosen after a prompt of `prompt` tokens: as in transformers, a forced first
+    /// token is not chosen.
+    pub(crate) fn first_length(&self, prompt: usize) -> usize {
+        prompt + usize::from(prompt == 1 && self.forced_first.is_some())
+    }
+
+    /// Leaves only forced tokens.
+    fn force(&self, logits: &mut [f32], ids: &[u32], is_last: bool) {
         let first = self.forced_first.as_slice();
         let forced = [(ids.len() == 1, first), (is_last, &self.forced_last)];
         for (_, tokens) in forced.into_iter().filter(|(applies, tokens)| *applies && !tokens.is_empty()) {
@@ -89,6 +90,31 @@ impl Constraints {
         }
     }
 
+    /// Why forced tokens cannot be chosen, if they are all suppressed: always, which transformers refuses too, or where the
+    /// first token after a prompt of `prompt` tokens is the last. `is_last` tells whether the token after a number of tokens
+    /// fills the maximum length; `may_end` whether that forces any.
+    pub(crate) fn contradiction(
+        &self,
+        prompt: usize,
+        may_end: bool,
+        is_last: impl Fn(usize) -> bool,
+    ) -> Option<String> {
+        let first = ("forced_bos_token_id", self.forced_first.as_slice());
+        let last = ("forced_eos_token_id", if may_end { self.forced_last.as_slice() } else { &[] });
+        let always = ("suppress_tokens", self.suppressed.clone());
+        let at_first =
+            ("begin_suppress_tokens", [self.suppressed.as_slice(), &self.suppressed_first].concat());
+        let ends_at_once = is_last(self.first_length(prompt));
+        let pairs = [(first, &always), (last, &always), (last, &at_first)];
+        let mut pairs = pairs.into_iter().take(if ends_at_once { 3 } else { 2 });
+        let ((setting, forced), (list, _)) = pairs.find(|((_, forced), (_, suppressed))| {
+            !forced.is_empty() && forced.iter().all(|id| suppressed.contains(id))
+        })?;
+        Some(format!(
+            "{setting} = {forced:?} is also in {list}, which leaves no token to choose; remove it from one of them"
+        ))
+    }
+
     /// A token outside of a vocabulary, after the setting that names it.
     pub(crate) fn unknown(&self, vocab_size: usize) -> Option<(&'static str, u32)> {
         let sequences = self.bad_words.iter().flatten().map(|id| ("bad_words_ids", *id));
@@ -96,6 +122,15 @@ impl Constraints {
         let first = self.forced_first.iter().map(|id| ("forced_bos_token_id", *id));
         let last = self.forced_last.iter().map(|id| ("forced_eos_token_id", *id));
         first.chain(last).chain(sequences).chain(biased).find(|(_, id)| *id as usize >= vocab_size)
+    }
+}
+
+/// Sets the logits of tokens to −∞.
+fn forbid(logits: &mut [f32], ids: impl Iterator<Item = u32>) {
+    for id in ids {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
     }
 }
 
@@ -111,7 +146,7 @@ mod tests {
 
     fn allowed(constraints: &Constraints, ids: &[u32], prompt: usize) -> Vec<u32> {
         let mut logits = [0.0; 6];
-        constraints.apply(&mut logits, ids, prompt, &[5]);
+        constraints.apply(&mut logits, ids, prompt, &[5], false);
         (0..6).filter(|&id| logits[id as usize] == 0.0).collect()
     }
 
@@ -147,7 +182,7 @@ mod tests {
         let after = |ids: &[u32]| {
             let mut logits = [1.0, 1.0, -3.0];
             biased.bias(&mut logits, ids);
-            biased.apply(&mut logits, ids, 1, &[2]);
+            biased.apply(&mut logits, ids, 1, &[2], false);
             logits
         };
         assert_eq!(after(&[3]), [2.5, -1.0, -3.0]);
@@ -164,21 +199,55 @@ mod tests {
         let constraints = Constraints {
             forced_first: Some(3),
             forced_last: vec![2, 5],
-            suppressed: vec![3],
+            bad_words: vec![vec![3]],
+            min_length: 9,
             suppressed_first: vec![1],
             ..Constraints::default()
         };
-        let left = |ids: &[u32], is_last| {
+        let left = |constraints: &Constraints, ids: &[u32], is_last| {
             let mut logits = [1.0; 6];
-            constraints.apply(&mut logits, ids, 1, &[5]);
-            constraints.force(&mut logits, ids, is_last);
+            constraints.apply(&mut logits, ids, 1, &[5], is_last);
             (0..6).filter(|&id| logits[id as usize].is_finite()).collect::<Vec<u32>>()
         };
-        assert_eq!(left(&[9], false), [3]);
-        assert_eq!(left(&[9, 3], false), [0, 2, 4, 5]);
-        assert_eq!(left(&[9, 3, 1], false), [0, 1, 2, 4, 5]);
-        assert_eq!(left(&[9, 3, 1], true), [2, 5]);
+        assert_eq!(left(&constraints, &[9], false), [3]);
+        assert_eq!(left(&constraints, &[9, 3], false), [0, 2, 4]);
+        assert_eq!(left(&constraints, &[9, 3, 1], false), [0, 1, 2, 4]);
+        assert_eq!(left(&constraints, &[9, 3, 1], true), [2, 5]);
         assert_eq!(constraints.unknown(5), Some(("forced_eos_token_id", 5)));
         assert_eq!(constraints.unknown(6), None);
+        // transformers 5.23 suppresses after it forces.
+        let suppressed = Constraints { suppressed: vec![5], suppressed_first: vec![2], ..constraints };
+        assert_eq!(left(&suppressed, &[9, 3, 1], true), [2]);
+        assert_eq!(left(&suppressed, &[9, 3], true), [0; 0]);
+    }
+
+    #[test]
+    fn forced_tokens_that_are_all_suppressed_are_named() {
+        let constraints = Constraints {
+            forced_first: Some(3),
+            forced_last: vec![2, 5],
+            suppressed: vec![3, 2],
+            suppressed_first: vec![5],
+            ..Constraints::default()
+        };
+        let named = |constraints: &Constraints, prompt, may_end, most| {
+            let text = constraints.contradiction(prompt, may_end, |length| length + 1 >= most);
+            text.map_or(String::new(), |text| text.split(", which").next().unwrap().to_owned())
+        };
+        let first = "forced_bos_token_id = [3] is also in suppress_tokens";
+        // As in transformers, whatever the prompt.
+        assert_eq!(named(&constraints, 1, true, 9), first);
+        assert_eq!(named(&constraints, 2, true, 9), first);
+        let allowed = Constraints { suppressed: vec![2], ..constraints.clone() };
+        let at_once = "forced_eos_token_id = [2, 5] is also in begin_suppress_tokens";
+        assert_eq!(named(&allowed, 2, true, 3), at_once);
+        assert_eq!(named(&allowed, 2, true, 4), "");
+        assert_eq!(named(&allowed, 2, false, 3), "");
+        // The first token is forced, the second is the first that is chosen.
+        assert_eq!(named(&allowed, 1, true, 3), at_once);
+        assert_eq!(named(&allowed, 1, true, 4), "");
+        let last = Constraints { suppressed: vec![5, 2], ..constraints };
+        assert_eq!(named(&last, 7, true, 99), "forced_eos_token_id = [2, 5] is also in suppress_tokens");
+        assert_eq!(named(&last, 7, false, 99), "");
     }
 }

@@ -12,6 +12,9 @@ use crate::decoder::constraints::Constraints;
 use crate::decoder::sample::{Sampler, Sampling};
 use crate::error::{ModelError, Result};
 
+/// The least temperature at which beams are sampled: their scores are divided by it.
+const LEAST_TEMPERATURE: f64 = 1e-3;
+
 /// Options of generation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationOptions {
@@ -25,7 +28,7 @@ pub struct GenerationOptions {
     pub max_length: Option<usize>,
     /// Continue past the end-of-text token.
     pub ignore_eos: bool,
-    /// Search with beams; otherwise each token is final.
+    /// Search with beams, which are drawn above temperature 0; otherwise each token is final.
     pub beams: Option<Beams>,
 }
 
@@ -74,19 +77,19 @@ impl GenerationOptions {
     ) {
         self.constraints.bias(logits, ids);
         penalties.penalise(logits, ids);
-        self.constraints.apply(logits, ids, prompt, eos);
         let is_last = !self.ignore_eos && self.is_full(ids.len() + 1, ids.len() + 1 - prompt);
-        self.constraints.force(logits, ids, is_last);
+        self.constraints.apply(logits, ids, prompt, eos, is_last);
     }
 
     fn check(&self) -> std::result::Result<(), String> {
         self.sampling.check()?;
         let Some(beams) = &self.beams else { return Ok(()) };
         beams.check()?;
-        if self.sampling.temperature > 0.0 {
-            return Err(
-                "beam search does not sample; leave out the beams, or set the temperature to 0".into()
-            );
+        let temperature = self.sampling.temperature;
+        if temperature > 0.0 && temperature < LEAST_TEMPERATURE {
+            return Err(format!(
+                "temperature {temperature} is out of range for beams; expected 0, or {LEAST_TEMPERATURE} or more"
+            ));
         }
         Ok(())
     }
@@ -140,6 +143,14 @@ pub(crate) fn continued<B: Kernels>(
     if let Some((setting, id)) = options.constraints.unknown(config.vocab_size) {
         let size = config.vocab_size;
         return Err(ModelError::Input(format!("{setting} has token {id}; expected ids below {size}")));
+    }
+    let forced = |prompt: &Vec<u32>| {
+        let prompt = prompt.len();
+        let is_last = |length: usize| options.is_full(length + 1, length + 1 - prompt);
+        options.constraints.contradiction(prompt, !options.ignore_eos, is_last)
+    };
+    if let Some(reason) = prompts.iter().filter(|prompt| !options.is_full(prompt.len(), 0)).find_map(forced) {
+        return Err(ModelError::Input(reason));
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     if let Some(most) = options.max_length.filter(|most| *most <= longest) {

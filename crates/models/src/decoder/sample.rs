@@ -107,26 +107,27 @@ impl Cutoffs {
         candidates.truncate(kept);
     }
 
-    /// Expects weights in descending order.
-    fn apply(&self, candidates: &mut Vec<(u32, f64)>) {
+    /// Expects weights in descending order; each cutoff leaves `least` of them at least.
+    fn apply(&self, candidates: &mut Vec<(u32, f64)>, least: usize) {
         if self.min_p > 0.0 {
             let top = candidates.first().map_or(0.0, |(_, p)| *p);
-            candidates.retain(|(_, p)| *p >= self.min_p * top);
+            let kept = candidates.iter().take_while(|(_, p)| *p >= self.min_p * top).count();
+            candidates.truncate(kept.max(least));
         }
         if self.typical_p < 1.0 {
-            self.keep_typical(candidates);
+            self.keep_typical(candidates, least);
         }
         if self.epsilon > 0.0 {
-            keep_likely(candidates, self.epsilon);
+            keep_likely(candidates, self.epsilon, least);
         }
         if self.eta > 0.0 {
             let entropy: f64 = entropy_terms(candidates).iter().sum();
-            keep_likely(candidates, self.eta.min(self.eta.sqrt() * (-entropy).exp()));
+            keep_likely(candidates, self.eta.min(self.eta.sqrt() * (-entropy).exp()), least);
         }
     }
 
     /// Expects weights in descending order, and leaves them so.
-    fn keep_typical(&self, candidates: &mut Vec<(u32, f64)>) {
+    fn keep_typical(&self, candidates: &mut Vec<(u32, f64)>, least: usize) {
         let sum = total(candidates);
         let entropy: f64 = entropy_terms(candidates).iter().sum();
         // A token's distance from the entropy, and its weight.
@@ -139,16 +140,18 @@ impl Cutoffs {
             mass += p;
             mass < self.typical_p * sum
         });
-        let Some(&(limit, _)) = order.get(before.count().min(order.len().saturating_sub(1))) else { return };
+        let last = before.count().max(least.saturating_sub(1)).min(order.len().saturating_sub(1));
+        let Some(&(limit, _)) = order.get(last) else { return };
         let mut distances = distances.into_iter();
         candidates.retain(|_| distances.next().is_some_and(|distance| distance <= limit));
     }
 }
 
-/// Drops candidates below this part of the total, except the most likely ones.
-fn keep_likely(candidates: &mut Vec<(u32, f64)>, part: f64) {
-    let (least, top) = (part * total(candidates), candidates.first().map_or(0.0, |(_, p)| *p));
-    candidates.retain(|(_, p)| *p >= least || *p >= top);
+/// Drops candidates below this part of the total, except the `least` most likely ones and those as likely.
+fn keep_likely(candidates: &mut Vec<(u32, f64)>, part: f64, least: usize) {
+    let safe = candidates.get(least.max(1) - 1).or(candidates.last()).map_or(0.0, |(_, p)| *p);
+    let limit = safe.min(part * total(candidates));
+    candidates.retain(|(_, p)| *p >= limit);
 }
 
 fn total(candidates: &[(u32, f64)]) -> f64 {
@@ -215,39 +218,7 @@ impl Sampler {
             return largest(logits);
         }
         let draw = self.uniform();
-        let mut candidates: Vec<(u32, f64)> = (0u32..)
-            .zip(logits.iter())
-            .filter(|(_, logit)| logit.is_finite())
-            .map(|(id, &logit)| (id, f64::from(logit)))
-            .collect();
-        // The most likely first; ties in order of id.
-        let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let cutoffs = &self.sampling.cutoffs;
-        let most = match (cutoffs.top_h, self.sampling.top_k) {
-            (Some(_), _) => TOP_H,
-            (None, top_k) => top_k.unwrap_or(usize::MAX),
-        };
-        if most < candidates.len() {
-            candidates.select_nth_unstable_by(most - 1, order);
-            candidates.truncate(most);
-        }
-        candidates.sort_unstable_by(order);
-        let top = candidates.first()?.1;
-        // Differences first: the quotient of a logit and a tiny temperature overflows.
-        candidates.iter_mut().for_each(|(_, x)| *x = ((*x - top) / self.sampling.temperature).exp());
-        cutoffs.apply_top_h(&mut candidates);
-        candidates.truncate(self.sampling.top_k.unwrap_or(usize::MAX));
-        if self.sampling.top_p < 1.0 {
-            let (total, mut sum) = (total(&candidates), 0.0);
-            let kept = candidates.iter().take_while(|(_, p)| {
-                let before = sum;
-                sum += p;
-                before < self.sampling.top_p * total
-            });
-            let kept = kept.count().max(1);
-            candidates.truncate(kept);
-        }
-        cutoffs.apply(&mut candidates);
+        let candidates = self.kept(logits, 1);
         let mut rest = draw * total(&candidates);
         let chosen = candidates.iter().find(|(_, p)| {
             rest -= p;
@@ -256,8 +227,55 @@ impl Sampler {
         chosen.or(candidates.last()).map(|(id, _)| *id)
     }
 
+    /// Divides logits by the temperature and sets those of unlikely tokens to −∞, as transformers' warpers do; each cutoff
+    /// leaves `least` tokens at least.
+    pub(crate) fn warp(&self, logits: &mut [f32], least: usize) {
+        let kept = self.kept(logits, least);
+        let mut warped = vec![f32::NEG_INFINITY; logits.len()];
+        for (id, _) in kept {
+            warped[id as usize] = (f64::from(logits[id as usize]) / self.sampling.temperature) as f32;
+        }
+        logits.copy_from_slice(&warped);
+    }
+
+    /// The tokens that the cutoffs leave with their weights, the most likely first.
+    fn kept(&self, logits: &[f32], least: usize) -> Vec<(u32, f64)> {
+        let mut candidates: Vec<(u32, f64)> = (0u32..)
+            .zip(logits.iter())
+            .filter(|(_, logit)| logit.is_finite())
+            .map(|(id, &logit)| (id, f64::from(logit)))
+            .collect();
+        // The most likely first; ties in order of id.
+        let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let cutoffs = &self.sampling.cutoffs;
+        let top_k = self.sampling.top_k.map_or(usize::MAX, |k| k.max(least));
+        let most = if cutoffs.top_h.is_some() { TOP_H } else { top_k };
+        if most < candidates.len() {
+            candidates.select_nth_unstable_by(most - 1, order);
+            candidates.truncate(most);
+        }
+        candidates.sort_unstable_by(order);
+        let Some(&(_, top)) = candidates.first() else { return candidates };
+        // Differences first: the quotient of a logit and a tiny temperature overflows.
+        candidates.iter_mut().for_each(|(_, x)| *x = ((*x - top) / self.sampling.temperature).exp());
+        cutoffs.apply_top_h(&mut candidates);
+        candidates.truncate(top_k);
+        if self.sampling.top_p < 1.0 {
+            let (total, mut sum) = (total(&candidates), 0.0);
+            let kept = candidates.iter().take_while(|(_, p)| {
+                let before = sum;
+                sum += p;
+                before < self.sampling.top_p * total
+            });
+            let kept = kept.count().max(least);
+            candidates.truncate(kept);
+        }
+        cutoffs.apply(&mut candidates, least);
+        candidates
+    }
+
     /// In `[0, 1)`, 53 bits.
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         self.draws += 1;
         (mix(self.seed, self.draws) >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -375,6 +393,24 @@ mod tests {
         drawn.sort_unstable();
         drawn.dedup();
         assert_eq!(drawn, expect);
+    }
+
+    /// What transformers' warpers leave with `min_tokens_to_keep` 3 (5.23).
+    #[rstest]
+    #[case(Sampling { top_k: Some(1), ..with(Cutoffs::default()) })]
+    #[case(Sampling { top_p: 0.1, ..with(Cutoffs::default()) })]
+    #[case(with(Cutoffs { min_p: 0.9, ..Cutoffs::default() }))]
+    #[case(with(Cutoffs { typical_p: 0.2, ..Cutoffs::default() }))]
+    #[case(with(Cutoffs { epsilon: 0.5, ..Cutoffs::default() }))]
+    #[case(with(Cutoffs { eta: 0.9, ..Cutoffs::default() }))]
+    #[case(Sampling { top_p: 0.5, temperature: 2.0, ..with(Cutoffs::default()) })]
+    fn warped_logits_keep_a_least_number(#[case] sampling: Sampling) {
+        let logits = [0.4f32, 0.25, 0.15, 0.1, 0.06, 0.04].map(f32::ln);
+        let (mut warped, temperature) = (logits, sampling.temperature as f32);
+        Sampler::new(sampling, 0).warp(&mut warped, 3);
+        let expected =
+            [0, 1, 2, 3, 4, 5].map(|id| if id < 3 { logits[id] / temperature } else { f32::NEG_INFINITY });
+        assert_eq!(warped, expected);
     }
 
     fn hot() -> Sampling {

@@ -18,7 +18,7 @@ pub struct GenerationConfig {
     pub sampling: Sampling,
     /// Constraints on tokens.
     pub constraints: Constraints,
-    /// Settings of beam search; one beam for none. Sampled beams are not supported.
+    /// Settings of beam search; one beam for none.
     pub beams: Beams,
     /// Maximum number of new tokens.
     pub max_new_tokens: Option<usize>,
@@ -102,9 +102,9 @@ const UNSUPPORTED: [&str; 9] = [
 ];
 
 impl GenerationConfig {
-    /// The beam search that the file sets; `None` for one beam, or if tokens are sampled.
+    /// The beam search that the file sets; `None` for one beam.
     pub fn beam_search(&self) -> Option<Beams> {
-        Some(self.beams).filter(|beams| beams.count > 1 && self.sampling.temperature == 0.0)
+        Some(self.beams).filter(|beams| beams.count > 1)
     }
 
     /// Reads the file of a folder. Without one the keys of `config` hold that are settings of generation, as old models
@@ -389,7 +389,7 @@ mod tests {
         let config = parse(json!({"length_penalty": 2.0, "early_stopping": true})).unwrap();
         assert_eq!((config.beam_search(), config.beams.length_penalty), (None, 2.0));
         let config = parse(json!({"do_sample": true, "num_beams": 3})).unwrap();
-        assert_eq!((config.beam_search(), config.beams.count), (None, 3));
+        assert_eq!((config.beam_search(), config.sampling.temperature), (Some(Beams::new(3)), 1.0));
     }
 
     /// As transformers' `generate` takes them.
