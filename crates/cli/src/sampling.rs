@@ -104,7 +104,8 @@ impl SamplingArgs {
 /// Options of beam search. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
 pub(crate) struct BeamArgs {
-    /// Beam search with N beams; 1 turns it off [default: generation_config.json's, or 1]
+    /// Beam search with N beams, which are drawn above temperature 0; 1 turns it off [default: generation_config.json's, or
+    /// 1]
     #[arg(long, value_name = "N")]
     num_beams: Option<usize>,
     /// Beam search: divide scores by the number of new tokens to this power [default: generation_config.json's, or 1]
@@ -126,22 +127,11 @@ fn early_stopping(text: &str) -> std::result::Result<EarlyStopping, String> {
 }
 
 impl BeamArgs {
-    /// Merges the options over those of the model's file. A temperature above 0 on the command line turns the file's beams
-    /// off.
+    /// Merges the options over those of the model's file.
     pub(crate) fn add_to(&self, options: &mut GenerationOptions) -> Result<()> {
-        let is_sampled = options.sampling.temperature > 0.0;
         let own = options.beams.unwrap_or_default();
-        if own.count > 1 && is_sampled {
-            eprintln!("warning: num_beams = {} is ignored, since tokens are sampled", own.count);
-        }
-        let count = self.num_beams.unwrap_or(if is_sampled { 1 } else { own.count });
+        let count = self.num_beams.unwrap_or(own.count);
         ensure!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
-        ensure!(
-            count == 1 || !is_sampled,
-            "--num-beams {count}: beam search does not sample, and the temperature is {}; add --temperature 0, or leave out \
-             --num-beams",
-            options.sampling.temperature
-        );
         options.beams = (count > 1).then_some(Beams {
             count,
             length_penalty: self.length_penalty.unwrap_or(own.length_penalty),

@@ -115,8 +115,13 @@ fn the_folder_says_how_text_is_generated() {
     let (greedy, _) = generate(json!({"max_new_tokens": 6}), &[]);
     assert_ne!(searched, greedy);
     assert_eq!(generate(beams.clone(), &["--num-beams", "1"]).0, greedy);
-    let (_, warning) = generate(beams.clone(), &["--temperature", "0.5"]);
-    assert!(warning.contains("num_beams = 4 is ignored, since tokens are sampled"), "{warning}");
+    // Drawn beams: the seed determines them, and a low temperature leaves the search.
+    let drawn = |seed: &str| generate(beams.clone(), &["--temperature", "2", "--seed", seed]);
+    let seeds = ["1", "2", "3", "4"].map(drawn);
+    assert!(seeds.iter().all(|(_, warning)| warning.is_empty()), "{seeds:?}");
+    assert_eq!(drawn("1"), seeds[0]);
+    assert!(seeds.iter().any(|(ids, _)| *ids != searched));
+    assert_eq!(generate(beams.clone(), &["--temperature", "0.001"]).0, searched);
     let (_, warning) = generate(json!({}), &["--max-new-tokens", "2", "--length-penalty", "2"]);
     assert!(warning.contains("--length-penalty requires --num-beams"), "{warning}");
     let mut chat = lowrank(&["chat", "--model", model, "--max-new-tokens", "2"]);
@@ -125,8 +130,8 @@ fn the_folder_says_how_text_is_generated() {
     let warning = String::from_utf8(output.stderr).unwrap();
     assert!(warning.contains("num_beams = 4 is ignored, since answers are shown"), "{warning}");
     fs::write(&file, "{}").unwrap();
-    let mixed = ["generate", "--model", model, "--prompt", "a", "--num-beams", "2", "--temperature", "1"];
-    fails(&mixed, "beam search does not sample, and the temperature is 1");
+    let mixed = ["generate", "--model", model, "--prompt", "a", "--num-beams", "2", "--temperature", "1e-4"];
+    fails(&mixed, "temperature 0.0001 is out of range for beams");
     for (config, part) in [
         (json!({"num_beams": 0}), "num_beams = 0; expected 1 or more"),
         (json!({"num_beams": 2, "early_stopping": 1}), "early_stopping = 1; expected a boolean or \"never\""),
