@@ -5,17 +5,23 @@
 use std::collections::BTreeMap;
 
 use burn::backend::Autodiff;
+use burn::module::Param;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use lowrank_adapters::AdapterSet;
+use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
+use lowrank_data::rows::SourceTarget;
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_kernels::Kernels;
 use lowrank_models::decoder::{Beams, Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
 use lowrank_models::{
-    Adaptable, LanguageModel, ModelFolder, Parameters, Rows, Run, Seq2Seq, Seq2SeqConfig, Tokens,
+    Adaptable, LanguageModel, ModelFolder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, Seq2Seq,
+    Seq2SeqConfig, Tokens,
 };
 use lowrank_tests::{Tested, assert_close, check_gradients, fixture, values};
+use lowrank_train::seq2seq::PairedTokens;
+use lowrank_train::{Objective, SequencePairs, TrainConfig, TunedSeq2Seq};
 use rstest::rstest;
 use serde::Deserialize;
 
@@ -294,6 +300,57 @@ fn gradients_of_every_parameter_equal_pytorchs() {
         assert!(off.abs() < 1e-4, "{name}: the loss is off by {off}");
         let grads = loss.backward();
         check_gradients(name, &mut model, &grads, &golden.gradients);
+    }
+}
+
+/// Gradients by key.
+struct Found<'a> {
+    grads: &'a GradientsParams,
+    by_key: BTreeMap<String, Vec<f32>>,
+}
+
+impl ParamVisitor<Autodiff<Tested>> for Found<'_> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Autodiff<Tested>, D>>) {
+        if at.role != Role::Constant {
+            let grad = self.grads.get::<Tested, D>(param.id);
+            self.by_key.insert(at.key(), values(grad.unwrap_or_else(|| panic!("{}: no gradient", at.key()))));
+        }
+    }
+}
+
+/// Of all parameters, with the dropout of the config: the masks of a recomputed layer are those of its first pass.
+#[test]
+fn recomputed_layers_have_the_same_gradients() {
+    for name in MODELS {
+        let mut model = load::<Autodiff<Tested>>(name);
+        model.choose_trained(|_, _| true);
+        let config = model.config().clone();
+        let rows = golden(name).cases.into_iter();
+        let rows: Vec<_> =
+            rows.map(|case| SourceTarget { source: case.source_ids, target: case.labels }).collect();
+        assert!(rows.len() > 1);
+        let batch = PairedTokens::pack(&rows, &config).unwrap();
+        let model = TunedSeq2Seq::new(model, AdapterSet::empty());
+        let gradients = |recompute: bool, mode: Mode| {
+            let train = TrainConfig::default();
+            let objective =
+                SequencePairs::new(rows.clone(), rows.clone(), config.clone(), &train, recompute).unwrap();
+            let (loss, grads) =
+                Objective::<Autodiff<Tested>>::gradients(&objective, &model, &batch, mode, 0.5).unwrap();
+            let mut found = Found { grads: &grads, by_key: BTreeMap::new() };
+            model.model().clone().visit_params(&mut found);
+            (values(loss)[0], found.by_key)
+        };
+        let (still, _) = gradients(true, Mode::EVAL);
+        let [(whole, expect), (parts, got)] =
+            [false, true].map(|recompute| gradients(recompute, Mode::train(3)));
+        assert!((whole - parts).abs() < 1e-5, "{name}: {whole} {parts}");
+        assert!((whole - still).abs() > 1e-3, "{name}: {whole} {still}");
+        assert_eq!(expect.keys().collect::<Vec<_>>(), got.keys().collect::<Vec<_>>());
+        for (key, expect) in &expect {
+            let largest = expect.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            assert_close(&format!("{name}: {key}"), &got[key], expect, 1e-5 + 1e-4 * largest);
+        }
     }
 }
 

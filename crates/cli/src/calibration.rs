@@ -9,12 +9,14 @@ use lowrank_compress::{
 use lowrank_data::glue::{GlueDataset, Split, Task};
 use lowrank_data::images::find_images;
 use lowrank_data::pack::{EncodedDataset, Labels};
+use lowrank_data::rows::{Rows, SourceTarget};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::{ModelFolder, ModelKind};
 use lowrank_spec::rng::SplitMix64;
 
 use crate::backend::{Inner, Train, device};
 use crate::context::{Pictures, open_model, read_text, refuse_pictures};
+use crate::language::{encode_pairs, pair_window};
 
 /// Number of calibration tokens processed together.
 const BATCH_TOKENS: usize = 2048;
@@ -22,7 +24,8 @@ const BATCH_TOKENS: usize = 2048;
 /// Source of the activations.
 #[derive(clap::Args)]
 pub(crate) struct CalibrationArgs {
-    /// Calibration text, one sample per line; for a model of pictures a folder of them
+    /// Calibration text, one sample per line; for an encoder-decoder rows with prompt and completion, for a model of
+    /// pictures a folder of them
     #[arg(long)]
     calibration: Option<PathBuf>,
     /// Task whose training rows are used for calibration instead
@@ -80,6 +83,9 @@ impl CalibrationArgs {
         if folder.reads_pictures() {
             return self.pictures(&folder);
         }
+        if folder.kind() == ModelKind::Seq2Seq {
+            return self.pairs(&folder);
+        }
         let tokenizer = self.tokenizer(model)?;
         let mut samples: Vec<(String, Option<String>)> = match (&self.calibration, self.task, &self.data) {
             (Some(path), ..) => {
@@ -93,19 +99,53 @@ impl CalibrationArgs {
             }
             _ => bail!("give --calibration, or --task and --data"),
         };
-        if self.samples == 0 {
-            bail!("--samples 0 is out of range; expected 1 or more");
-        }
         if samples.is_empty() {
             let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
             bail!("{name}: the calibration text is empty; give some lines of text");
         }
+        self.draw(&mut samples)?;
+        let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
+        Ok(pack(rows.into_iter().map(|Encoded { ids, type_ids }| Tokens {
+            lengths: vec![ids.len()],
+            ids,
+            type_ids,
+            ..Tokens::default()
+        })))
+    }
+
+    /// Draws `--samples` of the samples.
+    fn draw<T>(&self, samples: &mut Vec<T>) -> Result<()> {
+        if self.samples == 0 {
+            bail!("--samples 0 is out of range; expected 1 or more");
+        }
         if samples.len() > self.samples {
-            SplitMix64::new(self.seed).shuffle(&mut samples);
+            SplitMix64::new(self.seed).shuffle(samples);
             samples.truncate(self.samples);
         }
-        let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
-        Ok(pack(rows))
+        Ok(())
+    }
+
+    /// The sources and targets of rows, encoded and packed.
+    fn pairs(&self, model: &ModelFolder) -> Result<Vec<Tokens>> {
+        let Some(path) = &self.calibration else {
+            bail!(
+                "{}: is {}; give --calibration with rows that have prompt and completion",
+                model.path().display(),
+                model.kind().describe()
+            );
+        };
+        let (config, tokenizer) = (model.seq2seq_config()?, model.tokenizer(None)?);
+        let window = pair_window(self.max_length, &config, &tokenizer)?;
+        let mut rows = encode_pairs(&Rows::read(path)?, &tokenizer, &config, window)?;
+        self.draw(&mut rows)?;
+        Ok(pack(rows.into_iter().map(|SourceTarget { source, target }| Tokens {
+            lengths: vec![source.len()],
+            type_ids: vec![0; source.len()],
+            ids: source,
+            target_lengths: vec![target.len()],
+            targets: target,
+            ..Tokens::default()
+        })))
     }
 
     /// The pictures of a folder, cut into patches.
@@ -113,18 +153,12 @@ impl CalibrationArgs {
         let Some(path) = &self.calibration else {
             bail!("{}: reads pictures; give --calibration with a folder of them", model.path().display());
         };
-        if self.samples == 0 {
-            bail!("--samples 0 is out of range; expected 1 or more");
-        }
         if self.max_length.is_some() {
             bail!("--max-length applies to texts, and the model reads pictures; leave it out");
         }
         let pictures = Pictures::open(model.path(), &model.classifier_config()?)?;
         let mut files = find_images(path)?;
-        if files.len() > self.samples {
-            SplitMix64::new(self.seed).shuffle(&mut files);
-            files.truncate(self.samples);
-        }
+        self.draw(&mut files)?;
         let n = files.len();
         let rows = pictures.read(files, vec![None; n])?;
         let each = (BATCH_TOKENS / rows.lengths()[0]).max(1);
@@ -182,7 +216,9 @@ impl CalibrationArgs {
 
     /// The samples with their targets: the labels of the task, or the text's next tokens.
     fn answers(&self, model: &Path) -> Result<Vec<(Tokens, Answers)>> {
-        let (Some(task), Some(data)) = (self.task, &self.data) else {
+        let folder = open_model(model)?;
+        let (Some(task), Some(data), false) = (self.task, &self.data, folder.kind() == ModelKind::Seq2Seq)
+        else {
             return Ok(self
                 .batches(model)?
                 .into_iter()
@@ -190,7 +226,6 @@ impl CalibrationArgs {
                 .collect());
         };
         let tokenizer = self.tokenizer(model)?;
-        let folder = open_model(model)?;
         let kind = folder.kind();
         if matches!(kind, ModelKind::TokenClassifier | ModelKind::QuestionAnswering) {
             bail!(
@@ -235,21 +270,12 @@ fn warn_few(tokens: usize, width: usize) {
 }
 
 /// Batches of about [`BATCH_TOKENS`] tokens.
-fn pack(rows: Vec<Encoded>) -> Vec<Tokens> {
+fn pack(rows: impl Iterator<Item = Tokens>) -> Vec<Tokens> {
     let mut batches: Vec<Tokens> = Vec::new();
-    for row in rows.into_iter().filter(|row| !row.ids.is_empty()) {
+    for row in rows.filter(|row| !row.ids.is_empty()) {
         match batches.last_mut() {
-            Some(batch) if batch.ids.len() + row.ids.len() <= BATCH_TOKENS => {
-                batch.lengths.push(row.ids.len());
-                batch.ids.extend(row.ids);
-                batch.type_ids.extend(row.type_ids);
-            }
-            _ => batches.push(Tokens {
-                lengths: vec![row.ids.len()],
-                ids: row.ids,
-                type_ids: row.type_ids,
-                ..Tokens::default()
-            }),
+            Some(batch) if batch.n_tokens() + row.n_tokens() <= BATCH_TOKENS => batch.extend(&row),
+            _ => batches.push(row),
         }
     }
     batches

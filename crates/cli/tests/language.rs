@@ -327,15 +327,39 @@ fn settings_of_an_old_config_are_named_with_their_file() {
 fn what_encoder_decoder_models_do_not_do_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (rows, output) = (folder.path().join("rows.jsonl"), folder.path().join("out"));
-    fs::write(&rows, "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
     for name in ["seq2seq-t5", "seq2seq-bart"] {
+        fs::write(&rows, "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
         let model = fixture(name);
         let model = s(&model);
         fails(&["chat", "--model", model], "is an encoder-decoder model, which does not hold conversations");
         fails(&["generate", "--model", model, "--messages", s(&rows)], "does not hold conversations");
+        let compress = ["compress", "--model", model, "--ratio", "0.2", "-o", s(&output)];
+        let recover = ["--calibration", s(&rows), "--recover", "distill"];
         fails(
-            &["compress", "--model", model, "--ratio", "0.2", "--calibration", s(&rows), "-o", s(&output)],
-            "is compressed without data only",
+            &[&compress[..], &recover].concat(),
+            "layers are not recovered one by one; leave out --recover",
+        );
+        for (name, text, part) in [
+            ("rows.txt", "the cat\nthe dog\n", "the row is plain text; an encoder-decoder"),
+            ("rows.txt", "\n", "rows.txt"),
+            (
+                "rows.jsonl",
+                "{\"text\": \"the cat\"}\n",
+                "rows.jsonl:1: the row is plain text; an encoder-decoder",
+            ),
+            ("rows.jsonl", "", "rows.jsonl"),
+        ] {
+            let rows = folder.path().join(name);
+            fs::write(&rows, text).unwrap();
+            for method in ["whitened", "two-sided", "fwsvd"] {
+                let calibration = ["--method", method, "--calibration", s(&rows)];
+                fails(&[&compress[..], &calibration].concat(), part);
+            }
+        }
+        let task = ["--method", "two-sided", "--task", "sst2", "--data", s(folder.path())];
+        fails(
+            &[&compress[..], &task].concat(),
+            "give --calibration with rows that have prompt and completion",
         );
         fails(
             &["embed", "--model", model, "--text", "a"],

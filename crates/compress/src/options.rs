@@ -73,7 +73,8 @@ impl Options {
     }
 }
 
-/// Provides the weightings of the weights, layer by layer.
+/// Provides the weightings of the weights, layer by layer. Layers are numbered in the order in which they are run: those of a
+/// decoder come after those of its encoder.
 pub trait Calibrator {
     /// Called before the first layer of each pass, for long work that must precede it.
     ///

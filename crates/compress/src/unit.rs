@@ -49,9 +49,9 @@ impl Unit {
         self.weights[0].shape()
     }
 
-    /// The transformer layer, if the unit lies in one.
+    /// The transformer layer in the order in which layers are run, if the unit lies in one.
     pub(crate) fn layer(&self) -> Option<usize> {
-        if self.weights.len() == 1 { self.weights[0].site.layer } else { None }
+        if self.weights.len() == 1 { self.weights[0].step } else { None }
     }
 
     /// The kind of its weights: the path without the number of the layer.

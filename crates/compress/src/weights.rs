@@ -38,6 +38,9 @@ enum Stored {
 pub struct Weight {
     /// Path, layer and shape; `d_input` of an embedding is its vocabulary.
     pub site: Site,
+    /// Its layer in the order in which layers are run: those of a decoder come after those of its encoder, which have the
+    /// same numbers.
+    pub step: Option<usize>,
     /// Its role.
     pub role: Role,
     /// Element type in the file.
@@ -130,9 +133,21 @@ pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight>
     let is_gpt2 = config.get("model_type").and_then(Value::as_str) == Some("gpt2");
     let mut found: Vec<Weight> =
         checkpoint.names().filter_map(|name| weight(checkpoint, name, is_gpt2)).collect();
+    if found.iter().any(|weight| is_in(weight, "decoder")) {
+        let layers = found.iter().filter(|weight| is_in(weight, "encoder")).filter_map(|weight| weight.step);
+        let first = layers.max().map_or(0, |last| last + 1);
+        for weight in found.iter_mut().filter(|weight| is_in(weight, "decoder")) {
+            weight.step = weight.step.map(|layer| first + layer);
+        }
+    }
     // Names sort layer 10 before layer 2.
-    found.sort_by(|a, b| (a.site.layer, &a.site.path).cmp(&(b.site.layer, &b.site.path)));
+    found.sort_by(|a, b| (a.step, &a.site.path).cmp(&(b.step, &b.site.path)));
     found
+}
+
+/// Whether a weight is in a layer of this half of its model.
+fn is_in(weight: &Weight, half: &str) -> bool {
+    weight.step.is_some() && weight.site.path.split('.').any(|segment| segment == half)
 }
 
 fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> {
@@ -174,7 +189,7 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     let (head, embedding) = (role == Role::Head, role == Role::Embedding);
     let conv1d = is_in_out && !embedding;
     let site = Site { path: path.to_string(), layer, d_input, d_output, head, embedding, kernel, conv1d };
-    Some(Weight { site, role, dtype: info.dtype, stored })
+    Some(Weight { site, step: layer, role, dtype: info.dtype, stored })
 }
 
 /// The weights selected by `targets`; by default every linear map inside the transformer layers. Routers of experts

@@ -49,7 +49,7 @@ pub use language::LanguageModel;
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;
-pub use seq2seq::Seq2Seq;
+pub use seq2seq::{PairBatch, Seq2Seq};
 pub use stack::{Parameters, Stack};
 pub use stored::{Blocks, Stored};
 pub use visit::{Layout, ParamVisitor, Parameter, Part, Role};

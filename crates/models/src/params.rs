@@ -200,7 +200,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     /// Reads `key` from the tensor `other` if the checkpoint does not contain it.
-    pub(crate) fn alias(&mut self, key: String, other: String) {
+    pub fn alias(&mut self, key: String, other: String) {
         self.aliases.insert(key, other);
     }
 
@@ -402,6 +402,11 @@ impl<'a, B: Backend> Loader<'a, B> {
         };
         // The standard library collects into the same memory.
         Ok(bits.into_iter().map(from_bits).collect())
+    }
+
+    /// Passes over a parameter that is not loaded, whose tensor is nevertheless one of the model's.
+    pub fn skip(&mut self, at: &Parameter<'_>) {
+        self.used.extend(self.resolve(&at.key()));
     }
 
     /// Finishes loading: an error if anything was misshaped, a key in `required` was missing, or the

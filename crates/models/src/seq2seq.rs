@@ -17,7 +17,6 @@ use crate::batch::{Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
 use crate::config::{DecoderConfig, Seq2SeqConfig};
 use crate::decoder::body::DecoderTrunk;
-use crate::decoder::cross::CrossInputs;
 use crate::decoder::generate::continued;
 use crate::decoder::{Generated, GenerationOptions, head};
 use crate::embedding::Embedding;
@@ -68,6 +67,15 @@ impl<B: Backend> EncoderStates<B> {
     }
 }
 
+/// Sources and the decoder's tokens on the device.
+#[derive(Clone, Debug)]
+pub struct PairBatch<B: Backend> {
+    /// Sources, as the encoder reads them.
+    pub source: TokenBatch<B>,
+    /// A sequence for each source, as the decoder reads them.
+    pub target: TokenBatch<B>,
+}
+
 impl<B: Backend> Seq2Seq<B> {
     /// A model with newly initialized weights.
     ///
@@ -99,11 +107,9 @@ impl<B: Backend> Seq2Seq<B> {
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
         let tables = Tables::find(&checkpoint, &config);
-        // As in transformers: a separate head in the file is used, whatever the config says.
-        config.decoder.tied &= !tables.has_own_head(&checkpoint, &config)?;
+        let alias = tables.settle(&checkpoint, &mut config)?;
         let prefix = config.encoder.architecture.names.prefix;
         let buffers = config.decoder.architecture.names.buffers;
-        let words = format!("{}.weight", config.words());
         let bias = config.architecture.logits_bias;
         let mut model = Self::init(config, 0, device)
             .map_err(|reason| ModelError::Config { path: folder.join("config.json"), reason })?;
@@ -111,10 +117,8 @@ impl<B: Backend> Seq2Seq<B> {
         let mut loader =
             Loader::new(&checkpoint, prefix, device).with_section(&section).with_weights(weights)?;
         let is_tied = model.head.is_none();
-        if tables.words.is_none()
-            && let Some(other) = tables.other(is_tied)
-        {
-            loader.alias(words, other.to_string());
+        if let Some([words, other]) = alias {
+            loader.alias(words, other);
         }
         model.visit_params(&mut loader);
         let is_extra = |name: &str| {
@@ -157,6 +161,23 @@ impl<B: Backend> Seq2Seq<B> {
     pub fn target(&self, tokens: Tokens<'_>, device: &B::Device) -> Result<TokenBatch<B>> {
         self.decoder.batch(tokens, device)
     }
+
+    /// Sources and the decoder's tokens on the device.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source); another number of sequences than sources.
+    pub fn pairs(&self, [source, target]: [Tokens<'_>; 2], device: &B::Device) -> Result<PairBatch<B>> {
+        let [sources, targets] = [source, target].map(|tokens| tokens.lengths.len());
+        if sources != targets {
+            return Err(ModelError::Input(format!("{targets} targets for {sources} sources")));
+        }
+        Ok(PairBatch { source: self.source(source, device)?, target: self.target(target, device)? })
+    }
+
+    /// Number of layers of both halves.
+    pub fn n_layers(&self) -> usize {
+        self.config().n_layers()
+    }
 }
 
 /// Where a checkpoint holds the table of words and the head.
@@ -179,9 +200,13 @@ impl Tables {
         }
     }
 
-    /// What serves as the table where it is not under its own name.
-    fn other(&self, is_tied: bool) -> Option<&str> {
-        self.copies.first().or(self.head.as_ref().filter(|_| is_tied)).map(String::as_str)
+    /// Unties the config of a model whose file has its own head: as in transformers, that is used whatever the config says.
+    /// Returns the key of the table and what serves as the table, where it is not under its own name.
+    fn settle(&self, checkpoint: &Checkpoint, config: &mut Seq2SeqConfig) -> Result<Option<[String; 2]>> {
+        config.decoder.tied &= !self.has_own_head(checkpoint, config)?;
+        let other = self.copies.first().or(self.head.as_ref().filter(|_| config.decoder.tied));
+        let other = other.filter(|_| self.words.is_none());
+        Ok(other.map(|other| [format!("{}.weight", config.words()), other.clone()]))
     }
 
     /// Whether the file has a head that is not a copy of the table.
@@ -215,6 +240,20 @@ impl Tables {
             }
         }
         Ok(())
+    }
+}
+
+impl Seq2SeqConfig {
+    /// The config of the model in a checkpoint, untied if the file has its own head; and the key of the table of words and
+    /// the name under which it is stored, if that is another one.
+    ///
+    /// # Errors
+    /// Copies of the table that differ from it.
+    pub fn of_checkpoint(mut self, checkpoint: &Checkpoint) -> Result<(Self, Option<[String; 2]>)> {
+        let tables = Tables::find(checkpoint, &self);
+        let alias = tables.settle(checkpoint, &mut self)?;
+        tables.check(checkpoint)?;
+        Ok((self, alias))
     }
 }
 
@@ -341,11 +380,66 @@ impl<B: Kernels> Seq2Seq<B> {
     /// The encoder's states of source texts.
     pub fn encode(&self, source: &TokenBatch<B>, run: Run<'_, B>) -> EncoderStates<B> {
         let n = self.encoder.n_layers();
-        let x = (0..n).fold(self.encoder.embed(source, run), |x, index| {
-            self.encoder.layer(index, x, source, Rows::All, run)
-        });
-        let states = self.encoder.finish(x, run);
+        let states = (0..n)
+            .fold(self.encoder.embed(source, run), |x, index| self.encoder_layer(index, x, source, run));
         EncoderStates { keys_values: self.decoder.keys_values(&states, run), packed: source.packed().clone() }
+    }
+
+    /// One layer of the encoder, the last one with the norm after it.
+    fn encoder_layer(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        source: &TokenBatch<B>,
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2> {
+        let x = self.encoder.layer(index, x, source, Rows::All, run);
+        if index + 1 == self.encoder.n_layers() { self.encoder.finish(x, run) } else { x }
+    }
+
+    /// Embedded tokens of both halves.
+    ///
+    /// # Shapes
+    /// - output: `[source tokens, d_model]` and `[target tokens, d_model]`
+    pub fn embed(&self, batch: &PairBatch<B>, run: Run<'_, B>) -> [Tensor<B, 2>; 2] {
+        [self.encoder.embed(&batch.source, run), self.embed_target(&batch.target, run)]
+    }
+
+    fn embed_target(&self, target: &TokenBatch<B>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let x = self.words().forward(target.ids.clone(), run.adapters); // [tokens, d_model]
+        self.decoder.embed(x, target, run)
+    }
+
+    /// One layer of the model, whose [`n_layers`](Self::n_layers) are those of the encoder and then those of the decoder. It
+    /// changes the states of its half; a layer of the decoder also reads those of the source.
+    ///
+    /// # Shapes
+    /// - x, output: `[source tokens, d_model]` and `[target tokens, d_model]`
+    pub fn layer(
+        &self,
+        index: usize,
+        [source, target]: [Tensor<B, 2>; 2],
+        batch: &PairBatch<B>,
+        run: Run<'_, B>,
+    ) -> [Tensor<B, 2>; 2] {
+        match index.checked_sub(self.encoder.n_layers()) {
+            None => [self.encoder_layer(index, source, &batch.source, run), target],
+            Some(index) => {
+                let states = (&source, batch.source.packed());
+                let target = self.decoder.layer_over(index, target, &batch.target, states, run);
+                [source, target]
+            }
+        }
+    }
+
+    /// From the output of the last layer to what the head takes.
+    ///
+    /// # Shapes
+    /// - x, output: `[rows, d_model]`
+    pub fn finish(&self, x: Tensor<B, 2>, run: Run<'_, B>) -> Tensor<B, 2> {
+        let x = self.decoder.finish(x, run);
+        let scale = self.config().decoder.logit_scale;
+        if scale == 1.0 { x } else { x * scale }
     }
 
     /// Hidden states of the decoder over whole sequences, one for each source, as the head takes them.
@@ -372,13 +466,9 @@ impl<B: Kernels> Seq2Seq<B> {
         cache: Option<&mut KvCache<B>>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let x = self.words().forward(batch.ids.clone(), run.adapters); // [tokens, d_model]
-        let x = self.decoder.embed(x, batch, run);
-        let cross = CrossInputs { keys_values: &states.keys_values, keys };
-        let x = self.decoder.layers(x, batch, rows, cache, Some(cross), run);
-        let x = self.decoder.finish(x, run);
-        let scale = self.config().decoder.logit_scale;
-        if scale == 1.0 { x } else { x * scale }
+        let x = self.embed_target(batch, run);
+        let x = self.decoder.layers(x, batch, rows, cache, Some((&states.keys_values, &keys)), run);
+        self.finish(x, run)
     }
 
     /// Logits of the last of the next `tokens.lengths[i]` tokens of each sequence `active[i]` of a cache,

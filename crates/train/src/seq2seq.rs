@@ -1,5 +1,6 @@
 //! Sequence-to-sequence training of encoder-decoders: summaries, translations, answers.
 
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::Mode;
@@ -7,13 +8,14 @@ use lowrank_data::pack::{BatchPlan, Shard};
 use lowrank_data::rows::SourceTarget;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::Rows;
-use lowrank_models::{Run, Seq2Seq, Seq2SeqConfig, Tokens};
+use lowrank_models::{Run, Seq2Seq, Seq2SeqConfig};
 
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::groups::Groups;
 use crate::language::{LearntTokens, Samples, Scored, Tally, eval_order, language_groups};
-use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches};
+use crate::objective::{EvalOutput, MicroBatch, Objective, Selection, StepBatches, backward};
+use crate::recompute::{Layered, layer_by_layer};
 use crate::tuner::Tuned;
 
 /// An encoder-decoder with its adapters.
@@ -58,11 +60,13 @@ pub struct SequencePairs {
     dev: Vec<SourceTarget>,
     model: Seq2SeqConfig,
     eval_batch: usize,
+    recompute: bool,
     samples: Option<Samples>,
 }
 
 impl SequencePairs {
-    /// Training and evaluation rows for a model of this config.
+    /// Training and evaluation rows for a model of this config; `recompute` keeps only the input of each layer for the
+    /// backward pass.
     ///
     /// # Errors
     /// No rows, a batch size that the rows do not fit, a model without a first token.
@@ -71,10 +75,11 @@ impl SequencePairs {
         dev: Vec<SourceTarget>,
         model: Seq2SeqConfig,
         config: &TrainConfig,
+        recompute: bool,
     ) -> Result<Self> {
         let plan = config.plan(train.iter().map(SourceTarget::n_tokens))?;
         PairedTokens::pack(train.iter().take(1), &model)?;
-        Ok(Self { plan, train, dev, model, eval_batch: config.batch_size, samples: None })
+        Ok(Self { plan, train, dev, model, eval_batch: config.batch_size, recompute, samples: None })
     }
 
     /// Generates texts at each evaluation.
@@ -96,9 +101,8 @@ fn score<'a, B: Kernels>(
 ) -> Result<Scored<'a, B, Seq2Seq<B>>> {
     let device = model.device()?;
     let (model, run) = (model.model(), Run::new(model.adapters(), mode));
-    let source = model.source(Tokens::new(&batch.source, &batch.lengths), &device)?;
-    let target = model.target(Tokens::new(&batch.target.ids, &batch.target.lengths), &device)?;
-    let hidden = model.hidden_states(&model.encode(&source, run), &target, Rows::All, run);
+    let pairs = model.to_device(batch, &device)?;
+    let hidden = model.hidden_states(&model.encode(&pairs.source, run), &pairs.target, Rows::All, run);
     Ok(Scored::of_hidden(model, run, hidden, &batch.target))
 }
 
@@ -142,6 +146,20 @@ where
 
     fn loss(&self, model: &TunedSeq2Seq<B>, batch: &PairedTokens, mode: Mode) -> Result<Tensor<B, 1>> {
         Ok(score(model, batch, mode)?.nll_sum() / batch.target.n_learnt())
+    }
+
+    fn gradients(
+        &self,
+        model: &TunedSeq2Seq<B>,
+        batch: &PairedTokens,
+        mode: Mode,
+        share: f64,
+    ) -> Result<(Tensor<B::InnerBackend, 1>, GradientsParams)> {
+        if self.recompute {
+            let scale = share / batch.target.n_learnt();
+            return layer_by_layer(model, batch, mode, |scored| scored.nll_sum() * scale);
+        }
+        backward(self.loss(model, batch, mode)? * share, model)
     }
 
     fn selection(&self) -> Option<Selection> {

@@ -212,12 +212,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("{}: already exists and is not empty; choose another output", args.output.display());
     }
     let is_quant = method.is_quant() || args.amount.bytes.is_some();
-    let kind = open_model(&model)?.kind();
     ensure!(
-        !given || kind != ModelKind::Seq2Seq,
-        "{}: is {}, which is compressed without data only; leave out --calibration, --task and --recover",
+        args.recover.is_none() || opened.kind() != ModelKind::Seq2Seq,
+        "{}: is {}, whose layers are not recovered one by one; leave out --recover, and fine-tune the result",
         model.display(),
-        kind.describe()
+        opened.kind().describe()
     );
     let mut calibrator = args.calibrator(method, &model)?;
     let samples = args.recover.map(|_| args.calibration.batches(&model)).transpose()?;
@@ -266,6 +265,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("layer {layer}: output error {before:.4} → {after:.4}");
     }
     Ok(())
+}
+
+/// Whether a folder holds a model that is calibrated on the tokens that it predicts.
+fn is_language_model(model: &Path) -> Result<bool> {
+    Ok(matches!(open_model(model)?.kind(), ModelKind::Decoder | ModelKind::Seq2Seq))
 }
 
 /// A hidden folder beside the output, for the result before recovery.
@@ -325,7 +329,7 @@ impl Args {
 
     /// The error weighting. Formats are allocated by their effect on the loss if its gradients are available.
     fn calibrator(&self, method: Method, model: &Path) -> Result<Option<Box<dyn Calibrator>>> {
-        let by_loss = self.calibration.has_task() || open_model(model)?.kind() == ModelKind::Decoder;
+        let by_loss = self.calibration.has_task() || is_language_model(model)?;
         let method = match self.amount.bytes {
             Some(_) if self.calibration.is_given() && by_loss => Method::TwoSided,
             _ => method,
@@ -335,15 +339,14 @@ impl Args {
 
     /// The mean loss of a language model on a part of the calibration text.
     fn measure(&self, model: &Path) -> Result<Option<Box<Measure<'static>>>> {
-        let is_decoder = open_model(model)?.kind() == ModelKind::Decoder;
-        if self.amount.bytes.is_none() || !is_decoder || !self.calibration.is_text() {
+        if self.amount.bytes.is_none() || !is_language_model(model)? || !self.calibration.is_text() {
             return Ok(None);
         }
         let mut left = MEASURED_TOKENS;
         let mut batches = self.calibration.batches(model)?;
         batches.retain(|batch| {
             let is_taken = left > 0;
-            left = left.saturating_sub(batch.ids.len());
+            left = left.saturating_sub(batch.n_tokens());
             is_taken
         });
         let device = device()?;

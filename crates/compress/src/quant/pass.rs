@@ -37,7 +37,7 @@ pub(crate) fn each<T: Send>(
     let is_calibrated = calibrator.is_some();
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());
-    for (layer, indices) in by_layer(plan.weights.iter().map(|weight| weight.site.layer), is_descending) {
+    for (layer, indices) in by_layer(plan.weights.iter().map(|weight| weight.step), is_descending) {
         let weightings: Weightings = match (calibrator.as_mut(), layer) {
             (None, _) => Weightings::new(),
             (Some(calibrator), Some(layer)) => calibrator.weightings(layer)?,

@@ -7,10 +7,9 @@ use burn::prelude::*;
 use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
-use lowrank_models::TokenBatch;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::network::{Config, Network, Part, Tokens};
+use super::network::{Config, Context, Network, Part, Tokens};
 use super::sums::{Sum, Sums};
 use crate::error::{CompressError, Result};
 use crate::options::{Calibrator, CompressedModule};
@@ -22,7 +21,7 @@ pub struct ModelCalibrator<B: Kernels> {
     checkpoint: Checkpoint,
     batches: Vec<Tokens>,
     /// Hidden states of every batch before the next layer, with the inputs that layers need.
-    states: Vec<(Tensor<B, 2>, TokenBatch<B>)>,
+    states: Vec<(Tensor<B, 2>, Context<B>)>,
     /// Weightings that replace the sums of inputs.
     given: Option<Weightings>,
     /// The latest layer's inputs and outputs, for as many batches as effects are measured on.
@@ -94,7 +93,8 @@ impl<B: Kernels> ModelCalibrator<B> {
     /// is raised by one, since unseen tokens will occur too.
     fn frequencies(&self, vocabulary: usize) -> Vec<f32> {
         let mut counts = vec![1.0_f32; vocabulary];
-        for id in self.batches.iter().flat_map(|batch| &batch.ids) {
+        // What a decoder reads of a target is the target but for one token.
+        for id in self.batches.iter().flat_map(|batch| batch.ids.iter().chain(&batch.targets)) {
             if let Some(count) = counts.get_mut(*id as usize) {
                 *count += 1.0;
             }
@@ -184,8 +184,8 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         let sums = Arc::new(Sums::default());
         if network.sites().iter().any(|site| site.layer.is_none() && !site.embedding) {
             let adapters = AdapterSet::empty().observed(sums.clone());
-            for (x, _) in &self.states {
-                for rows in x.clone().split(HEAD_ROWS, 0) {
+            for (x, context) in &self.states {
+                for rows in context.predicting(x.clone()).split(HEAD_ROWS, 0) {
                     network.finish(rows, &adapters);
                 }
             }
@@ -221,8 +221,10 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         let mut hash = Xxh3Default::new();
         for batch in &self.batches {
             hash.update(&(batch.lengths.len() as u64).to_le_bytes());
-            batch.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
-            batch.ids.iter().chain(&batch.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
+            let lengths = batch.lengths.iter().chain(&batch.target_lengths);
+            lengths.for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
+            let ids = batch.ids.iter().chain(&batch.type_ids).chain(&batch.targets);
+            ids.for_each(|id| hash.update(&id.to_le_bytes()));
             batch.pixels.iter().for_each(|value| hash.update(&value.to_le_bytes()));
         }
         let given = self.given.as_ref().map(|given| format!(", {}", given.identity())).unwrap_or_default();

@@ -7,13 +7,13 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_kernels::Kernels;
-use lowrank_models::{ParamVisitor, Parameter, TokenBatch};
+use lowrank_models::{ParamVisitor, Parameter};
 use lowrank_train::{
     Alone, MicroBatch, Objective, SchedulerKind, Shard, Start, StepBatches, StepReport, TrainConfig,
     TrainError, Training, Watch, train,
 };
 
-use super::network::Network;
+use super::network::{Context, Network};
 use super::recover::DistillOptions;
 use crate::error::Result;
 use crate::options::Progress;
@@ -81,7 +81,7 @@ pub(super) struct Distillation<'a, B: AutodiffBackend + Kernels> {
     layer: usize,
     /// Per batch: the dense layer's output and the compressed layer's input.
     states: &'a [[Tensor<B, 2>; 2]],
-    contexts: &'a [TokenBatch<B>],
+    contexts: &'a [Context<B>],
 }
 
 impl<'a, B: AutodiffBackend + Kernels> Distillation<'a, B>
@@ -92,7 +92,7 @@ where
         network: Network<B>,
         layer: usize,
         states: &'a [[Tensor<B, 2>; 2]],
-        contexts: &'a [TokenBatch<B>],
+        contexts: &'a [Context<B>],
     ) -> Self {
         Self { network: RefCell::new(network), layer, states, contexts }
     }

@@ -12,7 +12,9 @@ use lowrank_adapters::peft::host_values;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
 use lowrank_models::params::{Choose, WeightType};
-use lowrank_models::{Classifier, Decoder, ParamVisitor, Parameter, Parameters, Role, Rows, Run, Stack};
+use lowrank_models::{
+    Classifier, Decoder, LanguageModel, ParamVisitor, Parameter, Parameters, Role, Rows, Run, Seq2Seq, Stack,
+};
 use lowrank_spec::names::WeightPart;
 
 use super::network::{Config, Network, Tokens};
@@ -92,6 +94,9 @@ fn load<B: AutodiffBackend + Kernels>(folder: &Path, device: &B::Device) -> Resu
             }
             Network::Classifier(Box::new(model), last)
         }
+        Config::Seq2Seq(config, _) => {
+            Network::Seq2Seq(Box::new(Seq2Seq::load(folder, *config, WeightType::F32, device)?))
+        }
     })
 }
 
@@ -137,7 +142,13 @@ fn loss<B: AutodiffBackend + Kernels>(
                 ))),
             }
         }
-        (Network::Decoder(_), _) => {
+        (Network::Seq2Seq(model), Answers::NextTokens) => {
+            let (batch, run) = (tokens.pairs(model, device)?, Run::eval(&none));
+            let states = model.encode(&batch.source, run);
+            let logits = model.logits(model.hidden_states(&states, &batch.target, Rows::All, run), run);
+            Ok(cross_entropy(logits, &tokens.targets, device))
+        }
+        (Network::Decoder(_) | Network::Seq2Seq(_), _) => {
             Err(CompressError::Input("a language model's task is its own text; give --calibration".into()))
         }
     }

@@ -20,14 +20,13 @@ use lowrank_adapters::Observer;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
-use lowrank_models::TokenBatch;
 use lowrank_models::batch::int_tensor;
 use lowrank_spec::names::expert_of;
 use tempfile::TempDir;
 
 use super::calibrate::HEAD_ROWS;
 use super::fisher::{Answers, cross_entropy, squared_error};
-use super::network::{Config, Network, Part, Tokens};
+use super::network::{Config, Context, Network, Part, Tokens};
 use super::samples::{Batch, batches, identity};
 use super::sums::{Sum, Sums};
 use crate::error::{CompressError, Result};
@@ -43,7 +42,7 @@ pub struct GradientCalibrator<B: AutodiffBackend> {
     batches: Vec<Batch>,
     /// Folder of the hidden states.
     folder: TempDir,
-    contexts: Vec<TokenBatch<B>>,
+    contexts: Vec<Context<B>>,
     /// Per batch: the gradient with respect to the output of the layer before `next`.
     gradients: Vec<Tensor<B::InnerBackend, 2>>,
     /// Per batch: the gradient with respect to the last hidden states, from which a further pass starts; empty before the
@@ -70,7 +69,6 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
     ) -> Result<Self> {
         let config = Config::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let is_decoder = matches!(config, Config::Decoder(_));
         if matches!(config, Config::Classifier(_, None)) {
             return Err(CompressError::Input(
                 "two-sided needs the gradients of a task, and the model has no trained head over sequences; fine-tune it \
@@ -78,7 +76,10 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
                     .into(),
             ));
         }
-        if let Some((_, answers)) = samples.iter().find(|(_, a)| is_decoder != (*a == Answers::NextTokens)) {
+        let predicts_tokens = config.is_language_model();
+        if let Some((_, answers)) =
+            samples.iter().find(|(_, a)| predicts_tokens != (*a == Answers::NextTokens))
+        {
             return Err(CompressError::Input(match answers {
                 Answers::NextTokens => {
                     "two-sided needs the gradients of a task; give --task and --data".into()
@@ -89,7 +90,9 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         let identity = identity(&samples);
         let batches = batches(samples);
         let predicts = |batch: &Batch| {
-            batch.answers != Answers::NextTokens || batch.tokens.lengths.iter().any(|&length| length > 1)
+            batch.answers != Answers::NextTokens
+                || !batch.tokens.targets.is_empty()
+                || batch.tokens.lengths.iter().any(|&length| length > 1)
         };
         if !batches.iter().any(|batch| !batch.is_held_out && predicts(batch)) {
             return Err(CompressError::Input(
@@ -116,7 +119,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
 
     /// Number of tokens.
     pub fn n_tokens(&self) -> usize {
-        self.batches.iter().map(|batch| batch.tokens.ids.len()).sum()
+        self.batches.iter().map(|batch| batch.tokens.n_tokens()).sum()
     }
 
     /// Width of a hidden state, the narrowest input that is accumulated.
@@ -154,7 +157,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
                 let values = host_values(x.clone());
                 file.write_all(bytemuck::cast_slice(&values)).map_err(io(&path))?;
                 *x = network.layer(layer, x.clone(), context, &none);
-                progress.done(&format!("layer {layer}"), None, batch.tokens.ids.len() as u64);
+                progress.done(&format!("layer {layer}"), None, batch.tokens.n_tokens() as u64);
             }
         }
         Ok(states)
@@ -185,7 +188,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
         let width = self.config.hidden_size();
         let mut at = 0;
         for (index, batch) in self.batches.iter().enumerate() {
-            let rows = batch.tokens.ids.len();
+            let rows = batch.tokens.n_tokens();
             let mut values = vec![0.0_f32; rows * width];
             file.seek(SeekFrom::Start(at)).map_err(io(&path))?;
             file.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(io(&path))?;
@@ -233,7 +236,7 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
         let mut last = Vec::with_capacity(self.batches.len());
         for (x, batch) in states.into_iter().zip(&self.batches) {
             last.push(self.head(&head, x, batch)?);
-            progress.done("head", None, batch.tokens.ids.len() as u64);
+            progress.done("head", None, batch.tokens.n_tokens() as u64);
         }
         self.gradients = last.clone();
         self.last = last;
@@ -258,13 +261,18 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
         let path = |site: usize| network.sites()[site].path.clone();
         let [fit, held_out] = sums;
         let (mut fit, mut held_out) = (fit.finish(path)?, held_out.finish(path)?);
-        let tokens = fit.values().map(|sums| sums.inputs.rows).max().unwrap_or(1);
+        // An expert sees some of the tokens, and so does each half of an encoder-decoder.
+        let is_pair = matches!(self.config, Config::Seq2Seq(..));
+        let tokens = if is_pair {
+            let own = self.batches.iter().filter(|batch| !batch.is_held_out);
+            own.map(|batch| batch.tokens.n_tokens() as u64).sum()
+        } else {
+            fit.values().map(|sums| sums.inputs.rows).max().unwrap_or(1)
+        };
         let made = fit.drain().map(|(site, sums)| {
             let path = path(site);
-            let share = match expert_of(&path) {
-                Some(_) => sums.inputs.rows as f64 / tokens as f64,
-                None => 1.0,
-            };
+            let is_partial = is_pair || expert_of(&path).is_some();
+            let share = if is_partial { sums.inputs.rows as f64 / tokens as f64 } else { 1.0 };
             (path, Weighting::Both { sums, held_out: held_out.remove(&site), share })
         });
         Ok(made.collect())
@@ -348,6 +356,10 @@ impl Wanted {
         match &batch.answers {
             Answers::Classes(classes) => Self::Classes(classes.clone()),
             Answers::Scores(scores) => Self::Scores(scores.clone()),
+            Answers::NextTokens if !batch.tokens.targets.is_empty() => {
+                let source = std::iter::repeat_n((0, 0.0), batch.tokens.ids.len());
+                Self::Next(source.chain(batch.tokens.targets.iter().map(|&id| (id, 1.0))).collect())
+            }
             Answers::NextTokens => {
                 let mut next = Vec::with_capacity(batch.tokens.ids.len());
                 let mut start = 0;
@@ -407,7 +419,7 @@ impl Wanted {
 mod tests {
     use super::super::samples::BATCH_TOKENS;
     use super::*;
-    use lowrank_models::Stack;
+    use lowrank_models::{LanguageModel, Parameters, Stack};
 
     type B = burn::backend::Autodiff<burn_flex::Flex>;
 
@@ -485,6 +497,92 @@ mod tests {
         assert!(seen >= 8);
         drop(made);
         assert_eq!(dir.path().read_dir().unwrap().count(), 0, "and gone afterwards");
+    }
+
+    /// Second moments of the inputs of all maps and of the gradients of their outputs, from one graph of a whole
+    /// encoder-decoder.
+    fn of_the_pairs(folder: &Path, tokens: &Tokens) -> std::collections::HashMap<String, SidedStatistics> {
+        let device = Default::default();
+        let config = lowrank_models::Seq2SeqConfig::read(folder).unwrap();
+        let weights = lowrank_models::params::WeightType::F32;
+        let model = lowrank_models::Seq2Seq::<B>::load(folder, config, weights, &device).unwrap();
+        let mut side = Sided::default();
+        let tap = Arc::new(Tap::<B>::new(Some(side.inputs.clone())));
+        let adapters = AdapterSet::empty().observed(tap.clone());
+        let run = lowrank_models::Run::eval(&adapters);
+        let batch = tokens.pairs(&model, &device).unwrap();
+        let states = model.encode(&batch.source, run);
+        let hidden = model.hidden_states(&states, &batch.target, lowrank_models::Rows::All, run);
+        let targets = int_tensor(tokens.targets.iter().map(|&id| id as i32).collect(), &device);
+        let weights = Tensor::ones([tokens.targets.len()], &device);
+        let none = AdapterSet::empty();
+        let loss = model.nll_sum(hidden, targets, weights, lowrank_models::Run::eval(&none));
+        let grads = loss.backward();
+        for (site, offset) in tap.take() {
+            let gradient = offset.grad(&grads).unwrap();
+            let width = gradient.dims()[1];
+            side.outputs.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+        }
+        let path = |site: usize| model.sites()[site].path.clone();
+        side.finish(path).unwrap().into_iter().map(|(site, sums)| (path(site), sums)).collect()
+    }
+
+    /// Of every map of both halves and of the attention between them, from streamed layers.
+    #[rstest::rstest]
+    #[case("seq2seq-t5", 5)]
+    #[case("seq2seq-bart", 4)]
+    #[case("seq2seq-mbart", 4)]
+    fn an_encoder_decoder_has_the_inputs_and_gradients_of_the_whole(
+        #[case] model: &str,
+        #[case] n_layers: usize,
+    ) {
+        let (folder, dir) = (fixture(model), tempfile::tempdir().unwrap());
+        let tokens = Tokens {
+            ids: (5..29).collect(),
+            type_ids: vec![0; 24],
+            lengths: vec![8, 1, 12, 3],
+            targets: (40..55).collect(),
+            target_lengths: vec![4, 6, 3, 2],
+            ..Tokens::default()
+        };
+        let samples = vec![(tokens, Answers::NextTokens)];
+        let mut made =
+            GradientCalibrator::<B>::new(&folder, samples, dir.path(), Default::default()).unwrap();
+        let fit = made.batches[0].tokens.clone();
+        assert_eq!((fit.ids.len(), fit.targets.len(), made.n_tokens()), (21, 13, 39));
+        let mut expected = of_the_pairs(&folder, &fit);
+        let mut forward = super::super::calibrate::ModelCalibrator::<burn_flex::Flex>::new(
+            &folder,
+            vec![fit],
+            false,
+            Default::default(),
+        )
+        .unwrap();
+        let close = |what: &str, got: &lowrank_factor::Mat<f64>, expected: &lowrank_factor::Mat<f64>| {
+            let (scale, off) = (expected.norm_max(), (got - expected).norm_max());
+            assert!(scale > 0.0 && off < 1e-4 * scale, "{what}: {off} of {scale}");
+        };
+        for layer in 0..n_layers {
+            for (path, weighting) in forward.weightings(layer).unwrap() {
+                let Weighting::Inputs(inputs) = weighting else { panic!("{path}") };
+                close(&path, &inputs.gram, &expected[&path].inputs.gram);
+                assert_eq!(inputs.rows, expected[&path].inputs.rows, "{path}");
+            }
+        }
+        made.prepare(&()).unwrap();
+        for layer in (0..n_layers).rev() {
+            for (path, weighting) in made.weightings(layer).unwrap() {
+                let Weighting::Both { sums, held_out: Some(held_out), share } = weighting else {
+                    panic!("{path}")
+                };
+                let expected = expected.remove(&path).unwrap();
+                close(&path, &sums.inputs.gram, &expected.inputs.gram);
+                close(&path, &sums.outputs.gram, &expected.outputs.gram);
+                assert!([(21, 3), (13, 2)].contains(&(sums.inputs.rows, held_out.inputs.rows)), "{path}");
+                assert!((share - sums.inputs.rows as f64 / 34.0).abs() < 1e-12, "{path}: {share}");
+            }
+        }
+        assert!(expected.is_empty(), "{:?}", expected.keys());
     }
 
     /// A byte budget makes two passes: the second goes back from the states of the first.

@@ -11,13 +11,13 @@ use lowrank_adapters::peft::host_values;
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, NoWeights, Pattern, Site, Targets};
 use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, TensorPlan};
 use lowrank_kernels::Kernels;
+use lowrank_models::Parameter;
 use lowrank_models::params::Gather;
-use lowrank_models::{Parameter, TokenBatch};
 use lowrank_spec::{LowrankSection, Representation};
 use serde::Serialize;
 
 use super::distillation::{Distillation, Layer};
-use super::network::{Config, Network, Part, Tokens};
+use super::network::{Config, Context, Network, Part, Tokens};
 use crate::error::{CompressError, Result};
 use crate::folder;
 use crate::options::Progress;
@@ -166,7 +166,7 @@ struct Pair<'a, B: AutodiffBackend + Kernels> {
     checkpoint: [Checkpoint; 2],
     /// Hidden states of both for every batch.
     states: Vec<[Tensor<B, 2>; 2]>,
-    contexts: Vec<TokenBatch<B>>,
+    contexts: Vec<Context<B>>,
     /// Representations of the compressed model's modules.
     section: LowrankSection,
     device: &'a B::Device,
@@ -184,6 +184,12 @@ where
         device: &'a B::Device,
     ) -> Result<Self> {
         let config = [Config::read(dense)?, Config::read(compressed)?];
+        if matches!(config[0], Config::Seq2Seq(..)) {
+            return Err(CompressError::Input(
+                "recovery trains the layers of encoders and of decoders; fine-tune an encoder-decoder as a whole instead"
+                    .into(),
+            ));
+        }
         let checkpoint = [Checkpoint::open(dense)?, Checkpoint::open(compressed)?];
         let outside =
             [0, 1].map(|i| Network::<B>::load(&config[i], &checkpoint[i], Part::Outside, &[], device));

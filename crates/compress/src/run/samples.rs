@@ -28,10 +28,8 @@ pub(super) fn batches(samples: Vec<(Tokens, Answers)>) -> Vec<Batch> {
         let first = batches.len();
         for (_, (tokens, answers)) in single.iter().enumerate().filter(|(i, _)| is_held_out(*i) == held_out) {
             match batches[first..].last_mut() {
-                Some(batch) if batch.tokens.ids.len() + tokens.ids.len() <= BATCH_TOKENS => {
-                    batch.tokens.lengths.extend(&tokens.lengths);
-                    batch.tokens.ids.extend(&tokens.ids);
-                    batch.tokens.type_ids.extend(&tokens.type_ids);
+                Some(batch) if batch.tokens.n_tokens() + tokens.n_tokens() <= BATCH_TOKENS => {
+                    batch.tokens.extend(tokens);
                     batch.answers.extend(answers);
                 }
                 _ => batches.push(Batch {
@@ -47,11 +45,15 @@ pub(super) fn batches(samples: Vec<(Tokens, Answers)>) -> Vec<Batch> {
 
 /// The sequences of a sample, one by one.
 fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
-    let mut start = 0;
+    let (mut start, mut target) = (0, 0);
     let mut parts = Vec::with_capacity(tokens.lengths.len());
     for (i, &length) in tokens.lengths.iter().enumerate() {
         let range = start..start + length;
         start += length;
+        let written = tokens.target_lengths.get(i).copied();
+        let to = target + written.unwrap_or_default();
+        let targets = tokens.targets.get(target..to).map(<[u32]>::to_vec).unwrap_or_default();
+        target = to;
         if length == 0 {
             continue;
         }
@@ -59,6 +61,8 @@ fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
             ids: tokens.ids[range.clone()].to_vec(),
             type_ids: tokens.type_ids.get(range).map(<[u32]>::to_vec).unwrap_or_default(),
             lengths: vec![length],
+            targets,
+            target_lengths: written.into_iter().collect(),
             ..Tokens::default()
         };
         parts.push((part, answers.nth(i)));
@@ -70,8 +74,10 @@ fn sequences((tokens, answers): (Tokens, Answers)) -> Vec<(Tokens, Answers)> {
 pub(super) fn identity(samples: &[(Tokens, Answers)]) -> String {
     let mut hash = Xxh3Default::new();
     for (tokens, answers) in samples {
-        tokens.lengths.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
-        tokens.ids.iter().chain(&tokens.type_ids).for_each(|id| hash.update(&id.to_le_bytes()));
+        let lengths = tokens.lengths.iter().chain(&tokens.target_lengths);
+        lengths.for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
+        let ids = tokens.ids.iter().chain(&tokens.type_ids).chain(&tokens.targets);
+        ids.for_each(|id| hash.update(&id.to_le_bytes()));
         hash.update(format!("{answers:?}").as_bytes());
     }
     format!("gradients of texts {:032x}", hash.digest128())

@@ -7,6 +7,7 @@ use crate::config::encoder::EncoderConfig;
 use crate::config::keys::Keys;
 use crate::config::names::Seq2SeqArchitecture;
 use crate::error::ModelError;
+use crate::visit::Module;
 use lowrank_spec::LowrankSection;
 
 /// Shape and hyper-parameters of an encoder-decoder model.
@@ -100,6 +101,18 @@ impl Seq2SeqConfig {
         let Some((last, before)) = target.split_last() else { return Ok(Vec::new()) };
         let first = if self.architecture.starts_with_last { *last } else { self.start_token()? };
         Ok([&[first], before].concat())
+    }
+
+    /// Number of layers of both halves.
+    pub fn n_layers(&self) -> usize {
+        self.encoder.n_layers + self.decoder.n_layers
+    }
+
+    /// Which of the layers of both halves a module is in: those of the decoder come after those of the encoder.
+    pub fn layer_of(&self, module: &Module<'_>) -> Option<usize> {
+        let index = module.layer?;
+        let is_in_decoder = module.path.starts_with(&self.decoder.names().in_layer(index, ""));
+        Some(if is_in_decoder { self.encoder.n_layers + index } else { index })
     }
 
     /// Path of the head.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::prelude::*;
-use lowrank_kernels::Kernels;
-use lowrank_spec::Stream;
+use lowrank_kernels::{Kernels, Keys};
+use lowrank_spec::{PackedTokens, Stream};
 
 use crate::batch::{Limits, Rows, TokenBatch, Tokens};
 use crate::cache::KvCache;
@@ -264,7 +264,34 @@ impl<B: Kernels> DecoderTrunk<B> {
         cross.map(|cross: &CrossAttention<B>| cross.keys_values(states, run)).collect()
     }
 
-    /// Through all layers, of the last of which only `rows`.
+    /// The biases of the self-attention by relative position, which all layers read.
+    fn biases(&self, batch: &TokenBatch<B>, run: Run<'_, B>) -> Option<Tensor<B, 3>> {
+        let relative = self.relative.as_ref().zip(batch.distances.as_ref());
+        relative.map(|(table, distances)| table.biases(distances, run))
+    }
+
+    /// One layer over whole sequences and the states of an encoder, whose keys and values it computes.
+    ///
+    /// # Shapes
+    /// - x, output: `[tokens, d_model]`
+    /// - states: `[source tokens, d_model]`
+    pub(crate) fn layer_over(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        batch: &TokenBatch<B>,
+        (states, packed): (&Tensor<B, 2>, &PackedTokens),
+        run: Run<'_, B>,
+    ) -> Tensor<B, 2> {
+        let layer = &self.layers[index];
+        let keys_values = layer.cross().map(|cross| cross.keys_values(states, run));
+        let keys = Keys::Packed(packed.clone());
+        let cross = keys_values.as_ref().map(|keys_values| CrossInputs { keys_values, keys: &keys });
+        let inputs = LayerInputs { biases: self.biases(batch, run), cross };
+        layer.forward(x, batch, Rows::All, None, &inputs, run)
+    }
+
+    /// Through all layers, of the last of which only `rows`; `cross` are keys and values of an encoder's states by layer.
     ///
     /// # Shapes
     /// - x: `[tokens, d_model]`
@@ -275,13 +302,13 @@ impl<B: Kernels> DecoderTrunk<B> {
         batch: &TokenBatch<B>,
         rows: Rows,
         mut cache: Option<&mut KvCache<B>>,
-        cross: Option<CrossInputs<'_, B>>,
+        cross: Option<(&[[Tensor<B, 2>; 2]], &Keys)>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
-        let relative = self.relative.as_ref().zip(batch.distances.as_ref());
-        let biases = relative.map(|(table, distances)| table.biases(distances, run));
-        let inputs = LayerInputs { biases, cross };
+        let biases = self.biases(batch, run);
         for (index, layer) in self.layers.iter().enumerate() {
+            let cross = cross.map(|(by_layer, keys)| CrossInputs { keys_values: &by_layer[index], keys });
+            let inputs = LayerInputs { biases: biases.clone(), cross };
             let rows = if index + 1 == self.layers.len() { rows } else { Rows::All };
             x = layer.forward(x, batch, rows, cache.as_deref_mut(), &inputs, run);
         }

@@ -32,12 +32,12 @@ pub struct CrossAttention<B: Backend> {
     names: CrossNames,
 }
 
-/// What the attention over an encoder's states reads of them.
+/// What a layer's attention over an encoder's states reads of them.
 pub(crate) struct CrossInputs<'a, B: Backend> {
-    /// Keys and values by layer, each `[tokens, n_heads * head_dim]`.
-    pub(crate) keys_values: &'a [[Tensor<B, 2>; 2]],
+    /// Keys and values, each `[tokens, n_heads * head_dim]`.
+    pub(crate) keys_values: &'a [Tensor<B, 2>; 2],
     /// The rows of each sequence's keys.
-    pub(crate) keys: Keys,
+    pub(crate) keys: &'a Keys,
 }
 
 impl<B: Backend> CrossAttention<B> {
@@ -100,7 +100,7 @@ impl<B: Kernels> CrossAttention<B> {
         [&self.key, &self.value].map(|map| map.forward(states.clone(), run))
     }
 
-    /// The sublayer with its residual, as layer `index` of the decoder.
+    /// The sublayer with its residual.
     ///
     /// # Shapes
     /// - h, output: `[queries, d_model]`
@@ -108,13 +108,12 @@ impl<B: Kernels> CrossAttention<B> {
         &self,
         h: Tensor<B, 2>,
         queries: &PackedTokens,
-        index: usize,
         inputs: &CrossInputs<'_, B>,
         run: Run<'_, B>,
     ) -> Tensor<B, 2> {
         let stream = |place| Stream::Cross { layer: self.layer, place };
         let x = if self.norm_last { h.clone() } else { self.norm.forward(h.clone()) };
-        let [k, v] = inputs.keys_values[index].clone();
+        let [k, v] = inputs.keys_values.clone();
         let spec = AttentionSpec {
             scale: self.scale,
             dropout: run.dropout(self.dropouts[0], stream(0)),

@@ -22,7 +22,7 @@ use crate::rope::Angles;
 use crate::run::Run;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
 
-/// What all layers of a decoder read beside their tokens.
+/// What a layer of a decoder reads beside its tokens.
 pub(crate) struct LayerInputs<'a, B: Backend> {
     /// Biases of the self-attention by relative position, `[n_heads, 1, buckets]`.
     pub(crate) biases: Option<Tensor<B, 3>>,
@@ -388,7 +388,7 @@ impl<B: Kernels> DecoderLayer<B> {
             _ => h,
         };
         let h = match (&self.cross, &inputs.cross) {
-            (Some(cross), Some(inputs)) => cross.forward(h, &batch.queries(rows), self.index, inputs, run),
+            (Some(cross), Some(inputs)) => cross.forward(h, &batch.queries(rows), inputs, run),
             _ => h,
         };
         if self.residual == Residual::PostNorm {

@@ -54,6 +54,7 @@ impl LanguageArgs {
         let given = [
             ("--show-samples", self.show_samples.is_some()),
             ("--write-samples", self.write_samples.is_some()),
+            ("--recompute", self.recompute),
         ];
         match self.of_decoders().into_iter().chain(given).find(|(_, given)| *given) {
             Some((option, _)) => {
@@ -76,14 +77,18 @@ impl LanguageArgs {
     }
 
     /// The options of decoders, and whether they are given.
-    fn of_decoders(&self) -> [(&'static str, bool); 5] {
+    fn of_decoders(&self) -> [(&'static str, bool); 4] {
         [
             ("--loss-on", self.loss_on.is_some()),
-            ("--recompute", self.recompute),
             ("--memory", self.memory.is_some()),
             ("--beta", self.beta.is_some()),
             ("--label-smoothing", self.label_smoothing.is_some()),
         ]
+    }
+
+    /// Whether layers are recomputed in the backward pass.
+    pub(super) fn recomputes(&self) -> bool {
+        self.recompute
     }
 
     /// Number of training rows to show.
@@ -127,10 +132,10 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         Weights::Stored(path, kept) => Ok(Decoder::load(path, base, kept, device)?),
     })?;
     let recompute = match args.language.memory {
-        Some(limit) if !args.language.recompute => {
+        Some(limit) if !args.language.recomputes() => {
             recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
         }
-        _ => args.language.recompute,
+        _ => args.language.recomputes(),
     };
     if args.base.is_dry() {
         return report(args, &built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), recompute);

@@ -48,7 +48,8 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     })?;
     let data_hash = hash(train_rows.iter().chain(&dev_rows));
     let samples = Samples::of_sources(&dev_rows, args.language.n_samples(), SAMPLE_TOKENS, tokenizer);
-    let objective = SequencePairs::new(train_rows, dev_rows, base, &config)?.with_samples(samples);
+    let objective = SequencePairs::new(train_rows, dev_rows, base, &config, args.language.recomputes())?
+        .with_samples(samples);
     if let Some(epochs) = args.epochs {
         config.max_steps = objective.plan().steps_for(epochs);
     }
