@@ -4,13 +4,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use common::{TOLERANCE, check_logits, decoders, forward, golden};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{BlockFormat, Kernels};
 use lowrank_models::config::QkvNames;
 use lowrank_models::decoder::{Constraints, Finish, GenerationOptions, Sampling};
 use lowrank_models::params::WeightType;
@@ -287,6 +290,46 @@ fn a_saved_decoder_is_the_same_when_loaded() {
         assert_eq!(tensors(&again), tensors(&model), "{name}");
         assert!(TextTokenizer::from_folder(folder.path(), None).is_ok(), "{name}");
     }
+}
+
+/// gpt-oss is saved as its files are: all experts of a layer in one tensor per map, not in MXFP4.
+#[test]
+fn fused_experts_are_saved_fused() {
+    let names = |folder: &Path| {
+        // The names as they are stored: a length, and the header in JSON.
+        let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        header
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| name != "__metadata__")
+            .collect::<BTreeSet<_>>()
+    };
+    let plain = names(&fixture("gpt-oss"));
+    assert!(plain.contains("model.layers.0.mlp.experts.gate_up_proj_bias"), "{plain:?}");
+    for name in ["gpt-oss", "quantised-mxfp4"] {
+        let folder = tempfile::tempdir().unwrap();
+        load::<Flex>(name).save(folder.path(), &fixture(name), FloatType::F32).unwrap();
+        let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+        assert!(!config.contains("quantization_config"), "{config}");
+        let packed = names(&fixture(name)).into_iter().filter(|name| !name.ends_with("_scales"));
+        let expected: BTreeSet<String> = packed.map(|name| name.replace("_blocks", "")).collect();
+        assert_eq!(names(folder.path()), expected, "{name}");
+    }
+    // Experts in blocks have no place in such a tensor.
+    let folder = tempfile::tempdir().unwrap();
+    let (source, weights) = (fixture("quantised-mxfp4"), WeightType::Blocks(BlockFormat::Q8_0));
+    let config = DecoderConfig::read(&source).unwrap();
+    let model = Decoder::<Flex>::load(&source, config, weights, &Default::default()).unwrap();
+    model.save(folder.path(), &source, FloatType::F32).unwrap();
+    let written = names(folder.path());
+    assert!(written.contains("model.layers.0.mlp.experts.3.gate_proj.weight"), "{written:?}");
+    let config = DecoderConfig::read(folder.path()).unwrap();
+    let again = Decoder::<Flex>::load(folder.path(), config, WeightType::F32, &Default::default()).unwrap();
+    let logits = |model: &Decoder<Flex>| forward(model, &[1, 5, 9, 7], &[4], Rows::All, &AdapterSet::empty());
+    assert_close("in blocks", &logits(&again), &logits(&model), 1e-5);
 }
 
 #[test]

@@ -119,13 +119,13 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) ->
     Ok(())
 }
 
-/// A hidden file beside `path`, removed when dropped. It is locked until then, so that those that killed processes have
-/// left are known, and removed first.
+/// A hidden file beside `path`, removed when dropped. It is locked while it exists, so that files left by killed processes
+/// are recognized and removed.
 pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointError> {
     let (parent, name) = split(path)?;
     check_regular(path)?;
     let prefix = prefix(name);
-    // Remains are hidden, and no reason not to write.
+    // A failed sweep does not prevent the write.
     let _swept = sweep(&parent, &prefix);
     let mut builder = Builder::new();
     builder.prefix(&prefix).rand_bytes(RANDOM);
@@ -144,7 +144,8 @@ pub(crate) fn temporary_file(path: &Path) -> Result<NamedTempFile, CheckpointErr
     }
 }
 
-/// Removes the temporary files of a prefix that no process has locked. Where files cannot be locked, none is removed.
+/// Removes the temporary files of a prefix that no process has locked. Where files cannot be locked, none is removed; where
+/// locks are local to a host, writers of one file on several hosts remove each other's, and the later rename reports it.
 fn sweep(folder: &Path, prefix: &OsStr) -> io::Result<()> {
     let is_remnant = |name: &OsStr| {
         let random = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
@@ -179,8 +180,8 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
 }
 
 #[cfg(not(unix))]
-pub(crate) fn is_at(_file: &File, _path: &Path) -> bool {
-    true
+pub(crate) fn is_at(_file: &File, path: &Path) -> bool {
+    !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Refuses devices, pipes, sockets and folders, which a rename would replace or fail on.
@@ -266,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_killed_writers_left_of_a_file_is_removed() {
+    fn files_of_killed_writers_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         let kept = |file: NamedTempFile| file.keep().unwrap();
@@ -288,9 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn writers_of_one_file_do_not_remove_each_other_s() {
+    fn concurrent_writers_keep_each_others_temporary_files() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.json");
+        let path = folder.path().join("config.json");
         std::thread::scope(|scope| {
             for writer in 0..4 {
                 let path = &path;

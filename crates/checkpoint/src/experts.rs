@@ -1,4 +1,4 @@
-//! The experts of gpt-oss: its files store all of a layer's as one tensor for each map.
+//! Fused experts of gpt-oss: one tensor per projection holds all experts of a layer.
 //!
 //! | tensor | floats | MXFP4: codes, scales |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! | `down_proj` | `[E, f, d]` | `[E, d, f/32, 16]`, `[E, d, f/32]` |
 //! | `down_proj_bias` | `[E, d]` | the same |
 //!
-//! Outputs of the gate and of the other map alternate. MXFP4: 32 codes of 4 bits (E2M1) with a power of two
+//! Outputs of gate and up are interleaved. MXFP4: 32 codes of 4 bits (E2M1) with a power of two
 //! (E8M0), as in OCP's Microscaling Formats 1.0 (2023).
 
 use std::{
@@ -64,13 +64,16 @@ pub(crate) fn mxfp4_floats(blocks: &Entry, scales: &Entry, files: &[Bytes]) -> V
 
 /// Presents fused experts as the matrices and biases of each.
 ///
-/// A layer counts as fused if it has a bias, codes or scales: other models fuse experts without biases, in other layouts.
+/// A layer counts as fused if it has weights with a bias, codes or scales: other models fuse experts without biases, in other
+/// layouts, and a shard or an adapter may hold a bias alone.
 ///
 /// # Errors
 /// Parts that are missing or do not match; experts that are stored separately as well.
 pub(crate) fn split(path: &Path, table: &mut Table) -> Result<(), CheckpointError> {
-    let modules = table.tensors.keys().filter_map(|name| fused_module(name)).map(str::to_owned);
-    for module in modules.collect::<BTreeSet<_>>() {
+    let modules = table.tensors.keys().filter_map(|name| fused_module(name));
+    let modules: BTreeSet<String> =
+        modules.filter(|module| has_weights(table, module)).map(str::to_owned).collect();
+    for module in modules {
         split_layer(table, &module).map_err(|fault| fault.at(path))?;
     }
     Ok(())
@@ -81,6 +84,15 @@ fn fused_module(name: &str) -> Option<&str> {
     let (projection, end) = part.rsplit_once('_')?;
     let is_fused = is_experts(module) && [GATE_UP, DOWN].contains(&projection) && ENDS.contains(&end);
     is_fused.then_some(module)
+}
+
+fn has_weights(table: &Table, module: &str) -> bool {
+    let [_, blocks, scales] = ENDS;
+    let has = |name: String| table.tensors.contains_key(&name);
+    [GATE_UP, DOWN].iter().any(|projection| {
+        let name = format!("{module}.{projection}");
+        has(format!("{name}_{blocks}")) || has(format!("{name}_{scales}")) || has(name)
+    })
 }
 
 fn is_experts(module: &str) -> bool {
@@ -96,8 +108,8 @@ fn split_layer(table: &mut Table, module: &str) -> Result<(), Fault> {
     if Some(gate_up.dims) != inner.checked_mul(2).map(|outputs| [down.dims[0], width, outputs]) {
         let [experts, inputs, outputs] = gate_up.dims;
         let reason = format!(
-            "has {experts} experts from {inputs} to {outputs}, and {DOWN} has {} from {inner} to {width}; \
-             expected as many, from {width} to 2·{inner}",
+            "has {experts} experts, {inputs} inputs and {outputs} outputs; {DOWN}, of {} experts, {inner} inputs and {width} \
+             outputs, requires as many experts, {width} inputs and 2·{inner} outputs",
             down.dims[0]
         );
         return Err(Fault::tensor(&names[0], reason));
@@ -137,7 +149,7 @@ impl Fused {
         let (weight, dims) = if is_packed {
             let (blocks, scales) = (take(table, &blocks)?, take(table, &scales)?);
             if table.tensors.contains_key(name) {
-                return Err("is there as floats and in MXFP4; expected one of them".into());
+                return Err("is stored both as floats and in MXFP4; remove one of them".into());
             }
             let &[experts, outputs, n_blocks] = &*scales.info.shape else {
                 return Err(format!(
@@ -158,7 +170,7 @@ impl Fused {
             let &[experts, inputs, outputs] = &*weight.info.shape else {
                 return Err(format!("is {:?}; expected experts, inputs, outputs", weight.info.shape));
             };
-            expect(&weight, "it", &FLOATS, &[experts, inputs, outputs])?;
+            expect(&weight, "the weight", &FLOATS, &[experts, inputs, outputs])?;
             (Weight::Floats(View::of(weight)?), [experts, inputs, outputs])
         };
         let bias = take(table, &bias)?;
@@ -260,7 +272,7 @@ const PARTS: [&str; 6] = [
 /// Fuses experts as in gpt-oss's files; the inverse of their presentation by [`Checkpoint`](crate::Checkpoint).
 ///
 /// `P.experts.{e}.{gate_proj,up_proj,down_proj}.{weight,bias}`, weights `(out, in)`, become `P.experts.gate_up_proj`
-/// `[E, d, 2f]` with the outputs of the two maps alternating, `gate_up_proj_bias` `[E, 2f]`, `down_proj` `[E, f, d]` and
+/// `[E, d, 2f]` with the outputs of the two maps interleaved, `gate_up_proj_bias` `[E, 2f]`, `down_proj` `[E, f, d]` and
 /// `down_proj_bias` `[E, d]`, in the place of the first of them. All other tensors are passed on unchanged, in their order.
 /// One fused tensor at a time is assembled beside its parts.
 ///
@@ -425,6 +437,21 @@ mod tests {
             // Nothing is lost below.
             assert!(scale == 255 || value.is_infinite() || f64::from(value) == expected);
         }
+    }
+
+    /// A shard or an adapter may hold a bias and not the rest.
+    #[test]
+    fn a_bias_alone_stays_as_it_is() {
+        let mut table = Table::default();
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![1, 2] };
+        let entry = Entry { info, source: 0, layout: Layout::Contiguous { start: 0, len: 8 } };
+        let name = "experts.down_proj_bias";
+        table.tensors.insert(name.to_owned(), entry.clone());
+        split(Path::new("x"), &mut table).unwrap();
+        assert!(table.tensors.keys().eq([name]));
+        table.tensors.insert("experts.gate_up_proj_scales".to_owned(), entry);
+        let error = split(Path::new("x"), &mut table).unwrap_err().to_string();
+        assert!(error.contains("'experts.gate_up_proj_blocks' is missing"), "{error}");
     }
 
     /// Views of a `.bin`: the fused tensors stored in another order of their dimensions.

@@ -104,7 +104,7 @@ impl SamplingArgs {
 /// Options of beam search. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
 pub(crate) struct BeamArgs {
-    /// Beam search with N beams, which are drawn above temperature 0; 1 turns it off [default: generation_config.json's, or
+    /// Beam search with N beams, which are sampled above temperature 0; 1 turns it off [default: generation_config.json's, or
     /// 1]
     #[arg(long, value_name = "N")]
     num_beams: Option<usize>,

@@ -115,11 +115,11 @@ fn the_folder_says_how_text_is_generated() {
     let (greedy, _) = generate(json!({"max_new_tokens": 6}), &[]);
     assert_ne!(searched, greedy);
     assert_eq!(generate(beams.clone(), &["--num-beams", "1"]).0, greedy);
-    // Drawn beams: the seed determines them, and a low temperature leaves the search.
-    let drawn = |seed: &str| generate(beams.clone(), &["--temperature", "2", "--seed", seed]);
-    let seeds = ["1", "2", "3", "4"].map(drawn);
+    // Sampled beams: the seed determines them, and a low temperature leaves the search.
+    let sampled = |seed: &str| generate(beams.clone(), &["--temperature", "2", "--seed", seed]);
+    let seeds = ["1", "2", "3", "4"].map(sampled);
     assert!(seeds.iter().all(|(_, warning)| warning.is_empty()), "{seeds:?}");
-    assert_eq!(drawn("1"), seeds[0]);
+    assert_eq!(sampled("1"), seeds[0]);
     assert!(seeds.iter().any(|(ids, _)| *ids != searched));
     assert_eq!(generate(beams.clone(), &["--temperature", "0.001"]).0, searched);
     let (_, warning) = generate(json!({}), &["--max-new-tokens", "2", "--length-penalty", "2"]);

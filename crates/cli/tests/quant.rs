@@ -153,11 +153,11 @@ fn a_base_in_blocks_is_tuned_and_merged() {
     assert!(!bench.path("dry/run.json").exists());
 }
 
-/// Folders of GPTQ, AWQ and bitsandbytes are bases as any other; what is written of them is not quantized
+/// Folders of GPTQ, AWQ, bitsandbytes and MXFP4 are bases as any other; what is written of them is not quantized
 /// their way.
 #[rstest]
 fn bases_of_other_quantizers_are_used(
-    #[values("gptq-act-order", "gptq-v2", "awq", "nf4", "fp4", "int8")] kind: &str,
+    #[values("gptq-act-order", "gptq-v2", "awq", "nf4", "fp4", "int8", "mxfp4")] kind: &str,
 ) {
     let name = format!("quantised-{kind}");
     let bench = Bench::new(&name, &["--bits", "8"]);

@@ -8,7 +8,7 @@
 //! | `base_layer.lora_A.weight` | gate and up in one, or otherwise the down map, whichever has its shape |
 //! | `lora_A.weight` | the other |
 //!
-//! The outputs of gate and up follow each other, or alternate in gpt-oss.
+//! The outputs of gate and up are concatenated, in gpt-oss interleaved.
 
 use lowrank_spec::names::{expert_of, is_router};
 use lowrank_spec::targets::has_suffix;
@@ -67,7 +67,7 @@ impl AdapterFolder {
     pub(super) fn unfuse<'s>(&mut self, sites: &'s [Site]) -> Result<(), String> {
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
         // Among the models with experts only gpt-oss calls its router so.
-        let alternate = sites.iter().any(|site| site.path.ends_with(".mlp.router"));
+        let is_interleaved = sites.iter().any(|site| site.path.ends_with(".mlp.router"));
         for module in fused(self) {
             let layer = layer_of(&module);
             let experts = experts(sites, layer);
@@ -106,14 +106,14 @@ impl AdapterFolder {
             alphas.extend(parts.iter().map(|site| (*site, alpha)));
             for (i, maps) in experts.iter().enumerate() {
                 let Some((_, parts)) = parts_of(maps) else { return Err(misfit()) };
-                let step = if alternate { parts.len() } else { 1 };
+                let step = if is_interleaved { parts.len() } else { 1 };
                 let mut row = 0;
                 for site in parts {
                     let own_a = a.data[i * rank * d_input..(i + 1) * rank * d_input].to_vec();
                     let cells = (0..site.d_output)
                         .flat_map(|o| (0..rank).map(move |r| (row + o * step) * all + r * count + i));
                     let own_b = cells.map(|at| b.data[at]).collect();
-                    row += if alternate { 1 } else { site.d_output };
+                    row += if is_interleaved { 1 } else { site.d_output };
                     for (factor, shape, data) in
                         [("lora_A", vec![rank, d_input], own_a), ("lora_B", vec![site.d_output, rank], own_b)]
                     {

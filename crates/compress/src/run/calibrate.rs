@@ -208,9 +208,9 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         let (mut sum, mut rows) = (0.0, 0);
         for ([before, after], (_, context)) in self.probe.iter().zip(&self.states) {
             let changed = network.layer(layer, before.clone(), context, &AdapterSet::empty());
+            let [changed, after] = [changed, after.clone()].map(|x| network.computed(layer, x, context));
             let squared = |x: Tensor<B, 2>| x.powf_scalar(2.0).sum_dim(1);
-            let ratio =
-                squared(changed - after.clone()) / squared(after.clone()).clamp_min(f32::MIN_POSITIVE);
+            let ratio = squared(changed - after.clone()) / squared(after).clamp_min(f32::MIN_POSITIVE);
             rows += ratio.dims()[0];
             sum += f64::from(ratio.sum().into_scalar().elem::<f32>());
         }

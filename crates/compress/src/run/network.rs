@@ -346,6 +346,17 @@ impl<B: Kernels> Network<B> {
         })
     }
 
+    /// The rows of the output of a layer that it computes; those of the other half of an encoder-decoder pass through it.
+    pub(crate) fn computed(&self, index: usize, output: Tensor<B, 2>, context: &Context<B>) -> Tensor<B, 2> {
+        match (self, context) {
+            (Self::Seq2Seq(model), Context::Pair(batch)) => {
+                let [source, target] = halves(output, batch);
+                if index < model.config().encoder.n_layers { source } else { target }
+            }
+            _ => output,
+        }
+    }
+
     /// Hidden states after a layer; of an encoder's last layer, what its head reads.
     pub(crate) fn layer(
         &self,

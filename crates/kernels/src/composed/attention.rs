@@ -93,7 +93,7 @@ pub(crate) fn attention_grads<B: Backend>(
 
 /// Output and log sums of an attention, with sinks in the softmax.
 ///
-/// A sink only adds to the denominator: the output shrinks by the share of the keys in it.
+/// A sink only adds to the denominator: the output is scaled by the fraction of the keys in it.
 pub(crate) fn add_sinks<B: Backend>(
     y: FloatTensor<B>,
     log_sums: FloatTensor<B>,
@@ -116,7 +116,7 @@ pub(crate) fn add_sinks<B: Backend>(
     (unwrap(y.reshape([queries, width])), unwrap(log_sums))
 }
 
-/// Gradients of sinks: a sink's probability takes from what all keys together add to the output.
+/// Gradients of sinks: `−Σ p·(dy·y)` over the queries, with `p` the probability of the sink.
 pub(crate) fn sinks_grad<B: Backend>(
     sinks: FloatTensor<B>,
     y: FloatTensor<B>,

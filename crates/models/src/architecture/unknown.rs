@@ -27,10 +27,6 @@ const RELATIVES: &[(&str, &str)] = &[
     ),
     ("ernie4_5_moe", "the nearest supported architecture is qwen2_moe; offsets of the router differ"),
     ("qwen3_next", "the nearest supported architecture is qwen3_moe; linear attention differs"),
-    (
-        "gpt_oss",
-        "the nearest supported architecture is mixtral; attention sinks and the experts' activation differ",
-    ),
     ("exaone", "the nearest supported architecture is llama; its names differ"),
     ("chatglm", "the nearest supported architecture is glm; its names differ"),
     ("internlm2", "the nearest supported architecture is llama; its names and its fused map differ"),

@@ -152,7 +152,7 @@ pub struct DecoderConfig {
     pub attention_softcap: Option<f32>,
     /// Biases of the attention scores by position.
     pub alibi: Option<Alibi>,
-    /// The attention sinks of a layer, below it, if it has any: a logit for each head that takes part in the softmax.
+    /// Name of a layer's attention sinks, relative to the layer, if it has any: one logit per head in the softmax.
     pub sinks: Option<&'static str>,
     /// Length beyond which the keys of all tokens are computed anew, since their rotation changes (Phi-3).
     pub restart_length: Option<usize>,

@@ -1,5 +1,5 @@
 //! Beam search, with the scores, the choice and the end of transformers' `_beam_search`. Above temperature 0 the next tokens
-//! of all beams are drawn instead of the best ones taken (Kool, van Hoof, Welling 2019).
+//! of all beams are sampled without replacement by their scores, as there with `do_sample`.
 
 use std::cmp::Ordering;
 
@@ -150,7 +150,7 @@ fn best(scores: impl Iterator<Item = f32>, n: usize) -> Vec<(f32, usize)> {
 
 /// `n` of `scores` as pairs of score and place, drawn one after another without replacement with the probabilities
 /// `softmax(scores)`. Where fewer have any, the best of the others follow.
-fn drawn(scores: &[f32], n: usize, mut uniform: impl FnMut() -> f64) -> Vec<(f32, usize)> {
+fn sampled(scores: &[f32], n: usize, mut uniform: impl FnMut() -> f64) -> Vec<(f32, usize)> {
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if top == f32::NEG_INFINITY {
         return best(scores.iter().copied(), n);
@@ -221,8 +221,8 @@ impl Search {
         self.running[0].ids.len() - self.prompt
     }
 
-    /// Follows the best next tokens, or drawn ones, by the logits of each running beam, or of the first if all are still the prompt, and
-    /// returns the row of logits that each new beam continues.
+    /// Follows the best or sampled next tokens by the logits of each running beam, or of the first if all are still the
+    /// prompt, and returns the row of logits that each new beam continues.
     fn advance(
         &mut self,
         rules: &Rules<'_>,
@@ -252,7 +252,7 @@ impl Search {
         });
         let n = beams.count;
         let chosen = if is_sampled {
-            drawn(&scores.collect::<Vec<f32>>(), n * rules.width(), || self.draws.uniform())
+            sampled(&scores.collect::<Vec<f32>>(), n * rules.width(), || self.draws.uniform())
         } else {
             best(scores, n * rules.width())
         };
@@ -404,7 +404,7 @@ mod tests {
         let mut draws = Sampler::new(Sampling { temperature: 1.0, ..Sampling::default() }, 0);
         let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
         for _ in 0..n {
-            let pair = drawn(&scores, 2, || draws.uniform());
+            let pair = sampled(&scores, 2, || draws.uniform());
             assert!(pair.iter().all(|&(score, place)| score == scores[place]));
             *counts.entry((pair[0].1, pair[1].1)).or_default() += 1;
         }
@@ -414,11 +414,11 @@ mod tests {
                 check(counts.get(&(first, second)).copied().unwrap_or(0), exact, n, (first, second));
             }
         }
-        let all: Vec<usize> = drawn(&scores, 9, || 0.0).iter().map(|(_, place)| *place).collect();
+        let all: Vec<usize> = sampled(&scores, 9, || 0.0).iter().map(|(_, place)| *place).collect();
         assert_eq!(all, [0, 1, 3, 4, 2], "the impossible one is the last");
         let least = [2.0 * LEAST, 0.0, LEAST];
-        assert_eq!(drawn(&least, 2, || 0.5), [(0.0, 1), (LEAST, 2)]);
-        assert_eq!(drawn(&[f32::NEG_INFINITY; 2], 1, || 0.5).len(), 1);
+        assert_eq!(sampled(&least, 2, || 0.5), [(0.0, 1), (LEAST, 2)]);
+        assert_eq!(sampled(&[f32::NEG_INFINITY; 2], 1, || 0.5).len(), 1);
     }
 
     const SIZE: usize = 5;

@@ -1,5 +1,8 @@
 //! Tokens excluded or forced before one is chosen.
 
+/// Bound of grown logits.
+const LARGEST: f64 = 1e30;
+
 /// Constraints on the next token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Constraints {
@@ -57,10 +60,10 @@ impl Constraints {
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
             for &id in eos {
                 if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
-                    // Clamped: a logit that is not finite is never chosen.
+                    // Clamped: a logit that is not finite is never chosen, also after a temperature and in sums of beams.
                     let x = f64::from(*logit);
                     let grown = x + x.abs() * (factor.powf(new - start) - 1.0);
-                    *logit = grown.min(f64::from(f32::MAX)) as f32;
+                    *logit = grown.min(LARGEST) as f32;
                 }
             }
         }
@@ -190,7 +193,7 @@ mod tests {
         assert_eq!(after(&[3, 4, 4]), [2.5, 1.0, 0.0]);
         assert_eq!(after(&[3, 4, 4, 4]), [2.5, 1.0, 6.0]);
         // No power of the factor makes an end of text impossible.
-        assert_eq!(after(&[4; 2000])[2], f32::MAX);
+        assert_eq!(after(&[4; 2000])[2], LARGEST as f32);
         assert_eq!(biased.unknown(3), Some(("sequence_bias", 3)));
     }
 

@@ -28,7 +28,7 @@ pub struct GenerationOptions {
     pub max_length: Option<usize>,
     /// Continue past the end-of-text token.
     pub ignore_eos: bool,
-    /// Search with beams, which are drawn above temperature 0; otherwise each token is final.
+    /// Beam search, sampled above temperature 0; `None` for one sequence per prompt.
     pub beams: Option<Beams>,
 }
 

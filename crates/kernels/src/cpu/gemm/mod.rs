@@ -27,7 +27,7 @@ const BLOCK_K: usize = 384;
 /// cache.
 const BLOCK_ROWS: usize = 448;
 
-/// Most rows of A for which a copy of B is used.
+/// Maximum number of rows of A per copied panel of B.
 const UNIT_ROWS: usize = 2 * BLOCK_ROWS;
 
 /// Most columns of B that are copied at once; with [`BLOCK_K`] rows they also fit in the L2 cache.
@@ -268,6 +268,87 @@ impl Kernel for Unit<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A product in the units of one thread.
+    struct Alone<'a>(Gemm<'a>);
+
+    impl Kernel for Alone<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            let gemm = self.0;
+            let work = 2 * gemm.m * gemm.n * gemm.products[0].k;
+            let plan = Plan::new([gemm.m, gemm.n], [S::TILE_ROWS, S::TILE_VECTORS * LANES], work, 1);
+            let [rows, _] = plan.ranges(0);
+            assert!(rows.len() > BLOCK_ROWS && plan.units() > 1, "{plan:?}");
+            let mut panels = Panels::default();
+            for unit in 0..plan.units() {
+                dispatch(Unit { gemm: &gemm, plan, unit, panels: &mut panels });
+            }
+        }
+    }
+
+    /// Copies of B for several blocks of rows change no bit of the chain that each element is.
+    #[test]
+    fn units_of_several_blocks_are_exact() {
+        const N: usize = 193;
+        const K: usize = 400;
+        let values = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 7919 + seed) % 1009) as f32 / 1009.0 - 0.5).collect()
+        };
+        let (b, bias) = (values(K * N, 1), values(N, 2));
+        for (m, accumulate) in [(449, false), (897, true)] {
+            let (a, start) = (values(m * K, 3), values(m * N, 4));
+            let expected: Vec<f32> = (0..m * N)
+                .map(|at| {
+                    let (row, column) = (at / N, at % N);
+                    let first = if accumulate { start[at] } else { 0.0 };
+                    let chain = (0..K).fold(first, |sum, k| a[row * K + k].mul_add(b[k * N + column], sum));
+                    chain + bias[column]
+                })
+                .collect();
+            let columns: Vec<f32> = (0..m * K).map(|at| a[at % m * K + at / m]).collect();
+            for left in [Left::Rows(&a), Left::Columns(&columns)] {
+                let mut c = start.clone();
+                let products = [Product { a: left, b: Right::new(Weights::F32(&b), [K, N]), k: K }];
+                let finish = Finish { bias: Some(&bias), gelu: None };
+                let c_start = c.as_mut_ptr();
+                dispatch(Alone(Gemm {
+                    m,
+                    n: N,
+                    products: &products,
+                    finish,
+                    accumulate,
+                    c: c_start,
+                    slope: None,
+                }));
+                assert!(c == expected, "{m} rows");
+            }
+        }
+        // Activations and slopes are those of products of fewer rows.
+        let (m, rows) = (449, 60);
+        let (a, mut y, mut slope) = (values(m * K, 3), vec![0.0; m * N], vec![0.0; m * N]);
+        let b = Right::new(Weights::F32(&b), [K, N]);
+        let finish = Finish { bias: Some(&bias), gelu: Some(Gelu::Erf) };
+        let (c, slopes) = (y.as_mut_ptr(), Some(slope.as_mut_ptr()));
+        let products = [Product { a: Left::Rows(&a), b, k: K }];
+        dispatch(Alone(Gemm { m, n: N, products: &products, finish, accumulate: false, c, slope: slopes }));
+        for first in [0, 200, m - rows] {
+            let part = Left::Rows(&a[first * K..(first + rows) * K]);
+            let [mut y_part, mut slope_part] = [0, 1].map(|_| Buffer::new(rows * N));
+            gemm([rows, N], &[Product { a: part, b, k: K }], finish, &mut y_part, Some(&mut slope_part));
+            // SAFETY: `gemm` writes all of both.
+            let parts = unsafe { [y_part.finish(), slope_part.finish()] };
+            let range = first * N..(first + rows) * N;
+            assert!(parts == [&y[range.clone()], &slope[range]], "rows from {first}");
         }
     }
 }
