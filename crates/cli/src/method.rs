@@ -10,6 +10,7 @@ use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
 use lowrank_models::Parameter;
 use lowrank_models::config::QkvNames;
+use lowrank_spec::names::expert_of;
 use serde_json::{Map, Value, json};
 
 /// Which parameters are trained.
@@ -98,12 +99,13 @@ impl BiasMode {
         }
     }
 
-    /// Whether it names a bias of the model.
+    /// Whether it names a bias of the model. Those of experts are none to PEFT, whose models hold them in one tensor.
     pub(crate) fn takes(self, at: &Parameter<'_>, is_adapted: impl Fn(&str) -> bool) -> bool {
+        let is_bias = at.is_bias() && expert_of(at.module.path).is_none();
         match self {
             Self::None => false,
-            Self::All => at.is_bias(),
-            Self::LoraOnly => at.is_bias() && is_adapted(at.module.path),
+            Self::All => is_bias,
+            Self::LoraOnly => is_bias && is_adapted(at.module.path),
         }
     }
 }

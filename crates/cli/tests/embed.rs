@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -121,6 +121,28 @@ fn embeddings_equal_sentence_transformers(#[case] case: &str) {
     json_of(&[&["compress", "--model", s(folder.path())], &svd[..], &["-o", s(&made)]].concat());
     let off = distance(&embed(&made, &[]), &expected["embeddings"][""]);
     assert!(off < 2e-3, "{case} compressed: off by {off}");
+}
+
+/// A base model is its language model without the head.
+#[test]
+fn a_decoder_without_a_head_embeds() {
+    let folder = copy("llama3");
+    fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    let pooling = json!({"pooling_mode_lasttoken": true});
+    fs::write(folder.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    let embed = || json_of(&["embed", "--model", s(folder.path()), "--text", "the cat sat"])["rows"].clone();
+    let expected = embed();
+    let file = folder.path().join("model.safetensors");
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    assert!(checkpoint.contains("lm_head.weight"));
+    let base = checkpoint.names().filter_map(|name| Some((name, name.strip_prefix("model.")?)));
+    let tensors = base.map(|(name, short)| {
+        let shape = checkpoint.info(name).unwrap().shape.clone();
+        HostTensor::new(short.to_owned(), shape, checkpoint.read_f32(name).unwrap())
+    });
+    write_safetensors(&file, tensors.collect(), FloatType::F32, &BTreeMap::new()).unwrap();
+    edit(&folder.path().join("config.json"), |config| config["architectures"] = json!(["LlamaModel"]));
+    assert_eq!(embed(), expected);
 }
 
 #[test]

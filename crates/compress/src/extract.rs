@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::from_row_major;
 use lowrank_factor::{LowRank, SigmaPlacement, Truncation, svd};
-use lowrank_spec::names::is_buffer;
+use lowrank_spec::names::{expert_of, is_buffer};
 use lowrank_spec::{HostTensor, Site, transpose};
 use serde_json::{Map, Value};
 
@@ -254,6 +254,12 @@ impl<'a> Pair<'a> {
         let map = name.strip_suffix(".weight").filter(|path| !path.ends_with("norm"));
         let (Some(path), &[rows, columns]) = (map, &info.shape[..]) else {
             if before != after && !is_buffer(name) {
+                if expert_of(name).is_some() || name.ends_with(".sinks") {
+                    return Err(CompressError::Input(format!(
+                        "'{name}' differs from the base's, and an adapter has no place for it beside factors; extract from a \
+                         model whose biases of experts and attention sinks are the base's"
+                    )));
+                }
                 // PEFT saves biases individually and norms as modules.
                 if name.ends_with(".bias") {
                     made.biases_differ = true;

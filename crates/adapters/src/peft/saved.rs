@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use lowrank_spec::names::without_prefix;
+use lowrank_spec::names::{expert_of, without_prefix};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
@@ -93,10 +93,12 @@ impl Saved {
     }
 
     /// Whether a parameter of the model must be among the tensors: its module is saved in full, or it is a bias of the
-    /// trained kind. `is_new`: the checkpoint does not have it, so that the adapter's model may not have it either.
+    /// trained kind, other than an expert's, which PEFT does not see as a bias. `is_new`: the checkpoint does not have it, so
+    /// that the adapter's model may not have it either.
     pub fn expects(&self, key: &str, is_new: bool) -> bool {
         let (module, name) = key.rsplit_once('.').unwrap_or(("", key));
-        (name == "bias" && !is_new && self.config.carries_bias(self.adapted.contains(module)))
+        let is_bias = name == "bias" && expert_of(module).is_none();
+        (is_bias && !is_new && self.config.carries_bias(self.adapted.contains(module)))
             || self.config.saves(module)
     }
 

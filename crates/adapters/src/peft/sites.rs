@@ -31,8 +31,8 @@ impl AdapterFolder {
         let bad = |reason: &str| AdapterError::Config { path: path.to_path_buf(), reason: reason.into() };
         if self.is_fused() {
             return Err(bad(
-                "holds the factors of all experts of a layer in one tensor, which only the model can split; merge it into \
-                 the model",
+                "holds the factors of all experts of a layer in one tensor, which only the model can split; give the model \
+                 as --model",
             ));
         }
         let own = Adapter::<B>::own_sites(self).map_err(|error| bad(&error.to_string()))?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
+use lowrank_checkpoint::fuse_experts;
 use lowrank_spec::names::expert_of;
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
@@ -34,9 +35,12 @@ impl AdapterFolder {
                 "a folder holds one adapter; detach the others first".into(),
             ));
         }
+        // gpt-oss's experts, where their modules are saved in full; others are not complete in this form, and stay.
+        let has_experts = saved.iter().any(|tensor| expert_of(&tensor.name).is_some());
+        let fused = has_experts.then(|| fuse_experts(saved.clone()).ok()).flatten();
         let mut writer = Writer {
             config: config.renewed(),
-            tensors: saved,
+            tensors: fused.unwrap_or(saved),
             strengths: Vec::new(),
             types: BTreeSet::new(),
             sites,
@@ -193,6 +197,9 @@ fn unread(path: &str) -> Option<&'static str> {
     if expert_of(path).is_some() && !is_converted(path) {
         return Some("transformers 5 keeps the experts of a layer in one parameter");
     }
+    if path.ends_with(".mlp.router") {
+        return Some("PEFT does not adapt the router of gpt-oss");
+    }
     let is_split = path.starts_with("nomic_bert.") || path.starts_with("gte.") || path.contains(".mixer.");
     is_split.then_some("transformers 5 gives the modules of this architecture other names")
 }
@@ -255,6 +262,7 @@ mod tests {
             "nomic_bert.encoder.layers.0.attn.Wqkv",
             "gte.encoder.layer.0.attention.qkv_proj",
             "roberta.encoder.layers.0.mixer.Wqkv",
+            "model.layers.0.mlp.router",
         ] {
             assert!(unread(path).is_some(), "{path}");
         }

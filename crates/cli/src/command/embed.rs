@@ -92,8 +92,10 @@ fn decoder(
     device: &Device,
 ) -> Result<(Vec<Vec<f32>>, f64)> {
     let tokenizer = folder.cutting_tokenizer(args.model.max_length)?;
-    let mut model =
-        Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
+    let mut config = folder.decoder_config()?;
+    // A base model has no head, and none is read here.
+    config.tied |= !folder.checkpoint()?.contains(&format!("{}.weight", config.names().head));
+    let mut model = Decoder::<Inner>::load(folder.path(), config, Default::default(), device)?;
     let adapters = match args.model.adapter.as_deref().map(adapter_folder).transpose()? {
         Some(dir) => load_adapter(&mut model, &dir, device)?,
         None => AdapterSet::empty(),

@@ -1,6 +1,8 @@
 //! gpt-oss (OpenAI 2025): experts with biases and a clamped gate, sinks in the softmax of every head, windows in every other
 //! layer. Files store the experts of a layer in one tensor per map, in floats or in MXFP4.
 
+use serde_json::{Map, Value, json};
+
 use super::{llama, qwen2_moe};
 use crate::config::{
     Activation, DecoderArchitecture, DecoderConfig, Defaults, ExpertNames, ExpertsConfig, Keys, MAX_DIM,
@@ -15,9 +17,21 @@ const EXPERTS: ExpertNames = ExpertNames { router: "mlp.router", is_fused: true,
 /// The first is a second name in transformers, and holds where a file has both.
 const COUNTS: [&str; 2] = ["num_experts", "num_local_experts"];
 
+/// Of a config that gives none.
+fn default_rope() -> Value {
+    json!({
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+        "original_max_position_embeddings": 4096,
+    })
+}
+
 fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result<DecoderConfig, String> {
-    if keys.get("rope_parameters").is_none() && keys.get("rope_scaling").is_none() {
-        return Err("rope_parameters is missing".into());
+    let is_empty = |key: &str| keys.object(key).map(|object| object.is_none_or(|object| object.is_empty()));
+    if is_empty("rope_parameters")? && is_empty("rope_scaling")? {
+        let mut with_default: Map<String, Value> =
+            keys.entries().map(|(k, v)| (k.clone(), v.clone())).collect();
+        with_default.insert("rope_parameters".into(), default_rope());
+        return config(architecture, &Keys::new(&with_default));
     }
     let defaults = Defaults {
         head_dim: Some(64),
@@ -41,6 +55,7 @@ fn config(architecture: &'static DecoderArchitecture, keys: &Keys<'_>) -> Result
         qkv_bias: bias,
         output_bias: bias,
         mlp_bias: true,
+        n_kv_heads: keys.size_or("num_key_value_heads", 8)?,
         sinks: Some("self_attn.sinks"),
         activation,
         ..DecoderConfig::with(architecture, keys, defaults)?

@@ -471,6 +471,24 @@ fn windows_and_rotations_go_by_layer() {
     assert_eq!(kinds("gemma2", "{}"), [near, (None, Some(0)), near, (None, Some(0))]);
 }
 
+/// No key, null and an empty object are the same to transformers.
+#[rstest]
+#[case(r#"{"num_key_value_heads":2}"#)]
+#[case(r#"{"num_key_value_heads":2,"rope_scaling":null}"#)]
+#[case(r#"{"num_key_value_heads":2,"rope_parameters":{}}"#)]
+fn gpt_oss_scales_its_rotation_by_default(#[case] changes: &str) {
+    let config = decoder_config("gpt_oss", changes).unwrap();
+    let RopeScaling::Yarn { factor, ramp, .. } = config.ropes[0].scaling else {
+        panic!("{:?}", config.ropes)
+    };
+    assert_eq!((factor, config.ropes[0].theta), (32.0, 150_000.0));
+    assert!(ramp[0].fract() > 0.0 && ramp[1].fract() > 0.0, "not rounded: {ramp:?}");
+    let other =
+        decoder_config("gpt_oss", r#"{"num_attention_heads":8,"rope_scaling":{"rope_type":"default"}}"#)
+            .unwrap();
+    assert_eq!(other.ropes[0].scaling, RopeScaling::None);
+}
+
 #[test]
 fn a_list_of_layers_makes_smollm3_s_flag_for_windows_void() {
     let windows = |changes| -> Vec<Option<usize>> {

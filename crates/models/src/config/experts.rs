@@ -60,7 +60,7 @@ impl ExpertsConfig {
 
 impl DecoderConfig {
     /// Whether files store the experts of a layer in one tensor per map.
-    pub(crate) fn fuses_experts(&self) -> bool {
+    pub fn fuses_experts(&self) -> bool {
         self.experts.is_some_and(|experts| experts.names.is_fused)
     }
 
