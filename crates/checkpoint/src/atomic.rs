@@ -13,7 +13,7 @@ use tempfile::{Builder, NamedTempFile};
 use crate::CheckpointError;
 
 /// Characters after the prefix of a temporary file.
-const RANDOM: usize = 6;
+const RANDOM: usize = 16;
 
 /// Writes a file, replacing an existing one: readers see the old content or the new, never a part.
 ///

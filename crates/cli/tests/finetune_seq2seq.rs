@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -180,6 +182,52 @@ fn compressed_on_its_rows_a_model_loses_less(#[case] model: &str) {
     for method in ["asvd", "fwsvd"] {
         assert!(compressed(method).is_finite());
     }
+}
+
+/// Copies of the table of words, and a table under the name of a half.
+#[rstest]
+#[case("seq2seq-t5", "shared", &["encoder.embed_tokens", "decoder.embed_tokens"])]
+#[case("seq2seq-bart", "model.shared", &["model.encoder.embed_tokens", "model.decoder.embed_tokens"])]
+fn a_table_with_copies_is_compressed_once(
+    #[case] model: &str,
+    #[case] words: &str,
+    #[case] halves: &[&str],
+    #[values(true, false)] has_words: bool,
+) {
+    let bench = Bench::new();
+    let folder = copy(model);
+    let file = folder.path().join("model.safetensors");
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    let mut tensors: Vec<HostTensor<'static>> = Vec::new();
+    for name in checkpoint.names() {
+        let (shape, values) =
+            (checkpoint.info(name).unwrap().shape.clone(), checkpoint.read_f32(name).unwrap());
+        let is_words = name == format!("{words}.weight");
+        let halves = halves.iter().take(if has_words { 2 } else { 1 }).filter(|_| is_words);
+        let names = halves.map(|half| format!("{half}.weight"));
+        let own = (!is_words || has_words).then(|| name.to_owned());
+        tensors.extend(
+            own.into_iter().chain(names).map(|name| HostTensor::new(name, shape.clone(), values.clone())),
+        );
+    }
+    drop(checkpoint);
+    write_safetensors(&file, tensors, FloatType::F32, &BTreeMap::new()).unwrap();
+    let loss = |folder: &Path| {
+        json_of(&["perplexity", "--model", s(folder), "--rows", s(&bench.path("dev.jsonl"))])["loss"].clone()
+    };
+    assert!(loss(folder.path()).as_f64().unwrap().is_finite());
+    let out = bench.path("made");
+    let mut args = vec!["compress", "--model", s(folder.path()), "--method", "svd", "-o", s(&out)];
+    args.extend(["--energy", "0.9999999", "--always-factor"]);
+    if has_words {
+        args.extend(["--targets", words]);
+    }
+    json_of(&args);
+    let [before, after] = [folder.path(), &out].map(|folder| loss(folder).as_f64().unwrap());
+    assert!((before - after).abs() < 1e-3, "{before}, {after}");
+    let made = Checkpoint::open(&out).unwrap();
+    let kept = halves.iter().filter(|half| made.contains(&format!("{half}.weight"))).count();
+    assert_eq!(kept, usize::from(!has_words), "copies are left out, a table stays");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The factorable matrices of a checkpoint, found by names and shapes alone, for any architecture.
 
+use std::collections::BTreeSet;
+
 use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_factor::MatRef;
 use lowrank_factor::matrix::from_row_major;
@@ -128,11 +130,29 @@ pub(crate) fn is_head(path: &str) -> bool {
     path.split('.').next().is_some_and(|first| HEADS.contains(&first))
 }
 
-/// The factorable matrices of a checkpoint, layer by layer in the order of their names.
+/// Encoder-decoder models, whose halves share one table of words, `shared`.
+const SHARED_WORDS: [&str; 4] = ["t5", "mt5", "bart", "mbart"];
+
+/// Whether the table of words of an encoder-decoder is stored under the name of one of its halves.
+fn is_of_half(path: &str, config: &Map<String, Value>) -> bool {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    model_type.is_some_and(|name| SHARED_WORDS.contains(&name)) && path.ends_with("coder.embed_tokens")
+}
+
+/// Copies of the table of words of an encoder-decoder, which the model does not read.
+pub(crate) fn word_copies(checkpoint: &Checkpoint, config: &Map<String, Value>) -> BTreeSet<String> {
+    let has_words = checkpoint.names().any(|name| matches!(name, "shared.weight" | "model.shared.weight"));
+    let is_copy = |name: &&str| name.strip_suffix(".weight").is_some_and(|path| is_of_half(path, config));
+    checkpoint.names().filter(|_| has_words).filter(is_copy).map(str::to_owned).collect()
+}
+
+/// The factorable matrices of a checkpoint, layer by layer in the order of their names. Of the tables of an encoder-decoder
+/// these are `shared` and its head: others are copies of `shared`, or stand for it and stay as they are.
 pub fn find(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Vec<Weight> {
     let is_gpt2 = config.get("model_type").and_then(Value::as_str) == Some("gpt2");
     let mut found: Vec<Weight> =
         checkpoint.names().filter_map(|name| weight(checkpoint, name, is_gpt2)).collect();
+    found.retain(|weight| !is_of_half(&weight.site.path, config));
     if found.iter().any(|weight| is_in(weight, "decoder")) {
         let layers = found.iter().filter(|weight| is_in(weight, "encoder")).filter_map(|weight| weight.step);
         let first = layers.max().map_or(0, |last| last + 1);

@@ -22,7 +22,7 @@ use crate::rounding;
 use crate::scratch::Scratch;
 use crate::statistics::Weighting;
 use crate::unit::{Choice, Unit};
-use crate::weights::Weight;
+use crate::weights::{Weight, word_copies};
 
 /// Writes the whole folder: the second pass over the weights.
 ///
@@ -68,6 +68,13 @@ impl Writing<'_> {
         factored.flat_map(|(unit, _)| unit.weights.iter().map(Weight::key)).collect()
     }
 
+    /// The same, and the copies of the table of words, which would differ from its factors.
+    fn changed(&self) -> BTreeSet<String> {
+        let mut changed = self.factored();
+        changed.extend(word_copies(&self.plan.checkpoint, &self.plan.config));
+        changed
+    }
+
     fn writer(&self, staged: &Path, identity: &str) -> Result<StreamWriter> {
         let (checkpoint, wanted) = (&self.plan.checkpoint, self.plan.options.dtype);
         let mut plan = Vec::new();
@@ -80,8 +87,8 @@ impl Writing<'_> {
                 }));
             }
         }
-        let factored = self.factored();
-        for name in checkpoint.names().filter(|name| !factored.contains(*name)) {
+        let changed = self.changed();
+        for name in checkpoint.names().filter(|name| !changed.contains(*name)) {
             if let Some(info) = checkpoint.info(name) {
                 let dtype = folder::output_dtype(info.dtype, wanted, false);
                 plan.push(TensorPlan::new(name, info.shape.clone(), dtype));
@@ -108,8 +115,8 @@ impl Writing<'_> {
 
     /// Copies the tensors that are not factored.
     fn copy_rest(&self, writer: &mut StreamWriter) -> Result<()> {
-        let (checkpoint, factored) = (&self.plan.checkpoint, self.factored());
-        for name in checkpoint.names().filter(|name| !factored.contains(*name)) {
+        let (checkpoint, changed) = (&self.plan.checkpoint, self.changed());
+        for name in checkpoint.names().filter(|name| !changed.contains(*name)) {
             let Some(info) = checkpoint.info(name).filter(|_| !writer.is_written(name)) else {
                 continue;
             };

@@ -1,6 +1,6 @@
 //! The weights to quantize and their formats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lowrank_checkpoint::Checkpoint;
@@ -14,7 +14,7 @@ use crate::folder;
 use crate::method::Method;
 use crate::options::Options;
 use crate::statistics::Unreached;
-use crate::weights::{LM_HEADS, Role, Weight, find, named, select, settle_tie, token_table};
+use crate::weights::{LM_HEADS, Role, Weight, find, named, select, settle_tie, token_table, word_copies};
 
 /// The target of the formats.
 pub(crate) enum Goal {
@@ -38,6 +38,8 @@ pub(crate) struct QuantPlan<'a> {
     pub(crate) is_tied: bool,
     /// Whether the file holds such a table and may hold a copy of it as a head; some hold the table under the head's name alone.
     has_copy: bool,
+    /// Copies of the table of words of an encoder-decoder.
+    word_copies: BTreeSet<String>,
     /// Maps of experts that no token of the calibration text reached.
     pub(crate) unreached: Unreached,
 }
@@ -62,6 +64,7 @@ impl<'a> QuantPlan<'a> {
         let checkpoint = Checkpoint::open(model)?;
         let is_tied = settle_tie(&checkpoint, &mut config)?;
         let has_copy = is_tied && token_table(&checkpoint).is_some();
+        let word_copies = word_copies(&checkpoint, &config);
         let all: Vec<Weight> =
             find(&checkpoint, &config).into_iter().filter(|weight| is_read(weight, is_tied)).collect();
         let weights = match &options.targets {
@@ -85,6 +88,7 @@ impl<'a> QuantPlan<'a> {
             goal,
             is_tied,
             has_copy,
+            word_copies,
             unreached: Unreached::default(),
         })
     }
@@ -96,8 +100,11 @@ impl<'a> QuantPlan<'a> {
         fits.map(Some).chain([None]).collect()
     }
 
-    /// Whether a tensor is left out: the copy of a tied table as a head, which the model never reads.
+    /// Whether a tensor is left out: a copy of the table, which the model never reads, as a tied head or under another name.
     pub(crate) fn is_left_out(&self, name: &str) -> bool {
+        if self.word_copies.contains(name) {
+            return true;
+        }
         self.has_copy && name.strip_suffix(".weight").is_some_and(|path| LM_HEADS.contains(&path))
     }
 

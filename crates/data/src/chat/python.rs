@@ -169,14 +169,25 @@ fn string_repr(text: &str) -> String {
                 out.push('\\');
                 out.push(c);
             }
-            c if (c as u32) < 0x20 || (0x7f..0xa1).contains(&(c as u32)) || c == '\u{ad}' => {
-                let _ = write!(out, "\\x{:02x}", c as u32);
+            c if is_printable(c) => out.push(c),
+            c => {
+                let code = c as u32;
+                let _ = match code {
+                    0..=0xff => write!(out, "\\x{code:02x}"),
+                    0x100..=0xffff => write!(out, "\\u{code:04x}"),
+                    _ => write!(out, "\\U{code:08x}"),
+                };
             }
-            c => out.push(c),
         }
     }
     out.push(quote);
     out
+}
+
+/// Whether a character is printable to Python: no control or format character, surrogate, private use, unassigned code or
+/// separator other than the space. Rust's escapes follow the same categories, and more for a first character.
+fn is_printable(c: char) -> bool {
+    matches!(c, '\'' | '"') || ['a', c].iter().collect::<String>().escape_debug().skip(1).eq([c])
 }
 
 #[cfg(test)]
@@ -211,6 +222,13 @@ mod tests {
         let value = Value::from(Serde(json!({"it's": ["a\"b'c", "x\ty", -1.5e-7, false, null, 3]})));
         let expected = r#"{"it's": ['a"b\'c', 'x\ty', -1.5e-07, False, None, 3]}"#;
         assert_eq!(repr(&value).as_deref(), Some(expected));
+        let unprintable =
+            "a\u{200b}日\u{3000}\u{2028}\u{feff}\u{e000}\u{ffff}\u{378}\u{a0}\u{ad}\u{7f}\u{e0001}";
+        assert_eq!(
+            string_repr(unprintable),
+            r"'a\u200b日\u3000\u2028\ufeff\ue000\uffff\u0378\xa0\xad\x7f\U000e0001'"
+        );
+        assert_eq!(string_repr("\u{1F600}\u{301} é"), "'\u{1F600}\u{301} é'");
         assert_eq!(float_repr(1.5e300), "1.5e+300");
         assert_eq!(float_repr(100.0), "100.0");
     }

@@ -187,7 +187,8 @@ fn unigram(parts: Parts, model: &Model, config: &TokenizerConfig) -> tokenizers:
     let mut vocab = model.scores();
     if matches!(parts, Parts::MBart | Parts::MBart50 | Parts::XlmRoberta) {
         // The layout of fairseq, whose first tokens stand for the model's own three.
-        let first = ["cls_token", "pad_token", "eos_token", "unk_token"].map(|role| config.token(role));
+        let start = if parts == Parts::MBart50 { "cls_token" } else { "bos_token" };
+        let first = [start, "pad_token", "eos_token", "unk_token"].map(|role| config.token(role));
         vocab.splice(..vocab.len().min(3), first.map(|token| (token.to_owned(), 0.0)));
         let last = parts.additional().iter().copied().chain([config.token("mask_token")]);
         vocab.extend(last.map(|token| (token.to_owned(), 0.0)));

@@ -58,7 +58,8 @@ impl Constraints {
         self.force(logits, ids, is_last);
         let new = (ids.len() - prompt) as f64;
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
-            for &id in eos {
+            // Each once, however often a config lists it.
+            for &id in eos.iter().enumerate().filter(|(i, id)| !eos[..*i].contains(id)).map(|(_, id)| id) {
                 if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
                     // Clamped: a logit that is not finite is never chosen, also after a temperature and in sums of beams.
                     let x = f64::from(*logit);
@@ -185,7 +186,8 @@ mod tests {
         let after = |ids: &[u32]| {
             let mut logits = [1.0, 1.0, -3.0];
             biased.bias(&mut logits, ids);
-            biased.apply(&mut logits, ids, 1, &[2], false);
+            // A config may list an end of text twice.
+            biased.apply(&mut logits, ids, 1, &[2, 2], false);
             logits
         };
         assert_eq!(after(&[3]), [2.5, -1.0, -3.0]);
