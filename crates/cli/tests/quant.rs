@@ -166,7 +166,12 @@ fn bases_of_other_quantizers_are_used(
     let args = bench.tune(&base, "run", &["--method", "lora", "--targets", "all-linear"]);
     json_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let (adapter, merged) = (run.join("adapter"), bench.path("merged"));
-    json_of(&["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)]);
+    let mut merge = vec!["merge", "--model", s(&base), "--adapter", s(&adapter), "-o", s(&merged)];
+    if kind == "mxfp4" {
+        // Its weights count as bf16, whose rounding sends tokens to other experts.
+        merge.extend(["--dtype", "f32"]);
+    }
+    json_of(&merge);
     let close = |folder: &Path, expect: f64, tolerance: f64| {
         let config = fs::read_to_string(folder.join("config.json")).unwrap();
         assert!(!config.contains("quantization_config"), "{config}");

@@ -222,18 +222,18 @@ fn fused_experts_without_biases_stay_as_they_are() {
 #[case::scales(|parts: &mut Vec<Part>| parts[1].2 = vec![64], "gate_up_proj", "its scales are [64]; expected experts, outputs, blocks")]
 #[case::bias(|parts: &mut Vec<Part>| parts[5] = floats("experts.down_proj_bias", &[1, 31]), "down_proj", "its bias is BF16 [1, 31]; expected F64 or F32 or F16 or BF16 [1, 32]")]
 #[case::integers(|parts: &mut Vec<Part>| parts[5] = ("experts.down_proj_bias", Dtype::I16, vec![1, 32], vec![0; 64]), "down_proj", "its bias is I16")]
-#[case::twice(|parts: &mut Vec<Part>| parts.push(floats("experts.down_proj", &[1, 32, 32])), "down_proj", "is there as floats and in MXFP4")]
+#[case::twice(|parts: &mut Vec<Part>| parts.push(floats("experts.down_proj", &[1, 32, 32])), "down_proj", "is stored both as floats and in MXFP4")]
 #[case::separate(|parts: &mut Vec<Part>| parts.push(floats("experts.0.up_proj.bias", &[32])), "gate_up_proj", "'experts.0.up_proj.bias' is there as well")]
 #[case::widths(|parts: &mut Vec<Part>| {
     parts[4].2 = vec![1, 16, 2];
     parts[3].2 = vec![1, 16, 2, 16];
     parts[5] = floats("experts.down_proj_bias", &[1, 16]);
-}, "gate_up_proj", "has 1 experts from 32 to 64, and down_proj has 1 from 64 to 16; expected as many, from 16 to 2·64")]
+}, "gate_up_proj", "has 1 experts, 32 inputs and 64 outputs; down_proj, of 1 experts, 64 inputs and 16 outputs, requires as many experts, 16 inputs and 2·64 outputs")]
 #[case::experts(|parts: &mut Vec<Part>| {
     parts[4].2 = vec![2, 16, 1];
     parts[3].2 = vec![2, 16, 1, 16];
     parts[5] = floats("experts.down_proj_bias", &[2, 16]);
-}, "gate_up_proj", "down_proj has 2 from 32 to 16")]
+}, "gate_up_proj", "down_proj, of 2 experts, 32 inputs and 16 outputs, requires as many")]
 #[case::none(|parts: &mut Vec<Part>| {
     parts[0] = ("experts.gate_up_proj_blocks", Dtype::U8, vec![usize::MAX, 64, 0, 16], vec![]);
     parts[1] = ("experts.gate_up_proj_scales", Dtype::U8, vec![usize::MAX, 64, 0], vec![]);
@@ -243,10 +243,10 @@ fn fused_experts_without_biases_stay_as_they_are() {
     parts[1] = ("experts.gate_up_proj_scales", Dtype::U8, vec![0, 64, usize::MAX], vec![]);
 }, "gate_up_proj", "its shape overflows")]
 #[case::matrix(|parts: &mut Vec<Part>| parts.splice(..2, [floats("experts.gate_up_proj", &[32, 64])]).for_each(drop), "gate_up_proj", "is [32, 64]; expected experts, inputs, outputs")]
-#[case::integer_weights(|parts: &mut Vec<Part>| parts.splice(..2, [("experts.gate_up_proj", Dtype::U8, vec![1, 32, 64], vec![0; 2048])]).for_each(drop), "gate_up_proj", "it is U8 [1, 32, 64]; expected F64")]
+#[case::integer_weights(|parts: &mut Vec<Part>| parts.splice(..2, [("experts.gate_up_proj", Dtype::U8, vec![1, 32, 64], vec![0; 2048])]).for_each(drop), "gate_up_proj", "the weight is U8 [1, 32, 64]; expected F64")]
 #[case::odd(|parts: &mut Vec<Part>| {
     parts.splice(..3, [floats("experts.gate_up_proj", &[1, 32, 63]), floats("experts.gate_up_proj_bias", &[1, 63])]).for_each(drop);
-}, "gate_up_proj", "has 1 experts from 32 to 63")]
+}, "gate_up_proj", "has 1 experts, 32 inputs and 63 outputs")]
 fn layers_that_do_not_fit_are_named(
     #[case] change: fn(&mut Vec<Part>),
     #[case] map: &str,
