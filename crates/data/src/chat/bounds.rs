@@ -10,6 +10,8 @@ use std::fmt::Write;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::python::is_tuple;
+
 /// Largest template; published ones have some 20 kB.
 const MAX_SOURCE: usize = 1 << 20;
 /// Most operators within one tag; published templates have fewer than a hundred.
@@ -37,9 +39,9 @@ pub(super) fn add_functions(environment: &mut Environment<'_>) {
 fn bounded(state: &State, value: Value, with_namespaces: bool) -> Result<Value, Error> {
     let is_lazy = match value.kind() {
         ValueKind::Iterable => true,
-        ValueKind::Seq => value
-            .as_object()
-            .is_some_and(|object| !["Vec<", "Tuple"].iter().any(|t| object.type_name().contains(t))),
+        ValueKind::Seq => {
+            value.as_object().is_some_and(|object| !object.type_name().contains("Vec<") && !is_tuple(&value))
+        }
         _ => false,
     };
     // Lazy sequences refer to one another in chains that do not show in their items.

@@ -152,7 +152,7 @@ pub(super) fn repr(value: &Value) -> Option<String> {
 }
 
 /// Whether Python has a tuple here; the pairs of `groupby` are a separate type of the library.
-fn is_tuple(value: &Value) -> bool {
+pub(super) fn is_tuple(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("Tuple"))
 }
 
