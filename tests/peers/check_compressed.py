@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ["llama", "gpt2", "gpt-neox", "stablelm"]
+MODELS = ["llama", "gpt2", "gpt-neox", "stablelm", "mixtral", "qwen3-moe", "gpt-oss", "quantised-mxfp4"]
 WAYS = [
     ["--method", "svd", "--ratio", "0.3"],
     ["--method", "tt", "--ratio", "0.3"],

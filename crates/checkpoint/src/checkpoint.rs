@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -13,6 +13,7 @@ use crate::{
     CheckpointError, Dtype, TensorInfo,
     convert::{extend_bits, extend_f32, extend_f64, transpose, transpose_f32},
     error::{excerpt, nearest},
+    experts::{self, FusedLayer},
     map::Bytes,
     resolve::{self, Prefer},
     source::{Entry, Layout, Table},
@@ -50,6 +51,7 @@ pub struct Checkpoint {
     files: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    fused: Vec<FusedLayer>,
 }
 
 impl Checkpoint {
@@ -84,12 +86,26 @@ impl Checkpoint {
     }
 
     pub(crate) fn new(path: PathBuf, files: Vec<Bytes>, table: Table) -> Self {
-        Self { path, files, tensors: table.tensors, metadata: table.metadata }
+        Self { path, files, tensors: table.tensors, metadata: table.metadata, fused: table.fused }
     }
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The names of the tensors to copy beside those of `changed`, which are written anew.
+    ///
+    /// These are [`names`](Self::names) without `changed`, except that experts stay as they are stored, fused and in MXFP4
+    /// (U8), if none of their layer is changed; [`info`](Self::info) and reads accept their stored names.
+    pub fn unchanged<'a>(&'a self, changed: &'a BTreeSet<String>) -> impl Iterator<Item = &'a str> {
+        let touched: BTreeSet<&str> = changed.iter().filter_map(|name| experts::module_of(name)).collect();
+        let kept = self.fused.iter().filter(|layer| !touched.contains(&*layer.module));
+        let kept: BTreeMap<&str, &FusedLayer> = kept.map(|layer| (&*layer.module, layer)).collect();
+        let stored: Vec<&str> =
+            kept.values().flat_map(|layer| layer.tensors.keys()).map(String::as_str).collect();
+        let is_stored = move |name| experts::module_of(name).is_some_and(|module| kept.contains_key(module));
+        self.names().filter(move |name| !changed.contains(*name) && !is_stored(name)).chain(stored)
     }
 
     /// The number of tensors.
@@ -113,7 +129,7 @@ impl Checkpoint {
     /// Shape and type of a tensor.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|entry| &entry.info)
+        self.find(name).map(|entry| &entry.info)
     }
 
     /// Whether the checkpoint has a tensor of this name.
@@ -291,8 +307,13 @@ impl Checkpoint {
         Ok(format!("{:032x}", hash.digest128()))
     }
 
+    fn find(&self, name: &str) -> Option<&Entry> {
+        let stored = || self.fused.iter().find_map(|layer| layer.tensors.get(name));
+        self.tensors.get(name).or_else(stored)
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
-        self.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+        self.find(name).ok_or_else(|| CheckpointError::MissingTensor {
             path: self.path.clone(),
             tensor: excerpt(name),
             count: self.tensors.len(),

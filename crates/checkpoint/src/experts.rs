@@ -62,6 +62,25 @@ pub(crate) fn mxfp4_floats(blocks: &Entry, scales: &Entry, files: &[Bytes]) -> V
     out
 }
 
+/// A layer of fused experts as it is stored.
+#[derive(Debug)]
+pub(crate) struct FusedLayer {
+    pub(crate) module: String,
+    pub(crate) tensors: BTreeMap<String, Entry>,
+}
+
+impl FusedLayer {
+    fn of(table: &Table, module: &str) -> Self {
+        let ends = ENDS.map(|end| format!("_{end}"));
+        let ends = || ends.iter().map(String::as_str).chain([""]);
+        let names =
+            [GATE_UP, DOWN].into_iter().flat_map(|map| ends().map(move |end| format!("{module}.{map}{end}")));
+        let tensors = names.filter_map(|name| table.tensors.get_key_value(&name));
+        let tensors = tensors.map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        Self { module: module.to_owned(), tensors }
+    }
+}
+
 /// Presents fused experts as the matrices and biases of each.
 ///
 /// A layer counts as fused if it has weights with a bias, codes or scales: other models fuse experts without biases, in other
@@ -74,7 +93,9 @@ pub(crate) fn split(path: &Path, table: &mut Table) -> Result<(), CheckpointErro
     let modules: BTreeSet<String> =
         modules.filter(|module| has_weights(table, module)).map(str::to_owned).collect();
     for module in modules {
+        let stored = FusedLayer::of(table, &module);
         split_layer(table, &module).map_err(|fault| fault.at(path))?;
+        table.fused.push(stored);
     }
     Ok(())
 }
@@ -303,6 +324,11 @@ pub fn fuse_experts(tensors: Vec<HostTensor<'static>>) -> Result<Vec<HostTensor<
         }
     }
     Ok(out)
+}
+
+/// The module of a tensor of an expert, as layers are presented.
+pub(crate) fn module_of(name: &str) -> Option<&str> {
+    part_of_expert(name).map(|(module, ..)| module)
 }
 
 /// Module, number and index among [`PARTS`] of a tensor of an expert.

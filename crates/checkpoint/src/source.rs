@@ -4,6 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use crate::convert::transpose_f32;
 use crate::dtype::{Dtype, TensorInfo};
+use crate::experts::FusedLayer;
 use crate::map::Bytes;
 use crate::packed::Packed;
 
@@ -12,6 +13,8 @@ use crate::packed::Packed;
 pub(crate) struct Table {
     pub(crate) tensors: BTreeMap<String, Entry>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// Layers of experts that `tensors` has one by one.
+    pub(crate) fused: Vec<FusedLayer>,
 }
 
 /// One tensor: its description and position.

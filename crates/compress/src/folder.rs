@@ -65,7 +65,7 @@ pub(crate) fn read_dense_config(model: &Path) -> Result<Map<String, Value>> {
 
 /// Sizes of a model of which `taken` are factored.
 pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<FloatType>) -> Result<Sizes> {
-    let (mut model, mut other_bytes) = (0u64, 0u64);
+    let mut model = 0u64;
     let keys: std::collections::BTreeSet<String> = taken.iter().map(Weight::key).collect();
     // Approximate size of a tensor's offsets and shapes beside its name, twice for a tensor split into two
     // factors.
@@ -75,12 +75,12 @@ pub(crate) fn sizes(checkpoint: &Checkpoint, taken: &[Weight], dtype: Option<Flo
         if info.dtype.is_float() && !is_buffer(name) {
             model += info.numel() as u64;
         }
-        if keys.contains(name) {
-            other_bytes += 2 * (name.len() + ENTRY) as u64;
-        } else {
-            let size = output_dtype(info.dtype, dtype, false).size();
-            other_bytes += (info.numel() * size + name.len() + ENTRY) as u64;
-        }
+    }
+    let mut other_bytes: u64 = keys.iter().map(|name| 2 * (name.len() + ENTRY) as u64).sum();
+    for name in checkpoint.unchanged(&keys) {
+        let Some(info) = checkpoint.info(name) else { continue };
+        let size = output_dtype(info.dtype, dtype, false).size();
+        other_bytes += (info.numel() * size + name.len() + ENTRY) as u64;
     }
     let touched: u64 = taken.iter().map(|w| w.numel() as u64).sum();
     let bytes: u64 =

@@ -49,7 +49,7 @@ pub(crate) fn take_out(folder: &Path, dtypes: &BTreeMap<String, Dtype>) -> Resul
         plan.push(TensorPlan::new(format!("{module}.{PIVOTS}"), [outputs.div_ceil(8)], Dtype::U8));
         replaced.extend([a, b]);
     }
-    let others: Vec<&str> = source.names().filter(|name| !replaced.contains(*name)).collect();
+    let others: Vec<&str> = source.unchanged(&replaced).collect();
     for name in &others {
         plan.extend(source.info(name).map(|info| TensorPlan::new(*name, info.shape.clone(), info.dtype)));
     }

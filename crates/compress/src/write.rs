@@ -88,7 +88,7 @@ impl Writing<'_> {
             }
         }
         let changed = self.changed();
-        for name in checkpoint.names().filter(|name| !changed.contains(*name)) {
+        for name in checkpoint.unchanged(&changed) {
             if let Some(info) = checkpoint.info(name) {
                 let dtype = folder::output_dtype(info.dtype, wanted, false);
                 plan.push(TensorPlan::new(name, info.shape.clone(), dtype));
@@ -116,7 +116,7 @@ impl Writing<'_> {
     /// Copies the tensors that are not factored.
     fn copy_rest(&self, writer: &mut StreamWriter) -> Result<()> {
         let (checkpoint, changed) = (&self.plan.checkpoint, self.changed());
-        for name in checkpoint.names().filter(|name| !changed.contains(*name)) {
+        for name in checkpoint.unchanged(&changed) {
             let Some(info) = checkpoint.info(name).filter(|_| !writer.is_written(name)) else {
                 continue;
             };

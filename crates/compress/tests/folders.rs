@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -339,6 +339,29 @@ fn ranks_by_name_touch_nothing_else() {
             ("model.layers.1.self_attn.q_proj", &[5]),
         ]
     );
+}
+
+/// Fused experts are read one by one; a layer of which none is compressed is copied as it is stored.
+#[rstest]
+fn layers_of_fused_experts_stay_fused(#[values("gpt-oss", "quantised-mxfp4")] model: &str) {
+    let ranks = [("q_proj".into(), 5), ("0.mlp.experts.1.up_proj".into(), 3)];
+    let (_dir, out, report) = run(model, &Options::new(Method::Svd, Amount::Ranks(ranks.to_vec())));
+    assert_eq!(report.dense, 0);
+    let [source, written] = [fixture(model), out].map(|folder| Checkpoint::open(folder).unwrap());
+    let none = BTreeSet::new();
+    let fused: Vec<&str> =
+        source.unchanged(&none).filter(|name| name.starts_with("model.layers.1.mlp.experts.")).collect();
+    assert_eq!(fused.len(), if model == "gpt-oss" { 4 } else { 6 });
+    let stored: BTreeSet<&str> = written.unchanged(&none).collect();
+    for name in fused {
+        assert!(stored.contains(name), "{name}");
+        assert_eq!(source.info(name), written.info(name), "{name}");
+        assert_eq!(source.bytes(name).unwrap(), written.bytes(name).unwrap(), "{name}");
+    }
+    for name in source.names().filter(|name| name.starts_with("model.layers.0.mlp.experts.")) {
+        let is_kept = name != "model.layers.0.mlp.experts.1.up_proj.weight";
+        assert_eq!(stored.contains(name), is_kept, "{name}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::composed;
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
 /// What the backward pass of a norm needs.
@@ -157,6 +157,11 @@ pub trait Kernels: Backend {
     /// Elementwise product of two tensors of one shape.
     fn product(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_mul(a, b)
+    }
+
+    /// Elementwise sum of two tensors of one shape.
+    fn add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(a, b)
     }
 
     /// `gelu(x·w + bias)`.
@@ -367,18 +372,19 @@ pub trait Kernels: Backend {
         composed::scaled_by::<Self>(x, factor)
     }
 
-    /// `silu(gate) ∘ up`.
-    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed::swiglu::<Self>(gate, up)
+    /// `act(gate) ∘ up`.
+    fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
+        composed::gated::<Self>(gate, up, kind)
     }
 
-    /// Gradients of the gate and of up from that of their [`swiglu_forward`](Kernels::swiglu_forward).
-    fn swiglu_grads(
+    /// Gradients of the gate and of up from that of their [`gated_forward`](Kernels::gated_forward).
+    fn gated_grads(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
+        kind: Gate,
     ) -> [FloatTensor<Self>; 2] {
-        composed::swiglu_grads::<Self>(gate, up, dy)
+        composed::gated_grads::<Self>(gate, up, dy, kind)
     }
 
     /// Rotates each head of `x` by angles whose cosines and sines are given, `[tokens, rotary_dim / 2]`;

@@ -27,9 +27,11 @@ pub use kernels::{
     AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, LoraWeights, NormState,
 };
 pub use ops::{
-    Head, adamw_step, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gelu, layer_norm,
-    linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope,
-    sink_attention, swiglu, write_rows,
+    Head, adamw_step, add, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gated, gelu,
+    layer_norm, linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope,
+    sink_attention, write_rows,
 };
-pub use spec::{AdamW, Alibi, AttentionSpec, Distances, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+pub use spec::{
+    AdamW, Alibi, AttentionSpec, Distances, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec,
+};
 pub use weight::Weight;

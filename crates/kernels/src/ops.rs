@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use crate::kernels::{AdamWState, AttentionTensors, HeadTensors, Kernels, LoraWeights};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
 /// `x·w + bias`.
@@ -351,14 +351,24 @@ pub fn linear_cross_entropy<B: Kernels>(
     wrap(B::head_loss_forward(tensors, targets.into_primitive(), weights.map(unwrap), soft_cap))
 }
 
-/// The gated activation of Llama: `silu(gate) ∘ up` (Shazeer 2020).
+/// `a + b`: a residual connection.
+///
+/// # Shapes
+/// - a, b, output: `[tokens, d]`
+#[track_caller]
+pub fn add<B: Kernels>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    assert!(a.dims() == b.dims(), "add: the terms are {:?} and {:?}", a.dims(), b.dims());
+    wrap(B::add(unwrap(a), unwrap(b)))
+}
+
+/// A gated activation, `act(gate) ∘ up`: SwiGLU (Llama) or GEGLU (Gemma, ModernBERT) (Shazeer 2020).
 ///
 /// # Shapes
 /// - gate, up, output: `[tokens, d_ffn]`
 #[track_caller]
-pub fn swiglu<B: Kernels>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
-    assert!(gate.dims() == up.dims(), "swiglu: gate is {:?}, up {:?}", gate.dims(), up.dims());
-    wrap(B::swiglu_forward(unwrap(gate), unwrap(up)))
+pub fn gated<B: Kernels>(gate: Tensor<B, 2>, up: Tensor<B, 2>, kind: Gate) -> Tensor<B, 2> {
+    assert!(gate.dims() == up.dims(), "gated: gate is {:?}, up {:?}", gate.dims(), up.dims());
+    wrap(B::gated_forward(unwrap(gate), unwrap(up), kind))
 }
 
 /// Rotary position embedding (Su et al. 2021), with the angles of each token's position.

@@ -15,6 +15,15 @@ pub enum Gelu {
     Tanh,
 }
 
+/// Activation of the gate in a gated feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x·σ(x)` (SwiGLU).
+    Silu,
+    /// GEGLU.
+    Gelu(Gelu),
+}
+
 /// How the two factors of a low-rank adapter (LoRA, Hu et al. 2021) are applied: `scale·dropout(x)·a·b`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraSpec {

@@ -1,6 +1,6 @@
 //! Experts of gpt-oss, fused in files and presented one by one.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use lowrank_checkpoint::{
     Checkpoint, Dtype, FloatType, HostTensor, RawTensor, StreamOptions, StreamWriter, TensorPlan,
@@ -302,6 +302,31 @@ fn layers_are_fused_each_by_itself() {
             tensor.name
         );
     }
+}
+
+/// The tensors to copy beside those that a writer changes.
+#[test]
+fn untouched_layers_are_copied_as_they_are_stored() {
+    let golden = Checkpoint::from_bytes("golden", GOLDEN.to_vec()).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
+    let none = BTreeSet::new();
+    let mut names: Vec<&str> = golden.unchanged(&none).collect();
+    names.sort_unstable();
+    let mut expected = stored.names();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    for name in names {
+        let view = stored.tensor(name).unwrap();
+        assert_eq!(golden.info(name).unwrap().shape, view.shape(), "{name}");
+        assert_eq!(golden.read_bytes(name).unwrap(), view.data(), "{name}");
+    }
+    // A change of one expert separates those of its layer, and of no other.
+    let changed = BTreeSet::from(["floats.mlp.experts.1.up_proj.weight".to_owned()]);
+    let names: BTreeSet<&str> = golden.unchanged(&changed).collect();
+    let of_layer = golden.names().filter(|name| name.starts_with("floats.") && !changed.contains(*name));
+    let others = expected.into_iter().filter(|name| !name.starts_with("floats."));
+    assert_eq!(names, of_layer.chain(others).collect());
+    assert!(names.iter().any(|name| name.ends_with("_blocks")), "{names:?}");
 }
 
 #[rstest]

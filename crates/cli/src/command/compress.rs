@@ -227,12 +227,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
             model.display()
         );
     }
-    if opened.kind().is_decoder() && opened.decoder_config().is_ok_and(|config| config.fuses_experts()) {
-        eprintln!(
-            "warning: {}: the result stores its experts one by one, as only lowrank reads them; transformers would draw new ones",
-            model.display()
-        );
-    }
     let progress = Bars::new();
     let calibrator = calibrator.as_mut().map(|calibrator| &mut **calibrator as &mut dyn Calibrator);
     let report = if is_quant {

@@ -67,7 +67,7 @@ pub(crate) fn write(
 
 /// Names of the tensors to copy.
 fn rest<'p>(plan: &'p QuantPlan<'_>, changed: &'p BTreeSet<String>) -> impl Iterator<Item = &'p str> {
-    plan.checkpoint.names().filter(|name| !changed.contains(*name) && !plan.is_left_out(name))
+    plan.checkpoint.unchanged(changed).filter(|name| !plan.is_left_out(name))
 }
 
 /// The tensors of a weight in its target.

@@ -7,7 +7,7 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
@@ -235,11 +235,17 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         })
     }
 
-    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        record::<Swiglu, B, C, 2>([Some(&gate), Some(&up)], |tracked| {
+    fn add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        record::<Add, B, C, 2>([Some(&a), Some(&b)], |tracked| {
+            (B::add(a.primitive.clone(), b.primitive.clone()), tracked.contains(&true).then_some(()))
+        })
+    }
+
+    fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
+        record::<Gated, B, C, 2>([Some(&gate), Some(&up)], |tracked| {
             let (gate, up) = (gate.primitive.clone(), up.primitive.clone());
-            let state = tracked.contains(&true).then(|| (gate.clone(), up.clone()));
-            (B::swiglu_forward(gate, up), state)
+            let state = tracked.contains(&true).then(|| (gate.clone(), up.clone(), kind));
+            (B::gated_forward(gate, up, kind), state)
         })
     }
 
@@ -552,14 +558,26 @@ impl<B: Kernels> Rule<B, 5> for HeadLoss {
 }
 
 #[derive(Debug)]
-struct Swiglu;
+struct Add;
 
-impl<B: Kernels> Rule<B, 2> for Swiglu {
+impl<B: Kernels> Rule<B, 2> for Add {
+    type State = ();
+
+    fn grads((): Self::State, dy: FloatTensor<B>, _needed: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
+        [Some(dy.clone()), Some(dy)]
+    }
+}
+
+#[derive(Debug)]
+struct Gated;
+
+impl<B: Kernels> Rule<B, 2> for Gated {
     /// The gate and up.
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (FloatTensor<B>, FloatTensor<B>, Gate);
 
-    fn grads((gate, up): Self::State, dy: FloatTensor<B>, _needed: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
-        B::swiglu_grads(gate, up, dy).map(Some)
+    fn grads(state: Self::State, dy: FloatTensor<B>, _needed: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
+        let (gate, up, kind) = state;
+        B::gated_grads(gate, up, dy, kind).map(Some)
     }
 }
 

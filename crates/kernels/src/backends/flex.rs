@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::host::{HostTensor, host_kernels};
 use crate::cpu::gemm::Weights;
+use crate::cpu::rows::Rows;
 use crate::kernels::Kernels;
 
 impl Kernels for Flex {
@@ -15,6 +16,18 @@ impl Kernels for Flex {
 impl HostTensor for FlexTensor {
     fn in_rows(self) -> Self {
         if self.layout().is_contiguous() { self } else { self.to_contiguous() }
+    }
+
+    fn by_rows(self) -> Self {
+        if row_stride(&self).is_some() { self } else { self.in_rows() }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        let shape = self.layout().shape().dims();
+        match row_stride(self) {
+            Some(stride) => Rows::new(&self.storage()[self.layout().start_offset()..], shape, stride),
+            None => Rows::new(self.floats(), shape, shape[1]),
+        }
     }
 
     fn floats(&self) -> &[f32] {
@@ -67,4 +80,11 @@ impl HostTensor for FlexTensor {
     fn from_floats(floats: Vec<f32>, shape: Vec<usize>) -> Self {
         FlexTensor::from_data(TensorData::new(floats, shape))
     }
+}
+
+/// The distance between the rows of a matrix that are apart, with adjacent elements in each.
+fn row_stride(tensor: &FlexTensor) -> Option<usize> {
+    let layout = tensor.layout();
+    let (&[rows, width], &[stride, 1]) = (layout.shape().as_slice(), layout.strides()) else { return None };
+    usize::try_from(stride).ok().filter(|&stride| rows > 1 && stride > width)
 }

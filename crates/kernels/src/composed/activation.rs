@@ -1,4 +1,4 @@
-//! GELU, its slope, and dropout composed of burn operations.
+//! GELU, its slope, gated activations and dropout composed of burn operations.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -7,7 +7,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
 use super::{unwrap, wrap};
-use crate::spec::{Dropout, Gelu};
+use crate::spec::{Dropout, Gate, Gelu};
 
 pub(crate) fn gelu<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B> {
     let x: Tensor<B, 2> = wrap(x);
@@ -62,22 +62,38 @@ pub(crate) fn dropout<B: Backend>(x: FloatTensor<B>, dropout: Dropout) -> FloatT
     unwrap(x * factors)
 }
 
-pub(crate) fn swiglu<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
-    let gate: Tensor<B, 2> = wrap(gate);
-    unwrap(gate.clone() * sigmoid(gate) * wrap(up))
+pub(crate) fn gated<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>, kind: Gate) -> FloatTensor<B> {
+    let activated: Tensor<B, 2> = match kind {
+        Gate::Silu => {
+            let gate: Tensor<B, 2> = wrap(gate);
+            gate.clone() * sigmoid(gate)
+        }
+        Gate::Gelu(kind) => wrap(gelu::<B>(gate, kind)),
+    };
+    unwrap(activated * wrap(up))
 }
 
-pub(crate) fn swiglu_grads<B: Backend>(
+pub(crate) fn gated_grads<B: Backend>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
     dy: FloatTensor<B>,
+    kind: Gate,
 ) -> [FloatTensor<B>; 2] {
-    let (gate, up, dy): (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 2>) = (wrap(gate), wrap(up), wrap(dy));
-    let s = sigmoid(gate.clone());
-    let silu = gate * s.clone();
-    // silu' = s + silu·(1 - s)
-    let slope = silu.clone() * (s.clone().neg() + 1.0) + s;
-    [unwrap(dy.clone() * up * slope), unwrap(dy * silu)]
+    let (up, dy): (Tensor<B, 2>, Tensor<B, 2>) = (wrap(up), wrap(dy));
+    let (activated, slope) = match kind {
+        Gate::Silu => {
+            let gate: Tensor<B, 2> = wrap(gate);
+            let s = sigmoid(gate.clone());
+            let silu = gate * s.clone();
+            // silu' = s + silu·(1 - s)
+            (silu.clone(), silu * (s.clone().neg() + 1.0) + s)
+        }
+        Gate::Gelu(kind) => {
+            let (y, slope) = gelu_saving::<B>(gate, kind);
+            (wrap(y), wrap(slope))
+        }
+    };
+    [unwrap(dy.clone() * up * slope), unwrap(dy * activated)]
 }
 
 /// Burn's own is in single precision on some double-precision backends.

@@ -9,7 +9,7 @@ mod norm;
 mod optimizer;
 mod rope;
 
-pub(crate) use activation::{dropout, gelu, gelu_saving, swiglu, swiglu_grads};
+pub(crate) use activation::{dropout, gated, gated_grads, gelu, gelu_saving};
 pub(crate) use attention::{add_sinks, attention_grads, attention_saving, sinks_grad};
 pub(crate) use cache::write_rows;
 pub(crate) use linear::{

@@ -1,9 +1,10 @@
-//! Elementwise steps: GELU, products, dropout, the gated activation of Llama.
+//! Elementwise steps: GELU, sums, products, dropout, gated activations.
 
 use super::buffer::{self, Part, fill_rows};
 use super::math;
+use super::rows::Rows;
 use super::simd::{LANES, Simd, kernel};
-use crate::spec::{Dropout, Gelu};
+use crate::spec::{Dropout, Gate, Gelu};
 
 /// Memory traffic equivalent to the arithmetic of one or two exponentials.
 const EXP_BYTES: usize = 16;
@@ -57,6 +58,24 @@ kernel! {
         let mut y = y;
         for at in (0..a.len()).step_by(LANES) {
             y.store(simd, simd.mul(buffer::load(simd, a, at, 0.0), buffer::load(simd, b, at, 0.0)), at);
+        }
+    }
+}
+
+/// `a + b`.
+pub(crate) fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+    assert_eq!(a.len(), b.len());
+    // SAFETY: the kernel stores all of its part.
+    let [y] =
+        unsafe { fill_rows(a.len(), [1], 12, |range, [y]| sum_kernel(&a[range.clone()], &b[range], y)) };
+    y
+}
+
+kernel! {
+    fn sum_kernel(simd: S, a: &'a [f32], b: &'a [f32], y: Part<'a>) {
+        let mut y = y;
+        for at in (0..a.len()).step_by(LANES) {
+            y.store(simd, simd.add(buffer::load(simd, a, at, 0.0), buffer::load(simd, b, at, 0.0)), at);
         }
     }
 }
@@ -116,52 +135,69 @@ impl<S: Simd> Mask<S> {
     }
 }
 
-/// `silu(gate) ∘ up`.
-pub(crate) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    assert_eq!(gate.len(), up.len());
+/// `act(gate) ∘ up`, of one shape.
+pub(crate) fn gated(gate: Rows<'_>, up: Rows<'_>, kind: Gate) -> Vec<f32> {
+    let [rows, width] = gate.shape();
+    assert_eq!(gate.shape(), up.shape());
     // SAFETY: the kernel stores all of its part.
     let [y] = unsafe {
-        fill_rows(gate.len(), [1], 12 + EXP_BYTES, |range, [y]| {
-            swiglu_kernel(&gate[range.clone()], &up[range], y)
+        fill_rows(rows, [width], (12 + EXP_BYTES) * width, |range, [mut y]| {
+            for (i, row) in range.enumerate() {
+                gated_kernel(gate.row(row), up.row(row), kind, y.slice(i * width, width));
+            }
         })
     };
     y
 }
 
 kernel! {
-    fn swiglu_kernel(simd: S, gate: &'a [f32], up: &'a [f32], y: Part<'a>) {
+    fn gated_kernel(simd: S, gate: &'a [f32], up: &'a [f32], kind: Gate, y: Part<'a>) {
         let mut y = y;
         for at in (0..gate.len()).step_by(LANES) {
             let (gate, up) = (buffer::load(simd, gate, at, 0.0), buffer::load(simd, up, at, 0.0));
-            y.store(simd, simd.mul(simd.mul(gate, math::sigmoid(simd, gate)), up), at);
+            let activated = match kind {
+                Gate::Silu => simd.mul(gate, math::sigmoid(simd, gate)),
+                Gate::Gelu(kind) => math::gelu(simd, gate, kind),
+            };
+            y.store(simd, simd.mul(activated, up), at);
         }
     }
 }
 
-/// Gradients of the gate and of up from that of `silu(gate) ∘ up`.
-pub(crate) fn swiglu_grads(gate: &[f32], up: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
-    assert!(gate.len() == up.len() && gate.len() == dy.len());
+/// Gradients of the gate and of up from that of `act(gate) ∘ up`, all of one shape.
+pub(crate) fn gated_grads(gate: Rows<'_>, up: Rows<'_>, dy: Rows<'_>, kind: Gate) -> [Vec<f32>; 2] {
+    let [rows, width] = gate.shape();
+    assert!(gate.shape() == up.shape() && gate.shape() == dy.shape());
     // SAFETY: the kernel stores all of its parts.
     unsafe {
-        fill_rows(gate.len(), [1, 1], 20 + EXP_BYTES, |range, parts| {
-            swiglu_grads_kernel(&gate[range.clone()], &up[range.clone()], &dy[range], parts);
+        fill_rows(rows, [width, width], (20 + EXP_BYTES) * width, |range, parts| {
+            let [mut d_gate, mut d_up] = parts;
+            for (i, row) in range.enumerate() {
+                let parts = [d_gate.slice(i * width, width), d_up.slice(i * width, width)];
+                gated_grads_kernel([gate, up, dy].map(|x| x.row(row)), kind, parts);
+            }
         })
     }
 }
 
 kernel! {
-    fn swiglu_grads_kernel(simd: S, gate: &'a [f32], up: &'a [f32], dy: &'a [f32], parts: [Part<'a>; 2]) {
-        let [mut d_gate, mut d_up] = parts;
+    fn gated_grads_kernel(simd: S, rows: [&'a [f32]; 3], kind: Gate, parts: [Part<'a>; 2]) {
+        let ([gate, up, dy], [mut d_gate, mut d_up]) = (rows, parts);
         let one = simd.splat(1.0);
         for at in (0..gate.len()).step_by(LANES) {
             let (gate, up) = (buffer::load(simd, gate, at, 0.0), buffer::load(simd, up, at, 0.0));
             let dy = buffer::load(simd, dy, at, 0.0);
-            let s = math::sigmoid(simd, gate);
-            let silu = simd.mul(gate, s);
-            // silu' = s + silu·(1 - s)
-            let slope = simd.fma(silu, simd.sub(one, s), s);
+            let (activated, slope) = match kind {
+                Gate::Silu => {
+                    let s = math::sigmoid(simd, gate);
+                    let silu = simd.mul(gate, s);
+                    // silu' = s + silu·(1 - s)
+                    (silu, simd.fma(silu, simd.sub(one, s), s))
+                }
+                Gate::Gelu(kind) => math::gelu_slope(simd, gate, kind),
+            };
             d_gate.store(simd, simd.mul(simd.mul(dy, up), slope), at);
-            d_up.store(simd, simd.mul(dy, silu), at);
+            d_up.store(simd, simd.mul(dy, activated), at);
         }
     }
 }

@@ -12,5 +12,6 @@ pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod optimizer;
 pub(crate) mod rope;
+pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod team;

@@ -1,23 +1,17 @@
 //! Rotary position embedding.
 
 use super::buffer::{self, Part, fill_rows};
+use super::rows::Rows;
 use super::simd::{LANES, kernel};
 use crate::spec::RopeSpec;
 
-/// Rotates each head of each row, `width` wide, by the row's angles; backwards if `inverse`.
+/// Rotates each head of each row by the row's angles; backwards if `inverse`.
 ///
 /// `cos` and `sin` have `rotary_dim / 2` values per row.
-pub(crate) fn rope(
-    x: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    width: usize,
-    spec: RopeSpec,
-    inverse: bool,
-) -> Vec<f32> {
-    let rows = x.len().checked_div(width).unwrap_or(0);
+pub(crate) fn rope(x: Rows<'_>, cos: &[f32], sin: &[f32], spec: RopeSpec, inverse: bool) -> Vec<f32> {
+    let [rows, width] = x.shape();
     let half = spec.rotary_dim / 2;
-    assert!(x.len() == rows * width && cos.len() == rows * half && sin.len() == cos.len());
+    assert!(cos.len() == rows * half && sin.len() == cos.len());
     assert!(
         spec.n_heads > 0
             && width.is_multiple_of(spec.n_heads)
@@ -32,8 +26,8 @@ pub(crate) fn rope(
         fill_rows(rows, [width], 12 * width, |range, [mut y]| {
             for (i, row) in range.enumerate() {
                 let angles = row * half..(row + 1) * half;
-                let x = &x[row * width..(row + 1) * width];
-                rope_kernel(x, &cos[angles.clone()], &sin[angles], spec, inverse, y.slice(i * width, width));
+                let y = y.slice(i * width, width);
+                rope_kernel(x.row(row), &cos[angles.clone()], &sin[angles], spec, inverse, y);
             }
         })
     };

@@ -29,7 +29,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 
 use crate::composed;
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gelu, Keys, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, NormSpec, RopeSpec};
 use launch::{elements, fit, has_u64};
 
 impl<R, F, I, T> Kernels for CubeBackend<R, F, I, T>
@@ -160,23 +160,25 @@ where
         }
     }
 
-    fn swiglu_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        if fit([&gate, &up]) && gate.shape() == up.shape() {
+    fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
+        if kind == Gate::Silu && fit([&gate, &up]) && gate.shape() == up.shape() {
             elementwise::swiglu_forward(gate, up)
         } else {
-            composed::swiglu::<Self>(gate, up)
+            composed::gated::<Self>(gate, up, kind)
         }
     }
 
-    fn swiglu_grads(
+    fn gated_grads(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
+        kind: Gate,
     ) -> [FloatTensor<Self>; 2] {
-        if fit([&gate, &up, &dy]) && gate.shape() == up.shape() && gate.shape() == dy.shape() {
+        let are_equal = gate.shape() == up.shape() && gate.shape() == dy.shape();
+        if kind == Gate::Silu && fit([&gate, &up, &dy]) && are_equal {
             elementwise::swiglu_grads(gate, up, dy)
         } else {
-            composed::swiglu_grads::<Self>(gate, up, dy)
+            composed::gated_grads::<Self>(gate, up, dy, kind)
         }
     }
 

@@ -6,10 +6,10 @@ use burn_autodiff::Autodiff;
 use super::{Exact, assert_close, on_backends, random, tensor, values};
 use crate::kernels::{Kernels, LoraWeights};
 use crate::ops::{
-    add_lora, attention, cross_entropy, dropout, gelu, layer_norm, linear, linear_gelu, linear_lora,
-    relative_attention, rms_norm, rope, sink_attention, swiglu,
+    add, add_lora, attention, cross_entropy, dropout, gated, gelu, layer_norm, linear, linear_gelu,
+    linear_lora, relative_attention, rms_norm, rope, sink_attention,
 };
-use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Gelu, LoraSpec, RopeSpec};
+use crate::spec::{Alibi, AttentionSpec, Distances, Dropout, Gate, Gelu, LoraSpec, RopeSpec};
 
 /// A function of some matrices with one row for vectors, whose output is weighted and summed up.
 pub(super) trait Case {
@@ -407,22 +407,43 @@ fn adapters_beside_a_base() {
     check_case(&AddLora { dropout: Some(Dropout { p: 0.2, seed: 3 }) });
 }
 
-struct Swiglu;
+struct Add;
 
-impl Case for Swiglu {
+impl Case for Add {
+    fn shapes(&self) -> Vec<[usize; 2]> {
+        vec![[7, 19], [7, 19]]
+    }
+
+    fn run<B: Kernels>(&self, arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [a, b]: [_; 2] = arguments.try_into().unwrap();
+        // The rule passes one gradient on twice.
+        add(add(a.clone(), b), a * 2.0)
+    }
+}
+
+#[test]
+fn residual_connections() {
+    check_case(&Add);
+}
+
+struct Gated(Gate);
+
+impl Case for Gated {
     fn shapes(&self) -> Vec<[usize; 2]> {
         vec![[7, 19], [7, 19]]
     }
 
     fn run<B: Kernels>(&self, mut arguments: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let up = arguments.remove(1);
-        swiglu(arguments.remove(0) * 4.0, up)
+        gated(arguments.remove(0) * 4.0, up, self.0)
     }
 }
 
 #[test]
 fn gated_activations() {
-    check_case(&Swiglu);
+    for gate in [Gate::Silu, Gate::Gelu(Gelu::Erf), Gate::Gelu(Gelu::Tanh)] {
+        check_case(&Gated(gate));
+    }
 }
 
 struct Rope(RopeSpec);

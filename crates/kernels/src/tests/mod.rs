@@ -15,6 +15,7 @@ mod optimizer;
 mod reproducible;
 mod rope;
 mod unsound;
+mod views;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Element, Tensor, TensorData};

@@ -5,8 +5,8 @@ use burn_autodiff::Autodiff;
 
 use super::{on_backends, random, values};
 use crate::kernels::Kernels;
-use crate::ops::{attention, cross_entropy, gelu, layer_norm, linear_gelu, rms_norm, swiglu};
-use crate::spec::{AttentionSpec, Gelu};
+use crate::ops::{attention, cross_entropy, gated, gelu, layer_norm, linear_gelu, rms_norm};
+use crate::spec::{AttentionSpec, Gate, Gelu};
 
 /// The default NaNs of x86 and CUDA, signalling ones, and others.
 const NANS: [u32; 7] =
@@ -47,8 +47,10 @@ fn a_nan_reaches_what_it_has_a_part_in_and_nothing_else() {
                 let grads = gelu(tracked.clone(), kind).backward();
                 check_row("gelu's slope", bits, &values(tracked.grad(&grads).unwrap()), 20, false);
             }
-            check_row("swiglu's gate", bits, &values(swiglu(x(), other.clone())), 20, false);
-            check_row("swiglu's up", bits, &values(swiglu(other, x())), 20, false);
+            for kind in [Gate::Silu, Gate::Gelu(Gelu::Erf), Gate::Gelu(Gelu::Tanh)] {
+                check_row("a gate", bits, &values(gated(x(), other.clone(), kind)), 20, false);
+                check_row("what is gated", bits, &values(gated(other.clone(), x(), kind)), 20, false);
+            }
             let gamma = random::<B, 1>([20], 4);
             check_row("rms_norm", bits, &values(rms_norm(x(), gamma.clone(), 1e-5)), 20, true);
             let y = layer_norm(x(), None, gamma, None, 1e-5, None);
@@ -83,8 +85,8 @@ fn infinities_are_those_of_the_formulas() {
             // -∞·0, as in PyTorch.
             assert!(at(gelu(with(3, minus), kind)).is_nan());
         }
-        assert_eq!(at(swiglu(with(3, plus), ones.clone())), f64::INFINITY);
-        assert!(at(swiglu(with(3, minus), ones)).is_nan());
+        assert_eq!(at(gated(with(3, plus), ones.clone(), Gate::Silu)), f64::INFINITY);
+        assert!(at(gated(with(3, minus), ones, Gate::Silu)).is_nan());
         // A logit of -∞ has probability zero; one of ∞ leaves no computable probability to the others.
         assert!(values(cross_entropy(with::<B>(3, minus), targets(3)))[0].is_finite());
         assert!(values(cross_entropy(with::<B>(3, plus), targets(3)))[0].is_nan());

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, sigmoid, silu};
-use lowrank_kernels::{Gelu, Kernels, gelu, swiglu};
+use lowrank_kernels::{Gate, Gelu, Kernels, gated, gelu};
 
 /// Activation of a feed-forward part or a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,7 +58,8 @@ impl Activation {
     /// `act(gate) ∘ up`, of equal shapes.
     pub(crate) fn gated<B: Kernels>(self, gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
-            Self::Silu => swiglu(gate, up),
+            Self::Silu => gated(gate, up, Gate::Silu),
+            Self::Gelu(kind) => gated(gate, up, Gate::Gelu(kind)),
             Self::ClampedSilu { limit, .. } => self.apply(gate) * (up.clamp(-limit, limit) + 1.0),
             activation => activation.apply(gate) * up,
         }

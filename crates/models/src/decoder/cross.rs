@@ -1,7 +1,7 @@
 //! The attention of a decoder over the states of an encoder.
 
 use burn::prelude::*;
-use lowrank_kernels::{AttentionSpec, Kernels, Keys, attention};
+use lowrank_kernels::{AttentionSpec, Kernels, Keys, add, attention};
 use lowrank_spec::{PackedTokens, Stream};
 
 use crate::config::{CrossNames, DecoderConfig, Residual};
@@ -121,6 +121,7 @@ impl<B: Kernels> CrossAttention<B> {
         };
         let context = attention(self.query.forward(x, run), k, v, &spec); // [queries, n_heads * head_dim]
         let y = run.drop(self.output.forward(context, run), self.dropouts[1], stream(1));
-        if self.norm_last { self.norm.forward(h + y) } else { h + y }
+        let h = add(h, y);
+        if self.norm_last { self.norm.forward(h) } else { h }
     }
 }

@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::prelude::*;
 use lowrank_kernels::{
-    Alibi, AttentionSpec, Kernels, Keys, RopeSpec, relative_attention, rope, sink_attention,
+    Alibi, AttentionSpec, Kernels, Keys, RopeSpec, add, relative_attention, rope, sink_attention,
 };
 use lowrank_spec::Stream;
 
@@ -382,7 +382,7 @@ impl<B: Kernels> DecoderLayer<B> {
         let attended = drop(attended, self.dropouts.attention_output, 1);
         let attended = self.added(self.attention_output_norm.as_ref(), attended);
         let x = batch.select(x, rows);
-        let h = x.clone() + attended;
+        let h = add(x.clone(), attended);
         let h = match self.residual {
             Residual::PostNorm => normed(self.attention_norm.as_ref(), h),
             _ => h,
@@ -393,7 +393,7 @@ impl<B: Kernels> DecoderLayer<B> {
         };
         if self.residual == Residual::PostNorm {
             let inner = feed_forward(h.clone());
-            return normed(self.mlp_norm.as_ref(), h + self.added(None, inner));
+            return normed(self.mlp_norm.as_ref(), add(h, self.added(None, inner)));
         }
         let mlp_input = match (self.residual, &self.mlp_norm) {
             (Residual::Sequential | Residual::PostNorm, norm) => normed(norm.as_ref(), h.clone()),
@@ -401,6 +401,6 @@ impl<B: Kernels> DecoderLayer<B> {
             (Residual::Parallel, None) => batch.select(before, rows),
         };
         let inner = feed_forward(mlp_input);
-        h + self.added(self.mlp_output_norm.as_ref(), inner)
+        add(h, self.added(self.mlp_output_norm.as_ref(), inner))
     }
 }

@@ -1,7 +1,7 @@
 //! The blocks that encoders share: self-attention, feed-forward parts, and layers with their norms before or after them.
 
 use burn::prelude::*;
-use lowrank_kernels::{AttentionSpec, Dropout, Kernels, RopeSpec, relative_attention, rope};
+use lowrank_kernels::{AttentionSpec, Dropout, Kernels, RopeSpec, add, relative_attention, rope};
 use lowrank_spec::Stream;
 
 use super::relative::{Layer as RelativeLayer, PositionMaps, RelativeTable};
@@ -241,10 +241,11 @@ impl<B: Kernels> FeedForward<B> {
 
 /// `x + dropout(y)`.
 fn added<B: Kernels>(x: Tensor<B, 2>, y: Tensor<B, 2>, drop: Option<Dropout>) -> Tensor<B, 2> {
-    x + match drop {
+    let y = match drop {
         Some(drop) => lowrank_kernels::dropout(y, drop),
         None => y,
-    }
+    };
+    add(x, y)
 }
 
 impl<B: Kernels> EncoderLayer<B> {

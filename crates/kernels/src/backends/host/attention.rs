@@ -20,8 +20,12 @@ fn attend<T: HostTensor>(
     }
     check(tensors, spec);
     let shape = tensors.q.shape().to_vec();
-    let tensors = tensors.clone().map(HostTensor::in_rows);
-    let (y, log_sums) = attention::attention(floats(&tensors), spec, with_log_sums);
+    let AttentionTensors { q, k, v, by_query, by_key } = tensors.clone();
+    let (matrices, terms) =
+        ([q, k, v].map(HostTensor::by_rows), [by_query, by_key].map(|terms| terms.map(HostTensor::in_rows)));
+    let rows = matrices.each_ref().map(HostTensor::rows);
+    let terms = terms.each_ref().map(|terms| terms.as_ref().map(HostTensor::floats));
+    let (y, log_sums) = attention::attention(rows, terms, spec, with_log_sums);
     let log_sums = log_sums.map(|log_sums| T::from_floats(log_sums, vec![shape[0], spec.n_heads]));
     Some((T::from_floats(y, shape), log_sums))
 }

@@ -10,6 +10,7 @@ mod training;
 use burn::tensor::{DType, TensorMetadata};
 
 use crate::cpu::gemm::Weights;
+use crate::cpu::rows::Rows;
 use crate::weight::Weight;
 
 pub(super) use attention::{attention_forward, attention_grads, attention_saving};
@@ -18,8 +19,8 @@ pub(super) use linear::{
     linear_weight_grad, lora_forward, lora_input_grad,
 };
 pub(super) use rows::{
-    dropout_forward, gelu_forward, gelu_saving, norm_forward, norm_gamma_grad, norm_input_grad, norm_saving,
-    product, rope_forward, sum_rows, swiglu_forward, swiglu_grads, write_rows,
+    add, dropout_forward, gated_forward, gated_grads, gelu_forward, gelu_saving, norm_forward,
+    norm_gamma_grad, norm_input_grad, norm_saving, product, rope_forward, sum_rows, write_rows,
 };
 pub(super) use training::{
     adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving, head_loss_saving,
@@ -30,6 +31,17 @@ pub(super) use training::{
 pub(super) trait HostTensor: TensorMetadata + Clone {
     /// The same with its elements in the order of rows.
     fn in_rows(self) -> Self;
+
+    /// The same, as it is if it is a matrix with adjacent elements in each row; the rows may be apart.
+    fn by_rows(self) -> Self {
+        self.in_rows()
+    }
+
+    /// A matrix of type `f32` that is [`by_rows`](HostTensor::by_rows).
+    fn rows(&self) -> Rows<'_> {
+        let shape = dims2(self);
+        Rows::new(self.floats(), shape, shape[1])
+    }
 
     /// The elements of a tensor that is [`in_rows`](HostTensor::in_rows) and of type `f32`.
     fn floats(&self) -> &[f32];
@@ -227,19 +239,28 @@ macro_rules! host_kernels {
             $crate::backends::host::scaled_by::<Self>(x, factor)
         }
 
-        fn swiglu_forward(
-            gate: ::burn::tensor::ops::FloatTensor<Self>,
-            up: ::burn::tensor::ops::FloatTensor<Self>,
+        fn add(
+            a: ::burn::tensor::ops::FloatTensor<Self>,
+            b: ::burn::tensor::ops::FloatTensor<Self>,
         ) -> ::burn::tensor::ops::FloatTensor<Self> {
-            $crate::backends::host::swiglu_forward::<Self>(gate, up)
+            $crate::backends::host::add::<Self>(a, b)
         }
 
-        fn swiglu_grads(
+        fn gated_forward(
+            gate: ::burn::tensor::ops::FloatTensor<Self>,
+            up: ::burn::tensor::ops::FloatTensor<Self>,
+            kind: $crate::Gate,
+        ) -> ::burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::gated_forward::<Self>(gate, up, kind)
+        }
+
+        fn gated_grads(
             gate: ::burn::tensor::ops::FloatTensor<Self>,
             up: ::burn::tensor::ops::FloatTensor<Self>,
             dy: ::burn::tensor::ops::FloatTensor<Self>,
+            kind: $crate::Gate,
         ) -> [::burn::tensor::ops::FloatTensor<Self>; 2] {
-            $crate::backends::host::swiglu_grads::<Self>(gate, up, dy)
+            $crate::backends::host::gated_grads::<Self>(gate, up, dy, kind)
         }
 
         fn rope_forward(

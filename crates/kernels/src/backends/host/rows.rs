@@ -7,7 +7,7 @@ use super::{HostTensor, all_f32, dims2};
 use crate::composed;
 use crate::cpu::{elementwise, norm, rope};
 use crate::kernels::{Kernels, NormState};
-use crate::spec::{Dropout, Gelu, NormSpec, RopeSpec};
+use crate::spec::{Dropout, Gate, Gelu, NormSpec, RopeSpec};
 
 pub(in crate::backends) fn sum_rows<B: Kernels>(dy: FloatTensor<B>) -> FloatTensor<B>
 where
@@ -30,6 +30,18 @@ where
     let shape = a.shape().to_vec();
     let (a, b) = (a.in_rows(), b.in_rows());
     HostTensor::from_floats(elementwise::product(a.floats(), b.floats()), shape)
+}
+
+pub(in crate::backends) fn add<B: Kernels>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B>
+where
+    FloatTensor<B>: HostTensor,
+{
+    if !all_f32([&a, &b]) || a.shape() != b.shape() {
+        return B::float_add(a, b);
+    }
+    let shape = a.shape().to_vec();
+    let (a, b) = (a.in_rows(), b.in_rows());
+    HostTensor::from_floats(elementwise::sum(a.floats(), b.floats()), shape)
 }
 
 pub(in crate::backends) fn gelu_forward<B: Kernels>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B>
@@ -166,35 +178,37 @@ where
     HostTensor::from_floats(elementwise::dropout(x.in_rows().floats(), width, dropout), vec![rows, width])
 }
 
-pub(in crate::backends) fn swiglu_forward<B: Kernels>(
+pub(in crate::backends) fn gated_forward<B: Kernels>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
+    kind: Gate,
 ) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
 {
     if !all_f32([&gate, &up]) {
-        return composed::swiglu::<B>(gate, up);
+        return composed::gated::<B>(gate, up, kind);
     }
     let shape = gate.shape().to_vec();
-    let (gate, up) = (gate.in_rows(), up.in_rows());
-    HostTensor::from_floats(elementwise::swiglu(gate.floats(), up.floats()), shape)
+    let (gate, up) = (gate.by_rows(), up.by_rows());
+    HostTensor::from_floats(elementwise::gated(gate.rows(), up.rows(), kind), shape)
 }
 
-pub(in crate::backends) fn swiglu_grads<B: Kernels>(
+pub(in crate::backends) fn gated_grads<B: Kernels>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
     dy: FloatTensor<B>,
+    kind: Gate,
 ) -> [FloatTensor<B>; 2]
 where
     FloatTensor<B>: HostTensor,
 {
     if !all_f32([&gate, &up, &dy]) {
-        return composed::swiglu_grads::<B>(gate, up, dy);
+        return composed::gated_grads::<B>(gate, up, dy, kind);
     }
     let shape = gate.shape().to_vec();
-    let [gate, up, dy] = [gate, up, dy].map(HostTensor::in_rows);
-    elementwise::swiglu_grads(gate.floats(), up.floats(), dy.floats())
+    let [gate, up, dy] = [gate, up, dy].map(HostTensor::by_rows);
+    elementwise::gated_grads(gate.rows(), up.rows(), dy.rows(), kind)
         .map(|grad| HostTensor::from_floats(grad, shape.clone()))
 }
 
@@ -212,8 +226,8 @@ where
         return composed::rope::<B>(x, cos, sin, spec, inverse);
     }
     let [rows, width] = dims2(&x);
-    let [x, cos, sin] = [x, cos, sin].map(HostTensor::in_rows);
-    let y = rope::rope(x.floats(), cos.floats(), sin.floats(), width, spec, inverse);
+    let (x, [cos, sin]) = (x.by_rows(), [cos, sin].map(HostTensor::in_rows));
+    let y = rope::rope(x.rows(), cos.floats(), sin.floats(), spec, inverse);
     HostTensor::from_floats(y, vec![rows, width])
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::super::buffer::{Buffer, Start};
 use super::super::elementwise::Mask;
 use super::super::math;
+use super::super::rows::Rows;
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
 use super::super::team;
 use super::terms::Terms;
@@ -12,20 +13,23 @@ use super::{Block, Head, Score, Scratch, Task, combine, only_visible, panel_widt
 use crate::kernels::AttentionTensors;
 use crate::spec::AttentionSpec;
 
-/// Attention of tensors in the order of rows.
+/// Attention of tensors in the order of rows; those of queries, keys and values may be apart.
 ///
 /// Returns the output, like the queries, and, if asked to, the logarithms of the softmax denominators,
 /// `[queries, n_heads]`.
 pub(crate) fn attention(
-    tensors: AttentionTensors<&[f32]>,
+    [q, k, v]: [Rows<'_>; 3],
+    [by_query, by_key]: [Option<&[f32]>; 2],
     spec: &AttentionSpec,
     with_log_sums: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let AttentionTensors { q, k, v, .. } = tensors;
-    let width = spec.n_kv_heads * spec.head_dim;
-    assert_eq!(q.len(), spec.queries.n_tokens() * spec.n_heads * spec.head_dim);
-    assert!(k.len() >= spec.keys.end() * width && v.len() == k.len());
-    let mut y = Buffer::new(q.len());
+    let [q_width, kv_width] = [spec.n_heads, spec.n_kv_heads].map(|heads| heads * spec.head_dim);
+    assert_eq!(q.shape(), [spec.queries.n_tokens(), q_width]);
+    assert!(k.shape()[0] >= spec.keys.end() && k.shape()[1] == kv_width && v.shape() == k.shape());
+    let mut y = Buffer::new(spec.queries.n_tokens() * q_width);
+    let [(q, q_stride), (k, k_stride), (v, v_stride)] = [q, k, v].map(|rows| rows.parts());
+    let tensors = AttentionTensors { q, k, v, by_query, by_key };
+    let strides = [q_stride, k_stride, v_stride];
     let mut log_sums = with_log_sums.then(|| Buffer::new(spec.queries.n_tokens() * spec.n_heads));
     let y_start = Start(y.as_mut_ptr());
     let log_sums_start = log_sums.as_mut().map(|log_sums| Start(log_sums.as_mut_ptr()));
@@ -34,6 +38,7 @@ pub(crate) fn attention(
         Scratch::with(|scratch| {
             dispatch(Forward {
                 tensors,
+                strides,
                 spec,
                 task: &tasks[unit],
                 y: y_start.get(),
@@ -48,6 +53,8 @@ pub(crate) fn attention(
 
 struct Forward<'a> {
     tensors: AttentionTensors<&'a [f32]>,
+    /// Distances between the rows of queries, keys and values.
+    strides: [usize; 3],
     spec: &'a AttentionSpec,
     task: &'a Task,
     y: *mut f32,
@@ -60,20 +67,28 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { tensors, spec, task: Task { sequence, kv_heads, queries }, y, log_sums, scratch } = self;
+        let Self {
+            tensors,
+            strides: [q_stride, k_stride, v_stride],
+            spec,
+            task: Task { sequence, kv_heads, queries },
+            y,
+            log_sums,
+            scratch,
+        } = self;
         let AttentionTensors { q, k, v, .. } = tensors;
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *spec;
         let group = n_heads / n_kv_heads;
-        let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let q_width = n_heads * head_dim;
         let q_rows = sequence.q_start..sequence.q_start + sequence.q_length;
         let kv_rows = sequence.kv_start..sequence.kv_start + sequence.kv_length;
         for kv_head in kv_heads.clone() {
-            let keys = Head::new(k, kv_width, kv_rows.clone(), kv_head, head_dim);
+            let keys = Head::new(k, k_stride, kv_rows.clone(), kv_head, head_dim);
             let keys_transposed = keys.transposed_panels(simd, &mut scratch.keys_transposed);
-            let values = Head::new(v, kv_width, kv_rows.clone(), kv_head, head_dim);
+            let values = Head::new(v, v_stride, kv_rows.clone(), kv_head, head_dim);
             let values = values.panels(simd, &mut scratch.values);
             for head in kv_head * group..(kv_head + 1) * group {
-                let q_head = Head::new(q, q_width, q_rows.clone(), head, head_dim);
+                let q_head = Head::new(q, q_stride, q_rows.clone(), head, head_dim);
                 let terms = Terms::new(spec, &tensors, head);
                 let mut first = queries.start;
                 while first < queries.end {

@@ -129,7 +129,8 @@ struct Head<'a> {
 
 impl<'a> Head<'a> {
     fn new(matrix: &'a [f32], stride: usize, rows: Range<usize>, head: usize, width: usize) -> Self {
-        let end = rows.end * stride;
+        // The last row may have nothing behind it.
+        let end = (rows.end * stride).min(matrix.len());
         let start = (rows.start * stride + head * width).min(end);
         Self { elements: &matrix[start..end], stride, rows: rows.len(), width }
     }
