@@ -73,8 +73,8 @@ fn logits<B: Kernels>(model: &Decoder<B>, ids: &[u32], set: &AdapterSet<B>) -> T
     model.forward(&batch, Rows::All, Run::eval(set))
 }
 
-/// A LoRA whose both factors are random.
-fn lora<B: Backend>(model: &Decoder<B>) -> AdapterSet<B> {
+/// A LoRA or DoRA whose factors are random.
+fn adapter<B: Backend>(model: &Decoder<B>, method: Method) -> AdapterSet<B> {
     struct Randomise(usize);
     impl<B: Backend> ModuleMapper<B> for Randomise {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
@@ -84,7 +84,7 @@ fn lora<B: Backend>(model: &Decoder<B>) -> AdapterSet<B> {
         }
     }
     let targets = Targets::new(Pattern::parse("q_proj,down_proj,o_proj"));
-    let config = AdapterConfig { rank: 4, seed: 3, ..AdapterConfig::new(Method::LORA, targets) };
+    let config = AdapterConfig { rank: 4, seed: 3, ..AdapterConfig::new(method, targets) };
     let set = AdapterSet::init(&config, model.sites(), &model.base_weights(), &Default::default()).unwrap();
     set.map(&mut Randomise(0))
 }
@@ -110,7 +110,15 @@ fn check<B: Kernels>(representation: &Representation, format: BlockFormat, tied:
         (values(logits(&model, &IDS[..1], &none)), values(logits(&plain, &IDS[..1], &none)));
     assert_close(&what, &one, &expect_one, 300.0 * tolerance(&expect_one));
 
-    let set = lora(&model);
+    // The norms of a DoRA's columns are of its factors' values, which are no activations to be rounded.
+    if representation == &Representation::Dense {
+        let set = adapter(&model, Method::DORA);
+        let [ours, exact] = [&model, &plain].map(|model| values(logits(model, &IDS, &set)));
+        assert!(distance(&ours, &expect) > 10.0 * tolerance(&expect), "{what}: the adapter does something");
+        assert_close(&what, &ours, &exact, tolerance(&exact));
+    }
+
+    let set = adapter(&model, Method::LORA);
     let adapted = values(logits(&model, &IDS, &set));
     assert!(distance(&adapted, &expect) > 10.0 * tolerance(&expect), "{what}: the adapter does something");
     assert_close(&what, &adapted, &values(logits(&plain, &IDS, &set)), tolerance(&adapted));
@@ -174,7 +182,7 @@ fn gradients_go_through_blocks() {
     {
         let device = Default::default();
         let model = in_blocks(Decoder::<B>::init(config(representation, true), 5, &device).unwrap(), format);
-        let set = lora(&model);
+        let set = adapter(&model, Method::LORA);
         let dy = Tensor::<B, 2>::random([IDS.len(), 96], Distribution::Default, &device);
         let grads = |model: &Decoder<B>| -> Vec<f32> {
             let batch = model.batch(Tokens::new(&IDS, &[9]), &device).unwrap();

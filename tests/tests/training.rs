@@ -20,7 +20,7 @@ use lowrank_spec::HostTensor;
 use lowrank_tests::{Tested, fixture};
 use lowrank_train::{
     Alone, Classification, DevSet, DpoConfig, FineTuner, NextToken, Objective, Preference, Shard, Start,
-    StepReport, TrainConfig, Training, TunedDecoder, Watch, train,
+    StepReport, TrainConfig, TrainError, Training, TunedDecoder, Watch, train,
 };
 use rstest::rstest;
 use serde_json::Value;
@@ -205,6 +205,28 @@ fn a_decoder_learns_as_in_pytorch(#[case] case: &str, #[case] has_adapter: bool,
     check_final(case, &golden, tensors.iter().map(|(name, tensor)| (name.clone(), tensor)));
 }
 
+/// The loss of a step is that before its update, so the last update shows in the evaluation alone.
+#[test]
+fn weights_that_diverge_in_the_last_step_are_refused() {
+    let golden = expected("train-llama-full");
+    let config = TrainConfig { lr: 1e38, max_steps: 1, eval_every: 1, warmup_ratio: 0.0, ..config(&golden) };
+    let rows = token_rows(&golden);
+    let objective = NextToken::new(rows.clone(), rows, &config, false).unwrap();
+    let mut watch = Losses::default();
+    let training = Training {
+        config: &config,
+        checkpoints: None,
+        start: Start::Fresh,
+        keep_last: false,
+        watch: &mut watch,
+        team: &Alone,
+    };
+    let error = train(&objective, decoder(&golden, None), training).unwrap_err();
+    assert!(matches!(error, TrainError::DevLoss { step: 1, .. }), "{error}");
+    assert!(error.to_string().contains("after step 1; use a lower learning rate"), "{error}");
+    assert_eq!(watch.losses.len(), 1);
+}
+
 /// The masks of a recomputed layer are those of its first pass.
 #[test]
 fn a_decoder_with_dropout_learns_the_same_with_recomputed_layers() {
@@ -299,8 +321,16 @@ fn preferences_have_the_gradients_of_pytorch(
     let config = TrainConfig { batch_size: pairs.len(), ..TrainConfig::default() };
     let loss = DpoConfig { beta: golden["beta"].as_f64().unwrap(), label_smoothing };
     let model = decoder(&golden, Some(case));
-    let reference = model.model().valid();
-    let objective = Preference::<B>::new(pairs.clone(), pairs, reference, &config, loss, recompute).unwrap();
+    let reference = TunedDecoder::new(model.model().valid(), AdapterSet::empty());
+    let new = |reference| {
+        Preference::<B>::new(pairs.clone(), pairs.clone(), reference, &config, loss, recompute).unwrap()
+    };
+    // An adapter that training starts from is a part of the reference.
+    let itself = new(model.valid());
+    let batch = itself.batches(0, Shard::WHOLE).unwrap().micro.remove(0).data;
+    let (value, _) = itself.gradients(&model, &batch, Mode::train(0), 1.0).unwrap();
+    close(&value.into_data().iter::<f64>().collect::<Vec<_>>(), &[std::f64::consts::LN_2], 1e-6);
+    let objective = new(reference);
     let batch = objective.batches(0, Shard::WHOLE).unwrap().micro.remove(0).data;
     let (value, grads) = objective.gradients(&model, &batch, Mode::train(0), 1.0).unwrap();
     close(

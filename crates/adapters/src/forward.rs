@@ -18,6 +18,14 @@ pub trait BaseLinear<B: Kernels> {
     /// - output: `[rows, d_output]`
     fn apply(&self, x: Tensor<B, 2>, bias: bool) -> Tensor<B, 2>;
 
+    /// `x·W` where the rows of `x` are parameters: a base that rounds activations does not round them.
+    ///
+    /// # Shapes
+    /// As [`apply`](Self::apply).
+    fn apply_exact(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.apply(x, false)
+    }
+
     /// `W` `[d_input, d_output]`, if it is one tensor.
     fn dense(&self) -> Option<Tensor<B, 2>>;
 

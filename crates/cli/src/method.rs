@@ -8,8 +8,8 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
-use lowrank_models::Parameter;
-use lowrank_models::config::QkvNames;
+use lowrank_models::config::{BodyConfig, ClassifierConfig, QkvNames};
+use lowrank_models::{Parameter, Part};
 use lowrank_spec::names::expert_of;
 use serde_json::{Map, Value, json};
 
@@ -323,6 +323,29 @@ pub(crate) fn query_and_value(names: &QkvNames) -> String {
     match names {
         QkvNames::Separate([query, _, value]) => format!("{},{}", last(query), last(value)),
         QkvNames::Fused { name, .. } => last(name).to_string(),
+    }
+}
+
+/// The default targets of a classifier's adapters: the maps to queries and values.
+pub(crate) fn default_targets(config: &ClassifierConfig) -> String {
+    match &config.body {
+        BodyConfig::Encoder(config) => query_and_value(&config.architecture.names.qkv),
+        BodyConfig::Decoder(config) => query_and_value(&config.architecture.names.qkv),
+    }
+}
+
+/// Whether a method trains a parameter of a language model in full; `tied` are the table and the head that shares it.
+pub(crate) fn generator_trains(
+    method: Option<Method>,
+    tied: Option<&[String; 2]>,
+    at: &Parameter<'_>,
+) -> bool {
+    match method {
+        Some(Method::Full) => true,
+        // A tied head is the embedding table.
+        Some(Method::Head) => tied.map_or(at.module.part == Part::Head, |[table, _]| at.module.path == table),
+        Some(Method::Bitfit) => at.is_bias(),
+        Some(Method::Adapter(_)) | None => false,
     }
 }
 

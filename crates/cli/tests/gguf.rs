@@ -4,6 +4,7 @@
 
 mod common;
 
+use lowrank_checkpoint::{Checkpoint, Dtype, StreamOptions, StreamWriter, TensorPlan};
 use serde_json::Value;
 
 use common::{fails, fixture, json_of, lowrank, s};
@@ -51,6 +52,29 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
         &["convert", "--model", s(&fixture("bert-cls")), "--to", "gguf", "-o", s(&again)],
         "only language models",
     );
+}
+
+/// No type of 16 bits is taken for a checkpoint of doubles.
+#[test]
+fn doubles_go_to_gguf_in_f32() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), fixture("llama3"));
+    let source = Checkpoint::open(&model).unwrap();
+    let plan = |name: &str| TensorPlan::new(name, source.info(name).unwrap().shape.clone(), Dtype::F64);
+    let plan = source.names().map(plan).collect();
+    let mut writer = StreamWriter::create(dir.path(), plan, StreamOptions::default()).unwrap();
+    for name in source.names() {
+        let values = source.read_f64(name).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        writer.write_bytes(name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(model.join(name), dir.path().join(name)).unwrap();
+    }
+    let file = dir.path().join("model.gguf");
+    let written = json_of(&["convert", "--model", s(dir.path()), "--to", "gguf", "-o", s(&file)]);
+    assert_eq!(written["type"], "F32");
+    assert_eq!(text_of(s(&file)), text_of(s(&model)));
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl<T> Weight<T> {
     }
 
     /// The same, with products that do not round their input.
-    pub(crate) fn exact(self) -> Self {
+    pub fn exact(self) -> Self {
         match self {
             Self::Blocks(blocks) => Self::Blocks(blocks.with_exact_products()),
             weight => weight,

@@ -13,7 +13,7 @@ use lowrank_spec::{HostTensor, Stream};
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
-use crate::architecture::ENCODER_BUFFERS;
+use crate::architecture::is_encoder_buffer;
 use crate::batch::{Rows, TokenBatch, int_tensor};
 use crate::body::Body;
 use crate::config::{
@@ -484,7 +484,7 @@ fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> 
     let head = &architecture.head;
     let pooler_is_used = level == HeadLevel::Sequence && !head.is_bare && head.dense.contains("pooler");
     let MaskedLmNames { transform, norm, bias, bias_copy, decoder, .. } = architecture.masked_lm;
-    ENCODER_BUFFERS.contains(&bare)
+    is_encoder_buffer(bare)
         || architecture.extras.iter().any(|extra| bare.starts_with(extra))
         || (bare.starts_with("pooler.") && !pooler_is_used)
         || ["cls.", "lm_head.", "sop_classifier.", transform, norm, bias, bias_copy, decoder]

@@ -47,7 +47,7 @@ impl<B: Kernels> Embedding<B> {
     /// - output: `[tokens, d_model]`
     pub fn forward(&self, ids: Tensor<B, 1, Int>, adapters: &AdapterSet<B>) -> Tensor<B, 2> {
         let rows = self.projection.rows(ids.clone());
-        adapters.embed(self.site, &ids, rows, |x| self.projection.forward(x, None))
+        adapters.embed(self.site, &ids, rows, |x| self.projection.forward_exact(x))
     }
 
     /// Logits of a head tied to the table; an adapter of the embedding has no part in them, as in PEFT.

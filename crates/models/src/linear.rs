@@ -253,6 +253,10 @@ impl<B: Kernels> BaseLinear<B> for Linear<B> {
         self.projection.forward(x, self.bias().filter(|_| bias))
     }
 
+    fn apply_exact(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.projection.forward_exact(x)
+    }
+
     fn dense(&self) -> Option<Tensor<B, 2>> {
         match self.weight()? {
             Weight::Float(tensor) => Some(tensor),

@@ -10,7 +10,7 @@ use lowrank_kernels::Kernels;
 use serde_json::{Map, Value};
 
 use crate::adapt::Adaptable;
-use crate::architecture::ENCODER_BUFFERS;
+use crate::architecture::is_encoder_buffer;
 use crate::batch::{Rows, TokenBatch};
 use crate::config::{EncoderConfig, MaskedLmOptions};
 use crate::encoder::Encoder;
@@ -80,7 +80,7 @@ impl<B: Backend> MaskedLm<B> {
         let is_extra = |name: &str| {
             let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
             [head.bias_copy, head.decoder].contains(&name)
-                || ENCODER_BUFFERS.contains(&bare)
+                || is_encoder_buffer(bare)
                 || architecture.extras.iter().any(|extra| bare.starts_with(extra))
                 || ["pooler.", "cls.seq_relationship.", "discriminator_predictions.", "sop_classifier."]
                     .iter()

@@ -204,6 +204,12 @@ impl<B: Backend> LowRank<B> {
         factor(WeightPart::FactorB, b_of.as_ref(), &mut self.b);
     }
 
+    fn exact(&self) -> Self {
+        let Self { a, core, b, owners } = self;
+        let core = core.as_ref().map(Stored::exact);
+        Self { a: a.exact(), core, b: b.exact(), owners: owners.clone() }
+    }
+
     /// The two factors, if they are in f32 and can be applied in one operation with another matrix.
     fn floats(&self) -> Option<[Tensor<B, 2>; 2]> {
         let float = |stored: &Stored<B>| match stored {
@@ -243,7 +249,28 @@ impl<B: Kernels> LowRank<B> {
     }
 }
 
+impl<B: Backend> Dense<B> {
+    fn exact(&self) -> Self {
+        Self { weight: self.weight.exact() }
+    }
+}
+
 impl<B: Kernels> Projection<B> {
+    /// `x·W` without rounding `x`, as products of few rows with blocks do with activations.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    pub(crate) fn forward_exact(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Self::Dense(dense) => Self::Dense(dense.exact()).forward(x, None),
+            Self::LowRank(factors) => factors.exact().forward(x, None),
+            Self::Sum(Sum { dense, low_rank }) => {
+                Self::Sum(Sum { dense: dense.exact(), low_rank: low_rank.exact() }).forward(x, None)
+            }
+            Self::TensorTrain(train) => train.forward(x, None),
+        }
+    }
+
     /// `x·W + bias`.
     ///
     /// # Shapes

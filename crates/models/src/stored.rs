@@ -71,6 +71,14 @@ impl<B: Backend> Stored<B> {
         }
     }
 
+    /// The same over the same memory, with products that do not round their input.
+    pub(crate) fn exact(&self) -> Self {
+        match self {
+            Self::Float(param) => Self::Float(param.clone()),
+            Self::Blocks(blocks) => blocks.matrix.clone().with_exact_products().into(),
+        }
+    }
+
     /// The transpose, over the same memory.
     pub fn transposed(&self) -> Self {
         match self {

@@ -187,7 +187,7 @@ pub const PIVOTS: &str = "lowrank_pivots";
 const CORES: &str = "tt_cores";
 
 /// Suffixes of the names of buffers that checkpoints of any architecture store beside parameters.
-pub(crate) const BUFFERS: [&str; 7] = [
+pub(crate) const BUFFERS: [&str; 9] = [
     "embeddings.position_ids",
     "embeddings.token_type_ids",
     "rotary_emb.inv_freq",
@@ -195,6 +195,8 @@ pub(crate) const BUFFERS: [&str; 7] = [
     "attn.masked_bias",
     "attention.bias",
     "attention.masked_bias",
+    "encoder.version",
+    "decoder.version",
 ];
 
 /// Whether a tensor of this name in a checkpoint is a buffer, which is not counted among a model's

@@ -26,6 +26,16 @@ pub enum TrainError {
         /// The learning rate at that step.
         lr: f64,
     },
+    /// A loss on the dev set that is not finite.
+    #[error("the loss on the dev set is {loss} after step {step}; {}", advice(*step + 1, *lr))]
+    DevLoss {
+        /// The step, 0 before training.
+        step: usize,
+        /// The loss.
+        loss: f64,
+        /// The learning rate at that step.
+        lr: f64,
+    },
     /// A checkpoint that cannot be written, read or continued.
     #[error("{}: {reason}", path.display())]
     Checkpoint {

@@ -8,11 +8,10 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_adapters::{AdapterSet, Mode};
+use lowrank_adapters::Mode;
 use lowrank_data::pack::{BatchPlan, Shard};
 use lowrank_data::rows::TokenPair;
 use lowrank_kernels::Kernels;
-use lowrank_models::Decoder;
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
@@ -63,14 +62,14 @@ impl DpoConfig {
 /// `−(1−ε)·ln σ(β·h) − ε·ln σ(−β·h)` with `h` the margin of the policy over the reference (Rafailov et al. 2023,
 /// arXiv:2305.18290); a batch is weighted by its number of pairs.
 ///
-/// The reference is the model without its adapters, or a snapshot of it if the model's own weights are
-/// trained. Its log-probabilities are computed once for each pair.
+/// The reference is the model that training starts from, with its adapters: those of an earlier fine-tuning are a part of it.
+/// Its log-probabilities are computed once for each pair.
 #[derive(Debug)]
 pub struct Preference<B: AutodiffBackend> {
     plan: BatchPlan,
     train: Vec<TokenPair>,
     dev: Vec<TokenPair>,
-    reference: Decoder<B::InnerBackend>,
+    reference: TunedDecoder<B::InnerBackend>,
     known: Mutex<HashMap<Pair, f64>>,
     config: DpoConfig,
     eval_batch: usize,
@@ -104,7 +103,7 @@ where
     pub fn new(
         train: Vec<TokenPair>,
         dev: Vec<TokenPair>,
-        reference: Decoder<B::InnerBackend>,
+        reference: TunedDecoder<B::InnerBackend>,
         config: &TrainConfig,
         loss: DpoConfig,
         recompute: bool,
@@ -140,8 +139,8 @@ where
         let new: Vec<Pair> = batch.pairs.iter().copied().filter(|pair| !known.contains_key(pair)).collect();
         if !new.is_empty() {
             let missing = self.batch(new);
-            let none = AdapterSet::empty();
-            let scored = Scored::new(&self.reference, &none, &missing.sides, Mode::EVAL, device)?;
+            let (model, adapters) = (self.reference.model(), self.reference.adapters());
+            let scored = Scored::new(model, adapters, &missing.sides, Mode::EVAL, device)?;
             let values = scored.log_probabilities(&missing.sides.lengths).into_data();
             let values: Vec<f64> = values.iter::<f64>().collect();
             let (chosen, rejected) = values.split_at(missing.pairs.len());

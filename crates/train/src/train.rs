@@ -249,6 +249,10 @@ where
         let Some(Selection { metric, better }) = &self.selection else { return Ok(()) };
         let model = self.model.as_ref().ok_or_else(no_model)?;
         let result = self.objective.evaluate(&model.valid())?;
+        // The loss of a step is that before its update.
+        if let Some(&loss) = result.values.get("loss").filter(|loss| !loss.is_finite()) {
+            return Err(TrainError::DevLoss { step, loss, lr: self.schedule.at(step.saturating_sub(1)) });
+        }
         self.training.watch.evaluation(step, self.training.config.max_steps, &result)?;
         let value = result.values.get(metric).copied().unwrap_or(f64::NAN);
         if better.improves(value, self.outcome.best.map(|(_, best)| best)) {

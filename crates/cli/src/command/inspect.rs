@@ -11,7 +11,8 @@ use lowrank_checkpoint::gguf::is_gguf;
 use lowrank_checkpoint::{Checkpoint, CheckpointError, Dtype};
 use lowrank_models::architecture::is_buffer;
 use lowrank_models::{
-    Classifier, Decoder, HeadLevel, ModelKind, ParamVisitor, Parameter, Parameters, Part, Role, Seq2Seq,
+    Adaptable, Classifier, Decoder, HeadLevel, ModelKind, ParamVisitor, Parameter, Parameters, Part, Role,
+    Seq2Seq,
 };
 use lowrank_spec::names::WeightPart;
 use lowrank_spec::{BlockFormat, LowrankSection};
@@ -21,7 +22,7 @@ use crate::adapter;
 use crate::backend::{Inner, device};
 use crate::context::{adapter_folder, model_folder, open_model, print_json, warn_unused};
 use crate::layers;
-use crate::method::{AdapterArgs, Method, query_and_value};
+use crate::method::{AdapterArgs, Method, default_targets, generator_trains, query_and_value};
 
 /// Options of `inspect`.
 #[derive(clap::Args)]
@@ -117,7 +118,7 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = open_model(&args.path)?;
     let device = device()?;
-    let mut targets = "query,value".to_string();
+    let targets;
     let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind()
         == ModelKind::Seq2Seq
         && args.labels.is_none()
@@ -126,12 +127,23 @@ fn architecture(args: &Args) -> Result<Value> {
         let heads = config.decoder.n_heads;
         targets = query_and_value(&config.decoder.architecture.names.qkv);
         let mut model = Seq2Seq::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
-        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+        let tied = model.tied();
+        (
+            model.sites().to_vec(),
+            Count::of(&mut model, |at| generator_trains(args.method, tied.as_ref(), at)),
+            heads,
+        )
     } else if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
         let config = folder.decoder_config()?;
         let heads = config.n_heads;
+        targets = query_and_value(&config.architecture.names.qkv);
         let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
-        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+        let tied = model.tied();
+        (
+            model.sites().to_vec(),
+            Count::of(&mut model, |at| generator_trains(args.method, tied.as_ref(), at)),
+            heads,
+        )
     } else {
         let config = folder.classifier_config()?;
         let config = match args.labels {
@@ -142,8 +154,9 @@ fn architecture(args: &Args) -> Result<Value> {
             None => config,
         };
         let heads = config.n_heads();
+        targets = default_targets(&config);
         let mut model = Classifier::<Inner>::init(config, 0, &device);
-        (model.sites().to_vec(), Count::of(args.method, &mut model), heads)
+        (model.sites().to_vec(), Count::of(&mut model, |at| classifier_trains(args.method, at)), heads)
     };
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
@@ -197,43 +210,46 @@ fn print_architecture(object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Numbers of parameters, all and by module those that a method trains in full, from shapes alone.
+/// Whether a method trains a parameter of a classifier in full.
+fn classifier_trains(method: Option<Method>, at: &Parameter<'_>) -> bool {
+    let is_head = at.module.part == Part::Head;
+    match method {
+        Some(Method::Full) => true,
+        Some(Method::Bitfit) => is_head || at.is_bias(),
+        Some(_) => is_head,
+        None => false,
+    }
+}
+
+/// Numbers of parameters, all and by module those that are trained in full, from shapes alone.
 struct Count {
-    method: Option<Method>,
     parameters: usize,
     trained: Vec<(String, usize)>,
 }
 
 impl Count {
-    fn of(method: Option<Method>, model: &mut impl Parameters<Inner>) -> Self {
-        let mut count = Self { method, parameters: 0, trained: Vec::new() };
-        model.visit_params(&mut count);
-        count
+    fn of(model: &mut impl Parameters<Inner>, trains: impl Fn(&Parameter<'_>) -> bool) -> Self {
+        let mut counting = Counting { count: Self { parameters: 0, trained: Vec::new() }, trains };
+        model.visit_params(&mut counting);
+        counting.count
     }
 }
 
-impl Count {
-    fn add(&mut self, at: &Parameter<'_>, n: usize) {
+struct Counting<F> {
+    count: Count,
+    trains: F,
+}
+
+impl<F: Fn(&Parameter<'_>) -> bool> ParamVisitor<Inner> for Counting<F> {
+    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
         if at.role == Role::Constant {
             return;
         }
-        self.parameters += n;
-        let is_head = at.module.part == Part::Head;
-        let trained = match self.method {
-            Some(Method::Full) => true,
-            Some(Method::Bitfit) => is_head || at.is_bias(),
-            Some(_) => is_head,
-            None => false,
-        };
-        if trained {
-            self.trained.push((at.module.path.to_string(), n));
+        let n = param.lazy_shape().num_elements();
+        self.count.parameters += n;
+        if (self.trains)(at) {
+            self.count.trained.push((at.module.path.to_string(), n));
         }
-    }
-}
-
-impl ParamVisitor<Inner> for Count {
-    fn visit<const D: usize>(&mut self, at: &Parameter<'_>, param: &mut Param<Tensor<Inner, D>>) {
-        self.add(at, param.lazy_shape().num_elements());
     }
 }
 

@@ -286,7 +286,7 @@ fn other_heads<M: Probed>(merged: &M, checkpoint: &Checkpoint) -> Result<Vec<Hos
 }
 
 /// The type of most of a checkpoint's elements; f32 if it cannot be written.
-fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
+pub(super) fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
     let count = |dtype: Dtype| -> usize {
         let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
         infos.filter(|info| info.dtype == dtype).map(|info| info.numel()).sum()

@@ -103,7 +103,7 @@ static DECODER: DecoderArchitecture = DecoderArchitecture {
         up: "fc1",
         down: "fc2",
         norm: "decoder.layer_norm",
-        buffers: &[],
+        buffers: &["encoder.version", "decoder.version"],
         ..llama::NAMES
     },
     dropouts: DropoutKeys {

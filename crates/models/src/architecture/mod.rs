@@ -167,7 +167,15 @@ pub(crate) fn is_seq2seq(config: &Map<String, Value>) -> bool {
 }
 
 /// Ends of the names of buffers that an encoder's checkpoint may hold.
-pub(crate) const ENCODER_BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
+const ENCODER_BUFFERS: [&str; 3] =
+    ["embeddings.position_ids", "embeddings.token_type_ids", "rotary_emb.inv_freq"];
+
+/// Whether a tensor of an encoder's checkpoint is a buffer.
+pub(crate) fn is_encoder_buffer(name: &str) -> bool {
+    let is_end =
+        |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    ENCODER_BUFFERS.iter().any(|end| is_end(end))
+}
 
 pub use lowrank_spec::names::is_buffer;
 

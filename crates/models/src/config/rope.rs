@@ -174,7 +174,10 @@ impl RopeConfig {
             return Err(format!("rope_theta = {theta} is out of range; expected above 0"));
         }
         let key = names.partial.unwrap_or("partial_rotary_factor");
-        let part = own_or("partial_rotary_factor", key, names.default_partial)?;
+        // A null is not the default: transformers rotates whole heads.
+        let is_null = own.is_some_and(|own| own.has("partial_rotary_factor")) || keys.has(key);
+        let default = if is_null { 1.0 } else { names.default_partial };
+        let part = own_or("partial_rotary_factor", key, default)?;
         if names.partial.is_none() && part != 1.0 {
             return Err(format!("{key} = {part} is not supported for this architecture; expected 1"));
         }
@@ -293,7 +296,8 @@ impl RopeScaling {
                 let pair =
                     |turns: f64| dim * (length / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
                 let [mut low, mut high] = turns.map(pair);
-                if own.flag_or("truncate", true).map_err(at)? {
+                // To Python a null is false.
+                if own.flag_or("truncate", !own.has("truncate")).map_err(at)? {
                     (low, high) = (low.floor(), high.ceil());
                 }
                 let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
@@ -391,6 +395,24 @@ mod tests {
         assert_eq!(read(json!({"rope_parameters": new})).unwrap(), old);
         assert_eq!(read(json!({"rope_scaling": null})).unwrap().theta, 10_000.0);
         assert_eq!(read(json!({"partial_rotary_factor": 0.25})).unwrap().rotary_dim, 2);
+    }
+
+    /// Nulls are not defaults where transformers does not take them as such.
+    #[test]
+    fn nulls_mean_what_they_mean_in_python() {
+        let read = |value: Value| {
+            RopeConfig::read_with(&Keys::new(value.as_object().unwrap()), 8, RopeKeys::partial(0.5)).unwrap()
+        };
+        assert_eq!(read(json!({})).rotary_dim, 4);
+        assert_eq!(read(json!({"partial_rotary_factor": null})).rotary_dim, 8);
+        assert_eq!(read(json!({"rope_parameters": {"partial_rotary_factor": null}})).rotary_dim, 8);
+        let ramp = |truncate: Value| {
+            let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+                "truncate": truncate});
+            read(json!({"rope_scaling": yarn, "rope_theta": 100.0, "partial_rotary_factor": 1.0}))
+        };
+        assert_eq!(ramp(json!(null)), ramp(json!(false)));
+        assert_ne!(ramp(json!(null)), ramp(json!(true)));
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl<B: Kernels> Magnitude<B> {
         base: &dyn BaseLinear<B>,
         drop: Option<Dropout>,
     ) -> Tensor<B, 2> {
-        let ratio = self.ratio(&pair, |at| base.apply(at, false)).unsqueeze(); // [1, d_output]
+        let ratio = self.ratio(&pair, |at| base.apply_exact(at)).unsqueeze(); // [1, d_output]
         let Some(drop) = drop else {
             let y = low_rank(pair, x, base, false, None) * ratio;
             return match base.bias() {

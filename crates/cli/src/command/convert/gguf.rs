@@ -17,6 +17,7 @@ use serde_json::json;
 use super::Args;
 use crate::adapter::{DetachedAdapter, load_adapter};
 use crate::backend::{Inner, device};
+use crate::command::merge::stored_dtype;
 use crate::context::{adapter_folder, open_model, print_json};
 
 /// Writes what the options specify.
@@ -110,14 +111,11 @@ fn name(path: &Path) -> String {
 
 /// The type of most of the weights; `None` if these are quantized.
 fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
-    let infos = || checkpoint.names().filter_map(|name| checkpoint.info(name));
-    let count =
-        |dtype: Dtype| -> usize { infos().filter(|info| info.dtype == dtype).map(|info| info.numel()).sum() };
-    if infos().any(|info| matches!(info.dtype, Dtype::Block(_))) {
+    let mut infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
+    if infos.any(|info| matches!(info.dtype, Dtype::Block(_))) {
         return None;
     }
-    let types = [FloatType::F32, FloatType::F16, FloatType::BF16];
-    types.into_iter().max_by_key(|float| count((*float).into())).map(FileType::from)
+    Some(stored_dtype(checkpoint).into())
 }
 
 /// The model with an adapter merged into it, in a temporary folder.

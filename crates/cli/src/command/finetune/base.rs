@@ -1,10 +1,12 @@
 //! The frozen base of a run: its number of bits, the methods that it allows, and the memory that the run will
 //! need.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail, ensure};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, Parameter, Parameters};
+use lowrank_models::{Adaptable, Decoder, Parameter, Parameters};
 use lowrank_spec::names::expert_of;
 use lowrank_spec::{BlockFormat, Site};
 use lowrank_train::{TrainConfig, TunedDecoder};
@@ -57,6 +59,26 @@ impl BaseArgs {
             "--base-bits freezes the base, and --method full trains it; choose an adapter method, e.g. lora"
         );
         Ok(WeightType::Blocks(format))
+    }
+}
+
+impl BaseArgs {
+    /// Says which of a model's maps `--base-bits` left in floats.
+    pub(super) fn note_floats<M: Parameters<Train> + Adaptable<Train>>(&self, model: &M) {
+        let Some(bits) = self.base_bits else { return };
+        let blocks: BTreeSet<String> =
+            model.blocks_where(|_| true).iter().map(|block| block.module.clone()).collect();
+        let is_float = |site: &&Site| !site.head && !site.embedding && !blocks.contains(&site.path);
+        let floats: Vec<&Site> = model.sites().iter().filter(is_float).collect();
+        if let Some(first) = floats.first() {
+            eprintln!(
+                "note: --base-bits {bits} leaves {} of the maps in floats, whose rows do not fill blocks of 32; the first is '{}' with \
+                 rows of {}",
+                floats.len(),
+                first.path,
+                first.d_input
+            );
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
 use super::job::{self, Identity, Process};
-use super::model::{build, default_targets, save, sources};
+use super::model::{build, save, sources};
 use super::record::settings;
 use super::rows::{Reader, read_spec};
 use super::weights::recorded;
@@ -17,7 +17,7 @@ use super::{Args, check_output};
 use crate::backend::{Device, Inner};
 use crate::command::evaluate::class_order;
 use crate::context::{classifier_config, open_model};
-use crate::method::Method;
+use crate::method::{Method, default_targets};
 
 pub(super) fn run(
     args: &Args,

@@ -7,7 +7,7 @@ use burn::module::Module;
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
 use lowrank_models::params::WeightType;
-use lowrank_models::{LanguageModel, Parameter, Part};
+use lowrank_models::{LanguageModel, Parameter};
 use lowrank_train::Tuned;
 
 use super::Args;
@@ -15,7 +15,7 @@ use super::base::check_frozen;
 use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
-use crate::method::{Method, query_and_value};
+use crate::method::{Method, generator_trains, query_and_value};
 
 /// A model to train.
 pub(super) struct Built<M> {
@@ -52,6 +52,7 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
         let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
         (make(Weights::Stored(&weights, kept))?, checkpoint.content_hash()?)
     };
+    args.base.note_floats(&model);
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let default_targets = query_and_value(&model.decoder().architecture.names.qkv);
     let heads = model.decoder().n_heads;
@@ -59,16 +60,11 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
     let adapted = adapted_paths(&adapters);
     let (bias, tied) = (args.adapter.bias, model.tied());
     let trains = |at: &Parameter<'_>| match args.method {
-        Method::Full => true,
-        // A tied head is the embedding table.
-        Method::Head => {
-            tied.as_ref().map_or(at.module.part == Part::Head, |[table, _]| at.module.path == table)
-        }
-        Method::Bitfit => at.is_bias(),
-        _ => {
+        Method::Adapter(_) => {
             !adapted.contains(at.module.path) && adapters.carried().any(|carried| carried.trains(&at.key()))
                 || bias.takes(at, |module| adapted.contains(module))
         }
+        method => generator_trains(Some(method), tied.as_ref(), at),
     };
     check_frozen(args.method, &model, trains)?;
     model.choose_trained(|at, _| trains(at));

@@ -171,7 +171,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
             job::run(args, &config, identity, &objective, built.model.clone(), save, process)
         }
         Encoded::Pairs(train, dev) => {
-            let reference = built.model.model().valid();
+            let reference = built.model.valid();
             let objective = Preference::<Train>::new(train, dev, reference, &config, loss, recompute)?;
             if let Some(epochs) = args.epochs {
                 config.max_steps = objective.plan().steps_for(epochs);

@@ -17,14 +17,14 @@ use serde_json::Value;
 
 use super::job::{self, Identity, Process};
 use super::language::task_name;
-use super::model::{adapt, adapted_paths, default_targets, save_adapter, save_model, sources};
+use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
 use super::record::settings;
 use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
 use crate::context::{open_model, read_text};
-use crate::method::Method;
+use crate::method::{Method, default_targets};
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
     let lr = match args.method {

@@ -8,7 +8,6 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
-use lowrank_models::config::BodyConfig;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Classifier, ClassifierConfig, HeadLevel, Parameter, Parameters, Trainable};
 use lowrank_spec::{HostTensor, Site, Targets};
@@ -19,7 +18,7 @@ use super::base::check_frozen;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
-use crate::method::{Method, query_and_value};
+use crate::method::{Method, default_targets};
 
 /// A model to train.
 pub(super) struct Built {
@@ -40,14 +39,6 @@ pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<Pat
         },
         None => (folder.to_path_buf(), None),
     })
-}
-
-/// Default targets: the maps that compute queries and values.
-pub(super) fn default_targets(config: &ClassifierConfig) -> String {
-    match &config.body {
-        BodyConfig::Encoder(config) => query_and_value(&config.architecture.names.qkv),
-        BodyConfig::Decoder(config) => query_and_value(&config.architecture.names.qkv),
-    }
 }
 
 /// The model with its trained parameters marked, and the adapters over it.
