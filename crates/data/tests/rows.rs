@@ -192,6 +192,39 @@ fn generation_blocks_win() {
     );
 }
 
+/// A message may have several blocks, or none: they are counted by message.
+#[test]
+fn generation_blocks_belong_to_messages() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.reasoning %}{% generation %}{{ m.reasoning }}\
+                  {% endgeneration %} . {% endif %}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>' }}\
+                  {% else %}{{ m.content }}{% endif %} {% endfor %}";
+    let turn = |content: &str, reasoning: &str| {
+        format!(
+            r#"{{"role": "assistant", "content": "{content}", "reasoning": "{reasoning}", "tool_calls": [1]}}"#
+        )
+    };
+    let row = |answers: [String; 2]| {
+        let [first, second] = answers;
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": "hi"}}, {first}, {{"role": "user", "content": "1+1?"}}, {second}]}}"#
+        )
+    };
+    let both = row([turn("yes", "good"), turn("no", "bad")]);
+    learnt(&both, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    learnt(&both, Some(source), LossOn::Assistant, "hi⟦good⟧.⟦yes⟧<|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    let split = both.replace("\"messages\"", "\"prompt\"").replace(
+        r#"{"role": "user", "content": "1+1?"}, "#,
+        r#"{"role": "user", "content": "1+1?"}], "completion": ["#,
+    );
+    learnt(&split, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    // The last answer is empty, and the one before it is no target in its place.
+    let empty = format!("{}\n{both}", row([turn("yes", ""), turn("", "")]));
+    learnt(&empty, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    // Earlier reasoning is not written, so that no beginning of the conversation is one of the text.
+    let rewritten = source.replace("if m.reasoning", "if m.reasoning and loop.last");
+    learnt(&both, Some(&rewritten), LossOn::Completion, "hi yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+}
+
 /// A template that writes the last answer otherwise than earlier ones, as reasoning models' do.
 #[test]
 fn answers_are_found_where_earlier_turns_are_rewritten() {

@@ -308,20 +308,19 @@ impl<'a> RowEncoder<'a> {
         let options = RenderOptions { tools: conversation.tools.as_ref(), ..RenderOptions::default() };
         self.check_roles(template, &conversation.messages, &options)?;
         let answers = template.answers(&conversation.messages, &options)?;
-        let n_answers = answers.spans.len();
         // Answers of the prompt are given, not targets.
-        let is_answer = |message: &&Message| message.role() == "assistant";
-        let given = conversation.n_prompt.map_or(n_answers.saturating_sub(1), |n| {
-            conversation.messages[..n].iter().filter(is_answer).count()
-        });
-        let spans = match loss_on {
-            LossOn::Completion => &answers.spans[given.min(n_answers)..],
-            LossOn::Assistant | LossOn::All => &answers.spans[..],
+        let first = match loss_on {
+            LossOn::Completion => conversation
+                .n_prompt
+                .or_else(|| conversation.messages.iter().rposition(|message| message.role() == "assistant")),
+            LossOn::Assistant | LossOn::All => None,
         };
+        let first = first.unwrap_or(0);
+        let spans = answers.messages.iter().zip(&answers.spans).filter(|(index, _)| **index >= first);
         let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
         let mut is_learnt = vec![loss_on == LossOn::All; ids.len()];
         if loss_on != LossOn::All {
-            for span in spans {
+            for (_, span) in spans {
                 self.mark(&ids, &offsets, span, &answers.text, &mut is_learnt);
             }
         }
