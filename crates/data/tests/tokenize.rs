@@ -210,7 +210,10 @@ fn token_types_are_zeros_where_the_model_is_given_none() {
     assert!(has_types(None));
     for (config, expect) in [
         (r#"{"tokenizer_class": "BertTokenizer"}"#, true),
-        (r#"{"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}"#, false),
+        (
+            r#"{"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}"#,
+            false,
+        ),
         (r#"{"tokenizer_class": "DistilBertTokenizerFast"}"#, false),
         (r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#, false),
         (r#"{"model_input_names": ["input_ids", "token_type_ids"]}"#, true),
