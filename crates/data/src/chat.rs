@@ -47,6 +47,9 @@ pub struct Answers {
     /// The assistant's turns, as byte ranges of `text`, ascending and disjoint: from the end of the
     /// generation prompt to the end of the turn, end-of-turn token included.
     pub spans: Vec<Range<usize>>,
+    /// The index of the message that each span belongs to, ascending. A `{% generation %}` block gives a span, so that a
+    /// message may have several or none.
+    pub messages: Vec<usize>,
 }
 
 /// A chat template, compiled.
@@ -147,7 +150,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`DataError::Template`] if the template raises an exception, fails, or runs out of fuel.
     pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
-        Ok(self.marked(messages, options)?.text)
+        Ok(self.marked(messages, options)?.0)
     }
 
     /// The conversation and the spans of the assistant's turns in it. They come from the template's `{% generation %}`
@@ -157,12 +160,13 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`]; a template that omits an answer or changes it so that it cannot be found.
     pub fn answers(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
         let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
-        let whole = self.marked(messages, &options)?;
+        let (text, blocks) = self.marked(messages, &options)?;
         if self.has_generation {
-            return Ok(whole);
+            let messages = spans::messages_of(self, messages, &options, &text, &blocks)?;
+            return Ok(Answers { text, spans: blocks, messages });
         }
-        let spans = spans::of_answers(self, messages, &options, &whole.text)?;
-        Ok(Answers { spans, ..whole })
+        let (messages, spans) = spans::of_answers(self, messages, &options, &text)?.into_iter().unzip();
+        Ok(Answers { text, spans, messages })
     }
 
     /// The text that the template writes after an answer: the end of the turn.
@@ -171,9 +175,8 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`].
     pub fn turn_end(&self) -> Result<String> {
         let messages = spans::probe(&[Message::new("user", "?"), Message::new("assistant", "")], 1);
-        let text = self.marked_raw(&messages, &RenderOptions::default())?;
-        let tail = text.split_once(spans::PROBE).map_or("", |(_, tail)| tail);
-        Ok(tail.replace([environment::BEGIN, environment::END], ""))
+        let text = self.probed(&messages, &RenderOptions::default())?;
+        Ok(text.split_once(spans::PROBE).map_or("", |(_, tail)| tail).to_owned())
     }
 
     /// A role of `messages` whose message the template omits without an error, if there is one.
@@ -187,7 +190,7 @@ impl ChatTemplate {
     ) -> Result<Option<&'m str>> {
         for (index, message) in messages.iter().enumerate() {
             if message.must_show()
-                && !self.marked_raw(&spans::probe(messages, index), options)?.contains(spans::PROBE)
+                && !self.probed(&spans::probe(messages, index), options)?.contains(spans::PROBE)
             {
                 return Ok(Some(message.role()));
             }
@@ -195,8 +198,17 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// Renders, and removes the markers of `{% generation %}` from the text.
-    fn marked(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Answers> {
+    /// Renders messages with a probe, without the markers of `{% generation %}`.
+    fn probed(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        Ok(self.marked_raw(messages, options)?.replace([environment::BEGIN, environment::END], ""))
+    }
+
+    /// Renders, and removes the markers of `{% generation %}` from the text; the spans are those between them.
+    fn marked(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<(String, Vec<Range<usize>>)> {
         for message in messages {
             if message.contains_any(&[environment::BEGIN, environment::END, spans::PROBE]) {
                 let message =
@@ -219,7 +231,7 @@ impl ChatTemplate {
                 _ => text.push_str(part),
             }
         }
-        Ok(Answers { text, spans })
+        Ok((text, spans))
     }
 
     /// Renders. A list of parts is passed unchanged for roles whose parts the template reads, and joined into one string for

@@ -77,7 +77,8 @@ mod tests {
     #[test]
     fn mutated_rows_are_read_or_refused() {
         let rows_file = "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"é\"}]}\n\
-             {\"prompt\":\"a\",\"completion\":\"b\"}\n{\"text\":\"c\"}\n{\"instruction\":\"d\",\"input\":\"\",\"output\":\"e\"}\n";
+             {\"prompt\":\"a\",\"completion\":\"b\"}\n{\"text\":\"c\"}\n{\"instruction\":\"d\",\"input\":\"\",\"output\":\"e\"}\n\
+             {\"system\":\"f\",\"history\":[[\"g\",\"h\"]],\"instruction\":\"i\",\"output\":\"j\",\"chat_template_kwargs\":{\"k\":1}}\n";
         run("a.jsonl", 2000, rows_file, rows);
         let pairs = "[{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"},{\"conversations\":[{\"from\":\"human\",\"value\":\"x\"}],\
              \"chosen\":{\"from\":\"gpt\",\"value\":\"y\"},\"rejected\":{\"from\":\"gpt\",\"value\":\"z\"}}]";

@@ -10,6 +10,10 @@
 //! | `prompt`, `chosen`, `rejected` | a preference between two completions: strings or lists of messages |
 //! | `conversations`, `chosen`, `rejected` | the same in ShareGPT's format |
 //!
+//! `chosen` and `rejected` may be whole conversations, whose common beginning is the prompt. Beside a conversation or an
+//! instruction `system` is its first message, `chat_template_kwargs` has variables of the template, and `history` has the turns
+//! before an instruction. An answer whose `weight` or `train` is 0 or false is never a target.
+//!
 //! Files are `.jsonl` (one object per line), `.json` (a list of objects, or lines) and `.txt` (one running
 //! text).
 
@@ -20,7 +24,7 @@ mod source_target;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::chat::Message;
 use crate::error::{DataError, Result};
@@ -87,6 +91,8 @@ pub struct Conversation {
     pub n_prompt: Option<usize>,
     /// Tools described by the template.
     pub tools: Option<Value>,
+    /// Further variables of the template: the row's `chat_template_kwargs`.
+    pub variables: Map<String, Value>,
 }
 
 /// The rows of a file.

@@ -36,7 +36,8 @@ pub use words::WordSpan;
 pub struct Encoded {
     /// Token ids, shape `[tokens]`.
     pub ids: Vec<u32>,
-    /// The segment of each token (0, or 1 in the second text of a BERT pair), shape `[tokens]`.
+    /// The segment of each token (0, or 1 in the second text of a BERT pair), shape `[tokens]`; all 0 if the tokenizer's
+    /// `model_input_names`, or its class, have no `token_type_ids`.
     pub type_ids: Vec<u32>,
 }
 
@@ -84,6 +85,8 @@ pub struct TextTokenizer {
     model_max_length: Option<usize>,
     /// Whether decoding removes spaces before punctuation (`clean_up_tokenization_spaces`).
     cleans: bool,
+    /// Whether the model is given token types.
+    passes_types: bool,
     /// The tokenizer of words, if it is a different one.
     of_words: OnceLock<Option<Tokenizer>>,
 }
@@ -199,6 +202,7 @@ impl TextTokenizer {
             languages,
             model_max_length: config.model_max_length(),
             cleans,
+            passes_types: config.passes_types(),
             of_words: OnceLock::new(),
         };
         // Encoding anything detects a vocabulary without its unknown token now instead of at some row of a
@@ -230,7 +234,13 @@ impl TextTokenizer {
             second.set_type_ids(vec![1; second.len()]);
         }
         let encoding = self.inner.post_process(first, second, true).map_err(DataError::encoding)?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+        Ok(self.encoded(&encoding))
+    }
+
+    fn encoded(&self, encoding: &Encoding) -> Encoded {
+        let ids = encoding.get_ids().to_vec();
+        let type_ids = if self.passes_types { encoding.get_type_ids().to_vec() } else { vec![0; ids.len()] };
+        Encoded { ids, type_ids }
     }
 
     /// Encodes a text unchanged: special tokens that it spells out are parsed as such, none is added, nothing

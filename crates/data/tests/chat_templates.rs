@@ -196,6 +196,30 @@ fn containers_are_printed_as_python_prints_them() {
     }
 }
 
+/// The expected texts are those of transformers 5.23.
+#[test]
+fn namespaces_are_assigned_inside_blocks_that_do_not_read_them() {
+    for (source, expected) in [
+        (
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% generation %}{% set ns.n = 7 %}{{ m.content }}\
+             {% endgeneration %}{% endfor %}{{ ns.n }}",
+            "hi7",
+        ),
+        (
+            "{% set ns = namespace(n=0) %}{% macro mark() %}{% set ns.n = 7 %}{% endmacro %}{{ mark() }}{{ ns.n }}",
+            "7",
+        ),
+        (
+            "{% set ns = namespace(n=0) %}{%- macro mark(x) -%}{%- set ns.n = x ~ '.' -%}{%- endmacro -%}{{ mark(3) }}{{ ns.n }}",
+            "3.",
+        ),
+    ] {
+        assert_eq!(rendered(source).as_deref(), Ok(expected), "{source}");
+    }
+    let error = rendered("{% set a = 1 %}{% set a.x = 2 %}").unwrap_err();
+    assert!(error.contains("can only assign to namespaces"), "{error}");
+}
+
 #[test]
 fn what_templates_really_do_is_within_the_limits() {
     let long = "{% set ns = namespace(seen=[]) %}{% for i in range(500) %}{% set ns.seen = ns.seen + [i] %}{% endfor %}\

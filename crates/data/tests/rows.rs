@@ -192,6 +192,39 @@ fn generation_blocks_win() {
     );
 }
 
+/// A message may have several blocks, or none: they are counted by message.
+#[test]
+fn generation_blocks_belong_to_messages() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.reasoning %}{% generation %}{{ m.reasoning }}\
+                  {% endgeneration %} . {% endif %}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>' }}\
+                  {% else %}{{ m.content }}{% endif %} {% endfor %}";
+    let turn = |content: &str, reasoning: &str| {
+        format!(
+            r#"{{"role": "assistant", "content": "{content}", "reasoning": "{reasoning}", "tool_calls": [1]}}"#
+        )
+    };
+    let row = |answers: [String; 2]| {
+        let [first, second] = answers;
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": "hi"}}, {first}, {{"role": "user", "content": "1+1?"}}, {second}]}}"#
+        )
+    };
+    let both = row([turn("yes", "good"), turn("no", "bad")]);
+    learnt(&both, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    learnt(&both, Some(source), LossOn::Assistant, "hi⟦good⟧.⟦yes⟧<|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    let split = both.replace("\"messages\"", "\"prompt\"").replace(
+        r#"{"role": "user", "content": "1+1?"}, "#,
+        r#"{"role": "user", "content": "1+1?"}], "completion": ["#,
+    );
+    learnt(&split, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    // The last answer is empty, and the one before it does not take its place.
+    let empty = format!("{}\n{both}", row([turn("yes", ""), turn("", "")]));
+    learnt(&empty, Some(source), LossOn::Completion, "hi good . yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+    // Earlier reasoning is not written, so that no beginning of the conversation is one of the text.
+    let rewritten = source.replace("if m.reasoning", "if m.reasoning and loop.last");
+    learnt(&both, Some(&rewritten), LossOn::Completion, "hi yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
+}
+
 /// A template that writes the last answer otherwise than earlier ones, as reasoning models' do.
 #[test]
 fn answers_are_found_where_earlier_turns_are_rewritten() {
@@ -246,6 +279,129 @@ fn preferences_share_their_prompt() {
         assert!(
             encoder.encode(&rows).unwrap_err().to_string().contains("a.jsonl:1: the row is a preference")
         );
+    }
+}
+
+#[test]
+fn variables_of_a_row_reach_the_template() {
+    let source = "{{ name }} {% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} <|im_end|>{% endif %} {% endfor %}";
+    let user = r#"{"role": "user", "content": "hi"}"#;
+    let yes = r#"{"role": "assistant", "content": "yes"}"#;
+    let kwargs = r#""chat_template_kwargs": {"name": "good"}"#;
+    for row in [
+        format!(r#"{{"messages": [{user}, {yes}], {kwargs}}}"#),
+        format!(r#"{{"prompt": [{user}], "completion": [{yes}], {kwargs}}}"#),
+        format!(r#"{{"instruction": "hi", "output": "yes", {kwargs}}}"#),
+    ] {
+        learnt(&row, Some(source), LossOn::Completion, "good hi⟦yes <|im_end|>⟧");
+    }
+    let no = yes.replace("yes", "no");
+    let pair = format!(r#"{{"prompt": [{user}], "chosen": [{yes}], "rejected": [{no}], {kwargs}}}"#);
+    let shown = ["good hi ⟦yes <|im_end|>⟧", "good hi ⟦no <|im_end|>⟧"];
+    assert_eq!(sides(&pair, source), shown.map(|text| text.replace(" ⟦", "⟦")));
+    refused(
+        "a.jsonl",
+        &format!(r#"{{"messages": [{user}, {yes}], "chat_template_kwargs": 1}}"#),
+        "'chat_template_kwargs' is not an object",
+    );
+}
+
+/// The tokens of a preference's sides.
+fn sides(content: &str, source: &str) -> [String; 2] {
+    let (_dir, rows) = rows("a.jsonl", content);
+    let (tokenizer, template) = (tokenizer(), template(source));
+    let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 100).unwrap();
+    let pair = encoder.encode_pairs(&rows.unwrap()).unwrap().pairs.remove(0);
+    [pair.chosen, pair.rejected].map(|side| side.show(&tokenizer).unwrap())
+}
+
+/// The template of short conversations.
+const SHORT: &str =
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} <|im_end|>{% endif %} {% endfor %}";
+
+#[test]
+fn answers_without_weight_are_not_learnt() {
+    for key in ["\"weight\": 0", "\"weight\": 0.0", "\"weight\": false"] {
+        let row =
+            TWO_TURNS.replace("\"content\": \"hi there\"", &format!("\"content\": \"hi there\", {key}"));
+        assert_ne!(row, TWO_TURNS);
+        learnt(&row, Some(SHORT), LossOn::Assistant, "hi hi there <|im_end|> 1+1?⟦2 <|im_end|>⟧");
+        learnt(&row, Some(SHORT), LossOn::All, "hi hi there <|im_end|>⟦1+1? 2 <|im_end|>⟧");
+    }
+    let weighted = TWO_TURNS.replace("\"content\": \"hi there\"", "\"content\": \"hi there\", \"weight\": 1");
+    learnt(&weighted, Some(SHORT), LossOn::Assistant, "hi⟦hi there <|im_end|>⟧1+1?⟦2 <|im_end|>⟧");
+    for key in ["\"train\": false", "\"train\": 0", "\"weight\": 0"] {
+        let row = format!(
+            r#"{{"conversations": [{{"from": "human", "value": "hi"}}, {{"from": "gpt", "value": "yes", {key}}}, {{"from": "human", "value": "1+1?"}}, {{"from": "gpt", "value": "2"}}]}}"#
+        );
+        learnt(&row, Some(SHORT), LossOn::Assistant, "hi yes <|im_end|> 1+1?⟦2 <|im_end|>⟧");
+    }
+    // Where the last answer has no weight nothing is left to learn.
+    let last = TWO_TURNS.replace("\"content\": \"2\"", "\"content\": \"2\", \"weight\": 0");
+    learnt(
+        &format!("{last}\n{TWO_TURNS}"),
+        Some(SHORT),
+        LossOn::Completion,
+        "hi hi there <|im_end|> 1+1?⟦2 <|im_end|>⟧",
+    );
+}
+
+#[test]
+fn system_and_history_are_part_of_the_conversation() {
+    let turns = r#"[{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]"#;
+    for row in [
+        format!(r#"{{"system": "good", "conversations": {turns}}}"#),
+        r#"{"system": "good", "instruction": "1+1?", "output": "2"}"#.to_owned(),
+        r#"{"system": "good", "messages": [{"role": "system", "content": "good"}, {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}"#.to_owned(),
+        r#"{"system": "good", "prompt": [{"role": "user", "content": "1+1?"}], "completion": [{"role": "assistant", "content": "2"}]}"#.to_owned(),
+    ] {
+        learnt(&row, Some(SHORT), LossOn::Completion, "good 1+1?⟦2 <|im_end|>⟧");
+    }
+    let plain = format!(r#"{{"system": null, "conversations": {turns}}}"#);
+    learnt(&plain, Some(SHORT), LossOn::Completion, "1+1?⟦2 <|im_end|>⟧");
+    let history = r#"{"system": "good", "history": [["hi", "yes"], ["there", "no"]], "instruction": "1+1?", "input": "", "output": "2"}"#;
+    learnt(
+        history,
+        Some(SHORT),
+        LossOn::Completion,
+        "good hi yes <|im_end|> there no <|im_end|> 1+1?⟦2 <|im_end|>⟧",
+    );
+    learnt(
+        history,
+        Some(SHORT),
+        LossOn::Assistant,
+        "good hi⟦yes <|im_end|>⟧there⟦no <|im_end|>⟧1+1?⟦2 <|im_end|>⟧",
+    );
+    let empty = r#"{"system": "", "history": [], "instruction": "hi", "input": "", "output": "yes"}"#;
+    let (_dir, rows) = rows("a.jsonl", empty);
+    assert!(matches!(rows.unwrap().iter().next(), Some(Row::Instruction { .. })));
+    let pair = r#"{"system": "good", "conversations": [{"from": "human", "value": "hi"}], "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}"#;
+    assert_eq!(sides(pair, SHORT), ["good hi⟦yes <|im_end|>⟧", "good hi⟦no <|im_end|>⟧"]);
+    refused(
+        "a.jsonl",
+        &format!(
+            r#"{{"system": "good", "conversations": [{{"from": "system", "value": "bad"}}, {}"#,
+            &turns[1..]
+        )
+        .replace("]", "]}"),
+        "'system' differs from the conversation's own system message",
+    );
+    refused(
+        "a.jsonl",
+        r#"{"history": [["hi"]], "instruction": "1+1?", "output": "2"}"#,
+        "'history' is not a list of pairs",
+    );
+}
+
+#[test]
+fn whole_conversations_of_a_preference_repeat_their_prompt() {
+    let user = r#"{"role": "user", "content": "hi"}"#;
+    let (yes, no) =
+        (r#"{"role": "assistant", "content": "yes"}"#, r#"{"role": "assistant", "content": "no"}"#);
+    let whole = format!(r#""chosen": [{user}, {yes}], "rejected": [{user}, {no}]"#);
+    for beside in ["", &format!(r#""messages": [{user}, {yes}], "#), &format!(r#""prompt": [{user}], "#)] {
+        let row = format!("{{{beside}{whole}}}");
+        assert_eq!(sides(&row, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"], "{row}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_data::questions::WindowOptions;
 use lowrank_data::tokenize::TextTokenizer;
 use serde_json::Value;
 
@@ -187,4 +188,36 @@ fn the_shortest_length_that_is_allowed_holds_one_token() {
     let tokenizer = TextTokenizer::from_folder(&own("bert-plain"), Some(4)).unwrap();
     assert_eq!(tokenizer.encode("the cat sat", Some("on")).unwrap().ids.len(), 4);
     assert_eq!(tokenizer.encode("the cat sat", None).unwrap().ids.len(), 4);
+}
+
+/// As transformers 5: `model_input_names` counts, or else the class's own; a bare `tokenizer.json` keeps its template's types.
+#[test]
+fn token_types_are_zeros_where_the_model_is_given_none() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(shared("bert-cls").join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let has_types = |config: Option<&str>| {
+        if let Some(config) = config {
+            std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        }
+        let tokenizer = TextTokenizer::from_folder(folder.path(), None).unwrap();
+        let pair = tokenizer.encode("the cat", Some("the mat")).unwrap();
+        let options = WindowOptions { max_length: 16, stride: None };
+        let windows = tokenizer.encode_windows("the cat", "the mat", options).unwrap();
+        assert_eq!(windows[0].encoded, pair);
+        assert_eq!(pair.ids.len(), pair.type_ids.len());
+        pair.type_ids.contains(&1)
+    };
+    assert!(has_types(None));
+    for (config, expect) in [
+        (r#"{"tokenizer_class": "BertTokenizer"}"#, true),
+        (
+            r#"{"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}"#,
+            false,
+        ),
+        (r#"{"tokenizer_class": "DistilBertTokenizerFast"}"#, false),
+        (r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#, false),
+        (r#"{"model_input_names": ["input_ids", "token_type_ids"]}"#, true),
+    ] {
+        assert_eq!(has_types(Some(config)), expect, "{config}");
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::python::is_tuple;
@@ -32,7 +32,9 @@ const ATTRIBUTE: &str = "__bounded_attribute";
 pub(super) fn add_functions(environment: &mut Environment<'_>) {
     environment.add_function(VALUE, |state: &State, value: Value| bounded(state, value, true));
     // A namespace in another one could contain itself.
-    environment.add_function(ATTRIBUTE, |state: &State, value: Value| bounded(state, value, false));
+    environment.add_function(ATTRIBUTE, |state: &State, value: Value, _namespaces: Rest<Value>| {
+        bounded(state, value, false)
+    });
 }
 
 /// The value, lazy sequences as lists, if it is neither too large nor nested too deeply.
@@ -249,7 +251,14 @@ impl<'a> Tag<'a> {
             None => (value, ""),
         };
         let function = if target.contains('.') { ATTRIBUTE } else { VALUE };
-        let _ = write!(out, "{target}= {function}(({value})) {sign}");
+        let _ = write!(out, "{target}= {function}(({value})");
+        // Macros and call blocks capture the variables that they read, which an assignment to an attribute does not do.
+        let targets =
+            target.trim_start_matches(['-', '+']).trim_start().strip_prefix("set").unwrap_or_default();
+        for (namespace, _) in top_level(targets).iter().filter_map(|name| name.split_once('.')) {
+            let _ = write!(out, ", {}", namespace.trim_matches(['(', ' ', '\n', '\t', '\r']));
+        }
+        let _ = write!(out, ") {sign}");
     }
 
     /// Writes tags that measure the variables that the tag brings into scope.
@@ -305,7 +314,7 @@ mod tests {
     fn assignments_and_parameters_are_measured_and_nothing_else_changes() {
         for (source, expected) in [
             ("{%- set x = 1 -%}\n", "{%- set x = __bounded(( 1 )) -%}\n"),
-            ("{% set ns.x=a ~ '%}' %}", "{% set ns.x= __bounded_attribute((a ~ '%}' )) %}"),
+            ("{% set ns.x=a ~ '%}' %}", "{% set ns.x= __bounded_attribute((a ~ '%}' ), ns) %}"),
             ("{% set a, b = b, a == b %}", "{% set a, b = __bounded(( b, a == b )) %}"),
             ("{% set x %}a = b{% endset %}", "{% set x %}a = b{% endset %}"),
             (

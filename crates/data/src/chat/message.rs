@@ -84,6 +84,13 @@ impl Message {
         !self.has_tool_calls() && self.content().is_some_and(|content| !content.trim().is_empty())
     }
 
+    /// Whether an answer may be a target: OpenAI's `weight`, and `train` of ShareGPT's turns, are neither 0 nor false.
+    pub(crate) fn is_target(&self) -> bool {
+        let is_off =
+            |value: &Value| value.as_bool() == Some(false) || value.as_f64().is_some_and(|n| n == 0.0);
+        !["weight", "train"].iter().any(|key| self.0.get(*key).is_some_and(is_off))
+    }
+
     /// Whether the message calls tools.
     pub(crate) fn has_tool_calls(&self) -> bool {
         self.0.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())

@@ -1,4 +1,4 @@
-//! Positions of the assistant's turns in a rendered conversation whose template does not mark them.
+//! Positions of the assistant's turns in a rendered conversation whose template does not mark them, or marks parts of them.
 //!
 //! The turn of message `i` begins where the messages before it end when they are rendered with a generation
 //! prompt, and ends where the messages up to it end. Templates that render earlier turns differently from the
@@ -23,31 +23,61 @@ pub(super) fn probe(messages: &[Message], index: usize) -> Vec<Message> {
     messages
 }
 
-/// The spans of all assistant messages in `whole`.
+/// The indices of all assistant messages with their spans in `whole`.
 pub(super) fn of_answers(
     template: &ChatTemplate,
     messages: &[Message],
     options: &RenderOptions<'_>,
     whole: &str,
-) -> Result<Vec<Range<usize>>> {
-    let mut spans: Vec<Range<usize>> = Vec::new();
-    for (index, message) in messages.iter().enumerate() {
-        if message.role() != ASSISTANT {
-            continue;
-        }
-        let after = spans.last().map_or(0, |span: &Range<usize>| span.end);
-        let turn = Turn { template, messages, options, index, whole };
-        let span = match turn.by_prefixes()? {
-            Some(span) if span.start >= after => Some(span),
-            _ => turn.by_probe(after)?,
-        };
-        let lost = || DataError::Template {
-            path: template.path().to_path_buf(),
-            message: format!("the chat template leaves message {} (of the assistant) out", index + 1),
-        };
-        spans.push(span.ok_or_else(lost)?);
+) -> Result<Vec<(usize, Range<usize>)>> {
+    let mut spans: Vec<(usize, Range<usize>)> = Vec::new();
+    for index in answers(messages) {
+        let after = spans.last().map_or(0, |(_, span)| span.end);
+        let span = Turn { template, messages, options, index, whole }.span(after)?;
+        spans.push((index, span.ok_or_else(|| lost(template, index))?));
     }
     Ok(spans)
+}
+
+/// The index of the assistant message that each `{% generation %}` block belongs to: the first whose turn does not end
+/// before the block does.
+pub(super) fn messages_of(
+    template: &ChatTemplate,
+    messages: &[Message],
+    options: &RenderOptions<'_>,
+    whole: &str,
+    blocks: &[Range<usize>],
+) -> Result<Vec<usize>> {
+    let all: Vec<usize> = answers(messages).collect();
+    let Some((&last, earlier)) = all.split_last().filter(|_| !blocks.is_empty()) else {
+        return Ok(vec![messages.len().saturating_sub(1); blocks.len()]);
+    };
+    let mut ends = Vec::with_capacity(earlier.len());
+    for &index in earlier {
+        let after = ends.last().map_or(0, |(_, end)| *end);
+        match (Turn { template, messages, options, index, whole }).span(after)? {
+            Some(span) => ends.push((index, span.end)),
+            // Where turns are not found, one block for each answer is beyond doubt.
+            None if blocks.len() == all.len() => return Ok(all),
+            None => return Err(lost(template, index)),
+        }
+    }
+    let of = |block: &Range<usize>| {
+        ends.iter().find(|(_, end)| block.end <= *end).map_or(last, |(index, _)| *index)
+    };
+    Ok(blocks.iter().map(of).collect())
+}
+
+/// The indices of the assistant's messages.
+fn answers(messages: &[Message]) -> impl Iterator<Item = usize> {
+    messages.iter().enumerate().filter(|(_, message)| message.role() == ASSISTANT).map(|(index, _)| index)
+}
+
+fn lost(template: &ChatTemplate, index: usize) -> DataError {
+    DataError::Template {
+        path: template.path().to_path_buf(),
+        message: format!("the chat template leaves message {} (of the assistant) out", index + 1),
+    }
 }
 
 struct Turn<'a> {
@@ -59,6 +89,14 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// The span, which begins at `after` or later.
+    fn span(&self, after: usize) -> Result<Option<Range<usize>>> {
+        match self.by_prefixes()? {
+            Some(span) if span.start >= after => Ok(Some(span)),
+            _ => self.by_probe(after),
+        }
+    }
+
     /// The rendering of some messages, or `None` if the template refuses to end there.
     fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Option<String> {
         let options = RenderOptions { add_generation_prompt, ..self.options.clone() };
@@ -82,7 +120,7 @@ impl Turn<'_> {
     /// The span given by the position of the answer's content; the generation prompt gives the head of the
     /// turn, the text after the content of a final turn gives its tail.
     fn by_probe(&self, after: usize) -> Result<Option<Range<usize>>> {
-        let probed = self.template.marked_raw(&probe(self.messages, self.index), self.options)?;
+        let probed = self.template.probed(&probe(self.messages, self.index), self.options)?;
         let Some((head, tail)) = probed.split_once(PROBE) else { return Ok(None) };
         if !self.whole.ends_with(tail) || self.whole.len() < tail.len() {
             return Ok(None);
@@ -94,7 +132,7 @@ impl Turn<'_> {
         }
         let start = self.head(after..content_start).unwrap_or(content_start);
         let upto = probe(&self.messages[..=self.index], self.index);
-        let own_tail = self.template.marked_raw(&upto, self.options).ok();
+        let own_tail = self.template.probed(&upto, self.options).ok();
         let own_tail = own_tail.as_deref().and_then(|text| text.split_once(PROBE)).map(|(_, tail)| tail);
         let end = content_end + own_tail.map_or(0, |own| common_prefix(own, &self.whole[content_end..]));
         Ok((start < end).then_some(start..end))

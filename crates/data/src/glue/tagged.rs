@@ -49,7 +49,7 @@ const WORD_KEYS: [&str; 2] = ["tokens", "words"];
 /// Extensions of CoNLL files, whatever their tags.
 const CONLL: [&str; 4] = ["conll", "bio", "iob", "iob2"];
 
-/// Whether a file contains tagged words: JSON lines with `tokens` or `words`, a name that ends in `.conll`,
+/// Whether a file contains tagged words: JSON lines with a list `tokens` or `words`, a name that ends in `.conll`,
 /// `.bio`, `.iob` or `.iob2`, or any other text of at least two columns whose last is an entity tag (`O`,
 /// `B-PER`) in every line.
 ///
@@ -67,7 +67,9 @@ pub fn is_tagged(path: &Path) -> Result<bool> {
     if extension == "jsonl" {
         let first = text.lines().next().unwrap_or_default();
         let row: Option<Value> = serde_json::from_str(first).ok();
-        return Ok(row.is_some_and(|row| WORD_KEYS.iter().any(|key| row.get(*key).is_some())));
+        return Ok(
+            row.is_some_and(|row| WORD_KEYS.iter().any(|key| row.get(*key).is_some_and(Value::is_array)))
+        );
     }
     let mut lines =
         text.lines().filter(|line| !line.trim().is_empty() && !is_document(line)).take(200).peekable();
@@ -303,6 +305,19 @@ mod tests {
         assert_eq!((set.spec.labels.names(), &set.rows[1].tags), (&known[..], &vec![0, 2]));
         let (set, _) = read_tagged("own", &paths[0], &paths[1], &known[..2]).unwrap();
         assert_eq!(set.spec.labels.width(), 3);
+    }
+
+    #[test]
+    fn json_lines_are_told_by_lists_of_words() {
+        for (line, expect) in [
+            ("{\"tokens\":[\"a\"],\"tags\":[\"O\"]}\n", true),
+            ("{\"words\":[\"a\"]}\n", true),
+            ("{\"text\":\"a\",\"tokens\":3}\n", false),
+            ("{\"prompt\":\"a\",\"completion\":\"b\",\"words\":\"many\"}\n", false),
+        ] {
+            let (_dir, paths) = written(&[("a.jsonl", line)]);
+            assert_eq!(is_tagged(&paths[0]).unwrap(), expect, "{line}");
+        }
     }
 
     #[test]

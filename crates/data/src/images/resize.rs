@@ -135,13 +135,83 @@ fn weights(from: usize, to: usize, filter: Filter) -> Vec<Weights> {
 }
 
 fn nearest(picture: &Bitmap, [height, width]: [usize; 2]) -> Bitmap {
-    let place = |output: usize, from: usize, to: usize| {
-        (((output as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1)
+    // Pillow adds up the steps, whose rounding decides at whole numbers.
+    let places = |from: usize, to: usize| -> Vec<usize> {
+        let step = from as f64 / to as f64;
+        let places = std::iter::successors(Some(step * 0.5), |place| Some(place + step));
+        places.take(to).map(|place| (place as usize).min(from - 1)).collect()
     };
-    let pixel = |y: usize, x: usize| {
-        let at = 3 * (place(y, picture.height, height) * picture.width + place(x, picture.width, width));
-        [picture.rgb[at], picture.rgb[at + 1], picture.rgb[at + 2]]
-    };
-    let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(y, x))).collect();
+    let (rows, columns) = (places(picture.height, height), places(picture.width, width));
+    let mut rgb = Vec::with_capacity(3 * width * height);
+    for y in rows {
+        for x in &columns {
+            let at = 3 * (y * picture.width + x);
+            rgb.extend_from_slice(&picture.rgb[at..at + 3]);
+        }
+    }
     Bitmap { height, width, rgb }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes, the first pixel taken, and the steps to the next ones, as from Pillow 12.
+    #[test]
+    fn the_nearest_pixels_are_those_of_pillow() {
+        for (from, to, first, steps) in [
+            (
+                64,
+                224,
+                0,
+                "0001001000100100010010001001001000100100010010001001000100100010010001001000100010010001001000100100\
+             0100100010010001001000100100010010001001000100100010010001001000100100010010001001000100100010010001\
+             00100010010001001000100",
+            ),
+            (
+                256,
+                224,
+                0,
+                "1112111111211111121111112111112111111211111121111112111111211111121111112111111121111112111111211111\
+             1211111121111112111111211111121111112111111211111121111112111111211111121111112111111211111121111112\
+             11111121111112111111211",
+            ),
+            (
+                640,
+                224,
+                1,
+                "3332333333233333233333323333333233333323333332333333233333323333332333333233333323333332333333233333\
+             2333333233333323333332333333233333323333332333333233333323333332333333233333323333332333333233333323\
+             33333233333323333332333",
+            ),
+            (
+                224,
+                256,
+                0,
+                "1110111111101111111011111110111111101111111011111110111111101111111011111110111111101111111011111110\
+             1111111011111110111111101111111011111110111111101111111011111110111111101111111011111110111111101111\
+             1110111111101111111011111110111111101111111011111110111",
+            ),
+        ] {
+            let rgb: Vec<u8> =
+                (0..from).flat_map(|place| [(place % 256) as u8, (place / 256) as u8, 0]).collect();
+            let expected: Vec<usize> = std::iter::once(first)
+                .chain(steps.bytes().scan(first, |place, step| {
+                    *place += usize::from(step - b'0');
+                    Some(*place)
+                }))
+                .collect();
+            assert_eq!(expected.len(), to);
+            for (size, target) in [([1, from], [1, to]), ([from, 1], [to, 1])] {
+                let picture = Bitmap { height: size[0], width: size[1], rgb: rgb.clone() };
+                let resized = resize(&picture, target, Filter::Nearest);
+                let taken: Vec<usize> = resized
+                    .rgb
+                    .chunks(3)
+                    .map(|rgb| usize::from(rgb[0]) + 256 * usize::from(rgb[1]))
+                    .collect();
+                assert_eq!(taken, expected, "{from} to {to}");
+            }
+        }
+    }
 }

@@ -15,8 +15,12 @@ const FORM: &str = "a row has question, context and answers: {text: […], answe
 /// Characters of a text that a message quotes.
 const QUOTED: usize = 40;
 
-/// Whether a file contains questions about contexts: JSON whose first row has `question` and `context`, or `answers`, and
-/// no label, or SQuAD's `data` of `paragraphs`.
+/// Keys of rows for language models, in which `answers`, `question` or `context` may be remarks.
+const OTHERS: [&str; 7] =
+    ["prompt", "completion", "messages", "conversations", "instruction", "chosen", "text"];
+
+/// Whether a file contains questions about contexts: JSON whose first row has two of `question`, `context` and `answers`,
+/// or all three beside the keys of another kind of row, and no label; or SQuAD's `data` of `paragraphs`.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -47,7 +51,8 @@ pub fn are_questions(path: &Path) -> Result<bool> {
     };
     Ok(first.is_some_and(|row: Value| {
         let has = |key: &str| row.get(key).is_some();
-        let is_row = has("answers") || (has("question") && has("context"));
+        let found = ["question", "context", "answers"].into_iter().filter(|key| has(key)).count();
+        let is_row = found >= if OTHERS.into_iter().any(has) { 3 } else { 2 };
         has("paragraphs") || is_row && !has("label") && !has("labels")
     }))
 }
@@ -295,6 +300,10 @@ mod tests {
     #[case("a.jsonl", "{\"question\":\"a\",\"answers\":[]}\n", true)]
     #[case("a.jsonl", "{\"question\":\"a\",\"context\":\"b\",\"label\":1}\n", false)]
     #[case("a.jsonl", "{\"text\":\"a\",\"label\":1}\n", false)]
+    #[case("a.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\",\"answers\":[\"b\"]}\n", false)]
+    #[case("a.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\",\"question\":\"c\",\"answers\":[]}\n", false)]
+    #[case("a.json", "[{\"messages\":[],\"answers\":[\"b\"]}]", false)]
+    #[case("a.jsonl", "{\"text\":\"a\",\"question\":\"a\",\"context\":\"b\",\"answers\":[]}\n", true)]
     #[case("a.json", "[{\"messages\":[]}]", false)]
     #[case("a.json", "[]", false)]
     #[case("a.tsv", ROWS, false)]

@@ -12,7 +12,8 @@ use crate::chat::{ChatTemplate, Message, RenderOptions};
 use crate::error::{DataError, Result};
 use crate::tokenize::TextTokenizer;
 
-/// The target tokens of a conversation or completion. In plain text all tokens are targets.
+/// The target tokens of a conversation or completion. In plain text all tokens are targets. Answers whose `weight` or `train` is
+/// 0 or false are never targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossOn {
     /// The completion: the row's `completion`, or otherwise the last answer of a conversation.
@@ -20,7 +21,7 @@ pub enum LossOn {
     Completion,
     /// Every answer of the assistant.
     Assistant,
-    /// Every token.
+    /// Every token, except those of answers with `weight` 0.
     All,
 }
 
@@ -109,7 +110,7 @@ pub struct EncodedRows {
     pub sources: Vec<usize>,
     /// Number of rows truncated to the maximum length.
     pub n_cut: usize,
-    /// Number of rows left out because truncation leaves no target.
+    /// Number of rows left out because truncation, or the weights of their answers, leave no target.
     pub n_left_out: usize,
 }
 
@@ -291,10 +292,8 @@ impl<'a> RowEncoder<'a> {
         if self.template.is_none() {
             return self.completion(&alpaca_prompt(instruction, input), output, self.loss_on);
         }
-        let user =
-            if has_input(input) { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
-        let messages = vec![Message::new("user", &user), Message::new("assistant", output)];
-        let conversation = Conversation { messages, n_prompt: Some(1), tools: None };
+        let messages = instruction_messages(instruction, input, output).to_vec();
+        let conversation = Conversation { messages, n_prompt: Some(1), ..Conversation::default() };
         self.chat(&conversation, self.loss_on)
     }
 
@@ -305,47 +304,51 @@ impl<'a> RowEncoder<'a> {
                  give prompt and completion as strings",
             )
         })?;
-        let options = RenderOptions { tools: conversation.tools.as_ref(), ..RenderOptions::default() };
+        let options = RenderOptions {
+            tools: conversation.tools.as_ref(),
+            variables: conversation.variables.clone(),
+            ..RenderOptions::default()
+        };
         self.check_roles(template, &conversation.messages, &options)?;
         let answers = template.answers(&conversation.messages, &options)?;
-        let n_answers = answers.spans.len();
         // Answers of the prompt are given, not targets.
-        let is_answer = |message: &&Message| message.role() == "assistant";
-        let given = conversation.n_prompt.map_or(n_answers.saturating_sub(1), |n| {
-            conversation.messages[..n].iter().filter(is_answer).count()
-        });
-        let spans = match loss_on {
-            LossOn::Completion => &answers.spans[given.min(n_answers)..],
-            LossOn::Assistant | LossOn::All => &answers.spans[..],
+        let first = match loss_on {
+            LossOn::Completion => conversation
+                .n_prompt
+                .or_else(|| conversation.messages.iter().rposition(|message| message.role() == "assistant")),
+            LossOn::Assistant | LossOn::All => None,
         };
+        let first = first.unwrap_or(0);
         let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
-        let mut is_learnt = vec![loss_on == LossOn::All; ids.len()];
-        if loss_on != LossOn::All {
-            for span in spans {
-                self.mark(&ids, &offsets, span, &answers.text, &mut is_learnt);
+        let by_default = loss_on == LossOn::All;
+        let mut is_learnt = vec![by_default; ids.len()];
+        for (&index, span) in answers.messages.iter().zip(&answers.spans) {
+            let is_target = index >= first && conversation.messages[index].is_target();
+            if is_target != by_default {
+                let tokens = self.tokens_in(&ids, &offsets, span, &answers.text);
+                tokens.into_iter().for_each(|token| is_learnt[token] = is_target);
             }
         }
         Ok(TokenRow::new(ids, is_learnt))
     }
 
-    /// Marks the tokens of a span as targets. Text after the turn's last special token (the line feed after
-    /// `<|im_end|>`) is never generated and is not a target.
-    fn mark(
+    /// The tokens of an answer. Text after the turn's last special token (the line feed after `<|im_end|>`) is never generated
+    /// and not included.
+    fn tokens_in(
         &self,
         ids: &[u32],
         offsets: &[Range<usize>],
         span: &Range<usize>,
         text: &str,
-        is_learnt: &mut [bool],
-    ) {
-        let tokens: Vec<usize> = (0..ids.len()).filter(|&t| overlap(&offsets[t], span)).collect();
+    ) -> Vec<usize> {
+        let mut tokens: Vec<usize> = (0..ids.len()).filter(|&t| overlap(&offsets[t], span)).collect();
         let last = tokens.iter().rposition(|&t| self.tokenizer.is_special(ids[t]));
         let is_blank =
             |last: usize| text[offsets[tokens[last]].end.min(span.end)..span.end].trim().is_empty();
-        let kept = last.filter(|&last| is_blank(last)).map_or(tokens.len(), |last| last + 1);
-        for &token in &tokens[..kept] {
-            is_learnt[token] = true;
+        if let Some(last) = last.filter(|&last| is_blank(last)) {
+            tokens.truncate(last + 1);
         }
+        tokens
     }
 
     /// Refuses a role whose messages the template omits; each role is tried once.
@@ -371,6 +374,12 @@ impl<'a> RowEncoder<'a> {
         }
         Ok(())
     }
+}
+
+/// An instruction in Alpaca's format as a request and its answer.
+pub(super) fn instruction_messages(instruction: &str, input: &str, output: &str) -> [Message; 2] {
+    let user = if has_input(input) { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
+    [Message::new("user", &user), Message::new("assistant", output)]
 }
 
 /// Whether an instruction's input is more than white space.

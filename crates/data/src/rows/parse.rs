@@ -1,8 +1,9 @@
 //! One JSON object as a row: its format, and whether it is valid for training.
 
 use lowrank_spec::text::excerpt;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::encode::instruction_messages;
 use super::{Conversation, Row};
 use crate::chat::Message;
 
@@ -32,26 +33,19 @@ const ASSISTANT: &str = "assistant";
 pub(super) fn row(value: &Value) -> Result<Row, String> {
     let object = value.as_object().ok_or("a row is an object, such as {\"prompt\": …, \"completion\": …}")?;
     let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
-    let tools = || tools(value.get("tools"));
     let row = if has("chosen") || has("rejected") {
         preference(value)?
     } else if has("messages") {
-        Row::Chat(Conversation {
-            messages: messages(&value["messages"], "messages")?,
-            n_prompt: None,
-            tools: tools()?,
-        })
+        Row::Chat(conversation(value, messages(&value["messages"], "messages")?, None)?)
     } else if has("conversations") {
-        let messages = messages(&value["conversations"], "conversations")?;
-        Row::Chat(Conversation { messages, n_prompt: None, tools: tools()? })
+        Row::Chat(conversation(value, messages(&value["conversations"], "conversations")?, None)?)
     } else if has("instruction") && has("output") {
-        let input = if has("input") { text(value, "input")? } else { String::new() };
-        Row::Instruction { instruction: text(value, "instruction")?, input, output: answer(value, "output")? }
+        instruction(value)?
     } else if has("prompt") && has("completion") {
         if value["prompt"].is_string() {
             Row::Completion { prompt: text(value, "prompt")?, completion: answer(value, "completion")? }
         } else {
-            Row::Chat(joined(value, "completion", tools()?)?)
+            Row::Chat(joined(value, "completion", false)?)
         }
     } else if has("text") {
         let text = text(value, "text")?;
@@ -84,10 +78,10 @@ fn preference(value: &Value) -> Result<Row, String> {
         let prompt = text(value, "prompt")?;
         Row::PreferenceText { prompt, chosen: answer(value, "chosen")?, rejected: answer(value, "rejected")? }
     } else {
-        let tools = tools(value.get("tools"))?;
+        let are_whole = are_whole(value);
         Row::PreferenceChat {
-            chosen: joined(value, "chosen", tools.clone())?,
-            rejected: joined(value, "rejected", tools)?,
+            chosen: joined(value, "chosen", are_whole)?,
+            rejected: joined(value, "rejected", are_whole)?,
         }
     };
     let is_same = match &row {
@@ -114,11 +108,22 @@ fn with_common_prompt(row: Row) -> Row {
     }
 }
 
-/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one, followed by those of
-/// `key`.
-fn joined(value: &Value, key: &str, tools: Option<Value>) -> Result<Conversation, String> {
-    let prompt_key = ["prompt", "conversations", "messages"].into_iter().find(|key| !value[*key].is_null());
-    let prompt = match prompt_key {
+/// The key of a preference's prompt, or of the prompt of a completion.
+fn prompt_key(value: &Value) -> Option<&'static str> {
+    ["prompt", "conversations", "messages"].into_iter().find(|key| !value[*key].is_null())
+}
+
+/// Whether `chosen` and `rejected` begin with the first message of the prompt, which they then repeat.
+fn are_whole(value: &Value) -> bool {
+    let first = |key: &str| value[key].get(0).and_then(|value| message(value).ok());
+    let of_prompt = prompt_key(value).and_then(first);
+    of_prompt.is_some() && ["chosen", "rejected"].into_iter().all(|key| first(key) == of_prompt)
+}
+
+/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one and `key` does not repeat it, followed by
+/// those of `key`.
+fn joined(value: &Value, key: &str, is_whole: bool) -> Result<Conversation, String> {
+    let prompt = match prompt_key(value).filter(|_| !is_whole) {
         Some(name) if value[name].is_string() => {
             return Err(format!(
                 "'{name}' is a string and '{key}' is not; give both as strings or as messages"
@@ -136,8 +141,72 @@ fn joined(value: &Value, key: &str, tools: Option<Value>) -> Result<Conversation
         return Err(format!("'{key}' does not end with an assistant message"));
     }
     let n_prompt = prompt.as_ref().map(Vec::len);
-    let messages = prompt.into_iter().flatten().chain(answer).collect();
-    Ok(Conversation { messages, n_prompt, tools })
+    conversation(value, prompt.into_iter().flatten().chain(answer).collect(), n_prompt)
+}
+
+/// A conversation with what the row has beside it: `system` as its first message, tools and variables of the template.
+fn conversation(
+    value: &Value,
+    mut messages: Vec<Message>,
+    mut n_prompt: Option<usize>,
+) -> Result<Conversation, String> {
+    if let Some(system) = system(value) {
+        let own = messages.first().filter(|message| ["system", "developer"].contains(&message.role()));
+        match own.map(Message::content) {
+            None => {
+                messages.insert(0, Message::new("system", system));
+                n_prompt = n_prompt.map(|n| n + 1);
+            }
+            Some(own) if own.as_deref() == Some(system) => {}
+            Some(_) => {
+                return Err("'system' differs from the conversation's own system message; keep one".into());
+            }
+        }
+    }
+    Ok(Conversation { messages, n_prompt, tools: tools(value.get("tools"))?, variables: variables(value)? })
+}
+
+/// Alpaca's format; a conversation if the row has more than it.
+fn instruction(value: &Value) -> Result<Row, String> {
+    let input = if value["input"].is_null() { String::new() } else { text(value, "input")? };
+    let (instruction, output) = (text(value, "instruction")?, answer(value, "output")?);
+    let mut messages = history(&value["history"])?;
+    if messages.is_empty() && system(value).is_none() && variables(value)?.is_empty() {
+        return Ok(Row::Instruction { instruction, input, output });
+    }
+    messages.extend(instruction_messages(&instruction, &input, &output));
+    let n_prompt = messages.len() - 1;
+    Ok(Row::Chat(conversation(value, messages, Some(n_prompt))?))
+}
+
+/// The turns before an instruction (LLaMA-Factory): pairs of a request and its answer.
+fn history(value: &Value) -> Result<Vec<Message>, String> {
+    let invalid = || "'history' is not a list of pairs of a request and its answer".to_owned();
+    let turns = match value {
+        Value::Null => return Ok(Vec::new()),
+        value => value.as_array().ok_or_else(invalid)?,
+    };
+    let pair = |turn: &Value| match turn.as_array().map(Vec::as_slice) {
+        Some([Value::String(request), Value::String(answer)]) => {
+            Ok([Message::new("user", request), Message::new(ASSISTANT, answer)])
+        }
+        _ => Err(invalid()),
+    };
+    Ok(turns.iter().map(pair).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+/// The system message that a row has beside its conversation.
+fn system(value: &Value) -> Option<&str> {
+    value.get("system")?.as_str().filter(|system| !system.trim().is_empty())
+}
+
+/// The variables that a row gives the template.
+fn variables(value: &Value) -> Result<Map<String, Value>, String> {
+    match &value["chat_template_kwargs"] {
+        Value::Null => Ok(Map::new()),
+        Value::Object(variables) => Ok(variables.clone()),
+        _ => Err("'chat_template_kwargs' is not an object of the template's variables".into()),
+    }
 }
 
 fn messages(value: &Value, key: &str) -> Result<Vec<Message>, String> {
@@ -157,7 +226,12 @@ fn message(value: &Value) -> Result<Message, String> {
             let known = || SHAREGPT.map(|(name, _)| name).join(", ");
             let role = role.ok_or_else(|| format!("unknown role '{from}'; expected one of {}", known()))?;
             let content = value.get("value").and_then(Value::as_str);
-            Message::new(role, content.ok_or("a message has no string 'value'")?)
+            let mut message = Map::new();
+            message.insert("role".into(), role.into());
+            message.insert("content".into(), content.ok_or("a message has no string 'value'")?.into());
+            let weights = ["weight", "train"].into_iter().filter_map(|key| Some((key, value.get(key)?)));
+            message.extend(weights.map(|(key, weight)| (key.to_owned(), weight.clone())));
+            Message::from_json(&message.into())?
         }
     };
     if !ROLES.contains(&message.role()) {

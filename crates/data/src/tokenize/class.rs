@@ -240,6 +240,19 @@ const GENERIC: &[&str] = &[
 const PUBLISHED_WRONG: [&str; 6] =
     ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"];
 
+/// Whether a class passes token types to the model (its `model_input_names`).
+pub(super) fn passes_types(named: Option<&str>, parts: Option<Parts>) -> bool {
+    let named = named.map(stem);
+    match parts {
+        Some(Parts::Bert) => !matches!(named, Some("DistilBert" | "DPRReader")),
+        Some(Parts::Deberta | Parts::DebertaV2) => true,
+        Some(_) => false,
+        None => {
+            matches!(named, Some("Canine" | "ConvBert" | "FNet" | "LayoutLMv2" | "MarkupLM" | "Tapas"))
+        }
+    }
+}
+
 /// The name without `Fast` and `Tokenizer`.
 pub(super) fn stem(class: &str) -> &str {
     let class = class.strip_suffix("Fast").unwrap_or(class);

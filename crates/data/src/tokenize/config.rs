@@ -12,7 +12,7 @@ use lowrank_checkpoint::gguf::is_gguf;
 use crate::error::{DataError, Result};
 use crate::io::read_json;
 use crate::tokenize::build::{is_generic, unknown_class};
-use crate::tokenize::class::{chosen, stem};
+use crate::tokenize::class::{chosen, passes_types, stem};
 use crate::tokenize::json::TokenizerJson;
 use crate::tokenize::parts::{Parts, Vocabulary};
 use crate::tokenize::{Languages, SpecialIds, sentencepiece};
@@ -107,6 +107,7 @@ pub(crate) struct TokenizerConfig {
     tokenizer_class: Option<String>,
     auto_map: Option<Value>,
     model_max_length: Option<f64>,
+    model_input_names: Option<Vec<String>>,
     truncation_side: Option<String>,
     additional_special_tokens: Option<Vec<TokenEntry>>,
     extra_special_tokens: Option<ExtraTokens>,
@@ -129,6 +130,9 @@ pub(crate) struct TokenizerConfig {
     /// The class whose rules take the place of those of `tokenizer.json`.
     #[serde(skip)]
     parts: Option<Parts>,
+    /// Whether the model is given token types, where the files decide it.
+    #[serde(skip)]
+    type_ids: Option<bool>,
 }
 
 /// `extra_special_tokens`: by name, or a list.
@@ -165,7 +169,9 @@ impl TokenizerConfig {
     /// As transformers: `special_tokens_map.json` and `added_tokens.json` count if `tokenizer_config.json` has
     /// no `added_tokens_decoder`, and the map then takes precedence over it.
     pub(super) fn read(folder: &Path, json: &TokenizerJson) -> Result<Self> {
-        let mut config: Self = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let read: Option<Self> = read_json(&folder.join("tokenizer_config.json"))?;
+        let is_present = read.is_some();
+        let mut config = read.unwrap_or_default();
         let model: ModelConfig = read_json(&folder.join("config.json"))?.unwrap_or_default();
         let is_wrong = |(role, value): (&str, &Value)| {
             (ROLES.contains(&role) && !value.is_null() && TokenEntry::of(value).is_none())
@@ -192,6 +198,10 @@ impl TokenizerConfig {
             let model_type = model.model_type.as_deref().unwrap_or_default();
             let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
             config.parts = chosen(named, model_type, || json.has_bytes())?;
+            config.type_ids = is_present.then(|| passes_types(named, config.parts));
+        }
+        if let Some(names) = &config.model_input_names {
+            config.type_ids = Some(names.iter().any(|name| name == "token_type_ids"));
         }
         if let Some(parts) = config.parts {
             config = config.with_defaults(parts.defaults());
@@ -497,6 +507,11 @@ impl TokenizerConfig {
             Some("right") => Ok(Some(TruncationDirection::Right)),
             Some(other) => Err(format!("truncation_side is '{other}'; expected left or right")),
         }
+    }
+
+    /// Whether the model is given token types; without a configuration those of the template.
+    pub(super) fn passes_types(&self) -> bool {
+        self.type_ids.unwrap_or(true)
     }
 
     /// The limit, if it is a real one.

@@ -122,7 +122,6 @@ impl TextTokenizer {
         let first_special = self.special.cls;
         let ids = whole.get_ids();
         let none = (0..ids.len()).filter(|&place| Some(ids[place]) == first_special).collect();
-        let encoded = Encoded { ids: ids.to_vec(), type_ids: whole.get_type_ids().to_vec() };
-        Ok(Window { encoded, context: start..end, tokens, words, none })
+        Ok(Window { encoded: self.encoded(&whole), context: start..end, tokens, words, none })
     }
 }

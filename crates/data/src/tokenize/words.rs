@@ -30,7 +30,7 @@ impl TextTokenizer {
         let encoding = self.for_words().encode(words, false).map_err(DataError::encoding)?;
         let (encoding, _) = self.framed(self.cut(encoding))?;
         let words = encoding.get_word_ids().iter().map(|word| word.map(|word| word as usize)).collect();
-        Ok((encoded(&encoding), words))
+        Ok((self.encoded(&encoding), words))
     }
 
     /// Encodes a text with the model's special tokens, and finds its words: the tokenizer's pre-tokenized
@@ -73,7 +73,7 @@ impl TextTokenizer {
         }
         let (encoding, before) = self.framed(encoding)?;
         words.iter_mut().for_each(|word| word.token += before);
-        Ok((encoded(&encoding), words))
+        Ok((self.encoded(&encoding), words))
     }
 
     fn for_words(&self) -> &Tokenizer {
@@ -95,10 +95,6 @@ impl TextTokenizer {
         let before = encoding.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
         Ok((encoding, before))
     }
-}
-
-fn encoded(encoding: &Encoding) -> Encoded {
-    Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() }
 }
 
 /// A byte-level tokenizer that puts a space before every word; `None` if the tokenizer is of another kind, or
