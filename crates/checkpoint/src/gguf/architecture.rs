@@ -180,7 +180,8 @@ impl Architecture {
     /// llama.cpp's names of all architectures.
     pub(crate) fn known() -> String {
         let mut names: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name()).collect();
-        names.dedup();
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
         names.join(", ")
     }
 
