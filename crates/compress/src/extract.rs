@@ -197,8 +197,8 @@ impl<'a> Pair<'a> {
             if self.base.read_f32(before)? != self.tuned.read_f32(name)? {
                 return Err(CompressError::Input(format!(
                     "'{name}' differs from the base's, and an adapter of it has no effect in transformers, which calls the tables of \
-                     the encoder and decoder in its place; extract from a model that was tuned with that table frozen, or use the \
-                     tuned model itself"
+                     the encoder and decoder in its place; extract from a model that was tuned with that table frozen, or use \
+                     the tuned model itself"
                 )));
             }
         }
