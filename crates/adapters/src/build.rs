@@ -12,6 +12,11 @@ use crate::set::{AdapterSet, Slot};
 pub trait BaseWeights<B: Backend> {
     /// The weight of a site, `[d_input, d_output]`, or `None` if it is not available.
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>>;
+
+    /// Why a site takes no adapter, as a clause, if the model refuses it.
+    fn refusal(&self, _site: usize) -> Option<&'static str> {
+        None
+    }
 }
 
 /// A base whose weights are not available.
@@ -28,7 +33,8 @@ impl<B: Backend> AdapterSet<B> {
     /// Newly initialized adapters at the sites that the config's targets select; their update is zero.
     ///
     /// # Errors
-    /// No matching site, a rank or value out of range, a method that needs weights that `base` does not have.
+    /// No matching site, a site that `base` refuses, a rank or value out of range, a method that needs weights that `base` does
+    /// not have.
     pub fn init(
         config: &AdapterConfig,
         sites: &[Site],
@@ -36,6 +42,7 @@ impl<B: Backend> AdapterSet<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let selected = config.targets.select(sites)?;
+        check_refused(base, sites, selected.iter().copied())?;
         config.validate(selected.iter().map(|&i| &sites[i]))?;
         // A misspelt key would go unnoticed.
         let paths = || selected.iter().map(|&i| sites[i].path.as_str());
@@ -59,6 +66,21 @@ impl<B: Backend> AdapterSet<B> {
         slots.sort_by_key(|slot| slot.site);
         Ok(Self::from_parts(adapters, slots, sites.len(), config.dropout))
     }
+}
+
+/// Refuses adapters of sites that the model refuses.
+pub(crate) fn check_refused<B: Backend>(
+    base: &dyn BaseWeights<B>,
+    sites: &[Site],
+    mut adapted: impl Iterator<Item = usize>,
+) -> Result<()> {
+    let refused = adapted.find_map(|site| Some((site, base.refusal(site)?)));
+    refused.map_or(Ok(()), |(site, reason)| {
+        Err(AdapterError::Incompatible(format!(
+            "'{}' takes no adapter: {reason}; adapt other modules, or train it in full (modules_to_save of PEFT)",
+            sites[site].path
+        )))
+    })
 }
 
 /// The sites that each adapter serves.

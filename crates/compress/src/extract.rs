@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{CompressError, Result, at};
 use crate::folder;
-use crate::weights::{LM_HEADS, is_tied, settle_tie, token_table};
+use crate::weights::{LM_HEADS, is_lookup, is_shared_words, is_tied, settle_tie, token_table};
 
 /// The update of one module.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct ExtractedModule {
 pub struct Extracted {
     /// The matrices that differ.
     pub modules: Vec<ExtractedModule>,
-    /// Modules that are saved in full: new heads, changed norms.
+    /// Modules that are saved in full, none inside another: new heads, changed norms, tables that take no factors.
     pub saved_modules: Vec<String>,
     /// Their tensors, and all biases if any of them differs.
     pub saved: Vec<HostTensor<'static>>,
@@ -48,10 +48,11 @@ pub struct Extracted {
 ///
 /// # Errors
 /// Folders of models that are not dense, tensors without a counterpart outside of heads, non-finite values,
-/// models with identical matrices.
+/// models with identical matrices, a changed table of words that the halves of an encoder-decoder share.
 pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
     let pair = Pair::open(base, tuned)?;
     pair.check_whole()?;
+    pair.check_words()?;
     let mut made = Extracted {
         saved_modules: pair.without_counterpart()?,
         modules: Vec::new(),
@@ -67,11 +68,12 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
         };
         pair.compare(before, name, truncation, &mut made)?;
     }
+    made.drop_enclosed();
     if made.modules.is_empty() {
         return Err(CompressError::Input(made.without_matrices()));
     }
     let is_saved = |name: &&str| {
-        made.saved_modules.contains(&module_of(name)) || (made.biases_differ && name.ends_with(".bias"))
+        is_in(&module_of(name), &made.saved_modules) || (made.biases_differ && name.ends_with(".bias"))
     };
     let saved = pair.tuned.names().filter(is_saved).map(|name| {
         let shape = pair.tuned.info(name).map(|info| info.shape.clone()).unwrap_or_default();
@@ -82,6 +84,14 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
 }
 
 impl Extracted {
+    /// Drops whatever is inside a module that is saved in full.
+    fn drop_enclosed(&mut self) {
+        let saved = self.saved_modules.clone();
+        self.saved_modules
+            .retain(|module| !saved.iter().any(|outer| outer != module && encloses(outer, module)));
+        self.modules.retain(|module| !is_in(&module.site.path, &saved));
+    }
+
     /// Why there is nothing to extract.
     fn without_matrices(&self) -> String {
         let mut others: Vec<String> = self.saved_modules.iter().map(|name| format!("'{name}'")).collect();
@@ -99,8 +109,9 @@ impl Extracted {
     }
 }
 
-/// Lookup tables indexed by ids, by substrings of their names in the known architectures.
-const EMBEDDINGS: [&str; 4] = ["embed", "wte", "wpe", "lookup"];
+/// Tables that take no factors in PEFT: DeBERTa's is read without being called, those of OPT, BART and mBART are called with
+/// other inputs than positions.
+const IN_FULL: [&str; 2] = ["rel_embeddings", "embed_positions"];
 /// Names of the tables to which a language model's head may be tied.
 const TOKEN_TABLES: [&str; 4] = ["embed_tokens", "wte", "embed_in", "tok_embeddings"];
 /// Substrings of the names of modules that come after the layers.
@@ -174,6 +185,24 @@ impl<'a> Pair<'a> {
                 self.folders[1].display()
             ))),
         }
+    }
+
+    /// Refuses a changed table of words for whose change an adapter has no place.
+    fn check_words(&self) -> Result<()> {
+        let is_words = |name: &&str| {
+            name.strip_suffix(".weight").is_some_and(|path| is_shared_words(path, &self.config))
+        };
+        for name in self.tuned.names().filter(is_words) {
+            let Some(before) = self.counterpart(name) else { continue };
+            if self.base.read_f32(before)? != self.tuned.read_f32(name)? {
+                return Err(CompressError::Input(format!(
+                    "'{name}' differs from the base's, and an adapter of it has no effect in transformers, which calls the tables of \
+                     the encoder and decoder in its place; extract from a model that was tuned with that table frozen, or use \
+                     the tuned model itself"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn named_alike(&self, name: &str) -> Option<&str> {
@@ -274,7 +303,11 @@ impl<'a> Pair<'a> {
             return Ok(());
         }
         let leaf = path.rsplit('.').next().unwrap_or(path);
-        let embedding = EMBEDDINGS.iter().any(|part| leaf.contains(part));
+        if IN_FULL.contains(&leaf) {
+            note(name, &mut made.saved_modules);
+            return Ok(());
+        }
+        let embedding = is_lookup(path);
         // GPT-2 stores its linear maps as (in, out), but not its embeddings and head.
         let is_conv1d = self.config.get("model_type").and_then(Value::as_str) == Some("gpt2");
         let site = Site {
@@ -336,6 +369,16 @@ fn has_other_head(config: &Map<String, Value>) -> bool {
 fn module_of(name: &str) -> String {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     if module.starts_with("classifier.") { "classifier".into() } else { module.into() }
+}
+
+/// Whether a path is a module or inside it.
+fn encloses(module: &str, path: &str) -> bool {
+    path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Whether a path is one of the modules or inside one.
+fn is_in(path: &str, modules: &[String]) -> bool {
+    modules.iter().any(|module| encloses(module, path))
 }
 
 fn note(name: &str, modules: &mut Vec<String>) {

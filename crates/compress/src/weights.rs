@@ -106,8 +106,8 @@ impl Weight {
 /// Modules that hold a token embedding table.
 const EMBEDDINGS: [&str; 6] =
     ["word_embeddings", "embed_tokens", "wte", "embed_in", "tok_embeddings", "shared"];
-/// Tables and norms by head, which are not linear maps and stay unchanged.
-const TABLES: [&str; 10] = [
+/// Other tables, which stay unchanged.
+const TABLES: [&str; 7] = [
     "position_embeddings",
     "token_type_embeddings",
     "task_type_embeddings",
@@ -115,10 +115,9 @@ const TABLES: [&str; 10] = [
     "wpe",
     "embed_positions",
     "relative_attention_bias",
-    "rotary_emb",
-    "q_norm",
-    "k_norm",
 ];
+/// Matrices that are not linear maps either: angles, norms by head.
+const OTHERS: [&str; 3] = ["rotary_emb", "q_norm", "k_norm"];
 /// First segments of a head's path.
 const HEADS: [&str; 7] =
     ["classifier", "pre_classifier", "lm_head", "score", "embed_out", "qa_outputs", "cls"];
@@ -137,6 +136,20 @@ const SHARED_WORDS: [&str; 4] = ["t5", "mt5", "bart", "mbart"];
 fn is_of_half(path: &str, config: &Map<String, Value>) -> bool {
     let model_type = config.get("model_type").and_then(Value::as_str);
     model_type.is_some_and(|name| SHARED_WORDS.contains(&name)) && path.ends_with("coder.embed_tokens")
+}
+
+/// Whether a table of words is one that transformers' encoder-decoders, and T5's encoders, hold and call under the names of the
+/// halves.
+pub(crate) fn is_shared_words(path: &str, config: &Map<String, Value>) -> bool {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let is_shared = matches!(path, "shared" | "model.shared");
+    (is_shared && model_type.is_some_and(|name| SHARED_WORDS.contains(&name))) || is_of_half(path, config)
+}
+
+/// Whether a module is a table whose rows are looked up by ids.
+pub(crate) fn is_lookup(path: &str) -> bool {
+    let last = path.rsplit('.').next().unwrap_or(path);
+    EMBEDDINGS.contains(&last) || TABLES.contains(&last)
 }
 
 /// Copies of the table of words of an encoder-decoder, which the model does not read.
@@ -188,7 +201,7 @@ fn weight(checkpoint: &Checkpoint, name: &str, is_gpt2: bool) -> Option<Weight> 
     }
     let segments: Vec<&str> = path.split('.').collect();
     let last = segments.last().copied().unwrap_or_default();
-    if TABLES.contains(&last) {
+    if TABLES.contains(&last) || OTHERS.contains(&last) {
         return None;
     }
     let layer = segments.iter().find_map(|s| s.parse().ok());

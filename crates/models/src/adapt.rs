@@ -43,7 +43,8 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
     }
 
     /// Path of a table that transformers' model holds and does not call, and the paths of the modules that it calls in its
-    /// place: an adapter of the table has no effect there.
+    /// place: an adapter of the table has no effect there. Tables that take no factors but may be saved in full are refused by
+    /// [`BaseWeights::refusal`].
     fn uncalled(&self) -> Option<(String, &'static [&'static str])> {
         None
     }
@@ -266,6 +267,25 @@ impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
             (dense, product) => dense.or(product),
         };
         weight.map(Tensor::detach)
+    }
+
+    fn refusal(&self, site: usize) -> Option<&'static str> {
+        refusal(&self.0.borrow().sites().get(site)?.path)
+    }
+}
+
+/// Why the module of a path takes no factors, if transformers uses it in a way that PEFT's factors do not follow.
+fn refusal(path: &str) -> Option<&'static str> {
+    match path.rsplit('.').next()? {
+        // DeBERTa.
+        "rel_embeddings" => {
+            Some("transformers reads its weight without calling it, and PEFT's factors have no effect")
+        }
+        // OPT, BART and mBART: an attention mask or the words' embeddings.
+        "embed_positions" => Some(
+            "transformers gives it other inputs than positions, by which PEFT cannot look up its factors",
+        ),
+        _ => None,
     }
 }
 

@@ -16,7 +16,7 @@ use super::folder::AdapterFolder;
 use super::group_key;
 use super::saved::Saved;
 use super::selection::{Outer, Selection};
-use crate::build::BaseWeights;
+use crate::build::{BaseWeights, check_refused};
 use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, MethodSpec};
 use crate::set::{AdapterSet, Slot};
@@ -31,7 +31,7 @@ impl AdapterFolder {
     ///
     /// # Errors
     /// [`AdapterError::Tensors`] listing keys that are missing, unexpected or of the wrong shape, or sites of
-    /// the config without factors in the file; [`AdapterError::NoWeight`].
+    /// the config without factors in the file; factors of sites that `base` refuses; [`AdapterError::NoWeight`].
     pub fn into_set<B: Backend>(
         self,
         dir: &Path,
@@ -58,6 +58,7 @@ impl AdapterFolder {
         };
         Adapter::read(&mut reader)?;
         let Reader { folder, mut problems, adapters, mut slots, .. } = reader;
+        check_refused(base, sites, slots.iter().map(|slot| slot.site))?;
         let adapted = slots.iter().map(|slot| slot.path.clone()).collect();
         let saved = Saved::new(folder.tensors.into_values().collect(), folder.config.clone(), adapted, sites);
         problems.extend(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use lowrank_spec::names::{expert_of, without_prefix};
+use lowrank_spec::names::{expert_of, path_in_module, without_prefix};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Site};
 
@@ -162,10 +162,13 @@ impl Saved {
     }
 
     /// Whether a tensor of the file is allowed. PEFT selects a module that has a saved one's name anywhere in
-    /// its own.
+    /// its own, as in model files or in transformers 5.
     pub(super) fn allows(&self, name: &str) -> bool {
-        let names = self.config.modules_to_save.iter().flatten();
-        let by_name = names.into_iter().any(|saved| name.contains(saved.as_str()));
+        let module = path_in_module(name);
+        let has = |saved: &String| {
+            name.contains(saved.as_str()) || module.as_ref().is_some_and(|name| name.contains(saved.as_str()))
+        };
+        let by_name = self.config.modules_to_save.iter().flatten().any(has);
         let is_bias = name.ends_with(".bias") && self.config.bias != "none";
         let is_rows = name.ends_with(TOKEN_ROWS) && self.config.trainable_token_indices.is_some();
         by_name || is_bias || is_rows || self.is_table(name) || self.is_base_layer(name)
@@ -217,6 +220,21 @@ mod tests {
         let saved = Saved::new(tensors, PeftConfig::default(), adapted, &sites);
         let names = saved.tensors.iter().map(|tensor| tensor.name.as_str());
         assert_eq!(names.filter(|name| !saved.allows(name)).collect::<Vec<_>>(), unexpected);
+    }
+
+    /// ViT's modules have other names in transformers 5 than in its files.
+    #[rstest]
+    #[case("mlp", "intermediate.dense.weight")]
+    #[case("layers.0.mlp.fc1", "intermediate.dense.bias")]
+    #[case("vit.layers.0.layernorm_before", "layernorm_before.weight")]
+    #[case("layernorm_before", "layernorm_before.weight")]
+    #[case("intermediate", "intermediate.dense.weight")]
+    fn a_saved_module_may_be_named_as_in_transformers(#[case] saved: &str, #[case] name: &str) {
+        let config = PeftConfig { modules_to_save: Some(vec![saved.into()]), ..PeftConfig::default() };
+        let saved = Saved::new(Vec::new(), config, [].into(), &[]);
+        assert!(saved.allows(&format!("vit.encoder.layer.0.{name}")));
+        assert!(!saved.allows("vit.encoder.layer.0.attention.output.dense.weight"));
+        assert!(!saved.allows("vit.encoder.layer.0.layernorm_after.weight"));
     }
 
     #[rstest]
