@@ -228,11 +228,10 @@ impl Groups {
         expect(&zeros, "qzeros", &[Dtype::I32, Dtype::U32], &[n_groups, d_output * bits / 32])?;
         expect(&scales, "scales", &[Dtype::F16, Dtype::BF16, Dtype::F32], &[n_groups, d_output])?;
         if let Some(index) = &index {
-            expect(index, "g_idx", &[Dtype::I32], &[d_input])?;
-            if let Some(group) =
-                read_words(index, files).into_iter().find(|&group| group as usize >= n_groups)
-            {
-                return Err(format!("g_idx names group {}; expected 0 to {}", group as i32, n_groups - 1));
+            expect(index, "g_idx", &[Dtype::I32, Dtype::I64], &[d_input])?;
+            let is_group = |group: i64| usize::try_from(group).is_ok_and(|group| group < n_groups);
+            if let Some(group) = read_integers(index, files).into_iter().find(|&group| !is_group(group)) {
+                return Err(format!("g_idx names group {group}; expected 0 to {}", n_groups - 1));
             }
         }
         let fits = |size: &usize| *size > 0 && d_input.div_ceil(*size) == n_groups;
@@ -249,7 +248,7 @@ impl Groups {
         let &Self { is_awq, bits, d_input, d_output, .. } = self;
         let (words, zeros) = (read_words(&self.values, files), read_words(&self.zeros, files));
         let scales = read_floats(&self.scales, files);
-        let order = self.index.as_ref().map(|index| read_words(index, files));
+        let order = self.index.as_ref().map(|index| read_integers(index, files));
         let mask = (1u32 << bits) - 1;
         // Values of `bits` follow each other through the words of a column, or of a row.
         let at = |words: &[u32], place: usize, stride: usize, offset: usize| {
@@ -443,4 +442,16 @@ fn read_floats(entry: &Entry, files: &[Bytes]) -> Vec<f32> {
 fn read_words(entry: &Entry, files: &[Bytes]) -> Vec<u32> {
     let word = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).unwrap_or_default();
     entry.plain_bytes(files).chunks_exact(4).map(word).collect()
+}
+
+/// Elements of I32 or I64.
+fn read_integers(entry: &Entry, files: &[Bytes]) -> Vec<i64> {
+    let bytes = entry.plain_bytes(files);
+    match entry.info.dtype {
+        Dtype::I64 => {
+            let integer = |bytes: &[u8]| bytes.try_into().map(i64::from_le_bytes).unwrap_or_default();
+            bytes.chunks_exact(8).map(integer).collect()
+        }
+        _ => read_words(entry, files).into_iter().map(|word| i64::from(word as i32)).collect(),
+    }
 }

@@ -65,13 +65,18 @@ fn groups_are_put_together() {
         r#"{"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4}}"#;
     let checkpoint = open(dir.path(), &parts, config).unwrap();
     assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| (i + 1) % 2, 2.0));
+    let order: Vec<u8> = [1i64, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    parts[3] = ("m.g_idx", Dtype::I64, vec![8], order);
+    let checkpoint = open(dir.path(), &parts, config).unwrap();
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| (i + 1) % 2, 2.0));
 }
 
 #[rstest]
 #[case::no_scales(|parts: &mut Vec<Part>| drop(parts.pop()), "'m.scales' is missing")]
 #[case::groups(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[0, 1, 2, 0, 1, 0, 1, 0]))), "g_idx names group 2; expected 0 to 1")]
 #[case::negative(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[-1; 8]))), "g_idx names group -1")]
-#[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 [8]")]
+#[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 or I64 [8]")]
+#[case::long(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I64, vec![8], [1u64 << 32; 8].iter().flat_map(|x| x.to_le_bytes()).collect())), "g_idx names group 4294967296; expected 0 to 1")]
 #[case::zeros(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![1, 1], words(&[0])), "qzeros is I32 [1, 1]; expected I32 or U32 [2, 1]")]
 #[case::uneven(|parts: &mut Vec<Part>| {
     parts[1] = ("m.qzeros", Dtype::I32, vec![3, 1], words(&[0; 3]));
