@@ -297,12 +297,18 @@ impl<'a, 'f> Keys<'a, 'f> {
                         )));
                     }
                 }
+                let usual = 0.1 * factor.max(1.0).ln() + 1.0;
+                // llama.cpp multiplies YaRN's usual factor by the former. Its converter writes the latter, a config's
+                // `attention_factor`; its model saver writes both, the latter always as 1.
+                let attention = match (attention, self.number("rope.scaling.yarn_attn_factor")?) {
+                    (None, Some(attention)) => attention,
+                    (times, _) => times.unwrap_or(1.0) * usual,
+                };
                 Ok(Some(json!({
                     "rope_type": "yarn",
                     "factor": number(factor),
                     "original_max_position_embeddings": original,
-                    // llama.cpp multiplies its own factor by this one.
-                    "attention_factor": attention.unwrap_or(1.0) * (0.1 * factor.max(1.0).ln() + 1.0),
+                    "attention_factor": number(attention),
                 })))
             }
             (kind, factor) => Err(Fault::file(format!(

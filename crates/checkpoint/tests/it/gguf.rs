@@ -256,7 +256,7 @@ fn what_a_model_must_say_is_asked_for() {
     check_error(heads.count("llama.attention.head_count", 3).open(), &["'blk.0.attn_q.weight'", "3 heads"]);
 }
 
-/// Rotary positions are scaled as llama.cpp scales them, whatever else a file says.
+/// Rotary positions are scaled as llama.cpp scales them, and by the `attention_factor` of the config that was converted.
 #[test]
 fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     let folder = tempfile::tempdir().unwrap();
@@ -281,9 +281,17 @@ fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     );
     let yarn = || factor(kind("yarn"), 4.0);
     let usual = 0.1 * 4f64.ln() + 1.0;
-    for (key, times) in [("attn_factor", 0.5), ("yarn_attn_factor", 1.0)] {
-        let scaling = config(number(yarn(), &format!("llama.rope.scaling.{key}"), 0.5)).unwrap();
-        assert!((scaling["attention_factor"].as_f64().unwrap() - times * usual).abs() < 1e-9, "{scaling}");
+    let (own, converter) = ("llama.rope.scaling.attn_factor", "llama.rope.scaling.yarn_attn_factor");
+    for (file, expected) in [
+        (yarn(), usual),
+        (number(yarn(), own, 0.5), 0.5 * usual),
+        (number(yarn(), converter, 0.5), 0.5),
+        // As llama.cpp's model saver writes them, and as we do.
+        (number(number(yarn(), own, 1.0), converter, 1.0), usual),
+        (number(number(yarn(), own, 0.5), converter, (0.5 * usual) as f32), 0.5 * usual),
+    ] {
+        let scaling = config(file).unwrap();
+        assert!((scaling["attention_factor"].as_f64().unwrap() - expected).abs() < 1e-9, "{scaling}");
     }
     let refused: [(File, &str); 5] = [
         (number(yarn(), "llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast = 16"),
