@@ -393,6 +393,33 @@ fn the_implied_scale_of_scores_is_taken() {
     }
 }
 
+/// Without ranks of the pieces nobody knows what is merged first.
+#[test]
+fn a_vocabulary_with_one_score_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let tokenizer = |tokens: &[&str], scores: &[f32], merges: &[&str]| {
+        let scores: Vec<[u8; 4]> = scores.iter().map(|score| score.to_le_bytes()).collect();
+        let mut file = File::new()
+            .text("general.architecture", "llama")
+            .text("tokenizer.ggml.model", "llama")
+            .texts("tokenizer.ggml.tokens", tokens)
+            .numbers("tokenizer.ggml.scores", 6, &scores);
+        if !merges.is_empty() {
+            file = file.texts("tokenizer.ggml.merges", merges);
+        }
+        std::fs::write(&path, file.bytes()).unwrap();
+        read_file(path.join("tokenizer.json")).map_err(|e| e.to_string())
+    };
+    let tokens = ["a", "b", "ab", "ba"];
+    let error = tokenizer(&tokens, &[-1000.0; 4], &[]).unwrap_err();
+    assert!(error.contains("scores are the same for all pieces"), "{error}");
+    assert!(error.contains("convert the original folder again"), "{error}");
+    assert!(tokenizer(&tokens, &[-1000.0; 4], &["a b", "b a"]).is_ok());
+    assert!(tokenizer(&tokens, &[-1.0, -2.0, -3.0, -4.0], &[]).is_ok());
+    assert!(tokenizer(&tokens[..3], &[-1000.0; 3], &[]).is_ok(), "one merge has no rival");
+}
+
 #[test]
 fn two_tensors_for_one_weight_are_refused() {
     let again = model().tensor("blk.00.attn_norm.weight", &[32], 0, &[0; 128]);
