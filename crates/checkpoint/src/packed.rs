@@ -8,7 +8,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use lowrank_spec::names::{PIVOTS, WeightPart};
+use lowrank_spec::{
+    names::{PIVOTS, WeightPart},
+    transpose,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -22,7 +25,7 @@ use crate::{
     source::{Entry, Layout, Table},
 };
 
-/// A weight `[d_output, d_input]` and its parts.
+/// A weight and its parts.
 #[derive(Debug)]
 pub(crate) enum Packed {
     /// `s·(q − z)` for each group of inputs.
@@ -35,6 +38,8 @@ pub(crate) enum Packed {
     Pivots { rest: Entry, mask: Entry },
     /// Blocks of 32 codes in 16 bytes with a power of two for each.
     Mxfp4 { blocks: Entry, scales: Entry },
+    /// The transpose of a weight of this shape.
+    Transposed { weight: Arc<Packed>, shape: [usize; 2] },
 }
 
 /// GPTQ's or AWQ's words.
@@ -122,7 +127,38 @@ pub(crate) fn resolve(path: &Path, files: &[Bytes], table: &mut Table) -> Result
         let fault = |reason: String| Fault::tensor(&name, reason).at(path);
         take_codes(table, &name, files).map_err(fault)?;
     }
+    present_conv1d(path, table);
     experts::split(path, table)
+}
+
+/// Ends of the names of weights that GPT-2's `Conv1D` has as `(in, out)`.
+const CONV1D: [&str; 3] = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"];
+
+/// Presents quantized weights of GPT-2's `Conv1D` as `[d_input, d_output]`, as its other files have them: quantizers make linear
+/// layers of these modules, whose weights are `[d_output, d_input]`.
+fn present_conv1d(path: &Path, table: &mut Table) {
+    let is_conv1d = |name: &str| CONV1D.iter().any(|end| name.ends_with(end));
+    let weights = table.tensors.iter_mut().filter(|(name, _)| is_conv1d(name));
+    let mut packed = weights
+        .filter_map(|(_, entry)| match (&entry.layout, &*entry.info.shape) {
+            (Layout::Packed(weight), &[rows, columns]) => Some((Arc::clone(weight), [rows, columns], entry)),
+            _ => None,
+        })
+        .peekable();
+    let is_gpt2 = || json_beside(path, "config.json").is_some_and(|config| config["model_type"] == "gpt2");
+    if packed.peek().is_none() || !is_gpt2() {
+        return;
+    }
+    for (weight, shape, entry) in packed {
+        entry.info.shape.reverse();
+        entry.layout = Layout::Packed(Arc::new(Packed::Transposed { weight, shape }));
+    }
+}
+
+/// A JSON file in the folder of a checkpoint.
+fn json_beside(checkpoint: &Path, name: &str) -> Option<Value> {
+    let folder = checkpoint.parent().unwrap_or(Path::new(""));
+    serde_json::from_slice(&lowrank_spec::read_file(folder.join(name)).ok()?).ok()
 }
 
 fn insert(
@@ -171,10 +207,7 @@ struct Settings {
 impl Settings {
     /// From the config beside a checkpoint.
     fn read(checkpoint: &Path) -> Result<Self, String> {
-        let folder = checkpoint.parent().unwrap_or(Path::new(""));
-        let json = |name: &str| -> Option<Value> {
-            serde_json::from_slice(&lowrank_spec::read_file(folder.join(name)).ok()?).ok()
-        };
+        let json = |name: &str| json_beside(checkpoint, name);
         let section = json("config.json").and_then(|config| config.get("quantization_config").cloned());
         let Some(section) = section.or_else(|| json("quantize_config.json")) else {
             return Ok(Self::default());
@@ -228,11 +261,10 @@ impl Groups {
         expect(&zeros, "qzeros", &[Dtype::I32, Dtype::U32], &[n_groups, d_output * bits / 32])?;
         expect(&scales, "scales", &[Dtype::F16, Dtype::BF16, Dtype::F32], &[n_groups, d_output])?;
         if let Some(index) = &index {
-            expect(index, "g_idx", &[Dtype::I32], &[d_input])?;
-            if let Some(group) =
-                read_words(index, files).into_iter().find(|&group| group as usize >= n_groups)
-            {
-                return Err(format!("g_idx names group {}; expected 0 to {}", group as i32, n_groups - 1));
+            expect(index, "g_idx", &[Dtype::I32, Dtype::I64], &[d_input])?;
+            let is_group = |group: i64| usize::try_from(group).is_ok_and(|group| group < n_groups);
+            if let Some(group) = read_integers(index, files).into_iter().find(|&group| !is_group(group)) {
+                return Err(format!("g_idx names group {group}; expected 0 to {}", n_groups - 1));
             }
         }
         let fits = |size: &usize| *size > 0 && d_input.div_ceil(*size) == n_groups;
@@ -249,7 +281,7 @@ impl Groups {
         let &Self { is_awq, bits, d_input, d_output, .. } = self;
         let (words, zeros) = (read_words(&self.values, files), read_words(&self.zeros, files));
         let scales = read_floats(&self.scales, files);
-        let order = self.index.as_ref().map(|index| read_words(index, files));
+        let order = self.index.as_ref().map(|index| read_integers(index, files));
         let mask = (1u32 << bits) - 1;
         // Values of `bits` follow each other through the words of a column, or of a row.
         let at = |words: &[u32], place: usize, stride: usize, offset: usize| {
@@ -349,6 +381,12 @@ fn take_codes(table: &mut Table, state: &str, files: &[Bytes]) -> Result<(), Str
         .map_err(|e| format!("malformed JSON: {}", excerpt(&e.to_string())))?;
     let numel = json.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).unwrap_or(usize::MAX);
     let values = take(table, &name)?;
+    if matches!(values.layout, Layout::Packed(_)) {
+        return Err(format!(
+            "'{}' is quantized in another way as well; expected one of them",
+            excerpt(&name)
+        ));
+    }
     let (table_of_codes, scales) = (take(table, &part("quant_map"))?, take(table, &part("absmax"))?);
     // The bytes may be stored under any type (`bnb_4bit_quant_storage`).
     if json.blocksize == 0 || values.info.byte_size() != numel.div_ceil(2) {
@@ -405,6 +443,9 @@ impl Packed {
             Self::Codes(codes) => codes.floats(files),
             Self::Pivots { rest, mask } => with_identity(rest, mask, files),
             Self::Mxfp4 { blocks, scales } => experts::mxfp4_floats(blocks, scales, files),
+            Self::Transposed { weight, shape: [rows, columns] } => {
+                transpose(&weight.floats(files), *rows, *columns)
+            }
             Self::Rows { values, scales } => {
                 let (mut values, scales) = (read_floats(values, files), read_floats(scales, files));
                 let columns = values.len() / scales.len().max(1);
@@ -443,4 +484,16 @@ fn read_floats(entry: &Entry, files: &[Bytes]) -> Vec<f32> {
 fn read_words(entry: &Entry, files: &[Bytes]) -> Vec<u32> {
     let word = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).unwrap_or_default();
     entry.plain_bytes(files).chunks_exact(4).map(word).collect()
+}
+
+/// Elements of I32 or I64.
+fn read_integers(entry: &Entry, files: &[Bytes]) -> Vec<i64> {
+    let bytes = entry.plain_bytes(files);
+    match entry.info.dtype {
+        Dtype::I64 => {
+            let integer = |bytes: &[u8]| bytes.try_into().map(i64::from_le_bytes).unwrap_or_default();
+            bytes.chunks_exact(8).map(integer).collect()
+        }
+        _ => read_words(entry, files).into_iter().map(|word| i64::from(word as i32)).collect(),
+    }
 }

@@ -297,12 +297,18 @@ impl<'a, 'f> Keys<'a, 'f> {
                         )));
                     }
                 }
+                let usual = 0.1 * factor.max(1.0).ln() + 1.0;
+                // llama.cpp multiplies YaRN's usual factor by the former. Its converter writes the latter, a config's
+                // `attention_factor`; its model saver writes both, the latter always as 1.
+                let attention = match (attention, self.number("rope.scaling.yarn_attn_factor")?) {
+                    (None, Some(attention)) => attention,
+                    (times, _) => times.unwrap_or(1.0) * usual,
+                };
                 Ok(Some(json!({
                     "rope_type": "yarn",
                     "factor": number(factor),
                     "original_max_position_embeddings": original,
-                    // llama.cpp multiplies its own factor by this one.
-                    "attention_factor": attention.unwrap_or(1.0) * (0.1 * factor.max(1.0).ln() + 1.0),
+                    "attention_factor": number(attention),
                 })))
             }
             (kind, factor) => Err(Fault::file(format!(
@@ -352,9 +358,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             let key = self.full("attention.causal");
             return Err(Fault::file(format!("{key} = false is not supported; expected a decoder")));
         }
-        if self.number("attention.scale")?.is_some() && self.architecture.name() != "granite" {
-            return Err(Fault::file(format!("{} is not supported", self.full("attention.scale"))));
-        }
+        self.check_scale()?;
         let mut set = |key: &str, value: Json| drop(config.insert(key.into(), value));
         match self.architecture.name() {
             "llama" | "granite" | "smollm3" | "arcee" => {
@@ -407,7 +411,10 @@ impl<'a, 'f> Keys<'a, 'f> {
             "gemma2" => {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("sliding_window", window.unwrap_or(4096).into());
-                set("query_pre_attn_scalar", self.scalar(46)?.into());
+                set("query_pre_attn_scalar", self.scalar()?.into());
+                if let Some(types) = self.layer_types()? {
+                    set("layer_types", types);
+                }
                 // The defaults of llama.cpp.
                 for (key, usual) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
                     set(key, number(self.number(key)?.unwrap_or(usual)));
@@ -416,9 +423,12 @@ impl<'a, 'f> Keys<'a, 'f> {
             "gemma3" => {
                 set("attention_bias", first("attn_q", "bias").into());
                 set("sliding_window", window.map_or(Json::Null, Json::from));
-                let pattern = self.count("attention.sliding_window_pattern").ok().flatten().unwrap_or(6);
-                set("sliding_window_pattern", pattern.into());
-                set("query_pre_attn_scalar", self.scalar(62)?.into());
+                // Without a window llama.cpp does not read the pattern.
+                match self.layer_types()?.filter(|_| window.is_some()) {
+                    Some(types) => set("layer_types", types),
+                    None => set("sliding_window_pattern", 6.into()),
+                }
+                set("query_pre_attn_scalar", self.scalar()?.into());
                 if let Some(cap) = self.number("final_logit_softcapping")? {
                     set("final_logit_softcapping", number(cap));
                 }
@@ -428,10 +438,52 @@ impl<'a, 'f> Keys<'a, 'f> {
         Ok(())
     }
 
-    /// The scale of Gemma's attention scores: the width of a head, or, in the model with this number of layers, the hidden width
-    /// divided by the number of heads.
-    fn scalar(&self, of_largest: u64) -> Result<u64, Fault> {
-        if self.required_count("block_count")? == of_largest {
+    /// The kind of each layer, if the file has a pattern: a flag for each layer with a window, or the period of layers without.
+    fn layer_types(&self) -> Result<Option<Json>, Fault> {
+        const KEY: &str = "attention.sliding_window_pattern";
+        let layers = self.required_count("block_count")?;
+        let slides: Vec<bool> = match self.get(KEY) {
+            None => return Ok(None),
+            Some(Value::Array(list)) => {
+                let flag = |value: Value<'_>| value.as_bool().or_else(|| value.as_count().map(|n| n != 0));
+                let flags: Option<Vec<bool>> = list.values().map(flag).collect();
+                let flags = flags.filter(|flags| flags.len() as u64 == layers);
+                flags.ok_or_else(|| {
+                    self.wrong(KEY, &format!("a list of {layers} flags, one for each layer"))
+                })?
+            }
+            // A period of 0 stands for windows in all layers.
+            Some(_) => match self.required_count(KEY)? {
+                0 => vec![true; layers as usize],
+                period => (1..=layers).map(|layer| !layer.is_multiple_of(period)).collect(),
+            },
+        };
+        let name = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
+        Ok(Some(slides.into_iter().map(name).collect()))
+    }
+
+    /// Refuses a scale of the attention scores other than the one that the config implies. Granite's config has a key for it.
+    fn check_scale(&self) -> Result<(), Fault> {
+        // 0 stands for none.
+        let scale = self.number("attention.scale")?.filter(|scale| *scale != 0.0);
+        let Some(scale) = scale.filter(|_| self.architecture.name() != "granite") else { return Ok(()) };
+        let implied = (self.scalar()? as f64).powf(-0.5);
+        if (scale - implied).abs() > 1e-6 * implied {
+            let (key, scale) = (self.full("attention.scale"), shortest(scale));
+            return Err(Fault::file(format!("{key} = {scale} is not supported; expected {implied}")));
+        }
+        Ok(())
+    }
+
+    /// The number whose inverse root scales the attention scores: the width of a head, or, in the largest Gemma 2 and 3, which
+    /// llama.cpp recognizes by their number of layers, the hidden width divided by the number of heads.
+    fn scalar(&self) -> Result<u64, Fault> {
+        let of_largest = match self.architecture.name() {
+            "gemma2" => Some(46),
+            "gemma3" => Some(62),
+            _ => None,
+        };
+        if of_largest == Some(self.required_count("block_count")?) {
             let heads = self.required_count("attention.head_count")?;
             return Ok(self.required_count("embedding_length")? / heads.max(1));
         }

@@ -301,7 +301,18 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         let pieces = self.tokens.iter().zip(&self.types).zip(&scores);
         let pieces =
             pieces.filter(|((_, kind), _)| is_piece(**kind)).map(|((&token, _), &score)| (token, score));
-        Ok(merges_by_score(pieces, ids))
+        let merges = merges_by_score(pieces, ids);
+        let of_normal = |(kind, score)| (kind == &TokenType::Normal).then_some(score);
+        let mut scores = self.types.iter().zip(&scores).filter_map(of_normal);
+        let first = scores.next();
+        // llama.cpp's converter writes such scores for a folder without a SentencePiece model.
+        if merges.len() > 1 && scores.all(|score| Some(score) == first) {
+            return Err(Fault::file(
+                "tokenizer.ggml.scores are the same for all pieces, and there are no tokenizer.ggml.merges to order them; \
+                 convert the original folder again, with `lowrank convert --to gguf` or with its tokenizer.model",
+            ));
+        }
+        Ok(merges)
     }
 
     /// BERT's WordPiece: pieces that begin a word carry a mark here, and those inside one there.

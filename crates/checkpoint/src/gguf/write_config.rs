@@ -294,10 +294,11 @@ impl Keys<'_> {
                 if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {
                     return Err("rope scaling 'yarn' with mscale cannot be written".into());
                 }
-                // llama.cpp multiplies this value by YaRN's usual factor.
+                // llama.cpp multiplies YaRN's usual factor by the former; its converter writes the latter.
                 if let Some(attention) = self.in_rope("attention_factor")? {
                     let usual = 0.1 * factor.max(1.0).ln() + 1.0;
                     put("rope.scaling.attn_factor", Meta::F32((attention / usual) as f32));
+                    put("rope.scaling.yarn_attn_factor", Meta::F32(attention as f32));
                 }
             }
             "llama3" => {

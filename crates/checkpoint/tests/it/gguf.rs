@@ -3,6 +3,7 @@
 use lowrank_checkpoint::gguf::{ModelParts, is_gguf, write_model};
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, has_file, read_file, write_safetensors};
 use lowrank_spec::BlockFormat;
+use rstest::rstest;
 
 use crate::check_error;
 
@@ -256,7 +257,7 @@ fn what_a_model_must_say_is_asked_for() {
     check_error(heads.count("llama.attention.head_count", 3).open(), &["'blk.0.attn_q.weight'", "3 heads"]);
 }
 
-/// Rotary positions are scaled as llama.cpp scales them, whatever else a file says.
+/// Rotary positions are scaled as llama.cpp scales them, and by the `attention_factor` of the config that was converted.
 #[test]
 fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     let folder = tempfile::tempdir().unwrap();
@@ -281,9 +282,17 @@ fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
     );
     let yarn = || factor(kind("yarn"), 4.0);
     let usual = 0.1 * 4f64.ln() + 1.0;
-    for (key, times) in [("attn_factor", 0.5), ("yarn_attn_factor", 1.0)] {
-        let scaling = config(number(yarn(), &format!("llama.rope.scaling.{key}"), 0.5)).unwrap();
-        assert!((scaling["attention_factor"].as_f64().unwrap() - times * usual).abs() < 1e-9, "{scaling}");
+    let (own, converter) = ("llama.rope.scaling.attn_factor", "llama.rope.scaling.yarn_attn_factor");
+    for (file, expected) in [
+        (yarn(), usual),
+        (number(yarn(), own, 0.5), 0.5 * usual),
+        (number(yarn(), converter, 0.5), 0.5),
+        // As llama.cpp's model saver writes them, and as we do.
+        (number(number(yarn(), own, 1.0), converter, 1.0), usual),
+        (number(number(yarn(), own, 0.5), converter, (0.5 * usual) as f32), 0.5 * usual),
+    ] {
+        let scaling = config(file).unwrap();
+        assert!((scaling["attention_factor"].as_f64().unwrap() - expected).abs() < 1e-9, "{scaling}");
     }
     let refused: [(File, &str); 5] = [
         (number(yarn(), "llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast = 16"),
@@ -296,6 +305,119 @@ fn rope_metadata_mean_what_they_mean_to_llama_cpp() {
         let error = config(file).unwrap_err();
         assert!(error.contains(reason), "{error}");
     }
+}
+
+fn config_of(file: &File) -> Result<serde_json::Value, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let config = read_file(path.join("config.json")).map_err(|e| e.to_string())?;
+    Ok(serde_json::from_slice(&config).unwrap())
+}
+
+/// A Gemma 2 or 3 of width 32 in two heads with this number of layers.
+fn gemma(name: &str, layers: u32) -> File {
+    let zeros = |n: usize| floats(vec![0.0; n]);
+    let mut file = File::new()
+        .text("general.architecture", name)
+        .count(&format!("{name}.block_count"), layers)
+        .count(&format!("{name}.context_length"), 64)
+        .count(&format!("{name}.embedding_length"), 32)
+        .count(&format!("{name}.attention.head_count"), 2)
+        .count(&format!("{name}.attention.head_count_kv"), 2)
+        .count(&format!("{name}.attention.key_length"), 8)
+        .raw(&format!("{name}.attention.layer_norm_rms_epsilon"), 6, &1e-6f32.to_le_bytes())
+        .tensor("token_embd.weight", &[32, 4], 0, &zeros(128))
+        .tensor("output_norm.weight", &[32], 0, &zeros(32));
+    for layer in 0..layers {
+        for stem in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
+            file = file.tensor(&format!("blk.{layer}.{stem}.weight"), &[32, 32], 0, &zeros(1024));
+        }
+        for stem in ["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"] {
+            file = file.tensor(&format!("blk.{layer}.{stem}.weight"), &[32], 0, &zeros(32));
+        }
+        for stem in ["attn_q_norm", "attn_k_norm"].into_iter().filter(|_| name == "gemma3") {
+            file = file.tensor(&format!("blk.{layer}.{stem}.weight"), &[16], 0, &zeros(16));
+        }
+    }
+    file
+}
+
+#[rstest]
+#[case("gemma2")]
+#[case("gemma3")]
+fn windows_follow_the_pattern(#[case] name: &str) {
+    let key = format!("{name}.attention.sliding_window_pattern");
+    let file = || gemma(name, 4).count(&format!("{name}.attention.sliding_window"), 8);
+    let types = |file: &File| {
+        let config = config_of(file).unwrap();
+        let types = config["layer_types"].as_array()?.clone();
+        Some(types.iter().map(|kind| kind == "sliding_attention").collect::<Vec<_>>())
+    };
+    let list = [true, false, false, true];
+    let flags = [&7u32.to_le_bytes()[..], &4u64.to_le_bytes(), &list.map(u8::from)].concat();
+    assert_eq!(types(&file().raw(&key, 9, &flags)).unwrap(), list);
+    let numbers = list.map(|flag| u32::from(flag).to_le_bytes());
+    assert_eq!(types(&file().numbers(&key, 4, &numbers)).unwrap(), list);
+    assert_eq!(types(&file().count(&key, 3)).unwrap(), [true, true, false, true]);
+    assert_eq!(types(&file().count(&key, 1)).unwrap(), [false; 4]);
+    assert_eq!(types(&file().count(&key, 0)).unwrap(), [true; 4]);
+    assert_eq!(types(&file()), None);
+    if name == "gemma3" {
+        assert_eq!(types(&gemma(name, 4).count(&key, 0)), None, "there is no window");
+    }
+    for wrong in [file().numbers(&key, 4, &numbers[..3]), file().numbers(&key, 6, &numbers)] {
+        let error = config_of(&wrong).unwrap_err();
+        assert!(error.contains(&format!("{key} is not a list of 4 flags, one for each layer")), "{error}");
+    }
+    let error = config_of(&file().text(&key, "6")).unwrap_err();
+    assert!(error.contains(&format!("{key} is not a count")), "{error}");
+}
+
+/// llama.cpp's model saver writes the scale that it computes with, or 0 where it takes the usual one.
+#[test]
+fn the_implied_scale_of_scores_is_taken() {
+    let of = |file: File, name: &str, scale: f32| {
+        config_of(&file.raw(&format!("{name}.attention.scale"), 6, &scale.to_le_bytes()))
+    };
+    for (file, name, implied) in [
+        (whole_model as fn() -> File, "llama", 0.25f32),
+        (|| gemma("gemma2", 46), "gemma2", 0.25),
+        (|| gemma("gemma3", 2), "gemma3", 0.353_553_4),
+    ] {
+        for scale in [0.0, implied] {
+            assert_eq!(of(file(), name, scale), config_of(&file()));
+        }
+        let error = of(file(), name, 0.3).unwrap_err();
+        assert!(error.contains("attention.scale = 0.3 is not supported; expected 0."), "{error}");
+    }
+}
+
+/// Without ranks of the pieces nobody knows what is merged first.
+#[test]
+fn a_vocabulary_with_one_score_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let tokenizer = |tokens: &[&str], scores: &[f32], merges: &[&str]| {
+        let scores: Vec<[u8; 4]> = scores.iter().map(|score| score.to_le_bytes()).collect();
+        let mut file = File::new()
+            .text("general.architecture", "llama")
+            .text("tokenizer.ggml.model", "llama")
+            .texts("tokenizer.ggml.tokens", tokens)
+            .numbers("tokenizer.ggml.scores", 6, &scores);
+        if !merges.is_empty() {
+            file = file.texts("tokenizer.ggml.merges", merges);
+        }
+        std::fs::write(&path, file.bytes()).unwrap();
+        read_file(path.join("tokenizer.json")).map_err(|e| e.to_string())
+    };
+    let tokens = ["a", "b", "ab", "ba"];
+    let error = tokenizer(&tokens, &[-1000.0; 4], &[]).unwrap_err();
+    assert!(error.contains("scores are the same for all pieces"), "{error}");
+    assert!(error.contains("convert the original folder again"), "{error}");
+    assert!(tokenizer(&tokens, &[-1000.0; 4], &["a b", "b a"]).is_ok());
+    assert!(tokenizer(&tokens, &[-1.0, -2.0, -3.0, -4.0], &[]).is_ok());
+    assert!(tokenizer(&tokens[..3], &[-1000.0; 3], &[]).is_ok(), "one merge has no rival");
 }
 
 #[test]

@@ -65,13 +65,18 @@ fn groups_are_put_together() {
         r#"{"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4}}"#;
     let checkpoint = open(dir.path(), &parts, config).unwrap();
     assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| (i + 1) % 2, 2.0));
+    let order: Vec<u8> = [1i64, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    parts[3] = ("m.g_idx", Dtype::I64, vec![8], order);
+    let checkpoint = open(dir.path(), &parts, config).unwrap();
+    assert_eq!(checkpoint.read_f32("m.weight").unwrap(), expected(|i| (i + 1) % 2, 2.0));
 }
 
 #[rstest]
 #[case::no_scales(|parts: &mut Vec<Part>| drop(parts.pop()), "'m.scales' is missing")]
 #[case::groups(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[0, 1, 2, 0, 1, 0, 1, 0]))), "g_idx names group 2; expected 0 to 1")]
 #[case::negative(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![8], words(&[-1; 8]))), "g_idx names group -1")]
-#[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 [8]")]
+#[case::order(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I32, vec![7], words(&[0; 7]))), "g_idx is I32 [7]; expected I32 or I64 [8]")]
+#[case::long(|parts: &mut Vec<Part>| parts.push(("m.g_idx", Dtype::I64, vec![8], [1u64 << 32; 8].iter().flat_map(|x| x.to_le_bytes()).collect())), "g_idx names group 4294967296; expected 0 to 1")]
 #[case::zeros(|parts: &mut Vec<Part>| parts[1] = ("m.qzeros", Dtype::I32, vec![1, 1], words(&[0])), "qzeros is I32 [1, 1]; expected I32 or U32 [2, 1]")]
 #[case::uneven(|parts: &mut Vec<Part>| {
     parts[1] = ("m.qzeros", Dtype::I32, vec![3, 1], words(&[0; 3]));
@@ -122,6 +127,54 @@ fn codes_are_looked_up() {
     (parts[0].1, parts[0].2) = (Dtype::BF16, vec![1, 1]);
     let checkpoint = open(dir.path(), &parts, "{}").unwrap();
     assert_eq!(checkpoint.read_f32("m.weight").unwrap(), [0.0, 2.0, 3.0, 0.0]);
+}
+
+#[test]
+fn a_weight_is_quantized_in_one_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts = nf4(r#"{"blocksize": 256, "shape": [16, 32]}"#);
+    parts.remove(0);
+    parts.extend(gptq());
+    check_error(open(dir.path(), &parts, "{}"), &[STATE, "'m.weight' is quantized in another way as well"]);
+}
+
+/// Quantizers make linear layers of GPT-2's `Conv1D`, and its other files have them as `(in, out)`.
+#[rstest]
+#[case::gpt2("gpt2", "h.0.mlp.c_fc", true)]
+#[case::head("gpt2", "score", false)]
+#[case::other("gpt_bigcode", "h.0.mlp.c_fc", false)]
+fn conv1d_is_presented_as_in_out(#[case] model_type: &str, #[case] module: &str, #[case] turns: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(r#"{{"model_type": "{model_type}"}}"#);
+    let rows: Vec<Part> = vec![
+        ("m.weight", Dtype::I8, vec![2, 3], vec![127, 0, 127, 0, 127, 127]),
+        ("m.SCB", Dtype::F32, vec![2], floats(&[1.0, 2.0])),
+    ];
+    let codes = nf4(r#"{"blocksize": 2, "shape": [1, 4]}"#);
+    let all = [
+        (rows, [2, 3], vec![1.0, 0.0, 1.0, 0.0, 2.0, 2.0]),
+        (codes, [1, 4], vec![0.0, 2.0, 3.0, 0.0]),
+        (gptq(), [8, 8], expected(|i| i / 4, 3.0)),
+    ];
+    for (parts, [outputs, inputs], expected) in all {
+        let named: Vec<Part> = parts
+            .into_iter()
+            .map(|(name, dtype, shape, bytes)| {
+                let name: &'static str = name.replacen('m', module, 1).leak();
+                (name, dtype, shape, bytes)
+            })
+            .collect();
+        let checkpoint = open(dir.path(), &named, &config).unwrap();
+        let name = format!("{module}.weight");
+        let shape = if turns { [inputs, outputs] } else { [outputs, inputs] };
+        assert_eq!(checkpoint.info(&name).unwrap().shape, shape);
+        let read = |is_turned: bool| match is_turned {
+            true => checkpoint.read_f32_transposed(&name).unwrap(),
+            false => checkpoint.read_f32(&name).unwrap(),
+        };
+        assert_eq!(read(turns), expected);
+        assert_eq!(read(!turns), lowrank_spec::transpose(&expected, outputs, inputs));
+    }
 }
 
 #[rstest]
