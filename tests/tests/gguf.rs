@@ -119,6 +119,29 @@ fn gemma_goes_there_and_back(#[case] name: &str, #[case] changes: Value) {
     }
 }
 
+/// A length outside of the rotary parameters takes precedence, as in transformers.
+#[test]
+fn the_original_length_goes_there_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    let weights = Checkpoint::open(fixture("llama")).unwrap();
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
+    for outer in [json!(48), json!(1), json!(null)] {
+        let mut config = config(&fixture("llama"));
+        config.remove("rope_parameters");
+        config.insert("rope_scaling".into(), yarn.clone());
+        config.insert("original_max_position_embeddings".into(), outer.clone());
+        let kind = FloatType::F32.into();
+        write_model(
+            &out,
+            &ModelParts { name: "llama", config: &config, weights: &weights, tokenizer: None, kind },
+        )
+        .unwrap();
+        let back = ModelFolder::open(&out).unwrap().decoder_config().unwrap();
+        assert_eq!(back.ropes, DecoderConfig::parse(config).unwrap().ropes, "{outer}");
+    }
+}
+
 #[test]
 fn every_type_is_written_and_read() {
     let folder = tempfile::tempdir().unwrap();

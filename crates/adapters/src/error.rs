@@ -71,7 +71,9 @@ pub enum AdapterError {
         reason: String,
     },
     /// A method that needs the base's weight, at a site whose weight is not available.
-    #[error("{site}: {method} starts from the base's weight; give the base model, with this weight as a matrix and not as a tensor train")]
+    #[error(
+        "{site}: {method} starts from the base's weight; give the base model, with this weight as a matrix and not as a tensor train"
+    )]
     NoWeight {
         /// The site.
         site: String,

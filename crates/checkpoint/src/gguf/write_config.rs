@@ -256,9 +256,12 @@ impl Keys<'_> {
             value.ok_or_else(|| format!("rope scaling '{kind}': {key} is missing"))
         };
         let original = || -> Result<f64> {
-            match self.in_rope("original_max_position_embeddings")? {
+            // The one outside takes precedence, which Phi-3's config has by default.
+            let default = (architecture.family == Family::Phi3).then_some(4096.0);
+            let outer = self.number("original_max_position_embeddings")?.or(default);
+            match outer.filter(|length| *length > 1.0) {
                 Some(original) => Ok(original),
-                None => Ok(self.number("original_max_position_embeddings")?.unwrap_or(length as f64)),
+                None => Ok(self.in_rope("original_max_position_embeddings")?.unwrap_or(length as f64)),
             }
         };
         let check_divisors = || match architecture.family {
