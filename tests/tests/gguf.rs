@@ -140,6 +140,23 @@ fn the_original_length_goes_there_and_back() {
         let back = ModelFolder::open(&out).unwrap().decoder_config().unwrap();
         assert_eq!(back.ropes, DecoderConfig::parse(config).unwrap().ropes, "{outer}");
     }
+    // A null is not the default: StableLM's heads are rotated whole.
+    let weights = Checkpoint::open(fixture("stablelm")).unwrap();
+    let mut config = config(&fixture("stablelm"));
+    config.remove("rope_parameters");
+    config.insert("partial_rotary_factor".into(), json!(null));
+    let kind = FloatType::F32.into();
+    write_model(
+        &out,
+        &ModelParts { name: "stablelm", config: &config, weights: &weights, tokenizer: None, kind },
+    )
+    .unwrap();
+    let back = ModelFolder::open(&out).unwrap().decoder_config().unwrap();
+    let rotated =
+        |config: &DecoderConfig| config.ropes.iter().map(|rope| rope.rotary_dim).collect::<Vec<_>>();
+    let expected = DecoderConfig::parse(config).unwrap();
+    assert_eq!(expected.ropes[0].rotary_dim, expected.head_dim);
+    assert_eq!(rotated(&back), rotated(&expected));
 }
 
 #[test]
@@ -272,6 +289,12 @@ fn what_llama_cpp_cannot_run_is_refused_by_name() {
             "rope_scaling",
             json!({"rope_type": "yarn", "factor": 2.0, "truncate": false}),
             "truncate = false is not supported",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2.0, "truncate": null}),
+            "truncate = null is not supported",
         ),
     ] {
         let error = refusal(name, &set(key, value));

@@ -216,6 +216,14 @@ fn an_encoder_decoder_model_is_inspected_merged_and_compressed() {
     let object = json_of(&["inspect", s(&model), "--method", "lora", "--rank", "2"]);
     // Queries and values of two encoder layers and of two attentions in two decoder layers, each 24 wide.
     assert_eq!(object["adapter_parameters"], 12 * 2 * 48);
+    assert_eq!(object["trained_in_full"], 0);
+    // An untied head is trained by its own method alone.
+    let trained = |method: &str| {
+        let object = json_of(&["inspect", s(&fixture("llama")), "--method", method]);
+        (object["adapter_parameters"].as_u64().unwrap(), object["trained_in_full"].as_u64().unwrap())
+    };
+    assert!(matches!(trained("lora"), (1.., 0)));
+    assert!(matches!(trained("head"), (0, 1..)));
     let prompt = ["--prompt", "The cat sat on the red mat.", "--max-new-tokens", "8"];
     let ids = |args: &[&str]| json_of(&[&["generate"], args, &prompt].concat())["ids"].clone();
     let adapted = ids(&["--model", s(&model), "--adapter", s(&adapter)]);

@@ -48,8 +48,8 @@ pub struct Answers {
     /// generation prompt to the end of the turn, end-of-turn token included.
     pub spans: Vec<Range<usize>>,
     /// The index of the message that each span belongs to, ascending. A `{% generation %}` block gives a span, so that a
-    /// message may have several or none.
-    pub messages: Vec<usize>,
+    /// message may have several or none; `None` if it is not known which blocks belong to which.
+    pub messages: Option<Vec<usize>>,
 }
 
 /// A chat template, compiled.
@@ -162,11 +162,11 @@ impl ChatTemplate {
         let options = RenderOptions { add_generation_prompt: false, ..options.clone() };
         let (text, blocks) = self.marked(messages, &options)?;
         if self.has_generation {
-            let messages = spans::messages_of(self, messages, &options, &text, &blocks)?;
+            let messages = spans::messages_of(self, messages, &options, &text, &blocks);
             return Ok(Answers { text, spans: blocks, messages });
         }
         let (messages, spans) = spans::of_answers(self, messages, &options, &text)?.into_iter().unzip();
-        Ok(Answers { text, spans, messages })
+        Ok(Answers { text, spans, messages: Some(messages) })
     }
 
     /// The text that the template writes after an answer: the end of the turn.

@@ -225,6 +225,28 @@ fn generation_blocks_belong_to_messages() {
     learnt(&both, Some(&rewritten), LossOn::Completion, "hi yes <|im_end|> 1+1?⟦bad⟧.⟦no⟧<|im_end|>");
 }
 
+/// Blocks of earlier turns that end differently from the last one, as in gpt-oss's template.
+#[test]
+fn generation_blocks_may_end_differently_in_the_last_turn() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+                  {{ ' <|im_end|>' if loop.last else ' . .' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %} {% endfor %}";
+    let row = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "no"}]}"#;
+    learnt(row, Some(source), LossOn::Completion, "hi yes . . 1+1?⟦no <|im_end|>⟧");
+    learnt(row, Some(source), LossOn::Assistant, "hi⟦yes . .⟧1+1?⟦no <|im_end|>⟧");
+}
+
+/// Conversations that a template refuses are not needed where each answer has a block.
+#[test]
+fn generation_blocks_are_told_apart_where_the_template_refuses_parts() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking and m.content %}\
+                  {{ raise_exception('both') }}{% endif %}{% generation %}\
+                  {{ m.thinking if m.thinking and loop.last else m.content or 'good' }} <|im_end|>{% endgeneration %}\
+                  {% else %}{{ m.content }}{% endif %} {% endfor %}";
+    let row = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "thinking": "bad", "tool_calls": [1]}, {"role": "tool", "content": "yes"}, {"role": "assistant", "content": "no"}]}"#;
+    learnt(row, Some(source), LossOn::Completion, "hi good <|im_end|> yes⟦no <|im_end|>⟧");
+    learnt(row, Some(source), LossOn::Assistant, "hi⟦good <|im_end|>⟧yes⟦no <|im_end|>⟧");
+}
+
 /// A template that writes the last answer otherwise than earlier ones, as reasoning models' do.
 #[test]
 fn answers_are_found_where_earlier_turns_are_rewritten() {
@@ -402,6 +424,21 @@ fn whole_conversations_of_a_preference_repeat_their_prompt() {
     for beside in ["", &format!(r#""messages": [{user}, {yes}], "#), &format!(r#""prompt": [{user}], "#)] {
         let row = format!("{{{beside}{whole}}}");
         assert_eq!(sides(&row, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"], "{row}");
+    }
+    // A string is a request, and a system message need not be repeated.
+    let string = format!(r#"{{"prompt": "hi", {whole}}}"#);
+    assert_eq!(sides(&string, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
+    let system = r#"{"role": "system", "content": "good"}"#;
+    let with_system = whole.replace(user, &format!("{system}, {user}"));
+    for row in [
+        format!(r#"{{"prompt": [{system}, {user}], {whole}}}"#),
+        format!(r#"{{"prompt": [{user}], {with_system}}}"#),
+        format!(r#"{{"prompt": [{system}, {user}], {with_system}}}"#),
+        format!(r#"{{"system": "good", "prompt": [{user}], {with_system}}}"#),
+    ] {
+        let expected = sides(&format!("{{{with_system}}}"), SHORT);
+        assert!(expected[0].contains("good") && expected[0].matches("hi").count() == 1, "{expected:?}");
+        assert_eq!(sides(&row, SHORT), expected, "{row}");
     }
 }
 

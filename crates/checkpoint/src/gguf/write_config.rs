@@ -100,7 +100,9 @@ pub(crate) fn describe(
         };
         let part = match keys.in_rope("partial_rotary_factor")? {
             Some(part) => part,
-            None => keys.number(part_key)?.unwrap_or(default),
+            // A null is not the default: whole heads are rotated.
+            None if keys.is_given(part_key) => keys.number(part_key)?.unwrap_or(1.0),
+            None => default,
         };
         if architecture.name() == "llama" && part != 1.0 {
             return Err(format!("partial_rotary_factor = {part} is not supported by llama.cpp's llama"));
@@ -147,6 +149,12 @@ impl Keys<'_> {
     fn number(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_f64().map(Some).ok_or_else(|| format!("{key} = {value}; expected a number"))
+    }
+
+    /// Whether a key is there, even if null, or the same among the rotary parameters.
+    fn is_given(&self, key: &str) -> bool {
+        self.config.contains_key(key)
+            || self.rope().is_some_and(|rope| rope.contains_key("partial_rotary_factor"))
     }
 
     fn flag(&self, key: &str) -> bool {
@@ -289,10 +297,12 @@ impl Keys<'_> {
                         ));
                     }
                 }
-                if rope.get("truncate").and_then(Json::as_bool) == Some(false) {
-                    return Err(
-                        "rope scaling 'yarn' with truncate = false is not supported by llama.cpp".into()
-                    );
+                // To transformers a null is false.
+                if let Some(truncate) = rope.get("truncate").filter(|truncate| **truncate != Json::Bool(true))
+                {
+                    return Err(format!(
+                        "rope scaling 'yarn' with truncate = {truncate} is not supported by llama.cpp"
+                    ));
                 }
                 if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {
                     return Err("rope scaling 'yarn' with mscale cannot be written".into());

@@ -291,7 +291,12 @@ pub(super) fn stored_dtype(checkpoint: &Checkpoint) -> FloatType {
         let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
         infos.filter(|info| info.dtype == dtype).map(|info| info.numel()).sum()
     };
-    let types = [(Dtype::F32, FloatType::F32), (Dtype::F16, FloatType::F16), (Dtype::BF16, FloatType::BF16)];
+    let types = [
+        (Dtype::F64, FloatType::F32),
+        (Dtype::F32, FloatType::F32),
+        (Dtype::F16, FloatType::F16),
+        (Dtype::BF16, FloatType::BF16),
+    ];
     let most = types.into_iter().max_by_key(|(dtype, _)| count(*dtype));
     most.filter(|(dtype, _)| count(*dtype) > 0).map_or(FloatType::F32, |(_, float)| float)
 }

@@ -40,32 +40,32 @@ pub(super) fn of_answers(
 }
 
 /// The index of the assistant message that each `{% generation %}` block belongs to: the first whose turn does not end
-/// before the block does.
+/// before the block begins. `None` if turns are not found and there is not one block for each answer.
 pub(super) fn messages_of(
     template: &ChatTemplate,
     messages: &[Message],
     options: &RenderOptions<'_>,
     whole: &str,
     blocks: &[Range<usize>],
-) -> Result<Vec<usize>> {
+) -> Option<Vec<usize>> {
     let all: Vec<usize> = answers(messages).collect();
     let Some((&last, earlier)) = all.split_last().filter(|_| !blocks.is_empty()) else {
-        return Ok(vec![messages.len().saturating_sub(1); blocks.len()]);
+        return Some(vec![messages.len().saturating_sub(1); blocks.len()]);
     };
     let mut ends = Vec::with_capacity(earlier.len());
     for &index in earlier {
         let after = ends.last().map_or(0, |(_, end)| *end);
-        match (Turn { template, messages, options, index, whole }).span(after)? {
+        // A template may refuse the conversations that the search renders.
+        match (Turn { template, messages, options, index, whole }).span(after).ok().flatten() {
+            // The end found may be too early, since the last turn may end differently; it is behind the turn's content.
             Some(span) => ends.push((index, span.end)),
-            // Where turns are not found, one block for each answer is beyond doubt.
-            None if blocks.len() == all.len() => return Ok(all),
-            None => return Err(lost(template, index)),
+            None => return (blocks.len() == all.len()).then_some(all),
         }
     }
     let of = |block: &Range<usize>| {
-        ends.iter().find(|(_, end)| block.end <= *end).map_or(last, |(index, _)| *index)
+        ends.iter().find(|(_, end)| block.start < *end).map_or(last, |(index, _)| *index)
     };
-    Ok(blocks.iter().map(of).collect())
+    Some(blocks.iter().map(of).collect())
 }
 
 /// The indices of the assistant's messages.

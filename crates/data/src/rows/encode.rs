@@ -322,8 +322,18 @@ impl<'a> RowEncoder<'a> {
         let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
         let by_default = loss_on == LossOn::All;
         let mut is_learnt = vec![by_default; ids.len()];
-        for (&index, span) in answers.messages.iter().zip(&answers.spans) {
-            let is_target = index >= first && conversation.messages[index].is_target();
+        let is_target = |index: usize| index >= first && conversation.messages[index].is_target();
+        let are_targets: Vec<bool> = match answers.messages {
+            Some(messages) => messages.into_iter().map(is_target).collect(),
+            None if (0..conversation.messages.len()).all(is_target) => vec![true; answers.spans.len()],
+            None => {
+                return Err(unfit(
+                    "the chat template marks parts of answers, and it cannot be told which belong to which answer; train on all \
+                     with --loss-on assistant, or give one answer in each row",
+                ));
+            }
+        };
+        for (is_target, span) in are_targets.into_iter().zip(&answers.spans) {
             if is_target != by_default {
                 let tokens = self.tokens_in(&ids, &offsets, span, &answers.text);
                 tokens.into_iter().for_each(|token| is_learnt[token] = is_target);

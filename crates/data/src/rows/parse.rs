@@ -113,34 +113,53 @@ fn prompt_key(value: &Value) -> Option<&'static str> {
     ["prompt", "conversations", "messages"].into_iter().find(|key| !value[*key].is_null())
 }
 
-/// Whether `chosen` and `rejected` begin with the first message of the prompt, which they then repeat.
-fn are_whole(value: &Value) -> bool {
-    let first = |key: &str| value[key].get(0).and_then(|value| message(value).ok());
-    let of_prompt = prompt_key(value).and_then(first);
-    of_prompt.is_some() && ["chosen", "rejected"].into_iter().all(|key| first(key) == of_prompt)
+/// The messages under the key of a prompt; a string is a request.
+fn prompt_messages(value: &Value, name: &str) -> Result<Vec<Message>, String> {
+    match &value[name] {
+        Value::String(text) => Ok(vec![Message::new("user", text)]),
+        list => messages(list, name),
+    }
 }
 
-/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one and `key` does not repeat it, followed by
-/// those of `key`.
-fn joined(value: &Value, key: &str, is_whole: bool) -> Result<Conversation, String> {
-    let prompt = match prompt_key(value).filter(|_| !is_whole) {
-        Some(name) if value[name].is_string() => {
-            return Err(format!(
-                "'{name}' is a string and '{key}' is not; give both as strings or as messages"
-            ));
-        }
-        Some(name) => Some(messages(&value[name], name)?),
-        None => None,
-    };
-    let answer = match &value[key] {
+/// The messages of an answer.
+fn answer_messages(value: &Value, key: &str) -> Result<Vec<Message>, String> {
+    match &value[key] {
         // ShareGPT's preferences contain one message.
-        Value::Object(_) => messages(&Value::Array(vec![value[key].clone()]), key)?,
-        other => messages(other, key)?,
-    };
+        Value::Object(_) => messages(&Value::Array(vec![value[key].clone()]), key),
+        other => messages(other, key),
+    }
+}
+
+/// System messages at the beginning, and the rest.
+fn split_system(messages: &[Message]) -> (&[Message], &[Message]) {
+    let is_system = |message: &Message| ["system", "developer"].contains(&message.role());
+    messages.split_at(messages.iter().take_while(|message| is_system(message)).count())
+}
+
+/// Whether `chosen` and `rejected` begin with the first message of the prompt, which they then repeat. System messages need not
+/// be repeated.
+fn are_whole(value: &Value) -> bool {
+    let Some(Ok(prompt)) = prompt_key(value).map(|name| prompt_messages(value, name)) else { return false };
+    let (_, prompt) = split_system(&prompt);
+    let repeats = |answer: Vec<Message>| split_system(&answer).1.first() == prompt.first();
+    !prompt.is_empty()
+        && ["chosen", "rejected"].iter().all(|key| answer_messages(value, key).is_ok_and(repeats))
+}
+
+/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one, followed by those of `key`, which may
+/// repeat it.
+fn joined(value: &Value, key: &str, is_whole: bool) -> Result<Conversation, String> {
+    let mut prompt = prompt_key(value).map(|name| prompt_messages(value, name)).transpose()?;
+    let answer = answer_messages(value, key)?;
     if answer.last().is_none_or(|message| message.role() != ASSISTANT) {
         return Err(format!("'{key}' does not end with an assistant message"));
     }
-    let n_prompt = prompt.as_ref().map(Vec::len);
+    let mut n_prompt = prompt.as_ref().map(Vec::len);
+    if is_whole {
+        let has_system = !split_system(&answer).0.is_empty();
+        prompt = prompt.map(|prompt| split_system(&prompt).0.to_vec()).filter(|_| !has_system);
+        n_prompt = None;
+    }
     conversation(value, prompt.into_iter().flatten().chain(answer).collect(), n_prompt)
 }
 
@@ -150,7 +169,7 @@ fn conversation(
     mut messages: Vec<Message>,
     mut n_prompt: Option<usize>,
 ) -> Result<Conversation, String> {
-    if let Some(system) = system(value) {
+    if let Some(system) = system(value)? {
         let own = messages.first().filter(|message| ["system", "developer"].contains(&message.role()));
         match own.map(Message::content) {
             None => {
@@ -171,7 +190,7 @@ fn instruction(value: &Value) -> Result<Row, String> {
     let input = if value["input"].is_null() { String::new() } else { text(value, "input")? };
     let (instruction, output) = (text(value, "instruction")?, answer(value, "output")?);
     let mut messages = history(&value["history"])?;
-    if messages.is_empty() && system(value).is_none() && variables(value)?.is_empty() {
+    if messages.is_empty() && system(value)?.is_none() && variables(value)?.is_empty() {
         return Ok(Row::Instruction { instruction, input, output });
     }
     messages.extend(instruction_messages(&instruction, &input, &output));
@@ -196,8 +215,12 @@ fn history(value: &Value) -> Result<Vec<Message>, String> {
 }
 
 /// The system message that a row has beside its conversation.
-fn system(value: &Value) -> Option<&str> {
-    value.get("system")?.as_str().filter(|system| !system.trim().is_empty())
+fn system(value: &Value) -> Result<Option<&str>, String> {
+    match &value["system"] {
+        Value::Null => Ok(None),
+        Value::String(system) => Ok(Some(&**system).filter(|system| !system.trim().is_empty())),
+        _ => Err("'system' is not a string".into()),
+    }
 }
 
 /// The variables that a row gives the template.

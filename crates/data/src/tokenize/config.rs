@@ -198,7 +198,8 @@ impl TokenizerConfig {
             let model_type = model.model_type.as_deref().unwrap_or_default();
             let model_type = if config.has_own_code() && named.is_some() { "" } else { model_type };
             config.parts = chosen(named, model_type, || json.has_bytes())?;
-            config.type_ids = is_present.then(|| passes_types(named, config.parts));
+            let is_known = is_present || config.parts.is_some();
+            config.type_ids = is_known.then(|| passes_types(named, config.parts));
         }
         if let Some(names) = &config.model_input_names {
             config.type_ids = Some(names.iter().any(|name| name == "token_type_ids"));

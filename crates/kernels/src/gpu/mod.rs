@@ -161,10 +161,12 @@ where
     }
 
     fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
-        if kind == Gate::Silu && fit([&gate, &up]) && gate.shape() == up.shape() {
-            elementwise::swiglu_forward(gate, up)
-        } else {
-            composed::gated::<Self>(gate, up, kind)
+        match kind {
+            Gate::Silu if fit([&gate, &up]) && gate.shape() == up.shape() => {
+                elementwise::swiglu_forward(gate, up)
+            }
+            Gate::Silu => composed::gated::<Self>(gate, up, kind),
+            Gate::Gelu(kind) => Self::float_mul(Self::gelu_forward(gate, kind), up),
         }
     }
 
@@ -175,10 +177,14 @@ where
         kind: Gate,
     ) -> [FloatTensor<Self>; 2] {
         let are_equal = gate.shape() == up.shape() && gate.shape() == dy.shape();
-        if kind == Gate::Silu && fit([&gate, &up, &dy]) && are_equal {
-            elementwise::swiglu_grads(gate, up, dy)
-        } else {
-            composed::gated_grads::<Self>(gate, up, dy, kind)
+        match kind {
+            Gate::Silu if fit([&gate, &up, &dy]) && are_equal => elementwise::swiglu_grads(gate, up, dy),
+            Gate::Silu => composed::gated_grads::<Self>(gate, up, dy, kind),
+            Gate::Gelu(kind) => {
+                let (activated, slope) = Self::gelu_saving(gate, kind);
+                let d_gate = Self::float_mul(Self::float_mul(dy.clone(), up), slope);
+                [d_gate, Self::float_mul(dy, activated)]
+            }
         }
     }
 

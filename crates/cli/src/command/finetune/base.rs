@@ -63,12 +63,15 @@ impl BaseArgs {
 }
 
 impl BaseArgs {
-    /// Says which of a model's maps `--base-bits` left in floats.
+    /// Says how many of a model's maps `--base-bits` leaves in floats because their rows do not fit.
     pub(super) fn note_floats<M: Parameters<Train> + Adaptable<Train>>(&self, model: &M) {
         let Some(bits) = self.base_bits else { return };
         let blocks: BTreeSet<String> =
             model.blocks_where(|_| true).iter().map(|block| block.module.clone()).collect();
-        let is_float = |site: &&Site| !site.head && !site.embedding && !blocks.contains(&site.path);
+        let fits = |site: &Site| site.d_input.is_multiple_of(BlockFormat::Nf4.block_len());
+        let is_float = |site: &&Site| {
+            site.layer.is_some() && !site.embedding && !fits(site) && !blocks.contains(&site.path)
+        };
         let floats: Vec<&Site> = model.sites().iter().filter(is_float).collect();
         if let Some(first) = floats.first() {
             eprintln!(

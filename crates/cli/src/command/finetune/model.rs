@@ -88,6 +88,7 @@ pub(super) fn build(
             start.dir().display()
         );
     }
+    args.base.note_floats(&model);
     let heads = model.config().n_heads();
     let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, device)?;
     let trainable = match args.method {
