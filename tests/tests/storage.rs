@@ -110,7 +110,7 @@ fn check<B: Kernels>(representation: &Representation, format: BlockFormat, tied:
         (values(logits(&model, &IDS[..1], &none)), values(logits(&plain, &IDS[..1], &none)));
     assert_close(&what, &one, &expect_one, 300.0 * tolerance(&expect_one));
 
-    // The norms of a DoRA's columns are of its factors' values, which are no activations to be rounded.
+    // A DoRA needs the exact product of its factors with the base; only activations may be rounded.
     if representation == &Representation::Dense {
         let set = adapter(&model, Method::DORA);
         let [ours, exact] = [&model, &plain].map(|model| values(logits(model, &IDS, &set)));
