@@ -119,39 +119,33 @@ fn gemma_goes_there_and_back(#[case] name: &str, #[case] changes: Value) {
     }
 }
 
+/// The config that is read from a GGUF file of a fixture with this config.
+fn there_and_back(name: &str, config: &Map<String, Value>) -> DecoderConfig {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    let weights = Checkpoint::open(fixture(name)).unwrap();
+    let kind = FloatType::F32.into();
+    write_model(&out, &ModelParts { name, config, weights: &weights, tokenizer: None, kind }).unwrap();
+    ModelFolder::open(&out).unwrap().decoder_config().unwrap()
+}
+
 /// A length outside of the rotary parameters takes precedence, as in transformers.
 #[test]
 fn the_original_length_goes_there_and_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("model.gguf");
-    let weights = Checkpoint::open(fixture("llama")).unwrap();
     let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
     for outer in [json!(48), json!(1), json!(null)] {
         let mut config = config(&fixture("llama"));
         config.remove("rope_parameters");
         config.insert("rope_scaling".into(), yarn.clone());
         config.insert("original_max_position_embeddings".into(), outer.clone());
-        let kind = FloatType::F32.into();
-        write_model(
-            &out,
-            &ModelParts { name: "llama", config: &config, weights: &weights, tokenizer: None, kind },
-        )
-        .unwrap();
-        let back = ModelFolder::open(&out).unwrap().decoder_config().unwrap();
+        let back = there_and_back("llama", &config);
         assert_eq!(back.ropes, DecoderConfig::parse(config).unwrap().ropes, "{outer}");
     }
     // A null is not the default: StableLM's heads are rotated whole.
-    let weights = Checkpoint::open(fixture("stablelm")).unwrap();
     let mut config = config(&fixture("stablelm"));
     config.remove("rope_parameters");
     config.insert("partial_rotary_factor".into(), json!(null));
-    let kind = FloatType::F32.into();
-    write_model(
-        &out,
-        &ModelParts { name: "stablelm", config: &config, weights: &weights, tokenizer: None, kind },
-    )
-    .unwrap();
-    let back = ModelFolder::open(&out).unwrap().decoder_config().unwrap();
+    let back = there_and_back("stablelm", &config);
     let rotated =
         |config: &DecoderConfig| config.ropes.iter().map(|rope| rope.rotary_dim).collect::<Vec<_>>();
     let expected = DecoderConfig::parse(config).unwrap();

@@ -19,8 +19,8 @@ use lowrank_models::{Adaptable, Classifier, Decoder, DecoderConfig, EncoderConfi
 use lowrank_spec::HostTensor;
 use lowrank_tests::{Tested, fixture};
 use lowrank_train::{
-    Alone, Classification, DevSet, DpoConfig, FineTuner, NextToken, Objective, Preference, Shard, Start,
-    StepReport, TrainConfig, TrainError, Training, TunedDecoder, Watch, train,
+    Alone, Classification, DevSet, DpoConfig, FineTuner, NextToken, Objective, Outcome, Preference, Shard,
+    Start, StepReport, TrainConfig, TrainError, Training, TunedDecoder, Watch, train,
 };
 use rstest::rstest;
 use serde_json::Value;
@@ -95,9 +95,12 @@ impl Watch for Losses {
     }
 }
 
-/// Trains, compares losses and rates, and returns the model.
-#[track_caller]
-fn check<O: Objective<B>>(golden: &Value, config: &TrainConfig, objective: &O, model: O::Model) -> O::Model {
+/// Trains one process from the beginning, without checkpoints.
+fn trained<O: Objective<B>>(
+    config: &TrainConfig,
+    objective: &O,
+    model: O::Model,
+) -> (lowrank_train::Result<(O::Model, Outcome)>, Losses) {
     let mut watch = Losses::default();
     let training = Training {
         config,
@@ -107,7 +110,14 @@ fn check<O: Objective<B>>(golden: &Value, config: &TrainConfig, objective: &O, m
         watch: &mut watch,
         team: &Alone,
     };
-    let (model, outcome) = train(objective, model, training).unwrap();
+    (train(objective, model, training), watch)
+}
+
+/// Trains, compares losses and rates, and returns the model.
+#[track_caller]
+fn check<O: Objective<B>>(golden: &Value, config: &TrainConfig, objective: &O, model: O::Model) -> O::Model {
+    let (result, watch) = trained(config, objective, model);
+    let (model, outcome) = result.unwrap();
     assert_eq!(outcome.steps, config.max_steps);
     close(&watch.losses, &floats(&golden["losses"]), 5e-5);
     close(&watch.rates, &floats(&golden["learning_rates"]), 1e-12);
@@ -212,16 +222,8 @@ fn weights_that_diverge_in_the_last_step_are_refused() {
     let config = TrainConfig { lr: 1e38, max_steps: 1, eval_every: 1, warmup_ratio: 0.0, ..config(&golden) };
     let rows = token_rows(&golden);
     let objective = NextToken::new(rows.clone(), rows, &config, false).unwrap();
-    let mut watch = Losses::default();
-    let training = Training {
-        config: &config,
-        checkpoints: None,
-        start: Start::Fresh,
-        keep_last: false,
-        watch: &mut watch,
-        team: &Alone,
-    };
-    let error = train(&objective, decoder(&golden, None), training).unwrap_err();
+    let (result, watch) = trained(&config, &objective, decoder(&golden, None));
+    let error = result.unwrap_err();
     assert!(matches!(error, TrainError::DevLoss { step: 1, .. }), "{error}");
     assert!(error.to_string().contains("after step 1; use a lower learning rate"), "{error}");
     assert_eq!(watch.losses.len(), 1);
@@ -250,16 +252,8 @@ fn a_decoder_with_dropout_learns_the_same_with_recomputed_layers() {
         model.choose_trained(|_, _| true);
         let objective = NextToken::new(rows.clone(), rows.clone(), &config, recompute).unwrap();
         let model = TunedDecoder::new(model, AdapterSet::empty());
-        let mut watch = Losses::default();
-        let training = Training {
-            config: &config,
-            checkpoints: None,
-            start: Start::Fresh,
-            keep_last: false,
-            watch: &mut watch,
-            team: &Alone,
-        };
-        train(&objective, model, training).unwrap();
+        let (result, watch) = trained(&config, &objective, model);
+        result.unwrap();
         watch.losses
     };
     let (plain, dropped) = (losses(false, false), losses(false, true));

@@ -9,6 +9,7 @@ use std::path::Path;
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_compress::{CompressError, Extracted};
 use lowrank_factor::Truncation;
+use lowrank_factor::matrix::from_row_major;
 use rstest::rstest;
 
 /// A linear map that every model has.
@@ -113,4 +114,92 @@ fn a_module_inside_one_that_is_saved_is_saved_with_it() {
             "vit.layernorm.weight",
         ]
     );
+}
+
+#[test]
+fn a_difference_of_tied_models_reaches_table_and_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, table: Vec<f32>, tied: bool| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let config = format!("{{\"model_type\": \"llama\", \"tie_word_embeddings\": {tied}}}");
+        fs::write(folder.join("config.json"), config).unwrap();
+        let mut tensors = vec![
+            HostTensor::new("model.embed_tokens.weight", [6, 4], table.clone()),
+            HostTensor::new("model.layers.0.mlp.up_proj.weight", [4, 4], vec![1.0; 16]),
+        ];
+        if !tied {
+            tensors.push(HostTensor::new("lm_head.weight", [6, 4], vec![1.0; 24]));
+        }
+        write_safetensors(folder.join("model.safetensors"), tensors, FloatType::F32, &BTreeMap::new())
+            .unwrap();
+        folder
+    };
+    let zero = vec![0.0; 24];
+    let table: Vec<f32> = (0..24).map(|i| (i as f32).sin()).collect();
+    for (tied, modules) in
+        [(true, vec!["lm_head", "model.embed_tokens"]), (false, vec!["model.embed_tokens"])]
+    {
+        let (base, tuned) = (
+            write(&format!("base-{tied}"), zero.clone(), tied),
+            write(&format!("tuned-{tied}"), table.clone(), tied),
+        );
+        let made = lowrank_compress::extract(&base, &tuned, &Truncation::Energy(1.0)).unwrap();
+        let paths: Vec<&str> = made.modules.iter().map(|m| m.site.path.as_str()).collect();
+        assert_eq!(paths, modules);
+        for module in &made.modules {
+            let product = module.factors.reconstruct();
+            assert_eq!(product.shape(), (module.site.d_input, module.site.d_output));
+            let product = if module.site.embedding { product } else { product.transpose().to_owned() };
+            let expected = from_row_major(&table, 6, 4).unwrap();
+            assert!((product - expected).norm_max() < 1e-5, "{}", module.site.path);
+        }
+        let same = lowrank_compress::extract(&base, &base, &Truncation::Energy(1.0)).unwrap_err();
+        assert!(same.to_string().contains("nothing to extract"), "{same}");
+    }
+}
+
+#[test]
+fn an_extracted_adapter_has_the_change_of_a_trained_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, kind: &str, tied: Option<bool>, head: Option<f32>, layers: usize| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let tie = tied.map_or(String::new(), |tied| format!(", \"tie_word_embeddings\": {tied}"));
+        fs::write(folder.join("config.json"), format!("{{\"model_type\": \"{kind}\"{tie}}}")).unwrap();
+        let value = head.unwrap_or(0.5);
+        let mut tensors = vec![HostTensor::new("model.embed_tokens.weight", [6, 4], vec![value / 2.0; 24])];
+        for layer in 0..layers {
+            let name = format!("model.layers.{layer}.mlp.up_proj.weight");
+            tensors.push(HostTensor::new(name, [4, 4], vec![value; 16]));
+        }
+        tensors.extend(head.map(|value| HostTensor::new("lm_head.weight", [6, 4], vec![value; 24])));
+        write_safetensors(folder.join("model.safetensors"), tensors, FloatType::F32, &BTreeMap::new())
+            .unwrap();
+        folder
+    };
+    let extract =
+        |base: &Path, tuned: &Path| lowrank_compress::extract(base, tuned, &Truncation::Energy(1.0));
+    let own = write("own", "llama", Some(true), Some(1.0), 2);
+    let tuned = write("tuned", "llama", Some(true), Some(3.0), 2);
+    let made = extract(&own, &tuned).unwrap();
+    let head = made.modules.iter().find(|m| m.site.path == "lm_head").unwrap();
+    assert!((head.factors.reconstruct()[(0, 0)] - 2.0).abs() < 1e-5, "its own change, not the table's");
+    // A head that became the table again is not a change of the table's.
+    let tied = write("tied", "llama", Some(true), None, 2);
+    let error = extract(&own, &tied).unwrap_err().to_string();
+    assert!(error.contains("is tied to its embedding and that of"), "{error}");
+    // Tied by the default of its architecture.
+    let [base, tuned] = [("cohere-base", 1.0), ("cohere-tuned", 2.0)].map(|(name, scale)| {
+        let folder = write(name, "cohere", None, None, 1);
+        let table = HostTensor::new("model.embed_tokens.weight", [6, 4], vec![scale; 24]);
+        write_safetensors(folder.join("model.safetensors"), vec![table], FloatType::F32, &BTreeMap::new())
+            .unwrap();
+        folder
+    });
+    let paths: Vec<String> =
+        extract(&base, &tuned).unwrap().modules.into_iter().map(|m| m.site.path).collect();
+    assert_eq!(paths, ["lm_head", "model.embed_tokens"]);
+    let error = extract(&own, &write("short", "llama", Some(true), Some(2.0), 1)).unwrap_err().to_string();
+    assert!(error.contains("'model.layers.1.mlp.up_proj.weight' of"), "{error}");
 }

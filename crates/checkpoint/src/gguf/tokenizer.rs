@@ -308,7 +308,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         // llama.cpp's converter writes such scores for a folder without a SentencePiece model.
         if merges.len() > 1 && scores.all(|score| Some(score) == first) {
             return Err(Fault::file(
-                "tokenizer.ggml.scores are the same for all pieces, and there are no tokenizer.ggml.merges to order them; \
+                "tokenizer.ggml.scores are the same for all pieces, and tokenizer.ggml.merges, which would order them, is missing; \
                  convert the original folder again, with `lowrank convert --to gguf` or with its tokenizer.model",
             ));
         }

@@ -364,7 +364,7 @@ fn windows_follow_the_pattern(#[case] name: &str) {
     assert_eq!(types(&file().count(&key, 0)).unwrap(), [true; 4]);
     assert_eq!(types(&file()), None);
     if name == "gemma3" {
-        assert_eq!(types(&gemma(name, 4).count(&key, 0)), None, "there is no window");
+        assert_eq!(types(&gemma(name, 4).count(&key, 0)), None, "without a window");
     }
     for wrong in [file().numbers(&key, 4, &numbers[..3]), file().numbers(&key, 6, &numbers)] {
         let error = config_of(&wrong).unwrap_err();

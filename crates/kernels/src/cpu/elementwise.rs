@@ -46,11 +46,8 @@ kernel! {
 
 /// `a ∘ b`.
 pub(crate) fn product(a: &[f32], b: &[f32]) -> Vec<f32> {
-    assert_eq!(a.len(), b.len());
     // SAFETY: the kernel stores all of its part.
-    let [y] =
-        unsafe { fill_rows(a.len(), [1], 12, |range, [y]| product_kernel(&a[range.clone()], &b[range], y)) };
-    y
+    unsafe { pairwise(a, b, product_kernel) }
 }
 
 kernel! {
@@ -64,11 +61,8 @@ kernel! {
 
 /// `a + b`.
 pub(crate) fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
-    assert_eq!(a.len(), b.len());
     // SAFETY: the kernel stores all of its part.
-    let [y] =
-        unsafe { fill_rows(a.len(), [1], 12, |range, [y]| sum_kernel(&a[range.clone()], &b[range], y)) };
-    y
+    unsafe { pairwise(a, b, sum_kernel) }
 }
 
 kernel! {
@@ -78,6 +72,17 @@ kernel! {
             y.store(simd, simd.add(buffer::load(simd, a, at, 0.0), buffer::load(simd, b, at, 0.0)), at);
         }
     }
+}
+
+/// A function of two elements.
+///
+/// # Safety
+/// `kernel` must store all of its part.
+unsafe fn pairwise(a: &[f32], b: &[f32], kernel: for<'a> fn(&'a [f32], &'a [f32], Part<'a>)) -> Vec<f32> {
+    assert_eq!(a.len(), b.len());
+    // SAFETY: the caller's.
+    let [y] = unsafe { fill_rows(a.len(), [1], 12, |range, [y]| kernel(&a[range.clone()], &b[range], y)) };
+    y
 }
 
 /// Zeroes the dropped elements of rows of this width, and scales the others.

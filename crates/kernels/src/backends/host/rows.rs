@@ -20,28 +20,27 @@ where
     HostTensor::from_floats(norm::sum_rows(dy.in_rows().floats(), None, width), vec![width])
 }
 
+/// A function of two tensors of one shape; `None` if their types or shapes do not fit the kernels.
+fn pairwise<T: HostTensor>(a: &T, b: &T, f: fn(&[f32], &[f32]) -> Vec<f32>) -> Option<T> {
+    if !all_f32([a, b]) || a.shape() != b.shape() {
+        return None;
+    }
+    let (rows_a, rows_b) = (a.clone().in_rows(), b.clone().in_rows());
+    Some(T::from_floats(f(rows_a.floats(), rows_b.floats()), a.shape().to_vec()))
+}
+
 pub(in crate::backends) fn product<B: Kernels>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
 {
-    if !all_f32([&a, &b]) || a.shape() != b.shape() {
-        return B::float_mul(a, b);
-    }
-    let shape = a.shape().to_vec();
-    let (a, b) = (a.in_rows(), b.in_rows());
-    HostTensor::from_floats(elementwise::product(a.floats(), b.floats()), shape)
+    pairwise(&a, &b, elementwise::product).unwrap_or_else(|| B::float_mul(a, b))
 }
 
 pub(in crate::backends) fn add<B: Kernels>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B>
 where
     FloatTensor<B>: HostTensor,
 {
-    if !all_f32([&a, &b]) || a.shape() != b.shape() {
-        return B::float_add(a, b);
-    }
-    let shape = a.shape().to_vec();
-    let (a, b) = (a.in_rows(), b.in_rows());
-    HostTensor::from_floats(elementwise::sum(a.floats(), b.floats()), shape)
+    pairwise(&a, &b, elementwise::sum).unwrap_or_else(|| B::float_add(a, b))
 }
 
 pub(in crate::backends) fn gelu_forward<B: Kernels>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B>
