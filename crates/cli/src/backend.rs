@@ -3,6 +3,9 @@
 
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use lowrank_checkpoint::FloatType;
+use lowrank_kernels::Precision;
 
 #[cfg(feature = "cuda")]
 mod chosen {
@@ -62,6 +65,32 @@ pub(crate) fn device() -> Result<Device> {
         );
     }
     Ok(device)
+}
+
+/// Makes a type that of the device's products.
+///
+/// # Errors
+/// For a type of 16 bits, in a build for the CPU or on a device that does not compute in it.
+pub(crate) fn choose_precision(dtype: FloatType) -> Result<()> {
+    let precision = match dtype {
+        FloatType::F32 => Precision::F32,
+        FloatType::F16 => Precision::F16,
+        FloatType::BF16 => Precision::Bf16,
+    };
+    if precision == Precision::F32 {
+        return Ok(());
+    }
+    let name = dtype.name();
+    let Some(driver) = DRIVER else {
+        bail!("--precision {name} is for GPUs, and this build computes on the CPU in f32; leave it out");
+    };
+    if !Inner::supports_dtype(&device()?, precision.dtype()) {
+        bail!(
+            "--precision {name}: this {driver} does not compute in {name}; leave it out, or try the other of f16 and bf16"
+        );
+    }
+    precision.choose();
+    Ok(())
 }
 
 /// Whether the device can add numbers: GPU runtimes report a missing driver by panicking on a thread of their

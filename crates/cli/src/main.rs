@@ -25,6 +25,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use lowrank_checkpoint::FloatType;
 
 /// Pages returned to the system are cleared again when they are next needed, which costs a fifth of a
 /// training step; mimalloc keeps them. Its huge pages are disabled: they make a model's memory a sixth larger
@@ -38,6 +39,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Type in which a GPU multiplies: f32, f16 or bf16; sums are in f32
+    #[arg(long, value_name = "TYPE", default_value_t, hide_default_value = true, global = true)]
+    precision: FloatType,
 }
 
 #[derive(Subcommand)]
@@ -107,7 +111,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = terminal::ends_with_output(|| failures::with_failures(|| run(cli.command, &processes)));
+    let result = terminal::ends_with_output(|| {
+        failures::with_failures(|| {
+            backend::choose_precision(cli.precision)?;
+            run(cli.command, &processes)
+        })
+    });
     processes.end(result.err().map(|error| one_line(&error)).as_deref())
 }
 

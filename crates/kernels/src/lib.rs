@@ -16,6 +16,7 @@ mod error;
 mod gpu;
 mod kernels;
 mod ops;
+mod precision;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use ops::{
     layer_norm, linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope,
     sink_attention, write_rows,
 };
+pub use precision::Precision;
 pub use spec::{
     AdamW, Alibi, AttentionSpec, Distances, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec,
 };

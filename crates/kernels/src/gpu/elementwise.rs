@@ -6,9 +6,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{dims2, elements, empty_like, owned, packed, spread};
-use super::math::{gelu, gelu_slope, keeps, row_key, sigmoid};
+use super::math::{ERF, SILU, TANH, gate, gate_slope, gelu, gelu_slope, keeps, row_key};
 use crate::kernels::AdamWState;
-use crate::spec::{AdamW, Dropout, Gelu, RopeSpec};
+use crate::spec::{AdamW, Dropout, Gate, Gelu, RopeSpec};
 
 #[cube(launch_unchecked)]
 fn gelu_kernel(x: &Array<f32>, y: &mut Array<f32>, #[comptime] tanh: bool) {
@@ -27,26 +27,25 @@ fn gelu_saving_kernel(x: &Array<f32>, y: &mut Array<f32>, slope: &mut Array<f32>
 }
 
 #[cube(launch_unchecked)]
-fn swiglu_kernel(gate: &Array<f32>, up: &Array<f32>, y: &mut Array<f32>) {
+fn gated_kernel(gates: &Array<f32>, up: &Array<f32>, y: &mut Array<f32>, #[comptime] kind: u8) {
     if ABSOLUTE_POS < y.len() {
-        let value = gate[ABSOLUTE_POS];
-        y[ABSOLUTE_POS] = value * sigmoid(value) * up[ABSOLUTE_POS];
+        y[ABSOLUTE_POS] = gate(gates[ABSOLUTE_POS], kind) * up[ABSOLUTE_POS];
     }
 }
 
 #[cube(launch_unchecked)]
-fn swiglu_grads_kernel(
-    gate: &Array<f32>,
+fn gated_grads_kernel(
+    gates: &Array<f32>,
     up: &Array<f32>,
     dy: &Array<f32>,
     d_gate: &mut Array<f32>,
     d_up: &mut Array<f32>,
+    #[comptime] kind: u8,
 ) {
     if ABSOLUTE_POS < d_gate.len() {
-        let s = sigmoid(gate[ABSOLUTE_POS]);
-        let silu = gate[ABSOLUTE_POS] * s;
-        d_gate[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * up[ABSOLUTE_POS] * (silu * (1.0 - s) + s);
-        d_up[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * silu;
+        let x = gates[ABSOLUTE_POS];
+        d_gate[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * up[ABSOLUTE_POS] * gate_slope(x, kind);
+        d_up[ABSOLUTE_POS] = dy[ABSOLUTE_POS] * gate(x, kind);
     }
 }
 
@@ -163,38 +162,46 @@ pub(super) fn gelu_saving<R: CubeRuntime>(x: CubeTensor<R>, kind: Gelu) -> (Cube
     (y, slope)
 }
 
-pub(super) fn swiglu_forward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>) -> CubeTensor<R> {
+/// Gate and up are of one shape, which the caller has checked.
+pub(super) fn gated_forward<R: CubeRuntime>(
+    gate: CubeTensor<R>,
+    up: CubeTensor<R>,
+    kind: Gate,
+) -> CubeTensor<R> {
     let (gate, up) = (packed(gate), packed(up));
     let y = empty_like(&gate);
     let (client, (count, dim)) = (gate.client.clone(), spread(&gate));
     if elements(&gate) > 0 {
-        // SAFETY: gate and up have one shape, which the caller compared, and no unit goes past the end.
+        // SAFETY: the arrays have as many elements, and no unit goes past the end.
         unsafe {
-            swiglu_kernel::launch_unchecked(
+            gated_kernel::launch_unchecked(
                 &client,
                 count,
                 dim,
                 gate.into_array_arg(),
                 up.into_array_arg(),
                 y.clone().into_array_arg(),
+                comptime_kind(kind),
             );
         }
     }
     y
 }
 
-pub(super) fn swiglu_grads<R: CubeRuntime>(
+/// All tensors are of one shape, which the caller has checked.
+pub(super) fn gated_grads<R: CubeRuntime>(
     gate: CubeTensor<R>,
     up: CubeTensor<R>,
     dy: CubeTensor<R>,
+    kind: Gate,
 ) -> [CubeTensor<R>; 2] {
     let [gate, up, dy] = [gate, up, dy].map(packed);
     let (d_gate, d_up) = (empty_like(&gate), empty_like(&gate));
     let (client, (count, dim)) = (gate.client.clone(), spread(&gate));
     if elements(&gate) > 0 {
-        // SAFETY: the arrays have one shape, which the caller compared, and no unit goes past the end.
+        // SAFETY: the arrays have as many elements, and no unit goes past the end.
         unsafe {
-            swiglu_grads_kernel::launch_unchecked(
+            gated_grads_kernel::launch_unchecked(
                 &client,
                 count,
                 dim,
@@ -203,10 +210,19 @@ pub(super) fn swiglu_grads<R: CubeRuntime>(
                 dy.into_array_arg(),
                 d_gate.clone().into_array_arg(),
                 d_up.clone().into_array_arg(),
+                comptime_kind(kind),
             );
         }
     }
     [d_gate, d_up]
+}
+
+const fn comptime_kind(kind: Gate) -> u8 {
+    match kind {
+        Gate::Silu => SILU,
+        Gate::Gelu(Gelu::Erf) => ERF,
+        Gate::Gelu(Gelu::Tanh) => TANH,
+    }
 }
 
 pub(super) fn dropout_forward<R: CubeRuntime>(x: CubeTensor<R>, dropout: Dropout) -> CubeTensor<R> {

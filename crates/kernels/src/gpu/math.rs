@@ -53,6 +53,28 @@ pub(super) fn gelu_slope(x: f32, #[comptime] tanh: bool) -> f32 {
     }
 }
 
+/// The activation of a gate: [`SILU`], [`ERF`] or [`TANH`].
+#[cube]
+pub(super) fn gate(x: f32, #[comptime] kind: u8) -> f32 {
+    if comptime!(kind == SILU) { x * sigmoid(x) } else { gelu(x, comptime!(kind == TANH)) }
+}
+
+/// A gate's slope.
+#[cube]
+pub(super) fn gate_slope(x: f32, #[comptime] kind: u8) -> f32 {
+    if comptime!(kind == SILU) {
+        let s = sigmoid(x);
+        x * s * (1.0 - s) + s
+    } else {
+        gelu_slope(x, comptime!(kind == TANH))
+    }
+}
+
+/// Kinds of gates, as comptime arguments.
+pub(super) const SILU: u8 = 0;
+pub(super) const ERF: u8 = 1;
+pub(super) const TANH: u8 = 2;
+
 /// SplitMix64's first output (see `lowrank_spec`).
 #[cube]
 fn split_mix(seed: u64) -> u64 {

@@ -18,6 +18,8 @@
 mod attention;
 mod elementwise;
 mod launch;
+mod linear;
+mod lora;
 mod math;
 mod packed;
 mod rows;
@@ -29,7 +31,9 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 
 use crate::composed;
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, NormSpec, RopeSpec};
+use crate::precision::Precision;
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::weight::Weight;
 use launch::{elements, fit, has_u64};
 
 impl<R, F, I, T> Kernels for CubeBackend<R, F, I, T>
@@ -39,6 +43,78 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let rounded = w.float().and_then(|w| linear::product(&x, w, Precision::chosen()));
+        match (rounded, bias) {
+            (None, bias) => composed::linear::<Self>(x, w, bias),
+            (Some(y), None) => y,
+            (Some(y), Some(bias)) => {
+                let width = elements(&bias);
+                Self::float_add(y, Self::float_reshape(bias, [1, width].into()))
+            }
+        }
+    }
+
+    fn linear_input_grad(dy: FloatTensor<Self>, w: Weight<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let precision = Precision::chosen().of_gradients();
+        let transposed = |w: &FloatTensor<Self>| Self::float_swap_dims(w.clone(), 0, 1);
+        w.float()
+            .and_then(|w| linear::product(&dy, &transposed(w), precision))
+            .unwrap_or_else(|| composed::linear_input_grad::<Self>(dy, w))
+    }
+
+    fn linear_weight_grad(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        let transposed = Self::float_swap_dims(x.clone(), 0, 1);
+        linear::product(&transposed, &dy, Precision::chosen().of_gradients())
+            .unwrap_or_else(|| composed::linear_weight_grad::<Self>(x, dy))
+    }
+
+    fn lora_forward(
+        x: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        factors: [FloatTensor<Self>; 2],
+        bias: Option<FloatTensor<Self>>,
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        Self::add_lora_forward(Self::linear_forward(x.clone(), w, bias), x, factors, spec)
+    }
+
+    fn add_lora_forward(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        [a, b]: [FloatTensor<Self>; 2],
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if !fit([&y, &x, &a, &b]) {
+            return composed::add_lora::<Self>(y, x, [a, b], spec);
+        }
+        let x = match spec.dropout {
+            Some(dropout) => Self::dropout_forward(x, dropout),
+            None => x,
+        };
+        let h = Self::linear_forward(x, Weight::Float(a), None);
+        (lora::add_product(y, h.clone(), b, spec.scale, None), h)
+    }
+
+    fn lora_input_grad(
+        dy: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        dh: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        spec: LoraSpec,
+    ) -> FloatTensor<Self> {
+        let masks = spec.dropout.is_none() || has_u64(&dy);
+        if !(fit([&dy, &dh, &a]) && masks) {
+            return composed::lora_input_grad::<Self>(dy, w, dh, a, spec);
+        }
+        let a_transposed = Self::float_swap_dims(a, 0, 1);
+        lora::add_product(Self::linear_input_grad(dy, w), dh, a_transposed, 1.0, spec.dropout)
+    }
+
     fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
         if fit([&x]) { elementwise::gelu_forward(x, kind) } else { composed::gelu::<Self>(x, kind) }
     }
@@ -161,12 +237,10 @@ where
     }
 
     fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
-        match kind {
-            Gate::Silu if fit([&gate, &up]) && gate.shape() == up.shape() => {
-                elementwise::swiglu_forward(gate, up)
-            }
-            Gate::Silu => composed::gated::<Self>(gate, up, kind),
-            Gate::Gelu(kind) => Self::float_mul(Self::gelu_forward(gate, kind), up),
+        if fit([&gate, &up]) && gate.shape() == up.shape() {
+            elementwise::gated_forward(gate, up, kind)
+        } else {
+            composed::gated::<Self>(gate, up, kind)
         }
     }
 
@@ -177,14 +251,10 @@ where
         kind: Gate,
     ) -> [FloatTensor<Self>; 2] {
         let are_equal = gate.shape() == up.shape() && gate.shape() == dy.shape();
-        match kind {
-            Gate::Silu if fit([&gate, &up, &dy]) && are_equal => elementwise::swiglu_grads(gate, up, dy),
-            Gate::Silu => composed::gated_grads::<Self>(gate, up, dy, kind),
-            Gate::Gelu(kind) => {
-                let (activated, slope) = Self::gelu_saving(gate, kind);
-                let d_gate = Self::float_mul(Self::float_mul(dy.clone(), up), slope);
-                [d_gate, Self::float_mul(dy, activated)]
-            }
+        if fit([&gate, &up, &dy]) && are_equal {
+            elementwise::gated_grads(gate, up, dy, kind)
+        } else {
+            composed::gated_grads::<Self>(gate, up, dy, kind)
         }
     }
 

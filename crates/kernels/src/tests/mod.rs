@@ -26,11 +26,11 @@ type Exact = NdArray<f64>;
 
 /// The GPU of a build for one. Without a card, `CUBECL_WGPU_DEFAULT_DEVICE=Cpu` selects Mesa's lavapipe.
 #[cfg(feature = "cuda")]
-type Gpu = burn_cuda::Cuda;
+pub(crate) type Gpu = burn_cuda::Cuda;
 #[cfg(all(feature = "vulkan", not(feature = "cuda")))]
-type Gpu = burn_wgpu::Vulkan;
+pub(crate) type Gpu = burn_wgpu::Vulkan;
 #[cfg(all(feature = "metal", not(any(feature = "cuda", feature = "vulkan"))))]
-type Gpu = burn_wgpu::Metal;
+pub(crate) type Gpu = burn_wgpu::Metal;
 
 /// Uniform numbers in -1..1.
 fn numbers(count: usize, seed: u64) -> Vec<f64> {
@@ -46,7 +46,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
 }
 
 /// Uniform numbers in -1..1.
-fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
+pub(crate) fn random<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
     tensor(numbers(shape.iter().product(), seed), shape)
 }
 
@@ -56,13 +56,13 @@ fn tensor<B: Backend, const D: usize>(values: Vec<f64>, shape: [usize; D]) -> Te
     Tensor::from_data(TensorData::new(values, shape).convert::<B::FloatElem>(), (&Default::default(), dtype))
 }
 
-fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
+pub(crate) fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
     tensor.into_data().convert::<f64>().into_vec().unwrap()
 }
 
 /// Checks `|got - expected| <= tolerance·max(1, largest |expected|)` for all elements.
 #[track_caller]
-fn assert_close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+pub(crate) fn assert_close(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}: length");
     let scale = expected.iter().fold(1.0_f64, |max, x| max.max(x.abs()));
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
