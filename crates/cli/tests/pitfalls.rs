@@ -160,6 +160,18 @@ fn an_adapter_without_labels_keeps_those_of_its_base() {
 }
 
 #[test]
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+fn the_precision_of_gpus_is_refused_on_a_cpu() {
+    let model = fixture("bert-cls");
+    let predict = |precision| ["predict", "--model", s(&model), "--text", "a", "--precision", precision];
+    fails(
+        &predict("bf16"),
+        "--precision bf16 is for GPUs, and this build computes on the CPU in f32; leave it out",
+    );
+    run(&predict("f32"));
+}
+
+#[test]
 fn alphas_that_make_no_sense_are_refused() {
     let out = tempfile::tempdir().unwrap();
     let adapter = fixture("peft-bert-lora");

@@ -39,11 +39,12 @@ mod tests {
     fn factors_are_rounded_and_sums_are_not(
         #[case] precision: Precision,
         #[case] bits: i32,
-        #[values([3, 64, 33], [40, 100, 24])] [m, k, n]: [usize; 3],
+        #[values([3, 64, 33], [40, 100, 24])] shape: [usize; 3],
     ) {
         if !Gpu::supports_dtype(&Default::default(), precision.dtype()) {
             return;
         }
+        let [m, k, n] = shape;
         let (a, b) = (random::<Gpu, 2>([m, k], 1), random::<Gpu, 2>([k, n], 2));
         let rounded = |x: &Tensor<Gpu, 2>| x.clone().cast(precision.dtype()).cast(DType::F32);
         let primitive = |x: Tensor<Gpu, 2>| x.into_primitive().tensor();
