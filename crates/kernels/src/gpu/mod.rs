@@ -1,7 +1,8 @@
 //! GPUs: kernels written once in cubecl for all its runtimes (CUDA, Vulkan, Metal).
 //!
 //! They are for `f32`; other types, and what a kernel does not have, take the composed default. Products of matrices are
-//! burn's.
+//! burn's. Quantized blocks are uploaded once and stay on the device as they are: kernels multiply few rows by them,
+//! and burn many rows by one tile of their floats at a time.
 
 #![allow(clippy::too_many_arguments, reason = "arguments of a launch")]
 #![allow(
@@ -16,6 +17,7 @@
 )]
 
 mod attention;
+pub(crate) mod blocks;
 mod elementwise;
 mod launch;
 mod math;
@@ -28,8 +30,9 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::composed;
-use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, NormSpec, RopeSpec};
+use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::weight::Weight;
 use launch::{elements, fit, has_u64};
 
 impl<R, F, I, T> Kernels for CubeBackend<R, F, I, T>
@@ -39,6 +42,67 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        match w {
+            Weight::Blocks(w) if blocks::fits(&x, &w) => {
+                let y = blocks::product::<Self, R>(x, &w, blocks::Plan::DEFAULT);
+                match bias {
+                    Some(bias) if elements(&y) > 0 => {
+                        Self::float_add(y, Self::float_reshape(bias, [1, w.dims()[1]].into()))
+                    }
+                    _ => y,
+                }
+            }
+            w => composed::linear::<Self>(x, w, bias),
+        }
+    }
+
+    fn linear_input_grad(dy: FloatTensor<Self>, w: Weight<FloatTensor<Self>>) -> FloatTensor<Self> {
+        match w {
+            Weight::Blocks(w) => {
+                let w = w.transpose();
+                if blocks::fits(&dy, &w) {
+                    blocks::product::<Self, R>(dy, &w, blocks::Plan::DEFAULT)
+                } else {
+                    composed::linear::<Self>(dy, Weight::Blocks(w), None)
+                }
+            }
+            w => composed::linear_input_grad::<Self>(dy, w),
+        }
+    }
+
+    fn lora_forward(
+        x: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        factors: [FloatTensor<Self>; 2],
+        bias: Option<FloatTensor<Self>>,
+        spec: LoraSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        Self::add_lora_forward(Self::linear_forward(x.clone(), w, bias), x, factors, spec)
+    }
+
+    fn lora_input_grad(
+        dy: FloatTensor<Self>,
+        w: Weight<FloatTensor<Self>>,
+        dh: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        spec: LoraSpec,
+    ) -> FloatTensor<Self> {
+        composed::lora_input_grad::<Self>(Self::linear_input_grad(dy, w), dh, a, spec)
+    }
+
+    /// A number past the last row of blocks gives a row of zeros: the device cannot refuse it.
+    fn weight_rows(w: Weight<FloatTensor<Self>>, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        match w {
+            Weight::Blocks(w) if blocks::rows_fit(&w, &rows) => blocks::rows(&w, rows),
+            w => composed::weight_rows::<Self>(w, rows),
+        }
+    }
+
     fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
         if fit([&x]) { elementwise::gelu_forward(x, kind) } else { composed::gelu::<Self>(x, kind) }
     }
@@ -158,6 +222,16 @@ where
         } else {
             composed::cross_entropy_grad::<Self>(logits, targets, weights, log_sums, dy)
         }
+    }
+
+    fn head_loss_saving(
+        head: HeadTensors<FloatTensor<Self>>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        soft_cap: Option<f32>,
+        needed: [bool; 5],
+    ) -> (FloatTensor<Self>, [Option<FloatTensor<Self>>; 5]) {
+        composed::head_loss_over_blocks::<Self>(head, targets, weights, soft_cap, needed)
     }
 
     fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
