@@ -110,6 +110,12 @@ pub trait Kernels: Backend {
         composed::linear_input_grad::<Self>(dy, w)
     }
 
+    /// Rows of a weight by their numbers, in f32: an embedding lookup.
+    #[track_caller]
+    fn weight_rows(w: Weight<FloatTensor<Self>>, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        composed::weight_rows::<Self>(w, rows)
+    }
+
     /// Gradient of a linear step's weight: `xᵀ·dy`.
     fn linear_weight_grad(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         composed::linear_weight_grad::<Self>(x, dy)
@@ -136,7 +142,7 @@ pub trait Kernels: Backend {
         a: FloatTensor<Self>,
         spec: LoraSpec,
     ) -> FloatTensor<Self> {
-        composed::lora_input_grad::<Self>(dy, w, dh, a, spec)
+        composed::lora_input_grad::<Self>(composed::linear_input_grad::<Self>(dy, w), dh, a, spec)
     }
 
     /// `y + scale·dropout(x)·a·b`, and `dropout(x)·a`, which the gradient of b needs; in place where no one else has y.

@@ -27,6 +27,11 @@ pub(crate) fn linear_of<B: Kernels>(
     wrap(B::linear_forward(unwrap(x), w.map(unwrap), bias.map(unwrap)))
 }
 
+#[track_caller]
+pub(crate) fn rows_of<B: Kernels>(w: Weight<Tensor<B, 2>>, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    wrap(B::weight_rows(w.map(unwrap), rows.into_primitive()))
+}
+
 /// `gelu(x·w + bias)` in one pass.
 ///
 /// # Shapes

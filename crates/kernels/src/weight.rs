@@ -83,38 +83,19 @@ impl<B: Backend> Weight<Tensor<B, 2>> {
             }
         }
     }
+}
 
-    /// Some rows, in f32: an embedding lookup.
+impl<B: Kernels> Weight<Tensor<B, 2>> {
+    /// Some rows, in f32: an embedding lookup. A GPU gives zeros for numbers past the last row of a quantized weight.
     ///
     /// # Shapes
     /// - rows: `[tokens]`, below `d_input`
     /// - output: `[tokens, d_output]`
     #[track_caller]
     pub fn rows(&self, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let blocks = match self {
-            Self::Float(tensor) => return tensor.clone().select(0, rows).cast(DType::F32),
-            Self::Blocks(blocks) if blocks.is_transposed() => {
-                return self.to_tensor(&rows.device(), DType::F32).select(0, rows);
-            }
-            Self::Blocks(blocks) => blocks,
-        };
-        let device = rows.device();
-        let [count, width] = blocks.dims();
-        let mut values = Vec::with_capacity(rows.dims()[0] * width);
-        let indices = rows.into_data();
-        for row in indices.iter::<i64>() {
-            let index = usize::try_from(row).ok().filter(|&row| row < count);
-            match index {
-                Some(row) => blocks.extend_stored_row(row, &mut values),
-                None => panic!("rows: index {row} of a matrix of {count} rows"),
-            }
-        }
-        let shape = [indices.num_elements(), width];
-        Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
+        ops::rows_of(self.clone(), rows)
     }
-}
 
-impl<B: Kernels> Weight<Tensor<B, 2>> {
     /// `x·w + bias`; see [`linear`](crate::linear).
     ///
     /// # Shapes

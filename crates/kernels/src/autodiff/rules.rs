@@ -6,6 +6,7 @@ use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
+use crate::composed;
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
@@ -22,6 +23,15 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             let bias = bias.as_ref().map(|bias| bias.primitive.clone());
             (B::linear_forward(x.primitive.clone(), w, bias), state)
         })
+    }
+
+    #[track_caller]
+    fn weight_rows(w: Weight<FloatTensor<Self>>, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        match w {
+            // Floats may be tracked; burn has the rule.
+            Weight::Float(_) => composed::weight_rows::<Self>(w, rows),
+            Weight::Blocks(w) => Self::from_inner(B::weight_rows(Weight::Blocks(w), rows)),
+        }
     }
 
     fn lora_forward(

@@ -4,6 +4,9 @@
 //! offset), so that a GGUF tensor is used without conversion. An element is `scale·q + offset` with a small
 //! integer `q`.
 
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod resident;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,11 +15,14 @@ pub use lowrank_spec::blocks::BlockFormat;
 pub(crate) use lowrank_spec::blocks::format::{Chunk, Format, with_format};
 
 use crate::error::KernelError;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+use resident::Resident;
 
 /// Bytes that a [`BlockMatrix`] shares with others, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A frozen matrix quantized along its stored rows, or the transpose of one. A clone shares the bytes.
+/// A frozen matrix quantized along its stored rows, or the transpose of one. A clone shares the bytes, and what a GPU
+/// has of them.
 ///
 /// Products with few rows round the input to 8 bits, block by block, as llama.cpp does; see
 /// [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
@@ -30,6 +36,8 @@ pub struct BlockMatrix {
     exact: bool,
     bytes: SharedBytes,
     range: Range<usize>,
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+    resident: Resident,
 }
 
 impl fmt::Debug for BlockMatrix {
@@ -59,6 +67,8 @@ impl BlockMatrix {
                 exact: false,
                 bytes,
                 range: start..start + expected,
+                #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+                resident: Resident::default(),
             }),
             _ => Err(KernelError::BlockBytes { format: format.name(), rows, columns, available }),
         }
@@ -135,6 +145,12 @@ impl BlockMatrix {
         let row_bytes = self.bytes().len() / self.stored[0].max(1);
         let blocks = &self.bytes()[row * row_bytes..(row + 1) * row_bytes];
         self.format.dequantize(blocks, values);
+    }
+
+    /// The copies of the blocks on devices.
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+    pub(crate) fn resident(&self) -> &Resident {
+        &self.resident
     }
 
     /// Whether products with few rows may round their input.

@@ -1,10 +1,11 @@
 //! Linear steps composed of burn operations.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{unwrap, wrap};
+use crate::blocks::BlockMatrix;
 use crate::spec::LoraSpec;
 use crate::weight::Weight;
 
@@ -83,9 +84,9 @@ fn lora_down<B: Backend>(x: FloatTensor<B>, a: FloatTensor<B>, spec: LoraSpec) -
     linear::<B>(x, Weight::Float(a), None)
 }
 
+/// The gradient of the input by way of the base, plus that by way of the adapter.
 pub(crate) fn lora_input_grad<B: Backend>(
-    dy: FloatTensor<B>,
-    w: Weight<FloatTensor<B>>,
+    base: FloatTensor<B>,
     dh: FloatTensor<B>,
     a: FloatTensor<B>,
     spec: LoraSpec,
@@ -95,5 +96,36 @@ pub(crate) fn lora_input_grad<B: Backend>(
         Some(dropout) => super::dropout::<B>(dx, dropout),
         None => dx,
     };
-    B::float_add(linear_input_grad::<B>(dy, w), dx)
+    B::float_add(base, dx)
+}
+
+#[track_caller]
+pub(crate) fn weight_rows<B: Backend>(w: Weight<FloatTensor<B>>, rows: IntTensor<B>) -> FloatTensor<B> {
+    let rows = Tensor::<B, 1, Int>::from_primitive(rows);
+    let w = w.map(wrap::<B, 2>);
+    unwrap(match &w {
+        Weight::Float(tensor) => tensor.clone().select(0, rows).cast(DType::F32),
+        Weight::Blocks(blocks) if blocks.is_transposed() => {
+            w.to_tensor(&rows.device(), DType::F32).select(0, rows)
+        }
+        Weight::Blocks(blocks) => stored_rows(blocks, rows),
+    })
+}
+
+/// Stored rows, of which no others become floats.
+#[track_caller]
+fn stored_rows<B: Backend>(blocks: &BlockMatrix, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    let device = rows.device();
+    let [count, width] = blocks.dims();
+    let mut values = Vec::with_capacity(rows.dims()[0] * width);
+    let indices = rows.into_data();
+    for row in indices.iter::<i64>() {
+        let index = usize::try_from(row).ok().filter(|&row| row < count);
+        match index {
+            Some(row) => blocks.extend_stored_row(row, &mut values),
+            None => panic!("rows: index {row} of a matrix of {count} rows"),
+        }
+    }
+    let shape = [indices.num_elements(), width];
+    Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Bool, DType, Int, Tensor};
 use super::linear::product;
 use super::{unwrap, wrap};
 use crate::kernels::{HeadTensors, Kernels};
+use crate::weight::Weight;
 
 /// Targets and weights of rows; rows of weight zero get class 0.
 struct Targets<B: Backend> {
@@ -89,6 +90,20 @@ const MIN_ROWS: usize = 64;
 
 /// The loss of a head and those of its gradients that are needed, in chunks of rows.
 pub(crate) fn head_loss<B: Kernels>(
+    head: HeadTensors<FloatTensor<B>>,
+    targets: IntTensor<B>,
+    weights: Option<FloatTensor<B>>,
+    soft_cap: Option<f32>,
+    needed: [bool; 5],
+) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 5]) {
+    let x: Tensor<B, 2> = wrap(head.x.clone());
+    let w = unwrap(head.w.map(wrap::<B, 2>).to_tensor(&x.device(), x.dtype()));
+    let head = HeadTensors { w: Weight::Float(w), ..head };
+    head_loss_over_blocks::<B>(head, targets, weights, soft_cap, needed)
+}
+
+/// The same for backends whose products over blocks do without their floats.
+pub(crate) fn head_loss_over_blocks<B: Kernels>(
     HeadTensors { x, w, bias, update }: HeadTensors<FloatTensor<B>>,
     targets: IntTensor<B>,
     weights: Option<FloatTensor<B>>,
@@ -97,7 +112,7 @@ pub(crate) fn head_loss<B: Kernels>(
 ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 5]) {
     let x: Tensor<B, 2> = wrap(x);
     let dtype = x.dtype();
-    let w = w.map(wrap::<B, 2>).to_tensor(&x.device(), dtype);
+    let w = w.map(|w| wrap::<B, 2>(w).cast(dtype));
     let bias = bias.map(wrap::<B, 1>);
     let update = update.map(|tensors| tensors.map(wrap::<B, 2>));
     let targets = Tensor::<B, 1, Int>::from_primitive(targets);
@@ -127,7 +142,7 @@ pub(crate) fn head_loss<B: Kernels>(
         let targets = || targets.clone().narrow(0, start, count).into_primitive();
         let weights = || weights.clone().map(|weights| unwrap(weights.narrow(0, start, count)));
         let h = update.as_ref().map(|[h, _]| h.clone().narrow(0, start, count));
-        let mut logits = product(x.clone(), w.clone()); // [count, vocab]
+        let mut logits = times(x.clone(), w.clone()); // [count, vocab]
         if let Some(bias) = &bias {
             logits = logits + bias.clone().unsqueeze();
         }
@@ -148,7 +163,7 @@ pub(crate) fn head_loss<B: Kernels>(
             grad = grad * ((logits / cap).square().neg() + 1.0);
         }
         if x_needed {
-            d_x.push(product(grad.clone(), w.clone().transpose()));
+            d_x.push(times(grad.clone(), w.clone().transpose()));
         }
         if w_needed {
             d_w = add(d_w, product(x.transpose(), grad.clone()));
@@ -169,18 +184,26 @@ pub(crate) fn head_loss<B: Kernels>(
     let stacked = |parts: Vec<Tensor<B, 2>>, like: &Tensor<B, 2>| {
         unwrap(if parts.is_empty() { zeros(like.dims()) } else { Tensor::cat(parts, 0) })
     };
-    let summed =
-        |sum: Option<Tensor<B, 2>>, like: &Tensor<B, 2>| unwrap(sum.unwrap_or_else(|| zeros(like.dims())));
+    let summed = |sum: Option<Tensor<B, 2>>, dims: [usize; 2]| unwrap(sum.unwrap_or_else(|| zeros(dims)));
     let d_bias = bias.filter(|_| bias_needed).map(|_| {
         let sum = d_bias.unwrap_or_else(|| zeros([1, vocab]));
         unwrap(sum.reshape([vocab]))
     });
     let [d_h, d_b] = match &update {
-        Some([h, b]) => [h_needed.then(|| stacked(d_h, h)), b_needed.then(|| summed(d_b, b))],
+        Some([h, b]) => [h_needed.then(|| stacked(d_h, h)), b_needed.then(|| summed(d_b, b.dims()))],
         None => [None, None],
     };
-    let grads = [x_needed.then(|| stacked(d_x, &x)), w_needed.then(|| summed(d_w, &w)), d_bias, d_h, d_b];
+    let grads =
+        [x_needed.then(|| stacked(d_x, &x)), w_needed.then(|| summed(d_w, w.dims())), d_bias, d_h, d_b];
     (unwrap(loss), grads)
+}
+
+/// `x·w`; over blocks by the backend's kernels.
+fn times<B: Kernels>(x: Tensor<B, 2>, w: Weight<Tensor<B, 2>>) -> Tensor<B, 2> {
+    match w {
+        Weight::Float(w) => product(x, w),
+        w => wrap(B::linear_forward(unwrap(x), w.map(unwrap), None)),
+    }
 }
 
 fn add<B: Backend>(sum: Option<Tensor<B, 2>>, term: Tensor<B, 2>) -> Option<Tensor<B, 2>> {

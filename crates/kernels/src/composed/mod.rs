@@ -13,8 +13,10 @@ pub(crate) use activation::{dropout, gated, gated_grads, gelu, gelu_saving};
 pub(crate) use attention::{add_sinks, attention_grads, attention_saving, sinks_grad};
 pub(crate) use cache::write_rows;
 pub(crate) use linear::{
-    add_lora, linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows,
+    add_lora, linear, linear_input_grad, linear_weight_grad, lora, lora_input_grad, sum_rows, weight_rows,
 };
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+pub(crate) use loss::head_loss_over_blocks;
 pub(crate) use loss::{cross_entropy_grad, cross_entropy_saving, head_loss, scaled_by};
 pub(crate) use norm::{norm_input_grad, norm_saving};
 pub(crate) use optimizer::adamw;

@@ -73,8 +73,13 @@ pub(super) fn empty_like<R: CubeRuntime>(like: &CubeTensor<R>) -> CubeTensor<R> 
 
 /// A unit for each element.
 pub(super) fn spread<R: CubeRuntime>(tensor: &CubeTensor<R>) -> (CubeCount, CubeDim) {
+    spread_over(tensor, elements(tensor))
+}
+
+/// As many units.
+pub(super) fn spread_over<R: CubeRuntime>(like: &CubeTensor<R>, units: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(UNITS as u32);
-    (calculate_cube_count_elemwise(&tensor.client, elements(tensor), dim), dim)
+    (calculate_cube_count_elemwise(&like.client, units, dim), dim)
 }
 
 /// A cube for each row; those past the last row have nothing to do.

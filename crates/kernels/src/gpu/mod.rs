@@ -1,7 +1,8 @@
 //! GPUs: kernels written once in cubecl for all its runtimes (CUDA, Vulkan, Metal).
 //!
 //! They are for `f32`; other types, and what a kernel does not have, take the composed default. Products of matrices are
-//! burn's.
+//! burn's. Quantized blocks are uploaded once and stay on the device as they are: kernels multiply few rows by them,
+//! and burn many rows by one tile of their floats at a time.
 
 #![allow(clippy::too_many_arguments, reason = "arguments of a launch")]
 #![allow(
@@ -16,6 +17,7 @@
 )]
 
 mod attention;
+pub(crate) mod blocks;
 mod elementwise;
 mod launch;
 mod linear;
@@ -30,7 +32,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::composed;
-use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
+use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
 use crate::precision::Precision;
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
@@ -48,23 +50,25 @@ where
         w: Weight<FloatTensor<Self>>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        let rounded = w.float().and_then(|w| linear::product(&x, w, Precision::chosen()));
-        match (rounded, bias) {
-            (None, bias) => composed::linear::<Self>(x, w, bias),
-            (Some(y), None) => y,
-            (Some(y), Some(bias)) => {
-                let width = elements(&bias);
-                Self::float_add(y, Self::float_reshape(bias, [1, width].into()))
-            }
+        match product::<Self, R>(&x, &w, Precision::chosen()) {
+            None => composed::linear::<Self>(x, w, bias),
+            Some(y) => match bias {
+                Some(bias) if elements(&y) > 0 => {
+                    let width = elements(&bias);
+                    Self::float_add(y, Self::float_reshape(bias, [1, width].into()))
+                }
+                _ => y,
+            },
         }
     }
 
     fn linear_input_grad(dy: FloatTensor<Self>, w: Weight<FloatTensor<Self>>) -> FloatTensor<Self> {
-        let precision = Precision::chosen().of_gradients();
-        let transposed = |w: &FloatTensor<Self>| Self::float_swap_dims(w.clone(), 0, 1);
-        w.float()
-            .and_then(|w| linear::product(&dy, &transposed(w), precision))
-            .unwrap_or_else(|| composed::linear_input_grad::<Self>(dy, w))
+        let transposed = match w {
+            Weight::Float(w) => Weight::Float(Self::float_swap_dims(w, 0, 1)),
+            Weight::Blocks(w) => Weight::Blocks(w.transpose()),
+        };
+        product::<Self, R>(&dy, &transposed, Precision::chosen().of_gradients())
+            .unwrap_or_else(|| composed::linear::<Self>(dy, transposed, None))
     }
 
     fn linear_weight_grad(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -108,11 +112,20 @@ where
         spec: LoraSpec,
     ) -> FloatTensor<Self> {
         let masks = spec.dropout.is_none() || has_u64(&dy);
-        if !(fit([&dy, &dh, &a]) && masks) {
-            return composed::lora_input_grad::<Self>(dy, w, dh, a, spec);
+        let base = Self::linear_input_grad(dy, w);
+        if !(fit([&base, &dh, &a]) && masks) {
+            return composed::lora_input_grad::<Self>(base, dh, a, spec);
         }
         let a_transposed = Self::float_swap_dims(a, 0, 1);
-        lora::add_product(Self::linear_input_grad(dy, w), dh, a_transposed, 1.0, spec.dropout)
+        lora::add_product(base, dh, a_transposed, 1.0, spec.dropout)
+    }
+
+    /// A number past the last row of blocks gives a row of zeros: the device cannot refuse it.
+    fn weight_rows(w: Weight<FloatTensor<Self>>, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        match w {
+            Weight::Blocks(w) if blocks::rows_fit(&w, &rows) => blocks::rows(&w, rows),
+            w => composed::weight_rows::<Self>(w, rows),
+        }
     }
 
     fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
@@ -236,6 +249,16 @@ where
         }
     }
 
+    fn head_loss_saving(
+        head: HeadTensors<FloatTensor<Self>>,
+        targets: IntTensor<Self>,
+        weights: Option<FloatTensor<Self>>,
+        soft_cap: Option<f32>,
+        needed: [bool; 5],
+    ) -> (FloatTensor<Self>, [Option<FloatTensor<Self>>; 5]) {
+        composed::head_loss_over_blocks::<Self>(head, targets, weights, soft_cap, needed)
+    }
+
     fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
         if fit([&gate, &up]) && gate.shape() == up.shape() {
             elementwise::gated_forward(gate, up, kind)
@@ -292,6 +315,21 @@ where
             elementwise::adamw_update(param, grad, state, options)
         } else {
             composed::adamw::<Self>(param, grad, state, options)
+        }
+    }
+}
+
+/// `x·w` where it is not the composed product: of blocks, or with factors of 16 bits.
+fn product<B, R>(x: &CubeTensor<R>, w: &Weight<CubeTensor<R>>, precision: Precision) -> Option<CubeTensor<R>>
+where
+    B: Kernels<FloatTensorPrimitive = CubeTensor<R>>,
+    R: CubeRuntime,
+{
+    match w {
+        Weight::Float(w) => linear::product(x, w, precision),
+        Weight::Blocks(w) => {
+            let plan = blocks::Plan { precision, ..blocks::Plan::DEFAULT };
+            blocks::fits(x, w).then(|| blocks::product::<B, R>(x.clone(), w, plan))
         }
     }
 }

@@ -24,7 +24,7 @@ fn wide(format: BlockFormat, columns: usize) -> usize {
 }
 
 /// A matrix with rows of different sizes; the columns are filled up to whole blocks.
-fn matrix(format: BlockFormat, [rows, columns]: [usize; 2]) -> BlockMatrix {
+pub(super) fn matrix(format: BlockFormat, [rows, columns]: [usize; 2]) -> BlockMatrix {
     let columns = wide(format, columns);
     let numbers = values(random::<Exact, 2>([rows, columns], 7));
     let numbers: Vec<f32> =
@@ -310,7 +310,7 @@ fn rounded_products_give_the_same_bits_everywhere() {
 }
 
 /// Blocks of any bytes whose scales and offsets in f16 are these in turn.
-fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
+pub(super) fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
     let at: &[usize] = match format {
         BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Iq4Nl => &[0],
         BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2 => &[],
@@ -387,15 +387,14 @@ fn rounded_products_are_sums_over_rounded_inputs() {
 /// The gradients over a frozen base in blocks are those over its floats, also where a step without gradients rounds.
 #[rstest]
 fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, true)] transposed: bool) {
-    type B = Autodiff<Flex>;
-    for format in BlockFormat::ALL {
+    fn check<B: Kernels>(format: BlockFormat, m: usize, transposed: bool) {
         let d = wide(format, 64);
         let w = matrix(format, [d, d]);
         let w = if transposed { w.transpose() } else { w };
-        let x = random::<B, 2>([m, d], 1).require_grad();
-        let [a, b] = [[d, 4], [4, d]].map(|shape| random::<B, 2>(shape, 2).require_grad());
-        let targets = Tensor::<B, 1, Int>::zeros([m], &Default::default());
-        let run = |w: Weight<Tensor<B, 2>>| {
+        let x = random::<Autodiff<B>, 2>([m, d], 1).require_grad();
+        let [a, b] = [[d, 4], [4, d]].map(|shape| random::<Autodiff<B>, 2>(shape, 2).require_grad());
+        let targets = Tensor::<Autodiff<B>, 1, Int>::zeros([m], &Default::default());
+        let run = |w: Weight<Tensor<Autodiff<B>, 2>>| {
             let spec = LoraSpec { scale: 1.5, dropout: None };
             // Kept at a size of about one.
             let y = w.clone().linear_lora(x.clone(), [a.clone(), b.clone()], None, spec) / (d as f64).sqrt();
@@ -407,10 +406,14 @@ fn gradients_are_those_of_the_floats(#[values(2, 30)] m: usize, #[values(false, 
             all.extend([&x, &a, &b].map(|tensor| values(tensor.grad(&grads).unwrap())));
             all
         };
-        let floats = Weight::<Tensor<B, 2>>::from(w.clone()).to_tensor(&Default::default(), DType::F32);
+        let floats =
+            Weight::<Tensor<Autodiff<B>, 2>>::from(w.clone()).to_tensor(&Default::default(), DType::F32);
         for (got, expected) in run(w.into()).iter().zip(&run(floats.into())) {
             assert_close(got, expected, 64.0 * tolerance(d), &format!("{format}, {m} rows"));
         }
+    }
+    for format in BlockFormat::ALL {
+        on_backends!(check(format, m, transposed));
     }
 }
 

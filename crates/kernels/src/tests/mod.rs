@@ -5,6 +5,8 @@ mod blocks;
 mod cache;
 mod dropout;
 mod frozen;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod gpu_blocks;
 mod gradients;
 mod head;
 mod linear;

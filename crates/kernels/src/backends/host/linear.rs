@@ -244,7 +244,10 @@ where
     }
     match multiply_both([&dy, &dh], &w, &a, None, true) {
         Some(dx) => dx,
-        None => composed::lora_input_grad::<B>(dy, w, dh, a, spec),
+        None => {
+            let base = composed::linear_input_grad::<B>(dy, w);
+            composed::lora_input_grad::<B>(base, dh, a, spec)
+        }
     }
 }
 
