@@ -90,12 +90,44 @@ pub struct AdamWState<T> {
     pub square: T,
 }
 
+impl<T> AdamWState<T> {
+    /// The same of other tensors.
+    pub(crate) fn map<U>(self, mut f: impl FnMut(T) -> U) -> AdamWState<U> {
+        AdamWState { mean: f(self.mean), square: f(self.square) }
+    }
+}
+
+/// A parameter, and what its step of AdamW takes.
+#[derive(Clone, Debug)]
+pub struct AdamWStep<T> {
+    /// The parameter.
+    pub param: T,
+    /// Its gradient. Without one it moves by its moments, as with a gradient of zero.
+    pub grad: Option<T>,
+    /// Its state.
+    pub state: AdamWState<T>,
+    /// The hyper-parameters of the step, which can differ from one parameter to the other.
+    pub options: AdamW,
+}
+
+impl<T> AdamWStep<T> {
+    /// The same of other tensors.
+    pub(crate) fn map<U>(self, mut f: impl FnMut(T) -> U) -> AdamWStep<U> {
+        let Self { param, grad, state, options } = self;
+        AdamWStep { param: f(param), grad: grad.map(&mut f), state: state.map(f), options }
+    }
+}
+
 /// A backend with the fused steps of a transformer.
 ///
 /// Each method has a default made of burn operations. `x`, `dy`, … are `[tokens, width]` matrices,
 /// weights are `[d_input, d_output]`, and biases, gammas and betas vectors. A name ending in `_saving`
 /// is a forward that also returns what its backward needs; one ending in `_grad` is part of a backward.
 pub trait Kernels: Backend {
+    /// The number of training steps whose losses may wait on the device to be read together. More than one where a read
+    /// waits for the device, as on GPUs, so that it always has launches to work on.
+    const LOSS_WINDOW: usize = 1;
+
     /// `x·w + bias`.
     fn linear_forward(
         x: FloatTensor<Self>,
@@ -423,5 +455,19 @@ pub trait Kernels: Backend {
         options: &AdamW,
     ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
         composed::adamw::<Self>(param, grad, state, options)
+    }
+
+    /// [`adamw_update`](Kernels::adamw_update) of many parameters, whose gradients are multiplied by `clip`, shape `[1]`.
+    fn adamw_update_all(
+        steps: Vec<AdamWStep<FloatTensor<Self>>>,
+        clip: Option<FloatTensor<Self>>,
+    ) -> Vec<(FloatTensor<Self>, AdamWState<FloatTensor<Self>>)> {
+        composed::adamw_all::<Self>(steps, clip)
+    }
+
+    /// What clips gradients to a joint norm: `min(1, max_norm / (norm + 1e-6))`, shape `[1]`; 1 where the norm is not a
+    /// number. `None` if there are no gradients.
+    fn clip_factor(grads: Vec<FloatTensor<Self>>, max_norm: f64) -> Option<FloatTensor<Self>> {
+        composed::clip_factor::<Self>(grads, max_norm)
     }
 }

@@ -25,12 +25,12 @@ mod weight;
 pub use blocks::{BlockFormat, BlockMatrix, SharedBytes};
 pub use error::KernelError;
 pub use kernels::{
-    AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, LoraWeights, NormState,
+    AdamWState, AdamWStep, AttentionGrads, AttentionTensors, HeadTensors, Kernels, LoraWeights, NormState,
 };
 pub use ops::{
-    Head, adamw_step, add, add_lora, attention, cross_entropy, cross_entropy_sum, dropout, gated, gelu,
-    layer_norm, linear, linear_cross_entropy, linear_gelu, linear_lora, relative_attention, rms_norm, rope,
-    sink_attention, write_rows,
+    Head, adamw_step, adamw_steps, add, add_lora, attention, clip_factor, cross_entropy, cross_entropy_sum,
+    dropout, gated, gelu, layer_norm, linear, linear_cross_entropy, linear_gelu, linear_lora,
+    relative_attention, rms_norm, rope, sink_attention, write_rows,
 };
 pub use precision::Precision;
 pub use spec::{

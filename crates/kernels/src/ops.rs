@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::kernels::{AdamWState, AttentionTensors, HeadTensors, Kernels, LoraWeights};
+use crate::kernels::{AdamWState, AdamWStep, AttentionTensors, HeadTensors, Kernels, LoraWeights};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
@@ -451,6 +451,41 @@ pub fn adamw_step<B: Kernels, const D: usize>(
     let (param, state) = B::adamw_update(flat(param), flat(grad), state, options);
     let full = |tensor| wrap::<B, 1>(tensor).reshape(shape);
     (full(param), AdamWState { mean: full(state.mean), square: full(state.square) })
+}
+
+/// [`adamw_step`] of many parameters as vectors, in few launches on GPUs. Gradients are multiplied by `clip`, the
+/// [`clip_factor`] of all of them.
+///
+/// # Shapes
+/// - each parameter, its gradient and state: all alike
+/// - clip: `[1]`
+#[track_caller]
+pub fn adamw_steps<B: Kernels>(
+    steps: Vec<AdamWStep<Tensor<B, 1>>>,
+    clip: Option<Tensor<B, 1>>,
+) -> Vec<(Tensor<B, 1>, AdamWState<Tensor<B, 1>>)> {
+    for step in &steps {
+        let [length] = step.param.dims();
+        let AdamWState { mean, square } = &step.state;
+        for vector in step.grad.iter().chain([mean, square]) {
+            check_vector("adamw_steps: a gradient or moment", vector, length);
+        }
+    }
+    if let Some(clip) = &clip {
+        check_vector("adamw_steps: clip", clip, 1);
+    }
+    let steps = steps.into_iter().map(|step| step.map(unwrap)).collect();
+    let updated = B::adamw_update_all(steps, clip.map(unwrap)).into_iter();
+    updated.map(|(param, state)| (wrap(param), state.map(wrap))).collect()
+}
+
+/// What clips gradients to a joint norm of `max_norm`: `min(1, max_norm / (norm + 1e-6))`, as in PyTorch; 1 where the
+/// norm is not a number. `None` if there are no gradients. On GPUs it stays on the device.
+///
+/// # Shapes
+/// - output: `[1]`
+pub fn clip_factor<B: Kernels>(grads: Vec<Tensor<B, 1>>, max_norm: f64) -> Option<Tensor<B, 1>> {
+    B::clip_factor(grads.into_iter().map(unwrap).collect(), max_norm).map(wrap)
 }
 
 #[track_caller]

@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_kernels::{AdamW, AdamWState, Kernels, adamw_step};
+use lowrank_kernels::{AdamW, AdamWState, AdamWStep, Kernels, adamw_steps, clip_factor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -66,22 +66,28 @@ impl<B: Kernels> GroupedAdamW<B> {
         }
     }
 
-    /// One step for the parameters that have a gradient, or have had one, at the base rate `lr`.
+    /// One step for the parameters that have a gradient, or have had one, at the base rate `lr`. On GPUs nothing of it is
+    /// read by the host.
     pub fn step<A, M>(&mut self, lr: f64, module: M, grads: GradientsParams) -> M
     where
         A: AutodiffBackend<InnerBackend = B>,
         M: AutodiffModule<A>,
     {
         self.step += 1;
-        let mut clip = 1.0;
-        if self.max_grad_norm > 0.0 {
-            let mut norm = SquaredNorm::<A> { grads: &grads, sum: None };
-            module.visit(&mut norm);
-            let square = norm.sum.and_then(|s| s.into_data().iter::<f64>().next()).unwrap_or(0.0);
-            // As in PyTorch: the small term makes a norm of zero harmless.
-            clip = (self.max_grad_norm / (square.sqrt() + 1e-6)).min(1.0);
+        let mut taken = Take::<A> { optimizer: self, grads, lr, params: Vec::new(), steps: Vec::new() };
+        let module = module.map(&mut taken);
+        let Take { params, steps, .. } = taken;
+        let clip = (self.max_grad_norm > 0.0).then(|| {
+            let grads = steps.iter().filter_map(|step| step.grad.clone()).collect();
+            clip_factor(grads, self.max_grad_norm)
+        });
+        let updated = adamw_steps(steps, clip.flatten());
+        let mut put = Put::<B> { values: HashMap::with_capacity(params.len()) };
+        for ((id, shape), (value, state)) in params.into_iter().zip(updated) {
+            self.moments.insert(id, state);
+            put.values.insert(id, (value, shape));
         }
-        module.map(&mut Update::<A> { optimizer: self, grads, lr, clip })
+        module.map(&mut put)
     }
 
     /// The moments of the parameters of `module`.
@@ -134,32 +140,18 @@ fn paths<B: Backend>(module: &impl Module<B>) -> Vec<(String, ParamId)> {
     paths.1
 }
 
-/// Sum of squares of all gradients.
-struct SquaredNorm<'a, B: AutodiffBackend> {
-    grads: &'a GradientsParams,
-    sum: Option<Tensor<B::InnerBackend, 1>>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for SquaredNorm<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
-            let square = (grad.clone() * grad).sum();
-            self.sum = Some(match self.sum.take() {
-                Some(sum) => sum + square,
-                None => square,
-            });
-        }
-    }
-}
-
-struct Update<'a, B: AutodiffBackend> {
+/// Takes the parameters that move out of the module, each with the only handle on its values, so that they can be updated
+/// in place.
+struct Take<'a, B: AutodiffBackend> {
     optimizer: &'a mut GroupedAdamW<B::InnerBackend>,
     grads: GradientsParams,
     lr: f64,
-    clip: f64,
+    params: Vec<(ParamId, Shape)>,
+    /// As vectors.
+    steps: Vec<AdamWStep<Tensor<B::InnerBackend, 1>>>,
 }
 
-impl<B> ModuleMapper<B> for Update<'_, B>
+impl<B> ModuleMapper<B> for Take<'_, B>
 where
     B: AutodiffBackend,
     B::InnerBackend: Kernels,
@@ -172,33 +164,46 @@ where
         if grad.is_none() && !optimizer.moments.contains_key(&param.id) {
             return param;
         }
-        let group = optimizer.groups.get(param.id, D);
+        let id = param.id;
+        let group = optimizer.groups.get(id, D);
         let lr = match group.rate {
             Rate::Base => self.lr,
             Rate::Head => self.lr * optimizer.head_ratio,
             Rate::SecondFactor => self.lr * optimizer.lora_plus,
         };
-        let settings = AdamW {
+        let options = AdamW {
             lr,
             beta1: BETA_1,
             beta2: BETA_2,
             eps: EPSILON,
             weight_decay: if group.decays { optimizer.weight_decay } else { 0.0 },
-            grad_scale: self.clip,
+            grad_scale: 1.0,
             step: optimizer.step,
         };
-        let (id, tensor, mapper) = param.consume();
-        let shape = tensor.shape();
-        let n = shape.num_elements();
-        let device = tensor.device();
-        let zeros = || Tensor::zeros([n], &device);
-        let state =
-            optimizer.moments.remove(&id).unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
-        let value = tensor.inner().reshape([n]);
-        let grad = grad.map_or_else(zeros, |grad| grad.reshape([n]));
-        let (value, state) = adamw_step(value, grad, state, &settings);
-        optimizer.moments.insert(id, state);
-        let updated = Tensor::from_inner(value.reshape(shape)).require_grad();
-        Param::from_mapped_value(id, updated, mapper)
+        param.map(|tensor| {
+            let (shape, device) = (tensor.shape(), tensor.device());
+            let n = shape.num_elements();
+            let zeros = || Tensor::zeros([n], &device);
+            let state = optimizer.moments.remove(&id);
+            let state = state.unwrap_or_else(|| AdamWState { mean: zeros(), square: zeros() });
+            let (param, grad) = (tensor.inner().reshape([n]), grad.map(|grad| grad.reshape([n])));
+            self.params.push((id, shape));
+            self.steps.push(AdamWStep { param, grad, state, options });
+            Tensor::empty([0; D], &device)
+        })
+    }
+}
+
+/// Puts the parameters back.
+struct Put<B: Backend> {
+    values: HashMap<ParamId, (Tensor<B, 1>, Shape)>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Put<B::InnerBackend> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        match self.values.remove(&param.id) {
+            Some((value, shape)) => param.map(|_| Tensor::from_inner(value.reshape(shape)).require_grad()),
+            None => param,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burn::module::{AutodiffModule, Module};
 use burn::optim::GradientsAccumulator;
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use lowrank_adapters::Mode;
 use lowrank_kernels::Kernels;
 use lowrank_spec::rng::mix;
@@ -13,7 +13,7 @@ use lowrank_spec::rng::mix;
 use crate::checkpoint::{CheckpointStore, Position, Start};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
-use crate::objective::{Objective, Selection, scalar};
+use crate::objective::{Objective, Selection, StepBatches};
 use crate::optimizer::GroupedAdamW;
 use crate::record::TrainedRecord;
 use crate::schedule::Schedule;
@@ -30,7 +30,8 @@ pub struct Training<'a> {
     pub start: Start,
     /// Keep a checkpoint of the last step, from which training can be extended.
     pub keep_last: bool,
-    /// Receives progress events, in process 0 only.
+    /// Receives progress events, in process 0 only. The steps of a window arrive together, in order, when their losses have
+    /// been read (see [`train()`]).
     pub watch: &'a mut dyn Watch,
     /// The processes that share the training.
     pub team: &'a dyn Team,
@@ -43,7 +44,7 @@ pub struct Outcome {
     pub steps: usize,
     /// The best evaluation: its step and the value of the selecting metric.
     pub best: Option<(usize, f64)>,
-    /// Duration of each step of this process.
+    /// Duration of each step of this process: for steps whose losses were read together, that of all divided by their number.
     pub step_times: Vec<Duration>,
     /// Real tokens of each step of this process.
     pub step_tokens: Vec<usize>,
@@ -60,6 +61,12 @@ pub struct Outcome {
 /// rounding, and dropout, the result is that of one process. Process 0 evaluates, writes checkpoints and has the best
 /// weights; the others return the last ones.
 ///
+/// # Windows
+/// Losses stay on the device for up to [`Kernels::LOSS_WINDOW`] steps, 1 on CPUs, and are read together then and before each
+/// evaluation, checkpoint, and the end: a GPU does not wait for the host after each step. Where that is more than one,
+/// the host also builds the batches of a step while the device works on the one before. A loss that is not finite is
+/// found when it is read, before an evaluation or a checkpoint, and the error names the first such step.
+///
 /// # Errors
 /// Invalid hyper-parameters, data that do not fit the model, a loss that is not finite, files that cannot be written.
 pub fn train<B, O>(objective: &O, model: O::Model, training: Training<'_>) -> Result<(O::Model, Outcome)>
@@ -68,8 +75,27 @@ where
     B::InnerBackend: Kernels,
     O: Objective<B>,
 {
+    train_in_windows(objective, model, training, B::LOSS_WINDOW)
+}
+
+/// [`train()`] with the losses of `window` steps read together, for tests of windows without a GPU.
+///
+/// # Errors
+/// As [`train()`].
+#[doc(hidden)]
+pub fn train_in_windows<B, O>(
+    objective: &O,
+    model: O::Model,
+    training: Training<'_>,
+    window: usize,
+) -> Result<(O::Model, Outcome)>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+    O: Objective<B>,
+{
     training.config.validate()?;
-    let mut run = Run::<B, O>::new(objective, model, training)?;
+    let mut run = Run::<B, O>::new(objective, model, training, window)?;
     let result = run.steps();
     run.training.watch.end();
     result?;
@@ -99,6 +125,22 @@ where
     /// Evaluations since the best one.
     stale: usize,
     outcome: Outcome,
+    /// Steps whose losses are read together.
+    window: usize,
+    /// The steps whose losses have not been read.
+    pending: Vec<Pending<B::InnerBackend>>,
+    /// When the first of them began.
+    begun: Instant,
+    /// The batches of the next step, where they are built ahead.
+    ahead: Option<Result<StepBatches<O::Batch>>>,
+}
+
+/// A step whose loss is on the device.
+struct Pending<B: Backend> {
+    /// Without the loss.
+    report: StepReport,
+    /// Of this process, shape `[1]`; none if it had no rows.
+    loss: Option<Tensor<B, 1>>,
 }
 
 impl<'o, 't, B, O> Run<'o, 't, B, O>
@@ -107,7 +149,7 @@ where
     B::InnerBackend: Kernels,
     O: Objective<B>,
 {
-    fn new(objective: &'o O, model: O::Model, training: Training<'t>) -> Result<Self> {
+    fn new(objective: &'o O, model: O::Model, training: Training<'t>, window: usize) -> Result<Self> {
         let config = training.config;
         let mut run = Self {
             objective,
@@ -117,6 +159,10 @@ where
             best: None,
             stale: 0,
             outcome: Outcome::default(),
+            window,
+            pending: Vec::new(),
+            begun: Instant::now(),
+            ahead: None,
             model: None,
             training,
         };
@@ -147,18 +193,23 @@ where
     fn steps(&mut self) -> Result<()> {
         let config = self.training.config;
         while self.outcome.steps < config.max_steps {
-            let report = self.step()?;
-            if self.is_first() {
-                self.training.watch.step(&report)?;
+            if let Err(error) = self.step() {
+                // The steps before it are complete; but other processes would not take part in their report.
+                if self.training.team.shard().is_whole() {
+                    self.report()?;
+                }
+                return Err(error);
             }
-            let step = report.step;
+            let step = self.outcome.steps;
             let at_end = step == config.max_steps;
-            let mut stop = false;
-            if step.is_multiple_of(config.eval_every) || at_end {
-                stop = self.evaluate(step)?;
+            let evaluates = step.is_multiple_of(config.eval_every) || at_end;
+            let saves = config.save_every.is_some_and(|n| step.is_multiple_of(n)) && !at_end;
+            if evaluates || saves || self.pending.len() >= self.window {
+                self.report()?;
             }
+            let stop = evaluates && self.evaluate(step)?;
             let last = (at_end || stop) && self.training.keep_last;
-            if last || config.save_every.is_some_and(|n| step.is_multiple_of(n)) && !at_end && !stop {
+            if last || saves && !stop {
                 self.save(step)?;
             }
             if stop {
@@ -168,16 +219,18 @@ where
         Ok(())
     }
 
-    /// One optimizer step.
-    fn step(&mut self) -> Result<StepReport> {
-        let begun = Instant::now();
+    /// One optimizer step, whose loss is left on the device.
+    fn step(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            self.begun = Instant::now();
+        }
         let config = self.training.config;
         let index = self.outcome.steps;
         let step = index + 1;
         let lr = self.schedule.at(index);
         let team = self.training.team;
         let shard = team.shard();
-        let batches = self.objective.batches(index, shard)?;
+        let batches = self.ahead.take().unwrap_or_else(|| self.objective.batches(index, shard))?;
         let weight: f64 = batches.micro.iter().map(|micro| micro.weight).sum();
         let tokens: usize = batches.micro.iter().map(|micro| micro.tokens).sum();
         let mut sums = [weight, tokens as f64];
@@ -219,17 +272,47 @@ where
         let model = self.model()?;
         let model = self.objective.constrain(self.optimizer.step::<B, _>(lr, model, grads))?;
         self.model = Some(model);
-        let mut loss = [sum.map_or(0.0, scalar)];
-        team.sum_f64(&mut loss)?;
-        let [loss] = loss;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step, loss, lr });
-        }
+        let report = StepReport {
+            step,
+            of: config.max_steps,
+            loss: 0.0,
+            lr,
+            epoch: batches.epoch,
+            tokens: tokens as usize,
+        };
+        self.pending.push(Pending { report, loss: sum });
         self.outcome.steps = step;
-        self.outcome.step_times.push(begun.elapsed());
-        let tokens = tokens as usize;
-        self.outcome.step_tokens.push(tokens);
-        Ok(StepReport { step, of: config.max_steps, loss, lr, epoch: batches.epoch, tokens })
+        if self.window > 1 && step < config.max_steps {
+            self.ahead = Some(self.objective.batches(step, shard));
+        }
+        Ok(())
+    }
+
+    /// Reads the losses of the pending steps, in one transfer, and reports them in order.
+    fn report(&mut self) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let Ok(count @ 1..) = u32::try_from(pending.len()) else { return Ok(()) };
+        let on_device: Vec<_> = pending.iter().filter_map(|pending| pending.loss.clone()).collect();
+        let mut read = values(on_device).into_iter();
+        let of_step = |pending: &Pending<_>| match pending.loss {
+            Some(_) => read.next().unwrap_or(f64::NAN),
+            None => 0.0,
+        };
+        let mut losses: Vec<f64> = pending.iter().map(of_step).collect();
+        self.training.team.sum_f64(&mut losses)?;
+        let time = self.begun.elapsed() / count;
+        for (Pending { report, .. }, loss) in pending.into_iter().zip(losses) {
+            let StepReport { step, lr, tokens, .. } = report;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step, loss, lr });
+            }
+            self.outcome.step_times.push(time);
+            self.outcome.step_tokens.push(tokens);
+            if self.is_first() {
+                self.training.watch.step(&StepReport { loss, ..report })?;
+            }
+        }
+        Ok(())
     }
 
     /// Evaluates, if the objective has a selecting metric, and records the best weights; whether to stop.
@@ -285,4 +368,10 @@ where
 
 fn no_model() -> TrainError {
     TrainError::Batch("the model was lost by an earlier error".into())
+}
+
+/// The numbers of tensors `[1]`, in one transfer.
+fn values<B: Backend>(mut tensors: Vec<Tensor<B, 1>>) -> Vec<f64> {
+    let tensor = if tensors.len() > 1 { Some(Tensor::cat(tensors, 0)) } else { tensors.pop() };
+    tensor.map_or_else(Vec::new, |tensor| tensor.into_data().iter::<f64>().collect())
 }

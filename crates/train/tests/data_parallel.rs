@@ -7,6 +7,7 @@ mod script;
 use std::path::Path;
 use std::sync::{Barrier, Mutex};
 
+use lowrank_train::train::train_in_windows;
 use lowrank_train::{
     Alone, Better, CheckpointStore, Outcome, Result, SchedulerKind, Shard, Start, StepReport, Team,
     TrainConfig, Training, Watch, train,
@@ -85,8 +86,19 @@ fn config(max_steps: usize) -> TrainConfig {
 type Values = [Vec<f64>; PARTS];
 
 fn run(script: &Script, config: &TrainConfig, team: &dyn Team, watch: &mut dyn Watch) -> (Values, Outcome) {
+    run_windows(script, config, team, watch, 1)
+}
+
+/// Trains with the losses of `window` steps read together.
+fn run_windows(
+    script: &Script,
+    config: &TrainConfig,
+    team: &dyn Team,
+    watch: &mut dyn Watch,
+    window: usize,
+) -> (Values, Outcome) {
     let training = Training { config, checkpoints: None, start: Start::Fresh, keep_last: false, watch, team };
-    let (model, outcome) = train::<B, _>(script, Parts::new(), training).unwrap();
+    let (model, outcome) = train_in_windows::<B, _>(script, Parts::new(), training, window).unwrap();
     (model.values(), outcome)
 }
 
@@ -110,14 +122,15 @@ impl Watch for Losses {
 
 /// Also where a process has no rows at all: five rows, eight processes.
 #[rstest]
-fn the_result_is_that_of_one_process(#[values(2, 3, 4, 8)] of: usize) {
-    let config = config(7);
+fn the_result_is_that_of_one_process(#[values(2, 3, 4, 8)] of: usize, #[values(1, 3, 16)] window: usize) {
+    let config = TrainConfig { eval_every: if window == 1 { 1 } else { 5 }, ..config(7) };
     let mut alone = Losses::default();
     let script = Script::new(&WEIGHTS, &[], Better::Higher);
     let (expect, outcome) = run(&script, &config, &Alone, &mut alone);
     let results = in_threads(of, |team| {
         let mut watch = Losses::default();
-        let (values, outcome) = run(&Script::new(&WEIGHTS, &[], Better::Higher), &config, team, &mut watch);
+        let script = Script::new(&WEIGHTS, &[], Better::Higher);
+        let (values, outcome) = run_windows(&script, &config, team, &mut watch, window);
         (values, outcome.step_tokens, watch.0)
     });
     for (values, tokens, _) in &results {

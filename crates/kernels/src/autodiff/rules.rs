@@ -7,11 +7,15 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
 use crate::composed;
-use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
+use crate::kernels::{
+    AdamWState, AdamWStep, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState,
+};
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    const LOSS_WINDOW: usize = B::LOSS_WINDOW;
+
     fn linear_forward(
         x: FloatTensor<Self>,
         w: Weight<FloatTensor<Self>>,
@@ -280,11 +284,23 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         options: &AdamW,
     ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
         // A step of the optimizer is not differentiated.
-        let AdamWState { mean, square } = state;
-        let state = AdamWState { mean: mean.primitive, square: square.primitive };
+        let state = state.map(|tensor| tensor.primitive);
         let (param, state) = B::adamw_update(param.primitive, grad.primitive, state, options);
-        let [param, mean, square] = [param, state.mean, state.square].map(Self::from_inner);
-        (param, AdamWState { mean, square })
+        (Self::from_inner(param), state.map(Self::from_inner))
+    }
+
+    fn adamw_update_all(
+        steps: Vec<AdamWStep<FloatTensor<Self>>>,
+        clip: Option<FloatTensor<Self>>,
+    ) -> Vec<(FloatTensor<Self>, AdamWState<FloatTensor<Self>>)> {
+        let steps = steps.into_iter().map(|step| step.map(|tensor| tensor.primitive)).collect();
+        let updated = B::adamw_update_all(steps, clip.map(|clip| clip.primitive)).into_iter();
+        updated.map(|(param, state)| (Self::from_inner(param), state.map(Self::from_inner))).collect()
+    }
+
+    fn clip_factor(grads: Vec<FloatTensor<Self>>, max_norm: f64) -> Option<FloatTensor<Self>> {
+        let grads = grads.into_iter().map(|grad| grad.primitive).collect();
+        B::clip_factor(grads, max_norm).map(Self::from_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Kernels`](crate::Kernels) for the CPU backends of the enabled features; `gpu` has those of GPUs.
+//! [`Kernels`](crate::Kernels) for the CPU backends and the router of the enabled features; `gpu` has those of GPUs.
 
 #[cfg(feature = "flex")]
 mod flex;
@@ -6,3 +6,5 @@ mod flex;
 mod host;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+#[cfg(feature = "router")]
+mod router;

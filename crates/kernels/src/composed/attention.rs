@@ -1,5 +1,6 @@
 //! Attention of burn operations: sequences are gathered into a padded batch and scattered back.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
@@ -142,6 +143,11 @@ struct Padded<'a, B: Backend> {
     dtype: DType,
     max_queries: usize,
     max_keys: usize,
+    /// The row of each padded query and key, and the padded position of each packed one.
+    query_rows: OnceCell<Tensor<B, 1, Int>>,
+    key_rows: OnceCell<Tensor<B, 1, Int>>,
+    query_places: OnceCell<Tensor<B, 1, Int>>,
+    key_places: OnceCell<Tensor<B, 1, Int>>,
 }
 
 impl<'a, B: Backend> Padded<'a, B> {
@@ -152,7 +158,31 @@ impl<'a, B: Backend> Padded<'a, B> {
             dtype,
             max_queries: spec.queries.longest(),
             max_keys: spec.keys.longest(),
+            query_rows: OnceCell::new(),
+            key_rows: OnceCell::new(),
+            query_places: OnceCell::new(),
+            key_places: OnceCell::new(),
         }
+    }
+
+    fn query_rows(&self) -> Tensor<B, 1, Int> {
+        let rows = || self.index(self.spec.queries.all_rows(), self.max_queries);
+        self.query_rows.get_or_init(rows).clone()
+    }
+
+    fn key_rows(&self) -> Tensor<B, 1, Int> {
+        let rows = || self.index(self.spec.sequences().map(|(_, keys)| keys), self.max_keys);
+        self.key_rows.get_or_init(rows).clone()
+    }
+
+    fn query_places(&self) -> Tensor<B, 1, Int> {
+        let places = || self.pack_index(self.spec.queries.lengths(), self.max_queries);
+        self.query_places.get_or_init(places).clone()
+    }
+
+    fn key_places(&self) -> Tensor<B, 1, Int> {
+        let places = || self.pack_index(self.spec.sequences().map(|(_, keys)| keys.len()), self.max_keys);
+        self.key_places.get_or_init(places).clone()
     }
 
     fn batch(&self) -> usize {
@@ -161,25 +191,23 @@ impl<'a, B: Backend> Padded<'a, B> {
 
     /// `[tokens, heads * head_dim]` to `[batch, heads, queries, head_dim]`.
     fn queries(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
-        let index = self.index(self.spec.queries.all_rows(), self.max_queries);
-        x.select(0, index)
+        x.select(0, self.query_rows())
             .reshape([self.batch(), self.max_queries, self.spec.n_heads, self.spec.head_dim])
             .swap_dims(1, 2)
     }
 
     /// `[tokens, heads]` to `[batch, heads, queries, 1]`.
     fn row_values(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
-        let index = self.index(self.spec.queries.all_rows(), self.max_queries);
-        x.select(0, index).reshape([self.batch(), self.max_queries, self.spec.n_heads, 1]).swap_dims(1, 2)
+        let shape = [self.batch(), self.max_queries, self.spec.n_heads, 1];
+        x.select(0, self.query_rows()).reshape(shape).swap_dims(1, 2)
     }
 
     /// `[tokens, kv_heads * head_dim]` to `[batch, heads, keys, head_dim]`, each key head repeated for
     /// the query heads that it serves.
     fn keys(&self, x: Tensor<B, 2>) -> Tensor<B, 4> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
-        let index = self.index(self.spec.sequences().map(|(_, keys)| keys), self.max_keys);
         let x = x
-            .select(0, index)
+            .select(0, self.key_rows())
             .reshape([self.batch(), self.max_keys, n_kv_heads, head_dim])
             .swap_dims(1, 2)
             .unsqueeze_dim::<5>(2);
@@ -189,21 +217,19 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// `[batch, heads, queries, width]` to `[tokens, heads * width]`.
     fn pack_queries(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
         let [batch, heads, queries, width] = x.dims();
-        let index = self.pack_index(self.spec.queries.lengths(), self.max_queries);
-        x.swap_dims(1, 2).reshape([batch * queries, heads * width]).select(0, index)
+        x.swap_dims(1, 2).reshape([batch * queries, heads * width]).select(0, self.query_places())
     }
 
     /// `[batch, heads, keys, head_dim]` to `[tokens, kv_heads * head_dim]`, summed over the query heads
     /// of each key head.
     fn pack_keys(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
         let AttentionSpec { n_heads, n_kv_heads, head_dim, .. } = *self.spec;
-        let index = self.pack_index(self.spec.sequences().map(|(_, keys)| keys.len()), self.max_keys);
         x.reshape([self.batch(), n_kv_heads, n_heads / n_kv_heads, self.max_keys, head_dim])
             .sum_dim(2)
             .squeeze_dim::<4>(2)
             .swap_dims(1, 2)
             .reshape([self.batch() * self.max_keys, n_kv_heads * head_dim])
-            .select(0, index)
+            .select(0, self.key_places())
     }
 
     /// Scaled scores, `[batch, heads, queries, keys]`: -∞ where a query does not see a key.
@@ -258,13 +284,9 @@ impl<'a, B: Backend> Padded<'a, B> {
             let padded = wrap::<B, 3>(terms).select(1, rows); // [heads, batch · rows, buckets]
             padded.reshape([self.spec.n_heads, self.batch(), max, n]).swap_dims(0, 1).gather(3, index)
         };
-        let by_query = by_query.map(|terms| {
-            let rows = self.index(self.spec.queries.all_rows(), self.max_queries);
-            gather(terms, rows, self.buckets(distances))
-        });
+        let by_query = by_query.map(|terms| gather(terms, self.query_rows(), self.buckets(distances)));
         let by_key = by_key.map(|terms| {
-            let rows = self.index(self.spec.sequences().map(|(_, keys)| keys), self.max_keys);
-            gather(terms, rows, self.buckets(distances).swap_dims(2, 3)).swap_dims(2, 3)
+            gather(terms, self.key_rows(), self.buckets(distances).swap_dims(2, 3)).swap_dims(2, 3)
         });
         match (by_query, by_key) {
             (Some(a), Some(b)) => Some(a + b),
@@ -293,14 +315,13 @@ impl<'a, B: Backend> Padded<'a, B> {
     /// Gradients of the terms by query from those of the scores, `[heads, queries, buckets]`.
     fn query_term_grads(&self, d_scores: Tensor<B, 4>) -> Tensor<B, 3> {
         let index = self.spec.distances.as_ref().map(|distances| self.buckets(distances));
-        let rows = self.pack_index(self.spec.queries.lengths(), self.max_queries);
-        self.scattered(d_scores, index, rows)
+        self.scattered(d_scores, index, self.query_places())
     }
 
     /// Gradients of the terms by key, `[heads, rows, buckets]`.
     fn key_term_grads(&self, d_scores: Tensor<B, 4>, key_rows: usize) -> Tensor<B, 3> {
         let index = self.spec.distances.as_ref().map(|distances| self.buckets(distances).swap_dims(2, 3));
-        let rows = self.pack_index(self.spec.sequences().map(|(_, keys)| keys.len()), self.max_keys);
+        let rows = self.key_places();
         debug_assert_eq!(rows.dims(), [key_rows]);
         self.scattered(d_scores.swap_dims(2, 3), index, rows)
     }

@@ -19,7 +19,7 @@ pub(crate) use linear::{
 pub(crate) use loss::head_loss_over_blocks;
 pub(crate) use loss::{cross_entropy_grad, cross_entropy_saving, head_loss, scaled_by};
 pub(crate) use norm::{norm_input_grad, norm_saving};
-pub(crate) use optimizer::adamw;
+pub(crate) use optimizer::{adamw, adamw_all, clip_factor, square_sum};
 pub(crate) use rope::rope;
 
 use burn::tensor::backend::Backend;

@@ -1,14 +1,13 @@
-//! Steps element by element: activations, dropout, rotary positions, AdamW.
+//! Steps element by element: activations, dropout, rotary positions.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{dims2, elements, empty_like, owned, packed, spread};
+use super::launch::{dims2, elements, empty_like, packed, spread};
 use super::math::{ERF, SILU, TANH, gate, gate_slope, gelu, gelu_slope, keeps, row_key};
-use crate::kernels::AdamWState;
-use crate::spec::{AdamW, Dropout, Gate, Gelu, RopeSpec};
+use crate::spec::{Dropout, Gate, Gelu, RopeSpec};
 
 #[cube(launch_unchecked)]
 fn gelu_kernel(x: &Array<f32>, y: &mut Array<f32>, #[comptime] tanh: bool) {
@@ -92,32 +91,6 @@ fn rope_kernel(
         } else {
             y[ABSOLUTE_POS] = x[ABSOLUTE_POS];
         }
-    }
-}
-
-#[cube(launch_unchecked)]
-fn adamw_kernel(
-    grad: &Array<f32>,
-    param: &mut Array<f32>,
-    mean: &mut Array<f32>,
-    square: &mut Array<f32>,
-    grad_scale: f32,
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    keep: f32,
-    rate: f32,
-    inverse_root: f32,
-    eps: f32,
-) {
-    if ABSOLUTE_POS < param.len() {
-        let g = grad[ABSOLUTE_POS] * grad_scale;
-        let m = mean[ABSOLUTE_POS] * beta1 + g * rest1;
-        let s = square[ABSOLUTE_POS] * beta2 + g * g * rest2;
-        mean[ABSOLUTE_POS] = m;
-        square[ABSOLUTE_POS] = s;
-        param[ABSOLUTE_POS] = param[ABSOLUTE_POS] * keep - m / (s.sqrt() * inverse_root + eps) * rate;
     }
 }
 
@@ -284,43 +257,4 @@ pub(super) fn rope_forward<R: CubeRuntime>(
         }
     }
     y
-}
-
-/// All tensors are of one shape, which the caller has checked.
-pub(super) fn adamw_update<R: CubeRuntime>(
-    param: CubeTensor<R>,
-    grad: CubeTensor<R>,
-    state: AdamWState<CubeTensor<R>>,
-    options: &AdamW,
-) -> (CubeTensor<R>, AdamWState<CubeTensor<R>>) {
-    let AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale, .. } = *options;
-    let [correction1, correction2] = options.corrections();
-    let grad = packed(grad);
-    let [param, mean, square] = [param, state.mean, state.square].map(owned);
-    let (client, (count, dim)) = (grad.client.clone(), spread(&grad));
-    if elements(&grad) > 0 {
-        // SAFETY: the arrays have as many elements, no unit goes past the end, and nothing else has the three that
-        // are written.
-        unsafe {
-            adamw_kernel::launch_unchecked(
-                &client,
-                count,
-                dim,
-                grad.into_array_arg(),
-                param.clone().into_array_arg(),
-                mean.clone().into_array_arg(),
-                square.clone().into_array_arg(),
-                grad_scale as f32,
-                beta1 as f32,
-                (1.0 - beta1) as f32,
-                beta2 as f32,
-                (1.0 - beta2) as f32,
-                (1.0 - lr * weight_decay) as f32,
-                (lr / correction1) as f32,
-                (1.0 / correction2.sqrt()) as f32,
-                eps as f32,
-            );
-        }
-    }
-    (param, AdamWState { mean, square })
 }

@@ -23,6 +23,7 @@ mod launch;
 mod linear;
 mod lora;
 mod math;
+mod optimizer;
 mod packed;
 mod rows;
 
@@ -32,7 +33,9 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::composed;
-use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
+use crate::kernels::{
+    AdamWState, AdamWStep, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState,
+};
 use crate::precision::Precision;
 use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
 use crate::weight::Weight;
@@ -45,6 +48,8 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    const LOSS_WINDOW: usize = 16;
+
     fn linear_forward(
         x: FloatTensor<Self>,
         w: Weight<FloatTensor<Self>>,
@@ -310,11 +315,29 @@ where
         state: AdamWState<FloatTensor<Self>>,
         options: &AdamW,
     ) -> (FloatTensor<Self>, AdamWState<FloatTensor<Self>>) {
-        let all = [&param, &grad, &state.mean, &state.square];
-        if fit(all) && all.iter().all(|tensor| tensor.shape() == param.shape()) {
-            elementwise::adamw_update(param, grad, state, options)
+        if optimizer::all_fit([&param, &grad, &state.mean, &state.square]) {
+            optimizer::adamw_update(param, grad, state, options)
         } else {
             composed::adamw::<Self>(param, grad, state, options)
+        }
+    }
+
+    fn adamw_update_all(
+        steps: Vec<AdamWStep<FloatTensor<Self>>>,
+        clip: Option<FloatTensor<Self>>,
+    ) -> Vec<(FloatTensor<Self>, AdamWState<FloatTensor<Self>>)> {
+        if optimizer::fits(&steps, clip.as_ref()) {
+            optimizer::adamw_update_all(steps, clip)
+        } else {
+            composed::adamw_all::<Self>(steps, clip)
+        }
+    }
+
+    fn clip_factor(grads: Vec<FloatTensor<Self>>, max_norm: f64) -> Option<FloatTensor<Self>> {
+        if fit(&grads) {
+            optimizer::clip_factor(grads, max_norm)
+        } else {
+            composed::clip_factor::<Self>(grads, max_norm)
         }
     }
 }

@@ -14,6 +14,7 @@ use lowrank_adapters::Mode;
 use lowrank_spec::rng::normal_values;
 use lowrank_train::{
     Better, EvalOutput, Group, Groups, MicroBatch, Objective, Rate, Result, Selection, Shard, StepBatches,
+    TrainError,
 };
 
 pub(crate) type B = Autodiff<Flex>;
@@ -74,6 +75,9 @@ pub(crate) struct Script {
     /// The metric at each evaluation.
     metric: Vec<f64>,
     better: Better,
+    /// The step, from 0, whose loss is not a number, and the one that has no batches.
+    pub(crate) diverges_at: Option<usize>,
+    pub(crate) fails_at: Option<usize>,
     pub(crate) evaluations: Cell<usize>,
     pub(crate) steps: RefCell<Vec<usize>>,
 }
@@ -84,6 +88,8 @@ impl Script {
             weights: weights.to_vec(),
             metric: metric.to_vec(),
             better,
+            diverges_at: None,
+            fails_at: None,
             evaluations: Cell::new(0),
             steps: RefCell::default(),
         }
@@ -96,9 +102,15 @@ impl Objective<B> for Script {
 
     fn batches(&self, step: usize, shard: Shard) -> Result<StepBatches<Self::Batch>> {
         self.steps.borrow_mut().push(step);
+        if self.fails_at == Some(step) {
+            return Err(TrainError::Batch(format!("no batches for step {step}")));
+        }
         let mine = shard.of_lengths(&vec![1; self.weights.len()]);
         let micro = mine.into_iter().map(|place| MicroBatch {
-            data: slopes(step, place),
+            data: match self.diverges_at == Some(step) {
+                true => [0, 1, 2, 3].map(|_| vec![f64::NAN; WIDTH]),
+                false => slopes(step, place),
+            },
             weight: self.weights[place],
             tokens: 1,
         });

@@ -23,8 +23,8 @@ pub(super) use rows::{
     norm_gamma_grad, norm_input_grad, norm_saving, product, rope_forward, sum_rows, write_rows,
 };
 pub(super) use training::{
-    adamw_update, cross_entropy_forward, cross_entropy_grad, cross_entropy_saving, head_loss_saving,
-    scaled_by,
+    adamw_update, adamw_update_all, clip_factor, cross_entropy_forward, cross_entropy_grad,
+    cross_entropy_saving, head_loss_saving, scaled_by,
 };
 
 /// A tensor in the machine's memory.
@@ -288,6 +288,21 @@ macro_rules! host_kernels {
             options: &$crate::AdamW,
         ) -> (::burn::tensor::ops::FloatTensor<Self>, $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>) {
             $crate::backends::host::adamw_update::<Self>(param, grad, state, options)
+        }
+
+        fn adamw_update_all(
+            steps: Vec<$crate::AdamWStep<::burn::tensor::ops::FloatTensor<Self>>>,
+            clip: Option<::burn::tensor::ops::FloatTensor<Self>>,
+        ) -> Vec<(::burn::tensor::ops::FloatTensor<Self>, $crate::AdamWState<::burn::tensor::ops::FloatTensor<Self>>)>
+        {
+            $crate::backends::host::adamw_update_all::<Self>(steps, clip)
+        }
+
+        fn clip_factor(
+            grads: Vec<::burn::tensor::ops::FloatTensor<Self>>,
+            max_norm: f64,
+        ) -> Option<::burn::tensor::ops::FloatTensor<Self>> {
+            $crate::backends::host::clip_factor::<Self>(grads, max_norm)
         }
 
         fn lora_forward(

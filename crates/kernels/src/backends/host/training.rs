@@ -1,13 +1,14 @@
 //! The loss and the optimizer.
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
 use super::{HostTensor, all_f32, dims2, weight_dims};
 use crate::composed;
 use crate::cpu::gemm::Weights;
 use crate::cpu::loss::Targets;
 use crate::cpu::{head, loss, optimizer};
-use crate::kernels::{AdamWState, HeadTensors, Kernels};
+use crate::kernels::{AdamWState, AdamWStep, HeadTensors, Kernels};
 use crate::spec::AdamW;
 use crate::weight::Weight;
 
@@ -198,4 +199,34 @@ where
     let (mean, square) = (state.mean.floats_mut(), state.square.floats_mut());
     optimizer::adamw(param.floats_mut(), grad.floats(), mean, square, options);
     (param, state)
+}
+
+/// The factor is a number here, which the kernel takes with the other options.
+pub(in crate::backends) fn adamw_update_all<B: Kernels>(
+    mut steps: Vec<AdamWStep<FloatTensor<B>>>,
+    clip: Option<FloatTensor<B>>,
+) -> Vec<(FloatTensor<B>, AdamWState<FloatTensor<B>>)> {
+    if let Some(clip) = clip.and_then(number::<B>) {
+        steps.iter_mut().for_each(|step| step.options.grad_scale *= clip);
+    }
+    composed::adamw_all::<B>(steps, None)
+}
+
+/// In double precision from the sum of squares on.
+pub(in crate::backends) fn clip_factor<B: Kernels>(
+    grads: Vec<FloatTensor<B>>,
+    max_norm: f64,
+) -> Option<FloatTensor<B>> {
+    let sum = composed::square_sum::<B>(grads)?;
+    let like = (B::float_device(&sum), TensorMetadata::dtype(&sum));
+    let square = number::<B>(sum).unwrap_or(0.0);
+    // As in PyTorch: the small term makes a norm of zero harmless. If the norm is not a number, the factor is 1.
+    let factor = (max_norm / (square.sqrt() + 1e-6)).min(1.0);
+    Some(Tensor::<B, 1>::from_data([factor], (&like.0, like.1)).into_primitive().tensor())
+}
+
+/// The number in a tensor `[1]`.
+fn number<B: Kernels>(tensor: FloatTensor<B>) -> Option<f64> {
+    let tensor = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(tensor));
+    tensor.into_data().iter::<f64>().next()
 }
