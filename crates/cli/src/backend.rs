@@ -1,8 +1,12 @@
 //! The backend of this build: a requested backend takes precedence over the default (cuda, vulkan, metal, ndarray,
 //! flex).
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
+use lowrank_compress::{DeviceProducts, Products};
+use lowrank_kernels::Kernels;
 
 #[cfg(feature = "cuda")]
 mod chosen {
@@ -62,6 +66,14 @@ pub(crate) fn device() -> Result<Device> {
         );
     }
     Ok(device)
+}
+
+/// The GPU as the place of large products, if the build has one and the machine too: all of that work can be done on the host.
+pub(crate) fn products() -> Option<Arc<dyn Products>> {
+    if Inner::ON_HOST {
+        return None;
+    }
+    device().ok().map(|device| Arc::new(DeviceProducts::<Inner>::new(device)) as Arc<dyn Products>)
 }
 
 /// Whether the device can add numbers: GPU runtimes report a missing driver by panicking on a thread of their

@@ -96,6 +96,9 @@ pub struct AdamWState<T> {
 /// weights are `[d_input, d_output]`, and biases, gammas and betas vectors. A name ending in `_saving`
 /// is a forward that also returns what its backward needs; one ending in `_grad` is part of a backward.
 pub trait Kernels: Backend {
+    /// Whether tensors are in the host's memory, so that work on the host reads them without a transfer.
+    const ON_HOST: bool = true;
+
     /// `x·w + bias`.
     fn linear_forward(
         x: FloatTensor<Self>,

@@ -11,6 +11,8 @@ use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, Nor
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    const ON_HOST: bool = B::ON_HOST;
+
     fn linear_forward(
         x: FloatTensor<Self>,
         w: Weight<FloatTensor<Self>>,

@@ -39,6 +39,8 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    const ON_HOST: bool = false;
+
     fn gelu_forward(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
         if fit([&x]) { elementwise::gelu_forward(x, kind) } else { composed::gelu::<Self>(x, kind) }
     }
