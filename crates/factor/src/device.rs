@@ -254,9 +254,9 @@ mod tests {
     fn a_gram_matrix_is_that_of_the_host() {
         let x: Mat<f32> = NormalSource::new(3).matrix(150, 40);
         let (device, host) = (mat(gram(tensor(&x))), crate::matrix::gram(x.as_ref()));
-        for (i, j) in (0..40).flat_map(|i| (0..40).map(move |j| (i, j))) {
-            assert!((device[(i, j)] - host[(i.max(j), i.min(j))]).abs() < 150.0 * f32::EPSILON * 4.0);
-        }
+        let mirrored = Mat::from_fn(40, 40, |i, j| host[(i.max(j), i.min(j))]);
+        let off = (&device - &mirrored).norm_max() / mirrored.norm_max();
+        assert!(off < 2e-6, "{off}");
         let half =
             Tensor::<Flex, 2>::from_data(TensorData::new(vec![300.0_f32, 2.0], [1, 2]), &Default::default())
                 .cast(burn::tensor::DType::F16);
