@@ -5,7 +5,6 @@ use burn::tensor::TensorData;
 use lowrank_kernels::{Dropout, Kernels, LoraSpec, Weight, add_lora, dropout, linear};
 use lowrank_spec::{Mode, Stream};
 
-use crate::host::host_values;
 use crate::route::{PickedRows, order};
 use crate::set::{AdapterSet, Member, Pair, Slot};
 
@@ -72,7 +71,7 @@ impl<B: Kernels> AdapterSet<B> {
         mode: Mode,
     ) -> Tensor<B, 2> {
         let Some(observer) = &self.observer else { return self.unobserved(site, x, rows, base, mode) };
-        observer.input(site, x.dims(), &|| host_values(x.clone()));
+        observer.input(site, &x);
         let mut y = self.unobserved(site, x, rows, base, mode);
         observer.output(site, &mut y);
         y

@@ -27,4 +27,4 @@ pub use lowrank_kernels as kernels;
 pub use lowrank_spec::{HostTensor, Mode, Pattern, Site, SuffixMap, Targets};
 pub use methods::{Adapter, FactorRole, Method};
 pub use route::PickedRows;
-pub use set::{AdapterSet, Member, Observer, Pair, Slot};
+pub use set::{Activations, AdapterSet, Member, Observer, Pair, Slot};

@@ -1,5 +1,6 @@
 //! A set of adapters over one base: every trainable factor, keyed by site.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -40,14 +41,40 @@ pub struct Member {
     pub carried: Option<Arc<Carried>>,
 }
 
+/// The input of a site, where the model's backend holds it.
+pub trait Activations {
+    /// `[rows, d_input]`.
+    fn shape(&self) -> [usize; 2];
+
+    /// All values, row-major, read from the device.
+    fn values(&self) -> Vec<f32>;
+
+    /// A `Tensor<B, 2>` of the model's backend, for work on its device.
+    fn tensor(&self) -> &dyn Any;
+}
+
+impl<B: Backend> Activations for Tensor<B, 2> {
+    fn shape(&self) -> [usize; 2] {
+        self.dims()
+    }
+
+    fn values(&self) -> Vec<f32> {
+        host_values(self.clone())
+    }
+
+    fn tensor(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// Observes the inputs of every site while a model runs; calibration collects its statistics with it.
 pub trait Observer: Debug + Send + Sync {
-    /// The input of a site, of shape `[rows, d_input]`; `values` reads it, row-major, from the device.
-    fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>);
+    /// The input of a site.
+    fn input(&self, site: usize, x: &dyn Activations);
 
     /// The output of a site, a `Tensor<B, 2>` of the model's backend, of shape `[rows, d_output]`, which may be changed:
     /// a zero offset that requires a gradient receives the gradient of the output.
-    fn output(&self, _site: usize, _y: &mut dyn std::any::Any) {}
+    fn output(&self, _site: usize, _y: &mut dyn Any) {}
 }
 
 /// All adapters over one base, without the base.
@@ -401,8 +428,9 @@ mod tests {
     struct Seen(Mutex<Vec<Input>>);
 
     impl Observer for Seen {
-        fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
-            self.0.lock().unwrap().push((site, shape, values()));
+        fn input(&self, site: usize, x: &dyn Activations) {
+            assert!(x.tensor().is::<Tensor<Flex, 2>>());
+            self.0.lock().unwrap().push((site, x.shape(), x.values()));
         }
     }
 

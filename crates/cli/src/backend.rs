@@ -1,11 +1,14 @@
 //! The backend of this build: a requested backend takes precedence over the default (cuda, vulkan, metal, ndarray,
 //! flex).
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use lowrank_checkpoint::FloatType;
-use lowrank_kernels::Precision;
+use lowrank_compress::{DeviceProducts, Products};
+use lowrank_kernels::{Kernels, Precision};
 
 #[cfg(feature = "cuda")]
 mod chosen {
@@ -91,6 +94,14 @@ pub(crate) fn choose_precision(dtype: FloatType) -> Result<()> {
     }
     precision.choose();
     Ok(())
+}
+
+/// The GPU as the place of large products, if the build has one and the machine too: all of that work can be done on the host.
+pub(crate) fn products() -> Option<Arc<dyn Products>> {
+    if Inner::ON_HOST {
+        return None;
+    }
+    device().ok().map(|device| Arc::new(DeviceProducts::<Inner>::new(device)) as Arc<dyn Products>)
 }
 
 /// Whether the device can add numbers: GPU runtimes report a missing driver by panicking on a thread of their

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::from_row_major;
-use lowrank_factor::{LowRank, SigmaPlacement, Truncation, svd};
+use lowrank_factor::{LowRank, SigmaPlacement, Truncation};
 use lowrank_spec::names::{expert_of, is_buffer};
 use lowrank_spec::{HostTensor, Site, transpose};
 use serde_json::{Map, Value};
 
 use crate::error::{CompressError, Result, at};
 use crate::folder;
+use crate::products::{Products, triplets};
 use crate::weights::{LM_HEADS, is_lookup, is_shared_words, is_tied, settle_tie, token_table};
 
 /// The update of one module.
@@ -50,6 +51,19 @@ pub struct Extracted {
 /// Folders of models that are not dense, tensors without a counterpart outside of heads, non-finite values,
 /// models with identical matrices, a changed table of words that the halves of an encoder-decoder share.
 pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Extracted> {
+    extract_with(base, tuned, truncation, None)
+}
+
+/// As [`extract`], with the large products of randomized decompositions in another place than the host.
+///
+/// # Errors
+/// As [`extract`], and those of the products.
+pub fn extract_with(
+    base: &Path,
+    tuned: &Path,
+    truncation: &Truncation,
+    products: Option<&dyn Products>,
+) -> Result<Extracted> {
     let pair = Pair::open(base, tuned)?;
     pair.check_whole()?;
     pair.check_words()?;
@@ -61,12 +75,13 @@ pub fn extract(base: &Path, tuned: &Path, truncation: &Truncation) -> Result<Ext
         ignored: pair.ignored(),
         base_hash: pair.base.content_hash()?,
     };
+    let reduce = |site: Site, values: &[f32]| update(site, values, truncation, products);
     for name in pair.tuned.names() {
         let Some(before) = pair.counterpart(name).filter(|_| !made.saved_modules.contains(&module_of(name)))
         else {
             continue;
         };
-        pair.compare(before, name, truncation, &mut made)?;
+        pair.compare(before, name, &reduce, &mut made)?;
     }
     made.drop_enclosed();
     if made.modules.is_empty() {
@@ -269,8 +284,14 @@ impl<'a> Pair<'a> {
         Some(if is_neox { LM_HEADS[1] } else { LM_HEADS[0] })
     }
 
-    /// Adds the change of one tensor.
-    fn compare(&self, before: &str, name: &str, truncation: &Truncation, made: &mut Extracted) -> Result<()> {
+    /// Adds the change of one tensor; `reduce` is [`update`].
+    fn compare(
+        &self,
+        before: &str,
+        name: &str,
+        reduce: &dyn Fn(Site, &[f32]) -> Result<ExtractedModule>,
+        made: &mut Extracted,
+    ) -> Result<()> {
         if self.is_tied_copy(name) {
             return Ok(());
         }
@@ -320,10 +341,10 @@ impl<'a> Pair<'a> {
             ..Site::default()
         };
         let update = if embedding || (is_conv1d && leaf.starts_with("c_")) {
-            update(site, &difference, truncation)?
+            reduce(site, &difference)?
         } else {
             let site = Site { d_input: columns, d_output: rows, ..site };
-            update(site, &transpose(&difference, rows, columns), truncation)?
+            reduce(site, &transpose(&difference, rows, columns))?
         };
         if let Some(head) = self.tied_head(path) {
             let site = Site {
@@ -343,7 +364,12 @@ impl<'a> Pair<'a> {
 }
 
 /// The best approximation of a difference `[d_input, d_output]`.
-fn update(site: Site, values: &[f32], truncation: &Truncation) -> Result<ExtractedModule> {
+fn update(
+    site: Site,
+    values: &[f32],
+    truncation: &Truncation,
+    products: Option<&dyn Products>,
+) -> Result<ExtractedModule> {
     let path = site.path.clone();
     let fail = |e| at(&path)(e);
     let matrix = from_row_major(values, site.d_input, site.d_output).map_err(fail)?;
@@ -351,7 +377,7 @@ fn update(site: Site, values: &[f32], truncation: &Truncation) -> Result<Extract
         Truncation::Rank(rank) => Truncation::Rank(rank.min(site.max_rank())),
         other => other,
     };
-    let svd = svd::auto(matrix, &truncation, 0).map_err(fail)?.svd;
+    let svd = triplets(matrix, &truncation, products).map_err(fail)?;
     let fit = svd.low_rank(&truncation, SigmaPlacement::Split).map_err(fail)?;
     Ok(ExtractedModule { site, factors: fit.factors, error: fit.report.relative_error })
 }

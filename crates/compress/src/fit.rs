@@ -10,6 +10,7 @@ use lowrank_spec::names::{WeightPart, expert_of};
 use crate::allocate;
 use crate::error::{CompressError, Result, at};
 use crate::method::{Method, Sides};
+use crate::products::{Products, leading};
 use crate::rounding::{of_product, with_rounding};
 use crate::sided;
 use crate::statistics::Weighting;
@@ -118,7 +119,7 @@ impl Analysis {
 
 /// Criterion for the forms that are tried.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
+pub(crate) struct Rules<'a> {
     pub(crate) method: Method,
     pub(crate) sides: Sides,
     pub(crate) tt_order: usize,
@@ -128,19 +129,25 @@ pub(crate) struct Rules {
     pub(crate) truncation: Option<Truncation>,
     /// Whether ranks beyond the one at which factors save parameters may be chosen.
     pub(crate) always_factor: bool,
+    /// Place of large products.
+    pub(crate) products: Option<&'a dyn Products>,
 }
 
 /// The subspace of one weight `[d_output, d_input]` under a weighting, and the shrinkage if there is one:
-/// `known`, or chosen here.
+/// `known`, or chosen here. If a rank is given, no more vectors are needed.
 fn low_rank_subspace(
-    rules: &Rules,
+    rules: &Rules<'_>,
     unit: &Unit,
     a: MatRef<'_, f32>,
     weighting: &Weighting,
     known: Option<f64>,
+    rank: Option<usize>,
 ) -> Result<(Kept, Option<f64>)> {
     let path = unit.weights[0].site.path.as_str();
     let fail = |e| at(path)(e);
+    let plain = || -> Result<(Kept, Option<f64>)> {
+        Ok((Kept::plain(leading(a, rank, rules.products).map_err(fail)?), None))
+    };
     let diagonal = |weights: Vec<f32>| -> Result<Kept> {
         let subspace = whitened::by_diagonal(a, &weights).and_then(|w| w.into_subspace()).map_err(fail)?;
         let inputs = weights.into_iter().map(|weight| weight * weight).collect();
@@ -167,9 +174,7 @@ fn low_rank_subspace(
             Ok((kept, Some(shrinkage)))
         }
         // No token of the calibration text reached this expert.
-        (_, Weighting::None) if expert_of(path).is_some() => {
-            Ok((Kept::plain(subspace::leading(a).map_err(fail)?), None))
-        }
+        (_, Weighting::None) if expert_of(path).is_some() => plain(),
         (method, _) if method.needs_inputs() || method.needs_gradients() => {
             Err(CompressError::Input(format!(
                 "'{path}': calibration has no statistics of it, which {} needs; leave it out with --exclude, or \
@@ -177,14 +182,14 @@ fn low_rank_subspace(
                 method.name()
             )))
         }
-        _ => Ok((Kept::plain(subspace::leading(a).map_err(fail)?), None)),
+        _ => plain(),
     }
 }
 
 /// The forms of a unit with the losses of their ranks. `values` are those of
 /// [`Weight::read`](crate::Weight::read).
 pub(crate) fn analyse(
-    rules: &Rules,
+    rules: &Rules<'_>,
     unit: &Unit,
     values: &[Vec<f32>],
     weightings: &[Weighting],
@@ -198,7 +203,8 @@ pub(crate) fn analyse(
             Ok(Analysis::new(vec![curve], squared_norm(views[0]), None))
         }
         method => {
-            let (mut kept, shrinkage) = low_rank_subspace(rules, unit, views[0], &weightings[0], known)?;
+            let (mut kept, shrinkage) =
+                low_rank_subspace(rules, unit, views[0], &weightings[0], known, None)?;
             let squared = kept.subspace.squared().to_vec();
             let [d_input, d_output] = unit.shape();
             // The vectors beyond it are needed only for ranks that save no parameters.
@@ -229,7 +235,7 @@ pub(crate) fn analyse(
 
 /// The factors of a choice. `kept` is the stored analysis, if there is one.
 pub(crate) fn factor(
-    rules: &Rules,
+    rules: &Rules<'_>,
     unit: &Unit,
     values: &[Vec<f32>],
     choice: &Choice,
@@ -244,7 +250,7 @@ pub(crate) fn factor(
         Choice::Rank(Form::LowRank | Form::Tucker, rank) => {
             let kept = match kept.filter(|kept| kept.subspace.basis().ncols() >= *rank) {
                 Some(kept) => kept.clone(),
-                None => low_rank_subspace(rules, unit, views[0], &weightings[0], None)?.0,
+                None => low_rank_subspace(rules, unit, views[0], &weightings[0], None, Some(*rank))?.0,
             };
             let fit = kept.subspace.low_rank(views[0], &Truncation::Rank(*rank)).map_err(fail)?;
             let (left, right) = fit.factors.to_row_major(); // [out, r], [r, in]
@@ -309,7 +315,7 @@ pub(crate) fn planned(unit: &Unit, choice: &Choice) -> Vec<Vec<(String, Vec<usiz
 }
 
 /// Approximate peak memory of factoring a unit, in bytes.
-pub(crate) fn bytes(rules: &Rules, unit: &Unit, is_weighted: bool) -> u64 {
+pub(crate) fn bytes(rules: &Rules<'_>, unit: &Unit, is_weighted: bool) -> u64 {
     let [d_input, d_output] = unit.shape().map(|d| d as u64);
     let (numel, short) = (unit.numel(), d_input.min(d_output));
     match rules.method {
@@ -355,13 +361,13 @@ fn weighted_loss(a: MatRef<'_, f32>, approximation: MatRef<'_, f32>, gram: MatRe
     (0..a.nrows()).map(row).sum()
 }
 
-pub(crate) fn tt_shape(rules: &Rules, unit: &Unit) -> Result<TtShape> {
+pub(crate) fn tt_shape(rules: &Rules<'_>, unit: &Unit) -> Result<TtShape> {
     let [d_input, d_output] = unit.shape();
     TtShape::balanced(d_input, d_output, rules.tt_order).map_err(at(&unit.name()))
 }
 
 /// The losses of a tensor train of one weight; `a` is `[d_output, d_input]`.
-fn train_curve(rules: &Rules, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> {
+fn train_curve(rules: &Rules<'_>, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> {
     let name = unit.name();
     let shape = tt_shape(rules, unit)?;
     if shape.order() == 2 {
@@ -377,7 +383,7 @@ fn train_curve(rules: &Rules, unit: &Unit, a: MatRef<'_, f32>) -> Result<Curve> 
 
 /// The curve of a tensor train in the norm of the inputs, from a single point of it.
 fn weighted(
-    rules: &Rules,
+    rules: &Rules<'_>,
     unit: &Unit,
     a: MatRef<'_, f32>,
     curve: Curve,
@@ -420,7 +426,7 @@ fn train_factors(unit: &Unit, a: MatRef<'_, f32>, shape: &TtShape, ranks: &[usiz
 }
 
 /// Curves of the shared forms of weights `[d_output, d_input]`.
-fn analyse_shared(rules: &Rules, unit: &Unit, views: &[MatRef<'_, f32>]) -> Result<Analysis> {
+fn analyse_shared(rules: &Rules<'_>, unit: &Unit, views: &[MatRef<'_, f32>]) -> Result<Analysis> {
     let fail = |e| at(&unit.name())(e);
     let total = views.iter().map(|a| squared_norm(*a)).sum();
     let mut curves = Vec::new();

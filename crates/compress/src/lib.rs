@@ -16,6 +16,7 @@ mod parallel;
 mod pass;
 mod pivots;
 mod plan;
+pub mod products;
 mod quant;
 pub mod report;
 mod rounding;
@@ -31,16 +32,17 @@ mod write;
 
 pub use amount::{Allocation, Amount, Of, parse_ranks};
 pub use error::{CompressError, Result};
-pub use extract::{Extracted, ExtractedModule, extract};
+pub use extract::{Extracted, ExtractedModule, extract, extract_with};
 pub use job::compress;
 pub use method::{Method, Sides};
 pub use options::{Calibrator, CompressedModule, Options, Progress};
+pub use products::Products;
 pub use quant::{Measure, quantize};
 pub use report::{Change, ModuleReport, Report};
 #[cfg(feature = "run")]
 pub use run::{
-    Answers, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Tokens, Trained, distill,
-    fisher, mean_nll, token_limit,
+    Answers, DeviceProducts, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Tokens,
+    Trained, distill, fisher, mean_nll, token_limit,
 };
 pub use statistics::{InputStatistics, SidedStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

@@ -1,6 +1,7 @@
 //! Options, calibration and progress of a compression.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lowrank_checkpoint::FloatType;
 use lowrank_spec::{BlockFormat, Representation, Targets};
@@ -9,6 +10,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::amount::{Allocation, Amount};
 use crate::error::Result;
 use crate::method::{Method, Sides};
+use crate::products::Products;
 use crate::statistics::{InputStatistics, Weighting, Weightings};
 
 /// Options of a compression.
@@ -25,6 +27,7 @@ use crate::statistics::{InputStatistics, Weighting, Weightings};
 /// | `format` | floats | block format of weights (`quant`, `quant+lowrank`) or of factors |
 /// | `always_factor` | no | factor even if that does not make a weight smaller |
 /// | `pivots` | no | store pairs of factors without the identity at their [pivots](lowrank_factor::pivoted) |
+/// | `products` | on the host | place of the large products of given ranks' decompositions |
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Compression method.
@@ -51,6 +54,9 @@ pub struct Options {
     pub format: Option<BlockFormat>,
     /// Store pairs of factors with pivots: `r²` parameters less.
     pub pivots: bool,
+    /// Place of the large products of decompositions: a small given rank of an unweighted factorization is then sampled, and
+    /// its error is that of [`svd::randomized`](lowrank_factor::svd::randomized). Without one the decomposition is exact.
+    pub products: Option<Arc<dyn Products>>,
 }
 
 impl Options {
@@ -69,6 +75,7 @@ impl Options {
             always_factor: false,
             format: None,
             pivots: false,
+            products: None,
         }
     }
 }

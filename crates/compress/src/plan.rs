@@ -29,7 +29,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) options: &'a Options,
     pub(crate) units: Vec<Unit>,
     pub(crate) sizes: Sizes,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Rules<'a>,
     /// Rank of each unit, if ranks are given.
     ranks: Vec<usize>,
     /// Maps of experts that no token of the calibration text reached.
@@ -114,6 +114,7 @@ impl<'a> Plan<'a> {
             share,
             truncation: options.amount.truncation(),
             always_factor: options.always_factor,
+            products: options.products.as_deref(),
         };
         Ok(Self {
             model,

@@ -79,7 +79,7 @@ impl Scratch {
     }
 
     /// The analysis of a unit stored by an earlier attempt; one of several forms is computed again.
-    pub(crate) fn load(&self, index: usize, unit: &Unit, rules: &Rules) -> Result<Option<Analysis>> {
+    pub(crate) fn load(&self, index: usize, unit: &Unit, rules: &Rules<'_>) -> Result<Option<Analysis>> {
         let Some((kept, header)) = self.read(index, unit)?.filter(|(_, header)| header.is_whole) else {
             return Ok(None);
         };

@@ -491,10 +491,10 @@ fn an_interrupted_job_resumes_to_the_same_files(#[case] allocation: Allocation) 
     let options = Options { allocation, ..Options::new(Method::Svd, ratio(0.3)) };
     let expected = compress(&fixture("llama"), &whole, &options, None, &()).unwrap();
     // A panic drops the guards as a return does; a killed process would leave as much.
-    let attempt = std::panic::catch_unwind(|| {
+    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let options = Options { resume: true, ..options.clone() };
         let _ = compress(&fixture("llama"), &out, &options, None, &Interrupt(Default::default()));
-    });
+    }));
     assert!(attempt.is_err() && !out.exists());
     assert!(dir.path().join(".out.partial/scratch").is_dir(), "what was done is kept");
     let options = Options { resume: true, ..options };
@@ -517,10 +517,10 @@ fn a_job_is_not_resumed_under_another_calibration() {
         let paths = kinds.flat_map(|kind| [0, 1].map(|layer| format!("model.layers.{layer}.{kind}")));
         paths.map(|path| (path.clone(), Weighting::Channels(vec![factor; width(&path)]))).collect()
     };
-    let _ = std::panic::catch_unwind(|| {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut given = weightings(1.0);
         compress(&fixture("llama"), &out, &options, Some(&mut given), &Interrupt(Default::default()))
-    });
+    }));
     assert!(dir.path().join(".out.partial").is_dir());
     let error = compress(&fixture("llama"), &out, &options, Some(&mut weightings(2.0)), &()).unwrap_err();
     assert!(error.to_string().contains("other options; start again without --resume"), "{error}");

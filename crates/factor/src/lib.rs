@@ -29,7 +29,7 @@
 //! ```
 //!
 //! # Features
-//! `burn`: `DeviceMatrix`, randomized methods whose large products run on the device of a burn tensor.
+//! `burn`: `DeviceMatrix`, randomized methods whose large products run on the device of a burn tensor, and `device::gram`.
 //!
 //! # Speed
 //! faer's SIMD loops are closures, which are vectorized only if they are inlined. The number of codegen units hardly

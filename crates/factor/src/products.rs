@@ -58,6 +58,38 @@ pub trait MatrixProducts {
     ) -> Result<f64>;
 }
 
+impl<T: Scalar, A: MatrixProducts<Scalar = T> + ?Sized> MatrixProducts for Box<A> {
+    type Scalar = T;
+
+    fn nrows(&self) -> usize {
+        (**self).nrows()
+    }
+
+    fn ncols(&self) -> usize {
+        (**self).ncols()
+    }
+
+    fn scale(&self) -> f64 {
+        (**self).scale()
+    }
+
+    fn norm_squared(&self) -> Result<f64> {
+        (**self).norm_squared()
+    }
+
+    fn multiply(&self, x: MatRef<'_, T>) -> Result<Mat<T>> {
+        (**self).multiply(x)
+    }
+
+    fn multiply_transposed(&self, x: MatRef<'_, T>) -> Result<Mat<T>> {
+        (**self).multiply_transposed(x)
+    }
+
+    fn residual_squared(&self, left: MatRef<'_, T>, right: MatRef<'_, T>) -> Result<f64> {
+        (**self).residual_squared(left, right)
+    }
+}
+
 /// A validated matrix in host memory.
 pub struct HostMatrix<'a, T: Scalar> {
     balanced: Balanced<'a, T>,

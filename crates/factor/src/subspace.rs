@@ -7,7 +7,7 @@ use crate::low_rank::LowRank;
 use crate::matrix::{Balanced, check_shape, check_slice, product, ratio};
 use crate::scalar::Scalar;
 use crate::spectrum::check_spectrum;
-use crate::svd;
+use crate::svd::{self, Svd};
 use crate::truncation::{Approximation, Truncation, TruncationReport, tails};
 
 /// The side of the matrix on which a [`Subspace`] projects.
@@ -58,6 +58,26 @@ impl<T: Scalar> Subspace<T> {
         check_shape("dual basis", dual.as_ref(), basis.shape())?;
         crate::matrix::check(dual.as_ref(), "dual basis")?;
         Ok(Self { dual: Some(dual), ..Self::new(side, basis, squared)? })
+    }
+
+    /// The shorter side's subspace of a decomposition. What lies outside its triplets is added to the spectrum as equal
+    /// values, so that the errors up to its rank are known; those beyond are not.
+    ///
+    /// # Errors
+    /// [`FactorError::Overflow`] for squared values out of range.
+    pub fn of_svd(svd: &Svd<T>) -> Result<Self> {
+        let (m, n) = svd.shape();
+        let mut squared: Vec<f64> = svd.s().iter().map(|s| s.widen() * s.widen()).collect();
+        let last = squared.last().copied().unwrap_or_default();
+        if !squared.first().is_some_and(|first| first.is_finite()) {
+            return Err(FactorError::Overflow { what: "squared singular value" });
+        }
+        let [outside, unknown] = [svd.outside_squared(), (m.min(n) - squared.len()) as f64];
+        // A randomized decomposition may end on a value a little below the mean of the rest.
+        squared.resize(m.min(n), if unknown > 0.0 { (outside / unknown).min(last) } else { 0.0 });
+        let (side, basis) =
+            if m <= n { (SubspaceSide::Left, svd.u()) } else { (SubspaceSide::Right, svd.v()) };
+        Self::new(side, basis.to_owned(), squared)
     }
 
     /// The dual basis of an oblique projection.
@@ -201,6 +221,26 @@ mod tests {
             assert!((low_rank.report.relative_error - best).abs() <= 1e-3 * best + slack);
         }
         assert!((total.sqrt() / crate::matrix::frobenius_norm(a.as_ref()).unwrap() - 1.0).abs() < 1e-5);
+    }
+
+    #[rstest]
+    #[case(60, 40)]
+    #[case(40, 60)]
+    fn some_triplets_give_the_errors_of_their_ranks(#[case] m: usize, #[case] n: usize) {
+        let a = matrix(m, n, 0.05);
+        let svd = svd::exact(a.as_ref()).unwrap();
+        let (all, some) = (leading(a.as_ref()).unwrap(), Subspace::of_svd(&svd.leading(9).unwrap()).unwrap());
+        assert_eq!((some.side(), some.basis().ncols(), some.squared().len()), (all.side(), 9, 40));
+        for rank in 1..=9 {
+            let [known, found] =
+                [&all, &some].map(|of| of.low_rank(a.as_ref(), &Truncation::Rank(rank)).unwrap());
+            let (known_error, error) = (known.report.relative_error, found.report.relative_error);
+            assert!((error - known_error).abs() < 1e-5, "rank {rank}: {error} beside {known_error}");
+            let measured = found.factors.relative_error(a.as_ref()).unwrap();
+            assert!((measured - error).abs() < 1e-5, "rank {rank}: {measured}, said {error}");
+        }
+        let whole = Subspace::of_svd(&svd).unwrap();
+        assert_eq!(whole.basis().ncols(), 40);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
-use lowrank_factor::svd::{AdaptiveOptions, RandomizedOptions, adaptive, exact, randomized};
+use lowrank_factor::svd::{
+    AdaptiveOptions, RandomizedOptions, SvdMethod, adaptive, auto, exact, randomized, sampled,
+};
 use lowrank_factor::{DeviceMatrix, FactorError, HostMatrix, Mat, MatrixProducts, Truncation, matrix};
 
 fn tensor(a: &Mat<f32>) -> Tensor<Flex, 2> {
@@ -23,8 +25,13 @@ fn sample(rows: usize, cols: usize) -> Mat<f32> {
 #[test]
 fn products_are_those_of_the_host() {
     let a = sample(70, 45);
-    let (device, host) =
-        (DeviceMatrix::<Flex, f32>::new(tensor(&a)).unwrap(), HostMatrix::new(a.as_ref()).unwrap());
+    let device = DeviceMatrix::<Flex, f32>::new(tensor(&a)).unwrap();
+    check_products(&a, &device);
+    check_products(&a, &device.in_parts());
+}
+
+fn check_products(a: &Mat<f32>, device: &DeviceMatrix<Flex, f32>) {
+    let host = HostMatrix::new(a.as_ref()).unwrap();
     assert_eq!((device.nrows(), device.ncols()), (70, 45));
     let (x, y) = (sample(45, 6), sample(70, 6));
     // Dot products of at most 70 terms of size 1.
@@ -55,6 +62,24 @@ fn randomized_agrees_with_the_host_and_the_optimum() {
         let gaps = x.svd().s().iter().zip(y.svd().s()).map(|(p, q)| f64::from(p - q).abs());
         assert!(gaps.fold(0.0, f64::max) <= 1e-5 * top);
     }
+}
+
+#[test]
+fn what_auto_samples_is_sampled_on_the_device() {
+    let a = sample(160, 140);
+    let hold = || -> Result<Box<dyn MatrixProducts<Scalar = f32>>, FactorError> {
+        Ok(Box::new(DeviceMatrix::<Flex, f32>::new(tensor(&a))?.in_parts()))
+    };
+    for truncation in [Truncation::Rank(12), Truncation::RelativeError(0.05), Truncation::Parameters(3600)] {
+        let found = sampled(a.shape(), &truncation, 0, hold).unwrap().unwrap();
+        let expected = auto(a.as_ref(), &truncation, 0).unwrap();
+        assert_eq!((found.method, found.svd.rank()), (expected.method, expected.svd.rank()));
+        assert_ne!(found.method, SvdMethod::Exact);
+        let gaps = found.svd.s().iter().zip(expected.svd.s()).map(|(p, q)| (p - q).abs());
+        assert!(gaps.fold(0.0, f32::max) <= 1e-5 * expected.svd.s()[0]);
+    }
+    let unused = || -> Result<HostMatrix<'_, f32>, FactorError> { panic!("a large rank is not sampled") };
+    assert!(sampled(a.shape(), &Truncation::Rank(100), 0, unused).unwrap().is_none());
 }
 
 #[test]

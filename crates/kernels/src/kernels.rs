@@ -124,6 +124,8 @@ impl<T> AdamWStep<T> {
 /// weights are `[d_input, d_output]`, and biases, gammas and betas vectors. A name ending in `_saving`
 /// is a forward that also returns what its backward needs; one ending in `_grad` is part of a backward.
 pub trait Kernels: Backend {
+    /// Whether tensors are in the host's memory, so that work on the host reads them without a transfer.
+    const ON_HOST: bool = true;
     /// The number of training steps whose losses may wait on the device to be read together. More than one where a read
     /// waits for the device, as on GPUs, so that it always has launches to work on.
     const LOSS_WINDOW: usize = 1;

@@ -15,7 +15,7 @@ use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{BlockFormat, Pattern, Targets};
 use serde_json::Value;
 
-use crate::backend::{Inner, Train, device};
+use crate::backend::{Inner, Train, device, products};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
 use crate::context::{check_effect, model_folder, open_model, print_json, refuse_pictures, warn_unused};
@@ -407,6 +407,7 @@ impl Args {
             always_factor: self.always_factor,
             pivots: self.pivots,
             format,
+            products: products(),
             ..Options::new(method, amount)
         })
     }

@@ -6,14 +6,14 @@ use anyhow::Result;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::Update;
 use lowrank_adapters::peft::PeftConfig;
-use lowrank_compress::{Extracted, extract};
+use lowrank_compress::{Extracted, extract_with};
 use lowrank_models::ClassifierConfig;
 use lowrank_models::config::BodyConfig;
 use lowrank_spec::Site;
 use serde_json::json;
 
 use crate::adapter::{TruncationArgs, warn_unused, write_adapter};
-use crate::backend::{Inner, device};
+use crate::backend::{Inner, device, products};
 use crate::context::{model_folder, new_folder, open_model, print_json, write_folder, write_labels};
 
 /// Options of `extract`.
@@ -41,7 +41,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (base, tuned) = (model_folder(&args.base)?, model_folder(&args.tuned)?);
     new_folder(&args.output, &[&base, &tuned, &args.base, &args.tuned])?;
     let Extracted { modules, saved_modules, saved, biases_differ, ignored, base_hash } =
-        extract(&base, &tuned, &truncation)?;
+        extract_with(&base, &tuned, &truncation, products().as_deref())?;
     warn_unused(&ignored, &tuned);
     let rows: Vec<(String, usize, f64)> =
         modules.iter().map(|m| (m.site.path.clone(), m.factors.rank(), m.error)).collect();

@@ -9,8 +9,9 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::moments::{DeviceMoments, HostMoments, Moments};
 use super::network::{Config, Context, Network, Part, Tokens};
-use super::sums::{Sum, Sums};
+use super::sums::Sums;
 use crate::error::{CompressError, Result};
 use crate::options::{Calibrator, CompressedModule};
 use crate::statistics::{Weighting, Weightings};
@@ -28,6 +29,8 @@ pub struct ModelCalibrator<B: Kernels> {
     probe: Vec<[Tensor<B, 2>; 2]>,
     next: usize,
     is_sequential: bool,
+    /// Whether inputs are summed up where the model runs.
+    sums_on_device: bool,
     device: B::Device,
 }
 
@@ -68,6 +71,7 @@ impl<B: Kernels> ModelCalibrator<B> {
             probe: Vec::new(),
             next: 0,
             is_sequential,
+            sums_on_device: !B::ON_HOST,
             device,
         })
     }
@@ -123,9 +127,9 @@ impl<B: Kernels> ModelCalibrator<B> {
     }
 
     /// Accumulates the inputs of a layer's maps, and advances unless the compressed layer does that.
-    fn observe(&mut self, layer: usize) -> Result<Weightings> {
+    fn observe<M: Moments + 'static>(&mut self, layer: usize) -> Result<Weightings> {
         let network = self.part(layer, &[])?;
-        let sums = Arc::new(Sums::default());
+        let sums = Arc::new(Sums::<M>::default());
         sums.observe(network.sites());
         let mut adapters = AdapterSet::empty();
         if self.given.is_none() {
@@ -152,36 +156,13 @@ impl<B: Kernels> ModelCalibrator<B> {
         }
         sums.weightings(|site| network.sites()[site].path.clone())
     }
-}
 
-impl<B: Kernels> Calibrator for ModelCalibrator<B> {
-    fn weightings(&mut self, layer: usize) -> Result<Weightings> {
-        if layer == 0 || self.states.is_empty() || layer < self.next {
-            self.restart()?;
-        }
-        // Layers without a selected weight.
-        while self.next < layer {
-            let network = self.part(self.next, &[])?;
-            self.advance(&network, self.next, &AdapterSet::empty());
-        }
-        self.observe(layer)
-    }
-
-    fn outside(&mut self) -> Result<Weightings> {
-        if let Some(given) = &self.given {
-            return Ok(given.clone());
-        }
-        if self.states.is_empty() {
-            self.restart()?;
-        }
-        while self.next < self.config.n_layers() {
-            let network = self.part(self.next, &[])?;
-            self.advance(&network, self.next, &AdapterSet::empty());
-        }
+    /// The weightings of what is outside the layers, from the last hidden states.
+    fn observe_head<M: Moments + 'static>(&self) -> Result<Weightings> {
         let Some(network) = Network::<B>::load_head(&self.config, &self.checkpoint, &self.device)? else {
             return Ok(Weightings::new());
         };
-        let sums = Arc::new(Sums::default());
+        let sums = Arc::new(Sums::<M>::default());
         if network.sites().iter().any(|site| site.layer.is_none() && !site.embedding) {
             let adapters = AdapterSet::empty().observed(sums.clone());
             for (x, context) in &self.states {
@@ -196,11 +177,47 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         }
         // The patches are the pixels.
         for site in network.sites().iter().filter(|site| site.kernel.is_some()) {
-            let mut sum = Sum::new(site.d_input);
+            let mut sum = HostMoments::new(site.d_input);
             self.batches.iter().for_each(|batch| sum.add(&batch.pixels));
             weightings.insert(site.path.clone(), Weighting::Inputs(Arc::new(sum.finish())));
         }
         Ok(weightings)
+    }
+}
+
+impl<B: Kernels> Calibrator for ModelCalibrator<B> {
+    fn weightings(&mut self, layer: usize) -> Result<Weightings> {
+        if layer == 0 || self.states.is_empty() || layer < self.next {
+            self.restart()?;
+        }
+        // Layers without a selected weight.
+        while self.next < layer {
+            let network = self.part(self.next, &[])?;
+            self.advance(&network, self.next, &AdapterSet::empty());
+        }
+        if self.sums_on_device {
+            self.observe::<DeviceMoments<B>>(layer)
+        } else {
+            self.observe::<HostMoments>(layer)
+        }
+    }
+
+    fn outside(&mut self) -> Result<Weightings> {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        if self.states.is_empty() {
+            self.restart()?;
+        }
+        while self.next < self.config.n_layers() {
+            let network = self.part(self.next, &[])?;
+            self.advance(&network, self.next, &AdapterSet::empty());
+        }
+        if self.sums_on_device {
+            self.observe_head::<DeviceMoments<B>>()
+        } else {
+            self.observe_head::<HostMoments>()
+        }
     }
 
     fn effect(&mut self, layer: usize, module: CompressedModule) -> Result<Option<f64>> {
@@ -241,3 +258,6 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
         Ok(())
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;

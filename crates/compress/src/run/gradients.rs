@@ -15,9 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
-use lowrank_adapters::AdapterSet;
-use lowrank_adapters::Observer;
 use lowrank_adapters::peft::host_values;
+use lowrank_adapters::{Activations, AdapterSet, Observer};
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_models::batch::int_tensor;
@@ -26,9 +25,10 @@ use tempfile::TempDir;
 
 use super::calibrate::HEAD_ROWS;
 use super::fisher::{Answers, cross_entropy, squared_error};
+use super::moments::{DeviceMoments, HostMoments, Moments};
 use super::network::{Config, Context, Network, Part, Tokens};
 use super::samples::{Batch, batches, identity};
-use super::sums::{Sum, Sums};
+use super::sums::Sums;
 use crate::error::{CompressError, Result};
 use crate::folder::io;
 use crate::options::{Calibrator, Progress};
@@ -51,6 +51,8 @@ pub struct GradientCalibrator<B: AutodiffBackend> {
     /// The layers below it are yet to be processed.
     next: usize,
     identity: String,
+    /// Whether inputs and gradients are summed up where the model runs.
+    sums_on_device: bool,
     device: B::Device,
 }
 
@@ -113,6 +115,7 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
             last: Vec::new(),
             next: 0,
             identity,
+            sums_on_device: !B::ON_HOST,
             device,
         })
     }
@@ -180,7 +183,11 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
 
     /// Propagates the gradients of all batches back through a layer; `sums` receives inputs and gradients of
     /// outputs.
-    fn back(&mut self, layer: usize, mut sums: Option<&mut [Sided; 2]>) -> Result<Network<B>> {
+    fn back<M: Moments + 'static>(
+        &mut self,
+        layer: usize,
+        mut sums: Option<&mut [Sided<M>; 2]>,
+    ) -> Result<Network<B>> {
         let network = self.part(Part::Layer(layer))?;
         sums.iter_mut().flat_map(|sums| sums.iter()).for_each(|side| side.inputs.observe(network.sites()));
         let path = self.states(layer);
@@ -196,7 +203,8 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
             let data = TensorData::new(values, [rows, width]);
             let x = Tensor::<B, 2>::from_data(data, &self.device).require_grad();
             let side = sums.as_deref_mut().map(|sums| &mut sums[usize::from(batch.is_held_out)]);
-            let tap = Arc::new(Tap::<B>::new(side.as_ref().map(|side| side.inputs.clone())));
+            let tap =
+                Arc::new(Tap::<B>::new(side.as_ref().map(|side| side.inputs.clone() as Arc<dyn Observer>)));
             let mut adapters = AdapterSet::empty();
             if side.is_some() {
                 adapters = adapters.observed(tap.clone());
@@ -209,14 +217,38 @@ impl<B: AutodiffBackend + Kernels> GradientCalibrator<B> {
             if let Some(side) = side {
                 for (site, offset) in tap.take() {
                     let Some(gradient) = offset.grad(&grads) else { continue };
-                    let width = gradient.dims()[1];
-                    side.outputs.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+                    let (width, rows) = (gradient.dims()[1], M::rows(&gradient));
+                    side.outputs.entry(site).or_insert_with(|| M::beside(&rows, width)).add(&rows);
                 }
             }
             self.gradients[index] = gradient;
         }
         self.next = layer;
         Ok(network)
+    }
+
+    /// Propagates the gradients back through a layer, and accumulates the inputs of its maps and the gradients of their outputs.
+    fn observe<M: Moments + 'static>(&mut self, layer: usize) -> Result<Weightings> {
+        let mut sums = [Sided::<M>::default(), Sided::default()];
+        let network = self.back(layer, Some(&mut sums))?;
+        let path = |site: usize| network.sites()[site].path.clone();
+        let [fit, held_out] = sums;
+        let (mut fit, mut held_out) = (fit.finish(path)?, held_out.finish(path)?);
+        // An expert sees some of the tokens, and so does each half of an encoder-decoder.
+        let is_pair = matches!(self.config, Config::Seq2Seq(..));
+        let tokens = if is_pair {
+            let own = self.batches.iter().filter(|batch| !batch.is_held_out);
+            own.map(|batch| batch.tokens.n_tokens() as u64).sum()
+        } else {
+            fit.values().map(|sums| sums.inputs.rows).max().unwrap_or(1)
+        };
+        let made = fit.drain().map(|(site, sums)| {
+            let path = path(site);
+            let is_partial = is_pair || expert_of(&path).is_some();
+            let share = if is_partial { sums.inputs.rows as f64 / tokens as f64 } else { 1.0 };
+            (path, Weighting::Both { sums, held_out: held_out.remove(&site), share })
+        });
+        Ok(made.collect())
     }
 }
 
@@ -251,31 +283,16 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
     fn weightings(&mut self, layer: usize) -> Result<Weightings> {
         // Layers without a selected weight.
         while self.next > layer + 1 {
-            self.back(self.next - 1, None)?;
+            self.back::<HostMoments>(self.next - 1, None)?;
         }
         if self.next != layer + 1 {
             return Err(CompressError::Input(format!("layer {layer} was requested out of order")));
         }
-        let mut sums = [Sided::default(), Sided::default()];
-        let network = self.back(layer, Some(&mut sums))?;
-        let path = |site: usize| network.sites()[site].path.clone();
-        let [fit, held_out] = sums;
-        let (mut fit, mut held_out) = (fit.finish(path)?, held_out.finish(path)?);
-        // An expert sees some of the tokens, and so does each half of an encoder-decoder.
-        let is_pair = matches!(self.config, Config::Seq2Seq(..));
-        let tokens = if is_pair {
-            let own = self.batches.iter().filter(|batch| !batch.is_held_out);
-            own.map(|batch| batch.tokens.n_tokens() as u64).sum()
+        if self.sums_on_device {
+            self.observe::<DeviceMoments<B::InnerBackend>>(layer)
         } else {
-            fit.values().map(|sums| sums.inputs.rows).max().unwrap_or(1)
-        };
-        let made = fit.drain().map(|(site, sums)| {
-            let path = path(site);
-            let is_partial = is_pair || expert_of(&path).is_some();
-            let share = if is_partial { sums.inputs.rows as f64 / tokens as f64 } else { 1.0 };
-            (path, Weighting::Both { sums, held_out: held_out.remove(&site), share })
-        });
-        Ok(made.collect())
+            self.observe::<HostMoments>(layer)
+        }
     }
 
     fn identity(&self) -> String {
@@ -284,13 +301,18 @@ impl<B: AutodiffBackend + Kernels> Calibrator for GradientCalibrator<B> {
 }
 
 /// Second moments of both sides of a layer's maps.
-#[derive(Default)]
-struct Sided {
-    inputs: Arc<Sums>,
-    outputs: std::collections::BTreeMap<usize, Sum>,
+struct Sided<M: Moments> {
+    inputs: Arc<Sums<M>>,
+    outputs: std::collections::BTreeMap<usize, M>,
 }
 
-impl Sided {
+impl<M: Moments> Default for Sided<M> {
+    fn default() -> Self {
+        Self { inputs: Arc::default(), outputs: std::collections::BTreeMap::new() }
+    }
+}
+
+impl<M: Moments> Sided<M> {
     fn finish(
         self,
         path: impl Fn(usize) -> String,
@@ -313,12 +335,12 @@ impl Sided {
 /// Adds an offset of zero to every output: the gradient of the offset is that of the output.
 #[derive(Debug)]
 struct Tap<B: AutodiffBackend> {
-    inputs: Option<Arc<Sums>>,
+    inputs: Option<Arc<dyn Observer>>,
     offsets: Mutex<Vec<(usize, Tensor<B, 2>)>>,
 }
 
 impl<B: AutodiffBackend> Tap<B> {
-    fn new(inputs: Option<Arc<Sums>>) -> Self {
+    fn new(inputs: Option<Arc<dyn Observer>>) -> Self {
         Self { inputs, offsets: Mutex::new(Vec::new()) }
     }
 
@@ -328,9 +350,12 @@ impl<B: AutodiffBackend> Tap<B> {
 }
 
 impl<B: AutodiffBackend> Observer for Tap<B> {
-    fn input(&self, site: usize, shape: [usize; 2], values: &dyn Fn() -> Vec<f32>) {
-        if let Some(inputs) = &self.inputs {
-            inputs.input(site, shape, values);
+    fn input(&self, site: usize, x: &dyn Activations) {
+        let Some(inputs) = &self.inputs else { return };
+        // Sums are not differentiated.
+        match x.tensor().downcast_ref::<Tensor<B, 2>>() {
+            Some(x) => inputs.input(site, &x.clone().inner()),
+            None => inputs.input(site, x),
         }
     }
 

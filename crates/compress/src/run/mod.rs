@@ -2,16 +2,19 @@
 //! burn.
 
 mod calibrate;
+mod device;
 mod distillation;
 mod fisher;
 mod gradients;
 mod measure;
+mod moments;
 mod network;
 mod recover;
 mod samples;
 mod sums;
 
 pub use calibrate::ModelCalibrator;
+pub use device::DeviceProducts;
 pub use fisher::{Answers, fisher};
 pub use gradients::GradientCalibrator;
 pub use measure::mean_nll;

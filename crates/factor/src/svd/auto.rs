@@ -4,7 +4,6 @@ use faer::MatRef;
 
 use super::{AdaptiveOptions, RandomizedOptions, Svd, adaptive, exact, randomized};
 use crate::error::{FactorError, Result};
-use crate::matrix::check_rank;
 use crate::products::{HostMatrix, MatrixProducts};
 use crate::scalar::Scalar;
 use crate::truncation::Truncation;
@@ -55,43 +54,66 @@ const ADAPTIVE_SHARE: f64 = 0.15;
 /// # Ok::<(), lowrank_factor::FactorError>(())
 /// ```
 pub fn auto<T: Scalar>(a: MatRef<'_, T>, truncation: &Truncation, seed: u64) -> Result<AutoSvd<T>> {
-    truncation.validate()?;
-    let host = HostMatrix::new(a)?;
-    let (m, n) = a.shape();
-    let side = m.min(n);
-    let sampled = match *truncation {
-        _ if side < SMALL_SIDE => None,
-        Truncation::Rank(rank) => by_rank(&host, rank, seed)?,
-        Truncation::Parameters(budget) => by_rank(&host, (budget / (m + n)).min(side), seed)?,
-        Truncation::RelativeError(_) | Truncation::Energy(_) => by_error(&host, truncation, seed)?,
-    };
-    match sampled {
+    match sampled(a.shape(), truncation, seed, || HostMatrix::new(a))? {
         Some(found) => Ok(found),
         None => Ok(AutoSvd { svd: exact(a)?, method: SvdMethod::Exact }),
     }
 }
 
-fn by_rank<T: Scalar>(host: &HostMatrix<'_, T>, rank: usize, seed: u64) -> Result<Option<AutoSvd<T>>> {
-    let side = host.nrows().min(host.ncols());
+/// The randomized decomposition that [`auto`] would choose for a matrix of this shape; `None` where the exact one is the
+/// better choice. `held` returns the matrix, wherever its products are computed, and is called only if it is sampled.
+///
+/// # Errors
+/// Those of the [`Truncation`], of `held` and of the products.
+///
+/// ```
+/// use lowrank_factor::{HostMatrix, Mat, Truncation, svd};
+/// let a = Mat::from_fn(200, 150, |i, j| 1.0 / (i + j + 1) as f32);
+/// let rank = |rank| svd::sampled(a.shape(), &Truncation::Rank(rank), 0, || HostMatrix::new(a.as_ref()));
+/// assert_eq!(rank(8)?.map(|found| found.svd.rank()), Some(8));
+/// assert!(rank(100)?.is_none());
+/// # Ok::<(), lowrank_factor::FactorError>(())
+/// ```
+pub fn sampled<A: MatrixProducts>(
+    (m, n): (usize, usize),
+    truncation: &Truncation,
+    seed: u64,
+    held: impl FnOnce() -> Result<A>,
+) -> Result<Option<AutoSvd<A::Scalar>>> {
+    truncation.validate()?;
+    let side = m.min(n);
+    match *truncation {
+        _ if side < SMALL_SIDE => Ok(None),
+        Truncation::Rank(rank) => by_rank(held, side, rank, seed),
+        Truncation::Parameters(budget) => by_rank(held, side, (budget / (m + n)).min(side), seed),
+        Truncation::RelativeError(_) | Truncation::Energy(_) => by_error(&held()?, side, truncation, seed),
+    }
+}
+
+fn by_rank<A: MatrixProducts>(
+    held: impl FnOnce() -> Result<A>,
+    side: usize,
+    rank: usize,
+    seed: u64,
+) -> Result<Option<AutoSvd<A::Scalar>>> {
     let options = RandomizedOptions { seed, ..Default::default() };
     if rank == 0 || (rank + options.oversampling) as f64 > RANDOMIZED_SHARE * side as f64 {
         return Ok(None);
     }
-    check_rank(rank, side)?;
-    let fit = randomized(host, rank, &options)?;
+    let fit = randomized(&held()?, rank, &options)?;
     let settled = fit.is_settled();
     Ok(settled.then(|| AutoSvd { svd: fit.into_svd(), method: SvdMethod::Randomized }))
 }
 
-fn by_error<T: Scalar>(
-    host: &HostMatrix<'_, T>,
+fn by_error<A: MatrixProducts>(
+    held: &A,
+    side: usize,
     truncation: &Truncation,
     seed: u64,
-) -> Result<Option<AutoSvd<T>>> {
-    let side = host.nrows().min(host.ncols());
+) -> Result<Option<AutoSvd<A::Scalar>>> {
     let max_rank = ((ADAPTIVE_SHARE * side as f64) as usize).max(1);
     let options = AdaptiveOptions { seed, max_rank: Some(max_rank), ..Default::default() };
-    match adaptive(host, truncation, &options) {
+    match adaptive(held, truncation, &options) {
         Ok(svd) => Ok(Some(AutoSvd { svd, method: SvdMethod::Adaptive })),
         Err(FactorError::TargetNotReached { .. }) => Ok(None),
         Err(error) => Err(error),

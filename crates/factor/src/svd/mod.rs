@@ -10,7 +10,7 @@ use faer::reborrow::ReborrowMut;
 use faer::{Mat, MatMut, MatRef};
 
 pub use self::adaptive::{AdaptiveOptions, adaptive};
-pub use self::auto::{AutoSvd, SvdMethod, auto};
+pub use self::auto::{AutoSvd, SvdMethod, auto, sampled};
 pub use self::exact::{exact, singular_values};
 pub(crate) use self::exact::{left, right, thin};
 pub use self::randomized::{RandomizedOptions, RandomizedSvd, randomized};
@@ -131,6 +131,12 @@ impl<T: Scalar> Svd<T> {
             parameters_after: rank * (m + n),
         };
         Ok(Approximation { factors: LowRank::from_parts(l, r.transpose().to_owned()), report })
+    }
+
+    /// The squared norm outside the stored triplets.
+    pub(crate) fn outside_squared(&self) -> f64 {
+        let top = self.s.first().map_or(0.0, |s| s.widen());
+        self.squared().1 * top * top
     }
 
     /// Squared singular values divided by the largest, and the squared residual in the same unit.

@@ -14,6 +14,7 @@ use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, Nor
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    const ON_HOST: bool = B::ON_HOST;
     const LOSS_WINDOW: usize = B::LOSS_WINDOW;
 
     fn linear_forward(

@@ -48,6 +48,7 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    const ON_HOST: bool = false;
     const LOSS_WINDOW: usize = 16;
 
     fn linear_forward(

@@ -11,7 +11,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
 }
 
 /// Second moments of the gradients of all outputs, from one graph of the whole model.
-fn of_the_whole(folder: &Path, batches: &[Batch]) -> std::collections::BTreeMap<usize, Sum> {
+fn of_the_whole(folder: &Path, batches: &[Batch]) -> std::collections::BTreeMap<usize, HostMoments> {
     let device = Default::default();
     let config = lowrank_models::DecoderConfig::read(folder).unwrap();
     let weights = lowrank_models::params::WeightType::F32;
@@ -31,7 +31,7 @@ fn of_the_whole(folder: &Path, batches: &[Batch]) -> std::collections::BTreeMap<
         for (site, offset) in tap.take() {
             let gradient = offset.grad(&grads).unwrap();
             let width = gradient.dims()[1];
-            sums.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+            sums.entry(site).or_insert_with(|| HostMoments::new(width)).add(&host_values(gradient));
         }
     }
     sums
@@ -101,7 +101,7 @@ fn of_the_pairs(folder: &Path, tokens: &Tokens) -> std::collections::HashMap<Str
     for (site, offset) in tap.take() {
         let gradient = offset.grad(&grads).unwrap();
         let width = gradient.dims()[1];
-        side.outputs.entry(site).or_insert_with(|| Sum::new(width)).add(&host_values(gradient));
+        side.outputs.entry(site).or_insert_with(|| HostMoments::new(width)).add(&host_values(gradient));
     }
     let path = |site: usize| model.sites()[site].path.clone();
     side.finish(path).unwrap().into_iter().map(|(site, sums)| (path(site), sums)).collect()
@@ -238,4 +238,77 @@ fn one_sample_in_eight_is_held_out_and_none_is_lost() {
     assert!(!batches(vec![sample(1)]).is_empty());
     let one = Tokens { ids: vec![1, 2], type_ids: vec![0; 2], lengths: vec![2], ..Tokens::default() };
     assert!(batches(vec![(one, Answers::NextTokens)]).iter().all(|batch| !batch.is_held_out));
+}
+
+/// Second moments that are summed on the device, and what is compressed by them.
+#[rstest::rstest]
+#[case("llama")]
+#[case("qwen2-moe")]
+#[case("seq2seq-t5")]
+fn sums_on_the_device_are_those_of_the_host(#[case] model: &str) {
+    let (folder, dir) = (fixture(model), tempfile::tempdir().unwrap());
+    let is_pair = model.starts_with("seq2seq");
+    let tokens = Tokens {
+        ids: (0..240).map(|i| 5 + (i * i + 3 * i) % 40).collect(),
+        type_ids: vec![0; 240],
+        lengths: vec![24; 10],
+        targets: if is_pair { (0..60).map(|i| 5 + (i * i + i) % 40).collect() } else { Vec::new() },
+        target_lengths: if is_pair { vec![6; 10] } else { Vec::new() },
+        ..Tokens::default()
+    };
+    let made = |sums_on_device: bool| {
+        let samples = vec![(tokens.clone(), Answers::NextTokens)];
+        let made = GradientCalibrator::<B>::new(&folder, samples, dir.path(), Default::default()).unwrap();
+        GradientCalibrator { sums_on_device, ..made }
+    };
+    let close = |path: &str, got: &crate::InputStatistics, expected: &crate::InputStatistics| {
+        assert_eq!(got.rows, expected.rows, "{path}");
+        // Sums of some hundred terms in f32, in another order.
+        let (scale, off) = (expected.gram.norm_max(), (&got.gram - &expected.gram).norm_max());
+        assert!(scale > 0.0 && off < 1e-5 * scale, "{path}: {off} of {scale}");
+        for (got, expected) in got.magnitude.iter().zip(&expected.magnitude) {
+            assert!((got - expected).abs() <= 1e-5 * expected, "{path}: {got} beside {expected}");
+        }
+    };
+    let (mut on_host, mut on_device) = (made(false), made(true));
+    on_host.prepare(&()).unwrap();
+    on_device.prepare(&()).unwrap();
+    let mut seen = 0;
+    for layer in (0..on_host.config.n_layers()).rev() {
+        let expected = on_host.weightings(layer).unwrap();
+        let got = on_device.weightings(layer).unwrap();
+        assert_eq!(got.len(), expected.len());
+        for (path, weighting) in expected {
+            let (
+                Weighting::Both { sums, held_out, share },
+                Weighting::Both { sums: got, held_out: apart, share: of },
+            ) = (&weighting, &got[&path])
+            else {
+                panic!("{path}")
+            };
+            assert_eq!((share, held_out.is_some()), (of, apart.is_some()));
+            for (expected, got) in std::iter::once((sums, got)).chain(held_out.iter().zip(apart)) {
+                close(&path, &got.inputs, &expected.inputs);
+                close(&path, &got.outputs, &expected.outputs);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 10, "{seen}");
+    let amount = crate::Amount::Ratio { ratio: 0.4, of: crate::Of::Layers };
+    let options = crate::Options::new(crate::Method::TwoSided, amount);
+    let [expected, got] = [made(false), made(true)].map(|mut calibrator| {
+        let out = dir.path().join(if calibrator.sums_on_device { "device" } else { "host" });
+        crate::compress(&folder, &out, &options, Some(&mut calibrator), &()).unwrap()
+    });
+    for (expected, got) in expected.modules.iter().zip(&got.modules) {
+        assert_eq!(got.ranks, expected.ranks, "{}", expected.module);
+        assert!(
+            (got.error - expected.error).abs() < 1e-4,
+            "{}: {} beside {}",
+            got.module,
+            got.error,
+            expected.error
+        );
+    }
 }
