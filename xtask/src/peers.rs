@@ -1,7 +1,7 @@
 //! Python's libraries as peers: checks of our files and results, and comparisons of speed.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -31,7 +31,7 @@ pub(crate) struct Options {
     args: Vec<String>,
 }
 
-/// Runs a script with the path of `lowrank` in the environment variable `LOWRANK`.
+/// Runs a script with the path of `lowrank` in the environment variable `LOWRANK`, and this program's in `XTASK`.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let script = find(options.script.as_deref().unwrap_or(CHECKS))?;
     let python = environment()?;
@@ -42,7 +42,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if is_shell {
         command.args([&python, &lowrank]);
     }
-    let status = command.args(&options.args).env("LOWRANK", &lowrank).status();
+    let this = env::current_exe().context("cannot tell where this program is")?;
+    let status = command.args(&options.args).env("LOWRANK", &lowrank).env("XTASK", this).status();
     Ok(status.with_context(|| format!("cannot run {}", script.display()))?.success())
 }
 

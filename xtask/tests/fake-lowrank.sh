@@ -2,6 +2,7 @@
 # Stands in for `lowrank` in the tests of the grid. Its results depend on its arguments alone.
 #   FAKE_LOG   file that gets a line at the start and at the end of every run
 #   FAKE_FAIL  text of the arguments that makes a run fail
+#   FAKE_KILL  signal that ends a run after its first checkpoint
 #   FAKE_SLEEP seconds that a run takes
 set -u
 command=$1
@@ -27,11 +28,17 @@ fi
 
 name=$(basename "${out:-none}")
 echo "start $name $RAYON_NUM_THREADS" >> "$FAKE_LOG"
+[ -n "$resume" ] && echo "resume $name" >> "$FAKE_LOG"
+[ -n "${SLURM_STEP_NUM_TASKS:-}" ] && echo "launched $SLURM_STEP_NUM_TASKS" >> "$FAKE_LOG"
 if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
   printf "error: told to fail\n\nFor more information, try '--help'.\n" >&2
   exit 1
 fi
 [ -n "$out" ] && [ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }
+if [ -n "${FAKE_KILL:-}" ]; then
+  mkdir -p "$out/checkpoints/step-3"
+  kill -s "$FAKE_KILL" $$
+fi
 sleep "${FAKE_SLEEP:-0}"
 [ -n "$out" ] && mkdir -p "$out"
 if [ "$command" = finetune ]; then

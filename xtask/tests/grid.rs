@@ -47,9 +47,13 @@ impl Bench {
     }
 
     fn command(&self, args: &[&str]) -> Command {
+        self.command_in("grid", args)
+    }
+
+    fn command_in(&self, grid: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.current_dir(self.dir.path());
-        command.args(["experiment", "glue", "--config", "mine.json", "-o", "grid"]);
+        command.args(["experiment", "glue", "--config", "mine.json", "-o", grid]);
         let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-lowrank.sh");
         command.arg("--lowrank").arg(fake).args(args).env("FAKE_LOG", self.dir.path().join("fake.log"));
         command
@@ -198,6 +202,37 @@ fn a_killed_cell_goes_on_from_its_checkpoints_and_a_failed_one_begins_anew() {
 }
 
 #[test]
+fn a_cell_killed_alone_goes_on_from_its_checkpoints() {
+    let bench = Bench::new();
+    let only = ["--methods", "full", "--tasks", "rte"];
+    let killed = bench.command(&only).env("FAKE_KILL", "TERM").output().unwrap();
+    let error = text(&killed.stderr);
+    assert_eq!(killed.status.code(), Some(1), "{error}");
+    assert!(error.contains("1 failed") && error.contains("SIGTERM"), "{error}");
+    let crashed = bench.command(&only).env("FAKE_KILL", "ABRT").output().unwrap();
+    assert!(!crashed.status.success());
+    assert_eq!(bench.logged("resume").len(), 1, "a cell killed from outside did not resume");
+    assert_success(&bench.run(&only));
+    assert_eq!(bench.logged("resume").len(), 1, "a cell that crashed did not begin anew");
+}
+
+#[test]
+fn a_cell_that_runs_elsewhere_is_named_once() {
+    let bench = Bench::new();
+    let only = ["--methods", "full", "--tasks", "rte"];
+    let mut first = bench.command(&only);
+    let first = first.env("FAKE_SLEEP", "1").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    while bench.logged("start").is_empty() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let second = bench.run(&only);
+    assert!(first.unwrap().wait().unwrap().success());
+    assert_success(&second);
+    let log = text(&second.stderr);
+    assert_eq!(log.matches("another process runs it").count(), 1, "{log}");
+}
+
+#[test]
 fn two_grids_share_the_cells() {
     let bench = Bench::new();
     let start = || {
@@ -324,29 +359,85 @@ fn wrong_use_is_one_line() {
     assert!(text(&bench.run(&[]).stderr).contains("cannot read mine.json"));
 }
 
+/// An `sbatch` that notes how it is called, for `PATH`.
+fn fake_sbatch(bench: &Bench, status: i32) -> String {
+    use std::os::unix::fs::PermissionsExt;
+
+    let bin = bench.dir.path().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let script =
+        format!("#!/bin/sh\n[ \"$1\" = --version ] || echo \"sbatch $*\" >> \"$FAKE_LOG\"\nexit {status}\n");
+    fs::write(bin.join("sbatch"), script).unwrap();
+    fs::set_permissions(bin.join("sbatch"), fs::Permissions::from_mode(0o755)).unwrap();
+    bin.to_string_lossy().into_owned()
+}
+
+/// The element `index` of a grid's array, without Slurm; begun in another folder, by a launcher of processes.
+fn element(bench: &Bench, grid: &str, index: usize) -> Output {
+    let mut command = Command::new("bash");
+    command.arg(bench.dir.path().join(grid).join("grid.sbatch")).current_dir("/");
+    command.env("SLURM_ARRAY_TASK_ID", index.to_string()).env("SLURM_STEP_NUM_TASKS", "2");
+    command.env("FAKE_LOG", bench.dir.path().join("fake.log")).output().unwrap()
+}
+
 #[test]
 fn slurm_gets_a_script_whose_elements_run_one_cell() {
     let bench = Bench::new();
-    let output = bench.run(&["--launcher", "slurm", "--sbatch-option", "--partition=x"]);
+    let path = fake_sbatch(&bench, 0);
+    let submit = || {
+        let mut command = bench.command(&["--launcher", "slurm", "--sbatch-option", "--partition=x"]);
+        command.env("PATH", &path).output().unwrap()
+    };
+    let output = submit();
     assert_success(&output);
+    assert!(text(&output.stdout).contains("the same command again"), "{}", text(&output.stdout));
+    assert_eq!(bench.logged("sbatch"), ["grid/grid.sbatch"]);
     let script = fs::read_to_string(bench.grid().join("grid.sbatch")).unwrap();
-    assert!(
-        script.contains("#SBATCH --array=0-3%2\n") && script.contains("#SBATCH --partition=x\n"),
-        "{script}"
-    );
-    let element = Command::new("bash")
-        .arg(bench.grid().join("grid.sbatch"))
-        .env("SLURM_ARRAY_TASK_ID", "2")
-        .env("FAKE_LOG", bench.dir.path().join("fake.log"))
-        .output()
-        .unwrap();
-    assert_success(&element);
-    let started = bench.logged("start");
-    assert_eq!(started.len(), 1, "{started:?}");
-    assert!(
-        script.lines().nth(9).unwrap().trim() == started[0].split(' ').next().unwrap(),
-        "{script}\n{started:?}"
-    );
+    let logs = format!("#SBATCH --output=\"{}/slurm/%A_%a.log\"\n", bench.grid().display());
+    for directive in ["#SBATCH --array=0-3%2\n", "#SBATCH --requeue\n", "#SBATCH --partition=x\n", &logs] {
+        assert!(script.contains(directive), "{directive}: {script}");
+    }
+    let cells: Vec<&str> = script.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    for (index, cell) in cells.iter().enumerate() {
+        assert_success(&element(&bench, "grid", index));
+        let started = bench.logged("start");
+        assert_eq!(started.len(), index + 1, "{started:?}");
+        assert_eq!(started[index].split(' ').next(), Some(*cell));
+    }
+    assert!(bench.logged("launched").is_empty(), "a cell took itself for one of several processes");
+    // Nothing is left to submit.
+    let table = submit();
+    assert_success(&table);
+    assert_eq!(text(&table.stdout).lines().count(), 4, "{}", text(&table.stdout));
+    assert_eq!(bench.logged("sbatch").len(), 1);
+}
+
+#[test]
+fn slurm_runs_a_single_cell_in_a_folder_of_any_name() {
+    let bench = Bench::new();
+    let plan = text(&bench.run(&["--dry-run"]).stdout);
+    let id = plan.lines().find_map(|line| line.strip_prefix("todo  ")).unwrap().split(' ').next().unwrap();
+    let folder = "it's 100%A \"grid\"";
+    let mut command = bench.command_in(folder, &["--launcher", "slurm", "--cell", id]);
+    assert_success(&command.env("PATH", fake_sbatch(&bench, 0)).output().unwrap());
+    assert_eq!(bench.logged("sbatch"), [format!("{folder}/grid.sbatch")]);
+    assert_success(&element(&bench, folder, 0));
+    assert_eq!(bench.logged("end"), [id]);
+    assert!(bench.dir.path().join(folder).join("cells").join(id).join("run.json").is_file());
+}
+
+#[test]
+fn without_slurm_the_script_is_written_all_the_same() {
+    let bench = Bench::new();
+    let output = bench.command(&["--launcher", "slurm"]).env("PATH", "").output().unwrap();
+    assert_success(&output);
+    assert!(text(&output.stdout).contains("there is no sbatch here"), "{}", text(&output.stdout));
+    assert!(bench.grid().join("grid.sbatch").is_file());
+    let refused =
+        bench.command(&["--launcher", "slurm"]).env("PATH", fake_sbatch(&bench, 3)).output().unwrap();
+    let error = text(&refused.stderr);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    assert_eq!(error, "error: sbatch grid/grid.sbatch failed with exit status: 3\n");
 }
 
 #[test]

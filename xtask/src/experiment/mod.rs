@@ -92,7 +92,7 @@ pub(crate) struct Options {
     #[arg(long)]
     smoke: bool,
     /// Run only the cell with this id, and those it needs
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", overrides_with = "cell")]
     cell: Option<String>,
 }
 
@@ -138,13 +138,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let lowrank = options.build.lowrank()?;
     if options.launcher == Launcher::Slurm {
         let left: Vec<&Cell> = cells.iter().filter(|cell| !grid.is_done(cell)).collect();
-        if left.is_empty() {
-            println!("every cell is done");
+        if !left.is_empty() {
+            let (again, options) = (env::args().skip(1).collect(), &options.sbatch_option[..]);
+            slurm::Array { grid: &grid, again, lowrank: &lowrank, jobs, threads, options }.submit(&left)?;
             return Ok(true);
         }
-        let (again, options) = (env::args().skip(1).collect(), &options.sbatch_option[..]);
-        slurm::Array { grid: &grid, again, lowrank: &lowrank, jobs, threads, options }.submit(&left)?;
-        return Ok(true);
     }
     let outcome = Runner { lowrank: &lowrank, grid: &grid, jobs, threads }.run(&cells)?;
     print_outcome(&outcome);

@@ -1,6 +1,6 @@
 //! Progress bars on a terminal, otherwise plain lines.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, sync::Mutex, time::Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -11,6 +11,8 @@ pub(crate) struct Progress {
     bars: MultiProgress,
     total: ProgressBar,
     started: Instant,
+    /// Cells reported as running elsewhere.
+    elsewhere: Mutex<BTreeSet<String>>,
 }
 
 impl Progress {
@@ -19,7 +21,7 @@ impl Progress {
         let bars = MultiProgress::new();
         let total = bars.add(ProgressBar::new((cells - skipped) as u64));
         total.set_style(style("{bar:30} {pos}/{len} cells  {elapsed} elapsed, {eta} left"));
-        let progress = Self { bars, total, started: Instant::now() };
+        let progress = Self { bars, total, started: Instant::now(), elsewhere: Mutex::default() };
         if skipped > 0 {
             progress.line(&format!("{skipped} of {cells} cells are done already"));
         }
@@ -43,6 +45,14 @@ impl Progress {
     pub(crate) fn failed(&self, cell: &Cell, why: &str) {
         self.total.inc(1);
         self.settled(&format!("FAILED  {}: {why}", cell.id));
+    }
+
+    /// Reports once that another process runs a cell.
+    pub(crate) fn waits(&self, cell: &Cell) {
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(|broken| broken.into_inner());
+        if elsewhere.insert(cell.id.clone()) {
+            self.settled(&format!("waiting {}: another process runs it", cell.id));
+        }
     }
 
     pub(crate) fn finish(&self) {

@@ -112,7 +112,8 @@ impl Runner<'_> {
             match &state {
                 State::Done => progress.done(cell),
                 State::Failed(why) => progress.failed(cell, why),
-                _ => {}
+                State::Elsewhere(_) => progress.waits(cell),
+                State::Waiting | State::Ours => {}
             }
             queue.put(index, state);
         }
@@ -140,7 +141,12 @@ impl Runner<'_> {
         let seconds = started.elapsed().as_secs_f64();
         let failure = if !status.success() {
             let last = self.grid.reason(cell).unwrap_or_else(|| "nothing was printed".to_owned());
-            format!("{}: {last}", describe(status))
+            let failure = format!("{}: {last}", describe(status));
+            if was_killed(status) {
+                // Its checkpoints are sound: the next attempt resumes from them.
+                return Ok(self.failed(cell, &failure));
+            }
+            failure
         } else {
             fs::rename(&printed, self.grid.printed(cell)).context("cannot keep a cell's output")?;
             if self.grid.is_done(cell) {
@@ -150,7 +156,11 @@ impl Runner<'_> {
             "it ended well, but its run.json does not say that it is done".to_owned()
         };
         self.grid.fail(cell, &failure)?;
-        Ok(State::Failed(format!("{failure} (log: {})", self.grid.log(cell).display())))
+        Ok(self.failed(cell, &failure))
+    }
+
+    fn failed(&self, cell: &Cell, failure: &str) -> State {
+        State::Failed(format!("{failure} (log: {})", self.grid.log(cell).display()))
     }
 
     fn spawn(
@@ -196,6 +206,20 @@ fn describe(status: ExitStatus) -> String {
         Some(code) => format!("exit status {code}"),
         None => status.to_string(),
     }
+}
+
+/// Whether a process was ended from outside: by a user, a scheduler or for want of memory.
+#[cfg(unix)]
+fn was_killed(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+
+    // SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGXCPU
+    matches!(status.signal(), Some(1 | 2 | 9 | 15 | 24))
+}
+
+#[cfg(not(unix))]
+fn was_killed(_: ExitStatus) -> bool {
+    false
 }
 
 /// The cells, shared by the threads.

@@ -1,13 +1,24 @@
 //! Submission of the cells as a Slurm array.
 //!
 //! An array element is this program again, restricted to one cell: locks and states are files in the grid's
-//! folder, which all nodes see.
+//! folder, which all nodes see. When a node fails, Slurm requeues its elements; they resume from the newest
+//! checkpoints, or wait for the locks if the cells still run.
 
-use std::{env, fmt::Write as _, fs, path::Path, process::Command};
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{self, Path},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
 use super::{plan::Cell, runner::can_start, state::Grid};
+
+/// Variables in which launchers give the number of processes, read by `lowrank`.
+const LAUNCHED: [&str; 4] =
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"];
 
 /// Parameters of an array job.
 pub(crate) struct Array<'a> {
@@ -42,10 +53,11 @@ impl Array<'_> {
             return Ok(());
         }
         println!("sbatch {shown}");
-        if !Command::new("sbatch").arg(&path).status().context("cannot run sbatch")?.success() {
-            bail!("sbatch did not take {shown}");
+        let status = Command::new("sbatch").arg(&path).status().context("cannot run sbatch")?;
+        if !status.success() {
+            bail!("sbatch {shown} failed with {status}");
         }
-        println!("the table, once the cells are done: the same command with --launcher local");
+        println!("the table, once all cells are done: the same command again");
         Ok(())
     }
 
@@ -54,7 +66,11 @@ impl Array<'_> {
         let mut text = String::from("#!/bin/bash\n#SBATCH --job-name=lowrank\n");
         writeln!(text, "#SBATCH --array=0-{}%{}", cells.len() - 1, self.jobs)?;
         writeln!(text, "#SBATCH --cpus-per-task={}", self.threads)?;
-        writeln!(text, "#SBATCH --output={}/slurm/%A_%a.log", self.grid.root().display())?;
+        // sbatch may be called from any folder.
+        let root = path::absolute(self.grid.root()).context("there is no current folder")?;
+        writeln!(text, "#SBATCH --output={}", in_directive(&root.to_string_lossy(), "/slurm/%A_%a.log"))?;
+        // A requeued element's log follows that of its first attempt.
+        writeln!(text, "#SBATCH --open-mode=append\n#SBATCH --requeue")?;
         for option in self.options {
             writeln!(text, "#SBATCH {option}")?;
         }
@@ -63,6 +79,8 @@ impl Array<'_> {
             writeln!(text, "  {}", cell.id)?;
         }
         writeln!(text, ")\ncd {} || exit 1", quoted(&here.to_string_lossy()))?;
+        // A cell is one process, even if submitted from within a job of several.
+        writeln!(text, "unset {}", LAUNCHED.join(" "))?;
         let again: Vec<String> = self.again.iter().map(|arg| quoted(arg)).collect();
         writeln!(
             text,
@@ -74,6 +92,12 @@ impl Array<'_> {
         )?;
         Ok(text)
     }
+}
+
+/// A file name of a directive: `folder` as it is, then `pattern` with sbatch's replacements.
+fn in_directive(folder: &str, pattern: &str) -> String {
+    let folder = folder.replace('%', "%%").replace('"', r#"\""#);
+    format!("\"{folder}{pattern}\"")
 }
 
 /// `text` quoted as one word of a shell.
@@ -98,6 +122,12 @@ mod tests {
     }
 
     #[test]
+    fn file_names_of_directives() {
+        assert_eq!(in_directive("/a b", "/%a.log"), r#""/a b/%a.log""#);
+        assert_eq!(in_directive(r#"/90%A "b" #1"#, "/%a.log"), r#""/90%%A \"b\" #1/%a.log""#);
+    }
+
+    #[test]
     fn the_script_of_two_cells() {
         let cell = |id: &str| Cell {
             id: id.into(),
@@ -108,8 +138,8 @@ mod tests {
         };
         let (one, two) = (cell("one-01"), cell("two-02"));
         let array = Array {
-            grid: &Grid::new("runs/glue"),
-            again: ["experiment", "glue", "-o", "runs/glue"].map(str::to_owned).to_vec(),
+            grid: &Grid::new("/runs/my glue"),
+            again: ["experiment", "glue", "-o", "/runs/my glue"].map(str::to_owned).to_vec(),
             lowrank: Path::new("target/release/lowrank"),
             jobs: 4,
             threads: 8,
@@ -120,14 +150,17 @@ mod tests {
 #SBATCH --job-name=lowrank
 #SBATCH --array=0-1%4
 #SBATCH --cpus-per-task=8
-#SBATCH --output=runs/glue/slurm/%A_%a.log
+#SBATCH --output="/runs/my glue/slurm/%A_%a.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
 #SBATCH --partition=long
 cells=(
   one-01
   two-02
 )
 cd 'my project' || exit 1
-exec target/debug/xtask experiment glue -o runs/glue --launcher local --lowrank target/release/lowrank --threads 8 --cell "${cells[$SLURM_ARRAY_TASK_ID]}"
+unset OMPI_COMM_WORLD_SIZE PMI_SIZE MV2_COMM_WORLD_SIZE SLURM_STEP_NUM_TASKS
+exec target/debug/xtask experiment glue -o '/runs/my glue' --launcher local --lowrank target/release/lowrank --threads 8 --cell "${cells[$SLURM_ARRAY_TASK_ID]}"
 "#;
         assert_eq!(text.unwrap(), expect);
     }
