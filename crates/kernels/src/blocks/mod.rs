@@ -24,7 +24,7 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// A frozen matrix quantized along its stored rows, or the transpose of one. A clone shares the bytes, and what a GPU
 /// has of them.
 ///
-/// Products with few rows round the input to 8 bits, block by block, as llama.cpp does; see
+/// Products with few rows round the input to 8 bits on CPUs, block by block, as llama.cpp does; see
 /// [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
 /// the elements' values.
 #[derive(Clone)]

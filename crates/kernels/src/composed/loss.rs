@@ -130,7 +130,9 @@ pub(crate) fn head_loss_over_blocks<B: Kernels>(
     let update = update.map(|[h, b]| [counted(h), b]);
     let one = Tensor::<B, 1>::ones([1], (&x.device(), dtype));
     let ([rows, _], [_, vocab]) = (x.dims(), w.dims());
-    let rows_a_chunk = (LOGITS / vocab.max(1)).max(MIN_ROWS);
+    // Each chunk decodes the blocks of a weight anew.
+    let min_rows = if matches!(w, Weight::Blocks(_)) { 4 * MIN_ROWS } else { MIN_ROWS };
+    let rows_a_chunk = (LOGITS / vocab.max(1)).max(min_rows);
     let mut loss = Tensor::<B, 1>::zeros([1], (&x.device(), dtype));
     let [x_needed, w_needed, bias_needed, h_needed, b_needed] = needed;
     // Gradients by row are concatenated, gradients of shared tensors are summed.
