@@ -7,7 +7,9 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::step::{Rule, record};
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{
+    AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec, SampleSpec,
+};
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
@@ -261,6 +263,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             let state = tracked.then(|| (cos.clone(), sin.clone(), spec, inverse));
             (B::rope_forward(x.primitive.clone(), cos, sin, spec, inverse), state)
         })
+    }
+
+    fn sample(logits: &FloatTensor<Self>, spec: impl FnOnce() -> SampleSpec) -> Option<IntTensor<Self>> {
+        B::sample(&logits.primitive, spec)
     }
 
     fn adamw_update(

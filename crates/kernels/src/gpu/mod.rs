@@ -16,20 +16,24 @@
 )]
 
 mod attention;
+mod cache;
 mod elementwise;
 mod launch;
 mod math;
 mod packed;
 mod rows;
+mod sample;
+pub(crate) mod upload;
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn_cubecl::kernel::cast;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::composed;
 use crate::kernels::{AdamWState, AttentionGrads, AttentionTensors, Kernels, NormState};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, NormSpec, RopeSpec, SampleSpec};
 use launch::{elements, fit, has_u64};
 
 impl<R, F, I, T> Kernels for CubeBackend<R, F, I, T>
@@ -209,6 +213,27 @@ where
         } else {
             composed::rope::<Self>(x, cos, sin, spec, inverse)
         }
+    }
+
+    fn write_rows(
+        table: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        spans: &[[usize; 3]],
+    ) -> FloatTensor<Self> {
+        if cache::fits(&table, &rows, spans) {
+            cache::write_rows(table, rows, spans)
+        } else {
+            composed::write_rows::<Self>(table, rows, spans)
+        }
+    }
+
+    fn sample(logits: &FloatTensor<Self>, spec: impl FnOnce() -> SampleSpec) -> Option<IntTensor<Self>> {
+        let [rows, _] = logits.shape().dims();
+        sample::fits(logits).then(|| {
+            let spec = spec();
+            spec.check(rows);
+            cast(sample::sample(logits.clone(), &spec), I::dtype())
+        })
     }
 
     fn adamw_update(
