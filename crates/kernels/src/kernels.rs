@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::composed;
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec, SampleSpec};
 use crate::weight::Weight;
 
 /// What the backward pass of a norm needs.
@@ -447,6 +447,13 @@ pub trait Kernels: Backend {
         spans: &[[usize; 3]],
     ) -> FloatTensor<Self> {
         composed::write_rows::<Self>(table, rows, spans)
+    }
+
+    /// A token for each row of `logits`, `[rows, vocab]`, chosen on the device: `[rows]`, -1 where no logit is finite.
+    ///
+    /// `None` where the caller has to choose, as on CPUs; the spec is then not asked for.
+    fn sample(_logits: &FloatTensor<Self>, _spec: impl FnOnce() -> SampleSpec) -> Option<IntTensor<Self>> {
+        None
     }
 
     /// One step of AdamW on a parameter, a vector as all the others; in place where no one else has it.

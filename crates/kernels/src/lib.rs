@@ -30,10 +30,11 @@ pub use kernels::{
 pub use ops::{
     Head, adamw_step, adamw_steps, add, add_lora, attention, clip_factor, cross_entropy, cross_entropy_sum,
     dropout, gated, gelu, layer_norm, linear, linear_cross_entropy, linear_gelu, linear_lora,
-    relative_attention, rms_norm, rope, sink_attention, write_rows,
+    relative_attention, rms_norm, rope, sample, sink_attention, write_rows,
 };
 pub use precision::Precision;
 pub use spec::{
     AdamW, Alibi, AttentionSpec, Distances, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec,
+    SampleRow, SampleSpec,
 };
 pub use weight::Weight;

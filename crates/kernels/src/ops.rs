@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use crate::kernels::{AdamWState, AdamWStep, AttentionTensors, HeadTensors, Kernels, LoraWeights};
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, LoraSpec, NormSpec, RopeSpec, SampleSpec};
 use crate::weight::Weight;
 
 /// `x·w + bias`.
@@ -422,6 +422,37 @@ pub fn write_rows<B: Kernels>(table: Tensor<B, 2>, rows: Tensor<B, 2>, spans: &[
         "write_rows: spans {spans:?} of [{m}, {row_width}] into [{n}, {width}]"
     );
     wrap(B::write_rows(unwrap(table), unwrap(rows), spans))
+}
+
+/// Chooses a token for each row of logits on the device, -1 where no logit is finite. `None` where the backend leaves it to
+/// the host, as CPUs do: the spec is then not asked for.
+///
+/// # Shapes
+/// - logits: `[rows, vocab]`, with a row of the spec for each
+/// - output: `[rows]`
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::Tensor;
+/// use burn_flex::Flex;
+/// use lowrank_kernels::sample;
+///
+/// let logits = Tensor::<Flex, 2>::zeros([1, 3], &Default::default());
+/// assert!(sample(&logits, || unreachable!()).is_none());
+/// # }
+/// ```
+#[track_caller]
+pub fn sample<B: Kernels>(
+    logits: &Tensor<B, 2>,
+    spec: impl FnOnce() -> SampleSpec,
+) -> Option<Tensor<B, 1, Int>> {
+    let [rows, _] = logits.dims();
+    let checked = || {
+        let spec = spec();
+        spec.check(rows);
+        spec
+    };
+    B::sample(&unwrap(logits.clone()), checked).map(Tensor::from_primitive)
 }
 
 /// One step of AdamW (Loshchilov & Hutter 2019) on one parameter, with decoupled weight decay and bias

@@ -81,6 +81,48 @@ impl AdamW {
     }
 }
 
+/// How the token after each row of logits is chosen.
+///
+/// The tokens are those with finite logits, the most likely first, ties in order of id. `top_k`, `top_p` and `min_p` leave a
+/// part of them in this order, each of what the one before it has left. The one drawn is the first whose probability among
+/// those left, together with that of the tokens before it, is above the row's `draw`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSpec {
+    /// Divides the logits; 0 for the first of the largest.
+    pub temperature: f64,
+    /// Only this number of tokens, at least 1.
+    pub top_k: Option<usize>,
+    /// The fewest tokens with at least this probability, one at least; 1 for all.
+    pub top_p: f64,
+    /// Those at least this times as likely as the first; 0 for all.
+    pub min_p: f64,
+    /// Logits of a row's `penalised` tokens are divided by it where they are positive, and multiplied otherwise.
+    pub repetition_penalty: f32,
+    /// What the rows do not share.
+    pub rows: Vec<SampleRow>,
+}
+
+/// What the choice of one row's token depends on beside its logits. Tokens past the vocabulary count for nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SampleRow {
+    /// A uniform number in `[0, 1)`.
+    pub draw: f64,
+    /// Tokens with the repetition penalty, however often they are listed.
+    pub penalised: Vec<u32>,
+    /// Tokens that may not be chosen.
+    pub excluded: Vec<u32>,
+}
+
+impl SampleSpec {
+    /// Checks the number of rows and the penalty, which is neither subnormal nor infinite.
+    #[track_caller]
+    pub(crate) fn check(&self, rows: usize) {
+        let Self { repetition_penalty: penalty, .. } = self;
+        assert!(self.rows.len() == rows, "sample: {rows} rows of logits, {} of the spec", self.rows.len());
+        assert!(penalty.is_normal() && *penalty > 0.0, "sample: a repetition penalty of {penalty}");
+    }
+}
+
 /// Where the keys and values of each sequence lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {

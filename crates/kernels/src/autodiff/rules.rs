@@ -10,7 +10,9 @@ use crate::composed;
 use crate::kernels::{
     AdamWState, AdamWStep, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState,
 };
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{
+    AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec, SampleSpec,
+};
 use crate::weight::Weight;
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
@@ -276,6 +278,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             let state = tracked.then(|| (cos.clone(), sin.clone(), spec, inverse));
             (B::rope_forward(x.primitive.clone(), cos, sin, spec, inverse), state)
         })
+    }
+
+    fn sample(logits: &FloatTensor<Self>, spec: impl FnOnce() -> SampleSpec) -> Option<IntTensor<Self>> {
+        B::sample(&logits.primitive, spec)
     }
 
     fn adamw_update(

@@ -18,6 +18,7 @@
 
 mod attention;
 pub(crate) mod blocks;
+mod cache;
 mod elementwise;
 mod launch;
 mod linear;
@@ -26,9 +27,12 @@ mod math;
 mod optimizer;
 mod packed;
 mod rows;
+mod sample;
+pub(crate) mod upload;
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn_cubecl::kernel::cast;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
@@ -37,7 +41,9 @@ use crate::kernels::{
     AdamWState, AdamWStep, AttentionGrads, AttentionTensors, HeadTensors, Kernels, NormState,
 };
 use crate::precision::Precision;
-use crate::spec::{AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec};
+use crate::spec::{
+    AdamW, AttentionSpec, Dropout, Gate, Gelu, Keys, LoraSpec, NormSpec, RopeSpec, SampleSpec,
+};
 use crate::weight::Weight;
 use launch::{elements, fit, has_u64};
 
@@ -308,6 +314,27 @@ where
         } else {
             composed::rope::<Self>(x, cos, sin, spec, inverse)
         }
+    }
+
+    fn write_rows(
+        table: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        spans: &[[usize; 3]],
+    ) -> FloatTensor<Self> {
+        if cache::fits(&table, &rows, spans) {
+            cache::write_rows(table, rows, spans)
+        } else {
+            composed::write_rows::<Self>(table, rows, spans)
+        }
+    }
+
+    fn sample(logits: &FloatTensor<Self>, spec: impl FnOnce() -> SampleSpec) -> Option<IntTensor<Self>> {
+        let [rows, _] = logits.shape().dims();
+        sample::fits(logits).then(|| {
+            let spec = spec();
+            spec.check(rows);
+            cast(sample::sample(logits.clone(), &spec), I::dtype())
+        })
     }
 
     fn adamw_update(

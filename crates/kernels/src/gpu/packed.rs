@@ -2,13 +2,13 @@
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::cubecl::server::Handle;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::attention::{
     BLOCK_WORDS, Shape, along_kernel, forward_kernel, key_grads_kernel, query_grad_kernel,
 };
 use super::launch::{elements, empty, empty_like, fit, has_u64, lanes, packed, spread};
+use super::upload::table;
 use crate::kernels::{AttentionGrads, AttentionTensors};
 use crate::spec::{AttentionSpec, Dropout, Keys};
 
@@ -54,18 +54,18 @@ pub(super) fn attention<R: CubeRuntime>(
     if blocks.count() > 0 {
         let client = q.client.clone();
         let options = Options::new(spec);
-        let handle = blocks.upload(&q);
+        let (cubes, blocks) = (blocks.cubes(spec.n_heads), blocks.argument(&q));
         // SAFETY: queries, y and the logarithms have the rows of the spec, keys and values at least those that it names,
         // and each block lies within one of its sequences.
         unsafe {
             forward_kernel::launch_unchecked(
                 &client,
-                blocks.cubes(spec.n_heads),
+                cubes,
                 shape.cube(),
                 q.into_array_arg(),
                 k.into_array_arg(),
                 v.into_array_arg(),
-                ArrayArg::from_raw_parts(handle, blocks.0.len()),
+                blocks,
                 y.clone().into_array_arg(),
                 log_sums.clone().into_array_arg(),
                 spec.n_heads,
@@ -118,12 +118,12 @@ pub(super) fn grads<R: CubeRuntime>(
         let shape = shape(&q, spec, spec.queries.longest());
         let blocks = Blocks::of_queries(spec, shape.rows);
         if blocks.count() > 0 {
-            let handle = blocks.upload(&q);
+            let (cubes, blocks) = (blocks.cubes(spec.n_heads), blocks.argument(&q));
             // SAFETY: as in the forward pass; dy and dq are like the queries.
             unsafe {
                 query_grad_kernel::launch_unchecked(
                     &client,
-                    blocks.cubes(spec.n_heads),
+                    cubes,
                     shape.cube(),
                     q.clone().into_array_arg(),
                     k.clone().into_array_arg(),
@@ -131,7 +131,7 @@ pub(super) fn grads<R: CubeRuntime>(
                     dy.clone().into_array_arg(),
                     log_sums.clone().into_array_arg(),
                     along.clone().into_array_arg(),
-                    ArrayArg::from_raw_parts(handle, blocks.0.len()),
+                    blocks,
                     dq.clone().into_array_arg(),
                     spec.n_heads,
                     spec.n_kv_heads,
@@ -153,12 +153,12 @@ pub(super) fn grads<R: CubeRuntime>(
         let shape = shape(&q, spec, spec.keys.longest());
         let blocks = Blocks::of_keys(spec, shape.rows);
         if blocks.count() > 0 {
-            let handle = blocks.upload(&q);
+            let (cubes, blocks) = (blocks.cubes(spec.n_kv_heads), blocks.argument(&q));
             // SAFETY: the blocks cover the rows of keys, values and their gradients, and name queries within theirs.
             unsafe {
                 key_grads_kernel::launch_unchecked(
                     &client,
-                    blocks.cubes(spec.n_kv_heads),
+                    cubes,
                     shape.cube(),
                     q.into_array_arg(),
                     k.into_array_arg(),
@@ -166,7 +166,7 @@ pub(super) fn grads<R: CubeRuntime>(
                     dy.into_array_arg(),
                     log_sums.into_array_arg(),
                     along.into_array_arg(),
-                    ArrayArg::from_raw_parts(handle, blocks.0.len()),
+                    blocks,
                     dk.clone().into_array_arg(),
                     dv.clone().into_array_arg(),
                     spec.n_heads,
@@ -282,8 +282,10 @@ impl Blocks {
         CubeCount::Static(self.count() as u32, heads as u32, 1)
     }
 
-    fn upload<R: CubeRuntime>(&self, like: &CubeTensor<R>) -> Handle {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        like.client.create_from_slice(&bytes)
+    /// The blocks on the device of a tensor; the layers of a step share them.
+    fn argument<R: CubeRuntime>(self, like: &CubeTensor<R>) -> ArrayArg<R> {
+        let n_words = self.0.len();
+        // SAFETY: the table has as many words.
+        unsafe { ArrayArg::from_raw_parts(table(self.0, like), n_words) }
     }
 }

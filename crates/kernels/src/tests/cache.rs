@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
+use rstest::rstest;
 
 use super::{on_backends, random, values};
 use crate::kernels::Kernels;
@@ -32,6 +33,42 @@ fn rows_go_where_the_spans_say() {
     }
     on_backends!(check());
     check::<Autodiff<Flex>>();
+}
+
+/// Widths that fill no cube, spans in any order, ones without rows, and rows that two spans name.
+#[rstest]
+#[case(1, &[[3, 0, 2], [0, 2, 1]])]
+#[case(37, &[[90, 5, 10], [0, 0, 4], [50, 4, 0], [4, 15, 30]])]
+#[case(37, &[[100, 45, 0]])]
+#[case(130, &[])]
+#[case(130, &[[0, 0, 5], [3, 10, 4]])]
+fn rows_are_written_as_by_slices(#[case] width: usize, #[case] spans: &[[usize; 3]]) {
+    fn check<B: Kernels>(width: usize, spans: &[[usize; 3]]) {
+        let (table, rows) = (random::<B, 2>([100, width], 1), random::<B, 2>([45, width], 2));
+        let expected = spans.iter().fold(table.clone(), |table, &[to, from, count]| {
+            if count == 0 {
+                return table;
+            }
+            table.slice_assign([to..to + count, 0..width], rows.clone().slice([from..from + count, 0..width]))
+        });
+        assert_eq!(values(write_rows(table, rows, spans)), values(expected));
+    }
+    on_backends!(check(width, spans));
+}
+
+/// More elements than one pass of a launch's units, and more spans than a few.
+#[test]
+fn many_rows_are_written() {
+    fn check<B: Kernels>() {
+        let rows = random::<B, 2>([1100, 515], 1);
+        let spans: Vec<[usize; 3]> = (0..300).map(|i| [i * 4, i, 1]).chain([[1200, 0, 1100]]).collect();
+        let table = values(write_rows(Tensor::zeros([2300, 515], &rows.device()), rows.clone(), &spans));
+        let rows = values(rows);
+        assert_eq!(table[1200 * 515..], rows);
+        assert!((0..300).all(|i| table[i * 4 * 515..][..515] == rows[i * 515..][..515]));
+        assert!((0..300).all(|i| table[(i * 4 + 1) * 515..][..3 * 515].iter().all(|x| *x == 0.0)));
+    }
+    on_backends!(check());
 }
 
 #[test]

@@ -16,7 +16,11 @@ mod norm;
 mod optimizer;
 mod reproducible;
 mod rope;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod sample;
 mod unsound;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod uploads;
 mod views;
 
 use burn::tensor::backend::Backend;

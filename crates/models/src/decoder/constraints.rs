@@ -43,18 +43,7 @@ impl Constraints {
     /// next token fills the maximum length. The order is that of transformers: forced tokens are the only ones left,
     /// whatever was excluded before, and suppressed ones are excluded even then.
     pub(crate) fn apply(&self, logits: &mut [f32], ids: &[u32], prompt: usize, eos: &[u32], is_last: bool) {
-        if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
-            forbid(logits, eos.iter().copied());
-        }
-        let is_end = |words: &[u32]| matches!(words, [id] if eos.contains(id));
-        let bad = self.bad_words.iter().filter(|words| !is_end(words));
-        forbid(logits, bad.filter_map(|words| completed(words, ids)));
-        let n = self.no_repeat_ngram_size;
-        if n > 0 && ids.len() >= n {
-            let last = &ids[ids.len() - (n - 1)..];
-            let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
-            forbid(logits, runs.map(|run| run[n - 1]));
-        }
+        self.exclude(ids, prompt, eos, |id| forbid(logits, id));
         self.force(logits, ids, is_last);
         let new = (ids.len() - prompt) as f64;
         if let Some((start, factor)) = self.length_penalty.filter(|(start, _)| new > *start) {
@@ -68,10 +57,47 @@ impl Constraints {
                 }
             }
         }
-        forbid(logits, self.suppressed.iter().copied());
-        if ids.len() == self.first_length(prompt) {
-            forbid(logits, self.suppressed_first.iter().copied());
+        self.suppress(ids, prompt, |id| forbid(logits, id));
+    }
+
+    /// Calls `f` with each token that may not follow `ids`, some of them repeatedly, before any is forced.
+    fn exclude(&self, ids: &[u32], prompt: usize, eos: &[u32], mut f: impl FnMut(u32)) {
+        if ids.len() - prompt < self.min_new_tokens || ids.len() < self.min_length {
+            eos.iter().copied().for_each(&mut f);
         }
+        let is_end = |words: &[u32]| matches!(words, [id] if eos.contains(id));
+        let bad = self.bad_words.iter().filter(|words| !is_end(words));
+        bad.filter_map(|words| completed(words, ids)).for_each(&mut f);
+        let n = self.no_repeat_ngram_size;
+        if n > 0 && ids.len() >= n {
+            let last = &ids[ids.len() - (n - 1)..];
+            let runs = ids.windows(n).filter(|run| &run[..n - 1] == last);
+            runs.map(|run| run[n - 1]).for_each(f);
+        }
+    }
+
+    /// Calls `f` with each token that is suppressed after `ids`.
+    fn suppress(&self, ids: &[u32], prompt: usize, mut f: impl FnMut(u32)) {
+        self.suppressed.iter().copied().for_each(&mut f);
+        if ids.len() == self.first_length(prompt) {
+            self.suppressed_first.iter().copied().for_each(f);
+        }
+    }
+
+    /// Whether they only exclude tokens, whatever the logits are.
+    pub(crate) fn only_exclude(&self) -> bool {
+        self.sequence_biases.is_empty()
+            && self.length_penalty.is_none()
+            && self.forced_first.is_none()
+            && self.forced_last.is_empty()
+    }
+
+    /// The tokens that may not follow `ids`, of constraints that [only exclude](Self::only_exclude) some.
+    pub(crate) fn excluded(&self, ids: &[u32], prompt: usize, eos: &[u32]) -> Vec<u32> {
+        let mut excluded = Vec::new();
+        self.exclude(ids, prompt, eos, |id| excluded.push(id));
+        self.suppress(ids, prompt, |id| excluded.push(id));
+        excluded
     }
 
     /// Number of tokens before the first that is chosen after a prompt of `prompt` tokens: as in transformers, a forced first
@@ -129,12 +155,10 @@ impl Constraints {
     }
 }
 
-/// Sets the logits of tokens to −∞.
-fn forbid(logits: &mut [f32], ids: impl Iterator<Item = u32>) {
-    for id in ids {
-        if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
+/// Sets the logit of a token to −∞.
+fn forbid(logits: &mut [f32], id: u32) {
+    if let Some(logit) = logits.get_mut(id as usize) {
+        *logit = f32::NEG_INFINITY;
     }
 }
 
@@ -151,6 +175,9 @@ mod tests {
     fn allowed(constraints: &Constraints, ids: &[u32], prompt: usize) -> Vec<u32> {
         let mut logits = [0.0; 6];
         constraints.apply(&mut logits, ids, prompt, &[5], false);
+        let excluded = constraints.excluded(ids, prompt, &[5]);
+        assert!(constraints.only_exclude());
+        assert!((0..6).all(|id| excluded.contains(&id) == (logits[id as usize] != 0.0)), "{excluded:?}");
         (0..6).filter(|&id| logits[id as usize] == 0.0).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use lowrank_adapters::peft::host_values;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{Kernels, SampleSpec, sample};
 
 use crate::batch::Tokens;
 use crate::cache::KvCache;
@@ -81,6 +81,11 @@ impl GenerationOptions {
         self.constraints.apply(logits, ids, prompt, eos, is_last);
     }
 
+    /// Whether a backend can choose the tokens where the logits are.
+    fn fits_spec(&self) -> bool {
+        self.sampling.fits_spec() && self.constraints.only_exclude()
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         self.sampling.check()?;
         let Some(beams) = &self.beams else { return Ok(()) };
@@ -124,6 +129,50 @@ struct Continuation {
     ids: Vec<u32>,
     prompt: usize,
     finish: Option<Finish>,
+}
+
+impl Continuation {
+    /// The next token from its logits on the host.
+    fn next(&mut self, logits: &mut [f32], options: &GenerationOptions, eos: &[u32]) -> Option<u32> {
+        // Before a token is forced, which hides what the logits were.
+        if logits.iter().all(|x| !x.is_finite()) {
+            return None;
+        }
+        options.constrain(logits, &self.ids, self.prompt, eos, &self.sampler);
+        self.sampler.next(logits)
+    }
+}
+
+/// What a step gives of its sequences.
+enum Step {
+    /// The next tokens, chosen where the logits are; negative where no logit is finite.
+    Tokens(Vec<i64>),
+    /// Logits of all of them.
+    Logits(Vec<f32>),
+}
+
+impl Step {
+    /// Reads the tokens of the `active` continuations if the backend chooses them, and the logits otherwise.
+    fn read<B: Kernels>(
+        logits: Tensor<B, 2>,
+        runs: &mut [Continuation],
+        active: &[usize],
+        options: &GenerationOptions,
+        eos: &[u32],
+    ) -> Self {
+        let spec = || {
+            let row = |&i: &usize| {
+                let Continuation { sampler, ids, prompt, .. } = &mut runs[i];
+                sampler.row(ids, options.constraints.excluded(ids, *prompt, eos))
+            };
+            SampleSpec { rows: active.iter().map(row).collect(), ..options.sampling.spec() }
+        };
+        let ids = if options.fits_spec() { sample(&logits, spec) } else { None };
+        match ids {
+            Some(ids) => Self::Tokens(ids.into_data().iter::<i64>().collect()),
+            None => Self::Logits(host_values(logits)),
+        }
+    }
 }
 
 /// The continuations of prompts by a decoder with this config, of which `step` gives the logits of the last of the next
@@ -187,17 +236,19 @@ pub(crate) fn continued<B: Kernels>(
         }
         let ids: Vec<u32> = active.iter().flat_map(|&i| runs[i].ids[read[i]..].iter().copied()).collect();
         let lengths: Vec<usize> = active.iter().map(|&i| runs[i].ids.len() - read[i]).collect();
-        let mut logits = host_values(step(Tokens::new(&ids, &lengths), &active, &mut cache)?);
-        for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(config.vocab_size)) {
+        let logits = step(Tokens::new(&ids, &lengths), &active, &mut cache)?;
+        let mut next = Step::read(logits, &mut runs, &active, options, &config.eos);
+        for (row, &i) in active.iter().enumerate() {
             let run = &mut runs[i];
             read[i] = run.ids.len();
-            // Before a token is forced, which hides what the logits were.
-            if logits.iter().all(|x| !x.is_finite()) {
-                return Err(not_finite());
-            }
-            options.constrain(logits, &run.ids, run.prompt, &config.eos, &run.sampler);
-            let id = run.sampler.next(logits).ok_or_else(not_finite)?;
-            run.ids.push(id);
+            let id = match &mut next {
+                Step::Tokens(ids) => u32::try_from(ids[row]).ok(),
+                Step::Logits(logits) => {
+                    let own = &mut logits[row * config.vocab_size..(row + 1) * config.vocab_size];
+                    run.next(own, options, &config.eos)
+                }
+            };
+            run.ids.push(id.ok_or_else(not_finite)?);
             let goes_on = on_tokens(i, &run.ids[run.prompt..]);
             run.finish = options.finish(config, &run.ids, run.prompt, goes_on);
         }

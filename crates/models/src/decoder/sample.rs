@@ -1,5 +1,6 @@
 //! From logits to the next token.
 
+use lowrank_kernels::{SampleRow, SampleSpec};
 use lowrank_spec::rng::mix;
 
 /// Options of choosing the next token.
@@ -90,6 +91,11 @@ impl Cutoffs {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is none but `min_p`.
+    fn is_min_p(&self) -> bool {
+        *self == Self { min_p: self.min_p, ..Self::default() }
     }
 
     /// Of weights in descending order, which are those of the most likely tokens.
@@ -187,6 +193,23 @@ impl Sampling {
         }
         Ok(())
     }
+
+    /// Whether tokens can be chosen where the logits are, on a backend that does.
+    pub(super) fn fits_spec(&self) -> bool {
+        self.cutoffs.is_min_p() && (self.repetition_penalty as f32).is_normal()
+    }
+
+    /// The same for a backend, without the rows.
+    pub(super) fn spec(&self) -> SampleSpec {
+        SampleSpec {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.cutoffs.min_p,
+            repetition_penalty: self.repetition_penalty as f32,
+            rows: Vec::new(),
+        }
+    }
 }
 
 /// Chooses the tokens of one sequence. Draws depend only on the seed, the sequence's number and the number of
@@ -225,6 +248,16 @@ impl Sampler {
             rest < 0.0
         });
         chosen.or(candidates.last()).map(|(id, _)| *id)
+    }
+
+    /// What a backend needs to choose the token that [`next`](Self::next) would, after the tokens `seen`.
+    pub(super) fn row(&mut self, seen: &[u32], excluded: Vec<u32>) -> SampleRow {
+        let Sampling { temperature, repetition_penalty, .. } = self.sampling;
+        SampleRow {
+            draw: if temperature == 0.0 { 0.0 } else { self.uniform() },
+            penalised: if repetition_penalty == 1.0 { Vec::new() } else { seen.to_vec() },
+            excluded,
+        }
     }
 
     /// Divides logits by the temperature and sets those of unlikely tokens to −∞, as transformers' warpers do; each cutoff
@@ -425,6 +458,30 @@ mod tests {
             drawn.dedup();
             assert_eq!(drawn, [1, 4], "{temperature:e}: two tokens are equally likely");
         }
+    }
+
+    #[test]
+    fn a_row_takes_the_draw_of_its_token() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..hot() };
+        let [mut one, mut other] = [0, 0].map(|number| Sampler::new(sampling.clone(), number));
+        let row = SampleRow { draw: other.uniform(), penalised: vec![3, 3], excluded: vec![1] };
+        assert_eq!(one.row(&[3, 3], vec![1]), row);
+        assert_eq!(one.uniform(), other.uniform());
+        let mut greedy = Sampler::new(Sampling::default(), 0);
+        assert_eq!(greedy.row(&[3, 3], Vec::new()), SampleRow::default());
+        assert_eq!(greedy.draws, 0);
+    }
+
+    #[rstest]
+    #[case(Sampling { top_k: Some(3), top_p: 0.5, repetition_penalty: 1.1, ..hot() }, true)]
+    #[case(with(Cutoffs { min_p: 0.5, ..Cutoffs::default() }), true)]
+    #[case(with(Cutoffs { min_p: 0.5, eta: 0.1, ..Cutoffs::default() }), false)]
+    #[case(with(Cutoffs { epsilon: 0.1, ..Cutoffs::default() }), false)]
+    #[case(with(Cutoffs { typical_p: 0.5, ..Cutoffs::default() }), false)]
+    #[case(with(Cutoffs { top_h: Some(0.5), ..Cutoffs::default() }), false)]
+    #[case(Sampling { repetition_penalty: 1e-300, ..hot() }, false)]
+    fn a_backend_gets_what_a_spec_has(#[case] sampling: Sampling, #[case] fits: bool) {
+        assert_eq!(sampling.fits_spec(), fits);
     }
 
     #[test]
