@@ -1,14 +1,8 @@
 //! The backend of this build: a requested backend takes precedence over the default (cuda, vulkan, metal, ndarray,
 //! flex).
 
-use std::sync::Arc;
-
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
-use burn::tensor::backend::Backend;
-use lowrank_checkpoint::FloatType;
-use lowrank_compress::{DeviceProducts, Products};
-use lowrank_kernels::{Kernels, Precision};
 
 #[cfg(feature = "cuda")]
 mod chosen {
@@ -46,7 +40,7 @@ pub(crate) type Train = Autodiff<Inner>;
 pub(crate) type Device = burn::tensor::Device<Inner>;
 
 /// What a build for GPUs needs on the machine.
-const DRIVER: Option<&str> = match NAME.as_bytes() {
+pub(crate) const DRIVER: Option<&str> = match NAME.as_bytes() {
     b"cuda" => Some("CUDA driver"),
     b"vulkan" => Some("Vulkan device"),
     b"metal" => Some("Metal device"),
@@ -68,40 +62,6 @@ pub(crate) fn device() -> Result<Device> {
         );
     }
     Ok(device)
-}
-
-/// Makes a type that of the device's products.
-///
-/// # Errors
-/// For a type of 16 bits, in a build for the CPU or on a device that does not compute in it.
-pub(crate) fn choose_precision(dtype: FloatType) -> Result<()> {
-    let precision = match dtype {
-        FloatType::F32 => Precision::F32,
-        FloatType::F16 => Precision::F16,
-        FloatType::BF16 => Precision::Bf16,
-    };
-    if precision == Precision::F32 {
-        return Ok(());
-    }
-    let name = dtype.name();
-    let Some(driver) = DRIVER else {
-        bail!("--precision {name} is for GPUs, and this build computes on the CPU in f32; leave it out");
-    };
-    if !Inner::supports_dtype(&device()?, precision.dtype()) {
-        bail!(
-            "--precision {name}: this {driver} does not compute in {name}; leave it out, or try the other of f16 and bf16"
-        );
-    }
-    precision.choose();
-    Ok(())
-}
-
-/// The GPU as the place of large products, if the build has one and the machine too: all of that work can be done on the host.
-pub(crate) fn products() -> Option<Arc<dyn Products>> {
-    if Inner::ON_HOST {
-        return None;
-    }
-    device().ok().map(|device| Arc::new(DeviceProducts::<Inner>::new(device)) as Arc<dyn Products>)
 }
 
 /// Whether the device can add numbers: GPU runtimes report a missing driver by panicking on a thread of their

@@ -17,6 +17,7 @@ mod layers;
 mod machine;
 mod method;
 mod processes;
+mod products;
 mod sampling;
 mod spectrum;
 mod stream;
@@ -113,7 +114,7 @@ fn main() -> ExitCode {
     };
     let result = terminal::ends_with_output(|| {
         failures::with_failures(|| {
-            backend::choose_precision(cli.precision)?;
+            products::choose_precision(cli.precision)?;
             run(cli.command, &processes)
         })
     });

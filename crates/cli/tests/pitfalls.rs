@@ -164,7 +164,7 @@ fn an_adapter_without_labels_keeps_those_of_its_base() {
 fn the_precision_of_gpus_is_refused_on_a_cpu() {
     let model = fixture("bert-cls");
     let predict = |precision| ["predict", "--model", s(&model), "--text", "a", "--precision", precision];
-    fails(
+    common::fails(
         &predict("bf16"),
         "--precision bf16 is for GPUs, and this build computes on the CPU in f32; leave it out",
     );

@@ -15,12 +15,13 @@ use lowrank_spec::targets::ALL_LINEAR;
 use lowrank_spec::{BlockFormat, Pattern, Targets};
 use serde_json::Value;
 
-use crate::backend::{Inner, Train, device, products};
+use crate::backend::{Inner, Train, device};
 use crate::bars::Bars;
 use crate::calibration::CalibrationArgs;
 use crate::context::{check_effect, model_folder, open_model, print_json, refuse_pictures, warn_unused};
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
+use crate::products::products;
 
 /// Options of `compress`.
 #[derive(clap::Args)]

@@ -13,8 +13,9 @@ use lowrank_spec::Site;
 use serde_json::json;
 
 use crate::adapter::{TruncationArgs, warn_unused, write_adapter};
-use crate::backend::{Inner, device, products};
+use crate::backend::{Inner, device};
 use crate::context::{model_folder, new_folder, open_model, print_json, write_folder, write_labels};
+use crate::products::products;
 
 /// Options of `extract`.
 #[derive(clap::Args)]
