@@ -28,19 +28,27 @@ fn write_kernel(rows: &Array<f32>, spans: &Array<u32>, table: &mut Array<f32>, w
     }
 }
 
-/// Whether the kernel can write all spans at once: none goes where another does.
+/// Whether the kernel can write all spans at once: they lie within both, and none goes where another does.
 pub(super) fn fits<R: CubeRuntime>(
     table: &CubeTensor<R>,
     rows: &CubeTensor<R>,
     spans: &[[usize; 3]],
 ) -> bool {
-    let mut places: Vec<[usize; 2]> = spans.iter().map(|&[to, _, count]| [to, to + count]).collect();
-    places.retain(|[first, end]| first < end);
+    let ([n, width], [m, row_width]) = (dims2(table), dims2(rows));
+    let is_within = |first: usize, count: usize, end: usize| first <= end && count <= end - first;
+    let mut places = Vec::with_capacity(spans.len());
+    for &[to, from, count] in spans.iter().filter(|[.., count]| *count > 0) {
+        if !(is_within(to, count, n) && is_within(from, count, m)) {
+            return false;
+        }
+        places.push([to, to + count]);
+    }
     places.sort_unstable();
-    fit([table, rows]) && spans.len() <= MAX_SPANS && places.windows(2).all(|pair| pair[0][1] <= pair[1][0])
+    let are_apart = places.windows(2).all(|pair| pair[0][1] <= pair[1][0]);
+    fit([table, rows]) && width == row_width && spans.len() <= MAX_SPANS && are_apart
 }
 
-/// The table with the rows of the spans, in place where nothing else has it; spans within both are the caller's to check.
+/// The table with the rows of the spans, in place where nothing else has it; spans are the caller's to check.
 pub(super) fn write_rows<R: CubeRuntime>(
     target: CubeTensor<R>,
     rows: CubeTensor<R>,

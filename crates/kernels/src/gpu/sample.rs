@@ -30,6 +30,9 @@ const DIGITS: usize = 1 << DIGIT;
 /// Units that sum up the mass of one digit.
 const SHARE: usize = UNITS / DIGITS;
 
+/// Logits that a unit reads at once, so that it does not wait for one after the other.
+const BATCH: usize = 8;
+
 const LEVELS: usize = UNITS.ilog2() as usize;
 
 /// The most classes whose number a float holds.
@@ -58,6 +61,28 @@ struct Place {
 #[cube]
 fn key_of(bits: u32) -> u32 {
     select(bits >> 31u32 == 1u32, bits ^ 0xffff_ffffu32, bits ^ 0x8000_0000u32)
+}
+
+/// The keys of a unit's next logits; zero, which is below all keys of finite ones, past the last of the row.
+#[cube]
+fn keys_from(
+    logits: &Array<u32>,
+    start: usize,
+    at: usize,
+    width: usize,
+    keys: &mut Array<u32>,
+    #[comptime] greedy: bool,
+) {
+    #[unroll]
+    for i in 0..BATCH {
+        let place = at + i * UNITS;
+        let mut bits = logits[start + min(place, width - 1)];
+        if comptime!(greedy) {
+            // Both zeros are equal.
+            bits = select(bits == 0x8000_0000u32, 0u32, bits);
+        }
+        keys[i] = select(place < width, key_of(bits), 0u32);
+    }
 }
 
 /// The logit of a key.
@@ -95,6 +120,7 @@ fn search(
 ) -> Place {
     let unit = UNIT_POS as usize;
     let limit_mass = weight(limit.key, top, inverse, counting) * f32::cast_from(limit.count);
+    let mut keys = Array::<u32>::new(BATCH);
     let mut prefix = 0u32;
     // The mass above the keys that begin with the prefix.
     let mut above = 0.0f32;
@@ -115,16 +141,20 @@ fn search(
         }
         let mut at = unit;
         while at < width {
-            let key = key_of(logits[start + at]);
-            if key > limit.key && key < END && (key >> shift) >> DIGIT == prefix {
-                let mass = weight(key, top, inverse, counting);
-                let digit = (key >> shift) & 15u32;
-                #[unroll]
-                for i in 0..DIGITS {
-                    own[i] = own[i] + select(digit == comptime!(i as u32), mass, 0.0);
+            keys_from(logits, start, at, width, &mut keys, false);
+            #[unroll]
+            for i in 0..BATCH {
+                let key = keys[i];
+                if key > limit.key && key < END && (key >> shift) >> DIGIT == prefix {
+                    let mass = weight(key, top, inverse, counting);
+                    let digit = (key >> shift) & 15u32;
+                    #[unroll]
+                    for j in 0..DIGITS {
+                        own[j] = own[j] + select(digit == comptime!(j as u32), mass, 0.0);
+                    }
                 }
             }
-            at += UNITS;
+            at += UNITS * BATCH;
         }
         sync_cube();
         #[unroll]
@@ -177,8 +207,12 @@ fn search(
     let mut same = 0.0f32;
     let mut at = unit;
     while at < width {
-        same += select(key_of(logits[start + at]) == prefix, 1.0, 0.0);
-        at += UNITS;
+        keys_from(logits, start, at, width, &mut keys, false);
+        #[unroll]
+        for i in 0..BATCH {
+            same += select(keys[i] == prefix, 1.0, 0.0);
+        }
+        at += UNITS * BATCH;
     }
     let same = cube_sum(same, shares);
     let most = select(prefix == limit.key, f32::cast_from(limit.count), same);
@@ -217,19 +251,19 @@ fn sample_kernel(
         let start = row * width;
         let mut best = LEAST.runtime();
         let mut place = 0u32;
+        let mut own_keys = Array::<u32>::new(BATCH);
         let mut at = unit;
         while at < width {
-            let mut bits = logits[start + at];
-            if comptime!(options.greedy) {
-                // Both zeros are equal.
-                bits = select(bits == 0x8000_0000u32, 0u32, bits);
+            keys_from(logits, start, at, width, &mut own_keys, options.greedy);
+            #[unroll]
+            for i in 0..BATCH {
+                let key = own_keys[i];
+                if key > best && key < END {
+                    best = key;
+                    place = (at + i * UNITS) as u32;
+                }
             }
-            let key = key_of(bits);
-            if key > best && key < END {
-                best = key;
-                place = at as u32;
-            }
-            at += UNITS;
+            at += UNITS * BATCH;
         }
         keys[unit] = best;
         places[unit] = place;

@@ -4,6 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use rstest::rstest;
 
 use super::{Gpu, numbers};
+use crate::kernels::Kernels;
 use crate::ops::sample;
 use crate::spec::{SampleRow, SampleSpec};
 
@@ -199,4 +200,22 @@ fn many_rows_are_sampled() {
     let (rows, width) = ((1 << 15) + 3, 2);
     let logits = floats(rows * width, 5, 1.0);
     check_rows("many rows", &logits, &GREEDY, &vec![0.0; rows]);
+}
+
+fn of_zeros(spec: SampleSpec) {
+    let logits = Tensor::<Gpu, 2>::zeros([2, 3], &Default::default());
+    let _ = Gpu::sample(&logits.into_primitive().tensor(), || spec);
+}
+
+#[test]
+#[should_panic(expected = "sample: 2 rows of logits, 1 of the spec")]
+fn rows_without_a_draw_are_refused() {
+    of_zeros(SampleSpec { rows: vec![SampleRow::default()], ..PLAIN });
+}
+
+#[test]
+#[should_panic(expected = "sample: a repetition penalty of 0")]
+fn a_penalty_that_has_no_quotient_is_refused() {
+    let rows = vec![SampleRow::default(); 2];
+    of_zeros(SampleSpec { repetition_penalty: 0.0, rows, ..PLAIN });
 }
