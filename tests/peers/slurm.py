@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A grid on a real Slurm cluster whose nodes fail, beside the same grid on this machine.
 
-    cargo xtask peers slurm                       # as root, on Debian or Ubuntu: installs slurm-wlm and munge if missing
-    XTASK=target/release/xtask LOWRANK=target/release/lowrank slurm.py
+    cargo xtask peers slurm               # as root, on Debian or Ubuntu: installs slurm-wlm and munge if missing
+    XTASK=target/release/xtask LOWRANK=target/release/lowrank tests/peers/slurm.py
 
 The cluster is one controller and two nodes on this machine, in a temporary folder, with ports of its own. A node is a
 PID namespace with a `slurmd`: killing the namespace ends the daemon, its job steps and their processes at one moment,
@@ -40,10 +40,12 @@ GRID = {
     "defaults": {"max_steps": STEPS, "eval_every": EVERY, "save_every": EVERY},
 }
 CELLS = 12
+# Runs a command whose processes all end with it, and it with this one.
+NAMESPACE = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 # Above all priorities that Slurm gives by itself, below its special values.
 TOP = 2**32 - 100
 # Columns of the report that depend on the machine's load.
-MEASURED = {"ms_per_step", "peak_rss_mb", "wall_s"}
+LOAD = {"ms_per_step", "peak_rss_mb", "wall_s"}
 CONFIG = """\
 ClusterName=peers
 SlurmctldHost={host}(127.0.0.1)
@@ -118,7 +120,7 @@ def free_ports(count):
 
 
 class Cluster:
-    """munged, slurmctld and the nodes, each in a PID namespace that ends with this process."""
+    """munged, slurmctld and the nodes, each in a PID namespace."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -148,11 +150,10 @@ class Cluster:
     def spawn(self, name, *command):
         # The shell is the namespace's first process: it outlives the daemon and reaps the orphans.
         init = ["bash", "-c", '"$@" & while sleep 3600; do :; done', "init", *command]
-        namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *init]
         with open(self.folder / f"{name}.out", "a") as output:
             self.namespaces[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *namespace], env=self.environment, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=output, start_new_session=True)
+                [*NAMESPACE, *init], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True)
 
     def kill(self, name):
         """Ends a namespace with all its processes."""
@@ -249,10 +250,10 @@ class Grid:
         return (self.folder / "slurm" / f"{job}_{index}.log").read_text()
 
     def table(self):
-        """The rows of the report without what depends on the machine's load."""
+        """The rows of the report, without published results and what depends on the machine's load."""
         with open(self.folder / "report.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+            rows = [row for row in csv.DictReader(file) if row["source"] == "measured"]
+        return [{key: value for key, value in row.items() if key not in LOAD} for row in rows]
 
 
 def trained(grid, indices, ids):
@@ -260,13 +261,18 @@ def trained(grid, indices, ids):
     return bool(indices) and all(0 < grid.checkpoint(ids[index]) <= STEPS // 2 for index in indices)
 
 
+def position(grid, cell):
+    """The newest checkpoint of a killed cell and the number of its attempts."""
+    return grid.checkpoint(cell), grid.attempts(cell)
+
+
 def resumed(grid, cells):
-    """Waits until cells run or ran again; their steps before that are given."""
-    for cell, step in cells.items():
-        first = wait_for(f"{cell} again", lambda: grid.first_step(cell) if grid.attempts(cell) > 1 else None)
+    """Waits until killed cells run or ran again, given their positions; returns the steps."""
+    for cell, (step, attempts) in cells.items():
+        first = wait_for(f"{cell} again", lambda: grid.first_step(cell) if grid.attempts(cell) > attempts else None)
         if first != step + 1:
             fail(f"{cell} had a checkpoint of step {step} and went on with step {first}")
-    return ", ".join(map(str, cells.values()))
+    return ", ".join(str(step) for step, _ in cells.values())
 
 
 def node_dies(cluster, grid, job, ids):
@@ -276,7 +282,7 @@ def node_dies(cluster, grid, job, ids):
     elements = cluster.running(job, node)
     cluster.kill(node)
     started = time.monotonic()
-    cells = {ids[index]: grid.checkpoint(ids[index]) for index in elements}
+    cells = {ids[index]: position(grid, ids[index]) for index in elements}
     if any(grid.is_done(cell) for cell in cells):
         fail("a killed cell had ended before")
     wait_for(f"{node} down", lambda: cluster.node_state(node).startswith("DOWN"))
@@ -325,12 +331,13 @@ def array_is_cancelled(cluster, grid, job, ids):
     wait_for("the cancelled array's end", lambda: cluster.run("squeue", "--noheader", "--job", job).strip() == "")
     # Processes end a moment after their jobs.
     time.sleep(1)
-    cells = {ids[index]: grid.checkpoint(ids[index]) for index in elements if not grid.is_done(ids[index])}
+    cells = {ids[index]: position(grid, ids[index]) for index in elements if not grid.is_done(ids[index])}
     if not cells:
         fail("every cell had ended before the array was cancelled")
     job, ids = grid.submit(cluster)
     steps = resumed(grid, cells)
-    print(f"array cancelled: {len(cells)} cells killed, {len(ids)} submitted again, resumed from steps {steps}", flush=True)
+    print(f"array cancelled: {len(cells)} cells killed, {len(ids)} submitted again, resumed from steps {steps}",
+          flush=True)
     return job, set(cells)
 
 
@@ -382,17 +389,21 @@ def main():
         finally:
             cluster.stop()
         started = time.monotonic()
-        subprocess.run([*local.command, "--jobs", "2"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        alone = subprocess.run([*NAMESPACE, *local.command, "--jobs", "2"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+        if alone.returncode != 0:
+            fail(f"the local grid failed: {alone.stderr.strip()}")
         local_seconds = time.monotonic() - started
 
         different = [cell for cell in ids if evaluations(grid, cell) != evaluations(local, cell)]
         ours, theirs = grid.table(), local.table()
+        is_equal = ours == theirs and len(ours) == len(GRID["methods"])
         attempts = sum(grid.attempts(cell) for cell in ids)
-        print(f"{CELLS} cells, {attempts} attempts: {len(killed)} cells killed with a node, {len(cancelled)} cancelled; "
-              f"{seconds:.0f} s on Slurm, {local_seconds:.0f} s local")
-        print(f"evaluations: {'equal' if not different else f'different in {different}'}")
-        print(f"table of {len(ours)} rows: {'equal' if ours == theirs else f'{ours} instead of {theirs}'}")
-        if different or ours != theirs:
+        print(f"{CELLS} cells, {attempts} attempts: {len(killed)} cells killed with a node, {len(cancelled)} with the "
+              f"array; {seconds:.0f} s on Slurm, {local_seconds:.0f} s local")
+        print(f"evaluations: {f'different in {different}' if different else 'equal'}")
+        print(f"table of {len(ours)} methods: {'equal' if is_equal else f'{ours} instead of {theirs}'}")
+        if different or not is_equal:
             sys.exit(1)
 
 
