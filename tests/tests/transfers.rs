@@ -16,7 +16,7 @@ use lowrank_adapters::Mode;
 use lowrank_data::rows::TokenRow;
 use lowrank_kernels::Kernels;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig};
+use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters};
 use lowrank_tests::fixture;
 use lowrank_train::language::LearntTokens;
 use lowrank_train::{
