@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, DType, IndexingUpdateOp, Int, Tensor};
 
 use super::linear::product;
 use super::{unwrap, wrap};
@@ -48,11 +48,11 @@ impl<B: Backend> Targets<B> {
         (self.weigh(log_sums.clone() - picked).sum(), log_sums)
     }
 
-    /// The gradient of the logits.
+    /// The gradient of the logits. Without `one_hot`, which reads the classes on the host to check them.
     fn grad(&self, logits: Tensor<B, 2>, log_sums: Tensor<B, 2>) -> Tensor<B, 2> {
-        let (dtype, classes) = (logits.dtype(), logits.dims()[1]);
-        let onehot = self.classes.clone().one_hot::<2>(classes).float().cast(dtype);
-        self.weigh((logits - log_sums).exp() - onehot)
+        let place = self.classes.clone().unsqueeze_dim::<2>(1); // [rows, 1]
+        let own = Tensor::ones(place.dims(), (&logits.device(), logits.dtype())).neg();
+        self.weigh((logits - log_sums).exp().scatter(1, place, own, IndexingUpdateOp::Add))
     }
 }
 
