@@ -164,7 +164,8 @@ impl<B: Backend, T: Scalar + Element> MatrixProducts for DeviceMatrix<B, T> {
 /// use burn::tensor::Tensor;
 /// use burn_flex::Flex;
 /// let x = Tensor::<Flex, 2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &Default::default());
-/// assert_eq!(lowrank_factor::device::gram(x).into_data().to_vec::<f32>(), Ok(vec![10.0, 14.0, 14.0, 20.0]));
+/// let gram: Vec<f32> = lowrank_factor::device::gram(x).into_data().iter().collect();
+/// assert_eq!(gram, [10.0, 14.0, 14.0, 20.0]);
 /// ```
 pub fn gram<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     if x.dtype() != DType::F32 {
