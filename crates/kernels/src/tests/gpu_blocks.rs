@@ -151,7 +151,7 @@ fn scales_that_are_not_finite_stay_in_their_row(#[values(1, 4, 12)] m: usize) {
     }
 }
 
-/// Rows and columns, in any order; numbers that are none give zeros.
+/// Rows and columns, in any order; numbers past the last give zeros.
 #[test]
 fn rows_are_gathered_on_the_device() {
     for format in BlockFormat::ALL {

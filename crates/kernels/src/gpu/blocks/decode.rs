@@ -135,7 +135,7 @@ pub(super) fn affine(
         let both = words[block / 4];
         Affine { scale: f16(both & 0xffffu32), offset: f16(both >> 16u32) }
     } else if comptime!(matches!(format, BlockFormat::Q4K | BlockFormat::Q5K)) {
-        // Scales and offsets of 6 bits: those of the last four groups lie in the third word and in the upper bits of
+        // Scales and offsets of 6 bits: those of the last four groups are in the third word and in the upper bits of
         // the others.
         let group = chunk / 2;
         let shift = ((group % 4) * 8) as u32;

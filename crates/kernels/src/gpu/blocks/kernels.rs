@@ -139,7 +139,7 @@ pub(super) fn by_rows_kernel(
             chunk += LANES;
         }
 
-        // One unit adds up the sums of a group, which lie one bank further than those of the next.
+        // One unit adds up the sums of a group; a bank more between groups keeps their units apart.
         let stride = comptime!(GROUPS * (LANES + 1));
         let mut shared = SharedMemory::<f32>::new(comptime!(batch * SPAN * GROUPS * (LANES + 1)));
         #[unroll]

@@ -71,7 +71,7 @@ fn resident<R: CubeRuntime>(like: &CubeTensor<R>, w: &BlockMatrix) -> CubeTensor
     w.resident().get_or_insert(
         |copy: &CubeTensor<R>| copy.device == like.device,
         || {
-            // Unaligned words are read in halves, the last of which lies past the end.
+            // Unaligned words are read in halves, the last of which is past the end.
             let count = w.bytes().len() / 4 + 2;
             let mut bytes = Vec::with_capacity(4 * count);
             bytes.extend_from_slice(w.bytes());
