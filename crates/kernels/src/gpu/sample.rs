@@ -23,6 +23,9 @@ const LEAST: u32 = 0x007f_ffff;
 /// The key above them.
 const END: u32 = 0xff80_0000;
 
+/// Where a unit has not found anything.
+const NOWHERE: u32 = u32::MAX;
+
 /// Bits of a digit, and its values.
 const DIGIT: u32 = 4;
 const DIGITS: usize = 1 << DIGIT;
@@ -31,12 +34,15 @@ const DIGITS: usize = 1 << DIGIT;
 const SHARE: usize = UNITS / DIGITS;
 
 /// Logits that a unit reads at once, so that it does not wait for one after the other.
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 
 const LEVELS: usize = UNITS.ilog2() as usize;
 
 /// The most classes whose number a float holds.
 const MAX_WIDTH: usize = 1 << 24;
+
+/// The most tokens that a cube keeps for itself once the others are left out.
+const KEPT: usize = 512;
 
 /// In a word of the edits: the logit is excluded, and not penalised.
 const EXCLUDED: u32 = 1 << 31;
@@ -46,6 +52,8 @@ const EXCLUDED: u32 = 1 << 31;
 struct Options {
     greedy: bool,
     top_k: bool,
+    /// Whether `top_k` leaves at most [`KEPT`] tokens.
+    few: bool,
     top_p: bool,
     min_p: bool,
 }
@@ -65,18 +73,11 @@ fn key_of(bits: u32) -> u32 {
 
 /// The keys of a unit's next logits; zero, which is below all keys of finite ones, past the last of the row.
 #[cube]
-fn keys_from(
-    logits: &Array<u32>,
-    start: usize,
-    at: usize,
-    width: usize,
-    keys: &mut Array<u32>,
-    #[comptime] greedy: bool,
-) {
+fn keys_from(logits: &Slice<u32>, at: usize, width: usize, keys: &mut Array<u32>, #[comptime] greedy: bool) {
     #[unroll]
     for i in 0..BATCH {
         let place = at + i * UNITS;
-        let mut bits = logits[start + min(place, width - 1)];
+        let mut bits = logits[min(place, width - 1)];
         if comptime!(greedy) {
             // Both zeros are equal.
             bits = select(bits == 0x8000_0000u32, 0u32, bits);
@@ -106,8 +107,7 @@ fn weight(key: u32, top: f32, inverse: f32, #[comptime] counting: bool) -> f32 {
 /// number of tokens is at least `part`.
 #[cube]
 fn search(
-    logits: &Array<u32>,
-    start: usize,
+    logits: &Slice<u32>,
     width: usize,
     limit: Place,
     top: f32,
@@ -141,7 +141,7 @@ fn search(
         }
         let mut at = unit;
         while at < width {
-            keys_from(logits, start, at, width, &mut keys, false);
+            keys_from(logits, at, width, &mut keys, false);
             #[unroll]
             for i in 0..BATCH {
                 let key = keys[i];
@@ -207,7 +207,7 @@ fn search(
     let mut same = 0.0f32;
     let mut at = unit;
     while at < width {
-        keys_from(logits, start, at, width, &mut keys, false);
+        keys_from(logits, at, width, &mut keys, false);
         #[unroll]
         for i in 0..BATCH {
             same += select(keys[i] == prefix, 1.0, 0.0);
@@ -230,6 +230,124 @@ fn search(
     Place { key: prefix, count: u32::cast_from(count) }
 }
 
+/// The logits at or before a place in their order, and where each was; returns their number.
+#[cube]
+fn keep(
+    logits: &Slice<u32>,
+    width: usize,
+    limit: Place,
+    more: &mut SharedMemory<u32>,
+    same: &mut SharedMemory<u32>,
+    kept: &mut SharedMemory<u32>,
+    kept_ids: &mut SharedMemory<u32>,
+) -> usize {
+    let unit = UNIT_POS as usize;
+    let chunk = (width + UNITS - 1) / UNITS;
+    let first = min(unit * chunk, width);
+    let end = min(first + chunk, width);
+    let mut own_more = 0u32;
+    let mut own_same = 0u32;
+    for at in first..end {
+        let key = key_of(logits[at]);
+        own_more += select(key > limit.key && key < END, 1u32, 0u32);
+        own_same += select(key == limit.key, 1u32, 0u32);
+    }
+    sync_cube();
+    more[unit] = own_more;
+    same[unit] = own_same;
+    sync_cube();
+    let mut seen_more = 0u32;
+    let mut seen_same = 0u32;
+    let mut all_more = 0u32;
+    for other in 0..UNITS {
+        seen_more += select(other < unit, more[other], 0u32);
+        seen_same += select(other < unit, same[other], 0u32);
+        all_more += more[other];
+    }
+    for at in first..end {
+        let bits = logits[at];
+        let key = key_of(bits);
+        let is_more = key > limit.key && key < END;
+        let is_same = key == limit.key && seen_same < limit.count;
+        if is_more || is_same {
+            let place = (seen_more + min(seen_same, limit.count)) as usize;
+            kept[place] = bits;
+            kept_ids[place] = at as u32;
+        }
+        seen_more += select(is_more, 1u32, 0u32);
+        seen_same += select(key == limit.key, 1u32, 0u32);
+    }
+    sync_cube();
+    (all_more + limit.count) as usize
+}
+
+/// Where the token at a place in the order is, in the unit that finds it; [`NOWHERE`] in the others.
+#[cube]
+fn find(logits: &Slice<u32>, width: usize, place: Place, counts: &mut SharedMemory<u32>) -> u32 {
+    // Each unit has neighbouring tokens, so that those of one key are counted in their order.
+    let unit = UNIT_POS as usize;
+    let chunk = (width + UNITS - 1) / UNITS;
+    let first = min(unit * chunk, width);
+    let end = min(first + chunk, width);
+    let mut own = 0u32;
+    for at in first..end {
+        own += select(key_of(logits[at]) == place.key, 1u32, 0u32);
+    }
+    sync_cube();
+    counts[unit] = own;
+    sync_cube();
+    let mut seen = 0u32;
+    for other in 0..unit {
+        seen += counts[other];
+    }
+    let mut found = NOWHERE.runtime();
+    if seen < place.count && place.count <= seen + own {
+        for at in first..end {
+            if key_of(logits[at]) == place.key {
+                seen += 1u32;
+                if seen == place.count {
+                    found = at as u32;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Where the token of a draw is among those within a limit, as [`find`] has it.
+#[cube]
+fn draw_from(
+    logits: &Slice<u32>,
+    width: usize,
+    limit: Place,
+    top: f32,
+    inverse: f32,
+    top_p: f32,
+    least_difference: f32,
+    draw: f32,
+    sums: &mut SharedMemory<f32>,
+    shares: &mut SharedMemory<f32>,
+    counts: &mut SharedMemory<u32>,
+    #[comptime] options: Options,
+) -> u32 {
+    let limit = if comptime!(options.top_p) {
+        search(logits, width, limit, top, inverse, top_p, sums, shares, false, false)
+    } else {
+        limit
+    };
+    let limit = if comptime!(options.min_p) {
+        let least = top + least_difference;
+        // Both zeros are equal.
+        let below = select(least == 0.0, 0x7fff_ffffu32, key_of(u32::reinterpret(least))) - 1u32;
+        let stricter = below > limit.key;
+        Place { key: select(stricter, below, limit.key), count: select(stricter, 0u32, limit.count) }
+    } else {
+        limit
+    };
+    let drawn = search(logits, width, limit, top, inverse, draw, sums, shares, false, true);
+    find(logits, width, drawn, counts)
+}
+
 #[cube(launch_unchecked)]
 fn sample_kernel(
     logits: &Array<u32>,
@@ -248,13 +366,13 @@ fn sample_kernel(
         let mut keys = SharedMemory::<u32>::new(UNITS);
         let mut places = SharedMemory::<u32>::new(UNITS);
         let unit = UNIT_POS as usize;
-        let start = row * width;
+        let logits = logits.slice(row * width, row * width + width);
         let mut best = LEAST.runtime();
         let mut place = 0u32;
         let mut own_keys = Array::<u32>::new(BATCH);
         let mut at = unit;
         while at < width {
-            keys_from(logits, start, at, width, &mut own_keys, options.greedy);
+            keys_from(&logits, at, width, &mut own_keys, options.greedy);
             #[unroll]
             for i in 0..BATCH {
                 let key = own_keys[i];
@@ -295,52 +413,51 @@ fn sample_kernel(
             let mut sums = SharedMemory::<f32>::new(UNITS * DIGITS);
             let mut shares = SharedMemory::<f32>::new(UNITS);
             let top = logit_of(top_key);
-            let limit = Place { key: LEAST.runtime(), count: 0u32.runtime() };
-            let limit = if comptime!(options.top_k) {
-                search(logits, start, width, limit, top, inverse, top_k, &mut sums, &mut shares, true, false)
-            } else {
-                limit
-            };
-            let limit = if comptime!(options.top_p) {
-                search(logits, start, width, limit, top, inverse, top_p, &mut sums, &mut shares, false, false)
-            } else {
-                limit
-            };
-            let limit = if comptime!(options.min_p) {
-                let least = top + least_difference;
-                // Both zeros are equal.
-                let below = select(least == 0.0, 0x7fff_ffffu32, key_of(u32::reinterpret(least))) - 1u32;
-                let stricter = below > limit.key;
-                Place { key: select(stricter, below, limit.key), count: select(stricter, 0u32, limit.count) }
-            } else {
-                limit
-            };
             let draw = f32::reinterpret(draws[row]);
-            let drawn =
-                search(logits, start, width, limit, top, inverse, draw, &mut sums, &mut shares, false, true);
-            // Each unit has neighbouring tokens, so that those of one key are counted in their order.
-            let chunk = (width + UNITS - 1) / UNITS;
-            let first = min(unit * chunk, width);
-            let end = min(first + chunk, width);
-            let mut own = 0u32;
-            for at in first..end {
-                own += select(key_of(logits[start + at]) == drawn.key, 1u32, 0u32);
-            }
-            sync_cube();
-            keys[unit] = own;
-            sync_cube();
-            let mut seen = 0u32;
-            for other in 0..unit {
-                seen += keys[other];
-            }
-            if seen < drawn.count && drawn.count <= seen + own {
-                for at in first..end {
-                    if key_of(logits[start + at]) == drawn.key {
-                        seen += 1u32;
-                        if seen == drawn.count {
-                            ids[row] = at as i32;
-                        }
-                    }
+            let all = Place { key: LEAST.runtime(), count: 0u32.runtime() };
+            let limit = if comptime!(options.top_k) {
+                search(&logits, width, all, top, inverse, top_k, &mut sums, &mut shares, true, false)
+            } else {
+                all
+            };
+            if comptime!(options.few) {
+                let mut kept = SharedMemory::<u32>::new(KEPT);
+                let mut kept_ids = SharedMemory::<u32>::new(KEPT);
+                let n = keep(&logits, width, limit, &mut keys, &mut places, &mut kept, &mut kept_ids);
+                let found = draw_from(
+                    &kept.to_slice(),
+                    n,
+                    all,
+                    top,
+                    inverse,
+                    top_p,
+                    least_difference,
+                    draw,
+                    &mut sums,
+                    &mut shares,
+                    &mut keys,
+                    options,
+                );
+                if found != NOWHERE {
+                    ids[row] = kept_ids[found as usize] as i32;
+                }
+            } else {
+                let found = draw_from(
+                    &logits,
+                    width,
+                    limit,
+                    top,
+                    inverse,
+                    top_p,
+                    least_difference,
+                    draw,
+                    &mut sums,
+                    &mut shares,
+                    &mut keys,
+                    options,
+                );
+                if found != NOWHERE {
+                    ids[row] = found as i32;
                 }
             }
         }
@@ -439,6 +556,7 @@ pub(super) fn sample<R: CubeRuntime>(logits: CubeTensor<R>, spec: &SampleSpec) -
     let options = Options {
         greedy: spec.temperature == 0.0,
         top_k: top_k.is_some(),
+        few: top_k.is_some_and(|k| k <= KEPT),
         top_p: spec.top_p < 1.0,
         min_p: spec.min_p > 0.0,
     };

@@ -102,6 +102,7 @@ fn tokens_are_those_of_an_order_of_all(
         SampleSpec { temperature: 0.3, ..PLAIN },
         SampleSpec { top_k: Some(1), ..PLAIN },
         SampleSpec { top_k: Some(20), ..PLAIN },
+        SampleSpec { top_k: Some(600), ..PLAIN },
         SampleSpec { top_p: 0.0, ..PLAIN },
         SampleSpec { top_p: 1e-3, ..PLAIN },
         SampleSpec { top_p: 0.9, ..PLAIN },
@@ -128,9 +129,13 @@ fn tokens_are_those_of_an_order_of_all(
 fn a_vocabulary_of_a_model_is_sampled() {
     let (rows, width) = (4, 50_257);
     let logits = floats(rows * width, 7, 9.0);
-    for spec in
-        [GREEDY, PLAIN, SampleSpec { temperature: 0.8, top_k: Some(400), top_p: 0.95, min_p: 0.01, ..PLAIN }]
-    {
+    for spec in [
+        GREEDY,
+        PLAIN,
+        SampleSpec { temperature: 0.8, top_k: Some(400), top_p: 0.95, min_p: 0.01, ..PLAIN },
+        SampleSpec { top_k: Some(512), ..PLAIN },
+        SampleSpec { temperature: 2.0, top_k: Some(513), top_p: 0.95, min_p: 0.01, ..PLAIN },
+    ] {
         check_rows("50257 tokens", &logits, &spec, &draws(rows, 8));
     }
 }
