@@ -3,6 +3,7 @@
 #   FAKE_LOG   file that gets a line at the start and at the end of every run
 #   FAKE_FAIL  text of the arguments that makes a run fail
 #   FAKE_KILL  signal that ends a run after its first checkpoint
+#   FAKE_HOLD  file that a run waits to be removed
 #   FAKE_SLEEP seconds that a run takes
 set -u
 command=$1
@@ -35,6 +36,7 @@ if [ -n "${FAKE_FAIL:-}" ] && [[ "${args[*]}" == *"$FAKE_FAIL"* ]]; then
   exit 1
 fi
 [ -n "$out" ] && [ -e "$out" ] && [ -z "$resume" ] && { echo "error: $out is in the way" >&2; exit 1; }
+while [ -n "${FAKE_HOLD:-}" ] && [ -e "$FAKE_HOLD" ]; do sleep 0.05; done
 if [ -n "${FAKE_KILL:-}" ]; then
   mkdir -p "$out/checkpoints/step-3"
   kill -s "$FAKE_KILL" $$

@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
+    io::{BufRead, BufReader, Read},
     ops::Range,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -216,20 +217,63 @@ fn a_cell_killed_alone_goes_on_from_its_checkpoints() {
     assert_eq!(bench.logged("resume").len(), 1, "a cell that crashed did not begin anew");
 }
 
+const ELSEWHERE: &str = "another process runs it";
+
+/// Two commands of one cell, of which the second waits while the first runs it: how the first ended, and what the second
+/// wrote to standard error.
+fn both_of_one_cell(bench: &Bench, signal: &str) -> [(bool, String); 2] {
+    let hold = bench.dir.path().join("hold");
+    fs::write(&hold, "").unwrap();
+    let start = || {
+        let mut command = bench.command(&["--methods", "full", "--tasks", "rte"]);
+        command.env("FAKE_HOLD", &hold).env("FAKE_KILL", signal);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let first = start();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while bench.logged("start").is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let mut second = start();
+    let mut log = BufReader::new(second.stderr.take().unwrap());
+    // A second process that says nothing must not hold the test up.
+    let guard = thread::spawn({
+        let hold = hold.clone();
+        move || {
+            while hold.exists() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(50));
+            }
+            fs::remove_file(hold).unwrap_or_default();
+        }
+    });
+    let mut said = String::new();
+    while !said.contains(ELSEWHERE) && log.read_line(&mut said).unwrap() > 0 {}
+    fs::remove_file(&hold).unwrap_or_default();
+    log.read_to_string(&mut said).unwrap();
+    let ended = second.wait().unwrap().success();
+    guard.join().unwrap();
+    let first = first.wait_with_output().unwrap();
+    [(first.status.success(), text(&first.stderr)), (ended, said)]
+}
+
 #[test]
 fn a_cell_that_runs_elsewhere_is_named_once() {
     let bench = Bench::new();
-    let only = ["--methods", "full", "--tasks", "rte"];
-    let mut first = bench.command(&only);
-    let first = first.env("FAKE_SLEEP", "1").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    while bench.logged("start").is_empty() {
-        thread::sleep(Duration::from_millis(10));
+    let [first, (ended, log)] = both_of_one_cell(&bench, "");
+    assert!(first.0 && ended, "{}\n{log}", first.1);
+    assert_eq!(log.matches(ELSEWHERE).count(), 1, "{log}");
+    assert_eq!(bench.logged("start").len(), 1);
+}
+
+#[test]
+fn a_killed_cell_is_left_by_those_that_waited_for_it() {
+    let bench = Bench::new();
+    for (ended, log) in both_of_one_cell(&bench, "KILL") {
+        assert!(!ended && log.contains("SIGKILL"), "{log}");
     }
-    let second = bench.run(&only);
-    assert!(first.unwrap().wait().unwrap().success());
-    assert_success(&second);
-    let log = text(&second.stderr);
-    assert_eq!(log.matches("another process runs it").count(), 1, "{log}");
+    assert_eq!(bench.logged("start").len(), 1, "the cell was tried again at once");
+    assert_success(&bench.run(&["--methods", "full", "--tasks", "rte"]));
+    assert_eq!(bench.logged("resume").len(), 1);
 }
 
 #[test]
@@ -383,7 +427,7 @@ fn element(bench: &Bench, grid: &str, index: usize) -> Output {
 #[test]
 fn slurm_gets_a_script_whose_elements_run_one_cell() {
     let bench = Bench::new();
-    let path = fake_sbatch(&bench, 0);
+    let path = format!("{}:{}", fake_sbatch(&bench, 0), env::var("PATH").unwrap());
     let submit = || {
         let mut command = bench.command(&["--launcher", "slurm", "--sbatch-option", "--partition=x"]);
         command.env("PATH", &path).output().unwrap()
@@ -408,7 +452,8 @@ fn slurm_gets_a_script_whose_elements_run_one_cell() {
     // Nothing is left to submit.
     let table = submit();
     assert_success(&table);
-    assert_eq!(text(&table.stdout).lines().count(), 4, "{}", text(&table.stdout));
+    assert_eq!(text(&table.stdout), text(&bench.run(&[]).stdout));
+    assert_eq!(text(&table.stdout).matches("\"status\":\"done\"").count(), 4, "{}", text(&table.stdout));
     assert_eq!(bench.logged("sbatch").len(), 1);
 }
 

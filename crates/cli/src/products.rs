@@ -24,12 +24,12 @@ pub(crate) fn choose_precision(dtype: FloatType) -> Result<()> {
         return Ok(());
     }
     let name = dtype.name();
-    let Some(driver) = DRIVER else {
+    if DRIVER.is_none() {
         bail!("--precision {name} is for GPUs, and this build computes on the CPU in f32; leave it out");
-    };
+    }
     if !Inner::supports_dtype(&device()?, precision.dtype()) {
         bail!(
-            "--precision {name}: this {driver} does not compute in {name}; leave it out, or try the other of f16 and bf16"
+            "--precision {name}: this GPU does not compute in {name}; leave it out, or try the other of f16 and bf16"
         );
     }
     precision.choose();

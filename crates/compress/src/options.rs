@@ -27,7 +27,7 @@ use crate::statistics::{InputStatistics, Weighting, Weightings};
 /// | `format` | floats | block format of weights (`quant`, `quant+lowrank`) or of factors |
 /// | `always_factor` | no | factor even if that does not make a weight smaller |
 /// | `pivots` | no | store pairs of factors without the identity at their [pivots](lowrank_factor::pivoted) |
-/// | `products` | on the host | place of the large products of given ranks' decompositions |
+/// | `products` | on the host | place of the large products of decompositions whose ranks are known beforehand |
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Compression method.
@@ -54,8 +54,8 @@ pub struct Options {
     pub format: Option<BlockFormat>,
     /// Store pairs of factors with pivots: `r²` parameters less.
     pub pivots: bool,
-    /// Place of the large products of decompositions: a small given rank of an unweighted factorization is then sampled, and
-    /// its error is that of [`svd::randomized`](lowrank_factor::svd::randomized). Without one the decomposition is exact.
+    /// Place of the large products of decompositions: a small rank of an unweighted factorization that is known
+    /// beforehand is then sampled, and its error is that of [`svd::randomized`](lowrank_factor::svd::randomized). Without one the decomposition is exact.
     pub products: Option<Arc<dyn Products>>,
 }
 

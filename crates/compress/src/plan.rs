@@ -250,11 +250,14 @@ fn identity(source: &str, options: &Options, calibration: &str) -> String {
         always_factor,
         format,
         pivots,
+        products,
         ..
     } = options;
+    // Sampled decompositions are others than exact ones.
+    let place = if products.is_some() { ", sampled" } else { "" };
     format!(
         "source {source}, {method:?}, {amount:?}, {allocation:?}, {targets:?}, {dtype:?}, {sides:?}, {tt_order}, \
-         {always_factor}, {format:?}, {pivots}, {calibration}"
+         {always_factor}, {format:?}, {pivots}, {calibration}{place}"
     )
 }
 
@@ -323,6 +326,22 @@ mod tests {
 
     #[test]
     fn the_identity_names_whatever_changes_the_output() {
+        #[derive(Debug)]
+        struct Nowhere;
+
+        impl crate::Products for Nowhere {
+            fn hold(
+                &self,
+                _a: lowrank_factor::MatRef<'_, f32>,
+            ) -> lowrank_factor::Result<Box<dyn lowrank_factor::MatrixProducts<Scalar = f32>>> {
+                panic!("nothing is decomposed here")
+            }
+
+            fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
+                panic!("nothing is decomposed here")
+            }
+        }
+
         let model = llama();
         let base = Options::new(Method::Svd, Amount::Error(0.1));
         let identity = |options: &Options| Plan::new(&model, options).unwrap().identity("none");
@@ -332,6 +351,7 @@ mod tests {
             Options { always_factor: true, ..base.clone() },
             Options { amount: Amount::Error(0.2), ..base.clone() },
             Options { pivots: true, ..base.clone() },
+            Options { products: Some(std::sync::Arc::new(Nowhere)), ..base.clone() },
             Options { dtype: Some(lowrank_checkpoint::FloatType::BF16), ..base.clone() },
         ] {
             assert_ne!(first, identity(&changed), "{changed:?}");

@@ -1,6 +1,7 @@
 //! Where the large products of randomized decompositions are computed.
 
 use std::fmt::Debug;
+use std::sync::MutexGuard;
 
 use lowrank_factor::svd::{AutoSvd, exact, sampled};
 use lowrank_factor::{FactorError, HostMatrix, MatRef, MatrixProducts, Subspace, Svd, Truncation, subspace};
@@ -12,6 +13,9 @@ pub trait Products: Debug + Send + Sync {
     /// # Errors
     /// An empty matrix, non-finite values, any error of the device.
     fn hold(&self, a: MatRef<'_, f32>) -> Result<Box<dyn MatrixProducts<Scalar = f32>>, FactorError>;
+
+    /// Waits for the other threads' matrices to leave: a device works on one at a time, and has no room for those of all cores.
+    fn turn(&self) -> MutexGuard<'_, ()>;
 }
 
 /// Enough triplets for a truncation: randomized where [`svd::auto`](lowrank_factor::svd::auto) is, with products in that
@@ -25,7 +29,10 @@ pub(crate) fn triplets(
     products: Option<&dyn Products>,
 ) -> Result<Svd<f32>, FactorError> {
     let found = match products {
-        Some(products) => sampled(a.shape(), truncation, 0, || products.hold(a))?,
+        Some(products) => {
+            let _turn = products.turn();
+            sampled(a.shape(), truncation, 0, || products.hold(a))?
+        }
         None => sampled(a.shape(), truncation, 0, || HostMatrix::new(a))?,
     };
     found.map_or_else(|| exact(a), |AutoSvd { svd, .. }| Ok(svd))
@@ -41,10 +48,13 @@ pub(crate) fn leading(
     rank: Option<usize>,
     products: Option<&dyn Products>,
 ) -> Result<Subspace<f32>, FactorError> {
-    if let (Some(rank), Some(products)) = (rank, products)
-        && let Some(found) = sampled(a.shape(), &Truncation::Rank(rank), 0, || products.hold(a))?
-    {
-        return Subspace::of_svd(&found.svd);
+    if let (Some(rank), Some(products)) = (rank, products) {
+        let turn = products.turn();
+        let found = sampled(a.shape(), &Truncation::Rank(rank), 0, || products.hold(a))?;
+        drop(turn);
+        if let Some(found) = found {
+            return Subspace::of_svd(&found.svd);
+        }
     }
     subspace::leading(a)
 }

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use burn_flex::Flex;
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
@@ -35,6 +35,10 @@ impl Products for Counted {
     fn hold(&self, a: MatRef<'_, f32>) -> Result<Box<dyn MatrixProducts<Scalar = f32>>, FactorError> {
         self.held.fetch_add(1, Ordering::SeqCst);
         self.device.hold(a)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.device.turn()
     }
 }
 

@@ -309,7 +309,7 @@ impl<B: Backend> Head<B> {
 /// - output: `[1]`
 ///
 /// # Memory
-/// Logits of about 32 MiB (or of 64 rows, if these are more), and the gradients.
+/// Logits of about 32 MiB (or of 64 rows, 256 where a GPU multiplies by blocks, if these are more), and the gradients.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {

@@ -6,6 +6,8 @@ use burn::tensor::DType;
 
 /// The type to which a GPU rounds the factors of linear steps; sums and results are in f32.
 ///
+/// Products of up to 8 rows with an f32 weight, for which rounding the weight would take as long, stay in f32.
+///
 /// It is one for the whole process, like PyTorch's `set_float32_matmul_precision`. CPUs multiply in f32 whatever is
 /// chosen. Gradients are below the range of f16, so that products of the backward pass stay in f32 there; in bf16 they
 /// are rounded like those of the forward pass.
@@ -32,9 +34,18 @@ impl Precision {
             .unwrap_or_default()
     }
 
-    /// Makes this the choice for all products that begin from now on.
+    /// Makes this the choice for all products that begin from now on. Devices without the type multiply in f32.
     pub fn choose(self) {
         CHOSEN.store(self as u8, Ordering::Relaxed);
+    }
+
+    /// `f32`, `f16` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
     }
 
     /// The type of the factors.

@@ -114,11 +114,15 @@ pub struct SampleRow {
 }
 
 impl SampleSpec {
-    /// Checks the number of rows and the penalty, which is neither subnormal nor infinite.
+    /// Checks the number of rows and the ranges; the penalty is neither subnormal nor infinite.
     #[track_caller]
     pub(crate) fn check(&self, rows: usize) {
-        let Self { repetition_penalty: penalty, .. } = self;
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty: penalty, .. } = self;
         assert!(self.rows.len() == rows, "sample: {rows} rows of logits, {} of the spec", self.rows.len());
+        let is_part = |part: f64| (0.0..=1.0).contains(&part);
+        assert!(temperature.is_finite() && *temperature >= 0.0, "sample: a temperature of {temperature}");
+        assert!(*top_k != Some(0), "sample: of no tokens");
+        assert!(is_part(*top_p) && is_part(*min_p), "sample: top_p {top_p}, min_p {min_p}; expected 0 to 1");
         assert!(penalty.is_normal() && *penalty > 0.0, "sample: a repetition penalty of {penalty}");
     }
 }

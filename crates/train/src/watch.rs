@@ -20,9 +20,10 @@ pub struct StepReport {
     pub tokens: usize,
 }
 
-/// Receives every step and every evaluation, and may stop training.
+/// Receives every step and every evaluation, and may stop training. Steps arrive in order, those whose losses are read together
+/// one after the other.
 pub trait Watch {
-    /// After a step.
+    /// After the loss of a step has been read.
     ///
     /// # Errors
     /// Stops training.

@@ -132,7 +132,9 @@ impl Runner<'_> {
             return Ok(State::Failed(self.grid.failure(cell)));
         }
         let resume = self.grid.can_resume(cell);
-        if !resume {
+        if resume {
+            self.grid.resume(cell)?;
+        } else {
             self.grid.clear(cell)?;
         }
         let printed = self.grid.printed(cell).with_extension("json.tmp");
@@ -144,6 +146,7 @@ impl Runner<'_> {
             let failure = format!("{}: {last}", describe(status));
             if was_killed(status) {
                 // Its checkpoints are sound: the next attempt resumes from them.
+                self.grid.kill(cell, &failure)?;
                 return Ok(self.failed(cell, &failure));
             }
             failure

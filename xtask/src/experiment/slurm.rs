@@ -68,7 +68,7 @@ impl Array<'_> {
         writeln!(text, "#SBATCH --cpus-per-task={}", self.threads)?;
         // sbatch may be called from any folder.
         let root = path::absolute(self.grid.root()).context("there is no current folder")?;
-        writeln!(text, "#SBATCH --output={}", in_directive(&root.to_string_lossy(), "/slurm/%A_%a.log"))?;
+        writeln!(text, "#SBATCH --output={}", in_directive(&root.to_string_lossy(), "/slurm/%A_%a.log")?)?;
         // A requeued element's log follows that of its first attempt.
         writeln!(text, "#SBATCH --open-mode=append\n#SBATCH --requeue")?;
         for option in self.options {
@@ -95,9 +95,15 @@ impl Array<'_> {
 }
 
 /// A file name of a directive: `folder` as it is, then `pattern` with sbatch's replacements.
-fn in_directive(folder: &str, pattern: &str) -> String {
+fn in_directive(folder: &str, pattern: &str) -> Result<String> {
+    // Slurm makes no replacements in a name with a backslash, and a directive ends with its line.
+    if folder.contains(['\\', '\n']) {
+        bail!(
+            "Slurm cannot write logs below {folder:?}: it has a backslash or a line break; choose another folder with -o"
+        );
+    }
     let folder = folder.replace('%', "%%").replace('"', r#"\""#);
-    format!("\"{folder}{pattern}\"")
+    Ok(format!("\"{folder}{pattern}\""))
 }
 
 /// `text` quoted as one word of a shell.
@@ -123,8 +129,12 @@ mod tests {
 
     #[test]
     fn file_names_of_directives() {
-        assert_eq!(in_directive("/a b", "/%a.log"), r#""/a b/%a.log""#);
-        assert_eq!(in_directive(r#"/90%A "b" #1"#, "/%a.log"), r#""/90%%A \"b\" #1/%a.log""#);
+        let directive = |folder| in_directive(folder, "/%a.log").map_err(|error| error.to_string());
+        assert_eq!(directive("/a b").unwrap(), r#""/a b/%a.log""#);
+        assert_eq!(directive(r#"/90%A "b" #1"#).unwrap(), r#""/90%%A \"b\" #1/%a.log""#);
+        for folder in ["/a\\b", "/a\nb"] {
+            assert!(directive(folder).unwrap_err().contains("choose another folder with -o"));
+        }
     }
 
     #[test]

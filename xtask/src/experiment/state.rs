@@ -6,6 +6,7 @@
 //! <grid>/cells/<id>.log       its progress and errors
 //! <grid>/cells/<id>.seconds   how long it took; there where it has ended well
 //! <grid>/cells/<id>.failed    why it failed
+//! <grid>/cells/<id>.killed    what ended it from outside; its checkpoints are sound
 //! <grid>/cells/<id>.lock      locked while it runs
 //! <grid>/logs/                the tree of event files
 //! <grid>/scores/<id>/run.json what a compressed model scores, as a record of a run
@@ -77,6 +78,10 @@ impl Grid {
 
     fn failure_file(&self, cell: &Cell) -> PathBuf {
         self.beside(cell, "failed")
+    }
+
+    fn kill_file(&self, cell: &Cell) -> PathBuf {
+        self.beside(cell, "killed")
     }
 
     /// Whether a cell has ended well: its record says so, or what it printed has been kept.
@@ -155,10 +160,14 @@ impl Grid {
         let folder = self.folder(cell);
         absent_or(fs::remove_dir_all(&folder))
             .with_context(|| format!("cannot remove {}", folder.display()))?;
-        for file in [self.printed(cell), self.seconds_file(cell), self.failure_file(cell)] {
-            absent_or(fs::remove_file(&file)).with_context(|| format!("cannot remove {}", file.display()))?;
-        }
-        Ok(())
+        let files =
+            [self.printed(cell), self.seconds_file(cell), self.failure_file(cell), self.kill_file(cell)];
+        files.iter().try_for_each(|file| remove(file))
+    }
+
+    /// Forgets what ended the attempt that the next one resumes; only the holder of the lock may do so.
+    pub(crate) fn resume(&self, cell: &Cell) -> Result<()> {
+        remove(&self.kill_file(cell))
     }
 
     /// Stores the reason for a cell's failure.
@@ -167,14 +176,29 @@ impl Grid {
         fs::write(&file, reason).with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// Time of a cell's last failure.
+    /// Stores what ended a cell from outside.
+    pub(crate) fn kill(&self, cell: &Cell, reason: &str) -> Result<()> {
+        let file = self.kill_file(cell);
+        fs::write(&file, reason).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Time of a cell's last failure, be it its own or from outside.
     pub(crate) fn failed_at(&self, cell: &Cell) -> Option<SystemTime> {
-        fs::metadata(self.failure_file(cell)).and_then(|data| data.modified()).ok()
+        self.last_failure(cell).map(|(time, _)| time)
     }
 
     /// Reason for a cell's last failure.
     pub(crate) fn failure(&self, cell: &Cell) -> String {
-        fs::read_to_string(self.failure_file(cell)).unwrap_or_default()
+        let file = self.last_failure(cell).map(|(_, file)| file);
+        file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default()
+    }
+
+    fn last_failure(&self, cell: &Cell) -> Option<(SystemTime, PathBuf)> {
+        let written = |file: PathBuf| {
+            let time = fs::metadata(&file).and_then(|data| data.modified()).ok()?;
+            Some((time, file))
+        };
+        [self.failure_file(cell), self.kill_file(cell)].into_iter().filter_map(written).max()
     }
 
     /// Reason for a cell's failure: the last error line of its log, or its last line.
@@ -189,6 +213,10 @@ impl Grid {
         let text = tail(&self.log(cell)).ok()?;
         text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
     }
+}
+
+fn remove(file: &Path) -> Result<()> {
+    absent_or(fs::remove_file(file)).with_context(|| format!("cannot remove {}", file.display()))
 }
 
 fn absent_or(result: io::Result<()>) -> io::Result<()> {

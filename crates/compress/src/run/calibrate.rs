@@ -245,7 +245,8 @@ impl<B: Kernels> Calibrator for ModelCalibrator<B> {
             batch.pixels.iter().for_each(|value| hash.update(&value.to_le_bytes()));
         }
         let given = self.given.as_ref().map(|given| format!(", {}", given.identity())).unwrap_or_default();
-        format!("texts {:032x}, sequential {}{given}", hash.digest128(), self.is_sequential)
+        let precision = super::samples::precision();
+        format!("texts {:032x}, sequential {}{given}{precision}", hash.digest128(), self.is_sequential)
     }
 
     fn is_sequential(&self) -> bool {

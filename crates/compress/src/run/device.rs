@@ -1,5 +1,7 @@
 //! Large products on the device of a backend.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use lowrank_factor::matrix::to_row_major;
@@ -8,15 +10,16 @@ use lowrank_factor::{DeviceMatrix, FactorError, MatRef, MatrixProducts};
 use crate::products::Products;
 
 /// Holds matrices on a device of a burn backend, where their products have the precision of `f32`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DeviceProducts<B: Backend> {
     device: B::Device,
+    turn: Mutex<()>,
 }
 
 impl<B: Backend> DeviceProducts<B> {
     /// On this device.
     pub fn new(device: B::Device) -> Self {
-        Self { device }
+        Self { device, turn: Mutex::new(()) }
     }
 }
 
@@ -25,5 +28,9 @@ impl<B: Backend> Products for DeviceProducts<B> {
         let data = TensorData::new(to_row_major(a), [a.nrows(), a.ncols()]);
         let held = DeviceMatrix::<B, f32>::new(Tensor::from_data(data, &self.device))?;
         Ok(Box::new(held.in_parts()))
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -117,7 +117,7 @@ impl Moments for HostMoments {
     }
 }
 
-/// On the device, from which nothing is read but the sums, once.
+/// On the device: no input is read, only comparisons of inputs and the sums.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceMoments<B: Backend> {
     /// `Σ x·xᵀ`, `[width, width]`.

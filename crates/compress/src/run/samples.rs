@@ -1,5 +1,6 @@
 //! The samples of a calibration with gradients: batches of sequences, some of them held out.
 
+use lowrank_kernels::Precision;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::fisher::Answers;
@@ -80,5 +81,13 @@ pub(super) fn identity(samples: &[(Tokens, Answers)]) -> String {
         ids.for_each(|id| hash.update(&id.to_le_bytes()));
         hash.update(format!("{answers:?}").as_bytes());
     }
-    format!("gradients of texts {:032x}", hash.digest128())
+    format!("gradients of texts {:032x}{}", hash.digest128(), precision())
+}
+
+/// The part of an identity that says how the model's products are rounded, empty if they are not.
+pub(super) fn precision() -> String {
+    match Precision::chosen() {
+        Precision::F32 => String::new(),
+        precision => format!(", products in {}", precision.name()),
+    }
 }

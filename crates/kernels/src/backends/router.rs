@@ -5,6 +5,7 @@ use burn_router::{BackendRouter, RunnerChannel};
 use crate::kernels::Kernels;
 
 impl<R: RunnerChannel> Kernels for BackendRouter<R> {
+    const ON_HOST: bool = false;
     // A read waits for what has been sent.
     const LOSS_WINDOW: usize = 16;
 }

@@ -2,9 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Bool, DType, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
-use super::linear::product;
 use super::{unwrap, wrap};
 use crate::kernels::{HeadTensors, Kernels};
 use crate::weight::Weight;
@@ -13,20 +12,30 @@ use crate::weight::Weight;
 struct Targets<B: Backend> {
     /// `[rows]`.
     classes: Tensor<B, 1, Int>,
+    /// `[rows, 1]`, rows whose target is no class, where a device would read and write past the logits instead of refusing it:
+    /// their class is 0, and their loss is not a number.
+    unknown: Option<Tensor<B, 2, Bool>>,
     /// `[rows, 1]`, and a mask of its zeros.
     weights: Option<(Tensor<B, 2>, Tensor<B, 2, Bool>)>,
 }
 
-impl<B: Backend> Targets<B> {
-    fn new(targets: IntTensor<B>, weights: Option<FloatTensor<B>>, dtype: DType) -> Self {
-        let classes = Tensor::<B, 1, Int>::from_primitive(targets);
-        let Some(weights) = weights.map(wrap::<B, 1>) else {
-            return Self { classes, weights: None };
-        };
-        let weights = weights.cast(dtype);
-        let ignored = weights.clone().equal_elem(0.0);
-        let classes = classes.mask_fill(ignored.clone(), 0);
-        Self { classes, weights: Some((weights.unsqueeze_dim(1), ignored.unsqueeze_dim(1))) }
+impl<B: Kernels> Targets<B> {
+    fn new(targets: IntTensor<B>, weights: Option<FloatTensor<B>>, logits: &Tensor<B, 2>) -> Self {
+        let mut classes = Tensor::<B, 1, Int>::from_primitive(targets);
+        let weights = weights.map(|weights| {
+            let weights = wrap::<B, 1>(weights).cast(logits.dtype());
+            let ignored = weights.clone().equal_elem(0.0);
+            classes = classes.clone().mask_fill(ignored.clone(), 0);
+            (weights.unsqueeze_dim(1), ignored.unsqueeze_dim(1))
+        });
+        let unknown = (!B::ON_HOST).then(|| {
+            let [_, count] = logits.dims();
+            let is_below = classes.clone().lower_elem(0);
+            let unknown = is_below.bool_or(classes.clone().greater_equal_elem(count as i64));
+            classes = classes.clone().mask_fill(unknown.clone(), 0);
+            unknown.unsqueeze_dim(1)
+        });
+        Self { classes, unknown, weights }
     }
 
     /// Multiplies rows by their weights; rows of weight zero become zero even if they are not finite.
@@ -45,7 +54,11 @@ impl<B: Backend> Targets<B> {
         let max = logits.clone().max_dim(1); // [rows, 1]
         let log_sums = (logits.clone() - max.clone()).exp().sum_dim(1).log() + max;
         let picked = logits.gather(1, self.classes.clone().unsqueeze_dim::<2>(1));
-        (self.weigh(log_sums.clone() - picked).sum(), log_sums)
+        let mut losses = log_sums.clone() - picked;
+        if let Some(unknown) = self.unknown.clone() {
+            losses = losses.mask_fill(unknown, f32::NAN);
+        }
+        (self.weigh(losses).sum(), log_sums)
     }
 
     /// The gradient of the logits. Without `one_hot`, which reads the classes on the host to check them.
@@ -56,17 +69,17 @@ impl<B: Backend> Targets<B> {
     }
 }
 
-pub(crate) fn cross_entropy_saving<B: Backend>(
+pub(crate) fn cross_entropy_saving<B: Kernels>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
     weights: Option<FloatTensor<B>>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let logits: Tensor<B, 2> = wrap(logits);
-    let (loss, log_sums) = Targets::<B>::new(targets, weights, logits.dtype()).loss(logits);
+    let (loss, log_sums) = Targets::<B>::new(targets, weights, &logits).loss(logits);
     (unwrap(loss), unwrap(log_sums))
 }
 
-pub(crate) fn cross_entropy_grad<B: Backend>(
+pub(crate) fn cross_entropy_grad<B: Kernels>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
     weights: Option<FloatTensor<B>>,
@@ -74,7 +87,7 @@ pub(crate) fn cross_entropy_grad<B: Backend>(
     dy: FloatTensor<B>,
 ) -> FloatTensor<B> {
     let logits: Tensor<B, 2> = wrap(logits);
-    let grad = Targets::<B>::new(targets, weights, logits.dtype()).grad(logits, wrap(log_sums));
+    let grad = Targets::<B>::new(targets, weights, &logits).grad(logits, wrap(log_sums));
     scaled_by::<B>(unwrap(grad), dy)
 }
 
@@ -149,7 +162,7 @@ pub(crate) fn head_loss_over_blocks<B: Kernels>(
             logits = logits + bias.clone().unsqueeze();
         }
         if let (Some(h), Some([_, b])) = (&h, &update) {
-            logits = logits + product(h.clone(), b.clone());
+            logits = logits + times(h.clone(), Weight::Float(b.clone()));
         }
         if let Some(cap) = soft_cap {
             logits = (logits / cap).tanh() * cap;
@@ -165,20 +178,20 @@ pub(crate) fn head_loss_over_blocks<B: Kernels>(
             grad = grad * ((logits / cap).square().neg() + 1.0);
         }
         if x_needed {
-            d_x.push(times(grad.clone(), w.clone().transpose()));
+            d_x.push(input_grad(grad.clone(), w.clone()));
         }
         if w_needed {
-            d_w = add(d_w, product(x.transpose(), grad.clone()));
+            d_w = add(d_w, weight_grad(x, grad.clone()));
         }
         if bias_needed {
             d_bias = add(d_bias, grad.clone().sum_dim(0));
         }
         if let (Some(h), Some([_, b])) = (h, &update) {
             if b_needed {
-                d_b = add(d_b, product(h.transpose(), grad.clone()));
+                d_b = add(d_b, weight_grad(h, grad.clone()));
             }
             if h_needed {
-                d_h.push(product(grad, b.clone().transpose()));
+                d_h.push(input_grad(grad, Weight::Float(b.clone())));
             }
         }
     }
@@ -200,12 +213,19 @@ pub(crate) fn head_loss_over_blocks<B: Kernels>(
     (unwrap(loss), grads)
 }
 
-/// `x·w`; over blocks by the backend's kernels.
+/// `x·w`.
 fn times<B: Kernels>(x: Tensor<B, 2>, w: Weight<Tensor<B, 2>>) -> Tensor<B, 2> {
-    match w {
-        Weight::Float(w) => product(x, w),
-        w => wrap(B::linear_forward(unwrap(x), w.map(unwrap), None)),
-    }
+    wrap(B::linear_forward(unwrap(x), w.map(unwrap), None))
+}
+
+/// `dy·wᵀ`.
+fn input_grad<B: Kernels>(dy: Tensor<B, 2>, w: Weight<Tensor<B, 2>>) -> Tensor<B, 2> {
+    wrap(B::linear_input_grad(unwrap(dy), w.map(unwrap)))
+}
+
+/// `xᵀ·dy`.
+fn weight_grad<B: Kernels>(x: Tensor<B, 2>, dy: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::linear_weight_grad(unwrap(x), unwrap(dy)))
 }
 
 fn add<B: Backend>(sum: Option<Tensor<B, 2>>, term: Tensor<B, 2>) -> Option<Tensor<B, 2>> {

@@ -53,7 +53,8 @@ pub(super) fn packed<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
 /// The same in the order of rows and in memory that nothing else has.
 pub(super) fn owned<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     let tensor = packed(tensor);
-    if tensor.can_mut() { tensor } else { tensor.copy() }
+    // A copy may have its rows apart, as suits the device.
+    if tensor.can_mut() { tensor } else { packed(tensor.copy()) }
 }
 
 /// Memory for a tensor of this shape.

@@ -42,6 +42,14 @@ fn add_product_kernel(
     }
 }
 
+/// Ranks above which a product of matrices and a sum are faster.
+const MAX_RANK: usize = 64;
+
+/// Whether the rank of a second factor is too large for the kernel.
+pub(super) fn is_wide<R: CubeRuntime>(b: &CubeTensor<R>) -> bool {
+    dims2(b)[0] > MAX_RANK
+}
+
 /// `y + scale·dropout(h·b)`, in place where nothing else has y.
 ///
 /// # Shapes

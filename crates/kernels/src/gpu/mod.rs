@@ -105,7 +105,7 @@ where
         [a, b]: [FloatTensor<Self>; 2],
         spec: LoraSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        if !fit([&y, &x, &a, &b]) {
+        if !fit([&y, &x, &a, &b]) || lora::is_wide(&b) {
             return composed::add_lora::<Self>(y, x, [a, b], spec);
         }
         let x = match spec.dropout {
@@ -125,10 +125,10 @@ where
     ) -> FloatTensor<Self> {
         let masks = spec.dropout.is_none() || has_u64(&dy);
         let base = Self::linear_input_grad(dy, w);
-        if !(fit([&base, &dh, &a]) && masks) {
+        let a_transposed = Self::float_swap_dims(a.clone(), 0, 1);
+        if !(fit([&base, &dh, &a]) && masks) || lora::is_wide(&a_transposed) {
             return composed::lora_input_grad::<Self>(base, dh, a, spec);
         }
-        let a_transposed = Self::float_swap_dims(a, 0, 1);
         lora::add_product(base, dh, a_transposed, 1.0, spec.dropout)
     }
 
@@ -268,7 +268,12 @@ where
         soft_cap: Option<f32>,
         needed: [bool; 5],
     ) -> (FloatTensor<Self>, [Option<FloatTensor<Self>>; 5]) {
-        composed::head_loss_over_blocks::<Self>(head, targets, weights, soft_cap, needed)
+        match &head.w {
+            Weight::Blocks(w) if !blocks::parts_fit(&head.x, w) => {
+                composed::head_loss::<Self>(head, targets, weights, soft_cap, needed)
+            }
+            _ => composed::head_loss_over_blocks::<Self>(head, targets, weights, soft_cap, needed),
+        }
     }
 
     fn gated_forward(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {

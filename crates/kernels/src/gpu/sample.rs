@@ -339,7 +339,7 @@ fn draw_from(
         let least = top + least_difference;
         // Both zeros are equal.
         let below = select(least == 0.0, 0x7fff_ffffu32, key_of(u32::reinterpret(least))) - 1u32;
-        let stricter = below > limit.key;
+        let stricter = below >= limit.key;
         Place { key: select(stricter, below, limit.key), count: select(stricter, 0u32, limit.count) }
     } else {
         limit
@@ -410,6 +410,10 @@ fn sample_kernel(
                 ids[row] = top_place as i32;
             }
         } else {
+            // Until the unit that finds the token has written its own.
+            if unit == 0 {
+                ids[row] = -1;
+            }
             let mut sums = SharedMemory::<f32>::new(UNITS * DIGITS);
             let mut shares = SharedMemory::<f32>::new(UNITS);
             let top = logit_of(top_key);

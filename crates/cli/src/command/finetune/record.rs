@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use lowrank_eval::MAX_ANSWER_TOKENS;
+use lowrank_kernels::Precision;
 use lowrank_report::run::{Evaluation, RunRecord, Status};
 use lowrank_train::{Better, EvalOutput, Outcome, TrainConfig, Watch};
 use serde_json::{Map, Value, json};
@@ -162,6 +163,10 @@ pub(super) fn settings(
     map.insert("init_from".into(), json!(args.init_from));
     map.insert("random_init".into(), json!(args.random_init));
     map.insert("zero_head".into(), json!(args.zero_head));
+    let precision = Precision::chosen();
+    if precision != Precision::F32 {
+        map.insert("precision".into(), json!(precision.name()));
+    }
     if let Some(name) = &args.model_name {
         map.insert("model_name".into(), json!(name));
     }

@@ -52,13 +52,18 @@ fn takes<R: CubeRuntime>(like: &CubeTensor<R>, w: &BlockMatrix) -> bool {
     bytes < i32::MAX as usize
         && bytes as u64 <= like.client.properties().memory.max_page_size
         && rows < i32::MAX as usize
-        && columns < 65_536 * 4 * LANES
+        && columns <= 65_535 * 4 * LANES
 }
 
 /// Whether the kernels take a product of `x` and a matrix.
 pub(super) fn fits<R: CubeRuntime>(x: &CubeTensor<R>, w: &BlockMatrix) -> bool {
     let ([m, _], [_, n]) = (dims2(x), w.dims());
     fit([x]) && m.saturating_mul(n) < i32::MAX as usize && takes(x, w)
+}
+
+/// Whether the kernels take products of parts of `x` and a matrix.
+pub(super) fn parts_fit<R: CubeRuntime>(x: &CubeTensor<R>, w: &BlockMatrix) -> bool {
+    fit([x]) && takes(x, w)
 }
 
 /// Whether the kernels take the rows of a matrix by these numbers.
