@@ -62,7 +62,8 @@ fn many_rows_are_written() {
     fn check<B: Kernels>() {
         let rows = random::<B, 2>([1100, 515], 1);
         let spans: Vec<[usize; 3]> = (0..300).map(|i| [i * 4, i, 1]).chain([[1200, 0, 1100]]).collect();
-        let table = values(write_rows(Tensor::zeros([2300, 515], &rows.device()), rows.clone(), &spans));
+        let zeros = Tensor::zeros([2300, 515], (&rows.device(), rows.dtype()));
+        let table = values(write_rows(zeros, rows.clone(), &spans));
         let rows = values(rows);
         assert_eq!(table[1200 * 515..], rows);
         assert!((0..300).all(|i| table[i * 4 * 515..][..515] == rows[i * 515..][..515]));
