@@ -12,8 +12,8 @@ use crate::weight::Weight;
 struct Targets<B: Backend> {
     /// `[rows]`.
     classes: Tensor<B, 1, Int>,
-    /// `[rows, 1]`, rows whose target is no class, where a device would read and write past the logits instead of refusing it:
-    /// their class is 0, and their loss is not a number.
+    /// `[rows, 1]`, rows whose target lies outside the classes, where a device would read and write past the logits instead
+    /// of refusing it: their class is 0, and their loss is not a number.
     unknown: Option<Tensor<B, 2, Bool>>,
     /// `[rows, 1]`, and a mask of its zeros.
     weights: Option<(Tensor<B, 2>, Tensor<B, 2, Bool>)>,

@@ -214,7 +214,7 @@ impl<R: CubeRuntime> Default for Launch<R> {
 }
 
 impl<R: CubeRuntime> Launch<R> {
-    /// Takes a parameter up, after running what is there if there is no more room. The results are those of the step once
+    /// Takes a parameter up, after running the ones before it if there is no more room. The results are those of the step once
     /// the launch has run.
     fn add(
         &mut self,

@@ -93,7 +93,7 @@ impl Cutoffs {
         Ok(())
     }
 
-    /// Whether there is none but `min_p`.
+    /// Whether `min_p` is the only one.
     fn is_min_p(&self) -> bool {
         *self == Self { min_p: self.min_p, ..Self::default() }
     }

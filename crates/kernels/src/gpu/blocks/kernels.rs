@@ -74,7 +74,7 @@ pub(super) fn columns_kernel(
 
 /// `x` times the transpose of the stored matrix, for up to `batch` rows of `x`: `[m, columns]` and `[m, rows]`.
 ///
-/// A group of lanes has [`SPAN`] stored rows, each lane every so many of their chunks.
+/// A group of lanes has [`SPAN`] stored rows, each lane every [`LANES`]th of their chunks.
 #[cube(launch_unchecked)]
 pub(super) fn by_rows_kernel(
     x: &Array<Quad>,
@@ -164,7 +164,7 @@ pub(super) fn by_rows_kernel(
 /// Parts of `x` times the stored matrix, for up to `batch` rows of `x`: `[m, rows]` and `[parts, m, columns]`, each over
 /// `share` stored rows.
 ///
-/// A unit has a quad of columns, and a group every so many of the rows.
+/// A unit has a quad of columns, and a group every [`GROUPS`]th of the rows.
 #[cube(launch_unchecked)]
 pub(super) fn by_columns_kernel(
     x: &Array<f32>,
