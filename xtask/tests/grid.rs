@@ -476,7 +476,7 @@ fn without_slurm_the_script_is_written_all_the_same() {
     let bench = Bench::new();
     let output = bench.command(&["--launcher", "slurm"]).env("PATH", "").output().unwrap();
     assert_success(&output);
-    assert!(text(&output.stdout).contains("there is no sbatch here"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("sbatch was not found"), "{}", text(&output.stdout));
     assert!(bench.grid().join("grid.sbatch").is_file());
     let refused =
         bench.command(&["--launcher", "slurm"]).env("PATH", fake_sbatch(&bench, 3)).output().unwrap();

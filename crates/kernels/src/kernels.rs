@@ -475,7 +475,7 @@ pub trait Kernels: Backend {
     }
 
     /// What clips gradients to a joint norm: `min(1, max_norm / (norm + 1e-6))`, shape `[1]`; 1 where the norm is not a
-    /// number. `None` if there are no gradients.
+    /// number. `None` for an empty list.
     fn clip_factor(grads: Vec<FloatTensor<Self>>, max_norm: f64) -> Option<FloatTensor<Self>> {
         composed::clip_factor::<Self>(grads, max_norm)
     }

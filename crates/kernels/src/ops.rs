@@ -511,7 +511,7 @@ pub fn adamw_steps<B: Kernels>(
 }
 
 /// What clips gradients to a joint norm of `max_norm`: `min(1, max_norm / (norm + 1e-6))`, as in PyTorch; 1 where the
-/// norm is not a number. `None` if there are no gradients. On GPUs it stays on the device.
+/// norm is not a number. `None` for an empty list. On GPUs it stays on the device.
 ///
 /// # Shapes
 /// - output: `[1]`

@@ -1,4 +1,4 @@
-//! Products on a GPU whose factors are rounded, in a process of its own: the precision is one for all of it.
+//! Products on a GPU with rounded factors. This is a separate test program because the precision is global to a process.
 
 #![cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]

@@ -43,13 +43,13 @@ impl Array<'_> {
         let logs = self.grid.root().join("slurm");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         let this = env::current_exe().context("cannot tell where this program is")?;
-        let here = env::current_dir().context("there is no current folder")?;
+        let here = env::current_dir().context("cannot tell the current folder")?;
         let path = self.grid.root().join("grid.sbatch");
         fs::write(&path, self.script(cells, &this, &here)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         let shown = path.display();
         if !can_start("sbatch") {
-            println!("there is no sbatch here; on a machine of the cluster run: sbatch {shown}");
+            println!("sbatch was not found; on a machine of the cluster run: sbatch {shown}");
             return Ok(());
         }
         println!("sbatch {shown}");
@@ -67,7 +67,7 @@ impl Array<'_> {
         writeln!(text, "#SBATCH --array=0-{}%{}", cells.len() - 1, self.jobs)?;
         writeln!(text, "#SBATCH --cpus-per-task={}", self.threads)?;
         // sbatch may be called from any folder.
-        let root = path::absolute(self.grid.root()).context("there is no current folder")?;
+        let root = path::absolute(self.grid.root()).context("cannot tell the current folder")?;
         writeln!(text, "#SBATCH --output={}", in_directive(&root.to_string_lossy(), "/slurm/%A_%a.log")?)?;
         // A requeued element's log follows that of its first attempt.
         writeln!(text, "#SBATCH --open-mode=append\n#SBATCH --requeue")?;

@@ -214,8 +214,8 @@ impl<R: CubeRuntime> Default for Launch<R> {
 }
 
 impl<R: CubeRuntime> Launch<R> {
-    /// Takes a parameter up, after running the ones before it if there is no more room. The results are those of the step once
-    /// the launch has run.
+    /// Adds a parameter to the launch; a full launch runs first. The returned tensors hold the results of the step once the
+    /// launch has run.
     fn add(
         &mut self,
         step: AdamWStep<CubeTensor<R>>,

@@ -131,7 +131,7 @@ fn the_head_goes_chunk_by_chunk() {
     }
 }
 
-/// A scale that is not finite reaches the outputs of its own row of the matrix, and no other.
+/// A scale that is not finite affects only the outputs of its row of the matrix.
 #[rstest]
 fn scales_that_are_not_finite_stay_in_their_row(#[values(1, 4, 12)] m: usize) {
     for format in [BlockFormat::Q4_0, BlockFormat::Q8_0, BlockFormat::Q6K, BlockFormat::Q5_1] {

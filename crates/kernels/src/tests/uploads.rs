@@ -19,7 +19,7 @@ fn uploads(launches: impl FnOnce()) -> usize {
 fn launches_with_equal_specs_upload_their_blocks_once() {
     let rows = |width, seed| random::<Gpu, 2>([25, width], seed);
     let attend = |lengths: [usize; 2], window| {
-        // Each layer has a spec of its own.
+        // Each layer builds its own spec.
         let spec = AttentionSpec { window, ..AttentionSpec::decoder(lengths, 2, 1, 16) };
         attention(rows(32, 1), rows(16, 2), rows(16, 3), &spec);
     };

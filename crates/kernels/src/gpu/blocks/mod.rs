@@ -233,7 +233,7 @@ fn by_columns<R: CubeRuntime>(x: CubeTensor<R>, w: &BlockMatrix) -> CubeTensor<R
     y
 }
 
-/// Rows of a matrix that [`rows_fit`] takes, by their numbers; zeros where there is no such row.
+/// Rows of a matrix that [`rows_fit`] takes, by index; an index out of range gives a row of zeros.
 pub(super) fn rows<R: CubeRuntime>(w: &BlockMatrix, numbers: CubeTensor<R>) -> CubeTensor<R> {
     let numbers = packed(cast(numbers, DType::I32));
     let [rows, columns] = w.stored_dims();
