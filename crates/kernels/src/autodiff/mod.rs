@@ -1,4 +1,5 @@
 //! Backward rules: [`Kernels`](crate::Kernels) for `Autodiff<B, C>` over any `B: Kernels`.
 
+mod forward;
 mod rules;
 mod step;
