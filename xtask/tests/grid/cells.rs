@@ -1,95 +1,14 @@
-//! Grids: skipped cells, failures, and the state after a kill. Most tests use a stand-in for `lowrank`, the
-//! last uses the program itself.
-
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+//! What is run, skipped, waited for and refused.
 
 use std::{
-    collections::BTreeMap,
-    env, fs,
+    fs,
     io::{BufRead, BufReader, Read},
-    ops::Range,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-/// A grid's folder and the inputs needed to run it.
-struct Bench {
-    dir: tempfile::TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap() };
-        fs::create_dir(bench.dir.path().join("data")).unwrap();
-        let config = r#"{
-            "about": "A test.",
-            "models": ["org/tiny"],
-            "data": "data",
-            "tasks": ["cola", "rte"],
-            "methods": ["full", "lora"],
-            "seeds": [0],
-            "jobs": 2,
-            "defaults": { "max_steps": 5, "eval_every": null, "scheduler": null, "warmup_ratio": null },
-            "method": {
-                "full": { "lr": 5e-5 },
-                "lora": { "lr": 1e-3, "rank": 8, "alpha": null, "targets": "query,value", "rslora": true }
-            }
-        }"#;
-        fs::write(bench.dir.path().join("mine.json"), config).unwrap();
-        bench
-    }
-
-    fn grid(&self) -> PathBuf {
-        self.dir.path().join("grid")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        self.command_in("grid", args)
-    }
-
-    fn command_in(&self, grid: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.current_dir(self.dir.path());
-        command.args(["experiment", "glue", "--config", "mine.json", "-o", grid]);
-        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-lowrank.sh");
-        command.arg("--lowrank").arg(fake).args(args).env("FAKE_LOG", self.dir.path().join("fake.log"));
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// The lines of the stand-in that begin with `word`, without it.
-    fn logged(&self, word: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.path().join("fake.log")).unwrap_or_default();
-        text.lines().filter_map(|line| line.strip_prefix(word)).map(|line| line.trim().to_owned()).collect()
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Cells' ids depend on the location of the test's data.
-fn without_hashes(text: &str) -> String {
-    let word = |word: &str| match word.rsplit_once("-") {
-        Some((name, hash)) if hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()) => {
-            format!("{name}-HASH")
-        }
-        _ => word.to_owned(),
-    };
-    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
-}
-
-#[track_caller]
-fn assert_success(output: &Output) {
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
-}
+use crate::bench::{Bench, assert_success, text, without_hashes};
 
 #[test]
 fn the_plan() {
@@ -307,78 +226,6 @@ fn cores_are_shared_among_the_cells() {
     assert_eq!(threads, ["1".to_owned(), cores.to_string(), "3".to_owned()]);
 }
 
-fn kill(child: &mut Child, with_cells: bool) {
-    let target = if with_cells { format!("-{}", child.id()) } else { child.id().to_string() };
-    assert!(Command::new("kill").args(["-9", "--", &target]).status().unwrap().success());
-    child.wait().unwrap();
-}
-
-/// Kills the processes of `command` twenty times, or until it ends by itself, and checks the state each time;
-/// returns the number of kills.
-fn kill_twenty_times(
-    command: impl Fn() -> Command,
-    with_cells: bool,
-    milliseconds: Range<u64>,
-    mut look: impl FnMut(),
-) -> usize {
-    // A linear congruential generator: the same moments every time, as far as the machine allows.
-    let mut random = 20_240_229_u64;
-    for attempt in 0..20 {
-        let mut child =
-            command().process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let wait = milliseconds.start + (random >> 33) % (milliseconds.end - milliseconds.start);
-        thread::sleep(Duration::from_millis(wait));
-        if child.try_wait().unwrap().is_some() {
-            return attempt;
-        }
-        kill(&mut child, with_cells);
-        look();
-    }
-    20
-}
-
-/// Kills a grid twenty times, then lets it finish; returns its table.
-fn table_after_kills(with_cells: bool) -> (Bench, String) {
-    const GRID: [&str; 2] = ["--seeds", "0,1,2,3,4,5,6,7,8,9"];
-    let bench = Bench::new();
-    let command = || {
-        let mut command = bench.command(&GRID);
-        command.env("FAKE_SLEEP", "0.05");
-        command
-    };
-    assert_eq!(kill_twenty_times(command, with_cells, 5..155, || ()), 20, "the grid ended before");
-    let last = bench.run(&GRID);
-    assert_success(&last);
-    (bench, text(&last.stdout))
-}
-
-fn undisturbed_table() -> String {
-    let output = Bench::new().run(&["--seeds", "0,1,2,3,4,5,6,7,8,9"]);
-    assert_success(&output);
-    text(&output.stdout)
-}
-
-#[test]
-fn a_grid_killed_with_its_cells_ends_as_if_it_had_not_been() {
-    let (_, table) = table_after_kills(true);
-    assert_eq!(table.lines().count(), 40);
-    assert_eq!(table, undisturbed_table());
-}
-
-#[test]
-fn a_grid_killed_without_its_cells_waits_for_them() {
-    let (bench, table) = table_after_kills(false);
-    assert_eq!(table, undisturbed_table());
-    // No cell of a killed grid was killed, so none was run twice.
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for name in bench.logged("end") {
-        *counts.entry(name).or_default() += 1;
-    }
-    assert_eq!(counts.len(), 40);
-    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
-}
-
 #[test]
 fn wrong_use_is_one_line() {
     let bench = Bench::new();
@@ -401,88 +248,6 @@ fn wrong_use_is_one_line() {
     }
     fs::remove_file(bench.dir.path().join("mine.json")).unwrap();
     assert!(text(&bench.run(&[]).stderr).contains("cannot read mine.json"));
-}
-
-/// An `sbatch` that notes how it is called, for `PATH`.
-fn fake_sbatch(bench: &Bench, status: i32) -> String {
-    use std::os::unix::fs::PermissionsExt;
-
-    let bin = bench.dir.path().join("bin");
-    fs::create_dir_all(&bin).unwrap();
-    let script =
-        format!("#!/bin/sh\n[ \"$1\" = --version ] || echo \"sbatch $*\" >> \"$FAKE_LOG\"\nexit {status}\n");
-    fs::write(bin.join("sbatch"), script).unwrap();
-    fs::set_permissions(bin.join("sbatch"), fs::Permissions::from_mode(0o755)).unwrap();
-    bin.to_string_lossy().into_owned()
-}
-
-/// The element `index` of a grid's array, without Slurm; begun in another folder, by a launcher of processes.
-fn element(bench: &Bench, grid: &str, index: usize) -> Output {
-    let mut command = Command::new("bash");
-    command.arg(bench.dir.path().join(grid).join("grid.sbatch")).current_dir("/");
-    command.env("SLURM_ARRAY_TASK_ID", index.to_string()).env("SLURM_STEP_NUM_TASKS", "2");
-    command.env("FAKE_LOG", bench.dir.path().join("fake.log")).output().unwrap()
-}
-
-#[test]
-fn slurm_gets_a_script_whose_elements_run_one_cell() {
-    let bench = Bench::new();
-    let path = format!("{}:{}", fake_sbatch(&bench, 0), env::var("PATH").unwrap());
-    let submit = || {
-        let mut command = bench.command(&["--launcher", "slurm", "--sbatch-option", "--partition=x"]);
-        command.env("PATH", &path).output().unwrap()
-    };
-    let output = submit();
-    assert_success(&output);
-    assert!(text(&output.stdout).contains("the same command again"), "{}", text(&output.stdout));
-    assert_eq!(bench.logged("sbatch"), ["grid/grid.sbatch"]);
-    let script = fs::read_to_string(bench.grid().join("grid.sbatch")).unwrap();
-    let logs = format!("#SBATCH --output=\"{}/slurm/%A_%a.log\"\n", bench.grid().display());
-    for directive in ["#SBATCH --array=0-3%2\n", "#SBATCH --requeue\n", "#SBATCH --partition=x\n", &logs] {
-        assert!(script.contains(directive), "{directive}: {script}");
-    }
-    let cells: Vec<&str> = script.lines().filter_map(|line| line.strip_prefix("  ")).collect();
-    for (index, cell) in cells.iter().enumerate() {
-        assert_success(&element(&bench, "grid", index));
-        let started = bench.logged("start");
-        assert_eq!(started.len(), index + 1, "{started:?}");
-        assert_eq!(started[index].split(' ').next(), Some(*cell));
-    }
-    assert!(bench.logged("launched").is_empty(), "a cell took itself for one of several processes");
-    // Nothing is left to submit.
-    let table = submit();
-    assert_success(&table);
-    assert_eq!(text(&table.stdout), text(&bench.run(&[]).stdout));
-    assert_eq!(text(&table.stdout).matches("\"status\":\"done\"").count(), 4, "{}", text(&table.stdout));
-    assert_eq!(bench.logged("sbatch").len(), 1);
-}
-
-#[test]
-fn slurm_runs_a_single_cell_in_a_folder_of_any_name() {
-    let bench = Bench::new();
-    let plan = text(&bench.run(&["--dry-run"]).stdout);
-    let id = plan.lines().find_map(|line| line.strip_prefix("todo  ")).unwrap().split(' ').next().unwrap();
-    let folder = "it's 100%A \"grid\"";
-    let mut command = bench.command_in(folder, &["--launcher", "slurm", "--cell", id]);
-    assert_success(&command.env("PATH", fake_sbatch(&bench, 0)).output().unwrap());
-    assert_eq!(bench.logged("sbatch"), [format!("{folder}/grid.sbatch")]);
-    assert_success(&element(&bench, folder, 0));
-    assert_eq!(bench.logged("end"), [id]);
-    assert!(bench.dir.path().join(folder).join("cells").join(id).join("run.json").is_file());
-}
-
-#[test]
-fn without_slurm_the_script_is_written_all_the_same() {
-    let bench = Bench::new();
-    let output = bench.command(&["--launcher", "slurm"]).env("PATH", "").output().unwrap();
-    assert_success(&output);
-    assert!(text(&output.stdout).contains("sbatch was not found"), "{}", text(&output.stdout));
-    assert!(bench.grid().join("grid.sbatch").is_file());
-    let refused =
-        bench.command(&["--launcher", "slurm"]).env("PATH", fake_sbatch(&bench, 3)).output().unwrap();
-    let error = text(&refused.stderr);
-    assert!(!refused.status.success(), "{}", text(&refused.stdout));
-    assert_eq!(error, "error: sbatch grid/grid.sbatch failed with exit status: 3\n");
 }
 
 #[test]
@@ -557,54 +322,4 @@ fn references_in_a_circle_are_refused() {
     let error = text(&bench.run(&["--dry-run"]).stderr);
     assert!(error.contains("circle: a → b → a"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10));
-}
-
-/// A table of scores without its last columns, which are times and memory.
-fn scores(table: &str) -> Vec<Vec<&str>> {
-    let row = |row| {
-        let words: Vec<_> = str::split_whitespace(row).collect();
-        words[..words.len() - 3].to_vec()
-    };
-    // Header, a line, and a row for each method; notes follow an empty line.
-    table.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with('─')).map(row).collect()
-}
-
-#[test]
-fn a_grid_of_the_program_itself_survives_kills() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let command = |output: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.current_dir(root).args(["experiment", "glue", "--smoke", "--tasks", "sst2,stsb"]);
-        command.args(["--methods", "full,lora,head", "--seeds", "0,1,2,3,4,5,6,7", "--jobs", "2"]);
-        command.args(["--max-steps", "12", "--set", "save_every=4", "-o"]).arg(dir.path().join(output));
-        command
-    };
-    let undisturbed = command("undisturbed").output().unwrap();
-    assert_success(&undisturbed);
-    let undisturbed = text(&undisturbed.stdout);
-    assert_eq!(scores(&undisturbed).len(), 4, "{undisturbed}");
-
-    let cells = dir.path().join("killed/cells");
-    let status = |path: PathBuf| fs::read_to_string(path.join("run.json")).unwrap_or_default();
-    let (mut finished, mut broken_off) = (Vec::new(), 0);
-    kill_twenty_times(
-        || command("killed"),
-        true,
-        300..1300,
-        || {
-            let folders = fs::read_dir(&cells).into_iter().flatten().map(|entry| entry.unwrap().path());
-            let (done, others): (Vec<_>, Vec<_>) = folders
-                .filter(|path| path.is_dir())
-                .partition(|path| status(path.clone()).contains(r#""status": "done""#));
-            broken_off += others.len();
-            assert!(done.len() >= finished.len(), "a finished cell was lost");
-            finished = done;
-        },
-    );
-    assert!(!finished.is_empty() && broken_off > 9, "the kills met {broken_off} cells in training");
-
-    let last = command("killed").output().unwrap();
-    assert_success(&last);
-    assert_eq!(scores(&text(&last.stdout)), scores(&undisturbed));
 }
