@@ -8,13 +8,13 @@ use std::pin::Pin;
 use burn::backend::Autodiff;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, DTypeUsageSet, ExecutionError};
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 use burn_ir::{HandleKind, OperationIr, TensorId, TensorIr};
 use burn_router::{BackendRouter, MultiBackendBridge, RouterTensor, Runner, RunnerChannel, RunnerClient};
 use lowrank_adapters::Mode;
 use lowrank_data::rows::TokenRow;
-use lowrank_kernels::Kernels;
+use lowrank_kernels::{Kernels, cross_entropy_sum};
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, DecoderConfig, Parameters};
 use lowrank_tests::fixture;
@@ -272,6 +272,25 @@ fn losses_alone_are_read_and_batches_alone_are_sent() {
         .collect();
     assert_eq!(notes.seen, expect);
     assert_eq!(READS.get(), flushes.len(), "after the last step");
+}
+
+/// A device cannot refuse a target: one out of range makes the loss NaN, unless the row is ignored.
+#[test]
+fn a_target_out_of_range_has_no_loss() {
+    type B = BackendRouter<Counted>;
+    let loss = |targets: [i32; 3], weights: [f32; 3]| {
+        let device = Default::default();
+        let logits = Tensor::<B, 2>::from_data([[0.5, 0.0, 1.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0]], &device);
+        let targets = Tensor::<B, 1, Int>::from_data(targets, &device);
+        let weights = Tensor::<B, 1>::from_data(weights, &device);
+        cross_entropy_sum(logits, targets, Some(weights)).into_scalar()
+    };
+    let expected = loss([0, 1, 0], [1.0, 1.0, 0.0]);
+    assert!(expected > 0.0);
+    assert_eq!(loss([0, 1, -100], [1.0, 1.0, 0.0]), expected);
+    for target in [3, -1, i32::MAX] {
+        assert!(loss([0, 1, target], [1.0; 3]).is_nan(), "{target}");
+    }
 }
 
 /// The same without a router, on the CPU's kernels.

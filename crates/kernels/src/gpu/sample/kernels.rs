@@ -27,29 +27,39 @@ pub(super) struct Options {
     pub(super) min_p: bool,
 }
 
+/// What the choice of a row's token depends on beside the logits within a limit.
+#[derive(CubeType, Clone, Copy)]
+struct Draw {
+    /// The largest logit.
+    top: f32,
+    /// One over the temperature.
+    inverse: f32,
+    top_p: f32,
+    /// What `min_p` leaves between a logit and the largest.
+    least_difference: f32,
+    /// A uniform number.
+    uniform: f32,
+}
+
 /// Where the token of a draw is among those within a limit, as [`find`] has it.
 #[cube]
 fn draw_from(
     logits: &Slice<u32>,
     width: usize,
     limit: Place,
-    top: f32,
-    inverse: f32,
-    top_p: f32,
-    least_difference: f32,
-    draw: f32,
+    draw: Draw,
     sums: &mut SharedMemory<f32>,
     shares: &mut SharedMemory<f32>,
     counts: &mut SharedMemory<u32>,
     #[comptime] options: Options,
 ) -> u32 {
     let limit = if comptime!(options.top_p) {
-        search(logits, width, limit, top, inverse, top_p, sums, shares, false, false)
+        search(logits, width, limit, draw.top, draw.inverse, draw.top_p, sums, shares, false, false)
     } else {
         limit
     };
     let limit = if comptime!(options.min_p) {
-        let least = top + least_difference;
+        let least = draw.top + draw.least_difference;
         // Both zeros are equal.
         let below = select(least == 0.0, 0x7fff_ffffu32, key_of(u32::reinterpret(least))) - 1u32;
         let stricter = below >= limit.key;
@@ -57,7 +67,7 @@ fn draw_from(
     } else {
         limit
     };
-    let drawn = search(logits, width, limit, top, inverse, draw, sums, shares, false, true);
+    let drawn = search(logits, width, limit, draw.top, draw.inverse, draw.uniform, sums, shares, false, true);
     find(logits, width, drawn, counts)
 }
 
@@ -130,7 +140,7 @@ pub(super) fn sample_kernel(
             let mut sums = SharedMemory::<f32>::new(UNITS * DIGITS);
             let mut shares = SharedMemory::<f32>::new(UNITS);
             let top = logit_of(top_key);
-            let draw = f32::reinterpret(draws[row]);
+            let draw = Draw { top, inverse, top_p, least_difference, uniform: f32::reinterpret(draws[row]) };
             let all = Place { key: LEAST.runtime(), count: 0u32.runtime() };
             let limit = if comptime!(options.top_k) {
                 search(&logits, width, all, top, inverse, top_k, &mut sums, &mut shares, true, false)
@@ -141,38 +151,14 @@ pub(super) fn sample_kernel(
                 let mut kept = SharedMemory::<u32>::new(KEPT);
                 let mut kept_ids = SharedMemory::<u32>::new(KEPT);
                 let n = keep(&logits, width, limit, &mut keys, &mut places, &mut kept, &mut kept_ids);
-                let found = draw_from(
-                    &kept.to_slice(),
-                    n,
-                    all,
-                    top,
-                    inverse,
-                    top_p,
-                    least_difference,
-                    draw,
-                    &mut sums,
-                    &mut shares,
-                    &mut keys,
-                    options,
-                );
+                let found =
+                    draw_from(&kept.to_slice(), n, all, draw, &mut sums, &mut shares, &mut keys, options);
                 if found != NOWHERE {
                     ids[row] = kept_ids[found as usize] as i32;
                 }
             } else {
-                let found = draw_from(
-                    &logits,
-                    width,
-                    limit,
-                    top,
-                    inverse,
-                    top_p,
-                    least_difference,
-                    draw,
-                    &mut sums,
-                    &mut shares,
-                    &mut keys,
-                    options,
-                );
+                let found =
+                    draw_from(&logits, width, limit, draw, &mut sums, &mut shares, &mut keys, options);
                 if found != NOWHERE {
                     ids[row] = found as i32;
                 }
