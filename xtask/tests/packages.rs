@@ -67,8 +67,11 @@ fn cargo(folder: &Path, args: &[&str], target: &Path) -> String {
 
 /// Packages every library and the program, and unpacks them into `folder`; returns their folders there.
 fn package(folder: &Path) -> Vec<PathBuf> {
-    let args = ["package", "--workspace", "--exclude", "xtask", "--exclude", "lowrank-tests"];
-    cargo(root(), &[&args[..], &["--no-verify", "--allow-dirty"]].concat(), folder);
+    let mut args = vec!["package", "--workspace", "--no-verify", "--allow-dirty"];
+    args.extend(
+        ["xtask", "lowrank-tests", "lowrank-powercut"].into_iter().flat_map(|name| ["--exclude", name]),
+    );
+    cargo(root(), &args, folder);
     let archives = fs::read_dir(folder.join("package")).unwrap().map(|entry| entry.unwrap().path());
     let archives: Vec<PathBuf> =
         archives.filter(|path| path.extension().is_some_and(|end| end == "crate")).collect();

@@ -43,8 +43,9 @@ pub fn write_dir_atomic<T, E: From<CheckpointError>>(
     write_dir(destination.as_ref(), false, build)
 }
 
-/// Like [`write_dir_atomic`], but an existing folder is replaced, whatever its contents. It is moved aside
-/// and removed once the new one is in place; between the two renames no folder of the name exists.
+/// Like [`write_dir_atomic`], but an existing folder is replaced, whatever its contents. The two change places, and the
+/// old one is removed once that is durable. Where the file system cannot exchange names, the old one is moved aside
+/// first; between the two renames no folder of the name exists.
 ///
 /// # Errors
 /// As [`write_dir_atomic`]; after an error the old folder is still in place.
@@ -63,7 +64,7 @@ fn write_dir<T, E: From<CheckpointError>>(
     let (parent, name) = split(destination)?;
     // Before the work, so that hours are not spent on a destination that is taken; and again at the rename.
     check_free(destination, replace)?;
-    fs::create_dir_all(&parent).map_err(|e| CheckpointError::io(&parent, "create folder", e))?;
+    create_folder(&parent)?;
     let mut builder = Builder::new();
     let prefix = prefix(name);
     builder.prefix(&prefix);
@@ -75,7 +76,6 @@ fn write_dir<T, E: From<CheckpointError>>(
     sync_tree(temporary.path())?;
     check_free(destination, replace)?;
     move_into_place(temporary.path(), destination, replace)?;
-    sync_folder(&parent)?;
     // It has been renamed; there is nothing left to remove.
     let _renamed: PathBuf = temporary.keep();
     Ok(value)
@@ -93,30 +93,59 @@ pub(crate) fn check_free(destination: &Path, replace: bool) -> Result<(), Checkp
     }
 }
 
-/// Renames a finished folder to its destination; an existing folder is moved aside and removed afterwards if it may be
-/// replaced. Another process may have filled it since the last check.
+/// Renames a finished folder to its destination, durably; an existing folder is removed afterwards if it may be replaced.
+/// Another process may have filled it since the last check.
 pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) -> Result<(), CheckpointError> {
     let (parent, name) = split(destination)?;
-    let rename = |from: &Path, to: &Path| {
-        fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
-    };
     // Succeeds on an empty folder only, which is then removed on every system.
-    if fs::remove_dir(destination).is_err() && destination.exists() {
-        check_free(destination, replace)?;
-        let aside = Builder::new()
-            .prefix(&prefix(name))
-            .tempdir_in(&parent)
-            .map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
-        let old = aside.path().join("old");
-        rename(destination, &old)?;
-        if let Err(error) = rename(from, destination) {
-            rename(&old, destination)?;
-            return Err(error);
-        }
-    } else {
+    if fs::remove_dir(destination).is_ok() || !destination.exists() {
         rename(from, destination)?;
+        return sync_folder(&parent);
     }
-    Ok(())
+    check_free(destination, replace)?;
+    // Both have names in a folder that no later run takes for its own.
+    let aside = Builder::new()
+        .prefix(&prefix(name))
+        .tempdir_in(&parent)
+        .map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
+    let new = aside.path().join("new");
+    rename(from, &new)?;
+    if let Err(error) = trade(&new, destination, &aside.path().join("old")) {
+        rename(&new, from)?;
+        return Err(error);
+    }
+    // The old one goes when its successor cannot be lost any more.
+    sync_folder(aside.path())?;
+    sync_folder(&parent)
+}
+
+/// Gives `new` the name of `destination`, and that one another.
+fn trade(new: &Path, destination: &Path, old: &Path) -> Result<(), CheckpointError> {
+    if exchange(new, destination) {
+        return Ok(());
+    }
+    rename(destination, old)?;
+    rename(new, destination).or_else(|error| {
+        rename(old, destination)?;
+        Err(error)
+    })
+}
+
+/// Exchanges two names at once; whether that succeeded.
+#[cfg(any(target_os = "linux", target_vendor = "apple"))]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+fn exchange(_one: &Path, _other: &Path) -> bool {
+    false
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+    fs::rename(from, to).map_err(|e| CheckpointError::io(from, format!("rename to {}", to.display()), e))
 }
 
 /// A hidden file beside `path`, removed when dropped. It is locked while it exists, so that files left by killed processes
@@ -202,6 +231,19 @@ pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), Check
     temporary.persist(path).map_err(|e| CheckpointError::io(path, "rename the finished file to", e.error))?;
     let (parent, _) = split(path)?;
     sync_folder(&parent)
+}
+
+/// Creates a folder and its missing parents, durably.
+///
+/// # Errors
+/// [`Io`](CheckpointError::Io).
+pub fn create_folder(folder: &Path) -> Result<(), CheckpointError> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    fs::create_dir_all(folder).map_err(|e| CheckpointError::io(folder, "create folder", e))?;
+    for created in missing.into_iter().rev().filter(|path| path.file_name().is_some()) {
+        sync_folder(&split(created)?.0)?;
+    }
+    Ok(())
 }
 
 /// Makes renames in a folder durable, on systems that can open folders.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     CheckpointError,
-    atomic::{check_free, is_at, is_temporary, move_into_place, split, sync_folder, sync_tree},
+    atomic::{check_free, create_folder, is_at, is_temporary, move_into_place, split, sync_tree},
 };
 
 /// A folder beside its destination, `.NAME.partial`, that becomes the destination when it is
@@ -82,11 +82,11 @@ impl StagedDir {
             parent.join(path)
         };
         let path = beside(".partial");
-        fs::create_dir_all(&parent).map_err(|e| CheckpointError::io(&parent, "create folder", e))?;
+        create_folder(&parent)?;
         let Some(lock) = FileLock::take(beside(".partial.lock"))? else {
             return Err(CheckpointError::InUse { path });
         };
-        fs::create_dir_all(&path).map_err(|e| CheckpointError::io(&path, "create folder", e))?;
+        create_folder(&path)?;
         sweep(&path, true).map_err(|e| CheckpointError::io(&path, "clear", e))?;
         Ok(Self { path, destination: destination.to_owned(), replace, keep: false, _lock: lock })
     }
@@ -112,7 +112,7 @@ impl StagedDir {
         check_free(&self.destination, self.replace)?;
         move_into_place(&self.path, &self.destination, self.replace)?;
         self.keep = true;
-        sync_folder(&split(&self.destination)?.0)
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Ordering,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -17,10 +18,30 @@ pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Whether `name` is a [temporary name](temporary_name) of a file `of`, by whatever process.
+pub(crate) fn is_temporary(name: &OsStr, of: &str) -> bool {
+    let process =
+        name.to_str().and_then(|name| name.strip_prefix(of)?.strip_prefix('.')?.strip_suffix(".tmp"));
+    process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Writes `bytes` under a temporary name and renames that to `path`; after an error the previous file is
 /// still there.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_together(&[(path, bytes)])
+}
+
+/// Renames a complete file, durably on systems that can open folders.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("write", to))?;
+    if cfg!(unix) {
+        let folder = match to.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))?;
+    }
+    Ok(())
 }
 
 /// Writes files of different names: all under temporary names, which are renamed when the last of them is
@@ -38,7 +59,7 @@ pub(crate) fn write_together(files: &[(impl AsRef<Path>, impl AsRef<[u8]>)]) -> 
             written.map_err(Error::io("write", temporary))?;
         }
         for ((path, _), temporary) in files.iter().zip(&temporaries).rev() {
-            fs::rename(temporary, path).map_err(Error::io("write", path.as_ref()))?;
+            rename(temporary, path.as_ref())?;
         }
         Ok(())
     };

@@ -12,7 +12,11 @@ use std::{
 use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, files::write_atomic, model_name};
+use crate::{
+    Error, Result,
+    files::{is_temporary, write_atomic},
+    model_name,
+};
 
 /// The version of the format that this build writes and reads.
 pub const FORMAT: u32 = 1;
@@ -199,6 +203,29 @@ impl RunRecord {
             .map_err(|source| Error::Record { path: path.to_owned(), source })?;
         bytes.push(b'\n');
         write_atomic(path, &bytes)
+    }
+
+    /// Whether a folder contains nothing but records that were not completely written.
+    #[must_use]
+    pub fn is_unfinished(folder: impl AsRef<Path>) -> bool {
+        let Ok(entries) = fs::read_dir(folder) else { return false };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        !names.is_empty() && names.iter().all(|name| is_temporary(name, FILE_NAME))
+    }
+
+    /// Removes records that a killed process has not completely written. No other process may be writing one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_unfinished(folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let entry = entry.map_err(Error::io("read", folder))?;
+            if is_temporary(&entry.file_name(), FILE_NAME) {
+                fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The displayed name of the run: its label if it has one, `untrained` for a head on an

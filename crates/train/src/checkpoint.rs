@@ -88,9 +88,10 @@ impl CheckpointStore {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// The newest checkpoint: its step and folder. The state of a finished run counts if the run is extended.
-    fn newest(&self, start: Start) -> Option<(usize, PathBuf)> {
-        let ended = (start == Start::Extend).then(|| steps_in(&self.ended)).into_iter().flatten().max();
+    /// The newest checkpoint: its step and folder. The state at the end of a run counts, too: a run that is being extended may
+    /// not have a later one yet.
+    fn newest(&self) -> Option<(usize, PathBuf)> {
+        let ended = steps_in(&self.ended).last().copied();
         match (self.steps().last().copied(), ended) {
             (None, None) => None,
             (step, Some(end)) if step.is_none_or(|step| step < end) => {
@@ -108,7 +109,7 @@ impl CheckpointStore {
         if start == Start::Fresh {
             return Ok(None);
         }
-        let Some((_, path)) = self.newest(start) else {
+        let Some((_, path)) = self.newest() else {
             if start == Start::Extend {
                 let reason =
                     "contains no training state to extend; full fine-tuning saves it with --save-every";
@@ -116,6 +117,7 @@ impl CheckpointStore {
             }
             return Ok(None);
         };
+        let is_ended = path.starts_with(&self.ended);
         let path = path.join("state.json");
         let text = lowrank_spec::read_file(&path).map_err(|e| self.error(&path, e))?;
         let state: State = serde_json::from_slice(&text).map_err(|e| self.error(&path, e))?;
@@ -126,7 +128,8 @@ impl CheckpointStore {
         }
         let position = state.position;
         let problem = match start {
-            Start::Extend if planned <= position.step => {
+            // One that was cut off before its result was saved has all its steps already.
+            Start::Extend if planned < position.step || planned == position.step && is_ended => {
                 format!("is at step {}; give a larger --max-steps or --epochs", position.step)
             }
             Start::Resume if planned != state.planned => format!(
@@ -155,7 +158,7 @@ impl CheckpointStore {
         if temporary.exists() {
             std::fs::remove_dir_all(&temporary).map_err(|e| failed(&e))?;
         }
-        std::fs::create_dir_all(&temporary).map_err(|e| failed(&e))?;
+        lowrank_checkpoint::create_folder(&temporary).map_err(|e| failed(&e))?;
         let step = position.step;
         let save = |name: &str, record: TrainedRecord| {
             Checkpointer::<TrainedRecord, B>::save(&files(&temporary, name), step, record)
@@ -188,8 +191,8 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// If a file is missing or damaged.
-    pub fn load<B: AutodiffBackend>(&self, position: &Position, start: Start) -> Result<Saved> {
-        let (_, path) = self.newest(start).unwrap_or_else(|| (position.step, self.path(position.step)));
+    pub fn load<B: AutodiffBackend>(&self, position: &Position) -> Result<Saved> {
+        let (_, path) = self.newest().unwrap_or_else(|| (position.step, self.path(position.step)));
         let device = burn::tensor::Device::<B>::default();
         let step = position.step;
         let damaged =
@@ -217,7 +220,7 @@ impl CheckpointStore {
         let newest = self.steps().last().map(|&step| (step, self.path(step)));
         if let Some((step, path)) = newest.filter(|_| keep) {
             remove(&self.ended)?;
-            std::fs::create_dir_all(&self.ended).map_err(|e| self.error(&self.ended, e))?;
+            lowrank_checkpoint::create_folder(&self.ended).map_err(|e| self.error(&self.ended, e))?;
             let to = self.ended.join(format!("step-{step}"));
             std::fs::rename(&path, &to).map_err(|e| self.error(&to, e))?;
             lowrank_checkpoint::sync_folder(&self.ended).map_err(|e| self.error(&self.ended, e))?;

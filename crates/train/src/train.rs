@@ -173,7 +173,7 @@ where
         let mut model = model;
         if let (Some(position), Some(store)) = (position, run.training.checkpoints) {
             let device = model.devices().into_iter().next().unwrap_or_default();
-            let saved = store.load::<B>(&position, run.training.start)?;
+            let saved = store.load::<B>(&position)?;
             model = saved.model.restore::<B, _>(model)?;
             run.optimizer = run.optimizer.load_record::<B>(saved.optimizer, &model, &device);
             run.outcome.steps = position.step;

@@ -3,12 +3,13 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
+    files::{make_folder, write_whole},
     plan::Cell,
-    scores::{Scores, prune, read_printed, write_whole},
+    scores::{Scores, prune, read_printed},
     state::Grid,
 };
 
@@ -34,7 +35,7 @@ pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
         for metric in METRICS {
             let Some(record) = of_metric(record, metric) else { continue };
             let path = scores.folder.join(format!("{}-{metric}", cell.id));
-            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            make_folder(&path)?;
             write_whole(&path.join("run.json"), &format!("{record:#}"))?;
             kept.insert(path);
         }

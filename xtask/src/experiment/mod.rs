@@ -3,6 +3,7 @@
 mod answers;
 mod changes;
 mod config;
+mod files;
 mod plan;
 mod progress;
 mod runner;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io,
     path::Path,
     process::{Command, ExitStatus, Stdio},
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{plan::Cell, progress::Progress, state::Grid};
+use super::{files::put, plan::Cell, progress::Progress, state::Grid};
 
 /// Polling interval of a running cell.
 const POLL: Duration = Duration::from_millis(100);
@@ -151,7 +151,7 @@ impl Runner<'_> {
             }
             failure
         } else {
-            fs::rename(&printed, self.grid.printed(cell)).context("cannot keep a cell's output")?;
+            put(&printed, &self.grid.printed(cell))?;
             if self.grid.is_done(cell) {
                 self.grid.keep_seconds(cell, seconds)?;
                 return Ok(State::Done);

@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::{plan::Cell, state::Grid};
+use super::{
+    files::{make_folder, write_whole},
+    plan::Cell,
+    state::Grid,
+};
 
 /// Arguments of a compression that specify its input, not its method.
 const NOT_TELLING: [&str; 4] = ["model", "task", "data", "calibration"];
@@ -27,7 +31,7 @@ impl Scores {
     pub(crate) fn open(grid: &Grid) -> Result<Self> {
         let lock = grid.lock_scores()?;
         let folder = grid.root().join("scores");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        make_folder(&folder)?;
         Ok(Self { folder, _lock: lock })
     }
 }
@@ -40,7 +44,7 @@ pub(crate) fn collect(grid: &Grid, cells: &[Cell]) -> Result<Scores> {
     for cell in scored {
         let Some(score) = read_printed(grid, cell) else { continue };
         let path = scores.folder.join(&cell.id);
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        make_folder(&path)?;
         let record = record(grid, cells, cell, &score);
         write_whole(&path.join("run.json"), &format!("{record:#}"))?;
         kept.insert(path);
@@ -58,14 +62,6 @@ pub(crate) fn prune(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes a file atomically.
-pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    fs::write(&temporary, text)
-        .and_then(|()| fs::rename(&temporary, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The standard output of a finished cell.

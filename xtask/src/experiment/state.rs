@@ -27,7 +27,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::plan::Cell;
+use super::{files::make_folder, plan::Cell};
 
 /// A grid's folder.
 #[derive(Clone, Debug)]
@@ -46,8 +46,7 @@ impl Grid {
 
     pub(crate) fn create(&self) -> Result<()> {
         let cells = self.root.join("cells");
-        fs::create_dir_all(&cells)
-            .with_context(|| format!("cannot make the grid's folder {}", cells.display()))
+        make_folder(&cells)
     }
 
     /// The root of the tree of event files.

@@ -33,7 +33,10 @@ use std::{
 
 use self::{run::RunLog, tree::Tree};
 pub use self::{tags::TagFilter, tree::ColumnType};
-use crate::{Error, Result, files::temporary_name};
+use crate::{
+    Error, Result,
+    files::{rename, temporary_name},
+};
 
 /// Treatment of several values of a tag at one step, as from a run that was resumed or started again
 /// in the same folder.
@@ -143,7 +146,7 @@ pub fn convert(
     let temporary = temporary_name(output);
     let written = write_table(&tree, format, &temporary, options, &mut summary, &mut progress)
         .and_then(|()| File::open(&temporary).and_then(|f| f.sync_all()).map_err(Error::io("write", output)))
-        .and_then(|()| fs::rename(&temporary, output).map_err(Error::io("write", output)));
+        .and_then(|()| rename(&temporary, output));
     written.inspect_err(|_| {
         // The first error is reported.
         let _ = fs::remove_file(&temporary);

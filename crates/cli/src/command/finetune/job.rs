@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use burn::module::AutodiffModule;
 use lowrank_checkpoint::FolderLock;
 use lowrank_data::rows::Rows;
@@ -116,10 +116,11 @@ where
         return Ok(lowrank_train::train(objective, model, setup.training(&mut quiet)).map(|_| ())?);
     }
     identity.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    lowrank_checkpoint::create_folder(&args.output)?;
     let lock = Arc::new(FolderLock::take(&args.output)?);
     // Another process may have finished since the first look.
     super::check_output(args)?;
+    RunRecord::remove_unfinished(&args.output)?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));
     let result = train(&setup, &identity, objective, model, &record, &lock);
@@ -136,6 +137,8 @@ where
             record.train_info.adapter_bytes = Some(bytes);
             finish(&mut record, &outcome);
             record.write_atomic(&file)?;
+            // A run that is cut off before its result and its record are saved goes on from its checkpoints.
+            checkpoints.end(setup.keeps_last())?;
             print_result(args, &record)
         }
         Err(error) => {
@@ -190,10 +193,14 @@ struct Setup<'a> {
 impl Setup<'_> {
     fn training<'a>(&'a self, watch: &'a mut dyn Watch) -> Training<'a> {
         let &Self { args, config, checkpoints, team } = self;
-        // The state of a full training is several times the model: it is stored only if checkpoints are
-        // requested.
-        let keep_last = args.save_every.is_some() || args.method != Method::Full;
+        let keep_last = self.keeps_last();
         Training { config, checkpoints: Some(checkpoints), start: args.start(), keep_last, watch, team }
+    }
+
+    /// Whether the last state is retained: that of a full training is several times the model and stored only if checkpoints
+    /// are requested.
+    fn keeps_last(&self) -> bool {
+        self.args.save_every.is_some() || self.args.method != Method::Full
     }
 }
 
@@ -206,7 +213,7 @@ fn train<O: Objective<Train>>(
     record: &Arc<Mutex<RunRecord>>,
     lock: &Arc<FolderLock>,
 ) -> Result<(Trained<O>, Outcome)> {
-    let &Setup { args, config, checkpoints, .. } = setup;
+    let &Setup { args, config, .. } = setup;
     let label = args.label.clone().unwrap_or_else(|| args.method.name());
     let log_folder = match &args.log_dir {
         Some(root) => log_path(
@@ -237,10 +244,7 @@ fn train<O: Objective<Train>>(
         Box::new(EventWatch::new(events)),
         Box::new(RecordWatch::new(record.clone(), file)),
     ];
-    let training = setup.training(&mut watch);
-    let keep_last = training.keep_last;
-    let (model, outcome) = lowrank_train::train(objective, model, training)?;
-    checkpoints.end(keep_last)?;
+    let (model, outcome) = lowrank_train::train(objective, model, setup.training(&mut watch))?;
     Ok((model.valid(), outcome))
 }
 

@@ -1,0 +1,90 @@
+//! A file system that loses what was not synced, for tests of what a power cut leaves.
+//!
+//! It lives in memory and is mounted through FUSE. Beside its present state it holds the durable one: the bytes of a
+//! file as of its last `fsync`, the names in a folder as of that folder's. That is what POSIX promises, and less than
+//! what any journaling file system does: the `fsync` of a file does not make its name durable, and later changes may
+//! reach the disk before earlier ones. [`Disk::cuts`] has what the machine finds after a cut, [`Disk::restore`] puts it
+//! there.
+//!
+//! Needs `/dev/fuse` and the right to mount.
+
+#![cfg(target_os = "linux")]
+
+mod fuse;
+mod state;
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use fuser::{BackgroundSession, Config, MountOption};
+use tempfile::TempDir;
+
+pub use state::{Cut, Loss, Tree};
+
+use state::State;
+
+/// A mounted disk, unmounted when dropped.
+#[derive(Debug)]
+pub struct Disk {
+    state: Arc<Mutex<State>>,
+    /// Before the folder, which can be removed only when nothing is mounted there.
+    _session: BackgroundSession,
+    folder: TempDir,
+}
+
+impl Disk {
+    /// Whether this machine has FUSE.
+    #[must_use]
+    pub fn is_possible() -> bool {
+        Path::new("/dev/fuse").exists() && Self::mount().is_ok()
+    }
+
+    /// Mounts an empty disk.
+    ///
+    /// # Errors
+    /// Without `/dev/fuse` or the right to mount.
+    pub fn mount() -> io::Result<Self> {
+        let (state, folder) = (Arc::new(Mutex::new(State::default())), tempfile::tempdir()?);
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("powercut".to_owned())];
+        let session = fuser::spawn_mount(fuse::Volatile::new(Arc::clone(&state)), folder.path(), &config)?;
+        Ok(Self { state, _session: session, folder })
+    }
+
+    /// The mounted folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes the present state durable and forgets the moments so far.
+    pub fn settle(&self) {
+        lock(&self.state).settle();
+    }
+
+    /// What power cuts leave, at every moment since the disk was [settled](Self::settle) or [restored](Self::restore)
+    /// and now: before each change of names and each sync, for each [`Loss`], without repetitions.
+    #[must_use]
+    pub fn cuts(&self) -> Vec<Cut> {
+        lock(&self.state).cuts()
+    }
+
+    /// What a power cut leaves now.
+    #[must_use]
+    pub fn cut(&self, loss: Loss) -> Cut {
+        lock(&self.state).cut(loss)
+    }
+
+    /// Replaces everything by what a cut leaves, which is durable then. No file may be open.
+    pub fn restore(&self, cut: &Cut) {
+        // A cut has the parents of all its paths.
+        let _restored = lock(&self.state).restore(&cut.tree);
+    }
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
