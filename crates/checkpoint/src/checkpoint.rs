@@ -165,6 +165,32 @@ impl Checkpoint {
         Ok(out)
     }
 
+    /// The elements in row-major order as f32, `len` at a time (the last time the rest), without all of them in memory if the
+    /// file stores them as they are; up to the first error.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor), or an error of `f`.
+    pub fn try_each_f32<E: From<CheckpointError>>(
+        &self,
+        name: &str,
+        len: usize,
+        mut f: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (entry, len) = (self.entry(name)?, len.max(1));
+        if let Some(exact) = self.exact(entry)? {
+            return exact.chunks(len).try_for_each(f);
+        }
+        let mut rest = Vec::new();
+        self.spans(name, entry, |span| {
+            extend_f32(entry.info.dtype, span, &mut rest);
+            let whole = rest.len() - rest.len() % len;
+            rest[..whole].chunks(len).try_for_each(&mut f)?;
+            rest.drain(..whole);
+            Ok::<_, E>(())
+        })?;
+        if rest.is_empty() { Ok(()) } else { f(&rest) }
+    }
+
     /// The elements in row-major order as f64, from any type; 64-bit integers are rounded to nearest.
     ///
     /// # Errors
@@ -366,12 +392,12 @@ impl Checkpoint {
         })
     }
 
-    fn spans(
+    fn spans<E: From<CheckpointError>>(
         &self,
         name: &str,
         entry: &Entry,
-        mut f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
-    ) -> Result<(), CheckpointError> {
+        mut f: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let file = &self.files[entry.source];
         let result = match self.stored(name, entry)? {
             Cow::Borrowed(bytes) => {

@@ -5,6 +5,27 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{CompressError, Result};
 
+/// Refuses work of which the largest part alone exceeds the cap.
+///
+/// # Errors
+/// [`CompressError::Option`] with the name of that part and the bytes it needs.
+pub(crate) fn check_cap(
+    indices: &[usize],
+    cap: Option<u64>,
+    need: impl Fn(usize) -> u64,
+    name: impl Fn(usize) -> String,
+) -> Result<()> {
+    let worst = indices.iter().map(|&index| (need(index), index)).max();
+    match (cap, worst) {
+        (Some(cap), Some((most, index))) if most > cap => Err(CompressError::Option {
+            option: "memory",
+            value: cap.to_string(),
+            expected: format!("at least {most} bytes for '{}'", name(index)),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `work` on the indices, several at a time while the bytes returned by `need` fit the cap, and returns
 /// the results in order. The first error stops the rest.
 pub(crate) fn map<T: Send>(

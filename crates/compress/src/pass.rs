@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::{CompressError, Result};
+use crate::error::Result;
 use crate::fit;
 use crate::options::Calibrator;
 use crate::parallel;
@@ -21,7 +21,7 @@ pub(crate) type After<'a, T> =
 /// the order is descending.
 ///
 /// # Errors
-/// [`CompressError::Option`] if the largest unit exceeds the cap, the first error of the calibrator or of
+/// [`CompressError::Option`](crate::CompressError::Option) if the largest unit exceeds the cap, the first error of the calibrator or of
 /// `work`.
 pub(crate) fn each_unit<T: Send>(
     plan: &Plan<'_>,
@@ -33,17 +33,9 @@ pub(crate) fn each_unit<T: Send>(
     let is_weighted = calibrator.is_some();
     let need = |index: usize| fit::bytes(&plan.rules, &units[index], is_weighted);
     let cap = plan.options.memory;
-    if let (Some(cap), Some(worst)) = (cap, (0..units.len()).max_by_key(|&i| need(i)))
-        && need(worst) > cap
-    {
-        return Err(CompressError::Option {
-            option: "memory",
-            value: cap.to_string(),
-            expected: format!("at least {} bytes for '{}'", need(worst), units[worst].name()),
-        });
-    }
+    let all: Vec<usize> = (0..units.len()).collect();
+    parallel::check_cap(&all, cap, need, |index| units[index].name())?;
     let Some(calibrator) = calibrator else {
-        let all: Vec<usize> = (0..units.len()).collect();
         return parallel::map(&all, cap, need, |index| {
             work(index, &vec![Weighting::None; units[index].weights.len()])
         });

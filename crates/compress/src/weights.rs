@@ -81,13 +81,18 @@ impl Weight {
         if embedding { [d_input, d_output] } else { [d_output, d_input] }
     }
 
+    /// Whether the file stores that matrix row after row.
+    pub(crate) fn is_stored_in_rows(&self) -> bool {
+        self.stored == Stored::OutIn || self.site.embedding
+    }
+
     /// The result of [`Weight::read`] as rows of that matrix.
     pub(crate) fn in_rows(&self, values: Vec<f32>) -> (Vec<f32>, [usize; 2]) {
-        let Site { d_input, d_output, embedding, .. } = self.site;
-        match self.stored {
-            Stored::InOut if !embedding => (transpose(&values, d_input, d_output), self.row_shape()),
-            Stored::InOut | Stored::OutIn => (values, self.row_shape()),
+        let Site { d_input, d_output, .. } = self.site;
+        if self.is_stored_in_rows() {
+            return (values, self.row_shape());
         }
+        (transpose(&values, d_input, d_output), self.row_shape())
     }
 
     /// Views the result of [`Weight::read`] as a matrix `[d_output, d_input]`: columns face the inputs.

@@ -241,6 +241,8 @@ impl Writing<'_> {
             factor.values = read;
         }
         self.scratch.save_error(index, fitted.error)?;
+        // Results of all units are held until the end; subspaces are as large as the weights.
+        fitted.kept = None;
         if !is_sequential {
             fitted.factors.clear();
         }

@@ -30,6 +30,8 @@ pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
 const TURNS: usize = 4;
 /// Elements of a weight by which its formats are compared.
 const SAMPLE: usize = 1 << 17;
+/// Elements of a weight that are rounded at a time where its rows are independent of each other.
+const PART: usize = 1 << 22;
 /// Bits from which on a correction is never worth its bytes.
 const ENOUGH_BITS: f64 = 6.0;
 
@@ -38,6 +40,8 @@ pub(crate) struct Rows<'a> {
     weight: &'a Weight,
     values: Vec<f32>,
     shape: [usize; 2],
+    /// The place of the first row in the weight.
+    first: usize,
 }
 
 /// A matrix in blocks.
@@ -97,16 +101,20 @@ impl<'a> Rows<'a> {
     /// A non-finite value.
     pub(crate) fn read(weight: &'a Weight, checkpoint: &Checkpoint) -> Result<Self> {
         let (values, shape) = weight.in_rows(weight.read(checkpoint)?);
+        Self::new(weight, values, shape, 0)
+    }
+
+    fn new(weight: &'a Weight, values: Vec<f32>, shape: [usize; 2], first: usize) -> Result<Self> {
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             let (path, [_, columns]) = (&weight.site.path, shape);
             return Err(CompressError::Input(format!(
                 "'{path}': row {}, column {} is {}; a quantized weight must be finite",
-                at / columns,
+                first + at / columns,
                 at % columns,
                 values[at]
             )));
         }
-        Ok(Self { weight, values, shape })
+        Ok(Self { weight, values, shape, first })
     }
 
     fn path(&self) -> &str {
@@ -119,7 +127,7 @@ impl<'a> Rows<'a> {
         let step = (rows * columns).div_ceil(SAMPLE).clamp(1, rows.max(1));
         let values: Vec<f32> =
             self.values.chunks_exact(columns.max(1)).step_by(step).flatten().copied().collect();
-        (Self { weight: self.weight, values, shape: [rows.div_ceil(step), columns] }, step)
+        (Self { values, shape: [rows.div_ceil(step), columns], ..*self }, step)
     }
 
     /// Whether a low-rank correction is worth trying for a matrix in this format.
@@ -141,12 +149,12 @@ impl<'a> Rows<'a> {
             return gram_rows(error, self.shape, gram.narrow())
                 .into_iter()
                 .enumerate()
-                .map(|(row, squared)| weights.row(row) * squared * scale)
+                .map(|(row, squared)| weights.row(self.first + row) * squared * scale)
                 .sum();
         }
         let row = |(row, error): (usize, &[f32])| {
             let squared = |(column, &e): (usize, &f32)| weights.column(column) * f64::from(e) * f64::from(e);
-            weights.row(row) * error.iter().enumerate().map(squared).sum::<f64>()
+            weights.row(self.first + row) * error.iter().enumerate().map(squared).sum::<f64>()
         };
         error.chunks_exact(columns).enumerate().map(row).sum()
     }
@@ -253,10 +261,9 @@ impl<'a> Rows<'a> {
     /// The weight in a format, with a correction of a rank.
     pub(crate) fn make(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
         let total = self.total(weights);
-        let relative = |loss: f64| if total > 0.0 { (loss / total).sqrt() } else { 0.0 };
         let Rounded { mut blocks, mut residual, loss } = self.quantize(&self.values, format, weights)?;
         if rank == 0 {
-            return Ok(Made { blocks, factors: None, error: relative(loss) });
+            return Ok(Made { blocks, factors: None, error: relative(loss, total) });
         }
         let mut best: Option<(f64, Vec<u8>, Factors)> = None;
         for turn in 0..TURNS {
@@ -278,7 +285,34 @@ impl<'a> Rows<'a> {
         let Some((loss, blocks, factors)) = best else {
             return Err(CompressError::Input(format!("'{}': no correction was found", self.path())));
         };
-        Ok(Made { blocks, factors: Some(factors), error: relative(loss) })
+        Ok(Made { blocks, factors: Some(factors), error: relative(loss, total) })
+    }
+
+    /// As [`make`](Self::make) without a correction, for a weight [in parts](is_in_parts): some rows in memory at a time.
+    ///
+    /// # Errors
+    /// A non-finite value.
+    pub(crate) fn make_in_parts(
+        weight: &Weight,
+        checkpoint: &Checkpoint,
+        format: BlockFormat,
+        weights: &ErrorWeights,
+    ) -> Result<Made> {
+        let [rows, columns] = weight.row_shape();
+        let mut blocks =
+            Vec::with_capacity(rows * format.row_bytes(columns).map_err(named(&weight.site.path))?);
+        let (mut first, mut total, mut loss) = (0, 0.0, 0.0);
+        checkpoint.try_each_f32(&weight.key(), (PART / columns.max(1)).max(1) * columns, |values| {
+            let shape = [values.len() / columns, columns];
+            let part = Rows::new(weight, values.to_vec(), shape, first)?;
+            let rounded = part.quantize(&part.values, format, weights)?;
+            blocks.extend(rounded.blocks);
+            total += part.total(weights);
+            loss += rounded.loss;
+            first += shape[0];
+            Ok::<_, CompressError>(())
+        })?;
+        Ok(Made { blocks, factors: None, error: relative(loss, total) })
     }
 
     /// The leading directions of a matrix of this weight's shape in the norm of the inputs.
@@ -324,6 +358,39 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Whether the rows of a weight are rounded independently of each other, and stored so.
+pub(crate) fn is_in_parts(weight: &Weight, target: Target, weights: &ErrorWeights) -> bool {
+    target.rank == 0 && weights.gram.is_none() && weight.is_stored_in_rows()
+}
+
+/// Approximate peak memory of [`Rows::make`] or [`Rows::make_in_parts`], in bytes.
+pub(crate) fn bytes(weight: &Weight, target: Target, weights: &ErrorWeights) -> u64 {
+    let [rows, columns] = weight.row_shape();
+    if is_in_parts(weight, target, weights) {
+        let blocks = target.format.and_then(|format| format.row_bytes(columns).ok()).unwrap_or(0) * rows;
+        return (28 * PART.max(columns).min(weight.numel()) + blocks) as u64;
+    }
+    let width = weights.gram.as_ref().map_or(0, |gram| gram.statistics.gram.nrows());
+    // Values, rounded values, errors, and the same after error feedback; of the Gram matrix its sums, the sums in f32, and a
+    // Cholesky factor and its inverse in both precisions.
+    (28 * weight.numel() + 36 * width * width) as u64
+}
+
+/// Approximate peak memory of comparing the formats of a weight, in bytes.
+pub(crate) fn bytes_to_compare(weight: &Weight, with_correction: bool, weights: &ErrorWeights) -> u64 {
+    if with_correction {
+        return bytes(weight, Target { format: None, rank: 1 }, weights);
+    }
+    // All values, for their norm, and some rows in every format.
+    let copies = if weight.is_stored_in_rows() { 4 } else { 8 };
+    (copies * weight.numel() + 28 * SAMPLE.max(weight.row_shape()[1])) as u64
+}
+
+/// The root of a loss relative to that of keeping nothing.
+fn relative(loss: f64, total: f64) -> f64 {
+    if total > 0.0 { (loss / total).sqrt() } else { 0.0 }
+}
+
 /// The values minus the dequantized blocks.
 fn difference(values: &[f32], format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
     let mut rounded = Vec::with_capacity(values.len());
@@ -344,4 +411,62 @@ fn gram_rows(error: &[f32], [rows, columns]: [usize; 2], gram: &Mat<f32>) -> Vec
         (0..columns).map(|j| f64::from(error[(i, j)]) * f64::from(product[(i, j)])).sum::<f64>().max(0.0)
     };
     (0..rows).map(row).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use lowrank_checkpoint::{FloatType, write_safetensors};
+    use lowrank_spec::HostTensor;
+    use serde_json::Map;
+
+    use super::*;
+    use crate::weights::find;
+
+    /// More elements than are rounded at a time.
+    const SHAPE: [usize; 2] = [PART / 64 + 100, 64];
+
+    fn in_parts_and_whole(name: &str, values: Vec<f32>, weights: &ErrorWeights) -> Result<[Made; 2]> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let tensor = HostTensor::new(name, SHAPE, values);
+        write_safetensors(&path, vec![tensor], FloatType::F32, &BTreeMap::new()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let [weight] = find(&checkpoint, &Map::new()).try_into().unwrap();
+        let target = Target { format: Some(BlockFormat::Q4_0), rank: 0 };
+        assert!(is_in_parts(&weight, target, weights));
+        let parts = Rows::make_in_parts(&weight, &checkpoint, BlockFormat::Q4_0, weights)?;
+        Ok([parts, Rows::read(&weight, &checkpoint)?.make(BlockFormat::Q4_0, 0, weights)?])
+    }
+
+    fn values() -> Vec<f32> {
+        (0..SHAPE[0] * SHAPE[1]).map(|i| ((i * 2_654_435_761) % 1_000_003) as f32 / 5e5 - 1.0).collect()
+    }
+
+    #[test]
+    fn parts_are_rounded_as_the_whole() {
+        let [mut of_rows, mut of_columns] = [(); 2].map(|()| ErrorWeights::default());
+        of_rows.rows = (0..SHAPE[0]).map(|row| row as f32).collect();
+        of_columns.columns = (0..SHAPE[1]).map(|column| 1.0 + column as f32).collect();
+        for (name, weights) in [
+            ("model.embed_tokens.weight", of_rows),
+            ("model.layers.0.mlp.up_proj.weight", of_columns),
+            ("model.layers.0.mlp.up_proj.weight", ErrorWeights::default()),
+        ] {
+            let [parts, whole] = in_parts_and_whole(name, values(), &weights).unwrap();
+            assert!(parts.blocks == whole.blocks, "{name}");
+            assert!((parts.error / whole.error - 1.0).abs() < 1e-12, "{} {}", parts.error, whole.error);
+        }
+    }
+
+    #[test]
+    fn the_place_of_what_is_not_finite_is_that_in_the_weight() {
+        let mut values = values();
+        values[SHAPE[1] * (SHAPE[0] - 1) + 7] = f32::NAN;
+        let error = in_parts_and_whole("model.layers.0.mlp.up_proj.weight", values, &ErrorWeights::default());
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains(&format!("row {}, column 7 is NaN", SHAPE[0] - 1)), "{error}");
+    }
 }

@@ -9,25 +9,18 @@ use crate::options::{Calibrator, Progress};
 use crate::parallel;
 use crate::pass::by_layer;
 use crate::statistics::{Weighting, Weightings, lookup};
-use crate::weights::Weight;
 
-/// Bytes that work on a weight takes.
-fn need(weight: &Weight, weights: &ErrorWeights) -> u64 {
-    let width = weights.gram.as_ref().map_or(0, |gram| gram.statistics.gram.nrows());
-    // Values, rounded values, errors, and the same after error feedback; of the Gram matrix its sums, the sums in f32, and a
-    // Cholesky factor and its inverse in both precisions.
-    (28 * weight.numel() + 36 * width * width) as u64
-}
-
-/// Runs `work` on every weight and returns the results in the order of the weights.
+/// Runs `work`, which takes `need` bytes, on every weight and returns the results in the order of the weights.
 ///
 /// # Errors
-/// The first error of the calibrator or of `work`.
+/// [`CompressError::Option`](crate::CompressError::Option) if a weight needs more memory than there may be, the first error of
+/// the calibrator or of `work`.
 pub(crate) fn each<T: Send>(
     plan: &QuantPlan<'_>,
     calibrator: &mut Option<&mut dyn Calibrator>,
     stage: &str,
     progress: &dyn Progress,
+    need: impl Fn(usize, &ErrorWeights) -> u64 + Sync,
     work: impl Fn(usize, &ErrorWeights) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     if let Some(calibrator) = calibrator.as_mut() {
@@ -57,8 +50,10 @@ pub(crate) fn each<T: Send>(
             (*index, ErrorWeights::new(weight, &weighting, &mut grams))
         };
         let weights: HashMap<usize, ErrorWeights> = indices.iter().map(of).collect();
-        let need = |index: usize| need(&plan.weights[index], &weights[&index]);
-        let made = parallel::map(&indices, plan.options.memory, need, |index| {
+        let need = |index: usize| need(index, &weights[&index]);
+        let cap = plan.options.memory;
+        parallel::check_cap(&indices, cap, need, |index| plan.weights[index].site.path.clone())?;
+        let made = parallel::map(&indices, cap, need, |index| {
             let weight = &plan.weights[index];
             let made = work(index, &weights[&index])?;
             progress.done(&weight.site.path, None, weight.numel() as u64);

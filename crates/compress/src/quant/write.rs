@@ -11,7 +11,7 @@ use lowrank_spec::{BlockFormat, LowrankSection, ModuleEntry, Representation, tra
 use serde_json::Map;
 
 use super::errors::ErrorWeights;
-use super::fit::{FACTORS, Factor, Made, Rows, Target, named};
+use super::fit::{self, FACTORS, Factor, Made, Rows, Target, named};
 use super::pass;
 use super::plan::QuantPlan;
 use crate::error::{CompressError, Result};
@@ -49,12 +49,20 @@ pub(crate) fn write(
         }
     }
     let shared = Mutex::new(&mut writer);
-    let errors = pass::each(plan, calibrator, "blocks", progress, |index, weights| {
+    // A second pass without a calibrator uses the diagonals of the first.
+    let need = |index: usize, weights: &ErrorWeights| match targets[index].format {
+        Some(_) => fit::bytes(&plan.weights[index], targets[index], weights),
+        None => 0,
+    };
+    let errors = pass::each(plan, calibrator, "blocks", progress, need, |index, weights| {
         let (weight, target) = (&plan.weights[index], targets[index]);
         let Some(format) = target.format else { return Ok(0.0) };
-        // A second pass without a calibrator uses the diagonals of the first.
         let weights = known.filter(|_| weights.gram.is_none()).map_or(weights, |known| &known[index]);
-        let made = Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?;
+        let made = if fit::is_in_parts(weight, target, weights) {
+            Rows::make_in_parts(weight, &plan.checkpoint, format, weights)?
+        } else {
+            Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?
+        };
         let mut writer = shared.lock().unwrap_or_else(PoisonError::into_inner);
         put(&mut writer, weight, target, &made)?;
         Ok(made.error)
