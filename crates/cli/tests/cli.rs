@@ -198,13 +198,18 @@ impl Runs {
 
     /// Makes of a run that has ended one of `planned` steps that was killed.
     fn interrupt(&self, name: &str, planned: usize) {
+        self.undo(name, planned, "running");
+    }
+
+    /// The same, with another status.
+    fn undo(&self, name: &str, planned: usize, status: &str) {
         let dir = self.dir(name);
         fs::remove_dir_all(dir.join("adapter")).unwrap();
         fs::rename(dir.join("state"), dir.join("checkpoints")).unwrap();
         let step = fs::read_dir(dir.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
         for (file, of, key, value) in [
             (step.join("state.json"), "", "planned", Value::from(planned)),
-            (dir.join("run.json"), "train_info", "status", "running".into()),
+            (dir.join("run.json"), "train_info", "status", status.into()),
         ] {
             let mut record: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
             let part = if of.is_empty() { &mut record } else { &mut record[of] };
@@ -233,6 +238,18 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_makes_the_missing_steps_only(
     assert_eq!(runs.result("b"), whole);
     let shown = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(shown.contains("step 7/8") && !shown.contains("step 1/8"), "{shown}");
+}
+
+#[test]
+fn checkpoints_of_a_failed_run_are_not_mixed_with_those_of_a_new_one() {
+    let runs = Runs::new();
+    runs.run("a", 4, &[]);
+    runs.undo("a", 8, "failed");
+    let args = runs.args("a", 8, &[]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    fails(&args, "contains checkpoints of a run that failed; continue it with --resume");
+    fs::remove_dir_all(runs.dir("a").join("checkpoints")).unwrap();
+    lowrank(&args).assert().success();
 }
 
 #[test]

@@ -76,6 +76,12 @@ impl CheckpointStore {
         Self { folder: run.join("checkpoints"), ended: run.join("state"), config_hash }
     }
 
+    /// Whether the folder of a run contains checkpoints, of whatever settings.
+    #[must_use]
+    pub fn any(run: &Path) -> bool {
+        Self::new(run, String::new()).newest().is_some()
+    }
+
     fn error(&self, path: &Path, reason: impl ToString) -> TrainError {
         TrainError::Checkpoint { path: path.to_path_buf(), reason: reason.to_string() }
     }

@@ -6,9 +6,9 @@
 //! reach the disk before earlier ones. [`Disk::cuts`] has what the machine finds after a cut, [`Disk::restore`] puts it
 //! there.
 //!
-//! Needs `/dev/fuse` and the right to mount.
+//! Needs Linux, `/dev/fuse` and the right to mount, and is empty without the feature `mount`.
 
-#![cfg(target_os = "linux")]
+#![cfg(feature = "mount")]
 
 mod fuse;
 mod state;

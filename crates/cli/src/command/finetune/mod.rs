@@ -21,7 +21,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use lowrank_models::{HeadLevel, ModelKind};
 use lowrank_report::run::{FILE_NAME, RunRecord, Status};
-use lowrank_train::{SchedulerKind, ShowWatch, Start, Team, TrainConfig};
+use lowrank_train::{CheckpointStore, SchedulerKind, ShowWatch, Start, Team, TrainConfig};
 
 use crate::backend::device;
 use crate::context::{
@@ -279,6 +279,12 @@ fn check_output(args: &Args) -> Result<()> {
     ensure!(
         args.resume || before.train_info.status == Status::Failed,
         "{}: already contains a run; continue it with --resume, or give a new folder",
+        dir.display()
+    );
+    // They would be taken for those of the new run.
+    ensure!(
+        args.resume || !CheckpointStore::any(dir),
+        "{}: contains checkpoints of a run that failed; continue it with --resume, or give a new folder",
         dir.display()
     );
     ensure!(

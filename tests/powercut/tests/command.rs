@@ -1,24 +1,23 @@
 //! Power cuts at every change of names and every sync of a command: what was there before stays readable, what is
 //! reported as done is on the disk, and the next run ends with the same bytes.
 //!
-//! They mount a file system, which needs FUSE and the right to mount, and are therefore built with the feature `powercut` only.
 
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
 mod common;
 
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::{collections::BTreeMap, fs};
 
 use lowrank_powercut::{Cut, Disk, Loss, Tree};
 use rstest::rstest;
 
-use common::{fixture, s};
+use common::{program, root};
 
 fn run(disk: &Disk, args: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lowrank"))
+    let output = program("lowrank")
         .args(args)
         .current_dir(disk.path())
         .env("HF_HUB_OFFLINE", "1")
@@ -36,6 +35,14 @@ fn below(tree: &Tree, path: &str, is_kept: fn(&str) -> bool) -> BTreeMap<String,
         .filter(|(name, _)| is_kept(name))
         .filter_map(|(name, bytes)| Some((name.clone(), Arc::clone(bytes.as_ref()?))))
         .collect()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 /// Every n-th of the cuts, so that some `count` are tried; the last one always.

@@ -1,25 +1,23 @@
-//! A grid that a power cut ends. Mounts a file system, and is therefore built with the feature `powercut` only.
+//! A grid that a power cut ends.
 
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::{Command, Output},
-};
+mod common;
+
+use std::{collections::BTreeMap, process::Output};
 
 use lowrank_powercut::{Cut, Disk, Loss};
 use serde_json::Value;
+
+use common::{program, root};
 
 /// Cuts that are tried; each is followed by the rest of the grid.
 const TRIED: usize = 12;
 
 /// A tuning and four models that are scored, three of them compressed before.
 fn grid(disk: &Disk) -> Output {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.current_dir(root).args(["experiment", "compress", "--smoke", "--methods", "dense,plain"]);
+    let mut command = program("xtask");
+    command.current_dir(root()).args(["experiment", "compress", "--smoke", "--methods", "dense,plain"]);
     command.args(["--max-steps", "6", "--set", "eval_every=2", "--set", "save_every=2", "-o"]);
     command.arg(disk.path().join("grid")).output().unwrap()
 }
