@@ -10,15 +10,18 @@ use std::{
 
 use serde_json::Value;
 
-static PROGRAMS: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
-    let args =
-        ["build", "--release", "-p", "lowrank", "-p", "xtask", "--message-format=json-render-diagnostics"];
-    let output = Command::new(env!("CARGO")).current_dir(root()).args(args).output().unwrap();
+static PROGRAMS: LazyLock<[PathBuf; 2]> = LazyLock::new(|| ["lowrank", "xtask"].map(build));
+
+/// One package at a time, as `cargo xtask` builds them: together they would have other features.
+fn build(name: &str) -> PathBuf {
+    let args = ["build", "--release", "--package", name, "--bin", name];
+    let format = "--message-format=json-render-diagnostics";
+    let output = Command::new(env!("CARGO")).current_dir(root()).args(args).arg(format).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    let made = messages.map(|line| serde_json::from_slice::<Value>(line).unwrap());
-    made.filter_map(|message| Some(message["executable"].as_str()?.into())).collect()
-});
+    let mut made = messages.map(|line| serde_json::from_slice::<Value>(line).unwrap());
+    made.find_map(|message| Some(message["executable"].as_str()?.into())).unwrap()
+}
 
 pub(crate) fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
