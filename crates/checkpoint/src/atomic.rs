@@ -21,10 +21,39 @@ const RANDOM: usize = 16;
 /// [`Io`](CheckpointError::Io), [`Malformed`](CheckpointError::Malformed) for a path that exists and is not a regular
 /// file; the destination is then unchanged.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), CheckpointError> {
+    write_together(&[(path, bytes)])
+}
+
+/// Writes files, the first of which gets its name when all others have theirs: none does before the last of them is complete.
+///
+/// # Errors
+/// As [`write_atomic`]; if a file cannot be written, no destination is changed.
+pub fn write_together(files: &[(impl AsRef<Path>, impl AsRef<[u8]>)]) -> Result<(), CheckpointError> {
+    let mut complete = Vec::with_capacity(files.len());
+    for (path, bytes) in files {
+        let path = path.as_ref();
+        let mut temporary = temporary_file(path)?;
+        temporary.write_all(bytes.as_ref()).map_err(|e| CheckpointError::io(path, "write", e))?;
+        sync(&temporary, path)?;
+        complete.push((temporary, path));
+    }
+    complete.into_iter().rev().try_for_each(|(temporary, path)| name(temporary, path))
+}
+
+/// Lets `build` write a file, replacing an existing one when it succeeds.
+///
+/// # Errors
+/// As [`write_atomic`], or the error of `build`; the destination is then unchanged.
+pub fn replace_file_atomic<T, E: From<CheckpointError>>(
+    path: impl AsRef<Path>,
+    build: impl FnOnce(File) -> Result<T, E>,
+) -> Result<T, E> {
     let path = path.as_ref();
-    let mut temporary = temporary_file(path)?;
-    temporary.write_all(bytes.as_ref()).map_err(|e| CheckpointError::io(path, "write", e))?;
-    persist(temporary, path)
+    let temporary = temporary_file(path)?;
+    let file = temporary.as_file().try_clone().map_err(|e| CheckpointError::io(path, "write", e))?;
+    let value = build(file)?;
+    persist(temporary, path)?;
+    Ok(value)
 }
 
 /// Builds a folder under a temporary name beside `destination` and renames it when `build` succeeds. An existing
@@ -108,10 +137,13 @@ pub(crate) fn move_into_place(from: &Path, destination: &Path, replace: bool) ->
         .prefix(&prefix(name))
         .tempdir_in(&parent)
         .map_err(|e| CheckpointError::io(&parent, "create a folder in", e))?;
-    let new = aside.path().join("new");
+    let [new, old] = ["new", "old"].map(|name| aside.path().join(name));
     rename(from, &new)?;
-    if let Err(error) = trade(&new, destination, &aside.path().join("old")) {
-        rename(&new, from)?;
+    if let Err(error) = trade(&new, destination, &old) {
+        // What cannot be put back stays there.
+        if rename(&new, from).is_err() || old.exists() {
+            let _kept: PathBuf = aside.keep();
+        }
         return Err(error);
     }
     // The old one goes when its successor cannot be lost any more.
@@ -224,10 +256,19 @@ fn check_regular(path: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// Syncs and renames.
+/// Makes a complete file durable and gives it its name.
 pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
+    sync(&temporary, path)?;
+    name(temporary, path)
+}
+
+fn sync(temporary: &NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
+    temporary.as_file().sync_all().map_err(|e| CheckpointError::io(path, "sync", e))
+}
+
+/// Gives a file that is durable its name.
+fn name(temporary: NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
     check_regular(path)?;
-    temporary.as_file().sync_all().map_err(|e| CheckpointError::io(path, "sync", e))?;
     temporary.persist(path).map_err(|e| CheckpointError::io(path, "rename the finished file to", e.error))?;
     let (parent, _) = split(path)?;
     sync_folder(&parent)
@@ -291,8 +332,9 @@ pub(crate) fn split(path: &Path) -> Result<(PathBuf, &OsStr), CheckpointError> {
     Ok((parent, name))
 }
 
-/// Whether a name is one that a killed process may have left.
-pub(crate) fn is_temporary(name: &OsStr) -> bool {
+/// Whether a name is one that a process killed while it wrote a file or folder may have left.
+#[must_use]
+pub fn is_temporary(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.contains(".tmp-"))
 }
 

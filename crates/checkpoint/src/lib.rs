@@ -63,7 +63,10 @@ mod write;
 pub use lowrank_spec::HostTensor;
 
 pub use self::{
-    atomic::{create_folder, replace_dir_atomic, sync_folder, sync_tree, write_atomic, write_dir_atomic},
+    atomic::{
+        create_folder, is_temporary, replace_dir_atomic, replace_file_atomic, sync_folder, sync_tree,
+        write_atomic, write_dir_atomic, write_together,
+    },
     checkpoint::Checkpoint,
     companions::{is_nested_companion, nested_companions},
     dtype::{Dtype, FloatType, TensorInfo},

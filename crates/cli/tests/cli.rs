@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{copy, fails, fixture, json_of, lowrank, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, s};
 
 /// A GLUE root with a tiny SST-2 that a word gives away.
 fn tiny_data() -> TempDir {
@@ -196,6 +196,12 @@ impl Runs {
         (record["train_info"]["evals"].clone(), adapter)
     }
 
+    /// Runs and must fail with a message.
+    fn fails(&self, name: &str, steps: usize, extra: &[&str], part: &str) {
+        let args = self.args(name, steps, extra);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    }
+
     /// Makes of a run that has ended one of `planned` steps that was killed.
     fn interrupt(&self, name: &str, planned: usize) {
         self.undo(name, planned, "running");
@@ -245,11 +251,37 @@ fn checkpoints_of_a_failed_run_are_not_mixed_with_those_of_a_new_one() {
     let runs = Runs::new();
     runs.run("a", 4, &[]);
     runs.undo("a", 8, "failed");
-    let args = runs.args("a", 8, &[]);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    fails(&args, "contains checkpoints of a run that failed; continue it with --resume");
+    runs.fails("a", 8, &[], "contains checkpoints of a run that failed; continue it with --resume");
     fs::remove_dir_all(runs.dir("a").join("checkpoints")).unwrap();
-    lowrank(&args).assert().success();
+    runs.run("a", 8, &[]);
+}
+
+#[test]
+fn an_extension_that_was_cut_off_is_extended_again() {
+    let runs = Runs::new();
+    let whole = runs.run("a", 8, &[]);
+    runs.run("b", 4, &[]);
+    // Before its first checkpoint.
+    edit(&runs.dir("b").join("run.json"), |record| record["train_info"]["status"] = "running".into());
+    runs.fails("b", 8, &["--resume"], "belongs to a run of 4 steps, not 8; --extend trains past");
+    assert_eq!(runs.run("b", 8, &["--extend"]), whole);
+    // Between its last checkpoint and its result.
+    runs.interrupt("b", 8);
+    assert_eq!(runs.run("b", 8, &["--extend"]).1, whole.1);
+    runs.fails("b", 8, &["--extend"], "is at step 8; give a larger");
+}
+
+#[test]
+fn a_run_cut_off_before_its_first_record_is_begun() {
+    let runs = Runs::new();
+    fs::create_dir(runs.dir("a")).unwrap();
+    fs::write(runs.dir("a").join(".run.json.tmp-0123456789abcdef"), "{").unwrap();
+    runs.run("a", 2, &["--resume"]);
+    let names = fs::read_dir(runs.dir("a")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_str().unwrap().starts_with('.')));
+    fs::create_dir(runs.dir("b")).unwrap();
+    fs::write(runs.dir("b").join("notes.txt"), "mine").unwrap();
+    runs.fails("b", 2, &["--resume"], "is not empty; give a new folder");
 }
 
 #[test]
@@ -257,10 +289,7 @@ fn a_finished_run_can_be_extended() {
     let runs = Runs::new();
     let whole = runs.run("a", 8, &[]);
     runs.run("b", 4, &[]);
-    let fails_with = |steps, extra: &[&str], part: &str| {
-        let args = runs.args("b", steps, extra);
-        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
-    };
+    let fails_with = |steps, extra: &[&str], part: &str| runs.fails("b", steps, extra, part);
     fails_with(8, &["--resume"], "--extend trains it past its planned steps");
     fails_with(4, &["--extend"], "is at step 4; give a larger");
     fails_with(8, &["--extend", "--seed", "3"], "other settings");

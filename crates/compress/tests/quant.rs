@@ -499,6 +499,7 @@ fn bad_options_are_refused() {
     );
     fails(&Options { amount: Amount::Bytes(1 << 20), ..q4.clone() }, "leave out the one given (Q4_0)");
     fails(&Options { amount: Amount::Bytes(0), format: None, ..q4.clone() }, "bytes = 0 is out of range");
+    fails(&Options { memory: Some(10), ..q4.clone() }, "memory = 10 is out of range; expected at least");
     fails(&Options { method: Method::Tt, amount: Amount::Error(0.1), ..q4.clone() }, "tt writes no factors");
     let targets = Some(Targets::new(Pattern::parse("nothing_like_it")));
     fails(&Options { targets, ..q4.clone() }, "no layer matches");

@@ -19,6 +19,9 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// A file could not be written as a whole.
+    #[error(transparent)]
+    File(#[from] lowrank_checkpoint::CheckpointError),
     /// A `run.json` that does not have the documented format.
     #[error("{} is not a run record: {source}", path.display())]
     Record {

@@ -12,11 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 
-use crate::{
-    Error, Result,
-    files::{is_temporary, write_atomic},
-    model_name,
-};
+use crate::{Error, Result, model_name};
 
 /// The version of the format that this build writes and reads.
 pub const FORMAT: u32 = 1;
@@ -196,36 +192,13 @@ impl RunRecord {
     /// Writes the record under a temporary name in the same folder and renames it to `path`.
     ///
     /// # Errors
-    /// [`Error::Io`]; the previous file is then unchanged.
+    /// [`Error::File`]; the previous file is then unchanged.
     pub fn write_atomic(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|source| Error::Record { path: path.to_owned(), source })?;
         bytes.push(b'\n');
-        write_atomic(path, &bytes)
-    }
-
-    /// Whether a folder contains nothing but records that were not completely written.
-    #[must_use]
-    pub fn is_unfinished(folder: impl AsRef<Path>) -> bool {
-        let Ok(entries) = fs::read_dir(folder) else { return false };
-        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
-        !names.is_empty() && names.iter().all(|name| is_temporary(name, FILE_NAME))
-    }
-
-    /// Removes records that a killed process has not completely written. No other process may be writing one.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn remove_unfinished(folder: impl AsRef<Path>) -> Result<()> {
-        let folder = folder.as_ref();
-        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let entry = entry.map_err(Error::io("read", folder))?;
-            if is_temporary(&entry.file_name(), FILE_NAME) {
-                fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
-            }
-        }
-        Ok(())
+        Ok(lowrank_checkpoint::write_atomic(path, bytes)?)
     }
 
     /// The displayed name of the run: its label if it has one, `untrained` for a head on an
@@ -403,7 +376,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("folder");
         fs::create_dir_all(path.join("inside")).unwrap();
-        assert!(matches!(record().write_atomic(&path), Err(Error::Io { .. })));
+        assert!(matches!(record().write_atomic(&path), Err(Error::File(_))));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -47,6 +47,20 @@ impl Volatile {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         act(&mut lock(&self.state))
     }
+
+    /// Creates an empty file or folder with the bits of a mode that are not in the umask.
+    fn make(
+        &self,
+        request: &Request,
+        (parent, name): (INodeNo, &OsStr),
+        node: Node,
+        (bits, umask): (u32, u32),
+    ) -> Result<FileAttr> {
+        self.with(|state| {
+            let number = state.create(parent.0, name, node, (bits & !umask & 0o7777) as u16)?;
+            attributes(state, number, request)
+        })
+    }
 }
 
 fn attributes(state: &State, number: u64, request: &Request) -> Result<FileAttr> {
@@ -72,11 +86,6 @@ fn attributes(state: &State, number: u64, request: &Request) -> Result<FileAttr>
         blksize: BLOCK,
         flags: 0,
     })
-}
-
-/// The bits of a mode that a creation sets.
-fn mode(mode: u32, umask: u32) -> u16 {
-    (mode & !umask & 0o7777) as u16
 }
 
 fn entry(reply: ReplyEntry, result: Result<FileAttr>) {
@@ -153,11 +162,7 @@ impl Filesystem for Volatile {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let make = |state: &mut State| {
-            let number = state.create(parent.0, name, Node::folder(), mode(bits, umask))?;
-            attributes(state, number, request)
-        };
-        entry(reply, self.with(make));
+        entry(reply, self.make(request, (parent, name), Node::folder(), (bits, umask)));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -336,11 +341,7 @@ impl Filesystem for Volatile {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let make = |state: &mut State| {
-            let number = state.create(parent.0, name, Node::file(), mode(bits, umask))?;
-            attributes(state, number, request)
-        };
-        match self.with(make) {
+        match self.make(request, (parent, name), Node::file(), (bits, umask)) {
             Ok(attributes) => {
                 reply.created(&TTL, &attributes, Generation(0), FileHandle(0), FopenFlags::empty());
             }

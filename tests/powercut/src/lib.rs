@@ -36,12 +36,6 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Whether this machine has FUSE.
-    #[must_use]
-    pub fn is_possible() -> bool {
-        Path::new("/dev/fuse").exists() && Self::mount().is_ok()
-    }
-
     /// Mounts an empty disk.
     ///
     /// # Errors
@@ -79,9 +73,11 @@ impl Disk {
     }
 
     /// Replaces everything by what a cut leaves, which is durable then. No file may be open.
-    pub fn restore(&self, cut: &Cut) {
-        // A cut has the parents of all its paths.
-        let _restored = lock(&self.state).restore(&cut.tree);
+    ///
+    /// # Errors
+    /// For a tree without the parent of one of its paths, which no cut of a disk leaves.
+    pub fn restore(&self, cut: &Cut) -> io::Result<()> {
+        lock(&self.state).restore(&cut.tree).map_err(|error| io::Error::from_raw_os_error(error.code()))
     }
 }
 

@@ -123,7 +123,7 @@ impl State {
 
     /// The cuts at every moment so far and now, one of each state.
     pub(crate) fn cuts(&self) -> Vec<Cut> {
-        let present = Moment { now: self.now.clone(), durable: self.durable.clone() };
+        let present = self.present();
         let (mut seen, mut cuts) = (HashSet::new(), Vec::new());
         for (after, moment) in self.moments.iter().chain([&present]).enumerate() {
             for loss in Loss::EACH {
@@ -138,19 +138,22 @@ impl State {
 
     /// What a cut now would leave.
     pub(crate) fn cut(&self, loss: Loss) -> Cut {
-        let present = Moment { now: self.now.clone(), durable: self.durable.clone() };
-        Cut { after: self.moments.len(), loss, tree: present.tree(loss) }
+        Cut { after: self.moments.len(), loss, tree: self.present().tree(loss) }
+    }
+
+    fn present(&self) -> Moment {
+        Moment { now: self.now.clone(), durable: self.durable.clone() }
     }
 
     /// Records the moment before a change.
     fn record(&mut self) {
-        self.moments.push(Moment { now: self.now.clone(), durable: self.durable.clone() });
+        self.moments.push(self.present());
     }
 
     /// Replaces everything by a tree.
     ///
     /// # Errors
-    /// For a tree without the parent of a path, which no cut has.
+    /// For a tree without the parent of a path.
     pub(crate) fn restore(&mut self, tree: &Tree) -> Result<()> {
         self.now = Nodes::from([(ROOT, Node::folder())]);
         // Parents come before their children. Numbers go on: the kernel may hold pages under the old ones.

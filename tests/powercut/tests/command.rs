@@ -88,7 +88,7 @@ fn check_output(disk: &Disk, args: &[&str], output: &str) {
         assert!(left == before || left == whole, "{args:?}: a part of the output\n{cut:?}");
     }
     for cut in some(cuts, TRIED) {
-        disk.restore(&cut);
+        disk.restore(&cut).unwrap();
         let again = run(disk, args);
         // Most commands refuse to replace an output.
         assert!(again.0 || below(&cut.tree, &output, everything) == whole, "{}\n{cut:?}", again.1);
@@ -174,7 +174,7 @@ fn a_fine_tuning_goes_on() {
     let cuts = disk.cuts();
     eprintln!("{} states", cuts.len());
     for cut in some(cuts, 2 * TRIED) {
-        disk.restore(&cut);
+        disk.restore(&cut).unwrap();
         let left = below(&cut.tree, "/out/adapter", is_weights);
         assert!(left.is_empty() || left == whole, "a part of the adapter\n{cut:?}");
         if done(&cut) {
@@ -208,7 +208,7 @@ fn an_extended_fine_tuning_keeps_what_it_had() {
         assert!(left == old || left == new, "neither adapter\n{cut:?}");
     }
     for cut in some(cuts, 2 * TRIED) {
-        disk.restore(&cut);
+        disk.restore(&cut).unwrap();
         let (succeeded, error) = run(&disk, &more);
         assert!(succeeded || error.contains("give a larger --max-steps"), "{error}\n{cut:?}");
         assert!(adapter(&disk.cut(Loss::None)) == new, "another adapter after\n{cut:?}");

@@ -45,8 +45,7 @@ impl Grid {
     }
 
     pub(crate) fn create(&self) -> Result<()> {
-        let cells = self.root.join("cells");
-        make_folder(&cells)
+        make_folder(&self.root.join("cells"))
     }
 
     /// The root of the tree of event files.

@@ -1,10 +1,13 @@
 //! Files and folders that appear whole or not at all.
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 
 #[cfg(unix)]
 use lowrank_checkpoint::FolderLock;
-use lowrank_checkpoint::{CheckpointError, StagedDir, replace_dir_atomic, write_atomic, write_dir_atomic};
+use lowrank_checkpoint::{
+    CheckpointError, StagedDir, replace_dir_atomic, replace_file_atomic, write_atomic, write_dir_atomic,
+    write_together,
+};
 
 use crate::{check_error, listing};
 
@@ -229,4 +232,35 @@ fn a_locked_folder_is_missed() {
     assert!(!lock.is_in_place());
     FolderLock::take(&out).unwrap();
     drop(lock);
+}
+
+#[test]
+fn files_are_written_together_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| dir.path().join(name));
+    check_error(write_together(&[(&one, "1"), (&dir.path().join("absent/other"), "2")]), &["absent"]);
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    check_error(write_together(&[(&one, "1"), (&dir.path().join("folder"), "2")]), &["not a regular file"]);
+    assert_eq!(listing(dir.path()), ["folder"]);
+    write_together(&[(&one, "1"), (&other, "2")]).unwrap();
+    assert_eq!(listing(dir.path()), ["folder", "one", "other"]);
+    assert_eq!(fs::read_to_string(one).unwrap(), "1");
+}
+
+#[test]
+fn a_file_is_replaced_when_it_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table");
+    fs::write(&path, "old").unwrap();
+    let failed = replace_file_atomic(&path, |mut file| {
+        file.write_all(b"ne").unwrap();
+        Err::<(), _>(CheckpointError::InUse { path: path.clone() })
+    });
+    assert!(failed.is_err() && fs::read(&path).unwrap() == b"old");
+    let written = replace_file_atomic(&path, |mut file| {
+        file.write_all(b"new").unwrap();
+        Ok::<_, CheckpointError>(3)
+    });
+    assert_eq!((written.unwrap(), fs::read_to_string(&path).unwrap()), (3, "new".to_owned()));
+    assert_eq!(listing(dir.path()), ["table"]);
 }

@@ -131,6 +131,39 @@ fn a_small_file_may_be_written_again_in_place() {
 }
 
 #[test]
+fn parts_are_those_of_the_whole_tensor() {
+    // Several spans of a map, of which none ends with a part.
+    let values: Vec<f32> = (0..3_000_000).map(|i| i as f32 * 0.25).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for float in [FloatType::F32, FloatType::BF16] {
+        let path = dir.path().join("x.safetensors");
+        let tensor = HostTensor::new("x", [values.len()], values.as_slice());
+        write_safetensors(&path, vec![tensor], float, &BTreeMap::new()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        for len in [0, 1000, 777_777, values.len(), 2 * values.len()] {
+            let (mut lens, mut read) = (Vec::new(), Vec::new());
+            let result: Result<(), CheckpointError> = checkpoint.try_each_f32("x", len, |part| {
+                lens.push(part.len());
+                read.extend_from_slice(part);
+                Ok(())
+            });
+            result.unwrap();
+            assert!(read == checkpoint.read_f32("x").unwrap(), "{float:?} {len}");
+            let (last, others) = lens.split_last().unwrap();
+            assert!(others.iter().all(|found| *found == len.max(1)) && *last <= len.max(1), "{lens:?}");
+        }
+        let mut calls = 0;
+        let stopped = checkpoint.try_each_f32("x", 1000, |_| {
+            calls += 1;
+            Err(CheckpointError::InUse { path: path.clone() })
+        });
+        assert!(matches!(stopped, Err(CheckpointError::InUse { .. })) && calls == 1);
+        let absent: Result<(), CheckpointError> = checkpoint.try_each_f32("y", 1, |_| Ok(()));
+        check_error(absent, &["no tensor 'y'"]);
+    }
+}
+
+#[test]
 fn an_odd_header_length_leaves_floats_unaligned_and_readable() {
     let header = r#"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[1,17]},"y":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     let data = [&[9u8][..], &[1.0f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat()].concat();

@@ -1,10 +1,11 @@
 //! Output of the commands: JSON on standard output, new folders.
 
-use std::io::Write;
+use std::fs::DirEntry;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use lowrank_checkpoint::StagedDir;
+use lowrank_checkpoint::{StagedDir, is_temporary};
 use serde_json::Value;
 
 /// Prints one JSON object on standard output.
@@ -21,7 +22,8 @@ pub(crate) fn write_folder(output: &Path, write: impl FnOnce(&Path) -> Result<()
     Ok(staged.commit()?)
 }
 
-/// Refuses an output that is one of the inputs, is a file, or is not empty: files of two outputs would mix.
+/// Refuses an output that is one of the inputs, is a file, or is not empty: files of two outputs would mix. What a killed
+/// process has not completely written does not count.
 pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
     let place = output.canonicalize().ok();
     let is_it = |input: &&&Path| place.is_some() && input.canonicalize().ok() == place;
@@ -31,7 +33,8 @@ pub(crate) fn new_folder(output: &Path, inputs: &[&Path]) -> Result<()> {
     if output.is_file() {
         bail!("{}: is a file; -o must be a folder", output.display());
     }
-    if output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+    let is_ours = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| is_temporary(&entry.file_name()));
+    if output.read_dir().is_ok_and(|mut entries| !entries.all(is_ours)) {
         bail!("{}: is not empty; give a new folder", output.display());
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! One quantized weight, with or without a correction.
 
+use std::borrow::Cow;
+
 use lowrank_checkpoint::Checkpoint;
 use lowrank_factor::matrix::{from_row_major, to_row_major};
 use lowrank_factor::{Feedback, Mat, MatRef, Subspace, Truncation, subspace, whitened};
@@ -38,7 +40,7 @@ const ENOUGH_BITS: f64 = 6.0;
 /// A weight `[rows, columns]` whose rows are cut into blocks.
 pub(crate) struct Rows<'a> {
     weight: &'a Weight,
-    values: Vec<f32>,
+    values: Cow<'a, [f32]>,
     shape: [usize; 2],
     /// The place of the first row in the weight.
     first: usize,
@@ -101,10 +103,10 @@ impl<'a> Rows<'a> {
     /// A non-finite value.
     pub(crate) fn read(weight: &'a Weight, checkpoint: &Checkpoint) -> Result<Self> {
         let (values, shape) = weight.in_rows(weight.read(checkpoint)?);
-        Self::new(weight, values, shape, 0)
+        Self::new(weight, values.into(), shape, 0)
     }
 
-    fn new(weight: &'a Weight, values: Vec<f32>, shape: [usize; 2], first: usize) -> Result<Self> {
+    fn new(weight: &'a Weight, values: Cow<'a, [f32]>, shape: [usize; 2], first: usize) -> Result<Self> {
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             let (path, [_, columns]) = (&weight.site.path, shape);
             return Err(CompressError::Input(format!(
@@ -127,7 +129,7 @@ impl<'a> Rows<'a> {
         let step = (rows * columns).div_ceil(SAMPLE).clamp(1, rows.max(1));
         let values: Vec<f32> =
             self.values.chunks_exact(columns.max(1)).step_by(step).flatten().copied().collect();
-        (Self { values, shape: [rows.div_ceil(step), columns], ..*self }, step)
+        (Self { values: values.into(), shape: [rows.div_ceil(step), columns], ..*self }, step)
     }
 
     /// Whether a low-rank correction is worth trying for a matrix in this format.
@@ -304,7 +306,7 @@ impl<'a> Rows<'a> {
         let (mut first, mut total, mut loss) = (0, 0.0, 0.0);
         checkpoint.try_each_f32(&weight.key(), (PART / columns.max(1)).max(1) * columns, |values| {
             let shape = [values.len() / columns, columns];
-            let part = Rows::new(weight, values.to_vec(), shape, first)?;
+            let part = Rows::new(weight, values.into(), shape, first)?;
             let rounded = part.quantize(&part.values, format, weights)?;
             blocks.extend(rounded.blocks);
             total += part.total(weights);
@@ -359,27 +361,27 @@ impl<'a> Rows<'a> {
 }
 
 /// Whether the rows of a weight are rounded independently of each other, and stored so.
-pub(crate) fn is_in_parts(weight: &Weight, target: Target, weights: &ErrorWeights) -> bool {
-    target.rank == 0 && weights.gram.is_none() && weight.is_stored_in_rows()
+pub(crate) fn is_in_parts(weight: &Weight, target: Target, has_gram: bool) -> bool {
+    target.rank == 0 && !has_gram && weight.is_stored_in_rows()
 }
 
 /// Approximate peak memory of [`Rows::make`] or [`Rows::make_in_parts`], in bytes.
-pub(crate) fn bytes(weight: &Weight, target: Target, weights: &ErrorWeights) -> u64 {
+pub(crate) fn bytes(weight: &Weight, target: Target, has_gram: bool) -> u64 {
     let [rows, columns] = weight.row_shape();
-    if is_in_parts(weight, target, weights) {
+    if is_in_parts(weight, target, has_gram) {
         let blocks = target.format.and_then(|format| format.row_bytes(columns).ok()).unwrap_or(0) * rows;
         return (28 * PART.max(columns).min(weight.numel()) + blocks) as u64;
     }
-    let width = weights.gram.as_ref().map_or(0, |gram| gram.statistics.gram.nrows());
+    let width = if has_gram { columns } else { 0 };
     // Values, rounded values, errors, and the same after error feedback; of the Gram matrix its sums, the sums in f32, and a
     // Cholesky factor and its inverse in both precisions.
     (28 * weight.numel() + 36 * width * width) as u64
 }
 
 /// Approximate peak memory of comparing the formats of a weight, in bytes.
-pub(crate) fn bytes_to_compare(weight: &Weight, with_correction: bool, weights: &ErrorWeights) -> u64 {
+pub(crate) fn bytes_to_compare(weight: &Weight, with_correction: bool, has_gram: bool) -> u64 {
     if with_correction {
-        return bytes(weight, Target { format: None, rank: 1 }, weights);
+        return bytes(weight, Target { format: None, rank: 1 }, has_gram);
     }
     // All values, for their norm, and some rows in every format.
     let copies = if weight.is_stored_in_rows() { 4 } else { 8 };
@@ -436,7 +438,7 @@ mod tests {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let [weight] = find(&checkpoint, &Map::new()).try_into().unwrap();
         let target = Target { format: Some(BlockFormat::Q4_0), rank: 0 };
-        assert!(is_in_parts(&weight, target, weights));
+        assert!(is_in_parts(&weight, target, weights.gram.is_some()));
         let parts = Rows::make_in_parts(&weight, &checkpoint, BlockFormat::Q4_0, weights)?;
         Ok([parts, Rows::read(&weight, &checkpoint)?.make(BlockFormat::Q4_0, 0, weights)?])
     }

@@ -96,9 +96,8 @@ fn candidates(
     scratch: &Path,
     progress: &dyn Progress,
 ) -> Result<(Vec<Vec<Candidate>>, Vec<ErrorWeights>)> {
-    let need = |index: usize, weights: &ErrorWeights| {
-        fit::bytes_to_compare(&plan.weights[index], with_correction, weights)
-    };
+    let need =
+        |index: usize, has_gram: bool| fit::bytes_to_compare(&plan.weights[index], with_correction, has_gram);
     let made = pass::each(plan, calibrator, "formats", progress, need, |index, weights| {
         let weight = &plan.weights[index];
         // Errors of rounding alone are independent of each other, so diagonals are as informative as whole

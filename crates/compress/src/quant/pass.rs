@@ -10,7 +10,8 @@ use crate::parallel;
 use crate::pass::by_layer;
 use crate::statistics::{Weighting, Weightings, lookup};
 
-/// Runs `work`, which takes `need` bytes, on every weight and returns the results in the order of the weights.
+/// Runs `work` on every weight and returns the results in the order of the weights. `need` has the bytes that it takes, with
+/// a Gram matrix of the inputs and without.
 ///
 /// # Errors
 /// [`CompressError::Option`](crate::CompressError::Option) if a weight needs more memory than there may be, the first error of
@@ -20,14 +21,18 @@ pub(crate) fn each<T: Send>(
     calibrator: &mut Option<&mut dyn Calibrator>,
     stage: &str,
     progress: &dyn Progress,
-    need: impl Fn(usize, &ErrorWeights) -> u64 + Sync,
+    need: impl Fn(usize, bool) -> u64 + Sync,
     work: impl Fn(usize, &ErrorWeights) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    let (cap, is_calibrated) = (plan.options.memory, calibrator.is_some());
+    let all: Vec<usize> = (0..plan.weights.len()).collect();
+    // Before the model is run, which may take hours. Tables have no inputs.
+    let most = |index: usize| need(index, is_calibrated && !plan.weights[index].site.embedding);
+    parallel::check_cap(&all, cap, most, |index| plan.weights[index].site.path.clone())?;
     if let Some(calibrator) = calibrator.as_mut() {
         calibrator.prepare(progress)?;
     }
     progress.stage(stage, plan.weights.iter().map(|w| w.numel() as u64).sum());
-    let is_calibrated = calibrator.is_some();
     let mut results: Vec<(usize, T)> = Vec::with_capacity(plan.weights.len());
     let is_descending = calibrator.as_ref().is_some_and(|calibrator| calibrator.is_descending());
     for (layer, indices) in by_layer(plan.weights.iter().map(|weight| weight.step), is_descending) {
@@ -50,9 +55,7 @@ pub(crate) fn each<T: Send>(
             (*index, ErrorWeights::new(weight, &weighting, &mut grams))
         };
         let weights: HashMap<usize, ErrorWeights> = indices.iter().map(of).collect();
-        let need = |index: usize| need(index, &weights[&index]);
-        let cap = plan.options.memory;
-        parallel::check_cap(&indices, cap, need, |index| plan.weights[index].site.path.clone())?;
+        let need = |index: usize| need(index, weights[&index].gram.is_some());
         let made = parallel::map(&indices, cap, need, |index| {
             let weight = &plan.weights[index];
             let made = work(index, &weights[&index])?;

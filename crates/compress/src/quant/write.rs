@@ -49,16 +49,16 @@ pub(crate) fn write(
         }
     }
     let shared = Mutex::new(&mut writer);
-    // A second pass without a calibrator uses the diagonals of the first.
-    let need = |index: usize, weights: &ErrorWeights| match targets[index].format {
-        Some(_) => fit::bytes(&plan.weights[index], targets[index], weights),
+    let need = |index: usize, has_gram: bool| match targets[index].format {
+        Some(_) => fit::bytes(&plan.weights[index], targets[index], has_gram),
         None => 0,
     };
     let errors = pass::each(plan, calibrator, "blocks", progress, need, |index, weights| {
         let (weight, target) = (&plan.weights[index], targets[index]);
         let Some(format) = target.format else { return Ok(0.0) };
+        // A second pass without a calibrator uses the diagonals of the first.
         let weights = known.filter(|_| weights.gram.is_none()).map_or(weights, |known| &known[index]);
-        let made = if fit::is_in_parts(weight, target, weights) {
+        let made = if fit::is_in_parts(weight, target, weights.gram.is_some()) {
             Rows::make_in_parts(weight, &plan.checkpoint, format, weights)?
         } else {
             Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?

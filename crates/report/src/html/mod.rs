@@ -10,9 +10,10 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+use lowrank_checkpoint::write_together;
+
 use crate::{
     Error, Result,
-    files::write_together,
     run::{LoadedRun, load_runs},
     table::GridTable,
 };

@@ -24,19 +24,13 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fs::{self, File},
-    io::BufWriter,
-    path::Path,
-    thread,
-};
+use std::{fs::File, io::BufWriter, path::Path, thread};
+
+use lowrank_checkpoint::replace_file_atomic;
 
 use self::{run::RunLog, tree::Tree};
 pub use self::{tags::TagFilter, tree::ColumnType};
-use crate::{
-    Error, Result,
-    files::{rename, temporary_name},
-};
+use crate::{Error, Result};
 
 /// Treatment of several values of a tag at one step, as from a run that was resumed or started again
 /// in the same folder.
@@ -143,13 +137,8 @@ pub fn convert(
     if options.wall_time {
         summary.columns.push((TAKEN[3].to_owned(), ColumnType::Float));
     }
-    let temporary = temporary_name(output);
-    let written = write_table(&tree, format, &temporary, options, &mut summary, &mut progress)
-        .and_then(|()| File::open(&temporary).and_then(|f| f.sync_all()).map_err(Error::io("write", output)))
-        .and_then(|()| rename(&temporary, output));
-    written.inspect_err(|_| {
-        // The first error is reported.
-        let _ = fs::remove_file(&temporary);
+    replace_file_atomic(output, |file| {
+        write_table(&tree, format, (file, output), options, &mut summary, &mut progress)
     })?;
     Ok(summary)
 }
@@ -157,12 +146,12 @@ pub fn convert(
 fn write_table(
     tree: &Tree,
     format: Format,
-    path: &Path,
+    (file, path): (File, &Path),
     options: &LogsOptions,
     summary: &mut LogsSummary,
     progress: &mut impl FnMut(LogsProgress),
 ) -> Result<()> {
-    let file = BufWriter::new(File::create(path).map_err(Error::io("create", path))?);
+    let file = BufWriter::new(file);
     let mut table: Box<dyn Table> = match format {
         Format::Csv => Box::new(csv::CsvTable::new(file, path, tree, options.wall_time)?),
         #[cfg(feature = "parquet")]

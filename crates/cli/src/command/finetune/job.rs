@@ -120,7 +120,6 @@ where
     let lock = Arc::new(FolderLock::take(&args.output)?);
     // Another process may have finished since the first look.
     super::check_output(args)?;
-    RunRecord::remove_unfinished(&args.output)?;
     record.write_atomic(&file)?;
     let record = Arc::new(Mutex::new(record));
     let result = train(&setup, &identity, objective, model, &record, &lock);

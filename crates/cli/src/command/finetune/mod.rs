@@ -270,8 +270,7 @@ fn check_output(args: &Args) -> Result<()> {
     let dir = &args.output;
     let Ok(before) = RunRecord::read(dir.join(FILE_NAME)) else {
         ensure!(!args.extend, "{}: contains no run to extend", dir.display());
-        // All that an attempt may have left that was cut off before its first record.
-        return if RunRecord::is_unfinished(dir) { Ok(()) } else { new_folder(dir, &[&args.model]) };
+        return new_folder(dir, &[&args.model]);
     };
     if args.extend {
         return Ok(());
