@@ -37,7 +37,7 @@ enum Command {
         /// a card, CUBECL_WGPU_DEFAULT_DEVICE=Cpu selects Mesa's lavapipe for vulkan
         #[arg(long, value_enum, default_value_t)]
         backend: Backend,
-        /// Arguments for cargo test, e.g. `-p lowrank-report` or `-- table`
+        /// Arguments for cargo test, e.g. `-p lowrank-report`, `-p lowrank --features mpi` or `-- table`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
