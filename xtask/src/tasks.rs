@@ -17,7 +17,7 @@ fn succeeds(command: &mut Command) -> Result<bool> {
 
 /// Formatting, then lints with warnings denied.
 pub(crate) fn check() -> Result<bool> {
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     Ok(succeeds(cargo().args(["fmt", "--all", "--check"]))? && succeeds(cargo().args(lints))?)
 }
 

@@ -93,8 +93,12 @@ fn line<'a>(manifest: &'a str, section: &str, name: &str) -> &'a str {
 
 #[test]
 fn every_crate_is_packaged_and_builds_outside_the_workspace() {
-    let dir = tempfile::tempdir().unwrap();
-    let packages = package(dir.path());
+    // At one place and in the workspace's artifacts, so that what was built for the workspace or in an earlier run is not
+    // built again.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let packages = package(&dir);
     let count = fs::read_dir(root().join("crates"))
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().path().is_dir())
@@ -111,8 +115,10 @@ fn every_crate_is_packaged_and_builds_outside_the_workspace() {
         patches += &format!("{name} = {{ path = {folder:?} }}\n");
     }
     let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, profile) = workspace.split_once("\n[profile.release]\n").unwrap();
+    let profile = profile.split("\n[").next().unwrap();
     for Alone { name, source, features, others, subcommand } in ALONE {
-        let crate_dir = dir.path().join(format!("alone-{name}"));
+        let crate_dir = dir.join(format!("alone-{name}"));
         fs::create_dir_all(crate_dir.join("src")).unwrap();
         fs::copy(root().join(source), crate_dir.join("src/main.rs")).unwrap();
         // The versions of the workspace, offline too.
@@ -122,12 +128,13 @@ fn every_crate_is_packaged_and_builds_outside_the_workspace() {
             .map(|other| line(&workspace, "workspace.dependencies", other).to_owned() + "\n")
             .collect();
         let manifest = format!(
-            "[package]\nname = \"alone\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
+            "[package]\nname = \"alone-{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
              {name} = {{ version = \"0.1.0\", features = {features} }}\n{others}\n[patch.crates-io]\n{patches}\n\
-             [profile.dev]\ndebug = false\n"
+             [profile.release]\n{profile}"
         );
         fs::write(crate_dir.join("Cargo.toml"), manifest).unwrap();
-        let printed = cargo(&crate_dir, &[subcommand, "--quiet"], &root().join("target/alone"));
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let printed = cargo(&crate_dir, &[subcommand, "--quiet", "--release"], target);
         assert!(subcommand != "run" || printed.lines().count() > 3, "{name}: {printed}");
     }
     let adapters = fs::read_to_string(root().join(ALONE[1].source)).unwrap();
