@@ -1,8 +1,6 @@
 //! Adapters written by PEFT over decoders: what an adapter contains, how its initialization changes the
 //! base, tied heads. Every folder `peft-small-*` is loaded, merged, written and loaded again.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::fs;
 use std::path::Path;
 

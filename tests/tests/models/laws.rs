@@ -1,7 +1,5 @@
 //! The adapter laws: one checker over every method, architecture and backend.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;

@@ -1,7 +1,5 @@
 //! Calibration and large products on the build's backend beside those of a CPU.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use burn::backend::Autodiff;
 use burn_ndarray::NdArray;
 use lowrank_compress::{

@@ -1,7 +1,5 @@
 //! Decoders beside the outputs that transformers gave.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
 use lowrank_models::{Decoder, Rows, Run, Stack, Tokens};

@@ -1,17 +1,13 @@
 //! Gradients of every parameter of every decoder, and the losses of five steps of decoders and classifiers, beside
 //! PyTorch's (`fixtures/make_gradients.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::common::golden;
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use common::golden;
 use lowrank_adapters::AdapterSet;
 use lowrank_data::glue::{Label, Metric};
 use lowrank_data::pack::EncodedDataset;

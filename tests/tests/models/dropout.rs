@@ -1,7 +1,5 @@
 //! Dropouts of decoders in training: their keys, and laws of their masks.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use burn_flex::Flex;
 use lowrank_adapters::{AdapterSet, Mode};
 use lowrank_models::config::{DecoderDropouts, HeadLevel};

@@ -1,7 +1,5 @@
 //! Beam search beside transformers' (`fixtures/make_beams.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::collections::BTreeMap;
 
 use burn_flex::Flex;

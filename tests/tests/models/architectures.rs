@@ -1,10 +1,6 @@
 //! Every fixture of an architecture: its outputs, those of its compressed forms, and the table of docs/architectures.md that
 //! says so.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,7 +15,7 @@ use serde_json::Value;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/architectures.md");
 const MARKS: [&str; 2] =
-    ["<!-- tests/tests/architectures.rs writes this table -->\n", "<!-- end of the table -->\n"];
+    ["<!-- tests/tests/models/architectures.rs writes this table -->\n", "<!-- end of the table -->\n"];
 
 fn read(name: &str, file: &str) -> Option<Value> {
     let text = std::fs::read_to_string(fixture(name).join(file)).ok()?;
@@ -119,10 +115,15 @@ fn shown(name: &str, trained: &Value) -> Shown {
     let expected = expected(name);
     if let Some(expected) = &expected {
         let last = &dense[dense.len() - expected.len()..];
-        assert_close(&format!("{name}: outputs"), last, expected, common::TOLERANCE);
+        assert_close(&format!("{name}: outputs"), last, expected, crate::common::TOLERANCE);
     }
     let whole = Options { always_factor: true, ..Options::new(Method::Svd, Amount::Energy(1.0 - 1e-12)) };
-    assert_close(&format!("{name}: factored"), &compressed(name, &whole), &dense, 20.0 * common::TOLERANCE);
+    assert_close(
+        &format!("{name}: factored"),
+        &compressed(name, &whole),
+        &dense,
+        20.0 * crate::common::TOLERANCE,
+    );
     let blocks = Options { format: Some(BlockFormat::Q8_0), ..Options::new(Method::Quant, Amount::Stored) };
     let off = relative(&compressed(name, &blocks), &dense);
     assert!(off < ROUNDED, "{name}: in blocks, off by {off}");

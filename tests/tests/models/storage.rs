@@ -1,8 +1,6 @@
 //! Forms over storage: every form with leaves in every block format computes what it does with the same values in
 //! floats, forward and backward through an adapter; it is merged, saved and loaded again to the bit.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::path::Path;
 
 use burn::backend::Autodiff;

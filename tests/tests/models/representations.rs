@@ -1,8 +1,6 @@
 //! Models whose weights are factors: loaded as the config says, equal to the dense model of the same weights, saved
 //! and loaded again.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 

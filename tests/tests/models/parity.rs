@@ -1,7 +1,5 @@
 //! Encoders against transformers, on small random models (`fixtures/`, with the scripts that made them).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use lowrank_adapters::{AdapterSet, Mode};
@@ -283,6 +281,48 @@ fn a_language_model_gets_a_head() {
         is_trained
     });
     assert_eq!(trained, [("score.weight".to_string(), Part::Head)]);
+}
+
+/// Alibaba's files say `new.` and that positions are rotary.
+#[test]
+fn gte_is_read_from_the_files_it_was_first_published_in() {
+    let rename = |name: &str, folder: &std::path::Path| {
+        let source = fixture(name);
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let tensors = checkpoint.names().map(|name| {
+            let shape = checkpoint.info(name).unwrap().shape.clone();
+            let old = name.strip_prefix("gte.").map_or(name.to_owned(), |rest| format!("new.{rest}"));
+            HostTensor::new(old, shape, checkpoint.read_f32(name).unwrap())
+        });
+        let tensors: Vec<_> = tensors.collect();
+        assert!(tensors.iter().any(|tensor| tensor.name.starts_with("new.encoder.")));
+        let file = folder.join("model.safetensors");
+        write_safetensors(file, tensors, FloatType::F32, &Default::default()).unwrap();
+        let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["position_embedding_type"] = "rope".into();
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        EncoderConfig::read(folder).unwrap()
+    };
+    let (folder, device) = (tempfile::tempdir().unwrap(), Default::default());
+    let config = rename("gte-cls", folder.path());
+    let model = Classifier::<Flex>::load(folder.path(), config, 0, &device).unwrap();
+    let golden = golden("gte-cls");
+    let batch = pack::<Flex>(&model, &[&golden.cases[0]]);
+    let got = values(model.forward(&batch, Run::eval(&AdapterSet::empty())));
+    assert_close("gte-cls", &got, golden.cases[0].logits.as_ref().unwrap(), TOLERANCE);
+
+    let logits = |folder: &std::path::Path, config| {
+        let model = MaskedLm::<Flex>::load(folder, config, &device).unwrap();
+        let tokens = Tokens { ids: &[2, 7, 5], type_ids: &[0; 3], lengths: &[3], pixels: &[] };
+        let batch = model.batch(tokens, &device).unwrap();
+        let rows = lowrank_models::batch::int_tensor(vec![0, 1, 2], &device);
+        values(model.forward(&batch, rows, Run::eval(&AdapterSet::empty())))
+    };
+    let config = rename("gte-mlm", folder.path());
+    let got = logits(folder.path(), config);
+    let source = fixture("gte-mlm");
+    assert_eq!(got, logits(&source, EncoderConfig::read(&source).unwrap()));
 }
 
 #[rstest]

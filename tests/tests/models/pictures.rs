@@ -1,8 +1,6 @@
 //! Models of pictures beside transformers and PEFT (`fixtures/make_pictures.py`): the preparation of pictures, logits,
 //! gradients, adapters on the patch embedding.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

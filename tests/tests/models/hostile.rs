@@ -1,8 +1,6 @@
 //! Corrupt and hostile model folders: an error in one line, no panic, no large allocation. The fuzz bodies on a few
 //! thousand seeded mutations of the fixtures: a short run of what cargo-fuzz does for hours.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::fs;
 use std::path::Path;
 

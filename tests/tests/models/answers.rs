@@ -1,7 +1,5 @@
 //! Question answering beside transformers: logits, the loss of a labelled span, windows and answers (`fixtures/make_answers.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,13 +1,9 @@
 //! GGUF files: those that llama.cpp's conversion made of the fixtures give transformers' outputs, and ours are the same.
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
-mod common;
-
 use std::path::{Path, PathBuf};
 
+use crate::common::{check_logits, golden};
 use burn_flex::Flex;
-use common::{check_logits, golden};
 use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::gguf::{FileType, ModelParts, TokenizerParts, write_model};
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
@@ -110,12 +106,12 @@ fn gemma_goes_there_and_back(#[case] name: &str, #[case] changes: Value) {
         Decoder::<Flex>::load(&fixture(name), expected, WeightType::F32, &Default::default()).unwrap();
     let ids = &golden(name).cases[0].input_ids;
     let logits = |model: &Decoder<Flex>| {
-        common::forward(model, ids, &[ids.len()], lowrank_models::Rows::All, &AdapterSet::empty())
+        crate::common::forward(model, ids, &[ids.len()], lowrank_models::Rows::All, &AdapterSet::empty())
     };
     for file in [out, converted(name)] {
         let (got, expected) = (logits(&load(&file)), logits(&expected));
         let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < common::TOLERANCE, "{}: {off}", file.display());
+        assert!(off < crate::common::TOLERANCE, "{}: {off}", file.display());
     }
 }
 
@@ -166,7 +162,7 @@ fn every_type_is_written_and_read() {
         let model = load(&out);
         let ids = &golden.cases[0].input_ids;
         let rows = lowrank_models::Rows::Last;
-        let got = common::forward(&model, ids, &[ids.len()], rows, &AdapterSet::empty());
+        let got = crate::common::forward(&model, ids, &[ids.len()], rows, &AdapterSet::empty());
         let size = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
         let off = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         // Rows of 32 elements: blocks of 256 give way to smaller ones.

@@ -1,15 +1,11 @@
 //! Decoders against transformers, on small random models (`fixtures/`, with the scripts that made them).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::common::{TOLERANCE, check_logits, decoders, forward, golden};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
-use common::{TOLERANCE, check_logits, decoders, forward, golden};
 use lowrank_adapters::{AdapterConfig, AdapterSet, Method, Pattern, Targets};
 use lowrank_checkpoint::{FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;

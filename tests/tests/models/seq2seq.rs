@@ -1,7 +1,5 @@
 //! Encoder-decoder models against transformers and PEFT (`fixtures/make_seq2seq.py`).
 
-#![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
-
 use std::collections::BTreeMap;
 
 use burn::backend::Autodiff;
