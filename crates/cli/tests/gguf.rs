@@ -100,3 +100,18 @@ fn an_adapter_goes_to_gguf_alone_or_merged() {
     let args = ["convert", "--model", s(&model), "--adapter", s(&saved), "--to", "gguf", "-o", s(&file)];
     fails(&args, "in full, which a llama.cpp LoRA cannot");
 }
+
+/// llama.cpp takes a tied head for the embedding and fails on the factors, which are those of a lookup.
+#[test]
+fn a_table_that_is_the_head_too_is_not_adapted_in_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("adapter.gguf");
+    let convert = |model: &str, adapter: &str| {
+        let (model, adapter) = (fixture(model), fixture(adapter));
+        let args = ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf", "-o", s(&file)];
+        args.map(str::to_owned)
+    };
+    let tied = convert("small-llama-tied", "peft-small-llama-tied-lora-embedding");
+    fails(&tied.each_ref().map(String::as_str), "cannot adapt one of them alone; merge the adapter");
+    json_of(&convert("small-llama", "peft-small-llama-lora-embedding").each_ref().map(String::as_str));
+}

@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use super::architecture::Changes;
 use super::model::{architecture, encode_values, general, interleave};
+use super::rules::{Head, Rules};
 use super::write::{Meta, Planned, write_file};
 use super::write_config;
 use crate::dtype::{Dtype, FloatType};
@@ -62,6 +63,8 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
     metadata.push(("general.type".into(), Meta::text("adapter")));
     metadata.push(("adapter.type".into(), Meta::text("lora")));
     metadata.push(("adapter.lora.alpha".into(), Meta::F32(if shared { alpha as f32 } else { 0.0 })));
+    // One table for both in the file of the base.
+    let is_shared = adapter.tied && Rules::of(architecture.family).head != Head::Required;
     let (mut planned, mut values) = (Vec::new(), Vec::new());
     for pair in adapter.pairs {
         let wrong = |reason: String| CheckpointError::tensor(path, &pair.path, reason);
@@ -75,9 +78,12 @@ pub fn write_adapter(path: &Path, adapter: &AdapterParts<'_>) -> Result<u64, Che
                     .into(),
             ));
         }
-        if stem == "output" && adapter.tied {
+        // llama.cpp would take the embedding's factors, which are transposed, for the head's.
+        if is_shared && (stem == "output" || stem == "token_embd") {
             return Err(wrong(
-                "the head is tied to the embedding, and llama.cpp cannot adapt it alone".into(),
+                "the head is tied to the embedding, and llama.cpp cannot adapt one of them alone; merge the adapter into \
+                 the model and convert the result"
+                    .into(),
             ));
         }
         if pair.rank == 0

@@ -5,6 +5,7 @@ use serde_json::{Map, Number, Value as Json, json};
 use super::architecture::Architecture;
 use super::read::Parsed;
 use super::rules::Rules;
+use super::tokenizer::id_of;
 use super::value::Value;
 use crate::convert::extend_f32;
 use crate::error::{Fault, excerpt};
@@ -232,6 +233,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             let local = self.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
             config.insert("rope_local_base_freq".into(), number(local));
         }
+        self.check_rotation()?;
         let head = self.head_width()?;
         let rotated = self.count("rope.dimension_count")?.unwrap_or(head);
         if rotated > head {
@@ -244,6 +246,29 @@ impl<'a, 'f> Keys<'a, 'f> {
         }
         if let Some(scaling) = self.scaling(file, config)? {
             config.insert("rope_scaling".into(), scaling);
+        }
+        Ok(())
+    }
+
+    /// Refuses rotary positions that the architecture has here, but this file has not.
+    fn check_rotation(&self) -> Result<(), Fault> {
+        // The rows of queries and keys are in another order then.
+        let sections = self.get("rope.dimension_sections").and_then(|sections| sections.as_array());
+        let mut sections =
+            sections.iter().flat_map(|list| list.values()).filter_map(|value| value.as_count());
+        let has_sections =
+            [sections.next(), sections.next()].iter().all(|section| section.is_some_and(|n| n > 0));
+        if self.architecture.name() == "glm4" && has_sections {
+            let key = self.full("rope.dimension_sections");
+            return Err(Fault::file(format!("{key} (positions in space and time) is not supported")));
+        }
+        if self.architecture.name() == "granite"
+            && self.get("rope.scaling.finetuned").and_then(Value::as_bool) == Some(false)
+        {
+            let key = self.full("rope.scaling.finetuned");
+            return Err(Fault::file(format!(
+                "{key} = false, a Granite without rotary positions, is not supported"
+            )));
         }
         Ok(())
     }
@@ -353,6 +378,8 @@ impl<'a, 'f> Keys<'a, 'f> {
     /// Keys of single architectures.
     fn options(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         let first = |stem: &str, end: &str| self.has_tensor(&format!("blk.0.{stem}.{end}"));
+        // The converter may fuse the three.
+        let has_query_bias = first("attn_q", "bias") || first("attn_qkv", "bias");
         let window = self.count("attention.sliding_window")?.filter(|&window| window > 0);
         if self.get("attention.causal").and_then(Value::as_bool) == Some(false) {
             let key = self.full("attention.causal");
@@ -362,24 +389,24 @@ impl<'a, 'f> Keys<'a, 'f> {
         let mut set = |key: &str, value: Json| drop(config.insert(key.into(), value));
         match self.architecture.name() {
             "llama" | "granite" | "smollm3" | "arcee" => {
-                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_bias", has_query_bias.into());
                 set("mlp_bias", first("ffn_down", "bias").into());
             }
             "seed_oss" => {
-                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_bias", has_query_bias.into());
                 set("attention_out_bias", first("attn_output", "bias").into());
                 set("mlp_bias", first("ffn_down", "bias").into());
             }
             "qwen3" | "qwen3moe" | "olmoe" | "gemma" | "glm4" => {
-                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_bias", has_query_bias.into());
             }
             "olmo2" if window.is_some() => {
                 return Err(Fault::file("OLMo 3 (olmo2 with a sliding window) is not supported"));
             }
-            "qwen2moe" => set("qkv_bias", first("attn_q", "bias").into()),
-            "olmo2" => set("attention_bias", first("attn_q", "bias").into()),
+            "qwen2moe" => set("qkv_bias", has_query_bias.into()),
+            "olmo2" => set("attention_bias", has_query_bias.into()),
             "stablelm" => {
-                set("use_qkv_bias", first("attn_q", "bias").into());
+                set("use_qkv_bias", has_query_bias.into());
                 set("qk_layernorm", first("attn_q_norm", "weight").into());
                 set("use_parallel_residual", (!first("ffn_norm", "weight")).into());
             }
@@ -409,7 +436,7 @@ impl<'a, 'f> Keys<'a, 'f> {
                 }
             }
             "gemma2" => {
-                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_bias", has_query_bias.into());
                 set("sliding_window", window.unwrap_or(4096).into());
                 set("query_pre_attn_scalar", self.scalar()?.into());
                 if let Some(types) = self.layer_types()? {
@@ -421,7 +448,7 @@ impl<'a, 'f> Keys<'a, 'f> {
                 }
             }
             "gemma3" => {
-                set("attention_bias", first("attn_q", "bias").into());
+                set("attention_bias", has_query_bias.into());
                 set("sliding_window", window.map_or(Json::Null, Json::from));
                 // Without a window llama.cpp does not read the pattern.
                 match self.layer_types()?.filter(|_| window.is_some()) {
@@ -492,20 +519,17 @@ impl<'a, 'f> Keys<'a, 'f> {
 
     /// Ids of tokens with a role.
     fn tokens(&self, config: &mut Map<String, Json>) {
-        let id = |role: &str| {
-            let value = self.parsed.metadata.get(format!("tokenizer.ggml.{role}_token_id").as_str())?;
-            value.as_count().filter(|&id| id < u64::from(u32::MAX))
-        };
+        let id = |role: &str| id_of(self.parsed, role);
         for (role, key) in [("bos", "bos_token_id"), ("padding", "pad_token_id")] {
             if let Some(id) = id(role) {
                 config.insert(key.into(), id.into());
             }
         }
-        let mut ends: Vec<u64> = ["eos", "eot", "eom"].into_iter().filter_map(id).collect();
+        let mut ends: Vec<usize> = ["eos", "eot", "eom"].into_iter().filter_map(id).collect();
         let tokens = self.parsed.metadata.get("tokenizer.ggml.tokens").and_then(|tokens| tokens.as_array());
         for (id, token) in tokens.iter().flat_map(|tokens| tokens.values()).enumerate() {
             if token.as_text().is_some_and(|text| ENDS.contains(&text)) {
-                ends.push(id as u64);
+                ends.push(id);
             }
         }
         let mut seen = std::collections::BTreeSet::new();

@@ -156,7 +156,7 @@ fn model_name(model: &ModelParts<'_>) -> String {
     let is_called_phi = ["phi3", "phi-3"].iter().any(|part| model.name.to_lowercase().contains(part));
     let has_tokens = model.tokenizer.as_ref().is_some_and(|tokenizer| {
         let text = tokenizer.json.to_string();
-        ["</s>", "<unk>", "<s>"].iter().all(|token| text.contains(&format!("\"{token}\"")))
+        ["</s>", "<unk>", "<s>", "<|endoftext|>"].iter().all(|token| text.contains(&format!("\"{token}\"")))
     });
     if is_called_phi && !has_tokens { "model".to_owned() } else { model.name.to_owned() }
 }

@@ -116,9 +116,17 @@ fn id_key(role: &str) -> String {
 }
 
 /// The token with a role; none also for the numbers that stand for none.
-fn id_of(parsed: &Parsed<'_>, role: &str) -> Option<usize> {
-    let id = parsed.metadata.get(id_key(role).as_str())?.as_count()?;
-    usize::try_from(id).ok().filter(|&id| id < u32::MAX as usize)
+pub(super) fn id_of(parsed: &Parsed<'_>, role: &str) -> Option<usize> {
+    let Some(id) = parsed.metadata.get(id_key(role).as_str()) else { return usual_id(parsed, role) };
+    usize::try_from(id.as_count()?).ok().filter(|&id| id < u32::MAX as usize)
+}
+
+/// The id of a role that the metadata do not give, as in llama.cpp: those of Llama's SentencePiece model.
+fn usual_id(parsed: &Parsed<'_>, role: &str) -> Option<usize> {
+    let is_llama = parsed.metadata.get("tokenizer.ggml.model")?.as_text() == Some("llama");
+    let id = ["unknown", "bos", "eos"].iter().position(|usual| *usual == role)?;
+    let tokens = parsed.metadata.get("tokenizer.ggml.tokens")?.as_array()?;
+    (is_llama && id < tokens.len()).then_some(id)
 }
 
 impl<'a, 'f> Vocabulary<'a, 'f> {
@@ -175,7 +183,7 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         let keeps_space = ["<unk>", "<s>", "<|endoftext|>"];
         let entry = |(id, (&token, &kind)): (usize, (&&str, &TokenType))| {
             let is_special = kind != TokenType::UserDefined;
-            let strips = is_phi3 && is_special && !keeps_space.contains(&token);
+            let strips = is_phi3 && !keeps_space.contains(&token);
             json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": strips,
                 "normalized": false, "special": is_special,
@@ -246,7 +254,9 @@ impl<'a, 'f> Vocabulary<'a, 'f> {
         let has_prefix = self.flag("add_space_prefix", true);
         let ids = self.ids(false)?;
         let merges = self.parsed.metadata.get("tokenizer.ggml.merges").and_then(|list| list.as_array());
-        let merges: Vec<(String, String)> = match merges.and_then(|list| list.texts()) {
+        // llama.cpp's model saver writes an empty list for each SentencePiece model.
+        let own = merges.and_then(|list| list.texts()).filter(|own| !own.is_empty());
+        let merges: Vec<(String, String)> = match own {
             Some(own) => {
                 let pair = |merge: &&str| {
                     let (left, right) = merge.split_once(' ')?;

@@ -420,6 +420,86 @@ fn a_vocabulary_with_one_score_is_refused() {
     assert!(tokenizer(&tokens[..3], &[-1000.0; 3], &[]).is_ok(), "one merge has no rival");
 }
 
+/// llama.cpp's model saver writes an empty list of merges for any SentencePiece model, and uses the scores.
+#[test]
+fn merges_follow_from_scores_beside_an_empty_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let read = |file: File| {
+        std::fs::write(&path, file.bytes()).unwrap();
+        read_file(path.join("tokenizer.json")).unwrap()
+    };
+    assert_eq!(read(model().texts("tokenizer.ggml.merges", &[])), read(model()));
+}
+
+/// Llama's, as in llama.cpp.
+#[test]
+fn special_tokens_that_are_not_named_have_the_usual_ids() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let mut file = whole_model();
+    file.keys.retain(|key| !key.windows(9).any(|part| part == b"_token_id"));
+    let with_ids =
+        file.clone().count("tokenizer.ggml.bos_token_id", 1).count("tokenizer.ggml.eos_token_id", 2);
+    let with_ids = with_ids.count("tokenizer.ggml.unknown_token_id", 0);
+    let read = |file: &File| {
+        std::fs::write(&path, file.bytes()).unwrap();
+        ["config.json", "tokenizer.json", "tokenizer_config.json"]
+            .map(|name| read_file(path.join(name)).unwrap())
+    };
+    assert_eq!(read(&file), read(&with_ids));
+    assert!(String::from_utf8_lossy(&read(&file)[0]).contains("\"eos_token_id\":2"));
+    // The number for none.
+    let none = file.clone().count("tokenizer.ggml.bos_token_id", u32::MAX);
+    assert!(!String::from_utf8_lossy(&read(&none)[0]).contains("bos_token_id"));
+}
+
+#[test]
+fn phi3_takes_the_spaces_after_all_its_tokens_but_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let tokens = ["<unk>", "<s>", "</s>", "<|user|>", "a"];
+    let file = File::new()
+        .text("general.architecture", "phi3")
+        .text("general.name", "My Phi-3 tune")
+        .text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .numbers("tokenizer.ggml.token_type", 5, &[2, 3, 4, 3, 1].map(i32::to_le_bytes))
+        .numbers("tokenizer.ggml.scores", 6, &[[0; 4]; 5]);
+    std::fs::write(&path, file.bytes()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&read_file(path.join("tokenizer.json")).unwrap()).unwrap();
+    let added = json["added_tokens"].as_array().unwrap();
+    let strips: Vec<_> = added.iter().map(|token| token["rstrip"].as_bool().unwrap()).collect();
+    assert_eq!(strips, [false, false, true, true]);
+}
+
+#[test]
+fn positions_of_other_kinds_are_refused() {
+    let of = |name: &str| {
+        File::new()
+            .text("general.architecture", name)
+            .count(&format!("{name}.context_length"), 64)
+            .count(&format!("{name}.block_count"), 0)
+            .count(&format!("{name}.embedding_length"), 32)
+            .count(&format!("{name}.feed_forward_length"), 32)
+            .count(&format!("{name}.attention.head_count"), 2)
+            .count(&format!("{name}.attention.head_count_kv"), 2)
+            .raw(&format!("{name}.attention.layer_norm_rms_epsilon"), 6, &1e-6f32.to_le_bytes())
+            .tensor("token_embd.weight", &[32, 4], 0, &floats(vec![0.0; 128]))
+            .tensor("output_norm.weight", &[32], 0, &floats(vec![0.0; 32]))
+    };
+    let sections = |numbers: [u32; 4]| {
+        of("glm4").numbers("glm4.rope.dimension_sections", 5, &numbers.map(u32::to_le_bytes))
+    };
+    assert!(config_of(&sections([0; 4])).is_ok());
+    let error = config_of(&sections([8, 12, 12, 0])).unwrap_err();
+    assert!(error.contains("glm4.rope.dimension_sections") && error.contains("is not supported"), "{error}");
+    let finetuned = |flag: u8| of("granite").raw("granite.rope.scaling.finetuned", 7, &[flag]);
+    assert!(config_of(&finetuned(1)).is_ok());
+    assert!(config_of(&finetuned(0)).unwrap_err().contains("without rotary positions"));
+}
+
 #[test]
 fn two_tensors_for_one_weight_are_refused() {
     let again = model().tensor("blk.00.attn_norm.weight", &[32], 0, &[0; 128]);
