@@ -23,7 +23,7 @@ use crate::error::{ModelError, Result};
 use crate::folder::SentencePooling;
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
-use crate::params::{Choose, Gather, Loader, ToFloats, Unmatched, WeightType};
+use crate::params::{Choose, Gather, Loader, ToFloats, Unmatched, WeightType, without_prefix};
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::stored::Stored;
@@ -480,7 +480,7 @@ fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
 
 fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
     let architecture = config.architecture;
-    let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
+    let bare = without_prefix(name, architecture.names.prefix);
     let head = &architecture.head;
     let pooler_is_used = level == HeadLevel::Sequence && !head.is_bare && head.dense.contains("pooler");
     let MaskedLmNames { transform, norm, bias, bias_copy, decoder, .. } = architecture.masked_lm;

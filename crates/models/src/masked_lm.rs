@@ -17,7 +17,7 @@ use crate::encoder::Encoder;
 use crate::error::{ModelError, Result};
 use crate::linear::{Linear, LinearSpec, SiteList};
 use crate::norm::Norm;
-use crate::params::{Loader, lazy_full};
+use crate::params::{Loader, lazy_full, without_prefix};
 use crate::run::Run;
 use crate::stack::{Parameters, Stack, stack_of_body};
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Part, Role};
@@ -78,7 +78,7 @@ impl<B: Backend> MaskedLm<B> {
         model.visit_params(&mut loader);
         let head = &architecture.masked_lm;
         let is_extra = |name: &str| {
-            let bare = name.strip_prefix(architecture.names.prefix).unwrap_or(name);
+            let bare = without_prefix(name, architecture.names.prefix);
             [head.bias_copy, head.decoder].contains(&name)
                 || is_encoder_buffer(bare)
                 || architecture.extras.iter().any(|extra| bare.starts_with(extra))
@@ -86,20 +86,18 @@ impl<B: Backend> MaskedLm<B> {
                     .iter()
                     .any(|part| bare.starts_with(part))
         };
+        let words = format!("{}{}.weight", architecture.names.prefix, architecture.names.embeddings.words);
+        let words = loader.stored_key(&words).into_owned();
         loader.finish(|_| true, is_extra)?;
-        model.check_tied(&checkpoint)?;
+        model.check_tied(&checkpoint, &words)?;
         Ok(model)
     }
 
     /// Refuses a checkpoint whose head has a table that is not that of the words.
-    fn check_tied(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let names = self.config.architecture;
-        let (decoder, words) = (names.masked_lm.decoder, names.names.embeddings.words);
-        let table = [format!("{}{words}.weight", names.names.prefix), format!("{words}.weight")]
-            .into_iter()
-            .find(|name| checkpoint.contains(name));
-        let (Some(table), true) = (table, checkpoint.contains(decoder)) else { return Ok(()) };
-        if checkpoint.read_f32(&table)? == checkpoint.read_f32(decoder)? {
+    fn check_tied(&self, checkpoint: &Checkpoint, table: &str) -> Result<()> {
+        let decoder = self.config.architecture.masked_lm.decoder;
+        let has_both = [table, decoder].iter().all(|name| checkpoint.contains(name));
+        if !has_both || checkpoint.read_f32(table)? == checkpoint.read_f32(decoder)? {
             return Ok(());
         }
         Err(ModelError::Tensors {

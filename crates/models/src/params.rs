@@ -167,15 +167,28 @@ const SINUSOID_TOLERANCE: f64 = 5e-3;
 /// Suffix of entries in which some layers store state other than parameters.
 const EXTRA_STATE: &str = "_extra_state";
 
+/// Prefixes in the files of the models that an architecture was first published with, by its own.
+const OLD_PREFIXES: [(&str, &str); 1] = [("gte.", "new.")];
+
+/// The older prefix of the keys that begin with `prefix`.
+fn old_prefix(prefix: &str) -> Option<&'static str> {
+    OLD_PREFIXES.iter().find(|(own, _)| *own == prefix).map(|(_, old)| *old)
+}
+
+/// A key without the prefix of its stack.
+pub(crate) fn without_prefix<'k>(key: &'k str, prefix: &str) -> &'k str {
+    key.strip_prefix(prefix).or_else(|| key.strip_prefix(old_prefix(prefix)?)).unwrap_or(key)
+}
+
 impl<'a, B: Backend> Loader<'a, B> {
-    /// A loader from `checkpoint` onto `device`; the checkpoint may have the keys with `prefix`, its end or
+    /// A loader from `checkpoint` onto `device`; the checkpoint may have the keys with `prefix`, its end, an older one, or
     /// without.
     pub fn new(checkpoint: &'a Checkpoint, prefix: &'a str, device: &'a B::Device) -> Self {
         let mut stored_prefix = prefix;
         while !checkpoint.names().any(|name| name.starts_with(stored_prefix)) {
             stored_prefix = stored_prefix.split_once('.').map_or("", |(_, end)| end);
         }
-        Self {
+        let loader = Self {
             checkpoint,
             device,
             prefix,
@@ -187,6 +200,10 @@ impl<'a, B: Backend> Loader<'a, B> {
             aliases: BTreeMap::new(),
             missing: Vec::new(),
             problems: Vec::new(),
+        };
+        match old_prefix(prefix) {
+            Some(old) => loader.with_other_prefix(old),
+            None => loader,
         }
     }
 

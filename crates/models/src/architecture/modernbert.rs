@@ -70,10 +70,11 @@ fn options(config: EncoderConfig, keys: &Keys<'_>) -> Result<EncoderConfig, Stri
         let names = RopeKeys { theta, default_theta, max_positions, ..RopeKeys::DEFAULT };
         RopeConfig::read_kind(keys, kind, config.d_model / config.n_heads, names)
     };
-    let ropes = vec![
-        rope("full_attention", "global_rope_theta", 160_000.0)?,
-        rope("sliding_attention", "local_rope_theta", 10_000.0)?,
-    ];
+    let global = rope("full_attention", "global_rope_theta", 160_000.0)?;
+    // An older config has null where the layers with a window rotate as the others do.
+    let has_none = keys.has("local_rope_theta") && keys.get("local_rope_theta").is_none();
+    let local = if has_none { global.theta } else { 10_000.0 };
+    let ropes = vec![global, rope("sliding_attention", "local_rope_theta", local)?];
     let layer = |(index, is_local): (usize, bool)| EncoderLayerKind {
         window: is_local.then_some(window),
         rope: Some(usize::from(is_local)),

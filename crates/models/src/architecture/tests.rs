@@ -41,6 +41,8 @@ fn roberta_counts_positions_from_the_padding() {
 #[case(r#"{"hidden_size":"wide"}"#, "hidden_size = \"wide\"")]
 #[case(r#"{"hidden_dropout_prob":1.5}"#, "hidden_dropout_prob = 1.5")]
 #[case(r#"{"position_embedding_type":"relative_key"}"#, "relative_key")]
+#[case(r#"{"model_type":"gte","position_embedding_type":"alibi"}"#, "'alibi' is not supported")]
+#[case(r#"{"per_layer_config":{"1":{"layer_norm_eps":0.1}}}"#, "per_layer_config is not supported")]
 #[case(r#"{"id2label":{"0":"a","2":"b"}}"#, "id2label has the key '2'")]
 #[case(r#"{"num_labels":16777216}"#, "num_labels = 16777216 is out of range")]
 #[case(r#"{"id2label":{"0":"a","00":"b"}}"#, "id2label has the key '00'")]
@@ -315,6 +317,7 @@ fn decoder_config(model_type: &str, changes: &str) -> std::result::Result<Decode
 #[case("gemma2", r#"{"use_bidirectional_attention":true}"#, "use_bidirectional_attention")]
 #[case("exaone4", r#"{"sliding_window_pattern":"LLLG"}"#, "sliding_window_pattern")]
 #[case("llama", r#"{"is_causal":false}"#, "is_causal = false")]
+#[case("mistral", r#"{"per_layer_config":{"1":{"sliding_window":4}}}"#, "per_layer_config")]
 #[case("gpt2", r#"{"is_causal":null}"#, "is_causal = false or null")]
 #[case("gemma3_text", r#"{"is_causal":false}"#, "is_causal = false")]
 #[case("bloom", r#"{"slow_but_exact":true,"pretraining_tp":4}"#, "pretraining_tp = 4")]
@@ -360,6 +363,21 @@ fn heads_have_their_dropouts(#[case] model_type: &str, #[case] changes: &str, #[
     changes.insert("model_type".into(), model_type.into());
     let c = config(&Value::from(changes).to_string()).unwrap();
     assert_eq!([c.classifier_dropout, c.token_dropout, c.head.input_dropout], expected);
+}
+
+/// As transformers 4 reads it.
+#[test]
+fn modernbert_without_a_local_theta_rotates_all_layers_alike() {
+    let thetas = |changes: Value| {
+        let mut all = json!({"model_type": "modernbert", "global_rope_theta": 5000.0});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let config = config(&all.to_string()).unwrap();
+        [0, 1].map(|kind| config.ropes[kind].theta)
+    };
+    assert_eq!(thetas(json!({})), [5000.0, 10_000.0]);
+    assert_eq!(thetas(json!({"local_rope_theta": null})), [5000.0, 5000.0]);
+    let own = json!({"sliding_attention": {"rope_type": "default", "rope_theta": 30.0}});
+    assert_eq!(thetas(json!({"local_rope_theta": null, "rope_parameters": own})), [5000.0, 30.0]);
 }
 
 #[test]

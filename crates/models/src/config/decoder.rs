@@ -240,6 +240,7 @@ impl DecoderConfig {
         keys: &Keys<'_>,
         defaults: Defaults,
     ) -> std::result::Result<Self, String> {
+        keys.check_uniform()?;
         // transformers takes null, too, for a model whose tokens see those after them.
         if keys.has("is_causal") && !(keys.get("is_causal").is_some() && keys.flag_or("is_causal", true)?) {
             return Err("is_causal = false or null is not supported for decoders; expected true".into());

@@ -252,7 +252,11 @@ impl EncoderConfig {
             }
         }
         let hidden_dropout = keys.dropout("hidden_dropout_prob")?.unwrap_or(0.1);
-        if let Some(kind) = keys.text("position_embedding_type")?.filter(|&kind| kind != "absolute") {
+        keys.check_uniform()?;
+        // Encoders without a table of positions have rotary ones whatever the key says, in transformers too.
+        let is_rotary = architecture.names.embeddings.positions.is_none();
+        let is_known = |kind: &str| kind == "absolute" || is_rotary && matches!(kind, "rope" | "rotary");
+        if let Some(kind) = keys.text("position_embedding_type")?.filter(|kind| !is_known(kind)) {
             return Err(format!("position_embedding_type '{kind}' is not supported; expected 'absolute'"));
         }
         for key in ["is_decoder", "add_cross_attention"] {

@@ -63,6 +63,19 @@ impl<'a> Keys<'a> {
         self.raw.get(key).filter(|value| !value.is_null())
     }
 
+    /// Refuses a config with keys for single layers.
+    pub(crate) fn check_uniform(&self) -> Result<()> {
+        let is_empty = |value: &Value| match value {
+            Value::Object(layers) => layers.is_empty(),
+            Value::Array(layers) => layers.is_empty(),
+            _ => false,
+        };
+        match self.get("per_layer_config").is_none_or(is_empty) {
+            true => Ok(()),
+            false => Err("per_layer_config is not supported; expected a config for all layers".into()),
+        }
+    }
+
     /// Whether the key exists, even if null.
     pub fn has(&self, key: &str) -> bool {
         self.raw.contains_key(key)
