@@ -465,7 +465,6 @@ impl PeftConfig {
             }
             map.insert("vera_dropout".into(), json!(self.lora_dropout));
             map.insert("save_projection".into(), json!(true));
-            map.entry("projection_prng_key").or_insert(json!(0));
         }
         serde_json::to_string_pretty(&value)
     }

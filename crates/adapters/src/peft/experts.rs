@@ -9,6 +9,9 @@
 //! | `lora_A.weight` | the other |
 //!
 //! The outputs of gate and up are concatenated, in gpt-oss interleaved.
+//!
+//! PEFT before 0.19.1 took a parameter's axes for the other way round, but for gpt-oss, whose own are (0.19.0 for gpt-oss alone):
+//! `A` is `(experts·r, out)` and `B` is `(in, r·experts)` then, and an expert's update `Aᵀ·Bᵀ`.
 
 use lowrank_spec::names::{expert_of, is_router};
 use lowrank_spec::targets::has_suffix;
@@ -18,7 +21,7 @@ use serde_json::Value;
 use super::folder::AdapterFolder;
 
 /// Suffixes of parameters that represent maps.
-const PARAMETERS: [&str; 3] = ["gate_up_proj", "down_proj", "gate.weight"];
+const PARAMETERS: [&str; 4] = ["gate_up_proj", "down_proj", "gate.weight", "router.weight"];
 
 /// Whether a config's `target_parameters` are all maps of experts or routers.
 pub(super) fn are_maps(parameters: &Value) -> bool {
@@ -66,6 +69,7 @@ impl AdapterFolder {
     /// Factors whose shapes do not fit the model's experts, or whose rank differs from the config's.
     pub(super) fn unfuse<'s>(&mut self, sites: &'s [Site]) -> Result<(), String> {
         let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
+        let version = self.config.other.get("peft_version").and_then(Value::as_str).map(str::to_owned);
         // Among the models with experts only gpt-oss calls its router so.
         let is_interleaved = sites.iter().any(|site| site.path.ends_with(".mlp.router"));
         for module in fused(self) {
@@ -76,7 +80,20 @@ impl AdapterFolder {
                 let tensor = folder.tensors.remove(&key).filter(|tensor| tensor.shape.len() == 2);
                 tensor.ok_or_else(|| format!("'{key}' is missing, or is not a matrix"))
             };
-            let (a, b) = (take(self, "lora_A")?, take(self, "lora_B")?);
+            let (mut a, mut b) = (take(self, "lora_A")?, take(self, "lora_B")?);
+            let count = experts.len();
+            let fits = |[d_input, d_output]: [usize; 2]| {
+                experts.first().is_some_and(|maps| parts_of(maps, d_input, d_output).is_some())
+            };
+            if let [&[all, inner], &[outer, columns]] = [&a.shape[..], &b.shape[..]]
+                && all == columns
+                && count > 0
+                && all.is_multiple_of(count)
+                && fits([outer, inner])
+                && (!fits([inner, outer]) || has_exchanged_axes(version.as_deref(), is_interleaved, &module)?)
+            {
+                (a, b) = exchanged(&a, &b, count);
+            }
             let misfit = || {
                 format!(
                     "'{module}' has factors {:?} and {:?}, which are not those of this model's experts",
@@ -87,7 +104,6 @@ impl AdapterFolder {
                 return Err(misfit());
             };
             let parts_of = |maps: &Vec<&'s Site>| parts_of(maps, d_input, d_output);
-            let count = experts.len();
             let Some((name, parts)) = experts.first().and_then(parts_of) else { return Err(misfit()) };
             if all != columns || all == 0 || !all.is_multiple_of(count) {
                 return Err(misfit());
@@ -129,6 +145,46 @@ impl AdapterFolder {
         config.other.remove("target_parameters");
         Ok(())
     }
+}
+
+/// Whether this version of PEFT takes a parameter's axes for the other way round, for factors that fit both.
+fn has_exchanged_axes(version: Option<&str>, is_interleaved: bool, module: &str) -> Result<bool, String> {
+    let version = version.ok_or_else(|| {
+        format!(
+            "the factors of '{module}' fit in two ways, by PEFT before and since 0.19.1, and the config lacks peft_version; \
+             add it"
+        )
+    })?;
+    let mut numbers = version.split(['.', '-', '+']).map_while(|number| number.parse::<u32>().ok());
+    let number = [0; 3].map(|zero: u32| numbers.next().unwrap_or(zero));
+    Ok(if is_interleaved { number == [0, 19, 0] } else { number < [0, 19, 1] })
+}
+
+/// Fused factors over exchanged axes as those of the maps: `A` `(experts·r, out)` and `B` `(in, r·experts)` as
+/// `(experts·r, in)` and `(out, r·experts)`.
+fn exchanged(
+    a: &HostTensor<'_>,
+    b: &HostTensor<'_>,
+    count: usize,
+) -> (HostTensor<'static>, HostTensor<'static>) {
+    let ([all, d_output], d_input) = ([a.shape[0], a.shape[1]], b.shape[0]);
+    let rank = all / count;
+    let (mut new_a, mut new_b) = (vec![0.0; all * d_input], vec![0.0; d_output * all]);
+    for expert in 0..count {
+        for r in 0..rank {
+            let (row, column) = (expert * rank + r, r * count + expert);
+            for i in 0..d_input {
+                new_a[row * d_input + i] = b.data[i * all + column];
+            }
+            for o in 0..d_output {
+                new_b[o * all + column] = a.data[row * d_output + o];
+            }
+        }
+    }
+    (
+        HostTensor::new(a.name.clone(), [all, d_input], new_a),
+        HostTensor::new(b.name.clone(), [d_output, all], new_b),
+    )
 }
 
 /// The layer of a path.
@@ -265,6 +321,86 @@ mod tests {
             let target = format!("model.layers.{layer}.mlp.experts.down_proj");
             assert_eq!(alpha_pattern.get(&path), Some(config.alpha_pattern.get(&target).unwrap_or(6.0)));
         }
+    }
+
+    /// What is added to the maps of an expert, `[in][out]` each.
+    fn updates(folder: &AdapterFolder, sites: &[Site], expert: usize) -> Vec<Vec<f32>> {
+        let of = |site: &Site| {
+            let [a, b] =
+                ["lora_A", "lora_B"].map(|part| &folder.tensors[&format!("{}.{part}.weight", site.path)]);
+            let (rank, [d_input, d_output]) = (a.shape[0], [site.d_input, site.d_output]);
+            let cell = |i: usize, o: usize| -> f32 {
+                (0..rank).map(|r| b.data[o * rank + r] * a.data[r * d_input + i]).sum()
+            };
+            (0..d_input).flat_map(|i| (0..d_output).map(move |o| cell(i, o))).collect()
+        };
+        let path = format!("model.layers.0.mlp.experts.{expert}.");
+        sites
+            .iter()
+            .filter(|site| site.path.starts_with(&path))
+            .filter(|s| folder.tensors.contains_key(&format!("{}.lora_A.weight", s.path)))
+            .map(of)
+            .collect()
+    }
+
+    /// PEFT 0.18 over transformers 5: `ΔW[e, o, i] = Σ_r A[e·r, o]·B[i, r·e]`.
+    #[rstest]
+    #[case([4, 5], Some("0.18.1"), true)]
+    #[case([4, 5], Some("0.21.0"), true)]
+    #[case([4, 2], Some("0.18.1"), true)]
+    #[case([4, 2], Some("0.19.0"), true)]
+    #[case([4, 2], Some("0.19.1"), false)]
+    #[case([4, 2], Some("0.20.0"), false)]
+    fn factors_of_older_versions_have_exchanged_axes(
+        #[case] widths: [usize; 2],
+        #[case] version: Option<&str>,
+        #[case] is_exchanged: bool,
+    ) {
+        let ([width, inner], rank, all) = (widths, 2, 2 * EXPERTS);
+        let map = |(expert, name): (usize, &str)| {
+            let path = format!("model.layers.0.mlp.experts.{expert}.{name}");
+            let [d_input, d_output] = if name == "down_proj" { [inner, width] } else { [width, inner] };
+            Site { path, layer: Some(0), d_input, d_output, ..Site::default() }
+        };
+        let names = ["gate_proj", "up_proj", "down_proj"];
+        let sites: Vec<Site> =
+            (0..EXPERTS).flat_map(|expert| names.map(|name| map((expert, name)))).collect();
+        let values =
+            |n: usize, seed: usize| (0..n).map(|i| ((i * 7 + seed) % 11) as f32 - 5.0).collect::<Vec<_>>();
+        // gate and up in one, by the older rule: the columns of A are outputs.
+        let (a, b) = (values(all * 2 * inner, 3), values(width * all, 1));
+        let mut config = config(&[], &[]);
+        config.other.extend(version.map(|version| ("peft_version".to_string(), Value::from(version))));
+        let name = |part: &str| format!("model.layers.0.mlp.experts.{part}.weight");
+        let tensors = [
+            (name("lora_A"), HostTensor::new(name("lora_A"), [all, 2 * inner], a.clone())),
+            (name("lora_B"), HostTensor::new(name("lora_B"), [width, all], b.clone())),
+        ];
+        let mut folder = AdapterFolder { config, tensors: tensors.into(), alpha_is_assumed: false };
+        folder.unfuse(&sites).unwrap();
+        for expert in 0..EXPERTS {
+            let delta = |i: usize, o: usize| -> f32 {
+                (0..rank)
+                    .map(|r| match is_exchanged {
+                        true => a[(expert * rank + r) * 2 * inner + o] * b[i * all + r * EXPERTS + expert],
+                        false => a[(expert * rank + r) * width + i] * b[o * all + r * EXPERTS + expert],
+                    })
+                    .sum()
+            };
+            let part = |first: usize| {
+                (0..width).flat_map(|i| (first..first + inner).map(move |o| delta(i, o))).collect::<Vec<_>>()
+            };
+            assert_eq!(updates(&folder, &sites, expert), [part(0), part(inner)], "expert {expert}");
+        }
+    }
+
+    #[test]
+    fn factors_that_fit_in_two_ways_need_a_version() {
+        let error = has_exchanged_axes(None, false, "model.layers.0.mlp.experts").unwrap_err();
+        assert!(error.contains("lacks peft_version"), "{error}");
+        assert_eq!(has_exchanged_axes(Some("0.19.0"), true, ""), Ok(true), "gpt-oss");
+        assert_eq!(has_exchanged_axes(Some("0.18.0"), true, ""), Ok(false), "gpt-oss");
+        assert_eq!(has_exchanged_axes(Some("0.19.1.dev0"), false, ""), Ok(false));
     }
 
     #[test]

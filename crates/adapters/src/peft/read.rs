@@ -1,6 +1,7 @@
 //! A folder's tensors as adapters over a model's sites, strictly: everything that is missing, unexpected or
 //! misshaped is listed.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +11,10 @@ use burn::tensor::TensorData;
 use lowrank_spec::names::{expert_of, is_router, path_in_module};
 use lowrank_spec::targets::has_suffix;
 use lowrank_spec::{HostTensor, Pattern, Site, transpose};
+use serde_json::Value;
 
 use super::config::PeftConfig;
+use super::experts::router_in_module;
 use super::folder::AdapterFolder;
 use super::group_key;
 use super::saved::Saved;
@@ -40,7 +43,9 @@ impl AdapterFolder {
         device: &B::Device,
     ) -> Result<(AdapterSet<B>, Saved)> {
         let mut folder = self;
-        let by_parameter = folder.config.other.get("target_parameters").is_some_and(|value| !value.is_null());
+        let parameters = folder.config.other.get("target_parameters").and_then(Value::as_array);
+        let parameters =
+            parameters.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         folder.rename_routers(sites);
         if folder.is_fused() {
             let fault = |details| AdapterError::Tensors { path: dir.to_path_buf(), details };
@@ -51,7 +56,7 @@ impl AdapterFolder {
             sites,
             base,
             device,
-            by_parameter,
+            parameters,
             problems: Vec::new(),
             adapters: Vec::new(),
             slots: Vec::new(),
@@ -98,8 +103,8 @@ pub struct Reader<'a, B: Backend> {
     sites: &'a [Site],
     base: &'a dyn BaseWeights<B>,
     device: &'a B::Device,
-    /// Whether the config targets parameters: experts and routers.
-    by_parameter: bool,
+    /// The parameters that the config targets: experts and routers.
+    parameters: Vec<String>,
     problems: Vec<String>,
     adapters: Vec<Adapter<B>>,
     slots: Vec<Slot>,
@@ -134,6 +139,20 @@ impl<'a, B: Backend> Reader<'a, B> {
     /// The folder, with the tensors that have not been taken.
     pub fn folder(&self) -> &AdapterFolder {
         &self.folder
+    }
+
+    /// The path against which PEFT matches the patterns of rank and alpha: a router that is adapted as a parameter is matched
+    /// with that parameter's name.
+    pub(crate) fn matched_path<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        if !is_router(path) {
+            return path.into();
+        }
+        let weight = format!("{path}.weight");
+        let weight = router_in_module(&weight).unwrap_or(weight);
+        match self.parameters.iter().any(|name| has_suffix(&weight, name)) {
+            true => weight.into(),
+            false => path.into(),
+        }
     }
 
     /// Device of the tensors.
@@ -234,7 +253,8 @@ impl<'a, B: Backend> Reader<'a, B> {
                 self.problems.push(format!("missing factors of '{}'", site.path));
             }
         }
-        let is_parameter = |path: &str| self.by_parameter && (expert_of(path).is_some() || is_router(path));
+        let by_parameter = !self.parameters.is_empty();
+        let is_parameter = |path: &str| by_parameter && (expert_of(path).is_some() || is_router(path));
         let modules: Vec<(&str, &Site)> = found
             .iter()
             .map(|f| (f.path.as_str(), &self.sites[f.site]))

@@ -198,7 +198,7 @@ fn unread(path: &str) -> Option<&'static str> {
         return Some("transformers 5 keeps the experts of a layer in one parameter");
     }
     if path.ends_with(".mlp.router") {
-        return Some("PEFT does not adapt the router of gpt-oss");
+        return Some("PEFT adapts the router of gpt-oss by target_parameters alone");
     }
     let is_split = path.starts_with("nomic_bert.") || path.starts_with("gte.") || path.contains(".mixer.");
     is_split.then_some("transformers 5 gives the modules of this architecture other names")

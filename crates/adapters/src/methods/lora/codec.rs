@@ -39,7 +39,11 @@ pub(super) fn read<B: Backend>(file: &mut Reader<'_, B>) -> Result<()> {
 fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Result<Option<Lora<B>>> {
     let site = file.site(module);
     let config = file.config();
-    let (rank, scale) = (config.rank_of(&module.path), config.scale_of(&module.path));
+    let matched = file.matched_path(&module.path);
+    let (given, scale) = (config.rank_of(&matched), config.scale_of(&matched));
+    // These take what a decomposition has, and scale it by the rank that was asked for.
+    let is_decomposed = tag != InitTag::Plain && !site.embedding;
+    let rank = if is_decomposed { given.min(site.max_rank()) } else { given };
     let (dora, has_bias) = (config.use_dora, config.lora_bias);
     let key = |name: &str| format!("{}.{name}", module.path);
     let (a_name, b_name) = if site.embedding {

@@ -1,14 +1,17 @@
 //! VeRA: frozen random factors shared by all sites, two trained vectors for each.
 //!
-//! Files are in PEFT's format, including the projections.
+//! Files are in PEFT's format, including the projections. They are those that PEFT draws: releases before 0.21 draw them again
+//! instead of reading them, and a file may lack them.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use lowrank_spec::Site;
+use burn::tensor::TensorData;
+use lowrank_spec::{Site, transpose};
+use rand_mt::Mt;
+use serde_json::Value;
 
 use super::{Adapter, FactorRole, Factors, Fresh, Method, MethodSpec, Sharing};
 use crate::error::{AdapterError, Result};
-use crate::init::kaiming;
 use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
 use crate::set::{Pair, Slot};
 
@@ -38,6 +41,8 @@ pub struct Vera<B: Backend> {
     pub a: Tensor<B, 2>,
     /// Frozen, shape `[rank, largest d_output]`.
     pub b: Tensor<B, 2>,
+    /// What the projections were drawn from.
+    pub key: u64,
     /// Vectors of each site.
     pub vectors: Vec<VeraVectors<B>>,
 }
@@ -56,9 +61,33 @@ pub struct VeraVectors<B: Backend> {
 /// Initial value of the inner vector.
 const D_INITIAL: f32 = 0.1;
 
+/// PEFT's key of the projections.
+const KEY: &str = "projection_prng_key";
+
+/// The projections that PEFT draws from a key: `A` `(rank, in)`, then `B` `(out, rank)`, both uniform to within `√(6/columns)`
+/// by torch's Mersenne Twister and its `uniform_`.
+///
+/// # Shapes
+/// - output: `[in, rank]` and `[rank, out]`
+fn projections<B: Backend>(
+    key: u64,
+    rank: usize,
+    [d_input, d_output]: [usize; 2],
+    device: &B::Device,
+) -> [Tensor<B, 2>; 2] {
+    // torch takes the lower half.
+    let mut generator = Mt::new(key as u32);
+    let mut draw = |rows: usize, columns: usize| {
+        let bound = (3f64.sqrt() * (2f64.sqrt() / (columns as f64).sqrt())) as f32;
+        let mut value = || (generator.next_u32() & 0xff_ffff) as f32 / 16_777_216.0 * (2.0 * bound) - bound;
+        let values: Vec<f32> = (0..rows * columns).map(|_| value()).collect();
+        Tensor::from_data(TensorData::new(transpose(&values, rows, columns), [columns, rows]), device)
+    };
+    [draw(rank, d_input), draw(d_output, rank)]
+}
+
 impl<B: Backend> Vera<B> {
-    /// Newly initialized vectors over Kaiming-uniform random factors: `d` is 0.1, `b` is zero, so that the
-    /// update is zero.
+    /// Newly initialized vectors over the random factors of a seed: `d` is 0.1, `b` is zero, so that the update is zero.
     pub fn new(sites: &[&Site], rank: usize, seed: u64, device: &B::Device) -> Self {
         let widest = |width: fn(&Site) -> usize| sites.iter().map(|s| width(s)).max().unwrap_or(0);
         let (d_input, d_output) = (widest(|s| s.d_input), widest(|s| s.d_output));
@@ -67,11 +96,8 @@ impl<B: Backend> Vera<B> {
             output: Param::from_tensor(Tensor::zeros([site.d_output], device)),
             d_input: site.d_input,
         };
-        Self {
-            a: kaiming(seed, "vera_A", [d_input, rank], device),
-            b: kaiming(seed, "vera_B", [rank, d_output], device),
-            vectors: sites.iter().map(vectors).collect(),
-        }
+        let [a, b] = projections(seed, rank, [d_input, d_output], device);
+        Self { a, b, key: seed, vectors: sites.iter().map(vectors).collect() }
     }
 
     /// The inner dimension.
@@ -110,12 +136,16 @@ impl<B: Backend> Factors<B> for Vera<B> {
         let widths = found.iter().map(|f| (file.site(f).d_input, file.site(f).d_output));
         let widest = widths.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)));
         let Some((d_input, d_output)) = widest else { return Ok(()) };
-        if !file.folder().tensors.contains_key("vera_A") {
-            file.problem("missing 'vera_A' and 'vera_B': save the adapter with save_projection".into());
-            return Ok(());
-        }
-        let a = file.transposed("vera_A", [rank, d_input]);
-        let b = file.transposed("vera_B", [d_output, rank]);
+        // PEFT's default is 0.
+        let key = file.config().other.get(KEY).and_then(Value::as_u64).unwrap_or(0);
+        let has_projections =
+            ["vera_A", "vera_B"].iter().any(|name| file.folder().tensors.contains_key(*name));
+        let (a, b) = if has_projections {
+            (file.transposed("vera_A", [rank, d_input]), file.transposed("vera_B", [d_output, rank]))
+        } else {
+            let [a, b] = projections(key, rank, [d_input, d_output], file.device());
+            (Some(a), Some(b))
+        };
         let mut vectors = Vec::new();
         for module in &found {
             let site = file.site(module);
@@ -127,7 +157,7 @@ impl<B: Backend> Factors<B> for Vera<B> {
             }
         }
         if let (Some(a), Some(b), true) = (a, b, vectors.len() == found.len()) {
-            file.push(Adapter::Vera(Self { a, b, vectors }), &found.iter().collect::<Vec<_>>());
+            file.push(Adapter::Vera(Self { a, b, key, vectors }), &found.iter().collect::<Vec<_>>());
         }
         Ok(())
     }
@@ -142,6 +172,7 @@ impl<B: Backend> Factors<B> for Vera<B> {
             file.note("VERA", slot, self.rank(), 1.0);
         }
         file.config.other.entry("d_initial").or_insert(f64::from(D_INITIAL).into());
+        file.config.other.insert(KEY.into(), self.key.into());
         Ok(())
     }
 
@@ -149,5 +180,33 @@ impl<B: Backend> Factors<B> for Vera<B> {
         Err(AdapterError::Incompatible(
             "VeRA's files do not contain the widths of the layers; give the model too (--model)".into(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+    use crate::host::host_values;
+
+    /// Of `_kaiming_init` with `torch.Generator().manual_seed(7)`.
+    #[test]
+    fn projections_are_those_of_peft() {
+        let a = [
+            0.076_511_46,
+            -0.659_889_16,
+            0.348_815_35,
+            0.343_729_38,
+            -0.585_490_1,
+            -0.164_182_25,
+            -0.641_742_4,
+            0.284_238_13,
+            -0.295_077_53,
+            0.769_590_44,
+        ];
+        let b = [1.229_559_2, 0.176_444_74, -0.738_411_3, -1.017_339_5, -0.190_213_22, -0.487_447_77];
+        let drawn = projections::<Flex>(7, 2, [5, 3], &Default::default()).map(host_values);
+        assert_eq!(drawn, [transpose(&a, 2, 5), transpose(&b, 3, 2)]);
     }
 }
