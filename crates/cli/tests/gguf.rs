@@ -108,7 +108,8 @@ fn a_table_that_is_the_head_too_is_not_adapted_in_gguf() {
     let file = dir.path().join("adapter.gguf");
     let convert = |model: &str, adapter: &str| {
         let (model, adapter) = (fixture(model), fixture(adapter));
-        let args = ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf", "-o", s(&file)];
+        let args =
+            ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf", "-o", s(&file)];
         args.map(str::to_owned)
     };
     let tied = convert("small-llama-tied", "peft-small-llama-tied-lora-embedding");

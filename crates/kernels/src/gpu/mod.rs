@@ -12,6 +12,7 @@
     clippy::excessive_precision,
     clippy::manual_div_ceil,
     clippy::manual_is_multiple_of,
+    clippy::needless_range_loop,
     clippy::unnecessary_cast,
     reason = "kernels are in cubecl's subset of Rust"
 )]
