@@ -23,7 +23,7 @@ fn cases() -> Vec<(String, bool)> {
     names.sort();
     // They have a separate test.
     names.retain(|name| !["gemma2", "gemma3"].contains(&name.as_str()));
-    assert_eq!(names.len(), 24, "{names:?}");
+    assert_eq!(names.len(), 25, "{names:?}");
     names
         .into_iter()
         .map(|name| (name.clone(), !["mistral", "starcoder2"].contains(&name.as_str())))
@@ -123,6 +123,44 @@ fn there_and_back(name: &str, config: &Map<String, Value>) -> DecoderConfig {
     let kind = FloatType::F32.into();
     write_model(&out, &ModelParts { name, config, weights: &weights, tokenizer: None, kind }).unwrap();
     ModelFolder::open(&out).unwrap().decoder_config().unwrap()
+}
+
+#[rstest]
+#[case(json!({"sliding_window": null}), "sliding_window = null")]
+#[case(json!({"layer_types": ["full_attention"]}), "layer_types has 1 entries for 4 layers")]
+#[case(
+    json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 500.0}}}),
+    "rope_theta = 500000 in layers with a window and 500 in the others"
+)]
+#[case(
+    json!({"rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    }}),
+    "'linear' of layers with a window"
+)]
+fn an_olmo3_that_llama_cpp_would_run_otherwise_is_refused(#[case] changes: Value, #[case] reason: &str) {
+    let (folder, mut config) = (tempfile::tempdir().unwrap(), config(&fixture("olmo3")));
+    config.extend(changes.as_object().unwrap().clone());
+    let (out, weights) = (folder.path().join("model.gguf"), Checkpoint::open(fixture("olmo3")).unwrap());
+    let kind = FloatType::F32.into();
+    let parts = ModelParts { name: "olmo3", config: &config, weights: &weights, tokenizer: None, kind };
+    let error = write_model(&out, &parts).unwrap_err().to_string();
+    assert!(error.contains(reason), "{error}");
+}
+
+#[test]
+fn an_olmo3_goes_there_and_back() {
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
+    for changes in [
+        json!({}),
+        json!({"layer_types": null, "rope_parameters": null, "rope_scaling": yarn, "rope_theta": 5e5}),
+    ] {
+        let mut config = config(&fixture("olmo3"));
+        config.extend(changes.as_object().unwrap().clone());
+        let (back, own) = (there_and_back("olmo3", &config), DecoderConfig::parse(config).unwrap());
+        assert_eq!((back.ropes, back.layers), (own.ropes, own.layers));
+    }
 }
 
 /// A length outside of the rotary parameters takes precedence, as in transformers.

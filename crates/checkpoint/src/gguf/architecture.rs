@@ -157,14 +157,19 @@ impl Architecture {
         }
     }
 
-    /// The architecture of a file, by its name in llama.cpp; with experts if the file has an expert count.
+    /// The architecture of a file, by its name in llama.cpp; with experts if the file has an expert count, and OLMo 3 if an OLMo 2
+    /// has a window.
     pub(crate) fn of_file(metadata: &Metadata<'_>) -> Option<&'static Self> {
         let name = metadata.get("general.architecture")?.as_text()?;
-        let count = metadata.get(format!("{name}.expert_count").as_str());
-        let has_experts = count.and_then(|count| count.as_count()).is_some_and(|count| count > 0);
+        let is_positive = |key: &str| metadata.get(key).and_then(|n| n.as_count()).is_some_and(|n| n > 0);
+        let has_experts = is_positive(&format!("{name}.expert_count"));
+        let is_olmo3 = name == "olmo2" && is_positive("olmo2.attention.sliding_window");
         let mut found = ARCHITECTURES.iter().filter(|architecture| architecture.name() == name);
         let first = found.clone().next();
-        found.find(|architecture| architecture.has_experts() == has_experts).or(first)
+        let fits = |architecture: &&Self| {
+            architecture.has_experts() == has_experts && (architecture.model_type == "olmo3") == is_olmo3
+        };
+        found.find(fits).or(first)
     }
 
     /// Whether layers have experts.

@@ -247,6 +247,17 @@ impl<'a, 'f> Keys<'a, 'f> {
         if let Some(scaling) = self.scaling(file, config)? {
             config.insert("rope_scaling".into(), scaling);
         }
+        if self.architecture.model_type == "olmo3" {
+            // One base for all layers, scaling for those without a window.
+            let plain = json!({"rope_type": "default", "rope_theta": number(theta)});
+            let mut full = config.remove("rope_scaling").unwrap_or_else(|| plain.clone());
+            full["rope_theta"] = number(theta);
+            config.remove("rope_theta");
+            config.insert(
+                "rope_parameters".into(),
+                json!({"full_attention": full, "sliding_attention": plain}),
+            );
+        }
         Ok(())
     }
 
@@ -400,11 +411,16 @@ impl<'a, 'f> Keys<'a, 'f> {
             "qwen3" | "qwen3moe" | "olmoe" | "gemma" | "glm4" => {
                 set("attention_bias", has_query_bias.into());
             }
-            "olmo2" if window.is_some() => {
-                return Err(Fault::file("OLMo 3 (olmo2 with a sliding window) is not supported"));
-            }
             "qwen2moe" => set("qkv_bias", has_query_bias.into()),
-            "olmo2" => set("attention_bias", has_query_bias.into()),
+            "olmo2" => {
+                set("attention_bias", has_query_bias.into());
+                if let Some(window) = window {
+                    set("sliding_window", window.into());
+                    if let Some(types) = self.layer_types()? {
+                        set("layer_types", types);
+                    }
+                }
+            }
             "stablelm" => {
                 set("use_qkv_bias", has_query_bias.into());
                 set("qk_layernorm", first("attn_q_norm", "weight").into());

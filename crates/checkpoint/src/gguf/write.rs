@@ -19,6 +19,7 @@ pub(crate) enum Meta {
     Texts(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
+    Bools(Vec<bool>),
 }
 
 impl Meta {
@@ -56,6 +57,10 @@ impl Meta {
             Self::I32s(numbers) => {
                 list(out, 5, numbers.len());
                 out.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+            }
+            Self::Bools(flags) => {
+                list(out, 7, flags.len());
+                out.extend(flags.iter().map(|flag| u8::from(*flag)));
             }
             Self::F32s(numbers) => {
                 list(out, 6, numbers.len());

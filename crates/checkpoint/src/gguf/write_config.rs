@@ -117,7 +117,7 @@ pub(crate) fn describe(
     let (own, hub) = architecture.norm_eps;
     let default = if architecture.name() == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
     let default = match architecture.model_type {
-        "phi3" | "olmo2" | "olmoe" | "mixtral" | "arcee" => 1e-5,
+        "phi3" | "olmo2" | "olmo3" | "olmoe" | "mixtral" | "arcee" => 1e-5,
         "glm4" => 1.562_5e-7,
         _ => default,
     };
@@ -249,7 +249,7 @@ impl Keys<'_> {
         let window = match self.config.contains_key("sliding_window") {
             true => self.count("sliding_window")?,
             // The default of transformers.
-            false => Some(4096).filter(|_| architecture.model_type == "mistral"),
+            false => Some(4096).filter(|_| matches!(architecture.model_type, "mistral" | "olmo3")),
         };
         let slides = match architecture.model_type {
             "mistral" | "smollm3" if self.get("layer_types").is_some() => {
@@ -281,6 +281,7 @@ impl Keys<'_> {
                     put(own, Meta::F32(self.number(hub)?.unwrap_or(1.0) as f32));
                 }
             }
+            "olmo2" if architecture.model_type == "olmo3" => self.olmo3(architecture, window, layers, put)?,
             "gemma3" => self.gemma3(head, layers, put)?,
             "gemma2" => self.gemma2(head, layers, put)?,
             "phi3" => put("attention.sliding_window", Meta::U32(window.unwrap_or(0) as u32)),
@@ -368,6 +369,43 @@ impl Keys<'_> {
             true => Ok(()),
             false => Err(format!("query_pre_attn_scalar = {scalar}: llama.cpp uses {expected}")),
         }
+    }
+
+    /// OLMo 3: windows by layer, unscaled positions of the same base in those.
+    fn olmo3(
+        &self,
+        architecture: &Architecture,
+        window: Option<u64>,
+        layers: u64,
+        put: &mut impl FnMut(&str, Meta),
+    ) -> Result<()> {
+        let window = window.filter(|window| *window > 0);
+        let window = window.ok_or("sliding_window = null: llama.cpp's olmo2 requires a value")?;
+        let local = self.get("rope_parameters").and_then(|all| all["sliding_attention"].as_object());
+        let local = |key: &str| local.and_then(|local| local.get(key)).filter(|value| !value.is_null());
+        // The default of transformers.
+        let (theta, own) =
+            (self.theta(architecture)?, local("rope_theta").and_then(Json::as_f64).unwrap_or(500_000.0));
+        if own != theta {
+            return Err(format!(
+                "rope_theta = {own} in layers with a window and {theta} in the others: llama.cpp's olmo2 has one for all"
+            ));
+        }
+        if let Some(kind) = local("rope_type").and_then(Json::as_str).filter(|kind| *kind != "default") {
+            return Err(format!(
+                "rope scaling '{kind}' of layers with a window is not supported by llama.cpp's olmo2"
+            ));
+        }
+        let slides: Vec<bool> = match self.get("layer_types").and_then(Json::as_array) {
+            Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
+            None => (1..=layers).map(|layer| !layer.is_multiple_of(4)).collect(),
+        };
+        if slides.len() as u64 != layers {
+            return Err(format!("layer_types has {} entries for {layers} layers", slides.len()));
+        }
+        put("attention.sliding_window", Meta::U32(window as u32));
+        put("attention.sliding_window_pattern", Meta::Bools(slides));
+        Ok(())
     }
 
     fn gemma3(&self, head: u64, layers: u64, put: &mut impl FnMut(&str, Meta)) -> Result<()> {

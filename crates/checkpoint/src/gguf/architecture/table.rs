@@ -89,7 +89,29 @@ const GEMMA3: Architecture = Architecture {
     ..LLAMA
 };
 
-/// All known architectures. A file is read as the first of those that share its name in llama.cpp.
+const OLMO2: Architecture = Architecture {
+    family: Family::Olmo2,
+    model_type: "olmo2",
+    class: "Olmo2ForCausalLM",
+    layer: &[
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ],
+    changes: Changes::None,
+    ..LLAMA
+};
+
+/// All known architectures. A file is read as the first of those that share its name in llama.cpp, less the exceptions of
+/// [`of_file`](Architecture::of_file).
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     LLAMA,
     Architecture { model_type: "mistral", class: "MistralForCausalLM", ..LLAMA },
@@ -214,26 +236,8 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         activation: ("hidden_act", "relu2"),
         ..LLAMA
     },
-    Architecture {
-        family: Family::Olmo2,
-        model_type: "olmo2",
-        class: "Olmo2ForCausalLM",
-        layer: &[
-            ("attn_q", "self_attn.q_proj"),
-            ("attn_k", "self_attn.k_proj"),
-            ("attn_v", "self_attn.v_proj"),
-            ("attn_output", "self_attn.o_proj"),
-            ("attn_q_norm", "self_attn.q_norm"),
-            ("attn_k_norm", "self_attn.k_norm"),
-            ("post_attention_norm", "post_attention_layernorm"),
-            ("ffn_gate", "mlp.gate_proj"),
-            ("ffn_up", "mlp.up_proj"),
-            ("ffn_down", "mlp.down_proj"),
-            ("post_ffw_norm", "post_feedforward_layernorm"),
-        ],
-        changes: Changes::None,
-        ..LLAMA
-    },
+    OLMO2,
+    Architecture { model_type: "olmo3", class: "Olmo3ForCausalLM", ..OLMO2 },
     Architecture {
         family: Family::StableLm,
         model_type: "stablelm",

@@ -31,6 +31,7 @@ impl Keys<'_> {
             "gemma3" => ("rope_theta", 1_000_000.0),
             "llama" if architecture.model_type == "mixtral" => ("rope_theta", 1_000_000.0),
             "smollm3" => ("rope_theta", 2_000_000.0),
+            "olmo2" if architecture.model_type == "olmo3" => ("rope_theta", 500_000.0),
             _ => ("rope_theta", 10_000.0),
         };
         match self.in_rope("rope_theta")? {
