@@ -4,7 +4,9 @@
 
 mod common;
 
-use lowrank_checkpoint::{Checkpoint, Dtype, StreamOptions, StreamWriter, TensorPlan};
+use lowrank_checkpoint::{
+    Checkpoint, Dtype, FloatType, HostTensor, StreamOptions, StreamWriter, TensorPlan, write_safetensors,
+};
 use serde_json::Value;
 
 use common::{fails, fixture, json_of, lowrank, s};
@@ -84,7 +86,7 @@ fn an_adapter_goes_to_gguf_alone_or_merged() {
     let (model, adapter) = (fixture("small-llama"), fixture("peft-small-llama-patterns"));
     let args = ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf"];
     let written = json_of(&[&args[..], &["-o", s(&file)]].concat());
-    let tensors = lowrank_checkpoint::Checkpoint::open(&file).unwrap();
+    let tensors = Checkpoint::open(&file).unwrap();
     assert_eq!(tensors.len() as u64, 2 * written["modules"].as_u64().unwrap());
     assert!(tensors.names().all(|name| name.ends_with(".lora_a") || name.ends_with(".lora_b")));
     assert_eq!(tensors.metadata()["general.type"], "adapter");
@@ -106,8 +108,25 @@ fn an_adapter_goes_to_gguf_alone_or_merged() {
 fn a_table_that_is_the_head_too_is_not_adapted_in_gguf() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("adapter.gguf");
+    // PEFT stores the table too, without which the factors are all there is.
+    let without_table = |name: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::copy(fixture(name).join("adapter_config.json"), folder.join("adapter_config.json")).unwrap();
+        let weights = fixture(name).join("adapter_model.safetensors");
+        let weights = Checkpoint::open_adapter(weights).unwrap();
+        let names = weights.names().filter(|name| name.contains("lora_"));
+        let tensor = |name: &str| {
+            let shape = weights.info(name).unwrap().shape.clone();
+            HostTensor::new(name, shape, weights.read_f32(name).unwrap())
+        };
+        let (tensors, metadata) = (names.map(tensor).collect(), Default::default());
+        write_safetensors(folder.join("adapter_model.safetensors"), tensors, FloatType::F32, &metadata)
+            .unwrap();
+        folder
+    };
     let convert = |model: &str, adapter: &str| {
-        let (model, adapter) = (fixture(model), fixture(adapter));
+        let (model, adapter) = (fixture(model), without_table(adapter));
         let args =
             ["convert", "--model", s(&model), "--adapter", s(&adapter), "--to", "gguf", "-o", s(&file)];
         args.map(str::to_owned)

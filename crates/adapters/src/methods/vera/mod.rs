@@ -79,7 +79,9 @@ fn projections<B: Backend>(
     let mut generator = Mt::new(key as u32);
     let mut draw = |rows: usize, columns: usize| {
         let bound = (3f64.sqrt() * (2f64.sqrt() / (columns as f64).sqrt())) as f32;
-        let mut value = || (generator.next_u32() & 0xff_ffff) as f32 / 16_777_216.0 * (2.0 * bound) - bound;
+        // torch is compiled to a fused product and sum.
+        let mut value =
+            || ((generator.next_u32() & 0xff_ffff) as f32 / 16_777_216.0).mul_add(2.0 * bound, -bound);
         let values: Vec<f32> = (0..rows * columns).map(|_| value()).collect();
         Tensor::from_data(TensorData::new(transpose(&values, rows, columns), [columns, rows]), device)
     };
