@@ -137,6 +137,8 @@ impl Writer<'_> {
         if self.config.groups.len() == 1 {
             self.config.groups.clear();
         }
+        let fused = fused_maps(self.sites);
+        let unread = |path: &str| unread(path, fused.is_some());
         if let Some((path, why)) = self.strengths.iter().find_map(|(path, ..)| Some((path, unread(path)?))) {
             tracing::warn!(
                 "'{path}' is written as the files of models name it: {why}, and PEFT may leave it out"
@@ -144,7 +146,7 @@ impl Writer<'_> {
         }
         self.note_strengths();
         let paths: Vec<&str> = self.strengths.iter().map(|(path, ..)| path.as_str()).collect();
-        if let Some((path, why)) = misread(&paths, &self.config) {
+        if let Some((path, why)) = fused.and_then(|maps| misread(&paths, &self.config, maps)) {
             tracing::warn!("PEFT computes other values with the factors of '{path}': {why}");
         }
         if self.config.lora_bias {
@@ -192,9 +194,25 @@ impl Writer<'_> {
     }
 }
 
-/// Why PEFT over transformers 5 has no module of this path.
-fn unread(path: &str) -> Option<&'static str> {
-    if expert_of(path).is_some() && !is_converted(path) {
+/// The names of the experts' maps (gate, up, down) in a model whose experts' factors PEFT converts to fused ones: Mixtral,
+/// Qwen3-MoE and OLMoE.
+fn fused_maps(sites: &[Site]) -> Option<[&'static str; 3]> {
+    // gpt-oss and Qwen2-MoE have experts whose names are those of Qwen3-MoE's.
+    let is_other = |path: &str| path.ends_with(".mlp.router") || path.contains(".shared_expert");
+    if sites.iter().any(|site| is_other(&site.path)) {
+        return None;
+    }
+    let mut experts = sites.iter().filter(|site| expert_of(&site.path).is_some());
+    match experts.next()?.name() {
+        "w1" | "w2" | "w3" => Some(["w1", "w3", "w2"]),
+        "gate_proj" | "up_proj" | "down_proj" => Some(["gate_proj", "up_proj", "down_proj"]),
+        _ => None,
+    }
+}
+
+/// Why PEFT over transformers 5 has no module of this path; whether it converts the factors of this model's experts.
+fn unread(path: &str, converts: bool) -> Option<&'static str> {
+    if expert_of(path).is_some() && !converts {
         return Some("transformers 5 keeps the experts of a layer in one parameter");
     }
     if path.ends_with(".mlp.router") {
@@ -204,24 +222,38 @@ fn unread(path: &str) -> Option<&'static str> {
     is_split.then_some("transformers 5 gives the modules of this architecture other names")
 }
 
-/// Whether PEFT converts the factors of this path to those of all experts: the names are Mixtral's.
-fn is_converted(path: &str) -> bool {
-    expert_of(path).is_some() && ["w1", "w2", "w3"].iter().any(|map| has_suffix(path, map))
-}
-
-/// The first adapted expert that PEFT's conversion reads with another rank or scale, or in the place of another map, and why.
-fn misread<'p>(paths: &[&'p str], config: &PeftConfig) -> Option<(&'p str, &'static str)> {
-    let experts = || paths.iter().copied().filter(|path| is_converted(path));
-    let has_own =
-        |path: &&str| config.rank_pattern.get(path).is_some() || config.alpha_pattern.get(path).is_some();
-    if let Some(path) = experts().find(has_own) {
-        return Some((path, "it gives all experts the config's r and lora_alpha"));
+/// The first adapted map that PEFT's conversion of experts, whose maps have these names, reads with another rank or scale, in
+/// the place of another map, or not at all, and why.
+fn misread<'p>(
+    paths: &[&'p str],
+    config: &PeftConfig,
+    maps @ [gate, up, down]: [&str; 3],
+) -> Option<(&'p str, String)> {
+    let (experts, dense): (Vec<&'p str>, Vec<&'p str>) =
+        paths.iter().partition(|path| expert_of(path).is_some());
+    // Only Mixtral's names are those of its experts alone.
+    if let Some(path) =
+        dense.into_iter().find(|path| gate != "w1" && maps.iter().any(|map| has_suffix(path, map)))
+    {
+        return Some((
+            path,
+            "it takes the name for that of the experts' maps, and leaves dense layers out".into(),
+        ));
     }
-    let fused = experts().find(|path| !has_suffix(path, "w2"))?;
-    if !experts().any(|path| has_suffix(path, "w2")) {
-        return Some((fused, "it expects those of w2 beside those of w1 and w3; adapt w2 too"));
+    let is_own =
+        |path: &&&str| config.rank_pattern.get(path).is_some() || config.alpha_pattern.get(path).is_some();
+    if let Some(path) = experts.iter().find(is_own) {
+        return Some((path, "it gives all experts the config's r and lora_alpha".into()));
     }
-    let why = "it doubles rank and alpha of w1 and w3, which changes the scale of rsLoRA";
+    let of = |map: &str| experts.iter().copied().find(|path| has_suffix(path, map));
+    let fused = of(gate).or_else(|| of(up))?;
+    if [gate, up, down].into_iter().any(|map| of(map).is_none()) {
+        return Some((
+            fused,
+            format!("it expects those of {gate}, {up} and {down} together; adapt all three"),
+        ));
+    }
+    let why = format!("it doubles rank and alpha of {gate} and {up}, which changes the scale of rsLoRA");
     config.use_rslora.then_some((fused, why))
 }
 
@@ -264,12 +296,24 @@ mod tests {
             "roberta.encoder.layers.0.mixer.Wqkv",
             "model.layers.0.mlp.router",
         ] {
-            assert!(unread(path).is_some(), "{path}");
+            assert!(unread(path, false).is_some(), "{path}");
         }
-        for path in ["model.layers.0.mlp.up_proj", "model.layers.0.block_sparse_moe.experts.1.w2", "lm_head"]
-        {
-            assert!(unread(path).is_none(), "{path}");
+        assert!(unread("model.layers.0.block_sparse_moe.experts.1.w2", true).is_none());
+        for path in ["model.layers.0.mlp.up_proj", "lm_head"] {
+            assert!(unread(path, false).is_none(), "{path}");
         }
+    }
+
+    #[rstest]
+    #[case(&["mlp.experts.0.gate_proj", "mlp.experts.0.up_proj"], Some("gate_proj"))]
+    #[case(&["block_sparse_moe.gate", "block_sparse_moe.experts.0.w1"], Some("w1"))]
+    #[case(&["mlp.experts.0.gate_proj", "mlp.router"], None)]
+    #[case(&["mlp.experts.0.gate_proj", "mlp.shared_expert.gate_proj"], None)]
+    #[case(&["mlp.gate_proj"], None)]
+    fn models_whose_experts_peft_converts_are_known(#[case] paths: &[&str], #[case] gate: Option<&str>) {
+        let site = |path: &&str| Site { path: format!("model.layers.0.{path}"), ..Site::default() };
+        let sites: Vec<Site> = paths.iter().map(site).collect();
+        assert_eq!(fused_maps(&sites).map(|maps| maps[0]), gate);
     }
 
     /// As PEFT's `_convert_peft_config_moe`.
@@ -278,6 +322,7 @@ mod tests {
     #[case(&["w2"], "", None)]
     #[case(&["w2"], r#""use_rslora": true"#, None)]
     #[case(&["w1", "w3"], "", Some("w1"))]
+    #[case(&["w3", "w2"], "", Some("w3"))]
     #[case(&["w1", "w2", "w3"], r#""use_rslora": true"#, Some("w1"))]
     #[case(&["w1", "w2", "w3"], r#""alpha_pattern": {"w2": 30}"#, Some("w2"))]
     #[case(&["w1", "w2", "w3"], r#""rank_pattern": {"w3": 4}"#, Some("w3"))]
@@ -288,16 +333,27 @@ mod tests {
         #[case] expect: Option<&str>,
     ) {
         let comma = if keys.is_empty() { "" } else { "," };
-        let config = PeftConfig::parse(&format!(r#"{{"peft_type": "LORA"{comma} {keys}}}"#)).unwrap();
-        let maps: Vec<String> =
-            maps.iter().map(|map| format!("model.layers.0.block_sparse_moe.experts.1.{map}")).collect();
-        let paths: Vec<&str> =
-            ["model.layers.0.self_attn.q_proj"].into_iter().chain(maps.iter().map(String::as_str)).collect();
-        let found = misread(&paths, &config).map(|(path, _)| path.rsplit('.').next().unwrap());
-        assert_eq!(found, expect);
-        // A dense map of these names is not converted.
-        let dense = ["model.layers.0.w1", "model.layers.0.w3"];
-        assert_eq!(misread(&dense, &config), None);
+        let of = |names: [&str; 3], list: &str, dense: &[&str]| {
+            let rename = |text: &str| {
+                let pairs = ["w1", "w3", "w2"].into_iter().zip(names);
+                pairs.fold(text.to_owned(), |text, (old, new)| text.replace(old, new))
+            };
+            let config = format!(r#"{{"peft_type": "LORA"{comma} {}}}"#, rename(keys));
+            let config = PeftConfig::parse(&config).unwrap();
+            let maps = maps.iter().map(|map| format!("model.layers.0.{list}.experts.1.{}", rename(map)));
+            let maps: Vec<String> = maps.collect();
+            let attention = ["model.layers.0.self_attn.q_proj"];
+            let paths = attention.iter().chain(dense).copied().chain(maps.iter().map(String::as_str));
+            let paths: Vec<&str> = paths.collect();
+            misread(&paths, &config, names).map(|(path, _)| path.rsplit('.').next().unwrap().to_owned())
+        };
+        let mixtral = ["w1", "w3", "w2"];
+        assert_eq!(of(mixtral, "block_sparse_moe", &[]).as_deref(), expect);
+        let qwen = ["gate_proj", "up_proj", "down_proj"];
+        let renamed = expect.map(|name| qwen[mixtral.iter().position(|map| *map == name).unwrap()]);
+        assert_eq!(of(qwen, "mlp", &[]).as_deref(), renamed);
+        // A dense layer's map is taken for the experts'.
+        assert_eq!(of(qwen, "mlp", &["model.layers.1.mlp.down_proj"]).as_deref(), Some("down_proj"));
     }
 
     #[test]
