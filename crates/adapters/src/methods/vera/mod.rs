@@ -64,6 +64,9 @@ const D_INITIAL: f32 = 0.1;
 /// PEFT's key of the projections.
 const KEY: &str = "projection_prng_key";
 
+/// Elements of a projection that is drawn for a file without them: rank 8,192 of 16,384 columns.
+const MAX_DRAWN: usize = 1 << 27;
+
 /// The projections that PEFT draws from a key: `A` `(rank, in)`, then `B` `(out, rank)`, both uniform to within `√(6/columns)`
 /// by torch's Mersenne Twister and its `uniform_`.
 ///
@@ -140,14 +143,6 @@ impl<B: Backend> Factors<B> for Vera<B> {
         let Some((d_input, d_output)) = widest else { return Ok(()) };
         // PEFT's default is 0.
         let key = file.config().other.get(KEY).and_then(Value::as_u64).unwrap_or(0);
-        let has_projections =
-            ["vera_A", "vera_B"].iter().any(|name| file.folder().tensors.contains_key(*name));
-        let (a, b) = if has_projections {
-            (file.transposed("vera_A", [rank, d_input]), file.transposed("vera_B", [d_output, rank]))
-        } else {
-            let [a, b] = projections(key, rank, [d_input, d_output], file.device());
-            (Some(a), Some(b))
-        };
         let mut vectors = Vec::new();
         for module in &found {
             let site = file.site(module);
@@ -158,6 +153,22 @@ impl<B: Backend> Factors<B> for Vera<B> {
                 vectors.push(VeraVectors { inner, output, d_input: site.d_input });
             }
         }
+        let has_projections =
+            ["vera_A", "vera_B"].iter().any(|name| file.folder().tensors.contains_key(*name));
+        let (a, b) = if has_projections {
+            (file.transposed("vera_A", [rank, d_input]), file.transposed("vera_B", [d_output, rank]))
+        } else if rank.saturating_mul(d_input.max(d_output)) > MAX_DRAWN {
+            file.problem(format!(
+                "missing 'vera_A' and 'vera_B', which are too large to be drawn for r = {rank}: save the adapter with \
+                 save_projection"
+            ));
+            return Ok(());
+        } else if vectors.len() == found.len() {
+            let [a, b] = projections(key, rank, [d_input, d_output], file.device());
+            (Some(a), Some(b))
+        } else {
+            return Ok(());
+        };
         if let (Some(a), Some(b), true) = (a, b, vectors.len() == found.len()) {
             file.push(Adapter::Vera(Self { a, b, key, vectors }), &found.iter().collect::<Vec<_>>());
         }
