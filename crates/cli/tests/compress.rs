@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -31,6 +32,55 @@ fn texts() -> TempDir {
     fs::write(folder.join("train.tsv"), rows(40)).unwrap();
     fs::write(folder.join("dev.tsv"), rows(10)).unwrap();
     dir
+}
+
+/// GTE as it was first published, with tensors under `new.`: every command does with it what it does with the same under `gte.`.
+#[test]
+fn a_model_under_its_older_prefix_is_compressed_adapted_and_run() {
+    let dir = texts();
+    let (model, old) = (fixture("gte-cls"), dir.path().join("old"));
+    fs::create_dir(&old).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model.join(name), old.join(name)).unwrap();
+    }
+    let weights = Checkpoint::open(&model).unwrap();
+    let tensors = weights.names().map(|name| {
+        let shape = weights.info(name).unwrap().shape.clone();
+        let old = name.strip_prefix("gte.").map_or(name.to_owned(), |rest| format!("new.{rest}"));
+        HostTensor::new(old, shape, weights.read_f32(name).unwrap())
+    });
+    let (tensors, file) = (tensors.collect(), old.join("model.safetensors"));
+    write_safetensors(file, tensors, FloatType::F32, &Default::default()).unwrap();
+    let train = dir.path().join("SST-2/train.tsv");
+    let rows = fs::read_to_string(&train).unwrap().replacen("sentence", "text", 1);
+    let rows_file = dir.path().join("rows.tsv");
+    fs::write(&rows_file, rows).unwrap();
+    let scores = |folder: &Path| {
+        let text = ["--text", "the cat sat on the mat"];
+        json_of(&[&["predict", "--model", s(folder)], &text[..]].concat())
+    };
+    let outputs = |model: &Path, name: &str| {
+        let out = |what: &str| dir.path().join(format!("{name}-{what}"));
+        let mut all = vec![scores(model)];
+        let ways: [&[&str]; 3] = [
+            &["--method", "svd", "--ratio", "0.3"],
+            &["--method", "shared", "--ratio", "0.3"],
+            &["--method", "quant", "--type", "Q4_0"],
+        ];
+        for (i, way) in ways.into_iter().enumerate() {
+            let small = out(&i.to_string());
+            json_of(&[&["compress", "--model", s(model), "-o", s(&small)], way].concat());
+            all.push(scores(&small));
+        }
+        let (tuned, merged) = (out("tuned"), out("merged"));
+        let rows = ["--train", s(&rows_file), "--dev", s(&rows_file), "--max-steps", "3", "--lr", "0.05"];
+        let args = ["finetune", "--model", s(model), "--method", "lora", "--rank", "2", "-o", s(&tuned)];
+        json_of(&[&args[..], &rows].concat());
+        json_of(&["merge", "--model", s(model), "--adapter", s(&tuned), "-o", s(&merged)]);
+        all.push(scores(&merged));
+        all
+    };
+    assert_eq!(outputs(&old, "old"), outputs(&model, "own"));
 }
 
 /// Decoders whose attention, norms or embeddings have what Llama's have not, calibrated, written and read back.

@@ -13,7 +13,7 @@ use crate::params::lazy_full;
 use crate::projection::{Projection, WeightOf};
 use crate::run::Run;
 use crate::visit::{Layout, Module as ModulePath, ParamVisitor, Role};
-use lowrank_spec::names::WeightPart;
+use lowrank_spec::names::{WeightPart, path_of_old_files};
 use lowrank_spec::{LowrankSection, ModuleEntry, Representation};
 
 /// `y = x·W + b`, at a site that an adapter may serve.
@@ -144,7 +144,10 @@ impl SiteList {
                     ));
                 }
                 // The model's paths have their prefix even where the section's do not.
-                *owner = format!("{}{owner}", path.strip_suffix(name).unwrap_or_default());
+                *owner = match path.strip_suffix(name) {
+                    Some(prefix) => format!("{prefix}{owner}"),
+                    None => path_of_old_files(owner).unwrap_or_else(|| owner.clone()),
+                };
             }
         }
         representation

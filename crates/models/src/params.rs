@@ -11,7 +11,7 @@ use burn::tensor::{DType, TensorData, bf16, f16};
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::{Checkpoint, Dtype, HostTensor};
 use lowrank_kernels::{BlockFormat, BlockMatrix, KernelError};
-use lowrank_spec::names::{WeightPart, is_router};
+use lowrank_spec::names::{WeightPart, is_router, old_prefix};
 use lowrank_spec::rng::normal_values;
 use lowrank_spec::{LowrankSection, transpose};
 
@@ -166,14 +166,6 @@ const SINUSOID_TOLERANCE: f64 = 5e-3;
 
 /// Suffix of entries in which some layers store state other than parameters.
 const EXTRA_STATE: &str = "_extra_state";
-
-/// Prefixes in the files of the models that an architecture was first published with, by its own.
-const OLD_PREFIXES: [(&str, &str); 1] = [("gte.", "new.")];
-
-/// The older prefix of the keys that begin with `prefix`.
-fn old_prefix(prefix: &str) -> Option<&'static str> {
-    OLD_PREFIXES.iter().find(|(own, _)| *own == prefix).map(|(_, old)| *old)
-}
 
 /// A key without the prefix of its stack.
 pub(crate) fn without_prefix<'k>(key: &'k str, prefix: &str) -> &'k str {

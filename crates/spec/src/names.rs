@@ -155,6 +155,32 @@ pub fn path_in_files(path: &str) -> Option<String> {
     renamed(path, [VIT_LAYERS[1], VIT_LAYERS[0]], |(file, module)| (module, file))
 }
 
+/// Prefixes of an architecture's keys, and those in the files it was first published in.
+const OLD_PREFIXES: [[&str; 2]; 1] = [["gte.", "new."]];
+
+/// The older prefix of the keys that begin with `prefix`.
+pub fn old_prefix(prefix: &str) -> Option<&'static str> {
+    OLD_PREFIXES.iter().find(|[own, _]| *own == prefix).map(|[_, old]| *old)
+}
+
+/// Path of a module in the files that its architecture was first published in, if it differs.
+///
+/// ```
+/// use lowrank_spec::names::{path_in_old_files, path_of_old_files};
+/// let path = "gte.encoder.layer.0.mlp.down_proj";
+/// assert_eq!(path_in_old_files(path).as_deref(), Some("new.encoder.layer.0.mlp.down_proj"));
+/// assert_eq!(path_of_old_files("new.encoder.layer.0.mlp.down_proj").as_deref(), Some(path));
+/// assert_eq!(path_in_old_files("bert.pooler.dense"), None);
+/// ```
+pub fn path_in_old_files(path: &str) -> Option<String> {
+    OLD_PREFIXES.iter().find_map(|[own, old]| Some(format!("{old}{}", path.strip_prefix(own)?)))
+}
+
+/// The opposite of [`path_in_old_files`].
+pub fn path_of_old_files(path: &str) -> Option<String> {
+    OLD_PREFIXES.iter().find_map(|[own, old]| Some(format!("{own}{}", path.strip_prefix(old)?)))
+}
+
 /// A path without its first segment, as in a file made over the bare encoder or decoder; empty if it has one segment.
 ///
 /// ```

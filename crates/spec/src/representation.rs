@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Result, SpecError};
+use crate::names::path_in_old_files;
 
 /// The version of the section that this crate writes, and the latest that it reads.
 ///
@@ -238,10 +239,11 @@ impl LowrankSection {
         Ok(())
     }
 
-    /// The entry of a module, even if the section omits the model's prefix (`bert.`, `model.`).
+    /// The entry of a module, even if the section omits the model's prefix (`bert.`, `model.`) or has an older one.
     pub fn find(&self, path: &str) -> Option<(&str, &ModuleEntry)> {
         let bare = path.split_once('.').map(|(_, rest)| rest);
-        [Some(path), bare]
+        let old = path_in_old_files(path);
+        [Some(path), bare, old.as_deref()]
             .into_iter()
             .flatten()
             .find_map(|name| self.modules.get_key_value(name).map(|(k, v)| (k.as_str(), v)))
