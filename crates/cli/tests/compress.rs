@@ -51,7 +51,7 @@ fn a_model_under_its_older_prefix_is_compressed_adapted_and_run() {
     });
     let (tensors, file) = (tensors.collect(), old.join("model.safetensors"));
     write_safetensors(file, tensors, FloatType::F32, &Default::default()).unwrap();
-    let train = dir.path().join("SST-2/train.tsv");
+    let (train, lines) = (dir.path().join("SST-2/train.tsv"), dir.path().join("lines.txt"));
     let rows = fs::read_to_string(&train).unwrap().replacen("sentence", "text", 1);
     let rows_file = dir.path().join("rows.tsv");
     fs::write(&rows_file, rows).unwrap();
@@ -62,10 +62,23 @@ fn a_model_under_its_older_prefix_is_compressed_adapted_and_run() {
     let outputs = |model: &Path, name: &str| {
         let out = |what: &str| dir.path().join(format!("{name}-{what}"));
         let mut all = vec![scores(model)];
-        let ways: [&[&str]; 3] = [
+        let ways: [&[&str]; 5] = [
             &["--method", "svd", "--ratio", "0.3"],
             &["--method", "shared", "--ratio", "0.3"],
             &["--method", "quant", "--type", "Q4_0"],
+            &["--method", "whitened", "--ratio", "0.2", "--calibration", s(&lines)],
+            &[
+                "--method",
+                "whitened",
+                "--ratio",
+                "0.2",
+                "--calibration",
+                s(&lines),
+                "--recover",
+                "distill",
+                "--recover-steps",
+                "2",
+            ],
         ];
         for (i, way) in ways.into_iter().enumerate() {
             let small = out(&i.to_string());

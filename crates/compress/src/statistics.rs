@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_factor::Mat;
-use lowrank_spec::names::expert_of;
+use lowrank_spec::names::{expert_of, path_of_old_files};
 
 /// Sums over vectors `x`: the calibration inputs of one or several linear maps, or the gradients of their outputs.
 #[derive(Clone, Debug)]
@@ -68,12 +68,13 @@ impl Unreached {
     }
 }
 
-/// Finds a module's weighting, whichever of the two names has the model's prefix (`bert.`, `model.`).
+/// Finds a module's weighting, whichever of the two names has the model's prefix (`bert.`, `model.`), or an older one.
 pub(crate) fn lookup(weightings: &Weightings, path: &str) -> Weighting {
     let bare = path.split_once('.').map(|(_, rest)| rest);
     let found = weightings.get(path).or_else(|| bare.and_then(|rest| weightings.get(rest))).or_else(|| {
         let is_same = |key: &&String| key.split_once('.').is_some_and(|(_, rest)| rest == path);
         weightings.keys().find(is_same).and_then(|key| weightings.get(key))
     });
+    let found = found.or_else(|| weightings.get(&path_of_old_files(path)?));
     found.cloned().unwrap_or_default()
 }

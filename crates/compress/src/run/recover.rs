@@ -13,6 +13,7 @@ use lowrank_checkpoint::{Checkpoint, StagedDir, StreamOptions, StreamWriter, Ten
 use lowrank_kernels::Kernels;
 use lowrank_models::Parameter;
 use lowrank_models::params::Gather;
+use lowrank_spec::names::path_in_old_files;
 use lowrank_spec::{LowrankSection, Representation};
 use serde::Serialize;
 
@@ -136,7 +137,9 @@ where
         let (recovery, tensors) = pair.layer(layer, options, progress)?;
         for (key, values) in tensors {
             let bare = key.split_once('.').map_or(key.as_str(), |(_, rest)| rest);
-            let name = if source.contains(&key) { key.as_str() } else { bare };
+            let old = path_in_old_files(&key);
+            let mut names = [Some(key.as_str()), old.as_deref()].into_iter().flatten();
+            let name = names.find(|name| source.contains(name)).unwrap_or(bare);
             writer.write_f32(name, &values)?;
         }
         layers.push(recovery);
