@@ -153,12 +153,16 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
 
 /// The name to write. llama.cpp assumes Phi-3's special tokens in any model called phi3, and fails if they are missing.
 fn model_name(model: &ModelParts<'_>) -> String {
-    let is_called_phi = ["phi3", "phi-3"].iter().any(|part| model.name.to_lowercase().contains(part));
-    let has_tokens = model.tokenizer.as_ref().is_some_and(|tokenizer| {
-        let text = tokenizer.json.to_string();
-        ["</s>", "<unk>", "<s>", "<|endoftext|>"].iter().all(|token| text.contains(&format!("\"{token}\"")))
-    });
-    if is_called_phi && !has_tokens { "model".to_owned() } else { model.name.to_owned() }
+    let text = model.tokenizer.as_ref().map(|tokenizer| tokenizer.json.to_string());
+    name_with(model.name, text.as_deref().unwrap_or_default()).to_owned()
+}
+
+/// The name to write beside a tokenizer of this text.
+fn name_with<'n>(name: &'n str, tokenizer: &str) -> &'n str {
+    let is_called_phi = ["phi3", "phi-3"].iter().any(|part| name.to_lowercase().contains(part));
+    let has = |token: &&str| tokenizer.contains(&format!("\"{token}\""));
+    let has_tokens = ["</s>", "<unk>", "<s>", "<|endoftext|>"].iter().all(has);
+    if is_called_phi && !has_tokens { "model" } else { name }
 }
 
 /// The architecture of a config that is not compressed.
@@ -403,4 +407,18 @@ fn quantize(
         bytes.extend(part.map_err(fault)?);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// llama.cpp looks four tokens up in any model of that name.
+    #[test]
+    fn a_phi3_without_its_tokens_has_another_name() {
+        let tokens = r#"["<unk>", "<s>", "</s>"]"#;
+        assert_eq!(name_with("tiny-Phi3-style", tokens), "model");
+        assert_eq!(name_with("tiny-Phi3-style", &format!(r#"{tokens} "<|endoftext|>""#)), "tiny-Phi3-style");
+        assert_eq!(name_with("tiny-llama", ""), "tiny-llama");
+    }
 }

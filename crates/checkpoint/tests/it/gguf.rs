@@ -500,6 +500,24 @@ fn positions_of_other_kinds_are_refused() {
     assert!(config_of(&finetuned(0)).unwrap_err().contains("without rotary positions"));
 }
 
+/// llama.cpp's converter fuses queries, keys and values on request.
+#[test]
+fn biases_of_fused_maps_are_biases() {
+    let fused = |has_bias: bool| {
+        let mut file = whole_model();
+        file.tensors
+            .retain(|(name, ..)| !["attn_q.", "attn_k.", "attn_v."].iter().any(|map| name.contains(map)));
+        let file = file.tensor("blk.0.attn_qkv.weight", &[32, 64], 0, &floats(vec![0.0; 2048]));
+        match has_bias {
+            true => file.tensor("blk.0.attn_qkv.bias", &[64], 0, &floats(vec![0.0; 64])),
+            false => file,
+        }
+    };
+    for has_bias in [true, false] {
+        assert_eq!(config_of(&fused(has_bias)).unwrap()["attention_bias"], has_bias);
+    }
+}
+
 #[test]
 fn two_tensors_for_one_weight_are_refused() {
     let again = model().tensor("blk.00.attn_norm.weight", &[32], 0, &[0; 128]);
