@@ -38,6 +38,23 @@ fn cases() -> Vec<String> {
     names
 }
 
+/// What a file does not contain is not made at any size that its config names.
+#[rstest]
+#[case(6, "vera_lambda_d")]
+#[case(1 << 40, "too large to be drawn")]
+#[case(usize::MAX, "too large to be drawn")]
+fn a_vera_without_projections_has_the_rank_of_its_vectors(#[case] rank: usize, #[case] part: &str) {
+    let (source, folder) = (fixture("peft-small-llama-vera-bare"), tempfile::tempdir().unwrap());
+    let file = "adapter_model.safetensors";
+    fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    let config = fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["r"] = rank.into();
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let error = base("small-llama").load_adapter(folder.path(), &Default::default()).unwrap_err().to_string();
+    assert!(error.contains(part), "{error}");
+}
+
 fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
 }
