@@ -8,10 +8,22 @@ use crate::error::{AdapterError, Result};
 use crate::methods::{Adapter, Fresh, Sharing};
 use crate::set::{AdapterSet, Slot};
 
-/// The frozen weights, from which some methods start: DoRA, PiSSA, OLoRA, LoTR by Tucker2.
+/// The frozen weights, from which some methods start: DoRA, PiSSA, OLoRA, LoftQ, QERA, LoTR by Tucker2.
 pub trait BaseWeights<B: Backend> {
     /// The weight of a site, `[d_input, d_output]`, or `None` if it is not available.
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>>;
+
+    /// Factors `[d_input, rank]` and `[rank, d_output]` whose product is nearest to what quantization took from a site's weight;
+    /// `None` where it took nothing.
+    ///
+    /// # Errors
+    /// A base that does not know the weight before quantization.
+    fn lost(&self, _site: usize, _rank: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
+        Err(AdapterError::Incompatible(
+            "LoftQ and QERA start from what quantization took from a weight, which this base does not know"
+                .into(),
+        ))
+    }
 
     /// Why a site takes no adapter, as a clause, if the model refuses it.
     fn refusal(&self, _site: usize) -> Option<&'static str> {
@@ -30,7 +42,8 @@ impl<B: Backend> BaseWeights<B> for NoWeights {
 }
 
 impl<B: Backend> AdapterSet<B> {
-    /// Newly initialized adapters at the sites that the config's targets select; their update is zero.
+    /// Newly initialized adapters at the sites that the config's targets select; their update is zero, or, of LoftQ and QERA, what
+    /// quantization took from the base.
     ///
     /// # Errors
     /// No matching site, a site that `base` refuses, a rank or value out of range, a method that needs weights that `base` does

@@ -26,6 +26,10 @@ pub enum Init {
     PissaRandomized,
     /// LoRA: leading part of the weight's QR decomposition (OLoRA, Büyükakyüz 2024).
     Olora,
+    /// LoRA over a quantized base: leading singular triplets of what quantization took from the weight (LoftQ, Li et al. 2023).
+    Loftq,
+    /// The same in the norm of the weight's inputs (QERA, Zhang et al. 2024).
+    Qera,
     /// LoTR: `L` and `R` normal, cores zero.
     Trivial,
     /// LoTR: `L` normal, cores the identity, `R` zero.
@@ -38,12 +42,14 @@ pub enum Init {
 
 impl Init {
     /// Every named initialization: value, name, and a line for the help.
-    pub const ALL: [(Self, &'static str, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str, &'static str); 11] = [
         (Self::Kaiming, "kaiming", "LoRA's own: A Kaiming-uniform, B zero"),
         (Self::Gaussian, "gaussian", "A normal, B zero"),
         (Self::Pissa, "pissa", "Leading singular triplets of the weight"),
         (Self::PissaRandomized, "pissa-randomized", "The same by randomized SVD"),
         (Self::Olora, "olora", "Leading part of the weight's QR decomposition"),
+        (Self::Loftq, "loftq", "Leading singular triplets of what --base-bits took from the weight"),
+        (Self::Qera, "qera", "The same in the norm of the training rows' inputs"),
         (Self::Trivial, "trivial", "LoTR's own: outer factors normal, cores zero"),
         (Self::Neutral, "neutral", "Cores the identity, one outer factor zero"),
         (Self::Normal, "normal", "All factors normal"),

@@ -21,6 +21,9 @@ use crate::language::{encode_pairs, pair_window};
 /// Number of calibration tokens processed together.
 const BATCH_TOKENS: usize = 2048;
 
+/// Number of tokens of training rows whose inputs weigh the start of adapters.
+pub(crate) const FIRST_TOKENS: usize = 1 << 15;
+
 /// Source of the activations.
 #[derive(clap::Args)]
 pub(crate) struct CalibrationArgs {
@@ -105,12 +108,7 @@ impl CalibrationArgs {
         }
         self.draw(&mut samples)?;
         let rows = tokenizer.encode_batch(samples.iter().map(|(a, b)| (a.as_str(), b.as_deref())))?;
-        Ok(pack(rows.into_iter().map(|Encoded { ids, type_ids }| Tokens {
-            lengths: vec![ids.len()],
-            ids,
-            type_ids,
-            ..Tokens::default()
-        })))
+        Ok(pack(rows.into_iter().map(of_text)))
     }
 
     /// Draws `--samples` of the samples.
@@ -138,14 +136,7 @@ impl CalibrationArgs {
         let window = pair_window(self.max_length, &config, &tokenizer)?;
         let mut rows = encode_pairs(&Rows::read(path)?, &tokenizer, &config, window)?;
         self.draw(&mut rows)?;
-        Ok(pack(rows.into_iter().map(|SourceTarget { source, target }| Tokens {
-            lengths: vec![source.len()],
-            type_ids: vec![0; source.len()],
-            ids: source,
-            target_lengths: vec![target.len()],
-            targets: target,
-            ..Tokens::default()
-        })))
+        Ok(pack(rows.into_iter().map(of_pair)))
     }
 
     /// The pictures of a folder, cut into patches.
@@ -160,14 +151,7 @@ impl CalibrationArgs {
         let mut files = find_images(path)?;
         self.draw(&mut files)?;
         let n = files.len();
-        let rows = pictures.read(files, vec![None; n])?;
-        let each = (BATCH_TOKENS / rows.lengths()[0]).max(1);
-        let order: Vec<usize> = (0..n).collect();
-        let batches = order.chunks(each).map(|indices| {
-            let batch = rows.batch(indices)?;
-            Ok(Tokens { lengths: batch.lengths, pixels: batch.pixels, ..Tokens::default() })
-        });
-        batches.collect()
+        of_pictures(&pictures.read(files, vec![None; n])?, n)
     }
 
     /// The error weighting of the method, if there is calibration text for it; `output` is the location of
@@ -267,6 +251,63 @@ fn warn_few(tokens: usize, width: usize) {
              for that text only; give more lines or --samples"
         );
     }
+}
+
+fn of_text(Encoded { ids, type_ids }: Encoded) -> Tokens {
+    Tokens { lengths: vec![ids.len()], ids, type_ids, ..Tokens::default() }
+}
+
+fn of_pair(SourceTarget { source, target }: SourceTarget) -> Tokens {
+    Tokens {
+        lengths: vec![source.len()],
+        type_ids: vec![0; source.len()],
+        ids: source,
+        target_lengths: vec![target.len()],
+        targets: target,
+        ..Tokens::default()
+    }
+}
+
+/// The first pictures of a set, packed.
+fn of_pictures(rows: &EncodedDataset, n: usize) -> Result<Vec<Tokens>> {
+    let order: Vec<usize> = (0..n).collect();
+    let each = (BATCH_TOKENS / rows.lengths().first().copied().unwrap_or(1)).max(1);
+    let batches = order.chunks(each).map(|indices| {
+        let batch = rows.batch(indices)?;
+        Ok(Tokens { lengths: batch.lengths, pixels: batch.pixels, ..Tokens::default() })
+    });
+    batches.collect()
+}
+
+/// The first training rows as calibration, [`FIRST_TOKENS`] tokens of them or all.
+pub(crate) fn first_texts(rows: impl Iterator<Item = Encoded>) -> Vec<Tokens> {
+    pack(first(rows.map(of_text), Tokens::n_tokens))
+}
+
+/// The same of sources and targets.
+pub(crate) fn first_pairs(rows: impl Iterator<Item = SourceTarget>) -> Vec<Tokens> {
+    pack(first(rows.map(of_pair), Tokens::n_tokens))
+}
+
+/// The same of labelled texts or pictures.
+///
+/// # Errors
+/// A picture that cannot be read.
+pub(crate) fn first_examples(rows: &EncodedDataset) -> Result<Vec<Tokens>> {
+    if rows.images().is_none() {
+        return Ok(first_texts(rows.rows().iter().cloned()));
+    }
+    of_pictures(rows, first(rows.lengths().iter(), |length| **length).count())
+}
+
+/// Rows until there are [`FIRST_TOKENS`] tokens.
+fn first<T>(rows: impl Iterator<Item = T>, n_tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = T> {
+    let mut before = 0;
+    rows.take_while(move |row| {
+        let is_wanted = before < FIRST_TOKENS;
+        before += n_tokens(row);
+        is_wanted
+    })
 }
 
 /// Batches of about [`BATCH_TOKENS`] tokens.

@@ -256,7 +256,7 @@ impl AdapterArgs {
             alpha: self.alpha,
             rslora: self.rslora,
             dropout: self.dropout.unwrap_or(0.0),
-            init: self.init.map_or(Init::Default, |name| name.0),
+            init: self.init().unwrap_or_default(),
             rank_pattern: parse_pattern("--rank-pattern", self.rank_pattern.as_deref())?,
             alpha_pattern: parse_pattern("--alpha-pattern", self.alpha_pattern.as_deref())?,
             grouping: if self.by_kind { Grouping::Kind } else { Grouping::Shape },
@@ -264,6 +264,11 @@ impl AdapterArgs {
             seed,
             ..AdapterConfig::new(method, targets)
         })
+    }
+
+    /// The initialization, if it is given.
+    pub(crate) fn init(&self) -> Option<Init> {
+        self.init.map(|name| name.0)
     }
 
     /// Every option, for a run's record.
@@ -275,7 +280,7 @@ impl AdapterArgs {
         map.insert("targets".into(), json!(self.targets));
         map.insert("exclude".into(), json!(self.exclude));
         map.insert("layers".into(), json!(self.layers));
-        map.insert("init".into(), json!(self.init.map(|init| init.0.name())));
+        map.insert("init".into(), json!(self.init().map(Init::name)));
         map.insert("rank_pattern".into(), json!(self.rank_pattern));
         map.insert("alpha_pattern".into(), json!(self.alpha_pattern));
         map.insert("bias".into(), json!(self.bias.peft_name()));

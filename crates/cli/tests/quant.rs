@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use common::{copy, edit, fails, fixture, json_of, lowrank, s};
@@ -150,7 +150,104 @@ fn a_base_in_blocks_is_tuned_and_merged() {
     assert!(over["dev_loss"].as_f64().unwrap().is_finite());
     let dry = tune(&dense, "dry", &[&lora[..], &["--base-bits", "4", "--dry-run"]].concat());
     assert!(dry["total_mb"].as_u64().unwrap() > dry["base_mb"].as_u64().unwrap(), "{dry}");
+    let dry = ["--base-bits", "4", "--dry-run", "--init", "qera"];
+    let started = tune(&dense, "dry", &[&lora[..], &dry].concat());
+    assert!(started["start_mb"].as_u64().unwrap() > 8, "{started}");
     assert!(!bench.path("dry/run.json").exists());
+}
+
+/// Over a base of 4 bits, factors of full rank begin at the dense model. The adapter is one of the dense model: at a rate that
+/// changes nothing, its update is zero.
+#[rstest]
+#[case::text("mini-llama", "q_proj=128,o_proj=128,gate_proj=128,up_proj=128,down_proj=128")]
+#[case::classes("mini-bert", "query=128,key=128,value=128,dense=128")]
+fn adapters_start_from_what_the_base_lost(#[case] name: &str, #[case] full: &str) {
+    let model = fixture(&format!("../../datasets/models/{name}"));
+    let data = ["mini-glue", "mini-instruct/train.jsonl", "mini-instruct/dev.jsonl"];
+    let [glue, train, dev] = data.map(|data| fixture(&format!("../../datasets/{data}")));
+    let dir = tempfile::tempdir().unwrap();
+    let rows: &[&str] = match name {
+        "mini-bert" => &["--task", "sst2", "--data", s(&glue)],
+        _ => &["--train", s(&train), "--dev", s(&dev), "--show-samples", "0", "--write-samples", "0"],
+    };
+    let loss = |out: &str, extra: &[&str]| {
+        let out = dir.path().join(out);
+        let mut args = vec!["finetune", "--model", s(&model), "-o", s(&out), "--method", "lora"];
+        args.extend([
+            "--targets",
+            "all-linear",
+            "--max-steps",
+            "1",
+            "--batch-size",
+            "2",
+            "--eval-every",
+            "1",
+        ]);
+        args.extend(["--lr", "1e-12", "--head-lr", "1e-12", "--rank", "64", "--alpha", "64"]);
+        args.extend(["--rank-pattern", full]);
+        args.extend(rows);
+        args.extend(extra);
+        json_of(&args);
+        let record = fs::read_to_string(out.join("run.json")).unwrap();
+        let record: Value = serde_json::from_str(&record).unwrap();
+        record["train_info"]["evals"][0]["loss"].as_f64().unwrap()
+    };
+    let dense = loss("dense", &[]);
+    let far = (loss("plain", &["--base-bits", "4"]) - dense).abs();
+    assert!(far > 1e-5, "{far}");
+    for init in ["loftq", "qera"] {
+        let got = loss(init, &["--base-bits", "4", "--init", init]);
+        assert!((got - dense).abs() < 0.05 * far, "{init}: {got} for {dense}");
+        let adapter = dir.path().join(init).join("adapter");
+        let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!((&config["r"], &config["peft_type"]), (&json!(256), &json!("LORA")));
+        if name == "mini-llama" {
+            let (before, after) = (perplexity(&model, None), perplexity(&model, Some(&adapter)));
+            assert!((after / before - 1.0).abs() < 1e-4, "{init}: {after} for {before}");
+        }
+    }
+}
+
+/// Under a head for spans transformers gives a Llama another prefix.
+#[test]
+fn a_start_is_found_under_the_prefix_of_another_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = json!({"id": "1", "context": "the cat sat on the mat", "question": "who sat",
+        "answers": {"text": ["the cat"], "answer_start": [0]}});
+    let (rows, model) = (dir.path().join("rows.jsonl"), fixture("../../datasets/models/mini-llama"));
+    fs::write(&rows, format!("{row}\n{row}")).unwrap();
+    for init in ["loftq", "qera"] {
+        let out = dir.path().join(init);
+        let mut args =
+            vec!["finetune", "--model", s(&model), "--train", s(&rows), "--dev", s(&rows), "-o", s(&out)];
+        args.extend(["--method", "lora", "--base-bits", "4", "--init", init, "--max-steps", "1"]);
+        json_of(&args);
+        let config = fs::read_to_string(out.join("adapter/adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["r"], json!(16), "{config}");
+    }
+}
+
+#[test]
+fn starts_without_a_loss_are_refused() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let (small, dense) = (bench.path("small"), fixture("llama-tied"));
+    let refused = |model: &Path, extra: &[&str], part: &str| {
+        let args = bench.tune(model, "run", &[&["--method", "lora"], extra].concat());
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    refused(&dense, &["--init", "loftq"], "give --base-bits 4 or 8");
+    refused(
+        &small,
+        &["--init", "qera", "--base-bits", "4"],
+        "compressed already (quant); start from the dense model",
+    );
+    let args = bench.tune(&dense, "first", &["--method", "lora"]);
+    json_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let first = bench.path("first/adapter");
+    let again = ["--init-from", s(&first), "--init", "loftq", "--base-bits", "4"];
+    refused(&dense, &again, "gives the first factors, and so does --init");
 }
 
 /// Folders of GPTQ, AWQ, bitsandbytes and MXFP4 are bases as any other; what is written of them is not quantized

@@ -41,8 +41,8 @@ pub use quant::{Measure, quantize};
 pub use report::{Change, ModuleReport, Report};
 #[cfg(feature = "run")]
 pub use run::{
-    Answers, DeviceProducts, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Tokens,
-    Trained, distill, fisher, mean_nll, token_limit,
+    Answers, DeviceProducts, DistillOptions, GradientCalibrator, LayerRecovery, ModelCalibrator, Residuals,
+    Tokens, Trained, distill, fisher, mean_nll, token_limit,
 };
 pub use statistics::{InputStatistics, SidedStatistics, Weighting, Weightings};
 pub use weights::{Role, Weight};

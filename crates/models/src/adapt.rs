@@ -109,6 +109,20 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         Ok(())
     }
 
+    /// The weight of a site, `[d_input, d_output]`: a matrix, a product of factors, or the sum of both; `None` if it has
+    /// neither form.
+    fn site_weight(&mut self, site: usize) -> Option<Tensor<B, 2>> {
+        let path = self.sites().get(site)?.path.clone();
+        let mut find = FindWeight::new(site, &path);
+        self.visit_params(&mut find);
+        let product = find.factors.into_iter().reduce(Tensor::matmul);
+        let weight = match (find.dense, product) {
+            (Some(dense), Some(product)) => Some(dense + product),
+            (dense, product) => dense.or(product),
+        };
+        weight.map(Tensor::detach)
+    }
+
     /// The weights of the sites, for methods that start from them.
     fn base_weights(&self) -> ModelWeights<Self> {
         ModelWeights(RefCell::new(self.clone()))
@@ -257,16 +271,7 @@ pub struct ModelWeights<M>(RefCell<M>);
 
 impl<B: Backend, M: Adaptable<B>> BaseWeights<B> for ModelWeights<M> {
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>> {
-        let mut model = self.0.borrow_mut();
-        let path = model.sites().get(site)?.path.clone();
-        let mut find = FindWeight::new(site, &path);
-        model.visit_params(&mut find);
-        let product = find.factors.into_iter().reduce(Tensor::matmul);
-        let weight = match (find.dense, product) {
-            (Some(dense), Some(product)) => Some(dense + product),
-            (dense, product) => dense.or(product),
-        };
-        weight.map(Tensor::detach)
+        self.0.borrow_mut().site_weight(site)
     }
 
     fn refusal(&self, site: usize) -> Option<&'static str> {

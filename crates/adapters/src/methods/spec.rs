@@ -259,4 +259,12 @@ impl<B: Backend> Fresh<'_, B> {
             method: what.to_string(),
         })
     }
+
+    /// What quantization took from a slice's weight, as factors: [`BaseWeights::lost`].
+    ///
+    /// # Errors
+    /// A base that does not know the weight before quantization.
+    pub fn lost(&self, slice: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
+        self.base.lost(self.indices[slice], self.rank())
+    }
 }

@@ -10,6 +10,7 @@ mod measure;
 mod moments;
 mod network;
 mod recover;
+mod residuals;
 mod samples;
 mod sums;
 
@@ -20,3 +21,4 @@ pub use gradients::GradientCalibrator;
 pub use measure::mean_nll;
 pub use network::{Tokens, token_limit};
 pub use recover::{DistillOptions, LayerRecovery, Trained, distill};
+pub use residuals::Residuals;

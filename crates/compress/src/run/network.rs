@@ -193,7 +193,7 @@ impl Config {
     }
 
     /// The layer of a module, among those of both halves of an encoder-decoder.
-    fn layer_of(&self, module: &Module<'_>) -> Option<usize> {
+    pub(crate) fn layer_of(&self, module: &Module<'_>) -> Option<usize> {
         match self {
             Self::Seq2Seq(config, _) => config.layer_of(module),
             _ => module.layer,
@@ -303,6 +303,15 @@ impl<B: Backend> Network<B> {
             Self::Decoder(model) => model.visit_params(visitor),
             Self::Classifier(model, _) => model.visit_params(visitor),
             Self::Seq2Seq(model) => model.visit_params(visitor),
+        }
+    }
+
+    /// The weight of a site that was loaded, `[d_input, d_output]`.
+    pub(crate) fn weight(&mut self, site: usize) -> Option<Tensor<B, 2>> {
+        match self {
+            Self::Decoder(model) => model.site_weight(site),
+            Self::Classifier(model, _) => model.site_weight(site),
+            Self::Seq2Seq(model) => model.site_weight(site),
         }
     }
 

@@ -19,7 +19,15 @@ use crate::peft::{AdapterFolder, OwnSite, Reader, Writer};
 use crate::set::{Pair, Slot};
 use lowrank_spec::Site;
 
-const INITS: &[Init] = &[Init::Kaiming, Init::Gaussian, Init::Pissa, Init::PissaRandomized, Init::Olora];
+const INITS: &[Init] = &[
+    Init::Kaiming,
+    Init::Gaussian,
+    Init::Pissa,
+    Init::PissaRandomized,
+    Init::Olora,
+    Init::Loftq,
+    Init::Qera,
+];
 
 const LORA: &MethodSpec = &MethodSpec {
     inits: INITS,
@@ -66,7 +74,7 @@ pub struct Lora<B: Backend> {
     pub b: Param<Tensor<B, 2>>,
     /// Multiplied by the scale and added to the bias (PEFT's `lora_bias`), shape `[d_output]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
-    /// Initial factors, if their update is not zero; they are subtracted from the update.
+    /// Initial factors, if their product is not zero; it is subtracted from the update of the published weight.
     pub start: Option<Start<B>>,
     /// DoRA's magnitudes.
     pub magnitude: Option<Magnitude<B>>,
@@ -104,9 +112,9 @@ impl<B: Backend> Lora<B> {
     }
 
     /// A pair that starts from given factors with an update of zero.
-    pub(crate) fn from_start(a: Tensor<B, 2>, b: Tensor<B, 2>, scale: f64) -> Self {
-        let start = Some(Start { a: a.clone(), b: b.clone() });
-        Self { start, ..Self::from_factors(a, b, scale) }
+    pub(crate) fn from_start(start: Start<B>, scale: f64) -> Self {
+        let pair = Self::from_factors(start.a.clone(), start.b.clone(), scale);
+        Self { start: Some(start), ..pair }
     }
 
     /// The same with `A` frozen (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303).
@@ -119,16 +127,29 @@ impl<B: Backend> Lora<B> {
         self.b.dims()[0]
     }
 
-    /// Factors whose product, times the scale, is `ΔW`: the pair itself, or pair and initial factors
-    /// concatenated.
+    /// Factors whose product, times the scale, is what is added to the weight in memory: the pair itself, or pair and
+    /// initial factors concatenated.
     pub fn factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         match &self.start {
-            None => (self.a.val(), self.b.val()),
-            Some(start) => (
-                Tensor::cat(vec![self.a.val(), start.a.clone()], 1),
-                Tensor::cat(vec![self.b.val(), start.b.clone().neg()], 0),
-            ),
+            Some(start) if !start.is_lost => self.since(start),
+            _ => (self.a.val(), self.b.val()),
         }
+    }
+
+    /// The same for the published weight, from which quantization took nothing.
+    pub fn published_factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        match &self.start {
+            Some(start) => self.since(start),
+            None => (self.a.val(), self.b.val()),
+        }
+    }
+
+    /// The pair and the negative initial one, concatenated.
+    fn since(&self, start: &Start<B>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        (
+            Tensor::cat(vec![self.a.val(), start.a.clone()], 1),
+            Tensor::cat(vec![self.b.val(), start.b.clone().neg()], 0),
+        )
     }
 
     fn scaled_pair(&self) -> Pair<B> {
@@ -150,9 +171,12 @@ impl<B: Backend> Lora<B> {
             }
             Init::Pissa | Init::PissaRandomized | Init::Olora => {
                 let weight = fresh.weight(0, &config.init.to_string())?;
-                let start = Start::of_weight(config.init, weight, rank, scale, seed)?;
-                Ok(Self::from_start(start.a, start.b, scale))
+                Ok(Self::from_start(Start::of_weight(config.init, weight, rank, scale, seed)?, scale))
             }
+            Init::Loftq | Init::Qera => Ok(match fresh.lost(0)? {
+                Some(factors) => Self::from_start(Start::of_lost(factors, scale), scale),
+                None => Self::new(site, rank, scale, seed, device),
+            }),
             _ => Ok(Self::new(site, rank, scale, seed, device)),
         }
     }
@@ -257,7 +281,7 @@ mod tests {
     use burn_flex::Flex;
 
     use super::*;
-    use crate::build::NoWeights;
+    use crate::build::{BaseWeights, NoWeights};
     use crate::config::AdapterConfig;
     use crate::host::host_values;
     use crate::set::AdapterSet;
@@ -290,6 +314,51 @@ mod tests {
         assert!(!is_zero(pair.a.clone()) && is_zero(pair.b));
         let Some(pair) = fresh(Method::LORA).adapters()[0].pair(0) else { panic!("a LoRA is a pair") };
         assert!(is_zero(pair.a) && !is_zero(pair.b.clone()));
+    }
+
+    /// A base whose weight lost `[[2, 0], [0, 0]]`.
+    struct Lossy;
+
+    impl BaseWeights<Flex> for Lossy {
+        fn weight(&self, _site: usize) -> Option<Tensor<Flex, 2>> {
+            None
+        }
+
+        fn lost(&self, _site: usize, rank: usize) -> Result<Option<[Tensor<Flex, 2>; 2]>> {
+            assert_eq!(rank, 1);
+            let device = Default::default();
+            Ok(Some([
+                Tensor::from_floats([[2.0], [0.0]], &device),
+                Tensor::from_floats([[1.0, 0.0]], &device),
+            ]))
+        }
+    }
+
+    /// The quantized base gets it back, and the published one, which never lost it, nothing.
+    #[test]
+    fn what_a_base_lost_is_added_in_memory_and_not_in_files() {
+        let site = Site { path: "query".into(), layer: Some(0), d_input: 2, d_output: 2, ..Site::default() };
+        let targets = Targets::new(Pattern::parse("query"));
+        let config =
+            AdapterConfig { rank: 1, init: Init::Loftq, ..AdapterConfig::new(Method::LORA, targets) };
+        let device = Default::default();
+        let set = AdapterSet::init(&config, std::slice::from_ref(&site), &Lossy, &device).unwrap();
+        let delta = host_values(set.delta_weight(0).unwrap());
+        assert!(delta.iter().zip([2.0, 0.0, 0.0, 0.0]).all(|(got, expect)| (got - expect).abs() < 1e-5));
+        let folder = AdapterFolder::from_set(&set, &[site.clone()], Default::default(), Vec::new()).unwrap();
+        assert_eq!(folder.config.r, 2);
+        let (written, _) = folder.into_set("made".as_ref(), &[site], &NoWeights, &device).unwrap();
+        let written: Tensor<Flex, 2> = written.delta_weight(0).unwrap();
+        assert!(host_values(written).iter().all(|value| value.abs() < 1e-6));
+    }
+
+    #[test]
+    fn a_base_that_does_not_know_what_it_lost_is_refused() {
+        let site = Site { path: "query".into(), layer: Some(0), d_input: 2, d_output: 2, ..Site::default() };
+        let targets = Targets::new(Pattern::parse("query"));
+        let config = AdapterConfig { rank: 1, init: Init::Qera, ..AdapterConfig::new(Method::LORA, targets) };
+        let error = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap_err();
+        assert!(error.to_string().contains("which this base does not know"), "{error}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The frozen base of a run: its number of bits, the methods that it allows, and the memory that the run will
 //! need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail, ensure};
+use lowrank_adapters::Init;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, Parameter, Parameters};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::Args;
 use crate::backend::Train;
+use crate::calibration::FIRST_TOKENS;
 use crate::context::print_json;
 use crate::method::Method;
 
@@ -33,6 +35,11 @@ impl BaseArgs {
     /// Whether the run is only estimated.
     pub(super) fn is_dry(&self) -> bool {
         self.dry_run
+    }
+
+    /// Whether the base is quantized while it is read.
+    pub(super) fn is_quantized(&self) -> bool {
+        self.base_bits.is_some()
     }
 
     /// The settings that identify a run.
@@ -109,6 +116,8 @@ struct Memory {
     trained: usize,
     activations: usize,
     head: usize,
+    /// Before the training: what the start of the adapters is computed from.
+    start: usize,
 }
 
 /// Program, tokenizer and rows.
@@ -118,7 +127,13 @@ const LOGITS: usize = 2 * (32 << 20);
 
 impl Memory {
     /// Estimate for next-token training: `tokens` per batch, parameters stored as in `model`.
-    fn of(model: &TunedDecoder<Train>, checkpoint: &Checkpoint, tokens: usize, recompute: bool) -> Self {
+    fn of(
+        model: &TunedDecoder<Train>,
+        checkpoint: &Checkpoint,
+        init: Option<Init>,
+        tokens: usize,
+        recompute: bool,
+    ) -> Self {
         let decoder: &Decoder<Train> = model.model();
         let config = decoder.config();
         let trained = model.count().0;
@@ -147,12 +162,50 @@ impl Memory {
             trained: 16 * trained,
             activations: 4 * tokens * activations,
             head: LOGITS.max(largest.unwrap_or(0)),
+            start: match init {
+                Some(Init::Loftq) => layer_bytes(decoder.sites()),
+                // Hidden states before and after a layer.
+                Some(Init::Qera) => {
+                    8 * FIRST_TOKENS * config.d_model
+                        + layer_bytes(decoder.sites())
+                        + gram_bytes(decoder.sites())
+                }
+                _ => 0,
+            },
         }
     }
 
     fn total(&self) -> usize {
-        self.base + self.trained + self.activations + self.head + PROGRAM
+        self.base + PROGRAM + (self.trained + self.activations + self.head).max(self.start)
     }
+}
+
+/// Bytes of the largest layer in f32.
+fn layer_bytes(sites: &[Site]) -> usize {
+    by_layer(sites, |site| 4 * site.d_input * site.d_output)
+}
+
+/// Bytes of the second moments of the inputs of a layer in f64, and of a copy. A key or a value shares those of its query, an
+/// `up` those of its gate.
+fn gram_bytes(sites: &[Site]) -> usize {
+    let mut seen = BTreeSet::new();
+    by_layer(sites, |site| {
+        let expert = expert_of(&site.path).map(str::to_owned);
+        let is_output = site.path.ends_with("o_proj");
+        let is_new = seen.insert((site.layer, expert, site.d_input, is_output));
+        if is_new { 16 * site.d_input * site.d_input } else { 0 }
+    })
+}
+
+/// The largest sum over the sites of a layer.
+fn by_layer(sites: &[Site], mut bytes: impl FnMut(&Site) -> usize) -> usize {
+    let mut sums: BTreeMap<usize, usize> = BTreeMap::new();
+    for site in sites {
+        if let Some(layer) = site.layer {
+            *sums.entry(layer).or_default() += bytes(site);
+        }
+    }
+    sums.into_values().max().unwrap_or(0)
 }
 
 /// Number of tokens of the largest batch that rows of these lengths can form.
@@ -172,13 +225,14 @@ fn most_tokens(config: &TrainConfig, lengths: &[usize]) -> usize {
 pub(super) fn recomputes(
     model: &TunedDecoder<Train>,
     checkpoint: &Checkpoint,
+    init: Option<Init>,
     config: &TrainConfig,
     lengths: &[usize],
     limit: u64,
 ) -> Result<bool> {
     let tokens = most_tokens(config, lengths);
-    let totals =
-        [false, true].map(|recompute| Memory::of(model, checkpoint, tokens, recompute).total() as u64);
+    let total = |recompute| Memory::of(model, checkpoint, init, tokens, recompute).total() as u64;
+    let totals = [false, true].map(total);
     choose_recomputation(totals, tokens, limit)
 }
 
@@ -214,7 +268,7 @@ pub(super) fn report(
     recompute: bool,
 ) -> Result<()> {
     let tokens = most_tokens(config, lengths);
-    let memory = Memory::of(model, checkpoint, tokens, recompute);
+    let memory = Memory::of(model, checkpoint, args.adapter.init(), tokens, recompute);
     let mb = |bytes: usize| bytes.div_ceil(1_000_000);
     let (trained, total) = model.count();
     if args.json {
@@ -224,6 +278,7 @@ pub(super) fn report(
             "trained_mb": mb(memory.trained),
             "activations_mb": mb(memory.activations),
             "head_mb": mb(memory.head),
+            "start_mb": mb(memory.start),
             "total_mb": mb(memory.total()),
             "batch_tokens": tokens,
             "trainable": trained,
@@ -240,6 +295,12 @@ pub(super) fn report(
         mb(memory.head),
         mb(PROGRAM)
     );
+    if memory.start > 0 {
+        println!(
+            "before the training, the start of the adapters needs {} MB in place of the middle three",
+            mb(memory.start)
+        );
+    }
     Ok(())
 }
 

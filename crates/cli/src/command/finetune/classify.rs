@@ -5,16 +5,18 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use lowrank_data::glue::LabelSpace;
 use lowrank_models::config::BodyConfig;
+use lowrank_models::params::WeightType;
 use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
 use super::job::{self, Identity, Process};
 use super::model::{build, save, sources};
-use super::record::settings;
+use super::record::{hash_starts, settings};
 use super::rows::{Reader, read_spec};
 use super::weights::recorded;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner};
+use crate::calibration::first_examples;
 use crate::command::evaluate::class_order;
 use crate::context::{classifier_config, open_model};
 use crate::method::{Method, default_targets};
@@ -37,7 +39,8 @@ pub(super) fn run(
     }
     let reader = Reader::open(args, folder, &base)?;
     check_output(args)?;
-    // All options are validated before the rows are encoded.
+    // Options are validated before the rows are encoded, as far as that takes no model.
+    args.base.weights(args, WeightType::F32)?;
     let lr = match args.method {
         Method::Full => 1e-4,
         Method::Head => 1e-3,
@@ -69,8 +72,8 @@ pub(super) fn run(
         LabelSpace::Spans => headed.with_no_answer(read.has_unanswerable()),
         _ => headed.with_problem(labels.clone(), problem),
     };
-    let built = build(args, folder, headed, order, device)?;
     let rows = read.encode(args, spec, &reader)?;
+    let built = build(args, folder, headed, order, &|| first_examples(&rows.train), device)?;
     let metrics = rows.spec.metrics.clone();
     let weights = args.class_weights.as_ref().map(|weights| weights.resolve(&labels, &rows.train));
     let mut objective = Classification::new(rows.train, rows.dev, metrics, &config)?;
@@ -88,6 +91,7 @@ pub(super) fn run(
         settings,
         data_hash: rows.hash,
         model_hash: built.hash.clone(),
+        starts: hash_starts(built.model.adapters()),
         count: built.model.count(),
         warnings: built.warnings,
     };

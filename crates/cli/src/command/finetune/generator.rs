@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
+use lowrank_compress::Tokens;
 use lowrank_models::params::WeightType;
 use lowrank_models::{LanguageModel, Parameter};
 use lowrank_train::Tuned;
 
 use super::Args;
 use super::base::check_frozen;
+use super::lost::Published;
 use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
@@ -39,6 +41,7 @@ pub(super) enum Weights<'a> {
 pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
     args: &Args,
     folder: &Path,
+    rows: &dyn Fn() -> Result<Vec<Tokens>>,
     device: &Device,
     make: impl FnOnce(Weights<'_>) -> Result<M>,
 ) -> Result<Built<M>> {
@@ -52,11 +55,13 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
         let kept = args.base.weights(args, kept_type(args.method, &checkpoint, device))?;
         (make(Weights::Stored(&weights, kept))?, checkpoint.content_hash()?)
     };
-    args.base.note_floats(&model);
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let default_targets = query_and_value(&model.decoder().architecture.names.qkv);
     let heads = model.decoder().n_heads;
-    let (mut model, adapters) = adapt(args, model, start.as_ref(), &default_targets, heads, device)?;
+    let published = Published { folder: &weights, rows: Some(rows) };
+    let (mut model, adapters) =
+        adapt(args, model, start.as_ref(), &default_targets, heads, &published, device)?;
+    args.base.note_floats(&model);
     let adapted = adapted_paths(&adapters);
     let (bias, tied) = (args.adapter.bias, model.tied());
     let trains = |at: &Parameter<'_>| match args.method {

@@ -62,6 +62,8 @@ pub(super) struct Identity {
     pub(super) data_hash: String,
     /// Hash of the weights that training starts from.
     pub(super) model_hash: String,
+    /// Hash of the adapters' [`initial factors`](hash_starts).
+    pub(super) starts: String,
     /// Numbers of trained and of all parameters.
     pub(super) count: (usize, usize),
     /// Notes for the user, printed once all options are valid.
@@ -105,7 +107,8 @@ where
         record.train_info.evals = before.train_info.evals;
         record.train_info.event_files = before.train_info.event_files;
     }
-    let hash = hash_settings(&identity.settings, &[&identity.data_hash, &identity.model_hash]);
+    let hashes = [&*identity.data_hash, &identity.model_hash, &identity.starts];
+    let hash = hash_settings(&identity.settings, &hashes);
     let checkpoints = CheckpointStore::new(&args.output, hash.clone());
     // Look for a run to continue before the record is changed.
     checkpoints.position(args.start(), config.max_steps)?;

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use lowrank_checkpoint::Checkpoint;
+use lowrank_compress::Tokens;
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
-use lowrank_data::tokenize::TextTokenizer;
+use lowrank_data::tokenize::{self, TextTokenizer};
 use lowrank_models::{Decoder, DecoderConfig};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::{Value, json};
@@ -15,9 +16,10 @@ use serde_json::{Value, json};
 use super::base::{recomputes, report};
 use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
-use super::record::{fnv, settings};
+use super::record::{fnv, hash_starts, settings};
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
+use crate::calibration::first_texts;
 use crate::command::compress::Bytes;
 use crate::context::open_model;
 use crate::method::Method;
@@ -127,13 +129,15 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     check_balance(folder, &base)?;
     let tokenizer = TextTokenizer::from_folder(folder, None)?;
     let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
-    let built = build(args, folder, device, |weights| match weights {
+    let first = || Ok(rows.first());
+    let built = build(args, folder, &first, device, |weights| match weights {
         Weights::Random => Decoder::<Train>::init(base, args.seed, device).map_err(anyhow::Error::msg),
         Weights::Stored(path, kept) => Ok(Decoder::load(path, base, kept, device)?),
     })?;
     let recompute = match args.language.memory {
         Some(limit) if !args.language.recomputes() => {
-            recomputes(&built.model, &Checkpoint::open(folder)?, &config, &rows.lengths(), limit.0)?
+            let (checkpoint, init) = (Checkpoint::open(folder)?, args.adapter.init());
+            recomputes(&built.model, &checkpoint, init, &config, &rows.lengths(), limit.0)?
         }
         _ => args.language.recomputes(),
     };
@@ -154,6 +158,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
             settings,
             data_hash,
             model_hash: built.hash.clone(),
+            starts: hash_starts(built.model.adapters()),
             count: built.model.count(),
             warnings: Vec::new(),
         }
@@ -202,6 +207,16 @@ impl Encoded {
             Self::Pairs(train, _) => {
                 train.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).collect()
             }
+        }
+    }
+
+    /// The first training rows as calibration text; of pairs, the chosen sides.
+    fn first(&self) -> Vec<Tokens> {
+        let encoded =
+            |row: &TokenRow| tokenize::Encoded { ids: row.ids.clone(), type_ids: vec![0; row.ids.len()] };
+        match self {
+            Self::Rows(train, _) => first_texts(train.iter().map(encoded)),
+            Self::Pairs(train, _) => first_texts(train.iter().map(|pair| encoded(&pair.chosen))),
         }
     }
 

@@ -5,6 +5,7 @@ mod classify;
 mod generator;
 mod job;
 mod language;
+mod lost;
 mod masked;
 mod model;
 mod record;

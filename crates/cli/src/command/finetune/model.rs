@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
+use lowrank_compress::Tokens;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Classifier, ClassifierConfig, HeadLevel, Parameter, Parameters, Trainable};
 use lowrank_spec::{HostTensor, Site, Targets};
@@ -15,6 +16,7 @@ use lowrank_train::FineTuner;
 
 use super::Args;
 use super::base::check_frozen;
+use super::lost::Published;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
@@ -47,6 +49,7 @@ pub(super) fn build(
     folder: &Path,
     config: ClassifierConfig,
     order: Option<Vec<usize>>,
+    rows: &dyn Fn() -> Result<Vec<Tokens>>,
     device: &Device,
 ) -> Result<Built> {
     let (weights, adapter) = sources(args, folder)?;
@@ -88,9 +91,10 @@ pub(super) fn build(
             start.dir().display()
         );
     }
-    args.base.note_floats(&model);
     let heads = model.config().n_heads();
-    let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, device)?;
+    let published = Published { folder: &weights, rows: Some(rows) };
+    let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, &published, device)?;
+    args.base.note_floats(&model);
     let trainable = match args.method {
         Method::Full => Trainable::All,
         Method::Bitfit => Trainable::Bias,
@@ -120,6 +124,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
     start: Option<&StartAdapter>,
     default_targets: &str,
     heads: usize,
+    published: &Published<'_>,
     device: &Device,
 ) -> Result<(M, AdapterSet<Train>)> {
     let loaded = start.filter(|start| !start.set.is_empty());
@@ -128,7 +133,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
         return Ok((model, AdapterSet::empty()));
     };
     let config = args.adapter.config(method, heads, args.seed, default_targets)?;
-    let fresh = |model: &M| AdapterSet::init(&config, model.sites(), &model.base_weights(), device);
+    let fresh = |model: &M| published.adapters(args, &config, model, device);
     let Some(start) = loaded else {
         if let Some([_, head]) = model.tied()
             && names_head(&config.targets, &head)

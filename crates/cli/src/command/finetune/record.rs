@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
+use burn::tensor::backend::Backend;
+use lowrank_adapters::peft::host_values;
+use lowrank_adapters::{Adapter, AdapterSet};
 use lowrank_eval::MAX_ANSWER_TOKENS;
 use lowrank_kernels::Precision;
 use lowrank_report::run::{Evaluation, RunRecord, Status};
@@ -184,6 +187,21 @@ pub(super) fn hash_settings(settings: &Map<String, Value>, hashes: &[&str]) -> S
     }
     let text = serde_json::to_string(&settings).unwrap_or_default();
     format!("{:016x}", fnv(text.bytes().chain(hashes.concat().bytes())))
+}
+
+/// Hash of the initial factors that adapters are saved relative to, empty if they have none. They are computed anew by a resumed
+/// run and by each process, which must get the same.
+pub(super) fn hash_starts<B: Backend>(adapters: &AdapterSet<B>) -> String {
+    let starts = adapters.adapters().iter().filter_map(|adapter| match adapter {
+        Adapter::Lora(lora) => lora.start.as_ref(),
+        _ => None,
+    });
+    let mut factors = starts.flat_map(|start| [start.a.clone(), start.b.clone()]).peekable();
+    if factors.peek().is_none() {
+        return String::new();
+    }
+    let bytes = factors.flat_map(|factor| host_values(factor).into_iter().flat_map(f32::to_le_bytes));
+    format!("{:016x}", fnv(bytes))
 }
 
 /// FNV-1a, 64 bits: distinguishes settings and data, nothing more.

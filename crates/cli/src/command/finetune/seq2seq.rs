@@ -11,9 +11,10 @@ use lowrank_train::{Samples, SequencePairs, TunedSeq2Seq};
 use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
 use super::language::{LENGTH, SAMPLE_TOKENS, default_rate, task_name};
-use super::record::{fnv, settings};
+use super::record::{fnv, hash_starts, settings};
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
+use crate::calibration::first_pairs;
 use crate::context::open_model;
 use crate::language::{encode_pairs, pair_window};
 
@@ -40,7 +41,8 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         let (source, target) = (row.source.len(), row.target.len());
         eprintln!("sample: {source} tokens, {target} target tokens\n{}", row.show(&tokenizer)?);
     }
-    let built = build(args, folder, device, |weights| match weights {
+    let first = || Ok(first_pairs(train_rows.iter().cloned()));
+    let built = build(args, folder, &first, device, |weights| match weights {
         Weights::Random => {
             Seq2Seq::<Train>::init(base.clone(), args.seed, device).map_err(anyhow::Error::msg)
         }
@@ -60,6 +62,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         metric: "loss".into(),
         data_hash,
         model_hash: built.hash,
+        starts: hash_starts(built.model.adapters()),
         count: built.model.count(),
         warnings: Vec::new(),
     };

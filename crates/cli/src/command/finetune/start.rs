@@ -53,6 +53,10 @@ impl StartAdapter {
         }
         let (config, dir) = (&self.config, self.dir.display());
         ensure!(
+            args.adapter.init.is_none(),
+            "{dir}: gives the first factors, and so does --init; leave one of them out"
+        );
+        ensure!(
             !self.set.carried().any(Carried::has_token_rows),
             "{dir}: contains trainable_token_indices, which cannot be trained further; merge it into the model first"
         );
