@@ -142,7 +142,8 @@ impl Language {
     }
 }
 
-/// A conversation as rendered by the model's chat template, up to the beginning of the next answer.
+/// A conversation as rendered by the model's chat template, up to the beginning of the next answer, or to the end of the last one,
+/// which is then continued.
 pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<String> {
     let template = folder.chat_template()?.with_context(|| {
         format!(
@@ -151,10 +152,14 @@ pub(crate) fn render(folder: &ModelFolder, messages: &[Message]) -> Result<Strin
         )
     })?;
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    if let Some(role) = template.dropped_role(messages, &options)? {
-        bail!("{}: the chat template omits messages of role '{role}'", template.path().display());
+    let messages = &*template.with_arguments(messages, &options)?;
+    if let Some(dropped) = template.dropped(messages, &options)? {
+        bail!("{}: the chat template omits {dropped}", template.path().display());
     }
-    Ok(template.render(messages, &options)?)
+    match messages.last() {
+        Some(last) if last.role() == "assistant" => Ok(template.continuation(messages, &options)?),
+        _ => Ok(template.render(messages, &options)?),
+    }
 }
 
 /// The longest source or target of an encoder-decoder, or `asked` if it is not longer.

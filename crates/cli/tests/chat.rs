@@ -45,6 +45,15 @@ fn a_conversation_is_rendered_by_the_model_s_template() {
 }
 
 #[test]
+fn a_conversation_that_ends_in_an_answer_is_continued() {
+    let folder = model();
+    let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It is"}]);
+    let file = conversation(folder.path(), &messages);
+    let rendered = json_of(&["generate", "--model", s(folder.path()), "--messages", &file, "--render"]);
+    assert_eq!(rendered, json!({"prompt": "<|begin_of_text|><user>hi</user><assistant>It is"}));
+}
+
+#[test]
 fn conversations_that_cannot_be_answered_are_named() {
     let folder = model();
     let model = s(folder.path());

@@ -15,6 +15,7 @@ mod python;
 mod source;
 mod spans;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::Map;
 
 use crate::error::{DataError, Result, one_line};
+pub(crate) use message::FLAGS;
 pub use message::Message;
 
 /// Inputs of a template besides the messages.
@@ -179,23 +181,79 @@ impl ChatTemplate {
         Ok(text.split_once(spans::PROBE).map_or("", |(_, tail)| tail).to_owned())
     }
 
-    /// A role of `messages` whose message the template omits without an error, if there is one.
+    /// What of a conversation the template omits without an error, in words: messages of a role, calls of tools, or the tools.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub fn dropped_role<'m>(
-        &self,
-        messages: &'m [Message],
-        options: &RenderOptions<'_>,
-    ) -> Result<Option<&'m str>> {
+    pub fn dropped(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Option<String>> {
+        let probe = spans::PROBE.to_string();
+        let is_shown =
+            |messages: &[Message], options: &_| Ok(self.probed(messages, options)?.contains(spans::PROBE));
         for (index, message) in messages.iter().enumerate() {
-            if message.must_show()
-                && !self.probed(&spans::probe(messages, index), options)?.contains(spans::PROBE)
+            if message.must_show() && !is_shown(&spans::probe(messages, index), options)? {
+                return Ok(Some(format!("messages of role '{}'", message.role())));
+            }
+            for call in 0..message.n_tool_calls() {
+                let Some(renamed) = message.with_call(call, &probe) else { continue };
+                let mut messages = messages.to_vec();
+                messages[index] = renamed;
+                if !is_shown(&messages, options)? {
+                    return Ok(Some("calls of tools".into()));
+                }
+            }
+        }
+        if let Some(tools) = options.tools {
+            let mut tools = tools.clone();
+            let first = tools.as_array_mut().and_then(|tools| tools.first_mut());
+            if first.is_some_and(|tool| message::rename(tool, &probe))
+                && !is_shown(messages, &RenderOptions { tools: Some(&tools), ..options.clone() })?
             {
-                return Ok(Some(message.role()));
+                return Ok(Some("descriptions of tools".into()));
             }
         }
         Ok(None)
+    }
+
+    /// The messages with arguments of calls as objects, as templates expect them, if the template would write the JSON that
+    /// OpenAI's messages have in their place as a quoted string.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn with_arguments<'m>(
+        &self,
+        messages: &'m [Message],
+        options: &RenderOptions<'_>,
+    ) -> Result<Cow<'m, [Message]>> {
+        if messages.iter().all(|message| message.arguments_in_json().next().is_none()) {
+            return Ok(messages.into());
+        }
+        let text = self.render(messages, options)?;
+        let quoted = |arguments: &str| text.contains(&serde_json::Value::from(arguments).to_string());
+        if messages.iter().any(|message| message.arguments_in_json().any(quoted)) {
+            return Ok(messages.iter().map(Message::with_arguments).collect());
+        }
+        Ok(messages.into())
+    }
+
+    /// The conversation up to the end of the text of its last answer, which the model continues; as `continue_final_message` of
+    /// transformers.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; a last message without text, or whose text the template omits.
+    pub fn continuation(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String> {
+        let lost = || DataError::Template {
+            path: self.path.clone(),
+            message: "the chat template omits the text of the last answer, which cannot be continued".into(),
+        };
+        let mut messages = messages.to_vec();
+        let last = messages.last_mut().ok_or_else(lost)?;
+        let content = last.content().ok_or_else(lost)?.into_owned();
+        // A template that trims the text removes the space.
+        *last = last.with_content(&format!("{content}{} ", spans::PROBE));
+        let text =
+            self.probed(&messages, &RenderOptions { add_generation_prompt: false, ..options.clone() })?;
+        let (before, after) = text.rsplit_once(spans::PROBE).ok_or_else(lost)?;
+        Ok(if after.starts_with(' ') { before } else { before.trim_end() }.to_owned())
     }
 
     /// Renders messages with a probe, without the markers of `{% generation %}`.

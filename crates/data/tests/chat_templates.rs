@@ -240,7 +240,7 @@ fn messages_reach_a_template_as_in_transformers() {
         let template = ChatTemplate::new("t.jinja".as_ref(), source, Map::new()).unwrap();
         let messages: Vec<Message> =
             messages.as_array().unwrap().iter().map(|message| Message::from_json(message).unwrap()).collect();
-        let dropped = template.dropped_role(&messages, &RenderOptions::default()).unwrap();
+        let dropped = template.dropped(&messages, &RenderOptions::default()).unwrap();
         assert_eq!(dropped, None, "{source}");
         template.render(&messages, &RenderOptions::default()).unwrap()
     };
@@ -265,7 +265,8 @@ fn messages_reach_a_template_as_in_transformers() {
     // Text beside a tool call may be omitted by the template.
     let called = json!([{"role": "assistant", "content": "aside", "tool_calls": [{"name": "f"}]}]);
     assert_eq!(render("{% for m in messages %}{{ m.tool_calls[0].name }}{% endfor %}", called.clone()), "f");
-    assert_eq!(render("{{ messages[0].content }}", called), "aside");
+    let both = "{{ messages[0].content }}{{ messages[0].tool_calls[0].name }}";
+    assert_eq!(render(both, called), "asidef");
     let calls = json!([{"role": "assistant", "content": null, "tool_calls": [1], "name": null}]);
     assert_eq!(
         render(
@@ -312,4 +313,74 @@ fn parts_are_tried_for_each_template_and_role() {
         let options = RenderOptions { tools, ..RenderOptions::default() };
         assert_eq!(template.render(std::slice::from_ref(&message), &options).unwrap(), "Hello");
     }
+}
+
+/// Messages of a template that writes calls as JSON; names of functions reach it unless it leaves calls out.
+fn called(arguments: Value) -> Vec<Message> {
+    let call = json!({"type": "function", "function": {"name": "find", "arguments": arguments}});
+    let messages =
+        [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "tool_calls": [call, call]})];
+    messages.iter().map(|message| Message::from_json(message).unwrap()).collect()
+}
+
+#[test]
+fn arguments_of_calls_are_objects_where_a_template_would_quote_them() {
+    let options = RenderOptions::default();
+    let write = |source: &str| {
+        let template = ChatTemplate::new("t.jinja".as_ref(), source, Map::new()).unwrap();
+        let messages = called(json!("{\"city\":\"B\u{e4}r\"}"));
+        let messages = template.with_arguments(&messages, &options).unwrap();
+        template.render(&messages, &options).unwrap()
+    };
+    let each = |arguments: &str| {
+        format!(
+            "{{% for c in messages[1].tool_calls %}}{{{{ c.function.name }}}}{{{{ {arguments} }}}};{{% endfor %}}"
+        )
+    };
+    let object = "find{\"city\": \"B\u{e4}r\"};";
+    assert_eq!(write(&each("c.function.arguments | tojson")), object.repeat(2));
+    // Templates that write a string as it is have what transformers gives them.
+    assert_eq!(write(&each("c.function.arguments")), "find{\"city\":\"B\u{e4}r\"};".repeat(2));
+    assert_eq!(write(&each("'=' + c.function.arguments")), "find={\"city\":\"B\u{e4}r\"};".repeat(2));
+}
+
+#[test]
+fn what_a_template_omits_is_named() {
+    let dropped = |source: &str, tools: Option<&Value>| {
+        let template = ChatTemplate::new("t.jinja".as_ref(), source, Map::new()).unwrap();
+        let options = RenderOptions { tools, ..RenderOptions::default() };
+        template.dropped(&called(json!({})), &options).unwrap()
+    };
+    let texts = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let first = "{{ messages[0].content }}{{ messages[1].tool_calls[0].function.name }}";
+    let all =
+        "{{ messages[0].content }}{% for c in messages[1].tool_calls %}{{ c.function.name }}{% endfor %}";
+    for source in [texts, first] {
+        assert_eq!(dropped(source, None).as_deref(), Some("calls of tools"), "{source}");
+    }
+    assert_eq!(dropped(all, None), None);
+    let tools = json!([{"type": "function", "function": {"name": "find"}}]);
+    assert_eq!(dropped(all, Some(&tools)).as_deref(), Some("descriptions of tools"));
+    assert_eq!(dropped(&format!("{all}{{{{ tools | tojson }}}}"), Some(&tools)), None);
+}
+
+/// As `continue_final_message` of transformers 5.23.
+#[test]
+fn a_last_answer_is_continued() {
+    let chatml = std::fs::read_to_string(fixtures().join("chatml.jinja")).unwrap();
+    let messages = [Message::new("user", "hi"), Message::new("assistant", "It is ")];
+    let continued = |source: &str| {
+        let template = ChatTemplate::new("t.jinja".as_ref(), source, Map::new()).unwrap();
+        template.continuation(&messages, &RenderOptions::default())
+    };
+    assert!(
+        continued(&chatml)
+            .unwrap()
+            .ends_with("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nIt is ")
+    );
+    // A template that trims texts has no space to continue after.
+    let trimmed = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}";
+    assert_eq!(continued(trimmed).unwrap(), "<user>hi</s><assistant>It is");
+    let error = continued("{{ messages[0].content }}").unwrap_err().to_string();
+    assert!(error.contains("omits the text of the last answer"), "{error}");
 }

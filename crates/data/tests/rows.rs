@@ -352,6 +352,10 @@ fn answers_without_weight_are_not_learnt() {
     }
     let weighted = TWO_TURNS.replace("\"content\": \"hi there\"", "\"content\": \"hi there\", \"weight\": 1");
     learnt(&weighted, Some(SHORT), LossOn::Assistant, "hi⟦hi there <|im_end|>⟧1+1?⟦2 <|im_end|>⟧");
+    // What a row marks wins over the default, the last answer.
+    learnt(&weighted, Some(SHORT), LossOn::Completion, "hi⟦hi there <|im_end|>⟧1+1?⟦2 <|im_end|>⟧");
+    let first = weighted.replace("\"content\": \"2\"", "\"content\": \"2\", \"weight\": 0");
+    learnt(&first, Some(SHORT), LossOn::Completion, "hi⟦hi there <|im_end|>⟧1+1? 2 <|im_end|>");
     for key in ["\"train\": false", "\"train\": 0", "\"weight\": 0"] {
         let row = format!(
             r#"{{"conversations": [{{"from": "human", "value": "hi"}}, {{"from": "gpt", "value": "yes", {key}}}, {{"from": "human", "value": "1+1?"}}, {{"from": "gpt", "value": "2"}}]}}"#
@@ -413,6 +417,74 @@ fn system_and_history_are_part_of_the_conversation() {
         r#"{"history": [["hi"]], "instruction": "1+1?", "output": "2"}"#,
         "'history' is not a list of pairs",
     );
+}
+
+#[test]
+fn strings_beside_a_system_message_are_a_conversation() {
+    let pair = r#"{"system": "good", "prompt": "hi", "chosen": "yes", "rejected": "no"}"#;
+    assert_eq!(sides(pair, SHORT), ["good hi⟦yes <|im_end|>⟧", "good hi⟦no <|im_end|>⟧"]);
+    let row = r#"{"system": "good", "prompt": "1+1?", "completion": "2"}"#;
+    learnt(row, Some(SHORT), LossOn::Completion, "good 1+1?⟦2 <|im_end|>⟧");
+    let tools = r#"{"tools": [{"type": "function", "function": {"name": "name"}}], "instruction": "1+1?", "output": "2"}"#;
+    let source = format!("{{{{ tools[0].function.name }}}} {SHORT}");
+    learnt(tools, Some(&source), LossOn::Completion, "name 1+1?⟦2 <|im_end|>⟧");
+}
+
+#[test]
+fn preferences_without_a_prompt_have_an_instruction_or_a_common_beginning() {
+    let instruction = r#"{"instruction": "hi", "input": "", "chosen": "yes", "rejected": "no"}"#;
+    assert_eq!(sides(instruction, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
+    let more = r#"{"instruction": "hi", "input": "there", "system": "good", "history": [["is", "it"]], "chosen": "yes", "rejected": "no"}"#;
+    let expected =
+        ["yes", "no"].map(|answer| format!("good is it <|im_end|> hi \n\n there⟦{answer} <|im_end|>⟧"));
+    assert_eq!(sides(more, SHORT), expected);
+    let common = r#"{"chosen": "hi there yes", "rejected": "hi there no"}"#;
+    assert_eq!(sides(common, SHORT), ["<s> hi there⟦yes </s>⟧", "<s> hi there⟦no </s>⟧"]);
+    let longer = r#"{"chosen": "hi there", "rejected": "hi there no"}"#;
+    assert_eq!(sides(longer, SHORT), ["<s> hi there⟦</s>⟧", "<s> hi there⟦no </s>⟧"]);
+    refused("a.jsonl", r#"{"chosen": "yes", "rejected": "no"}"#, "'prompt' is missing, and 'chosen'");
+}
+
+/// The prompt of these is the last request.
+#[test]
+fn conversations_that_begin_with_a_request_repeat_the_prompt() {
+    let turn = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": "{content}"}}"#);
+    let before = [turn("user", "hi"), turn("assistant", "there"), turn("user", "1+1?")].join(", ");
+    let side = |answer| format!("[{before}, {}]", turn("assistant", answer));
+    let row = format!(r#"{{"prompt": "1+1?", "chosen": {}, "rejected": {}}}"#, side("yes"), side("no"));
+    let expected = ["yes", "no"].map(|answer| format!("hi there <|im_end|> 1+1?⟦{answer} <|im_end|>⟧"));
+    assert_eq!(sides(&row, SHORT), expected);
+}
+
+#[test]
+fn function_calls_of_sharegpt_call_tools() {
+    let call = r#"{\"name\": \"name\", \"arguments\": {\"a\": 2}}"#;
+    let source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.a }}\
+                  {% endfor %}{% if m.role == 'assistant' %} <|im_end|>{% endif %} {% endfor %}";
+    for value in [call.to_owned(), format!("[{call}]")] {
+        let row = format!(
+            r#"{{"tools": "", "conversations": [{{"from": "human", "value": "hi"}}, {{"from": "function_call", "value": "{value}"}}, {{"from": "observation", "value": "yes"}}, {{"from": "gpt", "value": "no"}}]}}"#
+        );
+        let expected = "hi⟦name 2 <|im_end|>⟧yes⟦no <|im_end|>⟧";
+        learnt(&row, Some(source), LossOn::Assistant, expected);
+    }
+    for value in ["find it", "[]", "{}"] {
+        let row = format!(r#"{{"conversations": [{{"from": "function_call", "value": "{value}"}}]}}"#);
+        refused("a.jsonl", &row, "a function_call's 'value' is not JSON of a name");
+    }
+}
+
+#[test]
+fn columns_that_change_a_rows_meaning_are_refused() {
+    for (column, part) in [
+        (r#""images": ["1.jpg"]"#, "the row has 'images', and only text is supported"),
+        (r#""kto_tag": false"#, "'kto_tag' is not supported"),
+        (r#""rejected_response": "no""#, "'rejected_response' is not supported"),
+    ] {
+        refused("a.jsonl", &format!(r#"{{"prompt": "a", "completion": "b", {column}}}"#), part);
+    }
+    let empty = r#"{"prompt": "1+1?", "completion": " 2", "images": [], "kto_tag": null}"#;
+    learnt(empty, None, LossOn::Completion, "<s> 1+1?⟦2 </s>⟧");
 }
 
 #[test]

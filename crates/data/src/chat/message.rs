@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// Keys that say whether an answer is learnt: OpenAI's, and those of ShareGPT's turns.
+pub(crate) const FLAGS: [&str; 2] = ["weight", "train"];
+
 /// A message: `role`, `content`, and any other keys that a template may use (`tool_calls`, `name`, …).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -88,12 +91,48 @@ impl Message {
     pub(crate) fn is_target(&self) -> bool {
         let is_off =
             |value: &Value| value.as_bool() == Some(false) || value.as_f64().is_some_and(|n| n == 0.0);
-        !["weight", "train"].iter().any(|key| self.0.get(*key).is_some_and(is_off))
+        !FLAGS.iter().any(|key| self.0.get(*key).is_some_and(is_off))
+    }
+
+    /// Whether it is marked to be learnt.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.is_target() && FLAGS.iter().any(|key| self.0.contains_key(*key))
     }
 
     /// Whether the message calls tools.
     pub(crate) fn has_tool_calls(&self) -> bool {
-        self.0.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
+        self.n_tool_calls() > 0
+    }
+
+    /// Number of tools that it calls.
+    pub(crate) fn n_tool_calls(&self) -> usize {
+        self.0.get("tool_calls").and_then(Value::as_array).map_or(0, Vec::len)
+    }
+
+    /// The message with another name of the function that one of its calls names; `None` if it names none.
+    pub(super) fn with_call(&self, index: usize, name: &str) -> Option<Self> {
+        let mut object = self.0.clone();
+        rename(object.get_mut("tool_calls")?.get_mut(index)?, name).then_some(Self(object))
+    }
+
+    /// Arguments of its calls that are the JSON of an object, as in OpenAI's messages.
+    pub(super) fn arguments_in_json(&self) -> impl Iterator<Item = &str> {
+        let calls = self.0.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        let arguments = calls.filter_map(|call| function(call).get("arguments")?.as_str());
+        arguments.filter(|text| decoded(text).is_some())
+    }
+
+    /// The message with such arguments as objects.
+    pub(super) fn with_arguments(&self) -> Self {
+        let mut object = self.0.clone();
+        let calls = object.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            let call = if call.get("function").is_some() { &mut call["function"] } else { call };
+            if let Some(arguments) = call.get("arguments").and_then(Value::as_str).and_then(decoded) {
+                call["arguments"] = arguments;
+            }
+        }
+        Self(object)
     }
 
     /// What a template sees: reasoning has all names that templates read, in transformers' order.
@@ -115,6 +154,23 @@ impl Message {
     pub(super) fn contains_any(&self, characters: &[char]) -> bool {
         self.0.values().any(|value| contains(value, characters))
     }
+}
+
+/// What a call or a tool says of its function, which may be the call itself.
+fn function(call: &Value) -> &Value {
+    call.get("function").unwrap_or(call)
+}
+
+/// Gives the function of a call or a tool another name; false if it has none.
+pub(super) fn rename(call: &mut Value, new: &str) -> bool {
+    let function = if call.get("function").is_some() { &mut call["function"] } else { call };
+    let name = function.get_mut("name").filter(|name| name.is_string());
+    name.map(|name| *name = new.into()).is_some()
+}
+
+/// An object from its JSON.
+fn decoded(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok().filter(Value::is_object)
 }
 
 /// The reasoning of a message, by the first of its names that is there.

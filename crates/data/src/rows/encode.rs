@@ -16,7 +16,8 @@ use crate::tokenize::TextTokenizer;
 /// 0 or false are never targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossOn {
-    /// The completion: the row's `completion`, or otherwise the last answer of a conversation.
+    /// The completion: the row's `completion`, or otherwise the last answer of a conversation, or every answer if any is marked to
+    /// be learnt by its `weight` or `train`.
     #[default]
     Completion,
     /// Every answer of the assistant.
@@ -136,8 +137,8 @@ pub struct RowEncoder<'a> {
     pub(super) max_length: usize,
     /// Added before and after a plain text.
     pub(super) frame: (Vec<u32>, Vec<u32>),
-    /// Roles that the template is known to render.
-    roles: Mutex<HashSet<String>>,
+    /// Kinds of content that the template is known to render.
+    shown: Mutex<HashSet<String>>,
 }
 
 impl<'a> RowEncoder<'a> {
@@ -157,7 +158,7 @@ impl<'a> RowEncoder<'a> {
             let expected = format!("give at least {least}");
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
-        Ok(Self { tokenizer, template, loss_on, max_length, frame, roles: Mutex::default() })
+        Ok(Self { tokenizer, template, loss_on, max_length, frame, shown: Mutex::default() })
     }
 
     /// Encodes a file's rows on all cores.
@@ -292,7 +293,7 @@ impl<'a> RowEncoder<'a> {
         if self.template.is_none() {
             return self.completion(&alpaca_prompt(instruction, input), output, self.loss_on);
         }
-        let messages = instruction_messages(instruction, input, output).to_vec();
+        let messages = vec![request(instruction, input), Message::new("assistant", output)];
         let conversation = Conversation { messages, n_prompt: Some(1), ..Conversation::default() };
         self.chat(&conversation, self.loss_on)
     }
@@ -309,23 +310,27 @@ impl<'a> RowEncoder<'a> {
             variables: conversation.variables.clone(),
             ..RenderOptions::default()
         };
-        self.check_roles(template, &conversation.messages, &options)?;
-        let answers = template.answers(&conversation.messages, &options)?;
+        let messages = &*template.with_arguments(&conversation.messages, &options)?;
+        self.check_shown(template, messages, &options)?;
+        let answers = template.answers(messages, &options)?;
         // Answers of the prompt are given, not targets.
         let first = match loss_on {
-            LossOn::Completion => conversation
-                .n_prompt
-                .or_else(|| conversation.messages.iter().rposition(|message| message.role() == "assistant")),
+            LossOn::Completion => {
+                let is_last = |message: &Message| message.role() == "assistant";
+                let is_marked = messages.iter().any(Message::is_marked);
+                let last = || messages.iter().rposition(is_last).filter(|_| !is_marked);
+                conversation.n_prompt.or_else(last)
+            }
             LossOn::Assistant | LossOn::All => None,
         };
         let first = first.unwrap_or(0);
         let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
         let by_default = loss_on == LossOn::All;
         let mut is_learnt = vec![by_default; ids.len()];
-        let is_target = |index: usize| index >= first && conversation.messages[index].is_target();
+        let is_target = |index: usize| index >= first && messages[index].is_target();
         let are_targets: Vec<bool> = match answers.messages {
-            Some(messages) => messages.into_iter().map(is_target).collect(),
-            None if (0..conversation.messages.len()).all(is_target) => vec![true; answers.spans.len()],
+            Some(owners) => owners.into_iter().map(is_target).collect(),
+            None if (0..messages.len()).all(is_target) => vec![true; answers.spans.len()],
             None => {
                 return Err(unfit(
                     "the chat template marks parts of answers, and it cannot be told which belong to which answer; train on all \
@@ -361,35 +366,42 @@ impl<'a> RowEncoder<'a> {
         tokens
     }
 
-    /// Refuses a role whose messages the template omits; each role is tried once.
-    fn check_roles(
+    /// Refuses messages of a role, calls or tools that the template omits; each kind is tried once.
+    fn check_shown(
         &self,
         template: &ChatTemplate,
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<()> {
-        let is_known = |seen: &HashSet<String>| {
-            messages.iter().all(|message| !message.must_show() || seen.contains(message.role()))
-        };
-        if self.roles.lock().is_ok_and(|seen| is_known(&seen)) {
+        let kinds = kinds(messages, options);
+        if self.shown.lock().is_ok_and(|seen| kinds.is_subset(&seen)) {
             return Ok(());
         }
-        if let Some(role) = template.dropped_role(messages, options)? {
-            let message = format!("the chat template omits messages of role '{role}'; remove them");
+        if let Some(dropped) = template.dropped(messages, options)? {
+            let message = format!("the chat template omits {dropped}; remove them");
             return Err(DataError::Template { path: template.path().to_path_buf(), message });
         }
-        if let Ok(mut seen) = self.roles.lock() {
-            let tried = messages.iter().filter(|message| message.must_show());
-            seen.extend(tried.map(|message| message.role().to_owned()));
+        if let Ok(mut seen) = self.shown.lock() {
+            seen.extend(kinds);
         }
         Ok(())
     }
 }
 
-/// An instruction in Alpaca's format as a request and its answer.
-pub(super) fn instruction_messages(instruction: &str, input: &str, output: &str) -> [Message; 2] {
-    let user = if has_input(input) { format!("{instruction}\n\n{input}") } else { instruction.to_owned() };
-    [Message::new("user", &user), Message::new("assistant", output)]
+/// An instruction in Alpaca's format as a request.
+pub(super) fn request(instruction: &str, input: &str) -> Message {
+    if has_input(input) {
+        return Message::new("user", &format!("{instruction}\n\n{input}"));
+    }
+    Message::new("user", instruction)
+}
+
+/// The kinds of content of a conversation: its roles, numbers of calls in a message, whether there are tools.
+fn kinds(messages: &[Message], options: &RenderOptions<'_>) -> HashSet<String> {
+    let roles =
+        messages.iter().filter(|message| message.must_show()).map(|message| message.role().to_owned());
+    let calls = messages.iter().map(Message::n_tool_calls).filter(|n| *n > 0).map(|n| format!("{n} calls"));
+    roles.chain(calls).chain(options.tools.map(|_| "tools".to_owned())).collect()
 }
 
 /// Whether an instruction's input is more than white space.

@@ -1,11 +1,11 @@
 //! One JSON object as a row: its format, and whether it is valid for training.
 
 use lowrank_spec::text::excerpt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::encode::instruction_messages;
+use super::encode::request;
 use super::{Conversation, Row};
-use crate::chat::Message;
+use crate::chat::{FLAGS, Message};
 
 /// ShareGPT's names of roles, and the common names.
 const SHAREGPT: [(&str, &str); 10] = [
@@ -33,6 +33,7 @@ const ASSISTANT: &str = "assistant";
 pub(super) fn row(value: &Value) -> Result<Row, String> {
     let object = value.as_object().ok_or("a row is an object, such as {\"prompt\": …, \"completion\": …}")?;
     let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
+    check_columns(object)?;
     let row = if has("chosen") || has("rejected") {
         preference(value)?
     } else if has("messages") {
@@ -43,7 +44,11 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
         instruction(value)?
     } else if has("prompt") && has("completion") {
         if value["prompt"].is_string() {
-            Row::Completion { prompt: text(value, "prompt")?, completion: answer(value, "completion")? }
+            let (prompt, completion) = (text(value, "prompt")?, answer(value, "completion")?);
+            match has_more(value)? {
+                true => Row::Chat(asked(value, vec![Message::new("user", &prompt)], &completion)?),
+                false => Row::Completion { prompt, completion },
+            }
         } else {
             Row::Chat(joined(value, "completion", false)?)
         }
@@ -68,6 +73,23 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
     Ok(row)
 }
 
+/// Refuses columns that change what a row means.
+fn check_columns(object: &Map<String, Value>) -> Result<(), String> {
+    let is_given = |key: &&&str| match object.get(**key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(_) => true,
+    };
+    if let Some(key) = ["image", "images", "video", "videos", "audio", "audios"].iter().find(is_given) {
+        return Err(format!("the row has '{key}', and only text is supported; remove the row"));
+    }
+    if let Some(key) = ["kto_tag", "rejected_response", "rejected_messages"].iter().find(is_given) {
+        return Err(format!("'{key}' is not supported; give preferences as prompt, chosen and rejected"));
+    }
+    Ok(())
+}
+
 fn preference(value: &Value) -> Result<Row, String> {
     for key in ["chosen", "rejected"] {
         if value.get(key).is_none_or(Value::is_null) {
@@ -75,8 +97,7 @@ fn preference(value: &Value) -> Result<Row, String> {
         }
     }
     let row = if value["chosen"].is_string() {
-        let prompt = text(value, "prompt")?;
-        Row::PreferenceText { prompt, chosen: answer(value, "chosen")?, rejected: answer(value, "rejected")? }
+        preferred_texts(value, answer(value, "chosen")?, answer(value, "rejected")?)?
     } else {
         let are_whole = are_whole(value);
         Row::PreferenceChat {
@@ -93,6 +114,58 @@ fn preference(value: &Value) -> Result<Row, String> {
         return Err("'chosen' and 'rejected' are equal; remove the row".into());
     }
     Ok(with_common_prompt(row))
+}
+
+/// A preference whose answers are strings: after the prompt, or after an instruction (LLaMA-Factory); without either, what both
+/// begin with is the prompt (TRL).
+fn preferred_texts(value: &Value, mut chosen: String, mut rejected: String) -> Result<Row, String> {
+    let messages = if !value["prompt"].is_string() && !value["instruction"].is_null() {
+        let mut messages = history(&value["history"])?;
+        messages.push(request(&text(value, "instruction")?, &input(value)?));
+        messages
+    } else {
+        match prompt_key(value) {
+            None => {
+                let n = common_beginning(&chosen, &rejected);
+                if n == 0 {
+                    return Err(
+                        "'prompt' is missing, and 'chosen' and 'rejected' have no common beginning".into()
+                    );
+                }
+                let prompt = chosen[..n].to_owned();
+                chosen.drain(..n);
+                rejected.drain(..n);
+                return Ok(Row::PreferenceText { prompt, chosen, rejected });
+            }
+            Some(key) if value[key].is_string() && !has_more(value)? => {
+                return Ok(Row::PreferenceText { prompt: text(value, key)?, chosen, rejected });
+            }
+            Some(key) => prompt_messages(value, key)?,
+        }
+    };
+    Ok(Row::PreferenceChat {
+        chosen: asked(value, messages.clone(), &chosen)?,
+        rejected: asked(value, messages, &rejected)?,
+    })
+}
+
+/// Bytes that two answers have in common at their beginning; a space before the difference belongs to the answers.
+fn common_beginning(chosen: &str, rejected: &str) -> usize {
+    let pairs = chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b);
+    let n = pairs.map(|(c, _)| c.len_utf8()).sum();
+    chosen[..n].strip_suffix(' ').map_or(n, str::len)
+}
+
+/// A request, which may follow other turns, and its answer.
+fn asked(value: &Value, mut messages: Vec<Message>, answer: &str) -> Result<Conversation, String> {
+    let n_prompt = messages.len();
+    messages.push(Message::new(ASSISTANT, answer));
+    conversation(value, messages, Some(n_prompt))
+}
+
+/// Whether a row has something for the template beside its texts: a system message, tools, variables.
+fn has_more(value: &Value) -> Result<bool, String> {
+    Ok(system(value)?.is_some() || tools(value.get("tools"))?.is_some() || !variables(value)?.is_empty())
 }
 
 /// Preferences that contain whole conversations have a common beginning, which is the prompt.
@@ -136,12 +209,16 @@ fn split_system(messages: &[Message]) -> (&[Message], &[Message]) {
     messages.split_at(messages.iter().take_while(|message| is_system(message)).count())
 }
 
-/// Whether `chosen` and `rejected` begin with the first message of the prompt, which they then repeat. System messages need not
-/// be repeated.
+/// Whether `chosen` and `rejected` repeat the prompt: they begin with its first message, or with some request after a prompt that
+/// ends in one. System messages need not be repeated.
 fn are_whole(value: &Value) -> bool {
     let Some(Ok(prompt)) = prompt_key(value).map(|name| prompt_messages(value, name)) else { return false };
     let (_, prompt) = split_system(&prompt);
-    let repeats = |answer: Vec<Message>| split_system(&answer).1.first() == prompt.first();
+    let is_request = |message: Option<&Message>| message.is_some_and(|message| message.role() == "user");
+    let repeats = |answer: Vec<Message>| {
+        let first = split_system(&answer).1.first();
+        first == prompt.first() || (is_request(first) && is_request(prompt.last()))
+    };
     !prompt.is_empty()
         && ["chosen", "rejected"].iter().all(|key| answer_messages(value, key).is_ok_and(repeats))
 }
@@ -187,15 +264,19 @@ fn conversation(
 
 /// Alpaca's format; a conversation if the row has more than it.
 fn instruction(value: &Value) -> Result<Row, String> {
-    let input = if value["input"].is_null() { String::new() } else { text(value, "input")? };
-    let (instruction, output) = (text(value, "instruction")?, answer(value, "output")?);
+    let (instruction, input) = (text(value, "instruction")?, input(value)?);
+    let output = answer(value, "output")?;
     let mut messages = history(&value["history"])?;
-    if messages.is_empty() && system(value)?.is_none() && variables(value)?.is_empty() {
+    if messages.is_empty() && !has_more(value)? {
         return Ok(Row::Instruction { instruction, input, output });
     }
-    messages.extend(instruction_messages(&instruction, &input, &output));
-    let n_prompt = messages.len() - 1;
-    Ok(Row::Chat(conversation(value, messages, Some(n_prompt))?))
+    messages.push(request(&instruction, &input));
+    Ok(Row::Chat(asked(value, messages, &output)?))
+}
+
+/// The input of an instruction, which a row may leave out.
+fn input(value: &Value) -> Result<String, String> {
+    if value["input"].is_null() { Ok(String::new()) } else { text(value, "input") }
 }
 
 /// The turns before an instruction (LLaMA-Factory): pairs of a request and its answer.
@@ -245,6 +326,9 @@ fn message(value: &Value) -> Result<Message, String> {
         None => Message::from_json(value)?,
         Some(from) => {
             let from = from.as_str().ok_or("a message has no string 'from'")?;
+            if from == "function_call" {
+                return function_call(value);
+            }
             let role = SHAREGPT.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
             let known = || SHAREGPT.map(|(name, _)| name).join(", ");
             let role = role.ok_or_else(|| format!("unknown role '{from}'; expected one of {}", known()))?;
@@ -252,7 +336,7 @@ fn message(value: &Value) -> Result<Message, String> {
             let mut message = Map::new();
             message.insert("role".into(), role.into());
             message.insert("content".into(), content.ok_or("a message has no string 'value'")?.into());
-            let weights = ["weight", "train"].into_iter().filter_map(|key| Some((key, value.get(key)?)));
+            let weights = FLAGS.into_iter().filter_map(|key| Some((key, value.get(key)?)));
             message.extend(weights.map(|(key, weight)| (key.to_owned(), weight.clone())));
             Message::from_json(&message.into())?
         }
@@ -267,10 +351,31 @@ fn message(value: &Value) -> Result<Message, String> {
     Ok(message)
 }
 
+/// LLaMA-Factory's turn that calls functions: its `value` is the JSON of one call, or of a list of them.
+fn function_call(value: &Value) -> Result<Message, String> {
+    let invalid = || "a function_call's 'value' is not JSON of a name and its arguments".to_owned();
+    let calls = value["value"].as_str().ok_or_else(invalid)?;
+    let calls = match serde_json::from_str(calls).map_err(|_| invalid())? {
+        Value::Array(calls) => calls,
+        call => vec![call],
+    };
+    if calls.is_empty() || calls.iter().any(|call| !call["name"].is_string()) {
+        return Err(invalid());
+    }
+    let calls: Vec<Value> =
+        calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect();
+    let mut message = json!({"role": ASSISTANT, "content": "", "tool_calls": calls});
+    for key in FLAGS.into_iter().filter(|key| value.get(key).is_some()) {
+        message[key] = value[key].clone();
+    }
+    Message::from_json(&message)
+}
+
 fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(items)) if items.is_empty() => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
         Some(tools @ Value::Array(_)) => Ok(Some(tools.clone())),
         // Tabular data sets store them as text.
         Some(Value::String(text)) => match serde_json::from_str(text) {

@@ -345,7 +345,9 @@ mod tests {
         let set = AdapterSet::init(&config, std::slice::from_ref(&site), &Lossy, &device).unwrap();
         let delta = host_values(set.delta_weight(0).unwrap());
         assert!(delta.iter().zip([2.0, 0.0, 0.0, 0.0]).all(|(got, expect)| (got - expect).abs() < 1e-5));
-        let folder = AdapterFolder::from_set(&set, &[site.clone()], Default::default(), Vec::new()).unwrap();
+        let folder =
+            AdapterFolder::from_set(&set, std::slice::from_ref(&site), Default::default(), Vec::new())
+                .unwrap();
         assert_eq!(folder.config.r, 2);
         let (written, _) = folder.into_set("made".as_ref(), &[site], &NoWeights, &device).unwrap();
         let written: Tensor<Flex, 2> = written.delta_weight(0).unwrap();
